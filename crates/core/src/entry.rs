@@ -1,0 +1,214 @@
+//! A shard's log: what each handled cause did, in one atomic entry.
+
+use crate::ids::{
+    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, SessionId, ShardId, TaskId, Time, TimerId,
+};
+use crate::record::{RecordKey, Waiting};
+use minicbor::{Decode, Encode};
+
+/// One effect of one cause. Replicas fold entries; none of them runs user code.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Entry {
+    /// Its position in the shard's log.
+    #[n(0)]
+    pub index: Index,
+    /// The epoch whose primary made it.
+    #[n(1)]
+    pub epoch: Epoch,
+    /// The shard's time when it was made.
+    #[n(2)]
+    pub time: Time,
+    /// What was handled.
+    #[n(3)]
+    pub cause: Cause,
+    /// The process that handled it; empty when none did.
+    #[n(4)]
+    pub process: Key,
+    /// Records put and deleted.
+    #[n(5)]
+    pub writes: Vec<Write>,
+    /// Messages that leave.
+    #[n(6)]
+    pub sends: Vec<Send>,
+    /// The answer to a client.
+    #[n(7)]
+    pub reply: Option<Reply>,
+}
+
+/// What an entry handled.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Cause {
+    /// A primary begins its epoch.
+    #[n(0)]
+    Start,
+    /// A client opens a session.
+    #[n(1)]
+    OpenSession {
+        /// Its id.
+        #[n(0)]
+        session: SessionId,
+        /// Who opens it.
+        #[n(1)]
+        principal: String,
+        /// How long it lives unused, in microseconds.
+        #[n(2)]
+        ttl: u64,
+    },
+    /// A request in a session.
+    #[n(2)]
+    Request {
+        /// The session.
+        #[n(0)]
+        session: SessionId,
+        /// The request's number in it.
+        #[n(1)]
+        number: RequestNumber,
+        /// The client holds the replies up to this number.
+        #[n(2)]
+        confirmed: RequestNumber,
+        /// How long the session goes on after this use, in microseconds.
+        #[n(3)]
+        ttl: u64,
+    },
+    /// A request with an idempotency key.
+    #[n(3)]
+    Idempotent {
+        /// Who asks.
+        #[n(0)]
+        principal: String,
+        /// The key that the client chose.
+        #[n(1)]
+        key: Blob,
+        /// Hash of the request.
+        #[n(2)]
+        #[cbor(with = "minicbor::bytes")]
+        body_hash: [u8; 16],
+        /// When the key may be used for a new request.
+        #[n(3)]
+        expires: Time,
+    },
+    /// A request that named neither a session nor a key: applied at most once.
+    #[n(4)]
+    Anonymous,
+    /// A message of a channel.
+    #[n(5)]
+    Message {
+        /// The sending shard.
+        #[n(0)]
+        from: ShardId,
+        /// Its place in the channel.
+        #[n(1)]
+        seq: Seq,
+    },
+    /// A timer fired.
+    #[n(6)]
+    Timer {
+        /// The timer.
+        #[n(0)]
+        id: TimerId,
+    },
+    /// A step of a task ended.
+    #[n(7)]
+    Task {
+        /// The task.
+        #[n(0)]
+        id: TaskId,
+        /// The step that ended, counted from 0.
+        #[n(1)]
+        step: u64,
+    },
+    /// The shard takes its part of a checkpoint.
+    #[n(8)]
+    Marker {
+        /// The checkpoint's number.
+        #[n(0)]
+        colour: Colour,
+    },
+    /// Receivers acknowledged: outboxes are trimmed.
+    #[n(9)]
+    Ack {
+        /// By receiver, the last sequence number that it holds.
+        #[n(0)]
+        trims: Vec<Trim>,
+    },
+    /// Waiting causes are about to be tried again.
+    #[n(10)]
+    Attempt,
+    /// A waiting cause is given up and becomes a dead letter.
+    #[n(11)]
+    DeadLetter {
+        /// The cause.
+        #[n(0)]
+        cause: Waiting,
+    },
+    /// Sessions and idempotency keys that ran out are forgotten.
+    #[n(12)]
+    Expire,
+}
+
+/// The end of a channel that its receiver holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Trim {
+    /// The receiver.
+    #[n(0)]
+    pub to: ShardId,
+    /// The last message that it holds.
+    #[n(1)]
+    pub upto: Seq,
+}
+
+/// A record that is put, or deleted when there is no value.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Write {
+    /// Which record.
+    #[n(0)]
+    pub key: RecordKey,
+    /// Its new value.
+    #[n(1)]
+    pub value: Option<Blob>,
+}
+
+/// A message as its sender's entry holds it; its sequence number follows from the log.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Send {
+    /// The receiving shard.
+    #[n(0)]
+    pub to: ShardId,
+    /// The receiving process.
+    #[n(1)]
+    pub process: Key,
+    /// What it is told.
+    #[n(2)]
+    pub payload: Blob,
+}
+
+/// A handler's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Reply {
+    /// It worked.
+    #[n(0)]
+    Ok(#[n(0)] Blob),
+    /// The handler returned an error, which is an answer too.
+    #[n(1)]
+    Err(#[n(0)] Blob),
+}
+
+/// Bytes that are no entry.
+#[derive(Debug, thiserror::Error)]
+#[error("no log entry: {0}; the log was written by another version or is damaged")]
+pub struct NoEntry(#[from] minicbor::decode::Error);
+
+impl Entry {
+    /// Appends the entry's bytes.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
+        minicbor::encode(self, out).expect("writing to a Vec never fails");
+    }
+
+    /// Reads an entry that fills the bytes.
+    ///
+    /// # Errors
+    /// [`NoEntry`] if they hold anything else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, NoEntry> {
+        Ok(crate::record::decode_value(bytes)?)
+    }
+}

@@ -1,0 +1,380 @@
+//! The user's code as the core sees it: it is run once for each cause and leaves its effects in a transaction.
+
+use crate::entry::{Reply, Send, Write};
+use crate::ids::{Blob, Epoch, Index, Key, ServiceId, TaskId, Time, TimerId};
+use crate::record::{Kind, RecordKey, TaskRecord, TimerRecord, encode_value};
+use crate::records::Records;
+use crate::state::State;
+use crate::topology::Topology;
+use thiserror::Error;
+
+/// User code. The library implements it over typed services, the simulator over its workloads.
+pub trait Handler {
+    /// Runs the handler of a process for one cause. What is left in `txn` becomes one entry, unless the outcome says
+    /// otherwise; then nothing of it does.
+    fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome;
+
+    /// Answers a query from a process's state.
+    fn query(&mut self, call: &Call<'_>, view: View<'_>) -> Outcome;
+}
+
+/// What a handler is called for.
+#[derive(Clone, Debug)]
+pub struct Call<'a> {
+    /// The service of the process.
+    pub service: ServiceId,
+    /// The key of the process.
+    pub key: &'a Key,
+    /// Who calls.
+    pub caller: Caller<'a>,
+    /// The request, message, timer's payload or task's result.
+    pub payload: &'a [u8],
+    /// The shard's time.
+    pub time: Time,
+    /// Where the entry of this call will stand; a name for it that no other call has.
+    pub place: (Epoch, Index),
+}
+
+/// Who calls a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller<'a> {
+    /// A client, by the name that it authenticated with.
+    Client {
+        /// The name.
+        principal: &'a str,
+    },
+    /// Another process, by a message.
+    Process {
+        /// Its service.
+        service: ServiceId,
+        /// Its key.
+        key: &'a Key,
+    },
+    /// A timer that the process set.
+    Timer {
+        /// The timer.
+        id: TimerId,
+    },
+    /// A task that the process started: it ended, and the payload is what it made.
+    Task {
+        /// The task.
+        id: TaskId,
+    },
+}
+
+/// How a handler ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It answered. With [`Reply::Err`] writes and sends are dropped, but the answer is kept.
+    Replied(Reply),
+    /// The call could not be understood or the process's state not be read: nothing is kept, and the caller is told.
+    Refused(Misuse),
+    /// It panicked with this message: nothing is kept.
+    Panicked(String),
+}
+
+/// Why a call was refused before or instead of being handled.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Misuse {
+    /// The request's bytes are not what the service takes.
+    #[error("the request can't be read: {0}")]
+    Request(String),
+    /// The process's stored state can't be read by this version of the service.
+    #[error("the state of the process can't be read: {0}")]
+    State(String),
+    /// The service has no code here.
+    #[error("no code is registered for {0}")]
+    NoCode(String),
+}
+
+/// What one call does, kept apart from the state until the handler has ended well.
+pub struct Txn<'a> {
+    state: &'a State,
+    topology: &'a Topology,
+    process: &'a Key,
+    place: Index,
+    writes: Vec<Write>,
+    sends: Vec<Send>,
+    numbered: u16,
+}
+
+/// Why an effect can't be part of an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Limit {
+    /// A message to a service that does not exist.
+    #[error("no service {0} exists; register it before messages are sent to it")]
+    UnknownService(String),
+    /// A state, message or payload that is too large.
+    #[error("{what} of {len} bytes is over the limit of {max} bytes")]
+    TooLarge {
+        /// What it is.
+        what: &'static str,
+        /// Its bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// Too many messages, timers or tasks in one call.
+    #[error("one call makes more than {max} {what}; spread them over several calls")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        max: usize,
+    },
+}
+
+impl<'a> Txn<'a> {
+    /// Most messages that one call may send.
+    pub const SENDS_MAX: usize = 65_536;
+    /// Most timers and tasks together that one call may make.
+    pub const NUMBERED_MAX: usize = u16::MAX as usize;
+    /// Most bytes of a message, a timer's payload or a task's state: 16 MiB.
+    pub const PAYLOAD_MAX: usize = 16 << 20;
+    /// Most bytes of a cell's key.
+    pub const CELL_KEY_MAX: usize = 1024;
+
+    pub(crate) fn new(state: &'a State, topology: &'a Topology, process: &'a Key, place: Index) -> Self {
+        Self { state, topology, process, place, writes: Vec::new(), sends: Vec::new(), numbered: 0 }
+    }
+
+    pub(crate) fn into_effects(self) -> (Vec<Write>, Vec<Send>) {
+        (self.writes, self.sends)
+    }
+
+    /// The services that messages can be sent to.
+    #[must_use]
+    pub fn topology(&self) -> &'a Topology {
+        self.topology
+    }
+
+    /// The process's whole-value state, as last put.
+    #[must_use]
+    pub fn state(&self) -> Option<&[u8]> {
+        self.get(&RecordKey::process(self.process))
+    }
+
+    /// Puts the process's whole-value state.
+    ///
+    /// # Errors
+    /// [`Limit::TooLarge`] over [`Records::VALUE_MAX`] bytes.
+    pub fn put_state(&mut self, state: Blob) -> Result<(), Limit> {
+        self.put(RecordKey::process(self.process), state, "a process's state")
+    }
+
+    /// Deletes the process's whole-value state.
+    pub fn delete_state(&mut self) {
+        self.writes.push(Write { key: RecordKey::process(self.process), value: None });
+    }
+
+    /// One key of the process's keyed sub-state.
+    #[must_use]
+    pub fn cell(&self, cell: &[u8]) -> Option<&[u8]> {
+        self.get(&RecordKey::cell(self.process, cell))
+    }
+
+    /// Puts one key of the keyed sub-state; only this key is logged.
+    ///
+    /// # Errors
+    /// [`Limit::TooLarge`] if the key is over [`Self::CELL_KEY_MAX`] or the value over [`Records::VALUE_MAX`] bytes.
+    pub fn put_cell(&mut self, cell: &[u8], value: Blob) -> Result<(), Limit> {
+        check_len("a cell's key", cell.len(), Self::CELL_KEY_MAX)?;
+        self.put(RecordKey::cell(self.process, cell), value, "a cell's value")
+    }
+
+    /// Deletes one key of the keyed sub-state.
+    pub fn delete_cell(&mut self, cell: &[u8]) {
+        self.writes.push(Write { key: RecordKey::cell(self.process, cell), value: None });
+    }
+
+    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
+    #[must_use]
+    pub fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)> {
+        let mut found = View { state: self.state, process: self.process }
+            .cells_from(prefix, from)
+            .map(|(cell, value)| (cell.to_vec(), value.clone()))
+            // Each write of this call can hide one stored cell at most.
+            .take(limit.saturating_add(self.writes.len()))
+            .collect::<std::collections::BTreeMap<_, _>>();
+        let from = from.max(prefix);
+        for write in &self.writes {
+            if let Some(cell) = write.key.cell_key()
+                && cell.starts_with(prefix)
+                && cell >= from
+            {
+                match &write.value {
+                    Some(value) => drop(found.insert(cell.to_vec(), value.clone())),
+                    None => drop(found.remove(cell)),
+                }
+            }
+        }
+        found.into_iter().take(limit).collect()
+    }
+
+    /// Sends a message to a process; it leaves once the entry is committed.
+    ///
+    /// # Errors
+    /// [`Limit`] for an unknown service, a message over [`Self::PAYLOAD_MAX`], or more than [`Self::SENDS_MAX`] of them.
+    pub fn send(&mut self, service: &str, key: Key, payload: Blob) -> Result<(), Limit> {
+        let id =
+            self.topology.service_id(service).ok_or_else(|| Limit::UnknownService(service.to_owned()))?;
+        self.send_to(id, key, payload)
+    }
+
+    /// Sends a message to a process of a service that was looked up before.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_to(&mut self, service: ServiceId, key: Key, payload: Blob) -> Result<(), Limit> {
+        check_len("a message", payload.len(), Self::PAYLOAD_MAX)?;
+        if self.sends.len() >= Self::SENDS_MAX {
+            return Err(Limit::TooMany { what: "messages", max: Self::SENDS_MAX });
+        }
+        let to = self.topology.shard_of(service, &key);
+        self.sends.push(Send { to, process: key, payload });
+        Ok(())
+    }
+
+    /// Sets a timer; it fires exactly once, at `at` or as soon after as the shard can.
+    ///
+    /// # Errors
+    /// [`Limit`] for a payload over [`Self::PAYLOAD_MAX`] or too many timers in one call.
+    pub fn set_timer(&mut self, at: Time, payload: Blob) -> Result<TimerId, Limit> {
+        check_len("a timer's payload", payload.len(), Self::PAYLOAD_MAX)?;
+        let id = TimerId(self.number("timers")?);
+        let record = TimerRecord { at, process: self.process.clone(), payload };
+        self.writes.push(Write { key: RecordKey::timer(id), value: Some(encode_value(&record)) });
+        Ok(id)
+    }
+
+    /// Cancels a timer of this process; false if it fired, or is not this process's.
+    pub fn cancel_timer(&mut self, id: TimerId) -> bool {
+        let key = RecordKey::timer(id);
+        let own = self
+            .get(&key)
+            .and_then(|value| crate::record::decode_value::<TimerRecord>(value).ok())
+            .is_some_and(|timer| timer.process == *self.process);
+        if own {
+            self.writes.push(Write { key, value: None });
+        }
+        own
+    }
+
+    /// Starts a task: its steps run off the shard's thread, and the last one's result comes back to this process.
+    ///
+    /// # Errors
+    /// [`Limit`] for a state over [`Self::PAYLOAD_MAX`] or too many tasks in one call.
+    pub fn start_task(&mut self, name: &str, state: Blob) -> Result<TaskId, Limit> {
+        check_len("a task's state", state.len(), Self::PAYLOAD_MAX)?;
+        let id = TaskId(self.number("tasks")?);
+        let process = self.process.clone();
+        let record = TaskRecord { process, name: name.to_owned(), step: 0, state, progress: 0 };
+        self.writes.push(Write { key: RecordKey::task(id), value: Some(encode_value(&record)) });
+        Ok(id)
+    }
+
+    /// Cancels a task of this process; a step that runs is not waited for, and its result dropped.
+    pub fn cancel_task(&mut self, id: TaskId) -> bool {
+        let own = self.task(id).is_some();
+        if own {
+            self.writes.push(Write { key: RecordKey::task(id), value: None });
+        }
+        own
+    }
+
+    /// A task of this process that is not finished.
+    #[must_use]
+    pub fn task(&self, id: TaskId) -> Option<TaskRecord> {
+        let task: TaskRecord = crate::record::decode_value(self.get(&RecordKey::task(id))?).ok()?;
+        (task.process == *self.process).then_some(task)
+    }
+
+    /// Ids are drawn from the entry's index, so that they never come again and no counter is kept.
+    fn number(&mut self, what: &'static str) -> Result<u64, Limit> {
+        let n = self.numbered;
+        self.numbered = n.checked_add(1).ok_or(Limit::TooMany { what, max: Self::NUMBERED_MAX })?;
+        Ok(self.place.0 << 16 | u64::from(n))
+    }
+
+    fn get(&self, key: &RecordKey) -> Option<&[u8]> {
+        match self.writes.iter().rev().find(|write| write.key == *key) {
+            Some(write) => write.value.as_deref(),
+            None => self.state.records().get(key.as_bytes()).map(|value| &**value),
+        }
+    }
+
+    fn put(&mut self, key: RecordKey, value: Blob, what: &'static str) -> Result<(), Limit> {
+        check_len(what, value.len(), Records::VALUE_MAX)?;
+        // The last write of a key is the only one that counts.
+        match self.writes.iter_mut().rev().find(|write| write.key == key) {
+            Some(write) => write.value = Some(value),
+            None => self.writes.push(Write { key, value: Some(value) }),
+        }
+        Ok(())
+    }
+}
+
+fn check_len(what: &'static str, len: usize, max: usize) -> Result<(), Limit> {
+    if len > max { Err(Limit::TooLarge { what, len, max }) } else { Ok(()) }
+}
+
+/// A process's state, to read only.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    state: &'a State,
+    process: &'a Key,
+}
+
+impl<'a> View<'a> {
+    /// The state of a process of a shard.
+    #[must_use]
+    pub fn new(state: &'a State, process: &'a Key) -> Self {
+        Self { state, process }
+    }
+
+    /// The process's whole-value state.
+    #[must_use]
+    pub fn state(&self) -> Option<&'a Blob> {
+        self.state.records().get(RecordKey::process(self.process).as_bytes())
+    }
+
+    /// One key of the process's keyed sub-state.
+    #[must_use]
+    pub fn cell(&self, cell: &[u8]) -> Option<&'a Blob> {
+        self.state.records().get(RecordKey::cell(self.process, cell).as_bytes())
+    }
+
+    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
+    #[must_use]
+    pub fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)> {
+        self.cells_from(prefix, from)
+            .take(limit)
+            .map(|(cell, value)| (cell.to_vec(), value.clone()))
+            .collect()
+    }
+
+    fn cells_from(self, prefix: &[u8], from: &[u8]) -> impl Iterator<Item = (&'a [u8], &'a Blob)> {
+        let start = RecordKey::cell(self.process, from.max(prefix));
+        let prefix = RecordKey::cell(self.process, prefix);
+        let head = RecordKey::cell(self.process, b"").as_bytes().len();
+        debug_assert_eq!(prefix.kind(), Kind::Cell);
+        self.state
+            .records()
+            .scan_cells_from(start.as_bytes())
+            .take_while(move |(key, _)| key.starts_with(prefix.as_bytes()))
+            .map(move |(key, value)| (&key[head..], value))
+    }
+
+    /// A task of this process that is not finished.
+    #[must_use]
+    pub fn task(&self, id: TaskId) -> Option<TaskRecord> {
+        let task: TaskRecord = self.state.record(&RecordKey::task(id))?;
+        (task.process == *self.process).then_some(task)
+    }
+
+    /// All tasks of this process that are not finished.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
+        self.state.tasks().iter().filter_map(|&id| self.task(id).map(|task| (id, task))).collect()
+    }
+}

@@ -1,0 +1,256 @@
+//! A newtype for every number, so that an epoch can't be passed as an index.
+
+use minicbor::{Decode, Encode};
+use std::fmt;
+use std::sync::Arc;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+        #[cbor(transparent)]
+        pub struct $name(#[n(0)] pub $inner);
+
+        impl $name {
+            /// The number that follows this one.
+            #[must_use]
+            pub const fn next(self) -> Self {
+                Self(self.0 + 1)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+number! {
+    /// A shard, numbered over all services of a cluster.
+    ShardId(u32)
+}
+number! {
+    /// A service's position in the topology.
+    ServiceId(u16)
+}
+number! {
+    /// A node of the cluster.
+    NodeId(u32)
+}
+number! {
+    /// A shard's configuration number; it only grows.
+    Epoch(u64)
+}
+number! {
+    /// The position of an entry in its shard's log; the first entry is 1.
+    Index(u64)
+}
+number! {
+    /// The position of a message in its channel; the first message is 1.
+    Seq(u64)
+}
+number! {
+    /// The number of a checkpoint; a shard's colour is that of its last marker.
+    Colour(u64)
+}
+number! {
+    /// A cluster's life since its last restore.
+    Incarnation(u64)
+}
+number! {
+    /// The position of a request in its session; the first one is 1.
+    RequestNumber(u64)
+}
+number! {
+    /// A timer, unique within its shard for ever.
+    TimerId(u64)
+}
+number! {
+    /// A task, unique within its shard for ever.
+    TaskId(u64)
+}
+
+/// Microseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Time(#[n(0)] pub u64);
+
+impl Time {
+    /// This time plus a number of microseconds; stops at the greatest time.
+    #[must_use]
+    pub const fn plus_micros(self, micros: u64) -> Self {
+        Self(self.0.saturating_add(micros))
+    }
+
+    /// This time plus a number of milliseconds; stops at the greatest time.
+    #[must_use]
+    pub const fn plus_millis(self, millis: u64) -> Self {
+        self.plus_micros(millis.saturating_mul(1000))
+    }
+}
+
+/// A client's session, drawn at random by the shell that opens it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SessionId(pub u128);
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl<C> Encode<C> for SessionId {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.bytes(&self.0.to_be_bytes())?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for SessionId {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let bytes: [u8; 16] = d
+            .bytes()?
+            .try_into()
+            .map_err(|_| minicbor::decode::Error::message("a session id has 16 bytes"))?;
+        Ok(Self(u128::from_be_bytes(bytes)))
+    }
+}
+
+/// Immutable bytes, shared without copying.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Blob(Arc<[u8]>);
+
+impl Blob {
+    /// No bytes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self(Arc::from([].as_slice()))
+    }
+}
+
+impl Default for Blob {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl std::ops::Deref for Blob {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<&[u8]> for Blob {
+    fn from(bytes: &[u8]) -> Self {
+        Self(Arc::from(bytes))
+    }
+}
+
+impl From<Vec<u8>> for Blob {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Arc::from(bytes))
+    }
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Blob({} bytes)", self.0.len())
+    }
+}
+
+impl<C> Encode<C> for Blob {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.bytes(&self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Blob {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Ok(Self(Arc::from(d.bytes()?)))
+    }
+}
+
+/// The key of a process within its service: UTF-8, at most [`Key::LEN_MAX`] bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(Arc<str>);
+
+/// A process key that is too long.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a process key of {len} bytes is over the limit of {max}; use a shorter key", max = Key::LEN_MAX)]
+pub struct KeyTooLong {
+    /// Bytes of the refused key.
+    pub len: usize,
+}
+
+impl Key {
+    /// Most bytes that a key may have.
+    pub const LEN_MAX: usize = 512;
+
+    /// Checks and takes a key.
+    ///
+    /// # Errors
+    /// [`KeyTooLong`] over [`Key::LEN_MAX`] bytes.
+    pub fn new(key: &str) -> Result<Self, KeyTooLong> {
+        if key.len() > Self::LEN_MAX {
+            return Err(KeyTooLong { len: key.len() });
+        }
+        Ok(Self(Arc::from(key)))
+    }
+
+    /// The key of an entry that concerns no process.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(Arc::from(""))
+    }
+}
+
+impl std::ops::Deref for Key {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<C> Encode<C> for Key {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.str(&self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Key {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Self::new(d.str()?).map_err(minicbor::decode::Error::message)
+    }
+}

@@ -1,0 +1,23 @@
+//! Stead's protocol: what a shard does with what it is told.
+//!
+//! Pure: events go in, effects come out. Never reads a clock (time arrives with each input), never draws a random number,
+//! never waits, never touches a file or a socket. The same code runs in production and in the simulator.
+//!
+//! - [`shard::Shard`] is the protocol: it handles an [`shard::Input`] and gives [`shard::Effect`]s.
+//! - [`state::State`] is what a shard knows: the fold of its [`entry::Entry`]s, held as [`records::Records`].
+//! - [`handler::Handler`] is the user's code as the core sees it; it works on a [`handler::Txn`].
+//! - [`replica::Replica`] decides what is committed.
+//! - [`coordinator::Coordinator`] takes a checkpoint from its beginning to its manifest.
+
+#![forbid(unsafe_code)]
+
+pub mod coordinator;
+pub mod entry;
+pub mod handler;
+pub mod ids;
+pub mod record;
+pub mod records;
+pub mod replica;
+pub mod shard;
+pub mod state;
+pub mod topology;

@@ -1,0 +1,395 @@
+//! What a shard's state is made of: records, each a key of one kind and its bytes.
+
+use crate::entry::{Cause, Reply};
+use crate::ids::{Blob, Index, Key, RequestNumber, Seq, SessionId, ShardId, TaskId, Time, TimerId};
+use minicbor::{Decode, Encode};
+use smallvec::SmallVec;
+use std::fmt;
+
+/// What a record holds. The numbers are part of the storage format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Kind {
+    /// A process's whole-value state, as its service encoded it.
+    Process = 1,
+    /// One key of a process's keyed sub-state.
+    Cell = 2,
+    /// A client's session: [`SessionRecord`].
+    Session = 3,
+    /// A reply that its client has not confirmed: [`Reply`].
+    Reply = 4,
+    /// The reply to a request with an idempotency key: [`IdempotencyRecord`].
+    Idempotency = 5,
+    /// A timer that has not fired: [`TimerRecord`].
+    Timer = 6,
+    /// A task that is not finished: [`TaskRecord`].
+    Task = 7,
+    /// A cause that was given up: [`DeadLetter`].
+    DeadLetter = 8,
+    /// How often a waiting cause was tried: [`AttemptRecord`].
+    Attempt = 9,
+}
+
+impl Kind {
+    /// Every kind, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Process,
+        Self::Cell,
+        Self::Session,
+        Self::Reply,
+        Self::Idempotency,
+        Self::Timer,
+        Self::Task,
+        Self::DeadLetter,
+        Self::Attempt,
+    ];
+
+    /// The kind of a number, if there is one.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
+    }
+}
+
+/// The key of a record: one byte of kind, then bytes whose layout depends on the kind.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordKey(SmallVec<[u8; 32]>);
+
+impl RecordKey {
+    /// Most bytes that a record key may have.
+    pub const LEN_MAX: usize = 4096;
+
+    fn with(kind: Kind, parts: &[&[u8]]) -> Self {
+        let mut bytes = SmallVec::new();
+        bytes.push(kind as u8);
+        for part in parts {
+            bytes.extend_from_slice(part);
+        }
+        Self(bytes)
+    }
+
+    /// Takes the bytes of a stored key; `None` if they are no record key.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let kind = Kind::from_number(*bytes.first()?)?;
+        let rest = &bytes[1..];
+        let fits = bytes.len() <= Self::LEN_MAX
+            && match kind {
+                Kind::Process => std::str::from_utf8(rest).is_ok_and(|k| k.len() <= Key::LEN_MAX),
+                Kind::Cell => split_prefixed(rest).is_some_and(|(key, _)| std::str::from_utf8(key).is_ok()),
+                Kind::Session => rest.len() == 16,
+                Kind::Reply => rest.len() == 24,
+                Kind::Idempotency => split_prefixed(rest).is_some_and(|(key, rest)| {
+                    std::str::from_utf8(key).is_ok() && split_prefixed(rest).is_some()
+                }),
+                Kind::Timer | Kind::Task | Kind::DeadLetter => rest.len() == 8,
+                Kind::Attempt => true,
+            };
+        fits.then(|| Self(SmallVec::from_slice(bytes)))
+    }
+
+    /// The state of a process.
+    #[must_use]
+    pub fn process(key: &str) -> Self {
+        Self::with(Kind::Process, &[key.as_bytes()])
+    }
+
+    /// One key of a process's keyed sub-state; with an empty `cell`, the prefix of them all.
+    #[must_use]
+    pub fn cell(process: &str, cell: &[u8]) -> Self {
+        Self::with(Kind::Cell, &[&(process.len() as u16).to_be_bytes(), process.as_bytes(), cell])
+    }
+
+    /// A session.
+    #[must_use]
+    pub fn session(id: SessionId) -> Self {
+        Self::with(Kind::Session, &[&id.0.to_be_bytes()])
+    }
+
+    /// The reply to a session's request.
+    #[must_use]
+    pub fn reply(id: SessionId, number: RequestNumber) -> Self {
+        Self::with(Kind::Reply, &[&id.0.to_be_bytes(), &number.0.to_be_bytes()])
+    }
+
+    /// The reply to a request with an idempotency key.
+    #[must_use]
+    pub fn idempotency(process: &str, principal: &str, key: &[u8]) -> Self {
+        Self::with(
+            Kind::Idempotency,
+            &[
+                &(process.len() as u16).to_be_bytes(),
+                process.as_bytes(),
+                &(principal.len() as u16).to_be_bytes(),
+                principal.as_bytes(),
+                key,
+            ],
+        )
+    }
+
+    /// A timer.
+    #[must_use]
+    pub fn timer(id: TimerId) -> Self {
+        Self::with(Kind::Timer, &[&id.0.to_be_bytes()])
+    }
+
+    /// A task.
+    #[must_use]
+    pub fn task(id: TaskId) -> Self {
+        Self::with(Kind::Task, &[&id.0.to_be_bytes()])
+    }
+
+    /// The dead letter that the entry of an index made.
+    #[must_use]
+    pub fn dead_letter(index: Index) -> Self {
+        Self::with(Kind::DeadLetter, &[&index.0.to_be_bytes()])
+    }
+
+    /// The attempts at a waiting cause.
+    #[must_use]
+    pub fn attempt(cause: &Waiting) -> Self {
+        let (tag, a, b) = match *cause {
+            Waiting::Message { from, seq } => (0u8, u64::from(from.0), seq.0),
+            Waiting::Timer { id } => (1, id.0, 0),
+            Waiting::Task { id, step } => (2, id.0, step),
+        };
+        Self::with(Kind::Attempt, &[&[tag], &a.to_be_bytes(), &b.to_be_bytes()])
+    }
+
+    /// What the record holds.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        Kind::from_number(self.0[0]).expect("every constructor writes a kind")
+    }
+
+    /// The bytes, kind first.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The process that the record belongs to by its key: `Process`, `Cell` and `Idempotency` have one.
+    #[must_use]
+    pub fn process_key(&self) -> Option<&str> {
+        let rest = &self.0[1..];
+        let key = match self.kind() {
+            Kind::Process => rest,
+            Kind::Cell | Kind::Idempotency => split_prefixed(rest)?.0,
+            _ => return None,
+        };
+        std::str::from_utf8(key).ok()
+    }
+
+    /// The cell's own key, for a record of kind `Cell`.
+    #[must_use]
+    pub fn cell_key(&self) -> Option<&[u8]> {
+        (self.kind() == Kind::Cell).then(|| split_prefixed(&self.0[1..]).map(|(_, cell)| cell))?
+    }
+
+    /// The number in the key of a timer, task or dead letter.
+    #[must_use]
+    pub fn number(&self) -> Option<u64> {
+        match self.kind() {
+            Kind::Timer | Kind::Task | Kind::DeadLetter => {
+                Some(u64::from_be_bytes(self.0[1..].try_into().ok()?))
+            }
+            _ => None,
+        }
+    }
+
+    /// The session of a `Session` or `Reply` record.
+    #[must_use]
+    pub fn session_id(&self) -> Option<SessionId> {
+        match self.kind() {
+            Kind::Session | Kind::Reply => {
+                Some(SessionId(u128::from_be_bytes(self.0.get(1..17)?.try_into().ok()?)))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn split_prefixed(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = bytes.split_first_chunk::<2>()?;
+    rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))
+}
+
+impl fmt::Debug for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}:{}", self.kind(), self.0[1..].escape_ascii())
+    }
+}
+
+impl<C> Encode<C> for RecordKey {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.bytes(&self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for RecordKey {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Self::from_bytes(d.bytes()?).ok_or_else(|| minicbor::decode::Error::message("no record key"))
+    }
+}
+
+/// A cause that waits in the system until it is handled, and that a crash may therefore meet again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub enum Waiting {
+    /// A message in the outbox of its sender.
+    #[n(0)]
+    Message {
+        /// The sending shard.
+        #[n(0)]
+        from: ShardId,
+        /// Its place in the channel.
+        #[n(1)]
+        seq: Seq,
+    },
+    /// A timer that is due.
+    #[n(1)]
+    Timer {
+        /// The timer.
+        #[n(0)]
+        id: TimerId,
+    },
+    /// A task's next step.
+    #[n(2)]
+    Task {
+        /// The task.
+        #[n(0)]
+        id: TaskId,
+        /// The step, counted from 0.
+        #[n(1)]
+        step: u64,
+    },
+}
+
+/// A client's session.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SessionRecord {
+    /// Who opened it.
+    #[n(0)]
+    pub principal: String,
+    /// When it ends unless it is used.
+    #[n(1)]
+    pub expires: Time,
+    /// The client holds the replies up to this number.
+    #[n(2)]
+    pub confirmed: RequestNumber,
+}
+
+/// The kept reply to a request with an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct IdempotencyRecord {
+    /// Hash of the request that the key was first used with.
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub body_hash: [u8; 16],
+    /// What it was answered.
+    #[n(1)]
+    pub reply: Reply,
+    /// When the key may be used for a new request.
+    #[n(2)]
+    pub expires: Time,
+}
+
+/// A timer that has not fired.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TimerRecord {
+    /// When it fires.
+    #[n(0)]
+    pub at: Time,
+    /// The process that it fires at.
+    #[n(1)]
+    pub process: Key,
+    /// What it brings to the handler.
+    #[n(2)]
+    pub payload: Blob,
+}
+
+/// A task that is not finished.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TaskRecord {
+    /// The process that started it.
+    #[n(0)]
+    pub process: Key,
+    /// The name under which its code is registered.
+    #[n(1)]
+    pub name: String,
+    /// The next step, counted from 0.
+    #[n(2)]
+    pub step: u64,
+    /// Its state, as its code encoded it.
+    #[n(3)]
+    pub state: Blob,
+    /// The share that is done, in millionths.
+    #[n(4)]
+    pub progress: u32,
+}
+
+/// A cause that was given up after too many attempts.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeadLetter {
+    /// What should have been handled.
+    #[n(0)]
+    pub cause: Waiting,
+    /// The process that should have handled it.
+    #[n(1)]
+    pub process: Key,
+    /// What it would have been given.
+    #[n(2)]
+    pub payload: Blob,
+    /// The process that sent it, for a message.
+    #[n(3)]
+    pub sender: Key,
+    /// Why it was given up.
+    #[n(4)]
+    pub reason: String,
+    /// When.
+    #[n(5)]
+    pub time: Time,
+}
+
+/// How often a waiting cause was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AttemptRecord {
+    /// Attempts that were logged.
+    #[n(0)]
+    pub count: u32,
+}
+
+/// Reads the value of a record.
+///
+/// # Errors
+/// The decoder's error: the bytes are not a value of this kind.
+pub fn decode_value<'b, T: Decode<'b, ()>>(value: &'b [u8]) -> Result<T, minicbor::decode::Error> {
+    let mut decoder = minicbor::Decoder::new(value);
+    let decoded = decoder.decode()?;
+    if decoder.position() != value.len() {
+        return Err(minicbor::decode::Error::message("bytes after the end of a record"));
+    }
+    Ok(decoded)
+}
+
+/// The bytes of a record's value.
+#[must_use]
+pub fn encode_value<T: Encode<()>>(value: &T) -> Blob {
+    Blob::from(minicbor::to_vec(value).expect("writing to a Vec never fails"))
+}
+
+impl Cause {
+    /// The waiting cause that this one handles, if it is of that sort.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Waiting> {
+        match *self {
+            Self::Message { from, seq } => Some(Waiting::Message { from, seq }),
+            Self::Timer { id } => Some(Waiting::Timer { id }),
+            Self::Task { id, step } => Some(Waiting::Task { id, step }),
+            _ => None,
+        }
+    }
+}

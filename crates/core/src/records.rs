@@ -1,0 +1,500 @@
+//! The records of a shard: a hash table over a slab, with copy-on-write snapshots of what changed.
+//!
+//! A snapshot begins in constant time. What it holds is then taken in slices, between which writes go on: a write to a
+//! record that the snapshot has not taken yet first gives the snapshot the old value. So the stall is bounded by the
+//! slice, never by the size of the state, and nothing is copied twice.
+
+use crate::ids::Blob;
+use crate::record::{Kind, RecordKey};
+use hashbrown::HashTable;
+use std::collections::BTreeSet;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
+
+/// All records of one shard.
+#[derive(Default)]
+pub struct Records {
+    slots: Vec<Slot>,
+    table: HashTable<u32>,
+    free: Vec<u32>,
+    /// Keys of the kind `Cell`, for scans in order.
+    cells: BTreeSet<Box<[u8]>>,
+    /// Slots written since the last snapshot began; each once.
+    dirty: Vec<u32>,
+    generation: u32,
+    snapshot: Option<Snapshot>,
+    hash: u128,
+    live: usize,
+    bytes: usize,
+}
+
+struct Slot {
+    key: Box<[u8]>,
+    /// `None`: free, or deleted while a stored snapshot still holds the key.
+    value: Option<Blob>,
+    hash: u64,
+    /// The generation in which the slot was last written; 0 once a snapshot took it.
+    generation: u32,
+    /// A snapshot holds the key, so a delete has to be told to the next one.
+    stored: bool,
+}
+
+struct Snapshot {
+    scope: Scope,
+    cursor: usize,
+    /// Old values of records that were written before the snapshot came to them.
+    saved: Vec<u8>,
+}
+
+enum Scope {
+    /// The slots that were dirty when it began; these carry the previous generation until they are taken.
+    Changed(Vec<u32>),
+    /// Every slot below this one.
+    All(usize),
+}
+
+impl Records {
+    /// Most bytes that a record's value may have: 64 MiB.
+    pub const VALUE_MAX: usize = 64 << 20;
+
+    /// No records.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { generation: 1, ..Self::default() }
+    }
+
+    /// The value of a record.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> Option<&Blob> {
+        self.find(key, xxh3_64(key)).and_then(|slot| self.slots[slot as usize].value.as_ref())
+    }
+
+    /// Puts a value and gives the old one.
+    pub fn put(&mut self, key: &[u8], value: Blob) -> Option<Blob> {
+        let hash = xxh3_64(key);
+        let slot = match self.find(key, hash) {
+            Some(slot) => slot,
+            None => self.insert_slot(key, hash),
+        };
+        self.before_write(slot);
+        self.hash = self.hash.wrapping_add(xxh3_128_with_seed(&value, hash));
+        self.bytes += value.len();
+        let old = self.slots[slot as usize].value.replace(value);
+        match &old {
+            Some(old) => self.forget(old, hash),
+            None => {
+                self.live += 1;
+                self.bytes += key.len();
+                if key[0] == Kind::Cell as u8 {
+                    self.cells.insert(key.into());
+                }
+            }
+        }
+        old
+    }
+
+    /// Deletes a record and gives its value, if there was one.
+    pub fn remove(&mut self, key: &[u8]) -> Option<Blob> {
+        let hash = xxh3_64(key);
+        let slot = self.find(key, hash)?;
+        self.slots[slot as usize].value.as_ref()?;
+        self.before_write(slot);
+        let old = self.slots[slot as usize].value.take()?;
+        self.forget(&old, hash);
+        self.live -= 1;
+        self.bytes -= key.len();
+        if key[0] == Kind::Cell as u8 {
+            self.cells.remove(key);
+        }
+        if !self.slots[slot as usize].stored {
+            self.release(slot);
+        }
+        Some(old)
+    }
+
+    fn forget(&mut self, old: &Blob, hash: u64) {
+        self.hash = self.hash.wrapping_sub(xxh3_128_with_seed(old, hash));
+        self.bytes -= old.len();
+    }
+
+    /// The live cells from a key on, in order of their keys.
+    pub fn scan_cells_from(&self, from: &[u8]) -> impl Iterator<Item = (&[u8], &Blob)> + use<'_> {
+        self.cells
+            .range::<[u8], _>((std::ops::Bound::Included(from), std::ops::Bound::Unbounded))
+            .map(|key| (&**key, self.get(key).expect("the index of cells holds live keys only")))
+    }
+
+    /// All live records, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Blob)> {
+        self.slots.iter().filter_map(|slot| slot.value.as_ref().map(|value| (&*slot.key, value)))
+    }
+
+    /// The number of live records.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.live
+    }
+
+    /// Whether there are no live records.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Bytes of all keys and values.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The sum of the hashes of all records: equal contents give equal sums, whatever led to them.
+    #[must_use]
+    pub fn hash(&self) -> u128 {
+        self.hash
+    }
+
+    /// The number of records that the next snapshot would hold.
+    #[must_use]
+    pub fn dirty_len(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Makes room for records that are about to be loaded.
+    pub fn reserve(&mut self, records: usize) {
+        self.slots.reserve(records);
+        let slots = &self.slots;
+        self.table.reserve(records, |&slot| slots[slot as usize].hash);
+    }
+
+    /// Takes over a stored record: it counts as held by a snapshot already.
+    pub fn load(&mut self, key: &[u8], value: Option<Blob>) {
+        match value {
+            Some(value) => drop(self.put(key, value)),
+            None => {
+                // Nothing is dirty while loading, so that the slot can be released at once.
+                if let Some(slot) = self.find(key, xxh3_64(key)) {
+                    self.slots[slot as usize].stored = false;
+                    self.remove(key);
+                }
+            }
+        }
+    }
+
+    /// Ends a load: all that is here is what the stored snapshots hold.
+    pub fn loaded(&mut self) {
+        for slot in &mut self.slots {
+            slot.generation = 0;
+            slot.stored = slot.value.is_some();
+        }
+        self.dirty = Vec::new();
+    }
+
+    /// Begins a snapshot of what changed since the last one began, or of everything.
+    ///
+    /// # Panics
+    /// If the last snapshot is not drained: its owner has to finish it first.
+    pub fn begin_snapshot(&mut self, all: bool) {
+        assert!(self.snapshot.is_none(), "one snapshot at a time: drain the last one first");
+        let changed = std::mem::take(&mut self.dirty);
+        self.generation =
+            self.generation.checked_add(1).expect("fewer than 2^32 snapshots in a process's life");
+        let scope = if all { Scope::All(self.slots.len()) } else { Scope::Changed(changed) };
+        self.snapshot = Some(Snapshot { scope, cursor: 0, saved: Vec::new() });
+    }
+
+    /// Whether a snapshot waits to be drained.
+    #[must_use]
+    pub fn snapshot_runs(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    /// Appends up to `records` more records of the snapshot to `out`; true once it is complete.
+    pub fn drain_snapshot(&mut self, records: usize, out: &mut Vec<u8>) -> bool {
+        let Some(mut snapshot) = self.snapshot.take() else { return true };
+        out.append(&mut snapshot.saved);
+        let end = match &snapshot.scope {
+            Scope::Changed(slots) => slots.len(),
+            Scope::All(len) => *len,
+        };
+        let stop = end.min(snapshot.cursor + records);
+        for at in snapshot.cursor..stop {
+            let slot = match &snapshot.scope {
+                Scope::Changed(slots) => slots[at],
+                Scope::All(_) => at as u32,
+            };
+            if self.pending(&snapshot.scope, slot) {
+                self.slots[slot as usize].generation = 0;
+                self.take(slot, matches!(snapshot.scope, Scope::All(_)), out);
+                let taken = &self.slots[slot as usize];
+                if taken.value.is_none() && !taken.key.is_empty() {
+                    self.release(slot);
+                }
+            }
+        }
+        snapshot.cursor = stop;
+        if stop == end {
+            return true;
+        }
+        self.snapshot = Some(snapshot);
+        false
+    }
+
+    /// Whether the running snapshot still has to take a slot.
+    fn pending(&self, scope: &Scope, slot: u32) -> bool {
+        let generation = self.slots[slot as usize].generation;
+        match scope {
+            Scope::Changed(_) => generation == self.generation - 1,
+            Scope::All(_) => generation != self.generation,
+        }
+    }
+
+    /// Gives the snapshot a slot's record as it is.
+    fn take(&mut self, slot: u32, all: bool, out: &mut Vec<u8>) {
+        let slot = &mut self.slots[slot as usize];
+        match &slot.value {
+            Some(value) => encode_record(&slot.key, Some(value), out),
+            // A snapshot of everything replaces the stored ones, so that it has nothing to delete.
+            None if slot.stored && !all => encode_record(&slot.key, None, out),
+            None => {}
+        }
+        slot.stored = slot.value.is_some();
+    }
+
+    /// Saves the old value for a running snapshot, and notes that the slot changes.
+    fn before_write(&mut self, slot: u32) {
+        if let Some(mut snapshot) = self.snapshot.take() {
+            let ahead = match &snapshot.scope {
+                Scope::Changed(_) => true,
+                Scope::All(len) => (slot as usize) < *len && slot as usize >= snapshot.cursor,
+            };
+            if ahead && self.pending(&snapshot.scope, slot) {
+                let all = matches!(snapshot.scope, Scope::All(_));
+                self.take(slot, all, &mut snapshot.saved);
+            }
+            self.snapshot = Some(snapshot);
+        }
+        let written = &mut self.slots[slot as usize];
+        if written.generation != self.generation {
+            written.generation = self.generation;
+            self.dirty.push(slot);
+        }
+    }
+
+    fn find(&self, key: &[u8], hash: u64) -> Option<u32> {
+        self.table.find(hash, |&slot| *self.slots[slot as usize].key == *key).copied()
+    }
+
+    fn insert_slot(&mut self, key: &[u8], hash: u64) -> u32 {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                let slot = u32::try_from(self.slots.len()).expect("fewer than 2^32 records in a shard");
+                self.slots.push(Slot { key: [].into(), value: None, hash: 0, generation: 0, stored: false });
+                slot
+            }
+        };
+        let reused = &mut self.slots[slot as usize];
+        reused.key = key.into();
+        reused.hash = hash;
+        let slots = &self.slots;
+        self.table.insert_unique(hash, slot, |&slot| slots[slot as usize].hash);
+        slot
+    }
+
+    /// Frees the slot of a deleted record. It may stay in the list of dirty slots: an empty one is passed over there.
+    fn release(&mut self, slot: u32) {
+        let hash = self.slots[slot as usize].hash;
+        if let Ok(entry) = self.table.find_entry(hash, |&other| other == slot) {
+            entry.remove();
+        }
+        let released = &mut self.slots[slot as usize];
+        released.key = [].into();
+        released.stored = false;
+        self.free.push(slot);
+    }
+
+    /// Checks what must hold between the slab, its table and its sums.
+    ///
+    /// # Errors
+    /// A sentence that says what does not hold.
+    pub fn check(&self) -> Result<(), String> {
+        let mut hash = 0u128;
+        let (mut live, mut bytes) = (0, 0);
+        for (key, value) in self.iter() {
+            hash = hash.wrapping_add(xxh3_128_with_seed(value, xxh3_64(key)));
+            live += 1;
+            bytes += key.len() + value.len();
+            if self.get(key) != Some(value) {
+                return Err(format!("record {:?} is not found by its key", RecordKey::from_bytes(key)));
+            }
+        }
+        if (hash, live, bytes) != (self.hash, self.live, self.bytes) {
+            return Err(format!(
+                "sums differ: {live} records of {bytes} bytes hash to {hash:x}, counted {} of {}, {:x}",
+                self.live, self.bytes, self.hash
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Appends one record of a snapshot: length of the key (u16), length of the value plus one or 0 for a delete (u32),
+/// both little endian, then key and value.
+pub fn encode_record(key: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
+    let key_len = u16::try_from(key.len()).expect("record keys are shorter than 64 KiB");
+    out.extend_from_slice(&key_len.to_le_bytes());
+    let value_len = value.map_or(0, |v| u32::try_from(v.len() + 1).expect("values are at most 64 MiB"));
+    out.extend_from_slice(&value_len.to_le_bytes());
+    out.extend_from_slice(key);
+    out.extend_from_slice(value.unwrap_or_default());
+}
+
+/// Snapshot bytes that hold no record where one should begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no snapshot record at byte {at}; the snapshot is damaged or of another version")]
+pub struct NoRecord {
+    /// Where, in bytes from the start.
+    pub at: usize,
+}
+
+/// Reads the records of a snapshot section in their order; ends after the first error.
+pub fn decode_records(section: &[u8]) -> impl Iterator<Item = Result<(&[u8], Option<&[u8]>), NoRecord>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = section.get(at..).filter(|rest| !rest.is_empty())?;
+        let record = decode_record(rest);
+        match record {
+            Some((key, value, len)) => {
+                at += len;
+                Some(Ok((key, value)))
+            }
+            None => {
+                let error = NoRecord { at };
+                at = section.len();
+                Some(Err(error))
+            }
+        }
+    })
+}
+
+fn decode_record(bytes: &[u8]) -> Option<(&[u8], Option<&[u8]>, usize)> {
+    let (key_len, rest) = bytes.split_first_chunk::<2>()?;
+    let (value_len, rest) = rest.split_first_chunk::<4>()?;
+    let key_len = usize::from(u16::from_le_bytes(*key_len));
+    let value_len = u32::from_le_bytes(*value_len) as usize;
+    let (key, rest) = rest.split_at_checked(key_len)?;
+    Kind::from_number(*key.first()?)?;
+    if key_len > RecordKey::LEN_MAX || value_len > Records::VALUE_MAX + 1 {
+        return None;
+    }
+    match value_len.checked_sub(1) {
+        None => Some((key, None, 6 + key_len)),
+        Some(len) => Some((key, Some(rest.get(..len)?), 6 + key_len + len)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    fn model(records: &Records) -> Model {
+        records.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
+    }
+
+    fn fold(stored: &mut Model, section: &[u8]) {
+        for record in decode_records(section) {
+            let (key, value) = record.unwrap();
+            match value {
+                Some(value) => drop(stored.insert(key.to_vec(), value.to_vec())),
+                None => drop(stored.remove(key)),
+            }
+        }
+    }
+
+    /// Random writes while snapshots are drained in slices: the stored sections always fold to the state that the
+    /// records had when the snapshot began, and a fresh load of them has the same hash.
+    #[test]
+    fn snapshots_hold_the_state_at_their_begin() {
+        for seed in 0..200 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut records = Records::new();
+            let mut stored = Model::new();
+            let mut at_begin: Option<(Model, u128, bool)> = None;
+            let mut section = Vec::new();
+            for _ in 0..600 {
+                let key = if rng.bool() {
+                    RecordKey::process(&rng.u8(0..24).to_string())
+                } else {
+                    RecordKey::cell("p", &[rng.u8(0..12)])
+                };
+                match rng.u8(0..10) {
+                    0..5 => drop(records.put(key.as_bytes(), Blob::from(vec![rng.u8(..); rng.usize(0..9)]))),
+                    5..8 => drop(records.remove(key.as_bytes())),
+                    8 if at_begin.is_none() => {
+                        let all = rng.u8(0..4) == 0;
+                        records.begin_snapshot(all);
+                        at_begin = Some((model(&records), records.hash(), all));
+                    }
+                    _ => {
+                        if records.drain_snapshot(rng.usize(0..7), &mut section)
+                            && let Some((expected, hash, all)) = at_begin.take()
+                        {
+                            if all {
+                                stored.clear();
+                            }
+                            fold(&mut stored, &section);
+                            section.clear();
+                            assert_eq!(stored, expected, "seed {seed}");
+                            let mut loaded = Records::new();
+                            for (key, value) in &stored {
+                                loaded.load(key, Some(Blob::from(value.as_slice())));
+                            }
+                            loaded.loaded();
+                            assert_eq!(loaded.hash(), hash, "seed {seed}");
+                        }
+                    }
+                }
+                records.check().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn deleted_records_that_no_snapshot_holds_leave_no_slot() {
+        let mut records = Records::new();
+        for i in 0..10_000u32 {
+            let key = RecordKey::process(&i.to_string());
+            records.put(key.as_bytes(), Blob::empty());
+            records.remove(key.as_bytes());
+        }
+        assert_eq!(records.slots.len(), 1);
+        assert_eq!(records.dirty_len(), 1);
+        assert_eq!(records.hash(), 0);
+    }
+
+    #[test]
+    fn cells_are_scanned_in_order() {
+        let mut records = Records::new();
+        for cell in ["b", "a", "c"] {
+            records.put(RecordKey::cell("p", cell.as_bytes()).as_bytes(), Blob::from(cell.as_bytes()));
+        }
+        records.put(RecordKey::cell("q", b"a").as_bytes(), Blob::empty());
+        let prefix = RecordKey::cell("p", b"");
+        let found: Vec<_> =
+            records.scan_cells_from(prefix.as_bytes()).map(|(_, value)| value.to_vec()).collect();
+        assert_eq!(found, [&b"a"[..], b"b", b"c", b""]);
+    }
+
+    #[test]
+    fn damaged_sections_are_refused() {
+        let mut section = Vec::new();
+        encode_record(RecordKey::process("p").as_bytes(), Some(b"value"), &mut section);
+        for cut in 1..section.len() {
+            assert!(decode_records(&section[..cut]).any(|record| record.is_err()), "cut at {cut}");
+        }
+        section[2..6].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(decode_records(&section).next().unwrap().is_err());
+    }
+}

@@ -1,0 +1,267 @@
+//! What a shard is told and what it asks for.
+
+use crate::entry::Reply;
+use crate::handler::Misuse;
+use crate::ids::{Blob, Colour, Epoch, Index, Key, NodeId, RequestNumber, Seq, SessionId, ShardId, TaskId};
+use crate::record::TaskRecord;
+use crate::replica::EpochConfig;
+use crate::state::{Header, Message};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// What the shell tells a shard. An input may come late, twice or never: only `Stored` must be true.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The control plane makes this replica the primary of an epoch that it has made durable.
+    Start(EpochConfig),
+    /// A client opens a session.
+    OpenSession {
+        /// Comes back with the answer.
+        token: u64,
+        /// Drawn at random by the shell.
+        session: SessionId,
+        /// Who opens it.
+        principal: Arc<str>,
+    },
+    /// A client's request.
+    Request(Request),
+    /// A client's query: it reads one process.
+    Query(Query),
+    /// Messages of one channel, in order.
+    Deliver {
+        /// The sending shard.
+        from: ShardId,
+        /// The messages.
+        messages: Vec<Message>,
+        /// The sender has just started: a crash may have met these before.
+        again: bool,
+    },
+    /// A receiver holds all messages of a channel up to one.
+    Ack {
+        /// The receiving shard.
+        from: ShardId,
+        /// The last message that it holds.
+        upto: Seq,
+        /// Its colour.
+        colour: Colour,
+    },
+    /// A member has the log of an epoch on stable storage up to an index.
+    Stored {
+        /// The member.
+        member: NodeId,
+        /// The epoch of the log.
+        epoch: Epoch,
+        /// The index.
+        upto: Index,
+    },
+    /// The control plane begins a checkpoint.
+    Colour(Colour),
+    /// A step of a task ended.
+    TaskStep {
+        /// The task.
+        id: TaskId,
+        /// The step.
+        step: u64,
+        /// How it ended.
+        outcome: StepOutcome,
+    },
+    /// Time went by: [`super::Shard::deadline`] has come.
+    Tick,
+    /// The log has no room: take no new work until there is.
+    Full(bool),
+}
+
+/// A client's request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Comes back with the answer.
+    pub token: u64,
+    /// The process that it is for.
+    pub process: Key,
+    /// What it asks.
+    pub payload: Blob,
+    /// Who asks.
+    pub principal: Arc<str>,
+    /// What makes a retry of it known.
+    pub identity: Identity,
+    /// The highest colour that the client has seen.
+    pub colour: Colour,
+}
+
+/// What makes a retry of a request known.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// A place in a session.
+    Session {
+        /// The session.
+        session: SessionId,
+        /// The request's number; at most [`super::Shard::SESSION_WINDOW`] over `confirmed`.
+        number: RequestNumber,
+        /// The client holds the replies up to this number.
+        confirmed: RequestNumber,
+    },
+    /// A key that the client chose, scoped to the principal and the process.
+    Idempotency {
+        /// The key: at most [`super::Shard::IDEMPOTENCY_KEY_MAX`] bytes.
+        key: Blob,
+        /// Hash of what the client asks.
+        body_hash: [u8; 16],
+    },
+    /// Nothing: a retry is a new request.
+    None,
+}
+
+/// A client's query.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Comes back with the answer.
+    pub token: u64,
+    /// The process that is read.
+    pub process: Key,
+    /// What is asked.
+    pub payload: Blob,
+    /// Who asks.
+    pub principal: Arc<str>,
+}
+
+/// How a step of a task ended.
+#[derive(Clone, Debug)]
+pub enum StepOutcome {
+    /// There is more to do.
+    Continue {
+        /// The task's new state.
+        state: Blob,
+        /// The share that is done, in millionths.
+        progress: u32,
+    },
+    /// It was the last step; this goes to the process that started the task.
+    Done(Blob),
+    /// The step panicked or its state could not be read.
+    Failed(String),
+}
+
+/// What a shard asks the shell to do. The shell performs and decides nothing.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Put an entry into the log; in time, tell `Stored`.
+    Append {
+        /// The entry's epoch.
+        epoch: Epoch,
+        /// Its index.
+        index: Index,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// Give messages of the channel to a shard, in order.
+    Deliver {
+        /// The receiving shard.
+        to: ShardId,
+        /// The messages.
+        messages: Vec<Message>,
+        /// This shard has just started.
+        again: bool,
+    },
+    /// Tell a sender what this shard holds.
+    Ack {
+        /// The sending shard.
+        to: ShardId,
+        /// The last message that this shard holds.
+        upto: Seq,
+        /// This shard's colour.
+        colour: Colour,
+    },
+    /// Answer a client.
+    Answer(Answer),
+    /// Run a step of a task off the shard's thread.
+    RunTask {
+        /// The task.
+        id: TaskId,
+        /// What it is.
+        task: TaskRecord,
+    },
+    /// The marker of a checkpoint is in the log, and the snapshot has begun: drain it with [`super::Shard::drain_snapshot`].
+    Marked {
+        /// What the part holds beside the records.
+        header: Box<Header>,
+        /// The section will hold every record and replaces the stored ones; otherwise it holds what changed since the
+        /// last marker.
+        all: bool,
+    },
+    /// The marker is committed: the part counts once its snapshot is stored.
+    MarkerCommitted(Colour),
+    /// The epoch is active; the shard serves.
+    Active(Epoch),
+}
+
+/// A client's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Which question.
+    pub token: u64,
+    /// The epoch that answered.
+    pub epoch: Epoch,
+    /// The entry up to which the answer has seen the shard.
+    pub index: Index,
+    /// The shard's colour.
+    pub colour: Colour,
+    /// The answer.
+    pub result: Result<Reply, Refusal>,
+}
+
+/// Why a request was not handled.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// The session is unknown or ran out.
+    #[error(
+        "session {0} is unknown or has expired; open a new one: requests of the old one may have been applied"
+    )]
+    UnknownSession(SessionId),
+    /// The client said that it holds this reply.
+    #[error(
+        "the reply to request {0} was confirmed and is no longer kept; don't retry what you have the answer to"
+    )]
+    Confirmed(RequestNumber),
+    /// The request's number is too far ahead of what is confirmed.
+    #[error(
+        "request {number} is more than {window} over the confirmed {confirmed}; confirm replies that have come"
+    )]
+    Window {
+        /// The number.
+        number: RequestNumber,
+        /// What is confirmed.
+        confirmed: RequestNumber,
+        /// How far ahead a number may be.
+        window: u64,
+    },
+    /// The idempotency key was used with another request.
+    #[error("the idempotency key was used with another request; use a new key for a new request")]
+    IdempotencyConflict,
+    /// An idempotency key or a principal that is too long.
+    #[error("{what} of {len} bytes is over the limit of {max}")]
+    TooLong {
+        /// What it is.
+        what: &'static str,
+        /// Its bytes.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The handler or the request's decoder refused.
+    #[error(transparent)]
+    Misuse(#[from] Misuse),
+    /// The handler panicked; nothing of it was kept.
+    #[error("the handler panicked: {0}; nothing was changed")]
+    Panicked(String),
+    /// The shard has more undelivered messages or uncommitted entries than it may.
+    #[error("the shard is overloaded; retry after {retry_after_ms} ms")]
+    Overloaded {
+        /// When to retry, in milliseconds.
+        retry_after_ms: u64,
+    },
+    /// The shard does not serve yet.
+    #[error("the shard is starting; retry shortly")]
+    NotReady,
+    /// There is no room for the log.
+    #[error("the data directory's disk is full: writes are refused until there is room; reads go on")]
+    Full,
+}

@@ -1,0 +1,365 @@
+//! Work that waits in the system: messages, timers and steps of tasks, in the order in which they came.
+
+use super::{Effect, Failure, Shard, StepOutcome};
+use crate::entry::{Cause, Entry, Write};
+use crate::handler::{Caller, Handler};
+use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
+use crate::record::{AttemptRecord, RecordKey, TaskRecord, TimerRecord, Waiting, encode_value};
+use crate::state::{Message, State};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Jobs handled for one input at most, so that a process that messages itself can't hold its shard.
+const RUN_BATCH: usize = 4096;
+/// Causes that one attempt entry names at most.
+const ATTEMPT_BATCH: usize = 64;
+
+#[derive(Default)]
+pub(super) struct Jobs {
+    queue: VecDeque<Job>,
+    /// By sender, the last message that is received or in the queue.
+    queued: BTreeMap<ShardId, Seq>,
+    timers: BTreeSet<TimerId>,
+    failures: BTreeMap<Waiting, u32>,
+}
+
+struct Job {
+    work: Work,
+    attempt: Attempt,
+}
+
+/// Whether a crash may have met the job before, so that an attempt has to be logged first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    Fresh,
+    ToLog,
+    /// It may be handled once this entry is committed.
+    Logged(Index),
+}
+
+enum Work {
+    Message {
+        from: ShardId,
+        message: Message,
+    },
+    /// The message at the front of the channel from the shard to itself.
+    Local(Seq),
+    Timer(TimerId),
+    Step {
+        id: TaskId,
+        step: u64,
+        outcome: StepOutcome,
+    },
+    /// Begin a task's step again after a start.
+    Resume(TaskId),
+}
+
+impl Jobs {
+    pub(super) fn new(state: &State) -> Self {
+        Self { queued: state.received().clone(), ..Self::default() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Queues what the state holds when an epoch becomes active: a crash may have met each of it before.
+    pub(super) fn start(&mut self, state: &State, now: Time) {
+        let again = |work| Job { work, attempt: Attempt::ToLog };
+        let from = state.shard();
+        if let Some(outbox) = state.outboxes().get(&from) {
+            for message in &outbox.messages {
+                self.queued.insert(from, message.seq);
+                self.queue.push_back(again(Work::Local(message.seq)));
+            }
+        }
+        for &(_, id) in state.timers().iter().take_while(|(at, _)| *at <= now) {
+            self.timers.insert(id);
+            self.queue.push_back(again(Work::Timer(id)));
+        }
+        for &id in state.tasks() {
+            self.queue.push_back(again(Work::Resume(id)));
+        }
+    }
+
+    /// A shard's messages to itself wait for nothing: one log holds both ends.
+    pub(super) fn note_local(&mut self, entry: &Entry, shard: ShardId) {
+        for _ in entry.sends.iter().filter(|send| send.to == shard) {
+            let seq = self.queued.entry(shard).or_default();
+            *seq = seq.next();
+            self.queue.push_back(Job { work: Work::Local(*seq), attempt: Attempt::Fresh });
+        }
+    }
+
+    pub(super) fn push_step(&mut self, id: TaskId, step: u64, outcome: StepOutcome) {
+        self.queue.push_back(Job { work: Work::Step { id, step, outcome }, attempt: Attempt::Fresh });
+    }
+
+    pub(super) fn push_due_timers(&mut self, state: &State, now: Time) {
+        for &(_, id) in state.timers().iter().take_while(|(at, _)| *at <= now).take(RUN_BATCH) {
+            if self.timers.insert(id) {
+                self.queue.push_back(Job { work: Work::Timer(id), attempt: Attempt::Fresh });
+            }
+        }
+    }
+
+    pub(super) fn next_timer(&self, state: &State) -> Option<Time> {
+        state.timers().iter().find(|(_, id)| !self.timers.contains(id)).map(|(at, _)| *at)
+    }
+}
+
+impl Shard {
+    pub(super) fn handle_deliver(&mut self, from: ShardId, messages: Vec<Message>, again: bool) {
+        for message in messages {
+            let queued = self.jobs.queued.entry(from).or_default();
+            if message.seq == queued.next() {
+                *queued = message.seq;
+                let attempt = if again { Attempt::ToLog } else { Attempt::Fresh };
+                self.jobs.queue.push_back(Job { work: Work::Message { from, message }, attempt });
+            } else if message.seq <= *queued {
+                self.release.ack_again(from, self.now, &self.settings);
+            }
+            // A message after a gap is dropped: its sender sends again what is not acknowledged.
+        }
+    }
+
+    pub(super) fn job_is_ready(&self) -> bool {
+        !self.blocked()
+            && self.jobs.queue.front().is_some_and(|job| match job.attempt {
+                Attempt::Logged(index) => index <= self.commit(),
+                _ => true,
+            })
+    }
+
+    /// Handles what waits, in its order, as far as it may be handled now.
+    pub(super) fn run_jobs(&mut self, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
+        if !self.is_active() {
+            return;
+        }
+        for _ in 0..RUN_BATCH {
+            if !self.job_is_ready() {
+                return;
+            }
+            if self.jobs.queue[0].attempt == Attempt::ToLog {
+                self.log_attempts(out);
+                continue;
+            }
+            let job = self.jobs.queue.pop_front().expect("ready means that there is one");
+            match job.work {
+                Work::Message { from, message } => self.run_message(from, &message, handler, out),
+                Work::Local(seq) => self.run_local(seq, handler, out),
+                Work::Timer(id) => self.run_timer(id, handler, out),
+                Work::Step { id, step, outcome } => self.run_step(id, step, outcome, handler, out),
+                Work::Resume(id) => {
+                    if let Some(task) = self.state.record(&RecordKey::task(id)) {
+                        out.push(Effect::RunTask { id, task });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Logs that the first jobs are about to be tried again. One that was tried before is tried alone, so that only
+    /// what a crash really met is given up.
+    fn log_attempts(&mut self, out: &mut Vec<Effect>) {
+        let mut writes = Vec::new();
+        let mut over = None;
+        let index = self.state.position().index.next();
+        for at in 0..self.jobs.queue.len().min(ATTEMPT_BATCH) {
+            let job = &self.jobs.queue[at];
+            if job.attempt != Attempt::ToLog {
+                break;
+            }
+            let Some(waiting) = self.waiting_of(&job.work) else {
+                self.jobs.queue[at].attempt = Attempt::Fresh;
+                break;
+            };
+            let key = RecordKey::attempt(&waiting);
+            let count = self.state.record::<AttemptRecord>(&key).map_or(0, |record| record.count);
+            if at > 0 && count > 0 {
+                break;
+            }
+            if count >= self.settings.attempts_max {
+                over = Some(waiting);
+                break;
+            }
+            writes.push(Write { key, value: Some(encode_value(&AttemptRecord { count: count + 1 })) });
+            self.jobs.queue[at].attempt = Attempt::Logged(index);
+            if count > 0 {
+                break;
+            }
+        }
+        if let Some(waiting) = over {
+            let job = self.jobs.queue.pop_front().expect("only the first job can be over");
+            let reason =
+                format!("the process ended {} times while it was handled", self.settings.attempts_max);
+            self.bury_job(waiting, &job.work, reason, out);
+        } else if !writes.is_empty() {
+            self.append(Cause::Attempt, Key::none(), writes, Vec::new(), None, out);
+        }
+    }
+
+    fn waiting_of(&self, work: &Work) -> Option<Waiting> {
+        match work {
+            Work::Message { from, message } => Some(Waiting::Message { from: *from, seq: message.seq }),
+            Work::Local(seq) => Some(Waiting::Message { from: self.state.shard(), seq: *seq }),
+            Work::Timer(id) => Some(Waiting::Timer { id: *id }),
+            Work::Step { id, step, .. } => Some(Waiting::Task { id: *id, step: *step }),
+            Work::Resume(id) => {
+                let task: TaskRecord = self.state.record(&RecordKey::task(*id))?;
+                Some(Waiting::Task { id: *id, step: task.step })
+            }
+        }
+    }
+
+    fn bury_job(&mut self, waiting: Waiting, work: &Work, reason: String, out: &mut Vec<Effect>) {
+        self.jobs.failures.remove(&waiting);
+        match work {
+            Work::Message { message, .. } => {
+                self.bury(waiting, &message.process, &message.sender, &message.payload, reason, out);
+            }
+            Work::Local(seq) => {
+                if let Some(message) = self.local_message(*seq) {
+                    self.bury(waiting, &message.process, &message.sender, &message.payload, reason, out);
+                }
+            }
+            Work::Timer(id) => {
+                self.jobs.timers.remove(id);
+                if let Some(timer) = self.state.record::<TimerRecord>(&RecordKey::timer(*id)) {
+                    self.bury(waiting, &timer.process, &timer.process, &timer.payload, reason, out);
+                }
+            }
+            Work::Step { id, .. } | Work::Resume(id) => {
+                if let Some(task) = self.state.record::<TaskRecord>(&RecordKey::task(*id)) {
+                    self.bury(waiting, &task.process, &task.process, &task.state, reason, out);
+                }
+            }
+        }
+    }
+
+    fn local_message(&self, seq: Seq) -> Option<Message> {
+        let outbox = self.state.outboxes().get(&self.state.shard())?;
+        outbox.messages.front().filter(|first| first.seq == seq).cloned()
+    }
+
+    fn run_local(&mut self, seq: Seq, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
+        if let Some(message) = self.local_message(seq) {
+            self.run_message(self.state.shard(), &message, handler, out);
+        }
+    }
+
+    fn run_message(
+        &mut self,
+        from: ShardId,
+        message: &Message,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) {
+        // The marker comes first, so that no cut holds a receive without its send.
+        self.mark(message.colour, out);
+        let Some(service) = self.topology.service_of(from) else { return };
+        let waiting = Waiting::Message { from, seq: message.seq };
+        let caller = Caller::Process { service, key: &message.sender };
+        let work = |_: &Self| Work::Message { from, message: message.clone() };
+        self.run(waiting, &message.process, caller, &message.payload, Vec::new(), work, handler, out);
+    }
+
+    fn run_timer(&mut self, id: TimerId, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
+        self.jobs.timers.remove(&id);
+        // It may have been cancelled while it waited.
+        let Some(timer) = self.state.record::<TimerRecord>(&RecordKey::timer(id)) else { return };
+        let caller = Caller::Timer { id };
+        let work = |_: &Self| Work::Timer(id);
+        self.run(
+            Waiting::Timer { id },
+            &timer.process,
+            caller,
+            &timer.payload,
+            Vec::new(),
+            work,
+            handler,
+            out,
+        );
+    }
+
+    fn run_step(
+        &mut self,
+        id: TaskId,
+        step: u64,
+        outcome: StepOutcome,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) {
+        let key = RecordKey::task(id);
+        let Some(task) = self.state.record::<TaskRecord>(&key).filter(|task| task.step == step) else {
+            return;
+        };
+        let waiting = Waiting::Task { id, step };
+        match outcome {
+            StepOutcome::Continue { state, progress } => {
+                let process = task.process.clone();
+                let next = TaskRecord { step: step + 1, state, progress, ..task };
+                let writes = vec![Write { key, value: Some(encode_value(&next)) }];
+                self.jobs.failures.remove(&waiting);
+                self.append(Cause::Task { id, step }, process, writes, Vec::new(), None, out);
+            }
+            StepOutcome::Done(result) => {
+                let kept = vec![Write { key, value: None }];
+                let caller = Caller::Task { id };
+                let again = result.clone();
+                let work = |_: &Self| Work::Step { id, step, outcome: StepOutcome::Done(again) };
+                self.run(waiting, &task.process, caller, &result, kept, work, handler, out);
+            }
+            StepOutcome::Failed(reason) => {
+                if self.fails(waiting) {
+                    self.bury_job(waiting, &Work::Resume(id), reason, out);
+                } else {
+                    out.push(Effect::RunTask { id, task });
+                }
+            }
+        }
+    }
+
+    /// Handles a waiting cause: it ends with an entry, or is tried again, or is given up.
+    fn run(
+        &mut self,
+        waiting: Waiting,
+        process: &Key,
+        caller: Caller<'_>,
+        payload: &Blob,
+        kept: Vec<Write>,
+        work: impl FnOnce(&Self) -> Work,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) {
+        let cause = match waiting {
+            Waiting::Message { from, seq } => Cause::Message { from, seq },
+            Waiting::Timer { id } => Cause::Timer { id },
+            Waiting::Task { id, step } => Cause::Task { id, step },
+        };
+        loop {
+            match self.execute(cause.clone(), process, caller, payload, kept.clone(), handler, out) {
+                Ok(_) => {
+                    if !self.jobs.failures.is_empty() {
+                        self.jobs.failures.remove(&waiting);
+                    }
+                    return;
+                }
+                Err(Failure::Panicked(_)) if !self.fails(waiting) => {}
+                Err(Failure::Panicked(why)) => {
+                    let reason = format!("the handler panicked: {why}");
+                    return self.bury_job(waiting, &work(self), reason, out);
+                }
+                Err(Failure::Refused(misuse)) => {
+                    return self.bury_job(waiting, &work(self), misuse.to_string(), out);
+                }
+            }
+        }
+    }
+
+    /// Counts a failure of a waiting cause; true if it was the last one allowed.
+    fn fails(&mut self, waiting: Waiting) -> bool {
+        let failures = self.jobs.failures.entry(waiting).or_default();
+        *failures += 1;
+        *failures >= self.settings.attempts_max
+    }
+}

@@ -1,0 +1,398 @@
+//! A shard at its primary: it runs the handlers, makes their effects entries, and lets nothing leave too early.
+//!
+//! Everything that leaves waits in the release queue until the entry that it came from is committed. Work that can't be
+//! done yet (the epoch is not active, the log is full, an attempt has to be logged first) waits in the job queue.
+
+mod io;
+mod jobs;
+mod release;
+mod requests;
+mod settings;
+
+pub use io::{Answer, Effect, Identity, Input, Query, Refusal, Request, StepOutcome};
+pub use settings::Settings;
+
+use crate::entry::{Cause, Entry, Reply, Send, Trim, Write};
+use crate::handler::{Call, Caller, Handler, Misuse, Outcome, Txn};
+use crate::ids::{Blob, Colour, Epoch, Index, Key, Seq, ServiceId, ShardId, Time};
+use crate::record::{RecordKey, encode_value};
+use crate::replica::{EpochConfig, Replica};
+use crate::state::State;
+use crate::topology::Topology;
+use jobs::Jobs;
+use release::Release;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A shard at its primary.
+pub struct Shard {
+    state: State,
+    service: ServiceId,
+    topology: Arc<Topology>,
+    settings: Settings,
+    replica: Option<Replica>,
+    /// The shard's time, and by how much it is ahead of the shell's.
+    now: Time,
+    skew: u64,
+    full: bool,
+    release: Release,
+    jobs: Jobs,
+    trims: BTreeMap<ShardId, Seq>,
+    trim_at: Option<Time>,
+    all_next: bool,
+}
+
+/// A rule of the design that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invariant {invariant} is violated at shard {shard}: {what}")]
+pub struct Violation {
+    /// Its number in the design.
+    pub invariant: u8,
+    /// Where.
+    pub shard: ShardId,
+    /// What was found.
+    pub what: String,
+}
+
+impl Shard {
+    /// How far a request's number may be over what its client confirmed.
+    pub const SESSION_WINDOW: u64 = 65_536;
+    /// Most bytes of an idempotency key.
+    pub const IDEMPOTENCY_KEY_MAX: usize = 256;
+    /// Most bytes of a principal's name.
+    pub const PRINCIPAL_MAX: usize = 256;
+    /// Sessions and idempotency keys that one entry forgets at most.
+    const EXPIRE_BATCH: usize = 256;
+
+    /// A shard with what its log says, before it leads an epoch.
+    ///
+    /// # Panics
+    /// If the topology has no such shard.
+    #[must_use]
+    pub fn new(state: State, topology: Arc<Topology>, settings: Settings) -> Self {
+        let service = topology.service_of(state.shard()).expect("a shard is made for its topology");
+        let now = state.position().time;
+        let jobs = Jobs::new(&state);
+        Self {
+            state,
+            service,
+            topology,
+            settings,
+            replica: None,
+            now,
+            skew: 0,
+            full: false,
+            release: Release::default(),
+            jobs,
+            trims: BTreeMap::new(),
+            trim_at: None,
+            all_next: false,
+        }
+    }
+
+    /// Handles one input. `now` is the shell's clock, which must not go back within one process life; effects are
+    /// appended to `out` in the order in which they have to be performed.
+    pub fn handle(&mut self, now: Time, input: Input, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
+        self.now = self.now.max(now.plus_micros(self.skew));
+        match input {
+            Input::Start(config) => self.handle_start(now, config, out),
+            Input::Stored { member, epoch, upto } => {
+                let upto = upto.min(self.state.position().index);
+                let Some(replica) = self.replica.as_mut().filter(|r| r.config().epoch == epoch) else {
+                    return;
+                };
+                let was_active = replica.is_active();
+                if replica.handle_stored(member, upto) {
+                    let commit = replica.commit();
+                    if !was_active {
+                        self.handle_active(epoch, out);
+                    }
+                    self.release.commit(commit, &self.state, self.now, &self.settings, out);
+                    self.run_jobs(handler, out);
+                }
+            }
+            Input::OpenSession { token, session, principal } => {
+                self.handle_open_session(token, session, &principal, out);
+            }
+            Input::Request(request) => self.handle_request(request, handler, out),
+            Input::Query(query) => self.handle_query(&query, handler, out),
+            Input::Deliver { from, messages, again } => {
+                self.handle_deliver(from, messages, again);
+                self.run_jobs(handler, out);
+            }
+            Input::Ack { from, upto, colour } => self.handle_ack(from, upto, colour, out),
+            Input::Colour(colour) => self.mark(colour, out),
+            Input::TaskStep { id, step, outcome } => {
+                self.jobs.push_step(id, step, outcome);
+                self.run_jobs(handler, out);
+            }
+            Input::Full(full) => {
+                self.full = full;
+                self.run_jobs(handler, out);
+            }
+            Input::Tick => self.handle_tick(handler, out),
+        }
+    }
+
+    /// When the shard wants [`Input::Tick`], on the shell's clock; in the past means at once.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        if !self.is_active() {
+            return None;
+        }
+        let timer = (!self.blocked()).then(|| self.jobs.next_timer(&self.state)).flatten();
+        let expiry = (!self.full).then(|| self.state.expiries().first().map(|(at, _)| *at)).flatten();
+        let trim = self.trim_at.filter(|_| !self.full);
+        let ready = self.job_is_ready().then_some(self.now);
+        let first = [timer, expiry, trim, ready, self.release.deadline()].into_iter().flatten().min()?;
+        Some(Time(first.0.saturating_sub(self.skew)))
+    }
+
+    /// Appends up to `records` more records of the running snapshot to `out`; true once it is complete.
+    pub fn drain_snapshot(&mut self, records: usize, out: &mut Vec<u8>) -> bool {
+        self.state.records_mut().drain_snapshot(records, out)
+    }
+
+    /// The next part holds every record: what the last ones held can't be built on, for a checkpoint failed.
+    pub fn force_full_snapshot(&mut self) {
+        self.all_next = true;
+    }
+
+    /// What the shard knows, uncommitted entries included.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The commit index; 0 until the epoch is active.
+    #[must_use]
+    pub fn commit(&self) -> Index {
+        self.replica.as_ref().map_or(Index(0), Replica::commit)
+    }
+
+    /// Whether the shard serves.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.replica.as_ref().is_some_and(Replica::is_active)
+    }
+
+    /// The work that waits: messages received but not handled, and the like.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Checks what must hold between two inputs.
+    ///
+    /// # Errors
+    /// The first rule that does not hold.
+    pub fn check(&self) -> Result<(), Violation> {
+        let shard = self.state.shard();
+        let violation = |invariant, what| Err(Violation { invariant, shard, what });
+        let index = self.state.position().index;
+        if self.commit() > index {
+            return violation(2, format!("commit {} is over the last entry {index}", self.commit()));
+        }
+        if let Err(what) = self.release.check(self.commit()) {
+            return violation(5, what);
+        }
+        for (to, outbox) in self.state.outboxes() {
+            let mut expected = outbox.next.0 - outbox.messages.len() as u64;
+            for message in &outbox.messages {
+                if message.seq.0 != expected {
+                    return violation(
+                        8,
+                        format!("message {} to shard {to} where {expected} should be", message.seq),
+                    );
+                }
+                expected += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_start(&mut self, now: Time, config: EpochConfig, out: &mut Vec<Effect>) {
+        // A primary leads for one process life, and a start of an older epoch is an old frame.
+        if self.replica.is_some() || config.epoch <= self.state.position().epoch {
+            return;
+        }
+        self.skew = self.state.position().time.0.saturating_sub(now.0);
+        self.now = now.plus_micros(self.skew);
+        self.replica = Some(Replica::new(config, self.state.position().index.next()));
+        self.append(Cause::Start, Key::none(), Vec::new(), Vec::new(), None, out);
+    }
+
+    /// The start entry is committed, and with it all before it: what waits in the system sets out again.
+    fn handle_active(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
+        out.push(Effect::Active(epoch));
+        self.release.resend_all(&self.state, self.now, &self.settings, out);
+        self.jobs.start(&self.state, self.now);
+    }
+
+    fn handle_ack(&mut self, from: ShardId, upto: Seq, colour: Colour, out: &mut Vec<Effect>) {
+        if !self.is_active() {
+            return;
+        }
+        // Else a cut could hold the trim, but not the reception that it stands for.
+        self.mark(colour, out);
+        let Some(outbox) = self.state.outboxes().get(&from) else { return };
+        let news = outbox.messages.front().is_some_and(|first| first.seq <= upto) && upto < outbox.next;
+        if news {
+            let trim = self.trims.entry(from).or_default();
+            *trim = upto.max(*trim);
+            self.trim_at.get_or_insert(self.now.plus_millis(self.settings.ack_delay));
+            self.release.progress(from, self.now);
+        }
+    }
+
+    fn handle_tick(&mut self, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
+        if !self.is_active() {
+            return;
+        }
+        if !self.full {
+            if self.trim_at.is_some_and(|at| at <= self.now) {
+                self.trim_at = None;
+                let trims: Vec<Trim> =
+                    std::mem::take(&mut self.trims).into_iter().map(|(to, upto)| Trim { to, upto }).collect();
+                self.append(Cause::Ack { trims }, Key::none(), Vec::new(), Vec::new(), None, out);
+            }
+            self.expire(out);
+        }
+        self.release.tick(&self.state, self.now, &self.settings, out);
+        self.jobs.push_due_timers(&self.state, self.now);
+        self.run_jobs(handler, out);
+    }
+
+    fn expire(&mut self, out: &mut Vec<Effect>) {
+        let over =
+            self.state.expiries().iter().take_while(|(at, _)| *at <= self.now).take(Self::EXPIRE_BATCH);
+        let mut writes = Vec::new();
+        for (_, key) in over {
+            if let Some(id) = key.session_id()
+                && let Some(session) = self.state.session(id)
+            {
+                for number in session.confirmed.0 + 1..=session.highest.0 {
+                    let reply = RecordKey::reply(id, crate::ids::RequestNumber(number));
+                    if self.state.records().get(reply.as_bytes()).is_some() {
+                        writes.push(Write { key: reply, value: None });
+                    }
+                }
+            }
+            writes.push(Write { key: key.clone(), value: None });
+        }
+        if !writes.is_empty() {
+            self.append(Cause::Expire, Key::none(), writes, Vec::new(), None, out);
+        }
+    }
+
+    /// Takes the shard's part of checkpoint `colour`, unless it is taken already.
+    fn mark(&mut self, colour: Colour, out: &mut Vec<Effect>) {
+        if colour <= self.state.position().colour || !self.is_active() {
+            return;
+        }
+        let index = self.append(Cause::Marker { colour }, Key::none(), Vec::new(), Vec::new(), None, out);
+        // A snapshot that still runs belongs to a checkpoint that was given up: the chain of parts ends there.
+        let all = std::mem::take(&mut self.all_next) || self.state.records().snapshot_runs();
+        self.state.records_mut().begin_snapshot(all);
+        out.push(Effect::Marked { header: Box::new(self.state.header()), all });
+        self.release.hold_marker(index, colour);
+    }
+
+    /// Runs the handler for one cause and appends its entry. `kept` is written even if the handler returns an error.
+    fn execute(
+        &mut self,
+        cause: Cause,
+        process: &Key,
+        caller: Caller<'_>,
+        payload: &[u8],
+        kept: Vec<Write>,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) -> Result<(Index, Reply), Failure> {
+        let place = self.state.position().index.next();
+        let epoch = self.epoch();
+        let mut txn = Txn::new(&self.state, &self.topology, process, place);
+        let call = Call {
+            service: self.service,
+            key: process,
+            caller,
+            payload,
+            time: self.now,
+            place: (epoch, place),
+        };
+        let reply = match handler.handle(&call, &mut txn) {
+            Outcome::Replied(reply) => reply,
+            Outcome::Refused(misuse) => return Err(Failure::Refused(misuse)),
+            Outcome::Panicked(why) => return Err(Failure::Panicked(why)),
+        };
+        let (mut writes, sends) = match &reply {
+            Reply::Ok(_) => txn.into_effects(),
+            Reply::Err(_) => Default::default(),
+        };
+        writes.extend(kept);
+        // Nobody waits for the reply to a cause that waited in the system.
+        let answer = cause.waiting().is_none().then(|| reply.clone());
+        let index = self.append(cause, process.clone(), writes, sends, answer, out);
+        Ok((index, reply))
+    }
+
+    /// Makes an entry, gives it to the log, folds it into the state and notes what may leave once it is committed.
+    fn append(
+        &mut self,
+        cause: Cause,
+        process: Key,
+        writes: Vec<Write>,
+        sends: Vec<Send>,
+        reply: Option<Reply>,
+        out: &mut Vec<Effect>,
+    ) -> Index {
+        let index = self.state.position().index.next();
+        let epoch = self.epoch();
+        let entry = Entry { index, epoch, time: self.now, cause, process, writes, sends, reply };
+        let mut bytes = Vec::with_capacity(192);
+        entry.encode_into(&mut bytes);
+        out.push(Effect::Append { epoch, index, bytes });
+        self.release.hold(&entry, self.state.shard());
+        self.jobs.note_local(&entry, self.state.shard());
+        self.state.apply(entry).expect("an entry that the shard made follows from its state");
+        index
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.replica.as_ref().expect("entries are made by the primary of an epoch").config().epoch
+    }
+
+    /// Whether nothing new may be handled now, for want of room or because the log is behind.
+    fn blocked(&self) -> bool {
+        self.full || self.state.position().index.0 - self.commit().0 >= self.settings.uncommitted_max
+    }
+
+    /// Gives a waiting cause up.
+    fn bury(
+        &mut self,
+        cause: crate::record::Waiting,
+        process: &Key,
+        sender: &Key,
+        payload: &Blob,
+        reason: String,
+        out: &mut Vec<Effect>,
+    ) {
+        let letter = crate::record::DeadLetter {
+            cause,
+            process: process.clone(),
+            payload: payload.clone(),
+            sender: sender.clone(),
+            reason,
+            time: self.now,
+        };
+        let key = RecordKey::dead_letter(self.state.position().index.next());
+        let writes = vec![Write { key, value: Some(encode_value(&letter)) }];
+        self.append(Cause::DeadLetter { cause }, process.clone(), writes, Vec::new(), None, out);
+    }
+}
+
+/// Why a handler made no entry.
+enum Failure {
+    Refused(Misuse),
+    Panicked(String),
+}

@@ -1,0 +1,169 @@
+//! Clients: sessions, requests and their retries, queries.
+
+use super::{Answer, Effect, Failure, Identity, Query, Refusal, Request, Shard};
+use crate::entry::{Cause, Reply};
+use crate::handler::{Call, Caller, Handler, Outcome, View};
+use crate::ids::{Blob, Index, Key, SessionId};
+use crate::record::{IdempotencyRecord, RecordKey};
+
+impl Shard {
+    /// When an overloaded shard's client should come back, in milliseconds.
+    const RETRY_AFTER_MS: u64 = 50;
+
+    pub(super) fn handle_open_session(
+        &mut self,
+        token: u64,
+        session: SessionId,
+        principal: &str,
+        out: &mut Vec<Effect>,
+    ) {
+        let opened = self.admit(principal).map(|()| {
+            let index = self.state.position().index;
+            if self.state.session(session).is_some() {
+                return (index, Reply::Ok(Blob::empty()));
+            }
+            let ttl = self.settings.session_ttl * 1000;
+            let cause = Cause::OpenSession { session, principal: principal.to_owned(), ttl };
+            let index = self.append(cause, Key::none(), Vec::new(), Vec::new(), None, out);
+            (index, Reply::Ok(Blob::empty()))
+        });
+        self.answer(token, opened, out);
+    }
+
+    pub(super) fn handle_request(
+        &mut self,
+        request: Request,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) {
+        let token = request.token;
+        let result = self.request(&request, handler, out);
+        self.answer(token, result, out);
+    }
+
+    fn request(
+        &mut self,
+        request: &Request,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) -> Result<(Index, Reply), Refusal> {
+        if !self.is_active() {
+            return Err(Refusal::NotReady);
+        }
+        if let Some(reply) = self.known_reply(request)? {
+            return Ok((self.state.position().index, reply));
+        }
+        self.admit(&request.principal)?;
+        // The client has seen that checkpoint's future.
+        self.mark(request.colour, out);
+        let cause = match &request.identity {
+            Identity::Session { session, number, confirmed } => Cause::Request {
+                session: *session,
+                number: *number,
+                confirmed: *confirmed,
+                ttl: self.settings.session_ttl * 1000,
+            },
+            Identity::Idempotency { key, body_hash } => Cause::Idempotent {
+                principal: request.principal.to_string(),
+                key: key.clone(),
+                body_hash: *body_hash,
+                expires: self.now.plus_millis(self.settings.idempotency_ttl),
+            },
+            Identity::None => Cause::Anonymous,
+        };
+        let caller = Caller::Client { principal: &request.principal };
+        self.execute(cause, &request.process, caller, &request.payload, Vec::new(), handler, out).map_err(
+            |failure| match failure {
+                Failure::Refused(misuse) => Refusal::Misuse(misuse),
+                Failure::Panicked(why) => Refusal::Panicked(why),
+            },
+        )
+    }
+
+    /// The reply to a request that was handled before.
+    fn known_reply(&self, request: &Request) -> Result<Option<Reply>, Refusal> {
+        match &request.identity {
+            Identity::None => Ok(None),
+            Identity::Session { session, number, confirmed } => {
+                let open = self.state.session(*session).ok_or(Refusal::UnknownSession(*session))?;
+                if *number <= open.confirmed {
+                    return Err(Refusal::Confirmed(*number));
+                }
+                let base = open.confirmed.max(*confirmed);
+                if confirmed >= number || number.0 - open.confirmed.0 > Self::SESSION_WINDOW {
+                    let window = Self::SESSION_WINDOW;
+                    return Err(Refusal::Window { number: *number, confirmed: base, window });
+                }
+                Ok(self.state.record(&RecordKey::reply(*session, *number)))
+            }
+            Identity::Idempotency { key, body_hash } => {
+                check_len("an idempotency key", key.len(), Self::IDEMPOTENCY_KEY_MAX)?;
+                check_len("a principal", request.principal.len(), Self::PRINCIPAL_MAX)?;
+                let key = RecordKey::idempotency(&request.process, &request.principal, key);
+                let Some(known) = self.state.record::<IdempotencyRecord>(&key) else { return Ok(None) };
+                if known.body_hash != *body_hash {
+                    return Err(Refusal::IdempotencyConflict);
+                }
+                Ok(Some(known.reply))
+            }
+        }
+    }
+
+    /// Admission control stands here, at the edge: internal messages never wait for room.
+    fn admit(&self, principal: &str) -> Result<(), Refusal> {
+        if !self.is_active() {
+            return Err(Refusal::NotReady);
+        }
+        if self.full {
+            return Err(Refusal::Full);
+        }
+        if self.blocked() || self.state.outbox_bytes() > self.settings.outbox_bytes_max {
+            return Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS });
+        }
+        check_len("a principal", principal.len(), Self::PRINCIPAL_MAX)
+    }
+
+    pub(super) fn handle_query(&mut self, query: &Query, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
+        let result = self.query(query, handler);
+        self.answer(query.token, result, out);
+    }
+
+    fn query(&self, query: &Query, handler: &mut dyn Handler) -> Result<(Index, Reply), Refusal> {
+        if !self.is_active() {
+            return Err(Refusal::NotReady);
+        }
+        let index = self.state.position().index;
+        let call = Call {
+            service: self.service,
+            key: &query.process,
+            caller: Caller::Client { principal: &query.principal },
+            payload: &query.payload,
+            time: self.now,
+            place: (self.epoch(), index),
+        };
+        match handler.query(&call, View::new(&self.state, &query.process)) {
+            Outcome::Replied(reply) => Ok((index, reply)),
+            Outcome::Refused(misuse) => Err(Refusal::Misuse(misuse)),
+            Outcome::Panicked(why) => Err(Refusal::Panicked(why)),
+        }
+    }
+
+    /// Answers once all that the answer has seen is committed. A refusal has seen nothing.
+    fn answer(&mut self, token: u64, result: Result<(Index, Reply), Refusal>, out: &mut Vec<Effect>) {
+        let position = self.state.position();
+        let (index, result) = match result {
+            Ok((index, reply)) => (index, Ok(reply)),
+            Err(refusal) => (Index(0), Err(refusal)),
+        };
+        let answer = Answer { token, epoch: position.epoch, index, colour: position.colour, result };
+        if index <= self.commit() {
+            out.push(Effect::Answer(answer));
+        } else {
+            self.release.hold_answer(answer);
+        }
+    }
+}
+
+fn check_len(what: &'static str, len: usize, max: usize) -> Result<(), Refusal> {
+    if len > max { Err(Refusal::TooLong { what, len, max }) } else { Ok(()) }
+}

@@ -1,0 +1,34 @@
+//! What an operator may set for the shards of a service.
+
+/// Limits and times of a shard. All times are in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a session lives without a request: 1 h by default.
+    pub session_ttl: u64,
+    /// How long the reply to an idempotency key is kept: 24 h by default.
+    pub idempotency_ttl: u64,
+    /// How often a waiting cause is tried before it becomes a dead letter: 3 by default, at least 1.
+    pub attempts_max: u32,
+    /// Bytes of undelivered messages from which on clients are told to come back later: 64 MiB by default.
+    pub outbox_bytes_max: usize,
+    /// Entries that may wait to be committed before the shard takes no new work: 65,536 by default.
+    pub uncommitted_max: u64,
+    /// How long acknowledgements and trims are gathered before they leave: 10 by default.
+    pub ack_delay: u64,
+    /// How long a channel may go without progress before its messages are sent again: 2,000 by default.
+    pub resend_after: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            session_ttl: 60 * 60 * 1000,
+            idempotency_ttl: 24 * 60 * 60 * 1000,
+            attempts_max: 3,
+            outbox_bytes_max: 64 << 20,
+            uncommitted_max: 65_536,
+            ack_delay: 10,
+            resend_after: 2_000,
+        }
+    }
+}

@@ -1,0 +1,606 @@
+//! A shard's state: the fold of its entries. No user code, no clock, no decision: `state' = apply(state, entry)`.
+
+use crate::entry::{Cause, Entry, Reply, Trim, Write};
+use crate::ids::{
+    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, SessionId, ShardId, TaskId, Time, TimerId,
+};
+use crate::record::{
+    AttemptRecord, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord, Waiting,
+    decode_value, encode_value,
+};
+use crate::records::Records;
+use minicbor::{Decode, Encode};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Everything that a shard knows.
+pub struct State {
+    shard: ShardId,
+    position: Position,
+    records: Records,
+    outboxes: BTreeMap<ShardId, Outbox>,
+    received: BTreeMap<ShardId, Seq>,
+    outbox_bytes: usize,
+    // What follows is derived from the records, so that nothing needs a scan.
+    sessions: BTreeMap<SessionId, OpenSession>,
+    timers: BTreeSet<(Time, TimerId)>,
+    expiries: BTreeSet<(Time, RecordKey)>,
+    tasks: BTreeSet<TaskId>,
+    attempts: usize,
+    dead_letters: usize,
+}
+
+/// How far a shard's state has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Position {
+    /// The last applied entry.
+    #[n(0)]
+    pub index: Index,
+    /// The epoch of that entry.
+    #[n(1)]
+    pub epoch: Epoch,
+    /// The shard's time; it never falls.
+    #[n(2)]
+    pub time: Time,
+    /// The colour of the last marker.
+    #[n(3)]
+    pub colour: Colour,
+}
+
+/// A session as the shard keeps it at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenSession {
+    /// The client holds the replies up to this number.
+    pub confirmed: RequestNumber,
+    /// The greatest number that was handled.
+    pub highest: RequestNumber,
+    /// When the session ends unless it is used.
+    pub expires: Time,
+}
+
+/// The sending end of a channel.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Outbox {
+    /// The number of the next message.
+    #[n(0)]
+    pub next: Seq,
+    /// What the receiver has not acknowledged, in order.
+    #[n(1)]
+    pub messages: VecDeque<Message>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self { next: Seq(1), messages: VecDeque::new() }
+    }
+}
+
+/// A message on its way from one shard to another. A resend changes nothing in it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Message {
+    /// Its place in the channel.
+    #[n(0)]
+    pub seq: Seq,
+    /// The epoch of the entry that sent it.
+    #[n(1)]
+    pub epoch: Epoch,
+    /// The index of the entry that sent it.
+    #[n(2)]
+    pub index: Index,
+    /// The sender's colour then.
+    #[n(3)]
+    pub colour: Colour,
+    /// The process that sent it.
+    #[n(4)]
+    pub sender: Key,
+    /// The process that it is for.
+    #[n(5)]
+    pub process: Key,
+    /// What it says.
+    #[n(6)]
+    pub payload: Blob,
+}
+
+/// What a part of a checkpoint holds beside the records.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Header {
+    /// The shard.
+    #[n(0)]
+    pub shard: ShardId,
+    /// Where its marker stands.
+    #[n(1)]
+    pub position: Position,
+    /// The sending ends of its channels.
+    #[n(2)]
+    pub outboxes: BTreeMap<ShardId, Outbox>,
+    /// The receiving ends: the last message received, by sender.
+    #[n(3)]
+    pub received: BTreeMap<ShardId, Seq>,
+    /// The number of records.
+    #[n(4)]
+    pub records: u64,
+    /// The sum of their hashes, big endian.
+    #[n(5)]
+    #[cbor(with = "minicbor::bytes")]
+    pub records_hash: [u8; 16],
+}
+
+impl Header {
+    /// The state hash: equal states give equal hashes.
+    #[must_use]
+    pub fn hash(&self) -> u128 {
+        xxh3_128(&minicbor::to_vec(self).expect("writing to a Vec never fails"))
+    }
+}
+
+/// An entry that does not follow from the state it should be applied to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// The index is not the next one.
+    #[error("shard {shard}: entry {found} follows entry {last}; the log has a gap or a repetition")]
+    Index {
+        /// The shard.
+        shard: ShardId,
+        /// The last applied index.
+        last: Index,
+        /// The index of the refused entry.
+        found: Index,
+    },
+    /// The epoch falls.
+    #[error(
+        "shard {shard}: entry {index} is of epoch {found} after epoch {last}; the log is of two histories"
+    )]
+    Epoch {
+        /// The shard.
+        shard: ShardId,
+        /// The refused entry.
+        index: Index,
+        /// The epoch before.
+        last: Epoch,
+        /// The entry's epoch.
+        found: Epoch,
+    },
+    /// A message was received out of turn.
+    #[error("shard {shard}: entry {index} receives message {found} of shard {from} after {last}")]
+    Channel {
+        /// The receiving shard.
+        shard: ShardId,
+        /// The refused entry.
+        index: Index,
+        /// The sending shard.
+        from: ShardId,
+        /// The last received message.
+        last: Seq,
+        /// The message of the entry.
+        found: Seq,
+    },
+    /// A record's value is not of its kind.
+    #[error("shard {shard}: record {key:?} can't be read: {reason}")]
+    Record {
+        /// The shard.
+        shard: ShardId,
+        /// The record.
+        key: RecordKey,
+        /// The decoder's reason.
+        reason: String,
+    },
+    /// A marker whose colour does not grow.
+    #[error("shard {shard}: marker {found} follows colour {last}")]
+    Colour {
+        /// The shard.
+        shard: ShardId,
+        /// The colour before.
+        last: Colour,
+        /// The marker's colour.
+        found: Colour,
+    },
+}
+
+impl State {
+    /// Confirmed replies are dropped once this many are: fewer rewrites of the session's record.
+    const CONFIRM_STEP: u64 = 16;
+
+    /// A shard before its first entry.
+    #[must_use]
+    pub fn new(shard: ShardId) -> Self {
+        Self {
+            shard,
+            position: Position::default(),
+            records: Records::new(),
+            outboxes: BTreeMap::new(),
+            received: BTreeMap::new(),
+            outbox_bytes: 0,
+            sessions: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            expiries: BTreeSet::new(),
+            tasks: BTreeSet::new(),
+            attempts: 0,
+            dead_letters: 0,
+        }
+    }
+
+    /// A shard as a checkpoint's part holds it.
+    ///
+    /// # Errors
+    /// [`Misfit::Record`] if a record can't be read.
+    pub fn load(header: Header, records: Records) -> Result<Self, Misfit> {
+        let mut state = Self::new(header.shard);
+        state.position = header.position;
+        state.outbox_bytes = header.outboxes.values().flat_map(|o| &o.messages).map(Message::weight).sum();
+        state.outboxes = header.outboxes;
+        state.received = header.received;
+        for (key, value) in records.iter() {
+            if !matches!(key[0], 1 | 2) {
+                let key = RecordKey::from_bytes(key).expect("sections are decoded with their keys checked");
+                state.index_record(&key, value)?;
+            }
+        }
+        state.records = records;
+        Ok(state)
+    }
+
+    /// Folds one entry into the state.
+    ///
+    /// # Errors
+    /// [`Misfit`] if the entry does not follow; the state is then unusable.
+    pub fn apply(&mut self, entry: Entry) -> Result<(), Misfit> {
+        let (shard, index) = (self.shard, entry.index);
+        let last = self.position;
+        if index != last.index.next() {
+            return Err(Misfit::Index { shard, last: last.index, found: index });
+        }
+        if entry.epoch < last.epoch {
+            return Err(Misfit::Epoch { shard, index, last: last.epoch, found: entry.epoch });
+        }
+        self.position.index = index;
+        self.position.epoch = entry.epoch;
+        self.position.time = last.time.max(entry.time);
+        self.apply_cause(&entry)?;
+        for Write { key, value } in entry.writes {
+            self.write(&key, value)?;
+        }
+        for send in entry.sends {
+            let outbox = self.outboxes.entry(send.to).or_default();
+            let message = Message {
+                seq: outbox.next,
+                epoch: entry.epoch,
+                index,
+                colour: self.position.colour,
+                sender: entry.process.clone(),
+                process: send.process,
+                payload: send.payload,
+            };
+            self.outbox_bytes += message.weight();
+            outbox.next = outbox.next.next();
+            outbox.messages.push_back(message);
+        }
+        Ok(())
+    }
+
+    fn apply_cause(&mut self, entry: &Entry) -> Result<(), Misfit> {
+        match &entry.cause {
+            Cause::Start | Cause::Anonymous | Cause::Attempt | Cause::Expire => {}
+            Cause::OpenSession { session, principal, ttl } => {
+                let record = SessionRecord {
+                    principal: principal.clone(),
+                    expires: entry.time.plus_micros(*ttl),
+                    confirmed: RequestNumber(0),
+                };
+                self.write(&RecordKey::session(*session), Some(encode_value(&record)))?;
+            }
+            Cause::Request { session, number, confirmed, ttl } => {
+                self.apply_request(entry, *session, *number, *confirmed, *ttl)?;
+            }
+            Cause::Idempotent { principal, key, body_hash, expires } => {
+                let reply = entry.reply.clone().unwrap_or_else(|| Reply::Ok(Blob::empty()));
+                let record = IdempotencyRecord { body_hash: *body_hash, reply, expires: *expires };
+                let key = RecordKey::idempotency(&entry.process, principal, key);
+                self.write(&key, Some(encode_value(&record)))?;
+            }
+            Cause::Message { .. } | Cause::Timer { .. } | Cause::Task { .. } => {
+                let waiting = entry.cause.waiting().expect("these three wait");
+                self.consume(entry.index, waiting)?;
+            }
+            Cause::DeadLetter { cause } => {
+                self.consume(entry.index, *cause)?;
+                if let Waiting::Task { id, .. } = cause {
+                    self.write(&RecordKey::task(*id), None)?;
+                }
+            }
+            Cause::Marker { colour } => {
+                if *colour <= self.position.colour {
+                    let last = self.position.colour;
+                    return Err(Misfit::Colour { shard: self.shard, last, found: *colour });
+                }
+                self.position.colour = *colour;
+            }
+            Cause::Ack { trims } => {
+                for trim in trims {
+                    self.trim(*trim);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_request(
+        &mut self,
+        entry: &Entry,
+        id: SessionId,
+        number: RequestNumber,
+        confirmed: RequestNumber,
+        ttl: u64,
+    ) -> Result<(), Misfit> {
+        if let Some(reply) = &entry.reply {
+            self.write(&RecordKey::reply(id, number), Some(encode_value(reply)))?;
+        }
+        let Some(session) = self.sessions.get(&id).copied() else { return Ok(()) };
+        let confirms = confirmed.0 >= session.confirmed.0 + Self::CONFIRM_STEP;
+        let extends = session.expires < entry.time.plus_micros(ttl / 2);
+        if confirms || extends {
+            for number in session.confirmed.0 + 1..=confirmed.0.min(session.highest.0) {
+                self.write(&RecordKey::reply(id, RequestNumber(number)), None)?;
+            }
+            let key = RecordKey::session(id);
+            if let Some(value) = self.records.get(key.as_bytes()) {
+                let mut record: SessionRecord = self.read(&key, value)?;
+                record.confirmed = session.confirmed.max(confirmed);
+                record.expires = session.expires.max(entry.time.plus_micros(ttl));
+                self.write(&key, Some(encode_value(&record)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A waiting cause is done with: it will not be met again.
+    fn consume(&mut self, index: Index, cause: Waiting) -> Result<(), Misfit> {
+        match cause {
+            Waiting::Message { from, seq } => {
+                let last = self.received.entry(from).or_default();
+                if seq != last.next() {
+                    let (shard, last) = (self.shard, *last);
+                    return Err(Misfit::Channel { shard, index, from, last, found: seq });
+                }
+                *last = seq;
+                if from == self.shard {
+                    // One log holds both ends of this channel, so that it needs no acknowledgement.
+                    self.trim(Trim { to: from, upto: seq });
+                }
+            }
+            Waiting::Timer { id } => self.write(&RecordKey::timer(id), None)?,
+            Waiting::Task { .. } => {}
+        }
+        if self.attempts > 0 {
+            self.write(&RecordKey::attempt(&cause), None)?;
+        }
+        Ok(())
+    }
+
+    fn trim(&mut self, trim: Trim) {
+        let Some(outbox) = self.outboxes.get_mut(&trim.to) else { return };
+        while let Some(message) = outbox.messages.front()
+            && message.seq <= trim.upto
+        {
+            self.outbox_bytes -= message.weight();
+            outbox.messages.pop_front();
+        }
+    }
+
+    fn write(&mut self, key: &RecordKey, value: Option<Blob>) -> Result<(), Misfit> {
+        let plain = matches!(key.kind(), Kind::Process | Kind::Cell);
+        let old = match value {
+            Some(value) => {
+                let old = self.records.put(key.as_bytes(), value.clone());
+                if !plain {
+                    if let Some(old) = &old {
+                        self.unindex_record(key, old)?;
+                    }
+                    self.index_record(key, &value)?;
+                }
+                return Ok(());
+            }
+            None => self.records.remove(key.as_bytes()),
+        };
+        if let (false, Some(old)) = (plain, old) {
+            self.unindex_record(key, &old)?;
+        }
+        Ok(())
+    }
+
+    fn read<'b, T: Decode<'b, ()>>(&self, key: &RecordKey, value: &'b [u8]) -> Result<T, Misfit> {
+        decode_value(value).map_err(|error| Misfit::Record {
+            shard: self.shard,
+            key: key.clone(),
+            reason: error.to_string(),
+        })
+    }
+
+    fn index_record(&mut self, key: &RecordKey, value: &[u8]) -> Result<(), Misfit> {
+        match key.kind() {
+            Kind::Process | Kind::Cell => {}
+            Kind::Session => {
+                let record: SessionRecord = self.read(key, value)?;
+                let id = key.session_id().expect("a session's key holds its id");
+                self.expiries.insert((record.expires, key.clone()));
+                let session = self.sessions.entry(id).or_insert(OpenSession {
+                    confirmed: record.confirmed,
+                    highest: RequestNumber(0),
+                    expires: record.expires,
+                });
+                session.confirmed = record.confirmed;
+                session.expires = record.expires;
+                session.highest = session.highest.max(record.confirmed);
+            }
+            Kind::Reply => {
+                let id = key.session_id().expect("a reply's key holds its session");
+                let number =
+                    u64::from_be_bytes(key.as_bytes()[17..].try_into().expect("checked with the key"));
+                // While a part is loaded the reply may come before its session.
+                let session = self.sessions.entry(id).or_insert(OpenSession {
+                    confirmed: RequestNumber(0),
+                    highest: RequestNumber(0),
+                    expires: Time(0),
+                });
+                session.highest = session.highest.max(RequestNumber(number));
+            }
+            Kind::Idempotency => {
+                let record: IdempotencyRecord = self.read(key, value)?;
+                self.expiries.insert((record.expires, key.clone()));
+            }
+            Kind::Timer => {
+                let record: TimerRecord = self.read(key, value)?;
+                self.timers.insert((record.at, TimerId(key.number().expect("a timer's key is its id"))));
+            }
+            Kind::Task => {
+                let _: TaskRecord = self.read(key, value)?;
+                self.tasks.insert(TaskId(key.number().expect("a task's key is its id")));
+            }
+            Kind::DeadLetter => self.dead_letters += 1,
+            Kind::Attempt => {
+                let _: AttemptRecord = self.read(key, value)?;
+                self.attempts += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn unindex_record(&mut self, key: &RecordKey, old: &[u8]) -> Result<(), Misfit> {
+        match key.kind() {
+            Kind::Process | Kind::Cell | Kind::Reply => {}
+            Kind::Session => {
+                let record: SessionRecord = self.read(key, old)?;
+                self.expiries.remove(&(record.expires, key.clone()));
+                if self.records.get(key.as_bytes()).is_none() {
+                    self.sessions.remove(&key.session_id().expect("a session's key holds its id"));
+                }
+            }
+            Kind::Idempotency => {
+                let record: IdempotencyRecord = self.read(key, old)?;
+                self.expiries.remove(&(record.expires, key.clone()));
+            }
+            Kind::Timer => {
+                let record: TimerRecord = self.read(key, old)?;
+                self.timers.remove(&(record.at, TimerId(key.number().expect("a timer's key is its id"))));
+            }
+            Kind::Task => {
+                self.tasks.remove(&TaskId(key.number().expect("a task's key is its id")));
+            }
+            Kind::DeadLetter => self.dead_letters -= 1,
+            Kind::Attempt => self.attempts -= 1,
+        }
+        Ok(())
+    }
+
+    /// The shard whose state this is.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// How far the state has come.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The records.
+    #[must_use]
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// The records, for taking a snapshot of them; nothing else may change them but `apply`.
+    pub(crate) fn records_mut(&mut self) -> &mut Records {
+        &mut self.records
+    }
+
+    /// Reads a record of one of Stead's own kinds. A value that can't be read was refused when it was written or loaded.
+    #[must_use]
+    pub fn record<T: for<'b> Decode<'b, ()>>(&self, key: &RecordKey) -> Option<T> {
+        self.records
+            .get(key.as_bytes())
+            .map(|v| decode_value(v).expect("checked when it was written or loaded"))
+    }
+
+    /// The sending ends of the shard's channels.
+    #[must_use]
+    pub fn outboxes(&self) -> &BTreeMap<ShardId, Outbox> {
+        &self.outboxes
+    }
+
+    /// The receiving ends: the last message received, by sender.
+    #[must_use]
+    pub fn received(&self) -> &BTreeMap<ShardId, Seq> {
+        &self.received
+    }
+
+    /// Bytes that all outboxes hold, with an allowance for each message.
+    #[must_use]
+    pub fn outbox_bytes(&self) -> usize {
+        self.outbox_bytes
+    }
+
+    /// A session that is open.
+    #[must_use]
+    pub fn session(&self, id: SessionId) -> Option<OpenSession> {
+        self.sessions.get(&id).copied()
+    }
+
+    /// Timers in the order in which they fire.
+    #[must_use]
+    pub fn timers(&self) -> &BTreeSet<(Time, TimerId)> {
+        &self.timers
+    }
+
+    /// Sessions and idempotency keys in the order in which they end.
+    #[must_use]
+    pub fn expiries(&self) -> &BTreeSet<(Time, RecordKey)> {
+        &self.expiries
+    }
+
+    /// Tasks that are not finished.
+    #[must_use]
+    pub fn tasks(&self) -> &BTreeSet<TaskId> {
+        &self.tasks
+    }
+
+    /// The number of causes with logged attempts.
+    #[must_use]
+    pub fn attempts(&self) -> usize {
+        self.attempts
+    }
+
+    /// The number of dead letters.
+    #[must_use]
+    pub fn dead_letters(&self) -> usize {
+        self.dead_letters
+    }
+
+    /// What a part of a checkpoint would hold beside the records now.
+    #[must_use]
+    pub fn header(&self) -> Header {
+        Header {
+            shard: self.shard,
+            position: self.position,
+            // An outbox that is empty still counts: its next number is part of the channel.
+            outboxes: self.outboxes.clone(),
+            received: self.received.clone(),
+            records: self.records.len() as u64,
+            records_hash: self.records.hash().to_be_bytes(),
+        }
+    }
+
+    /// The state hash: equal states give equal hashes.
+    #[must_use]
+    pub fn hash(&self) -> u128 {
+        self.header().hash()
+    }
+}
+
+impl Message {
+    /// What the message counts for in the accounting of memory, in bytes.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.payload.len() + size_of::<Self>()
+    }
+}

@@ -1,0 +1,16 @@
+//! The flights application: each row of a file of real flights goes through three services, which add up what carriers,
+//! airports and aircraft did, while whoever runs it kills the process at random moments.
+//!
+//! It is what `stead demo` runs, what the chaos tools kill, and an example of an application of some size.
+
+#![forbid(unsafe_code)]
+
+pub mod code;
+pub mod reader;
+pub mod row;
+pub mod totals;
+
+pub use code::Code;
+pub use reader::{Flights, OnMalformed, ReadError};
+pub use row::{Malformed, Reason, Row};
+pub use totals::{AircraftTotals, AirportTotals, CarrierTotals, Difference, Totals};

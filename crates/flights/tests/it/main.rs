@@ -1,0 +1,3 @@
+//! Tests of the flights application.
+
+mod reading;

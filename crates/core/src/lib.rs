@@ -19,5 +19,6 @@ pub mod record;
 pub mod records;
 pub mod replica;
 pub mod shard;
+pub mod shard_map;
 pub mod state;
 pub mod topology;

@@ -9,6 +9,7 @@ use crate::record::{
     decode_value, encode_value,
 };
 use crate::records::Records;
+use crate::shard_map::ShardMap;
 use minicbor::{Decode, Encode};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use xxhash_rust::xxh3::xxh3_128;
@@ -18,8 +19,8 @@ pub struct State {
     shard: ShardId,
     position: Position,
     records: Records,
-    outboxes: BTreeMap<ShardId, Outbox>,
-    received: BTreeMap<ShardId, Seq>,
+    outboxes: ShardMap<Outbox>,
+    received: ShardMap<Seq>,
     outbox_bytes: usize,
     // What follows is derived from the records, so that nothing needs a scan.
     sessions: BTreeMap<SessionId, OpenSession>,
@@ -207,8 +208,8 @@ impl State {
             shard,
             position: Position::default(),
             records: Records::new(),
-            outboxes: BTreeMap::new(),
-            received: BTreeMap::new(),
+            outboxes: ShardMap::default(),
+            received: ShardMap::default(),
             outbox_bytes: 0,
             sessions: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -227,8 +228,8 @@ impl State {
         let mut state = Self::new(header.shard);
         state.position = header.position;
         state.outbox_bytes = header.outboxes.values().flat_map(|o| &o.messages).map(Message::weight).sum();
-        state.outboxes = header.outboxes;
-        state.received = header.received;
+        state.outboxes = header.outboxes.into_iter().collect();
+        state.received = header.received.into_iter().collect();
         for (key, value) in records.iter() {
             if !matches!(key[0], 1 | 2) {
                 let key = RecordKey::from_bytes(key).expect("sections are decoded with their keys checked");
@@ -260,7 +261,7 @@ impl State {
             self.write(&key, value)?;
         }
         for send in entry.sends {
-            let outbox = self.outboxes.entry(send.to).or_default();
+            let outbox = self.outboxes.get_or_default(send.to);
             let message = Message {
                 seq: outbox.next,
                 epoch: entry.epoch,
@@ -356,7 +357,7 @@ impl State {
     fn consume(&mut self, index: Index, cause: Waiting) -> Result<(), Misfit> {
         match cause {
             Waiting::Message { from, seq } => {
-                let last = self.received.entry(from).or_default();
+                let last = self.received.get_or_default(from);
                 if seq != last.next() {
                     let (shard, last) = (self.shard, *last);
                     return Err(Misfit::Channel { shard, index, from, last, found: seq });
@@ -377,7 +378,7 @@ impl State {
     }
 
     fn trim(&mut self, trim: Trim) {
-        let Some(outbox) = self.outboxes.get_mut(&trim.to) else { return };
+        let Some(outbox) = self.outboxes.get_mut(trim.to) else { return };
         while let Some(message) = outbox.messages.front()
             && message.seq <= trim.upto
         {
@@ -524,13 +525,13 @@ impl State {
 
     /// The sending ends of the shard's channels.
     #[must_use]
-    pub fn outboxes(&self) -> &BTreeMap<ShardId, Outbox> {
+    pub fn outboxes(&self) -> &ShardMap<Outbox> {
         &self.outboxes
     }
 
     /// The receiving ends: the last message received, by sender.
     #[must_use]
-    pub fn received(&self) -> &BTreeMap<ShardId, Seq> {
+    pub fn received(&self) -> &ShardMap<Seq> {
         &self.received
     }
 
@@ -583,8 +584,8 @@ impl State {
             shard: self.shard,
             position: self.position,
             // An outbox that is empty still counts: its next number is part of the channel.
-            outboxes: self.outboxes.clone(),
-            received: self.received.clone(),
+            outboxes: self.outboxes.iter().map(|(to, outbox)| (to, outbox.clone())).collect(),
+            received: self.received.iter().map(|(from, seq)| (from, *seq)).collect(),
             records: self.records.len() as u64,
             records_hash: self.records.hash().to_be_bytes(),
         }

@@ -1,10 +1,11 @@
 //! Work that waits in the system: messages, timers and steps of tasks, in the order in which they came.
 
-use super::{Effect, Failure, Shard, StepOutcome};
+use super::{Effect, Effects, Failure, Run, Shard, StepOutcome};
 use crate::entry::{Cause, Entry, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
-use crate::record::{AttemptRecord, RecordKey, TaskRecord, TimerRecord, Waiting, encode_value};
+use crate::record::{AttemptRecord, DeadLetter, RecordKey, TaskRecord, TimerRecord, Waiting, encode_value};
+use crate::shard_map::ShardMap;
 use crate::state::{Message, State};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,7 +18,7 @@ const ATTEMPT_BATCH: usize = 64;
 pub(super) struct Jobs {
     queue: VecDeque<Job>,
     /// By sender, the last message that is received or in the queue.
-    queued: BTreeMap<ShardId, Seq>,
+    queued: ShardMap<Seq>,
     timers: BTreeSet<TimerId>,
     failures: BTreeMap<Waiting, u32>,
 }
@@ -25,6 +26,13 @@ pub(super) struct Jobs {
 struct Job {
     work: Work,
     attempt: Attempt,
+}
+
+/// What a dead letter keeps of its job.
+struct Buried {
+    process: Key,
+    sender: Key,
+    payload: Blob,
 }
 
 /// Whether a crash may have met the job before, so that an attempt has to be logged first.
@@ -66,7 +74,7 @@ impl Jobs {
     pub(super) fn start(&mut self, state: &State, now: Time) {
         let again = |work| Job { work, attempt: Attempt::ToLog };
         let from = state.shard();
-        if let Some(outbox) = state.outboxes().get(&from) {
+        if let Some(outbox) = state.outboxes().get(from) {
             for message in &outbox.messages {
                 self.queued.insert(from, message.seq);
                 self.queue.push_back(again(Work::Local(message.seq)));
@@ -84,7 +92,7 @@ impl Jobs {
     /// A shard's messages to itself wait for nothing: one log holds both ends.
     pub(super) fn note_local(&mut self, entry: &Entry, shard: ShardId) {
         for _ in entry.sends.iter().filter(|send| send.to == shard) {
-            let seq = self.queued.entry(shard).or_default();
+            let seq = self.queued.get_or_default(shard);
             *seq = seq.next();
             self.queue.push_back(Job { work: Work::Local(*seq), attempt: Attempt::Fresh });
         }
@@ -110,7 +118,7 @@ impl Jobs {
 impl Shard {
     pub(super) fn handle_deliver(&mut self, from: ShardId, messages: Vec<Message>, again: bool) {
         for message in messages {
-            let queued = self.jobs.queued.entry(from).or_default();
+            let queued = self.jobs.queued.get_or_default(from);
             if message.seq == queued.next() {
                 *queued = message.seq;
                 let attempt = if again { Attempt::ToLog } else { Attempt::Fresh };
@@ -190,11 +198,16 @@ impl Shard {
         }
         if let Some(waiting) = over {
             let job = self.jobs.queue.pop_front().expect("only the first job can be over");
+            if let Work::Timer(id) = job.work {
+                self.jobs.timers.remove(&id);
+            }
             let reason =
                 format!("the process ended {} times while it was handled", self.settings.attempts_max);
-            self.bury_job(waiting, &job.work, reason, out);
+            if let Some(buried) = self.buried(&job.work) {
+                self.bury(waiting, reason, buried, out);
+            }
         } else if !writes.is_empty() {
-            self.append(Cause::Attempt, Key::none(), writes, Vec::new(), None, out);
+            self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
         }
     }
 
@@ -211,33 +224,40 @@ impl Shard {
         }
     }
 
-    fn bury_job(&mut self, waiting: Waiting, work: &Work, reason: String, out: &mut Vec<Effect>) {
-        self.jobs.failures.remove(&waiting);
-        match work {
+    /// Gives a waiting cause up: it becomes a dead letter.
+    fn bury(&mut self, cause: Waiting, reason: String, job: Buried, out: &mut Vec<Effect>) {
+        self.jobs.failures.remove(&cause);
+        let Buried { process, sender, payload } = job;
+        let letter = DeadLetter { cause, process: process.clone(), payload, sender, reason, time: self.now };
+        let key = RecordKey::dead_letter(self.state.position().index.next());
+        let effects = Effects::of(vec![Write { key, value: Some(encode_value(&letter)) }]);
+        self.append(Cause::DeadLetter { cause }, process, effects, out);
+    }
+
+    /// What a job that waits would have given to whom; `None` if it is gone meanwhile.
+    fn buried(&self, work: &Work) -> Option<Buried> {
+        let (process, sender, payload) = match work {
             Work::Message { message, .. } => {
-                self.bury(waiting, &message.process, &message.sender, &message.payload, reason, out);
+                (message.process.clone(), message.sender.clone(), message.payload.clone())
             }
             Work::Local(seq) => {
-                if let Some(message) = self.local_message(*seq) {
-                    self.bury(waiting, &message.process, &message.sender, &message.payload, reason, out);
-                }
+                let message = self.local_message(*seq)?;
+                (message.process, message.sender, message.payload)
             }
             Work::Timer(id) => {
-                self.jobs.timers.remove(id);
-                if let Some(timer) = self.state.record::<TimerRecord>(&RecordKey::timer(*id)) {
-                    self.bury(waiting, &timer.process, &timer.process, &timer.payload, reason, out);
-                }
+                let timer: TimerRecord = self.state.record(&RecordKey::timer(*id))?;
+                (timer.process.clone(), timer.process, timer.payload)
             }
             Work::Step { id, .. } | Work::Resume(id) => {
-                if let Some(task) = self.state.record::<TaskRecord>(&RecordKey::task(*id)) {
-                    self.bury(waiting, &task.process, &task.process, &task.state, reason, out);
-                }
+                let task: TaskRecord = self.state.record(&RecordKey::task(*id))?;
+                (task.process.clone(), task.process, task.state)
             }
-        }
+        };
+        Some(Buried { process, sender, payload })
     }
 
     fn local_message(&self, seq: Seq) -> Option<Message> {
-        let outbox = self.state.outboxes().get(&self.state.shard())?;
+        let outbox = self.state.outboxes().get(self.state.shard())?;
         outbox.messages.front().filter(|first| first.seq == seq).cloned()
     }
 
@@ -259,26 +279,20 @@ impl Shard {
         let Some(service) = self.topology.service_of(from) else { return };
         let waiting = Waiting::Message { from, seq: message.seq };
         let caller = Caller::Process { service, key: &message.sender };
-        let work = |_: &Self| Work::Message { from, message: message.clone() };
-        self.run(waiting, &message.process, caller, &message.payload, Vec::new(), work, handler, out);
+        let Message { process, payload, sender, .. } = message;
+        let cause = Cause::Message { from, seq: message.seq };
+        let run = Run { cause, process, caller, payload, kept: Vec::new() };
+        self.run(waiting, run, sender, handler, out);
     }
 
     fn run_timer(&mut self, id: TimerId, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
         self.jobs.timers.remove(&id);
         // It may have been cancelled while it waited.
         let Some(timer) = self.state.record::<TimerRecord>(&RecordKey::timer(id)) else { return };
+        let TimerRecord { process, payload, .. } = &timer;
         let caller = Caller::Timer { id };
-        let work = |_: &Self| Work::Timer(id);
-        self.run(
-            Waiting::Timer { id },
-            &timer.process,
-            caller,
-            &timer.payload,
-            Vec::new(),
-            work,
-            handler,
-            out,
-        );
+        let run = Run { cause: Cause::Timer { id }, process, caller, payload, kept: Vec::new() };
+        self.run(Waiting::Timer { id }, run, process, handler, out);
     }
 
     fn run_step(
@@ -300,18 +314,20 @@ impl Shard {
                 let next = TaskRecord { step: step + 1, state, progress, ..task };
                 let writes = vec![Write { key, value: Some(encode_value(&next)) }];
                 self.jobs.failures.remove(&waiting);
-                self.append(Cause::Task { id, step }, process, writes, Vec::new(), None, out);
+                self.append(Cause::Task { id, step }, process, Effects::of(writes), out);
             }
             StepOutcome::Done(result) => {
                 let kept = vec![Write { key, value: None }];
                 let caller = Caller::Task { id };
-                let again = result.clone();
-                let work = |_: &Self| Work::Step { id, step, outcome: StepOutcome::Done(again) };
-                self.run(waiting, &task.process, caller, &result, kept, work, handler, out);
+                let process = &task.process;
+                let run = Run { cause: Cause::Task { id, step }, process, caller, payload: &result, kept };
+                self.run(waiting, run, process, handler, out);
             }
             StepOutcome::Failed(reason) => {
                 if self.fails(waiting) {
-                    self.bury_job(waiting, &Work::Resume(id), reason, out);
+                    let buried =
+                        Buried { process: task.process.clone(), sender: task.process, payload: task.state };
+                    self.bury(waiting, reason, buried, out);
                 } else {
                     out.push(Effect::RunTask { id, task });
                 }
@@ -323,21 +339,13 @@ impl Shard {
     fn run(
         &mut self,
         waiting: Waiting,
-        process: &Key,
-        caller: Caller<'_>,
-        payload: &Blob,
-        kept: Vec<Write>,
-        work: impl FnOnce(&Self) -> Work,
+        run: Run<'_>,
+        sender: &Key,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) {
-        let cause = match waiting {
-            Waiting::Message { from, seq } => Cause::Message { from, seq },
-            Waiting::Timer { id } => Cause::Timer { id },
-            Waiting::Task { id, step } => Cause::Task { id, step },
-        };
-        loop {
-            match self.execute(cause.clone(), process, caller, payload, kept.clone(), handler, out) {
+        let reason = loop {
+            match self.execute(&run, handler, out) {
                 Ok(_) => {
                     if !self.jobs.failures.is_empty() {
                         self.jobs.failures.remove(&waiting);
@@ -345,15 +353,13 @@ impl Shard {
                     return;
                 }
                 Err(Failure::Panicked(_)) if !self.fails(waiting) => {}
-                Err(Failure::Panicked(why)) => {
-                    let reason = format!("the handler panicked: {why}");
-                    return self.bury_job(waiting, &work(self), reason, out);
-                }
-                Err(Failure::Refused(misuse)) => {
-                    return self.bury_job(waiting, &work(self), misuse.to_string(), out);
-                }
+                Err(Failure::Panicked(why)) => break format!("the handler panicked: {why}"),
+                Err(Failure::Refused(misuse)) => break misuse.to_string(),
             }
-        }
+        };
+        let buried =
+            Buried { process: run.process.clone(), sender: sender.clone(), payload: Blob::from(run.payload) };
+        self.bury(waiting, reason, buried, out);
     }
 
     /// Counts a failure of a waiting cause; true if it was the last one allowed.

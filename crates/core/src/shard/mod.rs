@@ -14,8 +14,8 @@ pub use settings::Settings;
 
 use crate::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use crate::handler::{Call, Caller, Handler, Misuse, Outcome, Txn};
-use crate::ids::{Blob, Colour, Epoch, Index, Key, Seq, ServiceId, ShardId, Time};
-use crate::record::{RecordKey, encode_value};
+use crate::ids::{Colour, Epoch, Index, Key, Seq, ServiceId, ShardId, Time};
+use crate::record::RecordKey;
 use crate::replica::{EpochConfig, Replica};
 use crate::state::State;
 use crate::topology::Topology;
@@ -196,16 +196,15 @@ impl Shard {
         if let Err(what) = self.release.check(self.commit()) {
             return violation(5, what);
         }
-        for (to, outbox) in self.state.outboxes() {
-            let mut expected = outbox.next.0 - outbox.messages.len() as u64;
-            for message in &outbox.messages {
-                if message.seq.0 != expected {
+        for (to, outbox) in self.state.outboxes().iter() {
+            let first = outbox.next.0 - outbox.messages.len() as u64;
+            for (seq, message) in (first..).map(Seq).zip(&outbox.messages) {
+                if message.seq != seq {
                     return violation(
                         8,
-                        format!("message {} to shard {to} where {expected} should be", message.seq),
+                        format!("message {} to shard {to} where {seq} should be", message.seq),
                     );
                 }
-                expected += 1;
             }
         }
         Ok(())
@@ -219,7 +218,7 @@ impl Shard {
         self.skew = self.state.position().time.0.saturating_sub(now.0);
         self.now = now.plus_micros(self.skew);
         self.replica = Some(Replica::new(config, self.state.position().index.next()));
-        self.append(Cause::Start, Key::none(), Vec::new(), Vec::new(), None, out);
+        self.append(Cause::Start, Key::none(), Effects::default(), out);
     }
 
     /// The start entry is committed, and with it all before it: what waits in the system sets out again.
@@ -235,7 +234,7 @@ impl Shard {
         }
         // Else a cut could hold the trim, but not the reception that it stands for.
         self.mark(colour, out);
-        let Some(outbox) = self.state.outboxes().get(&from) else { return };
+        let Some(outbox) = self.state.outboxes().get(from) else { return };
         let news = outbox.messages.front().is_some_and(|first| first.seq <= upto) && upto < outbox.next;
         if news {
             let trim = self.trims.entry(from).or_default();
@@ -254,7 +253,7 @@ impl Shard {
                 self.trim_at = None;
                 let trims: Vec<Trim> =
                     std::mem::take(&mut self.trims).into_iter().map(|(to, upto)| Trim { to, upto }).collect();
-                self.append(Cause::Ack { trims }, Key::none(), Vec::new(), Vec::new(), None, out);
+                self.append(Cause::Ack { trims }, Key::none(), Effects::default(), out);
             }
             self.expire(out);
         }
@@ -281,7 +280,7 @@ impl Shard {
             writes.push(Write { key: key.clone(), value: None });
         }
         if !writes.is_empty() {
-            self.append(Cause::Expire, Key::none(), writes, Vec::new(), None, out);
+            self.append(Cause::Expire, Key::none(), Effects::of(writes), out);
         }
     }
 
@@ -290,7 +289,7 @@ impl Shard {
         if colour <= self.state.position().colour || !self.is_active() {
             return;
         }
-        let index = self.append(Cause::Marker { colour }, Key::none(), Vec::new(), Vec::new(), None, out);
+        let index = self.append(Cause::Marker { colour }, Key::none(), Effects::default(), out);
         // A snapshot that still runs belongs to a checkpoint that was given up: the chain of parts ends there.
         let all = std::mem::take(&mut self.all_next) || self.state.records().snapshot_runs();
         self.state.records_mut().begin_snapshot(all);
@@ -298,24 +297,21 @@ impl Shard {
         self.release.hold_marker(index, colour);
     }
 
-    /// Runs the handler for one cause and appends its entry. `kept` is written even if the handler returns an error.
+    /// Runs the handler for one cause and appends its entry.
     fn execute(
         &mut self,
-        cause: Cause,
-        process: &Key,
-        caller: Caller<'_>,
-        payload: &[u8],
-        kept: Vec<Write>,
+        run: &Run<'_>,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) -> Result<(Index, Reply), Failure> {
+        let Run { cause, process, caller, payload, kept } = run;
         let place = self.state.position().index.next();
         let epoch = self.epoch();
         let mut txn = Txn::new(&self.state, &self.topology, process, place);
         let call = Call {
             service: self.service,
             key: process,
-            caller,
+            caller: *caller,
             payload,
             time: self.now,
             place: (epoch, place),
@@ -329,23 +325,17 @@ impl Shard {
             Reply::Ok(_) => txn.into_effects(),
             Reply::Err(_) => Default::default(),
         };
-        writes.extend(kept);
+        writes.extend(kept.iter().cloned());
         // Nobody waits for the reply to a cause that waited in the system.
         let answer = cause.waiting().is_none().then(|| reply.clone());
-        let index = self.append(cause, process.clone(), writes, sends, answer, out);
+        let effects = Effects { writes, sends, reply: answer };
+        let index = self.append(cause.clone(), (*process).clone(), effects, out);
         Ok((index, reply))
     }
 
     /// Makes an entry, gives it to the log, folds it into the state and notes what may leave once it is committed.
-    fn append(
-        &mut self,
-        cause: Cause,
-        process: Key,
-        writes: Vec<Write>,
-        sends: Vec<Send>,
-        reply: Option<Reply>,
-        out: &mut Vec<Effect>,
-    ) -> Index {
+    fn append(&mut self, cause: Cause, process: Key, effects: Effects, out: &mut Vec<Effect>) -> Index {
+        let Effects { writes, sends, reply } = effects;
         let index = self.state.position().index.next();
         let epoch = self.epoch();
         let entry = Entry { index, epoch, time: self.now, cause, process, writes, sends, reply };
@@ -366,28 +356,29 @@ impl Shard {
     fn blocked(&self) -> bool {
         self.full || self.state.position().index.0 - self.commit().0 >= self.settings.uncommitted_max
     }
+}
 
-    /// Gives a waiting cause up.
-    fn bury(
-        &mut self,
-        cause: crate::record::Waiting,
-        process: &Key,
-        sender: &Key,
-        payload: &Blob,
-        reason: String,
-        out: &mut Vec<Effect>,
-    ) {
-        let letter = crate::record::DeadLetter {
-            cause,
-            process: process.clone(),
-            payload: payload.clone(),
-            sender: sender.clone(),
-            reason,
-            time: self.now,
-        };
-        let key = RecordKey::dead_letter(self.state.position().index.next());
-        let writes = vec![Write { key, value: Some(encode_value(&letter)) }];
-        self.append(Cause::DeadLetter { cause }, process.clone(), writes, Vec::new(), None, out);
+/// One run of a handler.
+struct Run<'a> {
+    cause: Cause,
+    process: &'a Key,
+    caller: Caller<'a>,
+    payload: &'a [u8],
+    /// What is written even if the handler returns an error.
+    kept: Vec<Write>,
+}
+
+/// What an entry does beside what follows from its cause.
+#[derive(Default)]
+struct Effects {
+    writes: Vec<Write>,
+    sends: Vec<Send>,
+    reply: Option<Reply>,
+}
+
+impl Effects {
+    fn of(writes: Vec<Write>) -> Self {
+        Self { writes, ..Self::default() }
     }
 }
 

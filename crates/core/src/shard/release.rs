@@ -3,63 +3,76 @@
 use super::{Answer, Effect, Settings};
 use crate::entry::{Cause, Entry};
 use crate::ids::{Colour, Index, Seq, ShardId, TaskId, Time};
-use crate::record::{Kind, RecordKey};
+use crate::record::{Kind, RecordKey, Waiting};
+use crate::shard_map::ShardMap;
 use crate::state::{Message, State};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// Messages that one delivery holds at most when a channel is sent again.
 const RESEND_BATCH: usize = 1024;
 
-/// The queue of what may leave later, in the order of its entries.
+/// The queues of what may leave later, each in the order of its entries.
 #[derive(Default)]
 pub(super) struct Release {
     held: VecDeque<(Index, Held)>,
-    channels: BTreeMap<ShardId, Sending>,
-    /// By sender, the last message whose reception is committed.
-    received: BTreeMap<ShardId, Seq>,
+    /// Apart from the others, for it is by far the longest.
+    moved: VecDeque<(Index, Moved)>,
+    channels: ShardMap<Sending>,
+    receiving: ShardMap<Receiving>,
     /// Senders that have not been told yet.
-    acks: BTreeMap<ShardId, Seq>,
+    acks: Vec<ShardId>,
     ack_at: Option<Time>,
     resend_at: Option<Time>,
 }
 
 enum Held {
     Answer(Answer),
-    Message(ShardId),
-    Received(ShardId, Seq),
     Task(TaskId),
     Marker(Colour),
+}
+
+#[derive(Clone, Copy)]
+enum Moved {
+    Sent(ShardId),
+    Received(ShardId, Seq),
 }
 
 /// How far the messages of a channel have left.
 #[derive(Default)]
 struct Sending {
     released: Seq,
+    /// Messages that a commit has just let go.
+    ready: usize,
     progress: Time,
+}
+
+/// How far the reception of a channel's messages is committed.
+#[derive(Default)]
+struct Receiving {
+    committed: Seq,
+    ack_due: bool,
 }
 
 impl Release {
     /// Notes what leaves with an entry.
     pub(super) fn hold(&mut self, entry: &Entry, shard: ShardId) {
+        let index = entry.index;
         match entry.cause {
-            Cause::Message { from, seq } if from != shard => {
-                self.held.push_back((entry.index, Held::Received(from, seq)));
-            }
-            Cause::DeadLetter { cause: crate::record::Waiting::Message { from, seq } } if from != shard => {
-                self.held.push_back((entry.index, Held::Received(from, seq)));
+            Cause::Message { from, seq } | Cause::DeadLetter { cause: Waiting::Message { from, seq } }
+                if from != shard =>
+            {
+                self.moved.push_back((index, Moved::Received(from, seq)));
             }
             _ => {}
         }
         for write in &entry.writes {
             if write.key.kind() == Kind::Task && write.value.is_some() {
                 let id = TaskId(write.key.number().expect("a task's key is its id"));
-                self.held.push_back((entry.index, Held::Task(id)));
+                self.held.push_back((index, Held::Task(id)));
             }
         }
-        for send in &entry.sends {
-            if send.to != shard {
-                self.held.push_back((entry.index, Held::Message(send.to)));
-            }
+        for send in entry.sends.iter().filter(|send| send.to != shard) {
+            self.moved.push_back((index, Moved::Sent(send.to)));
         }
     }
 
@@ -81,25 +94,9 @@ impl Release {
         settings: &Settings,
         out: &mut Vec<Effect>,
     ) {
-        let mut deliveries: BTreeMap<ShardId, Vec<Message>> = BTreeMap::new();
-        while self.held.front().is_some_and(|(index, _)| *index <= commit) {
-            let (_, held) = self.held.pop_front().expect("looked at above");
+        while let Some((_, held)) = self.held.pop_front_if(|(index, _)| *index <= commit) {
             match held {
                 Held::Answer(answer) => out.push(Effect::Answer(answer)),
-                Held::Message(to) => {
-                    let channel = self.channels.entry(to).or_default();
-                    let next = channel.released.next();
-                    if let Some(message) = message(state, to, next) {
-                        channel.released = next;
-                        deliveries.entry(to).or_default().push(message.clone());
-                        self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
-                    }
-                }
-                Held::Received(from, seq) => {
-                    self.received.insert(from, seq);
-                    self.acks.insert(from, seq);
-                    self.ack_at.get_or_insert(now.plus_millis(settings.ack_delay));
-                }
                 Held::Task(id) => {
                     if let Some(task) = state.record(&RecordKey::task(id)) {
                         out.push(Effect::RunTask { id, task });
@@ -108,8 +105,39 @@ impl Release {
                 Held::Marker(colour) => out.push(Effect::MarkerCommitted(colour)),
             }
         }
-        for (to, messages) in deliveries {
+        let mut ready = Vec::new();
+        while let Some((_, moved)) = self.moved.pop_front_if(|(index, _)| *index <= commit) {
+            match moved {
+                Moved::Sent(to) => {
+                    let channel = self.channels.get_or_default(to);
+                    if channel.ready == 0 {
+                        ready.push(to);
+                    }
+                    channel.ready += 1;
+                }
+                Moved::Received(from, seq) => {
+                    self.receiving.get_or_default(from).committed = seq;
+                    self.ack(from, now, settings);
+                }
+            }
+        }
+        for to in ready {
+            let channel = self.channels.get_or_default(to);
+            let first = channel.released.next();
+            channel.released = Seq(channel.released.0 + channel.ready as u64);
+            let messages =
+                messages_from(state, to, first).take(std::mem::take(&mut channel.ready)).cloned().collect();
             out.push(Effect::Deliver { to, messages, again: false });
+            self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
+        }
+    }
+
+    fn ack(&mut self, from: ShardId, now: Time, settings: &Settings) {
+        let receiving = self.receiving.get_or_default(from);
+        if !receiving.ack_due {
+            receiving.ack_due = true;
+            self.acks.push(from);
+            self.ack_at.get_or_insert(now.plus_millis(settings.ack_delay));
         }
     }
 
@@ -121,10 +149,12 @@ impl Release {
         settings: &Settings,
         out: &mut Vec<Effect>,
     ) {
-        self.received = state.received().clone();
-        for (&to, outbox) in state.outboxes() {
+        for (from, &committed) in state.received().iter() {
+            self.receiving.get_or_default(from).committed = committed;
+        }
+        for (to, outbox) in state.outboxes().iter() {
             let released = Seq(outbox.next.0 - 1);
-            self.channels.insert(to, Sending { released, progress: now });
+            self.channels.insert(to, Sending { released, ready: 0, progress: now });
             if to == state.shard() {
                 continue;
             }
@@ -139,28 +169,29 @@ impl Release {
 
     /// A message came that is received already: its sender has missed an acknowledgement.
     pub(super) fn ack_again(&mut self, from: ShardId, now: Time, settings: &Settings) {
-        if let Some(&seq) = self.received.get(&from) {
-            self.acks.insert(from, seq);
-            self.ack_at.get_or_insert(now.plus_millis(settings.ack_delay));
+        if self.receiving.get_or_default(from).committed > Seq(0) {
+            self.ack(from, now, settings);
         }
     }
 
     pub(super) fn progress(&mut self, to: ShardId, now: Time) {
-        self.channels.entry(to).or_default().progress = now;
+        self.channels.get_or_default(to).progress = now;
     }
 
     pub(super) fn tick(&mut self, state: &State, now: Time, settings: &Settings, out: &mut Vec<Effect>) {
         if self.ack_at.is_some_and(|at| at <= now) {
             self.ack_at = None;
             let colour = state.position().colour;
-            for (to, upto) in std::mem::take(&mut self.acks) {
-                out.push(Effect::Ack { to, upto, colour });
+            for to in std::mem::take(&mut self.acks) {
+                let receiving = self.receiving.get_or_default(to);
+                receiving.ack_due = false;
+                out.push(Effect::Ack { to, upto: receiving.committed, colour });
             }
         }
         if self.resend_at.is_some_and(|at| at <= now) {
             self.resend_at = None;
-            for (&to, outbox) in state.outboxes().iter().filter(|(to, _)| **to != state.shard()) {
-                let channel = self.channels.entry(to).or_default();
+            for (to, outbox) in state.outboxes().iter().filter(|(to, _)| *to != state.shard()) {
+                let channel = self.channels.get_or_default(to);
                 if outbox.messages.front().is_none_or(|first| first.seq > channel.released) {
                     continue;
                 }
@@ -180,19 +211,24 @@ impl Release {
     }
 
     pub(super) fn check(&self, commit: Index) -> Result<(), String> {
-        let mut last = Index(0);
-        for (index, _) in &self.held {
-            if *index <= commit || *index < last {
-                return Err(format!("the release queue holds {index} after {last} at commit {commit}"));
-            }
-            last = *index;
-        }
-        Ok(())
+        in_order(commit, self.held.iter().map(|(index, _)| *index))?;
+        in_order(commit, self.moved.iter().map(|(index, _)| *index))
     }
 }
 
-fn message(state: &State, to: ShardId, seq: Seq) -> Option<&Message> {
-    let messages = &state.outboxes().get(&to)?.messages;
-    let first = messages.front()?.seq;
-    messages.get(usize::try_from(seq.0.checked_sub(first.0)?).ok()?)
+fn in_order(commit: Index, queue: impl Iterator<Item = Index>) -> Result<(), String> {
+    let mut last = Index(0);
+    for index in queue {
+        if index <= commit || index < last {
+            return Err(format!("the release queue holds {index} after {last} at commit {commit}"));
+        }
+        last = index;
+    }
+    Ok(())
+}
+
+fn messages_from(state: &State, to: ShardId, first: Seq) -> impl Iterator<Item = &Message> {
+    let messages = state.outboxes().get(to).map(|outbox| &outbox.messages);
+    let skip = messages.and_then(|m| m.front()).map_or(0, |front| first.0.saturating_sub(front.seq.0));
+    messages.into_iter().flatten().skip(skip as usize)
 }

@@ -1,6 +1,6 @@
 //! Clients: sessions, requests and their retries, queries.
 
-use super::{Answer, Effect, Failure, Identity, Query, Refusal, Request, Shard};
+use super::{Answer, Effect, Effects, Failure, Identity, Query, Refusal, Request, Run, Shard};
 use crate::entry::{Cause, Reply};
 use crate::handler::{Call, Caller, Handler, Outcome, View};
 use crate::ids::{Blob, Index, Key, SessionId};
@@ -24,7 +24,7 @@ impl Shard {
             }
             let ttl = self.settings.session_ttl * 1000;
             let cause = Cause::OpenSession { session, principal: principal.to_owned(), ttl };
-            let index = self.append(cause, Key::none(), Vec::new(), Vec::new(), None, out);
+            let index = self.append(cause, Key::none(), Effects::default(), out);
             (index, Reply::Ok(Blob::empty()))
         });
         self.answer(token, opened, out);
@@ -72,12 +72,12 @@ impl Shard {
             Identity::None => Cause::Anonymous,
         };
         let caller = Caller::Client { principal: &request.principal };
-        self.execute(cause, &request.process, caller, &request.payload, Vec::new(), handler, out).map_err(
-            |failure| match failure {
-                Failure::Refused(misuse) => Refusal::Misuse(misuse),
-                Failure::Panicked(why) => Refusal::Panicked(why),
-            },
-        )
+        let process = &request.process;
+        let run = Run { cause, process, caller, payload: &request.payload, kept: Vec::new() };
+        self.execute(&run, handler, out).map_err(|failure| match failure {
+            Failure::Refused(misuse) => Refusal::Misuse(misuse),
+            Failure::Panicked(why) => Refusal::Panicked(why),
+        })
     }
 
     /// The reply to a request that was handled before.

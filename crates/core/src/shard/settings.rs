@@ -7,7 +7,7 @@ pub struct Settings {
     pub session_ttl: u64,
     /// How long the reply to an idempotency key is kept: 24 h by default.
     pub idempotency_ttl: u64,
-    /// How often a waiting cause is tried before it becomes a dead letter: 3 by default, at least 1.
+    /// How often a waiting cause is tried before it becomes a dead letter: 5 by default, at least 1.
     pub attempts_max: u32,
     /// Bytes of undelivered messages from which on clients are told to come back later: 64 MiB by default.
     pub outbox_bytes_max: usize,
@@ -24,7 +24,7 @@ impl Default for Settings {
         Self {
             session_ttl: 60 * 60 * 1000,
             idempotency_ttl: 24 * 60 * 60 * 1000,
-            attempts_max: 3,
+            attempts_max: 5,
             outbox_bytes_max: 64 << 20,
             uncommitted_max: 65_536,
             ack_delay: 10,

@@ -1,0 +1,302 @@
+//! A node's data directory: one owner, one format, and the few facts that must outlive every start.
+//!
+//! The facts stand in `stead.json`, replaced as a whole. It is written before anything else, so a directory that has files
+//! but no `stead.json` has lost it, and is refused: never a silent fresh start.
+
+use crate::disk::{Disk, DiskLock, LockError, read_file, replace_file};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::Arc;
+use stead_core::ids::{Epoch, Incarnation, ShardId};
+
+/// The version of the data directory's format.
+pub const FORMAT: u64 = 1;
+
+/// The file that holds [`Meta`].
+pub const META_FILE: &str = "stead.json";
+
+/// The file that the owner locks.
+pub const LOCK_FILE: &str = "LOCK";
+
+/// Most bytes that [`META_FILE`] may have: enough for thousands of services.
+const META_BYTES_MAX: u64 = 4 << 20;
+
+/// What a node knows about itself before it reads anything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// The cluster, drawn at random when it is created.
+    pub cluster: u128,
+    /// The cluster's life since its last restore.
+    pub incarnation: Incarnation,
+    /// The last epoch that this node began for its shards: each start persists the next before it uses it.
+    pub epoch: Epoch,
+    /// The write-ahead log's identity, drawn at random.
+    pub log_id: u64,
+    /// Whether the log was created: from then on, no log means that it was lost.
+    pub log_created: bool,
+    /// The services and their shards.
+    pub services: Vec<ServiceMeta>,
+}
+
+/// A service in the topology.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceMeta {
+    /// Its name.
+    pub name: String,
+    /// The first of its shards.
+    pub first: ShardId,
+    /// How many it has.
+    pub shards: u32,
+}
+
+/// Why a data directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// It has another owner, or can't be locked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The system failed an operation.
+    #[error("can't {action} {path} in the data directory: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// There are files, but not the one that says whose they are.
+    #[error(
+        "the data directory has {found:?} but no {META_FILE}: it was lost, or this is no data directory of Stead's; \
+         put it back, restore a checkpoint into an empty directory, or use another directory"
+    )]
+    MetaMissing {
+        /// One of the files.
+        found: String,
+    },
+    /// There is no data here.
+    #[error("there is no data of Stead's in this directory: {META_FILE} is missing")]
+    Empty,
+    /// The facts can't be trusted.
+    #[error(
+        "{META_FILE} is damaged: {reason}; put it back from a backup, or restore a checkpoint into an empty directory"
+    )]
+    MetaDamaged {
+        /// What is wrong.
+        reason: String,
+    },
+    /// It was written by a version of Stead that this one doesn't know.
+    #[error(
+        "the data directory has format version {found}, and this program reads version {FORMAT}; use the program that wrote it"
+    )]
+    Version {
+        /// Its version.
+        found: u64,
+    },
+    /// An earlier failure left it unknown what is on disk.
+    #[error("the data directory refuses changes since a failure; end this process and start it again")]
+    Fatal,
+}
+
+/// A data directory, owned until this is dropped.
+pub struct DataDir {
+    disk: Arc<dyn Disk>,
+    meta: Meta,
+    fatal: bool,
+    _lock: Box<dyn DiskLock>,
+}
+
+impl DataDir {
+    /// Takes ownership of the data directory at the disk's root, and creates it with the facts from `fresh` if it is
+    /// empty. Returns whether it was.
+    ///
+    /// # Errors
+    /// [`DataDirError`]; nothing was changed.
+    pub fn open(disk: Arc<dyn Disk>, fresh: impl FnOnce() -> Meta) -> Result<(Self, bool), DataDirError> {
+        let lock = disk.lock(LOCK_FILE)?;
+        let (meta, created) = match Self::inspect(&*disk) {
+            Ok(meta) => (meta, false),
+            Err(DataDirError::Empty) => {
+                let meta = fresh();
+                write(&*disk, &meta)?;
+                (meta, true)
+            }
+            Err(error) => return Err(error),
+        };
+        // After a process was killed between rename and sync, what was read may not be durable yet.
+        disk.sync_dir("").map_err(io_error("sync", ""))?;
+        Ok((Self { disk, meta, fatal: false, _lock: lock }, created))
+    }
+
+    /// Reads the facts without owning the directory.
+    ///
+    /// # Errors
+    /// [`DataDirError::Empty`] without data; [`DataDirError`] if it can't be read or trusted.
+    pub fn inspect(disk: &dyn Disk) -> Result<Meta, DataDirError> {
+        match read_file(disk, META_FILE, META_BYTES_MAX) {
+            Ok(bytes) => decode(&bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let names = disk.list("").map_err(io_error("list", ""))?;
+                // A file system's own directory at the root of a disk is nobody's data.
+                let known = [LOCK_FILE, "stead.json.tmp", "lost+found"];
+                match names.into_iter().find(|name| !known.contains(&name.as_str())) {
+                    Some(found) => Err(DataDirError::MetaMissing { found }),
+                    None => Err(DataDirError::Empty),
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(DataDirError::MetaDamaged { reason: error.to_string() })
+            }
+            Err(source) => Err(DataDirError::Io { action: "read", path: META_FILE.to_owned(), source }),
+        }
+    }
+
+    /// The facts, all durable.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// The disk that the directory is on.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Changes the facts, and returns once the change is durable.
+    ///
+    /// # Errors
+    /// A full disk leaves everything as it was. After any other error every later update is refused.
+    pub fn update(&mut self, change: impl FnOnce(&mut Meta)) -> Result<(), DataDirError> {
+        if self.fatal {
+            return Err(DataDirError::Fatal);
+        }
+        let mut meta = self.meta.clone();
+        change(&mut meta);
+        if meta == self.meta {
+            return Ok(());
+        }
+        match write(&*self.disk, &meta) {
+            Ok(()) => {
+                self.meta = meta;
+                Ok(())
+            }
+            Err(error) => {
+                let full = matches!(&error, DataDirError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull);
+                self.fatal = !full;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for DataDir {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DataDir").field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+/// `stead.json`. Numbers that use all 64 bits are hexadecimal text, for JSON readers that know only floating point.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MetaJson {
+    format: u64,
+    checksum: String,
+    meta: BodyJson,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BodyJson {
+    cluster: String,
+    incarnation: u64,
+    epoch: u64,
+    log_id: String,
+    log_created: bool,
+    services: Vec<ServiceJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceJson {
+    name: String,
+    first_shard: u32,
+    shards: u32,
+}
+
+/// CRC-32 of the compact encoding, so that indenting the file by hand doesn't matter but changing a fact does.
+fn checksum(body: &BodyJson) -> String {
+    let bytes = serde_json::to_vec(body).expect("plain structs of text and numbers encode");
+    format!("{:08x}", crc32fast::hash(&bytes))
+}
+
+fn encode(meta: &Meta) -> Vec<u8> {
+    let services = meta.services.iter().map(|service| ServiceJson {
+        name: service.name.clone(),
+        first_shard: service.first.0,
+        shards: service.shards,
+    });
+    let body = BodyJson {
+        cluster: format!("{:032x}", meta.cluster),
+        incarnation: meta.incarnation.0,
+        epoch: meta.epoch.0,
+        log_id: format!("{:016x}", meta.log_id),
+        log_created: meta.log_created,
+        services: services.collect(),
+    };
+    let json = MetaJson { format: FORMAT, checksum: checksum(&body), meta: body };
+    let mut bytes = serde_json::to_vec_pretty(&json).expect("plain structs of text and numbers encode");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Result<Meta, DataDirError> {
+    let damaged = |reason: String| DataDirError::MetaDamaged { reason };
+    // The version first: another one may have other fields.
+    let value: serde_json::Value =
+        serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+    let format = value.get("format").and_then(serde_json::Value::as_u64);
+    match format {
+        Some(FORMAT) => {}
+        Some(found) => return Err(DataDirError::Version { found }),
+        None => return Err(damaged("it has no format version".to_owned())),
+    }
+    let json: MetaJson = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+    let wanted = checksum(&json.meta);
+    if wanted != json.checksum {
+        return Err(damaged(format!(
+            "its checksum is {}, and that of its contents is {wanted}",
+            json.checksum
+        )));
+    }
+    let body = json.meta;
+    let hex = |name: &str, text: &str| {
+        u128::from_str_radix(text, 16).map_err(|_| damaged(format!("{name} is no hexadecimal number")))
+    };
+    let services = body.services.into_iter().map(|service| ServiceMeta {
+        name: service.name,
+        first: ShardId(service.first_shard),
+        shards: service.shards,
+    });
+    Ok(Meta {
+        cluster: hex("cluster", &body.cluster)?,
+        incarnation: Incarnation(body.incarnation),
+        epoch: Epoch(body.epoch),
+        log_id: u64::try_from(hex("log_id", &body.log_id)?)
+            .map_err(|_| damaged("log_id is too large".to_owned()))?,
+        log_created: body.log_created,
+        services: services.collect(),
+    })
+}
+
+fn write(disk: &dyn Disk, meta: &Meta) -> Result<(), DataDirError> {
+    let bytes = encode(meta);
+    // Checked on the way out too: what can't be read back must never replace what can.
+    assert!(matches!(decode(&bytes), Ok(back) if back == *meta), "the facts survive encoding");
+    replace_file(disk, META_FILE, &bytes).map_err(io_error("replace", META_FILE))
+}
+
+fn io_error(action: &'static str, path: &str) -> impl FnOnce(io::Error) -> DataDirError {
+    move |source| DataDirError::Io { action, path: path.to_owned(), source }
+}

@@ -1,0 +1,207 @@
+//! A directory of the operating system as a [`Disk`].
+
+use crate::disk::{Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Zeros are written and synced in pieces of this size, so that another file's sync never queues behind a whole segment.
+const ZEROS: usize = 1 << 20;
+
+/// A directory of the operating system.
+#[derive(Debug)]
+pub struct RealDisk {
+    root: PathBuf,
+}
+
+impl RealDisk {
+    /// Uses a directory, which is created with its missing parents, durably.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn open(root: impl Into<PathBuf>) -> io::Result<Self> {
+        let root = std::path::absolute(root.into())?;
+        let mut missing = Vec::new();
+        let mut at = root.as_path();
+        while !at.try_exists()? {
+            missing.push(at);
+            at = at.parent().ok_or(io::ErrorKind::NotFound)?;
+        }
+        for dir in missing.into_iter().rev() {
+            match fs::create_dir(dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            if let Some(parent) = dir.parent() {
+                File::open(parent)?.sync_all()?;
+            }
+        }
+        // An unreadable or unlistable root is told here and not at the first file.
+        fs::read_dir(&root)?;
+        Ok(Self { root })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, path: &str) -> io::Result<PathBuf> {
+        check_path(path)?;
+        Ok(if path.is_empty() { self.root.clone() } else { self.root.join(path) })
+    }
+}
+
+impl Disk for RealDisk {
+    fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        match open {
+            Open::Existing => {}
+            Open::New => {
+                options.create_new(true);
+            }
+            Open::Replace => {
+                options.create(true).truncate(true);
+            }
+        }
+        Ok(Box::new(RealFile(options.open(self.path(path)?)?)))
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.path(dir)?)? {
+            // A name that isn't UTF-8 is nobody's here: Stead writes none.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        let path = self.path(path)?;
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            result => result,
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        check_rename(from, to)?;
+        fs::rename(self.path(from)?, self.path(to)?)
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        fs::remove_file(self.path(path)?)
+    }
+
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        File::open(self.path(dir)?)?.sync_all()
+    }
+
+    fn len(&self, path: &str) -> io::Result<Option<u64>> {
+        match fs::metadata(self.path(path)?) {
+            Ok(data) => Ok(Some(data.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
+        let full = self.path(path).map_err(|source| LockError::Io { path: path.to_owned(), source })?;
+        let name = full.display().to_string();
+        let failed = |source| LockError::Io { path: name.clone(), source };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&full)
+            .map_err(failed)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                let _ = file.take(20).read_to_string(&mut text);
+                return Err(LockError::Held { path: name, owner: text.trim().parse().ok() });
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+        // The number only serves the error message above; the lock itself is the system's.
+        file.set_len(0).map_err(failed)?;
+        writeln!(file, "{}", std::process::id()).map_err(failed)?;
+        Ok(Box::new(RealLock { _file: file }))
+    }
+}
+
+struct RealLock {
+    _file: File,
+}
+
+impl DiskLock for RealLock {}
+
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.0.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let start = self.len()?;
+        if start >= len {
+            return Ok(());
+        }
+        // Fails at once and whole if there is no room. Not every file system can: then the zeros find out.
+        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), start, len - start) {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Reserved blocks are marked unwritten, and the first write to each would change metadata: so write them now.
+        let zeros = vec![0; ZEROS];
+        let mut at = start;
+        while at < len {
+            let piece = usize::try_from(len - at).map_or(ZEROS, |left| left.min(ZEROS));
+            self.0.write_all_at(&zeros[..piece], at)?;
+            self.0.sync_data()?;
+            at += piece as u64;
+        }
+        Ok(())
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn read_ahead(&self) {
+        // Only a hint: a file system that refuses it reads correctly all the same.
+        let _ = rustix::fs::fadvise(&self.0, 0, None, Advice::Sequential);
+        let _ = rustix::fs::fadvise(&self.0, 0, None, Advice::WillNeed);
+    }
+}

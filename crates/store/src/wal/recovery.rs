@@ -1,0 +1,334 @@
+//! Reading a log back, and telling the unsynced tail of a crash from corruption.
+//!
+//! The batches of a log form a chain: consecutive numbers, and in each the checksum of the one before. Reading follows
+//! it to the first place where it breaks, and from there goes on looking for whole batches to the end of the last
+//! segment. If any batch anywhere says that a batch which the chain doesn't reach had been synced, then the break is
+//! corruption. Otherwise nothing from the break on had been synced, so nobody was promised any of it, and it is cut.
+//!
+//! Scanning changes nothing. Repairing then makes the kept end durable and wipes what was cut, before anything new is
+//! written: a crash in between leads to the same result.
+
+use super::batch::{Record, ShardTops, split_record, u64_at};
+use super::error::{Damage, WalError};
+use super::frame::{self, BLOCK, Frame};
+use super::segment::{FileKind, SEGMENT_MAX, SEGMENT_MIN, check_header, file_kind, free_path, log_path};
+use super::{Cut, Opened, WalOptions};
+use crate::disk::{Disk, DiskFile, Open, read_exact_at};
+use std::collections::VecDeque;
+use std::error::Error;
+use std::io;
+
+/// A segment as it was found.
+pub(crate) struct Found {
+    pub(crate) id: u64,
+    pub(crate) bytes: u64,
+    pub(crate) file: Box<dyn DiskFile>,
+    pub(crate) tops: ShardTops,
+}
+
+/// A position in a log: the segment by its place in [`Scan::segments`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    segment: usize,
+    offset: usize,
+}
+
+/// A whole batch of the chain that no sync mark covers.
+struct Unsynced {
+    number: u64,
+    place: Place,
+    span: usize,
+}
+
+/// All that reading a log finds out.
+#[derive(Default)]
+pub(crate) struct Scan {
+    pub(crate) segments: Vec<Found>,
+    /// The last batch of the chain; 0 if there is none.
+    pub(crate) number: u64,
+    pub(crate) checksum: u32,
+    /// The segment that holds the last batch, and where that ends.
+    pub(crate) tail: usize,
+    pub(crate) at: u64,
+    /// Where the last batch begins.
+    pub(crate) last_at: u64,
+    pub(crate) oldest: u64,
+    pub(crate) free: Vec<u64>,
+    pub(crate) opened: Opened,
+    temporary: Vec<String>,
+    unsynced: VecDeque<Unsynced>,
+    /// Blocks after the break that begin like a batch of their segment.
+    stray: Vec<Place>,
+}
+
+/// Where the chain stops, and why.
+struct Break {
+    place: Place,
+    damage: Damage,
+}
+
+pub(crate) type Visitor<'a> = dyn FnMut(Record<'_>) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
+
+struct Scanner<'a, 'v> {
+    options: &'a WalOptions,
+    scan: Scan,
+    /// The highest sync mark in any whole batch.
+    mark: u64,
+    /// The first stop of the chain that the next segment didn't explain.
+    broken: Option<Break>,
+    /// A whole batch stands after a stop.
+    leapt: bool,
+    visit: &'a mut Visitor<'v>,
+}
+
+/// Reads the whole log and shows its records to `visit`; changes nothing.
+pub(crate) fn scan(disk: &dyn Disk, options: &WalOptions, visit: &mut Visitor<'_>) -> Result<Scan, WalError> {
+    let mut scanner = Scanner { options, scan: Scan::default(), mark: 0, broken: None, leapt: false, visit };
+    scanner.find_files(disk)?;
+    let mut buf = Vec::new();
+    for at in 0..scanner.scan.segments.len() {
+        if let Some(next) = scanner.scan.segments.get(at + 1) {
+            next.file.read_ahead();
+        }
+        scanner.read_segment(at, &mut buf)?;
+    }
+    scanner.finish()
+}
+
+impl Scanner<'_, '_> {
+    fn path(&self, segment: usize) -> String {
+        log_path(&self.options.dir, self.scan.segments[segment].id)
+    }
+
+    fn corrupt(&self, place: Place, damage: Damage) -> WalError {
+        WalError::Corrupt { path: self.path(place.segment), offset: place.offset as u64, damage }
+    }
+
+    fn find_files(&mut self, disk: &dyn Disk) -> Result<(), WalError> {
+        let dir = &self.options.dir;
+        let names = match disk.list(dir) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(WalError::Io { action: "list", path: dir.clone(), source }),
+        };
+        let mut logs = Vec::new();
+        for name in names {
+            match file_kind(&name) {
+                Some(FileKind::Log(id)) => logs.push(id),
+                Some(FileKind::Free(id)) => self.scan.free.push(id),
+                Some(FileKind::Temporary) => self.scan.temporary.push(format!("{dir}/{name}")),
+                None => {}
+            }
+        }
+        logs.sort_unstable();
+        for pair in logs.windows(2) {
+            if pair[1] != pair[0] + 1 {
+                return Err(WalError::MissingSegment { path: log_path(dir, pair[0] + 1) });
+            }
+        }
+        for id in logs {
+            let path = log_path(dir, id);
+            let file = disk.open(&path, Open::Existing).map_err(WalError::io("open", &path))?;
+            let bytes = file.len().map_err(WalError::io("look at", &path))?;
+            self.scan.segments.push(Found { id, bytes, file, tops: ShardTops::default() });
+        }
+        Ok(())
+    }
+
+    fn read_segment(&mut self, segment: usize, buf: &mut Vec<u8>) -> Result<(), WalError> {
+        let Found { id, bytes, .. } = self.scan.segments[segment];
+        let path = self.path(segment);
+        let start = Place { segment, offset: 0 };
+        // The limit stands before the allocation: the length is the file system's word.
+        if id == 0 || id == u64::MAX || bytes > SEGMENT_MAX {
+            return Err(self.corrupt(start, Damage::Range));
+        }
+        buf.resize(usize::try_from(bytes).map_err(|_| self.corrupt(start, Damage::Range))?, 0);
+        read_exact_at(&*self.scan.segments[segment].file, buf, 0).map_err(WalError::io("read", &path))?;
+        check_header(buf, &path, id, self.options.log_id, bytes)?;
+        if bytes < SEGMENT_MIN || bytes % BLOCK as u64 != 0 {
+            return Err(self.corrupt(start, Damage::Range));
+        }
+
+        let mut stop: Option<Break> = None;
+        let mut offset = BLOCK;
+        while offset < buf.len() {
+            let place = Place { segment, offset };
+            let head = &buf[offset..];
+            match frame::parse(head, id, self.options.log_id) {
+                Ok(found) => {
+                    self.mark = self.mark.max(found.header.synced);
+                    // Only the first batch of a segment can explain why the one before stopped.
+                    let may_follow =
+                        stop.is_none() && (self.broken.is_none() || offset == BLOCK && !self.leapt);
+                    if may_follow && self.follows(&found, id) {
+                        self.broken = None;
+                        self.scan.stray.clear();
+                        self.take(&found, place)?;
+                    } else {
+                        self.leapt = true;
+                        self.scan.stray.push(place);
+                        let wanted = (self.scan.number > 0).then_some(self.scan.number + 1);
+                        let damage = Damage::Order { found: found.header.number, wanted };
+                        stop.get_or_insert(Break { place, damage });
+                    }
+                    offset += found.span;
+                }
+                Err(damage) => {
+                    if damage != Damage::NoBatch && u64_at(head, 16) == id {
+                        self.scan.stray.push(place);
+                    }
+                    stop.get_or_insert(Break { place, damage });
+                    offset += BLOCK;
+                }
+            }
+        }
+        self.stopped(stop, segment);
+        Ok(())
+    }
+
+    /// Remembers where the chain stopped in `segment`, unless it stopped before. A stop that looks like the mere end of
+    /// the segment before gives way to damage at the start of this one, which then is the likelier cause.
+    fn stopped(&mut self, stop: Option<Break>, segment: usize) {
+        let has_strays = |segment: usize| self.scan.stray.iter().any(|stray| stray.segment == segment);
+        let gives_way = match &self.broken {
+            None => true,
+            Some(before) => {
+                before.place.segment + 1 == segment
+                    && matches!(before.damage, Damage::NoBatch | Damage::Stale { .. })
+                    && !has_strays(before.place.segment)
+                    && has_strays(segment)
+                    && stop.as_ref().is_some_and(|stop| !matches!(stop.damage, Damage::Order { .. }))
+            }
+        };
+        if gives_way {
+            self.broken = stop;
+        }
+    }
+
+    fn follows(&self, found: &Frame<'_>, segment: u64) -> bool {
+        let header = &found.header;
+        if self.scan.number == 0 {
+            // Where trimming left off, the chain begins anywhere; a log's very first batch follows nothing.
+            let first = segment == self.scan.segments[0].id;
+            return first && header.number > 0 && (segment > 1 || header.number == 1 && header.previous == 0);
+        }
+        header.number == self.scan.number + 1 && header.previous == self.scan.checksum
+    }
+
+    fn take(&mut self, found: &Frame<'_>, place: Place) -> Result<(), WalError> {
+        let mut rest = found.payload;
+        let mut records = 0;
+        while !rest.is_empty() {
+            let Some((record, after)) = split_record(rest) else {
+                return Err(self.corrupt(place, Damage::Records));
+            };
+            (self.visit)(record).map_err(WalError::Visit)?;
+            self.scan.segments[place.segment].tops.raise(record.shard, record.index);
+            records += 1;
+            rest = after;
+        }
+        if records != found.header.records {
+            return Err(self.corrupt(place, Damage::Records));
+        }
+        let scan = &mut self.scan;
+        scan.number = found.header.number;
+        scan.checksum = found.checksum;
+        scan.tail = place.segment;
+        scan.last_at = place.offset as u64;
+        scan.at = (place.offset + found.span) as u64;
+        scan.oldest = scan.oldest.max(found.header.oldest);
+        scan.opened.batches += 1;
+        scan.opened.records += u64::from(records);
+        scan.opened.bytes += found.span as u64;
+        scan.unsynced.push_back(Unsynced { number: scan.number, place, span: found.span });
+        let mark = self.mark;
+        while scan.unsynced.front().is_some_and(|first| first.number <= mark) {
+            scan.unsynced.pop_front();
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Scan, WalError> {
+        let Some(first) = self.scan.segments.first() else { return Ok(self.scan) };
+        let broken = self.broken.as_ref();
+        // A crash while a log was being created.
+        let never_written = self.options.create && first.id == 1 && self.mark == 0;
+        if self.scan.number < self.mark || (self.scan.number == 0 && !never_written) {
+            let (place, damage) = match broken {
+                Some(broken) => (broken.place, broken.damage.clone()),
+                None => (Place { segment: self.scan.tail, offset: 0 }, Damage::NoBatch),
+            };
+            return Err(self.corrupt(place, damage));
+        }
+        if first.id > self.scan.oldest && self.scan.number > 0 {
+            return Err(WalError::MissingSegment { path: log_path(&self.options.dir, first.id - 1) });
+        }
+        let cut = broken.filter(|_| !self.scan.stray.is_empty()).map(|broken| Cut {
+            path: self.path(broken.place.segment),
+            offset: broken.place.offset as u64,
+            damage: broken.damage.clone(),
+        });
+        let mut scan = self.scan;
+        scan.opened.cut = cut;
+        scan.opened.unsynced = scan.unsynced.len() as u64;
+        scan.opened.segments = scan.segments.len() as u64;
+        Ok(scan)
+    }
+}
+
+impl Scan {
+    /// Makes what [`scan`] found durable and wipes what it cut.
+    pub(crate) fn repair(&mut self, disk: &dyn Disk, options: &WalOptions) -> Result<(), WalError> {
+        let dir = &options.dir;
+        for path in std::mem::take(&mut self.temporary) {
+            disk.remove(&path).map_err(WalError::io("remove", &path))?;
+        }
+        let mut free = Vec::new();
+        for id in std::mem::take(&mut self.free) {
+            let path = free_path(dir, id);
+            let len = disk.len(&path).map_err(WalError::io("look at", &path))?;
+            if len == Some(options.segment_bytes) && free.len() < options.free_max {
+                free.push(id);
+            } else {
+                disk.remove(&path).map_err(WalError::io("remove", &path))?;
+            }
+        }
+        self.free = free;
+
+        // Prepared segments of another length go, last first, so that a crash leaves no gap.
+        if self.segments.iter().skip(self.tail + 1).any(|spare| spare.bytes != options.segment_bytes) {
+            while self.segments.len() > self.tail + 1 {
+                let spare = self.segments.pop().expect("longer than the tail's place");
+                let path = log_path(dir, spare.id);
+                disk.remove(&path).map_err(WalError::io("remove", &path))?;
+            }
+            self.stray.retain(|place| place.segment <= self.tail);
+        }
+
+        let mut touched = vec![false; self.segments.len()];
+        for place in std::mem::take(&mut self.stray) {
+            let segment = &self.segments[place.segment];
+            let path = log_path(dir, segment.id);
+            segment.file.write_at(&[0; BLOCK], place.offset as u64).map_err(WalError::io("write", &path))?;
+            touched[place.segment] = true;
+        }
+        // Reading them back proves nothing: after a failed sync the system's cache may hold what the disk doesn't. So they
+        // are written again.
+        for unsynced in std::mem::take(&mut self.unsynced) {
+            let segment = &self.segments[unsynced.place.segment];
+            let path = log_path(dir, segment.id);
+            let mut bytes = vec![0; unsynced.span];
+            let offset = unsynced.place.offset as u64;
+            read_exact_at(&*segment.file, &mut bytes, offset).map_err(WalError::io("read", &path))?;
+            segment.file.write_at(&bytes, offset).map_err(WalError::io("write", &path))?;
+            touched[unsynced.place.segment] = true;
+        }
+        for (segment, _) in self.segments.iter().zip(touched).filter(|(_, touched)| *touched) {
+            let path = log_path(dir, segment.id);
+            segment.file.sync_data().map_err(WalError::io("sync", &path))?;
+        }
+        // The names that were found may be newer than what the disk knows.
+        disk.sync_dir(dir).map_err(WalError::io("sync", dir))
+    }
+}

@@ -1,0 +1,152 @@
+//! The data directory: one owner, atomic changes, and no silent fresh start.
+
+use std::sync::Arc;
+use stead_core::ids::{Epoch, Incarnation, ShardId};
+use stead_store::data_dir::{DataDir, DataDirError, META_FILE, Meta, ServiceMeta};
+use stead_store::disk::Disk;
+use stead_store::real_disk::RealDisk;
+use stead_store::sim_disk::SimDisk;
+
+fn meta() -> Meta {
+    Meta {
+        cluster: 0x0123_4567_89ab_cdef_0000_0000_0000_0001,
+        incarnation: Incarnation(1),
+        epoch: Epoch(0),
+        log_id: u64::MAX,
+        log_created: false,
+        services: vec![ServiceMeta { name: "kv".to_owned(), first: ShardId(0), shards: 64 }],
+    }
+}
+
+fn never() -> Meta {
+    panic!("the directory exists")
+}
+
+fn open(disk: &SimDisk, fresh: impl FnOnce() -> Meta) -> Result<(DataDir, bool), DataDirError> {
+    DataDir::open(Arc::new(disk.clone()), fresh)
+}
+
+#[test]
+fn facts_come_back_as_they_were_changed() {
+    let disk = SimDisk::new(1);
+    let (mut dir, created) = open(&disk, meta).unwrap();
+    assert!(created);
+    dir.update(|meta| {
+        meta.epoch = meta.epoch.next();
+        meta.log_created = true;
+    })
+    .unwrap();
+    disk.crash();
+    disk.restart();
+    let (dir, created) = open(&disk, never).unwrap();
+    assert!(!created);
+    assert_eq!(*dir.meta(), Meta { epoch: Epoch(1), log_created: true, ..meta() });
+}
+
+#[test]
+fn a_crash_at_any_operation_leaves_the_old_or_the_new_facts() {
+    for operation in 1.. {
+        let disk = SimDisk::new(operation);
+        let (mut dir, _) = open(&disk, meta).unwrap();
+        disk.crash_after(operation);
+        let done = dir.update(|meta| meta.epoch = Epoch(9)).is_ok();
+        if !done {
+            assert!(matches!(dir.update(|meta| meta.epoch = Epoch(10)), Err(DataDirError::Fatal)));
+        }
+        disk.restart();
+        let epoch = open(&disk, never).unwrap().0.meta().epoch;
+        assert!(epoch == Epoch(9) || !done && epoch == Epoch(0), "{epoch}");
+        if done {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_operation_of_creation_can_be_repeated() {
+    for operation in 1.. {
+        let disk = SimDisk::new(operation);
+        disk.crash_after(operation);
+        let done = open(&disk, meta).is_ok();
+        disk.restart();
+        assert_eq!(*open(&disk, meta).unwrap().0.meta(), meta());
+        if done {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_changes_nothing_and_can_be_repeated() {
+    let disk = SimDisk::new(1);
+    let (mut dir, _) = open(&disk, meta).unwrap();
+    disk.set_capacity(Some(disk.used()));
+    dir.update(|meta| meta.epoch = Epoch(1)).unwrap_err();
+    assert_eq!(dir.meta().epoch, Epoch(0));
+    disk.set_capacity(None);
+    dir.update(|meta| meta.epoch = Epoch(2)).unwrap();
+    assert_eq!(open(&disk, never).unwrap().0.meta().epoch, Epoch(2));
+}
+
+#[test]
+fn files_without_facts_are_never_a_fresh_start() {
+    let disk = SimDisk::new(1);
+    disk.put("wal/0000000000000001.log", b"something");
+    let error = open(&disk, never).unwrap_err();
+    assert!(matches!(&error, DataDirError::MetaMissing { found } if found == "wal"), "{error}");
+    assert!(matches!(DataDir::inspect(&disk), Err(DataDirError::MetaMissing { .. })));
+    assert!(matches!(DataDir::inspect(&SimDisk::new(1)), Err(DataDirError::Empty)));
+}
+
+#[test]
+fn damaged_facts_are_refused_with_the_reason() {
+    let disk = SimDisk::new(1);
+    open(&disk, meta).unwrap();
+    let good = disk.bytes(META_FILE).unwrap();
+    for at in 0..good.len() {
+        for bit in 0..8 {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1 << bit;
+            disk.put(META_FILE, &bytes);
+            match DataDir::inspect(&disk) {
+                // White space and letter case of a checksum's own text carry no fact.
+                Ok(found) => assert_eq!(found, meta(), "byte {at} bit {bit}"),
+                Err(DataDirError::MetaDamaged { .. } | DataDirError::Version { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        // Only the line's end may be missing.
+        if at == good.len() - 1 {
+            break;
+        }
+        disk.put(META_FILE, &good[..at]);
+        assert!(matches!(open(&disk, never), Err(DataDirError::MetaDamaged { .. })), "cut at {at}");
+    }
+}
+
+#[test]
+fn an_unknown_version_is_refused_whatever_else_the_file_says() {
+    let disk = SimDisk::new(1);
+    disk.put(META_FILE, br#"{"format": 2, "something": "new"}"#);
+    let error = open(&disk, never).unwrap_err();
+    assert!(matches!(error, DataDirError::Version { found: 2 }), "{error}");
+    assert!(error.to_string().contains("format version 2, and this program reads version 1"), "{error}");
+}
+
+#[test]
+fn an_oversized_file_is_refused_unread() {
+    let disk = SimDisk::new(1);
+    disk.put(META_FILE, &vec![b' '; (4 << 20) + 1]);
+    assert!(matches!(open(&disk, never), Err(DataDirError::MetaDamaged { .. })));
+}
+
+#[test]
+fn a_second_owner_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(temporary.path()).unwrap());
+    let (dir, _) = DataDir::open(Arc::clone(&disk), meta).unwrap();
+    let error = DataDir::open(Arc::clone(&disk), never).unwrap_err();
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    drop(dir);
+    DataDir::open(disk, never).unwrap();
+}

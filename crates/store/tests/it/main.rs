@@ -1,0 +1,9 @@
+//! The storage crate's tests.
+
+mod data_dir;
+mod disk;
+mod fixtures;
+mod wal_crashes;
+mod wal_damage;
+mod wal_log;
+mod wal_space;

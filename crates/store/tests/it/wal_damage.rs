@@ -1,0 +1,242 @@
+//! Torn tails are cut; damage to what was synced is refused, wherever it is.
+
+use crate::wal_log::{Rec, batch, open, put, rec, small};
+use std::convert::Infallible;
+use stead_store::sim_disk::SimDisk;
+use stead_store::wal::{Damage, Wal, WalError, WalOptions};
+
+const BLOCK: u64 = 4096;
+
+fn segment(id: u64) -> String {
+    format!("wal/{id:016x}.log")
+}
+
+/// A log of some segments, closed with a mark, and what is in it.
+fn closed_log(disk: &SimDisk) -> Vec<Rec> {
+    let (mut wal, _, _) = open(disk, &small()).unwrap();
+    let records: Vec<Rec> =
+        (1..=20).map(|index| rec(1, index, &vec![index as u8; 100 * index as usize])).collect();
+    for rec in &records {
+        put(&mut wal, rec);
+    }
+    wal.mark().unwrap();
+    assert_eq!(wal.stats().segments, 4);
+    records
+}
+
+fn refused(disk: &SimDisk) -> WalError {
+    let before: Vec<_> = disk.files().iter().map(|path| disk.bytes(path)).collect();
+    let error = open(disk, &WalOptions { create: false, ..small() }).unwrap_err();
+    let after: Vec<_> = disk.files().iter().map(|path| disk.bytes(path)).collect();
+    assert!(before == after, "a refused log was changed");
+    error
+}
+
+#[test]
+fn a_torn_tail_is_cut_to_the_batch() {
+    let mut cuts = 0;
+    for seed in 0..100 {
+        let disk = SimDisk::new(seed);
+        let (mut wal, _, _) = open(&disk, &small()).unwrap();
+        let durable = rec(1, 1, b"durable");
+        put(&mut wal, &durable);
+        let torn = rec(1, 2, &[2; 9000]);
+        wal.append(&[batch(std::slice::from_ref(&torn))]).unwrap();
+        disk.crash();
+        disk.restart();
+        let (mut wal, opened, seen) = open(&disk, &small()).unwrap();
+        match seen.len() {
+            1 => {}
+            2 => assert_eq!(seen[1], torn),
+            other => panic!("{other} records"),
+        }
+        assert_eq!(seen[0], durable);
+        cuts += u32::from(opened.cut.is_some());
+        // What was cut never comes back, also when the same batch is lost again.
+        let next = rec(1, 3, b"next");
+        put(&mut wal, &next);
+        disk.crash();
+        disk.restart();
+        let (_, opened, again) = open(&disk, &small()).unwrap();
+        assert_eq!((again.last(), again.len(), opened.cut), (Some(&next), seen.len() + 1, None));
+    }
+    assert!(cuts > 5, "only {cuts} of 100 crashes left a torn batch");
+}
+
+#[test]
+fn any_flipped_bit_below_the_mark_is_refused() {
+    let disk = SimDisk::new(1);
+    closed_log(&disk);
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut flips = 0;
+    while flips < 300 {
+        let id = rng.u64(1..=3);
+        let offset = rng.u64(..32 << 10);
+        let bytes = disk.bytes(&segment(id)).unwrap();
+        // What was never written is zeros to the segment's end, and may hold anything.
+        let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+        if offset > end {
+            continue;
+        }
+        let copy = disk.fork(1);
+        copy.flip_bit(&segment(id), offset, rng.u8(..8)).unwrap();
+        let error = refused(&copy);
+        assert!(
+            matches!(&error, WalError::Corrupt { path, .. } | WalError::Version { path, .. } if *path == segment(id)),
+            "byte {offset} of segment {id}: {error}"
+        );
+        flips += 1;
+    }
+}
+
+#[test]
+fn the_place_and_the_reason_are_told() {
+    let disk = SimDisk::new(1);
+    closed_log(&disk);
+    disk.flip_bit(&segment(2), 2 * BLOCK + 100, 0).unwrap();
+    let error = refused(&disk);
+    let WalError::Corrupt { path, offset, damage } = &error else { panic!("{error}") };
+    assert_eq!((path.as_str(), *offset, damage), (segment(2).as_str(), 2 * BLOCK, &Damage::Checksum));
+    assert!(
+        error.to_string().contains("0000000000000002.log is corrupt at byte 8192: the checksum is wrong"),
+        "{error}"
+    );
+}
+
+#[test]
+fn damage_to_the_last_synced_batch_is_refused_once_a_mark_covers_it() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    let position = put(&mut wal, &rec(1, 1, b"the last one"));
+    let unmarked = disk.fork(1);
+    unmarked.flip_bit(&segment(1), position.offset + 70, 0).unwrap();
+    let (_, opened, seen) = open(&unmarked, &small()).unwrap();
+    assert_eq!((seen.len(), opened.cut.unwrap().damage), (0, Damage::Checksum));
+
+    wal.mark().unwrap();
+    disk.flip_bit(&segment(1), position.offset + 70, 0).unwrap();
+    assert!(matches!(refused(&disk), WalError::Corrupt { damage: Damage::Checksum, .. }));
+}
+
+#[test]
+fn opening_marks_what_it_showed() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    let position = put(&mut wal, &rec(1, 1, b"the last one"));
+    open(&disk, &small()).unwrap();
+    disk.flip_bit(&segment(1), position.offset + 70, 0).unwrap();
+    assert!(matches!(refused(&disk), WalError::Corrupt { .. }));
+}
+
+#[test]
+fn swapped_segments_are_refused() {
+    let disk = SimDisk::new(1);
+    closed_log(&disk);
+    let (two, three) = (disk.bytes(&segment(2)).unwrap(), disk.bytes(&segment(3)).unwrap());
+    disk.put(&segment(2), &three);
+    disk.put(&segment(3), &two);
+    assert!(matches!(refused(&disk), WalError::Corrupt { damage: Damage::Swapped { found: 3 }, .. }));
+}
+
+#[test]
+fn an_older_copy_of_a_segment_is_refused() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    put(&mut wal, &rec(1, 1, b"one"));
+    put(&mut wal, &rec(1, 2, b"two"));
+    let old = disk.bytes(&segment(1)).unwrap();
+    for index in 3..=20 {
+        put(&mut wal, &rec(1, index, &[0; 3000]));
+    }
+    disk.put(&segment(1), &old);
+    let error = refused(&disk);
+    assert!(matches!(&error, WalError::Corrupt { path, .. } if *path == segment(1)), "{error}");
+}
+
+#[test]
+fn missing_segments_are_refused() {
+    for id in 1..=3 {
+        let disk = SimDisk::new(1);
+        closed_log(&disk);
+        stead_store::disk::Disk::remove(&disk, &segment(id)).unwrap();
+        let error = refused(&disk);
+        assert!(matches!(&error, WalError::MissingSegment { path } if *path == segment(id)), "{error}");
+    }
+    // The newest one: the prepared one after it tells.
+    let disk = SimDisk::new(1);
+    closed_log(&disk);
+    stead_store::disk::Disk::remove(&disk, &segment(4)).unwrap();
+    assert!(matches!(refused(&disk), WalError::MissingSegment { .. }));
+}
+
+#[test]
+fn a_missing_log_is_refused() {
+    let disk = SimDisk::new(1);
+    closed_log(&disk);
+    for path in disk.files() {
+        stead_store::disk::Disk::remove(&disk, &path).unwrap();
+    }
+    assert!(matches!(refused(&disk), WalError::Missing { .. }));
+}
+
+#[test]
+fn truncated_segments_are_refused() {
+    for id in 1..=4 {
+        for len in [0, 100, BLOCK, 2 * BLOCK, 3 * BLOCK + 17, 32 * 1024 - 1] {
+            let disk = SimDisk::new(1);
+            closed_log(&disk);
+            let bytes = disk.bytes(&segment(id)).unwrap();
+            disk.put(&segment(id), &bytes[..len as usize]);
+            let error = refused(&disk);
+            assert!(matches!(&error, WalError::Corrupt { path, .. } if *path == segment(id)), "{error}");
+        }
+    }
+}
+
+#[test]
+fn zeroed_blocks_are_refused() {
+    let disk = SimDisk::new(1);
+    closed_log(&disk);
+    for id in 1..=3 {
+        let bytes = disk.bytes(&segment(id)).unwrap();
+        for block in 0..7 {
+            let range = block * BLOCK as usize..(block + 1) * BLOCK as usize;
+            if bytes[range.clone()].iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let mut damaged = bytes.clone();
+            damaged[range].fill(0);
+            let copy = disk.fork(1);
+            copy.put(&segment(id), &damaged);
+            assert!(matches!(refused(&copy), WalError::Corrupt { .. }), "block {block} of segment {id}");
+        }
+    }
+}
+
+#[test]
+fn another_version_and_another_log_are_refused() {
+    let disk = SimDisk::new(1);
+    closed_log(&disk);
+    let error = open(&disk, &WalOptions { log_id: 8, ..small() }).unwrap_err();
+    assert!(matches!(error, WalError::WrongLog { found: 7, wanted: 8, .. }), "{error}");
+    let mut bytes = disk.bytes(&segment(1)).unwrap();
+    bytes[8] = 2;
+    disk.put(&segment(1), &bytes);
+    let error = refused(&disk);
+    assert!(matches!(error, WalError::Version { found: 2, known: 1, .. }), "{error}");
+}
+
+#[test]
+fn reading_changes_nothing() {
+    let disk = SimDisk::new(5);
+    let records = closed_log(&disk);
+    let before: Vec<_> = disk.files().iter().map(|path| disk.bytes(path)).collect();
+    let mut seen = 0;
+    let count = |_: stead_store::wal::Record<'_>| {
+        seen += 1;
+        Ok::<(), Infallible>(())
+    };
+    Wal::read(&disk, &small(), count).unwrap();
+    assert_eq!(seen, records.len());
+    assert!(before == disk.files().iter().map(|path| disk.bytes(path)).collect::<Vec<_>>());
+}

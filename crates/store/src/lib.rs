@@ -6,8 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod data_dir;
 pub mod disk;
 pub mod real_disk;
+pub mod recovery;
 pub mod sim_disk;
 pub mod wal;

@@ -1,0 +1,133 @@
+//! What the next checkpoint builds upon: the sections that hold each shard's records as of its last snapshot.
+
+use crate::checkpoint::bundle::{BundleRef, Section};
+use crate::checkpoint::manifest::{Manifest, SectionRef};
+use std::collections::{BTreeMap, BTreeSet};
+use stead_core::ids::ShardId;
+
+/// Sections by shard, and the bundles that hold them. It is that of a complete checkpoint: the one that was written or
+/// recovered last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lineage {
+    /// The oldest first; each is used by some shard.
+    bundles: Vec<BundleRef>,
+    /// By shard, positions in `bundles` and bytes, ascending.
+    sections: BTreeMap<ShardId, Vec<SectionRef>>,
+}
+
+impl Lineage {
+    /// Nothing is stored: the first part of each shard holds all its records.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The sections of a complete checkpoint.
+    #[must_use]
+    pub fn of(manifest: &Manifest) -> Self {
+        let sections = manifest.parts.iter().map(|part| (part.shard, part.sections.clone())).collect();
+        let mut lineage = Self { bundles: manifest.bundles.clone(), sections };
+        lineage.prune();
+        lineage
+    }
+
+    /// The bundles, the oldest first.
+    #[must_use]
+    pub fn bundles(&self) -> &[BundleRef] {
+        &self.bundles
+    }
+
+    /// The sections of a shard, the oldest first.
+    #[must_use]
+    pub fn sections(&self, shard: ShardId) -> &[SectionRef] {
+        self.sections.get(&shard).map_or(&[], Vec::as_slice)
+    }
+
+    /// All shards that have sections.
+    pub fn shards(&self) -> impl Iterator<Item = (ShardId, &[SectionRef])> {
+        self.sections.iter().map(|(shard, sections)| (*shard, sections.as_slice()))
+    }
+
+    /// Adds the sections of a checkpoint's own bundle.
+    pub(crate) fn append(&mut self, bundle: &BundleRef, added: &BTreeMap<ShardId, Section>) {
+        let position = self.bundles.len() as u32;
+        self.bundles.push(bundle.clone());
+        for (&shard, section) in added {
+            let sections = self.sections.entry(shard).or_default();
+            if section.base {
+                sections.clear();
+            }
+            if !section.blocks.is_empty() {
+                sections.push(SectionRef { bundle: position, bytes: section.bytes() });
+            }
+        }
+        self.prune();
+    }
+
+    /// Puts a merged bundle in the place of those that it was merged from. False, and nothing happens, if what was
+    /// merged is not here any more as it was.
+    pub(crate) fn replace(
+        &mut self,
+        merged: &BTreeMap<ShardId, MergedSection>,
+        run: &BTreeSet<String>,
+        bundle: &BundleRef,
+    ) -> bool {
+        let Some(first) = self.bundles.iter().position(|bundle| run.contains(&bundle.name)) else { return false };
+        let in_run = |position: u32| run.contains(&self.bundles[position as usize].name);
+        // A base that came meanwhile may have dropped all sections of a shard: then the merged one is dropped, too.
+        let mut sections = self.sections.clone();
+        for (shard, sections) in &mut sections {
+            let old: Vec<_> = sections.iter().filter(|section| in_run(section.bundle)).collect();
+            if old.is_empty() {
+                continue;
+            }
+            let Some(new) = merged.get(shard) else { return false };
+            if old.len() != new.sources || old[0].bundle != sections[0].bundle && new.oldest {
+                return false;
+            }
+            let at = sections.iter().position(|section| in_run(section.bundle)).expect("some are in the run");
+            sections.retain(|section| !in_run(section.bundle));
+            if new.bytes > 0 {
+                sections.insert(at, SectionRef { bundle: first as u32, bytes: new.bytes });
+            }
+        }
+        self.bundles[first] = bundle.clone();
+        self.sections = sections;
+        self.prune();
+        true
+    }
+
+    /// Drops the bundles that no section is in, and shards without sections.
+    fn prune(&mut self) {
+        self.sections.retain(|_, sections| !sections.is_empty());
+        let mut used = vec![false; self.bundles.len()];
+        for section in self.sections.values().flatten() {
+            used[section.bundle as usize] = true;
+        }
+        let mut position = vec![0; used.len()];
+        let mut next = 0;
+        for (at, used) in used.iter().enumerate() {
+            position[at] = next;
+            next += u32::from(*used);
+        }
+        let mut at = 0;
+        self.bundles.retain(|_| {
+            at += 1;
+            used[at - 1]
+        });
+        for section in self.sections.values_mut().flatten() {
+            section.bundle = position[section.bundle as usize];
+        }
+    }
+}
+
+/// What a merge made of the sections of one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MergedSection {
+    /// How many sections went in.
+    pub(crate) sources: usize,
+    /// The shard's oldest section was among them, so that deletes were dropped.
+    pub(crate) oldest: bool,
+    /// Bytes that came out.
+    pub(crate) bytes: u64,
+}

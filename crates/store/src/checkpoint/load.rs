@@ -1,0 +1,244 @@
+//! Reading the parts of a checkpoint back into records, every checksum checked.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::bundle::{BLOCK_HEADER_LEN, Block, Bundle};
+use crate::checkpoint::manifest::{Manifest, Part, manifest_name};
+use crate::checkpoint::object::Hash;
+use crate::checkpoint::store::BlobStore;
+use std::collections::BTreeMap;
+use stead_core::ids::{Blob, ShardId};
+use stead_core::record::RecordKey;
+use stead_core::records::{Records, decode_records};
+use stead_core::state::{Header, State};
+
+/// Most bytes that are read at once, unless one block is larger.
+const READ_BYTES: usize = 4 << 20;
+/// Blocks of other shards are read over if they are no longer than this.
+const GAP_BYTES: u64 = 256 << 10;
+
+/// A part as it was at its marker; its hashes are those of the manifest.
+pub struct LoadedPart {
+    /// What it holds beside the records.
+    pub header: Header,
+    /// The records; all of them count as held by a snapshot.
+    pub records: Records,
+}
+
+impl LoadedPart {
+    /// The shard's state at its marker.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] if a record is not of its kind.
+    pub fn into_state(self, manifest: &Manifest) -> Result<State, CheckpointError> {
+        State::load(self.header, self.records)
+            .map_err(|misfit| CheckpointError::damaged(&manifest_name(manifest.number), misfit.to_string()))
+    }
+}
+
+/// The bundles of a manifest, opened and checked.
+pub struct Bundles<'a> {
+    manifest: &'a Manifest,
+    bundles: Vec<Bundle>,
+}
+
+impl<'a> Bundles<'a> {
+    /// Opens all bundles that a manifest refers to.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if one is missing, damaged or another one.
+    pub fn open(store: &dyn BlobStore, manifest: &'a Manifest) -> Result<Self, CheckpointError> {
+        let open = |wanted| Bundle::open(store, wanted, manifest.incarnation);
+        let bundles = manifest.bundles.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { manifest, bundles })
+    }
+
+    /// Reads the header of a part and checks it against the manifest.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if it is damaged or differs.
+    pub fn header(&self, part: &Part) -> Result<Header, CheckpointError> {
+        let header = self.bundles[part.header as usize].header(part.shard)?;
+        let differs = |what, found: String, expected: String| {
+            let name = manifest_name(self.manifest.number);
+            Err(CheckpointError::Differs { name, shard: part.shard, what, found, expected })
+        };
+        let position = header.position;
+        if header.hash() != part.hash.0 {
+            return differs("state hash", Hash(header.hash()).to_string(), part.hash.to_string());
+        }
+        let recorded = (part.epoch, part.index, part.time, part.colour);
+        if (position.epoch, position.index, position.time, position.colour) != recorded {
+            return differs("position", format!("{position:?}"), format!("{recorded:?}"));
+        }
+        if (header.records, header.records_hash) != (part.records, part.records_hash.0.to_be_bytes()) {
+            return differs("records in the header", header.records.to_string(), part.records.to_string());
+        }
+        Ok(header)
+    }
+
+    /// Shows every record of the sections of some parts to `visit`: for each shard the oldest sections first. Reads each
+    /// bundle once, in order.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if something is damaged, or what `visit` returns.
+    pub fn visit_records(
+        &self,
+        parts: &[&Part],
+        mut visit: impl FnMut(ShardId, &[u8], Option<&[u8]>) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        let mut buf = Vec::new();
+        for (position, bundle) in self.bundles.iter().enumerate() {
+            let mut blocks: Vec<(ShardId, Block)> = Vec::new();
+            for part in parts {
+                let Some(section) = part.sections.iter().find(|section| section.bundle as usize == position) else {
+                    continue;
+                };
+                let stored = bundle.section(part.shard).filter(|stored| stored.bytes() == section.bytes);
+                let Some(stored) = stored else {
+                    let reason = format!("it lacks the section of shard {} that the manifest names", part.shard);
+                    return Err(CheckpointError::damaged(bundle.name(), reason));
+                };
+                blocks.extend(stored.blocks.iter().map(|block| (part.shard, *block)));
+            }
+            if !blocks.is_empty() {
+                bundle.read_ahead();
+                blocks.sort_unstable_by_key(|(_, block)| block.offset);
+                visit_blocks(bundle, &blocks, &mut buf, &mut visit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads some parts.
+    fn load(&self, parts: &[&Part]) -> Result<Vec<LoadedPart>, CheckpointError> {
+        let mut loaded = BTreeMap::new();
+        for part in parts {
+            let header = self.header(part)?;
+            let mut records = Records::new();
+            // What the number can't be true for is told by the sections; it must not decide an allocation before.
+            let bytes: u64 = part.sections.iter().map(|section| section.bytes).sum();
+            records.reserve(header.records.min(bytes / 7) as usize);
+            loaded.insert(part.shard, LoadedPart { header, records });
+        }
+        self.visit_records(parts, |shard, key, value| {
+            let part = loaded.get_mut(&shard).expect("only sections of these parts are read");
+            part.records.load(key, value.map(Blob::from));
+            Ok(())
+        })?;
+        for (&shard, part) in &mut loaded {
+            part.records.loaded();
+            let (found, count) = (part.records.hash(), part.records.len() as u64);
+            let expected = u128::from_be_bytes(part.header.records_hash);
+            if (found, count) != (expected, part.header.records) {
+                return Err(CheckpointError::Differs {
+                    name: manifest_name(self.manifest.number),
+                    shard,
+                    what: "records",
+                    found: format!("{count} of hash {}", Hash(found)),
+                    expected: format!("{} of hash {}", part.header.records, Hash(expected)),
+                });
+            }
+        }
+        Ok(loaded.into_values().collect())
+    }
+}
+
+/// Reads neighbouring blocks together, checks each, and shows its records.
+fn visit_blocks(
+    bundle: &Bundle,
+    mut blocks: &[(ShardId, Block)],
+    buf: &mut Vec<u8>,
+    visit: &mut impl FnMut(ShardId, &[u8], Option<&[u8]>) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let end = |block: &Block| block.offset + BLOCK_HEADER_LEN as u64 + u64::from(block.len);
+    while let Some((_, first)) = blocks.first() {
+        let start = first.offset;
+        let mut stop = end(first);
+        let mut count = 1;
+        for (_, block) in &blocks[1..] {
+            if block.offset - stop > GAP_BYTES || end(block) - start > READ_BYTES as u64 {
+                break;
+            }
+            stop = end(block);
+            count += 1;
+        }
+        let len = (stop - start) as usize;
+        if buf.len() < len {
+            buf.resize(len, 0);
+        }
+        bundle.read(&mut buf[..len], start)?;
+        for (shard, block) in &blocks[..count] {
+            let bytes = &buf[(block.offset - start) as usize..(end(block) - start) as usize];
+            let content = bundle.check_records(*shard, block, bytes)?;
+            for record in decode_records(content) {
+                let record = record.map_err(|error| error.to_string()).and_then(|(key, value)| {
+                    match RecordKey::from_bytes(key) {
+                        Some(_) => Ok((key, value)),
+                        None => Err("it has a record under an impossible key".to_owned()),
+                    }
+                });
+                let (key, value) = record.map_err(|reason| CheckpointError::damaged(bundle.name(), reason))?;
+                visit(*shard, key, value)?;
+            }
+        }
+        blocks = &blocks[count..];
+    }
+    Ok(())
+}
+
+/// Loads one part of a checkpoint.
+///
+/// # Errors
+/// [`CheckpointError`] if something is missing, damaged, or not the state that was written.
+pub fn load_part(
+    store: &dyn BlobStore,
+    manifest: &Manifest,
+    shard: ShardId,
+) -> Result<LoadedPart, CheckpointError> {
+    let Some(part) = manifest.part(shard) else {
+        let reason = format!("it has no shard {shard}");
+        return Err(CheckpointError::Incomplete { number: manifest.number, reason });
+    };
+    let mut loaded = Bundles::open(store, manifest)?.load(&[part])?;
+    Ok(loaded.pop().expect("one part was asked for"))
+}
+
+/// Loads all parts of a checkpoint on `threads` threads (1 starts none), in the order of their shards.
+///
+/// # Errors
+/// [`CheckpointError`] if something is missing, damaged, or not the state that was written.
+pub fn load_parts(
+    store: &dyn BlobStore,
+    manifest: &Manifest,
+    threads: usize,
+) -> Result<Vec<LoadedPart>, CheckpointError> {
+    let bundles = Bundles::open(store, manifest)?;
+    let groups = groups(&manifest.parts, threads);
+    let mut loaded = Vec::new();
+    if groups.len() == 1 {
+        loaded = bundles.load(&groups[0])?;
+    } else {
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let load = |group: &Vec<&Part>| bundles.load(group);
+            let running: Vec<_> = groups.iter().map(|group| scope.spawn(move || load(group))).collect();
+            running.into_iter().map(|thread| thread.join()).collect()
+        });
+        for result in results {
+            loaded.append(&mut result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+    }
+    loaded.sort_by_key(|part| part.header.shard);
+    Ok(loaded)
+}
+
+/// Spreads parts over groups of about equal bytes; at least one group.
+fn groups(parts: &[Part], count: usize) -> Vec<Vec<&Part>> {
+    let mut groups: Vec<(u64, Vec<&Part>)> = vec![(0, Vec::new()); count.clamp(1, parts.len().max(1))];
+    for part in parts {
+        let bytes: u64 = part.sections.iter().map(|section| section.bytes + 1).sum();
+        let least = groups.iter_mut().min_by_key(|(bytes, _)| *bytes).expect("there is a group");
+        least.0 += bytes + 1;
+        least.1.push(part);
+    }
+    groups.into_iter().map(|(_, parts)| parts).collect()
+}

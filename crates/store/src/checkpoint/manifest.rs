@@ -1,0 +1,444 @@
+//! The manifest: one JSON object that decides what a checkpoint is, or, as a tombstone, that there is none.
+//!
+//! The file is `{"stead":"…","format":1,"checksum":"…","body":{…}}` without any white space around it; the checksum
+//! covers the bytes of the body.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::bundle::BundleRef;
+use crate::checkpoint::object::{
+    ColourNumber, EpochNumber, Hash, IncarnationNumber, IndexNumber, Micros, ShardNumber,
+};
+use crate::checkpoint::store::{BlobStore, Put};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId, Time};
+use stead_core::topology::Topology;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// The version of the manifest's format.
+pub const MANIFEST_VERSION: u32 = 1;
+/// Most bytes of a manifest.
+pub const MANIFEST_MAX: u64 = 256 << 20;
+/// The directory of manifests and tombstones.
+pub const MANIFESTS: &str = "manifests/";
+
+/// A complete checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The life of the cluster.
+    #[serde(with = "IncarnationNumber")]
+    pub incarnation: Incarnation,
+    /// Its number, which is the colour of all parts.
+    #[serde(with = "ColourNumber")]
+    pub number: Colour,
+    /// When it began, in microseconds since the Unix epoch.
+    #[serde(with = "Micros")]
+    pub created: Time,
+    /// The life of the process that wrote it.
+    pub writer: u64,
+    /// The services and their shards.
+    pub services: Vec<ServiceShards>,
+    /// The bundles that parts refer to, the oldest first.
+    pub bundles: Vec<BundleRef>,
+    /// One part for each shard, in the order of their ids.
+    pub parts: Vec<Part>,
+    /// Channels with messages in flight, by sender, then receiver.
+    pub in_flight: Vec<InFlight>,
+    /// Sums over all parts.
+    pub totals: Totals,
+    /// What the checks that services declare found, if they were run.
+    pub checks: Vec<CheckResult>,
+}
+
+/// A service in a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceShards {
+    /// Its name.
+    pub name: String,
+    /// How many shards it has.
+    pub shards: u32,
+}
+
+/// A shard's part of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// The shard.
+    #[serde(with = "ShardNumber")]
+    pub shard: ShardId,
+    /// The epoch of its marker.
+    #[serde(with = "EpochNumber")]
+    pub epoch: Epoch,
+    /// The index of its marker.
+    #[serde(with = "IndexNumber")]
+    pub index: Index,
+    /// The shard's time at its marker.
+    #[serde(with = "Micros")]
+    pub time: Time,
+    /// The shard's colour: the number of the checkpoint.
+    #[serde(with = "ColourNumber")]
+    pub colour: Colour,
+    /// The state hash at the marker.
+    pub hash: Hash,
+    /// The number of records.
+    pub records: u64,
+    /// The sum of their hashes.
+    pub records_hash: Hash,
+    /// The position in `bundles` of the one that holds the part's header.
+    pub header: u32,
+    /// What makes up the records, the oldest first; a newer record replaces an older one.
+    pub sections: Vec<SectionRef>,
+}
+
+/// A section that a part uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SectionRef {
+    /// The position of its bundle in the manifest's list.
+    pub bundle: u32,
+    /// Bytes of its records.
+    pub bytes: u64,
+}
+
+/// Messages of one channel that were sent and not received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InFlight {
+    /// The sender.
+    #[serde(with = "ShardNumber")]
+    pub from: ShardId,
+    /// The receiver.
+    #[serde(with = "ShardNumber")]
+    pub to: ShardId,
+    /// How many.
+    pub messages: u64,
+    /// Bytes of their payloads.
+    pub bytes: u64,
+}
+
+/// Sums over all parts of a checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    /// Records.
+    pub records: u64,
+    /// Bytes of all sections, those of replaced records too.
+    pub section_bytes: u64,
+    /// Bytes that this checkpoint wrote, without its manifest.
+    pub written_bytes: u64,
+    /// Messages in flight.
+    pub messages: u64,
+    /// Bytes of their payloads.
+    pub message_bytes: u64,
+}
+
+/// What the check that a service declares found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckResult {
+    /// The service.
+    pub service: String,
+    /// What does not hold; nothing when all is well.
+    pub failure: Option<String>,
+}
+
+/// The object that says that a number will never be a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tombstone {
+    /// The life of the cluster.
+    #[serde(with = "IncarnationNumber")]
+    pub incarnation: Incarnation,
+    /// The number.
+    #[serde(with = "ColourNumber")]
+    pub number: Colour,
+    /// When it was given up, in microseconds since the Unix epoch.
+    #[serde(with = "Micros")]
+    pub created: Time,
+    /// The life of the process that gave it up.
+    pub writer: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// What was decided about a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It is a checkpoint.
+    Complete(Box<Manifest>),
+    /// It never will be one.
+    GivenUp(Tombstone),
+}
+
+impl Decision {
+    /// The number that was decided.
+    #[must_use]
+    pub fn number(&self) -> Colour {
+        match self {
+            Self::Complete(manifest) => manifest.number,
+            Self::GivenUp(tombstone) => tombstone.number,
+        }
+    }
+
+    /// The life of the cluster in which it was.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        match self {
+            Self::Complete(manifest) => manifest.incarnation,
+            Self::GivenUp(tombstone) => tombstone.incarnation,
+        }
+    }
+}
+
+/// The file around the body. The order of the fields is that of the file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<'a> {
+    stead: &'a str,
+    format: u32,
+    checksum: &'a str,
+    #[serde(borrow)]
+    body: &'a RawValue,
+}
+
+/// Read first, so that a later format is told from a damaged file.
+#[derive(Deserialize)]
+struct AnyFormat {
+    format: u64,
+}
+
+const KIND_MANIFEST: &str = "manifest";
+const KIND_TOMBSTONE: &str = "tombstone";
+
+/// The name of the object that decides a number.
+#[must_use]
+pub fn manifest_name(number: Colour) -> String {
+    format!("{MANIFESTS}{:020}.json", number.0)
+}
+
+/// The number that a name decides, if it is the name of such an object.
+#[must_use]
+pub fn manifest_number(name: &str) -> Option<Colour> {
+    let number = Colour(name.strip_prefix(MANIFESTS)?.strip_suffix(".json")?.parse().ok()?);
+    (manifest_name(number) == name).then_some(number)
+}
+
+fn encode(kind: &str, body: &impl Serialize) -> Vec<u8> {
+    let body = serde_json::value::to_raw_value(body).expect("manifests have string keys only");
+    let checksum = checksum(kind, body.get());
+    let envelope = Envelope { stead: kind, format: MANIFEST_VERSION, checksum: &checksum, body: &body };
+    serde_json::to_vec(&envelope).expect("manifests have string keys only")
+}
+
+fn checksum(kind: &str, body: &str) -> String {
+    let mut bytes = format!("{kind} {MANIFEST_VERSION} ").into_bytes();
+    bytes.extend_from_slice(body.as_bytes());
+    Hash(xxh3_128(&bytes)).to_string()
+}
+
+impl Manifest {
+    /// The bytes of the manifest's object.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode(KIND_MANIFEST, self)
+    }
+
+    /// The topology of the checkpoint.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Topology`].
+    pub fn topology(&self) -> Result<Topology, CheckpointError> {
+        let mut topology = Topology::new(self.incarnation);
+        for service in &self.services {
+            topology.ensure(&service.name, service.shards).map_err(|source| CheckpointError::Topology {
+                name: manifest_name(self.number),
+                source,
+            })?;
+        }
+        Ok(topology)
+    }
+
+    /// The part of a shard.
+    #[must_use]
+    pub fn part(&self, shard: ShardId) -> Option<&Part> {
+        self.parts.get(shard.0 as usize)
+    }
+
+    /// The services of a topology as a manifest lists them.
+    #[must_use]
+    pub fn services_of(topology: &Topology) -> Vec<ServiceShards> {
+        topology
+            .services()
+            .iter()
+            .map(|service| ServiceShards { name: service.name.clone(), shards: service.shards })
+            .collect()
+    }
+
+    /// Checks what must hold within a manifest, whoever wrote it.
+    fn check(&self) -> Result<(), CheckpointError> {
+        let name = manifest_name(self.number);
+        let damaged = |reason: String| CheckpointError::damaged(&name, reason);
+        let shards = self.topology()?.shard_count();
+        if self.parts.len() != shards as usize {
+            return Err(damaged(format!("it has {} parts for {shards} shards", self.parts.len())));
+        }
+        let bundles = self.bundles.len();
+        for (at, part) in self.parts.iter().enumerate() {
+            let shard = part.shard;
+            if shard.0 as usize != at {
+                return Err(damaged(format!("the part of shard {shard} stands at place {at}")));
+            }
+            if part.colour != self.number {
+                return Err(damaged(format!("the part of shard {shard} has colour {}", part.colour)));
+            }
+            let ascending = part.sections.windows(2).all(|pair| pair[0].bundle < pair[1].bundle);
+            let known = part.sections.iter().all(|section| (section.bundle as usize) < bundles);
+            if !ascending || !known || part.header as usize >= bundles {
+                return Err(damaged(format!("the part of shard {shard} refers to impossible bundles")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the manifest: the checkpoint exists when this returns.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Decided`] if the number is decided otherwise, or the store's error: then
+    /// [`read_decision`] tells how it ended.
+    pub fn store(&self, store: &dyn BlobStore) -> Result<(), CheckpointError> {
+        decide(store, self.number, &self.encode())
+    }
+}
+
+impl Tombstone {
+    /// Stores the tombstone. Decided already is fine if it is by this tombstone.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Decided`] if the number is decided otherwise, or the store's error.
+    pub fn store(&self, store: &dyn BlobStore) -> Result<(), CheckpointError> {
+        decide(store, self.number, &encode(KIND_TOMBSTONE, self))
+    }
+}
+
+fn decide(store: &dyn BlobStore, number: Colour, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let name = manifest_name(number);
+    match store.put_new(&name, bytes)? {
+        Put::Created => Ok(()),
+        // A repeated request to a remote store may meet its own first one.
+        Put::Exists if store.get(&name, MANIFEST_MAX)? == bytes => Ok(()),
+        Put::Exists => Err(CheckpointError::Decided(number)),
+    }
+}
+
+/// Reads the object that decides a number.
+///
+/// # Errors
+/// [`CheckpointError::Unknown`] if the number is not decided; [`CheckpointError`] if what is there can't be used.
+pub fn read_decision(store: &dyn BlobStore, number: Colour) -> Result<Decision, CheckpointError> {
+    let name = manifest_name(number);
+    let bytes = match store.get(&name, MANIFEST_MAX) {
+        Err(error) if error.is_not_found() => return Err(CheckpointError::Unknown(number)),
+        bytes => bytes?,
+    };
+    decode_decision(&name, &bytes)
+}
+
+/// Reads the bytes of an object that decides a number.
+///
+/// # Errors
+/// [`CheckpointError`] naming the object and what is wrong with it.
+pub fn decode_decision(name: &str, bytes: &[u8]) -> Result<Decision, CheckpointError> {
+    let damaged = |reason: String| CheckpointError::damaged(name, reason);
+    let text = std::str::from_utf8(bytes).map_err(|error| damaged(format!("it is no UTF-8: {error}")))?;
+    let envelope: Envelope<'_> = match serde_json::from_str(text) {
+        Ok(envelope) => envelope,
+        Err(error) => {
+            return Err(match serde_json::from_str::<AnyFormat>(text) {
+                Ok(any) if any.format != u64::from(MANIFEST_VERSION) => unknown_version(name, any.format),
+                _ => damaged(error.to_string()),
+            });
+        }
+    };
+    if envelope.format != MANIFEST_VERSION {
+        return Err(unknown_version(name, u64::from(envelope.format)));
+    }
+    let computed = checksum(envelope.stead, envelope.body.get());
+    if computed != envelope.checksum {
+        return Err(damaged(format!("its checksum is {computed} where {} was written", envelope.checksum)));
+    }
+    let read_failed = |error: serde_json::Error| damaged(error.to_string());
+    let decision = match envelope.stead {
+        KIND_MANIFEST => {
+            let manifest: Manifest = serde_json::from_str(envelope.body.get()).map_err(read_failed)?;
+            manifest.check()?;
+            Decision::Complete(Box::new(manifest))
+        }
+        KIND_TOMBSTONE => Decision::GivenUp(serde_json::from_str(envelope.body.get()).map_err(read_failed)?),
+        kind => return Err(damaged(format!("it is a {kind:?} and no manifest"))),
+    };
+    // White space and the order of fields are outside the checksum: nothing but what was written will do.
+    if serde_json::to_vec(&envelope).ok().as_deref() != Some(bytes) {
+        return Err(damaged("bytes outside its body were changed".to_owned()));
+    }
+    if manifest_number(name) != Some(decision.number()) {
+        return Err(damaged(format!("it is about checkpoint {}", decision.number())));
+    }
+    Ok(decision)
+}
+
+fn unknown_version(name: &str, found: u64) -> CheckpointError {
+    CheckpointError::Version { name: name.to_owned(), found, known: MANIFEST_VERSION }
+}
+
+/// Reads the manifest of a checkpoint.
+///
+/// # Errors
+/// [`CheckpointError::GivenUp`] or [`CheckpointError::Unknown`] if there is none; [`CheckpointError`] if it can't be used.
+pub fn read_manifest(store: &dyn BlobStore, number: Colour) -> Result<Manifest, CheckpointError> {
+    match read_decision(store, number)? {
+        Decision::Complete(manifest) => Ok(*manifest),
+        Decision::GivenUp(tombstone) => Err(CheckpointError::GivenUp { number, reason: tombstone.reason }),
+    }
+}
+
+/// The numbers that are decided, ascending; whether as checkpoints or not is in the objects.
+///
+/// # Errors
+/// [`CheckpointError::Store`], or [`CheckpointError::Damaged`] for an object that has no such name.
+pub fn decided_numbers(store: &dyn BlobStore) -> Result<Vec<Colour>, CheckpointError> {
+    let mut numbers = Vec::new();
+    for name in store.list(MANIFESTS)? {
+        let number = manifest_number(&name);
+        numbers.push(number.ok_or_else(|| CheckpointError::damaged(&name, "no manifest has such a name"))?);
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The newest decisions down to the newest complete checkpoint: tombstones are passed over, anything that can't be
+/// read is an error and never skipped.
+#[derive(Clone, Debug, Default)]
+pub struct Newest {
+    /// The newest complete checkpoint.
+    pub manifest: Option<Manifest>,
+    /// The greatest number that is decided; 0 if there is none.
+    pub decided: Colour,
+}
+
+/// Finds the newest complete checkpoint.
+///
+/// # Errors
+/// [`CheckpointError`].
+pub fn newest(store: &dyn BlobStore) -> Result<Newest, CheckpointError> {
+    let numbers = decided_numbers(store)?;
+    let mut newest = Newest { manifest: None, decided: numbers.last().copied().unwrap_or_default() };
+    for number in numbers.into_iter().rev() {
+        if let Decision::Complete(manifest) = read_decision(store, number)? {
+            newest.manifest = Some(*manifest);
+            break;
+        }
+    }
+    Ok(newest)
+}

@@ -1,0 +1,113 @@
+//! Checkpoints as they are stored: bundles of sections, manifests, and all that reads, merges, checks and deletes them.
+//!
+//! A checkpoint exists once its manifest does. The manifest names for each shard the sections that make up its part,
+//! oldest first; sections of all shards of a node lie together in bundles, one new bundle for each checkpoint. Nothing
+//! that is stored is ever changed: compaction writes new bundles, and the next manifest refers to them.
+
+pub mod bundle;
+
+pub mod lineage;
+pub mod load;
+pub mod manifest;
+pub mod object;
+
+pub mod store;
+pub mod verify;
+pub mod write;
+
+use crate::checkpoint::store::StoreError;
+use stead_core::ids::{Colour, Incarnation, ShardId};
+use stead_core::topology::TopologyError;
+use thiserror::Error;
+
+/// Why a checkpoint can't be written, read or used.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An object is not what was written.
+    #[error("{name} is damaged: {reason}; use an older checkpoint or a copy of this one")]
+    Damaged {
+        /// The object.
+        name: String,
+        /// What does not hold.
+        reason: String,
+    },
+    /// An object of a format that this program does not know.
+    #[error("{name} has format version {found}, and this program reads version {known}; use a newer program")]
+    Version {
+        /// The object.
+        name: String,
+        /// Its version.
+        found: u64,
+        /// The version that is known.
+        known: u32,
+    },
+    /// An object of another life of the cluster.
+    #[error("{name} belongs to incarnation {found}, not to {expected}; files of two clusters or lives were mixed")]
+    Incarnation {
+        /// The object.
+        name: String,
+        /// Its incarnation.
+        found: Incarnation,
+        /// The one that was expected.
+        expected: Incarnation,
+    },
+    /// The number has no object: no such checkpoint, or its manifest was deleted.
+    #[error("there is no checkpoint {0} in this store; list the checkpoints to see which there are")]
+    Unknown(Colour),
+    /// The checkpoint failed, and its number stays unused.
+    #[error("checkpoint {number} was given up: {reason}; use another one")]
+    GivenUp {
+        /// Its number.
+        number: Colour,
+        /// Why.
+        reason: String,
+    },
+    /// Another writer decided the number first.
+    #[error("checkpoint {0} is decided already by another manifest or tombstone; take the next number")]
+    Decided(Colour),
+    /// A loaded part is not the state that was written.
+    #[error("shard {shard} of {name} has {what} {found} where {expected} was recorded; use an older checkpoint or a copy of this one")]
+    Differs {
+        /// The manifest.
+        name: String,
+        /// The shard.
+        shard: ShardId,
+        /// What differs.
+        what: &'static str,
+        /// As loaded.
+        found: String,
+        /// As recorded.
+        expected: String,
+    },
+    /// The topology in a manifest can't be.
+    #[error("{name} holds an impossible topology: {source}")]
+    Topology {
+        /// The manifest.
+        name: String,
+        /// Why.
+        source: TopologyError,
+    },
+    /// The parts that were given don't make up the checkpoint.
+    #[error("checkpoint {number} can't be completed: {reason}")]
+    Incomplete {
+        /// Its number.
+        number: Colour,
+        /// What is missing or too much.
+        reason: String,
+    },
+}
+
+impl CheckpointError {
+    pub(crate) fn damaged(name: &str, reason: impl Into<String>) -> Self {
+        Self::Damaged { name: name.to_owned(), reason: reason.into() }
+    }
+
+    /// Whether the cause is a store without room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_full())
+    }
+}

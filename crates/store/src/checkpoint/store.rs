@@ -1,0 +1,439 @@
+//! Where checkpoints are kept: named objects that are written once, and read, listed and deleted.
+
+use crate::disk::{Disk, DiskFile, Open, read_exact_at};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// A place for objects. All calls block; none may be made from an async task.
+///
+/// Names are one directory and a file, like `bundles/7.bundle`, of `a-z 0-9 - . /`; the end `.tmp` is taken. An object
+/// is whole and durable once a call that makes it has returned, and is never seen in part.
+pub trait BlobStore: Send + Sync {
+    /// Creates an object unless its name is taken: of several callers one creates it.
+    ///
+    /// MUST NOT return before the object survives power loss.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the object may or may not have been created then.
+    fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StoreError>;
+
+    /// Begins a large object, to be written in pieces no faster than `pace`. Its name must be one that nobody else
+    /// draws; it is not taken before [`BlobWriter::finish`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError>;
+
+    /// Opens an object to read parts of it.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] or what the store says.
+    fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError>;
+
+    /// Reads a whole object of at most `len_max` bytes; the limit is checked before anything is allocated.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::TooLarge`] or what the store says.
+    fn get(&self, name: &str, len_max: u64) -> Result<Vec<u8>, StoreError> {
+        let reader = self.open(name)?;
+        let len = reader.size();
+        if len > len_max {
+            return Err(StoreError::TooLarge { name: name.to_owned(), len, max: len_max });
+        }
+        let mut bytes = vec![0; len as usize];
+        reader.read_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
+    /// The names of all objects of a directory (`bundles/`), sorted.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn list(&self, dir: &str) -> Result<Vec<String>, StoreError>;
+
+    /// Deletes an object; one that does not exist is fine.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn delete(&self, name: &str) -> Result<(), StoreError>;
+}
+
+/// An object that is being written. Dropped before it is finished, it never existed.
+pub trait BlobWriter: Send {
+    /// Appends bytes; waits as the pace demands.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the object can't be finished then.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// Completes the object: it is durable and can be read when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn finish(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// An object that is read in parts, from any thread.
+pub trait BlobReader: Send + Sync {
+    /// The object's size in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from `offset` on.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the object ends before.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError>;
+
+    /// A hint that the whole object will be read soon.
+    fn read_ahead(&self) {}
+}
+
+/// What [`BlobStore::put_new`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The object is new, and it is this one.
+    Created,
+    /// Another object has the name.
+    Exists,
+}
+
+/// Why a store did not do what it was asked for.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The object does not exist.
+    #[error("{name} does not exist in {place}; it was deleted, or the place is not the right one")]
+    NotFound {
+        /// The object.
+        name: String,
+        /// The store.
+        place: String,
+    },
+    /// An object over the limit of what is read at once.
+    #[error("{name} has {len} bytes, over the limit of {max}; it is damaged or not Stead's")]
+    TooLarge {
+        /// The object.
+        name: String,
+        /// Its bytes.
+        len: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// A name or an address that can't be used.
+    #[error("{name:?} can't be used: {reason}")]
+    Address {
+        /// The refused name or address.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// What the system or the service said.
+    #[error("can't {action} {name} in {place}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The object.
+        name: String,
+        /// The store.
+        place: String,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// Whether there was no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+
+    /// Whether the object does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}
+
+/// How fast large objects may be written, so that the log's fsync is not starved. Clones share the rate.
+#[derive(Clone, Debug, Default)]
+pub struct Pace(Arc<AtomicU64>);
+
+impl Pace {
+    /// As fast as it goes; reads no clock.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self::default()
+    }
+
+    /// At most so many bytes each second; 0 is unlimited.
+    #[must_use]
+    pub fn bytes_per_second(rate: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(rate)))
+    }
+
+    /// Changes the rate, for running writers too; 0 is unlimited.
+    pub fn set(&self, rate: u64) {
+        self.0.store(rate, Ordering::Relaxed);
+    }
+}
+
+/// Spends a pace: waits after each piece until the next one is due.
+pub(crate) struct Meter {
+    pace: Pace,
+    due: Option<Instant>,
+}
+
+impl Meter {
+    /// A longer wait would keep a change of the rate from being seen.
+    const WAIT_MAX: Duration = Duration::from_millis(100);
+
+    pub(crate) fn new(pace: &Pace) -> Self {
+        Self { pace: pace.clone(), due: None }
+    }
+
+    pub(crate) fn spend(&mut self, bytes: usize) {
+        let rate = self.pace.0.load(Ordering::Relaxed);
+        if rate == 0 {
+            self.due = None;
+            return;
+        }
+        let now = Instant::now();
+        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let due = self.due.map_or(now, |due| due.max(now)) + cost;
+        self.due = Some(due);
+        while let Some(wait) = due.checked_duration_since(Instant::now())
+            && !wait.is_zero()
+            && self.pace.0.load(Ordering::Relaxed) == rate
+        {
+            std::thread::sleep(wait.min(Self::WAIT_MAX));
+        }
+    }
+}
+
+pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    let good = name.split_once('/').is_some_and(|(dir, file)| {
+        [dir, file].iter().all(|part| !part.is_empty() && !part.starts_with('.') && part.chars().all(fits))
+    });
+    if good && !name.ends_with(TEMPORARY) {
+        return Ok(());
+    }
+    let reason = "an object's name is DIRECTORY/FILE of a-z, 0-9, '-' and '.', without .tmp at its end".to_owned();
+    Err(StoreError::Address { name: name.to_owned(), reason })
+}
+
+const TEMPORARY: &str = ".tmp";
+
+/// A directory of a [`Disk`]. The disk has one owner, so that a lock in memory is enough to decide who creates a name.
+pub struct DiskStore {
+    disk: Arc<dyn Disk>,
+    root: String,
+    /// Held from the look for a name until it is taken.
+    create: Mutex<()>,
+}
+
+impl DiskStore {
+    /// Bytes between two syncs of a large object: small, so that no sync writes much at once and holds up the log's.
+    const SYNC_BYTES: usize = 4 << 20;
+    /// Directories of a store, made when it is opened.
+    const DIRS: [&str; 2] = ["bundles", "manifests"];
+
+    /// Opens or makes the store in a directory of the disk (`""` is its root) and removes what writers that crashed
+    /// have left. Only the disk's owner may do so.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn open(disk: Arc<dyn Disk>, root: &str) -> Result<Self, StoreError> {
+        let store = Self::attach(disk, root);
+        let made = |name: &str, result: io::Result<()>| result.map_err(|source| store.io("make", name, source));
+        if !root.is_empty() {
+            made("", store.disk.create_dir(root))?;
+            made("", store.disk.sync_dir(crate::disk::parent(root)))?;
+        }
+        for dir in Self::DIRS {
+            made(dir, store.disk.create_dir(&store.path(dir)))?;
+        }
+        made("", store.disk.sync_dir(root))?;
+        for dir in Self::DIRS {
+            let path = store.path(dir);
+            for name in store.disk.list(&path).map_err(|source| store.io("list", dir, source))? {
+                if name.ends_with(TEMPORARY) {
+                    let path = format!("{path}/{name}");
+                    store.disk.remove(&path).map_err(|source| store.io("remove", &name, source))?;
+                }
+            }
+        }
+        Ok(store)
+    }
+
+    /// Uses the store of another owner, to read only.
+    #[must_use]
+    pub fn attach(disk: Arc<dyn Disk>, root: &str) -> Self {
+        Self { disk, root: root.to_owned(), create: Mutex::new(()) }
+    }
+
+    fn path(&self, name: &str) -> String {
+        if self.root.is_empty() { name.to_owned() } else { format!("{}/{name}", self.root) }
+    }
+
+    fn io(&self, action: &'static str, name: &str, source: io::Error) -> StoreError {
+        io_error(action, name, &self.root, source)
+    }
+
+    fn exists(&self, name: &str) -> Result<bool, StoreError> {
+        let len = self.disk.len(&self.path(name)).map_err(|source| self.io("look for", name, source))?;
+        Ok(len.is_some())
+    }
+}
+
+fn io_error(action: &'static str, name: &str, root: &str, source: io::Error) -> StoreError {
+    let (name, place) = (name.to_owned(), if root.is_empty() { "the store".to_owned() } else { root.to_owned() });
+    match source.kind() {
+        io::ErrorKind::NotFound => StoreError::NotFound { name, place },
+        _ => StoreError::Io { action, name, place, source },
+    }
+}
+
+impl BlobStore for DiskStore {
+    fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StoreError> {
+        check_name(name)?;
+        let _taken = self.create.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.exists(name)? {
+            return Ok(Put::Exists);
+        }
+        crate::disk::replace_file(&*self.disk, &self.path(name), bytes)
+            .map_err(|source| self.io("write", name, source))?;
+        Ok(Put::Created)
+    }
+
+    fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
+        check_name(name)?;
+        if self.exists(name)? {
+            return Err(self.io("write", name, io::ErrorKind::AlreadyExists.into()));
+        }
+        let path = self.path(name);
+        let temporary = format!("{path}{TEMPORARY}");
+        let file = self
+            .disk
+            .open(&temporary, Open::Replace)
+            .map_err(|source| self.io("create", name, source))?;
+        Ok(Box::new(DiskWriter {
+            disk: Arc::clone(&self.disk),
+            file,
+            name: name.to_owned(),
+            root: self.root.clone(),
+            path,
+            temporary,
+            at: 0,
+            unsynced: 0,
+            meter: Meter::new(pace),
+            finished: false,
+        }))
+    }
+
+    fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
+        check_name(name)?;
+        let opened = self.disk.open(&self.path(name), Open::Existing);
+        let file = opened.map_err(|source| self.io("open", name, source))?;
+        let size = file.len().map_err(|source| self.io("open", name, source))?;
+        Ok(Box::new(DiskReader { file, size, name: name.to_owned(), root: self.root.clone() }))
+    }
+
+    fn list(&self, dir: &str) -> Result<Vec<String>, StoreError> {
+        let path = self.path(dir.trim_end_matches('/'));
+        let names = match self.disk.list(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            names => names.map_err(|source| self.io("list", dir, source))?,
+        };
+        let dir = dir.trim_end_matches('/');
+        Ok(names.iter().map(|name| format!("{dir}/{name}")).filter(|name| check_name(name).is_ok()).collect())
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        check_name(name)?;
+        let path = self.path(name);
+        match self.disk.remove(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.map_err(|source| self.io("delete", name, source))?,
+        }
+        self.disk.sync_dir(crate::disk::parent(&path)).map_err(|source| self.io("delete", name, source))
+    }
+}
+
+struct DiskWriter {
+    disk: Arc<dyn Disk>,
+    file: Box<dyn DiskFile>,
+    name: String,
+    root: String,
+    path: String,
+    temporary: String,
+    at: u64,
+    unsynced: usize,
+    meter: Meter,
+    finished: bool,
+}
+
+impl DiskWriter {
+    fn sync(&mut self) -> Result<(), StoreError> {
+        self.unsynced = 0;
+        self.file.sync_data().map_err(|source| io_error("sync", &self.name, &self.root, source))
+    }
+}
+
+impl BlobWriter for DiskWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        for piece in bytes.chunks(DiskStore::SYNC_BYTES) {
+            self.meter.spend(piece.len());
+            let written = self.file.write_at(piece, self.at);
+            written.map_err(|source| io_error("write", &self.name, &self.root, source))?;
+            self.at += piece.len() as u64;
+            self.unsynced += piece.len();
+            if self.unsynced >= DiskStore::SYNC_BYTES {
+                self.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        self.sync()?;
+        let renamed = self.disk.rename(&self.temporary, &self.path);
+        renamed.map_err(|source| io_error("name", &self.name, &self.root, source))?;
+        self.finished = true;
+        let synced = self.disk.sync_dir(crate::disk::parent(&self.path));
+        synced.map_err(|source| io_error("sync", &self.name, &self.root, source))
+    }
+}
+
+impl Drop for DiskWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Gives the space back; if this fails, the next opening of the store removes it.
+            let _ = self.disk.remove(&self.temporary);
+        }
+    }
+}
+
+struct DiskReader {
+    file: Box<dyn DiskFile>,
+    size: u64,
+    name: String,
+    root: String,
+}
+
+impl BlobReader for DiskReader {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError> {
+        read_exact_at(&*self.file, buf, offset).map_err(|source| io_error("read", &self.name, &self.root, source))
+    }
+
+    fn read_ahead(&self) {
+        self.file.read_ahead();
+    }
+}

@@ -1,0 +1,343 @@
+//! Whether a checkpoint is a consistent cut, recomputed from its stored parts alone.
+//!
+//! A cut is consistent if no message is received in it that is not sent in it. What is sent and not received is in
+//! flight, and must lie in the sender's outbox, whole and in order: nothing is in transit outside the checkpoint.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::load::load_parts;
+use crate::checkpoint::manifest::{CheckResult, InFlight, Manifest, manifest_name};
+use crate::checkpoint::object::ColourNumber;
+use crate::checkpoint::store::BlobStore;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use stead_core::ids::{Colour, Seq, ShardId};
+use stead_core::state::{Header, Message, Outbox, State};
+use stead_core::topology::Topology;
+use thiserror::Error;
+
+/// What a verification found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The checkpoint.
+    #[serde(with = "ColourNumber")]
+    pub number: Colour,
+    /// Its shards.
+    pub shards: usize,
+    /// Records of all shards.
+    pub records: u64,
+    /// Messages that were sent, over all channels and all time.
+    pub sent: u64,
+    /// Messages that were received.
+    pub received: u64,
+    /// Channels with messages in flight, by sender, then receiver.
+    pub in_flight: Vec<InFlight>,
+    /// What the checks that services declare found.
+    pub checks: Vec<CheckResult>,
+    /// What does not hold; empty for a consistent cut.
+    #[serde(serialize_with = "texts")]
+    pub inconsistencies: Vec<Inconsistency>,
+}
+
+impl Report {
+    /// Whether the cut is consistent and all declared checks hold.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.inconsistencies.is_empty() && self.checks.iter().all(|check| check.failure.is_none())
+    }
+
+    /// The number of messages in flight.
+    #[must_use]
+    pub fn messages_in_flight(&self) -> u64 {
+        self.in_flight.iter().map(|channel| channel.messages).sum()
+    }
+}
+
+fn texts<S: serde::Serializer>(found: &[Inconsistency], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(found.iter().map(ToString::to_string))
+}
+
+/// Something that does not hold in a cut.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Inconsistency {
+    /// A shard has no part.
+    #[error("shard {shard} has no part")]
+    NoPart {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// Two parts of one shard, or a part of none.
+    #[error("the part of shard {shard} is one too many: the topology has no place for it")]
+    Surplus {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A part was taken for another checkpoint.
+    #[error("shard {shard} has colour {found} in checkpoint {number}")]
+    Colour {
+        /// The shard.
+        shard: ShardId,
+        /// Its colour.
+        found: Colour,
+        /// The checkpoint.
+        number: Colour,
+    },
+    /// A message is received that was not sent.
+    #[error("channel {from} -> {to}: shard {to} has received message {received}, but shard {from} has sent only {sent}")]
+    ReceivedNotSent {
+        /// The sender.
+        from: ShardId,
+        /// The receiver.
+        to: ShardId,
+        /// The last message received.
+        received: Seq,
+        /// The last message sent.
+        sent: Seq,
+    },
+    /// Messages were sent, not received, and are in no outbox.
+    #[error("channel {from} -> {to}: messages {first} to {last} were sent and not received, and are not in the outbox")]
+    Lost {
+        /// The sender.
+        from: ShardId,
+        /// The receiver.
+        to: ShardId,
+        /// The first that is lost.
+        first: Seq,
+        /// The last that is lost.
+        last: Seq,
+    },
+    /// An outbox is not a run of messages up to the last one sent.
+    #[error("channel {from} -> {to}: the outbox has message {found} where message {expected} belongs")]
+    Order {
+        /// The sender.
+        from: ShardId,
+        /// The receiver.
+        to: ShardId,
+        /// What is there.
+        found: Seq,
+        /// What should be.
+        expected: Seq,
+    },
+    /// A message in an outbox is from after the marker.
+    #[error("channel {from} -> {to}: message {seq} was sent after the marker of shard {from}")]
+    SentAfterMarker {
+        /// The sender.
+        from: ShardId,
+        /// The receiver.
+        to: ShardId,
+        /// The message.
+        seq: Seq,
+    },
+    /// A channel leads to or from a shard that does not exist.
+    #[error("channel {from} -> {to}: no such shard in the topology")]
+    Stray {
+        /// The sender.
+        from: ShardId,
+        /// The receiver.
+        to: ShardId,
+    },
+    /// The manifest counts otherwise.
+    #[error("channel {from} -> {to}: {found} messages of {found_bytes} bytes are in flight, and the manifest says {recorded} of {recorded_bytes}")]
+    InFlight {
+        /// The sender.
+        from: ShardId,
+        /// The receiver.
+        to: ShardId,
+        /// Messages counted.
+        found: u64,
+        /// Their bytes.
+        found_bytes: u64,
+        /// Messages in the manifest.
+        recorded: u64,
+        /// Their bytes in the manifest.
+        recorded_bytes: u64,
+    },
+    /// A sum of the manifest is not that of the parts.
+    #[error("the parts have {found} {what}, and the manifest says {recorded}")]
+    Total {
+        /// Of what.
+        what: &'static str,
+        /// As counted.
+        found: u64,
+        /// As recorded.
+        recorded: u64,
+    },
+}
+
+/// The messages of an outbox that the receiver has not received.
+pub(crate) fn undelivered(outbox: &Outbox, received: Seq) -> impl Iterator<Item = &Message> {
+    outbox.messages.iter().filter(move |message| message.seq > received)
+}
+
+/// Messages sent and not received, by channel: outbox minus received. Channels without any are left out.
+#[must_use]
+pub fn in_flight(headers: &[Header]) -> Vec<InFlight> {
+    let received: BTreeMap<ShardId, &BTreeMap<ShardId, Seq>> =
+        headers.iter().map(|header| (header.shard, &header.received)).collect();
+    let mut channels = Vec::new();
+    for header in headers {
+        for (&to, outbox) in &header.outboxes {
+            let from = header.shard;
+            let last = received.get(&to).and_then(|received| received.get(&from)).copied().unwrap_or_default();
+            let (mut messages, mut bytes) = (0, 0);
+            for message in undelivered(outbox, last) {
+                messages += 1;
+                bytes += message.payload.len() as u64;
+            }
+            if messages > 0 {
+                channels.push(InFlight { from, to, messages, bytes });
+            }
+        }
+    }
+    channels.sort_unstable_by_key(|channel| (channel.from, channel.to));
+    channels
+}
+
+/// Checks that parts make up a consistent cut. Pure: it reads nothing but what it is given.
+#[must_use]
+pub fn verify_cut(topology: &Topology, number: Colour, headers: &[Header]) -> Vec<Inconsistency> {
+    let mut found = Vec::new();
+    let mut parts: BTreeMap<ShardId, &Header> = BTreeMap::new();
+    for header in headers {
+        let shard = header.shard;
+        if topology.service_of(shard).is_none() || parts.insert(shard, header).is_some() {
+            found.push(Inconsistency::Surplus { shard });
+        }
+        if header.position.colour != number {
+            found.push(Inconsistency::Colour { shard, found: header.position.colour, number });
+        }
+    }
+    found.extend(topology.shards().filter(|shard| !parts.contains_key(shard)).map(|shard| Inconsistency::NoPart { shard }));
+    // A channel counts if either end knows it.
+    let sends = parts.values().flat_map(|part| part.outboxes.keys().map(|to| (part.shard, *to)));
+    let receives = parts.values().flat_map(|part| part.received.keys().map(|from| (*from, part.shard)));
+    let channels: BTreeSet<(ShardId, ShardId)> = sends.chain(receives).collect();
+    let nothing = Outbox::default();
+    for (from, to) in channels {
+        if topology.service_of(from).is_none() || topology.service_of(to).is_none() {
+            found.push(Inconsistency::Stray { from, to });
+            continue;
+        }
+        let (Some(sender), Some(receiver)) = (parts.get(&from), parts.get(&to)) else { continue };
+        let outbox = sender.outboxes.get(&to).unwrap_or(&nothing);
+        let received = receiver.received.get(&from).copied().unwrap_or_default();
+        verify_channel((sender, to), outbox, received, &mut found);
+    }
+    found
+}
+
+fn verify_channel((sender, to): (&Header, ShardId), outbox: &Outbox, received: Seq, found: &mut Vec<Inconsistency>) {
+    let from = sender.shard;
+    let Some(sent) = outbox.next.0.checked_sub(1).map(Seq) else {
+        found.push(Inconsistency::Order { from, to, found: outbox.next, expected: Seq(1) });
+        return;
+    };
+    if received > sent {
+        found.push(Inconsistency::ReceivedNotSent { from, to, received, sent });
+    }
+    let first = outbox.messages.front().map_or(outbox.next, |message| message.seq);
+    for (message, expected) in outbox.messages.iter().zip(first.0..) {
+        let expected = Seq(expected);
+        if message.seq != expected {
+            found.push(Inconsistency::Order { from, to, found: message.seq, expected });
+            return;
+        }
+        let (sent_at, marker) = ((message.epoch, message.index), (sender.position.epoch, sender.position.index));
+        if sent_at > marker || message.colour > sender.position.colour {
+            found.push(Inconsistency::SentAfterMarker { from, to, seq: message.seq });
+        }
+    }
+    if let Some(last) = outbox.messages.back()
+        && last.seq != sent
+    {
+        found.push(Inconsistency::Order { from, to, found: last.seq, expected: sent });
+    }
+    // The outbox may begin anywhere up to the first message that is not received.
+    if first > received.next() && sent > received {
+        let last = Seq(first.0 - 1).min(sent);
+        found.push(Inconsistency::Lost { from, to, first: received.next(), last });
+    }
+}
+
+/// Compares what a manifest says with what its parts hold.
+fn verify_counts(manifest: &Manifest, counted: &[InFlight], headers: &[Header]) -> Vec<Inconsistency> {
+    type Counts = BTreeMap<(ShardId, ShardId), (u64, u64)>;
+    let by_channel = |list: &[InFlight]| -> Counts {
+        list.iter().map(|channel| ((channel.from, channel.to), (channel.messages, channel.bytes))).collect()
+    };
+    let (mut counted_by, mut recorded_by) = (by_channel(counted), by_channel(&manifest.in_flight));
+    let channels: BTreeSet<_> = counted_by.keys().chain(recorded_by.keys()).copied().collect();
+    let mut found = Vec::new();
+    for (from, to) in channels {
+        let (messages, bytes) = counted_by.remove(&(from, to)).unwrap_or_default();
+        let (recorded, recorded_bytes) = recorded_by.remove(&(from, to)).unwrap_or_default();
+        if (messages, bytes) != (recorded, recorded_bytes) {
+            found.push(Inconsistency::InFlight {
+                from,
+                to,
+                found: messages,
+                found_bytes: bytes,
+                recorded,
+                recorded_bytes,
+            });
+        }
+    }
+    let totals = &manifest.totals;
+    let sums = [
+        ("records", headers.iter().map(|header| header.records).sum(), totals.records),
+        ("messages in flight", counted.iter().map(|channel| channel.messages).sum(), totals.messages),
+        ("bytes in flight", counted.iter().map(|channel| channel.bytes).sum(), totals.message_bytes),
+    ];
+    let wrong = sums.into_iter().filter(|(_, found, recorded)| found != recorded);
+    found.extend(wrong.map(|(what, found, recorded)| Inconsistency::Total { what, found, recorded }));
+    found
+}
+
+/// Verifies a checkpoint from what is stored: every checksum and hash, the cut, the counts, and the checks that `check`
+/// runs over the loaded states, which come in the order of their shards.
+///
+/// # Errors
+/// [`CheckpointError`] if a part is missing, damaged or not the state that was written. An inconsistent cut is no
+/// error: it is in the report.
+pub fn verify_checkpoint(
+    store: &dyn BlobStore,
+    manifest: &Manifest,
+    threads: usize,
+    check: &mut dyn FnMut(&Topology, &[State]) -> Vec<CheckResult>,
+) -> Result<Report, CheckpointError> {
+    let topology = manifest.topology()?;
+    let loaded = load_parts(store, manifest, threads)?;
+    let name = manifest_name(manifest.number);
+    let mut headers = Vec::with_capacity(loaded.len());
+    let mut states = Vec::with_capacity(loaded.len());
+    for part in loaded {
+        headers.push(part.header.clone());
+        let (shard, recorded) = (part.header.shard, part.header.hash());
+        let state = part.into_state(manifest)?;
+        if state.hash() != recorded {
+            return Err(CheckpointError::Differs {
+                name,
+                shard,
+                what: "state hash",
+                found: format!("{:032x}", state.hash()),
+                expected: format!("{recorded:032x}"),
+            });
+        }
+        states.push(state);
+    }
+    let checks = check(&topology, &states);
+    let counted = in_flight(&headers);
+    let mut inconsistencies = verify_cut(&topology, manifest.number, &headers);
+    inconsistencies.extend(verify_counts(manifest, &counted, &headers));
+    let sent = headers.iter().flat_map(|header| header.outboxes.values()).map(|outbox| outbox.next.0.saturating_sub(1));
+    let received = headers.iter().flat_map(|header| header.received.values()).map(|seq| seq.0);
+    Ok(Report {
+        number: manifest.number,
+        shards: headers.len(),
+        records: headers.iter().map(|header| header.records).sum(),
+        sent: sent.sum(),
+        received: received.sum(),
+        in_flight: counted,
+        checks,
+        inconsistencies,
+    })
+}

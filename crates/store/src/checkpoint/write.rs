@@ -1,0 +1,250 @@
+//! Writing a checkpoint: parts arrive in pieces, from many shards in turn; the manifest comes last.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::bundle::{BundleNames, BundleRef, BundleWriter};
+use crate::checkpoint::lineage::Lineage;
+use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombstone, Totals};
+use crate::checkpoint::object::Hash;
+use crate::checkpoint::store::{BlobStore, Pace};
+use crate::checkpoint::verify;
+use std::collections::BTreeMap;
+use stead_core::ids::{Colour, ShardId, Time};
+use stead_core::state::Header;
+use stead_core::topology::Topology;
+
+/// What a checkpoint is to be.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Its number: greater than every one that was decided.
+    pub number: Colour,
+    /// When it began.
+    pub created: Time,
+    /// The services and their shards; all of them have a part.
+    pub topology: Topology,
+    /// How fast the bundle is written.
+    pub pace: Pace,
+}
+
+/// A checkpoint that is being written. Dropped, it leaves nothing; its number then needs a [`Tombstone`].
+pub struct CheckpointWriter {
+    plan: Plan,
+    bundle: BundleWriter,
+    writer: u64,
+    headers: BTreeMap<ShardId, Header>,
+    open: BTreeMap<ShardId, bool>,
+}
+
+/// A checkpoint of which all but the manifest is stored.
+pub struct Sealed {
+    manifest: Manifest,
+    headers: Vec<Header>,
+    lineage: Lineage,
+}
+
+impl CheckpointWriter {
+    /// Begins to write a checkpoint.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Store`].
+    pub fn create(store: &dyn BlobStore, names: &BundleNames, plan: Plan) -> Result<Self, CheckpointError> {
+        let id = (plan.topology.incarnation, plan.number, names.writer());
+        let bundle = BundleWriter::create(store, names.draw(plan.number), id, 0, &plan.pace)?;
+        Ok(Self { plan, bundle, writer: names.writer(), headers: BTreeMap::new(), open: BTreeMap::new() })
+    }
+
+    /// The name of the bundle: [`collect`](crate::checkpoint::collect) must spare it from now on.
+    #[must_use]
+    pub fn bundle_name(&self) -> &str {
+        self.bundle.name()
+    }
+
+    /// Begins a shard's part, as its marker gave it; `base` if the snapshot holds all records and not only those that
+    /// changed since the last one.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Incomplete`] if the part can't belong to this checkpoint, or the store's error.
+    pub fn begin_part(&mut self, header: Header, base: bool) -> Result<(), CheckpointError> {
+        let shard = header.shard;
+        let number = self.plan.number;
+        let refuse = |reason: String| Err(CheckpointError::Incomplete { number, reason });
+        if self.plan.topology.service_of(shard).is_none() {
+            return refuse(format!("shard {shard} is not in its topology"));
+        }
+        if header.position.colour != number {
+            return refuse(format!("the part of shard {shard} has colour {}", header.position.colour));
+        }
+        if self.headers.contains_key(&shard) {
+            return refuse(format!("shard {shard} gave a second part"));
+        }
+        self.bundle.header(&header)?;
+        if base {
+            self.bundle.base(shard);
+        }
+        self.headers.insert(shard, header);
+        self.open.insert(shard, true);
+        Ok(())
+    }
+
+    /// Appends whole records to a part, as a slice of the snapshot gave them.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Incomplete`] for a part that is not open, or the store's error.
+    pub fn piece(&mut self, shard: ShardId, records: &[u8]) -> Result<(), CheckpointError> {
+        if self.open.get(&shard) != Some(&true) {
+            let reason = format!("records came for shard {shard}, of which no part is open");
+            return Err(CheckpointError::Incomplete { number: self.plan.number, reason });
+        }
+        self.bundle.records(shard, records)
+    }
+
+    /// Ends a shard's part; true once all parts are here.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Incomplete`] for a part that is not open.
+    pub fn end_part(&mut self, shard: ShardId) -> Result<bool, CheckpointError> {
+        if self.open.insert(shard, false) != Some(true) {
+            let reason = format!("the part of shard {shard} ended, and none is open");
+            return Err(CheckpointError::Incomplete { number: self.plan.number, reason });
+        }
+        Ok(self.is_complete())
+    }
+
+    /// Whether all parts are here.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.open.len() == self.plan.topology.shard_count() as usize && self.open.values().all(|open| !open)
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bundle.bytes()
+    }
+
+    /// Completes the bundle: it is durable when this returns. `lineage` is that of the checkpoint whose snapshots came
+    /// before these, merges included.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Incomplete`] if a part is missing, or the store's error.
+    pub fn seal(self, lineage: &Lineage) -> Result<Sealed, CheckpointError> {
+        let Plan { number, created, topology, .. } = self.plan;
+        if let Some(shard) = topology.shards().find(|shard| self.open.get(shard) != Some(&false)) {
+            let reason = format!("the part of shard {shard} is not complete");
+            return Err(CheckpointError::Incomplete { number, reason });
+        }
+        let (bundle, sections) = self.bundle.finish()?;
+        let mut lineage = lineage.clone();
+        lineage.append(&bundle, &sections);
+        let headers: Vec<Header> = self.headers.into_values().collect();
+        let manifest = describe(&topology, number, created, self.writer, &bundle, &headers, &lineage);
+        Ok(Sealed { manifest, headers, lineage })
+    }
+}
+
+/// The manifest of a checkpoint whose headers all lie in one bundle.
+pub(crate) fn describe(
+    topology: &Topology,
+    number: Colour,
+    created: Time,
+    writer: u64,
+    own: &BundleRef,
+    headers: &[Header],
+    lineage: &Lineage,
+) -> Manifest {
+    let mut bundles = lineage.bundles().to_vec();
+    let own_position = bundles.iter().position(|bundle| bundle.name == own.name).unwrap_or_else(|| {
+        bundles.push(own.clone());
+        bundles.len() - 1
+    });
+    let parts: Vec<Part> = headers
+        .iter()
+        .map(|header| part(header, own_position as u32, lineage.sections(header.shard).to_vec()))
+        .collect();
+    let in_flight = verify::in_flight(headers);
+    let totals = Totals {
+        records: parts.iter().map(|part| part.records).sum(),
+        section_bytes: parts.iter().flat_map(|part| &part.sections).map(|section| section.bytes).sum(),
+        written_bytes: own.bytes,
+        messages: in_flight.iter().map(|channel| channel.messages).sum(),
+        message_bytes: in_flight.iter().map(|channel| channel.bytes).sum(),
+    };
+    Manifest {
+        incarnation: topology.incarnation,
+        number,
+        created,
+        writer,
+        services: Manifest::services_of(topology),
+        bundles,
+        parts,
+        in_flight,
+        totals,
+        checks: Vec::new(),
+    }
+}
+
+fn part(header: &Header, own: u32, sections: Vec<SectionRef>) -> Part {
+    let position = header.position;
+    Part {
+        shard: header.shard,
+        epoch: position.epoch,
+        index: position.index,
+        time: position.time,
+        colour: position.colour,
+        hash: Hash(header.hash()),
+        records: header.records,
+        records_hash: Hash(u128::from_be_bytes(header.records_hash)),
+        header: own,
+        sections,
+    }
+}
+
+impl Sealed {
+    /// The manifest as it will be stored.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The headers of all parts.
+    #[must_use]
+    pub fn headers(&self) -> &[Header] {
+        &self.headers
+    }
+
+    /// Adds what the services' checks found.
+    pub fn set_checks(&mut self, checks: Vec<CheckResult>) {
+        self.manifest.checks = checks;
+    }
+
+    /// Stores the manifest: the checkpoint exists when this returns. Gives the lineage for the next one.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Decided`] if the number is decided otherwise. After the store's error it may or may not
+    /// exist: a tombstone decides.
+    pub fn store(self, store: &dyn BlobStore) -> Result<(Manifest, Lineage), CheckpointError> {
+        self.manifest.store(store)?;
+        Ok((self.manifest, self.lineage))
+    }
+}
+
+/// Gives up a number: it will never be a checkpoint. A number that nobody decided needs this before the next is taken.
+///
+/// # Errors
+/// [`CheckpointError::Decided`] if it is a checkpoint after all, or the store's error.
+pub fn give_up(
+    store: &dyn BlobStore,
+    topology: &Topology,
+    number: Colour,
+    now: Time,
+    names: &BundleNames,
+    reason: &str,
+) -> Result<(), CheckpointError> {
+    let tombstone = Tombstone {
+        incarnation: topology.incarnation,
+        number,
+        created: now,
+        writer: names.writer(),
+        reason: reason.to_owned(),
+    };
+    tombstone.store(store)
+}

@@ -1,0 +1,252 @@
+//! Recovery: the newest complete checkpoint, and the log's entries after it, folded into the states of all shards.
+//!
+//! Nothing is changed but the unsynced tail of the log, so that a crash during a recovery changes nothing: the next one
+//! gives the same states.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::lineage::Lineage;
+use crate::checkpoint::load::load_parts;
+use crate::checkpoint::manifest::{Manifest, manifest_name, newest};
+use crate::checkpoint::store::BlobStore;
+use crate::disk::Disk;
+use crate::wal::{Opened, Record, Wal, WalError, WalOptions};
+use std::sync::Arc;
+use stead_core::entry::{Entry, NoEntry};
+use stead_core::ids::{Colour, Epoch, Index, ShardId};
+use stead_core::state::{Misfit, State};
+use stead_core::topology::Topology;
+use thiserror::Error;
+
+/// What was recovered.
+pub struct Recovered {
+    /// The states of all shards of the topology, in the order of their ids.
+    pub states: Vec<State>,
+    /// The log, open to be appended to.
+    pub wal: Wal,
+    /// What opening the log found.
+    pub log: Opened,
+    /// What the next checkpoint builds upon.
+    pub lineage: Lineage,
+    /// The newest complete checkpoint, if there is one.
+    pub manifest: Option<Manifest>,
+    /// The greatest number that a checkpoint or a given-up one has; the next is greater.
+    pub decided: Colour,
+    /// Counts for people to read.
+    pub report: RecoveryReport,
+}
+
+/// What a recovery did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// The checkpoint that it began with; none for a log that was read from its beginning.
+    pub checkpoint: Option<Colour>,
+    /// Bytes of the checkpoint's sections that were read.
+    pub section_bytes: u64,
+    /// Bytes of all keys and values of the recovered states.
+    pub state_bytes: u64,
+    /// Entries folded over the checkpoint.
+    pub entries: u64,
+    /// Entries of the log that the checkpoint holds already.
+    pub entries_skipped: u64,
+    /// The greatest epoch of any shard.
+    pub epoch: Epoch,
+}
+
+/// Why a node can't be recovered.
+#[derive(Debug, Error)]
+pub enum RecoveryError {
+    /// The newest checkpoint can't be used.
+    #[error(
+        "the newest local checkpoint can't be used: {0}; nothing was changed: repair that file from a copy, or restore \
+         an older checkpoint into an empty directory"
+    )]
+    Checkpoint(#[from] CheckpointError),
+    /// The checkpoint is of a topology that the node no longer has.
+    #[error("{name} has service {service} with {shards} shards, which the node's topology has not; {hint}")]
+    Topology {
+        /// The manifest.
+        name: String,
+        /// The service.
+        service: String,
+        /// Its shards in the manifest.
+        shards: u32,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The log can't be used.
+    #[error(transparent)]
+    Log(#[from] WalError),
+    /// A record of the log is no entry, or does not follow.
+    #[error("the log can't be replayed: {0}")]
+    Replay(#[from] ReplayError),
+}
+
+/// Why a record of the log can't be replayed.
+#[derive(Debug, Error)]
+pub enum ReplayError {
+    /// It belongs to a shard that the node does not have.
+    #[error("entry {index} belongs to shard {shard}, and the node has {shards} shards; its topology was lost or exchanged")]
+    UnknownShard {
+        /// The shard.
+        shard: ShardId,
+        /// The entry.
+        index: Index,
+        /// How many shards there are.
+        shards: u32,
+    },
+    /// Its bytes are no entry.
+    #[error("entry {index} of shard {shard} can't be read: {source}")]
+    NoEntry {
+        /// The shard.
+        shard: ShardId,
+        /// The entry.
+        index: Index,
+        /// The reason.
+        source: NoEntry,
+    },
+    /// Its place in the log is not the one that it names.
+    #[error("entry {found} of shard {shard} stands in the log as entry {index}; the log is damaged")]
+    Misplaced {
+        /// The shard.
+        shard: ShardId,
+        /// As the log says.
+        index: Index,
+        /// As the entry says.
+        found: Index,
+    },
+    /// It does not follow from the state.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
+    /// The log lacks entries that were in it when the checkpoint was completed.
+    #[error(
+        "the log's last entry of shard {shard} is {last}, and the checkpoint holds entry {marker}; the log lost its end: \
+         put it back, or restore the checkpoint into an empty directory"
+    )]
+    LogTooShort {
+        /// The shard.
+        shard: ShardId,
+        /// The last entry in the log.
+        last: Index,
+        /// The checkpoint's marker.
+        marker: Index,
+    },
+}
+
+/// Folds the log of each shard over its state.
+struct Replay {
+    states: Vec<State>,
+    /// The marker of the shard's part; 0 without one.
+    markers: Vec<Index>,
+    /// The last entry seen in the log; 0 before the first.
+    last: Vec<Index>,
+    applied: u64,
+    skipped: u64,
+}
+
+impl Replay {
+    fn new(states: Vec<State>) -> Self {
+        let markers: Vec<Index> = states.iter().map(|state| state.position().index).collect();
+        let last = vec![Index(0); states.len()];
+        Self { states, markers, last, applied: 0, skipped: 0 }
+    }
+
+    fn handle(&mut self, record: &Record<'_>) -> Result<(), ReplayError> {
+        let (shard, index) = (record.shard, record.index);
+        let shards = self.states.len() as u32;
+        let at = shard.0 as usize;
+        let Some(state) = self.states.get_mut(at) else {
+            return Err(ReplayError::UnknownShard { shard, index, shards });
+        };
+        let last = std::mem::replace(&mut self.last[at], index);
+        if last != Index(0) && index != last.next() {
+            return Err(Misfit::Index { shard, last, found: index }.into());
+        }
+        if index <= self.markers[at] {
+            self.skipped += 1;
+            return Ok(());
+        }
+        let entry = Entry::decode(record.bytes).map_err(|source| ReplayError::NoEntry { shard, index, source })?;
+        if entry.index != index || entry.epoch != record.epoch {
+            return Err(ReplayError::Misplaced { shard, index, found: entry.index });
+        }
+        state.apply(entry)?;
+        self.applied += 1;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(Vec<State>, u64, u64), ReplayError> {
+        for (at, (&last, &marker)) in self.last.iter().zip(&self.markers).enumerate() {
+            // Whole segments are trimmed from the front: if any entry is left, so are all after it.
+            if last != Index(0) && last < marker {
+                return Err(ReplayError::LogTooShort { shard: ShardId(at as u32), last, marker });
+            }
+        }
+        Ok((self.states, self.applied, self.skipped))
+    }
+}
+
+/// Recovers all shards of a node.
+///
+/// `topology` is that of the node's metadata: it has every service of the checkpoint, and may have more. `threads` load
+/// the parts; with 1 no thread is started and the order of all I/O is fixed.
+///
+/// # Errors
+/// [`RecoveryError`], saying what can't be used and what to do. A damaged newest checkpoint is never passed over for an
+/// older one, for the log is trimmed to the newest.
+pub fn recover(
+    disk: Arc<dyn Disk>,
+    store: &dyn BlobStore,
+    topology: &Topology,
+    wal: WalOptions,
+    threads: usize,
+) -> Result<Recovered, RecoveryError> {
+    let newest = newest(store)?;
+    let mut states: Vec<State> = topology.shards().map(State::new).collect();
+    let mut report = RecoveryReport::default();
+    let mut lineage = Lineage::new();
+    if let Some(manifest) = &newest.manifest {
+        check_topology(manifest, topology)?;
+        for part in load_parts(store, manifest, threads)? {
+            let at = part.header.shard.0 as usize;
+            states[at] = part.into_state(manifest)?;
+        }
+        report.checkpoint = Some(manifest.number);
+        report.section_bytes = manifest.totals.section_bytes;
+        lineage = Lineage::of(manifest);
+    }
+    let mut replay = Replay::new(states);
+    let opened = Wal::open(disk, wal, |record| replay.handle(&record));
+    let (wal, log) = opened.map_err(|error| match error {
+        WalError::Visit(error) => match error.downcast::<ReplayError>() {
+            Ok(error) => RecoveryError::Replay(*error),
+            Err(error) => RecoveryError::Log(WalError::Visit(error)),
+        },
+        error => RecoveryError::Log(error),
+    })?;
+    let (states, applied, skipped) = replay.finish()?;
+    report.entries = applied;
+    report.entries_skipped = skipped;
+    report.state_bytes = states.iter().map(|state| state.records().bytes() as u64).sum();
+    report.epoch = states.iter().map(|state| state.position().epoch).max().unwrap_or_default();
+    Ok(Recovered { states, wal, log, lineage, manifest: newest.manifest, decided: newest.decided, report })
+}
+
+fn check_topology(manifest: &Manifest, topology: &Topology) -> Result<(), RecoveryError> {
+    let name = manifest_name(manifest.number);
+    if manifest.incarnation != topology.incarnation {
+        let (found, expected) = (manifest.incarnation, topology.incarnation);
+        return Err(CheckpointError::Incarnation { name, found, expected }.into());
+    }
+    for (at, service) in manifest.services.iter().enumerate() {
+        let known = topology.services().get(at);
+        if !known.is_some_and(|known| known.name == service.name && known.shards == service.shards) {
+            return Err(RecoveryError::Topology {
+                name,
+                service: service.name.clone(),
+                shards: service.shards,
+                hint: "its metadata is older than its checkpoint, or the files of two nodes were mixed",
+            });
+        }
+    }
+    Ok(())
+}

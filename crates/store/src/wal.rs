@@ -6,7 +6,7 @@
 //!
 //! Each batch tells which batch was the last durable one when it was written: the *sync mark*. It lets recovery tell an
 //! unsynced tail, which is cut, from corruption, which is refused: see [`Wal::open`]. The layout on disk is described in
-//! `docs/storage.md`.
+//! `frame.rs` and `segment.rs`.
 //!
 //! Knows nothing of what records mean, and never reads a clock.
 

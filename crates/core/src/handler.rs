@@ -289,6 +289,17 @@ impl<'a> Txn<'a> {
         (task.process == *self.process).then_some(task)
     }
 
+    /// All tasks of this process that are not finished, with what this call started and cancelled.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
+        let started = self.writes.iter().filter(|write| write.key.kind() == Kind::Task);
+        let started = started.filter_map(|write| write.key.number().map(TaskId));
+        let mut ids: Vec<TaskId> = self.state.tasks().iter().copied().chain(started).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().filter_map(|id| self.task(id).map(|task| (id, task))).collect()
+    }
+
     /// Ids are drawn from the entry's index, so that they never come again and no counter is kept.
     fn number(&mut self, what: &'static str) -> Result<u64, Limit> {
         let n = self.numbered;

@@ -114,7 +114,10 @@ impl Shard {
             Input::OpenSession { token, session, principal } => {
                 self.handle_open_session(token, session, &principal, out);
             }
-            Input::Request(request) => self.handle_request(request, handler, out),
+            Input::Request(request) => {
+                self.handle_request(request, handler, out);
+                self.run_jobs(handler, out);
+            }
             Input::Query(query) => self.handle_query(&query, handler, out),
             Input::Deliver { from, messages, again } => {
                 self.handle_deliver(from, messages, again);

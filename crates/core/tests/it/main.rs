@@ -1,0 +1,401 @@
+//! The protocol, rule by rule. Numbers in brackets are the design's invariants.
+
+mod world;
+
+use stead_core::entry::{Cause, Entry, Reply};
+use stead_core::ids::{Blob, Colour, Epoch, Index, NodeId, RequestNumber, SessionId};
+use stead_core::record::{DeadLetter, RecordKey};
+use stead_core::records::{Records, decode_records};
+use stead_core::shard::{Identity, Input, Refusal, Settings, StepOutcome};
+use stead_core::state::{Misfit, State};
+use world::{World, ok};
+
+fn numbered(session: SessionId, number: u64, confirmed: u64) -> Identity {
+    Identity::Session { session, number: RequestNumber(number), confirmed: RequestNumber(confirmed) }
+}
+
+#[test]
+fn an_answer_waits_until_its_entry_is_committed_5() {
+    let mut world = World::new();
+    let token = world.request("a", "add x", Identity::None);
+    assert_eq!(world.state("a"), "x", "the primary executes ahead of the commit index");
+    assert_eq!(world.answer(token), None);
+    world.store(world.shard_of("a"));
+    assert_eq!(world.answer(token).unwrap().result, Ok(ok("x")));
+}
+
+#[test]
+fn a_query_waits_until_what_it_saw_is_committed_5() {
+    let mut world = World::new();
+    world.request("a", "add x", Identity::None);
+    let token = world.query("a");
+    assert_eq!(world.answer(token), None);
+    world.store(world.shard_of("a"));
+    assert_eq!(world.answer(token).unwrap().result, Ok(ok("x")));
+    let at_once = world.query("a");
+    assert!(world.answer(at_once).is_some(), "all that it saw is committed");
+}
+
+#[test]
+fn a_message_leaves_when_its_entry_is_committed_5() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    world.request("a", &format!("send {other} add y"), Identity::None);
+    assert!(world.wire.is_empty());
+    world.store(world.shard_of("a"));
+    assert_eq!(world.wire.len(), 1);
+    world.settle();
+    assert_eq!(world.state(&other), "y");
+    let outbox = world.shard("a").state().outboxes().get(world.shard_of(&other)).unwrap();
+    assert!(outbox.messages.is_empty(), "the acknowledgement trimmed it");
+}
+
+#[test]
+fn a_retried_request_gets_the_same_answer_and_runs_once_7() {
+    let mut world = World::new();
+    let session = world.open("a", 9);
+    let first = world.request("a", "add x", numbered(session, 1, 0));
+    let retry = world.request("a", "add x", numbered(session, 1, 0));
+    world.settle();
+    assert_eq!(world.answer(first).unwrap().result, Ok(ok("x")));
+    assert_eq!(world.answer(retry).unwrap().result, Ok(ok("x")));
+    world.restart();
+    world.settle();
+    let after = world.request("a", "add x", numbered(session, 1, 0));
+    assert_eq!(world.answer(after).unwrap().result, Ok(ok("x")));
+    assert_eq!(world.runs("a"), 1);
+}
+
+#[test]
+fn a_returned_error_is_an_answer_without_effects_7() {
+    let mut world = World::new();
+    let session = world.open("a", 9);
+    for _ in 0..2 {
+        let token = world.request("a", "fail no money", numbered(session, 1, 0));
+        world.settle();
+        let error = Reply::Err(Blob::from(b"no money".as_slice()));
+        assert_eq!(world.answer(token).unwrap().result, Ok(error));
+    }
+    assert_eq!((world.runs("a"), world.state("a").as_str()), (1, ""));
+}
+
+#[test]
+fn confirmed_and_unknown_requests_are_never_executed_again_7() {
+    let mut world = World::new();
+    let session = world.open("a", 9);
+    for number in 1..=40 {
+        world.request("a", "add x", numbered(session, number, number - 1));
+    }
+    world.settle();
+    let confirmed = world.request("a", "add x", numbered(session, 3, 0));
+    assert_eq!(world.answer(confirmed).unwrap().result, Err(Refusal::Confirmed(RequestNumber(3))));
+    let unknown = world.request("a", "add x", numbered(SessionId(1), 1, 0));
+    assert_eq!(world.answer(unknown).unwrap().result, Err(Refusal::UnknownSession(SessionId(1))));
+    let far = world.request("a", "add x", numbered(session, u64::MAX, 0));
+    assert!(matches!(world.answer(far).unwrap().result, Err(Refusal::Window { .. })));
+    assert_eq!(world.runs("a"), 40);
+    world.pass(world.settings.session_ttl + 1);
+    let expired = world.request("a", "add x", numbered(session, 41, 0));
+    assert_eq!(world.answer(expired).unwrap().result, Err(Refusal::UnknownSession(session)));
+    let left = world.shard("a").state().records().iter().filter(|(key, _)| matches!(key[0], 3 | 4)).count();
+    assert_eq!(left, 0, "an expired session leaves no record");
+}
+
+#[test]
+fn an_idempotency_key_stands_for_one_request_until_it_expires() {
+    let mut world = World::new();
+    let key = |hash| Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: [hash; 16] };
+    for _ in 0..2 {
+        let token = world.request("a", "add x", key(1));
+        world.settle();
+        assert_eq!(world.answer(token).unwrap().result, Ok(ok("x")));
+    }
+    let other = world.request("a", "add y", key(2));
+    assert_eq!(world.answer(other).unwrap().result, Err(Refusal::IdempotencyConflict));
+    world.pass(world.settings.idempotency_ttl + 1);
+    let token = world.request("a", "add x", key(2));
+    world.settle();
+    assert_eq!(world.answer(token).unwrap().result, Ok(ok("xx")));
+}
+
+#[test]
+fn a_panic_leaves_no_trace() {
+    let mut world = World::new();
+    assert_eq!(world.call("a", "add x\npanic boom"), Err(Refusal::Panicked("boom".into())));
+    assert_eq!(world.state("a"), "");
+    assert_eq!(world.log[&world.shard_of("a")].len(), 1, "only the start entry");
+}
+
+#[test]
+fn messages_are_received_once_and_in_order_whatever_the_wire_does_8() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    for letter in ["1", "2", "3"] {
+        world.request("a", &format!("send {other} add {letter}"), Identity::None);
+        world.store(world.shard_of("a"));
+    }
+    let wire: Vec<_> = world.wire.drain(..).collect();
+    // The second is lost, the third comes early, the first comes twice.
+    for at in [2, 0, 0] {
+        let (to, input) = wire[at].clone();
+        world.give(to, input);
+    }
+    world.settle();
+    assert_eq!(world.state(&other), "1");
+    world.pass(world.settings.resend_after + 1);
+    world.pass(world.settings.resend_after + 1);
+    assert_eq!(world.state(&other), "123");
+}
+
+#[test]
+fn a_receiver_that_forgets_what_was_not_stored_gets_it_again_8() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    world.request("a", &format!("send {other} add y"), Identity::None);
+    world.store(world.shard_of("a"));
+    let (to, input) = world.wire.pop_front().unwrap();
+    world.give(to, input);
+    assert_eq!(world.state(&other), "y");
+    world.crash_before(to, 1);
+    assert_eq!(world.state(&other), "");
+    world.settle();
+    assert_eq!(world.state(&other), "y");
+    assert_eq!(world.runs(&other), 2, "an entry that was never committed may be computed again");
+    world.restart();
+    world.settle();
+    assert_eq!((world.state(&other).as_str(), world.runs(&other)), ("y", 2));
+}
+
+#[test]
+fn a_shard_messages_itself_without_waiting() {
+    let mut world = World::new();
+    world.request("a", "send a add 1\nsend a caller\nadd 0", Identity::None);
+    assert_eq!(world.state("a"), "01a", "before anything is stored");
+    world.settle();
+    world.restart();
+    world.settle();
+    assert_eq!(world.state("a"), "01a");
+}
+
+#[test]
+fn a_marker_comes_before_what_a_later_colour_brings_9() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    let sender = world.shard_of("a");
+    let receiver = world.shard_of(&other);
+    world.give(sender, Input::Colour(Colour(1)));
+    world.request("a", &format!("send {other} add y"), Identity::None);
+    world.store(sender);
+    let (to, input) = world.wire.pop_front().unwrap();
+    world.give(to, input);
+    let causes: Vec<_> = world.log[&receiver].iter().map(|entry| entry.cause.clone()).collect();
+    let marker = causes.iter().position(|c| *c == Cause::Marker { colour: Colour(1) }).unwrap();
+    let receive = causes.iter().position(|c| matches!(c, Cause::Message { .. })).unwrap();
+    assert!(marker < receive);
+    // The sender's part does not hold the message as sent, nor the receiver's as received.
+    assert!(world.marked.iter().all(|(header, _)| header.outboxes.is_empty() && header.received.is_empty()));
+}
+
+#[test]
+fn an_acknowledgement_of_a_later_colour_marks_before_it_trims_9() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    let (sender, receiver) = (world.shard_of("a"), world.shard_of(&other));
+    world.request("a", &format!("send {other} add y"), Identity::None);
+    world.store(sender);
+    world.give(receiver, Input::Colour(Colour(1)));
+    world.settle();
+    let part =
+        |shard| world.marked.iter().find(|(header, _)| header.shard == shard).map(|(header, _)| header);
+    let outbox = &part(sender).unwrap().outboxes[&receiver];
+    assert_eq!(outbox.messages.len(), 1, "in flight: sent before the cut, received after it");
+    assert!(part(receiver).unwrap().received.is_empty());
+}
+
+#[test]
+fn a_client_carries_colours_and_a_query_never_marks() {
+    let mut world = World::new();
+    world.query("a");
+    assert!(world.marked.is_empty());
+    world.request_at("a", "add x", Identity::None, Colour(3));
+    assert_eq!(world.marked[0].0.position.colour, Colour(3));
+    assert_eq!(world.state("a"), "x");
+}
+
+#[test]
+fn a_part_gives_the_state_at_its_marker_bit_for_bit_10() {
+    let mut world = World::new();
+    let shard = world.shard_of("a");
+    world.call("a", "add x\ntimer 500 add t\ntask 1").unwrap();
+    world.give(shard, Input::Colour(Colour(1)));
+    let at_marker = world.shards[shard.0 as usize].state().hash();
+    world.request("a", "add later", Identity::None);
+    let mut section = Vec::new();
+    while !world.shards[shard.0 as usize].drain_snapshot(1, &mut section) {}
+    let (header, all) = world.marked.pop().unwrap();
+    assert!(!all);
+    let mut records = Records::new();
+    for record in decode_records(&section) {
+        let (key, value) = record.unwrap();
+        records.load(key, value.map(Blob::from));
+    }
+    records.loaded();
+    let mut state = State::load(header, records).unwrap();
+    assert_eq!(state.hash(), at_marker);
+    // The log goes on from there to the same state as the shard's.
+    for entry in &world.log[&shard] {
+        if entry.index > state.position().index {
+            state.apply(entry.clone()).unwrap();
+        }
+    }
+    assert_eq!(state.hash(), world.shards[shard.0 as usize].state().hash());
+}
+
+#[test]
+fn a_timer_fires_once_and_time_never_falls() {
+    let mut world = World::new();
+    world.call("a", "timer 500 add t\ntimer 900 caller").unwrap();
+    world.pass(600);
+    assert_eq!(world.state("a"), "t");
+    let before = world.shard("a").state().position().time;
+    // The machine's clock jumps back over a restart.
+    world.now = stead_core::ids::Time(5);
+    world.restart();
+    world.settle();
+    assert!(world.shard("a").state().position().time >= before);
+    world.pass(400);
+    assert_eq!(world.state("a"), "ttimer");
+    world.restart();
+    world.pass(10_000);
+    assert_eq!(world.state("a"), "ttimer");
+}
+
+#[test]
+fn a_task_repeats_one_step_at_most() {
+    let mut world = World::new();
+    world.call("a", "task 0").unwrap();
+    for step in 0..3 {
+        let (shard, id, task) = world.tasks.pop().unwrap();
+        assert_eq!((task.step, world.tasks.len()), (step, 0));
+        let outcome = StepOutcome::Continue { state: Blob::from(vec![step as u8]), progress: 1 };
+        world.give(shard, Input::TaskStep { id, step, outcome: outcome.clone() });
+        assert!(world.tasks.is_empty(), "the next step waits until this one's result is stored");
+        world.settle();
+        if step == 1 {
+            world.restart();
+            world.settle();
+            world.give(shard, Input::TaskStep { id, step, outcome });
+        }
+    }
+    let (shard, id, task) = world.tasks.pop().unwrap();
+    let outcome = StepOutcome::Done(Blob::from(b"caller\nadd !".as_slice()));
+    world.give(shard, Input::TaskStep { id, step: task.step, outcome });
+    world.settle();
+    assert_eq!(world.state("a"), "task!");
+    assert!(world.shard("a").state().tasks().is_empty());
+}
+
+#[test]
+fn what_ends_the_process_again_and_again_becomes_a_dead_letter() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    let receiver = world.shard_of(&other);
+    world.request("a", &format!("send {other} add poison\nsend {other} add good"), Identity::None);
+    world.store(world.shard_of("a"));
+    for _ in 0..world.settings.attempts_max {
+        // The process ends while it handles the first message: nothing of that is stored, but the attempt is.
+        world.restart();
+        for shard in world.topology.clone().shards() {
+            world.store(shard);
+        }
+        let (to, input) = world.wire.pop_front().unwrap();
+        world.give(to, input);
+        assert!(matches!(world.log[&receiver].last().unwrap().cause, Cause::Attempt));
+    }
+    world.restart();
+    world.settle();
+    assert_eq!(world.state(&other), "good");
+    let letter = world.shard(&other).state().records().iter().find(|(key, _)| key[0] == 8).unwrap().1.clone();
+    let letter: DeadLetter = stead_core::record::decode_value(&letter).unwrap();
+    assert_eq!((&*letter.payload, &*letter.sender), (b"add poison".as_slice(), "a"));
+    assert_eq!(world.shard(&other).state().attempts(), 0);
+}
+
+#[test]
+fn a_message_whose_handler_panics_becomes_a_dead_letter_and_the_rest_goes_on() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    world.call("a", &format!("send {other} panic boom\nsend {other} add good")).unwrap();
+    world.settle();
+    assert_eq!(world.state(&other), "good");
+    assert_eq!(world.runs(&other), world.settings.attempts_max as usize + 1);
+    assert_eq!(world.shard(&other).state().dead_letters(), 1);
+}
+
+#[test]
+fn a_full_log_refuses_writes_and_answers_reads() {
+    let mut world = World::new();
+    world.call("a", "add x").unwrap();
+    let shard = world.shard_of("a");
+    world.give(shard, Input::Full(true));
+    assert_eq!(world.call("a", "add y"), Err(Refusal::Full));
+    let token = world.query("a");
+    assert_eq!(world.answer(token).unwrap().result, Ok(ok("x")));
+    world.give(shard, Input::Full(false));
+    assert_eq!(world.call("a", "add y"), Ok(ok("xy")));
+}
+
+#[test]
+fn an_overloaded_shard_says_when_to_come_back() {
+    let mut world = World::with(Settings { uncommitted_max: 4, ..Settings::default() });
+    let tokens: Vec<u64> = (0..6).map(|_| world.request("a", "add x", Identity::None)).collect();
+    assert!(matches!(world.answer(tokens[5]).unwrap().result, Err(Refusal::Overloaded { .. })));
+    world.settle();
+    assert_eq!(world.state("a"), "xxxx");
+}
+
+#[test]
+fn frames_of_an_older_epoch_change_nothing_15() {
+    let mut world = World::new();
+    world.restart();
+    world.settle();
+    let token = world.request("a", "add x", Identity::None);
+    let shard = world.shard_of("a");
+    let old = Input::Stored { member: NodeId(0), epoch: Epoch(1), upto: Index(u64::MAX) };
+    world.give(shard, old);
+    world.give(shard, Input::Stored { member: NodeId(7), epoch: world.epoch, upto: Index(u64::MAX) });
+    assert_eq!(world.answer(token), None);
+    let entries = world.log[&shard].len();
+    world.give(shard, Input::Start(stead_core::replica::EpochConfig::single(Epoch(1), NodeId(0))));
+    assert_eq!(world.log[&shard].len(), entries);
+}
+
+#[test]
+fn an_entry_that_does_not_follow_is_refused_2() {
+    let mut world = World::new();
+    world.call("a", "add x").unwrap();
+    let log = world.log[&world.shard_of("a")].clone();
+    let mut state = State::new(world.shard_of("a"));
+    assert!(matches!(state.apply(log[1].clone()), Err(Misfit::Index { .. })));
+    let mut state = State::new(world.shard_of("a"));
+    state.apply(log[0].clone()).unwrap();
+    let older = Entry { epoch: Epoch(0), ..log[1].clone() };
+    assert!(matches!(state.apply(older), Err(Misfit::Epoch { .. })));
+}
+
+#[test]
+fn records_of_a_failed_checkpoint_are_in_the_next_one() {
+    let mut world = World::new();
+    let shard = world.shard_of("a");
+    world.call("a", "add x").unwrap();
+    world.give(shard, Input::Colour(Colour(1)));
+    // The first checkpoint is given up before its snapshot is drained.
+    world.give(shard, Input::Colour(Colour(2)));
+    assert!(world.marked[1].1, "the next part stands alone");
+    let mut section = Vec::new();
+    while !world.shards[shard.0 as usize].drain_snapshot(10, &mut section) {}
+    let keys: Vec<_> = decode_records(&section).map(|record| record.unwrap().0.to_vec()).collect();
+    assert!(keys.contains(&RecordKey::process("a").as_bytes().to_vec()));
+    world.give(shard, Input::Colour(Colour(3)));
+    assert!(!world.marked[2].1);
+}

@@ -1,0 +1,280 @@
+//! A shell of one node in a few lines: effects are performed at once, but for what a test holds back.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use stead_core::entry::{Entry, Reply};
+use stead_core::handler::{Call, Caller, Handler, Outcome, Txn, View};
+use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Key, NodeId, SessionId, ShardId, Time};
+use stead_core::record::TaskRecord;
+use stead_core::replica::EpochConfig;
+use stead_core::shard::{Answer, Effect, Identity, Input, Query, Request, Settings, Shard};
+use stead_core::state::{Header, State};
+use stead_core::topology::Topology;
+
+pub(crate) const SHARDS: u32 = 4;
+
+/// What the test service does is what it is told: `word argument`, one command a line.
+#[derive(Default)]
+pub(crate) struct Script {
+    /// Runs of the handler, by process and payload.
+    pub(crate) runs: Vec<(String, String)>,
+}
+
+impl Handler for Script {
+    fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome {
+        let text = std::str::from_utf8(call.payload).unwrap();
+        self.runs.push((call.key.to_string(), text.to_owned()));
+        let mut state = txn.state().map_or_else(String::new, |s| String::from_utf8(s.to_vec()).unwrap());
+        for line in text.lines() {
+            let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
+            match word {
+                "add" => state.push_str(argument),
+                "send" => {
+                    let (to, rest) = argument.split_once(' ').unwrap();
+                    txn.send("script", Key::new(to).unwrap(), Blob::from(rest.as_bytes())).unwrap();
+                }
+                "timer" => {
+                    let (millis, rest) = argument.split_once(' ').unwrap();
+                    let at = call.time.plus_millis(millis.parse().unwrap());
+                    txn.set_timer(at, Blob::from(rest.as_bytes())).unwrap();
+                }
+                "task" => drop(txn.start_task("count", Blob::from(argument.as_bytes())).unwrap()),
+                "fail" => {
+                    txn.put_state(Blob::from(b"must not be kept".as_slice())).unwrap();
+                    return Outcome::Replied(Reply::Err(Blob::from(argument.as_bytes())));
+                }
+                "panic" => return Outcome::Panicked(argument.to_owned()),
+                "caller" => state.push_str(match call.caller {
+                    Caller::Client { principal } => principal,
+                    Caller::Process { key, .. } => key,
+                    Caller::Timer { .. } => "timer",
+                    Caller::Task { .. } => "task",
+                }),
+                other => panic!("no command {other}"),
+            }
+        }
+        txn.put_state(Blob::from(state.as_bytes())).unwrap();
+        Outcome::Replied(Reply::Ok(Blob::from(state.as_bytes())))
+    }
+
+    fn query(&mut self, _: &Call<'_>, view: View<'_>) -> Outcome {
+        Outcome::Replied(Reply::Ok(view.state().cloned().unwrap_or_default()))
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) settings: Settings,
+    pub(crate) shards: Vec<Shard>,
+    pub(crate) script: Script,
+    pub(crate) now: Time,
+    pub(crate) epoch: Epoch,
+    /// All entries, by shard.
+    pub(crate) log: BTreeMap<ShardId, Vec<Entry>>,
+    pub(crate) answers: BTreeMap<u64, Answer>,
+    pub(crate) marked: Vec<(Header, bool)>,
+    pub(crate) committed_markers: Vec<(ShardId, Colour)>,
+    pub(crate) tasks: Vec<(ShardId, stead_core::ids::TaskId, TaskRecord)>,
+    /// Messages and acknowledgements on their way.
+    pub(crate) wire: VecDeque<(ShardId, Input)>,
+    next_token: u64,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with(Settings::default())
+    }
+
+    pub(crate) fn with(settings: Settings) -> Self {
+        let mut topology = Topology::new(Incarnation(1));
+        topology.ensure("script", SHARDS).unwrap();
+        let mut world = Self {
+            topology: Arc::new(topology),
+            settings,
+            shards: Vec::new(),
+            script: Script::default(),
+            now: Time(1_000_000),
+            epoch: Epoch(0),
+            log: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            marked: Vec::new(),
+            committed_markers: Vec::new(),
+            tasks: Vec::new(),
+            wire: VecDeque::new(),
+            next_token: 0,
+        };
+        world.restart();
+        world.settle();
+        world
+    }
+
+    /// The process ends; what is in the log comes back, and nothing else does.
+    pub(crate) fn restart(&mut self) {
+        self.wire.clear();
+        self.tasks.clear();
+        self.epoch = self.epoch.next();
+        self.shards = self
+            .topology
+            .shards()
+            .map(|id| {
+                let mut state = State::new(id);
+                for entry in self.log.get(&id).into_iter().flatten() {
+                    state.apply(entry.clone()).unwrap();
+                }
+                Shard::new(state, self.topology.clone(), self.settings.clone())
+            })
+            .collect();
+        for shard in self.topology.clone().shards() {
+            self.give(shard, Input::Start(EpochConfig::single(self.epoch, NodeId(0))));
+        }
+    }
+
+    /// The process ends before its last entries of a shard are stored.
+    pub(crate) fn crash_before(&mut self, shard: ShardId, lost: usize) {
+        let log = self.log.get_mut(&shard).unwrap();
+        log.truncate(log.len() - lost);
+        self.restart();
+    }
+
+    pub(crate) fn shard_of(&self, key: &str) -> ShardId {
+        self.topology.shard_of(stead_core::ids::ServiceId(0), key)
+    }
+
+    /// A key on another shard than the given one.
+    pub(crate) fn key_elsewhere(&self, key: &str) -> String {
+        (0..).map(|i| format!("{key}{i}")).find(|k| self.shard_of(k) != self.shard_of(key)).unwrap()
+    }
+
+    pub(crate) fn shard(&self, key: &str) -> &Shard {
+        &self.shards[self.shard_of(key).0 as usize]
+    }
+
+    pub(crate) fn state(&self, key: &str) -> String {
+        let record = stead_core::record::RecordKey::process(key);
+        let value = self.shard(key).state().records().get(record.as_bytes());
+        value.map_or_else(String::new, |v| String::from_utf8(v.to_vec()).unwrap())
+    }
+
+    pub(crate) fn give(&mut self, to: ShardId, input: Input) {
+        let mut out = Vec::new();
+        self.shards[to.0 as usize].handle(self.now, input, &mut self.script, &mut out);
+        for effect in out {
+            match effect {
+                Effect::Append { index, bytes, .. } => {
+                    let entry = Entry::decode(&bytes).unwrap();
+                    assert_eq!(entry.index, index);
+                    self.log.entry(to).or_default().push(entry);
+                }
+                Effect::Deliver { to: receiver, messages, again } => {
+                    self.wire.push_back((receiver, Input::Deliver { from: to, messages, again }));
+                }
+                Effect::Ack { to: sender, upto, colour } => {
+                    self.wire.push_back((sender, Input::Ack { from: to, upto, colour }));
+                }
+                Effect::Answer(answer) => drop(self.answers.insert(answer.token, answer)),
+                Effect::RunTask { id, task } => self.tasks.push((to, id, task)),
+                Effect::Marked { header, all } => self.marked.push((*header, all)),
+                Effect::MarkerCommitted(colour) => self.committed_markers.push((to, colour)),
+                Effect::Active(epoch) => assert_eq!(epoch, self.epoch),
+            }
+        }
+        self.shards[to.0 as usize].check().unwrap();
+    }
+
+    /// A group commit of one shard.
+    pub(crate) fn store(&mut self, shard: ShardId) {
+        let upto = self.shards[shard.0 as usize].state().position().index;
+        self.give(shard, Input::Stored { member: NodeId(0), epoch: self.epoch, upto });
+    }
+
+    /// Goes on until nothing moves any more.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            for shard in self.topology.clone().shards() {
+                self.store(shard);
+            }
+            if let Some((to, input)) = self.wire.pop_front() {
+                self.give(to, input);
+                continue;
+            }
+            let late = |shard: &Shard| shard.commit() < shard.state().position().index;
+            if self.shards.iter().any(late) {
+                continue;
+            }
+            // Time runs as far as the next acknowledgement, but not to timers and resends of the future.
+            let soon = self.now.plus_millis(self.settings.ack_delay);
+            let due = |shard: &&Shard| shard.deadline().is_some_and(|at| at <= soon);
+            let Some(shard) = self.shards.iter().find(due).map(|shard| shard.state().shard()) else { return };
+            self.now = soon;
+            self.give(shard, Input::Tick);
+        }
+    }
+
+    /// Lets time go by.
+    pub(crate) fn pass(&mut self, millis: u64) {
+        self.now = self.now.plus_millis(millis);
+        for shard in self.topology.clone().shards() {
+            self.give(shard, Input::Tick);
+        }
+        self.settle();
+    }
+
+    pub(crate) fn request(&mut self, key: &str, payload: &str, identity: Identity) -> u64 {
+        self.request_at(key, payload, identity, Colour(0))
+    }
+
+    pub(crate) fn request_at(&mut self, key: &str, payload: &str, identity: Identity, colour: Colour) -> u64 {
+        self.next_token += 1;
+        let request = Request {
+            token: self.next_token,
+            process: Key::new(key).unwrap(),
+            payload: Blob::from(payload.as_bytes()),
+            principal: "alice".into(),
+            identity,
+            colour,
+        };
+        self.give(self.shard_of(key), Input::Request(request));
+        self.next_token
+    }
+
+    /// A request that is answered, and what it was answered.
+    pub(crate) fn call(&mut self, key: &str, payload: &str) -> Result<Reply, stead_core::shard::Refusal> {
+        let token = self.request(key, payload, Identity::None);
+        self.settle();
+        self.answers[&token].result.clone()
+    }
+
+    pub(crate) fn query(&mut self, key: &str) -> u64 {
+        self.next_token += 1;
+        let query = Query {
+            token: self.next_token,
+            process: Key::new(key).unwrap(),
+            payload: Blob::empty(),
+            principal: "alice".into(),
+        };
+        self.give(self.shard_of(key), Input::Query(query));
+        self.next_token
+    }
+
+    pub(crate) fn open(&mut self, key: &str, session: u128) -> SessionId {
+        let session = SessionId(session);
+        self.next_token += 1;
+        let token = self.next_token;
+        self.give(self.shard_of(key), Input::OpenSession { token, session, principal: "alice".into() });
+        self.settle();
+        assert!(self.answers[&token].result.is_ok());
+        session
+    }
+
+    pub(crate) fn answer(&self, token: u64) -> Option<&Answer> {
+        self.answers.get(&token)
+    }
+
+    pub(crate) fn runs(&self, key: &str) -> usize {
+        self.script.runs.iter().filter(|(process, _)| process == key).count()
+    }
+}
+
+pub(crate) fn ok(text: &str) -> Reply {
+    Reply::Ok(Blob::from(text.as_bytes()))
+}

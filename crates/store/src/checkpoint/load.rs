@@ -110,7 +110,7 @@ impl<'a> Bundles<'a> {
     }
 
     /// Loads some parts.
-    fn load(&self, parts: &[&Part]) -> Result<Vec<LoadedPart>, CheckpointError> {
+    pub(crate) fn load(&self, parts: &[&Part]) -> Result<Vec<LoadedPart>, CheckpointError> {
         let mut loaded = BTreeMap::new();
         for part in parts {
             let header = self.header(part)?;
@@ -144,7 +144,7 @@ impl<'a> Bundles<'a> {
 }
 
 /// Reads neighbouring blocks together, checks each, and shows its records.
-fn visit_blocks(
+pub(crate) fn visit_blocks(
     bundle: &Bundle,
     mut blocks: &[(ShardId, Block)],
     buf: &mut Vec<u8>,

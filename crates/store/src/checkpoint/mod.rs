@@ -5,11 +5,15 @@
 //! that is stored is ever changed: compaction writes new bundles, and the next manifest refers to them.
 
 pub mod bundle;
+pub mod collect;
+pub mod compact;
+pub mod copy;
 
 pub mod lineage;
 pub mod load;
 pub mod manifest;
 pub mod object;
+pub mod restore;
 
 pub mod store;
 pub mod verify;

@@ -1,0 +1,396 @@
+//! Restoring a checkpoint: onto the same shards or another number of them, as a new incarnation.
+//!
+//! Records move with their process. Sessions, the replies kept for them, and counted attempts end. Messages in flight
+//! are numbered anew, in fresh channels. The result is a complete checkpoint of the new incarnation in an empty store:
+//! its manifest is written last, so that a restore that broke off has left nothing that could be taken for one.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::bundle::{BundleNames, BundleWriter};
+use crate::checkpoint::lineage::Lineage;
+use crate::checkpoint::load::{Bundles, LoadedPart};
+use crate::checkpoint::manifest::{MANIFESTS, Manifest, manifest_name};
+use crate::checkpoint::store::{BlobStore, Pace};
+use crate::checkpoint::verify::{Inconsistency, undelivered, verify_cut};
+use crate::checkpoint::write::describe;
+use std::collections::{BTreeMap, BTreeSet};
+use stead_core::ids::{Blob, Incarnation, Index, Seq, ServiceId, ShardId, TaskId, Time, TimerId};
+use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, decode_value};
+use stead_core::records::{Records, encode_record};
+use stead_core::state::{Header, Message, Position};
+use stead_core::topology::{Topology, TopologyError};
+use thiserror::Error;
+
+/// What a restore is to make.
+#[derive(Clone, Debug)]
+pub struct Restore {
+    /// The new life of the cluster; greater than the checkpoint's.
+    pub incarnation: Incarnation,
+    /// Other numbers of shards, by service; services that are not named keep theirs.
+    pub shards: BTreeMap<String, u32>,
+    /// Now.
+    pub created: Time,
+    /// How fast it is written.
+    pub pace: Pace,
+}
+
+/// How far a restore is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Old shards that are done.
+    pub shards: usize,
+    /// All old shards.
+    pub shards_all: usize,
+    /// Records written so far.
+    pub records: u64,
+    /// Bytes written so far.
+    pub bytes: u64,
+}
+
+/// What a restore made.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// The new checkpoint; it has the old one's number.
+    pub manifest: Manifest,
+    /// The new topology.
+    pub topology: Topology,
+    /// Records that were taken over.
+    pub records: u64,
+    /// Messages in flight that were taken over.
+    pub messages: u64,
+    /// Sessions that ended.
+    pub sessions_ended: u64,
+    /// Timers, tasks and dead letters that got another id, because another shard's had the same.
+    pub renumbered: u64,
+}
+
+/// Why a checkpoint was not restored. The target then holds no checkpoint.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// The target has something in it.
+    #[error("the target holds {name} already; restore into an empty directory")]
+    NotEmpty {
+        /// An object of the target.
+        name: String,
+    },
+    /// The new incarnation is not a later one.
+    #[error("incarnation {new} does not come after {old}, which the checkpoint is of; choose a greater one")]
+    Incarnation {
+        /// The checkpoint's.
+        old: Incarnation,
+        /// The one that was asked for.
+        new: Incarnation,
+    },
+    /// A number of shards for a service that the checkpoint does not have.
+    #[error("the checkpoint has no service {service}, for which {shards} shards were asked; it has: {known}")]
+    UnknownService {
+        /// The service.
+        service: String,
+        /// The shards asked for.
+        shards: u32,
+        /// The services that there are.
+        known: String,
+    },
+    /// A number of shards that can't be.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The checkpoint is no consistent cut.
+    #[error("checkpoint is inconsistent: {}; restore another one", .0[0])]
+    Inconsistent(Vec<Inconsistency>),
+    /// The checkpoint can't be read, or the target not be written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+/// Restores a checkpoint into an empty store.
+///
+/// # Errors
+/// [`RestoreError`]; the target then holds no checkpoint.
+pub fn restore(
+    source: &dyn BlobStore,
+    manifest: &Manifest,
+    target: &dyn BlobStore,
+    names: &BundleNames,
+    options: &Restore,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Restored, RestoreError> {
+    for dir in [MANIFESTS, "bundles/"] {
+        if let Some(name) = target.list(dir).map_err(CheckpointError::from)?.into_iter().next() {
+            return Err(RestoreError::NotEmpty { name });
+        }
+    }
+    if options.incarnation <= manifest.incarnation {
+        return Err(RestoreError::Incarnation { old: manifest.incarnation, new: options.incarnation });
+    }
+    let old = manifest.topology()?;
+    let new = new_topology(&old, options)?;
+    let bundles = Bundles::open(source, manifest)?;
+    let headers = manifest.parts.iter().map(|part| bundles.header(part)).collect::<Result<Vec<_>, _>>()?;
+    let found = verify_cut(&old, manifest.number, &headers);
+    if !found.is_empty() {
+        return Err(RestoreError::Inconsistent(found));
+    }
+    let id = (options.incarnation, manifest.number, names.writer());
+    let out = BundleWriter::create(target, names.draw(manifest.number), id, 0, &options.pace)?;
+    let mut router = Router::new(&old, &new, manifest, &headers, (names.writer(), out));
+    for (done, part) in manifest.parts.iter().enumerate() {
+        let loaded = bundles.load(&[part])?.pop().expect("one part was asked for");
+        router.take(loaded)?;
+        progress(Progress {
+            shards: done + 1,
+            shards_all: manifest.parts.len(),
+            records: router.records,
+            bytes: router.out.bytes(),
+        });
+    }
+    router.route_messages(&headers);
+    Ok(router.finish(options, target)?)
+}
+
+fn new_topology(old: &Topology, options: &Restore) -> Result<Topology, RestoreError> {
+    if let Some((service, shards)) = options.shards.iter().find(|(name, _)| old.service_id(name).is_none()) {
+        let known: Vec<&str> = old.services().iter().map(|service| service.name.as_str()).collect();
+        let (service, shards, known) = (service.clone(), *shards, known.join(", "));
+        return Err(RestoreError::UnknownService { service, shards, known });
+    }
+    let mut new = Topology::new(options.incarnation);
+    for service in old.services() {
+        new.ensure(&service.name, options.shards.get(&service.name).copied().unwrap_or(service.shards))?;
+    }
+    Ok(new)
+}
+
+/// A new shard while it fills.
+struct Target {
+    header: Header,
+    hash: u128,
+    /// Records that are not written yet.
+    pending: Vec<u8>,
+    /// Numbered records that it has: they must not share a number.
+    numbered: BTreeSet<RecordKey>,
+    /// The last index from which no number was drawn yet; numbers below come from old shards.
+    index: Index,
+    /// Numbers drawn from `index`.
+    drawn: u64,
+}
+
+/// Sends the records and messages of old shards to the new shards that hold their processes.
+struct Router<'a> {
+    old: &'a Topology,
+    new: &'a Topology,
+    manifest: &'a Manifest,
+    writer: u64,
+    out: BundleWriter,
+    targets: Vec<Target>,
+    /// Gives the hash of single records.
+    scratch: Records,
+    records: u64,
+    messages: u64,
+    sessions_ended: u64,
+    renumbered: u64,
+}
+
+/// Bytes of a new shard that wait to be written together.
+const PENDING_BYTES: usize = 256 << 10;
+/// Timers and tasks drawn from one index; as the core draws them.
+const NUMBERS_PER_INDEX: u64 = 1 << 16;
+
+impl<'a> Router<'a> {
+    fn new(
+        old: &'a Topology,
+        new: &'a Topology,
+        manifest: &'a Manifest,
+        headers: &[Header],
+        (writer, out): (u64, BundleWriter),
+    ) -> Self {
+        let target = |shard: ShardId| {
+            let service = new.service_of(shard).expect("a shard of this topology");
+            let position = position(old, new, service, shard, headers);
+            let header = Header {
+                shard,
+                position,
+                outboxes: BTreeMap::new(),
+                received: BTreeMap::new(),
+                records: 0,
+                records_hash: [0; 16],
+            };
+            let index = position.index;
+            Target { header, hash: 0, pending: Vec::new(), numbered: BTreeSet::new(), index, drawn: 0 }
+        };
+        let targets = new.shards().map(target).collect();
+        Self {
+            old,
+            new,
+            manifest,
+            writer,
+            out,
+            targets,
+            scratch: Records::new(),
+            records: 0,
+            messages: 0,
+            sessions_ended: 0,
+            renumbered: 0,
+        }
+    }
+
+    fn damaged(&self, reason: String) -> CheckpointError {
+        CheckpointError::damaged(&manifest_name(self.manifest.number), reason)
+    }
+
+    /// The services keep their order, and so their ids.
+    fn service(&self, old: ShardId) -> ServiceId {
+        self.old.service_of(old).expect("the cut was verified")
+    }
+
+    fn target(&self, old: ShardId, process: &str) -> usize {
+        self.new.shard_of(self.service(old), process).0 as usize
+    }
+
+    fn take(&mut self, part: LoadedPart) -> Result<(), CheckpointError> {
+        let shard = part.header.shard;
+        // The order of ids decides who keeps one, so numbered records come in order.
+        let mut numbered: BTreeMap<RecordKey, Blob> = BTreeMap::new();
+        for (bytes, value) in part.records.iter() {
+            let key = RecordKey::from_bytes(bytes)
+                .ok_or_else(|| self.damaged(format!("shard {shard} has a record under an impossible key")))?;
+            match key.kind() {
+                Kind::Process | Kind::Cell | Kind::Idempotency => {
+                    let process = key
+                        .process_key()
+                        .ok_or_else(|| self.damaged(format!("shard {shard}: record {key:?} names no process")))?;
+                    let target = self.target(shard, process);
+                    self.put(target, key.as_bytes(), value)?;
+                }
+                Kind::Timer | Kind::Task | Kind::DeadLetter => drop(numbered.insert(key, value.clone())),
+                Kind::Session => self.sessions_ended += 1,
+                Kind::Reply | Kind::Attempt => {}
+            }
+        }
+        for (key, value) in numbered {
+            let process = self.process_of(shard, &key, &value)?;
+            let target = self.target(shard, &process);
+            let kept = self.keep_number(target, key);
+            self.put(target, kept.as_bytes(), &value)?;
+        }
+        Ok(())
+    }
+
+    /// The process that a timer, task or dead letter belongs to, by its value.
+    fn process_of(&self, shard: ShardId, key: &RecordKey, value: &[u8]) -> Result<String, CheckpointError> {
+        let process = match key.kind() {
+            Kind::Timer => decode_value::<TimerRecord>(value).map(|record| record.process),
+            Kind::Task => decode_value::<TaskRecord>(value).map(|record| record.process),
+            _ => decode_value::<DeadLetter>(value).map(|record| record.process),
+        };
+        let process = process.map_err(|error| self.damaged(format!("shard {shard}: record {key:?} can't be read: {error}")))?;
+        Ok(process.to_string())
+    }
+
+    /// Processes may hold the ids of their timers and tasks: an id changes only if another shard's has it.
+    fn keep_number(&mut self, target: usize, key: RecordKey) -> RecordKey {
+        let target = &mut self.targets[target];
+        if target.numbered.insert(key.clone()) {
+            return key;
+        }
+        self.renumbered += 1;
+        let dead_letter = key.kind() == Kind::DeadLetter;
+        if target.drawn == 0 || target.drawn == NUMBERS_PER_INDEX || dead_letter {
+            target.index = target.index.next();
+            target.drawn = 0;
+        }
+        let number = target.index.0 << 16 | target.drawn;
+        target.drawn += 1;
+        let key = match key.kind() {
+            Kind::Timer => RecordKey::timer(TimerId(number)),
+            Kind::Task => RecordKey::task(TaskId(number)),
+            _ => RecordKey::dead_letter(target.index),
+        };
+        target.numbered.insert(key.clone());
+        key
+    }
+
+    fn put(&mut self, target: usize, key: &[u8], value: &Blob) -> Result<(), CheckpointError> {
+        self.scratch.put(key, value.clone());
+        let target = &mut self.targets[target];
+        target.hash = target.hash.wrapping_add(self.scratch.hash());
+        self.scratch.remove(key);
+        target.header.records += 1;
+        self.records += 1;
+        encode_record(key, Some(value), &mut target.pending);
+        if target.pending.len() >= PENDING_BYTES {
+            self.out.records(target.header.shard, &target.pending)?;
+            target.pending.clear();
+        }
+        Ok(())
+    }
+
+    /// Messages in flight go to fresh channels, ordered by old sender, then in the order in which it sent them.
+    fn route_messages(&mut self, headers: &[Header]) {
+        for sender in headers {
+            let mut messages: Vec<(ShardId, &Message)> = Vec::new();
+            for (&to, outbox) in &sender.outboxes {
+                let received = headers[to.0 as usize].received.get(&sender.shard).copied().unwrap_or_default();
+                messages.extend(undelivered(outbox, received).map(|message| (to, message)));
+            }
+            messages.sort_by_key(|(to, message)| (message.index, *to, message.seq));
+            for (to, message) in messages {
+                let from = self.target(sender.shard, &message.sender);
+                let to = ShardId(self.target(to, &message.process) as u32);
+                let target = &mut self.targets[from];
+                let position = target.header.position;
+                let outbox = target.header.outboxes.entry(to).or_default();
+                outbox.messages.push_back(Message {
+                    seq: outbox.next,
+                    epoch: position.epoch,
+                    index: position.index,
+                    ..message.clone()
+                });
+                outbox.next = Seq(outbox.next.0 + 1);
+                self.messages += 1;
+            }
+        }
+    }
+
+    fn finish(mut self, options: &Restore, store: &dyn BlobStore) -> Result<Restored, CheckpointError> {
+        let mut headers = Vec::with_capacity(self.targets.len());
+        for mut target in self.targets {
+            let shard = target.header.shard;
+            self.out.base(shard);
+            self.out.records(shard, &target.pending)?;
+            target.header.records_hash = target.hash.to_be_bytes();
+            // No number that was drawn here may be drawn again.
+            target.header.position.index = target.index;
+            self.out.header(&target.header)?;
+            headers.push(target.header);
+        }
+        let (bundle, sections) = self.out.finish()?;
+        let mut lineage = Lineage::new();
+        lineage.append(&bundle, &sections);
+        let number = self.manifest.number;
+        let manifest = describe(self.new, number, options.created, self.writer, &bundle, &headers, &lineage);
+        manifest.store(store)?;
+        Ok(Restored {
+            manifest,
+            topology: self.new.clone(),
+            records: self.records,
+            messages: self.messages,
+            sessions_ended: self.sessions_ended,
+            renumbered: self.renumbered,
+        })
+    }
+}
+
+/// Where a new shard's log begins: at its own marker if its service keeps its shards, else after those of all of them.
+fn position(old: &Topology, new: &Topology, service: ServiceId, shard: ShardId, headers: &[Header]) -> Position {
+    let (before, after) = (old.service(service), new.service(service));
+    let parts = &headers[before.first.0 as usize..(before.first.0 + before.shards) as usize];
+    let same = before.shards == after.shards;
+    let parts = if same { &parts[(shard.0 - after.first.0) as usize..][..1] } else { parts };
+    let mut position = Position::default();
+    for part in parts {
+        position.index = position.index.max(part.position.index);
+        position.epoch = position.epoch.max(part.position.epoch);
+        position.time = position.time.max(part.position.time);
+        position.colour = position.colour.max(part.position.colour);
+    }
+    position
+}

@@ -374,9 +374,9 @@ pub fn decode_records(section: &[u8]) -> impl Iterator<Item = Result<StoredRecor
         let rest = section.get(at..).filter(|rest| !rest.is_empty())?;
         let record = decode_record(rest);
         match record {
-            Some((key, value, len)) => {
+            Some((record, len)) => {
                 at += len;
-                Some(Ok((key, value)))
+                Some(Ok(record))
             }
             None => {
                 let error = NoRecord { at };
@@ -387,7 +387,8 @@ pub fn decode_records(section: &[u8]) -> impl Iterator<Item = Result<StoredRecor
     })
 }
 
-fn decode_record(bytes: &[u8]) -> Option<(&[u8], Option<&[u8]>, usize)> {
+/// The first record of the bytes, and how many of them it takes.
+fn decode_record(bytes: &[u8]) -> Option<(StoredRecord<'_>, usize)> {
     let (key_len, rest) = bytes.split_first_chunk::<2>()?;
     let (value_len, rest) = rest.split_first_chunk::<4>()?;
     let key_len = usize::from(u16::from_le_bytes(*key_len));
@@ -398,8 +399,8 @@ fn decode_record(bytes: &[u8]) -> Option<(&[u8], Option<&[u8]>, usize)> {
         return None;
     }
     match value_len.checked_sub(1) {
-        None => Some((key, None, 6 + key_len)),
-        Some(len) => Some((key, Some(rest.get(..len)?), 6 + key_len + len)),
+        None => Some(((key, None), 6 + key_len)),
+        Some(len) => Some(((key, Some(rest.get(..len)?)), 6 + key_len + len)),
     }
 }
 

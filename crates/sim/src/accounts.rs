@@ -1,0 +1,582 @@
+//! The simulator's own workload: accounts that pay each other through messages, timers and tasks, and count what they
+//! handled. All money is conserved at every cut; every handled call draws a number that no second execution would draw
+//! again; some handlers return errors, some panic, and some end the whole process.
+
+use crate::bug::Bug;
+use crate::workload::{Answered, Call, CallId, Workload};
+use fastrand::Rng;
+use minicbor::{Decode, Encode};
+use stead_core::entry::{Cause, Entry, Reply};
+use stead_core::handler::{Call as HandlerCall, Caller, Handler, Limit, Misuse, Outcome, Txn, View};
+use stead_core::ids::{Blob, Key, ServiceId, ShardId, TaskId, TimerId};
+use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, decode_value, encode_value};
+use stead_core::shard::StepOutcome;
+use stead_core::state::State;
+use stead_core::topology::Topology;
+use std::collections::BTreeMap;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// What an account is told, by clients, messages, timers and tasks alike.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Op {
+    /// Count one, and nothing else.
+    #[n(0)]
+    Count,
+    /// Pay another account, which passes part of it on `hops` times.
+    #[n(1)]
+    Pay {
+        #[n(0)]
+        to: u32,
+        #[n(1)]
+        amount: i64,
+        #[n(2)]
+        hops: u8,
+    },
+    /// Take what was paid.
+    #[n(2)]
+    Credit {
+        #[n(0)]
+        amount: i64,
+        #[n(1)]
+        hops: u8,
+    },
+    /// Put a cell and delete another.
+    #[n(3)]
+    Cells {
+        #[n(0)]
+        put: u8,
+        #[n(1)]
+        delete: u8,
+    },
+    /// Put money aside until a timer brings it back.
+    #[n(4)]
+    Later {
+        #[n(0)]
+        micros: u64,
+        #[n(1)]
+        amount: i64,
+    },
+    /// Cancel the newest timer and take its money back.
+    #[n(5)]
+    Sooner,
+    /// Give money to a task that brings it back after some steps.
+    #[n(6)]
+    Work {
+        #[n(0)]
+        steps: u32,
+        #[n(1)]
+        amount: i64,
+        #[n(2)]
+        fate: Fate,
+    },
+    /// A task with steps left; its result once there are none.
+    #[n(7)]
+    Working {
+        #[n(0)]
+        left: u32,
+        #[n(1)]
+        amount: i64,
+        #[n(2)]
+        trail: u64,
+        #[n(3)]
+        fate: Fate,
+    },
+    /// Cancel the newest task and take its money back.
+    #[n(8)]
+    Stop,
+    /// Return an error after having written and sent.
+    #[n(9)]
+    Refuse,
+    /// Panic after having written and sent.
+    #[n(10)]
+    Panic,
+    /// Send money in a message that its receiver can't handle.
+    #[n(11)]
+    SendPoison {
+        #[n(0)]
+        to: u32,
+        #[n(1)]
+        amount: i64,
+        #[n(2)]
+        fate: Fate,
+    },
+    /// The message that can't be handled.
+    #[n(12)]
+    Poison {
+        #[n(0)]
+        amount: i64,
+        #[n(1)]
+        fate: Fate,
+    },
+    /// Many small payments at once.
+    #[n(13)]
+    Burst {
+        #[n(0)]
+        messages: u32,
+    },
+    /// Read the counter (a query).
+    #[n(14)]
+    Look,
+}
+
+/// What a poisonous call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Fate {
+    /// It ends well.
+    #[n(0)]
+    Good,
+    /// The handler panics.
+    #[n(1)]
+    Panics,
+    /// The whole process ends.
+    #[n(2)]
+    Kills,
+}
+
+/// What a client asks: the operation with a ticket that no other call has.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Asked {
+    #[n(0)]
+    ticket: u64,
+    #[n(1)]
+    op: Op,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Account {
+    #[n(0)]
+    balance: i64,
+    /// Calls handled.
+    #[n(1)]
+    count: u64,
+    /// Hash over all that was drawn at random; a lost or repeated execution changes it for ever.
+    #[n(2)]
+    chain: u64,
+    /// The ticket of the client's call that was handled last, or 0.
+    #[n(3)]
+    ticket: u64,
+    #[n(4)]
+    timers: Vec<(u64, i64)>,
+    #[n(5)]
+    tasks: Vec<u64>,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self { balance: Self::INITIAL, count: 0, chain: 0, ticket: 0, timers: Vec::new(), tasks: Vec::new() }
+    }
+}
+
+impl Account {
+    const INITIAL: i64 = 1000;
+}
+
+/// What an account answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+struct Told {
+    #[n(0)]
+    count: u64,
+    #[n(1)]
+    chain: u64,
+    #[n(2)]
+    ticket: u64,
+}
+
+/// How often each kind of call is made; drawn anew for each run, so that runs differ in character.
+#[derive(Clone, Debug)]
+struct Mix {
+    weights: Vec<u32>,
+    hops_max: u8,
+}
+
+struct Code {
+    rng: Rng,
+    accounts: u32,
+    services: u32,
+    killed: bool,
+    bug: Option<Bug>,
+}
+
+/// See the module.
+pub struct Accounts {
+    code: Code,
+    shards: Vec<u32>,
+    mix: Mix,
+    calls_left: Option<u64>,
+    history: History,
+}
+
+/// The checks on what clients see (invariants 6 and 7).
+#[derive(Default)]
+struct History {
+    /// By account: the highest count in any answer.
+    floor: BTreeMap<String, u64>,
+    /// By account, the chain at each committed count; entry 0 is count 1.
+    chains: BTreeMap<String, Vec<u64>>,
+    /// The floor when a call went out.
+    invoked: BTreeMap<CallId, u64>,
+    /// Tickets of committed calls.
+    tickets: BTreeMap<u64, Told>,
+}
+
+impl Accounts {
+    /// A workload drawn from a seed.
+    #[must_use]
+    pub fn new(rng: &mut Rng, bug: Option<Bug>) -> Self {
+        let services = rng.u32(1..=3);
+        let shards = (0..services).map(|_| rng.u32(1..=4)).collect();
+        let accounts = rng.u32(2..=24);
+        let weights = (0..13).map(|_| if rng.u8(..4) == 0 { 0 } else { rng.u32(1..20) }).collect::<Vec<_>>();
+        let mut mix = Mix { weights, hops_max: rng.u8(0..=6) };
+        mix.weights[0] += 1;
+        // What ends the process is rare: each one costs a whole recovery.
+        mix.weights[11] = if rng.u8(..3) == 0 { 1 } else { 0 };
+        Self {
+            code: Code { rng: Rng::with_seed(0), accounts, services, killed: false, bug },
+            shards,
+            mix,
+            calls_left: None,
+            history: History::default(),
+        }
+    }
+
+    fn name(&self, account: u32) -> (ServiceId, Key) {
+        self.code.name(account)
+    }
+
+    fn draw(&mut self, rng: &mut Rng) -> Op {
+        let total: u32 = self.mix.weights.iter().sum();
+        let mut at = rng.u32(..total);
+        let mut kind = 0;
+        while at >= self.mix.weights[kind] {
+            at -= self.mix.weights[kind];
+            kind += 1;
+        }
+        let to = rng.u32(..self.code.accounts);
+        let amount = rng.i64(1..=50);
+        match kind {
+            0 => Op::Count,
+            1 | 2 => Op::Pay { to, amount, hops: rng.u8(0..=self.mix.hops_max) },
+            3 => Op::Cells { put: rng.u8(..16), delete: rng.u8(..16) },
+            4 => Op::Later { micros: rng.u64(0..2_000_000), amount },
+            5 => Op::Sooner,
+            6 => {
+                let fate = *pick(rng, &[Fate::Good, Fate::Good, Fate::Good, Fate::Good, Fate::Panics]);
+                Op::Work { steps: rng.u32(1..6), amount, fate }
+            }
+            7 => Op::Stop,
+            8 => Op::Refuse,
+            9 => Op::Panic,
+            10 => Op::SendPoison { to, amount, fate: Fate::Panics },
+            11 if rng.bool() => Op::Work { steps: rng.u32(1..6), amount, fate: Fate::Kills },
+            11 => Op::SendPoison { to, amount, fate: Fate::Kills },
+            _ => Op::Burst { messages: rng.u32(1..40) },
+        }
+    }
+}
+
+fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
+    &from[rng.usize(..from.len())]
+}
+
+impl Workload for Accounts {
+    fn services(&self) -> Vec<(String, u32)> {
+        self.shards.iter().enumerate().map(|(i, &shards)| (format!("accounts-{i}"), shards)).collect()
+    }
+
+    fn restart(&mut self, seed: u64) {
+        self.code.rng = Rng::with_seed(seed);
+        self.code.killed = false;
+    }
+
+    fn handler(&mut self) -> &mut dyn Handler {
+        &mut self.code
+    }
+
+    fn killed(&mut self) -> bool {
+        std::mem::take(&mut self.code.killed)
+    }
+
+    fn next(&mut self, rng: &mut Rng, _topology: &Topology, _client: usize, id: CallId) -> Option<Call> {
+        if let Some(left) = &mut self.calls_left {
+            *left = left.checked_sub(1)?;
+        }
+        let (service, key) = self.name(rng.u32(..self.code.accounts));
+        let query = rng.u8(..5) == 0;
+        let op = if query { Op::Look } else { self.draw(rng) };
+        let payload = encode_value(&Asked { ticket: id + 1, op });
+        Some(Call { service, key, payload, query })
+    }
+
+    fn step(&mut self, task: &TaskRecord) -> StepOutcome {
+        let Ok(Op::Working { left, amount, trail, fate }) = decode_value::<Op>(&task.state) else {
+            return StepOutcome::Failed("no state of this task".to_owned());
+        };
+        match fate {
+            Fate::Panics if left == 1 => return StepOutcome::Failed("the step panicked".to_owned()),
+            Fate::Kills if left == 1 => {
+                self.code.killed = true;
+                return StepOutcome::Failed("never told: the process ended".to_owned());
+            }
+            _ => {}
+        }
+        let trail = xxh3_64_with_seed(&self.code.rng.u64(..).to_le_bytes(), trail);
+        let state = encode_value(&Op::Working { left: left - 1, amount, trail, fate });
+        if left <= 1 { StepOutcome::Done(state) } else { StepOutcome::Continue { state, progress: 1_000_000 / left } }
+    }
+
+    fn invoked(&mut self, id: CallId, call: &Call) {
+        let floor = self.history.floor.get(&*call.key).copied().unwrap_or(0);
+        self.history.invoked.insert(id, floor);
+    }
+
+    fn answered(&mut self, id: CallId, call: &Call, answer: &Answered) -> Result<(), String> {
+        let Ok(Reply::Ok(told)) = answer else { return Ok(()) };
+        let told: Told = decode_value(told).map_err(|e| format!("7: the answer to call {id} can't be read: {e}"))?;
+        let key = &*call.key;
+        let floor = self.history.invoked.remove(&id).unwrap_or(0);
+        let late = if call.query { told.count < floor } else { told.count <= floor };
+        if late {
+            return Err(format!("6: {key}: call {id} saw count {} after {floor} had been answered before it", told.count));
+        }
+        let seen = self.history.floor.entry(key.to_owned()).or_default();
+        *seen = told.count.max(*seen);
+        let chains = self.history.chains.get(key).map_or(&[][..], Vec::as_slice);
+        let chain = match told.count.checked_sub(1) {
+            None => Some(0),
+            Some(at) => chains.get(at as usize).copied(),
+        };
+        if chain != Some(told.chain) {
+            let (count, found) = (told.count, told.chain);
+            return Err(format!("6: {key}: call {id} saw history {found:x} at count {count}, committed is {chain:x?}"));
+        }
+        if !call.query && self.history.tickets.get(&(id + 1)) != Some(&told) {
+            return Err(format!("7: {key}: the answer to call {id} is not what its committed entry answered"));
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, shard: ShardId, entry: &Entry) -> Result<(), String> {
+        let key = RecordKey::process(&entry.process);
+        let Some(value) = entry.writes.iter().find(|w| w.key == key).and_then(|w| w.value.as_ref()) else {
+            return Ok(());
+        };
+        let (index, process) = (entry.index, &entry.process);
+        let account: Account = decode_value(value)
+            .map_err(|e| format!("16: shard {shard}: entry {index} holds no account for {process}: {e}"))?;
+        let chains = self.history.chains.entry(process.to_string()).or_default();
+        if account.count != chains.len() as u64 + 1 {
+            let (found, last) = (account.count, chains.len());
+            return Err(format!("6: shard {shard}: entry {index} counts {found} at {process} after {last}"));
+        }
+        chains.push(account.chain);
+        let asked = matches!(entry.cause, Cause::Request { .. } | Cause::Idempotent { .. } | Cause::Anonymous);
+        let told = Told { count: account.count, chain: account.chain, ticket: account.ticket };
+        if asked && self.history.tickets.insert(account.ticket, told).is_some() {
+            let id = account.ticket - 1;
+            return Err(format!("7: shard {shard}: entry {index} applies call {id} at {process} a second time"));
+        }
+        Ok(())
+    }
+
+    fn check_cut(&mut self, cut: &[&State]) -> Result<(), String> {
+        let mut sum = 0;
+        for state in cut {
+            sum += money_of_state(state)?;
+            for (to, outbox) in state.outboxes().iter() {
+                let receiver = cut.iter().find(|s| s.shard() == to);
+                let received = receiver.and_then(|s| s.received().get(state.shard())).copied().unwrap_or_default();
+                for message in outbox.messages.iter().filter(|m| m.seq > received) {
+                    sum += money_of(&message.payload)?;
+                }
+            }
+        }
+        if sum == 0 { Ok(()) } else { Err(format!("11: the accounts and what is in flight differ by {sum} from the start")) }
+    }
+}
+
+/// Money in a shard, as the difference to where it began.
+fn money_of_state(state: &State) -> Result<i64, String> {
+    let mut sum = 0;
+    for (key, value) in state.records().iter() {
+        let bad = |e: minicbor::decode::Error| format!("16: shard {}: a record can't be read: {e}", state.shard());
+        match Kind::from_number(key[0]) {
+            Some(Kind::Process) => sum += decode_value::<Account>(value).map_err(bad)?.balance - Account::INITIAL,
+            Some(Kind::Timer) => sum += money_of(&decode_value::<TimerRecord>(value).map_err(bad)?.payload)?,
+            Some(Kind::Task) => sum += money_of(&decode_value::<TaskRecord>(value).map_err(bad)?.state)?,
+            Some(Kind::DeadLetter) => sum += money_of(&decode_value::<DeadLetter>(value).map_err(bad)?.payload)?,
+            _ => {}
+        }
+    }
+    Ok(sum)
+}
+
+fn money_of(payload: &[u8]) -> Result<i64, String> {
+    let op: Op = decode_value(payload).map_err(|e| format!("16: a payload can't be read: {e}"))?;
+    Ok(match op {
+        Op::Credit { amount, .. } | Op::Working { amount, .. } | Op::Poison { amount, .. } => amount,
+        _ => 0,
+    })
+}
+
+impl Code {
+    fn name(&self, account: u32) -> (ServiceId, Key) {
+        let service = ServiceId((account % self.services) as u16);
+        (service, Key::new(&format!("a{account}")).expect("a few characters"))
+    }
+
+    fn send(&self, txn: &mut Txn<'_>, to: u32, op: &Op) -> Result<(), Limit> {
+        let (service, key) = self.name(to);
+        txn.send_to(service, key, encode_value(op))
+    }
+
+    /// Runs one operation; what it returns is the handler's own error.
+    fn run(&mut self, op: Op, account: &mut Account, call: &HandlerCall<'_>, txn: &mut Txn<'_>) -> Result<Fate, Limit> {
+        match op {
+            Op::Count | Op::Look => {}
+            Op::Pay { to, amount, hops } => {
+                account.balance -= amount;
+                if self.bug == Some(Bug::LoseSend) && self.rng.u8(..4) == 0 {
+                    return Ok(Fate::Good);
+                }
+                self.send(txn, to, &Op::Credit { amount, hops })?;
+            }
+            Op::Credit { amount, hops } => {
+                account.balance += amount;
+                if hops > 0 {
+                    let passed = self.rng.i64(0..=amount);
+                    account.balance -= passed;
+                    let to = self.rng.u32(..self.accounts);
+                    self.send(txn, to, &Op::Credit { amount: passed, hops: hops - 1 })?;
+                }
+            }
+            Op::Cells { put, delete } => {
+                let value = self.rng.u64(..).to_le_bytes();
+                txn.put_cell(&[put], Blob::from(&value[..]))?;
+                txn.delete_cell(&[delete]);
+                for (cell, value) in txn.scan_cells(&[], &[put], 4) {
+                    account.chain = xxh3_64_with_seed(&value, account.chain ^ u64::from(cell[0]));
+                }
+            }
+            Op::Later { micros, amount } => {
+                account.balance -= amount;
+                let at = call.time.plus_micros(micros);
+                let id = txn.set_timer(at, encode_value(&Op::Credit { amount, hops: 0 }))?;
+                account.timers.push((id.0, amount));
+            }
+            Op::Sooner => {
+                if let Some((id, amount)) = account.timers.pop()
+                    && txn.cancel_timer(TimerId(id))
+                {
+                    account.balance += amount;
+                }
+            }
+            Op::Work { steps, amount, fate } => {
+                account.balance -= amount;
+                let state = Op::Working { left: steps, amount, trail: 0, fate };
+                let id = txn.start_task("work", encode_value(&state))?;
+                account.tasks.push(id.0);
+            }
+            Op::Working { amount, trail, .. } => {
+                account.balance += amount;
+                account.chain = xxh3_64_with_seed(&trail.to_le_bytes(), account.chain);
+            }
+            Op::Stop => {
+                if let Some(id) = account.tasks.pop() {
+                    let state = txn.task(TaskId(id)).map(|task| task.state);
+                    if let Some(state) = state
+                        && txn.cancel_task(TaskId(id))
+                        && let Ok(Op::Working { amount, .. }) = decode_value(&state)
+                    {
+                        account.balance += amount;
+                    }
+                }
+            }
+            Op::Refuse | Op::Panic => {
+                let to = self.rng.u32(..self.accounts);
+                self.send(txn, to, &Op::Credit { amount: 7, hops: 0 })?;
+                txn.put_cell(b"refused", Blob::empty())?;
+                return Ok(if op == Op::Panic { Fate::Panics } else { Fate::Good });
+            }
+            Op::SendPoison { to, amount, fate } => {
+                account.balance -= amount;
+                self.send(txn, to, &Op::Poison { amount, fate })?;
+            }
+            Op::Poison { fate, .. } => return Ok(fate),
+            Op::Burst { messages } => {
+                for _ in 0..messages {
+                    account.balance -= 1;
+                    let to = self.rng.u32(..self.accounts);
+                    self.send(txn, to, &Op::Credit { amount: 1, hops: 0 })?;
+                }
+            }
+        }
+        Ok(Fate::Good)
+    }
+}
+
+fn account_of(state: Option<&[u8]>) -> Result<Account, Misuse> {
+    match state {
+        None => Ok(Account::default()),
+        Some(bytes) => decode_value(bytes).map_err(|e| Misuse::State(e.to_string())),
+    }
+}
+
+impl Handler for Code {
+    fn handle(&mut self, call: &HandlerCall<'_>, txn: &mut Txn<'_>) -> Outcome {
+        let asked = match call.caller {
+            Caller::Client { .. } => decode_value::<Asked>(call.payload),
+            _ => decode_value(call.payload).map(|op| Asked { ticket: 0, op }),
+        };
+        let Asked { ticket, op } = match asked {
+            Ok(asked) => asked,
+            Err(error) => return Outcome::Refused(Misuse::Request(error.to_string())),
+        };
+        let mut account = match account_of(txn.state()) {
+            Ok(account) => account,
+            Err(misuse) => return Outcome::Refused(misuse),
+        };
+        match call.caller {
+            Caller::Timer { id } => account.timers.retain(|t| t.0 != id.0),
+            Caller::Task { id } => account.tasks.retain(|&t| t != id.0),
+            _ => {}
+        }
+        account.count += 1;
+        account.ticket = ticket;
+        account.chain = xxh3_64_with_seed(&self.rng.u64(..).to_le_bytes(), account.chain);
+        let refuses = op == Op::Refuse;
+        let fate = match self.run(op, &mut account, call, txn) {
+            Ok(fate) => fate,
+            Err(limit) => return Outcome::Panicked(limit.to_string()),
+        };
+        if let Err(limit) = txn.put_state(encode_value(&account)) {
+            return Outcome::Panicked(limit.to_string());
+        }
+        match fate {
+            Fate::Panics => return Outcome::Panicked("as the caller wished".to_owned()),
+            Fate::Kills => {
+                self.killed = true;
+                return Outcome::Panicked("never told: the process ended".to_owned());
+            }
+            Fate::Good => {}
+        }
+        if refuses {
+            // Random, so that a second execution would answer something else.
+            return Outcome::Replied(Reply::Err(Blob::from(&self.rng.u64(..).to_le_bytes()[..])));
+        }
+        Outcome::Replied(Reply::Ok(encode_value(&Told { count: account.count, chain: account.chain, ticket })))
+    }
+
+    fn query(&mut self, call: &HandlerCall<'_>, view: View<'_>) -> Outcome {
+        if let Err(error) = decode_value::<Asked>(call.payload) {
+            return Outcome::Refused(Misuse::Request(error.to_string()));
+        }
+        match account_of(view.state().map(|b| &**b)) {
+            Ok(account) => {
+                let told = Told { count: account.count, chain: account.chain, ticket: account.ticket };
+                Outcome::Replied(Reply::Ok(encode_value(&told)))
+            }
+            Err(misuse) => Outcome::Refused(misuse),
+        }
+    }
+}

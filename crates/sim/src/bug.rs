@@ -1,0 +1,102 @@
+//! Planted bugs: each breaks one rule from outside, by bending what passes between the core, the storage code and the
+//! world. That the checks catch every one of them is what makes their silence mean something.
+
+/// A planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A restarted node leads its old epoch again.
+    ReuseEpoch,
+    /// The disk says that it has synced, and has not.
+    SkipSync,
+    /// The log is told to be stored before it is synced.
+    StoredBeforeSync,
+    /// Queries are answered from what was read some time ago.
+    StaleQuery,
+    /// A retry reaches the shard under another identity.
+    ForgetIdentity,
+    /// A message arrives under the number of its successor.
+    ShiftSequence,
+    /// Messages, acknowledgements and requests lose their colour on the way.
+    StripColours,
+    /// A snapshot takes what the records hold when it is drained.
+    LateSnapshot,
+    /// An entry loses one of its messages.
+    LoseSend,
+    /// The collection of garbage overlooks the older manifests.
+    OverlookManifests,
+    /// The log is trimmed above the checkpoint.
+    TrimTooFar,
+    /// News of an older epoch's log counts for this one.
+    AcceptOldEpoch,
+    /// Damage to the log is taken for an unsynced tail.
+    CutDamage,
+    /// A recovery that follows a crashed one drops the end of the log.
+    ForgetfulRecovery,
+}
+
+impl Bug {
+    /// Every planted bug.
+    pub const ALL: &'static [Self] = &[
+        Self::ReuseEpoch,
+        Self::SkipSync,
+        Self::StoredBeforeSync,
+        Self::StaleQuery,
+        Self::ForgetIdentity,
+        Self::ShiftSequence,
+        Self::StripColours,
+        Self::LateSnapshot,
+        Self::LoseSend,
+        Self::OverlookManifests,
+        Self::TrimTooFar,
+        Self::AcceptOldEpoch,
+        Self::CutDamage,
+        Self::ForgetfulRecovery,
+    ];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ReuseEpoch => "reuse-epoch",
+            Self::SkipSync => "skip-sync",
+            Self::StoredBeforeSync => "stored-before-sync",
+            Self::StaleQuery => "stale-query",
+            Self::ForgetIdentity => "forget-identity",
+            Self::ShiftSequence => "shift-sequence",
+            Self::StripColours => "strip-colours",
+            Self::LateSnapshot => "late-snapshot",
+            Self::LoseSend => "lose-send",
+            Self::OverlookManifests => "overlook-manifests",
+            Self::TrimTooFar => "trim-too-far",
+            Self::AcceptOldEpoch => "accept-old-epoch",
+            Self::CutDamage => "cut-damage",
+            Self::ForgetfulRecovery => "forgetful-recovery",
+        }
+    }
+
+    /// The bug of a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|bug| bug.name() == name)
+    }
+
+    /// The invariant that it breaks.
+    #[must_use]
+    pub fn breaks(self) -> u8 {
+        match self {
+            Self::ReuseEpoch => 1,
+            Self::SkipSync => 2,
+            Self::StoredBeforeSync => 5,
+            Self::StaleQuery => 6,
+            Self::ForgetIdentity => 7,
+            Self::ShiftSequence => 8,
+            Self::StripColours => 9,
+            Self::LateSnapshot => 10,
+            Self::LoseSend => 11,
+            Self::OverlookManifests | Self::TrimTooFar => 13,
+            Self::AcceptOldEpoch => 15,
+            Self::CutDamage => 16,
+            Self::ForgetfulRecovery => 18,
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Clients: they call, lose answers, retry, ask again for what they have been told, and compare.
+
+use crate::marks::{Mark, Marks};
+use crate::violation::Violation;
+use crate::workload::{Answered, Call, CallId, Workload};
+use fastrand::Rng;
+use stead_core::ids::{Blob, Colour, RequestNumber, SessionId, ShardId};
+use stead_core::shard::{Answer, Identity, Input, Query, Refusal, Request};
+use stead_core::topology::Topology;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Something that goes to a shard of the node, if there is one.
+pub(crate) type Frame = (ShardId, Input);
+
+/// All clients of a run.
+pub(crate) struct Clients {
+    clients: Vec<Client>,
+    calls: Vec<Calling>,
+    sessions: Vec<Session>,
+    /// Calls that have been answered.
+    pub(crate) answered: u64,
+    pub(crate) abandoned: u64,
+}
+
+struct Client {
+    style: Style,
+    principal: Arc<str>,
+    colour: Colour,
+    /// By shard, the session in use.
+    sessions: BTreeMap<ShardId, usize>,
+    pending: BTreeSet<CallId>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Session,
+    Keyed,
+    Anonymous,
+}
+
+struct Session {
+    client: usize,
+    shard: ShardId,
+    id: SessionId,
+    open: bool,
+    next: RequestNumber,
+    /// The highest number that any request confirmed.
+    confirmed: RequestNumber,
+    /// Numbers above `prefix` whose call is over.
+    over: BTreeSet<RequestNumber>,
+    /// All calls up to this number are over.
+    prefix: RequestNumber,
+    attempts: u8,
+}
+
+struct Calling {
+    client: usize,
+    shard: ShardId,
+    call: Call,
+    name: Name,
+    attempts: u8,
+    born: u64,
+    end: Option<Answered>,
+}
+
+/// What makes the call's retries known.
+#[derive(Clone, Copy)]
+enum Name {
+    Session { session: usize, number: RequestNumber },
+    Key,
+    None,
+}
+
+/// What an answer leads to.
+#[derive(Default)]
+pub(crate) struct Reaction {
+    /// Calls to send, now.
+    pub(crate) send: Vec<CallId>,
+    /// A call to try again after the retry time.
+    pub(crate) retry: Option<CallId>,
+    /// A call that was answered just now.
+    pub(crate) done: Option<CallId>,
+}
+
+/// The bit of a token that says that a session is being opened.
+const OPENING: u64 = 1 << 63;
+
+impl Clients {
+    pub(crate) fn new(rng: &mut Rng, count: usize) -> Self {
+        let client = |at: usize| Client {
+            style: [Style::Session, Style::Session, Style::Keyed, Style::Anonymous][rng.usize(..4)],
+            principal: Arc::from(format!("client-{}", at / 2)),
+            colour: Colour(0),
+            sessions: BTreeMap::new(),
+            pending: BTreeSet::new(),
+        };
+        Self {
+            clients: (0..count).map(client).collect(),
+            calls: Vec::new(),
+            sessions: Vec::new(),
+            answered: 0,
+            abandoned: 0,
+        }
+    }
+
+    /// Calls that wait for their answers.
+    pub(crate) fn pending(&self) -> usize {
+        self.clients.iter().map(|c| c.pending.len()).sum()
+    }
+
+    /// All calls that wait.
+    pub(crate) fn pending_calls(&self) -> Vec<CallId> {
+        self.clients.iter().flat_map(|c| c.pending.iter().copied()).collect()
+    }
+
+    pub(crate) fn is_pending(&self, id: CallId) -> bool {
+        self.clients[self.calls[id as usize].client].pending.contains(&id)
+    }
+
+    /// Makes a client's next call, if it may have one more under way.
+    pub(crate) fn call(
+        &mut self,
+        client: usize,
+        window: usize,
+        now: u64,
+        rng: &mut Rng,
+        topology: &Topology,
+        workload: &mut dyn Workload,
+    ) -> Option<CallId> {
+        if self.clients[client].pending.len() >= window {
+            return None;
+        }
+        let id = self.calls.len() as CallId;
+        let call = workload.next(rng, topology, client, id)?;
+        let shard = topology.shard_of(call.service, &call.key);
+        let name = match self.clients[client].style {
+            _ if call.query => Name::None,
+            Style::Session => {
+                let session = self.session(client, shard, rng);
+                let number = self.sessions[session].next;
+                self.sessions[session].next = number.next();
+                Name::Session { session, number }
+            }
+            Style::Keyed => Name::Key,
+            Style::Anonymous => Name::None,
+        };
+        workload.invoked(id, &call);
+        self.calls.push(Calling { client, shard, call, name, attempts: 0, born: now, end: None });
+        self.clients[client].pending.insert(id);
+        Some(id)
+    }
+
+    fn session(&mut self, client: usize, shard: ShardId, rng: &mut Rng) -> usize {
+        if let Some(&session) = self.clients[client].sessions.get(&shard) {
+            return session;
+        }
+        self.sessions.push(Session {
+            client,
+            shard,
+            id: SessionId(rng.u128(..)),
+            open: false,
+            next: RequestNumber(1),
+            confirmed: RequestNumber(0),
+            over: BTreeSet::new(),
+            prefix: RequestNumber(0),
+            attempts: 0,
+        });
+        let session = self.sessions.len() - 1;
+        self.clients[client].sessions.insert(shard, session);
+        session
+    }
+
+    /// The frame of a call's next attempt; `None` if it may not be tried any more. `keyed_age` is how old a call with an
+    /// idempotency key may get, for after the key's life a retry would be a new request.
+    pub(crate) fn send(&mut self, id: CallId, now: u64, keyed_age: u64, rng: &mut Rng) -> Option<Frame> {
+        let calling = &mut self.calls[id as usize];
+        let client = &self.clients[calling.client];
+        let identity = match calling.name {
+            Name::Session { session: at, number } => {
+                let session = &mut self.sessions[at];
+                if !session.open {
+                    session.attempts = session.attempts.wrapping_add(1);
+                    let token = OPENING | (at as u64) << 8 | u64::from(session.attempts);
+                    let principal = Arc::clone(&client.principal);
+                    return Some((session.shard, Input::OpenSession { token, session: session.id, principal }));
+                }
+                // Not all that could be confirmed is, so that there is something to ask again for.
+                let limit = session.prefix.0.min(number.0 - 1);
+                let confirmed = RequestNumber(if limit > session.confirmed.0 { rng.u64(session.confirmed.0..=limit) } else { limit });
+                if calling.end.is_none() {
+                    session.confirmed = session.confirmed.max(confirmed);
+                }
+                Identity::Session { session: session.id, number, confirmed }
+            }
+            Name::Key => {
+                if now.saturating_sub(calling.born) > keyed_age {
+                    self.abandon(id);
+                    return None;
+                }
+                let key = Blob::from(&id.to_be_bytes()[..]);
+                Identity::Idempotency { key, body_hash: xxh3_128(&calling.call.payload).to_be_bytes() }
+            }
+            Name::None if calling.attempts > 0 && !calling.call.query => {
+                // Nobody knows whether it was applied.
+                self.abandon(id);
+                return None;
+            }
+            Name::None => Identity::None,
+        };
+        calling.attempts = calling.attempts.wrapping_add(1).max(1);
+        let token = id << 8 | u64::from(calling.attempts);
+        let (process, payload) = (calling.call.key.clone(), calling.call.payload.clone());
+        let principal = Arc::clone(&client.principal);
+        let input = if calling.call.query {
+            Input::Query(Query { token, process, payload, principal })
+        } else {
+            Input::Request(Request { token, process, payload, principal, identity, colour: client.colour })
+        };
+        Some((calling.shard, input))
+    }
+
+    /// Nobody will know how the call ended.
+    pub(crate) fn abandon(&mut self, id: CallId) {
+        let calling = &self.calls[id as usize];
+        if self.clients[calling.client].pending.remove(&id) {
+            self.abandoned += 1;
+            self.close(id);
+        }
+    }
+
+    /// The call is over, so that its number can be confirmed in time.
+    fn close(&mut self, id: CallId) {
+        if let Name::Session { session, number } = self.calls[id as usize].name {
+            let session = &mut self.sessions[session];
+            session.over.insert(number);
+            while session.over.remove(&session.prefix.next()) {
+                session.prefix = session.prefix.next();
+            }
+        }
+    }
+
+    /// An answered call that may be asked again: one whose reply is kept for its client.
+    pub(crate) fn may_ask_again(&self, id: CallId) -> bool {
+        let calling = &self.calls[id as usize];
+        matches!(calling.end, Some(Ok(_))) && !matches!(calling.name, Name::None)
+    }
+
+    /// An answer arrives at its client.
+    pub(crate) fn answer(
+        &mut self,
+        answer: Answer,
+        workload: &mut dyn Workload,
+        marks: &mut Marks,
+    ) -> Result<Reaction, Violation> {
+        if answer.token & OPENING != 0 {
+            return Ok(self.opened(((answer.token & !OPENING) >> 8) as usize, &answer));
+        }
+        let id = answer.token >> 8;
+        let mut reaction = Reaction::default();
+        let calling = &mut self.calls[id as usize];
+        let client = &mut self.clients[calling.client];
+        client.colour = client.colour.max(answer.colour);
+        let style = if calling.call.query { "query" } else { "request" };
+        let surprise = |what: String| Err(Violation::new(0, format!("{style} {id}: {what}")));
+        if !client.pending.contains(&id) {
+            let Some(Ok(known)) = &calling.end else { return Ok(reaction) };
+            match &answer.result {
+                Ok(reply) if calling.call.query || reply == known => marks.hit(Mark::Reasked),
+                Ok(reply) => {
+                    let what = format!("call {id} was answered {known:?}, and is now answered {reply:?}");
+                    return Err(Violation::new(7, what));
+                }
+                Err(Refusal::Confirmed(number)) => {
+                    let Name::Session { session, .. } = calling.name else {
+                        return surprise("refused as confirmed without a session".to_owned());
+                    };
+                    if *number > self.sessions[session].confirmed {
+                        return Err(Violation::new(7, format!("call {id}: {number} was never confirmed")));
+                    }
+                    marks.hit(Mark::Confirmed);
+                }
+                Err(_) => {}
+            }
+            return Ok(reaction);
+        }
+        let finishes = match &answer.result {
+            Ok(_) => true,
+            Err(Refusal::NotReady) => false,
+            Err(Refusal::Overloaded { .. }) => {
+                marks.hit(Mark::Overloaded);
+                false
+            }
+            Err(Refusal::Full) => {
+                marks.hit(Mark::RefusedFull);
+                false
+            }
+            Err(Refusal::Panicked(_)) => {
+                marks.hit(Mark::Panicked);
+                true
+            }
+            Err(Refusal::Misuse(_)) => true,
+            Err(Refusal::UnknownSession(_)) => {
+                marks.hit(Mark::SessionEnded);
+                self.end_session(id);
+                return Ok(reaction);
+            }
+            Err(Refusal::Confirmed(number)) => {
+                return Err(Violation::new(7, format!("call {id} of number {number} is refused as confirmed, and was never answered")));
+            }
+            Err(refusal) => return surprise(refusal.to_string()),
+        };
+        // A refusal of one attempt says nothing of the others: a call that is never known by another attempt is over.
+        if !finishes {
+            let known = !matches!(calling.name, Name::None) || calling.call.query;
+            if known {
+                reaction.retry = Some(id);
+            } else {
+                self.abandon(id);
+            }
+            return Ok(reaction);
+        }
+        if matches!(answer.result, Ok(stead_core::entry::Reply::Err(_))) {
+            marks.hit(Mark::AnsweredError);
+        }
+        workload.answered(id, &calling.call, &answer.result).map_err(|s| Violation::parse(&s))?;
+        calling.end = Some(answer.result);
+        client.pending.remove(&id);
+        self.answered += 1;
+        self.close(id);
+        reaction.done = Some(id);
+        Ok(reaction)
+    }
+
+    fn opened(&mut self, at: usize, answer: &Answer) -> Reaction {
+        let session = &mut self.sessions[at];
+        let client = &self.clients[session.client];
+        if session.open || answer.result.is_err() {
+            return Reaction::default();
+        }
+        session.open = true;
+        let mine = |id: &&CallId| matches!(self.calls[**id as usize].name, Name::Session { session, .. } if session == at);
+        Reaction { send: client.pending.iter().filter(mine).copied().collect(), ..Reaction::default() }
+    }
+
+    /// The session of a call is gone: what was under way in it stays unknown, and the next call opens another.
+    fn end_session(&mut self, id: CallId) {
+        let Name::Session { session, .. } = self.calls[id as usize].name else { return };
+        let client = self.sessions[session].client;
+        let shard = self.sessions[session].shard;
+        if self.clients[client].sessions.get(&shard) == Some(&session) {
+            self.clients[client].sessions.remove(&shard);
+        }
+        for id in self.clients[client].pending.clone() {
+            if matches!(self.calls[id as usize].name, Name::Session { session: of, .. } if of == session) {
+                self.abandon(id);
+            }
+        }
+    }
+}

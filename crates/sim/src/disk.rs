@@ -1,0 +1,106 @@
+//! The disk as one life of the node sees it.
+
+use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
+use stead_store::sim_disk::SimDisk;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A disk that a dead life can't touch any more, whatever its objects do while they are dropped. With the planted bug
+/// it claims to sync the log, and does not.
+pub(crate) struct LifeDisk {
+    inner: SimDisk,
+    alive: Arc<AtomicBool>,
+    lies: bool,
+}
+
+impl LifeDisk {
+    pub(crate) fn new(inner: SimDisk, lies: bool) -> Self {
+        Self { inner, alive: Arc::new(AtomicBool::new(true)), lies }
+    }
+
+    /// Set to false, it ends the life.
+    pub(crate) fn alive(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.alive)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.alive.load(Ordering::Relaxed) { Ok(()) } else { Err(io::Error::other("this life of the node is over")) }
+    }
+}
+
+/// A file of the log that is never synced.
+struct UnsyncedFile {
+    inner: Box<dyn DiskFile>,
+}
+
+impl Disk for LifeDisk {
+    fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
+        self.check()?;
+        let inner = self.inner.open(path, open)?;
+        if self.lies && path.starts_with("wal/") && path.ends_with(".log") {
+            return Ok(Box::new(UnsyncedFile { inner }));
+        }
+        Ok(inner)
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.check()?;
+        self.inner.list(dir)
+    }
+
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        self.check()?;
+        self.inner.create_dir(path)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.check()?;
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.check()?;
+        self.inner.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.check()?;
+        self.inner.sync_dir(dir)
+    }
+
+    fn len(&self, path: &str) -> io::Result<Option<u64>> {
+        self.check()?;
+        self.inner.len(path)
+    }
+
+    fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
+        self.inner.lock(path)
+    }
+}
+
+impl DiskFile for UnsyncedFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.inner.read_at(buf, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.inner.write_at(bytes, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.inner.allocate(len)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.inner.truncate(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+}

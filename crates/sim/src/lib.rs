@@ -1,0 +1,31 @@
+//! A deterministic simulator of one Stead node.
+//!
+//! It runs the real core and the real storage code over a simulated disk, and owns everything else: time, the order of
+//! events, clients, what is lost or late or comes twice, full and slow disks, failed syncs, flipped bits, and crashes at
+//! any I/O operation. A seed decides all of it, so that a run can be repeated to the same final hash. After each step the
+//! design's invariants are checked against a model that outlives the crashes; [`Bug`]s that are planted from outside show
+//! that the checks catch what they are there for. `README.md` maps each invariant to its check.
+
+#![forbid(unsafe_code)]
+
+mod accounts;
+mod bug;
+mod client;
+mod disk;
+mod marks;
+mod model;
+mod node;
+mod profile;
+mod run;
+mod starting;
+mod taking;
+mod violation;
+mod workload;
+mod world;
+
+pub use accounts::Accounts;
+pub use bug::Bug;
+pub use marks::{Mark, Marks};
+pub use run::{Config, Failure, Report, run, run_with};
+pub use violation::Violation;
+pub use workload::{Answered, Call, CallId, Workload};

@@ -1,0 +1,140 @@
+//! `stead-sim`: runs seeds, and shows that planted bugs are caught.
+
+#![forbid(unsafe_code)]
+// The results are this program's output.
+#![allow(clippy::print_stdout)]
+
+use clap::{Parser, Subcommand};
+use stead_sim::{Bug, Config, Marks, run};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+#[derive(Parser)]
+#[command(name = "stead-sim", about = "Deterministic simulator of a Stead node")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run seeds and look for violations; the last line of a failure repeats it.
+    Run {
+        /// How many seeds.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// Events of each run before the faults end.
+        #[arg(long, default_value_t = 2000)]
+        events: u64,
+        /// The first seed; drawn from the clock by default.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// A bug to plant, by its name.
+        #[arg(long, value_parser = parse_bug)]
+        bug: Option<Bug>,
+        /// Stop after so many seconds, whatever seeds are left.
+        #[arg(long)]
+        time: Option<u64>,
+        /// Go on after a failure.
+        #[arg(long)]
+        keep_going: bool,
+    },
+    /// Plant every bug in turn, and say how many seeds it took to catch it.
+    Bugs {
+        /// Most seeds for one bug.
+        #[arg(long, default_value_t = 400)]
+        seeds: u64,
+        /// The first seed; drawn from the clock by default.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+}
+
+fn parse_bug(name: &str) -> Result<Bug, String> {
+    let names = || Bug::ALL.iter().map(|bug| bug.name()).collect::<Vec<_>>().join(", ");
+    Bug::from_name(name).ok_or_else(|| format!("no such bug; there are {}", names()))
+}
+
+fn fresh_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    fastrand::Rng::with_seed(now.as_nanos() as u64).u64(..1 << 48)
+}
+
+fn main() -> ExitCode {
+    // A panic of the simulated node is a finding, told with its seed; its backtrace is for a debugger.
+    std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
+    match Args::parse().command {
+        Command::Run { seeds, events, seed, bug, time, keep_going } => {
+            let seed = seed.unwrap_or_else(fresh_seed);
+            run_seeds(seed, seeds, events, bug, time.map(Duration::from_secs), keep_going)
+        }
+        Command::Bugs { seeds, seed } => run_bugs(seed.unwrap_or_else(fresh_seed), seeds),
+    }
+}
+
+fn run_seeds(
+    first: u64,
+    seeds: u64,
+    events: u64,
+    bug: Option<Bug>,
+    time: Option<Duration>,
+    keep_going: bool,
+) -> ExitCode {
+    let begun = Instant::now();
+    let mut marks = Marks::default();
+    let (mut done, mut failed, mut hash) = (0u64, 0u64, 0u128);
+    let (mut all_events, mut entries, mut answered, mut lives, mut cuts) = (0, 0, 0, 0, 0);
+    for seed in first..first.saturating_add(seeds) {
+        if time.is_some_and(|time| begun.elapsed() >= time) {
+            break;
+        }
+        done += 1;
+        match run(Config { seed, events, bug }) {
+            Ok(report) => {
+                marks.add(&report.marks);
+                all_events += report.events;
+                entries += report.entries;
+                answered += report.answered;
+                lives += report.lives;
+                cuts += report.cuts;
+                hash = hash.rotate_left(1) ^ report.hash;
+            }
+            Err(failure) => {
+                println!("{failure}");
+                failed += 1;
+                if !keep_going {
+                    break;
+                }
+            }
+        }
+    }
+    println!("{marks}");
+    println!(
+        "{done} seeds from {first}: {failed} failed; {all_events} events, {entries} entries, {answered} answers, {lives} lives, \
+         {cuts} cuts, {:.1} s, hash {hash:032x}",
+        begun.elapsed().as_secs_f64()
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_bugs(first: u64, seeds: u64) -> ExitCode {
+    let mut missed = 0;
+    println!("{:<20} {:>6} {:>6}  found as", "bug", "breaks", "seeds");
+    for &bug in Bug::ALL {
+        let found = (0..seeds).find_map(|n| {
+            let config = Config { seed: first.wrapping_add(n), events: 2000, bug: Some(bug) };
+            run(config).err().map(|failure| (n + 1, failure))
+        });
+        match found {
+            Some((n, failure)) => {
+                let right = if failure.violation.invariant == bug.breaks() { "" } else { "  (another invariant)" };
+                println!("{:<20} {:>6} {n:>6}  {}{right}", bug.name(), bug.breaks(), failure.violation);
+            }
+            None => {
+                println!("{:<20} {:>6} {seeds:>6}  NOT CAUGHT from seed {first}", bug.name(), bug.breaks());
+                missed += 1;
+            }
+        }
+    }
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,112 @@
+//! "Sometimes" marks: rare things that runs should reach, counted, so that a workload that no longer does is noticed.
+
+use std::fmt;
+
+macro_rules! marks {
+    ($($name:ident: $text:literal,)*) => {
+        /// Something rare that a run can reach.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mark {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Mark {
+            /// Every mark.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// What it stands for.
+            #[must_use]
+            pub fn text(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+marks! {
+    PowerCut: "power cut",
+    ProcessKilled: "process killed",
+    CrashInIo: "power cut in the middle of an I/O operation",
+    CrashInRecovery: "crash during a recovery",
+    RecoveryCrashedEverywhere: "a recovery crashed at each of its I/O operations",
+    HandlerKilled: "a handler ended the process",
+    StepKilled: "a step of a task ended the process",
+    UnsyncedKept: "entries that were not synced survived a crash",
+    UnsyncedLost: "entries that were not synced were lost in a crash",
+    SyncFailed: "a sync failed",
+    DiskFull: "the log had no room",
+    RoomAgain: "room again after a full disk",
+    CheckpointFull: "a checkpoint failed for want of room",
+    SlowDisk: "a slow disk",
+    ClockBack: "the clock jumped back",
+    ClockForth: "the clock jumped forth",
+    CheckpointDone: "a checkpoint was completed",
+    CheckpointGivenUp: "a checkpoint was given up",
+    CheckpointLost: "a crash during a checkpoint",
+    MarkerByMessage: "a shard learnt of a checkpoint from a message, an acknowledgement or a client",
+    SnapshotUnderWrites: "records changed while a snapshot was drained",
+    CutInFlight: "a cut with messages in flight",
+    Trimmed: "the log was trimmed",
+    Collected: "stored objects were collected",
+    Compacted: "bundles were compacted",
+    RecoveredFromCheckpoint: "a recovery from a checkpoint",
+    RecoveredPastDamage: "damage was refused, and healed",
+    DamageHarmless: "damage where nothing was needed",
+    DamageUncovered: "damage to the last synced batch, which no mark covers",
+    Restored: "a checkpoint was restored",
+    Resharded: "a checkpoint was restored onto other numbers of shards",
+    Reasked: "an answered request was asked again and got the same answer",
+    SessionEnded: "a session ran out under its client",
+    Confirmed: "a confirmed reply was asked for",
+    Overloaded: "a client was told to come back later",
+    RefusedFull: "a client was told that the disk is full",
+    AnsweredError: "a handler returned an error",
+    Panicked: "a handler panicked under a client",
+    DeadLetter: "a cause became a dead letter",
+    Attempt: "attempts were logged",
+    TimerFired: "a timer fired",
+    TaskDone: "a task ended",
+    FrameDropped: "a frame of a channel was lost",
+    FrameAgain: "a frame of a channel came twice",
+    OldFrame: "a frame of an older life arrived",
+}
+
+/// How often each mark was reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks(Vec<u64>);
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self(vec![0; Mark::ALL.len()])
+    }
+}
+
+impl Marks {
+    pub(crate) fn hit(&mut self, mark: Mark) {
+        self.0[mark as usize] += 1;
+    }
+
+    /// How often a mark was reached.
+    #[must_use]
+    pub fn count(&self, mark: Mark) -> u64 {
+        self.0[mark as usize]
+    }
+
+    /// Adds the counts of another run.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, count) in self.0.iter_mut().zip(&other.0) {
+            *sum += count;
+        }
+    }
+}
+
+impl fmt::Display for Marks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for mark in Mark::ALL {
+            writeln!(f, "{:>10}  {}", self.count(*mark), mark.text())?;
+        }
+        Ok(())
+    }
+}

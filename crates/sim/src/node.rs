@@ -1,0 +1,153 @@
+//! One life of the simulated node: the shell around the real core and the real storage code, without any threads.
+
+use crate::bug::Bug;
+use crate::taking::Taking;
+use stead_core::coordinator::Coordinator;
+use stead_core::ids::{Epoch, Incarnation, Index, NodeId, ShardId};
+use stead_core::shard::{Settings, Shard};
+use stead_core::state::State;
+use stead_core::topology::Topology;
+use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::lineage::Lineage;
+use stead_store::checkpoint::store::{DiskStore, StoreError};
+use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
+use stead_store::disk::Disk;
+use stead_store::recovery::{RecoveryError, Recovered, recover};
+use stead_store::wal::{Wal, WalOptions};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// The only node of the cluster.
+pub(crate) const NODE: NodeId = NodeId(1);
+/// Where the node keeps its checkpoints.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+
+/// What lives from a start of the process to its end.
+pub(crate) struct Node {
+    pub(crate) life: u64,
+    pub(crate) epoch: Epoch,
+    pub(crate) shards: Vec<Shard>,
+    /// By shard, when its next tick is scheduled, in virtual time.
+    pub(crate) ticks: Vec<Option<u64>>,
+    pub(crate) log: Log,
+    pub(crate) store: DiskStore,
+    pub(crate) names: BundleNames,
+    pub(crate) lineage: Lineage,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) taking: Option<Taking>,
+    /// By channel, when its last frame arrives, for profiles that keep the order.
+    pub(crate) channels: BTreeMap<(ShardId, ShardId), u64>,
+    _data_dir: DataDir,
+}
+
+/// The log with what waits for it.
+pub(crate) struct Log {
+    pub(crate) wal: Wal,
+    /// Entries that wait to be appended.
+    pub(crate) waiting: VecDeque<(ShardId, Epoch, Index, Vec<u8>)>,
+    /// By shard, the last entry that was appended and waits to be synced.
+    pub(crate) unsynced: BTreeMap<ShardId, Index>,
+    /// A flush or a sync is scheduled.
+    pub(crate) busy: bool,
+    pub(crate) full: bool,
+}
+
+/// What a life begins with, read from the disk.
+pub(crate) struct Opened {
+    pub(crate) data_dir: DataDir,
+    pub(crate) store: DiskStore,
+    pub(crate) recovered: Recovered,
+    pub(crate) created: bool,
+}
+
+/// Why a life can't begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    #[error("the data directory has other services than it was made with")]
+    Topology,
+}
+
+/// How the log is kept.
+pub(crate) fn wal_options(segment_bytes: u64, log_id: u64, create: bool) -> WalOptions {
+    WalOptions { segment_bytes, log_id, create, free_max: 2, ..WalOptions::default() }
+}
+
+fn fresh(topology: &Topology) -> Meta {
+    let services = topology.services().iter().map(|service| ServiceMeta {
+        name: service.name.clone(),
+        first: service.first,
+        shards: service.shards,
+    });
+    Meta {
+        cluster: 0x5ead,
+        incarnation: topology.incarnation,
+        epoch: Epoch(0),
+        log_id: 0x1d,
+        log_created: false,
+        services: services.collect(),
+    }
+}
+
+/// Opens the data directory and recovers, as a node does that starts.
+pub(crate) fn open(disk: Arc<dyn Disk>, topology: &Topology, segment_bytes: u64) -> Result<Opened, OpenError> {
+    let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), || fresh(topology))?;
+    if data_dir.meta().services != fresh(topology).services || data_dir.meta().incarnation == Incarnation(0) {
+        return Err(OpenError::Topology);
+    }
+    let store = DiskStore::open(Arc::clone(&disk), CHECKPOINTS)?;
+    let meta = data_dir.meta();
+    let options = wal_options(segment_bytes, meta.log_id, !meta.log_created);
+    let recovered = recover(disk, &store, topology, options, 1)?;
+    data_dir.update(|meta| meta.log_created = true)?;
+    Ok(Opened { data_dir, store, recovered, created })
+}
+
+impl Node {
+    /// Begins a life: its epoch is durable before any shard leads it.
+    pub(crate) fn start(
+        opened: Opened,
+        life: u64,
+        topology: &Arc<Topology>,
+        settings: &Settings,
+        writer: u64,
+        bug: Option<Bug>,
+    ) -> Result<Self, OpenError> {
+        let Opened { mut data_dir, store, recovered, .. } = opened;
+        let logged = recovered.report.epoch;
+        let reuse = bug == Some(Bug::ReuseEpoch) && data_dir.meta().epoch > logged;
+        if !reuse {
+            data_dir.update(|meta| meta.epoch = meta.epoch.max(logged).next())?;
+        }
+        let epoch = data_dir.meta().epoch;
+        let seen = recovered.states.iter().map(|s| s.position().colour).max().unwrap_or_default();
+        let coordinator = Coordinator::new(topology.shards(), seen.max(recovered.decided));
+        let make = |state: State| Shard::new(state, Arc::clone(topology), settings.clone());
+        let shards: Vec<Shard> = recovered.states.into_iter().map(make).collect();
+        Ok(Self {
+            life,
+            epoch,
+            ticks: vec![None; shards.len()],
+            shards,
+            log: Log {
+                wal: recovered.wal,
+                waiting: VecDeque::new(),
+                unsynced: BTreeMap::new(),
+                busy: false,
+                full: false,
+            },
+            store,
+            names: BundleNames::new(writer),
+            lineage: recovered.lineage,
+            coordinator,
+            taking: None,
+            channels: BTreeMap::new(),
+            _data_dir: data_dir,
+        })
+    }
+}

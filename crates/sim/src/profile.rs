@@ -1,0 +1,112 @@
+//! What a run is like: drawn from its seed, so that runs differ in character and rare things are common somewhere.
+
+use fastrand::Rng;
+use stead_core::shard::Settings;
+
+/// The faults and sizes of one run. Times are in microseconds of virtual time, chances in 1 of so many, 0 for never.
+#[derive(Clone, Debug)]
+pub(crate) struct Profile {
+    pub(crate) clients: usize,
+    pub(crate) think: u64,
+    pub(crate) retry: u64,
+    pub(crate) window: usize,
+    pub(crate) net_delay: u64,
+    pub(crate) net_drop: u32,
+    pub(crate) net_again: u32,
+    pub(crate) channel_delay: u64,
+    pub(crate) channel_drop: u32,
+    pub(crate) channel_again: u32,
+    pub(crate) flush_delay: u64,
+    pub(crate) stored_delay: u64,
+    pub(crate) step_delay: u64,
+    /// Events between crashes, on average.
+    pub(crate) crash_every: u32,
+    /// Of the crashes, how many leave the machine on.
+    pub(crate) kill_share: u8,
+    pub(crate) crash_in_recovery: u32,
+    pub(crate) crash_everywhere: u32,
+    pub(crate) jump: u32,
+    pub(crate) jump_max: u64,
+    pub(crate) full_every: u32,
+    pub(crate) fail_sync_every: u32,
+    pub(crate) flip: u32,
+    pub(crate) disk_cost: u64,
+    pub(crate) checkpoint_every: u32,
+    pub(crate) checkpoint_deadline: u64,
+    pub(crate) drain: usize,
+    pub(crate) keep: usize,
+    pub(crate) segment_bytes: u64,
+    pub(crate) settings: Settings,
+}
+
+fn chance(rng: &mut Rng, choices: &[u32]) -> u32 {
+    choices[rng.usize(..choices.len())]
+}
+
+fn spread(rng: &mut Rng, choices: &[u64]) -> u64 {
+    choices[rng.usize(..choices.len())]
+}
+
+impl Profile {
+    /// A profile drawn at random.
+    pub(crate) fn new(rng: &mut Rng) -> Self {
+        let settings = Settings {
+            session_ttl: spread(rng, &[3_600_000, 3_600_000, 20_000]),
+            idempotency_ttl: spread(rng, &[86_400_000, 86_400_000, 30_000]),
+            attempts_max: rng.u32(1..=3),
+            outbox_bytes_max: spread(rng, &[64 << 20, 64 << 20, 4096]) as usize,
+            uncommitted_max: spread(rng, &[65_536, 65_536, 32, 4]),
+            ack_delay: spread(rng, &[0, 1, 10, 100]),
+            resend_after: spread(rng, &[50, 500, 2000]),
+        };
+        Self {
+            clients: rng.usize(1..=8),
+            think: spread(rng, &[100, 1_000, 10_000, 50_000]),
+            retry: spread(rng, &[20_000, 100_000, 500_000]),
+            window: rng.usize(1..=4),
+            net_delay: spread(rng, &[10, 500, 5_000, 50_000]),
+            net_drop: chance(rng, &[0, 0, 100, 10]),
+            net_again: chance(rng, &[0, 50, 5]),
+            channel_delay: spread(rng, &[1, 500, 20_000]),
+            channel_drop: chance(rng, &[0, 0, 0, 20]),
+            channel_again: chance(rng, &[0, 20, 4]),
+            flush_delay: spread(rng, &[10, 300, 5_000]),
+            stored_delay: spread(rng, &[1, 300, 10_000]),
+            step_delay: spread(rng, &[10, 5_000, 300_000]),
+            crash_every: chance(rng, &[0, 80, 300, 300, 1000]),
+            kill_share: rng.u8(0..=4),
+            crash_in_recovery: chance(rng, &[0, 4, 2]),
+            crash_everywhere: chance(rng, &[0, 12]),
+            jump: chance(rng, &[0, 4]),
+            jump_max: spread(rng, &[10_000, 5_000_000, 3_000_000_000]),
+            full_every: chance(rng, &[0, 0, 0, 500]),
+            fail_sync_every: chance(rng, &[0, 0, 0, 600]),
+            flip: chance(rng, &[0, 0, 0, 3]),
+            disk_cost: spread(rng, &[0, 0, 50, 5_000]),
+            checkpoint_every: chance(rng, &[0, 60, 150, 400]),
+            checkpoint_deadline: spread(rng, &[200_000, 5_000_000, 60_000_000]),
+            drain: rng.usize(1..=40),
+            keep: rng.usize(1..=4),
+            segment_bytes: spread(rng, &[16 << 10, 16 << 10, 32 << 10, 64 << 10]),
+            settings,
+        }
+    }
+
+    /// No more faults: what is under way must now come to its end.
+    pub(crate) fn calm(&mut self) {
+        self.net_drop = 0;
+        self.channel_drop = 0;
+        self.crash_every = 0;
+        self.full_every = 0;
+        self.fail_sync_every = 0;
+        self.flip = 0;
+        self.jump = 0;
+        self.crash_in_recovery = 0;
+        self.crash_everywhere = 0;
+    }
+}
+
+/// Draws true once in `of` times; 0 is never.
+pub(crate) fn one_in(rng: &mut Rng, of: u32) -> bool {
+    of > 0 && rng.u32(..of) == 0
+}

@@ -1,0 +1,108 @@
+//! One run: from a seed to a final hash, or to one line that repeats the failure.
+
+use crate::accounts::Accounts;
+use crate::bug::Bug;
+use crate::marks::Marks;
+use crate::profile::Profile;
+use crate::violation::Violation;
+use crate::workload::Workload;
+use crate::world::{Stop, World};
+use fastrand::Rng;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Decides everything.
+    pub seed: u64,
+    /// Events before the faults end and all has to come to rest.
+    pub events: u64,
+    /// A bug to plant.
+    pub bug: Option<Bug>,
+}
+
+/// How a run went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Over every event and the final state: equal for equal configurations.
+    pub hash: u128,
+    /// Events that happened.
+    pub events: u64,
+    /// Entries that were committed.
+    pub entries: u64,
+    /// Calls that were answered.
+    pub answered: u64,
+    /// Lives of the node.
+    pub lives: u64,
+    /// Consistent cuts that were checked.
+    pub cuts: u64,
+    /// Rare things that happened.
+    pub marks: Marks,
+}
+
+/// A run that found something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What was run.
+    pub config: Config,
+    /// The event at which it was found.
+    pub event: u64,
+    /// What was found.
+    pub violation: Violation,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { seed, events, bug } = self.config;
+        let bug = bug.map(|bug| format!(" --bug {}", bug.name())).unwrap_or_default();
+        let commit = option_env!("STEAD_COMMIT").unwrap_or("unknown");
+        write!(
+            f,
+            "stead-sim run --seed {seed} --seeds 1 --events {events}{bug}  # commit {commit}, event {}: {}",
+            self.event, self.violation
+        )
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Runs the simulator's own workload.
+///
+/// # Errors
+/// [`Failure`] if an invariant does not hold, or something panicked.
+pub fn run(config: Config) -> Result<Report, Box<Failure>> {
+    let mut accounts = Accounts::new(&mut Rng::with_seed(config.seed ^ 0xacc0), config.bug);
+    run_with(config, &mut accounts)
+}
+
+/// Runs a workload of the caller's.
+///
+/// # Errors
+/// [`Failure`] if an invariant or a check of the workload does not hold, or something panicked.
+pub fn run_with(config: Config, workload: &mut dyn Workload) -> Result<Report, Box<Failure>> {
+    let profile = Profile::new(&mut Rng::with_seed(config.seed ^ 0xfa17));
+    let mut world = World::new(config.seed, config.bug, workload, profile);
+    let ended = catch_unwind(AssertUnwindSafe(|| world.run(config.events)));
+    let violation = match ended {
+        Ok(Ok(()) | Err(Stop::Over)) => None,
+        Ok(Err(Stop::Violation(violation))) => Some(violation),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Some(Violation::new(0, format!("panicked: {text}")))
+        }
+    };
+    match violation {
+        Some(violation) => Err(Box::new(Failure { config, event: world.events, violation })),
+        None => Ok(Report {
+            hash: world.hash(),
+            events: world.events,
+            entries: world.model.entries,
+            answered: world.clients.answered,
+            lives: world.life,
+            cuts: world.model.cuts_checked,
+            marks: world.marks.clone(),
+        }),
+    }
+}

@@ -1,0 +1,243 @@
+//! The node starts: recovery, with crashes in the middle of it and damage before it.
+
+use crate::bug::Bug;
+use crate::marks::Mark;
+use crate::node::{CHECKPOINTS, Node, OpenError, Opened, open};
+use crate::profile::one_in;
+use crate::violation::Violation;
+use crate::world::{Event, Outcomes, Stop, World};
+use stead_core::ids::Colour;
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::write::give_up;
+use stead_store::sim_disk::SimDisk;
+use std::sync::Arc;
+
+/// One flipped bit.
+struct Flip {
+    path: String,
+    offset: u64,
+    bit: u8,
+}
+
+impl World<'_> {
+    pub(crate) fn start(&mut self) -> Outcomes {
+        self.life += 1;
+        if self.life > 1 && self.powered_off && one_in(&mut self.rng, self.profile.crash_everywhere) {
+            self.crash_everywhere()?;
+        }
+        let flip = if self.life > 1 && one_in(&mut self.rng, self.profile.flip) { self.flip() } else { None };
+        if flip.is_none() && one_in(&mut self.rng, self.profile.crash_in_recovery) {
+            self.plan_crash(60);
+        }
+        if self.recovery_crashed && self.bug == Some(Bug::ForgetfulRecovery) {
+            forget_end(&self.disk);
+        }
+        let disk = self.node_disk();
+        let opened = match open(disk, &self.topology, self.profile.segment_bytes) {
+            Ok(opened) => opened,
+            Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(),
+            Err(error) => {
+                let Some(flip) = flip else {
+                    let number = if self.recovery_crashed { 18 } else { 2 };
+                    return Err(Violation::new(number, format!("the node does not come back: {error}")).into());
+                };
+                return self.heal(&flip);
+            }
+        };
+        self.came_back(&opened, flip.as_ref())?;
+        if let Some(flip) = flip {
+            self.unflip(&flip);
+        }
+        self.recovery_crashed = false;
+        self.recovered_once = true;
+        if opened.recovered.report.checkpoint.is_some() {
+            self.marks.hit(Mark::RecoveredFromCheckpoint);
+        }
+        let (decided, writer) = (opened.recovered.decided, self.rng.u64(..));
+        let node = Node::start(opened, self.life, &self.topology, &self.profile.settings, writer, self.bug);
+        match node {
+            Ok(node) => self.node = Some(node),
+            Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(),
+            Err(error) => return Err(Violation::new(0, format!("the node does not start: {error}")).into()),
+        }
+        self.give_up_undecided(decided)?;
+        if self.node.is_none() {
+            return Ok(());
+        }
+        self.lead()
+    }
+
+    /// Numbers that shards have as their colour and that nothing decided: nobody takes them up again.
+    fn give_up_undecided(&mut self, decided: Colour) -> Outcomes {
+        let time = self.time();
+        let node = self.node.as_ref().expect("just begun");
+        for number in decided.0 + 1..=node.coordinator.last().0 {
+            let done = give_up(&node.store, &self.topology, Colour(number), time, &node.names, "the node ended");
+            match done {
+                Ok(()) | Err(CheckpointError::Decided(_)) => {}
+                Err(error) => return self.storage_failed(&error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    fn crashed_in_recovery(&mut self) -> Outcomes {
+        self.marks.hit(Mark::CrashInRecovery);
+        self.recovery_crashed = true;
+        self.powered_off = true;
+        self.power_on();
+        let pause = self.random(10_000);
+        self.at(pause + 1, Event::Start);
+        Ok(())
+    }
+
+    /// Holds what came back against the model.
+    fn came_back(&mut self, opened: &Opened, flip: Option<&Flip>) -> Outcomes {
+        if opened.created && self.recovered_once {
+            return Err(Violation::new(2, "the node came back with an empty data directory").into());
+        }
+        let (mut kept, mut lost) = (false, false);
+        for state in &opened.recovered.states {
+            let shard = state.shard();
+            let index = state.position().index;
+            kept |= index > self.model.durable(shard);
+            lost |= index < self.model.appended(shard);
+            if index < self.model.durable(shard) && flip.is_some() {
+                if index >= self.covered[shard.0 as usize] && self.bug.is_none() {
+                    // Damage to the last synced batch looks like a tail that never was synced.
+                    self.marks.hit(Mark::DamageUncovered);
+                    return Err(Stop::Over);
+                }
+                let durable = self.model.durable(shard);
+                let what = format!("shard {shard}: after damage it serves {index} entries of {durable}");
+                return Err(Violation::new(16, what).into());
+            }
+            let back = self.model.recovered(state, self.workload);
+            back.map_err(|violation| match violation {
+                Violation { invariant: 2, what } if self.recovery_crashed => Violation::new(18, what),
+                Violation { invariant: 2, what } if flip.is_some() => Violation::new(16, what),
+                other => other,
+            })?;
+        }
+        if kept {
+            self.marks.hit(Mark::UnsyncedKept);
+        }
+        if lost {
+            self.marks.hit(Mark::UnsyncedLost);
+        }
+        if flip.is_some() {
+            self.marks.hit(Mark::DamageHarmless);
+        }
+        for (shard, covered) in self.topology.shards().zip(&mut self.covered) {
+            *covered = self.model.durable(shard);
+        }
+        Ok(())
+    }
+
+    /// Flips a bit somewhere.
+    fn flip(&mut self) -> Option<Flip> {
+        let mut files: Vec<String> = self.disk.files();
+        files.retain(|path| self.disk.bytes(path).is_some_and(|bytes| !bytes.is_empty()) && !path.ends_with("LOCK"));
+        let path = files.get(self.rng.usize(..files.len().max(1)))?.clone();
+        let bytes = self.disk.bytes(&path)?;
+        // Most of a log is zeros that nothing was written to: there a flip finds little.
+        let written: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] != 0).collect();
+        let offset = match self.rng.bool() {
+            true if !written.is_empty() => written[self.rng.usize(..written.len())],
+            _ => self.rng.usize(..bytes.len()),
+        } as u64;
+        let flip = Flip { path, offset, bit: self.rng.u8(..8) };
+        self.disk.flip_bit(&flip.path, flip.offset, flip.bit).ok()?;
+        Some(flip)
+    }
+
+    /// Takes a flip back, if its file is still there.
+    fn unflip(&mut self, flip: &Flip) {
+        let _ = self.disk.flip_bit(&flip.path, flip.offset, flip.bit);
+    }
+
+    /// Damage was refused, as it must be; its file is put back, and the node starts again.
+    fn heal(&mut self, flip: &Flip) -> Outcomes {
+        if self.bug == Some(Bug::CutDamage) && flip.path.starts_with("wal/") {
+            cut_from(&self.disk, flip);
+            let disk = self.node_disk();
+            if let Ok(opened) = open(disk, &self.topology, self.profile.segment_bytes) {
+                return self.came_back(&opened, Some(flip));
+            }
+            return Err(Stop::Over);
+        }
+        self.marks.hit(Mark::RecoveredPastDamage);
+        self.unflip(flip);
+        self.disk.kill_process();
+        self.at(1, Event::Start);
+        Ok(())
+    }
+
+    /// Invariant 18: crashes a recovery at each of its I/O operations, on copies of the disk, and recovers again.
+    fn crash_everywhere(&mut self) -> Outcomes {
+        let first = self.disk.fork(0);
+        let Ok(wanted) = self.recovered_hash(&first) else { return Ok(()) };
+        let operations = first.operations() - self.disk.operations();
+        let stride = (operations / 24).max(1);
+        let mut at = 1 + self.rng.u64(..stride);
+        while at <= operations {
+            let disk = self.disk.fork(self.rng.u64(..));
+            disk.crash_after(at);
+            let crashed = self.recovered_hash(&disk);
+            disk.restart();
+            if crashed.is_err() && self.bug == Some(Bug::ForgetfulRecovery) {
+                forget_end(&disk);
+            }
+            let found = self.recovered_hash(&disk);
+            if found.as_ref().ok() != Some(&wanted) {
+                let reason = found.err().unwrap_or_else(|| "another state".to_owned());
+                let what = format!("a recovery crashed at operation {at} of {operations}, and the next one gave {reason}");
+                return Err(Violation::new(18, what).into());
+            }
+            at += stride;
+        }
+        self.marks.hit(Mark::RecoveryCrashedEverywhere);
+        Ok(())
+    }
+
+    fn recovered_hash(&self, disk: &SimDisk) -> Result<Vec<u128>, String> {
+        let opened = open(Arc::new(disk.clone()), &self.topology, self.profile.segment_bytes);
+        let opened: Result<Opened, OpenError> = opened;
+        opened.map(|o| o.recovered.states.iter().map(|s| s.hash()).collect()).map_err(|e| e.to_string())
+    }
+}
+
+fn log_files(disk: &SimDisk) -> Vec<String> {
+    let mut files = disk.files();
+    files.retain(|path| path.starts_with("wal/") && path.ends_with(".log"));
+    files
+}
+
+/// A block of the log.
+const BLOCK: usize = 4096;
+
+/// Wipes the last blocks of the log that hold something.
+fn forget_end(disk: &SimDisk) {
+    for path in log_files(disk).into_iter().rev() {
+        let mut bytes = disk.bytes(&path).expect("just listed");
+        let last = bytes.chunks(BLOCK).rposition(|block| block.iter().any(|&byte| byte != 0)).unwrap_or(0);
+        if last > 0 {
+            for block in bytes.chunks_mut(BLOCK).skip(1).skip(last.saturating_sub(3)) {
+                block.fill(0);
+            }
+            disk.put(&path, &bytes);
+            return;
+        }
+    }
+}
+
+/// Wipes the log from a damaged place on.
+fn cut_from(disk: &SimDisk, flip: &Flip) {
+    for path in log_files(disk).into_iter().filter(|path| *path >= flip.path) {
+        let mut bytes = disk.bytes(&path).expect("just listed");
+        let from = if path == flip.path { flip.offset as usize / BLOCK * BLOCK } else { BLOCK };
+        bytes[from.max(BLOCK)..].fill(0);
+        disk.put(&path, &bytes);
+    }
+    let _ = CHECKPOINTS;
+}

@@ -1,0 +1,280 @@
+//! Checkpoints in the simulated node: begun, drained slice by slice, sealed, decided, checked, and what they make
+//! unnecessary given up.
+
+use crate::bug::Bug;
+use crate::marks::Mark;
+use crate::model::check_channels;
+use crate::node::{CHECKPOINTS, wal_options};
+use crate::violation::Violation;
+use crate::world::{Inside, Outcomes, World};
+use stead_core::coordinator::{News, Step};
+use stead_core::ids::{Colour, Index, ShardId};
+use stead_core::records::encode_record;
+use stead_core::shard::Input;
+use stead_core::state::{Header, State};
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::load::load_parts;
+use stead_store::checkpoint::manifest::Manifest;
+use stead_store::checkpoint::store::{DiskStore, Pace};
+use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed, give_up};
+use stead_store::wal::{Record, Wal};
+use std::sync::Arc;
+
+/// A checkpoint that is being taken.
+pub(crate) struct Taking {
+    number: Colour,
+    writer: Option<CheckpointWriter>,
+    sealed: Option<Sealed>,
+}
+
+impl World<'_> {
+    pub(crate) fn begin_checkpoint(&mut self) -> Outcomes {
+        let time = self.time();
+        let Some(node) = &mut self.node else { return Ok(()) };
+        if node.taking.is_some() || node.log.full || node.shards.iter().any(|shard| !shard.is_active()) {
+            return Ok(());
+        }
+        let deadline = time.plus_micros(self.profile.checkpoint_deadline);
+        let number = node.coordinator.begin(deadline).expect("none is being taken");
+        let plan = Plan { number, created: time, topology: (*self.topology).clone(), pace: Pace::unlimited() };
+        let writer = CheckpointWriter::create(&node.store, &node.names, plan);
+        let (writer, failed) = match writer {
+            Ok(writer) => (Some(writer), None),
+            Err(error) => (None, Some(error)),
+        };
+        node.taking = Some(Taking { number, writer, sealed: None });
+        if let Some(error) = failed {
+            return self.checkpoint_failed(number, &error);
+        }
+        for shard in self.topology.shards() {
+            let delay = self.random(self.profile.channel_delay);
+            self.inside(delay, Inside::Input(shard, Input::Colour(number)));
+        }
+        self.inside(self.profile.checkpoint_deadline, Inside::GiveUp(number));
+        Ok(())
+    }
+
+    /// The checkpoint of this number, if it is still being taken.
+    fn taking(&mut self, number: Colour) -> Option<&mut Taking> {
+        self.node.as_mut()?.taking.as_mut().filter(|taking| taking.number == number)
+    }
+
+    /// A shard's marker is in its log, and its snapshot has begun.
+    pub(crate) fn marked(&mut self, shard: ShardId, header: Header, all: bool) -> Outcomes {
+        let number = header.position.colour;
+        let writer = self.taking(number).and_then(|taking| taking.writer.as_mut());
+        let Some(writer) = writer else {
+            // It was given up: the next part can't build on this one.
+            let node = self.node.as_mut().expect("only a living node has markers");
+            node.shards[shard.0 as usize].force_full_snapshot();
+            return Ok(());
+        };
+        match writer.begin_part(header, all) {
+            Ok(()) => {
+                self.inside(1, Inside::Drain(shard, number));
+                Ok(())
+            }
+            Err(error) => self.checkpoint_failed(number, &error),
+        }
+    }
+
+    pub(crate) fn drain(&mut self, shard: ShardId, number: Colour) -> Outcomes {
+        let slice = self.profile.drain;
+        let late = self.bug == Some(Bug::LateSnapshot);
+        let node = self.node.as_mut().expect("checked by the caller");
+        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else { return Ok(()) };
+        let Some(writer) = taking.writer.as_mut() else { return Ok(()) };
+        let it = &mut node.shards[shard.0 as usize];
+        let mut out = Vec::new();
+        let done = it.drain_snapshot(slice, &mut out);
+        if late && done {
+            for (key, value) in it.state().records().iter() {
+                encode_record(key, Some(value), &mut out);
+            }
+        }
+        let moved = self.model.appended(shard) > self.model.mark(number, shard).map_or(Index(u64::MAX), |m| m.state.position().index);
+        let written = writer.piece(shard, &out).and_then(|()| if done { writer.end_part(shard) } else { Ok(false) });
+        if moved && !done {
+            self.marks.hit(Mark::SnapshotUnderWrites);
+        }
+        match written {
+            Ok(true) => self.inside(1, Inside::Seal(number)),
+            Ok(false) if !done => {
+                let delay = self.random(1000);
+                self.inside(delay, Inside::Drain(shard, number));
+            }
+            Ok(false) => {}
+            Err(error) => return self.checkpoint_failed(number, &error),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn seal(&mut self, number: Colour) -> Outcomes {
+        let node = self.node.as_mut().expect("checked by the caller");
+        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else { return Ok(()) };
+        let Some(writer) = taking.writer.take() else { return Ok(()) };
+        match writer.seal(&node.lineage) {
+            Ok(sealed) => taking.sealed = Some(sealed),
+            Err(error) => return self.checkpoint_failed(number, &error),
+        }
+        for shard in self.topology.shards() {
+            self.news(number, News::PartStored(shard));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn marker_committed(&mut self, shard: ShardId, number: Colour) -> Outcomes {
+        self.news(number, News::MarkerCommitted(shard));
+        Ok(())
+    }
+
+    fn news(&mut self, number: Colour, news: News) {
+        let node = self.node.as_mut().expect("only a living node has news");
+        if let Step::WriteManifest(number) = node.coordinator.handle_news(number, news) {
+            self.inside(1, Inside::Decide(number));
+        }
+    }
+
+    pub(crate) fn decide(&mut self, number: Colour) -> Outcomes {
+        let node = self.node.as_mut().expect("checked by the caller");
+        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else { return Ok(()) };
+        let Some(sealed) = taking.sealed.take() else { return Ok(()) };
+        match sealed.store(&node.store) {
+            Ok((manifest, lineage)) => {
+                node.lineage = lineage;
+                node.coordinator.handle_decided(number);
+                node.taking = None;
+                self.marks.hit(Mark::CheckpointDone);
+                self.check_checkpoint(&manifest)?;
+                self.model.forget_cuts_below(number);
+                self.inside(1, Inside::Housekeep);
+                Ok(())
+            }
+            Err(error) => self.checkpoint_failed(number, &error),
+        }
+    }
+
+    fn checkpoint_failed(&mut self, number: Colour, error: &CheckpointError) -> Outcomes {
+        if error.is_full() {
+            self.marks.hit(Mark::CheckpointFull);
+            return self.give_up(number, "the disk is full");
+        }
+        if matches!(error, CheckpointError::Store(_)) {
+            return self.storage_failed(&error.to_string());
+        }
+        Err(Violation::new(10, format!("checkpoint {number} can't be taken: {error}")).into())
+    }
+
+    pub(crate) fn give_up(&mut self, number: Colour, reason: &str) -> Outcomes {
+        let time = self.time();
+        let node = self.node.as_mut().expect("checked by the caller");
+        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else { return Ok(()) };
+        taking.writer = None;
+        taking.sealed = None;
+        for shard in &mut node.shards {
+            shard.force_full_snapshot();
+        }
+        match give_up(&node.store, &self.topology, number, time, &node.names, reason) {
+            Ok(()) | Err(CheckpointError::Decided(_)) => {
+                node.coordinator.handle_decided(number);
+                node.taking = None;
+                self.marks.hit(Mark::CheckpointGivenUp);
+                Ok(())
+            }
+            Err(error) if error.is_full() => {
+                self.inside(50_000, Inside::GiveUp(number));
+                Ok(())
+            }
+            Err(error) => self.storage_failed(&error.to_string()),
+        }
+    }
+
+    /// Invariants 9, 10 and 11 on what is stored.
+    pub(crate) fn check_checkpoint(&mut self, manifest: &Manifest) -> Outcomes {
+        let number = manifest.number;
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        let loaded = self.quietly(|_| load_parts(&store, manifest, 1));
+        let loaded = loaded.map_err(|e| Violation::new(10, format!("checkpoint {number} can't be loaded: {e}")))?;
+        let mut states = Vec::new();
+        for part in loaded {
+            let state = part.into_state(manifest).map_err(|e| Violation::new(10, format!("checkpoint {number}: {e}")))?;
+            let shard = state.shard();
+            let Some(mark) = self.model.mark(number, shard) else {
+                return Err(Violation::new(10, format!("checkpoint {number}: the marker of shard {shard} is not committed")).into());
+            };
+            if mark.hash != state.hash() {
+                let what = crate::model::differ(&mark.state, &state);
+                return Err(Violation::new(10, format!("checkpoint {number}: shard {shard} has {what}")).into());
+            }
+            states.push(state);
+        }
+        let cut: Vec<&State> = states.iter().collect();
+        check_channels(&cut)?;
+        self.workload.check_cut(&cut).map_err(|s| Violation::parse(&s))?;
+        let in_flight: u64 = cut
+            .iter()
+            .flat_map(|from| from.outboxes().iter().map(move |(to, outbox)| (from.shard(), to, outbox.next.0 - 1)))
+            .map(|(from, to, sent)| sent - cut[to.0 as usize].received().get(from).map_or(0, |seq| seq.0))
+            .sum();
+        if in_flight != manifest.totals.messages {
+            let counted = manifest.totals.messages;
+            let what = format!("checkpoint {number}: {in_flight} messages are in flight, its manifest counts {counted}");
+            return Err(Violation::new(9, what).into());
+        }
+        if in_flight > 0 {
+            self.marks.hit(Mark::CutInFlight);
+        }
+        Ok(())
+    }
+
+    /// Gives up what the newest checkpoint makes unnecessary.
+    pub(crate) fn housekeep(&mut self) -> Outcomes {
+        let newest = self.quietly(|world| {
+            let store = DiskStore::attach(Arc::new(world.disk.clone()), CHECKPOINTS);
+            stead_store::checkpoint::manifest::newest(&store)
+        });
+        let newest = newest.map_err(|e| Violation::new(13, format!("the newest checkpoint can't be read: {e}")))?;
+        let Some(manifest) = newest.manifest else { return Ok(()) };
+        self.trim(&manifest)
+    }
+
+    fn trim(&mut self, manifest: &Manifest) -> Outcomes {
+        let too_far = if self.bug == Some(Bug::TrimTooFar) { 1_000_000 } else { 0 };
+        let node = self.node.as_mut().expect("checked by the caller");
+        let top = |shard: ShardId| manifest.part(shard).map_or(Index(0), |part| Index(part.index.0 + too_far));
+        match node.log.wal.trim(top) {
+            Ok(0) => Ok(()),
+            Ok(_) => {
+                self.marks.hit(Mark::Trimmed);
+                self.check_log(manifest)
+            }
+            Err(error) => self.storage_failed(&error.to_string()),
+        }
+    }
+
+    /// Invariant 13 for the log: every entry that the newest checkpoint does not hold is there.
+    fn check_log(&mut self, manifest: &Manifest) -> Outcomes {
+        let options = wal_options(self.profile.segment_bytes, 0x1d, false);
+        let mut first: Vec<Option<Index>> = vec![None; manifest.parts.len()];
+        let visit = |record: Record<'_>| {
+            first[record.shard.0 as usize].get_or_insert(record.index);
+            Ok::<(), std::io::Error>(())
+        };
+        let read = self.quietly(|world| Wal::read(&world.disk.clone(), &options, visit));
+        read.map_err(|e| Violation::new(13, format!("the trimmed log can't be read: {e}")))?;
+        for part in &manifest.parts {
+            let shard = part.shard;
+            let needed = part.index.next();
+            let there = match first[shard.0 as usize] {
+                Some(first) => first <= needed,
+                None => self.model.durable(shard) <= part.index,
+            };
+            if !there {
+                let first = first[shard.0 as usize];
+                let what = format!("shard {shard}: the log begins at {first:?}, but entry {needed} is in no checkpoint");
+                return Err(Violation::new(13, what).into());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,896 @@
+//! The simulated world: virtual time, what happens in it and in which order, and the crashes.
+//!
+//! One queue of events, one generator: a seed and a profile say all that happens. Whatever leaves the node is held
+//! against the [`Model`] before it goes on.
+
+use crate::bug::Bug;
+use crate::client::{Clients, Frame, Reaction};
+use crate::disk::LifeDisk;
+use crate::marks::{Mark, Marks};
+use crate::model::{Model, check_channels, hash_call};
+use crate::node::{NODE, Node};
+use crate::profile::{Profile, one_in};
+use crate::violation::Violation;
+use crate::workload::{CallId, Workload};
+use fastrand::Rng;
+use stead_core::handler::{Call as HandlerCall, Handler, Outcome, Txn, View};
+use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
+use stead_core::record::TaskRecord;
+use stead_core::replica::EpochConfig;
+use stead_core::shard::{Answer, Effect, Input, StepOutcome};
+use stead_core::state::State;
+use stead_core::topology::Topology;
+use stead_store::disk::Disk;
+use stead_store::sim_disk::SimDisk;
+use stead_store::wal::{Batch, WalError};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// The wall clock when a run begins.
+const WALL: u64 = 1_700_000_000_000_000;
+/// Events within which a world without faults must come to rest.
+const CALM_EVENTS: u64 = 200_000;
+
+/// What happens at some time.
+pub(crate) enum Event {
+    /// A client may make a call.
+    Client(usize),
+    /// A call is tried again unless it is answered.
+    Retry(CallId),
+    /// An answered call is asked again.
+    AskAgain(CallId),
+    /// A client's frame arrives at the node, if it lives.
+    Arrive(Frame),
+    /// An answer arrives at its client.
+    Answer(Answer),
+    /// Something within one life of the node.
+    Inside { life: u64, what: Inside },
+    /// The node starts.
+    Start,
+}
+
+pub(crate) enum Inside {
+    Input(ShardId, Input),
+    Tick(ShardId),
+    Step { shard: ShardId, id: TaskId, task: TaskRecord },
+    Flush,
+    Sync,
+    Begin,
+    Drain(ShardId, Colour),
+    Seal(Colour),
+    Decide(Colour),
+    GiveUp(Colour),
+    Housekeep,
+}
+
+struct Scheduled {
+    at: u64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// How the node ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The machine loses its power.
+    Power,
+    /// The process ends, the machine goes on.
+    Process,
+}
+
+/// A run that can't go on, without being wrong.
+pub(crate) enum Stop {
+    Violation(Violation),
+    /// Damage was done that nobody can be asked to notice.
+    Over,
+}
+
+impl From<Violation> for Stop {
+    fn from(violation: Violation) -> Self {
+        Self::Violation(violation)
+    }
+}
+
+pub(crate) type Outcomes = Result<(), Stop>;
+
+/// Everything in a run.
+pub(crate) struct World<'w> {
+    pub(crate) rng: Rng,
+    pub(crate) bug: Option<Bug>,
+    pub(crate) profile: Profile,
+    pub(crate) marks: Marks,
+    pub(crate) model: Model,
+    pub(crate) disk: SimDisk,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) node: Option<Node>,
+    pub(crate) workload: &'w mut dyn Workload,
+    pub(crate) clients: Clients,
+    pub(crate) life: u64,
+    pub(crate) calm: bool,
+    /// By shard, what was synced before the last sync: only damage above it may go unnoticed.
+    pub(crate) covered: Vec<Index>,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    order: u64,
+    now: u64,
+    /// The wall clock's lead over virtual time.
+    offset: i64,
+    /// Virtual time and all jumps ahead.
+    aged: u64,
+    pub(crate) events: u64,
+    trace: u64,
+    /// Frames of former lives.
+    old: Vec<Frame>,
+    effects: Vec<Effect>,
+    room_at: u64,
+    /// Ends the present life's access to the disk.
+    alive: Arc<AtomicBool>,
+    /// The last end took the power with it, so that all that is on the disk is durable.
+    pub(crate) powered_off: bool,
+    pub(crate) recovery_crashed: bool,
+    pub(crate) recovered_once: bool,
+    /// The operation at which a planned power cut comes.
+    planned: Option<u64>,
+    /// For the planted bug of stale queries: the last answer to a query, by process.
+    stale: BTreeMap<String, Answer>,
+    queries: BTreeMap<u64, String>,
+}
+
+/// The handler, with a note of what it is called for.
+struct Watched<'a> {
+    inner: &'a mut dyn Handler,
+    calls: Vec<(Index, u64)>,
+}
+
+impl Handler for Watched<'_> {
+    fn handle(&mut self, call: &HandlerCall<'_>, txn: &mut Txn<'_>) -> Outcome {
+        self.calls.push((call.place.1, hash_call(call.key, call.payload)));
+        self.inner.handle(call, txn)
+    }
+
+    fn query(&mut self, call: &HandlerCall<'_>, view: View<'_>) -> Outcome {
+        self.inner.query(call, view)
+    }
+}
+
+impl<'w> World<'w> {
+    pub(crate) fn new(seed: u64, bug: Option<Bug>, workload: &'w mut dyn Workload, profile: Profile) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let mut topology = Topology::new(Incarnation(1));
+        for (name, shards) in workload.services() {
+            topology.ensure(&name, shards).expect("a workload's services can be");
+        }
+        let clients = Clients::new(&mut rng, profile.clients);
+        let shards = topology.shard_count() as usize;
+        let mut world = Self {
+            bug,
+            marks: Marks::default(),
+            model: Model::new(topology.shards()),
+            disk: SimDisk::new(rng.u64(..)),
+            topology: Arc::new(topology),
+            node: None,
+            workload,
+            clients,
+            life: 0,
+            calm: false,
+            covered: vec![Index(0); shards],
+            queue: BinaryHeap::new(),
+            order: 0,
+            now: 0,
+            offset: 0,
+            aged: 0,
+            events: 0,
+            trace: seed,
+            old: Vec::new(),
+            effects: Vec::new(),
+            room_at: 0,
+            alive: Arc::default(),
+            powered_off: false,
+            recovery_crashed: false,
+            recovered_once: false,
+            planned: None,
+            stale: BTreeMap::new(),
+            queries: BTreeMap::new(),
+            rng,
+            profile,
+        };
+        world.at(0, Event::Start);
+        for client in 0..world.profile.clients {
+            let delay = world.rng.u64(0..=world.profile.think);
+            world.at(delay, Event::Client(client));
+        }
+        if world.profile.disk_cost > 0 {
+            let cost = world.profile.disk_cost;
+            let costs = stead_store::sim_disk::DiskCosts { operation: cost / 10, per_64_kib: cost, sync: cost };
+            world.disk.set_costs(costs);
+            world.marks.hit(Mark::SlowDisk);
+        }
+        world
+    }
+
+    /// The disk as the node sees it.
+    pub(crate) fn node_disk(&mut self) -> Arc<dyn Disk> {
+        let disk = LifeDisk::new(self.disk.clone(), self.bug == Some(Bug::SkipSync));
+        self.alive = disk.alive();
+        Arc::new(disk)
+    }
+
+    pub(crate) fn at(&mut self, delay: u64, event: Event) {
+        self.order += 1;
+        self.queue.push(Reverse(Scheduled { at: self.now + delay, order: self.order, event }));
+    }
+
+    pub(crate) fn inside(&mut self, delay: u64, what: Inside) {
+        let life = self.life;
+        self.at(delay, Event::Inside { life, what });
+    }
+
+    pub(crate) fn random(&mut self, max: u64) -> u64 {
+        self.rng.u64(0..=max)
+    }
+
+    fn wall(&self) -> u64 {
+        (WALL + self.now).saturating_add_signed(self.offset)
+    }
+
+    pub(crate) fn time(&self) -> Time {
+        Time(self.wall())
+    }
+
+    /// A hash over all that happened.
+    pub(crate) fn hash(&self) -> u128 {
+        u128::from(self.trace) << 64 ^ self.model.hash() ^ u128::from(self.clients.answered)
+    }
+
+    fn note(&mut self, what: u64, more: &[u8]) {
+        self.trace = xxh3_64_with_seed(more, self.trace ^ what.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    }
+
+    /// Lets `events` events happen, then comes to rest and looks at what is left.
+    pub(crate) fn run(&mut self, events: u64) -> Outcomes {
+        while self.events < events {
+            let Some(Reverse(next)) = self.queue.pop() else { break };
+            self.happen(next)?;
+            self.trouble()?;
+        }
+        self.settle()
+    }
+
+    fn happen(&mut self, next: Scheduled) -> Outcomes {
+        self.events += 1;
+        self.aged += next.at - self.now;
+        self.now = next.at;
+        self.note(next.order ^ self.now.rotate_left(32), &[]);
+        match next.event {
+            Event::Client(client) => self.client_acts(client),
+            Event::Retry(id) => {
+                if self.clients.is_pending(id) {
+                    self.send_call(id);
+                }
+                Ok(())
+            }
+            Event::AskAgain(id) => {
+                let keyed_age = self.keyed_age();
+                if let Some(frame) = self.clients.send(id, self.aged, keyed_age, &mut self.rng) {
+                    self.transmit(frame);
+                }
+                Ok(())
+            }
+            Event::Arrive((shard, input)) => self.tell(shard, input),
+            Event::Answer(answer) => self.client_hears(answer),
+            Event::Start => self.start(),
+            Event::Inside { life, what } if life == self.life && self.node.is_some() => self.happen_inside(what),
+            Event::Inside { what: Inside::Input(shard, input), .. } => {
+                let frame = matches!(input, Input::Stored { .. } | Input::Deliver { .. } | Input::Ack { .. });
+                if frame && self.old.len() < 64 {
+                    self.old.push((shard, input));
+                }
+                Ok(())
+            }
+            Event::Inside { .. } => Ok(()),
+        }
+    }
+
+    fn happen_inside(&mut self, what: Inside) -> Outcomes {
+        match what {
+            Inside::Input(shard, input) => self.tell(shard, input),
+            Inside::Tick(shard) => {
+                let node = self.node.as_mut().expect("checked by the caller");
+                if node.ticks[shard.0 as usize].is_some_and(|at| at <= self.now) {
+                    node.ticks[shard.0 as usize] = None;
+                    return self.tell(shard, Input::Tick);
+                }
+                Ok(())
+            }
+            Inside::Step { shard, id, task } => self.step(shard, id, &task),
+            Inside::Flush => self.flush(),
+            Inside::Sync => self.sync(),
+            Inside::Begin => self.begin_checkpoint(),
+            Inside::Drain(shard, number) => self.drain(shard, number),
+            Inside::Seal(number) => self.seal(number),
+            Inside::Decide(number) => self.decide(number),
+            Inside::GiveUp(number) => self.give_up(number, "it took too long"),
+            Inside::Housekeep => self.housekeep(),
+        }
+    }
+
+    /// What the profile does to the world between two events.
+    fn trouble(&mut self) -> Outcomes {
+        if self.node.is_none() {
+            return Ok(());
+        }
+        if one_in(&mut self.rng, self.profile.crash_every) {
+            return match self.rng.u8(..3) {
+                // The next I/O operations meet the end of the power.
+                0 => {
+                    self.plan_crash(12);
+                    Ok(())
+                }
+                _ => {
+                    let end = if self.rng.u8(..4) < self.profile.kill_share { End::Process } else { End::Power };
+                    self.end(end)
+                }
+            };
+        }
+        if one_in(&mut self.rng, self.profile.fail_sync_every) {
+            self.disk.fail_syncs(1);
+            self.marks.hit(Mark::SyncFailed);
+        }
+        if one_in(&mut self.rng, self.profile.full_every) && self.room_at == 0 {
+            let room = self.rng.u64(..4096);
+            self.disk.set_capacity(Some(self.disk.used() + room));
+            self.room_at = self.now + self.rng.u64(..2_000_000);
+        }
+        if self.room_at != 0 && self.room_at <= self.now {
+            self.make_room();
+        }
+        if !self.old.is_empty() && one_in(&mut self.rng, 20) {
+            self.old_frame()?;
+        }
+        if one_in(&mut self.rng, self.profile.checkpoint_every) {
+            self.inside(0, Inside::Begin);
+        }
+        if one_in(&mut self.rng, 64) {
+            self.compare()?;
+        }
+        Ok(())
+    }
+
+    /// Cuts the power within so many I/O operations.
+    pub(crate) fn plan_crash(&mut self, operations: u64) {
+        let operations = self.rng.u64(1..=operations);
+        self.planned = Some(self.disk.operations() + operations);
+        self.disk.crash_after(operations);
+    }
+
+    pub(crate) fn power_on(&mut self) {
+        self.planned = None;
+        self.disk.restart();
+    }
+
+    /// Looks at the disk without the planned power cut coming in between.
+    pub(crate) fn quietly<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
+        self.disk.restart();
+        let before = self.disk.operations();
+        let found = look(self);
+        if let Some(planned) = self.planned {
+            self.disk.crash_after(planned.saturating_sub(before));
+        }
+        found
+    }
+
+    pub(crate) fn make_room(&mut self) {
+        self.room_at = 0;
+        self.disk.set_capacity(None);
+    }
+
+    fn keyed_age(&self) -> u64 {
+        self.profile.settings.idempotency_ttl * 1000 / 2
+    }
+
+    fn client_acts(&mut self, client: usize) -> Outcomes {
+        if self.calm {
+            return Ok(());
+        }
+        let (window, now) = (self.profile.window, self.aged);
+        let call = self.clients.call(client, window, now, &mut self.rng, &self.topology, self.workload);
+        if let Some(id) = call {
+            self.send_call(id);
+        }
+        let think = self.random(self.profile.think);
+        self.at(think + 1, Event::Client(client));
+        Ok(())
+    }
+
+    fn send_call(&mut self, id: CallId) {
+        let keyed_age = self.keyed_age();
+        if let Some(frame) = self.clients.send(id, self.aged, keyed_age, &mut self.rng) {
+            self.transmit(frame);
+            let retry = self.profile.retry + self.random(self.profile.retry);
+            self.at(retry, Event::Retry(id));
+        }
+    }
+
+    /// A client's frame on its way to the node: late, lost or twice. What makes no retry known goes once at most.
+    fn transmit(&mut self, (shard, mut input): Frame) {
+        let delay = self.random(self.profile.net_delay);
+        let known = match &input {
+            Input::Request(request) => !matches!(request.identity, stead_core::shard::Identity::None),
+            _ => true,
+        };
+        if self.bug == Some(Bug::StaleQuery)
+            && let Input::Query(query) = &input
+        {
+            self.queries.insert(query.token, query.process.to_string());
+        }
+        if let (Some(Bug::StripColours), Input::Request(request)) = (self.bug, &mut input) {
+            request.colour = Colour(0);
+        }
+        if one_in(&mut self.rng, self.profile.net_drop) {
+            return;
+        }
+        if known && one_in(&mut self.rng, self.profile.net_again) {
+            let later = self.random(self.profile.net_delay * 4);
+            let mut again = input.clone();
+            if self.bug == Some(Bug::ForgetIdentity)
+                && let Input::Request(request) = &mut again
+            {
+                request.identity = stead_core::shard::Identity::None;
+            }
+            self.at(delay + later, Event::Arrive((shard, again)));
+        }
+        self.at(delay, Event::Arrive((shard, input)));
+    }
+
+    fn client_hears(&mut self, answer: Answer) -> Outcomes {
+        self.note(answer.token, &[]);
+        let Reaction { send, retry, done } = self.clients.answer(answer, self.workload, &mut self.marks)?;
+        for id in send {
+            self.send_call(id);
+        }
+        if let Some(id) = retry {
+            let delay = self.profile.retry + self.random(self.profile.retry);
+            self.at(delay, Event::Retry(id));
+        }
+        if let Some(id) = done
+            && self.clients.may_ask_again(id)
+            && one_in(&mut self.rng, 6)
+        {
+            let delay = self.random(self.profile.retry * 4);
+            self.at(delay, Event::AskAgain(id));
+        }
+        Ok(())
+    }
+
+    /// Gives a shard an input, and performs what it asks for.
+    pub(crate) fn tell(&mut self, shard: ShardId, input: Input) -> Outcomes {
+        let time = self.time();
+        let Some(node) = self.node.as_mut() else { return Ok(()) };
+        let colour_news = matches!(input, Input::Colour(_));
+        let mut effects = std::mem::take(&mut self.effects);
+        let mut watched = Watched { inner: self.workload.handler(), calls: Vec::new() };
+        let it = &mut node.shards[shard.0 as usize];
+        it.handle(time, input, &mut watched, &mut effects);
+        let calls = watched.calls;
+        if self.workload.killed() {
+            effects.clear();
+            self.effects = effects;
+            self.marks.hit(Mark::HandlerKilled);
+            return self.end(End::Process);
+        }
+        it.check().map_err(Violation::from)?;
+        for (index, call) in calls {
+            self.model.called(shard, index, call);
+        }
+        for effect in effects.drain(..) {
+            self.perform(shard, effect, colour_news)?;
+        }
+        self.effects = effects;
+        self.schedule_tick(shard);
+        Ok(())
+    }
+
+    fn schedule_tick(&mut self, shard: ShardId) {
+        let wall = self.wall();
+        let Some(node) = self.node.as_mut() else { return };
+        let Some(deadline) = node.shards[shard.0 as usize].deadline() else { return };
+        let at = self.now + deadline.0.saturating_sub(wall).max(1);
+        let tick = &mut node.ticks[shard.0 as usize];
+        if tick.is_none_or(|scheduled| scheduled > at) {
+            *tick = Some(at);
+            self.inside(at - self.now, Inside::Tick(shard));
+        }
+    }
+
+    fn perform(&mut self, shard: ShardId, effect: Effect, colour_news: bool) -> Outcomes {
+        if let Effect::Append { epoch, index, bytes } = effect {
+            self.note(index.0, &bytes);
+            self.model.append(shard, self.life, &bytes)?;
+            let node = self.node.as_mut().expect("only a living node has effects");
+            node.log.waiting.push_back((shard, epoch, index, bytes));
+            if self.bug == Some(Bug::StoredBeforeSync) && one_in(&mut self.rng, 8) {
+                let stored = Input::Stored { member: NODE, epoch, upto: index };
+                self.inside(1, Inside::Input(shard, stored));
+            }
+            self.flush_soon();
+            return Ok(());
+        }
+        self.model.check_effect(shard, &effect)?;
+        match effect {
+            Effect::Append { .. } => unreachable!("handled above"),
+            Effect::Deliver { to, mut messages, again } => {
+                if self.bug == Some(Bug::ShiftSequence) && one_in(&mut self.rng, 4) {
+                    for message in &mut messages {
+                        message.seq = message.seq.next();
+                    }
+                    if let Some(first) = messages.first().filter(|m| m.seq == Seq(2)).cloned() {
+                        messages.insert(0, stead_core::state::Message { seq: Seq(1), ..first });
+                    }
+                }
+                if self.bug == Some(Bug::StripColours) {
+                    for message in &mut messages {
+                        message.colour = Colour(0);
+                    }
+                }
+                self.carry(shard, to, Input::Deliver { from: shard, messages, again });
+            }
+            Effect::Ack { to, upto, mut colour } => {
+                if self.bug == Some(Bug::StripColours) {
+                    colour = Colour(0);
+                }
+                self.carry(shard, to, Input::Ack { from: shard, upto, colour });
+            }
+            Effect::Answer(answer) => self.carry_answer(answer),
+            Effect::RunTask { id, task } => {
+                let delay = self.random(self.profile.step_delay);
+                self.inside(delay, Inside::Step { shard, id, task });
+            }
+            Effect::Marked { header, all } => {
+                if !colour_news {
+                    self.marks.hit(Mark::MarkerByMessage);
+                }
+                self.marked(shard, *header, all)?;
+            }
+            Effect::MarkerCommitted(colour) => self.marker_committed(shard, colour)?,
+            Effect::Active(epoch) => self.note(epoch.0, &[]),
+        }
+        Ok(())
+    }
+
+    /// A frame on a channel between two shards.
+    fn carry(&mut self, from: ShardId, to: ShardId, input: Input) {
+        if one_in(&mut self.rng, self.profile.channel_drop) {
+            self.marks.hit(Mark::FrameDropped);
+            return;
+        }
+        let delay = self.random(self.profile.channel_delay);
+        if one_in(&mut self.rng, self.profile.channel_again) {
+            self.marks.hit(Mark::FrameAgain);
+            let later = delay + self.random(self.profile.channel_delay * 4);
+            self.inside(later, Inside::Input(to, input.clone()));
+        }
+        // Half of all frames keep their channel's order; the others overtake.
+        let now = self.now;
+        let keep = self.rng.bool();
+        let node = self.node.as_mut().expect("only a living node has effects");
+        let last = node.channels.entry((from, to)).or_default();
+        let at = if keep { (*last).max(now + delay) } else { now + delay };
+        *last = at.max(*last);
+        self.inside(at - now, Inside::Input(to, input));
+    }
+
+    fn carry_answer(&mut self, mut answer: Answer) {
+        if self.bug == Some(Bug::StaleQuery)
+            && answer.result.is_ok()
+            && let Some(process) = self.queries.remove(&answer.token)
+        {
+            match self.stale.get(&process) {
+                Some(stale) if one_in(&mut self.rng, 2) => answer.result = stale.result.clone(),
+                _ => drop(self.stale.insert(process, answer.clone())),
+            }
+        }
+        if one_in(&mut self.rng, self.profile.net_drop) {
+            return;
+        }
+        let delay = self.random(self.profile.net_delay);
+        if one_in(&mut self.rng, self.profile.net_again) {
+            let later = self.random(self.profile.net_delay * 4);
+            self.at(delay + later, Event::Answer(answer.clone()));
+        }
+        self.at(delay, Event::Answer(answer));
+    }
+
+    fn step(&mut self, shard: ShardId, id: TaskId, task: &TaskRecord) -> Outcomes {
+        let outcome = self.workload.step(task);
+        if self.workload.killed() {
+            self.marks.hit(Mark::StepKilled);
+            return self.end(End::Process);
+        }
+        if matches!(outcome, StepOutcome::Done(_)) {
+            self.marks.hit(Mark::TaskDone);
+        }
+        let input = Input::TaskStep { id, step: task.step, outcome };
+        if one_in(&mut self.rng, self.profile.channel_again) {
+            self.inside(self.profile.step_delay, Inside::Input(shard, input.clone()));
+        }
+        self.inside(1, Inside::Input(shard, input));
+        Ok(())
+    }
+
+    pub(crate) fn flush_soon(&mut self) {
+        let node = self.node.as_mut().expect("only a living node has a log");
+        if !node.log.busy {
+            node.log.busy = true;
+            let delay = self.random(self.profile.flush_delay);
+            self.inside(delay, Inside::Flush);
+        }
+    }
+
+    fn flush(&mut self) -> Outcomes {
+        let before = self.disk.micros();
+        let log = &mut self.node.as_mut().expect("checked by the caller").log;
+        let mut batch = Batch::new();
+        let max = log.wal.batch_bytes_max();
+        let mut taken = 0;
+        for (shard, epoch, index, bytes) in &log.waiting {
+            if batch.bytes() + bytes.len() + 64 > max {
+                break;
+            }
+            batch.push(*shard, *epoch, *index, bytes);
+            taken += 1;
+        }
+        match log.wal.append(&[batch]) {
+            Ok(_) => {
+                for (shard, _, index, _) in log.waiting.drain(..taken) {
+                    log.unsynced.insert(shard, index);
+                }
+                let again = std::mem::replace(&mut log.full, false);
+                let delay = self.disk.micros() - before;
+                self.inside(delay + 1, Inside::Sync);
+                if again {
+                    self.marks.hit(Mark::RoomAgain);
+                    return self.tell_all(|_| Input::Full(false));
+                }
+                Ok(())
+            }
+            Err(WalError::NoSpace { .. }) => {
+                self.marks.hit(Mark::DiskFull);
+                let first = !std::mem::replace(&mut log.full, true);
+                self.inside(20_000, Inside::Flush);
+                if first {
+                    return self.tell_all(|_| Input::Full(true));
+                }
+                Ok(())
+            }
+            Err(error) => self.storage_failed(&error.to_string()),
+        }
+    }
+
+    pub(crate) fn tell_all(&mut self, input: impl Fn(ShardId) -> Input) -> Outcomes {
+        for shard in self.topology.shards() {
+            self.tell(shard, input(shard))?;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Outcomes {
+        let before = self.disk.micros();
+        let log = &mut self.node.as_mut().expect("checked by the caller").log;
+        if let Err(error) = log.wal.sync() {
+            return self.storage_failed(&error.to_string());
+        }
+        for (shard, covered) in self.topology.shards().zip(&mut self.covered) {
+            *covered = self.model.durable(shard);
+        }
+        let synced = std::mem::take(&mut log.unsynced);
+        let more = !log.waiting.is_empty();
+        log.busy = false;
+        let delay = self.disk.micros() - before;
+        for (shard, upto) in synced {
+            self.model.synced(shard, upto, self.workload)?;
+            let epoch = self.node.as_ref().expect("still there").epoch;
+            let told = delay + self.random(self.profile.stored_delay);
+            let stored = Input::Stored { member: NODE, epoch, upto };
+            if one_in(&mut self.rng, self.profile.channel_again) {
+                self.inside(told * 3, Inside::Input(shard, stored.clone()));
+            }
+            self.inside(told, Inside::Input(shard, stored));
+        }
+        if more {
+            self.flush_soon();
+        }
+        Ok(())
+    }
+
+    /// Storage failed: either the power is gone, or the process has to end for it knows no longer what is on its disk.
+    pub(crate) fn storage_failed(&mut self, _error: &str) -> Outcomes {
+        if self.disk.is_crashed() {
+            self.marks.hit(Mark::CrashInIo);
+            self.end(End::Power)
+        } else {
+            self.end(End::Process)
+        }
+    }
+
+    /// The node ends; it will start again.
+    pub(crate) fn end(&mut self, end: End) -> Outcomes {
+        // Before the node is dropped: a dead process closes nothing and tidies nothing up.
+        self.powered_off = end == End::Power;
+        match end {
+            _ if self.disk.is_crashed() => self.powered_off = true,
+            End::Power => self.disk.crash(),
+            End::Process => self.disk.kill_process(),
+        }
+        self.alive.store(false, Ordering::Relaxed);
+        self.marks.hit(match end {
+            End::Power => Mark::PowerCut,
+            End::Process => Mark::ProcessKilled,
+        });
+        if let Some(node) = self.node.take()
+            && node.taking.is_some()
+        {
+            self.marks.hit(Mark::CheckpointLost);
+        }
+        self.power_on();
+        self.disk.fail_syncs(0);
+        self.make_room();
+        if one_in(&mut self.rng, self.profile.jump) {
+            let jump = self.rng.u64(..self.profile.jump_max);
+            if self.rng.bool() {
+                self.offset += jump as i64;
+                self.aged += jump;
+                self.marks.hit(Mark::ClockForth);
+            } else {
+                self.offset -= jump as i64;
+                self.marks.hit(Mark::ClockBack);
+            }
+        }
+        let pause = self.rng.u64(100..500_000);
+        self.at(pause, Event::Start);
+        Ok(())
+    }
+
+    /// Leads all shards in the node's new epoch.
+    pub(crate) fn lead(&mut self) -> Outcomes {
+        let epoch = self.node.as_ref().expect("just opened").epoch;
+        self.model.led(epoch, self.life)?;
+        self.tell_all(|_| Input::Start(EpochConfig::single(epoch, NODE)))?;
+        Ok(())
+    }
+
+    /// A frame of a former life arrives. It must change nothing but what it would have changed then.
+    fn old_frame(&mut self) -> Outcomes {
+        let (shard, mut input) = self.old.swap_remove(self.rng.usize(..self.old.len()));
+        let Some(node) = &self.node else { return Ok(()) };
+        let Input::Stored { epoch, upto, .. } = &mut input else { return self.tell(shard, input) };
+        let it = &node.shards[shard.0 as usize];
+        if *epoch >= node.epoch {
+            return Ok(());
+        }
+        self.marks.hit(Mark::OldFrame);
+        // As far as the log goes: what a former life had stored may be what this one has not.
+        *upto = it.state().position().index;
+        let before = (it.commit(), it.is_active(), it.state().position().index);
+        if self.bug == Some(Bug::AcceptOldEpoch) {
+            *epoch = node.epoch;
+        }
+        self.tell(shard, input)?;
+        let Some(node) = &self.node else { return Ok(()) };
+        let it = &node.shards[shard.0 as usize];
+        if (it.commit(), it.is_active(), it.state().position().index) == before {
+            return Ok(());
+        }
+        let what = format!("shard {shard}: a frame of an older epoch moved it from {before:?} to commit {}", it.commit());
+        Err(Violation::new(15, what).into())
+    }
+
+    /// Compares the shards that have no entry under way with the model.
+    fn compare(&mut self) -> Outcomes {
+        let Some(node) = &self.node else { return Ok(()) };
+        for shard in &node.shards {
+            let state = shard.state();
+            if state.position().index == self.model.durable(state.shard()) {
+                self.model.same(state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is under way any more.
+    fn rests(&self) -> bool {
+        let Some(node) = &self.node else { return false };
+        node.taking.is_none()
+            && self.clients.pending() == 0
+            && node.shards.iter().all(|shard| {
+                let state = shard.state();
+                shard.is_active()
+                    && shard.waiting() == 0
+                    && state.timers().is_empty()
+                    && state.tasks().is_empty()
+                    && state.outboxes().iter().all(|(_, outbox)| outbox.messages.is_empty())
+                    && shard.commit() == state.position().index
+            })
+    }
+
+    /// Ends all faults; then everything that is under way must come to its end.
+    fn settle(&mut self) -> Outcomes {
+        self.calm = true;
+        self.profile.calm();
+        self.make_room();
+        self.disk.fail_syncs(0);
+        // A power cut that was planned still comes.
+        let until = self.events + CALM_EVENTS;
+        let mut last = false;
+        loop {
+            if self.rests() {
+                if std::mem::replace(&mut last, true) {
+                    break;
+                }
+                self.begin_checkpoint()?;
+                continue;
+            }
+            let Some(Reverse(next)) = self.queue.pop() else {
+                return Err(Violation::new(17, format!("nothing happens any more: {}", self.unrest())).into());
+            };
+            if self.events >= until {
+                return Err(Violation::new(17, format!("no rest without faults: {}", self.unrest())).into());
+            }
+            self.happen(next)?;
+        }
+        self.compare()?;
+        let node = self.node.as_ref().expect("a node at rest lives");
+        let cut: Vec<&State> = node.shards.iter().map(|shard| shard.state()).collect();
+        check_channels(&cut)?;
+        self.workload.check_cut(&cut).map_err(|s| Violation::parse(&s))?;
+        for state in cut {
+            if state.attempts() > 0 {
+                let (shard, left) = (state.shard(), state.attempts());
+                return Err(Violation::new(17, format!("shard {shard}: {left} attempts are kept of causes that are gone")).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn unrest(&self) -> String {
+        let Some(node) = &self.node else { return "the node is down".to_owned() };
+        let mut text = format!("calls {:?} wait;", self.clients.pending_calls());
+        for shard in &node.shards {
+            let state = shard.state();
+            let kept: usize = state.outboxes().iter().map(|(_, o)| o.messages.len()).sum();
+            text += &format!(
+                " shard {}: active {}, {} jobs, {} timers, {} tasks, {kept} messages, commit {} of {};",
+                state.shard(),
+                shard.is_active(),
+                shard.waiting(),
+                state.timers().len(),
+                state.tasks().len(),
+                shard.commit(),
+                state.position().index,
+            );
+        }
+        text
+    }
+
+}

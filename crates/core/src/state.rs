@@ -388,24 +388,21 @@ impl State {
     }
 
     fn write(&mut self, key: &RecordKey, value: Option<Blob>) -> Result<(), Misfit> {
-        let plain = matches!(key.kind(), Kind::Process | Kind::Cell);
-        let old = match value {
-            Some(value) => {
-                let old = self.records.put(key.as_bytes(), value.clone());
-                if !plain {
-                    if let Some(old) = &old {
-                        self.unindex_record(key, old)?;
-                    }
-                    self.index_record(key, &value)?;
-                }
-                return Ok(());
+        if matches!(key.kind(), Kind::Process | Kind::Cell) {
+            match value {
+                Some(value) => drop(self.records.put(key.as_bytes(), value)),
+                None => drop(self.records.remove(key.as_bytes())),
             }
+            return Ok(());
+        }
+        let old = match &value {
+            Some(value) => self.records.put(key.as_bytes(), value.clone()),
             None => self.records.remove(key.as_bytes()),
         };
-        if let (false, Some(old)) = (plain, old) {
+        if let Some(old) = old {
             self.unindex_record(key, &old)?;
         }
-        Ok(())
+        value.map_or(Ok(()), |value| self.index_record(key, &value))
     }
 
     fn read<'b, T: Decode<'b, ()>>(&self, key: &RecordKey, value: &'b [u8]) -> Result<T, Misfit> {

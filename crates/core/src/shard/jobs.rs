@@ -116,18 +116,30 @@ impl Jobs {
 }
 
 impl Shard {
-    pub(super) fn handle_deliver(&mut self, from: ShardId, messages: Vec<Message>, again: bool) {
+    pub(super) fn handle_deliver(
+        &mut self,
+        from: ShardId,
+        messages: Vec<Message>,
+        again: bool,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) {
         for message in messages {
             let queued = self.jobs.queued.get_or_default(from);
             if message.seq == queued.next() {
                 *queued = message.seq;
-                let attempt = if again { Attempt::ToLog } else { Attempt::Fresh };
-                self.jobs.queue.push_back(Job { work: Work::Message { from, message }, attempt });
+                if !again && self.jobs.queue.is_empty() && self.is_active() && !self.blocked() {
+                    self.run_message(from, &message, handler, out);
+                } else {
+                    let attempt = if again { Attempt::ToLog } else { Attempt::Fresh };
+                    self.jobs.queue.push_back(Job { work: Work::Message { from, message }, attempt });
+                }
             } else if message.seq <= *queued {
                 self.release.ack_again(from, self.now, &self.settings);
             }
             // A message after a gap is dropped: its sender sends again what is not acknowledged.
         }
+        self.run_jobs(handler, out);
     }
 
     pub(super) fn job_is_ready(&self) -> bool {

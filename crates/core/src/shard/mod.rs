@@ -120,8 +120,7 @@ impl Shard {
             }
             Input::Query(query) => self.handle_query(&query, handler, out),
             Input::Deliver { from, messages, again } => {
-                self.handle_deliver(from, messages, again);
-                self.run_jobs(handler, out);
+                self.handle_deliver(from, messages, again, handler, out);
             }
             Input::Ack { from, upto, colour } => self.handle_ack(from, upto, colour, out),
             Input::Colour(colour) => self.mark(colour, out),

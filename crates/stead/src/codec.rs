@@ -1,0 +1,287 @@
+//! How values become bytes: MessagePack with field names, state with its version before it.
+
+use crate::process::{Process, ProcessKey};
+use serde::Serialize;
+use serde::de::{Deserialize, DeserializeOwned, IgnoredAny};
+use smallvec::SmallVec;
+use stead_core::ids::{Blob, Key};
+use std::cell::RefCell;
+use std::fmt::{self, Write as _};
+use std::io;
+use thiserror::Error;
+
+thread_local! {
+    /// Grows to the largest value of its thread, so that encoding one allocates its bytes only.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A scratch buffer over this many bytes is given back.
+const SCRATCH_KEPT: usize = 1 << 20;
+
+/// Why bytes or text can't be turned into a value or back.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CodecError {
+    /// The bytes are no value of the type.
+    #[error("{what} of {service} can't be read: {reason}")]
+    Unreadable {
+        /// A request, a reply, …
+        what: &'static str,
+        /// The service.
+        service: String,
+        /// The decoder's reason.
+        reason: String,
+    },
+    /// The value can't be written, as a map with keys that aren't representable.
+    #[error("{what} of {service} can't be written: {reason}")]
+    Unwritable {
+        /// A request, a reply, …
+        what: &'static str,
+        /// The service.
+        service: String,
+        /// The encoder's reason.
+        reason: String,
+    },
+    /// The key of a process is empty, too long, or none of its service.
+    #[error("{key:?} is no key of {service}: {reason}")]
+    Key {
+        /// The service.
+        service: String,
+        /// The refused key.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// JSON that MessagePack can't hold, or the reverse.
+    #[error("the value can't be converted: {reason}")]
+    Json {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// State that this version of a service can't read. The process stays as it is until a version comes that can.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "{service}/{key}: state of version {} can't be read by version {current}: {reason}; \
+     run the version that wrote it, or extend `migrate`",
+    stored.map_or_else(|| "?".to_owned(), |v| v.to_string())
+)]
+pub struct UnreadableState {
+    /// The service.
+    pub service: &'static str,
+    /// The process.
+    pub key: String,
+    /// The version that the state was stored with, if even that can be read.
+    pub stored: Option<u32>,
+    /// The version of the code.
+    pub current: u32,
+    /// The reason.
+    pub reason: String,
+}
+
+/// The MessagePack bytes of a value.
+///
+/// # Errors
+/// [`CodecError::Unwritable`] if the value's `Serialize` refuses.
+pub fn encode<T: Serialize>(value: &T, what: &'static str, service: &str) -> Result<Blob, CodecError> {
+    encode_with(|buffer| rmp_serde::encode::write_named(buffer, value))
+        .map_err(|error| CodecError::Unwritable { what, service: service.to_owned(), reason: error.to_string() })
+}
+
+fn encode_with<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Blob, E> {
+    // Taken out of its cell while in use: a `Serialize` may encode other values.
+    let mut buffer = SCRATCH.take();
+    buffer.clear();
+    let written = write(&mut buffer);
+    let blob = written.map(|()| Blob::from(&*buffer));
+    if buffer.capacity() <= SCRATCH_KEPT {
+        SCRATCH.set(buffer);
+    }
+    blob
+}
+
+/// Reads a value that fills the bytes.
+///
+/// # Errors
+/// [`CodecError::Unreadable`] if they hold anything else.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &'static str, service: &str) -> Result<T, CodecError> {
+    decode_exact(bytes).map_err(|reason| CodecError::Unreadable { what, service: service.to_owned(), reason })
+}
+
+/// Nesting over this is refused: no stack may be filled from outside.
+const DEPTH_MAX: usize = 128;
+
+fn decode_exact<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    deserializer.set_max_depth(DEPTH_MAX);
+    let value = T::deserialize(&mut deserializer).map_err(|error| error.to_string())?;
+    // The deserializer does not tell where it stands; only at the end is there nothing more to read.
+    match IgnoredAny::deserialize(&mut deserializer) {
+        Err(rmp_serde::decode::Error::InvalidMarkerRead(end)) if end.kind() == io::ErrorKind::UnexpectedEof => Ok(value),
+        _ => Err("more bytes follow its end".to_owned()),
+    }
+}
+
+/// Takes the version off a stored state: a MessagePack number.
+fn split_version(stored: &[u8]) -> Result<(u32, &[u8]), String> {
+    let number = |len: usize| {
+        let (digits, rest) = stored[1..].split_at_checked(len)?;
+        Some((digits.iter().fold(0, |sum, &digit| sum << 8 | u32::from(digit)), rest))
+    };
+    let split = match stored.first() {
+        Some(&small @ 0..0x80) => Some((u32::from(small), &stored[1..])),
+        Some(0xcc) => number(1),
+        Some(0xcd) => number(2),
+        Some(0xce) => number(4),
+        _ => None,
+    };
+    split.ok_or_else(|| "it has no version".to_owned())
+}
+
+/// The stored bytes of a process's state: its version, then the state.
+///
+/// # Errors
+/// [`CodecError::Unwritable`] if the state's `Serialize` refuses.
+pub fn encode_state<P: Process>(state: &P) -> Result<Blob, CodecError> {
+    with_state_bytes(state, |bytes| Blob::from(bytes))
+}
+
+/// Gives the stored bytes of a state to look at before they are kept.
+pub(crate) fn with_state_bytes<P: Process, R>(state: &P, look: impl FnOnce(&[u8]) -> R) -> Result<R, CodecError> {
+    let mut buffer = SCRATCH.take();
+    buffer.clear();
+    let written = rmp_serde::encode::write_named(&mut buffer, &P::VERSION)
+        .and_then(|()| rmp_serde::encode::write_named(&mut buffer, state));
+    let looked = written.map(|()| look(&buffer));
+    if buffer.capacity() <= SCRATCH_KEPT {
+        SCRATCH.set(buffer);
+    }
+    looked.map_err(|error| CodecError::Unwritable {
+        what: "the state",
+        service: P::SERVICE.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// Reads a process's stored state, through [`Process::migrate`] if it is of an older version.
+///
+/// # Errors
+/// [`UnreadableState`]; the caller must leave the stored state as it is.
+pub fn decode_state<P: Process>(key: &str, bytes: &[u8]) -> Result<P, UnreadableState> {
+    let refuse = |stored, reason| UnreadableState {
+        service: P::SERVICE,
+        key: key.to_owned(),
+        stored,
+        current: P::VERSION,
+        reason,
+    };
+    let (version, rest) = split_version(bytes).map_err(|reason| refuse(None, reason))?;
+    if version == P::VERSION {
+        decode_exact(rest).map_err(|reason| refuse(Some(version), reason))
+    } else if version < P::VERSION {
+        P::migrate(version, rest).map_err(|reason| refuse(Some(version), reason))
+    } else {
+        Err(refuse(Some(version), "a newer version wrote it".to_owned()))
+    }
+}
+
+/// The text of a typed key, checked.
+///
+/// # Errors
+/// [`CodecError::Key`] if the text is empty or over [`Key::LEN_MAX`] bytes.
+pub(crate) fn encode_key<P: Process>(key: &P::Key) -> Result<Key, CodecError> {
+    struct Text(SmallVec<[u8; 64]>);
+    impl fmt::Write for Text {
+        fn write_str(&mut self, s: &str) -> fmt::Result {
+            self.0.extend_from_slice(s.as_bytes());
+            Ok(())
+        }
+    }
+    let mut text = Text(SmallVec::new());
+    // A `Display` that fails has written what it could; the length check below catches the empty case.
+    let _ = write!(text, "{key}");
+    let text = std::str::from_utf8(&text.0).expect("only whole strings were written");
+    check_key(P::SERVICE, text)
+}
+
+/// Checks the text of a key as far as its service need not be known.
+pub(crate) fn check_key(service: &str, text: &str) -> Result<Key, CodecError> {
+    let refuse = |reason| CodecError::Key {
+        service: service.to_owned(),
+        key: text.chars().take(64).collect(),
+        reason,
+    };
+    if text.is_empty() {
+        return Err(refuse("it is empty".to_owned()));
+    }
+    Key::new(text).map_err(|error| refuse(error.to_string()))
+}
+
+/// Reads a stored key's text.
+pub(crate) fn decode_key<P: Process>(text: &str) -> Result<P::Key, CodecError> {
+    P::Key::parse_key(text).map_err(|reason| CodecError::Key {
+        service: P::SERVICE.to_owned(),
+        key: text.chars().take(64).collect(),
+        reason,
+    })
+}
+
+/// The MessagePack bytes of a JSON value: what a typed request in JSON looks like to its service.
+///
+/// # Errors
+/// [`CodecError::Json`] if the value can't be written.
+pub fn json_to_payload(value: &serde_json::Value) -> Result<Vec<u8>, CodecError> {
+    rmp_serde::to_vec_named(value).map_err(|error| CodecError::Json { reason: error.to_string() })
+}
+
+/// MessagePack bytes as JSON; binary becomes an array of numbers.
+///
+/// # Errors
+/// [`CodecError::Json`] for bytes that are no MessagePack, or that JSON can't hold.
+pub fn payload_to_json(payload: &[u8]) -> Result<serde_json::Value, CodecError> {
+    decode_exact(payload).map_err(|reason| CodecError::Json { reason })
+}
+
+/// A stored state as JSON, with its version: for people who look at it.
+///
+/// # Errors
+/// As [`payload_to_json`].
+pub fn state_to_json(stored: &[u8]) -> Result<(u32, serde_json::Value), CodecError> {
+    let (version, rest) = split_version(stored).map_err(|reason| CodecError::Json { reason })?;
+    Ok((version, payload_to_json(rest)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn versions_survive_in_every_length() {
+        for version in [0, 1, 127, 128, 255, 256, 65_535, 65_536, u32::MAX] {
+            let mut stored = Vec::new();
+            rmp_serde::encode::write_named(&mut stored, &version).unwrap();
+            stored.push(0xc0);
+            assert_eq!(split_version(&stored), Ok((version, &[0xc0][..])));
+        }
+        for broken in [&[][..], &[0xcd, 1], &[0xc0], &[0xff]] {
+            assert!(split_version(broken).is_err());
+        }
+    }
+
+    #[test]
+    fn a_value_must_fill_its_bytes() {
+        assert_eq!(decode_exact::<u8>(&[7]), Ok(7));
+        assert!(decode_exact::<u8>(&[7, 7]).is_err());
+        assert!(decode_exact::<u8>(&[7, 0xc1]).is_err());
+        assert!(decode_exact::<u8>(&[]).is_err());
+        let deep = [vec![0x91; 100_000], vec![0x01]].concat();
+        assert!(decode_exact::<serde_json::Value>(&deep).is_err());
+    }
+
+    #[test]
+    fn json_and_payloads_convert_both_ways() {
+        let value = json!({"put": {"value": [1, -2, 2.5, "x", null, true, {"y": {}}]}});
+        assert_eq!(payload_to_json(&json_to_payload(&value).unwrap()), Ok(value));
+    }
+}

@@ -1,0 +1,445 @@
+//! Configuration: from code, a TOML file, and environment variables `STEAD_*`, the later ones over the earlier.
+
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use stead_core::shard::Settings;
+use stead_core::topology::Topology;
+use thiserror::Error;
+use toml::Value;
+
+/// A node's configuration. In files and variables, times are text with a unit: `250ms`, `10s`, `5m`, `24h`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The data directory; none by default, for the builder names one.
+    pub data_dir: Option<PathBuf>,
+    /// Worker threads, which own the shards: 1 to 256. Default: one for each core.
+    pub threads: Option<usize>,
+    /// Threads that run the steps of tasks: 1 to 256. Default: half the cores, at least one.
+    pub task_threads: Option<usize>,
+    /// How long a handler may run before the process ends: 10 ms to 1 h. Default 10 s.
+    #[serde(deserialize_with = "duration")]
+    pub handler_timeout: Option<Duration>,
+    /// The log.
+    pub log: LogConfig,
+    /// Checkpoints.
+    pub checkpoints: CheckpointConfig,
+    /// Services, by name.
+    pub services: BTreeMap<String, ServiceConfig>,
+}
+
+/// The log's part of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Bytes of a segment: a multiple of 4096 from 16 KiB to 1 GiB. Default 64 MiB.
+    pub segment_bytes: Option<u64>,
+}
+
+/// The checkpoints' part of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Time between two checkpoints' beginnings: 10 ms to 7 days. Default 10 s.
+    #[serde(deserialize_with = "duration")]
+    pub interval: Option<Duration>,
+    /// Checkpoints that are kept: 1 to 10,000. Default 3.
+    pub keep: Option<usize>,
+    /// How long a checkpoint may take before it is given up: 100 ms to 1 day. Default 10 min.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Option<Duration>,
+    /// Most bytes each second that are written for checkpoints; 0 is no limit. Default 0.
+    pub bytes_per_second: Option<u64>,
+}
+
+/// A service's part of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceConfig {
+    /// Shards of a new service: 1 to 4096. Default 8.
+    pub shards: Option<u32>,
+    /// How long a session lives without a request: 1 s to 30 days. Default 1 h.
+    #[serde(deserialize_with = "duration")]
+    pub session_ttl: Option<Duration>,
+    /// How long the reply to an idempotency key is kept: 1 s to 365 days. Default 24 h.
+    #[serde(deserialize_with = "duration")]
+    pub idempotency_ttl: Option<Duration>,
+    /// How often a message, timer or task is tried before it becomes a dead letter: 1 to 1000. Default 5.
+    pub attempts_max: Option<u32>,
+    /// Bytes of undelivered messages of a shard from which on clients are told to come back later: 1 MiB to 64 GiB.
+    /// Default 64 MiB.
+    pub outbox_bytes_max: Option<usize>,
+}
+
+/// Why a configuration can't be.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read the configuration {path}: {reason}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// The text is no configuration.
+    #[error("{place}: {reason}{}", hint.as_ref().map_or_else(String::new, |hint| format!("; did you mean {hint:?}?")))]
+    Invalid {
+        /// The file or variable.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+        /// A key that exists.
+        hint: Option<String>,
+    },
+    /// A value is out of its range.
+    #[error("{key} is {value}; it must be {must}")]
+    Range {
+        /// Which.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is possible.
+        must: &'static str,
+    },
+    /// A service in the configuration that the program does not have.
+    #[error("the configuration names service {name:?}, which this program has not{}",
+        hint.as_ref().map_or_else(String::new, |hint| format!("; did you mean {hint:?}?")))]
+    UnknownService {
+        /// The name.
+        name: String,
+        /// A service that it has.
+        hint: Option<String>,
+    },
+}
+
+const PREFIX: &str = "STEAD_";
+/// Variables of the program itself, which are nobody's configuration.
+const KEYS: [&str; 21] = [
+    "data_dir",
+    "threads",
+    "task_threads",
+    "handler_timeout",
+    "log",
+    "checkpoints",
+    "services",
+    "log.segment_bytes",
+    "checkpoints.interval",
+    "checkpoints.keep",
+    "checkpoints.timeout",
+    "checkpoints.bytes_per_second",
+    "segment_bytes",
+    "interval",
+    "keep",
+    "timeout",
+    "shards",
+    "session_ttl",
+    "idempotency_ttl",
+    "attempts_max",
+    "outbox_bytes_max",
+];
+
+impl Config {
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if it can't be read, has unknown keys, or values out of range.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let (table, place) = read_file(path.as_ref())?;
+        Self::from_table(table, &place)
+    }
+
+    /// Reads TOML text; `place` names it in errors.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
+    pub fn from_toml(text: &str, place: &str) -> Result<Self, ConfigError> {
+        Self::from_table(parse(text, place)?, place)
+    }
+
+    /// Reads a TOML file, if one is named, and the environment's variables over it: `STEAD_THREADS=4`,
+    /// `STEAD_CHECKPOINTS_INTERVAL=1s`, `STEAD_SERVICES_BANK_SHARDS=16`.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`]; a variable `STEAD_*` that means nothing is refused.
+    pub fn from_file_and_env(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::from_file_and_vars(path, std::env::vars())
+    }
+
+    /// As [`Self::from_file_and_env`], with the variables given.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_file_and_vars(
+        path: Option<&Path>,
+        vars: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let (mut table, place) = match path {
+            Some(path) => read_file(path)?,
+            None => (toml::Table::new(), "the environment".to_owned()),
+        };
+        let mut config = Self::from_table(table.clone(), &place)?;
+        let mut vars: Vec<_> = vars.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
+        vars.sort();
+        for (name, value) in vars {
+            set_var(&mut table, &name, &value)?;
+            // One by one, so that an error names its variable.
+            config = Self::from_table(table.clone(), &name)?;
+        }
+        Ok(config)
+    }
+
+    fn from_table(table: toml::Table, place: &str) -> Result<Self, ConfigError> {
+        let config: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+            let reason = error.message().to_owned();
+            ConfigError::Invalid { place: place.to_owned(), hint: unknown_key(&reason).and_then(nearest_key), reason }
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks the ranges, whatever the configuration was made from.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let hour = Duration::from_secs(3600);
+        let second = Duration::from_secs(1);
+        range("threads", self.threads, 1..=256, "1 to 256")?;
+        range("task_threads", self.task_threads, 1..=256, "1 to 256")?;
+        time("handler_timeout", self.handler_timeout, Duration::from_millis(10), hour, "10ms to 1h")?;
+        range("log.segment_bytes", self.log.segment_bytes, 16 << 10..=1 << 30, "16 KiB to 1 GiB")?;
+        let checkpoints = &self.checkpoints;
+        time("checkpoints.interval", checkpoints.interval, Duration::from_millis(10), hour * 168, "10ms to 168h")?;
+        time("checkpoints.timeout", checkpoints.timeout, Duration::from_millis(100), hour * 24, "100ms to 24h")?;
+        range("checkpoints.keep", checkpoints.keep, 1..=10_000, "1 to 10000")?;
+        for (name, service) in &self.services {
+            let key = |field: &str| format!("services.{name}.{field}");
+            range(&key("shards"), service.shards, 1..=Topology::SHARDS_MAX, "1 to 4096")?;
+            time(&key("session_ttl"), service.session_ttl, second, hour * 720, "1s to 720h")?;
+            time(&key("idempotency_ttl"), service.idempotency_ttl, second, hour * 8760, "1s to 8760h")?;
+            range(&key("attempts_max"), service.attempts_max, 1..=1000, "1 to 1000")?;
+            range(&key("outbox_bytes_max"), service.outbox_bytes_max, 1 << 20..=64 << 30, "1 MiB to 64 GiB")?;
+        }
+        Ok(())
+    }
+}
+
+impl ServiceConfig {
+    /// The values of `over` where it has some, else these.
+    pub(crate) fn merged(&self, over: Option<&Self>) -> Self {
+        let Some(over) = over else { return self.clone() };
+        Self {
+            shards: over.shards.or(self.shards),
+            session_ttl: over.session_ttl.or(self.session_ttl),
+            idempotency_ttl: over.idempotency_ttl.or(self.idempotency_ttl),
+            attempts_max: over.attempts_max.or(self.attempts_max),
+            outbox_bytes_max: over.outbox_bytes_max.or(self.outbox_bytes_max),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        let standard = Settings::default();
+        let millis = |time: Option<Duration>, standard| time.map_or(standard, |time| time.as_millis() as u64);
+        Settings {
+            session_ttl: millis(self.session_ttl, standard.session_ttl),
+            idempotency_ttl: millis(self.idempotency_ttl, standard.idempotency_ttl),
+            attempts_max: self.attempts_max.unwrap_or(standard.attempts_max),
+            outbox_bytes_max: self.outbox_bytes_max.unwrap_or(standard.outbox_bytes_max),
+            ..standard
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<(toml::Table, String), ConfigError> {
+    let place = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::File { path: place.clone(), reason: error.to_string() })?;
+    Ok((parse(&text, &place)?, place))
+}
+
+fn parse(text: &str, place: &str) -> Result<toml::Table, ConfigError> {
+    text.parse().map_err(|error: toml::de::Error| {
+        let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let place = line.map_or_else(|| place.to_owned(), |line| format!("{place}:{line}"));
+        ConfigError::Invalid { place, reason: error.message().to_owned(), hint: None }
+    })
+}
+
+/// Puts a variable's value where its name says: underscores stand for the dots between tables, too.
+fn set_var(table: &mut toml::Table, name: &str, text: &str) -> Result<(), ConfigError> {
+    let key = name[PREFIX.len()..].to_ascii_lowercase();
+    let refuse = || ConfigError::Invalid {
+        place: format!("variable {name}"),
+        reason: "it means nothing".to_owned(),
+        hint: nearest_key(&key.replace('_', ".")).or_else(|| nearest_key(&key)).map(|key| {
+            format!("{PREFIX}{}", key.replace('.', "_").to_ascii_uppercase())
+        }),
+    };
+    let value = match (text.parse::<i64>(), text.parse::<bool>()) {
+        (Ok(number), _) => Value::Integer(number),
+        (_, Ok(flag)) => Value::Boolean(flag),
+        _ => Value::String(text.to_owned()),
+    };
+    let fields = ["shards", "session_ttl", "idempotency_ttl", "attempts_max", "outbox_bytes_max"];
+    let path: Vec<String> = if let Some(rest) = key.strip_prefix("services_") {
+        let field = fields.iter().find(|field| rest.ends_with(&format!("_{field}"))).ok_or_else(refuse)?;
+        let service = &rest[..rest.len() - field.len() - 1];
+        vec!["services".to_owned(), service.to_owned(), (*field).to_owned()]
+    } else if let Some(known) = KEYS.iter().find(|known| known.contains('.') && known.replace('.', "_") == key) {
+        known.split('.').map(str::to_owned).collect()
+    } else if KEYS[..4].contains(&key.as_str()) {
+        vec![key]
+    } else {
+        return Err(refuse());
+    };
+    let (last, tables) = path.split_last().expect("each path has a key");
+    let mut at = table;
+    for part in tables {
+        let next = at.entry(part).or_insert_with(|| Value::Table(toml::Table::new()));
+        at = next.as_table_mut().expect("the file was checked to have tables here");
+    }
+    at.insert(last.clone(), value);
+    Ok(())
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// Reads a time: a whole number and its unit, `ms`, `s`, `m` or `h`.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let refuse = || format!("{text:?} is no time; write a whole number and its unit, as in 250ms, 10s, 5m or 24h");
+    let number: u64 = text[..digits].parse().map_err(|_| refuse())?;
+    let millis = match text[digits..].trim() {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => None,
+    };
+    millis.map(Duration::from_millis).ok_or_else(refuse)
+}
+
+fn range<T: PartialOrd + ToString>(
+    key: &str,
+    value: Option<T>,
+    allowed: std::ops::RangeInclusive<T>,
+    must: &'static str,
+) -> Result<(), ConfigError> {
+    match value {
+        Some(value) if !allowed.contains(&value) => {
+            Err(ConfigError::Range { key: key.to_owned(), value: value.to_string(), must })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn time(
+    key: &str,
+    value: Option<Duration>,
+    min: Duration,
+    max: Duration,
+    must: &'static str,
+) -> Result<(), ConfigError> {
+    match value {
+        Some(value) if value < min || value > max => {
+            Err(ConfigError::Range { key: key.to_owned(), value: format!("{value:?}"), must })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The key in serde's sentence about an unknown field.
+fn unknown_key(reason: &str) -> Option<&str> {
+    reason.strip_prefix("unknown field `")?.split('`').next()
+}
+
+fn nearest_key(key: &str) -> Option<String> {
+    nearest(key, KEYS.iter().copied())
+}
+
+/// The candidate that differs least, if any is near.
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
+    candidates
+        .map(|candidate| (distance(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(3) / 3)
+        .min()
+        .map(|(_, candidate)| candidate.to_owned())
+}
+
+/// Edits that turn one word into the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, a) in a.chars().take(64).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in b.iter().enumerate() {
+            let above = row[j + 1];
+            row[j + 1] = (diagonal + usize::from(a != *b)).min(above + 1).min(row[j] + 1);
+            diagonal = above;
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn variables_stand_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stead.toml");
+        std::fs::write(&path, "threads = 2\n[checkpoints]\ninterval = \"5s\"\n[services.bank]\nshards = 4\n").unwrap();
+        let env = vars(&[
+            ("STEAD_THREADS", "3"),
+            ("STEAD_CHECKPOINTS_KEEP", "7"),
+            ("STEAD_SERVICES_BANK_SESSION_TTL", "2m"),
+            ("HOME", "/"),
+        ]);
+        let config = Config::from_file_and_vars(Some(&path), env).unwrap();
+        assert_eq!(config.threads, Some(3));
+        assert_eq!(config.checkpoints.interval, Some(Duration::from_secs(5)));
+        assert_eq!(config.checkpoints.keep, Some(7));
+        let bank = &config.services["bank"];
+        assert_eq!((bank.shards, bank.session_ttl), (Some(4), Some(Duration::from_secs(120))));
+    }
+
+    #[test]
+    fn unknown_keys_and_variables_are_refused_with_a_hint() {
+        let error = Config::from_toml("thread = 2", "test").unwrap_err();
+        assert!(error.to_string().contains("did you mean \"threads\""), "{error}");
+        let error = Config::from_toml("[checkpoints]\nintervall = \"1s\"", "test").unwrap_err();
+        assert!(error.to_string().contains("did you mean \"interval\""), "{error}");
+        let error = Config::from_file_and_vars(None, vars(&[("STEAD_CHECKPOINT_KEEP", "3")])).unwrap_err();
+        assert!(error.to_string().contains("STEAD_CHECKPOINTS_KEEP"), "{error}");
+        let error = Config::from_toml("threads = [", "test").unwrap_err();
+        assert!(error.to_string().starts_with("test:1: "), "{error}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_the_range() {
+        for (text, must) in [
+            ("threads = 0", "1 to 256"),
+            ("handler_timeout = \"1ms\"", "10ms to 1h"),
+            ("[services.a]\nshards = 5000", "1 to 4096"),
+            ("[checkpoints]\nkeep = 0", "1 to 10000"),
+        ] {
+            let error = Config::from_toml(text, "test").unwrap_err();
+            assert!(matches!(error, ConfigError::Range { .. }) && error.to_string().contains(must), "{error}");
+        }
+        assert!(Config::from_toml("handler_timeout = \"3 weeks\"", "test").unwrap_err().to_string().contains("no time"));
+        assert!(Config::from_toml("handler_timeout = 3", "test").is_err());
+        assert!(parse_duration("99999999999999999h").is_err());
+    }
+}

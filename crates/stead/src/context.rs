@@ -1,0 +1,393 @@
+//! What a handler can see and do beside its own state.
+
+use crate::codec;
+use crate::process::Process;
+use crate::registry::TaskNames;
+use crate::task::Task;
+use fastrand::Rng;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use stead_core::handler::{Call, Caller as CoreCaller, Limit, Txn, View};
+use stead_core::ids::{Blob, Epoch, Index, Key, ServiceId, TaskId, Time, TimerId};
+use stead_core::record::TaskRecord;
+use stead_core::topology::Topology;
+use std::marker::PhantomData;
+use std::time::Duration;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Who calls a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller<'a> {
+    /// A client, by the name that it authenticated with.
+    Client {
+        /// The name.
+        principal: &'a str,
+    },
+    /// Another process, or this one, by a message.
+    Process {
+        /// Its service.
+        service: &'a str,
+        /// Its key.
+        key: &'a str,
+    },
+    /// A timer that the process set.
+    Timer {
+        /// The timer.
+        id: TimerId,
+    },
+    /// A task that the process started: it ended.
+    Task {
+        /// The task.
+        id: TaskId,
+    },
+}
+
+impl<'a> Caller<'a> {
+    fn new(caller: CoreCaller<'a>, topology: &'a Topology) -> Self {
+        match caller {
+            CoreCaller::Client { principal } => Self::Client { principal },
+            CoreCaller::Process { service, key } => Self::Process { service: &topology.service(service).name, key },
+            CoreCaller::Timer { id } => Self::Timer { id },
+            CoreCaller::Task { id } => Self::Task { id },
+        }
+    }
+}
+
+/// A task of a process that is not finished.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskState {
+    /// The task.
+    pub id: TaskId,
+    /// The name of its kind.
+    pub name: String,
+    /// The next step, counted from 0.
+    pub step: u64,
+    /// The share that is done, 0.0 to 1.0, as its last step told.
+    pub progress: f64,
+}
+
+impl TaskState {
+    pub(crate) fn new(id: TaskId, record: TaskRecord) -> Self {
+        Self { id, name: record.name, step: record.step, progress: f64::from(record.progress) / 1e6 }
+    }
+}
+
+/// The part of [`Txn`] that a context needs, without its second lifetime, which users would have to write.
+trait Effects {
+    fn topology(&self) -> &Topology;
+    fn cell(&self, cell: &[u8]) -> Option<&[u8]>;
+    fn put_cell(&mut self, cell: &[u8], value: Blob) -> Result<(), Limit>;
+    fn delete_cell(&mut self, cell: &[u8]);
+    fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)>;
+    fn send_to(&mut self, service: ServiceId, key: Key, payload: Blob) -> Result<(), Limit>;
+    fn set_timer(&mut self, at: Time, payload: Blob) -> Result<TimerId, Limit>;
+    fn cancel_timer(&mut self, id: TimerId) -> bool;
+    fn start_task(&mut self, name: &str, state: Blob) -> Result<TaskId, Limit>;
+    fn cancel_task(&mut self, id: TaskId) -> bool;
+    fn task(&self, id: TaskId) -> Option<TaskRecord>;
+}
+
+impl Effects for Txn<'_> {
+    fn topology(&self) -> &Topology {
+        Txn::topology(self)
+    }
+    fn cell(&self, cell: &[u8]) -> Option<&[u8]> {
+        Txn::cell(self, cell)
+    }
+    fn put_cell(&mut self, cell: &[u8], value: Blob) -> Result<(), Limit> {
+        Txn::put_cell(self, cell, value)
+    }
+    fn delete_cell(&mut self, cell: &[u8]) {
+        Txn::delete_cell(self, cell);
+    }
+    fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)> {
+        Txn::scan_cells(self, prefix, from, limit)
+    }
+    fn send_to(&mut self, service: ServiceId, key: Key, payload: Blob) -> Result<(), Limit> {
+        Txn::send_to(self, service, key, payload)
+    }
+    fn set_timer(&mut self, at: Time, payload: Blob) -> Result<TimerId, Limit> {
+        Txn::set_timer(self, at, payload)
+    }
+    fn cancel_timer(&mut self, id: TimerId) -> bool {
+        Txn::cancel_timer(self, id)
+    }
+    fn start_task(&mut self, name: &str, state: Blob) -> Result<TaskId, Limit> {
+        Txn::start_task(self, name, state)
+    }
+    fn cancel_task(&mut self, id: TaskId) -> bool {
+        Txn::cancel_task(self, id)
+    }
+    fn task(&self, id: TaskId) -> Option<TaskRecord> {
+        Txn::task(self, id)
+    }
+}
+
+/// What a handler can see and do beside its own state. All of it is kept with the state, or not at all.
+pub struct Context<'a, P: Process> {
+    effects: &'a mut (dyn Effects + 'a),
+    key: P::Key,
+    key_text: &'a Key,
+    service: ServiceId,
+    caller: CoreCaller<'a>,
+    time: Time,
+    place: (Epoch, Index),
+    tasks: &'a TaskNames,
+    seed: u64,
+    rng: Option<Rng>,
+    forget: bool,
+}
+
+impl<'a, P: Process> Context<'a, P> {
+    pub(crate) fn new(key: P::Key, call: &Call<'a>, txn: &'a mut Txn<'_>, tasks: &'a TaskNames, seed: u64) -> Self {
+        Self {
+            effects: txn,
+            key,
+            key_text: call.key,
+            service: call.service,
+            caller: call.caller,
+            time: call.time,
+            place: call.place,
+            tasks,
+            seed,
+            rng: None,
+            forget: false,
+        }
+    }
+
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.forget
+    }
+
+    /// The key of this process.
+    #[must_use]
+    pub fn key(&self) -> &P::Key {
+        &self.key
+    }
+
+    /// Who calls.
+    #[must_use]
+    pub fn caller(&self) -> Caller<'_> {
+        Caller::new(self.caller, self.effects.topology())
+    }
+
+    /// The shard's time: it never runs backwards, not even over a restart with a clock that was set back.
+    #[must_use]
+    pub fn time(&self) -> Time {
+        self.time
+    }
+
+    /// A name for this call that no other call of this process ever has: for effects outside of the system.
+    #[must_use]
+    pub fn place(&self) -> (Epoch, Index) {
+        self.place
+    }
+
+    /// A random number generator, seeded anew for each call. Not for secrets.
+    pub fn random(&mut self) -> &mut Rng {
+        let (epoch, index) = self.place;
+        let (service, key, seed) = (self.service, self.key_text, self.seed);
+        self.rng.get_or_insert_with(|| {
+            let place = epoch.0.rotate_left(40) ^ index.0 ^ u64::from(service.0).rotate_left(20);
+            Rng::with_seed(xxh3_64_with_seed(key.as_bytes(), seed ^ place))
+        })
+    }
+
+    /// Sends a message to a process of any service, this one included. It arrives exactly once, in order with the
+    /// others from this process to that one; an error or a panic of its handler does not come back.
+    ///
+    /// # Panics
+    /// As [`Self::try_send`] has errors; the call then leaves no trace.
+    pub fn send<Q: Process>(&mut self, key: &Q::Key, request: Q::Request) {
+        self.try_send::<Q>(key, request).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Sends a message as [`Self::send`] does.
+    ///
+    /// # Errors
+    /// [`EffectError`] if the service is not registered, the key is none, the message is over 16 MiB, or the call
+    /// has sent 65,536 of them.
+    pub fn try_send<Q: Process>(&mut self, key: &Q::Key, request: Q::Request) -> Result<(), EffectError> {
+        let service = match self.effects.topology().service_id(Q::SERVICE) {
+            Some(service) => service,
+            None => return Err(Limit::UnknownService(Q::SERVICE.to_owned()).into()),
+        };
+        let key = codec::encode_key::<Q>(key)?;
+        let payload = codec::encode(&request, "a message", Q::SERVICE)?;
+        Ok(self.effects.send_to(service, key, payload)?)
+    }
+
+    /// Sets a timer: after the delay, or as soon after as the shard can, the request comes to this process, once.
+    ///
+    /// # Panics
+    /// If the request is over 16 MiB or the call makes over 65,535 timers and tasks; the call then leaves no trace.
+    pub fn set_timer(&mut self, delay: Duration, request: P::Request) -> TimerId {
+        let delay = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.set_timer_at(self.time.plus_micros(delay), request)
+    }
+
+    /// Sets a timer as [`Self::set_timer`] does, for a time of the shard's clock.
+    ///
+    /// # Panics
+    /// As [`Self::set_timer`].
+    pub fn set_timer_at(&mut self, at: Time, request: P::Request) -> TimerId {
+        codec::encode(&request, "a timer's request", P::SERVICE)
+            .map_err(EffectError::from)
+            .and_then(|payload| Ok(self.effects.set_timer(at, payload)?))
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Cancels a timer of this process; false if it has fired or was cancelled.
+    pub fn cancel_timer(&mut self, id: TimerId) -> bool {
+        self.effects.cancel_timer(id)
+    }
+
+    /// Starts a task of this process.
+    ///
+    /// # Panics
+    /// If the task is not registered with the node, its state is over 16 MiB, or the call makes over 65,535 timers and
+    /// tasks; the call then leaves no trace.
+    pub fn start_task<T: Task<Owner = P>>(&mut self, task: T) -> TaskId {
+        assert!(
+            self.tasks.contains(T::NAME),
+            "no task {} is registered; add `.task::<{}>()` to the node's builder",
+            T::NAME,
+            std::any::type_name::<T>()
+        );
+        codec::encode(&task, "a task", P::SERVICE)
+            .map_err(EffectError::from)
+            .and_then(|state| Ok(self.effects.start_task(T::NAME, state)?))
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Cancels a task of this process; false if it has ended. What its running step makes is dropped.
+    pub fn cancel_task(&mut self, id: TaskId) -> bool {
+        self.effects.cancel_task(id)
+    }
+
+    /// A task of this process; `None` once it has ended.
+    #[must_use]
+    pub fn task(&self, id: TaskId) -> Option<TaskState> {
+        self.effects.task(id).map(|record| TaskState::new(id, record))
+    }
+
+    /// One cell of this process's keyed state.
+    ///
+    /// # Panics
+    /// If the cell holds another type's bytes.
+    #[must_use]
+    pub fn cell<V: DeserializeOwned>(&self, cell: &[u8]) -> Option<V> {
+        self.effects.cell(cell).map(|bytes| read_cell::<P, V>(bytes))
+    }
+
+    /// Puts one cell of the keyed state; of this only the cell is stored.
+    ///
+    /// # Panics
+    /// If the cell's key is over 1 KiB, its value over 64 MiB, or it can't be written; the call then leaves no trace.
+    pub fn put_cell<V: Serialize>(&mut self, cell: &[u8], value: &V) {
+        codec::encode(value, "a cell", P::SERVICE)
+            .map_err(EffectError::from)
+            .and_then(|value| Ok(self.effects.put_cell(cell, value)?))
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Deletes one cell of the keyed state.
+    pub fn delete_cell(&mut self, cell: &[u8]) {
+        self.effects.delete_cell(cell);
+    }
+
+    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
+    ///
+    /// # Panics
+    /// If a cell holds another type's bytes.
+    #[must_use]
+    pub fn scan_cells<V: DeserializeOwned>(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, V)> {
+        let found = self.effects.scan_cells(prefix, from, limit);
+        found.into_iter().map(|(cell, bytes)| (cell, read_cell::<P, V>(&bytes))).collect()
+    }
+
+    /// Deletes this process's state when the call ends well: the next call finds `Default`. Its cells stay.
+    pub fn forget(&mut self) {
+        self.forget = true;
+    }
+}
+
+fn read_cell<P: Process, V: DeserializeOwned>(bytes: &[u8]) -> V {
+    codec::decode(bytes, "a cell", P::SERVICE).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Why an effect of a call is not possible.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EffectError {
+    /// Over a limit, or to a service that is not there.
+    #[error(transparent)]
+    Limit(#[from] Limit),
+    /// The key or the value can't be written.
+    #[error(transparent)]
+    Codec(#[from] codec::CodecError),
+}
+
+/// What a query can see beside the state.
+pub struct QueryContext<'a, P: Process> {
+    view: View<'a>,
+    key: P::Key,
+    caller: CoreCaller<'a>,
+    time: Time,
+    topology: &'a Topology,
+    process: PhantomData<fn(P)>,
+}
+
+impl<'a, P: Process> QueryContext<'a, P> {
+    pub(crate) fn new(key: P::Key, call: &Call<'a>, view: View<'a>, topology: &'a Topology) -> Self {
+        Self { view, key, caller: call.caller, time: call.time, topology, process: PhantomData }
+    }
+
+    /// The key of this process.
+    #[must_use]
+    pub fn key(&self) -> &P::Key {
+        &self.key
+    }
+
+    /// Who asks.
+    #[must_use]
+    pub fn caller(&self) -> Caller<'_> {
+        Caller::new(self.caller, self.topology)
+    }
+
+    /// The shard's time.
+    #[must_use]
+    pub fn time(&self) -> Time {
+        self.time
+    }
+
+    /// Whether the process has stored state: false before its first change, and after it was forgotten.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.view.state().is_some()
+    }
+
+    /// One cell of this process's keyed state.
+    ///
+    /// # Panics
+    /// If the cell holds another type's bytes; the caller is told.
+    #[must_use]
+    pub fn cell<V: DeserializeOwned>(&self, cell: &[u8]) -> Option<V> {
+        self.view.cell(cell).map(|bytes| read_cell::<P, V>(bytes))
+    }
+
+    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
+    ///
+    /// # Panics
+    /// As [`Self::cell`].
+    #[must_use]
+    pub fn scan_cells<V: DeserializeOwned>(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, V)> {
+        let found = self.view.scan_cells(prefix, from, limit);
+        found.into_iter().map(|(cell, bytes)| (cell, read_cell::<P, V>(&bytes))).collect()
+    }
+
+    /// The tasks of this process that are not finished.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<TaskState> {
+        self.view.tasks().into_iter().map(|(id, record)| TaskState::new(id, record)).collect()
+    }
+}

@@ -1,0 +1,90 @@
+//! What can go wrong between a user and a node.
+
+use crate::codec::CodecError;
+use crate::registry::RegisteredTwice;
+use std::io;
+use std::time::Duration;
+use stead_core::shard::Refusal;
+use stead_core::topology::TopologyError;
+use stead_store::checkpoint::store::StoreError;
+use stead_store::data_dir::DataDirError;
+use stead_store::recovery::RecoveryError;
+use thiserror::Error;
+
+/// Why a call has no answer of its process.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RawError {
+    /// No such service.
+    #[error("no service {service} exists; `stead status` lists those that do")]
+    UnknownService {
+        /// The service.
+        service: String,
+    },
+    /// The key, the request or the answer is not what the service's types say. Nothing was changed, unless it is the
+    /// answer that can't be read.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The shard refused. Nothing was changed.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// No answer came in time. The request may have been applied, or may still be.
+    #[error("no answer within {} ms; the request may have been applied: ask again with the same idempotency key", after.as_millis())]
+    TimedOut {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The node had a fatal error before it could answer. The request may have been applied.
+    #[error("the node failed: {0}; the request may have been applied")]
+    NodeFailed(String),
+    /// The node is shutting down or has shut down. The request may have been applied.
+    #[error("the node has stopped; the request may have been applied unless it was made after that")]
+    Stopped,
+}
+
+/// Why a typed call did not end well.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CallError<E> {
+    /// The process answered with an error of its own: the call was handled, and nothing was changed.
+    #[error("{0}")]
+    Process(E),
+    /// There is no answer of the process.
+    #[error(transparent)]
+    Raw(#[from] RawError),
+}
+
+/// Why a node can't be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// A service or task twice.
+    #[error(transparent)]
+    RegisteredTwice(#[from] RegisteredTwice),
+    /// The services don't fit together or to the data.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The directory.
+    #[error("the data directory {path} can't be used: {source}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The data directory is in use, damaged, or of another version.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The store of checkpoints.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What is stored does not make up a state.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// The node failed before all its shards served.
+    #[error("the node failed while it started: {0}")]
+    Failed(String),
+    /// The system gave no thread.
+    #[error("can't start a thread: {0}")]
+    Thread(io::Error),
+}

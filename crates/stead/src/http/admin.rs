@@ -1,0 +1,256 @@
+//! What an operator asks: health, status, checkpoints, metrics.
+
+use super::Gateway;
+use super::problem::{Kind, Problem};
+use crate::{CheckpointFailure, CheckpointInfo, Node};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use std::sync::Arc;
+use stead_store::checkpoint::verify::Report as VerifyReport;
+use utoipa::ToSchema;
+
+/// Whether the server lives, or serves.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Health {
+    /// `ok`.
+    status: &'static str,
+}
+
+/// Tells that the process answers at all.
+#[utoipa::path(get, path = "/healthz", tag = "node", responses((status = 200, description = "It lives", body = Health)))]
+pub(super) async fn healthz() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Tells whether the node serves requests now.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "node",
+    responses(
+        (status = 200, description = "Every shard serves", body = Health),
+        (status = 503, description = "It recovers, stops or has failed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Json<Health>, Problem> {
+    if gateway.node.is_ready() {
+        Ok(Json(Health { status: "ok" }))
+    } else {
+        Err(Problem::new(Kind::NotReady, "not every shard serves").retry_after_ms(100))
+    }
+}
+
+/// The state of the node, its services and shards, its log and its tasks.
+#[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, description = "The status", body = Object)))]
+pub(super) async fn status(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
+    let node = gateway.node.clone();
+    in_background(move || Ok(node.status())).await
+}
+
+/// A service.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Service {
+    /// Its name.
+    name: String,
+    /// How many shards hold its processes.
+    shards: u32,
+}
+
+/// The services of this node.
+#[utoipa::path(get, path = "/v1/services", tag = "node", responses((status = 200, description = "The services", body = [Service])))]
+pub(super) async fn services(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Service>> {
+    let services = gateway.node.topology().services().iter();
+    Json(services.map(|service| Service { name: service.name.clone(), shards: service.shards }).collect())
+}
+
+/// The messages that no handler could take, of one service.
+#[utoipa::path(
+    get,
+    path = "/v1/dead-letters/{service}",
+    tag = "processes",
+    params(("service" = String, Path, description = "The service")),
+    responses(
+        (status = 200, description = "The dead letters", body = [Object]),
+        (status = 404, description = "No such service", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn dead_letters(
+    State(gateway): State<Arc<Gateway>>,
+    service: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let Path(service) = service.map_err(bad_path)?;
+    let node = gateway.node.clone();
+    in_background(move || {
+        let letters = node.dead_letters(&service);
+        letters.ok_or_else(|| Problem::new(Kind::UnknownService, format!("no service {service} exists")))
+    })
+    .await
+}
+
+/// The complete checkpoints, the oldest first.
+#[utoipa::path(get, path = "/v1/checkpoints", tag = "checkpoints", responses((status = 200, description = "The checkpoints", body = [Object])))]
+pub(super) async fn checkpoints(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
+    let node = gateway.node.clone();
+    in_background(move || node.checkpoints().map_err(failed)).await
+}
+
+/// Takes a checkpoint, and answers when it is complete.
+#[utoipa::path(
+    post,
+    path = "/v1/checkpoints",
+    tag = "checkpoints",
+    responses(
+        (status = 201, description = "The checkpoint is complete", body = Object),
+        (status = 500, description = "It failed; the work goes on", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn create_checkpoint(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
+    let report = gateway.node.checkpoint().await.map_err(failed)?;
+    let mut response = Json(report).into_response();
+    *response.status_mut() = StatusCode::CREATED;
+    Ok(response)
+}
+
+/// One checkpoint.
+#[utoipa::path(
+    get,
+    path = "/v1/checkpoints/{number}",
+    tag = "checkpoints",
+    params(("number" = u64, Path, description = "The checkpoint's number")),
+    responses(
+        (status = 200, description = "The checkpoint", body = Object),
+        (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn show_checkpoint(
+    State(gateway): State<Arc<Gateway>>,
+    number: Result<Path<u64>, PathRejection>,
+) -> Result<Response, Problem> {
+    let Path(number) = number.map_err(bad_path)?;
+    let node = gateway.node.clone();
+    in_background(move || find(&node, number)).await
+}
+
+/// What a verification found.
+#[derive(Serialize)]
+struct Verified {
+    /// Whether all holds.
+    consistent: bool,
+    #[serde(flatten)]
+    report: VerifyReport,
+}
+
+/// Recomputes a checkpoint's cut from its stored parts alone.
+///
+/// The member `consistent` tells the outcome, `inconsistencies` and `checks` what does not hold.
+#[utoipa::path(
+    post,
+    path = "/v1/checkpoints/{number}/verify",
+    tag = "checkpoints",
+    params(("number" = u64, Path, description = "The checkpoint's number")),
+    responses(
+        (status = 200, description = "What was found", body = Object),
+        (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn verify_checkpoint(
+    State(gateway): State<Arc<Gateway>>,
+    number: Result<Path<u64>, PathRejection>,
+) -> Result<Response, Problem> {
+    let Path(number) = number.map_err(bad_path)?;
+    let node = gateway.node.clone();
+    in_background(move || {
+        find(&node, number)?;
+        let report = node.verify(number).map_err(failed)?;
+        Ok(Verified { consistent: report.holds(), report })
+    })
+    .await
+}
+
+/// Deletes a checkpoint. The newest complete one stays: recovery needs it.
+#[utoipa::path(
+    delete,
+    path = "/v1/checkpoints/{number}",
+    tag = "checkpoints",
+    params(("number" = u64, Path, description = "The checkpoint's number")),
+    responses(
+        (status = 204, description = "It is deleted"),
+        (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn delete_checkpoint(
+    State(gateway): State<Arc<Gateway>>,
+    number: Result<Path<u64>, PathRejection>,
+) -> Result<Response, Problem> {
+    let Path(number) = number.map_err(bad_path)?;
+    let node = gateway.node.clone();
+    in_background(move || {
+        find(&node, number)?;
+        node.delete_checkpoint(number).map_err(failed)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Figures for Prometheus, in the text format of OpenMetrics.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "node",
+    responses((status = 200, description = "The figures", body = String, content_type = "application/openmetrics-text"))
+)]
+pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
+    let text = tokio::task::spawn_blocking(move || gateway.measure.exposition())
+        .await
+        .map_err(|error| Problem::new(Kind::NodeFailed, error.to_string()))?
+        .map_err(|error| Problem::new(Kind::NodeFailed, error.to_string()))?;
+    let mut response = Response::new(Body::from(text));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
+    );
+    Ok(response)
+}
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", tag = "node", responses((status = 200, description = "The OpenAPI document", body = Object)))]
+pub(super) async fn openapi(State(gateway): State<Arc<Gateway>>) -> Response {
+    let mut response = Response::new(Body::from(gateway.openapi.clone()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Runs what reads files or waits for the shards away from the threads that answer calls.
+pub(super) async fn in_background<T: Serialize + Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<Response, Problem> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(value)) => Ok(Json(value).into_response()),
+        Ok(Err(problem)) => Err(problem),
+        Err(panic) => Err(Problem::new(Kind::NodeFailed, panic.to_string())),
+    }
+}
+
+fn find(node: &Node, number: u64) -> Result<CheckpointInfo, Problem> {
+    let found = node.checkpoints().map_err(failed)?.into_iter().find(|checkpoint| checkpoint.number == number);
+    found.ok_or_else(|| Problem::new(Kind::UnknownCheckpoint, format!("there is no complete checkpoint {number}")))
+}
+
+fn failed(failure: CheckpointFailure) -> Problem {
+    let kind = match failure {
+        CheckpointFailure::GivenUp { .. } | CheckpointFailure::Store(_) => Kind::CheckpointFailed,
+        CheckpointFailure::Newest(_) => Kind::CheckpointNeeded,
+        CheckpointFailure::Stopped(_) => Kind::NotReady,
+    };
+    Problem::new(kind, failure.to_string())
+}
+
+pub(super) fn bad_path(rejection: PathRejection) -> Problem {
+    Problem::new(Kind::BadRequest, rejection.body_text())
+}

@@ -1,0 +1,282 @@
+//! Calls and queries: one process, one JSON document in, one out.
+
+use super::Gateway;
+use super::measure::Operation;
+use super::problem::{Kind, Problem};
+use super::refusal;
+use super::transcode::{self, TranscodeError};
+use crate::{RawCall, RawReply};
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stead_core::ids::Colour;
+use utoipa::IntoParams;
+
+/// Makes a repeated call known: the same key and body get the first answer again, for 24 h by default.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// How many milliseconds the client waits; at most the server's own limit.
+pub const STEAD_DEADLINE_MS: HeaderName = HeaderName::from_static("stead-deadline-ms");
+/// Where the answering shard stood; a client brings the newest one along with its next request.
+pub const STEAD_TOKEN: HeaderName = HeaderName::from_static("stead-token");
+/// Who asks, until there is authentication: everyone on this machine is the same.
+const PRINCIPAL: &str = "local";
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Calls a process.
+///
+/// The body is the service's request as JSON; the answer is its reply as JSON. An error that the service itself
+/// returns is answered 409, with the error in the problem's member `error`.
+#[utoipa::path(
+    post,
+    path = "/v1/call/{service}/{key}",
+    tag = "processes",
+    params(
+        ("service" = String, Path, description = "The service, `kv` say"),
+        ("key" = String, Path, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes a repetition known: same key and same body get the same answer, and the call is applied once"),
+        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+        ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
+    ),
+    request_body(content = Object, content_type = "application/json", description = "The service's request"),
+    responses(
+        (status = 200, description = "The service's reply", body = Object, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
+        (status = "4XX", description = "The request was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "The request could not be handled; 504: it may have been applied", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn call(
+    State(gateway): State<Arc<Gateway>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let started = Instant::now();
+    let response = match gateway.call(path, &headers, body, started).await {
+        Ok(response) => response,
+        Err(problem) => problem.into_response(),
+    };
+    gateway.measure.answered(Operation::Call, response.status(), started.elapsed());
+    response
+}
+
+/// Queries a process.
+///
+/// The body is the service's query as JSON. A query changes nothing and sees committed state only.
+#[utoipa::path(
+    post,
+    path = "/v1/query/{service}/{key}",
+    tag = "processes",
+    params(
+        ("service" = String, Path, description = "The service, `kv` say"),
+        ("key" = String, Path, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+        ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
+    ),
+    request_body(content = Object, content_type = "application/json", description = "The service's query"),
+    responses(
+        (status = 200, description = "The service's answer", body = Object, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
+        (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "The query could not be answered", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn query(
+    State(gateway): State<Arc<Gateway>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let started = Instant::now();
+    let answered = async {
+        let within = gateway.deadline(&headers)?;
+        let body = gateway.body(&headers, body, within).await?;
+        gateway.query(path, &headers, &body, started, within).await
+    };
+    let response = answered.await.unwrap_or_else(IntoResponse::into_response);
+    gateway.measure.answered(Operation::Query, response.status(), started.elapsed());
+    response
+}
+
+/// The query of a GET.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct GetQuery {
+    /// The service's query as JSON; `"get"` without it, which `kv` and services like it answer.
+    #[param(example = "\"get\"")]
+    query: Option<String>,
+}
+
+/// Queries a process by GET.
+///
+/// As POST, with the query as a parameter.
+#[utoipa::path(
+    get,
+    path = "/v1/query/{service}/{key}",
+    tag = "processes",
+    params(
+        ("service" = String, Path, description = "The service, `kv` say"),
+        ("key" = String, Path, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        GetQuery,
+        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+        ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
+    ),
+    responses(
+        (status = 200, description = "The service's answer", body = Object, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
+        (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "The query could not be answered", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn query_by_get(
+    State(gateway): State<Arc<Gateway>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    parameters: Result<Query<GetQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Response {
+    let started = Instant::now();
+    let answered = async {
+        let within = gateway.deadline(&headers)?;
+        let Query(GetQuery { query }) =
+            parameters.map_err(|rejection| Problem::new(Kind::BadRequest, rejection.body_text()))?;
+        let body = query.as_deref().unwrap_or("\"get\"").as_bytes();
+        gateway.query(path, &headers, body, started, within).await
+    };
+    let response = answered.await.unwrap_or_else(IntoResponse::into_response);
+    gateway.measure.answered(Operation::Query, response.status(), started.elapsed());
+    response
+}
+
+impl Gateway {
+    async fn call(
+        &self,
+        path: Result<Path<(String, String)>, PathRejection>,
+        headers: &HeaderMap,
+        body: Body,
+        started: Instant,
+    ) -> Result<Response, Problem> {
+        let Path((service, key)) = path.map_err(bad_path)?;
+        let within = self.deadline(headers)?;
+        self.heed_token(headers)?;
+        let body = self.body(headers, body, within).await?;
+        let idempotency_key = headers.get(IDEMPOTENCY_KEY).map(HeaderValue::as_bytes);
+        if idempotency_key.is_some_and(<[u8]>::is_empty) {
+            return Err(Problem::new(Kind::BadRequest, "the Idempotency-Key is empty"));
+        }
+        let payload = match idempotency_key {
+            Some(_) => transcode::json_to_canonical_msgpack(&body),
+            None => transcode::json_to_msgpack(&body),
+        }
+        .map_err(refused_json)?;
+        let timeout = within.saturating_sub(started.elapsed());
+        let call = RawCall { service: &service, key: &key, payload, principal: PRINCIPAL, idempotency_key, timeout };
+        let reply = self.client.call_raw(call).await.map_err(refusal::problem)?;
+        self.answer(&service, &key, reply)
+    }
+
+    async fn query(
+        &self,
+        path: Result<Path<(String, String)>, PathRejection>,
+        headers: &HeaderMap,
+        body: &[u8],
+        started: Instant,
+        within: Duration,
+    ) -> Result<Response, Problem> {
+        let Path((service, key)) = path.map_err(bad_path)?;
+        self.heed_token(headers)?;
+        let payload = transcode::json_to_msgpack(body).map_err(refused_json)?;
+        let timeout = within.saturating_sub(started.elapsed());
+        let call =
+            RawCall { service: &service, key: &key, payload, principal: PRINCIPAL, idempotency_key: None, timeout };
+        let reply = self.client.query_raw(call).await.map_err(refusal::problem)?;
+        self.answer(&service, &key, reply)
+    }
+
+    /// How long this request may take.
+    fn deadline(&self, headers: &HeaderMap) -> Result<Duration, Problem> {
+        let longest = self.limits.request_timeout;
+        let Some(header) = headers.get(STEAD_DEADLINE_MS) else { return Ok(longest) };
+        let ms = header.to_str().ok().and_then(|ms| ms.parse::<u64>().ok()).filter(|ms| *ms > 0);
+        let ms = ms.ok_or_else(|| {
+            Problem::new(Kind::BadRequest, format!("Stead-Deadline-Ms is {header:?}; it is a whole number of milliseconds, 1 or more"))
+        })?;
+        Ok(longest.min(Duration::from_millis(ms)))
+    }
+
+    /// Clients are channels: what this one has seen, the shard that it asks now must have seen, too.
+    fn heed_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let Some(header) = headers.get(STEAD_TOKEN) else { return Ok(()) };
+        let text = header.to_str().unwrap_or_default();
+        let token = self
+            .tokens
+            .verify(text)
+            .map_err(|error| Problem::new(Kind::BadToken, format!("the Stead-Token {text:?} is not taken: {error}")))?;
+        if token.incarnation != self.incarnation {
+            return Err(Problem::new(
+                Kind::BadToken,
+                format!("the Stead-Token is of incarnation {}, this is {}", token.incarnation, self.incarnation),
+            ));
+        }
+        self.client.saw(Colour(token.colour));
+        Ok(())
+    }
+
+    async fn body(&self, headers: &HeaderMap, body: Body, within: Duration) -> Result<Bytes, Problem> {
+        let max = self.limits.body_bytes_max;
+        let too_large = || Problem::new(Kind::BodyTooLarge, format!("the body is over {max} bytes"));
+        let announced = headers.get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|len| len > max as u64) {
+            return Err(too_large());
+        }
+        match tokio::time::timeout(within, Limited::new(body, max).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) => Err(Problem::new(Kind::BadRequest, format!("the body could not be read: {error}"))),
+            Err(_) => Err(Problem::new(
+                Kind::TimedOut,
+                format!("the body did not arrive within {} ms; the request was not applied", within.as_millis()),
+            )),
+        }
+    }
+
+    fn answer(&self, service: &str, key: &str, raw: RawReply) -> Result<Response, Problem> {
+        let token = self.tokens.sign(&super::token::Token {
+            incarnation: self.incarnation,
+            shard: raw.shard.0,
+            epoch: raw.epoch.0,
+            index: raw.index.0,
+            colour: raw.colour.0,
+        });
+        let token = HeaderValue::from_maybe_shared(Bytes::from(token)).expect("a token is digits, letters and dots");
+        let mut response = match raw.reply {
+            Ok(reply) => {
+                let mut response = Response::new(Body::from(transcode::msgpack_to_json(&reply).map_err(unwritable)?));
+                response.headers_mut().insert(CONTENT_TYPE, JSON);
+                response
+            }
+            Err(error) => {
+                let error = transcode::msgpack_to_json(&error).map_err(unwritable)?;
+                let detail = format!("{service}/{key} answered with the error {}", String::from_utf8_lossy(&error));
+                let error = serde_json::from_slice(&error).unwrap_or_default();
+                Problem::new(Kind::HandlerError, detail).with_error(error).into_response()
+            }
+        };
+        response.headers_mut().insert(STEAD_TOKEN, token);
+        Ok(response)
+    }
+}
+
+fn bad_path(rejection: PathRejection) -> Problem {
+    Problem::new(Kind::BadRequest, rejection.body_text())
+}
+
+fn refused_json(error: TranscodeError) -> Problem {
+    Problem::new(Kind::BadJson, error.to_string())
+}
+
+fn unwritable(error: TranscodeError) -> Problem {
+    Problem::new(Kind::UnwritableAnswer, error.to_string())
+}

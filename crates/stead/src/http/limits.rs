@@ -1,0 +1,47 @@
+//! What the gateway lets a client use.
+
+use std::time::Duration;
+
+/// Limits of the gateway. Each is answered with its own problem document when it is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most bytes of a request's body. Default: [`Limits::BODY_BYTES_MAX`].
+    pub body_bytes_max: usize,
+    /// Most connections at a time; one more is answered 503 and closed. Default: [`Limits::CONNECTIONS_MAX`].
+    pub connections_max: usize,
+    /// How long a client may take to send a request's head; an idle connection is closed after it, too.
+    /// Default: [`Limits::HEADER_TIMEOUT`].
+    pub header_timeout: Duration,
+    /// How long a request may take, its body included; a client's `Stead-Deadline-Ms` can only shorten it.
+    /// Default: [`Limits::REQUEST_TIMEOUT`].
+    pub request_timeout: Duration,
+    /// How long open requests are waited for at shutdown. Default: [`Limits::SHUTDOWN_TIMEOUT`].
+    pub shutdown_timeout: Duration,
+}
+
+impl Limits {
+    /// 1 MiB.
+    pub const BODY_BYTES_MAX: usize = 1 << 20;
+    /// 1024 connections.
+    pub const CONNECTIONS_MAX: usize = 1024;
+    /// 30 s.
+    pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+    /// 30 s.
+    pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+    /// 10 s.
+    pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+    /// Most bytes of a request's head: 64 KiB. The keys of processes are a part of it.
+    pub const HEAD_BYTES_MAX: usize = 64 << 10;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: Self::BODY_BYTES_MAX,
+            connections_max: Self::CONNECTIONS_MAX,
+            header_timeout: Self::HEADER_TIMEOUT,
+            request_timeout: Self::REQUEST_TIMEOUT,
+            shutdown_timeout: Self::SHUTDOWN_TIMEOUT,
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The entries of a shard's log, for people.
+
+use super::Gateway;
+use super::admin::{bad_path, in_background};
+use super::problem::{Kind, Problem};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use serde::Deserialize;
+use std::sync::Arc;
+use utoipa::IntoParams;
+
+/// Which entries of a log.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct LogRange {
+    /// The first index; the oldest entry that is kept without it.
+    from: Option<u64>,
+    /// How many entries, 1 to 1000. Default: 100.
+    limit: Option<usize>,
+}
+
+impl LogRange {
+    const LIMIT: usize = 100;
+    const LIMIT_MAX: usize = 1000;
+}
+
+/// The entries of a shard's log, readable.
+#[utoipa::path(
+    get,
+    path = "/v1/log/{shard}",
+    tag = "node",
+    params(("shard" = u32, Path, description = "The shard's number, as in the status"), LogRange),
+    responses(
+        (status = 200, description = "The entries, the oldest first", body = [Object]),
+        (status = 404, description = "No such shard", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn log(
+    State(gateway): State<Arc<Gateway>>,
+    shard: Result<Path<u32>, PathRejection>,
+    range: Result<Query<LogRange>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Path(shard) = shard.map_err(bad_path)?;
+    let Query(LogRange { from, limit }) =
+        range.map_err(|rejection| Problem::new(Kind::BadRequest, rejection.body_text()))?;
+    let limit = limit.unwrap_or(LogRange::LIMIT);
+    if !(1..=LogRange::LIMIT_MAX).contains(&limit) {
+        return Err(Problem::new(Kind::BadRequest, format!("limit is {limit}; it is 1 to {}", LogRange::LIMIT_MAX)));
+    }
+    let shards = gateway.node.topology().shard_count();
+    if shard >= shards {
+        return Err(Problem::new(Kind::UnknownShard, format!("shard {shard} does not exist; there are 0 to {}", shards - 1)));
+    }
+    let node = gateway.node.clone();
+    in_background(move || {
+        let entries = node.read_log(shard, from.unwrap_or(0), limit);
+        entries.map_err(|error| Problem::new(Kind::LogUnreadable, error.to_string()))
+    })
+    .await
+}

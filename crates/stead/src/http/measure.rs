@@ -1,0 +1,157 @@
+//! What `/metrics` tells: the gateway's own figures, and the node's as they are when asked.
+
+use crate::{Node, ShardStatus};
+use axum::http::StatusCode;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use std::fmt;
+use std::time::Duration;
+
+/// What was asked of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Operation {
+    Call,
+    Query,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    operation: Operation,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfShard {
+    service: String,
+    shard: u32,
+}
+
+/// Upper ends of the buckets of a request's time, in seconds: from a query in memory to the longest timeout.
+const SECONDS: [f64; 14] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// The figures of a gateway.
+pub(super) struct Measure {
+    registry: Registry,
+    answered: Family<Answered, Counter>,
+    calls: Histogram,
+    queries: Histogram,
+}
+
+impl Measure {
+    pub(super) fn new(node: Node) -> Self {
+        let mut registry = Registry::with_prefix("stead");
+        let answered = Family::default();
+        registry.register("http_requests", "Calls and queries answered over HTTP, by status", answered.clone());
+        let (calls, queries) = (Histogram::new(SECONDS), Histogram::new(SECONDS));
+        registry.register("http_call_seconds", "Time from a call's head to its answer", calls.clone());
+        registry.register("http_query_seconds", "Time from a query's head to its answer", queries.clone());
+        registry.register_collector(Box::new(OfNode(node)));
+        Self { registry, answered, calls, queries }
+    }
+
+    pub(super) fn answered(&self, operation: Operation, status: StatusCode, after: Duration) {
+        self.answered.get_or_create(&Answered { operation, status: status.as_u16() }).inc();
+        match operation {
+            Operation::Call => &self.calls,
+            Operation::Query => &self.queries,
+        }
+        .observe(after.as_secs_f64());
+    }
+
+    /// The figures in the text format of OpenMetrics, which Prometheus reads.
+    pub(super) fn exposition(&self) -> Result<String, fmt::Error> {
+        let mut text = String::with_capacity(16 << 10);
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// The node's figures, read when they are asked for.
+struct OfNode(Node);
+
+impl fmt::Debug for OfNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OfNode")
+    }
+}
+
+impl Collector for OfNode {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let counts = self.0.metrics();
+        let counters = [
+            ("requests", "Clients' requests taken in", counts.requests),
+            ("queries", "Clients' queries taken in", counts.queries),
+            ("answers", "Answers given, refusals included", counts.answers),
+            ("refusals", "Refusals given", counts.refusals),
+            ("messages", "Messages delivered from shard to shard, resends included", counts.messages),
+            ("entries", "Entries appended to the log", counts.entries),
+            ("entry_bytes", "Bytes of these entries", counts.entry_bytes),
+            ("task_steps", "Steps of tasks that were run", counts.task_steps),
+            ("log_writes", "Writes to the log", counts.log_writes),
+            ("log_syncs", "Syncs of the log", counts.log_syncs),
+            ("log_sync_microseconds", "Time that the syncs took together", counts.log_sync_micros),
+            ("checkpoints", "Checkpoints completed", counts.checkpoints),
+            ("checkpoints_failed", "Checkpoints given up", counts.checkpoints_failed),
+            ("checkpoint_bytes", "Bytes written for checkpoints", counts.checkpoint_bytes),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let status = self.0.status();
+        let gauges = [
+            (
+                "checkpoint_stall_max_microseconds",
+                "The longest that a slice of a checkpoint held its worker",
+                counts.checkpoint_stall_micros,
+            ),
+            ("uptime_seconds", "How long the node has run", status.uptime.as_secs()),
+            ("disk_full", "1 if writes are refused because the disk is full", u64::from(status.full)),
+            ("failed", "1 after a fatal error", u64::from(status.failure.is_some())),
+            ("log_bytes", "Bytes of the log's files", status.log.bytes),
+            ("log_segments", "Segments of the log that are still needed", status.log.segments),
+            ("log_reserve_bytes", "Bytes that can be appended before another segment", status.log.reserve),
+            ("checkpoint_newest", "Number of the newest checkpoint; 0 before the first", status.checkpoint.unwrap_or(0)),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        encode_shards(&status.shards, &mut encoder)
+    }
+}
+
+type Figure = (&'static str, &'static str, fn(&ShardStatus) -> u64);
+
+const SHARD_GAUGES: [Figure; 7] = [
+    ("shard_records", "Records of all kinds", |shard| shard.records),
+    ("shard_records_bytes", "Bytes of the records, keys included", |shard| shard.records_bytes),
+    ("shard_outbox_messages", "Messages sent and not yet acknowledged", |shard| shard.outbox_messages),
+    ("shard_outbox_bytes", "Bytes of these messages", |shard| shard.outbox_bytes),
+    ("shard_waiting", "Messages, timers and steps that wait to be handled", |shard| shard.waiting),
+    ("shard_dead_letters", "Causes that were given up", |shard| shard.dead_letters),
+    ("shard_tasks", "Tasks that are not finished", |shard| shard.tasks.len() as u64),
+];
+
+fn encode_shards(shards: &[ShardStatus], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let of = |shard: &ShardStatus| OfShard { service: shard.service.clone(), shard: shard.shard };
+    for (name, help, figure) in SHARD_GAUGES {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for shard in shards {
+            ConstGauge::new(figure(shard)).encode(metric.encode_family(&of(shard))?)?;
+        }
+    }
+    let mut metric =
+        encoder.encode_descriptor("shard_entries", "Committed entries", None, MetricType::Counter)?;
+    for shard in shards {
+        ConstCounter::new(shard.commit).encode(metric.encode_family(&of(shard))?)?;
+    }
+    Ok(())
+}

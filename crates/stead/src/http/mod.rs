@@ -1,0 +1,130 @@
+//! The HTTP/JSON gateway: calls and queries of processes, and what an operator asks of a node.
+//!
+//! JSON is turned into the services' MessagePack without knowing their types. Every error is a problem document
+//! (RFC 9457) that says what to do next. The OpenAPI document is made from the code of the routes.
+//!
+//! There is no TLS and no authentication here: addresses that other machines can reach are refused.
+
+mod admin;
+#[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
+mod call;
+mod limits;
+mod measure;
+mod problem;
+mod refusal;
+mod server;
+mod token;
+pub mod transcode;
+
+pub use call::{IDEMPOTENCY_KEY, STEAD_DEADLINE_MS, STEAD_TOKEN};
+pub use limits::Limits;
+pub use problem::{Kind, PROBLEM_JSON, Problem};
+pub use server::{ServeError, Server, listen};
+pub use token::{Token, TokenError, TokenKey};
+
+use crate::{Client, Node};
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::{Method, Uri};
+use measure::Measure;
+use std::net::TcpListener;
+use std::sync::Arc;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// What the routes share.
+struct Gateway {
+    node: Node,
+    client: Client,
+    tokens: TokenKey,
+    incarnation: u64,
+    limits: Limits,
+    measure: Measure,
+    openapi: Bytes,
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Stead",
+    description = "Stateful services that outlive the machines they run on. Errors are problem documents (RFC 9457).",
+    license(name = "MIT OR Apache-2.0")
+))]
+struct Description;
+
+fn routes() -> OpenApiRouter<Arc<Gateway>> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(call::call))
+        .routes(routes!(call::query, call::query_by_get))
+        .routes(routes!(admin::healthz))
+        .routes(routes!(admin::readyz))
+        .routes(routes!(admin::status))
+        .routes(routes!(admin::services))
+        .routes(routes!(admin::dead_letters))
+        .routes(routes!(admin::checkpoints, admin::create_checkpoint))
+        .routes(routes!(admin::show_checkpoint, admin::delete_checkpoint))
+        .routes(routes!(admin::verify_checkpoint))
+        .routes(routes!(admin::metrics))
+        .routes(routes!(admin::openapi))
+}
+
+/// The OpenAPI document of the gateway, as JSON.
+#[must_use]
+pub fn openapi() -> String {
+    routes().to_openapi().to_json().expect("a description made by macros: always JSON")
+}
+
+/// Serves a node over HTTP on a listener that [`listen`] made, until [`Server::shutdown`]. Runs on the calling
+/// task's tokio runtime, whose I/O and time must be enabled.
+///
+/// # Errors
+/// [`ServeError`] if the listener is not on a loopback address or can't be used.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn serve(node: &Node, listener: TcpListener, tokens: TokenKey, limits: Limits) -> Result<Server, ServeError> {
+    let (router, description) = routes().split_for_parts();
+    let openapi = description.to_json().expect("a description made by macros: always JSON");
+    let gateway = Arc::new(Gateway {
+        node: node.clone(),
+        client: node.client(),
+        tokens,
+        incarnation: node.topology().incarnation.0,
+        limits,
+        measure: Measure::new(node.clone()),
+        openapi: Bytes::from(openapi),
+    });
+    let router: Router =
+        router.fallback(unknown_route).method_not_allowed_fallback(wrong_method).with_state(gateway);
+    Server::start(listener, router, limits)
+}
+
+async fn unknown_route(uri: Uri) -> Problem {
+    Problem::new(Kind::UnknownRoute, format!("there is no {}", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Problem {
+    Problem::new(Kind::Method, format!("{} takes no {method}", uri.path()))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_description_lists_the_routes() {
+        let document: serde_json::Value = serde_json::from_str(&super::openapi()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        for (path, method) in [
+            ("/v1/call/{service}/{key}", "post"),
+            ("/v1/query/{service}/{key}", "get"),
+            ("/v1/query/{service}/{key}", "post"),
+            ("/v1/checkpoints", "post"),
+            ("/v1/checkpoints/{number}", "delete"),
+            ("/v1/checkpoints/{number}/verify", "post"),
+            ("/v1/dead-letters/{service}", "get"),
+            ("/metrics", "get"),
+        ] {
+            assert!(paths[path].get(method).is_some(), "{method} {path}");
+        }
+        assert_eq!(document["components"]["schemas"]["Problem"]["type"], "object");
+    }
+}

@@ -1,0 +1,311 @@
+//! Errors as problem documents (RFC 9457): one table of what can go wrong, each with what to do next.
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// A kind of problem. Its name is the end of the problem's `type`, `urn:stead:problem:NAME`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No service of this name.
+    UnknownService,
+    /// No route of this path.
+    UnknownRoute,
+    /// The route exists, with other methods.
+    Method,
+    /// A path, header or parameter that can't be understood.
+    BadRequest,
+    /// The body is no JSON.
+    BadJson,
+    /// The service can't read the request.
+    UnreadableRequest,
+    /// The body is over the limit.
+    BodyTooLarge,
+    /// The request took too long.
+    TimedOut,
+    /// There are too many connections.
+    TooManyConnections,
+    /// The token is not of this incarnation, or was changed.
+    BadToken,
+    /// What the client's token has seen is gone.
+    Lost,
+    /// The service answered with an error of its own.
+    HandlerError,
+    /// The idempotency key was used with another request.
+    IdempotencyConflict,
+    /// The handler panicked.
+    HandlerPanicked,
+    /// The stored state can't be read.
+    UnreadableState,
+    /// The answer has no form in JSON.
+    UnwritableAnswer,
+    /// The shard has too much to do.
+    Overloaded,
+    /// The shard does not serve yet, or no longer.
+    NotReady,
+    /// The disk is full.
+    Full,
+    /// The node had a fatal error.
+    NodeFailed,
+    /// No checkpoint of this number.
+    UnknownCheckpoint,
+    /// The checkpoint could not be taken, read or deleted.
+    CheckpointFailed,
+    /// The checkpoint is the newest one.
+    CheckpointNeeded,
+    /// No shard of this number.
+    UnknownShard,
+    /// The log could not be read.
+    LogUnreadable,
+}
+
+impl Kind {
+    /// Name, status, title and hint.
+    const fn describe(self) -> (&'static str, StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::UnknownService => (
+                "unknown-service",
+                S::NOT_FOUND,
+                "No service of this name",
+                "GET /v1/services lists the services of this node",
+            ),
+            Self::UnknownRoute => {
+                ("unknown-route", S::NOT_FOUND, "Nothing is here", "GET /openapi.json lists what there is")
+            }
+            Self::Method => (
+                "method-not-allowed",
+                S::METHOD_NOT_ALLOWED,
+                "The method does not fit the path",
+                "the Allow header and GET /openapi.json tell the methods",
+            ),
+            Self::BadRequest => {
+                ("bad-request", S::BAD_REQUEST, "The request can't be understood", "correct what the detail names")
+            }
+            Self::BadJson => {
+                ("bad-json", S::BAD_REQUEST, "The body is not JSON", "send one JSON document of at most 128 levels")
+            }
+            Self::UnreadableRequest => (
+                "unreadable-request",
+                S::BAD_REQUEST,
+                "The service does not take such a request",
+                "send what the service's request type reads; the detail names the difference",
+            ),
+            Self::BodyTooLarge => (
+                "body-too-large",
+                S::PAYLOAD_TOO_LARGE,
+                "The body is over the limit",
+                "split the request, or start the server with a higher limit",
+            ),
+            Self::TimedOut => (
+                "timed-out",
+                S::GATEWAY_TIMEOUT,
+                "No answer came in time",
+                "the request may or may not have been applied: repeat it with the same Idempotency-Key to learn which",
+            ),
+            Self::TooManyConnections => (
+                "too-many-connections",
+                S::SERVICE_UNAVAILABLE,
+                "The server has as many connections as it takes",
+                "reuse connections, or retry later",
+            ),
+            Self::BadToken => (
+                "bad-token",
+                S::CONFLICT,
+                "The Stead-Token is not of this server's incarnation",
+                "the system was restored, or the token changed: read again what you rely on, without the token",
+            ),
+            Self::Lost => (
+                "lost",
+                S::CONFLICT,
+                "What the Stead-Token has seen is lost",
+                "read again what you rely on, without the token",
+            ),
+            Self::HandlerError => (
+                "handler-error",
+                S::CONFLICT,
+                "The service answered with an error",
+                "the member `error` is the service's own; nothing was changed",
+            ),
+            Self::IdempotencyConflict => (
+                "idempotency-conflict",
+                S::UNPROCESSABLE_ENTITY,
+                "The Idempotency-Key was used with another body",
+                "use a new key for a new request",
+            ),
+            Self::HandlerPanicked => (
+                "handler-panicked",
+                S::INTERNAL_SERVER_ERROR,
+                "The service's handler panicked",
+                "nothing was changed; the service's code is to be corrected",
+            ),
+            Self::UnreadableState => (
+                "unreadable-state",
+                S::INTERNAL_SERVER_ERROR,
+                "The stored state of the process can't be read",
+                "run a version of the service that reads or migrates this state",
+            ),
+            Self::UnwritableAnswer => (
+                "unwritable-answer",
+                S::INTERNAL_SERVER_ERROR,
+                "The answer has no form in JSON",
+                "the request was applied; call this service from Rust, or change its reply type",
+            ),
+            Self::Overloaded => (
+                "overloaded",
+                S::SERVICE_UNAVAILABLE,
+                "The shard is overloaded",
+                "retry after the time in Retry-After",
+            ),
+            Self::NotReady => {
+                ("not-ready", S::SERVICE_UNAVAILABLE, "The node does not serve now", "retry; GET /readyz tells when")
+            }
+            Self::Full => (
+                "disk-full",
+                S::INSUFFICIENT_STORAGE,
+                "The disk of the data directory is full",
+                "make room: writes resume by themselves, queries go on meanwhile",
+            ),
+            Self::NodeFailed => (
+                "node-failed",
+                S::SERVICE_UNAVAILABLE,
+                "The node had a fatal error",
+                "the server's standard error tells the cause; it recovers on its next start",
+            ),
+            Self::UnknownCheckpoint => (
+                "unknown-checkpoint",
+                S::NOT_FOUND,
+                "No checkpoint of this number",
+                "GET /v1/checkpoints lists the complete ones",
+            ),
+            Self::CheckpointFailed => (
+                "checkpoint-failed",
+                S::INTERNAL_SERVER_ERROR,
+                "The checkpoint operation failed",
+                "the work goes on; correct what the detail names and try again",
+            ),
+            Self::CheckpointNeeded => (
+                "checkpoint-needed",
+                S::CONFLICT,
+                "The newest checkpoint is needed to recover the node",
+                "take another checkpoint first: POST /v1/checkpoints",
+            ),
+            Self::UnknownShard => {
+                ("unknown-shard", S::NOT_FOUND, "No shard of this number", "GET /v1/status lists the shards")
+            }
+            Self::LogUnreadable => (
+                "log-unreadable",
+                S::INTERNAL_SERVER_ERROR,
+                "The log can't be read",
+                "the detail names the file and the reason",
+            ),
+        }
+    }
+
+    /// The status that this kind is answered with.
+    #[must_use]
+    pub const fn status(self) -> StatusCode {
+        self.describe().1
+    }
+}
+
+/// A problem document (RFC 9457).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// What kind of problem: `urn:stead:problem:NAME`.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:stead:problem:unknown-service")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened, to what.
+    pub detail: String,
+    /// What to do next.
+    pub hint: String,
+    /// The service's own error, if it answered with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub error: Option<Value>,
+    /// When to retry, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Problem {
+    /// A problem of a kind, with what happened to what.
+    #[must_use]
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        let (name, status, title, hint) = kind.describe();
+        Self {
+            kind: format!("urn:stead:problem:{name}"),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail: detail.into(),
+            hint: hint.to_owned(),
+            error: None,
+            retry_after_ms: None,
+        }
+    }
+
+    /// With the service's own error.
+    #[must_use]
+    pub fn with_error(mut self, error: Value) -> Self {
+        self.error = Some(error);
+        self
+    }
+
+    /// With a time after which to retry.
+    #[must_use]
+    pub fn retry_after_ms(mut self, ms: u64) -> Self {
+        self.retry_after_ms = Some(ms);
+        self
+    }
+
+    /// The document's bytes.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("strings, numbers and a JSON value: always JSON")
+    }
+}
+
+/// The media type of a problem document.
+pub const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.to_json()));
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).expect("the status came from Kind::describe");
+        response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
+        if let Some(ms) = self.retry_after_ms {
+            // The header counts whole seconds; a short wait is one.
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_has_its_members_and_media_type() {
+        let problem = Problem::new(Kind::Overloaded, "shard 3 has 100 messages").retry_after_ms(1500);
+        let json: Value = serde_json::from_slice(&problem.to_json()).unwrap();
+        assert_eq!(json["type"], "urn:stead:problem:overloaded");
+        assert_eq!(json["status"], 503);
+        assert_eq!(json["detail"], "shard 3 has 100 messages");
+        assert!(json.get("error").is_none());
+        let response = problem.into_response();
+        assert_eq!(response.headers()[RETRY_AFTER], "2");
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        assert_eq!(response.status(), Kind::Overloaded.status());
+    }
+}

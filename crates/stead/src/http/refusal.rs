@@ -1,0 +1,38 @@
+//! The library's errors as problems: one exhaustive match, so that a new variant gets its answer.
+
+use super::problem::{Kind, Problem};
+use crate::codec::CodecError;
+use crate::error::RawError;
+use stead_core::handler::Misuse;
+use stead_core::shard::Refusal;
+
+/// The problem of a call or query that has no answer of its process.
+pub(super) fn problem(error: RawError) -> Problem {
+    let detail = error.to_string();
+    let kind = match error {
+        RawError::UnknownService { .. } => Kind::UnknownService,
+        RawError::Codec(CodecError::Unreadable { .. }) => Kind::UnreadableRequest,
+        RawError::Codec(CodecError::Unwritable { .. } | CodecError::Json { .. }) => Kind::UnwritableAnswer,
+        RawError::Codec(CodecError::Key { .. }) => Kind::BadRequest,
+        RawError::TimedOut { .. } => Kind::TimedOut,
+        RawError::NodeFailed(_) => Kind::NodeFailed,
+        RawError::Stopped => Kind::NotReady,
+        RawError::Refused(refusal) => match refusal {
+            Refusal::UnknownSession(_)
+            | Refusal::Confirmed(_)
+            | Refusal::Window { .. }
+            | Refusal::TooLong { .. } => Kind::BadRequest,
+            Refusal::IdempotencyConflict => Kind::IdempotencyConflict,
+            Refusal::Misuse(Misuse::Request(_)) => Kind::UnreadableRequest,
+            Refusal::Misuse(Misuse::State(_)) => Kind::UnreadableState,
+            Refusal::Misuse(Misuse::NoCode(_)) => Kind::UnknownService,
+            Refusal::Panicked(_) => Kind::HandlerPanicked,
+            Refusal::Overloaded { retry_after_ms } => {
+                return Problem::new(Kind::Overloaded, detail).retry_after_ms(retry_after_ms);
+            }
+            Refusal::NotReady => return Problem::new(Kind::NotReady, detail).retry_after_ms(100),
+            Refusal::Full => Kind::Full,
+        },
+    };
+    Problem::new(kind, detail)
+}

@@ -1,0 +1,191 @@
+//! The listener and its connections: how many, how long, and how they end.
+
+use super::limits::Limits;
+use super::problem::{Kind, Problem};
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+/// Why a server can't start.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The address can be reached from other machines, and there is no TLS.
+    #[error(
+        "{address} can be reached from other machines, and this server speaks no TLS; listen on a loopback address \
+         (127.0.0.1 or [::1]) and put a proxy that speaks TLS before it"
+    )]
+    NotLoopback {
+        /// The refused address.
+        address: SocketAddr,
+    },
+    /// The address can't be listened on.
+    #[error("can't listen on {address}: {source}; choose another address, or port 0 for any free one")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The listener or the token key can't be used.
+    #[error("can't {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// Listens on a loopback address. Port 0 takes any free one.
+///
+/// # Errors
+/// [`ServeError::NotLoopback`] for any other address, [`ServeError::Listen`] if the system refuses.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    refuse_non_loopback(address)?;
+    TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })
+}
+
+fn refuse_non_loopback(address: SocketAddr) -> Result<(), ServeError> {
+    if address.ip().is_loopback() { Ok(()) } else { Err(ServeError::NotLoopback { address }) }
+}
+
+/// A running server. Dropping it stops the taking of connections at once; [`Server::shutdown`] is the gentle way.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    accepting: JoinHandle<()>,
+}
+
+impl Server {
+    pub(super) fn start(listener: TcpListener, router: Router, limits: Limits) -> Result<Self, ServeError> {
+        let io = |what| move |source| ServeError::Io { what, source };
+        let address = listener.local_addr().map_err(io("read the listener's address"))?;
+        refuse_non_loopback(address)?;
+        listener.set_nonblocking(true).map_err(io("make the listener non-blocking"))?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(io("watch the listener"))?;
+        let (stop, stopped) = oneshot::channel();
+        let accepting = tokio::spawn(accept(listener, router, limits, stopped));
+        Ok(Self { address, stop: Some(stop), accepting })
+    }
+
+    /// The address that it listens on.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more connections, lets open requests end, and returns when they have or
+    /// [`Limits::shutdown_timeout`] is over.
+    pub async fn shutdown(mut self) {
+        drop(self.stop.take());
+        if let Err(error) = (&mut self.accepting).await
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(
+    listener: tokio::net::TcpListener,
+    router: Router,
+    limits: Limits,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let connections = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    let graceful = GracefulShutdown::new();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(Limits::HEAD_BYTES_MAX)
+        .pipeline_flush(true);
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, mostly: connections that end give some back.
+                    tracing::warn!(%error, "can't accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            _ = &mut stopped => break,
+        };
+        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
+            if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                tokio::spawn(async move {
+                    refuse(stream, limits.connections_max).await;
+                    drop(permit);
+                });
+            }
+            continue;
+        };
+        // Answers are small: waiting to fill a segment would only delay them.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "can't set TCP_NODELAY");
+        }
+        let service = TowerToHyperService::new(router.clone());
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            // An error here is the client's: it left, was too slow, or spoke no HTTP, and hyper has told it so.
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were still open at the end of the shutdown's time");
+    }
+}
+
+/// Most refusals that are told at a time; over it connections are closed without a word.
+const REFUSALS_MAX: usize = 64;
+/// How long a refused client may take to read why.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+async fn refuse(mut stream: TcpStream, connections_max: usize) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let problem =
+        Problem::new(Kind::TooManyConnections, format!("{connections_max} connections are open, the most there may be"))
+            .retry_after_ms(1000)
+            .to_json();
+    let mut answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
+         retry-after: 1\r\nconnection: close\r\n\r\n",
+        problem.len()
+    )
+    .into_bytes();
+    answer.extend_from_slice(&problem);
+    let told = async {
+        stream.write_all(&answer).await?;
+        stream.shutdown().await?;
+        // Closing with unread bytes would reset the connection and could take the answer with it.
+        let mut rest = [0; 4096];
+        while stream.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(REFUSAL_TIMEOUT, told).await {
+        tracing::debug!(%error, "a refused client left early");
+    }
+}

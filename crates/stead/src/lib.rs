@@ -1,0 +1,84 @@
+//! Stead runs stateful services so that they outlive the process and the machine that they run on.
+//!
+//! A [`Process`] is a struct and a handler. What a handler does (its new state, the messages it sends, its timers, its
+//! answer) is one entry of a log, written before anybody outside sees it. After a kill at any moment the node goes on
+//! where it was: each answered request was applied exactly once, each message arrives exactly once, and nothing that was
+//! computed is computed again.
+//!
+//! A complete service:
+//!
+//! ```
+//! use serde::{Deserialize, Serialize};
+//! use stead::{Context, Never, Node, Process, QueryContext, ServiceOptions};
+//!
+//! #[derive(Default, Serialize, Deserialize)]
+//! struct Counter { total: i64 }
+//!
+//! #[derive(Serialize, Deserialize)]
+//! enum Request { Add(i64), Move { amount: i64, to: String } }
+//!
+//! #[derive(Serialize, Deserialize)]
+//! enum Query { Total }
+//!
+//! impl Process for Counter {
+//!     const SERVICE: &'static str = "counter";
+//!     type Key = String;
+//!     type Request = Request;
+//!     type Reply = i64;
+//!     type Error = Never;
+//!     type Query = Query;
+//!     type Answer = i64;
+//!     fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Request) -> Result<i64, Never> {
+//!         match request {
+//!             Request::Add(amount) => self.total += amount,
+//!             Request::Move { amount, to } => {
+//!                 self.total -= amount;
+//!                 ctx.send::<Counter>(&to, Request::Add(amount));
+//!             }
+//!         }
+//!         Ok(self.total)
+//!     }
+//!     fn query(&self, _: &QueryContext<'_, Self>, Query::Total: Query) -> Result<i64, Never> { Ok(self.total) }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?; let dir = dir.path();
+//! let node = Node::builder(dir).service::<Counter>(ServiceOptions::default()).open()?;
+//! let client = node.blocking_client();
+//! assert_eq!(client.call::<Counter>(&"a".to_string(), Request::Add(5))?, 5);
+//! assert_eq!(client.call::<Counter>(&"a".to_string(), Request::Move { amount: 2, to: "b".to_string() })?, 3);
+//! # node.shutdown(); Ok(()) }
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod codec;
+pub mod config;
+mod context;
+mod cut;
+mod error;
+#[cfg(feature = "http")]
+pub mod http;
+pub mod kv;
+mod node;
+mod panics;
+mod process;
+mod registry;
+mod task;
+
+pub use client::{BlockingClient, Client, RawCall, RawReply};
+pub use config::Config;
+pub use context::{Caller, Context, EffectError, QueryContext, TaskState};
+pub use cut::{Cut, CutError};
+pub use error::{CallError, OpenError, RawError};
+pub use node::{
+    CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, DeadLetterInfo, FailedCheck, LogStatus,
+    Metrics, Node, NodeBuilder, RecoveryReport, ServiceOptions, ServiceStatus, ShardStatus, Status, TaskStatus,
+};
+pub use process::{Never, NoQuery, Process, ProcessKey};
+pub use registry::{RegisteredTwice, Registry, Runner};
+pub use stead_core::handler::Limit;
+pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
+pub use stead_core::shard::Refusal;
+pub use task::{Progress, StepContext, Task};

@@ -1,0 +1,270 @@
+//! How a node is made up before it is opened.
+
+use super::{Node, open};
+use crate::config::{CheckpointConfig, Config, ConfigError, ServiceConfig, nearest};
+use crate::error::OpenError;
+use crate::process::Process;
+use crate::registry::{RegisteredTwice, Registry};
+use crate::task::Task;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_core::ids::Time;
+use stead_core::shard::Settings;
+use stead_store::disk::Disk;
+
+/// What a service gets of a node. What the configuration sets stands over it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceOptions(ServiceConfig);
+
+impl ServiceOptions {
+    /// Its shards, when it is new: 1 to 4096, 8 by default. An existing service keeps its number; another one is refused.
+    #[must_use]
+    pub fn shards(mut self, shards: u32) -> Self {
+        self.0.shards = Some(shards);
+        self
+    }
+
+    /// How long a session lives without a request: 1 s to 30 days, 1 h by default.
+    #[must_use]
+    pub fn session_ttl(mut self, ttl: Duration) -> Self {
+        self.0.session_ttl = Some(ttl);
+        self
+    }
+
+    /// How long the reply to an idempotency key is kept: 1 s to 365 days, 24 h by default. A key that is used again
+    /// later is a new request.
+    #[must_use]
+    pub fn idempotency_ttl(mut self, ttl: Duration) -> Self {
+        self.0.idempotency_ttl = Some(ttl);
+        self
+    }
+
+    /// How often a message, timer or task is tried before it becomes a dead letter: 1 to 1000, 5 by default.
+    #[must_use]
+    pub fn attempts_max(mut self, attempts: u32) -> Self {
+        self.0.attempts_max = Some(attempts);
+        self
+    }
+
+    /// Bytes of undelivered messages of a shard from which on clients are told to come back later: 1 MiB to 64 GiB, 64
+    /// MiB by default.
+    #[must_use]
+    pub fn outbox_bytes_max(mut self, bytes: usize) -> Self {
+        self.0.outbox_bytes_max = Some(bytes);
+        self
+    }
+}
+
+/// When checkpoints are taken and how many are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointOptions {
+    /// Time between two checkpoints' beginnings: 10 ms to 7 days, 10 s by default; `None`: only when asked for.
+    pub interval: Option<Duration>,
+    /// Checkpoints that are kept: 1 to 10,000, 3 by default.
+    pub keep: usize,
+    /// How long a checkpoint may take before it is given up: 100 ms to 1 day, 10 min by default.
+    pub timeout: Duration,
+    /// Most bytes each second that are written for checkpoints; 0 is no limit, and the default.
+    pub bytes_per_second: u64,
+}
+
+impl Default for CheckpointOptions {
+    fn default() -> Self {
+        Self {
+            interval: Some(Duration::from_secs(10)),
+            keep: 3,
+            timeout: Duration::from_secs(600),
+            bytes_per_second: 0,
+        }
+    }
+}
+
+/// Makes up a node; [`NodeBuilder::open`] starts it.
+pub struct NodeBuilder {
+    pub(crate) path: PathBuf,
+    pub(crate) registry: Registry,
+    pub(crate) services: BTreeMap<&'static str, ServiceOptions>,
+    pub(crate) twice: Option<RegisteredTwice>,
+    pub(crate) config: Config,
+    pub(crate) checkpoints: CheckpointOptions,
+    pub(crate) threads: Option<usize>,
+    pub(crate) task_threads: Option<usize>,
+    pub(crate) handler_timeout: Option<Duration>,
+    pub(crate) segment_bytes: Option<u64>,
+    pub(crate) disk: Option<Arc<dyn Disk>>,
+    pub(crate) wall: Option<Wall>,
+}
+
+/// A wall clock.
+pub(crate) type Wall = Box<dyn Fn() -> Time + Send + Sync>;
+
+/// The numbers of a node, checked.
+pub(crate) struct Limits {
+    pub(crate) threads: usize,
+    pub(crate) task_threads: usize,
+    pub(crate) handler_timeout: Duration,
+    pub(crate) segment_bytes: u64,
+    pub(crate) checkpoints: CheckpointOptions,
+    /// By service, its shards and settings.
+    pub(crate) services: Vec<(&'static str, Option<u32>, Settings)>,
+}
+
+impl NodeBuilder {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            registry: Registry::new(),
+            services: BTreeMap::new(),
+            twice: None,
+            config: Config::default(),
+            checkpoints: CheckpointOptions::default(),
+            threads: None,
+            task_threads: None,
+            handler_timeout: None,
+            segment_bytes: None,
+            disk: None,
+            wall: None,
+        }
+    }
+
+    /// Adds a service.
+    #[must_use]
+    pub fn service<P: Process>(mut self, options: ServiceOptions) -> Self {
+        if let Err(twice) = self.registry.service::<P>() {
+            self.twice.get_or_insert(twice);
+        }
+        self.services.insert(P::SERVICE, options);
+        self
+    }
+
+    /// Adds a task that processes may start.
+    #[must_use]
+    pub fn task<T: Task>(mut self) -> Self {
+        if let Err(twice) = self.registry.task::<T>() {
+            self.twice.get_or_insert(twice);
+        }
+        self
+    }
+
+    /// Sets when checkpoints are taken and how many are kept.
+    #[must_use]
+    pub fn checkpoints(mut self, options: CheckpointOptions) -> Self {
+        self.checkpoints = options;
+        self
+    }
+
+    /// Worker threads, which own the shards: 1 to 256; by default one for each core.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Threads that run the steps of tasks: 1 to 256; by default half the cores, at least one.
+    #[must_use]
+    pub fn task_threads(mut self, threads: usize) -> Self {
+        self.task_threads = Some(threads);
+        self
+    }
+
+    /// How long a handler may run before the process ends: 10 ms to 1 h, 10 s by default.
+    #[must_use]
+    pub fn handler_timeout(mut self, limit: Duration) -> Self {
+        self.handler_timeout = Some(limit);
+        self
+    }
+
+    /// Bytes of a log segment: a multiple of 4096 from 16 KiB to 1 GiB, 64 MiB by default.
+    #[must_use]
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = Some(bytes);
+        self
+    }
+
+    /// Takes a configuration; what it sets stands over what the code set.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        if let Some(path) = &config.data_dir {
+            self.path.clone_from(path);
+        }
+        self.config = config;
+        self
+    }
+
+    /// Uses another disk than the data directory's: for tests.
+    #[must_use]
+    pub fn disk(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
+    /// Uses another wall clock than the system's, read once when the node is opened: for tests.
+    #[must_use]
+    pub fn wall_clock(mut self, clock: impl Fn() -> Time + Send + Sync + 'static) -> Self {
+        self.wall = Some(Box::new(clock));
+        self
+    }
+
+    /// Recovers what is in the data directory, or begins it, and starts the node. Returns when all shards serve.
+    ///
+    /// # Errors
+    /// [`OpenError`]; what is stored stays as it was.
+    pub fn open(self) -> Result<Node, OpenError> {
+        open::open(self)
+    }
+
+    /// Checks all that code and configuration have set.
+    pub(crate) fn limits(&self) -> Result<Limits, OpenError> {
+        if let Some(twice) = &self.twice {
+            return Err(twice.clone().into());
+        }
+        for name in self.config.services.keys() {
+            if !self.services.contains_key(name.as_str()) {
+                let hint = nearest(name, self.services.keys().copied());
+                return Err(ConfigError::UnknownService { name: name.clone(), hint }.into());
+            }
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let config = &self.config;
+        let set = &config.checkpoints;
+        let merged = Config {
+            data_dir: None,
+            threads: config.threads.or(self.threads),
+            task_threads: config.task_threads.or(self.task_threads),
+            handler_timeout: config.handler_timeout.or(self.handler_timeout),
+            log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
+            checkpoints: CheckpointConfig {
+                interval: set.interval.or(self.checkpoints.interval),
+                keep: Some(set.keep.unwrap_or(self.checkpoints.keep)),
+                timeout: Some(set.timeout.unwrap_or(self.checkpoints.timeout)),
+                bytes_per_second: Some(set.bytes_per_second.unwrap_or(self.checkpoints.bytes_per_second)),
+            },
+            services: self
+                .services
+                .iter()
+                .map(|(name, options)| ((*name).to_owned(), options.0.merged(config.services.get(*name))))
+                .collect(),
+        };
+        merged.check()?;
+        let standard = CheckpointOptions::default();
+        let services = self.services.keys().map(|name| {
+            let service = &merged.services[*name];
+            (*name, service.shards, service.settings())
+        });
+        Ok(Limits {
+            threads: merged.threads.unwrap_or(cores.min(256)),
+            task_threads: merged.task_threads.unwrap_or((cores / 2).clamp(1, 256)),
+            handler_timeout: merged.handler_timeout.unwrap_or(Duration::from_secs(10)),
+            segment_bytes: merged.log.segment_bytes.unwrap_or(64 << 20),
+            checkpoints: CheckpointOptions {
+                interval: merged.checkpoints.interval,
+                keep: merged.checkpoints.keep.unwrap_or(standard.keep),
+                timeout: merged.checkpoints.timeout.unwrap_or(standard.timeout),
+                bytes_per_second: merged.checkpoints.bytes_per_second.unwrap_or(0),
+            },
+            services: services.collect(),
+        })
+    }
+}

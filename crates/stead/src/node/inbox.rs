@@ -1,0 +1,128 @@
+//! Where other threads leave work for a worker.
+
+use super::status::WorkerStatus;
+use crate::client::Reception;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+use std::thread::Thread;
+use stead_core::ids::{SessionId, ShardId, Time};
+use stead_core::shard::{Input, Query, Request};
+use std::sync::Arc;
+
+/// What a worker is told.
+pub(crate) enum Command {
+    /// A client's request; the answer goes to the reception. The token is the worker's to fill in.
+    Request { shard: ShardId, request: Request, reception: Reception },
+    /// A client's query.
+    Query { shard: ShardId, query: Query, reception: Reception },
+    /// A client opens a session; if that is refused, its requests will be.
+    OpenSession { shard: ShardId, session: SessionId, principal: Arc<str> },
+    /// Inputs for shards of this worker, from another thread.
+    Inputs(Vec<(ShardId, Input)>),
+    /// The same for every shard of this worker.
+    Every(Input),
+    /// The next part of one shard, or of all, holds everything.
+    ForceFull(Option<ShardId>),
+    /// Tell how the shards stand.
+    Status(mpsc::Sender<WorkerStatus>),
+    /// Show the records of one shard.
+    Look { shard: ShardId, look: Box<dyn FnOnce(&stead_core::state::State) + Send> },
+    /// Commit what was taken on, then end.
+    Stop,
+}
+
+/// A worker's inbox. Any thread puts in; the worker takes all at once.
+pub(crate) struct Inbox {
+    /// `None` once the worker has ended: what is put in then is dropped.
+    queue: Mutex<Option<Vec<Command>>>,
+    /// Something was put in, or the log got on, since the worker last looked.
+    news: AtomicBool,
+    parked: AtomicBool,
+    worker: OnceLock<Thread>,
+    /// The last of the worker's submissions that the log holds durably.
+    durable: AtomicU64,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Self {
+        Self {
+            queue: Mutex::new(Some(Vec::new())),
+            news: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
+            worker: OnceLock::new(),
+            durable: AtomicU64::new(0),
+        }
+    }
+
+    /// Puts a command in and wakes the worker if it sleeps.
+    pub(crate) fn push(&self, command: Command) {
+        if let Some(queue) = &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            queue.push(command);
+        }
+        self.wake();
+    }
+
+    /// The log holds all of the worker's submissions up to one.
+    pub(crate) fn set_durable(&self, ticket: u64) {
+        self.durable.store(ticket, Ordering::Release);
+        self.wake();
+    }
+
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Makes the worker look.
+    pub(crate) fn wake(&self) {
+        // Either the worker sees the news before it parks, or this sees that it is parked.
+        self.news.store(true, Ordering::SeqCst);
+        if self.parked.swap(false, Ordering::SeqCst)
+            && let Some(worker) = self.worker.get()
+        {
+            worker.unpark();
+        }
+    }
+
+    /// The worker makes itself known.
+    pub(crate) fn attach(&self) {
+        let _ = self.worker.set(std::thread::current());
+    }
+
+    /// Takes all commands; `into` must be empty and gives its memory in exchange.
+    pub(crate) fn take(&self, into: &mut Vec<Command>) {
+        if self.news.swap(false, Ordering::SeqCst) {
+            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(queue) = &mut *queue {
+                std::mem::swap(queue, into);
+            }
+        }
+    }
+
+    /// Takes nothing any more, and drops what is in.
+    pub(crate) fn close(&self) {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // After the lock: dropping a call wakes its caller.
+        drop(queue);
+    }
+
+    /// Sleeps until there is news or it is time; spins a little first, for waking a thread takes long.
+    pub(crate) fn park(&self, now: Time, until: Option<Time>, spins: u32) {
+        for _ in 0..spins {
+            if self.news.load(Ordering::Relaxed) {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        self.parked.store(true, Ordering::SeqCst);
+        if !self.news.load(Ordering::SeqCst) {
+            match until {
+                Some(until) => {
+                    let micros = until.0.saturating_sub(now.0);
+                    std::thread::park_timeout(std::time::Duration::from_micros(micros));
+                }
+                None => std::thread::park(),
+            }
+        }
+        self.parked.store(false, Ordering::SeqCst);
+    }
+}

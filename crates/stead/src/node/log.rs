@@ -1,0 +1,320 @@
+//! The log thread: group commit. It takes all that workers have submitted, writes and syncs it once, and tells them.
+
+use super::Shared;
+use super::inbox::Command;
+use super::status::LogStatus;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use stead_core::ids::{Index, ShardId};
+use stead_core::shard::Input;
+use stead_store::wal::{Batch, SegmentPreparer, Wal, WalError};
+
+/// How long the log is idle before it notes in itself that all is synced.
+const IDLE: Duration = Duration::from_millis(200);
+/// How often a full disk is asked for room again.
+const ROOM_RETRY: Duration = Duration::from_millis(50);
+/// Batches kept for their memory.
+const SPARES: usize = 16;
+/// A batch that has grown over this is not kept.
+const SPARE_BYTES: usize = 8 << 20;
+
+/// What a worker wants in the log.
+pub(crate) struct Submission {
+    pub(crate) worker: usize,
+    pub(crate) ticket: u64,
+    pub(crate) batch: Batch,
+}
+
+/// Where workers leave submissions.
+pub(crate) struct LogQueue {
+    queue: Mutex<Queue>,
+    news: Condvar,
+    spares: Mutex<Vec<Batch>>,
+    /// There was no room for another segment.
+    short: AtomicBool,
+    full: AtomicBool,
+    bytes: AtomicU64,
+    segments: AtomicU64,
+    reserve: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    submissions: Vec<Submission>,
+    /// By shard, the index up to which a checkpoint replaces the log.
+    trim: Option<Vec<Index>>,
+    stop: bool,
+    waiting: bool,
+}
+
+impl LogQueue {
+    pub(crate) fn new() -> Self {
+        Self {
+            queue: Mutex::default(),
+            news: Condvar::new(),
+            spares: Mutex::default(),
+            short: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            bytes: AtomicU64::new(0),
+            segments: AtomicU64::new(0),
+            reserve: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn submit(&self, submission: Submission) {
+        self.tell(|queue| queue.submissions.push(submission));
+    }
+
+    /// Entries up to these indexes, by shard, are not needed any more.
+    pub(crate) fn trim(&self, tops: Vec<Index>) {
+        self.tell(|queue| queue.trim = Some(tops));
+    }
+
+    pub(crate) fn stop(&self) {
+        self.tell(|queue| queue.stop = true);
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Queue)) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut queue);
+        let waiting = queue.waiting;
+        drop(queue);
+        if waiting {
+            self.news.notify_one();
+        }
+    }
+
+    /// An empty batch, with memory if there is one.
+    pub(crate) fn spare(&self) -> Batch {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn status(&self) -> LogStatus {
+        LogStatus {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            segments: self.segments.load(Ordering::Relaxed),
+            reserve: self.reserve.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(crate) fn publish(&self, wal: &Wal) {
+        let stats = wal.stats();
+        self.bytes.store(stats.bytes, Ordering::Relaxed);
+        self.segments.store(stats.segments as u64, Ordering::Relaxed);
+        self.reserve.store(wal.reserve_left(), Ordering::Relaxed);
+    }
+}
+
+/// The log thread's own.
+pub(crate) struct LogThread<'a> {
+    shared: &'a Shared,
+    wal: Wal,
+    submissions: Vec<Submission>,
+    batches: Vec<Batch>,
+    /// Workers with submissions in the write, and the last ticket of each.
+    tickets: Vec<Option<u64>>,
+    /// Below this reserve no new work is taken while there is no room for another segment.
+    reserve_min: u64,
+    /// The idle mark stands in the log.
+    marked: bool,
+}
+
+impl<'a> LogThread<'a> {
+    pub(crate) fn new(shared: &'a Shared, wal: Wal, segment_bytes: u64) -> Self {
+        let workers = shared.inboxes.len();
+        Self {
+            shared,
+            wal,
+            submissions: Vec::new(),
+            batches: Vec::new(),
+            tickets: vec![None; workers],
+            reserve_min: segment_bytes / 2,
+            marked: false,
+        }
+    }
+
+    /// Runs until the node ends. An error is fatal for the node.
+    pub(crate) fn run(mut self) -> Result<(), WalError> {
+        self.shared.log.publish(&self.wal);
+        loop {
+            let (trim, stop) = self.wait();
+            if self.shared.is_over() {
+                return Ok(());
+            }
+            if !self.submissions.is_empty() {
+                self.write()?;
+                self.marked = false;
+            } else if !self.marked && !stop {
+                self.wal.mark()?;
+                self.marked = true;
+            }
+            if let Some(tops) = trim {
+                let trimmed = self.wal.trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
+                if trimmed > 0 {
+                    self.shared.log.short.store(false, Ordering::Relaxed);
+                    self.shared.preparer.wake();
+                }
+            }
+            self.watch_room();
+            if stop && self.submissions.is_empty() {
+                self.wal.mark()?;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes what there is, or waits for it.
+    fn wait(&mut self) -> (Option<Vec<Index>>, bool) {
+        let log = &self.shared.log;
+        for _ in 0..self.shared.spins_log {
+            let queue = log.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            if !queue.submissions.is_empty() || queue.stop {
+                break;
+            }
+            drop(queue);
+            std::hint::spin_loop();
+        }
+        let mut queue = log.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.submissions.is_empty() && queue.trim.is_none() && !queue.stop {
+            queue.waiting = true;
+            let wait = if self.marked { Duration::from_secs(1) } else { IDLE };
+            let (woken, _) = log.news.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner);
+            queue = woken;
+            queue.waiting = false;
+        }
+        std::mem::swap(&mut queue.submissions, &mut self.submissions);
+        (queue.trim.take(), queue.stop)
+    }
+
+    fn write(&mut self) -> Result<(), WalError> {
+        for submission in self.submissions.drain(..) {
+            self.tickets[submission.worker] = Some(submission.ticket);
+            self.batches.push(submission.batch);
+        }
+        loop {
+            match self.wal.append(&self.batches) {
+                Ok(_) => break,
+                Err(WalError::NoSpace { .. }) => {
+                    self.set_full(true);
+                    std::thread::sleep(ROOM_RETRY);
+                    if self.shared.is_over() {
+                        return Ok(());
+                    }
+                    // Room may come from a checkpoint that lets go of old segments.
+                    let trim = self.shared.log.queue.lock().unwrap_or_else(PoisonError::into_inner).trim.take();
+                    if let Some(tops) = trim {
+                        self.wal.trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let begun = Instant::now();
+        self.wal.sync()?;
+        let counters = &self.shared.counters;
+        counters.log_sync_micros.add(begun.elapsed().as_micros() as u64);
+        counters.log_syncs.add(1);
+        counters.log_writes.add(1);
+        for (worker, ticket) in self.tickets.iter_mut().enumerate() {
+            if let Some(ticket) = ticket.take() {
+                self.shared.inboxes[worker].set_durable(ticket);
+            }
+        }
+        let mut spares = self.shared.log.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        for mut batch in self.batches.drain(..) {
+            if spares.len() < SPARES && batch.bytes() <= SPARE_BYTES {
+                batch.clear();
+                spares.push(batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops new work before the last reserve of the log is used, and lets it go on when there is room again.
+    fn watch_room(&mut self) {
+        let log = &self.shared.log;
+        log.publish(&self.wal);
+        if self.wal.wants_segment() {
+            self.shared.preparer.wake();
+        }
+        let short = log.short.load(Ordering::Relaxed) && self.wal.reserve_left() < self.reserve_min;
+        if short != log.is_full() {
+            self.set_full(short);
+        }
+    }
+
+    fn set_full(&self, full: bool) {
+        if self.shared.log.full.swap(full, Ordering::Relaxed) != full {
+            if full {
+                tracing::warn!("the disk of the data directory is full: writes are refused until there is room");
+            } else {
+                tracing::info!("the disk of the data directory has room again: writes are taken");
+            }
+            for inbox in &self.shared.inboxes {
+                inbox.push(Command::Every(Input::Full(full)));
+            }
+        }
+    }
+}
+
+/// Prepares log segments on a thread of its own, so that filling one with zeros holds nobody up.
+pub(crate) struct PreparerSignal {
+    wanted: Mutex<bool>,
+    news: Condvar,
+}
+
+impl PreparerSignal {
+    pub(crate) fn new() -> Self {
+        Self { wanted: Mutex::new(true), news: Condvar::new() }
+    }
+
+    pub(crate) fn wake(&self) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*wanted {
+            *wanted = true;
+            drop(wanted);
+            self.news.notify_one();
+        }
+    }
+
+    /// Runs until the node ends. An error is fatal for the node.
+    pub(crate) fn run(&self, shared: &Shared, preparer: &SegmentPreparer) -> Result<(), WalError> {
+        while !shared.is_ended() {
+            let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            if !*wanted {
+                let wait = if shared.log.short.load(Ordering::Relaxed) { ROOM_RETRY } else { Duration::from_secs(1) };
+                let (woken, _) = self.news.wait_timeout(wanted, wait).unwrap_or_else(PoisonError::into_inner);
+                wanted = woken;
+            }
+            *wanted = false;
+            drop(wanted);
+            loop {
+                match preparer.prepare_next() {
+                    Ok(true) => self.tell_short(shared, false),
+                    Ok(false) => {
+                        self.tell_short(shared, false);
+                        break;
+                    }
+                    Err(WalError::NoSpace { .. }) => {
+                        self.tell_short(shared, true);
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_short(&self, shared: &Shared, short: bool) {
+        if shared.log.short.swap(short, Ordering::Relaxed) != short {
+            // The log thread decides what follows from it.
+            shared.log.tell(|_| {});
+        }
+    }
+}

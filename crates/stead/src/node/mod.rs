@@ -1,0 +1,498 @@
+//! A node: the threads that run shards, log, checkpoints and tasks, and the handle to them.
+
+mod builder;
+pub(crate) mod inbox;
+mod log;
+mod open;
+mod snapshots;
+mod status;
+mod tasks;
+pub(crate) mod watchdog;
+mod worker;
+
+pub use builder::{CheckpointOptions, NodeBuilder, ServiceOptions};
+pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck};
+pub use status::{
+    DeadLetterInfo, LogStatus, Metrics, RecoveryReport, ServiceStatus, ShardStatus, Status, TaskStatus,
+};
+
+use crate::client::{BlockingClient, Client, block_on};
+use crate::error::RawError;
+use crate::registry::Registry;
+use inbox::{Command, Inbox};
+use log::{LogQueue, PreparerSignal};
+use open::{Group, Member};
+use snapshots::{Event, SnapshotQueue};
+use status::Counters;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use stead_core::ids::{Colour, Epoch, NodeId, ShardId, Time};
+use stead_core::record::{DeadLetter, Kind, RecordKey, Waiting, decode_value};
+use stead_core::state::State;
+use stead_core::topology::Topology;
+use stead_store::checkpoint::manifest::{decided_numbers, manifest_name, read_manifest};
+use stead_store::checkpoint::store::BlobStore;
+use stead_store::checkpoint::verify::{Report, verify_checkpoint};
+use stead_store::data_dir::DataDir;
+use tasks::TaskQueue;
+use tokio::sync::{oneshot, watch};
+use watchdog::Watchdog;
+
+/// How long status and the like wait for a worker that is held by a handler.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A running node. Clones are handles to the same one; when the last is dropped, the node is shut down.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<Member>>,
+    /// Owned until the last thread has ended.
+    data_dir: Mutex<Option<DataDir>>,
+    store: Arc<dyn BlobStore>,
+    recovery: RecoveryReport,
+    opened: Instant,
+}
+
+/// What all threads and clients of a node share.
+pub(crate) struct Shared {
+    pub(crate) node: NodeId,
+    pub(crate) epoch: Epoch,
+    pub(crate) registry: Registry,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) inboxes: Vec<Inbox>,
+    pub(crate) clock: Clock,
+    pub(crate) log: LogQueue,
+    pub(crate) preparer: PreparerSignal,
+    pub(crate) tasks: TaskQueue,
+    pub(crate) snapshots: SnapshotQueue,
+    pub(crate) watchdog: Watchdog,
+    pub(crate) counters: Counters,
+    pub(crate) workers_running: AtomicUsize,
+    /// Turns that a thread spins before it sleeps, for waking it takes long.
+    pub(crate) spins_idle: u32,
+    pub(crate) spins_waiting: u32,
+    pub(crate) spins_log: u32,
+    life: AtomicU8,
+    failure: OnceLock<String>,
+    failed: watch::Sender<bool>,
+    active: AtomicU32,
+    all_active: (Mutex<()>, Condvar),
+}
+
+/// The stages of a node's life.
+mod life {
+    pub(super) const RUNS: u8 = 0;
+    /// Takes no more calls, and commits what it has taken.
+    pub(super) const STOPS: u8 = 1;
+    /// All threads have ended or are about to.
+    pub(super) const ENDED: u8 = 2;
+    /// Abandoned as by a crash.
+    pub(super) const KILLED: u8 = 3;
+}
+
+/// The wall clock at the start, carried on by the monotonic one: within a life it never goes back.
+pub(crate) struct Clock {
+    wall: Time,
+    start: Instant,
+}
+
+impl Clock {
+    pub(crate) fn now(&self) -> Time {
+        self.wall.plus_micros(self.start.elapsed().as_micros() as u64)
+    }
+}
+
+pub(crate) fn system_time() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+impl Shared {
+    fn new(
+        registry: Registry,
+        topology: Arc<Topology>,
+        workers: usize,
+        epoch: Epoch,
+        wall: Time,
+    ) -> (Self, mpsc::Receiver<Event>) {
+        let (snapshots, events) = SnapshotQueue::new();
+        let shared = Self {
+            node: NodeId(1),
+            epoch,
+            registry,
+            topology,
+            inboxes: (0..workers).map(|_| Inbox::new()).collect(),
+            clock: Clock { wall, start: Instant::now() },
+            log: LogQueue::new(),
+            preparer: PreparerSignal::new(),
+            tasks: TaskQueue::default(),
+            snapshots,
+            watchdog: Watchdog::new(),
+            counters: Counters::default(),
+            workers_running: AtomicUsize::new(workers),
+            spins_idle: 100,
+            spins_waiting: 1000,
+            spins_log: 20,
+            life: AtomicU8::new(life::RUNS),
+            failure: OnceLock::new(),
+            failed: watch::Sender::new(false),
+            active: AtomicU32::new(0),
+            all_active: (Mutex::new(()), Condvar::new()),
+        };
+        (shared, events)
+    }
+
+    /// Which worker has a shard.
+    pub(crate) fn worker_of(&self, shard: ShardId) -> usize {
+        shard.0 as usize % self.inboxes.len()
+    }
+
+    /// A client's command for a shard.
+    pub(crate) fn tell(&self, shard: ShardId, command: Command) -> Result<(), RawError> {
+        if self.life.load(Ordering::Relaxed) != life::RUNS || self.failure.get().is_some() {
+            return Err(self.end_reason());
+        }
+        self.inboxes[self.worker_of(shard)].push(command);
+        Ok(())
+    }
+
+    /// Whether threads must end at once, and leave undone what is not done.
+    pub(crate) fn is_over(&self) -> bool {
+        self.life.load(Ordering::Relaxed) == life::KILLED || self.failure.get().is_some()
+    }
+
+    /// Whether the node has ended in any way.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.life.load(Ordering::Relaxed) >= life::ENDED || self.failure.get().is_some()
+    }
+
+    pub(crate) fn end_reason(&self) -> RawError {
+        match self.failure.get() {
+            Some(reason) => RawError::NodeFailed(reason.clone()),
+            None => RawError::Stopped,
+        }
+    }
+
+    /// A fatal error: the node takes and answers nothing any more.
+    pub(crate) fn fail(&self, reason: String) {
+        tracing::error!("the node failed: {reason}");
+        let _ = self.failure.set(reason);
+        self.failed.send_replace(true);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        self.inboxes.iter().for_each(Inbox::wake);
+        self.log.stop();
+        self.preparer.wake();
+        self.tasks.stop();
+        self.watchdog.stop();
+        self.snapshots.send(Event::Stop);
+        let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.all_active.1.notify_all();
+    }
+
+    pub(crate) fn shard_is_active(&self) {
+        if self.active.fetch_add(1, Ordering::SeqCst) + 1 == self.topology.shard_count() {
+            let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
+            self.all_active.1.notify_all();
+        }
+    }
+
+    fn await_active(&self) -> Result<(), String> {
+        let mut held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(reason) = self.failure.get() {
+                return Err(reason.clone());
+            }
+            if self.active.load(Ordering::SeqCst) >= self.topology.shard_count() {
+                return Ok(());
+            }
+            held = self.all_active.1.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Node {
+    /// Begins to make up a node with its data in a directory, which is created if it does not exist.
+    pub fn builder(data_dir: impl Into<PathBuf>) -> NodeBuilder {
+        NodeBuilder::new(data_dir.into())
+    }
+
+    /// A client for async code.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(Arc::clone(&self.0.shared))
+    }
+
+    /// A client for code that may block.
+    #[must_use]
+    pub fn blocking_client(&self) -> BlockingClient {
+        BlockingClient::new(self.client())
+    }
+
+    /// The services and their shards.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.0.shared.topology
+    }
+
+    /// How the last start went.
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.0.recovery
+    }
+
+    /// How the node stands. Waits up to half a second for workers that are held by a handler.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let shared = &self.0.shared;
+        let (to, from) = mpsc::channel();
+        for inbox in &shared.inboxes {
+            inbox.push(Command::Status(to.clone()));
+        }
+        drop(to);
+        let until = Instant::now() + LOOK_TIMEOUT;
+        let mut shards: Vec<ShardStatus> = Vec::new();
+        while let Ok(worker) = from.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            shards.extend(worker.shards);
+        }
+        shards.sort_by_key(|shard| shard.shard);
+        let services = shared.topology.services().iter().map(|service| ServiceStatus {
+            name: service.name.clone(),
+            first_shard: service.first.0,
+            shards: service.shards,
+            registered: shared.registry.has_service(&service.name),
+        });
+        let some = |number: u64| (number > 0).then_some(number);
+        Status {
+            epoch: shared.epoch.0,
+            incarnation: shared.topology.incarnation.0,
+            uptime: self.0.opened.elapsed(),
+            full: shared.log.is_full(),
+            failure: shared.failure.get().cloned(),
+            services: services.collect(),
+            shards,
+            log: shared.log.status(),
+            checkpoint: some(shared.snapshots.newest.load(Ordering::Relaxed)),
+            checkpoint_running: some(shared.snapshots.running.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Whether the node takes calls: it runs and has not failed.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.0.shared.life.load(Ordering::Relaxed) == life::RUNS && self.0.shared.failure.get().is_none()
+    }
+
+    /// What the node has counted since it was opened.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.0.shared.counters.snapshot()
+    }
+
+    /// Resolves with the reason when the node has a fatal error: the process should end then, and be started again.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.0.shared.failed.subscribe();
+        // The sender lives as long as the node.
+        let _ = failed.wait_for(|failed| *failed).await;
+        self.0.shared.failure.get().cloned().unwrap_or_default()
+    }
+
+    /// Takes a checkpoint now and runs the services' checks over it.
+    ///
+    /// # Errors
+    /// [`CheckpointFailure`]; the work goes on.
+    pub async fn checkpoint(&self) -> Result<CheckpointReport, CheckpointFailure> {
+        let (to, from) = oneshot::channel();
+        self.0.shared.snapshots.send(Event::Wanted(to));
+        let stopped = |_| Err(CheckpointFailure::Stopped(self.0.shared.end_reason().to_string()));
+        from.await.unwrap_or_else(stopped)
+    }
+
+    /// As [`Self::checkpoint`], for code that may block.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn checkpoint_blocking(&self) -> Result<CheckpointReport, CheckpointFailure> {
+        block_on(self.checkpoint())
+    }
+
+    /// The checkpoints that are stored, the oldest first. Reads files.
+    ///
+    /// # Errors
+    /// [`CheckpointFailure::Store`].
+    pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, CheckpointFailure> {
+        list_checkpoints(&*self.0.store)
+    }
+
+    /// Recomputes a checkpoint from what is stored, and runs the services' checks. Reads all of it.
+    ///
+    /// # Errors
+    /// [`CheckpointFailure::Store`] if it is damaged. What is whole but inconsistent is in the report.
+    pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
+        verify_stored(&*self.0.store, number, &self.0.shared.registry)
+    }
+
+    /// Deletes a checkpoint, unless it is the newest one.
+    ///
+    /// # Errors
+    /// [`CheckpointFailure`].
+    pub fn delete_checkpoint(&self, number: u64) -> Result<(), CheckpointFailure> {
+        let newest = self.0.shared.snapshots.newest.load(Ordering::Relaxed);
+        if number == newest {
+            return Err(CheckpointFailure::Newest(number));
+        }
+        read_manifest(&*self.0.store, Colour(number))?;
+        let deleted = self.0.store.delete(&manifest_name(Colour(number)));
+        deleted.map_err(|error| CheckpointFailure::Store(error.to_string()))
+    }
+
+    /// The dead letters of a service; `None` if there is no such service. Shards that are held by a handler are left out.
+    #[must_use]
+    pub fn dead_letters(&self, service: &str) -> Option<Vec<DeadLetterInfo>> {
+        let shared = &self.0.shared;
+        let service = shared.topology.service(shared.topology.service_id(service)?).clone();
+        let (to, from) = mpsc::channel();
+        for shard in service.first.0..service.first.0 + service.shards {
+            let to = to.clone();
+            let look = Box::new(move |state: &State| {
+                let letters = state.records().iter().filter(|(key, _)| key[0] == Kind::DeadLetter as u8);
+                let letters = letters.filter_map(|(key, value)| {
+                    let index = RecordKey::from_bytes(key)?.number()?;
+                    Some(dead_letter(state.shard(), index, decode_value(value).ok()?))
+                });
+                // Whoever asked may have given up.
+                let _ = to.send(letters.collect::<Vec<_>>());
+            });
+            let shard = ShardId(shard);
+            shared.inboxes[shared.worker_of(shard)].push(Command::Look { shard, look });
+        }
+        drop(to);
+        let until = Instant::now() + LOOK_TIMEOUT;
+        let mut letters = Vec::new();
+        while let Ok(more) = from.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            letters.extend(more);
+        }
+        letters.sort_by_key(|letter: &DeadLetterInfo| (letter.shard, letter.index));
+        Some(letters)
+    }
+
+    /// Shuts the node down: takes no more calls, waits for running steps of tasks, commits and answers what was taken,
+    /// and ends all threads. What else is under way waits in the log for the next start.
+    pub fn shutdown(&self) {
+        self.0.shutdown();
+    }
+
+    /// Ends the node as a crash would: nothing is waited for, nothing more is written. For tests.
+    pub fn kill(&self) {
+        self.0.kill();
+    }
+}
+
+fn dead_letter(shard: ShardId, index: u64, letter: DeadLetter) -> DeadLetterInfo {
+    let cause = match letter.cause {
+        Waiting::Message { from, seq } => format!("message {seq} of shard {from}"),
+        Waiting::Timer { id } => format!("timer {id}"),
+        Waiting::Task { id, step } => format!("step {step} of task {id}"),
+    };
+    DeadLetterInfo {
+        shard: shard.0,
+        index,
+        process: letter.process.to_string(),
+        sender: letter.sender.to_string(),
+        cause,
+        payload: crate::codec::payload_to_json(&letter.payload).ok(),
+        reason: letter.reason,
+        time: letter.time.0,
+    }
+}
+
+/// The complete checkpoints of a store, the oldest first.
+pub(crate) fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, CheckpointFailure> {
+    use stead_store::checkpoint::manifest::{Decision, read_decision};
+    let mut found = Vec::new();
+    for number in decided_numbers(store)? {
+        if let Decision::Complete(manifest) = read_decision(store, number)? {
+            found.push(CheckpointInfo::of(&manifest));
+        }
+    }
+    Ok(found)
+}
+
+/// Verifies a stored checkpoint with the checks of the services in `registry`.
+pub(crate) fn verify_stored(
+    store: &dyn BlobStore,
+    number: u64,
+    registry: &Registry,
+) -> Result<Report, CheckpointFailure> {
+    let manifest = read_manifest(store, Colour(number))?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut check = |topology: &Topology, states: &[State]| snapshots::check_states(topology, states, registry);
+    Ok(verify_checkpoint(store, &manifest, threads, &mut check)?)
+}
+
+impl Inner {
+    fn with_recovery(mut self, recovery: RecoveryReport) -> Self {
+        self.recovery = recovery;
+        self
+    }
+
+    fn shutdown(&self) {
+        let shared = &self.shared;
+        let begun = shared.life.compare_exchange(life::RUNS, life::STOPS, Ordering::SeqCst, Ordering::SeqCst);
+        if begun.is_ok() {
+            shared.tasks.stop();
+            self.join(Group::Tasks);
+            shared.snapshots.send(Event::Stop);
+            self.join(Group::Checkpoints);
+            for inbox in &shared.inboxes {
+                inbox.push(Command::Stop);
+            }
+            self.join(Group::Workers);
+            shared.log.stop();
+            // A kill that came meanwhile stays one.
+            let _ = shared.life.compare_exchange(life::STOPS, life::ENDED, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        self.end();
+    }
+
+    fn kill(&self) {
+        self.shared.life.store(life::KILLED, Ordering::SeqCst);
+        self.end();
+    }
+
+    /// Ends what is left and gives the data directory up.
+    fn end(&self) {
+        self.shared.wake_all();
+        for group in [Group::Tasks, Group::Checkpoints, Group::Workers, Group::Log, Group::Watchdog] {
+            self.join(group);
+        }
+        drop(self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn join(&self, group: Group) {
+        loop {
+            let thread = {
+                let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(at) = threads.iter().position(|(other, _)| *other == group) else { return };
+                threads.swap_remove(at).1
+            };
+            // A handler may hold the last handle; its own thread can't be waited for.
+            if thread.thread().id() != std::thread::current().id() {
+                // A panic was caught in the thread and told.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}

@@ -1,0 +1,206 @@
+//! Opening a node: the data directory, recovery, and the threads.
+
+use super::builder::NodeBuilder;
+use super::log::LogThread;
+use super::snapshots::Checkpointer;
+use super::status::RecoveryReport;
+use super::watchdog::Probe;
+use super::worker::Worker;
+use super::{Inner, Node, Shared};
+use crate::error::OpenError;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+use stead_core::ids::{Colour, Epoch, Incarnation};
+use stead_core::shard::{Settings, Shard};
+use stead_core::topology::Topology;
+use stead_store::checkpoint::store::{BlobStore, DiskStore};
+use stead_store::data_dir::{DataDir, Meta, ServiceMeta};
+use stead_store::disk::Disk;
+use stead_store::real_disk::RealDisk;
+use stead_store::recovery::{Recovered, recover};
+use stead_store::wal::WalOptions;
+
+/// The directory of the local checkpoints.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+
+pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
+    let begun = Instant::now();
+    let limits = builder.limits()?;
+    let disk: Arc<dyn Disk> = match &builder.disk {
+        Some(disk) => Arc::clone(disk),
+        None => Arc::new(RealDisk::open(&builder.path).map_err(|source| OpenError::Directory {
+            path: builder.path.display().to_string(),
+            source,
+        })?),
+    };
+    let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), fresh_meta)?;
+    let mut topology = Topology::new(data_dir.meta().incarnation);
+    for service in &data_dir.meta().services {
+        topology.ensure(&service.name, service.shards)?;
+    }
+    let mut settings = vec![Settings::default(); topology.services().len()];
+    for (name, shards, service_settings) in &limits.services {
+        let existing = topology.service_id(name).map(|id| topology.service(id).shards);
+        let id = topology.ensure(name, shards.or(existing).unwrap_or(SHARDS_DEFAULT))?;
+        settings.resize(topology.services().len(), Settings::default());
+        settings[usize::from(id.0)] = service_settings.clone();
+    }
+    let topology = Arc::new(topology);
+
+    let store: Arc<dyn BlobStore> = Arc::new(DiskStore::open(Arc::clone(&disk), CHECKPOINTS)?);
+    let wal = WalOptions {
+        segment_bytes: limits.segment_bytes,
+        batch_bytes_max: (limits.segment_bytes as usize).min(256 << 20),
+        log_id: data_dir.meta().log_id,
+        create: !data_dir.meta().log_created,
+        ..WalOptions::default()
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let Recovered { states, wal, log, lineage, manifest, decided, report } =
+        recover(Arc::clone(&disk), &*store, &topology, wal, threads)?;
+
+    // The epoch is durable before any shard uses it, and so are the services before any of their entries is.
+    let epoch = Epoch(data_dir.meta().epoch.0.max(report.epoch.0) + 1);
+    data_dir.update(|meta| {
+        meta.epoch = epoch;
+        meta.log_created = true;
+        meta.services = topology
+            .services()
+            .iter()
+            .map(|service| ServiceMeta { name: service.name.clone(), first: service.first, shards: service.shards })
+            .collect();
+    })?;
+
+    let last = states.iter().map(|state| state.position().colour).max().unwrap_or(Colour(0));
+    let recovery = RecoveryReport {
+        created,
+        duration: begun.elapsed(),
+        checkpoint: report.checkpoint.map(|number| number.0),
+        entries_replayed: report.entries,
+        tail_cut: log.cut.is_some(),
+        state_bytes: report.state_bytes,
+    };
+    let wall = builder.wall.as_ref().map_or_else(super::system_time, |wall| wall());
+    let (shared, events) = Shared::new(builder.registry, Arc::clone(&topology), limits.threads, epoch, wall);
+    let shared = Arc::new(shared);
+    shared.snapshots.newest.store(
+        manifest.as_ref().map_or(0, |manifest| manifest.number.0),
+        std::sync::atomic::Ordering::Relaxed,
+    );
+    let mut by_worker: Vec<Vec<Shard>> = (0..limits.threads).map(|_| Vec::new()).collect();
+    for state in states {
+        let id = state.shard();
+        let service = topology.service_of(id).expect("each state is of a shard of the topology");
+        let settings = settings[usize::from(service.0)].clone();
+        by_worker[shared.worker_of(id)].push(Shard::new(state, Arc::clone(&topology), settings));
+    }
+
+    let inner = Inner {
+        shared: Arc::clone(&shared),
+        threads: Mutex::default(),
+        data_dir: Mutex::new(Some(data_dir)),
+        store: Arc::clone(&store),
+        recovery,
+        opened: begun,
+    };
+    let preparer = wal.preparer();
+    {
+        let shared = Arc::clone(&shared);
+        let segment_bytes = limits.segment_bytes;
+        inner.spawn(Group::Log, "stead-log", move || {
+            LogThread::new(&shared, wal, segment_bytes).run().map_err(|error| error.to_string())
+        })?;
+    }
+    {
+        let shared = Arc::clone(&shared);
+        inner.spawn(Group::Log, "stead-segments", move || {
+            shared.preparer.run(&shared, &preparer).map_err(|error| error.to_string())
+        })?;
+    }
+    let seed = fastrand::u64(..);
+    let mut probes = Vec::new();
+    for (number, shards) in by_worker.into_iter().enumerate() {
+        let probe = Arc::new(Probe::default());
+        probes.push(Arc::clone(&probe));
+        let runner = shared.registry.watched_runner(&topology, seed, probe);
+        let worker = Worker::new(Arc::clone(&shared), number, shards, runner);
+        inner.spawn(Group::Workers, &format!("stead-worker-{number}"), move || {
+            worker.run(epoch);
+            Ok(())
+        })?;
+    }
+    {
+        let (shared, topology) = (Arc::clone(&shared), Arc::clone(&topology));
+        inner.spawn(Group::Watchdog, "stead-watchdog", move || {
+            shared.watchdog.run(&probes, limits.handler_timeout, &topology);
+            Ok(())
+        })?;
+    }
+    for number in 0..limits.task_threads {
+        let shared = Arc::clone(&shared);
+        inner.spawn(Group::Tasks, &format!("stead-task-{number}"), move || {
+            shared.tasks.run(&shared);
+            Ok(())
+        })?;
+    }
+    let checkpointer = Checkpointer::new(Arc::clone(&shared), store, limits.checkpoints, lineage, decided, last);
+    inner.spawn(Group::Checkpoints, "stead-checkpoint", move || {
+        checkpointer.run(&events);
+        Ok(())
+    })?;
+    shared.await_active().map_err(OpenError::Failed)?;
+    let recovery = RecoveryReport { duration: begun.elapsed(), ..inner.recovery };
+    Ok(Node(Arc::new(inner.with_recovery(recovery))))
+}
+
+/// Shards of a new service unless it says otherwise.
+const SHARDS_DEFAULT: u32 = 8;
+
+fn fresh_meta() -> Meta {
+    Meta {
+        cluster: fastrand::u128(..),
+        incarnation: Incarnation(1),
+        epoch: Epoch(0),
+        log_id: fastrand::u64(..),
+        log_created: false,
+        services: Vec::new(),
+    }
+}
+
+/// Which threads end together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    Tasks,
+    Checkpoints,
+    Workers,
+    Log,
+    Watchdog,
+}
+
+/// A thread of the node.
+pub(crate) type Member = (Group, JoinHandle<()>);
+
+impl Inner {
+    /// Starts a thread whose error or panic is fatal for the node.
+    fn spawn(
+        &self,
+        group: Group,
+        name: &str,
+        body: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Result<(), OpenError> {
+        let shared = Arc::clone(&self.shared);
+        let thread_name = name.to_owned();
+        let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            match panic::catch_unwind(AssertUnwindSafe(body)) {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => shared.fail(reason),
+                Err(_) => shared.fail(format!("thread {thread_name} panicked; this is a bug in Stead")),
+            }
+        });
+        let thread = spawned.map_err(OpenError::Thread)?;
+        self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((group, thread));
+        Ok(())
+    }
+}

@@ -1,0 +1,447 @@
+//! The checkpoint thread: it begins checkpoints, writes what shards hand over, and completes them by their manifest.
+
+use super::Shared;
+use super::builder::CheckpointOptions;
+use super::inbox::Command;
+use crate::cut::Cut;
+use crate::registry::Registry;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+use stead_core::coordinator::{Coordinator, News, Step};
+use stead_core::ids::{Colour, Index, ShardId, Time};
+use stead_core::shard::Input;
+use stead_core::state::{Header, State};
+use stead_core::topology::Topology;
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::lineage::Lineage;
+use stead_store::checkpoint::load::load_parts;
+use stead_store::checkpoint::manifest::{CheckResult, Manifest, decided_numbers, read_manifest};
+use stead_store::checkpoint::store::{BlobStore, Pace};
+use stead_store::checkpoint::write::{CheckpointWriter, Plan, give_up};
+use tokio::sync::oneshot;
+
+/// Bytes of snapshots that may wait to be written; over this, workers hold back.
+const BEHIND_BYTES: usize = 16 << 20;
+
+/// What the checkpoint thread is told.
+pub(crate) enum Event {
+    /// A shard has appended its marker, and its snapshot has begun.
+    Begun { shard: ShardId, number: Colour, header: Box<Header>, all: bool },
+    /// A piece of a shard's snapshot.
+    Records { shard: ShardId, number: Colour, bytes: Vec<u8>, done: bool },
+    /// A shard's marker is committed.
+    MarkerCommitted { shard: ShardId, number: Colour },
+    /// Somebody wants a checkpoint now, with the services' checks.
+    Wanted(oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>),
+    /// The node stops.
+    Stop,
+}
+
+/// Where workers leave events.
+pub(crate) struct SnapshotQueue {
+    sender: mpsc::Sender<Event>,
+    waiting: AtomicUsize,
+    /// For the status: the newest checkpoint and the one that runs; 0 is none.
+    pub(crate) newest: AtomicU64,
+    pub(crate) running: AtomicU64,
+}
+
+impl SnapshotQueue {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel();
+        let queue =
+            Self { sender, waiting: AtomicUsize::new(0), newest: AtomicU64::new(0), running: AtomicU64::new(0) };
+        (queue, receiver)
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        if let Event::Records { bytes, .. } = &event {
+            self.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
+        }
+        // Without the thread there is nobody to tell: the node ends.
+        let _ = self.sender.send(event);
+    }
+
+    pub(crate) fn is_behind(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > BEHIND_BYTES
+    }
+}
+
+/// A checkpoint that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointReport {
+    /// Its number.
+    pub number: u64,
+    /// How long it took.
+    pub duration: Duration,
+    /// Bytes that it wrote.
+    pub bytes_written: u64,
+    /// Bytes of all sections that it is made up of.
+    pub bytes_total: u64,
+    /// Records of all shards.
+    pub records: u64,
+    /// Messages in flight.
+    pub in_flight: u64,
+    /// The longest that a slice of a snapshot has held its worker since the node was opened.
+    pub stall_max: Duration,
+    /// What the services' checks found: by service, what does not hold.
+    pub failed_checks: Vec<FailedCheck>,
+}
+
+/// A service's check that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedCheck {
+    /// The service.
+    pub service: String,
+    /// What does not hold.
+    pub reason: String,
+}
+
+/// A checkpoint that is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointInfo {
+    /// Its number.
+    pub number: u64,
+    /// When it began, in microseconds since the Unix epoch.
+    pub created: u64,
+    /// Bytes that it wrote.
+    pub bytes_written: u64,
+    /// Bytes of all sections that it is made up of.
+    pub bytes_total: u64,
+    /// Records of all shards.
+    pub records: u64,
+    /// Messages in flight.
+    pub in_flight: u64,
+    /// Its shards.
+    pub shards: u64,
+    /// The services' checks that did not hold, if they were run.
+    pub failed_checks: Vec<FailedCheck>,
+}
+
+impl CheckpointInfo {
+    pub(crate) fn of(manifest: &Manifest) -> Self {
+        Self {
+            number: manifest.number.0,
+            created: manifest.created.0,
+            bytes_written: manifest.totals.written_bytes,
+            bytes_total: manifest.totals.section_bytes,
+            records: manifest.totals.records,
+            in_flight: manifest.totals.messages,
+            shards: manifest.parts.len() as u64,
+            failed_checks: failed(&manifest.checks),
+        }
+    }
+}
+
+fn failed(checks: &[CheckResult]) -> Vec<FailedCheck> {
+    let failed = checks.iter().filter_map(|check| {
+        let reason = check.failure.clone()?;
+        Some(FailedCheck { service: check.service.clone(), reason })
+    });
+    failed.collect()
+}
+
+/// Why there is no checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CheckpointFailure {
+    /// It took too long, or could not be written: its number is given up.
+    #[error("checkpoint {number} was given up: {reason}; the work goes on, and the next one may succeed")]
+    GivenUp {
+        /// Its number.
+        number: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The stored checkpoints can't be read, or there is no such one.
+    #[error("{0}")]
+    Store(String),
+    /// The newest checkpoint is needed to recover the node.
+    #[error("checkpoint {0} is the newest one, which a restart needs; take another one first")]
+    Newest(u64),
+    /// The node has stopped or failed.
+    #[error("the node has stopped: {0}")]
+    Stopped(String),
+}
+
+impl From<CheckpointError> for CheckpointFailure {
+    fn from(error: CheckpointError) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+/// Loads the states of all shards at a checkpoint's markers and runs the services' checks over them.
+pub(crate) fn run_checks(
+    store: &dyn BlobStore,
+    manifest: &Manifest,
+    registry: &Registry,
+) -> Result<Vec<CheckResult>, CheckpointError> {
+    let topology = manifest.topology()?;
+    let states = load_parts(store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest));
+    let states = states.collect::<Result<Vec<State>, _>>()?;
+    Ok(check_states(&topology, &states, registry))
+}
+
+/// Runs the services' checks over the states of all shards.
+pub(crate) fn check_states(topology: &Topology, states: &[State], registry: &Registry) -> Vec<CheckResult> {
+    let failed: BTreeMap<String, String> = registry.check(&Cut::new(topology, states)).into_iter().collect();
+    let services = topology.services().iter().filter(|service| registry.has_service(&service.name));
+    services
+        .map(|service| CheckResult { service: service.name.clone(), failure: failed.get(&service.name).cloned() })
+        .collect()
+}
+
+/// The checkpoint thread's own.
+pub(crate) struct Checkpointer {
+    shared: Arc<Shared>,
+    store: Arc<dyn BlobStore>,
+    options: CheckpointOptions,
+    names: BundleNames,
+    pace: Pace,
+    coordinator: Coordinator,
+    lineage: Lineage,
+    running: Option<Running>,
+    /// Shards whose last snapshot is in no checkpoint: their next part must hold everything.
+    broken: BTreeSet<ShardId>,
+    wanted: Vec<oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>>,
+}
+
+struct Running {
+    number: Colour,
+    begun: Instant,
+    writer: CheckpointWriter,
+    wanted: Vec<oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>>,
+}
+
+impl Checkpointer {
+    /// `last` is the greatest number that was ever begun, `decided` the greatest that ended as a checkpoint or not.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        store: Arc<dyn BlobStore>,
+        options: CheckpointOptions,
+        lineage: Lineage,
+        decided: Colour,
+        last: Colour,
+    ) -> Self {
+        let coordinator = Coordinator::new(shared.topology.shards(), last.max(decided));
+        let checkpointer = Self {
+            names: BundleNames::new(fastrand::u64(..)),
+            pace: Pace::bytes_per_second(options.bytes_per_second),
+            shared,
+            store,
+            options,
+            coordinator,
+            lineage,
+            running: None,
+            broken: BTreeSet::new(),
+            wanted: Vec::new(),
+        };
+        for number in decided.0 + 1..=last.0 {
+            checkpointer.bury(Colour(number), "the process ended while it was taken");
+        }
+        checkpointer
+    }
+
+    /// Runs until the node ends.
+    pub(crate) fn run(mut self, events: &mpsc::Receiver<Event>) {
+        let mut due = self.options.interval.map(|interval| Instant::now() + interval);
+        while !self.shared.is_over() {
+            let due_in = due.map_or(Duration::from_secs(1), |due| due.saturating_duration_since(Instant::now()));
+            let wait = if self.running.is_some() { Duration::from_millis(50) } else { due_in };
+            match events.recv_timeout(wait.min(Duration::from_secs(1))) {
+                Ok(Event::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Ok(event) => self.handle(event),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            if let Step::GiveUp(number) = self.coordinator.handle_tick(self.shared.clock.now()) {
+                self.give_up(number, format!("it took over {:?} (checkpoints.timeout)", self.options.timeout));
+            }
+            if self.running.is_none() {
+                let is_due = due.is_some_and(|due| due <= Instant::now());
+                if is_due || !self.wanted.is_empty() {
+                    due = self.options.interval.map(|interval| Instant::now() + interval);
+                    self.begin();
+                }
+            }
+        }
+        let reason = "it was shut down while the checkpoint was taken".to_owned();
+        let running = self.running.take().into_iter().flat_map(|running| running.wanted);
+        for wanted in running.chain(self.wanted) {
+            let _ = wanted.send(Err(CheckpointFailure::Stopped(reason.clone())));
+        }
+    }
+
+    fn begin(&mut self) {
+        let now = self.shared.clock.now();
+        let deadline = now.plus_millis(self.options.timeout.as_millis() as u64);
+        let Ok(number) = self.coordinator.begin(deadline) else { return };
+        let topology = Topology::clone(&self.shared.topology);
+        let plan = Plan { number, created: now, topology, pace: self.pace.clone() };
+        match CheckpointWriter::create(&*self.store, &self.names, plan) {
+            Ok(writer) => {
+                let wanted = std::mem::take(&mut self.wanted);
+                self.running = Some(Running { number, begun: Instant::now(), writer, wanted });
+                self.shared.snapshots.running.store(number.0, Ordering::Relaxed);
+                for inbox in &self.shared.inboxes {
+                    inbox.push(Command::Every(Input::Colour(number)));
+                }
+            }
+            Err(error) => self.give_up(number, error.to_string()),
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Begun { shard, number, header, all } => self.handle_begun(shard, number, *header, all),
+            Event::Records { shard, number, bytes, done } => {
+                self.shared.snapshots.waiting.fetch_sub(bytes.len(), Ordering::Relaxed);
+                self.handle_records(shard, number, &bytes, done);
+            }
+            Event::MarkerCommitted { shard, number } => self.news(number, News::MarkerCommitted(shard)),
+            Event::Wanted(wanted) => self.wanted.push(wanted),
+            Event::Stop => {}
+        }
+    }
+
+    fn handle_begun(&mut self, shard: ShardId, number: Colour, header: Header, all: bool) {
+        self.coordinator.handle_seen(number);
+        let Some(running) = self.running.as_mut().filter(|running| running.number == number) else {
+            // A colour of a checkpoint that was given up has come to the shard late, with a message.
+            self.broken.insert(shard);
+            self.shared.inboxes[self.shared.worker_of(shard)].push(Command::ForceFull(Some(shard)));
+            return;
+        };
+        if all {
+            self.broken.remove(&shard);
+        } else if self.broken.contains(&shard) {
+            let reason = format!("shard {shard} took a snapshot for an older checkpoint meanwhile");
+            return self.give_up(number, reason);
+        }
+        if let Err(error) = running.writer.begin_part(header, all) {
+            self.give_up(number, error.to_string());
+        }
+    }
+
+    fn handle_records(&mut self, shard: ShardId, number: Colour, bytes: &[u8], done: bool) {
+        let Some(running) = self.running.as_mut().filter(|running| running.number == number) else { return };
+        let written = running.writer.piece(shard, bytes);
+        match written.and_then(|()| if done { running.writer.end_part(shard).map(|_| ()) } else { Ok(()) }) {
+            Ok(()) if done => self.news(number, News::PartStored(shard)),
+            Ok(()) => {}
+            Err(error) => self.give_up(number, error.to_string()),
+        }
+    }
+
+    fn news(&mut self, number: Colour, news: News) {
+        if let Step::WriteManifest(number) = self.coordinator.handle_news(number, news)
+            && let Some(running) = self.running.take()
+        {
+            let Running { begun, writer, wanted, .. } = running;
+            match self.complete(writer, !wanted.is_empty()) {
+                Ok(manifest) => {
+                    self.coordinator.handle_decided(number);
+                    self.shared.snapshots.running.store(0, Ordering::Relaxed);
+                    self.completed(&manifest, begun, wanted);
+                }
+                Err(error) => {
+                    self.running_failed(number, error.to_string(), wanted);
+                }
+            }
+        }
+    }
+
+    fn complete(&mut self, writer: CheckpointWriter, checked: bool) -> Result<Manifest, CheckpointError> {
+        let mut sealed = writer.seal(&self.lineage)?;
+        if checked {
+            let checks = run_checks(&*self.store, sealed.manifest(), &self.shared.registry)?;
+            sealed.set_checks(checks);
+        }
+        let (manifest, lineage) = sealed.store(&*self.store)?;
+        self.lineage = lineage;
+        Ok(manifest)
+    }
+
+    fn completed(
+        &mut self,
+        manifest: &Manifest,
+        begun: Instant,
+        wanted: Vec<oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>>,
+    ) {
+        let counters = &self.shared.counters;
+        counters.checkpoints.add(1);
+        counters.checkpoint_bytes.add(manifest.totals.written_bytes);
+        self.shared.snapshots.newest.store(manifest.number.0, Ordering::Relaxed);
+        let tops: Vec<Index> = manifest.parts.iter().map(|part| part.index).collect();
+        self.shared.log.trim(tops);
+        let report = CheckpointReport {
+            number: manifest.number.0,
+            duration: begun.elapsed(),
+            bytes_written: manifest.totals.written_bytes,
+            bytes_total: manifest.totals.section_bytes,
+            records: manifest.totals.records,
+            in_flight: manifest.totals.messages,
+            stall_max: Duration::from_micros(counters.checkpoint_stall_micros.get()),
+            failed_checks: failed(&manifest.checks),
+        };
+        for wanted in wanted {
+            let _ = wanted.send(Ok(report.clone()));
+        }
+        self.retain();
+    }
+
+    /// Deletes the manifests over the number to keep.
+    fn retain(&mut self) {
+        let deleted = decided_numbers(&*self.store).and_then(|numbers| {
+            let complete: Vec<Colour> = numbers
+                .into_iter()
+                .filter(|number| read_manifest(&*self.store, *number).is_ok())
+                .collect();
+            let over = complete.len().saturating_sub(self.options.keep);
+            for number in &complete[..over] {
+                let name = stead_store::checkpoint::manifest::manifest_name(*number);
+                self.store.delete(&name)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = deleted {
+            tracing::warn!("old checkpoints can't be deleted: {error}");
+        }
+    }
+
+    fn give_up(&mut self, number: Colour, reason: String) {
+        let wanted = self.running.take().map_or_else(Vec::new, |running| running.wanted);
+        self.running_failed(number, reason, wanted);
+    }
+
+    /// The work goes on, and the next checkpoint begins anew.
+    fn running_failed(
+        &mut self,
+        number: Colour,
+        reason: String,
+        wanted: Vec<oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>>,
+    ) {
+        tracing::warn!("checkpoint {number} is given up: {reason}");
+        self.shared.counters.checkpoints_failed.add(1);
+        self.shared.snapshots.running.store(0, Ordering::Relaxed);
+        self.bury(number, &reason);
+        self.coordinator.handle_decided(number);
+        self.broken.extend(self.shared.topology.shards());
+        for inbox in &self.shared.inboxes {
+            inbox.push(Command::ForceFull(None));
+        }
+        for wanted in wanted.into_iter().chain(std::mem::take(&mut self.wanted)) {
+            let _ = wanted.send(Err(CheckpointFailure::GivenUp { number: number.0, reason: reason.clone() }));
+        }
+    }
+
+    fn bury(&self, number: Colour, reason: &str) {
+        let now: Time = self.shared.clock.now();
+        if let Err(error) = give_up(&*self.store, &self.shared.topology, number, now, &self.names, reason) {
+            // Without it the number stays undecided, and is never used again anyway.
+            tracing::warn!("no tombstone for checkpoint {number}: {error}");
+        }
+    }
+}

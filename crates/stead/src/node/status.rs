@@ -1,0 +1,272 @@
+//! How a node stands, for people and for metrics.
+
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use stead_core::ids::ShardId;
+
+/// How a node stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's epoch: how often its data directory was started.
+    pub epoch: u64,
+    /// The cluster's life since its last restore.
+    pub incarnation: u64,
+    /// How long the node has run.
+    pub uptime: Duration,
+    /// The disk has no room: writes are refused, reads go on.
+    pub full: bool,
+    /// The fatal error that ended the node's work.
+    pub failure: Option<String>,
+    /// The services.
+    pub services: Vec<ServiceStatus>,
+    /// The shards that answered in time; a shard that is missing is held by a handler.
+    pub shards: Vec<ShardStatus>,
+    /// The log.
+    pub log: LogStatus,
+    /// The newest checkpoint, if there is one.
+    pub checkpoint: Option<u64>,
+    /// The checkpoint that is being taken.
+    pub checkpoint_running: Option<u64>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// The first of its shards.
+    pub first_shard: u32,
+    /// How many it has.
+    pub shards: u32,
+    /// Whether this program has its code.
+    pub registered: bool,
+}
+
+/// A shard.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// Its number.
+    pub shard: u32,
+    /// Its service.
+    pub service: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Whether it serves.
+    pub active: bool,
+    /// Its last entry.
+    pub index: u64,
+    /// Its last committed entry.
+    pub commit: u64,
+    /// The number of its last checkpoint marker.
+    pub colour: u64,
+    /// Records of all kinds: processes, cells, sessions, replies, timers and so on.
+    pub records: u64,
+    /// Bytes of the records, keys included.
+    pub records_bytes: u64,
+    /// Messages sent and not yet acknowledged.
+    pub outbox_messages: u64,
+    /// Their bytes.
+    pub outbox_bytes: u64,
+    /// Messages, timers and steps that wait to be handled.
+    pub waiting: u64,
+    /// Causes that were given up.
+    pub dead_letters: u64,
+    /// Tasks that are not finished.
+    pub tasks: Vec<TaskStatus>,
+}
+
+/// A task that is not finished.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskStatus {
+    /// Its number in its shard.
+    pub id: u64,
+    /// The name of its kind.
+    pub name: String,
+    /// The key of the process that started it.
+    pub process: String,
+    /// The next step, counted from 0.
+    pub step: u64,
+    /// The share that is done, 0.0 to 1.0.
+    pub progress: f64,
+}
+
+/// The log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Segments that are still needed.
+    pub segments: u64,
+    /// Bytes that can be appended before another segment is needed.
+    pub reserve: u64,
+}
+
+/// What one worker tells of its shards.
+pub(crate) struct WorkerStatus {
+    pub(crate) shards: Vec<ShardStatus>,
+}
+
+/// What a node counts, since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Clients' requests taken in.
+    pub requests: u64,
+    /// Clients' queries taken in.
+    pub queries: u64,
+    /// Answers given, refusals included.
+    pub answers: u64,
+    /// Refusals given.
+    pub refusals: u64,
+    /// Messages delivered from shard to shard, resends included.
+    pub messages: u64,
+    /// Entries appended to the log.
+    pub entries: u64,
+    /// Bytes of these entries.
+    pub entry_bytes: u64,
+    /// Steps of tasks that were run.
+    pub task_steps: u64,
+    /// Writes to the log.
+    pub log_writes: u64,
+    /// Syncs of the log.
+    pub log_syncs: u64,
+    /// Time that the syncs took together, in microseconds.
+    pub log_sync_micros: u64,
+    /// Checkpoints completed.
+    pub checkpoints: u64,
+    /// Checkpoints given up.
+    pub checkpoints_failed: u64,
+    /// Bytes written for checkpoints.
+    pub checkpoint_bytes: u64,
+    /// The longest that a slice of a checkpoint held its worker, in microseconds.
+    pub checkpoint_stall_micros: u64,
+}
+
+/// One thread's share of [`Metrics`]: written by it alone, read by any.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn raise(&self, to: u64) {
+        self.0.fetch_max(to, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is counted; workers add to it once for each turn of their loop.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: Counter,
+    pub(crate) queries: Counter,
+    pub(crate) answers: Counter,
+    pub(crate) refusals: Counter,
+    pub(crate) messages: Counter,
+    pub(crate) entries: Counter,
+    pub(crate) entry_bytes: Counter,
+    pub(crate) task_steps: Counter,
+    pub(crate) log_writes: Counter,
+    pub(crate) log_syncs: Counter,
+    pub(crate) log_sync_micros: Counter,
+    pub(crate) checkpoints: Counter,
+    pub(crate) checkpoints_failed: Counter,
+    pub(crate) checkpoint_bytes: Counter,
+    pub(crate) checkpoint_stall_micros: Counter,
+}
+
+impl Counters {
+    pub(crate) fn snapshot(&self) -> Metrics {
+        Metrics {
+            requests: self.requests.get(),
+            queries: self.queries.get(),
+            answers: self.answers.get(),
+            refusals: self.refusals.get(),
+            messages: self.messages.get(),
+            entries: self.entries.get(),
+            entry_bytes: self.entry_bytes.get(),
+            task_steps: self.task_steps.get(),
+            log_writes: self.log_writes.get(),
+            log_syncs: self.log_syncs.get(),
+            log_sync_micros: self.log_sync_micros.get(),
+            checkpoints: self.checkpoints.get(),
+            checkpoints_failed: self.checkpoints_failed.get(),
+            checkpoint_bytes: self.checkpoint_bytes.get(),
+            checkpoint_stall_micros: self.checkpoint_stall_micros.get(),
+        }
+    }
+}
+
+/// A cause that was given up after too many attempts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetterInfo {
+    /// The shard that holds it.
+    pub shard: u32,
+    /// The entry that made it one.
+    pub index: u64,
+    /// The process that should have handled it.
+    pub process: String,
+    /// The process that sent it, for a message.
+    pub sender: String,
+    /// What should have been handled.
+    pub cause: String,
+    /// What it would have been given, as JSON where that is possible.
+    pub payload: Option<serde_json::Value>,
+    /// Why it was given up.
+    pub reason: String,
+    /// When, in microseconds since the Unix epoch.
+    pub time: u64,
+}
+
+/// How a start went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryReport {
+    /// Whether the data directory was new.
+    pub created: bool,
+    /// How long it took until the shards were started.
+    pub duration: Duration,
+    /// The checkpoint that was loaded, if there was one.
+    pub checkpoint: Option<u64>,
+    /// Entries of the log that were applied on top of it.
+    pub entries_replayed: u64,
+    /// Whether the unsynced remains of a crash were cut off the log.
+    pub tail_cut: bool,
+    /// Bytes of records after it.
+    pub state_bytes: u64,
+}
+
+pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, service: &str) -> ShardStatus {
+    let state = shard.state();
+    let position = state.position();
+    let tasks = state.tasks().iter().filter_map(|&task| {
+        let record: stead_core::record::TaskRecord = state.record(&stead_core::record::RecordKey::task(task))?;
+        Some(TaskStatus {
+            id: task.0,
+            name: record.name,
+            process: record.process.to_string(),
+            step: record.step,
+            progress: f64::from(record.progress) / 1e6,
+        })
+    });
+    ShardStatus {
+        shard: id.0,
+        service: service.to_owned(),
+        epoch: position.epoch.0,
+        active: shard.is_active(),
+        index: position.index.0,
+        commit: shard.commit().0,
+        colour: position.colour.0,
+        records: state.records().len() as u64,
+        records_bytes: state.records().bytes() as u64,
+        outbox_messages: state.outboxes().iter().map(|(_, outbox)| outbox.messages.len() as u64).sum(),
+        outbox_bytes: state.outbox_bytes() as u64,
+        waiting: shard.waiting() as u64,
+        dead_letters: state.dead_letters() as u64,
+        tasks: tasks.collect(),
+    }
+}

@@ -1,0 +1,537 @@
+//! A worker thread: it owns shards, gives them their inputs, and performs what they ask for.
+//!
+//! Decides nothing about the protocol. In each turn it takes all that has come, and then hands on what came of it at
+//! once: one submission to the log, one batch of messages to each other worker.
+
+use super::Shared;
+use super::inbox::Command;
+use super::log::Submission;
+use super::snapshots::Event;
+use super::status::{WorkerStatus, shard_status};
+use super::tasks::Step;
+use crate::client::Reception;
+use crate::error::RawError;
+use crate::registry::Runner;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use stead_core::handler::Handler;
+use stead_core::ids::{Epoch, Index, ShardId, Time};
+use stead_core::replica::EpochConfig;
+use stead_core::shard::{Answer, Effect, Input, Refusal, Request, Shard};
+use stead_store::wal::Batch;
+
+/// A submission over this many bytes goes to the log before the turn is over.
+const BATCH_BYTES: usize = 4 << 20;
+/// How often overdue calls are looked for.
+const SWEEP: Duration = Duration::from_millis(20);
+/// How long a request waits that came before its shard served.
+const NOT_READY_RETRY_MS: u64 = 5;
+/// How long a snapshot may hold the worker in one turn.
+const SLICE: Duration = Duration::from_micros(300);
+/// Records of a snapshot that are taken between two looks at the clock.
+const SLICE_RECORDS: usize = 64;
+/// Snapshot bytes that are handed on at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+    number: usize,
+    shards: Vec<Slot>,
+    runner: Runner,
+    /// By shard number: where it is in `shards`, if it is here.
+    slots: Vec<Option<u32>>,
+    commands: Vec<Command>,
+    effects: Vec<Effect>,
+    /// Inputs from a shard of this worker to another one of it.
+    local: VecDeque<(ShardId, Input)>,
+    /// By worker, inputs for its shards.
+    outgoing: Vec<Vec<(ShardId, Input)>>,
+    batch: Batch,
+    /// What `batch` reaches to, by slot; `touched` names the slots.
+    appended: Vec<(Epoch, Index)>,
+    touched: Vec<u32>,
+    ticket: u64,
+    submitted: VecDeque<(u64, Vec<(u32, Epoch, Index)>)>,
+    calls: Calls,
+    retries: Vec<(Time, ShardId, Request)>,
+    sweep_at: Instant,
+    draining: VecDeque<Draining>,
+    stopping: bool,
+    turn: Turn,
+}
+
+struct Slot {
+    id: ShardId,
+    shard: Shard,
+    deadline: Option<Time>,
+}
+
+/// A snapshot that is handed to the checkpoint thread in pieces.
+struct Draining {
+    slot: u32,
+    number: stead_core::ids::Colour,
+    bytes: Vec<u8>,
+}
+
+/// What a turn counts.
+#[derive(Default)]
+struct Turn {
+    requests: u64,
+    queries: u64,
+    answers: u64,
+    refusals: u64,
+    messages: u64,
+    entries: u64,
+    entry_bytes: u64,
+}
+
+impl Worker {
+    pub(crate) fn new(shared: Arc<Shared>, number: usize, shards: Vec<Shard>, runner: Runner) -> Self {
+        let mut slots = vec![None; shared.topology.shard_count() as usize];
+        for (at, shard) in shards.iter().enumerate() {
+            slots[shard.state().shard().0 as usize] = Some(at as u32);
+        }
+        let shards: Vec<Slot> =
+            shards.into_iter().map(|shard| Slot { id: shard.state().shard(), shard, deadline: None }).collect();
+        Self {
+            appended: vec![(Epoch(0), Index(0)); shards.len()],
+            outgoing: (0..shared.inboxes.len()).map(|_| Vec::new()).collect(),
+            shared,
+            number,
+            shards,
+            runner,
+            slots,
+            commands: Vec::new(),
+            effects: Vec::new(),
+            local: VecDeque::new(),
+            batch: Batch::new(),
+            touched: Vec::new(),
+            ticket: 0,
+            submitted: VecDeque::new(),
+            calls: Calls::default(),
+            retries: Vec::new(),
+            sweep_at: Instant::now(),
+            draining: VecDeque::new(),
+            stopping: false,
+            turn: Turn::default(),
+        }
+    }
+
+    /// Runs until the node stops, fails or is killed.
+    pub(crate) fn run(mut self, epoch: Epoch) {
+        self.shared.inboxes[self.number].attach();
+        let now = self.shared.clock.now();
+        for slot in 0..self.shards.len() as u32 {
+            let config = EpochConfig::single(epoch, self.shared.node);
+            self.give(now, slot, Input::Start(config));
+        }
+        self.hand_on();
+        while !self.shared.is_over() {
+            if self.stopping && self.submitted.is_empty() && self.batch.is_empty() {
+                break;
+            }
+            self.turn();
+        }
+        self.end();
+    }
+
+    fn turn(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let inbox = &shared.inboxes[self.number];
+        let mut commands = std::mem::take(&mut self.commands);
+        inbox.take(&mut commands);
+        let now = shared.clock.now();
+        let mut busy = !commands.is_empty();
+        busy |= self.take_stored(now, inbox.durable());
+        for command in commands.drain(..) {
+            self.obey(now, command);
+        }
+        self.commands = commands;
+        busy |= self.retry(now);
+        if !self.stopping {
+            busy |= self.tick(now);
+        }
+        self.run_local(now);
+        busy |= self.drain_snapshots();
+        self.hand_on();
+        let sweep_in = self.sweep(now);
+        if !busy {
+            let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
+            let retry = self.retries.iter().map(|(at, ..)| *at).min();
+            let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in.as_micros() as u64));
+            let until = [deadline.filter(|_| !self.stopping), retry, sweep].into_iter().flatten().min();
+            // While the log works on a submission its news is near.
+            let spins = if self.submitted.is_empty() { shared.spins_idle } else { shared.spins_waiting };
+            inbox.park(now, until, spins);
+        }
+    }
+
+    fn obey(&mut self, now: Time, command: Command) {
+        match command {
+            Command::Request { shard, mut request, reception } => {
+                self.turn.requests += 1;
+                let Some(slot) = self.admit(shard, &reception) else { return };
+                request.token = self.calls.open(reception, Some((shard, request.clone())));
+                self.give(now, slot, Input::Request(request));
+            }
+            Command::Query { shard, mut query, reception } => {
+                self.turn.queries += 1;
+                let Some(slot) = self.admit(shard, &reception) else { return };
+                query.token = self.calls.open(reception, None);
+                self.give(now, slot, Input::Query(query));
+            }
+            Command::OpenSession { shard, session, principal } => {
+                if let (Some(slot), false) = (self.slot(shard), self.stopping) {
+                    self.give(now, slot, Input::OpenSession { token: Calls::NOBODY, session, principal });
+                }
+            }
+            Command::Inputs(inputs) => {
+                for (shard, input) in inputs {
+                    self.give_to(now, shard, input);
+                }
+            }
+            Command::Every(input) => {
+                for slot in 0..self.shards.len() as u32 {
+                    self.give(now, slot, input.clone());
+                }
+            }
+            Command::ForceFull(only) => {
+                for (at, slot) in self.shards.iter_mut().enumerate() {
+                    if only.is_none_or(|only| only == slot.id) {
+                        self.draining.retain(|draining| draining.slot != at as u32);
+                        slot.shard.force_full_snapshot();
+                    }
+                }
+            }
+            Command::Status(to) => {
+                let topology = &self.shared.topology;
+                let shards = self.shards.iter().map(|slot| {
+                    let service = topology.service_of(slot.id).map_or("", |id| &topology.service(id).name);
+                    shard_status(&slot.shard, slot.id, service)
+                });
+                // Whoever asked may have given up.
+                let _ = to.send(WorkerStatus { shards: shards.collect() });
+            }
+            Command::Look { shard, look } => {
+                if let Some(slot) = self.slot(shard) {
+                    look(self.shards[slot as usize].shard.state());
+                }
+            }
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    /// The shard's slot; a worker that is about to end takes no more calls, and drops their receptions.
+    fn admit(&self, shard: ShardId, reception: &Reception) -> Option<u32> {
+        if self.stopping || reception.sender.is_closed() { None } else { self.slot(shard) }
+    }
+
+    fn slot(&self, shard: ShardId) -> Option<u32> {
+        self.slots.get(shard.0 as usize).copied().flatten()
+    }
+
+    fn give_to(&mut self, now: Time, shard: ShardId, input: Input) {
+        // What comes between the stop and the end would only be handled half.
+        if let (Some(slot), false) = (self.slot(shard), self.stopping) {
+            self.give(now, slot, input);
+        }
+    }
+
+    fn give(&mut self, now: Time, slot: u32, input: Input) {
+        let Self { shards, runner, effects, .. } = self;
+        let Slot { shard, deadline, .. } = &mut shards[slot as usize];
+        shard.handle(now, input, runner as &mut dyn Handler, effects);
+        *deadline = shard.deadline();
+        self.perform(now, slot);
+    }
+
+    fn perform(&mut self, now: Time, slot: u32) {
+        let mut effects = std::mem::take(&mut self.effects);
+        let from = self.shards[slot as usize].id;
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Append { epoch, index, bytes } => {
+                    self.turn.entries += 1;
+                    self.turn.entry_bytes += bytes.len() as u64;
+                    self.batch.push(from, epoch, index, &bytes);
+                    let appended = &mut self.appended[slot as usize];
+                    if appended.1 == Index(0) {
+                        self.touched.push(slot);
+                    }
+                    *appended = (epoch, index);
+                    if self.batch.bytes() >= BATCH_BYTES {
+                        self.submit();
+                    }
+                }
+                Effect::Deliver { to, messages, again } => {
+                    self.turn.messages += messages.len() as u64;
+                    self.route(to, Input::Deliver { from, messages, again });
+                }
+                Effect::Ack { to, upto, colour } => self.route(to, Input::Ack { from, upto, colour }),
+                Effect::Answer(answer) => self.answer(now, answer),
+                Effect::RunTask { id, task } => self.shared.tasks.push(Step { shard: from, id, task }),
+                Effect::Marked { header, all } => {
+                    let number = header.position.colour;
+                    // What was left of an older snapshot belongs to a checkpoint that was given up.
+                    self.draining.retain(|draining| draining.slot != slot);
+                    self.draining.push_back(Draining { slot, number, bytes: Vec::new() });
+                    self.shared.snapshots.send(Event::Begun { shard: from, number, header, all });
+                }
+                Effect::MarkerCommitted(number) => {
+                    self.shared.snapshots.send(Event::MarkerCommitted { shard: from, number });
+                }
+                Effect::Active(_) => self.shared.shard_is_active(),
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn route(&mut self, to: ShardId, input: Input) {
+        if self.slot(to).is_some() {
+            self.local.push_back((to, input));
+        } else if (to.0 as usize) < self.slots.len() {
+            self.outgoing[self.shared.worker_of(to)].push((to, input));
+        }
+    }
+
+    fn run_local(&mut self, now: Time) {
+        // What this causes leaves after the next sync only, so that this ends.
+        while let Some((shard, input)) = self.local.pop_front() {
+            self.give_to(now, shard, input);
+        }
+    }
+
+    /// The log holds more of what was submitted.
+    fn take_stored(&mut self, now: Time, durable: u64) -> bool {
+        let mut any = false;
+        let mut tops: Vec<(u32, Epoch, Index)> = Vec::new();
+        while self.submitted.front().is_some_and(|(ticket, _)| *ticket <= durable) {
+            let (_, reached) = self.submitted.pop_front().expect("looked at above");
+            if tops.is_empty() {
+                tops = reached;
+                continue;
+            }
+            for (slot, epoch, index) in reached {
+                match tops.iter_mut().find(|(other, ..)| *other == slot) {
+                    Some(top) => *top = (slot, epoch, index),
+                    None => tops.push((slot, epoch, index)),
+                }
+            }
+        }
+        for (slot, epoch, upto) in tops {
+            any = true;
+            self.give(now, slot, Input::Stored { member: self.shared.node, epoch, upto });
+        }
+        any
+    }
+
+    fn tick(&mut self, now: Time) -> bool {
+        let mut any = false;
+        for slot in 0..self.shards.len() as u32 {
+            if self.shards[slot as usize].deadline.is_some_and(|at| at <= now) {
+                any = true;
+                self.give(now, slot, Input::Tick);
+            }
+        }
+        any
+    }
+
+    fn submit(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        self.ticket += 1;
+        let mut reached = Vec::with_capacity(self.touched.len());
+        for slot in self.touched.drain(..) {
+            let (epoch, index) = std::mem::take(&mut self.appended[slot as usize]);
+            reached.push((slot, epoch, index));
+        }
+        self.submitted.push_back((self.ticket, reached));
+        let batch = std::mem::replace(&mut self.batch, self.shared.log.spare());
+        self.shared.log.submit(Submission { worker: self.number, ticket: self.ticket, batch });
+    }
+
+    fn hand_on(&mut self) {
+        self.submit();
+        for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
+            if !inputs.is_empty() {
+                let capacity = inputs.len();
+                let inputs = std::mem::replace(inputs, Vec::with_capacity(capacity));
+                self.shared.inboxes[worker].push(Command::Inputs(inputs));
+            }
+        }
+        let turn = std::mem::take(&mut self.turn);
+        let counters = &self.shared.counters;
+        if turn.entries > 0 {
+            counters.entries.add(turn.entries);
+            counters.entry_bytes.add(turn.entry_bytes);
+        }
+        if turn.messages > 0 {
+            counters.messages.add(turn.messages);
+        }
+        if turn.requests + turn.queries + turn.answers > 0 {
+            counters.requests.add(turn.requests);
+            counters.queries.add(turn.queries);
+            counters.answers.add(turn.answers);
+            counters.refusals.add(turn.refusals);
+        }
+    }
+
+    fn answer(&mut self, now: Time, answer: Answer) {
+        if answer.token == Calls::NOBODY {
+            return;
+        }
+        let wait = match &answer.result {
+            Err(Refusal::NotReady) => Some(NOT_READY_RETRY_MS),
+            Err(Refusal::Overloaded { retry_after_ms }) => Some(*retry_after_ms),
+            _ => None,
+        };
+        if let Some(wait) = wait
+            && let Some((shard, request)) = self.calls.request(answer.token)
+        {
+            self.retries.push((now.plus_millis(wait), shard, request));
+            return;
+        }
+        self.turn.answers += 1;
+        self.turn.refusals += u64::from(answer.result.is_err());
+        if let Some(call) = self.calls.close(answer.token) {
+            // Its caller may have given up.
+            let _ = call.reception.sender.send(Ok(answer));
+        }
+    }
+
+    /// Asks again for calls whose shard could not take them.
+    fn retry(&mut self, now: Time) -> bool {
+        if self.retries.iter().all(|(at, ..)| *at > now) {
+            return false;
+        }
+        let (due, later) = std::mem::take(&mut self.retries).into_iter().partition(|(at, ..)| *at <= now);
+        self.retries = later;
+        let due: Vec<(Time, ShardId, Request)> = due;
+        for (_, shard, request) in due {
+            // The call may have run out of time since.
+            if self.calls.request(request.token).is_some() {
+                self.give_to(now, shard, Input::Request(request));
+            }
+        }
+        true
+    }
+
+    /// Ends overdue calls from time to time; gives when to look again.
+    fn sweep(&mut self, now: Time) -> Duration {
+        let since = self.sweep_at.elapsed();
+        if since < SWEEP {
+            return SWEEP - since;
+        }
+        self.sweep_at = Instant::now();
+        for call in self.calls.close_overdue(now) {
+            let after = call.reception.timeout;
+            let _ = call.reception.sender.send(Err(RawError::TimedOut { after }));
+        }
+        SWEEP
+    }
+
+    /// Hands a slice of the running snapshots to the checkpoint thread, unless that is behind.
+    fn drain_snapshots(&mut self) -> bool {
+        if self.draining.is_empty() || self.shared.snapshots.is_behind() {
+            return false;
+        }
+        let begun = Instant::now();
+        while let Some(draining) = self.draining.front_mut() {
+            let shard = &mut self.shards[draining.slot as usize];
+            let done = shard.shard.drain_snapshot(SLICE_RECORDS, &mut draining.bytes);
+            if done || draining.bytes.len() >= CHUNK_BYTES {
+                let (shard, number) = (shard.id, draining.number);
+                let bytes = std::mem::take(&mut draining.bytes);
+                self.shared.snapshots.send(Event::Records { shard, number, bytes, done });
+            }
+            if done {
+                self.draining.pop_front();
+            }
+            if begun.elapsed() >= SLICE {
+                break;
+            }
+        }
+        self.shared.counters.checkpoint_stall_micros.raise(begun.elapsed().as_micros() as u64);
+        true
+    }
+
+    /// Tells those who still wait why nothing will come.
+    fn end(&mut self) {
+        let reason = self.shared.end_reason();
+        for call in self.calls.drain() {
+            let _ = call.reception.sender.send(Err(reason.clone()));
+        }
+        self.shared.workers_running.fetch_sub(1, Ordering::SeqCst);
+        self.shared.inboxes[self.number].close();
+    }
+}
+
+/// The calls that wait for their answer, by token.
+#[derive(Default)]
+struct Calls {
+    slots: Vec<(u32, Option<Call>)>,
+    free: Vec<u32>,
+}
+
+struct Call {
+    reception: Reception,
+    /// To ask again, if its shard can't take it yet.
+    again: Option<(ShardId, Request)>,
+}
+
+impl Calls {
+    /// The token of what nobody waits for.
+    const NOBODY: u64 = u64::MAX;
+
+    fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    fn open(&mut self, reception: Reception, again: Option<(ShardId, Request)>) -> u64 {
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            (self.slots.len() - 1) as u32
+        });
+        let (generation, slot) = &mut self.slots[at as usize];
+        let token = u64::from(*generation) << 32 | u64::from(at);
+        let again = again.map(|(shard, request)| (shard, Request { token, ..request }));
+        *slot = Some(Call { reception, again });
+        token
+    }
+
+    /// A token names a call only until that is closed.
+    fn find(&mut self, token: u64) -> Option<&mut Option<Call>> {
+        let (generation, slot) = self.slots.get_mut((token & u64::from(u32::MAX)) as usize)?;
+        (u64::from(*generation) == token >> 32).then_some(slot)
+    }
+
+    fn request(&mut self, token: u64) -> Option<(ShardId, Request)> {
+        self.find(token)?.as_ref()?.again.clone()
+    }
+
+    fn close(&mut self, token: u64) -> Option<Call> {
+        let call = self.find(token)?.take()?;
+        let at = (token & u64::from(u32::MAX)) as usize;
+        // The last generation would make the token of nobody.
+        self.slots[at].0 = (self.slots[at].0 + 1) % (u32::MAX - 1);
+        self.free.push(at as u32);
+        Some(call)
+    }
+
+    fn close_overdue(&mut self, now: Time) -> Vec<Call> {
+        let overdue = self.slots.iter().enumerate().filter_map(|(at, (generation, slot))| {
+            let late = slot.as_ref().is_some_and(|call| call.reception.deadline <= now);
+            late.then_some(u64::from(*generation) << 32 | at as u64)
+        });
+        let overdue: Vec<u64> = overdue.collect();
+        overdue.into_iter().filter_map(|token| self.close(token)).collect()
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Call> {
+        self.free.clear();
+        self.slots.drain(..).filter_map(|(_, slot)| slot)
+    }
+}

@@ -1,0 +1,274 @@
+//! Typed services and tasks behind the core's untyped [`Handler`].
+
+use crate::codec::{self, CodecError, UnreadableState};
+use crate::context::{Context, QueryContext};
+use crate::cut::Cut;
+use crate::node::watchdog::Probe;
+use crate::panics;
+use crate::process::Process;
+use crate::task::{Progress, StepContext, Task};
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use stead_core::entry::Reply;
+use stead_core::handler::{Call, Caller, Handler, Misuse, Outcome, Txn, View};
+use stead_core::ids::{Blob, ServiceId};
+use stead_core::shard::StepOutcome;
+use stead_core::topology::Topology;
+
+/// The names of the registered tasks.
+pub(crate) type TaskNames = BTreeSet<&'static str>;
+
+/// The code of the services and tasks of a node, by name.
+#[derive(Clone, Default)]
+pub struct Registry {
+    services: BTreeMap<&'static str, Arc<dyn Service>>,
+    tasks: BTreeMap<&'static str, Arc<dyn TaskCode>>,
+}
+
+/// Something that was registered twice.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {name} is registered twice; names are unique within a node")]
+pub struct RegisteredTwice {
+    /// A service or a task.
+    pub what: &'static str,
+    /// Its name.
+    pub name: &'static str,
+}
+
+impl Registry {
+    /// No code.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the code of a service.
+    ///
+    /// # Errors
+    /// [`RegisteredTwice`].
+    pub fn service<P: Process>(&mut self) -> Result<(), RegisteredTwice> {
+        match self.services.insert(P::SERVICE, Arc::new(Typed::<P>(PhantomData))) {
+            None => Ok(()),
+            Some(_) => Err(RegisteredTwice { what: "service", name: P::SERVICE }),
+        }
+    }
+
+    /// Adds the code of a task.
+    ///
+    /// # Errors
+    /// [`RegisteredTwice`].
+    pub fn task<T: Task>(&mut self) -> Result<(), RegisteredTwice> {
+        match self.tasks.insert(T::NAME, Arc::new(TypedTask::<T>(PhantomData))) {
+            None => Ok(()),
+            Some(_) => Err(RegisteredTwice { what: "task", name: T::NAME }),
+        }
+    }
+
+    /// Whether there is code for a service.
+    #[must_use]
+    pub fn has_service(&self, name: &str) -> bool {
+        self.services.contains_key(name)
+    }
+
+    /// Runs every service's check over a cut; gives what does not hold, by service.
+    #[must_use]
+    pub fn check(&self, cut: &Cut<'_>) -> Vec<(String, String)> {
+        let failures = self.services.iter().filter_map(|(name, service)| {
+            let checked = panics::catch(|| service.check(cut)).unwrap_or_else(|panic| Err(format!("panicked: {panic}")));
+            checked.err().map(|reason| ((*name).to_owned(), reason))
+        });
+        failures.collect()
+    }
+
+    /// Runs one step of a task, wherever the caller is.
+    #[must_use]
+    pub fn step(&self, name: &str, state: &[u8], ctx: &StepContext<'_>) -> StepOutcome {
+        match self.tasks.get(name) {
+            Some(task) => task.step(state, ctx),
+            None => StepOutcome::Failed(format!("no code is registered for task {name}")),
+        }
+    }
+
+    /// The handler that runs this code for the shards of a topology. With the same `seed` the same calls draw the same
+    /// random numbers.
+    #[must_use]
+    pub fn runner(&self, topology: &Arc<Topology>, seed: u64) -> Runner {
+        self.watched_runner(topology, seed, Arc::default())
+    }
+
+    /// A runner whose calls a watchdog can see.
+    pub(crate) fn watched_runner(&self, topology: &Arc<Topology>, seed: u64, probe: Arc<Probe>) -> Runner {
+        let services = topology.services().iter().map(|s| self.services.get(s.name.as_str()).cloned()).collect();
+        Runner {
+            topology: Arc::clone(topology),
+            probe,
+            services,
+            env: Env { tasks: self.tasks.keys().copied().collect(), seed, empty: Blob::empty() },
+        }
+    }
+}
+
+/// User code as the core calls it.
+pub struct Runner {
+    topology: Arc<Topology>,
+    probe: Arc<Probe>,
+    services: Vec<Option<Arc<dyn Service>>>,
+    env: Env,
+}
+
+/// What every call needs of its surroundings.
+struct Env {
+    tasks: TaskNames,
+    seed: u64,
+    /// The reply that nobody reads, allocated once.
+    empty: Blob,
+}
+
+impl Runner {
+    fn find(&self, id: ServiceId) -> Result<&dyn Service, Misuse> {
+        let service = self.services.get(usize::from(id.0)).and_then(|service| service.as_deref());
+        service.ok_or_else(|| Misuse::NoCode(format!("service {}", self.topology.service(id).name)))
+    }
+}
+
+impl Handler for Runner {
+    fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome {
+        match self.find(call.service) {
+            Ok(service) => {
+                self.probe.enter(call);
+                let outcome = panics::catch(|| service.handle(call, txn, &self.env));
+                self.probe.leave();
+                outcome.unwrap_or_else(Outcome::Panicked)
+            }
+            Err(misuse) => Outcome::Refused(misuse),
+        }
+    }
+
+    fn query(&mut self, call: &Call<'_>, view: View<'_>) -> Outcome {
+        match self.find(call.service) {
+            Ok(service) => {
+                self.probe.enter(call);
+                let outcome = panics::catch(|| service.query(call, view, &self.topology));
+                self.probe.leave();
+                outcome.unwrap_or_else(Outcome::Panicked)
+            }
+            Err(misuse) => Outcome::Refused(misuse),
+        }
+    }
+}
+
+trait Service: Send + Sync {
+    fn handle(&self, call: &Call<'_>, txn: &mut Txn<'_>, env: &Env) -> Outcome;
+    fn query(&self, call: &Call<'_>, view: View<'_>, topology: &Topology) -> Outcome;
+    fn check(&self, cut: &Cut<'_>) -> Result<(), String>;
+}
+
+struct Typed<P>(PhantomData<fn() -> P>);
+
+impl<P: Process> Typed<P> {
+    fn read_request<R: serde::de::DeserializeOwned>(call: &Call<'_>, what: &'static str) -> Result<(P::Key, R), Misuse> {
+        let misuse = |error: CodecError| Misuse::Request(error.to_string());
+        let key = codec::decode_key::<P>(call.key).map_err(misuse)?;
+        Ok((key, codec::decode(call.payload, what, P::SERVICE).map_err(misuse)?))
+    }
+
+    fn read_state(call: &Call<'_>, stored: Option<&[u8]>) -> Result<P, Misuse> {
+        let unreadable = |error: UnreadableState| Misuse::State(error.to_string());
+        stored.map_or_else(|| Ok(P::default()), |bytes| codec::decode_state(call.key, bytes).map_err(unreadable))
+    }
+
+    fn try_handle(call: &Call<'_>, txn: &mut Txn<'_>, env: &Env) -> Result<Outcome, Misuse> {
+        let (key, request) = Self::read_request(call, "a request")?;
+        let mut state = Self::read_state(call, txn.state())?;
+        let mut ctx = Context::<P>::new(key, call, txn, &env.tasks, env.seed);
+        let answer = state.handle(&mut ctx, request);
+        let forget = ctx.is_forgotten();
+        Ok(match answer {
+            Ok(reply) => {
+                if forget {
+                    txn.delete_state();
+                } else if let Err(reason) = Self::keep_state(&state, txn) {
+                    return Ok(Outcome::Panicked(reason));
+                }
+                // Only a client reads the reply.
+                let reply = match call.caller {
+                    Caller::Client { .. } => codec::encode(&reply, "a reply", P::SERVICE),
+                    _ => Ok(env.empty.clone()),
+                };
+                match reply {
+                    Ok(reply) => Outcome::Replied(Reply::Ok(reply)),
+                    Err(error) => Outcome::Panicked(error.to_string()),
+                }
+            }
+            Err(error) => match codec::encode(&error, "an error", P::SERVICE) {
+                Ok(error) => Outcome::Replied(Reply::Err(error)),
+                Err(error) => Outcome::Panicked(error.to_string()),
+            },
+        })
+    }
+
+    /// Puts the state unless it is as it was: what did not change need not be logged.
+    fn keep_state(state: &P, txn: &mut Txn<'_>) -> Result<(), String> {
+        let changed = codec::with_state_bytes(state, |bytes| (txn.state() != Some(bytes)).then(|| Blob::from(bytes)));
+        match changed.map_err(|error| error.to_string())? {
+            Some(state) => txn.put_state(state).map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    fn try_query(call: &Call<'_>, view: View<'_>, topology: &Topology) -> Result<Outcome, Misuse> {
+        let (key, query) = Self::read_request(call, "a query")?;
+        let state = Self::read_state(call, view.state().map(|state| &**state))?;
+        let answer = state.query(&QueryContext::new(key, call, view, topology), query);
+        let encoded = match &answer {
+            Ok(answer) => codec::encode(answer, "an answer", P::SERVICE).map(Reply::Ok),
+            Err(error) => codec::encode(error, "an error", P::SERVICE).map(Reply::Err),
+        };
+        Ok(encoded.map_or_else(|error| Outcome::Panicked(error.to_string()), Outcome::Replied))
+    }
+}
+
+impl<P: Process> Service for Typed<P> {
+    fn handle(&self, call: &Call<'_>, txn: &mut Txn<'_>, env: &Env) -> Outcome {
+        Self::try_handle(call, txn, env).unwrap_or_else(Outcome::Refused)
+    }
+
+    fn query(&self, call: &Call<'_>, view: View<'_>, topology: &Topology) -> Outcome {
+        Self::try_query(call, view, topology).unwrap_or_else(Outcome::Refused)
+    }
+
+    fn check(&self, cut: &Cut<'_>) -> Result<(), String> {
+        P::check(cut)
+    }
+}
+
+trait TaskCode: Send + Sync {
+    fn step(&self, state: &[u8], ctx: &StepContext<'_>) -> StepOutcome;
+}
+
+struct TypedTask<T>(PhantomData<fn() -> T>);
+
+impl<T: Task> TypedTask<T> {
+    fn try_step(state: &[u8], ctx: &StepContext<'_>) -> Result<StepOutcome, CodecError> {
+        let service = <T::Owner as Process>::SERVICE;
+        let mut task: T = codec::decode(state, "a task's state", service)?;
+        Ok(match task.step(ctx) {
+            Progress::Continue(share) => StepOutcome::Continue {
+                state: codec::encode(&task, "a task's state", service)?,
+                progress: Progress::millionths(share),
+            },
+            Progress::Done => StepOutcome::Done(codec::encode(&task.finish(), "a task's result", service)?),
+        })
+    }
+}
+
+impl<T: Task> TaskCode for TypedTask<T> {
+    fn step(&self, state: &[u8], ctx: &StepContext<'_>) -> StepOutcome {
+        match panics::catch(|| Self::try_step(state, ctx)) {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => StepOutcome::Failed(format!("task {}: {error}", T::NAME)),
+            Err(panic) => StepOutcome::Failed(format!("task {} panicked: {panic}", T::NAME)),
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! checksum of the index, and the index those of the blocks, so that nothing can be exchanged unseen.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::object::Hash;
+use crate::checkpoint::json::Hash;
 use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter, Pace};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};

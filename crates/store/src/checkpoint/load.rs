@@ -3,7 +3,7 @@
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BLOCK_HEADER_LEN, Block, Bundle};
 use crate::checkpoint::manifest::{Manifest, Part, manifest_name};
-use crate::checkpoint::object::Hash;
+use crate::checkpoint::json::Hash;
 use crate::checkpoint::store::BlobStore;
 use std::collections::BTreeMap;
 use stead_core::ids::{Blob, ShardId};

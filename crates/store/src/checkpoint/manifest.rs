@@ -5,7 +5,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::BundleRef;
-use crate::checkpoint::object::{
+use crate::checkpoint::json::{
     ColourNumber, EpochNumber, Hash, IncarnationNumber, IndexNumber, Micros, ShardNumber,
 };
 use crate::checkpoint::store::{BlobStore, Put};

@@ -8,13 +8,12 @@ pub mod bundle;
 pub mod collect;
 pub mod compact;
 pub mod copy;
-
+pub mod json;
 pub mod lineage;
 pub mod load;
 pub mod manifest;
-pub mod object;
+pub mod remote;
 pub mod restore;
-
 pub mod store;
 pub mod verify;
 pub mod write;

@@ -265,6 +265,8 @@ impl DiskStore {
                     store.disk.remove(&path).map_err(|source| store.io("remove", &name, source))?;
                 }
             }
+            // A process that was killed between a rename and its sync left a name that a power cut could take back.
+            made(dir, store.disk.sync_dir(&path))?;
         }
         Ok(store)
     }

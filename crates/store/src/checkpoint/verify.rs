@@ -6,7 +6,7 @@
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::load::load_parts;
 use crate::checkpoint::manifest::{CheckResult, InFlight, Manifest, manifest_name};
-use crate::checkpoint::object::ColourNumber;
+use crate::checkpoint::json::ColourNumber;
 use crate::checkpoint::store::BlobStore;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};

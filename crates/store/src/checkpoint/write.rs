@@ -4,7 +4,7 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BundleNames, BundleRef, BundleWriter};
 use crate::checkpoint::lineage::Lineage;
 use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombstone, Totals};
-use crate::checkpoint::object::Hash;
+use crate::checkpoint::json::Hash;
 use crate::checkpoint::store::{BlobStore, Pace};
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;

@@ -1,0 +1,276 @@
+//! Checkpoints behind an address: a directory elsewhere, or object storage, through the `object_store` crate.
+//!
+//! `file:///path` is a directory; `s3://bucket/prefix` is S3 or a service that speaks its language, with the usual
+//! `AWS_…` environment variables. S3 needs the cargo feature `s3`, which is on by default.
+
+use crate::checkpoint::store::{
+    BlobReader, BlobStore, BlobWriter, Meter, Pace, Put, StoreError, check_name,
+};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use tokio::runtime::{Builder, Runtime};
+
+/// Parts of large objects: all but the last have this size, as some services demand. S3 takes 10,000 of them.
+const PART_BYTES: usize = 16 << 20;
+
+/// A store behind an address.
+pub struct RemoteStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn ObjectStore>,
+    /// The calls block, so that the futures run here, on the calling thread.
+    runtime: Runtime,
+    address: String,
+}
+
+impl RemoteStore {
+    /// Opens the store behind `file:///path` (the directory is made if it is missing) or `s3://bucket/prefix`. `options` are
+    /// those of the service, like `region`, `endpoint`, `access_key_id`, `secret_access_key` or `allow_http`; they come
+    /// before the environment variables.
+    ///
+    /// # Errors
+    /// [`StoreError::Address`] if the address or an option can't be used. Whether the service answers is not tried.
+    pub fn open(address: &str, options: &BTreeMap<String, String>) -> Result<Self, StoreError> {
+        let refuse = |reason: String| StoreError::Address { name: address.to_owned(), reason };
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| refuse(format!("no runtime can be started: {error}")))?;
+        let store: Arc<dyn ObjectStore> = if let Some(dir) = address.strip_prefix("file://") {
+            if let Some(option) = options.keys().next() {
+                return Err(refuse(format!("a directory has no option {option:?}")));
+            }
+            if !dir.starts_with('/') {
+                return Err(refuse("the path after file:// must be absolute".to_owned()));
+            }
+            std::fs::create_dir_all(dir).map_err(|error| refuse(error.to_string()))?;
+            let store = LocalFileSystem::new_with_prefix(dir).map_err(|error| refuse(error.to_string()))?;
+            Arc::new(store.with_fsync(true))
+        } else if address.starts_with("s3://") {
+            open_s3(address, options).map_err(refuse)?
+        } else {
+            return Err(refuse("an address begins with file:// or s3://".to_owned()));
+        };
+        Ok(Self { inner: Arc::new(Inner { store, runtime, address: address.to_owned() }) })
+    }
+}
+
+#[cfg(feature = "s3")]
+fn open_s3(address: &str, options: &BTreeMap<String, String>) -> Result<Arc<dyn ObjectStore>, String> {
+    use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+    use object_store::prefix::PrefixStore;
+    // Another part of the process may have installed it before: then that one serves.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let rest = &address["s3://".len()..];
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    if bucket.is_empty() {
+        return Err("an address of S3 is s3://bucket/prefix".to_owned());
+    }
+    let mut builder = AmazonS3Builder::from_env();
+    for (name, value) in options {
+        let key: AmazonS3ConfigKey = name.parse().map_err(|_| format!("S3 has no option {name:?}"))?;
+        builder = builder.with_config(key, value);
+    }
+    let store = builder
+        .with_bucket_name(bucket)
+        // A checkpoint's number is decided by creating an object that is not there.
+        .with_conditional_put(S3ConditionalPut::ETagMatch)
+        .build()
+        .map_err(|error| error.to_string())?;
+    let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|error| error.to_string())?;
+    Ok(Arc::new(PrefixStore::new(store, prefix)))
+}
+
+#[cfg(not(feature = "s3"))]
+fn open_s3(_: &str, _: &BTreeMap<String, String>) -> Result<Arc<dyn ObjectStore>, String> {
+    Err("this program was built without the feature s3".to_owned())
+}
+
+impl Inner {
+    fn error(&self, action: &'static str, name: &str, error: Error) -> StoreError {
+        let (name, place) = (name.to_owned(), self.address.clone());
+        if matches!(error, Error::NotFound { .. }) {
+            return StoreError::NotFound { name, place };
+        }
+        // The system's reason lies below the crate's: a full disk must be known as one.
+        let mut kind = io::ErrorKind::Other;
+        let mut below: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(cause) = below {
+            if let Some(cause) = cause.downcast_ref::<io::Error>() {
+                kind = cause.kind();
+            }
+            below = cause.source();
+        }
+        StoreError::Io { action, name, place, source: io::Error::new(kind, error) }
+    }
+}
+
+fn path(name: &str) -> Result<Path, StoreError> {
+    check_name(name)?;
+    Ok(Path::from(name))
+}
+
+impl BlobStore for RemoteStore {
+    fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StoreError> {
+        let (inner, path) = (&self.inner, path(name)?);
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let payload = PutPayload::from(bytes.to_vec());
+        match inner.runtime.block_on(inner.store.put_opts(&path, payload, options)) {
+            Ok(_) => Ok(Put::Created),
+            Err(Error::AlreadyExists { .. }) => {
+                // A request that was repeated after its answer got lost meets its own object. What decides anything
+                // names its writer, so that equal bytes are one's own.
+                match self.get(name, bytes.len() as u64) {
+                    Ok(found) if found == bytes => Ok(Put::Created),
+                    Ok(_) | Err(StoreError::TooLarge { .. }) => Ok(Put::Exists),
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(inner.error("create", name, error)),
+        }
+    }
+
+    fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
+        Ok(Box::new(RemoteWriter {
+            inner: Arc::clone(&self.inner),
+            name: name.to_owned(),
+            path: path(name)?,
+            buffer: Vec::new(),
+            upload: None,
+            meter: Meter::new(pace),
+        }))
+    }
+
+    fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
+        let path = path(name)?;
+        let head = self.inner.runtime.block_on(self.inner.store.head(&path));
+        let size = head.map_err(|error| self.inner.error("open", name, error))?.size;
+        Ok(Box::new(RemoteReader { inner: Arc::clone(&self.inner), name: name.to_owned(), path, size }))
+    }
+
+    fn list(&self, dir: &str) -> Result<Vec<String>, StoreError> {
+        let inner = &self.inner;
+        let prefix = Path::from(dir);
+        let listed = match inner.runtime.block_on(inner.store.list_with_delimiter(Some(&prefix))) {
+            Err(Error::NotFound { .. }) => return Ok(Vec::new()),
+            listed => listed.map_err(|error| inner.error("list", dir, error))?,
+        };
+        let names = listed.objects.into_iter().map(|object| object.location.to_string());
+        let mut names: Vec<String> = names.filter(|name| check_name(name).is_ok()).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        let path = path(name)?;
+        match self.inner.runtime.block_on(self.inner.store.delete(&path)) {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.inner.error("delete", name, error)),
+        }
+    }
+}
+
+struct RemoteWriter {
+    inner: Arc<Inner>,
+    name: String,
+    path: Path,
+    buffer: Vec<u8>,
+    /// Begun with the second part: a small object is put at once.
+    upload: Option<Box<dyn MultipartUpload>>,
+    meter: Meter,
+}
+
+impl RemoteWriter {
+    fn put_part(&mut self) -> Result<(), StoreError> {
+        let inner = Arc::clone(&self.inner);
+        let failed = |error| inner.error("write", &self.name, error);
+        self.meter.spend(self.buffer.len());
+        let part = PutPayload::from(std::mem::take(&mut self.buffer));
+        if self.upload.is_none() {
+            let upload = inner.runtime.block_on(inner.store.put_multipart(&self.path));
+            self.upload = Some(upload.map_err(failed)?);
+        }
+        let upload = self.upload.as_mut().expect("it was begun above");
+        inner.runtime.block_on(upload.put_part(part)).map_err(failed)
+    }
+}
+
+impl BlobWriter for RemoteWriter {
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        while !bytes.is_empty() {
+            // A full buffer waits for more: the last part may have any size, and one part alone needs no upload.
+            if self.buffer.len() == PART_BYTES {
+                self.put_part()?;
+            }
+            let (piece, rest) = bytes.split_at(bytes.len().min(PART_BYTES - self.buffer.len()));
+            self.buffer.extend_from_slice(piece);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        let inner = Arc::clone(&self.inner);
+        if self.upload.is_some() {
+            self.put_part()?;
+        }
+        let done = match self.upload.take() {
+            Some(mut upload) => inner.runtime.block_on(upload.complete()),
+            None => {
+                self.meter.spend(self.buffer.len());
+                let payload = PutPayload::from(std::mem::take(&mut self.buffer));
+                inner.runtime.block_on(inner.store.put(&self.path, payload))
+            }
+        };
+        done.map(drop).map_err(|error| inner.error("write", &self.name, error))
+    }
+}
+
+impl Drop for RemoteWriter {
+    fn drop(&mut self) {
+        if let Some(mut upload) = self.upload.take() {
+            // The service drops what is left of an upload in the end; nobody sees it before.
+            let _ = self.inner.runtime.block_on(upload.abort());
+        }
+    }
+}
+
+struct RemoteReader {
+    inner: Arc<Inner>,
+    name: String,
+    path: Path,
+    size: u64,
+}
+
+impl BlobReader for RemoteReader {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError> {
+        let end = offset.saturating_add(buf.len() as u64);
+        let short = || StoreError::Io {
+            action: "read",
+            name: self.name.clone(),
+            place: self.inner.address.clone(),
+            source: io::ErrorKind::UnexpectedEof.into(),
+        };
+        if end > self.size {
+            return Err(short());
+        }
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let read = self.inner.runtime.block_on(self.inner.store.get_range(&self.path, offset..end));
+        let read = read.map_err(|error| self.inner.error("read", &self.name, error))?;
+        if read.len() != buf.len() {
+            return Err(short());
+        }
+        buf.copy_from_slice(&read);
+        Ok(())
+    }
+}

@@ -1,5 +1,6 @@
 //! The storage crate's tests.
 
+mod checkpoints;
 mod data_dir;
 mod disk;
 mod fixtures;

@@ -1,0 +1,247 @@
+//! Chains of incremental checkpoints, merged and collected on the way, against the model; and what merging costs.
+
+use super::model::{Cluster, Cut, INCARNATION, sim_store};
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
+use stead_core::ids::{Blob, Colour, ShardId, Time};
+use stead_core::record::RecordKey;
+use stead_core::records::Records;
+use stead_core::state::{Header, Position};
+use stead_core::topology::Topology;
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::collect::{Collector, DeleteError, Retention, delete_checkpoint};
+use stead_store::checkpoint::compact::{self, Policy};
+use stead_store::checkpoint::copy::copy;
+use stead_store::checkpoint::lineage::Lineage;
+use stead_store::checkpoint::load::{load_part, load_parts};
+use stead_store::checkpoint::manifest::{Manifest, decided_numbers, newest, read_manifest};
+use stead_store::checkpoint::store::{BlobStore, Pace};
+use stead_store::checkpoint::verify::verify_checkpoint;
+use stead_store::checkpoint::write::{CheckpointWriter, Plan, give_up};
+use stead_store::sim_disk::SimDisk;
+
+pub(crate) fn check(store: &dyn BlobStore, manifest: &Manifest, cut: &Cut, threads: usize) {
+    for (part, expected) in load_parts(store, manifest, threads).unwrap().into_iter().zip(&cut.hashes) {
+        part.records.check().unwrap();
+        let state = part.into_state(manifest).unwrap();
+        assert_eq!(state.hash(), *expected, "shard {} of checkpoint {}", state.shard(), manifest.number);
+    }
+    let report = verify_checkpoint(store, manifest, 1, &mut |_, _| Vec::new()).unwrap();
+    assert!(report.holds(), "{:?}", report.inconsistencies);
+    assert_eq!(i64::try_from(report.messages_in_flight()).unwrap(), cut.in_flight);
+    assert_eq!(manifest.totals.messages, report.messages_in_flight());
+}
+
+pub(crate) fn merge(cluster: &mut Cluster, store: &dyn BlobStore, policy: &Policy) -> bool {
+    let Some(merge) = compact::plan(&cluster.lineage, policy) else { return false };
+    let id = (INCARNATION, cluster.number);
+    let (stop, pace) = (AtomicBool::new(false), Pace::unlimited());
+    let merged = compact::run(store, &cluster.names, id, &cluster.lineage, &merge, &pace, &stop).unwrap().unwrap();
+    cluster.lineage.apply(&merged)
+}
+
+pub(crate) fn in_use(lineage: &Lineage) -> BTreeSet<String> {
+    lineage.bundles().iter().map(|bundle| bundle.name.clone()).collect()
+}
+
+#[test]
+fn every_kept_checkpoint_stays_what_it_was() {
+    for seed in [0, 2, 3] {
+        println!("seed {seed}");
+        let store = sim_store(&SimDisk::new(seed));
+        let other = sim_store(&SimDisk::new(seed + 1));
+        let mut cluster = Cluster::new(seed, [1 + (seed % 3) as u32, 2]);
+        let policy = Policy { fan_in: 3, growth: 150, growth_bytes_min: 0 };
+        let mut cuts = Vec::new();
+        let mut collector = Collector::new();
+        for round in 1..=24u64 {
+            cluster.run(30);
+            if seed % 4 == 3 && round % 7 == 0 {
+                let (_, sealed) = cluster.seal(&store);
+                drop(sealed);
+                give_up(&store, &cluster.topology, cluster.number, Time(round), &cluster.names, "a test").unwrap();
+                // What its snapshots took is in no lineage.
+                cluster.fail_next();
+                cuts.push(Cut::default());
+                continue;
+            }
+            let (cut, manifest) = cluster.checkpoint(&store);
+            check(&store, &manifest, &cut, 1 + (round % 3) as usize);
+            cuts.push(cut);
+            let pinned = BTreeSet::from([Colour(5)]);
+            let retention = Retention { keep: 3, pinned, grace: 2 };
+            let running = in_use(&cluster.lineage);
+            collector.collect(&store, INCARNATION, Time(round), &retention, &running).unwrap();
+            if round % 2 == 0 {
+                merge(&mut cluster, &store, &policy);
+            }
+            if round == 20 {
+                copy(&store, &other, &manifest, &Pace::unlimited()).unwrap();
+            }
+            let all = if round % 6 == 0 { decided_numbers(&store).unwrap() } else { Vec::new() };
+            for number in all {
+                match read_manifest(&store, number) {
+                    Ok(manifest) => check(&store, &manifest, &cuts[number.0 as usize - 1], 1),
+                    Err(CheckpointError::GivenUp { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            // One level has at most two bundles that are not merged yet, and a merge waits one round at most.
+            let most = manifest.parts.iter().map(|part| part.sections.len()).max().unwrap();
+            assert!(most <= 12, "{most} sections");
+        }
+        let kept = decided_numbers(&store).unwrap();
+        assert!(kept.contains(&Colour(5)) && kept.contains(&Colour(24)) && !kept.contains(&Colour(4)), "{kept:?}");
+        let copied = newest(&other).unwrap().manifest.unwrap();
+        check(&other, &copied, &cuts[19], 1);
+    }
+}
+
+#[test]
+fn the_newest_checkpoint_and_pinned_ones_are_not_deleted() {
+    let store = sim_store(&SimDisk::new(1));
+    let mut cluster = Cluster::new(1, [1, 1]);
+    for _ in 0..3 {
+        cluster.run(10);
+        cluster.checkpoint(&store);
+    }
+    let pinned = BTreeSet::from([Colour(2)]);
+    assert!(matches!(delete_checkpoint(&store, Colour(3), &pinned), Err(DeleteError::Newest(_))));
+    assert!(matches!(delete_checkpoint(&store, Colour(2), &pinned), Err(DeleteError::Pinned(_))));
+    delete_checkpoint(&store, Colour(1), &pinned).unwrap();
+    let gone = delete_checkpoint(&store, Colour(1), &pinned);
+    assert!(matches!(gone, Err(DeleteError::Checkpoint(CheckpointError::Unknown(Colour(1))))));
+    let mut collector = Collector::new();
+    let retention = Retention { keep: 0, pinned: BTreeSet::new(), grace: 10 };
+    let first = collector.collect(&store, INCARNATION, Time(0), &retention, &BTreeSet::new()).unwrap();
+    assert_eq!(first.checkpoints, [Colour(2)]);
+    assert!(first.bundles.is_empty());
+    let (waiting, before) = (first.waiting, store.list("bundles/").unwrap().len());
+    assert_eq!(collector.collect(&store, INCARNATION, Time(9), &retention, &BTreeSet::new()).unwrap().waiting, waiting);
+    let last = collector.collect(&store, INCARNATION, Time(10), &retention, &BTreeSet::new()).unwrap();
+    assert_eq!(last.bundles.len(), waiting);
+    assert_eq!(store.list("bundles/").unwrap().len(), before - waiting);
+    let manifest = newest(&store).unwrap().manifest.unwrap();
+    load_parts(&store, &manifest, 2).unwrap();
+}
+
+#[test]
+fn a_number_is_decided_once() {
+    let store = sim_store(&SimDisk::new(1));
+    let mut cluster = Cluster::new(1, [1, 1]);
+    let (_, sealed) = cluster.seal(&store);
+    give_up(&store, &cluster.topology, Colour(1), Time(0), &cluster.names, "too slow").unwrap();
+    // The same tombstone again is the same decision.
+    give_up(&store, &cluster.topology, Colour(1), Time(0), &cluster.names, "too slow").unwrap();
+    assert!(matches!(sealed.unwrap().store(&store), Err(CheckpointError::Decided(Colour(1)))));
+    let found = newest(&store).unwrap();
+    assert!(found.manifest.is_none() && found.decided == Colour(1));
+    let error = read_manifest(&store, Colour(1)).unwrap_err();
+    assert_eq!(error.to_string(), "checkpoint 1 was given up: too slow; use another one");
+    cluster.fail_next();
+    let (_, manifest) = cluster.checkpoint(&store);
+    let late = give_up(&store, &cluster.topology, manifest.number, Time(0), &cluster.names, "too late");
+    assert!(matches!(late, Err(CheckpointError::Decided(Colour(2)))));
+}
+
+/// 1 % of the records changed at random for each checkpoint: over 20 of them, merges included, at most 3 % of the state is
+/// written for each; and what a load reads stays about twice the state, however long the chain gets.
+#[test]
+fn merging_costs_little_and_keeps_loads_short() {
+    const RECORDS: u32 = 20_000;
+    let (mut rng, store) = (fastrand::Rng::with_seed(3), sim_store(&SimDisk::new(3)));
+    let mut topology = Topology::new(INCARNATION);
+    topology.ensure("s", 1).unwrap();
+    let (shard, names) = (ShardId(0), BundleNames::new(1));
+    let mut records = Records::new();
+    let put = |records: &mut Records, rng: &mut fastrand::Rng, key: u32| {
+        let value: Vec<u8> = (0..100).map(|_| rng.u8(..)).collect();
+        records.put(RecordKey::process(&key.to_string()).as_bytes(), Blob::from(value));
+    };
+    for key in 0..RECORDS {
+        put(&mut records, &mut rng, key);
+    }
+    let policy = Policy { growth_bytes_min: 1000, ..Policy::default() };
+    let mut lineage = Lineage::new();
+    let mut written = Vec::new();
+    for number in (1..=130).map(Colour) {
+        let plan = Plan { number, created: Time(0), topology: topology.clone(), pace: Pace::unlimited() };
+        let mut writer = CheckpointWriter::create(&store, &names, plan).unwrap();
+        records.begin_snapshot(false);
+        let position = Position { colour: number, ..Position::default() };
+        let (count, records_hash) = (records.len() as u64, records.hash().to_be_bytes());
+        let (outboxes, received) = Default::default();
+        writer.begin_part(Header { shard, position, outboxes, received, records: count, records_hash }, false).unwrap();
+        let mut done = false;
+        while !done {
+            let mut piece = Vec::new();
+            done = records.drain_snapshot(100, &mut piece);
+            writer.piece(shard, &piece).unwrap();
+        }
+        writer.end_part(shard).unwrap();
+        let (manifest, next) = writer.seal(&lineage).unwrap().store(&store).unwrap();
+        let state = records.bytes() as u64;
+        let read = manifest.totals.section_bytes;
+        assert!(read * 100 <= state * 225, "checkpoint {number} is loaded from {read} bytes for {state}");
+        assert!(manifest.parts[0].sections.len() <= 32);
+        lineage = next;
+        let mut bytes = manifest.totals.written_bytes;
+        if let Some(merge) = compact::plan(&lineage, &policy) {
+            let (pace, stop) = (Pace::unlimited(), AtomicBool::new(false));
+            let merged = compact::run(&store, &names, (INCARNATION, number), &lineage, &merge, &pace, &stop);
+            let merged = merged.unwrap().unwrap();
+            bytes += merged.bundle().bytes;
+            assert!(lineage.apply(&merged));
+        }
+        written.push(bytes);
+        for _ in 0..RECORDS / 100 {
+            let key = rng.u32(0..RECORDS);
+            put(&mut records, &mut rng, key);
+        }
+        if number.0 % 40 == 0 {
+            load_part(&store, &manifest, shard).unwrap();
+        }
+    }
+    let state = records.bytes() as u64;
+    let twenty: u64 = written[1..21].iter().sum();
+    assert!(twenty * 100 <= state * 3 * 20, "{twenty} bytes in 20 checkpoints of {state}");
+    let all: u64 = written[1..].iter().sum();
+    println!("20: {:.2} %, all: {:.2} % of the state for each", twenty as f64 * 5.0 / state as f64, all as f64 * 100.0 / 129.0 / state as f64);
+    assert!(all * 100 <= state * 4 * 129);
+}
+
+#[test]
+fn a_merge_of_another_history_changes_nothing() {
+    let store = sim_store(&SimDisk::new(1));
+    let mut cluster = Cluster::new(4, [1, 1]);
+    let policy = Policy { fan_in: 2, growth: 1_000_000, growth_bytes_min: 0 };
+    for _ in 0..4 {
+        cluster.run(20);
+        cluster.checkpoint(&store);
+    }
+    let plan = compact::plan(&cluster.lineage, &policy).unwrap();
+    let (stop, pace) = (AtomicBool::new(false), Pace::unlimited());
+    let id = (INCARNATION, cluster.number);
+    let merged = compact::run(&store, &cluster.names, id, &cluster.lineage, &plan, &pace, &stop).unwrap().unwrap();
+    let stopped = AtomicBool::new(true);
+    let none = compact::run(&store, &cluster.names, id, &cluster.lineage, &plan, &pace, &stopped).unwrap();
+    assert!(none.is_none());
+    // A checkpoint that is taken while the merge runs doesn't hinder it.
+    cluster.run(20);
+    let (_, before) = cluster.checkpoint(&store);
+    assert!(cluster.lineage.apply(&merged));
+    let applied = cluster.lineage.clone();
+    assert!(!cluster.lineage.apply(&merged), "it was applied already");
+    assert_eq!(cluster.lineage, applied);
+    cluster.run(5);
+    let (cut, after) = cluster.checkpoint(&store);
+    check(&store, &after, &cut, 1);
+    assert!(after.bundles.len() < before.bundles.len());
+    // Whole parts that came meanwhile leave nothing to put the merge in the place of.
+    cluster.fail_next();
+    cluster.run(5);
+    let (cut, manifest) = cluster.checkpoint(&store);
+    assert!(!cluster.lineage.apply(&merged));
+    check(&store, &manifest, &cut, 1);
+}

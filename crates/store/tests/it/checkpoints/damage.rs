@@ -1,0 +1,164 @@
+//! Damaged, exchanged and foreign objects are refused with the object's name and the reason.
+
+use super::chain::merge;
+use super::model::{Cluster, INCARNATION, sim_store};
+use std::collections::BTreeSet;
+use stead_core::ids::{Colour, Incarnation, Time};
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::collect::{Collector, Retention};
+use stead_store::checkpoint::compact::Policy;
+use stead_store::checkpoint::load::load_parts;
+use stead_store::checkpoint::manifest::{manifest_name, newest, read_manifest};
+use stead_store::checkpoint::store::{BlobStore, DiskStore};
+use stead_store::checkpoint::write::give_up;
+use stead_store::sim_disk::SimDisk;
+
+fn small(seed: u64) -> (SimDisk, DiskStore, Cluster) {
+    let disk = SimDisk::new(seed);
+    let store = sim_store(&disk);
+    let mut cluster = Cluster::new(seed, [1, 1]);
+    cluster.keys = 6;
+    cluster.value_max = 12;
+    for _ in 0..3 {
+        cluster.run(12);
+        cluster.checkpoint(&store);
+    }
+    (disk, store, cluster)
+}
+
+fn name_of(error: &CheckpointError) -> &str {
+    match error {
+        CheckpointError::Damaged { name, .. }
+        | CheckpointError::Version { name, .. }
+        | CheckpointError::Incarnation { name, .. }
+        | CheckpointError::Differs { name, .. } => name,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_a_manifest_is_refused() {
+    let (disk, store, _) = small(1);
+    let name = manifest_name(Colour(3));
+    let path = format!("checkpoints/{name}");
+    let len = disk.bytes(&path).unwrap().len() as u64;
+    for at in 0..len {
+        let bit = (at % 8) as u8;
+        disk.flip_bit(&path, at, bit).unwrap();
+        let error = read_manifest(&store, Colour(3)).unwrap_err();
+        assert_eq!(name_of(&error), name, "byte {at}: {error}");
+        assert!(newest(&store).is_err(), "it is not passed over");
+        disk.flip_bit(&path, at, bit).unwrap();
+    }
+    read_manifest(&store, Colour(3)).unwrap();
+    let whole = disk.bytes(&path).unwrap();
+    for len in 0..whole.len() {
+        disk.put(&path, &whole[..len]);
+        assert_eq!(name_of(&read_manifest(&store, Colour(3)).unwrap_err()), name, "cut to {len}");
+    }
+    let mut longer = whole.clone();
+    longer.push(b'\n');
+    disk.put(&path, &longer);
+    assert!(read_manifest(&store, Colour(3)).is_err());
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_a_bundle_is_refused_or_changes_nothing_that_is_read() {
+    let (disk, store, _) = small(2);
+    let manifest = newest(&store).unwrap().manifest.unwrap();
+    let hashes = || -> Result<Vec<u128>, CheckpointError> {
+        Ok(load_parts(&store, &manifest, 1)?.iter().map(|part| part.header.hash()).collect())
+    };
+    let expected = hashes().unwrap();
+    for bundle in &manifest.bundles {
+        let path = format!("checkpoints/{}", bundle.name);
+        let mut refused = 0;
+        for at in 0..bundle.bytes {
+            disk.flip_bit(&path, at, (at % 8) as u8).unwrap();
+            match hashes() {
+                Ok(found) => assert_eq!(found, expected, "byte {at} of {}", bundle.name),
+                Err(error) => {
+                    assert_eq!(name_of(&error), bundle.name);
+                    refused += 1;
+                }
+            }
+            disk.flip_bit(&path, at, (at % 8) as u8).unwrap();
+        }
+        // Only what older checkpoints alone need is not read: their headers.
+        assert!(refused * 2 > bundle.bytes, "{refused} of {}", bundle.bytes);
+        let whole = disk.bytes(&path).unwrap();
+        for len in [0, 1, whole.len() / 2, whole.len() - 1] {
+            disk.put(&path, &whole[..len]);
+            assert_eq!(name_of(&hashes().unwrap_err()), bundle.name);
+        }
+        disk.put(&path, &whole);
+    }
+}
+
+#[test]
+fn exchanged_objects_are_refused() {
+    let (disk, store, _) = small(3);
+    let (other_disk, _, _) = small(4);
+    let manifest = newest(&store).unwrap().manifest.unwrap();
+    let paths: Vec<String> = manifest.bundles.iter().map(|bundle| format!("checkpoints/{}", bundle.name)).collect();
+    let foreign = other_disk.files().into_iter().find(|path| path.contains("bundles/")).unwrap();
+    for at in 0..paths.len() {
+        let whole = disk.bytes(&paths[at]).unwrap();
+        disk.put(&paths[at], &disk.bytes(&paths[(at + 1) % paths.len()]).unwrap());
+        assert_eq!(name_of(&load_parts(&store, &manifest, 1).err().unwrap()), manifest.bundles[at].name);
+        disk.put(&paths[at], &other_disk.bytes(&foreign).unwrap());
+        assert_eq!(name_of(&load_parts(&store, &manifest, 1).err().unwrap()), manifest.bundles[at].name);
+        disk.put(&paths[at], &whole);
+    }
+    let name = manifest_name(Colour(3));
+    disk.put(&format!("checkpoints/{name}"), &disk.bytes(&format!("checkpoints/{}", manifest_name(Colour(2)))).unwrap());
+    let error = read_manifest(&store, Colour(3)).unwrap_err();
+    assert_eq!(name_of(&error), name);
+    assert!(error.to_string().contains("about checkpoint 2"), "{error}");
+    store.delete(&manifest.bundles[0].name).unwrap();
+    let missing = load_parts(&store, &read_manifest(&store, Colour(2)).unwrap(), 1).err().unwrap();
+    assert!(matches!(&missing, CheckpointError::Store(error) if error.is_not_found()), "{missing}");
+}
+
+#[test]
+fn unknown_versions_are_told_from_damage() {
+    let (disk, store, _) = small(5);
+    let path = format!("checkpoints/{}", manifest_name(Colour(3)));
+    let text = String::from_utf8(disk.bytes(&path).unwrap()).unwrap();
+    disk.put(&path, text.replace("\"format\":1", "\"format\":2").as_bytes());
+    let error = read_manifest(&store, Colour(3)).unwrap_err();
+    assert!(matches!(error, CheckpointError::Version { found: 2, known: 1, .. }), "{error}");
+    disk.put(&path, br#"{"stead":"manifest","format":9,"blocks":[]}"#);
+    assert!(matches!(read_manifest(&store, Colour(3)), Err(CheckpointError::Version { found: 9, .. })));
+    let manifest = read_manifest(&store, Colour(2)).unwrap();
+    let bundle = format!("checkpoints/{}", manifest.bundles.last().unwrap().name);
+    let mut bytes = disk.bytes(&bundle).unwrap();
+    bytes[8] = 2;
+    let crc = crc32fast::hash(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+    disk.put(&bundle, &bytes);
+    let error = load_parts(&store, &manifest, 1).err().unwrap();
+    assert!(matches!(error, CheckpointError::Version { found: 2, known: 1, .. }), "{error}");
+}
+
+#[test]
+fn a_collection_stops_at_a_manifest_that_it_can_not_read() {
+    let (disk, store, mut cluster) = small(6);
+    merge(&mut cluster, &store, &Policy { fan_in: 2, growth: 100, growth_bytes_min: 0 });
+    give_up(&store, &cluster.topology, Colour(4), Time(0), &cluster.names, "a test").unwrap();
+    for number in 1..=4 {
+        let path = format!("checkpoints/{}", manifest_name(Colour(number)));
+        disk.flip_bit(&path, 70, 1).unwrap();
+        let before = disk.files();
+        let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
+        let result = Collector::new().collect(&store, INCARNATION, Time(1), &retention, &BTreeSet::new());
+        assert_eq!(name_of(&result.unwrap_err()), manifest_name(Colour(number)));
+        assert_eq!(disk.files(), before);
+        disk.flip_bit(&path, 70, 1).unwrap();
+    }
+    let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
+    let foreign = Collector::new().collect(&store, Incarnation(8), Time(1), &retention, &BTreeSet::new());
+    assert!(matches!(foreign, Err(CheckpointError::Incarnation { found: INCARNATION, .. })));
+    Collector::new().collect(&store, INCARNATION, Time(1), &retention, &BTreeSet::new()).unwrap();
+    load_parts(&store, &read_manifest(&store, Colour(3)).unwrap(), 1).unwrap();
+}

@@ -1,0 +1,314 @@
+//! Shards that handle random causes by the protocol's rules, and whose parts are known independently of the storage.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
+use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Index, Key, SessionId, ShardId, TaskId, Time, TimerId};
+use stead_core::record::{
+    IdempotencyRecord, RecordKey, SessionRecord, TaskRecord, TimerRecord, encode_value,
+};
+use stead_core::records::Records;
+use stead_core::state::{Header, Message, State};
+use stead_core::topology::Topology;
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::lineage::Lineage;
+use stead_store::checkpoint::manifest::Manifest;
+use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
+use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed};
+use stead_store::sim_disk::SimDisk;
+
+pub(crate) const INCARNATION: Incarnation = Incarnation(7);
+
+pub(crate) fn sim_store(disk: &SimDisk) -> DiskStore {
+    DiskStore::open(Arc::new(disk.clone()), "checkpoints").expect("a disk that works")
+}
+
+pub(crate) struct ModelShard {
+    pub(crate) state: State,
+    /// Gets the same writes as the state, and takes the snapshots that a shard would.
+    mirror: Records,
+    full_next: bool,
+}
+
+/// Shards of two services, and everything that they ever logged.
+pub(crate) struct Cluster {
+    pub(crate) topology: Topology,
+    pub(crate) shards: Vec<ModelShard>,
+    pub(crate) rng: fastrand::Rng,
+    pub(crate) log: Vec<(ShardId, Entry)>,
+    pub(crate) names: BundleNames,
+    pub(crate) lineage: Lineage,
+    pub(crate) number: Colour,
+    pub(crate) value_max: usize,
+    pub(crate) keys: u32,
+}
+
+/// What each shard was at its marker.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cut {
+    pub(crate) hashes: Vec<u128>,
+    pub(crate) processes: BTreeMap<(usize, Vec<u8>), Vec<u8>>,
+    /// Messages sent less messages received.
+    pub(crate) in_flight: i64,
+}
+
+impl Cluster {
+    pub(crate) fn new(seed: u64, counts: [u32; 2]) -> Self {
+        let mut topology = Topology::new(INCARNATION);
+        topology.ensure("left", counts[0]).unwrap();
+        topology.ensure("right", counts[1]).unwrap();
+        let shards = topology
+            .shards()
+            .map(|shard| ModelShard { state: State::new(shard), mirror: Records::new(), full_next: false })
+            .collect();
+        Self {
+            topology,
+            shards,
+            rng: fastrand::Rng::with_seed(seed),
+            log: Vec::new(),
+            names: BundleNames::new(seed),
+            lineage: Lineage::new(),
+            number: Colour(0),
+            value_max: 60,
+            keys: 30,
+        }
+    }
+
+    fn process(&mut self) -> (ShardId, Key) {
+        let service = self.topology.services()[self.rng.usize(0..2)].name.clone();
+        let service = self.topology.service_id(&service).unwrap();
+        let key = format!("p{}", self.rng.u32(0..self.keys));
+        (self.topology.shard_of(service, &key), Key::new(&key).unwrap())
+    }
+
+    fn blob(&mut self) -> Blob {
+        let len = self.rng.usize(0..self.value_max);
+        Blob::from((0..len).map(|_| self.rng.u8(..)).collect::<Vec<u8>>())
+    }
+
+    fn writes(&mut self, shard: ShardId, process: &Key) -> Vec<Write> {
+        let index = self.shards[shard.0 as usize].state.position().index.next();
+        let mut writes = Vec::new();
+        for n in 0..self.rng.u64(0..4) {
+            let blob = self.blob();
+            let process = process.clone();
+            let id = index.0 << 16 | n;
+            let (key, value) = match self.rng.u8(0..10) {
+                0..4 => (RecordKey::process(&process), blob),
+                4..6 => (RecordKey::cell(&process, &[self.rng.u8(0..4)]), blob),
+                6 => {
+                    let record = TimerRecord { at: Time(5), process, payload: blob };
+                    (RecordKey::timer(TimerId(id)), encode_value(&record))
+                }
+                7 => {
+                    let record = TaskRecord { process, name: "t".into(), step: 0, state: blob, progress: 0 };
+                    (RecordKey::task(TaskId(id)), encode_value(&record))
+                }
+                8 => {
+                    let record = IdempotencyRecord { body_hash: [1; 16], reply: Reply::Ok(blob), expires: Time(9) };
+                    (RecordKey::idempotency(&process, "me", &[self.rng.u8(0..4)]), encode_value(&record))
+                }
+                _ => {
+                    let record = SessionRecord { principal: "me".into(), expires: Time(9), confirmed: Default::default() };
+                    (RecordKey::session(SessionId(u128::from(self.rng.u8(0..3)))), encode_value(&record))
+                }
+            };
+            let value = (self.rng.u8(0..4) > 0).then_some(value);
+            if !writes.iter().any(|write: &Write| write.key == key) {
+                writes.push(Write { key, value });
+            }
+        }
+        writes
+    }
+
+    fn sends(&mut self) -> Vec<Send> {
+        let count = self.rng.usize(0..3);
+        (0..count)
+            .map(|_| {
+                let (to, process) = self.process();
+                Send { to, process, payload: self.blob() }
+            })
+            .collect()
+    }
+
+    fn append(&mut self, shard: ShardId, cause: Cause, process: Key, writes: Vec<Write>, sends: Vec<Send>) {
+        let model = &mut self.shards[shard.0 as usize];
+        let position = model.state.position();
+        let entry = Entry {
+            index: position.index.next(),
+            epoch: Epoch(1),
+            time: position.time.plus_micros(1),
+            cause,
+            process,
+            writes,
+            sends,
+            reply: None,
+        };
+        for write in &entry.writes {
+            match &write.value {
+                Some(value) => drop(model.mirror.put(write.key.as_bytes(), value.clone())),
+                None => drop(model.mirror.remove(write.key.as_bytes())),
+            }
+        }
+        model.state.apply(entry.clone()).unwrap();
+        assert_eq!(model.mirror.hash(), model.state.records().hash());
+        self.log.push((shard, entry));
+    }
+
+    /// Messages that wait, of channels by sender and receiver.
+    fn waiting(&self) -> Vec<(ShardId, ShardId, Message)> {
+        let mut waiting = Vec::new();
+        for from in self.topology.shards() {
+            for (to, outbox) in self.shards[from.0 as usize].state.outboxes().iter() {
+                let received = self.shards[to.0 as usize].state.received().get(from).copied().unwrap_or_default();
+                let first = outbox.messages.iter().find(|message| message.seq > received);
+                waiting.extend(first.map(|message| (from, to, message.clone())));
+            }
+        }
+        waiting
+    }
+
+    /// One random cause; `mark` takes the part of a shard that learns of a colour.
+    fn step(&mut self, mark: &mut dyn FnMut(&mut Self, ShardId, Colour)) {
+        match self.rng.u8(0..10) {
+            0..5 => {
+                let (shard, process) = self.process();
+                let (writes, sends) = (self.writes(shard, &process), self.sends());
+                self.append(shard, Cause::Anonymous, process, writes, sends);
+            }
+            5..8 => {
+                let waiting = self.waiting();
+                let Some((from, to, message)) = self.rng.choice(waiting) else { return };
+                let colour = self.shards[from.0 as usize].state.position().colour;
+                mark(self, to, colour);
+                let writes = self.writes(to, &message.process);
+                let sends = if self.rng.u8(0..3) == 0 { self.sends() } else { Vec::new() };
+                self.append(to, Cause::Message { from, seq: message.seq }, message.process, writes, sends);
+            }
+            _ => {
+                let from = ShardId(self.rng.u32(0..self.topology.shard_count()));
+                let to = ShardId(self.rng.u32(0..self.topology.shard_count()));
+                let received = self.shards[to.0 as usize].state.received().get(from).copied();
+                let Some(upto) = received else { return };
+                let colour = self.shards[to.0 as usize].state.position().colour;
+                mark(self, from, colour);
+                self.append(from, Cause::Ack { trims: vec![Trim { to, upto }] }, Key::none(), vec![], vec![]);
+            }
+        }
+    }
+
+    pub(crate) fn run(&mut self, steps: usize) {
+        for _ in 0..steps {
+            self.step(&mut |_, _, _| {});
+        }
+    }
+
+    /// Takes a checkpoint while work goes on, up to the manifest. An error leaves the snapshots lost, as in a node.
+    pub(crate) fn seal(&mut self, store: &dyn BlobStore) -> (Cut, Result<Sealed, CheckpointError>) {
+        self.number = self.number.next();
+        let plan = Plan {
+            number: self.number,
+            created: Time(self.number.0),
+            topology: self.topology.clone(),
+            pace: Pace::unlimited(),
+        };
+        let mut cut = Cut { hashes: vec![0; self.shards.len()], ..Cut::default() };
+        let mut writer = CheckpointWriter::create(store, &self.names, plan);
+        let mut parts: Vec<(Header, bool)> = Vec::new();
+        let mut open: Vec<ShardId> = Vec::new();
+        let mut unmarked: BTreeSet<ShardId> = self.topology.shards().collect();
+        let number = self.number;
+        while !unmarked.is_empty() || !open.is_empty() {
+            let mut mark = |cluster: &mut Self, shard: ShardId, colour: Colour| {
+                if colour == number && unmarked.remove(&shard) {
+                    parts.push(cluster.mark(shard, &mut cut));
+                }
+            };
+            if self.rng.u8(0..4) == 0 {
+                let shard = ShardId(self.rng.u32(0..self.topology.shard_count()));
+                mark(self, shard, number);
+            } else {
+                self.step(&mut mark);
+            }
+            for (header, full) in parts.drain(..) {
+                open.push(header.shard);
+                if let Ok(writer) = &mut writer
+                    && let Err(error) = writer.begin_part(header, full)
+                {
+                    return (cut, Err(self.fail(error)));
+                }
+            }
+            if open.is_empty() {
+                continue;
+            }
+            let at = self.rng.usize(0..open.len());
+            let slice = self.rng.usize(1..9);
+            let mut piece = Vec::new();
+            let done = self.shards[open[at].0 as usize].mirror.drain_snapshot(slice, &mut piece);
+            if let Ok(writer) = &mut writer {
+                let written = writer.piece(open[at], &piece).and_then(|()| match done {
+                    true => writer.end_part(open[at]).map(drop),
+                    false => Ok(()),
+                });
+                if let Err(error) = written {
+                    return (cut, Err(self.fail(error)));
+                }
+            }
+            if done {
+                open.swap_remove(at);
+            }
+        }
+        let sealed = writer.and_then(|writer| writer.seal(&self.lineage));
+        (cut, sealed.map_err(|error| self.fail(error)))
+    }
+
+    /// After a failed checkpoint every shard's next part is whole.
+    fn fail(&mut self, error: CheckpointError) -> CheckpointError {
+        for shard in &mut self.shards {
+            let mut dropped = Vec::new();
+            while !shard.mirror.drain_snapshot(100, &mut dropped) {}
+            shard.full_next = true;
+        }
+        error
+    }
+
+    pub(crate) fn fail_next(&mut self) {
+        for shard in &mut self.shards {
+            shard.full_next = true;
+        }
+    }
+
+    fn mark(&mut self, shard: ShardId, cut: &mut Cut) -> (Header, bool) {
+        self.append(shard, Cause::Marker { colour: self.number }, Key::none(), vec![], vec![]);
+        let model = &mut self.shards[shard.0 as usize];
+        let full = std::mem::take(&mut model.full_next);
+        model.mirror.begin_snapshot(full);
+        cut.hashes[shard.0 as usize] = model.state.hash();
+        for (_, outbox) in model.state.outboxes().iter() {
+            cut.in_flight += i64::try_from(outbox.next.0).unwrap() - 1;
+        }
+        for (_, received) in model.state.received().iter() {
+            cut.in_flight -= i64::try_from(received.0).unwrap();
+        }
+        let service = usize::from(self.topology.service_of(shard).unwrap().0);
+        for (key, value) in model.state.records().iter() {
+            if matches!(key[0], 1 | 2 | 5) {
+                cut.processes.insert((service, key.to_vec()), value.to_vec());
+            }
+        }
+        (model.state.header(), full)
+    }
+
+    /// Takes a whole checkpoint.
+    pub(crate) fn checkpoint(&mut self, store: &dyn BlobStore) -> (Cut, Manifest) {
+        let (cut, sealed) = self.seal(store);
+        let (manifest, lineage) = sealed.unwrap().store(store).unwrap();
+        self.lineage = lineage;
+        (cut, manifest)
+    }
+
+    pub(crate) fn index(&self, shard: ShardId) -> Index {
+        self.shards[shard.0 as usize].state.position().index
+    }
+}

@@ -1,0 +1,229 @@
+//! Recovery: checkpoint and log together give the states that the shards had.
+
+use super::model::{Cluster, INCARNATION, sim_store};
+use std::sync::Arc;
+use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId, Time};
+use stead_core::state::Misfit;
+use stead_core::topology::Topology;
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::manifest::manifest_name;
+use stead_store::checkpoint::write::give_up;
+use stead_store::recovery::{Recovered, RecoveryError, ReplayError, recover};
+use stead_store::sim_disk::SimDisk;
+use stead_store::wal::{Batch, Wal, WalError, WalOptions};
+
+fn options(create: bool) -> WalOptions {
+    WalOptions { segment_bytes: 16 << 10, log_id: 5, create, ..WalOptions::default() }
+}
+
+struct Node {
+    disk: SimDisk,
+    cluster: Cluster,
+    wal: Wal,
+    logged: usize,
+}
+
+impl Node {
+    fn new(seed: u64) -> Self {
+        let disk = SimDisk::new(seed);
+        let visit = |_: stead_store::wal::Record<'_>| Ok::<(), std::io::Error>(());
+        let (wal, _) = Wal::open(Arc::new(disk.clone()), options(true), visit).unwrap();
+        Self { disk, cluster: Cluster::new(seed, [2, 2]), wal, logged: 0 }
+    }
+
+    fn log(&mut self) {
+        for chunk in self.cluster.log[self.logged..].chunks(5) {
+            let mut batch = Batch::new();
+            for (shard, entry) in chunk {
+                batch.push_with(*shard, entry.epoch, entry.index, |out| entry.encode_into(out));
+            }
+            self.wal.append(&[batch]).unwrap();
+            self.wal.sync().unwrap();
+        }
+        self.logged = self.cluster.log.len();
+    }
+
+    fn checkpoint(&mut self) {
+        let store = sim_store(&self.disk);
+        let (_, sealed) = self.cluster.seal(&store);
+        // The markers are durable before the manifest says so.
+        self.log();
+        let (manifest, lineage) = sealed.unwrap().store(&store).unwrap();
+        self.cluster.lineage = lineage;
+        self.wal.trim(|shard| manifest.part(shard).unwrap().index).unwrap();
+    }
+
+    fn recover(&self, topology: &Topology) -> Result<Recovered, RecoveryError> {
+        let store = stead_store::checkpoint::store::DiskStore::open(Arc::new(self.disk.clone()), "checkpoints")
+            .map_err(CheckpointError::from)?;
+        recover(Arc::new(self.disk.clone()), &store, topology, options(false), 1)
+    }
+
+    fn check(&self, recovered: &Recovered) {
+        for (state, model) in recovered.states.iter().zip(&self.cluster.shards) {
+            assert_eq!(state.hash(), model.state.hash(), "shard {}", state.shard());
+        }
+    }
+}
+
+fn failure(result: Result<Recovered, RecoveryError>) -> RecoveryError {
+    result.err().expect("it can't be recovered")
+}
+
+#[test]
+fn the_log_is_folded_over_the_newest_checkpoint() {
+    for seed in 0..8 {
+        println!("seed {seed}");
+        let mut node = Node::new(seed);
+        for round in 0..6 {
+            node.cluster.run(40);
+            node.log();
+            let recovered = node.recover(&node.cluster.topology).unwrap();
+            node.check(&recovered);
+            assert_eq!(recovered.decided, Colour(round));
+            assert_eq!(recovered.lineage, node.cluster.lineage);
+            node.wal = recovered.wal;
+            node.checkpoint();
+        }
+        let recovered = node.recover(&node.cluster.topology).unwrap();
+        node.check(&recovered);
+        assert_eq!(recovered.report.checkpoint, Some(Colour(6)));
+        assert!(recovered.report.entries < 100, "{:?}", recovered.report);
+        // A tombstone is passed over.
+        give_up(&sim_store(&node.disk), &node.cluster.topology, Colour(7), Time(0), &node.cluster.names, "a test").unwrap();
+        let recovered = node.recover(&node.cluster.topology).unwrap();
+        assert_eq!((recovered.report.checkpoint, recovered.decided), (Some(Colour(6)), Colour(7)));
+        node.check(&recovered);
+    }
+}
+
+#[test]
+fn a_recovery_that_crashes_at_any_io_and_begins_again_gives_the_same() {
+    for seed in 0..2 {
+        for crash in 1.. {
+            let mut node = Node::new(seed);
+            node.cluster.run(30);
+            node.checkpoint();
+            node.cluster.run(30);
+            node.log();
+            node.disk.crash_after(crash);
+            let first = node.recover(&node.cluster.topology);
+            let done = first.is_ok();
+            drop(first);
+            node.disk.restart();
+            let recovered = node.recover(&node.cluster.topology).unwrap();
+            node.check(&recovered);
+            if done {
+                assert!(crash > 10);
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn services_may_be_added_and_must_not_vanish() {
+    let mut node = Node::new(1);
+    node.cluster.run(30);
+    node.checkpoint();
+    let mut more = node.cluster.topology.clone();
+    more.ensure("new", 3).unwrap();
+    let recovered = node.recover(&more).unwrap();
+    assert_eq!(recovered.states.len(), 7);
+    assert_eq!(recovered.states[6].position().index, Index(0));
+    let mut less = Topology::new(INCARNATION);
+    less.ensure("left", 2).unwrap();
+    assert!(matches!(failure(node.recover(&less)), RecoveryError::Topology { service, .. } if service == "right"));
+    let mut other = Topology::new(Incarnation(8));
+    other.ensure("left", 2).unwrap();
+    other.ensure("right", 2).unwrap();
+    let error = failure(node.recover(&other));
+    assert!(matches!(error, RecoveryError::Checkpoint(CheckpointError::Incarnation { .. })), "{error}");
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_an_error_and_not_passed_over() {
+    let mut node = Node::new(2);
+    for _ in 0..2 {
+        node.cluster.run(30);
+        node.checkpoint();
+    }
+    let path = format!("checkpoints/{}", manifest_name(Colour(2)));
+    node.disk.flip_bit(&path, 100, 3).unwrap();
+    let before = node.disk.files();
+    let error = failure(node.recover(&node.cluster.topology));
+    assert!(matches!(&error, RecoveryError::Checkpoint(CheckpointError::Damaged { name, .. }) if path.ends_with(name)));
+    assert!(error.to_string().contains("restore an older checkpoint"), "{error}");
+    assert_eq!(node.disk.files(), before);
+    let whole = node.disk.bytes(&path).unwrap();
+    node.disk.put(&path, &whole[..whole.len() / 2]);
+    failure(node.recover(&node.cluster.topology));
+}
+
+#[test]
+fn a_log_that_does_not_fit_is_refused() {
+    let topology = Cluster::new(3, [2, 2]).topology;
+    // No log where there was one.
+    let mut node = Node::new(3);
+    node.cluster.run(30);
+    node.checkpoint();
+    for path in node.disk.files().into_iter().filter(|path| path.starts_with("wal/")) {
+        stead_store::disk::Disk::remove(&node.disk, &path).unwrap();
+    }
+    assert!(matches!(failure(node.recover(&topology)), RecoveryError::Log(WalError::Missing { .. })));
+
+    let with = |change: &dyn Fn(&mut Batch, ShardId, &mut stead_core::entry::Entry)| {
+        let mut node = Node::new(3);
+        node.cluster.run(30);
+        node.log();
+        let shard = ShardId(1);
+        let mut entry = node.cluster.log.iter().rev().find(|(at, _)| *at == shard).unwrap().1.clone();
+        entry.index = node.cluster.index(shard).next();
+        entry.cause = stead_core::entry::Cause::Start;
+        let mut batch = Batch::new();
+        change(&mut batch, shard, &mut entry);
+        node.wal.append(&[batch]).unwrap();
+        node.wal.sync().unwrap();
+        failure(node.recover(&topology))
+    };
+    let gap = with(&|batch, shard, entry| {
+        entry.index = entry.index.next();
+        batch.push_with(shard, entry.epoch, entry.index, |out| entry.encode_into(out));
+    });
+    assert!(matches!(gap, RecoveryError::Replay(ReplayError::Misfit(Misfit::Index { .. }))), "{gap}");
+    let unknown = with(&|batch, _, entry| batch.push_with(ShardId(4), entry.epoch, Index(1), |out| entry.encode_into(out)));
+    assert!(matches!(unknown, RecoveryError::Replay(ReplayError::UnknownShard { shard: ShardId(4), .. })), "{unknown}");
+    let garbage = with(&|batch, shard, entry| batch.push(shard, entry.epoch, entry.index, b"no entry"));
+    assert!(matches!(garbage, RecoveryError::Replay(ReplayError::NoEntry { .. })), "{garbage}");
+    let misplaced = with(&|batch, shard, entry| {
+        let index = entry.index;
+        entry.index = index.next();
+        batch.push_with(shard, entry.epoch, index, |out| entry.encode_into(out));
+    });
+    assert!(matches!(misplaced, RecoveryError::Replay(ReplayError::Misplaced { .. })), "{misplaced}");
+    let epoch = with(&|batch, shard, entry| {
+        entry.epoch = Epoch(0);
+        batch.push_with(shard, entry.epoch, entry.index, |out| entry.encode_into(out));
+    });
+    assert!(matches!(epoch, RecoveryError::Replay(ReplayError::Misfit(Misfit::Epoch { .. }))), "{epoch}");
+}
+
+/// Another log, which ends before the checkpoint's markers.
+#[test]
+fn a_log_that_lost_its_end_is_refused() {
+    let mut node = Node::new(4);
+    node.cluster.run(30);
+    node.log();
+    let early: Vec<_> = node.disk.files().into_iter().filter(|path| path.starts_with("wal/")).collect();
+    let early: Vec<_> = early.into_iter().map(|path| (node.disk.bytes(&path).unwrap(), path)).collect();
+    node.cluster.run(30);
+    node.checkpoint();
+    for path in node.disk.files().into_iter().filter(|path| path.starts_with("wal/")) {
+        stead_store::disk::Disk::remove(&node.disk, &path).unwrap();
+    }
+    for (bytes, path) in early {
+        node.disk.put(&path, &bytes);
+    }
+    let error = failure(node.recover(&node.cluster.topology));
+    assert!(matches!(error, RecoveryError::Replay(ReplayError::LogTooShort { .. })), "{error}");
+}

@@ -1,0 +1,229 @@
+//! One suite for every store.
+
+use super::chain::check;
+use super::model::{Cluster, sim_store};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use stead_store::checkpoint::copy::copy;
+use stead_store::checkpoint::manifest::newest;
+use stead_store::checkpoint::remote::RemoteStore;
+use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace, Put, StoreError};
+use stead_store::real_disk::RealDisk;
+use stead_store::sim_disk::SimDisk;
+
+/// Every promise of [`BlobStore`], on an empty store.
+fn suite(store: &dyn BlobStore) {
+    assert!(newest(store).unwrap().manifest.is_none());
+    assert_eq!(store.put_new("manifests/a.json", b"one").unwrap(), Put::Created);
+    assert_eq!(store.put_new("manifests/a.json", b"two").unwrap(), Put::Exists);
+    assert_eq!(store.get("manifests/a.json", 3).unwrap(), b"one");
+    let large = store.get("manifests/a.json", 2);
+    assert!(matches!(large, Err(StoreError::TooLarge { len: 3, max: 2, .. })), "{large:?}");
+    assert!(store.get("manifests/b.json", 9).unwrap_err().is_not_found());
+    assert!(store.open("bundles/b").err().unwrap().is_not_found());
+    assert_eq!(store.put_new("manifests/empty", b"").unwrap(), Put::Created);
+    assert_eq!(store.get("manifests/empty", 0).unwrap(), b"");
+
+    let mut writer = store.create("bundles/x.bundle", &Pace::unlimited()).unwrap();
+    let piece: Vec<u8> = (0..1_500_000u32).map(|at| (at % 251) as u8).collect();
+    for _ in 0..5 {
+        writer.write(&piece).unwrap();
+    }
+    assert_eq!(store.list("bundles/").unwrap(), Vec::<String>::new(), "not there before it is finished");
+    writer.finish().unwrap();
+    let reader = store.open("bundles/x.bundle").unwrap();
+    assert_eq!(reader.size(), 7_500_000);
+    reader.read_ahead();
+    let mut buf = vec![0; 600_000];
+    reader.read_at(&mut buf, 1_499_999).unwrap();
+    assert_eq!(buf[0], piece[1_499_999]);
+    assert_eq!(buf[1..], piece[..599_999]);
+    assert!(reader.read_at(&mut buf, 7_000_000).is_err(), "it ends before");
+    reader.read_at(&mut [], 7_500_000).unwrap();
+    let mut dropped = store.create("bundles/y.bundle", &Pace::unlimited()).unwrap();
+    dropped.write(&piece).unwrap();
+    drop(dropped);
+    assert_eq!(store.list("bundles/").unwrap(), ["bundles/x.bundle"]);
+    store.create("bundles/z", &Pace::bytes_per_second(1 << 30)).unwrap().finish().unwrap();
+    assert_eq!(store.open("bundles/z").unwrap().size(), 0);
+
+    assert_eq!(store.list("manifests/").unwrap(), ["manifests/a.json", "manifests/empty"]);
+    store.delete("manifests/a.json").unwrap();
+    store.delete("manifests/a.json").unwrap();
+    store.delete("manifests/empty").unwrap();
+    store.delete("bundles/x.bundle").unwrap();
+    store.delete("bundles/z").unwrap();
+    assert_eq!(store.list("manifests/").unwrap(), Vec::<String>::new());
+    for bad in ["a", "../x", "bundles/", "/x", "bundles/../x", "bundles/.x", "bundles/A", "bundles/a/b", "bundles/a.tmp"] {
+        assert!(matches!(store.put_new(bad, b""), Err(StoreError::Address { .. })), "{bad:?}");
+    }
+
+    std::thread::scope(|scope| {
+        let racers: Vec<_> =
+            (0..8u8).map(|racer| scope.spawn(move || store.put_new("manifests/race", &[racer; 100]))).collect();
+        let results: Vec<_> = racers.into_iter().map(|racer| racer.join().unwrap().unwrap()).collect();
+        let winners: Vec<_> = (0..8u8).filter(|racer| results[usize::from(*racer)] == Put::Created).collect();
+        assert_eq!(winners.len(), 1);
+        assert_eq!(store.get("manifests/race", 100).unwrap(), [winners[0]; 100]);
+    });
+    store.delete("manifests/race").unwrap();
+
+    let local = sim_store(&SimDisk::new(1));
+    let mut cluster = Cluster::new(1, [2, 1]);
+    for _ in 0..3 {
+        cluster.run(40);
+        let (cut, manifest) = cluster.checkpoint(&local);
+        let copied = copy(&local, store, &manifest, &Pace::unlimited()).unwrap();
+        assert_eq!(copied.bundles + copied.reused, manifest.bundles.len());
+        let found = newest(store).unwrap().manifest.unwrap();
+        check(store, &found, &cut, 2);
+        assert_eq!(copy(&local, store, &manifest, &Pace::unlimited()).unwrap().bundles, 0);
+    }
+}
+
+#[test]
+fn a_simulated_disk() {
+    suite(&sim_store(&SimDisk::new(1)));
+}
+
+#[test]
+fn a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    suite(&DiskStore::open(Arc::new(RealDisk::open(dir.path()).unwrap()), "checkpoints").unwrap());
+}
+
+/// An object of more than one part.
+fn suite_of_parts(store: &dyn BlobStore) {
+    let piece: Vec<u8> = (0..9u32 << 20).map(|at| (at % 253) as u8).collect();
+    let mut writer = store.create("bundles/parts", &Pace::unlimited()).unwrap();
+    writer.write(&piece).unwrap();
+    writer.write(&piece).unwrap();
+    writer.finish().unwrap();
+    let whole = store.get("bundles/parts", 18 << 20).unwrap();
+    assert!(whole[..piece.len()] == piece && whole[piece.len()..] == piece);
+    let mut dropped = store.create("bundles/dropped", &Pace::unlimited()).unwrap();
+    dropped.write(&piece).unwrap();
+    dropped.write(&piece).unwrap();
+    drop(dropped);
+    assert_eq!(store.list("bundles/").unwrap(), ["bundles/parts"]);
+    store.delete("bundles/parts").unwrap();
+}
+
+#[test]
+fn a_directory_by_its_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = format!("file://{}/deep/down", dir.path().display());
+    let store = RemoteStore::open(&address, &BTreeMap::new()).unwrap();
+    suite_of_parts(&store);
+    suite(&store);
+}
+
+#[test]
+fn bad_addresses_are_refused() {
+    let option = BTreeMap::from([("colour".to_owned(), "red".to_owned())]);
+    for (address, options) in [
+        ("/tmp/x", BTreeMap::new()),
+        ("file://relative", BTreeMap::new()),
+        ("file:///tmp", option.clone()),
+        ("s3://", BTreeMap::new()),
+        ("s3://bucket/x", option),
+        ("ftp://x/y", BTreeMap::new()),
+    ] {
+        let refused = RemoteStore::open(address, &options).err();
+        assert!(matches!(&refused, Some(StoreError::Address { .. })), "{address}: {refused:?}");
+    }
+}
+
+/// An S3 server that ends with the test; `scripts/s3-server.sh` installs it.
+struct S3Server {
+    process: Child,
+    port: u16,
+}
+
+impl S3Server {
+    /// `None` if it is not installed.
+    fn start() -> Option<Self> {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
+            PathBuf::from,
+        );
+        let program = target.join("s3-venv/bin/moto_server");
+        if !program.exists() {
+            return None;
+        }
+        let mut command = Command::new(program);
+        command.args(["-H", "127.0.0.1", "-p", "0"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let port = loop {
+            let line = lines.next().expect("it tells its port before it ends").unwrap();
+            if let Some((_, port)) = line.rsplit_once("http://127.0.0.1:") {
+                break port.trim().parse().unwrap();
+            }
+        };
+        // It writes a line for each request, and would stop when nobody reads them.
+        std::thread::spawn(move || lines.for_each(drop));
+        Some(Self { process, port })
+    }
+
+    fn create_bucket(&self, name: &str) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        write!(stream, "PUT /{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[cfg(feature = "s3")]
+#[test]
+fn s3() {
+    let Some(server) = S3Server::start() else {
+        let required = std::env::var("STEAD_REQUIRE_S3").is_ok_and(|value| value == "1");
+        assert!(!required, "no S3 server is installed: run scripts/s3-server.sh");
+        println!("SKIPPED: no S3 server is installed; scripts/s3-server.sh installs one");
+        return;
+    };
+    server.create_bucket("stead");
+    let endpoint = format!("http://127.0.0.1:{}", server.port);
+    let options = [
+        ("endpoint", endpoint.as_str()),
+        ("region", "us-east-1"),
+        ("access_key_id", "a"),
+        ("secret_access_key", "b"),
+        ("allow_http", "true"),
+    ];
+    let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let open = |prefix: &str| RemoteStore::open(&format!("s3://stead/{prefix}"), &options).unwrap();
+    suite_of_parts(&open("parts"));
+    suite(&open("some/where"));
+    suite(&open(""));
+    // Of many that create one object at once, one does, each time.
+    let stores: Vec<RemoteStore> = (0..8).map(|_| open("races")).collect();
+    for round in 0..10 {
+        let name = format!("manifests/{round}");
+        let created = std::thread::scope(|scope| {
+            let racers: Vec<_> = stores
+                .iter()
+                .enumerate()
+                .map(|(racer, store)| {
+                    let name = &name;
+                    scope.spawn(move || store.put_new(name, racer.to_string().as_bytes()).unwrap())
+                })
+                .collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).filter(|put| *put == Put::Created).count()
+        });
+        assert_eq!(created, 1, "round {round}");
+    }
+}

@@ -192,6 +192,10 @@ pub(super) async fn delete_checkpoint(
     let node = gateway.node.clone();
     in_background(move || {
         find(&node, number)?;
+        if node.status().checkpoint == Some(number) {
+            let detail = format!("checkpoint {number} is the newest one, which a restart begins with");
+            return Err(Problem::new(Kind::CheckpointNeeded, detail));
+        }
         node.delete_checkpoint(number).map_err(failed)
     })
     .await?;
@@ -245,7 +249,6 @@ fn find(node: &Node, number: u64) -> Result<CheckpointInfo, Problem> {
 fn failed(failure: CheckpointFailure) -> Problem {
     let kind = match failure {
         CheckpointFailure::GivenUp { .. } | CheckpointFailure::Store(_) => Kind::CheckpointFailed,
-        CheckpointFailure::Newest(_) => Kind::CheckpointNeeded,
         CheckpointFailure::Stopped(_) => Kind::NotReady,
     };
     Problem::new(kind, failure.to_string())

@@ -3,6 +3,7 @@
 use super::Gateway;
 use super::admin::{bad_path, in_background};
 use super::problem::{Kind, Problem};
+use crate::offline::{self, LogEntry};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
@@ -51,10 +52,17 @@ pub(super) async fn log(
     if shard >= shards {
         return Err(Problem::new(Kind::UnknownShard, format!("shard {shard} does not exist; there are 0 to {}", shards - 1)));
     }
-    let node = gateway.node.clone();
+    let from = from.unwrap_or(0);
     in_background(move || {
-        let entries = node.read_log(shard, from.unwrap_or(0), limit);
-        entries.map_err(|error| Problem::new(Kind::LogUnreadable, error.to_string()))
+        let mut entries: Vec<LogEntry> = Vec::new();
+        let visit = |entry| {
+            if entries.len() < limit {
+                entries.push(entry);
+            }
+        };
+        offline::read_log(&gateway.data_dir, shard, from, u64::MAX, visit)
+            .map_err(|error| Problem::new(Kind::LogUnreadable, error.to_string()))?;
+        Ok(entries)
     })
     .await
 }

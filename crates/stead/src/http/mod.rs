@@ -9,6 +9,8 @@ mod admin;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod call;
 mod limits;
+#[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
+mod log;
 mod measure;
 mod problem;
 mod refusal;
@@ -28,6 +30,7 @@ use axum::body::Bytes;
 use axum::http::{Method, Uri};
 use measure::Measure;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -37,6 +40,7 @@ use utoipa_axum::routes;
 struct Gateway {
     node: Node,
     client: Client,
+    data_dir: PathBuf,
     tokens: TokenKey,
     incarnation: u64,
     limits: Limits,
@@ -64,6 +68,7 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(admin::checkpoints, admin::create_checkpoint))
         .routes(routes!(admin::show_checkpoint, admin::delete_checkpoint))
         .routes(routes!(admin::verify_checkpoint))
+        .routes(routes!(log::log))
         .routes(routes!(admin::metrics))
         .routes(routes!(admin::openapi))
 }
@@ -75,19 +80,22 @@ pub fn openapi() -> String {
 }
 
 /// Serves a node over HTTP on a listener that [`listen`] made, until [`Server::shutdown`]. Runs on the calling
-/// task's tokio runtime, whose I/O and time must be enabled.
+/// task's tokio runtime, whose I/O and time must be enabled. `data_dir` is the node's: its log is shown, and the key
+/// of the tokens lies there.
 ///
 /// # Errors
-/// [`ServeError`] if the listener is not on a loopback address or can't be used.
+/// [`ServeError`] if the listener is not on a loopback address, or it or the key can't be used.
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn serve(node: &Node, listener: TcpListener, tokens: TokenKey, limits: Limits) -> Result<Server, ServeError> {
+pub fn serve(node: &Node, listener: TcpListener, data_dir: &Path, limits: Limits) -> Result<Server, ServeError> {
+    let tokens = TokenKey::open(data_dir).map_err(|source| ServeError::Io { what: "use the token key", source })?;
     let (router, description) = routes().split_for_parts();
     let openapi = description.to_json().expect("a description made by macros: always JSON");
     let gateway = Arc::new(Gateway {
         node: node.clone(),
         client: node.client(),
+        data_dir: data_dir.to_owned(),
         tokens,
         incarnation: node.topology().incarnation.0,
         limits,
@@ -121,6 +129,7 @@ mod tests {
             ("/v1/checkpoints/{number}", "delete"),
             ("/v1/checkpoints/{number}/verify", "post"),
             ("/v1/dead-letters/{service}", "get"),
+            ("/v1/log/{shard}", "get"),
             ("/metrics", "get"),
         ] {
             assert!(paths[path].get(method).is_some(), "{method} {path}");

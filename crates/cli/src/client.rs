@@ -1,0 +1,138 @@
+//! The commands' way to a running server: blocking HTTP, one request at a time.
+
+use crate::failure::{Exit, Failure};
+use clap::Args;
+use serde_json::Value;
+use std::time::Duration;
+use ureq::http::Response;
+use ureq::{Agent, Body};
+
+/// Where the server is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// Address of the server
+    #[arg(long, env = "STEAD_ADDR", default_value = "127.0.0.1:7420", value_name = "HOST:PORT")]
+    pub(crate) addr: String,
+    /// Give up after this many milliseconds
+    #[arg(long, default_value_t = 30_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) timeout_ms: u64,
+}
+
+/// Most bytes of an answer that are read: 1 GiB.
+const ANSWER_BYTES_MAX: u64 = 1 << 30;
+
+/// A server that commands are sent to.
+pub(crate) struct Server {
+    agent: Agent,
+    base: String,
+    timeout_ms: u64,
+}
+
+/// What a server answered with success.
+pub(crate) struct Answer {
+    /// The body as JSON.
+    pub(crate) body: Value,
+    /// The `Stead-Token`.
+    pub(crate) token: Option<String>,
+}
+
+impl ServerArgs {
+    pub(crate) fn server(&self) -> Server {
+        let config = Agent::config_builder()
+            .timeout_global(Some(Duration::from_millis(self.timeout_ms)))
+            .http_status_as_error(false)
+            .build();
+        let host = self.addr.trim_start_matches("http://").trim_end_matches('/');
+        Server { agent: config.into(), base: format!("http://{host}"), timeout_ms: self.timeout_ms }
+    }
+}
+
+impl Server {
+    pub(crate) fn get(&self, path: &str) -> Result<Answer, Failure> {
+        self.answer(self.agent.get(format!("{}{path}", self.base)).call())
+    }
+
+    pub(crate) fn delete(&self, path: &str) -> Result<Answer, Failure> {
+        self.answer(self.agent.delete(format!("{}{path}", self.base)).call())
+    }
+
+    /// Posts JSON text as it is: the server tells what is wrong with it.
+    pub(crate) fn post(&self, path: &str, body: &str, headers: &[(&str, &str)]) -> Result<Answer, Failure> {
+        let mut request = self
+            .agent
+            .post(format!("{}{path}", self.base))
+            .content_type("application/json")
+            .header("Stead-Deadline-Ms", self.timeout_ms.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.answer(request.send(body))
+    }
+
+    fn answer(&self, response: Result<Response<Body>, ureq::Error>) -> Result<Answer, Failure> {
+        let mut response = response.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        let token = response.headers().get("stead-token").and_then(|token| Some(token.to_str().ok()?.to_owned()));
+        let text = response
+            .body_mut()
+            .with_config()
+            .limit(ANSWER_BYTES_MAX)
+            .read_to_string()
+            .map_err(|error| self.unreachable(&error))?;
+        let body = if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text) };
+        match body {
+            Ok(body) if status.is_success() => Ok(Answer { body, token }),
+            Ok(problem) => Err(refused(problem)),
+            Err(error) => Err(Failure::new(
+                Exit::Failed,
+                format!("{} answered {status} with something that is not JSON", self.base),
+            )
+            .cause(error)
+            .hint("is this the address of a Stead server?")),
+        }
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> Failure {
+        Failure::new(Exit::Unreachable, format!("no answer from {}", self.base))
+            .cause(error)
+            .hint("is `stead start` running? --addr or STEAD_ADDR tells where")
+    }
+}
+
+/// A problem document as a failure.
+fn refused(problem: Value) -> Failure {
+    let text = |member: &str| problem[member].as_str().unwrap_or_default().to_owned();
+    let exit = if problem.get("error").is_some() { Exit::Service } else { Exit::Failed };
+    let what = if text("title").is_empty() { problem.to_string() } else { text("title") };
+    Failure::new(exit, what).cause(text("detail")).hint(text("hint")).document(problem)
+}
+
+/// A path segment with all but letters, digits and `-._~` percent-encoded.
+pub(crate) fn segment(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_encoded() {
+        assert_eq!(segment("a/b c~é"), "a%2Fb%20c~%C3%A9");
+    }
+
+    #[test]
+    fn a_problem_keeps_its_parts() {
+        let failure = refused(serde_json::json!({"title": "T", "detail": "D", "hint": "H", "error": 1}));
+        assert_eq!(failure.exit, Exit::Service);
+        assert_eq!(failure.to_string(), "error: T\ncause: D\nhint: H");
+    }
+}

@@ -1,0 +1,133 @@
+//! The load on an HTTP server: connections that each keep one call open. Runs in a child process, for its work is not
+//! the server's.
+
+use super::callers::runtime;
+use super::figures::quantile;
+use super::{BenchArgs, failed};
+use crate::failure::{Exit, Failure};
+use crate::output;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Keys that are written.
+const KEYS: u32 = 100_000;
+/// A response is far smaller.
+const RESPONSE_BYTES_MAX: usize = 64 << 10;
+
+/// What a load has met.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Answers {
+    pub(super) seconds: f64,
+    /// Calls answered 200.
+    pub(super) answered: u64,
+    /// Other answers.
+    pub(super) refused: u64,
+    pub(super) p50_ms: f64,
+    pub(super) p99_ms: f64,
+}
+
+pub(super) fn run_child(args: &BenchArgs) -> Result<(), Failure> {
+    let address = args.address.ok_or_else(|| Failure::new(Exit::Usage, "--address is missing"))?;
+    let runtime = runtime()?;
+    let start = Instant::now();
+    let connections: Vec<_> =
+        (0..args.connections).map(|_| runtime.spawn(connection(address, start, args.round()))).collect();
+    let mut micros = Vec::new();
+    let mut refused = 0;
+    runtime.block_on(async {
+        for connection in connections {
+            let ended = connection.await.map_err(|error| failed("load a server")(&error))?;
+            let (mut times, others) = ended.map_err(|error| failed("call a server")(&error))?;
+            micros.append(&mut times);
+            refused += others;
+        }
+        Ok::<(), Failure>(())
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
+    micros.sort_unstable();
+    let ms = |share| quantile(&micros, share) / 1e3;
+    let answered = micros.len() as u64;
+    output::json(&Answers { seconds, answered, refused, p50_ms: ms(0.5), p99_ms: ms(0.99) })
+}
+
+async fn connection(address: SocketAddr, start: Instant, time: Duration) -> std::io::Result<(Vec<u32>, u64)> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let (mut micros, mut others) = (Vec::new(), 0);
+    let (mut request, mut response) = (String::new(), Vec::new());
+    loop {
+        let begun = Instant::now();
+        if begun - start >= time {
+            return Ok((micros, others));
+        }
+        write_call(&mut request, fastrand::u32(..KEYS), fastrand::u32(..));
+        stream.write_all(request.as_bytes()).await?;
+        response.clear();
+        let ok = loop {
+            if stream.read_buf(&mut response).await? == 0 || response.len() > RESPONSE_BYTES_MAX {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(length) = response_length(&response)
+                && response.len() >= length
+            {
+                break response.starts_with(b"HTTP/1.1 200");
+            }
+        };
+        if ok { micros.push(begun.elapsed().as_micros() as u32) } else { others += 1 }
+    }
+}
+
+fn write_call(request: &mut String, key: u32, value: u32) {
+    use std::fmt::Write;
+    let mut body = [0; 64];
+    let body = {
+        let mut rest = &mut body[..];
+        // 64 bytes hold any of these bodies.
+        let _ = std::io::Write::write_fmt(&mut rest, format_args!("{{\"put\":{{\"value\":{value}}}}}"));
+        let left = rest.len();
+        &body[..64 - left]
+    };
+    let text = std::str::from_utf8(body).unwrap_or_default();
+    request.clear();
+    // Writing to a string can't fail.
+    let _ = write!(
+        request,
+        "POST /v1/call/kv/k{key} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}",
+        text.len()
+    );
+}
+
+/// Bytes of the response that begins here, once its head is whole.
+fn response_length(response: &[u8]) -> Option<usize> {
+    let head = response.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
+    let lines = response[..head].split(|&byte| byte == b'\n');
+    let length = lines.filter_map(|line| {
+        let (name, value) = line.split_at_checked(15)?;
+        name.eq_ignore_ascii_case(b"content-length:").then(|| std::str::from_utf8(value).ok()?.trim().parse().ok())?
+    });
+    Some(head + length.last().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_ends_where_its_length_says() {
+        let response = b"HTTP/1.1 200 OK\r\ncontent-type: x\r\nContent-Length: 5\r\n\r\nhello";
+        assert_eq!(response_length(response), Some(response.len()));
+        assert_eq!(response_length(&response[..20]), None);
+        assert_eq!(response_length(b"HTTP/1.1 204 No Content\r\n\r\n"), Some(27));
+    }
+
+    #[test]
+    fn a_call_tells_the_length_of_its_body() {
+        let mut request = String::new();
+        write_call(&mut request, 7, u32::MAX);
+        assert!(request.starts_with("POST /v1/call/kv/k7 HTTP/1.1\r\n"));
+        assert!(request.ends_with("content-length: 28\r\n\r\n{\"put\":{\"value\":4294967295}}"), "{request}");
+    }
+}

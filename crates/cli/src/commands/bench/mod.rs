@@ -1,0 +1,136 @@
+//! `stead bench`: measures this machine, and Stead on it.
+//!
+//! Each workload runs rounds on one node in a directory of its own, which is removed at the end. What needs a fresh
+//! process (memory, a cold start, the load on HTTP) runs in a child of this program.
+
+mod block;
+mod callers;
+mod checkpoint;
+mod figures;
+mod hop;
+mod http;
+mod load;
+mod machine;
+mod memory;
+mod messages;
+mod requests;
+mod restart;
+mod room;
+mod usage;
+
+use crate::failure::{Exit, Failure};
+use crate::output;
+use clap::{Args, ValueEnum};
+use figures::Report;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Measure this machine, and Stead on it
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  stead bench messages\n  stead bench all --rounds 5 --json > figures.json\n\n\
+    The whole takes about 8 minutes and 8 GB of disk. Run it on an idle machine, from a release build.")]
+pub(crate) struct BenchArgs {
+    /// What to measure
+    #[arg(value_enum, default_value_t = Workload::All)]
+    workload: Workload,
+    /// Rounds of each measurement: the median is told, with the least and the greatest
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Seconds of each round
+    #[arg(long, default_value_t = 5, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Directory for the data, on the disk to measure; what is made there is removed [default: the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Messages kept in flight by the workload `messages`
+    #[arg(long, default_value_t = 32_768, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    in_flight: u32,
+    /// Callers of the workload `requests` beside the single one
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    callers: u32,
+    /// Connections of the workload `http`
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    connections: u32,
+    /// Processes of 1 KB of state of the workloads `checkpoint` and `restart`
+    #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
+    processes: u32,
+    /// The server that a child process loads
+    #[arg(long, hide = true, value_name = "IP:PORT")]
+    address: Option<SocketAddr>,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Workload {
+    /// Everything
+    All,
+    /// This machine: syncs, disk, memory, loopback
+    Machine,
+    /// Messages from process to process
+    Messages,
+    /// Answered requests of callers in the same process
+    Requests,
+    /// Answered calls over HTTP
+    Http,
+    /// What checkpoints of 1 GB of state cost
+    Checkpoint,
+    /// Starting with 1 GB of state and a cold cache
+    Restart,
+    /// Memory of processes of 100 bytes of state
+    Memory,
+    /// The load on an HTTP server, in a child process
+    #[value(hide = true)]
+    HttpLoad,
+    /// One start of a node, in a child process
+    #[value(hide = true)]
+    RestartChild,
+    /// One node with many processes, in a child process
+    #[value(hide = true)]
+    MemoryChild,
+}
+
+impl BenchArgs {
+    fn round(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+
+    fn parent(&self) -> PathBuf {
+        self.data.clone().unwrap_or_else(std::env::temp_dir)
+    }
+}
+
+pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<(), Failure> {
+    match args.workload {
+        Workload::HttpLoad => return load::run_child(args),
+        Workload::RestartChild => return restart::run_child(args),
+        Workload::MemoryChild => return memory::run_child(args),
+        _ => {}
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("stead: this is a debug build: its figures say nothing");
+    }
+    let mut report = Report::default();
+    let all: [(Workload, fn(&BenchArgs, &mut Report) -> Result<(), Failure>); 6] = [
+        (Workload::Messages, messages::run),
+        (Workload::Requests, requests::run),
+        (Workload::Http, http::run),
+        (Workload::Checkpoint, checkpoint::run),
+        (Workload::Restart, restart::run),
+        (Workload::Memory, memory::run),
+    ];
+    // The machine's figures belong beside every other: of the same run.
+    machine::run(args, &mut report)?;
+    for (workload, run) in all {
+        if args.workload == workload || args.workload == Workload::All {
+            eprintln!("stead: measuring {workload:?} ...");
+            run(args, &mut report)?;
+        }
+    }
+    if json { output::json(&report) } else { report.print() }
+}
+
+/// What went wrong in a measurement.
+fn failed(what: &str) -> impl FnOnce(&dyn std::fmt::Display) -> Failure + use<'_> {
+    move |cause| Failure::new(Exit::Failed, format!("the measurement failed: can't {what}")).cause(cause)
+}

@@ -1,0 +1,43 @@
+//! `stead call`: one request to one process.
+
+use crate::client::{ServerArgs, segment};
+use crate::failure::Failure;
+use crate::output;
+use clap::Args;
+
+/// Call a process and print its reply
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  stead call kv greeting '{\"put\": {\"value\": \"hello\"}}'\n\n\
+    A retry that must not be applied twice:\n  stead call kv greeting '{\"put\": {\"value\": \"hello\"}}' --idempotency-key order-17")]
+pub(crate) struct CallArgs {
+    /// Service of the process
+    service: String,
+    /// Key of the process
+    key: String,
+    /// The service's request as JSON
+    #[arg(value_name = "JSON")]
+    request: String,
+    /// Makes a repetition known: the same key with the same request gets the first answer again
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+pub(crate) fn run(args: &CallArgs, json: bool) -> Result<(), Failure> {
+    let path = format!("/v1/call/{}/{}", segment(&args.service), segment(&args.key));
+    let headers: Vec<_> = args.idempotency_key.iter().map(|key| ("Idempotency-Key", key.as_str())).collect();
+    let answer = args.server.server().post(&path, &args.request, &headers)?;
+    print(answer, json)
+}
+
+/// A reply for people is its JSON, laid out; with `--json` it comes with its token.
+pub(super) fn print(answer: crate::client::Answer, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(&serde_json::json!({ "reply": answer.body, "token": answer.token }));
+    }
+    match &answer.body {
+        serde_json::Value::Object(_) | serde_json::Value::Array(_) => output::line(&format!("{:#}", answer.body)),
+        plain => output::json(plain),
+    }
+}

@@ -1,0 +1,196 @@
+//! `stead checkpoint`: take, list, show, verify and delete checkpoints.
+
+use crate::client::ServerArgs;
+use crate::failure::{Exit, Failure};
+use crate::output::{self, Table};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::Value;
+use std::fmt::Display;
+use std::path::PathBuf;
+use stead::Registry;
+use stead::kv::Kv;
+use stead::offline::{self, OfflineError};
+
+/// Take, list, show, verify and delete checkpoints
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  stead checkpoint create\n  stead checkpoint verify 12 --data ./data")]
+pub(crate) struct CheckpointArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Take a checkpoint and wait until it is complete
+    #[command(after_help = "Example:\n  stead checkpoint create")]
+    Create {
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// List the complete checkpoints, the oldest first
+    #[command(after_help = "Example:\n  stead checkpoint list\n  stead checkpoint list --data ./data")]
+    List {
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Show one checkpoint
+    #[command(after_help = "Example:\n  stead checkpoint show 12")]
+    Show {
+        /// Number of the checkpoint
+        number: u64,
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Recompute a checkpoint's cut from its stored parts alone
+    #[command(after_help = "Example:\n  stead checkpoint verify 12\n\n\
+        Every receive must have its send, in flight must be sent minus received, and hashes must match; the checks that\n\
+        services declare hold where their code is. Exits with 6 and names what is wrong if the cut is inconsistent.")]
+    Verify {
+        /// Number of the checkpoint
+        number: u64,
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Delete a checkpoint; the newest one stays, for recovery needs it
+    #[command(after_help = "Example:\n  stead checkpoint delete 11")]
+    Delete {
+        /// Number of the checkpoint
+        number: u64,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+}
+
+/// A server, or a data directory that none runs on.
+#[derive(Debug, Args)]
+struct Source {
+    /// Read this data directory instead of asking a server
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+pub(crate) fn run(args: &CheckpointArgs, json: bool) -> Result<(), Failure> {
+    match &args.action {
+        Action::Create { server } => {
+            let report = server.server().post("/v1/checkpoints", "", &[])?.body;
+            if json { output::json(&report) } else { output::facts(&report) }
+        }
+        Action::List { source } => list(&checkpoints(source)?, json),
+        Action::Show { number, source } => {
+            let checkpoint = show(*number, source)?;
+            if json { output::json(&checkpoint) } else { output::facts(&checkpoint) }
+        }
+        Action::Verify { number, source } => verify(*number, source, json),
+        Action::Delete { number, server } => {
+            server.server().delete(&format!("/v1/checkpoints/{number}"))?;
+            if json {
+                return output::json(&serde_json::json!({ "deleted": number }));
+            }
+            output::line(&format!("checkpoint {number} is deleted"))
+        }
+    }
+}
+
+fn list(checkpoints: &Value, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(checkpoints);
+    }
+    let mut table = Table::new(["checkpoint", "records", "in flight", "written", "whole", "checks"]);
+    for checkpoint in checkpoints.as_array().map_or(&[][..], Vec::as_slice) {
+        let member = |name| output::fact(name, &checkpoint[name]);
+        table.row([
+            member("number"),
+            member("records"),
+            member("in_flight"),
+            member("bytes_written"),
+            member("bytes_total"),
+            checks(checkpoint),
+        ]);
+    }
+    table.print()
+}
+
+fn checks(checkpoint: &Value) -> String {
+    match checkpoint["failed_checks"].as_array().map_or(0, Vec::len) {
+        0 => "hold".to_owned(),
+        failed => format!("{failed} failed"),
+    }
+}
+
+fn checkpoints(source: &Source) -> Result<Value, Failure> {
+    match source.directory()? {
+        Some(data) => as_json(&offline::checkpoints(data).map_err(offline_failure)?),
+        None => Ok(source.server.server().get("/v1/checkpoints")?.body),
+    }
+}
+
+fn show(number: u64, source: &Source) -> Result<Value, Failure> {
+    let Some(data) = source.directory()? else {
+        return Ok(source.server.server().get(&format!("/v1/checkpoints/{number}"))?.body);
+    };
+    let stored = offline::checkpoints(data).map_err(offline_failure)?;
+    let found = stored.iter().find(|checkpoint| checkpoint.number == number);
+    as_json(found.ok_or_else(|| {
+        Failure::new(Exit::Failed, format!("there is no complete checkpoint {number} in {data}"))
+            .hint(format!("stead checkpoint list --data {data}"))
+    })?)
+}
+
+fn verify(number: u64, source: &Source, json: bool) -> Result<(), Failure> {
+    show(number, source)?;
+    let report = match source.directory()? {
+        Some(data) => {
+            let mut registry = Registry::new();
+            registry.service::<Kv>().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+            let report = offline::verify(data, number, &registry).map_err(|error| damaged(number, &error))?;
+            let consistent = report.holds();
+            let mut report = as_json(&report)?;
+            report["consistent"] = consistent.into();
+            report
+        }
+        None => {
+            let answer = source.server.server().post(&format!("/v1/checkpoints/{number}/verify"), "", &[]);
+            answer.map_err(|failure| if failure.is("checkpoint-failed") { damaged(number, &failure) } else { failure })?.body
+        }
+    };
+    if json { output::json(&report)? } else { output::facts(&report)? }
+    if report["consistent"] == Value::Bool(true) {
+        return Ok(());
+    }
+    let texts = |member: &Value, text: fn(&Value) -> Option<&str>| -> Vec<String> {
+        member.as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(text).map(str::to_owned).collect()
+    };
+    let mut wrong = texts(&report["inconsistencies"], Value::as_str);
+    wrong.extend(texts(&report["checks"], |check| check["failure"].as_str()));
+    Err(Failure::new(Exit::Inconsistent, format!("checkpoint {number} is inconsistent"))
+        .cause(wrong.join("; "))
+        .hint("don't restore it; `stead checkpoint list` shows the others"))
+}
+
+fn damaged(number: u64, cause: &dyn Display) -> Failure {
+    Failure::new(Exit::Inconsistent, format!("checkpoint {number} can't be verified")).cause(cause)
+}
+
+fn as_json(value: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(value).map_err(|error| Failure::new(Exit::Failed, "can't write the result as JSON").cause(error))
+}
+
+/// What went wrong without a server.
+pub(super) fn offline_failure(error: OfflineError) -> Failure {
+    let exit = match error {
+        OfflineError::Directory { .. } | OfflineError::DataDir(_) | OfflineError::NotEmpty { .. } => Exit::Data,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, "the data can't be used").cause(error)
+}
+
+impl Source {
+    fn directory(&self) -> Result<Option<&str>, Failure> {
+        let Some(data) = &self.data else { return Ok(None) };
+        let text = data.to_str();
+        text.map(Some).ok_or_else(|| Failure::new(Exit::Usage, format!("{} is not UTF-8", data.display())))
+    }
+}

@@ -1,0 +1,26 @@
+//! `stead get`: one query of one process.
+
+use super::call;
+use crate::client::{ServerArgs, segment};
+use crate::failure::Failure;
+use clap::Args;
+
+/// Query a process and print the answer; nothing is changed
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  stead get kv greeting\n\nA service with queries of its own:\n  stead get bank alice '\"balance\"'")]
+pub(crate) struct GetArgs {
+    /// Service of the process
+    service: String,
+    /// Key of the process
+    key: String,
+    /// The service's query as JSON
+    #[arg(value_name = "JSON", default_value = "\"get\"")]
+    query: String,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+pub(crate) fn run(args: &GetArgs, json: bool) -> Result<(), Failure> {
+    let path = format!("/v1/query/{}/{}", segment(&args.service), segment(&args.key));
+    call::print(args.server.server().post(&path, &args.query, &[])?, json)
+}

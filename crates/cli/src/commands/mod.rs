@@ -1,0 +1,61 @@
+//! One file for each command; the docs of its arguments are its help.
+
+mod bench;
+mod call;
+mod checkpoint;
+mod completions;
+mod get;
+mod log;
+mod restore;
+mod start;
+mod status;
+
+use crate::failure::{EXIT_CODES, Failure};
+use clap::{Parser, Subcommand};
+
+/// Stateful services that outlive the machines they run on
+#[derive(Debug, Parser)]
+#[command(
+    name = "stead",
+    version,
+    after_help = format!("Example:\n  stead start --data ./data\n  stead call kv greeting '{{\"put\": {{\"value\": \"hello\"}}}}'\n\n{EXIT_CODES}"),
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    /// Print JSON on standard output, failures too
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Start(start::StartArgs),
+    Call(call::CallArgs),
+    Get(get::GetArgs),
+    Status(status::StatusArgs),
+    Checkpoint(checkpoint::CheckpointArgs),
+    Bench(bench::BenchArgs),
+    Restore(restore::RestoreArgs),
+    Log(log::LogArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+impl Cli {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        match &self.command {
+            Command::Start(args) => start::run(args, self.json),
+            Command::Call(args) => call::run(args, self.json),
+            Command::Get(args) => get::run(args, self.json),
+            Command::Status(args) => status::run(args, self.json),
+            Command::Checkpoint(args) => checkpoint::run(args, self.json),
+            Command::Bench(args) => bench::run(args, self.json),
+            Command::Restore(args) => restore::run(args, self.json),
+            Command::Log(args) => log::run(args, self.json),
+            Command::Completions(args) => completions::run(args, self.json),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! `stead restore`: a checkpoint becomes a new data directory.
+
+use super::checkpoint::offline_failure;
+use crate::failure::Failure;
+use crate::output;
+use clap::Args;
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write, stderr};
+use std::path::PathBuf;
+use stead::offline::RestoreProgress;
+use stead::{RestoreOptions, restore};
+
+/// Restore a checkpoint into a new data directory, as a new incarnation
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  stead restore --from ./data --checkpoint 12 --into ./restored\n\n\
+    The newest checkpoint, with another number of shards:\n  stead restore --from ./data --into ./restored --shards kv=32\n\n\
+    It restores all or nothing. Sessions and tokens of before are refused afterwards.")]
+pub(crate) struct RestoreArgs {
+    /// Data directory to restore from
+    #[arg(long, value_name = "DIR")]
+    from: String,
+    /// Number of the checkpoint; the newest one without it
+    #[arg(long, value_name = "NUMBER")]
+    checkpoint: Option<u64>,
+    /// Data directory to make; it must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    into: PathBuf,
+    /// Another number of shards for a service; may be given for several
+    #[arg(long, value_name = "SERVICE=N", value_parser = service_shards)]
+    shards: Vec<(String, u32)>,
+}
+
+fn service_shards(text: &str) -> Result<(String, u32), String> {
+    let parsed = text.split_once('=').and_then(|(service, shards)| Some((service.to_owned(), shards.parse().ok()?)));
+    parsed.ok_or_else(|| format!("{text:?} is not SERVICE=N, as in kv=32"))
+}
+
+pub(crate) fn run(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
+    let options = RestoreOptions {
+        from: args.from.clone(),
+        number: args.checkpoint,
+        into: args.into.clone(),
+        shards: args.shards.iter().cloned().collect::<BTreeMap<_, _>>(),
+    };
+    let on_terminal = stderr().is_terminal();
+    let progress = |progress: RestoreProgress| {
+        if on_terminal {
+            let RestoreProgress { shards, shards_all, records, bytes } = progress;
+            // A terminal that is gone is no reason to stop.
+            let _ = write!(stderr(), "\r{shards} of {shards_all} shards, {records} records, {}  ", output::bytes(bytes));
+        }
+    };
+    let report = restore(&options, progress).map_err(offline_failure)?;
+    if on_terminal {
+        eprintln!();
+    }
+    let report = serde_json::to_value(&report).unwrap_or_default();
+    if json {
+        return output::json(&report);
+    }
+    output::facts(&report)?;
+    eprintln!("start it with: stead start --data {}", args.into.display());
+    Ok(())
+}

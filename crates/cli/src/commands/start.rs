@@ -1,0 +1,183 @@
+//! `stead start`: a server with the built-in `kv` service.
+
+use crate::failure::{Exit, Failure};
+use crate::{output, supervise};
+use clap::Args;
+use serde::Serialize;
+use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use stead::http::{self, Limits};
+use stead::kv::Kv;
+use stead::{Config, Node, RecoveryReport, ServiceOptions};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Start a server: HTTP API, built-in `kv` service, a data directory
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  stead start --data ./data\n\n\
+    On any free port, with the address as JSON on standard output:\n  stead start --data ./data --listen 127.0.0.1:0 --json\n\n\
+    Settings of the node (threads, checkpoints, log, services) come from --config, and from variables over it:\n  \
+    STEAD_CHECKPOINTS_INTERVAL=1s STEAD_SERVICES_KV_SHARDS=32 stead start")]
+pub(crate) struct StartArgs {
+    /// Data directory; it is created if it does not exist [default: the configuration's data_dir, or stead-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Loopback address to listen on; port 0 takes any free one
+    #[arg(long, env = "STEAD_LISTEN", default_value = "127.0.0.1:7420", value_name = "IP:PORT")]
+    listen: SocketAddr,
+    /// Configuration file (TOML)
+    #[arg(long, env = "STEAD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Most bytes of a request's body
+    #[arg(long, default_value_t = Limits::BODY_BYTES_MAX, value_name = "BYTES")]
+    body_bytes_max: usize,
+    /// Most connections at a time
+    #[arg(long, default_value_t = Limits::CONNECTIONS_MAX, value_name = "N")]
+    connections_max: usize,
+    /// Most time that a request may take
+    #[arg(long, default_value_t = Limits::REQUEST_TIMEOUT.as_millis() as u64, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    request_timeout_ms: u64,
+    /// What to tell on standard error: error, warn, info, debug or trace
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    log_level: tracing::Level,
+    /// Run the server as a child process, and start it again when it dies
+    #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, action = clap::ArgAction::Set, value_name = "BOOL")]
+    supervise: bool,
+    /// This is the child; its standard input is the listening socket
+    #[arg(long, hide = true, value_name = "PARENT")]
+    supervised_child: Option<i32>,
+}
+
+/// What a started server tells on standard output.
+#[derive(Serialize)]
+struct Ready<'a> {
+    event: &'static str,
+    address: SocketAddr,
+    data: &'a str,
+    pid: u32,
+    recovery: &'a RecoveryReport,
+}
+
+pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
+    if let Some(parent) = args.supervised_child {
+        die_with_parent(parent)?;
+        return serve(args, inherited_listener()?, json);
+    }
+    let listener = http::listen(args.listen).map_err(|error| listen_failure(&error))?;
+    if args.supervise { supervise::run(listener) } else { serve(args, listener, json) }
+}
+
+fn listen_failure(error: &http::ServeError) -> Failure {
+    let exit = match error {
+        http::ServeError::NotLoopback { .. } => Exit::Usage,
+        http::ServeError::Listen { .. } | http::ServeError::Io { .. } => Exit::Failed,
+    };
+    Failure::new(exit, "the server can't listen").cause(error)
+}
+
+fn inherited_listener() -> Result<TcpListener, Failure> {
+    let socket = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| Failure::new(Exit::Failed, "can't take the socket of the parent").cause(error))?;
+    Ok(TcpListener::from(socket))
+}
+
+/// A server without its supervisor would go on unseen: it ends as if it had been told to.
+fn die_with_parent(parent: i32) -> Result<(), Failure> {
+    use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::TERM))
+        .map_err(|error| Failure::new(Exit::Failed, "can't ask for the parent's death").cause(error))?;
+    // It may have died before it was asked for.
+    if getppid() == Pid::from_raw(parent) {
+        Ok(())
+    } else {
+        Err(Failure::new(Exit::Failed, "the supervisor died before the server started"))
+    }
+}
+
+fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Failure> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(args.log_level).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, "can't start the server's threads").cause(error))?;
+    // Signals are taken from here on, so that an early one ends the server in order.
+    let _inside = runtime.enter();
+    let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    let [terminate, interrupt] = signals;
+    let signal_failure = |error| Failure::new(Exit::Failed, "can't listen for signals").cause(error);
+    let (mut terminate, mut interrupt) = (terminate.map_err(signal_failure)?, interrupt.map_err(signal_failure)?);
+
+    let config = configuration(args)?;
+    let data = args.data.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from(DATA_DIR));
+    let node = open(&data, config)?;
+    let limits = Limits {
+        body_bytes_max: args.body_bytes_max,
+        connections_max: args.connections_max,
+        request_timeout: Duration::from_millis(args.request_timeout_ms),
+        ..Limits::default()
+    };
+    let server = http::serve(&node, listener, &data, limits).map_err(|error| listen_failure(&error))?;
+    tell_ready(&data, &server, &node, json)?;
+
+    let failed = runtime.block_on(async {
+        let failed = tokio::select! {
+            reason = node.failed() => Some(reason),
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+        };
+        server.shutdown().await;
+        failed
+    });
+    if let Some(reason) = failed {
+        return Err(Failure::new(Exit::Fatal, "the node had a fatal error")
+            .cause(reason)
+            .hint("correct the cause and start again: what was answered is on disk"));
+    }
+    node.shutdown();
+    eprintln!("stead: stopped");
+    Ok(())
+}
+
+/// The variables that are this program's own, not the node's configuration.
+const OWN_VARIABLES: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
+/// The data directory if none is named.
+const DATA_DIR: &str = "stead-data";
+/// Shards of `kv` if the configuration names no number: some for each worker of a large machine.
+const KV_SHARDS: u32 = 16;
+
+fn configuration(args: &StartArgs) -> Result<Config, Failure> {
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let variables = std::env::vars_os().filter_map(text).filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
+    Config::from_file_and_vars(args.config.as_deref(), variables)
+        .map_err(|error| Failure::new(Exit::Usage, "the configuration can't be used").cause(error))
+}
+
+fn open(data: &Path, config: Config) -> Result<Node, Failure> {
+    Node::builder(data)
+        .service::<Kv>(ServiceOptions::default().shards(KV_SHARDS))
+        .config(config)
+        .open()
+        .map_err(|error| {
+            Failure::new(Exit::Data, format!("the data directory {} can't be opened", data.display())).cause(error)
+        })
+}
+
+fn tell_ready(data: &Path, server: &http::Server, node: &Node, json: bool) -> Result<(), Failure> {
+    let address = server.address();
+    let recovery = node.recovery();
+    eprintln!(
+        "stead: serving {} on http://{address}, {} entries replayed in {} ms",
+        data.display(),
+        recovery.entries_replayed,
+        recovery.duration.as_millis()
+    );
+    if !json {
+        return Ok(());
+    }
+    let data = data.display().to_string();
+    output::json(&Ready { event: "ready", address, data: &data, pid: std::process::id(), recovery })
+}

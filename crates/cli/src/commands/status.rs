@@ -1,0 +1,132 @@
+//! `stead status`: how a server is.
+
+use crate::client::ServerArgs;
+use crate::failure::Failure;
+use crate::output::{self, Table};
+use clap::Args;
+use serde_json::Value;
+
+/// Show a server's services, shards, log, tasks and checkpoints
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  stead status\n  stead status --json | jq '.services'")]
+pub(crate) struct StatusArgs {
+    /// Show every shard
+    #[arg(long)]
+    shards: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+pub(crate) fn run(args: &StatusArgs, json: bool) -> Result<(), Failure> {
+    let status = args.server.server().get("/v1/status")?.body;
+    if json {
+        return output::json(&status);
+    }
+    print(&status, args.shards)
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn rows(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// What is told of a shard, summed over the shards of a service.
+const SUMS: [&str; 6] = ["records", "records_bytes", "outbox_messages", "waiting", "dead_letters", "commit"];
+
+fn print(status: &Value, shards: bool) -> Result<(), Failure> {
+    let checkpoint = match &status["checkpoint"] {
+        Value::Null => "none yet".to_owned(),
+        number => number.to_string(),
+    };
+    output::line(&format!("epoch        {}, incarnation {}", status["epoch"], status["incarnation"]))?;
+    output::line(&format!("uptime       {} s", number(&status["uptime"]["secs"])))?;
+    output::line(&format!(
+        "log          {} in {} segments",
+        output::bytes(number(&status["log"]["bytes"])),
+        number(&status["log"]["segments"])
+    ))?;
+    output::line(&format!("checkpoint   {checkpoint}"))?;
+    if status["full"] == Value::Bool(true) {
+        output::line("disk         full: writes are refused until there is room")?;
+    }
+    if let Some(failure) = status["failure"].as_str() {
+        output::line(&format!("failed       {failure}"))?;
+    }
+    output::line("")?;
+    let mut table =
+        Table::new(["service", "shards", "active", "records", "bytes", "in flight", "waiting", "dead letters", "entries"]);
+    for service in rows(&status["services"]) {
+        let of = |shard: &&Value| shard["service"] == service["name"];
+        let mut sums = [0; SUMS.len()];
+        for shard in rows(&status["shards"]).iter().filter(of) {
+            for (sum, member) in sums.iter_mut().zip(SUMS) {
+                *sum += number(&shard[member]);
+            }
+        }
+        let active = rows(&status["shards"]).iter().filter(of).filter(|shard| shard["active"] == true).count();
+        let [records, bytes, messages, waiting, dead, entries] = sums;
+        table.row([
+            word(&service["name"]),
+            service["shards"].to_string(),
+            active.to_string(),
+            records.to_string(),
+            output::bytes(bytes),
+            messages.to_string(),
+            waiting.to_string(),
+            dead.to_string(),
+            entries.to_string(),
+        ]);
+    }
+    table.print()?;
+    if shards {
+        print_shards(status)?;
+    }
+    print_tasks(status)
+}
+
+fn print_shards(status: &Value) -> Result<(), Failure> {
+    let mut table = Table::new(["shard", "service", "epoch", "index", "commit", "colour", "records", "bytes", "in flight"]);
+    for shard in rows(&status["shards"]) {
+        table.row([
+            shard["shard"].to_string(),
+            word(&shard["service"]),
+            shard["epoch"].to_string(),
+            shard["index"].to_string(),
+            shard["commit"].to_string(),
+            shard["colour"].to_string(),
+            shard["records"].to_string(),
+            output::bytes(number(&shard["records_bytes"])),
+            shard["outbox_messages"].to_string(),
+        ]);
+    }
+    output::line("")?;
+    table.print()
+}
+
+fn print_tasks(status: &Value) -> Result<(), Failure> {
+    let mut table = Table::new(["task", "of", "step", "done"]);
+    let mut some = false;
+    for shard in rows(&status["shards"]) {
+        for task in rows(&shard["tasks"]) {
+            some = true;
+            table.row([
+                word(&task["name"]),
+                format!("{}/{}", word(&shard["service"]), word(&task["process"])),
+                task["step"].to_string(),
+                format!("{:.1} %", task["progress"].as_f64().unwrap_or(0.0) * 100.0),
+            ]);
+        }
+    }
+    if some {
+        output::line("")?;
+        table.print()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Why a command failed: what, the cause, what to do, and the exit code that says so to a script.
+
+use std::fmt;
+
+/// Exit codes. 0 is success, 2 is wrong usage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// The command could not do its work.
+    Failed = 1,
+    /// The command's arguments don't make sense.
+    Usage = 2,
+    /// The service answered with an error of its own.
+    Service = 3,
+    /// The server can't be reached.
+    Unreachable = 4,
+    /// The data directory is in use, damaged or of another version.
+    Data = 5,
+    /// A checkpoint is inconsistent.
+    Inconsistent = 6,
+    /// The server had a fatal error; starting again may help.
+    Fatal = 70,
+}
+
+/// The help's list of exit codes.
+pub(crate) const EXIT_CODES: &str = "Exit codes: 0 success, 1 failed, 2 usage, 3 the service answered with an error, \
+4 server unreachable, 5 data directory unusable, 6 checkpoint inconsistent, 70 fatal server error.";
+
+/// A failed command.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    what: String,
+    cause: Option<String>,
+    hint: Option<String>,
+    /// What the server sent, for `--json`.
+    document: Option<serde_json::Value>,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, what: impl Into<String>) -> Self {
+        Self { exit, what: what.into(), cause: None, hint: None, document: None }
+    }
+
+    pub(crate) fn cause(mut self, cause: impl fmt::Display) -> Self {
+        self.cause = Some(cause.to_string());
+        self
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn document(mut self, document: serde_json::Value) -> Self {
+        self.document = Some(document);
+        self
+    }
+
+    /// Whether the server told a problem of this kind.
+    pub(crate) fn is(&self, kind: &str) -> bool {
+        let named = self.document.as_ref().and_then(|problem| problem["type"].as_str());
+        named.and_then(|name| name.strip_prefix("urn:stead:problem:")) == Some(kind)
+    }
+
+    /// The failure as one JSON object.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "error": self.what,
+            "cause": self.cause,
+            "hint": self.hint,
+            "exit": self.exit as i32,
+            "problem": self.document,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.what)?;
+        if let Some(cause) = &self.cause {
+            write!(f, "\ncause: {cause}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}

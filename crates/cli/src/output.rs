@@ -1,0 +1,134 @@
+//! What goes to standard output: data, as lines for people or as JSON for programs.
+
+use crate::failure::{Exit, Failure};
+use serde::Serialize;
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+/// Prints one line.
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        // The reader has seen enough: `stead log | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Failure::new(Exit::Failed, "can't write to standard output").cause(error)),
+    }
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Failure::new(Exit::Failed, "can't write the result as JSON").cause(error))?;
+    line(&text)
+}
+
+/// Columns for people: the first row is the heading; numbers stand at the right.
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new<const N: usize>(heading: [&str; N]) -> Self {
+        Self { rows: vec![heading.map(str::to_owned).to_vec()] }
+    }
+
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        debug_assert_eq!(N, self.rows[0].len());
+        self.rows.push(cells.to_vec());
+    }
+
+    pub(crate) fn print(&self) -> Result<(), Failure> {
+        line(&self.text())
+    }
+
+    fn text(&self) -> String {
+        let columns = self.rows[0].len();
+        let widths: Vec<usize> =
+            (0..columns).map(|c| self.rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0)).collect();
+        let right: Vec<bool> = (0..columns)
+            .map(|c| self.rows[1..].iter().all(|row| row[c].starts_with(|d: char| d.is_ascii_digit() || d == '-')))
+            .collect();
+        let mut lines = Vec::with_capacity(self.rows.len());
+        for row in &self.rows {
+            let mut text = String::new();
+            for ((cell, width), right) in row.iter().zip(&widths).zip(&right) {
+                let pad = width - cell.chars().count();
+                let (before, after) = if *right { (pad, 0) } else { (0, pad) };
+                // Writing to a string can't fail.
+                let _ = write!(text, "{:before$}{cell}{:after$}  ", "", "");
+            }
+            lines.push(text.trim_end().to_owned());
+        }
+        lines.join("\n")
+    }
+}
+
+/// The members of an object, one a line, for people.
+pub(crate) fn facts(value: &Value) -> Result<(), Failure> {
+    let Value::Object(members) = value else { return json(value) };
+    let width = members.keys().map(String::len).max().unwrap_or(0);
+    for (name, value) in members {
+        line(&format!("{:width$}  {}", name.replace('_', " "), fact(name, value)))?;
+    }
+    Ok(())
+}
+
+/// A member's value; its name tells what the number counts.
+pub(crate) fn fact(name: &str, value: &Value) -> String {
+    match value {
+        Value::Number(number) if name.contains("bytes") => {
+            number.as_u64().map_or_else(|| number.to_string(), bytes)
+        }
+        // How serde writes a duration.
+        Value::Object(parts) if parts.len() == 2 && parts.contains_key("secs") && parts.contains_key("nanos") => {
+            let (secs, nanos) = (value["secs"].as_f64(), value["nanos"].as_f64());
+            format!("{:.1} ms", secs.unwrap_or(0.0) * 1e3 + nanos.unwrap_or(0.0) / 1e6)
+        }
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Bytes for people: `1.5 MiB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    let mut unit = 0;
+    let mut value = bytes as f64;
+    while value >= 1024.0 && unit < UNITS.len() - 1 {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_under_their_heading() {
+        let mut table = Table::new(["name", "count"]);
+        table.row(["a".into(), "7".into()]);
+        table.row(["longer".into(), "1234567".into()]);
+        assert_eq!(table.text(), "name      count\na             7\nlonger  1234567");
+    }
+
+    #[test]
+    fn facts_are_told_by_their_name() {
+        assert_eq!(fact("bytes_written", &Value::from(2048)), "2.0 KiB");
+        assert_eq!(fact("records", &Value::from(2048)), "2048");
+        assert_eq!(fact("duration", &serde_json::json!({"secs": 1, "nanos": 500_000})), "1000.5 ms");
+        assert_eq!(fact("checkpoint", &Value::Null), "-");
+    }
+
+    #[test]
+    fn bytes_have_their_unit() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+}

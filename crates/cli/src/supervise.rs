@@ -1,0 +1,136 @@
+//! The server's parent: it holds the listening socket and starts the server again when it dies.
+//!
+//! The socket is the child's standard input, so that it outlives the child: while a new one recovers, clients wait in
+//! the socket's queue and are not refused. A child that ends by itself is not started again; one that dies of a signal
+//! or a fatal error is. So a handler that kills the process is met again until the shard gives its cause up.
+
+use crate::failure::{Exit, Failure};
+use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The hidden option of a server that has a parent; its value is the parent's process id.
+pub(crate) const CHILD_OPTION: &str = "--supervised-child";
+
+/// How long to wait before another start.
+#[derive(Debug)]
+struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(10);
+    /// A server that has lived this long had no trouble at its start.
+    const HEALTHY: Duration = Duration::from_secs(60);
+
+    const fn new() -> Self {
+        Self { next: Self::FIRST }
+    }
+
+    fn after(&mut self, life: Duration) -> Duration {
+        if life >= Self::HEALTHY {
+            self.next = Self::FIRST;
+        }
+        let now = self.next;
+        self.next = (now * 2).min(Self::LONGEST);
+        now
+    }
+}
+
+/// Runs the server as a child until it ends by itself or this process is told to end.
+pub(crate) fn run(listener: TcpListener) -> Result<(), Failure> {
+    // On one thread, the main one: the child asks to die with the thread that made it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, "can't start the supervisor").cause(error))?;
+    runtime.block_on(supervise(listener))
+}
+
+async fn supervise(listener: TcpListener) -> Result<(), Failure> {
+    let cant = |what: &str| {
+        let what = format!("can't {what}");
+        move |error: std::io::Error| Failure::new(Exit::Failed, what.clone()).cause(error)
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(cant("listen for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cant("listen for SIGINT"))?;
+    let mut backoff = Backoff::new();
+    loop {
+        let started = Instant::now();
+        let mut child = spawn(&listener).map_err(cant("start the server's process"))?;
+        let status = tokio::select! {
+            status = child.wait() => status.map_err(cant("wait for the server's process"))?,
+            _ = terminate.recv() => return end(child).await,
+            _ = interrupt.recv() => return end(child).await,
+        };
+        if !died(status) {
+            return ended(status);
+        }
+        let wait = backoff.after(started.elapsed());
+        eprintln!("stead: the server died ({status}); starting it again in {} ms", wait.as_millis());
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+    }
+}
+
+fn spawn(listener: &TcpListener) -> std::io::Result<Child> {
+    let socket: OwnedFd = listener.as_fd().try_clone_to_owned()?;
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    Command::new(std::env::current_exe()?)
+        .args(arguments)
+        .arg(CHILD_OPTION)
+        .arg(std::process::id().to_string())
+        .stdin(Stdio::from(socket))
+        .kill_on_drop(true)
+        .spawn()
+}
+
+/// Passes the wish to end on, and ends as the child does.
+async fn end(mut child: Child) -> Result<(), Failure> {
+    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
+        && let Err(error) = kill_process(pid, Signal::TERM)
+    {
+        eprintln!("stead: can't signal the server's process: {error}");
+    }
+    let status = child
+        .wait()
+        .await
+        .map_err(|error| Failure::new(Exit::Failed, "can't wait for the server's process").cause(error))?;
+    ended(status)
+}
+
+fn died(status: ExitStatus) -> bool {
+    status.signal().is_some() || status.code() == Some(Exit::Fatal as i32)
+}
+
+/// The child has told its reason on standard error: only the code is passed on.
+fn ended(status: ExitStatus) -> Result<(), Failure> {
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => std::process::exit(code),
+        None => Err(Failure::new(Exit::Fatal, format!("the server died: {status}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_doubles_to_its_end_and_a_healthy_life_shortens_it() {
+        let mut backoff = Backoff::new();
+        let waits: Vec<_> = (0..9).map(|_| backoff.after(Duration::ZERO).as_millis()).collect();
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(backoff.after(Backoff::HEALTHY), Backoff::FIRST);
+    }
+}

@@ -1,0 +1,73 @@
+//! The commands against a running server.
+
+use crate::server::{Server, json_of, run};
+use serde_json::{Value, json};
+
+#[test]
+fn a_process_is_called_and_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let put = ["call", "kv", "a b/c", r#"{"put":{"value":"hello"}}"#];
+    let called = server.command(&put);
+    assert!(called.status.success(), "{called:?}");
+    assert_eq!(serde_json::from_slice::<Value>(&called.stdout).unwrap()["applied"], true);
+    let got = server.command(&["get", "kv", "a b/c"]);
+    assert_eq!(String::from_utf8_lossy(&got.stdout), "\"hello\"\n");
+    let got = json_of(&server.command(&["get", "kv", "a b/c", "\"get\"", "--json"]));
+    assert_eq!(got["reply"], "hello");
+    assert!(got["token"].as_str().unwrap().starts_with("v1."));
+    let once = ["call", "kv", "n", r#"{"compare_and_set":{"expected":null,"value":1}}"#, "--idempotency-key", "k"];
+    assert_eq!(server.command(&once).stdout, server.command(&once).stdout);
+}
+
+#[test]
+fn failures_have_their_code_cause_and_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let unknown = server.command(&["call", "nothing", "a", "1", "--json"]);
+    assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
+    let failure: Value = serde_json::from_slice(&unknown.stdout).unwrap();
+    assert_eq!(failure["problem"]["type"], "urn:stead:problem:unknown-service");
+    let stderr = String::from_utf8_lossy(&unknown.stderr);
+    assert!(stderr.contains("error: ") && stderr.contains("cause: ") && stderr.contains("hint: "), "{stderr}");
+    let malformed = server.command(&["call", "kv", "a", "{"]);
+    assert_eq!(malformed.status.code(), Some(1));
+    assert!(malformed.stdout.is_empty(), "only data goes to standard output");
+    assert_eq!(run(&["call", "kv"]).status.code(), Some(2));
+    // Nobody listens on a port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let unreachable = run(&["get", "kv", "a", "--addr", &free]);
+    assert_eq!(unreachable.status.code(), Some(4), "{unreachable:?}");
+}
+
+#[test]
+fn the_status_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    server.put("a", 1);
+    let shown = server.command(&["status", "--shards"]);
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.status.success() && text.contains("kv") && text.contains("colour"), "{shown:?}");
+    assert_eq!(json_of(&server.command(&["status", "--json"]))["services"][0]["name"], "kv");
+}
+
+#[test]
+fn the_log_is_readable_with_and_without_a_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let shard = server.put("somebody", 1234).token.unwrap().split('.').nth(2).unwrap().to_owned();
+    let shown = server.command(&["log", &shard]);
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.status.success() && text.contains("somebody"), "{shown:?}");
+    let lines = |output: &std::process::Output| -> Vec<Value> {
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let online = lines(&server.command(&["log", &shard, "--json"]));
+    assert_eq!(online[0]["index"], json!(1));
+    server.kill();
+    let data = dir.path().to_str().unwrap();
+    let offline = lines(&run(&["log", &shard, "--data", data, "--json"]));
+    assert_eq!(offline, online);
+    assert_eq!(run(&["log", "99999", "--data", data]).status.code(), Some(1));
+}

@@ -1,0 +1,117 @@
+//! A server's lives: how it starts, dies, comes back and ends.
+
+use crate::server::{Server, json_of, run, signal};
+use rustix::process::Signal;
+use serde_json::json;
+
+#[test]
+fn answered_writes_survive_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    for life in 0..3 {
+        let server = Server::start(dir.path(), &[]);
+        for key in 0..50 {
+            if life > 0 {
+                assert_eq!(server.get(&format!("/v1/query/kv/{key}")).json(), life * 1000 + key - 1000);
+            }
+            server.put(&key.to_string(), life * 1000 + key);
+        }
+        server.kill();
+    }
+}
+
+#[test]
+fn a_supervised_server_comes_back_at_the_same_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start_with(dir.path(), &[]);
+    let address = server.address.clone();
+    for life in 1..3 {
+        server.put("a", life);
+        signal(server.pid, Signal::KILL);
+        // The socket outlives the server: this request waits for the next life, and is not refused.
+        assert_eq!(server.get("/v1/query/kv/a").json(), life);
+        let ready = server.await_ready();
+        assert_eq!(server.address, address);
+        assert!(ready["recovery"]["entries_replayed"].as_u64().unwrap() > 0, "{ready}");
+    }
+    let (status, stderr) = server.terminate();
+    assert!(status.success(), "{status}: {stderr}");
+    assert!(stderr.contains("starting it again"), "{stderr}");
+}
+
+#[test]
+fn a_server_ends_in_order_when_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    for supervise in ["--supervise=false", "--supervise=true"] {
+        let server = Server::start_with(dir.path(), &[supervise]);
+        server.put("a", 1);
+        let (status, stderr) = server.terminate();
+        assert_eq!(status.code(), Some(0), "{stderr}");
+        assert!(stderr.contains("stopped"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_second_server_on_the_same_data_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let data = dir.path().to_str().unwrap();
+    for supervise in ["--supervise=false", "--supervise=true"] {
+        let second = run(&["start", "--json", "--data", data, "--listen", "127.0.0.1:0", supervise]);
+        assert_eq!(second.status.code(), Some(5), "{second:?}");
+        let failure: serde_json::Value = serde_json::from_slice(&second.stdout).unwrap();
+        assert_eq!(failure["exit"], 5);
+        assert!(String::from_utf8_lossy(&second.stderr).contains("cause: "), "{second:?}");
+    }
+    server.put("a", 1);
+}
+
+#[test]
+fn an_address_of_other_machines_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let refused = run(&["start", "--data", data.to_str().unwrap(), "--listen", "0.0.0.0:0"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(stderr.contains("TLS") && stderr.contains("127.0.0.1"), "{stderr}");
+    assert!(!data.exists(), "nothing is made for a server that can't be");
+}
+
+#[test]
+fn an_address_in_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let refused = run(&["start", "--data", dir.path().to_str().unwrap(), "--listen", &address]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains(&address));
+}
+
+#[test]
+fn a_directory_that_is_not_steads_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("thesis.tex"), "years of work").unwrap();
+    let refused = run(&["start", "--data", dir.path().to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+    assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(dir.path().join("thesis.tex")).unwrap(), "years of work");
+}
+
+#[test]
+fn a_configuration_that_means_nothing_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("stead.toml");
+    std::fs::write(&config, "thread = 2").unwrap();
+    let data = dir.path().join("data");
+    let args = ["start", "--data", data.to_str().unwrap(), "--config", config.to_str().unwrap(), "--supervise=false"];
+    let refused = run(&[&args[..], &["--listen", "127.0.0.1:0"]].concat());
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("did you mean"), "{refused:?}");
+}
+
+#[test]
+fn a_configuration_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("stead.toml");
+    std::fs::write(&config, "[services.kv]\nshards = 3\n").unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--config", config.to_str().unwrap()]);
+    assert_eq!(json_of(&server.command(&["status", "--json"]))["services"][0]["shards"], json!(3));
+}

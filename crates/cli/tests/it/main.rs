@@ -1,0 +1,8 @@
+//! The real binary, from its arguments to its exit.
+
+mod checkpoints;
+mod command;
+mod gateway;
+mod help;
+mod lives;
+mod server;

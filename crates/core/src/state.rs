@@ -478,13 +478,26 @@ impl State {
             }
             Kind::Timer => {
                 let record: TimerRecord = self.read(key, old)?;
-                self.timers.remove(&(record.at, TimerId(key.number().expect("a timer's key is its id"))));
+                let id = TimerId(key.number().expect("a timer's key is its id"));
+                self.timers.remove(&(record.at, id));
+                self.forget_attempts(key, &Waiting::Timer { id })?;
             }
             Kind::Task => {
-                self.tasks.remove(&TaskId(key.number().expect("a task's key is its id")));
+                let record: TaskRecord = self.read(key, old)?;
+                let id = TaskId(key.number().expect("a task's key is its id"));
+                self.tasks.remove(&id);
+                self.forget_attempts(key, &Waiting::Task { id, step: record.step })?;
             }
             Kind::DeadLetter => self.dead_letters -= 1,
             Kind::Attempt => self.attempts -= 1,
+        }
+        Ok(())
+    }
+
+    /// What is cancelled after it was tried will not be met again either.
+    fn forget_attempts(&mut self, key: &RecordKey, waiting: &Waiting) -> Result<(), Misfit> {
+        if self.attempts > 0 && self.records.get(key.as_bytes()).is_none() {
+            self.write(&RecordKey::attempt(waiting), None)?;
         }
         Ok(())
     }

@@ -62,6 +62,7 @@ mod error;
 pub mod http;
 pub mod kv;
 mod node;
+pub mod offline;
 mod panics;
 mod process;
 mod registry;
@@ -76,9 +77,14 @@ pub use node::{
     CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, DeadLetterInfo, FailedCheck, LogStatus,
     Metrics, Node, NodeBuilder, RecoveryReport, ServiceOptions, ServiceStatus, ShardStatus, Status, TaskStatus,
 };
+pub use offline::{RestoreOptions, RestoreReport, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};
 pub use registry::{RegisteredTwice, Registry, Runner};
 pub use stead_core::handler::Limit;
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::Refusal;
 pub use task::{Progress, StepContext, Task};
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

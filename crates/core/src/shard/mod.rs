@@ -40,6 +40,8 @@ pub struct Shard {
     trims: BTreeMap<ShardId, Seq>,
     trim_at: Option<Time>,
     all_next: bool,
+    /// The highest colour that was heard of before the shard served.
+    heard: Colour,
 }
 
 /// A rule of the design that does not hold.
@@ -87,6 +89,7 @@ impl Shard {
             trims: BTreeMap::new(),
             trim_at: None,
             all_next: false,
+            heard: Colour(0),
         }
     }
 
@@ -226,6 +229,7 @@ impl Shard {
     /// The start entry is committed, and with it all before it: what waits in the system sets out again.
     fn handle_active(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
         out.push(Effect::Active(epoch));
+        self.mark(self.heard, out);
         self.release.resend_all(&self.state, self.now, &self.settings, out);
         self.jobs.start(&self.state, self.now);
     }
@@ -288,7 +292,11 @@ impl Shard {
 
     /// Takes the shard's part of checkpoint `colour`, unless it is taken already.
     fn mark(&mut self, colour: Colour, out: &mut Vec<Effect>) {
-        if colour <= self.state.position().colour || !self.is_active() {
+        if !self.is_active() {
+            self.heard = self.heard.max(colour);
+            return;
+        }
+        if colour <= self.state.position().colour {
             return;
         }
         let index = self.append(Cause::Marker { colour }, Key::none(), Effects::default(), out);

@@ -215,6 +215,18 @@ fn an_acknowledgement_of_a_later_colour_marks_before_it_trims_9() {
 }
 
 #[test]
+fn a_checkpoint_that_begins_before_a_shard_serves_is_not_missed() {
+    let mut world = World::new();
+    world.restart();
+    let shard = world.shard_of("a");
+    world.give(shard, Input::Colour(Colour(1)));
+    assert!(world.marked.is_empty());
+    world.settle();
+    assert_eq!(world.marked[0].0.position.colour, Colour(1));
+    assert_eq!(world.committed_markers, [(shard, Colour(1))]);
+}
+
+#[test]
 fn a_client_carries_colours_and_a_query_never_marks() {
     let mut world = World::new();
     world.query("a");

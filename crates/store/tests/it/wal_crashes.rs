@@ -167,7 +167,7 @@ fn run(seed: u64, crashes: usize) {
 #[test]
 fn synced_records_survive_random_crashes() {
     let base = std::env::var("STEAD_SEED").ok().and_then(|seed| seed.parse().ok());
-    let runs = std::env::var("STEAD_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(60);
+    let runs = std::env::var("STEAD_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(20);
     let base = base.unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
     for seed in base..base + runs {
         if let Err(panic) = std::panic::catch_unwind(|| run(seed, 12)) {

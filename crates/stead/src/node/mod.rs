@@ -10,6 +10,7 @@ mod tasks;
 pub(crate) mod watchdog;
 mod worker;
 
+pub(crate) use open::CHECKPOINTS;
 pub use builder::{CheckpointOptions, NodeBuilder, ServiceOptions};
 pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck};
 pub use status::{
@@ -32,7 +33,9 @@ use stead_core::ids::{Colour, Epoch, NodeId, ShardId, Time};
 use stead_core::record::{DeadLetter, Kind, RecordKey, Waiting, decode_value};
 use stead_core::state::State;
 use stead_core::topology::Topology;
-use stead_store::checkpoint::manifest::{decided_numbers, manifest_name, read_manifest};
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::collect::delete_checkpoint;
+use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision, read_manifest};
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::verify::{Report, verify_checkpoint};
 use stead_store::data_dir::DataDir;
@@ -322,12 +325,18 @@ impl Node {
         block_on(self.checkpoint())
     }
 
+    /// Sets the time between the beginnings of two checkpoints anew, for the rest of this node's life; `None`: only
+    /// when asked for.
+    pub fn set_checkpoint_interval(&self, interval: Option<Duration>) {
+        self.0.shared.snapshots.send(Event::Interval(interval));
+    }
+
     /// The checkpoints that are stored, the oldest first. Reads files.
     ///
     /// # Errors
     /// [`CheckpointFailure::Store`].
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, CheckpointFailure> {
-        list_checkpoints(&*self.0.store)
+        Ok(list_checkpoints(&*self.0.store)?)
     }
 
     /// Recomputes a checkpoint from what is stored, and runs the services' checks. Reads all of it.
@@ -335,21 +344,16 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure::Store`] if it is damaged. What is whole but inconsistent is in the report.
     pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
-        verify_stored(&*self.0.store, number, &self.0.shared.registry)
+        let _pin = self.0.shared.snapshots.pin(Colour(number));
+        Ok(verify_stored(&*self.0.store, number, &self.0.shared.registry)?)
     }
 
-    /// Deletes a checkpoint, unless it is the newest one.
+    /// Deletes a checkpoint, unless it is the newest one, which a restart needs.
     ///
     /// # Errors
     /// [`CheckpointFailure`].
     pub fn delete_checkpoint(&self, number: u64) -> Result<(), CheckpointFailure> {
-        let newest = self.0.shared.snapshots.newest.load(Ordering::Relaxed);
-        if number == newest {
-            return Err(CheckpointFailure::Newest(number));
-        }
-        read_manifest(&*self.0.store, Colour(number))?;
-        let deleted = self.0.store.delete(&manifest_name(Colour(number)));
-        deleted.map_err(|error| CheckpointFailure::Store(error.to_string()))
+        Ok(delete_checkpoint(&*self.0.store, Colour(number), &self.0.shared.snapshots.pinned())?)
     }
 
     /// The dead letters of a service; `None` if there is no such service. Shards that are held by a handler are left out.
@@ -413,8 +417,7 @@ fn dead_letter(shard: ShardId, index: u64, letter: DeadLetter) -> DeadLetterInfo
 }
 
 /// The complete checkpoints of a store, the oldest first.
-pub(crate) fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, CheckpointFailure> {
-    use stead_store::checkpoint::manifest::{Decision, read_decision};
+pub(crate) fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, CheckpointError> {
     let mut found = Vec::new();
     for number in decided_numbers(store)? {
         if let Decision::Complete(manifest) = read_decision(store, number)? {
@@ -429,11 +432,11 @@ pub(crate) fn verify_stored(
     store: &dyn BlobStore,
     number: u64,
     registry: &Registry,
-) -> Result<Report, CheckpointFailure> {
+) -> Result<Report, CheckpointError> {
     let manifest = read_manifest(store, Colour(number))?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut check = |topology: &Topology, states: &[State]| snapshots::check_states(topology, states, registry);
-    Ok(verify_checkpoint(store, &manifest, threads, &mut check)?)
+    verify_checkpoint(store, &manifest, threads, &mut check)
 }
 
 impl Inner {

@@ -8,6 +8,7 @@ use super::watchdog::Probe;
 use super::worker::Worker;
 use super::{Inner, Node, Shared};
 use crate::error::OpenError;
+use crate::offline::service_metas;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -16,7 +17,7 @@ use stead_core::ids::{Colour, Epoch, Incarnation};
 use stead_core::shard::{Settings, Shard};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
-use stead_store::data_dir::{DataDir, Meta, ServiceMeta};
+use stead_store::data_dir::{DataDir, Meta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
 use stead_store::recovery::{Recovered, recover};
@@ -66,11 +67,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     data_dir.update(|meta| {
         meta.epoch = epoch;
         meta.log_created = true;
-        meta.services = topology
-            .services()
-            .iter()
-            .map(|service| ServiceMeta { name: service.name.clone(), first: service.first, shards: service.shards })
-            .collect();
+        meta.services = service_metas(&topology);
     })?;
 
     let last = states.iter().map(|state| state.position().colour).max().unwrap_or(Colour(0));

@@ -7,8 +7,9 @@ use crate::cut::Cut;
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use stead_core::coordinator::{Coordinator, News, Step};
 use stead_core::ids::{Colour, Index, ShardId, Time};
@@ -17,9 +18,11 @@ use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::collect::{Collector, DeleteError, Retention};
+use stead_store::checkpoint::compact::{self, Merged, Policy};
 use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::load::load_parts;
-use stead_store::checkpoint::manifest::{CheckResult, Manifest, decided_numbers, read_manifest};
+use stead_store::checkpoint::manifest::{CheckResult, Manifest};
 use stead_store::checkpoint::store::{BlobStore, Pace};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, give_up};
 use tokio::sync::oneshot;
@@ -37,6 +40,10 @@ pub(crate) enum Event {
     MarkerCommitted { shard: ShardId, number: Colour },
     /// Somebody wants a checkpoint now, with the services' checks.
     Wanted(oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>),
+    /// From now on begin one after each such time, or only when asked.
+    Interval(Option<Duration>),
+    /// A merge of bundles has ended.
+    Merged(Result<Option<Merged>, CheckpointError>),
     /// The node stops.
     Stop,
 }
@@ -48,14 +55,48 @@ pub(crate) struct SnapshotQueue {
     /// For the status: the newest checkpoint and the one that runs; 0 is none.
     pub(crate) newest: AtomicU64,
     pub(crate) running: AtomicU64,
+    /// Checkpoints that somebody reads, and how many do.
+    pins: Mutex<BTreeMap<Colour, usize>>,
+}
+
+/// A checkpoint that is not deleted while this lives.
+pub(crate) struct Pin<'a>(&'a SnapshotQueue, Colour);
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        let mut pins = self.0.pins();
+        if let Some(readers) = pins.get_mut(&self.1) {
+            *readers -= 1;
+            pins.retain(|_, readers| *readers > 0);
+        }
+    }
 }
 
 impl SnapshotQueue {
     pub(crate) fn new() -> (Self, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel();
-        let queue =
-            Self { sender, waiting: AtomicUsize::new(0), newest: AtomicU64::new(0), running: AtomicU64::new(0) };
+        let queue = Self {
+            sender,
+            waiting: AtomicUsize::new(0),
+            newest: AtomicU64::new(0),
+            running: AtomicU64::new(0),
+            pins: Mutex::default(),
+        };
         (queue, receiver)
+    }
+
+    fn pins(&self) -> std::sync::MutexGuard<'_, BTreeMap<Colour, usize>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a checkpoint while somebody reads it.
+    pub(crate) fn pin(&self, number: Colour) -> Pin<'_> {
+        *self.pins().entry(number).or_default() += 1;
+        Pin(self, number)
+    }
+
+    pub(crate) fn pinned(&self) -> BTreeSet<Colour> {
+        self.pins().keys().copied().collect()
     }
 
     pub(crate) fn send(&self, event: Event) {
@@ -159,12 +200,15 @@ pub enum CheckpointFailure {
     /// The stored checkpoints can't be read, or there is no such one.
     #[error("{0}")]
     Store(String),
-    /// The newest checkpoint is needed to recover the node.
-    #[error("checkpoint {0} is the newest one, which a restart needs; take another one first")]
-    Newest(u64),
     /// The node has stopped or failed.
     #[error("the node has stopped: {0}")]
     Stopped(String),
+}
+
+impl From<DeleteError> for CheckpointFailure {
+    fn from(error: DeleteError) -> Self {
+        Self::Store(error.to_string())
+    }
 }
 
 impl From<CheckpointError> for CheckpointFailure {
@@ -199,11 +243,14 @@ pub(crate) struct Checkpointer {
     shared: Arc<Shared>,
     store: Arc<dyn BlobStore>,
     options: CheckpointOptions,
-    names: BundleNames,
+    names: Arc<BundleNames>,
     pace: Pace,
     coordinator: Coordinator,
     lineage: Lineage,
     running: Option<Running>,
+    collector: Collector,
+    merge: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
     /// Shards whose last snapshot is in no checkpoint: their next part must hold everything.
     broken: BTreeSet<ShardId>,
     wanted: Vec<oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>>,
@@ -228,7 +275,10 @@ impl Checkpointer {
     ) -> Self {
         let coordinator = Coordinator::new(shared.topology.shards(), last.max(decided));
         let checkpointer = Self {
-            names: BundleNames::new(fastrand::u64(..)),
+            names: Arc::new(BundleNames::new(fastrand::u64(..))),
+            collector: Collector::new(),
+            merge: None,
+            stop: Arc::new(AtomicBool::new(false)),
             pace: Pace::bytes_per_second(options.bytes_per_second),
             shared,
             store,
@@ -253,6 +303,10 @@ impl Checkpointer {
             let wait = if self.running.is_some() { Duration::from_millis(50) } else { due_in };
             match events.recv_timeout(wait.min(Duration::from_secs(1))) {
                 Ok(Event::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Ok(Event::Interval(interval)) => {
+                    self.options.interval = interval;
+                    due = interval.map(|interval| Instant::now() + interval);
+                }
                 Ok(event) => self.handle(event),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
@@ -266,6 +320,10 @@ impl Checkpointer {
                     self.begin();
                 }
             }
+        }
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(merge) = self.merge.take() {
+            let _ = merge.join();
         }
         let reason = "it was shut down while the checkpoint was taken".to_owned();
         let running = self.running.take().into_iter().flat_map(|running| running.wanted);
@@ -302,7 +360,8 @@ impl Checkpointer {
             }
             Event::MarkerCommitted { shard, number } => self.news(number, News::MarkerCommitted(shard)),
             Event::Wanted(wanted) => self.wanted.push(wanted),
-            Event::Stop => {}
+            Event::Merged(merged) => self.handle_merged(merged),
+            Event::Interval(_) | Event::Stop => {}
         }
     }
 
@@ -389,25 +448,54 @@ impl Checkpointer {
         for wanted in wanted {
             let _ = wanted.send(Ok(report.clone()));
         }
-        self.retain();
+        self.collect();
+        self.merge();
     }
 
-    /// Deletes the manifests over the number to keep.
-    fn retain(&mut self) {
-        let deleted = decided_numbers(&*self.store).and_then(|numbers| {
-            let complete: Vec<Colour> = numbers
-                .into_iter()
-                .filter(|number| read_manifest(&*self.store, *number).is_ok())
-                .collect();
-            let over = complete.len().saturating_sub(self.options.keep);
-            for number in &complete[..over] {
-                let name = stead_store::checkpoint::manifest::manifest_name(*number);
-                self.store.delete(&name)?;
-            }
-            Ok(())
+    /// Deletes what no checkpoint that is kept needs.
+    fn collect(&mut self) {
+        let retention =
+            Retention { keep: self.options.keep, pinned: self.shared.snapshots.pinned(), ..Retention::default() };
+        let mut in_use: BTreeSet<String> = self.lineage.bundles().iter().map(|bundle| bundle.name.clone()).collect();
+        in_use.extend(self.running.iter().map(|running| running.writer.bundle_name().to_owned()));
+        let (now, incarnation) = (self.shared.clock.now(), self.shared.topology.incarnation);
+        if let Err(error) = self.collector.collect(&*self.store, incarnation, now, &retention, &in_use) {
+            tracing::warn!("old checkpoints can't be collected: {error}");
+        }
+    }
+
+    /// Merges bundles on a thread of its own, if that is worth its cost; the next checkpoint builds upon the result.
+    fn merge(&mut self) {
+        if self.merge.is_some() {
+            return;
+        }
+        let Some(merge) = compact::plan(&self.lineage, &Policy::default()) else { return };
+        let (shared, store, names) = (Arc::clone(&self.shared), Arc::clone(&self.store), Arc::clone(&self.names));
+        let (lineage, pace, stop) = (self.lineage.clone(), self.pace.clone(), Arc::clone(&self.stop));
+        let id = (shared.topology.incarnation, self.coordinator.last());
+        let spawned = std::thread::Builder::new().name("stead-merge".to_owned()).spawn(move || {
+            let merged = compact::run(&*store, &names, id, &lineage, &merge, &pace, &stop);
+            shared.snapshots.send(Event::Merged(merged));
         });
-        if let Err(error) = deleted {
-            tracing::warn!("old checkpoints can't be deleted: {error}");
+        match spawned {
+            Ok(thread) => self.merge = Some(thread),
+            Err(error) => tracing::warn!("no thread to merge bundles: {error}"),
+        }
+    }
+
+    fn handle_merged(&mut self, merged: Result<Option<Merged>, CheckpointError>) {
+        if let Some(thread) = self.merge.take() {
+            // It has sent its result, so that this does not wait.
+            let _ = thread.join();
+        }
+        match merged {
+            Ok(Some(merged)) => {
+                if self.lineage.apply(&merged) {
+                    self.shared.counters.checkpoint_bytes.add(merged.bundle().bytes);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!("bundles can't be merged: {error}; they stay as they are"),
         }
     }
 

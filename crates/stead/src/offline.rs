@@ -1,0 +1,354 @@
+//! What can be done with data while no node runs on it: restore a checkpoint, look at checkpoints and at the log.
+
+use crate::codec;
+use crate::node::{CheckpointInfo, list_checkpoints, system_time, verify_stored};
+use crate::registry::Registry;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stead_core::entry::{Cause, Entry, NoEntry, Reply};
+use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId};
+use stead_core::record::{Kind, RecordKey};
+use stead_core::topology::Topology;
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::manifest::{newest, read_manifest};
+use stead_store::checkpoint::remote::RemoteStore;
+use stead_store::checkpoint::restore::{Restore, RestoreError as StoreRestoreError, restore as restore_store};
+use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace, StoreError};
+use stead_store::checkpoint::verify::Report;
+use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
+use stead_store::disk::Disk;
+use stead_store::real_disk::RealDisk;
+use stead_store::wal::{Wal, WalError, WalOptions};
+use thiserror::Error;
+
+pub use stead_store::checkpoint::restore::Progress as RestoreProgress;
+
+/// The directory of a data directory that holds its checkpoints.
+const CHECKPOINTS: &str = crate::node::CHECKPOINTS;
+
+/// What is to be restored, and where.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// A data directory, or the address of a store: `s3://bucket/prefix` or `file:///path`.
+    pub from: String,
+    /// The checkpoint; the newest one if none is named.
+    pub number: Option<u64>,
+    /// The data directory to be made; it must not exist or be empty.
+    pub into: PathBuf,
+    /// Other numbers of shards, by service: 1 to 4096. Services that are not named keep theirs.
+    pub shards: BTreeMap<String, u32>,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreReport {
+    /// The checkpoint.
+    pub number: u64,
+    /// The new life of the cluster.
+    pub incarnation: u64,
+    /// Records that were taken over.
+    pub records: u64,
+    /// Messages in flight that were taken over.
+    pub messages: u64,
+    /// Sessions that ended: their clients are told.
+    pub sessions_ended: u64,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// Why something can't be done with data at rest.
+#[derive(Debug, Error)]
+pub enum OfflineError {
+    /// A directory can't be used.
+    #[error("{path} can't be used: {source}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The target of a restore has data.
+    #[error("{path} holds data of Stead's already; restore into an empty directory")]
+    NotEmpty {
+        /// The directory.
+        path: String,
+    },
+    /// There is nothing to restore.
+    #[error("{from} holds no complete checkpoint")]
+    NoCheckpoint {
+        /// The directory or address.
+        from: String,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The checkpoint can't be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The restore.
+    #[error(transparent)]
+    Restore(#[from] StoreRestoreError),
+    /// The log.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// The shard does not exist.
+    #[error("there is no shard {shard}; the data has shards 0 to {}", shards.saturating_sub(1))]
+    UnknownShard {
+        /// The shard.
+        shard: u32,
+        /// How many there are.
+        shards: u32,
+    },
+}
+
+fn real_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
+    let failed = |source| OfflineError::Directory { path: path.display().to_string(), source };
+    Ok(Arc::new(RealDisk::open(path).map_err(failed)?))
+}
+
+/// A disk at a directory that must exist.
+fn existing_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
+    let failed = |source| OfflineError::Directory { path: path.display().to_string(), source };
+    std::fs::read_dir(path).map_err(failed)?;
+    real_disk(path)
+}
+
+fn source_store(from: &str) -> Result<Arc<dyn BlobStore>, OfflineError> {
+    if from.contains("://") {
+        return Ok(Arc::new(RemoteStore::open(from, &BTreeMap::new())?));
+    }
+    Ok(Arc::new(DiskStore::attach(existing_disk(Path::new(from))?, CHECKPOINTS)))
+}
+
+/// Restores a checkpoint into a new data directory, as a new incarnation. It is there as a whole or not at all: a
+/// directory in which a restore broke off is refused by every later start.
+///
+/// # Errors
+/// [`OfflineError`], saying what can't be used.
+pub fn restore(
+    options: &RestoreOptions,
+    mut progress: impl FnMut(RestoreProgress),
+) -> Result<RestoreReport, OfflineError> {
+    let begun = Instant::now();
+    let source = source_store(&options.from)?;
+    let number = match options.number {
+        Some(number) => Colour(number),
+        None => {
+            let newest = newest(&*source)?.manifest;
+            newest.ok_or_else(|| OfflineError::NoCheckpoint { from: options.from.clone() })?.number
+        }
+    };
+    let manifest = read_manifest(&*source, number)?;
+    let incarnation = Incarnation(manifest.incarnation.0 + 1);
+    let disk = real_disk(&options.into)?;
+    let epoch = manifest.parts.iter().map(|part| part.epoch).max().unwrap_or(Epoch(0));
+    let unfinished = Meta {
+        cluster: fastrand::u128(..),
+        incarnation,
+        epoch,
+        log_id: fastrand::u64(..),
+        // With a log that was made and is not there, an unfinished restore is never taken for a fresh directory.
+        log_created: true,
+        services: Vec::new(),
+    };
+    let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), || unfinished)?;
+    if !created {
+        return Err(OfflineError::NotEmpty { path: options.into.display().to_string() });
+    }
+    let target = DiskStore::open(disk, CHECKPOINTS)?;
+    let wanted = Restore {
+        incarnation,
+        shards: options.shards.clone(),
+        created: system_time(),
+        pace: Pace::unlimited(),
+    };
+    let names = BundleNames::new(fastrand::u64(..));
+    let restored = restore_store(&*source, &manifest, &target, &names, &wanted, &mut progress)?;
+    data_dir.update(|meta| {
+        meta.log_created = false;
+        meta.services = service_metas(&restored.topology);
+    })?;
+    Ok(RestoreReport {
+        number: number.0,
+        incarnation: incarnation.0,
+        records: restored.records,
+        messages: restored.messages,
+        sessions_ended: restored.sessions_ended,
+        duration: begun.elapsed(),
+    })
+}
+
+pub(crate) fn service_metas(topology: &Topology) -> Vec<ServiceMeta> {
+    let services = topology.services().iter();
+    services
+        .map(|service| ServiceMeta { name: service.name.clone(), first: service.first, shards: service.shards })
+        .collect()
+}
+
+/// The complete checkpoints of a data directory or a store's address, the oldest first.
+///
+/// # Errors
+/// [`OfflineError`] if they can't be read.
+pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
+    Ok(list_checkpoints(&*source_store(from)?)?)
+}
+
+/// Recomputes a checkpoint of a data directory or a store's address from what is stored, and runs the checks of the
+/// services in `registry`.
+///
+/// # Errors
+/// [`OfflineError`] if it is damaged. What is whole but inconsistent is in the report.
+pub fn verify(from: &str, number: u64, registry: &Registry) -> Result<Report, OfflineError> {
+    Ok(verify_stored(&*source_store(from)?, number, registry)?)
+}
+
+/// A log entry for people to read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// Its position in its shard's log.
+    pub index: u64,
+    /// The epoch whose primary made it.
+    pub epoch: u64,
+    /// The shard's time, in microseconds since the Unix epoch.
+    pub time: u64,
+    /// What was handled.
+    pub cause: String,
+    /// The process that handled it; empty when none did.
+    pub process: String,
+    /// The records that it puts or deletes.
+    pub writes: Vec<LogWrite>,
+    /// The messages that it sends.
+    pub sends: Vec<LogSend>,
+    /// The answer, as JSON where that is possible.
+    pub reply: Option<LogReply>,
+}
+
+/// A record that an entry puts or deletes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogWrite {
+    /// What it is and its key.
+    pub record: String,
+    /// Bytes of its value; none if it is deleted.
+    pub bytes: Option<u64>,
+    /// The value of a process's state, as JSON where that is possible.
+    pub state: Option<serde_json::Value>,
+}
+
+/// A message that an entry sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogSend {
+    /// The receiving shard.
+    pub shard: u32,
+    /// The receiving process.
+    pub process: String,
+    /// What it says, as JSON where that is possible.
+    pub payload: Option<serde_json::Value>,
+}
+
+/// An entry's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogReply {
+    /// The reply.
+    Ok(Option<serde_json::Value>),
+    /// The error that the process answered.
+    Error(Option<serde_json::Value>),
+}
+
+impl LogEntry {
+    fn of(entry: &Entry) -> Self {
+        let writes = entry.writes.iter().map(|write| {
+            let stored = write.value.as_ref().filter(|_| write.key.kind() == Kind::Process);
+            LogWrite {
+                record: record_name(&write.key),
+                bytes: write.value.as_ref().map(|value| value.len() as u64),
+                state: stored.and_then(|value| codec::state_to_json(value).ok()).map(|(_, state)| state),
+            }
+        });
+        let sends = entry.sends.iter().map(|send| LogSend {
+            shard: send.to.0,
+            process: send.process.to_string(),
+            payload: codec::payload_to_json(&send.payload).ok(),
+        });
+        Self {
+            index: entry.index.0,
+            epoch: entry.epoch.0,
+            time: entry.time.0,
+            cause: cause_name(&entry.cause),
+            process: entry.process.to_string(),
+            writes: writes.collect(),
+            sends: sends.collect(),
+            reply: entry.reply.as_ref().map(|reply| match reply {
+                Reply::Ok(bytes) => LogReply::Ok(codec::payload_to_json(bytes).ok()),
+                Reply::Err(bytes) => LogReply::Error(codec::payload_to_json(bytes).ok()),
+            }),
+        }
+    }
+}
+
+fn record_name(key: &RecordKey) -> String {
+    match (key.kind(), key.process_key(), key.cell_key()) {
+        (Kind::Process, Some(process), _) => format!("process {process}"),
+        (Kind::Cell, Some(process), Some(cell)) => format!("cell {} of {process}", cell.escape_ascii()),
+        _ => format!("{key:?}"),
+    }
+}
+
+fn cause_name(cause: &Cause) -> String {
+    match cause {
+        Cause::Start => "the epoch starts".to_owned(),
+        Cause::OpenSession { session, principal, .. } => format!("{principal} opens session {session}"),
+        Cause::Request { session, number, .. } => format!("request {number} of session {session}"),
+        Cause::Idempotent { principal, key, .. } => {
+            format!("request of {principal} with idempotency key {:?}", key.escape_ascii().to_string())
+        }
+        Cause::Anonymous => "a request without a session".to_owned(),
+        Cause::Message { from, seq } => format!("message {seq} of shard {from}"),
+        Cause::Timer { id } => format!("timer {id}"),
+        Cause::Task { id, step } => format!("step {step} of task {id}"),
+        Cause::Marker { colour } => format!("marker of checkpoint {colour}"),
+        Cause::Ack { trims } => {
+            let trims: Vec<String> = trims.iter().map(|trim| format!("{} up to {}", trim.to, trim.upto)).collect();
+            format!("received by shard {}", trims.join(", "))
+        }
+        Cause::Attempt => "attempts are counted".to_owned(),
+        Cause::DeadLetter { cause } => format!("given up: {cause:?}"),
+        Cause::Expire => "sessions and idempotency keys ran out".to_owned(),
+    }
+}
+
+/// Shows the entries of a shard's log, from one index up to another, both included. Entries that a checkpoint replaced
+/// may be gone. Best done while no node runs there: what one writes meanwhile may be missing.
+///
+/// # Errors
+/// [`OfflineError`] if there is no such shard or the log can't be read.
+pub fn read_log(
+    data_dir: &Path,
+    shard: u32,
+    from: u64,
+    to: u64,
+    mut visit: impl FnMut(LogEntry),
+) -> Result<(), OfflineError> {
+    let disk = existing_disk(data_dir)?;
+    let meta = DataDir::inspect(&*disk)?;
+    let shards = meta.services.iter().map(|service| service.first.0 + service.shards).max().unwrap_or(0);
+    if shard >= shards {
+        return Err(OfflineError::UnknownShard { shard, shards });
+    }
+    let options = WalOptions { log_id: meta.log_id, ..WalOptions::default() };
+    Wal::read(&*disk, &options, |record| {
+        if record.shard == ShardId(shard) && (Index(from)..=Index(to)).contains(&record.index) {
+            visit(LogEntry::of(&Entry::decode(record.bytes)?));
+        }
+        Ok::<(), NoEntry>(())
+    })?;
+    Ok(())
+}

@@ -5,9 +5,19 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
+pub mod child;
 pub mod code;
+pub mod conductor;
+pub mod life;
+mod offline;
+pub mod passengers;
+pub mod pool;
+pub mod protocol;
 pub mod reader;
 pub mod row;
+pub mod runs;
+pub mod services;
 pub mod totals;
 
 pub use code::Code;

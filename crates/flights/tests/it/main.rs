@@ -1,3 +1,5 @@
 //! Tests of the flights application.
 
+mod audit;
+mod passengers;
 mod reading;

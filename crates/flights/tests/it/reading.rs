@@ -25,6 +25,13 @@ fn the_bundled_month_has_its_known_totals() {
     let flights = Flights::bundled();
     assert_eq!(flights.rows.len(), 27_004);
     let totals = Totals::of(&flights.rows);
+    // Counted by another program.
+    let ua = totals.carriers[&"UA".parse().expect("a code")];
+    assert_eq!((ua.flights, ua.cancelled, ua.dep_delay_minutes), (4637, 32, 38_342));
+    assert_eq!(totals.airports[&"EWR".parse().expect("a code")].departures, 9893);
+    assert_eq!(totals.airports[&"ORD".parse().expect("a code")].arrivals, 1269);
+    assert_eq!((totals.airports.len(), totals.aircraft.count), (97, 3148));
+    assert_eq!((totals.aircraft.legs, totals.aircraft.distance_miles), (26_849, 27_107_042));
     assert_eq!(totals.carriers.len(), 16);
     assert_eq!(totals.carriers.values().map(|carrier| carrier.flights).sum::<u64>(), 27_004);
     assert_eq!(totals.carriers.values().map(|carrier| carrier.cancelled).sum::<u64>(), 521);

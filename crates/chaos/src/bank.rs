@@ -1,0 +1,335 @@
+//! The bank under kills: the application, and the client that holds it to its answers.
+
+use crate::Run;
+use crate::account::{Account, Refused, Request};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::error::Error;
+use std::io::{self, BufRead};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use stead::{BlockingClient, CallError, CheckpointOptions, Node, ServiceOptions};
+use stead_flights::conductor::Executioner;
+use stead_flights::life::Life;
+use stead_flights::pool::{Clerks, Ticker, say};
+
+const ACCOUNTS: u32 = 64;
+const PAID_IN: u64 = 1000;
+const AMOUNT_MAX: u64 = 100;
+/// Transfers that are under way at a time.
+const WINDOW: usize = 32;
+/// One of so many asks for a transfer that was answered already.
+const AGAIN_ONE_IN: u64 = 8;
+const CLERKS: usize = 16;
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(150);
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// The first line that the bank reads.
+#[derive(Debug, Serialize, Deserialize)]
+struct Open {
+    data: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Ask {
+    /// A request under an idempotency key of its own: its number.
+    Do {
+        number: u64,
+        account: u32,
+        request: Request,
+    },
+    /// All balances, once nothing is on its way.
+    Balances,
+    Stop,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Said {
+    Ready,
+    Done { number: u64, answer: Result<u64, Refused> },
+    Undone { number: u64, reason: String },
+    Balances(Vec<u64>),
+    Checkpoint { failed_checks: Vec<String> },
+    CheckpointFailed { reason: String },
+    Trouble { reason: String },
+}
+
+/// The bank, told over standard input what to do.
+pub(crate) fn serve() -> Result<(), String> {
+    let mut lines = io::stdin().lock().lines();
+    let Some(Ok(open)) = lines.next() else { return Ok(()) };
+    let open: Open = serde_json::from_str(&open).map_err(|error| error.to_string())?;
+    let node = Node::builder(&open.data)
+        .service::<Account>(ServiceOptions::default().shards(8))
+        .segment_bytes(4 << 20)
+        .checkpoints(CheckpointOptions { interval: None, ..CheckpointOptions::default() })
+        .open()
+        .map_err(|error| error.to_string())?;
+    say(&Said::Ready);
+    let client = node.blocking_client();
+    let clerks =
+        Clerks::start(CLERKS, move |(number, account, request)| answer(&client, number, account, request));
+    let checkpoints = {
+        let node = node.clone();
+        Ticker::start(CHECKPOINT_EVERY, move || take_checkpoint(&node))
+    };
+    for line in lines {
+        let line = line.map_err(|error| error.to_string())?;
+        match serde_json::from_str(&line).map_err(|error| error.to_string())? {
+            Ask::Do { number, account, request } => clerks.serve((number, account, request)),
+            Ask::Balances => say(&match balances(&node) {
+                Ok(balances) => Said::Balances(balances),
+                Err(reason) => Said::Trouble { reason },
+            }),
+            Ask::Stop => break,
+        }
+    }
+    drop((clerks, checkpoints));
+    node.shutdown();
+    Ok(())
+}
+
+fn answer(client: &BlockingClient, number: u64, account: u32, request: Request) {
+    say(&match client.call_idempotent::<Account>(&account, &number.to_be_bytes(), request) {
+        Ok(balance) => Said::Done { number, answer: Ok(balance) },
+        Err(CallError::Process(refused)) => Said::Done { number, answer: Err(refused) },
+        Err(CallError::Raw(error)) => Said::Undone { number, reason: error.to_string() },
+    });
+}
+
+fn take_checkpoint(node: &Node) {
+    say(&match node.checkpoint_blocking() {
+        Ok(report) => Said::Checkpoint {
+            failed_checks: report.failed_checks.into_iter().map(|check| check.reason).collect(),
+        },
+        Err(error) => Said::CheckpointFailed { reason: error.to_string() },
+    });
+}
+
+fn balances(node: &Node) -> Result<Vec<u64>, String> {
+    let until = Instant::now() + SILENCE_MAX / 2;
+    let mut quiet = 0;
+    // Shards are looked at one after the other: a few quiet looks in a row show that nothing is on its way.
+    while quiet < 3 {
+        let on_the_way: u64 =
+            node.status().shards.iter().map(|shard| shard.outbox_messages + shard.waiting).sum();
+        quiet = if on_the_way == 0 { quiet + 1 } else { 0 };
+        if Instant::now() > until {
+            return Err(format!("{on_the_way} messages are still on their way"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let client = node.blocking_client();
+    (0..ACCOUNTS)
+        .map(|account| client.query::<Account>(&account, ()).map_err(|error| error.to_string()))
+        .collect()
+}
+
+/// What the client knows.
+struct Client {
+    rng: fastrand::Rng,
+    requests: Vec<(u32, Request)>,
+    waiting: BTreeSet<u64>,
+    answers: HashMap<u64, Result<u64, Refused>>,
+    answered: u64,
+    contradicted: u64,
+    checks: u64,
+    failed_checks: Vec<String>,
+    checkpoints_failed: BTreeMap<String, u64>,
+}
+
+impl Client {
+    fn new(seed: u64) -> Self {
+        let requests = (0..ACCOUNTS).map(|account| (account, Request::PayIn { amount: PAID_IN })).collect();
+        Self {
+            rng: fastrand::Rng::with_seed(seed),
+            requests,
+            waiting: (0..u64::from(ACCOUNTS)).collect(),
+            answers: HashMap::new(),
+            answered: 0,
+            contradicted: 0,
+            checks: 0,
+            failed_checks: Vec::new(),
+            checkpoints_failed: BTreeMap::new(),
+        }
+    }
+
+    /// A new request, or now and then one that was answered already.
+    fn next(&mut self) -> u64 {
+        if self.rng.u64(..AGAIN_ONE_IN) == 0 {
+            return self.rng.u64(..self.requests.len() as u64);
+        }
+        let (from, to) = (self.rng.u32(..ACCOUNTS), self.rng.u32(..ACCOUNTS));
+        let amount = self.rng.u64(1..=AMOUNT_MAX);
+        self.requests.push((from, Request::Transfer { to, amount }));
+        let number = self.requests.len() as u64 - 1;
+        self.waiting.insert(number);
+        number
+    }
+
+    fn ask(&self, bank: &mut Life<Said>, number: u64) {
+        let (account, request) = self.requests[number as usize].clone();
+        bank.tell(&Ask::Do { number, account, request });
+    }
+
+    /// Takes in what the bank said; true if it was an answer.
+    fn take(&mut self, said: Said) -> Result<bool, String> {
+        match said {
+            Said::Done { number, answer } => {
+                self.answered += 1;
+                self.waiting.remove(&number);
+                let first = self.answers.entry(number).or_insert_with(|| answer.clone());
+                self.contradicted += u64::from(*first != answer);
+                return Ok(true);
+            }
+            Said::Checkpoint { failed_checks } => {
+                self.checks += 1;
+                self.failed_checks.extend(failed_checks);
+            }
+            Said::CheckpointFailed { reason } => *self.checkpoints_failed.entry(reason).or_default() += 1,
+            // It asks again in the next life.
+            Said::Undone { .. } => return Ok(true),
+            Said::Trouble { reason } => return Err(reason),
+            Said::Ready | Said::Balances(_) => {}
+        }
+        Ok(false)
+    }
+
+    /// What should be on the accounts, by the answers alone.
+    fn balances(&self) -> Vec<u64> {
+        let mut balances = vec![0u64; ACCOUNTS as usize];
+        for (number, answer) in &self.answers {
+            let (account, request) = &self.requests[*number as usize];
+            match (answer, request) {
+                (Ok(_), Request::PayIn { amount } | Request::Credit { amount }) => {
+                    balances[*account as usize] += amount
+                }
+                // Wrapping, for the order of transfers is not known here; the sums come out right.
+                (Ok(_), Request::Transfer { to, amount }) => {
+                    let from = &mut balances[*account as usize];
+                    *from = from.wrapping_sub(*amount);
+                    let to = &mut balances[*to as usize];
+                    *to = to.wrapping_add(*amount);
+                }
+                (Err(_), _) => {}
+            }
+        }
+        balances
+    }
+}
+
+/// Kills the bank, compares, and tells whether all holds.
+pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bool, Box<dyn Error>> {
+    let mut client = Client::new(run.seed);
+    let mut ready = 0;
+    for kill in 1..=run.kills {
+        let mut bank = start(run, kill)?;
+        let wait = run.life_max.mul_f64(client.rng.f64());
+        // One in four is killed wherever it is then, in its recovery perhaps.
+        let until = if client.rng.u8(..4) == 0 { Ok(bank.started + wait) } else { Err(wait) };
+        ready += u32::from(live(&mut client, &mut bank, until)?);
+        executioner.end(&mut || bank.kill())?;
+        for said in bank.last_words() {
+            client.take(said)?;
+        }
+        if kill % 50 == 0 {
+            println!("{kill} kills");
+        }
+    }
+    let mut bank = start(run, run.kills + 1)?;
+    let balances = finish(&mut client, &mut bank)?;
+    Ok(tell(&client, run.kills, ready, &balances))
+}
+
+fn start(run: &Run<'_>, life: u32) -> Result<Life<Said>, Box<dyn Error>> {
+    let open = Open { data: run.data_dir.join("bank") };
+    Ok(Life::start(&run.command("bank-child"), &open, &run.dir.join(format!("stderr-{life}")))?)
+}
+
+/// Lets it live until a moment, or for a time from when it is ready. True if it got as far as to take requests.
+fn live(
+    client: &mut Client,
+    bank: &mut Life<Said>,
+    until: Result<Instant, Duration>,
+) -> Result<bool, Box<dyn Error>> {
+    let mut ready = false;
+    let mut end = until.unwrap_or(bank.started + SILENCE_MAX);
+    while let Some(said) = bank.hear(end)? {
+        let asks = match said {
+            Said::Ready => {
+                ready = true;
+                end = until.map_or_else(|wait| Instant::now() + wait, |moment| moment);
+                for number in &client.waiting {
+                    client.ask(bank, *number);
+                }
+                WINDOW.saturating_sub(client.waiting.len())
+            }
+            said => usize::from(client.take(said)?),
+        };
+        for _ in 0..asks {
+            let number = client.next();
+            client.ask(bank, number);
+        }
+    }
+    match until {
+        Err(_) if !ready => Err(bank.silent(SILENCE_MAX).into()),
+        _ => Ok(ready),
+    }
+}
+
+fn finish(client: &mut Client, bank: &mut Life<Said>) -> Result<Vec<u64>, Box<dyn Error>> {
+    loop {
+        let said = bank.hear(Instant::now() + SILENCE_MAX)?.ok_or_else(|| bank.silent(SILENCE_MAX))?;
+        match said {
+            Said::Ready if client.waiting.is_empty() => bank.tell(&Ask::Balances),
+            Said::Ready => {
+                for number in &client.waiting {
+                    client.ask(bank, *number);
+                }
+            }
+            Said::Undone { number, .. } => client.ask(bank, number),
+            Said::Balances(balances) => {
+                bank.tell(&Ask::Stop);
+                for said in bank.wait(SILENCE_MAX)? {
+                    client.take(said)?;
+                }
+                return Ok(balances);
+            }
+            said => {
+                if client.take(said)? && client.waiting.is_empty() {
+                    bank.tell(&Ask::Balances);
+                }
+            }
+        }
+    }
+}
+
+fn tell(client: &Client, kills: u32, ready: u32, balances: &[u64]) -> bool {
+    let expected = client.balances();
+    let wrong = expected.iter().zip(balances).filter(|(expected, is)| expected != is).count();
+    let sum: u64 = balances.iter().sum();
+    let paid_in = u64::from(ACCOUNTS) * PAID_IN;
+    let refused = client.answers.values().filter(|answer| answer.is_err()).count();
+    println!(
+        "{kills} kills ({} while it recovered), {} requests ({refused} refused for lack of money), {} answers, {} checkpoints",
+        kills - ready,
+        client.answers.len(),
+        client.answered,
+        client.checks
+    );
+    println!(
+        "answers that another one contradicts {}, accounts with a wrong balance {wrong}, all balances {sum} of {paid_in}",
+        client.contradicted
+    );
+    for check in &client.failed_checks {
+        println!("a check did not hold: {check}");
+    }
+    for (reason, times) in &client.checkpoints_failed {
+        println!("a checkpoint failed {times} times: {reason}");
+    }
+    wrong == 0
+        && sum == paid_in
+        && client.contradicted == 0
+        && client.failed_checks.is_empty()
+        && client.answered > 0
+}

@@ -1,0 +1,170 @@
+//! Kills applications on Stead at random moments, or cuts the power of the disk that they write to, and compares what is
+//! left with what was answered.
+//!
+//!     stead-chaos kills --app bank --kills 500
+//!     stead-chaos power --cuts 100            (as root: it mounts a file system of its own)
+
+#![deny(unsafe_code)]
+
+#[path = "../../stead/examples/bank/bank.rs"]
+mod account;
+mod bank;
+mod flights;
+mod power;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use power::{PowerCut, Skipped};
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use stead_flights::conductor::{Executioner, Sigkill};
+
+/// Kill applications on Stead, and see that nothing is lost or doubled
+#[derive(Debug, Parser)]
+#[command(
+    name = "stead-chaos",
+    after_help = "Example:\n  stead-chaos kills --app bank --kills 500\n  stead-chaos power --cuts 100 --seed 7"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Kill the application with SIGKILL at random moments, recovery included
+    #[command(after_help = "Example:\n  stead-chaos kills --app flights --kills 500 --seed 7")]
+    Kills {
+        /// How often
+        #[arg(long, default_value_t = 500, value_name = "N")]
+        kills: u32,
+        #[command(flatten)]
+        run: RunArgs,
+    },
+    /// Cut the power: shut the file system down without flushing its log, and mount it again
+    #[command(
+        after_help = "Example:\n  stead-chaos power --cuts 100\n\nNeeds root, loop devices and ext4; without them it says so and does nothing."
+    )]
+    Power {
+        /// How often
+        #[arg(long, default_value_t = 100, value_name = "N")]
+        cuts: u32,
+        #[command(flatten)]
+        run: RunArgs,
+    },
+    /// The bank, told over standard input what to do
+    #[command(hide = true)]
+    BankChild,
+    /// The flights application, told over standard input what to do
+    #[command(hide = true)]
+    FlightsChild,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Which application
+    #[arg(long, value_enum, default_value_t = App::Bank)]
+    app: App,
+    /// Seed of all that is random; by default a new one, which is printed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Longest time to a kill: from when it takes requests, or, for one in four, from its start
+    #[arg(long, default_value_t = 500, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    life_max_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum App {
+    /// Transfers between accounts
+    Bank,
+    /// Flights through aircraft, airports and carriers
+    Flights,
+}
+
+/// What an application is run with.
+struct Run<'a> {
+    /// This program's own file.
+    program: PathBuf,
+    /// Where the run keeps its files.
+    dir: &'a Path,
+    /// Where the application keeps its data.
+    data_dir: &'a Path,
+    kills: u32,
+    seed: u64,
+    life_max: Duration,
+}
+
+impl Run<'_> {
+    fn command(&self, child: &str) -> Vec<OsString> {
+        vec![self.program.clone().into(), child.into()]
+    }
+}
+
+fn main() -> ExitCode {
+    let ended = match Cli::parse().command {
+        Command::Kills { kills, run } => kill(kills, &run),
+        Command::Power { cuts, run } => cut_power(cuts, &run),
+        Command::BankChild => bank::serve().map(|()| true).map_err(Into::into),
+        Command::FlightsChild => stead_flights::child::run().map(|()| true).map_err(Into::into),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn kill(kills: u32, args: &RunArgs) -> Result<bool, Box<dyn Error>> {
+    let dir = tempfile::Builder::new().prefix("stead-chaos-").tempdir()?;
+    let data_dir = dir.path().to_owned();
+    let held = run(args, kills, dir.path(), &data_dir, &mut Sigkill);
+    keep_unless(dir, held)
+}
+
+fn cut_power(cuts: u32, args: &RunArgs) -> Result<bool, Box<dyn Error>> {
+    let dir = tempfile::Builder::new().prefix("stead-chaos-").tempdir()?;
+    let mut power = match PowerCut::new(dir.path()) {
+        Ok(power) => power,
+        Err(Skipped { reason }) => {
+            println!("skipped: power cuts are not possible here: {reason}");
+            return Ok(true);
+        }
+    };
+    let mount = power.mount_point().to_owned();
+    let held = run(args, cuts, dir.path(), &mount, &mut power);
+    drop(power);
+    keep_unless(dir, held)
+}
+
+/// The files of a run that went wrong are evidence.
+fn keep_unless(dir: tempfile::TempDir, held: Result<bool, Box<dyn Error>>) -> Result<bool, Box<dyn Error>> {
+    if !matches!(held, Ok(true)) {
+        eprintln!("the files of the run are kept in {}", dir.keep().display());
+    }
+    held
+}
+
+fn run(
+    args: &RunArgs,
+    kills: u32,
+    dir: &Path,
+    data_dir: &Path,
+    executioner: &mut dyn Executioner,
+) -> Result<bool, Box<dyn Error>> {
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
+    let life_max = Duration::from_millis(args.life_max_ms);
+    let run = Run { program: std::env::current_exe()?, dir, data_dir, kills, seed, life_max };
+    println!("{:?}: {kills} times, lives of up to {} ms, --seed {seed}", args.app, args.life_max_ms);
+    let begun = Instant::now();
+    let held = match args.app {
+        App::Bank => bank::run(&run, executioner)?,
+        App::Flights => flights::run(&run, executioner)?,
+    };
+    println!("{} after {:.0} s", if held { "holds" } else { "does NOT hold" }, begun.elapsed().as_secs_f64());
+    Ok(held)
+}

@@ -1,0 +1,83 @@
+use std::collections::HashSet;
+use stead_flights::audit::{Again, Audit, Place};
+use stead_flights::runs::{ProcessName, Run, Service};
+
+fn process() -> ProcessName {
+    ProcessName::new(Service::Aircraft, "N14228")
+}
+
+/// A run that finds `handled` causes in the state and handles `cause`.
+fn run(cause: u64, handled: u64, index: u64) -> Run {
+    Run { process: process(), cause, handled, place: (1, index), rows: (0, 0) }
+}
+
+fn log(indexes: impl IntoIterator<Item = u64>) -> HashSet<Place> {
+    indexes.into_iter().map(|index| (process(), (1, index))).collect()
+}
+
+#[test]
+fn what_was_not_committed_may_run_again() {
+    let mut audit = Audit::new();
+    audit.end_life(&[run(10, 0, 1), run(11, 1, 2), run(12, 2, 3)], &log([1, 2]));
+    // The state holds two: 12 runs again, and that is all.
+    audit.end_life(&[run(12, 2, 4), run(13, 3, 5)], &log([1, 2, 4, 5]));
+    assert_eq!(audit.again(), Again { runs: 5, recomputed: 0, replayed: 0, unkept: 1 });
+}
+
+#[test]
+fn a_cause_whose_entry_lay_in_the_log_is_recomputed_even_if_the_state_forgot_it() {
+    let mut audit = Audit::new();
+    audit.end_life(&[run(10, 0, 1), run(11, 1, 2)], &log([1, 2]));
+    // As a system does that goes back to its last checkpoint and computes everything after it again.
+    audit.end_life(&[run(10, 0, 3), run(11, 1, 4)], &log([3, 4]));
+    assert_eq!(audit.again(), Again { runs: 4, recomputed: 2, replayed: 0, unkept: 0 });
+}
+
+#[test]
+fn a_cause_that_the_state_holds_is_recomputed_even_if_the_log_was_trimmed() {
+    let mut audit = Audit::new();
+    audit.end_life(&[run(10, 0, 1), run(11, 1, 2)], &log([]));
+    // The next life finds both in its state, and is given one of them a second time.
+    audit.end_life(&[run(11, 2, 3)], &log([3]));
+    assert_eq!(audit.again(), Again { runs: 3, recomputed: 1, replayed: 0, unkept: 0 });
+}
+
+#[test]
+fn a_cause_that_comes_twice_within_a_life_is_recomputed() {
+    let mut audit = Audit::new();
+    audit.end_life(&[run(10, 0, 1), run(10, 1, 2)], &log([]));
+    assert_eq!(audit.again().recomputed, 1);
+}
+
+#[test]
+fn after_a_restore_what_came_after_the_checkpoint_is_replayed_and_what_it_held_is_recomputed() {
+    let mut audit = Audit::new();
+    audit.end_life(&[run(10, 0, 1), run(11, 1, 2), run(12, 2, 3)], &log([1, 2, 3]));
+    audit.restore();
+    // The checkpoint holds 10; 11 and 12 came after it.
+    audit.end_life(&[run(11, 1, 2), run(12, 2, 3)], &log([2]));
+    assert_eq!(audit.again(), Again { runs: 5, recomputed: 0, replayed: 2, unkept: 0 });
+    // 12 was not committed in the new line; 10 was in the checkpoint, and 11 is committed by now.
+    audit.end_life(&[run(12, 2, 4), run(10, 3, 5), run(11, 4, 6)], &log([]));
+    assert_eq!(audit.again(), Again { runs: 8, recomputed: 2, replayed: 2, unkept: 1 });
+}
+
+#[test]
+fn rows_after_the_restored_checkpoint_are_counted() {
+    let feeder = |tick: u64, index: u64, rows: (u64, u64)| Run {
+        process: ProcessName::new(Service::Feeder, "feeder"),
+        cause: tick,
+        handled: tick,
+        place: (1, index),
+        rows,
+    };
+    let log = |indexes: &[u64]| -> HashSet<Place> {
+        indexes.iter().map(|index| (ProcessName::new(Service::Feeder, "feeder"), (1, *index))).collect()
+    };
+    let mut audit = Audit::new();
+    // The last run was not committed: its rows were not fed.
+    audit.end_life(&[feeder(0, 1, (0, 10)), feeder(1, 2, (10, 25)), feeder(2, 3, (25, 40))], &log(&[1, 2]));
+    audit.restore();
+    audit.end_life(&[feeder(1, 2, (10, 20))], &log(&[2]));
+    assert_eq!(audit.rows_replayed(), 15);
+}

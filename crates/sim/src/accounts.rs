@@ -14,6 +14,7 @@ use stead_core::shard::StepOutcome;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// What an account is told, by clients, messages, timers and tasks alike.
@@ -211,12 +212,34 @@ pub struct Accounts {
 struct History {
     /// By account: the highest count in any answer.
     floor: BTreeMap<String, u64>,
-    /// By account, the chain at each committed count; entry 0 is count 1.
-    chains: BTreeMap<String, Vec<u64>>,
+    /// By account, the chain at each committed count.
+    chains: BTreeMap<String, Chain>,
     /// The floor when a call went out.
     invoked: BTreeMap<CallId, u64>,
     /// Tickets of committed calls.
     tickets: BTreeMap<u64, Told>,
+}
+
+/// The chain of an account, from the count where it became known.
+#[derive(Default)]
+struct Chain {
+    base: u64,
+    first: u64,
+    links: Vec<u64>,
+}
+
+impl Chain {
+    fn at(&self, count: u64) -> Option<u64> {
+        let at = count.checked_sub(self.first)?;
+        match at.checked_sub(1) {
+            None => Some(self.base),
+            Some(at) => self.links.get(at as usize).copied(),
+        }
+    }
+
+    fn last(&self) -> u64 {
+        self.first + self.links.len() as u64
+    }
 }
 
 impl Accounts {
@@ -284,7 +307,7 @@ impl Workload for Accounts {
         self.shards.iter().enumerate().map(|(i, &shards)| (format!("accounts-{i}"), shards)).collect()
     }
 
-    fn restart(&mut self, seed: u64) {
+    fn restart(&mut self, _topology: &Arc<Topology>, seed: u64) {
         self.code.rng = Rng::with_seed(seed);
         self.code.killed = false;
     }
@@ -308,7 +331,7 @@ impl Workload for Accounts {
         Some(Call { service, key, payload, query })
     }
 
-    fn step(&mut self, task: &TaskRecord) -> StepOutcome {
+    fn step(&mut self, _id: TaskId, task: &TaskRecord) -> StepOutcome {
         let Ok(Op::Working { left, amount, trail, fate }) = decode_value::<Op>(&task.state) else {
             return StepOutcome::Failed("no state of this task".to_owned());
         };
@@ -341,10 +364,9 @@ impl Workload for Accounts {
         }
         let seen = self.history.floor.entry(key.to_owned()).or_default();
         *seen = told.count.max(*seen);
-        let chains = self.history.chains.get(key).map_or(&[][..], Vec::as_slice);
-        let chain = match told.count.checked_sub(1) {
-            None => Some(0),
-            Some(at) => chains.get(at as usize).copied(),
+        let chain = match self.history.chains.get(key) {
+            Some(chain) => chain.at(told.count),
+            None => Chain::default().at(told.count),
         };
         if chain != Some(told.chain) {
             let (count, found) = (told.count, told.chain);
@@ -365,11 +387,11 @@ impl Workload for Accounts {
         let account: Account = decode_value(value)
             .map_err(|e| format!("16: shard {shard}: entry {index} holds no account for {process}: {e}"))?;
         let chains = self.history.chains.entry(process.to_string()).or_default();
-        if account.count != chains.len() as u64 + 1 {
-            let (found, last) = (account.count, chains.len());
+        if account.count != chains.last() + 1 {
+            let (found, last) = (account.count, chains.last());
             return Err(format!("6: shard {shard}: entry {index} counts {found} at {process} after {last}"));
         }
-        chains.push(account.chain);
+        chains.links.push(account.chain);
         let asked = matches!(entry.cause, Cause::Request { .. } | Cause::Idempotent { .. } | Cause::Anonymous);
         let told = Told { count: account.count, chain: account.chain, ticket: account.ticket };
         if asked && self.history.tickets.insert(account.ticket, told).is_some() {
@@ -379,7 +401,20 @@ impl Workload for Accounts {
         Ok(())
     }
 
-    fn check_cut(&mut self, cut: &[&State]) -> Result<(), String> {
+    fn restored(&mut self, states: &[State]) {
+        self.history = History::default();
+        for state in states {
+            for (key, value) in state.records().iter().filter(|(key, _)| key[0] == Kind::Process as u8) {
+                let key = RecordKey::from_bytes(key).and_then(|key| key.process_key().map(str::to_owned));
+                if let (Some(key), Ok(account)) = (key, decode_value::<Account>(value)) {
+                    let known = Chain { base: account.chain, first: account.count, links: Vec::new() };
+                    self.history.chains.insert(key, known);
+                }
+            }
+        }
+    }
+
+    fn check_cut(&mut self, _topology: &Topology, cut: &[State]) -> Result<(), String> {
         let mut sum = 0;
         for state in cut {
             sum += money_of_state(state)?;
@@ -500,6 +535,11 @@ impl Code {
             }
             Op::SendPoison { to, amount, fate } => {
                 account.balance -= amount;
+                // A message to the own shard is handled before its sending is stored, so that nothing counts its attempts.
+                let (service, key) = self.name(to);
+                let own = txn.topology().shard_of(call.service, call.key);
+                let here = txn.topology().shard_of(service, &key) == own;
+                let fate = if here && fate == Fate::Kills { Fate::Panics } else { fate };
                 self.send(txn, to, &Op::Poison { amount, fate })?;
             }
             Op::Poison { fate, .. } => return Ok(fate),

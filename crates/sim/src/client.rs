@@ -4,7 +4,7 @@ use crate::marks::{Mark, Marks};
 use crate::violation::Violation;
 use crate::workload::{Answered, Call, CallId, Workload};
 use fastrand::Rng;
-use stead_core::ids::{Blob, Colour, RequestNumber, SessionId, ShardId};
+use stead_core::ids::{Blob, Colour, Incarnation, RequestNumber, SessionId, ShardId};
 use stead_core::shard::{Answer, Identity, Input, Query, Refusal, Request};
 use stead_core::topology::Topology;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +61,8 @@ struct Calling {
     call: Call,
     name: Name,
     attempts: u8,
+    /// Sendings of any kind for this call; only the retry that the last one planned counts.
+    tries: u32,
     born: u64,
     end: Option<Answered>,
 }
@@ -78,8 +80,6 @@ enum Name {
 pub(crate) struct Reaction {
     /// Calls to send, now.
     pub(crate) send: Vec<CallId>,
-    /// A call to try again after the retry time.
-    pub(crate) retry: Option<CallId>,
     /// A call that was answered just now.
     pub(crate) done: Option<CallId>,
 }
@@ -88,10 +88,10 @@ pub(crate) struct Reaction {
 const OPENING: u64 = 1 << 63;
 
 impl Clients {
-    pub(crate) fn new(rng: &mut Rng, count: usize) -> Self {
+    pub(crate) fn new(rng: &mut Rng, count: usize, incarnation: Incarnation) -> Self {
         let client = |at: usize| Client {
             style: [Style::Session, Style::Session, Style::Keyed, Style::Anonymous][rng.usize(..4)],
-            principal: Arc::from(format!("client-{}", at / 2)),
+            principal: Arc::from(format!("client-{incarnation}-{}", at / 2)),
             colour: Colour(0),
             sessions: BTreeMap::new(),
             pending: BTreeSet::new(),
@@ -115,8 +115,14 @@ impl Clients {
         self.clients.iter().flat_map(|c| c.pending.iter().copied()).collect()
     }
 
-    pub(crate) fn is_pending(&self, id: CallId) -> bool {
-        self.clients[self.calls[id as usize].client].pending.contains(&id)
+    /// How often a call was sent.
+    pub(crate) fn tries(&self, id: CallId) -> u32 {
+        self.calls[id as usize].tries
+    }
+
+    /// Whether a call still waits since its sending of this number.
+    pub(crate) fn waits_since(&self, id: CallId, tries: u32) -> bool {
+        self.tries(id) == tries && self.clients[self.calls[id as usize].client].pending.contains(&id)
     }
 
     /// Makes a client's next call, if it may have one more under way.
@@ -147,7 +153,7 @@ impl Clients {
             Style::Anonymous => Name::None,
         };
         workload.invoked(id, &call);
-        self.calls.push(Calling { client, shard, call, name, attempts: 0, born: now, end: None });
+        self.calls.push(Calling { client, shard, call, name, attempts: 0, tries: 0, born: now, end: None });
         self.clients[client].pending.insert(id);
         Some(id)
     }
@@ -176,6 +182,7 @@ impl Clients {
     /// idempotency key may get, for after the key's life a retry would be a new request.
     pub(crate) fn send(&mut self, id: CallId, now: u64, keyed_age: u64, rng: &mut Rng) -> Option<Frame> {
         let calling = &mut self.calls[id as usize];
+        calling.tries += 1;
         let client = &self.clients[calling.client];
         let identity = match calling.name {
             Name::Session { session: at, number } => {
@@ -313,10 +320,9 @@ impl Clients {
         };
         // A refusal of one attempt says nothing of the others: a call that is never known by another attempt is over.
         if !finishes {
+            // The others try again after the retry time.
             let known = !matches!(calling.name, Name::None) || calling.call.query;
-            if known {
-                reaction.retry = Some(id);
-            } else {
+            if !known {
                 self.abandon(id);
             }
             return Ok(reaction);

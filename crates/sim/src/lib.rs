@@ -16,6 +16,7 @@ mod marks;
 mod model;
 mod node;
 mod profile;
+mod restoring;
 mod run;
 mod starting;
 mod taking;

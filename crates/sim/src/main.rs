@@ -35,6 +35,9 @@ enum Command {
         /// Stop after so many seconds, whatever seeds are left.
         #[arg(long)]
         time: Option<u64>,
+        /// Tell every event on stderr.
+        #[arg(long)]
+        trace: bool,
         /// Go on after a failure.
         #[arg(long)]
         keep_going: bool,
@@ -64,22 +67,17 @@ fn main() -> ExitCode {
     // A panic of the simulated node is a finding, told with its seed; its backtrace is for a debugger.
     std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
     match Args::parse().command {
-        Command::Run { seeds, events, seed, bug, time, keep_going } => {
+        Command::Run { seeds, events, seed, bug, time, trace, keep_going } => {
             let seed = seed.unwrap_or_else(fresh_seed);
-            run_seeds(seed, seeds, events, bug, time.map(Duration::from_secs), keep_going)
+            let config = Config { seed, events, bug, trace };
+            run_seeds(config, seeds, time.map(Duration::from_secs), keep_going)
         }
         Command::Bugs { seeds, seed } => run_bugs(seed.unwrap_or_else(fresh_seed), seeds),
     }
 }
 
-fn run_seeds(
-    first: u64,
-    seeds: u64,
-    events: u64,
-    bug: Option<Bug>,
-    time: Option<Duration>,
-    keep_going: bool,
-) -> ExitCode {
+fn run_seeds(config: Config, seeds: u64, time: Option<Duration>, keep_going: bool) -> ExitCode {
+    let first = config.seed;
     let begun = Instant::now();
     let mut marks = Marks::default();
     let (mut done, mut failed, mut hash) = (0u64, 0u64, 0u128);
@@ -89,7 +87,7 @@ fn run_seeds(
             break;
         }
         done += 1;
-        match run(Config { seed, events, bug }) {
+        match run(Config { seed, ..config }) {
             Ok(report) => {
                 marks.add(&report.marks);
                 all_events += report.events;
@@ -122,7 +120,7 @@ fn run_bugs(first: u64, seeds: u64) -> ExitCode {
     println!("{:<20} {:>6} {:>6}  found as", "bug", "breaks", "seeds");
     for &bug in Bug::ALL {
         let found = (0..seeds).find_map(|n| {
-            let config = Config { seed: first.wrapping_add(n), events: 2000, bug: Some(bug) };
+            let config = Config { seed: first.wrapping_add(n), events: 2000, bug: Some(bug), trace: false };
             run(config).err().map(|failure| (n + 1, failure))
         });
         match found {

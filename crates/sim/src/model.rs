@@ -10,17 +10,20 @@ use stead_core::record::{RecordKey, TaskRecord, Waiting};
 use stead_core::records::Records;
 use stead_core::shard::{Answer, Effect};
 use stead_core::state::{Message, State};
+use stead_core::topology::Topology;
+use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// All shards.
 pub(crate) struct Model {
+    topology: Arc<Topology>,
     shards: Vec<Shadow>,
     /// By channel, what each message was, at the place of its sequence number less one.
     sent: BTreeMap<(ShardId, ShardId), Vec<Sent>>,
     /// Which life of the node led an epoch.
     leaders: BTreeMap<Epoch, u64>,
     /// By colour, the shards' states at their markers.
-    cuts: BTreeMap<Colour, BTreeMap<ShardId, Mark>>,
+    cuts: BTreeMap<Colour, Vec<State>>,
     /// Consistent cuts that were checked.
     pub(crate) cuts_checked: u64,
     pub(crate) entries: u64,
@@ -45,10 +48,15 @@ struct Sent {
     colour: Colour,
 }
 
-/// A shard at its marker.
-pub(crate) struct Mark {
-    pub(crate) state: State,
-    pub(crate) hash: u128,
+impl Sent {
+    fn of(message: &Message) -> Self {
+        Self {
+            message: hash_message(message),
+            payload: hash_call(&message.process, &message.payload),
+            process: xxh3_64(message.process.as_bytes()),
+            colour: message.colour,
+        }
+    }
 }
 
 fn hash_message(message: &Message) -> u64 {
@@ -60,7 +68,7 @@ pub(crate) fn hash_call(key: &str, payload: &[u8]) -> u64 {
 }
 
 impl Model {
-    pub(crate) fn new(shards: impl Iterator<Item = ShardId>) -> Self {
+    pub(crate) fn new(topology: Arc<Topology>) -> Self {
         let shadow = |shard| Shadow {
             state: State::new(shard),
             tail: VecDeque::new(),
@@ -68,12 +76,25 @@ impl Model {
             called: BTreeMap::new(),
         };
         Self {
-            shards: shards.map(shadow).collect(),
+            shards: topology.shards().map(shadow).collect(),
+            topology,
             sent: BTreeMap::new(),
             leaders: BTreeMap::new(),
             cuts: BTreeMap::new(),
             cuts_checked: 0,
             entries: 0,
+        }
+    }
+
+    /// The cluster begins from restored states. Its channels are new: all that was sent in them is still kept.
+    pub(crate) fn adopt(&mut self, states: &[State]) {
+        for state in states {
+            let from = state.shard();
+            for (to, outbox) in state.outboxes().iter() {
+                let log = outbox.messages.iter().map(Sent::of).collect();
+                self.sent.insert((from, to), log);
+            }
+            self.shadow(from).state = copy(state);
         }
     }
 
@@ -165,17 +186,12 @@ impl Model {
                 return Err(Violation::new(8, format!("channel {shard} to {to}: {sent} messages were sent, the next is {next}")));
             }
             let new = outbox.messages.iter().filter(|m| m.seq >= first);
-            log.extend(new.map(|message| Sent {
-                message: hash_message(message),
-                payload: hash_call(&message.process, &message.payload),
-                process: xxh3_64(message.process.as_bytes()),
-                colour: message.colour,
-            }));
+            log.extend(new.map(Sent::of));
         }
         shadow.called.retain(|&at, _| at > index);
         if let Some(colour) = marker {
-            let mark = Mark { state: copy(&shadow.state), hash: shadow.state.hash() };
-            self.cuts.entry(colour).or_default().insert(shard, mark);
+            let state = copy(&shadow.state);
+            self.cuts.entry(colour).or_default().push(state);
             self.check_cut(colour, workload)?;
         }
         Ok(())
@@ -270,19 +286,20 @@ impl Model {
 
     /// Checks the cut of a colour once every shard has its marker in the log.
     fn check_cut(&mut self, colour: Colour, workload: &mut dyn Workload) -> Result<(), Violation> {
-        if self.cuts[&colour].len() < self.shards.len() {
+        let cut = self.cuts.get_mut(&colour).expect("one of its states was just added");
+        if cut.len() < self.shards.len() {
             return Ok(());
         }
-        let states: Vec<&State> = self.cuts[&colour].values().map(|mark| &mark.state).collect();
-        check_channels(&states)?;
-        workload.check_cut(&states).map_err(|s| Violation::parse(&s))?;
+        cut.sort_by_key(State::shard);
+        check_channels(cut)?;
+        workload.check_cut(&self.topology, cut).map_err(|s| Violation::parse(&s))?;
         self.cuts_checked += 1;
         Ok(())
     }
 
     /// The shard's state at its marker.
-    pub(crate) fn mark(&self, colour: Colour, shard: ShardId) -> Option<&Mark> {
-        self.cuts.get(&colour)?.get(&shard)
+    pub(crate) fn mark(&self, colour: Colour, shard: ShardId) -> Option<&State> {
+        self.cuts.get(&colour)?.iter().find(|state| state.shard() == shard)
     }
 
     /// Checkpoints below this number will not be asked for again.
@@ -385,8 +402,8 @@ impl Model {
 }
 
 /// Invariants 8 and 9 over a cut: nothing is received that was not sent, and all that is in flight lies in an outbox.
-pub(crate) fn check_channels(cut: &[&State]) -> Result<(), Violation> {
-    let by_shard: BTreeMap<ShardId, &State> = cut.iter().map(|s| (s.shard(), *s)).collect();
+pub(crate) fn check_channels(cut: &[State]) -> Result<(), Violation> {
+    let by_shard: BTreeMap<ShardId, &State> = cut.iter().map(|s| (s.shard(), s)).collect();
     for to in cut {
         for (from, received) in to.received().iter() {
             let sent = by_shard.get(&from).and_then(|s| s.outboxes().get(to.shard())).map_or(0, |o| o.next.0 - 1);
@@ -412,7 +429,7 @@ pub(crate) fn check_channels(cut: &[&State]) -> Result<(), Violation> {
     Ok(())
 }
 
-fn copy(state: &State) -> State {
+pub(crate) fn copy(state: &State) -> State {
     let mut records = Records::new();
     records.reserve(state.records().len());
     for (key, value) in state.records().iter() {

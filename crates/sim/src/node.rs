@@ -3,11 +3,13 @@
 use crate::bug::Bug;
 use crate::taking::Taking;
 use stead_core::coordinator::Coordinator;
-use stead_core::ids::{Epoch, Incarnation, Index, NodeId, ShardId};
+use stead_core::ids::{Epoch, Index, NodeId, ShardId};
 use stead_core::shard::{Settings, Shard};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::collect::Collector;
+use stead_store::checkpoint::compact::Merged;
 use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::store::{DiskStore, StoreError};
 use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
@@ -24,7 +26,6 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 /// What lives from a start of the process to its end.
 pub(crate) struct Node {
-    pub(crate) life: u64,
     pub(crate) epoch: Epoch,
     pub(crate) shards: Vec<Shard>,
     /// By shard, when its next tick is scheduled, in virtual time.
@@ -35,6 +36,9 @@ pub(crate) struct Node {
     pub(crate) lineage: Lineage,
     pub(crate) coordinator: Coordinator,
     pub(crate) taking: Option<Taking>,
+    pub(crate) collector: Collector,
+    /// Merges that are not part of the lineage yet.
+    pub(crate) merged: Vec<Merged>,
     /// By channel, when its last frame arrives, for profiles that keep the order.
     pub(crate) channels: BTreeMap<(ShardId, ShardId), u64>,
     _data_dir: DataDir,
@@ -78,7 +82,7 @@ pub(crate) fn wal_options(segment_bytes: u64, log_id: u64, create: bool) -> WalO
     WalOptions { segment_bytes, log_id, create, free_max: 2, ..WalOptions::default() }
 }
 
-fn fresh(topology: &Topology) -> Meta {
+pub(crate) fn fresh(topology: &Topology) -> Meta {
     let services = topology.services().iter().map(|service| ServiceMeta {
         name: service.name.clone(),
         first: service.first,
@@ -97,7 +101,7 @@ fn fresh(topology: &Topology) -> Meta {
 /// Opens the data directory and recovers, as a node does that starts.
 pub(crate) fn open(disk: Arc<dyn Disk>, topology: &Topology, segment_bytes: u64) -> Result<Opened, OpenError> {
     let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), || fresh(topology))?;
-    if data_dir.meta().services != fresh(topology).services || data_dir.meta().incarnation == Incarnation(0) {
+    if data_dir.meta().services != fresh(topology).services || data_dir.meta().incarnation != topology.incarnation {
         return Err(OpenError::Topology);
     }
     let store = DiskStore::open(Arc::clone(&disk), CHECKPOINTS)?;
@@ -112,7 +116,6 @@ impl Node {
     /// Begins a life: its epoch is durable before any shard leads it.
     pub(crate) fn start(
         opened: Opened,
-        life: u64,
         topology: &Arc<Topology>,
         settings: &Settings,
         writer: u64,
@@ -130,7 +133,7 @@ impl Node {
         let make = |state: State| Shard::new(state, Arc::clone(topology), settings.clone());
         let shards: Vec<Shard> = recovered.states.into_iter().map(make).collect();
         Ok(Self {
-            life,
+
             epoch,
             ticks: vec![None; shards.len()],
             shards,
@@ -146,6 +149,8 @@ impl Node {
             lineage: recovered.lineage,
             coordinator,
             taking: None,
+            collector: Collector::new(),
+            merged: Vec::new(),
             channels: BTreeMap::new(),
             _data_dir: data_dir,
         })

@@ -2,6 +2,7 @@
 
 use fastrand::Rng;
 use stead_core::shard::Settings;
+use stead_store::checkpoint::compact::Policy;
 
 /// The faults and sizes of one run. Times are in microseconds of virtual time, chances in 1 of so many, 0 for never.
 #[derive(Clone, Debug)]
@@ -35,6 +36,9 @@ pub(crate) struct Profile {
     pub(crate) checkpoint_deadline: u64,
     pub(crate) drain: usize,
     pub(crate) keep: usize,
+    /// How long garbage waits before it is collected.
+    pub(crate) grace: u64,
+    pub(crate) merge: Policy,
     pub(crate) segment_bytes: u64,
     pub(crate) settings: Settings,
 }
@@ -87,6 +91,8 @@ impl Profile {
             checkpoint_deadline: spread(rng, &[200_000, 5_000_000, 60_000_000]),
             drain: rng.usize(1..=40),
             keep: rng.usize(1..=4),
+            grace: spread(rng, &[0, 100_000, 5_000_000]),
+            merge: Policy { fan_in: rng.usize(2..=5), growth: spread(rng, &[1, 100, 1_000_000]), growth_bytes_min: 1 },
             segment_bytes: spread(rng, &[16 << 10, 16 << 10, 32 << 10, 64 << 10]),
             settings,
         }

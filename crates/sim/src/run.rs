@@ -20,6 +20,8 @@ pub struct Config {
     pub events: u64,
     /// A bug to plant.
     pub bug: Option<Bug>,
+    /// Tell every event on stderr.
+    pub trace: bool,
 }
 
 /// How a run went.
@@ -54,7 +56,7 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { seed, events, bug } = self.config;
+        let Config { seed, events, bug, .. } = self.config;
         let bug = bug.map(|bug| format!(" --bug {}", bug.name())).unwrap_or_default();
         let commit = option_env!("STEAD_COMMIT").unwrap_or("unknown");
         write!(
@@ -83,6 +85,10 @@ pub fn run(config: Config) -> Result<Report, Box<Failure>> {
 pub fn run_with(config: Config, workload: &mut dyn Workload) -> Result<Report, Box<Failure>> {
     let profile = Profile::new(&mut Rng::with_seed(config.seed ^ 0xfa17));
     let mut world = World::new(config.seed, config.bug, workload, profile);
+    if config.trace {
+        eprintln!("{:#?}", world.profile);
+        world.tracing = true;
+    }
     let ended = catch_unwind(AssertUnwindSafe(|| world.run(config.events)));
     let violation = match ended {
         Ok(Ok(()) | Err(Stop::Over)) => None,

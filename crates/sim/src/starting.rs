@@ -2,7 +2,7 @@
 
 use crate::bug::Bug;
 use crate::marks::Mark;
-use crate::node::{CHECKPOINTS, Node, OpenError, Opened, open};
+use crate::node::{Node, OpenError, Opened, open};
 use crate::profile::one_in;
 use crate::violation::Violation;
 use crate::world::{Event, Outcomes, Stop, World};
@@ -17,11 +17,15 @@ struct Flip {
     path: String,
     offset: u64,
     bit: u8,
+    /// The byte after the flip.
+    flipped: u8,
 }
 
 impl World<'_> {
     pub(crate) fn start(&mut self) -> Outcomes {
         self.life += 1;
+        let seed = self.rng.u64(..);
+        self.workload.restart(&self.topology, seed);
         if self.life > 1 && self.powered_off && one_in(&mut self.rng, self.profile.crash_everywhere) {
             self.crash_everywhere()?;
         }
@@ -33,10 +37,16 @@ impl World<'_> {
             forget_end(&self.disk);
         }
         let disk = self.node_disk();
+        if self.tracing {
+            eprintln!("                             life {} opens its disk", self.life);
+        }
         let opened = match open(disk, &self.topology, self.profile.segment_bytes) {
             Ok(opened) => opened,
             Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(),
             Err(error) => {
+                if self.tracing {
+                    eprintln!("                             {error}");
+                }
                 let Some(flip) = flip else {
                     let number = if self.recovery_crashed { 18 } else { 2 };
                     return Err(Violation::new(number, format!("the node does not come back: {error}")).into());
@@ -45,7 +55,8 @@ impl World<'_> {
             }
         };
         self.came_back(&opened, flip.as_ref())?;
-        if let Some(flip) = flip {
+        // What a recovery made of the log stands; other files it did not look at.
+        if let Some(flip) = flip.filter(|flip| !flip.path.starts_with("wal/")) {
             self.unflip(&flip);
         }
         self.recovery_crashed = false;
@@ -54,7 +65,7 @@ impl World<'_> {
             self.marks.hit(Mark::RecoveredFromCheckpoint);
         }
         let (decided, writer) = (opened.recovered.decided, self.rng.u64(..));
-        let node = Node::start(opened, self.life, &self.topology, &self.profile.settings, writer, self.bug);
+        let node = Node::start(opened, &self.topology, &self.profile.settings, writer, self.bug);
         match node {
             Ok(node) => self.node = Some(node),
             Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(),
@@ -146,13 +157,22 @@ impl World<'_> {
             true if !written.is_empty() => written[self.rng.usize(..written.len())],
             _ => self.rng.usize(..bytes.len()),
         } as u64;
-        let flip = Flip { path, offset, bit: self.rng.u8(..8) };
+        let bit = self.rng.u8(..8);
+        let flipped = bytes[offset as usize] ^ 1 << bit;
+        let flip = Flip { path, offset, bit, flipped };
         self.disk.flip_bit(&flip.path, flip.offset, flip.bit).ok()?;
+        if self.tracing {
+            eprintln!("                             a bit flips in {} at {}", flip.path, flip.offset);
+        }
         Some(flip)
     }
 
     /// Takes a flip back, if its file is still there.
     fn unflip(&mut self, flip: &Flip) {
+        let there = self.disk.bytes(&flip.path).and_then(|bytes| bytes.get(flip.offset as usize).copied());
+        if there != Some(flip.flipped) {
+            return;
+        }
         let _ = self.disk.flip_bit(&flip.path, flip.offset, flip.bit);
     }
 
@@ -239,5 +259,4 @@ fn cut_from(disk: &SimDisk, flip: &Flip) {
         bytes[from.max(BLOCK)..].fill(0);
         disk.put(&path, &bytes);
     }
-    let _ = CHECKPOINTS;
 }

@@ -14,11 +14,15 @@ use stead_core::shard::Input;
 use stead_core::state::{Header, State};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::load::load_parts;
-use stead_store::checkpoint::manifest::Manifest;
-use stead_store::checkpoint::store::{DiskStore, Pace};
+use stead_store::checkpoint::collect::Retention;
+use stead_store::checkpoint::compact;
+use stead_store::checkpoint::manifest::{Manifest, decided_numbers, read_manifest};
+use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed, give_up};
 use stead_store::wal::{Record, Wal};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// A checkpoint that is being taken.
 pub(crate) struct Taking {
@@ -92,7 +96,7 @@ impl World<'_> {
                 encode_record(key, Some(value), &mut out);
             }
         }
-        let moved = self.model.appended(shard) > self.model.mark(number, shard).map_or(Index(u64::MAX), |m| m.state.position().index);
+        let moved = self.model.appended(shard) > self.model.mark(number, shard).map_or(Index(u64::MAX), |mark| mark.position().index);
         let written = writer.piece(shard, &out).and_then(|()| if done { writer.end_part(shard) } else { Ok(false) });
         if moved && !done {
             self.marks.hit(Mark::SnapshotUnderWrites);
@@ -202,15 +206,15 @@ impl World<'_> {
             let Some(mark) = self.model.mark(number, shard) else {
                 return Err(Violation::new(10, format!("checkpoint {number}: the marker of shard {shard} is not committed")).into());
             };
-            if mark.hash != state.hash() {
-                let what = crate::model::differ(&mark.state, &state);
+            if mark.hash() != state.hash() {
+                let what = crate::model::differ(mark, &state);
                 return Err(Violation::new(10, format!("checkpoint {number}: shard {shard} has {what}")).into());
             }
             states.push(state);
         }
-        let cut: Vec<&State> = states.iter().collect();
-        check_channels(&cut)?;
-        self.workload.check_cut(&cut).map_err(|s| Violation::parse(&s))?;
+        let cut: &[State] = &states;
+        check_channels(cut)?;
+        self.workload.check_cut(&self.topology, cut).map_err(|s| Violation::parse(&s))?;
         let in_flight: u64 = cut
             .iter()
             .flat_map(|from| from.outboxes().iter().map(move |(to, outbox)| (from.shard(), to, outbox.next.0 - 1)))
@@ -235,7 +239,106 @@ impl World<'_> {
         });
         let newest = newest.map_err(|e| Violation::new(13, format!("the newest checkpoint can't be read: {e}")))?;
         let Some(manifest) = newest.manifest else { return Ok(()) };
-        self.trim(&manifest)
+        self.trim(&manifest)?;
+        if self.node.is_some() {
+            self.collect(manifest.number)?;
+        }
+        if self.node.is_some() {
+            let delay = self.random(20_000);
+            self.inside(delay, Inside::Merge);
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self, newest: Colour) -> Outcomes {
+        let time = self.time();
+        let retention = Retention { keep: self.profile.keep, grace: self.profile.grace, ..Retention::default() };
+        let node = self.node.as_mut().expect("checked by the caller");
+        let mut in_use: BTreeSet<String> = node.lineage.bundles().iter().map(|bundle| bundle.name.clone()).collect();
+        in_use.extend(node.merged.iter().map(|merged| merged.bundle().name.clone()));
+        if let Some(taking) = &node.taking {
+            in_use.extend(taking.writer.iter().map(|writer| writer.bundle_name().to_owned()));
+            let sealed = taking.sealed.iter().flat_map(|sealed| &sealed.manifest().bundles);
+            in_use.extend(sealed.map(|bundle| bundle.name.clone()));
+        }
+        let collected = node.collector.collect(&node.store, self.topology.incarnation, time, &retention, &in_use);
+        let collected = match collected {
+            Ok(collected) => collected,
+            Err(CheckpointError::Store(error)) => return self.storage_failed(&error.to_string()),
+            Err(error) => return Err(Violation::new(13, format!("garbage can't be collected: {error}")).into()),
+        };
+        if self.bug == Some(Bug::OverlookManifests) {
+            self.overlook(newest);
+        }
+        if collected.bundles.is_empty() && self.bug != Some(Bug::OverlookManifests) {
+            return Ok(());
+        }
+        self.marks.hit(Mark::Collected);
+        self.check_all_checkpoints()
+    }
+
+    /// The planted bug: what only older manifests refer to goes.
+    fn overlook(&mut self, newest: Colour) {
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        self.quietly(|_| {
+            let Ok(kept) = read_manifest(&store, newest) else { return };
+            for number in decided_numbers(&store).unwrap_or_default() {
+                let Ok(manifest) = read_manifest(&store, number) else { continue };
+                let needless = manifest.bundles.iter().find(|bundle| kept.bundles.iter().all(|b| b.name != bundle.name));
+                if let Some(bundle) = needless {
+                    let _ = store.delete(&bundle.name);
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Invariant 13 for checkpoints: each that exists can be loaded.
+    pub(crate) fn check_all_checkpoints(&mut self) -> Outcomes {
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        let broken = self.quietly(|_| {
+            decided_numbers(&store)?.into_iter().find_map(|number| {
+                let manifest = match read_manifest(&store, number) {
+                    Ok(manifest) => manifest,
+                    Err(CheckpointError::GivenUp { .. }) => return None,
+                    Err(error) => return Some((number, error)),
+                };
+                load_parts(&store, &manifest, 1).err().map(|error| (number, error))
+            }).map_or(Ok(()), |(number, error)| {
+                Err(CheckpointError::Incomplete { number, reason: error.to_string() })
+            })
+        });
+        broken.map_err(|error| Violation::new(13, format!("a checkpoint was broken: {error}")).into())
+    }
+
+    pub(crate) fn merge(&mut self) -> Outcomes {
+        let node = self.node.as_mut().expect("checked by the caller");
+        let Some(merge) = compact::plan(&node.lineage, &self.profile.merge) else { return Ok(()) };
+        let id = (self.topology.incarnation, node.coordinator.last());
+        let stop = AtomicBool::new(false);
+        let merged = compact::run(&node.store, &node.names, id, &node.lineage, &merge, &Pace::unlimited(), &stop);
+        match merged {
+            Ok(Some(merged)) => {
+                node.merged.push(merged);
+                let delay = self.random(50_000);
+                self.inside(delay, Inside::ApplyMerged);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) if error.is_full() => Ok(()),
+            Err(CheckpointError::Store(error)) => self.storage_failed(&error.to_string()),
+            Err(error) => Err(Violation::new(13, format!("a merge can't read what a checkpoint needs: {error}")).into()),
+        }
+    }
+
+    pub(crate) fn apply_merged(&mut self) -> Outcomes {
+        let node = self.node.as_mut().expect("checked by the caller");
+        if let Some(merged) = node.merged.pop()
+            && node.lineage.apply(&merged)
+        {
+            self.marks.hit(Mark::Compacted);
+        }
+        Ok(())
     }
 
     fn trim(&mut self, manifest: &Manifest) -> Outcomes {

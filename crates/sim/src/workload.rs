@@ -3,11 +3,12 @@
 use fastrand::Rng;
 use stead_core::entry::{Entry, Reply};
 use stead_core::handler::Handler;
-use stead_core::ids::{Blob, Key, ServiceId, ShardId};
+use stead_core::ids::{Blob, Key, ServiceId, ShardId, TaskId};
 use stead_core::record::TaskRecord;
 use stead_core::shard::{Refusal, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
+use std::sync::Arc;
 
 /// One call of a client.
 #[derive(Clone, Debug)]
@@ -36,7 +37,7 @@ pub trait Workload {
     fn services(&self) -> Vec<(String, u32)>;
 
     /// The user code of the node's next life, with a new seed: what it draws differs if anything is executed again.
-    fn restart(&mut self, seed: u64);
+    fn restart(&mut self, topology: &Arc<Topology>, seed: u64);
 
     /// The user code.
     fn handler(&mut self) -> &mut dyn Handler;
@@ -50,7 +51,7 @@ pub trait Workload {
     fn next(&mut self, rng: &mut Rng, topology: &Topology, client: usize, id: CallId) -> Option<Call>;
 
     /// Runs one step of a task.
-    fn step(&mut self, task: &TaskRecord) -> StepOutcome;
+    fn step(&mut self, id: TaskId, task: &TaskRecord) -> StepOutcome;
 
     /// A call goes out for the first time.
     fn invoked(&mut self, _id: CallId, _call: &Call) {}
@@ -71,11 +72,14 @@ pub trait Workload {
         Ok(())
     }
 
-    /// Checks a consistent cut: the shards' states, whose in-flight messages lie in their outboxes.
+    /// The cluster goes on from these states; what was learnt of a later past must be forgotten.
+    fn restored(&mut self, _states: &[State]) {}
+
+    /// Checks a consistent cut: the shards' states in the order of their ids, whose in-flight messages lie in their outboxes.
     ///
     /// # Errors
     /// What does not hold.
-    fn check_cut(&mut self, _cut: &[&State]) -> Result<(), String> {
+    fn check_cut(&mut self, _topology: &Topology, _cut: &[State]) -> Result<(), String> {
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use crate::bug::Bug;
 use crate::client::{Clients, Frame, Reaction};
 use crate::disk::LifeDisk;
 use crate::marks::{Mark, Marks};
-use crate::model::{Model, check_channels, hash_call};
+use crate::model::{Model, check_channels, copy, hash_call};
 use crate::node::{NODE, Node};
 use crate::profile::{Profile, one_in};
 use crate::violation::Violation;
@@ -35,11 +35,12 @@ const WALL: u64 = 1_700_000_000_000_000;
 const CALM_EVENTS: u64 = 200_000;
 
 /// What happens at some time.
+#[derive(Debug)]
 pub(crate) enum Event {
     /// A client may make a call.
     Client(usize),
     /// A call is tried again unless it is answered.
-    Retry(CallId),
+    Retry(CallId, u32),
     /// An answered call is asked again.
     AskAgain(CallId),
     /// A client's frame arrives at the node, if it lives.
@@ -52,6 +53,7 @@ pub(crate) enum Event {
     Start,
 }
 
+#[derive(Debug)]
 pub(crate) enum Inside {
     Input(ShardId, Input),
     Tick(ShardId),
@@ -64,6 +66,8 @@ pub(crate) enum Inside {
     Decide(Colour),
     GiveUp(Colour),
     Housekeep,
+    Merge,
+    ApplyMerged,
 }
 
 struct Scheduled {
@@ -130,6 +134,10 @@ pub(crate) struct World<'w> {
     pub(crate) clients: Clients,
     pub(crate) life: u64,
     pub(crate) calm: bool,
+    pub(crate) tracing: bool,
+    nested: bool,
+    /// The final hash of the cluster that was restored at the end.
+    pub(crate) restored_hash: u128,
     /// By shard, what was synced before the last sync: only damage above it may go unnoticed.
     pub(crate) covered: Vec<Index>,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -176,25 +184,43 @@ impl Handler for Watched<'_> {
 }
 
 impl<'w> World<'w> {
+    /// A world with an empty disk.
     pub(crate) fn new(seed: u64, bug: Option<Bug>, workload: &'w mut dyn Workload, profile: Profile) -> Self {
-        let mut rng = Rng::with_seed(seed);
         let mut topology = Topology::new(Incarnation(1));
         for (name, shards) in workload.services() {
             topology.ensure(&name, shards).expect("a workload's services can be");
         }
-        let clients = Clients::new(&mut rng, profile.clients);
+        let disk = SimDisk::new(seed ^ 0xd15c);
+        Self::with(seed, bug, workload, profile, topology, disk)
+    }
+
+    /// A world whose disk holds something already.
+    pub(crate) fn with(
+        seed: u64,
+        bug: Option<Bug>,
+        workload: &'w mut dyn Workload,
+        profile: Profile,
+        topology: Topology,
+        disk: SimDisk,
+    ) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let clients = Clients::new(&mut rng, profile.clients, topology.incarnation);
+        let topology = Arc::new(topology);
         let shards = topology.shard_count() as usize;
         let mut world = Self {
             bug,
             marks: Marks::default(),
-            model: Model::new(topology.shards()),
-            disk: SimDisk::new(rng.u64(..)),
-            topology: Arc::new(topology),
+            model: Model::new(Arc::clone(&topology)),
+            disk,
+            topology,
             node: None,
             workload,
             clients,
             life: 0,
             calm: false,
+            tracing: false,
+            nested: false,
+            restored_hash: 0,
             covered: vec![Index(0); shards],
             queue: BinaryHeap::new(),
             order: 0,
@@ -261,7 +287,7 @@ impl<'w> World<'w> {
 
     /// A hash over all that happened.
     pub(crate) fn hash(&self) -> u128 {
-        u128::from(self.trace) << 64 ^ self.model.hash() ^ u128::from(self.clients.answered)
+        u128::from(self.trace) << 64 ^ self.model.hash() ^ self.restored_hash.rotate_left(13) ^ u128::from(self.clients.answered)
     }
 
     fn note(&mut self, what: u64, more: &[u8]) {
@@ -278,15 +304,24 @@ impl<'w> World<'w> {
         self.settle()
     }
 
+    /// As [`World::run`], but without a restore at its end.
+    pub(crate) fn run_restored(&mut self, events: u64) -> Outcomes {
+        self.nested = true;
+        self.run(events)
+    }
+
     fn happen(&mut self, next: Scheduled) -> Outcomes {
         self.events += 1;
         self.aged += next.at - self.now;
         self.now = next.at;
         self.note(next.order ^ self.now.rotate_left(32), &[]);
+        if self.tracing {
+            eprintln!("{:>7} {:>12} life {} {:?}", self.events, self.now, self.life, next.event);
+        }
         match next.event {
             Event::Client(client) => self.client_acts(client),
-            Event::Retry(id) => {
-                if self.clients.is_pending(id) {
+            Event::Retry(id, tries) => {
+                if self.clients.waits_since(id, tries) {
                     self.send_call(id);
                 }
                 Ok(())
@@ -333,6 +368,8 @@ impl<'w> World<'w> {
             Inside::Decide(number) => self.decide(number),
             Inside::GiveUp(number) => self.give_up(number, "it took too long"),
             Inside::Housekeep => self.housekeep(),
+            Inside::Merge => self.merge(),
+            Inside::ApplyMerged => self.apply_merged(),
         }
     }
 
@@ -429,7 +466,7 @@ impl<'w> World<'w> {
         if let Some(frame) = self.clients.send(id, self.aged, keyed_age, &mut self.rng) {
             self.transmit(frame);
             let retry = self.profile.retry + self.random(self.profile.retry);
-            self.at(retry, Event::Retry(id));
+            self.at(retry, Event::Retry(id, self.clients.tries(id)));
         }
     }
 
@@ -466,13 +503,9 @@ impl<'w> World<'w> {
 
     fn client_hears(&mut self, answer: Answer) -> Outcomes {
         self.note(answer.token, &[]);
-        let Reaction { send, retry, done } = self.clients.answer(answer, self.workload, &mut self.marks)?;
+        let Reaction { send, done } = self.clients.answer(answer, self.workload, &mut self.marks)?;
         for id in send {
             self.send_call(id);
-        }
-        if let Some(id) = retry {
-            let delay = self.profile.retry + self.random(self.profile.retry);
-            self.at(delay, Event::Retry(id));
         }
         if let Some(id) = done
             && self.clients.may_ask_again(id)
@@ -527,6 +560,9 @@ impl<'w> World<'w> {
     fn perform(&mut self, shard: ShardId, effect: Effect, colour_news: bool) -> Outcomes {
         if let Effect::Append { epoch, index, bytes } = effect {
             self.note(index.0, &bytes);
+            if self.tracing {
+                eprintln!("                             shard {shard}: {:?}", stead_core::entry::Entry::decode(&bytes));
+            }
             self.model.append(shard, self.life, &bytes)?;
             let node = self.node.as_mut().expect("only a living node has effects");
             node.log.waiting.push_back((shard, epoch, index, bytes));
@@ -536,6 +572,9 @@ impl<'w> World<'w> {
             }
             self.flush_soon();
             return Ok(());
+        }
+        if self.tracing {
+            eprintln!("                             shard {shard}: {effect:?}");
         }
         self.model.check_effect(shard, &effect)?;
         match effect {
@@ -623,7 +662,7 @@ impl<'w> World<'w> {
     }
 
     fn step(&mut self, shard: ShardId, id: TaskId, task: &TaskRecord) -> Outcomes {
-        let outcome = self.workload.step(task);
+        let outcome = self.workload.step(id, task);
         if self.workload.killed() {
             self.marks.hit(Mark::StepKilled);
             return self.end(End::Process);
@@ -725,7 +764,10 @@ impl<'w> World<'w> {
     }
 
     /// Storage failed: either the power is gone, or the process has to end for it knows no longer what is on its disk.
-    pub(crate) fn storage_failed(&mut self, _error: &str) -> Outcomes {
+    pub(crate) fn storage_failed(&mut self, error: &str) -> Outcomes {
+        if self.tracing {
+            eprintln!("                             {error}");
+        }
         if self.disk.is_crashed() {
             self.marks.hit(Mark::CrashInIo);
             self.end(End::Power)
@@ -736,6 +778,9 @@ impl<'w> World<'w> {
 
     /// The node ends; it will start again.
     pub(crate) fn end(&mut self, end: End) -> Outcomes {
+        if self.tracing {
+            eprintln!("                             the node ends: {end:?}");
+        }
         // Before the node is dropped: a dead process closes nothing and tidies nothing up.
         self.powered_off = end == End::Power;
         match end {
@@ -861,16 +906,17 @@ impl<'w> World<'w> {
         }
         self.compare()?;
         let node = self.node.as_ref().expect("a node at rest lives");
-        let cut: Vec<&State> = node.shards.iter().map(|shard| shard.state()).collect();
+        let cut: Vec<State> = node.shards.iter().map(|shard| copy(shard.state())).collect();
         check_channels(&cut)?;
-        self.workload.check_cut(&cut).map_err(|s| Violation::parse(&s))?;
+        self.workload.check_cut(&self.topology, &cut).map_err(|s| Violation::parse(&s))?;
         for state in cut {
             if state.attempts() > 0 {
                 let (shard, left) = (state.shard(), state.attempts());
                 return Err(Violation::new(17, format!("shard {shard}: {left} attempts are kept of causes that are gone")).into());
             }
         }
-        Ok(())
+        self.check_all_checkpoints()?;
+        if self.nested { Ok(()) } else { self.restore() }
     }
 
     fn unrest(&self) -> String {

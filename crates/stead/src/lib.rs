@@ -67,6 +67,8 @@ mod panics;
 mod process;
 mod registry;
 mod task;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use client::{BlockingClient, Client, RawCall, RawReply};
 pub use config::Config;

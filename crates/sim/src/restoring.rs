@@ -1,0 +1,127 @@
+//! A checkpoint is restored at the end of a run, onto the same or other numbers of shards, and the new incarnation has to
+//! live with it.
+
+use crate::marks::Mark;
+use crate::model::check_channels;
+use crate::node::{CHECKPOINTS, fresh};
+use crate::profile::Profile;
+use crate::violation::Violation;
+use crate::world::{Outcomes, Stop, World};
+use fastrand::Rng;
+use stead_core::ids::{Colour, Incarnation};
+use stead_core::record::{Kind, RecordKey};
+use stead_core::state::State;
+use stead_core::topology::Topology;
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::load::load_parts;
+use stead_store::checkpoint::manifest::{Manifest, decided_numbers, read_manifest};
+use stead_store::checkpoint::restore::{Restore, restore};
+use stead_store::checkpoint::store::{DiskStore, Pace};
+use stead_store::data_dir::DataDir;
+use stead_store::sim_disk::SimDisk;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Events of the restored cluster's life.
+const EVENTS: u64 = 150;
+
+fn broken(error: &CheckpointError) -> Stop {
+    Violation::new(10, format!("a checkpoint can't be restored: {error}")).into()
+}
+
+fn states_of(disk: &SimDisk, manifest: &Manifest) -> Result<Vec<State>, CheckpointError> {
+    let store = DiskStore::attach(Arc::new(disk.clone()), CHECKPOINTS);
+    load_parts(&store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest)).collect()
+}
+
+impl World<'_> {
+    /// Restores one of the checkpoints that are left.
+    pub(crate) fn restore(&mut self) -> Outcomes {
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        let numbers = decided_numbers(&store).map_err(|e| broken(&e))?;
+        let mut manifests = Vec::new();
+        for number in numbers {
+            match read_manifest(&store, number) {
+                Ok(manifest) => manifests.push(manifest),
+                Err(CheckpointError::GivenUp { .. }) => {}
+                Err(error) => return Err(broken(&error)),
+            }
+        }
+        if manifests.is_empty() {
+            return Ok(());
+        }
+        let manifest = manifests.swap_remove(self.rng.usize(..manifests.len()));
+        let old = states_of(&self.disk, &manifest).map_err(|e| broken(&e))?;
+        self.workload.check_cut(&self.topology, &old).map_err(|s| Violation::parse(&s))?;
+
+        let (mut topology, mut shards) = (Topology::new(Incarnation(2)), BTreeMap::new());
+        let reshard = self.rng.bool();
+        for service in self.topology.services() {
+            let count = if reshard { self.rng.u32(1..=6) } else { service.shards };
+            shards.insert(service.name.clone(), count);
+            topology.ensure(&service.name, count).expect("the same names as before");
+        }
+        let target = SimDisk::new(self.rng.u64(..));
+        let made = DataDir::open(Arc::new(target.clone()), || fresh(&topology));
+        drop(made.map_err(|e| Violation::new(0, format!("a new data directory can't be made: {e}")))?);
+        let into = DiskStore::open(Arc::new(target.clone()), CHECKPOINTS);
+        let into = into.map_err(|e| broken(&e.into()))?;
+        let options = Restore { incarnation: Incarnation(2), shards, created: self.time(), pace: Pace::unlimited() };
+        let names = BundleNames::new(self.rng.u64(..));
+        let restored = restore(&store, &manifest, &into, &names, &options, &mut |_| {});
+        let restored = restored.map_err(|e| Violation::new(10, format!("checkpoint {} is not restored: {e}", manifest.number)))?;
+        let new = states_of(&target, &restored.manifest).map_err(|e| broken(&e))?;
+        self.check_restored(&old, &new, &topology, manifest.number)?;
+        self.marks.hit(if reshard { Mark::Resharded } else { Mark::Restored });
+
+        let seed = self.rng.u64(..);
+        let mut profile = Profile::new(&mut Rng::with_seed(seed));
+        profile.flip = 0;
+        self.workload.restored(&new);
+        let mut world = World::with(seed, None, self.workload, profile, topology, target);
+        world.tracing = self.tracing;
+        world.model.adopt(&new);
+        world.recovered_once = true;
+        let ended = world.run_restored(EVENTS);
+        let (hash, marks, events) = (world.hash(), world.marks.clone(), world.events);
+        self.marks.add(&marks);
+        self.events += events;
+        self.restored_hash = hash;
+        ended
+    }
+
+    /// Invariants 9 to 11 between a checkpoint and what was restored from it.
+    fn check_restored(&mut self, old: &[State], new: &[State], topology: &Topology, number: Colour) -> Outcomes {
+        let bad = |what: String| Err(Violation::new(10, format!("restored checkpoint {number}: {what}")).into());
+        let moved = |key: &[u8]| matches!(Kind::from_number(key[0]), Some(Kind::Process | Kind::Cell | Kind::Idempotency));
+        let mut count = 0;
+        for state in old {
+            let service = self.topology.service_of(state.shard()).expect("a shard of the run");
+            for (key, value) in state.records().iter().filter(|(key, _)| moved(key)) {
+                count += 1;
+                let record = RecordKey::from_bytes(key).expect("checked when it was loaded");
+                let process = record.process_key().expect("these kinds belong to a process");
+                let shard = topology.shard_of(service, process);
+                if new[shard.0 as usize].records().get(key) != Some(value) {
+                    return bad(format!("record {record:?} is not what it was"));
+                }
+            }
+        }
+        let there: usize = new.iter().map(|state| state.records().iter().filter(|(key, _)| moved(key)).count()).sum();
+        if there != count {
+            return bad(format!("{there} records of processes instead of {count}"));
+        }
+        for kind in [Kind::Timer, Kind::Task, Kind::DeadLetter] {
+            let of = |states: &[State]| -> usize {
+                states.iter().map(|s| s.records().iter().filter(|(key, _)| key[0] == kind as u8).count()).sum()
+            };
+            if of(old) != of(new) {
+                return bad(format!("{} records of kind {kind:?} instead of {}", of(new), of(old)));
+            }
+        }
+        check_channels(new)?;
+        self.workload.check_cut(topology, new).map_err(|s| Violation::parse(&s))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,94 @@
+//! Runs of the simulator that are short enough for every test run; `stead-sim run` and `stead-sim bugs` do the rest.
+
+use stead_sim::{Bug, Config, Mark, Marks, run};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+fn fresh_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    fastrand::Rng::with_seed(now.as_nanos() as u64).u64(..1 << 48)
+}
+
+fn config(seed: u64) -> Config {
+    Config { seed, events: 1000, bug: None, trace: false }
+}
+
+#[test]
+fn fixed_seeds_hold_and_reach_what_is_rare() {
+    let mut marks = Marks::default();
+    for seed in 1..=60 {
+        match run(config(seed)) {
+            Ok(report) => marks.add(&report.marks),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    let common = [
+        Mark::PowerCut,
+        Mark::ProcessKilled,
+        Mark::CheckpointDone,
+        Mark::CutInFlight,
+        Mark::RecoveredFromCheckpoint,
+        Mark::Reasked,
+        Mark::TaskDone,
+        Mark::Restored,
+        Mark::Resharded,
+    ];
+    for mark in common {
+        assert!(marks.count(mark) > 0, "60 seeds without: {}\n{marks}", mark.text());
+    }
+}
+
+#[test]
+fn fresh_seeds_hold() {
+    let first = fresh_seed();
+    for seed in first..first + 20 {
+        if let Err(failure) = run(config(seed)) {
+            panic!("{failure}");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_ends_in_the_same_hash() {
+    for seed in [7, 8, 9, 10] {
+        let (first, second) = (run(config(seed)), run(config(seed)));
+        assert_eq!(first, second, "seed {seed}");
+        assert_ne!(first.map(|r| r.hash), run(config(seed + 100)).map(|r| r.hash));
+    }
+}
+
+/// One line for each seed that found something once: `SEED EVENTS  # what it was`.
+#[test]
+fn what_was_found_once_stays_fixed() {
+    for line in include_str!("../regressions.txt").lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        let mut words = line.split_whitespace();
+        let mut number = || words.next().and_then(|word| word.parse().ok()).expect("SEED EVENTS");
+        let (seed, events) = (number(), number());
+        if let Err(failure) = run(Config { seed, events, bug: None, trace: false }) {
+            panic!("{failure}");
+        }
+    }
+}
+
+/// A bug that is drawn at random is caught within a few seeds; `stead-sim bugs` plants all of them.
+#[test]
+fn planted_bugs_are_caught() {
+    let first = fresh_seed();
+    let bug = Bug::ALL[(first % Bug::ALL.len() as u64) as usize];
+    println!("bug {} from seed {first}", bug.name());
+    assert!(caught(bug, first), "{} was not caught in {SEEDS_MAX} seeds from {first}", bug.name());
+}
+
+/// Long: run with `--ignored`, as the continuous integration does before a release.
+#[test]
+#[ignore = "plants every bug in turn: half a minute"]
+fn every_planted_bug_is_caught() {
+    let first = fresh_seed();
+    let missed: Vec<&str> = Bug::ALL.iter().filter(|bug| !caught(**bug, first)).map(|bug| bug.name()).collect();
+    assert!(missed.is_empty(), "not caught in {SEEDS_MAX} seeds from {first}: {missed:?}");
+}
+
+const SEEDS_MAX: u64 = 400;
+
+fn caught(bug: Bug, first: u64) -> bool {
+    (first..first + SEEDS_MAX).any(|seed| run(Config { bug: Some(bug), ..config(seed) }).is_err())
+}

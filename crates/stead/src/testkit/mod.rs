@@ -1,0 +1,267 @@
+//! Your services under the seeded simulator: crashes at any moment, power cuts, lost and doubled requests, slow and full
+//! disks, checkpoints and a restore; from `cargo test`, in milliseconds, and again in the same way for the same seed.
+//!
+//! The simulator runs the same core and the same storage code as a node. It checks what Stead promises (each answered request
+//! was applied exactly once, messages arrive once and in order, what was committed is never lost, …), and at each
+//! consistent cut the [`Process::check`] of every service and the check given here. What it finds is told with the seed.
+//!
+//! ```
+//! use serde::{Deserialize, Serialize};
+//! use stead::testkit::{Call, Sim};
+//! use stead::{Context, Cut, Never, Process, QueryContext};
+//!
+//! #[derive(Default, Serialize, Deserialize)]
+//! struct Account { balance: i64 }
+//!
+//! #[derive(Serialize, Deserialize)]
+//! enum Request { Pay { to: u8, amount: i64 }, Receive(i64) }
+//!
+//! impl Process for Account {
+//!     const SERVICE: &'static str = "account";
+//!     type Key = u8;
+//!     type Request = Request;
+//!     type Reply = ();
+//!     type Error = Never;
+//!     type Query = ();
+//!     type Answer = i64;
+//!     fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Request) -> Result<(), Never> {
+//!         match request {
+//!             Request::Pay { to, amount } => {
+//!                 self.balance -= amount;
+//!                 ctx.send::<Self>(&to, Request::Receive(amount));
+//!             }
+//!             Request::Receive(amount) => self.balance += amount,
+//!         }
+//!         Ok(())
+//!     }
+//!     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<i64, Never> { Ok(self.balance) }
+//!     fn check(cut: &Cut<'_>) -> Result<(), String> {
+//!         let mut sum = 0;
+//!         for account in cut.processes::<Self>() { sum += account?.1.balance; }
+//!         for message in cut.in_flight::<Self>() {
+//!             if let Request::Receive(amount) = message?.1 { sum += amount; }
+//!         }
+//!         if sum == 0 { Ok(()) } else { Err(format!("{sum} too much")) }
+//!     }
+//! }
+//!
+//! for seed in 0..10 {
+//!     let report = Sim::new(seed)
+//!         .service::<Account>(3)
+//!         .calls(|rng| Call::request::<Account>(&rng.u8(..9), &Request::Pay { to: rng.u8(..9), amount: rng.i64(1..50) }))
+//!         .run()
+//!         .unwrap_or_else(|failed| panic!("{failed}"));
+//!     assert!(report.cuts > 0 || report.answered > 0);
+//! }
+//! ```
+
+use crate::codec;
+use crate::cut::Cut;
+use crate::process::Process;
+use crate::registry::{RegisteredTwice, Registry, Runner};
+use crate::task::{StepContext, Task};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use stead_core::handler::Handler;
+use stead_core::ids::{Blob, Key, TaskId};
+use stead_core::record::TaskRecord;
+use stead_core::shard::StepOutcome;
+use stead_core::state::State;
+use stead_core::topology::Topology;
+use stead_sim::{CallId, Config, Violation, Workload, run_with};
+
+pub use fastrand::Rng;
+pub use stead_sim::Report;
+
+/// A run of services under the simulator.
+pub struct Sim {
+    config: Config,
+    calls_max: u64,
+    users: Users,
+}
+
+/// One call of a simulated client.
+#[derive(Clone, Debug)]
+pub struct Call {
+    service: &'static str,
+    key: Key,
+    payload: Blob,
+    query: bool,
+}
+
+/// A run that found something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("seed {seed}, event {event}: {violation}; repeat it with Sim::new({seed})")]
+pub struct Failed {
+    /// The seed of the run.
+    pub seed: u64,
+    /// When it was found.
+    pub event: u64,
+    /// What was found.
+    pub violation: Violation,
+}
+
+type Draw = Box<dyn FnMut(&mut Rng) -> Call>;
+type Check = Box<dyn FnMut(&Cut<'_>) -> Result<(), String>>;
+
+struct Users {
+    registry: Registry,
+    services: Vec<(String, u32)>,
+    runner: Option<Runner>,
+    draw: Option<Draw>,
+    left: u64,
+    check: Option<Check>,
+}
+
+impl Call {
+    /// A request; its session, retries and doubles are the simulator's.
+    ///
+    /// # Panics
+    /// If the key or the request can't be encoded.
+    #[must_use]
+    pub fn request<P: Process>(key: &P::Key, request: &P::Request) -> Self {
+        Self::new::<P>(key, codec::encode(request, "a request", P::SERVICE), false)
+    }
+
+    /// A query.
+    ///
+    /// # Panics
+    /// If the key or the query can't be encoded.
+    #[must_use]
+    pub fn query<P: Process>(key: &P::Key, query: &P::Query) -> Self {
+        Self::new::<P>(key, codec::encode(query, "a query", P::SERVICE), true)
+    }
+
+    fn new<P: Process>(key: &P::Key, payload: Result<Blob, codec::CodecError>, query: bool) -> Self {
+        let key = codec::encode_key::<P>(key).unwrap_or_else(|error| panic!("{error}"));
+        let payload = payload.unwrap_or_else(|error| panic!("{error}"));
+        Self { service: P::SERVICE, key, payload, query }
+    }
+}
+
+impl Sim {
+    /// A run that this seed decides, without services. It has 2,000 events before its faults end, and at most 500 calls.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let users = Users {
+            registry: Registry::new(),
+            services: Vec::new(),
+            runner: None,
+            draw: None,
+            left: 0,
+            check: None,
+        };
+        Self { config: Config { seed, events: 2000, bug: None, trace: false }, calls_max: 500, users }
+    }
+
+    /// Adds a service with a number of shards.
+    ///
+    /// # Panics
+    /// If it is there already.
+    #[must_use]
+    pub fn service<P: Process>(mut self, shards: u32) -> Self {
+        registered(self.users.registry.service::<P>());
+        self.users.services.push((P::SERVICE.to_owned(), shards));
+        self
+    }
+
+    /// Adds the code of a task.
+    ///
+    /// # Panics
+    /// If it is there already.
+    #[must_use]
+    pub fn task<T: Task>(mut self) -> Self {
+        registered(self.users.registry.task::<T>());
+        self
+    }
+
+    /// What the simulated clients call: drawn for each call, from a generator that the seed made.
+    #[must_use]
+    pub fn calls(mut self, draw: impl FnMut(&mut Rng) -> Call + 'static) -> Self {
+        self.users.draw = Some(Box::new(draw));
+        self
+    }
+
+    /// Most calls that are made.
+    #[must_use]
+    pub fn calls_max(mut self, calls: u64) -> Self {
+        self.calls_max = calls;
+        self
+    }
+
+    /// Events before the faults end and everything has to come to rest.
+    #[must_use]
+    pub fn events(mut self, events: u64) -> Self {
+        self.config.events = events;
+        self
+    }
+
+    /// A check for every consistent cut, and for the end; the services' own checks run anyway.
+    #[must_use]
+    pub fn check(mut self, check: impl FnMut(&Cut<'_>) -> Result<(), String> + 'static) -> Self {
+        self.users.check = Some(Box::new(check));
+        self
+    }
+
+    /// Runs.
+    ///
+    /// # Errors
+    /// [`Failed`], with the seed that repeats it.
+    ///
+    /// # Panics
+    /// If no service was added.
+    pub fn run(mut self) -> Result<Report, Failed> {
+        assert!(!self.users.services.is_empty(), "a run needs a service: add one with Sim::service");
+        self.users.left = self.calls_max;
+        run_with(self.config, &mut self.users).map_err(|failure| Failed {
+            seed: self.config.seed,
+            event: failure.event,
+            violation: failure.violation,
+        })
+    }
+}
+
+fn registered(result: Result<(), RegisteredTwice>) {
+    if let Err(twice) = result {
+        panic!("{twice}");
+    }
+}
+
+impl Workload for Users {
+    fn services(&self) -> Vec<(String, u32)> {
+        self.services.clone()
+    }
+
+    fn restart(&mut self, topology: &Arc<Topology>, seed: u64) {
+        self.runner = Some(self.registry.runner(topology, seed));
+    }
+
+    fn handler(&mut self) -> &mut dyn Handler {
+        self.runner.as_mut().expect("a node starts before it handles anything")
+    }
+
+    fn next(&mut self, rng: &mut Rng, topology: &Topology, _client: usize, _id: CallId) -> Option<stead_sim::Call> {
+        let draw = self.draw.as_mut()?;
+        self.left = self.left.checked_sub(1)?;
+        let Call { service, key, payload, query } = draw(rng);
+        let service = topology.service_id(service).unwrap_or_else(|| panic!("no service {service} was added to the run"));
+        Some(stead_sim::Call { service, key, payload, query })
+    }
+
+    fn step(&mut self, id: TaskId, task: &TaskRecord) -> StepOutcome {
+        let stopping = AtomicBool::new(false);
+        let ctx = StepContext { id, step: task.step, owner: &task.process, stopping: &stopping };
+        self.registry.step(&task.name, &task.state, &ctx)
+    }
+
+    fn check_cut(&mut self, topology: &Topology, cut: &[State]) -> Result<(), String> {
+        let cut = Cut::new(topology, cut);
+        if let Some((service, reason)) = self.registry.check(&cut).into_iter().next() {
+            return Err(format!("11: service {service}: {reason}"));
+        }
+        match &mut self.check {
+            Some(check) => check(&cut).map_err(|reason| format!("11: {reason}")),
+            None => Ok(()),
+        }
+    }
+}

@@ -4,6 +4,7 @@ mod bench;
 mod call;
 mod checkpoint;
 mod completions;
+mod demo;
 mod get;
 mod log;
 mod restore;
@@ -33,6 +34,9 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::DemoArgs),
+    #[command(hide = true)]
+    DemoChild,
     Start(start::StartArgs),
     Call(call::CallArgs),
     Get(get::GetArgs),
@@ -47,6 +51,8 @@ enum Command {
 impl Cli {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         match &self.command {
+            Command::Demo(args) => demo::run(args, self.json),
+            Command::DemoChild => demo::run_child(),
             Command::Start(args) => start::run(args, self.json),
             Command::Call(args) => call::run(args, self.json),
             Command::Get(args) => get::run(args, self.json),

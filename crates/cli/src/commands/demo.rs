@@ -1,0 +1,240 @@
+//! `stead demo`: real flights through services that are killed again and again, and the totals compared.
+
+use crate::failure::{Exit, Failure};
+use crate::output;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use stead_flights::conductor::{Event, Kills, Outcome, Plan, Sigkill, conduct};
+use stead_flights::protocol::{Checkpoint, Recovery};
+use stead_flights::{Flights, OnMalformed, ReadError, Totals};
+
+/// How long the rows are to take without `--rate`, in seconds.
+const PACE_SECONDS: f64 = 20.0;
+
+/// Most malformed rows that are listed one by one.
+const MALFORMED_LISTED: usize = 20;
+
+/// The subcommand that the demo starts itself with, as the application that it kills.
+const CHILD: &str = "demo-child";
+
+/// Feed real flights through services, kill them, and compare every total
+///
+/// Runs the flights application as a child process on a bundled file of 27,004 real flights, takes a checkpoint every
+/// second, kills the child with SIGKILL at random moments, starts it again, puts it back to a checkpoint once, and compares
+/// every total with a straightforward computation. Exits with 0 only if nothing was lost, doubled or computed again.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  stead demo\n  stead demo --kills 10 --seed 7\n  stead demo --input flights.csv.gz --malformed skip --json")]
+pub(crate) struct DemoArgs {
+    /// Another file of the same columns, plain or gzip
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// What to do with malformed rows of it
+    #[arg(long, value_enum, default_value_t = Malformed::Refuse, value_name = "WHAT")]
+    malformed: Malformed,
+    /// Rows a second; by default all rows in about 20 s
+    #[arg(long, value_name = "ROWS", value_parser = parse_rate)]
+    rate: Option<f64>,
+    /// Kills with SIGKILL: 0 to 100
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(..=100))]
+    kills: u32,
+    /// Seed of the moments of the kills; by default a new one, which is printed
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Malformed {
+    /// End with the row's line and what is wrong with it
+    Refuse,
+    /// Report the row's line and go on without it
+    Skip,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    rows: u64,
+    messages: u64,
+    kills: u32,
+    lost: u64,
+    doubled: u64,
+    recomputed: u64,
+    replayed: u64,
+    totals_match: bool,
+    checkpoints: &'a [Checkpoint],
+    recoveries: &'a [Recovery],
+    #[serde(flatten)]
+    totals: &'a Totals,
+}
+
+pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
+    let flights = read(args)?;
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
+    let rate = args.rate.unwrap_or(flights.rows.len() as f64 / PACE_SECONDS);
+    eprintln!("stead: {} flights at {rate:.0} a second, {} kills, --seed {seed}", flights.rows.len(), args.kills);
+    let dir = tempfile::Builder::new()
+        .prefix("stead-demo-")
+        .tempdir()
+        .map_err(|error| Failure::new(Exit::Failed, "can't make a temporary directory").cause(error))?;
+    let plan = plan(args, dir.path(), seed, rate)?;
+    let outcome = match watch(&plan, &flights) {
+        Ok(outcome) => outcome,
+        Err(failure) => return Err(failure.hint(format!("its files are kept in {}", dir.keep().display()))),
+    };
+    if json { tell_json(&outcome)? } else { tell(&outcome)? }
+    if outcome.holds() {
+        return Ok(());
+    }
+    eprintln!("stead: this does NOT hold; --seed {seed}, files kept in {}", dir.keep().display());
+    // The result is told already, and a failure would be told as a second document.
+    std::process::exit(Exit::Failed as i32)
+}
+
+/// The application that the demo kills.
+pub(crate) fn run_child() -> Result<(), Failure> {
+    stead_flights::child::run().map_err(|reason| Failure::new(Exit::Failed, "the flights application failed").cause(reason))
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (1.0..=1e6).contains(&rate) => Ok(rate),
+        _ => Err("it must be a number from 1 to 1000000".to_owned()),
+    }
+}
+
+fn read(args: &DemoArgs) -> Result<Flights, Failure> {
+    let Some(path) = &args.input else { return Ok(Flights::bundled()) };
+    let on_malformed = match args.malformed {
+        Malformed::Refuse => OnMalformed::Refuse,
+        Malformed::Skip => OnMalformed::Skip,
+    };
+    let flights = Flights::open(path, on_malformed).map_err(|error| {
+        let failure = Failure::new(Exit::Failed, format!("{} can't be used", path.display()));
+        match error {
+            ReadError::Malformed(row) => failure.cause(row).hint("mend the row, or go on without it: --malformed skip"),
+            error => failure.cause(error),
+        }
+    })?;
+    for row in flights.malformed.iter().take(MALFORMED_LISTED) {
+        eprintln!("stead: skipped {row}");
+    }
+    if let more @ 1.. = flights.malformed.len().saturating_sub(MALFORMED_LISTED) {
+        eprintln!("stead: skipped {more} more malformed rows");
+    }
+    Ok(flights)
+}
+
+fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64) -> Result<Plan, Failure> {
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::new(Exit::Failed, "can't find the program's own file").cause(error))?;
+    Ok(Plan {
+        command: vec![program.into(), CHILD.into()],
+        dir: dir.to_owned(),
+        data_dir: None,
+        input: args.input.clone(),
+        skip_malformed: matches!(args.malformed, Malformed::Skip),
+        rate,
+        seed,
+        kills: Kills::Spread(args.kills),
+        restore: true,
+        checkpoint_every: Duration::from_secs(1),
+    })
+}
+
+/// Runs it, with a progress bar if there is a terminal.
+fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, Failure> {
+    let style = ProgressStyle::with_template("{spinner} {bar:32} {human_pos}/{human_len} rows  {elapsed}  {msg}")
+        .expect("the template is a constant")
+        .progress_chars("=> ");
+    let bar = ProgressBar::new(flights.rows.len() as u64).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let mut checkpoints = 0;
+    let outcome = conduct(plan, flights, &mut Sigkill, &mut |event| match event {
+        Event::Fed(position) => bar.set_position(position.next_row),
+        Event::Killed(kill) => bar.println(format!("kill {kill}: SIGKILL at row {}", bar.position())),
+        Event::Recovered(recovery) => bar.println(format!(
+            "        it answers again after {:.0} ms{}, {} log entries read",
+            recovery.ready_ms,
+            if recovery.restored { ", from the restored checkpoint" } else { "" },
+            recovery.entries
+        )),
+        Event::Checkpoint(_) => {
+            checkpoints += 1;
+            bar.set_message(format!("{checkpoints} checkpoints"));
+        }
+        Event::CheckpointFailed(reason) => bar.println(format!("a checkpoint failed: {reason}")),
+        Event::Restored(number) => bar.println(format!("        restored checkpoint {number} into a new data directory")),
+        Event::Comparing => bar.set_message("comparing totals"),
+    });
+    bar.finish_and_clear();
+    outcome.map_err(|error| Failure::new(Exit::Failed, "the demo could not be run to its end").cause(error))
+}
+
+fn tell_json(outcome: &Outcome) -> Result<(), Failure> {
+    output::json(&Report {
+        rows: outcome.rows,
+        messages: outcome.totals.messages(),
+        kills: outcome.kills,
+        lost: outcome.lost(),
+        doubled: outcome.doubled(),
+        recomputed: outcome.again.recomputed,
+        replayed: outcome.rows_replayed,
+        totals_match: outcome.totals_match(),
+        checkpoints: &outcome.checkpoints,
+        recoveries: &outcome.recoveries,
+        totals: &outcome.totals,
+    })
+}
+
+fn tell(outcome: &Outcome) -> Result<(), Failure> {
+    let say = |name: &str, value: u64, note: &str| output::line(format!("{name:18} {value:>9}  {note}").trim_end());
+    let (requests, again) = (outcome.requests, outcome.again);
+    say("rows", outcome.rows, "real flights")?;
+    say("messages", outcome.totals.messages(), "between processes")?;
+    let restored = outcome.restored.map_or_else(String::new, |n| format!(", and put back to checkpoint {n} once"));
+    say("kills", u64::from(outcome.kills), &format!("by SIGKILL at random moments{restored}"))?;
+    say("requests", requests.answers, &format!("of an outside client answered, {} different", requests.answered))?;
+    say("requests lost", outcome.lost(), "rows and answered requests without their effect")?;
+    say("applied twice", outcome.doubled(), "rows and requests")?;
+    say("work recomputed", again.recomputed, &format!("causes with a committed entry, of {} handler runs", again.runs))?;
+    let replayed = format!("rows after the restored checkpoint ({} handler runs, {} requests)", again.replayed, requests.replayed);
+    say("replayed", outcome.rows_replayed, &replayed)?;
+    let sizes = range(outcome.checkpoints.iter().map(|checkpoint| checkpoint.bytes as f64), |bytes| output::bytes(bytes as u64));
+    let times = range(outcome.checkpoints.iter().map(|checkpoint| checkpoint.ms), millis);
+    say("checkpoints", outcome.checkpoints.len() as u64, &format!("each {sizes} in {times}"))?;
+    if outcome.checkpoints_failed > 0 {
+        say("not completed", outcome.checkpoints_failed, "checkpoints that failed; the work went on")?;
+    }
+    let ready = range(outcome.recoveries.iter().map(|recovery| recovery.ready_ms), millis);
+    let node = range(outcome.recoveries.iter().map(|recovery| recovery.node_ms), millis);
+    let note = format!("{ready} from the start of the program to its first answer, reading state {node}");
+    say("recoveries", outcome.recoveries.len() as u64, &note)?;
+    let totals = &outcome.totals;
+    let what = format!(
+        "of {} carriers, {} airports, {} aircraft: {}",
+        totals.carriers.len(),
+        totals.airports.len(),
+        totals.aircraft.count,
+        if outcome.totals_match() { "equal to the straightforward computation" } else { "NOT what they should be" }
+    );
+    output::line(&format!("{:18} {:>9}  {what}", "totals", if outcome.totals_match() { "match" } else { "differ" }))
+}
+
+fn millis(ms: f64) -> String {
+    format!("{ms:.1} ms")
+}
+
+/// The least, the median and the greatest.
+fn range(values: impl Iterator<Item = f64>, show: impl Fn(f64) -> String) -> String {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match (values.first(), values.get(values.len() / 2), values.last()) {
+        (Some(least), Some(median), Some(most)) => {
+            format!("{} to {} (median {})", show(*least), show(*most), show(*median))
+        }
+        _ => "-".to_owned(),
+    }
+}

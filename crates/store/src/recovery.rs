@@ -85,7 +85,9 @@ pub enum RecoveryError {
 #[derive(Debug, Error)]
 pub enum ReplayError {
     /// It belongs to a shard that the node does not have.
-    #[error("entry {index} belongs to shard {shard}, and the node has {shards} shards; its topology was lost or exchanged")]
+    #[error(
+        "entry {index} belongs to shard {shard}, and the node has {shards} shards; its topology was lost or exchanged"
+    )]
     UnknownShard {
         /// The shard.
         shard: ShardId,
@@ -165,7 +167,8 @@ impl Replay {
             self.skipped += 1;
             return Ok(());
         }
-        let entry = Entry::decode(record.bytes).map_err(|source| ReplayError::NoEntry { shard, index, source })?;
+        let entry =
+            Entry::decode(record.bytes).map_err(|source| ReplayError::NoEntry { shard, index, source })?;
         if entry.index != index || entry.epoch != record.epoch {
             return Err(ReplayError::Misplaced { shard, index, found: entry.index });
         }

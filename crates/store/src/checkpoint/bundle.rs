@@ -201,9 +201,11 @@ impl BundleWriter {
     }
 
     fn block(&mut self, shard: ShardId, kind: BlockKind, bytes: &[u8]) -> Result<Block, CheckpointError> {
-        let len = u32::try_from(bytes.len()).ok().filter(|_| bytes.len() <= BLOCK_MAX || kind == BlockKind::Header);
+        let len =
+            u32::try_from(bytes.len()).ok().filter(|_| bytes.len() <= BLOCK_MAX || kind == BlockKind::Header);
         let Some(len) = len else {
-            let reason = format!("the header of shard {shard} has {} bytes, over the limit of 4 GiB", bytes.len());
+            let reason =
+                format!("the header of shard {shard} has {} bytes, over the limit of 4 GiB", bytes.len());
             return Err(CheckpointError::damaged(&self.name, reason));
         };
         let mut head = block_head(shard, kind, len);
@@ -328,7 +330,10 @@ impl Bundle {
         let number = check_prefix(name, &prefix, incarnation)?;
         let mut trailer = [0; TRAILER_LEN];
         reader.read_at(&mut trailer, size - TRAILER_LEN as u64)?;
-        if trailer[40..] != *TRAILER_MAGIC || trailer[36..40] != [0; 4] || read_u32(&trailer, 32) != crc32fast::hash(&trailer[..32]) {
+        if trailer[40..] != *TRAILER_MAGIC
+            || trailer[36..40] != [0; 4]
+            || read_u32(&trailer, 32) != crc32fast::hash(&trailer[..32])
+        {
             return Err(damaged("its trailer can't be read".to_owned()));
         }
         let (at, len) = (read_u64(&trailer, 0), read_u64(&trailer, 8));
@@ -341,7 +346,10 @@ impl Bundle {
         reader.read_at(&mut hashed[HEADER_LEN..], at)?;
         let found = Hash(xxh3_128(&hashed));
         if found != wanted.index || trailer[16..32] != found.0.to_le_bytes() {
-            return Err(damaged(format!("its index has checksum {found} where the manifest says {}", wanted.index)));
+            return Err(damaged(format!(
+                "its index has checksum {found} where the manifest says {}",
+                wanted.index
+            )));
         }
         let index = decode_index(&hashed[HEADER_LEN..], at).map_err(damaged)?;
         Ok(Self { name: name.to_owned(), reader, number, index })
@@ -391,7 +399,8 @@ impl Bundle {
         match header {
             Ok(header) if header.shard == shard => Ok(header),
             Ok(header) => {
-                let reason = format!("the header of shard {} stands where that of {shard} should", header.shard);
+                let reason =
+                    format!("the header of shard {} stands where that of {shard} should", header.shard);
                 Err(CheckpointError::damaged(&self.name, reason))
             }
             Err(error) => {
@@ -463,8 +472,8 @@ fn check_prefix(
 
 /// Reads an index whose blocks lie between the header and `end`, in order and apart.
 fn decode_index(bytes: &[u8], end: u64) -> Result<Index, String> {
-    let sections: Vec<(ShardId, Section)> =
-        stead_core::record::decode_value(bytes).map_err(|error| format!("its index can't be read: {error}"))?;
+    let sections: Vec<(ShardId, Section)> = stead_core::record::decode_value(bytes)
+        .map_err(|error| format!("its index can't be read: {error}"))?;
     let mut index = Index::new();
     let mut all = Vec::new();
     for (shard, section) in sections {

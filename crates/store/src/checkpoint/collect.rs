@@ -5,7 +5,9 @@
 //! been so for the grace period, so that a reader which began with an older manifest can finish.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::manifest::{Decision, Manifest, decided_numbers, manifest_name, newest, read_decision};
+use crate::checkpoint::manifest::{
+    Decision, Manifest, decided_numbers, manifest_name, newest, read_decision,
+};
 use crate::checkpoint::store::BlobStore;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::ids::{Colour, Incarnation, Time};
@@ -153,6 +155,8 @@ pub fn delete_checkpoint(
     }
     match read_decision(store, number)? {
         Decision::Complete(_) => Ok(store.delete(&manifest_name(number)).map_err(CheckpointError::from)?),
-        Decision::GivenUp(tombstone) => Err(CheckpointError::GivenUp { number, reason: tombstone.reason }.into()),
+        Decision::GivenUp(tombstone) => {
+            Err(CheckpointError::GivenUp { number, reason: tombstone.reason }.into())
+        }
     }
 }

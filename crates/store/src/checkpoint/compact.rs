@@ -62,14 +62,17 @@ pub fn plan(lineage: &Lineage, policy: &Policy) -> Option<Merge> {
         bytes: bytes[run.clone()].iter().sum(),
         run: bundles[run].to_vec(),
     };
-    if newer >= policy.growth_bytes_min && u128::from(newer) * 100 >= u128::from(oldest) * u128::from(policy.growth) {
+    if newer >= policy.growth_bytes_min
+        && u128::from(newer) * 100 >= u128::from(oldest) * u128::from(policy.growth)
+    {
         return Some(merge(0..bundles.len()));
     }
     // The newest runs are the smallest, and what they become may complete the run before them.
     let mut end = bundles.len();
     while end > 0 {
         let level = bundles[end - 1].level;
-        let mut start = bundles[..end].iter().rposition(|bundle| bundle.level != level).map_or(0, |at| at + 1);
+        let mut start =
+            bundles[..end].iter().rposition(|bundle| bundle.level != level).map_or(0, |at| at + 1);
         let next_end = start;
         // A bundle that outweighs all newer ones of its run would be rewritten for little.
         while end - start >= policy.fan_in && bytes[start] > bytes[start + 1..end].iter().sum::<u64>() {
@@ -124,13 +127,16 @@ pub fn run(
     let bundles = merge.run.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let run: BTreeSet<String> = merge.run.iter().map(|bundle| bundle.name.clone()).collect();
     let name = names.draw(number);
-    let mut out = BundleWriter::create(store, name, (incarnation, number, names.writer()), merge.level, pace)?;
+    let mut out =
+        BundleWriter::create(store, name, (incarnation, number, names.writer()), merge.level, pace)?;
     let mut merged = BTreeMap::new();
     for (shard, sections) in lineage.shards() {
         let all = lineage.bundles();
         let sources: Vec<&Bundle> = sections
             .iter()
-            .filter_map(|section| bundles.iter().find(|bundle| bundle.name() == all[section.bundle as usize].name))
+            .filter_map(|section| {
+                bundles.iter().find(|bundle| bundle.name() == all[section.bundle as usize].name)
+            })
             .collect();
         if sources.is_empty() {
             continue;

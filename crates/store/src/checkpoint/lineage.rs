@@ -72,7 +72,9 @@ impl Lineage {
         run: &BTreeSet<String>,
         bundle: &BundleRef,
     ) -> bool {
-        let Some(first) = self.bundles.iter().position(|bundle| run.contains(&bundle.name)) else { return false };
+        let Some(first) = self.bundles.iter().position(|bundle| run.contains(&bundle.name)) else {
+            return false;
+        };
         let in_run = |position: u32| run.contains(&self.bundles[position as usize].name);
         // A base that came meanwhile may have dropped all sections of a shard: then the merged one is dropped, too.
         let mut sections = self.sections.clone();

@@ -2,8 +2,8 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BLOCK_HEADER_LEN, Block, Bundle};
-use crate::checkpoint::manifest::{Manifest, Part, manifest_name};
 use crate::checkpoint::json::Hash;
+use crate::checkpoint::manifest::{Manifest, Part, manifest_name};
 use crate::checkpoint::store::BlobStore;
 use std::collections::BTreeMap;
 use stead_core::ids::{Blob, ShardId};
@@ -90,12 +90,14 @@ impl<'a> Bundles<'a> {
         for (position, bundle) in self.bundles.iter().enumerate() {
             let mut blocks: Vec<(ShardId, Block)> = Vec::new();
             for part in parts {
-                let Some(section) = part.sections.iter().find(|section| section.bundle as usize == position) else {
+                let Some(section) = part.sections.iter().find(|section| section.bundle as usize == position)
+                else {
                     continue;
                 };
                 let stored = bundle.section(part.shard).filter(|stored| stored.bytes() == section.bytes);
                 let Some(stored) = stored else {
-                    let reason = format!("it lacks the section of shard {} that the manifest names", part.shard);
+                    let reason =
+                        format!("it lacks the section of shard {} that the manifest names", part.shard);
                     return Err(CheckpointError::damaged(bundle.name(), reason));
                 };
                 blocks.extend(stored.blocks.iter().map(|block| (part.shard, *block)));
@@ -177,7 +179,8 @@ pub(crate) fn visit_blocks(
                         None => Err("it has a record under an impossible key".to_owned()),
                     }
                 });
-                let (key, value) = record.map_err(|reason| CheckpointError::damaged(bundle.name(), reason))?;
+                let (key, value) =
+                    record.map_err(|reason| CheckpointError::damaged(bundle.name(), reason))?;
                 visit(*shard, key, value)?;
             }
         }

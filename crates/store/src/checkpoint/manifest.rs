@@ -252,10 +252,9 @@ impl Manifest {
     pub fn topology(&self) -> Result<Topology, CheckpointError> {
         let mut topology = Topology::new(self.incarnation);
         for service in &self.services {
-            topology.ensure(&service.name, service.shards).map_err(|source| CheckpointError::Topology {
-                name: manifest_name(self.number),
-                source,
-            })?;
+            topology
+                .ensure(&service.name, service.shards)
+                .map_err(|source| CheckpointError::Topology { name: manifest_name(self.number), source })?;
         }
         Ok(topology)
     }

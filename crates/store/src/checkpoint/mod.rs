@@ -48,7 +48,9 @@ pub enum CheckpointError {
         known: u32,
     },
     /// An object of another life of the cluster.
-    #[error("{name} belongs to incarnation {found}, not to {expected}; files of two clusters or lives were mixed")]
+    #[error(
+        "{name} belongs to incarnation {found}, not to {expected}; files of two clusters or lives were mixed"
+    )]
     Incarnation {
         /// The object.
         name: String,
@@ -72,7 +74,9 @@ pub enum CheckpointError {
     #[error("checkpoint {0} is decided already by another manifest or tombstone; take the next number")]
     Decided(Colour),
     /// A loaded part is not the state that was written.
-    #[error("shard {shard} of {name} has {what} {found} where {expected} was recorded; use an older checkpoint or a copy of this one")]
+    #[error(
+        "shard {shard} of {name} has {what} {found} where {expected} was recorded; use an older checkpoint or a copy of this one"
+    )]
     Differs {
         /// The manifest.
         name: String,

@@ -3,9 +3,7 @@
 //! `file:///path` is a directory; `s3://bucket/prefix` is S3 or a service that speaks its language, with the usual
 //! `AWS_…` environment variables. S3 needs the cargo feature `s3`, which is on by default.
 
-use crate::checkpoint::store::{
-    BlobReader, BlobStore, BlobWriter, Meter, Pace, Put, StoreError, check_name,
-};
+use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter, Meter, Pace, Put, StoreError, check_name};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};

@@ -254,9 +254,9 @@ impl<'a> Router<'a> {
                 .ok_or_else(|| self.damaged(format!("shard {shard} has a record under an impossible key")))?;
             match key.kind() {
                 Kind::Process | Kind::Cell | Kind::Idempotency => {
-                    let process = key
-                        .process_key()
-                        .ok_or_else(|| self.damaged(format!("shard {shard}: record {key:?} names no process")))?;
+                    let process = key.process_key().ok_or_else(|| {
+                        self.damaged(format!("shard {shard}: record {key:?} names no process"))
+                    })?;
                     let target = self.target(shard, process);
                     self.put(target, key.as_bytes(), value)?;
                 }
@@ -281,7 +281,8 @@ impl<'a> Router<'a> {
             Kind::Task => decode_value::<TaskRecord>(value).map(|record| record.process),
             _ => decode_value::<DeadLetter>(value).map(|record| record.process),
         };
-        let process = process.map_err(|error| self.damaged(format!("shard {shard}: record {key:?} can't be read: {error}")))?;
+        let process = process
+            .map_err(|error| self.damaged(format!("shard {shard}: record {key:?} can't be read: {error}")))?;
         Ok(process.to_string())
     }
 
@@ -328,7 +329,8 @@ impl<'a> Router<'a> {
         for sender in headers {
             let mut messages: Vec<(ShardId, &Message)> = Vec::new();
             for (&to, outbox) in &sender.outboxes {
-                let received = headers[to.0 as usize].received.get(&sender.shard).copied().unwrap_or_default();
+                let received =
+                    headers[to.0 as usize].received.get(&sender.shard).copied().unwrap_or_default();
                 messages.extend(undelivered(outbox, received).map(|message| (to, message)));
             }
             messages.sort_by_key(|(to, message)| (message.index, *to, message.seq));
@@ -380,7 +382,13 @@ impl<'a> Router<'a> {
 }
 
 /// Where a new shard's log begins: at its own marker if its service keeps its shards, else after those of all of them.
-fn position(old: &Topology, new: &Topology, service: ServiceId, shard: ShardId, headers: &[Header]) -> Position {
+fn position(
+    old: &Topology,
+    new: &Topology,
+    service: ServiceId,
+    shard: ShardId,
+    headers: &[Header],
+) -> Position {
     let (before, after) = (old.service(service), new.service(service));
     let parts = &headers[before.first.0 as usize..(before.first.0 + before.shards) as usize];
     let same = before.shards == after.shards;

@@ -221,7 +221,8 @@ pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
     if good && !name.ends_with(TEMPORARY) {
         return Ok(());
     }
-    let reason = "an object's name is DIRECTORY/FILE of a-z, 0-9, '-' and '.', without .tmp at its end".to_owned();
+    let reason =
+        "an object's name is DIRECTORY/FILE of a-z, 0-9, '-' and '.', without .tmp at its end".to_owned();
     Err(StoreError::Address { name: name.to_owned(), reason })
 }
 
@@ -248,7 +249,8 @@ impl DiskStore {
     /// [`StoreError::Io`].
     pub fn open(disk: Arc<dyn Disk>, root: &str) -> Result<Self, StoreError> {
         let store = Self::attach(disk, root);
-        let made = |name: &str, result: io::Result<()>| result.map_err(|source| store.io("make", name, source));
+        let made =
+            |name: &str, result: io::Result<()>| result.map_err(|source| store.io("make", name, source));
         if !root.is_empty() {
             made("", store.disk.create_dir(root))?;
             made("", store.disk.sync_dir(crate::disk::parent(root)))?;
@@ -292,7 +294,8 @@ impl DiskStore {
 }
 
 fn io_error(action: &'static str, name: &str, root: &str, source: io::Error) -> StoreError {
-    let (name, place) = (name.to_owned(), if root.is_empty() { "the store".to_owned() } else { root.to_owned() });
+    let (name, place) =
+        (name.to_owned(), if root.is_empty() { "the store".to_owned() } else { root.to_owned() });
     match source.kind() {
         io::ErrorKind::NotFound => StoreError::NotFound { name, place },
         _ => StoreError::Io { action, name, place, source },
@@ -318,10 +321,8 @@ impl BlobStore for DiskStore {
         }
         let path = self.path(name);
         let temporary = format!("{path}{TEMPORARY}");
-        let file = self
-            .disk
-            .open(&temporary, Open::Replace)
-            .map_err(|source| self.io("create", name, source))?;
+        let file =
+            self.disk.open(&temporary, Open::Replace).map_err(|source| self.io("create", name, source))?;
         Ok(Box::new(DiskWriter {
             disk: Arc::clone(&self.disk),
             file,
@@ -432,7 +433,8 @@ impl BlobReader for DiskReader {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError> {
-        read_exact_at(&*self.file, buf, offset).map_err(|source| io_error("read", &self.name, &self.root, source))
+        read_exact_at(&*self.file, buf, offset)
+            .map_err(|source| io_error("read", &self.name, &self.root, source))
     }
 
     fn read_ahead(&self) {

@@ -4,9 +4,9 @@
 //! flight, and must lie in the sender's outbox, whole and in order: nothing is in transit outside the checkpoint.
 
 use crate::checkpoint::CheckpointError;
+use crate::checkpoint::json::ColourNumber;
 use crate::checkpoint::load::load_parts;
 use crate::checkpoint::manifest::{CheckResult, InFlight, Manifest, manifest_name};
-use crate::checkpoint::json::ColourNumber;
 use crate::checkpoint::store::BlobStore;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,7 +82,9 @@ pub enum Inconsistency {
         number: Colour,
     },
     /// A message is received that was not sent.
-    #[error("channel {from} -> {to}: shard {to} has received message {received}, but shard {from} has sent only {sent}")]
+    #[error(
+        "channel {from} -> {to}: shard {to} has received message {received}, but shard {from} has sent only {sent}"
+    )]
     ReceivedNotSent {
         /// The sender.
         from: ShardId,
@@ -94,7 +96,9 @@ pub enum Inconsistency {
         sent: Seq,
     },
     /// Messages were sent, not received, and are in no outbox.
-    #[error("channel {from} -> {to}: messages {first} to {last} were sent and not received, and are not in the outbox")]
+    #[error(
+        "channel {from} -> {to}: messages {first} to {last} were sent and not received, and are not in the outbox"
+    )]
     Lost {
         /// The sender.
         from: ShardId,
@@ -136,7 +140,9 @@ pub enum Inconsistency {
         to: ShardId,
     },
     /// The manifest counts otherwise.
-    #[error("channel {from} -> {to}: {found} messages of {found_bytes} bytes are in flight, and the manifest says {recorded} of {recorded_bytes}")]
+    #[error(
+        "channel {from} -> {to}: {found} messages of {found_bytes} bytes are in flight, and the manifest says {recorded} of {recorded_bytes}"
+    )]
     InFlight {
         /// The sender.
         from: ShardId,
@@ -177,7 +183,8 @@ pub fn in_flight(headers: &[Header]) -> Vec<InFlight> {
     for header in headers {
         for (&to, outbox) in &header.outboxes {
             let from = header.shard;
-            let last = received.get(&to).and_then(|received| received.get(&from)).copied().unwrap_or_default();
+            let last =
+                received.get(&to).and_then(|received| received.get(&from)).copied().unwrap_or_default();
             let (mut messages, mut bytes) = (0, 0);
             for message in undelivered(outbox, last) {
                 messages += 1;
@@ -206,7 +213,12 @@ pub fn verify_cut(topology: &Topology, number: Colour, headers: &[Header]) -> Ve
             found.push(Inconsistency::Colour { shard, found: header.position.colour, number });
         }
     }
-    found.extend(topology.shards().filter(|shard| !parts.contains_key(shard)).map(|shard| Inconsistency::NoPart { shard }));
+    found.extend(
+        topology
+            .shards()
+            .filter(|shard| !parts.contains_key(shard))
+            .map(|shard| Inconsistency::NoPart { shard }),
+    );
     // A channel counts if either end knows it.
     let sends = parts.values().flat_map(|part| part.outboxes.keys().map(|to| (part.shard, *to)));
     let receives = parts.values().flat_map(|part| part.received.keys().map(|from| (*from, part.shard)));
@@ -225,7 +237,12 @@ pub fn verify_cut(topology: &Topology, number: Colour, headers: &[Header]) -> Ve
     found
 }
 
-fn verify_channel((sender, to): (&Header, ShardId), outbox: &Outbox, received: Seq, found: &mut Vec<Inconsistency>) {
+fn verify_channel(
+    (sender, to): (&Header, ShardId),
+    outbox: &Outbox,
+    received: Seq,
+    found: &mut Vec<Inconsistency>,
+) {
     let from = sender.shard;
     let Some(sent) = outbox.next.0.checked_sub(1).map(Seq) else {
         found.push(Inconsistency::Order { from, to, found: outbox.next, expected: Seq(1) });
@@ -241,7 +258,8 @@ fn verify_channel((sender, to): (&Header, ShardId), outbox: &Outbox, received: S
             found.push(Inconsistency::Order { from, to, found: message.seq, expected });
             return;
         }
-        let (sent_at, marker) = ((message.epoch, message.index), (sender.position.epoch, sender.position.index));
+        let (sent_at, marker) =
+            ((message.epoch, message.index), (sender.position.epoch, sender.position.index));
         if sent_at > marker || message.colour > sender.position.colour {
             found.push(Inconsistency::SentAfterMarker { from, to, seq: message.seq });
         }
@@ -328,7 +346,10 @@ pub fn verify_checkpoint(
     let counted = in_flight(&headers);
     let mut inconsistencies = verify_cut(&topology, manifest.number, &headers);
     inconsistencies.extend(verify_counts(manifest, &counted, &headers));
-    let sent = headers.iter().flat_map(|header| header.outboxes.values()).map(|outbox| outbox.next.0.saturating_sub(1));
+    let sent = headers
+        .iter()
+        .flat_map(|header| header.outboxes.values())
+        .map(|outbox| outbox.next.0.saturating_sub(1));
     let received = headers.iter().flat_map(|header| header.received.values()).map(|seq| seq.0);
     Ok(Report {
         number: manifest.number,

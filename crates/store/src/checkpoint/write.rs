@@ -2,9 +2,9 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BundleNames, BundleRef, BundleWriter};
+use crate::checkpoint::json::Hash;
 use crate::checkpoint::lineage::Lineage;
 use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombstone, Totals};
-use crate::checkpoint::json::Hash;
 use crate::checkpoint::store::{BlobStore, Pace};
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;

@@ -72,7 +72,8 @@ impl Server {
     fn answer(&self, response: Result<Response<Body>, ureq::Error>) -> Result<Answer, Failure> {
         let mut response = response.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
-        let token = response.headers().get("stead-token").and_then(|token| Some(token.to_str().ok()?.to_owned()));
+        let token =
+            response.headers().get("stead-token").and_then(|token| Some(token.to_str().ok()?.to_owned()));
         let text = response
             .body_mut()
             .with_config()

@@ -45,10 +45,13 @@ impl Table {
 
     fn text(&self) -> String {
         let columns = self.rows[0].len();
-        let widths: Vec<usize> =
-            (0..columns).map(|c| self.rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0)).collect();
+        let widths: Vec<usize> = (0..columns)
+            .map(|c| self.rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0))
+            .collect();
         let right: Vec<bool> = (0..columns)
-            .map(|c| self.rows[1..].iter().all(|row| row[c].starts_with(|d: char| d.is_ascii_digit() || d == '-')))
+            .map(|c| {
+                self.rows[1..].iter().all(|row| row[c].starts_with(|d: char| d.is_ascii_digit() || d == '-'))
+            })
             .collect();
         let mut lines = Vec::with_capacity(self.rows.len());
         for row in &self.rows {
@@ -82,7 +85,9 @@ pub(crate) fn fact(name: &str, value: &Value) -> String {
             number.as_u64().map_or_else(|| number.to_string(), bytes)
         }
         // How serde writes a duration.
-        Value::Object(parts) if parts.len() == 2 && parts.contains_key("secs") && parts.contains_key("nanos") => {
+        Value::Object(parts)
+            if parts.len() == 2 && parts.contains_key("secs") && parts.contains_key("nanos") =>
+        {
             let (secs, nanos) = (value["secs"].as_f64(), value["nanos"].as_f64());
             format!("{:.1} ms", secs.unwrap_or(0.0) * 1e3 + nanos.unwrap_or(0.0) / 1e6)
         }

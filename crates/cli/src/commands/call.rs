@@ -37,7 +37,9 @@ pub(super) fn print(answer: crate::client::Answer, json: bool) -> Result<(), Fai
         return output::json(&serde_json::json!({ "reply": answer.body, "token": answer.token }));
     }
     match &answer.body {
-        serde_json::Value::Object(_) | serde_json::Value::Array(_) => output::line(&format!("{:#}", answer.body)),
+        serde_json::Value::Object(_) | serde_json::Value::Array(_) => {
+            output::line(&format!("{:#}", answer.body))
+        }
         plain => output::json(plain),
     }
 }

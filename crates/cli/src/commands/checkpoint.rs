@@ -153,10 +153,20 @@ fn verify(number: u64, source: &Source, json: bool) -> Result<(), Failure> {
         }
         None => {
             let answer = source.server.server().post(&format!("/v1/checkpoints/{number}/verify"), "", &[]);
-            answer.map_err(|failure| if failure.is("checkpoint-failed") { damaged(number, &failure) } else { failure })?.body
+            answer
+                .map_err(
+                    |failure| {
+                        if failure.is("checkpoint-failed") { damaged(number, &failure) } else { failure }
+                    },
+                )?
+                .body
         }
     };
-    if json { output::json(&report)? } else { output::facts(&report)? }
+    if json {
+        output::json(&report)?
+    } else {
+        output::facts(&report)?
+    }
     if report["consistent"] == Value::Bool(true) {
         return Ok(());
     }
@@ -175,13 +185,16 @@ fn damaged(number: u64, cause: &dyn Display) -> Failure {
 }
 
 fn as_json(value: &impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(value).map_err(|error| Failure::new(Exit::Failed, "can't write the result as JSON").cause(error))
+    serde_json::to_value(value)
+        .map_err(|error| Failure::new(Exit::Failed, "can't write the result as JSON").cause(error))
 }
 
 /// What went wrong without a server.
 pub(super) fn offline_failure(error: OfflineError) -> Failure {
     let exit = match error {
-        OfflineError::Directory { .. } | OfflineError::DataDir(_) | OfflineError::NotEmpty { .. } => Exit::Data,
+        OfflineError::Directory { .. } | OfflineError::DataDir(_) | OfflineError::NotEmpty { .. } => {
+            Exit::Data
+        }
         _ => Exit::Failed,
     };
     Failure::new(exit, "the data can't be used").cause(error)

@@ -7,7 +7,9 @@ use clap_complete::Shell;
 
 /// Print the completion script of a shell
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  stead completions bash > ~/.local/share/bash-completion/completions/stead")]
+#[command(
+    after_help = "Example:\n  stead completions bash > ~/.local/share/bash-completion/completions/stead"
+)]
 pub(crate) struct CompletionsArgs {
     /// The shell
     shell: Shell,

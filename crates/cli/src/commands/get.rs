@@ -7,7 +7,9 @@ use clap::Args;
 
 /// Query a process and print the answer; nothing is changed
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  stead get kv greeting\n\nA service with queries of its own:\n  stead get bank alice '\"balance\"'")]
+#[command(
+    after_help = "Example:\n  stead get kv greeting\n\nA service with queries of its own:\n  stead get bank alice '\"balance\"'"
+)]
 pub(crate) struct GetArgs {
     /// Service of the process
     service: String,

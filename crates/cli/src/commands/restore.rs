@@ -31,7 +31,8 @@ pub(crate) struct RestoreArgs {
 }
 
 fn service_shards(text: &str) -> Result<(String, u32), String> {
-    let parsed = text.split_once('=').and_then(|(service, shards)| Some((service.to_owned(), shards.parse().ok()?)));
+    let parsed =
+        text.split_once('=').and_then(|(service, shards)| Some((service.to_owned(), shards.parse().ok()?)));
     parsed.ok_or_else(|| format!("{text:?} is not SERVICE=N, as in kv=32"))
 }
 
@@ -47,7 +48,11 @@ pub(crate) fn run(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
         if on_terminal {
             let RestoreProgress { shards, shards_all, records, bytes } = progress;
             // A terminal that is gone is no reason to stop.
-            let _ = write!(stderr(), "\r{shards} of {shards_all} shards, {records} records, {}  ", output::bytes(bytes));
+            let _ = write!(
+                stderr(),
+                "\r{shards} of {shards_all} shards, {records} records, {}  ",
+                output::bytes(bytes)
+            );
         }
     };
     let report = restore(&options, progress).map_err(offline_failure)?;

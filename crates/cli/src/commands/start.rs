@@ -109,10 +109,12 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let [terminate, interrupt] = signals;
     let signal_failure = |error| Failure::new(Exit::Failed, "can't listen for signals").cause(error);
-    let (mut terminate, mut interrupt) = (terminate.map_err(signal_failure)?, interrupt.map_err(signal_failure)?);
+    let (mut terminate, mut interrupt) =
+        (terminate.map_err(signal_failure)?, interrupt.map_err(signal_failure)?);
 
     let config = configuration(args)?;
-    let data = args.data.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from(DATA_DIR));
+    let data =
+        args.data.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from(DATA_DIR));
     let node = open(&data, config)?;
     let limits = Limits {
         body_bytes_max: args.body_bytes_max,
@@ -150,8 +152,10 @@ const DATA_DIR: &str = "stead-data";
 const KV_SHARDS: u32 = 16;
 
 fn configuration(args: &StartArgs) -> Result<Config, Failure> {
-    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-    let variables = std::env::vars_os().filter_map(text).filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
+    let text =
+        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let variables =
+        std::env::vars_os().filter_map(text).filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
     Config::from_file_and_vars(args.config.as_deref(), variables)
         .map_err(|error| Failure::new(Exit::Usage, "the configuration can't be used").cause(error))
 }
@@ -162,7 +166,8 @@ fn open(data: &Path, config: Config) -> Result<Node, Failure> {
         .config(config)
         .open()
         .map_err(|error| {
-            Failure::new(Exit::Data, format!("the data directory {} can't be opened", data.display())).cause(error)
+            Failure::new(Exit::Data, format!("the data directory {} can't be opened", data.display()))
+                .cause(error)
         })
 }
 

@@ -60,8 +60,17 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
         output::line(&format!("failed       {failure}"))?;
     }
     output::line("")?;
-    let mut table =
-        Table::new(["service", "shards", "active", "records", "bytes", "in flight", "waiting", "dead letters", "entries"]);
+    let mut table = Table::new([
+        "service",
+        "shards",
+        "active",
+        "records",
+        "bytes",
+        "in flight",
+        "waiting",
+        "dead letters",
+        "entries",
+    ]);
     for service in rows(&status["services"]) {
         let of = |shard: &&Value| shard["service"] == service["name"];
         let mut sums = [0; SUMS.len()];
@@ -70,7 +79,8 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
                 *sum += number(&shard[member]);
             }
         }
-        let active = rows(&status["shards"]).iter().filter(of).filter(|shard| shard["active"] == true).count();
+        let active =
+            rows(&status["shards"]).iter().filter(of).filter(|shard| shard["active"] == true).count();
         let [records, bytes, messages, waiting, dead, entries] = sums;
         table.row([
             word(&service["name"]),
@@ -92,7 +102,17 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
 }
 
 fn print_shards(status: &Value) -> Result<(), Failure> {
-    let mut table = Table::new(["shard", "service", "epoch", "index", "commit", "colour", "records", "bytes", "in flight"]);
+    let mut table = Table::new([
+        "shard",
+        "service",
+        "epoch",
+        "index",
+        "commit",
+        "colour",
+        "records",
+        "bytes",
+        "in flight",
+    ]);
     for shard in rows(&status["shards"]) {
         table.row([
             shard["shard"].to_string(),

@@ -13,8 +13,14 @@ fn a_checkpoint_is_taken_listed_shown_and_verified() {
     let report = json_of(&server.command(&["checkpoint", "create", "--json"]));
     let number = report["number"].as_u64().unwrap().to_string();
     let list = json_of(&server.command(&["checkpoint", "list", "--json"]));
-    assert!(list.as_array().unwrap().iter().any(|checkpoint| checkpoint["number"] == report["number"]), "{list}");
-    assert_eq!(json_of(&server.command(&["checkpoint", "show", &number, "--json"]))["number"], report["number"]);
+    assert!(
+        list.as_array().unwrap().iter().any(|checkpoint| checkpoint["number"] == report["number"]),
+        "{list}"
+    );
+    assert_eq!(
+        json_of(&server.command(&["checkpoint", "show", &number, "--json"]))["number"],
+        report["number"]
+    );
     let verified = json_of(&server.command(&["checkpoint", "verify", &number, "--json"]));
     assert_eq!(verified["consistent"], true, "{verified}");
     for text in [

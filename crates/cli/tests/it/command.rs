@@ -16,7 +16,8 @@ fn a_process_is_called_and_read() {
     let got = json_of(&server.command(&["get", "kv", "a b/c", "\"get\"", "--json"]));
     assert_eq!(got["reply"], "hello");
     assert!(got["token"].as_str().unwrap().starts_with("v1."));
-    let once = ["call", "kv", "n", r#"{"compare_and_set":{"expected":null,"value":1}}"#, "--idempotency-key", "k"];
+    let once =
+        ["call", "kv", "n", r#"{"compare_and_set":{"expected":null,"value":1}}"#, "--idempotency-key", "k"];
     assert_eq!(server.command(&once).stdout, server.command(&once).stdout);
 }
 
@@ -29,7 +30,10 @@ fn failures_have_their_code_cause_and_hint() {
     let failure: Value = serde_json::from_slice(&unknown.stdout).unwrap();
     assert_eq!(failure["problem"]["type"], "urn:stead:problem:unknown-service");
     let stderr = String::from_utf8_lossy(&unknown.stderr);
-    assert!(stderr.contains("error: ") && stderr.contains("cause: ") && stderr.contains("hint: "), "{stderr}");
+    assert!(
+        stderr.contains("error: ") && stderr.contains("cause: ") && stderr.contains("hint: "),
+        "{stderr}"
+    );
     let malformed = server.command(&["call", "kv", "a", "{"]);
     assert_eq!(malformed.status.code(), Some(1));
     assert!(malformed.stdout.is_empty(), "only data goes to standard output");
@@ -61,7 +65,10 @@ fn the_log_is_readable_with_and_without_a_server() {
     assert!(shown.status.success() && text.contains("somebody"), "{shown:?}");
     let lines = |output: &std::process::Output| -> Vec<Value> {
         assert!(output.status.success(), "{output:?}");
-        String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     };
     let online = lines(&server.command(&["log", &shard, "--json"]));
     assert_eq!(online[0]["index"], json!(1));

@@ -55,7 +55,9 @@ fn a_token_is_taken_back_and_a_forged_one_is_not() {
 fn a_repeated_idempotency_key_is_applied_once() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
-    let call = |server: &Server, key: &str, body: &str| server.post_with("/v1/call/kv/a", body, &[("Idempotency-Key", key)]);
+    let call = |server: &Server, key: &str, body: &str| {
+        server.post_with("/v1/call/kv/a", body, &[("Idempotency-Key", key)])
+    };
     let first = call(&server, "k1", r#"{"compare_and_set":{"expected":null,"value":1}}"#);
     assert_eq!(first.json(), json!({"applied": true, "previous": null}));
     // The same document in other words.
@@ -71,7 +73,10 @@ fn a_repeated_idempotency_key_is_applied_once() {
     assert_eq!(elsewhere.status, 200);
     server.kill();
     let server = Server::start(dir.path(), &[]);
-    assert_eq!(call(&server, "k1", r#"{"compare_and_set":{"expected":null,"value":1}}"#).json(), first.json());
+    assert_eq!(
+        call(&server, "k1", r#"{"compare_and_set":{"expected":null,"value":1}}"#).json(),
+        first.json()
+    );
 }
 
 #[test]

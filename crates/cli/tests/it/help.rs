@@ -10,9 +10,12 @@ fn check(command: &[&str]) -> usize {
     let example = format!("Example:\n  stead {}", command.join(" "));
     assert!(text.contains(&example), "{command:?} shows no example: {text}");
     assert!(text.contains("--json"), "{command:?} has no --json");
-    let listed = text.split("Commands:\n").nth(1).unwrap_or_default().split("\n\n").next().unwrap_or_default();
+    let listed =
+        text.split("Commands:\n").nth(1).unwrap_or_default().split("\n\n").next().unwrap_or_default();
     let below = listed.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
-    1 + below.map(|line| check(&[command, &[line.split_whitespace().next().unwrap()]].concat())).sum::<usize>()
+    1 + below
+        .map(|line| check(&[command, &[line.split_whitespace().next().unwrap()]].concat()))
+        .sum::<usize>()
 }
 
 #[test]
@@ -25,6 +28,9 @@ fn every_help_shows_an_example() {
 fn completions_are_written_for_each_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = run(&["completions", shell]);
-        assert!(script.status.success() && String::from_utf8_lossy(&script.stdout).contains("checkpoint"), "{shell}");
+        assert!(
+            script.status.success() && String::from_utf8_lossy(&script.stdout).contains("checkpoint"),
+            "{shell}"
+        );
     }
 }

@@ -101,7 +101,14 @@ fn a_configuration_that_means_nothing_is_refused() {
     let config = dir.path().join("stead.toml");
     std::fs::write(&config, "thread = 2").unwrap();
     let data = dir.path().join("data");
-    let args = ["start", "--data", data.to_str().unwrap(), "--config", config.to_str().unwrap(), "--supervise=false"];
+    let args = [
+        "start",
+        "--data",
+        data.to_str().unwrap(),
+        "--config",
+        config.to_str().unwrap(),
+        "--supervise=false",
+    ];
     let refused = run(&[&args[..], &["--listen", "127.0.0.1:0"]].concat());
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("did you mean"), "{refused:?}");

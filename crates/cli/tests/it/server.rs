@@ -172,7 +172,12 @@ impl Reply {
         let mut response = response.unwrap();
         let header = |name: &str| Some(response.headers().get(name)?.to_str().unwrap().to_owned());
         let (content_type, token) = (header("content-type").unwrap_or_default(), header("stead-token"));
-        Self { status: response.status().as_u16(), content_type, token, text: response.body_mut().read_to_string().unwrap() }
+        Self {
+            status: response.status().as_u16(),
+            content_type,
+            token,
+            text: response.body_mut().read_to_string().unwrap(),
+        }
     }
 
     pub(crate) fn json(&self) -> Value {

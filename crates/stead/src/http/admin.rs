@@ -242,8 +242,11 @@ pub(super) async fn in_background<T: Serialize + Send + 'static>(
 }
 
 fn find(node: &Node, number: u64) -> Result<CheckpointInfo, Problem> {
-    let found = node.checkpoints().map_err(failed)?.into_iter().find(|checkpoint| checkpoint.number == number);
-    found.ok_or_else(|| Problem::new(Kind::UnknownCheckpoint, format!("there is no complete checkpoint {number}")))
+    let found =
+        node.checkpoints().map_err(failed)?.into_iter().find(|checkpoint| checkpoint.number == number);
+    found.ok_or_else(|| {
+        Problem::new(Kind::UnknownCheckpoint, format!("there is no complete checkpoint {number}"))
+    })
 }
 
 fn failed(failure: CheckpointFailure) -> Problem {

@@ -4,7 +4,9 @@ use super::Gateway;
 use super::measure::Operation;
 use super::problem::{Kind, Problem};
 use super::refusal;
+use super::token::Token;
 use super::transcode::{self, TranscodeError};
+use crate::error::RawError;
 use crate::{RawCall, RawReply};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -172,8 +174,9 @@ impl Gateway {
         }
         .map_err(refused_json)?;
         let timeout = within.saturating_sub(started.elapsed());
-        let call = RawCall { service: &service, key: &key, payload, principal: PRINCIPAL, idempotency_key, timeout };
-        let reply = self.client.call_raw(call).await.map_err(refusal::problem)?;
+        let call =
+            RawCall { service: &service, key: &key, payload, principal: PRINCIPAL, idempotency_key, timeout };
+        let reply = within_time(timeout, self.client.call_raw(call)).await?;
         self.answer(&service, &key, reply)
     }
 
@@ -189,9 +192,15 @@ impl Gateway {
         self.heed_token(headers)?;
         let payload = transcode::json_to_msgpack(body).map_err(refused_json)?;
         let timeout = within.saturating_sub(started.elapsed());
-        let call =
-            RawCall { service: &service, key: &key, payload, principal: PRINCIPAL, idempotency_key: None, timeout };
-        let reply = self.client.query_raw(call).await.map_err(refusal::problem)?;
+        let call = RawCall {
+            service: &service,
+            key: &key,
+            payload,
+            principal: PRINCIPAL,
+            idempotency_key: None,
+            timeout,
+        };
+        let reply = within_time(timeout, self.client.query_raw(call)).await?;
         self.answer(&service, &key, reply)
     }
 
@@ -201,7 +210,10 @@ impl Gateway {
         let Some(header) = headers.get(STEAD_DEADLINE_MS) else { return Ok(longest) };
         let ms = header.to_str().ok().and_then(|ms| ms.parse::<u64>().ok()).filter(|ms| *ms > 0);
         let ms = ms.ok_or_else(|| {
-            Problem::new(Kind::BadRequest, format!("Stead-Deadline-Ms is {header:?}; it is a whole number of milliseconds, 1 or more"))
+            Problem::new(
+                Kind::BadRequest,
+                format!("Stead-Deadline-Ms is {header:?}; it is a whole number of milliseconds, 1 or more"),
+            )
         })?;
         Ok(longest.min(Duration::from_millis(ms)))
     }
@@ -210,14 +222,16 @@ impl Gateway {
     fn heed_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let Some(header) = headers.get(STEAD_TOKEN) else { return Ok(()) };
         let text = header.to_str().unwrap_or_default();
-        let token = self
-            .tokens
-            .verify(text)
-            .map_err(|error| Problem::new(Kind::BadToken, format!("the Stead-Token {text:?} is not taken: {error}")))?;
+        let token = self.tokens.verify(text).map_err(|error| {
+            Problem::new(Kind::BadToken, format!("the Stead-Token {text:?} is not taken: {error}"))
+        })?;
         if token.incarnation != self.incarnation {
             return Err(Problem::new(
                 Kind::BadToken,
-                format!("the Stead-Token is of incarnation {}, this is {}", token.incarnation, self.incarnation),
+                format!(
+                    "the Stead-Token is of incarnation {}, this is {}",
+                    token.incarnation, self.incarnation
+                ),
             ));
         }
         self.client.saw(Colour(token.colour));
@@ -234,32 +248,40 @@ impl Gateway {
         match tokio::time::timeout(within, Limited::new(body, max).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-            Ok(Err(error)) => Err(Problem::new(Kind::BadRequest, format!("the body could not be read: {error}"))),
+            Ok(Err(error)) => {
+                Err(Problem::new(Kind::BadRequest, format!("the body could not be read: {error}")))
+            }
             Err(_) => Err(Problem::new(
                 Kind::TimedOut,
-                format!("the body did not arrive within {} ms; the request was not applied", within.as_millis()),
+                format!(
+                    "the body did not arrive within {} ms; the request was not applied",
+                    within.as_millis()
+                ),
             )),
         }
     }
 
     fn answer(&self, service: &str, key: &str, raw: RawReply) -> Result<Response, Problem> {
-        let token = self.tokens.sign(&super::token::Token {
+        let token = self.tokens.sign(&Token {
             incarnation: self.incarnation,
             shard: raw.shard.0,
             epoch: raw.epoch.0,
             index: raw.index.0,
             colour: raw.colour.0,
         });
-        let token = HeaderValue::from_maybe_shared(Bytes::from(token)).expect("a token is digits, letters and dots");
+        let token =
+            HeaderValue::from_maybe_shared(Bytes::from(token)).expect("a token is digits, letters and dots");
         let mut response = match raw.reply {
             Ok(reply) => {
-                let mut response = Response::new(Body::from(transcode::msgpack_to_json(&reply).map_err(unwritable)?));
+                let mut response =
+                    Response::new(Body::from(transcode::msgpack_to_json(&reply).map_err(unwritable)?));
                 response.headers_mut().insert(CONTENT_TYPE, JSON);
                 response
             }
             Err(error) => {
                 let error = transcode::msgpack_to_json(&error).map_err(unwritable)?;
-                let detail = format!("{service}/{key} answered with the error {}", String::from_utf8_lossy(&error));
+                let detail =
+                    format!("{service}/{key} answered with the error {}", String::from_utf8_lossy(&error));
                 let error = serde_json::from_slice(&error).unwrap_or_default();
                 Problem::new(Kind::HandlerError, detail).with_error(error).into_response()
             }
@@ -267,6 +289,15 @@ impl Gateway {
         response.headers_mut().insert(STEAD_TOKEN, token);
         Ok(response)
     }
+}
+
+/// A shard that is held by a handler can't tell in time that it is late.
+async fn within_time(
+    timeout: Duration,
+    answer: impl Future<Output = Result<RawReply, RawError>>,
+) -> Result<RawReply, Problem> {
+    let answer = tokio::time::timeout(timeout, answer).await;
+    answer.unwrap_or(Err(RawError::TimedOut { after: timeout })).map_err(refusal::problem)
 }
 
 fn bad_path(rejection: PathRejection) -> Problem {

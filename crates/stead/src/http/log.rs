@@ -46,11 +46,17 @@ pub(super) async fn log(
         range.map_err(|rejection| Problem::new(Kind::BadRequest, rejection.body_text()))?;
     let limit = limit.unwrap_or(LogRange::LIMIT);
     if !(1..=LogRange::LIMIT_MAX).contains(&limit) {
-        return Err(Problem::new(Kind::BadRequest, format!("limit is {limit}; it is 1 to {}", LogRange::LIMIT_MAX)));
+        return Err(Problem::new(
+            Kind::BadRequest,
+            format!("limit is {limit}; it is 1 to {}", LogRange::LIMIT_MAX),
+        ));
     }
     let shards = gateway.node.topology().shard_count();
     if shard >= shards {
-        return Err(Problem::new(Kind::UnknownShard, format!("shard {shard} does not exist; there are 0 to {}", shards - 1)));
+        return Err(Problem::new(
+            Kind::UnknownShard,
+            format!("shard {shard} does not exist; there are 0 to {}", shards - 1),
+        ));
     }
     let from = from.unwrap_or(0);
     in_background(move || {

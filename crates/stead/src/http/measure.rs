@@ -4,11 +4,11 @@ use crate::{Node, ShardStatus};
 use axum::http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use std::fmt;
 use std::time::Duration;
@@ -48,7 +48,11 @@ impl Measure {
     pub(super) fn new(node: Node) -> Self {
         let mut registry = Registry::with_prefix("stead");
         let answered = Family::default();
-        registry.register("http_requests", "Calls and queries answered over HTTP, by status", answered.clone());
+        registry.register(
+            "http_requests",
+            "Calls and queries answered over HTTP, by status",
+            answered.clone(),
+        );
         let (calls, queries) = (Histogram::new(SECONDS), Histogram::new(SECONDS));
         registry.register("http_call_seconds", "Time from a call's head to its answer", calls.clone());
         registry.register("http_query_seconds", "Time from a query's head to its answer", queries.clone());
@@ -118,7 +122,11 @@ impl Collector for OfNode {
             ("log_bytes", "Bytes of the log's files", status.log.bytes),
             ("log_segments", "Segments of the log that are still needed", status.log.segments),
             ("log_reserve_bytes", "Bytes that can be appended before another segment", status.log.reserve),
-            ("checkpoint_newest", "Number of the newest checkpoint; 0 before the first", status.checkpoint.unwrap_or(0)),
+            (
+                "checkpoint_newest",
+                "Number of the newest checkpoint; 0 before the first",
+                status.checkpoint.unwrap_or(0),
+            ),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value);

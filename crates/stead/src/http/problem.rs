@@ -25,6 +25,8 @@ pub enum Kind {
     UnreadableRequest,
     /// The body is over the limit.
     BodyTooLarge,
+    /// What the call would change is over the limit of a log entry.
+    EntryTooLarge,
     /// The request took too long.
     TimedOut,
     /// There are too many connections.
@@ -83,12 +85,18 @@ impl Kind {
                 "The method does not fit the path",
                 "the Allow header and GET /openapi.json tell the methods",
             ),
-            Self::BadRequest => {
-                ("bad-request", S::BAD_REQUEST, "The request can't be understood", "correct what the detail names")
-            }
-            Self::BadJson => {
-                ("bad-json", S::BAD_REQUEST, "The body is not JSON", "send one JSON document of at most 128 levels")
-            }
+            Self::BadRequest => (
+                "bad-request",
+                S::BAD_REQUEST,
+                "The request can't be understood",
+                "correct what the detail names",
+            ),
+            Self::BadJson => (
+                "bad-json",
+                S::BAD_REQUEST,
+                "The body is not JSON",
+                "send one JSON document of at most 128 levels",
+            ),
             Self::UnreadableRequest => (
                 "unreadable-request",
                 S::BAD_REQUEST,
@@ -100,6 +108,12 @@ impl Kind {
                 S::PAYLOAD_TOO_LARGE,
                 "The body is over the limit",
                 "split the request, or start the server with a higher limit",
+            ),
+            Self::EntryTooLarge => (
+                "entry-too-large",
+                S::PAYLOAD_TOO_LARGE,
+                "What the call would change is over the limit of a log entry",
+                "spread it over several calls, or raise log.segment_bytes",
             ),
             Self::TimedOut => (
                 "timed-out",
@@ -161,9 +175,12 @@ impl Kind {
                 "The shard is overloaded",
                 "retry after the time in Retry-After",
             ),
-            Self::NotReady => {
-                ("not-ready", S::SERVICE_UNAVAILABLE, "The node does not serve now", "retry; GET /readyz tells when")
-            }
+            Self::NotReady => (
+                "not-ready",
+                S::SERVICE_UNAVAILABLE,
+                "The node does not serve now",
+                "retry; GET /readyz tells when",
+            ),
             Self::Full => (
                 "disk-full",
                 S::INSUFFICIENT_STORAGE,

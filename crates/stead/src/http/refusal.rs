@@ -26,7 +26,8 @@ pub(super) fn problem(error: RawError) -> Problem {
             Refusal::Misuse(Misuse::Request(_)) => Kind::UnreadableRequest,
             Refusal::Misuse(Misuse::State(_)) => Kind::UnreadableState,
             Refusal::Misuse(Misuse::NoCode(_)) => Kind::UnknownService,
-            Refusal::Panicked(_) => Kind::HandlerPanicked,
+            Refusal::Misuse(Misuse::TooLarge { .. }) => Kind::EntryTooLarge,
+            Refusal::Panicked(_) | Refusal::Poisoned { .. } => Kind::HandlerPanicked,
             Refusal::Overloaded { retry_after_ms } => {
                 return Problem::new(Kind::Overloaded, detail).retry_after_ms(retry_after_ms);
             }

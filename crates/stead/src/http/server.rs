@@ -166,10 +166,12 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 async fn refuse(mut stream: TcpStream, connections_max: usize) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let problem =
-        Problem::new(Kind::TooManyConnections, format!("{connections_max} connections are open, the most there may be"))
-            .retry_after_ms(1000)
-            .to_json();
+    let problem = Problem::new(
+        Kind::TooManyConnections,
+        format!("{connections_max} connections are open, the most there may be"),
+    )
+    .retry_after_ms(1000)
+    .to_json();
     let mut answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
          retry-after: 1\r\nconnection: close\r\n\r\n",

@@ -68,7 +68,10 @@ impl TokenKey {
         match std::fs::read(&path) {
             Ok(bytes) => {
                 return bytes.try_into().map(Self).map_err(|_| {
-                    io::Error::new(io::ErrorKind::InvalidData, "token.key does not have 32 bytes; remove it to get a new one")
+                    io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "token.key does not have 32 bytes; remove it to get a new one",
+                    )
                 });
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -78,7 +81,8 @@ impl TokenKey {
         File::open("/dev/urandom")?.read_exact(&mut key)?;
         // Written beside and renamed, so that a crash never leaves half a key.
         let beside = data.join("token.key.new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(&key)?;
         file.sync_all()?;
         std::fs::rename(&beside, &path)?;

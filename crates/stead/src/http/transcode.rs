@@ -51,7 +51,8 @@ pub fn json_to_canonical_msgpack(json: &[u8]) -> Result<Vec<u8>, TranscodeError>
 pub fn msgpack_to_json(bytes: &[u8]) -> Result<Vec<u8>, TranscodeError> {
     let mut from = rmp_serde::Deserializer::from_read_ref(bytes);
     let mut out = Vec::with_capacity(bytes.len() + 16);
-    serde_transcode::transcode(&mut from, &mut serde_json::Serializer::new(&mut out)).map_err(TranscodeError::Answer)?;
+    serde_transcode::transcode(&mut from, &mut serde_json::Serializer::new(&mut out))
+        .map_err(TranscodeError::Answer)?;
     Ok(out)
 }
 
@@ -82,7 +83,10 @@ mod tests {
             (r#""Get""#, Request::Get),
             (
                 r#" {"Put": {"value": {"b": [1, -2, 1.5, null, true], "a": "é"}, "ttl": 3}} "#,
-                Request::Put { value: serde_json::json!({"b": [1, -2, 1.5, null, true], "a": "é"}), ttl: Some(3.0) },
+                Request::Put {
+                    value: serde_json::json!({"b": [1, -2, 1.5, null, true], "a": "é"}),
+                    ttl: Some(3.0),
+                },
             ),
             (r#"{"Add":[18446744073709551615,-1]}"#, Request::Add(u64::MAX, -1)),
             (r#"{"Named":"x"}"#, Request::Named("x".into())),

@@ -1,0 +1,217 @@
+//! The gateway over a node with a service that refuses, panics and takes its time.
+
+use super::{Limits, Server, listen, serve};
+use crate::{Context, NoQuery, Node, Process, ServiceOptions};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[derive(Default, Serialize, Deserialize)]
+struct Purse {
+    coins: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Request {
+    Fill(u64),
+    Pay(u64),
+    Panic,
+    Wait,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Missing {
+    coins: u64,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} coins are missing", self.coins)
+    }
+}
+
+/// How many handlers have begun to wait, and how many of them may go on. Only one test has any.
+static GATE: (Mutex<(u32, u32)>, Condvar) = (Mutex::new((0, 0)), Condvar::new());
+
+impl Process for Purse {
+    const SERVICE: &'static str = "purse";
+    type Key = String;
+    type Request = Request;
+    type Reply = u64;
+    type Error = Missing;
+    type Query = NoQuery;
+    type Answer = ();
+
+    fn handle(&mut self, _: &mut Context<'_, Self>, request: Request) -> Result<u64, Missing> {
+        match request {
+            Request::Fill(coins) => self.coins += coins,
+            Request::Pay(coins) if coins > self.coins => return Err(Missing { coins: coins - self.coins }),
+            Request::Pay(coins) => self.coins -= coins,
+            Request::Panic => panic!("the purse is torn"),
+            Request::Wait => {
+                let mut gate = GATE.0.lock().unwrap();
+                gate.0 += 1;
+                let place = gate.0;
+                drop(GATE.1.wait_while(gate, |(_, open)| *open < place).unwrap());
+            }
+        }
+        Ok(self.coins)
+    }
+}
+
+fn open_gate(to: u32) {
+    GATE.0.lock().unwrap().1 = to;
+    GATE.1.notify_all();
+}
+
+/// The directory lives as long as the server.
+fn start(limits: Limits) -> (Server, Node, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::builder(dir.path())
+        .service::<Purse>(ServiceOptions::default().shards(1))
+        .threads(1)
+        .open()
+        .unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = serve(&node, listener, dir.path(), limits).unwrap();
+    (server, node, dir)
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+async fn read(mut stream: TcpStream) -> Answer {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body: body.to_owned() }
+}
+
+async fn send(address: SocketAddr, headers: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let len = body.len();
+    let head = format!(
+        "POST /v1/call/purse/p HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len}\r\n{headers}\r\n"
+    );
+    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    stream
+}
+
+async fn call(address: SocketAddr, headers: &str, body: &str) -> Answer {
+    read(send(address, headers, body).await).await
+}
+
+#[tokio::test]
+async fn the_error_of_a_service_is_embedded() {
+    let (server, _node, _dir) = start(Limits::default());
+    assert_eq!(call(server.address(), "", r#"{"Fill":3}"#).await.body, "3");
+    let refused = call(server.address(), "idempotency-key: k\r\n", r#"{"Pay":5}"#).await;
+    assert_eq!(refused.status, 409, "{}", refused.body);
+    assert!(refused.head.contains("application/problem+json") && refused.head.contains("stead-token: v1."));
+    let problem = refused.json();
+    assert_eq!(problem["type"], "urn:stead:problem:handler-error");
+    assert_eq!(problem["error"], json!({"coins": 2}));
+    // The error is the answer: a repetition gets it again, whatever came between.
+    assert_eq!(call(server.address(), "", r#"{"Fill":3}"#).await.body, "6");
+    let again = call(server.address(), "idempotency-key: k\r\n", r#"{"Pay":5}"#).await;
+    assert_eq!(again.json(), problem);
+    assert_eq!(call(server.address(), "", r#"{"Pay":5}"#).await.body, "1");
+}
+
+#[tokio::test]
+async fn a_panic_is_told_and_leaves_no_trace() {
+    let (server, _node, _dir) = start(Limits::default());
+    assert_eq!(call(server.address(), "", r#"{"Fill":3}"#).await.body, "3");
+    let panicked = call(server.address(), "", "\"Panic\"").await;
+    assert_eq!(panicked.status, 500, "{}", panicked.body);
+    assert_eq!(panicked.json()["type"], "urn:stead:problem:handler-panicked");
+    assert!(panicked.json()["detail"].as_str().unwrap().contains("the purse is torn"));
+    assert_eq!(call(server.address(), "", r#"{"Pay":0}"#).await.body, "3");
+}
+
+#[tokio::test]
+async fn a_request_ends_at_its_deadline_and_an_open_one_is_answered_at_shutdown() {
+    let (server, _node, _dir) = start(Limits::default());
+    let address = server.address();
+    let late = call(address, "stead-deadline-ms: 20\r\n", "\"Wait\"").await;
+    assert_eq!(late.status, 504, "{}", late.body);
+    assert_eq!(late.json()["type"], "urn:stead:problem:timed-out");
+    open_gate(1);
+    let open = send(address, "", "\"Wait\"").await;
+    let entered = async {
+        while GATE.0.lock().unwrap().0 < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), entered).await.unwrap();
+    let shutdown = tokio::spawn(server.shutdown());
+    tokio::task::yield_now().await;
+    open_gate(2);
+    assert_eq!(read(open).await.body, "0");
+    shutdown.await.unwrap();
+    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn a_slow_client_is_not_waited_for() {
+    let short = Duration::from_millis(30);
+    let (server, _node, _dir) =
+        start(Limits { header_timeout: short, request_timeout: short, ..Limits::default() });
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    stream.write_all(b"POST /v1/call/purse/p HTTP/1.1\r\nhost").await.unwrap();
+    let mut rest = String::new();
+    // Closed, with or without a word.
+    let _ = stream.read_to_string(&mut rest).await;
+    assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 408"), "{rest}");
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    let head =
+        b"POST /v1/call/purse/p HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 10\r\n\r\n{";
+    stream.write_all(head).await.unwrap();
+    let slow = read(stream).await;
+    assert_eq!(slow.status, 504, "{}", slow.body);
+    assert!(slow.body.contains("was not applied"), "{}", slow.body);
+}
+
+#[test]
+fn an_address_of_other_machines_is_refused() {
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
+        let error = listen(address.parse().unwrap()).unwrap_err().to_string();
+        assert!(error.contains(address) && error.contains("TLS"), "{error}");
+    }
+    assert!(listen("[::1]:0".parse().unwrap()).is_ok() || listen("127.0.0.2:0".parse().unwrap()).is_ok());
+}
+
+#[test]
+fn the_description_lists_the_routes() {
+    let document: Value = serde_json::from_str(&super::openapi()).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    for (path, method) in [
+        ("/v1/call/{service}/{key}", "post"),
+        ("/v1/query/{service}/{key}", "get"),
+        ("/v1/query/{service}/{key}", "post"),
+        ("/v1/checkpoints", "post"),
+        ("/v1/checkpoints/{number}", "delete"),
+        ("/v1/checkpoints/{number}/verify", "post"),
+        ("/v1/dead-letters/{service}", "get"),
+        ("/v1/log/{shard}", "get"),
+        ("/metrics", "get"),
+    ] {
+        assert!(paths[path].get(method).is_some(), "{method} {path}");
+    }
+    assert_eq!(document["components"]["schemas"]["Problem"]["type"], "object");
+}

@@ -116,7 +116,7 @@ pub enum ConfigError {
 }
 
 const PREFIX: &str = "STEAD_";
-/// Variables of the program itself, which are nobody's configuration.
+/// All keys, for hints: first those of the top, then those in tables, then their last parts.
 const KEYS: [&str; 21] = [
     "data_dir",
     "threads",
@@ -275,9 +275,8 @@ fn set_var(table: &mut toml::Table, name: &str, text: &str) -> Result<(), Config
             format!("{PREFIX}{}", key.replace('.', "_").to_ascii_uppercase())
         }),
     };
-    let value = match (text.parse::<i64>(), text.parse::<bool>()) {
-        (Ok(number), _) => Value::Integer(number),
-        (_, Ok(flag)) => Value::Boolean(flag),
+    let value = match text.parse::<i64>() {
+        Ok(number) if key != "data_dir" => Value::Integer(number),
         _ => Value::String(text.to_owned()),
     };
     let fields = ["shards", "session_ttl", "idempotency_ttl", "attempts_max", "outbox_bytes_max"];
@@ -405,10 +404,12 @@ mod tests {
             ("STEAD_THREADS", "3"),
             ("STEAD_CHECKPOINTS_KEEP", "7"),
             ("STEAD_SERVICES_BANK_SESSION_TTL", "2m"),
+            ("STEAD_DATA_DIR", "5"),
             ("HOME", "/"),
         ]);
         let config = Config::from_file_and_vars(Some(&path), env).unwrap();
         assert_eq!(config.threads, Some(3));
+        assert_eq!(config.data_dir, Some(PathBuf::from("5")));
         assert_eq!(config.checkpoints.interval, Some(Duration::from_secs(5)));
         assert_eq!(config.checkpoints.keep, Some(7));
         let bank = &config.services["bank"];

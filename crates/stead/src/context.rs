@@ -85,6 +85,7 @@ trait Effects {
     fn start_task(&mut self, name: &str, state: Blob) -> Result<TaskId, Limit>;
     fn cancel_task(&mut self, id: TaskId) -> bool;
     fn task(&self, id: TaskId) -> Option<TaskRecord>;
+    fn tasks(&self) -> Vec<(TaskId, TaskRecord)>;
 }
 
 impl Effects for Txn<'_> {
@@ -120,6 +121,9 @@ impl Effects for Txn<'_> {
     }
     fn task(&self, id: TaskId) -> Option<TaskRecord> {
         Txn::task(self, id)
+    }
+    fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
+        Txn::tasks(self)
     }
 }
 
@@ -269,6 +273,12 @@ impl<'a, P: Process> Context<'a, P> {
     #[must_use]
     pub fn task(&self, id: TaskId) -> Option<TaskState> {
         self.effects.task(id).map(|record| TaskState::new(id, record))
+    }
+
+    /// The tasks of this process that are not finished, with those that this call started.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<TaskState> {
+        self.effects.tasks().into_iter().map(|(id, record)| TaskState::new(id, record)).collect()
     }
 
     /// One cell of this process's keyed state.

@@ -23,7 +23,7 @@ use crate::registry::Registry;
 use inbox::{Command, Inbox};
 use log::{LogQueue, PreparerSignal};
 use open::{Group, Member};
-use snapshots::{Event, SnapshotQueue};
+use snapshots::{Event, SnapshotQueue, Wanted};
 use status::Counters;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -311,8 +311,20 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure`]; the work goes on.
     pub async fn checkpoint(&self) -> Result<CheckpointReport, CheckpointFailure> {
-        let (to, from) = oneshot::channel();
-        self.0.shared.snapshots.send(Event::Wanted(to));
+        self.take_checkpoint(true).await
+    }
+
+    /// Takes a checkpoint now without the services' checks, which read all of it.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub async fn checkpoint_unchecked(&self) -> Result<CheckpointReport, CheckpointFailure> {
+        self.take_checkpoint(false).await
+    }
+
+    async fn take_checkpoint(&self, checked: bool) -> Result<CheckpointReport, CheckpointFailure> {
+        let (reply, from) = oneshot::channel();
+        self.0.shared.snapshots.send(Event::Wanted(Wanted { reply, checked }));
         let stopped = |_| Err(CheckpointFailure::Stopped(self.0.shared.end_reason().to_string()));
         from.await.unwrap_or_else(stopped)
     }
@@ -403,6 +415,7 @@ fn dead_letter(shard: ShardId, index: u64, letter: DeadLetter) -> DeadLetterInfo
         Waiting::Message { from, seq } => format!("message {seq} of shard {from}"),
         Waiting::Timer { id } => format!("timer {id}"),
         Waiting::Task { id, step } => format!("step {step} of task {id}"),
+        Waiting::Request { .. } => "a client's request".to_owned(),
     };
     DeadLetterInfo {
         shard: shard.0,
@@ -475,7 +488,14 @@ impl Inner {
         for group in [Group::Tasks, Group::Checkpoints, Group::Workers, Group::Log, Group::Watchdog] {
             self.join(group);
         }
-        drop(self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let data_dir = self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut data_dir) = data_dir
+            && self.shared.life.load(Ordering::SeqCst) == life::ENDED
+            && let Err(error) = data_dir.update(|meta| meta.clean = true)
+        {
+            // The next start then suspects what waits, which costs a little time and nothing else.
+            tracing::warn!("can't note that the node ended in order: {error}");
+        }
     }
 
     fn join(&self, group: Group) {

@@ -54,6 +54,8 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     let wal = WalOptions {
         segment_bytes: limits.segment_bytes,
         batch_bytes_max: (limits.segment_bytes as usize).min(256 << 20),
+        spares: SEGMENTS_READY,
+        free_max: SEGMENTS_FREE,
         log_id: data_dir.meta().log_id,
         create: !data_dir.meta().log_created,
         ..WalOptions::default()
@@ -64,12 +66,18 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
 
     // The epoch is durable before any shard uses it, and so are the services before any of their entries is.
     let epoch = Epoch(data_dir.meta().epoch.0.max(report.epoch.0) + 1);
+    // What waits can't have ended a life that ended in order.
+    let trusted = created || data_dir.meta().clean;
     data_dir.update(|meta| {
         meta.epoch = epoch;
         meta.log_created = true;
+        meta.clean = false;
         meta.services = service_metas(&topology);
     })?;
 
+    // No entry may be larger than what the log takes in one write.
+    let entry_bytes_max = (wal.batch_bytes_max() / 2).min(Settings::default().entry_bytes_max);
+    settings.iter_mut().for_each(|settings| settings.entry_bytes_max = entry_bytes_max);
     let last = states.iter().map(|state| state.position().colour).max().unwrap_or(Colour(0));
     let recovery = RecoveryReport {
         created,
@@ -91,7 +99,11 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         let id = state.shard();
         let service = topology.service_of(id).expect("each state is of a shard of the topology");
         let settings = settings[usize::from(service.0)].clone();
-        by_worker[shared.worker_of(id)].push(Shard::new(state, Arc::clone(&topology), settings));
+        let mut shard = Shard::new(state, Arc::clone(&topology), settings);
+        if trusted {
+            shard.trust();
+        }
+        by_worker[shared.worker_of(id)].push(shard);
     }
 
     let inner = Inner {
@@ -102,6 +114,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         recovery,
         opened: begun,
     };
+    let batch_max = wal.batch_bytes_max();
     let preparer = wal.preparer();
     {
         let shared = Arc::clone(&shared);
@@ -122,7 +135,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         let probe = Arc::new(Probe::default());
         probes.push(Arc::clone(&probe));
         let runner = shared.registry.watched_runner(&topology, seed, probe);
-        let worker = Worker::new(Arc::clone(&shared), number, shards, runner);
+        let worker = Worker::new(Arc::clone(&shared), number, shards, runner, batch_max);
         inner.spawn(Group::Workers, &format!("stead-worker-{number}"), move || {
             worker.run(epoch);
             Ok(())
@@ -152,6 +165,11 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     Ok(Node(Arc::new(inner.with_recovery(recovery))))
 }
 
+/// Log segments that are kept ready: at full speed one is used up in a fraction of a second.
+const SEGMENTS_READY: usize = 2;
+/// Trimmed log segments that are kept: what is written between two checkpoints finds its segments again.
+const SEGMENTS_FREE: usize = 16;
+
 /// Shards of a new service unless it says otherwise.
 const SHARDS_DEFAULT: u32 = 8;
 
@@ -162,6 +180,7 @@ fn fresh_meta() -> Meta {
         epoch: Epoch(0),
         log_id: fastrand::u64(..),
         log_created: false,
+        clean: false,
         services: Vec::new(),
     }
 }

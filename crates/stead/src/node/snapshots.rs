@@ -38,14 +38,21 @@ pub(crate) enum Event {
     Records { shard: ShardId, number: Colour, bytes: Vec<u8>, done: bool },
     /// A shard's marker is committed.
     MarkerCommitted { shard: ShardId, number: Colour },
-    /// Somebody wants a checkpoint now, with the services' checks.
-    Wanted(oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>),
+    /// Somebody wants a checkpoint now.
+    Wanted(Wanted),
     /// From now on begin one after each such time, or only when asked.
     Interval(Option<Duration>),
     /// A merge of bundles has ended.
     Merged(Result<Option<Merged>, CheckpointError>),
     /// The node stops.
     Stop,
+}
+
+/// A wish for a checkpoint.
+pub(crate) struct Wanted {
+    pub(crate) reply: oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>,
+    /// With the services' checks.
+    pub(crate) checked: bool,
 }
 
 /// Where workers leave events.
@@ -253,14 +260,14 @@ pub(crate) struct Checkpointer {
     stop: Arc<AtomicBool>,
     /// Shards whose last snapshot is in no checkpoint: their next part must hold everything.
     broken: BTreeSet<ShardId>,
-    wanted: Vec<oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>>,
+    wanted: Vec<Wanted>,
 }
 
 struct Running {
     number: Colour,
     begun: Instant,
     writer: CheckpointWriter,
-    wanted: Vec<oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>>,
+    wanted: Vec<Wanted>,
 }
 
 impl Checkpointer {
@@ -328,7 +335,7 @@ impl Checkpointer {
         let reason = "it was shut down while the checkpoint was taken".to_owned();
         let running = self.running.take().into_iter().flat_map(|running| running.wanted);
         for wanted in running.chain(self.wanted) {
-            let _ = wanted.send(Err(CheckpointFailure::Stopped(reason.clone())));
+            let _ = wanted.reply.send(Err(CheckpointFailure::Stopped(reason.clone())));
         }
     }
 
@@ -399,7 +406,7 @@ impl Checkpointer {
             && let Some(running) = self.running.take()
         {
             let Running { begun, writer, wanted, .. } = running;
-            match self.complete(writer, !wanted.is_empty()) {
+            match self.complete(writer, wanted.iter().any(|wanted| wanted.checked)) {
                 Ok(manifest) => {
                     self.coordinator.handle_decided(number);
                     self.shared.snapshots.running.store(0, Ordering::Relaxed);
@@ -427,7 +434,7 @@ impl Checkpointer {
         &mut self,
         manifest: &Manifest,
         begun: Instant,
-        wanted: Vec<oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>>,
+        wanted: Vec<Wanted>,
     ) {
         let counters = &self.shared.counters;
         counters.checkpoints.add(1);
@@ -446,7 +453,7 @@ impl Checkpointer {
             failed_checks: failed(&manifest.checks),
         };
         for wanted in wanted {
-            let _ = wanted.send(Ok(report.clone()));
+            let _ = wanted.reply.send(Ok(report.clone()));
         }
         self.collect();
         self.merge();
@@ -509,7 +516,7 @@ impl Checkpointer {
         &mut self,
         number: Colour,
         reason: String,
-        wanted: Vec<oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>>,
+        wanted: Vec<Wanted>,
     ) {
         tracing::warn!("checkpoint {number} is given up: {reason}");
         self.shared.counters.checkpoints_failed.add(1);
@@ -521,7 +528,7 @@ impl Checkpointer {
             inbox.push(Command::ForceFull(None));
         }
         for wanted in wanted.into_iter().chain(std::mem::take(&mut self.wanted)) {
-            let _ = wanted.send(Err(CheckpointFailure::GivenUp { number: number.0, reason: reason.clone() }));
+            let _ = wanted.reply.send(Err(CheckpointFailure::GivenUp { number: number.0, reason: reason.clone() }));
         }
     }
 

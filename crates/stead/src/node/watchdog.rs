@@ -1,61 +1,79 @@
 //! The time limit of handlers. One that runs for ever can't be stopped from outside, so the process ends: after the
 //! restart the shard goes on, and a message, timer or task that does it again becomes a dead letter.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use stead_core::handler::{Call, Caller};
-use stead_core::ids::{Key, ServiceId};
+use stead_core::ids::ServiceId;
 use stead_core::topology::Topology;
 
-/// What a worker's handler is at. Written by the worker, read by the watchdog.
+/// What a worker's handler is at. Written by the worker for each call, so without locks; read by the watchdog once a call
+/// has run for long.
 #[derive(Default)]
 pub(crate) struct Probe {
     /// Odd while a handler runs; each call adds two.
     calls: AtomicU64,
-    at: Mutex<Option<(ServiceId, Key, Cause)>>,
+    /// The service, and in the upper half what kind of cause it is.
+    what: AtomicU64,
+    /// The number of the timer or task.
+    number: AtomicU64,
+    key_bytes: AtomicUsize,
+    /// The beginning of the key.
+    key: [AtomicU64; Self::KEY_WORDS],
 }
 
-/// What a handler was called for, without what the call borrows.
-#[derive(Clone, Copy, Debug)]
-enum Cause {
-    Client,
-    Message,
-    Timer(u64),
-    Task(u64),
-}
+/// Kinds of causes.
+const MESSAGE: u64 = 1;
+const TIMER: u64 = 2;
+const TASK: u64 = 3;
 
 impl Probe {
+    const KEY_WORDS: usize = 8;
+
     /// A handler is about to run.
     pub(crate) fn enter(&self, call: &Call<'_>) {
-        let cause = match call.caller {
-            Caller::Client { .. } => Cause::Client,
-            Caller::Process { .. } => Cause::Message,
-            Caller::Timer { id } => Cause::Timer(id.0),
-            Caller::Task { id } => Cause::Task(id.0),
+        let (kind, number) = match call.caller {
+            Caller::Client { .. } => (0, 0),
+            Caller::Process { .. } => (MESSAGE, 0),
+            Caller::Timer { id } => (TIMER, id.0),
+            Caller::Task { id } => (TASK, id.0),
         };
-        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = Some((call.service, call.key.clone(), cause));
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.what.store(kind << 32 | u64::from(call.service.0), Ordering::Relaxed);
+        self.number.store(number, Ordering::Relaxed);
+        self.key_bytes.store(call.key.len(), Ordering::Relaxed);
+        for (word, chunk) in self.key.iter().zip(call.key.as_bytes().chunks(8)) {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+        self.step();
     }
 
     /// It has ended.
     pub(crate) fn leave(&self) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.step();
+    }
+
+    fn step(&self) {
+        // The worker alone writes: no need of an atomic addition. The release shows what was stored before.
+        self.calls.store(self.calls.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
     fn describe(&self, topology: &Topology) -> String {
-        match &*self.at.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some((service, key, cause)) => {
-                let cause = match cause {
-                    Cause::Client => "a client's request".to_owned(),
-                    Cause::Message => "a message of another process".to_owned(),
-                    Cause::Timer(id) => format!("timer {id}"),
-                    Cause::Task(id) => format!("the result of task {id}"),
-                };
-                format!("{}/{key}, handling {cause}", topology.service(*service).name)
-            }
-            None => "an unknown process".to_owned(),
-        }
+        let what = self.what.load(Ordering::Relaxed);
+        let number = self.number.load(Ordering::Relaxed);
+        let cause = match what >> 32 {
+            MESSAGE => "a message of another process".to_owned(),
+            TIMER => format!("timer {number}"),
+            TASK => format!("the result of task {number}"),
+            _ => "a client's request".to_owned(),
+        };
+        let len = self.key_bytes.load(Ordering::Relaxed);
+        let bytes: Vec<u8> = self.key.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+        let key = String::from_utf8_lossy(&bytes[..len.min(bytes.len())]);
+        let more = if len > bytes.len() { "..." } else { "" };
+        format!("{}/{key}{more}, handling {cause}", topology.service(ServiceId(what as u16)).name)
     }
 }
 
@@ -90,7 +108,7 @@ impl Watchdog {
             }
             drop(stop);
             for (probe, (calls, since)) in probes.iter().zip(&mut seen) {
-                let now = probe.calls.load(Ordering::Relaxed);
+                let now = probe.calls.load(Ordering::Acquire);
                 if now != *calls || now % 2 == 0 {
                     (*calls, *since) = (now, Instant::now());
                 } else if since.elapsed() >= limit {

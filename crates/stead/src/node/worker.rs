@@ -22,8 +22,15 @@ use stead_core::replica::EpochConfig;
 use stead_core::shard::{Answer, Effect, Input, Refusal, Request, Shard};
 use stead_store::wal::Batch;
 
-/// A submission over this many bytes goes to the log before the turn is over.
-const BATCH_BYTES: usize = 4 << 20;
+/// A submission over this many bytes goes to the log before the turn is over, so that the log never waits for work while
+/// there is some.
+const BATCH_BYTES: usize = 128 << 10;
+/// Bytes that the log adds to each entry.
+const RECORD_OVERHEAD: usize = 24;
+/// How long one turn handles what shards sent each other before it looks for news.
+const TURN: Duration = Duration::from_millis(1);
+/// Inputs whose records are looked at together before they are handled.
+const AHEAD: usize = 16;
 /// How often overdue calls are looked for.
 const SWEEP: Duration = Duration::from_millis(20);
 /// How long a request waits that came before its shard served.
@@ -39,16 +46,20 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     number: usize,
     shards: Vec<Slot>,
+    /// The slots whose deadline may have changed.
+    moved: Vec<u32>,
     runner: Runner,
     /// By shard number: where it is in `shards`, if it is here.
     slots: Vec<Option<u32>>,
     commands: Vec<Command>,
     effects: Vec<Effect>,
-    /// Inputs from a shard of this worker to another one of it.
+    /// What other shards have for those of this worker, in the order in which it came.
     local: VecDeque<(ShardId, Input)>,
     /// By worker, inputs for its shards.
     outgoing: Vec<Vec<(ShardId, Input)>>,
     batch: Batch,
+    /// Most bytes of a batch that the log takes.
+    batch_max: usize,
     /// What `batch` reaches to, by slot; `touched` names the slots.
     appended: Vec<(Epoch, Index)>,
     touched: Vec<u32>,
@@ -65,7 +76,10 @@ pub(crate) struct Worker {
 struct Slot {
     id: ShardId,
     shard: Shard,
+    /// As it was when [`Worker::renew_deadlines`] looked.
     deadline: Option<Time>,
+    /// The shard was given an input since.
+    is_moved: bool,
 }
 
 /// A snapshot that is handed to the checkpoint thread in pieces.
@@ -88,13 +102,19 @@ struct Turn {
 }
 
 impl Worker {
-    pub(crate) fn new(shared: Arc<Shared>, number: usize, shards: Vec<Shard>, runner: Runner) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        number: usize,
+        shards: Vec<Shard>,
+        runner: Runner,
+        batch_max: usize,
+    ) -> Self {
         let mut slots = vec![None; shared.topology.shard_count() as usize];
         for (at, shard) in shards.iter().enumerate() {
             slots[shard.state().shard().0 as usize] = Some(at as u32);
         }
         let shards: Vec<Slot> =
-            shards.into_iter().map(|shard| Slot { id: shard.state().shard(), shard, deadline: None }).collect();
+            shards.into_iter().map(|shard| Slot { id: shard.state().shard(), shard, deadline: None, is_moved: false }).collect();
         Self {
             appended: vec![(Epoch(0), Index(0)); shards.len()],
             outgoing: (0..shared.inboxes.len()).map(|_| Vec::new()).collect(),
@@ -103,10 +123,12 @@ impl Worker {
             shards,
             runner,
             slots,
+            moved: Vec::new(),
             commands: Vec::new(),
             effects: Vec::new(),
             local: VecDeque::new(),
             batch: Batch::new(),
+            batch_max,
             touched: Vec::new(),
             ticket: 0,
             submitted: VecDeque::new(),
@@ -153,11 +175,12 @@ impl Worker {
         if !self.stopping {
             busy |= self.tick(now);
         }
-        self.run_local(now);
+        busy |= self.run_local(now);
         busy |= self.drain_snapshots();
         self.hand_on();
         let sweep_in = self.sweep(now);
-        if !busy {
+        if !busy && self.local.is_empty() {
+            self.renew_deadlines();
             let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
             let retry = self.retries.iter().map(|(at, ..)| *at).min();
             let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in.as_micros() as u64));
@@ -187,11 +210,7 @@ impl Worker {
                     self.give(now, slot, Input::OpenSession { token: Calls::NOBODY, session, principal });
                 }
             }
-            Command::Inputs(inputs) => {
-                for (shard, input) in inputs {
-                    self.give_to(now, shard, input);
-                }
-            }
+            Command::Inputs(inputs) => self.local.extend(inputs),
             Command::Every(input) => {
                 for slot in 0..self.shards.len() as u32 {
                     self.give(now, slot, input.clone());
@@ -240,10 +259,12 @@ impl Worker {
     }
 
     fn give(&mut self, now: Time, slot: u32, input: Input) {
-        let Self { shards, runner, effects, .. } = self;
-        let Slot { shard, deadline, .. } = &mut shards[slot as usize];
+        let Self { shards, runner, effects, moved, .. } = self;
+        let Slot { shard, is_moved, .. } = &mut shards[slot as usize];
         shard.handle(now, input, runner as &mut dyn Handler, effects);
-        *deadline = shard.deadline();
+        if !std::mem::replace(is_moved, true) {
+            moved.push(slot);
+        }
         self.perform(now, slot);
     }
 
@@ -255,15 +276,15 @@ impl Worker {
                 Effect::Append { epoch, index, bytes } => {
                     self.turn.entries += 1;
                     self.turn.entry_bytes += bytes.len() as u64;
+                    if self.batch.bytes() + bytes.len() + RECORD_OVERHEAD > self.batch_max {
+                        self.submit();
+                    }
                     self.batch.push(from, epoch, index, &bytes);
                     let appended = &mut self.appended[slot as usize];
                     if appended.1 == Index(0) {
                         self.touched.push(slot);
                     }
                     *appended = (epoch, index);
-                    if self.batch.bytes() >= BATCH_BYTES {
-                        self.submit();
-                    }
                 }
                 Effect::Deliver { to, messages, again } => {
                     self.turn.messages += messages.len() as u64;
@@ -286,6 +307,9 @@ impl Worker {
             }
         }
         self.effects = effects;
+        if self.batch.bytes() >= BATCH_BYTES {
+            self.hand_on();
+        }
     }
 
     fn route(&mut self, to: ShardId, input: Input) {
@@ -296,11 +320,25 @@ impl Worker {
         }
     }
 
-    fn run_local(&mut self, now: Time) {
-        // What this causes leaves after the next sync only, so that this ends.
-        while let Some((shard, input)) = self.local.pop_front() {
-            self.give_to(now, shard, input);
+    /// Handles what other shards have sent, for a while; true if there is more.
+    fn run_local(&mut self, now: Time) -> bool {
+        let begun = Instant::now();
+        while !self.local.is_empty() {
+            // No cache holds the records that they meet: looked at together, these are fetched side by side.
+            for (shard, input) in self.local.iter().take(AHEAD) {
+                if let Some(slot) = self.slot(*shard) {
+                    self.shards[slot as usize].shard.look_ahead(input);
+                }
+            }
+            for _ in 0..AHEAD {
+                let Some((shard, input)) = self.local.pop_front() else { break };
+                self.give_to(now, shard, input);
+            }
+            if begun.elapsed() >= TURN {
+                return !self.local.is_empty();
+            }
         }
+        false
     }
 
     /// The log holds more of what was submitted.
@@ -327,7 +365,17 @@ impl Worker {
         any
     }
 
+    /// Asks the shards that were given something for their deadlines: once for all that they were given.
+    fn renew_deadlines(&mut self) {
+        for slot in self.moved.drain(..) {
+            let Slot { shard, deadline, is_moved, .. } = &mut self.shards[slot as usize];
+            *deadline = shard.deadline();
+            *is_moved = false;
+        }
+    }
+
     fn tick(&mut self, now: Time) -> bool {
+        self.renew_deadlines();
         let mut any = false;
         for slot in 0..self.shards.len() as u32 {
             if self.shards[slot as usize].deadline.is_some_and(|at| at <= now) {

@@ -1,0 +1,193 @@
+//! What goes wrong: full disks, failing syncs, second owners, broken configurations.
+
+use crate::services::{Account, Ask, Look, builder, key};
+use stead::{CallError, Node, OpenError, RawError, Refusal, ServiceOptions};
+use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
+use stead_store::real_disk::RealDisk;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A disk on which room and syncs can be taken away.
+struct FaultyDisk {
+    disk: RealDisk,
+    faults: Arc<Faults>,
+}
+
+#[derive(Default)]
+struct Faults {
+    full: AtomicBool,
+    sync_fails: AtomicBool,
+    syncs: AtomicU64,
+}
+
+struct FaultyFile {
+    file: Box<dyn DiskFile>,
+    faults: Arc<Faults>,
+}
+
+impl Faults {
+    fn grow(&self) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        if self.sync_fails.load(Ordering::SeqCst) { Err(io::Error::other("the disk is gone")) } else { Ok(()) }
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
+        if open != Open::Existing {
+            self.faults.grow()?;
+        }
+        Ok(Box::new(FaultyFile { file: self.disk.open(path, open)?, faults: Arc::clone(&self.faults) }))
+    }
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        self.disk.create_dir(path)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn len(&self, path: &str) -> io::Result<Option<u64>> {
+        self.disk.len(path)
+    }
+    fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
+        self.disk.lock(path)
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if offset + bytes.len() as u64 > self.file.len()? {
+            self.faults.grow()?;
+        }
+        self.file.write_at(bytes, offset)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.faults.grow()?;
+        self.file.allocate(len)
+    }
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.file.truncate(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.faults.sync()?;
+        self.file.sync_data()
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_answers_reads_and_goes_on_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let disk = FaultyDisk { disk: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
+    let node = builder(dir.path()).segment_bytes(64 << 10).disk(Arc::new(disk)).open().unwrap();
+    let client = node.blocking_client();
+    faults.full.store(true, Ordering::SeqCst);
+    let mut balance = 0;
+    let error = loop {
+        match client.call::<Account>(&key("a"), Ask::Deposit(1)) {
+            Ok(now) => {
+                balance += 1;
+                assert_eq!(now, balance);
+            }
+            Err(error) => break error,
+        }
+        assert!(balance < 10_000, "three segments hold far less");
+    };
+    assert_eq!(error, CallError::Raw(RawError::Refused(Refusal::Full)));
+    assert_eq!(client.query::<Account>(&key("a"), Look::Balance).unwrap(), balance);
+    assert!(node.status().full);
+    faults.full.store(false, Ordering::SeqCst);
+    for _ in 0..1_000_000 {
+        match client.call::<Account>(&key("a"), Ask::Deposit(1)) {
+            Ok(now) => {
+                assert_eq!(now, balance + 1, "a refused request was not applied");
+                assert!(!node.status().full);
+                return;
+            }
+            Err(error) => assert_eq!(error, CallError::Raw(RawError::Refused(Refusal::Full))),
+        }
+        std::thread::yield_now();
+    }
+    panic!("the node never took writes again");
+}
+
+#[test]
+fn a_failed_sync_ends_the_node_and_nothing_unsynced_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let disk = FaultyDisk { disk: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
+    let node = builder(dir.path()).disk(Arc::new(disk)).open().unwrap();
+    let client = node.blocking_client();
+    assert_eq!(client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap(), 1);
+    faults.sync_fails.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        let error = client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap_err();
+        let CallError::Raw(RawError::NodeFailed(reason)) = error else { panic!("{error}") };
+        assert!(reason.contains("the disk is gone"), "{reason}");
+    }
+    assert!(node.status().failure.is_some() && !node.is_ready());
+    drop(node);
+    faults.sync_fails.store(false, Ordering::SeqCst);
+    let node = builder(dir.path()).open().unwrap();
+    let balance = node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap();
+    assert!((1..=2).contains(&balance), "{balance}");
+}
+
+#[test]
+fn a_data_directory_has_one_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder(dir.path()).open().unwrap();
+    let error = builder(dir.path()).open().map(|_| ()).unwrap_err();
+    assert!(matches!(&error, OpenError::DataDir(_)) && error.to_string().contains("locked"), "{error}");
+    node.shutdown();
+    builder(dir.path()).open().unwrap();
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = |builder: stead::NodeBuilder| builder.open().map(|_| ()).unwrap_err().to_string();
+    let twice = builder(dir.path()).service::<Account>(ServiceOptions::default());
+    assert!(error(twice).contains("registered twice"));
+    assert!(error(builder(dir.path()).threads(0)).contains("1 to 256"));
+    let config = stead::Config::from_toml("[services.acount]\nshards = 2", "test").unwrap();
+    let text = error(builder(dir.path()).config(config));
+    assert!(text.contains("did you mean \"account\""), "{text}");
+    builder(dir.path()).open().unwrap().shutdown();
+    let more = Node::builder(dir.path()).service::<Account>(ServiceOptions::default().shards(5));
+    assert!(error(more).contains("has 4 shards"));
+    std::fs::remove_file(dir.path().join("stead.json")).unwrap();
+    assert!(error(builder(dir.path())).contains("stead.json"));
+}
+
+#[test]
+fn a_timeout_is_told_and_the_shard_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder(dir.path()).open().unwrap();
+    let client = node.blocking_client();
+    let error = client.with_timeout(Duration::ZERO).call::<Account>(&key("a"), Ask::Deposit(1));
+    if let Err(error) = error {
+        assert_eq!(error, CallError::Raw(RawError::TimedOut { after: Duration::ZERO }));
+    }
+    assert!(client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap() >= 1);
+}

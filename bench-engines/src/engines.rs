@@ -109,7 +109,8 @@ fn stead_open(
 ) -> Result<Wal, String> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(dir).map_err(|error| error.to_string())?);
     let spares = load.prefilled.max(1);
-    let options = WalOptions { segment_bytes: load.file_bytes, spares, create: true, ..WalOptions::default() };
+    let options =
+        WalOptions { segment_bytes: load.file_bytes, spares, create: true, ..WalOptions::default() };
     Wal::open(disk, options, visit).map(|(wal, _)| wal).map_err(|error| error.to_string())
 }
 
@@ -281,7 +282,8 @@ impl LogManager for Reader {
 fn okay_open(dir: &Path, load: Load) -> io::Result<(WriteAheadLog, mpsc::Receiver<Vec<Vec<u8>>>)> {
     let (sender, chunks) = mpsc::channel();
     let bytes = u32::try_from(load.file_bytes).map_err(io::Error::other)?;
-    let configuration = Configuration::default_for(dir).preallocate_bytes(bytes).checkpoint_after_bytes(64 << 30);
+    let configuration =
+        Configuration::default_for(dir).preallocate_bytes(bytes).checkpoint_after_bytes(64 << 30);
     Ok((configuration.open(Reader(sender))?, chunks))
 }
 
@@ -322,7 +324,9 @@ fn okay_read(dir: &Path, load: Load) -> Result<ReadBack, String> {
     let mut back = ReadBack::default();
     while let Ok(entries) = chunks.try_recv() {
         for bytes in entries {
-            let number = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
+            let number = |at: usize| {
+                bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes)
+            };
             back.take(number(0), number(8), bytes.get(16..).unwrap_or_default());
         }
     }

@@ -40,7 +40,14 @@ fn fresh(dir: &Path) -> tempfile::TempDir {
 fn speed(dir: &Path) {
     println!("engine, threads, entries/s, p50 ms, p99 ms");
     for threads in [1, 8] {
-        let load = Load { threads, writes: 8000 / (threads + 1), sync: true, close: true, file_bytes: 64 << 20, prefilled: 6 };
+        let load = Load {
+            threads,
+            writes: 8000 / (threads + 1),
+            sync: true,
+            close: true,
+            file_bytes: 64 << 20,
+            prefilled: 6,
+        };
         let mut rounds = vec![Vec::new(); Which::ALL.len()];
         for _ in 0..5 {
             for (which, rounds) in Which::ALL.into_iter().zip(&mut rounds) {
@@ -49,7 +56,9 @@ fn speed(dir: &Path) {
                 latencies.sort_unstable();
                 // Opening and prefilling are not part of it: each thread's writes add up to its time.
                 let spent = latencies.iter().sum::<std::time::Duration>().as_secs_f64() / threads as f64;
-                let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+                let at = |share: f64| {
+                    latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3
+                };
                 rounds.push((load.entries() as f64 / spent, at(0.5), at(0.99)));
             }
         }

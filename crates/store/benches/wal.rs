@@ -124,7 +124,9 @@ fn wal(criterion: &mut Criterion) {
     });
     group.bench_function("1 producer", |bencher| bencher.iter_custom(|writes| one_thread(&mut wal, writes)));
     group.throughput(Throughput::Elements(8 * ENTRIES));
-    group.bench_function("8 producers", |bencher| bencher.iter_custom(|writes| producers(&mut wal, 8, writes)));
+    group.bench_function("8 producers", |bencher| {
+        bencher.iter_custom(|writes| producers(&mut wal, 8, writes))
+    });
     drop(wal);
 
     let (_dir, disk, mut wal) = new_wal();

@@ -14,6 +14,7 @@ fn meta() -> Meta {
         epoch: Epoch(0),
         log_id: u64::MAX,
         log_created: false,
+        clean: false,
         services: vec![ServiceMeta { name: "kv".to_owned(), first: ShardId(0), shards: 64 }],
     }
 }

@@ -54,6 +54,7 @@ fn meta() -> Meta {
         epoch: Epoch(12),
         log_id: 0x5eed,
         log_created: true,
+        clean: false,
         services: services.into(),
     }
 }

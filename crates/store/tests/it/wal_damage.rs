@@ -64,6 +64,48 @@ fn a_torn_tail_is_cut_to_the_batch() {
 }
 
 #[test]
+fn whole_batches_after_the_cut_are_wiped() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    let kept = rec(1, 1, b"kept");
+    put(&mut wal, &kept);
+    let damaged = wal.append(&[batch(&[rec(1, 2, b"damaged")])]).unwrap();
+    let after = wal.append(&[batch(&[rec(1, 3, b"whole, but after it")])]).unwrap();
+    disk.flip_bit(&segment(1), damaged.offset + 70, 0).unwrap();
+    let (_, opened, seen) = open(&disk, &small()).unwrap();
+    assert_eq!((seen.as_slice(), opened.cut.unwrap().offset), ([kept].as_slice(), damaged.offset));
+    let block = after.offset as usize..after.offset as usize + BLOCK as usize;
+    assert!(disk.bytes(&segment(1)).unwrap()[block].iter().all(|byte| *byte == 0));
+    assert_eq!(open(&disk, &small()).unwrap().1.cut, None);
+}
+
+#[test]
+fn a_batch_of_another_past_is_not_taken() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    put(&mut wal, &rec(1, 1, b"before"));
+    drop(wal);
+    let grow = |disk: &SimDisk, texts: [&[u8]; 2]| {
+        let (mut wal, _, _) = open(disk, &small()).unwrap();
+        let positions = texts.map(|text| put(&mut wal, &rec(1, 2, text)));
+        positions[1].offset as usize
+    };
+    let (one, other) = (disk.fork(1), disk.fork(1));
+    let at = grow(&one, [b"one", b"follows one"]);
+    assert_eq!(grow(&other, [b"other", b"follows other"]), at);
+    // Right number, right segment, right checksum: only the chain tells.
+    let mut bytes = other.bytes(&segment(1)).unwrap();
+    bytes[at..at + BLOCK as usize].copy_from_slice(&one.bytes(&segment(1)).unwrap()[at..at + BLOCK as usize]);
+    other.put(&segment(1), &bytes);
+    let (_, opened, seen) = open(&other, &small()).unwrap();
+    assert_eq!(
+        seen.iter().map(|rec| rec.bytes.as_slice()).collect::<Vec<_>>(),
+        [b"before".as_slice(), b"other"]
+    );
+    assert!(matches!(opened.cut.unwrap().damage, Damage::Order { .. }));
+}
+
+#[test]
 fn any_flipped_bit_below_the_mark_is_refused() {
     let disk = SimDisk::new(1);
     closed_log(&disk);

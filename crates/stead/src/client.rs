@@ -192,10 +192,24 @@ impl Client {
             let principal = Arc::clone(&self.principal);
             let asked = self.ask(shard, process.clone(), payload.clone(), principal, place.identity(), self.timeout);
             match asked.await {
-                Err(RawError::Refused(Refusal::UnknownSession(session))) => self.sessions.forget(shard, session),
+                Err(RawError::Refused(Refusal::UnknownSession(session))) => {
+                    self.sessions.forget(shard, session);
+                    // It may not have been opened at all; then this tells why.
+                    self.open_session(shard).await?;
+                }
                 answered => return answered,
             }
         }
+    }
+
+    async fn open_session(&self, shard: ShardId) -> Result<(), RawError> {
+        let session = SessionId(fastrand::u128(..));
+        let (reception, opened) = self.receive(self.timeout);
+        let principal = Arc::clone(&self.principal);
+        self.shared.tell(shard, Command::OpenSession { shard, session, principal, reception: Some(reception) })?;
+        self.answered(opened.await)?;
+        self.sessions.pool(shard).push(Session::new(session));
+        Ok(())
     }
 
     async fn ask(
@@ -288,6 +302,12 @@ struct Session {
     window: VecDeque<bool>,
 }
 
+impl Session {
+    fn new(id: SessionId) -> Self {
+        Self { id, confirmed: 0, window: VecDeque::new() }
+    }
+}
+
 /// A request's place in a session; given back when dropped, answered or not.
 struct Place<'a> {
     sessions: &'a Sessions,
@@ -311,10 +331,10 @@ impl Sessions {
             Some(at) => at,
             None => {
                 let id = SessionId(fastrand::u128(..));
-                pool.push(Session { id, confirmed: 0, window: VecDeque::new() });
+                pool.push(Session::new(id));
                 let principal = Arc::clone(principal);
                 // Its requests go the same way behind it. If it is refused or lost, so are they.
-                let _ = shared.tell(shard, Command::OpenSession { shard, session: id, principal });
+                let _ = shared.tell(shard, Command::OpenSession { shard, session: id, principal, reception: None });
                 pool.len() - 1
             }
         };

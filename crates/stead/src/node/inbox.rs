@@ -15,8 +15,8 @@ pub(crate) enum Command {
     Request { shard: ShardId, request: Request, reception: Reception },
     /// A client's query.
     Query { shard: ShardId, query: Query, reception: Reception },
-    /// A client opens a session; if that is refused, its requests will be.
-    OpenSession { shard: ShardId, session: SessionId, principal: Arc<str> },
+    /// A client opens a session. Without a reception nobody waits: if it is refused, its requests will be.
+    OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception> },
     /// Inputs for shards of this worker, from another thread.
     Inputs(Vec<(ShardId, Input)>),
     /// The same for every shard of this worker.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use stead_core::handler::Handler;
 use stead_core::ids::{Epoch, Index, ShardId, Time};
 use stead_core::replica::EpochConfig;
-use stead_core::shard::{Answer, Effect, Input, Refusal, Request, Shard};
+use stead_core::shard::{Answer, Effect, Input, Refusal, Shard};
 use stead_store::wal::Batch;
 
 /// A submission over this many bytes goes to the log before the turn is over, so that the log never waits for work while
@@ -66,7 +66,7 @@ pub(crate) struct Worker {
     ticket: u64,
     submitted: VecDeque<(u64, Vec<(u32, Epoch, Index)>)>,
     calls: Calls,
-    retries: Vec<(Time, ShardId, Request)>,
+    retries: Vec<(Time, u64, ShardId, Input)>,
     sweep_at: Instant,
     draining: VecDeque<Draining>,
     stopping: bool,
@@ -196,8 +196,10 @@ impl Worker {
             Command::Request { shard, mut request, reception } => {
                 self.turn.requests += 1;
                 let Some(slot) = self.admit(shard, &reception) else { return };
-                request.token = self.calls.open(reception, Some((shard, request.clone())));
-                self.give(now, slot, Input::Request(request));
+                request.token = self.calls.next_token();
+                let input = Input::Request(request);
+                self.calls.open(reception, Some((shard, input.clone())));
+                self.give(now, slot, input);
             }
             Command::Query { shard, mut query, reception } => {
                 self.turn.queries += 1;
@@ -205,10 +207,14 @@ impl Worker {
                 query.token = self.calls.open(reception, None);
                 self.give(now, slot, Input::Query(query));
             }
-            Command::OpenSession { shard, session, principal } => {
-                if let (Some(slot), false) = (self.slot(shard), self.stopping) {
-                    self.give(now, slot, Input::OpenSession { token: Calls::NOBODY, session, principal });
+            Command::OpenSession { shard, session, principal, reception } => {
+                let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
+                let token = if reception.is_some() { self.calls.next_token() } else { Calls::NOBODY };
+                let input = Input::OpenSession { token, session, principal };
+                if let Some(reception) = reception {
+                    self.calls.open(reception, Some((shard, input.clone())));
                 }
+                self.give(now, slot, input);
             }
             Command::Inputs(inputs) => self.local.extend(inputs),
             Command::Every(input) => {
@@ -437,9 +443,9 @@ impl Worker {
             _ => None,
         };
         if let Some(wait) = wait
-            && let Some((shard, request)) = self.calls.request(answer.token)
+            && let Some((shard, input)) = self.calls.again(answer.token)
         {
-            self.retries.push((now.plus_millis(wait), shard, request));
+            self.retries.push((now.plus_millis(wait), answer.token, shard, input));
             return;
         }
         self.turn.answers += 1;
@@ -457,11 +463,11 @@ impl Worker {
         }
         let (due, later) = std::mem::take(&mut self.retries).into_iter().partition(|(at, ..)| *at <= now);
         self.retries = later;
-        let due: Vec<(Time, ShardId, Request)> = due;
-        for (_, shard, request) in due {
+        let due: Vec<(Time, u64, ShardId, Input)> = due;
+        for (_, token, shard, input) in due {
             // The call may have run out of time since.
-            if self.calls.request(request.token).is_some() {
-                self.give_to(now, shard, Input::Request(request));
+            if self.calls.again(token).is_some() {
+                self.give_to(now, shard, input);
             }
         }
         true
@@ -527,7 +533,7 @@ struct Calls {
 struct Call {
     reception: Reception,
     /// To ask again, if its shard can't take it yet.
-    again: Option<(ShardId, Request)>,
+    again: Option<(ShardId, Input)>,
 }
 
 impl Calls {
@@ -538,15 +544,20 @@ impl Calls {
         self.free.len() == self.slots.len()
     }
 
-    fn open(&mut self, reception: Reception, again: Option<(ShardId, Request)>) -> u64 {
-        let at = self.free.pop().unwrap_or_else(|| {
+    /// The token that the next call will have.
+    fn next_token(&mut self) -> u64 {
+        if self.free.is_empty() {
+            self.free.push(self.slots.len() as u32);
             self.slots.push((0, None));
-            (self.slots.len() - 1) as u32
-        });
-        let (generation, slot) = &mut self.slots[at as usize];
-        let token = u64::from(*generation) << 32 | u64::from(at);
-        let again = again.map(|(shard, request)| (shard, Request { token, ..request }));
-        *slot = Some(Call { reception, again });
+        }
+        let at = *self.free.last().expect("one was pushed");
+        u64::from(self.slots[at as usize].0) << 32 | u64::from(at)
+    }
+
+    fn open(&mut self, reception: Reception, again: Option<(ShardId, Input)>) -> u64 {
+        let token = self.next_token();
+        let at = self.free.pop().expect("the next token is that of a free slot");
+        self.slots[at as usize].1 = Some(Call { reception, again });
         token
     }
 
@@ -556,7 +567,7 @@ impl Calls {
         (u64::from(*generation) == token >> 32).then_some(slot)
     }
 
-    fn request(&mut self, token: u64) -> Option<(ShardId, Request)> {
+    fn again(&mut self, token: u64) -> Option<(ShardId, Input)> {
         self.find(token)?.as_ref()?.again.clone()
     }
 

@@ -191,3 +191,14 @@ fn a_timeout_is_told_and_the_shard_goes_on() {
     }
     assert!(client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap() >= 1);
 }
+
+#[test]
+fn a_client_without_a_session_is_told_that_the_disk_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let disk = FaultyDisk { disk: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
+    let node = builder(dir.path()).segment_bytes(64 << 10).disk(Arc::new(disk)).open().unwrap();
+    faults.full.store(true, Ordering::SeqCst);
+    let error = (0..10_000).find_map(|_| node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(1)).err());
+    assert_eq!(error, Some(CallError::Raw(RawError::Refused(Refusal::Full))));
+}

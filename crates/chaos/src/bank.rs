@@ -195,21 +195,18 @@ impl Client {
         Ok(false)
     }
 
-    /// What should be on the accounts, by the answers alone.
-    fn balances(&self) -> Vec<u64> {
-        let mut balances = vec![0u64; ACCOUNTS as usize];
+    /// What should be on the accounts, by the answers alone; below 0 only if one of them is wrong.
+    fn balances(&self) -> Vec<i64> {
+        let mut balances = vec![0i64; ACCOUNTS as usize];
         for (number, answer) in &self.answers {
             let (account, request) = &self.requests[*number as usize];
             match (answer, request) {
                 (Ok(_), Request::PayIn { amount } | Request::Credit { amount }) => {
-                    balances[*account as usize] += amount
+                    balances[*account as usize] += amount.cast_signed();
                 }
-                // Wrapping, for the order of transfers is not known here; the sums come out right.
                 (Ok(_), Request::Transfer { to, amount }) => {
-                    let from = &mut balances[*account as usize];
-                    *from = from.wrapping_sub(*amount);
-                    let to = &mut balances[*to as usize];
-                    *to = to.wrapping_add(*amount);
+                    balances[*account as usize] -= amount.cast_signed();
+                    balances[*to as usize] += amount.cast_signed();
                 }
                 (Err(_), _) => {}
             }
@@ -306,7 +303,7 @@ fn finish(client: &mut Client, bank: &mut Life<Said>) -> Result<Vec<u64>, Box<dy
 
 fn tell(client: &Client, kills: u32, ready: u32, balances: &[u64]) -> bool {
     let expected = client.balances();
-    let wrong = expected.iter().zip(balances).filter(|(expected, is)| expected != is).count();
+    let wrong = expected.iter().zip(balances).filter(|(expected, is)| **expected != is.cast_signed()).count();
     let sum: u64 = balances.iter().sum();
     let paid_in = u64::from(ACCOUNTS) * PAID_IN;
     let refused = client.answers.values().filter(|answer| answer.is_err()).count();

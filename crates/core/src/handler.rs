@@ -6,6 +6,7 @@ use crate::record::{Kind, RecordKey, TaskRecord, TimerRecord, encode_value};
 use crate::records::Records;
 use crate::state::State;
 use crate::topology::Topology;
+use std::cell::OnceCell;
 use thiserror::Error;
 
 /// User code. The library implements it over typed services, the simulator over its workloads.
@@ -85,6 +86,16 @@ pub enum Misuse {
     /// The service has no code here.
     #[error("no code is registered for {0}")]
     NoCode(String),
+    /// What the call writes, sends and answers together is too large for an entry.
+    #[error(
+        "the call writes, sends and answers {len} bytes, over the limit of {max} bytes of one log entry; spread it over several calls"
+    )]
+    TooLarge {
+        /// Its bytes.
+        len: usize,
+        /// The limit in bytes: [`Settings::entry_bytes_max`](crate::shard::Settings::entry_bytes_max).
+        max: usize,
+    },
 }
 
 /// What one call does, kept apart from the state until the handler has ended well.
@@ -92,6 +103,8 @@ pub struct Txn<'a> {
     state: &'a State,
     topology: &'a Topology,
     process: &'a Key,
+    /// The process's state before the call, once it was looked up.
+    stored: OnceCell<Option<&'a Blob>>,
     place: Index,
     writes: Vec<Write>,
     sends: Vec<Send>,
@@ -135,7 +148,8 @@ impl<'a> Txn<'a> {
     pub const CELL_KEY_MAX: usize = 1024;
 
     pub(crate) fn new(state: &'a State, topology: &'a Topology, process: &'a Key, place: Index) -> Self {
-        Self { state, topology, process, place, writes: Vec::new(), sends: Vec::new(), numbered: 0 }
+        let stored = OnceCell::new();
+        Self { state, topology, process, stored, place, writes: Vec::new(), sends: Vec::new(), numbered: 0 }
     }
 
     pub(crate) fn into_effects(self) -> (Vec<Write>, Vec<Send>) {
@@ -151,7 +165,11 @@ impl<'a> Txn<'a> {
     /// The process's whole-value state, as last put.
     #[must_use]
     pub fn state(&self) -> Option<&[u8]> {
-        self.get(&RecordKey::process(self.process))
+        let key = || RecordKey::process(self.process);
+        if !self.writes.is_empty() {
+            return self.get(&key());
+        }
+        self.stored.get_or_init(|| self.state.records().get(key().as_bytes())).map(|state| &**state)
     }
 
     /// Puts the process's whole-value state.

@@ -5,6 +5,7 @@ use crate::ids::{Blob, Index, Key, RequestNumber, Seq, SessionId, ShardId, TaskI
 use minicbor::{Decode, Encode};
 use smallvec::SmallVec;
 use std::fmt;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// What a record holds. The numbers are part of the storage format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -152,6 +153,7 @@ impl RecordKey {
             Waiting::Message { from, seq } => (0u8, u64::from(from.0), seq.0),
             Waiting::Timer { id } => (1, id.0, 0),
             Waiting::Task { id, step } => (2, id.0, step),
+            Waiting::Request { identity } => return Self::with(Kind::Attempt, &[&[3], &identity]),
         };
         Self::with(Kind::Attempt, &[&[tag], &a.to_be_bytes(), &b.to_be_bytes()])
     }
@@ -266,6 +268,14 @@ pub enum Waiting {
         #[n(1)]
         step: u64,
     },
+    /// A client's request, which its client may bring again.
+    #[n(3)]
+    Request {
+        /// Hash of what makes a retry of it known: see [`Cause::identity`].
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        identity: [u8; 16],
+    },
 }
 
 /// A client's session.
@@ -360,6 +370,9 @@ pub struct AttemptRecord {
     /// Attempts that were logged.
     #[n(0)]
     pub count: u32,
+    /// When it is forgotten, for a request: its client may never bring it again.
+    #[n(1)]
+    pub expires: Option<Time>,
 }
 
 /// Reads the value of a record.
@@ -391,5 +404,16 @@ impl Cause {
             Self::Task { id, step } => Some(Waiting::Task { id, step }),
             _ => None,
         }
+    }
+
+    /// A hash of what makes a retry of a request known: its place in a session, or principal, process and key.
+    #[must_use]
+    pub fn identity(&self, process: &str) -> Option<[u8; 16]> {
+        let key = match self {
+            Self::Request { session, number, .. } => RecordKey::reply(*session, *number),
+            Self::Idempotent { principal, key, .. } => RecordKey::idempotency(process, principal, key),
+            _ => return None,
+        };
+        Some(xxh3_128(key.as_bytes()).to_be_bytes())
     }
 }

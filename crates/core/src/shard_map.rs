@@ -1,33 +1,47 @@
 //! A map from shards to what is known of them, for the few lookups that every message needs.
 
 use crate::ids::ShardId;
+use std::collections::BTreeMap;
 
-/// Values by shard: two array accesses a lookup. Costs four bytes for each shard number below the greatest in it.
+/// Shard numbers from here on are searched for: no number from outside decides an allocation.
+const DENSE: u32 = 1 << 16;
+
+/// Values by shard: two array accesses a lookup. Costs four bytes for each shard number below the greatest in it, up to
+/// 256 KiB; the few shards of a cluster that has more are found by a search.
 #[derive(Clone, Debug)]
 pub struct ShardMap<T> {
     /// By shard, one more than the place of its value; 0 where there is none.
     places: Vec<u32>,
     values: Vec<(ShardId, T)>,
+    /// The places of the shards from [`DENSE`] on.
+    far: BTreeMap<ShardId, u32>,
 }
 
 impl<T> Default for ShardMap<T> {
     fn default() -> Self {
-        Self { places: Vec::new(), values: Vec::new() }
+        Self { places: Vec::new(), values: Vec::new(), far: BTreeMap::new() }
     }
 }
 
 impl<T> ShardMap<T> {
+    /// The place of a shard's value.
+    fn place(&self, shard: ShardId) -> Option<usize> {
+        let place = match self.places.get(shard.0 as usize) {
+            Some(place) => place,
+            None => self.far.get(&shard)?,
+        };
+        Some(place.checked_sub(1)? as usize)
+    }
+
     /// The value of a shard.
     #[must_use]
     pub fn get(&self, shard: ShardId) -> Option<&T> {
-        let place = self.places.get(shard.0 as usize)?.checked_sub(1)?;
-        Some(&self.values[place as usize].1)
+        self.place(shard).map(|place| &self.values[place].1)
     }
 
     /// The value of a shard, to change it.
     pub fn get_mut(&mut self, shard: ShardId) -> Option<&mut T> {
-        let place = self.places.get(shard.0 as usize)?.checked_sub(1)?;
-        Some(&mut self.values[place as usize].1)
+        self.place(shard).map(|place| &mut self.values[place].1)
     }
 
     /// The value of a shard, made by default if there is none.
@@ -36,14 +50,19 @@ impl<T> ShardMap<T> {
         T: Default,
     {
         let at = shard.0 as usize;
-        if at >= self.places.len() {
-            self.places.resize(at + 1, 0);
-        }
-        if self.places[at] == 0 {
+        let place = if shard.0 >= DENSE {
+            self.far.entry(shard).or_default()
+        } else {
+            if at >= self.places.len() {
+                self.places.resize(at + 1, 0);
+            }
+            &mut self.places[at]
+        };
+        if *place == 0 {
             self.values.push((shard, T::default()));
-            self.places[at] = u32::try_from(self.values.len()).expect("fewer values than shard numbers");
+            *place = u32::try_from(self.values.len()).expect("fewer values than shard numbers");
         }
-        &mut self.values[self.places[at] as usize - 1].1
+        &mut self.values[*place as usize - 1].1
     }
 
     /// Puts a value.
@@ -56,7 +75,7 @@ impl<T> ShardMap<T> {
 
     /// All values, in the order of their shards.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, &T)> {
-        self.places.iter().filter_map(|place| {
+        self.places.iter().chain(self.far.values()).filter_map(|place| {
             let (shard, value) = &self.values[place.checked_sub(1)? as usize];
             Some((*shard, value))
         })
@@ -86,5 +105,16 @@ mod tests {
         assert_eq!(map.get(ShardId(70)), None);
         let all: Vec<_> = map.iter().map(|(shard, value)| (shard.0, *value)).collect();
         assert_eq!(all, [(2, 7), (4, 1), (7, 1)]);
+    }
+
+    #[test]
+    fn a_great_number_takes_no_room() {
+        let mut map: ShardMap<u8> = ShardMap::default();
+        for shard in [ShardId(u32::MAX), ShardId(DENSE), ShardId(DENSE - 1)] {
+            *map.get_or_default(shard) += 1;
+            assert_eq!(map.get(shard), Some(&1));
+        }
+        assert!(map.places.len() <= DENSE as usize);
+        assert_eq!(map.iter().map(|(shard, _)| shard.0).collect::<Vec<_>>(), [DENSE - 1, DENSE, u32::MAX]);
     }
 }

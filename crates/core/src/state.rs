@@ -5,8 +5,8 @@ use crate::ids::{
     Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use crate::record::{
-    AttemptRecord, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord, Waiting,
-    decode_value, encode_value,
+    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord,
+    Waiting, decode_value, encode_value,
 };
 use crate::records::Records;
 use crate::shard_map::ShardMap;
@@ -185,6 +185,18 @@ pub enum Misfit {
         /// The decoder's reason.
         reason: String,
     },
+    /// A request confirms more replies than can be waiting.
+    #[error("shard {shard}: entry {index} confirms the replies up to {confirmed} after {last}, more than a session has")]
+    Confirmed {
+        /// The shard.
+        shard: ShardId,
+        /// The refused entry.
+        index: Index,
+        /// What it confirms.
+        confirmed: RequestNumber,
+        /// What was confirmed before.
+        last: RequestNumber,
+    },
     /// A marker whose colour does not grow.
     #[error("shard {shard}: marker {found} follows colour {last}")]
     Colour {
@@ -198,6 +210,8 @@ pub enum Misfit {
 }
 
 impl State {
+    /// How far a request's number may be over what its client confirmed.
+    pub const SESSION_WINDOW: u64 = 65_536;
     /// Confirmed replies are dropped once this many are: fewer rewrites of the session's record.
     const CONFIRM_STEP: u64 = 16;
 
@@ -234,6 +248,12 @@ impl State {
             if !matches!(key[0], 1 | 2) {
                 let key = RecordKey::from_bytes(key).expect("sections are decoded with their keys checked");
                 state.index_record(&key, value)?;
+                // These two are only ever made by the core, so that they are not read back when they are written.
+                match key.kind() {
+                    Kind::Reply => drop(state.read::<Reply>(&key, value)?),
+                    Kind::DeadLetter => drop(state.read::<DeadLetter>(&key, value)?),
+                    _ => {}
+                }
             }
         }
         state.records = records;
@@ -279,6 +299,11 @@ impl State {
     }
 
     fn apply_cause(&mut self, entry: &Entry) -> Result<(), Misfit> {
+        if self.attempts > 0
+            && let Some(identity) = entry.cause.identity(&entry.process)
+        {
+            self.write(&RecordKey::attempt(&Waiting::Request { identity }), None)?;
+        }
         match &entry.cause {
             Cause::Start | Cause::Anonymous | Cause::Attempt | Cause::Expire => {}
             Cause::OpenSession { session, principal, ttl } => {
@@ -336,7 +361,11 @@ impl State {
             self.write(&RecordKey::reply(id, number), Some(encode_value(reply)))?;
         }
         let Some(session) = self.sessions.get(&id).copied() else { return Ok(()) };
-        let confirms = confirmed.0 >= session.confirmed.0 + Self::CONFIRM_STEP;
+        let step = confirmed.0.saturating_sub(session.confirmed.0);
+        if step > Self::SESSION_WINDOW {
+            return Err(Misfit::Confirmed { shard: self.shard, index: entry.index, confirmed, last: session.confirmed });
+        }
+        let confirms = step >= Self::CONFIRM_STEP;
         let extends = session.expires < entry.time.plus_micros(ttl / 2);
         if confirms || extends {
             for number in session.confirmed.0 + 1..=confirmed.0.min(session.highest.0) {
@@ -370,6 +399,8 @@ impl State {
             }
             Waiting::Timer { id } => self.write(&RecordKey::timer(id), None)?,
             Waiting::Task { .. } => {}
+            // Its attempts stay, so that a retry is refused.
+            Waiting::Request { .. } => return Ok(()),
         }
         if self.attempts > 0 {
             self.write(&RecordKey::attempt(&cause), None)?;
@@ -455,8 +486,11 @@ impl State {
             }
             Kind::DeadLetter => self.dead_letters += 1,
             Kind::Attempt => {
-                let _: AttemptRecord = self.read(key, value)?;
+                let record: AttemptRecord = self.read(key, value)?;
                 self.attempts += 1;
+                if let Some(expires) = record.expires {
+                    self.expiries.insert((expires, key.clone()));
+                }
             }
         }
         Ok(())
@@ -489,7 +523,13 @@ impl State {
                 self.forget_attempts(key, &Waiting::Task { id, step: record.step })?;
             }
             Kind::DeadLetter => self.dead_letters -= 1,
-            Kind::Attempt => self.attempts -= 1,
+            Kind::Attempt => {
+                let record: AttemptRecord = self.read(key, old)?;
+                self.attempts -= 1;
+                if let Some(expires) = record.expires {
+                    self.expiries.remove(&(expires, key.clone()));
+                }
+            }
         }
         Ok(())
     }

@@ -43,6 +43,7 @@ struct Known {
     line: u32,
     life: u32,
     committed: bool,
+    place: (u64,u64),
 }
 
 impl Audit {
@@ -100,7 +101,7 @@ impl Audit {
 
     fn take(&mut self, run: &Run, recovered: u64, base: u64, committed: bool) {
         self.again.runs += 1;
-        let known = Known { handled: run.handled, line: self.line, life: self.life, committed };
+        let known = Known { handled: run.handled, line: self.line, life: self.life, committed, place: run.place };
         if let Some(before) = self.latest.insert((run.process, run.cause), known) {
             // A process's state counts what it handled: a run below that count is in the state.
             let kept = if before.line == self.line {
@@ -108,6 +109,7 @@ impl Audit {
             } else {
                 before.handled < base
             };
+            if kept { eprintln!("DBG {:?} cause {} before handled {} life {} committed {} place {:?}; now life {} handled {} recovered {} place {:?}", run.process, run.cause, before.handled, before.life, before.committed, before.place, self.life, run.handled, recovered, run.place); }
             match kept {
                 true => self.again.recomputed += 1,
                 false if before.line == self.line => self.again.unkept += 1,

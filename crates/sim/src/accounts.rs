@@ -9,7 +9,7 @@ use minicbor::{Decode, Encode};
 use stead_core::entry::{Cause, Entry, Reply};
 use stead_core::handler::{Call as HandlerCall, Caller, Handler, Limit, Misuse, Outcome, Txn, View};
 use stead_core::ids::{Blob, Key, ServiceId, ShardId, TaskId, TimerId};
-use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, decode_value, encode_value};
+use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, Waiting, decode_value, encode_value};
 use stead_core::shard::StepOutcome;
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -292,6 +292,7 @@ impl Accounts {
             9 => Op::Panic,
             10 => Op::SendPoison { to, amount, fate: Fate::Panics },
             11 if rng.bool() => Op::Work { steps: rng.u32(1..6), amount, fate: Fate::Kills },
+            11 if rng.bool() => Op::Poison { amount: 0, fate: Fate::Kills },
             11 => Op::SendPoison { to, amount, fate: Fate::Kills },
             _ => Op::Burst { messages: rng.u32(1..40) },
         }
@@ -439,7 +440,13 @@ fn money_of_state(state: &State) -> Result<i64, String> {
             Some(Kind::Process) => sum += decode_value::<Account>(value).map_err(bad)?.balance - Account::INITIAL,
             Some(Kind::Timer) => sum += money_of(&decode_value::<TimerRecord>(value).map_err(bad)?.payload)?,
             Some(Kind::Task) => sum += money_of(&decode_value::<TaskRecord>(value).map_err(bad)?.state)?,
-            Some(Kind::DeadLetter) => sum += money_of(&decode_value::<DeadLetter>(value).map_err(bad)?.payload)?,
+            Some(Kind::DeadLetter) => {
+                let letter: DeadLetter = decode_value(value).map_err(bad)?;
+                // A request that was given up moved nothing.
+                if !matches!(letter.cause, Waiting::Request { .. }) {
+                    sum += money_of(&letter.payload)?;
+                }
+            }
             _ => {}
         }
     }
@@ -535,11 +542,6 @@ impl Code {
             }
             Op::SendPoison { to, amount, fate } => {
                 account.balance -= amount;
-                // A message to the own shard is handled before its sending is stored, so that nothing counts its attempts.
-                let (service, key) = self.name(to);
-                let own = txn.topology().shard_of(call.service, call.key);
-                let here = txn.topology().shard_of(service, &key) == own;
-                let fate = if here && fate == Fate::Kills { Fate::Panics } else { fate };
                 self.send(txn, to, &Op::Poison { amount, fate })?;
             }
             Op::Poison { fate, .. } => return Ok(fate),

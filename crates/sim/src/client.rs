@@ -307,6 +307,10 @@ impl Clients {
                 marks.hit(Mark::Panicked);
                 true
             }
+            Err(Refusal::Poisoned { .. }) => {
+                marks.hit(Mark::RequestGivenUp);
+                true
+            }
             Err(Refusal::Misuse(_)) => true,
             Err(Refusal::UnknownSession(_)) => {
                 marks.hit(Mark::SessionEnded);

@@ -12,6 +12,7 @@ mod accounts;
 mod bug;
 mod client;
 mod disk;
+mod flushing;
 mod marks;
 mod model;
 mod node;
@@ -21,6 +22,7 @@ mod run;
 mod starting;
 mod taking;
 mod violation;
+mod wire;
 mod workload;
 mod world;
 

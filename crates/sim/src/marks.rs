@@ -64,6 +64,7 @@ marks! {
     RefusedFull: "a client was told that the disk is full",
     AnsweredError: "a handler returned an error",
     Panicked: "a handler panicked under a client",
+    RequestGivenUp: "a request that ended the process again and again was given up",
     DeadLetter: "a cause became a dead letter",
     Attempt: "attempts were logged",
     TimerFired: "a timer fired",

@@ -153,6 +153,11 @@ impl Model {
         Ok(())
     }
 
+    /// The cause of the entry that was appended last.
+    pub(crate) fn last_cause(&self, shard: ShardId) -> Option<&Cause> {
+        self.shards[shard.0 as usize].tail.back().map(|entry| &entry.cause)
+    }
+
     /// Entries up to an index are synced.
     pub(crate) fn synced(&mut self, shard: ShardId, upto: Index, workload: &mut dyn Workload) -> Result<(), Violation> {
         while self.durable(shard) < upto {
@@ -232,6 +237,7 @@ impl Model {
                     return bad(7, format!("ends step {step} of task {id}, which is at {:?}", task.map(|t| t.step)));
                 }
             }
+            Cause::DeadLetter { cause: Waiting::Request { .. } } => {}
             Cause::Expire => {
                 for key in entry.writes.iter().filter(|w| w.value.is_none()).map(|w| &w.key) {
                     let expires = shadow.state.expiries().iter().find(|(_, k)| k == key).map(|(at, _)| *at);

@@ -94,6 +94,7 @@ pub(crate) fn fresh(topology: &Topology) -> Meta {
         epoch: Epoch(0),
         log_id: 0x1d,
         log_created: false,
+        clean: false,
         services: services.collect(),
     }
 }

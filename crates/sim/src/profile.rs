@@ -62,6 +62,7 @@ impl Profile {
             uncommitted_max: spread(rng, &[65_536, 65_536, 32, 4]),
             ack_delay: spread(rng, &[0, 1, 10, 100]),
             resend_after: spread(rng, &[50, 500, 2000]),
+            ..Settings::default()
         };
         Self {
             clients: rng.usize(1..=8),

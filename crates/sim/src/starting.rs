@@ -2,14 +2,15 @@
 
 use crate::bug::Bug;
 use crate::marks::Mark;
-use crate::node::{Node, OpenError, Opened, open};
+use crate::node::{Node, Opened, open};
 use crate::profile::one_in;
 use crate::violation::Violation;
 use crate::world::{Event, Outcomes, Stop, World};
-use stead_core::ids::Colour;
+use stead_core::ids::{Colour, Index};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
+use stead_store::wal::Opened as WalOpened;
 use std::sync::Arc;
 
 /// One flipped bit.
@@ -209,8 +210,8 @@ impl World<'_> {
                 forget_end(&disk);
             }
             let found = self.recovered_hash(&disk);
-            if found.as_ref().ok() != Some(&wanted) {
-                let reason = found.err().unwrap_or_else(|| "another state".to_owned());
+            if found.as_ref().map(|found| &found.0).ok() != Some(&wanted.0) {
+                let reason = found.map_or_else(|error| error, |found| format!("{found:?} instead of {wanted:?}"));
                 let what = format!("a recovery crashed at operation {at} of {operations}, and the next one gave {reason}");
                 return Err(Violation::new(18, what).into());
             }
@@ -220,10 +221,12 @@ impl World<'_> {
         Ok(())
     }
 
-    fn recovered_hash(&self, disk: &SimDisk) -> Result<Vec<u128>, String> {
+    /// The last index and the hash of each shard that a recovery gives, and what it says of the log.
+    fn recovered_hash(&self, disk: &SimDisk) -> Result<(Vec<(Index, u128)>, WalOpened), String> {
         let opened = open(Arc::new(disk.clone()), &self.topology, self.profile.segment_bytes);
-        let opened: Result<Opened, OpenError> = opened;
-        opened.map(|o| o.recovered.states.iter().map(|s| s.hash()).collect()).map_err(|e| e.to_string())
+        let opened = opened.map_err(|error| error.to_string())?;
+        let states = opened.recovered.states.iter().map(|state| (state.position().index, state.hash())).collect();
+        Ok((states, opened.recovered.log))
     }
 }
 

@@ -4,7 +4,7 @@
 //! against the [`Model`] before it goes on.
 
 use crate::bug::Bug;
-use crate::client::{Clients, Frame, Reaction};
+use crate::client::{Clients, Frame};
 use crate::disk::LifeDisk;
 use crate::marks::{Mark, Marks};
 use crate::model::{Model, check_channels, copy, hash_call};
@@ -13,16 +13,16 @@ use crate::profile::{Profile, one_in};
 use crate::violation::Violation;
 use crate::workload::{CallId, Workload};
 use fastrand::Rng;
+use stead_core::entry::Cause;
 use stead_core::handler::{Call as HandlerCall, Handler, Outcome, Txn, View};
 use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
-use stead_core::record::TaskRecord;
+use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::replica::EpochConfig;
 use stead_core::shard::{Answer, Effect, Input, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::disk::Disk;
 use stead_store::sim_disk::SimDisk;
-use stead_store::wal::{Batch, WalError};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
@@ -33,6 +33,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 const WALL: u64 = 1_700_000_000_000_000;
 /// Events within which a world without faults must come to rest.
 const CALM_EVENTS: u64 = 200_000;
+/// In the key of an attempt's record, what says that it is about a client's request.
+const REQUEST_TAG: u8 = 3;
 
 /// What happens at some time.
 #[derive(Debug)]
@@ -43,8 +45,8 @@ pub(crate) enum Event {
     Retry(CallId, u32),
     /// An answered call is asked again.
     AskAgain(CallId),
-    /// A client's frame arrives at the node, if it lives.
-    Arrive(Frame),
+    /// A client's frame arrives at the node, if it lives; with the age of the world when it was sent.
+    Arrive(Frame, u64),
     /// An answer arrives at its client.
     Answer(Answer),
     /// Something within one life of the node.
@@ -142,11 +144,11 @@ pub(crate) struct World<'w> {
     pub(crate) covered: Vec<Index>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
-    now: u64,
+    pub(crate) now: u64,
     /// The wall clock's lead over virtual time.
     offset: i64,
     /// Virtual time and all jumps ahead.
-    aged: u64,
+    pub(crate) aged: u64,
     pub(crate) events: u64,
     trace: u64,
     /// Frames of former lives.
@@ -162,8 +164,8 @@ pub(crate) struct World<'w> {
     /// The operation at which a planned power cut comes.
     planned: Option<u64>,
     /// For the planted bug of stale queries: the last answer to a query, by process.
-    stale: BTreeMap<String, Answer>,
-    queries: BTreeMap<u64, String>,
+    pub(crate) stale: BTreeMap<String, Answer>,
+    pub(crate) queries: BTreeMap<u64, String>,
 }
 
 /// The handler, with a note of what it is called for.
@@ -290,7 +292,7 @@ impl<'w> World<'w> {
         u128::from(self.trace) << 64 ^ self.model.hash() ^ self.restored_hash.rotate_left(13) ^ u128::from(self.clients.answered)
     }
 
-    fn note(&mut self, what: u64, more: &[u8]) {
+    pub(crate) fn note(&mut self, what: u64, more: &[u8]) {
         self.trace = xxh3_64_with_seed(more, self.trace ^ what.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     }
 
@@ -333,7 +335,9 @@ impl<'w> World<'w> {
                 }
                 Ok(())
             }
-            Event::Arrive((shard, input)) => self.tell(shard, input),
+            // A request that outlives its idempotency key is a new one, as is documented; so none does.
+            Event::Arrive(_, sent) if self.aged - sent > self.keyed_age() => Ok(()),
+            Event::Arrive((shard, input), _) => self.tell(shard, input),
             Event::Answer(answer) => self.client_hears(answer),
             Event::Start => self.start(),
             Event::Inside { life, what } if life == self.life && self.node.is_some() => self.happen_inside(what),
@@ -443,80 +447,6 @@ impl<'w> World<'w> {
         self.disk.set_capacity(None);
     }
 
-    fn keyed_age(&self) -> u64 {
-        self.profile.settings.idempotency_ttl * 1000 / 2
-    }
-
-    fn client_acts(&mut self, client: usize) -> Outcomes {
-        if self.calm {
-            return Ok(());
-        }
-        let (window, now) = (self.profile.window, self.aged);
-        let call = self.clients.call(client, window, now, &mut self.rng, &self.topology, self.workload);
-        if let Some(id) = call {
-            self.send_call(id);
-        }
-        let think = self.random(self.profile.think);
-        self.at(think + 1, Event::Client(client));
-        Ok(())
-    }
-
-    fn send_call(&mut self, id: CallId) {
-        let keyed_age = self.keyed_age();
-        if let Some(frame) = self.clients.send(id, self.aged, keyed_age, &mut self.rng) {
-            self.transmit(frame);
-            let retry = self.profile.retry + self.random(self.profile.retry);
-            self.at(retry, Event::Retry(id, self.clients.tries(id)));
-        }
-    }
-
-    /// A client's frame on its way to the node: late, lost or twice. What makes no retry known goes once at most.
-    fn transmit(&mut self, (shard, mut input): Frame) {
-        let delay = self.random(self.profile.net_delay);
-        let known = match &input {
-            Input::Request(request) => !matches!(request.identity, stead_core::shard::Identity::None),
-            _ => true,
-        };
-        if self.bug == Some(Bug::StaleQuery)
-            && let Input::Query(query) = &input
-        {
-            self.queries.insert(query.token, query.process.to_string());
-        }
-        if let (Some(Bug::StripColours), Input::Request(request)) = (self.bug, &mut input) {
-            request.colour = Colour(0);
-        }
-        if one_in(&mut self.rng, self.profile.net_drop) {
-            return;
-        }
-        if known && one_in(&mut self.rng, self.profile.net_again) {
-            let later = self.random(self.profile.net_delay * 4);
-            let mut again = input.clone();
-            if self.bug == Some(Bug::ForgetIdentity)
-                && let Input::Request(request) = &mut again
-            {
-                request.identity = stead_core::shard::Identity::None;
-            }
-            self.at(delay + later, Event::Arrive((shard, again)));
-        }
-        self.at(delay, Event::Arrive((shard, input)));
-    }
-
-    fn client_hears(&mut self, answer: Answer) -> Outcomes {
-        self.note(answer.token, &[]);
-        let Reaction { send, done } = self.clients.answer(answer, self.workload, &mut self.marks)?;
-        for id in send {
-            self.send_call(id);
-        }
-        if let Some(id) = done
-            && self.clients.may_ask_again(id)
-            && one_in(&mut self.rng, 6)
-        {
-            let delay = self.random(self.profile.retry * 4);
-            self.at(delay, Event::AskAgain(id));
-        }
-        Ok(())
-    }
-
     /// Gives a shard an input, and performs what it asks for.
     pub(crate) fn tell(&mut self, shard: ShardId, input: Input) -> Outcomes {
         let time = self.time();
@@ -564,6 +494,12 @@ impl<'w> World<'w> {
                 eprintln!("                             shard {shard}: {:?}", stead_core::entry::Entry::decode(&bytes));
             }
             self.model.append(shard, self.life, &bytes)?;
+            match self.model.last_cause(shard) {
+                Some(Cause::Attempt) => self.marks.hit(Mark::Attempt),
+                Some(Cause::DeadLetter { .. }) => self.marks.hit(Mark::DeadLetter),
+                Some(Cause::Timer { .. }) => self.marks.hit(Mark::TimerFired),
+                _ => {}
+            }
             let node = self.node.as_mut().expect("only a living node has effects");
             node.log.waiting.push_back((shard, epoch, index, bytes));
             if self.bug == Some(Bug::StoredBeforeSync) && one_in(&mut self.rng, 8) {
@@ -618,49 +554,6 @@ impl<'w> World<'w> {
         Ok(())
     }
 
-    /// A frame on a channel between two shards.
-    fn carry(&mut self, from: ShardId, to: ShardId, input: Input) {
-        if one_in(&mut self.rng, self.profile.channel_drop) {
-            self.marks.hit(Mark::FrameDropped);
-            return;
-        }
-        let delay = self.random(self.profile.channel_delay);
-        if one_in(&mut self.rng, self.profile.channel_again) {
-            self.marks.hit(Mark::FrameAgain);
-            let later = delay + self.random(self.profile.channel_delay * 4);
-            self.inside(later, Inside::Input(to, input.clone()));
-        }
-        // Half of all frames keep their channel's order; the others overtake.
-        let now = self.now;
-        let keep = self.rng.bool();
-        let node = self.node.as_mut().expect("only a living node has effects");
-        let last = node.channels.entry((from, to)).or_default();
-        let at = if keep { (*last).max(now + delay) } else { now + delay };
-        *last = at.max(*last);
-        self.inside(at - now, Inside::Input(to, input));
-    }
-
-    fn carry_answer(&mut self, mut answer: Answer) {
-        if self.bug == Some(Bug::StaleQuery)
-            && answer.result.is_ok()
-            && let Some(process) = self.queries.remove(&answer.token)
-        {
-            match self.stale.get(&process) {
-                Some(stale) if one_in(&mut self.rng, 2) => answer.result = stale.result.clone(),
-                _ => drop(self.stale.insert(process, answer.clone())),
-            }
-        }
-        if one_in(&mut self.rng, self.profile.net_drop) {
-            return;
-        }
-        let delay = self.random(self.profile.net_delay);
-        if one_in(&mut self.rng, self.profile.net_again) {
-            let later = self.random(self.profile.net_delay * 4);
-            self.at(delay + later, Event::Answer(answer.clone()));
-        }
-        self.at(delay, Event::Answer(answer));
-    }
-
     fn step(&mut self, shard: ShardId, id: TaskId, task: &TaskRecord) -> Outcomes {
         let outcome = self.workload.step(id, task);
         if self.workload.killed() {
@@ -678,102 +571,11 @@ impl<'w> World<'w> {
         Ok(())
     }
 
-    pub(crate) fn flush_soon(&mut self) {
-        let node = self.node.as_mut().expect("only a living node has a log");
-        if !node.log.busy {
-            node.log.busy = true;
-            let delay = self.random(self.profile.flush_delay);
-            self.inside(delay, Inside::Flush);
-        }
-    }
-
-    fn flush(&mut self) -> Outcomes {
-        let before = self.disk.micros();
-        let log = &mut self.node.as_mut().expect("checked by the caller").log;
-        let mut batch = Batch::new();
-        let max = log.wal.batch_bytes_max();
-        let mut taken = 0;
-        for (shard, epoch, index, bytes) in &log.waiting {
-            if batch.bytes() + bytes.len() + 64 > max {
-                break;
-            }
-            batch.push(*shard, *epoch, *index, bytes);
-            taken += 1;
-        }
-        match log.wal.append(&[batch]) {
-            Ok(_) => {
-                for (shard, _, index, _) in log.waiting.drain(..taken) {
-                    log.unsynced.insert(shard, index);
-                }
-                let again = std::mem::replace(&mut log.full, false);
-                let delay = self.disk.micros() - before;
-                self.inside(delay + 1, Inside::Sync);
-                if again {
-                    self.marks.hit(Mark::RoomAgain);
-                    return self.tell_all(|_| Input::Full(false));
-                }
-                Ok(())
-            }
-            Err(WalError::NoSpace { .. }) => {
-                self.marks.hit(Mark::DiskFull);
-                let first = !std::mem::replace(&mut log.full, true);
-                self.inside(20_000, Inside::Flush);
-                if first {
-                    return self.tell_all(|_| Input::Full(true));
-                }
-                Ok(())
-            }
-            Err(error) => self.storage_failed(&error.to_string()),
-        }
-    }
-
     pub(crate) fn tell_all(&mut self, input: impl Fn(ShardId) -> Input) -> Outcomes {
         for shard in self.topology.shards() {
             self.tell(shard, input(shard))?;
         }
         Ok(())
-    }
-
-    fn sync(&mut self) -> Outcomes {
-        let before = self.disk.micros();
-        let log = &mut self.node.as_mut().expect("checked by the caller").log;
-        if let Err(error) = log.wal.sync() {
-            return self.storage_failed(&error.to_string());
-        }
-        for (shard, covered) in self.topology.shards().zip(&mut self.covered) {
-            *covered = self.model.durable(shard);
-        }
-        let synced = std::mem::take(&mut log.unsynced);
-        let more = !log.waiting.is_empty();
-        log.busy = false;
-        let delay = self.disk.micros() - before;
-        for (shard, upto) in synced {
-            self.model.synced(shard, upto, self.workload)?;
-            let epoch = self.node.as_ref().expect("still there").epoch;
-            let told = delay + self.random(self.profile.stored_delay);
-            let stored = Input::Stored { member: NODE, epoch, upto };
-            if one_in(&mut self.rng, self.profile.channel_again) {
-                self.inside(told * 3, Inside::Input(shard, stored.clone()));
-            }
-            self.inside(told, Inside::Input(shard, stored));
-        }
-        if more {
-            self.flush_soon();
-        }
-        Ok(())
-    }
-
-    /// Storage failed: either the power is gone, or the process has to end for it knows no longer what is on its disk.
-    pub(crate) fn storage_failed(&mut self, error: &str) -> Outcomes {
-        if self.tracing {
-            eprintln!("                             {error}");
-        }
-        if self.disk.is_crashed() {
-            self.marks.hit(Mark::CrashInIo);
-            self.end(End::Power)
-        } else {
-            self.end(End::Process)
-        }
     }
 
     /// The node ends; it will start again.
@@ -841,7 +643,12 @@ impl<'w> World<'w> {
         if self.bug == Some(Bug::AcceptOldEpoch) {
             *epoch = node.epoch;
         }
-        self.tell(shard, input)?;
+        self.tell(shard, input).map_err(|stop| match stop {
+            Stop::Violation(Violation { invariant: 5, what }) => {
+                Violation::new(15, format!("after a frame of an older epoch: {what}")).into()
+            }
+            other => other,
+        })?;
         let Some(node) = &self.node else { return Ok(()) };
         let it = &node.shards[shard.0 as usize];
         if (it.commit(), it.is_active(), it.state().position().index) == before {
@@ -909,10 +716,12 @@ impl<'w> World<'w> {
         let cut: Vec<State> = node.shards.iter().map(|shard| copy(shard.state())).collect();
         check_channels(&cut)?;
         self.workload.check_cut(&self.topology, &cut).map_err(|s| Violation::parse(&s))?;
-        for state in cut {
-            if state.attempts() > 0 {
-                let (shard, left) = (state.shard(), state.attempts());
-                return Err(Violation::new(17, format!("shard {shard}: {left} attempts are kept of causes that are gone")).into());
+        for state in &cut {
+            // The attempts at requests are kept for as long as their clients may come again.
+            let left = state.records().iter().filter(|(key, _)| key[0] == Kind::Attempt as u8 && key[1] < REQUEST_TAG);
+            if let Some((key, _)) = left.into_iter().next() {
+                let what = format!("shard {}: {:?} is kept, whose cause is gone", state.shard(), RecordKey::from_bytes(key));
+                return Err(Violation::new(17, what).into());
             }
         }
         self.check_all_checkpoints()?;

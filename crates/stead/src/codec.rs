@@ -89,15 +89,25 @@ pub fn encode<T: Serialize>(value: &T, what: &'static str, service: &str) -> Res
 }
 
 fn encode_with<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Blob, E> {
-    // Taken out of its cell while in use: a `Serialize` may encode other values.
-    let mut buffer = SCRATCH.take();
-    buffer.clear();
-    let written = write(&mut buffer);
-    let blob = written.map(|()| Blob::from(&*buffer));
-    if buffer.capacity() <= SCRATCH_KEPT {
-        SCRATCH.set(buffer);
-    }
-    blob
+    with_scratch(|buffer| {
+        write(buffer)?;
+        Ok(Blob::from(&**buffer))
+    })
+}
+
+/// Lends the empty scratch buffer, or another one while it is in use: a `Serialize` may encode other values.
+fn with_scratch<R>(work: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+    SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+        Ok(mut buffer) => {
+            buffer.clear();
+            let done = work(&mut buffer);
+            if buffer.capacity() > SCRATCH_KEPT {
+                *buffer = Vec::new();
+            }
+            done
+        }
+        Err(_) => work(&mut Vec::new()),
+    })
 }
 
 /// Reads a value that fills the bytes.
@@ -148,14 +158,11 @@ pub fn encode_state<P: Process>(state: &P) -> Result<Blob, CodecError> {
 
 /// Gives the stored bytes of a state to look at before they are kept.
 pub(crate) fn with_state_bytes<P: Process, R>(state: &P, look: impl FnOnce(&[u8]) -> R) -> Result<R, CodecError> {
-    let mut buffer = SCRATCH.take();
-    buffer.clear();
-    let written = rmp_serde::encode::write_named(&mut buffer, &P::VERSION)
-        .and_then(|()| rmp_serde::encode::write_named(&mut buffer, state));
-    let looked = written.map(|()| look(&buffer));
-    if buffer.capacity() <= SCRATCH_KEPT {
-        SCRATCH.set(buffer);
-    }
+    let looked = with_scratch(|buffer| {
+        rmp_serde::encode::write_named(buffer, &P::VERSION)?;
+        rmp_serde::encode::write_named(buffer, state)?;
+        Ok::<R, rmp_serde::encode::Error>(look(buffer))
+    });
     looked.map_err(|error| CodecError::Unwritable {
         what: "the state",
         service: P::SERVICE.to_owned(),

@@ -157,6 +157,7 @@ pub fn restore(
         log_id: fastrand::u64(..),
         // With a log that was made and is not there, an unfinished restore is never taken for a fresh directory.
         log_created: true,
+        clean: false,
         services: Vec::new(),
     };
     let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), || unfinished)?;

@@ -34,6 +34,8 @@ pub struct Meta {
     pub log_id: u64,
     /// Whether the log was created: from then on, no log means that it was lost.
     pub log_created: bool,
+    /// Whether the last owner ended in order. The next one unsets it before it begins, so that a crash leaves it unset.
+    pub clean: bool,
     /// The services and their shards.
     pub services: Vec<ServiceMeta>,
 }
@@ -214,6 +216,8 @@ struct BodyJson {
     epoch: u64,
     log_id: String,
     log_created: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    clean: bool,
     services: Vec<ServiceJson>,
 }
 
@@ -243,6 +247,7 @@ fn encode(meta: &Meta) -> Vec<u8> {
         epoch: meta.epoch.0,
         log_id: format!("{:016x}", meta.log_id),
         log_created: meta.log_created,
+        clean: meta.clean,
         services: services.collect(),
     };
     let json = MetaJson { format: FORMAT, checksum: checksum(&body), meta: body };
@@ -286,6 +291,7 @@ fn decode(bytes: &[u8]) -> Result<Meta, DataDirError> {
         log_id: u64::try_from(hex("log_id", &body.log_id)?)
             .map_err(|_| damaged("log_id is too large".to_owned()))?,
         log_created: body.log_created,
+        clean: body.clean,
         services: services.collect(),
     })
 }

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod command;
+mod faults_server;
 mod gateway;
 mod help;
 mod lives;

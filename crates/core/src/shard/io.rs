@@ -6,8 +6,13 @@ use crate::ids::{Blob, Colour, Epoch, Index, Key, NodeId, RequestNumber, Seq, Se
 use crate::record::TaskRecord;
 use crate::replica::EpochConfig;
 use crate::state::{Header, Message};
+use smallvec::SmallVec;
 use std::sync::Arc;
 use thiserror::Error;
+
+/// The messages of one delivery. With many shards most deliveries have one: it needs no allocation, which the
+/// receiving thread would have to give back to the sending one.
+pub type Messages = SmallVec<[Message; 1]>;
 
 /// What the shell tells a shard. An input may come late, twice or never: only `Stored` must be true.
 #[derive(Clone, Debug)]
@@ -32,7 +37,7 @@ pub enum Input {
         /// The sending shard.
         from: ShardId,
         /// The messages.
-        messages: Vec<Message>,
+        messages: Messages,
         /// The sender has just started: a crash may have met these before.
         again: bool,
     },
@@ -157,7 +162,7 @@ pub enum Effect {
         /// The receiving shard.
         to: ShardId,
         /// The messages.
-        messages: Vec<Message>,
+        messages: Messages,
         /// This shard has just started.
         again: bool,
     },
@@ -257,6 +262,14 @@ pub enum Refusal {
     Overloaded {
         /// When to retry, in milliseconds.
         retry_after_ms: u64,
+    },
+    /// The process ended again and again while it handled this request; it is a dead letter now.
+    #[error(
+        "the process ended {attempts} times while it handled this request, so it is given up; see the dead letters"
+    )]
+    Poisoned {
+        /// How often it was tried.
+        attempts: u32,
     },
     /// The shard does not serve yet.
     #[error("the shard is starting; retry shortly")]

@@ -1,8 +1,8 @@
 //! Work that waits in the system: messages, timers and steps of tasks, in the order in which they came.
 
-use super::{Effect, Effects, Failure, Run, Shard, StepOutcome};
+use super::{Effect, Effects, Failure, Messages, Refusal, Request, Run, Shard, StepOutcome};
 use crate::entry::{Cause, Entry, Write};
-use crate::handler::{Caller, Handler};
+use crate::handler::{Caller, Handler, Misuse};
 use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
 use crate::record::{AttemptRecord, DeadLetter, RecordKey, TaskRecord, TimerRecord, Waiting, encode_value};
 use crate::shard_map::ShardMap;
@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 const RUN_BATCH: usize = 4096;
 /// Causes that one attempt entry names at most.
 const ATTEMPT_BATCH: usize = 64;
+
+/// Characters of a dead letter's reason that are kept.
+const REASON_MAX: usize = 1024;
 
 #[derive(Default)]
 pub(super) struct Jobs {
@@ -59,6 +62,8 @@ enum Work {
     },
     /// Begin a task's step again after a start.
     Resume(TaskId),
+    /// A request that may be what ended the process.
+    Request(Box<Request>, [u8; 16]),
 }
 
 impl Jobs {
@@ -71,8 +76,9 @@ impl Jobs {
     }
 
     /// Queues what the state holds when an epoch becomes active: a crash may have met each of it before.
-    pub(super) fn start(&mut self, state: &State, now: Time) {
-        let again = |work| Job { work, attempt: Attempt::ToLog };
+    pub(super) fn start(&mut self, state: &State, suspicious: bool, now: Time) {
+        let attempt = if suspicious { Attempt::ToLog } else { Attempt::Fresh };
+        let again = |work| Job { work, attempt };
         let from = state.shard();
         if let Some(outbox) = state.outboxes().get(from) {
             for message in &outbox.messages {
@@ -98,6 +104,11 @@ impl Jobs {
         }
     }
 
+    pub(super) fn push_suspect(&mut self, request: Request, identity: [u8; 16]) {
+        self.queue
+            .push_back(Job { work: Work::Request(Box::new(request), identity), attempt: Attempt::ToLog });
+    }
+
     pub(super) fn push_step(&mut self, id: TaskId, step: u64, outcome: StepOutcome) {
         self.queue.push_back(Job { work: Work::Step { id, step, outcome }, attempt: Attempt::Fresh });
     }
@@ -119,7 +130,7 @@ impl Shard {
     pub(super) fn handle_deliver(
         &mut self,
         from: ShardId,
-        messages: Vec<Message>,
+        messages: Messages,
         again: bool,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
@@ -169,6 +180,7 @@ impl Shard {
                 Work::Local(seq) => self.run_local(seq, handler, out),
                 Work::Timer(id) => self.run_timer(id, handler, out),
                 Work::Step { id, step, outcome } => self.run_step(id, step, outcome, handler, out),
+                Work::Request(request, _) => self.run_request(&request, handler, out),
                 Work::Resume(id) => {
                     if let Some(task) = self.state.record(&RecordKey::task(id)) {
                         out.push(Effect::RunTask { id, task });
@@ -193,8 +205,7 @@ impl Shard {
                 self.jobs.queue[at].attempt = Attempt::Fresh;
                 break;
             };
-            let key = RecordKey::attempt(&waiting);
-            let count = self.state.record::<AttemptRecord>(&key).map_or(0, |record| record.count);
+            let count = self.attempts(&waiting);
             if at > 0 && count > 0 {
                 break;
             }
@@ -202,7 +213,7 @@ impl Shard {
                 over = Some(waiting);
                 break;
             }
-            writes.push(Write { key, value: Some(encode_value(&AttemptRecord { count: count + 1 })) });
+            writes.push(self.attempt(&waiting, count + 1));
             self.jobs.queue[at].attempt = Attempt::Logged(index);
             if count > 0 {
                 break;
@@ -215,19 +226,48 @@ impl Shard {
             }
             let reason =
                 format!("the process ended {} times while it was handled", self.settings.attempts_max);
+            // Giving it up is a reception too: the marker comes first.
+            match &job.work {
+                Work::Message { message, .. } => self.mark(message.colour, out),
+                Work::Request(request, _) => self.mark(request.colour, out),
+                _ => {}
+            }
             if let Some(buried) = self.buried(&job.work) {
                 self.bury(waiting, reason, buried, out);
+            }
+            if let Work::Request(request, _) = job.work {
+                let attempts = self.settings.attempts_max;
+                self.answer(request.token, Err(Refusal::Poisoned { attempts }), out);
             }
         } else if !writes.is_empty() {
             self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
         }
     }
 
+    /// How often a cause was tried by the log.
+    pub(super) fn attempts(&self, waiting: &Waiting) -> u32 {
+        let key = RecordKey::attempt(waiting);
+        self.state.record::<AttemptRecord>(&key).map_or(0, |record| record.count)
+    }
+
+    fn attempt(&self, waiting: &Waiting, count: u32) -> Write {
+        // A client may never bring its request again.
+        let expires = matches!(waiting, Waiting::Request { .. })
+            .then(|| self.now.plus_millis(self.settings.idempotency_ttl));
+        let value = encode_value(&AttemptRecord { count, expires });
+        Write { key: RecordKey::attempt(waiting), value: Some(value) }
+    }
+
     fn waiting_of(&self, work: &Work) -> Option<Waiting> {
         match work {
             Work::Message { from, message } => Some(Waiting::Message { from: *from, seq: message.seq }),
             Work::Local(seq) => Some(Waiting::Message { from: self.state.shard(), seq: *seq }),
-            Work::Timer(id) => Some(Waiting::Timer { id: *id }),
+            Work::Request(_, identity) => Some(Waiting::Request { identity: *identity }),
+            // It may have been cancelled while it waited: then there is nothing to try.
+            Work::Timer(id) => {
+                let there = self.state.records().get(RecordKey::timer(*id).as_bytes()).is_some();
+                there.then_some(Waiting::Timer { id: *id })
+            }
             Work::Step { id, step, .. } => Some(Waiting::Task { id: *id, step: *step }),
             Work::Resume(id) => {
                 let task: TaskRecord = self.state.record(&RecordKey::task(*id))?;
@@ -240,10 +280,16 @@ impl Shard {
     fn bury(&mut self, cause: Waiting, reason: String, job: Buried, out: &mut Vec<Effect>) {
         self.jobs.failures.remove(&cause);
         let Buried { process, sender, payload } = job;
+        // A panic may say as much as it likes.
+        let reason = reason.chars().take(REASON_MAX).collect();
         let letter = DeadLetter { cause, process: process.clone(), payload, sender, reason, time: self.now };
         let key = RecordKey::dead_letter(self.state.position().index.next());
-        let effects = Effects::of(vec![Write { key, value: Some(encode_value(&letter)) }]);
-        self.append(Cause::DeadLetter { cause }, process, effects, out);
+        let mut writes = vec![Write { key, value: Some(encode_value(&letter)) }];
+        if let Waiting::Request { .. } = cause {
+            // One over the limit stands for a request that was given up: a retry of it is refused.
+            writes.push(self.attempt(&cause, self.settings.attempts_max + 1));
+        }
+        self.append(Cause::DeadLetter { cause }, process, Effects::of(writes), out);
     }
 
     /// What a job that waits would have given to whom; `None` if it is gone meanwhile.
@@ -252,6 +298,7 @@ impl Shard {
             Work::Message { message, .. } => {
                 (message.process.clone(), message.sender.clone(), message.payload.clone())
             }
+            Work::Request(request, _) => (request.process.clone(), Key::none(), request.payload.clone()),
             Work::Local(seq) => {
                 let message = self.local_message(*seq)?;
                 (message.process, message.sender, message.payload)
@@ -321,6 +368,13 @@ impl Shard {
         };
         let waiting = Waiting::Task { id, step };
         match outcome {
+            StepOutcome::Continue { state, .. } if state.len() > self.settings.entry_bytes_max => {
+                let max = self.settings.entry_bytes_max;
+                let reason = Misuse::TooLarge { len: state.len(), max }.to_string();
+                let buried =
+                    Buried { process: task.process.clone(), sender: task.process, payload: task.state };
+                self.bury(waiting, reason, buried, out);
+            }
             StepOutcome::Continue { state, progress } => {
                 let process = task.process.clone();
                 let next = TaskRecord { step: step + 1, state, progress, ..task };

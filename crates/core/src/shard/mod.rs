@@ -9,7 +9,7 @@ mod release;
 mod requests;
 mod settings;
 
-pub use io::{Answer, Effect, Identity, Input, Query, Refusal, Request, StepOutcome};
+pub use io::{Answer, Effect, Identity, Input, Messages, Query, Refusal, Request, StepOutcome};
 pub use settings::Settings;
 
 use crate::entry::{Cause, Entry, Reply, Send, Trim, Write};
@@ -42,6 +42,10 @@ pub struct Shard {
     all_next: bool,
     /// The highest colour that was heard of before the shard served.
     heard: Colour,
+    /// Something may have ended the last life of the process, and may do so again.
+    suspicious: bool,
+    /// Until when requests are suspected: their clients may bring again what ended the process.
+    suspect_until: Time,
 }
 
 /// A rule of the design that does not hold.
@@ -58,11 +62,15 @@ pub struct Violation {
 
 impl Shard {
     /// How far a request's number may be over what its client confirmed.
-    pub const SESSION_WINDOW: u64 = 65_536;
+    pub const SESSION_WINDOW: u64 = State::SESSION_WINDOW;
     /// Most bytes of an idempotency key.
     pub const IDEMPOTENCY_KEY_MAX: usize = 256;
     /// Most bytes of a principal's name.
     pub const PRINCIPAL_MAX: usize = 256;
+    /// How long after the end of a process its clients' requests are suspected to have ended it, in milliseconds.
+    const SUSPECT_FOR_MS: u64 = 60_000;
+    /// Messages of a delivery that are looked ahead to.
+    const LOOK_AHEAD: usize = 8;
     /// Sessions and idempotency keys that one entry forgets at most.
     const EXPIRE_BATCH: usize = 256;
 
@@ -90,6 +98,8 @@ impl Shard {
             trim_at: None,
             all_next: false,
             heard: Colour(0),
+            suspicious: true,
+            suspect_until: Time(0),
         }
     }
 
@@ -139,6 +149,16 @@ impl Shard {
         }
     }
 
+    /// Looks at the records that an input will need, so that the processor fetches them: they are spread over all the
+    /// memory. Changes nothing.
+    pub fn look_ahead(&self, input: &Input) {
+        if let Input::Deliver { messages, .. } = input {
+            for message in messages.iter().take(Self::LOOK_AHEAD) {
+                self.state.records().look_ahead(RecordKey::process(&message.process).as_bytes());
+            }
+        }
+    }
+
     /// When the shard wants [`Input::Tick`], on the shell's clock; in the past means at once.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
@@ -156,6 +176,12 @@ impl Shard {
     /// Appends up to `records` more records of the running snapshot to `out`; true once it is complete.
     pub fn drain_snapshot(&mut self, records: usize, out: &mut Vec<u8>) -> bool {
         self.state.records_mut().drain_snapshot(records, out)
+    }
+
+    /// The last life of the process ended in order, so that nothing that waits can have ended it: no attempts are logged.
+    /// Said before the start, and only by a shell that knows.
+    pub fn trust(&mut self) {
+        self.suspicious = false;
     }
 
     /// The next part holds every record: what the last ones held can't be built on, for a checkpoint failed.
@@ -230,8 +256,11 @@ impl Shard {
     fn handle_active(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
         out.push(Effect::Active(epoch));
         self.mark(self.heard, out);
-        self.release.resend_all(&self.state, self.now, &self.settings, out);
-        self.jobs.start(&self.state, self.now);
+        self.release.resend_all(&self.state, self.suspicious, self.now, &self.settings, out);
+        self.jobs.start(&self.state, self.suspicious, self.now);
+        if self.suspicious {
+            self.suspect_until = self.now.plus_millis(Self::SUSPECT_FOR_MS);
+        }
     }
 
     fn handle_ack(&mut self, from: ShardId, upto: Seq, colour: Colour, out: &mut Vec<Effect>) {
@@ -272,7 +301,8 @@ impl Shard {
         let over =
             self.state.expiries().iter().take_while(|(at, _)| *at <= self.now).take(Self::EXPIRE_BATCH);
         let mut writes = Vec::new();
-        for (_, key) in over {
+        let mut room = self.settings.entry_bytes_max;
+        'over: for (_, key) in over {
             if let Some(id) = key.session_id()
                 && let Some(session) = self.state.session(id)
             {
@@ -280,10 +310,19 @@ impl Shard {
                     let reply = RecordKey::reply(id, crate::ids::RequestNumber(number));
                     if self.state.records().get(reply.as_bytes()).is_some() {
                         writes.push(Write { key: reply, value: None });
+                        room = room.saturating_sub(writes.last().map_or(0, write_weight));
+                        // The session goes with its last replies, in a later entry.
+                        if room == 0 {
+                            break 'over;
+                        }
                     }
                 }
             }
             writes.push(Write { key: key.clone(), value: None });
+            room = room.saturating_sub(writes.last().map_or(0, write_weight));
+            if room == 0 {
+                break;
+            }
         }
         if !writes.is_empty() {
             self.append(Cause::Expire, Key::none(), Effects::of(writes), out);
@@ -339,6 +378,10 @@ impl Shard {
         // Nobody waits for the reply to a cause that waited in the system.
         let answer = cause.waiting().is_none().then(|| reply.clone());
         let effects = Effects { writes, sends, reply: answer };
+        let (len, max) = (effects.weight(), self.settings.entry_bytes_max);
+        if len > max {
+            return Err(Failure::Refused(Misuse::TooLarge { len, max }));
+        }
         let index = self.append(cause.clone(), (*process).clone(), effects, out);
         Ok((index, reply))
     }
@@ -378,6 +421,14 @@ struct Run<'a> {
     kept: Vec<Write>,
 }
 
+/// What the encoding of a message adds to its key and payload, at most.
+const SEND_WEIGHT: usize = 16;
+
+/// About as many bytes as a write takes in the log.
+fn write_weight(write: &Write) -> usize {
+    write.key.as_bytes().len() + write.value.as_ref().map_or(0, |value| value.len()) + 16
+}
+
 /// What an entry does beside what follows from its cause.
 #[derive(Default)]
 struct Effects {
@@ -389,6 +440,13 @@ struct Effects {
 impl Effects {
     fn of(writes: Vec<Write>) -> Self {
         Self { writes, ..Self::default() }
+    }
+
+    /// About as many bytes as they take in the log.
+    fn weight(&self) -> usize {
+        let sends = self.sends.iter().map(|send| send.process.len() + send.payload.len() + SEND_WEIGHT);
+        let reply = self.reply.as_ref().map_or(0, |(Reply::Ok(reply) | Reply::Err(reply))| reply.len());
+        self.writes.iter().map(write_weight).chain(sends).sum::<usize>() + reply
     }
 }
 

@@ -145,6 +145,7 @@ impl Release {
     pub(super) fn resend_all(
         &mut self,
         state: &State,
+        again: bool,
         now: Time,
         settings: &Settings,
         out: &mut Vec<Effect>,
@@ -161,7 +162,7 @@ impl Release {
             let mut messages = outbox.messages.iter().cloned().peekable();
             while messages.peek().is_some() {
                 let messages = messages.by_ref().take(RESEND_BATCH).collect();
-                out.push(Effect::Deliver { to, messages, again: true });
+                out.push(Effect::Deliver { to, messages, again });
                 self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
             }
         }
@@ -200,7 +201,8 @@ impl Release {
                     channel.progress = now;
                     let released = outbox.messages.iter().take_while(|m| m.seq <= channel.released);
                     let messages = released.take(RESEND_BATCH).cloned().collect();
-                    out.push(Effect::Deliver { to, messages, again: false });
+                    // Its receiver may have ended over them.
+                    out.push(Effect::Deliver { to, messages, again: true });
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::{Answer, Effect, Effects, Failure, Identity, Query, Refusal, Request,
 use crate::entry::{Cause, Reply};
 use crate::handler::{Call, Caller, Handler, Outcome, View};
 use crate::ids::{Blob, Index, Key, SessionId};
-use crate::record::{IdempotencyRecord, RecordKey};
+use crate::record::{IdempotencyRecord, RecordKey, Waiting};
 
 impl Shard {
     /// When an overloaded shard's client should come back, in milliseconds.
@@ -36,9 +36,33 @@ impl Shard {
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) {
-        let token = request.token;
-        let result = self.request(&request, handler, out);
-        self.answer(token, result, out);
+        match self.suspect(&request) {
+            Some(identity) => self.jobs.push_suspect(request, identity),
+            None => self.run_request(&request, handler, out),
+        }
+    }
+
+    /// A request that may be what ended the process: it is handled only after an attempt at it is logged.
+    fn suspect(&self, request: &Request) -> Option<[u8; 16]> {
+        if !self.is_active() || self.now >= self.suspect_until {
+            return None;
+        }
+        let cause = self.cause(request);
+        // Only what would be handled is worth an attempt.
+        let new = matches!(self.known_reply(request), Ok(None))
+            && self.admit(&request.principal).is_ok()
+            && self.check_poison(&cause, &request.process).is_ok();
+        if new { cause.identity(&request.process) } else { None }
+    }
+
+    pub(super) fn run_request(
+        &mut self,
+        request: &Request,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) {
+        let result = self.request(request, handler, out);
+        self.answer(request.token, result, out);
     }
 
     fn request(
@@ -54,9 +78,21 @@ impl Shard {
             return Ok((self.state.position().index, reply));
         }
         self.admit(&request.principal)?;
+        let cause = self.cause(request);
+        self.check_poison(&cause, &request.process)?;
         // The client has seen that checkpoint's future.
         self.mark(request.colour, out);
-        let cause = match &request.identity {
+        let caller = Caller::Client { principal: &request.principal };
+        let process = &request.process;
+        let run = Run { cause, process, caller, payload: &request.payload, kept: Vec::new() };
+        self.execute(&run, handler, out).map_err(|failure| match failure {
+            Failure::Refused(misuse) => Refusal::Misuse(misuse),
+            Failure::Panicked(why) => Refusal::Panicked(why),
+        })
+    }
+
+    fn cause(&self, request: &Request) -> Cause {
+        match &request.identity {
             Identity::Session { session, number, confirmed } => Cause::Request {
                 session: *session,
                 number: *number,
@@ -70,14 +106,17 @@ impl Shard {
                 expires: self.now.plus_millis(self.settings.idempotency_ttl),
             },
             Identity::None => Cause::Anonymous,
-        };
-        let caller = Caller::Client { principal: &request.principal };
-        let process = &request.process;
-        let run = Run { cause, process, caller, payload: &request.payload, kept: Vec::new() };
-        self.execute(&run, handler, out).map_err(|failure| match failure {
-            Failure::Refused(misuse) => Refusal::Misuse(misuse),
-            Failure::Panicked(why) => Refusal::Panicked(why),
-        })
+        }
+    }
+
+    /// Refuses what was given up.
+    fn check_poison(&self, cause: &Cause, process: &Key) -> Result<(), Refusal> {
+        let attempts_max = self.settings.attempts_max;
+        let given_up = self.state.attempts() > 0
+            && cause
+                .identity(process)
+                .is_some_and(|id| self.attempts(&Waiting::Request { identity: id }) > attempts_max);
+        if given_up { Err(Refusal::Poisoned { attempts: attempts_max }) } else { Ok(()) }
     }
 
     /// The reply to a request that was handled before.
@@ -85,7 +124,11 @@ impl Shard {
         match &request.identity {
             Identity::None => Ok(None),
             Identity::Session { session, number, confirmed } => {
-                let open = self.state.session(*session).ok_or(Refusal::UnknownSession(*session))?;
+                let Some(open) = self.state.session(*session) else {
+                    // What can't be admitted could not have opened a session, and opening another one won't help.
+                    self.admit(&request.principal)?;
+                    return Err(Refusal::UnknownSession(*session));
+                };
                 if *number <= open.confirmed {
                     return Err(Refusal::Confirmed(*number));
                 }
@@ -149,7 +192,12 @@ impl Shard {
     }
 
     /// Answers once all that the answer has seen is committed. A refusal has seen nothing.
-    fn answer(&mut self, token: u64, result: Result<(Index, Reply), Refusal>, out: &mut Vec<Effect>) {
+    pub(super) fn answer(
+        &mut self,
+        token: u64,
+        result: Result<(Index, Reply), Refusal>,
+        out: &mut Vec<Effect>,
+    ) {
         let position = self.state.position();
         let (index, result) = match result {
             Ok((index, reply)) => (index, Ok(reply)),

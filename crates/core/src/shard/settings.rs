@@ -11,6 +11,9 @@ pub struct Settings {
     pub attempts_max: u32,
     /// Bytes of undelivered messages from which on clients are told to come back later: 64 MiB by default.
     pub outbox_bytes_max: usize,
+    /// Bytes that one call may write, send and answer together: 32 MiB by default. At least twice as much must fit into the
+    /// log at once, for a dead letter holds a payload and more.
+    pub entry_bytes_max: usize,
     /// Entries that may wait to be committed before the shard takes no new work: 65,536 by default.
     pub uncommitted_max: u64,
     /// How long acknowledgements and trims are gathered before they leave: 10 by default.
@@ -26,6 +29,7 @@ impl Default for Settings {
             idempotency_ttl: 24 * 60 * 60 * 1000,
             attempts_max: 5,
             outbox_bytes_max: 64 << 20,
+            entry_bytes_max: 32 << 20,
             uncommitted_max: 65_536,
             ack_delay: 10,
             resend_after: 2_000,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
+mod faults_limits;
 mod world;
 
 use stead_core::entry::{Cause, Entry, Reply};
@@ -333,6 +334,49 @@ fn what_ends_the_process_again_and_again_becomes_a_dead_letter() {
     let letter: DeadLetter = stead_core::record::decode_value(&letter).unwrap();
     assert_eq!((&*letter.payload, &*letter.sender), (b"add poison".as_slice(), "a"));
     assert_eq!(world.shard(&other).state().attempts(), 0);
+}
+
+#[test]
+fn a_request_that_ends_the_process_again_and_again_is_given_up() {
+    let mut world = World::new();
+    let session = world.open("a", 9);
+    let shard = world.shard_of("a");
+    for _ in 0..world.settings.attempts_max {
+        // The process ends while it handles the request: nothing of that is stored, but the attempt is.
+        world.restart();
+        for shard in world.topology.clone().shards() {
+            world.store(shard);
+        }
+        let token = world.request("a", "add poison", numbered(session, 1, 0));
+        assert!(matches!(world.log[&shard].last().unwrap().cause, Cause::Attempt));
+        assert_eq!(world.answer(token), None);
+    }
+    for _ in 0..2 {
+        world.restart();
+        world.settle();
+        let token = world.request("a", "add poison", numbered(session, 1, 0));
+        world.settle();
+        assert!(matches!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { .. })));
+    }
+    assert_eq!((world.runs("a"), world.shard("a").state().dead_letters()), (0, 1));
+    assert_eq!(world.call("a", "add good"), Ok(ok("good")));
+    world.pass(world.settings.idempotency_ttl + 1);
+    assert_eq!(world.shard("a").state().attempts(), 0);
+}
+
+#[test]
+fn after_a_life_that_ended_in_order_nothing_is_suspected() {
+    let mut world = World::new();
+    let session = world.open("a", 9);
+    let other = world.key_elsewhere("a");
+    world.request("a", &format!("send {other} add y"), Identity::None);
+    world.store(world.shard_of("a"));
+    world.trusted = true;
+    world.restart();
+    world.settle();
+    world.request("a", "add x", numbered(session, 1, 0));
+    assert_eq!((world.state("a").as_str(), world.state(&other).as_str()), ("x", "y"));
+    assert!(world.log.values().flatten().all(|entry| entry.cause != Cause::Attempt));
 }
 
 #[test]

@@ -69,6 +69,8 @@ pub(crate) struct World {
     pub(crate) script: Script,
     pub(crate) now: Time,
     pub(crate) epoch: Epoch,
+    /// Whether a restart is known to follow a life that ended in order.
+    pub(crate) trusted: bool,
     /// All entries, by shard.
     pub(crate) log: BTreeMap<ShardId, Vec<Entry>>,
     pub(crate) answers: BTreeMap<u64, Answer>,
@@ -95,6 +97,7 @@ impl World {
             script: Script::default(),
             now: Time(1_000_000),
             epoch: Epoch(0),
+            trusted: false,
             log: BTreeMap::new(),
             answers: BTreeMap::new(),
             marked: Vec::new(),
@@ -121,7 +124,11 @@ impl World {
                 for entry in self.log.get(&id).into_iter().flatten() {
                     state.apply(entry.clone()).unwrap();
                 }
-                Shard::new(state, self.topology.clone(), self.settings.clone())
+                let mut shard = Shard::new(state, self.topology.clone(), self.settings.clone());
+                if self.trusted {
+                    shard.trust();
+                }
+                shard
             })
             .collect();
         for shard in self.topology.clone().shards() {

@@ -5,6 +5,9 @@
 use serde_json::Value;
 use thiserror::Error;
 
+/// Levels that JSON may have here.
+const DEPTH_MAX: usize = 128;
+
 /// Why JSON and MessagePack could not be turned into each other.
 #[derive(Debug, Error)]
 pub enum TranscodeError {
@@ -50,6 +53,8 @@ pub fn json_to_canonical_msgpack(json: &[u8]) -> Result<Vec<u8>, TranscodeError>
 /// [`TranscodeError::Answer`] if the bytes are no MessagePack or have no form in JSON (an object's key that is a list, say).
 pub fn msgpack_to_json(bytes: &[u8]) -> Result<Vec<u8>, TranscodeError> {
     let mut from = rmp_serde::Deserializer::from_read_ref(bytes);
+    // As deep as JSON may be: an answer must not fill the stack of the thread that writes it.
+    from.set_max_depth(DEPTH_MAX);
     let mut out = Vec::with_capacity(bytes.len() + 16);
     serde_transcode::transcode(&mut from, &mut serde_json::Serializer::new(&mut out))
         .map_err(TranscodeError::Answer)?;
@@ -116,6 +121,9 @@ mod tests {
             assert!(error.contains("not JSON") && error.contains("column"), "{error}");
             assert!(json_to_canonical_msgpack(bad).is_err());
         }
+        // What is let in can be told again.
+        let deepest = [b"[".repeat(127), b"]".repeat(127)].concat();
+        assert_eq!(msgpack_to_json(&json_to_msgpack(&deepest).unwrap()).unwrap(), deepest);
         assert_eq!(json_to_msgpack(b"").unwrap(), json_to_msgpack(b"null").unwrap());
     }
 
@@ -125,5 +133,6 @@ mod tests {
         assert!(msgpack_to_json(&rmp_serde::to_vec_named(&keys).unwrap()).is_err());
         assert!(msgpack_to_json(b"\xc1").is_err());
         assert!(msgpack_to_json(b"").is_err());
+        assert!(msgpack_to_json(&[[0x91; 100_000].as_slice(), &[1]].concat()).is_err(), "too deep");
     }
 }

@@ -79,11 +79,14 @@ struct Scanner<'a, 'v> {
     /// A whole batch stands after a stop.
     leapt: bool,
     visit: &'a mut Visitor<'v>,
+    /// The visitor's error: it sees no more records.
+    refused: Option<Box<dyn Error + Send + Sync>>,
 }
 
 /// Reads the whole log and shows its records to `visit`; changes nothing.
 pub(crate) fn scan(disk: &dyn Disk, options: &WalOptions, visit: &mut Visitor<'_>) -> Result<Scan, WalError> {
-    let mut scanner = Scanner { options, scan: Scan::default(), mark: 0, broken: None, leapt: false, visit };
+    let mut scanner =
+        Scanner { options, scan: Scan::default(), mark: 0, broken: None, leapt: false, visit, refused: None };
     scanner.find_files(disk)?;
     let mut buf = Vec::new();
     for at in 0..scanner.scan.segments.len() {
@@ -223,7 +226,9 @@ impl Scanner<'_, '_> {
             let Some((record, after)) = split_record(rest) else {
                 return Err(self.corrupt(place, Damage::Records));
             };
-            (self.visit)(record).map_err(WalError::Visit)?;
+            if self.refused.is_none() {
+                self.refused = (self.visit)(record).err();
+            }
             self.scan.segments[place.segment].tops.raise(record.shard, record.index);
             records += 1;
             rest = after;
@@ -249,7 +254,7 @@ impl Scanner<'_, '_> {
         Ok(())
     }
 
-    fn finish(self) -> Result<Scan, WalError> {
+    fn finish(mut self) -> Result<Scan, WalError> {
         let Some(first) = self.scan.segments.first() else { return Ok(self.scan) };
         let broken = self.broken.as_ref();
         // A crash while a log was being created.
@@ -263,6 +268,10 @@ impl Scanner<'_, '_> {
         }
         if first.id > self.scan.oldest && self.scan.number > 0 {
             return Err(WalError::MissingSegment { path: log_path(&self.options.dir, first.id - 1) });
+        }
+        // What is wrong with the log itself is the likelier cause, and says more.
+        if let Some(refused) = self.refused.take() {
+            return Err(WalError::Visit(refused));
         }
         let cut = broken.filter(|_| !self.scan.stray.is_empty()).map(|broken| Cut {
             path: self.path(broken.place.segment),

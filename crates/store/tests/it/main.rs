@@ -3,6 +3,7 @@
 mod checkpoints;
 mod data_dir;
 mod disk;
+mod faults_log;
 mod fixtures;
 mod wal_crashes;
 mod wal_damage;

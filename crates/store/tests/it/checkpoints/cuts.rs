@@ -112,7 +112,10 @@ fn planted_inconsistencies_are_named() {
             |cut| cut[0].outboxes.get_mut(&J).unwrap().messages[5].index = Index(11),
             Inconsistency::SentAfterMarker { from: I, to: J, seq: Seq(9) },
         ),
-        (|cut| assert!(cut[2].received.insert(ShardId(5), Seq(1)).is_none()), Inconsistency::Stray { from: ShardId(5), to: K }),
+        (
+            |cut| assert!(cut[2].received.insert(ShardId(5), Seq(1)).is_none()),
+            Inconsistency::Stray { from: ShardId(5), to: K },
+        ),
     ];
     for (plant, expected) in cases {
         let mut cut = sound();

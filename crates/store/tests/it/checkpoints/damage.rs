@@ -100,7 +100,8 @@ fn exchanged_objects_are_refused() {
     let (disk, store, _) = small(3);
     let (other_disk, _, _) = small(4);
     let manifest = newest(&store).unwrap().manifest.unwrap();
-    let paths: Vec<String> = manifest.bundles.iter().map(|bundle| format!("checkpoints/{}", bundle.name)).collect();
+    let paths: Vec<String> =
+        manifest.bundles.iter().map(|bundle| format!("checkpoints/{}", bundle.name)).collect();
     let foreign = other_disk.files().into_iter().find(|path| path.contains("bundles/")).unwrap();
     for at in 0..paths.len() {
         let whole = disk.bytes(&paths[at]).unwrap();
@@ -111,7 +112,10 @@ fn exchanged_objects_are_refused() {
         disk.put(&paths[at], &whole);
     }
     let name = manifest_name(Colour(3));
-    disk.put(&format!("checkpoints/{name}"), &disk.bytes(&format!("checkpoints/{}", manifest_name(Colour(2)))).unwrap());
+    disk.put(
+        &format!("checkpoints/{name}"),
+        &disk.bytes(&format!("checkpoints/{}", manifest_name(Colour(2)))).unwrap(),
+    );
     let error = read_manifest(&store, Colour(3)).unwrap_err();
     assert_eq!(name_of(&error), name);
     assert!(error.to_string().contains("about checkpoint 2"), "{error}");

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
-use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Index, Key, SessionId, ShardId, TaskId, Time, TimerId};
+use stead_core::ids::{
+    Blob, Colour, Epoch, Incarnation, Index, Key, SessionId, ShardId, TaskId, Time, TimerId,
+};
 use stead_core::record::{
     IdempotencyRecord, RecordKey, SessionRecord, TaskRecord, TimerRecord, encode_value,
 };
@@ -106,11 +108,16 @@ impl Cluster {
                     (RecordKey::task(TaskId(id)), encode_value(&record))
                 }
                 8 => {
-                    let record = IdempotencyRecord { body_hash: [1; 16], reply: Reply::Ok(blob), expires: Time(9) };
+                    let record =
+                        IdempotencyRecord { body_hash: [1; 16], reply: Reply::Ok(blob), expires: Time(9) };
                     (RecordKey::idempotency(&process, "me", &[self.rng.u8(0..4)]), encode_value(&record))
                 }
                 _ => {
-                    let record = SessionRecord { principal: "me".into(), expires: Time(9), confirmed: Default::default() };
+                    let record = SessionRecord {
+                        principal: "me".into(),
+                        expires: Time(9),
+                        confirmed: Default::default(),
+                    };
                     (RecordKey::session(SessionId(u128::from(self.rng.u8(0..3)))), encode_value(&record))
                 }
             };
@@ -161,7 +168,8 @@ impl Cluster {
         let mut waiting = Vec::new();
         for from in self.topology.shards() {
             for (to, outbox) in self.shards[from.0 as usize].state.outboxes().iter() {
-                let received = self.shards[to.0 as usize].state.received().get(from).copied().unwrap_or_default();
+                let received =
+                    self.shards[to.0 as usize].state.received().get(from).copied().unwrap_or_default();
                 let first = outbox.messages.iter().find(|message| message.seq > received);
                 waiting.extend(first.map(|message| (from, to, message.clone())));
             }

@@ -26,7 +26,11 @@ fn options(shards: &[(&str, u32)]) -> Restore {
 }
 
 fn states(store: &dyn BlobStore, manifest: &Manifest) -> Vec<State> {
-    load_parts(store, manifest, 1).unwrap().into_iter().map(|part| part.into_state(manifest).unwrap()).collect()
+    load_parts(store, manifest, 1)
+        .unwrap()
+        .into_iter()
+        .map(|part| part.into_state(manifest).unwrap())
+        .collect()
 }
 
 type Channel = (String, String, String, String);
@@ -70,7 +74,10 @@ fn content(manifest: &Manifest, states: &[State]) -> Content {
                 _ => continue,
             };
             assert_eq!(topology.shard_of(service, &process), state.shard(), "{key:?}");
-            assert!(key.number().is_none_or(|id| id >> 16 <= state.position().index.0), "{key:?} may be drawn again");
+            assert!(
+                key.number().is_none_or(|id| id >> 16 <= state.position().index.0),
+                "{key:?} may be drawn again"
+            );
         }
         for (to, outbox) in state.outboxes().iter() {
             let received = states[to.0 as usize].received().get(state.shard()).copied().unwrap_or_default();
@@ -90,7 +97,9 @@ fn restored(cluster: &Cluster, source: &DiskStore, target: &SimDisk, shards: &[(
     assert_eq!(manifest.incarnation, cluster.topology.incarnation);
     let target = sim_store(target);
     let mut last = None;
-    let done = restore(source, &manifest, &target, &BundleNames::new(9), &options(shards), &mut |at| last = Some(at));
+    let done = restore(source, &manifest, &target, &BundleNames::new(9), &options(shards), &mut |at| {
+        last = Some(at)
+    });
     let done = done.unwrap();
     let last = last.unwrap();
     assert_eq!((last.shards, last.records), (last.shards_all, done.records));
@@ -150,7 +159,8 @@ fn the_same_shards_get_exactly_what_they_had() {
         for (old, new) in states(&source, &manifest).iter().zip(states(&target, &done.manifest)) {
             assert_eq!(old.hash(), cut.hashes[old.shard().0 as usize]);
             assert_eq!(old.position(), new.position());
-            let (ending, staying): (Vec<_>, Vec<_>) = old.records().iter().partition(|(key, _)| matches!(key[0], 3 | 4 | 9));
+            let (ending, staying): (Vec<_>, Vec<_>) =
+                old.records().iter().partition(|(key, _)| matches!(key[0], 3 | 4 | 9));
             sessions += ending.len() as u64;
             let staying: BTreeMap<_, _> = staying.into_iter().collect();
             assert_eq!(new.records().iter().collect::<BTreeMap<_, _>>(), staying);

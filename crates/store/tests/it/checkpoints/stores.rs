@@ -3,10 +3,6 @@
 use super::chain::check;
 use super::model::{Cluster, sim_store};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::manifest::newest;
@@ -16,7 +12,7 @@ use stead_store::real_disk::RealDisk;
 use stead_store::sim_disk::SimDisk;
 
 /// Every promise of [`BlobStore`], on an empty store.
-fn suite(store: &dyn BlobStore) {
+pub(crate) fn suite(store: &dyn BlobStore) {
     assert!(newest(store).unwrap().manifest.is_none());
     assert_eq!(store.put_new("manifests/a.json", b"one").unwrap(), Put::Created);
     assert_eq!(store.put_new("manifests/a.json", b"two").unwrap(), Put::Exists);
@@ -58,13 +54,24 @@ fn suite(store: &dyn BlobStore) {
     store.delete("bundles/x.bundle").unwrap();
     store.delete("bundles/z").unwrap();
     assert_eq!(store.list("manifests/").unwrap(), Vec::<String>::new());
-    for bad in ["a", "../x", "bundles/", "/x", "bundles/../x", "bundles/.x", "bundles/A", "bundles/a/b", "bundles/a.tmp"] {
+    for bad in [
+        "a",
+        "../x",
+        "bundles/",
+        "/x",
+        "bundles/../x",
+        "bundles/.x",
+        "bundles/A",
+        "bundles/a/b",
+        "bundles/a.tmp",
+    ] {
         assert!(matches!(store.put_new(bad, b""), Err(StoreError::Address { .. })), "{bad:?}");
     }
 
     std::thread::scope(|scope| {
-        let racers: Vec<_> =
-            (0..8u8).map(|racer| scope.spawn(move || store.put_new("manifests/race", &[racer; 100]))).collect();
+        let racers: Vec<_> = (0..8u8)
+            .map(|racer| scope.spawn(move || store.put_new("manifests/race", &[racer; 100])))
+            .collect();
         let results: Vec<_> = racers.into_iter().map(|racer| racer.join().unwrap().unwrap()).collect();
         let winners: Vec<_> = (0..8u8).filter(|racer| results[usize::from(*racer)] == Put::Created).collect();
         assert_eq!(winners.len(), 1);
@@ -97,7 +104,7 @@ fn a_directory() {
 }
 
 /// An object of more than one part.
-fn suite_of_parts(store: &dyn BlobStore) {
+pub(crate) fn suite_of_parts(store: &dyn BlobStore) {
     let piece: Vec<u8> = (0..9u32 << 20).map(|at| (at % 253) as u8).collect();
     let mut writer = store.create("bundles/parts", &Pace::unlimited()).unwrap();
     writer.write(&piece).unwrap();
@@ -135,95 +142,5 @@ fn bad_addresses_are_refused() {
     ] {
         let refused = RemoteStore::open(address, &options).err();
         assert!(matches!(&refused, Some(StoreError::Address { .. })), "{address}: {refused:?}");
-    }
-}
-
-/// An S3 server that ends with the test; `scripts/s3-server.sh` installs it.
-struct S3Server {
-    process: Child,
-    port: u16,
-}
-
-impl S3Server {
-    /// `None` if it is not installed.
-    fn start() -> Option<Self> {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
-            PathBuf::from,
-        );
-        let program = target.join("s3-venv/bin/moto_server");
-        if !program.exists() {
-            return None;
-        }
-        let mut command = Command::new(program);
-        command.args(["-H", "127.0.0.1", "-p", "0"]).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut process = command.spawn().unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let port = loop {
-            let line = lines.next().expect("it tells its port before it ends").unwrap();
-            if let Some((_, port)) = line.rsplit_once("http://127.0.0.1:") {
-                break port.trim().parse().unwrap();
-            }
-        };
-        // It writes a line for each request, and would stop when nobody reads them.
-        std::thread::spawn(move || lines.for_each(drop));
-        Some(Self { process, port })
-    }
-
-    fn create_bucket(&self, name: &str) {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        write!(stream, "PUT /{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    }
-}
-
-impl Drop for S3Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-#[cfg(feature = "s3")]
-#[test]
-fn s3() {
-    let Some(server) = S3Server::start() else {
-        let required = std::env::var("STEAD_REQUIRE_S3").is_ok_and(|value| value == "1");
-        assert!(!required, "no S3 server is installed: run scripts/s3-server.sh");
-        println!("SKIPPED: no S3 server is installed; scripts/s3-server.sh installs one");
-        return;
-    };
-    server.create_bucket("stead");
-    let endpoint = format!("http://127.0.0.1:{}", server.port);
-    let options = [
-        ("endpoint", endpoint.as_str()),
-        ("region", "us-east-1"),
-        ("access_key_id", "a"),
-        ("secret_access_key", "b"),
-        ("allow_http", "true"),
-    ];
-    let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let open = |prefix: &str| RemoteStore::open(&format!("s3://stead/{prefix}"), &options).unwrap();
-    suite_of_parts(&open("parts"));
-    suite(&open("some/where"));
-    suite(&open(""));
-    // Of many that create one object at once, one does, each time.
-    let stores: Vec<RemoteStore> = (0..8).map(|_| open("races")).collect();
-    for round in 0..10 {
-        let name = format!("manifests/{round}");
-        let created = std::thread::scope(|scope| {
-            let racers: Vec<_> = stores
-                .iter()
-                .enumerate()
-                .map(|(racer, store)| {
-                    let name = &name;
-                    scope.spawn(move || store.put_new(name, racer.to_string().as_bytes()).unwrap())
-                })
-                .collect();
-            racers.into_iter().map(|racer| racer.join().unwrap()).filter(|put| *put == Put::Created).count()
-        });
-        assert_eq!(created, 1, "round {round}");
     }
 }

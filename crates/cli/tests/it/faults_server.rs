@@ -1,0 +1,129 @@
+//! A server whose disk is full, damaged or out of reach.
+
+use crate::server::{PATIENCE, Server, run, stead};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// A small file system of its own; only the superuser can make one.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, kib: u32) -> Option<Self> {
+        let size = format!("size={kib}k");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output();
+        mounted.is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_disk) = SmallDisk::mount(dir.path(), 3 << 10) else {
+        eprintln!("skipped: only the superuser can mount a small disk; stead's faults_disk tests a simulated one");
+        return;
+    };
+    let config = dir.path().join("stead.toml");
+    std::fs::write(&config, "[log]\nsegment_bytes = 262144\n[checkpoints]\ninterval = \"1h\"\n").unwrap();
+    let data = dir.path().join("data");
+    let more = ["--config", config.to_str().unwrap()];
+    let server = Server::start(&data, &more);
+    let ballast = dir.path().join("ballast");
+    let mut last = 0;
+    for round in 0..2 {
+        // Whatever room there is goes to somebody else.
+        let mut room = vec![0u8; 4 << 20];
+        while std::fs::write(&ballast, &room).is_err() {
+            room.truncate(room.len() - (16 << 10));
+        }
+        let refused = loop {
+            let reply = server.post("/v1/call/kv/a", &format!(r#"{{"put":{{"value":{}}}}}"#, last + 1));
+            if reply.status != 200 {
+                break reply;
+            }
+            last += 1;
+        };
+        refused.assert_problem(507, "disk-full");
+        assert_eq!(server.get("/v1/query/kv/a").json(), last, "reads go on");
+        assert_eq!(server.get("/v1/status").json()["full"], true);
+        assert!(server.get("/metrics").text.contains("stead_disk_full 1"), "round {round}");
+
+        std::fs::remove_file(&ballast).unwrap();
+        let waited = Instant::now();
+        while server.post("/v1/call/kv/a", &format!(r#"{{"put":{{"value":{}}}}}"#, last + 1)).status != 200 {
+            assert!(waited.elapsed() < PATIENCE, "writes never resumed");
+        }
+        last += 1;
+    }
+    server.kill();
+    let server = Server::start(&data, &more);
+    assert_eq!(server.get("/v1/query/kv/a").json(), last);
+}
+
+#[test]
+fn an_unreadable_data_directory_is_refused_and_left_alone() {
+    const NOBODY: u32 = 65_534;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let server = Server::start(&data, &[]);
+    server.put("a", 1);
+    server.kill();
+    let start = ["start", "--json", "--data", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--supervise=false"];
+    let mut command = stead(&start);
+    let own = std::fs::metadata(dir.path()).is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
+    if own {
+        // Nothing is unreadable for the superuser: someone else starts it, from a place that he can read.
+        let binary = dir.path().join("stead");
+        if std::fs::hard_link(command.get_program(), &binary).is_err() {
+            std::fs::copy(command.get_program(), &binary).unwrap();
+        }
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        command = Command::new(binary);
+        command.args(start).env_clear().uid(NOBODY).gid(NOBODY);
+    }
+    let change = |mode| std::fs::set_permissions(&data, PermissionsExt::from_mode(mode)).unwrap();
+    change(0o000);
+    let refused = command.output().unwrap();
+    change(0o755);
+    assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(stderr.contains("ermission denied") && stderr.contains("data"), "{stderr}");
+    assert_eq!(Server::start(&data, &[]).get("/v1/query/kv/a").json(), 1);
+}
+
+#[test]
+fn a_damaged_log_is_refused_with_its_place_and_is_whole_again_when_it_is_put_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    server.put("a", 1);
+    server.put("a", 2);
+    let (status, _) = server.terminate();
+    assert!(status.success());
+    let mut names: Vec<_> = std::fs::read_dir(dir.path().join("wal")).unwrap().map(|file| file.unwrap().path()).collect();
+    names.sort();
+    let whole = std::fs::read(&names[0]).unwrap();
+    let mut damaged = whole.clone();
+    damaged[4096 + 100] ^= 1;
+    std::fs::write(&names[0], &damaged).unwrap();
+    let data = dir.path().to_str().unwrap();
+    // A supervisor does not start it again and again: nothing would come of it.
+    for supervise in ["--supervise=false", "--supervise=true"] {
+        let refused = run(&["start", "--json", "--data", data, "--listen", "127.0.0.1:0", supervise]);
+        assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        for word in ["0000000000000001.log is corrupt at byte 4096", "another replica or a checkpoint"] {
+            assert!(stderr.contains(word), "{stderr}");
+        }
+    }
+    assert!(std::fs::read(&names[0]).unwrap() == damaged, "a refused log was changed");
+    std::fs::write(&names[0], &whole).unwrap();
+    assert_eq!(Server::start(dir.path(), &[]).get("/v1/query/kv/a").json(), 2);
+}

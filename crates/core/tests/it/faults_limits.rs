@@ -1,0 +1,130 @@
+//! What a handler may do in one call, and what a log may hold: sizes that don't fit are refused before they are made.
+
+use crate::world::{World, ok};
+use stead_core::entry::{Cause, Entry, Send};
+use stead_core::handler::Misuse;
+use stead_core::ids::{Blob, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
+use stead_core::record::{DeadLetter, RecordKey};
+use stead_core::records::Records;
+use stead_core::shard::{Identity, Input, Refusal, Settings};
+use stead_core::state::{Misfit, State};
+
+const ENTRY: usize = 1000;
+
+fn world() -> World {
+    World::with(Settings { entry_bytes_max: ENTRY, ..Settings::default() })
+}
+
+#[test]
+fn a_call_that_is_too_large_for_an_entry_leaves_no_trace() {
+    let mut world = world();
+    world.call("a", "add x").unwrap();
+    let index = world.shard("a").state().position().index;
+    let refused = world.call("a", &format!("add {}", "y".repeat(ENTRY)));
+    let Err(Refusal::Misuse(Misuse::TooLarge { len, max: ENTRY })) = refused else { panic!("{refused:?}") };
+    // The state and the answer, which holds it too.
+    assert!(len > 2 * ENTRY, "{len}");
+    let many = "send b add zzzzzzzzzzzzzzzzzzzzzzzzzzzzzz\n".repeat(40);
+    assert!(matches!(world.call("a", &many), Err(Refusal::Misuse(Misuse::TooLarge { .. }))));
+    assert_eq!(world.shard("a").state().position().index, index);
+    assert_eq!((world.state("a").as_str(), world.state("b").as_str()), ("x", ""));
+    assert_eq!(world.call("a", "add z"), Ok(ok("xz")));
+}
+
+#[test]
+fn a_message_whose_effects_are_too_large_becomes_a_dead_letter_and_the_rest_goes_on() {
+    let mut world = world();
+    let other = world.key_elsewhere("a");
+    // The state is answered as well, but a message's reply is not kept: near the limit, then over it.
+    let half = format!("add {}", "y".repeat(ENTRY / 2));
+    for _ in 0..3 {
+        world.call("a", &format!("send {other} {half}")).unwrap();
+    }
+    world.call("a", &format!("send {other} caller")).unwrap();
+    world.settle();
+    assert_eq!(world.state(&other), format!("{}a", "y".repeat(ENTRY / 2)));
+    let shard = world.shard(&other).state();
+    assert_eq!(shard.dead_letters(), 2);
+    let (_, letter) = shard.records().iter().find(|(key, _)| key[0] == 8).unwrap();
+    let letter: DeadLetter = stead_core::record::decode_value(letter).unwrap();
+    assert!(letter.reason.contains("over the limit of 1000 bytes of one log entry"), "{}", letter.reason);
+}
+
+#[test]
+fn a_long_panic_is_cut_before_it_is_kept() {
+    let mut world = world();
+    let other = world.key_elsewhere("a");
+    world.call("a", &format!("send {other} panic {}", "!".repeat(700))).unwrap();
+    world.settle();
+    assert_eq!(world.shard(&other).state().dead_letters(), 1);
+}
+
+#[test]
+fn sessions_that_end_with_many_replies_end_over_several_entries() {
+    let mut world = world();
+    let session = world.open("a", 1);
+    for number in 1..=200 {
+        let identity =
+            Identity::Session { session, number: RequestNumber(number), confirmed: RequestNumber(0) };
+        world.request("a", "add x", identity);
+        world.settle();
+    }
+    assert!(world.shard("a").state().session(session).is_some());
+    world.pass(2 * world.settings.session_ttl);
+    assert!(world.shard("a").state().session(session).is_none());
+    let shard = world.shard_of("a");
+    let expired = world.log[&shard].iter().filter(|entry| entry.cause == Cause::Expire);
+    let lens: Vec<usize> = expired.map(|entry| entry.writes.len()).collect();
+    assert!(lens.len() > 3 && lens.iter().sum::<usize>() == 201, "{lens:?}");
+}
+
+#[test]
+fn a_client_whose_session_can_not_be_opened_is_told_why_and_not_to_open_another() {
+    let ask = |world: &mut World, session: u128| {
+        let number = RequestNumber(1);
+        let identity = Identity::Session { session: SessionId(session), number, confirmed: RequestNumber(0) };
+        let token = world.request("a", "add x", identity);
+        world.settle();
+        world.answer(token).unwrap().result.clone()
+    };
+    let mut world = World::new();
+    let known = world.open("a", 1);
+    assert_eq!(ask(&mut world, 1), Ok(ok("x")));
+    let shard = world.shard_of("a");
+    world.give(shard, Input::Full(true));
+    assert_eq!(ask(&mut world, 2), Err(Refusal::Full));
+    assert_eq!(ask(&mut world, known.0), Ok(ok("x")), "a reply that is kept is given");
+    world.give(shard, Input::Full(false));
+    assert_eq!(ask(&mut world, 2), Err(Refusal::UnknownSession(SessionId(2))));
+}
+
+#[test]
+fn a_shard_number_from_outside_decides_no_allocation() {
+    let mut state = State::new(ShardId(0));
+    let far = ShardId(u32::MAX);
+    let entry = Entry {
+        index: Index(1),
+        epoch: Epoch(1),
+        time: Time(1),
+        cause: Cause::Anonymous,
+        process: Key::none(),
+        writes: Vec::new(),
+        sends: vec![Send { to: far, process: Key::none(), payload: Blob::empty() }],
+        reply: None,
+    };
+    state.apply(entry).unwrap();
+    assert_eq!(state.outboxes().get(far).unwrap().messages.len(), 1);
+    let loaded = State::load(state.header(), Records::new()).unwrap();
+    assert_eq!(loaded.outboxes().iter().map(|(to, _)| to).collect::<Vec<_>>(), [far]);
+}
+
+#[test]
+fn a_reply_and_a_dead_letter_that_can_not_be_read_are_refused_when_they_are_loaded() {
+    for key in [RecordKey::reply(SessionId(1), RequestNumber(1)), RecordKey::dead_letter(Index(1))] {
+        let mut records = Records::new();
+        records.load(key.as_bytes(), Some(Blob::from(b"\xff".as_slice())));
+        records.loaded();
+        let misfit = State::load(State::new(ShardId(0)).header(), records).err().unwrap();
+        assert!(matches!(&misfit, Misfit::Record { key: found, .. } if *found == key), "{misfit}");
+    }
+}

@@ -1,0 +1,129 @@
+//! What lies between clients and node, and between shards: frames come late, twice, out of order, or not at all.
+
+use crate::bug::Bug;
+use crate::client::{Frame, Reaction};
+use crate::marks::Mark;
+use crate::profile::one_in;
+use crate::workload::CallId;
+use crate::world::{Event, Inside, Outcomes, World};
+use stead_core::ids::{Colour, ShardId};
+use stead_core::shard::{Answer, Input};
+
+impl World<'_> {
+    pub(crate) fn keyed_age(&self) -> u64 {
+        self.profile.settings.idempotency_ttl * 1000 / 2
+    }
+
+    pub(crate) fn client_acts(&mut self, client: usize) -> Outcomes {
+        if self.calm {
+            return Ok(());
+        }
+        let (window, now) = (self.profile.window, self.aged);
+        let call = self.clients.call(client, window, now, &mut self.rng, &self.topology, self.workload);
+        if let Some(id) = call {
+            self.send_call(id);
+        }
+        let think = self.random(self.profile.think);
+        self.at(think + 1, Event::Client(client));
+        Ok(())
+    }
+
+    pub(crate) fn send_call(&mut self, id: CallId) {
+        let keyed_age = self.keyed_age();
+        if let Some(frame) = self.clients.send(id, self.aged, keyed_age, &mut self.rng) {
+            self.transmit(frame);
+            let retry = self.profile.retry + self.random(self.profile.retry);
+            self.at(retry, Event::Retry(id, self.clients.tries(id)));
+        }
+    }
+
+    /// A client's frame on its way to the node: late, lost or twice. What makes no retry known goes once at most.
+    pub(crate) fn transmit(&mut self, (shard, mut input): Frame) {
+        let delay = self.random(self.profile.net_delay);
+        let known = match &input {
+            Input::Request(request) => !matches!(request.identity, stead_core::shard::Identity::None),
+            _ => true,
+        };
+        if self.bug == Some(Bug::StaleQuery)
+            && let Input::Query(query) = &input
+        {
+            self.queries.insert(query.token, query.process.to_string());
+        }
+        if let (Some(Bug::StripColours), Input::Request(request)) = (self.bug, &mut input) {
+            request.colour = Colour(0);
+        }
+        if one_in(&mut self.rng, self.profile.net_drop) {
+            return;
+        }
+        if known && one_in(&mut self.rng, self.profile.net_again) {
+            let later = self.random(self.profile.net_delay * 4);
+            let mut again = input.clone();
+            if self.bug == Some(Bug::ForgetIdentity)
+                && let Input::Request(request) = &mut again
+            {
+                request.identity = stead_core::shard::Identity::None;
+            }
+            self.at(delay + later, Event::Arrive((shard, again), self.aged));
+        }
+        self.at(delay, Event::Arrive((shard, input), self.aged));
+    }
+
+    pub(crate) fn client_hears(&mut self, answer: Answer) -> Outcomes {
+        self.note(answer.token, &[]);
+        let Reaction { send, done } = self.clients.answer(answer, self.workload, &mut self.marks)?;
+        for id in send {
+            self.send_call(id);
+        }
+        if let Some(id) = done
+            && self.clients.may_ask_again(id)
+            && one_in(&mut self.rng, 6)
+        {
+            let delay = self.random(self.profile.retry * 4);
+            self.at(delay, Event::AskAgain(id));
+        }
+        Ok(())
+    }
+
+    /// A frame on a channel between two shards.
+    pub(crate) fn carry(&mut self, from: ShardId, to: ShardId, input: Input) {
+        if one_in(&mut self.rng, self.profile.channel_drop) {
+            self.marks.hit(Mark::FrameDropped);
+            return;
+        }
+        let delay = self.random(self.profile.channel_delay);
+        if one_in(&mut self.rng, self.profile.channel_again) {
+            self.marks.hit(Mark::FrameAgain);
+            let later = delay + self.random(self.profile.channel_delay * 4);
+            self.inside(later, Inside::Input(to, input.clone()));
+        }
+        // Half of all frames keep their channel's order; the others overtake.
+        let now = self.now;
+        let keep = self.rng.bool();
+        let node = self.node.as_mut().expect("only a living node has effects");
+        let last = node.channels.entry((from, to)).or_default();
+        let at = if keep { (*last).max(now + delay) } else { now + delay };
+        *last = at.max(*last);
+        self.inside(at - now, Inside::Input(to, input));
+    }
+
+    pub(crate) fn carry_answer(&mut self, mut answer: Answer) {
+        if self.bug == Some(Bug::StaleQuery)
+            && answer.result.is_ok()
+            && let Some(process) = self.queries.remove(&answer.token)
+        {
+            match self.stale.get(&process) {
+                Some(stale) if one_in(&mut self.rng, 2) => answer.result = stale.result.clone(),
+                _ => drop(self.stale.insert(process, answer.clone())),
+            }
+        }
+        if one_in(&mut self.rng, self.profile.net_drop) {
+            return;
+        }
+        let delay = self.random(self.profile.net_delay);
+        if one_in(&mut self.rng, self.profile.net_again) {
+            let later = self.random(self.profile.net_delay * 4);
+            self.at(delay + later, Event::Answer(answer.clone()));
+        }
+        self.at(delay, Event::Answer(answer));
+    }
+}

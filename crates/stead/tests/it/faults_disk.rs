@@ -1,0 +1,176 @@
+//! Disks that are full, fail, or can't be read, and a clock that goes back.
+
+use crate::services::{Account, Ask, Look, await_answer, builder, key};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stead::{CallError, Node, OpenError, RawError, Refusal, Time};
+use stead_store::sim_disk::SimDisk;
+
+fn open(disk: &SimDisk) -> Node {
+    builder(Path::new("unused")).segment_bytes(64 << 10).disk(Arc::new(disk.clone())).open().unwrap()
+}
+
+fn deposit(node: &Node) -> Result<i64, CallError<crate::services::Overdrawn>> {
+    node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(1))
+}
+
+fn balance(node: &Node) -> i64 {
+    node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap()
+}
+
+#[test]
+fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
+    let disk = SimDisk::new(1);
+    let node = open(&disk);
+    let mut answered = deposit(&node).unwrap();
+    for round in 0..3 {
+        disk.set_capacity(Some(disk.used()));
+        let refused = loop {
+            match deposit(&node) {
+                Ok(balance) => {
+                    answered += 1;
+                    assert_eq!(balance, answered);
+                }
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused, CallError::Raw(RawError::Refused(Refusal::Full)), "round {round}");
+        assert!(refused.to_string().contains("full"), "{refused}");
+        assert!(node.status().full);
+        assert_eq!(balance(&node), answered, "reads go on");
+        let checkpoint = node.checkpoint_blocking().unwrap_err();
+        assert!(checkpoint.to_string().contains("given up"), "{checkpoint}");
+        assert!(node.is_ready(), "a full disk is no failure");
+
+        disk.set_capacity(None);
+        let waited = Instant::now();
+        while let Err(error) = deposit(&node) {
+            assert_eq!(error, refused);
+            assert!(waited.elapsed() < Duration::from_secs(10), "writes never resumed");
+        }
+        answered += 1;
+        assert!(!node.status().full);
+    }
+    node.checkpoint_blocking().unwrap();
+    node.kill();
+    disk.kill_process();
+    assert_eq!(balance(&open(&disk)), answered);
+}
+
+#[test]
+fn a_node_that_is_killed_on_a_full_disk_starts_there_and_takes_writes_when_there_is_room() {
+    let disk = SimDisk::new(2);
+    let node = open(&disk);
+    disk.set_capacity(Some(disk.used()));
+    let mut answered = 0;
+    while deposit(&node).is_ok() {
+        answered += 1;
+    }
+    node.kill();
+    disk.kill_process();
+    // A start writes a little of its own: its epoch and a start entry of each shard.
+    disk.set_capacity(Some(disk.used() + (8 << 10)));
+    let node = match builder(Path::new("unused")).segment_bytes(64 << 10).disk(Arc::new(disk.clone())).open() {
+        Ok(node) => node,
+        Err(error) => {
+            assert!(error.to_string().contains("room") || error.to_string().contains("full"), "{error}");
+            disk.kill_process();
+            disk.set_capacity(None);
+            open(&disk)
+        }
+    };
+    assert_eq!(balance(&node), answered);
+    disk.set_capacity(None);
+    let waited = Instant::now();
+    while deposit(&node).is_err() {
+        assert!(waited.elapsed() < Duration::from_secs(10), "writes never resumed");
+    }
+    assert_eq!(balance(&node), answered + 1);
+}
+
+#[test]
+fn a_failed_sync_ends_the_node_and_nothing_answered_is_lost() {
+    for seed in 0..10 {
+        let disk = SimDisk::new(seed);
+        let node = open(&disk);
+        for wanted in 1..=5 {
+            assert_eq!(deposit(&node).unwrap(), wanted);
+        }
+        disk.fail_syncs(1);
+        // The first sync that fails may be that of a segment made ready, or the idle mark.
+        let error = (0..1000).find_map(|_| deposit(&node).err()).unwrap();
+        let CallError::Raw(RawError::NodeFailed(reason)) = &error else { panic!("{error}") };
+        assert!(reason.contains("can't sync"), "{reason}");
+        assert!(!node.is_ready());
+        assert!(node.status().failure.is_some());
+        assert!(matches!(deposit(&node), Err(CallError::Raw(RawError::NodeFailed(_)))), "it takes nothing any more");
+        let answered = 5;
+        node.kill();
+        disk.crash();
+        disk.restart();
+        let found = balance(&open(&disk));
+        assert!(found >= answered, "seed {seed}: {found} of {answered}");
+    }
+}
+
+#[test]
+fn a_file_where_a_directory_should_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, "not a directory").unwrap();
+    let error = builder(&path).open().err().unwrap();
+    assert!(matches!(&error, OpenError::Directory { .. }), "{error}");
+    assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+
+    let node = builder(dir.path().join("data").as_path()).open().unwrap();
+    node.shutdown();
+    drop(node);
+    let wal = dir.path().join("data/wal");
+    std::fs::rename(&wal, dir.path().join("aside")).unwrap();
+    std::fs::write(&wal, "not a directory").unwrap();
+    let error = builder(dir.path().join("data").as_path()).open().err().unwrap();
+    assert!(error.to_string().contains("wal"), "{error}");
+}
+
+#[test]
+fn a_second_node_on_the_same_data_is_refused_and_the_first_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder(dir.path()).open().unwrap();
+    assert_eq!(deposit(&node).unwrap(), 1);
+    let error = builder(dir.path()).open().err().unwrap();
+    let text = error.to_string();
+    assert!(text.contains(&format!("process {}", std::process::id())) && text.contains("stop it"), "{text}");
+    assert_eq!(deposit(&node).unwrap(), 2);
+    node.shutdown();
+    drop(node);
+    assert_eq!(balance(&builder(dir.path()).open().unwrap()), 2);
+}
+
+#[test]
+fn a_clock_that_jumps_back_turns_no_time_back_and_loses_nothing() {
+    const HOUR: u64 = 3600 * 1_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let open = |clock: u64| builder(dir.path()).wall_clock(move || Time(clock)).open().unwrap();
+    let node = open(1000 * HOUR);
+    let client = node.blocking_client();
+    client.call_idempotent::<Account>(&key("once"), b"k", Ask::Deposit(7)).unwrap();
+    client.call::<Account>(&key("a"), Ask::Later { amount: 100, after_ms: 300 }).unwrap();
+    node.kill();
+    // A day back, then to the beginning of all time.
+    for clock in [976 * HOUR, 0] {
+        let node = open(clock);
+        let client = node.blocking_client();
+        assert_eq!(client.call_idempotent::<Account>(&key("once"), b"k", Ask::Deposit(7)).unwrap(), 7);
+        await_answer(&node, "once", 7);
+        // The timer is due 300 ms after it was set in the shard's time, which went on where it stood.
+        await_answer(&node, "a", 100);
+        node.checkpoint_blocking().unwrap();
+        node.kill();
+    }
+    // Forward again: the key was kept for a day of the shard's time, which is long over.
+    let node = open(2000 * HOUR);
+    assert_eq!(node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 100);
+    let again = node.blocking_client().call_idempotent::<Account>(&key("once"), b"k2", Ask::Deposit(7)).unwrap();
+    assert_eq!(again, 14);
+}

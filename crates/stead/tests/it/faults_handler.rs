@@ -1,0 +1,200 @@
+//! Handlers that end the process: each time it is started again, until the cause is given up and the rest goes on.
+//!
+//! The process is this test binary, run again with [`DIR`] set.
+
+use serde::{Deserialize, Serialize};
+use std::hint::black_box;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+use stead::{Context, Never, Node, Process, QueryContext, ServiceOptions};
+
+/// Where a child keeps its data.
+const DIR: &str = "FAULTS_CHILD_DIR";
+/// What a child's patient is to suffer.
+const FAULT: &str = "FAULTS_CHILD_FAULT";
+const ATTEMPTS: u32 = 2;
+const DEPOSITS: u64 = 5;
+
+#[derive(Default, Serialize, Deserialize)]
+struct Patient {
+    calls: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum Ask {
+    Count,
+    /// Sends the fault to one process and a `Count` after it to another, on the same channel.
+    Harm {
+        sick: String,
+        well: String,
+        fault: Box<Ask>,
+    },
+    Panic,
+    Overflow,
+    Loop,
+    Allocate,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Calls;
+
+impl Process for Patient {
+    const SERVICE: &'static str = "patient";
+    type Key = String;
+    type Request = Ask;
+    type Reply = u64;
+    type Error = Never;
+    type Query = Calls;
+    type Answer = u64;
+
+    fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Ask) -> Result<u64, Never> {
+        self.calls += 1;
+        match request {
+            Ask::Count => {}
+            Ask::Harm { sick, well, fault } => {
+                ctx.send::<Self>(&sick, *fault);
+                ctx.send::<Self>(&well, Ask::Count);
+            }
+            Ask::Panic => panic!("as asked"),
+            Ask::Overflow => self.calls += deeper(u64::MAX),
+            Ask::Loop => loop {
+                black_box(&self.calls);
+            },
+            Ask::Allocate => {
+                let mut kept: Vec<Vec<u8>> = Vec::new();
+                loop {
+                    kept.push(Vec::with_capacity(64 << 20));
+                    black_box(&kept);
+                }
+            }
+        }
+        Ok(self.calls)
+    }
+
+    fn query(&self, _: &QueryContext<'_, Self>, Calls: Calls) -> Result<u64, Never> {
+        Ok(self.calls)
+    }
+}
+
+fn deeper(levels: u64) -> u64 {
+    let frame = black_box([levels; 64]);
+    if levels == 0 { 0 } else { deeper(levels - 1) + black_box(frame)[7] }
+}
+
+fn open(dir: &Path) -> Node {
+    Node::builder(dir)
+        .service::<Patient>(ServiceOptions::default().shards(2).attempts_max(ATTEMPTS))
+        .threads(2)
+        .segment_bytes(256 << 10)
+        .handler_timeout(Duration::from_millis(60))
+        .checkpoints(stead::CheckpointOptions { interval: None, ..Default::default() })
+        .open()
+        .unwrap()
+}
+
+/// A key on the given one of the two shards.
+fn key_on(node: &Node, shard: u32, name: &str) -> String {
+    let service = node.topology().service_id("patient").unwrap();
+    let mut keys = (0..).map(|n| format!("{name}-{n}"));
+    keys.find(|key| node.topology().shard_of(service, key).0 == shard).unwrap()
+}
+
+/// One life: the first asks for the fault, each waits until it is given up, and then checks that all else is well.
+#[test]
+#[ignore = "a life of the tests below, which run it as a child process"]
+fn child() {
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    let node = open(Path::new(&dir));
+    let client = node.blocking_client().with_timeout(Duration::from_secs(5));
+    let (sender, sick, well) = (key_on(&node, 0, "sender"), key_on(&node, 1, "sick"), key_on(&node, 1, "well"));
+    if node.recovery().created {
+        let fault = serde_json::from_str(&std::env::var(FAULT).unwrap()).unwrap();
+        for _ in 0..DEPOSITS {
+            client.call::<Patient>(&well, Ask::Count).unwrap();
+        }
+        let harm = Ask::Harm { sick: sick.clone(), well: well.clone(), fault: Box::new(fault) };
+        // The process may end before its answer is read: the message is on its way all the same.
+        let _ = client.call::<Patient>(&sender, harm);
+    }
+    let letter = loop {
+        if let Some(letter) = node.dead_letters("patient").unwrap().pop() {
+            break letter;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!((&letter.process, &letter.sender), (&sick, &sender));
+    assert!(letter.payload.is_some());
+    println!("given up: {}", letter.reason);
+    // What came after it on its channel, and what its shard is asked from now on.
+    while client.query::<Patient>(&well, Calls).unwrap() < DEPOSITS + 1 {
+        std::thread::yield_now();
+    }
+    assert_eq!(client.query::<Patient>(&sick, Calls).unwrap(), 0, "a cause that was given up leaves no trace");
+    assert_eq!(client.query::<Patient>(&sender, Calls).unwrap(), 1);
+    let calls = client.query::<Patient>(&well, Calls).unwrap();
+    assert_eq!(client.call::<Patient>(&well, Ask::Count).unwrap(), calls + 1);
+    node.shutdown();
+}
+
+fn live(dir: &Path, fault: &Ask) -> Output {
+    // No core files, and an end to an endless allocation.
+    let limited = "ulimit -c 0; ulimit -v 4000000; exec \"$0\" \"$@\"";
+    Command::new("sh")
+        .args(["-c", limited])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "faults_handler::child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(DIR, dir)
+        .env(FAULT, serde_json::to_string(fault).unwrap())
+        .output()
+        .unwrap()
+}
+
+/// Starts the child again each time it is ended by a signal; gives how often it was, and what it told.
+fn lives(fault: &Ask) -> (u32, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut told = String::new();
+    for deaths in 0..=ATTEMPTS + 2 {
+        let output = live(dir.path(), fault);
+        told += &String::from_utf8_lossy(&output.stdout);
+        told += &String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            // It stays given up.
+            assert!(live(dir.path(), fault).status.success());
+            return (deaths, told);
+        }
+        assert!(output.status.signal().is_some(), "{}: {told}", output.status);
+    }
+    panic!("the cause was never given up: {told}");
+}
+
+/// The first life meets the message without a logged attempt; each later one logs its own before.
+fn ends_the_process(fault: &Ask, last_words: &str) {
+    let (deaths, told) = lives(fault);
+    assert_eq!(deaths, ATTEMPTS + 1, "{told}");
+    assert!(told.contains(last_words), "{told}");
+    assert!(told.contains("given up: the process ended 2 times while it was handled"), "{told}");
+}
+
+#[test]
+fn a_message_whose_handler_panics_is_given_up_without_a_restart() {
+    let (deaths, told) = lives(&Ask::Panic);
+    assert_eq!(deaths, 0, "{told}");
+    assert!(told.contains("given up: the handler panicked: as asked (at "), "{told}");
+}
+
+#[test]
+fn a_handler_that_overflows_its_stack_is_given_up_and_the_rest_goes_on() {
+    ends_the_process(&Ask::Overflow, "has overflowed its stack");
+}
+
+#[test]
+fn a_handler_that_loops_for_ever_is_given_up_and_the_rest_goes_on() {
+    ends_the_process(&Ask::Loop, "handling a message of another process, has run for over 60 ms (handler_timeout)");
+}
+
+#[test]
+fn a_handler_that_allocates_without_end_is_given_up_and_the_rest_goes_on() {
+    ends_the_process(&Ask::Allocate, "memory allocation of 67108864 bytes failed");
+}

@@ -1,0 +1,66 @@
+//! A store that version 1 wrote. Every later version must load it.
+//!
+//! Written by `STEAD_WRITE_FIXTURES=1 cargo test -p stead-store --test it -- fixture`, once for each format version.
+
+use super::chain::merge;
+use super::model::{Cluster, sim_store};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use stead_core::ids::{Colour, Time};
+use stead_store::checkpoint::compact::Policy;
+use stead_store::checkpoint::load::load_parts;
+use stead_store::checkpoint::manifest::{decided_numbers, newest};
+use stead_store::checkpoint::store::DiskStore;
+use stead_store::checkpoint::verify::verify_checkpoint;
+use stead_store::checkpoint::write::give_up;
+use stead_store::real_disk::RealDisk;
+use stead_store::sim_disk::SimDisk;
+
+fn dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoints-v1")
+}
+
+/// Three checkpoints with a merge and a tombstone between them; the hashes come from the model.
+fn write() {
+    let disk = SimDisk::new(1);
+    let store = sim_store(&disk);
+    let mut cluster = Cluster::new(42, [2, 1]);
+    let mut hashes = String::new();
+    for round in 0..3 {
+        cluster.run(40);
+        let (cut, _) = cluster.checkpoint(&store);
+        hashes = cut.hashes.iter().fold(String::new(), |mut text, hash| {
+            writeln!(text, "{hash:032x}").expect("a String takes it");
+            text
+        });
+        if round == 1 {
+            assert!(merge(&mut cluster, &store, &Policy { fan_in: 2, growth: 10, growth_bytes_min: 0 }));
+        }
+    }
+    give_up(&store, &cluster.topology, Colour(4), Time(4), &cluster.names, "a fixture").unwrap();
+    for path in disk.files() {
+        let to = dir().join(path.strip_prefix("checkpoints/").unwrap());
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::write(to, disk.bytes(&path).unwrap()).unwrap();
+    }
+    std::fs::write(dir().join("hashes.txt"), hashes).unwrap();
+}
+
+#[test]
+fn a_store_of_version_1_loads() {
+    if std::env::var_os("STEAD_WRITE_FIXTURES").is_some() {
+        write();
+    }
+    let store = DiskStore::attach(Arc::new(RealDisk::open(dir()).unwrap()), "");
+    assert_eq!(decided_numbers(&store).unwrap(), [1, 2, 3, 4].map(Colour));
+    let found = newest(&store).unwrap();
+    assert_eq!(found.decided, Colour(4));
+    let manifest = found.manifest.unwrap();
+    assert_eq!(manifest.number, Colour(3));
+    let parts = load_parts(&store, &manifest, 1).unwrap();
+    let hashes: Vec<String> = parts.iter().map(|part| format!("{:032x}", part.header.hash())).collect();
+    let expected = std::fs::read_to_string(dir().join("hashes.txt")).unwrap();
+    assert_eq!(hashes, expected.lines().collect::<Vec<_>>());
+    assert!(verify_checkpoint(&store, &manifest, 1, &mut |_, _| Vec::new()).unwrap().holds());
+}

@@ -27,6 +27,8 @@ pub struct Audit {
     rows_replayed: u64,
     /// The last run of each cause.
     latest: HashMap<(ProcessName, u64), Known>,
+    /// By process, what it ran in its last life: its next one shows how much of that was kept.
+    unresolved: HashMap<ProcessName, Vec<u64>>,
     /// By process, what it had handled when this line began: it is not known before its first run.
     base: HashMap<ProcessName, u64>,
     /// Grows with each restore.
@@ -43,7 +45,6 @@ struct Known {
     line: u32,
     life: u32,
     committed: bool,
-    place: (u64,u64),
 }
 
 impl Audit {
@@ -70,9 +71,12 @@ impl Audit {
         let mut recovered = HashMap::new();
         for run in runs {
             let base = *self.base.entry(run.process).or_insert(run.handled);
-            let first = *recovered.entry(run.process).or_insert(run.handled);
+            let first = *recovered.entry(run.process).or_insert_with(|| {
+                self.resolve(run.process, run.handled);
+                run.handled
+            });
             let committed = log.contains(&(run.process, run.place));
-            self.take(run, first, base, committed);
+            self.take(run, base, committed);
             if run.process.service == Service::Feeder {
                 if let Some(fed) = self.fed_before_restore.take() {
                     self.rows_replayed += fed.saturating_sub(run.rows.0);
@@ -99,21 +103,28 @@ impl Audit {
         self.fed_committed = 0;
     }
 
-    fn take(&mut self, run: &Run, recovered: u64, base: u64, committed: bool) {
+    fn take(&mut self, run: &Run, base: u64, committed: bool) {
         self.again.runs += 1;
-        let known = Known { handled: run.handled, line: self.line, life: self.life, committed, place: run.place };
-        if let Some(before) = self.latest.insert((run.process, run.cause), known) {
-            // A process's state counts what it handled: a run below that count is in the state.
-            let kept = if before.line == self.line {
-                before.life == self.life || before.committed || before.handled < recovered
-            } else {
-                before.handled < base
-            };
-            if kept { eprintln!("DBG {:?} cause {} before handled {} life {} committed {} place {:?}; now life {} handled {} recovered {} place {:?}", run.process, run.cause, before.handled, before.life, before.committed, before.place, self.life, run.handled, recovered, run.place); }
-            match kept {
-                true => self.again.recomputed += 1,
-                false if before.line == self.line => self.again.unkept += 1,
-                false => self.again.replayed += 1,
+        self.unresolved.entry(run.process).or_default().push(run.cause);
+        let known = Known { handled: run.handled, line: self.line, life: self.life, committed };
+        let Some(before) = self.latest.insert((run.process, run.cause), known) else { return };
+        if before.life == self.life {
+            self.again.recomputed += 1;
+        } else if !before.committed {
+            self.again.unkept += 1;
+        } else if before.line == self.line || before.handled < base {
+            self.again.recomputed += 1;
+        } else {
+            self.again.replayed += 1;
+        }
+    }
+
+    /// A process runs for the first time in this life and has handled so much by its state. What it ran in its last life
+    /// below that count is in the state: for what it handled since then, nobody but that life counted.
+    fn resolve(&mut self, process: ProcessName, handled: u64) {
+        for cause in self.unresolved.remove(&process).unwrap_or_default() {
+            if let Some(known) = self.latest.get_mut(&(process, cause)) {
+                known.committed |= known.handled < handled;
             }
         }
     }

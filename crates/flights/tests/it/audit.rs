@@ -43,6 +43,16 @@ fn a_cause_that_the_state_holds_is_recomputed_even_if_the_log_was_trimmed() {
 }
 
 #[test]
+fn another_order_after_a_kill_is_not_taken_for_recomputed_work() {
+    let mut audit = Audit::new();
+    // 10 was handled, but not committed; the next life handles and commits 11 in its place, and is killed.
+    audit.end_life(&[run(10, 0, 1)], &log([]));
+    audit.end_life(&[run(11, 0, 2)], &log([2]));
+    audit.end_life(&[run(10, 1, 3)], &log([3]));
+    assert_eq!(audit.again(), Again { runs: 3, recomputed: 0, replayed: 0, unkept: 1 });
+}
+
+#[test]
 fn a_cause_that_comes_twice_within_a_life_is_recomputed() {
     let mut audit = Audit::new();
     audit.end_life(&[run(10, 0, 1), run(10, 1, 2)], &log([]));

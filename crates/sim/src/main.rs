@@ -20,9 +20,9 @@ struct Args {
 enum Command {
     /// Run seeds and look for violations; the last line of a failure repeats it.
     Run {
-        /// How many seeds.
-        #[arg(long, default_value_t = 100)]
-        seeds: u64,
+        /// How many seeds: 100 by default, without a limit if a time is given.
+        #[arg(long)]
+        seeds: Option<u64>,
         /// Events of each run before the faults end.
         #[arg(long, default_value_t = 2000)]
         events: u64,
@@ -69,6 +69,7 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Run { seeds, events, seed, bug, time, trace, keep_going } => {
             let seed = seed.unwrap_or_else(fresh_seed);
+            let seeds = seeds.unwrap_or(if time.is_some() { u64::MAX } else { 100 });
             let config = Config { seed, events, bug, trace };
             run_seeds(config, seeds, time.map(Duration::from_secs), keep_going)
         }

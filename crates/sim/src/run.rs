@@ -10,6 +10,7 @@ use crate::world::{Stop, World};
 use fastrand::Rng;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 
 /// What to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +59,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Config { seed, events, bug, .. } = self.config;
         let bug = bug.map(|bug| format!(" --bug {}", bug.name())).unwrap_or_default();
-        let commit = option_env!("STEAD_COMMIT").unwrap_or("unknown");
+        let commit = commit();
         write!(
             f,
             "stead-sim run --seed {seed} --seeds 1 --events {events}{bug}  # commit {commit}, event {}: {}",
@@ -68,6 +69,15 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// The commit of the sources in the working directory; a seed means something with it only.
+fn commit() -> String {
+    let git = Command::new("git").args(["describe", "--always", "--dirty", "--exclude=*"]).output();
+    match git {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => "unknown".to_owned(),
+    }
+}
 
 /// Runs the simulator's own workload.
 ///

@@ -2,11 +2,61 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{Bundle, BundleRef};
-use crate::checkpoint::manifest::Manifest;
-use crate::checkpoint::store::{BlobStore, Pace};
+use crate::checkpoint::manifest::{MANIFESTS, Manifest};
+use crate::checkpoint::store::{BlobStore, Pace, Put, StoreError};
+use stead_core::ids::Incarnation;
 
 /// Bytes that are read and written at once.
 const PIECE: u64 = 4 << 20;
+/// The object that says whose copies a target holds.
+const OWNER: &str = "owner/owner.json";
+/// Most bytes of [`OWNER`].
+const OWNER_MAX: u64 = 4096;
+
+/// Whose copies a target holds: one life of one cluster. Two of them use the same numbers for different checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The cluster, as in the data directory's facts.
+    pub cluster: u128,
+    /// Its life.
+    pub incarnation: Incarnation,
+}
+
+impl Owner {
+    fn encode(self) -> Vec<u8> {
+        let Self { cluster, incarnation } = self;
+        format!(r#"{{"stead":"copies","format":1,"cluster":"{cluster:032x}","incarnation":{incarnation}}}"#).into()
+    }
+
+    /// Takes a target for the copies of this cluster and life; again is fine. Before this nothing may be written there
+    /// and nothing collected: what is there might be all that another cluster has left.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Target`] if it is another's, or holds checkpoints that are no copies, as a data directory
+    /// does; [`CheckpointError::Store`].
+    pub fn claim(self, target: &dyn BlobStore) -> Result<(), CheckpointError> {
+        let wanted = self.encode();
+        let check = |found: Vec<u8>| {
+            if found == wanted {
+                return Ok(());
+            }
+            let reason = format!("they are of another cluster or life: {}", String::from_utf8_lossy(&found));
+            Err(CheckpointError::Target { reason: format!("it holds checkpoints already, and {reason}") })
+        };
+        match target.get(OWNER, OWNER_MAX) {
+            Err(StoreError::NotFound { .. }) => {}
+            found => return check(found?),
+        }
+        if !target.list(MANIFESTS)?.is_empty() {
+            let reason = format!("it holds checkpoints already, and no {OWNER} that says whose copies they are");
+            return Err(CheckpointError::Target { reason });
+        }
+        match target.put_new(OWNER, &wanted)? {
+            Put::Created => Ok(()),
+            Put::Exists => check(target.get(OWNER, OWNER_MAX)?),
+        }
+    }
+}
 
 /// What a copy did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

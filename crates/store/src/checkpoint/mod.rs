@@ -105,6 +105,12 @@ pub enum CheckpointError {
         /// What is missing or too much.
         reason: String,
     },
+    /// The target of copies is another's.
+    #[error("checkpoints can't be copied there: {reason}; use another address, or another prefix of this one")]
+    Target {
+        /// What is there.
+        reason: String,
+    },
 }
 
 impl CheckpointError {

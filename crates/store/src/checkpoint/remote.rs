@@ -8,9 +8,13 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
 
 /// Parts of large objects: all but the last have this size, as some services demand. S3 takes 10,000 of them.
 const PART_BYTES: usize = 16 << 20;
@@ -22,9 +26,33 @@ pub struct RemoteStore {
 
 struct Inner {
     store: Arc<dyn ObjectStore>,
-    /// The calls block, so that the futures run here, on the calling thread.
-    runtime: Runtime,
+    /// The calls block, so that the futures run here, on the calling thread. There until it is dropped.
+    runtime: Option<Runtime>,
     address: String,
+    cancel: Cancel,
+}
+
+/// Breaks off the calls of stores, from any thread: those that run and all later ones fail at once. Clones are one.
+#[derive(Clone, Debug)]
+pub struct Cancel(Arc<watch::Sender<bool>>);
+
+impl Default for Cancel {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+}
+
+impl Cancel {
+    /// Breaks off, for good.
+    pub fn cancel(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Whether it was.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        *self.0.borrow()
+    }
 }
 
 impl RemoteStore {
@@ -35,6 +63,18 @@ impl RemoteStore {
     /// # Errors
     /// [`StoreError::Address`] if the address or an option can't be used. Whether the service answers is not tried.
     pub fn open(address: &str, options: &BTreeMap<String, String>) -> Result<Self, StoreError> {
+        Self::open_until(address, options, Cancel::default())
+    }
+
+    /// As [`Self::open`], with calls that can be broken off.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_until(
+        address: &str,
+        options: &BTreeMap<String, String>,
+        cancel: Cancel,
+    ) -> Result<Self, StoreError> {
         let refuse = |reason: String| StoreError::Address { name: address.to_owned(), reason };
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| refuse(format!("no runtime can be started: {error}")))?;
@@ -53,7 +93,7 @@ impl RemoteStore {
         } else {
             return Err(refuse("an address begins with file:// or s3://".to_owned()));
         };
-        Ok(Self { inner: Arc::new(Inner { store, runtime, address: address.to_owned() }) })
+        Ok(Self { inner: Arc::new(Inner { store, runtime: Some(runtime), address: address.to_owned(), cancel }) })
     }
 }
 
@@ -89,6 +129,24 @@ fn open_s3(_: &str, _: &BTreeMap<String, String>) -> Result<Arc<dyn ObjectStore>
 }
 
 impl Inner {
+    /// Runs a call to its end, or until it is broken off.
+    fn wait<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let mut receiver = self.cancel.0.subscribe();
+        let runtime = self.runtime.as_ref().expect("it is taken when this is dropped");
+        runtime.block_on(async {
+            let mut cancelled = pin!(receiver.wait_for(|cancelled| *cancelled));
+            let mut call = pin!(call);
+            poll_fn(|context| {
+                if cancelled.as_mut().poll(context).is_ready() {
+                    let source = "it was broken off, for the node stops".into();
+                    return Poll::Ready(Err(Error::Generic { store: "stead", source }));
+                }
+                call.as_mut().poll(context)
+            })
+            .await
+        })
+    }
+
     fn error(&self, action: &'static str, name: &str, error: Error) -> StoreError {
         let (name, place) = (name.to_owned(), self.address.clone());
         if matches!(error, Error::NotFound { .. }) {
@@ -107,6 +165,15 @@ impl Inner {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // What was broken off (a look for a name, say) may take long to end: nobody waits for it.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 fn path(name: &str) -> Result<Path, StoreError> {
     check_name(name)?;
     Ok(Path::from(name))
@@ -117,7 +184,7 @@ impl BlobStore for RemoteStore {
         let (inner, path) = (&self.inner, path(name)?);
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let payload = PutPayload::from(bytes.to_vec());
-        match inner.runtime.block_on(inner.store.put_opts(&path, payload, options)) {
+        match inner.wait(inner.store.put_opts(&path, payload, options)) {
             Ok(_) => Ok(Put::Created),
             Err(Error::AlreadyExists { .. }) => {
                 // A request that was repeated after its answer got lost meets its own object. What decides anything
@@ -145,7 +212,7 @@ impl BlobStore for RemoteStore {
 
     fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
         let path = path(name)?;
-        let head = self.inner.runtime.block_on(self.inner.store.head(&path));
+        let head = self.inner.wait(self.inner.store.head(&path));
         let size = head.map_err(|error| self.inner.error("open", name, error))?.size;
         Ok(Box::new(RemoteReader { inner: Arc::clone(&self.inner), name: name.to_owned(), path, size }))
     }
@@ -153,7 +220,7 @@ impl BlobStore for RemoteStore {
     fn list(&self, dir: &str) -> Result<Vec<String>, StoreError> {
         let inner = &self.inner;
         let prefix = Path::from(dir);
-        let listed = match inner.runtime.block_on(inner.store.list_with_delimiter(Some(&prefix))) {
+        let listed = match inner.wait(inner.store.list_with_delimiter(Some(&prefix))) {
             Err(Error::NotFound { .. }) => return Ok(Vec::new()),
             listed => listed.map_err(|error| inner.error("list", dir, error))?,
         };
@@ -165,7 +232,7 @@ impl BlobStore for RemoteStore {
 
     fn delete(&self, name: &str) -> Result<(), StoreError> {
         let path = path(name)?;
-        match self.inner.runtime.block_on(self.inner.store.delete(&path)) {
+        match self.inner.wait(self.inner.store.delete(&path)) {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.inner.error("delete", name, error)),
         }
@@ -189,11 +256,11 @@ impl RemoteWriter {
         self.meter.spend(self.buffer.len());
         let part = PutPayload::from(std::mem::take(&mut self.buffer));
         if self.upload.is_none() {
-            let upload = inner.runtime.block_on(inner.store.put_multipart(&self.path));
+            let upload = inner.wait(inner.store.put_multipart(&self.path));
             self.upload = Some(upload.map_err(failed)?);
         }
         let upload = self.upload.as_mut().expect("it was begun above");
-        inner.runtime.block_on(upload.put_part(part)).map_err(failed)
+        inner.wait(upload.put_part(part)).map_err(failed)
     }
 }
 
@@ -217,11 +284,11 @@ impl BlobWriter for RemoteWriter {
             self.put_part()?;
         }
         let done = match self.upload.take() {
-            Some(mut upload) => inner.runtime.block_on(upload.complete()),
+            Some(mut upload) => inner.wait(upload.complete()),
             None => {
                 self.meter.spend(self.buffer.len());
                 let payload = PutPayload::from(std::mem::take(&mut self.buffer));
-                inner.runtime.block_on(inner.store.put(&self.path, payload))
+                inner.wait(inner.store.put(&self.path, payload))
             }
         };
         done.map(drop).map_err(|error| inner.error("write", &self.name, error))
@@ -232,7 +299,7 @@ impl Drop for RemoteWriter {
     fn drop(&mut self) {
         if let Some(mut upload) = self.upload.take() {
             // The service drops what is left of an upload in the end; nobody sees it before.
-            let _ = self.inner.runtime.block_on(upload.abort());
+            let _ = self.inner.wait(upload.abort());
         }
     }
 }
@@ -263,7 +330,7 @@ impl BlobReader for RemoteReader {
         if buf.is_empty() {
             return Ok(());
         }
-        let read = self.inner.runtime.block_on(self.inner.store.get_range(&self.path, offset..end));
+        let read = self.inner.wait(self.inner.store.get_range(&self.path, offset..end));
         let read = read.map_err(|error| self.inner.error("read", &self.name, error))?;
         if read.len() != buf.len() {
             return Err(short());

@@ -2,8 +2,8 @@
 # scripts/fuzz.sh [SECONDS_PER_TARGET] [TARGET]...: fuzzes each decoder, or the named ones, for that long (default 10 s).
 #
 # Coverage-guided, with libFuzzer, on the stable toolchain: it needs a C++ compiler. Without one, blind mutations of the
-# seeds. Inputs that fail are left in fuzz/artifacts/TARGET/; move them to fuzz/regressions/TARGET/, which the first step
-# runs again each time.
+# seeds. Inputs that fail are left in fuzz/artifacts/TARGET/; once mended, move them to fuzz/regressions/TARGET/:
+# each run begins with those and the seeds.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 
@@ -13,6 +13,8 @@ targets=("$@")
 if [ ${#targets[@]} -eq 0 ]; then
     mapfile -t targets < <(cd fuzz_targets && ls | sed 's/\.rs$//')
 fi
+# A backtrace takes more memory than a target may, and one that can't be made hangs.
+export RUST_BACKTRACE=0
 jobs=${FUZZ_JOBS:-$(nproc)}
 export CARGO_TARGET_DIR=${FUZZ_TARGET_DIR:-$PWD/target}
 
@@ -21,7 +23,7 @@ cxx=${CXX:-c++}
 if ! command -v "$cxx" >/dev/null; then
     echo "no C++ compiler: blind mutations instead of coverage-guided ones"
     cargo test --locked --release --no-default-features --quiet
-    exec cargo run --locked --release --quiet --no-default-features --bin mutate -- \
+    exec cargo run --locked --release --quiet --no-default-features --features blind --bin mutate -- \
         "$seconds" "${FUZZ_SEED:-$RANDOM$RANDOM}" "${targets[@]}"
 fi
 

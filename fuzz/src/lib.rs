@@ -1,0 +1,71 @@
+//! Fuzz targets: one for each decoder that reads bytes which a disk, a client or a file may have damaged.
+//!
+//! Each target takes arbitrary bytes and asserts what must hold for all of them: no panic, no allocation that the input's
+//! size does not justify, and that what was decoded survives encoding. Checksums would stop a fuzzer at the door, so
+//! the targets behind one have a mode that mends the checksums of what they were given.
+//!
+//! `fuzz_targets/` runs them under libFuzzer, `src/bin/mutate.rs` without it, and `tests/replay.rs` runs each committed
+//! input again.
+
+#![forbid(unsafe_code)]
+
+mod checkpoints;
+mod edge;
+mod edits;
+mod log;
+mod protocol;
+pub mod seeds;
+
+pub use checkpoints::{bundle, cut, manifest};
+pub use edge::{config, flights_row, http_token, payload, stored_state, transcode};
+pub use log::{data_dir, wal_damage, wal_segment};
+pub use protocol::{entry, header, record_key, record_value, records, state};
+
+use cap::Cap;
+use std::alloc::System;
+
+/// Over its limit it fails, which ends the process: a finding.
+#[global_allocator]
+static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
+
+/// Bytes that a target may take whatever it was given.
+const ALLOWANCE: usize = 32 << 20;
+/// Bytes that a target may take for each byte of its input.
+const ALLOWANCE_PER_BYTE: usize = 256;
+/// Longer inputs tell nothing new.
+pub const INPUT_MAX: usize = 64 << 10;
+
+/// What is run on each input.
+pub type Target = fn(&[u8]);
+
+/// All targets by name.
+pub const TARGETS: [(&str, Target); 18] = [
+    ("bundle", bundle),
+    ("config", config),
+    ("cut", cut),
+    ("data_dir", data_dir),
+    ("entry", entry),
+    ("flights_row", flights_row),
+    ("header", header),
+    ("http_token", http_token),
+    ("manifest", manifest),
+    ("payload", payload),
+    ("record_key", record_key),
+    ("record_value", record_value),
+    ("records", records),
+    ("state", state),
+    ("stored_state", stored_state),
+    ("transcode", transcode),
+    ("wal_damage", wal_damage),
+    ("wal_segment", wal_segment),
+];
+
+/// Runs a target on an input under the limit on memory.
+pub fn run(target: Target, data: &[u8]) {
+    let data = &data[..data.len().min(INPUT_MAX)];
+    let limit = MEMORY.allocated() + ALLOWANCE + data.len() * ALLOWANCE_PER_BYTE;
+    // Fails only if another thread took more meanwhile; then there is nothing to limit.
+    let _ = MEMORY.set_limit(limit);
+    target(data);
+    let _ = MEMORY.set_limit(usize::MAX);
+}

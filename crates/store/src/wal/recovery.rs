@@ -149,7 +149,7 @@ impl Scanner<'_, '_> {
         buf.resize(usize::try_from(bytes).map_err(|_| self.corrupt(start, Damage::Range))?, 0);
         read_exact_at(&*self.scan.segments[segment].file, buf, 0).map_err(WalError::io("read", &path))?;
         check_header(buf, &path, id, self.options.log_id, bytes)?;
-        if bytes < SEGMENT_MIN || bytes % BLOCK as u64 != 0 {
+        if bytes < SEGMENT_MIN || !bytes.is_multiple_of(BLOCK as u64) {
             return Err(self.corrupt(start, Damage::Range));
         }
 
@@ -220,6 +220,11 @@ impl Scanner<'_, '_> {
     }
 
     fn take(&mut self, found: &Frame<'_>, place: Place) -> Result<(), WalError> {
+        let header = &found.header;
+        // No log was ever written that says so; followed, it would let go of segments that it needs.
+        if header.oldest > header.segment || header.synced >= header.number || header.number == u64::MAX {
+            return Err(self.corrupt(place, Damage::Range));
+        }
         let mut rest = found.payload;
         let mut records = 0;
         while !rest.is_empty() {

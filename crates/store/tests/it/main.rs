@@ -1,5 +1,7 @@
 //! The storage crate's tests.
 
+#![expect(clippy::unwrap_used, reason = "what helpers of tests can't do fails the test")]
+
 mod checkpoints;
 mod data_dir;
 mod disk;

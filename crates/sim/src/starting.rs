@@ -115,7 +115,7 @@ impl World<'_> {
             kept |= index > self.model.durable(shard);
             lost |= index < self.model.appended(shard);
             if index < self.model.durable(shard) && flip.is_some() {
-                if index >= self.covered[shard.0 as usize] && self.bug.is_none() {
+                if index >= self.covered[shard.0 as usize] {
                     // Damage to the last synced batch looks like a tail that never was synced.
                     self.marks.hit(Mark::DamageUncovered);
                     return Err(Stop::Over);

@@ -10,6 +10,7 @@ use crate::checkpoint::manifest::{Manifest, manifest_name, newest};
 use crate::checkpoint::store::BlobStore;
 use crate::disk::Disk;
 use crate::wal::{Opened, Record, Wal, WalError, WalOptions};
+use std::cell::RefCell;
 use std::sync::Arc;
 use stead_core::entry::{Entry, NoEntry};
 use stead_core::ids::{Colour, Epoch, Index, ShardId};
@@ -177,14 +178,14 @@ impl Replay {
         Ok(())
     }
 
-    fn finish(self) -> Result<(Vec<State>, u64, u64), ReplayError> {
+    fn check(&self) -> Result<(), ReplayError> {
         for (at, (&last, &marker)) in self.last.iter().zip(&self.markers).enumerate() {
             // Whole segments are trimmed from the front: if any entry is left, so are all after it.
             if last != Index(0) && last < marker {
                 return Err(ReplayError::LogTooShort { shard: ShardId(at as u32), last, marker });
             }
         }
-        Ok((self.states, self.applied, self.skipped))
+        Ok(())
     }
 }
 
@@ -217,8 +218,10 @@ pub fn recover(
         report.section_bytes = manifest.totals.section_bytes;
         lineage = Lineage::of(manifest);
     }
-    let mut replay = Replay::new(states);
-    let opened = Wal::open(disk, wal, |record| replay.handle(&record));
+    let replay = RefCell::new(Replay::new(states));
+    let visit = |record: Record<'_>| replay.borrow_mut().handle(&record);
+    // Before the log's tail is cut: a checkpoint may prove that what is damaged there had been synced.
+    let opened = Wal::open_checked(disk, wal, visit, || replay.borrow().check());
     let (wal, log) = opened.map_err(|error| match error {
         WalError::Visit(error) => match error.downcast::<ReplayError>() {
             Ok(error) => RecoveryError::Replay(*error),
@@ -226,7 +229,7 @@ pub fn recover(
         },
         error => RecoveryError::Log(error),
     })?;
-    let (states, applied, skipped) = replay.finish()?;
+    let Replay { states, applied, skipped, .. } = replay.into_inner();
     report.entries = applied;
     report.entries_skipped = skipped;
     report.state_bytes = states.iter().map(|state| state.records().bytes() as u64).sum();

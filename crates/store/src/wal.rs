@@ -75,7 +75,7 @@ impl WalOptions {
         let refuse =
             |option, value, must: &str| Err(WalError::Options { option, value, must: must.to_owned() });
         if !(SEGMENT_MIN..=SEGMENT_MAX).contains(&self.segment_bytes)
-            || self.segment_bytes % BLOCK as u64 != 0
+            || !self.segment_bytes.is_multiple_of(BLOCK as u64)
         {
             return refuse("segment_bytes", self.segment_bytes, "16 KiB to 1 GiB and a multiple of 4 KiB");
         }
@@ -197,13 +197,28 @@ impl Wal {
     pub fn open<E: Into<Box<dyn Error + Send + Sync>>>(
         disk: Arc<dyn Disk>,
         options: WalOptions,
+        visit: impl FnMut(Record<'_>) -> Result<(), E>,
+    ) -> Result<(Self, Opened), WalError> {
+        Self::open_checked(disk, options, visit, || Ok(()))
+    }
+
+    /// Opens a log as [`Wal::open`] does, but asks `accept` once all records were shown and nothing is changed yet: what
+    /// looks like an unsynced tail may be known to have been synced.
+    ///
+    /// # Errors
+    /// As [`Wal::open`]; [`WalError::Visit`] also carries `accept`'s error, and the disk is as it was.
+    pub fn open_checked<E: Into<Box<dyn Error + Send + Sync>>>(
+        disk: Arc<dyn Disk>,
+        options: WalOptions,
         mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
+        accept: impl FnOnce() -> Result<(), E>,
     ) -> Result<(Self, Opened), WalError> {
         options.check()?;
         let mut scan = recovery::scan(&*disk, &options, &mut |record| visit(record).map_err(Into::into))?;
         if scan.segments.is_empty() && !options.create {
             return Err(WalError::Missing { dir: options.dir });
         }
+        accept().map_err(|error| WalError::Visit(error.into()))?;
         if scan.segments.is_empty() {
             disk.create_dir(&options.dir).map_err(WalError::io("create", &options.dir))?;
             let above = parent(&options.dir);

@@ -15,7 +15,7 @@ fn config(seed: u64) -> Config {
 #[test]
 fn fixed_seeds_hold_and_reach_what_is_rare() {
     let mut marks = Marks::default();
-    for seed in 1..=60 {
+    for seed in 1..=8 {
         match run(config(seed)) {
             Ok(report) => marks.add(&report.marks),
             Err(failure) => panic!("{failure}"),
@@ -33,14 +33,14 @@ fn fixed_seeds_hold_and_reach_what_is_rare() {
         Mark::Resharded,
     ];
     for mark in common {
-        assert!(marks.count(mark) > 0, "60 seeds without: {}\n{marks}", mark.text());
+        assert!(marks.count(mark) > 0, "8 seeds without: {}\n{marks}", mark.text());
     }
 }
 
 #[test]
 fn fresh_seeds_hold() {
     let first = fresh_seed();
-    for seed in first..first + 20 {
+    for seed in first..first + 5 {
         if let Err(failure) = run(config(seed)) {
             panic!("{failure}");
         }
@@ -49,7 +49,7 @@ fn fresh_seeds_hold() {
 
 #[test]
 fn the_same_seed_ends_in_the_same_hash() {
-    for seed in [7, 8, 9, 10] {
+    for seed in [7, 8] {
         let (first, second) = (run(config(seed)), run(config(seed)));
         assert_eq!(first, second, "seed {seed}");
         assert_ne!(first.map(|r| r.hash), run(config(seed + 100)).map(|r| r.hash));

@@ -2,12 +2,12 @@
 
 use super::status::WorkerStatus;
 use crate::client::Reception;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::Thread;
 use stead_core::ids::{SessionId, ShardId, Time};
 use stead_core::shard::{Input, Query, Request};
-use std::sync::Arc;
 
 /// What a worker is told.
 pub(crate) enum Command {
@@ -17,8 +17,6 @@ pub(crate) enum Command {
     Query { shard: ShardId, query: Query, reception: Reception },
     /// A client opens a session. Without a reception nobody waits: if it is refused, its requests will be.
     OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception> },
-    /// Inputs for shards of this worker, from another thread.
-    Inputs(Vec<(ShardId, Input)>),
     /// The same for every shard of this worker.
     Every(Input),
     /// The next part of one shard, or of all, holds everything.
@@ -31,10 +29,17 @@ pub(crate) enum Command {
     Stop,
 }
 
+/// What waits in an inbox. Both are exchanged for empty ones with memory, so that nothing is allocated at full speed.
+#[derive(Default)]
+struct Queue {
+    commands: Vec<Command>,
+    inputs: Vec<(ShardId, Input)>,
+}
+
 /// A worker's inbox. Any thread puts in; the worker takes all at once.
 pub(crate) struct Inbox {
     /// `None` once the worker has ended: what is put in then is dropped.
-    queue: Mutex<Option<Vec<Command>>>,
+    queue: Mutex<Option<Queue>>,
     /// Something was put in, or the log got on, since the worker last looked.
     news: AtomicBool,
     parked: AtomicBool,
@@ -46,7 +51,7 @@ pub(crate) struct Inbox {
 impl Inbox {
     pub(crate) fn new() -> Self {
         Self {
-            queue: Mutex::new(Some(Vec::new())),
+            queue: Mutex::new(Some(Queue::default())),
             news: AtomicBool::new(false),
             parked: AtomicBool::new(false),
             worker: OnceLock::new(),
@@ -57,7 +62,16 @@ impl Inbox {
     /// Puts a command in and wakes the worker if it sleeps.
     pub(crate) fn push(&self, command: Command) {
         if let Some(queue) = &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
-            queue.push(command);
+            queue.commands.push(command);
+        }
+        self.wake();
+    }
+
+    /// Puts inputs for shards in, which leaves `inputs` empty, and wakes the worker if it sleeps.
+    pub(crate) fn push_inputs(&self, inputs: &mut Vec<(ShardId, Input)>) {
+        match &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(queue) => queue.inputs.append(inputs),
+            None => inputs.clear(),
         }
         self.wake();
     }
@@ -88,12 +102,13 @@ impl Inbox {
         let _ = self.worker.set(std::thread::current());
     }
 
-    /// Takes all commands; `into` must be empty and gives its memory in exchange.
-    pub(crate) fn take(&self, into: &mut Vec<Command>) {
+    /// Takes everything; both must be empty and give their memory in exchange.
+    pub(crate) fn take(&self, commands: &mut Vec<Command>, inputs: &mut Vec<(ShardId, Input)>) {
         if self.news.swap(false, Ordering::SeqCst) {
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(queue) = &mut *queue {
-                std::mem::swap(queue, into);
+                std::mem::swap(&mut queue.commands, commands);
+                std::mem::swap(&mut queue.inputs, inputs);
             }
         }
     }

@@ -1,7 +1,6 @@
 //! The pool of threads that run the steps of tasks.
 
 use super::Shared;
-use super::inbox::Command;
 use crate::task::StepContext;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +45,7 @@ impl TaskQueue {
             let outcome = shared.registry.step(&task.name, &task.state, &ctx);
             shared.counters.task_steps.add(1);
             let input = Input::TaskStep { id, step: task.step, outcome };
-            shared.inboxes[shared.worker_of(shard)].push(Command::Inputs(vec![(shard, input)]));
+            shared.inboxes[shared.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
         }
     }
 

@@ -52,6 +52,7 @@ pub(crate) struct Worker {
     /// By shard number: where it is in `shards`, if it is here.
     slots: Vec<Option<u32>>,
     commands: Vec<Command>,
+    arrived: Vec<(ShardId, Input)>,
     effects: Vec<Effect>,
     /// What other shards have for those of this worker, in the order in which it came.
     local: VecDeque<(ShardId, Input)>,
@@ -113,8 +114,10 @@ impl Worker {
         for (at, shard) in shards.iter().enumerate() {
             slots[shard.state().shard().0 as usize] = Some(at as u32);
         }
-        let shards: Vec<Slot> =
-            shards.into_iter().map(|shard| Slot { id: shard.state().shard(), shard, deadline: None, is_moved: false }).collect();
+        let shards: Vec<Slot> = shards
+            .into_iter()
+            .map(|shard| Slot { id: shard.state().shard(), shard, deadline: None, is_moved: false })
+            .collect();
         Self {
             appended: vec![(Epoch(0), Index(0)); shards.len()],
             outgoing: (0..shared.inboxes.len()).map(|_| Vec::new()).collect(),
@@ -125,6 +128,7 @@ impl Worker {
             slots,
             moved: Vec::new(),
             commands: Vec::new(),
+            arrived: Vec::new(),
             effects: Vec::new(),
             local: VecDeque::new(),
             batch: Batch::new(),
@@ -163,9 +167,12 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let inbox = &shared.inboxes[self.number];
         let mut commands = std::mem::take(&mut self.commands);
-        inbox.take(&mut commands);
+        let mut arrived = std::mem::take(&mut self.arrived);
+        inbox.take(&mut commands, &mut arrived);
         let now = shared.clock.now();
-        let mut busy = !commands.is_empty();
+        let mut busy = !commands.is_empty() || !arrived.is_empty();
+        self.local.extend(arrived.drain(..));
+        self.arrived = arrived;
         busy |= self.take_stored(now, inbox.durable());
         for command in commands.drain(..) {
             self.obey(now, command);
@@ -216,7 +223,6 @@ impl Worker {
                 }
                 self.give(now, slot, input);
             }
-            Command::Inputs(inputs) => self.local.extend(inputs),
             Command::Every(input) => {
                 for slot in 0..self.shards.len() as u32 {
                     self.give(now, slot, input.clone());
@@ -411,9 +417,7 @@ impl Worker {
         self.submit();
         for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
             if !inputs.is_empty() {
-                let capacity = inputs.len();
-                let inputs = std::mem::replace(inputs, Vec::with_capacity(capacity));
-                self.shared.inboxes[worker].push(Command::Inputs(inputs));
+                self.shared.inboxes[worker].push_inputs(inputs);
             }
         }
         let turn = std::mem::take(&mut self.turn);

@@ -255,7 +255,7 @@ fn live(
         let asks = match said {
             Said::Ready => {
                 ready = true;
-                end = until.map_or_else(|wait| Instant::now() + wait, |moment| moment);
+                end = until.unwrap_or_else(|wait| Instant::now() + wait);
                 for number in &client.waiting {
                     client.ask(bank, *number);
                 }

@@ -6,15 +6,17 @@ use crate::bug::Bug;
 use crate::workload::{Answered, Call, CallId, Workload};
 use fastrand::Rng;
 use minicbor::{Decode, Encode};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use stead_core::entry::{Cause, Entry, Reply};
 use stead_core::handler::{Call as HandlerCall, Caller, Handler, Limit, Misuse, Outcome, Txn, View};
 use stead_core::ids::{Blob, Key, ServiceId, ShardId, TaskId, TimerId};
-use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, Waiting, decode_value, encode_value};
+use stead_core::record::{
+    DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, Waiting, decode_value, encode_value,
+};
 use stead_core::shard::StepOutcome;
 use stead_core::state::State;
 use stead_core::topology::Topology;
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// What an account is told, by clients, messages, timers and tasks alike.
@@ -346,7 +348,11 @@ impl Workload for Accounts {
         }
         let trail = xxh3_64_with_seed(&self.code.rng.u64(..).to_le_bytes(), trail);
         let state = encode_value(&Op::Working { left: left - 1, amount, trail, fate });
-        if left <= 1 { StepOutcome::Done(state) } else { StepOutcome::Continue { state, progress: 1_000_000 / left } }
+        if left <= 1 {
+            StepOutcome::Done(state)
+        } else {
+            StepOutcome::Continue { state, progress: 1_000_000 / left }
+        }
     }
 
     fn invoked(&mut self, id: CallId, call: &Call) {
@@ -356,12 +362,16 @@ impl Workload for Accounts {
 
     fn answered(&mut self, id: CallId, call: &Call, answer: &Answered) -> Result<(), String> {
         let Ok(Reply::Ok(told)) = answer else { return Ok(()) };
-        let told: Told = decode_value(told).map_err(|e| format!("7: the answer to call {id} can't be read: {e}"))?;
+        let told: Told =
+            decode_value(told).map_err(|e| format!("7: the answer to call {id} can't be read: {e}"))?;
         let key = &*call.key;
         let floor = self.history.invoked.remove(&id).unwrap_or(0);
         let late = if call.query { told.count < floor } else { told.count <= floor };
         if late {
-            return Err(format!("6: {key}: call {id} saw count {} after {floor} had been answered before it", told.count));
+            return Err(format!(
+                "6: {key}: call {id} saw count {} after {floor} had been answered before it",
+                told.count
+            ));
         }
         let seen = self.history.floor.entry(key.to_owned()).or_default();
         *seen = told.count.max(*seen);
@@ -371,10 +381,14 @@ impl Workload for Accounts {
         };
         if chain != Some(told.chain) {
             let (count, found) = (told.count, told.chain);
-            return Err(format!("6: {key}: call {id} saw history {found:x} at count {count}, committed is {chain:x?}"));
+            return Err(format!(
+                "6: {key}: call {id} saw history {found:x} at count {count}, committed is {chain:x?}"
+            ));
         }
         if !call.query && self.history.tickets.get(&(id + 1)) != Some(&told) {
-            return Err(format!("7: {key}: the answer to call {id} is not what its committed entry answered"));
+            return Err(format!(
+                "7: {key}: the answer to call {id} is not what its committed entry answered"
+            ));
         }
         Ok(())
     }
@@ -393,11 +407,14 @@ impl Workload for Accounts {
             return Err(format!("6: shard {shard}: entry {index} counts {found} at {process} after {last}"));
         }
         chains.links.push(account.chain);
-        let asked = matches!(entry.cause, Cause::Request { .. } | Cause::Idempotent { .. } | Cause::Anonymous);
+        let asked =
+            matches!(entry.cause, Cause::Request { .. } | Cause::Idempotent { .. } | Cause::Anonymous);
         let told = Told { count: account.count, chain: account.chain, ticket: account.ticket };
         if asked && self.history.tickets.insert(account.ticket, told).is_some() {
             let id = account.ticket - 1;
-            return Err(format!("7: shard {shard}: entry {index} applies call {id} at {process} a second time"));
+            return Err(format!(
+                "7: shard {shard}: entry {index} applies call {id} at {process} a second time"
+            ));
         }
         Ok(())
     }
@@ -421,13 +438,18 @@ impl Workload for Accounts {
             sum += money_of_state(state)?;
             for (to, outbox) in state.outboxes().iter() {
                 let receiver = cut.iter().find(|s| s.shard() == to);
-                let received = receiver.and_then(|s| s.received().get(state.shard())).copied().unwrap_or_default();
+                let received =
+                    receiver.and_then(|s| s.received().get(state.shard())).copied().unwrap_or_default();
                 for message in outbox.messages.iter().filter(|m| m.seq > received) {
                     sum += money_of(&message.payload)?;
                 }
             }
         }
-        if sum == 0 { Ok(()) } else { Err(format!("11: the accounts and what is in flight differ by {sum} from the start")) }
+        if sum == 0 {
+            Ok(())
+        } else {
+            Err(format!("11: the accounts and what is in flight differ by {sum} from the start"))
+        }
     }
 }
 
@@ -435,9 +457,12 @@ impl Workload for Accounts {
 fn money_of_state(state: &State) -> Result<i64, String> {
     let mut sum = 0;
     for (key, value) in state.records().iter() {
-        let bad = |e: minicbor::decode::Error| format!("16: shard {}: a record can't be read: {e}", state.shard());
+        let bad =
+            |e: minicbor::decode::Error| format!("16: shard {}: a record can't be read: {e}", state.shard());
         match Kind::from_number(key[0]) {
-            Some(Kind::Process) => sum += decode_value::<Account>(value).map_err(bad)?.balance - Account::INITIAL,
+            Some(Kind::Process) => {
+                sum += decode_value::<Account>(value).map_err(bad)?.balance - Account::INITIAL
+            }
             Some(Kind::Timer) => sum += money_of(&decode_value::<TimerRecord>(value).map_err(bad)?.payload)?,
             Some(Kind::Task) => sum += money_of(&decode_value::<TaskRecord>(value).map_err(bad)?.state)?,
             Some(Kind::DeadLetter) => {
@@ -473,7 +498,13 @@ impl Code {
     }
 
     /// Runs one operation; what it returns is the handler's own error.
-    fn run(&mut self, op: Op, account: &mut Account, call: &HandlerCall<'_>, txn: &mut Txn<'_>) -> Result<Fate, Limit> {
+    fn run(
+        &mut self,
+        op: Op,
+        account: &mut Account,
+        call: &HandlerCall<'_>,
+        txn: &mut Txn<'_>,
+    ) -> Result<Fate, Limit> {
         match op {
             Op::Count | Op::Look => {}
             Op::Pay { to, amount, hops } => {
@@ -606,7 +637,11 @@ impl Handler for Code {
             // Random, so that a second execution would answer something else.
             return Outcome::Replied(Reply::Err(Blob::from(&self.rng.u64(..).to_le_bytes()[..])));
         }
-        Outcome::Replied(Reply::Ok(encode_value(&Told { count: account.count, chain: account.chain, ticket })))
+        Outcome::Replied(Reply::Ok(encode_value(&Told {
+            count: account.count,
+            chain: account.chain,
+            ticket,
+        })))
     }
 
     fn query(&mut self, call: &HandlerCall<'_>, view: View<'_>) -> Outcome {

@@ -4,11 +4,11 @@ use crate::marks::{Mark, Marks};
 use crate::violation::Violation;
 use crate::workload::{Answered, Call, CallId, Workload};
 use fastrand::Rng;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use stead_core::ids::{Blob, Colour, Incarnation, RequestNumber, SessionId, ShardId};
 use stead_core::shard::{Answer, Identity, Input, Query, Refusal, Request};
 use stead_core::topology::Topology;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Something that goes to a shard of the node, if there is one.
@@ -191,11 +191,18 @@ impl Clients {
                     session.attempts = session.attempts.wrapping_add(1);
                     let token = OPENING | (at as u64) << 8 | u64::from(session.attempts);
                     let principal = Arc::clone(&client.principal);
-                    return Some((session.shard, Input::OpenSession { token, session: session.id, principal }));
+                    return Some((
+                        session.shard,
+                        Input::OpenSession { token, session: session.id, principal },
+                    ));
                 }
                 // Not all that could be confirmed is, so that there is something to ask again for.
                 let limit = session.prefix.0.min(number.0 - 1);
-                let confirmed = RequestNumber(if limit > session.confirmed.0 { rng.u64(session.confirmed.0..=limit) } else { limit });
+                let confirmed = RequestNumber(if limit > session.confirmed.0 {
+                    rng.u64(session.confirmed.0..=limit)
+                } else {
+                    limit
+                });
                 if calling.end.is_none() {
                     session.confirmed = session.confirmed.max(confirmed);
                 }
@@ -318,7 +325,10 @@ impl Clients {
                 return Ok(reaction);
             }
             Err(Refusal::Confirmed(number)) => {
-                return Err(Violation::new(7, format!("call {id} of number {number} is refused as confirmed, and was never answered")));
+                return Err(Violation::new(
+                    7,
+                    format!("call {id} of number {number} is refused as confirmed, and was never answered"),
+                ));
             }
             Err(refusal) => return surprise(refusal.to_string()),
         };

@@ -1,10 +1,10 @@
 //! The disk as one life of the node sees it.
 
-use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
-use stead_store::sim_disk::SimDisk;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
+use stead_store::sim_disk::SimDisk;
 
 /// A disk that a dead life can't touch any more, whatever its objects do while they are dropped. With the planted bug
 /// it claims to sync the log, and does not.
@@ -25,7 +25,11 @@ impl LifeDisk {
     }
 
     fn check(&self) -> io::Result<()> {
-        if self.alive.load(Ordering::Relaxed) { Ok(()) } else { Err(io::Error::other("this life of the node is over")) }
+        if self.alive.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(io::Error::other("this life of the node is over"))
+        }
     }
 }
 

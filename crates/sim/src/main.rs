@@ -5,9 +5,9 @@
 #![allow(clippy::print_stdout)]
 
 use clap::{Parser, Subcommand};
-use stead_sim::{Bug, Config, Marks, run};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use stead_sim::{Bug, Config, Marks, run};
 
 #[derive(Parser)]
 #[command(name = "stead-sim", about = "Deterministic simulator of a Stead node")]
@@ -126,7 +126,8 @@ fn run_bugs(first: u64, seeds: u64) -> ExitCode {
         });
         match found {
             Some((n, failure)) => {
-                let right = if failure.violation.invariant == bug.breaks() { "" } else { "  (another invariant)" };
+                let right =
+                    if failure.violation.invariant == bug.breaks() { "" } else { "  (another invariant)" };
                 println!("{:<20} {:>6} {n:>6}  {}{right}", bug.name(), bug.breaks(), failure.violation);
             }
             None => {

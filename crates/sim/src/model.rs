@@ -4,6 +4,7 @@
 use crate::violation::Violation;
 use crate::workload::Workload;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Colour, Epoch, Index, RequestNumber, Seq, SessionId, ShardId, TaskId};
 use stead_core::record::{RecordKey, TaskRecord, Waiting};
@@ -11,7 +12,6 @@ use stead_core::records::Records;
 use stead_core::shard::{Answer, Effect};
 use stead_core::state::{Message, State};
 use stead_core::topology::Topology;
-use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// All shards.
@@ -140,14 +140,23 @@ impl Model {
         let mut again = Vec::with_capacity(bytes.len());
         entry.encode_into(&mut again);
         if again != bytes {
-            return Err(Violation::new(16, format!("shard {shard}: entry {} reads as another one", entry.index)));
+            return Err(Violation::new(
+                16,
+                format!("shard {shard}: entry {} reads as another one", entry.index),
+            ));
         }
         if entry.index != next {
-            return Err(Violation::new(2, format!("shard {shard}: appends {} where {next} should be", entry.index)));
+            return Err(Violation::new(
+                2,
+                format!("shard {shard}: appends {} where {next} should be", entry.index),
+            ));
         }
         if self.leaders.get(&entry.epoch) != Some(&life) {
             let epoch = entry.epoch;
-            return Err(Violation::new(1, format!("shard {shard}: life {life} appends in epoch {epoch} of another life")));
+            return Err(Violation::new(
+                1,
+                format!("shard {shard}: life {life} appends in epoch {epoch} of another life"),
+            ));
         }
         self.shadow(shard).tail.push_back(entry);
         Ok(())
@@ -159,11 +168,19 @@ impl Model {
     }
 
     /// Entries up to an index are synced.
-    pub(crate) fn synced(&mut self, shard: ShardId, upto: Index, workload: &mut dyn Workload) -> Result<(), Violation> {
+    pub(crate) fn synced(
+        &mut self,
+        shard: ShardId,
+        upto: Index,
+        workload: &mut dyn Workload,
+    ) -> Result<(), Violation> {
         while self.durable(shard) < upto {
             let Some(entry) = self.shadow(shard).tail.pop_front() else {
                 let last = self.durable(shard);
-                return Err(Violation::new(2, format!("shard {shard}: entry {upto} is synced, but the last is {last}")));
+                return Err(Violation::new(
+                    2,
+                    format!("shard {shard}: entry {upto} is synced, but the last is {last}"),
+                ));
             };
             self.fold(shard, entry, workload)?;
         }
@@ -179,8 +196,11 @@ impl Model {
             _ => None,
         };
         let shadow = &mut self.shards[shard.0 as usize];
-        let before: BTreeMap<ShardId, Seq> =
-            entry.sends.iter().map(|s| (s.to, shadow.state.outboxes().get(s.to).map_or(Seq(1), |o| o.next))).collect();
+        let before: BTreeMap<ShardId, Seq> = entry
+            .sends
+            .iter()
+            .map(|s| (s.to, shadow.state.outboxes().get(s.to).map_or(Seq(1), |o| o.next)))
+            .collect();
         let index = entry.index;
         shadow.state.apply(entry).map_err(|misfit| Violation::new(8, misfit.to_string()))?;
         for (to, first) in before {
@@ -188,7 +208,10 @@ impl Model {
             let log = self.sent.entry((shard, to)).or_default();
             if log.len() as u64 != first.0 - 1 {
                 let (sent, next) = (log.len(), first.0);
-                return Err(Violation::new(8, format!("channel {shard} to {to}: {sent} messages were sent, the next is {next}")));
+                return Err(Violation::new(
+                    8,
+                    format!("channel {shard} to {to}: {sent} messages were sent, the next is {next}"),
+                ));
             }
             let new = outbox.messages.iter().filter(|m| m.seq >= first);
             log.extend(new.map(Sent::of));
@@ -206,7 +229,9 @@ impl Model {
     fn check_entry(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Violation> {
         let index = entry.index;
         let shadow = &self.shards[shard.0 as usize];
-        let bad = |invariant, what: String| Err(Violation::new(invariant, format!("shard {shard}: entry {index} {what}")));
+        let bad = |invariant, what: String| {
+            Err(Violation::new(invariant, format!("shard {shard}: entry {index} {what}")))
+        };
         if entry.epoch < shadow.state.position().epoch {
             return bad(1, format!("is of epoch {} after {}", entry.epoch, shadow.state.position().epoch));
         }
@@ -234,7 +259,10 @@ impl Model {
             Cause::Task { id, step } | Cause::DeadLetter { cause: Waiting::Task { id, step } } => {
                 let task: Option<TaskRecord> = shadow.state.record(&RecordKey::task(*id));
                 if task.as_ref().map(|t| t.step) != Some(*step) {
-                    return bad(7, format!("ends step {step} of task {id}, which is at {:?}", task.map(|t| t.step)));
+                    return bad(
+                        7,
+                        format!("ends step {step} of task {id}, which is at {:?}", task.map(|t| t.step)),
+                    );
                 }
             }
             Cause::DeadLetter { cause: Waiting::Request { .. } } => {}
@@ -242,7 +270,10 @@ impl Model {
                 for key in entry.writes.iter().filter(|w| w.value.is_none()).map(|w| &w.key) {
                     let expires = shadow.state.expiries().iter().find(|(_, k)| k == key).map(|(at, _)| *at);
                     if let Some(at) = expires.filter(|at| *at > entry.time) {
-                        return bad(7, format!("forgets {key:?} at {}, which lives until {at:?}", entry.time.0));
+                        return bad(
+                            7,
+                            format!("forgets {key:?} at {}, which lives until {at:?}", entry.time.0),
+                        );
                     }
                 }
             }
@@ -250,7 +281,10 @@ impl Model {
                 for trim in trims {
                     let received = self.state(trim.to).received().get(shard).copied().unwrap_or_default();
                     if trim.upto > received {
-                        return bad(9, format!("trims {} to shard {}, which holds {received}", trim.upto, trim.to));
+                        return bad(
+                            9,
+                            format!("trims {} to shard {}, which holds {received}", trim.upto, trim.to),
+                        );
                     }
                 }
             }
@@ -268,24 +302,35 @@ impl Model {
         handled: bool,
     ) -> Result<(), Violation> {
         let index = entry.index;
-        let bad = |invariant, what: String| Err(Violation::new(invariant, format!("shard {shard}: entry {index} {what}")));
+        let bad = |invariant, what: String| {
+            Err(Violation::new(invariant, format!("shard {shard}: entry {index} {what}")))
+        };
         let shadow = &self.shards[shard.0 as usize];
         let last = shadow.state.received().get(from).copied().unwrap_or_default();
         if seq != last.next() {
             return bad(8, format!("receives message {seq} of shard {from} after {last}"));
         }
         let Some(sent) = self.sent.get(&(from, shard)).and_then(|log| log.get(seq.0 as usize - 1)) else {
-            return bad(5, format!("receives message {seq} of shard {from}, whose sending is not committed"));
+            return bad(8, format!("receives message {seq} of shard {from}, which has not sent so many"));
         };
         if sent.process != xxh3_64(entry.process.as_bytes()) {
-            return bad(8, format!("receives message {seq} of shard {from} at {}, which it was not sent to", entry.process));
+            return bad(
+                8,
+                format!(
+                    "receives message {seq} of shard {from} at {}, which it was not sent to",
+                    entry.process
+                ),
+            );
         }
         if handled && shadow.called.get(&index).is_some_and(|&call| call != sent.payload) {
             return bad(8, format!("handled another message than {seq} of shard {from}"));
         }
         if sent.colour > shadow.state.position().colour {
             let (colour, own) = (sent.colour, shadow.state.position().colour);
-            return bad(9, format!("receives a message of colour {colour} before its own marker, at colour {own}"));
+            return bad(
+                9,
+                format!("receives a message of colour {colour} before its own marker, at colour {own}"),
+            );
         }
         Ok(())
     }
@@ -319,10 +364,16 @@ impl Model {
         let index = found.position().index;
         let (durable, appended) = (self.durable(shard), self.appended(shard));
         if index < durable {
-            return Err(Violation::new(2, format!("shard {shard}: came back at {index}, but {durable} was committed")));
+            return Err(Violation::new(
+                2,
+                format!("shard {shard}: came back at {index}, but {durable} was committed"),
+            ));
         }
         if index > appended {
-            return Err(Violation::new(2, format!("shard {shard}: came back at {index}, but the last entry was {appended}")));
+            return Err(Violation::new(
+                2,
+                format!("shard {shard}: came back at {index}, but the last entry was {appended}"),
+            ));
         }
         self.synced(shard, index, workload)?;
         let shadow = self.shadow(shard);
@@ -339,13 +390,21 @@ impl Model {
             return Ok(());
         }
         let index = found.position().index;
-        Err(Violation::new(2, format!("shard {shard}: at {index} its state is not that of its entries: {}", differ(known, found))))
+        Err(Violation::new(
+            2,
+            format!(
+                "shard {shard}: at {index} its state is not that of its entries: {}",
+                differ(known, found)
+            ),
+        ))
     }
 
     /// Holds what leaves a shard against what is synced.
     pub(crate) fn check_effect(&self, shard: ShardId, effect: &Effect) -> Result<(), Violation> {
         let state = self.state(shard);
-        let early = |what: String| Err(Violation::new(5, format!("shard {shard}: {what} before its entry is committed")));
+        let early = |what: String| {
+            Err(Violation::new(5, format!("shard {shard}: {what} before its entry is committed")))
+        };
         match effect {
             Effect::Deliver { to, messages, .. } => {
                 let log = self.sent.get(&(shard, *to)).map_or(&[][..], Vec::as_slice);
@@ -355,13 +414,17 @@ impl Model {
                     match log.get(seq.0.wrapping_sub(1) as usize) {
                         None => return early(format!("message {seq} to shard {to} leaves")),
                         Some(sent) if sent.message != hash_message(message) => {
-                            let what = format!("shard {shard}: message {seq} to shard {to} is not what was sent");
+                            let what =
+                                format!("shard {shard}: message {seq} to shard {to} is not what was sent");
                             return Err(Violation::new(8, what));
                         }
                         Some(_) => {}
                     }
                     if last.is_some_and(|last: Seq| seq != last.next()) {
-                        return Err(Violation::new(8, format!("shard {shard}: message {seq} to shard {to} leaves out of turn")));
+                        return Err(Violation::new(
+                            8,
+                            format!("shard {shard}: message {seq} to shard {to} leaves out of turn"),
+                        ));
                     }
                     last = Some(seq);
                 }
@@ -397,7 +460,8 @@ impl Model {
         if known.as_ref() == Some(task) {
             return Ok(());
         }
-        let what = format!("shard {shard}: step {} of task {id} runs, which is not what is committed", task.step);
+        let what =
+            format!("shard {shard}: step {} of task {id} runs, which is not what is committed", task.step);
         Err(Violation::new(5, what))
     }
 
@@ -412,22 +476,28 @@ pub(crate) fn check_channels(cut: &[State]) -> Result<(), Violation> {
     let by_shard: BTreeMap<ShardId, &State> = cut.iter().map(|s| (s.shard(), s)).collect();
     for to in cut {
         for (from, received) in to.received().iter() {
-            let sent = by_shard.get(&from).and_then(|s| s.outboxes().get(to.shard())).map_or(0, |o| o.next.0 - 1);
+            let sent =
+                by_shard.get(&from).and_then(|s| s.outboxes().get(to.shard())).map_or(0, |o| o.next.0 - 1);
             if received.0 > sent {
                 let (to, colour) = (to.shard(), to.position().colour);
-                let what = format!("cut {colour}: shard {to} received {received} messages of shard {from}, which sent {sent}");
+                let what = format!(
+                    "cut {colour}: shard {to} received {received} messages of shard {from}, which sent {sent}"
+                );
                 return Err(Violation::new(9, what));
             }
         }
     }
     for from in cut {
         for (to, outbox) in from.outboxes().iter() {
-            let received = by_shard.get(&to).and_then(|s| s.received().get(from.shard())).copied().unwrap_or_default();
+            let received =
+                by_shard.get(&to).and_then(|s| s.received().get(from.shard())).copied().unwrap_or_default();
             let in_flight = (outbox.next.0 - 1).saturating_sub(received.0);
             let held = outbox.messages.iter().filter(|m| m.seq > received).count() as u64;
             if held != in_flight {
                 let (from, colour) = (from.shard(), from.position().colour);
-                let what = format!("cut {colour}: {in_flight} messages from shard {from} to {to} are in flight, {held} are kept");
+                let what = format!(
+                    "cut {colour}: {in_flight} messages from shard {from} to {to} are in flight, {held} are kept"
+                );
                 return Err(Violation::new(9, what));
             }
         }
@@ -456,15 +526,24 @@ pub(crate) fn differ(wanted: &State, found: &State) -> String {
     }
     if a.outboxes != b.outboxes {
         let text = |h: &stead_core::state::Header| -> String {
-            h.outboxes.iter().map(|(to, o)| format!(" {to}: {} before {}", o.messages.len(), o.next)).collect()
+            h.outboxes
+                .iter()
+                .map(|(to, o)| format!(" {to}: {} before {}", o.messages.len(), o.next))
+                .collect()
         };
         return format!("outboxes{} instead of{}", text(&b), text(&a));
     }
-    let keys: BTreeSet<&[u8]> = wanted.records().iter().chain(found.records().iter()).map(|(k, _)| k).collect();
+    let keys: BTreeSet<&[u8]> =
+        wanted.records().iter().chain(found.records().iter()).map(|(k, _)| k).collect();
     for key in keys {
         let (a, b) = (wanted.records().get(key), found.records().get(key));
         if a != b {
-            return format!("record {:?} is {:?} instead of {:?}", RecordKey::from_bytes(key), b.map(|v| v.escape_ascii().to_string()), a.map(|v| v.escape_ascii().to_string()));
+            return format!(
+                "record {:?} is {:?} instead of {:?}",
+                RecordKey::from_bytes(key),
+                b.map(|v| v.escape_ascii().to_string()),
+                a.map(|v| v.escape_ascii().to_string())
+            );
         }
     }
     "sums of the records".to_owned()

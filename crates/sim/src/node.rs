@@ -2,6 +2,8 @@
 
 use crate::bug::Bug;
 use crate::taking::Taking;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use stead_core::coordinator::Coordinator;
 use stead_core::ids::{Epoch, Index, NodeId, ShardId};
 use stead_core::shard::{Settings, Shard};
@@ -14,10 +16,8 @@ use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::store::{DiskStore, StoreError};
 use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
 use stead_store::disk::Disk;
-use stead_store::recovery::{RecoveryError, Recovered, recover};
+use stead_store::recovery::{Recovered, RecoveryError, recover};
 use stead_store::wal::{Wal, WalOptions};
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 /// The only node of the cluster.
 pub(crate) const NODE: NodeId = NodeId(1);
@@ -100,9 +100,15 @@ pub(crate) fn fresh(topology: &Topology) -> Meta {
 }
 
 /// Opens the data directory and recovers, as a node does that starts.
-pub(crate) fn open(disk: Arc<dyn Disk>, topology: &Topology, segment_bytes: u64) -> Result<Opened, OpenError> {
+pub(crate) fn open(
+    disk: Arc<dyn Disk>,
+    topology: &Topology,
+    segment_bytes: u64,
+) -> Result<Opened, OpenError> {
     let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), || fresh(topology))?;
-    if data_dir.meta().services != fresh(topology).services || data_dir.meta().incarnation != topology.incarnation {
+    if data_dir.meta().services != fresh(topology).services
+        || data_dir.meta().incarnation != topology.incarnation
+    {
         return Err(OpenError::Topology);
     }
     let store = DiskStore::open(Arc::clone(&disk), CHECKPOINTS)?;
@@ -134,7 +140,6 @@ impl Node {
         let make = |state: State| Shard::new(state, Arc::clone(topology), settings.clone());
         let shards: Vec<Shard> = recovered.states.into_iter().map(make).collect();
         Ok(Self {
-
             epoch,
             ticks: vec![None; shards.len()],
             shards,

@@ -93,7 +93,11 @@ impl Profile {
             drain: rng.usize(1..=40),
             keep: rng.usize(1..=4),
             grace: spread(rng, &[0, 100_000, 5_000_000]),
-            merge: Policy { fan_in: rng.usize(2..=5), growth: spread(rng, &[1, 100, 1_000_000]), growth_bytes_min: 1 },
+            merge: Policy {
+                fan_in: rng.usize(2..=5),
+                growth: spread(rng, &[1, 100, 1_000_000]),
+                growth_bytes_min: 1,
+            },
             segment_bytes: spread(rng, &[16 << 10, 16 << 10, 32 << 10, 64 << 10]),
             settings,
         }

@@ -8,6 +8,8 @@ use crate::profile::Profile;
 use crate::violation::Violation;
 use crate::world::{Outcomes, Stop, World};
 use fastrand::Rng;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use stead_core::ids::{Colour, Incarnation};
 use stead_core::record::{Kind, RecordKey};
 use stead_core::state::State;
@@ -20,8 +22,6 @@ use stead_store::checkpoint::restore::{Restore, restore};
 use stead_store::checkpoint::store::{DiskStore, Pace};
 use stead_store::data_dir::DataDir;
 use stead_store::sim_disk::SimDisk;
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Events of the restored cluster's life.
 const EVENTS: u64 = 150;
@@ -67,10 +67,13 @@ impl World<'_> {
         drop(made.map_err(|e| Violation::new(0, format!("a new data directory can't be made: {e}")))?);
         let into = DiskStore::open(Arc::new(target.clone()), CHECKPOINTS);
         let into = into.map_err(|e| broken(&e.into()))?;
-        let options = Restore { incarnation: Incarnation(2), shards, created: self.time(), pace: Pace::unlimited() };
+        let options =
+            Restore { incarnation: Incarnation(2), shards, created: self.time(), pace: Pace::unlimited() };
         let names = BundleNames::new(self.rng.u64(..));
         let restored = restore(&store, &manifest, &into, &names, &options, &mut |_| {});
-        let restored = restored.map_err(|e| Violation::new(10, format!("checkpoint {} is not restored: {e}", manifest.number)))?;
+        let restored = restored.map_err(|e| {
+            Violation::new(10, format!("checkpoint {} is not restored: {e}", manifest.number))
+        })?;
         let new = states_of(&target, &restored.manifest).map_err(|e| broken(&e))?;
         self.check_restored(&old, &new, &topology, manifest.number)?;
         self.marks.hit(if reshard { Mark::Resharded } else { Mark::Restored });
@@ -92,9 +95,18 @@ impl World<'_> {
     }
 
     /// Invariants 9 to 11 between a checkpoint and what was restored from it.
-    fn check_restored(&mut self, old: &[State], new: &[State], topology: &Topology, number: Colour) -> Outcomes {
-        let bad = |what: String| Err(Violation::new(10, format!("restored checkpoint {number}: {what}")).into());
-        let moved = |key: &[u8]| matches!(Kind::from_number(key[0]), Some(Kind::Process | Kind::Cell | Kind::Idempotency));
+    fn check_restored(
+        &mut self,
+        old: &[State],
+        new: &[State],
+        topology: &Topology,
+        number: Colour,
+    ) -> Outcomes {
+        let bad =
+            |what: String| Err(Violation::new(10, format!("restored checkpoint {number}: {what}")).into());
+        let moved = |key: &[u8]| {
+            matches!(Kind::from_number(key[0]), Some(Kind::Process | Kind::Cell | Kind::Idempotency))
+        };
         let mut count = 0;
         for state in old {
             let service = self.topology.service_of(state.shard()).expect("a shard of the run");
@@ -108,13 +120,17 @@ impl World<'_> {
                 }
             }
         }
-        let there: usize = new.iter().map(|state| state.records().iter().filter(|(key, _)| moved(key)).count()).sum();
+        let there: usize =
+            new.iter().map(|state| state.records().iter().filter(|(key, _)| moved(key)).count()).sum();
         if there != count {
             return bad(format!("{there} records of processes instead of {count}"));
         }
         for kind in [Kind::Timer, Kind::Task, Kind::DeadLetter] {
             let of = |states: &[State]| -> usize {
-                states.iter().map(|s| s.records().iter().filter(|(key, _)| key[0] == kind as u8).count()).sum()
+                states
+                    .iter()
+                    .map(|s| s.records().iter().filter(|(key, _)| key[0] == kind as u8).count())
+                    .sum()
             };
             if of(old) != of(new) {
                 return bad(format!("{} records of kind {kind:?} instead of {}", of(new), of(old)));

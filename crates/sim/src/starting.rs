@@ -6,12 +6,12 @@ use crate::node::{Node, Opened, open};
 use crate::profile::one_in;
 use crate::violation::Violation;
 use crate::world::{Event, Outcomes, Stop, World};
+use std::sync::Arc;
 use stead_core::ids::{Colour, Index};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::Opened as WalOpened;
-use std::sync::Arc;
 
 /// One flipped bit.
 struct Flip {
@@ -50,7 +50,9 @@ impl World<'_> {
                 }
                 let Some(flip) = flip else {
                     let number = if self.recovery_crashed { 18 } else { 2 };
-                    return Err(Violation::new(number, format!("the node does not come back: {error}")).into());
+                    return Err(
+                        Violation::new(number, format!("the node does not come back: {error}")).into()
+                    );
                 };
                 return self.heal(&flip);
             }
@@ -84,7 +86,8 @@ impl World<'_> {
         let time = self.time();
         let node = self.node.as_ref().expect("just begun");
         for number in decided.0 + 1..=node.coordinator.last().0 {
-            let done = give_up(&node.store, &self.topology, Colour(number), time, &node.names, "the node ended");
+            let done =
+                give_up(&node.store, &self.topology, Colour(number), time, &node.names, "the node ended");
             match done {
                 Ok(()) | Err(CheckpointError::Decided(_)) => {}
                 Err(error) => return self.storage_failed(&error.to_string()),
@@ -149,7 +152,9 @@ impl World<'_> {
     /// Flips a bit somewhere.
     fn flip(&mut self) -> Option<Flip> {
         let mut files: Vec<String> = self.disk.files();
-        files.retain(|path| self.disk.bytes(path).is_some_and(|bytes| !bytes.is_empty()) && !path.ends_with("LOCK"));
+        files.retain(|path| {
+            self.disk.bytes(path).is_some_and(|bytes| !bytes.is_empty()) && !path.ends_with("LOCK")
+        });
         let path = files.get(self.rng.usize(..files.len().max(1)))?.clone();
         let bytes = self.disk.bytes(&path)?;
         // Most of a log is zeros that nothing was written to: there a flip finds little.
@@ -211,8 +216,11 @@ impl World<'_> {
             }
             let found = self.recovered_hash(&disk);
             if found.as_ref().map(|found| &found.0).ok() != Some(&wanted.0) {
-                let reason = found.map_or_else(|error| error, |found| format!("{found:?} instead of {wanted:?}"));
-                let what = format!("a recovery crashed at operation {at} of {operations}, and the next one gave {reason}");
+                let reason =
+                    found.map_or_else(|error| error, |found| format!("{found:?} instead of {wanted:?}"));
+                let what = format!(
+                    "a recovery crashed at operation {at} of {operations}, and the next one gave {reason}"
+                );
                 return Err(Violation::new(18, what).into());
             }
             at += stride;
@@ -225,7 +233,8 @@ impl World<'_> {
     fn recovered_hash(&self, disk: &SimDisk) -> Result<(Vec<(Index, u128)>, WalOpened), String> {
         let opened = open(Arc::new(disk.clone()), &self.topology, self.profile.segment_bytes);
         let opened = opened.map_err(|error| error.to_string())?;
-        let states = opened.recovered.states.iter().map(|state| (state.position().index, state.hash())).collect();
+        let states =
+            opened.recovered.states.iter().map(|state| (state.position().index, state.hash())).collect();
         Ok((states, opened.recovered.log))
     }
 }

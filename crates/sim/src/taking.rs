@@ -7,22 +7,22 @@ use crate::model::check_channels;
 use crate::node::{CHECKPOINTS, wal_options};
 use crate::violation::Violation;
 use crate::world::{Inside, Outcomes, World};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use stead_core::coordinator::{News, Step};
 use stead_core::ids::{Colour, Index, ShardId};
 use stead_core::records::encode_record;
 use stead_core::shard::Input;
 use stead_core::state::{Header, State};
 use stead_store::checkpoint::CheckpointError;
-use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::collect::Retention;
 use stead_store::checkpoint::compact;
+use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Manifest, decided_numbers, read_manifest};
 use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed, give_up};
 use stead_store::wal::{Record, Wal};
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 /// A checkpoint that is being taken.
 pub(crate) struct Taking {
@@ -40,7 +40,8 @@ impl World<'_> {
         }
         let deadline = time.plus_micros(self.profile.checkpoint_deadline);
         let number = node.coordinator.begin(deadline).expect("none is being taken");
-        let plan = Plan { number, created: time, topology: (*self.topology).clone(), pace: Pace::unlimited() };
+        let plan =
+            Plan { number, created: time, topology: (*self.topology).clone(), pace: Pace::unlimited() };
         let writer = CheckpointWriter::create(&node.store, &node.names, plan);
         let (writer, failed) = match writer {
             Ok(writer) => (Some(writer), None),
@@ -86,7 +87,9 @@ impl World<'_> {
         let slice = self.profile.drain;
         let late = self.bug == Some(Bug::LateSnapshot);
         let node = self.node.as_mut().expect("checked by the caller");
-        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else { return Ok(()) };
+        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else {
+            return Ok(());
+        };
         let Some(writer) = taking.writer.as_mut() else { return Ok(()) };
         let it = &mut node.shards[shard.0 as usize];
         let mut out = Vec::new();
@@ -96,8 +99,10 @@ impl World<'_> {
                 encode_record(key, Some(value), &mut out);
             }
         }
-        let moved = self.model.appended(shard) > self.model.mark(number, shard).map_or(Index(u64::MAX), |mark| mark.position().index);
-        let written = writer.piece(shard, &out).and_then(|()| if done { writer.end_part(shard) } else { Ok(false) });
+        let moved = self.model.appended(shard)
+            > self.model.mark(number, shard).map_or(Index(u64::MAX), |mark| mark.position().index);
+        let written =
+            writer.piece(shard, &out).and_then(|()| if done { writer.end_part(shard) } else { Ok(false) });
         if moved && !done {
             self.marks.hit(Mark::SnapshotUnderWrites);
         }
@@ -115,7 +120,9 @@ impl World<'_> {
 
     pub(crate) fn seal(&mut self, number: Colour) -> Outcomes {
         let node = self.node.as_mut().expect("checked by the caller");
-        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else { return Ok(()) };
+        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else {
+            return Ok(());
+        };
         let Some(writer) = taking.writer.take() else { return Ok(()) };
         match writer.seal(&node.lineage) {
             Ok(sealed) => taking.sealed = Some(sealed),
@@ -141,7 +148,9 @@ impl World<'_> {
 
     pub(crate) fn decide(&mut self, number: Colour) -> Outcomes {
         let node = self.node.as_mut().expect("checked by the caller");
-        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else { return Ok(()) };
+        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else {
+            return Ok(());
+        };
         let Some(sealed) = taking.sealed.take() else { return Ok(()) };
         match sealed.store(&node.store) {
             Ok((manifest, lineage)) => {
@@ -172,7 +181,9 @@ impl World<'_> {
     pub(crate) fn give_up(&mut self, number: Colour, reason: &str) -> Outcomes {
         let time = self.time();
         let node = self.node.as_mut().expect("checked by the caller");
-        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else { return Ok(()) };
+        let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else {
+            return Ok(());
+        };
         taking.writer = None;
         taking.sealed = None;
         for shard in &mut node.shards {
@@ -198,17 +209,26 @@ impl World<'_> {
         let number = manifest.number;
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
         let loaded = self.quietly(|_| load_parts(&store, manifest, 1));
-        let loaded = loaded.map_err(|e| Violation::new(10, format!("checkpoint {number} can't be loaded: {e}")))?;
+        let loaded =
+            loaded.map_err(|e| Violation::new(10, format!("checkpoint {number} can't be loaded: {e}")))?;
         let mut states = Vec::new();
         for part in loaded {
-            let state = part.into_state(manifest).map_err(|e| Violation::new(10, format!("checkpoint {number}: {e}")))?;
+            let state = part
+                .into_state(manifest)
+                .map_err(|e| Violation::new(10, format!("checkpoint {number}: {e}")))?;
             let shard = state.shard();
             let Some(mark) = self.model.mark(number, shard) else {
-                return Err(Violation::new(10, format!("checkpoint {number}: the marker of shard {shard} is not committed")).into());
+                return Err(Violation::new(
+                    10,
+                    format!("checkpoint {number}: the marker of shard {shard} is not committed"),
+                )
+                .into());
             };
             if mark.hash() != state.hash() {
                 let what = crate::model::differ(mark, &state);
-                return Err(Violation::new(10, format!("checkpoint {number}: shard {shard} has {what}")).into());
+                return Err(
+                    Violation::new(10, format!("checkpoint {number}: shard {shard} has {what}")).into()
+                );
             }
             states.push(state);
         }
@@ -217,12 +237,16 @@ impl World<'_> {
         self.workload.check_cut(&self.topology, cut).map_err(|s| Violation::parse(&s))?;
         let in_flight: u64 = cut
             .iter()
-            .flat_map(|from| from.outboxes().iter().map(move |(to, outbox)| (from.shard(), to, outbox.next.0 - 1)))
+            .flat_map(|from| {
+                from.outboxes().iter().map(move |(to, outbox)| (from.shard(), to, outbox.next.0 - 1))
+            })
             .map(|(from, to, sent)| sent - cut[to.0 as usize].received().get(from).map_or(0, |seq| seq.0))
             .sum();
         if in_flight != manifest.totals.messages {
             let counted = manifest.totals.messages;
-            let what = format!("checkpoint {number}: {in_flight} messages are in flight, its manifest counts {counted}");
+            let what = format!(
+                "checkpoint {number}: {in_flight} messages are in flight, its manifest counts {counted}"
+            );
             return Err(Violation::new(9, what).into());
         }
         if in_flight > 0 {
@@ -237,7 +261,8 @@ impl World<'_> {
             let store = DiskStore::attach(Arc::new(world.disk.clone()), CHECKPOINTS);
             stead_store::checkpoint::manifest::newest(&store)
         });
-        let newest = newest.map_err(|e| Violation::new(13, format!("the newest checkpoint can't be read: {e}")))?;
+        let newest =
+            newest.map_err(|e| Violation::new(13, format!("the newest checkpoint can't be read: {e}")))?;
         let Some(manifest) = newest.manifest else { return Ok(()) };
         self.trim(&manifest)?;
         if self.node.is_some() {
@@ -252,20 +277,25 @@ impl World<'_> {
 
     fn collect(&mut self, newest: Colour) -> Outcomes {
         let time = self.time();
-        let retention = Retention { keep: self.profile.keep, grace: self.profile.grace, ..Retention::default() };
+        let retention =
+            Retention { keep: self.profile.keep, grace: self.profile.grace, ..Retention::default() };
         let node = self.node.as_mut().expect("checked by the caller");
-        let mut in_use: BTreeSet<String> = node.lineage.bundles().iter().map(|bundle| bundle.name.clone()).collect();
+        let mut in_use: BTreeSet<String> =
+            node.lineage.bundles().iter().map(|bundle| bundle.name.clone()).collect();
         in_use.extend(node.merged.iter().map(|merged| merged.bundle().name.clone()));
         if let Some(taking) = &node.taking {
             in_use.extend(taking.writer.iter().map(|writer| writer.bundle_name().to_owned()));
             let sealed = taking.sealed.iter().flat_map(|sealed| &sealed.manifest().bundles);
             in_use.extend(sealed.map(|bundle| bundle.name.clone()));
         }
-        let collected = node.collector.collect(&node.store, self.topology.incarnation, time, &retention, &in_use);
+        let collected =
+            node.collector.collect(&node.store, self.topology.incarnation, time, &retention, &in_use);
         let collected = match collected {
             Ok(collected) => collected,
             Err(CheckpointError::Store(error)) => return self.storage_failed(&error.to_string()),
-            Err(error) => return Err(Violation::new(13, format!("garbage can't be collected: {error}")).into()),
+            Err(error) => {
+                return Err(Violation::new(13, format!("garbage can't be collected: {error}")).into());
+            }
         };
         if self.bug == Some(Bug::OverlookManifests) {
             self.overlook(newest);
@@ -284,7 +314,8 @@ impl World<'_> {
             let Ok(kept) = read_manifest(&store, newest) else { return };
             for number in decided_numbers(&store).unwrap_or_default() {
                 let Ok(manifest) = read_manifest(&store, number) else { continue };
-                let needless = manifest.bundles.iter().find(|bundle| kept.bundles.iter().all(|b| b.name != bundle.name));
+                let needless =
+                    manifest.bundles.iter().find(|bundle| kept.bundles.iter().all(|b| b.name != bundle.name));
                 if let Some(bundle) = needless {
                     let _ = store.delete(&bundle.name);
                     return;
@@ -297,16 +328,19 @@ impl World<'_> {
     pub(crate) fn check_all_checkpoints(&mut self) -> Outcomes {
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
         let broken = self.quietly(|_| {
-            decided_numbers(&store)?.into_iter().find_map(|number| {
-                let manifest = match read_manifest(&store, number) {
-                    Ok(manifest) => manifest,
-                    Err(CheckpointError::GivenUp { .. }) => return None,
-                    Err(error) => return Some((number, error)),
-                };
-                load_parts(&store, &manifest, 1).err().map(|error| (number, error))
-            }).map_or(Ok(()), |(number, error)| {
-                Err(CheckpointError::Incomplete { number, reason: error.to_string() })
-            })
+            decided_numbers(&store)?
+                .into_iter()
+                .find_map(|number| {
+                    let manifest = match read_manifest(&store, number) {
+                        Ok(manifest) => manifest,
+                        Err(CheckpointError::GivenUp { .. }) => return None,
+                        Err(error) => return Some((number, error)),
+                    };
+                    load_parts(&store, &manifest, 1).err().map(|error| (number, error))
+                })
+                .map_or(Ok(()), |(number, error)| {
+                    Err(CheckpointError::Incomplete { number, reason: error.to_string() })
+                })
         });
         broken.map_err(|error| Violation::new(13, format!("a checkpoint was broken: {error}")).into())
     }
@@ -316,7 +350,8 @@ impl World<'_> {
         let Some(merge) = compact::plan(&node.lineage, &self.profile.merge) else { return Ok(()) };
         let id = (self.topology.incarnation, node.coordinator.last());
         let stop = AtomicBool::new(false);
-        let merged = compact::run(&node.store, &node.names, id, &node.lineage, &merge, &Pace::unlimited(), &stop);
+        let merged =
+            compact::run(&node.store, &node.names, id, &node.lineage, &merge, &Pace::unlimited(), &stop);
         match merged {
             Ok(Some(merged)) => {
                 node.merged.push(merged);
@@ -327,7 +362,9 @@ impl World<'_> {
             Ok(None) => Ok(()),
             Err(error) if error.is_full() => Ok(()),
             Err(CheckpointError::Store(error)) => self.storage_failed(&error.to_string()),
-            Err(error) => Err(Violation::new(13, format!("a merge can't read what a checkpoint needs: {error}")).into()),
+            Err(error) => {
+                Err(Violation::new(13, format!("a merge can't read what a checkpoint needs: {error}")).into())
+            }
         }
     }
 
@@ -344,7 +381,8 @@ impl World<'_> {
     fn trim(&mut self, manifest: &Manifest) -> Outcomes {
         let too_far = if self.bug == Some(Bug::TrimTooFar) { 1_000_000 } else { 0 };
         let node = self.node.as_mut().expect("checked by the caller");
-        let top = |shard: ShardId| manifest.part(shard).map_or(Index(0), |part| Index(part.index.0 + too_far));
+        let top =
+            |shard: ShardId| manifest.part(shard).map_or(Index(0), |part| Index(part.index.0 + too_far));
         match node.log.wal.trim(top) {
             Ok(0) => Ok(()),
             Ok(_) => {
@@ -374,7 +412,9 @@ impl World<'_> {
             };
             if !there {
                 let first = first[shard.0 as usize];
-                let what = format!("shard {shard}: the log begins at {first:?}, but entry {needed} is in no checkpoint");
+                let what = format!(
+                    "shard {shard}: the log begins at {first:?}, but entry {needed} is in no checkpoint"
+                );
                 return Err(Violation::new(13, what).into());
             }
         }

@@ -1,6 +1,7 @@
 //! What runs in the simulated node: the user code, the calls of its clients, and what must hold between them.
 
 use fastrand::Rng;
+use std::sync::Arc;
 use stead_core::entry::{Entry, Reply};
 use stead_core::handler::Handler;
 use stead_core::ids::{Blob, Key, ServiceId, ShardId, TaskId};
@@ -8,7 +9,6 @@ use stead_core::record::TaskRecord;
 use stead_core::shard::{Refusal, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
-use std::sync::Arc;
 
 /// One call of a client.
 #[derive(Clone, Debug)]

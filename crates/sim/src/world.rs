@@ -13,6 +13,10 @@ use crate::profile::{Profile, one_in};
 use crate::violation::Violation;
 use crate::workload::{CallId, Workload};
 use fastrand::Rng;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::entry::Cause;
 use stead_core::handler::{Call as HandlerCall, Handler, Outcome, Txn, View};
 use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
@@ -23,10 +27,6 @@ use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::disk::Disk;
 use stead_store::sim_disk::SimDisk;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The wall clock when a run begins.
@@ -251,7 +251,8 @@ impl<'w> World<'w> {
         }
         if world.profile.disk_cost > 0 {
             let cost = world.profile.disk_cost;
-            let costs = stead_store::sim_disk::DiskCosts { operation: cost / 10, per_64_kib: cost, sync: cost };
+            let costs =
+                stead_store::sim_disk::DiskCosts { operation: cost / 10, per_64_kib: cost, sync: cost };
             world.disk.set_costs(costs);
             world.marks.hit(Mark::SlowDisk);
         }
@@ -289,7 +290,10 @@ impl<'w> World<'w> {
 
     /// A hash over all that happened.
     pub(crate) fn hash(&self) -> u128 {
-        u128::from(self.trace) << 64 ^ self.model.hash() ^ self.restored_hash.rotate_left(13) ^ u128::from(self.clients.answered)
+        u128::from(self.trace) << 64
+            ^ self.model.hash()
+            ^ self.restored_hash.rotate_left(13)
+            ^ u128::from(self.clients.answered)
     }
 
     pub(crate) fn note(&mut self, what: u64, more: &[u8]) {
@@ -340,7 +344,9 @@ impl<'w> World<'w> {
             Event::Arrive((shard, input), _) => self.tell(shard, input),
             Event::Answer(answer) => self.client_hears(answer),
             Event::Start => self.start(),
-            Event::Inside { life, what } if life == self.life && self.node.is_some() => self.happen_inside(what),
+            Event::Inside { life, what } if life == self.life && self.node.is_some() => {
+                self.happen_inside(what)
+            }
             Event::Inside { what: Inside::Input(shard, input), .. } => {
                 let frame = matches!(input, Input::Stored { .. } | Input::Deliver { .. } | Input::Ack { .. });
                 if frame && self.old.len() < 64 {
@@ -390,7 +396,8 @@ impl<'w> World<'w> {
                     Ok(())
                 }
                 _ => {
-                    let end = if self.rng.u8(..4) < self.profile.kill_share { End::Process } else { End::Power };
+                    let end =
+                        if self.rng.u8(..4) < self.profile.kill_share { End::Process } else { End::Power };
                     self.end(end)
                 }
             };
@@ -491,7 +498,10 @@ impl<'w> World<'w> {
         if let Effect::Append { epoch, index, bytes } = effect {
             self.note(index.0, &bytes);
             if self.tracing {
-                eprintln!("                             shard {shard}: {:?}", stead_core::entry::Entry::decode(&bytes));
+                eprintln!(
+                    "                             shard {shard}: {:?}",
+                    stead_core::entry::Entry::decode(&bytes)
+                );
             }
             self.model.append(shard, self.life, &bytes)?;
             match self.model.last_cause(shard) {
@@ -654,7 +664,10 @@ impl<'w> World<'w> {
         if (it.commit(), it.is_active(), it.state().position().index) == before {
             return Ok(());
         }
-        let what = format!("shard {shard}: a frame of an older epoch moved it from {before:?} to commit {}", it.commit());
+        let what = format!(
+            "shard {shard}: a frame of an older epoch moved it from {before:?} to commit {}",
+            it.commit()
+        );
         Err(Violation::new(15, what).into())
     }
 
@@ -718,9 +731,16 @@ impl<'w> World<'w> {
         self.workload.check_cut(&self.topology, &cut).map_err(|s| Violation::parse(&s))?;
         for state in &cut {
             // The attempts at requests are kept for as long as their clients may come again.
-            let left = state.records().iter().filter(|(key, _)| key[0] == Kind::Attempt as u8 && key[1] < REQUEST_TAG);
+            let left = state
+                .records()
+                .iter()
+                .filter(|(key, _)| key[0] == Kind::Attempt as u8 && key[1] < REQUEST_TAG);
             if let Some((key, _)) = left.into_iter().next() {
-                let what = format!("shard {}: {:?} is kept, whose cause is gone", state.shard(), RecordKey::from_bytes(key));
+                let what = format!(
+                    "shard {}: {:?} is kept, whose cause is gone",
+                    state.shard(),
+                    RecordKey::from_bytes(key)
+                );
                 return Err(Violation::new(17, what).into());
             }
         }
@@ -747,5 +767,4 @@ impl<'w> World<'w> {
         }
         text
     }
-
 }

@@ -6,7 +6,7 @@ use mimalloc::MiMalloc;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use stead::{CheckpointOptions, Context, Never, Node, NoQuery, Process, ServiceOptions};
+use stead::{CheckpointOptions, Context, Never, NoQuery, Node, Process, ServiceOptions};
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -87,7 +87,9 @@ fn messages(seconds: u64) {
     let node = open(dir.path());
     let client = node.blocking_client();
     for from in (0..PROCESSES).step_by(10_000) {
-        client.call::<Hopper>(&from, Ask::Seed { from, to: from + 10_000 }).expect("the bench's node answers");
+        client
+            .call::<Hopper>(&from, Ask::Seed { from, to: from + 10_000 })
+            .expect("the bench's node answers");
     }
     let mut last = (HANDLED.load(Ordering::Relaxed), Instant::now(), node.metrics());
     for _ in 0..seconds {

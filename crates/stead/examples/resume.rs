@@ -97,7 +97,10 @@ fn note_step(step: u64) {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args: Vec<_> = std::env::args_os().skip(1).collect();
     let child = args.iter().position(|arg| arg == "--child").map(|at| args.remove(at)).is_some();
-    let dir = args.pop().map_or_else(|| std::env::temp_dir().join(format!("stead-resume-{}", std::process::id())), PathBuf::from);
+    let dir = args.pop().map_or_else(
+        || std::env::temp_dir().join(format!("stead-resume-{}", std::process::id())),
+        PathBuf::from,
+    );
     if child { compute(&dir) } else { kill_and_resume(&dir) }
 }
 
@@ -127,7 +130,9 @@ fn kill_and_resume(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(dir)?;
     let (data, steps) = (dir.join("data"), dir.join("steps"));
     let program = std::env::current_exe()?;
-    let start = |stdout| Command::new(&program).arg("--child").arg(&data).env("RESUME_STEPS", &steps).stdout(stdout).spawn();
+    let start = |stdout| {
+        Command::new(&program).arg("--child").arg(&data).env("RESUME_STEPS", &steps).stdout(stdout).spawn()
+    };
     let began = Instant::now();
     for kill in 1..=KILLS {
         let mut child = start(Stdio::piped())?;

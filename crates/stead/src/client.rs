@@ -102,7 +102,11 @@ impl Client {
     ///
     /// # Errors
     /// [`CallError::Process`] is the process's own error; [`CallError::Raw`] says why there is no answer.
-    pub async fn call<P: Process>(&self, key: &P::Key, request: P::Request) -> Result<P::Reply, CallError<P::Error>> {
+    pub async fn call<P: Process>(
+        &self,
+        key: &P::Key,
+        request: P::Request,
+    ) -> Result<P::Reply, CallError<P::Error>> {
         let (shard, process) = self.locate::<P>(key)?;
         let payload = codec::encode(&request, "a request", P::SERVICE).map_err(RawError::from)?;
         let answer = self.ask_in_session(shard, process, payload).await?;
@@ -134,7 +138,11 @@ impl Client {
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub async fn query<P: Process>(&self, key: &P::Key, query: P::Query) -> Result<P::Answer, CallError<P::Error>> {
+    pub async fn query<P: Process>(
+        &self,
+        key: &P::Key,
+        query: P::Query,
+    ) -> Result<P::Answer, CallError<P::Error>> {
         let (shard, process) = self.locate::<P>(key)?;
         let payload = codec::encode(&query, "a query", P::SERVICE).map_err(RawError::from)?;
         let query = Query { token: 0, process, payload, principal: Arc::clone(&self.principal) };
@@ -190,7 +198,8 @@ impl Client {
         loop {
             let place = self.sessions.enter(&self.shared, shard, &self.principal);
             let principal = Arc::clone(&self.principal);
-            let asked = self.ask(shard, process.clone(), payload.clone(), principal, place.identity(), self.timeout);
+            let asked =
+                self.ask(shard, process.clone(), payload.clone(), principal, place.identity(), self.timeout);
             match asked.await {
                 Err(RawError::Refused(Refusal::UnknownSession(session))) => {
                     self.sessions.forget(shard, session);
@@ -206,7 +215,8 @@ impl Client {
         let session = SessionId(fastrand::u128(..));
         let (reception, opened) = self.receive(self.timeout);
         let principal = Arc::clone(&self.principal);
-        self.shared.tell(shard, Command::OpenSession { shard, session, principal, reception: Some(reception) })?;
+        self.shared
+            .tell(shard, Command::OpenSession { shard, session, principal, reception: Some(reception) })?;
         self.answered(opened.await)?;
         self.sessions.pool(shard).push(Session::new(session));
         Ok(())
@@ -334,7 +344,8 @@ impl Sessions {
                 pool.push(Session::new(id));
                 let principal = Arc::clone(principal);
                 // Its requests go the same way behind it. If it is refused or lost, so are they.
-                let _ = shared.tell(shard, Command::OpenSession { shard, session: id, principal, reception: None });
+                let _ = shared
+                    .tell(shard, Command::OpenSession { shard, session: id, principal, reception: None });
                 pool.len() - 1
             }
         };
@@ -400,7 +411,11 @@ impl BlockingClient {
     ///
     /// # Errors
     /// As there.
-    pub fn call<P: Process>(&self, key: &P::Key, request: P::Request) -> Result<P::Reply, CallError<P::Error>> {
+    pub fn call<P: Process>(
+        &self,
+        key: &P::Key,
+        request: P::Request,
+    ) -> Result<P::Reply, CallError<P::Error>> {
         block_on(self.0.call::<P>(key, request))
     }
 

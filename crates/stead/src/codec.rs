@@ -4,10 +4,10 @@ use crate::process::{Process, ProcessKey};
 use serde::Serialize;
 use serde::de::{Deserialize, DeserializeOwned, IgnoredAny};
 use smallvec::SmallVec;
-use stead_core::ids::{Blob, Key};
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 use std::io;
+use stead_core::ids::{Blob, Key};
 use thiserror::Error;
 
 thread_local! {
@@ -84,8 +84,9 @@ pub struct UnreadableState {
 /// # Errors
 /// [`CodecError::Unwritable`] if the value's `Serialize` refuses.
 pub fn encode<T: Serialize>(value: &T, what: &'static str, service: &str) -> Result<Blob, CodecError> {
-    encode_with(|buffer| rmp_serde::encode::write_named(buffer, value))
-        .map_err(|error| CodecError::Unwritable { what, service: service.to_owned(), reason: error.to_string() })
+    encode_with(|buffer| rmp_serde::encode::write_named(buffer, value)).map_err(|error| {
+        CodecError::Unwritable { what, service: service.to_owned(), reason: error.to_string() }
+    })
 }
 
 fn encode_with<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Blob, E> {
@@ -127,7 +128,11 @@ fn decode_exact<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let value = T::deserialize(&mut deserializer).map_err(|error| error.to_string())?;
     // The deserializer does not tell where it stands; only at the end is there nothing more to read.
     match IgnoredAny::deserialize(&mut deserializer) {
-        Err(rmp_serde::decode::Error::InvalidMarkerRead(end)) if end.kind() == io::ErrorKind::UnexpectedEof => Ok(value),
+        Err(rmp_serde::decode::Error::InvalidMarkerRead(end))
+            if end.kind() == io::ErrorKind::UnexpectedEof =>
+        {
+            Ok(value)
+        }
         _ => Err("more bytes follow its end".to_owned()),
     }
 }
@@ -157,7 +162,10 @@ pub fn encode_state<P: Process>(state: &P) -> Result<Blob, CodecError> {
 }
 
 /// Gives the stored bytes of a state to look at before they are kept.
-pub(crate) fn with_state_bytes<P: Process, R>(state: &P, look: impl FnOnce(&[u8]) -> R) -> Result<R, CodecError> {
+pub(crate) fn with_state_bytes<P: Process, R>(
+    state: &P,
+    look: impl FnOnce(&[u8]) -> R,
+) -> Result<R, CodecError> {
     let looked = with_scratch(|buffer| {
         rmp_serde::encode::write_named(buffer, &P::VERSION)?;
         rmp_serde::encode::write_named(buffer, state)?;

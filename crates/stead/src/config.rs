@@ -194,7 +194,11 @@ impl Config {
     fn from_table(table: toml::Table, place: &str) -> Result<Self, ConfigError> {
         let config: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
             let reason = error.message().to_owned();
-            ConfigError::Invalid { place: place.to_owned(), hint: unknown_key(&reason).and_then(nearest_key), reason }
+            ConfigError::Invalid {
+                place: place.to_owned(),
+                hint: unknown_key(&reason).and_then(nearest_key),
+                reason,
+            }
         })?;
         config.check()?;
         Ok(config)
@@ -209,8 +213,20 @@ impl Config {
         time("handler_timeout", self.handler_timeout, Duration::from_millis(10), hour, "10ms to 1h")?;
         range("log.segment_bytes", self.log.segment_bytes, 16 << 10..=1 << 30, "16 KiB to 1 GiB")?;
         let checkpoints = &self.checkpoints;
-        time("checkpoints.interval", checkpoints.interval, Duration::from_millis(10), hour * 168, "10ms to 168h")?;
-        time("checkpoints.timeout", checkpoints.timeout, Duration::from_millis(100), hour * 24, "100ms to 24h")?;
+        time(
+            "checkpoints.interval",
+            checkpoints.interval,
+            Duration::from_millis(10),
+            hour * 168,
+            "10ms to 168h",
+        )?;
+        time(
+            "checkpoints.timeout",
+            checkpoints.timeout,
+            Duration::from_millis(100),
+            hour * 24,
+            "100ms to 24h",
+        )?;
         range("checkpoints.keep", checkpoints.keep, 1..=10_000, "1 to 10000")?;
         for (name, service) in &self.services {
             let key = |field: &str| format!("services.{name}.{field}");
@@ -271,9 +287,9 @@ fn set_var(table: &mut toml::Table, name: &str, text: &str) -> Result<(), Config
     let refuse = || ConfigError::Invalid {
         place: format!("variable {name}"),
         reason: "it means nothing".to_owned(),
-        hint: nearest_key(&key.replace('_', ".")).or_else(|| nearest_key(&key)).map(|key| {
-            format!("{PREFIX}{}", key.replace('.', "_").to_ascii_uppercase())
-        }),
+        hint: nearest_key(&key.replace('_', "."))
+            .or_else(|| nearest_key(&key))
+            .map(|key| format!("{PREFIX}{}", key.replace('.', "_").to_ascii_uppercase())),
     };
     let value = match text.parse::<i64>() {
         Ok(number) if key != "data_dir" => Value::Integer(number),
@@ -284,7 +300,9 @@ fn set_var(table: &mut toml::Table, name: &str, text: &str) -> Result<(), Config
         let field = fields.iter().find(|field| rest.ends_with(&format!("_{field}"))).ok_or_else(refuse)?;
         let service = &rest[..rest.len() - field.len() - 1];
         vec!["services".to_owned(), service.to_owned(), (*field).to_owned()]
-    } else if let Some(known) = KEYS.iter().find(|known| known.contains('.') && known.replace('.', "_") == key) {
+    } else if let Some(known) =
+        KEYS.iter().find(|known| known.contains('.') && known.replace('.', "_") == key)
+    {
         known.split('.').map(str::to_owned).collect()
     } else if KEYS[..4].contains(&key.as_str()) {
         vec![key]
@@ -312,7 +330,8 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 /// A sentence that says what is wrong.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let refuse = || format!("{text:?} is no time; write a whole number and its unit, as in 250ms, 10s, 5m or 24h");
+    let refuse =
+        || format!("{text:?} is no time; write a whole number and its unit, as in 250ms, 10s, 5m or 24h");
     let number: u64 = text[..digits].parse().map_err(|_| refuse())?;
     let millis = match text[digits..].trim() {
         "ms" => Some(number),
@@ -399,7 +418,8 @@ mod tests {
     fn variables_stand_over_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stead.toml");
-        std::fs::write(&path, "threads = 2\n[checkpoints]\ninterval = \"5s\"\n[services.bank]\nshards = 4\n").unwrap();
+        std::fs::write(&path, "threads = 2\n[checkpoints]\ninterval = \"5s\"\n[services.bank]\nshards = 4\n")
+            .unwrap();
         let env = vars(&[
             ("STEAD_THREADS", "3"),
             ("STEAD_CHECKPOINTS_KEEP", "7"),
@@ -437,9 +457,17 @@ mod tests {
             ("[checkpoints]\nkeep = 0", "1 to 10000"),
         ] {
             let error = Config::from_toml(text, "test").unwrap_err();
-            assert!(matches!(error, ConfigError::Range { .. }) && error.to_string().contains(must), "{error}");
+            assert!(
+                matches!(error, ConfigError::Range { .. }) && error.to_string().contains(must),
+                "{error}"
+            );
         }
-        assert!(Config::from_toml("handler_timeout = \"3 weeks\"", "test").unwrap_err().to_string().contains("no time"));
+        assert!(
+            Config::from_toml("handler_timeout = \"3 weeks\"", "test")
+                .unwrap_err()
+                .to_string()
+                .contains("no time")
+        );
         assert!(Config::from_toml("handler_timeout = 3", "test").is_err());
         assert!(parse_duration("99999999999999999h").is_err());
     }

@@ -7,12 +7,12 @@ use crate::task::Task;
 use fastrand::Rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::marker::PhantomData;
+use std::time::Duration;
 use stead_core::handler::{Call, Caller as CoreCaller, Limit, Txn, View};
 use stead_core::ids::{Blob, Epoch, Index, Key, ServiceId, TaskId, Time, TimerId};
 use stead_core::record::TaskRecord;
 use stead_core::topology::Topology;
-use std::marker::PhantomData;
-use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Who calls a handler.
@@ -46,7 +46,9 @@ impl<'a> Caller<'a> {
     fn new(caller: CoreCaller<'a>, topology: &'a Topology) -> Self {
         match caller {
             CoreCaller::Client { principal } => Self::Client { principal },
-            CoreCaller::Process { service, key } => Self::Process { service: &topology.service(service).name, key },
+            CoreCaller::Process { service, key } => {
+                Self::Process { service: &topology.service(service).name, key }
+            }
             CoreCaller::Timer { id } => Self::Timer { id },
             CoreCaller::Task { id } => Self::Task { id },
         }
@@ -143,7 +145,13 @@ pub struct Context<'a, P: Process> {
 }
 
 impl<'a, P: Process> Context<'a, P> {
-    pub(crate) fn new(key: P::Key, call: &Call<'a>, txn: &'a mut Txn<'_>, tasks: &'a TaskNames, seed: u64) -> Self {
+    pub(crate) fn new(
+        key: P::Key,
+        call: &Call<'a>,
+        txn: &'a mut Txn<'_>,
+        tasks: &'a TaskNames,
+        seed: u64,
+    ) -> Self {
         Self {
             effects: txn,
             key,
@@ -311,7 +319,12 @@ impl<'a, P: Process> Context<'a, P> {
     /// # Panics
     /// If a cell holds another type's bytes.
     #[must_use]
-    pub fn scan_cells<V: DeserializeOwned>(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, V)> {
+    pub fn scan_cells<V: DeserializeOwned>(
+        &self,
+        prefix: &[u8],
+        from: &[u8],
+        limit: usize,
+    ) -> Vec<(Vec<u8>, V)> {
         let found = self.effects.scan_cells(prefix, from, limit);
         found.into_iter().map(|(cell, bytes)| (cell, read_cell::<P, V>(&bytes))).collect()
     }
@@ -390,7 +403,12 @@ impl<'a, P: Process> QueryContext<'a, P> {
     /// # Panics
     /// As [`Self::cell`].
     #[must_use]
-    pub fn scan_cells<V: DeserializeOwned>(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, V)> {
+    pub fn scan_cells<V: DeserializeOwned>(
+        &self,
+        prefix: &[u8],
+        from: &[u8],
+        limit: usize,
+    ) -> Vec<(Vec<u8>, V)> {
         let found = self.view.scan_cells(prefix, from, limit);
         found.into_iter().map(|(cell, bytes)| (cell, read_cell::<P, V>(&bytes))).collect()
     }

@@ -65,7 +65,9 @@ impl<'a> Cut<'a> {
     }
 
     /// The messages to processes of a service that were sent before the cut and not received before it.
-    pub fn in_flight<P: Process>(&self) -> impl Iterator<Item = Result<(P::Key, P::Request), CutError>> + use<'a, P> {
+    pub fn in_flight<P: Process>(
+        &self,
+    ) -> impl Iterator<Item = Result<(P::Key, P::Request), CutError>> + use<'a, P> {
         let (topology, states) = (self.topology, self.states);
         let service = topology.service_id(P::SERVICE);
         states
@@ -84,7 +86,9 @@ impl<'a> Cut<'a> {
     }
 
     /// The requests of timers of a service's processes that have not fired.
-    pub fn timers<P: Process>(&self) -> impl Iterator<Item = Result<(P::Key, P::Request), CutError>> + use<'a, P> {
+    pub fn timers<P: Process>(
+        &self,
+    ) -> impl Iterator<Item = Result<(P::Key, P::Request), CutError>> + use<'a, P> {
         self.shards(P::SERVICE)
             .flat_map(|state| state.records().iter())
             .filter(|(key, _)| key[0] == Kind::Timer as u8)

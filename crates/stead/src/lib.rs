@@ -76,8 +76,9 @@ pub use context::{Caller, Context, EffectError, QueryContext, TaskState};
 pub use cut::{Cut, CutError};
 pub use error::{CallError, OpenError, RawError};
 pub use node::{
-    CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, DeadLetterInfo, FailedCheck, LogStatus,
-    Metrics, Node, NodeBuilder, RecoveryReport, ServiceOptions, ServiceStatus, ShardStatus, Status, TaskStatus,
+    CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, DeadLetterInfo, FailedCheck,
+    LogStatus, Metrics, Node, NodeBuilder, RecoveryReport, ServiceOptions, ServiceStatus, ShardStatus,
+    Status, TaskStatus,
 };
 pub use offline::{RestoreOptions, RestoreReport, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};

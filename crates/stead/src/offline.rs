@@ -17,7 +17,9 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::manifest::{newest, read_manifest};
 use stead_store::checkpoint::remote::RemoteStore;
-use stead_store::checkpoint::restore::{Restore, RestoreError as StoreRestoreError, restore as restore_store};
+use stead_store::checkpoint::restore::{
+    Restore, RestoreError as StoreRestoreError, restore as restore_store,
+};
 use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace, StoreError};
 use stead_store::checkpoint::verify::Report;
 use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
@@ -190,7 +192,11 @@ pub fn restore(
 pub(crate) fn service_metas(topology: &Topology) -> Vec<ServiceMeta> {
     let services = topology.services().iter();
     services
-        .map(|service| ServiceMeta { name: service.name.clone(), first: service.first, shards: service.shards })
+        .map(|service| ServiceMeta {
+            name: service.name.clone(),
+            first: service.first,
+            shards: service.shards,
+        })
         .collect()
 }
 
@@ -317,7 +323,8 @@ fn cause_name(cause: &Cause) -> String {
         Cause::Task { id, step } => format!("step {step} of task {id}"),
         Cause::Marker { colour } => format!("marker of checkpoint {colour}"),
         Cause::Ack { trims } => {
-            let trims: Vec<String> = trims.iter().map(|trim| format!("{} up to {}", trim.to, trim.upto)).collect();
+            let trims: Vec<String> =
+                trims.iter().map(|trim| format!("{} up to {}", trim.to, trim.upto)).collect();
             format!("received by shard {}", trims.join(", "))
         }
         Cause::Attempt => "attempts are counted".to_owned(),

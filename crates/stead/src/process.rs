@@ -45,7 +45,11 @@ pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
     ///
     /// # Panics
     /// A panic leaves no trace but the caller's refusal.
-    fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Self::Request) -> Result<Self::Reply, Self::Error>;
+    fn handle(
+        &mut self,
+        ctx: &mut Context<'_, Self>,
+        request: Self::Request,
+    ) -> Result<Self::Reply, Self::Error>;
 
     /// Answers a query from the state, which it can't change.
     ///

@@ -75,7 +75,8 @@ impl Registry {
     #[must_use]
     pub fn check(&self, cut: &Cut<'_>) -> Vec<(String, String)> {
         let failures = self.services.iter().filter_map(|(name, service)| {
-            let checked = panics::catch(|| service.check(cut)).unwrap_or_else(|panic| Err(format!("panicked: {panic}")));
+            let checked = panics::catch(|| service.check(cut))
+                .unwrap_or_else(|panic| Err(format!("panicked: {panic}")));
             checked.err().map(|reason| ((*name).to_owned(), reason))
         });
         failures.collect()
@@ -99,7 +100,8 @@ impl Registry {
 
     /// A runner whose calls a watchdog can see.
     pub(crate) fn watched_runner(&self, topology: &Arc<Topology>, seed: u64, probe: Arc<Probe>) -> Runner {
-        let services = topology.services().iter().map(|s| self.services.get(s.name.as_str()).cloned()).collect();
+        let services =
+            topology.services().iter().map(|s| self.services.get(s.name.as_str()).cloned()).collect();
         Runner {
             topology: Arc::clone(topology),
             probe,
@@ -167,7 +169,10 @@ trait Service: Send + Sync {
 struct Typed<P>(PhantomData<fn() -> P>);
 
 impl<P: Process> Typed<P> {
-    fn read_request<R: serde::de::DeserializeOwned>(call: &Call<'_>, what: &'static str) -> Result<(P::Key, R), Misuse> {
+    fn read_request<R: serde::de::DeserializeOwned>(
+        call: &Call<'_>,
+        what: &'static str,
+    ) -> Result<(P::Key, R), Misuse> {
         let misuse = |error: CodecError| Misuse::Request(error.to_string());
         let key = codec::decode_key::<P>(call.key).map_err(misuse)?;
         Ok((key, codec::decode(call.payload, what, P::SERVICE).map_err(misuse)?))
@@ -175,7 +180,10 @@ impl<P: Process> Typed<P> {
 
     fn read_state(call: &Call<'_>, stored: Option<&[u8]>) -> Result<P, Misuse> {
         let unreadable = |error: UnreadableState| Misuse::State(error.to_string());
-        stored.map_or_else(|| Ok(P::default()), |bytes| codec::decode_state(call.key, bytes).map_err(unreadable))
+        stored.map_or_else(
+            || Ok(P::default()),
+            |bytes| codec::decode_state(call.key, bytes).map_err(unreadable),
+        )
     }
 
     fn try_handle(call: &Call<'_>, txn: &mut Txn<'_>, env: &Env) -> Result<Outcome, Misuse> {
@@ -210,7 +218,8 @@ impl<P: Process> Typed<P> {
 
     /// Puts the state unless it is as it was: what did not change need not be logged.
     fn keep_state(state: &P, txn: &mut Txn<'_>) -> Result<(), String> {
-        let changed = codec::with_state_bytes(state, |bytes| (txn.state() != Some(bytes)).then(|| Blob::from(bytes)));
+        let changed =
+            codec::with_state_bytes(state, |bytes| (txn.state() != Some(bytes)).then(|| Blob::from(bytes)));
         match changed.map_err(|error| error.to_string())? {
             Some(state) => txn.put_state(state).map_err(|error| error.to_string()),
             None => Ok(()),

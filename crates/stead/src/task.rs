@@ -3,8 +3,8 @@
 use crate::process::Process;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stead_core::ids::TaskId;
 use std::sync::atomic::{AtomicBool, Ordering};
+use stead_core::ids::TaskId;
 
 /// Work that takes too long for a handler. The value is its state between two steps.
 ///

@@ -2,6 +2,9 @@
 //!
 //! `cargo bench -p stead-store --bench wal`. The disk is that of the target directory. Figures are entries per second.
 
+#![expect(clippy::unwrap_used, reason = "a benchmark that can't go on ends")]
+#![allow(missing_docs, reason = "criterion's macro makes a public function without any")]
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::convert::Infallible;
 use std::hint::black_box;

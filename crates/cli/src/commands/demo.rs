@@ -26,7 +26,9 @@ const CHILD: &str = "demo-child";
 /// second, kills the child with SIGKILL at random moments, starts it again, puts it back to a checkpoint once, and compares
 /// every total with a straightforward computation. Exits with 0 only if nothing was lost, doubled or computed again.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  stead demo\n  stead demo --kills 10 --seed 7\n  stead demo --input flights.csv.gz --malformed skip --json")]
+#[command(
+    after_help = "Example:\n  stead demo\n  stead demo --kills 10 --seed 7\n  stead demo --input flights.csv.gz --malformed skip --json"
+)]
 pub(crate) struct DemoArgs {
     /// Another file of the same columns, plain or gzip
     #[arg(long, value_name = "FILE")]
@@ -74,7 +76,11 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     let flights = read(args)?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let rate = args.rate.unwrap_or(flights.rows.len() as f64 / PACE_SECONDS);
-    eprintln!("stead: {} flights at {rate:.0} a second, {} kills, --seed {seed}", flights.rows.len(), args.kills);
+    eprintln!(
+        "stead: {} flights at {rate:.0} a second, {} kills, --seed {seed}",
+        flights.rows.len(),
+        args.kills
+    );
     let dir = tempfile::Builder::new()
         .prefix("stead-demo-")
         .tempdir()
@@ -84,7 +90,11 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
         Ok(outcome) => outcome,
         Err(failure) => return Err(failure.hint(format!("its files are kept in {}", dir.keep().display()))),
     };
-    if json { tell_json(&outcome)? } else { tell(&outcome)? }
+    if json {
+        tell_json(&outcome)?
+    } else {
+        tell(&outcome)?
+    }
     if outcome.holds() {
         return Ok(());
     }
@@ -95,7 +105,8 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
 
 /// The application that the demo kills.
 pub(crate) fn run_child() -> Result<(), Failure> {
-    stead_flights::child::run().map_err(|reason| Failure::new(Exit::Failed, "the flights application failed").cause(reason))
+    stead_flights::child::run()
+        .map_err(|reason| Failure::new(Exit::Failed, "the flights application failed").cause(reason))
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
@@ -114,7 +125,9 @@ fn read(args: &DemoArgs) -> Result<Flights, Failure> {
     let flights = Flights::open(path, on_malformed).map_err(|error| {
         let failure = Failure::new(Exit::Failed, format!("{} can't be used", path.display()));
         match error {
-            ReadError::Malformed(row) => failure.cause(row).hint("mend the row, or go on without it: --malformed skip"),
+            ReadError::Malformed(row) => {
+                failure.cause(row).hint("mend the row, or go on without it: --malformed skip")
+            }
             error => failure.cause(error),
         }
     })?;
@@ -146,9 +159,10 @@ fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64) -> Result<Plan, Failu
 
 /// Runs it, with a progress bar if there is a terminal.
 fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, Failure> {
-    let style = ProgressStyle::with_template("{spinner} {bar:32} {human_pos}/{human_len} rows  {elapsed}  {msg}")
-        .expect("the template is a constant")
-        .progress_chars("=> ");
+    let style =
+        ProgressStyle::with_template("{spinner} {bar:32} {human_pos}/{human_len} rows  {elapsed}  {msg}")
+            .expect("the template is a constant")
+            .progress_chars("=> ");
     let bar = ProgressBar::new(flights.rows.len() as u64).with_style(style);
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut checkpoints = 0;
@@ -166,7 +180,9 @@ fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, Failure> {
             bar.set_message(format!("{checkpoints} checkpoints"));
         }
         Event::CheckpointFailed(reason) => bar.println(format!("a checkpoint failed: {reason}")),
-        Event::Restored(number) => bar.println(format!("        restored checkpoint {number} into a new data directory")),
+        Event::Restored(number) => {
+            bar.println(format!("        restored checkpoint {number} into a new data directory"))
+        }
         Event::Comparing => bar.set_message("comparing totals"),
     });
     bar.finish_and_clear();
@@ -190,19 +206,34 @@ fn tell_json(outcome: &Outcome) -> Result<(), Failure> {
 }
 
 fn tell(outcome: &Outcome) -> Result<(), Failure> {
-    let say = |name: &str, value: u64, note: &str| output::line(format!("{name:18} {value:>9}  {note}").trim_end());
+    let say =
+        |name: &str, value: u64, note: &str| output::line(format!("{name:18} {value:>9}  {note}").trim_end());
     let (requests, again) = (outcome.requests, outcome.again);
     say("rows", outcome.rows, "real flights")?;
     say("messages", outcome.totals.messages(), "between processes")?;
-    let restored = outcome.restored.map_or_else(String::new, |n| format!(", and put back to checkpoint {n} once"));
+    let restored =
+        outcome.restored.map_or_else(String::new, |n| format!(", and put back to checkpoint {n} once"));
     say("kills", u64::from(outcome.kills), &format!("by SIGKILL at random moments{restored}"))?;
-    say("requests", requests.answers, &format!("of an outside client answered, {} different", requests.answered))?;
+    say(
+        "requests",
+        requests.answers,
+        &format!("of an outside client answered, {} different", requests.answered),
+    )?;
     say("requests lost", outcome.lost(), "rows and answered requests without their effect")?;
     say("applied twice", outcome.doubled(), "rows and requests")?;
-    say("work recomputed", again.recomputed, &format!("causes with a committed entry, of {} handler runs", again.runs))?;
-    let replayed = format!("rows after the restored checkpoint ({} handler runs, {} requests)", again.replayed, requests.replayed);
+    say(
+        "work recomputed",
+        again.recomputed,
+        &format!("causes with a committed entry, of {} handler runs", again.runs),
+    )?;
+    let replayed = format!(
+        "rows after the restored checkpoint ({} handler runs, {} requests)",
+        again.replayed, requests.replayed
+    );
     say("replayed", outcome.rows_replayed, &replayed)?;
-    let sizes = range(outcome.checkpoints.iter().map(|checkpoint| checkpoint.bytes as f64), |bytes| output::bytes(bytes as u64));
+    let sizes = range(outcome.checkpoints.iter().map(|checkpoint| checkpoint.bytes as f64), |bytes| {
+        output::bytes(bytes as u64)
+    });
     let times = range(outcome.checkpoints.iter().map(|checkpoint| checkpoint.ms), millis);
     say("checkpoints", outcome.checkpoints.len() as u64, &format!("each {sizes} in {times}"))?;
     if outcome.checkpoints_failed > 0 {
@@ -218,9 +249,17 @@ fn tell(outcome: &Outcome) -> Result<(), Failure> {
         totals.carriers.len(),
         totals.airports.len(),
         totals.aircraft.count,
-        if outcome.totals_match() { "equal to the straightforward computation" } else { "NOT what they should be" }
+        if outcome.totals_match() {
+            "equal to the straightforward computation"
+        } else {
+            "NOT what they should be"
+        }
     );
-    output::line(&format!("{:18} {:>9}  {what}", "totals", if outcome.totals_match() { "match" } else { "differ" }))
+    output::line(&format!(
+        "{:18} {:>9}  {what}",
+        "totals",
+        if outcome.totals_match() { "match" } else { "differ" }
+    ))
 }
 
 fn millis(ms: f64) -> String {

@@ -28,7 +28,9 @@ impl Drop for SmallDisk {
 fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
     let Some(_disk) = SmallDisk::mount(dir.path(), 3 << 10) else {
-        eprintln!("skipped: only the superuser can mount a small disk; stead's faults_disk tests a simulated one");
+        eprintln!(
+            "skipped: only the superuser can mount a small disk; stead's faults_disk tests a simulated one"
+        );
         return;
     };
     let config = dir.path().join("stead.toml");
@@ -76,7 +78,8 @@ fn an_unreadable_data_directory_is_refused_and_left_alone() {
     let server = Server::start(&data, &[]);
     server.put("a", 1);
     server.kill();
-    let start = ["start", "--json", "--data", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--supervise=false"];
+    let start =
+        ["start", "--json", "--data", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--supervise=false"];
     let mut command = stead(&start);
     let own = std::fs::metadata(dir.path()).is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     if own {
@@ -107,7 +110,8 @@ fn a_damaged_log_is_refused_with_its_place_and_is_whole_again_when_it_is_put_bac
     server.put("a", 2);
     let (status, _) = server.terminate();
     assert!(status.success());
-    let mut names: Vec<_> = std::fs::read_dir(dir.path().join("wal")).unwrap().map(|file| file.unwrap().path()).collect();
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir.path().join("wal")).unwrap().map(|file| file.unwrap().path()).collect();
     names.sort();
     let whole = std::fs::read(&names[0]).unwrap();
     let mut damaged = whole.clone();

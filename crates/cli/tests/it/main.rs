@@ -1,5 +1,7 @@
 //! The real binary, from its arguments to its exit.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
 mod checkpoints;
 mod command;
 mod faults_server;

@@ -1,7 +1,7 @@
 //! What a handler may do in one call, and what a log may hold: sizes that don't fit are refused before they are made.
 
 use crate::world::{World, ok};
-use stead_core::entry::{Cause, Entry, Send};
+use stead_core::entry::{Cause, Entry, Send, Write};
 use stead_core::handler::Misuse;
 use stead_core::ids::{Blob, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
 use stead_core::record::{DeadLetter, RecordKey};
@@ -119,8 +119,20 @@ fn a_shard_number_from_outside_decides_no_allocation() {
 }
 
 #[test]
-fn a_reply_and_a_dead_letter_that_can_not_be_read_are_refused_when_they_are_loaded() {
+fn a_reply_and_a_dead_letter_that_can_not_be_read_are_refused_when_they_are_loaded_or_replayed() {
     for key in [RecordKey::reply(SessionId(1), RequestNumber(1)), RecordKey::dead_letter(Index(1))] {
+        let entry = Entry {
+            index: Index(1),
+            epoch: Epoch(1),
+            time: Time(1),
+            cause: Cause::Anonymous,
+            process: Key::none(),
+            writes: vec![Write { key: key.clone(), value: Some(Blob::from(b"\xff".as_slice())) }],
+            sends: Vec::new(),
+            reply: None,
+        };
+        let misfit = State::new(ShardId(0)).apply(entry).unwrap_err();
+        assert!(matches!(&misfit, Misfit::Record { key: found, .. } if *found == key), "{misfit}");
         let mut records = Records::new();
         records.load(key.as_bytes(), Some(Blob::from(b"\xff".as_slice())));
         records.loaded();

@@ -1,7 +1,7 @@
 //! Runs of the simulator that are short enough for every test run; `stead-sim run` and `stead-sim bugs` do the rest.
 
-use stead_sim::{Bug, Config, Mark, Marks, run};
 use std::time::{SystemTime, UNIX_EPOCH};
+use stead_sim::{Bug, Config, Mark, Marks, run};
 
 fn fresh_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
@@ -15,7 +15,7 @@ fn config(seed: u64) -> Config {
 #[test]
 fn fixed_seeds_hold_and_reach_what_is_rare() {
     let mut marks = Marks::default();
-    for seed in 1..=8 {
+    for seed in 101..=108 {
         match run(config(seed)) {
             Ok(report) => marks.add(&report.marks),
             Err(failure) => panic!("{failure}"),
@@ -59,7 +59,10 @@ fn the_same_seed_ends_in_the_same_hash() {
 /// One line for each seed that found something once: `SEED EVENTS  # what it was`.
 #[test]
 fn what_was_found_once_stays_fixed() {
-    for line in include_str!("../regressions.txt").lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+    for line in include_str!("../regressions.txt")
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
+    {
         let mut words = line.split_whitespace();
         let mut number = || words.next().and_then(|word| word.parse().ok()).expect("SEED EVENTS");
         let (seed, events) = (number(), number());
@@ -83,7 +86,8 @@ fn planted_bugs_are_caught() {
 #[ignore = "plants every bug in turn: half a minute"]
 fn every_planted_bug_is_caught() {
     let first = fresh_seed();
-    let missed: Vec<&str> = Bug::ALL.iter().filter(|bug| !caught(**bug, first)).map(|bug| bug.name()).collect();
+    let missed: Vec<&str> =
+        Bug::ALL.iter().filter(|bug| !caught(**bug, first)).map(|bug| bug.name()).collect();
     assert!(missed.is_empty(), "not caught in {SEEDS_MAX} seeds from {first}: {missed:?}");
 }
 

@@ -31,10 +31,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             // A checkpoint is a consistent cut of the running system; the account's own check is run over it.
             let checkpoint = node.checkpoint_blocking()?;
             let holds = node.verify(checkpoint.number)?.holds();
-            println!("checkpoint {}: {} transfers in flight, holds: {holds}", checkpoint.number, checkpoint.in_flight);
+            println!(
+                "checkpoint {}: {} transfers in flight, holds: {holds}",
+                checkpoint.number, checkpoint.in_flight
+            );
             std::thread::sleep(Duration::from_millis(200));
         }
-        let refused: u32 = tellers.into_iter().map(|teller| teller.join().expect("a teller doesn't panic")).sum();
+        let refused: u32 =
+            tellers.into_iter().map(|teller| teller.join().expect("a teller doesn't panic")).sum();
         println!("{TRANSFERS} transfers, {refused} of them refused for lack of money");
         Ok::<_, Box<dyn std::error::Error>>(())
     })?;
@@ -47,7 +51,8 @@ fn transfer(node: &Node, count: u32) -> u32 {
     let bank = node.blocking_client();
     let mut refused = 0;
     for _ in 0..count {
-        let (from, to, amount) = (fastrand::u32(..ACCOUNTS), fastrand::u32(..ACCOUNTS), fastrand::u64(1..=50));
+        let (from, to, amount) =
+            (fastrand::u32(..ACCOUNTS), fastrand::u32(..ACCOUNTS), fastrand::u64(1..=50));
         match bank.call::<Account>(&from, Request::Transfer { to, amount }) {
             Ok(_) => {}
             Err(CallError::Process(_)) => refused += 1,

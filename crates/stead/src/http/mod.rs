@@ -90,8 +90,14 @@ pub fn openapi() -> String {
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn serve(node: &Node, listener: TcpListener, data_dir: &Path, limits: Limits) -> Result<Server, ServeError> {
-    let tokens = TokenKey::open(data_dir).map_err(|source| ServeError::Io { what: "use the token key", source })?;
+pub fn serve(
+    node: &Node,
+    listener: TcpListener,
+    data_dir: &Path,
+    limits: Limits,
+) -> Result<Server, ServeError> {
+    let tokens =
+        TokenKey::open(data_dir).map_err(|source| ServeError::Io { what: "use the token key", source })?;
     let (router, description) = routes().split_for_parts();
     let openapi = description.to_json().expect("a description made by macros: always JSON");
     let gateway = Arc::new(Gateway {

@@ -154,7 +154,9 @@ impl<'a> LogThread<'a> {
                 self.marked = true;
             }
             if let Some(tops) = trim {
-                let trimmed = self.wal.trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
+                let trimmed = self
+                    .wal
+                    .trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
                 if trimmed > 0 {
                     self.shared.log.short.store(false, Ordering::Relaxed);
                     self.shared.preparer.wake();
@@ -206,9 +208,11 @@ impl<'a> LogThread<'a> {
                         return Ok(());
                     }
                     // Room may come from a checkpoint that lets go of old segments.
-                    let trim = self.shared.log.queue.lock().unwrap_or_else(PoisonError::into_inner).trim.take();
+                    let trim =
+                        self.shared.log.queue.lock().unwrap_or_else(PoisonError::into_inner).trim.take();
                     if let Some(tops) = trim {
-                        self.wal.trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
+                        self.wal
+                            .trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
                     }
                 }
                 Err(error) => return Err(error),
@@ -251,7 +255,9 @@ impl<'a> LogThread<'a> {
     fn set_full(&self, full: bool) {
         if self.shared.log.full.swap(full, Ordering::Relaxed) != full {
             if full {
-                tracing::warn!("the disk of the data directory is full: writes are refused until there is room");
+                tracing::warn!(
+                    "the disk of the data directory is full: writes are refused until there is room"
+                );
             } else {
                 tracing::info!("the disk of the data directory has room again: writes are taken");
             }
@@ -287,7 +293,11 @@ impl PreparerSignal {
         while !shared.is_ended() {
             let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
             if !*wanted {
-                let wait = if shared.log.short.load(Ordering::Relaxed) { ROOM_RETRY } else { Duration::from_secs(1) };
+                let wait = if shared.log.short.load(Ordering::Relaxed) {
+                    ROOM_RETRY
+                } else {
+                    Duration::from_secs(1)
+                };
                 let (woken, _) = self.news.wait_timeout(wanted, wait).unwrap_or_else(PoisonError::into_inner);
                 wanted = woken;
             }

@@ -10,8 +10,8 @@ mod tasks;
 pub(crate) mod watchdog;
 mod worker;
 
-pub(crate) use open::CHECKPOINTS;
 pub use builder::{CheckpointOptions, NodeBuilder, ServiceOptions};
+pub(crate) use open::CHECKPOINTS;
 pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck};
 pub use status::{
     DeadLetterInfo, LogStatus, Metrics, RecoveryReport, ServiceStatus, ShardStatus, Status, TaskStatus,
@@ -448,7 +448,8 @@ pub(crate) fn verify_stored(
 ) -> Result<Report, CheckpointError> {
     let manifest = read_manifest(store, Colour(number))?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut check = |topology: &Topology, states: &[State]| snapshots::check_states(topology, states, registry);
+    let mut check =
+        |topology: &Topology, states: &[State]| snapshots::check_states(topology, states, registry);
     verify_checkpoint(store, &manifest, threads, &mut check)
 }
 
@@ -472,7 +473,8 @@ impl Inner {
             self.join(Group::Workers);
             shared.log.stop();
             // A kill that came meanwhile stays one.
-            let _ = shared.life.compare_exchange(life::STOPS, life::ENDED, Ordering::SeqCst, Ordering::SeqCst);
+            let _ =
+                shared.life.compare_exchange(life::STOPS, life::ENDED, Ordering::SeqCst, Ordering::SeqCst);
         }
         self.end();
     }

@@ -29,13 +29,14 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     let begun = Instant::now();
     let limits = builder.limits()?;
-    let disk: Arc<dyn Disk> = match &builder.disk {
-        Some(disk) => Arc::clone(disk),
-        None => Arc::new(RealDisk::open(&builder.path).map_err(|source| OpenError::Directory {
-            path: builder.path.display().to_string(),
-            source,
-        })?),
-    };
+    let disk: Arc<dyn Disk> =
+        match &builder.disk {
+            Some(disk) => Arc::clone(disk),
+            None => Arc::new(RealDisk::open(&builder.path).map_err(|source| OpenError::Directory {
+                path: builder.path.display().to_string(),
+                source,
+            })?),
+        };
     let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), fresh_meta)?;
     let mut topology = Topology::new(data_dir.meta().incarnation);
     for service in &data_dir.meta().services {
@@ -155,7 +156,8 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
             Ok(())
         })?;
     }
-    let checkpointer = Checkpointer::new(Arc::clone(&shared), store, limits.checkpoints, lineage, decided, last);
+    let checkpointer =
+        Checkpointer::new(Arc::clone(&shared), store, limits.checkpoints, lineage, decided, last);
     inner.spawn(Group::Checkpoints, "stead-checkpoint", move || {
         checkpointer.run(&events);
         Ok(())

@@ -241,7 +241,10 @@ pub(crate) fn check_states(topology: &Topology, states: &[State], registry: &Reg
     let failed: BTreeMap<String, String> = registry.check(&Cut::new(topology, states)).into_iter().collect();
     let services = topology.services().iter().filter(|service| registry.has_service(&service.name));
     services
-        .map(|service| CheckResult { service: service.name.clone(), failure: failed.get(&service.name).cloned() })
+        .map(|service| CheckResult {
+            service: service.name.clone(),
+            failure: failed.get(&service.name).cloned(),
+        })
         .collect()
 }
 
@@ -306,7 +309,8 @@ impl Checkpointer {
     pub(crate) fn run(mut self, events: &mpsc::Receiver<Event>) {
         let mut due = self.options.interval.map(|interval| Instant::now() + interval);
         while !self.shared.is_over() {
-            let due_in = due.map_or(Duration::from_secs(1), |due| due.saturating_duration_since(Instant::now()));
+            let due_in =
+                due.map_or(Duration::from_secs(1), |due| due.saturating_duration_since(Instant::now()));
             let wait = if self.running.is_some() { Duration::from_millis(50) } else { due_in };
             match events.recv_timeout(wait.min(Duration::from_secs(1))) {
                 Ok(Event::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => break,
@@ -318,7 +322,10 @@ impl Checkpointer {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
             if let Step::GiveUp(number) = self.coordinator.handle_tick(self.shared.clock.now()) {
-                self.give_up(number, format!("it took over {:?} (checkpoints.timeout)", self.options.timeout));
+                self.give_up(
+                    number,
+                    format!("it took over {:?} (checkpoints.timeout)", self.options.timeout),
+                );
             }
             if self.running.is_none() {
                 let is_due = due.is_some_and(|due| due <= Instant::now());
@@ -430,12 +437,7 @@ impl Checkpointer {
         Ok(manifest)
     }
 
-    fn completed(
-        &mut self,
-        manifest: &Manifest,
-        begun: Instant,
-        wanted: Vec<Wanted>,
-    ) {
+    fn completed(&mut self, manifest: &Manifest, begun: Instant, wanted: Vec<Wanted>) {
         let counters = &self.shared.counters;
         counters.checkpoints.add(1);
         counters.checkpoint_bytes.add(manifest.totals.written_bytes);
@@ -461,9 +463,13 @@ impl Checkpointer {
 
     /// Deletes what no checkpoint that is kept needs.
     fn collect(&mut self) {
-        let retention =
-            Retention { keep: self.options.keep, pinned: self.shared.snapshots.pinned(), ..Retention::default() };
-        let mut in_use: BTreeSet<String> = self.lineage.bundles().iter().map(|bundle| bundle.name.clone()).collect();
+        let retention = Retention {
+            keep: self.options.keep,
+            pinned: self.shared.snapshots.pinned(),
+            ..Retention::default()
+        };
+        let mut in_use: BTreeSet<String> =
+            self.lineage.bundles().iter().map(|bundle| bundle.name.clone()).collect();
         in_use.extend(self.running.iter().map(|running| running.writer.bundle_name().to_owned()));
         let (now, incarnation) = (self.shared.clock.now(), self.shared.topology.incarnation);
         if let Err(error) = self.collector.collect(&*self.store, incarnation, now, &retention, &in_use) {
@@ -477,7 +483,8 @@ impl Checkpointer {
             return;
         }
         let Some(merge) = compact::plan(&self.lineage, &Policy::default()) else { return };
-        let (shared, store, names) = (Arc::clone(&self.shared), Arc::clone(&self.store), Arc::clone(&self.names));
+        let (shared, store, names) =
+            (Arc::clone(&self.shared), Arc::clone(&self.store), Arc::clone(&self.names));
         let (lineage, pace, stop) = (self.lineage.clone(), self.pace.clone(), Arc::clone(&self.stop));
         let id = (shared.topology.incarnation, self.coordinator.last());
         let spawned = std::thread::Builder::new().name("stead-merge".to_owned()).spawn(move || {
@@ -512,12 +519,7 @@ impl Checkpointer {
     }
 
     /// The work goes on, and the next checkpoint begins anew.
-    fn running_failed(
-        &mut self,
-        number: Colour,
-        reason: String,
-        wanted: Vec<Wanted>,
-    ) {
+    fn running_failed(&mut self, number: Colour, reason: String, wanted: Vec<Wanted>) {
         tracing::warn!("checkpoint {number} is given up: {reason}");
         self.shared.counters.checkpoints_failed.add(1);
         self.shared.snapshots.running.store(0, Ordering::Relaxed);
@@ -528,7 +530,9 @@ impl Checkpointer {
             inbox.push(Command::ForceFull(None));
         }
         for wanted in wanted.into_iter().chain(std::mem::take(&mut self.wanted)) {
-            let _ = wanted.reply.send(Err(CheckpointFailure::GivenUp { number: number.0, reason: reason.clone() }));
+            let _ = wanted
+                .reply
+                .send(Err(CheckpointFailure::GivenUp { number: number.0, reason: reason.clone() }));
         }
     }
 

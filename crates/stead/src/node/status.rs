@@ -244,7 +244,8 @@ pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, servic
     let state = shard.state();
     let position = state.position();
     let tasks = state.tasks().iter().filter_map(|&task| {
-        let record: stead_core::record::TaskRecord = state.record(&stead_core::record::RecordKey::task(task))?;
+        let record: stead_core::record::TaskRecord =
+            state.record(&stead_core::record::RecordKey::task(task))?;
         Some(TaskStatus {
             id: task.0,
             name: record.name,

@@ -70,7 +70,8 @@ impl Probe {
             _ => "a client's request".to_owned(),
         };
         let len = self.key_bytes.load(Ordering::Relaxed);
-        let bytes: Vec<u8> = self.key.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            self.key.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
         let key = String::from_utf8_lossy(&bytes[..len.min(bytes.len())]);
         let more = if len > bytes.len() { "..." } else { "" };
         format!("{}/{key}{more}, handling {cause}", topology.service(ServiceId(what as u16)).name)

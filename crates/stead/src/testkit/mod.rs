@@ -240,11 +240,19 @@ impl Workload for Users {
         self.runner.as_mut().expect("a node starts before it handles anything")
     }
 
-    fn next(&mut self, rng: &mut Rng, topology: &Topology, _client: usize, _id: CallId) -> Option<stead_sim::Call> {
+    fn next(
+        &mut self,
+        rng: &mut Rng,
+        topology: &Topology,
+        _client: usize,
+        _id: CallId,
+    ) -> Option<stead_sim::Call> {
         let draw = self.draw.as_mut()?;
         self.left = self.left.checked_sub(1)?;
         let Call { service, key, payload, query } = draw(rng);
-        let service = topology.service_id(service).unwrap_or_else(|| panic!("no service {service} was added to the run"));
+        let service = topology
+            .service_id(service)
+            .unwrap_or_else(|| panic!("no service {service} was added to the run"));
         Some(stead_sim::Call { service, key, payload, query })
     }
 

@@ -1,9 +1,9 @@
 //! Checkpoints over a running node: checks, retention, restore, the readable log.
 
 use crate::services::{Account, Ask, Look, await_answer, builder, key};
+use std::collections::BTreeMap;
 use stead::offline::{self, LogReply, RestoreOptions};
 use stead::{CheckpointFailure, Registry};
-use std::collections::BTreeMap;
 
 #[test]
 fn a_check_that_does_not_hold_is_told() {

@@ -135,7 +135,11 @@ impl Task for Sum {
     fn step(&mut self, _: &StepContext<'_>) -> Progress {
         self.sum += self.next;
         self.next += 1;
-        if self.next > self.to { Progress::Done } else { Progress::Continue(self.next as f64 / self.to as f64) }
+        if self.next > self.to {
+            Progress::Done
+        } else {
+            Progress::Continue(self.next as f64 / self.to as f64)
+        }
     }
 
     fn finish(self) -> Summing {
@@ -189,9 +193,11 @@ impl Process for Summer {
         Ok(match query {
             SummerQuery::Results => self.results.clone(),
             SummerQuery::Tasks => ctx.tasks().into_iter().map(|task| task.step).collect(),
-            SummerQuery::Notes(prefix) => {
-                ctx.scan_cells::<u64>(prefix.as_bytes(), b"", 100).into_iter().map(|(_, value)| value).collect()
-            }
+            SummerQuery::Notes(prefix) => ctx
+                .scan_cells::<u64>(prefix.as_bytes(), b"", 100)
+                .into_iter()
+                .map(|(_, value)| value)
+                .collect(),
         })
     }
 }
@@ -240,7 +246,9 @@ fn cells_are_scanned_by_prefix_in_order_and_survive() {
     let error = client.query::<Summer>(&key("a"), SummerQuery::Notes("b".to_owned())).unwrap_err();
     assert_eq!(error, CallError::Raw(RawError::Stopped), "the node was dropped");
     let node = summers(dir.path());
-    let notes = |prefix: &str| node.blocking_client().query::<Summer>(&key("a"), SummerQuery::Notes(prefix.to_owned()));
+    let notes = |prefix: &str| {
+        node.blocking_client().query::<Summer>(&key("a"), SummerQuery::Notes(prefix.to_owned()))
+    };
     assert_eq!(notes("b").unwrap(), vec![3, 7]);
     assert_eq!(notes("").unwrap(), vec![1, 3, 7, 9]);
 }

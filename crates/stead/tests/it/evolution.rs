@@ -3,9 +3,9 @@
 use crate::services::key;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use stead::{CallError, Context, Never, Node, Process, QueryContext, RawError, Refusal, ServiceOptions};
 use std::marker::PhantomData;
 use std::path::Path;
+use stead::{CallError, Context, Never, Node, Process, QueryContext, RawError, Refusal, ServiceOptions};
 
 /// One version of a service: its state, and how it reads older ones.
 trait Version: Serialize + DeserializeOwned + Default + Send + 'static {
@@ -123,7 +123,8 @@ impl Version for Third {
         self.names.join("+")
     }
     fn migrate(version: u32, bytes: &[u8]) -> Result<Self, String> {
-        let old: First = stead::codec::decode(bytes, "the state", "person").map_err(|error| error.to_string())?;
+        let old: First =
+            stead::codec::decode(bytes, "the state", "person").map_err(|error| error.to_string())?;
         assert_eq!(version, 1);
         Ok(Self { names: vec![old.name] })
     }
@@ -178,7 +179,10 @@ fn fields_come_and_go_variants_are_renamed_and_the_rest_is_migrated_or_refused()
     let node = open::<Stranger>(dir.path());
     for _ in 0..2 {
         let refused = refusal(node.blocking_client().call::<Person<Stranger>>(&key("p"), rename("x")));
-        assert!(refused.contains("person/p") && refused.contains("version 1") && refused.contains("number"), "{refused}");
+        assert!(
+            refused.contains("person/p") && refused.contains("version 1") && refused.contains("number"),
+            "{refused}"
+        );
         refusal(show::<Stranger>(&node));
     }
     node.shutdown();

@@ -1,13 +1,13 @@
 //! What goes wrong: full disks, failing syncs, second owners, broken configurations.
 
 use crate::services::{Account, Ask, Look, builder, key};
-use stead::{CallError, Node, OpenError, RawError, Refusal, ServiceOptions};
-use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
-use stead_store::real_disk::RealDisk;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use stead::{CallError, Node, OpenError, RawError, Refusal, ServiceOptions};
+use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
+use stead_store::real_disk::RealDisk;
 
 /// A disk on which room and syncs can be taken away.
 struct FaultyDisk {
@@ -34,7 +34,11 @@ impl Faults {
 
     fn sync(&self) -> io::Result<()> {
         self.syncs.fetch_add(1, Ordering::SeqCst);
-        if self.sync_fails.load(Ordering::SeqCst) { Err(io::Error::other("the disk is gone")) } else { Ok(()) }
+        if self.sync_fails.load(Ordering::SeqCst) {
+            Err(io::Error::other("the disk is gone"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -199,6 +203,7 @@ fn a_client_without_a_session_is_told_that_the_disk_is_full() {
     let disk = FaultyDisk { disk: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
     let node = builder(dir.path()).segment_bytes(64 << 10).disk(Arc::new(disk)).open().unwrap();
     faults.full.store(true, Ordering::SeqCst);
-    let error = (0..10_000).find_map(|_| node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(1)).err());
+    let error =
+        (0..10_000).find_map(|_| node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(1)).err());
     assert_eq!(error, Some(CallError::Raw(RawError::Refused(Refusal::Full))));
 }

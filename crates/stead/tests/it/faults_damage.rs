@@ -57,7 +57,8 @@ fn refused(dir: &Path, words: &[&str]) {
 /// The files that matter: the facts, the log's first segment, the newest manifest and its bundle.
 fn targets(dir: &Path) -> Vec<(PathBuf, &'static [&'static str])> {
     let newest = |sub: &str| {
-        let mut names: Vec<_> = fs::read_dir(dir.join(sub)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(dir.join(sub)).unwrap().map(|entry| entry.unwrap().path()).collect();
         // What a trimmed segment holds matters to nobody.
         names.retain(|path| path.extension().is_none_or(|end| end != "free"));
         names.sort();
@@ -117,7 +118,14 @@ fn an_older_or_another_file_in_its_place_is_refused() {
         let whole = fs::read(&path).unwrap();
         fs::copy(&strange, &path).unwrap();
         // A log of another node is told apart as such.
-        refused(dir.path(), if path.extension().is_some_and(|end| end == "log") { &[".log", "belongs to log"] } else { words });
+        refused(
+            dir.path(),
+            if path.extension().is_some_and(|end| end == "log") {
+                &[".log", "belongs to log"]
+            } else {
+                words
+            },
+        );
         fs::write(&path, &whole).unwrap();
     }
     // The older manifest under the newer one's name.
@@ -187,7 +195,8 @@ fn an_unknown_version_is_told_from_damage() {
             bytes[8] = 9;
         } else {
             let text = String::from_utf8(bytes).unwrap();
-            let later = text.replace("\"format\": 1", "\"format\": 9").replace("\"format\":1", "\"format\":9");
+            let later =
+                text.replace("\"format\": 1", "\"format\": 9").replace("\"format\":1", "\"format\":9");
             bytes = later.into_bytes();
         }
         assert!(bytes != whole, "{name}");

@@ -71,7 +71,8 @@ fn a_node_that_is_killed_on_a_full_disk_starts_there_and_takes_writes_when_there
     disk.kill_process();
     // A start writes a little of its own: its epoch and a start entry of each shard.
     disk.set_capacity(Some(disk.used() + (8 << 10)));
-    let node = match builder(Path::new("unused")).segment_bytes(64 << 10).disk(Arc::new(disk.clone())).open() {
+    let node = match builder(Path::new("unused")).segment_bytes(64 << 10).disk(Arc::new(disk.clone())).open()
+    {
         Ok(node) => node,
         Err(error) => {
             assert!(error.to_string().contains("room") || error.to_string().contains("full"), "{error}");
@@ -104,7 +105,10 @@ fn a_failed_sync_ends_the_node_and_nothing_answered_is_lost() {
         assert!(reason.contains("can't sync"), "{reason}");
         assert!(!node.is_ready());
         assert!(node.status().failure.is_some());
-        assert!(matches!(deposit(&node), Err(CallError::Raw(RawError::NodeFailed(_)))), "it takes nothing any more");
+        assert!(
+            matches!(deposit(&node), Err(CallError::Raw(RawError::NodeFailed(_)))),
+            "it takes nothing any more"
+        );
         let answered = 5;
         node.kill();
         disk.crash();
@@ -171,6 +175,7 @@ fn a_clock_that_jumps_back_turns_no_time_back_and_loses_nothing() {
     // Forward again: the key was kept for a day of the shard's time, which is long over.
     let node = open(2000 * HOUR);
     assert_eq!(node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 100);
-    let again = node.blocking_client().call_idempotent::<Account>(&key("once"), b"k2", Ask::Deposit(7)).unwrap();
+    let again =
+        node.blocking_client().call_idempotent::<Account>(&key("once"), b"k2", Ask::Deposit(7)).unwrap();
     assert_eq!(again, 14);
 }

@@ -108,7 +108,8 @@ fn child() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     let node = open(Path::new(&dir));
     let client = node.blocking_client().with_timeout(Duration::from_secs(5));
-    let (sender, sick, well) = (key_on(&node, 0, "sender"), key_on(&node, 1, "sick"), key_on(&node, 1, "well"));
+    let (sender, sick, well) =
+        (key_on(&node, 0, "sender"), key_on(&node, 1, "sick"), key_on(&node, 1, "well"));
     if node.recovery().created {
         let fault = serde_json::from_str(&std::env::var(FAULT).unwrap()).unwrap();
         for _ in 0..DEPOSITS {
@@ -131,7 +132,11 @@ fn child() {
     while client.query::<Patient>(&well, Calls).unwrap() < DEPOSITS + 1 {
         std::thread::yield_now();
     }
-    assert_eq!(client.query::<Patient>(&sick, Calls).unwrap(), 0, "a cause that was given up leaves no trace");
+    assert_eq!(
+        client.query::<Patient>(&sick, Calls).unwrap(),
+        0,
+        "a cause that was given up leaves no trace"
+    );
     assert_eq!(client.query::<Patient>(&sender, Calls).unwrap(), 1);
     let calls = client.query::<Patient>(&well, Calls).unwrap();
     assert_eq!(client.call::<Patient>(&well, Ask::Count).unwrap(), calls + 1);
@@ -191,7 +196,10 @@ fn a_handler_that_overflows_its_stack_is_given_up_and_the_rest_goes_on() {
 
 #[test]
 fn a_handler_that_loops_for_ever_is_given_up_and_the_rest_goes_on() {
-    ends_the_process(&Ask::Loop, "handling a message of another process, has run for over 60 ms (handler_timeout)");
+    ends_the_process(
+        &Ask::Loop,
+        "handling a message of another process, has run for over 60 ms (handler_timeout)",
+    );
 }
 
 #[test]

@@ -29,15 +29,21 @@ fn unknown_services_keys_and_requests_are_refused_with_the_reason() {
         let error = refused(&node, call("account", &bad, &deposit));
         assert!(matches!(&error, RawError::Codec(CodecError::Key { .. })), "{error}");
     }
-    for bad in [&[][..], &[0xc1], &deposit[..deposit.len() - 1], &[&deposit[..], &[0]].concat(), &[0x91; 4000]] {
+    for bad in
+        [&[][..], &[0xc1], &deposit[..deposit.len() - 1], &[&deposit[..], &[0]].concat(), &[0x91; 4000]]
+    {
         let error = refused(&node, call("account", "a", bad));
         let text = error.to_string();
-        assert!(matches!(error, RawError::Refused(_)) && text.contains("a request of account can't be read"), "{text}");
+        assert!(
+            matches!(error, RawError::Refused(_)) && text.contains("a request of account can't be read"),
+            "{text}"
+        );
     }
     let long = "p".repeat(257);
     let error = refused(&node, RawCall { principal: &long, ..call("account", "a", &deposit) });
     assert!(error.to_string().contains("a principal of 257 bytes"), "{error}");
-    let error = refused(&node, RawCall { idempotency_key: Some(long.as_bytes()), ..call("account", "a", &deposit) });
+    let error =
+        refused(&node, RawCall { idempotency_key: Some(long.as_bytes()), ..call("account", "a", &deposit) });
     assert!(error.to_string().contains("an idempotency key of 257 bytes"), "{error}");
 
     let error = client.with_principal(&long).call::<Account>(&key("a"), Ask::Deposit(1)).unwrap_err();
@@ -78,7 +84,9 @@ fn what_does_not_fit_into_the_log_is_refused_and_the_node_goes_on() {
             let client = node.blocking_client();
             std::thread::spawn(move || {
                 let value = serde_json::Value::String("y".repeat(60_000));
-                client.call::<stead::kv::Kv>(&format!("key-{at}"), stead::kv::Request::Put { value }).unwrap();
+                client
+                    .call::<stead::kv::Kv>(&format!("key-{at}"), stead::kv::Request::Put { value })
+                    .unwrap();
             })
         })
         .collect();

@@ -1,5 +1,7 @@
 //! The library over a real disk: what users rely on, one subject a module.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
 mod checkpoints;
 mod effects;
 mod evolution;

@@ -1,9 +1,9 @@
 //! The services of these tests.
 
 use serde::{Deserialize, Serialize};
-use stead::{Context, Node, NodeBuilder, Process, QueryContext, ServiceOptions};
 use std::path::Path;
 use std::time::Duration;
+use stead::{Context, Node, NodeBuilder, Process, QueryContext, ServiceOptions};
 
 /// An account that refuses to be overdrawn.
 #[derive(Default, Debug, PartialEq, Serialize, Deserialize)]

@@ -32,12 +32,16 @@ fn messages_arrive_once_over_a_checkpoint_and_a_kill() {
     let client = node.blocking_client();
     client.call::<Account>(&key("source"), Ask::Deposit(1000)).unwrap();
     for at in 0..50 {
-        client.call::<Account>(&key("source"), Ask::Move { amount: 1, to: format!("to-{}", at % 5) }).unwrap();
+        client
+            .call::<Account>(&key("source"), Ask::Move { amount: 1, to: format!("to-{}", at % 5) })
+            .unwrap();
     }
     let report = node.checkpoint_blocking().unwrap();
     assert_eq!((report.number, report.failed_checks.len()), (1, 0));
     for at in 0..50 {
-        client.call::<Account>(&key("source"), Ask::Move { amount: 1, to: format!("to-{}", at % 5) }).unwrap();
+        client
+            .call::<Account>(&key("source"), Ask::Move { amount: 1, to: format!("to-{}", at % 5) })
+            .unwrap();
     }
     node.kill();
     let node = builder(dir.path()).open().unwrap();

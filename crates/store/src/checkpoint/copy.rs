@@ -25,7 +25,8 @@ pub struct Owner {
 impl Owner {
     fn encode(self) -> Vec<u8> {
         let Self { cluster, incarnation } = self;
-        format!(r#"{{"stead":"copies","format":1,"cluster":"{cluster:032x}","incarnation":{incarnation}}}"#).into()
+        format!(r#"{{"stead":"copies","format":1,"cluster":"{cluster:032x}","incarnation":{incarnation}}}"#)
+            .into()
     }
 
     /// Takes a target for the copies of this cluster and life; again is fine. Before this nothing may be written there
@@ -48,7 +49,8 @@ impl Owner {
             found => return check(found?),
         }
         if !target.list(MANIFESTS)?.is_empty() {
-            let reason = format!("it holds checkpoints already, and no {OWNER} that says whose copies they are");
+            let reason =
+                format!("it holds checkpoints already, and no {OWNER} that says whose copies they are");
             return Err(CheckpointError::Target { reason });
         }
         match target.put_new(OWNER, &wanted)? {

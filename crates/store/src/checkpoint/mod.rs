@@ -106,7 +106,9 @@ pub enum CheckpointError {
         reason: String,
     },
     /// The target of copies is another's.
-    #[error("checkpoints can't be copied there: {reason}; use another address, or another prefix of this one")]
+    #[error(
+        "checkpoints can't be copied there: {reason}; use another address, or another prefix of this one"
+    )]
     Target {
         /// What is there.
         reason: String,

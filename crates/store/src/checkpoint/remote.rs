@@ -93,7 +93,9 @@ impl RemoteStore {
         } else {
             return Err(refuse("an address begins with file:// or s3://".to_owned()));
         };
-        Ok(Self { inner: Arc::new(Inner { store, runtime: Some(runtime), address: address.to_owned(), cancel }) })
+        Ok(Self {
+            inner: Arc::new(Inner { store, runtime: Some(runtime), address: address.to_owned(), cancel }),
+        })
     }
 }
 

@@ -65,7 +65,8 @@ pub(super) fn populate(node: &Node, processes: u32, bytes: u32) -> Result<(), Fa
     let callers: Vec<_> = (0..AT_A_TIME)
         .map(|caller| {
             let client = node.client();
-            let mine: Vec<u32> = ranges.iter().copied().skip(caller as usize).step_by(AT_A_TIME as usize).collect();
+            let mine: Vec<u32> =
+                ranges.iter().copied().skip(caller as usize).step_by(AT_A_TIME as usize).collect();
             runtime.spawn(async move {
                 for from in mine {
                     let to = processes.min(from + SPREAD);

@@ -50,7 +50,9 @@ pub(super) fn one(node: &Node) -> Result<(), Failure> {
     quiet(node)?;
     let before = node.metrics().checkpoints;
     node.set_checkpoint_interval(AT_ONCE);
-    wait("a checkpoint", || node.status().checkpoint_running.is_some() || node.metrics().checkpoints > before)?;
+    wait("a checkpoint", || {
+        node.status().checkpoint_running.is_some() || node.metrics().checkpoints > before
+    })?;
     quiet(node)?;
     wait("a checkpoint", || node.metrics().checkpoints > before)
 }

@@ -50,7 +50,13 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     drop(inside);
     runtime.block_on(server.shutdown());
     node.shutdown();
-    report.add(WORKLOAD, format!("answered, {connections} connections"), "1/s", &rates, Some(Goal::AtLeast(30_000.0)));
+    report.add(
+        WORKLOAD,
+        format!("answered, {connections} connections"),
+        "1/s",
+        &rates,
+        Some(Goal::AtLeast(30_000.0)),
+    );
     report.add(WORKLOAD, "p50", "ms", &p50, None);
     report.add(WORKLOAD, "p99", "ms", &p99, None);
     Ok(())
@@ -68,7 +74,10 @@ pub(super) fn child<T: DeserializeOwned>(arguments: &[&str]) -> Result<T, Failur
         .and_then(Child::wait_with_output)
         .map_err(|error| failed("run a child process")(&error))?;
     if !child.status.success() {
-        return Err(Failure::new(Exit::Failed, format!("the child process {arguments:?} failed: {}", child.status)));
+        return Err(Failure::new(
+            Exit::Failed,
+            format!("the child process {arguments:?} failed: {}", child.status),
+        ));
     }
     serde_json::from_slice(&child.stdout).map_err(|error| failed("read a child's figures")(&error))
 }

@@ -104,11 +104,12 @@ fn write_call(request: &mut String, key: u32, value: u32) {
 fn response_length(response: &[u8]) -> Option<usize> {
     let head = response.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
     let lines = response[..head].split(|&byte| byte == b'\n');
-    let length = lines.filter_map(|line| {
+    let mut length = lines.filter_map(|line| {
         let (name, value) = line.split_at_checked(15)?;
-        name.eq_ignore_ascii_case(b"content-length:").then(|| std::str::from_utf8(value).ok()?.trim().parse().ok())?
+        name.eq_ignore_ascii_case(b"content-length:")
+            .then(|| std::str::from_utf8(value).ok()?.trim().parse().ok())?
     });
-    Some(head + length.last().unwrap_or(0))
+    Some(head + length.next_back().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -22,7 +22,8 @@ const MEMORY_BYTES: usize = 256 << 20;
 pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> {
     let room = Room::new(args)?;
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, m)| m));
+    let model =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, m)| m));
     report.fact("processor", model.unwrap_or("unknown"));
     report.fact("cores", std::thread::available_parallelism().map_or(1, usize::from));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

@@ -53,7 +53,8 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     for round in 0..args.rounds.min(3) {
         let data = room.path().join(round.to_string()).display().to_string();
         let arguments = ["memory-child", "--data", &data];
-        let each = |memory: &Memory| (memory.resident_bytes - memory.base_bytes) as f64 / memory.processes as f64;
+        let each =
+            |memory: &Memory| (memory.resident_bytes - memory.base_bytes) as f64 / memory.processes as f64;
         grown.push(each(&child::<Memory>(&arguments)?));
         loaded.push(each(&child::<Memory>(&arguments)?));
     }

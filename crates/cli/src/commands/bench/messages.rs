@@ -23,7 +23,10 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     let room = Room::new(args)?;
     let node = Node::builder(room.path())
         .service::<Hop>(ServiceOptions::default().shards(SHARDS).outbox_bytes_max(1 << 30))
-        .checkpoints(CheckpointOptions { interval: Some(Duration::from_secs(1)), ..CheckpointOptions::default() })
+        .checkpoints(CheckpointOptions {
+            interval: Some(Duration::from_secs(1)),
+            ..CheckpointOptions::default()
+        })
         .open()
         .map_err(|error| failed("open a node")(&error))?;
     STOPPED.store(false, Ordering::Relaxed);

@@ -28,8 +28,10 @@ use std::time::Duration;
 
 /// Measure this machine, and Stead on it
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  stead bench messages\n  stead bench all --rounds 5 --json > figures.json\n\n\
-    The whole takes about 8 minutes and 8 GB of disk. Run it on an idle machine, from a release build.")]
+#[command(
+    after_help = "Example:\n  stead bench messages\n  stead bench all --rounds 5 --json > figures.json\n\n\
+    The whole takes about 8 minutes and 8 GB of disk. Run it on an idle machine, from a release build."
+)]
 pub(crate) struct BenchArgs {
     /// What to measure
     #[arg(value_enum, default_value_t = Workload::All)]
@@ -111,7 +113,8 @@ pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<(), Failure> {
         eprintln!("stead: this is a debug build: its figures say nothing");
     }
     let mut report = Report::default();
-    let all: [(Workload, fn(&BenchArgs, &mut Report) -> Result<(), Failure>); 6] = [
+    type Measure = fn(&BenchArgs, &mut Report) -> Result<(), Failure>;
+    let all: [(Workload, Measure); 6] = [
         (Workload::Messages, messages::run),
         (Workload::Requests, requests::run),
         (Workload::Http, http::run),

@@ -56,7 +56,13 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
         p999.push(quantile(&calls.micros, 0.999) / 1e3);
     }
     let callers = args.callers;
-    report.add(WORKLOAD, format!("answered, {callers} callers"), "1/s", &rates, Some(Goal::AtLeast(200_000.0)));
+    report.add(
+        WORKLOAD,
+        format!("answered, {callers} callers"),
+        "1/s",
+        &rates,
+        Some(Goal::AtLeast(200_000.0)),
+    );
     report.add(WORKLOAD, format!("p50, {callers} callers"), "ms", &p50, None);
     report.add(WORKLOAD, format!("p99.9, {callers} callers"), "ms", &p999, None);
 

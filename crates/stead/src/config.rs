@@ -52,6 +52,14 @@ pub struct CheckpointConfig {
     pub timeout: Option<Duration>,
     /// Most bytes each second that are written for checkpoints; 0 is no limit. Default 0.
     pub bytes_per_second: Option<u64>,
+    /// Where checkpoints are copied to, besides the local ones: `file:///directory` or `s3://bucket/prefix`.
+    /// Default: nowhere.
+    pub copy_to: Option<String>,
+    /// Time between two copies' beginnings: 10 ms to 7 days. Default 5 min.
+    #[serde(deserialize_with = "duration")]
+    pub copy_interval: Option<Duration>,
+    /// Checkpoints that are kept at `copy_to`: 1 to 10,000. Default 10.
+    pub copy_keep: Option<usize>,
 }
 
 /// A service's part of the configuration.
@@ -117,7 +125,7 @@ pub enum ConfigError {
 
 const PREFIX: &str = "STEAD_";
 /// All keys, for hints: first those of the top, then those in tables, then their last parts.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 27] = [
     "data_dir",
     "threads",
     "task_threads",
@@ -130,10 +138,16 @@ const KEYS: [&str; 21] = [
     "checkpoints.keep",
     "checkpoints.timeout",
     "checkpoints.bytes_per_second",
+    "checkpoints.copy_to",
+    "checkpoints.copy_interval",
+    "checkpoints.copy_keep",
     "segment_bytes",
     "interval",
     "keep",
     "timeout",
+    "copy_to",
+    "copy_interval",
+    "copy_keep",
     "shards",
     "session_ttl",
     "idempotency_ttl",
@@ -228,6 +242,10 @@ impl Config {
             "100ms to 24h",
         )?;
         range("checkpoints.keep", checkpoints.keep, 1..=10_000, "1 to 10000")?;
+        address("checkpoints.copy_to", checkpoints.copy_to.as_deref())?;
+        let (min, max) = (Duration::from_millis(10), hour * 168);
+        time("checkpoints.copy_interval", checkpoints.copy_interval, min, max, "10ms to 168h")?;
+        range("checkpoints.copy_keep", checkpoints.copy_keep, 1..=10_000, "1 to 10000")?;
         for (name, service) in &self.services {
             let key = |field: &str| format!("services.{name}.{field}");
             range(&key("shards"), service.shards, 1..=Topology::SHARDS_MAX, "1 to 4096")?;
@@ -372,6 +390,22 @@ fn time(
     }
 }
 
+/// What can be told of an address without a look at what is there, which may come and go.
+fn address(key: &str, value: Option<&str>) -> Result<(), ConfigError> {
+    let good = |value: &str| {
+        let bucket = value.strip_prefix("s3://");
+        bucket.is_some_and(|bucket| !bucket.is_empty() && !bucket.starts_with('/'))
+            || value.starts_with("file:///")
+    };
+    match value {
+        Some(value) if !good(value) => {
+            let must = "file:///directory or s3://bucket/prefix";
+            Err(ConfigError::Range { key: key.to_owned(), value: format!("{value:?}"), must })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The key in serde's sentence about an unknown field.
 fn unknown_key(reason: &str) -> Option<&str> {
     reason.strip_prefix("unknown field `")?.split('`').next()
@@ -423,6 +457,9 @@ mod tests {
         let env = vars(&[
             ("STEAD_THREADS", "3"),
             ("STEAD_CHECKPOINTS_KEEP", "7"),
+            ("STEAD_CHECKPOINTS_COPY_TO", "s3://bucket/prefix"),
+            ("STEAD_CHECKPOINTS_COPY_INTERVAL", "1m"),
+            ("STEAD_CHECKPOINTS_COPY_KEEP", "30"),
             ("STEAD_SERVICES_BANK_SESSION_TTL", "2m"),
             ("STEAD_DATA_DIR", "5"),
             ("HOME", "/"),
@@ -432,6 +469,9 @@ mod tests {
         assert_eq!(config.data_dir, Some(PathBuf::from("5")));
         assert_eq!(config.checkpoints.interval, Some(Duration::from_secs(5)));
         assert_eq!(config.checkpoints.keep, Some(7));
+        assert_eq!(config.checkpoints.copy_to.as_deref(), Some("s3://bucket/prefix"));
+        assert_eq!(config.checkpoints.copy_interval, Some(Duration::from_secs(60)));
+        assert_eq!(config.checkpoints.copy_keep, Some(30));
         let bank = &config.services["bank"];
         assert_eq!((bank.shards, bank.session_ttl), (Some(4), Some(Duration::from_secs(120))));
     }
@@ -455,6 +495,9 @@ mod tests {
             ("handler_timeout = \"1ms\"", "10ms to 1h"),
             ("[services.a]\nshards = 5000", "1 to 4096"),
             ("[checkpoints]\nkeep = 0", "1 to 10000"),
+            ("[checkpoints]\ncopy_interval = \"1ms\"", "10ms to 168h"),
+            ("[checkpoints]\ncopy_to = \"s3://\"", "s3://bucket/prefix"),
+            ("[checkpoints]\ncopy_to = \"file://here\"", "file:///directory"),
         ] {
             let error = Config::from_toml(text, "test").unwrap_err();
             assert!(

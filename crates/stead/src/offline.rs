@@ -1,7 +1,8 @@
-//! What can be done with data while no node runs on it: restore a checkpoint, look at checkpoints and at the log.
+//! What can be done with data while no node runs on it: restore or copy a checkpoint, look at checkpoints and the log.
 
 use crate::codec;
-use crate::node::{CheckpointInfo, list_checkpoints, system_time, verify_stored};
+use crate::node::stable::copy_stored;
+use crate::node::{CheckpointInfo, CopyReport, list_checkpoints, system_time, verify_stored};
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use stead_core::record::{Kind, RecordKey};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::manifest::{newest, read_manifest};
 use stead_store::checkpoint::remote::RemoteStore;
 use stead_store::checkpoint::restore::{
@@ -89,6 +91,9 @@ pub enum OfflineError {
         /// The directory or address.
         from: String,
     },
+    /// An address can't be used.
+    #[error(transparent)]
+    Address(StoreError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -125,9 +130,13 @@ fn existing_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
 
 fn source_store(from: &str) -> Result<Arc<dyn BlobStore>, OfflineError> {
     if from.contains("://") {
-        return Ok(Arc::new(RemoteStore::open(from, &BTreeMap::new())?));
+        return Ok(Arc::new(remote_store(from)?));
     }
     Ok(Arc::new(DiskStore::attach(existing_disk(Path::new(from))?, CHECKPOINTS)))
+}
+
+fn remote_store(address: &str) -> Result<RemoteStore, OfflineError> {
+    RemoteStore::open(address, &BTreeMap::new()).map_err(OfflineError::Address)
 }
 
 /// Restores a checkpoint into a new data directory, as a new incarnation. It is there as a whole or not at all: a
@@ -215,6 +224,21 @@ pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
 /// [`OfflineError`] if it is damaged. What is whole but inconsistent is in the report.
 pub fn verify(from: &str, number: u64, registry: &Registry) -> Result<Report, OfflineError> {
     Ok(verify_stored(&*source_store(from)?, number, registry)?)
+}
+
+/// Copies a checkpoint of a data directory that no node runs on to `file:///directory` or `s3://bucket/prefix`; what is
+/// there already is not sent again. S3 takes its region, endpoint and credentials from the usual variables `AWS_…`.
+///
+/// # Errors
+/// [`OfflineError`]: then the checkpoint does not exist at the target, and a repetition goes on from there. A directory
+/// that a node runs on is refused, for the node might collect the checkpoint meanwhile.
+pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyReport, OfflineError> {
+    let disk = existing_disk(data_dir)?;
+    let meta = DataDir::inspect(&*disk)?;
+    let (data_dir, _) = DataDir::open(Arc::clone(&disk), || meta)?;
+    let owner = Owner { cluster: data_dir.meta().cluster, incarnation: data_dir.meta().incarnation };
+    let local = DiskStore::attach(disk, CHECKPOINTS);
+    Ok(copy_stored(&local, &remote_store(to)?, owner, number, to, &Pace::unlimited())?)
 }
 
 /// A log entry for people to read.

@@ -8,9 +8,9 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use stead_store::checkpoint::verify::Report as VerifyReport;
 use utoipa::ToSchema;
@@ -173,6 +173,55 @@ pub(super) async fn verify_checkpoint(
     .await
 }
 
+/// Where a checkpoint is to be copied to.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CopyRequest {
+    /// `file:///directory` on the server's machine, or `s3://bucket/prefix`.
+    #[schema(example = "s3://bucket/prefix")]
+    to: String,
+}
+
+/// Copies a checkpoint to other storage, and answers when it is there.
+///
+/// Bundles that are there already are not sent again. A copy goes on if the client leaves. The body's type must be
+/// told as `application/json`: so no web page can ask for a copy behind its reader's back.
+#[utoipa::path(
+    post,
+    path = "/v1/checkpoints/{number}/copy",
+    tag = "checkpoints",
+    params(("number" = u64, Path, description = "The checkpoint's number")),
+    request_body(content = CopyRequest, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The copy is complete", body = Object),
+        (status = 400, description = "The request or the address can't be used", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "It failed; a repetition goes on from there", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn copy_checkpoint(
+    State(gateway): State<Arc<Gateway>>,
+    number: Result<Path<u64>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let Path(number) = number.map_err(bad_path)?;
+    let told = headers.get(CONTENT_TYPE).and_then(|told| told.to_str().ok()).unwrap_or_default();
+    if told.split(';').next().map(str::trim) != Some("application/json") {
+        let detail = format!("the Content-Type is {told:?}; a copy is asked for with application/json");
+        return Err(Problem::new(Kind::BadRequest, detail));
+    }
+    let body = gateway.body(&headers, body, gateway.limits.request_timeout).await?;
+    let CopyRequest { to } = serde_json::from_slice(&body).map_err(|error| {
+        let kind = if error.is_data() { Kind::BadRequest } else { Kind::BadJson };
+        Problem::new(kind, format!("the body is not {{\"to\": ADDRESS}}: {error}"))
+    })?;
+    let node = gateway.node.clone();
+    in_background(move || find(&node, number)).await?;
+    let report = gateway.node.copy_checkpoint(number, &to).await.map_err(failed)?;
+    Ok(Json(report).into_response())
+}
+
 /// Deletes a checkpoint. The newest complete one stays: recovery needs it.
 #[utoipa::path(
     delete,
@@ -252,6 +301,7 @@ fn find(node: &Node, number: u64) -> Result<CheckpointInfo, Problem> {
 fn failed(failure: CheckpointFailure) -> Problem {
     let kind = match failure {
         CheckpointFailure::GivenUp { .. } | CheckpointFailure::Store(_) => Kind::CheckpointFailed,
+        CheckpointFailure::Address(_) => Kind::BadRequest,
         CheckpointFailure::Stopped(_) => Kind::NotReady,
     };
     Problem::new(kind, failure.to_string())

@@ -104,6 +104,9 @@ impl Collector for OfNode {
             ("checkpoints", "Checkpoints completed", counts.checkpoints),
             ("checkpoints_failed", "Checkpoints given up", counts.checkpoints_failed),
             ("checkpoint_bytes", "Bytes written for checkpoints", counts.checkpoint_bytes),
+            ("checkpoint_copies", "Checkpoints copied to other stores", counts.checkpoint_copies),
+            ("checkpoint_copies_failed", "Copies that failed", counts.checkpoint_copies_failed),
+            ("checkpoint_copy_bytes", "Bytes written for copies", counts.checkpoint_copy_bytes),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);
@@ -126,6 +129,16 @@ impl Collector for OfNode {
                 "checkpoint_newest",
                 "Number of the newest checkpoint; 0 before the first",
                 status.checkpoint.unwrap_or(0),
+            ),
+            (
+                "checkpoint_copied_newest",
+                "Number of the newest checkpoint at checkpoints.copy_to; 0 if none was copied in this life",
+                status.checkpoint_copies.as_ref().and_then(|copies| copies.newest).unwrap_or(0),
+            ),
+            (
+                "checkpoint_copy_failing",
+                "1 if the last attempt to copy to checkpoints.copy_to failed",
+                u64::from(status.checkpoint_copies.as_ref().is_some_and(|copies| copies.failure.is_some())),
             ),
         ];
         for (name, help, value) in gauges {

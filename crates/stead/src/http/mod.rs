@@ -70,6 +70,7 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(admin::checkpoints, admin::create_checkpoint))
         .routes(routes!(admin::show_checkpoint, admin::delete_checkpoint))
         .routes(routes!(admin::verify_checkpoint))
+        .routes(routes!(admin::copy_checkpoint))
         .routes(routes!(log::log))
         .routes(routes!(admin::metrics))
         .routes(routes!(admin::openapi))

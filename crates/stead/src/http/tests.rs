@@ -207,6 +207,7 @@ fn the_description_lists_the_routes() {
         ("/v1/checkpoints", "post"),
         ("/v1/checkpoints/{number}", "delete"),
         ("/v1/checkpoints/{number}/verify", "post"),
+        ("/v1/checkpoints/{number}/copy", "post"),
         ("/v1/dead-letters/{service}", "get"),
         ("/v1/log/{shard}", "get"),
         ("/metrics", "get"),

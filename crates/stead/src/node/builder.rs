@@ -68,6 +68,22 @@ pub struct CheckpointOptions {
     pub timeout: Duration,
     /// Most bytes each second that are written for checkpoints; 0 is no limit, and the default.
     pub bytes_per_second: u64,
+    /// Stable storage: `file:///directory` or `s3://bucket/prefix`, which newly completed checkpoints are copied to; none
+    /// by default. S3 takes its region, endpoint and credentials from the usual variables `AWS_…`, and needs the cargo
+    /// feature `s3`. A failure there never fails the work: [`Status::checkpoint_copies`](crate::Status) tells it.
+    pub copy_to: Option<String>,
+    /// Time between two copies' beginnings: 10 ms to 7 days, 5 min by default.
+    pub copy_interval: Duration,
+    /// Checkpoints that are kept at `copy_to`: 1 to 10,000, 10 by default.
+    pub copy_keep: usize,
+}
+
+/// Where checkpoints are copied to, how often, and how many stay there.
+#[derive(Clone, Debug)]
+pub(crate) struct CopyTarget {
+    pub(crate) address: String,
+    pub(crate) interval: Duration,
+    pub(crate) keep: usize,
 }
 
 impl Default for CheckpointOptions {
@@ -77,6 +93,9 @@ impl Default for CheckpointOptions {
             keep: 3,
             timeout: Duration::from_secs(600),
             bytes_per_second: 0,
+            copy_to: None,
+            copy_interval: Duration::from_secs(300),
+            copy_keep: 10,
         }
     }
 }
@@ -107,6 +126,7 @@ pub(crate) struct Limits {
     pub(crate) handler_timeout: Duration,
     pub(crate) segment_bytes: u64,
     pub(crate) checkpoints: CheckpointOptions,
+    pub(crate) copies: Option<CopyTarget>,
     /// By service, its shards and settings.
     pub(crate) services: Vec<(&'static str, Option<u32>, Settings)>,
 }
@@ -240,6 +260,9 @@ impl NodeBuilder {
                 keep: Some(set.keep.unwrap_or(self.checkpoints.keep)),
                 timeout: Some(set.timeout.unwrap_or(self.checkpoints.timeout)),
                 bytes_per_second: Some(set.bytes_per_second.unwrap_or(self.checkpoints.bytes_per_second)),
+                copy_to: set.copy_to.clone().or_else(|| self.checkpoints.copy_to.clone()),
+                copy_interval: Some(set.copy_interval.unwrap_or(self.checkpoints.copy_interval)),
+                copy_keep: Some(set.copy_keep.unwrap_or(self.checkpoints.copy_keep)),
             },
             services: self
                 .services
@@ -253,7 +276,13 @@ impl NodeBuilder {
             let service = &merged.services[*name];
             (*name, service.shards, service.settings())
         });
+        let copies = merged.checkpoints.copy_to.clone().map(|address| CopyTarget {
+            address,
+            interval: merged.checkpoints.copy_interval.unwrap_or(standard.copy_interval),
+            keep: merged.checkpoints.copy_keep.unwrap_or(standard.copy_keep),
+        });
         Ok(Limits {
+            copies,
             threads: merged.threads.unwrap_or(cores.min(256)),
             task_threads: merged.task_threads.unwrap_or((cores / 2).clamp(1, 256)),
             handler_timeout: merged.handler_timeout.unwrap_or(Duration::from_secs(10)),
@@ -263,6 +292,7 @@ impl NodeBuilder {
                 keep: merged.checkpoints.keep.unwrap_or(standard.keep),
                 timeout: merged.checkpoints.timeout.unwrap_or(standard.timeout),
                 bytes_per_second: merged.checkpoints.bytes_per_second.unwrap_or(0),
+                ..standard
             },
             services: services.collect(),
         })

@@ -5,6 +5,7 @@ pub(crate) mod inbox;
 mod log;
 mod open;
 mod snapshots;
+pub(crate) mod stable;
 mod status;
 mod tasks;
 pub(crate) mod watchdog;
@@ -13,6 +14,7 @@ mod worker;
 pub use builder::{CheckpointOptions, NodeBuilder, ServiceOptions};
 pub(crate) use open::CHECKPOINTS;
 pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck};
+pub use stable::{CopyReport, CopyStatus};
 pub use status::{
     DeadLetterInfo, LogStatus, Metrics, RecoveryReport, ServiceStatus, ShardStatus, Status, TaskStatus,
 };
@@ -24,6 +26,7 @@ use inbox::{Command, Inbox};
 use log::{LogQueue, PreparerSignal};
 use open::{Group, Member};
 use snapshots::{Event, SnapshotQueue, Wanted};
+use stable::Copies;
 use status::Counters;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -72,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) preparer: PreparerSignal,
     pub(crate) tasks: TaskQueue,
     pub(crate) snapshots: SnapshotQueue,
+    pub(crate) copies: Copies,
     pub(crate) watchdog: Watchdog,
     pub(crate) counters: Counters,
     pub(crate) workers_running: AtomicUsize,
@@ -121,6 +125,7 @@ impl Shared {
         workers: usize,
         epoch: Epoch,
         wall: Time,
+        copies: Copies,
     ) -> (Self, mpsc::Receiver<Event>) {
         let (snapshots, events) = SnapshotQueue::new();
         let shared = Self {
@@ -134,6 +139,7 @@ impl Shared {
             preparer: PreparerSignal::new(),
             tasks: TaskQueue::default(),
             snapshots,
+            copies,
             watchdog: Watchdog::new(),
             counters: Counters::default(),
             workers_running: AtomicUsize::new(workers),
@@ -195,6 +201,7 @@ impl Shared {
         self.tasks.stop();
         self.watchdog.stop();
         self.snapshots.send(Event::Stop);
+        self.copies.stop();
         let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
         self.all_active.1.notify_all();
     }
@@ -283,6 +290,7 @@ impl Node {
             log: shared.log.status(),
             checkpoint: some(shared.snapshots.newest.load(Ordering::Relaxed)),
             checkpoint_running: some(shared.snapshots.running.load(Ordering::Relaxed)),
+            checkpoint_copies: shared.copies.status(),
         }
     }
 
@@ -366,6 +374,33 @@ impl Node {
     /// [`CheckpointFailure`].
     pub fn delete_checkpoint(&self, number: u64) -> Result<(), CheckpointFailure> {
         Ok(delete_checkpoint(&*self.0.store, Colour(number), &self.0.shared.snapshots.pinned())?)
+    }
+
+    /// Copies a checkpoint to `file:///directory` or `s3://bucket/prefix`; what is there already is not sent again. S3 takes
+    /// its region, endpoint and credentials from the usual variables `AWS_…`. The target is this cluster's alone, and
+    /// copies to the address of [`CheckpointOptions::copy_to`] fall under its retention. It
+    /// goes on if this future is dropped.
+    ///
+    /// # Errors
+    /// [`CheckpointFailure`]; the checkpoint does not exist at the target then, and a repetition goes on from there.
+    pub async fn copy_checkpoint(&self, number: u64, to: &str) -> Result<CopyReport, CheckpointFailure> {
+        let (shared, store, to) = (Arc::clone(&self.0.shared), Arc::clone(&self.0.store), to.to_owned());
+        let (reply, from) = oneshot::channel();
+        let spawned = std::thread::Builder::new().name("stead-copy".to_owned()).spawn(move || {
+            // Whoever asked may have given up.
+            let _ = reply.send(shared.copy_checkpoint(&*store, number, &to));
+        });
+        spawned.map_err(|error| CheckpointFailure::Store(format!("no thread to copy checkpoint {number}: {error}")))?;
+        let panicked = || CheckpointFailure::Store("the copy panicked; this is a bug in Stead".to_owned());
+        from.await.unwrap_or_else(|_| Err(panicked()))
+    }
+
+    /// As [`Self::copy_checkpoint`], for code that may block.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_checkpoint_blocking(&self, number: u64, to: &str) -> Result<CopyReport, CheckpointFailure> {
+        block_on(self.copy_checkpoint(number, to))
     }
 
     /// The dead letters of a service; `None` if there is no such service. Shards that are held by a handler are left out.
@@ -466,6 +501,7 @@ impl Inner {
             shared.tasks.stop();
             self.join(Group::Tasks);
             shared.snapshots.send(Event::Stop);
+            shared.copies.stop();
             self.join(Group::Checkpoints);
             for inbox in &shared.inboxes {
                 inbox.push(Command::Stop);
@@ -490,6 +526,7 @@ impl Inner {
         for group in [Group::Tasks, Group::Checkpoints, Group::Workers, Group::Log, Group::Watchdog] {
             self.join(group);
         }
+        self.shared.copies.await_end();
         let data_dir = self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut data_dir) = data_dir
             && self.shared.life.load(Ordering::SeqCst) == life::ENDED

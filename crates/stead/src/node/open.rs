@@ -3,6 +3,7 @@
 use super::builder::NodeBuilder;
 use super::log::LogThread;
 use super::snapshots::Checkpointer;
+use super::stable::{Copies, Stage};
 use super::status::RecoveryReport;
 use super::watchdog::Probe;
 use super::worker::Worker;
@@ -16,6 +17,7 @@ use std::time::Instant;
 use stead_core::ids::{Colour, Epoch, Incarnation};
 use stead_core::shard::{Settings, Shard};
 use stead_core::topology::Topology;
+use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::data_dir::{DataDir, Meta};
 use stead_store::disk::Disk;
@@ -89,7 +91,10 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         state_bytes: report.state_bytes,
     };
     let wall = builder.wall.as_ref().map_or_else(super::system_time, |wall| wall());
-    let (shared, events) = Shared::new(builder.registry, Arc::clone(&topology), limits.threads, epoch, wall);
+    let owner = Owner { cluster: data_dir.meta().cluster, incarnation: topology.incarnation };
+    let copies = Copies::new(owner, limits.checkpoints.bytes_per_second, limits.copies.as_ref());
+    let (shared, events) =
+        Shared::new(builder.registry, Arc::clone(&topology), limits.threads, epoch, wall, copies);
     let shared = Arc::new(shared);
     shared.snapshots.newest.store(
         manifest.as_ref().map_or(0, |manifest| manifest.number.0),
@@ -153,6 +158,13 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         let shared = Arc::clone(&shared);
         inner.spawn(Group::Tasks, &format!("stead-task-{number}"), move || {
             shared.tasks.run(&shared);
+            Ok(())
+        })?;
+    }
+    if let Some(to) = limits.copies {
+        let stage = Stage::new(Arc::clone(&shared), Arc::clone(&store), to);
+        inner.spawn(Group::Checkpoints, "stead-stable", move || {
+            stage.run();
             Ok(())
         })?;
     }

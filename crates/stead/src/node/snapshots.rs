@@ -207,6 +207,9 @@ pub enum CheckpointFailure {
     /// The stored checkpoints can't be read, or there is no such one.
     #[error("{0}")]
     Store(String),
+    /// An address that can't be used.
+    #[error("{0}")]
+    Address(String),
     /// The node has stopped or failed.
     #[error("the node has stopped: {0}")]
     Stopped(String),
@@ -442,6 +445,7 @@ impl Checkpointer {
         counters.checkpoints.add(1);
         counters.checkpoint_bytes.add(manifest.totals.written_bytes);
         self.shared.snapshots.newest.store(manifest.number.0, Ordering::Relaxed);
+        self.shared.copies.completed();
         let tops: Vec<Index> = manifest.parts.iter().map(|part| part.index).collect();
         self.shared.log.trim(tops);
         let report = CheckpointReport {

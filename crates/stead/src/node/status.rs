@@ -1,5 +1,6 @@
 //! How a node stands, for people and for metrics.
 
+use super::stable::CopyStatus;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -28,6 +29,9 @@ pub struct Status {
     pub checkpoint: Option<u64>,
     /// The checkpoint that is being taken.
     pub checkpoint_running: Option<u64>,
+    /// The copying of checkpoints to stable storage, if it is configured.
+    #[serde(default)]
+    pub checkpoint_copies: Option<CopyStatus>,
 }
 
 /// A service.
@@ -140,6 +144,12 @@ pub struct Metrics {
     pub checkpoint_bytes: u64,
     /// The longest that a slice of a checkpoint held its worker, in microseconds.
     pub checkpoint_stall_micros: u64,
+    /// Checkpoints copied to other stores.
+    pub checkpoint_copies: u64,
+    /// Copies that failed.
+    pub checkpoint_copies_failed: u64,
+    /// Bytes written for copies.
+    pub checkpoint_copy_bytes: u64,
 }
 
 /// One thread's share of [`Metrics`]: written by it alone, read by any.
@@ -178,6 +188,9 @@ pub(crate) struct Counters {
     pub(crate) checkpoints_failed: Counter,
     pub(crate) checkpoint_bytes: Counter,
     pub(crate) checkpoint_stall_micros: Counter,
+    pub(crate) checkpoint_copies: Counter,
+    pub(crate) checkpoint_copies_failed: Counter,
+    pub(crate) checkpoint_copy_bytes: Counter,
 }
 
 impl Counters {
@@ -198,6 +211,9 @@ impl Counters {
             checkpoints_failed: self.checkpoints_failed.get(),
             checkpoint_bytes: self.checkpoint_bytes.get(),
             checkpoint_stall_micros: self.checkpoint_stall_micros.get(),
+            checkpoint_copies: self.checkpoint_copies.get(),
+            checkpoint_copies_failed: self.checkpoint_copies_failed.get(),
+            checkpoint_copy_bytes: self.checkpoint_copy_bytes.get(),
         }
     }
 }

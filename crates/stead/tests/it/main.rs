@@ -11,4 +11,5 @@ mod faults_disk;
 mod faults_handler;
 mod faults_requests;
 mod services;
+mod stable;
 mod start;

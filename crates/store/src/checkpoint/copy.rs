@@ -41,8 +41,8 @@ impl Owner {
             if found == wanted {
                 return Ok(());
             }
-            let reason = format!("they are of another cluster or life: {}", String::from_utf8_lossy(&found));
-            Err(CheckpointError::Target { reason: format!("it holds checkpoints already, and {reason}") })
+            let found = String::from_utf8_lossy(&found);
+            Err(CheckpointError::Target { reason: format!("it holds those of another cluster or life, {found}") })
         };
         match target.get(OWNER, OWNER_MAX) {
             Err(StoreError::NotFound { .. }) => {}

@@ -1,0 +1,156 @@
+//! Stable storage: checkpoints copied to another directory, by hand and by the node, and restored from there.
+
+use crate::services::{Account, Ask, await_answer, builder, key};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+use stead::offline;
+use stead::{CheckpointFailure, CheckpointOptions, CopyStatus, Node, RestoreOptions};
+
+fn address(dir: &Path) -> String {
+    format!("file://{}", dir.display())
+}
+
+fn options(dir: &Path) -> CheckpointOptions {
+    CheckpointOptions {
+        interval: None,
+        copy_to: Some(address(dir)),
+        copy_interval: Duration::from_millis(10),
+        copy_keep: 2,
+        ..CheckpointOptions::default()
+    }
+}
+
+/// Waits until the stage stands as it must.
+fn await_status(node: &Node, wanted: impl Fn(&CopyStatus) -> bool) -> CopyStatus {
+    let mut last = None;
+    for _ in 0..100_000 {
+        last = node.status().checkpoint_copies;
+        if let Some(status) = last.as_ref().filter(|status| wanted(status)) {
+            return status.clone();
+        }
+        std::thread::yield_now();
+    }
+    panic!("it stays at {last:?}");
+}
+
+fn numbers(from: &str) -> Vec<u64> {
+    offline::checkpoints(from).unwrap().iter().map(|checkpoint| checkpoint.number).collect()
+}
+
+fn restored_balance(from: &str, number: Option<u64>, wanted: i64) {
+    let into = tempfile::tempdir().unwrap();
+    let options = RestoreOptions {
+        from: from.to_owned(),
+        number,
+        into: into.path().to_owned(),
+        shards: BTreeMap::new(),
+    };
+    stead::restore(&options, |_| {}).unwrap();
+    await_answer(&builder(into.path()).open().unwrap(), "a", wanted);
+}
+
+#[test]
+fn a_checkpoint_is_copied_and_restored_from_there() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let to = address(&other.path().join("made"));
+    let node = builder(dir.path()).open().unwrap();
+    let deposit = || node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(100)).unwrap();
+    deposit();
+    let first = node.checkpoint_blocking().unwrap().number;
+    let report = node.copy_checkpoint_blocking(first, &to).unwrap();
+    assert!(report.bundles_written == 1 && report.bytes_written > 0, "{report:?}");
+    assert_eq!((report.number, &report.to), (first, &to));
+    let again = node.copy_checkpoint_blocking(first, &to).unwrap();
+    assert_eq!((again.bundles_written, again.bundles_reused), (0, 1));
+    deposit();
+    let second = node.checkpoint_blocking().unwrap().number;
+
+    let unknown = node.copy_checkpoint_blocking(99, &to).unwrap_err();
+    assert!(matches!(&unknown, CheckpointFailure::Store(reason) if reason.contains("99")), "{unknown}");
+    let bad = node.copy_checkpoint_blocking(second, "ftp://x").unwrap_err();
+    assert!(matches!(&bad, CheckpointFailure::Address(reason) if reason.contains("s3://")), "{bad}");
+    // The data's own directory holds checkpoints that are no copies.
+    let own = node.copy_checkpoint_blocking(second, &address(&dir.path().join("checkpoints"))).unwrap_err();
+    assert!(own.to_string().contains("use another address"), "{own}");
+    let in_use = stead::copy_checkpoint(dir.path(), second, &to).unwrap_err();
+    assert!(matches!(in_use, offline::OfflineError::DataDir(_)), "{in_use}");
+    assert_eq!(node.metrics().checkpoint_copies, 2);
+    node.shutdown();
+    let stopped = node.copy_checkpoint_blocking(second, &to).unwrap_err();
+    assert!(matches!(stopped, CheckpointFailure::Stopped(_)), "{stopped}");
+
+    let report = stead::copy_checkpoint(dir.path(), second, &to).unwrap();
+    assert_eq!((report.bundles_written, report.bundles_reused), (1, 1));
+    assert_eq!(numbers(&to), [first, second]);
+    restored_balance(&to, Some(first), 100);
+    restored_balance(&to, None, 200);
+}
+
+#[test]
+fn the_newest_checkpoints_are_copied_and_kept() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let to = address(other.path());
+    let open = || builder(dir.path()).checkpoints(options(other.path())).open().unwrap();
+    let mut node = open();
+    for number in 1..=4 {
+        node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(100)).unwrap();
+        assert_eq!(node.checkpoint_blocking().unwrap().number, number);
+        let status = await_status(&node, |status| status.newest == Some(number));
+        assert_eq!((status.to.as_str(), status.failure), (to.as_str(), None));
+        if number == 2 {
+            // What is there is found again.
+            node.shutdown();
+            node = open();
+            await_status(&node, |status| status.newest == Some(2));
+            assert_eq!(node.metrics().checkpoint_copy_bytes, 0);
+        }
+    }
+    node.shutdown();
+    assert_eq!(numbers(&to), [3, 4]);
+    restored_balance(&to, None, 400);
+}
+
+#[test]
+fn a_failing_target_is_told_and_never_fails_the_work() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // A file is where the directory should be.
+    let target = other.path().join("target");
+    std::fs::write(&target, "").unwrap();
+    let node = builder(dir.path()).checkpoints(options(&target)).open().unwrap();
+    node.checkpoint_blocking().unwrap();
+    await_status(&node, |status| status.newest.is_none() && status.failure.is_some());
+    node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(100)).unwrap();
+    assert!(node.is_ready());
+    std::fs::remove_file(&target).unwrap();
+    await_status(&node, |status| status.newest == Some(1) && status.failure.is_none());
+
+    // Another cluster that is told the same address takes nothing away.
+    let foreign = tempfile::tempdir().unwrap();
+    let other_node = builder(foreign.path()).checkpoints(options(&target)).open().unwrap();
+    for _ in 0..3 {
+        other_node.checkpoint_blocking().unwrap();
+    }
+    let status = await_status(&other_node, |status| status.failure.is_some());
+    assert!(status.failure.as_ref().unwrap().contains("another cluster"), "{status:?}");
+    assert_eq!(numbers(&address(&target)), [1]);
+}
+
+#[test]
+fn a_paced_copy_ends_with_the_node() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // At a byte a second it would take hours; the checkpoint itself is not taken at that pace.
+    let node = builder(dir.path()).open().unwrap();
+    node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(100)).unwrap();
+    node.checkpoint_blocking().unwrap();
+    node.shutdown();
+    let slow = CheckpointOptions { bytes_per_second: 1, ..options(other.path()) };
+    let node = builder(dir.path()).checkpoints(slow).open().unwrap();
+    let owner = other.path().join("owner/owner.json");
+    while !owner.exists() {
+        std::thread::yield_now();
+    }
+    node.shutdown();
+    assert_eq!(node.metrics().checkpoint_copies, 0);
+    assert!(numbers(&address(other.path())).is_empty());
+}

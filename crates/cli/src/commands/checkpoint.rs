@@ -1,4 +1,4 @@
-//! `stead checkpoint`: take, list, show, verify and delete checkpoints.
+//! `stead checkpoint`: take, list, show, verify, copy and delete checkpoints.
 
 use crate::client::ServerArgs;
 use crate::failure::{Exit, Failure};
@@ -12,7 +12,7 @@ use stead::Registry;
 use stead::kv::Kv;
 use stead::offline::{self, OfflineError};
 
-/// Take, list, show, verify and delete checkpoints
+/// Take, list, show, verify, copy and delete checkpoints
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  stead checkpoint create\n  stead checkpoint verify 12 --data ./data")]
 pub(crate) struct CheckpointArgs {
@@ -52,6 +52,22 @@ enum Action {
         #[command(flatten)]
         source: Source,
     },
+    /// Copy a checkpoint to a directory elsewhere or to S3, from where it can be restored
+    #[command(after_help = "Example:\n  stead checkpoint copy 12 --to s3://bucket/prefix\n  \
+        stead checkpoint copy 12 --to file:///mnt/backup --data ./data\n\n\
+        What is there already is not sent again. S3 takes its region, endpoint and credentials from AWS_REGION, AWS_ENDPOINT,\n\
+        AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like: the server's own, if one is asked. A copy goes on at the server\n\
+        when --timeout-ms is over. Each cluster needs an address of its own.\n\n\
+        Back again:\n  stead restore --from s3://bucket/prefix --into ./restored")]
+    Copy {
+        /// Number of the checkpoint
+        number: u64,
+        /// Where to: file:///directory or s3://bucket/prefix
+        #[arg(long, value_name = "ADDRESS")]
+        to: String,
+        #[command(flatten)]
+        source: Source,
+    },
     /// Delete a checkpoint; the newest one stays, for recovery needs it
     #[command(after_help = "Example:\n  stead checkpoint delete 11")]
     Delete {
@@ -84,6 +100,10 @@ pub(crate) fn run(args: &CheckpointArgs, json: bool) -> Result<(), Failure> {
             if json { output::json(&checkpoint) } else { output::facts(&checkpoint) }
         }
         Action::Verify { number, source } => verify(*number, source, json),
+        Action::Copy { number, to, source } => {
+            let report = copy(*number, to, source)?;
+            if json { output::json(&report) } else { output::facts(&report) }
+        }
         Action::Delete { number, server } => {
             server.server().delete(&format!("/v1/checkpoints/{number}"))?;
             if json {
@@ -180,6 +200,16 @@ fn verify(number: u64, source: &Source, json: bool) -> Result<(), Failure> {
         .hint("don't restore it; `stead checkpoint list` shows the others"))
 }
 
+fn copy(number: u64, to: &str, source: &Source) -> Result<Value, Failure> {
+    match &source.data {
+        Some(data) => as_json(&offline::copy_checkpoint(data, number, to).map_err(offline_failure)?),
+        None => {
+            let body = serde_json::json!({ "to": to }).to_string();
+            Ok(source.server.server().post(&format!("/v1/checkpoints/{number}/copy"), &body, &[])?.body)
+        }
+    }
+}
+
 fn damaged(number: u64, cause: &dyn Display) -> Failure {
     Failure::new(Exit::Inconsistent, format!("checkpoint {number} can't be verified")).cause(cause)
 }
@@ -192,6 +222,11 @@ fn as_json(value: &impl Serialize) -> Result<Value, Failure> {
 /// What went wrong without a server.
 pub(super) fn offline_failure(error: OfflineError) -> Failure {
     let exit = match error {
+        OfflineError::Address(_) => {
+            return Failure::new(Exit::Usage, "the address can't be used")
+                .cause(error)
+                .hint("an address is file:///directory or s3://bucket/prefix");
+        }
         OfflineError::Directory { .. } | OfflineError::DataDir(_) | OfflineError::NotEmpty { .. } => {
             Exit::Data
         }

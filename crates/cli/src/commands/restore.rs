@@ -13,11 +13,12 @@ use stead::{RestoreOptions, restore};
 /// Restore a checkpoint into a new data directory, as a new incarnation
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  stead restore --from ./data --checkpoint 12 --into ./restored\n\n\
+    One that was copied to S3 or to a directory elsewhere:\n  stead restore --from s3://bucket/prefix --into ./restored\n\n\
     The newest checkpoint, with another number of shards:\n  stead restore --from ./data --into ./restored --shards kv=32\n\n\
     It restores all or nothing. Sessions and tokens of before are refused afterwards.")]
 pub(crate) struct RestoreArgs {
-    /// Data directory to restore from
-    #[arg(long, value_name = "DIR")]
+    /// Data directory to restore from, or where checkpoints were copied to: file:///directory, s3://bucket/prefix
+    #[arg(long, value_name = "DIR|ADDRESS")]
     from: String,
     /// Number of the checkpoint; the newest one without it
     #[arg(long, value_name = "NUMBER")]

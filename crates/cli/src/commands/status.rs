@@ -53,6 +53,15 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
         number(&status["log"]["segments"])
     ))?;
     output::line(&format!("checkpoint   {checkpoint}"))?;
+    let copies = &status["checkpoint_copies"];
+    if let Some(to) = copies["to"].as_str() {
+        let newest =
+            copies["newest"].as_u64().map_or_else(|| "none yet".to_owned(), |number| number.to_string());
+        output::line(&format!("copied       {newest}, to {to}"))?;
+        if let Some(failure) = copies["failure"].as_str() {
+            output::line(&format!("copy failed  {failure}"))?;
+        }
+    }
     if status["full"] == Value::Bool(true) {
         output::line("disk         full: writes are refused until there is room")?;
     }

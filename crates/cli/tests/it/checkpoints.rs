@@ -1,6 +1,7 @@
 //! Checkpoints through the command line: with a server, without one, and back from one.
 
-use crate::server::{Server, json_of, run};
+use crate::s3_server::S3Server;
+use crate::server::{Server, json_of, run, stead};
 use serde_json::Value;
 
 #[test]
@@ -101,4 +102,75 @@ fn a_damaged_checkpoint_is_told_and_exits_with_its_code() {
     }
     let verified = run(&["checkpoint", "verify", &number, "--data", dir.path().to_str().unwrap()]);
     assert_eq!(verified.status.code(), Some(6), "{verified:?}");
+}
+
+#[test]
+fn a_checkpoint_is_copied_elsewhere_and_restored_from_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, restored, to) = (path("data"), path("restored"), format!("file://{}", path("copies")));
+    let server = Server::start(data.as_ref(), &[]);
+    server.put("a", 7);
+    let number = json_of(&server.command(&["checkpoint", "create", "--json"]))["number"].to_string();
+    let copy = ["checkpoint", "copy", &number, "--to", &to];
+    let report = json_of(&server.command(&[&copy[..], &["--json"]].concat()));
+    assert_eq!((report["number"].to_string(), report["to"].as_str()), (number.clone(), Some(to.as_str())));
+    assert!(server.command(&copy).status.success());
+    let path = format!("/v1/checkpoints/{number}/copy");
+    let json = [("Content-Type", "application/json")];
+    server.post_with(&path, r#"{"to":"ftp://x"}"#, &json).assert_problem(400, "bad-request");
+    server.post_with(&path, r#"{"from":"x"}"#, &json).assert_problem(400, "bad-request");
+    server.post_with(&path, "{", &json).assert_problem(400, "bad-json");
+    let body = format!(r#"{{"to":"{to}"}}"#);
+    server.post_with(&path, &body, &[("Content-Type", "text/plain")]).assert_problem(400, "bad-request");
+    let unknown = server.post_with("/v1/checkpoints/999/copy", &body, &json);
+    unknown.assert_problem(404, "unknown-checkpoint");
+    server.terminate();
+
+    let offline = json_of(&run(&[&copy[..], &["--data", &data, "--json"]].concat()));
+    assert_eq!(offline["bundles_written"], 0, "{offline}");
+    let bad = run(&["checkpoint", "copy", &number, "--to", "here", "--data", &data]);
+    assert_eq!(bad.status.code(), Some(2), "{bad:?}");
+    json_of(&run(&["restore", "--from", &to, "--into", &restored, "--json"]));
+    let server = Server::start(restored.as_ref(), &[]);
+    assert_eq!(server.get("/v1/query/kv/a").json(), 7);
+}
+
+#[test]
+fn checkpoints_go_to_s3_and_come_back() {
+    let Some(s3) = S3Server::start() else { return };
+    s3.create_bucket("stead");
+    let endpoint = format!("http://127.0.0.1:{}", s3.port);
+    let vars = [
+        ("AWS_ENDPOINT", endpoint.as_str()),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+        ("STEAD_CHECKPOINTS_COPY_TO", "s3://stead/by/itself"),
+        ("STEAD_CHECKPOINTS_COPY_INTERVAL", "10ms"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_in(&dir.path().join("data"), &["--supervise=false"], &vars);
+    server.put("a", 7);
+    let number = json_of(&server.command(&["checkpoint", "create", "--json"]))["number"].as_u64().unwrap();
+    let copy = ["checkpoint", "copy", &number.to_string(), "--to", "s3://stead/by/hand", "--json"];
+    assert_eq!(json_of(&server.command(&copy))["number"], number);
+    let copied = || json_of(&server.command(&["status", "--json"]))["checkpoint_copies"].clone();
+    let mut status = copied();
+    for _ in 0..1000 {
+        if status["newest"].as_u64() >= Some(number) {
+            break;
+        }
+        status = copied();
+    }
+    assert!(status["newest"].as_u64() >= Some(number) && status["failure"].is_null(), "{status}");
+    server.terminate();
+    for prefix in ["hand", "itself"] {
+        let (from, into) = (format!("s3://stead/by/{prefix}"), dir.path().join(prefix));
+        let restore = ["restore", "--from", &from, "--into", into.to_str().unwrap(), "--json"];
+        json_of(&stead(&restore).envs(vars[..5].iter().copied()).output().unwrap());
+        let server = Server::start(&into, &[]);
+        assert_eq!(server.get("/v1/query/kv/a").json(), 7);
+    }
 }

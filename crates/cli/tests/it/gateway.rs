@@ -218,6 +218,7 @@ fn the_description_is_served() {
         "/v1/checkpoints",
         "/v1/checkpoints/{number}",
         "/v1/checkpoints/{number}/verify",
+        "/v1/checkpoints/{number}/copy",
         "/v1/log/{shard}",
         "/v1/dead-letters/{service}",
         "/metrics",

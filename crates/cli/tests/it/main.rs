@@ -8,4 +8,6 @@ mod faults_server;
 mod gateway;
 mod help;
 mod lives;
+#[path = "../../../store/tests/it/checkpoints/s3_server.rs"]
+mod s3_server;
 mod server;

@@ -51,9 +51,19 @@ impl Server {
     }
 
     pub(crate) fn start_with(data: &Path, more: &[&str]) -> Self {
+        Self::start_in(data, more, &[])
+    }
+
+    /// Starts a server with variables of its own.
+    pub(crate) fn start_in(data: &Path, more: &[&str], vars: &[(&str, &str)]) -> Self {
         let data = data.to_str().unwrap();
         let args = [&["start", "--json", "--data", data, "--listen", "127.0.0.1:0"], more].concat();
-        let mut child = stead(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = stead(&args)
+            .envs(vars.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (tell, lines) = channel();
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).all(|line| tell.send(line).is_ok()));

@@ -16,7 +16,7 @@ pub struct Settings {
     pub entry_bytes_max: usize,
     /// Entries that may wait to be committed before the shard takes no new work: 65,536 by default.
     pub uncommitted_max: u64,
-    /// How long acknowledgements and trims are gathered before they leave: 10 by default.
+    /// How long acknowledgements and trims are gathered before they leave: 25 by default.
     pub ack_delay: u64,
     /// How long a channel may go without progress before its messages are sent again: 2,000 by default.
     pub resend_after: u64,
@@ -31,7 +31,7 @@ impl Default for Settings {
             outbox_bytes_max: 64 << 20,
             entry_bytes_max: 32 << 20,
             uncommitted_max: 65_536,
-            ack_delay: 10,
+            ack_delay: 25,
             resend_after: 2_000,
         }
     }

@@ -39,8 +39,9 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     let begun = Instant::now();
     one(&node)?;
     report.add(WORKLOAD, "first checkpoint, of everything", "s", &[begun.elapsed().as_secs_f64()], None);
-    side_by_side(args, &node, report)?;
+    // First, so that no merge is counted here that the load of the other measurement has caused.
     bytes(args, &node, state_bytes, report)?;
+    side_by_side(args, &node, report)?;
     node.shutdown();
     Ok(())
 }
@@ -107,7 +108,6 @@ fn load(args: &BenchArgs, node: &Node, time: Duration) -> Result<Calls, Failure>
 
 /// Bytes that checkpoints and compaction write when a share of the processes changes between each two.
 fn bytes(args: &BenchArgs, node: &Node, state_bytes: u64, report: &mut Report) -> Result<(), Failure> {
-    one(node)?;
     let settled = settled_bytes(node)?;
     let mut durations = Vec::new();
     for _ in 0..CHECKPOINTS {

@@ -19,7 +19,7 @@ mod room;
 mod usage;
 
 use crate::failure::{Exit, Failure};
-use crate::output;
+use crate::{output, supervise};
 use clap::{Args, ValueEnum};
 use figures::Report;
 use std::net::SocketAddr;
@@ -46,7 +46,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Messages kept in flight by the workload `messages`
-    #[arg(long, default_value_t = 32_768, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 8192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     in_flight: u32,
     /// Callers of the workload `requests` beside the single one
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]

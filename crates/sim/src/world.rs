@@ -724,6 +724,8 @@ impl<'w> World<'w> {
             }
             self.happen(next)?;
         }
+        // A power cut that has not come by now will not.
+        self.power_on();
         self.compare()?;
         let node = self.node.as_ref().expect("a node at rest lives");
         let cut: Vec<State> = node.shards.iter().map(|shard| copy(shard.state())).collect();

@@ -238,7 +238,12 @@ impl Gateway {
         Ok(())
     }
 
-    pub(super) async fn body(&self, headers: &HeaderMap, body: Body, within: Duration) -> Result<Bytes, Problem> {
+    pub(super) async fn body(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        within: Duration,
+    ) -> Result<Bytes, Problem> {
         let max = self.limits.body_bytes_max;
         let too_large = || Problem::new(Kind::BodyTooLarge, format!("the body is over {max} bytes"));
         let announced = headers.get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse::<u64>().ok());

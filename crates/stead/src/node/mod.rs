@@ -390,7 +390,9 @@ impl Node {
             // Whoever asked may have given up.
             let _ = reply.send(shared.copy_checkpoint(&*store, number, &to));
         });
-        spawned.map_err(|error| CheckpointFailure::Store(format!("no thread to copy checkpoint {number}: {error}")))?;
+        spawned.map_err(|error| {
+            CheckpointFailure::Store(format!("no thread to copy checkpoint {number}: {error}"))
+        })?;
         let panicked = || CheckpointFailure::Store("the copy panicked; this is a bug in Stead".to_owned());
         from.await.unwrap_or_else(|_| Err(panicked()))
     }

@@ -42,7 +42,9 @@ impl Owner {
                 return Ok(());
             }
             let found = String::from_utf8_lossy(&found);
-            Err(CheckpointError::Target { reason: format!("it holds those of another cluster or life, {found}") })
+            Err(CheckpointError::Target {
+                reason: format!("it holds those of another cluster or life, {found}"),
+            })
         };
         match target.get(OWNER, OWNER_MAX) {
             Err(StoreError::NotFound { .. }) => {}

@@ -19,7 +19,7 @@ mod room;
 mod usage;
 
 use crate::failure::{Exit, Failure};
-use crate::{output, supervise};
+use crate::output;
 use clap::{Args, ValueEnum};
 use figures::Report;
 use std::net::SocketAddr;
@@ -109,6 +109,7 @@ pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<(), Failure> {
         Workload::MemoryChild => return memory::run_child(args),
         _ => {}
     }
+    supervise::take_huge_pages()?;
     if cfg!(debug_assertions) {
         eprintln!("stead: this is a debug build: its figures say nothing");
     }

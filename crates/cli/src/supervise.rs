@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
@@ -83,6 +83,28 @@ async fn supervise(listener: TcpListener) -> Result<(), Failure> {
     }
 }
 
+/// Lets the allocator use huge pages where the system has them: a shard's records are spread over all of its memory, and
+/// with small pages the processor looks for addresses as long as for the data. Read by the allocator at the start of a
+/// process; a value that is set already stands.
+const HUGE_PAGES: &str = "MIMALLOC_ALLOW_LARGE_OS_PAGES";
+
+fn huge_pages() -> OsString {
+    std::env::var_os(HUGE_PAGES).unwrap_or_else(|| "1".into())
+}
+
+/// Starts this program again in the same process, with huge pages as the server's process has them.
+pub(crate) fn take_huge_pages() -> Result<(), Failure> {
+    if std::env::var_os(HUGE_PAGES).is_some() {
+        return Ok(());
+    }
+    let failed =
+        |error: std::io::Error| Failure::new(Exit::Failed, "can't start this program again").cause(error);
+    let program = std::env::current_exe().map_err(failed)?;
+    let mut again = std::process::Command::new(program);
+    again.args(std::env::args_os().skip(1)).env(HUGE_PAGES, huge_pages());
+    Err(failed(CommandExt::exec(&mut again)))
+}
+
 fn spawn(listener: &TcpListener) -> std::io::Result<Child> {
     let socket: OwnedFd = listener.as_fd().try_clone_to_owned()?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -90,6 +112,7 @@ fn spawn(listener: &TcpListener) -> std::io::Result<Child> {
         .args(arguments)
         .arg(CHILD_OPTION)
         .arg(std::process::id().to_string())
+        .env(HUGE_PAGES, huge_pages())
         .stdin(Stdio::from(socket))
         .kill_on_drop(true)
         .spawn()

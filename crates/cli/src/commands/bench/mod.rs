@@ -19,7 +19,7 @@ mod room;
 mod usage;
 
 use crate::failure::{Exit, Failure};
-use crate::output;
+use crate::{output, supervise};
 use clap::{Args, ValueEnum};
 use figures::Report;
 use std::net::SocketAddr;

@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::builder::CheckpointOptions;
-use super::inbox::Command;
+use super::inbox::{Command, Inbox};
 use crate::cut::Cut;
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -116,6 +116,12 @@ impl SnapshotQueue {
 
     pub(crate) fn is_behind(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > BEHIND_BYTES
+    }
+
+    /// The checkpoint thread has taken so many bytes; true if workers that held back may go on.
+    fn took(&self, bytes: usize) -> bool {
+        let before = self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        before > BEHIND_BYTES && before - bytes <= BEHIND_BYTES
     }
 }
 
@@ -372,7 +378,10 @@ impl Checkpointer {
         match event {
             Event::Begun { shard, number, header, all } => self.handle_begun(shard, number, *header, all),
             Event::Records { shard, number, bytes, done } => {
-                self.shared.snapshots.waiting.fetch_sub(bytes.len(), Ordering::Relaxed);
+                if self.shared.snapshots.took(bytes.len()) {
+                    // One that has nothing else to do sleeps.
+                    self.shared.inboxes.iter().for_each(Inbox::wake);
+                }
                 self.handle_records(shard, number, &bytes, done);
             }
             Event::MarkerCommitted { shard, number } => self.news(number, News::MarkerCommitted(shard)),

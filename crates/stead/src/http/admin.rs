@@ -2,7 +2,7 @@
 
 use super::Gateway;
 use super::problem::{Kind, Problem};
-use crate::{CheckpointFailure, CheckpointInfo, Node};
+use crate::{CheckpointFailure, CheckpointInfo, Node, NotReady};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -35,14 +35,14 @@ pub(super) async fn healthz() -> Json<Health> {
     tag = "node",
     responses(
         (status = 200, description = "Every shard serves", body = Health),
-        (status = 503, description = "It recovers, stops or has failed", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "A shard does not serve, the log does not keep up, or the node stops or has failed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Json<Health>, Problem> {
-    if gateway.node.is_ready() {
-        Ok(Json(Health { status: "ok" }))
-    } else {
-        Err(Problem::new(Kind::NotReady, "not every shard serves").retry_after_ms(100))
+    match gateway.node.readiness() {
+        Ok(()) => Ok(Json(Health { status: "ok" })),
+        Err(failed @ NotReady::Failed(_)) => Err(Problem::new(Kind::NodeFailed, failed.to_string())),
+        Err(not_ready) => Err(Problem::new(Kind::NotReady, not_ready.to_string()).retry_after_ms(100)),
     }
 }
 

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+use stead_store::sim_disk::SimDisk;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -72,12 +73,17 @@ fn open_gate(to: u32) {
 
 /// The directory lives as long as the server.
 fn start(limits: Limits) -> (Server, Node, TempDir) {
+    start_on(None, limits)
+}
+
+fn start_on(disk: Option<&SimDisk>, limits: Limits) -> (Server, Node, TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::builder(dir.path())
-        .service::<Purse>(ServiceOptions::default().shards(1))
-        .threads(1)
-        .open()
-        .unwrap();
+    let builder = Node::builder(dir.path()).service::<Purse>(ServiceOptions::default().shards(1)).threads(1);
+    let builder = match disk {
+        Some(disk) => builder.disk(Arc::new(disk.clone())),
+        None => builder,
+    };
+    let node = builder.open().unwrap();
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let server = serve(&node, listener, dir.path(), limits).unwrap();
     (server, node, dir)
@@ -114,6 +120,17 @@ async fn send(address: SocketAddr, headers: &str, body: &str) -> TcpStream {
 
 async fn call(address: SocketAddr, headers: &str, body: &str) -> Answer {
     read(send(address, headers, body).await).await
+}
+
+async fn get(address: SocketAddr, path: &str) -> Answer {
+    ask(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
+}
+
+/// Sends a whole request as it is.
+async fn ask(address: SocketAddr, request: &str) -> Answer {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    read(stream).await
 }
 
 #[tokio::test]
@@ -165,6 +182,39 @@ async fn a_request_ends_at_its_deadline_and_an_open_one_is_answered_at_shutdown(
     assert_eq!(read(open).await.body, "0");
     shutdown.await.unwrap();
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn a_node_that_ended_is_not_ready_and_takes_no_calls() {
+    let (server, node, _dir) = start(Limits::default());
+    assert_eq!(get(server.address(), "/readyz").await.status, 200);
+    node.shutdown();
+    let ended = get(server.address(), "/readyz").await;
+    assert_eq!((ended.status, &ended.json()["type"]), (503, &json!("urn:stead:problem:not-ready")));
+    assert!(ended.json()["detail"].as_str().unwrap().contains("stop"), "{}", ended.body);
+    let refused = call(server.address(), "", r#"{"Fill":3}"#).await;
+    assert_eq!((refused.status, &refused.json()["type"]), (503, &json!("urn:stead:problem:not-ready")));
+    assert_eq!(get(server.address(), "/healthz").await.status, 200, "the process lives");
+}
+
+#[tokio::test]
+async fn a_node_that_failed_is_not_ready_and_takes_no_calls() {
+    let disk = SimDisk::new(1);
+    let (server, node, _dir) = start_on(Some(&disk), Limits::default());
+    disk.fail_syncs(1);
+    let mut refused = call(server.address(), "", r#"{"Fill":3}"#).await;
+    // The first sync that fails may be another one than that of this call.
+    for _ in 0..1000 {
+        if refused.status != 200 {
+            break;
+        }
+        refused = call(server.address(), "", r#"{"Fill":3}"#).await;
+    }
+    assert_eq!((refused.status, &refused.json()["type"]), (503, &json!("urn:stead:problem:node-failed")));
+    let failed = get(server.address(), "/readyz").await;
+    assert_eq!((failed.status, &failed.json()["type"]), (503, &json!("urn:stead:problem:node-failed")));
+    assert!(failed.json()["detail"].as_str().unwrap().contains("can't sync"), "{}", failed.body);
+    node.kill();
 }
 
 #[tokio::test]

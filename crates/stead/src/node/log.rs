@@ -42,6 +42,9 @@ pub(crate) struct LogQueue {
 #[derive(Default)]
 struct Queue {
     submissions: Vec<Submission>,
+    /// When the oldest of `submissions` came, and the oldest of those that are being written.
+    since: Option<Instant>,
+    writing_since: Option<Instant>,
     /// By shard, the index up to which a checkpoint replaces the log.
     trim: Option<Vec<Index>>,
     stop: bool,
@@ -63,7 +66,10 @@ impl LogQueue {
     }
 
     pub(crate) fn submit(&self, submission: Submission) {
-        self.tell(|queue| queue.submissions.push(submission));
+        self.tell(|queue| {
+            queue.since.get_or_insert_with(Instant::now);
+            queue.submissions.push(submission);
+        });
     }
 
     /// Entries up to these indexes, by shard, are not needed any more.
@@ -88,6 +94,13 @@ impl LogQueue {
     /// An empty batch, with memory if there is one.
     pub(crate) fn spare(&self) -> Batch {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    /// How long the oldest submission that is not durable has waited.
+    pub(crate) fn lag(&self, now: Instant) -> Option<Duration> {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = queue.writing_since.or(queue.since)?;
+        Some(now.saturating_duration_since(oldest))
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -182,6 +195,7 @@ impl<'a> LogThread<'a> {
             std::hint::spin_loop();
         }
         let mut queue = log.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.writing_since = None;
         if queue.submissions.is_empty() && queue.trim.is_none() && !queue.stop {
             queue.waiting = true;
             let wait = if self.marked { Duration::from_secs(1) } else { IDLE };
@@ -190,6 +204,7 @@ impl<'a> LogThread<'a> {
             queue.waiting = false;
         }
         std::mem::swap(&mut queue.submissions, &mut self.submissions);
+        queue.writing_since = queue.since.take();
         (queue.trim.take(), queue.stop)
     }
 

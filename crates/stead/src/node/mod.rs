@@ -4,6 +4,7 @@ mod builder;
 pub(crate) mod inbox;
 mod log;
 mod open;
+mod ready;
 mod snapshots;
 pub(crate) mod stable;
 mod status;
@@ -13,6 +14,7 @@ mod worker;
 
 pub use builder::{CheckpointOptions, NodeBuilder, ServiceOptions};
 pub(crate) use open::CHECKPOINTS;
+pub use ready::NotReady;
 pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck};
 pub use stable::{CopyReport, CopyStatus};
 pub use status::{
@@ -292,12 +294,6 @@ impl Node {
             checkpoint_running: some(shared.snapshots.running.load(Ordering::Relaxed)),
             checkpoint_copies: shared.copies.status(),
         }
-    }
-
-    /// Whether the node takes calls: it runs and has not failed.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.0.shared.life.load(Ordering::Relaxed) == life::RUNS && self.0.shared.failure.get().is_none()
     }
 
     /// What the node has counted since it was opened.

@@ -3,7 +3,7 @@
 //! The facts stand in `stead.json`, replaced as a whole. It is written before anything else, so a directory that has files
 //! but no `stead.json` has lost it, and is refused: never a silent fresh start.
 
-use crate::disk::{Disk, DiskLock, LockError, read_file, replace_file};
+use crate::disk::{Disk, DiskLock, LockError, is_full, read_file, replace_file};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
@@ -185,7 +185,7 @@ impl DataDir {
                 Ok(())
             }
             Err(error) => {
-                let full = matches!(&error, DataDirError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull);
+                let full = matches!(&error, DataDirError::Io { source, .. } if is_full(source));
                 self.fatal = !full;
                 Err(error)
             }

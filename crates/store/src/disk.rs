@@ -5,7 +5,8 @@ use std::io;
 /// A directory tree that the storage code owns.
 ///
 /// Paths are relative to the disk's root, use `/`, and have neither `.` nor `..`; `""` is the root. Anything else is
-/// refused with [`io::ErrorKind::InvalidInput`]. A full disk is [`io::ErrorKind::StorageFull`].
+/// refused with [`io::ErrorKind::InvalidInput`]. A full disk is [`io::ErrorKind::StorageFull`] or, where a quota is what
+/// is full, [`io::ErrorKind::QuotaExceeded`]: [`is_full`] knows both.
 ///
 /// What a crash leaves of unsynced changes is undefined, sector by sector and in any order; implementations and
 /// callers must not rely on an operation having reached the disk because a later one did.
@@ -185,7 +186,7 @@ pub fn read_file(disk: &dyn Disk, path: &str, len_max: u64) -> io::Result<Vec<u8
 /// beside it as `PATH.tmp`, synced, renamed, and the directory synced.
 ///
 /// # Errors
-/// [`io::ErrorKind::StorageFull`] before anything changed; after another error either version may be found.
+/// [`is_full`] before anything changed; after another error either version may be found.
 pub fn replace_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = format!("{path}.tmp");
     let file = disk.open(&temporary, Open::Replace)?;
@@ -206,6 +207,12 @@ pub fn replace_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()>
 pub fn read_exact_at(file: &dyn DiskFile, buf: &mut [u8], offset: u64) -> io::Result<()> {
     let read = file.read_at(buf, offset)?;
     if read == buf.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// Whether there was no room: on the disk or within a quota.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// The directory of a path: `""` for the root's entries.

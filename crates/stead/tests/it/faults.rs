@@ -29,7 +29,8 @@ struct FaultyFile {
 
 impl Faults {
     fn grow(&self) -> io::Result<()> {
-        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        // A full quota is as good as a full disk, which the tests over the simulated disk have.
+        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::QuotaExceeded.into()) } else { Ok(()) }
     }
 
     fn sync(&self) -> io::Result<()> {

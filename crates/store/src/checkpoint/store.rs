@@ -1,6 +1,6 @@
 //! Where checkpoints are kept: named objects that are written once, and read, listed and deleted.
 
-use crate::disk::{Disk, DiskFile, Open, read_exact_at};
+use crate::disk::{Disk, DiskFile, Open, is_full, read_exact_at};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -147,7 +147,7 @@ impl StoreError {
     /// Whether there was no room.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        matches!(self, Self::Io { source, .. } if is_full(source))
     }
 
     /// Whether the object does not exist.

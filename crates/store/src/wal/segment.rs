@@ -8,9 +8,8 @@ use super::batch::{u32_at, u64_at};
 use super::error::{Damage, WalError};
 use super::frame::BLOCK;
 use super::{FORMAT, WalOptions};
-use crate::disk::{Disk, DiskFile, Open};
+use crate::disk::{Disk, DiskFile, Open, is_full};
 use std::collections::VecDeque;
-use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 const MAGIC: [u8; 8] = *b"STEADWAL";
@@ -270,7 +269,7 @@ impl Pool {
         });
         match made {
             Ok(file) => self.finish(file, &temporary, &log_path(&self.dir, id), id),
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if is_full(&error) => {
                 // What was allocated would only keep the disk full; if it can't be removed, the next attempt replaces it.
                 let _ = self.disk.remove(&temporary);
                 Err(WalError::NoSpace { dir: self.dir.clone(), bytes: self.segment_bytes })

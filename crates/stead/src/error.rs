@@ -64,6 +64,15 @@ pub enum OpenError {
     /// The services don't fit together or to the data.
     #[error(transparent)]
     Topology(#[from] TopologyError),
+    /// The data holds services or tasks that the node has no code for.
+    #[error(
+        "the data holds {what}, for which no code is registered here, and nothing was changed; register the code, or name \
+         what shall rest in `NodeBuilder::without_code`: what comes due for it then becomes dead letters"
+    )]
+    NoCode {
+        /// What they are.
+        what: String,
+    },
     /// The directory.
     #[error("the data directory {path} can't be used: {source}")]
     Directory {

@@ -71,6 +71,12 @@ impl Registry {
         self.services.contains_key(name)
     }
 
+    /// Whether there is code for a task.
+    #[must_use]
+    pub fn has_task(&self, name: &str) -> bool {
+        self.tasks.contains_key(name)
+    }
+
     /// Runs every service's check over a cut; gives what does not hold, by service.
     #[must_use]
     pub fn check(&self, cut: &Cut<'_>) -> Vec<(String, String)> {

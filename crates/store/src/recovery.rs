@@ -11,6 +11,7 @@ use crate::checkpoint::store::BlobStore;
 use crate::disk::Disk;
 use crate::wal::{Opened, Record, Wal, WalError, WalOptions};
 use std::cell::RefCell;
+use std::error::Error;
 use std::sync::Arc;
 use stead_core::entry::{Entry, NoEntry};
 use stead_core::ids::{Colour, Epoch, Index, ShardId};
@@ -80,7 +81,15 @@ pub enum RecoveryError {
     /// A record of the log is no entry, or does not follow.
     #[error("the log can't be replayed: {0}")]
     Replay(#[from] ReplayError),
+    /// Whoever asked can't do with what would be recovered.
+    #[error("{0}")]
+    Refused(String),
 }
+
+/// On its way through the log, which knows nothing of it.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct Refused(String);
 
 /// Why a record of the log can't be replayed.
 #[derive(Debug, Error)]
@@ -204,6 +213,21 @@ pub fn recover(
     wal: WalOptions,
     threads: usize,
 ) -> Result<Recovered, RecoveryError> {
+    recover_checked(disk, store, topology, wal, threads, |_| Ok(()))
+}
+
+/// Recovers as [`recover`] does, but asks `accept` once all states are known and nothing is changed yet.
+///
+/// # Errors
+/// As [`recover`]; [`RecoveryError::Refused`] with what `accept` says, and the disk is as it was.
+pub fn recover_checked(
+    disk: Arc<dyn Disk>,
+    store: &dyn BlobStore,
+    topology: &Topology,
+    wal: WalOptions,
+    threads: usize,
+    accept: impl FnOnce(&[State]) -> Result<(), String>,
+) -> Result<Recovered, RecoveryError> {
     let newest = newest(store)?;
     let mut states: Vec<State> = topology.shards().map(State::new).collect();
     let mut report = RecoveryReport::default();
@@ -219,13 +243,22 @@ pub fn recover(
         lineage = Lineage::of(manifest);
     }
     let replay = RefCell::new(Replay::new(states));
-    let visit = |record: Record<'_>| replay.borrow_mut().handle(&record);
+    let visit = |record: Record<'_>| -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(replay.borrow_mut().handle(&record)?)
+    };
     // Before the log's tail is cut: a checkpoint may prove that what is damaged there had been synced.
-    let opened = Wal::open_checked(disk, wal, visit, || replay.borrow().check());
+    let opened = Wal::open_checked(disk, wal, visit, || {
+        let replay = replay.borrow();
+        replay.check()?;
+        Ok(accept(&replay.states).map_err(Refused)?)
+    });
     let (wal, log) = opened.map_err(|error| match error {
         WalError::Visit(error) => match error.downcast::<ReplayError>() {
             Ok(error) => RecoveryError::Replay(*error),
-            Err(error) => RecoveryError::Log(WalError::Visit(error)),
+            Err(error) => match error.downcast::<Refused>() {
+                Ok(refused) => RecoveryError::Refused(refused.0),
+                Err(error) => RecoveryError::Log(WalError::Visit(error)),
+            },
         },
         error => RecoveryError::Log(error),
     })?;

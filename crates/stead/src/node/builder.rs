@@ -6,7 +6,7 @@ use crate::error::OpenError;
 use crate::process::Process;
 use crate::registry::{RegisteredTwice, Registry};
 use crate::task::Task;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,6 +106,7 @@ pub struct NodeBuilder {
     pub(crate) registry: Registry,
     pub(crate) services: BTreeMap<&'static str, ServiceOptions>,
     pub(crate) twice: Option<RegisteredTwice>,
+    pub(crate) resting: BTreeSet<String>,
     pub(crate) config: Config,
     pub(crate) checkpoints: CheckpointOptions,
     pub(crate) threads: Option<usize>,
@@ -138,6 +139,7 @@ impl NodeBuilder {
             registry: Registry::new(),
             services: BTreeMap::new(),
             twice: None,
+            resting: BTreeSet::new(),
             config: Config::default(),
             checkpoints: CheckpointOptions::default(),
             threads: None,
@@ -165,6 +167,14 @@ impl NodeBuilder {
         if let Err(twice) = self.registry.task::<T>() {
             self.twice.get_or_insert(twice);
         }
+        self
+    }
+
+    /// Lets the node open data that holds a service or a waiting task of this name, which it has no code for. Its clients
+    /// are refused, and the messages, timers and steps that come due for it become dead letters.
+    #[must_use]
+    pub fn without_code(mut self, name: &str) -> Self {
+        self.resting.insert(name.to_owned());
         self
     }
 

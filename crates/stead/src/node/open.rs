@@ -10,19 +10,22 @@ use super::worker::Worker;
 use super::{Inner, Node, Shared};
 use crate::error::OpenError;
 use crate::offline::service_metas;
+use std::collections::BTreeSet;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 use stead_core::ids::{Colour, Epoch, Incarnation};
+use stead_core::record::{RecordKey, TaskRecord};
 use stead_core::shard::{Settings, Shard};
+use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::data_dir::{DataDir, Meta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
-use stead_store::recovery::{Recovered, recover};
+use stead_store::recovery::{Recovered, RecoveryError, recover_checked};
 use stead_store::wal::WalOptions;
 
 /// The directory of the local checkpoints.
@@ -44,6 +47,10 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     for service in &data_dir.meta().services {
         topology.ensure(&service.name, service.shards)?;
     }
+    // Without its code all that comes due for a service would become dead letters: so before anything is written.
+    let known = |name: &str| builder.registry.has_service(name) || builder.resting.contains(name);
+    let unknown = topology.services().iter().filter(|service| !known(&service.name));
+    no_code(unknown.map(|service| format!("service {}", service.name)).collect())?;
     let mut settings = vec![Settings::default(); topology.services().len()];
     for (name, shards, service_settings) in &limits.services {
         let existing = topology.service_id(name).map(|id| topology.service(id).shards);
@@ -65,7 +72,9 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let Recovered { states, wal, log, lineage, manifest, decided, report } =
-        recover(Arc::clone(&disk), &*store, &topology, wal, threads)?;
+        recover_checked(Arc::clone(&disk), &*store, &topology, wal, threads, |states| {
+            no_code(tasks_without_code(&builder, &topology, states)).map_err(|error| error.to_string())
+        })?;
 
     // The epoch is durable before any shard uses it, and so are the services before any of their entries is.
     let epoch = Epoch(data_dir.meta().epoch.0.max(report.epoch.0) + 1);
@@ -177,6 +186,27 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     shared.await_active().map_err(OpenError::Failed)?;
     let recovery = RecoveryReport { duration: begun.elapsed(), ..inner.recovery };
     Ok(Node(Arc::new(inner.with_recovery(recovery))))
+}
+
+fn no_code(unknown: BTreeSet<String>) -> Result<(), OpenError> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(OpenError::NoCode { what: Vec::from_iter(unknown).join(", ") })
+}
+
+/// The tasks that wait for code which the node does not have.
+fn tasks_without_code(builder: &NodeBuilder, topology: &Topology, states: &[State]) -> BTreeSet<String> {
+    let known = |name: &str| builder.registry.has_task(name) || builder.resting.contains(name);
+    let mut unknown = BTreeSet::new();
+    for state in states {
+        let service = topology.service_of(state.shard()).map_or("", |id| &topology.service(id).name);
+        let tasks = state.tasks().iter().filter_map(|id| state.record::<TaskRecord>(&RecordKey::task(*id)));
+        for task in tasks.filter(|task| !known(&task.name) && !builder.resting.contains(service)) {
+            unknown.insert(format!("task {} of service {service}", task.name));
+        }
+    }
+    unknown
 }
 
 /// Log segments that are kept ready: at full speed one is used up in a fraction of a second.

@@ -234,6 +234,42 @@ fn a_task_goes_on_where_it_was_after_each_kill() {
 }
 
 #[test]
+fn data_without_its_code_is_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = summers(dir.path());
+    node.blocking_client().call::<Summer>(&key("a"), Summing::Start(u64::MAX)).unwrap();
+    node.kill();
+    let before = files(dir.path());
+    let refused = |builder: stead::NodeBuilder| builder.open().map(|_| ()).unwrap_err().to_string();
+    let text = refused(builder(dir.path()));
+    assert!(text.contains("the data holds service summer, for which no code is registered"), "{text}");
+    let without_task = || Node::builder(dir.path()).service::<Summer>(ServiceOptions::default());
+    let text = refused(without_task());
+    assert!(text.contains("the data holds task sum of service summer, for which no code"), "{text}");
+    assert!(files(dir.path()) == before, "nothing was changed");
+
+    let node = without_task().segment_bytes(1 << 20).without_code("sum").open().unwrap();
+    node.blocking_client().call::<Summer>(&key("a"), Summing::Note("n".to_owned(), 1)).unwrap();
+    node.shutdown();
+    builder(dir.path()).segment_bytes(1 << 20).without_code("summer").open().unwrap();
+}
+
+fn files(dir: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            let bytes = std::fs::read(&path).unwrap();
+            found.push((path, bytes));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
 fn cells_are_scanned_by_prefix_in_order_and_survive() {
     let dir = tempfile::tempdir().unwrap();
     let node = summers(dir.path());

@@ -117,13 +117,13 @@ fn a_checkpoint_is_copied_elsewhere_and_restored_from_there() {
     assert_eq!((report["number"].to_string(), report["to"].as_str()), (number.clone(), Some(to.as_str())));
     assert!(server.command(&copy).status.success());
     let path = format!("/v1/checkpoints/{number}/copy");
-    let json = [("Content-Type", "application/json")];
-    server.post_with(&path, r#"{"to":"ftp://x"}"#, &json).assert_problem(400, "bad-request");
-    server.post_with(&path, r#"{"from":"x"}"#, &json).assert_problem(400, "bad-request");
-    server.post_with(&path, "{", &json).assert_problem(400, "bad-json");
+    server.post(&path, r#"{"to":"ftp://x"}"#).assert_problem(400, "bad-request");
+    server.post(&path, r#"{"from":"x"}"#).assert_problem(400, "bad-request");
+    server.post(&path, "{").assert_problem(400, "bad-json");
     let body = format!(r#"{{"to":"{to}"}}"#);
-    server.post_with(&path, &body, &[("Content-Type", "text/plain")]).assert_problem(400, "bad-request");
-    let unknown = server.post_with("/v1/checkpoints/999/copy", &body, &json);
+    let plain = server.post_with(&path, &body, &[("Content-Type", "text/plain")]);
+    plain.assert_problem(415, "unsupported-media-type");
+    let unknown = server.post("/v1/checkpoints/999/copy", &body);
     unknown.assert_problem(404, "unknown-checkpoint");
     server.terminate();
 

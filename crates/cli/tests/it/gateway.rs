@@ -115,7 +115,7 @@ fn bad_requests_are_refused_with_a_problem() {
     // A body of unknown length is measured as it comes.
     let mut stream = TcpStream::connect(&server.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let head = "POST /v1/call/kv/a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head = "POST /v1/call/kv/a HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunk = format!("{:x}\r\n{}\r\n0\r\n\r\n", 2000, " ".repeat(2000));
     stream.write_all(format!("{head}{chunk}").as_bytes()).unwrap();
     let mut answer = [0; 12];
@@ -132,7 +132,7 @@ fn one_connection_too_many_is_told_so() {
     let connect = || {
         let mut stream = TcpStream::connect(&server.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
         let mut status = [0; 12];
         stream.read_exact(&mut status).unwrap();
         (stream, String::from_utf8(status[9..].to_vec()).unwrap())

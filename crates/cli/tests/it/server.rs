@@ -131,6 +131,9 @@ impl Server {
 
     pub(crate) fn post_with(&self, path: &str, body: &str, headers: &[(&str, &str)]) -> Reply {
         let mut request = agent().post(format!("http://{}{path}", self.address));
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+            request = request.content_type("application/json");
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

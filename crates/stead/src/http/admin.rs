@@ -5,11 +5,12 @@ use super::problem::{Kind, Problem};
 use crate::{CheckpointFailure, CheckpointInfo, Node, NotReady};
 use axum::Json;
 use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use stead_store::checkpoint::verify::Report as VerifyReport;
@@ -49,8 +50,7 @@ pub(super) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Json<H
 /// The state of the node, its services and shards, its log and its tasks.
 #[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, description = "The status", body = Object)))]
 pub(super) async fn status(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
-    let node = gateway.node.clone();
-    in_background(move || Ok(node.status())).await
+    gateway.in_background(|node| Ok(node.status())).await
 }
 
 /// A service.
@@ -82,22 +82,19 @@ pub(super) async fn services(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Se
 )]
 pub(super) async fn dead_letters(
     State(gateway): State<Arc<Gateway>>,
-    service: Result<Path<String>, PathRejection>,
+    Segments(service): Segments<String>,
 ) -> Result<Response, Problem> {
-    let Path(service) = service.map_err(bad_path)?;
-    let node = gateway.node.clone();
-    in_background(move || {
+    let letters = move |node: &Node| {
         let letters = node.dead_letters(&service);
         letters.ok_or_else(|| Problem::new(Kind::UnknownService, format!("no service {service} exists")))
-    })
-    .await
+    };
+    gateway.in_background(letters).await
 }
 
 /// The complete checkpoints, the oldest first.
 #[utoipa::path(get, path = "/v1/checkpoints", tag = "checkpoints", responses((status = 200, description = "The checkpoints", body = [Object])))]
 pub(super) async fn checkpoints(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
-    let node = gateway.node.clone();
-    in_background(move || node.checkpoints().map_err(failed)).await
+    gateway.in_background(|node| node.checkpoints().map_err(failed)).await
 }
 
 /// Takes a checkpoint, and answers when it is complete.
@@ -130,11 +127,9 @@ pub(super) async fn create_checkpoint(State(gateway): State<Arc<Gateway>>) -> Re
 )]
 pub(super) async fn show_checkpoint(
     State(gateway): State<Arc<Gateway>>,
-    number: Result<Path<u64>, PathRejection>,
+    Segments(number): Segments<u64>,
 ) -> Result<Response, Problem> {
-    let Path(number) = number.map_err(bad_path)?;
-    let node = gateway.node.clone();
-    in_background(move || find(&node, number)).await
+    gateway.in_background(move |node| find(node, number)).await
 }
 
 /// What a verification found.
@@ -161,16 +156,14 @@ struct Verified {
 )]
 pub(super) async fn verify_checkpoint(
     State(gateway): State<Arc<Gateway>>,
-    number: Result<Path<u64>, PathRejection>,
+    Segments(number): Segments<u64>,
 ) -> Result<Response, Problem> {
-    let Path(number) = number.map_err(bad_path)?;
-    let node = gateway.node.clone();
-    in_background(move || {
-        find(&node, number)?;
+    let verify = move |node: &Node| {
+        find(node, number)?;
         let report = node.verify(number).map_err(failed)?;
         Ok(Verified { consistent: report.holds(), report })
-    })
-    .await
+    };
+    gateway.in_background(verify).await
 }
 
 /// Where a checkpoint is to be copied to.
@@ -184,8 +177,7 @@ pub(super) struct CopyRequest {
 
 /// Copies a checkpoint to other storage, and answers when it is there.
 ///
-/// Bundles that are there already are not sent again. A copy goes on if the client leaves. The body's type must be
-/// told as `application/json`: so no web page can ask for a copy behind its reader's back.
+/// Bundles that are there already are not sent again. A copy goes on if the client leaves.
 #[utoipa::path(
     post,
     path = "/v1/checkpoints/{number}/copy",
@@ -201,23 +193,16 @@ pub(super) struct CopyRequest {
 )]
 pub(super) async fn copy_checkpoint(
     State(gateway): State<Arc<Gateway>>,
-    number: Result<Path<u64>, PathRejection>,
+    Segments(number): Segments<u64>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let Path(number) = number.map_err(bad_path)?;
-    let told = headers.get(CONTENT_TYPE).and_then(|told| told.to_str().ok()).unwrap_or_default();
-    if told.split(';').next().map(str::trim) != Some("application/json") {
-        let detail = format!("the Content-Type is {told:?}; a copy is asked for with application/json");
-        return Err(Problem::new(Kind::BadRequest, detail));
-    }
     let body = gateway.body(&headers, body, gateway.limits.request_timeout).await?;
     let CopyRequest { to } = serde_json::from_slice(&body).map_err(|error| {
         let kind = if error.is_data() { Kind::BadRequest } else { Kind::BadJson };
         Problem::new(kind, format!("the body is not {{\"to\": ADDRESS}}: {error}"))
     })?;
-    let node = gateway.node.clone();
-    in_background(move || find(&node, number)).await?;
+    gateway.in_background(move |node| find(node, number)).await?;
     let report = gateway.node.copy_checkpoint(number, &to).await.map_err(failed)?;
     Ok(Json(report).into_response())
 }
@@ -235,19 +220,17 @@ pub(super) async fn copy_checkpoint(
 )]
 pub(super) async fn delete_checkpoint(
     State(gateway): State<Arc<Gateway>>,
-    number: Result<Path<u64>, PathRejection>,
+    Segments(number): Segments<u64>,
 ) -> Result<Response, Problem> {
-    let Path(number) = number.map_err(bad_path)?;
-    let node = gateway.node.clone();
-    in_background(move || {
-        find(&node, number)?;
+    let delete = move |node: &Node| {
+        find(node, number)?;
         if node.status().checkpoint == Some(number) {
             let detail = format!("checkpoint {number} is the newest one, which a restart begins with");
             return Err(Problem::new(Kind::CheckpointNeeded, detail));
         }
         node.delete_checkpoint(number).map_err(failed)
-    })
-    .await?;
+    };
+    gateway.in_background(delete).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -279,14 +262,31 @@ pub(super) async fn openapi(State(gateway): State<Arc<Gateway>>) -> Response {
     response
 }
 
-/// Runs what reads files or waits for the shards away from the threads that answer calls.
-pub(super) async fn in_background<T: Serialize + Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-) -> Result<Response, Problem> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(value)) => Ok(Json(value).into_response()),
-        Ok(Err(problem)) => Err(problem),
-        Err(panic) => Err(Problem::new(Kind::NodeFailed, panic.to_string())),
+impl Gateway {
+    /// Runs what reads files or waits for the shards away from the threads that answer calls.
+    pub(super) async fn in_background<T: Serialize + Send + 'static>(
+        &self,
+        work: impl FnOnce(&Node) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<Response, Problem> {
+        let node = self.node.clone();
+        match tokio::task::spawn_blocking(move || work(&node)).await {
+            Ok(Ok(value)) => Ok(Json(value).into_response()),
+            Ok(Err(problem)) => Err(problem),
+            Err(panic) => Err(Problem::new(Kind::NodeFailed, panic.to_string())),
+        }
+    }
+}
+
+/// What a path names; what can't be read of it is a problem.
+pub(super) struct Segments<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = Path::from_request_parts(parts, state).await;
+        path.map(|Path(segments)| Self(segments))
+            .map_err(|rejection| Problem::new(Kind::BadRequest, rejection.body_text()))
     }
 }
 
@@ -305,8 +305,4 @@ fn failed(failure: CheckpointFailure) -> Problem {
         CheckpointFailure::Stopped(_) => Kind::NotReady,
     };
     Problem::new(kind, failure.to_string())
-}
-
-pub(super) fn bad_path(rejection: PathRejection) -> Problem {
-    Problem::new(Kind::BadRequest, rejection.body_text())
 }

@@ -1,6 +1,7 @@
 //! Calls and queries: one process, one JSON document in, one out.
 
 use super::Gateway;
+use super::admin::Segments;
 use super::measure::Operation;
 use super::problem::{Kind, Problem};
 use super::refusal;
@@ -9,8 +10,8 @@ use super::transcode::{self, TranscodeError};
 use crate::error::RawError;
 use crate::{RawCall, RawReply};
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
@@ -55,17 +56,13 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 )]
 pub(super) async fn call(
     State(gateway): State<Arc<Gateway>>,
-    path: Result<Path<(String, String)>, PathRejection>,
+    path: Result<Segments<(String, String)>, Problem>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let started = Instant::now();
-    let response = match gateway.call(path, &headers, body, started).await {
-        Ok(response) => response,
-        Err(problem) => problem.into_response(),
-    };
-    gateway.measure.answered(Operation::Call, response.status(), started.elapsed());
-    response
+    let answered = gateway.call(path, &headers, body, started);
+    gateway.measured(Operation::Call, started, answered).await
 }
 
 /// Queries a process.
@@ -90,7 +87,7 @@ pub(super) async fn call(
 )]
 pub(super) async fn query(
     State(gateway): State<Arc<Gateway>>,
-    path: Result<Path<(String, String)>, PathRejection>,
+    path: Result<Segments<(String, String)>, Problem>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
@@ -100,9 +97,7 @@ pub(super) async fn query(
         let body = gateway.body(&headers, body, within).await?;
         gateway.query(path, &headers, &body, started, within).await
     };
-    let response = answered.await.unwrap_or_else(IntoResponse::into_response);
-    gateway.measure.answered(Operation::Query, response.status(), started.elapsed());
-    response
+    gateway.measured(Operation::Query, started, answered).await
 }
 
 /// The query of a GET.
@@ -135,7 +130,7 @@ pub(super) struct GetQuery {
 )]
 pub(super) async fn query_by_get(
     State(gateway): State<Arc<Gateway>>,
-    path: Result<Path<(String, String)>, PathRejection>,
+    path: Result<Segments<(String, String)>, Problem>,
     parameters: Result<Query<GetQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
@@ -147,20 +142,30 @@ pub(super) async fn query_by_get(
         let body = query.as_deref().unwrap_or("\"get\"").as_bytes();
         gateway.query(path, &headers, body, started, within).await
     };
-    let response = answered.await.unwrap_or_else(IntoResponse::into_response);
-    gateway.measure.answered(Operation::Query, response.status(), started.elapsed());
-    response
+    gateway.measured(Operation::Query, started, answered).await
 }
 
 impl Gateway {
+    /// Counts an answer and how long it took.
+    async fn measured(
+        &self,
+        operation: Operation,
+        started: Instant,
+        answered: impl Future<Output = Result<Response, Problem>>,
+    ) -> Response {
+        let response = answered.await.unwrap_or_else(IntoResponse::into_response);
+        self.measure.answered(operation, response.status(), started.elapsed());
+        response
+    }
+
     async fn call(
         &self,
-        path: Result<Path<(String, String)>, PathRejection>,
+        path: Result<Segments<(String, String)>, Problem>,
         headers: &HeaderMap,
         body: Body,
         started: Instant,
     ) -> Result<Response, Problem> {
-        let Path((service, key)) = path.map_err(bad_path)?;
+        let Segments((service, key)) = path?;
         let within = self.deadline(headers)?;
         self.heed_token(headers)?;
         let body = self.body(headers, body, within).await?;
@@ -182,13 +187,13 @@ impl Gateway {
 
     async fn query(
         &self,
-        path: Result<Path<(String, String)>, PathRejection>,
+        path: Result<Segments<(String, String)>, Problem>,
         headers: &HeaderMap,
         body: &[u8],
         started: Instant,
         within: Duration,
     ) -> Result<Response, Problem> {
-        let Path((service, key)) = path.map_err(bad_path)?;
+        let Segments((service, key)) = path?;
         self.heed_token(headers)?;
         let payload = transcode::json_to_msgpack(body).map_err(refused_json)?;
         let timeout = within.saturating_sub(started.elapsed());
@@ -303,10 +308,6 @@ async fn within_time(
 ) -> Result<RawReply, Problem> {
     let answer = tokio::time::timeout(timeout, answer).await;
     answer.unwrap_or(Err(RawError::TimedOut { after: timeout })).map_err(refusal::problem)
-}
-
-fn bad_path(rejection: PathRejection) -> Problem {
-    Problem::new(Kind::BadRequest, rejection.body_text())
 }
 
 fn refused_json(error: TranscodeError) -> Problem {

@@ -1,11 +1,12 @@
 //! The entries of a shard's log, for people.
 
 use super::Gateway;
-use super::admin::{bad_path, in_background};
+use super::admin::Segments;
 use super::problem::{Kind, Problem};
+use crate::Node;
 use crate::offline::{self, LogEntry};
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::response::Response;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -38,10 +39,9 @@ impl LogRange {
 )]
 pub(super) async fn log(
     State(gateway): State<Arc<Gateway>>,
-    shard: Result<Path<u32>, PathRejection>,
+    Segments(shard): Segments<u32>,
     range: Result<Query<LogRange>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let Path(shard) = shard.map_err(bad_path)?;
     let Query(LogRange { from, limit }) =
         range.map_err(|rejection| Problem::new(Kind::BadRequest, rejection.body_text()))?;
     let limit = limit.unwrap_or(LogRange::LIMIT);
@@ -59,16 +59,17 @@ pub(super) async fn log(
         ));
     }
     let from = from.unwrap_or(0);
-    in_background(move || {
+    let data_dir = gateway.data_dir.clone();
+    let read = move |_: &Node| {
         let mut entries: Vec<LogEntry> = Vec::new();
         let visit = |entry| {
             if entries.len() < limit {
                 entries.push(entry);
             }
         };
-        offline::read_log(&gateway.data_dir, shard, from, u64::MAX, visit)
+        offline::read_log(&data_dir, shard, from, u64::MAX, visit)
             .map_err(|error| Problem::new(Kind::LogUnreadable, error.to_string()))?;
         Ok(entries)
-    })
-    .await
+    };
+    gateway.in_background(read).await
 }

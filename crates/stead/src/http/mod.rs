@@ -3,11 +3,13 @@
 //! JSON is turned into the services' MessagePack without knowing their types. Every error is a problem document
 //! (RFC 9457) that says what to do next. The OpenAPI document is made from the code of the routes.
 //!
-//! There is no TLS and no authentication here: addresses that other machines can reach are refused.
+//! There is no TLS and no authentication here: addresses that other machines can reach are refused, and so is what a
+//! web page on this machine sends.
 
 mod admin;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod call;
+mod guard;
 mod limits;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod log;
@@ -27,7 +29,6 @@ pub use server::{ServeError, Server, listen};
 pub use token::{Token, TokenError, TokenKey};
 
 use crate::{Client, Node};
-use axum::Router;
 use axum::body::Bytes;
 use axum::http::{Method, Uri};
 use measure::Measure;
@@ -111,8 +112,8 @@ pub fn serve(
         measure: Measure::new(node.clone()),
         openapi: Bytes::from(openapi),
     });
-    let router: Router =
-        router.fallback(unknown_route).method_not_allowed_fallback(wrong_method).with_state(gateway);
+    let router = router.fallback(unknown_route).method_not_allowed_fallback(wrong_method);
+    let router = router.layer(axum::middleware::from_fn(guard::guard)).with_state(gateway);
     Server::start(listener, router, limits)
 }
 

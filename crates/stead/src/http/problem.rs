@@ -17,6 +17,12 @@ pub enum Kind {
     UnknownRoute,
     /// The route exists, with other methods.
     Method,
+    /// The host that was asked for is another one.
+    WrongHost,
+    /// A web page of another site asks for a change.
+    CrossSite,
+    /// The body's type is not JSON.
+    MediaType,
     /// A path, header or parameter that can't be understood.
     BadRequest,
     /// The body is no JSON.
@@ -84,6 +90,24 @@ impl Kind {
                 S::METHOD_NOT_ALLOWED,
                 "The method does not fit the path",
                 "the Allow header and GET /openapi.json tell the methods",
+            ),
+            Self::WrongHost => (
+                "wrong-host",
+                S::MISDIRECTED_REQUEST,
+                "This server has another name",
+                "ask for localhost, 127.0.0.1 or [::1]; a proxy before this server sets the Host to one of them",
+            ),
+            Self::CrossSite => (
+                "cross-site",
+                S::FORBIDDEN,
+                "A web page of another site may not change anything here",
+                "ask from a program; a proxy before this server decides who may, and drops Origin and Sec-Fetch-Site",
+            ),
+            Self::MediaType => (
+                "unsupported-media-type",
+                S::UNSUPPORTED_MEDIA_TYPE,
+                "The body's type is not JSON",
+                "send the header Content-Type: application/json",
             ),
             Self::BadRequest => (
                 "bad-request",

@@ -112,7 +112,7 @@ async fn send(address: SocketAddr, headers: &str, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let len = body.len();
     let head = format!(
-        "POST /v1/call/purse/p HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len}\r\n{headers}\r\n"
+        "POST /v1/call/purse/p HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n{headers}\r\n"
     );
     stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     stream
@@ -218,6 +218,30 @@ async fn a_node_that_failed_is_not_ready_and_takes_no_calls() {
 }
 
 #[tokio::test]
+async fn a_web_page_can_not_call_and_can_not_ask_by_a_name_of_its_own() {
+    let (server, node, _dir) = start(Limits::default());
+    let body = r#"{"Fill":3}"#;
+    let rest = format!("connection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let json = "content-type: application/json\r\n";
+    for (head, status, kind) in [
+        ("host: localhost\r\ncontent-type: text/plain\r\n".to_owned(), 415, "unsupported-media-type"),
+        (format!("host: localhost\r\norigin: http://evil.example\r\n{json}"), 403, "cross-site"),
+        (format!("host: evil.example\r\n{json}"), 421, "wrong-host"),
+    ] {
+        let request = format!("POST /v1/call/purse/p HTTP/1.1\r\n{head}{rest}");
+        let refused = ask(server.address(), &request).await;
+        assert_eq!(refused.status, status, "{head}: {}", refused.body);
+        assert!(refused.head.contains("application/problem+json"), "{}", refused.head);
+        assert_eq!(refused.json()["type"], format!("urn:stead:problem:{kind}"));
+    }
+    for path in ["/v1/status", "/nowhere"] {
+        let rebound = format!("GET {path} HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n");
+        assert_eq!(ask(server.address(), &rebound).await.status, 421, "{path}");
+    }
+    assert_eq!(node.metrics().requests, 0, "nothing came to the service");
+}
+
+#[tokio::test]
 async fn a_slow_client_is_not_waited_for() {
     let short = Duration::from_millis(30);
     let (server, _node, _dir) =
@@ -230,7 +254,7 @@ async fn a_slow_client_is_not_waited_for() {
     assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 408"), "{rest}");
     let mut stream = TcpStream::connect(server.address()).await.unwrap();
     let head =
-        b"POST /v1/call/purse/p HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 10\r\n\r\n{";
+        b"POST /v1/call/purse/p HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{";
     stream.write_all(head).await.unwrap();
     let slow = read(stream).await;
     assert_eq!(slow.status, 504, "{}", slow.body);

@@ -124,7 +124,8 @@ impl Shard {
         match &request.identity {
             Identity::None => Ok(None),
             Identity::Session { session, number, confirmed } => {
-                let Some(open) = self.state.session(*session) else {
+                // One that has run out is gone, though its record goes last: its replies go first, over several entries.
+                let Some(open) = self.state.session(*session).filter(|open| open.expires > self.now) else {
                     // What can't be admitted could not have opened a session, and opening another one won't help.
                     self.admit(&request.principal)?;
                     return Err(Refusal::UnknownSession(*session));

@@ -79,6 +79,31 @@ fn sessions_that_end_with_many_replies_end_over_several_entries() {
 }
 
 #[test]
+fn a_session_that_is_half_forgotten_applies_nothing_again_7() {
+    let mut world = world();
+    let session = world.open("a", 1);
+    let ask = |world: &mut World, number| {
+        let number = RequestNumber(number);
+        let token =
+            world.request("a", "add x", Identity::Session { session, number, confirmed: RequestNumber(0) });
+        world.settle();
+        world.answer(token).unwrap().result.clone()
+    };
+    for number in 1..=200 {
+        ask(&mut world, number).unwrap();
+    }
+    let runs = world.runs("a");
+    world.now = world.now.plus_millis(2 * world.settings.session_ttl);
+    world.give(world.shard_of("a"), Input::Tick);
+    let state = world.shard("a").state();
+    let first = RecordKey::reply(session, RequestNumber(1));
+    assert!(state.session(session).is_some() && state.records().get(first.as_bytes()).is_none());
+    assert_eq!(ask(&mut world, 1), Err(Refusal::UnknownSession(session)));
+    assert_eq!(ask(&mut world, 201), Err(Refusal::UnknownSession(session)));
+    assert_eq!(world.runs("a"), runs);
+}
+
+#[test]
 fn a_client_whose_session_can_not_be_opened_is_told_why_and_not_to_open_another() {
     let ask = |world: &mut World, session: u128| {
         let number = RequestNumber(1);

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 const RUN_BATCH: usize = 4096;
 /// Causes that one attempt entry names at most.
 const ATTEMPT_BATCH: usize = 64;
-
+/// Requests that are known to have left this life of the process standing, at most.
+const SURVIVED_MAX: usize = 4096;
 /// Characters of a dead letter's reason that are kept.
 const REASON_MAX: usize = 1024;
 
@@ -24,6 +25,9 @@ pub(super) struct Jobs {
     queued: ShardMap<Seq>,
     timers: BTreeSet<TimerId>,
     failures: BTreeMap<Waiting, u32>,
+    /// Requests that were refused after an attempt at them was logged: this life of the process goes on, so that a
+    /// retry is no further attempt.
+    survived: BTreeSet<[u8; 16]>,
 }
 
 struct Job {
@@ -109,6 +113,18 @@ impl Jobs {
             .push_back(Job { work: Work::Request(Box::new(request), identity), attempt: Attempt::ToLog });
     }
 
+    pub(super) fn survived(&self, identity: &[u8; 16]) -> bool {
+        self.survived.contains(identity)
+    }
+
+    fn note_survived(&mut self, identity: [u8; 16]) {
+        // One that is forgotten is suspected again, no more.
+        if self.survived.len() >= SURVIVED_MAX {
+            self.survived.pop_first();
+        }
+        self.survived.insert(identity);
+    }
+
     pub(super) fn push_step(&mut self, id: TaskId, step: u64, outcome: StepOutcome) {
         self.queue.push_back(Job { work: Work::Step { id, step, outcome }, attempt: Attempt::Fresh });
     }
@@ -180,7 +196,12 @@ impl Shard {
                 Work::Local(seq) => self.run_local(seq, handler, out),
                 Work::Timer(id) => self.run_timer(id, handler, out),
                 Work::Step { id, step, outcome } => self.run_step(id, step, outcome, handler, out),
-                Work::Request(request, _) => self.run_request(&request, handler, out),
+                Work::Request(request, identity) => {
+                    self.run_request(&request, handler, out);
+                    if self.attempts(&Waiting::Request { identity }) > 0 {
+                        self.jobs.note_survived(identity);
+                    }
+                }
                 Work::Resume(id) => {
                     if let Some(task) = self.state.record(&RecordKey::task(id)) {
                         out.push(Effect::RunTask { id, task });

@@ -52,7 +52,8 @@ impl Shard {
         let new = matches!(self.known_reply(request), Ok(None))
             && self.admit(&request.principal).is_ok()
             && self.check_poison(&cause, &request.process).is_ok();
-        if new { cause.identity(&request.process) } else { None }
+        let identity = if new { cause.identity(&request.process) } else { None };
+        identity.filter(|identity| !self.jobs.survived(identity))
     }
 
     pub(super) fn run_request(

@@ -365,6 +365,21 @@ fn a_request_that_ends_the_process_again_and_again_is_given_up() {
 }
 
 #[test]
+fn a_request_that_is_refused_again_and_again_has_ended_nothing() {
+    let mut world = World::with(Settings { attempts_max: 2, ..Settings::default() });
+    let session = world.open("a", 9);
+    world.restart();
+    world.settle();
+    for _ in 0..5 {
+        let token = world.request("a", "panic boom", numbered(session, 1, 0));
+        world.settle();
+        assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Panicked("boom".into())));
+    }
+    let attempts = world.log[&world.shard_of("a")].iter().filter(|entry| entry.cause == Cause::Attempt);
+    assert_eq!((attempts.count(), world.shard("a").state().dead_letters()), (1, 0));
+}
+
+#[test]
 fn after_a_life_that_ended_in_order_nothing_is_suspected() {
     let mut world = World::new();
     let session = world.open("a", 9);

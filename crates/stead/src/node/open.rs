@@ -50,7 +50,8 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     // Without its code all that comes due for a service would become dead letters: so before anything is written.
     let known = |name: &str| builder.registry.has_service(name) || builder.resting.contains(name);
     let unknown = topology.services().iter().filter(|service| !known(&service.name));
-    no_code(unknown.map(|service| format!("service {}", service.name)).collect())?;
+    let unknown = unknown.map(|service| format!("service {}", service.name)).collect();
+    accept(&unknown).map_err(|what| OpenError::NoCode { what })?;
     let mut settings = vec![Settings::default(); topology.services().len()];
     for (name, shards, service_settings) in &limits.services {
         let existing = topology.service_id(name).map(|id| topology.service(id).shards);
@@ -73,7 +74,11 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let Recovered { states, wal, log, lineage, manifest, decided, report } =
         recover_checked(Arc::clone(&disk), &*store, &topology, wal, threads, |states| {
-            no_code(tasks_without_code(&builder, &topology, states)).map_err(|error| error.to_string())
+            accept(&tasks_without_code(&builder, &topology, states))
+        })
+        .map_err(|error| match error {
+            RecoveryError::Refused(what) => OpenError::NoCode { what },
+            error => error.into(),
         })?;
 
     // The epoch is durable before any shard uses it, and so are the services before any of their entries is.
@@ -188,11 +193,13 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     Ok(Node(Arc::new(inner.with_recovery(recovery))))
 }
 
-fn no_code(unknown: BTreeSet<String>) -> Result<(), OpenError> {
+/// Takes data for which there is all code; else names what there is none for.
+fn accept(unknown: &BTreeSet<String>) -> Result<(), String> {
     if unknown.is_empty() {
-        return Ok(());
+        Ok(())
+    } else {
+        Err(Vec::from_iter(unknown.iter().map(String::as_str)).join(", "))
     }
-    Err(OpenError::NoCode { what: Vec::from_iter(unknown).join(", ") })
 }
 
 /// The tasks that wait for code which the node does not have.

@@ -5,10 +5,10 @@ use minicbor::{Decode, Encode};
 use std::fmt::Debug;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use stead_core::record::{
-    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord, Waiting,
+    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, Retry, SessionRecord, TaskRecord, TimerRecord, Waiting,
     decode_value, encode_value,
 };
 use stead_core::records::{Records, decode_records, encode_record};
@@ -150,6 +150,7 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
         sender: key.clone(),
         reason: "it panicked".to_owned(),
         time: Time(8),
+        retry: Some(Retry::Message { service: ServiceId(0) }),
     };
     let causes: Vec<(Cause, Vec<Write>)> = vec![
         (Cause::Start, Vec::new()),
@@ -181,6 +182,12 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
             Cause::DeadLetter { cause: Waiting::Message { from: ShardId(1), seq: Seq(2) } },
             vec![put(RecordKey::dead_letter(Index(12)), encode_value(&letter))],
         ),
+        (
+            Cause::DeadLetter { cause: Waiting::DeadLetter { letter: Index(12) } },
+            vec![put(RecordKey::dead_letter(Index(12)), encode_value(&letter))],
+        ),
+        (Cause::Retry { letter: Index(12) }, Vec::new()),
+        (Cause::Drop { letter: Index(12) }, Vec::new()),
         (
             Cause::Expire,
             vec![Write { key: RecordKey::cell("k", b"c"), value: None }, Write { key: RecordKey::session(session), value: None }],

@@ -144,6 +144,20 @@ pub enum Cause {
     /// Sessions and idempotency keys that ran out are forgotten.
     #[n(12)]
     Expire,
+    /// A dead letter is handled after all, and is none any more.
+    #[n(13)]
+    Retry {
+        /// The number in its record's key.
+        #[n(0)]
+        letter: Index,
+    },
+    /// A dead letter is dropped unhandled.
+    #[n(14)]
+    Drop {
+        /// The number in its record's key.
+        #[n(0)]
+        letter: Index,
+    },
 }
 
 /// The end of a channel that its receiver holds.

@@ -1,7 +1,9 @@
 //! What a shard's state is made of: records, each a key of one kind and its bytes.
 
 use crate::entry::{Cause, Reply};
-use crate::ids::{Blob, Index, Key, RequestNumber, Seq, SessionId, ShardId, TaskId, Time, TimerId};
+use crate::ids::{
+    Blob, Index, Key, RequestNumber, Seq, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
+};
 use minicbor::{Decode, Encode};
 use smallvec::SmallVec;
 use std::fmt;
@@ -154,6 +156,7 @@ impl RecordKey {
             Waiting::Timer { id } => (1, id.0, 0),
             Waiting::Task { id, step } => (2, id.0, step),
             Waiting::Request { identity } => return Self::with(Kind::Attempt, &[&[3], &identity]),
+            Waiting::DeadLetter { letter } => (4, letter.0, 0),
         };
         Self::with(Kind::Attempt, &[&[tag], &a.to_be_bytes(), &b.to_be_bytes()])
     }
@@ -276,6 +279,13 @@ pub enum Waiting {
         #[cbor(with = "minicbor::bytes")]
         identity: [u8; 16],
     },
+    /// A dead letter that is tried again because an operator said so. A crash forgets that, so it has no attempts.
+    #[n(4)]
+    DeadLetter {
+        /// The number in its record's key.
+        #[n(0)]
+        letter: Index,
+    },
 }
 
 /// A client's session.
@@ -362,6 +372,40 @@ pub struct DeadLetter {
     /// When.
     #[n(5)]
     pub time: Time,
+    /// How it can be handled again; older versions did not say.
+    #[n(6)]
+    pub retry: Option<Retry>,
+}
+
+/// How a dead letter can be handled again.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Retry {
+    /// As a message of the sender, which is a process of this service.
+    #[n(0)]
+    Message {
+        /// The service. The number of the sending shard would not tell it any more after a restore onto other shards.
+        #[n(0)]
+        service: ServiceId,
+    },
+    /// As the timer that it was.
+    #[n(1)]
+    Timer,
+    /// As a task that goes on with the step that failed; the payload is its state before that.
+    #[n(2)]
+    Step {
+        /// The name under which the task's code is registered.
+        #[n(0)]
+        name: String,
+        /// The share that was done, in millionths.
+        #[n(1)]
+        progress: u32,
+    },
+    /// As the result of a task, which is the payload.
+    #[n(3)]
+    Result,
+    /// Not at all: the client of a request was told that it is given up, and a payload that was too large is gone.
+    #[n(4)]
+    Never,
 }
 
 /// How often a waiting cause was tried.
@@ -402,6 +446,7 @@ impl Cause {
             Self::Message { from, seq } => Some(Waiting::Message { from, seq }),
             Self::Timer { id } => Some(Waiting::Timer { id }),
             Self::Task { id, step } => Some(Waiting::Task { id, step }),
+            Self::Retry { letter } => Some(Waiting::DeadLetter { letter }),
             _ => None,
         }
     }

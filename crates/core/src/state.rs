@@ -336,6 +336,9 @@ impl State {
                     self.write(&RecordKey::task(*id), None)?;
                 }
             }
+            Cause::Retry { letter } | Cause::Drop { letter } => {
+                self.write(&RecordKey::dead_letter(*letter), None)?;
+            }
             Cause::Marker { colour } => {
                 if *colour <= self.position.colour {
                     let last = self.position.colour;
@@ -409,6 +412,8 @@ impl State {
             Waiting::Task { .. } => {}
             // Its attempts stay, so that a retry is refused.
             Waiting::Request { .. } => return Ok(()),
+            // It stays what it is, for another reason.
+            Waiting::DeadLetter { .. } => return Ok(()),
         }
         if self.attempts > 0 {
             self.write(&RecordKey::attempt(&cause), None)?;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_core::entry::{Cause, Entry, NoEntry, Reply};
 use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId};
-use stead_core::record::{Kind, RecordKey};
+use stead_core::record::{Kind, RecordKey, Waiting};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
@@ -352,7 +352,12 @@ fn cause_name(cause: &Cause) -> String {
             format!("received by shard {}", trims.join(", "))
         }
         Cause::Attempt => "attempts are counted".to_owned(),
+        Cause::DeadLetter { cause: Waiting::DeadLetter { letter } } => {
+            format!("dead letter {letter} failed again")
+        }
         Cause::DeadLetter { cause } => format!("given up: {cause:?}"),
+        Cause::Retry { letter } => format!("dead letter {letter} is handled again"),
+        Cause::Drop { letter } => format!("dead letter {letter} is dropped"),
         Cause::Expire => "sessions and idempotency keys ran out".to_owned(),
     }
 }

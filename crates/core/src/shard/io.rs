@@ -70,10 +70,28 @@ pub enum Input {
         /// How it ended.
         outcome: StepOutcome,
     },
+    /// An operator decides about a dead letter.
+    DeadLetter {
+        /// Comes back with the answer.
+        token: u64,
+        /// The number in the dead letter's key.
+        letter: Index,
+        /// What is to become of it.
+        order: Order,
+    },
     /// Time went by: [`super::Shard::deadline`] has come.
     Tick,
     /// The log has no room: take no new work until there is.
     Full(bool),
+}
+
+/// What is to become of a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// It is handled: the entry of that removes it. If it fails again, it stays a dead letter.
+    Retry,
+    /// It is removed unhandled.
+    Drop,
 }
 
 /// A client's request.
@@ -250,6 +268,35 @@ pub enum Refusal {
         len: usize,
         /// The limit.
         max: usize,
+    },
+    /// A request that would not fit into the log if it had to be given up.
+    #[error(
+        "the request of {len} bytes is over the limit of {max} bytes of one log entry; split it, or raise log.segment_bytes"
+    )]
+    RequestTooLarge {
+        /// Its bytes.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// No such dead letter.
+    #[error("there is no dead letter {0} here; it may have been retried or dropped meanwhile")]
+    NoDeadLetter(Index),
+    /// The dead letter can't be handled again.
+    #[error("dead letter {letter} can't be retried: {why}; it can only be dropped")]
+    NoRetry {
+        /// The dead letter.
+        letter: Index,
+        /// Why not.
+        why: &'static str,
+    },
+    /// The dead letter was tried again, in vain.
+    #[error("dead letter {letter} failed again and stays what it is: {reason}")]
+    FailedAgain {
+        /// The dead letter.
+        letter: Index,
+        /// Why it failed.
+        reason: String,
     },
     /// The handler or the request's decoder refused.
     #[error(transparent)]

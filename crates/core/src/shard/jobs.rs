@@ -1,10 +1,11 @@
 //! Work that waits in the system: messages, timers and steps of tasks, in the order in which they came.
 
+use super::dead_letters::Buried;
 use super::{Effect, Effects, Failure, Messages, Refusal, Request, Run, Shard, StepOutcome};
-use crate::entry::{Cause, Entry, Write};
-use crate::handler::{Caller, Handler, Misuse};
+use crate::entry::{Cause, Entry, Reply, Write};
+use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
-use crate::record::{AttemptRecord, DeadLetter, RecordKey, TaskRecord, TimerRecord, Waiting, encode_value};
+use crate::record::{AttemptRecord, RecordKey, Retry, TaskRecord, TimerRecord, Waiting, encode_value};
 use crate::shard_map::ShardMap;
 use crate::state::{Message, State};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,8 +16,6 @@ const RUN_BATCH: usize = 4096;
 const ATTEMPT_BATCH: usize = 64;
 /// Requests that are known to have left this life of the process standing, at most.
 const SURVIVED_MAX: usize = 4096;
-/// Characters of a dead letter's reason that are kept.
-const REASON_MAX: usize = 1024;
 
 #[derive(Default)]
 pub(super) struct Jobs {
@@ -24,7 +23,7 @@ pub(super) struct Jobs {
     /// By sender, the last message that is received or in the queue.
     queued: ShardMap<Seq>,
     timers: BTreeSet<TimerId>,
-    failures: BTreeMap<Waiting, u32>,
+    pub(super) failures: BTreeMap<Waiting, u32>,
     /// Requests that were refused after an attempt at them was logged: this life of the process goes on, so that a
     /// retry is no further attempt.
     survived: BTreeSet<[u8; 16]>,
@@ -33,13 +32,6 @@ pub(super) struct Jobs {
 struct Job {
     work: Work,
     attempt: Attempt,
-}
-
-/// What a dead letter keeps of its job.
-struct Buried {
-    process: Key,
-    sender: Key,
-    payload: Blob,
 }
 
 /// Whether a crash may have met the job before, so that an attempt has to be logged first.
@@ -271,7 +263,7 @@ impl Shard {
         self.state.record::<AttemptRecord>(&key).map_or(0, |record| record.count)
     }
 
-    fn attempt(&self, waiting: &Waiting, count: u32) -> Write {
+    pub(super) fn attempt(&self, waiting: &Waiting, count: u32) -> Write {
         // A client may never bring its request again.
         let expires = matches!(waiting, Waiting::Request { .. })
             .then(|| self.now.plus_millis(self.settings.idempotency_ttl));
@@ -297,43 +289,32 @@ impl Shard {
         }
     }
 
-    /// Gives a waiting cause up: it becomes a dead letter.
-    fn bury(&mut self, cause: Waiting, reason: String, job: Buried, out: &mut Vec<Effect>) {
-        self.jobs.failures.remove(&cause);
-        let Buried { process, sender, payload } = job;
-        // A panic may say as much as it likes.
-        let reason = reason.chars().take(REASON_MAX).collect();
-        let letter = DeadLetter { cause, process: process.clone(), payload, sender, reason, time: self.now };
-        let key = RecordKey::dead_letter(self.state.position().index.next());
-        let mut writes = vec![Write { key, value: Some(encode_value(&letter)) }];
-        if let Waiting::Request { .. } = cause {
-            // One over the limit stands for a request that was given up: a retry of it is refused.
-            writes.push(self.attempt(&cause, self.settings.attempts_max + 1));
-        }
-        self.append(Cause::DeadLetter { cause }, process, Effects::of(writes), out);
-    }
-
     /// What a job that waits would have given to whom; `None` if it is gone meanwhile.
     fn buried(&self, work: &Work) -> Option<Buried> {
-        let (process, sender, payload) = match work {
-            Work::Message { message, .. } => {
-                (message.process.clone(), message.sender.clone(), message.payload.clone())
-            }
-            Work::Request(request, _) => (request.process.clone(), Key::none(), request.payload.clone()),
-            Work::Local(seq) => {
-                let message = self.local_message(*seq)?;
-                (message.process, message.sender, message.payload)
-            }
+        Some(match work {
+            Work::Message { from, message } => self.buried_message(*from, message),
+            Work::Local(seq) => self.buried_message(self.state.shard(), &self.local_message(*seq)?),
+            Work::Request(request, _) => Buried {
+                process: request.process.clone(),
+                sender: Key::none(),
+                payload: request.payload.clone(),
+                retry: Retry::Never,
+            },
             Work::Timer(id) => {
-                let timer: TimerRecord = self.state.record(&RecordKey::timer(*id))?;
-                (timer.process.clone(), timer.process, timer.payload)
+                let TimerRecord { process, payload, .. } = self.state.record(&RecordKey::timer(*id))?;
+                Buried { sender: process.clone(), process, payload, retry: Retry::Timer }
             }
             Work::Step { id, .. } | Work::Resume(id) => {
-                let task: TaskRecord = self.state.record(&RecordKey::task(*id))?;
-                (task.process.clone(), task.process, task.state)
+                Buried::step(self.state.record(&RecordKey::task(*id))?)
             }
-        };
-        Some(Buried { process, sender, payload })
+        })
+    }
+
+    fn buried_message(&self, from: ShardId, message: &Message) -> Buried {
+        let Message { process, sender, payload, .. } = message.clone();
+        let service = self.topology.service_of(from);
+        let retry = service.map_or(Retry::Never, |service| Retry::Message { service });
+        Buried { process, sender, payload, retry }
     }
 
     fn local_message(&self, seq: Seq) -> Option<Message> {
@@ -362,7 +343,7 @@ impl Shard {
         let Message { process, payload, sender, .. } = message;
         let cause = Cause::Message { from, seq: message.seq };
         let run = Run { cause, process, caller, payload, kept: Vec::new() };
-        self.run(waiting, run, sender, handler, out);
+        self.run(waiting, &run, sender, Retry::Message { service }, handler, out);
     }
 
     fn run_timer(&mut self, id: TimerId, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
@@ -372,7 +353,7 @@ impl Shard {
         let TimerRecord { process, payload, .. } = &timer;
         let caller = Caller::Timer { id };
         let run = Run { cause: Cause::Timer { id }, process, caller, payload, kept: Vec::new() };
-        self.run(Waiting::Timer { id }, run, process, handler, out);
+        self.run(Waiting::Timer { id }, &run, process, Retry::Timer, handler, out);
     }
 
     fn run_step(
@@ -389,12 +370,14 @@ impl Shard {
         };
         let waiting = Waiting::Task { id, step };
         match outcome {
-            StepOutcome::Continue { state, .. } if state.len() > self.settings.entry_bytes_max => {
-                let max = self.settings.entry_bytes_max;
-                let reason = Misuse::TooLarge { len: state.len(), max }.to_string();
-                let buried =
-                    Buried { process: task.process.clone(), sender: task.process, payload: task.state };
-                self.bury(waiting, reason, buried, out);
+            StepOutcome::Continue { state: made, .. } | StepOutcome::Done(made)
+                if made.len() > self.settings.entry_bytes_max =>
+            {
+                let (len, max) = (made.len(), self.settings.entry_bytes_max);
+                let reason = format!(
+                    "the step made {len} bytes, over the limit of {max} bytes of one log entry; make the task's state smaller"
+                );
+                self.bury(waiting, reason, Buried::step(task), out);
             }
             StepOutcome::Continue { state, progress } => {
                 let process = task.process.clone();
@@ -408,13 +391,11 @@ impl Shard {
                 let caller = Caller::Task { id };
                 let process = &task.process;
                 let run = Run { cause: Cause::Task { id, step }, process, caller, payload: &result, kept };
-                self.run(waiting, run, process, handler, out);
+                self.run(waiting, &run, process, Retry::Result, handler, out);
             }
             StepOutcome::Failed(reason) => {
                 if self.fails(waiting) {
-                    let buried =
-                        Buried { process: task.process.clone(), sender: task.process, payload: task.state };
-                    self.bury(waiting, reason, buried, out);
+                    self.bury(waiting, reason, Buried::step(task), out);
                 } else {
                     out.push(Effect::RunTask { id, task });
                 }
@@ -426,27 +407,38 @@ impl Shard {
     fn run(
         &mut self,
         waiting: Waiting,
-        run: Run<'_>,
+        run: &Run<'_>,
         sender: &Key,
+        retry: Retry,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) {
-        let reason = loop {
-            match self.execute(&run, handler, out) {
-                Ok(_) => {
-                    if !self.jobs.failures.is_empty() {
-                        self.jobs.failures.remove(&waiting);
-                    }
-                    return;
-                }
+        if let Err(reason) = self.try_run(waiting, run, handler, out) {
+            let (process, payload) = (run.process.clone(), Blob::from(run.payload));
+            self.bury(waiting, reason, Buried { process, sender: sender.clone(), payload, retry }, out);
+        }
+    }
+
+    /// Handles a waiting cause as often as it may be; gives why it failed the last time.
+    pub(super) fn try_run(
+        &mut self,
+        waiting: Waiting,
+        run: &Run<'_>,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) -> Result<(Index, Reply), String> {
+        let ended = loop {
+            match self.execute(run, handler, out) {
+                Ok(done) => break Ok(done),
                 Err(Failure::Panicked(_)) if !self.fails(waiting) => {}
-                Err(Failure::Panicked(why)) => break format!("the handler panicked: {why}"),
-                Err(Failure::Refused(misuse)) => break misuse.to_string(),
+                Err(Failure::Panicked(why)) => break Err(format!("the handler panicked: {why}")),
+                Err(Failure::Refused(misuse)) => break Err(misuse.to_string()),
             }
         };
-        let buried =
-            Buried { process: run.process.clone(), sender: sender.clone(), payload: Blob::from(run.payload) };
-        self.bury(waiting, reason, buried, out);
+        if !self.jobs.failures.is_empty() {
+            self.jobs.failures.remove(&waiting);
+        }
+        ended
     }
 
     /// Counts a failure of a waiting cause; true if it was the last one allowed.

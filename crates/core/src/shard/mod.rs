@@ -3,13 +3,14 @@
 //! Everything that leaves waits in the release queue until the entry that it came from is committed. Work that can't be
 //! done yet (the epoch is not active, the log is full, an attempt has to be logged first) waits in the job queue.
 
+mod dead_letters;
 mod io;
 mod jobs;
 mod release;
 mod requests;
 mod settings;
 
-pub use io::{Answer, Effect, Identity, Input, Messages, Query, Refusal, Request, StepOutcome};
+pub use io::{Answer, Effect, Identity, Input, Messages, Order, Query, Refusal, Request, StepOutcome};
 pub use settings::Settings;
 
 use crate::entry::{Cause, Entry, Reply, Send, Trim, Write};
@@ -73,6 +74,8 @@ impl Shard {
     const LOOK_AHEAD: usize = 8;
     /// Sessions and idempotency keys that one entry forgets at most.
     const EXPIRE_BATCH: usize = 256;
+    /// Channels that one entry trims at most, so that it fits into any log.
+    const TRIM_BATCH: usize = 256;
 
     /// A shard with what its log says, before it leads an epoch.
     ///
@@ -139,6 +142,10 @@ impl Shard {
             Input::Colour(colour) => self.mark(colour, out),
             Input::TaskStep { id, step, outcome } => {
                 self.jobs.push_step(id, step, outcome);
+                self.run_jobs(handler, out);
+            }
+            Input::DeadLetter { token, letter, order } => {
+                self.handle_dead_letter(token, letter, order, handler, out);
                 self.run_jobs(handler, out);
             }
             Input::Full(full) => {
@@ -285,9 +292,9 @@ impl Shard {
         }
         if !self.full {
             if self.trim_at.is_some_and(|at| at <= self.now) {
-                self.trim_at = None;
-                let trims: Vec<Trim> =
-                    std::mem::take(&mut self.trims).into_iter().map(|(to, upto)| Trim { to, upto }).collect();
+                let first = std::iter::from_fn(|| self.trims.pop_first()).take(Self::TRIM_BATCH);
+                let trims = first.map(|(to, upto)| Trim { to, upto }).collect();
+                self.trim_at = self.trim_at.filter(|_| !self.trims.is_empty());
                 self.append(Cause::Ack { trims }, Key::none(), Effects::default(), out);
             }
             self.expire(out);

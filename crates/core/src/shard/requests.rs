@@ -50,7 +50,7 @@ impl Shard {
         let cause = self.cause(request);
         // Only what would be handled is worth an attempt.
         let new = matches!(self.known_reply(request), Ok(None))
-            && self.admit(&request.principal).is_ok()
+            && self.admit_request(request).is_ok()
             && self.check_poison(&cause, &request.process).is_ok();
         let identity = if new { cause.identity(&request.process) } else { None };
         identity.filter(|identity| !self.jobs.survived(identity))
@@ -78,7 +78,7 @@ impl Shard {
         if let Some(reply) = self.known_reply(request)? {
             return Ok((self.state.position().index, reply));
         }
-        self.admit(&request.principal)?;
+        self.admit_request(request)?;
         let cause = self.cause(request);
         self.check_poison(&cause, &request.process)?;
         // The client has seen that checkpoint's future.
@@ -154,8 +154,14 @@ impl Shard {
         }
     }
 
+    fn admit_request(&self, request: &Request) -> Result<(), Refusal> {
+        self.admit(&request.principal)?;
+        let (len, max) = (request.payload.len(), self.settings.entry_bytes_max);
+        if len > max { Err(Refusal::RequestTooLarge { len, max }) } else { Ok(()) }
+    }
+
     /// Admission control stands here, at the edge: internal messages never wait for room.
-    fn admit(&self, principal: &str) -> Result<(), Refusal> {
+    pub(super) fn admit(&self, principal: &str) -> Result<(), Refusal> {
         if !self.is_active() {
             return Err(Refusal::NotReady);
         }

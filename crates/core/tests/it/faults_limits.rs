@@ -6,7 +6,7 @@ use stead_core::handler::Misuse;
 use stead_core::ids::{Blob, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
 use stead_core::record::{DeadLetter, RecordKey};
 use stead_core::records::Records;
-use stead_core::shard::{Identity, Input, Refusal, Settings};
+use stead_core::shard::{Identity, Input, Order, Refusal, Settings, StepOutcome};
 use stead_core::state::{Misfit, State};
 
 const ENTRY: usize = 1000;
@@ -20,11 +20,13 @@ fn a_call_that_is_too_large_for_an_entry_leaves_no_trace() {
     let mut world = world();
     world.call("a", "add x").unwrap();
     let index = world.shard("a").state().position().index;
-    let refused = world.call("a", &format!("add {}", "y".repeat(ENTRY)));
+    let refused = world.call("a", &format!("add {}", "y".repeat(ENTRY - 10)));
     let Err(Refusal::Misuse(Misuse::TooLarge { len, max: ENTRY })) = refused else { panic!("{refused:?}") };
     // The state and the answer, which holds it too.
-    assert!(len > 2 * ENTRY, "{len}");
-    let many = "send b add zzzzzzzzzzzzzzzzzzzzzzzzzzzzzz\n".repeat(40);
+    assert!(len > 2 * (ENTRY - 10), "{len}");
+    let refused = world.call("a", &format!("add {}", "y".repeat(ENTRY)));
+    assert_eq!(refused, Err(Refusal::RequestTooLarge { len: ENTRY + 4, max: ENTRY }));
+    let many = "send b add zzzzzzzzzzzzzzzzzzzzzzzzzzzzzz\n".repeat(22);
     assert!(matches!(world.call("a", &many), Err(Refusal::Misuse(Misuse::TooLarge { .. }))));
     assert_eq!(world.shard("a").state().position().index, index);
     assert_eq!((world.state("a").as_str(), world.state("b").as_str()), ("x", ""));
@@ -52,11 +54,55 @@ fn a_message_whose_effects_are_too_large_becomes_a_dead_letter_and_the_rest_goes
 
 #[test]
 fn a_long_panic_is_cut_before_it_is_kept() {
-    let mut world = world();
+    let mut world = World::new();
     let other = world.key_elsewhere("a");
-    world.call("a", &format!("send {other} panic {}", "!".repeat(700))).unwrap();
+    world.call("a", &format!("send {other} panic {}", "ö".repeat(3000))).unwrap();
     world.settle();
-    assert_eq!(world.shard(&other).state().dead_letters(), 1);
+    let (_, letter) = world.letters(&other).remove(0);
+    assert!((1020..=1024).contains(&letter.reason.len()), "{}", letter.reason.len());
+}
+
+#[test]
+fn a_task_that_makes_more_than_fits_is_given_up_with_its_last_state() {
+    let large = || Blob::from(vec![b'y'; ENTRY + 1]);
+    for outcome in [StepOutcome::Done(large()), StepOutcome::Continue { state: large(), progress: 1 }] {
+        let mut world = world();
+        world.call("a", "task begin").unwrap();
+        let (shard, id, task) = world.tasks.pop().unwrap();
+        world.give(shard, Input::TaskStep { id, step: task.step, outcome });
+        world.settle();
+        let (index, letter) = world.letters("a").remove(0);
+        assert!(
+            letter.reason.contains("the step made 1001 bytes, over the limit of 1000"),
+            "{}",
+            letter.reason
+        );
+        assert_eq!(&*letter.payload, b"begin");
+        world.ordered("a", index, Order::Retry).unwrap();
+        assert_eq!(world.tasks.pop().unwrap(), (shard, id, task), "the same step from the same state");
+    }
+}
+
+#[test]
+fn no_entry_is_larger_than_the_log_takes_even_if_the_limit_was_higher_once() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    let shard = world.shard_of("a");
+    world.request("a", &format!("send {other} panic {}", "!".repeat(5000)), Identity::None);
+    world.store(shard);
+    world.settings.entry_bytes_max = ENTRY;
+    world.restart();
+    world.settle();
+    let (index, letter) = world.letters(&other).remove(0);
+    assert!(letter.payload.is_empty() && letter.reason.contains("its payload of 5006 bytes is dropped"));
+    let refused = world.ordered(&other, index, Order::Retry);
+    assert!(matches!(refused, Err(Refusal::NoRetry { why: "its payload was too large to be kept", .. })));
+    let mut bytes = Vec::new();
+    world.log[&world.shard_of(&other)].iter().for_each(|entry| {
+        bytes.clear();
+        entry.encode_into(&mut bytes);
+        assert!(bytes.len() < 4 * ENTRY, "{:?}", entry.cause);
+    });
 }
 
 #[test]

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use stead_core::entry::{Entry, Reply};
 use stead_core::handler::{Call, Caller, Handler, Outcome, Txn, View};
-use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Key, NodeId, SessionId, ShardId, Time};
-use stead_core::record::TaskRecord;
+use stead_core::ids::{
+    Blob, Colour, Epoch, Incarnation, Index, Key, NodeId, SessionId, ShardId, TaskId, Time, TimerId,
+};
+use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, decode_value};
 use stead_core::replica::EpochConfig;
-use stead_core::shard::{Answer, Effect, Identity, Input, Query, Request, Settings, Shard};
+use stead_core::shard::{Answer, Effect, Identity, Input, Order, Query, Refusal, Request, Settings, Shard};
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 
@@ -18,12 +20,17 @@ pub(crate) const SHARDS: u32 = 4;
 pub(crate) struct Script {
     /// Runs of the handler, by process and payload.
     pub(crate) runs: Vec<(String, String)>,
+    /// The handler panics whatever it is told.
+    pub(crate) broken: bool,
 }
 
 impl Handler for Script {
     fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome {
         let text = std::str::from_utf8(call.payload).unwrap();
         self.runs.push((call.key.to_string(), text.to_owned()));
+        if self.broken {
+            return Outcome::Panicked("broken".to_owned());
+        }
         let mut state = txn.state().map_or_else(String::new, |s| String::from_utf8(s.to_vec()).unwrap());
         for line in text.lines() {
             let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
@@ -37,6 +44,11 @@ impl Handler for Script {
                     let (millis, rest) = argument.split_once(' ').unwrap();
                     let at = call.time.plus_millis(millis.parse().unwrap());
                     txn.set_timer(at, Blob::from(rest.as_bytes())).unwrap();
+                }
+                "cancel" => {
+                    // One of the two is what the number names.
+                    let id = argument.parse().unwrap();
+                    assert!(txn.cancel_timer(TimerId(id)) || txn.cancel_task(TaskId(id)));
                 }
                 "task" => drop(txn.start_task("count", Blob::from(argument.as_bytes())).unwrap()),
                 "fail" => {
@@ -76,7 +88,7 @@ pub(crate) struct World {
     pub(crate) answers: BTreeMap<u64, Answer>,
     pub(crate) marked: Vec<(Header, bool)>,
     pub(crate) committed_markers: Vec<(ShardId, Colour)>,
-    pub(crate) tasks: Vec<(ShardId, stead_core::ids::TaskId, TaskRecord)>,
+    pub(crate) tasks: Vec<(ShardId, TaskId, TaskRecord)>,
     /// Messages and acknowledgements on their way.
     pub(crate) wire: VecDeque<(ShardId, Input)>,
     next_token: u64,
@@ -157,7 +169,7 @@ impl World {
     }
 
     pub(crate) fn state(&self, key: &str) -> String {
-        let record = stead_core::record::RecordKey::process(key);
+        let record = RecordKey::process(key);
         let value = self.shard(key).state().records().get(record.as_bytes());
         value.map_or_else(String::new, |v| String::from_utf8(v.to_vec()).unwrap())
     }
@@ -245,7 +257,7 @@ impl World {
     }
 
     /// A request that is answered, and what it was answered.
-    pub(crate) fn call(&mut self, key: &str, payload: &str) -> Result<Reply, stead_core::shard::Refusal> {
+    pub(crate) fn call(&mut self, key: &str, payload: &str) -> Result<Reply, Refusal> {
         let token = self.request(key, payload, Identity::None);
         self.settle();
         self.answers[&token].result.clone()
@@ -271,6 +283,32 @@ impl World {
         self.settle();
         assert!(self.answers[&token].result.is_ok());
         session
+    }
+
+    /// The dead letters of the shard of a process.
+    pub(crate) fn letters(&self, key: &str) -> Vec<(Index, DeadLetter)> {
+        let records = self.shard(key).state().records();
+        let letters = records.iter().filter(|(key, _)| key[0] == Kind::DeadLetter as u8);
+        let read = |(key, value): (&[u8], &Blob)| {
+            let number = RecordKey::from_bytes(key).unwrap().number().unwrap();
+            (Index(number), decode_value(value).unwrap())
+        };
+        letters.map(read).collect()
+    }
+
+    /// An operator decides about a dead letter of the shard of a process; the answer may have to wait.
+    pub(crate) fn order(&mut self, key: &str, letter: Index, order: Order) -> u64 {
+        self.next_token += 1;
+        let token = self.next_token;
+        self.give(self.shard_of(key), Input::DeadLetter { token, letter, order });
+        token
+    }
+
+    /// As [`World::order`], with the answer.
+    pub(crate) fn ordered(&mut self, key: &str, letter: Index, order: Order) -> Result<Reply, Refusal> {
+        let token = self.order(key, letter, order);
+        self.settle();
+        self.answers[&token].result.clone()
     }
 
     pub(crate) fn answer(&self, token: u64) -> Option<&Answer> {

@@ -69,6 +69,12 @@ pub enum Kind {
     UnknownShard,
     /// The log could not be read.
     LogUnreadable,
+    /// No dead letter of this number.
+    UnknownDeadLetter,
+    /// The dead letter can't be retried.
+    DeadLetterFinal,
+    /// The dead letter was retried and failed again.
+    DeadLetterFailed,
 }
 
 impl Kind {
@@ -238,6 +244,24 @@ impl Kind {
             Self::UnknownShard => {
                 ("unknown-shard", S::NOT_FOUND, "No shard of this number", "GET /v1/status lists the shards")
             }
+            Self::UnknownDeadLetter => (
+                "unknown-dead-letter",
+                S::NOT_FOUND,
+                "No dead letter of this number",
+                "GET /v1/dead-letters/SERVICE lists those of a service",
+            ),
+            Self::DeadLetterFinal => (
+                "dead-letter-final",
+                S::CONFLICT,
+                "The dead letter can't be retried",
+                "drop it: DELETE /v1/dead-letters/SHARD/INDEX",
+            ),
+            Self::DeadLetterFailed => (
+                "dead-letter-failed",
+                S::CONFLICT,
+                "The dead letter failed again",
+                "correct what the detail names and retry it, or drop it",
+            ),
             Self::LogUnreadable => (
                 "log-unreadable",
                 S::INTERNAL_SERVER_ERROR,

@@ -26,7 +26,10 @@ pub(super) fn problem(error: RawError) -> Problem {
             Refusal::Misuse(Misuse::Request(_)) => Kind::UnreadableRequest,
             Refusal::Misuse(Misuse::State(_)) => Kind::UnreadableState,
             Refusal::Misuse(Misuse::NoCode(_)) => Kind::UnknownService,
-            Refusal::Misuse(Misuse::TooLarge { .. }) => Kind::EntryTooLarge,
+            Refusal::Misuse(Misuse::TooLarge { .. }) | Refusal::RequestTooLarge { .. } => Kind::EntryTooLarge,
+            Refusal::NoDeadLetter(_) => Kind::UnknownDeadLetter,
+            Refusal::NoRetry { .. } => Kind::DeadLetterFinal,
+            Refusal::FailedAgain { .. } => Kind::DeadLetterFailed,
             Refusal::Panicked(_) | Refusal::Poisoned { .. } => Kind::HandlerPanicked,
             Refusal::Overloaded { retry_after_ms } => {
                 return Problem::new(Kind::Overloaded, detail).retry_after_ms(retry_after_ms);

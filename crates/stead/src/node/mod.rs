@@ -449,6 +449,7 @@ fn dead_letter(shard: ShardId, index: u64, letter: DeadLetter) -> DeadLetterInfo
         Waiting::Timer { id } => format!("timer {id}"),
         Waiting::Task { id, step } => format!("step {step} of task {id}"),
         Waiting::Request { .. } => "a client's request".to_owned(),
+        Waiting::DeadLetter { letter } => format!("dead letter {letter}"),
     };
     DeadLetterInfo {
         shard: shard.0,

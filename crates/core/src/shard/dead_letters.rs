@@ -1,0 +1,156 @@
+//! Dead letters: what is given up, and what an operator makes of it later.
+//!
+//! A retry is not logged before it is made: if it ends the process, the dead letter is still there, and is not met again
+//! unless someone asks for that.
+
+use super::{Effect, Effects, Order, Refusal, Run, Shard};
+use crate::entry::{Cause, Reply, Write};
+use crate::handler::{Caller, Handler};
+use crate::ids::{Blob, Index, Key, TaskId};
+use crate::record::{DeadLetter, RecordKey, Retry, TaskRecord, Waiting, encode_value};
+
+/// Bytes of a dead letter's reason that are kept.
+const REASON_MAX: usize = 1024;
+
+/// What a dead letter keeps of its job.
+pub(super) struct Buried {
+    pub(super) process: Key,
+    pub(super) sender: Key,
+    pub(super) payload: Blob,
+    pub(super) retry: Retry,
+}
+
+impl Buried {
+    /// A step of a task, to be run again from the state before it.
+    pub(super) fn step(task: TaskRecord) -> Self {
+        let TaskRecord { process, name, state, progress, .. } = task;
+        Self { sender: process.clone(), process, payload: state, retry: Retry::Step { name, progress } }
+    }
+}
+
+impl Shard {
+    /// Gives a waiting cause up: it becomes a dead letter.
+    pub(super) fn bury(&mut self, cause: Waiting, reason: String, job: Buried, out: &mut Vec<Effect>) {
+        self.jobs.failures.remove(&cause);
+        let Buried { process, sender, mut payload, mut retry } = job;
+        let mut reason = cut(reason);
+        let (len, max) = (payload.len(), self.settings.entry_bytes_max);
+        // It was taken when more fitted into the log. An entry that the log can't take would end every life.
+        if len > max {
+            reason += &format!(
+                "; its payload of {len} bytes is dropped, over the limit of {max} bytes of one log entry"
+            );
+            (payload, retry) = (Blob::empty(), Retry::Never);
+        }
+        let (time, retry) = (self.now, Some(retry));
+        let letter = DeadLetter { cause, process: process.clone(), payload, sender, reason, time, retry };
+        let key = RecordKey::dead_letter(self.state.position().index.next());
+        let mut writes = vec![Write { key, value: Some(encode_value(&letter)) }];
+        if let Waiting::Request { .. } = cause {
+            // One over the limit stands for a request that was given up: a retry of it is refused.
+            writes.push(self.attempt(&cause, self.settings.attempts_max + 1));
+        }
+        self.append(Cause::DeadLetter { cause }, process, Effects::of(writes), out);
+    }
+
+    /// Does what an operator says about a dead letter.
+    pub(super) fn handle_dead_letter(
+        &mut self,
+        token: u64,
+        letter: Index,
+        order: Order,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) {
+        let done = self.order(letter, order, handler, out);
+        self.answer(token, done, out);
+    }
+
+    fn order(
+        &mut self,
+        index: Index,
+        order: Order,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) -> Result<(Index, Reply), Refusal> {
+        self.admit("")?;
+        let letter: DeadLetter =
+            self.state.record(&RecordKey::dead_letter(index)).ok_or(Refusal::NoDeadLetter(index))?;
+        match order {
+            Order::Retry => self.retry(index, letter, handler, out),
+            Order::Drop => {
+                let cause = Cause::Drop { letter: index };
+                let index = self.append(cause, letter.process, Effects::default(), out);
+                Ok((index, Reply::Ok(Blob::empty())))
+            }
+        }
+    }
+
+    fn retry(
+        &mut self,
+        index: Index,
+        letter: DeadLetter,
+        handler: &mut dyn Handler,
+        out: &mut Vec<Effect>,
+    ) -> Result<(Index, Reply), Refusal> {
+        let DeadLetter { process, payload, sender, .. } = &letter;
+        let caller = match (self.how(&letter), letter.cause) {
+            (Retry::Message { service }, _) => Caller::Process { service, key: sender },
+            (Retry::Timer, Waiting::Timer { id }) => Caller::Timer { id },
+            (Retry::Result, Waiting::Task { id, .. }) => Caller::Task { id },
+            (Retry::Step { name, progress }, Waiting::Task { id, step }) => {
+                let (process, state) = (process.clone(), payload.clone());
+                let task = TaskRecord { process, name, step, state, progress };
+                return Ok((self.resume_task(index, id, task, out), Reply::Ok(Blob::empty())));
+            }
+            (_, cause) => return Err(Refusal::NoRetry { letter: index, why: why_never(&cause, payload) }),
+        };
+        let cause = Cause::Retry { letter: index };
+        let run = Run { cause, process, caller, payload, kept: Vec::new() };
+        let waiting = Waiting::DeadLetter { letter: index };
+        self.try_run(waiting, &run, handler, out).map_err(|reason| {
+            let reason = cut(reason);
+            let letter = DeadLetter { reason: reason.clone(), time: self.now, ..letter };
+            let value = Some(encode_value(&letter));
+            let writes = vec![Write { key: RecordKey::dead_letter(index), value }];
+            self.append(Cause::DeadLetter { cause: waiting }, letter.process, Effects::of(writes), out);
+            Refusal::FailedAgain { letter: index, reason }
+        })
+    }
+
+    /// How a dead letter can be handled again; for one of an older version, as far as its cause tells.
+    fn how(&self, letter: &DeadLetter) -> Retry {
+        match (&letter.retry, letter.cause) {
+            (Some(retry), _) => retry.clone(),
+            (None, Waiting::Message { from, .. }) => {
+                self.topology.service_of(from).map_or(Retry::Never, |service| Retry::Message { service })
+            }
+            (None, Waiting::Timer { .. }) => Retry::Timer,
+            (None, _) => Retry::Never,
+        }
+    }
+
+    /// The entry puts the task back; once it is committed, the step runs.
+    fn resume_task(&mut self, letter: Index, id: TaskId, task: TaskRecord, out: &mut Vec<Effect>) -> Index {
+        let taken = |id| self.state.records().get(RecordKey::task(id).as_bytes()).is_some();
+        // After a restore onto other shards another task may have its id; this entry draws no other.
+        let id = if taken(id) { TaskId(self.state.position().index.next().0 << 16) } else { id };
+        let process = task.process.clone();
+        let writes = vec![Write { key: RecordKey::task(id), value: Some(encode_value(&task)) }];
+        self.append(Cause::Retry { letter }, process, Effects::of(writes), out)
+    }
+}
+
+fn why_never(cause: &Waiting, payload: &[u8]) -> &'static str {
+    match cause {
+        Waiting::Request { .. } => "its client was told that it is given up, and may have gone another way",
+        _ if payload.is_empty() => "its payload was too large to be kept",
+        _ => "an older version made it and did not keep all that is needed",
+    }
+}
+
+/// A panic may say as much as it likes.
+fn cut(mut reason: String) -> String {
+    reason.truncate(reason.floor_char_boundary(REASON_MAX));
+    reason
+}

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
+mod attempts;
 mod dead_letters;
 mod faults_limits;
 mod world;

@@ -5,6 +5,7 @@ use crate::conductor::ConductError;
 use crate::runs::{ProcessName, Service};
 use std::collections::{BTreeMap, HashSet};
 use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::path::Path;
 use stead::RestoreOptions;
 use stead_core::entry::Entry;
@@ -43,7 +44,7 @@ pub(crate) fn committed(dir: &Path) -> Result<HashSet<Place>, ConductError> {
         {
             found.insert((ProcessName::new(service, &entry.process), (entry.epoch.0, entry.index.0)));
         }
-        Ok::<(), Infallible>(())
+        Ok::<_, Infallible>(ControlFlow::Continue(()))
     });
     match read {
         Ok(_) | Err(WalError::Missing { .. }) => Ok(found),

@@ -8,6 +8,7 @@ use crate::node::{CHECKPOINTS, wal_options};
 use crate::violation::Violation;
 use crate::world::{Inside, Outcomes, World};
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use stead_core::coordinator::{News, Step};
@@ -399,7 +400,7 @@ impl World<'_> {
         let mut first: Vec<Option<Index>> = vec![None; manifest.parts.len()];
         let visit = |record: Record<'_>| {
             first[record.shard.0 as usize].get_or_insert(record.index);
-            Ok::<(), std::io::Error>(())
+            Ok::<_, std::io::Error>(ControlFlow::Continue(()))
         };
         let read = self.quietly(|world| Wal::read(&world.disk.clone(), &options, visit));
         read.map_err(|e| Violation::new(13, format!("the trimmed log can't be read: {e}")))?;

@@ -2,11 +2,12 @@
 
 use crate::codec;
 use crate::node::stable::copy_stored;
-use crate::node::{CheckpointInfo, CopyReport, list_checkpoints, system_time, verify_stored};
+use crate::node::{CheckpointInfo, CopyReport, Node, list_checkpoints, system_time, verify_stored};
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use stead_store::checkpoint::verify::Report;
 use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
-use stead_store::wal::{Wal, WalError, WalOptions};
+use stead_store::wal::{Record, Wal, WalError, WalOptions};
 use thiserror::Error;
 
 pub use stead_store::checkpoint::restore::Progress as RestoreProgress;
@@ -362,30 +363,60 @@ fn cause_name(cause: &Cause) -> String {
     }
 }
 
-/// Shows the entries of a shard's log, from one index up to another, both included. Entries that a checkpoint replaced
-/// may be gone. Best done while no node runs there: what one writes meanwhile may be missing.
+/// Shows the entries of a shard's log from an index on, until `visit` breaks. Entries that a checkpoint replaced may be
+/// gone. Of a running node: [`Node::read_log`].
 ///
 /// # Errors
-/// [`OfflineError`] if there is no such shard or the log can't be read.
+/// [`OfflineError`] if there is no such shard, the log can't be read, or a node runs there.
 pub fn read_log(
     data_dir: &Path,
     shard: u32,
     from: u64,
-    to: u64,
-    mut visit: impl FnMut(LogEntry),
+    visit: impl FnMut(LogEntry) -> ControlFlow<()>,
 ) -> Result<(), OfflineError> {
     let disk = existing_disk(data_dir)?;
     let meta = DataDir::inspect(&*disk)?;
+    // What a node writes meanwhile looks like damage.
+    let (_owned, _) = DataDir::open(Arc::clone(&disk), || meta.clone())?;
     let shards = meta.services.iter().map(|service| service.first.0 + service.shards).max().unwrap_or(0);
     if shard >= shards {
         return Err(OfflineError::UnknownShard { shard, shards });
     }
     let options = WalOptions { log_id: meta.log_id, ..WalOptions::default() };
-    Wal::read(&*disk, &options, |record| {
-        if record.shard == ShardId(shard) && (Index(from)..=Index(to)).contains(&record.index) {
-            visit(LogEntry::of(&Entry::decode(record.bytes)?));
-        }
-        Ok::<(), NoEntry>(())
-    })?;
+    Wal::read(&*disk, &options, entries_of(ShardId(shard), Index(from), visit))?;
     Ok(())
+}
+
+/// Shows the entries of one shard to a visitor of them.
+fn entries_of(
+    shard: ShardId,
+    from: Index,
+    mut visit: impl FnMut(LogEntry) -> ControlFlow<()>,
+) -> impl FnMut(Record<'_>) -> Result<ControlFlow<()>, NoEntry> {
+    move |record| {
+        if record.shard != shard || record.index < from {
+            return Ok(ControlFlow::Continue(()));
+        }
+        Ok(visit(LogEntry::of(&Entry::decode(record.bytes)?)))
+    }
+}
+
+impl Node {
+    /// Shows the entries of a shard's log from an index on, until `visit` breaks: those that are on disk now. Entries that a
+    /// checkpoint replaced may be gone. Reads files.
+    ///
+    /// # Errors
+    /// [`OfflineError`] if there is no such shard or the log can't be read.
+    pub fn read_log(
+        &self,
+        shard: u32,
+        from: u64,
+        visit: impl FnMut(LogEntry) -> ControlFlow<()>,
+    ) -> Result<(), OfflineError> {
+        let shards = self.topology().shard_count();
+        if shard >= shards {
+            return Err(OfflineError::UnknownShard { shard, shards });
+        }
+        Ok(self.log().read(entries_of(ShardId(shard), Index(from), visit))?)
+    }
 }

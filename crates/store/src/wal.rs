@@ -13,20 +13,23 @@
 mod batch;
 mod error;
 mod frame;
+mod live;
 mod recovery;
 mod segment;
 
 pub use batch::{Batch, Record};
 pub use error::{Damage, WalError};
+pub use live::WalReader;
 pub use segment::SegmentPreparer;
 
 use crate::disk::{Disk, parent};
 use batch::ShardTops;
 use frame::{BLOCK, FrameHeader, HEADER, span};
+use live::{Extent, Published};
 use segment::{Pool, SEGMENT_MAX, SEGMENT_MIN, Segment, log_path};
 use std::collections::VecDeque;
 use std::error::Error;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use stead_core::ids::{Index, ShardId};
 
@@ -178,6 +181,8 @@ pub struct Wal {
     /// The last batch that has records.
     last_records: u64,
     oldest: u64,
+    /// For readers on other threads.
+    published: Arc<Published>,
     fatal: Option<String>,
     /// The batch being written; kept for its memory.
     buf: Vec<u8>,
@@ -214,7 +219,9 @@ impl Wal {
         accept: impl FnOnce() -> Result<(), E>,
     ) -> Result<(Self, Opened), WalError> {
         options.check()?;
-        let mut scan = recovery::scan(&*disk, &options, &mut |record| visit(record).map_err(Into::into))?;
+        let mut scan = recovery::scan(&*disk, &options, &mut |record| {
+            visit(record).map(ControlFlow::Continue).map_err(Into::into)
+        })?;
         if scan.segments.is_empty() && !options.create {
             return Err(WalError::Missing { dir: options.dir });
         }
@@ -252,13 +259,16 @@ impl Wal {
             None => (pool.take()?, ShardTops::default()),
         };
         let at = if new { BLOCK as u64 } else { scan.at };
+        let last = Position { batch: scan.number, segment: active.id, offset: scan.last_at };
+        let oldest = if new { active.id } else { scan.oldest };
         let mut wal = Self {
-            last: Position { batch: scan.number, segment: active.id, offset: scan.last_at },
+            last,
+            published: Arc::new(Published::new(Extent { oldest, last })),
             last_checksum: scan.checksum,
             synced: scan.number,
             marked: 0,
             last_records: scan.number,
-            oldest: if new { active.id } else { scan.oldest },
+            oldest,
             pool,
             options,
             sealed,
@@ -279,14 +289,15 @@ impl Wal {
         Ok((wal, scan.opened))
     }
 
-    /// Reads a log without changing anything, as [`Wal::open`] would: for inspection while no one owns it.
+    /// Reads a log without changing anything, as [`Wal::open`] would: for inspection while no one owns it. When `visit`
+    /// breaks, what stands after that is not looked at.
     ///
     /// # Errors
     /// As [`Wal::open`]; [`WalError::Missing`] also if [`WalOptions::create`] is set.
     pub fn read<E: Into<Box<dyn Error + Send + Sync>>>(
         disk: &dyn Disk,
         options: &WalOptions,
-        mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
+        mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
     ) -> Result<Opened, WalError> {
         options.check()?;
         let scan = recovery::scan(disk, options, &mut |record| visit(record).map_err(Into::into))?;
@@ -332,6 +343,7 @@ impl Wal {
         match self.active.file.sync_data() {
             Ok(()) => {
                 self.synced = self.last.batch;
+                self.published.set(Extent { oldest: self.oldest, last: self.last });
                 Ok(())
             }
             Err(source) => {

@@ -4,6 +4,7 @@ use crate::client::ServerArgs;
 use crate::failure::{Exit, Failure};
 use crate::output;
 use clap::Args;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use stead::offline::{LogEntry, LogReply, LogSend, LogWrite, read_log};
 
@@ -48,11 +49,14 @@ fn online(args: &LogArgs) -> Result<Vec<LogEntry>, Failure> {
 fn offline(args: &LogArgs, data: &Path) -> Result<Vec<LogEntry>, Failure> {
     let mut entries = Vec::new();
     let visit = |entry| {
+        entries.push(entry);
         if entries.len() < usize::from(args.limit) {
-            entries.push(entry);
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
         }
     };
-    read_log(data, args.shard, args.from, u64::MAX, visit).map_err(super::checkpoint::offline_failure)?;
+    read_log(data, args.shard, args.from, visit).map_err(super::checkpoint::offline_failure)?;
     Ok(entries)
 }
 

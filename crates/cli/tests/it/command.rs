@@ -72,8 +72,10 @@ fn the_log_is_readable_with_and_without_a_server() {
     };
     let online = lines(&server.command(&["log", &shard, "--json"]));
     assert_eq!(online[0]["index"], json!(1));
-    server.kill();
     let data = dir.path().to_str().unwrap();
+    let owned = run(&["log", &shard, "--data", data]);
+    assert_eq!(owned.status.code(), Some(5), "what a server writes looks like damage: {owned:?}");
+    server.kill();
     let offline = lines(&run(&["log", &shard, "--data", data, "--json"]));
     assert_eq!(offline, online);
     assert_eq!(run(&["log", "99999", "--data", data]).status.code(), Some(1));

@@ -4,11 +4,12 @@ use super::Gateway;
 use super::admin::Segments;
 use super::problem::{Kind, Problem};
 use crate::Node;
-use crate::offline::{self, LogEntry};
+use crate::offline::LogEntry;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use serde::Deserialize;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use utoipa::IntoParams;
 
@@ -59,15 +60,13 @@ pub(super) async fn log(
         ));
     }
     let from = from.unwrap_or(0);
-    let data_dir = gateway.data_dir.clone();
-    let read = move |_: &Node| {
+    let read = move |node: &Node| {
         let mut entries: Vec<LogEntry> = Vec::new();
         let visit = |entry| {
-            if entries.len() < limit {
-                entries.push(entry);
-            }
+            entries.push(entry);
+            if entries.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        offline::read_log(&data_dir, shard, from, u64::MAX, visit)
+        node.read_log(shard, from, visit)
             .map_err(|error| Problem::new(Kind::LogUnreadable, error.to_string()))?;
         Ok(entries)
     };

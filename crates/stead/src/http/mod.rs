@@ -33,7 +33,7 @@ use axum::body::Bytes;
 use axum::http::{Method, Uri};
 use measure::Measure;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -43,7 +43,6 @@ use utoipa_axum::routes;
 struct Gateway {
     node: Node,
     client: Client,
-    data_dir: PathBuf,
     tokens: TokenKey,
     incarnation: u64,
     limits: Limits,
@@ -84,8 +83,8 @@ pub fn openapi() -> String {
 }
 
 /// Serves a node over HTTP on a listener that [`listen`] made, until [`Server::shutdown`]. Runs on the calling
-/// task's tokio runtime, whose I/O and time must be enabled. `data_dir` is the node's: its log is shown, and the key
-/// of the tokens lies there.
+/// task's tokio runtime, whose I/O and time must be enabled. `data_dir` is the node's: the key of the tokens
+/// lies there.
 ///
 /// # Errors
 /// [`ServeError`] if the listener is not on a loopback address, or it or the key can't be used.
@@ -105,7 +104,6 @@ pub fn serve(
     let gateway = Arc::new(Gateway {
         node: node.clone(),
         client: node.client(),
-        data_dir: data_dir.to_owned(),
         tokens,
         incarnation: node.topology().incarnation.0,
         limits,

@@ -242,6 +242,37 @@ async fn a_web_page_can_not_call_and_can_not_ask_by_a_name_of_its_own() {
 }
 
 #[tokio::test]
+async fn the_log_is_shown_whole_while_it_is_written_and_trimmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::builder(dir.path())
+        .service::<Purse>(ServiceOptions::default().shards(1))
+        .threads(1)
+        .segment_bytes(16 << 10)
+        .open()
+        .unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = serve(&node, listener, dir.path(), Limits::default()).unwrap();
+    let shows = async {
+        while node.metrics().checkpoints < 3 {
+            let shown = get(server.address(), "/v1/log/0?limit=1000").await;
+            assert_eq!(shown.status, 200, "{}", shown.body);
+        }
+    };
+    let writes = async {
+        loop {
+            for _ in 0..20 {
+                call(server.address(), "", r#"{"Fill":1}"#).await;
+            }
+            node.checkpoint().await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = shows => {}
+        () = writes => {}
+    }
+}
+
+#[tokio::test]
 async fn a_slow_client_is_not_waited_for() {
     let short = Duration::from_millis(30);
     let (server, _node, _dir) =

@@ -44,6 +44,7 @@ use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::verify::{Report, verify_checkpoint};
 use stead_store::data_dir::DataDir;
+use stead_store::wal::WalReader;
 use tasks::TaskQueue;
 use tokio::sync::{oneshot, watch};
 use watchdog::Watchdog;
@@ -61,6 +62,7 @@ struct Inner {
     /// Owned until the last thread has ended.
     data_dir: Mutex<Option<DataDir>>,
     store: Arc<dyn BlobStore>,
+    log: WalReader,
     recovery: RecoveryReport,
     opened: Instant,
 }
@@ -251,6 +253,10 @@ impl Node {
     #[must_use]
     pub fn topology(&self) -> &Topology {
         &self.0.shared.topology
+    }
+
+    pub(crate) fn log(&self) -> &WalReader {
+        &self.0.log
     }
 
     /// How the last start went.

@@ -131,6 +131,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         threads: Mutex::default(),
         data_dir: Mutex::new(Some(data_dir)),
         store: Arc::clone(&store),
+        log: wal.reader(),
         recovery,
         opened: begun,
     };

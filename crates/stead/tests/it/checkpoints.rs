@@ -2,6 +2,7 @@
 
 use crate::services::{Account, Ask, Look, await_answer, builder, key};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use stead::offline::{self, LogReply, RestoreOptions};
 use stead::{CheckpointFailure, Registry};
 
@@ -83,9 +84,20 @@ fn verify_and_the_log_can_be_read_at_rest() {
     registry.service::<Account>().unwrap();
     assert!(offline::verify(&dir.path().display().to_string(), 1, &registry).unwrap().holds());
     let mut entries = Vec::new();
-    offline::read_log(dir.path(), shard, 1, u64::MAX, |entry| entries.push(entry)).unwrap();
+    let all = |entry| {
+        entries.push(entry);
+        ControlFlow::Continue(())
+    };
+    offline::read_log(dir.path(), shard, 1, all).unwrap();
     let deposit = entries.iter().find(|entry| entry.process == "a").unwrap();
     assert_eq!(deposit.reply, Some(LogReply::Ok(Some(100.into()))));
     assert_eq!(deposit.writes[0].state.as_ref().unwrap()["balance"], 100);
-    assert!(offline::read_log(dir.path(), 99, 1, 2, |_| {}).is_err());
+    let mut seen = 0;
+    let one = |_| {
+        seen += 1;
+        ControlFlow::Break(())
+    };
+    offline::read_log(dir.path(), shard, 1, one).unwrap();
+    assert_eq!(seen, 1);
+    assert!(offline::read_log(dir.path(), 99, 1, |_| ControlFlow::Break(())).is_err());
 }

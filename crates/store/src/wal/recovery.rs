@@ -17,6 +17,7 @@ use crate::disk::{Disk, DiskFile, Open, read_exact_at};
 use std::collections::VecDeque;
 use std::error::Error;
 use std::io;
+use std::ops::ControlFlow;
 
 /// A segment as it was found.
 pub(crate) struct Found {
@@ -67,7 +68,8 @@ struct Break {
     damage: Damage,
 }
 
-pub(crate) type Visitor<'a> = dyn FnMut(Record<'_>) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
+pub(crate) type Visitor<'a> =
+    dyn FnMut(Record<'_>) -> Result<ControlFlow<()>, Box<dyn Error + Send + Sync>> + 'a;
 
 struct Scanner<'a, 'v> {
     options: &'a WalOptions,
@@ -81,12 +83,22 @@ struct Scanner<'a, 'v> {
     visit: &'a mut Visitor<'v>,
     /// The visitor's error: it sees no more records.
     refused: Option<Box<dyn Error + Send + Sync>>,
+    /// The visitor has seen enough.
+    is_done: bool,
 }
 
-/// Reads the whole log and shows its records to `visit`; changes nothing.
+/// Reads the log and shows its records to `visit`, until that breaks; changes nothing.
 pub(crate) fn scan(disk: &dyn Disk, options: &WalOptions, visit: &mut Visitor<'_>) -> Result<Scan, WalError> {
-    let mut scanner =
-        Scanner { options, scan: Scan::default(), mark: 0, broken: None, leapt: false, visit, refused: None };
+    let mut scanner = Scanner {
+        options,
+        scan: Scan::default(),
+        mark: 0,
+        broken: None,
+        leapt: false,
+        visit,
+        refused: None,
+        is_done: false,
+    };
     scanner.find_files(disk)?;
     let mut buf = Vec::new();
     for at in 0..scanner.scan.segments.len() {
@@ -94,6 +106,9 @@ pub(crate) fn scan(disk: &dyn Disk, options: &WalOptions, visit: &mut Visitor<'_
             next.file.read_ahead();
         }
         scanner.read_segment(at, &mut buf)?;
+        if scanner.is_done {
+            return Ok(scanner.scan);
+        }
     }
     scanner.finish()
 }
@@ -155,7 +170,7 @@ impl Scanner<'_, '_> {
 
         let mut stop: Option<Break> = None;
         let mut offset = BLOCK;
-        while offset < buf.len() {
+        while offset < buf.len() && !self.is_done {
             let place = Place { segment, offset };
             let head = &buf[offset..];
             match frame::parse(head, id, self.options.log_id) {
@@ -231,8 +246,11 @@ impl Scanner<'_, '_> {
             let Some((record, after)) = split_record(rest) else {
                 return Err(self.corrupt(place, Damage::Records));
             };
-            if self.refused.is_none() {
-                self.refused = (self.visit)(record).err();
+            if self.refused.is_none() && !self.is_done {
+                match (self.visit)(record) {
+                    Ok(flow) => self.is_done = flow.is_break(),
+                    Err(refused) => self.refused = Some(refused),
+                }
             }
             self.scan.segments[place.segment].tops.raise(record.shard, record.index);
             records += 1;

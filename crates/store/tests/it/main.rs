@@ -9,5 +9,6 @@ mod faults_log;
 mod fixtures;
 mod wal_crashes;
 mod wal_damage;
+mod wal_live;
 mod wal_log;
 mod wal_space;

@@ -2,6 +2,7 @@
 
 use crate::wal_log::{Rec, batch, open, put, rec, small};
 use std::convert::Infallible;
+use std::ops::ControlFlow;
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Damage, Wal, WalError, WalOptions};
 
@@ -276,7 +277,7 @@ fn reading_changes_nothing() {
     let mut seen = 0;
     let count = |_: stead_store::wal::Record<'_>| {
         seen += 1;
-        Ok::<(), Infallible>(())
+        Ok::<_, Infallible>(ControlFlow::Continue(()))
     };
     Wal::read(&disk, &small(), count).unwrap();
     assert_eq!(seen, records.len());

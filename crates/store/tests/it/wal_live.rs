@@ -1,0 +1,110 @@
+//! Reading a log while its owner writes, rolls and trims it.
+
+use crate::wal_log::{Rec, batch, open, put, rec, small};
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+use stead_core::ids::Index;
+use stead_store::sim_disk::SimDisk;
+use stead_store::wal::{Damage, Wal, WalError, WalReader};
+
+/// Puts records `from..=to` of shard 0, each of which fills half a segment.
+fn put_all(wal: &mut Wal, from: u64, to: u64) {
+    for index in from..=to {
+        put(wal, &large(index));
+    }
+}
+
+fn large(index: u64) -> Rec {
+    rec(0, index, &[index as u8; 10_000])
+}
+
+/// The indexes of the records that are read; `meanwhile` runs before each is taken in.
+fn read(reader: &WalReader, mut meanwhile: impl FnMut(u64)) -> Result<Vec<u64>, WalError> {
+    let mut seen = Vec::new();
+    reader.read(|record| {
+        meanwhile(record.index.0);
+        assert_eq!(record.bytes, large(record.index.0).bytes);
+        seen.push(record.index.0);
+        Ok::<_, Infallible>(ControlFlow::Continue(()))
+    })?;
+    Ok(seen)
+}
+
+#[test]
+fn what_is_written_and_rolled_meanwhile_is_left_for_later() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    let reader = wal.reader();
+    put_all(&mut wal, 1, 5);
+    let seen = read(&reader, |index| put_all(&mut wal, 5 + 3 * index - 2, 5 + 3 * index)).unwrap();
+    assert_eq!(seen, [1, 2, 3, 4, 5]);
+    assert!(wal.stats().segments > 8, "{:?}", wal.stats());
+    assert_eq!(read(&reader, |_| {}).unwrap(), (1..=20).collect::<Vec<_>>());
+    // Appended and not synced: nobody may see it yet.
+    wal.append(&[batch(&[large(21)])]).unwrap();
+    assert_eq!(read(&reader, |_| {}).unwrap().last(), Some(&20));
+}
+
+#[test]
+fn what_is_trimmed_and_used_again_meanwhile_is_passed_over() {
+    let disk = SimDisk::new(2);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    let reader = wal.reader();
+    put_all(&mut wal, 1, 12);
+    let before = wal.stats().segments;
+    let seen = read(&reader, |index| {
+        if index == 2 {
+            assert!(wal.trim(|_| Index(8)).unwrap() > 2);
+            put_all(&mut wal, 13, 20);
+        }
+    })
+    .unwrap();
+    assert!(before > 4, "the case needs segments");
+    // The segment that was being read is shown to its end.
+    let (first, rest) = seen.split_at(3);
+    assert_eq!(first, [1, 2, 3]);
+    assert!(rest[0] > 4 && rest[0] <= 9, "{seen:?}");
+    assert_eq!(rest.to_vec(), (rest[0]..=12).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_reads_no_further() {
+    let disk = SimDisk::new(3);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    put_all(&mut wal, 1, 9);
+    let mut seen = 0;
+    let two = |_: stead_store::wal::Record<'_>| {
+        seen += 1;
+        Ok::<_, Infallible>(if seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    };
+    // The damage stands where nobody looks.
+    let last = disk.files().into_iter().filter(|path| path.ends_with(".log")).nth(3).unwrap();
+    disk.flip_bit(&last, 5000, 1).unwrap();
+    wal.reader().read(two).unwrap();
+    assert_eq!(seen, 2);
+    let mut seen = 0;
+    let one = |_: stead_store::wal::Record<'_>| {
+        seen += 1;
+        Ok::<_, Infallible>(ControlFlow::Break(()))
+    };
+    Wal::read(&disk, &small(), one).unwrap();
+    assert_eq!(seen, 1);
+}
+
+#[test]
+fn damage_to_what_is_durable_is_told() {
+    for (at, damage) in [(1, Damage::Checksum), (0, Damage::Checksum)] {
+        let disk = SimDisk::new(4);
+        let (mut wal, ..) = open(&disk, &small()).unwrap();
+        put_all(&mut wal, 1, 9);
+        let path = disk.files().into_iter().filter(|path| path.ends_with(".log")).nth(at).unwrap();
+        disk.flip_bit(&path, 4096 + 100, 3).unwrap();
+        match read(&wal.reader(), |_| {}) {
+            Err(WalError::Corrupt { path: found, damage: told, .. }) => {
+                assert_eq!((found, told), (path, damage));
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(wal);
+    }
+}

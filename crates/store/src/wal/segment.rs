@@ -244,19 +244,23 @@ impl Pool {
 
     /// Gives up segments that the log no longer needs, oldest first: some are kept for reuse, the others removed.
     pub(crate) fn release(&self, ids: &[u64]) -> Result<(), WalError> {
+        let room = self.free_max.saturating_sub(self.state().free.len());
+        let mut kept = Vec::new();
         for &id in ids {
             let path = log_path(&self.dir, id);
             // Only segments of today's length can be reused.
             let len = self.disk.len(&path).map_err(WalError::io("look at", &path))?;
-            let kept = self.state().free.len() < self.free_max && len == Some(self.segment_bytes);
-            if kept {
+            if kept.len() < room && len == Some(self.segment_bytes) {
                 self.disk.rename(&path, &free_path(&self.dir, id)).map_err(WalError::io("rename", &path))?;
-                self.state().free.push(id);
+                kept.push(id);
             } else {
                 self.disk.remove(&path).map_err(WalError::io("remove", &path))?;
             }
         }
-        self.disk.sync_dir(&self.dir).map_err(WalError::io("sync", &self.dir))
+        self.disk.sync_dir(&self.dir).map_err(WalError::io("sync", &self.dir))?;
+        // Not before: a power cut could give a segment its old name back, and it would have another one's header by then.
+        self.state().free.append(&mut kept);
+        Ok(())
     }
 
     fn recycle(&self, free: u64, id: u64) -> Result<Segment, WalError> {

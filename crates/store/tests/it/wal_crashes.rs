@@ -1,11 +1,15 @@
 //! Random runs with crashes against a model: what was synced is never lost, what comes back is what was appended, in
 //! order and without a hole, and nothing is invented.
 
-use crate::wal_log::{Rec, batch, open, rec, small};
+use crate::wal_log::{Rec, batch, open, open_on, put, rec, small};
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use stead_core::ids::{Index, ShardId};
+use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::sim_disk::{SimDisk, is_crash};
-use stead_store::wal::{Opened, Wal, WalError, WalOptions};
+use stead_store::wal::{Opened, SegmentPreparer, Wal, WalError, WalOptions};
 
 fn crashed(error: &WalError) -> bool {
     match error {
@@ -220,7 +224,7 @@ fn a_crash_at_any_operation_of_creation_leaves_a_log_that_opens() {
         disk.restart();
         let (mut wal, _, seen) = open(&disk, &small()).unwrap();
         assert_eq!(seen, []);
-        crate::wal_log::put(&mut wal, &rec(1, 1, b"x"));
+        put(&mut wal, &rec(1, 1, b"x"));
         if done {
             break;
         }
@@ -243,5 +247,77 @@ fn what_an_opening_showed_is_never_lost_later() {
         disk.crash();
         disk.restart();
         assert_eq!(open(&disk, &small()).unwrap().2, seen);
+    }
+}
+
+/// Before a directory is synced another thread prepares a segment, and the power is cut when that one syncs it.
+struct PreparedMeanwhile {
+    disk: SimDisk,
+    preparer: Mutex<Option<SegmentPreparer>>,
+    prepares: AtomicBool,
+}
+
+impl Disk for PreparedMeanwhile {
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        let preparer = self.preparer.lock().unwrap().take();
+        if let Some(preparer) = preparer {
+            self.prepares.store(true, Ordering::Relaxed);
+            preparer.prepare_next().unwrap_err();
+        } else if self.prepares.load(Ordering::Relaxed) {
+            self.disk.crash();
+        }
+        self.disk.sync_dir(dir)
+    }
+
+    fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
+        self.disk.open(path, open)
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        self.disk.create_dir(path)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn len(&self, path: &str) -> io::Result<Option<u64>> {
+        self.disk.len(path)
+    }
+
+    fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
+        self.disk.lock(path)
+    }
+}
+
+#[test]
+fn a_trimmed_segment_is_not_reused_before_its_new_name_is_durable() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        let hooked = Arc::new(PreparedMeanwhile {
+            disk: disk.clone(),
+            preparer: Mutex::default(),
+            prepares: AtomicBool::new(false),
+        });
+        let (mut wal, _, _) = open_on(hooked.clone(), &small()).unwrap();
+        let preparer = wal.preparer();
+        for index in 1..=12 {
+            put(&mut wal, &rec(1, index, &[0; 4000]));
+        }
+        assert!(wal.wants_segment());
+        *hooked.preparer.lock().unwrap() = Some(preparer);
+        wal.trim(|_| Index(8)).unwrap_err();
+        drop(wal);
+        disk.restart();
+        let (_, _, seen) = open(&disk, &small()).unwrap();
+        assert_eq!(seen.last().unwrap().index, 12, "seed {seed}");
     }
 }

@@ -236,7 +236,7 @@ impl Wal {
         let new = scan.number == 0;
         let id_next = scan.segments.last().map_or(1, |last| last.id + 1);
         let mut sealed = VecDeque::new();
-        let mut outdated = Vec::new();
+        let mut outdated = std::mem::take(&mut scan.outdated);
         let mut active = None;
         let mut ready = VecDeque::new();
         for (at, found) in scan.segments.into_iter().enumerate() {

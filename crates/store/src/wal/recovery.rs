@@ -55,6 +55,8 @@ pub(crate) struct Scan {
     pub(crate) last_at: u64,
     pub(crate) oldest: u64,
     pub(crate) free: Vec<u64>,
+    /// Segments before a gap, unread: none of them is needed.
+    pub(crate) outdated: Vec<u64>,
     pub(crate) opened: Opened,
     temporary: Vec<String>,
     unsynced: VecDeque<Unsynced>,
@@ -139,12 +141,12 @@ impl Scanner<'_, '_> {
             }
         }
         logs.sort_unstable();
-        for pair in logs.windows(2) {
-            if pair[1] != pair[0] + 1 {
-                return Err(WalError::MissingSegment { path: log_path(dir, pair[0] + 1) });
-            }
-        }
-        for id in logs {
+        // Several trimmed segments go in any order, and a power cut may keep some names and not others. So what stands before
+        // a gap is outdated, or what is missing is: the first segment after the gap tells.
+        let gap = logs.windows(2).rposition(|pair| pair[1] != pair[0] + 1);
+        let live = logs.split_off(gap.map_or(0, |gap| gap + 1));
+        self.scan.outdated = logs;
+        for id in live {
             let path = log_path(dir, id);
             let file = disk.open(&path, Open::Existing).map_err(WalError::io("open", &path))?;
             let bytes = file.len().map_err(WalError::io("look at", &path))?;
@@ -279,6 +281,12 @@ impl Scanner<'_, '_> {
 
     fn finish(mut self) -> Result<Scan, WalError> {
         let Some(first) = self.scan.segments.first() else { return Ok(self.scan) };
+        // Only prepared segments are left: no log begins with one, but for the first of all.
+        let none_written =
+            self.scan.number == 0 && self.mark == 0 && !self.leapt && self.scan.stray.is_empty();
+        if none_written && first.id > 1 {
+            return Err(WalError::MissingSegment { path: log_path(&self.options.dir, first.id - 1) });
+        }
         let broken = self.broken.as_ref();
         // A crash while a log was being created.
         let never_written = self.options.create && first.id == 1 && self.mark == 0;
@@ -328,12 +336,13 @@ impl Scan {
         }
         self.free = free;
 
-        // Prepared segments of another length go, last first, so that a crash leaves no gap.
+        // Prepared segments of another length go, last first and each for good before the next: a crash leaves no gap.
         if self.segments.iter().skip(self.tail + 1).any(|spare| spare.bytes != options.segment_bytes) {
             while self.segments.len() > self.tail + 1 {
                 let spare = self.segments.pop().expect("longer than the tail's place");
                 let path = log_path(dir, spare.id);
                 disk.remove(&path).map_err(WalError::io("remove", &path))?;
+                disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
             }
             self.stray.retain(|place| place.segment <= self.tail);
         }

@@ -3,6 +3,8 @@
 use crate::wal_log::{Rec, batch, open, put, rec, small};
 use std::convert::Infallible;
 use std::ops::ControlFlow;
+use stead_core::ids::Index;
+use stead_store::disk::Disk;
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Damage, Wal, WalError, WalOptions};
 
@@ -201,15 +203,44 @@ fn missing_segments_are_refused() {
     for id in 1..=3 {
         let disk = SimDisk::new(1);
         closed_log(&disk);
-        stead_store::disk::Disk::remove(&disk, &segment(id)).unwrap();
+        Disk::remove(&disk, &segment(id)).unwrap();
         let error = refused(&disk);
         assert!(matches!(&error, WalError::MissingSegment { path } if *path == segment(id)), "{error}");
     }
-    // The newest one: the prepared one after it tells.
-    let disk = SimDisk::new(1);
-    closed_log(&disk);
-    stead_store::disk::Disk::remove(&disk, &segment(4)).unwrap();
-    assert!(matches!(refused(&disk), WalError::MissingSegment { .. }));
+    // The newest one, also when all before it is trimmed: the prepared one after it tells.
+    for trimmed in [0, 20] {
+        let disk = SimDisk::new(1);
+        closed_log(&disk);
+        let (mut wal, _, _) = open(&disk, &small()).unwrap();
+        wal.trim(|_| Index(trimmed)).unwrap();
+        drop(wal);
+        Disk::remove(&disk, &segment(4)).unwrap();
+        let error = refused(&disk);
+        assert!(matches!(&error, WalError::MissingSegment { path } if *path == segment(4)), "{error}");
+    }
+}
+
+/// A power cut after a trim brings back some of the names and not others.
+#[test]
+fn a_gap_among_trimmed_segments_is_no_loss() {
+    for kept in [vec![1], vec![2], vec![1, 3]] {
+        let disk = SimDisk::new(1);
+        closed_log(&disk);
+        let before = disk.fork(1);
+        let (mut wal, _, _) = open(&disk, &small()).unwrap();
+        assert_eq!(wal.trim(|_| Index(20)).unwrap(), 3);
+        put(&mut wal, &rec(1, 21, b"after"));
+        drop(wal);
+        for id in &kept {
+            disk.put(&segment(*id), &before.bytes(&segment(*id)).unwrap());
+        }
+        let (_, _, seen) = open(&disk, &small()).unwrap();
+        assert_eq!(seen.last().unwrap().index, 21);
+        for id in kept {
+            assert_eq!(disk.bytes(&segment(id)), None, "what is outdated is given up again");
+        }
+        open(&disk, &small()).unwrap();
+    }
 }
 
 #[test]
@@ -217,7 +248,7 @@ fn a_missing_log_is_refused() {
     let disk = SimDisk::new(1);
     closed_log(&disk);
     for path in disk.files() {
-        stead_store::disk::Disk::remove(&disk, &path).unwrap();
+        Disk::remove(&disk, &path).unwrap();
     }
     assert!(matches!(refused(&disk), WalError::Missing { .. }));
 }

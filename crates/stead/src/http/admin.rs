@@ -301,6 +301,7 @@ fn find(node: &Node, number: u64) -> Result<CheckpointInfo, Problem> {
 fn failed(failure: CheckpointFailure) -> Problem {
     let kind = match failure {
         CheckpointFailure::GivenUp { .. } | CheckpointFailure::Store(_) => Kind::CheckpointFailed,
+        CheckpointFailure::Full => Kind::Full,
         CheckpointFailure::Address(_) => Kind::BadRequest,
         CheckpointFailure::Stopped(_) => Kind::NotReady,
     };

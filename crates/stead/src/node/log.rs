@@ -34,6 +34,8 @@ pub(crate) struct LogQueue {
     /// There was no room for another segment.
     short: AtomicBool,
     full: AtomicBool,
+    /// Full, and half of what was left then is used up.
+    spent: AtomicBool,
     bytes: AtomicU64,
     segments: AtomicU64,
     reserve: AtomicU64,
@@ -59,6 +61,7 @@ impl LogQueue {
             spares: Mutex::default(),
             short: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            spent: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
             segments: AtomicU64::new(0),
             reserve: AtomicU64::new(0),
@@ -105,6 +108,12 @@ impl LogQueue {
 
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Whether the log is full and what is left of it is for the work that has begun: not for a checkpoint, which
+    /// appends a marker to each shard. Until then one is welcome, for it lets go of old segments.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.spent.load(Ordering::Relaxed)
     }
 
     pub(crate) fn status(&self) -> LogStatus {
@@ -209,6 +218,7 @@ impl<'a> LogThread<'a> {
     }
 
     fn write(&mut self) -> Result<(), WalError> {
+        let log = &self.shared.log;
         for submission in self.submissions.drain(..) {
             self.tickets[submission.worker] = Some(submission.ticket);
             self.batches.push(submission.batch);
@@ -216,15 +226,19 @@ impl<'a> LogThread<'a> {
         loop {
             match self.wal.append(&self.batches) {
                 Ok(_) => break,
-                Err(WalError::NoSpace { .. }) => {
+                Err(error @ WalError::NoSpace { .. }) => {
+                    if self.shared.is_stopping() {
+                        // The end can't wait for room. What is lost by it was never answered.
+                        return Err(error);
+                    }
+                    log.spent.store(true, Ordering::Relaxed);
                     self.set_full(true);
                     std::thread::sleep(ROOM_RETRY);
                     if self.shared.is_over() {
                         return Ok(());
                     }
                     // Room may come from a checkpoint that lets go of old segments.
-                    let trim =
-                        self.shared.log.queue.lock().unwrap_or_else(PoisonError::into_inner).trim.take();
+                    let trim = log.queue.lock().unwrap_or_else(PoisonError::into_inner).trim.take();
                     if let Some(tops) = trim {
                         self.wal
                             .trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
@@ -262,6 +276,7 @@ impl<'a> LogThread<'a> {
             self.shared.preparer.wake();
         }
         let short = log.short.load(Ordering::Relaxed) && self.wal.reserve_left() < self.reserve_min;
+        log.spent.store(short && self.wal.reserve_left() < self.reserve_min / 2, Ordering::Relaxed);
         if short != log.is_full() {
             self.set_full(short);
         }

@@ -178,6 +178,11 @@ impl Shared {
         self.life.load(Ordering::Relaxed) == life::KILLED || self.failure.get().is_some()
     }
 
+    /// Whether the node is being shut down.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.life.load(Ordering::Relaxed) == life::STOPS
+    }
+
     /// Whether the node has ended in any way.
     pub(crate) fn is_ended(&self) -> bool {
         self.life.load(Ordering::Relaxed) >= life::ENDED || self.failure.get().is_some()
@@ -535,6 +540,7 @@ impl Inner {
         let data_dir = self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut data_dir) = data_dir
             && self.shared.life.load(Ordering::SeqCst) == life::ENDED
+            && self.shared.failure.get().is_none()
             && let Err(error) = data_dir.update(|meta| meta.clean = true)
         {
             // The next start then suspects what waits, which costs a little time and nothing else.

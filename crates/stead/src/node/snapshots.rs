@@ -210,6 +210,9 @@ pub enum CheckpointFailure {
         /// Why.
         reason: String,
     },
+    /// The disk is full, and what is left of the log is needed for the work that has begun.
+    #[error("no checkpoint is taken: the data directory's disk is full; make room and try again")]
+    Full,
     /// The stored checkpoints can't be read, or there is no such one.
     #[error("{0}")]
     Store(String),
@@ -356,6 +359,13 @@ impl Checkpointer {
     }
 
     fn begin(&mut self) {
+        if self.shared.log.is_spent() {
+            tracing::warn!("{}", CheckpointFailure::Full);
+            for wanted in std::mem::take(&mut self.wanted) {
+                let _ = wanted.reply.send(Err(CheckpointFailure::Full));
+            }
+            return;
+        }
         let now = self.shared.clock.now();
         let deadline = now.plus_millis(self.options.timeout.as_millis() as u64);
         let Ok(number) = self.coordinator.begin(deadline) else { return };

@@ -2,11 +2,21 @@
 
 use crate::services::builder;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::task::{Context as Wakes, Waker};
+use std::thread;
 use std::time::Duration;
-use stead::{CheckpointOptions, Context, Never, Process, QueryContext, ServiceOptions};
+use stead::{
+    CallError, CheckpointFailure, CheckpointOptions, Context, Never, Node, Process, QueryContext, RawError,
+    ServiceOptions,
+};
 use stead_store::sim_disk::SimDisk;
+
+/// How long to wait for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Much state in few records, so that a test has it at once.
 #[derive(Default, Serialize, Deserialize)]
@@ -14,23 +24,100 @@ struct Bulk {
     text: String,
 }
 
+#[derive(Serialize, Deserialize)]
+enum Ask {
+    Fill(usize),
+    /// Holds the shard at a gate.
+    Wait(String),
+}
+
 impl Process for Bulk {
     const SERVICE: &'static str = "bulk";
     type Key = String;
-    type Request = usize;
+    type Request = Ask;
     type Reply = ();
     type Error = Never;
     type Query = ();
     type Answer = usize;
 
-    fn handle(&mut self, _: &mut Context<'_, Self>, bytes: usize) -> Result<(), Never> {
-        self.text = "x".repeat(bytes);
+    fn handle(&mut self, _: &mut Context<'_, Self>, request: Ask) -> Result<(), Never> {
+        match request {
+            Ask::Fill(bytes) => self.text = "x".repeat(bytes),
+            Ask::Wait(gate) => Gate::named(&gate).pass(),
+        }
         Ok(())
     }
 
     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<usize, Never> {
         Ok(self.text.len())
     }
+}
+
+/// A place where a handler waits until the test lets it go on.
+#[derive(Default)]
+struct Gate {
+    /// Somebody has arrived; it is open.
+    state: Mutex<(bool, bool)>,
+    news: Condvar,
+}
+
+static GATES: Mutex<BTreeMap<String, Arc<Gate>>> = Mutex::new(BTreeMap::new());
+
+impl Gate {
+    fn named(name: &str) -> Arc<Self> {
+        Arc::clone(GATES.lock().unwrap().entry(name.to_owned()).or_default())
+    }
+
+    fn pass(&self) {
+        self.state.lock().unwrap().0 = true;
+        self.news.notify_all();
+        self.wait(|(_, open)| *open);
+    }
+
+    fn await_arrival(&self) {
+        self.wait(|(arrived, _)| *arrived);
+    }
+
+    fn open(&self) {
+        self.state.lock().unwrap().1 = true;
+        self.news.notify_all();
+    }
+
+    fn wait(&self, until: impl Fn(&(bool, bool)) -> bool) {
+        let state = self.state.lock().unwrap();
+        let waited = self.news.wait_timeout_while(state, PATIENCE, |state| !until(state)).unwrap();
+        assert!(!waited.1.timed_out());
+    }
+}
+
+/// Runs something that must end.
+fn ends(what: impl FnOnce() + Send + 'static) {
+    let (done, ended) = mpsc::channel();
+    thread::spawn(move || {
+        what();
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(PATIENCE).unwrap();
+}
+
+/// A node on a small simulated disk, one worker and one shard.
+fn small(disk: &SimDisk) -> Node {
+    builder(Path::new("unused"))
+        .service::<Bulk>(ServiceOptions::default().shards(1))
+        .threads(1)
+        .segment_bytes(64 << 10)
+        .checkpoints(CheckpointOptions {
+            interval: None,
+            timeout: Duration::from_secs(2),
+            ..Default::default()
+        })
+        .disk(Arc::new(disk.clone()))
+        .open()
+        .unwrap()
+}
+
+fn fill(node: &Node, key: &str, bytes: usize) -> Result<(), CallError<Never>> {
+    node.blocking_client().call::<Bulk>(&key.to_owned(), Ask::Fill(bytes))
 }
 
 #[test]
@@ -55,9 +142,62 @@ fn a_checkpoint_of_more_state_than_may_wait_completes_on_an_idle_node() {
     for (shard, bytes) in (first..).zip([4 << 20, 17 << 20, 1 << 20]) {
         let mut keys = (0..).map(|n| n.to_string());
         let key = keys.find(|key| node.topology().shard_of(service, key).0 == shard).unwrap();
-        node.blocking_client().call::<Bulk>(&key, bytes).unwrap();
+        node.blocking_client().call::<Bulk>(&key, Ask::Fill(bytes)).unwrap();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let report = runtime.block_on(node.checkpoint_unchecked()).unwrap();
     assert!(report.bytes_total > 22 << 20, "{report:?}");
+}
+
+#[test]
+fn failing_checkpoints_leave_a_full_log_its_last_room() {
+    let disk = SimDisk::new(1);
+    let node = small(&disk);
+    for key in 0..10 {
+        fill(&node, &key.to_string(), 20 << 10).unwrap();
+    }
+    // Room for a checkpoint's beginning, but not for its end, and for no log segment.
+    disk.set_capacity(Some(disk.used() + (20 << 10)));
+    while fill(&node, "small", 1).is_ok() {}
+    let refused = (0..100).find_map(|_| match node.checkpoint_blocking().unwrap_err() {
+        CheckpointFailure::GivenUp { reason, .. } => {
+            assert!(!reason.contains("it took over"), "{reason}");
+            None
+        }
+        refused => Some(refused),
+    });
+    assert_eq!(refused, Some(CheckpointFailure::Full));
+    assert_eq!(node.blocking_client().query::<Bulk>(&"small".to_owned(), ()).unwrap(), 1);
+    disk.set_capacity(None);
+    while fill(&node, "small", 2).is_err() {}
+    node.checkpoint_blocking().unwrap();
+}
+
+#[test]
+fn a_node_whose_log_waits_for_room_can_be_shut_down() {
+    let disk = SimDisk::new(1);
+    let node = small(&disk);
+    let client = node.client();
+    let gate = Gate::named("room");
+    let asks =
+        std::iter::once(Ask::Wait("room".to_owned())).chain((0..30).map(|n| Ask::Fill((20 << 10) + n)));
+    let key = "a".to_owned();
+    let mut calls: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+    for ask in asks {
+        let mut call = Box::pin(client.call::<Bulk>(&key, ask));
+        assert!(call.as_mut().poll(&mut Wakes::from_waker(Waker::noop())).is_pending());
+        calls.push(call);
+    }
+    gate.await_arrival();
+    disk.set_capacity(Some(disk.used()));
+    // Together they are far over what the log has ready.
+    gate.open();
+    while !node.status().full {
+        thread::yield_now();
+    }
+    ends(move || node.shutdown());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let last = runtime.block_on(calls.pop().unwrap()).unwrap_err();
+    let CallError::Raw(RawError::NodeFailed(reason)) = last else { panic!("{last}") };
+    assert!(reason.contains("no room"), "{reason}");
 }

@@ -193,7 +193,8 @@ impl Wal {
     ///
     /// Damage at or below the highest sync mark found in any whole batch is corruption, and is refused. Above it, the log
     /// ends where the damage begins: the rest had not been synced, and is wiped before this returns. Whole batches
-    /// above the mark are kept. When this returns, a new sync mark covers all that `visit` saw.
+    /// above the mark are kept. When this returns, all that `visit` saw is durable, and a new sync mark says so, unless the disk is
+    /// too full for one (see [`Wal::mark`]).
     ///
     /// # Errors
     /// [`WalError::Corrupt`], [`WalError::MissingSegment`], [`WalError::Missing`], [`WalError::Version`] and
@@ -373,7 +374,7 @@ impl Wal {
     }
 
     /// Gives up the oldest segments of which each record's index is at most `top` of its shard, and returns how many.
-    /// The active segment stays. Syncs if there is something to give up.
+    /// The active segment stays, and all do while the disk is too full to note it. Syncs if there is something to give up.
     ///
     /// For a shard whose records nobody needs, let `top` be `Index(u64::MAX)`.
     ///
@@ -385,6 +386,13 @@ impl Wal {
         let count = self.sealed.iter().take_while(unneeded).count();
         if count == 0 {
             return Ok(0);
+        }
+        // Without room to say so nothing can go: the reserved block was used by an earlier trim, and the disk is full.
+        if self.at + span(0) as u64 > self.active.bytes {
+            match self.pool.ensure(1) {
+                Err(WalError::NoSpace { .. }) => return Ok(0),
+                ready => ready?,
+            }
         }
         // The log says what it no longer needs before that goes: whatever else is missing later is a loss.
         self.oldest = self.sealed.get(count).map_or(self.active.id, |next| next.id);

@@ -3,7 +3,7 @@
 use crate::wal_log::{batch, open, put, rec, small};
 use stead_core::ids::Index;
 use stead_store::sim_disk::SimDisk;
-use stead_store::wal::WalError;
+use stead_store::wal::{Wal, WalError, WalOptions};
 
 #[test]
 fn a_full_disk_is_told_beforehand_and_appends_resume_when_there_is_room() {
@@ -56,6 +56,39 @@ fn trimming_works_on_a_full_disk_and_makes_room() {
     }
     wal.sync().unwrap();
     assert_eq!(open(&disk, &small()).unwrap().2.last().unwrap().index, written);
+}
+
+#[test]
+fn a_trim_that_can_not_be_noted_on_a_full_disk_is_left_for_later() {
+    let disk = SimDisk::new(1);
+    // Segments of another length are not reused, so that trimming one makes no segment ready.
+    let old = WalOptions { segment_bytes: 16 << 10, ..small() };
+    let (mut wal, _, _) = open(&disk, &old).unwrap();
+    let mut written = 0;
+    while wal.stats().segments < 4 {
+        written += 1;
+        put(&mut wal, &rec(1, written, b"old"));
+    }
+    drop(wal);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    let full = |wal: &mut Wal, mut written: u64| {
+        disk.set_capacity(Some(disk.used()));
+        while wal.append(&[batch(&[rec(1, written + 1, b"new")])]).is_ok() {
+            written += 1;
+        }
+        written
+    };
+    written = full(&mut wal, written);
+    assert_eq!(wal.trim(|_| Index(2)).unwrap(), 1, "its note takes the reserved block");
+    written = full(&mut wal, written);
+    assert_eq!(wal.trim(|_| Index(written)).unwrap(), 0);
+    assert!(matches!(wal.append(&[batch(&[rec(1, 99, b"x")])]), Err(WalError::NoSpace { .. })));
+    wal.sync().unwrap();
+    disk.set_capacity(None);
+    assert!(wal.trim(|_| Index(written)).unwrap() > 1);
+    put(&mut wal, &rec(1, written + 1, b"resumed"));
+    drop(wal);
+    assert_eq!(open(&disk, &small()).unwrap().2.last().unwrap().index, written + 1);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::Run;
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 use stead_flights::Flights;
 use stead_flights::conductor::{Event, Executioner, Kills, Plan, conduct};
@@ -22,6 +23,8 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
         kills: Kills::Timed { kills: run.kills, life_max: run.life_max },
         restore: false,
         checkpoint_every: Duration::from_millis(150),
+        patience: Plan::PATIENCE,
+        stop: Arc::default(),
     };
     let outcome = conduct(&plan, &flights, executioner, &mut |event| match event {
         Event::Killed(kill) if kill % 50 == 0 => println!("{kill} kills"),

@@ -17,13 +17,15 @@ pub(crate) enum Exit {
     Data = 5,
     /// A checkpoint is inconsistent.
     Inconsistent = 6,
+    /// A signal ended the command before its work was done; what it had begun is put away.
+    Stopped = 130,
     /// The server had a fatal error; starting again may help.
     Fatal = 70,
 }
 
 /// The help's list of exit codes.
 pub(crate) const EXIT_CODES: &str = "Exit codes: 0 success, 1 failed, 2 usage, 3 the service answered with an error, \
-4 server unreachable, 5 data directory unusable, 6 checkpoint inconsistent, 70 fatal server error.";
+4 server unreachable, 5 data directory unusable, 6 checkpoint inconsistent, 70 fatal server error, 130 stopped by a signal.";
 
 /// A failed command.
 #[derive(Debug)]

@@ -6,16 +6,22 @@ mod client;
 mod commands;
 mod failure;
 mod output;
+mod stop;
 mod supervise;
 
 use clap::Parser;
+use clap::error::ErrorKind;
+use failure::{Exit, Failure};
 use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = commands::Cli::parse();
+    let cli = match commands::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     let Err(failure) = cli.run() else { return ExitCode::SUCCESS };
     if cli.json {
         // Standard output may be closed by now: standard error and the exit code tell it all the same.
@@ -23,4 +29,25 @@ fn main() -> ExitCode {
     }
     eprintln!("{failure}");
     ExitCode::from(failure.exit as u8)
+}
+
+/// Tells wrong usage, as JSON too if that was asked for; help and the version are no failures.
+fn misused(error: &clap::Error) -> ExitCode {
+    let json =
+        std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
+    if json && error.use_stderr() {
+        // As above.
+        let _ = output::json(&usage(error).to_json());
+    }
+    error.exit()
+}
+
+fn usage(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let (what, hint) = match error.kind() {
+        // Its text is the help.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ("a command is missing", "stead --help"),
+        _ => text.split_once("\n\n").unwrap_or((&text, "stead --help")),
+    };
+    Failure::new(Exit::Usage, what.trim_start_matches("error: ")).hint(hint.trim())
 }

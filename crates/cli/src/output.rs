@@ -11,8 +11,8 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
-        // The reader has seen enough: `stead log | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        // The reader has seen enough (`stead log | head`); how the command ended is told by its exit code all the same.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(Failure::new(Exit::Failed, "can't write to standard output").cause(error)),
     }
 }

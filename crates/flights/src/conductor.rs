@@ -12,10 +12,9 @@ use crate::totals::{Difference, Totals};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-
-/// How long the application may say nothing that is waited for.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How often the feeder's position is asked for.
 const POSITION_EVERY: Duration = Duration::from_millis(40);
@@ -55,6 +54,15 @@ pub struct Plan {
     pub restore: bool,
     /// The time between two checkpoints.
     pub checkpoint_every: Duration,
+    /// How long nothing that is waited for may happen: an answer, a row, a checkpoint. [`Plan::PATIENCE`] for people.
+    pub patience: Duration,
+    /// Set by whoever wants the run to end before its time.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Plan {
+    /// 60 s.
+    pub const PATIENCE: Duration = Duration::from_secs(60);
 }
 
 /// When the application is killed.
@@ -110,6 +118,22 @@ pub enum ConductError {
     #[error("the application can't go on: {reason}")]
     Failed {
         /// What it says.
+        reason: String,
+    },
+    /// The feeder gets no further.
+    #[error("no row has been fed for {} s after row {row}", waited.as_secs())]
+    Stuck {
+        /// The last row.
+        row: u64,
+        /// For how long.
+        waited: Duration,
+    },
+    /// A checkpoint is needed, and none completes.
+    #[error("no checkpoint was completed within {} s: {reason}", waited.as_secs())]
+    NoCheckpoint {
+        /// How long it was waited for.
+        waited: Duration,
+        /// Why the last one failed.
         reason: String,
     },
     /// Files of the run can't be read or written.
@@ -241,6 +265,7 @@ pub fn conduct(
         checkpoints_begun: 0,
         begun_at: BTreeMap::new(),
         checkpoints_failed: 0,
+        checkpoint_failure: None,
         recoveries: Vec::new(),
         incarnation: 0,
         reconciles: None,
@@ -291,6 +316,8 @@ struct Conductor<'a> {
     /// By checkpoint number of this incarnation, how many had begun with it.
     begun_at: BTreeMap<u64, u64>,
     checkpoints_failed: u64,
+    /// Why the last one failed.
+    checkpoint_failure: Option<String>,
     recoveries: Vec<Recovery>,
     incarnation: u32,
     /// The client has yet to see what a restore left of its requests; how many checkpoints had begun with that one.
@@ -397,7 +424,7 @@ impl Conductor<'_> {
             checkpoint_every_ms: u64::try_from(self.plan.checkpoint_every.as_millis()).unwrap_or(u64::MAX),
         };
         let stderr = self.plan.dir.join(format!("stderr-{}", self.lives));
-        Ok(Life::start(&self.plan.command, &open, &stderr)?)
+        Ok(Life::start(&self.plan.command, &open, &stderr)?.until(&self.plan.stop))
     }
 
     /// Lets it live until its end is due, and it has completed a checkpoint if it must.
@@ -409,6 +436,8 @@ impl Conductor<'_> {
         self.ask_again(life);
         let (mut next_position, mut next_passenger) = (Instant::now(), Instant::now());
         let mut heard_at = Instant::now();
+        let mut fed_at = heard_at;
+        let patience = self.plan.patience;
         let mut due = match end {
             End::At(at) => Some(at),
             End::After(wait) => Some(heard_at + wait),
@@ -420,8 +449,20 @@ impl Conductor<'_> {
             if due.is_some_and(|due| due <= now) && may_end {
                 return Ok(());
             }
-            if now.duration_since(heard_at) > SILENCE_MAX {
-                return Err(life.silent(SILENCE_MAX).into());
+            if now.duration_since(heard_at) > patience {
+                return Err(life.silent(patience).into());
+            }
+            // It may go on answering without getting anywhere.
+            match due {
+                Some(due) if now > due + patience => {
+                    let reason = self.checkpoint_failure.take();
+                    let reason = reason.unwrap_or_else(|| "none has failed either".to_owned());
+                    return Err(ConductError::NoCheckpoint { waited: patience, reason });
+                }
+                None if now.duration_since(fed_at) > patience => {
+                    return Err(ConductError::Stuck { row: self.position.next_row, waited: patience });
+                }
+                Some(_) | None => {}
             }
             if next_position <= now && self.asked.position.is_none() {
                 self.asked.position = Some(self.ask(life, Question::Position));
@@ -436,7 +477,11 @@ impl Conductor<'_> {
                 continue;
             };
             heard_at = Instant::now();
+            let row = self.position.next_row;
             let Heard::Position = self.take(said)? else { continue };
+            if self.position.next_row != row {
+                fed_at = heard_at;
+            }
             match end {
                 End::Row(row, wait) if due.is_none() && self.position.next_row >= row => {
                     due = Some(heard_at + wait)
@@ -449,7 +494,7 @@ impl Conductor<'_> {
 
     /// Waits until it takes questions; false if its end comes first.
     fn until_ready(&mut self, life: &mut Life<Said>, end: End) -> Result<bool, ConductError> {
-        let give_up = life.started + SILENCE_MAX;
+        let give_up = life.started + self.plan.patience;
         let until = match end {
             End::At(at) => at.min(give_up),
             End::Row(..) | End::After(_) | End::Never => give_up,
@@ -471,7 +516,7 @@ impl Conductor<'_> {
                 }
                 Some(said) => drop(self.take(said)?),
                 None if matches!(end, End::At(_)) => return Ok(false),
-                None => return Err(life.silent(SILENCE_MAX).into()),
+                None => return Err(life.silent(self.plan.patience).into()),
             }
         }
     }
@@ -515,6 +560,7 @@ impl Conductor<'_> {
             Said::CheckpointFailed { reason } => {
                 (self.watch)(Event::CheckpointFailed(&reason));
                 self.checkpoints_failed += 1;
+                self.checkpoint_failure = Some(reason);
             }
             Said::Answered { id, answer: Answer::Number(number) } => {
                 if let Some(passenger) = self.asked.passengers.remove(&id) {
@@ -538,14 +584,14 @@ impl Conductor<'_> {
     /// Asks and waits for the answer.
     fn answer_of(&mut self, life: &mut Life<Said>, question: Question) -> Result<Answer, ConductError> {
         let id = self.ask(life, question);
-        let until = Instant::now() + SILENCE_MAX;
+        let until = Instant::now() + self.plan.patience;
         while let Some(said) = life.hear(until)? {
             match self.take(said)? {
                 Heard::Answer(answered, answer) if answered == id => return Ok(answer),
                 Heard::Answer(..) | Heard::Position | Heard::Else => {}
             }
         }
-        Err(life.silent(SILENCE_MAX).into())
+        Err(life.silent(self.plan.patience).into())
     }
 
     fn passengers(&mut self, life: &mut Life<Said>) -> Result<Passengers, ConductError> {
@@ -564,7 +610,9 @@ impl Conductor<'_> {
             if self.asked.passengers.is_empty() {
                 self.ask_again(life);
             }
-            let said = life.hear(Instant::now() + SILENCE_MAX)?.ok_or_else(|| life.silent(SILENCE_MAX))?;
+            let said = life
+                .hear(Instant::now() + self.plan.patience)?
+                .ok_or_else(|| life.silent(self.plan.patience))?;
             self.take(said)?;
         }
         (self.watch)(Event::Comparing);
@@ -580,7 +628,7 @@ impl Conductor<'_> {
     }
 
     fn bury_peacefully(&mut self, life: &mut Life<Said>) -> Result<(), ConductError> {
-        for said in life.wait(SILENCE_MAX)? {
+        for said in life.wait(self.plan.patience)? {
             self.take(said)?;
         }
         self.post_mortem()

@@ -5,14 +5,20 @@ use serde::de::DeserializeOwned;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Most bytes of standard error that an error message repeats.
 const STDERR_SHOWN: usize = 2000;
+
+/// How often the wish to stop is looked for while the child is silent.
+const STOP_EVERY: Duration = Duration::from_millis(50);
 
 /// A child process that runs an application which says values `S`. Dropping it kills the process.
 #[derive(Debug)]
@@ -22,6 +28,7 @@ pub struct Life<S> {
     said: Receiver<S>,
     reader: Option<JoinHandle<()>>,
     stderr: PathBuf,
+    stop: Arc<AtomicBool>,
     /// When the process was started.
     pub started: Instant,
 }
@@ -54,6 +61,9 @@ pub enum LifeError {
         /// The end of its standard error.
         stderr: String,
     },
+    /// Whoever runs it wants to stop.
+    #[error("stopped before the end")]
+    Stopped,
     /// The operating system refuses something.
     #[error("{what} failed: {source}")]
     Io {
@@ -79,6 +89,8 @@ impl<S: DeserializeOwned + Send + 'static> Life<S> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
+            // A Ctrl-C in the terminal is for whoever started it, who then ends it.
+            .process_group(0)
             .spawn()
             .map_err(|source| LifeError::Spawn { program, source })?;
         let stdin = child.stdin.take().expect("stdin is piped");
@@ -95,9 +107,17 @@ impl<S: DeserializeOwned + Send + 'static> Life<S> {
             }
         });
         let (stderr, reader) = (stderr.to_owned(), Some(reader));
-        let mut life = Self { child, stdin: Some(stdin), said, reader, stderr, started };
+        let stop = Arc::default();
+        let mut life = Self { child, stdin: Some(stdin), said, reader, stderr, stop, started };
         life.tell(open);
         Ok(life)
+    }
+
+    /// Lets what is waited for end with [`LifeError::Stopped`] when the flag is set.
+    #[must_use]
+    pub fn until(mut self, stop: &Arc<AtomicBool>) -> Self {
+        self.stop = Arc::clone(stop);
+        self
     }
 
     /// Tells the child something, as a line of JSON. A child that is dead does not hear it.
@@ -115,14 +135,21 @@ impl<S: DeserializeOwned + Send + 'static> Life<S> {
     /// What the child says next; `None` if it is silent until then.
     ///
     /// # Errors
-    /// [`LifeError::Ended`] if the child is no more.
+    /// [`LifeError::Ended`] if the child is no more, [`LifeError::Stopped`] if that is wanted.
     pub fn hear(&mut self, until: Instant) -> Result<Option<S>, LifeError> {
-        match self.said.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(said) => Ok(Some(said)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => {
-                let status = self.end()?;
-                Err(LifeError::Ended { status: status.to_string(), stderr: self.stderr_tail() })
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(LifeError::Stopped);
+            }
+            let now = Instant::now();
+            match self.said.recv_timeout(until.saturating_duration_since(now).min(STOP_EVERY)) {
+                Ok(said) => return Ok(Some(said)),
+                Err(RecvTimeoutError::Timeout) if now + STOP_EVERY < until => {}
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.end()?;
+                    return Err(LifeError::Ended { status: status.to_string(), stderr: self.stderr_tail() });
+                }
             }
         }
     }

@@ -1,13 +1,16 @@
 //! `stead demo`: real flights through services that are killed again and again, and the totals compared.
 
 use crate::failure::{Exit, Failure};
-use crate::output;
+use crate::{output, stop};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use stead_flights::conductor::{Event, Kills, Outcome, Plan, Sigkill, conduct};
+use stead_flights::conductor::{ConductError, Event, Kills, Outcome, Plan, Sigkill, conduct};
+use stead_flights::life::LifeError;
 use stead_flights::protocol::{Checkpoint, Recovery};
 use stead_flights::{Flights, OnMalformed, ReadError, Totals};
 
@@ -85,10 +88,18 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
         .prefix("stead-demo-")
         .tempdir()
         .map_err(|error| Failure::new(Exit::Failed, "can't make a temporary directory").cause(error))?;
-    let plan = plan(args, dir.path(), seed, rate)?;
+    let plan = plan(args, dir.path(), seed, rate, stop::listen()?)?;
     let outcome = match watch(&plan, &flights) {
         Ok(outcome) => outcome,
-        Err(failure) => return Err(failure.hint(format!("its files are kept in {}", dir.keep().display()))),
+        // The child is dead by now, and what it wrote goes.
+        Err(ConductError::Life(LifeError::Stopped)) => {
+            return Err(Failure::new(Exit::Stopped, "the demo was stopped before its end"));
+        }
+        Err(error) => {
+            return Err(Failure::new(Exit::Failed, "the demo could not be run to its end")
+                .cause(error)
+                .hint(format!("its files are kept in {}", dir.keep().display())));
+        }
     };
     if json {
         tell_json(&outcome)?
@@ -140,7 +151,7 @@ fn read(args: &DemoArgs) -> Result<Flights, Failure> {
     Ok(flights)
 }
 
-fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64) -> Result<Plan, Failure> {
+fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64, stop: Arc<AtomicBool>) -> Result<Plan, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| Failure::new(Exit::Failed, "can't find the program's own file").cause(error))?;
     Ok(Plan {
@@ -154,11 +165,13 @@ fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64) -> Result<Plan, Failu
         kills: Kills::Spread(args.kills),
         restore: true,
         checkpoint_every: Duration::from_secs(1),
+        patience: Plan::PATIENCE,
+        stop,
     })
 }
 
 /// Runs it, with a progress bar if there is a terminal.
-fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, Failure> {
+fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, ConductError> {
     let style =
         ProgressStyle::with_template("{spinner} {bar:32} {human_pos}/{human_len} rows  {elapsed}  {msg}")
             .expect("the template is a constant")
@@ -186,7 +199,7 @@ fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, Failure> {
         Event::Comparing => bar.set_message("comparing totals"),
     });
     bar.finish_and_clear();
-    outcome.map_err(|error| Failure::new(Exit::Failed, "the demo could not be run to its end").cause(error))
+    outcome
 }
 
 fn tell_json(outcome: &Outcome) -> Result<(), Failure> {

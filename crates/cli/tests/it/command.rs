@@ -80,3 +80,27 @@ fn the_log_is_readable_with_and_without_a_server() {
     assert_eq!(offline, online);
     assert_eq!(run(&["log", "99999", "--data", data]).status.code(), Some(1));
 }
+
+#[test]
+fn wrong_usage_is_told_as_json_too() {
+    for (args, names) in [
+        (&["call", "kv", "--json"][..], "<KEY>"),
+        (&["--json", "call", "kv", "a", "1", "--nothing"], "--nothing"),
+        (&["--json", "nothing"], "nothing"),
+        (&["--json", "checkpoint", "show", "x"], "'x'"),
+        (&["--json"], "command"),
+        (&["--json", "checkpoint"], "command"),
+    ] {
+        let misused = run(args);
+        assert_eq!(misused.status.code(), Some(2), "{misused:?}");
+        let failure: Value = serde_json::from_slice(&misused.stdout).unwrap();
+        assert_eq!(failure["exit"], 2);
+        assert!(failure["error"].as_str().unwrap().contains(names), "{failure}");
+        assert!(!failure["hint"].as_str().unwrap().is_empty(), "{failure}");
+        assert!(!misused.stderr.is_empty(), "people are told, too");
+    }
+    let plain = run(&["call", "kv", "a", "1", "--nothing", "--", "--json"]);
+    assert!(plain.status.code() == Some(2) && plain.stdout.is_empty(), "{plain:?}");
+    let help = run(&["--json", "--help"]);
+    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Usage"), "{help:?}");
+}

@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod command;
+mod demo;
 mod faults_server;
 mod gateway;
 mod help;

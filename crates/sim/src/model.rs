@@ -9,7 +9,7 @@ use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Colour, Epoch, Index, RequestNumber, Seq, SessionId, ShardId, TaskId};
 use stead_core::record::{RecordKey, TaskRecord, Waiting};
 use stead_core::records::Records;
-use stead_core::shard::{Answer, Effect};
+use stead_core::shard::{Answer, Effect, Refusal};
 use stead_core::state::{Message, State};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -434,9 +434,14 @@ impl Model {
                     return early(format!("the acknowledgement of message {upto} of shard {to} leaves"));
                 }
             }
-            Effect::Answer(Answer { token, index, .. }) => {
+            Effect::Answer(Answer { token, index, result, .. }) => {
                 if *index > state.position().index {
                     return early(format!("answer {token}, which saw entry {index}, leaves"));
+                }
+                // An answer that names no entry would pass whatever it had seen.
+                let saw_state = result.as_ref().err().is_none_or(Refusal::saw_state);
+                if saw_state && *index == Index(0) {
+                    return early(format!("answer {token}, which does not say what it saw, leaves"));
                 }
             }
             Effect::RunTask { id, task } => self.check_task(shard, *id, task)?,

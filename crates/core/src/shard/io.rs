@@ -223,7 +223,7 @@ pub struct Answer {
     pub token: u64,
     /// The epoch that answered.
     pub epoch: Epoch,
-    /// The entry up to which the answer has seen the shard.
+    /// The entry up to which the answer has seen the shard; 0 if it has seen nothing.
     pub index: Index,
     /// The shard's colour.
     pub colour: Colour,
@@ -324,4 +324,22 @@ pub enum Refusal {
     /// There is no room for the log.
     #[error("the data directory's disk is full: writes are refused until there is room; reads go on")]
     Full,
+}
+
+impl Refusal {
+    /// Whether it follows from the shard's state, or may tell of it, as a panic does: then it leaves no sooner than an
+    /// answer would. The others must not wait, least of all for room.
+    #[must_use]
+    pub fn saw_state(&self) -> bool {
+        match self {
+            Self::UnknownSession(_)
+            | Self::Confirmed(_)
+            | Self::Window { .. }
+            | Self::IdempotencyConflict
+            | Self::Misuse(_)
+            | Self::Panicked(_)
+            | Self::Poisoned { .. } => true,
+            Self::TooLong { .. } | Self::Overloaded { .. } | Self::NotReady | Self::Full => false,
+        }
+    }
 }

@@ -199,7 +199,7 @@ impl Shard {
         }
     }
 
-    /// Answers once all that the answer has seen is committed. A refusal has seen nothing.
+    /// Answers once all that the answer has seen is committed.
     pub(super) fn answer(
         &mut self,
         token: u64,
@@ -209,6 +209,7 @@ impl Shard {
         let position = self.state.position();
         let (index, result) = match result {
             Ok((index, reply)) => (index, Ok(reply)),
+            Err(refusal) if refusal.saw_state() => (position.index, Err(refusal)),
             Err(refusal) => (Index(0), Err(refusal)),
         };
         let answer = Answer { token, epoch: position.epoch, index, colour: position.colour, result };

@@ -56,6 +56,35 @@ fn a_message_leaves_when_its_entry_is_committed_5() {
 }
 
 #[test]
+fn a_refusal_waits_until_what_it_tells_of_is_committed_5() {
+    let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
+    world.trusted = true;
+    world.restart();
+    world.settle();
+    let session = world.open("a", 9);
+    let shard = world.shard_of("a");
+    let key = |body| Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: [body; 16] };
+    world.request("a", "add x", key(1));
+    let conflict = world.request("a", "add y", key(2));
+    let panic = world.request("a", "panic x is there", Identity::None);
+    assert_eq!((world.answer(conflict), world.answer(panic)), (None, None));
+    world.store(shard);
+    assert_eq!(world.answer(conflict).unwrap().result, Err(Refusal::IdempotencyConflict));
+    assert!(matches!(world.answer(panic).unwrap().result, Err(Refusal::Panicked(_))));
+    world.trusted = false;
+    let mut given_up = 0;
+    for _ in 0..2 {
+        world.restart();
+        world.store(shard);
+        given_up = world.request("a", "add poison", numbered(session, 1, 0));
+    }
+    assert!(matches!(world.log[&shard].last().unwrap().cause, Cause::DeadLetter { .. }));
+    assert_eq!(world.answer(given_up), None);
+    world.store(shard);
+    assert_eq!(world.answer(given_up).unwrap().result, Err(Refusal::Poisoned { attempts: 1 }));
+}
+
+#[test]
 fn a_retried_request_gets_the_same_answer_and_runs_once_7() {
     let mut world = World::new();
     let session = world.open("a", 9);

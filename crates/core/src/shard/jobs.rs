@@ -209,7 +209,9 @@ impl Shard {
         let mut writes = Vec::new();
         let mut over = None;
         let index = self.state.position().index.next();
-        for at in 0..self.jobs.queue.len().min(ATTEMPT_BATCH) {
+        // Where the first attempt is the last, those that only shared its entry would be given up with it.
+        let batch = if self.settings.attempts_max == 1 { 1 } else { ATTEMPT_BATCH };
+        for at in 0..self.jobs.queue.len().min(batch) {
             let job = &self.jobs.queue[at];
             if job.attempt != Attempt::ToLog {
                 break;

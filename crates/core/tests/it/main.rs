@@ -368,6 +368,26 @@ fn what_ends_the_process_again_and_again_becomes_a_dead_letter() {
 }
 
 #[test]
+fn a_single_attempt_gives_up_nothing_but_what_ended_the_process() {
+    let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
+    let other = world.key_elsewhere("a");
+    let receiver = world.shard_of(&other);
+    world.request("a", &format!("send {other} add poison\nsend {other} add good"), Identity::None);
+    world.store(world.shard_of("a"));
+    // The process ends while it handles the first message, after the attempt at it is stored.
+    world.restart();
+    for shard in world.topology.clone().shards() {
+        world.store(shard);
+    }
+    let (to, input) = world.wire.pop_front().unwrap();
+    world.give(to, input);
+    assert_eq!(world.log[&receiver].last().unwrap().cause, Cause::Attempt);
+    world.restart();
+    world.settle();
+    assert_eq!((world.state(&other).as_str(), world.shard(&other).state().dead_letters()), ("good", 1));
+}
+
+#[test]
 fn a_request_that_ends_the_process_again_and_again_is_given_up() {
     let mut world = World::new();
     let session = world.open("a", 9);

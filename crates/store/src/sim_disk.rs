@@ -2,10 +2,10 @@
 //!
 //! Model: a file's bytes become durable in sectors of 512 bytes, by its sync. Until then a crash keeps, loses or tears
 //! each changed sector independently, and keeps the old length, the new one, or something between. Changes of a
-//! directory become durable by its sync; a crash keeps a prefix of the others, in order. A sync that failed has
+//! directory become durable by its sync; a crash keeps a prefix of the others, in order. A sync of a file that failed has
 //! forgotten what it should have written: reads still show it, and no later sync writes it.
 //!
-//! Not modelled: versions of a sector that were overwritten before a sync, and mislaid sectors.
+//! Not modelled: names that a failed sync of a directory has forgotten (file systems that lose them stop), versions of a sector that were overwritten before a sync, and mislaid sectors.
 
 use crate::disk::{Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename, parent};
 use std::collections::BTreeMap;
@@ -297,6 +297,15 @@ impl Inner {
         self.inodes.retain(|id, inode| inode.handles > 0 || reachable.binary_search(id).is_ok());
     }
 
+    /// Fails a sync that was chosen for it.
+    fn fail_sync(&mut self) -> io::Result<()> {
+        if self.syncs_to_fail == 0 {
+            return Ok(());
+        }
+        self.syncs_to_fail -= 1;
+        Err(io::Error::other("the simulated disk failed to sync"))
+    }
+
     fn check_room(&self, more: usize) -> io::Result<()> {
         let used: u64 = self.inodes.values().map(|inode| inode.data.len() as u64).sum();
         match self.capacity {
@@ -473,7 +482,7 @@ impl SimDisk {
         self.inner().inodes.values().map(|inode| inode.data.len() as u64).sum()
     }
 
-    /// Fails the next `count` syncs of files; what they should have written is forgotten.
+    /// Fails the next `count` syncs of files and directories; what those of files should have written is forgotten.
     pub fn fail_syncs(&self, count: u32) {
         self.inner().syncs_to_fail = count;
     }
@@ -598,7 +607,7 @@ impl Disk for SimDisk {
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         let mut inner = self.inner();
         let begun = inner.begin(0, true)?;
-        let found = check_path(dir).and_then(|()| inner.check_dir(dir));
+        let found = check_path(dir).and_then(|()| inner.check_dir(dir)).and_then(|()| inner.fail_sync());
         // A crash during the sync finds it done or not.
         if found.is_ok() && !(begun.crash && inner.rng.bool()) {
             for change in std::mem::take(&mut inner.changes) {
@@ -730,12 +739,11 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.with(0, true, |inner, id, crash| {
-            if inner.syncs_to_fail > 0 {
-                inner.syncs_to_fail -= 1;
+            if let Err(error) = inner.fail_sync() {
                 for undo in inode(inner, id)?.undo.values_mut() {
                     undo.forgotten = true;
                 }
-                return Err(io::Error::other("the simulated disk failed to sync"));
+                return Err(error);
             }
             // A crash during the sync finds it done or not.
             if !(crash && inner.rng.bool()) {

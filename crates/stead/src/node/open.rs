@@ -185,10 +185,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     }
     let checkpointer =
         Checkpointer::new(Arc::clone(&shared), store, limits.checkpoints, lineage, decided, last);
-    inner.spawn(Group::Checkpoints, "stead-checkpoint", move || {
-        checkpointer.run(&events);
-        Ok(())
-    })?;
+    inner.spawn(Group::Checkpoints, "stead-checkpoint", move || checkpointer.run(&events))?;
     shared.await_active().map_err(OpenError::Failed)?;
     let recovery = RecoveryReport { duration: begun.elapsed(), ..inner.recovery };
     Ok(Node(Arc::new(inner.with_recovery(recovery))))

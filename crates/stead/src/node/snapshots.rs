@@ -317,10 +317,10 @@ impl Checkpointer {
         checkpointer
     }
 
-    /// Runs until the node ends.
-    pub(crate) fn run(mut self, events: &mpsc::Receiver<Event>) {
+    /// Runs until the node ends. An error is fatal for the node.
+    pub(crate) fn run(mut self, events: &mpsc::Receiver<Event>) -> Result<(), String> {
         let mut due = self.options.interval.map(|interval| Instant::now() + interval);
-        while !self.shared.is_over() {
+        while !self.shared.is_over() && self.store.failure().is_none() {
             let due_in =
                 due.map_or(Duration::from_secs(1), |due| due.saturating_duration_since(Instant::now()));
             let wait = if self.running.is_some() { Duration::from_millis(50) } else { due_in };
@@ -351,11 +351,14 @@ impl Checkpointer {
         if let Some(merge) = self.merge.take() {
             let _ = merge.join();
         }
-        let reason = "it was shut down while the checkpoint was taken".to_owned();
+        let failure = self.store.failure();
+        let shut_down = || "it was shut down while the checkpoint was taken".to_owned();
+        let reason = failure.clone().unwrap_or_else(shut_down);
         let running = self.running.take().into_iter().flat_map(|running| running.wanted);
         for wanted in running.chain(self.wanted) {
             let _ = wanted.reply.send(Err(CheckpointFailure::Stopped(reason.clone())));
         }
+        failure.map_or(Ok(()), Err)
     }
 
     fn begin(&mut self) {

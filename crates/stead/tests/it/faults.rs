@@ -19,6 +19,7 @@ struct FaultyDisk {
 struct Faults {
     full: AtomicBool,
     sync_fails: AtomicBool,
+    checkpoint_sync_fails: AtomicBool,
     syncs: AtomicU64,
 }
 
@@ -63,6 +64,9 @@ impl Disk for FaultyDisk {
         self.disk.remove(path)
     }
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        if dir.starts_with("checkpoints") && self.faults.checkpoint_sync_fails.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the disk is gone"));
+        }
         self.disk.sync_dir(dir)
     }
     fn len(&self, path: &str) -> io::Result<Option<u64>> {
@@ -156,6 +160,26 @@ fn a_failed_sync_ends_the_node_and_nothing_unsynced_is_answered() {
     let node = builder(dir.path()).open().unwrap();
     let balance = node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap();
     assert!((1..=2).contains(&balance), "{balance}");
+}
+
+#[test]
+fn a_checkpoint_whose_sync_fails_ends_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let disk = FaultyDisk { disk: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
+    let node = builder(dir.path()).disk(Arc::new(disk)).open().unwrap();
+    node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(1)).unwrap();
+    node.checkpoint_blocking().unwrap();
+    faults.checkpoint_sync_fails.store(true, Ordering::SeqCst);
+    node.checkpoint_blocking().unwrap_err();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let reason = runtime.block_on(node.failed());
+    assert!(reason.contains("bundles/") && reason.contains("the disk is gone"), "{reason}");
+    drop(node);
+    let node = builder(dir.path()).open().unwrap();
+    let balance = node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap();
+    assert_eq!(balance, 1);
+    node.checkpoint_blocking().unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::disk::{Disk, DiskFile, Open, is_full, read_exact_at};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
@@ -59,6 +59,11 @@ pub trait BlobStore: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     fn delete(&self, name: &str) -> Result<(), StoreError>;
+
+    /// The failure since which the store takes nothing more, because nobody knows what it would keep: its owner must end.
+    fn failure(&self) -> Option<String> {
+        None
+    }
 }
 
 /// An object that is being written. Dropped before it is finished, it never existed.
@@ -127,6 +132,14 @@ pub enum StoreError {
         /// The refused name or address.
         name: String,
         /// Why.
+        reason: String,
+    },
+    /// An earlier failure left it unknown what is on disk.
+    #[error("{place} takes nothing more since a failure: {reason}; end this process and start it again")]
+    Failed {
+        /// The store.
+        place: String,
+        /// The failure.
         reason: String,
     },
     /// What the system or the service said.
@@ -232,8 +245,34 @@ const TEMPORARY: &str = ".tmp";
 pub struct DiskStore {
     disk: Arc<dyn Disk>,
     root: String,
-    /// Held from the look for a name until it is taken.
+    /// Held from the look for a name until it is taken, and while one is given up.
     create: Mutex<()>,
+    latch: Latch,
+}
+
+/// Keeps the first failure to make something durable. What the system forgot then no later success brings back, so that
+/// none may be trusted.
+#[derive(Clone, Default)]
+struct Latch(Arc<OnceLock<String>>);
+
+impl Latch {
+    fn check(&self, root: &str) -> Result<(), StoreError> {
+        match self.0.get() {
+            Some(reason) => Err(StoreError::Failed { place: place(root), reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn fail(&self, error: StoreError) -> StoreError {
+        // Only the first failure counts.
+        let _ = self.0.set(error.to_string());
+        error
+    }
+
+    /// For what nobody can see yet: a full disk leaves it unmade, and nothing is in doubt.
+    fn fail_unless_full(&self, error: StoreError) -> StoreError {
+        if error.is_full() { error } else { self.fail(error) }
+    }
 }
 
 impl DiskStore {
@@ -276,7 +315,7 @@ impl DiskStore {
     /// Uses the store of another owner, to read only.
     #[must_use]
     pub fn attach(disk: Arc<dyn Disk>, root: &str) -> Self {
-        Self { disk, root: root.to_owned(), create: Mutex::new(()) }
+        Self { disk, root: root.to_owned(), create: Mutex::new(()), latch: Latch::default() }
     }
 
     fn path(&self, name: &str) -> String {
@@ -291,11 +330,35 @@ impl DiskStore {
         let len = self.disk.len(&self.path(name)).map_err(|source| self.io("look for", name, source))?;
         Ok(len.is_some())
     }
+
+    fn writer(&self, name: &str, pace: &Pace) -> Result<Box<DiskWriter>, StoreError> {
+        self.latch.check(&self.root)?;
+        let path = self.path(name);
+        let temporary = format!("{path}{TEMPORARY}");
+        let file =
+            self.disk.open(&temporary, Open::Replace).map_err(|source| self.io("create", name, source))?;
+        Ok(Box::new(DiskWriter {
+            disk: Arc::clone(&self.disk),
+            latch: self.latch.clone(),
+            file,
+            name: name.to_owned(),
+            root: self.root.clone(),
+            path,
+            temporary,
+            at: 0,
+            unsynced: 0,
+            meter: Meter::new(pace),
+            finished: false,
+        }))
+    }
+}
+
+fn place(root: &str) -> String {
+    if root.is_empty() { "the store".to_owned() } else { root.to_owned() }
 }
 
 fn io_error(action: &'static str, name: &str, root: &str, source: io::Error) -> StoreError {
-    let (name, place) =
-        (name.to_owned(), if root.is_empty() { "the store".to_owned() } else { root.to_owned() });
+    let (name, place) = (name.to_owned(), place(root));
     match source.kind() {
         io::ErrorKind::NotFound => StoreError::NotFound { name, place },
         _ => StoreError::Io { action, name, place, source },
@@ -309,8 +372,9 @@ impl BlobStore for DiskStore {
         if self.exists(name)? {
             return Ok(Put::Exists);
         }
-        crate::disk::replace_file(&*self.disk, &self.path(name), bytes)
-            .map_err(|source| self.io("write", name, source))?;
+        let mut writer = self.writer(name, &Pace::unlimited())?;
+        writer.write(bytes)?;
+        writer.finish()?;
         Ok(Put::Created)
     }
 
@@ -319,22 +383,7 @@ impl BlobStore for DiskStore {
         if self.exists(name)? {
             return Err(self.io("write", name, io::ErrorKind::AlreadyExists.into()));
         }
-        let path = self.path(name);
-        let temporary = format!("{path}{TEMPORARY}");
-        let file =
-            self.disk.open(&temporary, Open::Replace).map_err(|source| self.io("create", name, source))?;
-        Ok(Box::new(DiskWriter {
-            disk: Arc::clone(&self.disk),
-            file,
-            name: name.to_owned(),
-            root: self.root.clone(),
-            path,
-            temporary,
-            at: 0,
-            unsynced: 0,
-            meter: Meter::new(pace),
-            finished: false,
-        }))
+        Ok(self.writer(name, pace)?)
     }
 
     fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
@@ -357,17 +406,25 @@ impl BlobStore for DiskStore {
 
     fn delete(&self, name: &str) -> Result<(), StoreError> {
         check_name(name)?;
+        let _taken = self.create.lock().unwrap_or_else(PoisonError::into_inner);
+        self.latch.check(&self.root)?;
         let path = self.path(name);
         match self.disk.remove(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             removed => removed.map_err(|source| self.io("delete", name, source))?,
         }
-        self.disk.sync_dir(crate::disk::parent(&path)).map_err(|source| self.io("delete", name, source))
+        let synced = self.disk.sync_dir(crate::disk::parent(&path));
+        synced.map_err(|source| self.latch.fail(self.io("delete", name, source)))
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.latch.0.get().cloned()
     }
 }
 
 struct DiskWriter {
     disk: Arc<dyn Disk>,
+    latch: Latch,
     file: Box<dyn DiskFile>,
     name: String,
     root: String,
@@ -380,9 +437,14 @@ struct DiskWriter {
 }
 
 impl DiskWriter {
+    fn io(&self, action: &'static str, source: io::Error) -> StoreError {
+        io_error(action, &self.name, &self.root, source)
+    }
+
     fn sync(&mut self) -> Result<(), StoreError> {
         self.unsynced = 0;
-        self.file.sync_data().map_err(|source| io_error("sync", &self.name, &self.root, source))
+        let synced = self.file.sync_data();
+        synced.map_err(|source| self.latch.fail_unless_full(self.io("sync", source)))
     }
 }
 
@@ -391,7 +453,7 @@ impl BlobWriter for DiskWriter {
         for piece in bytes.chunks(DiskStore::SYNC_BYTES) {
             self.meter.spend(piece.len());
             let written = self.file.write_at(piece, self.at);
-            written.map_err(|source| io_error("write", &self.name, &self.root, source))?;
+            written.map_err(|source| self.io("write", source))?;
             self.at += piece.len() as u64;
             self.unsynced += piece.len();
             if self.unsynced >= DiskStore::SYNC_BYTES {
@@ -402,12 +464,13 @@ impl BlobWriter for DiskWriter {
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        self.latch.check(&self.root)?;
         self.sync()?;
         let renamed = self.disk.rename(&self.temporary, &self.path);
-        renamed.map_err(|source| io_error("name", &self.name, &self.root, source))?;
+        renamed.map_err(|source| self.latch.fail_unless_full(self.io("name", source)))?;
         self.finished = true;
         let synced = self.disk.sync_dir(crate::disk::parent(&self.path));
-        synced.map_err(|source| io_error("sync", &self.name, &self.root, source))
+        synced.map_err(|source| self.latch.fail(self.io("sync", source)))
     }
 }
 

@@ -172,6 +172,7 @@ fn a_full_disk_fails_the_checkpoint_and_nothing_else() {
         check(&store, &first, &cut, 1);
         let Some(error) = error else { continue };
         assert!(error.is_full(), "{error}");
+        assert_eq!(store.failure(), None, "it can go on when there is room");
         assert_eq!(disk.files().iter().filter(|path| path.contains("manifests/")).count(), 1);
         assert!(disk.files().len() <= before.len() + 1, "the space of a failed bundle is given back");
         disk.set_capacity(None);

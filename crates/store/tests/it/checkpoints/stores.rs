@@ -97,6 +97,37 @@ fn a_simulated_disk() {
     suite(&sim_store(&SimDisk::new(1)));
 }
 
+/// Whatever fails first, nothing later is trusted, and what is there can still be read.
+#[test]
+fn a_store_takes_nothing_more_after_a_failed_sync() {
+    type Step = fn(&dyn BlobStore) -> Result<(), StoreError>;
+    let put: Step = |store| store.put_new("manifests/a.json", b"one").map(drop);
+    let large: Step = |store| store.create("bundles/large", &Pace::unlimited())?.write(&vec![1; 5 << 20]);
+    let finish: Step = |store| store.create("bundles/small", &Pace::unlimited())?.finish();
+    let delete: Step = |store| store.delete("bundles/old");
+    for step in [put, large, finish, delete] {
+        let disk = SimDisk::new(1);
+        let store = sim_store(&disk);
+        store.create("bundles/old", &Pace::unlimited()).unwrap().finish().unwrap();
+        let begun = store.create("bundles/begun", &Pace::unlimited()).unwrap();
+        assert_eq!(store.failure(), None);
+        disk.fail_syncs(1);
+        let first = step(&store).unwrap_err();
+        assert_eq!(store.failure(), Some(first.to_string()));
+        let refused = |result: Result<(), StoreError>| {
+            let error = result.unwrap_err();
+            assert!(matches!(error, StoreError::Failed { .. }), "{error}");
+            assert!(error.to_string().contains(&first.to_string()), "{error}");
+        };
+        refused(begun.finish());
+        for later in [put, large, finish, delete] {
+            refused(later(&store));
+        }
+        store.list("bundles/").unwrap();
+        put(&sim_store(&disk)).unwrap();
+    }
+}
+
 #[test]
 fn a_directory() {
     let dir = tempfile::tempdir().unwrap();

@@ -336,10 +336,17 @@ impl Refusal {
             | Self::Confirmed(_)
             | Self::Window { .. }
             | Self::IdempotencyConflict
+            | Self::NoDeadLetter(_)
+            | Self::NoRetry { .. }
+            | Self::FailedAgain { .. }
             | Self::Misuse(_)
             | Self::Panicked(_)
             | Self::Poisoned { .. } => true,
-            Self::TooLong { .. } | Self::Overloaded { .. } | Self::NotReady | Self::Full => false,
+            Self::TooLong { .. }
+            | Self::RequestTooLarge { .. }
+            | Self::Overloaded { .. }
+            | Self::NotReady
+            | Self::Full => false,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::records::Records;
 use crate::shard_map::ShardMap;
 use minicbor::{Decode, Encode};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Everything that a shard knows.
@@ -49,8 +50,10 @@ pub struct Position {
 }
 
 /// A session as the shard keeps it at hand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenSession {
+    /// Who opened it.
+    pub principal: Arc<str>,
     /// The client holds the replies up to this number.
     pub confirmed: RequestNumber,
     /// The greatest number that was handled.
@@ -366,7 +369,7 @@ impl State {
         if let Some(reply) = &entry.reply {
             self.write(&RecordKey::reply(id, number), Some(encode_value(reply)))?;
         }
-        let Some(session) = self.sessions.get(&id).copied() else { return Ok(()) };
+        let Some(session) = self.sessions.get(&id).cloned() else { return Ok(()) };
         let step = confirmed.0.saturating_sub(session.confirmed.0);
         if step > Self::SESSION_WINDOW {
             return Err(Misfit::Confirmed {
@@ -464,11 +467,10 @@ impl State {
                 let record: SessionRecord = self.read(key, value)?;
                 let id = key.session_id().expect("a session's key holds its id");
                 self.expiries.insert((record.expires, key.clone()));
-                let session = self.sessions.entry(id).or_insert(OpenSession {
-                    confirmed: record.confirmed,
-                    highest: RequestNumber(0),
-                    expires: record.expires,
-                });
+                let session = self.sessions.entry(id).or_insert_with(OpenSession::unknown);
+                if *session.principal != *record.principal {
+                    session.principal = record.principal.into();
+                }
                 session.confirmed = record.confirmed;
                 session.expires = record.expires;
                 session.highest = session.highest.max(record.confirmed);
@@ -478,11 +480,7 @@ impl State {
                 let number =
                     u64::from_be_bytes(key.as_bytes()[17..].try_into().expect("checked with the key"));
                 // While a part is loaded the reply may come before its session.
-                let session = self.sessions.entry(id).or_insert(OpenSession {
-                    confirmed: RequestNumber(0),
-                    highest: RequestNumber(0),
-                    expires: Time(0),
-                });
+                let session = self.sessions.entry(id).or_insert_with(OpenSession::unknown);
                 session.highest = session.highest.max(RequestNumber(number));
             }
             Kind::Idempotency => {
@@ -609,8 +607,8 @@ impl State {
 
     /// A session that is open.
     #[must_use]
-    pub fn session(&self, id: SessionId) -> Option<OpenSession> {
-        self.sessions.get(&id).copied()
+    pub fn session(&self, id: SessionId) -> Option<&OpenSession> {
+        self.sessions.get(&id)
     }
 
     /// Timers in the order in which they fire.
@@ -661,6 +659,18 @@ impl State {
     #[must_use]
     pub fn hash(&self) -> u128 {
         self.header().hash()
+    }
+}
+
+impl OpenSession {
+    /// One whose record is not read yet.
+    fn unknown() -> Self {
+        Self {
+            principal: Arc::default(),
+            confirmed: RequestNumber(0),
+            highest: RequestNumber(0),
+            expires: Time(0),
+        }
     }
 }
 

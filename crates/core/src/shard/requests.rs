@@ -17,15 +17,17 @@ impl Shard {
         principal: &str,
         out: &mut Vec<Effect>,
     ) {
-        let opened = self.admit(principal).map(|()| {
-            let index = self.state.position().index;
-            if self.state.session(session).is_some() {
-                return (index, Reply::Ok(Blob::empty()));
+        let opened = self.admit(principal).and_then(|()| {
+            if let Some(open) = self.state.session(session) {
+                if *open.principal != *principal || open.expires <= self.now {
+                    return Err(Refusal::UnknownSession(session));
+                }
+                return Ok((self.state.position().index, Reply::Ok(Blob::empty())));
             }
             let ttl = self.settings.session_ttl * 1000;
             let cause = Cause::OpenSession { session, principal: principal.to_owned(), ttl };
             let index = self.append(cause, Key::none(), Effects::default(), out);
-            (index, Reply::Ok(Blob::empty()))
+            Ok((index, Reply::Ok(Blob::empty())))
         });
         self.answer(token, opened, out);
     }
@@ -126,7 +128,9 @@ impl Shard {
             Identity::None => Ok(None),
             Identity::Session { session, number, confirmed } => {
                 // One that has run out is gone, though its record goes last: its replies go first, over several entries.
-                let Some(open) = self.state.session(*session).filter(|open| open.expires > self.now) else {
+                let open = self.state.session(*session).filter(|open| open.expires > self.now);
+                // Nobody else learns that there is such a session.
+                let Some(open) = open.filter(|open| open.principal == request.principal) else {
                     // What can't be admitted could not have opened a session, and opening another one won't help.
                     self.admit(&request.principal)?;
                     return Err(Refusal::UnknownSession(*session));

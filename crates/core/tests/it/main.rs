@@ -101,6 +101,25 @@ fn a_retried_request_gets_the_same_answer_and_runs_once_7() {
 }
 
 #[test]
+fn a_session_serves_none_but_its_principal() {
+    let mut world = World::new();
+    let session = world.open("a", 9);
+    let first = world.request("a", "add x", numbered(session, 1, 0));
+    world.settle();
+    world.principal = "mallory".into();
+    let shard = world.shard_of("a");
+    let principal = world.principal.clone();
+    world.give(shard, Input::OpenSession { token: 77, session, principal });
+    let reply = world.request("a", "add x", numbered(session, 1, 0));
+    let new = world.request("a", "add y", numbered(session, 2, 0));
+    world.settle();
+    for token in [77, reply, new] {
+        assert_eq!(world.answer(token).unwrap().result, Err(Refusal::UnknownSession(session)));
+    }
+    assert_eq!((world.answer(first).unwrap().result.clone(), world.runs("a")), (Ok(ok("x")), 1));
+}
+
+#[test]
 fn a_returned_error_is_an_answer_without_effects_7() {
     let mut world = World::new();
     let session = world.open("a", 9);

@@ -91,6 +91,8 @@ pub(crate) struct World {
     pub(crate) tasks: Vec<(ShardId, TaskId, TaskRecord)>,
     /// Messages and acknowledgements on their way.
     pub(crate) wire: VecDeque<(ShardId, Input)>,
+    /// Who asks.
+    pub(crate) principal: Arc<str>,
     next_token: u64,
 }
 
@@ -116,6 +118,7 @@ impl World {
             committed_markers: Vec::new(),
             tasks: Vec::new(),
             wire: VecDeque::new(),
+            principal: "alice".into(),
             next_token: 0,
         };
         world.restart();
@@ -248,7 +251,7 @@ impl World {
             token: self.next_token,
             process: Key::new(key).unwrap(),
             payload: Blob::from(payload.as_bytes()),
-            principal: "alice".into(),
+            principal: Arc::clone(&self.principal),
             identity,
             colour,
         };

@@ -32,7 +32,8 @@ use stable::Copies;
 use status::Counters;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use stead_core::ids::{Colour, Epoch, NodeId, ShardId, Time};
 use stead_core::record::{DeadLetter, Kind, RecordKey, Waiting, decode_value};
@@ -59,6 +60,9 @@ pub struct Node(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     threads: Mutex<Vec<Member>>,
+    own_threads: Mutex<Vec<ThreadId>>,
+    /// Held by whoever ends the node: a second one waits for it.
+    ending: Mutex<()>,
     /// Owned until the last thread has ended.
     data_dir: Mutex<Option<DataDir>>,
     store: Arc<dyn BlobStore>,
@@ -204,11 +208,14 @@ impl Shared {
     }
 
     fn wake_all(&self) {
-        self.inboxes.iter().for_each(Inbox::wake);
+        for inbox in &self.inboxes {
+            // A worker that panicked does not do so, and what waits in its inbox has callers.
+            inbox.close();
+            inbox.wake();
+        }
         self.log.stop();
         self.preparer.wake();
         self.tasks.stop();
-        self.watchdog.stop();
         self.snapshots.send(Event::Stop);
         self.copies.stop();
         let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -505,6 +512,7 @@ impl Inner {
     }
 
     fn shutdown(&self) {
+        let Some(_ending) = self.begin_end() else { return };
         let shared = &self.shared;
         let begun = shared.life.compare_exchange(life::RUNS, life::STOPS, Ordering::SeqCst, Ordering::SeqCst);
         if begun.is_ok() {
@@ -527,15 +535,31 @@ impl Inner {
 
     fn kill(&self) {
         self.shared.life.store(life::KILLED, Ordering::SeqCst);
-        self.end();
+        // Also for a shutdown that waits.
+        self.shared.wake_all();
+        if let Some(_ending) = self.begin_end() {
+            self.end();
+        }
+    }
+
+    /// Waits for another that ends the node. `None` on a thread of the node itself, if there is one: that one waits for it.
+    fn begin_end(&self) -> Option<MutexGuard<'_, ()>> {
+        let here = std::thread::current().id();
+        if self.own_threads.lock().unwrap_or_else(PoisonError::into_inner).contains(&here) {
+            return self.ending.try_lock().ok();
+        }
+        Some(self.ending.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Ends what is left and gives the data directory up.
     fn end(&self) {
         self.shared.wake_all();
-        for group in [Group::Tasks, Group::Checkpoints, Group::Workers, Group::Log, Group::Watchdog] {
+        for group in [Group::Tasks, Group::Checkpoints, Group::Workers, Group::Log] {
             self.join(group);
         }
+        // Only now: a handler that runs for ever would be waited for as long.
+        self.shared.watchdog.stop();
+        self.join(Group::Watchdog);
         self.shared.copies.await_end();
         let data_dir = self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut data_dir) = data_dir

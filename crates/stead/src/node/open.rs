@@ -129,6 +129,8 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     let inner = Inner {
         shared: Arc::clone(&shared),
         threads: Mutex::default(),
+        own_threads: Mutex::default(),
+        ending: Mutex::default(),
         data_dir: Mutex::new(Some(data_dir)),
         store: Arc::clone(&store),
         log: wal.reader(),
@@ -265,6 +267,7 @@ impl Inner {
             }
         });
         let thread = spawned.map_err(OpenError::Thread)?;
+        self.own_threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(thread.thread().id());
         self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((group, thread));
         Ok(())
     }

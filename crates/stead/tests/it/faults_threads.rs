@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::Pin;
+use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::task::{Context as Wakes, Waker};
 use std::thread;
 use std::time::Duration;
 use stead::{
-    CallError, CheckpointFailure, CheckpointOptions, Context, Never, Node, Process, QueryContext, RawError,
-    ServiceOptions,
+    CallError, CheckpointFailure, CheckpointOptions, Client, Context, Never, Node, Process, QueryContext,
+    RawError, ServiceOptions,
 };
 use stead_store::sim_disk::SimDisk;
 
@@ -29,6 +30,17 @@ enum Ask {
     Fill(usize),
     /// Holds the shard at a gate.
     Wait(String),
+    /// The same, and then a panic that can't be caught whole.
+    Burst(String),
+}
+
+/// What panics again when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
 }
 
 impl Process for Bulk {
@@ -44,6 +56,10 @@ impl Process for Bulk {
         match request {
             Ask::Fill(bytes) => self.text = "x".repeat(bytes),
             Ask::Wait(gate) => Gate::named(&gate).pass(),
+            Ask::Burst(gate) => {
+                Gate::named(&gate).pass();
+                std::panic::panic_any(Bomb);
+            }
         }
         Ok(())
     }
@@ -100,6 +116,23 @@ fn ends(what: impl FnOnce() + Send + 'static) {
     ended.recv_timeout(PATIENCE).unwrap();
 }
 
+type Calls<'a> = Vec<Pin<Box<dyn Future<Output = Result<(), CallError<Never>>> + 'a>>>;
+
+/// Makes calls, and waits for none.
+fn begin<'a>(client: &'a Client, key: &'a String, asks: impl IntoIterator<Item = Ask>) -> Calls<'a> {
+    let mut calls: Calls<'a> = Vec::new();
+    for ask in asks {
+        let mut call = Box::pin(client.call::<Bulk>(key, ask));
+        assert!(call.as_mut().poll(&mut Wakes::from_waker(Waker::noop())).is_pending());
+        calls.push(call);
+    }
+    calls
+}
+
+fn end<T>(call: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(call)
+}
+
 /// A node on a small simulated disk, one worker and one shard.
 fn small(disk: &SimDisk) -> Node {
     builder(Path::new("unused"))
@@ -114,6 +147,14 @@ fn small(disk: &SimDisk) -> Node {
         .disk(Arc::new(disk.clone()))
         .open()
         .unwrap()
+}
+
+fn wait_at(node: &Node, gate: &'static str) -> (Arc<Gate>, thread::JoinHandle<Result<(), CallError<Never>>>) {
+    let client = node.blocking_client();
+    let call = thread::spawn(move || client.call::<Bulk>(&gate.to_owned(), Ask::Wait(gate.to_owned())));
+    let gate = Gate::named(gate);
+    gate.await_arrival();
+    (gate, call)
 }
 
 fn fill(node: &Node, key: &str, bytes: usize) -> Result<(), CallError<Never>> {
@@ -144,8 +185,7 @@ fn a_checkpoint_of_more_state_than_may_wait_completes_on_an_idle_node() {
         let key = keys.find(|key| node.topology().shard_of(service, key).0 == shard).unwrap();
         node.blocking_client().call::<Bulk>(&key, Ask::Fill(bytes)).unwrap();
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let report = runtime.block_on(node.checkpoint_unchecked()).unwrap();
+    let report = end(node.checkpoint_unchecked()).unwrap();
     assert!(report.bytes_total > 22 << 20, "{report:?}");
 }
 
@@ -178,16 +218,9 @@ fn a_node_whose_log_waits_for_room_can_be_shut_down() {
     let disk = SimDisk::new(1);
     let node = small(&disk);
     let client = node.client();
-    let gate = Gate::named("room");
-    let asks =
-        std::iter::once(Ask::Wait("room".to_owned())).chain((0..30).map(|n| Ask::Fill((20 << 10) + n)));
-    let key = "a".to_owned();
-    let mut calls: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
-    for ask in asks {
-        let mut call = Box::pin(client.call::<Bulk>(&key, ask));
-        assert!(call.as_mut().poll(&mut Wakes::from_waker(Waker::noop())).is_pending());
-        calls.push(call);
-    }
+    let (gate, key) = (Gate::named("room"), "a".to_owned());
+    let asks = (0..30).map(|n| Ask::Fill((20 << 10) + n));
+    let mut calls = begin(&client, &key, std::iter::once(Ask::Wait("room".to_owned())).chain(asks));
     gate.await_arrival();
     disk.set_capacity(Some(disk.used()));
     // Together they are far over what the log has ready.
@@ -196,8 +229,95 @@ fn a_node_whose_log_waits_for_room_can_be_shut_down() {
         thread::yield_now();
     }
     ends(move || node.shutdown());
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let last = runtime.block_on(calls.pop().unwrap()).unwrap_err();
+    let last = end(calls.pop().unwrap()).unwrap_err();
     let CallError::Raw(RawError::NodeFailed(reason)) = last else { panic!("{last}") };
     assert!(reason.contains("no room"), "{reason}");
+}
+
+#[test]
+fn a_second_shutdown_waits_for_the_first() {
+    let disk = SimDisk::new(1);
+    let node = small(&disk);
+    let (gate, call) = wait_at(&node, "twice");
+    let ends: Vec<_> = (0..3)
+        .map(|_| {
+            let (done, ended) = mpsc::channel();
+            let node = node.clone();
+            thread::spawn(move || {
+                node.shutdown();
+                done.send(()).unwrap();
+            });
+            ended
+        })
+        .collect();
+    while node.is_ready() {
+        thread::yield_now();
+    }
+    // Time for the others to get where they must not.
+    (0..1000).for_each(|_| thread::yield_now());
+    assert!(ends.iter().all(|ended| ended.try_recv().is_err()));
+    gate.open();
+    for ended in ends {
+        ended.recv_timeout(PATIENCE).unwrap();
+    }
+    assert_eq!(call.join().unwrap(), Ok(()), "what was taken on is answered");
+    drop(node);
+    drop(small(&disk));
+}
+
+#[test]
+fn calls_in_the_inbox_of_a_worker_that_panicked_are_told() {
+    let node = small(&SimDisk::new(1));
+    let (client, gate, key) = (node.client(), Gate::named("burst"), "a".to_owned());
+    let calls = begin(&client, &key, [Ask::Burst("burst".to_owned())]);
+    gate.await_arrival();
+    let waiting = begin(&client, &key, (0..3).map(Ask::Fill));
+    gate.open();
+    assert!(end(node.failed()).contains("stead-worker-0 panicked"));
+    for call in waiting {
+        assert!(matches!(end(call), Err(CallError::Raw(RawError::NodeFailed(_)))));
+    }
+    drop(calls);
+}
+
+/// Where a child is told so.
+const CHILD: &str = "FAULTS_THREADS_CHILD";
+
+/// A life of the test below: its log fails while a handler runs for ever.
+#[test]
+#[ignore = "run as a child process"]
+fn child() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let disk = SimDisk::new(1);
+    let node = builder(Path::new("unused"))
+        .service::<Bulk>(ServiceOptions::default().shards(2))
+        .threads(2)
+        .handler_timeout(Duration::from_millis(100))
+        .disk(Arc::new(disk.clone()))
+        .open()
+        .unwrap();
+    let service = node.topology().service_id("bulk").unwrap();
+    let held = node.topology().shard_of(service, "held");
+    let other = (0..).map(|n| n.to_string()).find(|key| node.topology().shard_of(service, key) != held);
+    let _gate = wait_at(&node, "held");
+    disk.fail_syncs(1);
+    assert!((0..1000).any(|_| fill(&node, other.as_ref().unwrap(), 1).is_err()));
+    println!("the node failed first");
+    node.shutdown();
+}
+
+#[test]
+fn a_handler_that_runs_for_ever_ends_a_failed_node_too() {
+    let output = Command::new("timeout")
+        .args(["10", "sh", "-c", "ulimit -c 0; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "faults_threads::child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("the node failed first"), "{told}");
+    assert!(told.contains("has run for over 100 ms (handler_timeout)"), "{}: {told}", output.status);
 }

@@ -120,6 +120,25 @@ enum BlockKind {
     Records = 2,
 }
 
+/// A block with all that its head says.
+pub(crate) struct StoredBlock {
+    shard: ShardId,
+    kind: BlockKind,
+    block: Block,
+}
+
+impl StoredBlock {
+    /// Where its head begins, in bytes from the bundle's start.
+    pub(crate) fn start(&self) -> u64 {
+        self.block.offset
+    }
+
+    /// Where its content ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.block.offset + BLOCK_HEADER_LEN as u64 + u64::from(self.block.len)
+    }
+}
+
 type Index = BTreeMap<ShardId, Section>;
 
 /// Writes a bundle. Dropped before [`BundleWriter::finish`], it leaves nothing.
@@ -408,6 +427,23 @@ impl Bundle {
                 Err(CheckpointError::damaged(&self.name, reason))
             }
         }
+    }
+
+    /// All blocks, in the order in which they lie there.
+    pub(crate) fn blocks(&self) -> Vec<StoredBlock> {
+        let mut all = Vec::new();
+        for (&shard, section) in &self.index {
+            all.extend(section.header.map(|block| StoredBlock { shard, kind: BlockKind::Header, block }));
+            let records = section.blocks.iter();
+            all.extend(records.map(|&block| StoredBlock { shard, kind: BlockKind::Records, block }));
+        }
+        all.sort_unstable_by_key(StoredBlock::start);
+        all
+    }
+
+    /// Checks a block that was read with its head.
+    pub(crate) fn check(&self, stored: &StoredBlock, bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.check_block(stored.shard, stored.kind, &stored.block, bytes).map(drop)
     }
 
     /// Fills `buf` with the bytes of the bundle from `offset` on.

@@ -1,7 +1,7 @@
 //! Copying a checkpoint to another store: the local disk often, object storage less often.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::bundle::{Bundle, BundleRef};
+use crate::checkpoint::bundle::Bundle;
 use crate::checkpoint::manifest::{MANIFESTS, Manifest};
 use crate::checkpoint::store::{BlobStore, Pace, Put, StoreError};
 use stead_core::ids::Incarnation;
@@ -75,6 +75,9 @@ pub struct Copied {
 
 /// Copies a checkpoint: the bundles that are not there yet, then its manifest. The source must not be collected meanwhile.
 ///
+/// Every block that is sent is checked on the way, so that damage is never copied. Of a bundle that is there already the header
+/// and the index are checked, not the blocks: it was checked when it was sent. One whose index is damaged is sent again.
+///
 /// # Errors
 /// [`CheckpointError`]: then the checkpoint does not exist at the target, and a repetition goes on where this one ended.
 pub fn copy(
@@ -84,44 +87,55 @@ pub fn copy(
     pace: &Pace,
 ) -> Result<Copied, CheckpointError> {
     let mut copied = Copied::default();
-    for bundle in &manifest.bundles {
-        match Bundle::open(to, bundle, manifest.incarnation) {
+    for wanted in &manifest.bundles {
+        let damaged = match Bundle::open(to, wanted, manifest.incarnation) {
             Ok(_) => {
                 copied.reused += 1;
                 continue;
             }
-            Err(CheckpointError::Store(error)) if error.is_not_found() => {}
+            Err(CheckpointError::Store(error)) if error.is_not_found() => false,
+            Err(CheckpointError::Damaged { .. }) => true,
             Err(error) => return Err(error),
+        };
+        let source = Bundle::open(from, wanted, manifest.incarnation)?;
+        if damaged {
+            // Nobody can read it as it is, and its name stands for nothing else.
+            to.delete(&wanted.name)?;
         }
-        copy_bundle(from, to, bundle, pace)?;
+        copy_bundle(&source, wanted.bytes, to, pace)?;
         // What arrived is checked before a manifest says that it is there.
-        Bundle::open(to, bundle, manifest.incarnation)?;
+        Bundle::open(to, wanted, manifest.incarnation)?;
         copied.bundles += 1;
-        copied.bytes += bundle.bytes;
+        copied.bytes += wanted.bytes;
     }
     manifest.store(to)?;
     Ok(copied)
 }
 
-fn copy_bundle(
-    from: &dyn BlobStore,
-    to: &dyn BlobStore,
-    bundle: &BundleRef,
-    pace: &Pace,
-) -> Result<(), CheckpointError> {
-    let reader = from.open(&bundle.name)?;
-    if reader.size() != bundle.bytes {
-        let reason = format!("it has {} bytes where the manifest says {}", reader.size(), bundle.bytes);
-        return Err(CheckpointError::damaged(&bundle.name, reason));
-    }
-    let mut writer = to.create(&bundle.name, pace)?;
-    let mut buf = vec![0; PIECE.min(bundle.bytes) as usize];
+/// Sends a bundle in pieces that end with a block; what follows the last block is covered by the check of the index.
+fn copy_bundle(source: &Bundle, bytes: u64, to: &dyn BlobStore, pace: &Pace) -> Result<(), CheckpointError> {
+    let blocks = source.blocks();
+    let mut blocks = blocks.iter().peekable();
+    let mut writer = to.create(source.name(), pace)?;
+    let mut buf = Vec::new();
     let mut at = 0;
-    while at < bundle.bytes {
-        let piece = &mut buf[..PIECE.min(bundle.bytes - at) as usize];
-        reader.read_at(piece, at)?;
-        writer.write(piece)?;
-        at += piece.len() as u64;
+    while at < bytes {
+        let mut whole = Vec::new();
+        let mut end = (at + PIECE).min(bytes);
+        if let Some(first) = blocks.peek() {
+            end = first.end();
+            while let Some(block) = blocks.next_if(|block| block.end() <= end.max(at + PIECE)) {
+                end = block.end();
+                whole.push(block);
+            }
+        }
+        buf.resize((end - at) as usize, 0);
+        source.read(&mut buf, at)?;
+        for block in whole {
+            source.check(block, &buf[(block.start() - at) as usize..(block.end() - at) as usize])?;
+        }
+        writer.write(&buf)?;
+        at = end;
     }
     Ok(writer.finish()?)
 }

@@ -7,9 +7,10 @@ use stead_core::ids::{Colour, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::compact::Policy;
+use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{manifest_name, newest, read_manifest};
-use stead_store::checkpoint::store::{BlobStore, DiskStore};
+use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
 use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
 
@@ -165,4 +166,39 @@ fn a_collection_stops_at_a_manifest_that_it_can_not_read() {
     assert!(matches!(foreign, Err(CheckpointError::Incarnation { found: INCARNATION, .. })));
     Collector::new().collect(&store, INCARNATION, Time(1), &retention, &BTreeSet::new()).unwrap();
     load_parts(&store, &read_manifest(&store, Colour(3)).unwrap(), 1).unwrap();
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_a_bundle_is_never_copied() {
+    let (disk, store, _) = small(7);
+    let manifest = newest(&store).unwrap().manifest.unwrap();
+    for bundle in &manifest.bundles {
+        let path = format!("checkpoints/{}", bundle.name);
+        for at in 0..bundle.bytes {
+            disk.flip_bit(&path, at, (at % 8) as u8).unwrap();
+            let target = sim_store(&SimDisk::new(1));
+            let error = copy(&store, &target, &manifest, &Pace::unlimited()).unwrap_err();
+            assert_eq!(name_of(&error), bundle.name, "byte {at}: {error}");
+            assert!(newest(&target).unwrap().manifest.is_none());
+            disk.flip_bit(&path, at, (at % 8) as u8).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_bundle_that_can_not_be_read_at_the_target_is_sent_again() {
+    let (_, store, mut cluster) = small(8);
+    let disk = SimDisk::new(1);
+    let target = sim_store(&disk);
+    let first = newest(&store).unwrap().manifest.unwrap();
+    copy(&store, &target, &first, &Pace::unlimited()).unwrap();
+    let damaged = &first.bundles[0];
+    disk.flip_bit(&format!("checkpoints/{}", damaged.name), damaged.bytes - 60, 1).unwrap();
+    assert_eq!(name_of(&load_parts(&target, &first, 1).err().unwrap()), damaged.name);
+    let (_, second) = cluster.checkpoint(&store);
+    assert!(second.bundles.contains(damaged));
+    assert_eq!(copy(&store, &target, &second, &Pace::unlimited()).unwrap().bundles, 2);
+    for manifest in [first, second] {
+        load_parts(&target, &manifest, 1).unwrap();
+    }
 }

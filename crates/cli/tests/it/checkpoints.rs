@@ -3,6 +3,18 @@
 use crate::s3_server::S3Server;
 use crate::server::{Server, json_of, run, stead};
 use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
+use stead_core::entry::{Cause, Entry, Send};
+use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Key, Seq, ShardId, Time};
+use stead_core::state::State;
+use stead_core::topology::Topology;
+use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::lineage::Lineage;
+use stead_store::checkpoint::manifest::CheckResult;
+use stead_store::checkpoint::store::{DiskStore, Pace};
+use stead_store::checkpoint::write::{CheckpointWriter, Plan};
+use stead_store::real_disk::RealDisk;
 
 #[test]
 fn a_checkpoint_is_taken_listed_shown_and_verified() {
@@ -49,7 +61,8 @@ fn an_old_checkpoint_is_deleted_and_the_newest_is_not() {
     let server = Server::start(dir.path(), &[]);
     let create = || json_of(&server.command(&["checkpoint", "create", "--json"]))["number"].to_string();
     let (old, new) = (create(), create());
-    assert!(server.command(&["checkpoint", "delete", &old]).status.success());
+    let deleted = json_of(&server.command(&["checkpoint", "delete", &old, "--json"]));
+    assert_eq!(deleted["deleted"].to_string(), old);
     assert_eq!(server.command(&["checkpoint", "show", &old]).status.code(), Some(1));
     let refused = server.command(&["checkpoint", "delete", &new]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
@@ -108,6 +121,111 @@ fn a_damaged_checkpoint_is_told_and_exits_with_its_code() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     assert_eq!(deaf.stdout(writer).status().unwrap().code(), Some(6));
+}
+
+/// Three processes, each a shard of its own: j sends m1 to i and m2 to k.
+struct Processes {
+    topology: Topology,
+    states: [State; 3],
+}
+
+const I: ShardId = ShardId(0);
+const J: ShardId = ShardId(1);
+const K: ShardId = ShardId(2);
+
+impl Processes {
+    fn new() -> Self {
+        let mut topology = Topology::new(Incarnation(1));
+        topology.ensure("process", 3).unwrap();
+        Self { topology, states: [I, J, K].map(State::new) }
+    }
+
+    fn append(&mut self, shard: ShardId, cause: Cause, sends: &[ShardId]) {
+        let state = &mut self.states[shard.0 as usize];
+        let send = |to: &ShardId| Send { to: *to, process: Key::none(), payload: Blob::from(&b"m"[..]) };
+        let entry = Entry {
+            index: state.position().index.next(),
+            epoch: Epoch(1),
+            time: Time(1),
+            cause,
+            process: Key::none(),
+            writes: Vec::new(),
+            sends: sends.iter().map(send).collect(),
+            reply: None,
+        };
+        state.apply(entry).unwrap();
+    }
+
+    /// The last thing that each does is to take its part of checkpoint 1.
+    fn mark_all(&mut self) {
+        for shard in [I, J, K] {
+            self.append(shard, Cause::Marker { colour: Colour(1) }, &[]);
+        }
+    }
+
+    /// Stores the parts as checkpoint 1 of a data directory.
+    fn store(self, data: &Path, checks: Vec<CheckResult>) {
+        let store = DiskStore::open(Arc::new(RealDisk::open(data).unwrap()), "checkpoints").unwrap();
+        let pace = Pace::unlimited();
+        let plan = Plan { number: Colour(1), created: Time(1), topology: self.topology, pace };
+        let mut writer = CheckpointWriter::create(&store, &BundleNames::new(1), plan).unwrap();
+        for state in &self.states {
+            writer.begin_part(state.header(), true).unwrap();
+            writer.end_part(state.shard()).unwrap();
+        }
+        let mut sealed = writer.seal(&Lineage::new()).unwrap();
+        sealed.set_checks(checks);
+        sealed.store(&store).unwrap();
+    }
+}
+
+/// C1,j is taken before m1 is sent, and C1,i before it is received: the cut is consistent. m2 is sent before C1,j and received
+/// after C1,k: it is in flight.
+#[test]
+fn the_textbook_case_is_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut processes = Processes::new();
+    processes.append(J, Cause::Anonymous, &[K]);
+    processes.mark_all();
+    processes.store(dir.path(), Vec::new());
+    let verified =
+        json_of(&run(&["checkpoint", "verify", "1", "--data", dir.path().to_str().unwrap(), "--json"]));
+    assert_eq!((&verified["consistent"], &verified["sent"]), (&true.into(), &1.into()), "{verified}");
+    assert_eq!(verified["in_flight"][0]["messages"], 1, "{verified}");
+}
+
+/// The same with m1's reception recorded at i and its sending unknown at j.
+#[test]
+fn the_textbook_case_with_an_orphan_exits_with_its_code_and_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut processes = Processes::new();
+    processes.append(J, Cause::Anonymous, &[K]);
+    processes.append(I, Cause::Message { from: J, seq: Seq(1) }, &[]);
+    processes.mark_all();
+    processes.store(dir.path(), Vec::new());
+    let data = dir.path().to_str().unwrap();
+    let orphan = "channel 1 -> 0: shard 0 has received message 1, but shard 1 has sent only 0";
+    let told = run(&["checkpoint", "verify", "1", "--data", data]);
+    assert_eq!(told.status.code(), Some(6), "{told:?}");
+    assert!(String::from_utf8_lossy(&told.stderr).contains(orphan), "{told:?}");
+    let told = run(&["checkpoint", "verify", "1", "--data", data, "--json"]);
+    assert_eq!(told.status.code(), Some(6), "{told:?}");
+    let report = serde_json::Deserializer::from_slice(&told.stdout).into_iter::<Value>().next();
+    let report = report.unwrap().unwrap();
+    assert_eq!((&report["consistent"], &report["inconsistencies"][0]), (&false.into(), &orphan.into()));
+}
+
+#[test]
+fn a_declared_check_that_fails_exits_with_its_code_and_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut processes = Processes::new();
+    processes.mark_all();
+    let failure = "1 coin was made from nothing".to_owned();
+    let check = CheckResult { service: "process".to_owned(), failure: Some(failure.clone()) };
+    processes.store(dir.path(), vec![check]);
+    let told = run(&["checkpoint", "verify", "1", "--data", dir.path().to_str().unwrap()]);
+    assert_eq!(told.status.code(), Some(6), "{told:?}");
+    assert!(String::from_utf8_lossy(&told.stderr).contains(&failure), "{told:?}");
 }
 
 #[test]

@@ -104,3 +104,24 @@ fn wrong_usage_is_told_as_json_too() {
     let help = run(&["--json", "--help"]);
     assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Usage"), "{help:?}");
 }
+
+/// Long: the machine's own figures, which stand beside all others, take ten seconds.
+#[test]
+fn long_a_benchmark_tells_its_figures_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().to_str().unwrap();
+    let tiny = ["--rounds", "1", "--seconds", "1", "--callers", "2", "--data", data, "--json"];
+    let report = json_of(&run(&[&["bench", "requests"][..], &tiny].concat()));
+    assert!(report["machine"]["cores"].as_u64() > Some(0), "{report}");
+    let figures = report["figures"].as_array().unwrap();
+    for workload in ["machine", "requests"] {
+        let of: Vec<_> = figures.iter().filter(|figure| figure["workload"] == workload).collect();
+        assert!(!of.is_empty(), "no figure of {workload}: {report}");
+        for figure in of {
+            let value = |name: &str| figure[name].as_f64().unwrap();
+            assert!(value("min") <= value("median") && value("median") <= value("max"), "{figure}");
+            assert!(!figure["unit"].as_str().unwrap().is_empty() && value("rounds") >= 1.0, "{figure}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}

@@ -1,11 +1,13 @@
 //! The demo: what it prints, and how it ends.
 
-use crate::server::{PATIENCE, signal, stead};
+use crate::server::{PATIENCE, json_of, run, signal, stead};
 use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_flights::Flights;
@@ -26,6 +28,105 @@ fn processes_of(dir: &str) -> Vec<String> {
         uses.then(|| entry.file_name().to_string_lossy().into_owned())
     };
     fs::read_dir("/proc").unwrap().filter_map(|entry| of(entry.unwrap())).collect()
+}
+
+/// The bundled file as text.
+fn bundled() -> String {
+    let mut text = String::new();
+    flate2::read::MultiGzDecoder::new(stead_flights::reader::BUNDLED).read_to_string(&mut text).unwrap();
+    text
+}
+
+/// The totals of a flights file, by the rules of the data's description and nothing of the application's.
+fn count(csv: &str) -> Value {
+    let mut lines = csv.lines();
+    let names: Vec<&str> = lines.next().unwrap().split(',').collect();
+    let column = |name: &str| names.iter().position(|found| *found == name).unwrap();
+    let (carrier, tail) = (column("carrier"), column("tailnum"));
+    let (delay, origin) = (column("dep_delay"), column("origin"));
+    let (dest, distance) = (column("dest"), column("distance"));
+    let mut carriers: BTreeMap<&str, [i64; 3]> = BTreeMap::new();
+    let mut airports: BTreeMap<&str, [i64; 2]> = BTreeMap::new();
+    let (mut tails, mut legs, mut miles) = (BTreeSet::new(), 0, 0);
+    for line in lines {
+        let row: Vec<&str> = line.split(',').collect();
+        let of = carriers.entry(row[carrier]).or_default();
+        of[0] += 1;
+        match row[delay] {
+            "NA" => of[1] += 1,
+            minutes => of[2] += minutes.parse::<i64>().unwrap(),
+        }
+        airports.entry(row[origin]).or_default()[0] += 1;
+        airports.entry(row[dest]).or_default()[1] += 1;
+        if row[tail] != "NA" {
+            tails.insert(row[tail]);
+            legs += 1;
+            miles += row[distance].parse::<i64>().unwrap();
+        }
+    }
+    let carriers: BTreeMap<_, _> = carriers
+        .into_iter()
+        .map(|(code, [flights, cancelled, minutes])| {
+            let of = json!({"flights": flights, "cancelled": cancelled, "dep_delay_minutes": minutes});
+            (code, of)
+        })
+        .collect();
+    let airports: BTreeMap<_, _> = airports
+        .into_iter()
+        .map(|(code, [departures, arrivals])| (code, json!({"departures": departures, "arrivals": arrivals})))
+        .collect();
+    let aircraft = json!({"count": tails.len(), "legs": legs, "distance_miles": miles});
+    json!({"carriers": carriers, "airports": airports, "aircraft": aircraft})
+}
+
+/// Checks that everything holds, and that the totals are those of the file.
+fn assert_holds(output: &Output, rows: u64, kills: u64, expected: &Value) -> Value {
+    let report = json_of(output);
+    for (name, value) in [("rows", rows), ("kills", kills), ("lost", 0), ("doubled", 0), ("recomputed", 0)] {
+        assert_eq!(report[name], value, "{name}");
+    }
+    assert_eq!(report["totals_match"], true);
+    for name in ["carriers", "airports", "aircraft"] {
+        assert_eq!(report[name], expected[name], "{name}");
+    }
+    // Each row is one for the carrier and two for airports; one with a tail number comes by the aircraft.
+    assert!(report["messages"].as_u64().unwrap() >= 3 * rows, "{report}");
+    assert!(report["replayed"].as_u64().unwrap() <= rows, "{report}");
+    assert!(!report["checkpoints"].as_array().unwrap().is_empty(), "one was restored");
+    assert_eq!(report["recoveries"].as_array().unwrap().len() as u64, kills.max(1));
+    report
+}
+
+#[test]
+fn long_the_demo_holds_and_its_totals_are_those_of_the_file() {
+    let demo = run(&["demo", "--json", "--rate", "5000", "--kills", "2", "--seed", "7"]);
+    let report = assert_holds(&demo, 27_004, 2, &count(&bundled()));
+    for checkpoint in report["checkpoints"].as_array().unwrap() {
+        assert!(
+            checkpoint["number"].as_u64() > Some(0) && checkpoint["bytes"].as_u64() > Some(0),
+            "{checkpoint}"
+        );
+    }
+}
+
+#[test]
+fn a_file_of_the_users_own_is_taken_and_its_malformed_rows_are_refused_or_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole: String = bundled().lines().take(301).map(|line| format!("{line}\n")).collect();
+    let mut lines: Vec<&str> = whole.lines().collect();
+    lines.insert(100, "2013,1,1,what,is,this");
+    let path = dir.path().join("flights.csv");
+    fs::write(&path, lines.join("\n")).unwrap();
+    let demo = ["demo", "--json", "--rate", "1000000", "--kills", "0", "--input", path.to_str().unwrap()];
+    let refused = run(&demo);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let failure: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert!(failure["cause"].as_str().unwrap().contains("line 101"), "{failure}");
+    assert!(failure["hint"].as_str().unwrap().contains("--malformed skip"), "{failure}");
+
+    let skipped = run(&[&demo[..], &["--malformed", "skip"]].concat());
+    assert!(String::from_utf8_lossy(&skipped.stderr).contains("skipped line 101"), "{skipped:?}");
+    assert_holds(&skipped, 300, 0, &count(&whole));
 }
 
 #[test]
@@ -52,7 +153,7 @@ fn a_demo_that_is_stopped_ends_its_child_and_leaves_no_files() {
         signal(demo.id() as i32, stop);
         let output = demo.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(130), "{output:?}");
-        let failure: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let failure: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(failure["exit"], 130, "{failure}");
         assert_eq!(left_in(dir.path()), [""; 0]);
         assert_eq!(processes_of(data), [""; 0]);

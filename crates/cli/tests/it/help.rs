@@ -34,3 +34,14 @@ fn completions_are_written_for_each_shell() {
         );
     }
 }
+
+#[test]
+fn a_completion_script_is_a_member_of_its_json() {
+    let script = run(&["completions", "bash", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&script.stdout).unwrap();
+    assert_eq!(json["shell"], "bash");
+    assert_eq!(
+        format!("{}\n", json["script"].as_str().unwrap().trim_end()).into_bytes(),
+        run(&["completions", "bash"]).stdout
+    );
+}

@@ -341,6 +341,12 @@ impl<'w> World<'w> {
             }
             // A request that outlives its idempotency key is a new one, as is documented; so none does.
             Event::Arrive(_, sent) if self.aged - sent > self.keyed_age() => Ok(()),
+            // Nor may an opening outlive its session: see `Input::OpenSession`.
+            Event::Arrive((_, Input::OpenSession { .. }), sent)
+                if self.aged - sent >= self.profile.settings.session_ttl * 1000 =>
+            {
+                Ok(())
+            }
             Event::Arrive((shard, input), _) => self.tell(shard, input),
             Event::Answer(answer) => self.client_hears(answer),
             Event::Start => self.start(),

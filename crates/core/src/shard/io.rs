@@ -20,10 +20,16 @@ pub enum Input {
     /// The control plane makes this replica the primary of an epoch that it has made durable.
     Start(EpochConfig),
     /// A client opens a session.
+    ///
+    /// Unlike the others it must not come twice so far apart that the session ran out in between: it would open again,
+    /// empty, and late requests of its first life would be handled a second time. On one node it can't: an id stays in
+    /// the process that drew it, and goes to the shard again only if it was refused. Frames between nodes may be held
+    /// up for any time: what takes them off the wire has to know when the id was drawn, and to answer
+    /// [`Refusal::UnknownSession`] once that is [`super::Settings::session_ttl`] ago.
     OpenSession {
         /// Comes back with the answer.
         token: u64,
-        /// Drawn at random by the shell.
+        /// Drawn at random by the shell, for this session alone.
         session: SessionId,
         /// Who opens it.
         principal: Arc<str>,

@@ -144,7 +144,10 @@ fn a_session_that_is_half_forgotten_applies_nothing_again_7() {
     let state = world.shard("a").state();
     let first = RecordKey::reply(session, RequestNumber(1));
     assert!(state.session(session).is_some() && state.records().get(first.as_bytes()).is_none());
+    let (shard, principal) = (world.shard_of("a"), "alice".into());
+    world.give(shard, Input::OpenSession { token: 1_000, session, principal });
     assert_eq!(ask(&mut world, 1), Err(Refusal::UnknownSession(session)));
+    assert_eq!(world.answer(1_000).unwrap().result, Err(Refusal::UnknownSession(session)));
     assert_eq!(ask(&mut world, 201), Err(Refusal::UnknownSession(session)));
     assert_eq!(world.runs("a"), runs);
 }

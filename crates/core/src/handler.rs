@@ -106,6 +106,8 @@ pub struct Txn<'a> {
     /// The process's state before the call, once it was looked up.
     stored: OnceCell<Option<&'a Blob>>,
     place: Index,
+    /// The timer or task that calls: it has fired or ended, though its record goes only with the entry.
+    ended: Option<RecordKey>,
     writes: Vec<Write>,
     sends: Vec<Send>,
     numbered: u16,
@@ -147,9 +149,23 @@ impl<'a> Txn<'a> {
     /// Most bytes of a cell's key.
     pub const CELL_KEY_MAX: usize = 1024;
 
-    pub(crate) fn new(state: &'a State, topology: &'a Topology, process: &'a Key, place: Index) -> Self {
-        let stored = OnceCell::new();
-        Self { state, topology, process, stored, place, writes: Vec::new(), sends: Vec::new(), numbered: 0 }
+    pub(crate) fn new(state: &'a State, topology: &'a Topology, call: &Call<'a>) -> Self {
+        let ended = match call.caller {
+            Caller::Timer { id } => Some(RecordKey::timer(id)),
+            Caller::Task { id } => Some(RecordKey::task(id)),
+            Caller::Client { .. } | Caller::Process { .. } => None,
+        };
+        Self {
+            state,
+            topology,
+            process: call.key,
+            stored: OnceCell::new(),
+            place: call.place.1,
+            ended,
+            writes: Vec::new(),
+            sends: Vec::new(),
+            numbered: 0,
+        }
     }
 
     pub(crate) fn into_effects(self) -> (Vec<Write>, Vec<Send>) {
@@ -291,7 +307,8 @@ impl<'a> Txn<'a> {
         Ok(id)
     }
 
-    /// Cancels a task of this process; a step that runs is not waited for, and its result dropped.
+    /// Cancels a task of this process; a step that runs is not waited for, and its result dropped. False if it ended, or
+    /// is not this process's.
     pub fn cancel_task(&mut self, id: TaskId) -> bool {
         let own = self.task(id).is_some();
         if own {
@@ -328,6 +345,7 @@ impl<'a> Txn<'a> {
     fn get(&self, key: &RecordKey) -> Option<&[u8]> {
         match self.writes.iter().rev().find(|write| write.key == *key) {
             Some(write) => write.value.as_deref(),
+            None if self.ended.as_ref() == Some(key) => None,
             None => self.state.records().get(key.as_bytes()).map(|value| &**value),
         }
     }

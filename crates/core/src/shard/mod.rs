@@ -363,7 +363,6 @@ impl Shard {
         let Run { cause, process, caller, payload, kept } = run;
         let place = self.state.position().index.next();
         let epoch = self.epoch();
-        let mut txn = Txn::new(&self.state, &self.topology, process, place);
         let call = Call {
             service: self.service,
             key: process,
@@ -372,6 +371,7 @@ impl Shard {
             time: self.now,
             place: (epoch, place),
         };
+        let mut txn = Txn::new(&self.state, &self.topology, &call);
         let reply = match handler.handle(&call, &mut txn) {
             Outcome::Replied(reply) => reply,
             Outcome::Refused(misuse) => return Err(Failure::Refused(misuse)),

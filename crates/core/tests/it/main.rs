@@ -336,6 +336,19 @@ fn a_timer_fires_once_and_time_never_falls() {
 }
 
 #[test]
+fn what_calls_can_not_be_cancelled_any_more() {
+    let mut world = World::new();
+    world.call("a", "timer 5 cancel-caller\ntask 0").unwrap();
+    world.pass(10);
+    assert_eq!(world.state("a"), "over");
+    let (shard, id, task) = world.tasks.pop().unwrap();
+    let outcome = StepOutcome::Done(Blob::from(b"cancel-caller".as_slice()));
+    world.give(shard, Input::TaskStep { id, step: task.step, outcome });
+    world.settle();
+    assert_eq!(world.state("a"), "overover");
+}
+
+#[test]
 fn a_task_repeats_one_step_at_most() {
     let mut world = World::new();
     world.call("a", "task 0").unwrap();

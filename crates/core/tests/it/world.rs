@@ -50,6 +50,14 @@ impl Handler for Script {
                     let id = argument.parse().unwrap();
                     assert!(txn.cancel_timer(TimerId(id)) || txn.cancel_task(TaskId(id)));
                 }
+                "cancel-caller" => {
+                    let cancelled = match call.caller {
+                        Caller::Timer { id } => txn.cancel_timer(id),
+                        Caller::Task { id } => txn.cancel_task(id) || txn.tasks().iter().any(|t| t.0 == id),
+                        other => panic!("{other:?} can't be cancelled"),
+                    };
+                    state.push_str(if cancelled { "cancelled" } else { "over" });
+                }
                 "task" => drop(txn.start_task("count", Blob::from(argument.as_bytes())).unwrap()),
                 "fail" => {
                     txn.put_state(Blob::from(b"must not be kept".as_slice())).unwrap();

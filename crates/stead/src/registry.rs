@@ -179,9 +179,14 @@ impl<P: Process> Typed<P> {
         call: &Call<'_>,
         what: &'static str,
     ) -> Result<(P::Key, R), Misuse> {
-        let misuse = |error: CodecError| Misuse::Request(error.to_string());
+        let misuse = |error: CodecError| Misuse::Request(Self::whose(call.key, &error));
         let key = codec::decode_key::<P>(call.key).map_err(misuse)?;
         Ok((key, codec::decode(call.payload, what, P::SERVICE).map_err(misuse)?))
+    }
+
+    /// An error with the process and the version of its code before it.
+    fn whose(key: &str, error: &CodecError) -> String {
+        format!("{}/{key}, version {}: {error}", P::SERVICE, P::VERSION)
     }
 
     fn read_state(call: &Call<'_>, stored: Option<&[u8]>) -> Result<P, Misuse> {
@@ -282,7 +287,10 @@ impl<T: Task> TaskCode for TypedTask<T> {
     fn step(&self, state: &[u8], ctx: &StepContext<'_>) -> StepOutcome {
         match panics::catch(|| Self::try_step(state, ctx)) {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => StepOutcome::Failed(format!("task {}: {error}", T::NAME)),
+            Ok(Err(error)) => {
+                let error = Typed::<T::Owner>::whose(ctx.owner(), &error);
+                StepOutcome::Failed(format!("task {} of {error}", T::NAME))
+            }
             Err(panic) => StepOutcome::Failed(format!("task {} panicked: {panic}", T::NAME)),
         }
     }

@@ -5,6 +5,7 @@
 mod checkpoints;
 mod effects;
 mod evolution;
+mod evolution_messages;
 mod faults;
 mod faults_damage;
 mod faults_disk;

@@ -13,9 +13,9 @@ use crate::wal::{Opened, Record, Wal, WalError, WalOptions};
 use std::cell::RefCell;
 use std::error::Error;
 use std::sync::Arc;
-use stead_core::entry::{Entry, NoEntry};
+use stead_core::entry::{Cause, Entry, NoEntry};
 use stead_core::ids::{Colour, Epoch, Index, ShardId};
-use stead_core::state::{Misfit, State};
+use stead_core::state::{Misfit, Position, State};
 use stead_core::topology::Topology;
 use thiserror::Error;
 
@@ -129,6 +129,18 @@ pub enum ReplayError {
     /// It does not follow from the state.
     #[error(transparent)]
     Misfit(#[from] Misfit),
+    /// The entry at the checkpoint's marker is another one.
+    #[error(
+        "entry {index} of shard {shard} is not the marker that checkpoint {number} was taken at: the log and the checkpoints          are not of one node, or one of them is an older copy; put back what belongs here, or restore the checkpoint into an          empty directory"
+    )]
+    Unbound {
+        /// The shard.
+        shard: ShardId,
+        /// The marker's index.
+        index: Index,
+        /// The checkpoint.
+        number: Colour,
+    },
     /// The log lacks entries that were in it when the checkpoint was completed.
     #[error(
         "the log's last entry of shard {shard} is {last}, and the checkpoint holds entry {marker}; the log lost its end: \
@@ -147,8 +159,8 @@ pub enum ReplayError {
 /// Folds the log of each shard over its state.
 struct Replay {
     states: Vec<State>,
-    /// The marker of the shard's part; 0 without one.
-    markers: Vec<Index>,
+    /// The marker of the shard's part; all zero without one.
+    markers: Vec<Position>,
     /// The last entry seen in the log; 0 before the first.
     last: Vec<Index>,
     applied: u64,
@@ -157,7 +169,7 @@ struct Replay {
 
 impl Replay {
     fn new(states: Vec<State>) -> Self {
-        let markers: Vec<Index> = states.iter().map(|state| state.position().index).collect();
+        let markers: Vec<Position> = states.iter().map(State::position).collect();
         let last = vec![Index(0); states.len()];
         Self { states, markers, last, applied: 0, skipped: 0 }
     }
@@ -173,12 +185,24 @@ impl Replay {
         if last != Index(0) && index != last.next() {
             return Err(Misfit::Index { shard, last, found: index }.into());
         }
-        if index <= self.markers[at] {
+        let marker = self.markers[at];
+        if index < marker.index {
             self.skipped += 1;
             return Ok(());
         }
         let entry =
             Entry::decode(record.bytes).map_err(|source| ReplayError::NoEntry { shard, index, source })?;
+        if index == marker.index {
+            // Log and checkpoint have no name in common: the marker shows that the one was taken of the other.
+            let number = marker.colour;
+            if (entry.epoch, entry.time, entry.cause)
+                != (marker.epoch, marker.time, Cause::Marker { colour: number })
+            {
+                return Err(ReplayError::Unbound { shard, index, number });
+            }
+            self.skipped += 1;
+            return Ok(());
+        }
         if entry.index != index || entry.epoch != record.epoch {
             return Err(ReplayError::Misplaced { shard, index, found: entry.index });
         }
@@ -190,8 +214,9 @@ impl Replay {
     fn check(&self) -> Result<(), ReplayError> {
         for (at, (&last, &marker)) in self.last.iter().zip(&self.markers).enumerate() {
             // Whole segments are trimmed from the front: if any entry is left, so are all after it.
-            if last != Index(0) && last < marker {
-                return Err(ReplayError::LogTooShort { shard: ShardId(at as u32), last, marker });
+            if last != Index(0) && last < marker.index {
+                let (shard, marker) = (ShardId(at as u32), marker.index);
+                return Err(ReplayError::LogTooShort { shard, last, marker });
             }
         }
         Ok(())

@@ -2,12 +2,14 @@
 
 use super::model::{Cluster, INCARNATION, sim_store};
 use std::sync::Arc;
+use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId, Time};
 use stead_core::state::Misfit;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::manifest::manifest_name;
 use stead_store::checkpoint::write::give_up;
+use stead_store::disk::Disk;
 use stead_store::recovery::{Recovered, RecoveryError, ReplayError, recover};
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Batch, Wal, WalError, WalOptions};
@@ -181,18 +183,18 @@ fn a_log_that_does_not_fit_is_refused() {
     node.cluster.run(30);
     node.checkpoint();
     for path in node.disk.files().into_iter().filter(|path| path.starts_with("wal/")) {
-        stead_store::disk::Disk::remove(&node.disk, &path).unwrap();
+        Disk::remove(&node.disk, &path).unwrap();
     }
     assert!(matches!(failure(node.recover(&topology)), RecoveryError::Log(WalError::Missing { .. })));
 
-    let with = |change: &dyn Fn(&mut Batch, ShardId, &mut stead_core::entry::Entry)| {
+    let with = |change: &dyn Fn(&mut Batch, ShardId, &mut Entry)| {
         let mut node = Node::new(3);
         node.cluster.run(30);
         node.log();
         let shard = ShardId(1);
         let mut entry = node.cluster.log.iter().rev().find(|(at, _)| *at == shard).unwrap().1.clone();
         entry.index = node.cluster.index(shard).next();
-        entry.cause = stead_core::entry::Cause::Start;
+        entry.cause = Cause::Start;
         let mut batch = Batch::new();
         change(&mut batch, shard, &mut entry);
         node.wal.append(&[batch]).unwrap();
@@ -237,11 +239,37 @@ fn a_log_that_lost_its_end_is_refused() {
     node.cluster.run(30);
     node.checkpoint();
     for path in node.disk.files().into_iter().filter(|path| path.starts_with("wal/")) {
-        stead_store::disk::Disk::remove(&node.disk, &path).unwrap();
+        Disk::remove(&node.disk, &path).unwrap();
     }
     for (bytes, path) in early {
         node.disk.put(&path, &bytes);
     }
     let error = failure(node.recover(&node.cluster.topology));
     assert!(matches!(error, RecoveryError::Replay(ReplayError::LogTooShort { .. })), "{error}");
+}
+
+/// As far along as those of this node, so that only what was logged at the marker tells.
+#[test]
+fn checkpoints_of_another_node_are_refused() {
+    let with: [fn(&mut Entry); 4] = [
+        |entry| entry.cause = Cause::Anonymous,
+        |entry| entry.cause = Cause::Marker { colour: Colour(2) },
+        |entry| entry.time = entry.time.plus_micros(1),
+        |entry| entry.epoch = Epoch(2),
+    ];
+    for other in with {
+        let mut node = Node::new(5);
+        node.cluster.run(60);
+        let store = sim_store(&node.disk);
+        let (_, sealed) = node.cluster.seal(&store);
+        sealed.unwrap().store(&store).unwrap();
+        let is_marker = |entry: &Entry| matches!(entry.cause, Cause::Marker { .. });
+        other(&mut node.cluster.log.iter_mut().rfind(|(_, entry)| is_marker(entry)).unwrap().1);
+        node.log();
+        let before = node.disk.files();
+        let error = failure(node.recover(&node.cluster.topology));
+        assert!(matches!(error, RecoveryError::Replay(ReplayError::Unbound { .. })), "{error}");
+        assert!(error.to_string().contains("not of one node"), "{error}");
+        assert_eq!(node.disk.files(), before);
+    }
 }

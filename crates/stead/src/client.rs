@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stead_core::entry::Reply;
 use stead_core::ids::{Blob, Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
 use stead_core::shard::{Answer, Identity, Query, Refusal, Request};
@@ -34,7 +34,11 @@ pub(crate) struct Reception {
 /// Calls processes from async code, under any executor. Cheap to clone; clones share their sessions.
 ///
 /// A call is applied exactly once if it is answered, and at most once if it is not: it timed out, the node failed, or the
-/// future was dropped. While a shard starts or is overloaded, a call waits and is tried again until its timeout.
+/// future was dropped. While a shard starts or is overloaded, a call waits and is tried again until its timeout, and then
+/// told so.
+///
+/// The timeout of a call is kept by the worker that has its shard: while a handler holds that, a call may end later, as
+/// soon as the handler has. Where that matters, use a timer of the executor's, or [`BlockingClient`], which has its own.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -387,6 +391,8 @@ impl Drop for Place<'_> {
 }
 
 /// Calls processes from code that may block. Not for async tasks: it holds their thread.
+///
+/// A call ends at its timeout, or within a tenth of a second after it.
 #[derive(Clone)]
 pub struct BlockingClient(Client);
 
@@ -416,7 +422,7 @@ impl BlockingClient {
         key: &P::Key,
         request: P::Request,
     ) -> Result<P::Reply, CallError<P::Error>> {
-        block_on(self.0.call::<P>(key, request))
+        wait(self.0.timeout, self.0.call::<P>(key, request))
     }
 
     /// As [`Client::call_idempotent`].
@@ -429,7 +435,7 @@ impl BlockingClient {
         idempotency_key: &[u8],
         request: P::Request,
     ) -> Result<P::Reply, CallError<P::Error>> {
-        block_on(self.0.call_idempotent::<P>(key, idempotency_key, request))
+        wait(self.0.timeout, self.0.call_idempotent::<P>(key, idempotency_key, request))
     }
 
     /// As [`Client::query`].
@@ -437,7 +443,7 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn query<P: Process>(&self, key: &P::Key, query: P::Query) -> Result<P::Answer, CallError<P::Error>> {
-        block_on(self.0.query::<P>(key, query))
+        wait(self.0.timeout, self.0.query::<P>(key, query))
     }
 
     /// As [`Client::call_raw`].
@@ -445,7 +451,7 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
-        block_on(self.0.call_raw(call))
+        wait(call.timeout, self.0.call_raw(call))
     }
 
     /// As [`Client::query_raw`].
@@ -453,7 +459,7 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn query_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
-        block_on(self.0.query_raw(call))
+        wait(call.timeout, self.0.query_raw(call))
     }
 }
 
@@ -465,15 +471,32 @@ impl Wake for Unpark {
     }
 }
 
+/// How long a call waits over its timeout for the worker's word: that knows more of why there is no answer.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Runs a call on this thread until its timeout, also if its worker is held.
+fn wait<T, E: From<RawError>>(timeout: Duration, call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let until = Instant::now().checked_add(timeout.saturating_add(GRACE));
+    block_on_until(call, until).unwrap_or_else(|| Err(RawError::TimedOut { after: timeout }.into()))
+}
+
 /// Runs a future on this thread, which sleeps while it waits.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    block_on_until(future, None).expect("without a limit it runs to its end")
+}
+
+fn block_on_until<F: Future>(future: F, until: Option<Instant>) -> Option<F::Output> {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);
     loop {
         match future.as_mut().poll(&mut context) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
+            Poll::Ready(output) => return Some(output),
+            Poll::Pending => match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                None => std::thread::park(),
+                Some(Duration::ZERO) => return None,
+                Some(left) => std::thread::park_timeout(left),
+            },
         }
     }
 }

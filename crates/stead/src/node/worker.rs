@@ -447,10 +447,15 @@ impl Worker {
             _ => None,
         };
         if let Some(wait) = wait
-            && let Some((shard, input)) = self.calls.again(answer.token)
+            && let Some(call) = self.calls.find(answer.token).and_then(Option::as_mut)
+            && let Some((shard, input)) = call.again.clone()
         {
-            self.retries.push((now.plus_millis(wait), answer.token, shard, input));
-            return;
+            let at = now.plus_millis(wait);
+            if at < call.reception.deadline {
+                self.retries.push((at, answer.token, shard, input));
+                call.refused = Some(answer);
+                return;
+            }
         }
         self.turn.answers += 1;
         self.turn.refusals += u64::from(answer.result.is_err());
@@ -470,7 +475,8 @@ impl Worker {
         let due: Vec<(Time, u64, ShardId, Input)> = due;
         for (_, token, shard, input) in due {
             // The call may have run out of time since.
-            if self.calls.again(token).is_some() {
+            if let Some(call) = self.calls.find(token).and_then(Option::as_mut) {
+                call.refused = None;
                 self.give_to(now, shard, input);
             }
         }
@@ -485,8 +491,9 @@ impl Worker {
         }
         self.sweep_at = Instant::now();
         for call in self.calls.close_overdue(now) {
-            let after = call.reception.timeout;
-            let _ = call.reception.sender.send(Err(RawError::TimedOut { after }));
+            // What waits to be asked again was not applied.
+            let timed_out = RawError::TimedOut { after: call.reception.timeout };
+            let _ = call.reception.sender.send(call.refused.ok_or(timed_out));
         }
         SWEEP
     }
@@ -538,6 +545,8 @@ struct Call {
     reception: Reception,
     /// To ask again, if its shard can't take it yet.
     again: Option<(ShardId, Input)>,
+    /// The refusal after which it waits to be asked again.
+    refused: Option<Answer>,
 }
 
 impl Calls {
@@ -561,7 +570,7 @@ impl Calls {
     fn open(&mut self, reception: Reception, again: Option<(ShardId, Input)>) -> u64 {
         let token = self.next_token();
         let at = self.free.pop().expect("the next token is that of a free slot");
-        self.slots[at as usize].1 = Some(Call { reception, again });
+        self.slots[at as usize].1 = Some(Call { reception, again, refused: None });
         token
     }
 
@@ -569,10 +578,6 @@ impl Calls {
     fn find(&mut self, token: u64) -> Option<&mut Option<Call>> {
         let (generation, slot) = self.slots.get_mut((token & u64::from(u32::MAX)) as usize)?;
         (u64::from(*generation) == token >> 32).then_some(slot)
-    }
-
-    fn again(&mut self, token: u64) -> Option<(ShardId, Input)> {
-        self.find(token)?.as_ref()?.again.clone()
     }
 
     fn close(&mut self, token: u64) -> Option<Call> {

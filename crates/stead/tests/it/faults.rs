@@ -4,7 +4,6 @@ use crate::services::{Account, Ask, Look, builder, key};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 use stead::{CallError, Node, OpenError, RawError, Refusal, ServiceOptions};
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::real_disk::RealDisk;
@@ -207,18 +206,6 @@ fn what_does_not_fit_is_refused_before_anything_is_written() {
     assert!(error(more).contains("has 4 shards"));
     std::fs::remove_file(dir.path().join("stead.json")).unwrap();
     assert!(error(builder(dir.path())).contains("stead.json"));
-}
-
-#[test]
-fn a_timeout_is_told_and_the_shard_goes_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let node = builder(dir.path()).open().unwrap();
-    let client = node.blocking_client();
-    let error = client.with_timeout(Duration::ZERO).call::<Account>(&key("a"), Ask::Deposit(1));
-    if let Err(error) = error {
-        assert_eq!(error, CallError::Raw(RawError::TimedOut { after: Duration::ZERO }));
-    }
-    assert!(client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap() >= 1);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 use stead::{
     CallError, CheckpointFailure, CheckpointOptions, Client, Context, Never, Node, Process, QueryContext,
-    RawError, ServiceOptions,
+    RawError, Refusal, ServiceOptions,
 };
 use stead_store::sim_disk::SimDisk;
 
@@ -28,9 +28,14 @@ struct Bulk {
 #[derive(Serialize, Deserialize)]
 enum Ask {
     Fill(usize),
+    Text(String),
     /// Holds the shard at a gate.
     Wait(String),
-    /// The same, and then a panic that can't be caught whole.
+    Send {
+        to: String,
+        bytes: usize,
+    },
+    /// As `Wait`, and then a panic that can't be caught whole.
     Burst(String),
 }
 
@@ -52,10 +57,12 @@ impl Process for Bulk {
     type Query = ();
     type Answer = usize;
 
-    fn handle(&mut self, _: &mut Context<'_, Self>, request: Ask) -> Result<(), Never> {
+    fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Ask) -> Result<(), Never> {
         match request {
             Ask::Fill(bytes) => self.text = "x".repeat(bytes),
             Ask::Wait(gate) => Gate::named(&gate).pass(),
+            Ask::Send { to, bytes } => ctx.send::<Self>(&to, Ask::Text("x".repeat(bytes))),
+            Ask::Text(text) => self.text = text,
             Ask::Burst(gate) => {
                 Gate::named(&gate).pass();
                 std::panic::panic_any(Bomb);
@@ -155,6 +162,13 @@ fn wait_at(node: &Node, gate: &'static str) -> (Arc<Gate>, thread::JoinHandle<Re
     let gate = Gate::named(gate);
     gate.await_arrival();
     (gate, call)
+}
+
+/// A key on another shard.
+fn not_beside(node: &Node, key: &str) -> String {
+    let service = node.topology().service_id("bulk").unwrap();
+    let shard = |key: &str| node.topology().shard_of(service, key);
+    (0..).map(|n| n.to_string()).find(|other| shard(other) != shard(key)).unwrap()
 }
 
 fn fill(node: &Node, key: &str, bytes: usize) -> Result<(), CallError<Never>> {
@@ -280,6 +294,63 @@ fn calls_in_the_inbox_of_a_worker_that_panicked_are_told() {
     drop(calls);
 }
 
+#[test]
+fn a_shard_that_stays_overloaded_says_so_and_not_that_time_is_over() {
+    let node = builder(Path::new("unused"))
+        .service::<Bulk>(ServiceOptions::default().shards(2).outbox_bytes_max(1 << 20))
+        .threads(2)
+        .disk(Arc::new(SimDisk::new(1)))
+        .segment_bytes(8 << 20)
+        .open()
+        .unwrap();
+    let (gate, held) = wait_at(&node, "overload");
+    let (client, key) = (node.blocking_client(), not_beside(&node, "overload"));
+    client.call::<Bulk>(&key, Ask::Send { to: "overload".to_owned(), bytes: 2 << 20 }).unwrap();
+    // It is asked again once, and has no time for more.
+    let refused = client.with_timeout(Duration::from_millis(80)).call::<Bulk>(&key, Ask::Fill(1));
+    let Err(CallError::Raw(RawError::Refused(Refusal::Overloaded { retry_after_ms }))) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(retry_after_ms > 0);
+    gate.open();
+    held.join().unwrap().unwrap();
+    client.call::<Bulk>(&key, Ask::Fill(1)).unwrap();
+}
+
+#[test]
+fn a_blocking_call_ends_at_its_timeout_though_a_handler_holds_the_worker() {
+    let node = small(&SimDisk::new(1));
+    let (gate, held) = wait_at(&node, "timeout");
+    let timeout = Duration::from_millis(20);
+    let client = node.blocking_client().with_timeout(timeout);
+    let late = CallError::Raw(RawError::TimedOut { after: timeout });
+    assert_eq!(client.call::<Bulk>(&"a".to_owned(), Ask::Fill(1)), Err(late.clone()));
+    assert_eq!(client.query::<Bulk>(&"a".to_owned(), ()), Err(late));
+    gate.open();
+    held.join().unwrap().unwrap();
+    // Nobody waited for it any more when its turn came.
+    assert_eq!(node.blocking_client().query::<Bulk>(&"a".to_owned(), ()), Ok(0));
+}
+
+#[test]
+fn a_timeout_is_told_and_the_shard_goes_on() {
+    let node = small(&SimDisk::new(1));
+    let (gate, held) = wait_at(&node, "late");
+    let (timeout, key) = (Duration::from_millis(1), "a".to_owned());
+    let late = node.client().with_timeout(timeout);
+    let calls = begin(&late, &key, [Ask::Fill(1)]);
+    // Over before the worker gets to look at it.
+    let client = node.blocking_client();
+    assert!(client.with_timeout(timeout).query::<Bulk>(&key, ()).is_err());
+    gate.open();
+    held.join().unwrap().unwrap();
+    for call in calls {
+        assert_eq!(end(call), Err(CallError::Raw(RawError::TimedOut { after: timeout })));
+    }
+    client.call::<Bulk>(&key, Ask::Fill(2)).unwrap();
+    assert_eq!(client.query::<Bulk>(&key, ()), Ok(2));
+}
+
 /// Where a child is told so.
 const CHILD: &str = "FAULTS_THREADS_CHILD";
 
@@ -298,12 +369,10 @@ fn child() {
         .disk(Arc::new(disk.clone()))
         .open()
         .unwrap();
-    let service = node.topology().service_id("bulk").unwrap();
-    let held = node.topology().shard_of(service, "held");
-    let other = (0..).map(|n| n.to_string()).find(|key| node.topology().shard_of(service, key) != held);
+    let other = not_beside(&node, "held");
     let _gate = wait_at(&node, "held");
     disk.fail_syncs(1);
-    assert!((0..1000).any(|_| fill(&node, other.as_ref().unwrap(), 1).is_err()));
+    assert!((0..1000).any(|_| fill(&node, &other, 1).is_err()));
     println!("the node failed first");
     node.shutdown();
 }

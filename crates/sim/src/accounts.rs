@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry, Reply};
 use stead_core::handler::{Call as HandlerCall, Caller, Handler, Limit, Misuse, Outcome, Txn, View};
-use stead_core::ids::{Blob, Key, ServiceId, ShardId, TaskId, TimerId};
+use stead_core::ids::{Blob, Index, Key, ServiceId, ShardId, TaskId, TimerId};
 use stead_core::record::{
     DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, Waiting, decode_value, encode_value,
 };
-use stead_core::shard::StepOutcome;
+use stead_core::shard::{Order, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -197,6 +197,8 @@ struct Code {
     accounts: u32,
     services: u32,
     killed: bool,
+    /// For the rest of this life, what is poisonous is not any more.
+    mended: bool,
     bug: Option<Bug>,
 }
 
@@ -207,6 +209,18 @@ pub struct Accounts {
     mix: Mix,
     calls_left: Option<u64>,
     history: History,
+    purse: Purse,
+}
+
+/// The money that is not in the accounts' and messages' sum (invariant 11).
+#[derive(Default)]
+struct Purse {
+    /// The sum that the cluster began with.
+    base: i64,
+    /// What each dead letter holds.
+    letters: BTreeMap<(ShardId, Index), i64>,
+    /// What went with dead letters that were dropped, and the entry that did it.
+    dropped: Vec<(ShardId, Index, i64)>,
 }
 
 /// The checks on what clients see (invariants 6 and 7).
@@ -257,11 +271,12 @@ impl Accounts {
         // What ends the process is rare: each one costs a whole recovery.
         mix.weights[11] = if rng.u8(..3) == 0 { 1 } else { 0 };
         Self {
-            code: Code { rng: Rng::with_seed(0), accounts, services, killed: false, bug },
+            code: Code { rng: Rng::with_seed(0), accounts, services, killed: false, mended: false, bug },
             shards,
             mix,
             calls_left: None,
             history: History::default(),
+            purse: Purse::default(),
         }
     }
 
@@ -312,7 +327,7 @@ impl Workload for Accounts {
 
     fn restart(&mut self, _topology: &Arc<Topology>, seed: u64) {
         self.code.rng = Rng::with_seed(seed);
-        self.code.killed = false;
+        (self.code.killed, self.code.mended) = (false, false);
     }
 
     fn handler(&mut self) -> &mut dyn Handler {
@@ -334,11 +349,17 @@ impl Workload for Accounts {
         Some(Call { service, key, payload, query })
     }
 
+    fn order(&mut self, rng: &mut Rng) -> Option<Order> {
+        self.code.mended |= rng.bool();
+        Some(if rng.u8(..4) == 0 { Order::Drop } else { Order::Retry })
+    }
+
     fn step(&mut self, _id: TaskId, task: &TaskRecord) -> StepOutcome {
         let Ok(Op::Working { left, amount, trail, fate }) = decode_value::<Op>(&task.state) else {
             return StepOutcome::Failed("no state of this task".to_owned());
         };
         match fate {
+            _ if self.code.mended => {}
             Fate::Panics if left == 1 => return StepOutcome::Failed("the step panicked".to_owned()),
             Fate::Kills if left == 1 => {
                 self.code.killed = true;
@@ -394,6 +415,7 @@ impl Workload for Accounts {
     }
 
     fn committed(&mut self, shard: ShardId, entry: &Entry) -> Result<(), String> {
+        self.purse.committed(shard, entry)?;
         let key = RecordKey::process(&entry.process);
         let Some(value) = entry.writes.iter().find(|w| w.key == key).and_then(|w| w.value.as_ref()) else {
             return Ok(());
@@ -421,6 +443,7 @@ impl Workload for Accounts {
 
     fn restored(&mut self, states: &[State]) {
         self.history = History::default();
+        self.purse = Purse::of(states);
         for state in states {
             for (key, value) in state.records().iter().filter(|(key, _)| key[0] == Kind::Process as u8) {
                 let key = RecordKey::from_bytes(key).and_then(|key| key.process_key().map(str::to_owned));
@@ -433,24 +456,69 @@ impl Workload for Accounts {
     }
 
     fn check_cut(&mut self, _topology: &Topology, cut: &[State]) -> Result<(), String> {
-        let mut sum = 0;
-        for state in cut {
-            sum += money_of_state(state)?;
-            for (to, outbox) in state.outboxes().iter() {
-                let receiver = cut.iter().find(|s| s.shard() == to);
-                let received =
-                    receiver.and_then(|s| s.received().get(state.shard())).copied().unwrap_or_default();
-                for message in outbox.messages.iter().filter(|m| m.seq > received) {
-                    sum += money_of(&message.payload)?;
+        let missing = money_of_cut(cut)? + self.purse.dropped_before(cut) - self.purse.base;
+        if missing == 0 {
+            Ok(())
+        } else {
+            Err(format!("11: the accounts and what is in flight differ by {missing} from the start"))
+        }
+    }
+}
+
+impl Purse {
+    fn of(states: &[State]) -> Self {
+        let mut purse = Self { base: money_of_cut(states).unwrap_or_default(), ..Self::default() };
+        for state in states {
+            for (key, value) in state.records().iter().filter(|(key, _)| key[0] == Kind::DeadLetter as u8) {
+                let number = RecordKey::from_bytes(key).and_then(|key| key.number());
+                if let (Some(number), Ok(money)) = (number, money_of_letter(value)) {
+                    purse.letters.insert((state.shard(), Index(number)), money);
                 }
             }
         }
-        if sum == 0 {
-            Ok(())
-        } else {
-            Err(format!("11: the accounts and what is in flight differ by {sum} from the start"))
+        purse
+    }
+
+    fn committed(&mut self, shard: ShardId, entry: &Entry) -> Result<(), String> {
+        for write in entry.writes.iter().filter(|write| write.key.kind() == Kind::DeadLetter) {
+            if let (Some(number), Some(value)) = (write.key.number(), &write.value) {
+                self.letters.insert((shard, Index(number)), money_of_letter(value)?);
+            }
+        }
+        if let Cause::Drop { letter } = entry.cause {
+            let money = self.letters.remove(&(shard, letter));
+            let money =
+                money.ok_or_else(|| format!("7: shard {shard}: dead letter {letter} is dropped twice"))?;
+            self.dropped.push((shard, entry.index, money));
+        }
+        Ok(())
+    }
+
+    fn dropped_before(&self, cut: &[State]) -> i64 {
+        let of = |shard: &ShardId| cut.iter().find(|state| state.shard() == *shard);
+        let before = self
+            .dropped
+            .iter()
+            .filter(|(shard, index, _)| of(shard).is_some_and(|state| *index <= state.position().index));
+        before.map(|(_, _, money)| money).sum()
+    }
+}
+
+/// Money in the shards and between them, as the difference to where it began.
+fn money_of_cut(cut: &[State]) -> Result<i64, String> {
+    let mut sum = 0;
+    for state in cut {
+        sum += money_of_state(state)?;
+        for (to, outbox) in state.outboxes().iter() {
+            let receiver = cut.iter().find(|s| s.shard() == to);
+            let received =
+                receiver.and_then(|s| s.received().get(state.shard())).copied().unwrap_or_default();
+            for message in outbox.messages.iter().filter(|m| m.seq > received) {
+                sum += money_of(&message.payload)?;
+            }
         }
     }
+    Ok(sum)
 }
 
 /// Money in a shard, as the difference to where it began.
@@ -465,17 +533,18 @@ fn money_of_state(state: &State) -> Result<i64, String> {
             }
             Some(Kind::Timer) => sum += money_of(&decode_value::<TimerRecord>(value).map_err(bad)?.payload)?,
             Some(Kind::Task) => sum += money_of(&decode_value::<TaskRecord>(value).map_err(bad)?.state)?,
-            Some(Kind::DeadLetter) => {
-                let letter: DeadLetter = decode_value(value).map_err(bad)?;
-                // A request that was given up moved nothing.
-                if !matches!(letter.cause, Waiting::Request { .. }) {
-                    sum += money_of(&letter.payload)?;
-                }
-            }
+            Some(Kind::DeadLetter) => sum += money_of_letter(value)?,
             _ => {}
         }
     }
     Ok(sum)
+}
+
+fn money_of_letter(value: &[u8]) -> Result<i64, String> {
+    let letter: DeadLetter =
+        decode_value(value).map_err(|e| format!("16: a dead letter can't be read: {e}"))?;
+    // A request that was given up moved nothing.
+    if matches!(letter.cause, Waiting::Request { .. }) { Ok(0) } else { money_of(&letter.payload) }
 }
 
 fn money_of(payload: &[u8]) -> Result<i64, String> {
@@ -575,6 +644,7 @@ impl Code {
                 account.balance -= amount;
                 self.send(txn, to, &Op::Poison { amount, fate })?;
             }
+            Op::Poison { amount, .. } if self.mended => account.balance += amount,
             Op::Poison { fate, .. } => return Ok(fate),
             Op::Burst { messages } => {
                 for _ in 0..messages {

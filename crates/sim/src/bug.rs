@@ -32,6 +32,8 @@ pub enum Bug {
     CutDamage,
     /// A recovery that follows a crashed one drops the end of the log.
     ForgetfulRecovery,
+    /// The entry that handles a dead letter again does not remove it.
+    KeepRetried,
 }
 
 impl Bug {
@@ -51,6 +53,7 @@ impl Bug {
         Self::AcceptOldEpoch,
         Self::CutDamage,
         Self::ForgetfulRecovery,
+        Self::KeepRetried,
     ];
 
     /// Its name on the command line.
@@ -71,6 +74,7 @@ impl Bug {
             Self::AcceptOldEpoch => "accept-old-epoch",
             Self::CutDamage => "cut-damage",
             Self::ForgetfulRecovery => "forgetful-recovery",
+            Self::KeepRetried => "keep-retried",
         }
     }
 
@@ -88,7 +92,7 @@ impl Bug {
             Self::SkipSync => 2,
             Self::StoredBeforeSync => 5,
             Self::StaleQuery => 6,
-            Self::ForgetIdentity => 7,
+            Self::ForgetIdentity | Self::KeepRetried => 7,
             Self::ShiftSequence => 8,
             Self::StripColours => 9,
             Self::LateSnapshot => 10,

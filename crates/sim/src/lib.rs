@@ -16,6 +16,7 @@ mod flushing;
 mod marks;
 mod model;
 mod node;
+mod operator;
 mod profile;
 mod restoring;
 mod run;

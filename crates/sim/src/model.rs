@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Colour, Epoch, Index, RequestNumber, Seq, SessionId, ShardId, TaskId};
-use stead_core::record::{RecordKey, TaskRecord, Waiting};
+use stead_core::record::{DeadLetter, Kind, RecordKey, Retry, TaskRecord, Waiting, decode_value};
 use stead_core::records::Records;
 use stead_core::shard::{Answer, Effect, Refusal};
 use stead_core::state::{Message, State};
@@ -266,6 +266,29 @@ impl Model {
                 }
             }
             Cause::DeadLetter { cause: Waiting::Request { .. } } => {}
+            Cause::Retry { letter }
+            | Cause::Drop { letter }
+            | Cause::DeadLetter { cause: Waiting::DeadLetter { letter } } => {
+                let Some(known) = shadow.state.record::<DeadLetter>(&RecordKey::dead_letter(*letter)) else {
+                    return bad(7, format!("is about dead letter {letter}, which is not there"));
+                };
+                let is_it = match (&entry.cause, &known.retry) {
+                    (Cause::Retry { .. }, Some(Retry::Step { .. })) => {
+                        let mut tasks = entry.writes.iter().filter(|write| write.key.kind() == Kind::Task);
+                        let task = tasks.next().and_then(|write| write.value.as_ref());
+                        let task = task.and_then(|task| decode_value::<TaskRecord>(task).ok());
+                        task.is_some_and(|task| task.state == known.payload)
+                    }
+                    (Cause::Retry { .. }, _) => {
+                        let call = hash_call(&known.process, &known.payload);
+                        shadow.called.get(&index).is_none_or(|&called| called == call)
+                    }
+                    _ => true,
+                };
+                if !is_it {
+                    return bad(7, format!("handles something else than dead letter {letter}"));
+                }
+            }
             Cause::Expire => {
                 for key in entry.writes.iter().filter(|w| w.value.is_none()).map(|w| &w.key) {
                     let expires = shadow.state.expiries().iter().find(|(_, k)| k == key).map(|(at, _)| *at);

@@ -54,6 +54,7 @@ impl World<'_> {
         let manifest = manifests.swap_remove(self.rng.usize(..manifests.len()));
         let old = states_of(&self.disk, &manifest).map_err(|e| broken(&e))?;
         self.workload.check_cut(&self.topology, &old).map_err(|s| Violation::parse(&s))?;
+        self.workload.restored(&old);
 
         let (mut topology, mut shards) = (Topology::new(Incarnation(2)), BTreeMap::new());
         let reshard = self.rng.bool();

@@ -6,7 +6,7 @@ use stead_core::entry::{Entry, Reply};
 use stead_core::handler::Handler;
 use stead_core::ids::{Blob, Key, ServiceId, ShardId, TaskId};
 use stead_core::record::TaskRecord;
-use stead_core::shard::{Refusal, StepOutcome};
+use stead_core::shard::{Order, Refusal, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 
@@ -49,6 +49,11 @@ pub trait Workload {
 
     /// The next call of a client, or `None` when it has no more.
     fn next(&mut self, rng: &mut Rng, topology: &Topology, client: usize, id: CallId) -> Option<Call>;
+
+    /// What an operator orders about a dead letter that there is; `None` to leave it.
+    fn order(&mut self, _rng: &mut Rng) -> Option<Order> {
+        None
+    }
 
     /// Runs one step of a task.
     fn step(&mut self, id: TaskId, task: &TaskRecord) -> StepOutcome;

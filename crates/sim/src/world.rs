@@ -9,6 +9,7 @@ use crate::disk::LifeDisk;
 use crate::marks::{Mark, Marks};
 use crate::model::{Model, check_channels, copy, hash_call};
 use crate::node::{NODE, Node};
+use crate::operator::{OPERATOR, Ordered};
 use crate::profile::{Profile, one_in};
 use crate::violation::Violation;
 use crate::workload::{CallId, Workload};
@@ -17,7 +18,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use stead_core::entry::Cause;
+use stead_core::entry::{Cause, Entry};
 use stead_core::handler::{Call as HandlerCall, Handler, Outcome, Txn, View};
 use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
@@ -166,6 +167,21 @@ pub(crate) struct World<'w> {
     /// For the planted bug of stale queries: the last answer to a query, by process.
     pub(crate) stale: BTreeMap<String, Answer>,
     pub(crate) queries: BTreeMap<u64, String>,
+    /// What the operator does is drawn apart from all else: it changes nothing in a run without dead letters.
+    pub(crate) operator: Rng,
+    pub(crate) ordered: Vec<Ordered>,
+}
+
+/// The entry of a retry as one that leaves the dead letter where it is.
+fn without_retry(bytes: Vec<u8>) -> Vec<u8> {
+    match Entry::decode(&bytes) {
+        Ok(entry) if matches!(entry.cause, Cause::Retry { .. }) => {
+            let mut bent = Vec::new();
+            Entry { cause: Cause::Attempt, ..entry }.encode_into(&mut bent);
+            bent
+        }
+        _ => bytes,
+    }
 }
 
 /// The handler, with a note of what it is called for.
@@ -241,6 +257,8 @@ impl<'w> World<'w> {
             planned: None,
             stale: BTreeMap::new(),
             queries: BTreeMap::new(),
+            operator: Rng::with_seed(seed ^ 0x09e7),
+            ordered: Vec::new(),
             rng,
             profile,
         };
@@ -426,6 +444,7 @@ impl<'w> World<'w> {
         if one_in(&mut self.rng, self.profile.checkpoint_every) {
             self.inside(0, Inside::Begin);
         }
+        self.operator_acts();
         if one_in(&mut self.rng, 64) {
             self.compare()?;
         }
@@ -501,13 +520,13 @@ impl<'w> World<'w> {
     }
 
     fn perform(&mut self, shard: ShardId, effect: Effect, colour_news: bool) -> Outcomes {
-        if let Effect::Append { epoch, index, bytes } = effect {
+        if let Effect::Append { epoch, index, mut bytes } = effect {
+            if self.bug == Some(Bug::KeepRetried) {
+                bytes = without_retry(bytes);
+            }
             self.note(index.0, &bytes);
             if self.tracing {
-                eprintln!(
-                    "                             shard {shard}: {:?}",
-                    stead_core::entry::Entry::decode(&bytes)
-                );
+                eprintln!("                             shard {shard}: {:?}", Entry::decode(&bytes));
             }
             self.model.append(shard, self.life, &bytes)?;
             match self.model.last_cause(shard) {
@@ -553,6 +572,7 @@ impl<'w> World<'w> {
                 }
                 self.carry(shard, to, Input::Ack { from: shard, upto, colour });
             }
+            Effect::Answer(answer) if answer.token & OPERATOR != 0 => self.operator_hears(&answer)?,
             Effect::Answer(answer) => self.carry_answer(answer),
             Effect::RunTask { id, task } => {
                 let delay = self.random(self.profile.step_delay);

@@ -1,0 +1,80 @@
+//! The operator: orders dead letters to be retried or dropped, twice and late and between crashes.
+
+use crate::marks::Mark;
+use crate::violation::Violation;
+use crate::world::{Event, Outcomes, World};
+use stead_core::ids::{Index, ShardId};
+use stead_core::record::{Kind, RecordKey};
+use stead_core::shard::{Answer, Input, Order, Refusal};
+use stead_core::state::State;
+
+/// The bit of a token that says that an operator asked.
+pub(crate) const OPERATOR: u64 = 1 << 62;
+/// Events between two looks of the operator, on average.
+const LOOK_EVERY: u32 = 40;
+
+/// What was ordered; a token names one of them.
+pub(crate) type Ordered = (ShardId, Index, Order);
+
+fn letters(state: &State) -> impl Iterator<Item = (ShardId, Index)> + '_ {
+    let records = (state.dead_letters() > 0).then(|| state.records().iter());
+    let keys = records.into_iter().flatten().filter(|(key, _)| key[0] == Kind::DeadLetter as u8);
+    let number = |(key, _): (&[u8], _)| RecordKey::from_bytes(key).and_then(|key| key.number());
+    keys.filter_map(number).map(|number| (state.shard(), Index(number)))
+}
+
+impl World<'_> {
+    pub(crate) fn operator_acts(&mut self) {
+        if self.operator.u32(..LOOK_EVERY) != 0 {
+            return;
+        }
+        let Some(node) = &self.node else { return };
+        let mut found: Vec<(ShardId, Index)> =
+            node.shards.iter().flat_map(|shard| letters(shard.state())).collect();
+        if found.is_empty() {
+            return;
+        }
+        // The records' order is that of their hashes, which is nothing to rely on.
+        found.sort_unstable();
+        let (shard, letter) = found[self.operator.usize(..found.len())];
+        let Some(order) = self.workload.order(&mut self.operator) else { return };
+        let token = OPERATOR | self.ordered.len() as u64;
+        self.ordered.push((shard, letter, order));
+        // It may arrive in a later life, and twice.
+        for _ in 0..self.operator.u8(1..=2) {
+            let delay = self.operator.u64(..200_000);
+            let input = Input::DeadLetter { token, letter, order };
+            self.at(delay, Event::Arrive((shard, input), self.aged));
+        }
+    }
+
+    pub(crate) fn operator_hears(&mut self, answer: &Answer) -> Outcomes {
+        let (shard, letter, order) = self.ordered[(answer.token & !OPERATOR) as usize];
+        let is_there =
+            |state: &State| state.records().get(RecordKey::dead_letter(letter).as_bytes()).is_some();
+        let bad = |what: &str| {
+            let what = format!("shard {shard}: {order:?} of dead letter {letter} is answered, {what}");
+            Err(Violation::new(7, what).into())
+        };
+        match &answer.result {
+            Ok(_) => {
+                self.marks.hit(match order {
+                    Order::Retry => Mark::DeadLetterRetried,
+                    Order::Drop => Mark::DeadLetterDropped,
+                });
+                if is_there(self.model.state(shard)) {
+                    return bad("and it is still there");
+                }
+            }
+            Err(Refusal::NoDeadLetter(_)) => {
+                let node = self.node.as_ref().expect("only a living node has effects");
+                if is_there(node.shards[shard.0 as usize].state()) {
+                    return bad("but it was not found, and it is there");
+                }
+            }
+            Err(Refusal::FailedAgain { .. }) => self.marks.hit(Mark::DeadLetterFailed),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+}

@@ -202,7 +202,7 @@ impl Worker {
         match command {
             Command::Request { shard, mut request, reception } => {
                 self.turn.requests += 1;
-                let Some(slot) = self.admit(shard, &reception) else { return };
+                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
                 request.token = self.calls.next_token();
                 let input = Input::Request(request);
                 self.calls.open(reception, Some((shard, input.clone())));
@@ -210,7 +210,7 @@ impl Worker {
             }
             Command::Query { shard, mut query, reception } => {
                 self.turn.queries += 1;
-                let Some(slot) = self.admit(shard, &reception) else { return };
+                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
                 query.token = self.calls.open(reception, None);
                 self.give(now, slot, Input::Query(query));
             }
@@ -255,8 +255,16 @@ impl Worker {
     }
 
     /// The shard's slot; a worker that is about to end takes no more calls, and drops their receptions.
-    fn admit(&self, shard: ShardId, reception: &Reception) -> Option<u32> {
-        if self.stopping || reception.sender.is_closed() { None } else { self.slot(shard) }
+    fn admit(&self, now: Time, shard: ShardId, reception: Reception) -> Option<(u32, Reception)> {
+        if self.stopping || reception.sender.is_closed() {
+            return None;
+        }
+        if reception.deadline <= now {
+            // It waited for another's handler for too long: what nobody waits for is not begun.
+            let _ = reception.sender.send(Err(RawError::TimedOut { after: reception.timeout }));
+            return None;
+        }
+        Some((self.slot(shard)?, reception))
     }
 
     fn slot(&self, shard: ShardId) -> Option<u32> {

@@ -467,7 +467,7 @@ impl Model {
                     return early(format!("answer {token}, which does not say what it saw, leaves"));
                 }
             }
-            Effect::RunTask { id, task } => self.check_task(shard, *id, task)?,
+            Effect::RunTask { id, task, .. } => self.check_task(shard, *id, task)?,
             Effect::MarkerCommitted(colour) => {
                 if *colour > state.position().colour {
                     return early(format!("marker {colour} counts"));

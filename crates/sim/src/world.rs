@@ -60,7 +60,7 @@ pub(crate) enum Event {
 pub(crate) enum Inside {
     Input(ShardId, Input),
     Tick(ShardId),
-    Step { shard: ShardId, id: TaskId, task: TaskRecord },
+    Step { shard: ShardId, id: TaskId, run: u32, task: TaskRecord },
     Flush,
     Sync,
     Begin,
@@ -393,7 +393,7 @@ impl<'w> World<'w> {
                 }
                 Ok(())
             }
-            Inside::Step { shard, id, task } => self.step(shard, id, &task),
+            Inside::Step { shard, id, run, task } => self.step(shard, id, run, &task),
             Inside::Flush => self.flush(),
             Inside::Sync => self.sync(),
             Inside::Begin => self.begin_checkpoint(),
@@ -574,9 +574,9 @@ impl<'w> World<'w> {
             }
             Effect::Answer(answer) if answer.token & OPERATOR != 0 => self.operator_hears(&answer)?,
             Effect::Answer(answer) => self.carry_answer(answer),
-            Effect::RunTask { id, task } => {
+            Effect::RunTask { id, run, task } => {
                 let delay = self.random(self.profile.step_delay);
-                self.inside(delay, Inside::Step { shard, id, task });
+                self.inside(delay, Inside::Step { shard, id, run, task });
             }
             Effect::Marked { header, all } => {
                 if !colour_news {
@@ -590,7 +590,7 @@ impl<'w> World<'w> {
         Ok(())
     }
 
-    fn step(&mut self, shard: ShardId, id: TaskId, task: &TaskRecord) -> Outcomes {
+    fn step(&mut self, shard: ShardId, id: TaskId, run: u32, task: &TaskRecord) -> Outcomes {
         let outcome = self.workload.step(id, task);
         if self.workload.killed() {
             self.marks.hit(Mark::StepKilled);
@@ -599,7 +599,7 @@ impl<'w> World<'w> {
         if matches!(outcome, StepOutcome::Done(_)) {
             self.marks.hit(Mark::TaskDone);
         }
-        let input = Input::TaskStep { id, step: task.step, outcome };
+        let input = Input::TaskStep { id, step: task.step, run, outcome };
         if one_in(&mut self.rng, self.profile.channel_again) {
             self.inside(self.profile.step_delay, Inside::Input(shard, input.clone()));
         }

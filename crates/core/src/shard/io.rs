@@ -73,6 +73,8 @@ pub enum Input {
         id: TaskId,
         /// The step.
         step: u64,
+        /// Which run of it, as [`Effect::RunTask`] said.
+        run: u32,
         /// How it ended.
         outcome: StepOutcome,
     },
@@ -205,6 +207,8 @@ pub enum Effect {
     RunTask {
         /// The task.
         id: TaskId,
+        /// Which run of the step this is, counted from 0: the runs before it failed.
+        run: u32,
         /// What it is.
         task: TaskRecord,
     },

@@ -54,6 +54,7 @@ enum Work {
     Step {
         id: TaskId,
         step: u64,
+        run: u32,
         outcome: StepOutcome,
     },
     /// Begin a task's step again after a start.
@@ -117,8 +118,8 @@ impl Jobs {
         self.survived.insert(identity);
     }
 
-    pub(super) fn push_step(&mut self, id: TaskId, step: u64, outcome: StepOutcome) {
-        self.queue.push_back(Job { work: Work::Step { id, step, outcome }, attempt: Attempt::Fresh });
+    pub(super) fn push_step(&mut self, id: TaskId, step: u64, run: u32, outcome: StepOutcome) {
+        self.queue.push_back(Job { work: Work::Step { id, step, run, outcome }, attempt: Attempt::Fresh });
     }
 
     pub(super) fn push_due_timers(&mut self, state: &State, now: Time) {
@@ -187,7 +188,9 @@ impl Shard {
                 Work::Message { from, message } => self.run_message(from, &message, handler, out),
                 Work::Local(seq) => self.run_local(seq, handler, out),
                 Work::Timer(id) => self.run_timer(id, handler, out),
-                Work::Step { id, step, outcome } => self.run_step(id, step, outcome, handler, out),
+                Work::Step { id, step, run, outcome } => {
+                    self.run_step((id, step, run), outcome, handler, out)
+                }
                 Work::Request(request, identity) => {
                     self.run_request(&request, handler, out);
                     if self.attempts(&Waiting::Request { identity }) > 0 {
@@ -196,7 +199,7 @@ impl Shard {
                 }
                 Work::Resume(id) => {
                     if let Some(task) = self.state.record(&RecordKey::task(id)) {
-                        out.push(Effect::RunTask { id, task });
+                        out.push(Effect::RunTask { id, run: 0, task });
                     }
                 }
             }
@@ -360,8 +363,7 @@ impl Shard {
 
     fn run_step(
         &mut self,
-        id: TaskId,
-        step: u64,
+        (id, step, run): (TaskId, u64, u32),
         outcome: StepOutcome,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
@@ -371,6 +373,10 @@ impl Shard {
             return;
         };
         let waiting = Waiting::Task { id, step };
+        // What another run than the outstanding one made came twice, or late.
+        if run != self.jobs.failures.get(&waiting).copied().unwrap_or(0) {
+            return;
+        }
         match outcome {
             StepOutcome::Continue { state: made, .. } | StepOutcome::Done(made)
                 if made.len() > self.settings.entry_bytes_max =>
@@ -399,7 +405,7 @@ impl Shard {
                 if self.fails(waiting) {
                     self.bury(waiting, reason, Buried::step(task), out);
                 } else {
-                    out.push(Effect::RunTask { id, task });
+                    out.push(Effect::RunTask { id, run: run + 1, task });
                 }
             }
         }

@@ -140,8 +140,8 @@ impl Shard {
             }
             Input::Ack { from, upto, colour } => self.handle_ack(from, upto, colour, out),
             Input::Colour(colour) => self.mark(colour, out),
-            Input::TaskStep { id, step, outcome } => {
-                self.jobs.push_step(id, step, outcome);
+            Input::TaskStep { id, step, run, outcome } => {
+                self.jobs.push_step(id, step, run, outcome);
                 self.run_jobs(handler, out);
             }
             Input::DeadLetter { token, letter, order } => {

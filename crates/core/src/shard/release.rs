@@ -99,7 +99,7 @@ impl Release {
                 Held::Answer(answer) => out.push(Effect::Answer(answer)),
                 Held::Task(id) => {
                     if let Some(task) = state.record(&RecordKey::task(id)) {
-                        out.push(Effect::RunTask { id, task });
+                        out.push(Effect::RunTask { id, run: 0, task });
                     }
                 }
                 Held::Marker(colour) => out.push(Effect::MarkerCommitted(colour)),

@@ -114,13 +114,13 @@ fn a_retried_task_goes_on_with_the_step_that_failed_and_its_result_with_the_hand
     world.call("a", "task 7").unwrap();
     let (shard, id, _) = world.tasks.pop().unwrap();
     let outcome = StepOutcome::Continue { state: Blob::from(b"8".as_slice()), progress: 5 };
-    world.give(shard, Input::TaskStep { id, step: 0, outcome });
+    world.end_step(shard, id, 0, outcome);
     world.settle();
     for _ in 0..world.settings.attempts_max {
         let (_, _, task) = world.tasks.pop().unwrap();
         assert_eq!((task.step, &*task.state, task.progress), (1, b"8".as_slice(), 5));
         let outcome = StepOutcome::Failed("no".to_owned());
-        world.give(shard, Input::TaskStep { id, step: 1, outcome });
+        world.end_step(shard, id, 1, outcome);
         world.settle();
     }
     let (index, _) = world.letters("a").remove(0);
@@ -131,7 +131,7 @@ fn a_retried_task_goes_on_with_the_step_that_failed_and_its_result_with_the_hand
 
     world.script.broken = true;
     let outcome = StepOutcome::Done(Blob::from(b"caller\nadd !".as_slice()));
-    world.give(shard, Input::TaskStep { id, step: 1, outcome });
+    world.end_step(shard, id, 1, outcome);
     world.settle();
     world.script.broken = false;
     let (index, letter) = world.letters("a").remove(0);

@@ -69,7 +69,7 @@ fn a_task_that_makes_more_than_fits_is_given_up_with_its_last_state() {
         let mut world = world();
         world.call("a", "task begin").unwrap();
         let (shard, id, task) = world.tasks.pop().unwrap();
-        world.give(shard, Input::TaskStep { id, step: task.step, outcome });
+        world.end_step(shard, id, task.step, outcome);
         world.settle();
         let (index, letter) = world.letters("a").remove(0);
         assert!(

@@ -343,7 +343,7 @@ fn what_calls_can_not_be_cancelled_any_more() {
     assert_eq!(world.state("a"), "over");
     let (shard, id, task) = world.tasks.pop().unwrap();
     let outcome = StepOutcome::Done(Blob::from(b"cancel-caller".as_slice()));
-    world.give(shard, Input::TaskStep { id, step: task.step, outcome });
+    world.end_step(shard, id, task.step, outcome);
     world.settle();
     assert_eq!(world.state("a"), "overover");
 }
@@ -356,21 +356,36 @@ fn a_task_repeats_one_step_at_most() {
         let (shard, id, task) = world.tasks.pop().unwrap();
         assert_eq!((task.step, world.tasks.len()), (step, 0));
         let outcome = StepOutcome::Continue { state: Blob::from(vec![step as u8]), progress: 1 };
-        world.give(shard, Input::TaskStep { id, step, outcome: outcome.clone() });
+        world.end_step(shard, id, step, outcome.clone());
         assert!(world.tasks.is_empty(), "the next step waits until this one's result is stored");
         world.settle();
         if step == 1 {
             world.restart();
             world.settle();
-            world.give(shard, Input::TaskStep { id, step, outcome });
+            world.end_step(shard, id, step, outcome);
         }
     }
     let (shard, id, task) = world.tasks.pop().unwrap();
     let outcome = StepOutcome::Done(Blob::from(b"caller\nadd !".as_slice()));
-    world.give(shard, Input::TaskStep { id, step: task.step, outcome });
+    world.end_step(shard, id, task.step, outcome);
     world.settle();
     assert_eq!(world.state("a"), "task!");
     assert!(world.shard("a").state().tasks().is_empty());
+}
+
+#[test]
+fn a_failed_step_counts_once_however_often_it_is_told() {
+    let mut world = World::with(Settings { attempts_max: 3, ..Settings::default() });
+    world.call("a", "task 0").unwrap();
+    let (shard, id, task) = world.tasks.pop().unwrap();
+    let step = task.step;
+    let failed = |run| Input::TaskStep { id, step, run, outcome: StepOutcome::Failed("in vain".into()) };
+    for run in [0, 0, 1, 0, 1] {
+        world.give(shard, failed(run));
+    }
+    assert_eq!((world.tasks.len(), world.shard("a").state().dead_letters()), (2, 0));
+    world.give(shard, failed(2));
+    assert_eq!((world.tasks.len(), world.shard("a").state().dead_letters()), (2, 1));
 }
 
 #[test]

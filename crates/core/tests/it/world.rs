@@ -9,7 +9,9 @@ use stead_core::ids::{
 };
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, decode_value};
 use stead_core::replica::EpochConfig;
-use stead_core::shard::{Answer, Effect, Identity, Input, Order, Query, Refusal, Request, Settings, Shard};
+use stead_core::shard::{
+    Answer, Effect, Identity, Input, Order, Query, Refusal, Request, Settings, Shard, StepOutcome,
+};
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 
@@ -97,6 +99,8 @@ pub(crate) struct World {
     pub(crate) marked: Vec<(Header, bool)>,
     pub(crate) committed_markers: Vec<(ShardId, Colour)>,
     pub(crate) tasks: Vec<(ShardId, TaskId, TaskRecord)>,
+    /// The last run of each task's step.
+    task_runs: BTreeMap<(ShardId, TaskId), u32>,
     /// Messages and acknowledgements on their way.
     pub(crate) wire: VecDeque<(ShardId, Input)>,
     /// Who asks.
@@ -125,6 +129,7 @@ impl World {
             marked: Vec::new(),
             committed_markers: Vec::new(),
             tasks: Vec::new(),
+            task_runs: BTreeMap::new(),
             wire: VecDeque::new(),
             principal: "alice".into(),
             next_token: 0,
@@ -202,13 +207,22 @@ impl World {
                     self.wire.push_back((sender, Input::Ack { from: to, upto, colour }));
                 }
                 Effect::Answer(answer) => drop(self.answers.insert(answer.token, answer)),
-                Effect::RunTask { id, task } => self.tasks.push((to, id, task)),
+                Effect::RunTask { id, run, task } => {
+                    self.task_runs.insert((to, id), run);
+                    self.tasks.push((to, id, task));
+                }
                 Effect::Marked { header, all } => self.marked.push((*header, all)),
                 Effect::MarkerCommitted(colour) => self.committed_markers.push((to, colour)),
                 Effect::Active(epoch) => assert_eq!(epoch, self.epoch),
             }
         }
         self.shards[to.0 as usize].check().unwrap();
+    }
+
+    /// The last run of a task's step ends.
+    pub(crate) fn end_step(&mut self, shard: ShardId, id: TaskId, step: u64, outcome: StepOutcome) {
+        let run = self.task_runs[&(shard, id)];
+        self.give(shard, Input::TaskStep { id, step, run, outcome });
     }
 
     /// A group commit of one shard.

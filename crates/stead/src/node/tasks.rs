@@ -13,6 +13,7 @@ use stead_core::shard::Input;
 pub(crate) struct Step {
     pub(crate) shard: ShardId,
     pub(crate) id: TaskId,
+    pub(crate) run: u32,
     pub(crate) task: TaskRecord,
 }
 
@@ -40,11 +41,11 @@ impl TaskQueue {
     /// Runs steps on this thread until the node stops.
     pub(crate) fn run(&self, shared: &Shared) {
         while let Some(step) = self.take() {
-            let Step { shard, id, task } = step;
+            let Step { shard, id, run, task } = step;
             let ctx = StepContext { id, step: task.step, owner: &task.process, stopping: &self.stopping };
             let outcome = shared.registry.step(&task.name, &task.state, &ctx);
             shared.counters.task_steps.add(1);
-            let input = Input::TaskStep { id, step: task.step, outcome };
+            let input = Input::TaskStep { id, step: task.step, run, outcome };
             shared.inboxes[shared.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
         }
     }

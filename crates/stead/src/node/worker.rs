@@ -312,7 +312,9 @@ impl Worker {
                 }
                 Effect::Ack { to, upto, colour } => self.route(to, Input::Ack { from, upto, colour }),
                 Effect::Answer(answer) => self.answer(now, answer),
-                Effect::RunTask { id, task } => self.shared.tasks.push(Step { shard: from, id, task }),
+                Effect::RunTask { id, run, task } => {
+                    self.shared.tasks.push(Step { shard: from, id, run, task });
+                }
                 Effect::Marked { header, all } => {
                     let number = header.position.colour;
                     // What was left of an older snapshot belongs to a checkpoint that was given up.

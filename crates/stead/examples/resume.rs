@@ -1,6 +1,6 @@
 //! A long computation that survives kills: the sum of 1/n² over a billion terms, which tends to π²/6.
 //!
-//!     cargo run --release --example resume [DATA_DIRECTORY]
+//!     cargo run --release --example resume [DATA_DIRECTORY [TERMS]]
 //!
 //! The program starts itself as a child, kills it with SIGKILL several times, and tells how little was computed again.
 //! With `--child` it is the child: kill that one yourself and start it again.
@@ -26,7 +26,9 @@ struct Basel {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
-    Begin,
+    Begin {
+        terms: u64,
+    },
     /// The task brings its result.
     Computed {
         sum: f64,
@@ -44,11 +46,11 @@ impl Process for Basel {
 
     fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Request) -> Result<(), Never> {
         match request {
-            Request::Begin if !self.begun => {
+            Request::Begin { terms } if !self.begun => {
                 self.begun = true;
-                ctx.start_task(Sum { next: TERMS, sum: 0.0 });
+                ctx.start_task(Sum { terms, next: terms, sum: 0.0 });
             }
-            Request::Begin => {}
+            Request::Begin { .. } => {}
             Request::Computed { sum } => self.sum = Some(sum),
         }
         Ok(())
@@ -62,6 +64,7 @@ impl Process for Basel {
 /// The computation: its state between two steps is all that a kill leaves, and all that is needed to go on.
 #[derive(Debug, Serialize, Deserialize)]
 struct Sum {
+    terms: u64,
     /// The smallest terms are added first, so that they are not lost in the sum.
     next: u64,
     sum: f64,
@@ -78,7 +81,7 @@ impl Task for Sum {
             self.sum += 1.0 / (n as f64 * n as f64);
         }
         self.next = last;
-        if last == 0 { Progress::Done } else { Progress::Continue(1.0 - last as f64 / TERMS as f64) }
+        if last == 0 { Progress::Done } else { Progress::Continue(1.0 - last as f64 / self.terms as f64) }
     }
 
     fn finish(self) -> Request {
@@ -97,14 +100,16 @@ fn note_step(step: u64) {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args: Vec<_> = std::env::args_os().skip(1).collect();
     let child = args.iter().position(|arg| arg == "--child").map(|at| args.remove(at)).is_some();
-    let dir = args.pop().map_or_else(
+    let mut args = args.into_iter();
+    let dir = args.next().map_or_else(
         || std::env::temp_dir().join(format!("stead-resume-{}", std::process::id())),
         PathBuf::from,
     );
-    if child { compute(&dir) } else { kill_and_resume(&dir) }
+    let terms = args.next().map_or(Ok(TERMS), |terms| terms.to_string_lossy().parse())?;
+    if child { compute(&dir, terms) } else { kill_and_resume(&dir, terms) }
 }
 
-fn compute(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+fn compute(dir: &Path, terms: u64) -> Result<(), Box<dyn std::error::Error>> {
     let node = Node::builder(dir)
         .service::<Basel>(ServiceOptions::default().shards(1))
         .task::<Sum>()
@@ -113,7 +118,7 @@ fn compute(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
         .open()?;
     let client = node.blocking_client();
     let key = "pi".to_owned();
-    client.call::<Basel>(&key, Request::Begin)?;
+    client.call::<Basel>(&key, Request::Begin { terms })?;
     loop {
         let (sum, progress) = client.query::<Basel>(&key, ())?;
         if let Some(sum) = sum {
@@ -126,12 +131,14 @@ fn compute(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-fn kill_and_resume(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+fn kill_and_resume(dir: &Path, terms: u64) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(dir)?;
     let (data, steps) = (dir.join("data"), dir.join("steps"));
     let program = std::env::current_exe()?;
     let start = |stdout| {
-        Command::new(&program).arg("--child").arg(&data).env("RESUME_STEPS", &steps).stdout(stdout).spawn()
+        let mut child = Command::new(&program);
+        child.arg("--child").arg(&data).arg(terms.to_string());
+        child.env("RESUME_STEPS", &steps).stdout(stdout).spawn()
     };
     let began = Instant::now();
     for kill in 1..=KILLS {
@@ -146,7 +153,7 @@ fn kill_and_resume(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
     let status = start(Stdio::inherit())?.wait()?;
     let run = read_steps(&steps)?;
-    let needed = TERMS.div_ceil(TERMS_A_STEP);
+    let needed = terms.div_ceil(TERMS_A_STEP);
     let repeated = run.len() as u64 - needed;
     println!(
         "{needed} steps of {TERMS_A_STEP} terms, {KILLS} kills: {repeated} steps computed again ({:.2} % of the work), {:.1} s",

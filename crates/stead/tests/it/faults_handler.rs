@@ -14,6 +14,8 @@ use stead::{Context, Never, Node, Process, QueryContext, ServiceOptions};
 const DIR: &str = "FAULTS_CHILD_DIR";
 /// What a child's patient is to suffer.
 const FAULT: &str = "FAULTS_CHILD_FAULT";
+/// Who asks for the fault: a client itself, or else a message of another process.
+const BY_CLIENT: &str = "FAULTS_CHILD_BY_CLIENT";
 const ATTEMPTS: u32 = 2;
 const DEPOSITS: u64 = 5;
 
@@ -110,6 +112,16 @@ fn child() {
     let client = node.blocking_client().with_timeout(Duration::from_secs(5));
     let (sender, sick, well) =
         (key_on(&node, 0, "sender"), key_on(&node, 1, "sick"), key_on(&node, 1, "well"));
+    if std::env::var_os(BY_CLIENT).is_some() {
+        let fault: Ask = serde_json::from_str(&std::env::var(FAULT).unwrap()).unwrap();
+        // In each life the client repeats what it got no answer to.
+        let refused = client.call_idempotent::<Patient>(&sick, b"once", fault).unwrap_err();
+        println!("given up: {refused}");
+        let calls = client.query::<Patient>(&sick, Calls).unwrap();
+        assert_eq!(client.call::<Patient>(&sick, Ask::Count).unwrap(), calls + 1, "others are taken");
+        node.shutdown();
+        return;
+    }
     if node.recovery().created {
         let fault = serde_json::from_str(&std::env::var(FAULT).unwrap()).unwrap();
         for _ in 0..DEPOSITS {
@@ -143,7 +155,7 @@ fn child() {
     node.shutdown();
 }
 
-fn live(dir: &Path, fault: &Ask) -> Output {
+fn live(dir: &Path, fault: &Ask, by_client: bool) -> Output {
     // No core files, and an end to an endless allocation.
     let limited = "ulimit -c 0; ulimit -v 4000000; exec \"$0\" \"$@\"";
     Command::new("sh")
@@ -152,21 +164,22 @@ fn live(dir: &Path, fault: &Ask) -> Output {
         .args(["--exact", "faults_handler::child", "--ignored", "--nocapture", "--test-threads=1"])
         .env(DIR, dir)
         .env(FAULT, serde_json::to_string(fault).unwrap())
+        .envs(by_client.then_some((BY_CLIENT, "")))
         .output()
         .unwrap()
 }
 
 /// Starts the child again each time it is ended by a signal; gives how often it was, and what it told.
-fn lives(fault: &Ask) -> (u32, String) {
+fn lives(fault: &Ask, by_client: bool) -> (u32, String) {
     let dir = tempfile::tempdir().unwrap();
     let mut told = String::new();
     for deaths in 0..=ATTEMPTS + 2 {
-        let output = live(dir.path(), fault);
+        let output = live(dir.path(), fault, by_client);
         told += &String::from_utf8_lossy(&output.stdout);
         told += &String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
             // It stays given up.
-            assert!(live(dir.path(), fault).status.success());
+            assert!(live(dir.path(), fault, by_client).status.success());
             return (deaths, told);
         }
         assert!(output.status.signal().is_some(), "{}: {told}", output.status);
@@ -176,7 +189,7 @@ fn lives(fault: &Ask) -> (u32, String) {
 
 /// The first life meets the message without a logged attempt; each later one logs its own before.
 fn ends_the_process(fault: &Ask, last_words: &str) {
-    let (deaths, told) = lives(fault);
+    let (deaths, told) = lives(fault, false);
     assert_eq!(deaths, ATTEMPTS + 1, "{told}");
     assert!(told.contains(last_words), "{told}");
     assert!(told.contains("given up: the process ended 2 times while it was handled"), "{told}");
@@ -184,7 +197,7 @@ fn ends_the_process(fault: &Ask, last_words: &str) {
 
 #[test]
 fn a_message_whose_handler_panics_is_given_up_without_a_restart() {
-    let (deaths, told) = lives(&Ask::Panic);
+    let (deaths, told) = lives(&Ask::Panic, false);
     assert_eq!(deaths, 0, "{told}");
     assert!(told.contains("given up: the handler panicked: as asked (at "), "{told}");
 }
@@ -205,4 +218,12 @@ fn a_handler_that_loops_for_ever_is_given_up_and_the_rest_goes_on() {
 #[test]
 fn a_handler_that_allocates_without_end_is_given_up_and_the_rest_goes_on() {
     ends_the_process(&Ask::Allocate, "memory allocation of 67108864 bytes failed");
+}
+
+#[test]
+fn a_request_of_a_client_that_ends_the_process_each_time_is_refused_in_the_end() {
+    let (deaths, told) = lives(&Ask::Overflow, true);
+    assert_eq!(deaths, ATTEMPTS + 1, "{told}");
+    assert!(told.contains("has overflowed its stack"), "{told}");
+    assert!(told.contains("given up: the process ended 2 times while it handled this request"), "{told}");
 }

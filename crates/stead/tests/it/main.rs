@@ -6,6 +6,7 @@ mod checkpoints;
 mod effects;
 mod evolution;
 mod evolution_messages;
+mod examples;
 mod faults;
 mod faults_damage;
 mod faults_disk;
@@ -15,3 +16,5 @@ mod faults_threads;
 mod services;
 mod stable;
 mod start;
+#[cfg(feature = "testkit")]
+mod testkit;

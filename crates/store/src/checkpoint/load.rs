@@ -1,9 +1,9 @@
 //! Reading the parts of a checkpoint back into records, every checksum checked.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::bundle::{BLOCK_HEADER_LEN, Block, Bundle};
+use crate::checkpoint::bundle::{BLOCK_HEADER_LEN, Block, Bundle, Section};
 use crate::checkpoint::json::Hash;
-use crate::checkpoint::manifest::{Manifest, Part, manifest_name};
+use crate::checkpoint::manifest::{Manifest, Part, SectionRef, manifest_name};
 use crate::checkpoint::store::BlobStore;
 use std::collections::BTreeMap;
 use stead_core::ids::{Blob, ShardId};
@@ -117,8 +117,9 @@ impl<'a> Bundles<'a> {
         for part in parts {
             let header = self.header(part)?;
             let mut records = Records::new();
-            // What the number can't be true for is told by the sections; it must not decide an allocation before.
-            let bytes: u64 = part.sections.iter().map(|section| section.bytes).sum();
+            // What the number can't be true for is told by the sections that are there; it must not decide an allocation before.
+            let stored = |section: &SectionRef| self.bundles[section.bundle as usize].section(part.shard);
+            let bytes: u64 = part.sections.iter().filter_map(stored).map(Section::bytes).sum();
             records.reserve(header.records.min(bytes / 7) as usize);
             loaded.insert(part.shard, LoadedPart { header, records });
         }
@@ -238,9 +239,13 @@ pub fn load_parts(
 fn groups(parts: &[Part], count: usize) -> Vec<Vec<&Part>> {
     let mut groups: Vec<(u64, Vec<&Part>)> = vec![(0, Vec::new()); count.clamp(1, parts.len().max(1))];
     for part in parts {
-        let bytes: u64 = part.sections.iter().map(|section| section.bytes + 1).sum();
+        // The numbers are the manifest's, and nothing has compared them with the sections yet.
+        let bytes = part
+            .sections
+            .iter()
+            .fold(1, |sum: u64, section| sum.saturating_add(section.bytes).saturating_add(1));
         let least = groups.iter_mut().min_by_key(|(bytes, _)| *bytes).expect("there is a group");
-        least.0 += bytes + 1;
+        least.0 = least.0.saturating_add(bytes);
         least.1.push(part);
     }
     groups.into_iter().map(|(_, parts)| parts).collect()

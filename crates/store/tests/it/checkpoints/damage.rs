@@ -202,3 +202,17 @@ fn a_bundle_that_can_not_be_read_at_the_target_is_sent_again() {
         load_parts(&target, &manifest, 1).unwrap();
     }
 }
+
+#[test]
+fn impossible_sizes_in_a_manifest_are_refused() {
+    let (_, store, _) = small(9);
+    let mut manifest = newest(&store).unwrap().manifest.unwrap();
+    for part in &mut manifest.parts {
+        assert!(part.sections.len() > 1);
+        part.sections.iter_mut().for_each(|section| section.bytes = u64::MAX);
+    }
+    for threads in [1, 2] {
+        let error = load_parts(&store, &manifest, threads).err().unwrap();
+        assert!(matches!(error, CheckpointError::Damaged { .. }), "{error}");
+    }
+}

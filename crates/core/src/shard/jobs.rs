@@ -5,7 +5,7 @@ use super::{Effect, Effects, Failure, Messages, Refusal, Request, Run, Shard, St
 use crate::entry::{Cause, Entry, Reply, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
-use crate::record::{AttemptRecord, RecordKey, Retry, TaskRecord, TimerRecord, Waiting, encode_value};
+use crate::record::{AttemptRecord, Kind, RecordKey, Retry, TaskRecord, TimerRecord, Waiting, encode_value};
 use crate::shard_map::ShardMap;
 use crate::state::{Message, State};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 const RUN_BATCH: usize = 4096;
 /// Causes that one attempt entry names at most.
 const ATTEMPT_BATCH: usize = 64;
+/// Suspected requests that wait at most; those over it are told to come back.
+const SUSPECTS_MAX: usize = 4096;
 /// Requests that are known to have left this life of the process standing, at most.
 const SURVIVED_MAX: usize = 4096;
 
@@ -27,6 +29,9 @@ pub(super) struct Jobs {
     /// Requests that were refused after an attempt at them was logged: this life of the process goes on, so that a
     /// retry is no further attempt.
     survived: BTreeSet<[u8; 16]>,
+    /// Requests in the queue, and the bytes of their payloads.
+    suspects: BTreeSet<[u8; 16]>,
+    suspect_bytes: usize,
 }
 
 struct Job {
@@ -101,9 +106,27 @@ impl Jobs {
         }
     }
 
+    /// Whether one more request may wait: not one that waits already, and not more than fit.
+    pub(super) fn takes_suspect(&self, identity: &[u8; 16], bytes_max: usize) -> bool {
+        self.suspects.len() < SUSPECTS_MAX
+            && self.suspect_bytes <= bytes_max
+            && !self.suspects.contains(identity)
+    }
+
     pub(super) fn push_suspect(&mut self, request: Request, identity: [u8; 16]) {
+        self.suspects.insert(identity);
+        self.suspect_bytes += request.payload.len();
         self.queue
             .push_back(Job { work: Work::Request(Box::new(request), identity), attempt: Attempt::ToLog });
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        let job = self.queue.pop_front()?;
+        if let Work::Request(request, identity) = &job.work {
+            self.suspects.remove(identity);
+            self.suspect_bytes -= request.payload.len();
+        }
+        Some(job)
     }
 
     pub(super) fn survived(&self, identity: &[u8; 16]) -> bool {
@@ -120,6 +143,30 @@ impl Jobs {
 
     pub(super) fn push_step(&mut self, id: TaskId, step: u64, run: u32, outcome: StepOutcome) {
         self.queue.push_back(Job { work: Work::Step { id, step, run, outcome }, attempt: Attempt::Fresh });
+    }
+
+    /// Nobody counts on with the failures of a task that is gone.
+    pub(super) fn note_ended_tasks(&mut self, entry: &Entry) {
+        if self.failures.is_empty() {
+            return;
+        }
+        for write in entry.writes.iter().filter(|write| write.value.is_none()) {
+            if write.key.kind() == Kind::Task
+                && let Some(ended) = write.key.number().map(TaskId)
+            {
+                self.failures
+                    .retain(|waiting, _| !matches!(waiting, Waiting::Task { id, .. } if *id == ended));
+            }
+        }
+    }
+
+    pub(super) fn check(&self, state: &State) -> Result<(), String> {
+        let gone =
+            |waiting: &&Waiting| matches!(waiting, Waiting::Task { id, .. } if !state.tasks().contains(id));
+        match self.failures.keys().find(gone) {
+            Some(waiting) => Err(format!("the failures of {waiting:?} are counted, which is gone")),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn push_due_timers(&mut self, state: &State, now: Time) {
@@ -183,7 +230,7 @@ impl Shard {
                 self.log_attempts(out);
                 continue;
             }
-            let job = self.jobs.queue.pop_front().expect("ready means that there is one");
+            let job = self.jobs.pop().expect("ready means that there is one");
             match job.work {
                 Work::Message { from, message } => self.run_message(from, &message, handler, out),
                 Work::Local(seq) => self.run_local(seq, handler, out),
@@ -238,7 +285,7 @@ impl Shard {
             }
         }
         if let Some(waiting) = over {
-            let job = self.jobs.queue.pop_front().expect("only the first job can be over");
+            let job = self.jobs.pop().expect("only the first job can be over");
             if let Work::Timer(id) = job.work {
                 self.jobs.timers.remove(&id);
             }

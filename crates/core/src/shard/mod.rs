@@ -234,6 +234,9 @@ impl Shard {
         if let Err(what) = self.release.check(self.commit()) {
             return violation(5, what);
         }
+        if let Err(what) = self.jobs.check(&self.state) {
+            return violation(17, what);
+        }
         for (to, outbox) in self.state.outboxes().iter() {
             let first = outbox.next.0 - outbox.messages.len() as u64;
             for (seq, message) in (first..).map(Seq).zip(&outbox.messages) {
@@ -404,6 +407,7 @@ impl Shard {
         out.push(Effect::Append { epoch, index, bytes });
         self.release.hold(&entry, self.state.shard());
         self.jobs.note_local(&entry, self.state.shard());
+        self.jobs.note_ended_tasks(&entry);
         self.state.apply(entry).expect("an entry that the shard made follows from its state");
         index
     }

@@ -39,7 +39,13 @@ impl Shard {
         out: &mut Vec<Effect>,
     ) {
         match self.suspect(&request) {
-            Some(identity) => self.jobs.push_suspect(request, identity),
+            Some(identity) if self.jobs.takes_suspect(&identity, self.settings.outbox_bytes_max) => {
+                self.jobs.push_suspect(request, identity);
+            }
+            Some(_) => {
+                let retry_after_ms = Self::RETRY_AFTER_MS;
+                self.answer(request.token, Err(Refusal::Overloaded { retry_after_ms }), out);
+            }
             None => self.run_request(&request, handler, out),
         }
     }

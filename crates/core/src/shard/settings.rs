@@ -9,7 +9,8 @@ pub struct Settings {
     pub idempotency_ttl: u64,
     /// How often a waiting cause is tried before it becomes a dead letter: 5 by default, at least 1.
     pub attempts_max: u32,
-    /// Bytes of undelivered messages from which on clients are told to come back later: 64 MiB by default.
+    /// Bytes of undelivered messages, or of requests that wait for their attempt, from which on clients are told to come
+    /// back later: 64 MiB by default.
     pub outbox_bytes_max: usize,
     /// Bytes that one call may write, send and answer together: 32 MiB by default. At least twice as much must fit into the
     /// log at once, for a dead letter holds a payload and more.

@@ -153,6 +153,44 @@ fn a_session_that_is_half_forgotten_applies_nothing_again_7() {
 }
 
 #[test]
+fn requests_that_wait_for_their_attempt_are_bounded_17() {
+    let mut world = World::with(Settings { outbox_bytes_max: 100, ..Settings::default() });
+    let session = world.open("a", 1);
+    let ask = |world: &mut World, number| {
+        let number = RequestNumber(number);
+        let identity = Identity::Session { session, number, confirmed: RequestNumber(0) };
+        world.request("a", &format!("add {}", "x".repeat(46)), identity)
+    };
+    world.restart();
+    let shard = world.shard_of("a");
+    world.store(shard);
+    let refused =
+        |world: &World, token| matches!(world.answer(token).unwrap().result, Err(Refusal::Overloaded { .. }));
+    let first = ask(&mut world, 1);
+    let again = ask(&mut world, 1);
+    assert!(world.answer(first).is_none() && refused(&world, again));
+    let more: Vec<u64> = (2..100).map(|number| ask(&mut world, number)).collect();
+    assert_eq!(world.shard("a").waiting(), 3);
+    assert!(more[2..].iter().all(|token| refused(&world, *token)));
+    world.settle();
+    assert_eq!((world.shard("a").waiting(), world.runs("a")), (0, 3));
+    let retry = ask(&mut world, 99);
+    world.settle();
+    assert!(world.answer(retry).unwrap().result.is_ok());
+}
+
+/// That no failure of it is counted any more is what the shard checks after every input.
+#[test]
+fn a_task_that_is_cancelled_after_a_failed_step_leaves_nothing_17() {
+    let mut world = World::new();
+    world.call("a", "task 0").unwrap();
+    let (shard, id, task) = world.tasks.pop().unwrap();
+    world.end_step(shard, id, task.step, StepOutcome::Failed("in vain".into()));
+    world.call("a", &format!("cancel {}", id.0)).unwrap();
+    assert!(world.shard("a").state().tasks().is_empty());
+}
+
+#[test]
 fn a_client_whose_session_can_not_be_opened_is_told_why_and_not_to_open_another() {
     let ask = |world: &mut World, session: u128| {
         let number = RequestNumber(1);

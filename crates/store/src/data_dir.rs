@@ -96,6 +96,14 @@ pub enum DataDirError {
         /// Its version.
         found: u64,
     },
+    /// The facts are more than a reader takes. Nothing was written.
+    #[error(
+        "{META_FILE} would have {len} bytes, over the limit of {META_BYTES_MAX}; use fewer services or shorter names"
+    )]
+    TooLarge {
+        /// Its bytes.
+        len: usize,
+    },
     /// An earlier failure left it unknown what is on disk.
     #[error("the data directory refuses changes since a failure; end this process and start it again")]
     Fatal,
@@ -169,7 +177,7 @@ impl DataDir {
     /// Changes the facts, and returns once the change is durable.
     ///
     /// # Errors
-    /// A full disk leaves everything as it was. After any other error every later update is refused.
+    /// A full disk, or facts that are too many, leave everything as it was. After any other error every later update is refused.
     pub fn update(&mut self, change: impl FnOnce(&mut Meta)) -> Result<(), DataDirError> {
         if self.fatal {
             return Err(DataDirError::Fatal);
@@ -185,8 +193,11 @@ impl DataDir {
                 Ok(())
             }
             Err(error) => {
-                let full = matches!(&error, DataDirError::Io { source, .. } if is_full(source));
-                self.fatal = !full;
+                self.fatal = match &error {
+                    DataDirError::Io { source, .. } => !is_full(source),
+                    DataDirError::TooLarge { .. } => false,
+                    _ => true,
+                };
                 Err(error)
             }
         }
@@ -300,6 +311,9 @@ fn write(disk: &dyn Disk, meta: &Meta) -> Result<(), DataDirError> {
     let bytes = encode(meta);
     // Checked on the way out too: what can't be read back must never replace what can.
     assert!(matches!(decode(&bytes), Ok(back) if back == *meta), "the facts survive encoding");
+    if bytes.len() as u64 > META_BYTES_MAX {
+        return Err(DataDirError::TooLarge { len: bytes.len() });
+    }
     replace_file(disk, META_FILE, &bytes).map_err(io_error("replace", META_FILE))
 }
 

@@ -265,6 +265,7 @@ impl BundleWriter {
         minicbor::encode(&sections, &mut hashed).expect("writing to a Vec never fails");
         let hash = Hash(xxh3_128(&hashed));
         let encoded = &hashed[HEADER_LEN..];
+        CheckpointError::check_len(&self.name, encoded.len(), INDEX_MAX)?;
         let mut trailer = [0; TRAILER_LEN];
         trailer[..8].copy_from_slice(&self.at.to_le_bytes());
         trailer[8..16].copy_from_slice(&(encoded.len() as u64).to_le_bytes());

@@ -323,6 +323,7 @@ impl Tombstone {
 
 fn decide(store: &dyn BlobStore, number: Colour, bytes: &[u8]) -> Result<(), CheckpointError> {
     let name = manifest_name(number);
+    CheckpointError::check_len(&name, bytes.len(), MANIFEST_MAX)?;
     match store.put_new(&name, bytes)? {
         Put::Created => Ok(()),
         // A repeated request to a remote store may meet its own first one.

@@ -47,6 +47,16 @@ pub enum CheckpointError {
         /// The version that is known.
         known: u32,
     },
+    /// An object that no reader would take. It was not written.
+    #[error("{name} would have {len} bytes, over the limit of {max}; use fewer shards, or split the cluster")]
+    TooLarge {
+        /// The object.
+        name: String,
+        /// Its bytes.
+        len: u64,
+        /// What readers take.
+        max: u64,
+    },
     /// An object of another life of the cluster.
     #[error(
         "{name} belongs to incarnation {found}, not to {expected}; files of two clusters or lives were mixed"
@@ -118,6 +128,12 @@ pub enum CheckpointError {
 impl CheckpointError {
     pub(crate) fn damaged(name: &str, reason: impl Into<String>) -> Self {
         Self::Damaged { name: name.to_owned(), reason: reason.into() }
+    }
+
+    /// Checks the length of what is about to be written against what readers take.
+    pub(crate) fn check_len(name: &str, len: usize, max: u64) -> Result<(), Self> {
+        let len = len as u64;
+        if len > max { Err(Self::TooLarge { name: name.to_owned(), len, max }) } else { Ok(()) }
     }
 
     /// Whether the cause is a store without room.

@@ -90,6 +90,16 @@ fn a_full_disk_changes_nothing_and_can_be_repeated() {
 }
 
 #[test]
+fn facts_that_could_not_be_read_back_are_not_written() {
+    let disk = SimDisk::new(1);
+    let (mut dir, _) = open(&disk, meta).unwrap();
+    let error = dir.update(|meta| meta.services[0].name = "k".repeat(5 << 20)).unwrap_err();
+    assert!(matches!(&error, DataDirError::TooLarge { .. }), "{error}");
+    dir.update(|meta| meta.epoch = Epoch(2)).unwrap();
+    assert_eq!(open(&disk, never).unwrap().0.meta(), &Meta { epoch: Epoch(2), ..meta() });
+}
+
+#[test]
 fn files_without_facts_are_never_a_fresh_start() {
     let disk = SimDisk::new(1);
     disk.put("wal/0000000000000001.log", b"something");

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Limits of the gateway. Each is answered with its own problem document when it is reached.
+/// Limits of the gateway. When one is reached a problem document says so, but for those of a request's head, which is no
+/// request yet: one that is too large is answered with a bare 431, a connection that is too slow with it is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most bytes of a request's body. Default: [`Limits::BODY_BYTES_MAX`].

@@ -113,10 +113,10 @@ async fn accept(
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
+    // Without `pipeline_flush`: with it, hyper's answer to a head that it can't take stays in its buffer.
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
-        .max_buf_size(Limits::HEAD_BYTES_MAX)
-        .pipeline_flush(true);
+        .max_buf_size(Limits::HEAD_BYTES_MAX);
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {

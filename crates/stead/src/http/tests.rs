@@ -273,6 +273,21 @@ async fn the_log_is_shown_whole_while_it_is_written_and_trimmed() {
 }
 
 #[tokio::test]
+async fn a_head_over_the_limit_is_refused_by_its_status_alone() {
+    let (server, _node, _dir) = start(Limits::default());
+    let begun = "GET /v1/query/purse/p HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-filler: ";
+    let taken = format!("{begun}{}\r\n\r\n", "k".repeat(60 << 10));
+    assert_ne!(ask(server.address(), &taken).await.status, 431, "a large one is taken");
+    // Without its end: the server has read all of it when it refuses, so that nothing resets the connection.
+    let endless = format!("{begun}{}", "k".repeat(Limits::HEAD_BYTES_MAX - begun.len()));
+    let refused = ask(server.address(), &endless).await;
+    assert_eq!((refused.status, refused.body.as_str()), (431, ""));
+    let malformed = ask(server.address(), "no request at all\r\n\r\n").await;
+    assert_eq!((malformed.status, malformed.body.as_str()), (400, ""));
+    assert_eq!(get(server.address(), "/healthz").await.status, 200);
+}
+
+#[tokio::test]
 async fn a_slow_client_is_not_waited_for() {
     let short = Duration::from_millis(30);
     let (server, _node, _dir) =

@@ -22,6 +22,9 @@ pub struct Config {
     /// How long a handler may run before the process ends: 10 ms to 1 h. Default 10 s.
     #[serde(deserialize_with = "duration")]
     pub handler_timeout: Option<Duration>,
+    /// How long a step of a task may run before the process ends: 10 ms to 24 h. Default 10 min.
+    #[serde(deserialize_with = "duration")]
+    pub task_step_timeout: Option<Duration>,
     /// The log.
     pub log: LogConfig,
     /// Checkpoints.
@@ -125,11 +128,12 @@ pub enum ConfigError {
 
 const PREFIX: &str = "STEAD_";
 /// All keys, for hints: first those of the top, then those in tables, then their last parts.
-const KEYS: [&str; 27] = [
+const KEYS: [&str; 28] = [
     "data_dir",
     "threads",
     "task_threads",
     "handler_timeout",
+    "task_step_timeout",
     "log",
     "checkpoints",
     "services",
@@ -225,6 +229,13 @@ impl Config {
         range("threads", self.threads, 1..=256, "1 to 256")?;
         range("task_threads", self.task_threads, 1..=256, "1 to 256")?;
         time("handler_timeout", self.handler_timeout, Duration::from_millis(10), hour, "10ms to 1h")?;
+        time(
+            "task_step_timeout",
+            self.task_step_timeout,
+            Duration::from_millis(10),
+            hour * 24,
+            "10ms to 24h",
+        )?;
         range("log.segment_bytes", self.log.segment_bytes, 16 << 10..=1 << 30, "16 KiB to 1 GiB")?;
         let checkpoints = &self.checkpoints;
         time(
@@ -322,7 +333,7 @@ fn set_var(table: &mut toml::Table, name: &str, text: &str) -> Result<(), Config
         KEYS.iter().find(|known| known.contains('.') && known.replace('.', "_") == key)
     {
         known.split('.').map(str::to_owned).collect()
-    } else if KEYS[..4].contains(&key.as_str()) {
+    } else if KEYS[..5].contains(&key.as_str()) {
         vec![key]
     } else {
         return Err(refuse());
@@ -456,6 +467,7 @@ mod tests {
             .unwrap();
         let env = vars(&[
             ("STEAD_THREADS", "3"),
+            ("STEAD_TASK_STEP_TIMEOUT", "2h"),
             ("STEAD_CHECKPOINTS_KEEP", "7"),
             ("STEAD_CHECKPOINTS_COPY_TO", "s3://bucket/prefix"),
             ("STEAD_CHECKPOINTS_COPY_INTERVAL", "1m"),
@@ -466,6 +478,7 @@ mod tests {
         ]);
         let config = Config::from_file_and_vars(Some(&path), env).unwrap();
         assert_eq!(config.threads, Some(3));
+        assert_eq!(config.task_step_timeout, Some(Duration::from_secs(7200)));
         assert_eq!(config.data_dir, Some(PathBuf::from("5")));
         assert_eq!(config.checkpoints.interval, Some(Duration::from_secs(5)));
         assert_eq!(config.checkpoints.keep, Some(7));
@@ -493,6 +506,7 @@ mod tests {
         for (text, must) in [
             ("threads = 0", "1 to 256"),
             ("handler_timeout = \"1ms\"", "10ms to 1h"),
+            ("task_step_timeout = \"25h\"", "10ms to 24h"),
             ("[services.a]\nshards = 5000", "1 to 4096"),
             ("[checkpoints]\nkeep = 0", "1 to 10000"),
             ("[checkpoints]\ncopy_interval = \"1ms\"", "10ms to 168h"),

@@ -112,6 +112,7 @@ pub struct NodeBuilder {
     pub(crate) threads: Option<usize>,
     pub(crate) task_threads: Option<usize>,
     pub(crate) handler_timeout: Option<Duration>,
+    pub(crate) task_step_timeout: Option<Duration>,
     pub(crate) segment_bytes: Option<u64>,
     pub(crate) disk: Option<Arc<dyn Disk>>,
     pub(crate) wall: Option<Wall>,
@@ -125,6 +126,7 @@ pub(crate) struct Limits {
     pub(crate) threads: usize,
     pub(crate) task_threads: usize,
     pub(crate) handler_timeout: Duration,
+    pub(crate) task_step_timeout: Duration,
     pub(crate) segment_bytes: u64,
     pub(crate) checkpoints: CheckpointOptions,
     pub(crate) copies: Option<CopyTarget>,
@@ -145,6 +147,7 @@ impl NodeBuilder {
             threads: None,
             task_threads: None,
             handler_timeout: None,
+            task_step_timeout: None,
             segment_bytes: None,
             disk: None,
             wall: None,
@@ -206,6 +209,14 @@ impl NodeBuilder {
         self
     }
 
+    /// How long a step of a task may run before the process ends: 10 ms to 24 h, 10 min by default. After
+    /// [`attempts_max`](ServiceOptions::attempts_max) such ends the task is given up.
+    #[must_use]
+    pub fn task_step_timeout(mut self, limit: Duration) -> Self {
+        self.task_step_timeout = Some(limit);
+        self
+    }
+
     /// Bytes of a log segment: a multiple of 4096 from 16 KiB to 1 GiB, 64 MiB by default.
     #[must_use]
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
@@ -264,6 +275,7 @@ impl NodeBuilder {
             threads: config.threads.or(self.threads),
             task_threads: config.task_threads.or(self.task_threads),
             handler_timeout: config.handler_timeout.or(self.handler_timeout),
+            task_step_timeout: config.task_step_timeout.or(self.task_step_timeout),
             log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
             checkpoints: CheckpointConfig {
                 interval: set.interval.or(self.checkpoints.interval),
@@ -296,6 +308,7 @@ impl NodeBuilder {
             threads: merged.threads.unwrap_or(cores.min(256)),
             task_threads: merged.task_threads.unwrap_or((cores / 2).clamp(1, 256)),
             handler_timeout: merged.handler_timeout.unwrap_or(Duration::from_secs(10)),
+            task_step_timeout: merged.task_step_timeout.unwrap_or(Duration::from_secs(600)),
             segment_bytes: merged.log.segment_bytes.unwrap_or(64 << 20),
             checkpoints: CheckpointOptions {
                 interval: merged.checkpoints.interval,

@@ -5,7 +5,7 @@ use super::log::LogThread;
 use super::snapshots::Checkpointer;
 use super::stable::{Copies, Stage};
 use super::status::RecoveryReport;
-use super::watchdog::Probe;
+use super::watchdog::{Limit, Probe};
 use super::worker::Worker;
 use super::{Inner, Node, Shared};
 use crate::error::OpenError;
@@ -156,7 +156,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     let mut probes = Vec::new();
     for (number, shards) in by_worker.into_iter().enumerate() {
         let probe = Arc::new(Probe::default());
-        probes.push(Arc::clone(&probe));
+        probes.push((Arc::clone(&probe), Limit::of_handlers(limits.handler_timeout)));
         let runner = shared.registry.watched_runner(&topology, seed, probe);
         let worker = Worker::new(Arc::clone(&shared), number, shards, runner, batch_max);
         inner.spawn(Group::Workers, &format!("stead-worker-{number}"), move || {
@@ -164,17 +164,18 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
             Ok(())
         })?;
     }
-    {
-        let (shared, topology) = (Arc::clone(&shared), Arc::clone(&topology));
-        inner.spawn(Group::Watchdog, "stead-watchdog", move || {
-            shared.watchdog.run(&probes, limits.handler_timeout, &topology);
+    for number in 0..limits.task_threads {
+        let (shared, probe) = (Arc::clone(&shared), Arc::new(Probe::default()));
+        probes.push((Arc::clone(&probe), Limit::of_steps(limits.task_step_timeout)));
+        inner.spawn(Group::Tasks, &format!("stead-task-{number}"), move || {
+            shared.tasks.run(&shared, &probe);
             Ok(())
         })?;
     }
-    for number in 0..limits.task_threads {
-        let shared = Arc::clone(&shared);
-        inner.spawn(Group::Tasks, &format!("stead-task-{number}"), move || {
-            shared.tasks.run(&shared);
+    {
+        let (shared, topology) = (Arc::clone(&shared), Arc::clone(&topology));
+        inner.spawn(Group::Watchdog, "stead-watchdog", move || {
+            shared.watchdog.run(&probes, &topology);
             Ok(())
         })?;
     }

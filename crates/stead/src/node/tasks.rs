@@ -1,6 +1,7 @@
 //! The pool of threads that run the steps of tasks.
 
 use super::Shared;
+use super::watchdog::Probe;
 use crate::task::StepContext;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,11 +40,14 @@ impl TaskQueue {
     }
 
     /// Runs steps on this thread until the node stops.
-    pub(crate) fn run(&self, shared: &Shared) {
+    pub(crate) fn run(&self, shared: &Shared, probe: &Probe) {
         while let Some(step) = self.take() {
             let Step { shard, id, run, task } = step;
             let ctx = StepContext { id, step: task.step, owner: &task.process, stopping: &self.stopping };
+            let service = shared.topology.service_of(shard).expect("each shard is of a service");
+            probe.enter_step(id, service, &task.process);
             let outcome = shared.registry.step(&task.name, &task.state, &ctx);
+            probe.leave();
             shared.counters.task_steps.add(1);
             let input = Input::TaskStep { id, step: task.step, run, outcome };
             shared.inboxes[shared.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);

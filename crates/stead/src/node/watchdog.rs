@@ -1,18 +1,18 @@
-//! The time limit of handlers. One that runs for ever can't be stopped from outside, so the process ends: after the
-//! restart the shard goes on, and a message, timer or task that does it again becomes a dead letter.
+//! The time limits of handlers and of tasks' steps. One that runs for ever can't be stopped from outside, so the process
+//! ends: after the restart the shard goes on, and a message, timer or task that does it again becomes a dead letter.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use stead_core::handler::{Call, Caller};
-use stead_core::ids::ServiceId;
+use stead_core::ids::{ServiceId, TaskId};
 use stead_core::topology::Topology;
 
-/// What a worker's handler is at. Written by the worker for each call, so without locks; read by the watchdog once a call
+/// What a worker's handler or a thread's step is at. Written by that thread for each call, so without locks; read by the watchdog once a call
 /// has run for long.
 #[derive(Default)]
 pub(crate) struct Probe {
-    /// Odd while a handler runs; each call adds two.
+    /// Odd while user code runs; each call adds two.
     calls: AtomicU64,
     /// The service, and in the upper half what kind of cause it is.
     what: AtomicU64,
@@ -27,6 +27,27 @@ pub(crate) struct Probe {
 const MESSAGE: u64 = 1;
 const TIMER: u64 = 2;
 const TASK: u64 = 3;
+const STEP: u64 = 4;
+
+/// How long a thread's user code may run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    pub(crate) time: Duration,
+    /// The option that sets it.
+    pub(crate) option: &'static str,
+    /// What else to do about it.
+    pub(crate) advice: &'static str,
+}
+
+impl Limit {
+    pub(crate) fn of_handlers(time: Duration) -> Self {
+        Self { time, option: "handler_timeout", advice: "Move long work into a task" }
+    }
+
+    pub(crate) fn of_steps(time: Duration) -> Self {
+        Self { time, option: "task_step_timeout", advice: "Spread the work over more steps" }
+    }
+}
 
 impl Probe {
     const KEY_WORDS: usize = 8;
@@ -39,10 +60,19 @@ impl Probe {
             Caller::Timer { id } => (TIMER, id.0),
             Caller::Task { id } => (TASK, id.0),
         };
-        self.what.store(kind << 32 | u64::from(call.service.0), Ordering::Relaxed);
+        self.begin(kind, number, call.service, call.key);
+    }
+
+    /// A task's step is about to run.
+    pub(crate) fn enter_step(&self, id: TaskId, service: ServiceId, owner: &str) {
+        self.begin(STEP, id.0, service, owner);
+    }
+
+    fn begin(&self, kind: u64, number: u64, service: ServiceId, key: &str) {
+        self.what.store(kind << 32 | u64::from(service.0), Ordering::Relaxed);
         self.number.store(number, Ordering::Relaxed);
-        self.key_bytes.store(call.key.len(), Ordering::Relaxed);
-        for (word, chunk) in self.key.iter().zip(call.key.as_bytes().chunks(8)) {
+        self.key_bytes.store(key.len(), Ordering::Relaxed);
+        for (word, chunk) in self.key.iter().zip(key.as_bytes().chunks(8)) {
             let mut bytes = [0; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);
             word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
@@ -64,21 +94,22 @@ impl Probe {
         let what = self.what.load(Ordering::Relaxed);
         let number = self.number.load(Ordering::Relaxed);
         let cause = match what >> 32 {
-            MESSAGE => "a message of another process".to_owned(),
-            TIMER => format!("timer {number}"),
-            TASK => format!("the result of task {number}"),
-            _ => "a client's request".to_owned(),
+            MESSAGE => "handling a message of another process".to_owned(),
+            TIMER => format!("handling timer {number}"),
+            TASK => format!("handling the result of task {number}"),
+            STEP => format!("in a step of its task {number}"),
+            _ => "handling a client's request".to_owned(),
         };
         let len = self.key_bytes.load(Ordering::Relaxed);
         let bytes: Vec<u8> =
             self.key.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
         let key = String::from_utf8_lossy(&bytes[..len.min(bytes.len())]);
         let more = if len > bytes.len() { "..." } else { "" };
-        format!("{}/{key}{more}, handling {cause}", topology.service(ServiceId(what as u16)).name)
+        format!("{}/{key}{more}, {cause}", topology.service(ServiceId(what as u16)).name)
     }
 }
 
-/// Ends the process when a handler is over its limit.
+/// Ends the process when user code is over its limit.
 pub(crate) struct Watchdog {
     stop: Mutex<bool>,
     news: Condvar,
@@ -95,8 +126,9 @@ impl Watchdog {
     }
 
     /// Looks at the probes until the node ends.
-    pub(crate) fn run(&self, probes: &[std::sync::Arc<Probe>], limit: Duration, topology: &Topology) {
-        let period = (limit / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
+    pub(crate) fn run(&self, probes: &[(Arc<Probe>, Limit)], topology: &Topology) {
+        let shortest = probes.iter().map(|(_, limit)| limit.time).min().unwrap_or_default();
+        let period = (shortest / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let mut seen: Vec<(u64, Instant)> = probes.iter().map(|_| (0, Instant::now())).collect();
         loop {
             let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,23 +140,24 @@ impl Watchdog {
                 return;
             }
             drop(stop);
-            for (probe, (calls, since)) in probes.iter().zip(&mut seen) {
+            for ((probe, limit), (calls, since)) in probes.iter().zip(&mut seen) {
                 let now = probe.calls.load(Ordering::Acquire);
                 if now != *calls || now % 2 == 0 {
                     (*calls, *since) = (now, Instant::now());
-                } else if since.elapsed() >= limit {
-                    abort(&probe.describe(topology), limit);
+                } else if since.elapsed() >= limit.time {
+                    abort(&probe.describe(topology), *limit);
                 }
             }
         }
     }
 }
 
-fn abort(process: &str, limit: Duration) -> ! {
+fn abort(process: &str, limit: Limit) -> ! {
+    let Limit { time, option, advice } = limit;
     let text = format!(
-        "stead: {process}, has run for over {} ms (handler_timeout): the process ends now. What had been answered is safe. \
-         Move long work into a task, or raise the limit.",
-        limit.as_millis()
+        "stead: {process}, has run for over {} ms ({option}): the process ends now. What had been answered is safe. \
+         {advice}, or raise the limit.",
+        time.as_millis()
     );
     tracing::error!("{text}");
     // Also without a subscriber: this is the last that can be said.

@@ -1,4 +1,4 @@
-//! Handlers that end the process: each time it is started again, until the cause is given up and the rest goes on.
+//! Handlers and steps of tasks that end the process: each time it is started again, until the cause is given up and the rest goes on.
 //!
 //! The process is this test binary, run again with [`DIR`] set.
 
@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
-use stead::{Context, Never, Node, Process, QueryContext, ServiceOptions};
+use stead::{Context, Never, Node, Process, Progress, QueryContext, ServiceOptions, StepContext, Task};
 
 /// Where a child keeps its data.
 const DIR: &str = "FAULTS_CHILD_DIR";
@@ -33,6 +33,8 @@ enum Ask {
         well: String,
         fault: Box<Ask>,
     },
+    /// Starts a task whose step suffers the fault.
+    Task(Box<Ask>),
     Panic,
     Overflow,
     Loop,
@@ -54,29 +56,58 @@ impl Process for Patient {
     fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Ask) -> Result<u64, Never> {
         self.calls += 1;
         match request {
+            Ask::Task(fault) => {
+                ctx.start_task(Sick(*fault));
+            }
             Ask::Count => {}
             Ask::Harm { sick, well, fault } => {
                 ctx.send::<Self>(&sick, *fault);
                 ctx.send::<Self>(&well, Ask::Count);
             }
-            Ask::Panic => panic!("as asked"),
-            Ask::Overflow => self.calls += deeper(u64::MAX),
-            Ask::Loop => loop {
-                black_box(&self.calls);
-            },
-            Ask::Allocate => {
-                let mut kept: Vec<Vec<u8>> = Vec::new();
-                loop {
-                    kept.push(Vec::with_capacity(64 << 20));
-                    black_box(&kept);
-                }
-            }
+            fault => self.calls += suffer(&fault),
         }
         Ok(self.calls)
     }
 
     fn query(&self, _: &QueryContext<'_, Self>, Calls: Calls) -> Result<u64, Never> {
         Ok(self.calls)
+    }
+}
+
+fn suffer(fault: &Ask) -> u64 {
+    match fault {
+        Ask::Overflow => deeper(u64::MAX),
+        Ask::Loop => loop {
+            black_box(fault);
+        },
+        Ask::Allocate => {
+            let mut kept: Vec<Vec<u8>> = Vec::new();
+            loop {
+                kept.push(Vec::with_capacity(64 << 20));
+                black_box(&kept);
+            }
+        }
+        _ => panic!("as asked"),
+    }
+}
+
+/// A task whose second step suffers a fault.
+#[derive(Serialize, Deserialize)]
+struct Sick(Ask);
+
+impl Task for Sick {
+    const NAME: &'static str = "sick";
+    type Owner = Patient;
+
+    fn step(&mut self, ctx: &StepContext<'_>) -> Progress {
+        if ctx.step() > 0 {
+            suffer(&self.0);
+        }
+        Progress::Continue(0.5)
+    }
+
+    fn finish(self) -> Ask {
+        Ask::Count
     }
 }
 
@@ -88,9 +119,12 @@ fn deeper(levels: u64) -> u64 {
 fn open(dir: &Path) -> Node {
     Node::builder(dir)
         .service::<Patient>(ServiceOptions::default().shards(2).attempts_max(ATTEMPTS))
+        .task::<Sick>()
         .threads(2)
+        .task_threads(1)
         .segment_bytes(256 << 10)
         .handler_timeout(Duration::from_millis(60))
+        .task_step_timeout(Duration::from_millis(80))
         .checkpoints(stead::CheckpointOptions { interval: None, ..Default::default() })
         .open()
         .unwrap()
@@ -112,8 +146,8 @@ fn child() {
     let client = node.blocking_client().with_timeout(Duration::from_secs(5));
     let (sender, sick, well) =
         (key_on(&node, 0, "sender"), key_on(&node, 1, "sick"), key_on(&node, 1, "well"));
+    let fault: Ask = serde_json::from_str(&std::env::var(FAULT).unwrap()).unwrap();
     if std::env::var_os(BY_CLIENT).is_some() {
-        let fault: Ask = serde_json::from_str(&std::env::var(FAULT).unwrap()).unwrap();
         // In each life the client repeats what it got no answer to.
         let refused = client.call_idempotent::<Patient>(&sick, b"once", fault).unwrap_err();
         println!("given up: {refused}");
@@ -122,12 +156,13 @@ fn child() {
         node.shutdown();
         return;
     }
+    // A task is its process's own, and what started it was handled.
+    let (from, calls) = if matches!(fault, Ask::Task(_)) { (&sick, 1) } else { (&sender, 0) };
     if node.recovery().created {
-        let fault = serde_json::from_str(&std::env::var(FAULT).unwrap()).unwrap();
         for _ in 0..DEPOSITS {
             client.call::<Patient>(&well, Ask::Count).unwrap();
         }
-        let harm = Ask::Harm { sick: sick.clone(), well: well.clone(), fault: Box::new(fault) };
+        let harm = Ask::Harm { sick: sick.clone(), well: well.clone(), fault: Box::new(fault.clone()) };
         // The process may end before its answer is read: the message is on its way all the same.
         let _ = client.call::<Patient>(&sender, harm);
     }
@@ -137,7 +172,7 @@ fn child() {
         }
         std::thread::yield_now();
     };
-    assert_eq!((&letter.process, &letter.sender), (&sick, &sender));
+    assert_eq!((&letter.process, &letter.sender), (&sick, from));
     assert!(letter.payload.is_some());
     println!("given up: {}", letter.reason);
     // What came after it on its channel, and what its shard is asked from now on.
@@ -146,7 +181,7 @@ fn child() {
     }
     assert_eq!(
         client.query::<Patient>(&sick, Calls).unwrap(),
-        0,
+        calls,
         "a cause that was given up leaves no trace"
     );
     assert_eq!(client.query::<Patient>(&sender, Calls).unwrap(), 1);
@@ -226,4 +261,26 @@ fn a_request_of_a_client_that_ends_the_process_each_time_is_refused_in_the_end()
     assert_eq!(deaths, ATTEMPTS + 1, "{told}");
     assert!(told.contains("has overflowed its stack"), "{told}");
     assert!(told.contains("given up: the process ended 2 times while it handled this request"), "{told}");
+}
+
+#[test]
+fn a_step_that_panics_is_given_up_without_a_restart() {
+    let (deaths, told) = lives(&Ask::Task(Box::new(Ask::Panic)), false);
+    assert_eq!(deaths, 0, "{told}");
+    assert!(told.contains("given up: task sick panicked: as asked (at "), "{told}");
+}
+
+#[test]
+fn a_step_that_overflows_its_stack_is_given_up_and_the_rest_goes_on() {
+    ends_the_process(&Ask::Task(Box::new(Ask::Overflow)), "has overflowed its stack");
+}
+
+#[test]
+fn a_step_that_loops_for_ever_is_given_up_and_the_rest_goes_on() {
+    ends_the_process(&Ask::Task(Box::new(Ask::Loop)), "has run for over 80 ms (task_step_timeout)");
+}
+
+#[test]
+fn a_step_that_allocates_without_end_is_given_up_and_the_rest_goes_on() {
+    ends_the_process(&Ask::Task(Box::new(Ask::Allocate)), "memory allocation of 67108864 bytes failed");
 }

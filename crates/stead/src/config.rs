@@ -45,9 +45,9 @@ pub struct LogConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Time between two checkpoints' beginnings: 10 ms to 7 days. Default 10 s.
-    #[serde(deserialize_with = "duration")]
-    pub interval: Option<Duration>,
+    /// Time between two checkpoints' beginnings: 10 ms to 7 days, or `off`: only when asked for. Default 10 s.
+    #[serde(deserialize_with = "interval")]
+    pub interval: Option<Interval>,
     /// Checkpoints that are kept: 1 to 10,000. Default 3.
     pub keep: Option<usize>,
     /// How long a checkpoint may take before it is given up: 100 ms to 1 day. Default 10 min.
@@ -63,6 +63,26 @@ pub struct CheckpointConfig {
     pub copy_interval: Option<Duration>,
     /// Checkpoints that are kept at `copy_to`: 1 to 10,000. Default 10.
     pub copy_keep: Option<usize>,
+}
+
+/// When something is done that is done again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interval {
+    /// Only when asked for; `off` in files and variables.
+    Off,
+    /// Each time after this.
+    Every(Duration),
+}
+
+impl Interval {
+    /// The time, unless it is off.
+    #[must_use]
+    pub fn time(self) -> Option<Duration> {
+        match self {
+            Self::Off => None,
+            Self::Every(time) => Some(time),
+        }
+    }
 }
 
 /// A service's part of the configuration.
@@ -240,10 +260,10 @@ impl Config {
         let checkpoints = &self.checkpoints;
         time(
             "checkpoints.interval",
-            checkpoints.interval,
+            checkpoints.interval.and_then(Interval::time),
             Duration::from_millis(10),
             hour * 168,
-            "10ms to 168h",
+            "10ms to 168h, or off",
         )?;
         time(
             "checkpoints.timeout",
@@ -351,6 +371,15 @@ fn set_var(table: &mut toml::Table, name: &str, text: &str) -> Result<(), Config
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Interval>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "off" {
+        return Ok(Some(Interval::Off));
+    }
+    let wrong = |reason| serde::de::Error::custom(format!("{reason}, or off"));
+    parse_duration(&text).map(|time| Some(Interval::Every(time))).map_err(wrong)
 }
 
 /// Reads a time: a whole number and its unit, `ms`, `s`, `m` or `h`.
@@ -480,13 +509,16 @@ mod tests {
         assert_eq!(config.threads, Some(3));
         assert_eq!(config.task_step_timeout, Some(Duration::from_secs(7200)));
         assert_eq!(config.data_dir, Some(PathBuf::from("5")));
-        assert_eq!(config.checkpoints.interval, Some(Duration::from_secs(5)));
+        assert_eq!(config.checkpoints.interval, Some(Interval::Every(Duration::from_secs(5))));
         assert_eq!(config.checkpoints.keep, Some(7));
         assert_eq!(config.checkpoints.copy_to.as_deref(), Some("s3://bucket/prefix"));
         assert_eq!(config.checkpoints.copy_interval, Some(Duration::from_secs(60)));
         assert_eq!(config.checkpoints.copy_keep, Some(30));
         let bank = &config.services["bank"];
         assert_eq!((bank.shards, bank.session_ttl), (Some(4), Some(Duration::from_secs(120))));
+        let off = vars(&[("STEAD_CHECKPOINTS_INTERVAL", "off")]);
+        let config = Config::from_file_and_vars(Some(&path), off).unwrap();
+        assert_eq!(config.checkpoints.interval, Some(Interval::Off));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How a node is made up before it is opened.
 
 use super::{Node, open};
-use crate::config::{CheckpointConfig, Config, ConfigError, ServiceConfig, nearest};
+use crate::config::{CheckpointConfig, Config, ConfigError, Interval, ServiceConfig, nearest};
 use crate::error::OpenError;
 use crate::process::Process;
 use crate::registry::{RegisteredTwice, Registry};
@@ -278,7 +278,7 @@ impl NodeBuilder {
             task_step_timeout: config.task_step_timeout.or(self.task_step_timeout),
             log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
             checkpoints: CheckpointConfig {
-                interval: set.interval.or(self.checkpoints.interval),
+                interval: set.interval.or(self.checkpoints.interval.map(Interval::Every)),
                 keep: Some(set.keep.unwrap_or(self.checkpoints.keep)),
                 timeout: Some(set.timeout.unwrap_or(self.checkpoints.timeout)),
                 bytes_per_second: Some(set.bytes_per_second.unwrap_or(self.checkpoints.bytes_per_second)),
@@ -311,7 +311,7 @@ impl NodeBuilder {
             task_step_timeout: merged.task_step_timeout.unwrap_or(Duration::from_secs(600)),
             segment_bytes: merged.log.segment_bytes.unwrap_or(64 << 20),
             checkpoints: CheckpointOptions {
-                interval: merged.checkpoints.interval,
+                interval: merged.checkpoints.interval.and_then(Interval::time),
                 keep: merged.checkpoints.keep.unwrap_or(standard.keep),
                 timeout: merged.checkpoints.timeout.unwrap_or(standard.timeout),
                 bytes_per_second: merged.checkpoints.bytes_per_second.unwrap_or(0),
@@ -319,5 +319,22 @@ impl NodeBuilder {
             },
             services: services.collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_can_turn_off_the_interval_that_the_code_set() {
+        let interval = |text: &str| {
+            let config = Config::from_toml(text, "test").unwrap();
+            let builder = NodeBuilder::new(PathBuf::from("unused")).config(config);
+            builder.limits().unwrap().checkpoints.interval
+        };
+        assert_eq!(interval(""), Some(Duration::from_secs(10)));
+        assert_eq!(interval("[checkpoints]\ninterval = \"3s\""), Some(Duration::from_secs(3)));
+        assert_eq!(interval("[checkpoints]\ninterval = \"off\""), None);
     }
 }

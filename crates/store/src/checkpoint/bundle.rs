@@ -489,9 +489,7 @@ fn check_prefix(
     if prefix[..8] != *MAGIC {
         return Err(CheckpointError::damaged(name, "it doesn't begin like a bundle"));
     }
-    if read_u32(prefix, 60) != crc32fast::hash(&prefix[..60]) {
-        return Err(CheckpointError::damaged(name, "its header fails its checksum"));
-    }
+    // Before the checksum: another version may have it elsewhere.
     let version = read_u32(prefix, 8);
     if version != BUNDLE_VERSION {
         return Err(CheckpointError::Version {
@@ -499,6 +497,9 @@ fn check_prefix(
             found: u64::from(version),
             known: BUNDLE_VERSION,
         });
+    }
+    if read_u32(prefix, 60) != crc32fast::hash(&prefix[..60]) {
+        return Err(CheckpointError::damaged(name, "its header fails its checksum"));
     }
     let found = Incarnation(read_u64(prefix, 16));
     if found != incarnation {

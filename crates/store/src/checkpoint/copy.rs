@@ -4,6 +4,7 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::Bundle;
 use crate::checkpoint::manifest::{MANIFESTS, Manifest};
 use crate::checkpoint::store::{BlobStore, Pace, Put, StoreError};
+use serde::Deserialize;
 use stead_core::ids::Incarnation;
 
 /// Bytes that are read and written at once.
@@ -12,6 +13,14 @@ const PIECE: u64 = 4 << 20;
 const OWNER: &str = "owner/owner.json";
 /// Most bytes of [`OWNER`].
 const OWNER_MAX: u64 = 4096;
+/// The version of its format.
+const OWNER_VERSION: u32 = 1;
+
+/// What every version of [`OWNER`] has.
+#[derive(Deserialize)]
+struct AnyFormat {
+    format: u64,
+}
 
 /// Whose copies a target holds: one life of one cluster. Two of them use the same numbers for different checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +34,10 @@ pub struct Owner {
 impl Owner {
     fn encode(self) -> Vec<u8> {
         let Self { cluster, incarnation } = self;
-        format!(r#"{{"stead":"copies","format":1,"cluster":"{cluster:032x}","incarnation":{incarnation}}}"#)
-            .into()
+        format!(
+            r#"{{"stead":"copies","format":{OWNER_VERSION},"cluster":"{cluster:032x}","incarnation":{incarnation}}}"#
+        )
+        .into()
     }
 
     /// Takes a target for the copies of this cluster and life; again is fine. Before this nothing may be written there
@@ -34,12 +45,21 @@ impl Owner {
     ///
     /// # Errors
     /// [`CheckpointError::Target`] if it is another's, or holds checkpoints that are no copies, as a data directory
-    /// does; [`CheckpointError::Store`].
+    /// does; [`CheckpointError::Version`]; [`CheckpointError::Store`].
     pub fn claim(self, target: &dyn BlobStore) -> Result<(), CheckpointError> {
         let wanted = self.encode();
         let check = |found: Vec<u8>| {
             if found == wanted {
                 return Ok(());
+            }
+            if let Ok(AnyFormat { format }) = serde_json::from_slice(&found)
+                && format != u64::from(OWNER_VERSION)
+            {
+                return Err(CheckpointError::Version {
+                    name: OWNER.to_owned(),
+                    found: format,
+                    known: OWNER_VERSION,
+                });
             }
             let found = String::from_utf8_lossy(&found);
             Err(CheckpointError::Target {

@@ -7,7 +7,7 @@ use stead_core::ids::{Colour, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::compact::Policy;
-use stead_store::checkpoint::copy::copy;
+use stead_store::checkpoint::copy::{Owner, copy};
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{manifest_name, newest, read_manifest};
 use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
@@ -139,11 +139,12 @@ fn unknown_versions_are_told_from_damage() {
     let bundle = format!("checkpoints/{}", manifest.bundles.last().unwrap().name);
     let mut bytes = disk.bytes(&bundle).unwrap();
     bytes[8] = 2;
-    let crc = crc32fast::hash(&bytes[..60]);
-    bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     disk.put(&bundle, &bytes);
     let error = load_parts(&store, &manifest, 1).err().unwrap();
     assert!(matches!(error, CheckpointError::Version { found: 2, known: 1, .. }), "{error}");
+    disk.put("checkpoints/owner/owner.json", br#"{"stead":"copies","format":3,"clusters":[]}"#);
+    let error = Owner { cluster: 1, incarnation: INCARNATION }.claim(&store).unwrap_err();
+    assert!(matches!(error, CheckpointError::Version { found: 3, known: 1, .. }), "{error}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use crate::error::{CallError, RawError};
 use crate::node::Shared;
 use crate::node::inbox::Command;
 use crate::process::Process;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::pin;
@@ -17,7 +17,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 use stead_core::entry::Reply;
 use stead_core::ids::{Blob, Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
-use stead_core::shard::{Answer, Identity, Query, Refusal, Request};
+use stead_core::shard::{Answer, Identity, Order, Query, Refusal, Request};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -60,6 +60,17 @@ pub struct RawReply {
     pub index: Index,
     /// The shard's colour.
     pub colour: Colour,
+}
+
+/// A dead letter that was retried, and is none any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retried {
+    /// The shard that held it.
+    pub shard: u32,
+    /// Its number there.
+    pub index: u64,
+    /// The error that the process answered, if it did: it was handled then, but had no effects.
+    pub error: Option<serde_json::Value>,
 }
 
 /// A call without types, as gateways make it.
@@ -175,6 +186,42 @@ impl Client {
         let principal = self.principal_for(call.principal);
         let query = Query { token: 0, process, payload: Blob::from(call.payload), principal };
         raw_reply(shard, self.ask_query(shard, query, call.timeout).await?)
+    }
+
+    /// Retries a dead letter, for an operator: what was given up is handled after all, by the entry that removes the dead
+    /// letter, and so once. A message, timer or result of a task goes to its process, a failed step of a task runs again
+    /// from the state before it. If it fails again it stays a dead letter, with the new reason. A call that gets no answer
+    /// can be repeated. [`Node::dead_letters`](crate::Node::dead_letters) lists them.
+    ///
+    /// # Errors
+    /// [`Refusal::FailedAgain`]; [`Refusal::NoDeadLetter`], after a retry that succeeded too; [`Refusal::NoRetry`], for a
+    /// client's request above all: its client was told that it is given up.
+    pub async fn retry_dead_letter(&self, shard: u32, index: u64) -> Result<Retried, RawError> {
+        let answer = self.order(shard, index, Order::Retry).await?;
+        let error = match answer.result {
+            Ok(Reply::Err(error)) => Some(codec::payload_to_json(&error)?),
+            _ => None,
+        };
+        Ok(Retried { shard, index, error })
+    }
+
+    /// Drops a dead letter unhandled, for an operator. What it held is lost.
+    ///
+    /// # Errors
+    /// [`Refusal::NoDeadLetter`], after it was dropped too.
+    pub async fn drop_dead_letter(&self, shard: u32, index: u64) -> Result<(), RawError> {
+        self.order(shard, index, Order::Drop).await.map(|_| ())
+    }
+
+    async fn order(&self, shard: u32, index: u64, order: Order) -> Result<Answer, RawError> {
+        let shards = self.shared.topology.shard_count();
+        if shard >= shards {
+            return Err(RawError::UnknownShard { shard, shards });
+        }
+        let (shard, letter) = (ShardId(shard), Index(index));
+        let (reception, answer) = self.receive(self.timeout);
+        self.shared.tell(shard, Command::DeadLetter { shard, letter, order, reception })?;
+        self.answered(answer.await)
     }
 
     fn principal_for(&self, name: &str) -> Arc<str> {
@@ -460,6 +507,22 @@ impl BlockingClient {
     /// As there.
     pub fn query_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
         wait(call.timeout, self.0.query_raw(call))
+    }
+
+    /// As [`Client::retry_dead_letter`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn retry_dead_letter(&self, shard: u32, index: u64) -> Result<Retried, RawError> {
+        wait(self.0.timeout, self.0.retry_dead_letter(shard, index))
+    }
+
+    /// As [`Client::drop_dead_letter`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn drop_dead_letter(&self, shard: u32, index: u64) -> Result<(), RawError> {
+        wait(self.0.timeout, self.0.drop_dead_letter(shard, index))
     }
 }
 

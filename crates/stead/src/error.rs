@@ -20,6 +20,14 @@ pub enum RawError {
         /// The service.
         service: String,
     },
+    /// No such shard.
+    #[error("there is no shard {shard}; the shards are 0 to {}", shards.saturating_sub(1))]
+    UnknownShard {
+        /// The shard.
+        shard: u32,
+        /// How many there are.
+        shards: u32,
+    },
     /// The key, the request or the answer is not what the service's types say. Nothing was changed, unless it is the
     /// answer that can't be read.
     #[error(transparent)]

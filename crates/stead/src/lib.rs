@@ -70,7 +70,7 @@ mod task;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use client::{BlockingClient, Client, RawCall, RawReply};
+pub use client::{BlockingClient, Client, RawCall, RawReply, Retried};
 pub use config::Config;
 pub use context::{Caller, Context, EffectError, QueryContext, TaskState};
 pub use cut::{Cut, CutError};

@@ -4,6 +4,7 @@ mod bench;
 mod call;
 mod checkpoint;
 mod completions;
+mod dead_letter;
 mod demo;
 mod get;
 mod log;
@@ -42,6 +43,7 @@ enum Command {
     Get(get::GetArgs),
     Status(status::StatusArgs),
     Checkpoint(checkpoint::CheckpointArgs),
+    DeadLetter(dead_letter::DeadLetterArgs),
     Bench(bench::BenchArgs),
     Restore(restore::RestoreArgs),
     Log(log::LogArgs),
@@ -58,6 +60,7 @@ impl Cli {
             Command::Get(args) => get::run(args, self.json),
             Command::Status(args) => status::run(args, self.json),
             Command::Checkpoint(args) => checkpoint::run(args, self.json),
+            Command::DeadLetter(args) => dead_letter::run(args, self.json),
             Command::Bench(args) => bench::run(args, self.json),
             Command::Restore(args) => restore::run(args, self.json),
             Command::Log(args) => log::run(args, self.json),

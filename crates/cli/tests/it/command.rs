@@ -45,6 +45,26 @@ fn failures_have_their_code_cause_and_hint() {
 }
 
 #[test]
+fn dead_letters_are_listed_and_one_that_is_not_there_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    for args in [&["dead-letter", "list", "--json"][..], &["dead-letter", "list", "kv", "--json"]] {
+        assert_eq!(json_of(&server.command(args)), json!([]));
+    }
+    assert!(server.command(&["dead-letter", "list"]).status.success());
+    for (args, problem) in [
+        (["dead-letter", "retry", "0", "1", "--json"], "unknown-dead-letter"),
+        (["dead-letter", "delete", "0", "1", "--json"], "unknown-dead-letter"),
+        (["dead-letter", "retry", "16", "1", "--json"], "unknown-shard"),
+    ] {
+        let refused = server.command(&args);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let failure: Value = serde_json::from_slice(&refused.stdout).unwrap();
+        assert_eq!(failure["problem"]["type"], format!("urn:stead:problem:{problem}"));
+    }
+}
+
+#[test]
 fn the_status_is_shown() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);

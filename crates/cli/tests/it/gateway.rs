@@ -221,6 +221,8 @@ fn the_description_is_served() {
         "/v1/checkpoints/{number}/copy",
         "/v1/log/{shard}",
         "/v1/dead-letters/{service}",
+        "/v1/dead-letters/{shard}/{index}",
+        "/v1/dead-letters/{shard}/{index}/retry",
         "/metrics",
         "/openapi.json",
     ] {

@@ -1,8 +1,9 @@
 //! What an operator asks: health, status, checkpoints, metrics.
 
 use super::Gateway;
+use super::call::within_time;
 use super::problem::{Kind, Problem};
-use crate::{CheckpointFailure, CheckpointInfo, Node, NotReady};
+use crate::{CheckpointFailure, CheckpointInfo, Node, NotReady, Retried};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, State};
@@ -89,6 +90,75 @@ pub(super) async fn dead_letters(
         letters.ok_or_else(|| Problem::new(Kind::UnknownService, format!("no service {service} exists")))
     };
     gateway.in_background(letters).await
+}
+
+/// A dead letter that was retried.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RetriedLetter {
+    /// The shard that held it.
+    shard: u32,
+    /// Its number there.
+    index: u64,
+    /// The error that the service answered, if it did: it was handled then, but had no effects.
+    #[schema(value_type = Option<Object>)]
+    error: Option<serde_json::Value>,
+}
+
+/// Retries a dead letter, and answers when it was handled.
+///
+/// The log entry that handles it removes it, so that it is handled once. A failed step of a task runs again from the state
+/// before it. What fails again stays a dead letter, with the new reason. A client's request can't be retried, for its
+/// client was told that it is given up. Without an answer, repeat it: 404 tells that it was done.
+#[utoipa::path(
+    post,
+    path = "/v1/dead-letters/{shard}/{index}/retry",
+    tag = "processes",
+    params(
+        ("shard" = u32, Path, description = "The shard that holds it"),
+        ("index" = u64, Path, description = "Its number there"),
+        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+    ),
+    responses(
+        (status = 200, description = "It was handled, and is a dead letter no more", body = RetriedLetter),
+        (status = 404, description = "No such dead letter", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It failed again, or can't be retried", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn retry_dead_letter(
+    State(gateway): State<Arc<Gateway>>,
+    Segments((shard, index)): Segments<(u32, u64)>,
+    headers: HeaderMap,
+) -> Result<Json<RetriedLetter>, Problem> {
+    let within = gateway.deadline(&headers)?;
+    let client = gateway.client.with_timeout(within);
+    let Retried { shard, index, error } = within_time(within, client.retry_dead_letter(shard, index)).await?;
+    Ok(Json(RetriedLetter { shard, index, error }))
+}
+
+/// Drops a dead letter unhandled.
+#[utoipa::path(
+    delete,
+    path = "/v1/dead-letters/{shard}/{index}",
+    tag = "processes",
+    params(
+        ("shard" = u32, Path, description = "The shard that holds it"),
+        ("index" = u64, Path, description = "Its number there"),
+        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+    ),
+    responses(
+        (status = 204, description = "It is dropped"),
+        (status = 404, description = "No such dead letter", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn drop_dead_letter(
+    State(gateway): State<Arc<Gateway>>,
+    Segments((shard, index)): Segments<(u32, u64)>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let within = gateway.deadline(&headers)?;
+    let client = gateway.client.with_timeout(within);
+    within_time(within, client.drop_dead_letter(shard, index)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// The complete checkpoints, the oldest first.

@@ -210,7 +210,7 @@ impl Gateway {
     }
 
     /// How long this request may take.
-    fn deadline(&self, headers: &HeaderMap) -> Result<Duration, Problem> {
+    pub(super) fn deadline(&self, headers: &HeaderMap) -> Result<Duration, Problem> {
         let longest = self.limits.request_timeout;
         let Some(header) = headers.get(STEAD_DEADLINE_MS) else { return Ok(longest) };
         let ms = header.to_str().ok().and_then(|ms| ms.parse::<u64>().ok()).filter(|ms| *ms > 0);
@@ -302,10 +302,10 @@ impl Gateway {
 }
 
 /// A shard that is held by a handler can't tell in time that it is late.
-async fn within_time(
+pub(super) async fn within_time<T>(
     timeout: Duration,
-    answer: impl Future<Output = Result<RawReply, RawError>>,
-) -> Result<RawReply, Problem> {
+    answer: impl Future<Output = Result<T, RawError>>,
+) -> Result<T, Problem> {
     let answer = tokio::time::timeout(timeout, answer).await;
     answer.unwrap_or(Err(RawError::TimedOut { after: timeout })).map_err(refusal::problem)
 }

@@ -67,6 +67,8 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(admin::status))
         .routes(routes!(admin::services))
         .routes(routes!(admin::dead_letters))
+        .routes(routes!(admin::retry_dead_letter))
+        .routes(routes!(admin::drop_dead_letter))
         .routes(routes!(admin::checkpoints, admin::create_checkpoint))
         .routes(routes!(admin::show_checkpoint, admin::delete_checkpoint))
         .routes(routes!(admin::verify_checkpoint))

@@ -11,6 +11,7 @@ pub(super) fn problem(error: RawError) -> Problem {
     let detail = error.to_string();
     let kind = match error {
         RawError::UnknownService { .. } => Kind::UnknownService,
+        RawError::UnknownShard { .. } => Kind::UnknownShard,
         RawError::Codec(CodecError::Unreadable { .. }) => Kind::UnreadableRequest,
         RawError::Codec(CodecError::Unwritable { .. } | CodecError::Json { .. }) => Kind::UnwritableAnswer,
         RawError::Codec(CodecError::Key { .. }) => Kind::BadRequest,

@@ -24,6 +24,9 @@ enum Request {
     Pay(u64),
     Panic,
     Wait,
+    /// To itself: panics unless there are so many coins.
+    Remind(u64),
+    Need(u64),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,12 +52,14 @@ impl Process for Purse {
     type Query = NoQuery;
     type Answer = ();
 
-    fn handle(&mut self, _: &mut Context<'_, Self>, request: Request) -> Result<u64, Missing> {
+    fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Request) -> Result<u64, Missing> {
         match request {
             Request::Fill(coins) => self.coins += coins,
             Request::Pay(coins) if coins > self.coins => return Err(Missing { coins: coins - self.coins }),
             Request::Pay(coins) => self.coins -= coins,
             Request::Panic => panic!("the purse is torn"),
+            Request::Remind(coins) => ctx.send::<Self>(&ctx.key().clone(), Request::Need(coins)),
+            Request::Need(coins) => assert!(self.coins >= coins, "the purse is too light"),
             Request::Wait => {
                 let mut gate = GATE.0.lock().unwrap();
                 gate.0 += 1;
@@ -159,6 +164,34 @@ async fn a_panic_is_told_and_leaves_no_trace() {
     assert_eq!(panicked.json()["type"], "urn:stead:problem:handler-panicked");
     assert!(panicked.json()["detail"].as_str().unwrap().contains("the purse is torn"));
     assert_eq!(call(server.address(), "", r#"{"Pay":0}"#).await.body, "3");
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_listed_retried_and_dropped() {
+    let (server, _node, _dir) = start(Limits::default());
+    let address = server.address();
+    for coins in [5, 9] {
+        assert_eq!(call(address, "", &json!({"Remind": coins}).to_string()).await.status, 200);
+    }
+    let letters = get(address, "/v1/dead-letters/purse").await.json();
+    let [five, nine] = [0, 1].map(|at: usize| letters[at]["index"].as_u64().unwrap());
+    assert!(letters[0]["reason"].as_str().unwrap().contains("the purse is too light"), "{letters}");
+    let order = |method: &str, path: String| {
+        let head = "host: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let request = format!("{method} /v1/dead-letters/0/{path} HTTP/1.1\r\n{head}");
+        async move { ask(address, &request).await }
+    };
+    let retry = |index: u64| order("POST", format!("{index}/retry"));
+    let again = retry(five).await;
+    assert_eq!((again.status, &again.json()["type"]), (409, &json!("urn:stead:problem:dead-letter-failed")));
+    assert_eq!(call(address, "", r#"{"Fill":6}"#).await.body, "6");
+    let retried = retry(five).await;
+    assert_eq!((retried.status, retried.json()), (200, json!({"shard": 0, "index": five, "error": null})));
+    assert_eq!(retry(five).await.json()["type"], "urn:stead:problem:unknown-dead-letter");
+    assert_eq!(order("DELETE", nine.to_string()).await.status, 204);
+    assert_eq!(order("DELETE", nine.to_string()).await.status, 404);
+    assert_eq!(order("DELETE", "nine".to_owned()).await.status, 400);
+    assert_eq!(get(address, "/v1/dead-letters/purse").await.json(), json!([]));
 }
 
 #[tokio::test]

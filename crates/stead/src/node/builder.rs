@@ -174,7 +174,8 @@ impl NodeBuilder {
     }
 
     /// Lets the node open data that holds a service or a waiting task of this name, which it has no code for. Its clients
-    /// are refused, and the messages, timers and steps that come due for it become dead letters.
+    /// are refused, and the messages, timers and steps that come due for it become dead letters, which can be retried
+    /// when the code is back: [`Client::retry_dead_letter`](crate::Client::retry_dead_letter).
     #[must_use]
     pub fn without_code(mut self, name: &str) -> Self {
         self.resting.insert(name.to_owned());

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::Thread;
-use stead_core::ids::{SessionId, ShardId, Time};
-use stead_core::shard::{Input, Query, Request};
+use stead_core::ids::{Index, SessionId, ShardId, Time};
+use stead_core::shard::{Input, Order, Query, Request};
 
 /// What a worker is told.
 pub(crate) enum Command {
@@ -15,6 +15,8 @@ pub(crate) enum Command {
     Request { shard: ShardId, request: Request, reception: Reception },
     /// A client's query.
     Query { shard: ShardId, query: Query, reception: Reception },
+    /// An operator decides about a dead letter.
+    DeadLetter { shard: ShardId, letter: Index, order: Order, reception: Reception },
     /// A client opens a session. Without a reception nobody waits: if it is refused, its requests will be.
     OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception> },
     /// The same for every shard of this worker.

@@ -208,6 +208,12 @@ impl Worker {
                 self.calls.open(reception, Some((shard, input.clone())));
                 self.give(now, slot, input);
             }
+            Command::DeadLetter { shard, letter, order, reception } => {
+                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+                let input = Input::DeadLetter { token: self.calls.next_token(), letter, order };
+                self.calls.open(reception, Some((shard, input.clone())));
+                self.give(now, slot, input);
+            }
             Command::Query { shard, mut query, reception } => {
                 self.turn.queries += 1;
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };

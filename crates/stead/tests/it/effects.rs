@@ -67,6 +67,55 @@ fn a_message_whose_handler_panics_becomes_a_dead_letter_and_the_rest_goes_on() {
     assert_eq!(node.dead_letters("nobody"), None);
 }
 
+#[test]
+fn what_came_for_a_service_without_code_is_retried_once_the_code_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let with_code = || builder(dir.path()).service::<Courier>(ServiceOptions::default().shards(1));
+    with_code().open().unwrap().shutdown();
+    let without = Node::builder(dir.path()).service::<Courier>(ServiceOptions::default());
+    let node = without.segment_bytes(1 << 20).without_code("account").open().unwrap();
+    let deliver = |ask| node.blocking_client().call::<Courier>(&1, Deliver { to: key("a"), ask }).unwrap();
+    deliver(Ask::Deposit(7));
+    deliver(Ask::Panic);
+    deliver(Ask::Move { amount: 100, to: key("b") });
+    let letters = await_letters(&node, 3);
+    assert!(letters.iter().all(|letter| letter.reason == "no code is registered for service account"));
+    let shard = letters[0].shard;
+    node.shutdown();
+
+    let node = with_code().open().unwrap();
+    let client = node.blocking_client();
+    let retry = |at: usize| client.retry_dead_letter(shard, letters[at].index);
+    assert_eq!(retry(0).unwrap().error, None);
+    assert_eq!(client.query::<Account>(&key("a"), Look::Balance).unwrap(), 7);
+    let error = retry(0).unwrap_err();
+    assert!(matches!(error, RawError::Refused(Refusal::NoDeadLetter(_))), "{error}");
+    let error = retry(1).unwrap_err();
+    assert!(
+        matches!(&error, RawError::Refused(Refusal::FailedAgain { reason, .. }) if reason.contains("as asked"))
+    );
+    assert_eq!(retry(2).unwrap().error, Some(serde_json::json!({"missing": 93})), "an error is an answer");
+    assert!(await_letters(&node, 1)[0].reason.contains("as asked"), "the new reason");
+    client.drop_dead_letter(shard, letters[1].index).unwrap();
+    let error = client.drop_dead_letter(99, 1).unwrap_err();
+    assert_eq!(error, RawError::UnknownShard { shard: 99, shards: 5 });
+    node.kill();
+    let node = with_code().open().unwrap();
+    assert_eq!(node.dead_letters("account"), Some(Vec::new()));
+    assert_eq!(node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 7);
+}
+
+fn await_letters(node: &Node, wanted: usize) -> Vec<stead::DeadLetterInfo> {
+    for _ in 0..100_000 {
+        let letters = node.dead_letters("account").unwrap();
+        if letters.len() == wanted {
+            return letters;
+        }
+        std::thread::yield_now();
+    }
+    panic!("there were never {wanted} dead letters");
+}
+
 /// Sends what it is told to send.
 #[derive(Default, Serialize, Deserialize)]
 struct Courier;

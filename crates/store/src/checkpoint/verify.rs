@@ -258,9 +258,9 @@ fn verify_channel(
             found.push(Inconsistency::Order { from, to, found: message.seq, expected });
             return;
         }
-        let (sent_at, marker) =
-            ((message.epoch, message.index), (sender.position.epoch, sender.position.index));
-        if sent_at > marker || message.colour > sender.position.colour {
+        // What is sent before a marker has a lower colour and a lower index; after a restore, the index at which the new log
+        // begins.
+        if message.index > sender.position.index || message.colour >= sender.position.colour {
             found.push(Inconsistency::SentAfterMarker { from, to, seq: message.seq });
         }
     }
@@ -300,9 +300,15 @@ fn verify_counts(manifest: &Manifest, counted: &[InFlight], headers: &[Header]) 
         }
     }
     let totals = &manifest.totals;
+    let sections = manifest.parts.iter().flat_map(|part| &part.sections);
+    // A checkpoint's own bundle is the one with its headers.
+    let own: BTreeSet<u32> = manifest.parts.iter().map(|part| part.header).collect();
+    let own = own.into_iter().map(|own| manifest.bundles[own as usize].bytes);
     let sums = [
         ("records", headers.iter().map(|header| header.records).sum(), totals.records),
         ("messages in flight", counted.iter().map(|channel| channel.messages).sum(), totals.messages),
+        ("bytes of sections", sections.map(|section| section.bytes).sum(), totals.section_bytes),
+        ("written bytes", own.sum(), totals.written_bytes),
         ("bytes in flight", counted.iter().map(|channel| channel.bytes).sum(), totals.message_bytes),
     ];
     let wrong = sums.into_iter().filter(|(_, found, recorded)| found != recorded);

@@ -80,7 +80,7 @@ fn planted_inconsistencies_are_named() {
         vec![i, j, k]
     };
     assert_eq!(verify_cut(&topology(), Colour(1), &sound()), []);
-    let cases: [(Plant, Inconsistency); 11] = [
+    let cases: [(Plant, Inconsistency); 13] = [
         (|cut| drop(cut.remove(2)), Inconsistency::NoPart { shard: K }),
         (|cut| cut.push(cut[1].clone()), Inconsistency::Surplus { shard: J }),
         (|cut| cut[2].shard = ShardId(7), Inconsistency::Surplus { shard: ShardId(7) }),
@@ -110,6 +110,17 @@ fn planted_inconsistencies_are_named() {
         ),
         (
             |cut| cut[0].outboxes.get_mut(&J).unwrap().messages[5].index = Index(11),
+            Inconsistency::SentAfterMarker { from: I, to: J, seq: Seq(9) },
+        ),
+        (
+            |cut| {
+                let message = &mut cut[0].outboxes.get_mut(&J).unwrap().messages[5];
+                (message.epoch, message.index) = (Epoch(0), Index(11));
+            },
+            Inconsistency::SentAfterMarker { from: I, to: J, seq: Seq(9) },
+        ),
+        (
+            |cut| cut[0].outboxes.get_mut(&J).unwrap().messages[5].colour = Colour(1),
             Inconsistency::SentAfterMarker { from: I, to: J, seq: Seq(9) },
         ),
         (

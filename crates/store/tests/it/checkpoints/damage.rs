@@ -9,8 +9,9 @@ use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::compact::Policy;
 use stead_store::checkpoint::copy::{Owner, copy};
 use stead_store::checkpoint::load::load_parts;
-use stead_store::checkpoint::manifest::{manifest_name, newest, read_manifest};
+use stead_store::checkpoint::manifest::{Totals, manifest_name, newest, read_manifest};
 use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
+use stead_store::checkpoint::verify::{Inconsistency, verify_checkpoint};
 use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
 
@@ -215,5 +216,24 @@ fn impossible_sizes_in_a_manifest_are_refused() {
     for threads in [1, 2] {
         let error = load_parts(&store, &manifest, threads).err().unwrap();
         assert!(matches!(error, CheckpointError::Damaged { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_manifest_whose_totals_are_not_those_of_its_parts_is_told() {
+    let (_, store, _) = small(10);
+    let manifest = newest(&store).unwrap().manifest.unwrap();
+    let change: [fn(&mut Totals) -> &mut u64; 5] = [
+        |totals| &mut totals.records,
+        |totals| &mut totals.section_bytes,
+        |totals| &mut totals.written_bytes,
+        |totals| &mut totals.messages,
+        |totals| &mut totals.message_bytes,
+    ];
+    for total in change {
+        let mut manifest = manifest.clone();
+        *total(&mut manifest.totals) += 1;
+        let report = verify_checkpoint(&store, &manifest, 1, &mut |_, _| Vec::new()).unwrap();
+        assert!(matches!(report.inconsistencies[..], [Inconsistency::Total { .. }]), "{report:?}");
     }
 }

@@ -66,9 +66,17 @@ async fn supervise(listener: TcpListener) -> Result<(), Failure> {
         let started = Instant::now();
         let mut child = spawn(&listener).map_err(cant("start the server's process"))?;
         let status = tokio::select! {
-            status = child.wait() => status.map_err(cant("wait for the server's process"))?,
-            _ = terminate.recv() => return end(child).await,
-            _ = interrupt.recv() => return end(child).await,
+            status = child.wait() => Ok(status.map_err(cant("wait for the server's process"))?),
+            _ = terminate.recv() => Err(()),
+            _ = interrupt.recv() => Err(()),
+        };
+        let Ok(status) = status else {
+            tell_to_end(&child);
+            return tokio::select! {
+                status = child.wait() => ended(status.map_err(cant("wait for the server's process"))?),
+                _ = terminate.recv() => Err(kill(child).await),
+                _ = interrupt.recv() => Err(kill(child).await),
+            };
         };
         if !died(status) {
             return ended(status);
@@ -118,18 +126,21 @@ fn spawn(listener: &TcpListener) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Passes the wish to end on, and ends as the child does.
-async fn end(mut child: Child) -> Result<(), Failure> {
+fn tell_to_end(child: &Child) {
     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
         && let Err(error) = kill_process(pid, Signal::TERM)
     {
         eprintln!("stead: can't signal the server's process: {error}");
     }
-    let status = child
-        .wait()
-        .await
-        .map_err(|error| Failure::new(Exit::Failed, "can't wait for the server's process").cause(error))?;
-    ended(status)
+}
+
+/// Ends a child that was told to end and has not: whoever tells it a second time does not want to wait.
+async fn kill(mut child: Child) -> Failure {
+    match child.kill().await {
+        Ok(()) => Failure::new(Exit::Stopped, "the server was killed before it had ended in order")
+            .hint("what was answered is on disk: its next start recovers it"),
+        Err(error) => Failure::new(Exit::Failed, "can't kill the server's process").cause(error),
+    }
 }
 
 fn died(status: ExitStatus) -> bool {

@@ -8,7 +8,9 @@ use stead_core::shard::Refusal;
 use stead_core::topology::TopologyError;
 use stead_store::checkpoint::store::StoreError;
 use stead_store::data_dir::DataDirError;
+use stead_store::disk::is_full;
 use stead_store::recovery::RecoveryError;
+use stead_store::wal::WalError;
 use thiserror::Error;
 
 /// Why a call has no answer of its process.
@@ -104,4 +106,22 @@ pub enum OpenError {
     /// The system gave no thread.
     #[error("can't start a thread: {0}")]
     Thread(io::Error),
+}
+
+impl OpenError {
+    /// Whether the same start may succeed later though nobody corrects the data or the configuration: the disk was full,
+    /// the system gave no thread, or the node failed while it started.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Failed(_) | Self::Thread(_) => true,
+            Self::Directory { source, .. }
+            | Self::DataDir(DataDirError::Io { source, .. })
+            | Self::Recovery(RecoveryError::Log(WalError::Io { source, .. })) => is_full(source),
+            Self::Store(error) => error.is_full(),
+            Self::Recovery(RecoveryError::Checkpoint(error)) => error.is_full(),
+            Self::Recovery(RecoveryError::Log(error)) => matches!(error, WalError::NoSpace { .. }),
+            _ => false,
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead::http::{self, Limits};
 use stead::kv::Kv;
-use stead::{Config, Node, RecoveryReport, ServiceOptions};
+use stead::{Config, Node, OpenError, RecoveryReport, ServiceOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Start a server: HTTP API, built-in `kv` service, a data directory
@@ -165,10 +165,13 @@ fn open(data: &Path, config: Config) -> Result<Node, Failure> {
         .service::<Kv>(ServiceOptions::default().shards(KV_SHARDS))
         .config(config)
         .open()
-        .map_err(|error| {
-            Failure::new(Exit::Data, format!("the data directory {} can't be opened", data.display()))
-                .cause(error)
-        })
+        .map_err(|error| open_failure(data, &error))
+}
+
+/// What may pass is tried again by the supervisor.
+fn open_failure(data: &Path, error: &OpenError) -> Failure {
+    let exit = if error.may_pass() { Exit::Fatal } else { Exit::Data };
+    Failure::new(exit, format!("the data directory {} can't be opened", data.display())).cause(error)
 }
 
 fn tell_ready(data: &Path, server: &http::Server, node: &Node, json: bool) -> Result<(), Failure> {
@@ -185,4 +188,18 @@ fn tell_ready(data: &Path, server: &http::Server, node: &Node, json: bool) -> Re
     }
     let data = data.display().to_string();
     output::json(&Ready { event: "ready", address, data: &data, pid: std::process::id(), recovery })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_supervisor_tries_again_only_what_may_pass() {
+        let exit = |error| open_failure(Path::new("data"), &error).exit;
+        assert_eq!(exit(OpenError::Failed("no room".to_owned())), Exit::Fatal);
+        assert_eq!(exit(OpenError::Thread(std::io::ErrorKind::WouldBlock.into())), Exit::Fatal);
+        let source = std::io::ErrorKind::PermissionDenied.into();
+        assert_eq!(exit(OpenError::Directory { path: "data".to_owned(), source }), Exit::Data);
+    }
 }

@@ -51,6 +51,21 @@ fn a_server_ends_in_order_when_it_is_told_to() {
 }
 
 #[test]
+fn a_server_that_does_not_end_is_killed_when_it_is_told_a_second_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_with(dir.path(), &[]);
+    server.put("a", 1);
+    // Held like this it hears nothing.
+    signal(server.pid, Signal::STOP);
+    signal(server.own_pid(), Signal::INT);
+    let (status, stderr) = server.terminate();
+    assert_eq!(status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("killed before it had ended"), "{stderr}");
+    let server = Server::start(dir.path(), &[]);
+    assert_eq!(server.get("/v1/query/kv/a").json(), 1);
+}
+
+#[test]
 fn a_second_server_on_the_same_data_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);

@@ -97,8 +97,13 @@ impl Server {
         self.wait();
     }
 
+    /// The process that was started here.
+    pub(crate) fn own_pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
     pub(crate) fn terminate(mut self) -> (ExitStatus, String) {
-        signal(self.child.id() as i32, Signal::TERM);
+        signal(self.own_pid(), Signal::TERM);
         let status = self.wait();
         (status, self.stderr())
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead::{CallError, Node, OpenError, RawError, Refusal, Time};
+use stead_store::disk::{Disk, Open};
 use stead_store::sim_disk::SimDisk;
 
 fn open(disk: &SimDisk) -> Node {
@@ -75,6 +76,7 @@ fn a_node_that_is_killed_on_a_full_disk_starts_there_and_takes_writes_when_there
     {
         Ok(node) => node,
         Err(error) => {
+            assert!(error.may_pass());
             assert!(error.to_string().contains("room") || error.to_string().contains("full"), "{error}");
             disk.kill_process();
             disk.set_capacity(None);
@@ -88,6 +90,23 @@ fn a_node_that_is_killed_on_a_full_disk_starts_there_and_takes_writes_when_there
         assert!(waited.elapsed() < Duration::from_secs(10), "writes never resumed");
     }
     assert_eq!(balance(&node), answered + 1);
+}
+
+#[test]
+fn a_start_on_a_full_disk_may_pass_and_on_damaged_data_not() {
+    let disk = SimDisk::new(3);
+    let start =
+        || builder(Path::new("unused")).segment_bytes(64 << 10).disk(Arc::new(disk.clone())).open().err();
+    for room in [0, 100, 10 << 10] {
+        disk.set_capacity(Some(room));
+        let error = start().unwrap();
+        assert!(error.may_pass(), "{room} bytes: {error}");
+    }
+    disk.set_capacity(None);
+    drop(open(&disk));
+    disk.open("stead.json", Open::Existing).unwrap().write_at(b"x", 20).unwrap();
+    let error = start().unwrap();
+    assert!(!error.may_pass(), "{error}");
 }
 
 #[test]

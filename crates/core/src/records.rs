@@ -2,13 +2,15 @@
 //!
 //! A snapshot begins in constant time. What it holds is then taken in slices, between which writes go on: a write to a
 //! record that the snapshot has not taken yet first gives the snapshot the old value. So the stall is bounded by the
-//! slice, never by the size of the state, and nothing is copied twice.
+//! slice, never by the size of the state. What is taken shares the values with the state: whoever writes the snapshot
+//! copies them, on its own time.
 
 use crate::ids::Blob;
 use crate::record::{Kind, RecordKey};
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 /// All records of one shard.
@@ -44,7 +46,86 @@ struct Snapshot {
     scope: Scope,
     cursor: usize,
     /// Old values of records that were written before the snapshot came to them.
-    saved: Vec<u8>,
+    saved: Piece,
+}
+
+/// Records that are looked at together before they are taken: no cache holds them.
+const AHEAD: usize = 16;
+
+/// Records of a snapshot, sharing their values with the state.
+#[derive(Default)]
+pub struct Piece {
+    records: Vec<(SmallVec<[u8; 16]>, Option<Blob>)>,
+    bytes: usize,
+}
+
+impl Piece {
+    /// Bytes of a value that are fetched ahead; of more, the processor foresees the rest.
+    const AHEAD_BYTES: usize = 1024;
+    /// What the processor fetches at once.
+    const LINE_BYTES: usize = 64;
+
+    /// Bytes that [`Piece::encode`] appends.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there are no records.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Appends the records as they are stored.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.reserve(self.bytes);
+        for (at, (key, value)) in self.records.iter().enumerate() {
+            if at.is_multiple_of(AHEAD) {
+                // No cache holds them, and what is asked for together comes together.
+                for (_, value) in self.records[at..].iter().take(AHEAD) {
+                    let value = value.as_deref().unwrap_or_default();
+                    let lines = value.iter().take(Self::AHEAD_BYTES).step_by(Self::LINE_BYTES);
+                    std::hint::black_box(lines.fold(0, |sum, byte| sum ^ byte));
+                }
+            }
+            encode_record(key, value.as_deref(), out);
+        }
+    }
+
+    /// The records as they are stored.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.encode(&mut out);
+        out
+    }
+
+    /// Forgets the records, and keeps the room for others.
+    pub fn clear(&mut self) {
+        self.records.clear();
+        self.bytes = 0;
+    }
+
+    fn push(&mut self, key: &SmallVec<[u8; 16]>, value: Option<&Blob>) {
+        self.bytes += RECORD_HEAD_LEN + key.len() + value.map_or(0, |value| value.len());
+        self.records.push((key.clone(), value.cloned()));
+    }
+
+    fn append(&mut self, other: &mut Self) {
+        self.records.append(&mut other.records);
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Snapshot {
+    /// The slot that comes at a place of the snapshot.
+    fn slot(&self, at: usize) -> u32 {
+        match &self.scope {
+            Scope::Changed(slots) => slots[at],
+            Scope::All(_) => at as u32,
+        }
+    }
 }
 
 enum Scope {
@@ -207,7 +288,7 @@ impl Records {
         self.generation =
             self.generation.checked_add(1).expect("fewer than 2^32 snapshots in a process's life");
         let scope = if all { Scope::All(self.slots.len()) } else { Scope::Changed(changed) };
-        self.snapshot = Some(Snapshot { scope, cursor: 0, saved: Vec::new() });
+        self.snapshot = Some(Snapshot { scope, cursor: 0, saved: Piece::default() });
     }
 
     /// Whether a snapshot waits to be drained.
@@ -217,7 +298,7 @@ impl Records {
     }
 
     /// Appends up to `records` more records of the snapshot to `out`; true once it is complete.
-    pub fn drain_snapshot(&mut self, records: usize, out: &mut Vec<u8>) -> bool {
+    pub fn drain_snapshot(&mut self, records: usize, out: &mut Piece) -> bool {
         let Some(mut snapshot) = self.snapshot.take() else { return true };
         out.append(&mut snapshot.saved);
         let end = match &snapshot.scope {
@@ -226,10 +307,10 @@ impl Records {
         };
         let stop = end.min(snapshot.cursor + records);
         for at in snapshot.cursor..stop {
-            let slot = match &snapshot.scope {
-                Scope::Changed(slots) => slots[at],
-                Scope::All(_) => at as u32,
-            };
+            if (at - snapshot.cursor).is_multiple_of(AHEAD) {
+                self.look_at(&snapshot, at..stop.min(at + AHEAD));
+            }
+            let slot = snapshot.slot(at);
             if self.pending(&snapshot.scope, slot) {
                 self.slots[slot as usize].generation = 0;
                 self.take(slot, matches!(snapshot.scope, Scope::All(_)), out);
@@ -247,6 +328,14 @@ impl Records {
         false
     }
 
+    /// Looks at slots and then at their values, for nothing but that the processor fetches each kind side by side.
+    fn look_at(&self, snapshot: &Snapshot, range: Range<usize>) {
+        let slots = || range.clone().map(|at| &self.slots[snapshot.slot(at) as usize]);
+        std::hint::black_box(slots().fold(0, |sum, slot| sum ^ slot.generation));
+        let first = |slot: &Slot| slot.value.as_ref().and_then(|value| value.first()).copied().unwrap_or(0);
+        std::hint::black_box(slots().fold(0, |sum, slot| sum ^ first(slot)));
+    }
+
     /// Whether the running snapshot still has to take a slot.
     fn pending(&self, scope: &Scope, slot: u32) -> bool {
         let generation = self.slots[slot as usize].generation;
@@ -257,12 +346,12 @@ impl Records {
     }
 
     /// Gives the snapshot a slot's record as it is.
-    fn take(&mut self, slot: u32, all: bool, out: &mut Vec<u8>) {
+    fn take(&mut self, slot: u32, all: bool, out: &mut Piece) {
         let slot = &mut self.slots[slot as usize];
         match &slot.value {
-            Some(value) => encode_record(&slot.key, Some(value), out),
+            Some(value) => out.push(&slot.key, Some(value)),
             // A snapshot of everything replaces the stored ones, so that it has nothing to delete.
-            None if slot.stored && !all => encode_record(&slot.key, None, out),
+            None if slot.stored && !all => out.push(&slot.key, None),
             None => {}
         }
         slot.stored = slot.value.is_some();
@@ -351,6 +440,9 @@ impl Records {
         Ok(())
     }
 }
+
+/// Bytes of a stored record before its key.
+const RECORD_HEAD_LEN: usize = 6;
 
 /// Appends one record of a snapshot: length of the key (u16), length of the value plus one or 0 for a delete (u32),
 /// both little endian, then key and value.
@@ -441,7 +533,7 @@ mod tests {
             let mut records = Records::new();
             let mut stored = Model::new();
             let mut at_begin: Option<(Model, u128, bool)> = None;
-            let mut section = Vec::new();
+            let mut piece = Piece::default();
             for _ in 0..600 {
                 let key = if rng.bool() {
                     RecordKey::process(&rng.u8(0..24).to_string())
@@ -457,14 +549,16 @@ mod tests {
                         at_begin = Some((model(&records), records.hash(), all));
                     }
                     _ => {
-                        if records.drain_snapshot(rng.usize(0..7), &mut section)
+                        if records.drain_snapshot(rng.usize(0..7), &mut piece)
                             && let Some((expected, hash, all)) = at_begin.take()
                         {
                             if all {
                                 stored.clear();
                             }
+                            let section = piece.to_vec();
+                            assert_eq!(section.len(), piece.bytes(), "seed {seed}");
+                            piece.clear();
                             fold(&mut stored, &section);
-                            section.clear();
                             assert_eq!(stored, expected, "seed {seed}");
                             let mut loaded = Records::new();
                             for (key, value) in &stored {

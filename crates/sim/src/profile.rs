@@ -96,6 +96,8 @@ impl Profile {
             merge: Policy {
                 fan_in: rng.usize(2..=5),
                 growth: spread(rng, &[1, 100, 1_000_000]),
+                renewal: spread(rng, &[1, 100, 1_000_000]),
+                renewal_budget: spread(rng, &[1, 12, 100]),
                 growth_bytes_min: 1,
             },
             segment_bytes: spread(rng, &[16 << 10, 16 << 10, 32 << 10, 64 << 10]),

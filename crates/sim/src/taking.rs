@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use stead_core::coordinator::{News, Step};
 use stead_core::ids::{Colour, Index, ShardId};
-use stead_core::records::encode_record;
+use stead_core::records::{Piece, encode_record};
 use stead_core::shard::Input;
 use stead_core::state::{Header, State};
 use stead_store::checkpoint::CheckpointError;
@@ -51,6 +51,10 @@ impl World<'_> {
         node.taking = Some(Taking { number, writer, sealed: None });
         if let Some(error) = failed {
             return self.checkpoint_failed(number, &error);
+        }
+        let node = self.node.as_mut().expect("checked above");
+        for shard in compact::renewals(&node.lineage, &self.profile.merge) {
+            node.shards[shard.0 as usize].force_full_snapshot();
         }
         for shard in self.topology.shards() {
             let delay = self.random(self.profile.channel_delay);
@@ -93,8 +97,9 @@ impl World<'_> {
         };
         let Some(writer) = taking.writer.as_mut() else { return Ok(()) };
         let it = &mut node.shards[shard.0 as usize];
-        let mut out = Vec::new();
-        let done = it.drain_snapshot(slice, &mut out);
+        let mut piece = Piece::default();
+        let done = it.drain_snapshot(slice, &mut piece);
+        let mut out = piece.to_vec();
         if late && done {
             for (key, value) in it.state().records().iter() {
                 encode_record(key, Some(value), &mut out);

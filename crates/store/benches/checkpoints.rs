@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use stead_core::ids::{Blob, Colour, Incarnation, ShardId, Time};
 use stead_core::record::RecordKey;
-use stead_core::records::Records;
+use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::bundle::BundleNames;
@@ -61,9 +61,9 @@ impl World {
             writer.begin_part(header, all).expect("begin");
             let mut done = false;
             while !done {
-                let mut piece = Vec::new();
+                let mut piece = Piece::default();
                 done = records.drain_snapshot(128, &mut piece);
-                writer.piece(shard, &piece).expect("piece");
+                writer.piece(shard, &piece.to_vec()).expect("piece");
             }
             writer.end_part(shard).expect("end");
         }

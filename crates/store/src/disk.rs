@@ -124,7 +124,13 @@ pub trait DiskFile: Send + Sync {
 
     /// A hint that the whole file will be read soon.
     fn read_ahead(&self) {}
+
+    /// A hint that a range, which is durable, will not be read soon.
+    fn let_go(&self, _offset: u64, _len: u64) {}
 }
+
+/// What disks read and write at once.
+pub const BLOCK_BYTES: usize = 4096;
 
 /// How [`Disk::open`] treats a file that exists or doesn't.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +141,9 @@ pub enum Open {
     New,
     /// It is created empty, or emptied if it exists.
     Replace,
+    /// As [`Open::Replace`], for much that will not be read soon: whole blocks of [`BLOCK_BYTES`] go past the system's
+    /// cache if they lie so in the file and in memory.
+    Stream,
 }
 
 /// The ownership of a disk's root; given up when dropped.

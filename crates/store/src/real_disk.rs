@@ -1,10 +1,10 @@
 //! A directory of the operating system as a [`Disk`].
 
-use crate::disk::{Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename};
-use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use crate::disk::{BLOCK_BYTES, Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Zeros are written and synced in pieces of this size, so that another file's sync never queues behind a whole segment.
@@ -64,11 +64,17 @@ impl Disk for RealDisk {
             Open::New => {
                 options.create_new(true);
             }
-            Open::Replace => {
+            Open::Replace | Open::Stream => {
                 options.create(true).truncate(true);
             }
         }
-        Ok(Box::new(RealFile(options.open(self.path(path)?)?)))
+        let path = self.path(path)?;
+        let file = options.open(&path)?;
+        // Not every file system can: then everything goes through its cache.
+        let direct = (open == Open::Stream).then(|| {
+            OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path).ok()
+        });
+        Ok(Box::new(RealFile { file, direct: direct.flatten() }))
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
@@ -145,13 +151,17 @@ struct RealLock {
 
 impl DiskLock for RealLock {}
 
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    /// The same file, past the system's cache.
+    direct: Option<File>,
+}
 
 impl DiskFile for RealFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < buf.len() {
-            match self.0.read_at(&mut buf[done..], offset + done as u64) {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(read) => done += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -162,11 +172,23 @@ impl DiskFile for RealFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        let fits = |number: usize| number.is_multiple_of(BLOCK_BYTES);
+        match &self.direct {
+            Some(direct) if fits(offset as usize) && fits(bytes.len()) && fits(bytes.as_ptr().addr()) => {
+                match direct.write_all_at(bytes, offset) {
+                    // Larger blocks than these are asked for.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                        self.file.write_all_at(bytes, offset)
+                    }
+                    written => written,
+                }
+            }
+            _ => self.file.write_all_at(bytes, offset),
+        }
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
@@ -175,7 +197,7 @@ impl DiskFile for RealFile {
             return Ok(());
         }
         // Fails at once and whole if there is no room. Not every file system can: then the zeros find out.
-        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), start, len - start) {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), start, len - start) {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
             Err(error) => return Err(error.into()),
         }
@@ -184,24 +206,28 @@ impl DiskFile for RealFile {
         let mut at = start;
         while at < len {
             let piece = usize::try_from(len - at).map_or(ZEROS, |left| left.min(ZEROS));
-            self.0.write_all_at(&zeros[..piece], at)?;
-            self.0.sync_data()?;
+            self.file.write_all_at(&zeros[..piece], at)?;
+            self.file.sync_data()?;
             at += piece as u64;
         }
         Ok(())
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn read_ahead(&self) {
         // Only a hint: a file system that refuses it reads correctly all the same.
-        let _ = rustix::fs::fadvise(&self.0, 0, None, Advice::Sequential);
-        let _ = rustix::fs::fadvise(&self.0, 0, None, Advice::WillNeed);
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::Sequential);
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::WillNeed);
+    }
+
+    fn let_go(&self, offset: u64, len: u64) {
+        let _ = rustix::fs::fadvise(&self.file, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
     }
 }

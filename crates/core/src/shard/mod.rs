@@ -17,6 +17,7 @@ use crate::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use crate::handler::{Call, Caller, Handler, Misuse, Outcome, Txn};
 use crate::ids::{Colour, Epoch, Index, Key, Seq, ServiceId, ShardId, Time};
 use crate::record::RecordKey;
+use crate::records::Piece;
 use crate::replica::{EpochConfig, Replica};
 use crate::state::State;
 use crate::topology::Topology;
@@ -181,7 +182,7 @@ impl Shard {
     }
 
     /// Appends up to `records` more records of the running snapshot to `out`; true once it is complete.
-    pub fn drain_snapshot(&mut self, records: usize, out: &mut Vec<u8>) -> bool {
+    pub fn drain_snapshot(&mut self, records: usize, out: &mut Piece) -> bool {
         self.state.records_mut().drain_snapshot(records, out)
     }
 

@@ -10,7 +10,7 @@ mod world;
 use stead_core::entry::{Cause, Entry, Reply};
 use stead_core::ids::{Blob, Colour, Epoch, Index, NodeId, RequestNumber, SessionId};
 use stead_core::record::{DeadLetter, RecordKey};
-use stead_core::records::{Records, decode_records};
+use stead_core::records::{Piece, Records, decode_records};
 use stead_core::shard::{Identity, Input, Refusal, Settings, StepOutcome};
 use stead_core::state::{Misfit, State};
 use world::{World, ok};
@@ -299,12 +299,12 @@ fn a_part_gives_the_state_at_its_marker_bit_for_bit_10() {
     world.give(shard, Input::Colour(Colour(1)));
     let at_marker = world.shards[shard.0 as usize].state().hash();
     world.request("a", "add later", Identity::None);
-    let mut section = Vec::new();
-    while !world.shards[shard.0 as usize].drain_snapshot(1, &mut section) {}
+    let mut piece = Piece::default();
+    while !world.shards[shard.0 as usize].drain_snapshot(1, &mut piece) {}
     let (header, all) = world.marked.pop().unwrap();
     assert!(!all);
     let mut records = Records::new();
-    for record in decode_records(&section) {
+    for record in decode_records(&piece.to_vec()) {
         let (key, value) = record.unwrap();
         records.load(key, value.map(Blob::from));
     }
@@ -567,9 +567,9 @@ fn records_of_a_failed_checkpoint_are_in_the_next_one() {
     // The first checkpoint is given up before its snapshot is drained.
     world.give(shard, Input::Colour(Colour(2)));
     assert!(world.marked[1].1, "the next part stands alone");
-    let mut section = Vec::new();
-    while !world.shards[shard.0 as usize].drain_snapshot(10, &mut section) {}
-    let keys: Vec<_> = decode_records(&section).map(|record| record.unwrap().0.to_vec()).collect();
+    let mut piece = Piece::default();
+    while !world.shards[shard.0 as usize].drain_snapshot(10, &mut piece) {}
+    let keys: Vec<_> = decode_records(&piece.to_vec()).map(|record| record.unwrap().0.to_vec()).collect();
     assert!(keys.contains(&RecordKey::process("a").as_bytes().to_vec()));
     world.give(shard, Input::Colour(Colour(3)));
     assert!(!world.marked[2].1);

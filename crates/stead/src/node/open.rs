@@ -149,6 +149,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     {
         let shared = Arc::clone(&shared);
         inner.spawn(Group::Log, "stead-segments", move || {
+            let_others_first();
             shared.preparer.run(&shared, &preparer).map_err(|error| error.to_string())
         })?;
     }
@@ -182,13 +183,17 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     if let Some(to) = limits.copies {
         let stage = Stage::new(Arc::clone(&shared), Arc::clone(&store), to);
         inner.spawn(Group::Checkpoints, "stead-stable", move || {
+            let_others_first();
             stage.run();
             Ok(())
         })?;
     }
     let checkpointer =
         Checkpointer::new(Arc::clone(&shared), store, limits.checkpoints, lineage, decided, last);
-    inner.spawn(Group::Checkpoints, "stead-checkpoint", move || checkpointer.run(&events))?;
+    inner.spawn(Group::Checkpoints, "stead-checkpoint", move || {
+        let_others_first();
+        checkpointer.run(&events)
+    })?;
     shared.await_active().map_err(OpenError::Failed)?;
     let recovery = RecoveryReport { duration: begun.elapsed(), ..inner.recovery };
     Ok(Node(Arc::new(inner.with_recovery(recovery))))
@@ -235,6 +240,13 @@ fn fresh_meta() -> Meta {
         clean: false,
         services: Vec::new(),
     }
+}
+
+/// Lowers this thread's priority: what callers wait for comes first when there are fewer cores than threads.
+pub(crate) fn let_others_first() {
+    const NICE: i32 = 5;
+    // Where it is refused, the thread competes as all others do.
+    let _ = rustix::process::setpriority_process(None, NICE);
 }
 
 /// Which threads end together.

@@ -3,6 +3,7 @@
 use super::Shared;
 use super::builder::CheckpointOptions;
 use super::inbox::{Command, Inbox};
+use super::open::let_others_first;
 use crate::cut::Cut;
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use stead_core::coordinator::{Coordinator, News, Step};
 use stead_core::ids::{Colour, Index, ShardId, Time};
+use stead_core::records::Piece;
 use stead_core::shard::Input;
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
@@ -30,12 +32,17 @@ use tokio::sync::oneshot;
 /// Bytes of snapshots that may wait to be written; over this, workers hold back.
 const BEHIND_BYTES: usize = 16 << 20;
 
+/// Snapshot bytes that are handed on at once: little enough to stay in a core's cache.
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
+/// Pieces whose room is kept for the next ones.
+const SPARE_MAX: usize = 16;
+
 /// What the checkpoint thread is told.
 pub(crate) enum Event {
     /// A shard has appended its marker, and its snapshot has begun.
     Begun { shard: ShardId, number: Colour, header: Box<Header>, all: bool },
     /// A piece of a shard's snapshot.
-    Records { shard: ShardId, number: Colour, bytes: Vec<u8>, done: bool },
+    Records { shard: ShardId, number: Colour, piece: Piece, done: bool },
     /// A shard's marker is committed.
     MarkerCommitted { shard: ShardId, number: Colour },
     /// Somebody wants a checkpoint now.
@@ -62,6 +69,8 @@ pub(crate) struct SnapshotQueue {
     /// For the status: the newest checkpoint and the one that runs; 0 is none.
     pub(crate) newest: AtomicU64,
     pub(crate) running: AtomicU64,
+    /// The room of pieces that were written.
+    spare: Mutex<Vec<Piece>>,
     /// Checkpoints that somebody reads, and how many do.
     pins: Mutex<BTreeMap<Colour, usize>>,
 }
@@ -87,6 +96,7 @@ impl SnapshotQueue {
             waiting: AtomicUsize::new(0),
             newest: AtomicU64::new(0),
             running: AtomicU64::new(0),
+            spare: Mutex::default(),
             pins: Mutex::default(),
         };
         (queue, receiver)
@@ -107,11 +117,24 @@ impl SnapshotQueue {
     }
 
     pub(crate) fn send(&self, event: Event) {
-        if let Event::Records { bytes, .. } = &event {
-            self.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
+        if let Event::Records { piece, .. } = &event {
+            self.waiting.fetch_add(piece.bytes(), Ordering::Relaxed);
         }
         // Without the thread there is nobody to tell: the node ends.
         let _ = self.sender.send(event);
+    }
+
+    /// An empty piece, with room if one is left.
+    pub(crate) fn spare(&self) -> Piece {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, mut piece: Piece) {
+        piece.clear();
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_MAX {
+            spare.push(piece);
+        }
     }
 
     pub(crate) fn is_behind(&self) -> bool {
@@ -270,6 +293,8 @@ pub(crate) struct Checkpointer {
     coordinator: Coordinator,
     lineage: Lineage,
     running: Option<Running>,
+    /// The piece that is written.
+    encoded: Vec<u8>,
     collector: Collector,
     merge: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
@@ -308,6 +333,7 @@ impl Checkpointer {
             coordinator,
             lineage,
             running: None,
+            encoded: Vec::new(),
             broken: BTreeSet::new(),
             wanted: Vec::new(),
         };
@@ -379,6 +405,9 @@ impl Checkpointer {
                 let wanted = std::mem::take(&mut self.wanted);
                 self.running = Some(Running { number, begun: Instant::now(), writer, wanted });
                 self.shared.snapshots.running.store(number.0, Ordering::Relaxed);
+                for shard in compact::renewals(&self.lineage, &Policy::default()) {
+                    self.shared.inboxes[self.shared.worker_of(shard)].push(Command::ForceFull(Some(shard)));
+                }
                 for inbox in &self.shared.inboxes {
                     inbox.push(Command::Every(Input::Colour(number)));
                 }
@@ -390,12 +419,13 @@ impl Checkpointer {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Begun { shard, number, header, all } => self.handle_begun(shard, number, *header, all),
-            Event::Records { shard, number, bytes, done } => {
-                if self.shared.snapshots.took(bytes.len()) {
+            Event::Records { shard, number, piece, done } => {
+                if self.shared.snapshots.took(piece.bytes()) {
                     // One that has nothing else to do sleeps.
                     self.shared.inboxes.iter().for_each(Inbox::wake);
                 }
-                self.handle_records(shard, number, &bytes, done);
+                self.handle_records(shard, number, &piece, done);
+                self.shared.snapshots.give_back(piece);
             }
             Event::MarkerCommitted { shard, number } => self.news(number, News::MarkerCommitted(shard)),
             Event::Wanted(wanted) => self.wanted.push(wanted),
@@ -423,9 +453,11 @@ impl Checkpointer {
         }
     }
 
-    fn handle_records(&mut self, shard: ShardId, number: Colour, bytes: &[u8], done: bool) {
+    fn handle_records(&mut self, shard: ShardId, number: Colour, piece: &Piece, done: bool) {
         let Some(running) = self.running.as_mut().filter(|running| running.number == number) else { return };
-        let written = running.writer.piece(shard, bytes);
+        self.encoded.clear();
+        piece.encode(&mut self.encoded);
+        let written = running.writer.piece(shard, &self.encoded);
         match written.and_then(|()| if done { running.writer.end_part(shard).map(|_| ()) } else { Ok(()) }) {
             Ok(()) if done => self.news(number, News::PartStored(shard)),
             Ok(()) => {}
@@ -514,6 +546,7 @@ impl Checkpointer {
         let (lineage, pace, stop) = (self.lineage.clone(), self.pace.clone(), Arc::clone(&self.stop));
         let id = (shared.topology.incarnation, self.coordinator.last());
         let spawned = std::thread::Builder::new().name("stead-merge".to_owned()).spawn(move || {
+            let_others_first();
             let merged = compact::run(&*store, &names, id, &lineage, &merge, &pace, &stop);
             shared.snapshots.send(Event::Merged(merged));
         });

@@ -6,7 +6,7 @@
 use super::Shared;
 use super::inbox::Command;
 use super::log::Submission;
-use super::snapshots::Event;
+use super::snapshots::{Event, PIECE_BYTES};
 use super::status::{WorkerStatus, shard_status};
 use super::tasks::Step;
 use crate::client::Reception;
@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use stead_core::handler::Handler;
 use stead_core::ids::{Epoch, Index, ShardId, Time};
+use stead_core::records::Piece;
 use stead_core::replica::EpochConfig;
 use stead_core::shard::{Answer, Effect, Input, Refusal, Shard};
 use stead_store::wal::Batch;
@@ -39,8 +40,6 @@ const NOT_READY_RETRY_MS: u64 = 5;
 const SLICE: Duration = Duration::from_micros(300);
 /// Records of a snapshot that are taken between two looks at the clock.
 const SLICE_RECORDS: usize = 64;
-/// Snapshot bytes that are handed on at once.
-const CHUNK_BYTES: usize = 1 << 20;
 
 pub(crate) struct Worker {
     shared: Arc<Shared>,
@@ -87,7 +86,7 @@ struct Slot {
 struct Draining {
     slot: u32,
     number: stead_core::ids::Colour,
-    bytes: Vec<u8>,
+    piece: Piece,
 }
 
 /// What a turn counts.
@@ -325,7 +324,7 @@ impl Worker {
                     let number = header.position.colour;
                     // What was left of an older snapshot belongs to a checkpoint that was given up.
                     self.draining.retain(|draining| draining.slot != slot);
-                    self.draining.push_back(Draining { slot, number, bytes: Vec::new() });
+                    self.draining.push_back(Draining { slot, number, piece: Piece::default() });
                     self.shared.snapshots.send(Event::Begun { shard: from, number, header, all });
                 }
                 Effect::MarkerCommitted(number) => {
@@ -521,12 +520,15 @@ impl Worker {
         }
         let begun = Instant::now();
         while let Some(draining) = self.draining.front_mut() {
+            if draining.piece.is_empty() {
+                draining.piece = self.shared.snapshots.spare();
+            }
             let shard = &mut self.shards[draining.slot as usize];
-            let done = shard.shard.drain_snapshot(SLICE_RECORDS, &mut draining.bytes);
-            if done || draining.bytes.len() >= CHUNK_BYTES {
+            let done = shard.shard.drain_snapshot(SLICE_RECORDS, &mut draining.piece);
+            if done || draining.piece.bytes() >= PIECE_BYTES {
                 let (shard, number) = (shard.id, draining.number);
-                let bytes = std::mem::take(&mut draining.bytes);
-                self.shared.snapshots.send(Event::Records { shard, number, bytes, done });
+                let piece = std::mem::take(&mut draining.piece);
+                self.shared.snapshots.send(Event::Records { shard, number, piece, done });
             }
             if done {
                 self.draining.pop_front();

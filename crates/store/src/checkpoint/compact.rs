@@ -1,9 +1,11 @@
 //! Merging bundles, so that a part has few sections and little that was replaced.
 //!
 //! Tiered: a run of bundles of one level becomes one of the next, so that each byte is rewritten once per level. Once
-//! the newer sections hold as many bytes as the oldest ones, everything is merged: what is read at a recovery stays
-//! about twice the state at most. A merge writes a new bundle, which counts once a manifest refers to it; a crash
-//! before leaves an object that [`collect`](crate::checkpoint::collect) deletes.
+//! a shard's newer sections hold as many bytes as its oldest one, its next part is to hold all its records, which are at
+//! hand in memory: [`renewals`] names a few such shards for each checkpoint, so that no checkpoint writes all of the
+//! state. Where that is not done, or not enough, everything is merged at last: what is read at a recovery stays about
+//! three times the state at most. A merge writes a new bundle, which counts once a manifest refers to it; a crash before
+//! leaves an object that [`collect`](crate::checkpoint::collect) deletes.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BLOCK_BYTES, Block, Bundle, BundleNames, BundleRef, BundleWriter};
@@ -22,15 +24,21 @@ pub struct Policy {
     /// As many neighbouring bundles of one level are merged: 2 to 256. Default 16.
     pub fan_in: usize,
     /// Everything is merged once the newer sections hold this share of the bytes of the oldest ones, in percent: 1 and
-    /// more. Default 100.
+    /// more. Default 200.
     pub growth: u64,
+    /// A shard is due for renewal once its newer sections hold this share of the bytes of its oldest one, in percent: 1
+    /// and more. Default 100.
+    pub renewal: u64,
+    /// Most bytes that renewals may add to one checkpoint, as a share of all oldest sections, in percent; one shard is
+    /// renewed however large it is. Default 12.
+    pub renewal_budget: u64,
     /// Newer sections of fewer bytes than this are not worth a merge of everything. Default 4 MiB.
     pub growth_bytes_min: u64,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { fan_in: 16, growth: 100, growth_bytes_min: 4 << 20 }
+        Self { fan_in: 16, growth: 200, renewal: 100, renewal_budget: 12, growth_bytes_min: 4 << 20 }
     }
 }
 
@@ -84,6 +92,39 @@ pub fn plan(lineage: &Lineage, policy: &Policy) -> Option<Merge> {
         end = next_end;
     }
     None
+}
+
+/// The shards whose next part should hold all their records, so that what they have stored is replaced. Pure.
+#[must_use]
+pub fn renewals(lineage: &Lineage, policy: &Policy) -> Vec<ShardId> {
+    let bytes_min = policy.growth_bytes_min / lineage.shards().count().max(1) as u64;
+    let mut all = 0;
+    let mut due = Vec::new();
+    for (shard, sections) in lineage.shards() {
+        let oldest = sections[0].bytes;
+        let newer: u64 = sections[1..].iter().map(|section| section.bytes).sum();
+        all += oldest;
+        if newer >= bytes_min.max(1)
+            && u128::from(newer) * 100 >= u128::from(oldest) * u128::from(policy.renewal)
+        {
+            // What changes between two checkpoints would be written anyway.
+            let last = sections[sections.len() - 1].bytes;
+            due.push((
+                u128::from(newer) * 1000 / u128::from(oldest.max(1)),
+                shard,
+                oldest.saturating_sub(last),
+            ));
+        }
+    }
+    due.sort_unstable_by(|a, b| b.cmp(a));
+    let budget = u128::from(all) * u128::from(policy.renewal_budget) / 100;
+    let mut added = 0;
+    let within = due.into_iter().take_while(|(.., extra)| {
+        let first = added == 0;
+        added += u128::from(*extra);
+        first || added <= budget
+    });
+    within.map(|(_, shard, _)| shard).collect()
 }
 
 /// A merge that was carried out; it counts once it is applied to a lineage and a manifest is written from that.

@@ -1,6 +1,6 @@
 //! Where checkpoints are kept: named objects that are written once, and read, listed and deleted.
 
-use crate::disk::{Disk, DiskFile, Open, is_full, read_exact_at};
+use crate::disk::{BLOCK_BYTES, Disk, DiskFile, Open, is_full, read_exact_at};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -276,8 +276,9 @@ impl Latch {
 }
 
 impl DiskStore {
-    /// Bytes between two syncs of a large object: small, so that no sync writes much at once and holds up the log's.
-    const SYNC_BYTES: usize = 4 << 20;
+    /// Bytes between two syncs of a large object: few, so that where they go through the system's cache no sync writes
+    /// much at once and holds up the log's.
+    const SYNC_BYTES: usize = 16 << 20;
     /// Directories of a store, made when it is opened.
     const DIRS: [&str; 2] = ["bundles", "manifests"];
 
@@ -336,7 +337,7 @@ impl DiskStore {
         let path = self.path(name);
         let temporary = format!("{path}{TEMPORARY}");
         let file =
-            self.disk.open(&temporary, Open::Replace).map_err(|source| self.io("create", name, source))?;
+            self.disk.open(&temporary, Open::Stream).map_err(|source| self.io("create", name, source))?;
         Ok(Box::new(DiskWriter {
             disk: Arc::clone(&self.disk),
             latch: self.latch.clone(),
@@ -345,6 +346,7 @@ impl DiskStore {
             root: self.root.clone(),
             path,
             temporary,
+            blocks: Blocks::new(),
             at: 0,
             unsynced: 0,
             meter: Meter::new(pace),
@@ -430,10 +432,51 @@ struct DiskWriter {
     root: String,
     path: String,
     temporary: String,
+    /// What is to be written at `at`.
+    blocks: Blocks,
     at: u64,
     unsynced: usize,
     meter: Meter,
     finished: bool,
+}
+
+/// Bytes that wait to be written in whole blocks, aligned in memory as in the file.
+struct Blocks {
+    bytes: Vec<u8>,
+    /// Where they begin in `bytes`.
+    start: usize,
+}
+
+impl Blocks {
+    /// Bytes that are written at once.
+    const LEN: usize = 1 << 20;
+
+    fn new() -> Self {
+        let mut bytes: Vec<u8> = Vec::with_capacity(Self::LEN + BLOCK_BYTES);
+        let start = bytes.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
+        bytes.resize(start, 0);
+        Self { bytes, start }
+    }
+
+    /// Takes as many of the bytes as there is room for, and gives the rest.
+    fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let room = self.start + Self::LEN - self.bytes.len();
+        let (taken, rest) = bytes.split_at(room.min(bytes.len()));
+        self.bytes.extend_from_slice(taken);
+        rest
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.len() == self.start + Self::LEN
+    }
+
+    fn filled(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    fn clear(&mut self) {
+        self.bytes.truncate(self.start);
+    }
 }
 
 impl DiskWriter {
@@ -441,23 +484,40 @@ impl DiskWriter {
         io_error(action, &self.name, &self.root, source)
     }
 
+    fn write_blocks(&mut self) -> Result<(), StoreError> {
+        let bytes = self.blocks.filled();
+        self.meter.spend(bytes.len());
+        // Only the end of an object is no whole block.
+        let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % BLOCK_BYTES);
+        for piece in [whole, rest].into_iter().filter(|piece| !piece.is_empty()) {
+            let written = self.file.write_at(piece, self.at);
+            written.map_err(|source| self.io("write", source))?;
+            self.at += piece.len() as u64;
+        }
+        self.unsynced += bytes.len();
+        self.blocks.clear();
+        Ok(())
+    }
+
     fn sync(&mut self) -> Result<(), StoreError> {
-        self.unsynced = 0;
         let synced = self.file.sync_data();
-        synced.map_err(|source| self.latch.fail_unless_full(self.io("sync", source)))
+        synced.map_err(|source| self.latch.fail_unless_full(self.io("sync", source)))?;
+        let synced = std::mem::take(&mut self.unsynced) as u64;
+        // What went into the system's cache makes room for the next piece there.
+        self.file.let_go(self.at - synced, synced);
+        Ok(())
     }
 }
 
 impl BlobWriter for DiskWriter {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        for piece in bytes.chunks(DiskStore::SYNC_BYTES) {
-            self.meter.spend(piece.len());
-            let written = self.file.write_at(piece, self.at);
-            written.map_err(|source| self.io("write", source))?;
-            self.at += piece.len() as u64;
-            self.unsynced += piece.len();
-            if self.unsynced >= DiskStore::SYNC_BYTES {
-                self.sync()?;
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        while !bytes.is_empty() {
+            bytes = self.blocks.fill(bytes);
+            if self.blocks.is_full() {
+                self.write_blocks()?;
+                if self.unsynced >= DiskStore::SYNC_BYTES {
+                    self.sync()?;
+                }
             }
         }
         Ok(())
@@ -465,6 +525,9 @@ impl BlobWriter for DiskWriter {
 
     fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
         self.latch.check(&self.root)?;
+        if !self.blocks.filled().is_empty() {
+            self.write_blocks()?;
+        }
         self.sync()?;
         let renamed = self.disk.rename(&self.temporary, &self.path);
         renamed.map_err(|source| self.latch.fail_unless_full(self.io("name", source)))?;

@@ -5,7 +5,7 @@ use super::callers::{Calls, drive, runtime};
 use super::figures::{Goal, Report, quantile};
 use super::messages::wait;
 use super::room::Room;
-use super::{BenchArgs, failed};
+use super::{BenchArgs, failed, usage};
 use crate::failure::Failure;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -67,14 +67,19 @@ fn quiet(node: &Node) -> Result<(), Failure> {
 fn side_by_side(args: &BenchArgs, node: &Node, report: &mut Report) -> Result<(), Failure> {
     let (mut without, mut with, mut shares) = (Vec::new(), Vec::new(), Vec::new());
     let (mut p999_without, mut p999_with, mut more) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut cost_without, mut cost_with) = (Vec::new(), Vec::new());
     let mut checkpoints = 0;
     load(args, node, Duration::from_secs(2).min(args.round()))?;
     for _ in 0..args.rounds {
         quiet(node)?;
+        let used = usage::process_seconds();
         let calm = load(args, node, args.round())?;
+        cost_without.push((usage::process_seconds() - used) * 1e6 / calm.micros.len() as f64);
         let before = node.metrics().checkpoints;
         node.set_checkpoint_interval(EACH_SECOND);
+        let used = usage::process_seconds();
         let busy = load(args, node, args.round())?;
+        cost_with.push((usage::process_seconds() - used) * 1e6 / busy.micros.len() as f64);
         quiet(node)?;
         checkpoints += node.metrics().checkpoints - before;
         without.push(calm.rate());
@@ -88,6 +93,8 @@ fn side_by_side(args: &BenchArgs, node: &Node, report: &mut Report) -> Result<()
     report.add(WORKLOAD, "answered without checkpoints", "1/s", &without, None);
     report.add(WORKLOAD, "answered with one each second", "1/s", &with, None);
     report.add(WORKLOAD, "throughput with, of that without", "%", &shares, Some(Goal::AtLeast(90.0)));
+    report.add(WORKLOAD, "processor time of an answer without", "us", &cost_without, None);
+    report.add(WORKLOAD, "processor time of an answer with", "us", &cost_with, None);
     report.add(WORKLOAD, "p99.9 without", "ms", &p999_without, None);
     report.add(WORKLOAD, "p99.9 with", "ms", &p999_with, None);
     report.add(WORKLOAD, "p99.9 more with than without", "ms", &more, Some(Goal::AtMost(5.0)));

@@ -42,6 +42,14 @@ pub(super) fn nanos_each(
     after.iter().map(used).collect()
 }
 
+/// Processor seconds of this process, threads that have ended included.
+pub(super) fn process_seconds() -> f64 {
+    fs::read_to_string("/proc/self/stat")
+        .ok()
+        .and_then(|stat| parse_stat(&stat))
+        .map_or(0.0, |(_, used)| used)
+}
+
 /// This process's memory that is in use, in bytes.
 pub(super) fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

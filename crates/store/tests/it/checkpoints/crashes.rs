@@ -16,7 +16,8 @@ use stead_store::checkpoint::store::{BlobStore, Pace};
 use stead_store::disk::{Disk, Open};
 use stead_store::sim_disk::SimDisk;
 
-const POLICY: Policy = Policy { fan_in: 2, growth: 100, growth_bytes_min: 0 };
+const POLICY: Policy =
+    Policy { fan_in: 2, growth: 100, renewal: 100, renewal_budget: 12, growth_bytes_min: 0 };
 
 /// Takes a checkpoint, merges, takes another one and collects; notes what was promised on the way.
 fn work(

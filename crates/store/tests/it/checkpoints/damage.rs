@@ -151,7 +151,7 @@ fn unknown_versions_are_told_from_damage() {
 #[test]
 fn a_collection_stops_at_a_manifest_that_it_can_not_read() {
     let (disk, store, mut cluster) = small(6);
-    merge(&mut cluster, &store, &Policy { fan_in: 2, growth: 100, growth_bytes_min: 0 });
+    merge(&mut cluster, &store, &Policy { fan_in: 2, growth: 100, growth_bytes_min: 0, ..Policy::default() });
     give_up(&store, &cluster.topology, Colour(4), Time(0), &cluster.names, "a test").unwrap();
     for number in 1..=4 {
         let path = format!("checkpoints/{}", manifest_name(Colour(number)));

@@ -35,7 +35,11 @@ fn write() {
             text
         });
         if round == 1 {
-            assert!(merge(&mut cluster, &store, &Policy { fan_in: 2, growth: 10, growth_bytes_min: 0 }));
+            assert!(merge(
+                &mut cluster,
+                &store,
+                &Policy { fan_in: 2, growth: 10, growth_bytes_min: 0, ..Policy::default() }
+            ));
         }
     }
     give_up(&store, &cluster.topology, Colour(4), Time(4), &cluster.names, "a fixture").unwrap();

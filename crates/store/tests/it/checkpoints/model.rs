@@ -9,7 +9,7 @@ use stead_core::ids::{
 use stead_core::record::{
     IdempotencyRecord, RecordKey, SessionRecord, TaskRecord, TimerRecord, encode_value,
 };
-use stead_core::records::Records;
+use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Message, State};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
@@ -252,10 +252,10 @@ impl Cluster {
             }
             let at = self.rng.usize(0..open.len());
             let slice = self.rng.usize(1..9);
-            let mut piece = Vec::new();
+            let mut piece = Piece::default();
             let done = self.shards[open[at].0 as usize].mirror.drain_snapshot(slice, &mut piece);
             if let Ok(writer) = &mut writer {
-                let written = writer.piece(open[at], &piece).and_then(|()| match done {
+                let written = writer.piece(open[at], &piece.to_vec()).and_then(|()| match done {
                     true => writer.end_part(open[at]).map(drop),
                     false => Ok(()),
                 });
@@ -274,7 +274,7 @@ impl Cluster {
     /// After a failed checkpoint every shard's next part is whole.
     fn fail(&mut self, error: CheckpointError) -> CheckpointError {
         for shard in &mut self.shards {
-            let mut dropped = Vec::new();
+            let mut dropped = Piece::default();
             while !shard.mirror.drain_snapshot(100, &mut dropped) {}
             shard.full_next = true;
         }

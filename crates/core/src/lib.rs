@@ -18,6 +18,7 @@ pub mod ids;
 pub mod record;
 pub mod records;
 pub mod replica;
+pub mod room;
 pub mod shard;
 pub mod shard_map;
 pub mod state;

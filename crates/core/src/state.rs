@@ -9,6 +9,7 @@ use crate::record::{
     Waiting, decode_value, encode_value,
 };
 use crate::records::Records;
+use crate::room;
 use crate::shard_map::ShardMap;
 use minicbor::{Decode, Encode};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -432,6 +433,7 @@ impl State {
             self.outbox_bytes -= message.weight();
             outbox.messages.pop_front();
         }
+        room::give_back(&mut outbox.messages);
     }
 
     fn write(&mut self, key: &RecordKey, value: Option<Blob>) -> Result<(), Misfit> {

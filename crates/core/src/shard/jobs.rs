@@ -6,6 +6,7 @@ use crate::entry::{Cause, Entry, Reply, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
 use crate::record::{AttemptRecord, Kind, RecordKey, Retry, TaskRecord, TimerRecord, Waiting, encode_value};
+use crate::room;
 use crate::shard_map::ShardMap;
 use crate::state::{Message, State};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -231,6 +232,7 @@ impl Shard {
                 continue;
             }
             let job = self.jobs.pop().expect("ready means that there is one");
+            room::give_back(&mut self.jobs.queue);
             match job.work {
                 Work::Message { from, message } => self.run_message(from, &message, handler, out),
                 Work::Local(seq) => self.run_local(seq, handler, out),

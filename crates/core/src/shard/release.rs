@@ -4,6 +4,7 @@ use super::{Answer, Effect, Settings};
 use crate::entry::{Cause, Entry};
 use crate::ids::{Colour, Index, Seq, ShardId, TaskId, Time};
 use crate::record::{Kind, RecordKey, Waiting};
+use crate::room;
 use crate::shard_map::ShardMap;
 use crate::state::{Message, State};
 use std::collections::VecDeque;
@@ -121,6 +122,8 @@ impl Release {
                 }
             }
         }
+        room::give_back(&mut self.held);
+        room::give_back(&mut self.moved);
         for to in ready {
             let channel = self.channels.get_or_default(to);
             let first = channel.released.next();

@@ -20,6 +20,7 @@ use stead_core::handler::Handler;
 use stead_core::ids::{Epoch, Index, ShardId, Time};
 use stead_core::records::Piece;
 use stead_core::replica::EpochConfig;
+use stead_core::room;
 use stead_core::shard::{Answer, Effect, Input, Refusal, Shard};
 use stead_store::wal::Batch;
 
@@ -186,6 +187,7 @@ impl Worker {
         self.hand_on();
         let sweep_in = self.sweep(now);
         if !busy && self.local.is_empty() {
+            self.give_back();
             self.renew_deadlines();
             let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
             let retry = self.retries.iter().map(|(at, ..)| *at).min();
@@ -194,6 +196,22 @@ impl Worker {
             // While the log works on a submission its news is near.
             let spins = if self.submitted.is_empty() { shared.spins_idle } else { shared.spins_waiting };
             inbox.park(now, until, spins);
+        }
+    }
+
+    /// A rush is over: what it needed is given back.
+    fn give_back(&mut self) {
+        const KEPT: usize = 4096;
+        if self.arrived.capacity() > KEPT {
+            self.arrived.shrink_to(KEPT);
+        }
+        if self.effects.capacity() > KEPT {
+            self.effects.shrink_to(KEPT);
+        }
+        for inputs in &mut self.outgoing {
+            if inputs.capacity() > KEPT {
+                inputs.shrink_to(KEPT);
+            }
         }
     }
 
@@ -361,6 +379,7 @@ impl Worker {
                 let Some((shard, input)) = self.local.pop_front() else { break };
                 self.give_to(now, shard, input);
             }
+            room::give_back(&mut self.local);
             if begun.elapsed() >= TURN {
                 return !self.local.is_empty();
             }

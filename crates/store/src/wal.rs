@@ -16,6 +16,7 @@ mod frame;
 mod live;
 mod recovery;
 mod segment;
+mod window;
 
 pub use batch::{Batch, Record};
 pub use error::{Damage, WalError};

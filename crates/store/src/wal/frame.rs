@@ -75,8 +75,19 @@ pub(crate) fn seal(buf: &mut Vec<u8>, header: &FrameHeader, log_id: u64) -> u32 
     checksum
 }
 
-/// Reads the batch at the start of `bytes`, which reach to the end of segment `segment`.
-pub(crate) fn parse(bytes: &[u8], segment: u64, log_id: u64) -> Result<Frame<'_>, Damage> {
+/// How many of the `rest` bytes of a segment the batch at the start of `bytes`, at least a block of them, claims; a block
+/// if it can't be one.
+pub(crate) fn claimed(bytes: &[u8], rest: usize, segment: u64) -> usize {
+    let Some(head) = bytes.get(..HEADER) else { return BLOCK.min(rest) };
+    if head[..4] != MAGIC || u64_at(head, 16) != segment {
+        return BLOCK.min(rest);
+    }
+    let payload = usize::try_from(u32_at(head, 8)).unwrap_or(usize::MAX);
+    if payload > rest.saturating_sub(HEADER) { BLOCK.min(rest) } else { span(payload).min(rest) }
+}
+
+/// Reads the batch at the start of `bytes`, which hold what it claims of the `rest` bytes of segment `segment`.
+pub(crate) fn parse(bytes: &[u8], rest: usize, segment: u64, log_id: u64) -> Result<Frame<'_>, Damage> {
     let Some(head) = bytes.get(..HEADER) else { return Err(Damage::NoBatch) };
     if head[..4] != MAGIC {
         return Err(Damage::NoBatch);
@@ -86,11 +97,11 @@ pub(crate) fn parse(bytes: &[u8], segment: u64, log_id: u64) -> Result<Frame<'_>
         return Err(Damage::Stale { found });
     }
     let len = u32_at(head, 8);
-    let payload = usize::try_from(len).ok().filter(|len| *len <= bytes.len().saturating_sub(HEADER));
-    let Some(payload) = payload else { return Err(Damage::Length { len, max: bytes.len() - HEADER }) };
+    let payload = usize::try_from(len).ok().filter(|len| *len <= rest.saturating_sub(HEADER));
+    let Some(payload) = payload else { return Err(Damage::Length { len, max: rest - HEADER }) };
     let span = span(payload);
     let Some(whole) = bytes.get(..span) else {
-        return Err(Damage::Length { len, max: bytes.len() - HEADER });
+        return Err(Damage::Length { len, max: rest - HEADER });
     };
     let checksum = checksum(&whole[CHECKED..], log_id);
     if checksum != u32_at(head, 4) {

@@ -5,8 +5,9 @@ use super::batch::{Record, split_record};
 use super::error::{Damage, WalError};
 use super::frame::{self, BLOCK, Frame};
 use super::segment::{SEGMENT_MAX, check_header, log_path};
+use super::window::Window;
 use super::{Position, Wal};
-use crate::disk::{Disk, Open, read_exact_at};
+use crate::disk::{Disk, Open};
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -68,7 +69,7 @@ impl WalReader {
         mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
     ) -> Result<(), WalError> {
         let Extent { oldest, last } = self.published.get();
-        let mut reading = Reading { last, before: None, buf: Vec::new() };
+        let mut reading = Reading { last, before: None, window: Window::default() };
         let mut id = oldest;
         while id <= last.segment {
             match reading.segment(self, id, &mut |record| visit(record).map_err(Into::into)) {
@@ -97,7 +98,7 @@ struct Reading {
     last: Position,
     /// The batch before the next one, unless segments were passed over.
     before: Option<u64>,
-    buf: Vec<u8>,
+    window: Window,
 }
 
 impl Reading {
@@ -114,15 +115,17 @@ impl Reading {
         let bytes = file.len().map_err(WalError::io("look at", &path))?;
         // The limit stands before the allocation: the length is the file system's word.
         let len = usize::try_from(bytes).ok().filter(|_| bytes <= SEGMENT_MAX);
-        let mut buf = std::mem::take(&mut self.buf);
-        buf.resize(len.ok_or_else(|| corrupt(0, Damage::Range))?, 0);
-        read_exact_at(&*file, &mut buf, 0).map_err(WalError::io("read", &path))?;
-        check_header(&buf, &path, id, log.log_id, bytes)?;
+        let end = len.ok_or_else(|| corrupt(0, Damage::Range))?;
+        let mut window = std::mem::take(&mut self.window);
+        window.clear();
+        let head = window.batch(&*file, 0, end, id).map_err(WalError::io("read", &path))?;
+        check_header(head, &path, id, log.log_id, bytes)?;
 
         let mut offset = BLOCK;
         let is_last = id == self.last.segment;
-        while offset < buf.len() {
-            let found = match frame::parse(&buf[offset..], id, log.log_id) {
+        while offset < end {
+            let head = window.batch(&*file, offset, end, id).map_err(WalError::io("read", &path))?;
+            let found = match frame::parse(head, end - offset, id, log.log_id) {
                 Ok(found) => found,
                 // The end of a segment that is full.
                 Err(Damage::NoBatch | Damage::Stale { .. }) if !is_last => break,
@@ -142,7 +145,7 @@ impl Reading {
             }
             offset += found.span;
         }
-        self.buf = buf;
+        self.window = window;
         Ok(ControlFlow::Continue(()))
     }
 

@@ -12,6 +12,7 @@ use super::batch::{Record, ShardTops, split_record, u64_at};
 use super::error::{Damage, WalError};
 use super::frame::{self, BLOCK, Frame};
 use super::segment::{FileKind, SEGMENT_MAX, SEGMENT_MIN, check_header, file_kind, free_path, log_path};
+use super::window::Window;
 use super::{Cut, Opened, WalOptions};
 use crate::disk::{Disk, DiskFile, Open, read_exact_at};
 use std::collections::VecDeque;
@@ -102,12 +103,12 @@ pub(crate) fn scan(disk: &dyn Disk, options: &WalOptions, visit: &mut Visitor<'_
         is_done: false,
     };
     scanner.find_files(disk)?;
-    let mut buf = Vec::new();
+    let mut window = Window::default();
     for at in 0..scanner.scan.segments.len() {
         if let Some(next) = scanner.scan.segments.get(at + 1) {
             next.file.read_ahead();
         }
-        scanner.read_segment(at, &mut buf)?;
+        scanner.read_segment(at, &mut window)?;
         if scanner.is_done {
             return Ok(scanner.scan);
         }
@@ -155,7 +156,7 @@ impl Scanner<'_, '_> {
         Ok(())
     }
 
-    fn read_segment(&mut self, segment: usize, buf: &mut Vec<u8>) -> Result<(), WalError> {
+    fn read_segment(&mut self, segment: usize, window: &mut Window) -> Result<(), WalError> {
         let Found { id, bytes, .. } = self.scan.segments[segment];
         let path = self.path(segment);
         let start = Place { segment, offset: 0 };
@@ -163,19 +164,21 @@ impl Scanner<'_, '_> {
         if id == 0 || id == u64::MAX || bytes > SEGMENT_MAX {
             return Err(self.corrupt(start, Damage::Range));
         }
-        buf.resize(usize::try_from(bytes).map_err(|_| self.corrupt(start, Damage::Range))?, 0);
-        read_exact_at(&*self.scan.segments[segment].file, buf, 0).map_err(WalError::io("read", &path))?;
-        check_header(buf, &path, id, self.options.log_id, bytes)?;
+        let end = usize::try_from(bytes).map_err(|_| self.corrupt(start, Damage::Range))?;
+        window.clear();
+        let head = window.batch(&*self.scan.segments[segment].file, 0, end, id);
+        check_header(head.map_err(WalError::io("read", &path))?, &path, id, self.options.log_id, bytes)?;
         if bytes < SEGMENT_MIN || !bytes.is_multiple_of(BLOCK as u64) {
             return Err(self.corrupt(start, Damage::Range));
         }
 
         let mut stop: Option<Break> = None;
         let mut offset = BLOCK;
-        while offset < buf.len() && !self.is_done {
+        while offset < end && !self.is_done {
             let place = Place { segment, offset };
-            let head = &buf[offset..];
-            match frame::parse(head, id, self.options.log_id) {
+            let head = window.batch(&*self.scan.segments[segment].file, offset, end, id);
+            let head = head.map_err(WalError::io("read", &path))?;
+            match frame::parse(head, end - offset, id, self.options.log_id) {
                 Ok(found) => {
                     self.mark = self.mark.max(found.header.synced);
                     // Only the first batch of a segment can explain why the one before stopped.

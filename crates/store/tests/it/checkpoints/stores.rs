@@ -102,7 +102,7 @@ fn a_simulated_disk() {
 fn a_store_takes_nothing_more_after_a_failed_sync() {
     type Step = fn(&dyn BlobStore) -> Result<(), StoreError>;
     let put: Step = |store| store.put_new("manifests/a.json", b"one").map(drop);
-    let large: Step = |store| store.create("bundles/large", &Pace::unlimited())?.write(&vec![1; 5 << 20]);
+    let large: Step = |store| store.create("bundles/large", &Pace::unlimited())?.write(&vec![1; 17 << 20]);
     let finish: Step = |store| store.create("bundles/small", &Pace::unlimited())?.finish();
     let delete: Step = |store| store.delete("bundles/old");
     for step in [put, large, finish, delete] {

@@ -91,25 +91,24 @@ async fn supervise(listener: TcpListener) -> Result<(), Failure> {
     }
 }
 
-/// Lets the allocator use huge pages where the system has them: a shard's records are spread over all of its memory, and
-/// with small pages the processor looks for addresses as long as for the data. Read by the allocator at the start of a
-/// process; a value that is set already stands.
-const HUGE_PAGES: &str = "MIMALLOC_ALLOW_LARGE_OS_PAGES";
+/// What the allocator is told at the start of a process, unless it is set already: to give memory back soon, and to take
+/// no huge pages, of which one small record holds 2 MiB.
+const ALLOCATOR: [(&str, &str); 2] = [("MIMALLOC_PURGE_DELAY", "10"), ("MIMALLOC_ALLOW_THP", "0")];
 
-fn huge_pages() -> OsString {
-    std::env::var_os(HUGE_PAGES).unwrap_or_else(|| "1".into())
+fn allocator() -> impl Iterator<Item = (&'static str, OsString)> {
+    ALLOCATOR.iter().map(|(name, value)| (*name, std::env::var_os(name).unwrap_or_else(|| value.into())))
 }
 
-/// Starts this program again in the same process, with huge pages as the server's process has them.
-pub(crate) fn take_huge_pages() -> Result<(), Failure> {
-    if std::env::var_os(HUGE_PAGES).is_some() {
+/// Starts this program again in the same process, with the allocator as the server's process has it.
+pub(crate) fn set_allocator() -> Result<(), Failure> {
+    if ALLOCATOR.iter().all(|(name, _)| std::env::var_os(name).is_some()) {
         return Ok(());
     }
     let failed =
         |error: std::io::Error| Failure::new(Exit::Failed, "can't start this program again").cause(error);
     let program = std::env::current_exe().map_err(failed)?;
     let mut again = std::process::Command::new(program);
-    again.args(std::env::args_os().skip(1)).env(HUGE_PAGES, huge_pages());
+    again.args(std::env::args_os().skip(1)).envs(allocator());
     Err(failed(CommandExt::exec(&mut again)))
 }
 
@@ -120,7 +119,7 @@ fn spawn(listener: &TcpListener) -> std::io::Result<Child> {
         .args(arguments)
         .arg(CHILD_OPTION)
         .arg(std::process::id().to_string())
-        .env(HUGE_PAGES, huge_pages())
+        .envs(allocator())
         .stdin(Stdio::from(socket))
         .kill_on_drop(true)
         .spawn()

@@ -109,7 +109,7 @@ pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<(), Failure> {
         Workload::MemoryChild => return memory::run_child(args),
         _ => {}
     }
-    supervise::take_huge_pages()?;
+    supervise::set_allocator()?;
     if cfg!(debug_assertions) {
         eprintln!("stead: this is a debug build: its figures say nothing");
     }

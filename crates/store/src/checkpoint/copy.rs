@@ -136,7 +136,7 @@ pub fn copy(
 fn copy_bundle(source: &Bundle, bytes: u64, to: &dyn BlobStore, pace: &Pace) -> Result<(), CheckpointError> {
     let blocks = source.blocks();
     let mut blocks = blocks.iter().peekable();
-    let mut writer = to.create(source.name(), pace)?;
+    let mut writer = to.create_sized(source.name(), bytes, pace)?;
     let mut buf = Vec::new();
     let mut at = 0;
     while at < bytes {

@@ -13,11 +13,22 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
-/// Parts of large objects: all but the last have this size, as some services demand. S3 takes 10,000 of them.
-const PART_BYTES: usize = 16 << 20;
+/// Least bytes of a part of a large object; all but the last have one size, as some services demand.
+const PART_BYTES: u64 = 16 << 20;
+/// Most parts of an object that S3 takes.
+const PARTS_MAX: u64 = 10_000;
+/// How long the end of an upload that was broken off is waited for.
+const ABORT_WAIT: Duration = Duration::from_secs(2);
+
+/// The size of the parts of an object of so many bytes.
+fn part_bytes(bytes: u64) -> usize {
+    bytes.div_ceil(PARTS_MAX).max(PART_BYTES) as usize
+}
 
 /// A store behind an address.
 pub struct RemoteStore {
@@ -202,11 +213,16 @@ impl BlobStore for RemoteStore {
     }
 
     fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
+        self.create_sized(name, 0, pace)
+    }
+
+    fn create_sized(&self, name: &str, bytes: u64, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
         Ok(Box::new(RemoteWriter {
             inner: Arc::clone(&self.inner),
             name: name.to_owned(),
             path: path(name)?,
             buffer: Vec::new(),
+            part_bytes: part_bytes(bytes),
             upload: None,
             meter: Meter::new(pace),
         }))
@@ -246,6 +262,7 @@ struct RemoteWriter {
     name: String,
     path: Path,
     buffer: Vec<u8>,
+    part_bytes: usize,
     /// Begun with the second part: a small object is put at once.
     upload: Option<Box<dyn MultipartUpload>>,
     meter: Meter,
@@ -270,10 +287,10 @@ impl BlobWriter for RemoteWriter {
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         while !bytes.is_empty() {
             // A full buffer waits for more: the last part may have any size, and one part alone needs no upload.
-            if self.buffer.len() == PART_BYTES {
+            if self.buffer.len() == self.part_bytes {
                 self.put_part()?;
             }
-            let (piece, rest) = bytes.split_at(bytes.len().min(PART_BYTES - self.buffer.len()));
+            let (piece, rest) = bytes.split_at(bytes.len().min(self.part_bytes - self.buffer.len()));
             self.buffer.extend_from_slice(piece);
             bytes = rest;
         }
@@ -300,8 +317,10 @@ impl BlobWriter for RemoteWriter {
 impl Drop for RemoteWriter {
     fn drop(&mut self) {
         if let Some(mut upload) = self.upload.take() {
-            // The service drops what is left of an upload in the end; nobody sees it before.
-            let _ = self.inner.wait(upload.abort());
+            // Also after it was broken off: the parts cost until they are dropped. Nobody sees them, and a service that does
+            // not answer now drops them by its own rules, or keeps them.
+            let runtime = self.inner.runtime.as_ref().expect("it is taken when this is dropped");
+            let _ = runtime.block_on(async { timeout(ABORT_WAIT, upload.abort()).await });
         }
     }
 }
@@ -339,5 +358,77 @@ impl BlobReader for RemoteReader {
         }
         buf.copy_from_slice(&read);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::{PutResult, UploadPart};
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn the_parts_that_a_service_takes_are_enough_for_any_object() {
+        assert_eq!([0, 1, 160_000 << 20].map(part_bytes), [16 << 20; 3]);
+        // 5 TiB, the largest object of S3.
+        for bytes in [(160_000 << 20) + 1, 1 << 40, 5 << 40] {
+            let part = part_bytes(bytes) as u64;
+            assert!(
+                (PART_BYTES..1 << 30).contains(&part) && bytes.div_ceil(part) <= PARTS_MAX,
+                "{bytes}: {part}"
+            );
+        }
+    }
+
+    #[derive(Debug)]
+    struct Upload(Arc<AtomicBool>);
+
+    type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+    impl MultipartUpload for Upload {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn complete<'a, 'b>(&'a mut self) -> Answer<'b, PutResult>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            Box::pin(async { unreachable!("it is broken off") })
+        }
+
+        fn abort<'a, 'b>(&'a mut self) -> Answer<'b, ()>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            Box::pin(async {
+                self.0.store(true, Ordering::Relaxed);
+                Ok(())
+            })
+        }
+    }
+
+    #[test]
+    fn an_upload_that_was_broken_off_is_aborted() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = format!("file://{}", dir.path().display());
+        let cancel = Cancel::default();
+        let store = RemoteStore::open_until(&address, &BTreeMap::new(), cancel.clone()).unwrap();
+        let aborted = Arc::new(AtomicBool::new(false));
+        let writer = RemoteWriter {
+            inner: Arc::clone(&store.inner),
+            name: "bundles/x".to_owned(),
+            path: path("bundles/x").unwrap(),
+            buffer: Vec::new(),
+            part_bytes: part_bytes(0),
+            upload: Some(Box::new(Upload(Arc::clone(&aborted)))),
+            meter: Meter::new(&Pace::unlimited()),
+        };
+        cancel.cancel();
+        drop(writer);
+        assert!(aborted.load(Ordering::Relaxed));
     }
 }

@@ -27,6 +27,15 @@ pub trait BlobStore: Send + Sync {
     /// [`StoreError`].
     fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError>;
 
+    /// As [`Self::create`], for an object of known size: some stores need parts that fit it.
+    ///
+    /// # Errors
+    /// As there.
+    fn create_sized(&self, name: &str, bytes: u64, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
+        let _ = bytes;
+        self.create(name, pace)
+    }
+
     /// Opens an object to read parts of it.
     ///
     /// # Errors

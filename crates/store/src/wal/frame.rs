@@ -27,6 +27,12 @@ const CHECKED: usize = 8;
 
 const _: () = assert!(HEADER <= BLOCK);
 
+/// Makes a batch, whole or torn, none for ever. Nothing else of its block may change: zeros where a recycled segment
+/// held something else could make a torn batch whole, if the power goes while they are written.
+pub(crate) fn unmark(block: &mut [u8; BLOCK]) {
+    block[..MAGIC.len()].fill(0);
+}
+
 /// What a batch says besides its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FrameHeader {

@@ -354,7 +354,10 @@ impl Scan {
         for place in std::mem::take(&mut self.stray) {
             let segment = &self.segments[place.segment];
             let path = log_path(dir, segment.id);
-            segment.file.write_at(&[0; BLOCK], place.offset as u64).map_err(WalError::io("write", &path))?;
+            let (mut block, offset) = ([0; BLOCK], place.offset as u64);
+            read_exact_at(&*segment.file, &mut block, offset).map_err(WalError::io("read", &path))?;
+            frame::unmark(&mut block);
+            segment.file.write_at(&block, offset).map_err(WalError::io("write", &path))?;
             touched[place.segment] = true;
         }
         // Reading them back proves nothing: after a failed sync the system's cache may hold what the disk doesn't. So they

@@ -643,6 +643,30 @@ impl State {
         self.dead_letters
     }
 
+    /// The first of the indexes that another state of the same records does not have alike: they follow from the records,
+    /// whether these were replayed or loaded. The state hash does not tell.
+    #[must_use]
+    pub fn index_difference(&self, other: &Self) -> Option<&'static str> {
+        // The replies of a session that ran out may go before it; how far they went is of no use then.
+        let session = |open: &OpenSession, now: Time| {
+            let highest = (open.expires > now).then_some(open.highest);
+            (open.principal.clone(), open.confirmed, open.expires, highest)
+        };
+        let sessions = |state: &Self| -> Vec<_> {
+            state.sessions.iter().map(|(id, open)| (*id, session(open, state.position.time))).collect()
+        };
+        let alike = [
+            ("sessions", sessions(self) == sessions(other)),
+            ("expiries", self.expiries == other.expiries),
+            ("timers", self.timers == other.timers),
+            ("tasks", self.tasks == other.tasks),
+            ("attempts", self.attempts == other.attempts),
+            ("dead letters", self.dead_letters == other.dead_letters),
+            ("bytes in outboxes", self.outbox_bytes == other.outbox_bytes),
+        ];
+        alike.into_iter().find(|(_, alike)| !alike).map(|(index, _)| index)
+    }
+
     /// What a part of a checkpoint would hold beside the records now.
     #[must_use]
     pub fn header(&self) -> Header {

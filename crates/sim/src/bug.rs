@@ -1,5 +1,5 @@
-//! Planted bugs: each breaks one rule from outside, by bending what passes between the core, the storage code and the
-//! world. That the checks catch every one of them is what makes their silence mean something.
+//! Planted bugs: each breaks one rule from outside, by bending what passes between the core, the storage code, the user
+//! code and the world. That the checks catch every one of them is what makes their silence mean something.
 
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Bug {
     StripColours,
     /// A snapshot takes what the records hold when it is drained.
     LateSnapshot,
-    /// An entry loses one of its messages.
+    /// A handler takes the money for a payment, and forgets to send it.
     LoseSend,
     /// The collection of garbage overlooks the older manifests.
     OverlookManifests,

@@ -6,7 +6,8 @@ use crate::workload::{Answered, Call, CallId, Workload};
 use fastrand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use stead_core::ids::{Blob, Colour, Incarnation, RequestNumber, SessionId, ShardId};
+use stead_core::entry::Cause;
+use stead_core::ids::{Blob, Colour, Incarnation, RequestNumber, SessionId, ShardId, Time};
 use stead_core::shard::{Answer, Identity, Input, Query, Refusal, Request};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_128;
@@ -86,6 +87,11 @@ pub(crate) struct Reaction {
 
 /// The bit of a token that says that a session is being opened.
 const OPENING: u64 = 1 << 63;
+
+/// The call that a client's token was made for, unless it opens a session.
+pub(crate) fn call_of(token: u64) -> Option<CallId> {
+    (token & OPENING == 0).then_some(token >> 8)
+}
 
 impl Clients {
     pub(crate) fn new(rng: &mut Rng, count: usize, incarnation: Incarnation) -> Self {
@@ -233,6 +239,27 @@ impl Clients {
             Input::Request(Request { token, process, payload, principal, identity, colour: client.colour })
         };
         Some((calling.shard, input))
+    }
+
+    /// What makes a retry of a call known to its shard.
+    pub(crate) fn identity(&self, id: CallId) -> Option<[u8; 16]> {
+        let calling = self.calls.get(id as usize)?;
+        let cause = match calling.name {
+            Name::Session { session, number } => Cause::Request {
+                session: self.sessions[session].id,
+                number,
+                confirmed: RequestNumber(0),
+                ttl: 0,
+            },
+            Name::Key => Cause::Idempotent {
+                principal: self.clients[calling.client].principal.to_string(),
+                key: Blob::from(&id.to_be_bytes()[..]),
+                body_hash: [0; 16],
+                expires: Time(0),
+            },
+            Name::None => return None,
+        };
+        cause.identity(&calling.call.key)
     }
 
     /// Nobody will know how the call ended.

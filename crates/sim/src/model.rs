@@ -37,6 +37,8 @@ struct Shadow {
     tail: VecDeque<Entry>,
     /// Requests of sessions that were applied.
     requests: BTreeSet<(SessionId, RequestNumber)>,
+    /// Requests whose clients were told that they never will be, by what makes a retry of them known.
+    refused: BTreeSet<[u8; 16]>,
     /// By index, a hash of what the handler was called with for an entry that is not folded yet.
     called: BTreeMap<Index, u64>,
 }
@@ -73,6 +75,7 @@ impl Model {
             state: State::new(shard),
             tail: VecDeque::new(),
             requests: BTreeSet::new(),
+            refused: BTreeSet::new(),
             called: BTreeMap::new(),
         };
         Self {
@@ -125,6 +128,11 @@ impl Model {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A request is refused for good, as its client is told.
+    pub(crate) fn refused(&mut self, shard: ShardId, identity: [u8; 16]) {
+        self.shadow(shard).refused.insert(identity);
     }
 
     /// The handler is called for the entry that will have this index.
@@ -235,8 +243,15 @@ impl Model {
         if entry.epoch < shadow.state.position().epoch {
             return bad(1, format!("is of epoch {} after {}", entry.epoch, shadow.state.position().epoch));
         }
+        if entry.cause.identity(&entry.process).is_some_and(|identity| shadow.refused.contains(&identity)) {
+            return bad(7, format!("applies {:?}, which was refused for good", entry.cause));
+        }
         match &entry.cause {
             Cause::Request { session, number, .. } => {
+                let open = shadow.state.session(*session);
+                if open.is_none_or(|open| open.expires <= entry.time) {
+                    return bad(7, format!("applies request {number} of session {session}, which ran out"));
+                }
                 if !self.shadow(shard).requests.insert((*session, *number)) {
                     return bad(7, format!("applies request {number} of session {session} a second time"));
                 }
@@ -291,7 +306,13 @@ impl Model {
             }
             Cause::Expire => {
                 for key in entry.writes.iter().filter(|w| w.value.is_none()).map(|w| &w.key) {
-                    let expires = shadow.state.expiries().iter().find(|(_, k)| k == key).map(|(at, _)| *at);
+                    // A reply lives as long as its session, which is refused from then on, whenever it goes itself.
+                    let expires = match key.kind() {
+                        Kind::Reply => {
+                            key.session_id().and_then(|id| shadow.state.session(id)).map(|open| open.expires)
+                        }
+                        _ => shadow.state.expiries().iter().find(|(_, k)| k == key).map(|(at, _)| *at),
+                    };
                     if let Some(at) = expires.filter(|at| *at > entry.time) {
                         return bad(
                             7,
@@ -409,10 +430,17 @@ impl Model {
     pub(crate) fn same(&self, found: &State) -> Result<(), Violation> {
         let shard = found.shard();
         let known = self.state(shard);
+        let index = found.position().index;
         if known.hash() == found.hash() {
+            for (other, how) in [(known, "replayed"), (&copy(found), "loaded")] {
+                if let Some(differs) = found.index_difference(other) {
+                    let what =
+                        format!("shard {shard}: at {index} its {differs} are not those of its {how} state");
+                    return Err(Violation::new(2, what));
+                }
+            }
             return Ok(());
         }
-        let index = found.position().index;
         Err(Violation::new(
             2,
             format!(

@@ -8,6 +8,7 @@ use crate::violation::Violation;
 use crate::world::{Event, Outcomes, Stop, World};
 use std::sync::Arc;
 use stead_core::ids::{Colour, Index};
+use stead_core::shard::Shard;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
@@ -31,10 +32,12 @@ impl World<'_> {
             self.crash_everywhere()?;
         }
         let flip = if self.life > 1 && one_in(&mut self.rng, self.profile.flip) { self.flip() } else { None };
+        let mut before = None;
         if flip.is_none() && one_in(&mut self.rng, self.profile.crash_in_recovery) {
+            before = Some(self.disk.fork(0));
             self.plan_crash(60);
         }
-        if self.recovery_crashed && self.bug == Some(Bug::ForgetfulRecovery) {
+        if self.before_recovery.is_some() && self.bug == Some(Bug::ForgetfulRecovery) {
             forget_end(&self.disk);
         }
         let disk = self.node_disk();
@@ -43,16 +46,14 @@ impl World<'_> {
         }
         let opened = match open(disk, &self.topology, self.profile.segment_bytes) {
             Ok(opened) => opened,
-            Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(),
+            Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(before),
             Err(error) => {
                 if self.tracing {
                     eprintln!("                             {error}");
                 }
                 let Some(flip) = flip else {
-                    let number = if self.recovery_crashed { 18 } else { 2 };
-                    return Err(
-                        Violation::new(number, format!("the node does not come back: {error}")).into()
-                    );
+                    let violation = Violation::new(2, format!("the node does not come back: {error}"));
+                    return Err(self.blame_crash(violation).into());
                 };
                 return self.heal(&flip);
             }
@@ -62,7 +63,6 @@ impl World<'_> {
         if let Some(flip) = flip.filter(|flip| !flip.path.starts_with("wal/")) {
             self.unflip(&flip);
         }
-        self.recovery_crashed = false;
         self.recovered_once = true;
         if opened.recovered.report.checkpoint.is_some() {
             self.marks.hit(Mark::RecoveredFromCheckpoint);
@@ -71,8 +71,14 @@ impl World<'_> {
         let node = Node::start(opened, &self.topology, &self.profile.settings, writer, self.bug);
         match node {
             Ok(node) => self.node = Some(node),
-            Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(),
+            Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(before),
             Err(error) => return Err(Violation::new(0, format!("the node does not start: {error}")).into()),
+        }
+        self.before_recovery = None;
+        if std::mem::take(&mut self.trusted)
+            && let Some(node) = &mut self.node
+        {
+            node.shards.iter_mut().for_each(Shard::trust);
         }
         self.give_up_undecided(decided)?;
         if self.node.is_none() {
@@ -96,9 +102,29 @@ impl World<'_> {
         Ok(())
     }
 
-    fn crashed_in_recovery(&mut self) -> Outcomes {
+    /// Says whether a crash in the last recovery is what a violation comes from: without it the node comes back with
+    /// all that was committed.
+    fn blame_crash(&self, violation: Violation) -> Violation {
+        let Some(before) = &self.before_recovery else { return violation };
+        before.restart();
+        let sound = self.recovered_hash(before).is_ok_and(|(states, _)| {
+            self.topology.shards().zip(states).all(|(shard, (index, _))| index >= self.model.durable(shard))
+        });
+        if !sound {
+            return violation;
+        }
+        let Violation { invariant, what } = violation;
+        Violation::new(
+            18,
+            format!("{what} (invariant {invariant}, but for the crash in the recovery before)"),
+        )
+    }
+
+    fn crashed_in_recovery(&mut self, before: Option<SimDisk>) -> Outcomes {
         self.marks.hit(Mark::CrashInRecovery);
-        self.recovery_crashed = true;
+        if self.before_recovery.is_none() {
+            self.before_recovery = before;
+        }
         self.powered_off = true;
         self.power_on();
         let pause = self.random(10_000);
@@ -129,8 +155,8 @@ impl World<'_> {
             }
             let back = self.model.recovered(state, self.workload);
             back.map_err(|violation| match violation {
-                Violation { invariant: 2, what } if self.recovery_crashed => Violation::new(18, what),
                 Violation { invariant: 2, what } if flip.is_some() => Violation::new(16, what),
+                violation @ Violation { invariant: 2, .. } => self.blame_crash(violation),
                 other => other,
             })?;
         }
@@ -195,6 +221,7 @@ impl World<'_> {
         self.marks.hit(Mark::RecoveredPastDamage);
         self.unflip(flip);
         self.disk.kill_process();
+        self.powered_off = false;
         self.at(1, Event::Start);
         Ok(())
     }
@@ -210,6 +237,10 @@ impl World<'_> {
             let disk = self.disk.fork(self.rng.u64(..));
             disk.crash_after(at);
             let crashed = self.recovered_hash(&disk);
+            disk.restart();
+            // The recovery that follows is cut short as well.
+            disk.crash_after(at.min(operations - at).max(1));
+            let _ = self.recovered_hash(&disk);
             disk.restart();
             if crashed.is_err() && self.bug == Some(Bug::ForgetfulRecovery) {
                 forget_end(&disk);

@@ -72,6 +72,9 @@ impl World<'_> {
     /// A shard's marker is in its log, and its snapshot has begun.
     pub(crate) fn marked(&mut self, shard: ShardId, header: Header, all: bool) -> Outcomes {
         let number = header.position.colour;
+        // As the shell does: a client or a message may bring a colour that no shard here had when the node started.
+        let node = self.node.as_mut().expect("only a living node has markers");
+        node.coordinator.handle_seen(number);
         let writer = self.taking(number).and_then(|taking| taking.writer.as_mut());
         let Some(writer) = writer else {
             // It was given up: the next part can't build on this one.

@@ -4,7 +4,7 @@
 //! against the [`Model`] before it goes on.
 
 use crate::bug::Bug;
-use crate::client::{Clients, Frame};
+use crate::client::{Clients, Frame, call_of};
 use crate::disk::LifeDisk;
 use crate::marks::{Mark, Marks};
 use crate::model::{Model, check_channels, copy, hash_call};
@@ -19,11 +19,11 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::entry::{Cause, Entry};
-use stead_core::handler::{Call as HandlerCall, Handler, Outcome, Txn, View};
+use stead_core::handler::{Call as HandlerCall, Handler, Misuse, Outcome, Txn, View};
 use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::replica::EpochConfig;
-use stead_core::shard::{Answer, Effect, Input, StepOutcome};
+use stead_core::shard::{Answer, Effect, Input, Refusal, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::disk::Disk;
@@ -160,7 +160,10 @@ pub(crate) struct World<'w> {
     alive: Arc<AtomicBool>,
     /// The last end took the power with it, so that all that is on the disk is durable.
     pub(crate) powered_off: bool,
-    pub(crate) recovery_crashed: bool,
+    /// The disk as it was before the last recovery, if that crashed.
+    pub(crate) before_recovery: Option<SimDisk>,
+    /// The last life ended in order.
+    pub(crate) trusted: bool,
     pub(crate) recovered_once: bool,
     /// The operation at which a planned power cut comes.
     planned: Option<u64>,
@@ -252,7 +255,8 @@ impl<'w> World<'w> {
             room_at: 0,
             alive: Arc::default(),
             powered_off: false,
-            recovery_crashed: false,
+            before_recovery: None,
+            trusted: false,
             recovered_once: false,
             planned: None,
             stale: BTreeMap::new(),
@@ -422,7 +426,8 @@ impl<'w> World<'w> {
                 _ => {
                     let end =
                         if self.rng.u8(..4) < self.profile.kill_share { End::Process } else { End::Power };
-                    self.end(end)
+                    // An operator may stop it as well.
+                    if end == End::Process && self.operator.bool() { self.stop() } else { self.end(end) }
                 }
             };
         }
@@ -465,6 +470,7 @@ impl<'w> World<'w> {
 
     /// Looks at the disk without the planned power cut coming in between.
     pub(crate) fn quietly<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
+        assert!(!self.disk.is_crashed(), "a power cut that the node has not noticed must not be undone");
         self.disk.restart();
         let before = self.disk.operations();
         let found = look(self);
@@ -573,7 +579,10 @@ impl<'w> World<'w> {
                 self.carry(shard, to, Input::Ack { from: shard, upto, colour });
             }
             Effect::Answer(answer) if answer.token & OPERATOR != 0 => self.operator_hears(&answer)?,
-            Effect::Answer(answer) => self.carry_answer(answer),
+            Effect::Answer(answer) => {
+                self.note_refusal(shard, &answer);
+                self.carry_answer(answer);
+            }
             Effect::RunTask { id, run, task } => {
                 let delay = self.random(self.profile.step_delay);
                 self.inside(delay, Inside::Step { shard, id, run, task });
@@ -588,6 +597,19 @@ impl<'w> World<'w> {
             Effect::Active(epoch) => self.note(epoch.0, &[]),
         }
         Ok(())
+    }
+
+    /// What a client is told to be over may not be applied later. A call that was too large may be: its process may
+    /// have shrunk until a late frame of it comes.
+    fn note_refusal(&mut self, shard: ShardId, answer: &Answer) {
+        let over = match &answer.result {
+            Err(Refusal::Misuse(misuse)) => !matches!(misuse, Misuse::TooLarge { .. }),
+            Err(Refusal::Poisoned { .. } | Refusal::Panicked(_)) => true,
+            _ => false,
+        };
+        if over && let Some(identity) = call_of(answer.token).and_then(|id| self.clients.identity(id)) {
+            self.model.refused(shard, identity);
+        }
     }
 
     fn step(&mut self, shard: ShardId, id: TaskId, run: u32, task: &TaskRecord) -> Outcomes {
@@ -614,8 +636,28 @@ impl<'w> World<'w> {
         Ok(())
     }
 
+    /// The node stops in order: what it did is stored, and its next life need not suspect anything.
+    fn stop(&mut self) -> Outcomes {
+        while self.node.as_ref().is_some_and(|node| !node.log.waiting.is_empty() && !node.log.full) {
+            self.flush()?;
+        }
+        match &self.node {
+            None => return Ok(()),
+            Some(node) if node.log.full => return self.end(End::Process),
+            Some(node) if node.log.unsynced.is_empty() => {}
+            Some(_) => self.sync()?,
+        }
+        if self.node.is_some() {
+            self.end(End::Process)?;
+            self.trusted = true;
+            self.marks.hit(Mark::Stopped);
+        }
+        Ok(())
+    }
+
     /// The node ends; it will start again.
     pub(crate) fn end(&mut self, end: End) -> Outcomes {
+        self.trusted = false;
         if self.tracing {
             eprintln!("                             the node ends: {end:?}");
         }

@@ -36,11 +36,13 @@ pub(crate) struct Failure {
     hint: Option<String>,
     /// What the server sent, for `--json`.
     document: Option<serde_json::Value>,
+    /// Standard output tells it already, as the command's result.
+    is_told: bool,
 }
 
 impl Failure {
     pub(crate) fn new(exit: Exit, what: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), cause: None, hint: None, document: None }
+        Self { exit, what: what.into(), cause: None, hint: None, document: None, is_told: false }
     }
 
     pub(crate) fn cause(mut self, cause: impl fmt::Display) -> Self {
@@ -56,6 +58,16 @@ impl Failure {
     pub(crate) fn document(mut self, document: serde_json::Value) -> Self {
         self.document = Some(document);
         self
+    }
+
+    /// The result that the command has printed tells of it: with `--json` that is the one object on standard output.
+    pub(crate) fn told(mut self) -> Self {
+        self.is_told = true;
+        self
+    }
+
+    pub(crate) fn is_told(&self) -> bool {
+        self.is_told
     }
 
     /// Whether the server told a problem of this kind.

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Err(error) => return misused(&error),
     };
     let Err(failure) = cli.run() else { return ExitCode::SUCCESS };
-    if cli.json {
+    if cli.json && !failure.is_told() {
         // Standard output may be closed by now: standard error and the exit code tell it all the same.
         let _ = output::json(&failure.to_json());
     }

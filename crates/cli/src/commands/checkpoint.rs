@@ -197,7 +197,8 @@ fn verify(number: u64, source: &Source, json: bool) -> Result<(), Failure> {
     wrong.extend(texts(&report["checks"], |check| check["failure"].as_str()));
     Err(Failure::new(Exit::Inconsistent, format!("checkpoint {number} is inconsistent"))
         .cause(wrong.join("; "))
-        .hint("don't restore it; `stead checkpoint list` shows the others"))
+        .hint("don't restore it; `stead checkpoint list` shows the others")
+        .told())
 }
 
 fn copy(number: u64, to: &str, source: &Source) -> Result<Value, Failure> {

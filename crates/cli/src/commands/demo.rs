@@ -109,9 +109,9 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     if outcome.holds() {
         return Ok(());
     }
-    eprintln!("stead: this does NOT hold; --seed {seed}, files kept in {}", dir.keep().display());
-    // The result is told already, and a failure would be told as a second document.
-    std::process::exit(Exit::Failed as i32)
+    Err(Failure::new(Exit::Failed, "not everything holds that Stead promises")
+        .hint(format!("try again with --seed {seed}; the files are kept in {}", dir.keep().display()))
+        .told())
 }
 
 /// The application that the demo kills.

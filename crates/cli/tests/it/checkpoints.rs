@@ -210,8 +210,7 @@ fn the_textbook_case_with_an_orphan_exits_with_its_code_and_is_named() {
     assert!(String::from_utf8_lossy(&told.stderr).contains(orphan), "{told:?}");
     let told = run(&["checkpoint", "verify", "1", "--data", data, "--json"]);
     assert_eq!(told.status.code(), Some(6), "{told:?}");
-    let report = serde_json::Deserializer::from_slice(&told.stdout).into_iter::<Value>().next();
-    let report = report.unwrap().unwrap();
+    let report: Value = serde_json::from_slice(&told.stdout).expect("one object");
     assert_eq!((&report["consistent"], &report["inconsistencies"][0]), (&false.into(), &orphan.into()));
 }
 

@@ -169,8 +169,11 @@ impl World<'_> {
         if flip.is_some() {
             self.marks.hit(Mark::DamageHarmless);
         }
-        for (shard, covered) in self.topology.shards().zip(&mut self.covered) {
-            *covered = self.model.durable(shard);
+        // A full disk had no room for the mark: then damage to what came after the last one looks like a torn tail.
+        if opened.recovered.wal.is_marked() {
+            for (shard, covered) in self.topology.shards().zip(&mut self.covered) {
+                *covered = self.model.durable(shard);
+            }
         }
         Ok(())
     }

@@ -363,7 +363,7 @@ impl Wal {
     /// As [`Wal::sync`].
     pub fn mark(&mut self) -> Result<bool, WalError> {
         self.sync()?;
-        if self.marked >= self.last_records {
+        if self.is_marked() {
             return Ok(true);
         }
         if self.rolls(std::iter::once(0)) > 0 && self.pool.counts().1 == 0 {
@@ -427,6 +427,12 @@ impl Wal {
     pub fn preparer(&self) -> SegmentPreparer {
         self.pool.delegate();
         SegmentPreparer { pool: Arc::clone(&self.pool) }
+    }
+
+    /// Whether the log itself says of all that was appended that it was synced, as after [`Wal::mark`].
+    #[must_use]
+    pub fn is_marked(&self) -> bool {
+        self.marked >= self.last_records
     }
 
     /// Most bytes that one [`Batch`] may have.

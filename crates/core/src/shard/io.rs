@@ -207,7 +207,7 @@ pub enum Effect {
     RunTask {
         /// The task.
         id: TaskId,
-        /// Which run of the step this is, counted from 0: the runs before it failed.
+        /// Which run this is: each has a number of its own in a life of the process.
         run: u32,
         /// What it is.
         task: TaskRecord,

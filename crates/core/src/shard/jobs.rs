@@ -27,12 +27,38 @@ pub(super) struct Jobs {
     queued: ShardMap<Seq>,
     timers: BTreeSet<TimerId>,
     pub(super) failures: BTreeMap<Waiting, u32>,
+    pub(super) runs: Runs,
     /// Requests that were refused after an attempt at them was logged: this life of the process goes on, so that a
     /// retry is no further attempt.
     survived: BTreeSet<[u8; 16]>,
     /// Requests in the queue, and the bytes of their payloads.
     suspects: BTreeSet<[u8; 16]>,
     suspect_bytes: usize,
+}
+
+/// The runs of steps whose outcome is waited for. Each run has a number of its own in a life of the process, so that an
+/// outcome that comes twice, or after its task was buried and retried, is known as such.
+#[derive(Default)]
+pub(super) struct Runs {
+    last: u32,
+    outstanding: BTreeMap<TaskId, u32>,
+}
+
+impl Runs {
+    pub(super) fn begin(&mut self, id: TaskId) -> u32 {
+        self.last = self.last.wrapping_add(1);
+        self.outstanding.insert(id, self.last);
+        self.last
+    }
+
+    /// Whether the outcome of this run was waited for; it is not any more.
+    fn end(&mut self, id: TaskId, run: u32) -> bool {
+        let is_outstanding = self.outstanding.get(&id) == Some(&run);
+        if is_outstanding {
+            self.outstanding.remove(&id);
+        }
+        is_outstanding
+    }
 }
 
 struct Job {
@@ -146,15 +172,16 @@ impl Jobs {
         self.queue.push_back(Job { work: Work::Step { id, step, run, outcome }, attempt: Attempt::Fresh });
     }
 
-    /// Nobody counts on with the failures of a task that is gone.
+    /// Nobody counts on with the failures of a task that is gone, or waits for its step.
     pub(super) fn note_ended_tasks(&mut self, entry: &Entry) {
-        if self.failures.is_empty() {
+        if self.failures.is_empty() && self.runs.outstanding.is_empty() {
             return;
         }
         for write in entry.writes.iter().filter(|write| write.value.is_none()) {
             if write.key.kind() == Kind::Task
                 && let Some(ended) = write.key.number().map(TaskId)
             {
+                self.runs.outstanding.remove(&ended);
                 self.failures
                     .retain(|waiting, _| !matches!(waiting, Waiting::Task { id, .. } if *id == ended));
             }
@@ -248,7 +275,8 @@ impl Shard {
                 }
                 Work::Resume(id) => {
                     if let Some(task) = self.state.record(&RecordKey::task(id)) {
-                        out.push(Effect::RunTask { id, run: 0, task });
+                        let run = self.jobs.runs.begin(id);
+                        out.push(Effect::RunTask { id, run, task });
                     }
                 }
             }
@@ -421,11 +449,11 @@ impl Shard {
         let Some(task) = self.state.record::<TaskRecord>(&key).filter(|task| task.step == step) else {
             return;
         };
-        let waiting = Waiting::Task { id, step };
         // What another run than the outstanding one made came twice, or late.
-        if run != self.jobs.failures.get(&waiting).copied().unwrap_or(0) {
+        if !self.jobs.runs.end(id, run) {
             return;
         }
+        let waiting = Waiting::Task { id, step };
         match outcome {
             StepOutcome::Continue { state: made, .. } | StepOutcome::Done(made)
                 if made.len() > self.settings.entry_bytes_max =>
@@ -454,7 +482,8 @@ impl Shard {
                 if self.fails(waiting) {
                     self.bury(waiting, reason, Buried::step(task), out);
                 } else {
-                    out.push(Effect::RunTask { id, run: run + 1, task });
+                    let run = self.jobs.runs.begin(id);
+                    out.push(Effect::RunTask { id, run, task });
                 }
             }
         }

@@ -124,7 +124,8 @@ impl Shard {
                     if !was_active {
                         self.handle_active(epoch, out);
                     }
-                    self.release.commit(commit, &self.state, self.now, &self.settings, out);
+                    let runs = &mut self.jobs.runs;
+                    self.release.commit(commit, &self.state, self.now, &self.settings, runs, out);
                     self.run_jobs(handler, out);
                 }
             }

@@ -1,5 +1,6 @@
 //! What waits for its entry to be committed before it leaves the shard.
 
+use super::jobs::Runs;
 use super::{Answer, Effect, Settings};
 use crate::entry::{Cause, Entry};
 use crate::ids::{Colour, Index, Seq, ShardId, TaskId, Time};
@@ -93,6 +94,7 @@ impl Release {
         state: &State,
         now: Time,
         settings: &Settings,
+        runs: &mut Runs,
         out: &mut Vec<Effect>,
     ) {
         while let Some((_, held)) = self.held.pop_front_if(|(index, _)| *index <= commit) {
@@ -100,7 +102,7 @@ impl Release {
                 Held::Answer(answer) => out.push(Effect::Answer(answer)),
                 Held::Task(id) => {
                     if let Some(task) = state.record(&RecordKey::task(id)) {
-                        out.push(Effect::RunTask { id, run: 0, task });
+                        out.push(Effect::RunTask { id, run: runs.begin(id), task });
                     }
                 }
                 Held::Marker(colour) => out.push(Effect::MarkerCommitted(colour)),

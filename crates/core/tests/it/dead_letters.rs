@@ -4,7 +4,7 @@ use crate::world::{World, ok};
 use stead_core::entry::{Cause, Reply};
 use stead_core::ids::{Blob, Index, RequestNumber};
 use stead_core::record::{DeadLetter, Kind, Retry, Waiting, decode_value, encode_value};
-use stead_core::shard::{Identity, Input, Order, Refusal, StepOutcome};
+use stead_core::shard::{Identity, Input, Order, Refusal, Settings, StepOutcome};
 
 /// A world whose handlers are broken has a dead letter made of `payload`, sent to the process that is returned; then
 /// the handlers are mended.
@@ -195,4 +195,24 @@ fn dead_letters_of_an_older_version_are_read_and_retried_as_far_as_they_go() {
     world.settle();
     assert_eq!(world.letters(&other)[0].1.retry, None);
     assert_eq!(world.ordered(&other, index, Order::Retry), Ok(ok("a")));
+}
+
+/// An outcome from before the burial must neither count as a failure of the retried step nor run it before its entry is
+/// committed: the simulator's seed 15510926725957.
+#[test]
+fn an_outcome_from_before_the_burial_does_nothing_to_the_retried_step_5() {
+    let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
+    world.call("a", "task 0").unwrap();
+    let (shard, id, task) = world.tasks.pop().unwrap();
+    let late =
+        || Input::TaskStep { id, step: task.step, run: 1, outcome: StepOutcome::Failed("in vain".into()) };
+    world.give(shard, late());
+    world.settle();
+    let index = world.letters("a")[0].0;
+    world.order("a", index, Order::Retry);
+    world.give(shard, late());
+    assert!(world.tasks.is_empty(), "the retry is not committed yet");
+    world.settle();
+    world.give(shard, late());
+    assert_eq!((world.tasks.len(), world.letters("a").len()), (1, 0));
 }

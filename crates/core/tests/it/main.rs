@@ -384,11 +384,11 @@ fn a_failed_step_counts_once_however_often_it_is_told() {
     let (shard, id, task) = world.tasks.pop().unwrap();
     let step = task.step;
     let failed = |run| Input::TaskStep { id, step, run, outcome: StepOutcome::Failed("in vain".into()) };
-    for run in [0, 0, 1, 0, 1] {
+    for run in [1, 1, 2, 1, 2] {
         world.give(shard, failed(run));
     }
     assert_eq!((world.tasks.len(), world.shard("a").state().dead_letters()), (2, 0));
-    world.give(shard, failed(2));
+    world.give(shard, failed(3));
     assert_eq!((world.tasks.len(), world.shard("a").state().dead_letters()), (2, 1));
 }
 

@@ -20,6 +20,15 @@ pub trait Disk: Send + Sync {
     /// [`io::ErrorKind::NotFound`] or [`io::ErrorKind::AlreadyExists`] as `open` demands; whatever the system says.
     fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>>;
 
+    /// As [`Disk::open`], for much that is written once and not read soon: a write of whole blocks of [`BLOCK_BYTES`] that
+    /// begin so in the file and in memory goes past the system's cache, where there is a way past it.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    fn open_direct(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
+        self.open(path, open)
+    }
+
     /// The names (not the paths) of a directory's entries, sorted.
     ///
     /// # Errors
@@ -141,9 +150,6 @@ pub enum Open {
     New,
     /// It is created empty, or emptied if it exists.
     Replace,
-    /// As [`Open::Replace`], for much that will not be read soon: whole blocks of [`BLOCK_BYTES`] go past the system's
-    /// cache if they lie so in the file and in memory.
-    Stream,
 }
 
 /// The ownership of a disk's root; given up when dropped.

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aligned;
 pub mod checkpoint;
 pub mod data_dir;
 pub mod disk;

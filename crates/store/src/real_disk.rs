@@ -1,5 +1,6 @@
 //! A directory of the operating system as a [`Disk`].
 
+use crate::aligned::Aligned;
 use crate::disk::{BLOCK_BYTES, Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 use std::fs::{self, File, OpenOptions};
@@ -53,10 +54,8 @@ impl RealDisk {
         check_path(path)?;
         Ok(if path.is_empty() { self.root.clone() } else { self.root.join(path) })
     }
-}
 
-impl Disk for RealDisk {
-    fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
+    fn open_file(&self, path: &str, open: Open) -> io::Result<RealFile> {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         match open {
@@ -64,17 +63,26 @@ impl Disk for RealDisk {
             Open::New => {
                 options.create_new(true);
             }
-            Open::Replace | Open::Stream => {
+            Open::Replace => {
                 options.create(true).truncate(true);
             }
         }
-        let path = self.path(path)?;
-        let file = options.open(&path)?;
+        Ok(RealFile { file: options.open(self.path(path)?)?, direct: None })
+    }
+}
+
+impl Disk for RealDisk {
+    fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(self.open_file(path, open)?))
+    }
+
+    fn open_direct(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
+        let mut file = self.open_file(path, open)?;
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(OFlags::DIRECT.bits() as i32);
         // Not every file system can: then everything goes through its cache.
-        let direct = (open == Open::Stream).then(|| {
-            OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path).ok()
-        });
-        Ok(Box::new(RealFile { file, direct: direct.flatten() }))
+        file.direct = options.open(self.path(path)?).ok();
+        Ok(Box::new(file))
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
@@ -202,11 +210,12 @@ impl DiskFile for RealFile {
             Err(error) => return Err(error.into()),
         }
         // Reserved blocks are marked unwritten, and the first write to each would change metadata: so write them now.
-        let zeros = vec![0; ZEROS];
+        let mut zeros = Aligned::with_room(ZEROS);
+        zeros.pad(ZEROS);
         let mut at = start;
         while at < len {
             let piece = usize::try_from(len - at).map_or(ZEROS, |left| left.min(ZEROS));
-            self.file.write_all_at(&zeros[..piece], at)?;
+            self.write_at(&zeros.bytes()[..piece], at)?;
             self.file.sync_data()?;
             at += piece as u64;
         }
@@ -229,5 +238,41 @@ impl DiskFile for RealFile {
 
     fn let_go(&self, offset: u64, len: u64) {
         let _ = rustix::fs::fadvise(&self.file, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_past_the_cache_and_what_goes_through_it_is_read_alike() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(dir.path()).unwrap();
+        let file = disk.open_direct("f", Open::Replace).unwrap();
+        let len = 8 * BLOCK_BYTES;
+        file.allocate(len as u64).unwrap();
+        let mut expected = vec![0; len];
+        let read = |file: &dyn DiskFile| {
+            let mut bytes = vec![1; len];
+            assert_eq!(file.read_at(&mut bytes, 0).unwrap(), len);
+            bytes
+        };
+        assert!(read(&*file) == expected);
+        let mut aligned = Aligned::default();
+        let mut rng = fastrand::Rng::with_seed(1);
+        for round in 1..=50 {
+            let (block, blocks) = (rng.usize(0..7), rng.usize(1..=2));
+            aligned.make_room(blocks * BLOCK_BYTES);
+            aligned.extend(&vec![round; blocks * BLOCK_BYTES]);
+            // Some bytes less go through the cache, and leave a page there that is not on the disk yet.
+            let bytes = &aligned.bytes()[if rng.bool() { 0 } else { 100 }..];
+            let at = block * BLOCK_BYTES;
+            file.write_at(bytes, at as u64).unwrap();
+            expected[at..at + bytes.len()].copy_from_slice(bytes);
+            assert!(read(&*file) == expected, "round {round}");
+        }
+        file.sync_data().unwrap();
+        assert!(read(&*disk.open_direct("f", Open::Existing).unwrap()) == expected);
     }
 }

@@ -344,15 +344,13 @@ impl Inner {
         let id = match (self.file_id(path), open) {
             (Ok(_), Open::New) => return Err(io::ErrorKind::AlreadyExists.into()),
             (Ok(id), Open::Existing) => id,
-            (Ok(id), Open::Replace | Open::Stream) => {
+            (Ok(id), Open::Replace) => {
                 if let Some(inode) = self.inodes.get_mut(&id) {
                     inode.resize(0);
                 }
                 id
             }
-            (Err(error), Open::New | Open::Replace | Open::Stream)
-                if error.kind() == io::ErrorKind::NotFound =>
-            {
+            (Err(error), Open::New | Open::Replace) if error.kind() == io::ErrorKind::NotFound => {
                 let id = self.inode_next;
                 self.inode_next += 1;
                 self.inodes.insert(id, Inode::default());

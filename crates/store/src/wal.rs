@@ -23,6 +23,7 @@ pub use error::{Damage, WalError};
 pub use live::WalReader;
 pub use segment::SegmentPreparer;
 
+use crate::aligned::Aligned;
 use crate::disk::{Disk, parent};
 use batch::ShardTops;
 use frame::{BLOCK, FrameHeader, HEADER, span};
@@ -186,7 +187,7 @@ pub struct Wal {
     published: Arc<Published>,
     fatal: Option<String>,
     /// The batch being written; kept for its memory.
-    buf: Vec<u8>,
+    buf: Aligned,
 }
 
 impl Wal {
@@ -278,7 +279,7 @@ impl Wal {
             active_tops,
             at,
             fatal: None,
-            buf: Vec::new(),
+            buf: Aligned::default(),
         };
         if new {
             // Every log has a first batch, so that a segment without any is never taken for an empty log.
@@ -503,11 +504,11 @@ impl Wal {
         while self.at + span(payload) as u64 + RESERVED > self.active.bytes + reserve {
             self.roll()?;
         }
-        self.buf.clear();
-        self.buf.resize(HEADER, 0);
+        self.buf.make_room(span(payload));
+        self.buf.pad(HEADER);
         let mut records = 0;
         for batch in batches {
-            self.buf.extend_from_slice(batch.encoded());
+            self.buf.extend(batch.encoded());
             records += batch.records();
         }
         let header = FrameHeader {
@@ -519,7 +520,7 @@ impl Wal {
             previous: self.last_checksum,
         };
         let checksum = frame::seal(&mut self.buf, &header, self.options.log_id);
-        if let Err(source) = self.active.file.write_at(&self.buf, self.at) {
+        if let Err(source) = self.active.file.write_at(self.buf.bytes(), self.at) {
             // A full disk as well: it gets here only on a file system that copies on write, and part may have been written.
             let path = log_path(&self.options.dir, self.active.id);
             return Err(self.fail(WalError::Io { action: "write", path, source }));

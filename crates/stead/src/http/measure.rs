@@ -100,7 +100,7 @@ impl Collector for OfNode {
             ("task_steps", "Steps of tasks that were run", counts.task_steps),
             ("log_writes", "Writes to the log", counts.log_writes),
             ("log_syncs", "Syncs of the log", counts.log_syncs),
-            ("log_sync_microseconds", "Time that the syncs took together", counts.log_sync_micros),
+            ("log_sync_microseconds", "Time of these writes and syncs together", counts.log_sync_micros),
             ("checkpoints", "Checkpoints completed", counts.checkpoints),
             ("checkpoints_failed", "Checkpoints given up", counts.checkpoints_failed),
             ("checkpoint_bytes", "Bytes written for checkpoints", counts.checkpoint_bytes),

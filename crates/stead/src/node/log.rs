@@ -223,9 +223,10 @@ impl<'a> LogThread<'a> {
             self.tickets[submission.worker] = Some(submission.ticket);
             self.batches.push(submission.batch);
         }
-        loop {
+        let begun = loop {
+            let begun = Instant::now();
             match self.wal.append(&self.batches) {
-                Ok(_) => break,
+                Ok(_) => break begun,
                 Err(error @ WalError::NoSpace { .. }) => {
                     if self.shared.is_stopping() {
                         // The end can't wait for room. What is lost by it was never answered.
@@ -246,8 +247,7 @@ impl<'a> LogThread<'a> {
                 }
                 Err(error) => return Err(error),
             }
-        }
-        let begun = Instant::now();
+        };
         self.wal.sync()?;
         let counters = &self.shared.counters;
         counters.log_sync_micros.add(begun.elapsed().as_micros() as u64);

@@ -134,7 +134,7 @@ pub struct Metrics {
     pub log_writes: u64,
     /// Syncs of the log.
     pub log_syncs: u64,
-    /// Time that the syncs took together, in microseconds.
+    /// Time that the writes to the log and its syncs took together, in microseconds.
     pub log_sync_micros: u64,
     /// Checkpoints completed.
     pub checkpoints: u64,

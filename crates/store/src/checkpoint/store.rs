@@ -1,5 +1,6 @@
 //! Where checkpoints are kept: named objects that are written once, and read, listed and deleted.
 
+use crate::aligned::Aligned;
 use crate::disk::{BLOCK_BYTES, Disk, DiskFile, Open, is_full, read_exact_at};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -250,6 +251,9 @@ pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
 
 const TEMPORARY: &str = ".tmp";
 
+/// Bytes that are written at once.
+const WRITE_BYTES: usize = 1 << 20;
+
 /// A directory of a [`Disk`]. The disk has one owner, so that a lock in memory is enough to decide who creates a name.
 pub struct DiskStore {
     disk: Arc<dyn Disk>,
@@ -345,8 +349,8 @@ impl DiskStore {
         self.latch.check(&self.root)?;
         let path = self.path(name);
         let temporary = format!("{path}{TEMPORARY}");
-        let file =
-            self.disk.open(&temporary, Open::Stream).map_err(|source| self.io("create", name, source))?;
+        let opened = self.disk.open_direct(&temporary, Open::Replace);
+        let file = opened.map_err(|source| self.io("create", name, source))?;
         Ok(Box::new(DiskWriter {
             disk: Arc::clone(&self.disk),
             latch: self.latch.clone(),
@@ -355,7 +359,7 @@ impl DiskStore {
             root: self.root.clone(),
             path,
             temporary,
-            blocks: Blocks::new(),
+            blocks: Aligned::with_room(WRITE_BYTES),
             at: 0,
             unsynced: 0,
             meter: Meter::new(pace),
@@ -442,50 +446,11 @@ struct DiskWriter {
     path: String,
     temporary: String,
     /// What is to be written at `at`.
-    blocks: Blocks,
+    blocks: Aligned,
     at: u64,
     unsynced: usize,
     meter: Meter,
     finished: bool,
-}
-
-/// Bytes that wait to be written in whole blocks, aligned in memory as in the file.
-struct Blocks {
-    bytes: Vec<u8>,
-    /// Where they begin in `bytes`.
-    start: usize,
-}
-
-impl Blocks {
-    /// Bytes that are written at once.
-    const LEN: usize = 1 << 20;
-
-    fn new() -> Self {
-        let mut bytes: Vec<u8> = Vec::with_capacity(Self::LEN + BLOCK_BYTES);
-        let start = bytes.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
-        bytes.resize(start, 0);
-        Self { bytes, start }
-    }
-
-    /// Takes as many of the bytes as there is room for, and gives the rest.
-    fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        let room = self.start + Self::LEN - self.bytes.len();
-        let (taken, rest) = bytes.split_at(room.min(bytes.len()));
-        self.bytes.extend_from_slice(taken);
-        rest
-    }
-
-    fn is_full(&self) -> bool {
-        self.bytes.len() == self.start + Self::LEN
-    }
-
-    fn filled(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-
-    fn clear(&mut self) {
-        self.bytes.truncate(self.start);
-    }
 }
 
 impl DiskWriter {
@@ -494,7 +459,7 @@ impl DiskWriter {
     }
 
     fn write_blocks(&mut self) -> Result<(), StoreError> {
-        let bytes = self.blocks.filled();
+        let bytes = self.blocks.bytes();
         self.meter.spend(bytes.len());
         // Only the end of an object is no whole block.
         let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % BLOCK_BYTES);
@@ -521,8 +486,10 @@ impl DiskWriter {
 impl BlobWriter for DiskWriter {
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         while !bytes.is_empty() {
-            bytes = self.blocks.fill(bytes);
-            if self.blocks.is_full() {
+            let (taken, rest) = bytes.split_at(bytes.len().min(WRITE_BYTES - self.blocks.len()));
+            self.blocks.extend(taken);
+            bytes = rest;
+            if self.blocks.len() == WRITE_BYTES {
                 self.write_blocks()?;
                 if self.unsynced >= DiskStore::SYNC_BYTES {
                     self.sync()?;
@@ -534,7 +501,7 @@ impl BlobWriter for DiskWriter {
 
     fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
         self.latch.check(&self.root)?;
-        if !self.blocks.filled().is_empty() {
+        if self.blocks.len() > 0 {
             self.write_blocks()?;
         }
         self.sync()?;

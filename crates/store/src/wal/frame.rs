@@ -18,6 +18,7 @@
 
 use super::batch::{u32_at, u64_at};
 use super::error::Damage;
+use crate::aligned::Aligned;
 
 /// Batches start at multiples of this, so that a torn write can't touch the batch before.
 pub(crate) const BLOCK: usize = 4096;
@@ -63,9 +64,10 @@ pub(crate) const fn span(len: usize) -> usize {
 ///
 /// # Panics
 /// If the payload is 4 GiB or longer: the log checked its limit before.
-pub(crate) fn seal(buf: &mut Vec<u8>, header: &FrameHeader, log_id: u64) -> u32 {
+pub(crate) fn seal(buf: &mut Aligned, header: &FrameHeader, log_id: u64) -> u32 {
     let len = buf.len() - HEADER;
-    buf.resize(span(len), 0);
+    buf.pad(span(len));
+    let buf = buf.bytes_mut();
     let len = u32::try_from(len).expect("the log's limit is below 4 GiB");
     buf[..HEADER].fill(0);
     buf[0..4].copy_from_slice(&MAGIC);

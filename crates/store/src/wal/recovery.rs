@@ -149,7 +149,7 @@ impl Scanner<'_, '_> {
         self.scan.outdated = logs;
         for id in live {
             let path = log_path(dir, id);
-            let file = disk.open(&path, Open::Existing).map_err(WalError::io("open", &path))?;
+            let file = disk.open_direct(&path, Open::Existing).map_err(WalError::io("open", &path))?;
             let bytes = file.len().map_err(WalError::io("look at", &path))?;
             self.scan.segments.push(Found { id, bytes, file, tops: ShardTops::default() });
         }

@@ -265,13 +265,13 @@ impl Pool {
 
     fn recycle(&self, free: u64, id: u64) -> Result<Segment, WalError> {
         let (from, to) = (free_path(&self.dir, free), log_path(&self.dir, id));
-        let file = self.disk.open(&from, Open::Existing).map_err(WalError::io("open", &from))?;
+        let file = self.disk.open_direct(&from, Open::Existing).map_err(WalError::io("open", &from))?;
         self.finish(file, &from, &to, id)
     }
 
     fn make(&self, id: u64) -> Result<Segment, WalError> {
         let temporary = format!("{}/{id:016x}.tmp", self.dir);
-        let made = self.disk.open(&temporary, Open::Replace).and_then(|file| {
+        let made = self.disk.open_direct(&temporary, Open::Replace).and_then(|file| {
             file.allocate(self.segment_bytes)?;
             Ok(file)
         });

@@ -80,7 +80,7 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
         report.add(WORKLOAD, format!("  of it {name}"), "ns", &nanos, None);
     }
     report.add(WORKLOAD, "entries in a sync", "", &entries_each_sync, None);
-    report.add(WORKLOAD, "time of a sync", "ms", &syncs, None);
+    report.add(WORKLOAD, "time of a write and its sync", "ms", &syncs, None);
     report.add(WORKLOAD, "entries' bytes logged", "MB/s", &log_rates, None);
     report.add(WORKLOAD, "checkpoints completed", "", &[checkpoints as f64], None);
     Ok(())

@@ -5,6 +5,7 @@
 //! or a fatal error is. So a handler that kills the process is met again until the shard gives its cause up.
 
 use crate::failure::{Exit, Failure};
+use crate::stop::Signals;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::net::TcpListener;
@@ -13,7 +14,6 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// The hidden option of a server that has a parent; its value is the parent's process id.
 pub(crate) const CHILD_OPTION: &str = "--supervised-child";
@@ -59,23 +59,20 @@ async fn supervise(listener: TcpListener) -> Result<(), Failure> {
         let what = format!("can't {what}");
         move |error: std::io::Error| Failure::new(Exit::Failed, what.clone()).cause(error)
     };
-    let mut terminate = signal(SignalKind::terminate()).map_err(cant("listen for SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cant("listen for SIGINT"))?;
+    let mut signals = Signals::take()?;
     let mut backoff = Backoff::new();
     loop {
         let started = Instant::now();
         let mut child = spawn(&listener).map_err(cant("start the server's process"))?;
         let status = tokio::select! {
             status = child.wait() => Ok(status.map_err(cant("wait for the server's process"))?),
-            _ = terminate.recv() => Err(()),
-            _ = interrupt.recv() => Err(()),
+            () = signals.next() => Err(()),
         };
         let Ok(status) = status else {
             tell_to_end(&child);
             return tokio::select! {
                 status = child.wait() => ended(status.map_err(cant("wait for the server's process"))?),
-                _ = terminate.recv() => Err(kill(child).await),
-                _ = interrupt.recv() => Err(kill(child).await),
+                () = signals.next() => Err(kill(child).await),
             };
         };
         if !died(status) {
@@ -85,8 +82,7 @@ async fn supervise(listener: TcpListener) -> Result<(), Failure> {
         eprintln!("stead: the server died ({status}); starting it again in {} ms", wait.as_millis());
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            () = signals.next() => return Ok(()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `stead start`: a server with the built-in `kv` service.
 
 use crate::failure::{Exit, Failure};
+use crate::stop::{self, Signals};
 use crate::{output, supervise};
 use clap::Args;
 use serde::Serialize;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use stead::http::{self, Limits};
 use stead::kv::Kv;
 use stead::{Config, Node, OpenError, RecoveryReport, ServiceOptions};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 /// Start a server: HTTP API, built-in `kv` service, a data directory
 #[derive(Debug, Args)]
@@ -87,9 +88,8 @@ fn inherited_listener() -> Result<TcpListener, Failure> {
 
 /// A server without its supervisor would go on unseen: it ends as if it had been told to.
 fn die_with_parent(parent: i32) -> Result<(), Failure> {
-    use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
-    set_parent_process_death_signal(Some(Signal::TERM))
-        .map_err(|error| Failure::new(Exit::Failed, "can't ask for the parent's death").cause(error))?;
+    use rustix::process::{Pid, getppid};
+    stop::end_with_parent()?;
     // It may have died before it was asked for.
     if getppid() == Pid::from_raw(parent) {
         Ok(())
@@ -106,11 +106,7 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
         .map_err(|error| Failure::new(Exit::Failed, "can't start the server's threads").cause(error))?;
     // Signals are taken from here on, so that an early one ends the server in order.
     let _inside = runtime.enter();
-    let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    let [terminate, interrupt] = signals;
-    let signal_failure = |error| Failure::new(Exit::Failed, "can't listen for signals").cause(error);
-    let (mut terminate, mut interrupt) =
-        (terminate.map_err(signal_failure)?, interrupt.map_err(signal_failure)?);
+    let told = told_to_end(&runtime, args.supervised_child.is_some())?;
 
     let config = configuration(args)?;
     let data =
@@ -128,8 +124,7 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
     let failed = runtime.block_on(async {
         let failed = tokio::select! {
             reason = node.failed() => Some(reason),
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
+            _ = told => None,
         };
         server.shutdown().await;
         failed
@@ -142,6 +137,26 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
     node.shutdown();
     eprintln!("stead: stopped");
     Ok(())
+}
+
+/// Comes with the first signal. With the second one the program ends, unless a supervisor sees to that: a terminal
+/// sends its signal to both.
+fn told_to_end(
+    runtime: &tokio::runtime::Runtime,
+    has_supervisor: bool,
+) -> Result<oneshot::Receiver<()>, Failure> {
+    let mut signals = Signals::take()?;
+    let (tell, told) = oneshot::channel();
+    runtime.spawn(async move {
+        signals.next().await;
+        let _ = tell.send(());
+        if !has_supervisor {
+            signals.next().await;
+            eprintln!("stead: ended out of order; what was answered is on disk: its next start recovers it");
+            stop::exit();
+        }
+    });
+    Ok(told)
 }
 
 /// The variables that are this program's own, not the node's configuration.

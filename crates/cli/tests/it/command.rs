@@ -1,7 +1,9 @@
 //! The commands against a running server.
 
-use crate::server::{Server, json_of, run};
+use crate::server::{Server, json_of, run, signal, stead};
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::process::Stdio;
 
 #[test]
 fn a_process_is_called_and_read() {
@@ -123,6 +125,21 @@ fn wrong_usage_is_told_as_json_too() {
     assert!(plain.status.code() == Some(2) && plain.stdout.is_empty(), "{plain:?}");
     let help = run(&["--json", "--help"]);
     assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Usage"), "{help:?}");
+}
+
+#[test]
+fn a_benchmark_that_is_told_to_end_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = || std::fs::read_dir(dir.path()).unwrap().count();
+    let arguments = ["bench", "requests", "--data", dir.path().to_str().unwrap()];
+    let mut bench = stead(&arguments).stderr(Stdio::null()).spawn().unwrap();
+    while count() == 0 {
+        assert!(bench.try_wait().unwrap().is_none(), "it ended before it began");
+        std::thread::yield_now();
+    }
+    signal(bench.id() as i32, Signal::TERM);
+    assert_eq!(bench.wait().unwrap().code(), Some(130));
+    assert_eq!(count(), 0);
 }
 
 /// Long: the machine's own figures, which stand beside all others, take ten seconds.

@@ -3,6 +3,8 @@
 use crate::server::{Server, json_of, run, signal};
 use rustix::process::Signal;
 use serde_json::json;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 #[test]
 fn answered_writes_survive_a_kill() {
@@ -61,6 +63,29 @@ fn a_server_that_does_not_end_is_killed_when_it_is_told_a_second_time() {
     let (status, stderr) = server.terminate();
     assert_eq!(status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("killed before it had ended"), "{stderr}");
+    let server = Server::start(dir.path(), &[]);
+    assert_eq!(server.get("/v1/query/kv/a").json(), 1);
+}
+
+#[test]
+fn a_server_without_a_supervisor_ends_at_once_when_it_is_told_a_second_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    server.put("a", 1);
+    // An open request: the server asks for its body, waits for the rest of it, and so does its end.
+    let mut open = TcpStream::connect(&server.address).unwrap();
+    let head = "POST /v1/call/kv/a HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\nexpect: 100-continue";
+    write!(open, "{head}\r\nhost: {}\r\n\r\n", server.address).unwrap();
+    let mut asked = [0; 12];
+    open.read_exact(&mut asked).unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100");
+    signal(server.own_pid(), Signal::INT);
+    while TcpStream::connect(&server.address).is_ok() {
+        std::thread::yield_now();
+    }
+    let (status, stderr) = server.terminate();
+    assert_eq!(status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("ended out of order"), "{stderr}");
     let server = Server::start(dir.path(), &[]);
     assert_eq!(server.get("/v1/query/kv/a").json(), 1);
 }

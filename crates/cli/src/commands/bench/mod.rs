@@ -19,9 +19,10 @@ mod room;
 mod usage;
 
 use crate::failure::{Exit, Failure};
-use crate::{output, supervise};
+use crate::{output, stop, supervise};
 use clap::{Args, ValueEnum};
 use figures::Report;
+use room::Room;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,7 +31,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  stead bench messages\n  stead bench all --rounds 5 --json > figures.json\n\n\
-    The whole takes about 8 minutes and 8 GB of disk. Run it on an idle machine, from a release build."
+    The whole takes about 6 minutes and 8 GB of disk. Run it on an idle machine, from a release build."
 )]
 pub(crate) struct BenchArgs {
     /// What to measure
@@ -103,11 +104,20 @@ impl BenchArgs {
 }
 
 pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<(), Failure> {
-    match args.workload {
-        Workload::HttpLoad => return load::run_child(args),
-        Workload::RestartChild => return restart::run_child(args),
-        Workload::MemoryChild => return memory::run_child(args),
-        _ => {}
+    stop::on_signal(|| Room::remove_all())?;
+    measure(args, json).inspect_err(|_| Room::await_end())
+}
+
+fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
+    let child = match args.workload {
+        Workload::HttpLoad => Some(load::run_child as fn(&BenchArgs) -> Result<(), Failure>),
+        Workload::RestartChild => Some(restart::run_child as _),
+        Workload::MemoryChild => Some(memory::run_child as _),
+        _ => None,
+    };
+    if let Some(run) = child {
+        stop::end_with_parent()?;
+        return run(args);
     }
     supervise::set_allocator()?;
     if cfg!(debug_assertions) {

@@ -2,7 +2,18 @@
 
 use super::BenchArgs;
 use crate::failure::{Exit, Failure};
-use std::path::Path;
+use crate::stop;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The rooms that there are.
+static ROOMS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// How often a directory is removed in which somebody still makes files.
+const ATTEMPTS: u32 = 100;
+
+fn lock() -> MutexGuard<'static, Vec<PathBuf>> {
+    ROOMS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A fresh directory on the disk to measure; removed when dropped.
 pub(super) struct Room(tempfile::TempDir);
@@ -10,12 +21,33 @@ pub(super) struct Room(tempfile::TempDir);
 impl Room {
     pub(super) fn new(args: &BenchArgs) -> Result<Self, Failure> {
         let parent = args.parent();
+        // Held all along: a directory that is not listed yet would stay.
+        let mut rooms = lock();
         let made = tempfile::Builder::new().prefix("stead-bench-").tempdir_in(&parent);
-        made.map(Self).map_err(|error| {
+        let made = made.map_err(|error| {
             Failure::new(Exit::Failed, format!("can't make a directory in {}", parent.display()))
                 .cause(error)
                 .hint("name another one with --data")
-        })
+        })?;
+        rooms.push(made.path().to_owned());
+        Ok(Self(made))
+    }
+
+    /// Removes all rooms although they are in use, and ends the program.
+    pub(super) fn remove_all() -> ! {
+        let rooms = lock();
+        for room in &*rooms {
+            let removed = |_| std::fs::remove_dir_all(room).is_ok() || !room.exists();
+            if !(0..ATTEMPTS).any(removed) {
+                eprintln!("stead: can't remove {}", room.display());
+            }
+        }
+        stop::exit()
+    }
+
+    /// Doesn't return once [`Room::remove_all`] has begun: what fails then fails because of it.
+    pub(super) fn await_end() {
+        drop(lock());
     }
 
     pub(super) fn path(&self) -> &Path {

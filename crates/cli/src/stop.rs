@@ -3,31 +3,48 @@
 use crate::failure::{Exit, Failure};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// From here on, signals that tell the program to end no longer end it at once.
+/// Signals within this time after one that was taken count as that one: init systems and terminals send more than one.
+const SAME: Duration = Duration::from_secs(1);
+
+/// From here on, signals that ask the program to end no longer end it at once.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    taken: Option<Instant>,
 }
 
 impl Signals {
     /// Needs a runtime around it.
     pub(crate) fn take() -> Result<Self, Failure> {
         let take = |kind| signal(kind).map_err(|error| failure(&error));
-        Ok(Self { terminate: take(SignalKind::terminate())?, interrupt: take(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+            taken: None,
+        })
     }
 
+    /// The next signal to end. Those within a second after the one before are passed over.
     pub(crate) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+            let now = Instant::now();
+            if self.taken.is_none_or(|taken| now.duration_since(taken) >= SAME) {
+                self.taken = Some(now);
+                return;
+            }
         }
     }
 }
 
 fn failure(error: &std::io::Error) -> Failure {
-    Failure::new(Exit::Failed, "can't listen for signals").cause(error)
+    Failure::new(Exit::Failed, "cannot listen for signals").cause(error)
 }
 
 /// From now on the end of the thread that started this program counts as SIGTERM.
@@ -42,7 +59,8 @@ pub(crate) fn exit() -> ! {
     std::process::exit(Exit::Stopped as i32)
 }
 
-/// From now on the first signal sets the flag, which the command looks at; the second one ends the program at once.
+/// From now on the first signal sets the flag, which the command looks at; a second one, over a second later, ends the
+/// program at once.
 pub(crate) fn listen() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let wanted = Arc::clone(&stop);
@@ -70,4 +88,17 @@ pub(crate) fn on_signal(mut handle: impl FnMut() + Send + 'static) -> Result<(),
     };
     let spawned = std::thread::Builder::new().name("stead-signals".to_owned()).spawn(wait);
     spawned.map(drop).map_err(|error| failure(&error))
+}
+
+/// Ends the program if it has not ended after this time: what hangs then hangs for ever.
+pub(crate) fn exit_after(time: Duration) {
+    let wait = move || {
+        std::thread::sleep(time);
+        eprintln!(
+            "stead: ended out of order after {time:?}; what was answered is on disk: its next start recovers it"
+        );
+        exit();
+    };
+    // Without a thread there is still the second signal.
+    let _ = std::thread::Builder::new().name("stead-last-resort".to_owned()).spawn(wait);
 }

@@ -25,6 +25,10 @@ pub struct Config {
     /// How long a step of a task may run before the process ends: 10 ms to 24 h. Default 10 min.
     #[serde(deserialize_with = "duration")]
     pub task_step_timeout: Option<Duration>,
+    /// How long a shutdown waits for running steps of tasks, and for open HTTP requests before them: 0 s to 1 h. What
+    /// has not ended by then is left; a step is repeated after the next start. Default 10 s.
+    #[serde(deserialize_with = "duration")]
+    pub shutdown_timeout: Option<Duration>,
     /// The log.
     pub log: LogConfig,
     /// Checkpoints.
@@ -148,12 +152,13 @@ pub enum ConfigError {
 
 const PREFIX: &str = "STEAD_";
 /// All keys, for hints: first those of the top, then those in tables, then their last parts.
-const KEYS: [&str; 28] = [
+const KEYS: [&str; 29] = [
     "data_dir",
     "threads",
     "task_threads",
     "handler_timeout",
     "task_step_timeout",
+    "shutdown_timeout",
     "log",
     "checkpoints",
     "services",
@@ -180,6 +185,9 @@ const KEYS: [&str; 28] = [
 ];
 
 impl Config {
+    /// [`Config::shutdown_timeout`] if nothing sets it.
+    pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
     /// Reads a TOML file.
     ///
     /// # Errors
@@ -256,6 +264,7 @@ impl Config {
             hour * 24,
             "10ms to 24h",
         )?;
+        time("shutdown_timeout", self.shutdown_timeout, Duration::ZERO, hour, "0s to 1h")?;
         range("log.segment_bytes", self.log.segment_bytes, 16 << 10..=1 << 30, "16 KiB to 1 GiB")?;
         let checkpoints = &self.checkpoints;
         time(
@@ -353,7 +362,7 @@ fn set_var(table: &mut toml::Table, name: &str, text: &str) -> Result<(), Config
         KEYS.iter().find(|known| known.contains('.') && known.replace('.', "_") == key)
     {
         known.split('.').map(str::to_owned).collect()
-    } else if KEYS[..5].contains(&key.as_str()) {
+    } else if KEYS[..6].contains(&key.as_str()) {
         vec![key]
     } else {
         return Err(refuse());
@@ -497,6 +506,7 @@ mod tests {
         let env = vars(&[
             ("STEAD_THREADS", "3"),
             ("STEAD_TASK_STEP_TIMEOUT", "2h"),
+            ("STEAD_SHUTDOWN_TIMEOUT", "3s"),
             ("STEAD_CHECKPOINTS_KEEP", "7"),
             ("STEAD_CHECKPOINTS_COPY_TO", "s3://bucket/prefix"),
             ("STEAD_CHECKPOINTS_COPY_INTERVAL", "1m"),
@@ -508,6 +518,7 @@ mod tests {
         let config = Config::from_file_and_vars(Some(&path), env).unwrap();
         assert_eq!(config.threads, Some(3));
         assert_eq!(config.task_step_timeout, Some(Duration::from_secs(7200)));
+        assert_eq!(config.shutdown_timeout, Some(Duration::from_secs(3)));
         assert_eq!(config.data_dir, Some(PathBuf::from("5")));
         assert_eq!(config.checkpoints.interval, Some(Interval::Every(Duration::from_secs(5))));
         assert_eq!(config.checkpoints.keep, Some(7));
@@ -539,6 +550,7 @@ mod tests {
             ("threads = 0", "1 to 256"),
             ("handler_timeout = \"1ms\"", "10ms to 1h"),
             ("task_step_timeout = \"25h\"", "10ms to 24h"),
+            ("shutdown_timeout = \"2h\"", "0s to 1h"),
             ("[services.a]\nshards = 5000", "1 to 4096"),
             ("[checkpoints]\nkeep = 0", "1 to 10000"),
             ("[checkpoints]\ncopy_interval = \"1ms\"", "10ms to 168h"),

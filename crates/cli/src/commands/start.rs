@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stead::http::{self, Limits};
 use stead::kv::Kv;
 use stead::{Config, Node, OpenError, RecoveryReport, ServiceOptions};
@@ -40,6 +40,10 @@ pub(crate) struct StartArgs {
     /// Most time that a request may take
     #[arg(long, default_value_t = Limits::REQUEST_TIMEOUT.as_millis() as u64, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     request_timeout_ms: u64,
+    /// How long a stop waits for open requests and running steps of tasks, as in 10s; what is left then is repeated after
+    /// the next start [default: the configuration's shutdown_timeout, or 10s]
+    #[arg(long, value_name = "TIME", value_parser = stead::config::parse_duration)]
+    shutdown_timeout: Option<Duration>,
     /// What to tell on standard error: error, warn, info, debug or trace
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log_level: tracing::Level,
@@ -111,30 +115,35 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
     let config = configuration(args)?;
     let data =
         args.data.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from(DATA_DIR));
+    let shutdown_timeout =
+        args.shutdown_timeout.or(config.shutdown_timeout).unwrap_or(Config::SHUTDOWN_TIMEOUT);
     let node = open(&data, config)?;
     let limits = Limits {
         body_bytes_max: args.body_bytes_max,
         connections_max: args.connections_max,
         request_timeout: Duration::from_millis(args.request_timeout_ms),
+        shutdown_timeout,
         ..Limits::default()
     };
     let server = http::serve(&node, listener, &data, limits).map_err(|error| listen_failure(&error))?;
     tell_ready(&data, &server, &node, json)?;
 
-    let failed = runtime.block_on(async {
+    let (failed, deadline) = runtime.block_on(async {
         let failed = tokio::select! {
             reason = node.failed() => Some(reason),
             _ = told => None,
         };
+        let deadline = Instant::now() + shutdown_timeout;
+        stop::exit_after(shutdown_timeout + LAST_RESORT);
         server.shutdown().await;
-        failed
+        (failed, deadline)
     });
     if let Some(reason) = failed {
         return Err(Failure::new(Exit::Fatal, "the node had a fatal error")
             .cause(reason)
             .hint("correct the cause and start again: what was answered is on disk"));
     }
-    node.shutdown();
+    node.shutdown_within(deadline.saturating_duration_since(Instant::now()));
     eprintln!("stead: stopped");
     Ok(())
 }
@@ -161,6 +170,8 @@ fn told_to_end(
 
 /// The variables that are this program's own, not the node's configuration.
 const OWN_VARIABLES: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
+/// How much longer than its limit a stop may take, for the log's last write among others, before the program ends anyway.
+const LAST_RESORT: Duration = Duration::from_secs(5);
 /// The data directory if none is named.
 const DATA_DIR: &str = "stead-data";
 /// Shards of `kv` if the configuration names no number: some for each worker of a large machine.

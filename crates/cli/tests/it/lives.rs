@@ -60,7 +60,7 @@ fn a_server_that_does_not_end_is_killed_when_it_is_told_a_second_time() {
     // Held like this it hears nothing.
     signal(server.pid, Signal::STOP);
     signal(server.own_pid(), Signal::INT);
-    let (status, stderr) = server.terminate();
+    let (status, stderr) = server.terminate_impatiently();
     assert_eq!(status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("killed before it had ended"), "{stderr}");
     let server = Server::start(dir.path(), &[]);
@@ -83,11 +83,31 @@ fn a_server_without_a_supervisor_ends_at_once_when_it_is_told_a_second_time() {
     while TcpStream::connect(&server.address).is_ok() {
         std::thread::yield_now();
     }
-    let (status, stderr) = server.terminate();
+    let (status, stderr) = server.terminate_impatiently();
     assert_eq!(status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("ended out of order"), "{stderr}");
     let server = Server::start(dir.path(), &[]);
     assert_eq!(server.get("/v1/query/kv/a").json(), 1);
+}
+
+#[test]
+fn signals_within_a_second_count_as_one_and_a_stop_ends_at_its_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    for supervise in ["--supervise=false", "--supervise=true"] {
+        let server = Server::start_with(dir.path(), &[supervise, "--shutdown-timeout", "300ms"]);
+        server.put("a", 1);
+        // A request that never comes to its end holds the stop.
+        let mut open = TcpStream::connect(&server.address).unwrap();
+        let head = "POST /v1/call/kv/a HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\nexpect: 100-continue";
+        write!(open, "{head}\r\nhost: {}\r\n\r\n", server.address).unwrap();
+        let mut asked = [0; 12];
+        open.read_exact(&mut asked).unwrap();
+        signal(server.own_pid(), Signal::TERM);
+        signal(server.own_pid(), Signal::INT);
+        let (status, stderr) = server.terminate();
+        assert_eq!(status.code(), Some(0), "{stderr}");
+        assert!(stderr.contains("stopped"), "{stderr}");
+    }
 }
 
 #[test]

@@ -108,6 +108,21 @@ impl Server {
         (status, self.stderr())
     }
 
+    /// Signals again and again until it has ended: only signals over a second apart are two.
+    pub(crate) fn terminate_impatiently(mut self) -> (ExitStatus, String) {
+        let pid = self.own_pid();
+        let begun = std::time::Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the server did not end");
+            signal(pid, Signal::TERM);
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        (status, self.stderr())
+    }
+
     /// Waits for the end, which closes standard output.
     fn wait(&mut self) -> ExitStatus {
         loop {

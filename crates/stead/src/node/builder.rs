@@ -113,6 +113,7 @@ pub struct NodeBuilder {
     pub(crate) task_threads: Option<usize>,
     pub(crate) handler_timeout: Option<Duration>,
     pub(crate) task_step_timeout: Option<Duration>,
+    pub(crate) shutdown_timeout: Option<Duration>,
     pub(crate) segment_bytes: Option<u64>,
     pub(crate) disk: Option<Arc<dyn Disk>>,
     pub(crate) wall: Option<Wall>,
@@ -127,6 +128,7 @@ pub(crate) struct Limits {
     pub(crate) task_threads: usize,
     pub(crate) handler_timeout: Duration,
     pub(crate) task_step_timeout: Duration,
+    pub(crate) shutdown_timeout: Duration,
     pub(crate) segment_bytes: u64,
     pub(crate) checkpoints: CheckpointOptions,
     pub(crate) copies: Option<CopyTarget>,
@@ -148,6 +150,7 @@ impl NodeBuilder {
             task_threads: None,
             handler_timeout: None,
             task_step_timeout: None,
+            shutdown_timeout: None,
             segment_bytes: None,
             disk: None,
             wall: None,
@@ -218,6 +221,14 @@ impl NodeBuilder {
         self
     }
 
+    /// How long [`Node::shutdown`] waits for steps of tasks that run: 0 s to 1 h, 10 s by default. A step that takes
+    /// longer is repeated after the next start.
+    #[must_use]
+    pub fn shutdown_timeout(mut self, limit: Duration) -> Self {
+        self.shutdown_timeout = Some(limit);
+        self
+    }
+
     /// Bytes of a log segment: a multiple of 4096 from 16 KiB to 1 GiB, 64 MiB by default.
     #[must_use]
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
@@ -277,6 +288,7 @@ impl NodeBuilder {
             task_threads: config.task_threads.or(self.task_threads),
             handler_timeout: config.handler_timeout.or(self.handler_timeout),
             task_step_timeout: config.task_step_timeout.or(self.task_step_timeout),
+            shutdown_timeout: config.shutdown_timeout.or(self.shutdown_timeout),
             log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
             checkpoints: CheckpointConfig {
                 interval: set.interval.or(self.checkpoints.interval.map(Interval::Every)),
@@ -310,6 +322,7 @@ impl NodeBuilder {
             task_threads: merged.task_threads.unwrap_or((cores / 2).clamp(1, 256)),
             handler_timeout: merged.handler_timeout.unwrap_or(Duration::from_secs(10)),
             task_step_timeout: merged.task_step_timeout.unwrap_or(Duration::from_secs(600)),
+            shutdown_timeout: merged.shutdown_timeout.unwrap_or(Config::SHUTDOWN_TIMEOUT),
             segment_bytes: merged.log.segment_bytes.unwrap_or(64 << 20),
             checkpoints: CheckpointOptions {
                 interval: merged.checkpoints.interval.and_then(Interval::time),

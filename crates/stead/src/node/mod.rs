@@ -69,6 +69,8 @@ struct Inner {
     log: WalReader,
     recovery: RecoveryReport,
     opened: Instant,
+    /// How long a shutdown waits for steps of tasks.
+    shutdown_timeout: Duration,
 }
 
 /// What all threads and clients of a node share.
@@ -451,8 +453,16 @@ impl Node {
 
     /// Shuts the node down: takes no more calls, waits for running steps of tasks, commits and answers what was taken,
     /// and ends all threads. What else is under way waits in the log for the next start.
+    ///
+    /// A step that still runs after [`NodeBuilder::shutdown_timeout`] is left: its outcome is dropped, and the step is
+    /// repeated after the next start. Its thread ends with the step, or with the program.
     pub fn shutdown(&self) {
-        self.0.shutdown();
+        self.shutdown_within(self.0.shutdown_timeout);
+    }
+
+    /// As [`Self::shutdown`], with another time limit for steps that run.
+    pub fn shutdown_within(&self, limit: Duration) {
+        self.0.shutdown(limit);
     }
 
     /// Ends the node as a crash would: nothing is waited for, nothing more is written. For tests.
@@ -511,13 +521,14 @@ impl Inner {
         self
     }
 
-    fn shutdown(&self) {
+    fn shutdown(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
         let Some(_ending) = self.begin_end() else { return };
         let shared = &self.shared;
         let begun = shared.life.compare_exchange(life::RUNS, life::STOPS, Ordering::SeqCst, Ordering::SeqCst);
         if begun.is_ok() {
             shared.tasks.stop();
-            self.join(Group::Tasks);
+            self.join_tasks(deadline);
             shared.snapshots.send(Event::Stop);
             shared.copies.stop();
             self.join(Group::Checkpoints);
@@ -530,7 +541,8 @@ impl Inner {
             let _ =
                 shared.life.compare_exchange(life::STOPS, life::ENDED, Ordering::SeqCst, Ordering::SeqCst);
         }
-        self.end();
+        // No outcome of a step counts after a fatal error.
+        self.end(if shared.failure.get().is_some() { Instant::now() } else { deadline });
     }
 
     fn kill(&self) {
@@ -538,7 +550,7 @@ impl Inner {
         // Also for a shutdown that waits.
         self.shared.wake_all();
         if let Some(_ending) = self.begin_end() {
-            self.end();
+            self.end(Instant::now() + self.shutdown_timeout);
         }
     }
 
@@ -552,9 +564,10 @@ impl Inner {
     }
 
     /// Ends what is left and gives the data directory up.
-    fn end(&self) {
+    fn end(&self, deadline: Instant) {
         self.shared.wake_all();
-        for group in [Group::Tasks, Group::Checkpoints, Group::Workers, Group::Log] {
+        self.join_tasks(deadline);
+        for group in [Group::Checkpoints, Group::Workers, Group::Log] {
             self.join(group);
         }
         // Only now: a handler that runs for ever would be waited for as long.
@@ -570,6 +583,20 @@ impl Inner {
             // The next start then suspects what waits, which costs a little time and nothing else.
             tracing::warn!("can't note that the node ended in order: {error}");
         }
+    }
+
+    /// Waits for the steps of tasks until the deadline. Threads whose step has not ended by then are left to
+    /// themselves: nothing that they bring is taken any more.
+    fn join_tasks(&self, deadline: Instant) {
+        let left = self.shared.tasks.await_end(deadline);
+        if left.is_empty() {
+            return self.join(Group::Tasks);
+        }
+        for step in &left {
+            tracing::warn!("{step} still runs and is left; it is repeated after the next start");
+        }
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|(group, _)| *group != Group::Tasks);
     }
 
     fn join(&self, group: Group) {
@@ -590,6 +617,6 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.shutdown();
+        self.shutdown(self.shutdown_timeout);
     }
 }

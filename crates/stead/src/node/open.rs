@@ -136,6 +136,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         log: wal.reader(),
         recovery,
         opened: begun,
+        shutdown_timeout: limits.shutdown_timeout,
     };
     let batch_max = wal.batch_bytes_max();
     let preparer = wal.preparer();

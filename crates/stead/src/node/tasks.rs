@@ -5,7 +5,9 @@ use super::watchdog::Probe;
 use crate::task::StepContext;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::Instant;
 use stead_core::ids::{ShardId, TaskId};
 use stead_core::record::TaskRecord;
 use stead_core::shard::Input;
@@ -18,30 +20,76 @@ pub(crate) struct Step {
     pub(crate) task: TaskRecord,
 }
 
-/// Steps that wait for a thread.
+/// Steps that wait for a thread, and those that run.
 #[derive(Default)]
 pub(crate) struct TaskQueue {
-    steps: Mutex<VecDeque<Step>>,
+    steps: Mutex<Steps>,
     news: Condvar,
+    /// A step has ended.
+    ended: Condvar,
     pub(crate) stopping: AtomicBool,
 }
 
+#[derive(Default)]
+struct Steps {
+    waiting: VecDeque<Step>,
+    running: Vec<Running>,
+}
+
+/// A step that a thread is at.
+struct Running {
+    thread: ThreadId,
+    /// For a person: which task of which process.
+    name: String,
+}
+
+/// Takes a step off the list of those that run, also if its thread panics.
+struct Listed<'a>(&'a TaskQueue);
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        let here = thread::current().id();
+        self.0.steps().running.retain(|running| running.thread != here);
+        self.0.ended.notify_all();
+    }
+}
+
 impl TaskQueue {
+    fn steps(&self) -> MutexGuard<'_, Steps> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn push(&self, step: Step) {
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push_back(step);
+        self.steps().waiting.push_back(step);
         self.news.notify_one();
     }
 
-    /// Steps that wait stay in the log; those that run are waited for.
+    /// From now on no step begins. Steps that wait stay in the log.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.steps().waiting.clear();
         self.news.notify_all();
+    }
+
+    /// Waits for the steps that run, but for one on this thread. Returns the names of those that still run at the deadline.
+    pub(crate) fn await_end(&self, deadline: Instant) -> Vec<String> {
+        let here = thread::current().id();
+        let mut steps = self.steps();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let names = steps.running.iter().filter(|running| running.thread != here);
+            let names: Vec<String> = names.map(|running| running.name.clone()).collect();
+            if names.is_empty() || left.is_zero() {
+                return names;
+            }
+            steps = self.ended.wait_timeout(steps, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Runs steps on this thread until the node stops.
     pub(crate) fn run(&self, shared: &Shared, probe: &Probe) {
         while let Some(step) = self.take() {
+            let _listed = Listed(self);
             let Step { shard, id, run, task } = step;
             let ctx = StepContext { id, step: task.step, owner: &task.process, stopping: &self.stopping };
             let service = shared.topology.service_of(shard).expect("each shard is of a service");
@@ -55,13 +103,20 @@ impl TaskQueue {
     }
 
     fn take(&self) -> Option<Step> {
-        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self.steps();
         loop {
             if self.stopping.load(Ordering::SeqCst) {
                 return None;
             }
-            match steps.pop_front() {
-                Some(step) => return Some(step),
+            match steps.waiting.pop_front() {
+                Some(step) => {
+                    let name = format!(
+                        "step {} of task {} of {}",
+                        step.task.step, step.task.name, step.task.process
+                    );
+                    steps.running.push(Running { thread: thread::current().id(), name });
+                    return Some(step);
+                }
                 None => steps = self.news.wait(steps).unwrap_or_else(PoisonError::into_inner),
             }
         }

@@ -12,6 +12,7 @@ mod faults_damage;
 mod faults_disk;
 mod faults_handler;
 mod faults_requests;
+mod faults_stop;
 mod faults_threads;
 mod services;
 mod stable;

@@ -86,6 +86,12 @@ pub enum Misuse {
     /// The service has no code here.
     #[error("no code is registered for {0}")]
     NoCode(String),
+    /// A client sent what only processes, timers and tasks of the system may send.
+    #[error(
+        "{0} takes this request from other processes only, and refuses it from clients; send one of the requests that the \
+         service offers to clients"
+    )]
+    Internal(String),
     /// What the call writes, sends and answers together is too large for an entry.
     #[error(
         "the call writes, sends and answers {len} bytes, over the limit of {max} bytes of one log entry; spread it over several calls"

@@ -56,6 +56,10 @@ impl Process for Basel {
         Ok(())
     }
 
+    fn internal(request: &Request) -> bool {
+        matches!(request, Request::Computed { .. })
+    }
+
     fn query(&self, ctx: &QueryContext<'_, Self>, (): ()) -> Result<(Option<f64>, f64), Never> {
         Ok((self.sum, ctx.tasks().first().map_or(0.0, |task| task.progress)))
     }

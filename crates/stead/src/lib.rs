@@ -83,7 +83,7 @@ pub use node::{
 pub use offline::{RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};
 pub use registry::{RegisteredTwice, Registry, Runner};
-pub use stead_core::handler::Limit;
+pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::Refusal;
 pub use task::{Progress, StepContext, Task};

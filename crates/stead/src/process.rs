@@ -51,6 +51,21 @@ pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
         request: Self::Request,
     ) -> Result<Self::Reply, Self::Error>;
 
+    /// Whether a request is internal: sent by processes, timers and tasks only. Clients that send one, over HTTP or from
+    /// [`Client`](crate::Client), are refused before [`Self::handle`] runs, and nothing is changed. By default no request is
+    /// internal. A service for other processes alone returns `true` for all of them.
+    ///
+    /// ```
+    /// # enum Request { Pay { amount: u64 }, Refund { amount: u64 } }
+    /// fn internal(request: &Request) -> bool {
+    ///     matches!(request, Request::Refund { .. })
+    /// }
+    /// ```
+    fn internal(request: &Self::Request) -> bool {
+        let _ = request;
+        false
+    }
+
     /// Answers a query from the state, which it can't change.
     ///
     /// # Errors

@@ -199,6 +199,9 @@ impl<P: Process> Typed<P> {
 
     fn try_handle(call: &Call<'_>, txn: &mut Txn<'_>, env: &Env) -> Result<Outcome, Misuse> {
         let (key, request) = Self::read_request(call, "a request")?;
+        if matches!(call.caller, Caller::Client { .. }) && P::internal(&request) {
+            return Err(Misuse::Internal(format!("{}/{}", P::SERVICE, call.key)));
+        }
         let mut state = Self::read_state(call, txn.state())?;
         let mut ctx = Context::<P>::new(key, call, txn, &env.tasks, env.seed);
         let answer = state.handle(&mut ctx, request);

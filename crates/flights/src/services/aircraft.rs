@@ -49,6 +49,10 @@ impl Process for Aircraft {
         Ok(())
     }
 
+    fn internal(_: &Leg) -> bool {
+        true
+    }
+
     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<Self, Never> {
         Ok(self.clone())
     }

@@ -51,6 +51,10 @@ impl Process for Airport {
         Ok(())
     }
 
+    fn internal(_: &Movement) -> bool {
+        true
+    }
+
     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<AirportTotals, Never> {
         Ok(self.totals)
     }

@@ -37,6 +37,10 @@ impl Process for Carrier {
         Ok(())
     }
 
+    fn internal(_: &Flight) -> bool {
+        true
+    }
+
     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<CarrierTotals, Never> {
         Ok(self.totals)
     }

@@ -149,6 +149,10 @@ impl Process for Feeder {
         Ok(self.position())
     }
 
+    fn internal(request: &FeedRequest) -> bool {
+        matches!(request, FeedRequest::Tick { .. })
+    }
+
     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<Position, FeedError> {
         Ok(self.position())
     }

@@ -27,7 +27,7 @@ pub(crate) enum Request {
         /// How much.
         amount: u64,
     },
-    /// Money comes from another account; only accounts send this.
+    /// Money comes from another account. Clients that send this are refused.
     Credit {
         /// How much.
         amount: u64,
@@ -81,6 +81,10 @@ impl Process for Account {
             }
         }
         Ok(self.balance)
+    }
+
+    fn internal(request: &Request) -> bool {
+        matches!(request, Request::Credit { .. })
     }
 
     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<u64, Refused> {

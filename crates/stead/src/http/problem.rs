@@ -29,6 +29,8 @@ pub enum Kind {
     BadJson,
     /// The service can't read the request.
     UnreadableRequest,
+    /// The service takes the request from other processes only.
+    InternalRequest,
     /// The body is over the limit.
     BodyTooLarge,
     /// What the call would change is over the limit of a log entry.
@@ -132,6 +134,12 @@ impl Kind {
                 S::BAD_REQUEST,
                 "The service does not take such a request",
                 "send what the service's request type reads; the detail names the difference",
+            ),
+            Self::InternalRequest => (
+                "internal-request",
+                S::FORBIDDEN,
+                "The request is internal to the system",
+                "only processes, timers and tasks send it; send one of the requests that the service offers to clients",
             ),
             Self::BodyTooLarge => (
                 "body-too-large",

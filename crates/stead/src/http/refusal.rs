@@ -27,6 +27,7 @@ pub(super) fn problem(error: RawError) -> Problem {
             Refusal::Misuse(Misuse::Request(_)) => Kind::UnreadableRequest,
             Refusal::Misuse(Misuse::State(_)) => Kind::UnreadableState,
             Refusal::Misuse(Misuse::NoCode(_)) => Kind::UnknownService,
+            Refusal::Misuse(Misuse::Internal(_)) => Kind::InternalRequest,
             Refusal::Misuse(Misuse::TooLarge { .. }) | Refusal::RequestTooLarge { .. } => Kind::EntryTooLarge,
             Refusal::NoDeadLetter(_) => Kind::UnknownDeadLetter,
             Refusal::NoRetry { .. } => Kind::DeadLetterFinal,

@@ -69,6 +69,10 @@ impl Process for Purse {
         }
         Ok(self.coins)
     }
+
+    fn internal(request: &Request) -> bool {
+        matches!(request, Request::Need(_))
+    }
 }
 
 fn open_gate(to: u32) {
@@ -153,6 +157,24 @@ async fn the_error_of_a_service_is_embedded() {
     let again = call(server.address(), "idempotency-key: k\r\n", r#"{"Pay":5}"#).await;
     assert_eq!(again.json(), problem);
     assert_eq!(call(server.address(), "", r#"{"Pay":5}"#).await.body, "1");
+}
+
+#[tokio::test]
+async fn an_internal_request_is_refused_and_leaves_no_trace() {
+    let (server, node, _dir) = start(Limits::default());
+    let address = server.address();
+    assert_eq!(call(address, "", r#"{"Fill":3}"#).await.body, "3");
+    let entries = node.metrics().entries;
+    for headers in ["", "idempotency-key: k\r\n"] {
+        let refused = call(address, headers, r#"{"Need":1}"#).await;
+        assert_eq!(refused.status, 403, "{}", refused.body);
+        assert_eq!(refused.json()["type"], "urn:stead:problem:internal-request");
+    }
+    assert_eq!(node.metrics().entries, entries, "a refusal is no entry");
+    // The key was not used, and a process may send it.
+    assert_eq!(call(address, "idempotency-key: k\r\n", r#"{"Pay":1}"#).await.body, "2");
+    assert_eq!(call(address, "", r#"{"Remind":2}"#).await.body, "2");
+    assert_eq!(get(address, "/v1/dead-letters/purse").await.json(), json!([]));
 }
 
 #[tokio::test]

@@ -34,6 +34,7 @@
 //!         }
 //!         Ok(())
 //!     }
+//!     fn internal(request: &Request) -> bool { matches!(request, Request::Receive(_)) }
 //!     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<i64, Never> { Ok(self.balance) }
 //!     fn check(cut: &Cut<'_>) -> Result<(), String> {
 //!         let mut sum = 0;

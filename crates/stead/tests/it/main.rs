@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod checkpoints;
+mod edge;
 mod effects;
 mod evolution;
 mod evolution_messages;

@@ -102,6 +102,32 @@ fn bad_requests_are_refused_with_a_problem() {
     ] {
         server.post(path, body).assert_problem(status, kind);
     }
+    // What is not understood is refused, never passed over.
+    server.put("strict", 1);
+    let twice = r#"{"compare_and_set":{"expected":1,"value":2,"value":3}}"#;
+    for (body, kind) in [
+        (r#"{"compare_and_set":{"expected":1,"vaule":2}}"#, "unreadable-request"),
+        (r#"{"compare_and_set":{"expected":1}}"#, "unreadable-request"),
+        (r#"{"put":{"value":1,"ttl":5}}"#, "unreadable-request"),
+        (r#"{"put":{"value":[{"a":1,"a":2}]}}"#, "bad-json"),
+        (r#"{"put":{"value":18446744073709551616}}"#, "bad-json"),
+        (twice, "bad-json"),
+    ] {
+        server.post("/v1/call/kv/strict", body).assert_problem(400, kind);
+        server.post_with("/v1/call/kv/strict", body, &[("Idempotency-Key", "k")]).assert_problem(400, kind);
+    }
+    let put = r#"{"put":{"value":2}}"#;
+    for header in [("Idempotency-Key", "k"), ("Stead-Deadline-Ms", "1000"), ("Stead-Token", "x")] {
+        server.post_with("/v1/call/kv/strict", put, &[header, header]).assert_problem(400, "bad-request");
+    }
+    for path in ["/v1/query/kv/strict?form=2", "/v1/query/kv/strict?query=1&query=2", "/v1/log/0?form=2"] {
+        server.get(path).assert_problem(400, "bad-request");
+    }
+    assert_eq!(server.get("/v1/query/kv/strict").json(), 1);
+    let same = server.post("/v1/call/kv/strict", r#"{"compare_and_set":{"expected":1.0,"value":10.0}}"#);
+    assert_eq!(same.json()["applied"], true, "{}", same.text);
+    let same = server.post("/v1/call/kv/strict", r#"{"compare_and_set":{"expected":10,"value":null}}"#);
+    assert_eq!(same.json()["applied"], true, "{}", same.text);
     for deadline in ["0", "-1", "soon"] {
         let reply = server.post_with("/v1/call/kv/a", "\"delete\"", &[("Stead-Deadline-Ms", deadline)]);
         reply.assert_problem(400, "bad-request");

@@ -102,6 +102,8 @@ pub(super) async fn query(
 
 /// The query of a GET.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(super) struct GetQuery {
     /// The service's query as JSON; `"get"` without it, which `kv` and services like it answer.
     #[param(example = "\"get\"")]
@@ -169,7 +171,7 @@ impl Gateway {
         let within = self.deadline(headers)?;
         self.heed_token(headers)?;
         let body = self.body(headers, body, within).await?;
-        let idempotency_key = headers.get(IDEMPOTENCY_KEY).map(HeaderValue::as_bytes);
+        let idempotency_key = single(headers, &IDEMPOTENCY_KEY)?.map(HeaderValue::as_bytes);
         if idempotency_key.is_some_and(<[u8]>::is_empty) {
             return Err(Problem::new(Kind::BadRequest, "the Idempotency-Key is empty"));
         }
@@ -212,7 +214,7 @@ impl Gateway {
     /// How long this request may take.
     pub(super) fn deadline(&self, headers: &HeaderMap) -> Result<Duration, Problem> {
         let longest = self.limits.request_timeout;
-        let Some(header) = headers.get(STEAD_DEADLINE_MS) else { return Ok(longest) };
+        let Some(header) = single(headers, &STEAD_DEADLINE_MS)? else { return Ok(longest) };
         let ms = header.to_str().ok().and_then(|ms| ms.parse::<u64>().ok()).filter(|ms| *ms > 0);
         let ms = ms.ok_or_else(|| {
             Problem::new(
@@ -225,7 +227,7 @@ impl Gateway {
 
     /// Clients are channels: what this one has seen, the shard that it asks now must have seen, too.
     fn heed_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let Some(header) = headers.get(STEAD_TOKEN) else { return Ok(()) };
+        let Some(header) = single(headers, &STEAD_TOKEN)? else { return Ok(()) };
         let text = header.to_str().unwrap_or_default();
         let token = self.tokens.verify(text).map_err(|error| {
             Problem::new(Kind::BadToken, format!("the Stead-Token {text:?} is not taken: {error}"))
@@ -298,6 +300,20 @@ impl Gateway {
         };
         response.headers_mut().insert(STEAD_TOKEN, token);
         Ok(response)
+    }
+}
+
+/// A header that may come once: of two, one would be passed over in silence.
+pub(super) fn single<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'a HeaderValue>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        (_, Some(_)) => {
+            Err(Problem::new(Kind::BadRequest, format!("the header {name} is there twice; send it once")))
+        }
     }
 }
 

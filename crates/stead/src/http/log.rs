@@ -15,6 +15,8 @@ use utoipa::IntoParams;
 
 /// Which entries of a log.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(super) struct LogRange {
     /// The first index; the oldest entry that is kept without it.
     from: Option<u64>,

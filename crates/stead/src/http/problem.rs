@@ -126,8 +126,8 @@ impl Kind {
             Self::BadJson => (
                 "bad-json",
                 S::BAD_REQUEST,
-                "The body is not JSON",
-                "send one JSON document of at most 128 levels",
+                "The body is not JSON, or not such JSON as is taken",
+                "send one JSON document of at most 128 levels, with no field twice and integers of at most 64 bits",
             ),
             Self::UnreadableRequest => (
                 "unreadable-request",

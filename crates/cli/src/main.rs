@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod failure;
 mod output;
+mod program;
 mod stop;
 mod supervise;
 
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    program::note();
     let cli = match commands::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return misused(&error),

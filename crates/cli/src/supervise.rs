@@ -5,6 +5,7 @@
 //! or a fatal error is. So a handler that kills the process is met again until the shard gives its cause up.
 
 use crate::failure::{Exit, Failure};
+use crate::program;
 use crate::stop::Signals;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
@@ -61,9 +62,23 @@ async fn supervise(listener: TcpListener) -> Result<(), Failure> {
     };
     let mut signals = Signals::take()?;
     let mut backoff = Backoff::new();
+    let mut lives = 0;
     loop {
         let started = Instant::now();
-        let mut child = spawn(&listener).map_err(cant("start the server's process"))?;
+        let mut child = match spawn(&listener) {
+            Ok(child) => child,
+            // Its file is being replaced, or the system has no process to give: both pass.
+            Err(error) if lives > 0 => {
+                let wait = backoff.after(Duration::ZERO);
+                eprintln!("stead: cannot start the server: {error}; trying again in {} ms", wait.as_millis());
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => continue,
+                    () = signals.next() => return Ok(()),
+                }
+            }
+            Err(error) => return Err(cant("start the server's process")(error)),
+        };
+        lives += 1;
         let status = tokio::select! {
             status = child.wait() => Ok(status.map_err(cant("wait for the server's process"))?),
             () = signals.next() => Err(()),
@@ -102,8 +117,7 @@ pub(crate) fn set_allocator() -> Result<(), Failure> {
     }
     let failed =
         |error: std::io::Error| Failure::new(Exit::Failed, "can't start this program again").cause(error);
-    let program = std::env::current_exe().map_err(failed)?;
-    let mut again = std::process::Command::new(program);
+    let mut again = std::process::Command::new(program::path());
     again.args(std::env::args_os().skip(1)).envs(allocator());
     Err(failed(CommandExt::exec(&mut again)))
 }
@@ -111,7 +125,7 @@ pub(crate) fn set_allocator() -> Result<(), Failure> {
 fn spawn(listener: &TcpListener) -> std::io::Result<Child> {
     let socket: OwnedFd = listener.as_fd().try_clone_to_owned()?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    Command::new(std::env::current_exe()?)
+    Command::new(program::path())
         .args(arguments)
         .arg(CHILD_OPTION)
         .arg(std::process::id().to_string())

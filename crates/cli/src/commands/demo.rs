@@ -88,7 +88,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
         .prefix("stead-demo-")
         .tempdir()
         .map_err(|error| Failure::new(Exit::Failed, "can't make a temporary directory").cause(error))?;
-    let plan = plan(args, dir.path(), seed, rate, stop::listen()?)?;
+    let plan = plan(args, dir.path(), seed, rate, stop::listen()?);
     let outcome = match watch(&plan, &flights) {
         Ok(outcome) => outcome,
         // The child is dead by now, and what it wrote goes.
@@ -151,11 +151,9 @@ fn read(args: &DemoArgs) -> Result<Flights, Failure> {
     Ok(flights)
 }
 
-fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64, stop: Arc<AtomicBool>) -> Result<Plan, Failure> {
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::new(Exit::Failed, "can't find the program's own file").cause(error))?;
-    Ok(Plan {
-        command: vec![program.into(), CHILD.into()],
+fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64, stop: Arc<AtomicBool>) -> Plan {
+    Plan {
+        command: vec![crate::program::path().into(), CHILD.into()],
         dir: dir.to_owned(),
         data_dir: None,
         input: args.input.clone(),
@@ -167,7 +165,7 @@ fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64, stop: Arc<AtomicBool>
         checkpoint_every: Duration::from_secs(1),
         patience: Plan::PATIENCE,
         stop,
-    })
+    }
 }
 
 /// Runs it, with a progress bar if there is a terminal.

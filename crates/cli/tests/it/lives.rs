@@ -41,6 +41,30 @@ fn a_supervised_server_comes_back_at_the_same_address() {
 }
 
 #[test]
+fn a_supervised_server_comes_back_after_its_binary_was_replaced_and_removed() {
+    // Beside the binary, so that links to it can be made.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (program, new) = (dir.path().join("stead"), dir.path().join("new"));
+    let usual = env!("CARGO_BIN_EXE_stead");
+    std::fs::copy(usual, &program).unwrap();
+    let mut server = Server::start_at(&program, &dir.path().join("data"));
+    server.put("a", 1);
+    std::fs::hard_link(usual, &new).unwrap();
+    std::fs::rename(&new, &program).unwrap();
+    let runs = |pid: i32| std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    assert!(runs(server.pid).to_str().unwrap().ends_with("(deleted)"));
+    signal(server.pid, Signal::KILL);
+    server.await_ready();
+    assert_eq!(runs(server.pid), program, "the new file is preferred");
+    std::fs::remove_file(&program).unwrap();
+    signal(server.pid, Signal::KILL);
+    server.await_ready();
+    assert_eq!(server.get("/v1/query/kv/a").json(), 1);
+    let (status, stderr) = server.terminate();
+    assert!(status.success(), "{status}: {stderr}");
+}
+
+#[test]
 fn a_server_ends_in_order_when_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
     for supervise in ["--supervise=false", "--supervise=true"] {

@@ -24,6 +24,20 @@ pub(crate) fn stead(args: &[&str]) -> Command {
     command
 }
 
+/// As [`stead`], with another file that is the binary.
+fn stead_at(program: &Path, args: &[&str]) -> Command {
+    let usual = stead(args);
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null());
+    for (name, value) in usual.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
 /// Runs the binary to its end.
 pub(crate) fn run(args: &[&str]) -> Output {
     stead(args).output().unwrap()
@@ -56,14 +70,21 @@ impl Server {
 
     /// Starts a server with variables of its own.
     pub(crate) fn start_in(data: &Path, more: &[&str], vars: &[(&str, &str)]) -> Self {
+        Self::spawn(stead(&Self::arguments(data, more)).envs(vars.iter().copied()))
+    }
+
+    /// Starts a server whose binary is another file.
+    pub(crate) fn start_at(program: &Path, data: &Path) -> Self {
+        Self::spawn(&mut stead_at(program, &Self::arguments(data, &[])))
+    }
+
+    fn arguments<'a>(data: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
         let data = data.to_str().unwrap();
-        let args = [&["start", "--json", "--data", data, "--listen", "127.0.0.1:0"], more].concat();
-        let mut child = stead(&args)
-            .envs(vars.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        [&["start", "--json", "--data", data, "--listen", "127.0.0.1:0"], more].concat()
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (tell, lines) = channel();
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).all(|line| tell.send(line).is_ok()));

@@ -97,6 +97,15 @@ pub(crate) fn fact(name: &str, value: &Value) -> String {
     }
 }
 
+/// A word for a shell: in quotes if it needs them.
+pub(crate) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._/:=@%+,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// Bytes for people: `1.5 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     let mut unit = 0;
@@ -128,6 +137,14 @@ mod tests {
         assert_eq!(fact("records", &Value::from(2048)), "2048");
         assert_eq!(fact("duration", &serde_json::json!({"secs": 1, "nanos": 500_000})), "1000.5 ms");
         assert_eq!(fact("checkpoint", &Value::Null), "-");
+    }
+
+    #[test]
+    fn words_for_a_shell_are_quoted_when_they_need_it() {
+        assert_eq!(shell_word("./data-1"), "./data-1");
+        assert_eq!(shell_word("my data"), "'my data'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
     }
 
     #[test]

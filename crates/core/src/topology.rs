@@ -48,7 +48,7 @@ pub enum TopologyError {
     },
     /// A service that exists with another number of shards.
     #[error(
-        "service {name} has {existing} shards and can't get {wanted} here; restore a checkpoint with the new number"
+        "service {name} has {existing} shards, and {wanted} are asked for; ask for no number to keep them, or restore a checkpoint with the new number"
     )]
     Resharding {
         /// The service.

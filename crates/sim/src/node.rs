@@ -95,6 +95,7 @@ pub(crate) fn fresh(topology: &Topology) -> Meta {
         log_id: 0x1d,
         log_created: false,
         clean: false,
+        restoring: false,
         services: services.collect(),
     }
 }

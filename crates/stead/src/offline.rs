@@ -18,14 +18,14 @@ use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::copy::Owner;
-use stead_store::checkpoint::manifest::{newest, read_manifest};
+use stead_store::checkpoint::manifest::{Manifest, newest, read_manifest};
 use stead_store::checkpoint::remote::RemoteStore;
 use stead_store::checkpoint::restore::{
-    Restore, RestoreError as StoreRestoreError, restore as restore_store,
+    Restore, RestoreError as StoreRestoreError, Restored, restore as restore_store,
 };
 use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace, StoreError};
 use stead_store::checkpoint::verify::Report;
-use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
+use stead_store::data_dir::{DataDir, DataDirError, LOCK_FILE, META_FILE, Meta, ServiceMeta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
 use stead_store::wal::{Record, Wal, WalError, WalOptions};
@@ -141,13 +141,13 @@ fn remote_store(address: &str) -> Result<RemoteStore, OfflineError> {
 }
 
 /// Restores a checkpoint into a new data directory, as a new incarnation. It is there as a whole or not at all: a
-/// directory in which a restore broke off is refused by every later start.
+/// directory in which a restore was killed is refused by every later start, and taken by a later restore.
 ///
 /// # Errors
-/// [`OfflineError`], saying what can't be used.
+/// [`OfflineError`], saying what cannot be used. The directory is then as it was before.
 pub fn restore(
     options: &RestoreOptions,
-    mut progress: impl FnMut(RestoreProgress),
+    progress: impl FnMut(RestoreProgress),
 ) -> Result<RestoreReport, OfflineError> {
     let begun = Instant::now();
     let source = source_store(&options.from)?;
@@ -160,6 +160,7 @@ pub fn restore(
     };
     let manifest = read_manifest(&*source, number)?;
     let incarnation = Incarnation(manifest.incarnation.0 + 1);
+    let is_new = !options.into.try_exists().unwrap_or(true);
     let disk = real_disk(&options.into)?;
     let epoch = manifest.parts.iter().map(|part| part.epoch).max().unwrap_or(Epoch(0));
     let unfinished = Meta {
@@ -167,36 +168,83 @@ pub fn restore(
         incarnation,
         epoch,
         log_id: fastrand::u64(..),
-        // With a log that was made and is not there, an unfinished restore is never taken for a fresh directory.
-        log_created: true,
+        log_created: false,
         clean: false,
+        restoring: true,
         services: Vec::new(),
     };
-    let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), || unfinished)?;
-    if !created {
+    let Some(mut data_dir) = DataDir::open_for_restore(Arc::clone(&disk), unfinished)? else {
         return Err(OfflineError::NotEmpty { path: options.into.display().to_string() });
-    }
-    let target = DiskStore::open(disk, CHECKPOINTS)?;
-    let wanted = Restore {
-        incarnation,
-        shards: options.shards.clone(),
-        created: system_time(),
-        pace: Pace::unlimited(),
     };
-    let names = BundleNames::new(fastrand::u64(..));
-    let restored = restore_store(&*source, &manifest, &target, &names, &wanted, &mut progress)?;
-    data_dir.update(|meta| {
-        meta.log_created = false;
-        meta.services = service_metas(&restored.topology);
-    })?;
-    Ok(RestoreReport {
-        number: number.0,
-        incarnation: incarnation.0,
-        records: restored.records,
-        messages: restored.messages,
-        sessions_ended: restored.sessions_ended,
-        duration: begun.elapsed(),
-    })
+    let target = Target { source: &*source, manifest: &manifest, disk, path: &options.into };
+    match target.fill(&mut data_dir, options, progress) {
+        Ok(restored) => Ok(RestoreReport {
+            number: number.0,
+            incarnation: incarnation.0,
+            records: restored.records,
+            messages: restored.messages,
+            sessions_ended: restored.sessions_ended,
+            duration: begun.elapsed(),
+        }),
+        Err(error) => {
+            undo_restore(&options.into, data_dir, is_new);
+            Err(error)
+        }
+    }
+}
+
+/// A restore into a directory that is marked as unfinished.
+struct Target<'a> {
+    source: &'a dyn BlobStore,
+    manifest: &'a Manifest,
+    disk: Arc<dyn Disk>,
+    path: &'a Path,
+}
+
+impl Target<'_> {
+    fn fill(
+        self,
+        data_dir: &mut DataDir,
+        options: &RestoreOptions,
+        mut progress: impl FnMut(RestoreProgress),
+    ) -> Result<Restored, OfflineError> {
+        // What a restore left that was killed.
+        remove_checkpoints(self.path)
+            .map_err(|source| OfflineError::Directory { path: self.path.display().to_string(), source })?;
+        let target = DiskStore::open(self.disk, CHECKPOINTS)?;
+        let wanted = Restore {
+            incarnation: data_dir.meta().incarnation,
+            shards: options.shards.clone(),
+            created: system_time(),
+            pace: Pace::unlimited(),
+        };
+        let names = BundleNames::new(fastrand::u64(..));
+        let restored = restore_store(self.source, self.manifest, &target, &names, &wanted, &mut progress)?;
+        data_dir.update(|meta| {
+            meta.restoring = false;
+            meta.services = service_metas(&restored.topology);
+        })?;
+        Ok(restored)
+    }
+}
+
+fn remove_checkpoints(data_dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(data_dir.join(CHECKPOINTS)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what a failed restore wrote. What cannot be removed stays marked as unfinished: a later restore takes it.
+fn undo_restore(path: &Path, data_dir: DataDir, is_new: bool) {
+    let removed = remove_checkpoints(path)
+        .and_then(|()| std::fs::remove_file(path.join(META_FILE)))
+        .and_then(|()| std::fs::remove_file(path.join(LOCK_FILE)));
+    drop(data_dir);
+    if removed.is_ok() && is_new {
+        // Another may have put something there meanwhile: then the directory stays.
+        let _ = std::fs::remove_dir(path);
+    }
 }
 
 pub(crate) fn service_metas(topology: &Topology) -> Vec<ServiceMeta> {
@@ -381,6 +429,10 @@ pub fn read_log(
     let shards = meta.services.iter().map(|service| service.first.0 + service.shards).max().unwrap_or(0);
     if shard >= shards {
         return Err(OfflineError::UnknownShard { shard, shards });
+    }
+    if !meta.log_created {
+        // A fresh restore: nothing was logged in it yet.
+        return Ok(());
     }
     let options = WalOptions { log_id: meta.log_id, ..WalOptions::default() };
     Wal::read(&*disk, &options, entries_of(ShardId(shard), Index(from), visit))?;

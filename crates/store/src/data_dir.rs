@@ -36,6 +36,8 @@ pub struct Meta {
     pub log_created: bool,
     /// Whether the last owner ended in order. The next one unsets it before it begins, so that a crash leaves it unset.
     pub clean: bool,
+    /// Whether a restore into this directory has begun and not ended: what is in it is not whole.
+    pub restoring: bool,
     /// The services and their shards.
     pub services: Vec<ServiceMeta>,
 }
@@ -77,6 +79,12 @@ pub enum DataDirError {
         /// One of the files.
         found: String,
     },
+    /// A restore into it broke off.
+    #[error(
+        "a restore into this data directory did not end, so what it holds is not whole; repeat the restore, which begins \
+         again, or delete the directory"
+    )]
+    RestoreUnfinished,
     /// There is no data here.
     #[error("there is no data of Stead's in this directory: {META_FILE} is missing")]
     Empty,
@@ -139,11 +147,36 @@ impl DataDir {
         Ok((Self { disk, meta, fatal: false, _lock: lock }, created))
     }
 
+    /// Takes ownership of the data directory at the disk's root for a restore, and gives it the facts `meta`, marked as
+    /// [`Meta::restoring`] until the first [`Self::update`] that unsets it. The directory must be empty or hold a restore
+    /// that broke off, of which everything but the facts is still there. Returns `None` if it holds data.
+    ///
+    /// # Errors
+    /// [`DataDirError`]; nothing was changed.
+    pub fn open_for_restore(disk: Arc<dyn Disk>, meta: Meta) -> Result<Option<Self>, DataDirError> {
+        let lock = disk.lock(LOCK_FILE)?;
+        match Self::read(&*disk) {
+            Ok(found) if !found.restoring => return Ok(None),
+            Ok(_) | Err(DataDirError::Empty) => {}
+            Err(error) => return Err(error),
+        }
+        let meta = Meta { restoring: true, ..meta };
+        write(&*disk, &meta)?;
+        disk.sync_dir("").map_err(io_error("sync", ""))?;
+        Ok(Some(Self { disk, meta, fatal: false, _lock: lock }))
+    }
+
     /// Reads the facts without owning the directory.
     ///
     /// # Errors
-    /// [`DataDirError::Empty`] without data; [`DataDirError`] if it can't be read or trusted.
+    /// [`DataDirError::Empty`] without data, [`DataDirError::RestoreUnfinished`]; [`DataDirError`] if it can't be read or
+    /// trusted.
     pub fn inspect(disk: &dyn Disk) -> Result<Meta, DataDirError> {
+        let meta = Self::read(disk)?;
+        if meta.restoring { Err(DataDirError::RestoreUnfinished) } else { Ok(meta) }
+    }
+
+    fn read(disk: &dyn Disk) -> Result<Meta, DataDirError> {
         match read_file(disk, META_FILE, META_BYTES_MAX) {
             Ok(bytes) => decode(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -229,6 +262,8 @@ struct BodyJson {
     log_created: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     clean: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    restoring: bool,
     services: Vec<ServiceJson>,
 }
 
@@ -259,6 +294,7 @@ fn encode(meta: &Meta) -> Vec<u8> {
         log_id: format!("{:016x}", meta.log_id),
         log_created: meta.log_created,
         clean: meta.clean,
+        restoring: meta.restoring,
         services: services.collect(),
     };
     let json = MetaJson { format: FORMAT, checksum: checksum(&body), meta: body };
@@ -303,6 +339,7 @@ fn decode(bytes: &[u8]) -> Result<Meta, DataDirError> {
             .map_err(|_| damaged("log_id is too large".to_owned()))?,
         log_created: body.log_created,
         clean: body.clean,
+        restoring: body.restoring,
         services: services.collect(),
     })
 }

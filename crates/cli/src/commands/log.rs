@@ -33,6 +33,9 @@ pub(crate) fn run(args: &LogArgs, json: bool) -> Result<(), Failure> {
         Some(data) => offline(args, data)?,
         None => online(args)?,
     };
+    if entries.is_empty() && !json {
+        eprintln!("stead: the log of shard {} has no entries from index {} on", args.shard, args.from);
+    }
     for entry in &entries {
         if json { output::json(entry)? } else { output::line(&readable(entry))? }
     }

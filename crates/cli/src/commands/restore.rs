@@ -65,6 +65,6 @@ pub(crate) fn run(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
         return output::json(&report);
     }
     output::facts(&report)?;
-    eprintln!("start it with: stead start --data {}", args.into.display());
+    eprintln!("start it with: stead start --data {}", output::shell_word(&args.into.to_string_lossy()));
     Ok(())
 }

@@ -174,7 +174,7 @@ const OWN_VARIABLES: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
 const LAST_RESORT: Duration = Duration::from_secs(5);
 /// The data directory if none is named.
 const DATA_DIR: &str = "stead-data";
-/// Shards of `kv` if the configuration names no number: some for each worker of a large machine.
+/// Shards of a new `kv` if the configuration names no number: some for each worker of a large machine.
 const KV_SHARDS: u32 = 16;
 
 fn configuration(args: &StartArgs) -> Result<Config, Failure> {
@@ -188,7 +188,7 @@ fn configuration(args: &StartArgs) -> Result<Config, Failure> {
 
 fn open(data: &Path, config: Config) -> Result<Node, Failure> {
     Node::builder(data)
-        .service::<Kv>(ServiceOptions::default().shards(KV_SHARDS))
+        .service::<Kv>(ServiceOptions::default().shards_when_new(KV_SHARDS))
         .config(config)
         .open()
         .map_err(|error| open_failure(data, &error))

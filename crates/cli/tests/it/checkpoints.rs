@@ -14,6 +14,7 @@ use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::manifest::CheckResult;
 use stead_store::checkpoint::store::{DiskStore, Pace};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan};
+use stead_store::data_dir::DataDir;
 use stead_store::real_disk::RealDisk;
 
 #[test]
@@ -94,6 +95,80 @@ fn a_checkpoint_is_restored_into_a_new_directory() {
     let foreign = server.post_with("/v1/call/kv/a", "\"delete\"", &[("Stead-Token", &token)]);
     foreign.assert_problem(409, "bad-token");
     server.put("a", 3);
+}
+
+/// A directory with a checkpoint of some values.
+fn with_checkpoint(data: &Path, vars: &[(&str, &str)]) {
+    let server = Server::start_in(data, &["--supervise=false"], vars);
+    for key in 0..20 {
+        server.put(&key.to_string(), key);
+    }
+    json_of(&server.command(&["checkpoint", "create", "--json"]));
+    server.terminate();
+}
+
+#[test]
+fn a_number_of_shards_that_exists_wins_over_the_default_and_not_over_one_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, restored) = (dir.path().join("data"), dir.path().join("it's restored"));
+    with_checkpoint(&data, &[("STEAD_SERVICES_KV_SHARDS", "3")]);
+    let shards = |data: &Path| Server::start(data, &[]).get("/v1/services").json()[0]["shards"].clone();
+    assert_eq!(shards(&data), 3);
+
+    let (from, into) = (data.to_str().unwrap(), restored.to_str().unwrap());
+    let report = run(&["restore", "--from", from, "--into", into, "--shards", "kv=8"]);
+    assert!(report.status.success(), "{report:?}");
+    // The log of a restore that no node has run on.
+    let log = run(&["log", "0", "--data", into]);
+    assert_eq!((log.status.code(), log.stdout.len()), (Some(0), 0), "{log:?}");
+    let stderr = String::from_utf8(report.stderr).unwrap();
+    let command = stderr.lines().find_map(|line| line.strip_prefix("start it with: stead ")).unwrap();
+    // The shell takes the command apart as a person's would.
+    let words = std::process::Command::new("sh").args(["-c", &format!("printf '%s\\n' {command}")]).output();
+    let words = String::from_utf8(words.unwrap().stdout).unwrap();
+    assert_eq!(words.lines().collect::<Vec<_>>(), ["start", "--data", into]);
+    assert_eq!(shards(&restored), 8);
+
+    let mut asked = stead(&["start", "--data", into, "--listen", "127.0.0.1:0"]);
+    let refused = asked.env("STEAD_SERVICES_KV_SHARDS", "16").output().unwrap();
+    assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(stderr.contains("service kv has 8 shards, and 16 are asked for"), "{stderr}");
+}
+
+#[test]
+fn a_refused_restore_leaves_nothing_behind_and_one_that_broke_off_is_named_and_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, into) = (path("data"), path("restored"));
+    with_checkpoint(data.as_ref(), &[]);
+    let restore = |shards: &str| run(&["restore", "--from", &data, "--into", &into, "--shards", shards]);
+    for shards in ["kw=8", "kv=0", "kv=5000"] {
+        let refused = restore(shards);
+        assert!(!refused.status.success(), "{refused:?}");
+        assert!(!Path::new(&into).exists(), "{shards} left something");
+    }
+    std::fs::create_dir(&into).unwrap();
+    assert!(!restore("kw=8").status.success());
+    assert_eq!(std::fs::read_dir(&into).unwrap().count(), 0, "an empty directory stays and stays empty");
+
+    // As a restore leaves it that is killed.
+    let meta = DataDir::inspect(&RealDisk::open(&data).unwrap()).unwrap();
+    let disk = Arc::new(RealDisk::open(&into).unwrap());
+    drop(DataDir::open_for_restore(disk, meta).unwrap().unwrap());
+    std::fs::create_dir_all(Path::new(&into).join("checkpoints/bundles")).unwrap();
+    std::fs::write(Path::new(&into).join("checkpoints/bundles/0-0.bundle"), "torn").unwrap();
+    for command in [&["start", "--listen", "127.0.0.1:0", "--data"][..], &["log", "0", "--data"]] {
+        let refused = run(&[command, &[&into]].concat());
+        assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(stderr.contains("did not end") && stderr.contains("repeat the restore"), "{stderr}");
+    }
+    assert!(restore("kv=8").status.success());
+    assert_eq!(Server::start(into.as_ref(), &[]).get("/v1/query/kv/7").json(), 7);
+    let again = restore("kv=8");
+    assert_eq!(again.status.code(), Some(5), "{again:?}");
+    assert_eq!(Server::start(into.as_ref(), &[]).get("/v1/query/kv/7").json(), 7);
 }
 
 #[test]

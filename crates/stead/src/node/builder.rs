@@ -16,20 +16,32 @@ use stead_store::disk::Disk;
 
 /// What a service gets of a node. What the configuration sets stands over it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServiceOptions(ServiceConfig);
+pub struct ServiceOptions {
+    config: ServiceConfig,
+    shards_when_new: Option<u32>,
+}
 
 impl ServiceOptions {
-    /// Its shards, when it is new: 1 to 4096, 8 by default. An existing service keeps its number; another one is refused.
+    /// Its shards: 1 to 4096. A service that exists with another number is refused; only a restore changes it. To name
+    /// a number for a new service alone, use [`Self::shards_when_new`].
     #[must_use]
     pub fn shards(mut self, shards: u32) -> Self {
-        self.0.shards = Some(shards);
+        self.config.shards = Some(shards);
+        self
+    }
+
+    /// Its shards if it is new: 1 to 4096, 8 by default. A service that exists keeps its number, for example that of a
+    /// restore. [`Self::shards`] and the configuration stand over it.
+    #[must_use]
+    pub fn shards_when_new(mut self, shards: u32) -> Self {
+        self.shards_when_new = Some(shards);
         self
     }
 
     /// How long a session lives without a request: 1 s to 30 days, 1 h by default.
     #[must_use]
     pub fn session_ttl(mut self, ttl: Duration) -> Self {
-        self.0.session_ttl = Some(ttl);
+        self.config.session_ttl = Some(ttl);
         self
     }
 
@@ -37,14 +49,14 @@ impl ServiceOptions {
     /// later is a new request.
     #[must_use]
     pub fn idempotency_ttl(mut self, ttl: Duration) -> Self {
-        self.0.idempotency_ttl = Some(ttl);
+        self.config.idempotency_ttl = Some(ttl);
         self
     }
 
     /// How often a message, timer or task is tried before it becomes a dead letter: 1 to 1000, 5 by default.
     #[must_use]
     pub fn attempts_max(mut self, attempts: u32) -> Self {
-        self.0.attempts_max = Some(attempts);
+        self.config.attempts_max = Some(attempts);
         self
     }
 
@@ -52,7 +64,7 @@ impl ServiceOptions {
     /// MiB by default.
     #[must_use]
     pub fn outbox_bytes_max(mut self, bytes: usize) -> Self {
-        self.0.outbox_bytes_max = Some(bytes);
+        self.config.outbox_bytes_max = Some(bytes);
         self
     }
 }
@@ -132,8 +144,20 @@ pub(crate) struct Limits {
     pub(crate) segment_bytes: u64,
     pub(crate) checkpoints: CheckpointOptions,
     pub(crate) copies: Option<CopyTarget>,
-    /// By service, its shards and settings.
-    pub(crate) services: Vec<(&'static str, Option<u32>, Settings)>,
+    pub(crate) services: Vec<ServiceLimits>,
+}
+
+/// Shards of a new service unless the code or the configuration says otherwise.
+const SHARDS_DEFAULT: u32 = 8;
+
+/// A service's numbers, checked.
+pub(crate) struct ServiceLimits {
+    pub(crate) name: &'static str,
+    /// The number that the service must have, if one is asked for.
+    pub(crate) shards: Option<u32>,
+    /// The number that it gets when it is new and none is asked for.
+    pub(crate) when_new: u32,
+    pub(crate) settings: Settings,
 }
 
 impl NodeBuilder {
@@ -302,14 +326,17 @@ impl NodeBuilder {
             services: self
                 .services
                 .iter()
-                .map(|(name, options)| ((*name).to_owned(), options.0.merged(config.services.get(*name))))
+                .map(|(name, options)| {
+                    ((*name).to_owned(), options.config.merged(config.services.get(*name)))
+                })
                 .collect(),
         };
         merged.check()?;
         let standard = CheckpointOptions::default();
         let services = self.services.keys().map(|name| {
             let service = &merged.services[*name];
-            (*name, service.shards, service.settings())
+            let when_new = self.services[name].shards_when_new.unwrap_or(SHARDS_DEFAULT);
+            ServiceLimits { name, shards: service.shards, when_new, settings: service.settings() }
         });
         let copies = merged.checkpoints.copy_to.clone().map(|address| CopyTarget {
             address,

@@ -1,6 +1,6 @@
 //! Opening a node: the data directory, recovery, and the threads.
 
-use super::builder::NodeBuilder;
+use super::builder::{NodeBuilder, ServiceLimits};
 use super::log::LogThread;
 use super::snapshots::Checkpointer;
 use super::stable::{Copies, Stage};
@@ -53,9 +53,9 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     let unknown = unknown.map(|service| format!("service {}", service.name)).collect();
     accept(&unknown).map_err(|what| OpenError::NoCode { what })?;
     let mut settings = vec![Settings::default(); topology.services().len()];
-    for (name, shards, service_settings) in &limits.services {
+    for ServiceLimits { name, shards, when_new, settings: service_settings } in &limits.services {
         let existing = topology.service_id(name).map(|id| topology.service(id).shards);
-        let id = topology.ensure(name, shards.or(existing).unwrap_or(SHARDS_DEFAULT))?;
+        let id = topology.ensure(name, shards.or(existing).unwrap_or(*when_new))?;
         settings.resize(topology.services().len(), Settings::default());
         settings[usize::from(id.0)] = service_settings.clone();
     }
@@ -228,9 +228,6 @@ const SEGMENTS_READY: usize = 2;
 /// Trimmed log segments that are kept: what is written between two checkpoints finds its segments again.
 const SEGMENTS_FREE: usize = 16;
 
-/// Shards of a new service unless it says otherwise.
-const SHARDS_DEFAULT: u32 = 8;
-
 fn fresh_meta() -> Meta {
     Meta {
         cluster: fastrand::u128(..),
@@ -239,6 +236,7 @@ fn fresh_meta() -> Meta {
         log_id: fastrand::u64(..),
         log_created: false,
         clean: false,
+        restoring: false,
         services: Vec::new(),
     }
 }

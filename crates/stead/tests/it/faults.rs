@@ -204,6 +204,10 @@ fn what_does_not_fit_is_refused_before_anything_is_written() {
     builder(dir.path()).open().unwrap().shutdown();
     let more = Node::builder(dir.path()).service::<Account>(ServiceOptions::default().shards(5));
     assert!(error(more).contains("has 4 shards"));
+    let when_new = ServiceOptions::default().shards_when_new(5);
+    let node = Node::builder(dir.path()).service::<Account>(when_new).segment_bytes(1 << 20).open().unwrap();
+    assert_eq!(node.status().services[0].shards, 4, "an existing number wins over a default");
+    node.shutdown();
     std::fs::remove_file(dir.path().join("stead.json")).unwrap();
     assert!(error(builder(dir.path())).contains("stead.json"));
 }

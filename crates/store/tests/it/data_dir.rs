@@ -15,6 +15,7 @@ fn meta() -> Meta {
         log_id: u64::MAX,
         log_created: false,
         clean: false,
+        restoring: false,
         services: vec![ServiceMeta { name: "kv".to_owned(), first: ShardId(0), shards: 64 }],
     }
 }

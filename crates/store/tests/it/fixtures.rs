@@ -55,6 +55,7 @@ fn meta() -> Meta {
         log_id: 0x5eed,
         log_created: true,
         clean: false,
+        restoring: false,
         services: services.into(),
     }
 }

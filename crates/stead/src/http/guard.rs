@@ -4,17 +4,23 @@
 //! without a question to this server before it (which gets no leave), or without the page's origin. And a page whose own
 //! name was made to mean 127.0.0.1 still tells that name as the host.
 
+use super::call::single;
 use super::problem::{Kind, Problem};
 use axum::body::HttpBody;
 use axum::extract::Request;
-use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_TYPE, HOST, HeaderName, ORIGIN};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::IpAddr;
 
 /// How a browser tells where a request comes from.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// What everyone may ask: it tells nothing but that the server lives and serves. Those who watch over it (a load balancer's
+/// probe, HTTP/1.0) know it by other names.
+const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 
 /// Lets requests pass that a program on this machine may have sent.
 pub(super) async fn guard(request: Request, next: Next) -> Response {
@@ -26,16 +32,23 @@ pub(super) async fn guard(request: Request, next: Next) -> Response {
 
 fn admit(request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
-    let host = text(headers, HOST);
-    if !is_loopback(host) {
-        let detail = format!("the Host is {host:?}; this server is localhost or a loopback address");
-        return Err(Problem::new(Kind::WrongHost, detail));
-    }
-    if request.method().is_safe() {
+    let host = host(request)?;
+    let is_safe = request.method().is_safe();
+    if is_safe && HEALTH.contains(&request.uri().path()) {
         return Ok(());
     }
-    refuse_other_sites(headers, host)?;
-    let told = text(headers, CONTENT_TYPE);
+    let in_target = request.uri().authority().map(Authority::as_str);
+    for host in host.iter().copied().chain(in_target) {
+        if !is_loopback(host) {
+            let detail = format!("the Host is {host:?}; this server is localhost or a loopback address");
+            return Err(Problem::new(Kind::WrongHost, detail));
+        }
+    }
+    if is_safe {
+        return Ok(());
+    }
+    refuse_other_sites(headers, host.unwrap_or_default())?;
+    let told = single(headers, &CONTENT_TYPE)?.and_then(|told| told.to_str().ok()).unwrap_or_default();
     let media_type = told.split(';').next().unwrap_or_default().trim();
     if !request.body().is_end_stream() && !media_type.eq_ignore_ascii_case("application/json") {
         let detail = format!("the Content-Type is {told:?}; bodies are application/json");
@@ -44,9 +57,14 @@ fn admit(request: &Request) -> Result<(), Problem> {
     Ok(())
 }
 
-/// A header's text; empty if it is missing or none.
-fn text(headers: &HeaderMap, name: HeaderName) -> &str {
-    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+/// The host that is asked for. HTTP/1.0 may name none, and no browser speaks that.
+fn host(request: &Request) -> Result<Option<&str>, Problem> {
+    let headers = request.headers();
+    match single(headers, &HOST)? {
+        Some(host) => Ok(Some(host.to_str().unwrap_or("(not ASCII)"))),
+        None if request.version() < Version::HTTP_11 => Ok(None),
+        None => Err(Problem::new(Kind::BadRequest, "the header Host is missing; HTTP/1.1 needs it")),
+    }
 }
 
 /// Whether the name or address in `HOST[:PORT]` can only mean this machine.
@@ -60,17 +78,17 @@ fn is_loopback(host: &str) -> bool {
 
 fn refuse_other_sites(headers: &HeaderMap, host: &str) -> Result<(), Problem> {
     let refused = |detail| Err(Problem::new(Kind::CrossSite, detail));
-    if text(headers, SEC_FETCH_SITE).eq_ignore_ascii_case("cross-site") {
+    let is_cross = |site: &HeaderValue| site.as_bytes().eq_ignore_ascii_case(b"cross-site");
+    if headers.get_all(SEC_FETCH_SITE).iter().any(is_cross) {
         return refused("a page of another site asked for it".to_owned());
     }
-    if !headers.contains_key(ORIGIN) {
-        return Ok(());
+    for origin in headers.get_all(ORIGIN) {
+        let from = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
+        if !from.is_some_and(|from| from.eq_ignore_ascii_case(host)) {
+            return refused(format!("a page of {origin:?} asked for it; this is {host:?}"));
+        }
     }
-    let origin = text(headers, ORIGIN);
-    match origin.strip_prefix("http://") {
-        Some(from) if from.eq_ignore_ascii_case(host) => Ok(()),
-        _ => refused(format!("a page of {origin:?} asked for it; this is {host:?}")),
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -79,7 +97,11 @@ mod tests {
     use axum::body::Body;
 
     fn status(method: &str, headers: &[(&str, &str)], body: &str) -> u16 {
-        let mut request = Request::builder().method(method).uri("/v1/checkpoints");
+        status_of(Version::HTTP_11, method, "/v1/checkpoints", headers, body)
+    }
+
+    fn status_of(version: Version, method: &str, uri: &str, headers: &[(&str, &str)], body: &str) -> u16 {
+        let mut request = Request::builder().version(version).method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -97,7 +119,33 @@ mod tests {
         {
             assert_eq!(status("GET", &[("host", host)], ""), 421, "{host}");
         }
-        assert_eq!(status("GET", &[], ""), 421);
+    }
+
+    #[test]
+    fn there_is_one_host_and_health_is_told_to_everyone() {
+        let (local, evil) = (("host", "localhost"), ("host", "evil.example"));
+        let get = |version, uri, headers: &[(&str, &str)]| status_of(version, "GET", uri, headers, "");
+        let (old, new) = (Version::HTTP_10, Version::HTTP_11);
+        for uri in ["/healthz", "/readyz", "/v1/status"] {
+            assert_eq!(get(old, uri, &[]), 200, "{uri}");
+            assert_eq!(get(new, uri, &[]), 400, "{uri}");
+            for version in [old, new] {
+                assert_eq!(get(version, uri, &[local, local]), 400, "{uri}");
+                assert_eq!(get(version, uri, &[local, evil]), 400, "{uri}");
+                let known = uri != "/v1/status";
+                assert_eq!(get(version, uri, &[evil]), if known { 200 } else { 421 }, "{uri}");
+            }
+        }
+        assert_eq!(
+            get(new, "http://evil.example/v1/status", &[local]),
+            421,
+            "the target stands over the Host"
+        );
+        assert_eq!(get(new, "http://localhost/v1/status", &[local]), 200);
+        assert_eq!(status_of(old, "POST", "/v1/checkpoints", &[("origin", "http://evil.example")], ""), 403);
+        assert_eq!(status("POST", &[local, ("origin", "http://localhost"), ("origin", "null")], ""), 403);
+        let json = ("content-type", "application/json");
+        assert_eq!(status("POST", &[local, json, ("content-type", "text/plain")], "{}"), 400);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Limits of the gateway. When one is reached a problem document says so, but for those of a request's head, which is no
-/// request yet: one that is too large is answered with a bare 431, a connection that is too slow with it is closed.
+/// Limits of the gateway. When one is reached a problem document says so. Only a connection that is too slow with a request's
+/// head is closed without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most bytes of a request's body. Default: [`Limits::BODY_BYTES_MAX`].
@@ -33,6 +33,8 @@ impl Limits {
     pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
     /// Most bytes of a request's head: 64 KiB. The keys of processes are a part of it.
     pub const HEAD_BYTES_MAX: usize = 64 << 10;
+    /// Most header fields of a request: 100.
+    pub const HEAD_FIELDS_MAX: usize = 100;
 }
 
 impl Default for Limits {

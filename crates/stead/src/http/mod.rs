@@ -9,6 +9,7 @@
 mod admin;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod call;
+mod connection;
 mod guard;
 mod limits;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]

@@ -31,6 +31,8 @@ pub enum Kind {
     UnreadableRequest,
     /// The service takes the request from other processes only.
     InternalRequest,
+    /// The head is over the limit.
+    HeadTooLarge,
     /// The body is over the limit.
     BodyTooLarge,
     /// What the call would change is over the limit of a log entry.
@@ -140,6 +142,12 @@ impl Kind {
                 S::FORBIDDEN,
                 "The request is internal to the system",
                 "only processes, timers and tasks send it; send one of the requests that the service offers to clients",
+            ),
+            Self::HeadTooLarge => (
+                "head-too-large",
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "The request's head is over the limit",
+                "send fewer or shorter headers and a shorter path",
             ),
             Self::BodyTooLarge => (
                 "body-too-large",
@@ -340,11 +348,34 @@ impl Problem {
         self
     }
 
+    /// A whole answer of HTTP/1.1 with this document, after which the connection is closed.
+    pub(super) fn to_last_answer(&self) -> Vec<u8> {
+        let status = StatusCode::from_u16(self.status).expect("the status came from Kind::describe");
+        let (body, reason) = (self.to_json(), status.canonical_reason().unwrap_or_default());
+        let retry = self
+            .retry_after_ms
+            .map_or_else(String::new, |ms| format!("retry-after: {}\r\n", retry_after_seconds(ms)));
+        let mut answer = format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n{retry}connection: \
+             close\r\n\r\n",
+            self.status,
+            body.len()
+        )
+        .into_bytes();
+        answer.extend_from_slice(&body);
+        answer
+    }
+
     /// The document's bytes.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings, numbers and a JSON value: always JSON")
     }
+}
+
+/// The header counts whole seconds; a short wait is one.
+fn retry_after_seconds(ms: u64) -> u64 {
+    ms.div_ceil(1000).max(1)
 }
 
 /// The media type of a problem document.
@@ -357,8 +388,7 @@ impl IntoResponse for Problem {
             StatusCode::from_u16(self.status).expect("the status came from Kind::describe");
         response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
         if let Some(ms) = self.retry_after_ms {
-            // The header counts whole seconds; a short wait is one.
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(ms)));
         }
         response
     }

@@ -1,10 +1,11 @@
 //! The listener and its connections: how many, how long, and how they end.
 
+use super::connection::Stream;
 use super::limits::Limits;
 use super::problem::{Kind, Problem};
 use axum::Router;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use std::io;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// Why a server can't start.
@@ -112,11 +113,16 @@ async fn accept(
     let connections = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let graceful = GracefulShutdown::new();
+    let (stop, stopping) = watch::channel(false);
     let mut http = http1::Builder::new();
     // Without `pipeline_flush`: with it, hyper's answer to a head that it can't take stays in its buffer.
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
-        .max_buf_size(Limits::HEAD_BYTES_MAX);
+        // A client may close its sending side and wait for the answer.
+        .half_close(true)
+        .max_header_size(Limits::HEAD_BYTES_MAX)
+        // A head that is taken and what came behind it.
+        .max_buf_size(2 * Limits::HEAD_BYTES_MAX);
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -144,16 +150,17 @@ async fn accept(
             tracing::debug!(%error, "can't set TCP_NODELAY");
         }
         let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let stream = Stream::new(stream, permit, stopping.clone());
+        let connection = graceful.watch(http.serve_connection(stream, service));
         tokio::spawn(async move {
             // An error here is the client's: it left, was too slow, or spoke no HTTP, and hyper has told it so.
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended");
             }
-            drop(permit);
         });
     }
     drop(listener);
+    stop.send_replace(true);
     if tokio::time::timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were still open at the end of the shutdown's time");
     }
@@ -166,19 +173,12 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 async fn refuse(mut stream: TcpStream, connections_max: usize) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let problem = Problem::new(
+    let answer = Problem::new(
         Kind::TooManyConnections,
         format!("{connections_max} connections are open, the most there may be"),
     )
     .retry_after_ms(1000)
-    .to_json();
-    let mut answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
-         retry-after: 1\r\nconnection: close\r\n\r\n",
-        problem.len()
-    )
-    .into_bytes();
-    answer.extend_from_slice(&problem);
+    .to_last_answer();
     let told = async {
         stream.write_all(&answer).await?;
         stream.shutdown().await?;

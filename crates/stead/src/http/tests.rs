@@ -138,7 +138,8 @@ async fn get(address: SocketAddr, path: &str) -> Answer {
 /// Sends a whole request as it is.
 async fn ask(address: SocketAddr, request: &str) -> Answer {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
+    let written = stream.write_all(request.as_bytes()).await;
+    written.unwrap_or_else(|error| panic!("{error}: {} bytes, {request:.90}", request.len()));
     read(stream).await
 }
 
@@ -328,18 +329,79 @@ async fn the_log_is_shown_whole_while_it_is_written_and_trimmed() {
 }
 
 #[tokio::test]
-async fn a_head_over_the_limit_is_refused_by_its_status_alone() {
+async fn a_head_over_the_limit_is_refused_at_it_with_a_problem() {
     let (server, _node, _dir) = start(Limits::default());
-    let begun = "GET /v1/query/purse/p HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-filler: ";
-    let taken = format!("{begun}{}\r\n\r\n", "k".repeat(60 << 10));
-    assert_ne!(ask(server.address(), &taken).await.status, 431, "a large one is taken");
-    // Without its end: the server has read all of it when it refuses, so that nothing resets the connection.
-    let endless = format!("{begun}{}", "k".repeat(Limits::HEAD_BYTES_MAX - begun.len()));
-    let refused = ask(server.address(), &endless).await;
-    assert_eq!((refused.status, refused.body.as_str()), (431, ""));
-    let malformed = ask(server.address(), "no request at all\r\n\r\n").await;
-    assert_eq!((malformed.status, malformed.body.as_str()), (400, ""));
+    let begun = "GET /v1/services HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-filler: ";
+    let head = |len: usize| format!("{begun}{}\r\n\r\n", "k".repeat(len - begun.len() - 4));
+    assert_eq!(ask(server.address(), &head(Limits::HEAD_BYTES_MAX)).await.status, 200);
+    let fields = |count: usize| {
+        let head = "GET /v1/services HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
+        format!("{head}{}\r\n", "x-field: 1\r\n".repeat(count - 2))
+    };
+    assert_eq!(ask(server.address(), &fields(Limits::HEAD_FIELDS_MAX)).await.status, 200);
+    let path = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "p".repeat(Limits::HEAD_BYTES_MAX));
+    for large in [
+        head(Limits::HEAD_BYTES_MAX + 1),
+        head(Limits::HEAD_BYTES_MAX * 4),
+        // Written whole before the answer is read.
+        head(4 << 20),
+        fields(Limits::HEAD_FIELDS_MAX + 1),
+        path,
+    ] {
+        let refused = ask(server.address(), &large).await;
+        assert_eq!(refused.status, 431, "{} bytes: {}", large.len(), refused.body);
+        assert_eq!(refused.json()["type"], "urn:stead:problem:head-too-large");
+    }
+    for malformed in ["no request at all\r\n\r\n", "GET / HTTP/1.1\r\nhost localhost\r\n\r\n"] {
+        let refused = ask(server.address(), malformed).await;
+        assert_eq!((refused.status, &refused.json()["type"]), (400, &json!("urn:stead:problem:bad-request")));
+    }
     assert_eq!(get(server.address(), "/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_told_to_a_client_that_writes_it_all_first() {
+    let (server, node, _dir) = start(Limits::default());
+    let large = "x".repeat(3 << 20);
+    let json = "host: localhost\r\ncontent-type: application/json\r\n";
+    let chunks = format!("{:x}\r\n{large}\r\n0\r\n\r\n", large.len());
+    for (request, status) in [
+        (format!("{json}content-length: {}\r\n\r\n{large}", large.len()), 413),
+        (format!("{json}transfer-encoding: chunked\r\n\r\n{chunks}"), 413),
+        // What is refused before its body is read.
+        (format!("host: localhost\r\ncontent-length: {}\r\n\r\n{large}", large.len()), 415),
+        (format!("host: evil.example\r\ncontent-length: {}\r\n\r\n{large}", large.len()), 421),
+    ] {
+        let request = format!("POST /v1/call/purse/p HTTP/1.1\r\n{request}");
+        let refused = ask(server.address(), &request).await;
+        assert_eq!(refused.status, status, "{}", refused.body);
+        assert!(refused.head.contains("application/problem+json"), "{}", refused.head);
+    }
+    assert_eq!(node.metrics().requests, 0);
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_sending_side_gets_its_answer() {
+    let (server, _node, _dir) = start(Limits::default());
+    let mut stream = send(server.address(), "", r#"{"Fill":3}"#).await;
+    stream.shutdown().await.unwrap();
+    assert_eq!(read(stream).await.body, "3");
+}
+
+#[tokio::test]
+async fn old_clients_and_probes_are_answered() {
+    let (server, _node, _dir) = start(Limits::default());
+    let address = server.address();
+    for (request, status) in [
+        ("GET /healthz HTTP/1.0\r\n\r\n", 200),
+        ("HEAD /readyz HTTP/1.0\r\n\r\n", 200),
+        ("GET /healthz HTTP/1.1\r\nhost: 10.0.0.7:7420\r\nconnection: close\r\n\r\n", 200),
+        ("GET /v1/services HTTP/1.0\r\n\r\n", 200),
+        ("GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n", 400),
+        ("GET /healthz HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\nconnection: close\r\n\r\n", 400),
+    ] {
+        assert_eq!(ask(address, request).await.status, status, "{request}");
+    }
 }
 
 #[tokio::test]

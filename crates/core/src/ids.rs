@@ -1,14 +1,31 @@
 //! A newtype for every number, so that an epoch can't be passed as an index.
+//!
+//! The numbers have serde as well, as the plain number: a user's process stores the id of its timer or task in its state.
 
 use compact_str::CompactString;
 use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+        #[derive(
+            Clone,
+            Copy,
+            Debug,
+            Default,
+            PartialEq,
+            Eq,
+            PartialOrd,
+            Ord,
+            Hash,
+            Encode,
+            Decode,
+            Serialize,
+            Deserialize,
+        )]
         #[cbor(transparent)]
         pub struct $name(#[n(0)] pub $inner);
 
@@ -74,7 +91,9 @@ number! {
 }
 
 /// Microseconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize,
+)]
 #[cbor(transparent)]
 pub struct Time(#[n(0)] pub u64);
 

@@ -17,7 +17,7 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// Worker threads, which own the shards: 1 to 256. Default: one for each core.
     pub threads: Option<usize>,
-    /// Threads that run the steps of tasks: 1 to 256. Default: half the cores, at least one.
+    /// Threads that run the steps of tasks: 1 to 256. Default 16.
     pub task_threads: Option<usize>,
     /// How long a handler may run before the process ends: 10 ms to 1 h. Default 10 s.
     #[serde(deserialize_with = "duration")]

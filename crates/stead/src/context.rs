@@ -7,6 +7,7 @@ use crate::task::Task;
 use fastrand::Rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::fmt::Display;
 use std::marker::PhantomData;
 use std::time::Duration;
 use stead_core::handler::{Call, Caller as CoreCaller, Limit, Txn, View};
@@ -210,8 +211,9 @@ impl<'a, P: Process> Context<'a, P> {
     ///
     /// # Panics
     /// As [`Self::try_send`] has errors; the call then leaves no trace.
+    #[track_caller]
     pub fn send<Q: Process>(&mut self, key: &Q::Key, request: Q::Request) {
-        self.try_send::<Q>(key, request).unwrap_or_else(|error| panic!("{error}"));
+        done(self.try_send::<Q>(key, request));
     }
 
     /// Sends a message as [`Self::send`] does.
@@ -233,6 +235,7 @@ impl<'a, P: Process> Context<'a, P> {
     ///
     /// # Panics
     /// If the request is over 16 MiB or the call makes over 65,535 timers and tasks; the call then leaves no trace.
+    #[track_caller]
     pub fn set_timer(&mut self, delay: Duration, request: P::Request) -> TimerId {
         let delay = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
         self.set_timer_at(self.time.plus_micros(delay), request)
@@ -242,11 +245,12 @@ impl<'a, P: Process> Context<'a, P> {
     ///
     /// # Panics
     /// As [`Self::set_timer`].
+    #[track_caller]
     pub fn set_timer_at(&mut self, at: Time, request: P::Request) -> TimerId {
-        codec::encode(&request, "a timer's request", P::SERVICE)
+        let set = codec::encode(&request, "a timer's request", P::SERVICE)
             .map_err(EffectError::from)
-            .and_then(|payload| Ok(self.effects.set_timer(at, payload)?))
-            .unwrap_or_else(|error| panic!("{error}"))
+            .and_then(|payload| Ok(self.effects.set_timer(at, payload)?));
+        done(set)
     }
 
     /// Cancels a timer of this process; false if it has fired or was cancelled.
@@ -259,6 +263,7 @@ impl<'a, P: Process> Context<'a, P> {
     /// # Panics
     /// If the task is not registered with the node, its state is over 16 MiB, or the call makes over 65,535 timers and
     /// tasks; the call then leaves no trace.
+    #[track_caller]
     pub fn start_task<T: Task<Owner = P>>(&mut self, task: T) -> TaskId {
         assert!(
             self.tasks.contains(T::NAME),
@@ -266,10 +271,10 @@ impl<'a, P: Process> Context<'a, P> {
             T::NAME,
             std::any::type_name::<T>()
         );
-        codec::encode(&task, "a task", P::SERVICE)
+        let started = codec::encode(&task, "a task", P::SERVICE)
             .map_err(EffectError::from)
-            .and_then(|state| Ok(self.effects.start_task(T::NAME, state)?))
-            .unwrap_or_else(|error| panic!("{error}"))
+            .and_then(|state| Ok(self.effects.start_task(T::NAME, state)?));
+        done(started)
     }
 
     /// Cancels a task of this process; false if it has ended. What its running step makes is dropped.
@@ -294,19 +299,24 @@ impl<'a, P: Process> Context<'a, P> {
     /// # Panics
     /// If the cell holds another type's bytes.
     #[must_use]
+    #[track_caller]
     pub fn cell<V: DeserializeOwned>(&self, cell: &[u8]) -> Option<V> {
-        self.effects.cell(cell).map(|bytes| read_cell::<P, V>(bytes))
+        match self.effects.cell(cell) {
+            Some(bytes) => Some(read_cell::<P, V>(bytes)),
+            None => None,
+        }
     }
 
     /// Puts one cell of the keyed state; of this only the cell is stored.
     ///
     /// # Panics
     /// If the cell's key is over 1 KiB, its value over 64 MiB, or it can't be written; the call then leaves no trace.
+    #[track_caller]
     pub fn put_cell<V: Serialize>(&mut self, cell: &[u8], value: &V) {
-        codec::encode(value, "a cell", P::SERVICE)
+        let put = codec::encode(value, "a cell", P::SERVICE)
             .map_err(EffectError::from)
-            .and_then(|value| Ok(self.effects.put_cell(cell, value)?))
-            .unwrap_or_else(|error| panic!("{error}"));
+            .and_then(|value| Ok(self.effects.put_cell(cell, value)?));
+        done(put);
     }
 
     /// Deletes one cell of the keyed state.
@@ -319,6 +329,7 @@ impl<'a, P: Process> Context<'a, P> {
     /// # Panics
     /// If a cell holds another type's bytes.
     #[must_use]
+    #[track_caller]
     pub fn scan_cells<V: DeserializeOwned>(
         &self,
         prefix: &[u8],
@@ -326,7 +337,7 @@ impl<'a, P: Process> Context<'a, P> {
         limit: usize,
     ) -> Vec<(Vec<u8>, V)> {
         let found = self.effects.scan_cells(prefix, from, limit);
-        found.into_iter().map(|(cell, bytes)| (cell, read_cell::<P, V>(&bytes))).collect()
+        read_cells::<P, V>(found)
     }
 
     /// Deletes this process's state when the call ends well: the next call finds `Default`. Its cells stay.
@@ -335,8 +346,27 @@ impl<'a, P: Process> Context<'a, P> {
     }
 }
 
+/// Takes what a call made, or panics where the user's code called: a closure would point into the library.
+#[track_caller]
+fn done<T, E: Display>(made: Result<T, E>) -> T {
+    match made {
+        Ok(made) => made,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[track_caller]
 fn read_cell<P: Process, V: DeserializeOwned>(bytes: &[u8]) -> V {
-    codec::decode(bytes, "a cell", P::SERVICE).unwrap_or_else(|error| panic!("{error}"))
+    done(codec::decode(bytes, "a cell", P::SERVICE))
+}
+
+#[track_caller]
+fn read_cells<P: Process, V: DeserializeOwned>(found: Vec<(Vec<u8>, Blob)>) -> Vec<(Vec<u8>, V)> {
+    let mut cells = Vec::with_capacity(found.len());
+    for (cell, bytes) in found {
+        cells.push((cell, read_cell::<P, V>(&bytes)));
+    }
+    cells
 }
 
 /// Why an effect of a call is not possible.
@@ -394,8 +424,12 @@ impl<'a, P: Process> QueryContext<'a, P> {
     /// # Panics
     /// If the cell holds another type's bytes; the caller is told.
     #[must_use]
+    #[track_caller]
     pub fn cell<V: DeserializeOwned>(&self, cell: &[u8]) -> Option<V> {
-        self.view.cell(cell).map(|bytes| read_cell::<P, V>(bytes))
+        match self.view.cell(cell) {
+            Some(bytes) => Some(read_cell::<P, V>(bytes)),
+            None => None,
+        }
     }
 
     /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
@@ -403,6 +437,7 @@ impl<'a, P: Process> QueryContext<'a, P> {
     /// # Panics
     /// As [`Self::cell`].
     #[must_use]
+    #[track_caller]
     pub fn scan_cells<V: DeserializeOwned>(
         &self,
         prefix: &[u8],
@@ -410,7 +445,7 @@ impl<'a, P: Process> QueryContext<'a, P> {
         limit: usize,
     ) -> Vec<(Vec<u8>, V)> {
         let found = self.view.scan_cells(prefix, from, limit);
-        found.into_iter().map(|(cell, bytes)| (cell, read_cell::<P, V>(&bytes))).collect()
+        read_cells::<P, V>(found)
     }
 
     /// The tasks of this process that are not finished.

@@ -131,6 +131,9 @@ pub struct NodeBuilder {
     pub(crate) wall: Option<Wall>,
 }
 
+/// Threads that run the steps of tasks unless it is set otherwise.
+const TASK_THREADS_DEFAULT: usize = 16;
+
 /// A wall clock.
 pub(crate) type Wall = Box<dyn Fn() -> Time + Send + Sync>;
 
@@ -223,7 +226,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Threads that run the steps of tasks: 1 to 256; by default half the cores, at least one.
+    /// Threads that run the steps of tasks: 1 to 256, 16 by default, for most steps wait for other systems. Steps that compute
+    /// share the cores with the workers: where all tasks compute, as many threads as half the cores do.
     #[must_use]
     pub fn task_threads(mut self, threads: usize) -> Self {
         self.task_threads = Some(threads);
@@ -346,7 +350,7 @@ impl NodeBuilder {
         Ok(Limits {
             copies,
             threads: merged.threads.unwrap_or(cores.min(256)),
-            task_threads: merged.task_threads.unwrap_or((cores / 2).clamp(1, 256)),
+            task_threads: merged.task_threads.unwrap_or(TASK_THREADS_DEFAULT),
             handler_timeout: merged.handler_timeout.unwrap_or(Duration::from_secs(10)),
             task_step_timeout: merged.task_step_timeout.unwrap_or(Duration::from_secs(600)),
             shutdown_timeout: merged.shutdown_timeout.unwrap_or(Config::SHUTDOWN_TIMEOUT),

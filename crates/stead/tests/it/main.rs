@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod edge;
+mod context;
 mod effects;
 mod evolution;
 mod evolution_messages;

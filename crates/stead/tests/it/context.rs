@@ -1,0 +1,353 @@
+//! Every method of `Context` and `QueryContext`, as a handler uses it.
+
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Duration;
+use stead::{
+    BlockingClient, CallError, Caller, Context, EffectError, Limit, Never, NoQuery, Node, Process, Progress,
+    QueryContext, RawError, Refusal, ServiceOptions, StepContext, Task, TaskId, TaskState, Time, TimerId,
+};
+
+/// An order that is paid, or cancelled by its timeout.
+#[derive(Default, Debug, PartialEq, Serialize, Deserialize)]
+struct Order {
+    paid: bool,
+    timeout: Option<TimerId>,
+    packing: Option<TaskId>,
+    opened: Option<Time>,
+    heard: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Ask {
+    Open { timeout_ms: u64 },
+    OpenUntil(Time),
+    Pay,
+    Expired,
+    Pack { boxes: u32 },
+    Packed,
+    StopPacking,
+    Hear,
+    TellOther(String),
+    Draw,
+    Put(String, u32),
+    Delete(String),
+    Sum(String),
+    Forget,
+    Wrong(Wrong),
+}
+
+/// What the library refuses by a panic that has to point here.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum Wrong {
+    Send,
+    SetTimer,
+    SetTimerAt,
+    StartTask,
+    PutCell,
+    Cell,
+    ScanCells,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Look {
+    State,
+    Cells(String),
+    WrongCell,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Seen {
+    key: String,
+    exists: bool,
+    principal: String,
+    time: Time,
+    paid: bool,
+    open: bool,
+    heard: Vec<String>,
+    tasks: Vec<(String, u64)>,
+    cells: Vec<u32>,
+}
+
+/// Packs boxes until it is stopped, or one step for each box.
+#[derive(Serialize, Deserialize)]
+struct Packing {
+    left: u32,
+}
+
+impl Task for Packing {
+    const NAME: &'static str = "packing";
+    type Owner = Order;
+
+    fn step(&mut self, _: &StepContext<'_>) -> Progress {
+        self.left -= 1;
+        if self.left == 0 { Progress::Done } else { Progress::Continue(0.5) }
+    }
+
+    fn finish(self) -> Ask {
+        Ask::Packed
+    }
+}
+
+/// A task that no node of these tests has.
+#[derive(Serialize, Deserialize)]
+struct Unknown;
+
+impl Task for Unknown {
+    const NAME: &'static str = "unknown";
+    type Owner = Order;
+
+    fn step(&mut self, _: &StepContext<'_>) -> Progress {
+        Progress::Done
+    }
+
+    fn finish(self) -> Ask {
+        Ask::Hear
+    }
+}
+
+/// A service that no node of these tests has.
+#[derive(Default, Serialize, Deserialize)]
+struct Nowhere;
+
+impl Process for Nowhere {
+    const SERVICE: &'static str = "nowhere";
+    type Key = String;
+    type Request = Vec<u8>;
+    type Reply = ();
+    type Error = Never;
+    type Query = NoQuery;
+    type Answer = ();
+
+    fn handle(&mut self, _: &mut Context<'_, Self>, _: Vec<u8>) -> Result<(), Never> {
+        Ok(())
+    }
+}
+
+fn caller_name(caller: Caller<'_>) -> String {
+    match caller {
+        Caller::Client { principal } => format!("client {principal}"),
+        Caller::Process { service, key } => format!("process {service}/{key}"),
+        Caller::Timer { .. } => "timer".to_owned(),
+        Caller::Task { .. } => "task".to_owned(),
+    }
+}
+
+impl Process for Order {
+    const SERVICE: &'static str = "order";
+    type Key = String;
+    type Request = Ask;
+    type Reply = Vec<u64>;
+    type Error = Never;
+    type Query = Look;
+    type Answer = Seen;
+
+    fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Ask) -> Result<Vec<u64>, Never> {
+        let mut reply = Vec::new();
+        match request {
+            Ask::Open { timeout_ms } => {
+                self.opened = Some(ctx.time());
+                self.timeout = Some(ctx.set_timer(Duration::from_millis(timeout_ms), Ask::Expired));
+            }
+            Ask::OpenUntil(at) => self.timeout = Some(ctx.set_timer_at(at, Ask::Expired)),
+            Ask::Pay => {
+                let timeout = self.timeout.take().expect("an order is opened before it is paid");
+                self.paid = ctx.cancel_timer(timeout);
+                assert!(!ctx.cancel_timer(timeout), "it is cancelled already");
+            }
+            Ask::Expired | Ask::Packed => {
+                self.heard.push(caller_name(ctx.caller()));
+                self.timeout = None;
+            }
+            Ask::Pack { boxes } => {
+                let id = ctx.start_task(Packing { left: boxes });
+                let state = TaskState { id, name: "packing".to_owned(), step: 0, progress: 0.0 };
+                assert_eq!(ctx.task(id), Some(state.clone()));
+                assert_eq!(ctx.tasks(), vec![state]);
+                self.packing = Some(id);
+            }
+            Ask::StopPacking => {
+                let id = self.packing.take().expect("it packs");
+                reply.push(u64::from(ctx.cancel_task(id)));
+                reply.push(u64::from(ctx.cancel_task(id)));
+                assert_eq!(ctx.task(id), None);
+            }
+            Ask::Hear => self.heard.push(caller_name(ctx.caller())),
+            Ask::TellOther(other) => {
+                assert_ne!(*ctx.key(), other);
+                ctx.send::<Self>(&other, Ask::Hear);
+                ctx.try_send::<Self>(&other, Ask::Hear).expect("the service is there");
+                let error =
+                    ctx.try_send::<Nowhere>(&other, Vec::new()).expect_err("the service is not there");
+                assert_eq!(error, EffectError::Limit(Limit::UnknownService("nowhere".to_owned())));
+            }
+            Ask::Draw => {
+                let (epoch, index) = ctx.place();
+                reply.extend([ctx.random().u64(..), ctx.random().u64(..), epoch.0, index.0]);
+            }
+            Ask::Put(cell, value) => ctx.put_cell(cell.as_bytes(), &value),
+            Ask::Delete(cell) => ctx.delete_cell(cell.as_bytes()),
+            Ask::Sum(prefix) => {
+                let cells = ctx.scan_cells::<u32>(prefix.as_bytes(), &[], usize::MAX);
+                reply.extend(cells.iter().map(|(_, value)| u64::from(*value)));
+                for (cell, value) in cells {
+                    assert_eq!(ctx.cell::<u32>(&cell), Some(value));
+                }
+            }
+            Ask::Forget => ctx.forget(),
+            Ask::Wrong(wrong) => self.go_wrong(ctx, wrong),
+        }
+        Ok(reply)
+    }
+
+    fn query(&self, ctx: &QueryContext<'_, Self>, query: Look) -> Result<Seen, Never> {
+        let Caller::Client { principal } = ctx.caller() else { panic!("only clients ask") };
+        if matches!(query, Look::WrongCell) {
+            let _: Option<String> = ctx.cell(b"a1");
+        }
+        let cells = match query {
+            Look::Cells(prefix) => ctx.scan_cells::<u32>(prefix.as_bytes(), &[], 10),
+            _ => ctx.cell::<u32>(b"a1").map(|value| (b"a1".to_vec(), value)).into_iter().collect(),
+        };
+        Ok(Seen {
+            key: ctx.key().clone(),
+            exists: ctx.exists(),
+            principal: principal.to_owned(),
+            time: ctx.time(),
+            paid: self.paid,
+            open: self.timeout.is_some(),
+            heard: self.heard.clone(),
+            tasks: ctx.tasks().into_iter().map(|task| (task.name, task.id.0)).collect(),
+            cells: cells.into_iter().map(|(_, value)| value).collect(),
+        })
+    }
+}
+
+/// The first line of `go_wrong`; each of its panics is reported for a line of it.
+const WRONG_LINES: std::ops::Range<u32> = line!()..line!() + 20;
+
+impl Order {
+    fn go_wrong(&self, ctx: &mut Context<'_, Self>, wrong: Wrong) {
+        let large = || Ask::Put("x".repeat(17 << 20), 0);
+        match wrong {
+            Wrong::Send => ctx.send::<Nowhere>(&"a".to_owned(), Vec::new()),
+            Wrong::SetTimer => drop(ctx.set_timer(Duration::ZERO, large())),
+            Wrong::SetTimerAt => drop(ctx.set_timer_at(ctx.time(), large())),
+            Wrong::StartTask => drop(ctx.start_task(Unknown)),
+            Wrong::PutCell => ctx.put_cell(&[0; 1025], &0),
+            Wrong::Cell => drop(ctx.cell::<String>(b"a1")),
+            Wrong::ScanCells => drop(ctx.scan_cells::<String>(b"a", b"", 1)),
+        }
+    }
+}
+
+fn open(dir: &Path) -> Node {
+    Node::builder(dir)
+        .service::<Order>(ServiceOptions::default().shards(2))
+        .task::<Packing>()
+        .segment_bytes(64 << 20)
+        .open()
+        .unwrap()
+}
+
+fn key(name: &str) -> String {
+    name.to_owned()
+}
+
+fn look(client: &BlockingClient, name: &str) -> Seen {
+    client.query::<Order>(&key(name), Look::State).unwrap()
+}
+
+/// Looks until it is so.
+fn await_seen(client: &BlockingClient, name: &str, is_so: impl Fn(&Seen) -> bool) -> Seen {
+    for _ in 0..1_000_000 {
+        let seen = look(client, name);
+        if is_so(&seen) {
+            return seen;
+        }
+        std::thread::yield_now();
+    }
+    panic!("{name} never came so far: {:?}", look(client, name));
+}
+
+#[test]
+fn a_timeout_that_is_stored_is_cancelled_by_the_payment_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(dir.path());
+    let client = node.blocking_client();
+    client.call::<Order>(&key("paid"), Ask::Open { timeout_ms: 3_600_000 }).unwrap();
+    client.call::<Order>(&key("due"), Ask::OpenUntil(Time(0))).unwrap();
+    assert_eq!(await_seen(&client, "due", |seen| !seen.open).heard, ["timer"]);
+    node.kill();
+    let node = open(dir.path());
+    let client = node.blocking_client();
+    assert!(look(&client, "paid").open);
+    client.call::<Order>(&key("paid"), Ask::Pay).unwrap();
+    let seen = look(&client, "paid");
+    assert!(seen.paid && !seen.open && seen.exists && seen.time > Time(0), "{seen:?}");
+    assert_eq!((seen.key.as_str(), seen.principal.as_str()), ("paid", "local"));
+}
+
+#[test]
+fn tasks_are_seen_cancelled_and_come_back_to_their_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(dir.path());
+    let client = node.blocking_client();
+    client.call::<Order>(&key("a"), Ask::Pack { boxes: 3 }).unwrap();
+    let seen = await_seen(&client, "a", |seen| !seen.heard.is_empty());
+    assert_eq!((seen.heard, seen.tasks), (vec![key("task")], Vec::new()));
+    client.call::<Order>(&key("b"), Ask::Pack { boxes: u32::MAX }).unwrap();
+    assert_eq!(look(&client, "b").tasks[0].0, "packing");
+    assert_eq!(client.call::<Order>(&key("b"), Ask::StopPacking).unwrap(), [1, 0]);
+    assert!(look(&client, "b").tasks.is_empty());
+}
+
+#[test]
+fn messages_name_their_sender_and_cells_are_the_process_s_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(dir.path());
+    let client = node.blocking_client();
+    client.call::<Order>(&key("a"), Ask::TellOther(key("b"))).unwrap();
+    let seen = await_seen(&client, "b", |seen| seen.heard.len() == 2);
+    assert_eq!(seen.heard, ["process order/a", "process order/a"]);
+    for (cell, value) in [("a2", 2), ("a1", 1), ("b1", 3), ("a3", 4)] {
+        client.call::<Order>(&key("a"), Ask::Put(key(cell), value)).unwrap();
+    }
+    client.call::<Order>(&key("a"), Ask::Delete(key("a3"))).unwrap();
+    assert_eq!(client.call::<Order>(&key("a"), Ask::Sum(key("a"))).unwrap(), [1, 2]);
+    assert_eq!(client.query::<Order>(&key("a"), Look::Cells(key("b"))).unwrap().cells, [3]);
+    assert!(look(&client, "b").cells.is_empty());
+    client.call::<Order>(&key("a"), Ask::Forget).unwrap();
+    let seen = look(&client, "a");
+    assert!(!seen.exists, "its state is gone, its cells stay: {seen:?}");
+    assert_eq!(seen.cells, [1]);
+    let drawn = |name| client.call::<Order>(&key(name), Ask::Draw).unwrap();
+    let (first, second) = (drawn("a"), drawn("a"));
+    assert!(first[0] != second[0] && first[0] != first[1] && first[3] != second[3], "{first:?} {second:?}");
+}
+
+#[test]
+fn a_panic_of_the_library_points_to_the_line_that_called_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(dir.path());
+    let client = node.blocking_client();
+    client.call::<Order>(&key("a"), Ask::Put(key("a1"), 1)).unwrap();
+    let all = [
+        Wrong::Send,
+        Wrong::SetTimer,
+        Wrong::SetTimerAt,
+        Wrong::StartTask,
+        Wrong::PutCell,
+        Wrong::Cell,
+        Wrong::ScanCells,
+    ];
+    for wrong in all {
+        let error = client.call::<Order>(&key("a"), Ask::Wrong(wrong)).unwrap_err();
+        let CallError::Raw(RawError::Refused(Refusal::Panicked(told))) = error else { panic!("{error:?}") };
+        let place = told.rsplit("tests/it/context.rs:").next().unwrap();
+        let line: u32 = place.split(':').next().unwrap().parse().unwrap_or_else(|_| panic!("{told}"));
+        assert!(WRONG_LINES.contains(&line), "{told}");
+    }
+    let error = client.query::<Order>(&key("a"), Look::WrongCell).unwrap_err();
+    assert!(error.to_string().contains("tests/it/context.rs"), "{error}");
+}

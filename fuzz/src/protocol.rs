@@ -139,9 +139,9 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
     let blob = |text: &str| Blob::from(text.as_bytes());
     let session = SessionId(5);
     let put = |key: RecordKey, value: Blob| Write { key, value: Some(value) };
-    let timer = TimerRecord { at: Time(50), process: key.clone(), payload: blob("t") };
+    let timer = TimerRecord { at: Time(50), process: key.clone(), payload: blob("t"), send: None };
     let task =
-        TaskRecord { process: key.clone(), name: "sum".to_owned(), step: 1, state: blob("s"), progress: 500_000 };
+        TaskRecord { process: key.clone(), name: "sum".to_owned(), step: 1, state: blob("s"), progress: 500_000, retry: None };
     let waiting = Waiting::Message { from: ShardId(1), seq: Seq(1) };
     let letter = DeadLetter {
         cause: waiting,

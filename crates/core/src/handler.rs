@@ -2,7 +2,7 @@
 
 use crate::entry::{Reply, Send, Write};
 use crate::ids::{Blob, Epoch, Index, Key, ServiceId, TaskId, Time, TimerId};
-use crate::record::{Kind, RecordKey, TaskRecord, TimerRecord, encode_value};
+use crate::record::{Kind, Receiver, RecordKey, TaskRecord, TimerRecord, encode_value};
 use crate::records::Records;
 use crate::state::State;
 use crate::topology::Topology;
@@ -281,8 +281,28 @@ impl<'a> Txn<'a> {
     /// [`Limit`] for a payload over [`Self::PAYLOAD_MAX`] or too many timers in one call.
     pub fn set_timer(&mut self, at: Time, payload: Blob) -> Result<TimerId, Limit> {
         check_len("a timer's payload", payload.len(), Self::PAYLOAD_MAX)?;
+        self.put_timer(at, payload, None)
+    }
+
+    /// Sends a message at `at`, or as soon after as the shard can: it leaves then, exactly once, as a message of this
+    /// process. It can be cancelled as a timer until then.
+    ///
+    /// # Errors
+    /// [`Limit`] for a payload over [`Self::PAYLOAD_MAX`] or too many timers in one call.
+    pub fn send_at(
+        &mut self,
+        at: Time,
+        service: ServiceId,
+        key: Key,
+        payload: Blob,
+    ) -> Result<TimerId, Limit> {
+        check_len("a message", payload.len(), Self::PAYLOAD_MAX)?;
+        self.put_timer(at, payload, Some(Receiver { service, process: key }))
+    }
+
+    fn put_timer(&mut self, at: Time, payload: Blob, send: Option<Receiver>) -> Result<TimerId, Limit> {
         let id = TimerId(self.number("timers")?);
-        let record = TimerRecord { at, process: self.process.clone(), payload };
+        let record = TimerRecord { at, process: self.process.clone(), payload, send };
         self.writes.push(Write { key: RecordKey::timer(id), value: Some(encode_value(&record)) });
         Ok(id)
     }
@@ -308,7 +328,7 @@ impl<'a> Txn<'a> {
         check_len("a task's state", state.len(), Self::PAYLOAD_MAX)?;
         let id = TaskId(self.number("tasks")?);
         let process = self.process.clone();
-        let record = TaskRecord { process, name: name.to_owned(), step: 0, state, progress: 0 };
+        let record = TaskRecord { process, name: name.to_owned(), step: 0, state, progress: 0, retry: None };
         self.writes.push(Write { key: RecordKey::task(id), value: Some(encode_value(&record)) });
         Ok(id)
     }

@@ -329,6 +329,21 @@ pub struct TimerRecord {
     /// What it brings to the handler.
     #[n(2)]
     pub payload: Blob,
+    /// Where the payload goes as a message of the process when it fires; `None`, as in older versions, if it comes back to
+    /// the process itself.
+    #[n(3)]
+    pub send: Option<Receiver>,
+}
+
+/// The process that a message with a delay is for.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Receiver {
+    /// Its service.
+    #[n(0)]
+    pub service: ServiceId,
+    /// Its key.
+    #[n(1)]
+    pub process: Key,
 }
 
 /// A task that is not finished.
@@ -349,6 +364,28 @@ pub struct TaskRecord {
     /// The share that is done, in millionths.
     #[n(4)]
     pub progress: u32,
+    /// The step failed and waits until it is tried again; `None` in older versions, and for a step that has not failed.
+    #[n(5)]
+    pub retry: Option<StepRetry>,
+}
+
+/// How often a task's step has failed, and when it runs again.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct StepRetry {
+    /// Failures of this step so far; at least 1.
+    #[n(0)]
+    pub count: u32,
+    /// When it runs again.
+    #[n(1)]
+    pub at: Time,
+    /// Why it failed the last time, cut to [`StepRetry::REASON_MAX`] bytes.
+    #[n(2)]
+    pub reason: String,
+}
+
+impl StepRetry {
+    /// Bytes of the reason that are kept.
+    pub const REASON_MAX: usize = 1024;
 }
 
 /// A cause that was given up after too many attempts.

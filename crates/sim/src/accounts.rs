@@ -120,6 +120,16 @@ pub(crate) enum Op {
     /// Read the counter (a query).
     #[n(14)]
     Look,
+    /// Pay another account by a message that leaves later.
+    #[n(15)]
+    PayLater {
+        #[n(0)]
+        micros: u64,
+        #[n(1)]
+        to: u32,
+        #[n(2)]
+        amount: i64,
+    },
 }
 
 /// What a poisonous call does.
@@ -134,6 +144,9 @@ pub(crate) enum Fate {
     /// The whole process ends.
     #[n(2)]
     Kills,
+    /// The last step of a task fails by chance, and asks to be tried again later.
+    #[n(3)]
+    Retries,
 }
 
 /// What a client asks: the operation with a ticket that no other call has.
@@ -298,10 +311,11 @@ impl Accounts {
             0 => Op::Count,
             1 | 2 => Op::Pay { to, amount, hops: rng.u8(0..=self.mix.hops_max) },
             3 => Op::Cells { put: rng.u8(..16), delete: rng.u8(..16) },
+            4 if rng.bool() => Op::PayLater { micros: rng.u64(0..2_000_000), to, amount },
             4 => Op::Later { micros: rng.u64(0..2_000_000), amount },
             5 => Op::Sooner,
             6 => {
-                let fate = *pick(rng, &[Fate::Good, Fate::Good, Fate::Good, Fate::Good, Fate::Panics]);
+                let fate = *pick(rng, &[Fate::Good, Fate::Good, Fate::Good, Fate::Retries, Fate::Panics]);
                 Op::Work { steps: rng.u32(1..6), amount, fate }
             }
             7 => Op::Stop,
@@ -364,6 +378,13 @@ impl Workload for Accounts {
             Fate::Kills if left == 1 => {
                 self.code.killed = true;
                 return StepOutcome::Failed("never told: the process ended".to_owned());
+            }
+            Fate::Retries if left == 1 && self.code.rng.bool() => {
+                let reason = "the carrier was closed".to_owned();
+                return match self.code.rng.u8(..8) {
+                    0 => StepOutcome::GivenUp(reason),
+                    _ => StepOutcome::Retry { after: self.code.rng.u64(..1_000_000), reason },
+                };
             }
             _ => {}
         }
@@ -606,6 +627,13 @@ impl Code {
                 let id = txn.set_timer(at, encode_value(&Op::Credit { amount, hops: 0 }))?;
                 account.timers.push((id.0, amount));
             }
+            Op::PayLater { micros, to, amount } => {
+                account.balance -= amount;
+                let (service, key) = self.name(to);
+                let at = call.time.plus_micros(micros);
+                let id = txn.send_at(at, service, key, encode_value(&Op::Credit { amount, hops: 0 }))?;
+                account.timers.push((id.0, amount));
+            }
             Op::Sooner => {
                 if let Some((id, amount)) = account.timers.pop()
                     && txn.cancel_timer(TimerId(id))
@@ -701,7 +729,7 @@ impl Handler for Code {
                 self.killed = true;
                 return Outcome::Panicked("never told: the process ended".to_owned());
             }
-            Fate::Good => {}
+            Fate::Good | Fate::Retries => {}
         }
         if refuses {
             // Random, so that a second execution would answer something else.

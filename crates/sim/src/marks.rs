@@ -72,6 +72,8 @@ marks! {
     DeadLetterDropped: "a dead letter was dropped",
     Attempt: "attempts were logged",
     TimerFired: "a timer fired",
+    DelayedSent: "a message with a delay left",
+    StepRetried: "a step of a task was tried again later",
     TaskDone: "a task ended",
     FrameDropped: "a frame of a channel was lost",
     FrameAgain: "a frame of a channel came twice",

@@ -170,9 +170,9 @@ impl Model {
         Ok(())
     }
 
-    /// The cause of the entry that was appended last.
-    pub(crate) fn last_cause(&self, shard: ShardId) -> Option<&Cause> {
-        self.shards[shard.0 as usize].tail.back().map(|entry| &entry.cause)
+    /// The entry that was appended last.
+    pub(crate) fn last_entry(&self, shard: ShardId) -> Option<&Entry> {
+        self.shards[shard.0 as usize].tail.back()
     }
 
     /// Entries up to an index are synced.

@@ -535,10 +535,15 @@ impl<'w> World<'w> {
                 eprintln!("                             shard {shard}: {:?}", Entry::decode(&bytes));
             }
             self.model.append(shard, self.life, &bytes)?;
-            match self.model.last_cause(shard) {
+            let last = self.model.last_entry(shard);
+            match last.map(|entry| &entry.cause) {
                 Some(Cause::Attempt) => self.marks.hit(Mark::Attempt),
                 Some(Cause::DeadLetter { .. }) => self.marks.hit(Mark::DeadLetter),
-                Some(Cause::Timer { .. }) => self.marks.hit(Mark::TimerFired),
+                Some(Cause::Timer { .. }) => {
+                    // The accounts send nothing from a timer.
+                    let sent = last.is_some_and(|entry| !entry.sends.is_empty());
+                    self.marks.hit(if sent { Mark::DelayedSent } else { Mark::TimerFired });
+                }
                 _ => {}
             }
             let node = self.node.as_mut().expect("only a living node has effects");
@@ -620,6 +625,9 @@ impl<'w> World<'w> {
         }
         if matches!(outcome, StepOutcome::Done(_)) {
             self.marks.hit(Mark::TaskDone);
+        }
+        if task.retry.is_some() {
+            self.marks.hit(Mark::StepRetried);
         }
         let input = Input::TaskStep { id, step: task.step, run, outcome };
         if one_in(&mut self.rng, self.profile.channel_again) {

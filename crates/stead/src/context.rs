@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 use stead_core::handler::{Call, Caller as CoreCaller, Limit, Txn, View};
 use stead_core::ids::{Blob, Epoch, Index, Key, ServiceId, TaskId, Time, TimerId};
-use stead_core::record::TaskRecord;
+use stead_core::record::{StepRetry, TaskRecord};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -65,13 +65,24 @@ pub struct TaskState {
     pub name: String,
     /// The next step, counted from 0.
     pub step: u64,
-    /// The share that is done, 0.0 to 1.0, as its last step told.
+    /// The share that is done, 0.0 to 1.0, as its last step returned it.
     pub progress: f64,
+    /// How often the next step has failed with [`Progress::Retry`](crate::Progress::Retry) so far.
+    pub retries: u32,
+    /// Why it failed the last time; `None` if it has not failed.
+    pub failure: Option<String>,
+    /// When it runs again; `None` if it has not failed.
+    pub retry_at: Option<Time>,
 }
 
 impl TaskState {
     pub(crate) fn new(id: TaskId, record: TaskRecord) -> Self {
-        Self { id, name: record.name, step: record.step, progress: f64::from(record.progress) / 1e6 }
+        let (retries, failure, retry_at) = match record.retry {
+            Some(StepRetry { count, at, reason }) => (count, Some(reason), Some(at)),
+            None => (0, None, None),
+        };
+        let progress = f64::from(record.progress) / 1e6;
+        Self { id, name: record.name, step: record.step, progress, retries, failure, retry_at }
     }
 }
 
@@ -84,6 +95,7 @@ trait Effects {
     fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)>;
     fn send_to(&mut self, service: ServiceId, key: Key, payload: Blob) -> Result<(), Limit>;
     fn set_timer(&mut self, at: Time, payload: Blob) -> Result<TimerId, Limit>;
+    fn send_at(&mut self, at: Time, to: ServiceId, key: Key, payload: Blob) -> Result<TimerId, Limit>;
     fn cancel_timer(&mut self, id: TimerId) -> bool;
     fn start_task(&mut self, name: &str, state: Blob) -> Result<TaskId, Limit>;
     fn cancel_task(&mut self, id: TaskId) -> bool;
@@ -112,6 +124,9 @@ impl Effects for Txn<'_> {
     }
     fn set_timer(&mut self, at: Time, payload: Blob) -> Result<TimerId, Limit> {
         Txn::set_timer(self, at, payload)
+    }
+    fn send_at(&mut self, at: Time, to: ServiceId, key: Key, payload: Blob) -> Result<TimerId, Limit> {
+        Txn::send_at(self, at, to, key, payload)
     }
     fn cancel_timer(&mut self, id: TimerId) -> bool {
         Txn::cancel_timer(self, id)
@@ -222,13 +237,35 @@ impl<'a, P: Process> Context<'a, P> {
     /// [`EffectError`] if the service is not registered, the key is none, the message is over 16 MiB, or the call
     /// has sent 65,536 of them.
     pub fn try_send<Q: Process>(&mut self, key: &Q::Key, request: Q::Request) -> Result<(), EffectError> {
+        let (service, key, payload) = self.message::<Q>(key, &request)?;
+        Ok(self.effects.send_to(service, key, payload)?)
+    }
+
+    /// Sends a message to a process of any service, this one included, once the delay is over or as soon after as the shard
+    /// can. It leaves then, exactly once, in the order of what is due; [`Self::cancel_timer`] takes it back until then.
+    ///
+    /// # Panics
+    /// If the service is not registered, the key is none, the message is over 16 MiB, or the call makes over 65,535 timers
+    /// and tasks; the call then leaves no trace.
+    #[track_caller]
+    pub fn send_after<Q: Process>(&mut self, delay: Duration, key: &Q::Key, request: Q::Request) -> TimerId {
+        let at = self.time.plus_micros(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX));
+        let sent = self
+            .message::<Q>(key, &request)
+            .and_then(|(service, key, payload)| Ok(self.effects.send_at(at, service, key, payload)?));
+        done(sent)
+    }
+
+    fn message<Q: Process>(
+        &self,
+        key: &Q::Key,
+        request: &Q::Request,
+    ) -> Result<(ServiceId, Key, Blob), EffectError> {
         let service = match self.effects.topology().service_id(Q::SERVICE) {
             Some(service) => service,
             None => return Err(Limit::UnknownService(Q::SERVICE.to_owned()).into()),
         };
-        let key = codec::encode_key::<Q>(key)?;
-        let payload = codec::encode(&request, "a message", Q::SERVICE)?;
-        Ok(self.effects.send_to(service, key, payload)?)
+        Ok((service, codec::encode_key::<Q>(key)?, codec::encode(request, "a message", Q::SERVICE)?))
     }
 
     /// Sets a timer: after the delay, or as soon after as the shard can, the request comes to this process, once.
@@ -253,7 +290,8 @@ impl<'a, P: Process> Context<'a, P> {
         done(set)
     }
 
-    /// Cancels a timer of this process; false if it has fired or was cancelled.
+    /// Cancels a timer of this process, or a message of it that waits for its time; false if it has fired, has left or was
+    /// cancelled.
     pub fn cancel_timer(&mut self, id: TimerId) -> bool {
         self.effects.cancel_timer(id)
     }

@@ -86,7 +86,7 @@ pub use registry::{RegisteredTwice, Registry, Runner};
 pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::Refusal;
-pub use task::{Progress, StepContext, Task};
+pub use task::{Progress, RetryPolicy, StepContext, Task};
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]

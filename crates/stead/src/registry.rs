@@ -281,6 +281,20 @@ impl<T: Task> TypedTask<T> {
                 state: codec::encode(&task, "a task's state", service)?,
                 progress: Progress::millionths(share),
             },
+            Progress::Retry(reason) => {
+                let failures = ctx.retries().saturating_add(1);
+                match T::retry().delay(ctx.id(), ctx.step(), failures) {
+                    Some(delay) => {
+                        let after = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+                        StepOutcome::Retry { after, reason }
+                    }
+                    None => StepOutcome::GivenUp(format!(
+                        "step {} of task {} failed {failures} times, the last time: {reason}",
+                        ctx.step(),
+                        T::NAME
+                    )),
+                }
+            }
             Progress::Done => StepOutcome::Done(codec::encode(&task.finish(), "a task's result", service)?),
         })
     }

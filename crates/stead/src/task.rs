@@ -4,7 +4,9 @@ use crate::process::Process;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use stead_core::ids::TaskId;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Work that takes too long for a handler. The value is its state between two steps.
 ///
@@ -19,17 +21,66 @@ pub trait Task: Serialize + DeserializeOwned + Send + 'static {
     /// Does a part of the work: long enough to be worth an entry, short enough to be repeated; 10 ms to 1 s is good.
     fn step(&mut self, ctx: &StepContext<'_>) -> Progress;
 
+    /// When a step that ends with [`Progress::Retry`] runs again, and how often.
+    fn retry() -> RetryPolicy {
+        RetryPolicy::default()
+    }
+
     /// After the last step: the request that brings the result to the process that started the task.
     fn finish(self) -> <Self::Owner as Process>::Request;
 }
 
 /// How far a task has come after a step.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Progress {
     /// There is more to do; this share of the whole, 0.0 to 1.0, is done.
     Continue(f64),
     /// That was the last step.
     Done,
+    /// The step failed, for this reason, and may succeed later: it runs again, from the state before it, when
+    /// [`Task::retry`] says. Meanwhile it holds no thread.
+    Retry(String),
+}
+
+/// When a step that failed runs again: after a delay that doubles with each failure. A random part of up to a quarter is
+/// taken off each delay, so that tasks which failed together do not come back together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// The first delay: 100 ms by default.
+    pub delay_min: Duration,
+    /// The longest delay: 60 s by default.
+    pub delay_max: Duration,
+    /// How often one step is tried again: 10 times by default. After that the task becomes a dead letter with the reason of
+    /// the last failure; an operator can retry it from there. 0 is never, `u32::MAX` without an end.
+    pub retries_max: u32,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self { delay_min: Duration::from_millis(100), delay_max: Duration::from_secs(60), retries_max: 10 }
+    }
+}
+
+impl RetryPolicy {
+    /// A policy that tries again without an end.
+    #[must_use]
+    pub fn for_ever() -> Self {
+        Self { retries_max: u32::MAX, ..Self::default() }
+    }
+
+    /// How long a step waits after so many failures, at least 1; `None` if it is given up. The same step of the same task
+    /// waits equally long on every machine.
+    #[must_use]
+    pub fn delay(&self, task: TaskId, step: u64, failures: u32) -> Option<Duration> {
+        if self.retries_max != u32::MAX && failures > self.retries_max {
+            return None;
+        }
+        let doubled = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        let delay = self.delay_min.saturating_mul(doubled).min(self.delay_max);
+        let hash = xxh3_64_with_seed(&step.to_le_bytes(), task.0 ^ u64::from(failures).rotate_left(32));
+        let share = f64::from(hash as u32) / f64::from(u32::MAX);
+        Some(delay.mul_f64(1.0 - share / 4.0))
+    }
 }
 
 impl Progress {
@@ -46,6 +97,7 @@ pub struct StepContext<'a> {
     pub(crate) id: TaskId,
     pub(crate) step: u64,
     pub(crate) owner: &'a str,
+    pub(crate) retries: u32,
     pub(crate) stopping: &'a AtomicBool,
 }
 
@@ -62,6 +114,12 @@ impl StepContext<'_> {
         self.step
     }
 
+    /// How often this step has ended with [`Progress::Retry`] before: 0 in its first run.
+    #[must_use]
+    pub fn retries(&self) -> u32 {
+        self.retries
+    }
+
     /// The key of the process that started the task.
     #[must_use]
     pub fn owner(&self) -> &str {
@@ -72,5 +130,32 @@ impl StepContext<'_> {
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_their_bound_and_differ_by_task() {
+        let policy = RetryPolicy {
+            delay_min: Duration::from_secs(1),
+            delay_max: Duration::from_secs(10),
+            retries_max: 6,
+        };
+        for (failures, full) in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 10), (6, 10)] {
+            for task in 0..100 {
+                let delay = policy.delay(TaskId(task), 3, failures).unwrap();
+                let full = Duration::from_secs(full);
+                assert!(delay <= full && delay >= full.mul_f64(0.75), "{task} {failures}: {delay:?}");
+            }
+            let of = |task| policy.delay(TaskId(task), 3, failures);
+            assert_eq!(of(1), of(1));
+            assert_ne!(of(1), of(2));
+        }
+        assert_eq!(policy.delay(TaskId(1), 3, 7), None);
+        let later = RetryPolicy::for_ever().delay(TaskId(1), 0, u32::MAX).unwrap();
+        assert!(later >= Duration::from_secs(45) && later <= Duration::from_secs(60), "{later:?}");
     }
 }

@@ -7,10 +7,10 @@ use super::{Effect, Effects, Order, Refusal, Run, Shard};
 use crate::entry::{Cause, Reply, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, TaskId};
-use crate::record::{DeadLetter, RecordKey, Retry, TaskRecord, Waiting, encode_value};
+use crate::record::{DeadLetter, RecordKey, Retry, StepRetry, TaskRecord, Waiting, encode_value};
 
 /// Bytes of a dead letter's reason that are kept.
-const REASON_MAX: usize = 1024;
+const REASON_MAX: usize = StepRetry::REASON_MAX;
 
 /// What a dead letter keeps of its job.
 pub(super) struct Buried {
@@ -100,7 +100,7 @@ impl Shard {
             (Retry::Result, Waiting::Task { id, .. }) => Caller::Task { id },
             (Retry::Step { name, progress }, Waiting::Task { id, step }) => {
                 let (process, state) = (process.clone(), payload.clone());
-                let task = TaskRecord { process, name, step, state, progress };
+                let task = TaskRecord { process, name, step, state, progress, retry: None };
                 return Ok((self.resume_task(index, id, task, out), Reply::Ok(Blob::empty())));
             }
             (_, cause) => return Err(Refusal::NoRetry { letter: index, why: why_never(&cause, payload) }),
@@ -150,7 +150,7 @@ fn why_never(cause: &Waiting, payload: &[u8]) -> &'static str {
 }
 
 /// A panic may say as much as it likes.
-fn cut(mut reason: String) -> String {
+pub(super) fn cut(mut reason: String) -> String {
     reason.truncate(reason.floor_char_boundary(REASON_MAX));
     reason
 }

@@ -167,8 +167,18 @@ pub enum StepOutcome {
     },
     /// It was the last step; this goes to the process that started the task.
     Done(Blob),
-    /// The step panicked or its state could not be read.
+    /// The step panicked or its state could not be read: it is tried again at once, [`super::Settings::attempts_max`] times
+    /// in all.
     Failed(String),
+    /// The step asks to be tried again later, from the state before it.
+    Retry {
+        /// In so many microseconds.
+        after: u64,
+        /// Why it failed.
+        reason: String,
+    },
+    /// The step has failed for good: the task becomes a dead letter.
+    GivenUp(String),
 }
 
 /// What a shard asks the shell to do. The shell performs and decides nothing.

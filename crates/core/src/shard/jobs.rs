@@ -1,11 +1,13 @@
 //! Work that waits in the system: messages, timers and steps of tasks, in the order in which they came.
 
-use super::dead_letters::Buried;
+use super::dead_letters::{Buried, cut};
 use super::{Effect, Effects, Failure, Messages, Refusal, Request, Run, Shard, StepOutcome};
-use crate::entry::{Cause, Entry, Reply, Write};
+use crate::entry::{Cause, Entry, Reply, Send, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
-use crate::record::{AttemptRecord, Kind, RecordKey, Retry, TaskRecord, TimerRecord, Waiting, encode_value};
+use crate::record::{
+    AttemptRecord, Kind, RecordKey, Retry, StepRetry, TaskRecord, TimerRecord, Waiting, encode_value,
+};
 use crate::room;
 use crate::shard_map::ShardMap;
 use crate::state::{Message, State};
@@ -42,6 +44,8 @@ pub(super) struct Jobs {
 pub(super) struct Runs {
     last: u32,
     outstanding: BTreeMap<TaskId, u32>,
+    /// Steps that failed and wait for their time. One whose task is gone meanwhile is known when its time comes.
+    later: BTreeSet<(Time, TaskId)>,
 }
 
 impl Runs {
@@ -49,6 +53,14 @@ impl Runs {
         self.last = self.last.wrapping_add(1);
         self.outstanding.insert(id, self.last);
         self.last
+    }
+
+    /// Runs a task's next step, now or once a step that failed may be tried again.
+    pub(super) fn set_out(&mut self, id: TaskId, task: TaskRecord, now: Time, out: &mut Vec<Effect>) {
+        match &task.retry {
+            Some(retry) if retry.at > now => drop(self.later.insert((retry.at, id))),
+            _ => out.push(Effect::RunTask { id, run: self.begin(id), task }),
+        }
     }
 
     /// Whether the outcome of this run was waited for; it is not any more.
@@ -120,7 +132,11 @@ impl Jobs {
             self.queue.push_back(again(Work::Timer(id)));
         }
         for &id in state.tasks() {
-            self.queue.push_back(again(Work::Resume(id)));
+            let task: Option<TaskRecord> = state.record(&RecordKey::task(id));
+            match task.and_then(|task| task.retry) {
+                Some(retry) if retry.at > now => drop(self.runs.later.insert((retry.at, id))),
+                _ => self.queue.push_back(again(Work::Resume(id))),
+            }
         }
     }
 
@@ -205,6 +221,24 @@ impl Jobs {
         }
     }
 
+    /// Runs the steps that waited until now to be tried again.
+    pub(super) fn run_due_steps(&mut self, state: &State, now: Time, out: &mut Vec<Effect>) {
+        for _ in 0..RUN_BATCH {
+            let Some(&(at, id)) = self.runs.later.first().filter(|(at, _)| *at <= now) else { return };
+            self.runs.later.pop_first();
+            // Its task may have been cancelled, or be another one by now.
+            let task = state.record::<TaskRecord>(&RecordKey::task(id));
+            let waits = |task: &TaskRecord| task.retry.as_ref().is_some_and(|retry| retry.at == at);
+            if let Some(task) = task.filter(waits) {
+                self.runs.set_out(id, task, now, out);
+            }
+        }
+    }
+
+    pub(super) fn next_retry(&self) -> Option<Time> {
+        self.runs.later.first().map(|(at, _)| *at)
+    }
+
     pub(super) fn next_timer(&self, state: &State) -> Option<Time> {
         state.timers().iter().find(|(_, id)| !self.timers.contains(id)).map(|(at, _)| *at)
     }
@@ -275,8 +309,7 @@ impl Shard {
                 }
                 Work::Resume(id) => {
                     if let Some(task) = self.state.record(&RecordKey::task(id)) {
-                        let run = self.jobs.runs.begin(id);
-                        out.push(Effect::RunTask { id, run, task });
+                        self.jobs.runs.set_out(id, task, self.now, out);
                     }
                 }
             }
@@ -358,10 +391,11 @@ impl Shard {
             Work::Message { from, message } => Some(Waiting::Message { from: *from, seq: message.seq }),
             Work::Local(seq) => Some(Waiting::Message { from: self.state.shard(), seq: *seq }),
             Work::Request(_, identity) => Some(Waiting::Request { identity: *identity }),
-            // It may have been cancelled while it waited: then there is nothing to try.
+            // It may have been cancelled while it waited: then there is nothing to try. One that sends a message runs no user
+            // code that could have ended the process.
             Work::Timer(id) => {
-                let there = self.state.records().get(RecordKey::timer(*id).as_bytes()).is_some();
-                there.then_some(Waiting::Timer { id: *id })
+                let timer: TimerRecord = self.state.record(&RecordKey::timer(*id))?;
+                timer.send.is_none().then_some(Waiting::Timer { id: *id })
             }
             Work::Step { id, step, .. } => Some(Waiting::Task { id: *id, step: *step }),
             Work::Resume(id) => {
@@ -432,10 +466,29 @@ impl Shard {
         self.jobs.timers.remove(&id);
         // It may have been cancelled while it waited.
         let Some(timer) = self.state.record::<TimerRecord>(&RecordKey::timer(id)) else { return };
+        if timer.send.is_some() {
+            return self.send_delayed(id, timer, out);
+        }
         let TimerRecord { process, payload, .. } = &timer;
         let caller = Caller::Timer { id };
         let run = Run { cause: Cause::Timer { id }, process, caller, payload, kept: Vec::new() };
         self.run(Waiting::Timer { id }, &run, process, Retry::Timer, handler, out);
+    }
+
+    /// The time of a message has come: it leaves with the entry of its timer.
+    fn send_delayed(&mut self, id: TimerId, timer: TimerRecord, out: &mut Vec<Effect>) {
+        let TimerRecord { process: sender, payload, send, .. } = timer;
+        let Some(receiver) = send else { return };
+        let max = self.settings.entry_bytes_max;
+        if payload.len() > max {
+            let reason = format!("the message of {} bytes can't be sent any more", payload.len());
+            let buried =
+                Buried { process: receiver.process, sender: sender.clone(), payload, retry: Retry::Never };
+            return self.bury(Waiting::Timer { id }, reason, buried, out);
+        }
+        let to = self.topology.shard_of(receiver.service, &receiver.process);
+        let sends = vec![Send { to, process: receiver.process, payload }];
+        self.append(Cause::Timer { id }, sender, Effects { sends, ..Effects::default() }, out);
     }
 
     fn run_step(
@@ -466,7 +519,7 @@ impl Shard {
             }
             StepOutcome::Continue { state, progress } => {
                 let process = task.process.clone();
-                let next = TaskRecord { step: step + 1, state, progress, ..task };
+                let next = TaskRecord { step: step + 1, state, progress, retry: None, ..task };
                 let writes = vec![Write { key, value: Some(encode_value(&next)) }];
                 self.jobs.failures.remove(&waiting);
                 self.append(Cause::Task { id, step }, process, Effects::of(writes), out);
@@ -478,6 +531,16 @@ impl Shard {
                 let run = Run { cause: Cause::Task { id, step }, process, caller, payload: &result, kept };
                 self.run(waiting, &run, process, Retry::Result, handler, out);
             }
+            StepOutcome::Retry { after, reason } => {
+                let process = task.process.clone();
+                let count = task.retry.as_ref().map_or(0, |retry| retry.count).saturating_add(1);
+                let retry = StepRetry { count, at: self.now.plus_micros(after), reason: cut(reason) };
+                let next = TaskRecord { retry: Some(retry), ..task };
+                let writes = vec![Write { key, value: Some(encode_value(&next)) }];
+                self.jobs.failures.remove(&waiting);
+                self.append(Cause::Task { id, step }, process, Effects::of(writes), out);
+            }
+            StepOutcome::GivenUp(reason) => self.bury(waiting, reason, Buried::step(task), out),
             StepOutcome::Failed(reason) => {
                 if self.fails(waiting) {
                     self.bury(waiting, reason, Buried::step(task), out);

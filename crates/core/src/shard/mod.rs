@@ -175,10 +175,12 @@ impl Shard {
             return None;
         }
         let timer = (!self.blocked()).then(|| self.jobs.next_timer(&self.state)).flatten();
+        let retry = self.jobs.next_retry();
         let expiry = (!self.full).then(|| self.state.expiries().first().map(|(at, _)| *at)).flatten();
         let trim = self.trim_at.filter(|_| !self.full);
         let ready = self.job_is_ready().then_some(self.now);
-        let first = [timer, expiry, trim, ready, self.release.deadline()].into_iter().flatten().min()?;
+        let first =
+            [timer, retry, expiry, trim, ready, self.release.deadline()].into_iter().flatten().min()?;
         Some(Time(first.0.saturating_sub(self.skew)))
     }
 
@@ -306,6 +308,7 @@ impl Shard {
         }
         self.release.tick(&self.state, self.now, &self.settings, out);
         self.jobs.push_due_timers(&self.state, self.now);
+        self.jobs.run_due_steps(&self.state, self.now, out);
         self.run_jobs(handler, out);
     }
 

@@ -102,7 +102,7 @@ impl Release {
                 Held::Answer(answer) => out.push(Effect::Answer(answer)),
                 Held::Task(id) => {
                     if let Some(task) = state.record(&RecordKey::task(id)) {
-                        out.push(Effect::RunTask { id, run: runs.begin(id), task });
+                        runs.set_out(id, task, now, out);
                     }
                 }
                 Held::Marker(colour) => out.push(Effect::MarkerCommitted(colour)),

@@ -5,6 +5,7 @@
 mod attempts;
 mod dead_letters;
 mod faults_limits;
+mod later;
 mod world;
 
 use stead_core::entry::{Cause, Entry, Reply};

@@ -47,6 +47,13 @@ impl Handler for Script {
                     let at = call.time.plus_millis(millis.parse().unwrap());
                     txn.set_timer(at, Blob::from(rest.as_bytes())).unwrap();
                 }
+                "later" => {
+                    let (millis, rest) = argument.split_once(' ').unwrap();
+                    let (to, rest) = rest.split_once(' ').unwrap();
+                    let at = call.time.plus_millis(millis.parse().unwrap());
+                    let (to, rest) = (Key::new(to).unwrap(), Blob::from(rest.as_bytes()));
+                    txn.send_at(at, call.service, to, rest).unwrap();
+                }
                 "cancel" => {
                     // One of the two is what the number names.
                     let id = argument.parse().unwrap();

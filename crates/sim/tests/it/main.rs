@@ -29,6 +29,8 @@ fn fixed_seeds_hold_and_reach_what_is_rare() {
         Mark::RecoveredFromCheckpoint,
         Mark::Reasked,
         Mark::TaskDone,
+        Mark::DelayedSent,
+        Mark::StepRetried,
         Mark::DeadLetterRetried,
         Mark::DeadLetterDropped,
         Mark::Restored,

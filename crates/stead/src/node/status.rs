@@ -93,6 +93,15 @@ pub struct TaskStatus {
     pub step: u64,
     /// The share that is done, 0.0 to 1.0.
     pub progress: f64,
+    /// How often the next step has failed so far, to be tried again later.
+    #[serde(default)]
+    pub retries: u32,
+    /// Why it failed the last time.
+    #[serde(default)]
+    pub failure: Option<String>,
+    /// When it runs again, in microseconds since the Unix epoch.
+    #[serde(default)]
+    pub retry_at: Option<u64>,
 }
 
 /// The log.
@@ -268,6 +277,9 @@ pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, servic
             process: record.process.to_string(),
             step: record.step,
             progress: f64::from(record.progress) / 1e6,
+            retries: record.retry.as_ref().map_or(0, |retry| retry.count),
+            retry_at: record.retry.as_ref().map(|retry| retry.at.0),
+            failure: record.retry.map(|retry| retry.reason),
         })
     });
     ShardStatus {

@@ -91,7 +91,13 @@ impl TaskQueue {
         while let Some(step) = self.take() {
             let _listed = Listed(self);
             let Step { shard, id, run, task } = step;
-            let ctx = StepContext { id, step: task.step, owner: &task.process, stopping: &self.stopping };
+            let ctx = StepContext {
+                id,
+                step: task.step,
+                owner: &task.process,
+                retries: task.retry.as_ref().map_or(0, |retry| retry.count),
+                stopping: &self.stopping,
+            };
             let service = shared.topology.service_of(shard).expect("each shard is of a service");
             probe.enter_step(id, service, &task.process);
             let outcome = shared.registry.step(&task.name, &task.state, &ctx);

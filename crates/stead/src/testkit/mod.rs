@@ -259,7 +259,13 @@ impl Workload for Users {
 
     fn step(&mut self, id: TaskId, task: &TaskRecord) -> StepOutcome {
         let stopping = AtomicBool::new(false);
-        let ctx = StepContext { id, step: task.step, owner: &task.process, stopping: &stopping };
+        let ctx = StepContext {
+            id,
+            step: task.step,
+            owner: &task.process,
+            retries: task.retry.as_ref().map_or(0, |retry| retry.count),
+            stopping: &stopping,
+        };
         self.registry.step(&task.name, &task.state, &ctx)
     }
 

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
 use stead::{
-    BlockingClient, CallError, Caller, Context, EffectError, Limit, Never, NoQuery, Node, Process, Progress,
-    QueryContext, RawError, Refusal, ServiceOptions, StepContext, Task, TaskId, TaskState, Time, TimerId,
+    BlockingClient, CallError, Caller, Context, EffectError, Limit, Never, NoQuery, Node, NodeBuilder,
+    Process, Progress, QueryContext, RawError, Refusal, RetryPolicy, ServiceOptions, StepContext, Task,
+    TaskId, TaskState, Time, TimerId,
 };
 
 /// An order that is paid, or cancelled by its timeout.
@@ -20,14 +21,28 @@ struct Order {
 
 #[derive(Serialize, Deserialize)]
 enum Ask {
-    Open { timeout_ms: u64 },
+    Open {
+        timeout_ms: u64,
+    },
     OpenUntil(Time),
     Pay,
     Expired,
-    Pack { boxes: u32 },
+    Pack {
+        boxes: u32,
+    },
     Packed,
     StopPacking,
+    /// Begins to call a carrier that fails so often.
+    Ship {
+        failures: u32,
+    },
+    Shipped,
     Hear,
+    TellLater {
+        to: String,
+        after_ms: u64,
+    },
+    TakeBack,
     TellOther(String),
     Draw,
     Put(String, u32),
@@ -41,6 +56,7 @@ enum Ask {
 #[derive(Clone, Copy, Serialize, Deserialize)]
 enum Wrong {
     Send,
+    SendAfter,
     SetTimer,
     SetTimerAt,
     StartTask,
@@ -65,7 +81,7 @@ struct Seen {
     paid: bool,
     open: bool,
     heard: Vec<String>,
-    tasks: Vec<(String, u64)>,
+    tasks: Vec<(String, u32, Option<String>)>,
     cells: Vec<u32>,
 }
 
@@ -86,6 +102,33 @@ impl Task for Packing {
 
     fn finish(self) -> Ask {
         Ask::Packed
+    }
+}
+
+/// Calls a carrier that fails so often.
+#[derive(Serialize, Deserialize)]
+struct Shipping {
+    failures: u32,
+}
+
+impl Task for Shipping {
+    const NAME: &'static str = "shipping";
+    type Owner = Order;
+
+    fn step(&mut self, ctx: &StepContext<'_>) -> Progress {
+        if ctx.retries() < self.failures {
+            self.failures = 0;
+            return Progress::Retry(format!("the carrier is closed ({})", ctx.retries()));
+        }
+        Progress::Done
+    }
+
+    fn retry() -> RetryPolicy {
+        RetryPolicy { delay_min: Duration::from_millis(1), retries_max: 3, ..RetryPolicy::default() }
+    }
+
+    fn finish(self) -> Ask {
+        Ask::Shipped
     }
 }
 
@@ -124,6 +167,11 @@ impl Process for Nowhere {
     }
 }
 
+fn packing_state() -> TaskState {
+    let name = "packing".to_owned();
+    TaskState { id: TaskId(0), name, step: 0, progress: 0.0, retries: 0, failure: None, retry_at: None }
+}
+
 fn caller_name(caller: Caller<'_>) -> String {
     match caller {
         Caller::Client { principal } => format!("client {principal}"),
@@ -155,13 +203,14 @@ impl Process for Order {
                 self.paid = ctx.cancel_timer(timeout);
                 assert!(!ctx.cancel_timer(timeout), "it is cancelled already");
             }
-            Ask::Expired | Ask::Packed => {
+            Ask::Ship { failures } => self.packing = Some(ctx.start_task(Shipping { failures })),
+            Ask::Expired | Ask::Packed | Ask::Shipped => {
                 self.heard.push(caller_name(ctx.caller()));
                 self.timeout = None;
             }
             Ask::Pack { boxes } => {
                 let id = ctx.start_task(Packing { left: boxes });
-                let state = TaskState { id, name: "packing".to_owned(), step: 0, progress: 0.0 };
+                let state = TaskState { id, name: "packing".to_owned(), step: 0, ..packing_state() };
                 assert_eq!(ctx.task(id), Some(state.clone()));
                 assert_eq!(ctx.tasks(), vec![state]);
                 self.packing = Some(id);
@@ -171,6 +220,13 @@ impl Process for Order {
                 reply.push(u64::from(ctx.cancel_task(id)));
                 reply.push(u64::from(ctx.cancel_task(id)));
                 assert_eq!(ctx.task(id), None);
+            }
+            Ask::TellLater { to, after_ms } => {
+                self.timeout = Some(ctx.send_after::<Self>(Duration::from_millis(after_ms), &to, Ask::Hear));
+            }
+            Ask::TakeBack => {
+                let message = self.timeout.take().expect("a message waits");
+                reply.push(u64::from(ctx.cancel_timer(message)));
             }
             Ask::Hear => self.heard.push(caller_name(ctx.caller())),
             Ask::TellOther(other) => {
@@ -217,7 +273,7 @@ impl Process for Order {
             paid: self.paid,
             open: self.timeout.is_some(),
             heard: self.heard.clone(),
-            tasks: ctx.tasks().into_iter().map(|task| (task.name, task.id.0)).collect(),
+            tasks: ctx.tasks().into_iter().map(|task| (task.name, task.retries, task.failure)).collect(),
             cells: cells.into_iter().map(|(_, value)| value).collect(),
         })
     }
@@ -231,6 +287,7 @@ impl Order {
         let large = || Ask::Put("x".repeat(17 << 20), 0);
         match wrong {
             Wrong::Send => ctx.send::<Nowhere>(&"a".to_owned(), Vec::new()),
+            Wrong::SendAfter => drop(ctx.send_after::<Nowhere>(Duration::ZERO, &"a".to_owned(), Vec::new())),
             Wrong::SetTimer => drop(ctx.set_timer(Duration::ZERO, large())),
             Wrong::SetTimerAt => drop(ctx.set_timer_at(ctx.time(), large())),
             Wrong::StartTask => drop(ctx.start_task(Unknown)),
@@ -242,12 +299,19 @@ impl Order {
 }
 
 fn open(dir: &Path) -> Node {
+    builder(dir).open().unwrap()
+}
+
+fn open_at(dir: &Path, now: Time) -> Node {
+    builder(dir).wall_clock(move || now).open().unwrap()
+}
+
+fn builder(dir: &Path) -> NodeBuilder {
     Node::builder(dir)
         .service::<Order>(ServiceOptions::default().shards(2))
         .task::<Packing>()
-        .segment_bytes(64 << 20)
-        .open()
-        .unwrap()
+        .task::<Shipping>()
+        .segment_bytes(1 << 20)
 }
 
 fn key(name: &str) -> String {
@@ -303,6 +367,42 @@ fn tasks_are_seen_cancelled_and_come_back_to_their_process() {
 }
 
 #[test]
+fn a_step_is_tried_again_until_it_succeeds_and_given_up_after_its_last_retry() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(dir.path());
+    let client = node.blocking_client();
+    client.call::<Order>(&key("a"), Ask::Ship { failures: 3 }).unwrap();
+    assert_eq!(await_seen(&client, "a", |seen| !seen.heard.is_empty()).heard, ["task"]);
+    client.call::<Order>(&key("b"), Ask::Ship { failures: 4 }).unwrap();
+    await_seen(&client, "b", |seen| seen.tasks.is_empty());
+    let letters = node.dead_letters("order").unwrap();
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    let told = "step 0 of task shipping failed 4 times, the last time: the carrier is closed (3)";
+    assert_eq!(letters[0].reason, told);
+}
+
+#[test]
+fn a_message_with_a_delay_arrives_after_a_restart_unless_it_is_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let noon = Time(1_700_000_000_000_000);
+    let node = open_at(dir.path(), noon);
+    let client = node.blocking_client();
+    for (from, to) in [("a", "b"), ("c", "d")] {
+        client.call::<Order>(&key(from), Ask::TellLater { to: key(to), after_ms: 3_600_000 }).unwrap();
+    }
+    node.kill();
+    let node = open_at(dir.path(), noon);
+    let client = node.blocking_client();
+    assert_eq!(client.call::<Order>(&key("c"), Ask::TakeBack).unwrap(), [1]);
+    assert!(look(&client, "b").heard.is_empty());
+    node.kill();
+    let node = open_at(dir.path(), Time(noon.0 + 3_600_000_000));
+    let client = node.blocking_client();
+    assert_eq!(await_seen(&client, "b", |seen| !seen.heard.is_empty()).heard, ["process order/a"]);
+    assert!(look(&client, "d").heard.is_empty());
+}
+
+#[test]
 fn messages_name_their_sender_and_cells_are_the_process_s_own() {
     let dir = tempfile::tempdir().unwrap();
     let node = open(dir.path());
@@ -334,6 +434,7 @@ fn a_panic_of_the_library_points_to_the_line_that_called_it() {
     client.call::<Order>(&key("a"), Ask::Put(key("a1"), 1)).unwrap();
     let all = [
         Wrong::Send,
+        Wrong::SendAfter,
         Wrong::SetTimer,
         Wrong::SetTimerAt,
         Wrong::StartTask,

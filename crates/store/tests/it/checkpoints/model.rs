@@ -100,11 +100,18 @@ impl Cluster {
                 0..4 => (RecordKey::process(&process), blob),
                 4..6 => (RecordKey::cell(&process, &[self.rng.u8(0..4)]), blob),
                 6 => {
-                    let record = TimerRecord { at: Time(5), process, payload: blob };
+                    let record = TimerRecord { at: Time(5), process, payload: blob, send: None };
                     (RecordKey::timer(TimerId(id)), encode_value(&record))
                 }
                 7 => {
-                    let record = TaskRecord { process, name: "t".into(), step: 0, state: blob, progress: 0 };
+                    let record = TaskRecord {
+                        process,
+                        name: "t".into(),
+                        step: 0,
+                        state: blob,
+                        progress: 0,
+                        retry: None,
+                    };
                     (RecordKey::task(TaskId(id)), encode_value(&record))
                 }
                 8 => {

@@ -339,10 +339,8 @@ impl<'a, P: Process> Context<'a, P> {
     #[must_use]
     #[track_caller]
     pub fn cell<V: DeserializeOwned>(&self, cell: &[u8]) -> Option<V> {
-        match self.effects.cell(cell) {
-            Some(bytes) => Some(read_cell::<P, V>(bytes)),
-            None => None,
-        }
+        let bytes = self.effects.cell(cell)?;
+        Some(read_cell::<P, V>(bytes))
     }
 
     /// Puts one cell of the keyed state; of this only the cell is stored.
@@ -464,10 +462,8 @@ impl<'a, P: Process> QueryContext<'a, P> {
     #[must_use]
     #[track_caller]
     pub fn cell<V: DeserializeOwned>(&self, cell: &[u8]) -> Option<V> {
-        match self.view.cell(cell) {
-            Some(bytes) => Some(read_cell::<P, V>(bytes)),
-            None => None,
-        }
+        let bytes = self.view.cell(cell)?;
+        Some(read_cell::<P, V>(bytes))
     }
 
     /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.

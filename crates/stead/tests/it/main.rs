@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod checkpoints;
-mod edge;
 mod context;
+mod edge;
 mod effects;
 mod evolution;
 mod evolution_messages;

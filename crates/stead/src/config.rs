@@ -1,7 +1,8 @@
-//! Configuration: from code, a TOML file, and environment variables `STEAD_*`, the later ones over the earlier.
+//! Configuration: from code, a TOML file, and environment variables `STEAD_CFG_*`, the later ones over the earlier.
 
 use serde::{Deserialize, Deserializer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead_core::shard::Settings;
@@ -35,6 +36,10 @@ pub struct Config {
     pub checkpoints: CheckpointConfig,
     /// Services, by name.
     pub services: BTreeMap<String, ServiceConfig>,
+    /// The services that only variables name. One of them that the program does not have is ignored with a warning, where
+    /// one of a file is refused. Empty by default.
+    #[serde(skip)]
+    pub services_of_variables: BTreeSet<String>,
 }
 
 /// The log's part of the configuration.
@@ -150,7 +155,14 @@ pub enum ConfigError {
     },
 }
 
-const PREFIX: &str = "STEAD_";
+/// No other program's variables begin like this; an orchestrator's for a service named `stead` begin with `STEAD_`.
+const PREFIX: &str = "STEAD_CFG_";
+/// Variables of earlier versions. Only those that the configuration knows are read.
+const PREFIX_OLD: &str = "STEAD_";
+/// Those that the command line reads.
+const OTHERS: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
+/// How many of the keys stand alone at the top.
+const KEYS_TOP: usize = 6;
 /// All keys, for hints: first those of the top, then those in tables, then their last parts.
 const KEYS: [&str; 29] = [
     "data_dir",
@@ -205,13 +217,17 @@ impl Config {
         Self::from_table(parse(text, place)?, place)
     }
 
-    /// Reads a TOML file, if one is named, and the environment's variables over it: `STEAD_THREADS=4`,
-    /// `STEAD_CHECKPOINTS_INTERVAL=1s`, `STEAD_SERVICES_BANK_SHARDS=16`.
+    /// Reads a TOML file, if one is named, and the environment's variables over it: `STEAD_CFG_THREADS=4`,
+    /// `STEAD_CFG_CHECKPOINTS_INTERVAL=1s`, `STEAD_CFG_SERVICES_BANK_SHARDS=16`. Without `CFG_` they are read too, below
+    /// those with it. Other variables that begin with `STEAD_` are ignored with a warning.
     ///
     /// # Errors
-    /// As [`Self::from_file`]; a variable `STEAD_*` that means nothing is refused.
+    /// As [`Self::from_file`], for values of variables too.
     pub fn from_file_and_env(path: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::from_file_and_vars(path, std::env::vars())
+        let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value));
+        let own = std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with(PREFIX_OLD));
+        // A value that is not text is none that a setting can have, and is shown as far as it is text.
+        Self::from_file_and_vars(path, own.map(|(name, value)| (name, value.to_string_lossy().into_owned())))
     }
 
     /// As [`Self::from_file_and_env`], with the variables given.
@@ -227,13 +243,30 @@ impl Config {
             None => (toml::Table::new(), "the environment".to_owned()),
         };
         let mut config = Self::from_table(table.clone(), &place)?;
-        let mut vars: Vec<_> = vars.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
-        vars.sort();
+        let in_file: BTreeSet<String> = config.services.keys().cloned().collect();
+        let mut settings = Vec::new();
+        let mut unknown = Vec::new();
         for (name, value) in vars {
-            set_var(&mut table, &name, &value)?;
-            // One by one, so that an error names its variable.
-            config = Self::from_table(table.clone(), &name)?;
+            let (rank, key) = match (name.strip_prefix(PREFIX), name.strip_prefix(PREFIX_OLD)) {
+                (Some(key), _) => (1, key),
+                (None, Some(key)) if !OTHERS.contains(&name.as_str()) => (0, key),
+                _ => continue,
+            };
+            match path_of(key) {
+                Some(path) => settings.push((rank, name, path, value)),
+                None => unknown.push(name),
+            }
         }
+        settings.sort();
+        for (_, name, path, value) in settings {
+            set(&mut table, &path, &value);
+            // One by one, so that an error names its variable.
+            config = Self::from_table(table.clone(), &format!("variable {name}"))?;
+        }
+        unknown.sort();
+        warn_of_unknown(&unknown);
+        config.services_of_variables =
+            config.services.keys().filter(|name| !in_file.contains(*name)).cloned().collect();
         Ok(config)
     }
 
@@ -339,33 +372,31 @@ fn parse(text: &str, place: &str) -> Result<toml::Table, ConfigError> {
     })
 }
 
-/// Puts a variable's value where its name says: underscores stand for the dots between tables, too.
-fn set_var(table: &mut toml::Table, name: &str, text: &str) -> Result<(), ConfigError> {
-    let key = name[PREFIX.len()..].to_ascii_lowercase();
-    let refuse = || ConfigError::Invalid {
-        place: format!("variable {name}"),
-        reason: "it means nothing".to_owned(),
-        hint: nearest_key(&key.replace('_', "."))
-            .or_else(|| nearest_key(&key))
-            .map(|key| format!("{PREFIX}{}", key.replace('.', "_").to_ascii_uppercase())),
-    };
+/// Where a variable's value stands in the file, by its name without the prefix: underscores stand for the dots between
+/// tables, too. `None` if it is no variable of the configuration.
+fn path_of(name: &str) -> Option<Vec<String>> {
+    const FIELDS: [&str; 5] =
+        ["shards", "session_ttl", "idempotency_ttl", "attempts_max", "outbox_bytes_max"];
+    let key = name.to_ascii_lowercase();
+    if let Some(rest) = key.strip_prefix("services_") {
+        let (field, service) = FIELDS
+            .iter()
+            .find_map(|field| Some((*field, rest.strip_suffix(field)?.strip_suffix('_')?)))
+            .filter(|(_, service)| !service.is_empty())?;
+        return Some(vec!["services".to_owned(), service.to_owned(), field.to_owned()]);
+    }
+    let in_table = KEYS.iter().find(|known| known.contains('.') && known.replace('.', "_") == key);
+    if let Some(known) = in_table {
+        return Some(known.split('.').map(str::to_owned).collect());
+    }
+    KEYS[..KEYS_TOP].contains(&key.as_str()).then(|| vec![key])
+}
+
+/// Puts a variable's value where its name says.
+fn set(table: &mut toml::Table, path: &[String], text: &str) {
     let value = match text.parse::<i64>() {
-        Ok(number) if key != "data_dir" => Value::Integer(number),
+        Ok(number) if path != ["data_dir"] => Value::Integer(number),
         _ => Value::String(text.to_owned()),
-    };
-    let fields = ["shards", "session_ttl", "idempotency_ttl", "attempts_max", "outbox_bytes_max"];
-    let path: Vec<String> = if let Some(rest) = key.strip_prefix("services_") {
-        let field = fields.iter().find(|field| rest.ends_with(&format!("_{field}"))).ok_or_else(refuse)?;
-        let service = &rest[..rest.len() - field.len() - 1];
-        vec!["services".to_owned(), service.to_owned(), (*field).to_owned()]
-    } else if let Some(known) =
-        KEYS.iter().find(|known| known.contains('.') && known.replace('.', "_") == key)
-    {
-        known.split('.').map(str::to_owned).collect()
-    } else if KEYS[..6].contains(&key.as_str()) {
-        vec![key]
-    } else {
-        return Err(refuse());
     };
     let (last, tables) = path.split_last().expect("each path has a key");
     let mut at = table;
@@ -374,7 +405,24 @@ fn set_var(table: &mut toml::Table, name: &str, text: &str) -> Result<(), Config
         at = next.as_table_mut().expect("the file was checked to have tables here");
     }
     at.insert(last.clone(), value);
-    Ok(())
+}
+
+/// Variables that others set or read are no mistake of the node's configuration: they are named in one warning.
+fn warn_of_unknown(names: &[String]) {
+    if !names.is_empty() {
+        tracing::warn!("variables that are no part of the configuration are ignored: {}", with_hints(names));
+    }
+}
+
+fn with_hints(names: &[String]) -> String {
+    let text = names.iter().map(|name| {
+        let key = name.strip_prefix(PREFIX).map(str::to_ascii_lowercase);
+        let near = key.and_then(|key| nearest_key(&key.replace('_', ".")).or_else(|| nearest_key(&key)));
+        let near =
+            near.map(|key| format!(" (is {PREFIX}{} meant?)", key.replace('.', "_").to_ascii_uppercase()));
+        format!("{name}{}", near.unwrap_or_default())
+    });
+    Vec::from_iter(text).join(", ")
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -504,15 +552,15 @@ mod tests {
         std::fs::write(&path, "threads = 2\n[checkpoints]\ninterval = \"5s\"\n[services.bank]\nshards = 4\n")
             .unwrap();
         let env = vars(&[
-            ("STEAD_THREADS", "3"),
-            ("STEAD_TASK_STEP_TIMEOUT", "2h"),
-            ("STEAD_SHUTDOWN_TIMEOUT", "3s"),
-            ("STEAD_CHECKPOINTS_KEEP", "7"),
-            ("STEAD_CHECKPOINTS_COPY_TO", "s3://bucket/prefix"),
-            ("STEAD_CHECKPOINTS_COPY_INTERVAL", "1m"),
-            ("STEAD_CHECKPOINTS_COPY_KEEP", "30"),
-            ("STEAD_SERVICES_BANK_SESSION_TTL", "2m"),
-            ("STEAD_DATA_DIR", "5"),
+            ("STEAD_CFG_THREADS", "3"),
+            ("STEAD_CFG_TASK_STEP_TIMEOUT", "2h"),
+            ("STEAD_CFG_SHUTDOWN_TIMEOUT", "3s"),
+            ("STEAD_CFG_CHECKPOINTS_KEEP", "7"),
+            ("STEAD_CFG_CHECKPOINTS_COPY_TO", "s3://bucket/prefix"),
+            ("STEAD_CFG_CHECKPOINTS_COPY_INTERVAL", "1m"),
+            ("STEAD_CFG_CHECKPOINTS_COPY_KEEP", "30"),
+            ("STEAD_CFG_SERVICES_BANK_SESSION_TTL", "2m"),
+            ("STEAD_CFG_DATA_DIR", "5"),
             ("HOME", "/"),
         ]);
         let config = Config::from_file_and_vars(Some(&path), env).unwrap();
@@ -527,21 +575,59 @@ mod tests {
         assert_eq!(config.checkpoints.copy_keep, Some(30));
         let bank = &config.services["bank"];
         assert_eq!((bank.shards, bank.session_ttl), (Some(4), Some(Duration::from_secs(120))));
-        let off = vars(&[("STEAD_CHECKPOINTS_INTERVAL", "off")]);
+        let off = vars(&[("STEAD_CFG_CHECKPOINTS_INTERVAL", "off")]);
         let config = Config::from_file_and_vars(Some(&path), off).unwrap();
         assert_eq!(config.checkpoints.interval, Some(Interval::Off));
     }
 
     #[test]
-    fn unknown_keys_and_variables_are_refused_with_a_hint() {
+    fn unknown_keys_are_refused_with_a_hint() {
         let error = Config::from_toml("thread = 2", "test").unwrap_err();
         assert!(error.to_string().contains("did you mean \"threads\""), "{error}");
         let error = Config::from_toml("[checkpoints]\nintervall = \"1s\"", "test").unwrap_err();
         assert!(error.to_string().contains("did you mean \"interval\""), "{error}");
-        let error = Config::from_file_and_vars(None, vars(&[("STEAD_CHECKPOINT_KEEP", "3")])).unwrap_err();
-        assert!(error.to_string().contains("STEAD_CHECKPOINTS_KEEP"), "{error}");
         let error = Config::from_toml("threads = [", "test").unwrap_err();
         assert!(error.to_string().starts_with("test:1: "), "{error}");
+    }
+
+    /// What Kubernetes sets in each container for Services named `stead` and `stead-cfg` with a port named `http`.
+    #[test]
+    fn variables_that_others_set_are_never_fatal() {
+        let mut others = vars(&[("STEAD_CFG_CHECKPOINT_KEEP", "3"), ("STEAD_CFG_", "1"), ("STEAD_", "1")]);
+        for name in ["STEAD", "STEAD_CFG", "STEAD_SERVICES", "STEAD_CFG_SERVICES"] {
+            for (rest, value) in [
+                ("SERVICE_HOST", "10.0.0.11"),
+                ("SERVICE_PORT", "7420"),
+                ("SERVICE_PORT_HTTP", "7420"),
+                ("PORT", "tcp://10.0.0.11:7420"),
+                ("PORT_7420_TCP", "tcp://10.0.0.11:7420"),
+                ("PORT_7420_TCP_PROTO", "tcp"),
+                ("PORT_7420_TCP_PORT", "7420"),
+                ("PORT_7420_TCP_ADDR", "10.0.0.11"),
+            ] {
+                others.push((format!("{name}_{rest}"), value.to_owned()));
+            }
+        }
+        assert_eq!(Config::from_file_and_vars(None, others).unwrap(), Config::default());
+        let near = ["STEAD_CFG_CHECKPOINT_KEEP", "STEAD_PORT"].map(str::to_owned);
+        assert_eq!(
+            with_hints(&near),
+            "STEAD_CFG_CHECKPOINT_KEEP (is STEAD_CFG_CHECKPOINTS_KEEP meant?), STEAD_PORT"
+        );
+    }
+
+    #[test]
+    fn variables_of_earlier_versions_are_read_below_the_others_and_values_are_checked() {
+        let config = Config::from_file_and_vars(
+            None,
+            vars(&[("STEAD_CFG_THREADS", "3"), ("STEAD_THREADS", "2"), ("STEAD_TASK_THREADS", "4")]),
+        );
+        let config = config.unwrap();
+        assert_eq!((config.threads, config.task_threads), (Some(3), Some(4)));
+        for name in ["STEAD_CFG_THREADS", "STEAD_THREADS"] {
+            let error = Config::from_file_and_vars(None, vars(&[(name, "many")])).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("variable {name}: ")), "{error}");
+        }
     }
 
     #[test]

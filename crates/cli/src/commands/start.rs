@@ -5,7 +5,6 @@ use crate::stop::{self, Signals};
 use crate::{output, supervise};
 use clap::Args;
 use serde::Serialize;
-use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use tokio::sync::oneshot;
 #[command(after_help = "Example:\n  stead start --data ./data\n\n\
     On any free port, with the address as JSON on standard output:\n  stead start --data ./data --listen 127.0.0.1:0 --json\n\n\
     Settings of the node (threads, checkpoints, log, services) come from --config, and from variables over it:\n  \
-    STEAD_CHECKPOINTS_INTERVAL=1s STEAD_SERVICES_KV_SHARDS=32 stead start")]
+    STEAD_CFG_CHECKPOINTS_INTERVAL=1s STEAD_CFG_SERVICES_KV_SHARDS=32 stead start")]
 pub(crate) struct StartArgs {
     /// Data directory; it is created if it does not exist [default: the configuration's data_dir, or stead-data]
     #[arg(long, value_name = "DIR")]
@@ -168,8 +167,6 @@ fn told_to_end(
     Ok(told)
 }
 
-/// The variables that are this program's own, not the node's configuration.
-const OWN_VARIABLES: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
 /// How much longer than its limit a stop may take, for the log's last write among others, before the program ends anyway.
 const LAST_RESORT: Duration = Duration::from_secs(5);
 /// The data directory if none is named.
@@ -178,11 +175,7 @@ const DATA_DIR: &str = "stead-data";
 const KV_SHARDS: u32 = 16;
 
 fn configuration(args: &StartArgs) -> Result<Config, Failure> {
-    let text =
-        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-    let variables =
-        std::env::vars_os().filter_map(text).filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
-    Config::from_file_and_vars(args.config.as_deref(), variables)
+    Config::from_file_and_env(args.config.as_deref())
         .map_err(|error| Failure::new(Exit::Usage, "the configuration can't be used").cause(error))
 }
 

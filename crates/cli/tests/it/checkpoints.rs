@@ -111,7 +111,7 @@ fn with_checkpoint(data: &Path, vars: &[(&str, &str)]) {
 fn a_number_of_shards_that_exists_wins_over_the_default_and_not_over_one_that_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let (data, restored) = (dir.path().join("data"), dir.path().join("it's restored"));
-    with_checkpoint(&data, &[("STEAD_SERVICES_KV_SHARDS", "3")]);
+    with_checkpoint(&data, &[("STEAD_CFG_SERVICES_KV_SHARDS", "3"), ("STEAD_PORT", "tcp://10.0.0.11:7420")]);
     let shards = |data: &Path| Server::start(data, &[]).get("/v1/services").json()[0]["shards"].clone();
     assert_eq!(shards(&data), 3);
 
@@ -130,7 +130,7 @@ fn a_number_of_shards_that_exists_wins_over_the_default_and_not_over_one_that_is
     assert_eq!(shards(&restored), 8);
 
     let mut asked = stead(&["start", "--data", into, "--listen", "127.0.0.1:0"]);
-    let refused = asked.env("STEAD_SERVICES_KV_SHARDS", "16").output().unwrap();
+    let refused = asked.env("STEAD_CFG_SERVICES_KV_SHARDS", "16").output().unwrap();
     assert_eq!(refused.status.code(), Some(5), "{refused:?}");
     let stderr = String::from_utf8_lossy(&refused.stderr);
     assert!(stderr.contains("service kv has 8 shards, and 16 are asked for"), "{stderr}");
@@ -345,8 +345,8 @@ fn checkpoints_go_to_s3_and_come_back() {
         ("AWS_REGION", "us-east-1"),
         ("AWS_ACCESS_KEY_ID", "a"),
         ("AWS_SECRET_ACCESS_KEY", "b"),
-        ("STEAD_CHECKPOINTS_COPY_TO", "s3://stead/by/itself"),
-        ("STEAD_CHECKPOINTS_COPY_INTERVAL", "10ms"),
+        ("STEAD_CFG_CHECKPOINTS_COPY_TO", "s3://stead/by/itself"),
+        ("STEAD_CFG_CHECKPOINTS_COPY_INTERVAL", "10ms"),
     ];
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_in(&dir.path().join("data"), &["--supervise=false"], &vars);

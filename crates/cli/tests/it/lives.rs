@@ -180,6 +180,17 @@ fn a_directory_that_is_not_steads_is_refused_and_left_alone() {
 }
 
 #[test]
+fn a_variable_that_an_orchestrator_sets_is_named_and_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let vars = [("STEAD_PORT", "tcp://10.0.0.11:7420"), ("STEAD_CFG_SERVICES_KW_SHARDS", "3")];
+    let server = Server::start_in(dir.path(), &["--supervise=false"], &vars);
+    server.put("a", 1);
+    let (status, stderr) = server.terminate();
+    assert!(status.success(), "{status}: {stderr}");
+    assert!(stderr.contains("ignored: STEAD_PORT") && stderr.contains("service \"kw\""), "{stderr}");
+}
+
+#[test]
 fn a_configuration_that_means_nothing_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("stead.toml");

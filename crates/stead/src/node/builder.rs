@@ -303,6 +303,12 @@ impl NodeBuilder {
         }
         for name in self.config.services.keys() {
             if !self.services.contains_key(name.as_str()) {
+                if self.config.services_of_variables.contains(name) {
+                    tracing::warn!(
+                        "a variable names service {name:?}, which this program does not have; it is ignored"
+                    );
+                    continue;
+                }
                 let hint = nearest(name, self.services.keys().copied());
                 return Err(ConfigError::UnknownService { name: name.clone(), hint }.into());
             }
@@ -312,6 +318,7 @@ impl NodeBuilder {
         let set = &config.checkpoints;
         let merged = Config {
             data_dir: None,
+            services_of_variables: BTreeSet::new(),
             threads: config.threads.or(self.threads),
             task_threads: config.task_threads.or(self.task_threads),
             handler_timeout: config.handler_timeout.or(self.handler_timeout),
@@ -370,6 +377,15 @@ impl NodeBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_service_is_refused_in_a_file_and_ignored_in_a_variable() {
+        let opened = |config| NodeBuilder::new(PathBuf::from("unused")).config(config).limits().map(drop);
+        let variable = [("STEAD_CFG_SERVICES_BANK_SHARDS".to_owned(), "3".to_owned())];
+        opened(Config::from_file_and_vars(None, variable).unwrap()).unwrap();
+        let file = Config::from_toml("[services.bank]\nshards = 3", "test").unwrap();
+        assert!(opened(file).unwrap_err().to_string().contains("bank"));
+    }
 
     #[test]
     fn the_configuration_can_turn_off_the_interval_that_the_code_set() {

@@ -14,6 +14,8 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use failure::{Exit, Failure};
 use std::process::ExitCode;
+use std::sync::mpsc;
+use stead::stderr;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -24,12 +26,31 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
     };
-    let Err(failure) = cli.run() else { return ExitCode::SUCCESS };
+    let ended = cli.run();
+    let code = match &ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failed(&cli, failure),
+    };
+    stderr::flush(stop::LAST_WORDS);
+    code
+}
+
+fn failed(cli: &commands::Cli, failure: &Failure) -> ExitCode {
     if cli.json && !failure.is_told() {
-        // Standard output may be closed by now: standard error and the exit code tell it all the same.
-        let _ = output::json(&failure.to_json());
+        let document = failure.to_json();
+        let (done, told) = mpsc::channel();
+        let print = move || {
+            // Standard output may be closed by now: standard error and the exit code tell it all the same.
+            let _ = output::json(&document);
+            let _ = done.send(());
+        };
+        if !cli.is_server() {
+            print();
+        } else if std::thread::Builder::new().spawn(print).is_ok() {
+            let _ = told.recv_timeout(stop::LAST_WORDS);
+        }
     }
-    eprintln!("{failure}");
+    stderr::line(failure);
     ExitCode::from(failure.exit as u8)
 }
 

@@ -5,6 +5,8 @@ use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::time::Duration;
+use stead::stderr;
 
 /// Prints one line.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
@@ -16,6 +18,16 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
         Err(error) => Err(Failure::new(Exit::Failed, "can't write to standard output").cause(error)),
     }
 }
+
+/// Prints one line on standard error, for people; whether it can be written changes nothing.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    stderr::line(text);
+    // What comes next on the terminal stands below it.
+    stderr::flush(NOTE_WAIT);
+}
+
+/// How long a command waits for standard error before it goes on.
+const NOTE_WAIT: Duration = Duration::from_millis(200);
 
 /// Prints a value as one line of JSON.
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {

@@ -4,6 +4,7 @@ use crate::failure::{Exit, Failure};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use stead::stderr;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Signals within this time after one that was taken count as that one: init systems and terminals send more than one.
@@ -56,7 +57,16 @@ pub(crate) fn end_with_parent() -> Result<(), Failure> {
 
 /// Ends the program: somebody does not want to wait.
 pub(crate) fn exit() -> ! {
-    std::process::exit(Exit::Stopped as i32)
+    exit_with(Exit::Stopped as i32)
+}
+
+/// How long the end waits for standard error to take what was said.
+pub(crate) const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Ends the program with a code.
+pub(crate) fn exit_with(code: i32) -> ! {
+    stderr::flush(LAST_WORDS);
+    std::process::exit(code)
 }
 
 /// From now on the first signal sets the flag, which the command looks at; a second one, over a second later, ends the

@@ -6,7 +6,7 @@
 
 use crate::failure::{Exit, Failure};
 use crate::program;
-use crate::stop::Signals;
+use crate::stop::{self, Signals};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::net::TcpListener;
@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+use stead::stderr;
 use tokio::process::{Child, Command};
 
 /// The hidden option of a server that has a parent; its value is the parent's process id.
@@ -94,7 +95,8 @@ async fn supervise(listener: TcpListener) -> Result<(), Failure> {
             return ended(status);
         }
         let wait = backoff.after(started.elapsed());
-        eprintln!("stead: the server died ({status}); starting it again in {} ms", wait.as_millis());
+        let wait_ms = wait.as_millis();
+        stderr::line(format_args!("stead: the server died ({status}); starting it again in {wait_ms} ms"));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = signals.next() => return Ok(()),
@@ -139,7 +141,7 @@ fn tell_to_end(child: &Child) {
     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
         && let Err(error) = kill_process(pid, Signal::TERM)
     {
-        eprintln!("stead: can't signal the server's process: {error}");
+        stderr::line(format_args!("stead: can't signal the server's process: {error}"));
     }
 }
 
@@ -160,7 +162,7 @@ fn died(status: ExitStatus) -> bool {
 fn ended(status: ExitStatus) -> Result<(), Failure> {
     match status.code() {
         Some(0) => Ok(()),
-        Some(code) => std::process::exit(code),
+        Some(code) => stop::exit_with(code),
         None => Err(Failure::new(Exit::Fatal, format!("the server died: {status}"))),
     }
 }

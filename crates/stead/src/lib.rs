@@ -66,6 +66,7 @@ pub mod offline;
 mod panics;
 mod process;
 mod registry;
+pub mod stderr;
 mod task;
 #[cfg(feature = "testkit")]
 pub mod testkit;

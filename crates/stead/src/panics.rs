@@ -1,37 +1,65 @@
-//! Panics of user code: caught, told to the caller, and kept off the process's stderr.
+//! Panics, caught and told to the caller: printing them could block or panic again, and the panic would be lost.
 
 use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
+/// What the hook does with a panic of this thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Leaves it to the hook before this one.
+    Pass,
+    /// Notes where it was.
+    Place,
+    /// Notes how it came there too, if the environment asks for backtraces.
+    Backtrace,
+}
+
 thread_local! {
-    static CATCHING: Cell<bool> = const { Cell::new(false) };
-    static LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
+    static MODE: Cell<Mode> = const { Cell::new(Mode::Pass) };
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 static HOOK: Once = Once::new();
 
 /// Runs user code; a panic becomes its message and where it happened.
 pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, String> {
+    catch_in(Mode::Place, code)
+}
+
+/// Runs code of Stead itself; a panic becomes its message, where it happened, and its backtrace if `RUST_BACKTRACE` asks
+/// for one.
+pub(crate) fn catch_own<R>(code: impl FnOnce() -> R) -> Result<R, String> {
+    catch_in(Mode::Backtrace, code)
+}
+
+fn catch_in<R>(mode: Mode, code: impl FnOnce() -> R) -> Result<R, String> {
     HOOK.call_once(|| {
         let default = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            if CATCHING.get() {
-                LOCATION.set(info.location().map(ToString::to_string));
-            } else {
-                default(info);
+            if MODE.get() == Mode::Pass {
+                return default(info);
             }
+            let mut place = info.location().map(|location| format!("at {location}")).unwrap_or_default();
+            if MODE.get() == Mode::Backtrace {
+                let backtrace = Backtrace::capture();
+                if backtrace.status() == BacktraceStatus::Captured {
+                    place.push_str(&format!("\n{backtrace}"));
+                }
+            }
+            PLACE.set(Some(place));
         }));
     });
-    let outer = CATCHING.replace(true);
+    let outer = MODE.replace(mode);
     // Nothing of what the code touched is looked at after a panic: its transaction is dropped.
     let result = panic::catch_unwind(AssertUnwindSafe(code));
-    CATCHING.set(outer);
+    MODE.set(outer);
     result.map_err(|payload| {
         let message = message(&*payload);
-        match LOCATION.take() {
-            Some(location) => format!("{message} (at {location})"),
+        match PLACE.take() {
+            Some(place) => format!("{message} ({place})"),
             None => message,
         }
     })

@@ -79,11 +79,11 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     let flights = read(args)?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let rate = args.rate.unwrap_or(flights.rows.len() as f64 / PACE_SECONDS);
-    eprintln!(
+    output::note(format_args!(
         "stead: {} flights at {rate:.0} a second, {} kills, --seed {seed}",
         flights.rows.len(),
         args.kills
-    );
+    ));
     let dir = tempfile::Builder::new()
         .prefix("stead-demo-")
         .tempdir()
@@ -143,10 +143,10 @@ fn read(args: &DemoArgs) -> Result<Flights, Failure> {
         }
     })?;
     for row in flights.malformed.iter().take(MALFORMED_LISTED) {
-        eprintln!("stead: skipped {row}");
+        output::note(format_args!("stead: skipped {row}"));
     }
     if let more @ 1.. = flights.malformed.len().saturating_sub(MALFORMED_LISTED) {
-        eprintln!("stead: skipped {more} more malformed rows");
+        output::note(format_args!("stead: skipped {more} more malformed rows"));
     }
     Ok(flights)
 }

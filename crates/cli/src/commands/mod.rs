@@ -51,6 +51,11 @@ enum Command {
 }
 
 impl Cli {
+    /// Whether this is a server, whose end must not wait for a reader of its output.
+    pub(crate) fn is_server(&self) -> bool {
+        matches!(self.command, Command::Start(_))
+    }
+
     pub(crate) fn run(&self) -> Result<(), Failure> {
         match &self.command {
             Command::Demo(args) => demo::run(args, self.json),

@@ -58,13 +58,14 @@ pub(crate) fn run(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
     };
     let report = restore(&options, progress).map_err(offline_failure)?;
     if on_terminal {
-        eprintln!();
+        output::note("");
     }
     let report = serde_json::to_value(&report).unwrap_or_default();
     if json {
         return output::json(&report);
     }
     output::facts(&report)?;
-    eprintln!("start it with: stead start --data {}", output::shell_word(&args.into.to_string_lossy()));
+    let into = output::shell_word(&args.into.to_string_lossy());
+    output::note(format_args!("start it with: stead start --data {into}"));
     Ok(())
 }

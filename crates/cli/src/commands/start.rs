@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use stead::http::{self, Limits};
 use stead::kv::Kv;
+use stead::stderr;
 use stead::{Config, Node, OpenError, RecoveryReport, ServiceOptions};
 use tokio::sync::oneshot;
 
@@ -56,12 +57,12 @@ pub(crate) struct StartArgs {
 
 /// What a started server tells on standard output.
 #[derive(Serialize)]
-struct Ready<'a> {
+struct Ready {
     event: &'static str,
     address: SocketAddr,
-    data: &'a str,
+    data: String,
     pid: u32,
-    recovery: &'a RecoveryReport,
+    recovery: RecoveryReport,
 }
 
 pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
@@ -102,7 +103,12 @@ fn die_with_parent(parent: i32) -> Result<(), Failure> {
 }
 
 fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Failure> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(args.log_level).init();
+    stderr::take_panics();
+    tracing_subscriber::fmt()
+        .with_writer(stderr::stderr)
+        .log_internal_errors(false)
+        .with_max_level(args.log_level)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -125,7 +131,7 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
         ..Limits::default()
     };
     let server = http::serve(&node, listener, &data, limits).map_err(|error| listen_failure(&error))?;
-    tell_ready(&data, &server, &node, json)?;
+    tell_ready(&data, &server, &node, json);
 
     let (failed, deadline) = runtime.block_on(async {
         let failed = tokio::select! {
@@ -143,7 +149,7 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
             .hint("correct the cause and start again: what was answered is on disk"));
     }
     node.shutdown_within(deadline.saturating_duration_since(Instant::now()));
-    eprintln!("stead: stopped");
+    stderr::line("stead: stopped");
     Ok(())
 }
 
@@ -160,7 +166,9 @@ fn told_to_end(
         let _ = tell.send(());
         if !has_supervisor {
             signals.next().await;
-            eprintln!("stead: ended out of order; what was answered is on disk: its next start recovers it");
+            stderr::line(
+                "stead: ended out of order; what was answered is on disk: its next start recovers it",
+            );
             stop::exit();
         }
     });
@@ -193,20 +201,31 @@ fn open_failure(data: &Path, error: &OpenError) -> Failure {
     Failure::new(exit, format!("the data directory {} can't be opened", data.display())).cause(error)
 }
 
-fn tell_ready(data: &Path, server: &http::Server, node: &Node, json: bool) -> Result<(), Failure> {
+fn tell_ready(data: &Path, server: &http::Server, node: &Node, json: bool) {
     let address = server.address();
     let recovery = node.recovery();
-    eprintln!(
+    stderr::line(format_args!(
         "stead: serving {} on http://{address}, {} entries replayed in {} ms",
         data.display(),
         recovery.entries_replayed,
         recovery.duration.as_millis()
-    );
+    ));
     if !json {
-        return Ok(());
+        return;
     }
     let data = data.display().to_string();
-    output::json(&Ready { event: "ready", address, data: &data, pid: std::process::id(), recovery })
+    let ready = Ready { event: "ready", address, data, pid: std::process::id(), recovery: *recovery };
+    // On a thread of its own: a server that nobody listens to serves all the same.
+    let told = std::thread::Builder::new().spawn(move || {
+        if let Err(failure) = output::json(&ready) {
+            stderr::line(failure);
+        }
+    });
+    if let Err(error) = told {
+        stderr::line(format_args!(
+            "stead: no thread to say on standard output that the server is ready: {error}"
+        ));
+    }
 }
 
 #[cfg(test)]

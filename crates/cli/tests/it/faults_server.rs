@@ -37,7 +37,10 @@ fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
     std::fs::write(&config, "[log]\nsegment_bytes = 262144\n[checkpoints]\ninterval = \"1h\"\n").unwrap();
     let data = dir.path().join("data");
     let more = ["--config", config.to_str().unwrap()];
-    let server = Server::start(&data, &more);
+    // What the server says has no room either.
+    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    let more = [&more[..], &["--supervise=false", "--log-level=trace"]].concat();
+    let server = Server::start_with_stderr(&data, &more, log.into());
     let ballast = dir.path().join("ballast");
     let mut last = 0;
     for round in 0..2 {
@@ -66,8 +69,9 @@ fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
         last += 1;
     }
     server.kill();
-    let server = Server::start(&data, &more);
+    let server = Server::start_with(&data, &more);
     assert_eq!(server.get("/v1/query/kv/a").json(), last);
+    assert_eq!(server.terminate().0.code(), Some(0));
 }
 
 #[test]

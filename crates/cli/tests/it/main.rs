@@ -6,6 +6,7 @@ mod checkpoints;
 mod command;
 mod demo;
 mod faults_server;
+mod faults_stderr;
 mod gateway;
 mod help;
 mod lives;

@@ -70,12 +70,17 @@ impl Server {
 
     /// Starts a server with variables of its own.
     pub(crate) fn start_in(data: &Path, more: &[&str], vars: &[(&str, &str)]) -> Self {
-        Self::spawn(stead(&Self::arguments(data, more)).envs(vars.iter().copied()))
+        Self::spawn(stead(&Self::arguments(data, more)).envs(vars.iter().copied()), Stdio::piped())
     }
 
     /// Starts a server whose binary is another file.
     pub(crate) fn start_at(program: &Path, data: &Path) -> Self {
-        Self::spawn(&mut stead_at(program, &Self::arguments(data, &[])))
+        Self::spawn(&mut stead_at(program, &Self::arguments(data, &[])), Stdio::piped())
+    }
+
+    /// Starts a server with another standard error than a pipe that is read.
+    pub(crate) fn start_with_stderr(data: &Path, more: &[&str], stderr: Stdio) -> Self {
+        Self::spawn(&mut stead(&Self::arguments(data, more)), stderr)
     }
 
     fn arguments<'a>(data: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
@@ -83,18 +88,19 @@ impl Server {
         [&["start", "--json", "--data", data, "--listen", "127.0.0.1:0"], more].concat()
     }
 
-    fn spawn(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    fn spawn(command: &mut Command, stderr: Stdio) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (tell, lines) = channel();
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).all(|line| tell.send(line).is_ok()));
-        let mut stderr = child.stderr.take().unwrap();
-        let stderr = std::thread::spawn(move || {
-            let mut text = String::new();
-            stderr.read_to_string(&mut text).unwrap();
-            text
+        let stderr = child.stderr.take().map(|mut stderr| {
+            std::thread::spawn(move || {
+                let mut text = String::new();
+                stderr.read_to_string(&mut text).unwrap();
+                text
+            })
         });
-        let mut server = Self { child, lines, stderr: Some(stderr), address: String::new(), pid: 0 };
+        let mut server = Self { child, lines, stderr, address: String::new(), pid: 0 };
         server.await_ready();
         server
     }

@@ -1,6 +1,6 @@
 //! What `/metrics` tells: the gateway's own figures, and the node's as they are when asked.
 
-use crate::{Node, ShardStatus};
+use crate::{Node, ShardStatus, stderr};
 use axum::http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
@@ -107,6 +107,7 @@ impl Collector for OfNode {
             ("checkpoint_copies", "Checkpoints copied to other stores", counts.checkpoint_copies),
             ("checkpoint_copies_failed", "Copies that failed", counts.checkpoint_copies_failed),
             ("checkpoint_copy_bytes", "Bytes written for copies", counts.checkpoint_copy_bytes),
+            ("stderr_lines_dropped", "Lines that standard error did not take", stderr::dropped()),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);

@@ -23,6 +23,7 @@ pub use status::{
 
 use crate::client::{BlockingClient, Client, block_on};
 use crate::error::RawError;
+use crate::panics;
 use crate::registry::Registry;
 use inbox::{Command, Inbox};
 use log::{LogQueue, PreparerSignal};
@@ -203,10 +204,12 @@ impl Shared {
 
     /// A fatal error: the node takes and answers nothing any more.
     pub(crate) fn fail(&self, reason: String) {
-        tracing::error!("the node failed: {reason}");
+        // Recorded first: a subscriber may block or panic.
+        let text = format!("the node failed: {reason}");
         let _ = self.failure.set(reason);
         self.failed.send_replace(true);
         self.wake_all();
+        tracing::error!("{text}");
     }
 
     fn wake_all(&self) {
@@ -404,13 +407,16 @@ impl Node {
         let (reply, from) = oneshot::channel();
         let spawned = std::thread::Builder::new().name("stead-copy".to_owned()).spawn(move || {
             // Whoever asked may have given up.
-            let _ = reply.send(shared.copy_checkpoint(&*store, number, &to));
+            let copied = panics::catch_own(|| shared.copy_checkpoint(&*store, number, &to));
+            let _ = reply.send(copied.unwrap_or_else(|panic| {
+                let text = format!("the copy panicked; this is a bug in Stead: {panic}");
+                Err(CheckpointFailure::Store(text))
+            }));
         });
         spawned.map_err(|error| {
             CheckpointFailure::Store(format!("no thread to copy checkpoint {number}: {error}"))
         })?;
-        let panicked = || CheckpointFailure::Store("the copy panicked; this is a bug in Stead".to_owned());
-        from.await.unwrap_or_else(|_| Err(panicked()))
+        from.await.unwrap_or_else(|_| Err(CheckpointFailure::Stopped(self.0.shared.end_reason().to_string())))
     }
 
     /// As [`Self::copy_checkpoint`], for code that may block.

@@ -10,8 +10,8 @@ use super::worker::Worker;
 use super::{Inner, Node, Shared};
 use crate::error::OpenError;
 use crate::offline::service_metas;
+use crate::panics;
 use std::collections::BTreeSet;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -271,13 +271,14 @@ impl Inner {
     ) -> Result<(), OpenError> {
         let shared = Arc::clone(&self.shared);
         let thread_name = name.to_owned();
-        let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            match panic::catch_unwind(AssertUnwindSafe(body)) {
+        let spawned =
+            thread::Builder::new().name(name.to_owned()).spawn(move || match panics::catch_own(body) {
                 Ok(Ok(())) => {}
                 Ok(Err(reason)) => shared.fail(reason),
-                Err(_) => shared.fail(format!("thread {thread_name} panicked; this is a bug in Stead")),
-            }
-        });
+                Err(panic) => {
+                    shared.fail(format!("thread {thread_name} panicked; this is a bug in Stead: {panic}"));
+                }
+            });
         let thread = spawned.map_err(OpenError::Thread)?;
         self.own_threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(thread.thread().id());
         self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((group, thread));

@@ -5,6 +5,7 @@ use super::builder::CheckpointOptions;
 use super::inbox::{Command, Inbox};
 use super::open::let_others_first;
 use crate::cut::Cut;
+use crate::panics;
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,7 +51,7 @@ pub(crate) enum Event {
     /// From now on begin one after each such time, or only when asked.
     Interval(Option<Duration>),
     /// A merge of bundles has ended.
-    Merged(Result<Option<Merged>, CheckpointError>),
+    Merged(Result<Option<Merged>, String>),
     /// The node stops.
     Stop,
 }
@@ -298,7 +299,8 @@ pub(crate) struct Checkpointer {
     collector: Collector,
     merge: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    /// Shards whose last snapshot is in no checkpoint: their next part must hold everything.
+    /// Shards whose last snapshot is in no checkpoint: their next part must hold everything. They see to that by
+    /// themselves; this is the check of it.
     broken: BTreeSet<ShardId>,
     wanted: Vec<Wanted>,
 }
@@ -406,7 +408,7 @@ impl Checkpointer {
                 self.running = Some(Running { number, begun: Instant::now(), writer, wanted });
                 self.shared.snapshots.running.store(number.0, Ordering::Relaxed);
                 for shard in compact::renewals(&self.lineage, &Policy::default()) {
-                    self.shared.inboxes[self.shared.worker_of(shard)].push(Command::ForceFull(Some(shard)));
+                    self.shared.inboxes[self.shared.worker_of(shard)].push(Command::ForceFull(shard));
                 }
                 for inbox in &self.shared.inboxes {
                     inbox.push(Command::Every(Input::Colour(number)));
@@ -439,7 +441,7 @@ impl Checkpointer {
         let Some(running) = self.running.as_mut().filter(|running| running.number == number) else {
             // A colour of a checkpoint that was given up has come to the shard late, with a message.
             self.broken.insert(shard);
-            self.shared.inboxes[self.shared.worker_of(shard)].push(Command::ForceFull(Some(shard)));
+            self.shared.inboxes[self.shared.worker_of(shard)].push(Command::GivenUp(number));
             return;
         };
         if all {
@@ -473,6 +475,10 @@ impl Checkpointer {
             match self.complete(writer, wanted.iter().any(|wanted| wanted.checked)) {
                 Ok(manifest) => {
                     self.coordinator.handle_decided(number);
+                    // Before the next colour, so that the next parts hold only what has changed.
+                    for inbox in &self.shared.inboxes {
+                        inbox.push(Command::Every(Input::Completed(number)));
+                    }
                     self.shared.snapshots.running.store(0, Ordering::Relaxed);
                     self.completed(&manifest, begun, wanted);
                 }
@@ -547,8 +553,12 @@ impl Checkpointer {
         let id = (shared.topology.incarnation, self.coordinator.last());
         let spawned = std::thread::Builder::new().name("stead-merge".to_owned()).spawn(move || {
             let_others_first();
-            let merged = compact::run(&*store, &names, id, &lineage, &merge, &pace, &stop);
-            shared.snapshots.send(Event::Merged(merged));
+            let merged =
+                panics::catch_own(|| compact::run(&*store, &names, id, &lineage, &merge, &pace, &stop));
+            shared.snapshots.send(Event::Merged(match merged {
+                Ok(merged) => merged.map_err(|error| error.to_string()),
+                Err(panic) => Err(format!("a panic, which is a bug in Stead: {panic}")),
+            }));
         });
         match spawned {
             Ok(thread) => self.merge = Some(thread),
@@ -556,7 +566,7 @@ impl Checkpointer {
         }
     }
 
-    fn handle_merged(&mut self, merged: Result<Option<Merged>, CheckpointError>) {
+    fn handle_merged(&mut self, merged: Result<Option<Merged>, String>) {
         if let Some(thread) = self.merge.take() {
             // It has sent its result, so that this does not wait.
             let _ = thread.join();
@@ -586,7 +596,7 @@ impl Checkpointer {
         self.coordinator.handle_decided(number);
         self.broken.extend(self.shared.topology.shards());
         for inbox in &self.shared.inboxes {
-            inbox.push(Command::ForceFull(None));
+            inbox.push(Command::GivenUp(number));
         }
         for wanted in wanted.into_iter().chain(std::mem::take(&mut self.wanted)) {
             let _ = wanted

@@ -3,9 +3,9 @@
 use super::Shared;
 use super::builder::CopyTarget;
 use super::snapshots::CheckpointFailure;
+use crate::panics;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -218,9 +218,10 @@ impl Stage {
         while shared.copies.await_newer(&shared, copied, due) {
             let begun = Instant::now();
             // The work must go on, whatever a service's client does.
-            let round = panic::catch_unwind(AssertUnwindSafe(|| self.round())).unwrap_or_else(|_| {
+            let round = panics::catch_own(|| self.round()).unwrap_or_else(|panic| {
                 self.target = None;
-                Round { copied: None, failure: Some("the copy panicked; this is a bug in Stead".to_owned()) }
+                let failure = format!("the copy panicked; this is a bug in Stead: {panic}");
+                Round { copied: None, failure: Some(failure) }
             });
             if shared.copies.cancel.is_cancelled() {
                 return;

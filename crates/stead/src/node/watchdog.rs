@@ -1,8 +1,10 @@
 //! The time limits of handlers and of tasks' steps. One that runs for ever can't be stopped from outside, so the process
 //! ends: after the restart the shard goes on, and a message, timer or task that does it again becomes a dead letter.
 
+use crate::stderr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 use stead_core::handler::{Call, Caller};
 use stead_core::ids::{ServiceId, TaskId};
@@ -28,6 +30,9 @@ const MESSAGE: u64 = 1;
 const TIMER: u64 = 2;
 const TASK: u64 = 3;
 const STEP: u64 = 4;
+
+/// How long the end of the process waits for each place where its reason is said.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How long a thread's user code may run.
 #[derive(Clone, Copy, Debug)]
@@ -159,8 +164,18 @@ fn abort(process: &str, limit: Limit) -> ! {
          {advice}, or raise the limit.",
         time.as_millis()
     );
-    tracing::error!("{text}");
+    // Neither a subscriber nor standard error holds up the end.
+    let (said, done) = mpsc::channel();
+    let to_subscriber = text.clone();
+    let spawned = thread::Builder::new().spawn(move || {
+        tracing::error!("{to_subscriber}");
+        let _ = said.send(());
+    });
+    if spawned.is_ok() {
+        let _ = done.recv_timeout(LAST_WORDS);
+    }
     // Also without a subscriber: this is the last that can be said.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
+    stderr::line(text);
+    stderr::flush(LAST_WORDS);
     std::process::abort()
 }

@@ -121,7 +121,7 @@ fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
     }
     supervise::set_allocator()?;
     if cfg!(debug_assertions) {
-        eprintln!("stead: this is a debug build: its figures say nothing");
+        output::note(format_args!("stead: this is a debug build: its figures say nothing"));
     }
     let mut report = Report::default();
     type Measure = fn(&BenchArgs, &mut Report) -> Result<(), Failure>;
@@ -137,7 +137,7 @@ fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
     machine::run(args, &mut report)?;
     for (workload, run) in all {
         if args.workload == workload || args.workload == Workload::All {
-            eprintln!("stead: measuring {workload:?} ...");
+            output::note(format_args!("stead: measuring {workload:?} ..."));
             run(args, &mut report)?;
         }
     }

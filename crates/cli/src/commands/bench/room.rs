@@ -2,7 +2,7 @@
 
 use super::BenchArgs;
 use crate::failure::{Exit, Failure};
-use crate::stop;
+use crate::{output, stop};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -39,7 +39,7 @@ impl Room {
         for room in &*rooms {
             let removed = |_| std::fs::remove_dir_all(room).is_ok() || !room.exists();
             if !(0..ATTEMPTS).any(removed) {
-                eprintln!("stead: can't remove {}", room.display());
+                output::note(format_args!("stead: can't remove {}", room.display()));
             }
         }
         stop::exit()

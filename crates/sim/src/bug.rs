@@ -34,6 +34,10 @@ pub enum Bug {
     ForgetfulRecovery,
     /// The entry that handles a dead letter again does not remove it.
     KeepRetried,
+    /// A part builds upon one of a checkpoint that was given up.
+    BuildOnGivenUp,
+    /// A late marker of a checkpoint that was given up ends the snapshot of the next one.
+    DropNextSnapshot,
 }
 
 impl Bug {
@@ -54,6 +58,8 @@ impl Bug {
         Self::CutDamage,
         Self::ForgetfulRecovery,
         Self::KeepRetried,
+        Self::BuildOnGivenUp,
+        Self::DropNextSnapshot,
     ];
 
     /// Its name on the command line.
@@ -75,6 +81,8 @@ impl Bug {
             Self::CutDamage => "cut-damage",
             Self::ForgetfulRecovery => "forgetful-recovery",
             Self::KeepRetried => "keep-retried",
+            Self::BuildOnGivenUp => "build-on-given-up",
+            Self::DropNextSnapshot => "drop-next-snapshot",
         }
     }
 
@@ -95,11 +103,12 @@ impl Bug {
             Self::ForgetIdentity | Self::KeepRetried => 7,
             Self::ShiftSequence => 8,
             Self::StripColours => 9,
-            Self::LateSnapshot => 10,
+            Self::LateSnapshot | Self::BuildOnGivenUp => 10,
             Self::LoseSend => 11,
             Self::OverlookManifests | Self::TrimTooFar => 13,
             Self::AcceptOldEpoch => 15,
             Self::CutDamage => 16,
+            Self::DropNextSnapshot => 17,
             Self::ForgetfulRecovery => 18,
         }
     }

@@ -45,6 +45,7 @@ marks! {
     ClockForth: "the clock jumped forth",
     CheckpointDone: "a checkpoint was completed",
     CheckpointGivenUp: "a checkpoint was given up",
+    LateMarker: "a shard learnt of a checkpoint that was given up already",
     CheckpointLost: "a crash during a checkpoint",
     MarkerByMessage: "a shard learnt of a checkpoint from a message, an acknowledgement or a client",
     SnapshotUnderWrites: "records changed while a snapshot was drained",

@@ -2,10 +2,10 @@
 
 use crate::bug::Bug;
 use crate::taking::Taking;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::coordinator::Coordinator;
-use stead_core::ids::{Epoch, Index, NodeId, ShardId};
+use stead_core::ids::{Colour, Epoch, Index, NodeId, ShardId};
 use stead_core::shard::{Settings, Shard};
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -36,6 +36,10 @@ pub(crate) struct Node {
     pub(crate) lineage: Lineage,
     pub(crate) coordinator: Coordinator,
     pub(crate) taking: Option<Taking>,
+    /// The last checkpoint that was completed in this life.
+    pub(crate) completed: Option<Colour>,
+    /// Shards whose next slice of a snapshot is not taken: a planted bug.
+    pub(crate) undrained: BTreeSet<ShardId>,
     pub(crate) collector: Collector,
     /// Merges that are not part of the lineage yet.
     pub(crate) merged: Vec<Merged>,
@@ -156,6 +160,8 @@ impl Node {
             lineage: recovered.lineage,
             coordinator,
             taking: None,
+            completed: None,
+            undrained: BTreeSet::new(),
             collector: Collector::new(),
             merged: Vec::new(),
             channels: BTreeMap::new(),

@@ -120,6 +120,8 @@ impl Profile {
         self.jump = 0;
         self.crash_in_recovery = 0;
         self.crash_everywhere = 0;
+        // Nothing without a fault takes that long.
+        self.checkpoint_deadline = 60_000_000;
     }
 }
 

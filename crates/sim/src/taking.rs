@@ -77,9 +77,11 @@ impl World<'_> {
         node.coordinator.handle_seen(number);
         let writer = self.taking(number).and_then(|taking| taking.writer.as_mut());
         let Some(writer) = writer else {
-            // It was given up: the next part can't build on this one.
-            let node = self.node.as_mut().expect("only a living node has markers");
-            node.shards[shard.0 as usize].force_full_snapshot();
+            // It was given up: nobody drains its snapshot.
+            self.marks.hit(Mark::LateMarker);
+            if self.bug == Some(Bug::DropNextSnapshot) {
+                self.node.as_mut().expect("only a living node has markers").undrained.insert(shard);
+            }
             return Ok(());
         };
         match writer.begin_part(header, all) {
@@ -99,6 +101,9 @@ impl World<'_> {
             return Ok(());
         };
         let Some(writer) = taking.writer.as_mut() else { return Ok(()) };
+        if node.undrained.remove(&shard) {
+            return Ok(());
+        }
         let it = &mut node.shards[shard.0 as usize];
         let mut piece = Piece::default();
         let done = it.drain_snapshot(slice, &mut piece);
@@ -166,6 +171,8 @@ impl World<'_> {
                 node.lineage = lineage;
                 node.coordinator.handle_decided(number);
                 node.taking = None;
+                node.completed = Some(number);
+                self.completed(number);
                 self.marks.hit(Mark::CheckpointDone);
                 self.check_checkpoint(&manifest)?;
                 self.model.forget_cuts_below(number);
@@ -173,6 +180,19 @@ impl World<'_> {
                 Ok(())
             }
             Err(error) => self.checkpoint_failed(number, &error),
+        }
+    }
+
+    /// The checkpoint's number that is being taken.
+    pub(crate) fn number_taken(&self) -> Option<Colour> {
+        self.node.as_ref()?.taking.as_ref().map(|taking| taking.number)
+    }
+
+    /// Tells the shards that a checkpoint exists; sometimes late, when they have begun the next one.
+    fn completed(&mut self, number: Colour) {
+        for shard in self.topology.shards() {
+            let delay = if number.0.is_multiple_of(4) { self.random(self.profile.channel_delay) } else { 0 };
+            self.inside(delay, Inside::Input(shard, Input::Completed(number)));
         }
     }
 
@@ -195,13 +215,13 @@ impl World<'_> {
         };
         taking.writer = None;
         taking.sealed = None;
-        for shard in &mut node.shards {
-            shard.force_full_snapshot();
-        }
         match give_up(&node.store, &self.topology, number, time, &node.names, reason) {
             Ok(()) | Err(CheckpointError::Decided(_)) => {
                 node.coordinator.handle_decided(number);
                 node.taking = None;
+                if self.bug == Some(Bug::BuildOnGivenUp) {
+                    self.completed(number);
+                }
                 self.marks.hit(Mark::CheckpointGivenUp);
                 Ok(())
             }

@@ -67,6 +67,9 @@ pub enum Input {
     },
     /// The control plane begins a checkpoint.
     Colour(Colour),
+    /// The checkpoint of this number exists: the shard's next part may hold only what changed after its part of that one.
+    /// Until this comes, each further part holds every record, whatever became of the checkpoints between.
+    Completed(Colour),
     /// A step of a task ended.
     TaskStep {
         /// The task.

@@ -42,6 +42,8 @@ pub struct Shard {
     trims: BTreeMap<ShardId, Seq>,
     trim_at: Option<Time>,
     all_next: bool,
+    /// The checkpoint of the last part, until it is known to exist: nothing can build on that part before.
+    unconfirmed: Option<Colour>,
     /// The highest colour that was heard of before the shard served.
     heard: Colour,
     /// Something may have ended the last life of the process, and may do so again.
@@ -101,6 +103,8 @@ impl Shard {
             trims: BTreeMap::new(),
             trim_at: None,
             all_next: false,
+            // The records that the start found in a checkpoint count as held by it, and all others as changed.
+            unconfirmed: None,
             heard: Colour(0),
             suspicious: true,
             suspect_until: Time(0),
@@ -142,6 +146,9 @@ impl Shard {
             }
             Input::Ack { from, upto, colour } => self.handle_ack(from, upto, colour, out),
             Input::Colour(colour) => self.mark(colour, out),
+            Input::Completed(colour) => {
+                self.unconfirmed = self.unconfirmed.filter(|unconfirmed| *unconfirmed != colour);
+            }
             Input::TaskStep { id, step, run, outcome } => {
                 self.jobs.push_step(id, step, run, outcome);
                 self.run_jobs(handler, out);
@@ -195,7 +202,7 @@ impl Shard {
         self.suspicious = false;
     }
 
-    /// The next part holds every record: what the last ones held can't be built on, for a checkpoint failed.
+    /// The next part holds every record: it replaces what is stored of the shard.
     pub fn force_full_snapshot(&mut self) {
         self.all_next = true;
     }
@@ -354,9 +361,12 @@ impl Shard {
             return;
         }
         let index = self.append(Cause::Marker { colour }, Key::none(), Effects::default(), out);
-        // A snapshot that still runs belongs to a checkpoint that was given up: the chain of parts ends there.
-        let all = std::mem::take(&mut self.all_next) || self.state.records().snapshot_runs();
-        self.state.records_mut().begin_snapshot(all);
+        // A checkpoint that is not known to exist may have been given up: the chain of parts ends there. A snapshot that
+        // still runs belongs to such a one, or to one whose number came with a message from before it was given up.
+        let records = self.state.records_mut();
+        let all = std::mem::take(&mut self.all_next) || self.unconfirmed.is_some() || records.snapshot_runs();
+        records.begin_snapshot(all);
+        self.unconfirmed = Some(colour);
         out.push(Effect::Marked { header: Box::new(self.state.header()), all });
         self.release.hold_marker(index, colour);
     }

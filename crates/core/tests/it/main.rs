@@ -572,6 +572,12 @@ fn records_of_a_failed_checkpoint_are_in_the_next_one() {
     while !world.shards[shard.0 as usize].drain_snapshot(10, &mut piece) {}
     let keys: Vec<_> = decode_records(&piece.to_vec()).map(|record| record.unwrap().0.to_vec()).collect();
     assert!(keys.contains(&RecordKey::process("a").as_bytes().to_vec()));
+    // Neither did the second one come to its end.
+    world.give(shard, Input::Completed(Colour(1)));
     world.give(shard, Input::Colour(Colour(3)));
-    assert!(!world.marked[2].1);
+    assert!(world.marked[2].1);
+    while !world.shards[shard.0 as usize].drain_snapshot(10, &mut piece) {}
+    world.give(shard, Input::Completed(Colour(3)));
+    world.give(shard, Input::Colour(Colour(4)));
+    assert!(!world.marked[3].1);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::Thread;
-use stead_core::ids::{Index, SessionId, ShardId, Time};
+use stead_core::ids::{Colour, Index, SessionId, ShardId, Time};
 use stead_core::shard::{Input, Order, Query, Request};
 
 /// What a worker is told.
@@ -21,8 +21,10 @@ pub(crate) enum Command {
     OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception> },
     /// The same for every shard of this worker.
     Every(Input),
-    /// The next part of one shard, or of all, holds everything.
-    ForceFull(Option<ShardId>),
+    /// The next part of a shard holds everything.
+    ForceFull(ShardId),
+    /// The checkpoints up to this one take no more parts: their snapshots are drained to nowhere.
+    GivenUp(Colour),
     /// Tell how the shards stand.
     Status(mpsc::Sender<WorkerStatus>),
     /// Show the records of one shard.

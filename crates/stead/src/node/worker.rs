@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use stead_core::handler::Handler;
-use stead_core::ids::{Epoch, Index, ShardId, Time};
+use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
 use stead_core::records::Piece;
 use stead_core::replica::EpochConfig;
 use stead_core::room;
@@ -86,8 +86,10 @@ struct Slot {
 /// A snapshot that is handed to the checkpoint thread in pieces.
 struct Draining {
     slot: u32,
-    number: stead_core::ids::Colour,
+    number: Colour,
     piece: Piece,
+    /// Nobody wants it. It is drained all the same: until then the shard keeps a copy of each record that changes.
+    is_given_up: bool,
 }
 
 /// What a turn counts.
@@ -251,12 +253,15 @@ impl Worker {
                     self.give(now, slot, input.clone());
                 }
             }
-            Command::ForceFull(only) => {
-                for (at, slot) in self.shards.iter_mut().enumerate() {
-                    if only.is_none_or(|only| only == slot.id) {
-                        self.draining.retain(|draining| draining.slot != at as u32);
-                        slot.shard.force_full_snapshot();
-                    }
+            Command::ForceFull(shard) => {
+                if let Some(slot) = self.slot(shard) {
+                    self.shards[slot as usize].shard.force_full_snapshot();
+                }
+            }
+            Command::GivenUp(number) => {
+                // Only those: the next checkpoint may have begun here already.
+                for draining in self.draining.iter_mut().filter(|draining| draining.number <= number) {
+                    draining.is_given_up = true;
                 }
             }
             Command::Status(to) => {
@@ -340,9 +345,10 @@ impl Worker {
                 }
                 Effect::Marked { header, all } => {
                     let number = header.position.colour;
-                    // What was left of an older snapshot belongs to a checkpoint that was given up.
+                    // What was left of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.
                     self.draining.retain(|draining| draining.slot != slot);
-                    self.draining.push_back(Draining { slot, number, piece: Piece::default() });
+                    let piece = Piece::default();
+                    self.draining.push_back(Draining { slot, number, piece, is_given_up: false });
                     self.shared.snapshots.send(Event::Begun { shard: from, number, header, all });
                 }
                 Effect::MarkerCommitted(number) => {
@@ -545,9 +551,13 @@ impl Worker {
             let shard = &mut self.shards[draining.slot as usize];
             let done = shard.shard.drain_snapshot(SLICE_RECORDS, &mut draining.piece);
             if done || draining.piece.bytes() >= PIECE_BYTES {
-                let (shard, number) = (shard.id, draining.number);
-                let piece = std::mem::take(&mut draining.piece);
-                self.shared.snapshots.send(Event::Records { shard, number, piece, done });
+                if draining.is_given_up {
+                    draining.piece.clear();
+                } else {
+                    let (shard, number) = (shard.id, draining.number);
+                    let piece = std::mem::take(&mut draining.piece);
+                    self.shared.snapshots.send(Event::Records { shard, number, piece, done });
+                }
             }
             if done {
                 self.draining.pop_front();

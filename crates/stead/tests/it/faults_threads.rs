@@ -35,6 +35,8 @@ enum Ask {
         to: String,
         bytes: usize,
     },
+    /// Adds so many small records.
+    Cells(u32),
     /// As `Wait`, and then a panic that can't be caught whole.
     Burst(String),
 }
@@ -63,6 +65,12 @@ impl Process for Bulk {
             Ask::Wait(gate) => Gate::named(&gate).pass(),
             Ask::Send { to, bytes } => ctx.send::<Self>(&to, Ask::Text("x".repeat(bytes))),
             Ask::Text(text) => self.text = text,
+            Ask::Cells(count) => {
+                let first = ctx.random().u64(..).to_be_bytes();
+                for cell in 0..count {
+                    ctx.put_cell(&[first.as_slice(), &cell.to_be_bytes()].concat(), &0);
+                }
+            }
             Ask::Burst(gate) => {
                 Gate::named(&gate).pass();
                 std::panic::panic_any(Bomb);
@@ -201,6 +209,47 @@ fn a_checkpoint_of_more_state_than_may_wait_completes_on_an_idle_node() {
     }
     let report = end(node.checkpoint_unchecked()).unwrap();
     assert!(report.bytes_total > 22 << 20, "{report:?}");
+}
+
+#[test]
+fn a_checkpoint_is_taken_although_a_shard_learns_late_of_it_and_of_one_that_was_given_up() {
+    let disk = SimDisk::new(1);
+    let node = builder(Path::new("unused"))
+        .service::<Bulk>(ServiceOptions::default().shards(2))
+        .threads(2)
+        .segment_bytes(4 << 20)
+        .checkpoints(CheckpointOptions { interval: None, ..Default::default() })
+        .disk(Arc::new(disk.clone()))
+        .open()
+        .unwrap();
+    // The held shard's snapshot takes many turns of its worker.
+    for _ in 0..60 {
+        node.blocking_client().call::<Bulk>(&"late".to_owned(), Ask::Cells(200)).unwrap();
+    }
+    node.checkpoint_blocking().unwrap();
+    for round in 0..2 {
+        fill(&node, &not_beside(&node, "late"), (1 << 20) + round).unwrap();
+        for _ in 0..60 {
+            node.blocking_client().call::<Bulk>(&"late".to_owned(), Ask::Cells(200)).unwrap();
+        }
+        let name = ["late", "later"][round];
+        let client = node.blocking_client();
+        let call = thread::spawn(move || client.call::<Bulk>(&"late".to_owned(), Ask::Wait(name.to_owned())));
+        let gate = Gate::named(name);
+        gate.await_arrival();
+        disk.set_capacity(Some(0));
+        let failed = node.checkpoint_blocking().unwrap_err();
+        let CheckpointFailure::GivenUp { number, .. } = failed else { panic!("{failed}") };
+        disk.set_capacity(None);
+        let next = node.clone();
+        let next = thread::spawn(move || next.checkpoint_blocking());
+        while node.status().checkpoint_running != Some(number + 1) {
+            thread::yield_now();
+        }
+        gate.open();
+        call.join().unwrap().unwrap();
+        ends(move || assert_eq!(next.join().unwrap().unwrap().number, number + 1));
+    }
 }
 
 #[test]

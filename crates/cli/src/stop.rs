@@ -104,9 +104,9 @@ pub(crate) fn on_signal(mut handle: impl FnMut() + Send + 'static) -> Result<(),
 pub(crate) fn exit_after(time: Duration) {
     let wait = move || {
         std::thread::sleep(time);
-        eprintln!(
+        stderr::line(format_args!(
             "stead: ended out of order after {time:?}; what was answered is on disk: its next start recovers it"
-        );
+        ));
         exit();
     };
     // Without a thread there is still the second signal.

@@ -71,7 +71,10 @@ async fn supervise(listener: TcpListener) -> Result<(), Failure> {
             // Its file is being replaced, or the system has no process to give: both pass.
             Err(error) if lives > 0 => {
                 let wait = backoff.after(Duration::ZERO);
-                eprintln!("stead: cannot start the server: {error}; trying again in {} ms", wait.as_millis());
+                let wait_ms = wait.as_millis();
+                stderr::line(format_args!(
+                    "stead: cannot start the server: {error}; trying again in {wait_ms} ms"
+                ));
                 tokio::select! {
                     () = tokio::time::sleep(wait) => continue,
                     () = signals.next() => return Ok(()),

@@ -34,7 +34,8 @@ pub(crate) fn run(args: &LogArgs, json: bool) -> Result<(), Failure> {
         None => online(args)?,
     };
     if entries.is_empty() && !json {
-        eprintln!("stead: the log of shard {} has no entries from index {} on", args.shard, args.from);
+        let (shard, from) = (args.shard, args.from);
+        output::note(format_args!("stead: the log of shard {shard} has no entries from index {from} on"));
     }
     for entry in &entries {
         if json { output::json(entry)? } else { output::line(&readable(entry))? }

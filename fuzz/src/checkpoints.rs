@@ -48,6 +48,7 @@ fn state(shard: ShardId) -> State {
         writes: Vec::new(),
         sends: Vec::new(),
         reply: None,
+        served: Some(5),
     };
     let mut state = State::new(shard);
     let put = |n: u32| Write {

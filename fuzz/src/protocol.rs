@@ -5,7 +5,7 @@ use minicbor::{Decode, Encode};
 use std::fmt::Debug;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use stead_core::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, Retry, SessionRecord, TaskRecord, TimerRecord, Waiting,
@@ -164,7 +164,7 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
                 principal: "me".to_owned(),
                 key: blob("once"),
                 body_hash: [3; 16],
-                expires: Time(9_000),
+                expires: Served(9_000),
             },
             vec![put(RecordKey::timer(TimerId(1)), encode_value(&timer))],
         ),
@@ -206,6 +206,7 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
                 _ => Vec::new(),
             },
             reply: reply.then(|| Reply::Ok(blob("reply"))),
+            served: Some(at as u64),
             cause,
             writes,
         }

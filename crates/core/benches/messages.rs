@@ -3,6 +3,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::sync::Arc;
+use stead_core::clock::Now;
 use stead_core::entry::Reply;
 use stead_core::handler::{Call, Handler, Outcome, Txn, View};
 use stead_core::ids::{Blob, Epoch, Incarnation, Key, NodeId, ServiceId, ShardId, Time};
@@ -76,7 +77,7 @@ impl World {
     }
 
     fn give(&mut self, to: ShardId, input: Input) {
-        self.shards[to.0 as usize].handle(self.now, input, &mut self.handler, &mut self.out);
+        self.shards[to.0 as usize].handle(Now::at(self.now), input, &mut self.handler, &mut self.out);
         let from = to;
         for effect in self.out.drain(..) {
             match effect {

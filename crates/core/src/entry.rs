@@ -1,7 +1,7 @@
 //! A shard's log: what each handled cause did, in one atomic entry.
 
 use crate::ids::{
-    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use crate::record::{RecordKey, Waiting};
 use minicbor::{Decode, Encode};
@@ -15,7 +15,7 @@ pub struct Entry {
     /// The epoch whose primary made it.
     #[n(1)]
     pub epoch: Epoch,
-    /// The shard's time when it was made.
+    /// The shard's time when it was made: it follows the wall clock, and never falls.
     #[n(2)]
     pub time: Time,
     /// What was handled.
@@ -33,6 +33,9 @@ pub struct Entry {
     /// The answer to a client.
     #[n(7)]
     pub reply: Option<Reply>,
+    /// Microseconds that the shard has served since the entry before; older versions did not say.
+    #[n(8)]
+    pub served: Option<u64>,
 }
 
 /// What an entry handled.
@@ -50,7 +53,7 @@ pub enum Cause {
         /// Who opens it.
         #[n(1)]
         principal: String,
-        /// How long it lives unused, in microseconds.
+        /// How long it lives unused, in microseconds of served time.
         #[n(2)]
         ttl: u64,
     },
@@ -66,7 +69,7 @@ pub enum Cause {
         /// The client holds the replies up to this number.
         #[n(2)]
         confirmed: RequestNumber,
-        /// How long the session goes on after this use, in microseconds.
+        /// How long the session goes on after this use, in microseconds of served time.
         #[n(3)]
         ttl: u64,
     },
@@ -85,7 +88,7 @@ pub enum Cause {
         body_hash: [u8; 16],
         /// When the key may be used for a new request.
         #[n(3)]
-        expires: Time,
+        expires: Served,
     },
     /// A request that named neither a session nor a key: applied at most once.
     #[n(4)]
@@ -141,7 +144,7 @@ pub enum Cause {
         #[n(0)]
         cause: Waiting,
     },
-    /// Sessions and idempotency keys that ran out are forgotten.
+    /// Sessions and idempotency keys that ran out are forgotten; without writes it only notes how long the shard has served.
     #[n(12)]
     Expire,
     /// A dead letter is handled after all, and is none any more.

@@ -111,6 +111,32 @@ impl Time {
     }
 }
 
+/// The time that a shard has served, in microseconds: it advances only while the shard serves, and no jump of a clock and no
+/// downtime advances it. Where it began to count does not matter: only differences mean anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Served(#[n(0)] pub u64);
+
+impl Served {
+    /// This time plus a number of microseconds; stops at the greatest time.
+    #[must_use]
+    pub const fn plus_micros(self, micros: u64) -> Self {
+        Self(self.0.saturating_add(micros))
+    }
+
+    /// This time plus a number of milliseconds; stops at the greatest time.
+    #[must_use]
+    pub const fn plus_millis(self, millis: u64) -> Self {
+        self.plus_micros(millis.saturating_mul(1000))
+    }
+
+    /// Microseconds from an earlier time to this one; 0 if that is a later one.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
 /// A client's session, drawn at random by the shell that opens it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct SessionId(pub u128);

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod coordinator;
 pub mod entry;
 pub mod handler;

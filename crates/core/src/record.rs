@@ -2,7 +2,7 @@
 
 use crate::entry::{Cause, Reply};
 use crate::ids::{
-    Blob, Index, Key, RequestNumber, Seq, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, Index, Key, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use minicbor::{Decode, Encode};
 use smallvec::SmallVec;
@@ -296,7 +296,7 @@ pub struct SessionRecord {
     pub principal: String,
     /// When it ends unless it is used.
     #[n(1)]
-    pub expires: Time,
+    pub expires: Served,
     /// The client holds the replies up to this number.
     #[n(2)]
     pub confirmed: RequestNumber,
@@ -314,7 +314,7 @@ pub struct IdempotencyRecord {
     pub reply: Reply,
     /// When the key may be used for a new request.
     #[n(2)]
-    pub expires: Time,
+    pub expires: Served,
 }
 
 /// A timer that has not fired.
@@ -453,7 +453,7 @@ pub struct AttemptRecord {
     pub count: u32,
     /// When it is forgotten, for a request: its client may never bring it again.
     #[n(1)]
-    pub expires: Option<Time>,
+    pub expires: Option<Served>,
 }
 
 /// Reads the value of a record.

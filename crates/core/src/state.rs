@@ -2,7 +2,7 @@
 
 use crate::entry::{Cause, Entry, Reply, Trim, Write};
 use crate::ids::{
-    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use crate::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord,
@@ -27,7 +27,7 @@ pub struct State {
     // What follows is derived from the records, so that nothing needs a scan.
     sessions: BTreeMap<SessionId, OpenSession>,
     timers: BTreeSet<(Time, TimerId)>,
-    expiries: BTreeSet<(Time, RecordKey)>,
+    expiries: BTreeSet<(Served, RecordKey)>,
     tasks: BTreeSet<TaskId>,
     attempts: usize,
     dead_letters: usize,
@@ -48,6 +48,18 @@ pub struct Position {
     /// The colour of the last marker.
     #[n(3)]
     pub colour: Colour,
+    /// How long the shard has served; see [`Position::served`]. `None` before an entry says so.
+    #[n(4)]
+    pub served: Option<Served>,
+}
+
+impl Position {
+    /// How long the shard has served. The count begins at the shard's time then: what older versions noted to expire at some
+    /// time of the wall clock has the same time left to it.
+    #[must_use]
+    pub fn served(&self) -> Served {
+        self.served.unwrap_or(Served(self.time.0))
+    }
 }
 
 /// A session as the shard keeps it at hand.
@@ -60,7 +72,7 @@ pub struct OpenSession {
     /// The greatest number that was handled.
     pub highest: RequestNumber,
     /// When the session ends unless it is used.
-    pub expires: Time,
+    pub expires: Served,
 }
 
 /// The sending end of a channel.
@@ -279,6 +291,9 @@ impl State {
         self.position.index = index;
         self.position.epoch = entry.epoch;
         self.position.time = last.time.max(entry.time);
+        if let Some(served) = entry.served {
+            self.position.served = Some(last.served().plus_micros(served));
+        }
         self.apply_cause(&entry)?;
         for Write { key, value } in entry.writes {
             // Those that the fold makes itself need no look; one that an entry brings is read again later.
@@ -316,7 +331,7 @@ impl State {
             Cause::OpenSession { session, principal, ttl } => {
                 let record = SessionRecord {
                     principal: principal.clone(),
-                    expires: entry.time.plus_micros(*ttl),
+                    expires: self.position.served().plus_micros(*ttl),
                     confirmed: RequestNumber(0),
                 };
                 self.write(&RecordKey::session(*session), Some(encode_value(&record)))?;
@@ -381,7 +396,8 @@ impl State {
             });
         }
         let confirms = step >= Self::CONFIRM_STEP;
-        let extends = session.expires < entry.time.plus_micros(ttl / 2);
+        let served = self.position.served();
+        let extends = session.expires < served.plus_micros(ttl / 2);
         if confirms || extends {
             for number in session.confirmed.0 + 1..=confirmed.0.min(session.highest.0) {
                 self.write(&RecordKey::reply(id, RequestNumber(number)), None)?;
@@ -390,7 +406,7 @@ impl State {
             if let Some(value) = self.records.get(key.as_bytes()) {
                 let mut record: SessionRecord = self.read(&key, value)?;
                 record.confirmed = session.confirmed.max(confirmed);
-                record.expires = session.expires.max(entry.time.plus_micros(ttl));
+                record.expires = session.expires.max(served.plus_micros(ttl));
                 self.write(&key, Some(encode_value(&record)))?;
             }
         }
@@ -621,7 +637,7 @@ impl State {
 
     /// Sessions and idempotency keys in the order in which they end.
     #[must_use]
-    pub fn expiries(&self) -> &BTreeSet<(Time, RecordKey)> {
+    pub fn expiries(&self) -> &BTreeSet<(Served, RecordKey)> {
         &self.expiries
     }
 
@@ -648,12 +664,12 @@ impl State {
     #[must_use]
     pub fn index_difference(&self, other: &Self) -> Option<&'static str> {
         // The replies of a session that ran out may go before it; how far they went is of no use then.
-        let session = |open: &OpenSession, now: Time| {
+        let session = |open: &OpenSession, now: Served| {
             let highest = (open.expires > now).then_some(open.highest);
             (open.principal.clone(), open.confirmed, open.expires, highest)
         };
         let sessions = |state: &Self| -> Vec<_> {
-            state.sessions.iter().map(|(id, open)| (*id, session(open, state.position.time))).collect()
+            state.sessions.iter().map(|(id, open)| (*id, session(open, state.position.served()))).collect()
         };
         let alike = [
             ("sessions", sessions(self) == sessions(other)),
@@ -695,7 +711,7 @@ impl OpenSession {
             principal: Arc::default(),
             confirmed: RequestNumber(0),
             highest: RequestNumber(0),
-            expires: Time(0),
+            expires: Served(0),
         }
     }
 }

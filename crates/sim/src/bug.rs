@@ -38,6 +38,8 @@ pub enum Bug {
     BuildOnGivenUp,
     /// A late marker of a checkpoint that was given up ends the snapshot of the next one.
     DropNextSnapshot,
+    /// The clock that measures what was served jumps ahead with the wall clock.
+    WallAsSteady,
 }
 
 impl Bug {
@@ -60,6 +62,7 @@ impl Bug {
         Self::KeepRetried,
         Self::BuildOnGivenUp,
         Self::DropNextSnapshot,
+        Self::WallAsSteady,
     ];
 
     /// Its name on the command line.
@@ -83,6 +86,7 @@ impl Bug {
             Self::KeepRetried => "keep-retried",
             Self::BuildOnGivenUp => "build-on-given-up",
             Self::DropNextSnapshot => "drop-next-snapshot",
+            Self::WallAsSteady => "wall-as-steady",
         }
     }
 
@@ -100,7 +104,7 @@ impl Bug {
             Self::SkipSync => 2,
             Self::StoredBeforeSync => 5,
             Self::StaleQuery => 6,
-            Self::ForgetIdentity | Self::KeepRetried => 7,
+            Self::ForgetIdentity | Self::KeepRetried | Self::WallAsSteady => 7,
             Self::ShiftSequence => 8,
             Self::StripColours => 9,
             Self::LateSnapshot | Self::BuildOnGivenUp => 10,

@@ -7,7 +7,7 @@ use fastrand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::entry::Cause;
-use stead_core::ids::{Blob, Colour, Incarnation, RequestNumber, SessionId, ShardId, Time};
+use stead_core::ids::{Blob, Colour, Incarnation, RequestNumber, Served, SessionId, ShardId};
 use stead_core::shard::{Answer, Identity, Input, Query, Refusal, Request};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_128;
@@ -255,7 +255,7 @@ impl Clients {
                 principal: self.clients[calling.client].principal.to_string(),
                 key: Blob::from(&id.to_be_bytes()[..]),
                 body_hash: [0; 16],
-                expires: Time(0),
+                expires: Served(0),
             },
             Name::None => return None,
         };

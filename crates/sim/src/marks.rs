@@ -43,6 +43,8 @@ marks! {
     SlowDisk: "a slow disk",
     ClockBack: "the clock jumped back",
     ClockForth: "the clock jumped forth",
+    ClockInside: "the clock jumped within a life",
+    ClockDoubted: "a clock was too far ahead to be believed at once",
     CheckpointDone: "a checkpoint was completed",
     CheckpointGivenUp: "a checkpoint was given up",
     LateMarker: "a shard learnt of a checkpoint that was given up already",

@@ -6,8 +6,10 @@ use crate::workload::Workload;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{Colour, Epoch, Index, RequestNumber, Seq, SessionId, ShardId, TaskId};
-use stead_core::record::{DeadLetter, Kind, RecordKey, Retry, TaskRecord, Waiting, decode_value};
+use stead_core::ids::{Colour, Epoch, Index, RequestNumber, Seq, SessionId, ShardId, TaskId, Time};
+use stead_core::record::{
+    DeadLetter, Kind, RecordKey, Retry, TaskRecord, TimerRecord, Waiting, decode_value,
+};
 use stead_core::records::Records;
 use stead_core::shard::{Answer, Effect, Refusal};
 use stead_core::state::{Message, State};
@@ -26,6 +28,10 @@ pub(crate) struct Model {
     cuts: BTreeMap<Colour, Vec<State>>,
     /// Consistent cuts that were checked.
     pub(crate) cuts_checked: u64,
+    /// The greatest lead of any wall clock over virtual time. A shard whose clock was set back goes on, slower.
+    lead: u64,
+    /// How long an idempotency key stands for one request, in microseconds.
+    key_life: u64,
     pub(crate) entries: u64,
 }
 
@@ -41,6 +47,12 @@ struct Shadow {
     refused: BTreeSet<[u8; 16]>,
     /// By index, a hash of what the handler was called with for an entry that is not folded yet.
     called: BTreeMap<Index, u64>,
+    /// By index, when an entry that is not folded yet was made, in virtual time.
+    made: BTreeMap<Index, u64>,
+    /// By what makes a retry of it known, when a request with an idempotency key was applied last, in virtual time.
+    keyed: BTreeMap<[u8; 16], u64>,
+    /// The sum of what the entries say to have been served.
+    served: u64,
 }
 
 struct Sent {
@@ -70,13 +82,16 @@ pub(crate) fn hash_call(key: &str, payload: &[u8]) -> u64 {
 }
 
 impl Model {
-    pub(crate) fn new(topology: Arc<Topology>) -> Self {
+    pub(crate) fn new(topology: Arc<Topology>, idempotency_ttl: u64) -> Self {
         let shadow = |shard| Shadow {
             state: State::new(shard),
             tail: VecDeque::new(),
             requests: BTreeSet::new(),
             refused: BTreeSet::new(),
             called: BTreeMap::new(),
+            made: BTreeMap::new(),
+            keyed: BTreeMap::new(),
+            served: 0,
         };
         Self {
             shards: topology.shards().map(shadow).collect(),
@@ -85,6 +100,8 @@ impl Model {
             leaders: BTreeMap::new(),
             cuts: BTreeMap::new(),
             cuts_checked: 0,
+            lead: 0,
+            key_life: idempotency_ttl * 1000,
             entries: 0,
         }
     }
@@ -98,7 +115,13 @@ impl Model {
                 self.sent.insert((from, to), log);
             }
             self.shadow(from).state = copy(state);
+            self.looked(state.position().time, 0);
         }
+    }
+
+    /// A wall clock shows this, at some virtual time.
+    pub(crate) fn looked(&mut self, wall: Time, now: u64) {
+        self.lead = self.lead.max(wall.0.saturating_sub(now));
     }
 
     fn shadow(&mut self, shard: ShardId) -> &mut Shadow {
@@ -140,8 +163,14 @@ impl Model {
         self.shadow(shard).called.insert(index, call);
     }
 
-    /// A shard gives an entry to the log.
-    pub(crate) fn append(&mut self, shard: ShardId, life: u64, bytes: &[u8]) -> Result<(), Violation> {
+    /// A shard gives an entry to the log, at some virtual time; with what the wall clock shows, if it was never wrong.
+    pub(crate) fn append(
+        &mut self,
+        shard: ShardId,
+        life: u64,
+        (now, right): (u64, Option<Time>),
+        bytes: &[u8],
+    ) -> Result<(), Violation> {
         let next = self.appended(shard).next();
         let entry = Entry::decode(bytes)
             .map_err(|e| Violation::new(16, format!("shard {shard}: appended bytes are {e}")))?;
@@ -166,7 +195,19 @@ impl Model {
                 format!("shard {shard}: life {life} appends in epoch {epoch} of another life"),
             ));
         }
-        self.shadow(shard).tail.push_back(entry);
+        let latest = Time(self.lead + now);
+        if entry.time > latest || right.is_some_and(|right| entry.time != right) {
+            let time = entry.time;
+            return Err(Violation::new(
+                7,
+                format!(
+                    "shard {shard}: entry {next} is of {time:?}, where no clock is beyond {latest:?}, and a right one at {right:?}"
+                ),
+            ));
+        }
+        let shadow = self.shadow(shard);
+        shadow.made.insert(next, now);
+        shadow.tail.push_back(entry);
         Ok(())
     }
 
@@ -197,6 +238,7 @@ impl Model {
 
     fn fold(&mut self, shard: ShardId, entry: Entry, workload: &mut dyn Workload) -> Result<(), Violation> {
         self.entries += 1;
+        self.check_time(shard, &entry)?;
         self.check_entry(shard, &entry)?;
         workload.committed(shard, &entry).map_err(|s| Violation::parse(&s))?;
         let marker = match entry.cause {
@@ -225,10 +267,39 @@ impl Model {
             log.extend(new.map(Sent::of));
         }
         shadow.called.retain(|&at, _| at > index);
+        shadow.made.retain(|&at, _| at > index);
         if let Some(colour) = marker {
             let state = copy(&shadow.state);
             self.cuts.entry(colour).or_default().push(state);
             self.check_cut(colour, workload)?;
+        }
+        Ok(())
+    }
+
+    /// Holds what an entry says of time against the clocks of the world.
+    fn check_time(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Violation> {
+        let key_life = self.key_life;
+        let shadow = self.shadow(shard);
+        let bad =
+            |what: String| Err(Violation::new(7, format!("shard {shard}: entry {} {what}", entry.index)));
+        let Some(&now) = shadow.made.get(&entry.index) else { return bad("was never made".to_owned()) };
+        let last = shadow.state.position().time;
+        if entry.time < last {
+            return bad(format!("is of {:?} after {last:?}", entry.time));
+        }
+        shadow.served += entry.served.unwrap_or(0);
+        if shadow.served > now {
+            return bad(format!("says that {} µs were served in {now}", shadow.served));
+        }
+        if let (Cause::Idempotent { .. }, Some(identity)) =
+            (&entry.cause, entry.cause.identity(&entry.process))
+            && let Some(first) = shadow.keyed.insert(identity, now)
+            && now - first < key_life
+        {
+            let age = now - first;
+            return bad(format!(
+                "applies a request again after {age} of the {key_life} µs that its key lives"
+            ));
         }
         Ok(())
     }
@@ -246,10 +317,11 @@ impl Model {
         if entry.cause.identity(&entry.process).is_some_and(|identity| shadow.refused.contains(&identity)) {
             return bad(7, format!("applies {:?}, which was refused for good", entry.cause));
         }
+        let served = shadow.state.position().served().plus_micros(entry.served.unwrap_or(0));
         match &entry.cause {
             Cause::Request { session, number, .. } => {
                 let open = shadow.state.session(*session);
-                if open.is_none_or(|open| open.expires <= entry.time) {
+                if open.is_none_or(|open| open.expires <= served) {
                     return bad(7, format!("applies request {number} of session {session}, which ran out"));
                 }
                 if !self.shadow(shard).requests.insert((*session, *number)) {
@@ -267,8 +339,11 @@ impl Model {
                 self.check_receive(shard, entry, *from, *seq, false)?;
             }
             Cause::Timer { id } | Cause::DeadLetter { cause: Waiting::Timer { id } } => {
-                if shadow.state.records().get(RecordKey::timer(*id).as_bytes()).is_none() {
+                let Some(timer) = shadow.state.record::<TimerRecord>(&RecordKey::timer(*id)) else {
                     return bad(7, format!("fires timer {id}, which is not set"));
+                };
+                if timer.at > entry.time {
+                    return bad(7, format!("fires timer {id} at {:?}, before {:?}", entry.time, timer.at));
                 }
             }
             Cause::Task { id, step } | Cause::DeadLetter { cause: Waiting::Task { id, step } } => {
@@ -313,11 +388,8 @@ impl Model {
                         }
                         _ => shadow.state.expiries().iter().find(|(_, k)| k == key).map(|(at, _)| *at),
                     };
-                    if let Some(at) = expires.filter(|at| *at > entry.time) {
-                        return bad(
-                            7,
-                            format!("forgets {key:?} at {}, which lives until {at:?}", entry.time.0),
-                        );
+                    if let Some(at) = expires.filter(|at| *at > served) {
+                        return bad(7, format!("forgets {key:?} at {served:?}, which lives until {at:?}"));
                     }
                 }
             }
@@ -423,6 +495,7 @@ impl Model {
         let shadow = self.shadow(shard);
         shadow.tail.clear();
         shadow.called.clear();
+        shadow.made.clear();
         self.same(found)
     }
 

@@ -44,7 +44,7 @@ impl World<'_> {
         for _ in 0..self.operator.u8(1..=2) {
             let delay = self.operator.u64(..200_000);
             let input = Input::DeadLetter { token, letter, order };
-            self.at(delay, Event::Arrive((shard, input), self.aged));
+            self.at(delay, Event::Arrive((shard, input), self.now));
         }
     }
 

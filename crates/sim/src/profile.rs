@@ -28,6 +28,8 @@ pub(crate) struct Profile {
     pub(crate) crash_everywhere: u32,
     pub(crate) jump: u32,
     pub(crate) jump_max: u64,
+    /// Events between jumps of the clock within a life, on average.
+    pub(crate) jump_inside: u32,
     pub(crate) full_every: u32,
     pub(crate) fail_sync_every: u32,
     pub(crate) flip: u32,
@@ -84,6 +86,7 @@ impl Profile {
             crash_everywhere: chance(rng, &[0, 12]),
             jump: chance(rng, &[0, 4]),
             jump_max: spread(rng, &[10_000, 5_000_000, 3_000_000_000]),
+            jump_inside: 0,
             full_every: chance(rng, &[0, 0, 0, 500]),
             fail_sync_every: chance(rng, &[0, 0, 0, 600]),
             flip: chance(rng, &[0, 0, 0, 3]),
@@ -106,6 +109,12 @@ impl Profile {
         // Sometimes so small that sessions end over several entries and some calls don't fit into one. Drawn last, so that
         // the other runs stay as they were.
         profile.settings.entry_bytes_max = spread(rng, &[32 << 20, 32 << 20, 32 << 20, 400]) as usize;
+        profile.jump_inside = chance(rng, &[0, 0, 200, 40]);
+        if rng.bool() {
+            // Three days: no clock that is so far ahead is believed at once.
+            profile.jump_max = 3 * 24 * 3_600_000_000;
+        }
+        profile.settings.clock_confirm = spread(rng, &[600_000, 600_000, 500, 0]);
         profile
     }
 
@@ -118,6 +127,7 @@ impl Profile {
         self.fail_sync_every = 0;
         self.flip = 0;
         self.jump = 0;
+        self.jump_inside = 0;
         self.crash_in_recovery = 0;
         self.crash_everywhere = 0;
         // Nothing without a fault takes that long.

@@ -18,7 +18,7 @@ impl World<'_> {
         if self.calm {
             return Ok(());
         }
-        let (window, now) = (self.profile.window, self.aged);
+        let (window, now) = (self.profile.window, self.now);
         let call = self.clients.call(client, window, now, &mut self.rng, &self.topology, self.workload);
         if let Some(id) = call {
             self.send_call(id);
@@ -30,7 +30,7 @@ impl World<'_> {
 
     pub(crate) fn send_call(&mut self, id: CallId) {
         let keyed_age = self.keyed_age();
-        if let Some(frame) = self.clients.send(id, self.aged, keyed_age, &mut self.rng) {
+        if let Some(frame) = self.clients.send(id, self.now, keyed_age, &mut self.rng) {
             self.transmit(frame);
             let retry = self.profile.retry + self.random(self.profile.retry);
             self.at(retry, Event::Retry(id, self.clients.tries(id)));
@@ -63,9 +63,9 @@ impl World<'_> {
             {
                 request.identity = stead_core::shard::Identity::None;
             }
-            self.at(delay + later, Event::Arrive((shard, again), self.aged));
+            self.at(delay + later, Event::Arrive((shard, again), self.now));
         }
-        self.at(delay, Event::Arrive((shard, input), self.aged));
+        self.at(delay, Event::Arrive((shard, input), self.now));
     }
 
     pub(crate) fn client_hears(&mut self, answer: Answer) -> Outcomes {

@@ -18,6 +18,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use stead_core::clock::Now;
 use stead_core::entry::{Cause, Entry};
 use stead_core::handler::{Call as HandlerCall, Handler, Misuse, Outcome, Txn, View};
 use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
@@ -46,7 +47,7 @@ pub(crate) enum Event {
     Retry(CallId, u32),
     /// An answered call is asked again.
     AskAgain(CallId),
-    /// A client's frame arrives at the node, if it lives; with the age of the world when it was sent.
+    /// A client's frame arrives at the node, if it lives; with the time when it was sent.
     Arrive(Frame, u64),
     /// An answer arrives at its client.
     Answer(Answer),
@@ -148,8 +149,9 @@ pub(crate) struct World<'w> {
     pub(crate) now: u64,
     /// The wall clock's lead over virtual time.
     offset: i64,
-    /// Virtual time and all jumps ahead.
-    pub(crate) aged: u64,
+    jumped: bool,
+    /// The clock's faults are drawn apart from all else: they change nothing in a run without them.
+    clock: Rng,
     pub(crate) events: u64,
     trace: u64,
     /// Frames of former lives.
@@ -231,7 +233,7 @@ impl<'w> World<'w> {
         let mut world = Self {
             bug,
             marks: Marks::default(),
-            model: Model::new(Arc::clone(&topology)),
+            model: Model::new(Arc::clone(&topology), profile.settings.idempotency_ttl),
             disk,
             topology,
             node: None,
@@ -247,7 +249,8 @@ impl<'w> World<'w> {
             order: 0,
             now: 0,
             offset: 0,
-            aged: 0,
+            jumped: false,
+            clock: Rng::with_seed(seed ^ 0xc10c),
             events: 0,
             trace: seed,
             old: Vec::new(),
@@ -306,6 +309,11 @@ impl<'w> World<'w> {
         (WALL + self.now).saturating_add_signed(self.offset)
     }
 
+    /// By how much the steady clock is ahead of virtual time: only a bug lets it be.
+    fn steady_lead(&self) -> u64 {
+        if self.bug == Some(Bug::WallAsSteady) { self.offset.max(0).unsigned_abs() } else { 0 }
+    }
+
     pub(crate) fn time(&self) -> Time {
         Time(self.wall())
     }
@@ -340,7 +348,6 @@ impl<'w> World<'w> {
 
     fn happen(&mut self, next: Scheduled) -> Outcomes {
         self.events += 1;
-        self.aged += next.at - self.now;
         self.now = next.at;
         self.note(next.order ^ self.now.rotate_left(32), &[]);
         if self.tracing {
@@ -356,16 +363,16 @@ impl<'w> World<'w> {
             }
             Event::AskAgain(id) => {
                 let keyed_age = self.keyed_age();
-                if let Some(frame) = self.clients.send(id, self.aged, keyed_age, &mut self.rng) {
+                if let Some(frame) = self.clients.send(id, self.now, keyed_age, &mut self.rng) {
                     self.transmit(frame);
                 }
                 Ok(())
             }
             // A request that outlives its idempotency key is a new one, as is documented; so none does.
-            Event::Arrive(_, sent) if self.aged - sent > self.keyed_age() => Ok(()),
+            Event::Arrive(_, sent) if self.now - sent > self.keyed_age() => Ok(()),
             // Nor may an opening outlive its session: see `Input::OpenSession`.
             Event::Arrive((_, Input::OpenSession { .. }), sent)
-                if self.aged - sent >= self.profile.settings.session_ttl * 1000 =>
+                if self.now - sent >= self.profile.settings.session_ttl * 1000 =>
             {
                 Ok(())
             }
@@ -450,10 +457,32 @@ impl<'w> World<'w> {
             self.inside(0, Inside::Begin);
         }
         self.operator_acts();
+        if one_in(&mut self.clock, self.profile.jump_inside) {
+            self.jump_inside()?;
+        }
         if one_in(&mut self.rng, 64) {
             self.compare()?;
         }
         Ok(())
+    }
+
+    /// Somebody sets the clock while the node runs, or sets it right.
+    fn jump_inside(&mut self) -> Outcomes {
+        let jump = self.clock.u64(..self.profile.jump_max) as i64;
+        self.jumped = true;
+        match self.clock.u8(..3) {
+            0 => self.offset = 0,
+            1 => self.offset += jump,
+            _ => self.offset -= jump,
+        }
+        self.marks.hit(Mark::ClockInside);
+        // The shell sees to it that its shards notice; here some do so late.
+        if self.clock.bool() { self.tell_all(|_| Input::Tick) } else { Ok(()) }
+    }
+
+    /// Whether no clock was ever wrong in this run, so that the shards' time must be the wall clock's.
+    fn clock_is_right(&self) -> bool {
+        !self.nested && !self.jumped
     }
 
     /// Cuts the power within so many I/O operations.
@@ -487,13 +516,17 @@ impl<'w> World<'w> {
 
     /// Gives a shard an input, and performs what it asks for.
     pub(crate) fn tell(&mut self, shard: ShardId, input: Input) -> Outcomes {
-        let time = self.time();
+        let now = Now { steady: Time(self.now + self.steady_lead()), wall: self.time() };
+        self.model.looked(now.wall, self.now);
         let Some(node) = self.node.as_mut() else { return Ok(()) };
         let colour_news = matches!(input, Input::Colour(_));
         let mut effects = std::mem::take(&mut self.effects);
         let mut watched = Watched { inner: self.workload.handler(), calls: Vec::new() };
         let it = &mut node.shards[shard.0 as usize];
-        it.handle(time, input, &mut watched, &mut effects);
+        it.handle(now, input, &mut watched, &mut effects);
+        if it.clock().is_doubted() {
+            self.marks.hit(Mark::ClockDoubted);
+        }
         let calls = watched.calls;
         if self.workload.killed() {
             effects.clear();
@@ -514,10 +547,10 @@ impl<'w> World<'w> {
     }
 
     fn schedule_tick(&mut self, shard: ShardId) {
-        let wall = self.wall();
+        let lead = self.steady_lead();
         let Some(node) = self.node.as_mut() else { return };
         let Some(deadline) = node.shards[shard.0 as usize].deadline() else { return };
-        let at = self.now + deadline.0.saturating_sub(wall).max(1);
+        let at = deadline.0.saturating_sub(lead).max(self.now + 1);
         let tick = &mut node.ticks[shard.0 as usize];
         if tick.is_none_or(|scheduled| scheduled > at) {
             *tick = Some(at);
@@ -534,7 +567,8 @@ impl<'w> World<'w> {
             if self.tracing {
                 eprintln!("                             shard {shard}: {:?}", Entry::decode(&bytes));
             }
-            self.model.append(shard, self.life, &bytes)?;
+            let time = (self.now, self.clock_is_right().then(|| self.time()));
+            self.model.append(shard, self.life, time, &bytes)?;
             let last = self.model.last_entry(shard);
             match last.map(|entry| &entry.cause) {
                 Some(Cause::Attempt) => self.marks.hit(Mark::Attempt),
@@ -691,9 +725,9 @@ impl<'w> World<'w> {
         self.make_room();
         if one_in(&mut self.rng, self.profile.jump) {
             let jump = self.rng.u64(..self.profile.jump_max);
+            self.jumped = true;
             if self.rng.bool() {
                 self.offset += jump as i64;
-                self.aged += jump;
                 self.marks.hit(Mark::ClockForth);
             } else {
                 self.offset -= jump as i64;

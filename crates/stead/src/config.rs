@@ -30,6 +30,10 @@ pub struct Config {
     /// has not ended by then is left; a step is repeated after the next start. Default 10 s.
     #[serde(deserialize_with = "duration")]
     pub shutdown_timeout: Option<Duration>,
+    /// How long a wall clock that is more than an hour ahead of the shards' time must stay so before timers follow it, for it
+    /// may be wrong: 0 to 24 h. With 0 it is believed at once. Default 10 min.
+    #[serde(deserialize_with = "duration")]
+    pub clock_confirm: Option<Duration>,
     /// The log.
     pub log: LogConfig,
     /// Checkpoints.
@@ -164,13 +168,14 @@ const OTHERS: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
 /// How many of the keys stand alone at the top.
 const KEYS_TOP: usize = 6;
 /// All keys, for hints: first those of the top, then those in tables, then their last parts.
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 30] = [
     "data_dir",
     "threads",
     "task_threads",
     "handler_timeout",
     "task_step_timeout",
     "shutdown_timeout",
+    "clock_confirm",
     "log",
     "checkpoints",
     "services",
@@ -298,6 +303,7 @@ impl Config {
             "10ms to 24h",
         )?;
         time("shutdown_timeout", self.shutdown_timeout, Duration::ZERO, hour, "0s to 1h")?;
+        time("clock_confirm", self.clock_confirm, Duration::ZERO, hour * 24, "0s to 24h")?;
         range("log.segment_bytes", self.log.segment_bytes, 16 << 10..=1 << 30, "16 KiB to 1 GiB")?;
         let checkpoints = &self.checkpoints;
         time(

@@ -77,8 +77,8 @@ pub use context::{Caller, Context, EffectError, QueryContext, TaskState};
 pub use cut::{Cut, CutError};
 pub use error::{CallError, OpenError, RawError};
 pub use node::{
-    CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, CopyReport, CopyStatus,
-    DeadLetterInfo, FailedCheck, LogStatus, Metrics, Node, NodeBuilder, NotReady, RecoveryReport,
+    CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus, CopyReport,
+    CopyStatus, DeadLetterInfo, FailedCheck, LogStatus, Metrics, Node, NodeBuilder, NotReady, RecoveryReport,
     ServiceOptions, ServiceStatus, ShardStatus, Status, TaskStatus,
 };
 pub use offline::{RestoreOptions, RestoreReport, copy_checkpoint, restore};

@@ -65,6 +65,21 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
     if status["full"] == Value::Bool(true) {
         output::line("disk         full: writes are refused until there is room")?;
     }
+    // Less is that of a restart or of a clock that is being set.
+    if let Some(ahead) = status["clock"]["ahead_micros"].as_i64().filter(|ahead| ahead.abs() > 10_000_000) {
+        let (seconds, doubted) = (ahead.abs() / 1_000_000, status["clock"]["doubted"] == true);
+        output::line(&match (ahead > 0, doubted) {
+            (true, true) => format!(
+                "clock        {seconds} s ahead: wrong, or the node was down for so long; timers wait"
+            ),
+            (true, false) => {
+                format!("clock        {seconds} s ahead: timers run faster until they have caught up")
+            }
+            (false, _) => {
+                format!("clock        {seconds} s behind: timers run slower until it has caught up")
+            }
+        })?;
+    }
     if let Some(failure) = status["failure"].as_str() {
         output::line(&format!("failed       {failure}"))?;
     }

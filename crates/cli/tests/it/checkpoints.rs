@@ -227,6 +227,7 @@ impl Processes {
             writes: Vec::new(),
             sends: sends.iter().map(send).collect(),
             reply: None,
+            served: None,
         };
         state.apply(entry).unwrap();
     }

@@ -42,7 +42,7 @@ impl Shard {
             );
             (payload, retry) = (Blob::empty(), Retry::Never);
         }
-        let (time, retry) = (self.now, Some(retry));
+        let (time, retry) = (self.clock.time(), Some(retry));
         let letter = DeadLetter { cause, process: process.clone(), payload, sender, reason, time, retry };
         let key = RecordKey::dead_letter(self.state.position().index.next());
         let mut writes = vec![Write { key, value: Some(encode_value(&letter)) }];
@@ -110,7 +110,7 @@ impl Shard {
         let waiting = Waiting::DeadLetter { letter: index };
         self.try_run(waiting, &run, handler, out).map_err(|reason| {
             let reason = cut(reason);
-            let letter = DeadLetter { reason: reason.clone(), time: self.now, ..letter };
+            let letter = DeadLetter { reason: reason.clone(), time: self.clock.time(), ..letter };
             let value = Some(encode_value(&letter));
             let writes = vec![Write { key: RecordKey::dead_letter(index), value }];
             self.append(Cause::DeadLetter { cause: waiting }, letter.process, Effects::of(writes), out);

@@ -264,7 +264,7 @@ impl Shard {
                     self.jobs.queue.push_back(Job { work: Work::Message { from, message }, attempt });
                 }
             } else if message.seq <= *queued {
-                self.release.ack_again(from, self.now, &self.settings);
+                self.release.ack_again(from, self.clock.steady(), &self.settings);
             }
             // A message after a gap is dropped: its sender sends again what is not acknowledged.
         }
@@ -309,7 +309,7 @@ impl Shard {
                 }
                 Work::Resume(id) => {
                     if let Some(task) = self.state.record(&RecordKey::task(id)) {
-                        self.jobs.runs.set_out(id, task, self.now, out);
+                        self.jobs.runs.set_out(id, task, self.clock.time(), out);
                     }
                 }
             }
@@ -381,7 +381,7 @@ impl Shard {
     pub(super) fn attempt(&self, waiting: &Waiting, count: u32) -> Write {
         // A client may never bring its request again.
         let expires = matches!(waiting, Waiting::Request { .. })
-            .then(|| self.now.plus_millis(self.settings.idempotency_ttl));
+            .then(|| self.clock.served().plus_millis(self.settings.idempotency_ttl));
         let value = encode_value(&AttemptRecord { count, expires });
         Write { key: RecordKey::attempt(waiting), value: Some(value) }
     }
@@ -534,7 +534,8 @@ impl Shard {
             StepOutcome::Retry { after, reason } => {
                 let process = task.process.clone();
                 let count = task.retry.as_ref().map_or(0, |retry| retry.count).saturating_add(1);
-                let retry = StepRetry { count, at: self.now.plus_micros(after), reason: cut(reason) };
+                let retry =
+                    StepRetry { count, at: self.clock.time().plus_micros(after), reason: cut(reason) };
                 let next = TaskRecord { retry: Some(retry), ..task };
                 let writes = vec![Write { key, value: Some(encode_value(&next)) }];
                 self.jobs.failures.remove(&waiting);

@@ -13,9 +13,10 @@ mod settings;
 pub use io::{Answer, Effect, Identity, Input, Messages, Order, Query, Refusal, Request, StepOutcome};
 pub use settings::Settings;
 
+use crate::clock::{Clock, Now};
 use crate::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use crate::handler::{Call, Caller, Handler, Misuse, Outcome, Txn};
-use crate::ids::{Colour, Epoch, Index, Key, Seq, ServiceId, ShardId, Time};
+use crate::ids::{Colour, Epoch, Index, Key, Seq, Served, ServiceId, ShardId, Time};
 use crate::record::RecordKey;
 use crate::records::Piece;
 use crate::replica::{EpochConfig, Replica};
@@ -33,9 +34,7 @@ pub struct Shard {
     topology: Arc<Topology>,
     settings: Settings,
     replica: Option<Replica>,
-    /// The shard's time, and by how much it is ahead of the shell's.
-    now: Time,
-    skew: u64,
+    clock: Clock,
     full: bool,
     release: Release,
     jobs: Jobs,
@@ -48,7 +47,7 @@ pub struct Shard {
     heard: Colour,
     /// Something may have ended the last life of the process, and may do so again.
     suspicious: bool,
-    /// Until when requests are suspected: their clients may bring again what ended the process.
+    /// Until when requests are suspected, in steady time: their clients may bring again what ended the process.
     suspect_until: Time,
 }
 
@@ -77,6 +76,9 @@ impl Shard {
     const LOOK_AHEAD: usize = 8;
     /// Sessions and idempotency keys that one entry forgets at most.
     const EXPIRE_BATCH: usize = 256;
+    /// After serving for so long without an entry the shard logs its clocks, in microseconds: 10 min. The end of a process
+    /// life loses less than that of its served time.
+    const NOTE_CLOCK: u64 = 10 * 60 * 1_000_000;
     /// Channels that one entry trims at most, so that it fits into any log.
     const TRIM_BATCH: usize = 256;
 
@@ -87,7 +89,8 @@ impl Shard {
     #[must_use]
     pub fn new(state: State, topology: Arc<Topology>, settings: Settings) -> Self {
         let service = topology.service_of(state.shard()).expect("a shard is made for its topology");
-        let now = state.position().time;
+        let position = state.position();
+        let clock = Clock::new(position.time, position.served(), settings.clock_confirm);
         let jobs = Jobs::new(&state);
         Self {
             state,
@@ -95,8 +98,7 @@ impl Shard {
             topology,
             settings,
             replica: None,
-            now,
-            skew: 0,
+            clock,
             full: false,
             release: Release::default(),
             jobs,
@@ -111,10 +113,12 @@ impl Shard {
         }
     }
 
-    /// Handles one input. `now` is the shell's clock, which must not go back within one process life; effects are
-    /// appended to `out` in the order in which they have to be performed.
-    pub fn handle(&mut self, now: Time, input: Input, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
-        self.now = self.now.max(now.plus_micros(self.skew));
+    /// Handles one input. `now` is what the shell's clocks say: see [`Now`]. Effects are appended to `out` in the order in
+    /// which they have to be performed.
+    pub fn handle(&mut self, now: Now, input: Input, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
+        if self.replica.is_some() {
+            self.clock.advance(now, self.is_active());
+        }
         match input {
             Input::Start(config) => self.handle_start(now, config, out),
             Input::Stored { member, epoch, upto } => {
@@ -129,7 +133,7 @@ impl Shard {
                         self.handle_active(epoch, out);
                     }
                     let runs = &mut self.jobs.runs;
-                    self.release.commit(commit, &self.state, self.now, &self.settings, runs, out);
+                    self.release.commit(commit, &self.state, &self.clock, &self.settings, runs, out);
                     self.run_jobs(handler, out);
                 }
             }
@@ -175,20 +179,22 @@ impl Shard {
         }
     }
 
-    /// When the shard wants [`Input::Tick`], on the shell's clock; in the past means at once.
+    /// When the shard wants [`Input::Tick`], in the shell's steady time; in the past means at once. It is as the clocks were
+    /// at the last input: after a jump of the wall clock a tick lets the shard look at it again.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
         if !self.is_active() {
             return None;
         }
         let timer = (!self.blocked()).then(|| self.jobs.next_timer(&self.state)).flatten();
-        let retry = self.jobs.next_retry();
-        let expiry = (!self.full).then(|| self.state.expiries().first().map(|(at, _)| *at)).flatten();
+        let timer = timer.into_iter().chain(self.jobs.next_retry()).min();
+        let timer = timer.map(|at| self.clock.steady_at(at));
+        let expiry = self.state.expiries().first().map(|(at, _)| *at);
+        let served = expiry.into_iter().chain([self.note_clock_at()]).min().filter(|_| !self.full);
+        let served = served.map(|at| self.clock.steady_at_served(at));
         let trim = self.trim_at.filter(|_| !self.full);
-        let ready = self.job_is_ready().then_some(self.now);
-        let first =
-            [timer, retry, expiry, trim, ready, self.release.deadline()].into_iter().flatten().min()?;
-        Some(Time(first.0.saturating_sub(self.skew)))
+        let ready = self.job_is_ready().then_some(self.clock.steady());
+        [timer, served, trim, ready, self.release.deadline()].into_iter().flatten().min()
     }
 
     /// Appends up to `records` more records of the running snapshot to `out`; true once it is complete.
@@ -231,6 +237,16 @@ impl Shard {
         self.jobs.len()
     }
 
+    /// The shard's clocks, as they were at the last input.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    fn note_clock_at(&self) -> Served {
+        self.state.position().served().plus_micros(Self::NOTE_CLOCK)
+    }
+
     /// Checks what must hold between two inputs.
     ///
     /// # Errors
@@ -262,13 +278,12 @@ impl Shard {
         Ok(())
     }
 
-    fn handle_start(&mut self, now: Time, config: EpochConfig, out: &mut Vec<Effect>) {
+    fn handle_start(&mut self, now: Now, config: EpochConfig, out: &mut Vec<Effect>) {
         // A primary leads for one process life, and a start of an older epoch is an old frame.
         if self.replica.is_some() || config.epoch <= self.state.position().epoch {
             return;
         }
-        self.skew = self.state.position().time.0.saturating_sub(now.0);
-        self.now = now.plus_micros(self.skew);
+        self.clock.start(now, self.state.position().index == Index(0));
         self.replica = Some(Replica::new(config, self.state.position().index.next()));
         self.append(Cause::Start, Key::none(), Effects::default(), out);
     }
@@ -277,10 +292,10 @@ impl Shard {
     fn handle_active(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
         out.push(Effect::Active(epoch));
         self.mark(self.heard, out);
-        self.release.resend_all(&self.state, self.suspicious, self.now, &self.settings, out);
-        self.jobs.start(&self.state, self.suspicious, self.now);
+        self.release.resend_all(&self.state, self.suspicious, self.clock.steady(), &self.settings, out);
+        self.jobs.start(&self.state, self.suspicious, self.clock.time());
         if self.suspicious {
-            self.suspect_until = self.now.plus_millis(Self::SUSPECT_FOR_MS);
+            self.suspect_until = self.clock.steady().plus_millis(Self::SUSPECT_FOR_MS);
         }
     }
 
@@ -295,8 +310,8 @@ impl Shard {
         if news {
             let trim = self.trims.entry(from).or_default();
             *trim = upto.max(*trim);
-            self.trim_at.get_or_insert(self.now.plus_millis(self.settings.ack_delay));
-            self.release.progress(from, self.now);
+            self.trim_at.get_or_insert(self.clock.steady().plus_millis(self.settings.ack_delay));
+            self.release.progress(from, self.clock.steady());
         }
     }
 
@@ -305,7 +320,7 @@ impl Shard {
             return;
         }
         if !self.full {
-            if self.trim_at.is_some_and(|at| at <= self.now) {
+            if self.trim_at.is_some_and(|at| at <= self.clock.steady()) {
                 let first = std::iter::from_fn(|| self.trims.pop_first()).take(Self::TRIM_BATCH);
                 let trims = first.map(|(to, upto)| Trim { to, upto }).collect();
                 self.trim_at = self.trim_at.filter(|_| !self.trims.is_empty());
@@ -313,15 +328,15 @@ impl Shard {
             }
             self.expire(out);
         }
-        self.release.tick(&self.state, self.now, &self.settings, out);
-        self.jobs.push_due_timers(&self.state, self.now);
-        self.jobs.run_due_steps(&self.state, self.now, out);
+        self.release.tick(&self.state, self.clock.steady(), &self.settings, out);
+        self.jobs.push_due_timers(&self.state, self.clock.time());
+        self.jobs.run_due_steps(&self.state, self.clock.time(), out);
         self.run_jobs(handler, out);
     }
 
     fn expire(&mut self, out: &mut Vec<Effect>) {
-        let over =
-            self.state.expiries().iter().take_while(|(at, _)| *at <= self.now).take(Self::EXPIRE_BATCH);
+        let served = self.clock.served();
+        let over = self.state.expiries().iter().take_while(|(at, _)| *at <= served).take(Self::EXPIRE_BATCH);
         let mut writes = Vec::new();
         let mut room = self.settings.entry_bytes_max;
         'over: for (_, key) in over {
@@ -346,7 +361,7 @@ impl Shard {
                 break;
             }
         }
-        if !writes.is_empty() {
+        if !writes.is_empty() || self.note_clock_at() <= served {
             self.append(Cause::Expire, Key::none(), Effects::of(writes), out);
         }
     }
@@ -386,7 +401,7 @@ impl Shard {
             key: process,
             caller: *caller,
             payload,
-            time: self.now,
+            time: self.clock.time(),
             place: (epoch, place),
         };
         let mut txn = Txn::new(&self.state, &self.topology, &call);
@@ -416,7 +431,9 @@ impl Shard {
         let Effects { writes, sends, reply } = effects;
         let index = self.state.position().index.next();
         let epoch = self.epoch();
-        let entry = Entry { index, epoch, time: self.now, cause, process, writes, sends, reply };
+        let time = self.clock.time();
+        let served = Some(self.clock.served().since(self.state.position().served()));
+        let entry = Entry { index, epoch, time, cause, process, writes, sends, reply, served };
         let mut bytes = Vec::with_capacity(192);
         entry.encode_into(&mut bytes);
         out.push(Effect::Append { epoch, index, bytes });

@@ -2,6 +2,7 @@
 
 use super::jobs::Runs;
 use super::{Answer, Effect, Settings};
+use crate::clock::Clock;
 use crate::entry::{Cause, Entry};
 use crate::ids::{Colour, Index, Seq, ShardId, TaskId, Time};
 use crate::record::{Kind, RecordKey, Waiting};
@@ -92,17 +93,18 @@ impl Release {
         &mut self,
         commit: Index,
         state: &State,
-        now: Time,
+        clock: &Clock,
         settings: &Settings,
         runs: &mut Runs,
         out: &mut Vec<Effect>,
     ) {
+        let now = clock.steady();
         while let Some((_, held)) = self.held.pop_front_if(|(index, _)| *index <= commit) {
             match held {
                 Held::Answer(answer) => out.push(Effect::Answer(answer)),
                 Held::Task(id) => {
                     if let Some(task) = state.record(&RecordKey::task(id)) {
-                        runs.set_out(id, task, now, out);
+                        runs.set_out(id, task, clock.time(), out);
                     }
                 }
                 Held::Marker(colour) => out.push(Effect::MarkerCommitted(colour)),

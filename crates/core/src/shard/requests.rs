@@ -19,7 +19,7 @@ impl Shard {
     ) {
         let opened = self.admit(principal).and_then(|()| {
             if let Some(open) = self.state.session(session) {
-                if *open.principal != *principal || open.expires <= self.now {
+                if *open.principal != *principal || open.expires <= self.clock.served() {
                     return Err(Refusal::UnknownSession(session));
                 }
                 return Ok((self.state.position().index, Reply::Ok(Blob::empty())));
@@ -52,7 +52,7 @@ impl Shard {
 
     /// A request that may be what ended the process: it is handled only after an attempt at it is logged.
     fn suspect(&self, request: &Request) -> Option<[u8; 16]> {
-        if !self.is_active() || self.now >= self.suspect_until {
+        if !self.is_active() || self.clock.steady() >= self.suspect_until {
             return None;
         }
         let cause = self.cause(request);
@@ -112,7 +112,7 @@ impl Shard {
                 principal: request.principal.to_string(),
                 key: key.clone(),
                 body_hash: *body_hash,
-                expires: self.now.plus_millis(self.settings.idempotency_ttl),
+                expires: self.clock.served().plus_millis(self.settings.idempotency_ttl),
             },
             Identity::None => Cause::Anonymous,
         }
@@ -134,7 +134,7 @@ impl Shard {
             Identity::None => Ok(None),
             Identity::Session { session, number, confirmed } => {
                 // One that has run out is gone, though its record goes last: its replies go first, over several entries.
-                let open = self.state.session(*session).filter(|open| open.expires > self.now);
+                let open = self.state.session(*session).filter(|open| open.expires > self.clock.served());
                 // Nobody else learns that there is such a session.
                 let Some(open) = open.filter(|open| open.principal == request.principal) else {
                     // What can't be admitted could not have opened a session, and opening another one won't help.
@@ -199,7 +199,7 @@ impl Shard {
             key: &query.process,
             caller: Caller::Client { principal: &query.principal },
             payload: &query.payload,
-            time: self.now,
+            time: self.clock.time(),
             place: (self.epoch(), index),
         };
         match handler.query(&call, View::new(&self.state, &query.process)) {

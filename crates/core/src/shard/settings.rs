@@ -3,9 +3,9 @@
 /// Limits and times of a shard. All times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How long a session lives without a request: 1 h by default.
+    /// How long a session lives without a request, in served time: 1 h by default.
     pub session_ttl: u64,
-    /// How long the reply to an idempotency key is kept: 24 h by default.
+    /// How long the reply to an idempotency key is kept, in served time: 24 h by default.
     pub idempotency_ttl: u64,
     /// How often a waiting cause is tried before it becomes a dead letter: 5 by default, at least 1.
     pub attempts_max: u32,
@@ -21,6 +21,9 @@ pub struct Settings {
     pub ack_delay: u64,
     /// How long a channel may go without progress before its messages are sent again: 2,000 by default.
     pub resend_after: u64,
+    /// How long a wall clock that is ahead by more than [`Clock::FAR`](crate::clock::Clock::FAR) has to stay so before
+    /// it is believed; 0 believes any clock at once: 600,000 by default.
+    pub clock_confirm: u64,
 }
 
 impl Default for Settings {
@@ -34,6 +37,7 @@ impl Default for Settings {
             uncommitted_max: 65_536,
             ack_delay: 25,
             resend_after: 2_000,
+            clock_confirm: 600_000,
         }
     }
 }

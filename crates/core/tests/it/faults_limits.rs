@@ -223,6 +223,7 @@ fn a_shard_number_from_outside_decides_no_allocation() {
         writes: Vec::new(),
         sends: vec![Send { to: far, process: Key::none(), payload: Blob::empty() }],
         reply: None,
+        served: None,
     };
     state.apply(entry).unwrap();
     assert_eq!(state.outboxes().get(far).unwrap().messages.len(), 1);
@@ -242,6 +243,7 @@ fn a_reply_and_a_dead_letter_that_can_not_be_read_are_refused_when_they_are_load
             writes: vec![Write { key: key.clone(), value: Some(Blob::from(b"\xff".as_slice())) }],
             sends: Vec::new(),
             reply: None,
+            served: None,
         };
         let misfit = State::new(ShardId(0)).apply(entry).unwrap_err();
         assert!(matches!(&misfit, Misfit::Record { key: found, .. } if *found == key), "{misfit}");

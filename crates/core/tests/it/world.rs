@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use stead_core::clock::Now;
 use stead_core::entry::{Entry, Reply};
 use stead_core::handler::{Call, Caller, Handler, Outcome, Txn, View};
 use stead_core::ids::{
@@ -96,7 +97,10 @@ pub(crate) struct World {
     pub(crate) settings: Settings,
     pub(crate) shards: Vec<Shard>,
     pub(crate) script: Script,
+    /// The shell's steady time.
     pub(crate) now: Time,
+    /// By how many milliseconds the wall clock is ahead of it.
+    pub(crate) wall_ahead: i64,
     pub(crate) epoch: Epoch,
     /// Whether a restart is known to follow a life that ended in order.
     pub(crate) trusted: bool,
@@ -128,7 +132,8 @@ impl World {
             settings,
             shards: Vec::new(),
             script: Script::default(),
-            now: Time(1_000_000),
+            now: Time(1_000 * 86_400 * 1_000_000),
+            wall_ahead: 0,
             epoch: Epoch(0),
             trusted: false,
             log: BTreeMap::new(),
@@ -199,7 +204,9 @@ impl World {
 
     pub(crate) fn give(&mut self, to: ShardId, input: Input) {
         let mut out = Vec::new();
-        self.shards[to.0 as usize].handle(self.now, input, &mut self.script, &mut out);
+        let wall = Time(self.now.0.saturating_add_signed(self.wall_ahead * 1000));
+        let now = Now { steady: self.now, wall };
+        self.shards[to.0 as usize].handle(now, input, &mut self.script, &mut out);
         for effect in out {
             match effect {
                 Effect::Append { index, bytes, .. } => {

@@ -123,6 +123,11 @@ impl Collector for OfNode {
             ("uptime_seconds", "How long the node has run", status.uptime.as_secs()),
             ("disk_full", "1 if writes are refused because the disk is full", u64::from(status.full)),
             ("failed", "1 after a fatal error", u64::from(status.failure.is_some())),
+            (
+                "clock_doubted",
+                "1 while the wall clock is so far ahead of the shards' time that it is not believed",
+                u64::from(status.clock.doubted),
+            ),
             ("log_bytes", "Bytes of the log's files", status.log.bytes),
             ("log_segments", "Segments of the log that are still needed", status.log.segments),
             ("log_reserve_bytes", "Bytes that can be appended before another segment", status.log.reserve),
@@ -152,7 +157,7 @@ impl Collector for OfNode {
 
 type Figure = (&'static str, &'static str, fn(&ShardStatus) -> u64);
 
-const SHARD_GAUGES: [Figure; 7] = [
+const SHARD_GAUGES: [Figure; 9] = [
     ("shard_records", "Records of all kinds", |shard| shard.records),
     ("shard_records_bytes", "Bytes of the records, keys included", |shard| shard.records_bytes),
     ("shard_outbox_messages", "Messages sent and not yet acknowledged", |shard| shard.outbox_messages),
@@ -160,6 +165,12 @@ const SHARD_GAUGES: [Figure; 7] = [
     ("shard_waiting", "Messages, timers and steps that wait to be handled", |shard| shard.waiting),
     ("shard_dead_letters", "Causes that were given up", |shard| shard.dead_letters),
     ("shard_tasks", "Tasks that are not finished", |shard| shard.tasks.len() as u64),
+    ("shard_clock_ahead_microseconds", "The wall clock's lead over the shard's time", |shard| {
+        shard.clock_ahead_micros.max(0).unsigned_abs()
+    }),
+    ("shard_clock_behind_microseconds", "The shard's lead over the wall clock", |shard| {
+        shard.clock_ahead_micros.min(0).unsigned_abs()
+    }),
 ];
 
 fn encode_shards(shards: &[ShardStatus], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

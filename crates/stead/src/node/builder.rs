@@ -129,6 +129,7 @@ pub struct NodeBuilder {
     pub(crate) segment_bytes: Option<u64>,
     pub(crate) disk: Option<Arc<dyn Disk>>,
     pub(crate) wall: Option<Wall>,
+    pub(crate) clock_confirm: Option<Duration>,
 }
 
 /// Threads that run the steps of tasks unless it is set otherwise.
@@ -144,6 +145,7 @@ pub(crate) struct Limits {
     pub(crate) handler_timeout: Duration,
     pub(crate) task_step_timeout: Duration,
     pub(crate) shutdown_timeout: Duration,
+    pub(crate) clock_confirm: Duration,
     pub(crate) segment_bytes: u64,
     pub(crate) checkpoints: CheckpointOptions,
     pub(crate) copies: Option<CopyTarget>,
@@ -181,6 +183,7 @@ impl NodeBuilder {
             segment_bytes: None,
             disk: None,
             wall: None,
+            clock_confirm: None,
         }
     }
 
@@ -281,7 +284,15 @@ impl NodeBuilder {
         self
     }
 
-    /// Uses another wall clock than the system's, read once when the node is opened: for tests.
+    /// How long a wall clock that is more than an hour ahead of the shards' time must stay so before timers follow it, for it
+    /// may be wrong: 0 to 24 h, 10 min by default. With 0 it is believed at once.
+    #[must_use]
+    pub fn clock_confirm(mut self, time: Duration) -> Self {
+        self.clock_confirm = Some(time);
+        self
+    }
+
+    /// Uses another wall clock than the system's: for tests. It is read often, and may jump.
     #[must_use]
     pub fn wall_clock(mut self, clock: impl Fn() -> Time + Send + Sync + 'static) -> Self {
         self.wall = Some(Box::new(clock));
@@ -324,6 +335,7 @@ impl NodeBuilder {
             handler_timeout: config.handler_timeout.or(self.handler_timeout),
             task_step_timeout: config.task_step_timeout.or(self.task_step_timeout),
             shutdown_timeout: config.shutdown_timeout.or(self.shutdown_timeout),
+            clock_confirm: config.clock_confirm.or(self.clock_confirm),
             log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
             checkpoints: CheckpointConfig {
                 interval: set.interval.or(self.checkpoints.interval.map(Interval::Every)),
@@ -361,6 +373,9 @@ impl NodeBuilder {
             handler_timeout: merged.handler_timeout.unwrap_or(Duration::from_secs(10)),
             task_step_timeout: merged.task_step_timeout.unwrap_or(Duration::from_secs(600)),
             shutdown_timeout: merged.shutdown_timeout.unwrap_or(Config::SHUTDOWN_TIMEOUT),
+            clock_confirm: merged
+                .clock_confirm
+                .unwrap_or(Duration::from_millis(Settings::default().clock_confirm)),
             segment_bytes: merged.log.segment_bytes.unwrap_or(64 << 20),
             checkpoints: CheckpointOptions {
                 interval: merged.checkpoints.interval.and_then(Interval::time),

@@ -18,13 +18,15 @@ pub use ready::NotReady;
 pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck};
 pub use stable::{CopyReport, CopyStatus};
 pub use status::{
-    DeadLetterInfo, LogStatus, Metrics, RecoveryReport, ServiceStatus, ShardStatus, Status, TaskStatus,
+    ClockStatus, DeadLetterInfo, LogStatus, Metrics, RecoveryReport, ServiceStatus, ShardStatus, Status,
+    TaskStatus,
 };
 
 use crate::client::{BlockingClient, Client, block_on};
 use crate::error::RawError;
 use crate::panics;
 use crate::registry::Registry;
+use builder::Wall;
 use inbox::{Command, Inbox};
 use log::{LogQueue, PreparerSignal};
 use open::{Group, Member};
@@ -112,15 +114,26 @@ mod life {
     pub(super) const KILLED: u8 = 3;
 }
 
-/// The wall clock at the start, carried on by the monotonic one: within a life it never goes back.
+/// The node's two clocks.
 pub(crate) struct Clock {
-    wall: Time,
+    begun: Time,
     start: Instant,
+    wall: Wall,
 }
 
 impl Clock {
+    pub(crate) fn new(wall: Wall) -> Self {
+        Self { begun: wall(), start: Instant::now(), wall }
+    }
+
+    /// Steady time: the wall clock at the start, carried on by the monotonic one. It neither jumps nor goes back.
     pub(crate) fn now(&self) -> Time {
-        self.wall.plus_micros(self.start.elapsed().as_micros() as u64)
+        self.begun.plus_micros(self.start.elapsed().as_micros() as u64)
+    }
+
+    /// The wall clock, which may jump.
+    pub(crate) fn wall(&self) -> Time {
+        (self.wall)()
     }
 }
 
@@ -135,7 +148,7 @@ impl Shared {
         topology: Arc<Topology>,
         workers: usize,
         epoch: Epoch,
-        wall: Time,
+        clock: Clock,
         copies: Copies,
     ) -> (Self, mpsc::Receiver<Event>) {
         let (snapshots, events) = SnapshotQueue::new();
@@ -145,7 +158,7 @@ impl Shared {
             registry,
             topology,
             inboxes: (0..workers).map(|_| Inbox::new()).collect(),
-            clock: Clock { wall, start: Instant::now() },
+            clock,
             log: LogQueue::new(),
             preparer: PreparerSignal::new(),
             tasks: TaskQueue::default(),
@@ -311,6 +324,7 @@ impl Node {
             full: shared.log.is_full(),
             failure: shared.failure.get().cloned(),
             services: services.collect(),
+            clock: ClockStatus::of(&shards),
             shards,
             log: shared.log.status(),
             checkpoint: some(shared.snapshots.newest.load(Ordering::Relaxed)),

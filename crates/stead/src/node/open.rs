@@ -7,15 +7,15 @@ use super::stable::{Copies, Stage};
 use super::status::RecoveryReport;
 use super::watchdog::{Limit, Probe};
 use super::worker::Worker;
-use super::{Inner, Node, Shared};
+use super::{Clock, Inner, Node, Shared};
 use crate::error::OpenError;
 use crate::offline::service_metas;
 use crate::panics;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
-use stead_core::ids::{Colour, Epoch, Incarnation};
+use std::time::{Duration, Instant};
+use stead_core::ids::{Colour, Epoch, Incarnation, Time};
 use stead_core::record::{RecordKey, TaskRecord};
 use stead_core::shard::{Settings, Shard};
 use stead_core::state::State;
@@ -94,7 +94,10 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
 
     // No entry may be larger than what the log takes in one write.
     let entry_bytes_max = (wal.batch_bytes_max() / 2).min(Settings::default().entry_bytes_max);
-    settings.iter_mut().for_each(|settings| settings.entry_bytes_max = entry_bytes_max);
+    for settings in &mut settings {
+        settings.entry_bytes_max = entry_bytes_max;
+        settings.clock_confirm = limits.clock_confirm.as_millis() as u64;
+    }
     let last = states.iter().map(|state| state.position().colour).max().unwrap_or(Colour(0));
     let recovery = RecoveryReport {
         created,
@@ -104,11 +107,13 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         tail_cut: log.cut.is_some(),
         state_bytes: report.state_bytes,
     };
-    let wall = builder.wall.as_ref().map_or_else(super::system_time, |wall| wall());
+    let logged = states.iter().map(|state| state.position().time).max().unwrap_or_default();
+    let clock = Clock::new(builder.wall.unwrap_or_else(|| Box::new(super::system_time)));
+    warn_of_clock(logged, clock.wall(), limits.clock_confirm);
     let owner = Owner { cluster: data_dir.meta().cluster, incarnation: topology.incarnation };
     let copies = Copies::new(owner, limits.checkpoints.bytes_per_second, limits.copies.as_ref());
     let (shared, events) =
-        Shared::new(builder.registry, Arc::clone(&topology), limits.threads, epoch, wall, copies);
+        Shared::new(builder.registry, Arc::clone(&topology), limits.threads, epoch, clock, copies);
     let shared = Arc::new(shared);
     shared.snapshots.newest.store(
         manifest.as_ref().map_or(0, |manifest| manifest.number.0),
@@ -198,6 +203,27 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     shared.await_active().map_err(OpenError::Failed)?;
     let recovery = RecoveryReport { duration: begun.elapsed(), ..inner.recovery };
     Ok(Node(Arc::new(inner.with_recovery(recovery))))
+}
+
+/// Says so if the wall clock is far from the last time in the log: it, or the one of the last life, may be wrong.
+fn warn_of_clock(logged: Time, wall: Time, confirm: Duration) {
+    let far = Duration::from_micros(stead_core::clock::Clock::FAR);
+    let (ahead, behind) = (wall.0.saturating_sub(logged.0), logged.0.saturating_sub(wall.0));
+    let hours = |micros: u64| micros as f64 / 3.6e9;
+    if logged == Time(0) {
+        // The log is empty.
+    } else if Duration::from_micros(ahead) > far && !confirm.is_zero() {
+        tracing::warn!(
+            "the wall clock is {:.1} h ahead of the log: the node was down for that long, or the clock is wrong; timers follow it in {} s if it stays so",
+            hours(ahead),
+            confirm.as_secs()
+        );
+    } else if Duration::from_micros(behind) > far {
+        tracing::warn!(
+            "the wall clock is {:.1} h behind the log: it is wrong, or was; until it has caught up, the time of timers goes at half the speed",
+            hours(behind)
+        );
+    }
 }
 
 /// Takes data for which there is all code; else names what there is none for.

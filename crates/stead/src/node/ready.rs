@@ -73,6 +73,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Clock;
     use super::*;
     use crate::node::log::Submission;
     use crate::node::stable::Copies;
@@ -89,7 +90,8 @@ mod tests {
         topology.ensure("service", 2).unwrap();
         let owner = Owner { cluster: 1, incarnation: topology.incarnation };
         let copies = Copies::new(owner, 0, None);
-        Shared::new(Registry::new(), Arc::new(topology), 1, Epoch(1), Time(0), copies).0
+        let clock = Clock::new(Box::new(|| Time(0)));
+        Shared::new(Registry::new(), Arc::new(topology), 1, Epoch(1), clock, copies).0
     }
 
     #[test]

@@ -401,7 +401,7 @@ impl Checkpointer {
         let deadline = now.plus_millis(self.options.timeout.as_millis() as u64);
         let Ok(number) = self.coordinator.begin(deadline) else { return };
         let topology = Topology::clone(&self.shared.topology);
-        let plan = Plan { number, created: now, topology, pace: self.pace.clone() };
+        let plan = Plan { number, created: self.shared.clock.wall(), topology, pace: self.pace.clone() };
         match CheckpointWriter::create(&*self.store, &self.names, plan) {
             Ok(writer) => {
                 let wanted = std::mem::take(&mut self.wanted);
@@ -606,7 +606,7 @@ impl Checkpointer {
     }
 
     fn bury(&self, number: Colour, reason: &str) {
-        let now: Time = self.shared.clock.now();
+        let now: Time = self.shared.clock.wall();
         if let Err(error) = give_up(&*self.store, &self.shared.topology, number, now, &self.names, reason) {
             // Without it the number stays undecided, and is never used again anyway.
             tracing::warn!("no tombstone for checkpoint {number}: {error}");

@@ -23,6 +23,9 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// The shards that answered in time; a shard that is missing is held by a handler.
     pub shards: Vec<ShardStatus>,
+    /// The wall clock, as the shards that answered see it.
+    #[serde(default)]
+    pub clock: ClockStatus,
     /// The log.
     pub log: LogStatus,
     /// The newest checkpoint, if there is one.
@@ -78,6 +81,36 @@ pub struct ShardStatus {
     pub dead_letters: u64,
     /// Tasks that are not finished.
     pub tasks: Vec<TaskStatus>,
+    /// The shard's time, on which timers fire, in microseconds since the Unix epoch.
+    #[serde(default)]
+    pub time: u64,
+    /// By how many microseconds the wall clock is ahead of it; negative if it is behind. The shard runs faster or slower
+    /// until both are the same.
+    #[serde(default)]
+    pub clock_ahead_micros: i64,
+    /// Whether the wall clock is so far ahead that it is not believed yet: see
+    /// [`NodeBuilder::clock_confirm`](crate::NodeBuilder::clock_confirm).
+    #[serde(default)]
+    pub clock_doubted: bool,
+}
+
+/// The wall clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// By how many microseconds it is ahead of the shard whose time differs most; negative if it is behind.
+    pub ahead_micros: i64,
+    /// Whether it is so far ahead of a shard that it is not believed yet: it is wrong, or the node was down for so long.
+    pub doubted: bool,
+}
+
+impl ClockStatus {
+    pub(crate) fn of(shards: &[ShardStatus]) -> Self {
+        let aheads = shards.iter().map(|shard| shard.clock_ahead_micros);
+        Self {
+            ahead_micros: aheads.max_by_key(|ahead| ahead.unsigned_abs()).unwrap_or(0),
+            doubted: shards.iter().any(|shard| shard.clock_doubted),
+        }
+    }
 }
 
 /// A task that is not finished.
@@ -297,5 +330,8 @@ pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, servic
         waiting: shard.waiting() as u64,
         dead_letters: state.dead_letters() as u64,
         tasks: tasks.collect(),
+        time: shard.clock().time().0,
+        clock_ahead_micros: shard.clock().wall_ahead(),
+        clock_doubted: shard.clock().is_doubted(),
     }
 }

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use stead_core::clock::Now;
 use stead_core::handler::Handler;
 use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
 use stead_core::records::Piece;
@@ -35,6 +36,12 @@ const TURN: Duration = Duration::from_millis(1);
 const AHEAD: usize = 16;
 /// How often overdue calls are looked for.
 const SWEEP: Duration = Duration::from_millis(20);
+/// How long a worker sleeps at most, so that its shards notice a jump of the wall clock.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
+/// A change of the wall clock against the steady one, in microseconds, that shards are told of: 10 ms.
+const CLOCK_CHANGE: u64 = 10_000;
+/// A change, in microseconds, that is logged: 10 s.
+const CLOCK_JUMP: u64 = 10_000_000;
 /// How long a request waits that came before its shard served.
 const NOT_READY_RETRY_MS: u64 = 5;
 /// How long a snapshot may hold the worker in one turn.
@@ -70,6 +77,10 @@ pub(crate) struct Worker {
     retries: Vec<(Time, u64, ShardId, Input)>,
     sweep_at: Instant,
     draining: VecDeque<Draining>,
+    /// The wall clock when the turn began.
+    wall: Time,
+    /// By how much the wall clock was ahead of the steady one when the shards last looked at it.
+    wall_ahead: i64,
     stopping: bool,
     turn: Turn,
 }
@@ -120,7 +131,10 @@ impl Worker {
             .into_iter()
             .map(|shard| Slot { id: shard.state().shard(), shard, deadline: None, is_moved: false })
             .collect();
+        let wall = shared.clock.wall();
         Self {
+            wall,
+            wall_ahead: ahead(wall, shared.clock.now()),
             appended: vec![(Epoch(0), Index(0)); shards.len()],
             outgoing: (0..shared.inboxes.len()).map(|_| Vec::new()).collect(),
             shared,
@@ -172,6 +186,8 @@ impl Worker {
         let mut arrived = std::mem::take(&mut self.arrived);
         inbox.take(&mut commands, &mut arrived);
         let now = shared.clock.now();
+        self.wall = shared.clock.wall();
+        self.look_at_clock(now);
         let mut busy = !commands.is_empty() || !arrived.is_empty();
         self.local.extend(arrived.drain(..));
         self.arrived = arrived;
@@ -194,10 +210,30 @@ impl Worker {
             let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
             let retry = self.retries.iter().map(|(at, ..)| *at).min();
             let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in.as_micros() as u64));
-            let until = [deadline.filter(|_| !self.stopping), retry, sweep].into_iter().flatten().min();
+            let look = Some(now.plus_micros(CLOCK_LOOK.as_micros() as u64));
+            let until = [deadline.filter(|_| !self.stopping), retry, sweep, look].into_iter().flatten().min();
             // While the log works on a submission its news is near.
             let spins = if self.submitted.is_empty() { shared.spins_idle } else { shared.spins_waiting };
             inbox.park(now, until, spins);
+        }
+    }
+
+    /// Lets the shards look again if the wall clock jumped, or drifted, since they last did: their timers are due at other
+    /// times then.
+    fn look_at_clock(&mut self, now: Time) {
+        let wall_ahead = ahead(self.wall, now);
+        let change = wall_ahead.abs_diff(self.wall_ahead);
+        if change < CLOCK_CHANGE {
+            return;
+        }
+        // One worker speaks for all.
+        if change >= CLOCK_JUMP && self.number == 0 {
+            let seconds = (i128::from(wall_ahead) - i128::from(self.wall_ahead)) as f64 / 1e6;
+            tracing::warn!("the wall clock jumped by {seconds:+.1} s; the time of timers follows it");
+        }
+        self.wall_ahead = wall_ahead;
+        for slot in 0..self.shards.len() as u32 {
+            self.give(now, slot, Input::Tick);
         }
     }
 
@@ -307,9 +343,9 @@ impl Worker {
     }
 
     fn give(&mut self, now: Time, slot: u32, input: Input) {
-        let Self { shards, runner, effects, moved, .. } = self;
+        let Self { shards, runner, effects, moved, wall, .. } = self;
         let Slot { shard, is_moved, .. } = &mut shards[slot as usize];
-        shard.handle(now, input, runner as &mut dyn Handler, effects);
+        shard.handle(Now { steady: now, wall: *wall }, input, runner as &mut dyn Handler, effects);
         if !std::mem::replace(is_moved, true) {
             moved.push(slot);
         }
@@ -579,6 +615,11 @@ impl Worker {
         self.shared.workers_running.fetch_sub(1, Ordering::SeqCst);
         self.shared.inboxes[self.number].close();
     }
+}
+
+/// By how many microseconds the wall clock is ahead of the steady one.
+fn ahead(wall: Time, steady: Time) -> i64 {
+    (i128::from(wall.0) - i128::from(steady.0)).clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
 /// The calls that wait for their answer, by token.

@@ -2,6 +2,7 @@
 
 use crate::services::{Account, Ask, Look, await_answer, builder, key};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 use stead::{
     CallError, Caller, Context, Never, Node, Process, Progress, QueryContext, RawCall, RawError, Refusal,
     ServiceOptions, StepContext, Task, Time,
@@ -25,7 +26,7 @@ fn a_timer_fires_once_over_a_kill_even_when_the_clock_goes_back() {
     assert_eq!(client.query::<Account>(&key("b"), Look::Balance).unwrap(), 0);
     node.shutdown();
     let evening = Time(noon.0 + 7_200_000_000);
-    let node = builder(dir.path()).wall_clock(move || evening).open().unwrap();
+    let node = builder(dir.path()).wall_clock(move || evening).clock_confirm(Duration::ZERO).open().unwrap();
     await_answer(&node, "b", 100);
 }
 
@@ -153,7 +154,7 @@ fn raw_calls_get_what_typed_ones_get_and_misuse_is_told() {
         payload: stead::codec::json_to_payload(&json).unwrap(),
         principal: "raw",
         idempotency_key: None,
-        timeout: std::time::Duration::from_secs(10),
+        timeout: Duration::from_secs(10),
     };
     let reply = client.call_raw(call("account", "a", serde_json::json!({"Deposit": 5}))).unwrap();
     assert_eq!(stead::codec::payload_to_json(&reply.reply.unwrap()).unwrap(), 5);

@@ -3,6 +3,7 @@
 use crate::services::{Account, Ask, Look, await_answer, builder, key};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use stead::{CallError, Node, OpenError, RawError, Refusal, Time};
 use stead_store::disk::{Disk, Open};
@@ -186,15 +187,57 @@ fn a_clock_that_jumps_back_turns_no_time_back_and_loses_nothing() {
         let client = node.blocking_client();
         assert_eq!(client.call_idempotent::<Account>(&key("once"), b"k", Ask::Deposit(7)).unwrap(), 7);
         await_answer(&node, "once", 7);
-        // The timer is due 300 ms after it was set in the shard's time, which went on where it stood.
+        // The timer is due 300 ms after it was set in the shard's time, which goes on where it stood, at half the speed.
         await_answer(&node, "a", 100);
         node.checkpoint_blocking().unwrap();
         node.kill();
     }
-    // Forward again: the key was kept for a day of the shard's time, which is long over.
+    // Forward again, by more than the key is kept for: but nothing of that was served.
     let node = open(2000 * HOUR);
-    assert_eq!(node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 100);
-    let again =
-        node.blocking_client().call_idempotent::<Account>(&key("once"), b"k2", Ask::Deposit(7)).unwrap();
-    assert_eq!(again, 14);
+    assert!(node.status().clock.doubted);
+    let client = node.blocking_client();
+    assert_eq!(client.query::<Account>(&key("a"), Look::Balance).unwrap(), 100);
+    assert_eq!(client.call_idempotent::<Account>(&key("once"), b"k", Ask::Deposit(7)).unwrap(), 7);
+}
+
+#[test]
+fn a_start_two_days_ahead_fires_nothing_and_forgets_nothing_and_is_set_right_while_it_runs() {
+    const HOUR: u64 = 3600 * 1_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let wall = Arc::new(AtomicU64::new(1000 * HOUR));
+    let open = || {
+        let wall = Arc::clone(&wall);
+        builder(dir.path()).wall_clock(move || Time(wall.load(Ordering::SeqCst))).open().unwrap()
+    };
+    let node = open();
+    let client = node.blocking_client();
+    client.call_idempotent::<Account>(&key("once"), b"k", Ask::Deposit(7)).unwrap();
+    client.call::<Account>(&key("a"), Ask::Later { amount: 100, after_ms: 24 * 3_600_000 }).unwrap();
+    node.kill();
+    wall.store(1048 * HOUR, Ordering::SeqCst);
+    let node = open();
+    assert!(node.status().clock.doubted, "{:?}", node.status().clock);
+    let client = node.blocking_client();
+    assert_eq!(client.call_idempotent::<Account>(&key("once"), b"k", Ask::Deposit(7)).unwrap(), 7);
+    assert_eq!(client.query::<Account>(&key("a"), Look::Balance).unwrap(), 0);
+    wall.store(1000 * HOUR, Ordering::SeqCst);
+    // An idle worker notices within a second, and one that is asked at once.
+    client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap();
+    client.call::<Account>(&key("once"), Ask::Deposit(1)).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while node.status().clock.doubted {
+        assert!(Instant::now() < until, "{:?}", node.status().clock);
+    }
+    // A jump forward within a life is followed, when there is no doubt: a timer is due at once then.
+    drop(client);
+    node.kill();
+    let wall_then = Arc::clone(&wall);
+    let node = builder(dir.path())
+        .wall_clock(move || Time(wall_then.load(Ordering::SeqCst)))
+        .clock_confirm(Duration::ZERO)
+        .open()
+        .unwrap();
+    assert_eq!(node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 1);
+    wall.store(1025 * HOUR, Ordering::SeqCst);
+    await_answer(&node, "a", 101);
 }

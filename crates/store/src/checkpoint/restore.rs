@@ -394,6 +394,11 @@ fn position(
     let same = before.shards == after.shards;
     let parts = if same { &parts[(shard.0 - after.first.0) as usize..][..1] } else { parts };
     let mut position = Position::default();
+    // What expires moves with its process. It may do so late, so that the count goes on from the lowest.
+    position.served = match parts {
+        [part] => part.position.served,
+        parts => parts.iter().map(|part| part.position.served()).min(),
+    };
     for part in parts {
         position.index = position.index.max(part.position.index);
         position.epoch = position.epoch.max(part.position.epoch);

@@ -18,7 +18,8 @@ fn topology() -> Topology {
 
 /// A part of checkpoint 1: its marker is entry 10.
 fn part(shard: ShardId) -> Header {
-    let position = Position { index: Index(10), epoch: Epoch(1), time: Time(0), colour: Colour(1) };
+    let position =
+        Position { index: Index(10), epoch: Epoch(1), time: Time(0), colour: Colour(1), served: None };
     let (outboxes, received) = (BTreeMap::new(), BTreeMap::new());
     Header { shard, position, outboxes, received, records: 0, records_hash: [0; 16] }
 }

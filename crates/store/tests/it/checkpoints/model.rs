@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, Colour, Epoch, Incarnation, Index, Key, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, Colour, Epoch, Incarnation, Index, Key, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use stead_core::record::{
     IdempotencyRecord, RecordKey, SessionRecord, TaskRecord, TimerRecord, encode_value,
@@ -116,13 +116,13 @@ impl Cluster {
                 }
                 8 => {
                     let record =
-                        IdempotencyRecord { body_hash: [1; 16], reply: Reply::Ok(blob), expires: Time(9) };
+                        IdempotencyRecord { body_hash: [1; 16], reply: Reply::Ok(blob), expires: Served(9) };
                     (RecordKey::idempotency(&process, "me", &[self.rng.u8(0..4)]), encode_value(&record))
                 }
                 _ => {
                     let record = SessionRecord {
                         principal: "me".into(),
-                        expires: Time(9),
+                        expires: Served(9),
                         confirmed: Default::default(),
                     };
                     (RecordKey::session(SessionId(u128::from(self.rng.u8(0..3)))), encode_value(&record))
@@ -158,6 +158,7 @@ impl Cluster {
             writes,
             sends,
             reply: None,
+            served: Some(1),
         };
         for write in &entry.writes {
             match &write.value {

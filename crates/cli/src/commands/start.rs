@@ -14,6 +14,9 @@ use stead::kv::Kv;
 use stead::stderr;
 use stead::{Config, Node, OpenError, RecoveryReport, ServiceOptions};
 use tokio::sync::oneshot;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Start a server: HTTP API, built-in `kv` service, a data directory
 #[derive(Debug, Args)]
@@ -108,6 +111,8 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
         .with_writer(stderr::stderr)
         .log_internal_errors(false)
         .with_max_level(args.log_level)
+        .finish()
+        .with(events(args.log_level))
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -177,6 +182,13 @@ fn told_to_end(
 
 /// How much longer than its limit a stop may take, for the log's last write among others, before the program ends anyway.
 const LAST_RESORT: Duration = Duration::from_secs(5);
+/// Libraries report each repetition of a request: what comes of it is said once by the node. They are heard from `debug` on.
+fn events(level: tracing::Level) -> Targets {
+    let of_libraries = if level >= tracing::Level::DEBUG { level } else { tracing::Level::ERROR };
+    let libraries = ["hyper", "hyper_util", "object_store", "reqwest", "rustls"];
+    Targets::new().with_default(level).with_targets(libraries.map(|name| (name, of_libraries)))
+}
+
 /// The data directory if none is named.
 const DATA_DIR: &str = "stead-data";
 /// Shards of a new `kv` if the configuration names no number: some for each worker of a large machine.

@@ -335,6 +335,64 @@ fn a_checkpoint_is_copied_elsewhere_and_restored_from_there() {
     assert_eq!(server.get("/v1/query/kv/a").json(), 7);
 }
 
+/// The failure of copies to S3 after some attempts, as status shows it, and the lines on standard error that speak of it.
+fn failing_copies(attempts: u64, vars: &[(&str, &str)]) -> (String, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut all = vec![
+        ("STEAD_CFG_CHECKPOINTS_COPY_TO", "s3://stead/prefix"),
+        ("STEAD_CFG_CHECKPOINTS_COPY_INTERVAL", "10ms"),
+        ("STEAD_CFG_CHECKPOINTS_INTERVAL", "10ms"),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    all.extend(vars);
+    let server = Server::start_in(dir.path(), &["--supervise=false"], &all);
+    server.put("a", 1);
+    let begun = std::time::Instant::now();
+    let attempted = |text: &str| {
+        let mut lines = text.lines();
+        let count = lines.find_map(|line| line.strip_prefix("stead_checkpoint_copies_failed_total "));
+        count.unwrap().parse::<u64>().unwrap()
+    };
+    let failure = loop {
+        let copies = server.get("/v1/status").json()["checkpoint_copies"].clone();
+        if let Some(failure) = copies["failure"].as_str()
+            && attempted(&server.get("/metrics").text) >= attempts
+        {
+            break failure.to_owned();
+        }
+        assert!(begun.elapsed() < crate::server::PATIENCE, "{copies}");
+        server.put("a", 2);
+    };
+    let (_, stderr) = server.terminate();
+    let of_s3 = |line: &&str| {
+        let line = line.to_ascii_lowercase();
+        ["s3", "retry", "backing off"].iter().any(|word| line.contains(word))
+    };
+    (failure, stderr.lines().filter(of_s3).map(str::to_owned).collect())
+}
+
+#[test]
+fn copies_that_fail_are_said_once_and_missing_credentials_by_their_name() {
+    let (failure, lines) = failing_copies(5, &[]);
+    assert!(failure.contains("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"), "{failure}");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    // An address that refuses.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", closed.local_addr().unwrap());
+    drop(closed);
+    let (failure, lines) = failing_copies(
+        1,
+        &[
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+            ("AWS_ENDPOINT", &endpoint),
+            ("AWS_ALLOW_HTTP", "true"),
+        ],
+    );
+    assert!(failure.contains(&endpoint), "{failure}");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+}
+
 #[test]
 fn checkpoints_go_to_s3_and_come_back() {
     let Some(s3) = S3Server::start() else { return };

@@ -17,7 +17,7 @@ pub(crate) fn stead(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
     command.args(args).stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("STEAD_") {
+        if name.to_string_lossy().starts_with("STEAD_") || name.to_string_lossy().starts_with("AWS_") {
             command.env_remove(name);
         }
     }

@@ -260,7 +260,10 @@ impl Stage {
             Some(target) => target,
             none => match shared.copies.open(&self.to.address) {
                 Ok(target) => none.insert(target),
-                Err(failure) => return failed(failure),
+                Err(failure) => {
+                    shared.counters.checkpoint_copies_failed.add(1);
+                    return failed(failure);
+                }
             },
         };
         let newest = || shared.snapshots.newest.load(Ordering::Relaxed);

@@ -112,6 +112,7 @@ impl RemoteStore {
 
 #[cfg(feature = "s3")]
 fn open_s3(address: &str, options: &BTreeMap<String, String>) -> Result<Arc<dyn ObjectStore>, String> {
+    use object_store::RetryConfig;
     use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
     use object_store::prefix::PrefixStore;
     // Another part of the process may have installed it before: then that one serves.
@@ -126,14 +127,43 @@ fn open_s3(address: &str, options: &BTreeMap<String, String>) -> Result<Arc<dyn 
         let key: AmazonS3ConfigKey = name.parse().map_err(|_| format!("S3 has no option {name:?}"))?;
         builder = builder.with_config(key, value);
     }
+    if !has_credentials(&builder) {
+        return Err(NO_CREDENTIALS.to_owned());
+    }
     let store = builder
         .with_bucket_name(bucket)
         // A checkpoint's number is decided by creating an object that is not there.
         .with_conditional_put(S3ConditionalPut::ETagMatch)
+        .with_retry(RetryConfig { max_retries: RETRIES, ..RetryConfig::default() })
         .build()
         .map_err(|error| error.to_string())?;
     let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|error| error.to_string())?;
     Ok(Arc::new(PrefixStore::new(store, prefix)))
+}
+
+/// How often one request to S3 is repeated before it fails: about 3 s. Whoever copies tries again later.
+#[cfg(feature = "s3")]
+const RETRIES: usize = 5;
+
+#[cfg(feature = "s3")]
+const NO_CREDENTIALS: &str = "there are no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
+    AWS_SKIP_SIGNATURE=true for a bucket that needs none, or AWS_METADATA_ENDPOINT=http://169.254.169.254 for those of \
+    the role of this machine";
+
+/// Whether something names credentials, or where to ask for them. Without it the client would ask the address of a
+/// cloud's metadata service, which is anybody's on a machine that is in no cloud.
+#[cfg(feature = "s3")]
+fn has_credentials(builder: &object_store::aws::AmazonS3Builder) -> bool {
+    use object_store::aws::AmazonS3ConfigKey as Key;
+    let has = |key| builder.get_config_value(&key).is_some_and(|value| !value.is_empty());
+    // With one half of a pair the client itself names the other half.
+    has(Key::AccessKeyId)
+        || has(Key::SecretAccessKey)
+        || has(Key::WebIdentityTokenFile) && has(Key::RoleArn)
+        || has(Key::ContainerCredentialsRelativeUri)
+        || has(Key::ContainerCredentialsFullUri) && has(Key::ContainerAuthorizationTokenFile)
+        || has(Key::MetadataEndpoint)
+        || builder.get_config_value(&Key::SkipSignature).is_some_and(|value| value == "true")
 }
 
 #[cfg(not(feature = "s3"))]
@@ -379,6 +409,29 @@ mod tests {
                 "{bytes}: {part}"
             );
         }
+    }
+
+    #[test]
+    #[cfg(feature = "s3")]
+    fn credentials_must_be_named_or_the_place_where_they_are() {
+        use object_store::aws::AmazonS3Builder;
+        let given = |pairs: &[(&str, &str)]| {
+            let mut builder = AmazonS3Builder::new();
+            for (name, value) in pairs {
+                builder = builder.with_config(name.parse().unwrap(), *value);
+            }
+            has_credentials(&builder)
+        };
+        assert!(!given(&[]));
+        assert!(!given(&[("aws_region", "eu-central-1"), ("aws_endpoint", "http://127.0.0.1:1")]));
+        assert!(!given(&[("aws_access_key_id", "")]));
+        assert!(!given(&[("aws_role_arn", "arn")]));
+        assert!(!given(&[("aws_skip_signature", "false")]));
+        assert!(given(&[("aws_access_key_id", "a"), ("aws_secret_access_key", "b")]));
+        assert!(given(&[("aws_web_identity_token_file", "/token"), ("aws_role_arn", "arn")]));
+        assert!(given(&[("aws_container_credentials_relative_uri", "/v2/credentials")]));
+        assert!(given(&[("aws_metadata_endpoint", "http://169.254.169.254")]));
+        assert!(given(&[("aws_skip_signature", "true")]));
     }
 
     #[derive(Debug)]

@@ -188,6 +188,7 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
         ),
         (Cause::Retry { letter: Index(12) }, Vec::new()),
         (Cause::Drop { letter: Index(12) }, Vec::new()),
+        (Cause::Delete, vec![Write { key: RecordKey::process("k"), value: None }]),
         (
             Cause::Expire,
             vec![Write { key: RecordKey::cell("k", b"c"), value: None }, Write { key: RecordKey::session(session), value: None }],

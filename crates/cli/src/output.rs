@@ -10,11 +10,16 @@ use stead::stderr;
 
 /// Prints one line.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    // The reader may have seen enough (`stead log | head`); how the command ended is told by its exit code all the same.
+    line_is_read(text).map(|_| ())
+}
+
+/// Prints one line; false if its reader has closed standard output.
+pub(crate) fn line_is_read(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Ok(()) => Ok(()),
-        // The reader has seen enough (`stead log | head`); how the command ended is told by its exit code all the same.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Failure::new(Exit::Failed, "can't write to standard output").cause(error)),
     }
 }
@@ -31,9 +36,13 @@ const NOTE_WAIT: Duration = Duration::from_millis(200);
 
 /// Prints a value as one line of JSON.
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string(value)
-        .map_err(|error| Failure::new(Exit::Failed, "can't write the result as JSON").cause(error))?;
-    line(&text)
+    line(&json_text(value)?)
+}
+
+/// A value as one line of JSON.
+pub(crate) fn json_text<T: Serialize>(value: &T) -> Result<String, Failure> {
+    serde_json::to_string(value)
+        .map_err(|error| Failure::new(Exit::Failed, "can't write the result as JSON").cause(error))
 }
 
 /// Columns for people: the first row is the heading; numbers stand at the right.

@@ -161,6 +161,9 @@ pub enum Cause {
         #[n(0)]
         letter: Index,
     },
+    /// An operator deletes a process, or some of what it holds.
+    #[n(15)]
+    Delete,
 }
 
 /// The end of a channel that its receiver holds.

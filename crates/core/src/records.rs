@@ -218,6 +218,21 @@ impl Records {
         self.slots.iter().filter_map(|slot| slot.value.as_ref().map(|value| (&*slot.key, value)))
     }
 
+    /// The live records in some of the slots that hold them, in no order of their keys: a walk in pieces takes one range of
+    /// slots after the other, up to [`Self::slot_count`]. What is put meanwhile may be missed.
+    pub fn iter_slots(&self, slots: Range<usize>) -> impl Iterator<Item = (usize, &[u8], &Blob)> {
+        let from = slots.start.min(self.slots.len());
+        let until = slots.end.clamp(from, self.slots.len());
+        let live = (from..until).zip(&self.slots[from..until]);
+        live.filter_map(|(at, slot)| slot.value.as_ref().map(|value| (at, &*slot.key, value)))
+    }
+
+    /// The number of slots, empty ones included.
+    #[must_use]
+    pub fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+
     /// The number of live records.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -327,7 +327,7 @@ impl State {
             self.write(&RecordKey::attempt(&Waiting::Request { identity }), None)?;
         }
         match &entry.cause {
-            Cause::Start | Cause::Anonymous | Cause::Attempt | Cause::Expire => {}
+            Cause::Start | Cause::Anonymous | Cause::Attempt | Cause::Expire | Cause::Delete => {}
             Cause::OpenSession { session, principal, ttl } => {
                 let record = SessionRecord {
                     principal: principal.clone(),

@@ -17,6 +17,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 use stead_core::entry::Reply;
 use stead_core::ids::{Blob, Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
+use stead_core::record::RecordKey;
 use stead_core::shard::{Answer, Identity, Order, Query, Refusal, Request};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
@@ -221,6 +222,17 @@ impl Client {
         let (shard, letter) = (ShardId(shard), Index(index));
         let (reception, answer) = self.receive(self.timeout);
         self.shared.tell(shard, Command::DeadLetter { shard, letter, order, reception })?;
+        self.answered(answer.await)
+    }
+
+    pub(crate) async fn delete_records(
+        &self,
+        shard: ShardId,
+        process: Key,
+        records: Vec<RecordKey>,
+    ) -> Result<Answer, RawError> {
+        let (reception, answer) = self.receive(self.timeout);
+        self.shared.tell(shard, Command::Delete { shard, process, records, reception })?;
         self.answered(answer.await)
     }
 

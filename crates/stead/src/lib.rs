@@ -78,10 +78,11 @@ pub use cut::{Cut, CutError};
 pub use error::{CallError, OpenError, RawError};
 pub use node::{
     CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus, CopyReport,
-    CopyStatus, DeadLetterInfo, FailedCheck, LogStatus, Metrics, Node, NodeBuilder, NotReady, RecoveryReport,
-    ServiceOptions, ServiceStatus, ShardStatus, Status, TaskStatus,
+    CopyStatus, DeadLetterInfo, FailedCheck, LogStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady,
+    ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, RecoveryReport, ServiceOptions, ServiceStatus,
+    ShardStatus, Status, TaskStatus, TimerStatus,
 };
-pub use offline::{RestoreOptions, RestoreReport, copy_checkpoint, restore};
+pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};
 pub use registry::{RegisteredTwice, Registry, Runner};
 pub use stead_core::handler::{Limit, Misuse};

@@ -1,6 +1,7 @@
 //! What can be done with data while no node runs on it: restore or copy a checkpoint, look at checkpoints and the log.
 
 use crate::codec;
+use crate::error::RawError;
 use crate::node::stable::copy_stored;
 use crate::node::{CheckpointInfo, CopyReport, Node, list_checkpoints, system_time, verify_stored};
 use crate::registry::Registry;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use stead_core::entry::{Cause, Entry, NoEntry, Reply};
 use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId};
 use stead_core::record::{Kind, RecordKey, Waiting};
-use stead_core::topology::Topology;
+use stead_core::topology::{Topology, TopologyError};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::copy::Owner;
@@ -107,6 +108,18 @@ pub enum OfflineError {
     /// The log.
     #[error(transparent)]
     Wal(#[from] WalError),
+    /// The service does not exist.
+    #[error("the data holds no service {service}")]
+    UnknownService {
+        /// The service.
+        service: String,
+    },
+    /// The services of the data don't fit together.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// A running node has no answer.
+    #[error(transparent)]
+    Raw(#[from] RawError),
     /// The shard does not exist.
     #[error("there is no shard {shard}; the data has shards 0 to {}", shards.saturating_sub(1))]
     UnknownShard {
@@ -247,6 +260,14 @@ fn undo_restore(path: &Path, data_dir: DataDir, is_new: bool) {
     }
 }
 
+fn topology_of(meta: &Meta) -> Result<Topology, OfflineError> {
+    let mut topology = Topology::new(meta.incarnation);
+    for service in &meta.services {
+        topology.ensure(&service.name, service.shards)?;
+    }
+    Ok(topology)
+}
+
 pub(crate) fn service_metas(topology: &Topology) -> Vec<ServiceMeta> {
     let services = topology.services().iter();
     services
@@ -292,6 +313,7 @@ pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyRep
 
 /// A log entry for people to read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogEntry {
     /// Its position in its shard's log.
     pub index: u64,
@@ -313,6 +335,7 @@ pub struct LogEntry {
 
 /// A record that an entry puts or deletes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogWrite {
     /// What it is and its key.
     pub record: String,
@@ -324,6 +347,7 @@ pub struct LogWrite {
 
 /// A message that an entry sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogSend {
     /// The receiving shard.
     pub shard: u32,
@@ -335,6 +359,7 @@ pub struct LogSend {
 
 /// An entry's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LogReply {
     /// The reply.
@@ -407,8 +432,19 @@ fn cause_name(cause: &Cause) -> String {
         Cause::DeadLetter { cause } => format!("given up: {cause:?}"),
         Cause::Retry { letter } => format!("dead letter {letter} is handled again"),
         Cause::Drop { letter } => format!("dead letter {letter} is dropped"),
+        Cause::Delete => "deleted by an operator".to_owned(),
         Cause::Expire => "sessions and idempotency keys ran out".to_owned(),
     }
+}
+
+/// Some entries of one process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
+pub struct LogPage {
+    /// What the process handled, the oldest first.
+    pub entries: Vec<LogEntry>,
+    /// The index to go on from: all before it was looked at.
+    pub next: u64,
 }
 
 /// Shows the entries of a shard's log from an index on, until `visit` breaks. Entries that a checkpoint replaced may be
@@ -420,13 +456,56 @@ pub fn read_log(
     data_dir: &Path,
     shard: u32,
     from: u64,
-    visit: impl FnMut(LogEntry) -> ControlFlow<()>,
+    mut visit: impl FnMut(LogEntry) -> ControlFlow<()>,
+) -> Result<(), OfflineError> {
+    read_entries(data_dir, from, |_| Ok(shard), |entry| visit(LogEntry::of(&entry)))
+}
+
+/// Some of what one process handled: `limit` entries at most, from an index of its shard's log on. Entries that a checkpoint
+/// replaced may be gone. Of a running node: [`Node::process_log`].
+///
+/// # Errors
+/// [`OfflineError`] if there is no such service, the log can't be read, or a node runs there.
+pub fn read_process_log(
+    data_dir: &Path,
+    service: &str,
+    key: &str,
+    from: u64,
+    limit: usize,
+) -> Result<LogPage, OfflineError> {
+    let mut page = LogPage { entries: Vec::new(), next: from };
+    let shard = |topology: &Topology| {
+        let unknown = || OfflineError::UnknownService { service: service.to_owned() };
+        let id = topology.service_id(service).ok_or_else(unknown)?;
+        Ok(topology.shard_of(id, key).0)
+    };
+    read_entries(data_dir, from, shard, |entry| page.take(&entry, key, limit))?;
+    Ok(page)
+}
+
+impl LogPage {
+    fn take(&mut self, entry: &Entry, process: &str, limit: usize) -> ControlFlow<()> {
+        self.next = entry.index.0 + 1;
+        if *entry.process == *process {
+            self.entries.push(LogEntry::of(entry));
+        }
+        if self.entries.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+}
+
+fn read_entries(
+    data_dir: &Path,
+    from: u64,
+    shard: impl FnOnce(&Topology) -> Result<u32, OfflineError>,
+    visit: impl FnMut(Entry) -> ControlFlow<()>,
 ) -> Result<(), OfflineError> {
     let disk = existing_disk(data_dir)?;
     let meta = DataDir::inspect(&*disk)?;
     // What a node writes meanwhile looks like damage.
     let (_owned, _) = DataDir::open(Arc::clone(&disk), || meta.clone())?;
-    let shards = meta.services.iter().map(|service| service.first.0 + service.shards).max().unwrap_or(0);
+    let topology = topology_of(&meta)?;
+    let shard = shard(&topology)?;
+    let shards = topology.shard_count();
     if shard >= shards {
         return Err(OfflineError::UnknownShard { shard, shards });
     }
@@ -443,13 +522,13 @@ pub fn read_log(
 fn entries_of(
     shard: ShardId,
     from: Index,
-    mut visit: impl FnMut(LogEntry) -> ControlFlow<()>,
+    mut visit: impl FnMut(Entry) -> ControlFlow<()>,
 ) -> impl FnMut(Record<'_>) -> Result<ControlFlow<()>, NoEntry> {
     move |record| {
         if record.shard != shard || record.index < from {
             return Ok(ControlFlow::Continue(()));
         }
-        Ok(visit(LogEntry::of(&Entry::decode(record.bytes)?)))
+        Ok(visit(Entry::decode(record.bytes)?))
     }
 }
 
@@ -463,12 +542,34 @@ impl Node {
         &self,
         shard: u32,
         from: u64,
-        visit: impl FnMut(LogEntry) -> ControlFlow<()>,
+        mut visit: impl FnMut(LogEntry) -> ControlFlow<()>,
     ) -> Result<(), OfflineError> {
+        let visit = |entry: Entry| visit(LogEntry::of(&entry));
         let shards = self.topology().shard_count();
         if shard >= shards {
             return Err(OfflineError::UnknownShard { shard, shards });
         }
         Ok(self.log().read(entries_of(ShardId(shard), Index(from), visit))?)
+    }
+
+    /// Some of what one process handled: `limit` entries at most, from an index of its shard's log on; those that are on disk
+    /// now. Entries that a checkpoint replaced may be gone. Reads files, unless nothing came since `from`. Blocks.
+    ///
+    /// # Errors
+    /// [`OfflineError::Raw`] if there is no such service or the key is no key; [`OfflineError::Wal`] if the log can't be read.
+    pub fn process_log(
+        &self,
+        service: &str,
+        key: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<LogPage, OfflineError> {
+        let (shard, process) = self.place_of(service, key)?;
+        let mut page = LogPage { entries: Vec::new(), next: from };
+        if from <= self.last_index(shard)? {
+            let visit = |entry: Entry| page.take(&entry, &process, limit);
+            self.log().read(entries_of(shard, Index(from), visit))?;
+        }
+        Ok(page)
     }
 }

@@ -1,26 +1,35 @@
-//! `stead log`: the entries of a shard, readable.
+//! `stead log`: the entries of a shard or of one process, readable.
 
-use crate::client::ServerArgs;
+use crate::client::{Server, ServerArgs, segment};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use clap::Args;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use stead::offline::{LogEntry, LogReply, LogSend, LogWrite, read_log};
+use std::time::{Duration, Instant};
+use stead::offline::{LogEntry, LogPage, LogReply, LogSend, LogWrite, read_log, read_process_log};
 
-/// Show the entries of a shard's log
+/// Show the entries of a shard's log, or what one process handled
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  stead log 3\n  stead log 3 --from 1200 --limit 10 --json\n\n\
+    What one process handles, as it comes:\n  stead log --process kv/greeting --follow\n\n\
     Of a data directory that no server runs on:\n  stead log 3 --data ./data")]
 pub(crate) struct LogArgs {
-    /// Number of the shard, as `stead status --shards` shows it
-    shard: u32,
+    /// Number of the shard, as `stead status --shards` and `stead process show` show it
+    #[arg(required_unless_present = "process", conflicts_with = "process")]
+    shard: Option<u32>,
+    /// Show what this process handled instead
+    #[arg(long, value_name = "SERVICE/KEY", value_parser = process_name)]
+    process: Option<(String, String)>,
     /// First index; without it, the oldest entry that is kept
     #[arg(long, default_value_t = 0, value_name = "INDEX")]
     from: u64,
-    /// Most entries
+    /// Most entries; with --follow, most of one request
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
+    /// Go on with entries as they come, until Ctrl-C
+    #[arg(long, conflicts_with = "data")]
+    follow: bool,
     /// Read this data directory instead of asking a server
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -28,40 +37,108 @@ pub(crate) struct LogArgs {
     server: ServerArgs,
 }
 
+fn process_name(text: &str) -> Result<(String, String), String> {
+    let (service, key) = text.split_once('/').ok_or("name it as SERVICE/KEY, `kv/greeting` say")?;
+    if service.is_empty() || key.is_empty() {
+        return Err("the service or the key is empty; name it as SERVICE/KEY, `kv/greeting` say".to_owned());
+    }
+    Ok((service.to_owned(), key.to_owned()))
+}
+
+/// Whose entries are shown.
+enum Of<'a> {
+    Shard(u32),
+    Process(&'a str, &'a str),
+}
+
 pub(crate) fn run(args: &LogArgs, json: bool) -> Result<(), Failure> {
-    let entries = match &args.data {
-        Some(data) => offline(args, data)?,
-        None => online(args)?,
+    let of = match (&args.process, args.shard) {
+        (Some((service, key)), _) => Of::Process(service, key),
+        (None, shard) => Of::Shard(shard.unwrap_or_default()),
     };
-    if entries.is_empty() && !json {
-        let (shard, from) = (args.shard, args.from);
-        output::note(format_args!("stead: the log of shard {shard} has no entries from index {from} on"));
+    let page = match &args.data {
+        Some(data) => offline(&of, data, args.from, args.limit)?,
+        None => online(&args.server.server(), &of, args.from, args.limit)?,
+    };
+    if page.entries.is_empty() && !json && !args.follow {
+        let whose = match of {
+            Of::Shard(shard) => format!("the log of shard {shard} has no entries"),
+            Of::Process(service, key) => format!("the log has no entries of {service}/{key}"),
+        };
+        output::note(format_args!("stead: {whose} from index {} on", args.from));
     }
-    for entry in &entries {
-        if json { output::json(entry)? } else { output::line(&readable(entry))? }
-    }
-    Ok(())
+    show(&page.entries, json)?;
+    if args.follow { follow(&args.server.server(), &of, page.next, args.limit, json) } else { Ok(()) }
 }
 
-fn online(args: &LogArgs) -> Result<Vec<LogEntry>, Failure> {
-    let path = format!("/v1/log/{}?from={}&limit={}", args.shard, args.from, args.limit);
-    let answer = args.server.server().get(&path)?.body;
-    serde_json::from_value(answer)
-        .map_err(|error| Failure::new(Exit::Failed, "the server's log entries can't be read").cause(error))
-}
-
-fn offline(args: &LogArgs, data: &Path) -> Result<Vec<LogEntry>, Failure> {
-    let mut entries = Vec::new();
-    let visit = |entry| {
-        entries.push(entry);
-        if entries.len() < usize::from(args.limit) {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
+/// Shows entries; false if nobody reads them any more.
+fn show(entries: &[LogEntry], json: bool) -> Result<bool, Failure> {
+    for entry in entries {
+        let text = if json { output::json_text(entry)? } else { readable(entry) };
+        if !output::line_is_read(&text)? {
+            return Ok(false);
         }
+    }
+    Ok(true)
+}
+
+/// The shortest time between two requests for what is new.
+const PAUSE: Duration = Duration::from_millis(200);
+/// So much longer than a request the pause after it is: the server reads its log for each.
+const PAUSE_TO_REQUEST: u32 = 4;
+
+fn follow(server: &Server, of: &Of<'_>, mut from: u64, limit: u16, json: bool) -> Result<(), Failure> {
+    loop {
+        let asked = Instant::now();
+        let page = online(server, of, from, limit)?;
+        if !show(&page.entries, json)? {
+            return Ok(());
+        }
+        from = page.next;
+        if page.entries.len() < usize::from(limit) {
+            std::thread::sleep(PAUSE.max(asked.elapsed() * PAUSE_TO_REQUEST));
+        }
+    }
+}
+
+fn online(server: &Server, of: &Of<'_>, from: u64, limit: u16) -> Result<LogPage, Failure> {
+    let unreadable = |error: serde_json::Error| {
+        Failure::new(Exit::Failed, "the server's log entries can't be read").cause(error)
     };
-    read_log(data, args.shard, args.from, visit).map_err(super::checkpoint::offline_failure)?;
-    Ok(entries)
+    match of {
+        Of::Shard(shard) => {
+            let answer = server.get(&format!("/v1/log/{shard}?from={from}&limit={limit}"))?.body;
+            Ok(page_of(serde_json::from_value(answer).map_err(unreadable)?, from))
+        }
+        Of::Process(service, key) => {
+            let process = format!("/v1/processes/{}/{}", segment(service), segment(key));
+            let answer = server.get(&format!("{process}/log?from={from}&limit={limit}"))?.body;
+            serde_json::from_value(answer).map_err(unreadable)
+        }
+    }
+}
+
+fn offline(of: &Of<'_>, data: &Path, from: u64, limit: u16) -> Result<LogPage, Failure> {
+    let limit = usize::from(limit);
+    match of {
+        Of::Shard(shard) => {
+            let mut entries = Vec::new();
+            let visit = |entry| {
+                entries.push(entry);
+                if entries.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            };
+            read_log(data, *shard, from, visit).map_err(super::checkpoint::offline_failure)?;
+            Ok(page_of(entries, from))
+        }
+        Of::Process(service, key) => {
+            read_process_log(data, service, key, from, limit).map_err(super::checkpoint::offline_failure)
+        }
+    }
+}
+
+fn page_of(entries: Vec<LogEntry>, from: u64) -> LogPage {
+    let next = entries.last().map_or(from, |entry| entry.index + 1);
+    LogPage { entries, next }
 }
 
 /// An entry in one line, its effects in lines of their own below it.

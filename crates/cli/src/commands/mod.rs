@@ -8,6 +8,7 @@ mod dead_letter;
 mod demo;
 mod get;
 mod log;
+mod process;
 mod restore;
 mod start;
 mod status;
@@ -43,6 +44,7 @@ enum Command {
     Get(get::GetArgs),
     Status(status::StatusArgs),
     Checkpoint(checkpoint::CheckpointArgs),
+    Process(process::ProcessArgs),
     DeadLetter(dead_letter::DeadLetterArgs),
     Bench(bench::BenchArgs),
     Restore(restore::RestoreArgs),
@@ -65,6 +67,7 @@ impl Cli {
             Command::Get(args) => get::run(args, self.json),
             Command::Status(args) => status::run(args, self.json),
             Command::Checkpoint(args) => checkpoint::run(args, self.json),
+            Command::Process(args) => process::run(args, self.json),
             Command::DeadLetter(args) => dead_letter::run(args, self.json),
             Command::Bench(args) => bench::run(args, self.json),
             Command::Restore(args) => restore::run(args, self.json),

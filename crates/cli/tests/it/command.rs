@@ -162,3 +162,101 @@ fn long_a_benchmark_tells_its_figures_and_leaves_nothing() {
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn processes_are_listed_shown_and_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    for n in 0..25 {
+        server.put(&format!("user%2F{n}"), n);
+    }
+    server.put("other", 7);
+    let lines = |args: &[&str]| -> Vec<Value> {
+        let output = server.command(args);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let keys = |processes: &[Value]| -> Vec<String> {
+        let mut keys: Vec<_> =
+            processes.iter().map(|process| process["key"].as_str().unwrap().to_owned()).collect();
+        keys.sort();
+        keys
+    };
+    let all = lines(&["process", "list", "kv", "--json"]);
+    assert_eq!(all.len(), 26);
+    let users = lines(&["process", "list", "kv", "--prefix", "user/", "--limit", "0", "--json"]);
+    assert!(users.len() == 25 && keys(&users).iter().all(|key| key.starts_with("user/")), "{users:?}");
+    assert!(users.iter().all(|process| process["bytes"].as_u64() > Some(0)), "{users:?}");
+    assert_eq!(lines(&["process", "list", "kv", "--limit", "3", "--json"]).len(), 3);
+    let cut = server.command(&["process", "list", "kv", "--limit", "3"]);
+    assert!(String::from_utf8_lossy(&cut.stderr).contains("more than 3"), "{cut:?}");
+
+    let shown = json_of(&server.command(&["process", "show", "kv", "user/7", "--json"]));
+    assert_eq!(
+        (&shown["exists"], &shown["version"], &shown["state"]["value"]),
+        (&json!(true), &json!(1), &json!(7))
+    );
+    let shard = server.put("user%2F7", 8).token.unwrap().split('.').nth(2).unwrap().to_owned();
+    assert_eq!(shown["shard"].to_string(), shard);
+    let text = server.command(&["process", "show", "kv", "user/7"]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains(&format!("shard    {shard}")), "{text:?}");
+    let none = json_of(&server.command(&["process", "show", "kv", "nobody", "--json"]));
+    assert!(none["exists"] == false && none["shard"].is_u64(), "{none}");
+
+    let log = lines(&["log", "--process", "kv/user/7", "--json"]);
+    assert!(log.len() == 2 && log.iter().all(|entry| entry["process"] == "user/7"), "{log:?}");
+    let rest = lines(&["log", "--process", "kv/user/7", "--json", "--from", &log[1]["index"].to_string()]);
+    assert_eq!(rest, log[1..]);
+
+    let deleted = json_of(&server.command(&["process", "delete", "kv", "user/7", "--json"]));
+    assert_eq!(deleted["deleted"]["records"], 1);
+    assert_eq!(server.get("/v1/query/kv/user%2F7").json(), Value::Null);
+    let again = server.command(&["process", "delete", "kv", "user/7", "--json"]);
+    let failure: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(failure["problem"]["type"], "urn:stead:problem:unknown-process");
+    let deleted = json_of(&server.command(&["process", "delete", "kv", "--prefix", "user/", "--json"]));
+    assert_eq!(deleted["deleted"]["processes"], 24);
+    assert_eq!(keys(&lines(&["process", "list", "kv", "--json"])), ["other"]);
+    for misused in [
+        &["process", "delete", "kv"][..],
+        &["log", "--process", "kv"],
+        &["log"],
+        &["log", "1", "--process", "kv/a"],
+    ] {
+        assert_eq!(server.command(misused).status.code(), Some(2), "{misused:?}");
+    }
+    server.get("/v1/processes/nothing").assert_problem(404, "unknown-service");
+    for bad in ["after=x", "after=1.x", "limit=0", "limit=1001", "form=1"] {
+        server.get(&format!("/v1/processes/kv?{bad}")).assert_problem(400, "bad-request");
+    }
+    // At rest it is the same.
+    server.kill();
+    let data = dir.path().to_str().unwrap();
+    let offline = run(&["log", "--process", "kv/user/7", "--data", data, "--json"]);
+    let text = String::from_utf8(offline.stdout).unwrap();
+    assert_eq!(text.lines().count(), 3, "two calls and a deletion: {text}");
+    assert!(text.contains("deleted by an operator"), "{text}");
+    assert_eq!(run(&["log", "--process", "nothing/a", "--data", data]).status.code(), Some(1));
+}
+
+#[test]
+fn a_followed_log_shows_entries_as_they_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    server.put("a", 1);
+    let mut follow = stead(&["log", "--process", "kv/a", "--follow", "--json", "--addr", &server.address])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(follow.stdout.take().unwrap()));
+    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    let first = next();
+    server.put("b", 9);
+    server.put("a", 2);
+    let second = next();
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+    assert!(second["index"].as_u64() > first["index"].as_u64(), "{first} {second}");
+    assert_eq!((&first["process"], &second["process"]), (&json!("a"), &json!("a")));
+}

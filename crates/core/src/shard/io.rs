@@ -3,7 +3,7 @@
 use crate::entry::Reply;
 use crate::handler::Misuse;
 use crate::ids::{Blob, Colour, Epoch, Index, Key, NodeId, RequestNumber, Seq, SessionId, ShardId, TaskId};
-use crate::record::TaskRecord;
+use crate::record::{RecordKey, TaskRecord};
 use crate::replica::EpochConfig;
 use crate::state::{Header, Message};
 use smallvec::SmallVec;
@@ -89,6 +89,15 @@ pub enum Input {
         letter: Index,
         /// What is to become of it.
         order: Order,
+    },
+    /// An operator deletes records of a process.
+    Delete {
+        /// Comes back with the answer.
+        token: u64,
+        /// The process.
+        process: Key,
+        /// Its state, cells, timers and tasks that are to go: [`super::Shard::DELETE_BATCH`] at most, and none of another's.
+        records: Vec<RecordKey>,
     },
     /// Time went by: [`super::Shard::deadline`] has come.
     Tick,

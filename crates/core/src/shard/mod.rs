@@ -6,6 +6,7 @@
 mod dead_letters;
 mod io;
 mod jobs;
+mod processes;
 mod release;
 mod requests;
 mod settings;
@@ -161,6 +162,7 @@ impl Shard {
                 self.handle_dead_letter(token, letter, order, handler, out);
                 self.run_jobs(handler, out);
             }
+            Input::Delete { token, process, records } => self.handle_delete(token, process, records, out),
             Input::Full(full) => {
                 self.full = full;
                 self.run_jobs(handler, out);

@@ -5,6 +5,7 @@
 mod attempts;
 mod clock;
 mod dead_letters;
+mod deleting;
 mod faults_limits;
 mod later;
 mod world;

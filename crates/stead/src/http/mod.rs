@@ -16,6 +16,8 @@ mod limits;
 mod log;
 mod measure;
 mod problem;
+#[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
+mod processes;
 mod refusal;
 mod server;
 #[cfg(test)]
@@ -63,6 +65,9 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(call::call))
         .routes(routes!(call::query, call::query_by_get))
+        .routes(routes!(processes::processes))
+        .routes(routes!(processes::process, processes::delete_process))
+        .routes(routes!(processes::process_log))
         .routes(routes!(admin::healthz))
         .routes(routes!(admin::readyz))
         .routes(routes!(admin::status))

@@ -73,6 +73,8 @@ pub enum Kind {
     UnknownShard,
     /// The log could not be read.
     LogUnreadable,
+    /// The process holds nothing.
+    UnknownProcess,
     /// No dead letter of this number.
     UnknownDeadLetter,
     /// The dead letter can't be retried.
@@ -260,6 +262,12 @@ impl Kind {
             Self::UnknownShard => {
                 ("unknown-shard", S::NOT_FOUND, "No shard of this number", "GET /v1/status lists the shards")
             }
+            Self::UnknownProcess => (
+                "unknown-process",
+                S::NOT_FOUND,
+                "No such process",
+                "GET /v1/processes/SERVICE lists those of a service",
+            ),
             Self::UnknownDeadLetter => (
                 "unknown-dead-letter",
                 S::NOT_FOUND,

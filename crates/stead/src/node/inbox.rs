@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::Thread;
-use stead_core::ids::{Colour, Index, SessionId, ShardId, Time};
+use stead_core::ids::{Colour, Index, Key, SessionId, ShardId, Time};
+use stead_core::record::RecordKey;
 use stead_core::shard::{Input, Order, Query, Request};
 
 /// What a worker is told.
@@ -17,6 +18,8 @@ pub(crate) enum Command {
     Query { shard: ShardId, query: Query, reception: Reception },
     /// An operator decides about a dead letter.
     DeadLetter { shard: ShardId, letter: Index, order: Order, reception: Reception },
+    /// An operator deletes records of a process.
+    Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reception: Reception },
     /// A client opens a session. Without a reception nobody waits: if it is refused, its requests will be.
     OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception> },
     /// The same for every shard of this worker.

@@ -4,6 +4,7 @@ mod builder;
 pub(crate) mod inbox;
 mod log;
 mod open;
+mod processes;
 mod ready;
 mod snapshots;
 pub(crate) mod stable;
@@ -14,6 +15,7 @@ mod worker;
 
 pub use builder::{CheckpointOptions, NodeBuilder, ServiceOptions};
 pub(crate) use open::CHECKPOINTS;
+pub use processes::{NoCursor, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, TimerStatus};
 pub use ready::NotReady;
 pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck};
 pub use stable::{CopyReport, CopyStatus};

@@ -4,7 +4,8 @@ use super::stable::CopyStatus;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use stead_core::ids::ShardId;
+use stead_core::ids::{ShardId, TaskId};
+use stead_core::record::TaskRecord;
 
 /// How a node stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -115,6 +116,7 @@ impl ClockStatus {
 
 /// A task that is not finished.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct TaskStatus {
     /// Its number in its shard.
     pub id: u64,
@@ -298,14 +300,10 @@ pub struct RecoveryReport {
     pub state_bytes: u64,
 }
 
-pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, service: &str) -> ShardStatus {
-    let state = shard.state();
-    let position = state.position();
-    let tasks = state.tasks().iter().filter_map(|&task| {
-        let record: stead_core::record::TaskRecord =
-            state.record(&stead_core::record::RecordKey::task(task))?;
-        Some(TaskStatus {
-            id: task.0,
+impl TaskStatus {
+    pub(crate) fn of(id: TaskId, record: TaskRecord) -> Self {
+        Self {
+            id: id.0,
             name: record.name,
             process: record.process.to_string(),
             step: record.step,
@@ -313,7 +311,16 @@ pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, servic
             retries: record.retry.as_ref().map_or(0, |retry| retry.count),
             retry_at: record.retry.as_ref().map(|retry| retry.at.0),
             failure: record.retry.map(|retry| retry.reason),
-        })
+        }
+    }
+}
+
+pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, service: &str) -> ShardStatus {
+    let state = shard.state();
+    let position = state.position();
+    let tasks = state.tasks().iter().filter_map(|&task| {
+        let record: TaskRecord = state.record(&stead_core::record::RecordKey::task(task))?;
+        Some(TaskStatus::of(task, record))
     });
     ShardStatus {
         shard: id.0,

@@ -269,6 +269,12 @@ impl Worker {
                 self.calls.open(reception, Some((shard, input.clone())));
                 self.give(now, slot, input);
             }
+            Command::Delete { shard, process, records, reception } => {
+                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+                let input = Input::Delete { token: self.calls.next_token(), process, records };
+                self.calls.open(reception, Some((shard, input.clone())));
+                self.give(now, slot, input);
+            }
             Command::Query { shard, mut query, reception } => {
                 self.turn.queries += 1;
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };

@@ -1,0 +1,65 @@
+//! An operator deletes a process.
+
+use super::{Effect, Effects, Refusal, Shard, write_weight};
+use crate::entry::{Cause, Reply, Write};
+use crate::ids::{Blob, Index, Key};
+use crate::record::{Kind, RecordKey, TaskRecord, TimerRecord};
+
+impl Shard {
+    /// Records that one entry deletes at most.
+    pub const DELETE_BATCH: usize = 1024;
+
+    /// Deletes those of the records that are the process's own: its state, its cells, its timers and its tasks. The answer
+    /// is the number of them, as 8 bytes with the highest first: fewer than were named if some are another's, gone, or too
+    /// many for one entry.
+    pub(super) fn handle_delete(
+        &mut self,
+        token: u64,
+        process: Key,
+        records: Vec<RecordKey>,
+        out: &mut Vec<Effect>,
+    ) {
+        let deleted = self.delete(process, records, out);
+        self.answer(token, deleted, out);
+    }
+
+    fn delete(
+        &mut self,
+        process: Key,
+        mut records: Vec<RecordKey>,
+        out: &mut Vec<Effect>,
+    ) -> Result<(Index, Reply), Refusal> {
+        self.admit("")?;
+        records.truncate(Self::DELETE_BATCH);
+        records.sort_unstable();
+        records.dedup();
+        let mut writes: Vec<Write> = Vec::new();
+        let mut room = self.settings.entry_bytes_max;
+        for key in records.into_iter().filter(|key| self.is_own(&process, key)) {
+            let write = Write { key, value: None };
+            let Some(left) = room.checked_sub(write_weight(&write)) else { break };
+            room = left;
+            writes.push(write);
+        }
+        let count = Reply::Ok(Blob::from((writes.len() as u64).to_be_bytes().as_slice()));
+        if writes.is_empty() {
+            return Ok((self.state.position().index, count));
+        }
+        let index = self.append(Cause::Delete, process, Effects::of(writes), out);
+        Ok((index, count))
+    }
+
+    /// Whether a record is there and belongs to a process.
+    fn is_own(&self, process: &Key, key: &RecordKey) -> bool {
+        match key.kind() {
+            Kind::Process | Kind::Cell => {
+                key.process_key() == Some(process) && self.state.records().get(key.as_bytes()).is_some()
+            }
+            Kind::Timer => {
+                self.state.record::<TimerRecord>(key).is_some_and(|timer| timer.process == *process)
+            }
+            Kind::Task => self.state.record::<TaskRecord>(key).is_some_and(|task| task.process == *process),
+            Kind::Session | Kind::Reply | Kind::Idempotency | Kind::DeadLetter | Kind::Attempt => false,
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! The processes of a service as an operator sees them: which there are, what they hold, and how they are deleted.
+//!
+//! A shard may hold millions of records. So each is looked at in pieces, between which its worker does its work.
+
+use super::inbox::Command;
+use super::{LOOK_TIMEOUT, Node, TaskStatus};
+use crate::client::block_on;
+use crate::codec;
+use crate::error::RawError;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Bound;
+use std::str::FromStr;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+use stead_core::entry::Reply;
+use stead_core::ids::{Key, ShardId, TaskId, TimerId};
+use stead_core::record::{Kind, RecordKey, TaskRecord, TimerRecord};
+use stead_core::shard::{Refusal, Shard};
+use stead_core::state::State;
+
+/// Slots of records that one look passes: less than a millisecond.
+const SLOTS: usize = 8192;
+/// Cells, timers or tasks that one look passes.
+const RECORDS: usize = 1024;
+/// How long a page may look for processes before it is given as it is.
+const PAGE_TIME: Duration = Duration::from_secs(1);
+/// Timers and tasks of one process that are listed.
+const LISTED: usize = 100;
+
+/// Some processes of a service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
+pub struct ProcessPage {
+    /// The processes, in no order of their keys.
+    pub processes: Vec<ProcessInfo>,
+    /// Where the next page begins; none after the last one. A page may be short, or empty, though there is a next one.
+    #[cfg_attr(feature = "http", schema(value_type = Option<String>))]
+    pub next: Option<ProcessCursor>,
+}
+
+/// A process and how much it holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
+pub struct ProcessInfo {
+    /// Its key.
+    pub key: String,
+    /// The shard that it is on.
+    pub shard: u32,
+    /// Bytes of its stored state, its version included.
+    pub bytes: u64,
+    /// Cells of its keyed sub-state.
+    pub cells: u64,
+    /// Bytes of these cells, without their keys.
+    pub cells_bytes: u64,
+    /// Timers that have not fired, messages with a delay included.
+    pub timers: u64,
+    /// Tasks that are not finished.
+    pub tasks: u64,
+}
+
+/// A process and what it holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
+pub struct ProcessDetail {
+    /// Its service.
+    pub service: String,
+    /// How much it holds.
+    #[serde(flatten)]
+    pub info: ProcessInfo,
+    /// Whether it holds anything. Every key has a shard, also before its process is called for the first time.
+    pub exists: bool,
+    /// The version of its service that its state was stored by; none without a state.
+    pub version: Option<u32>,
+    /// Its state, as JSON where that is possible.
+    pub state: Option<serde_json::Value>,
+    /// The next of its timers, 100 at most.
+    pub timer_list: Vec<TimerStatus>,
+    /// The first of its tasks, 100 at most.
+    pub task_list: Vec<TaskStatus>,
+}
+
+/// A timer that has not fired, or a message with a delay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
+pub struct TimerStatus {
+    /// Its number in its shard.
+    pub id: u64,
+    /// When it fires, in microseconds since the Unix epoch.
+    pub at: u64,
+    /// The process that it sends a message to, `SERVICE/KEY`; none if it comes back to its own.
+    pub to: Option<String>,
+    /// What it brings to the handler, as JSON where that is possible.
+    pub payload: Option<serde_json::Value>,
+}
+
+/// Where a page of processes begins: text that only [`Node::processes`] gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessCursor {
+    shard: u32,
+    slot: u64,
+}
+
+impl fmt::Display for ProcessCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.shard, self.slot)
+    }
+}
+
+/// Text that is no place of a page.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no place of a page; take it from the member `next` of the page before")]
+pub struct NoCursor {
+    /// The text; its beginning, if it is long.
+    pub text: String,
+}
+
+impl FromStr for ProcessCursor {
+    type Err = NoCursor;
+
+    fn from_str(text: &str) -> Result<Self, NoCursor> {
+        let read = |(shard, slot): (&str, &str)| Some((shard.parse().ok()?, slot.parse().ok()?));
+        let (shard, slot) = text
+            .split_once('.')
+            .and_then(read)
+            .ok_or_else(|| NoCursor { text: text.chars().take(64).collect() })?;
+        Ok(Self { shard, slot })
+    }
+}
+
+impl Serialize for ProcessCursor {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ProcessCursor {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Node {
+    /// Some processes of a service whose keys begin with `prefix`: `limit` at most, from 1 to 1000, the first ones without
+    /// `after`. What is created or deleted meanwhile may be missed or named twice, and a process whose state was forgotten is
+    /// left out, though cells of it may be left. Blocks.
+    ///
+    /// # Errors
+    /// [`RawError::UnknownService`]; [`Refusal::Overloaded`] if a handler holds a shard for longer than half a second.
+    pub fn processes(
+        &self,
+        service: &str,
+        prefix: &str,
+        after: Option<ProcessCursor>,
+        limit: usize,
+    ) -> Result<ProcessPage, RawError> {
+        let (first, shards) = self.shards_of(service)?;
+        let limit = limit.clamp(1, 1000);
+        let until = Instant::now() + PAGE_TIME;
+        let mut at = after.unwrap_or_default();
+        let mut page = ProcessPage::default();
+        let prefix: Arc<[u8]> = Arc::from(prefix.as_bytes());
+        while at.shard < shards {
+            let shard = ShardId(first + at.shard);
+            let (from, left, prefix) = (at.slot as usize, limit - page.processes.len(), Arc::clone(&prefix));
+            let (mut found, next) =
+                self.look(shard, move |state| walk_processes(state, from, &prefix, left))?;
+            self.count_cells(shard, &mut found)?;
+            self.count_timers_and_tasks(shard, &mut found)?;
+            page.processes.append(&mut found);
+            at = match next {
+                Some(slot) => ProcessCursor { slot: slot as u64, ..at },
+                None => ProcessCursor { shard: at.shard + 1, slot: 0 },
+            };
+            if page.processes.len() == limit || Instant::now() >= until {
+                break;
+            }
+        }
+        page.next = (at.shard < shards).then_some(at);
+        Ok(page)
+    }
+
+    /// A process, which shard it is on, and what it holds. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::processes`]; [`RawError::Codec`] if the key is empty or too long.
+    pub fn process(&self, service: &str, key: &str) -> Result<ProcessDetail, RawError> {
+        let (shard, process) = self.place_of(service, key)?;
+        let record = RecordKey::process(&process);
+        let state = self.look(shard, move |state| state.records().get(record.as_bytes()).cloned())?;
+        let bytes = state.as_ref().map_or(0, |state| state.len() as u64);
+        let mut info = [ProcessInfo { key: key.to_owned(), shard: shard.0, bytes, ..ProcessInfo::default() }];
+        self.count_cells(shard, &mut info)?;
+        let [mut info] = info;
+        let timers = self.timers_of(shard, &process)?;
+        let tasks = self.tasks_of(shard, &process)?;
+        (info.timers, info.tasks) = (timers.len() as u64, tasks.len() as u64);
+        let exists = state.is_some() || info.cells + info.timers + info.tasks > 0;
+        let read = state.as_ref().and_then(|state| codec::state_to_json(state).ok());
+        let (version, state) = read.map_or((None, None), |(version, state)| (Some(version), Some(state)));
+        let timer_list = timers.into_iter().take(LISTED).map(|(id, timer)| TimerStatus {
+            id: id.0,
+            at: timer.at.0,
+            to: timer.send.map(|to| format!("{}/{}", self.topology().service(to.service).name, to.process)),
+            payload: codec::payload_to_json(&timer.payload).ok(),
+        });
+        let task_list = tasks.into_iter().take(LISTED).map(|(id, task)| TaskStatus::of(id, task));
+        let (timer_list, task_list) = (timer_list.collect(), task_list.collect());
+        Ok(ProcessDetail { service: service.to_owned(), info, exists, version, state, timer_list, task_list })
+    }
+
+    /// Deletes a process: its state, its cells, its timers, its messages with a delay and its tasks; gives how many records that were. Up to 1024 of them go
+    /// with one log entry, the state with the first; a larger process that is called meanwhile may find some of its cells
+    /// gone and some not yet. Replies that are kept for retries stay. A message that comes later begins the process again
+    /// as its `Default`. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::process`], and as [`Client::call_raw`](crate::Client::call_raw). If it breaks off, repeat it.
+    pub fn delete_process(&self, service: &str, key: &str) -> Result<u64, RawError> {
+        let (shard, process) = self.place_of(service, key)?;
+        let mut deleted = 0;
+        // The second time for what was set or put between the looks and the entries.
+        for _ in 0..2 {
+            let mut records = vec![RecordKey::process(&process)];
+            records.extend(self.timers_of(shard, &process)?.iter().map(|(id, _)| RecordKey::timer(*id)));
+            records.extend(self.tasks_of(shard, &process)?.iter().map(|(id, _)| RecordKey::task(*id)));
+            for batch in records.chunks(Shard::DELETE_BATCH) {
+                deleted += self.delete_records(shard, process.clone(), batch.to_vec())?;
+            }
+            loop {
+                let owner = process.clone();
+                let cells = self.look(shard, move |state| first_cells(state, &owner, Shard::DELETE_BATCH))?;
+                if cells.is_empty() {
+                    break;
+                }
+                deleted += self.delete_records(shard, process.clone(), cells)?;
+            }
+        }
+        Ok(deleted)
+    }
+
+    fn delete_records(&self, shard: ShardId, process: Key, records: Vec<RecordKey>) -> Result<u64, RawError> {
+        let answer = block_on(self.client().delete_records(shard, process, records))?;
+        match answer.result.map_err(RawError::Refused)? {
+            Reply::Ok(count) => {
+                Ok((*count).try_into().map(u64::from_be_bytes).expect("the core answers 8 bytes"))
+            }
+            Reply::Err(_) => unreachable!("no handler runs that could return an error"),
+        }
+    }
+
+    fn shards_of(&self, service: &str) -> Result<(u32, u32), RawError> {
+        let topology = self.topology();
+        let id = topology.service_id(service);
+        let id = id.ok_or_else(|| RawError::UnknownService { service: service.to_owned() })?;
+        let service = topology.service(id);
+        Ok((service.first.0, service.shards))
+    }
+
+    pub(crate) fn place_of(&self, service: &str, key: &str) -> Result<(ShardId, Key), RawError> {
+        let topology = self.topology();
+        let id = topology.service_id(service);
+        let id = id.ok_or_else(|| RawError::UnknownService { service: service.to_owned() })?;
+        let process = codec::check_key(service, key)?;
+        Ok((topology.shard_of(id, &process), process))
+    }
+
+    /// The last entry of a shard.
+    pub(crate) fn last_index(&self, shard: ShardId) -> Result<u64, RawError> {
+        self.look(shard, |state| state.position().index.0)
+    }
+
+    /// Looks at the state of a shard on its worker.
+    fn look<T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        look: impl FnOnce(&State) -> T + Send + 'static,
+    ) -> Result<T, RawError> {
+        let shared = &self.0.shared;
+        let (to, from) = mpsc::channel();
+        let look = Box::new(move |state: &State| {
+            // Whoever asked may have given up.
+            let _ = to.send(look(state));
+        });
+        shared.tell(shard, Command::Look { shard, look })?;
+        from.recv_timeout(LOOK_TIMEOUT).map_err(|error| match error {
+            mpsc::RecvTimeoutError::Timeout => {
+                RawError::Refused(Refusal::Overloaded { retry_after_ms: LOOK_TIMEOUT.as_millis() as u64 })
+            }
+            mpsc::RecvTimeoutError::Disconnected => shared.end_reason(),
+        })
+    }
+
+    fn count_cells(&self, shard: ShardId, processes: &mut [ProcessInfo]) -> Result<(), RawError> {
+        let mut at = 0;
+        let mut from: Option<Vec<u8>> = None;
+        while at < processes.len() {
+            let keys: Vec<String> = processes[at..].iter().map(|process| process.key.clone()).collect();
+            let (counts, rest) = self.look(shard, move |state| walk_cells(state, &keys, from))?;
+            for (process, (cells, bytes)) in processes[at..].iter_mut().zip(&counts) {
+                process.cells += cells;
+                process.cells_bytes += bytes;
+            }
+            let Some(rest) = rest else { break };
+            // The last one was not finished.
+            at += counts.len() - 1;
+            from = Some(rest);
+        }
+        Ok(())
+    }
+
+    fn count_timers_and_tasks(&self, shard: ShardId, processes: &mut [ProcessInfo]) -> Result<(), RawError> {
+        if processes.is_empty() {
+            return Ok(());
+        }
+        let places: HashMap<String, usize> =
+            processes.iter().enumerate().map(|(at, process)| (process.key.clone(), at)).collect();
+        let places = Arc::new(places);
+        let mine = Arc::clone(&places);
+        self.each_timer(
+            shard,
+            move |_, timer| mine.get(&*timer.process).copied(),
+            |at| {
+                processes[at].timers += 1;
+            },
+        )?;
+        self.each_task(
+            shard,
+            move |_, task| places.get(&*task.process).copied(),
+            |at| {
+                processes[at].tasks += 1;
+            },
+        )
+    }
+
+    fn timers_of(&self, shard: ShardId, process: &Key) -> Result<Vec<(TimerId, TimerRecord)>, RawError> {
+        let (mut timers, process) = (Vec::new(), process.clone());
+        let own = move |id, timer: TimerRecord| (timer.process == process).then_some((id, timer));
+        self.each_timer(shard, own, |timer| timers.push(timer))?;
+        Ok(timers)
+    }
+
+    fn tasks_of(&self, shard: ShardId, process: &Key) -> Result<Vec<(TaskId, TaskRecord)>, RawError> {
+        let (mut tasks, process) = (Vec::new(), process.clone());
+        let own = move |id, task: TaskRecord| (task.process == process).then_some((id, task));
+        self.each_task(shard, own, |task| tasks.push(task))?;
+        Ok(tasks)
+    }
+
+    /// Picks of a shard's timers, in the order in which they fire.
+    fn each_timer<T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        pick: impl Fn(TimerId, TimerRecord) -> Option<T> + Send + Sync + 'static,
+        mut take: impl FnMut(T),
+    ) -> Result<(), RawError> {
+        let pick = Arc::new(pick);
+        let mut after = Bound::Unbounded;
+        loop {
+            let pick = Arc::clone(&pick);
+            let (picked, last) = self.look(shard, move |state| {
+                let (mut picked, mut last) = (Vec::new(), None);
+                let mut passed = 0;
+                for &(at, id) in state.timers().range((after, Bound::Unbounded)).take(RECORDS) {
+                    passed += 1;
+                    last = Some((at, id));
+                    let timer = state.record(&RecordKey::timer(id));
+                    picked.extend(timer.and_then(|timer| pick(id, timer)));
+                }
+                (picked, last.filter(|_| passed == RECORDS))
+            })?;
+            picked.into_iter().for_each(&mut take);
+            let Some(last) = last else { return Ok(()) };
+            after = Bound::Excluded(last);
+        }
+    }
+
+    /// Picks of a shard's tasks.
+    fn each_task<T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        pick: impl Fn(TaskId, TaskRecord) -> Option<T> + Send + Sync + 'static,
+        mut take: impl FnMut(T),
+    ) -> Result<(), RawError> {
+        let pick = Arc::new(pick);
+        let mut after = Bound::Unbounded;
+        loop {
+            let pick = Arc::clone(&pick);
+            let (picked, last) = self.look(shard, move |state| {
+                let (mut picked, mut last) = (Vec::new(), None);
+                let mut passed = 0;
+                for &id in state.tasks().range((after, Bound::Unbounded)).take(RECORDS) {
+                    passed += 1;
+                    last = Some(id);
+                    let task = state.record(&RecordKey::task(id));
+                    picked.extend(task.and_then(|task| pick(id, task)));
+                }
+                (picked, last.filter(|_| passed == RECORDS))
+            })?;
+            picked.into_iter().for_each(&mut take);
+            let Some(last) = last else { return Ok(()) };
+            after = Bound::Excluded(last);
+        }
+    }
+}
+
+/// Processes of some slots, and the slot to go on from, unless that was the last one.
+fn walk_processes(
+    state: &State,
+    from: usize,
+    prefix: &[u8],
+    limit: usize,
+) -> (Vec<ProcessInfo>, Option<usize>) {
+    let records = state.records();
+    let end = from.saturating_add(SLOTS);
+    let mut found = Vec::new();
+    for (slot, key, value) in records.iter_slots(from..end) {
+        let Some((kind, key)) = key.split_first() else { continue };
+        if *kind != Kind::Process as u8 || !key.starts_with(prefix) {
+            continue;
+        }
+        let key = String::from_utf8_lossy(key).into_owned();
+        let bytes = value.len() as u64;
+        found.push(ProcessInfo { key, shard: state.shard().0, bytes, ..ProcessInfo::default() });
+        if found.len() == limit {
+            return (found, Some(slot + 1).filter(|next| *next < records.slot_count()));
+        }
+    }
+    (found, Some(end).filter(|next| *next < records.slot_count()))
+}
+
+type CellCounts = Vec<(u64, u64)>;
+
+/// Cells and their bytes of some processes, and the cell to go on from with the last of them, if there were too many.
+fn walk_cells(
+    state: &State,
+    processes: &[String],
+    mut from: Option<Vec<u8>>,
+) -> (CellCounts, Option<Vec<u8>>) {
+    let mut counts = Vec::new();
+    let mut passed = 0;
+    for process in processes {
+        let all = RecordKey::cell(process, b"");
+        let from = from.take().unwrap_or_else(|| all.as_bytes().to_vec());
+        let (mut cells, mut bytes) = (0, 0);
+        for (key, value) in state.records().scan_cells_from(&from) {
+            if !key.starts_with(all.as_bytes()) {
+                break;
+            }
+            if passed == RECORDS {
+                counts.push((cells, bytes));
+                return (counts, Some(key.to_vec()));
+            }
+            passed += 1;
+            cells += 1;
+            bytes += value.len() as u64;
+        }
+        counts.push((cells, bytes));
+    }
+    (counts, None)
+}
+
+fn first_cells(state: &State, process: &Key, count: usize) -> Vec<RecordKey> {
+    let all = RecordKey::cell(process, b"");
+    let cells = state
+        .records()
+        .scan_cells_from(all.as_bytes())
+        .take_while(|(key, _)| key.starts_with(all.as_bytes()));
+    cells.take(count).filter_map(|(key, _)| RecordKey::from_bytes(key)).collect()
+}

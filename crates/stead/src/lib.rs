@@ -79,8 +79,8 @@ pub use error::{CallError, OpenError, RawError};
 pub use node::{
     CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus, CopyReport,
     CopyStatus, DeadLetterInfo, FailedCheck, LogStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady,
-    ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, RecoveryReport, ServiceOptions, ServiceStatus,
-    ShardStatus, Status, TaskStatus, TimerStatus,
+    ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions,
+    ServiceStatus, ShardStatus, Status, TaskStatus, TimerStatus,
 };
 pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};

@@ -206,6 +206,10 @@ fn metrics_are_in_the_text_format() {
     server.put("a", 1);
     server.get("/v1/query/kv/a");
     server.post("/v1/call/kv/a", "{").assert_problem(400, "bad-json");
+    server.post("/v1/call/kv/a", "\"nonsense\"").assert_problem(400, "unreadable-request");
+    for unknown in ["some", "other"] {
+        server.post(&format!("/v1/call/{unknown}/a"), "1").assert_problem(404, "unknown-service");
+    }
     let metrics = server.get("/metrics");
     assert!(metrics.content_type.starts_with("application/openmetrics-text"));
     assert!(metrics.text.ends_with("# EOF\n"));
@@ -220,10 +224,19 @@ fn metrics_are_in_the_text_format() {
         let line = line.unwrap_or_else(|| panic!("{name} is missing: {}", metrics.text));
         line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
     };
-    assert_eq!(figure("stead_http_requests_total{operation=\"Call\",status=\"200\"}"), 1.0);
-    assert_eq!(figure("stead_http_requests_total{operation=\"Call\",status=\"400\"}"), 1.0);
+    assert_eq!(figure("stead_http_requests_total{service=\"kv\",operation=\"Call\",status=\"200\"}"), 1.0);
+    assert_eq!(figure("stead_http_requests_total{service=\"kv\",operation=\"Call\",status=\"400\"}"), 2.0);
     assert_eq!(figure("stead_http_query_seconds_count"), 1.0);
     assert!(figure("stead_log_syncs_total") >= 1.0);
+    assert_eq!(figure("stead_http_requests_total{service=\"\",operation=\"Call\",status=\"404\"}"), 2.0);
+    let of_kv = |name: &str| figure(&format!("stead_{name}{{service=\"kv\"}}"));
+    assert_eq!((of_kv("requests_total"), of_kv("queries_total"), of_kv("refusals_total")), (2.0, 1.0, 1.0));
+    assert_eq!(
+        (of_kv("answers_total"), of_kv("service_dead_letters"), of_kv("messages_total")),
+        (3.0, 0.0, 0.0)
+    );
+    assert!(of_kv("entries_total") >= 17.0 && of_kv("entry_bytes_total") > 0.0, "a start of each shard");
+    assert!(of_kv("service_records") >= 1.0 && of_kv("service_records_bytes") > 0.0);
     assert!(figure("stead_shard_entries_total{service=\"kv\",shard=\"0\"}") >= 1.0);
 }
 

@@ -61,8 +61,9 @@ pub(super) async fn call(
     body: Body,
 ) -> Response {
     let started = Instant::now();
+    let service = gateway.known_service(&path);
     let answered = gateway.call(path, &headers, body, started);
-    gateway.measured(Operation::Call, started, answered).await
+    gateway.measured(service, Operation::Call, started, answered).await
 }
 
 /// Queries a process.
@@ -92,12 +93,13 @@ pub(super) async fn query(
     body: Body,
 ) -> Response {
     let started = Instant::now();
+    let service = gateway.known_service(&path);
     let answered = async {
         let within = gateway.deadline(&headers)?;
         let body = gateway.body(&headers, body, within).await?;
         gateway.query(path, &headers, &body, started, within).await
     };
-    gateway.measured(Operation::Query, started, answered).await
+    gateway.measured(service, Operation::Query, started, answered).await
 }
 
 /// The query of a GET.
@@ -137,6 +139,7 @@ pub(super) async fn query_by_get(
     headers: HeaderMap,
 ) -> Response {
     let started = Instant::now();
+    let service = gateway.known_service(&path);
     let answered = async {
         let within = gateway.deadline(&headers)?;
         let Query(GetQuery { query }) =
@@ -144,19 +147,26 @@ pub(super) async fn query_by_get(
         let body = query.as_deref().unwrap_or("\"get\"").as_bytes();
         gateway.query(path, &headers, body, started, within).await
     };
-    gateway.measured(Operation::Query, started, answered).await
+    gateway.measured(service, Operation::Query, started, answered).await
 }
 
 impl Gateway {
+    /// The service that a path names; empty if there is none, for a client could name any number of them.
+    fn known_service(&self, path: &Result<Segments<(String, String)>, Problem>) -> String {
+        let named = path.as_ref().map_or("", |Segments((service, _))| service);
+        self.node.topology().service_id(named).map_or_else(String::new, |_| named.to_owned())
+    }
+
     /// Counts an answer and how long it took.
     async fn measured(
         &self,
+        service: String,
         operation: Operation,
         started: Instant,
         answered: impl Future<Output = Result<Response, Problem>>,
     ) -> Response {
         let response = answered.await.unwrap_or_else(IntoResponse::into_response);
-        self.measure.answered(operation, response.status(), started.elapsed());
+        self.measure.answered(service, operation, response.status(), started.elapsed());
         response
     }
 

@@ -1,6 +1,6 @@
 //! What `/metrics` tells: the gateway's own figures, and the node's as they are when asked.
 
-use crate::{Node, ShardStatus, stderr};
+use crate::{Node, ServiceMetrics, ShardStatus, stderr};
 use axum::http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
@@ -22,8 +22,15 @@ pub(super) enum Operation {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
+    /// Empty if there is no such service.
+    service: String,
     operation: Operation,
     status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfService {
+    service: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,7 +57,7 @@ impl Measure {
         let answered = Family::default();
         registry.register(
             "http_requests",
-            "Calls and queries answered over HTTP, by status",
+            "Calls and queries answered over HTTP, by service and status",
             answered.clone(),
         );
         let (calls, queries) = (Histogram::new(SECONDS), Histogram::new(SECONDS));
@@ -60,8 +67,14 @@ impl Measure {
         Self { registry, answered, calls, queries }
     }
 
-    pub(super) fn answered(&self, operation: Operation, status: StatusCode, after: Duration) {
-        self.answered.get_or_create(&Answered { operation, status: status.as_u16() }).inc();
+    pub(super) fn answered(
+        &self,
+        service: String,
+        operation: Operation,
+        status: StatusCode,
+        after: Duration,
+    ) {
+        self.answered.get_or_create(&Answered { service, operation, status: status.as_u16() }).inc();
         match operation {
             Operation::Call => &self.calls,
             Operation::Query => &self.queries,
@@ -90,14 +103,6 @@ impl Collector for OfNode {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let counts = self.0.metrics();
         let counters = [
-            ("requests", "Clients' requests taken in", counts.requests),
-            ("queries", "Clients' queries taken in", counts.queries),
-            ("answers", "Answers given, refusals included", counts.answers),
-            ("refusals", "Refusals given", counts.refusals),
-            ("messages", "Messages delivered from shard to shard, resends included", counts.messages),
-            ("entries", "Entries appended to the log", counts.entries),
-            ("entry_bytes", "Bytes of these entries", counts.entry_bytes),
-            ("task_steps", "Steps of tasks that were run", counts.task_steps),
             ("log_writes", "Writes to the log", counts.log_writes),
             ("log_syncs", "Syncs of the log", counts.log_syncs),
             ("log_sync_microseconds", "Time of these writes and syncs together", counts.log_sync_micros),
@@ -151,13 +156,49 @@ impl Collector for OfNode {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
+        encode_services(&self.0.service_metrics(), &status.shards, &mut encoder)?;
         encode_shards(&status.shards, &mut encoder)
     }
 }
 
-type Figure = (&'static str, &'static str, fn(&ShardStatus) -> u64);
+type Figure<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-const SHARD_GAUGES: [Figure; 9] = [
+const SERVICE_COUNTERS: [Figure<ServiceMetrics>; 8] = [
+    ("requests", "Clients' requests taken in", |service| service.requests),
+    ("queries", "Clients' queries taken in", |service| service.queries),
+    ("answers", "Answers given, refusals included", |service| service.answers),
+    ("refusals", "Refusals given", |service| service.refusals),
+    ("messages", "Messages sent to shards of any service, resends included", |service| service.messages),
+    ("entries", "Entries appended to the log", |service| service.entries),
+    ("entry_bytes", "Bytes of these entries", |service| service.entry_bytes),
+    ("task_steps", "Steps of tasks that were run", |service| service.task_steps),
+];
+
+fn encode_services(
+    services: &[ServiceMetrics],
+    shards: &[ShardStatus],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let of = |service: &ServiceMetrics| OfService { service: service.service.clone() };
+    for (name, help, figure) in SERVICE_COUNTERS {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for service in services {
+            ConstCounter::new(figure(service)).encode(metric.encode_family(&of(service))?)?;
+        }
+    }
+    for (name, help, figure) in SHARD_GAUGES {
+        let name = name.replacen("shard_", "service_", 1);
+        let help = format!("{help}, of all shards of a service");
+        let mut metric = encoder.encode_descriptor(&name, &help, None, MetricType::Gauge)?;
+        for service in services {
+            let own = shards.iter().filter(|shard| shard.service == service.service);
+            ConstGauge::new(own.map(figure).sum::<u64>()).encode(metric.encode_family(&of(service))?)?;
+        }
+    }
+    Ok(())
+}
+
+const SHARD_GAUGES: [Figure<ShardStatus>; 9] = [
     ("shard_records", "Records of all kinds", |shard| shard.records),
     ("shard_records_bytes", "Bytes of the records, keys included", |shard| shard.records_bytes),
     ("shard_outbox_messages", "Messages sent and not yet acknowledged", |shard| shard.outbox_messages),

@@ -20,8 +20,8 @@ pub use ready::NotReady;
 pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck};
 pub use stable::{CopyReport, CopyStatus};
 pub use status::{
-    ClockStatus, DeadLetterInfo, LogStatus, Metrics, RecoveryReport, ServiceStatus, ShardStatus, Status,
-    TaskStatus,
+    ClockStatus, DeadLetterInfo, LogStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus,
+    ShardStatus, Status, TaskStatus,
 };
 
 use crate::client::{BlockingClient, Client, block_on};
@@ -154,6 +154,7 @@ impl Shared {
         copies: Copies,
     ) -> (Self, mpsc::Receiver<Event>) {
         let (snapshots, events) = SnapshotQueue::new();
+        let services = topology.services().len();
         let shared = Self {
             node: NodeId(1),
             epoch,
@@ -167,7 +168,7 @@ impl Shared {
             snapshots,
             copies,
             watchdog: Watchdog::new(),
-            counters: Counters::default(),
+            counters: Counters::new(services),
             workers_running: AtomicUsize::new(workers),
             spins_idle: 100,
             spins_waiting: 1000,
@@ -339,6 +340,14 @@ impl Node {
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.0.shared.counters.snapshot()
+    }
+
+    /// What the node has counted for each service since it was opened.
+    #[must_use]
+    pub fn service_metrics(&self) -> Vec<ServiceMetrics> {
+        let shared = &self.0.shared;
+        let services = shared.topology.services().iter().zip(&shared.counters.services);
+        services.map(|(service, counters)| counters.snapshot(&service.name)).collect()
     }
 
     /// Resolves with the reason when the node has a fatal error: the process should end then, and be started again.

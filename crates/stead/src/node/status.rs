@@ -196,7 +196,30 @@ pub struct Metrics {
     pub checkpoint_copy_bytes: u64,
 }
 
-/// One thread's share of [`Metrics`]: written by it alone, read by any.
+/// What a node counts for one service, since it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceMetrics {
+    /// The service.
+    pub service: String,
+    /// Clients' requests taken in.
+    pub requests: u64,
+    /// Clients' queries taken in.
+    pub queries: u64,
+    /// Answers given, refusals included.
+    pub answers: u64,
+    /// Refusals given.
+    pub refusals: u64,
+    /// Messages that its shards delivered to shards of any service, resends included.
+    pub messages: u64,
+    /// Entries appended to the log.
+    pub entries: u64,
+    /// Bytes of these entries.
+    pub entry_bytes: u64,
+    /// Steps of its tasks that were run.
+    pub task_steps: u64,
+}
+
+/// A figure of [`Metrics`] that any thread may add to.
 #[derive(Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -214,9 +237,9 @@ impl Counter {
     }
 }
 
-/// What is counted; workers add to it once for each turn of their loop.
+/// What is counted for one service; workers add to it once for each turn of their loop.
 #[derive(Default)]
-pub(crate) struct Counters {
+pub(crate) struct ServiceCounters {
     pub(crate) requests: Counter,
     pub(crate) queries: Counter,
     pub(crate) answers: Counter,
@@ -225,6 +248,29 @@ pub(crate) struct Counters {
     pub(crate) entries: Counter,
     pub(crate) entry_bytes: Counter,
     pub(crate) task_steps: Counter,
+}
+
+impl ServiceCounters {
+    pub(crate) fn snapshot(&self, service: &str) -> ServiceMetrics {
+        ServiceMetrics {
+            service: service.to_owned(),
+            requests: self.requests.get(),
+            queries: self.queries.get(),
+            answers: self.answers.get(),
+            refusals: self.refusals.get(),
+            messages: self.messages.get(),
+            entries: self.entries.get(),
+            entry_bytes: self.entry_bytes.get(),
+            task_steps: self.task_steps.get(),
+        }
+    }
+}
+
+/// What is counted.
+#[derive(Default)]
+pub(crate) struct Counters {
+    /// By service.
+    pub(crate) services: Vec<ServiceCounters>,
     pub(crate) log_writes: Counter,
     pub(crate) log_syncs: Counter,
     pub(crate) log_sync_micros: Counter,
@@ -238,16 +284,22 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
+    pub(crate) fn new(services: usize) -> Self {
+        Self { services: (0..services).map(|_| ServiceCounters::default()).collect(), ..Self::default() }
+    }
+
     pub(crate) fn snapshot(&self) -> Metrics {
+        let sum =
+            |of: fn(&ServiceCounters) -> &Counter| self.services.iter().map(|each| of(each).get()).sum();
         Metrics {
-            requests: self.requests.get(),
-            queries: self.queries.get(),
-            answers: self.answers.get(),
-            refusals: self.refusals.get(),
-            messages: self.messages.get(),
-            entries: self.entries.get(),
-            entry_bytes: self.entry_bytes.get(),
-            task_steps: self.task_steps.get(),
+            requests: sum(|each| &each.requests),
+            queries: sum(|each| &each.queries),
+            answers: sum(|each| &each.answers),
+            refusals: sum(|each| &each.refusals),
+            messages: sum(|each| &each.messages),
+            entries: sum(|each| &each.entries),
+            entry_bytes: sum(|each| &each.entry_bytes),
+            task_steps: sum(|each| &each.task_steps),
             log_writes: self.log_writes.get(),
             log_syncs: self.log_syncs.get(),
             log_sync_micros: self.log_sync_micros.get(),

@@ -102,7 +102,7 @@ impl TaskQueue {
             probe.enter_step(id, service, &task.process);
             let outcome = shared.registry.step(&task.name, &task.state, &ctx);
             probe.leave();
-            shared.counters.task_steps.add(1);
+            shared.counters.services[usize::from(service.0)].task_steps.add(1);
             let input = Input::TaskStep { id, step: task.step, run, outcome };
             shared.inboxes[shared.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
         }

@@ -82,11 +82,13 @@ pub(crate) struct Worker {
     /// By how much the wall clock was ahead of the steady one when the shards last looked at it.
     wall_ahead: i64,
     stopping: bool,
-    turn: Turn,
+    /// By service.
+    turn: Vec<Turn>,
 }
 
 struct Slot {
     id: ShardId,
+    service: u16,
     shard: Shard,
     /// As it was when [`Worker::renew_deadlines`] looked.
     deadline: Option<Time>,
@@ -129,8 +131,13 @@ impl Worker {
         }
         let shards: Vec<Slot> = shards
             .into_iter()
-            .map(|shard| Slot { id: shard.state().shard(), shard, deadline: None, is_moved: false })
+            .map(|shard| {
+                let id = shard.state().shard();
+                let service = shared.topology.service_of(id).expect("a shard is made for its topology").0;
+                Slot { id, service, shard, deadline: None, is_moved: false }
+            })
             .collect();
+        let turn = shared.topology.services().iter().map(|_| Turn::default()).collect();
         let wall = shared.clock.wall();
         Self {
             wall,
@@ -157,7 +164,7 @@ impl Worker {
             sweep_at: Instant::now(),
             draining: VecDeque::new(),
             stopping: false,
-            turn: Turn::default(),
+            turn,
         }
     }
 
@@ -256,7 +263,7 @@ impl Worker {
     fn obey(&mut self, now: Time, command: Command) {
         match command {
             Command::Request { shard, mut request, reception } => {
-                self.turn.requests += 1;
+                self.count(shard).requests += 1;
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
                 request.token = self.calls.next_token();
                 let input = Input::Request(request);
@@ -276,7 +283,7 @@ impl Worker {
                 self.give(now, slot, input);
             }
             Command::Query { shard, mut query, reception } => {
-                self.turn.queries += 1;
+                self.count(shard).queries += 1;
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
                 query.token = self.calls.open(reception, None);
                 self.give(now, slot, Input::Query(query));
@@ -360,12 +367,13 @@ impl Worker {
 
     fn perform(&mut self, now: Time, slot: u32) {
         let mut effects = std::mem::take(&mut self.effects);
-        let from = self.shards[slot as usize].id;
+        let Slot { id: from, service, .. } = self.shards[slot as usize];
+        let service = usize::from(service);
         for effect in effects.drain(..) {
             match effect {
                 Effect::Append { epoch, index, bytes } => {
-                    self.turn.entries += 1;
-                    self.turn.entry_bytes += bytes.len() as u64;
+                    self.turn[service].entries += 1;
+                    self.turn[service].entry_bytes += bytes.len() as u64;
                     if self.batch.bytes() + bytes.len() + RECORD_OVERHEAD > self.batch_max {
                         self.submit();
                     }
@@ -377,11 +385,11 @@ impl Worker {
                     *appended = (epoch, index);
                 }
                 Effect::Deliver { to, messages, again } => {
-                    self.turn.messages += messages.len() as u64;
+                    self.turn[service].messages += messages.len() as u64;
                     self.route(to, Input::Deliver { from, messages, again });
                 }
                 Effect::Ack { to, upto, colour } => self.route(to, Input::Ack { from, upto, colour }),
-                Effect::Answer(answer) => self.answer(now, answer),
+                Effect::Answer(answer) => self.answer(now, service, answer),
                 Effect::RunTask { id, run, task } => {
                     self.shared.tasks.push(Step { shard: from, id, run, task });
                 }
@@ -502,24 +510,31 @@ impl Worker {
                 self.shared.inboxes[worker].push_inputs(inputs);
             }
         }
-        let turn = std::mem::take(&mut self.turn);
-        let counters = &self.shared.counters;
-        if turn.entries > 0 {
-            counters.entries.add(turn.entries);
-            counters.entry_bytes.add(turn.entry_bytes);
-        }
-        if turn.messages > 0 {
-            counters.messages.add(turn.messages);
-        }
-        if turn.requests + turn.queries + turn.answers > 0 {
-            counters.requests.add(turn.requests);
-            counters.queries.add(turn.queries);
-            counters.answers.add(turn.answers);
-            counters.refusals.add(turn.refusals);
+        for (turn, counters) in self.turn.iter_mut().zip(&self.shared.counters.services) {
+            let turn = std::mem::take(turn);
+            if turn.entries > 0 {
+                counters.entries.add(turn.entries);
+                counters.entry_bytes.add(turn.entry_bytes);
+            }
+            if turn.messages > 0 {
+                counters.messages.add(turn.messages);
+            }
+            if turn.requests + turn.queries + turn.answers > 0 {
+                counters.requests.add(turn.requests);
+                counters.queries.add(turn.queries);
+                counters.answers.add(turn.answers);
+                counters.refusals.add(turn.refusals);
+            }
         }
     }
 
-    fn answer(&mut self, now: Time, answer: Answer) {
+    /// What this turn counts for the service of a shard.
+    fn count(&mut self, shard: ShardId) -> &mut Turn {
+        let service = self.shared.topology.service_of(shard).expect("clients ask shards that there are");
+        &mut self.turn[usize::from(service.0)]
+    }
+
+    fn answer(&mut self, now: Time, service: usize, answer: Answer) {
         if answer.token == Calls::NOBODY {
             return;
         }
@@ -539,8 +554,8 @@ impl Worker {
                 return;
             }
         }
-        self.turn.answers += 1;
-        self.turn.refusals += u64::from(answer.result.is_err());
+        self.turn[service].answers += 1;
+        self.turn[service].refusals += u64::from(answer.result.is_err());
         if let Some(call) = self.calls.close(answer.token) {
             // Its caller may have given up.
             let _ = call.reception.sender.send(Ok(answer));

@@ -20,7 +20,7 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::manifest::{Manifest, newest, read_manifest};
-use stead_store::checkpoint::remote::RemoteStore;
+use stead_store::checkpoint::remote;
 use stead_store::checkpoint::restore::{
     Restore, RestoreError as StoreRestoreError, Restored, restore as restore_store,
 };
@@ -144,13 +144,13 @@ fn existing_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
 
 fn source_store(from: &str) -> Result<Arc<dyn BlobStore>, OfflineError> {
     if from.contains("://") {
-        return Ok(Arc::new(remote_store(from)?));
+        return remote_store(from);
     }
     Ok(Arc::new(DiskStore::attach(existing_disk(Path::new(from))?, CHECKPOINTS)))
 }
 
-fn remote_store(address: &str) -> Result<RemoteStore, OfflineError> {
-    RemoteStore::open(address, &BTreeMap::new()).map_err(OfflineError::Address)
+fn remote_store(address: &str) -> Result<Arc<dyn BlobStore>, OfflineError> {
+    remote::open(address, &BTreeMap::new()).map_err(OfflineError::Address)
 }
 
 /// Restores a checkpoint into a new data directory, as a new incarnation. It is there as a whole or not at all: a
@@ -308,7 +308,7 @@ pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyRep
     let (data_dir, _) = DataDir::open(Arc::clone(&disk), || meta)?;
     let owner = Owner { cluster: data_dir.meta().cluster, incarnation: data_dir.meta().incarnation };
     let local = DiskStore::attach(disk, CHECKPOINTS);
-    Ok(copy_stored(&local, &remote_store(to)?, owner, number, to, &Pace::unlimited())?)
+    Ok(copy_stored(&local, &*remote_store(to)?, owner, number, to, &Pace::unlimited())?)
 }
 
 /// A log entry for people to read.

@@ -1,5 +1,6 @@
 //! Checkpoints through the command line: with a server, without one, and back from one.
 
+#[cfg(feature = "s3")]
 use crate::s3_server::S3Server;
 use crate::server::{Server, json_of, run, stead};
 use serde_json::Value;
@@ -335,7 +336,19 @@ fn a_checkpoint_is_copied_elsewhere_and_restored_from_there() {
     assert_eq!(server.get("/v1/query/kv/a").json(), 7);
 }
 
+#[cfg(not(feature = "s3"))]
+#[test]
+fn a_program_without_s3_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    with_checkpoint(dir.path(), &[]);
+    let data = dir.path().to_str().unwrap();
+    let refused = run(&["checkpoint", "copy", "1", "--to", "s3://stead/prefix", "--data", data]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("cargo feature s3"), "{refused:?}");
+}
+
 /// The failure of copies to S3 after some attempts, as status shows it, and the lines on standard error that speak of it.
+#[cfg(feature = "s3")]
 fn failing_copies(attempts: u64, vars: &[(&str, &str)]) -> (String, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
     let mut all = vec![
@@ -371,6 +384,7 @@ fn failing_copies(attempts: u64, vars: &[(&str, &str)]) -> (String, Vec<String>)
     (failure, stderr.lines().filter(of_s3).map(str::to_owned).collect())
 }
 
+#[cfg(feature = "s3")]
 #[test]
 fn copies_that_fail_are_said_once_and_missing_credentials_by_their_name() {
     let (failure, lines) = failing_copies(5, &[]);
@@ -393,6 +407,7 @@ fn copies_that_fail_are_said_once_and_missing_credentials_by_their_name() {
     assert_eq!(lines.len(), 1, "{lines:?}");
 }
 
+#[cfg(feature = "s3")]
 #[test]
 fn checkpoints_go_to_s3_and_come_back() {
     let Some(s3) = S3Server::start() else { return };

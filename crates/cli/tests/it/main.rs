@@ -10,6 +10,7 @@ mod faults_stderr;
 mod gateway;
 mod help;
 mod lives;
+#[cfg(feature = "s3")]
 #[path = "../../../store/tests/it/checkpoints/s3_server.rs"]
 mod s3_server;
 mod server;

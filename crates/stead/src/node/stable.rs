@@ -14,7 +14,7 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::copy::{Owner, copy};
 use stead_store::checkpoint::manifest::read_manifest;
-use stead_store::checkpoint::remote::{Cancel, RemoteStore};
+use stead_store::checkpoint::remote::{self, Cancel};
 use stead_store::checkpoint::store::{BlobStore, Pace};
 
 /// A checkpoint that was copied.
@@ -119,8 +119,8 @@ impl Copies {
     }
 
     /// Opens the store behind an address, with calls that end when the node stops.
-    fn open(&self, address: &str) -> Result<RemoteStore, CheckpointFailure> {
-        RemoteStore::open_until(address, &BTreeMap::new(), self.cancel.clone())
+    fn open(&self, address: &str) -> Result<Arc<dyn BlobStore>, CheckpointFailure> {
+        remote::open_until(address, &BTreeMap::new(), self.cancel.clone())
             .map_err(|error| CheckpointFailure::Address(error.to_string()))
     }
 }
@@ -159,7 +159,7 @@ impl Shared {
         let _turn = self.copies.turn();
         let _pin = self.snapshots.pin(Colour(number));
         let target = self.copies.open(address)?;
-        self.copy_to(local, &target, number, address)
+        self.copy_to(local, &*target, number, address)
     }
 
     fn copy_to(
@@ -196,7 +196,7 @@ pub(crate) struct Stage {
     shared: Arc<Shared>,
     local: Arc<dyn BlobStore>,
     to: CopyTarget,
-    target: Option<RemoteStore>,
+    target: Option<Arc<dyn BlobStore>>,
     collector: Collector,
 }
 
@@ -274,14 +274,14 @@ impl Stage {
             number = newest();
             pin = shared.snapshots.pin(Colour(number));
         }
-        let copied = shared.copy_to(&*self.local, &*target, number, &self.to.address);
+        let copied = shared.copy_to(&*self.local, &**target, number, &self.to.address);
         drop(pin);
         if let Err(failure) = copied {
             return failed(failure);
         }
         let retention = Retention { keep: self.to.keep, ..Retention::default() };
         let (now, incarnation) = (shared.clock.now(), shared.topology.incarnation);
-        let collected = self.collector.collect(&*target, incarnation, now, &retention, &BTreeSet::new());
+        let collected = self.collector.collect(&**target, incarnation, now, &retention, &BTreeSet::new());
         let failure = collected.err().map(|error| format!("old copies can't be collected: {error}"));
         Round { copied: Some(number), failure }
     }

@@ -8,12 +8,15 @@ pub mod bundle;
 pub mod collect;
 pub mod compact;
 pub mod copy;
+mod directory;
 pub mod json;
 pub mod lineage;
 pub mod load;
 pub mod manifest;
 pub mod remote;
 pub mod restore;
+#[cfg(feature = "s3")]
+mod s3;
 pub mod store;
 pub mod verify;
 pub mod write;

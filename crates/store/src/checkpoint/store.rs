@@ -249,7 +249,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
     Err(StoreError::Address { name: name.to_owned(), reason })
 }
 
-const TEMPORARY: &str = ".tmp";
+pub(super) const TEMPORARY: &str = ".tmp";
 
 /// Bytes that are written at once.
 const WRITE_BYTES: usize = 1 << 20;

@@ -5,7 +5,8 @@ mod s3_server;
 
 use super::stores::{suite, suite_of_parts};
 use s3_server::S3Server;
-use stead_store::checkpoint::remote::RemoteStore;
+use std::sync::Arc;
+use stead_store::checkpoint::remote;
 use stead_store::checkpoint::store::{BlobStore, Put};
 
 #[test]
@@ -21,12 +22,12 @@ fn s3() {
         ("allow_http", "true"),
     ];
     let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let open = |prefix: &str| RemoteStore::open(&format!("s3://stead/{prefix}"), &options).unwrap();
-    suite_of_parts(&open("parts"));
-    suite(&open("some/where"));
-    suite(&open(""));
+    let open = |prefix: &str| remote::open(&format!("s3://stead/{prefix}"), &options).unwrap();
+    suite_of_parts(&*open("parts"));
+    suite(&*open("some/where"));
+    suite(&*open(""));
     // Of many that create one object at once, one does, each time.
-    let stores: Vec<RemoteStore> = (0..8).map(|_| open("races")).collect();
+    let stores: Vec<Arc<dyn BlobStore>> = (0..8).map(|_| open("races")).collect();
     for round in 0..10 {
         let name = format!("manifests/{round}");
         let created = std::thread::scope(|scope| {

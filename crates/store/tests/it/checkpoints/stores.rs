@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::manifest::newest;
-use stead_store::checkpoint::remote::RemoteStore;
+use stead_store::checkpoint::remote;
 use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace, Put, StoreError};
 use stead_store::real_disk::RealDisk;
 use stead_store::sim_disk::SimDisk;
@@ -155,9 +155,9 @@ pub(crate) fn suite_of_parts(store: &dyn BlobStore) {
 fn a_directory_by_its_address() {
     let dir = tempfile::tempdir().unwrap();
     let address = format!("file://{}/deep/down", dir.path().display());
-    let store = RemoteStore::open(&address, &BTreeMap::new()).unwrap();
-    suite_of_parts(&store);
-    suite(&store);
+    let store = remote::open(&address, &BTreeMap::new()).unwrap();
+    suite_of_parts(&*store);
+    suite(&*store);
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn bad_addresses_are_refused() {
         ("s3://bucket/x", option),
         ("ftp://x/y", BTreeMap::new()),
     ] {
-        let refused = RemoteStore::open(address, &options).err();
+        let refused = remote::open(address, &options).err();
         assert!(matches!(&refused, Some(StoreError::Address { .. })), "{address}: {refused:?}");
     }
 }

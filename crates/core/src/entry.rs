@@ -164,6 +164,14 @@ pub enum Cause {
     /// An operator deletes a process, or some of what it holds.
     #[n(15)]
     Delete,
+    /// As [`Cause::Anonymous`], after an attempt at it was logged.
+    #[n(16)]
+    Suspected {
+        /// Hash of its content: see [`Waiting::Call`].
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        content: [u8; 16],
+    },
 }
 
 /// The end of a channel that its receiver holds.

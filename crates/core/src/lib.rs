@@ -7,6 +7,7 @@
 //! - [`state::State`] is what a shard knows: the fold of its [`entry::Entry`]s, held as [`records::Records`].
 //! - [`handler::Handler`] is the user's code as the core sees it; it works on a [`handler::Txn`].
 //! - [`replica::Replica`] decides what is committed.
+//! - [`trials::Trials`] gives turns to shards that try what a death of the process may have met.
 //! - [`coordinator::Coordinator`] takes a checkpoint from its beginning to its manifest.
 
 #![forbid(unsafe_code)]
@@ -24,3 +25,4 @@ pub mod shard;
 pub mod shard_map;
 pub mod state;
 pub mod topology;
+pub mod trials;

@@ -157,6 +157,7 @@ impl RecordKey {
             Waiting::Task { id, step } => (2, id.0, step),
             Waiting::Request { identity } => return Self::with(Kind::Attempt, &[&[3], &identity]),
             Waiting::DeadLetter { letter } => (4, letter.0, 0),
+            Waiting::Call { content } => return Self::with(Kind::Attempt, &[&[5], &content]),
         };
         Self::with(Kind::Attempt, &[&[tag], &a.to_be_bytes(), &b.to_be_bytes()])
     }
@@ -189,6 +190,12 @@ impl RecordKey {
     #[must_use]
     pub fn cell_key(&self) -> Option<&[u8]> {
         (self.kind() == Kind::Cell).then(|| split_prefixed(&self.0[1..]).map(|(_, cell)| cell))?
+    }
+
+    /// Whether these are the attempts at a message or a timer: those wait in the system until they are handled.
+    #[must_use]
+    pub fn is_attempt_at_handler(&self) -> bool {
+        self.kind() == Kind::Attempt && self.0.get(1).is_some_and(|tag| *tag < 2)
     }
 
     /// The number in the key of a timer, task or dead letter.
@@ -286,6 +293,25 @@ pub enum Waiting {
         #[n(0)]
         letter: Index,
     },
+    /// A client's request without a session and without an idempotency key. Its client may bring the same content again.
+    #[n(5)]
+    Call {
+        /// Hash of process, principal and payload.
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        content: [u8; 16],
+    },
+}
+
+impl Waiting {
+    /// A request that names neither a session nor an idempotency key, by its content.
+    #[must_use]
+    pub fn call(process: &str, principal: &str, payload: &[u8]) -> Self {
+        // The payload last: without it the key is of bounded length, and the parts cannot run into each other.
+        let mut key = RecordKey::idempotency(process, principal, &[]).0;
+        key.extend_from_slice(payload);
+        Self::Call { content: xxh3_128(&key).to_be_bytes() }
+    }
 }
 
 /// A client's session.
@@ -445,10 +471,10 @@ pub enum Retry {
     Never,
 }
 
-/// How often a waiting cause was tried.
+/// A waiting cause that has begun after a life that did not end in order, and has no entry yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AttemptRecord {
-    /// Attempts that were logged.
+    /// How often it has begun with no other suspect beside it; 0 if it has only begun together with others.
     #[n(0)]
     pub count: u32,
     /// When it is forgotten, for a request: its client may never bring it again.

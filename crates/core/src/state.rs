@@ -29,7 +29,7 @@ pub struct State {
     timers: BTreeSet<(Time, TimerId)>,
     expiries: BTreeSet<(Served, RecordKey)>,
     tasks: BTreeSet<TaskId>,
-    attempts: usize,
+    attempts: BTreeSet<RecordKey>,
     dead_letters: usize,
 }
 
@@ -247,7 +247,7 @@ impl State {
             timers: BTreeSet::new(),
             expiries: BTreeSet::new(),
             tasks: BTreeSet::new(),
-            attempts: 0,
+            attempts: BTreeSet::new(),
             dead_letters: 0,
         }
     }
@@ -321,13 +321,16 @@ impl State {
     }
 
     fn apply_cause(&mut self, entry: &Entry) -> Result<(), Misfit> {
-        if self.attempts > 0
+        if !self.attempts.is_empty()
             && let Some(identity) = entry.cause.identity(&entry.process)
         {
             self.write(&RecordKey::attempt(&Waiting::Request { identity }), None)?;
         }
         match &entry.cause {
             Cause::Start | Cause::Anonymous | Cause::Attempt | Cause::Expire | Cause::Delete => {}
+            Cause::Suspected { content } => {
+                self.write(&RecordKey::attempt(&Waiting::Call { content: *content }), None)?;
+            }
             Cause::OpenSession { session, principal, ttl } => {
                 let record = SessionRecord {
                     principal: principal.clone(),
@@ -355,8 +358,16 @@ impl State {
                     self.write(&RecordKey::task(*id), None)?;
                 }
             }
-            Cause::Retry { letter } | Cause::Drop { letter } => {
-                self.write(&RecordKey::dead_letter(*letter), None)?;
+            Cause::Retry { letter } => self.write(&RecordKey::dead_letter(*letter), None)?,
+            Cause::Drop { letter } => {
+                let key = RecordKey::dead_letter(*letter);
+                // The same content may be sent again: it was no promise to anyone that it is refused.
+                if let Some(cause @ Waiting::Call { .. }) =
+                    self.record::<DeadLetter>(&key).map(|letter| letter.cause)
+                {
+                    self.write(&RecordKey::attempt(&cause), None)?;
+                }
+                self.write(&key, None)?;
             }
             Cause::Marker { colour } => {
                 if *colour <= self.position.colour {
@@ -431,11 +442,11 @@ impl State {
             Waiting::Timer { id } => self.write(&RecordKey::timer(id), None)?,
             Waiting::Task { .. } => {}
             // Its attempts stay, so that a retry is refused.
-            Waiting::Request { .. } => return Ok(()),
+            Waiting::Request { .. } | Waiting::Call { .. } => return Ok(()),
             // It stays what it is, for another reason.
             Waiting::DeadLetter { .. } => return Ok(()),
         }
-        if self.attempts > 0 {
+        if !self.attempts.is_empty() {
             self.write(&RecordKey::attempt(&cause), None)?;
         }
         Ok(())
@@ -519,7 +530,7 @@ impl State {
             }
             Kind::Attempt => {
                 let record: AttemptRecord = self.read(key, value)?;
-                self.attempts += 1;
+                self.attempts.insert(key.clone());
                 if let Some(expires) = record.expires {
                     self.expiries.insert((expires, key.clone()));
                 }
@@ -557,7 +568,9 @@ impl State {
             Kind::DeadLetter => self.dead_letters -= 1,
             Kind::Attempt => {
                 let record: AttemptRecord = self.read(key, old)?;
-                self.attempts -= 1;
+                if self.records.get(key.as_bytes()).is_none() {
+                    self.attempts.remove(key);
+                }
                 if let Some(expires) = record.expires {
                     self.expiries.remove(&(expires, key.clone()));
                 }
@@ -568,7 +581,7 @@ impl State {
 
     /// What is cancelled after it was tried will not be met again either.
     fn forget_attempts(&mut self, key: &RecordKey, waiting: &Waiting) -> Result<(), Misfit> {
-        if self.attempts > 0 && self.records.get(key.as_bytes()).is_none() {
+        if !self.attempts.is_empty() && self.records.get(key.as_bytes()).is_none() {
             self.write(&RecordKey::attempt(waiting), None)?;
         }
         Ok(())
@@ -650,7 +663,13 @@ impl State {
     /// The number of causes with logged attempts.
     #[must_use]
     pub fn attempts(&self) -> usize {
-        self.attempts
+        self.attempts.len()
+    }
+
+    /// Whether messages or timers have begun that have no entry yet.
+    #[must_use]
+    pub fn has_begun_handlers(&self) -> bool {
+        self.attempts.first().is_some_and(RecordKey::is_attempt_at_handler)
     }
 
     /// The number of dead letters.

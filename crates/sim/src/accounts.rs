@@ -283,6 +283,9 @@ impl Accounts {
         mix.weights[0] += 1;
         // What ends the process is rare: each one costs a whole recovery.
         mix.weights[11] = if rng.u8(..3) == 0 { 1 } else { 0 };
+        if bug == Some(Bug::CrowdTrials) {
+            mix.weights[11] = 8;
+        }
         Self {
             code: Code { rng: Rng::with_seed(0), accounts, services, killed: false, mended: false, bug },
             shards,
@@ -450,8 +453,10 @@ impl Workload for Accounts {
             return Err(format!("6: shard {shard}: entry {index} counts {found} at {process} after {last}"));
         }
         chains.links.push(account.chain);
-        let asked =
-            matches!(entry.cause, Cause::Request { .. } | Cause::Idempotent { .. } | Cause::Anonymous);
+        let asked = matches!(
+            entry.cause,
+            Cause::Request { .. } | Cause::Idempotent { .. } | Cause::Anonymous | Cause::Suspected { .. }
+        );
         let told = Told { count: account.count, chain: account.chain, ticket: account.ticket };
         if asked && self.history.tickets.insert(account.ticket, told).is_some() {
             let id = account.ticket - 1;
@@ -565,7 +570,11 @@ fn money_of_letter(value: &[u8]) -> Result<i64, String> {
     let letter: DeadLetter =
         decode_value(value).map_err(|e| format!("16: a dead letter can't be read: {e}"))?;
     // A request that was given up moved nothing.
-    if matches!(letter.cause, Waiting::Request { .. }) { Ok(0) } else { money_of(&letter.payload) }
+    if matches!(letter.cause, Waiting::Request { .. } | Waiting::Call { .. }) {
+        Ok(0)
+    } else {
+        money_of(&letter.payload)
+    }
 }
 
 fn money_of(payload: &[u8]) -> Result<i64, String> {

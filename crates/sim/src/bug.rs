@@ -40,6 +40,8 @@ pub enum Bug {
     DropNextSnapshot,
     /// The clock that measures what was served jumps ahead with the wall clock.
     WallAsSteady,
+    /// All shards try at once what a death may have met.
+    CrowdTrials,
 }
 
 impl Bug {
@@ -63,6 +65,7 @@ impl Bug {
         Self::BuildOnGivenUp,
         Self::DropNextSnapshot,
         Self::WallAsSteady,
+        Self::CrowdTrials,
     ];
 
     /// Its name on the command line.
@@ -87,6 +90,7 @@ impl Bug {
             Self::BuildOnGivenUp => "build-on-given-up",
             Self::DropNextSnapshot => "drop-next-snapshot",
             Self::WallAsSteady => "wall-as-steady",
+            Self::CrowdTrials => "crowd-trials",
         }
     }
 
@@ -112,7 +116,7 @@ impl Bug {
             Self::OverlookManifests | Self::TrimTooFar => 13,
             Self::AcceptOldEpoch => 15,
             Self::CutDamage => 16,
-            Self::DropNextSnapshot => 17,
+            Self::DropNextSnapshot | Self::CrowdTrials => 17,
             Self::ForgetfulRecovery => 18,
         }
     }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod blame;
 mod bug;
 mod client;
 mod disk;

@@ -32,6 +32,7 @@ marks! {
     CrashInIo: "power cut in the middle of an I/O operation",
     CrashInRecovery: "crash during a recovery",
     RecoveryCrashedEverywhere: "a recovery crashed at each of its I/O operations",
+    Held: "all was held until what a death had met was tried",
     HandlerKilled: "a handler ended the process",
     StepKilled: "a step of a task ended the process",
     UnsyncedKept: "entries that were not synced survived a crash",

@@ -355,7 +355,7 @@ impl Model {
                     );
                 }
             }
-            Cause::DeadLetter { cause: Waiting::Request { .. } } => {}
+            Cause::DeadLetter { cause: Waiting::Request { .. } | Waiting::Call { .. } } => {}
             Cause::Retry { letter }
             | Cause::Drop { letter }
             | Cause::DeadLetter { cause: Waiting::DeadLetter { letter } } => {
@@ -569,6 +569,7 @@ impl Model {
                 }
             }
             Effect::RunTask { id, task, .. } => self.check_task(shard, *id, task)?,
+            Effect::StepAllowed { .. } | Effect::WantsTurn(_) | Effect::EndsTurn(_) => {}
             Effect::MarkerCommitted(colour) => {
                 if *colour > state.position().colour {
                     return early(format!("marker {colour} counts"));

@@ -5,10 +5,12 @@ use crate::taking::Taking;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::coordinator::Coordinator;
-use stead_core::ids::{Colour, Epoch, Index, NodeId, ShardId};
+use stead_core::ids::{Colour, Epoch, Index, NodeId, ShardId, TaskId};
+use stead_core::record::TaskRecord;
 use stead_core::shard::{Settings, Shard};
 use stead_core::state::State;
 use stead_core::topology::Topology;
+use stead_core::trials::Trials;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::collect::Collector;
 use stead_store::checkpoint::compact::Merged;
@@ -45,6 +47,9 @@ pub(crate) struct Node {
     pub(crate) merged: Vec<Merged>,
     /// By channel, when its last frame arrives, for profiles that keep the order.
     pub(crate) channels: BTreeMap<(ShardId, ShardId), u64>,
+    /// Steps that ask before they run.
+    pub(crate) asking: BTreeMap<(ShardId, TaskId, u32), TaskRecord>,
+    pub(crate) trials: Trials,
     _data_dir: DataDir,
 }
 
@@ -165,6 +170,8 @@ impl Node {
             collector: Collector::new(),
             merged: Vec::new(),
             channels: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            trials: Trials::default(),
             _data_dir: data_dir,
         })
     }

@@ -60,6 +60,7 @@ impl Profile {
             session_ttl: spread(rng, &[3_600_000, 3_600_000, 20_000]),
             idempotency_ttl: spread(rng, &[86_400_000, 86_400_000, 30_000]),
             attempts_max: rng.u32(1..=3),
+            suspect_for: 60_000,
             outbox_bytes_max: spread(rng, &[64 << 20, 64 << 20, 4096]) as usize,
             uncommitted_max: spread(rng, &[65_536, 65_536, 32, 4]),
             ack_delay: spread(rng, &[0, 1, 10, 100]),

@@ -9,6 +9,7 @@ use crate::world::{Event, Outcomes, Stop, World};
 use std::sync::Arc;
 use stead_core::ids::{Colour, Index};
 use stead_core::shard::Shard;
+use stead_core::trials::Trials;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
@@ -75,10 +76,19 @@ impl World<'_> {
             Err(error) => return Err(Violation::new(0, format!("the node does not start: {error}")).into()),
         }
         self.before_recovery = None;
+        self.blame.life_begins(self.trusted);
         if std::mem::take(&mut self.trusted)
             && let Some(node) = &mut self.node
         {
             node.shards.iter_mut().for_each(Shard::trust);
+        }
+        if let Some(node) = &mut self.node {
+            node.trials =
+                Trials::new(node.shards.iter().filter(|shard| shard.has_met()).map(|s| s.state().shard()));
+            if node.trials.is_held() {
+                self.marks.hit(Mark::Held);
+                node.shards.iter_mut().for_each(Shard::hold);
+            }
         }
         self.give_up_undecided(decided)?;
         if self.node.is_none() {

@@ -3,6 +3,7 @@
 //! One queue of events, one generator: a seed and a profile say all that happens. Whatever leaves the node is held
 //! against the [`Model`] before it goes on.
 
+use crate::blame::Blame;
 use crate::bug::Bug;
 use crate::client::{Clients, Frame, call_of};
 use crate::disk::LifeDisk;
@@ -27,6 +28,7 @@ use stead_core::replica::EpochConfig;
 use stead_core::shard::{Answer, Effect, Input, Refusal, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
+use stead_core::trials::{Grant, Lane};
 use stead_store::disk::Disk;
 use stead_store::sim_disk::SimDisk;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -61,7 +63,18 @@ pub(crate) enum Event {
 pub(crate) enum Inside {
     Input(ShardId, Input),
     Tick(ShardId),
-    Step { shard: ShardId, id: TaskId, run: u32, task: TaskRecord },
+    Step {
+        shard: ShardId,
+        id: TaskId,
+        run: u32,
+        task: TaskRecord,
+    },
+    /// A thread takes a step that asks before it runs.
+    AskStep {
+        shard: ShardId,
+        id: TaskId,
+        run: u32,
+    },
     Flush,
     Sync,
     Begin,
@@ -175,6 +188,7 @@ pub(crate) struct World<'w> {
     /// What the operator does is drawn apart from all else: it changes nothing in a run without dead letters.
     pub(crate) operator: Rng,
     pub(crate) ordered: Vec<Ordered>,
+    pub(crate) blame: Blame,
 }
 
 /// The entry of a retry as one that leaves the dead letter where it is.
@@ -266,6 +280,7 @@ impl<'w> World<'w> {
             queries: BTreeMap::new(),
             operator: Rng::with_seed(seed ^ 0x09e7),
             ordered: Vec::new(),
+            blame: Blame::default(),
             rng,
             profile,
         };
@@ -405,6 +420,7 @@ impl<'w> World<'w> {
                 Ok(())
             }
             Inside::Step { shard, id, run, task } => self.step(shard, id, run, &task),
+            Inside::AskStep { shard, id, run } => self.tell(shard, Input::StepBegins { id, run }),
             Inside::Flush => self.flush(),
             Inside::Sync => self.sync(),
             Inside::Begin => self.begin_checkpoint(),
@@ -528,11 +544,14 @@ impl<'w> World<'w> {
             self.marks.hit(Mark::ClockDoubted);
         }
         let calls = watched.calls;
+        if let Some((_, call)) = calls.last() {
+            self.blame.handler_begins(*call);
+        }
         if self.workload.killed() {
             effects.clear();
             self.effects = effects;
             self.marks.hit(Mark::HandlerKilled);
-            return self.end(End::Process);
+            return self.end_by(End::Process, true);
         }
         it.check().map_err(Violation::from)?;
         for (index, call) in calls {
@@ -569,6 +588,9 @@ impl<'w> World<'w> {
             }
             let time = (self.now, self.clock_is_right().then(|| self.time()));
             self.model.append(shard, self.life, time, &bytes)?;
+            if let Some(entry) = self.model.last_entry(shard) {
+                self.blame.entry(shard, entry, self.profile.settings.attempts_max)?;
+            }
             let last = self.model.last_entry(shard);
             match last.map(|entry| &entry.cause) {
                 Some(Cause::Attempt) => self.marks.hit(Mark::Attempt),
@@ -622,9 +644,38 @@ impl<'w> World<'w> {
                 self.note_refusal(shard, &answer);
                 self.carry_answer(answer);
             }
-            Effect::RunTask { id, run, task } => {
+            Effect::RunTask { id, run, task, asks } => {
                 let delay = self.random(self.profile.step_delay);
-                self.inside(delay, Inside::Step { shard, id, run, task });
+                if asks {
+                    let node = self.node.as_mut().expect("only a living node has effects");
+                    node.asking.insert((shard, id, run), task);
+                    self.inside(delay, Inside::AskStep { shard, id, run });
+                } else {
+                    self.begin_step(delay, shard, id, run, task);
+                }
+            }
+            Effect::StepAllowed { id, run, allowed } => {
+                let node = self.node.as_mut().expect("only a living node has effects");
+                if let Some(task) = node.asking.remove(&(shard, id, run))
+                    && allowed
+                {
+                    let delay = self.random(self.profile.step_delay);
+                    self.begin_step(delay, shard, id, run, task);
+                }
+            }
+            Effect::WantsTurn(lane) => {
+                let node = self.node.as_mut().expect("only a living node has effects");
+                let grant = match self.bug {
+                    Some(Bug::CrowdTrials) => Some(Grant::Turn(shard, lane)),
+                    _ => node.trials.wants(shard, lane),
+                };
+                self.grant(grant);
+            }
+            Effect::EndsTurn(lane) => {
+                let node = self.node.as_mut().expect("only a living node has effects");
+                let grant =
+                    if self.bug == Some(Bug::CrowdTrials) { None } else { node.trials.ends(shard, lane) };
+                self.grant(grant);
             }
             Effect::Marked { header, all } => {
                 if !colour_news {
@@ -636,6 +687,25 @@ impl<'w> World<'w> {
             Effect::Active(epoch) => self.note(epoch.0, &[]),
         }
         Ok(())
+    }
+
+    /// A thread begins a step; it takes a while until it comes to what may end the process.
+    fn begin_step(&mut self, delay: u64, shard: ShardId, id: TaskId, run: u32, task: TaskRecord) {
+        self.blame.step_begins(shard, id, &task);
+        self.inside(delay, Inside::Step { shard, id, run, task });
+    }
+
+    /// Carries a grant to its shards.
+    fn grant(&mut self, grant: Option<Grant>) {
+        match grant {
+            None => {}
+            Some(Grant::Turn(shard, lane)) => self.inside(1, Inside::Input(shard, Input::Turn(lane))),
+            Some(Grant::Open) => {
+                for shard in self.topology.shards() {
+                    self.inside(1, Inside::Input(shard, Input::Open));
+                }
+            }
+        }
     }
 
     /// What a client is told to be over may not be applied later. A call that was too large may be: its process may
@@ -652,10 +722,11 @@ impl<'w> World<'w> {
     }
 
     fn step(&mut self, shard: ShardId, id: TaskId, run: u32, task: &TaskRecord) -> Outcomes {
+        self.blame.step_runs(task);
         let outcome = self.workload.step(id, task);
         if self.workload.killed() {
             self.marks.hit(Mark::StepKilled);
-            return self.end(End::Process);
+            return self.end_by(End::Process, true);
         }
         if matches!(outcome, StepOutcome::Done(_)) {
             self.marks.hit(Mark::TaskDone);
@@ -699,7 +770,21 @@ impl<'w> World<'w> {
 
     /// The node ends; it will start again.
     pub(crate) fn end(&mut self, end: End) -> Outcomes {
+        self.end_by(end, false)
+    }
+
+    /// The node ends, by what began last or from outside.
+    fn end_by(&mut self, end: End, by_itself: bool) -> Outcomes {
         self.trusted = false;
+        let model = &self.model;
+        self.blame.life_ends(
+            by_itself,
+            |shard, key| model.state(shard).records().get(key.as_bytes()).is_some(),
+            |shard, id, step| {
+                let task: Option<TaskRecord> = model.state(shard).record(&RecordKey::task(id));
+                task.is_some_and(|task| task.step == step)
+            },
+        );
         if self.tracing {
             eprintln!("                             the node ends: {end:?}");
         }
@@ -744,6 +829,17 @@ impl<'w> World<'w> {
         let epoch = self.node.as_ref().expect("just opened").epoch;
         self.model.led(epoch, self.life)?;
         self.tell_all(|_| Input::Start(EpochConfig::single(epoch, NODE)))?;
+        let Some(node) = &mut self.node else { return Ok(()) };
+        if self.bug == Some(Bug::CrowdTrials) {
+            // All at once.
+            for shard in self.topology.shards() {
+                self.grant(Some(Grant::Turn(shard, Lane::Handlers)));
+            }
+            self.grant(Some(Grant::Open));
+            return Ok(());
+        }
+        let grant = node.trials.begin();
+        self.grant(grant);
         Ok(())
     }
 

@@ -34,6 +34,11 @@ pub struct Config {
     /// may be wrong: 0 to 24 h. With 0 it is believed at once. Default 10 min.
     #[serde(deserialize_with = "duration")]
     pub clock_confirm: Option<Duration>,
+    /// How long clients' requests are suspected after a life of the process that did not end in order, for they may have
+    /// ended it: each is then handled only once an attempt at it is on disk. Tasks that were met by such an end wait until
+    /// then. 0 s to 1 h. Default 60 s.
+    #[serde(deserialize_with = "duration")]
+    pub suspect_for: Option<Duration>,
     /// The log.
     pub log: LogConfig,
     /// Checkpoints.
@@ -168,7 +173,7 @@ const OTHERS: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
 /// How many of the keys stand alone at the top.
 const KEYS_TOP: usize = 6;
 /// All keys, for hints: first those of the top, then those in tables, then their last parts.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "data_dir",
     "threads",
     "task_threads",
@@ -176,6 +181,7 @@ const KEYS: [&str; 30] = [
     "task_step_timeout",
     "shutdown_timeout",
     "clock_confirm",
+    "suspect_for",
     "log",
     "checkpoints",
     "services",
@@ -304,6 +310,7 @@ impl Config {
         )?;
         time("shutdown_timeout", self.shutdown_timeout, Duration::ZERO, hour, "0s to 1h")?;
         time("clock_confirm", self.clock_confirm, Duration::ZERO, hour * 24, "0s to 24h")?;
+        time("suspect_for", self.suspect_for, Duration::ZERO, hour, "0s to 1h")?;
         range("log.segment_bytes", self.log.segment_bytes, 16 << 10..=1 << 30, "16 KiB to 1 GiB")?;
         let checkpoints = &self.checkpoints;
         time(

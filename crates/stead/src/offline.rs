@@ -415,7 +415,7 @@ fn cause_name(cause: &Cause) -> String {
         Cause::Idempotent { principal, key, .. } => {
             format!("request of {principal} with idempotency key {:?}", key.escape_ascii().to_string())
         }
-        Cause::Anonymous => "a request without a session".to_owned(),
+        Cause::Anonymous | Cause::Suspected { .. } => "a request without a session".to_owned(),
         Cause::Message { from, seq } => format!("message {seq} of shard {from}"),
         Cause::Timer { id } => format!("timer {id}"),
         Cause::Task { id, step } => format!("step {step} of task {id}"),

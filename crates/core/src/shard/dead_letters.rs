@@ -46,7 +46,7 @@ impl Shard {
         let letter = DeadLetter { cause, process: process.clone(), payload, sender, reason, time, retry };
         let key = RecordKey::dead_letter(self.state.position().index.next());
         let mut writes = vec![Write { key, value: Some(encode_value(&letter)) }];
-        if let Waiting::Request { .. } = cause {
+        if let Waiting::Request { .. } | Waiting::Call { .. } = cause {
             // One over the limit stands for a request that was given up: a retry of it is refused.
             writes.push(self.attempt(&cause, self.settings.attempts_max + 1));
         }
@@ -143,7 +143,9 @@ impl Shard {
 
 fn why_never(cause: &Waiting, payload: &[u8]) -> &'static str {
     match cause {
-        Waiting::Request { .. } => "its client was told that it is given up, and may have gone another way",
+        Waiting::Request { .. } | Waiting::Call { .. } => {
+            "its client was answered that it is given up, and may have gone another way"
+        }
         _ if payload.is_empty() => "its payload was too large to be kept",
         _ => "an older version made it and did not keep all that is needed",
     }

@@ -6,6 +6,7 @@ use crate::ids::{Blob, Colour, Epoch, Index, Key, NodeId, RequestNumber, Seq, Se
 use crate::record::{RecordKey, TaskRecord};
 use crate::replica::EpochConfig;
 use crate::state::{Header, Message};
+use crate::trials::Lane;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use thiserror::Error;
@@ -81,6 +82,17 @@ pub enum Input {
         /// How it ended.
         outcome: StepOutcome,
     },
+    /// A thread is about to run a step that asks for it: see [`Effect::RunTask`].
+    StepBegins {
+        /// The task.
+        id: TaskId,
+        /// Which run of it.
+        run: u32,
+    },
+    /// It is this shard's turn to try what the last life may have met: see [`crate::trials`].
+    Turn(Lane),
+    /// All that the last life had met is tried: nothing is held any more.
+    Open,
     /// An operator decides about a dead letter.
     DeadLetter {
         /// Comes back with the answer.
@@ -233,7 +245,23 @@ pub enum Effect {
         run: u32,
         /// What it is.
         task: TaskRecord,
+        /// A death of the process may have met it: once a thread has it, and before it runs, give
+        /// [`Input::StepBegins`] and wait for [`Effect::StepAllowed`].
+        asks: bool,
     },
+    /// The answer to [`Input::StepBegins`].
+    StepAllowed {
+        /// The task.
+        id: TaskId,
+        /// Which run of it.
+        run: u32,
+        /// Whether it may run; otherwise it is of no use any more.
+        allowed: bool,
+    },
+    /// The shard wants a turn.
+    WantsTurn(Lane),
+    /// The shard has had its turn.
+    EndsTurn(Lane),
     /// The marker of a checkpoint is in the log, and the snapshot has begun: drain it with [`super::Shard::drain_snapshot`].
     Marked {
         /// What the part holds beside the records.

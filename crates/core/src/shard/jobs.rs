@@ -11,6 +11,7 @@ use crate::record::{
 use crate::room;
 use crate::shard_map::ShardMap;
 use crate::state::{Message, State};
+use crate::trials::Lane;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Jobs handled for one input at most, so that a process that messages itself can't hold its shard.
@@ -30,11 +31,11 @@ pub(super) struct Jobs {
     timers: BTreeSet<TimerId>,
     pub(super) failures: BTreeMap<Waiting, u32>,
     pub(super) runs: Runs,
-    /// Requests that were refused after an attempt at them was logged: this life of the process goes on, so that a
-    /// retry is no further attempt.
-    survived: BTreeSet<[u8; 16]>,
+    /// Requests that this life of the process has survived, so that a retry is no further attempt.
+    survived: BTreeSet<Waiting>,
     /// Requests in the queue, and the bytes of their payloads.
-    suspects: BTreeSet<[u8; 16]>,
+    suspects: BTreeSet<Waiting>,
+    suspected: usize,
     suspect_bytes: usize,
 }
 
@@ -43,7 +44,8 @@ pub(super) struct Jobs {
 #[derive(Default)]
 pub(super) struct Runs {
     last: u32,
-    outstanding: BTreeMap<TaskId, u32>,
+    /// The number of the run, and whether it has begun after it asked.
+    outstanding: BTreeMap<TaskId, (u32, bool)>,
     /// Steps that failed and wait for their time. One whose task is gone meanwhile is known when its time comes.
     later: BTreeSet<(Time, TaskId)>,
 }
@@ -51,21 +53,38 @@ pub(super) struct Runs {
 impl Runs {
     pub(super) fn begin(&mut self, id: TaskId) -> u32 {
         self.last = self.last.wrapping_add(1);
-        self.outstanding.insert(id, self.last);
+        self.outstanding.insert(id, (self.last, false));
         self.last
     }
 
-    /// Runs a task's next step, now or once a step that failed may be tried again.
-    pub(super) fn set_out(&mut self, id: TaskId, task: TaskRecord, now: Time, out: &mut Vec<Effect>) {
+    /// Runs a task's next step, now or once a step that failed may be tried again; `asks` if a death of the process may
+    /// have met it.
+    pub(super) fn set_out(
+        &mut self,
+        id: TaskId,
+        task: TaskRecord,
+        asks: bool,
+        now: Time,
+        out: &mut Vec<Effect>,
+    ) {
         match &task.retry {
             Some(retry) if retry.at > now => drop(self.later.insert((retry.at, id))),
-            _ => out.push(Effect::RunTask { id, run: self.begin(id), task }),
+            _ => out.push(Effect::RunTask { id, run: self.begin(id), task, asks }),
         }
+    }
+
+    pub(super) fn is_outstanding(&self, id: TaskId, run: u32) -> bool {
+        self.outstanding.get(&id).is_some_and(|(number, _)| *number == run)
+    }
+
+    /// Notes that an outstanding run begins; false if that is known.
+    pub(super) fn note_begun(&mut self, id: TaskId) -> bool {
+        self.outstanding.get_mut(&id).is_some_and(|(_, begun)| !std::mem::replace(begun, true))
     }
 
     /// Whether the outcome of this run was waited for; it is not any more.
     fn end(&mut self, id: TaskId, run: u32) -> bool {
-        let is_outstanding = self.outstanding.get(&id) == Some(&run);
+        let is_outstanding = self.is_outstanding(id, run);
         if is_outstanding {
             self.outstanding.remove(&id);
         }
@@ -73,21 +92,21 @@ impl Runs {
     }
 }
 
-struct Job {
-    work: Work,
-    attempt: Attempt,
+pub(super) struct Job {
+    pub(super) work: Work,
+    pub(super) attempt: Attempt,
 }
 
 /// Whether a crash may have met the job before, so that an attempt has to be logged first.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Attempt {
+pub(super) enum Attempt {
     Fresh,
     ToLog,
     /// It may be handled once this entry is committed.
     Logged(Index),
 }
 
-enum Work {
+pub(super) enum Work {
     Message {
         from: ShardId,
         message: Message,
@@ -103,8 +122,10 @@ enum Work {
     },
     /// Begin a task's step again after a start.
     Resume(TaskId),
+    /// A thread is about to run a step that a death may have met.
+    Begin(TaskId, u32),
     /// A request that may be what ended the process.
-    Request(Box<Request>, [u8; 16]),
+    Request(Box<Request>, Waiting),
 }
 
 impl Jobs {
@@ -114,30 +135,6 @@ impl Jobs {
 
     pub(super) fn len(&self) -> usize {
         self.queue.len()
-    }
-
-    /// Queues what the state holds when an epoch becomes active: a crash may have met each of it before.
-    pub(super) fn start(&mut self, state: &State, suspicious: bool, now: Time) {
-        let attempt = if suspicious { Attempt::ToLog } else { Attempt::Fresh };
-        let again = |work| Job { work, attempt };
-        let from = state.shard();
-        if let Some(outbox) = state.outboxes().get(from) {
-            for message in &outbox.messages {
-                self.queued.insert(from, message.seq);
-                self.queue.push_back(again(Work::Local(message.seq)));
-            }
-        }
-        for &(_, id) in state.timers().iter().take_while(|(at, _)| *at <= now) {
-            self.timers.insert(id);
-            self.queue.push_back(again(Work::Timer(id)));
-        }
-        for &id in state.tasks() {
-            let task: Option<TaskRecord> = state.record(&RecordKey::task(id));
-            match task.and_then(|task| task.retry) {
-                Some(retry) if retry.at > now => drop(self.runs.later.insert((retry.at, id))),
-                _ => self.queue.push_back(again(Work::Resume(id))),
-            }
-        }
     }
 
     /// A shard's messages to itself wait for nothing: one log holds both ends.
@@ -150,38 +147,44 @@ impl Jobs {
     }
 
     /// Whether one more request may wait: not one that waits already, and not more than fit.
-    pub(super) fn takes_suspect(&self, identity: &[u8; 16], bytes_max: usize) -> bool {
-        self.suspects.len() < SUSPECTS_MAX
-            && self.suspect_bytes <= bytes_max
-            && !self.suspects.contains(identity)
+    pub(super) fn takes_suspect(&self, suspect: &Waiting, bytes_max: usize) -> bool {
+        // Requests without an identity may be alike, and are several all the same.
+        let waits = matches!(suspect, Waiting::Request { .. }) && self.suspects.contains(suspect);
+        self.suspected < SUSPECTS_MAX && self.suspect_bytes <= bytes_max && !waits
     }
 
-    pub(super) fn push_suspect(&mut self, request: Request, identity: [u8; 16]) {
-        self.suspects.insert(identity);
+    pub(super) fn push_suspect(&mut self, request: Request, suspect: Waiting) {
+        self.suspects.insert(suspect);
+        self.suspected += 1;
         self.suspect_bytes += request.payload.len();
         self.queue
-            .push_back(Job { work: Work::Request(Box::new(request), identity), attempt: Attempt::ToLog });
+            .push_back(Job { work: Work::Request(Box::new(request), suspect), attempt: Attempt::ToLog });
     }
 
     fn pop(&mut self) -> Option<Job> {
         let job = self.queue.pop_front()?;
-        if let Work::Request(request, identity) = &job.work {
-            self.suspects.remove(identity);
+        if let Work::Request(request, suspect) = &job.work {
+            self.suspects.remove(suspect);
+            self.suspected -= 1;
             self.suspect_bytes -= request.payload.len();
         }
         Some(job)
     }
 
-    pub(super) fn survived(&self, identity: &[u8; 16]) -> bool {
-        self.survived.contains(identity)
+    pub(super) fn survived(&self, suspect: &Waiting) -> bool {
+        self.survived.contains(suspect)
     }
 
-    fn note_survived(&mut self, identity: [u8; 16]) {
+    fn note_survived(&mut self, suspect: Waiting) {
         // One that is forgotten is suspected again, no more.
         if self.survived.len() >= SURVIVED_MAX {
             self.survived.pop_first();
         }
-        self.survived.insert(identity);
+        self.survived.insert(suspect);
+    }
+
+    pub(super) fn push_begin(&mut self, id: TaskId, run: u32) {
+        self.queue.push_back(Job { work: Work::Begin(id, run), attempt: Attempt::Fresh });
     }
 
     pub(super) fn push_step(&mut self, id: TaskId, step: u64, run: u32, outcome: StepOutcome) {
@@ -213,28 +216,6 @@ impl Jobs {
         }
     }
 
-    pub(super) fn push_due_timers(&mut self, state: &State, now: Time) {
-        for &(_, id) in state.timers().iter().take_while(|(at, _)| *at <= now).take(RUN_BATCH) {
-            if self.timers.insert(id) {
-                self.queue.push_back(Job { work: Work::Timer(id), attempt: Attempt::Fresh });
-            }
-        }
-    }
-
-    /// Runs the steps that waited until now to be tried again.
-    pub(super) fn run_due_steps(&mut self, state: &State, now: Time, out: &mut Vec<Effect>) {
-        for _ in 0..RUN_BATCH {
-            let Some(&(at, id)) = self.runs.later.first().filter(|(at, _)| *at <= now) else { return };
-            self.runs.later.pop_first();
-            // Its task may have been cancelled, or be another one by now.
-            let task = state.record::<TaskRecord>(&RecordKey::task(id));
-            let waits = |task: &TaskRecord| task.retry.as_ref().is_some_and(|retry| retry.at == at);
-            if let Some(task) = task.filter(waits) {
-                self.runs.set_out(id, task, now, out);
-            }
-        }
-    }
-
     pub(super) fn next_retry(&self) -> Option<Time> {
         self.runs.later.first().map(|(at, _)| *at)
     }
@@ -257,11 +238,11 @@ impl Shard {
             let queued = self.jobs.queued.get_or_default(from);
             if message.seq == queued.next() {
                 *queued = message.seq;
-                if !again && self.jobs.queue.is_empty() && self.is_active() && !self.blocked() {
+                let at_once = !again && self.jobs.queue.is_empty() && self.is_active();
+                if at_once && !self.blocked() && !self.is_trying() {
                     self.run_message(from, &message, handler, out);
                 } else {
-                    let attempt = if again { Attempt::ToLog } else { Attempt::Fresh };
-                    self.jobs.queue.push_back(Job { work: Work::Message { from, message }, attempt });
+                    self.enqueue(Work::Message { from, message }, again);
                 }
             } else if message.seq <= *queued {
                 self.release.ack_again(from, self.clock.steady(), &self.settings);
@@ -271,12 +252,91 @@ impl Shard {
         self.run_jobs(handler, out);
     }
 
+    /// Queues what the state holds when an epoch becomes active: a crash may have met each of it before.
+    pub(super) fn start_jobs(&mut self) {
+        let from = self.state.shard();
+        let outbox = self.state.outboxes().get(from);
+        let local: Vec<Seq> =
+            outbox.map_or_else(Vec::new, |outbox| outbox.messages.iter().map(|m| m.seq).collect());
+        for seq in local {
+            self.jobs.queued.insert(from, seq);
+            self.enqueue(Work::Local(seq), true);
+        }
+        self.push_due_timers(true);
+        for id in self.state.tasks().iter().copied().collect::<Vec<_>>() {
+            let task: Option<TaskRecord> = self.state.record(&RecordKey::task(id));
+            match task.and_then(|task| task.retry) {
+                Some(retry) if retry.at > self.clock.time() => {
+                    self.jobs.runs.later.insert((retry.at, id));
+                }
+                _ => self.resume(id),
+            }
+        }
+    }
+
+    /// Queues a step that a death of the process may have met, or of which it is known that one has.
+    fn resume(&mut self, id: TaskId) {
+        let work = Work::Resume(id);
+        if self.suspicion.is_on && self.waiting_of(&work).is_some_and(|task| self.has_begun(&task)) {
+            self.suspicion.tasks.push_back(id);
+        } else {
+            self.jobs.queue.push_back(Job { work, attempt: Attempt::Fresh });
+        }
+    }
+
+    /// Runs the steps that waited until now to be tried again.
+    pub(super) fn run_due_steps(&mut self) {
+        for _ in 0..RUN_BATCH {
+            let first = self.jobs.runs.later.first().copied();
+            let Some((at, id)) = first.filter(|(at, _)| *at <= self.clock.time()) else { return };
+            self.jobs.runs.later.pop_first();
+            // Its task may have been cancelled, or be another one by now.
+            let task = self.state.record::<TaskRecord>(&RecordKey::task(id));
+            if task.and_then(|task| task.retry).is_some_and(|retry| retry.at == at) {
+                self.resume(id);
+            }
+        }
+    }
+
+    pub(super) fn push_due_timers(&mut self, again: bool) {
+        let due = self.state.timers().iter().take_while(|(at, _)| *at <= self.clock.time()).take(RUN_BATCH);
+        for id in due.map(|(_, id)| *id).collect::<Vec<_>>() {
+            if self.jobs.timers.insert(id) {
+                self.enqueue(Work::Timer(id), again);
+            }
+        }
+    }
+
+    /// Queues a message or a timer; `again` if the last life of the process may have met it.
+    fn enqueue(&mut self, work: Work, again: bool) {
+        let held = self.suspicion.held;
+        if held && self.waiting_of(&work).is_some_and(|waiting| self.has_begun(&waiting)) {
+            self.suspicion.met.push_back(Job { work, attempt: Attempt::ToLog });
+            return;
+        }
+        let attempt = if again && self.suspicion.is_on { Attempt::ToLog } else { Attempt::Fresh };
+        self.jobs.queue.push_back(Job { work, attempt });
+    }
+
+    /// Whether nothing may begin beside what is tried.
+    fn is_trying(&self) -> bool {
+        self.suspicion.held || self.suspicion.handlers.tried.is_some()
+    }
+
     pub(super) fn job_is_ready(&self) -> bool {
         !self.blocked()
+            && !self.is_trying()
             && self.jobs.queue.front().is_some_and(|job| match job.attempt {
                 Attempt::Logged(index) => index <= self.commit(),
-                _ => true,
+                Attempt::ToLog => self.suspicion.handlers.is_ours || !self.is_met(job),
+                Attempt::Fresh => true,
             })
+    }
+
+    /// Whether a job that waits for its attempt has to begin alone.
+    fn is_met(&self, job: &Job) -> bool {
+        job.attempt == Attempt::ToLog
+            && self.waiting_of(&job.work).is_some_and(|waiting| self.has_begun(&waiting))
     }
 
     /// Handles what waits, in its order, as far as it may be handled now.
@@ -284,47 +344,72 @@ impl Shard {
         if !self.is_active() {
             return;
         }
+        self.end_turns(out);
+        self.try_met_task(out);
         for _ in 0..RUN_BATCH {
+            if self.suspicion.held {
+                if !self.try_met(handler, out) {
+                    return;
+                }
+                continue;
+            }
             if !self.job_is_ready() {
+                if self.jobs.queue.front().is_some_and(|job| self.is_met(job)) {
+                    self.want_turn(Lane::Handlers, out);
+                }
                 return;
             }
             if self.jobs.queue[0].attempt == Attempt::ToLog {
                 self.log_attempts(out);
                 continue;
             }
+            let alone = self.suspicion.handlers.is_ours;
             let job = self.jobs.pop().expect("ready means that there is one");
             room::give_back(&mut self.jobs.queue);
-            match job.work {
-                Work::Message { from, message } => self.run_message(from, &message, handler, out),
-                Work::Local(seq) => self.run_local(seq, handler, out),
-                Work::Timer(id) => self.run_timer(id, handler, out),
-                Work::Step { id, step, run, outcome } => {
-                    self.run_step((id, step, run), outcome, handler, out)
-                }
-                Work::Request(request, identity) => {
-                    self.run_request(&request, handler, out);
-                    if self.attempts(&Waiting::Request { identity }) > 0 {
-                        self.jobs.note_survived(identity);
-                    }
-                }
-                Work::Resume(id) => {
-                    if let Some(task) = self.state.record(&RecordKey::task(id)) {
-                        self.jobs.runs.set_out(id, task, self.clock.time(), out);
-                    }
-                }
+            self.run_work(job.work, handler, out);
+            if alone {
+                self.suspicion.handlers.tried = Some(self.state.position().index);
+                self.end_turns(out);
             }
         }
     }
 
-    /// Logs that the first jobs are about to be tried again. One that was tried before is tried alone, so that only
-    /// what a crash really met is given up.
+    pub(super) fn run_work(&mut self, work: Work, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
+        match work {
+            Work::Message { from, message } => self.run_message(from, &message, handler, out),
+            Work::Local(seq) => self.run_local(seq, handler, out),
+            Work::Timer(id) => self.run_timer(id, handler, out),
+            Work::Step { id, step, run, outcome } => {
+                let is_news = self.jobs.runs.is_outstanding(id, run);
+                self.run_step((id, step, run), outcome, handler, out);
+                if is_news {
+                    self.note_tried_task(id);
+                    self.end_turns(out);
+                }
+            }
+            Work::Request(request, suspect) => {
+                self.run_request(&request, handler, out);
+                self.jobs.note_survived(suspect);
+                // One over the limit stands for a request that was given up.
+                if self.attempts(&suspect) <= self.settings.attempts_max {
+                    self.take_back_attempt(&suspect, out);
+                }
+            }
+            Work::Resume(id) => {
+                if let Some(task) = self.state.record(&RecordKey::task(id)) {
+                    self.jobs.runs.set_out(id, task, self.suspicion.is_on, self.clock.time(), out);
+                }
+            }
+            Work::Begin(id, run) => self.begin_step(id, run, out),
+        }
+    }
+
+    /// Logs that the first jobs are about to begin: a group that no death has met, which counts for none of them, or one
+    /// that is met, which does.
     fn log_attempts(&mut self, out: &mut Vec<Effect>) {
         let mut writes = Vec::new();
-        let mut over = None;
         let index = self.state.position().index.next();
-        // Where the first attempt is the last, those that only shared its entry would be given up with it.
-        let batch = if self.settings.attempts_max == 1 { 1 } else { ATTEMPT_BATCH };
-        for at in 0..self.jobs.queue.len().min(batch) {
+        for at in 0..self.jobs.queue.len().min(ATTEMPT_BATCH) {
             let job = &self.jobs.queue[at];
             if job.attempt != Attempt::ToLog {
                 break;
@@ -333,42 +418,57 @@ impl Shard {
                 self.jobs.queue[at].attempt = Attempt::Fresh;
                 break;
             };
-            let count = self.attempts(&waiting);
-            if at > 0 && count > 0 {
+            if !self.has_begun(&waiting) {
+                writes.push(self.attempt(&waiting, 0));
+                self.jobs.queue[at].attempt = Attempt::Logged(index);
+                continue;
+            }
+            if at > 0 {
                 break;
             }
+            let count = self.attempts(&waiting);
             if count >= self.settings.attempts_max {
-                over = Some(waiting);
-                break;
+                let job = self.jobs.pop().expect("it is the first");
+                self.give_up(waiting, job.work, out);
+                self.suspicion.handlers.tried = Some(self.state.position().index);
+                self.end_turns(out);
+                return;
             }
             writes.push(self.attempt(&waiting, count + 1));
             self.jobs.queue[at].attempt = Attempt::Logged(index);
-            if count > 0 {
-                break;
-            }
+            break;
         }
-        if let Some(waiting) = over {
-            let job = self.jobs.pop().expect("only the first job can be over");
-            if let Work::Timer(id) = job.work {
-                self.jobs.timers.remove(&id);
-            }
-            let reason =
-                format!("the process ended {} times while it was handled", self.settings.attempts_max);
-            // Giving it up is a reception too: the marker comes first.
-            match &job.work {
-                Work::Message { message, .. } => self.mark(message.colour, out),
-                Work::Request(request, _) => self.mark(request.colour, out),
-                _ => {}
-            }
-            if let Some(buried) = self.buried(&job.work) {
-                self.bury(waiting, reason, buried, out);
-            }
-            if let Work::Request(request, _) = job.work {
-                let attempts = self.settings.attempts_max;
-                self.answer(request.token, Err(Refusal::Poisoned { attempts }), out);
-            }
-        } else if !writes.is_empty() {
+        if !writes.is_empty() {
             self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
+        }
+    }
+
+    /// A cause has failed, and no entry of its own removes the attempt at it: it has ended nothing.
+    fn take_back_attempt(&mut self, waiting: &Waiting, out: &mut Vec<Effect>) {
+        if self.has_begun(waiting) {
+            let writes = vec![Write { key: RecordKey::attempt(waiting), value: None }];
+            self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
+        }
+    }
+
+    /// Gives up what has ended the process as often as it may.
+    pub(super) fn give_up(&mut self, waiting: Waiting, work: Work, out: &mut Vec<Effect>) {
+        if let Work::Timer(id) = work {
+            self.jobs.timers.remove(&id);
+        }
+        let attempts = self.settings.attempts_max;
+        let reason = format!("the process ended {attempts} times while it was handled alone");
+        // Giving it up is a reception too: the marker comes first.
+        match &work {
+            Work::Message { message, .. } => self.mark(message.colour, out),
+            Work::Request(request, _) => self.mark(request.colour, out),
+            _ => {}
+        }
+        if let Some(buried) = self.buried(&work) {
+            self.bury(waiting, reason, buried, out);
+        }
+        if let Work::Request(request, _) = work {
+            self.answer(request.token, Err(Refusal::Poisoned { attempts }), out);
         }
     }
 
@@ -380,17 +480,18 @@ impl Shard {
 
     pub(super) fn attempt(&self, waiting: &Waiting, count: u32) -> Write {
         // A client may never bring its request again.
-        let expires = matches!(waiting, Waiting::Request { .. })
+        let expires = matches!(waiting, Waiting::Request { .. } | Waiting::Call { .. })
             .then(|| self.clock.served().plus_millis(self.settings.idempotency_ttl));
         let value = encode_value(&AttemptRecord { count, expires });
         Write { key: RecordKey::attempt(waiting), value: Some(value) }
     }
 
-    fn waiting_of(&self, work: &Work) -> Option<Waiting> {
+    pub(super) fn waiting_of(&self, work: &Work) -> Option<Waiting> {
         match work {
             Work::Message { from, message } => Some(Waiting::Message { from: *from, seq: message.seq }),
             Work::Local(seq) => Some(Waiting::Message { from: self.state.shard(), seq: *seq }),
-            Work::Request(_, identity) => Some(Waiting::Request { identity: *identity }),
+            Work::Request(_, suspect) => Some(*suspect),
+            Work::Begin(..) => None,
             // It may have been cancelled while it waited: then there is nothing to try. One that sends a message runs no user
             // code that could have ended the process.
             Work::Timer(id) => {
@@ -420,7 +521,7 @@ impl Shard {
                 let TimerRecord { process, payload, .. } = self.state.record(&RecordKey::timer(*id))?;
                 Buried { sender: process.clone(), process, payload, retry: Retry::Timer }
             }
-            Work::Step { id, .. } | Work::Resume(id) => {
+            Work::Step { id, .. } | Work::Resume(id) | Work::Begin(id, _) => {
                 Buried::step(self.state.record(&RecordKey::task(*id))?)
             }
         })
@@ -546,8 +647,9 @@ impl Shard {
                 if self.fails(waiting) {
                     self.bury(waiting, reason, Buried::step(task), out);
                 } else {
+                    self.take_back_attempt(&waiting, out);
                     let run = self.jobs.runs.begin(id);
-                    out.push(Effect::RunTask { id, run, task });
+                    out.push(Effect::RunTask { id, run, task, asks: false });
                 }
             }
         }

@@ -10,6 +10,7 @@ mod processes;
 mod release;
 mod requests;
 mod settings;
+mod suspicion;
 
 pub use io::{Answer, Effect, Identity, Input, Messages, Order, Query, Refusal, Request, StepOutcome};
 pub use settings::Settings;
@@ -27,6 +28,7 @@ use jobs::Jobs;
 use release::Release;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use suspicion::Suspicion;
 
 /// A shard at its primary.
 pub struct Shard {
@@ -46,10 +48,7 @@ pub struct Shard {
     unconfirmed: Option<Colour>,
     /// The highest colour that was heard of before the shard served.
     heard: Colour,
-    /// Something may have ended the last life of the process, and may do so again.
-    suspicious: bool,
-    /// Until when requests are suspected, in steady time: their clients may bring again what ended the process.
-    suspect_until: Time,
+    suspicion: Suspicion,
 }
 
 /// A rule of the design that does not hold.
@@ -71,8 +70,6 @@ impl Shard {
     pub const IDEMPOTENCY_KEY_MAX: usize = 256;
     /// Most bytes of a principal's name.
     pub const PRINCIPAL_MAX: usize = 256;
-    /// How long after the end of a process its clients' requests are suspected to have ended it, in milliseconds.
-    const SUSPECT_FOR_MS: u64 = 60_000;
     /// Messages of a delivery that are looked ahead to.
     const LOOK_AHEAD: usize = 8;
     /// Sessions and idempotency keys that one entry forgets at most.
@@ -109,8 +106,7 @@ impl Shard {
             // The records that the start found in a checkpoint count as held by it, and all others as changed.
             unconfirmed: None,
             heard: Colour(0),
-            suspicious: true,
-            suspect_until: Time(0),
+            suspicion: Suspicion::new(),
         }
     }
 
@@ -158,6 +154,18 @@ impl Shard {
                 self.jobs.push_step(id, step, run, outcome);
                 self.run_jobs(handler, out);
             }
+            Input::StepBegins { id, run } => {
+                self.jobs.push_begin(id, run);
+                self.run_jobs(handler, out);
+            }
+            Input::Turn(lane) => {
+                self.handle_turn(lane);
+                self.run_jobs(handler, out);
+            }
+            Input::Open => {
+                self.suspicion.held = false;
+                self.run_jobs(handler, out);
+            }
             Input::DeadLetter { token, letter, order } => {
                 self.handle_dead_letter(token, letter, order, handler, out);
                 self.run_jobs(handler, out);
@@ -196,7 +204,8 @@ impl Shard {
         let served = served.map(|at| self.clock.steady_at_served(at));
         let trim = self.trim_at.filter(|_| !self.full);
         let ready = self.job_is_ready().then_some(self.clock.steady());
-        [timer, served, trim, ready, self.release.deadline()].into_iter().flatten().min()
+        let tasks = self.suspicion.deadline().filter(|_| !self.blocked());
+        [timer, served, trim, ready, tasks, self.release.deadline()].into_iter().flatten().min()
     }
 
     /// Appends up to `records` more records of the running snapshot to `out`; true once it is complete.
@@ -207,7 +216,7 @@ impl Shard {
     /// The last life of the process ended in order, so that nothing that waits can have ended it: no attempts are logged.
     /// Said before the start, and only by a shell that knows.
     pub fn trust(&mut self) {
-        self.suspicious = false;
+        self.suspicion.is_on = false;
     }
 
     /// The next part holds every record: it replaces what is stored of the shard.
@@ -236,7 +245,7 @@ impl Shard {
     /// The work that waits: messages received but not handled, and the like.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.jobs.len()
+        self.jobs.len() + self.suspicion.len()
     }
 
     /// The shard's clocks, as they were at the last input.
@@ -294,11 +303,11 @@ impl Shard {
     fn handle_active(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
         out.push(Effect::Active(epoch));
         self.mark(self.heard, out);
-        self.release.resend_all(&self.state, self.suspicious, self.clock.steady(), &self.settings, out);
-        self.jobs.start(&self.state, self.suspicious, self.clock.time());
-        if self.suspicious {
-            self.suspect_until = self.clock.steady().plus_millis(Self::SUSPECT_FOR_MS);
+        self.release.resend_all(&self.state, self.suspicion.is_on, self.clock.steady(), &self.settings, out);
+        if self.suspicion.is_on {
+            self.suspicion.until = self.clock.steady().plus_millis(self.settings.suspect_for);
         }
+        self.start_jobs();
     }
 
     fn handle_ack(&mut self, from: ShardId, upto: Seq, colour: Colour, out: &mut Vec<Effect>) {
@@ -331,8 +340,8 @@ impl Shard {
             self.expire(out);
         }
         self.release.tick(&self.state, self.clock.steady(), &self.settings, out);
-        self.jobs.push_due_timers(&self.state, self.clock.time());
-        self.jobs.run_due_steps(&self.state, self.clock.time(), out);
+        self.push_due_timers(false);
+        self.run_due_steps();
         self.run_jobs(handler, out);
     }
 
@@ -442,6 +451,11 @@ impl Shard {
         self.release.hold(&entry, self.state.shard());
         self.jobs.note_local(&entry, self.state.shard());
         self.jobs.note_ended_tasks(&entry);
+        if let Some(id) = self.suspicion.task
+            && entry.writes.iter().any(|write| write.key == RecordKey::task(id))
+        {
+            self.suspicion.steps.tried = Some(index);
+        }
         self.state.apply(entry).expect("an entry that the shard made follows from its state");
         index
     }

@@ -31,6 +31,7 @@ pub(super) struct Release {
 enum Held {
     Answer(Answer),
     Task(TaskId),
+    Step(TaskId, u32),
     Marker(Colour),
 }
 
@@ -84,6 +85,10 @@ impl Release {
         self.held.push_back((answer.index, Held::Answer(answer)));
     }
 
+    pub(super) fn hold_step(&mut self, index: Index, id: TaskId, run: u32) {
+        self.held.push_back((index, Held::Step(id, run)));
+    }
+
     pub(super) fn hold_marker(&mut self, index: Index, colour: Colour) {
         self.held.push_back((index, Held::Marker(colour)));
     }
@@ -104,9 +109,10 @@ impl Release {
                 Held::Answer(answer) => out.push(Effect::Answer(answer)),
                 Held::Task(id) => {
                     if let Some(task) = state.record(&RecordKey::task(id)) {
-                        runs.set_out(id, task, clock.time(), out);
+                        runs.set_out(id, task, false, clock.time(), out);
                     }
                 }
+                Held::Step(id, run) => out.push(Effect::StepAllowed { id, run, allowed: true }),
                 Held::Marker(colour) => out.push(Effect::MarkerCommitted(colour)),
             }
         }

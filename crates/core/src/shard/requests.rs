@@ -39,8 +39,8 @@ impl Shard {
         out: &mut Vec<Effect>,
     ) {
         match self.suspect(&request) {
-            Some(identity) if self.jobs.takes_suspect(&identity, self.settings.outbox_bytes_max) => {
-                self.jobs.push_suspect(request, identity);
+            Some(suspect) if self.jobs.takes_suspect(&suspect, self.settings.outbox_bytes_max) => {
+                self.jobs.push_suspect(request, suspect);
             }
             Some(_) => {
                 let retry_after_ms = Self::RETRY_AFTER_MS;
@@ -51,17 +51,24 @@ impl Shard {
     }
 
     /// A request that may be what ended the process: it is handled only after an attempt at it is logged.
-    fn suspect(&self, request: &Request) -> Option<[u8; 16]> {
-        if !self.is_active() || self.clock.steady() >= self.suspect_until {
+    fn suspect(&self, request: &Request) -> Option<Waiting> {
+        if !self.is_active() || self.clock.steady() >= self.suspicion.until {
             return None;
         }
-        let cause = self.cause(request);
+        let suspect = self.suspect_of(request);
         // Only what would be handled is worth an attempt.
         let new = matches!(self.known_reply(request), Ok(None))
             && self.admit_request(request).is_ok()
-            && self.check_poison(&cause, &request.process).is_ok();
-        let identity = if new { cause.identity(&request.process) } else { None };
-        identity.filter(|identity| !self.jobs.survived(identity))
+            && self.check_poison(&suspect).is_ok();
+        (new && !self.jobs.survived(&suspect)).then_some(suspect)
+    }
+
+    /// What makes a request known that comes again after it has ended the process.
+    fn suspect_of(&self, request: &Request) -> Waiting {
+        match self.cause(request).identity(&request.process) {
+            Some(identity) => Waiting::Request { identity },
+            None => Waiting::call(&request.process, &request.principal, &request.payload),
+        }
     }
 
     pub(super) fn run_request(
@@ -87,8 +94,16 @@ impl Shard {
             return Ok((self.state.position().index, reply));
         }
         self.admit_request(request)?;
-        let cause = self.cause(request);
-        self.check_poison(&cause, &request.process)?;
+        let mut cause = self.cause(request);
+        if self.state.attempts() > 0 {
+            let suspect = self.suspect_of(request);
+            self.check_poison(&suspect)?;
+            if let Waiting::Call { content } = suspect
+                && self.has_begun(&suspect)
+            {
+                cause = Cause::Suspected { content };
+            }
+        }
         // The client has seen that checkpoint's future.
         self.mark(request.colour, out);
         let caller = Caller::Client { principal: &request.principal };
@@ -119,13 +134,9 @@ impl Shard {
     }
 
     /// Refuses what was given up.
-    fn check_poison(&self, cause: &Cause, process: &Key) -> Result<(), Refusal> {
-        let attempts_max = self.settings.attempts_max;
-        let given_up = self.state.attempts() > 0
-            && cause
-                .identity(process)
-                .is_some_and(|id| self.attempts(&Waiting::Request { identity: id }) > attempts_max);
-        if given_up { Err(Refusal::Poisoned { attempts: attempts_max }) } else { Ok(()) }
+    fn check_poison(&self, suspect: &Waiting) -> Result<(), Refusal> {
+        let attempts = self.settings.attempts_max;
+        if self.attempts(suspect) > attempts { Err(Refusal::Poisoned { attempts }) } else { Ok(()) }
     }
 
     /// The reply to a request that was handled before.
@@ -172,7 +183,7 @@ impl Shard {
 
     /// Admission control stands here, at the edge: internal messages never wait for room.
     pub(super) fn admit(&self, principal: &str) -> Result<(), Refusal> {
-        if !self.is_active() {
+        if !self.is_active() || self.suspicion.held {
             return Err(Refusal::NotReady);
         }
         if self.full {

@@ -7,8 +7,12 @@ pub struct Settings {
     pub session_ttl: u64,
     /// How long the reply to an idempotency key is kept, in served time: 24 h by default.
     pub idempotency_ttl: u64,
-    /// How often a waiting cause is tried before it becomes a dead letter: 5 by default, at least 1.
+    /// How often a waiting cause may fail, or end the process with nothing suspected beside it, before it becomes a dead
+    /// letter: 5 by default, at least 1.
     pub attempts_max: u32,
+    /// How long after the start that follows a life which did not end in order clients' requests are suspected to have
+    /// ended it: 60,000 by default.
+    pub suspect_for: u64,
     /// Bytes of undelivered messages, or of requests that wait for their attempt, from which on clients are told to come
     /// back later: 64 MiB by default.
     pub outbox_bytes_max: usize,
@@ -32,6 +36,7 @@ impl Default for Settings {
             session_ttl: 60 * 60 * 1000,
             idempotency_ttl: 24 * 60 * 60 * 1000,
             attempts_max: 5,
+            suspect_for: 60_000,
             outbox_bytes_max: 64 << 20,
             entry_bytes_max: 32 << 20,
             uncommitted_max: 65_536,

@@ -1,9 +1,9 @@
 //! What the simulator found in the counting of attempts, in a few lines each.
 
 use crate::world::World;
-use stead_core::entry::Cause;
-use stead_core::ids::{Colour, TaskId};
-use stead_core::shard::{Identity, Input};
+use stead_core::entry::{Cause, Reply};
+use stead_core::ids::{Colour, RequestNumber, TaskId};
+use stead_core::shard::{Identity, Input, Order, Refusal, Settings, StepOutcome};
 
 #[test]
 fn a_message_is_given_up_only_after_the_marker_of_its_colour_9() {
@@ -13,7 +13,7 @@ fn a_message_is_given_up_only_after_the_marker_of_its_colour_9() {
     world.give(sender, Input::Colour(Colour(1)));
     world.request("a", &format!("send {other} add poison"), Identity::None);
     world.store(sender);
-    for _ in 0..=world.settings.attempts_max {
+    for _ in 0..world.settings.attempts_max + 2 {
         // The process ends while it handles the message: only the attempt is stored.
         world.restart();
         for shard in world.topology.clone().shards() {
@@ -42,7 +42,8 @@ fn the_attempts_at_a_task_that_is_cancelled_are_forgotten_17() {
 
 #[test]
 fn the_attempts_at_a_timer_that_is_cancelled_are_forgotten_17() {
-    let mut world = World::new();
+    // The request that cancels it must not wait behind it.
+    let mut world = World::with(Settings { suspect_for: 0, ..Settings::default() });
     world.call("a", "timer 500 add t").unwrap();
     let id = world.shard("a").state().timers().first().unwrap().1;
     world.now = world.now.plus_millis(600);
@@ -54,4 +55,158 @@ fn the_attempts_at_a_timer_that_is_cancelled_are_forgotten_17() {
     world.request("a", &format!("cancel {}", id.0), Identity::None);
     world.settle();
     assert_eq!((world.state("a").as_str(), world.shard("a").state().attempts()), ("", 0));
+}
+
+/// A key on each shard, the given one first.
+fn keys(world: &World, first: &str) -> Vec<String> {
+    let mut keys = vec![first.to_owned()];
+    let mut names = (0..).map(|i| format!("k{i}"));
+    while keys.len() < crate::world::SHARDS as usize {
+        let name = names.next().unwrap();
+        if keys.iter().all(|key| world.shard_of(key) != world.shard_of(&name)) {
+            keys.push(name);
+        }
+    }
+    keys
+}
+
+#[test]
+fn nothing_but_what_ends_the_process_is_given_up_beside_messages_on_all_shards() {
+    for attempts_max in 1..4 {
+        let mut world = World::with(Settings { attempts_max, ..Settings::default() });
+        let keys = keys(&world, "a");
+        let mut sends: Vec<String> =
+            keys.iter().flat_map(|key| vec![format!("send {key} add x"); 3]).collect();
+        sends.insert(4, format!("send {} die", keys[1]));
+        world.request("a", &sends.join("\n"), Identity::None);
+        world.settle();
+        assert_eq!(world.deaths, attempts_max + 2, "once unsuspected, once in a group, and then alone");
+        for key in &keys {
+            assert_eq!(world.state(key), "xxx", "{key}");
+        }
+        let letters: Vec<_> = keys.iter().flat_map(|key| world.letters(key)).collect();
+        let [(_, letter)] = &letters[..] else { panic!("{letters:?}") };
+        assert_eq!((&*letter.payload, &*letter.process), (b"die".as_slice(), &*keys[1]));
+        assert!(keys.iter().all(|key| world.shard(key).state().attempts() == 0));
+    }
+}
+
+#[test]
+fn deaths_from_outside_give_up_no_message() {
+    let mut world = World::with(Settings { attempts_max: 2, ..Settings::default() });
+    let keys = keys(&world, "a");
+    let sends: Vec<String> = keys.iter().flat_map(|key| vec![format!("send {key} add x"); 50]).collect();
+    world.request("a", &sends.join("\n"), Identity::None);
+    world.store(world.shard_of("a"));
+    // Each life ends a little later than the one before, wherever it is then.
+    for steps in 0..60 {
+        world.crash();
+        for _ in 0..steps {
+            for shard in world.topology.clone().shards() {
+                world.store(shard);
+            }
+            if let Some((to, input)) = world.wire.pop_front() {
+                world.give(to, input);
+            }
+        }
+    }
+    world.settle();
+    for key in &keys {
+        assert_eq!((world.state(key).len(), world.letters(key).len()), (50, 0), "{key}");
+    }
+}
+
+#[test]
+fn a_task_is_charged_when_its_step_begins_and_nothing_else_does() {
+    const TASKS: usize = 20;
+    let settings = Settings { attempts_max: 2, ..Settings::default() };
+    let mut world = World::with(settings.clone());
+    world.call("a", &["task 0"; TASKS].join("\n")).unwrap();
+    world.settle();
+    // All of them run when the process ends, twice: then they are tried one after the other.
+    world.crash();
+    world.settle();
+    assert_eq!(world.tasks.len(), TASKS, "they go on at once, for no death had met them");
+    world.crash();
+    world.settle();
+    assert_eq!(world.tasks.len(), 0, "suspected requests come first");
+    world.pass(settings.suspect_for);
+    for _ in 0..TASKS {
+        // From outside: each step is met once, alone.
+        assert_eq!(world.tasks.len(), 1);
+        world.crash();
+        world.settle();
+        world.pass(settings.suspect_for);
+        let (shard, id, task) = world.tasks.remove(0);
+        world.end_step(shard, id, task.step, StepOutcome::Done(b"add x".as_slice().into()));
+        world.settle();
+    }
+    assert_eq!((world.state("a").len(), world.letters("a").len()), (TASKS, 0));
+    assert_eq!(world.shard("a").state().attempts(), 0);
+}
+
+#[test]
+fn a_step_that_ends_the_process_is_given_up_and_no_other() {
+    let settings = Settings { attempts_max: 2, ..Settings::default() };
+    let mut world = World::with(settings.clone());
+    world.call("a", "task 0\ntask 0\ntask 0").unwrap();
+    world.settle();
+    let poison = world.tasks[1].1;
+    let mut deaths = 0;
+    while !world.shard("a").state().tasks().is_empty() {
+        world.settle();
+        if let Some(at) = world.tasks.iter().position(|(_, id, _)| *id == poison) {
+            world.tasks.remove(at);
+            deaths += 1;
+            world.crash();
+        } else if let Some((shard, id, task)) = world.tasks.pop() {
+            world.end_step(shard, id, task.step, StepOutcome::Done(b"add x".as_slice().into()));
+        } else {
+            world.pass(settings.suspect_for);
+        }
+        assert!(deaths < 10);
+    }
+    assert_eq!((deaths, world.state("a").as_str(), world.letters("a").len()), (4, "xx", 1));
+}
+
+#[test]
+fn a_call_without_identity_that_ends_the_process_is_given_up_until_its_dead_letter_is_dropped() {
+    let mut world = World::with(Settings { attempts_max: 2, ..Settings::default() });
+    let call = |world: &mut World| {
+        let token = world.request("a", "die", Identity::None);
+        world.settle();
+        world.answer(token).map(|answer| answer.result.clone())
+    };
+    for _ in 0..4 {
+        assert_eq!(call(&mut world), None, "the process ended");
+    }
+    assert_eq!(call(&mut world), Some(Err(Refusal::Poisoned { attempts: 2 })));
+    assert_eq!((world.deaths, world.letters("a").len()), (4, 1));
+    assert_eq!(world.call("a", "add x"), Ok(Reply::Ok(b"x".as_slice().into())));
+    let (index, _) = world.letters("a").remove(0);
+    assert!(matches!(world.ordered("a", index, Order::Retry), Err(Refusal::NoRetry { .. })));
+    assert!(world.ordered("a", index, Order::Drop).is_ok());
+    assert_eq!(call(&mut world), None, "whoever mended it may send it again");
+    assert_eq!(world.deaths, 5);
+}
+
+#[test]
+fn a_request_that_was_only_near_is_never_refused_for_it() {
+    let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
+    let session = world.open("a", 9);
+    let near = Identity::Session { session, number: RequestNumber(1), confirmed: RequestNumber(0) };
+    for _ in 0..3 {
+        world.crash();
+        for shard in world.topology.clone().shards() {
+            world.store(shard);
+        }
+        // Both wait for their attempts; then the process ends of the second.
+        world.request("a", "add x", near.clone());
+        world.request("a", "die", Identity::None);
+        world.settle();
+    }
+    let token = world.request("a", "add x", near);
+    world.settle();
+    assert!(world.answer(token).unwrap().result.is_ok());
+    assert_eq!(world.state("a"), "x");
 }

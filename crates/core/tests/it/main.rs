@@ -76,7 +76,7 @@ fn a_refusal_waits_until_what_it_tells_of_is_committed_5() {
     assert!(matches!(world.answer(panic).unwrap().result, Err(Refusal::Panicked(_))));
     world.trusted = false;
     let mut given_up = 0;
-    for _ in 0..2 {
+    for _ in 0..3 {
         world.restart();
         world.store(shard);
         given_up = world.request("a", "add poison", numbered(session, 1, 0));
@@ -403,7 +403,8 @@ fn what_ends_the_process_again_and_again_becomes_a_dead_letter() {
     let receiver = world.shard_of(&other);
     world.request("a", &format!("send {other} add poison\nsend {other} add good"), Identity::None);
     world.store(world.shard_of("a"));
-    for _ in 0..world.settings.attempts_max {
+    // The first attempt, which is made beside others, counts for none of them.
+    for _ in 0..=world.settings.attempts_max {
         // The process ends while it handles the first message: nothing of that is stored, but the attempt is.
         world.restart();
         for shard in world.topology.clone().shards() {
@@ -429,14 +430,16 @@ fn a_single_attempt_gives_up_nothing_but_what_ended_the_process() {
     let receiver = world.shard_of(&other);
     world.request("a", &format!("send {other} add poison\nsend {other} add good"), Identity::None);
     world.store(world.shard_of("a"));
-    // The process ends while it handles the first message, after the attempt at it is stored.
-    world.restart();
-    for shard in world.topology.clone().shards() {
-        world.store(shard);
+    // The process ends twice while it handles the first message, after the attempt at it is stored.
+    for _ in 0..2 {
+        world.restart();
+        for shard in world.topology.clone().shards() {
+            world.store(shard);
+        }
+        let (to, input) = world.wire.pop_front().unwrap();
+        world.give(to, input);
+        assert_eq!(world.log[&receiver].last().unwrap().cause, Cause::Attempt);
     }
-    let (to, input) = world.wire.pop_front().unwrap();
-    world.give(to, input);
-    assert_eq!(world.log[&receiver].last().unwrap().cause, Cause::Attempt);
     world.restart();
     world.settle();
     assert_eq!((world.state(&other).as_str(), world.shard(&other).state().dead_letters()), ("good", 1));
@@ -447,7 +450,7 @@ fn a_request_that_ends_the_process_again_and_again_is_given_up() {
     let mut world = World::new();
     let session = world.open("a", 9);
     let shard = world.shard_of("a");
-    for _ in 0..world.settings.attempts_max {
+    for _ in 0..=world.settings.attempts_max {
         // The process ends while it handles the request: nothing of that is stored, but the attempt is.
         world.restart();
         for shard in world.topology.clone().shards() {
@@ -482,7 +485,8 @@ fn a_request_that_is_refused_again_and_again_has_ended_nothing() {
         assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Panicked("boom".into())));
     }
     let attempts = world.log[&world.shard_of("a")].iter().filter(|entry| entry.cause == Cause::Attempt);
-    assert_eq!((attempts.count(), world.shard("a").state().dead_letters()), (1, 0));
+    assert_eq!((attempts.count(), world.shard("a").state().dead_letters()), (2, 0), "made and taken back");
+    assert_eq!(world.shard("a").state().attempts(), 0);
 }
 
 #[test]

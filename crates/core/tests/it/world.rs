@@ -15,6 +15,7 @@ use stead_core::shard::{
 };
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
+use stead_core::trials::{Grant, Trials};
 
 pub(crate) const SHARDS: u32 = 4;
 
@@ -25,6 +26,8 @@ pub(crate) struct Script {
     pub(crate) runs: Vec<(String, String)>,
     /// The handler panics whatever it is told.
     pub(crate) broken: bool,
+    /// The handler has ended the process.
+    killed: bool,
 }
 
 impl Handler for Script {
@@ -73,6 +76,10 @@ impl Handler for Script {
                     txn.put_state(Blob::from(b"must not be kept".as_slice())).unwrap();
                     return Outcome::Replied(Reply::Err(Blob::from(argument.as_bytes())));
                 }
+                "die" => {
+                    self.killed = true;
+                    return Outcome::Panicked("the process ended".to_owned());
+                }
                 "panic" => return Outcome::Panicked(argument.to_owned()),
                 "caller" => state.push_str(match call.caller {
                     Caller::Client { principal } => principal,
@@ -117,6 +124,14 @@ pub(crate) struct World {
     /// Who asks.
     pub(crate) principal: Arc<str>,
     next_token: u64,
+    /// How often a handler has ended the process.
+    pub(crate) deaths: u32,
+    /// By shard, up to where its log is stored.
+    stored: BTreeMap<ShardId, Index>,
+    trials: Trials,
+    grants: VecDeque<Grant>,
+    /// Steps that ask before they run.
+    asking: BTreeMap<(ShardId, TaskId), TaskRecord>,
 }
 
 impl World {
@@ -135,7 +150,8 @@ impl World {
             now: Time(1_000 * 86_400 * 1_000_000),
             wall_ahead: 0,
             epoch: Epoch(0),
-            trusted: false,
+            // There was no life before.
+            trusted: true,
             log: BTreeMap::new(),
             answers: BTreeMap::new(),
             marked: Vec::new(),
@@ -145,9 +161,15 @@ impl World {
             wire: VecDeque::new(),
             principal: "alice".into(),
             next_token: 0,
+            deaths: 0,
+            stored: BTreeMap::new(),
+            trials: Trials::default(),
+            grants: VecDeque::new(),
+            asking: BTreeMap::new(),
         };
         world.restart();
         world.settle();
+        world.trusted = false;
         world
     }
 
@@ -155,7 +177,10 @@ impl World {
     pub(crate) fn restart(&mut self) {
         self.wire.clear();
         self.tasks.clear();
+        self.grants.clear();
+        self.asking.clear();
         self.epoch = self.epoch.next();
+        self.stored = self.log.iter().map(|(shard, log)| (*shard, Index(log.len() as u64))).collect();
         self.shards = self
             .topology
             .shards()
@@ -171,9 +196,38 @@ impl World {
                 shard
             })
             .collect();
+        let met = self.shards.iter().filter(|shard| shard.has_met()).map(|shard| shard.state().shard());
+        self.trials = Trials::new(met);
+        if self.trials.is_held() {
+            self.shards.iter_mut().for_each(Shard::hold);
+        }
         for shard in self.topology.clone().shards() {
             self.give(shard, Input::Start(EpochConfig::single(self.epoch, NodeId(0))));
         }
+        self.grants.extend(self.trials.begin());
+        self.grant();
+    }
+
+    fn grant(&mut self) {
+        while let Some(grant) = self.grants.pop_front() {
+            match grant {
+                Grant::Turn(shard, lane) => self.give(shard, Input::Turn(lane)),
+                Grant::Open => {
+                    for shard in self.topology.clone().shards() {
+                        self.give(shard, Input::Open);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The process ends before anything that is not stored is.
+    pub(crate) fn crash(&mut self) {
+        for (shard, log) in &mut self.log {
+            let stored = self.stored.get(shard).copied().unwrap_or_default();
+            log.retain(|entry| entry.index <= stored);
+        }
+        self.restart();
     }
 
     /// The process ends before its last entries of a shard are stored.
@@ -207,6 +261,11 @@ impl World {
         let wall = Time(self.now.0.saturating_add_signed(self.wall_ahead * 1000));
         let now = Now { steady: self.now, wall };
         self.shards[to.0 as usize].handle(now, input, &mut self.script, &mut out);
+        if std::mem::take(&mut self.script.killed) {
+            self.deaths += 1;
+            self.crash();
+            return;
+        }
         for effect in out {
             match effect {
                 Effect::Append { index, bytes, .. } => {
@@ -221,16 +280,30 @@ impl World {
                     self.wire.push_back((sender, Input::Ack { from: to, upto, colour }));
                 }
                 Effect::Answer(answer) => drop(self.answers.insert(answer.token, answer)),
-                Effect::RunTask { id, run, task } => {
+                Effect::RunTask { id, run, task, asks } => {
                     self.task_runs.insert((to, id), run);
-                    self.tasks.push((to, id, task));
+                    if asks {
+                        self.asking.insert((to, id), task);
+                        self.give(to, Input::StepBegins { id, run });
+                    } else {
+                        self.tasks.push((to, id, task));
+                    }
                 }
+                Effect::StepAllowed { id, allowed, .. } => {
+                    let task = self.asking.remove(&(to, id)).unwrap();
+                    if allowed {
+                        self.tasks.push((to, id, task));
+                    }
+                }
+                Effect::WantsTurn(lane) => self.grants.extend(self.trials.wants(to, lane)),
+                Effect::EndsTurn(lane) => self.grants.extend(self.trials.ends(to, lane)),
                 Effect::Marked { header, all } => self.marked.push((*header, all)),
                 Effect::MarkerCommitted(colour) => self.committed_markers.push((to, colour)),
                 Effect::Active(epoch) => assert_eq!(epoch, self.epoch),
             }
         }
         self.shards[to.0 as usize].check().unwrap();
+        self.grant();
     }
 
     /// The last run of a task's step ends.
@@ -242,6 +315,7 @@ impl World {
     /// A group commit of one shard.
     pub(crate) fn store(&mut self, shard: ShardId) {
         let upto = self.shards[shard.0 as usize].state().position().index;
+        self.stored.insert(shard, upto);
         self.give(shard, Input::Stored { member: NodeId(0), epoch: self.epoch, upto });
     }
 

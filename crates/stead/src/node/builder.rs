@@ -124,6 +124,7 @@ pub struct NodeBuilder {
     pub(crate) threads: Option<usize>,
     pub(crate) task_threads: Option<usize>,
     pub(crate) handler_timeout: Option<Duration>,
+    pub(crate) suspect_for: Option<Duration>,
     pub(crate) task_step_timeout: Option<Duration>,
     pub(crate) shutdown_timeout: Option<Duration>,
     pub(crate) segment_bytes: Option<u64>,
@@ -178,6 +179,7 @@ impl NodeBuilder {
             threads: None,
             task_threads: None,
             handler_timeout: None,
+            suspect_for: None,
             task_step_timeout: None,
             shutdown_timeout: None,
             segment_bytes: None,
@@ -234,6 +236,15 @@ impl NodeBuilder {
     #[must_use]
     pub fn task_threads(mut self, threads: usize) -> Self {
         self.task_threads = Some(threads);
+        self
+    }
+
+    /// How long clients' requests are suspected after a life of the process that did not end in order: 0 s to 1 h, 60 s by
+    /// default. Each is then handled only once an attempt at it is on disk, and tasks that such an end has met wait until
+    /// then.
+    #[must_use]
+    pub fn suspect_for(mut self, time: Duration) -> Self {
+        self.suspect_for = Some(time);
         self
     }
 
@@ -336,6 +347,7 @@ impl NodeBuilder {
             task_step_timeout: config.task_step_timeout.or(self.task_step_timeout),
             shutdown_timeout: config.shutdown_timeout.or(self.shutdown_timeout),
             clock_confirm: config.clock_confirm.or(self.clock_confirm),
+            suspect_for: config.suspect_for.or(self.suspect_for),
             log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
             checkpoints: CheckpointConfig {
                 interval: set.interval.or(self.checkpoints.interval.map(Interval::Every)),
@@ -359,7 +371,11 @@ impl NodeBuilder {
         let services = self.services.keys().map(|name| {
             let service = &merged.services[*name];
             let when_new = self.services[name].shards_when_new.unwrap_or(SHARDS_DEFAULT);
-            ServiceLimits { name, shards: service.shards, when_new, settings: service.settings() }
+            let mut settings = service.settings();
+            if let Some(time) = merged.suspect_for {
+                settings.suspect_for = time.as_millis() as u64;
+            }
+            ServiceLimits { name, shards: service.shards, when_new, settings }
         });
         let copies = merged.checkpoints.copy_to.clone().map(|address| CopyTarget {
             address,

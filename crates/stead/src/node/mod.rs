@@ -42,8 +42,10 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use stead_core::ids::{Colour, Epoch, NodeId, ShardId, Time};
 use stead_core::record::{DeadLetter, Kind, RecordKey, Waiting, decode_value};
+use stead_core::shard::Input;
 use stead_core::state::State;
 use stead_core::topology::Topology;
+use stead_core::trials::{Grant, Trials};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::delete_checkpoint;
 use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision, read_manifest};
@@ -89,6 +91,8 @@ pub(crate) struct Shared {
     pub(crate) log: LogQueue,
     pub(crate) preparer: PreparerSignal,
     pub(crate) tasks: TaskQueue,
+    /// The turns of shards that try what the last life may have met. Rarely used: its lock is no matter.
+    trials: Mutex<Trials>,
     pub(crate) snapshots: SnapshotQueue,
     pub(crate) copies: Copies,
     pub(crate) watchdog: Watchdog,
@@ -165,6 +169,7 @@ impl Shared {
             log: LogQueue::new(),
             preparer: PreparerSignal::new(),
             tasks: TaskQueue::default(),
+            trials: Mutex::default(),
             snapshots,
             copies,
             watchdog: Watchdog::new(),
@@ -185,6 +190,22 @@ impl Shared {
     /// Which worker has a shard.
     pub(crate) fn worker_of(&self, shard: ShardId) -> usize {
         shard.0 as usize % self.inboxes.len()
+    }
+
+    /// Asks for a turn, or ends one, and carries the turn that follows to its shard.
+    pub(crate) fn trials(&self, change: impl FnOnce(&mut Trials) -> Option<Grant>) {
+        let grant = change(&mut self.trials.lock().unwrap_or_else(PoisonError::into_inner));
+        match grant {
+            None => {}
+            Some(Grant::Turn(shard, lane)) => {
+                self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, Input::Turn(lane))]);
+            }
+            Some(Grant::Open) => {
+                for inbox in &self.inboxes {
+                    inbox.push(Command::Every(Input::Open));
+                }
+            }
+        }
     }
 
     /// A client's command for a shard.
@@ -508,6 +529,7 @@ fn dead_letter(shard: ShardId, index: u64, letter: DeadLetter) -> DeadLetterInfo
         Waiting::Timer { id } => format!("timer {id}"),
         Waiting::Task { id, step } => format!("step {step} of task {id}"),
         Waiting::Request { .. } => "a client's request".to_owned(),
+        Waiting::Call { .. } => "a client's request without a session".to_owned(),
         Waiting::DeadLetter { letter } => format!("dead letter {letter}"),
     };
     DeadLetterInfo {

@@ -20,6 +20,7 @@ use stead_core::record::{RecordKey, TaskRecord};
 use stead_core::shard::{Settings, Shard};
 use stead_core::state::State;
 use stead_core::topology::Topology;
+use stead_core::trials::Trials;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::data_dir::{DataDir, Meta};
@@ -119,6 +120,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         manifest.as_ref().map_or(0, |manifest| manifest.number.0),
         std::sync::atomic::Ordering::Relaxed,
     );
+    let mut shards: Vec<Shard> = Vec::with_capacity(states.len());
     let mut by_worker: Vec<Vec<Shard>> = (0..limits.threads).map(|_| Vec::new()).collect();
     for state in states {
         let id = state.shard();
@@ -128,8 +130,21 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         if trusted {
             shard.trust();
         }
-        by_worker[shared.worker_of(id)].push(shard);
+        shards.push(shard);
     }
+    let met = shards.iter().filter(|shard| shard.has_met()).map(|shard| shard.state().shard());
+    let trials = Trials::new(met);
+    for mut shard in shards {
+        if trials.is_held() {
+            shard.hold();
+        }
+        by_worker[shared.worker_of(shard.state().shard())].push(shard);
+    }
+    // The first turn waits in its inbox until the shard has started.
+    shared.trials(|shared| {
+        *shared = trials;
+        shared.begin()
+    });
 
     let inner = Inner {
         shared: Arc::clone(&shared),

@@ -3,7 +3,7 @@
 use super::Shared;
 use super::watchdog::Probe;
 use crate::task::StepContext;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -18,6 +18,8 @@ pub(crate) struct Step {
     pub(crate) id: TaskId,
     pub(crate) run: u32,
     pub(crate) task: TaskRecord,
+    /// A death of the process may have met it: its shard logs an attempt before it runs.
+    pub(crate) asks: bool,
 }
 
 /// Steps that wait for a thread, and those that run.
@@ -27,6 +29,8 @@ pub(crate) struct TaskQueue {
     news: Condvar,
     /// A step has ended.
     ended: Condvar,
+    /// A shard has answered a step that asked.
+    answered: Condvar,
     pub(crate) stopping: AtomicBool,
 }
 
@@ -34,6 +38,8 @@ pub(crate) struct TaskQueue {
 struct Steps {
     waiting: VecDeque<Step>,
     running: Vec<Running>,
+    /// Whether steps that asked may run, until their threads have seen it.
+    answers: BTreeMap<(ShardId, TaskId, u32), bool>,
 }
 
 /// A step that a thread is at.
@@ -69,6 +75,30 @@ impl TaskQueue {
         self.stopping.store(true, Ordering::SeqCst);
         self.steps().waiting.clear();
         self.news.notify_all();
+        self.answered.notify_all();
+    }
+
+    /// A shard answers a step that asked.
+    pub(crate) fn answer(&self, shard: ShardId, id: TaskId, run: u32, allowed: bool) {
+        self.steps().answers.insert((shard, id, run), allowed);
+        self.answered.notify_all();
+    }
+
+    /// Asks a step's shard whether the step may run.
+    fn is_allowed(&self, shared: &Shared, step: &Step) -> bool {
+        let Step { shard, id, run, .. } = *step;
+        let input = Input::StepBegins { id, run };
+        shared.inboxes[shared.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
+        let mut steps = self.steps();
+        loop {
+            if let Some(allowed) = steps.answers.remove(&(shard, id, run)) {
+                return allowed;
+            }
+            if self.stopping.load(Ordering::SeqCst) {
+                return false;
+            }
+            steps = self.answered.wait(steps).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Waits for the steps that run, but for one on this thread. Returns the names of those that still run at the deadline.
@@ -90,7 +120,10 @@ impl TaskQueue {
     pub(crate) fn run(&self, shared: &Shared, probe: &Probe) {
         while let Some(step) = self.take() {
             let _listed = Listed(self);
-            let Step { shard, id, run, task } = step;
+            if step.asks && !self.is_allowed(shared, &step) {
+                continue;
+            }
+            let Step { shard, id, run, task, .. } = step;
             let ctx = StepContext {
                 id,
                 step: task.step,

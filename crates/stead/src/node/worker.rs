@@ -390,9 +390,12 @@ impl Worker {
                 }
                 Effect::Ack { to, upto, colour } => self.route(to, Input::Ack { from, upto, colour }),
                 Effect::Answer(answer) => self.answer(now, service, answer),
-                Effect::RunTask { id, run, task } => {
-                    self.shared.tasks.push(Step { shard: from, id, run, task });
+                Effect::RunTask { id, run, task, asks } => {
+                    self.shared.tasks.push(Step { shard: from, id, run, task, asks });
                 }
+                Effect::StepAllowed { id, run, allowed } => self.shared.tasks.answer(from, id, run, allowed),
+                Effect::WantsTurn(lane) => self.shared.trials(|trials| trials.wants(from, lane)),
+                Effect::EndsTurn(lane) => self.shared.trials(|trials| trials.ends(from, lane)),
                 Effect::Marked { header, all } => {
                     let number = header.position.colour;
                     // What was left of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.

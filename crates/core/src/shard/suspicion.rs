@@ -1,0 +1,215 @@
+//! Suspicion after a life of the process that did not end in order: what waits may have ended it.
+//!
+//! Before such a cause begins, an attempt at it is logged, and its own entry removes that. So a log holds attempts at just
+//! what had begun when the process ended: these causes are *met*. The first time, causes begin in groups, and their attempts
+//! count nothing: with the process they only become met. A cause that is met begins alone on its node, in a turn that
+//! [`Trials`](crate::trials::Trials) gives, and that attempt counts. So only what has begun is charged, and only where
+//! nothing else that is suspected had begun beside it.
+
+use super::jobs::{Attempt, Job, Work};
+use super::{Effect, Effects, Shard};
+use crate::entry::Cause;
+use crate::handler::Handler;
+use crate::ids::{Index, Key, TaskId, Time};
+use crate::record::{RecordKey, TaskRecord, Waiting};
+use crate::trials::Lane;
+use std::collections::VecDeque;
+
+/// What a shard suspects, and its turns to try it.
+pub(super) struct Suspicion {
+    /// The last life did not end in order, as far as is known.
+    pub(super) is_on: bool,
+    /// Until when requests are suspected: their clients may bring again what ended the process. Met tasks wait until then,
+    /// so that no suspected request begins beside them.
+    pub(super) until: Time,
+    /// Nothing but what is met may begin, and that only in this shard's turn.
+    pub(super) held: bool,
+    /// Met messages and timers, while all else is held.
+    pub(super) met: VecDeque<Job>,
+    pub(super) handlers: Turn,
+    /// Met tasks.
+    pub(super) tasks: VecDeque<TaskId>,
+    pub(super) steps: Turn,
+    /// The task whose turn it is.
+    pub(super) task: Option<TaskId>,
+}
+
+/// A shard's turn in a lane.
+#[derive(Default)]
+pub(super) struct Turn {
+    wanted: bool,
+    pub(super) is_ours: bool,
+    /// What was tried is over once this entry is committed.
+    pub(super) tried: Option<Index>,
+}
+
+impl Suspicion {
+    pub(super) fn new() -> Self {
+        Self {
+            is_on: true,
+            until: Time(0),
+            held: false,
+            met: VecDeque::new(),
+            handlers: Turn::default(),
+            tasks: VecDeque::new(),
+            steps: Turn::default(),
+            task: None,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.met.len() + self.tasks.len()
+    }
+
+    /// When met tasks may be tried, if there are any.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        (!self.held && !self.tasks.is_empty() && !self.steps.wanted).then_some(self.until)
+    }
+}
+
+impl Shard {
+    /// Whether the last life of the process ended while a message or timer had begun: then all shards of the node are held
+    /// until these are tried.
+    #[must_use]
+    pub fn has_met(&self) -> bool {
+        self.suspicion.is_on && self.state.has_begun_handlers()
+    }
+
+    /// Holds everything but what is met, until [`Input::Open`](super::Input::Open). Said before the start.
+    pub fn hold(&mut self) {
+        self.suspicion.held = true;
+    }
+
+    pub(super) fn handle_turn(&mut self, lane: Lane) {
+        match lane {
+            Lane::Handlers => self.suspicion.handlers.is_ours = true,
+            Lane::Steps => self.suspicion.steps.is_ours = true,
+        }
+    }
+
+    /// Whether a cause has begun in a life that ended, or in this one.
+    pub(super) fn has_begun(&self, waiting: &Waiting) -> bool {
+        self.state.attempts() > 0
+            && self.state.records().get(RecordKey::attempt(waiting).as_bytes()).is_some()
+    }
+
+    pub(super) fn want_turn(&mut self, lane: Lane, out: &mut Vec<Effect>) {
+        let turn = match lane {
+            Lane::Handlers => &mut self.suspicion.handlers,
+            Lane::Steps => &mut self.suspicion.steps,
+        };
+        if !std::mem::replace(&mut turn.wanted, true) {
+            out.push(Effect::WantsTurn(lane));
+        }
+    }
+
+    /// Ends turns whose trial is committed.
+    pub(super) fn end_turns(&mut self, out: &mut Vec<Effect>) {
+        let commit = self.commit();
+        let Suspicion { held, handlers, steps, task, .. } = &mut self.suspicion;
+        if handlers.tried.is_some_and(|tried| tried <= commit) {
+            handlers.tried = None;
+            if !*held {
+                *handlers = Turn::default();
+                out.push(Effect::EndsTurn(Lane::Handlers));
+            }
+        }
+        if steps.tried.is_some_and(|tried| tried <= commit) {
+            (*steps, *task) = (Turn::default(), None);
+            out.push(Effect::EndsTurn(Lane::Steps));
+        }
+    }
+
+    /// Goes on with a met message or timer; false if nothing can be done now.
+    pub(super) fn try_met(&mut self, handler: &mut dyn Handler, out: &mut Vec<Effect>) -> bool {
+        let turn = &self.suspicion.handlers;
+        if !turn.is_ours || turn.tried.is_some() || self.blocked() {
+            return false;
+        }
+        if !self.state.has_begun_handlers() {
+            self.suspicion.handlers = Turn::default();
+            out.push(Effect::EndsTurn(Lane::Handlers));
+            return false;
+        }
+        let Some(job) = self.suspicion.met.front() else { return false };
+        let Some(waiting) = self.waiting_of(&job.work) else {
+            self.suspicion.met.pop_front();
+            return true;
+        };
+        if let Attempt::Logged(index) = job.attempt {
+            if index > self.commit() {
+                return false;
+            }
+            let job = self.suspicion.met.pop_front().expect("looked at above");
+            self.run_work(job.work, handler, out);
+        } else {
+            let count = self.attempts(&waiting);
+            if count < self.settings.attempts_max {
+                let index = self.log_attempt(&waiting, count + 1, out);
+                self.suspicion.met[0].attempt = Attempt::Logged(index);
+                return false;
+            }
+            let job = self.suspicion.met.pop_front().expect("looked at above");
+            self.give_up(waiting, job.work, out);
+        }
+        self.suspicion.handlers.tried = Some(self.state.position().index);
+        self.end_turns(out);
+        true
+    }
+
+    /// Begins a met task, if there is one and it may be.
+    pub(super) fn try_met_task(&mut self, out: &mut Vec<Effect>) {
+        let Suspicion { held, tasks, steps, task, until, .. } = &self.suspicion;
+        if *held || task.is_some() || steps.tried.is_some() || self.blocked() {
+            return;
+        }
+        if !steps.is_ours {
+            if !tasks.is_empty() && *until <= self.clock.steady() {
+                self.want_turn(Lane::Steps, out);
+            }
+            return;
+        }
+        while let Some(id) = self.suspicion.tasks.pop_front() {
+            let Some(record) = self.state.record::<TaskRecord>(&RecordKey::task(id)) else { continue };
+            let waiting = Waiting::Task { id, step: record.step };
+            if self.attempts(&waiting) >= self.settings.attempts_max {
+                self.give_up(waiting, Work::Resume(id), out);
+                break;
+            }
+            self.suspicion.task = Some(id);
+            let run = self.jobs.runs.begin(id);
+            out.push(Effect::RunTask { id, run, task: record, asks: true });
+            return;
+        }
+        self.suspicion.steps.tried = Some(self.state.position().index);
+        self.end_turns(out);
+    }
+
+    /// A thread is about to run a step that asked for it: an attempt comes first.
+    pub(super) fn begin_step(&mut self, id: TaskId, run: u32, out: &mut Vec<Effect>) {
+        let task = self.state.record::<TaskRecord>(&RecordKey::task(id));
+        let Some(task) = task.filter(|_| self.jobs.runs.is_outstanding(id, run)) else {
+            out.push(Effect::StepAllowed { id, run, allowed: false });
+            return;
+        };
+        if !self.jobs.runs.note_begun(id) {
+            return;
+        }
+        let waiting = Waiting::Task { id, step: task.step };
+        let alone = u32::from(self.suspicion.task == Some(id));
+        let index = self.log_attempt(&waiting, self.attempts(&waiting) + alone, out);
+        self.release.hold_step(index, id, run);
+    }
+
+    /// The step of a task ended, or is of no use any more.
+    pub(super) fn note_tried_task(&mut self, id: TaskId) {
+        if self.suspicion.task == Some(id) {
+            self.suspicion.steps.tried = Some(self.state.position().index);
+        }
+    }
+
+    pub(super) fn log_attempt(&mut self, waiting: &Waiting, count: u32, out: &mut Vec<Effect>) -> Index {
+        let writes = vec![self.attempt(waiting, count)];
+        self.append(Cause::Attempt, Key::none(), Effects::of(writes), out)
+    }
+}

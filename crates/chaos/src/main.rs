@@ -2,6 +2,7 @@
 //! left with what was answered.
 //!
 //!     stead-chaos kills --app bank --kills 500
+//!     stead-chaos kills --app innocents --kills 20 --life-max-ms 3000
 //!     stead-chaos power --cuts 100            (as root: it mounts a file system of its own)
 
 #![deny(unsafe_code)]
@@ -10,6 +11,7 @@
 mod account;
 mod bank;
 mod flights;
+mod innocents;
 mod power;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -60,6 +62,9 @@ enum Command {
     /// The flights application, told over standard input what to do
     #[command(hide = true)]
     FlightsChild,
+    /// Messages and tasks beside one that ends the process
+    #[command(hide = true)]
+    InnocentsChild,
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +86,8 @@ enum App {
     Bank,
     /// Flights through aircraft, airports and carriers
     Flights,
+    /// 1,000 messages and 100 tasks beside a message that ends the process: nothing else may be given up
+    Innocents,
 }
 
 /// What an application is run with.
@@ -108,6 +115,7 @@ fn main() -> ExitCode {
         Command::Power { cuts, run } => cut_power(cuts, &run),
         Command::BankChild => bank::serve().map(|()| true).map_err(Into::into),
         Command::FlightsChild => stead_flights::child::run().map(|()| true).map_err(Into::into),
+        Command::InnocentsChild => innocents::serve().map(|()| true).map_err(Into::into),
     };
     match ended {
         Ok(true) => ExitCode::SUCCESS,
@@ -164,6 +172,7 @@ fn run(
     let held = match args.app {
         App::Bank => bank::run(&run, executioner)?,
         App::Flights => flights::run(&run, executioner)?,
+        App::Innocents => innocents::run(&run, executioner)?,
     };
     println!("{} after {:.0} s", if held { "holds" } else { "does NOT hold" }, begun.elapsed().as_secs_f64());
     Ok(held)

@@ -24,3 +24,9 @@ fn flights_that_are_killed_add_up() {
     let said = kill("flights", fastrand::u64(..));
     assert!(said.contains("lost 0, doubled 0, recomputed 0"), "{said}");
 }
+
+#[test]
+fn what_stands_beside_a_poison_is_not_given_up() {
+    let said = kill("innocents", fastrand::u64(..));
+    assert!(said.contains("1 poison and 0 innocents given up"), "{said}");
+}

@@ -96,7 +96,7 @@ impl Server {
     fn unreachable(&self, error: &ureq::Error) -> Failure {
         Failure::new(Exit::Unreachable, format!("no answer from {}", self.base))
             .cause(error)
-            .hint("is `stead start` running? --addr or STEAD_ADDR tells where")
+            .hint("is `stead start` running? --addr or STEAD_ADDR names its address")
     }
 }
 
@@ -105,7 +105,38 @@ fn refused(problem: Value) -> Failure {
     let text = |member: &str| problem[member].as_str().unwrap_or_default().to_owned();
     let exit = if problem.get("error").is_some() { Exit::Service } else { Exit::Failed };
     let what = if text("title").is_empty() { problem.to_string() } else { text("title") };
-    Failure::new(exit, what).cause(text("detail")).hint(text("hint")).document(problem)
+    let hint = command_hint(&text("type")).map_or_else(|| text("hint"), str::to_owned);
+    Failure::new(exit, what).cause(text("detail")).hint(hint).document(problem)
+}
+
+/// The next command, where the server's hint is a path of its HTTP API or its headers.
+fn command_hint(kind: &str) -> Option<&'static str> {
+    Some(match kind.strip_prefix("urn:stead:problem:")? {
+        "unknown-service" | "unknown-shard" => "`stead status --shards` lists the services and their shards",
+        "unknown-route" | "method-not-allowed" => {
+            "the server is of another version than this command, or is no Stead server"
+        }
+        "wrong-host" => "name the server by localhost, 127.0.0.1 or [::1] in --addr",
+        "bad-json" => {
+            "quote the JSON for the shell, as in '{\"put\": {\"value\": \"hello\"}}', with text in double quotes inside; \
+             or give - and the JSON on standard input"
+        }
+        "unreadable-request" => {
+            "a request with fields is an object, as in '{\"put\": {\"value\": 1}}'; one without fields is its name as text, \
+             as in '\"delete\"', not '{\"delete\": {}}'"
+        }
+        "timed-out" => {
+            "it may have been applied: repeat a call with the same --idempotency-key to learn that, or raise --timeout-ms"
+        }
+        "idempotency-conflict" => "give a new request a new --idempotency-key",
+        "overloaded" | "not-ready" => "try again in a moment; `stead status` shows what the server is at",
+        "unknown-checkpoint" => "`stead checkpoint list` lists those that are complete",
+        "checkpoint-needed" => "take another one first: `stead checkpoint create`",
+        "unknown-process" => "`stead process list SERVICE` lists those of a service",
+        "unknown-dead-letter" => "`stead dead-letter list` lists them",
+        "dead-letter-final" => "drop it: `stead dead-letter delete SHARD INDEX`",
+        _ => return None,
+    })
 }
 
 /// A path segment with all but letters, digits and `-._~` percent-encoded.
@@ -128,6 +159,19 @@ mod tests {
     #[test]
     fn segments_are_encoded() {
         assert_eq!(segment("a/b c~é"), "a%2Fb%20c~%C3%A9");
+    }
+
+    #[test]
+    fn hints_name_commands_and_no_paths() {
+        let kinds =
+            ["unknown-service", "unknown-checkpoint", "checkpoint-needed", "dead-letter-final", "bad-json"];
+        for kind in kinds {
+            let kind = format!("urn:stead:problem:{kind}");
+            let failure =
+                refused(serde_json::json!({"title": "T", "type": kind, "hint": "GET /v1/services"}));
+            let text = failure.to_string();
+            assert!(text.contains("hint: ") && !text.contains("/v1/"), "{text}");
+        }
     }
 
     #[test]

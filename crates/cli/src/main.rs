@@ -9,6 +9,7 @@ mod output;
 mod program;
 mod stop;
 mod supervise;
+mod when;
 
 use clap::Parser;
 use clap::error::ErrorKind;

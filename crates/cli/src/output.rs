@@ -1,6 +1,7 @@
 //! What goes to standard output: data, as lines for people or as JSON for programs.
 
 use crate::failure::{Exit, Failure};
+use crate::when;
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -99,18 +100,25 @@ pub(crate) fn facts(value: &Value) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Members that are times in microseconds since the Unix epoch.
+const DATES: [&str; 3] = ["at", "created", "time"];
+
 /// A member's value; its name tells what the number counts.
 pub(crate) fn fact(name: &str, value: &Value) -> String {
     match value {
         Value::Number(number) if name.contains("bytes") => {
             number.as_u64().map_or_else(|| number.to_string(), bytes)
         }
+        Value::Number(number) if DATES.contains(&name) => {
+            number.as_u64().map_or_else(|| number.to_string(), when::date)
+        }
         // How serde writes a duration.
         Value::Object(parts)
             if parts.len() == 2 && parts.contains_key("secs") && parts.contains_key("nanos") =>
         {
-            let (secs, nanos) = (value["secs"].as_f64(), value["nanos"].as_f64());
-            format!("{:.1} ms", secs.unwrap_or(0.0) * 1e3 + nanos.unwrap_or(0.0) / 1e6)
+            let (secs, nanos) = (value["secs"].as_u64(), value["nanos"].as_u64());
+            let nanos = nanos.and_then(|nanos| u32::try_from(nanos).ok());
+            when::duration(Duration::new(secs.unwrap_or(0), nanos.unwrap_or(0)))
         }
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),
@@ -156,7 +164,8 @@ mod tests {
     fn facts_are_told_by_their_name() {
         assert_eq!(fact("bytes_written", &Value::from(2048)), "2.0 KiB");
         assert_eq!(fact("records", &Value::from(2048)), "2048");
-        assert_eq!(fact("duration", &serde_json::json!({"secs": 1, "nanos": 500_000})), "1000.5 ms");
+        assert_eq!(fact("duration", &serde_json::json!({"secs": 1, "nanos": 500_000})), "1.0 s");
+        assert_eq!(fact("created", &Value::from(951_782_400_000_000_u64)), "2000-02-29 00:00:00 UTC");
         assert_eq!(fact("checkpoint", &Value::Null), "-");
     }
 

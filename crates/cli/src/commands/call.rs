@@ -1,20 +1,26 @@
 //! `stead call`: one request to one process.
 
 use crate::client::{ServerArgs, segment};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::output;
 use clap::Args;
+use std::borrow::Cow;
 
 /// Call a process and print its reply
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  stead call kv greeting '{\"put\": {\"value\": \"hello\"}}'\n\n\
+#[command(after_help = "Example:\n  stead call kv greeting '{\"put\": {\"value\": \"hello\"}}'\n  \
+    stead call kv greeting '{\"compare_and_set\": {\"expected\": \"hello\", \"value\": \"bye\"}}'\n  \
+    stead call kv greeting '\"delete\"'\n\n\
+    A request with fields is an object, its name around its fields; one without fields, like delete, is its name as text.\n\
+    The quotes ' keep the shell from taking the JSON apart.\n\n\
+    JSON from a file:\n  stead call kv greeting - < request.json\n\n\
     A retry that must not be applied twice:\n  stead call kv greeting '{\"put\": {\"value\": \"hello\"}}' --idempotency-key order-17")]
 pub(crate) struct CallArgs {
     /// Service of the process
     service: String,
     /// Key of the process
     key: String,
-    /// The service's request as JSON
+    /// The service's request as JSON; - reads it from standard input
     #[arg(value_name = "JSON")]
     request: String,
     /// Makes a repetition known: the same key with the same request gets the first answer again
@@ -27,8 +33,18 @@ pub(crate) struct CallArgs {
 pub(crate) fn run(args: &CallArgs, json: bool) -> Result<(), Failure> {
     let path = format!("/v1/call/{}/{}", segment(&args.service), segment(&args.key));
     let headers: Vec<_> = args.idempotency_key.iter().map(|key| ("Idempotency-Key", key.as_str())).collect();
-    let answer = args.server.server().post(&path, &args.request, &headers)?;
+    let answer = args.server.server().post(&path, &json_argument(&args.request)?, &headers)?;
     print(answer, json)
+}
+
+/// JSON as it was given, or from standard input for `-`.
+pub(super) fn json_argument(text: &str) -> Result<Cow<'_, str>, Failure> {
+    if text != "-" {
+        return Ok(Cow::Borrowed(text));
+    }
+    let read = std::io::read_to_string(std::io::stdin());
+    read.map(Cow::Owned)
+        .map_err(|error| Failure::new(Exit::Failed, "cannot read standard input").cause(error))
 }
 
 /// A reply for people is its JSON, laid out; with `--json` it comes with its token.

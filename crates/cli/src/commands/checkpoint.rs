@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::str::FromStr;
 use stead::Registry;
 use stead::kv::Kv;
 use stead::offline::{self, OfflineError};
@@ -35,10 +36,10 @@ enum Action {
         source: Source,
     },
     /// Show one checkpoint
-    #[command(after_help = "Example:\n  stead checkpoint show 12")]
+    #[command(after_help = "Example:\n  stead checkpoint show 12\n  stead checkpoint show latest")]
     Show {
-        /// Number of the checkpoint
-        number: u64,
+        /// Number of the checkpoint, or latest
+        number: Which,
         #[command(flatten)]
         source: Source,
     },
@@ -47,8 +48,8 @@ enum Action {
         Every receive must have its send, in flight must be sent minus received, and hashes must match; the checks that\n\
         services declare hold where their code is. Exits with 6 and names what is wrong if the cut is inconsistent.")]
     Verify {
-        /// Number of the checkpoint
-        number: u64,
+        /// Number of the checkpoint, or latest
+        number: Which,
         #[command(flatten)]
         source: Source,
     },
@@ -60,8 +61,8 @@ enum Action {
         when --timeout-ms is over. Each cluster needs an address of its own.\n\n\
         Back again:\n  stead restore --from s3://bucket/prefix --into ./restored")]
     Copy {
-        /// Number of the checkpoint
-        number: u64,
+        /// Number of the checkpoint, or latest
+        number: Which,
         /// Where to: file:///directory or s3://bucket/prefix
         #[arg(long, value_name = "ADDRESS")]
         to: String,
@@ -71,11 +72,51 @@ enum Action {
     /// Delete a checkpoint; the newest one stays, for recovery needs it
     #[command(after_help = "Example:\n  stead checkpoint delete 11")]
     Delete {
-        /// Number of the checkpoint
-        number: u64,
+        /// Number of the checkpoint, or latest
+        number: Which,
         #[command(flatten)]
         server: ServerArgs,
     },
+}
+
+/// A checkpoint as it is named in a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// The newest complete one.
+    Latest,
+    /// The one of this number.
+    Number(u64),
+}
+
+impl FromStr for Which {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "latest" => Ok(Self::Latest),
+            number => number
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| "it must be the number of a checkpoint, or latest".to_owned()),
+        }
+    }
+}
+
+impl Which {
+    fn of(self, source: &Source) -> Result<u64, Failure> {
+        match self {
+            Self::Number(number) => Ok(number),
+            Self::Latest => newest(&checkpoints(source)?),
+        }
+    }
+}
+
+fn newest(checkpoints: &Value) -> Result<u64, Failure> {
+    let numbers = checkpoints.as_array().into_iter().flatten().filter_map(|one| one["number"].as_u64());
+    numbers.max().ok_or_else(|| {
+        Failure::new(Exit::Failed, "there is no complete checkpoint yet")
+            .hint("take one: `stead checkpoint create`")
+    })
 }
 
 /// A server, or a data directory that none runs on.
@@ -96,15 +137,19 @@ pub(crate) fn run(args: &CheckpointArgs, json: bool) -> Result<(), Failure> {
         }
         Action::List { source } => list(&checkpoints(source)?, json),
         Action::Show { number, source } => {
-            let checkpoint = show(*number, source)?;
+            let checkpoint = show(number.of(source)?, source)?;
             if json { output::json(&checkpoint) } else { output::facts(&checkpoint) }
         }
-        Action::Verify { number, source } => verify(*number, source, json),
+        Action::Verify { number, source } => verify(number.of(source)?, source, json),
         Action::Copy { number, to, source } => {
-            let report = copy(*number, to, source)?;
+            let report = copy(number.of(source)?, to, source)?;
             if json { output::json(&report) } else { output::facts(&report) }
         }
         Action::Delete { number, server } => {
+            let number = match *number {
+                Which::Number(number) => number,
+                Which::Latest => newest(&server.server().get("/v1/checkpoints")?.body)?,
+            };
             server.server().delete(&format!("/v1/checkpoints/{number}"))?;
             if json {
                 return output::json(&serde_json::json!({ "deleted": number }));
@@ -118,11 +163,12 @@ fn list(checkpoints: &Value, json: bool) -> Result<(), Failure> {
     if json {
         return output::json(checkpoints);
     }
-    let mut table = Table::new(["checkpoint", "records", "in flight", "written", "whole", "checks"]);
+    let mut table = Table::new(["checkpoint", "taken", "records", "in flight", "written", "whole", "checks"]);
     for checkpoint in checkpoints.as_array().map_or(&[][..], Vec::as_slice) {
         let member = |name| output::fact(name, &checkpoint[name]);
         table.row([
             member("number"),
+            member("created"),
             member("records"),
             member("in_flight"),
             member("bytes_written"),
@@ -154,8 +200,9 @@ fn show(number: u64, source: &Source) -> Result<Value, Failure> {
     let stored = offline::checkpoints(data).map_err(offline_failure)?;
     let found = stored.iter().find(|checkpoint| checkpoint.number == number);
     as_json(found.ok_or_else(|| {
-        Failure::new(Exit::Failed, format!("there is no complete checkpoint {number} in {data}"))
-            .hint(format!("stead checkpoint list --data {data}"))
+        Failure::new(Exit::Failed, format!("there is no complete checkpoint {number} in {data}")).hint(
+            format!("`stead checkpoint list --data {}` lists those that there are", output::shell_word(data)),
+        )
     })?)
 }
 
@@ -197,7 +244,7 @@ fn verify(number: u64, source: &Source, json: bool) -> Result<(), Failure> {
     wrong.extend(texts(&report["checks"], |check| check["failure"].as_str()));
     Err(Failure::new(Exit::Inconsistent, format!("checkpoint {number} is inconsistent"))
         .cause(wrong.join("; "))
-        .hint("don't restore it; `stead checkpoint list` shows the others")
+        .hint("do not restore it; `stead checkpoint list` shows the others")
         .told())
 }
 
@@ -212,19 +259,19 @@ fn copy(number: u64, to: &str, source: &Source) -> Result<Value, Failure> {
 }
 
 fn damaged(number: u64, cause: &dyn Display) -> Failure {
-    Failure::new(Exit::Inconsistent, format!("checkpoint {number} can't be verified")).cause(cause)
+    Failure::new(Exit::Inconsistent, format!("checkpoint {number} cannot be verified")).cause(cause)
 }
 
 fn as_json(value: &impl Serialize) -> Result<Value, Failure> {
     serde_json::to_value(value)
-        .map_err(|error| Failure::new(Exit::Failed, "can't write the result as JSON").cause(error))
+        .map_err(|error| Failure::new(Exit::Failed, "cannot write the result as JSON").cause(error))
 }
 
 /// What went wrong without a server.
 pub(super) fn offline_failure(error: OfflineError) -> Failure {
     let exit = match error {
         OfflineError::Address(_) => {
-            return Failure::new(Exit::Usage, "the address can't be used")
+            return Failure::new(Exit::Usage, "the address is invalid")
                 .cause(error)
                 .hint("an address is file:///directory or s3://bucket/prefix");
         }
@@ -233,7 +280,7 @@ pub(super) fn offline_failure(error: OfflineError) -> Failure {
         }
         _ => Exit::Failed,
     };
-    Failure::new(exit, "the data can't be used").cause(error)
+    Failure::new(exit, "the data cannot be used").cause(error)
 }
 
 impl Source {

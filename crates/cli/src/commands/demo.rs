@@ -216,32 +216,21 @@ fn tell_json(outcome: &Outcome) -> Result<(), Failure> {
     })
 }
 
+/// What happened, then what it proves.
 fn tell(outcome: &Outcome) -> Result<(), Failure> {
     let say =
         |name: &str, value: u64, note: &str| output::line(format!("{name:18} {value:>9}  {note}").trim_end());
-    let (requests, again) = (outcome.requests, outcome.again);
-    say("rows", outcome.rows, "real flights")?;
-    say("messages", outcome.totals.messages(), "between processes")?;
-    let restored =
-        outcome.restored.map_or_else(String::new, |n| format!(", and put back to checkpoint {n} once"));
-    say("kills", u64::from(outcome.kills), &format!("by SIGKILL at random moments{restored}"))?;
-    say(
-        "requests",
-        requests.answers,
-        &format!("of an outside client answered, {} different", requests.answered),
-    )?;
-    say("requests lost", outcome.lost(), "rows and answered requests without their effect")?;
-    say("applied twice", outcome.doubled(), "rows and requests")?;
-    say(
-        "work recomputed",
-        again.recomputed,
-        &format!("causes with a committed entry, of {} handler runs", again.runs),
-    )?;
-    let replayed = format!(
-        "rows after the restored checkpoint ({} handler runs, {} requests)",
-        again.replayed, requests.replayed
-    );
-    say("replayed", outcome.rows_replayed, &replayed)?;
+    let (requests, again, totals) = (outcome.requests, outcome.again, &outcome.totals);
+    output::line("What happened")?;
+    say("rows", outcome.rows, "real flights, fed one by one")?;
+    say("messages", totals.messages(), "between processes")?;
+    let answered = format!("of an outside client, answered; {} different ones", requests.answered);
+    say("requests", requests.answers, &answered)?;
+    say("kills", u64::from(outcome.kills), "by SIGKILL, at random moments")?;
+    let ready = range(outcome.recoveries.iter().map(|recovery| recovery.ready_ms), millis);
+    let node = range(outcome.recoveries.iter().map(|recovery| recovery.node_ms), millis);
+    let note = format!("{ready} from the start of the program to its first answer, reading state {node}");
+    say("recoveries", outcome.recoveries.len() as u64, &note)?;
     let sizes = range(outcome.checkpoints.iter().map(|checkpoint| checkpoint.bytes as f64), |bytes| {
         output::bytes(bytes as u64)
     });
@@ -250,27 +239,34 @@ fn tell(outcome: &Outcome) -> Result<(), Failure> {
     if outcome.checkpoints_failed > 0 {
         say("not completed", outcome.checkpoints_failed, "checkpoints that failed; the work went on")?;
     }
-    let ready = range(outcome.recoveries.iter().map(|recovery| recovery.ready_ms), millis);
-    let node = range(outcome.recoveries.iter().map(|recovery| recovery.node_ms), millis);
-    let note = format!("{ready} from the start of the program to its first answer, reading state {node}");
-    say("recoveries", outcome.recoveries.len() as u64, &note)?;
-    let totals = &outcome.totals;
+    if let Some(number) = outcome.restored {
+        let note = format!(
+            "the checkpoint to which all was put back once; the {} rows and {} requests after it were sent again",
+            outcome.rows_replayed, requests.replayed
+        );
+        say("restored", number, &note)?;
+    }
+
+    output::line("")?;
+    output::line("What it proves")?;
+    say("lost", outcome.lost(), "rows and answered requests without their effect")?;
+    say("applied twice", outcome.doubled(), "rows and requests with their effect twice")?;
+    let runs = again.runs.saturating_sub(again.replayed);
+    let computed = format!("of {runs} handler runs repeated what was on disk already");
+    say("computed again", again.recomputed, &computed)?;
     let what = format!(
         "of {} carriers, {} airports, {} aircraft: {}",
         totals.carriers.len(),
         totals.airports.len(),
         totals.aircraft.count,
         if outcome.totals_match() {
-            "equal to the straightforward computation"
+            "equal to a straightforward computation"
         } else {
             "NOT what they should be"
         }
     );
-    output::line(&format!(
-        "{:18} {:>9}  {what}",
-        "totals",
-        if outcome.totals_match() { "match" } else { "differ" }
-    ))
+    let word = if outcome.totals_match() { "match" } else { "differ" };
+    output::line(&format!("{:18} {word:>9}  {what}", "totals"))
 }
 
 fn millis(ms: f64) -> String {

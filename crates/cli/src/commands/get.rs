@@ -15,7 +15,7 @@ pub(crate) struct GetArgs {
     service: String,
     /// Key of the process
     key: String,
-    /// The service's query as JSON
+    /// The service's query as JSON; - reads it from standard input
     #[arg(value_name = "JSON", default_value = "\"get\"")]
     query: String,
     #[command(flatten)]
@@ -24,5 +24,5 @@ pub(crate) struct GetArgs {
 
 pub(crate) fn run(args: &GetArgs, json: bool) -> Result<(), Failure> {
     let path = format!("/v1/query/{}/{}", segment(&args.service), segment(&args.key));
-    call::print(args.server.server().post(&path, &args.query, &[])?, json)
+    call::print(args.server.server().post(&path, &call::json_argument(&args.query)?, &[])?, json)
 }

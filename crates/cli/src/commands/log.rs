@@ -3,6 +3,7 @@
 use crate::client::{Server, ServerArgs, segment};
 use crate::failure::{Exit, Failure};
 use crate::output;
+use crate::when;
 use clap::Args;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -143,7 +144,8 @@ fn page_of(entries: Vec<LogEntry>, from: u64) -> LogPage {
 
 /// An entry in one line, its effects in lines of their own below it.
 fn readable(entry: &LogEntry) -> String {
-    let mut text = format!("{:>8}  epoch {}  {}", entry.index, entry.epoch, entry.cause);
+    let mut text =
+        format!("{:>8}  {}  epoch {}  {}", entry.index, when::date(entry.time), entry.epoch, entry.cause);
     if !entry.process.is_empty() {
         text.push_str(&format!("  -> {}", entry.process));
     }
@@ -151,7 +153,7 @@ fn readable(entry: &LogEntry) -> String {
         text.push_str(&match (bytes, state) {
             (None, _) => format!("\n          deletes {record}"),
             (Some(_), Some(state)) => format!("\n          puts {record} = {state}"),
-            (Some(bytes), None) => format!("\n          puts {record}, {bytes} bytes"),
+            (Some(bytes), None) => format!("\n          puts {record}, {}", output::bytes(*bytes)),
         });
     }
     for LogSend { shard, process, payload } in &entry.sends {

@@ -1,6 +1,6 @@
 //! `stead restore`: a checkpoint becomes a new data directory.
 
-use super::checkpoint::offline_failure;
+use super::checkpoint::{Which, offline_failure};
 use crate::failure::Failure;
 use crate::output;
 use clap::Args;
@@ -20,9 +20,9 @@ pub(crate) struct RestoreArgs {
     /// Data directory to restore from, or where checkpoints were copied to: file:///directory, s3://bucket/prefix
     #[arg(long, value_name = "DIR|ADDRESS")]
     from: String,
-    /// Number of the checkpoint; the newest one without it
-    #[arg(long, value_name = "NUMBER")]
-    checkpoint: Option<u64>,
+    /// Number of the checkpoint, or latest
+    #[arg(long, value_name = "NUMBER", default_value = "latest")]
+    checkpoint: Which,
     /// Data directory to make; it must not exist or be empty
     #[arg(long, value_name = "DIR")]
     into: PathBuf,
@@ -40,7 +40,10 @@ fn service_shards(text: &str) -> Result<(String, u32), String> {
 pub(crate) fn run(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
     let options = RestoreOptions {
         from: args.from.clone(),
-        number: args.checkpoint,
+        number: match args.checkpoint {
+            Which::Latest => None,
+            Which::Number(number) => Some(number),
+        },
         into: args.into.clone(),
         shards: args.shards.iter().cloned().collect::<BTreeMap<_, _>>(),
     };

@@ -46,7 +46,7 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
         number => number.to_string(),
     };
     output::line(&format!("epoch        {}, incarnation {}", status["epoch"], status["incarnation"]))?;
-    output::line(&format!("uptime       {} s", number(&status["uptime"]["secs"])))?;
+    output::line(&format!("uptime       {}", output::fact("uptime", &status["uptime"])))?;
     output::line(&format!(
         "log          {} in {} segments",
         output::bytes(number(&status["log"]["bytes"])),

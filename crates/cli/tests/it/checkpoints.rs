@@ -46,6 +46,12 @@ fn a_checkpoint_is_taken_listed_shown_and_verified() {
         assert!(text.status.success(), "{text:?}");
         assert!(String::from_utf8_lossy(&text.stdout).contains(&number), "{text:?}");
     }
+    let text = String::from_utf8(server.command(&["checkpoint", "list"]).stdout).unwrap();
+    assert!(text.contains("taken") && text.contains(" UTC"), "{text}");
+    let latest = json_of(&server.command(&["checkpoint", "show", "latest", "--json"]));
+    assert!(latest["number"].as_u64() >= report["number"].as_u64(), "{latest}");
+    let word = server.command(&["checkpoint", "show", "last"]);
+    assert_eq!(word.status.code(), Some(2), "{word:?}");
     let unknown = server.command(&["checkpoint", "show", "4000000"]);
     assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
     server.terminate();
@@ -117,7 +123,8 @@ fn a_number_of_shards_that_exists_wins_over_the_default_and_not_over_one_that_is
     assert_eq!(shards(&data), 3);
 
     let (from, into) = (data.to_str().unwrap(), restored.to_str().unwrap());
-    let report = run(&["restore", "--from", from, "--into", into, "--shards", "kv=8"]);
+    let report =
+        run(&["restore", "--from", from, "--into", into, "--shards", "kv=8", "--checkpoint", "latest"]);
     assert!(report.status.success(), "{report:?}");
     // The log of a restore that no node has run on.
     let log = run(&["log", "0", "--data", into]);

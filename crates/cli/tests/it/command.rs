@@ -24,6 +24,32 @@ fn a_process_is_called_and_read() {
 }
 
 #[test]
+fn json_comes_from_standard_input_and_what_cannot_be_read_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let from_input = |args: &[&str], input: &str| {
+        let mut command = stead(&[args, &["-", "--addr", &server.address]].concat());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let put = from_input(&["call", "kv", "a"], r#"{"put":{"value":"from a file"}}"#);
+    assert!(put.status.success(), "{put:?}");
+    assert_eq!(from_input(&["get", "kv", "a"], "\"get\"").stdout, b"\"from a file\"\n");
+    // As the shell leaves it without quotes, and as one writes it who knows the other requests.
+    for (request, hint) in [("{put:", "quote the JSON for the shell"), (r#"{"delete":{}}"#, r#"'"delete"'"#)]
+    {
+        let refused = server.command(&["call", "kv", "a", request]);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        let told = stderr.lines().find(|line| line.starts_with("hint: ")).unwrap();
+        assert!(told.contains(hint) && !told.contains("/v1/"), "{stderr}");
+    }
+    assert!(server.command(&["call", "kv", "a", "\"delete\""]).status.success());
+    assert_eq!(server.command(&["get", "kv", "a"]).stdout, b"null\n");
+}
+
+#[test]
 fn failures_have_their_code_cause_and_hint() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);

@@ -6,7 +6,8 @@ use crate::record::{Kind, Receiver, RecordKey, TaskRecord, TimerRecord, encode_v
 use crate::records::Records;
 use crate::state::State;
 use crate::topology::Topology;
-use std::cell::OnceCell;
+use crate::writes::Writes;
+use std::cell::{OnceCell, RefCell};
 use thiserror::Error;
 
 /// User code. The library implements it over typed services, the simulator over its workloads.
@@ -17,6 +18,13 @@ pub trait Handler {
 
     /// Answers a query from a process's state.
     fn query(&mut self, call: &Call<'_>, view: View<'_>) -> Outcome;
+
+    /// Whether the shell has something else to do now: what waits in the shard then waits on, and
+    /// [`Shard::deadline`](crate::shard::Shard::deadline) asks for a tick at once. Looked at before each run of the
+    /// handler but a client's.
+    fn is_spent(&self) -> bool {
+        false
+    }
 }
 
 /// What a handler is called for.
@@ -114,7 +122,9 @@ pub struct Txn<'a> {
     place: Index,
     /// The timer or task that calls: it has fired or ended, though its record goes only with the entry.
     ended: Option<RecordKey>,
-    writes: Vec<Write>,
+    writes: Writes,
+    /// Keys of cells between which a scan has found none: those there were are deleted by this call.
+    no_cells: RefCell<Option<(RecordKey, RecordKey)>>,
     sends: Vec<Send>,
     numbered: u16,
 }
@@ -168,14 +178,15 @@ impl<'a> Txn<'a> {
             stored: OnceCell::new(),
             place: call.place.1,
             ended,
-            writes: Vec::new(),
+            writes: Writes::default(),
+            no_cells: RefCell::default(),
             sends: Vec::new(),
             numbered: 0,
         }
     }
 
     pub(crate) fn into_effects(self) -> (Vec<Write>, Vec<Send>) {
-        (self.writes, self.sends)
+        (self.writes.into_vec(), self.sends)
     }
 
     /// The services that messages can be sent to.
@@ -204,7 +215,7 @@ impl<'a> Txn<'a> {
 
     /// Deletes the process's whole-value state.
     pub fn delete_state(&mut self) {
-        self.writes.push(Write { key: RecordKey::process(self.process), value: None });
+        self.writes.set(RecordKey::process(self.process), None);
     }
 
     /// One key of the process's keyed sub-state.
@@ -219,36 +230,64 @@ impl<'a> Txn<'a> {
     /// [`Limit::TooLarge`] if the key is over [`Self::CELL_KEY_MAX`] or the value over [`Records::VALUE_MAX`] bytes.
     pub fn put_cell(&mut self, cell: &[u8], value: Blob) -> Result<(), Limit> {
         check_len("a cell's key", cell.len(), Self::CELL_KEY_MAX)?;
-        self.put(RecordKey::cell(self.process, cell), value, "a cell's value")
+        let key = RecordKey::cell(self.process, cell);
+        if self.no_cells.get_mut().as_ref().is_some_and(|(from, to)| *from <= key && key < *to) {
+            *self.no_cells.get_mut() = None;
+        }
+        self.put(key, value, "a cell's value")
     }
 
     /// Deletes one key of the keyed sub-state.
     pub fn delete_cell(&mut self, cell: &[u8]) {
-        self.writes.push(Write { key: RecordKey::cell(self.process, cell), value: None });
+        self.writes.set(RecordKey::cell(self.process, cell), None);
     }
 
     /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
     #[must_use]
     pub fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)> {
-        let mut found = View { state: self.state, process: self.process }
-            .cells_from(prefix, from)
-            .map(|(cell, value)| (cell.to_vec(), value.clone()))
-            // Each write of this call can hide one stored cell at most.
-            .take(limit.saturating_add(self.writes.len()))
-            .collect::<std::collections::BTreeMap<_, _>>();
-        let from = from.max(prefix);
-        for write in &self.writes {
-            if let Some(cell) = write.key.cell_key()
-                && cell.starts_with(prefix)
-                && cell >= from
-            {
-                match &write.value {
-                    Some(value) => drop(found.insert(cell.to_vec(), value.clone())),
-                    None => drop(found.remove(cell)),
+        let mut start = RecordKey::cell(self.process, from.max(prefix));
+        let asked = start.clone();
+        if let Some((_, to)) =
+            self.no_cells.borrow().as_ref().filter(|(from, to)| (from..to).contains(&&start))
+        {
+            start = to.clone();
+        }
+        let whole = RecordKey::cell(self.process, prefix);
+        let is_asked = |key: &[u8]| key.starts_with(whole.as_bytes());
+        let mut stored = self.state.records().scan_cells_from(start.as_bytes());
+        let mut stored = std::iter::from_fn(|| stored.next().filter(|(key, _)| is_asked(key))).peekable();
+        let mut written = self.writes.from(&start);
+        let mut written =
+            std::iter::from_fn(|| written.next().filter(|write| is_asked(write.key.as_bytes()))).peekable();
+        let head = RecordKey::cell(self.process, b"").as_bytes().len();
+        let mut found = Vec::new();
+        // The last key that was looked at before the first cell was found.
+        let mut seen = None;
+        while found.len() < limit {
+            let (key, value) = match (stored.peek(), written.peek()) {
+                (None, None) => break,
+                (Some((key, _)), Some(write)) if *key < write.key.as_bytes() => {
+                    stored.next().map(|(key, value)| (key, Some(value))).expect("peeked")
                 }
+                (Some(_), None) => stored.next().map(|(key, value)| (key, Some(value))).expect("peeked"),
+                (at, Some(write)) => {
+                    if at.is_some_and(|(key, _)| *key == write.key.as_bytes()) {
+                        stored.next();
+                    }
+                    written.next().map(|write| (write.key.as_bytes(), write.value.as_ref())).expect("peeked")
+                }
+            };
+            if found.is_empty() {
+                seen = Some(key);
+            }
+            if let Some(value) = value {
+                found.push((key[head..].to_vec(), value.clone()));
             }
         }
-        found.into_iter().take(limit).collect()
+        if let Some(seen) = seen.and_then(RecordKey::from_bytes) {
+            *self.no_cells.borrow_mut() = Some((asked, seen));
+        }
+        found
     }
 
     /// Sends a message to a process; it leaves once the entry is committed.
@@ -303,7 +342,7 @@ impl<'a> Txn<'a> {
     fn put_timer(&mut self, at: Time, payload: Blob, send: Option<Receiver>) -> Result<TimerId, Limit> {
         let id = TimerId(self.number("timers")?);
         let record = TimerRecord { at, process: self.process.clone(), payload, send };
-        self.writes.push(Write { key: RecordKey::timer(id), value: Some(encode_value(&record)) });
+        self.writes.set(RecordKey::timer(id), Some(encode_value(&record)));
         Ok(id)
     }
 
@@ -315,7 +354,7 @@ impl<'a> Txn<'a> {
             .and_then(|value| crate::record::decode_value::<TimerRecord>(value).ok())
             .is_some_and(|timer| timer.process == *self.process);
         if own {
-            self.writes.push(Write { key, value: None });
+            self.writes.set(key, None);
         }
         own
     }
@@ -329,7 +368,7 @@ impl<'a> Txn<'a> {
         let id = TaskId(self.number("tasks")?);
         let process = self.process.clone();
         let record = TaskRecord { process, name: name.to_owned(), step: 0, state, progress: 0, retry: None };
-        self.writes.push(Write { key: RecordKey::task(id), value: Some(encode_value(&record)) });
+        self.writes.set(RecordKey::task(id), Some(encode_value(&record)));
         Ok(id)
     }
 
@@ -338,7 +377,7 @@ impl<'a> Txn<'a> {
     pub fn cancel_task(&mut self, id: TaskId) -> bool {
         let own = self.task(id).is_some();
         if own {
-            self.writes.push(Write { key: RecordKey::task(id), value: None });
+            self.writes.set(RecordKey::task(id), None);
         }
         own
     }
@@ -353,9 +392,10 @@ impl<'a> Txn<'a> {
     /// All tasks of this process that are not finished, with what this call started and cancelled.
     #[must_use]
     pub fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
-        let started = self.writes.iter().filter(|write| write.key.kind() == Kind::Task);
-        let started = started.filter_map(|write| write.key.number().map(TaskId));
-        let mut ids: Vec<TaskId> = self.state.tasks().iter().copied().chain(started).collect();
+        let written = self.writes.from(&RecordKey::task(TaskId(0)));
+        let started = written
+            .map_while(|write| write.key.number().filter(|_| write.key.kind() == Kind::Task).map(TaskId));
+        let mut ids: Vec<TaskId> = self.state.tasks_of(self.process).chain(started).collect();
         ids.sort_unstable();
         ids.dedup();
         ids.into_iter().filter_map(|id| self.task(id).map(|task| (id, task))).collect()
@@ -369,7 +409,7 @@ impl<'a> Txn<'a> {
     }
 
     fn get(&self, key: &RecordKey) -> Option<&[u8]> {
-        match self.writes.iter().rev().find(|write| write.key == *key) {
+        match self.writes.get(key) {
             Some(write) => write.value.as_deref(),
             None if self.ended.as_ref() == Some(key) => None,
             None => self.state.records().get(key.as_bytes()).map(|value| &**value),
@@ -378,11 +418,7 @@ impl<'a> Txn<'a> {
 
     fn put(&mut self, key: RecordKey, value: Blob, what: &'static str) -> Result<(), Limit> {
         check_len(what, value.len(), Records::VALUE_MAX)?;
-        // The last write of a key is the only one that counts.
-        match self.writes.iter_mut().rev().find(|write| write.key == key) {
-            Some(write) => write.value = Some(value),
-            None => self.writes.push(Write { key, value: Some(value) }),
-        }
+        self.writes.set(key, Some(value));
         Ok(())
     }
 }
@@ -448,6 +484,6 @@ impl<'a> View<'a> {
     /// All tasks of this process that are not finished.
     #[must_use]
     pub fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
-        self.state.tasks().iter().filter_map(|&id| self.task(id).map(|task| (id, task))).collect()
+        self.state.tasks_of(self.process).filter_map(|id| self.task(id).map(|task| (id, task))).collect()
     }
 }

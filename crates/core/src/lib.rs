@@ -26,3 +26,4 @@ pub mod shard_map;
 pub mod state;
 pub mod topology;
 pub mod trials;
+mod writes;

@@ -29,6 +29,8 @@ pub struct State {
     timers: BTreeSet<(Time, TimerId)>,
     expiries: BTreeSet<(Served, RecordKey)>,
     tasks: BTreeSet<TaskId>,
+    /// The same by process.
+    process_tasks: BTreeSet<(Key, TaskId)>,
     attempts: BTreeSet<RecordKey>,
     dead_letters: usize,
 }
@@ -247,6 +249,7 @@ impl State {
             timers: BTreeSet::new(),
             expiries: BTreeSet::new(),
             tasks: BTreeSet::new(),
+            process_tasks: BTreeSet::new(),
             attempts: BTreeSet::new(),
             dead_letters: 0,
         }
@@ -521,8 +524,10 @@ impl State {
                 self.timers.insert((record.at, TimerId(key.number().expect("a timer's key is its id"))));
             }
             Kind::Task => {
-                let _: TaskRecord = self.read(key, value)?;
-                self.tasks.insert(TaskId(key.number().expect("a task's key is its id")));
+                let record: TaskRecord = self.read(key, value)?;
+                let id = TaskId(key.number().expect("a task's key is its id"));
+                self.tasks.insert(id);
+                self.process_tasks.insert((record.process, id));
             }
             Kind::DeadLetter => {
                 let _: DeadLetter = self.read(key, value)?;
@@ -563,6 +568,7 @@ impl State {
                 let record: TaskRecord = self.read(key, old)?;
                 let id = TaskId(key.number().expect("a task's key is its id"));
                 self.tasks.remove(&id);
+                self.process_tasks.remove(&(record.process, id));
                 self.forget_attempts(key, &Waiting::Task { id, step: record.step })?;
             }
             Kind::DeadLetter => self.dead_letters -= 1,
@@ -660,6 +666,13 @@ impl State {
         &self.tasks
     }
 
+    /// The tasks of a process that are not finished, in the order of their ids.
+    pub fn tasks_of<'a>(&'a self, process: &'a Key) -> impl Iterator<Item = TaskId> + use<'a> {
+        let first = (process.clone(), TaskId(0));
+        let tasks = self.process_tasks.range(first..).take_while(move |(owner, _)| owner == process);
+        tasks.map(|(_, id)| *id)
+    }
+
     /// The number of causes with logged attempts.
     #[must_use]
     pub fn attempts(&self) -> usize {
@@ -694,7 +707,7 @@ impl State {
             ("sessions", sessions(self) == sessions(other)),
             ("expiries", self.expiries == other.expiries),
             ("timers", self.timers == other.timers),
-            ("tasks", self.tasks == other.tasks),
+            ("tasks", self.tasks == other.tasks && self.process_tasks == other.process_tasks),
             ("attempts", self.attempts == other.attempts),
             ("dead letters", self.dead_letters == other.dead_letters),
             ("bytes in outboxes", self.outbox_bytes == other.outbox_bytes),

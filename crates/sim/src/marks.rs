@@ -81,6 +81,7 @@ marks! {
     TaskDone: "a task ended",
     FrameDropped: "a frame of a channel was lost",
     FrameAgain: "a frame of a channel came twice",
+    HeldBack: "work was left for a tick",
     OldFrame: "a frame of an older life arrived",
 }
 

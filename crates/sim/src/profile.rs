@@ -42,6 +42,8 @@ pub(crate) struct Profile {
     pub(crate) grace: u64,
     pub(crate) merge: Policy,
     pub(crate) segment_bytes: u64,
+    /// Runs of handlers that the shell wants of one input at most.
+    pub(crate) runs_max: usize,
     pub(crate) settings: Settings,
 }
 
@@ -105,6 +107,7 @@ impl Profile {
                 growth_bytes_min: 1,
             },
             segment_bytes: spread(rng, &[16 << 10, 16 << 10, 32 << 10, 64 << 10]),
+            runs_max: usize::MAX,
             settings,
         };
         // Sometimes so small that sessions end over several entries and some calls don't fit into one. Drawn last, so that
@@ -116,6 +119,8 @@ impl Profile {
             profile.jump_max = 3 * 24 * 3_600_000_000;
         }
         profile.settings.clock_confirm = spread(rng, &[600_000, 600_000, 500, 0]);
+        profile.settings.work_max = spread(rng, &[2_048, 2_048, 16, 1]) as usize;
+        profile.runs_max = spread(rng, &[u64::MAX, u64::MAX, 3, 1]) as usize;
         profile
     }
 

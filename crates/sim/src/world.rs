@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::clock::Now;
 use stead_core::entry::{Cause, Entry};
-use stead_core::handler::{Call as HandlerCall, Handler, Misuse, Outcome, Txn, View};
+use stead_core::handler::{Call as HandlerCall, Caller, Handler, Misuse, Outcome, Txn, View};
 use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::replica::EpochConfig;
@@ -35,6 +35,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The wall clock when a run begins.
 const WALL: u64 = 1_700_000_000_000_000;
+/// How often over the limit of work one input may be, for it takes parts of several kinds of work; and the work of the
+/// calls that reach the limit.
+const HOLD_MAX: usize = 4;
+const CALL_WORK_MAX: usize = 1_500;
 /// Events within which a world without faults must come to rest.
 const CALM_EVENTS: u64 = 200_000;
 /// In the key of an attempt's record, what says that it is about a client's request.
@@ -207,16 +211,32 @@ fn without_retry(bytes: Vec<u8>) -> Vec<u8> {
 struct Watched<'a> {
     inner: &'a mut dyn Handler,
     calls: Vec<(Index, u64)>,
+    /// Runs that the shell wants, a client's not counted.
+    runs_max: usize,
+    runs: usize,
+    /// Runs that it did not want.
+    unwanted: usize,
+    last: Option<Index>,
 }
 
 impl Handler for Watched<'_> {
     fn handle(&mut self, call: &HandlerCall<'_>, txn: &mut Txn<'_>) -> Outcome {
         self.calls.push((call.place.1, hash_call(call.key, call.payload)));
+        if !matches!(call.caller, Caller::Client { .. }) {
+            // A handler that panics is tried again at once.
+            self.unwanted += usize::from(self.is_spent() && self.last != Some(call.place.1));
+            self.runs += 1;
+            self.last = Some(call.place.1);
+        }
         self.inner.handle(call, txn)
     }
 
     fn query(&mut self, call: &HandlerCall<'_>, view: View<'_>) -> Outcome {
         self.inner.query(call, view)
+    }
+
+    fn is_spent(&self) -> bool {
+        self.runs >= self.runs_max
     }
 }
 
@@ -537,12 +557,22 @@ impl<'w> World<'w> {
         let Some(node) = self.node.as_mut() else { return Ok(()) };
         let colour_news = matches!(input, Input::Colour(_));
         let mut effects = std::mem::take(&mut self.effects);
-        let mut watched = Watched { inner: self.workload.handler(), calls: Vec::new() };
+        let runs_max =
+            if matches!(input, Input::DeadLetter { .. }) { usize::MAX } else { self.profile.runs_max };
+        let mut watched = Watched {
+            inner: self.workload.handler(),
+            calls: Vec::new(),
+            runs_max,
+            runs: 0,
+            unwanted: 0,
+            last: None,
+        };
         let it = &mut node.shards[shard.0 as usize];
         it.handle(now, input, &mut watched, &mut effects);
         if it.clock().is_doubted() {
             self.marks.hit(Mark::ClockDoubted);
         }
+        let unwanted = watched.unwanted;
         let calls = watched.calls;
         if let Some((_, call)) = calls.last() {
             self.blame.handler_begins(*call);
@@ -554,6 +584,16 @@ impl<'w> World<'w> {
             return self.end_by(End::Process, true);
         }
         it.check().map_err(Violation::from)?;
+        let work_max = HOLD_MAX * self.profile.settings.work_max + CALL_WORK_MAX;
+        if unwanted > 0 || it.work() > work_max {
+            let work = it.work();
+            let what =
+                format!("shard {shard}: one input made {work} of {work_max} work, {unwanted} unwanted runs");
+            return Err(Violation::new(17, what).into());
+        }
+        if it.deadline().is_some_and(|at| at <= now.steady) && it.waiting() > 0 {
+            self.marks.hit(Mark::HeldBack);
+        }
         for (index, call) in calls {
             self.model.called(shard, index, call);
         }

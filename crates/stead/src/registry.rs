@@ -7,9 +7,11 @@ use crate::node::watchdog::Probe;
 use crate::panics;
 use crate::process::Process;
 use crate::task::{Progress, StepContext, Task};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Instant;
 use stead_core::entry::Reply;
 use stead_core::handler::{Call, Caller, Handler, Misuse, Outcome, Txn, View};
 use stead_core::ids::{Blob, ServiceId};
@@ -112,6 +114,9 @@ impl Registry {
             topology: Arc::clone(topology),
             probe,
             services,
+            slice: None,
+            is_over: Cell::new(false),
+            is_stopped: false,
             env: Env { tasks: self.tasks.keys().copied().collect(), seed, empty: Blob::empty() },
         }
     }
@@ -122,6 +127,10 @@ pub struct Runner {
     topology: Arc<Topology>,
     probe: Arc<Probe>,
     services: Vec<Option<Arc<dyn Service>>>,
+    /// Until when handlers may begin; `None`: at any time.
+    slice: Option<Instant>,
+    is_over: Cell<bool>,
+    is_stopped: bool,
     env: Env,
 }
 
@@ -134,6 +143,27 @@ struct Env {
 }
 
 impl Runner {
+    /// Lets handlers begin until then, and no later.
+    pub(crate) fn begin_slice(&mut self, until: Instant) {
+        self.slice = Some(until);
+        self.is_over.set(self.is_stopped);
+    }
+
+    /// Lets no handler begin any more, but for a client's request.
+    pub(crate) fn stop(&mut self) {
+        self.is_stopped = true;
+        self.is_over.set(true);
+    }
+
+    /// Whether a shard was held back since the slice began.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.get()
+    }
+
+    pub(crate) fn probe(&self) -> &Probe {
+        &self.probe
+    }
+
     fn find(&self, id: ServiceId) -> Result<&dyn Service, Misuse> {
         let service = self.services.get(usize::from(id.0)).and_then(|service| service.as_deref());
         service.ok_or_else(|| Misuse::NoCode(format!("service {}", self.topology.service(id).name)))
@@ -163,6 +193,12 @@ impl Handler for Runner {
             }
             Err(misuse) => Outcome::Refused(misuse),
         }
+    }
+
+    fn is_spent(&self) -> bool {
+        let is_over = self.is_over.get() || self.slice.is_some_and(|until| Instant::now() >= until);
+        self.is_over.set(is_over);
+        is_over
     }
 }
 

@@ -6,16 +6,16 @@ use crate::entry::{Cause, Entry, Reply, Send, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
 use crate::record::{
-    AttemptRecord, Kind, RecordKey, Retry, StepRetry, TaskRecord, TimerRecord, Waiting, encode_value,
+    AttemptRecord, Kind, RecordKey, Retry, StepRetry, TaskRecord, TimerRecord, Waiting, decode_value,
+    encode_value,
 };
 use crate::room;
 use crate::shard_map::ShardMap;
 use crate::state::{Message, State};
 use crate::trials::Lane;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
-/// Jobs handled for one input at most, so that a process that messages itself can't hold its shard.
-const RUN_BATCH: usize = 4096;
 /// Causes that one attempt entry names at most.
 const ATTEMPT_BATCH: usize = 64;
 /// Suspected requests that wait at most; those over it are told to come back.
@@ -28,7 +28,7 @@ pub(super) struct Jobs {
     queue: VecDeque<Job>,
     /// By sender, the last message that is received or in the queue.
     queued: ShardMap<Seq>,
-    timers: BTreeSet<TimerId>,
+    pub(super) timers: Due,
     pub(super) failures: BTreeMap<Waiting, u32>,
     pub(super) runs: Runs,
     /// Requests that this life of the process has survived, so that a retry is no further attempt.
@@ -37,6 +37,32 @@ pub(super) struct Jobs {
     suspects: BTreeSet<Waiting>,
     suspected: usize,
     suspect_bytes: usize,
+}
+
+/// Which timers are in the queue: those up to one, but for those that were set later for a time before it.
+#[derive(Default)]
+pub(super) struct Due {
+    upto: (Time, TimerId),
+    late: BTreeSet<(Time, TimerId)>,
+    /// How many are in the queue.
+    pub(super) queued: usize,
+}
+
+impl Due {
+    /// The first timer that is not in the queue.
+    fn next(&self, state: &State) -> Option<(Time, TimerId)> {
+        let beyond = state.timers().range((Bound::Excluded(self.upto), Bound::Unbounded)).next();
+        self.late.first().into_iter().chain(beyond).min().copied()
+    }
+
+    /// Takes the first timer that is due at `now` and not in the queue.
+    fn take(&mut self, state: &State, now: Time) -> Option<TimerId> {
+        let timer = self.next(state).filter(|(at, _)| *at <= now)?;
+        self.late.remove(&timer);
+        self.upto = self.upto.max(timer);
+        self.queued += 1;
+        Some(timer.1)
+    }
 }
 
 /// The runs of steps whose outcome is waited for. Each run has a number of its own in a life of the process, so that an
@@ -146,6 +172,27 @@ impl Jobs {
         }
     }
 
+    /// A timer may be set for a time that has passed, before others that are in the queue.
+    pub(super) fn note_timers(&mut self, entry: &Entry, before: &State) {
+        for write in entry.writes.iter().filter(|write| write.key.kind() == Kind::Timer) {
+            let id = TimerId(write.key.number().expect("a timer's key is its id"));
+            match &write.value {
+                Some(value) => {
+                    let record: TimerRecord = decode_value(value).expect("this shard wrote it");
+                    if (record.at, id) <= self.timers.upto {
+                        self.timers.late.insert((record.at, id));
+                    }
+                }
+                None if self.timers.late.is_empty() => {}
+                None => {
+                    if let Some(record) = before.record::<TimerRecord>(&write.key) {
+                        self.timers.late.remove(&(record.at, id));
+                    }
+                }
+            }
+        }
+    }
+
     /// Whether one more request may wait: not one that waits already, and not more than fit.
     pub(super) fn takes_suspect(&self, suspect: &Waiting, bytes_max: usize) -> bool {
         // Requests without an identity may be alike, and are several all the same.
@@ -220,8 +267,9 @@ impl Jobs {
         self.runs.later.first().map(|(at, _)| *at)
     }
 
-    pub(super) fn next_timer(&self, state: &State) -> Option<Time> {
-        state.timers().iter().find(|(_, id)| !self.timers.contains(id)).map(|(at, _)| *at)
+    pub(super) fn next_timer(&self, state: &State, queued_max: usize) -> Option<Time> {
+        let has_room = self.timers.queued < queued_max;
+        has_room.then(|| self.timers.next(state)).flatten().map(|(at, _)| at)
     }
 }
 
@@ -239,9 +287,10 @@ impl Shard {
             if message.seq == queued.next() {
                 *queued = message.seq;
                 let at_once = !again && self.jobs.queue.is_empty() && self.is_active();
-                if at_once && !self.blocked() && !self.is_trying() {
+                if at_once && !self.blocked() && !self.is_trying() && self.goes_on(handler) {
                     self.run_message(from, &message, handler, out);
                 } else {
+                    self.work += 1;
                     self.enqueue(Work::Message { from, message }, again);
                 }
             } else if message.seq <= *queued {
@@ -286,7 +335,7 @@ impl Shard {
 
     /// Runs the steps that waited until now to be tried again.
     pub(super) fn run_due_steps(&mut self) {
-        for _ in 0..RUN_BATCH {
+        for _ in 0..self.settings.work_max {
             let first = self.jobs.runs.later.first().copied();
             let Some((at, id)) = first.filter(|(at, _)| *at <= self.clock.time()) else { return };
             self.jobs.runs.later.pop_first();
@@ -298,12 +347,13 @@ impl Shard {
         }
     }
 
+    /// Queues timers that are due. Over the work of one input they wait where they are.
     pub(super) fn push_due_timers(&mut self, again: bool) {
-        let due = self.state.timers().iter().take_while(|(at, _)| *at <= self.clock.time()).take(RUN_BATCH);
-        for id in due.map(|(_, id)| *id).collect::<Vec<_>>() {
-            if self.jobs.timers.insert(id) {
-                self.enqueue(Work::Timer(id), again);
-            }
+        let now = self.clock.time();
+        while self.jobs.timers.queued < self.settings.work_max
+            && let Some(id) = self.jobs.timers.take(&self.state, now)
+        {
+            self.enqueue(Work::Timer(id), again);
         }
     }
 
@@ -321,6 +371,11 @@ impl Shard {
     /// Whether nothing may begin beside what is tried.
     fn is_trying(&self) -> bool {
         self.suspicion.held || self.suspicion.handlers.tried.is_some()
+    }
+
+    /// Whether this input may run the handler once more.
+    fn goes_on(&self, handler: &dyn Handler) -> bool {
+        self.work < self.settings.work_max && !handler.is_spent()
     }
 
     pub(super) fn job_is_ready(&self) -> bool {
@@ -346,7 +401,13 @@ impl Shard {
         }
         self.end_turns(out);
         self.try_met_task(out);
-        for _ in 0..RUN_BATCH {
+        self.is_cut = false;
+        loop {
+            if !self.goes_on(handler) {
+                self.is_cut = true;
+                return;
+            }
+            self.work += 1;
             if self.suspicion.held {
                 if !self.try_met(handler, out) {
                     return;
@@ -453,8 +514,8 @@ impl Shard {
 
     /// Gives up what has ended the process as often as it may.
     pub(super) fn give_up(&mut self, waiting: Waiting, work: Work, out: &mut Vec<Effect>) {
-        if let Work::Timer(id) = work {
-            self.jobs.timers.remove(&id);
+        if let Work::Timer(_) = work {
+            self.jobs.timers.queued -= 1;
         }
         let attempts = self.settings.attempts_max;
         let reason = format!("the process ended {attempts} times while it was handled alone");
@@ -564,7 +625,7 @@ impl Shard {
     }
 
     fn run_timer(&mut self, id: TimerId, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
-        self.jobs.timers.remove(&id);
+        self.jobs.timers.queued -= 1;
         // It may have been cancelled while it waited.
         let Some(timer) = self.state.record::<TimerRecord>(&RecordKey::timer(id)) else { return };
         if timer.send.is_some() {

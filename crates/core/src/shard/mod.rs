@@ -18,7 +18,9 @@ pub use settings::Settings;
 use crate::clock::{Clock, Now};
 use crate::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use crate::handler::{Call, Caller, Handler, Misuse, Outcome, Txn};
-use crate::ids::{Colour, Epoch, Index, Key, Seq, Served, ServiceId, ShardId, Time};
+use crate::ids::{
+    Colour, Epoch, Index, Key, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, Time,
+};
 use crate::record::RecordKey;
 use crate::records::Piece;
 use crate::replica::{EpochConfig, Replica};
@@ -49,6 +51,12 @@ pub struct Shard {
     /// The highest colour that was heard of before the shard served.
     heard: Colour,
     suspicion: Suspicion,
+    /// The session whose replies are being forgotten, and the number of the next one to look for.
+    expiring: Option<(SessionId, u64)>,
+    /// What this input has cost so far, as [`Settings::work_max`] counts.
+    work: usize,
+    /// Jobs were left because the input had no more room.
+    is_cut: bool,
 }
 
 /// A rule of the design that does not hold.
@@ -72,8 +80,8 @@ impl Shard {
     pub const PRINCIPAL_MAX: usize = 256;
     /// Messages of a delivery that are looked ahead to.
     const LOOK_AHEAD: usize = 8;
-    /// Sessions and idempotency keys that one entry forgets at most.
-    const EXPIRE_BATCH: usize = 256;
+    /// Records that one tick looks at to forget them, at most.
+    const EXPIRE_BATCH: usize = 1024;
     /// After serving for so long without an entry the shard logs its clocks, in microseconds: 10 min. The end of a process
     /// life loses less than that of its served time.
     const NOTE_CLOCK: u64 = 10 * 60 * 1_000_000;
@@ -107,6 +115,9 @@ impl Shard {
             unconfirmed: None,
             heard: Colour(0),
             suspicion: Suspicion::new(),
+            expiring: None,
+            work: 0,
+            is_cut: false,
         }
     }
 
@@ -116,6 +127,7 @@ impl Shard {
         if self.replica.is_some() {
             self.clock.advance(now, self.is_active());
         }
+        self.work = 0;
         match input {
             Input::Start(config) => self.handle_start(now, config, out),
             Input::Stored { member, epoch, upto } => {
@@ -124,13 +136,12 @@ impl Shard {
                     return;
                 };
                 let was_active = replica.is_active();
-                if replica.handle_stored(member, upto) {
-                    let commit = replica.commit();
-                    if !was_active {
+                let grows = replica.handle_stored(member, upto);
+                if grows || self.is_behind() {
+                    if grows && !was_active {
                         self.handle_active(epoch, out);
                     }
-                    let runs = &mut self.jobs.runs;
-                    self.release.commit(commit, &self.state, &self.clock, &self.settings, runs, out);
+                    self.let_go(out);
                     self.run_jobs(handler, out);
                 }
             }
@@ -196,14 +207,15 @@ impl Shard {
         if !self.is_active() {
             return None;
         }
-        let timer = (!self.blocked()).then(|| self.jobs.next_timer(&self.state)).flatten();
+        let timer =
+            (!self.blocked()).then(|| self.jobs.next_timer(&self.state, self.settings.work_max)).flatten();
         let timer = timer.into_iter().chain(self.jobs.next_retry()).min();
         let timer = timer.map(|at| self.clock.steady_at(at));
         let expiry = self.state.expiries().first().map(|(at, _)| *at);
         let served = expiry.into_iter().chain([self.note_clock_at()]).min().filter(|_| !self.full);
         let served = served.map(|at| self.clock.steady_at_served(at));
         let trim = self.trim_at.filter(|_| !self.full);
-        let ready = self.job_is_ready().then_some(self.clock.steady());
+        let ready = (self.job_is_ready() || self.is_cut || self.is_behind()).then_some(self.clock.steady());
         let tasks = self.suspicion.deadline().filter(|_| !self.blocked());
         [timer, served, trim, ready, tasks, self.release.deadline()].into_iter().flatten().min()
     }
@@ -242,6 +254,18 @@ impl Shard {
         self.replica.as_ref().is_some_and(Replica::is_active)
     }
 
+    /// Whether more may leave than the last input let go: a tick, or the same [`Input::Stored`] again, lets more of it go.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.release.is_behind(self.commit())
+    }
+
+    /// What the last input cost, as [`Settings::work_max`] counts.
+    #[must_use]
+    pub fn work(&self) -> usize {
+        self.work
+    }
+
     /// The work that waits: messages received but not handled, and the like.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -269,7 +293,7 @@ impl Shard {
         if self.commit() > index {
             return violation(2, format!("commit {} is over the last entry {index}", self.commit()));
         }
-        if let Err(what) = self.release.check(self.commit()) {
+        if let Err(what) = self.release.check() {
             return violation(5, what);
         }
         if let Err(what) = self.jobs.check(&self.state) {
@@ -332,46 +356,85 @@ impl Shard {
         }
         if !self.full {
             if self.trim_at.is_some_and(|at| at <= self.clock.steady()) {
-                let first = std::iter::from_fn(|| self.trims.pop_first()).take(Self::TRIM_BATCH);
-                let trims = first.map(|(to, upto)| Trim { to, upto }).collect();
-                self.trim_at = self.trim_at.filter(|_| !self.trims.is_empty());
-                self.append(Cause::Ack { trims }, Key::none(), Effects::default(), out);
+                self.trim(out);
             }
             self.expire(out);
         }
-        self.release.tick(&self.state, self.clock.steady(), &self.settings, out);
+        self.let_go(out);
+        self.work += self.release.tick(&self.state, self.clock.steady(), &self.settings, out);
         self.push_due_timers(false);
         self.run_due_steps();
         self.run_jobs(handler, out);
     }
 
+    /// Lets go what is committed, as far as one input may.
+    fn let_go(&mut self, out: &mut Vec<Effect>) {
+        let room = self.settings.work_max.saturating_sub(self.work);
+        let (commit, runs) = (self.commit(), &mut self.jobs.runs);
+        self.work += self.release.commit(commit, &self.state, &self.clock, &self.settings, runs, room, out);
+    }
+
+    /// Logs what receivers have acknowledged, as far as one input may.
+    fn trim(&mut self, out: &mut Vec<Effect>) {
+        let room_max = self.settings.work_max as u64;
+        let mut room = room_max;
+        let mut trims = Vec::new();
+        while room > 0
+            && trims.len() < Self::TRIM_BATCH
+            && let Some((to, upto)) = self.trims.pop_first()
+        {
+            let first = self.state.outboxes().get(to).and_then(|outbox| outbox.messages.front());
+            let Some(first) = first.map(|first| first.seq).filter(|first| *first <= upto) else { continue };
+            let part = upto.min(Seq(first.0 + room - 1));
+            room -= part.0 + 1 - first.0;
+            if part < upto {
+                self.trims.insert(to, upto);
+            }
+            trims.push(Trim { to, upto: part });
+        }
+        self.trim_at = self.trim_at.filter(|_| !self.trims.is_empty());
+        if !trims.is_empty() {
+            self.work += (room_max - room) as usize;
+            self.append(Cause::Ack { trims }, Key::none(), Effects::default(), out);
+        }
+    }
+
+    /// Forgets what ran out. A session goes with its last replies, in the last of the entries that forget these.
     fn expire(&mut self, out: &mut Vec<Effect>) {
         let served = self.clock.served();
-        let over = self.state.expiries().iter().take_while(|(at, _)| *at <= served).take(Self::EXPIRE_BATCH);
-        let mut writes = Vec::new();
+        let mut writes: Vec<Write> = Vec::new();
         let mut room = self.settings.entry_bytes_max;
-        'over: for (_, key) in over {
-            if let Some(id) = key.session_id()
-                && let Some(session) = self.state.session(id)
-            {
-                for number in session.confirmed.0 + 1..=session.highest.0 {
-                    let reply = RecordKey::reply(id, crate::ids::RequestNumber(number));
-                    if self.state.records().get(reply.as_bytes()).is_some() {
-                        writes.push(Write { key: reply, value: None });
-                        room = room.saturating_sub(writes.last().map_or(0, write_weight));
-                        // The session goes with its last replies, in a later entry.
-                        if room == 0 {
-                            break 'over;
-                        }
-                    }
+        let looks_max = Self::EXPIRE_BATCH.min(self.settings.work_max);
+        let mut looks = 0..looks_max;
+        let mut expiring = self.expiring.take();
+        let mut forget = |key: RecordKey, writes: &mut Vec<Write>| {
+            let write = Write { key, value: None };
+            room = room.saturating_sub(write_weight(&write));
+            writes.push(write);
+            room > 0
+        };
+        'over: for (_, key) in self.state.expiries().iter().take_while(|(at, _)| *at <= served) {
+            let id = key.session_id();
+            let session = id.and_then(|id| self.state.session(id));
+            let (confirmed, last) = session.map_or((0, 0), |open| (open.confirmed.0, open.highest.0));
+            let begun = expiring.take().filter(|(begun, _)| Some(*begun) == id);
+            // The last number stands for the record of the session or key itself.
+            for number in begun.map_or(confirmed + 1, |(_, number)| number)..=last + 1 {
+                if looks.next().is_none() {
+                    self.expiring = id.map(|id| (id, number));
+                    break 'over;
+                }
+                let key = match id {
+                    Some(id) if number <= last => RecordKey::reply(id, RequestNumber(number)),
+                    _ => key.clone(),
+                };
+                if self.state.records().get(key.as_bytes()).is_some() && !forget(key, &mut writes) {
+                    self.expiring = id.map(|id| (id, number + 1));
+                    break 'over;
                 }
             }
-            writes.push(Write { key: key.clone(), value: None });
-            room = room.saturating_sub(writes.last().map_or(0, write_weight));
-            if room == 0 {
-                break;
-            }
         }
+        self.work += looks_max - looks.len();
         if !writes.is_empty() || self.note_clock_at() <= served {
             self.append(Cause::Expire, Key::none(), Effects::of(writes), out);
         }
@@ -415,6 +478,7 @@ impl Shard {
             time: self.clock.time(),
             place: (epoch, place),
         };
+        self.work += 1;
         let mut txn = Txn::new(&self.state, &self.topology, &call);
         let reply = match handler.handle(&call, &mut txn) {
             Outcome::Replied(reply) => reply,
@@ -447,9 +511,11 @@ impl Shard {
         let entry = Entry { index, epoch, time, cause, process, writes, sends, reply, served };
         let mut bytes = Vec::with_capacity(192);
         entry.encode_into(&mut bytes);
+        self.work += 1 + entry.writes.len() + entry.sends.len() + bytes.len() / 4096;
         out.push(Effect::Append { epoch, index, bytes });
         self.release.hold(&entry, self.state.shard());
         self.jobs.note_local(&entry, self.state.shard());
+        self.jobs.note_timers(&entry, &self.state);
         self.jobs.note_ended_tasks(&entry);
         if let Some(id) = self.suspicion.task
             && entry.writes.iter().any(|write| write.key == RecordKey::task(id))

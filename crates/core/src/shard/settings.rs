@@ -21,6 +21,10 @@ pub struct Settings {
     pub entry_bytes_max: usize,
     /// Entries that may wait to be committed before the shard takes no new work: 65,536 by default.
     pub uncommitted_max: u64,
+    /// Work that one input does at most before the rest waits for a tick, so that no shard holds up the others of its
+    /// thread: 2,048 by default, at least 1. Runs of handlers, records, messages, answers and 4 KiB of the log count one
+    /// each; the one call that reaches the limit may go over it.
+    pub work_max: usize,
     /// How long acknowledgements and trims are gathered before they leave: 25 by default.
     pub ack_delay: u64,
     /// How long a channel may go without progress before its messages are sent again: 2,000 by default.
@@ -40,6 +44,7 @@ impl Default for Settings {
             outbox_bytes_max: 64 << 20,
             entry_bytes_max: 32 << 20,
             uncommitted_max: 65_536,
+            work_max: 2_048,
             ack_delay: 25,
             resend_after: 2_000,
             clock_confirm: 600_000,

@@ -133,7 +133,10 @@ impl Shard {
         }
         let Some(job) = self.suspicion.met.front() else { return false };
         let Some(waiting) = self.waiting_of(&job.work) else {
-            self.suspicion.met.pop_front();
+            let dropped = self.suspicion.met.pop_front();
+            if dropped.is_some_and(|job| matches!(job.work, Work::Timer(_))) {
+                self.jobs.timers.queued -= 1;
+            }
             return true;
         };
         if let Attempt::Logged(index) = job.attempt {

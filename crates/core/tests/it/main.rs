@@ -6,6 +6,7 @@ mod attempts;
 mod clock;
 mod dead_letters;
 mod deleting;
+mod faults_holds;
 mod faults_limits;
 mod later;
 mod world;

@@ -28,6 +28,8 @@ pub(crate) struct Script {
     pub(crate) broken: bool,
     /// The handler has ended the process.
     killed: bool,
+    /// The shell wants no more than so many runs.
+    pub(crate) runs_max: Option<usize>,
 }
 
 impl Handler for Script {
@@ -57,6 +59,10 @@ impl Handler for Script {
                     let at = call.time.plus_millis(millis.parse().unwrap());
                     let (to, rest) = (Key::new(to).unwrap(), Blob::from(rest.as_bytes()));
                     txn.send_at(at, call.service, to, rest).unwrap();
+                }
+                "timer-at" => {
+                    let (micros, rest) = argument.split_once(' ').unwrap();
+                    txn.set_timer(Time(micros.parse().unwrap()), Blob::from(rest.as_bytes())).unwrap();
                 }
                 "cancel" => {
                     // One of the two is what the number names.
@@ -96,6 +102,10 @@ impl Handler for Script {
 
     fn query(&mut self, _: &Call<'_>, view: View<'_>) -> Outcome {
         Outcome::Replied(Reply::Ok(view.state().cloned().unwrap_or_default()))
+    }
+
+    fn is_spent(&self) -> bool {
+        self.runs_max.is_some_and(|max| self.runs.len() >= max)
     }
 }
 

@@ -125,6 +125,11 @@ impl Collector for OfNode {
                 "The longest that a slice of a checkpoint held its worker",
                 counts.checkpoint_stall_micros,
             ),
+            (
+                "worker_hold_max_microseconds",
+                "The longest that a worker went without a look at its inbox",
+                counts.worker_hold_micros,
+            ),
             ("uptime_seconds", "How long the node has run", status.uptime.as_secs()),
             ("disk_full", "1 if writes are refused because the disk is full", u64::from(status.full)),
             ("failed", "1 after a fatal error", u64::from(status.failure.is_some())),

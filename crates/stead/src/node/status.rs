@@ -188,6 +188,10 @@ pub struct Metrics {
     pub checkpoint_bytes: u64,
     /// The longest that a slice of a checkpoint held its worker, in microseconds.
     pub checkpoint_stall_micros: u64,
+    /// The longest that a worker went without a look at its inbox, in microseconds. Over about 10,000 it was held by one
+    /// call of a handler.
+    #[serde(default)]
+    pub worker_hold_micros: u64,
     /// Checkpoints copied to other stores.
     pub checkpoint_copies: u64,
     /// Copies that failed.
@@ -278,6 +282,7 @@ pub(crate) struct Counters {
     pub(crate) checkpoints_failed: Counter,
     pub(crate) checkpoint_bytes: Counter,
     pub(crate) checkpoint_stall_micros: Counter,
+    pub(crate) worker_hold_micros: Counter,
     pub(crate) checkpoint_copies: Counter,
     pub(crate) checkpoint_copies_failed: Counter,
     pub(crate) checkpoint_copy_bytes: Counter,
@@ -307,6 +312,7 @@ impl Counters {
             checkpoints_failed: self.checkpoints_failed.get(),
             checkpoint_bytes: self.checkpoint_bytes.get(),
             checkpoint_stall_micros: self.checkpoint_stall_micros.get(),
+            worker_hold_micros: self.worker_hold_micros.get(),
             checkpoint_copies: self.checkpoint_copies.get(),
             checkpoint_copies_failed: self.checkpoint_copies_failed.get(),
             checkpoint_copy_bytes: self.checkpoint_copy_bytes.get(),

@@ -16,6 +16,8 @@ use stead_core::topology::Topology;
 pub(crate) struct Probe {
     /// Odd while user code runs; each call adds two.
     calls: AtomicU64,
+    /// Odd while the thread is in a turn, from one look at its inbox to the next; a thread without turns stays at 0.
+    turns: AtomicU64,
     /// The service, and in the upper half what kind of cause it is.
     what: AtomicU64,
     /// The number of the timer or task.
@@ -90,6 +92,11 @@ impl Probe {
         self.step();
     }
 
+    /// A turn begins or ends.
+    pub(crate) fn step_turn(&self) {
+        self.turns.store(self.turns.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
     fn step(&self) {
         // The worker alone writes: no need of an atomic addition. The release shows what was stored before.
         self.calls.store(self.calls.load(Ordering::Relaxed) + 1, Ordering::Release);
@@ -135,6 +142,7 @@ impl Watchdog {
         let shortest = probes.iter().map(|(_, limit)| limit.time).min().unwrap_or_default();
         let period = (shortest / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let mut seen: Vec<(u64, Instant)> = probes.iter().map(|_| (0, Instant::now())).collect();
+        let mut turns: Vec<Hold> = probes.iter().map(|_| Hold::default()).collect();
         loop {
             let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
             if *stop {
@@ -153,7 +161,36 @@ impl Watchdog {
                     abort(&probe.describe(topology), *limit);
                 }
             }
+            for (worker, ((probe, limit), hold)) in probes.iter().zip(&mut turns).enumerate() {
+                if hold.is_over(probe.turns.load(Ordering::Acquire), limit.time) {
+                    tracing::warn!(
+                        "worker {worker} has not looked at its inbox for over {} ms, though no single call has run for \
+                         as long; the last one was {}",
+                        limit.time.as_millis(),
+                        probe.describe(topology)
+                    );
+                }
+            }
         }
+    }
+}
+
+/// What the watchdog saw of a worker's turns.
+#[derive(Default)]
+struct Hold {
+    turns: u64,
+    since: Option<Instant>,
+    is_reported: bool,
+}
+
+impl Hold {
+    /// Whether the turn has lasted for longer than it may; says so once for each turn.
+    fn is_over(&mut self, turns: u64, max: Duration) -> bool {
+        if turns != self.turns || self.since.is_none() {
+            *self = Self { turns, since: Some(Instant::now()), is_reported: false };
+        }
+        let is_over = turns % 2 == 1 && self.since.is_some_and(|since| since.elapsed() >= max);
+        is_over && !std::mem::replace(&mut self.is_reported, true)
     }
 }
 
@@ -178,4 +215,21 @@ fn abort(process: &str, limit: Limit) -> ! {
     stderr::line(text);
     stderr::flush(LAST_WORDS);
     std::process::abort()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_that_lasts_too_long_is_reported_once() {
+        let mut hold = Hold::default();
+        let (none, long) = (Duration::ZERO, Duration::from_secs(3600));
+        assert!(!hold.is_over(0, none), "it sleeps");
+        assert!(!hold.is_over(1, long));
+        assert!(hold.is_over(1, none));
+        assert!(!hold.is_over(1, none), "once");
+        assert!(!hold.is_over(2, none));
+        assert!(hold.is_over(3, none), "another turn");
+    }
 }

@@ -30,8 +30,9 @@ use stead_store::wal::Batch;
 const BATCH_BYTES: usize = 128 << 10;
 /// Bytes that the log adds to each entry.
 const RECORD_OVERHEAD: usize = 24;
-/// How long one turn handles what shards sent each other before it looks for news.
-const TURN: Duration = Duration::from_millis(1);
+/// How long each part of a turn goes on before the next one comes: what was stored, commands, calls that are tried again,
+/// ticks, and what shards sent each other. Only a single call of a handler takes longer.
+const SLICE: Duration = Duration::from_millis(1);
 /// Inputs whose records are looked at together before they are handled.
 const AHEAD: usize = 16;
 /// How often overdue calls are looked for.
@@ -45,9 +46,9 @@ const CLOCK_JUMP: u64 = 10_000_000;
 /// How long a request waits that came before its shard served.
 const NOT_READY_RETRY_MS: u64 = 5;
 /// How long a snapshot may hold the worker in one turn.
-const SLICE: Duration = Duration::from_micros(300);
+const SNAPSHOT_SLICE: Duration = Duration::from_micros(300);
 /// Records of a snapshot that are taken between two looks at the clock.
-const SLICE_RECORDS: usize = 64;
+const SNAPSHOT_RECORDS: usize = 64;
 
 pub(crate) struct Worker {
     shared: Arc<Shared>,
@@ -58,7 +59,9 @@ pub(crate) struct Worker {
     runner: Runner,
     /// By shard number: where it is in `shards`, if it is here.
     slots: Vec<Option<u32>>,
-    commands: Vec<Command>,
+    /// What was taken from the inbox and not obeyed yet.
+    commands: VecDeque<Command>,
+    taken: Vec<Command>,
     arrived: Vec<(ShardId, Input)>,
     effects: Vec<Effect>,
     /// What other shards have for those of this worker, in the order in which it came.
@@ -73,9 +76,16 @@ pub(crate) struct Worker {
     touched: Vec<u32>,
     ticket: u64,
     submitted: VecDeque<(u64, Vec<(u32, Epoch, Index)>)>,
+    /// By slot, up to where the log holds what its shard has not been given yet; `stored` names the slots.
+    stored_upto: Vec<(Epoch, Index)>,
+    stored: VecDeque<u32>,
+    /// The slot that is asked first whether a tick is due.
+    tick_from: u32,
     calls: Calls,
     retries: Vec<(Time, u64, ShardId, Input)>,
     sweep_at: Instant,
+    /// The longest turn so far.
+    longest_hold: Duration,
     draining: VecDeque<Draining>,
     /// The wall clock when the turn began.
     wall: Time,
@@ -143,6 +153,9 @@ impl Worker {
             wall,
             wall_ahead: ahead(wall, shared.clock.now()),
             appended: vec![(Epoch(0), Index(0)); shards.len()],
+            stored_upto: vec![(Epoch(0), Index(0)); shards.len()],
+            stored: VecDeque::new(),
+            tick_from: 0,
             outgoing: (0..shared.inboxes.len()).map(|_| Vec::new()).collect(),
             shared,
             number,
@@ -150,7 +163,8 @@ impl Worker {
             runner,
             slots,
             moved: Vec::new(),
-            commands: Vec::new(),
+            commands: VecDeque::new(),
+            taken: Vec::new(),
             arrived: Vec::new(),
             effects: Vec::new(),
             local: VecDeque::new(),
@@ -162,6 +176,7 @@ impl Worker {
             calls: Calls::default(),
             retries: Vec::new(),
             sweep_at: Instant::now(),
+            longest_hold: Duration::ZERO,
             draining: VecDeque::new(),
             stopping: false,
             turn,
@@ -178,7 +193,8 @@ impl Worker {
         }
         self.hand_on();
         while !self.shared.is_over() {
-            if self.stopping && self.submitted.is_empty() && self.batch.is_empty() {
+            let is_done = self.submitted.is_empty() && self.stored.is_empty() && self.batch.is_empty();
+            if self.stopping && is_done {
                 break;
             }
             self.turn();
@@ -187,22 +203,19 @@ impl Worker {
     }
 
     fn turn(&mut self) {
+        let begun = Instant::now();
+        self.runner.probe().step_turn();
         let shared = Arc::clone(&self.shared);
         let inbox = &shared.inboxes[self.number];
-        let mut commands = std::mem::take(&mut self.commands);
-        let mut arrived = std::mem::take(&mut self.arrived);
-        inbox.take(&mut commands, &mut arrived);
+        inbox.take(&mut self.taken, &mut self.arrived);
         let now = shared.clock.now();
         self.wall = shared.clock.wall();
         self.look_at_clock(now);
-        let mut busy = !commands.is_empty() || !arrived.is_empty();
-        self.local.extend(arrived.drain(..));
-        self.arrived = arrived;
-        busy |= self.take_stored(now, inbox.durable());
-        for command in commands.drain(..) {
-            self.obey(now, command);
-        }
-        self.commands = commands;
+        self.commands.extend(self.taken.drain(..));
+        self.local.extend(self.arrived.drain(..));
+        // Each of these ends with its slice: what is left waits for the next turn, so that none holds up the others.
+        let mut busy = self.take_stored(now, inbox.durable());
+        busy |= self.obey_commands(now);
         busy |= self.retry(now);
         if !self.stopping {
             busy |= self.tick(now);
@@ -211,7 +224,13 @@ impl Worker {
         busy |= self.drain_snapshots();
         self.hand_on();
         let sweep_in = self.sweep(now);
-        if !busy && self.local.is_empty() {
+        let hold = begun.elapsed();
+        if hold > self.longest_hold {
+            self.longest_hold = hold;
+            shared.counters.worker_hold_micros.raise(hold.as_micros() as u64);
+        }
+        self.runner.probe().step_turn();
+        if !busy {
             self.give_back();
             self.renew_deadlines();
             let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
@@ -239,9 +258,30 @@ impl Worker {
             tracing::warn!("the wall clock jumped by {seconds:+.1} s; the time of timers follows it");
         }
         self.wall_ahead = wall_ahead;
+        self.begin_slice();
         for slot in 0..self.shards.len() as u32 {
             self.give(now, slot, Input::Tick);
         }
+    }
+
+    fn begin_slice(&mut self) -> Instant {
+        let until = Instant::now() + SLICE;
+        self.runner.begin_slice(until);
+        until
+    }
+
+    /// Obeys for a while; true if there was anything.
+    fn obey_commands(&mut self, now: Time) -> bool {
+        let any = !self.commands.is_empty();
+        let until = self.begin_slice();
+        while let Some(command) = self.commands.pop_front() {
+            self.obey(now, command);
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        room::give_back(&mut self.commands);
+        any
     }
 
     /// A rush is over: what it needed is given back.
@@ -327,7 +367,10 @@ impl Worker {
                     look(self.shards[slot as usize].shard.state());
                 }
             }
-            Command::Stop => self.stopping = true,
+            Command::Stop => {
+                self.stopping = true;
+                self.runner.stop();
+            }
         }
     }
 
@@ -424,9 +467,10 @@ impl Worker {
         }
     }
 
-    /// Handles what other shards have sent, for a while; true if there is more.
+    /// Handles what other shards have sent, for a while; true if there was anything.
     fn run_local(&mut self, now: Time) -> bool {
-        let begun = Instant::now();
+        let any = !self.local.is_empty();
+        let until = self.begin_slice();
         while !self.local.is_empty() {
             // No cache holds the records that they meet: looked at together, these are fetched side by side.
             for (shard, input) in self.local.iter().take(AHEAD) {
@@ -437,35 +481,41 @@ impl Worker {
             for _ in 0..AHEAD {
                 let Some((shard, input)) = self.local.pop_front() else { break };
                 self.give_to(now, shard, input);
+                if self.runner.is_over() {
+                    break;
+                }
             }
             room::give_back(&mut self.local);
-            if begun.elapsed() >= TURN {
-                return !self.local.is_empty();
+            // A worker that stops drops what is left.
+            if !self.stopping && (self.runner.is_over() || Instant::now() >= until) {
+                break;
             }
         }
-        false
+        any
     }
 
-    /// The log holds more of what was submitted.
+    /// Gives the shards what the log holds of theirs, for a while; true if there was anything.
     fn take_stored(&mut self, now: Time, durable: u64) -> bool {
-        let mut any = false;
-        let mut tops: Vec<(u32, Epoch, Index)> = Vec::new();
-        while self.submitted.front().is_some_and(|(ticket, _)| *ticket <= durable) {
-            let (_, reached) = self.submitted.pop_front().expect("looked at above");
-            if tops.is_empty() {
-                tops = reached;
-                continue;
-            }
+        while let Some((_, reached)) = self.submitted.pop_front_if(|(ticket, _)| *ticket <= durable) {
             for (slot, epoch, index) in reached {
-                match tops.iter_mut().find(|(other, ..)| *other == slot) {
-                    Some(top) => *top = (slot, epoch, index),
-                    None => tops.push((slot, epoch, index)),
+                let upto = std::mem::replace(&mut self.stored_upto[slot as usize], (epoch, index));
+                if upto.1 == Index(0) {
+                    self.stored.push_back(slot);
                 }
             }
         }
-        for (slot, epoch, upto) in tops {
-            any = true;
+        let any = !self.stored.is_empty();
+        let until = self.begin_slice();
+        while let Some(slot) = self.stored.pop_front() {
+            let (epoch, upto) = std::mem::take(&mut self.stored_upto[slot as usize]);
             self.give(now, slot, Input::Stored { member: self.shared.node, epoch, upto });
+            if self.shards[slot as usize].shard.is_behind() {
+                self.stored_upto[slot as usize] = (epoch, upto);
+                self.stored.push_back(slot);
+            }
+            if Instant::now() >= until {
+                break;
+            }
         }
         any
     }
@@ -479,16 +529,23 @@ impl Worker {
         }
     }
 
+    /// Ticks the shards whose time has come, for a while; true if there was any.
     fn tick(&mut self, now: Time) -> bool {
         self.renew_deadlines();
-        let mut any = false;
-        for slot in 0..self.shards.len() as u32 {
-            if self.shards[slot as usize].deadline.is_some_and(|at| at <= now) {
-                any = true;
-                self.give(now, slot, Input::Tick);
+        let mut until = None;
+        let slots = self.shards.len() as u32;
+        for slot in (self.tick_from..slots).chain(0..self.tick_from) {
+            if self.shards[slot as usize].deadline.is_none_or(|at| at > now) {
+                continue;
+            }
+            let until = *until.get_or_insert_with(|| self.begin_slice());
+            self.give(now, slot, Input::Tick);
+            if Instant::now() >= until {
+                self.tick_from = (slot + 1) % slots;
+                break;
             }
         }
-        any
+        until.is_some()
     }
 
     fn submit(&mut self) {
@@ -573,7 +630,12 @@ impl Worker {
         let (due, later) = std::mem::take(&mut self.retries).into_iter().partition(|(at, ..)| *at <= now);
         self.retries = later;
         let due: Vec<(Time, u64, ShardId, Input)> = due;
-        for (_, token, shard, input) in due {
+        let until = self.begin_slice();
+        for (at, token, shard, input) in due {
+            if Instant::now() >= until {
+                self.retries.push((at, token, shard, input));
+                continue;
+            }
             // The call may have run out of time since.
             if let Some(call) = self.calls.find(token).and_then(Option::as_mut) {
                 call.refused = None;
@@ -609,7 +671,7 @@ impl Worker {
                 draining.piece = self.shared.snapshots.spare();
             }
             let shard = &mut self.shards[draining.slot as usize];
-            let done = shard.shard.drain_snapshot(SLICE_RECORDS, &mut draining.piece);
+            let done = shard.shard.drain_snapshot(SNAPSHOT_RECORDS, &mut draining.piece);
             if done || draining.piece.bytes() >= PIECE_BYTES {
                 if draining.is_given_up {
                     draining.piece.clear();
@@ -622,7 +684,7 @@ impl Worker {
             if done {
                 self.draining.pop_front();
             }
-            if begun.elapsed() >= SLICE {
+            if begun.elapsed() >= SNAPSHOT_SLICE {
                 break;
             }
         }

@@ -384,7 +384,7 @@ fn a_blocking_call_ends_at_its_timeout_though_a_handler_holds_the_worker() {
 #[test]
 fn a_timeout_is_told_and_the_shard_goes_on() {
     let node = small(&SimDisk::new(1));
-    let (gate, held) = wait_at(&node, "late");
+    let (gate, held) = wait_at(&node, "overdue");
     let (timeout, key) = (Duration::from_millis(1), "a".to_owned());
     let late = node.client().with_timeout(timeout);
     let calls = begin(&late, &key, [Ask::Fill(1)]);

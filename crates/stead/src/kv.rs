@@ -13,11 +13,13 @@ pub struct Kv {
 
 /// What a key can be asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Puts a value; `null` deletes the key.
     Put {
         /// The value.
+        #[cfg_attr(feature = "http", schemars(with = "crate::Json"))]
         value: Value,
     },
     /// Deletes the key.
@@ -27,15 +29,18 @@ pub enum Request {
     CompareAndSet {
         /// What the key must hold; `None`: nothing.
         #[serde(deserialize_with = "Option::deserialize")]
+        #[cfg_attr(feature = "http", schemars(with = "crate::Json"))]
         expected: Option<Value>,
         /// What it shall hold then; `None`: nothing.
         #[serde(deserialize_with = "Option::deserialize")]
+        #[cfg_attr(feature = "http", schemars(with = "crate::Json"))]
         value: Option<Value>,
     },
 }
 
 /// What a change did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(schemars::JsonSchema))]
 pub struct Changed {
     /// Whether the request was carried out; a comparison may have failed.
     pub applied: bool,
@@ -45,6 +50,7 @@ pub struct Changed {
 
 /// What can be read of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Query {
     /// The value.
@@ -59,6 +65,11 @@ impl Process for Kv {
     type Error = Never;
     type Query = Query;
     type Answer = Option<Value>;
+
+    #[cfg(feature = "http")]
+    fn schemas() -> Option<crate::Schemas> {
+        Some(crate::Schemas::of::<Self>())
+    }
 
     fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Request) -> Result<Changed, Never> {
         let wanted = match request {

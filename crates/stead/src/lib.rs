@@ -66,6 +66,7 @@ pub mod offline;
 mod panics;
 mod process;
 mod registry;
+mod schema;
 pub mod stderr;
 mod task;
 #[cfg(feature = "testkit")]
@@ -85,6 +86,11 @@ pub use node::{
 pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};
 pub use registry::{RegisteredTwice, Registry, Runner};
+#[cfg(feature = "http")]
+pub use schema::Json;
+pub use schema::Schemas;
+#[cfg(feature = "http")]
+pub use schemars;
 pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::Refusal;

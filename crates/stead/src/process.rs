@@ -2,6 +2,7 @@
 
 use crate::context::{Context, QueryContext};
 use crate::cut::Cut;
+use crate::schema::Schemas;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt::Display;
@@ -50,6 +51,12 @@ pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
         ctx: &mut Context<'_, Self>,
         request: Self::Request,
     ) -> Result<Self::Reply, Self::Error>;
+
+    /// The JSON schemas of this service's types, for the OpenAPI document of `http`: none by default, so that they are any JSON
+    /// there.
+    fn schemas() -> Option<Schemas> {
+        None
+    }
 
     /// Whether a request is internal: sent by processes, timers and tasks only. Clients that send one, over HTTP or from
     /// [`Client`](crate::Client), are refused before [`Self::handle`] runs, and nothing is changed. By default no request is

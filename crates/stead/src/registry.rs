@@ -6,6 +6,7 @@ use crate::cut::Cut;
 use crate::node::watchdog::Probe;
 use crate::panics;
 use crate::process::Process;
+use crate::schema::Schemas;
 use crate::task::{Progress, StepContext, Task};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +72,12 @@ impl Registry {
     #[must_use]
     pub fn has_service(&self, name: &str) -> bool {
         self.services.contains_key(name)
+    }
+
+    /// The JSON schemas of a service, if it has code and says them.
+    #[must_use]
+    pub fn schemas(&self, name: &str) -> Option<Schemas> {
+        self.services.get(name)?.schemas()
     }
 
     /// Whether there is code for a task.
@@ -203,6 +210,7 @@ impl Handler for Runner {
 }
 
 trait Service: Send + Sync {
+    fn schemas(&self) -> Option<Schemas>;
     fn handle(&self, call: &Call<'_>, txn: &mut Txn<'_>, env: &Env) -> Outcome;
     fn query(&self, call: &Call<'_>, view: View<'_>, topology: &Topology) -> Outcome;
     fn check(&self, cut: &Cut<'_>) -> Result<(), String>;
@@ -289,6 +297,10 @@ impl<P: Process> Typed<P> {
 }
 
 impl<P: Process> Service for Typed<P> {
+    fn schemas(&self) -> Option<Schemas> {
+        P::schemas()
+    }
+
     fn handle(&self, call: &Call<'_>, txn: &mut Txn<'_>, env: &Env) -> Outcome {
         Self::try_handle(call, txn, env).unwrap_or_else(Outcome::Refused)
     }

@@ -116,7 +116,7 @@ pub(super) struct RetriedLetter {
     params(
         ("shard" = u32, Path, description = "The shard that holds it"),
         ("index" = u64, Path, description = "Its number there"),
-        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
     ),
     responses(
         (status = 200, description = "It was handled, and is a dead letter no more", body = RetriedLetter),
@@ -143,7 +143,7 @@ pub(super) async fn retry_dead_letter(
     params(
         ("shard" = u32, Path, description = "The shard that holds it"),
         ("index" = u64, Path, description = "Its number there"),
-        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
     ),
     responses(
         (status = 204, description = "It is dropped"),

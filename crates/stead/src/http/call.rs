@@ -42,14 +42,14 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
     tag = "processes",
     params(
         ("service" = String, Path, description = "The service, `kv` say"),
-        ("key" = String, Path, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes a repetition known: same key and same body get the same answer, and the call is applied once"),
-        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+        ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 256, description = "Makes a repetition known: same key and same body get the same answer, and the call is applied once"),
+        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
         ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
     ),
-    request_body(content = Object, content_type = "application/json", description = "The service's request"),
+    request_body(content = Value, content_type = "application/json", description = "The service's request"),
     responses(
-        (status = 200, description = "The service's reply", body = Object, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
+        (status = 200, description = "The service's reply", body = Value, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
         (status = "4XX", description = "The request was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The request could not be handled; 504: it may have been applied", body = Problem, content_type = "application/problem+json"),
     )
@@ -75,13 +75,13 @@ pub(super) async fn call(
     tag = "processes",
     params(
         ("service" = String, Path, description = "The service, `kv` say"),
-        ("key" = String, Path, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
-        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+        ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
         ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
     ),
-    request_body(content = Object, content_type = "application/json", description = "The service's query"),
+    request_body(content = Value, content_type = "application/json", description = "The service's query"),
     responses(
-        (status = 200, description = "The service's answer", body = Object, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
+        (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
         (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The query could not be answered", body = Problem, content_type = "application/problem+json"),
     )
@@ -121,13 +121,13 @@ pub(super) struct GetQuery {
     tag = "processes",
     params(
         ("service" = String, Path, description = "The service, `kv` say"),
-        ("key" = String, Path, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
         GetQuery,
-        ("Stead-Deadline-Ms" = Option<u64>, Header, description = "How long the client waits, in milliseconds"),
+        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
         ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
     ),
     responses(
-        (status = 200, description = "The service's answer", body = Object, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
+        (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
         (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The query could not be answered", body = Problem, content_type = "application/problem+json"),
     )

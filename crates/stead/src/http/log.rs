@@ -21,6 +21,7 @@ pub(super) struct LogRange {
     /// The first index; the oldest entry that is kept without it.
     from: Option<u64>,
     /// How many entries, 1 to 1000. Default: 100.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 

@@ -10,6 +10,7 @@ mod admin;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod call;
 mod connection;
+mod description;
 mod guard;
 mod limits;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
@@ -84,10 +85,10 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(admin::openapi))
 }
 
-/// The OpenAPI document of the gateway, as JSON.
+/// The OpenAPI document of any gateway, as JSON. `/openapi.json` of a node has a path for each of its services besides.
 #[must_use]
 pub fn openapi() -> String {
-    routes().to_openapi().to_json().expect("a description made by macros: always JSON")
+    description::describe(routes().to_openapi()).to_string()
 }
 
 /// Serves a node over HTTP on a listener that [`listen`] made, until [`Server::shutdown`]. Runs on the calling
@@ -108,7 +109,8 @@ pub fn serve(
     let tokens =
         TokenKey::open(data_dir).map_err(|source| ServeError::Io { what: "use the token key", source })?;
     let (router, description) = routes().split_for_parts();
-    let openapi = description.to_json().expect("a description made by macros: always JSON");
+    let mut description = description::describe(description);
+    description::add_services(&mut description, node.topology(), node.registry());
     let gateway = Arc::new(Gateway {
         node: node.clone(),
         client: node.client(),
@@ -116,7 +118,7 @@ pub fn serve(
         incarnation: node.topology().incarnation.0,
         limits,
         measure: Measure::new(node.clone()),
-        openapi: Bytes::from(openapi),
+        openapi: Bytes::from(description.to_string()),
     });
     let router = router.fallback(unknown_route).method_not_allowed_fallback(wrong_method);
     let router = router.layer(axum::middleware::from_fn(guard::guard)).with_state(gateway);

@@ -319,7 +319,7 @@ pub struct Problem {
     pub hint: String,
     /// The service's own error, if it answered with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Value, required = false)]
     pub error: Option<Value>,
     /// When to retry, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]

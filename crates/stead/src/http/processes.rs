@@ -26,6 +26,7 @@ pub(super) struct WhichProcesses {
     /// What their keys begin with; all of the service without it.
     prefix: Option<String>,
     /// The member `next` of the page before; the first page without it.
+    #[param(pattern = r"^[0-9]{1,9}\.[0-9]{1,18}$")]
     after: Option<String>,
     /// How many at most, 1 to 1000. Default: 100.
     #[param(minimum = 1, maximum = 1000)]
@@ -95,7 +96,7 @@ pub(super) async fn processes(
     tag = "processes",
     params(
         ("service" = String, Path, description = "The service"),
-        ("key" = String, Path, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
     ),
     responses(
         (status = 200, description = "The process", body = crate::ProcessDetail),
@@ -119,7 +120,7 @@ pub(super) async fn process(
     tag = "processes",
     params(
         ("service" = String, Path, description = "The service"),
-        ("key" = String, Path, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
     ),
     responses(
         (status = 200, description = "It is deleted", body = Deleted),
@@ -145,7 +146,7 @@ pub(super) async fn delete_process(
     tag = "processes",
     params(
         ("service" = String, Path, description = "The service"),
-        ("key" = String, Path, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
         WhichEntries,
     ),
     responses(

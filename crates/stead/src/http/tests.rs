@@ -452,4 +452,52 @@ fn the_description_lists_the_routes() {
         assert!(paths[path].get(method).is_some(), "{method} {path}");
     }
     assert_eq!(document["components"]["schemas"]["Problem"]["type"], "object");
+    for (path, methods) in paths {
+        for (method, operation) in methods.as_object().unwrap() {
+            for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                let (name, place) = (parameter["name"].as_str().unwrap(), parameter["in"].as_str().unwrap());
+                let in_path = path.contains(&format!("{{{name}}}"));
+                let wanted = match name {
+                    _ if in_path => "path",
+                    "Idempotency-Key" | "Stead-Deadline-Ms" | "Stead-Token" => "header",
+                    _ => "query",
+                };
+                assert_eq!(place, wanted, "{method} {path}: {name}");
+            }
+            let refused = &operation["responses"]["4XX"]["content"]["application/problem+json"]["schema"];
+            assert_eq!(refused["$ref"], "#/components/schemas/Problem", "{method} {path}");
+        }
+    }
+    let body = &paths["/v1/call/{service}/{key}"]["post"]["requestBody"]["content"]["application/json"];
+    assert!(body["schema"]["type"].is_null(), "any JSON: {body}");
+}
+
+#[tokio::test]
+async fn the_description_of_a_node_has_its_services_with_and_without_schemas() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || ServiceOptions::default().shards(1);
+    let builder = Node::builder(dir.path()).service::<Purse>(options());
+    let node = builder.service::<crate::kv::Kv>(options()).open().unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = serve(&node, listener, dir.path(), Limits::default()).unwrap();
+    let document = get(server.address(), "/openapi.json").await.json();
+    let body =
+        |path: &str| &document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"];
+    assert_eq!(body("/v1/call/kv/{key}"), &json!({"$ref": "#/components/schemas/kv.Request"}));
+    assert!(body("/v1/call/purse/{key}")["$ref"].is_null(), "it has no schemas");
+    assert!(body("/v1/query/purse/{key}").is_object());
+    assert!(document["paths"].get("/v1/call/{service}/{key}").is_none());
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let text = document.to_string();
+    for part in text.split("\"$ref\":\"#/components/schemas/").skip(1) {
+        let name = part.split('"').next().unwrap();
+        assert!(schemas.contains_key(name), "nothing is called {name}");
+    }
+    let set = &schemas["kv.Request"]["oneOf"][2]["properties"]["compare_and_set"];
+    assert_eq!(
+        (&set["additionalProperties"], &set["required"]),
+        (&json!(false), &json!(["expected", "value"]))
+    );
+    let services = &document["paths"]["/v1/processes/{service}"]["get"]["parameters"][0]["schema"]["enum"];
+    assert_eq!(services, &json!(["kv", "purse"]));
 }

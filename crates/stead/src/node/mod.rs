@@ -309,6 +309,11 @@ impl Node {
         &self.0.shared.topology
     }
 
+    #[cfg(feature = "http")]
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.0.shared.registry
+    }
+
     pub(crate) fn log(&self) -> &WalReader {
         &self.0.log
     }

@@ -67,6 +67,8 @@ mod panics;
 mod process;
 mod registry;
 mod schema;
+#[cfg(feature = "http")]
+mod serve;
 pub mod stderr;
 mod task;
 #[cfg(feature = "testkit")]
@@ -91,6 +93,8 @@ pub use schema::Json;
 pub use schema::Schemas;
 #[cfg(feature = "http")]
 pub use schemars;
+#[cfg(feature = "http")]
+pub use serve::{Serve, ServerError, serve};
 pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::Refusal;

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// An example's program. `cargo test` builds it with the tests, unless it is told to build one of them only.
-fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let built = tests.ancestors().nth(2).unwrap();
     let program = built.join("examples").join(name);
     if !program.exists() {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--offline", "--quiet", "--package", "stead", "--example", name]);
+        if name == "serve" {
+            cargo.args(["--features", "http"]);
+        }
         cargo.arg("--target-dir").arg(built.parent().unwrap());
         assert!(cargo.status().unwrap().success(), "the example {name} can't be built");
     }

@@ -18,6 +18,8 @@ mod faults_requests;
 mod faults_stop;
 mod faults_threads;
 mod services;
+#[cfg(feature = "http")]
+mod serving;
 mod stable;
 mod start;
 #[cfg(feature = "testkit")]

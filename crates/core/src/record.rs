@@ -83,7 +83,8 @@ impl RecordKey {
                 Kind::Session => rest.len() == 16,
                 Kind::Reply => rest.len() == 24,
                 Kind::Idempotency => split_prefixed(rest).is_some_and(|(key, rest)| {
-                    std::str::from_utf8(key).is_ok() && split_prefixed(rest).is_some()
+                    std::str::from_utf8(key).is_ok()
+                        && split_prefixed(rest).is_some_and(|(who, _)| std::str::from_utf8(who).is_ok())
                 }),
                 Kind::Timer | Kind::Task | Kind::DeadLetter => rest.len() == 8,
                 Kind::Attempt => true,
@@ -184,6 +185,16 @@ impl RecordKey {
             _ => return None,
         };
         std::str::from_utf8(key).ok()
+    }
+
+    /// Whose request a record of kind `Idempotency` answers.
+    #[must_use]
+    pub fn principal(&self) -> Option<&str> {
+        if self.kind() != Kind::Idempotency {
+            return None;
+        }
+        let (_, rest) = split_prefixed(&self.0[1..])?;
+        std::str::from_utf8(split_prefixed(rest)?.0).ok()
     }
 
     /// The cell's own key, for a record of kind `Cell`.

@@ -32,7 +32,29 @@ pub struct State {
     /// The same by process.
     process_tasks: BTreeSet<(Key, TaskId)>,
     attempts: BTreeSet<RecordKey>,
-    dead_letters: usize,
+    dead_letters: BTreeSet<Index>,
+    kept: Kept,
+    principals: BTreeMap<Arc<str>, OfPrincipal>,
+}
+
+/// What a shard keeps beside its processes, in bytes: of keys and values, and [`State::RECORD_WEIGHT`] for each record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Replies that are kept for a retry, in sessions and under idempotency keys.
+    pub replies: usize,
+    /// Timers and tasks.
+    pub waiting: usize,
+    /// Dead letters.
+    pub dead_letters: usize,
+}
+
+/// What a shard keeps for one principal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OfPrincipal {
+    /// Its sessions.
+    pub sessions: usize,
+    /// Its share of [`Kept::replies`].
+    pub replies: usize,
 }
 
 /// How far a shard's state has come.
@@ -75,6 +97,10 @@ pub struct OpenSession {
     pub highest: RequestNumber,
     /// When the session ends unless it is used.
     pub expires: Served,
+    /// Its share of [`Kept::replies`].
+    pub kept: usize,
+    /// Its record is there. While a part is loaded replies may come before it.
+    known: bool,
 }
 
 /// The sending end of a channel.
@@ -234,6 +260,10 @@ impl State {
     pub const SESSION_WINDOW: u64 = 65_536;
     /// Confirmed replies are dropped once this many are: fewer rewrites of the session's record.
     const CONFIRM_STEP: u64 = 16;
+    /// Confirmed replies of a session that keeps so many bytes are dropped at once: 64 KiB.
+    pub const SESSION_KEPT: usize = 64 << 10;
+    /// What indexes a record takes, in bytes, about.
+    pub const RECORD_WEIGHT: usize = 128;
 
     /// A shard before its first entry.
     #[must_use]
@@ -251,7 +281,9 @@ impl State {
             tasks: BTreeSet::new(),
             process_tasks: BTreeSet::new(),
             attempts: BTreeSet::new(),
-            dead_letters: 0,
+            dead_letters: BTreeSet::new(),
+            kept: Kept::default(),
+            principals: BTreeMap::new(),
         }
     }
 
@@ -409,7 +441,7 @@ impl State {
                 last: session.confirmed,
             });
         }
-        let confirms = step >= Self::CONFIRM_STEP;
+        let confirms = step >= Self::CONFIRM_STEP || (step > 0 && session.kept >= Self::SESSION_KEPT);
         let served = self.position.served();
         let extends = session.expires < served.plus_micros(ttl / 2);
         if confirms || extends {
@@ -493,6 +525,7 @@ impl State {
     }
 
     fn index_record(&mut self, key: &RecordKey, value: &[u8]) -> Result<(), Misfit> {
+        let weight = weight(key, value);
         match key.kind() {
             Kind::Process | Kind::Cell => {}
             Kind::Session => {
@@ -501,7 +534,14 @@ impl State {
                 self.expiries.insert((record.expires, key.clone()));
                 let session = self.sessions.entry(id).or_insert_with(OpenSession::unknown);
                 if *session.principal != *record.principal {
+                    let moved = OfPrincipal { sessions: session.known.into(), replies: session.kept };
+                    discharge(&mut self.principals, &session.principal, moved);
                     session.principal = record.principal.into();
+                    charge(&mut self.principals, &session.principal, moved);
+                }
+                if !std::mem::replace(&mut session.known, true) {
+                    let one = OfPrincipal { sessions: 1, replies: 0 };
+                    charge(&mut self.principals, &session.principal, one);
                 }
                 session.confirmed = record.confirmed;
                 session.expires = record.expires;
@@ -514,24 +554,34 @@ impl State {
                 // While a part is loaded the reply may come before its session.
                 let session = self.sessions.entry(id).or_insert_with(OpenSession::unknown);
                 session.highest = session.highest.max(RequestNumber(number));
+                session.kept += weight;
+                self.kept.replies += weight;
+                let more = OfPrincipal { sessions: 0, replies: weight };
+                charge(&mut self.principals, &session.principal, more);
             }
             Kind::Idempotency => {
                 let record: IdempotencyRecord = self.read(key, value)?;
                 self.expiries.insert((record.expires, key.clone()));
+                self.kept.replies += weight;
+                let more = OfPrincipal { sessions: 0, replies: weight };
+                charge(&mut self.principals, key.principal().unwrap_or_default(), more);
             }
             Kind::Timer => {
                 let record: TimerRecord = self.read(key, value)?;
                 self.timers.insert((record.at, TimerId(key.number().expect("a timer's key is its id"))));
+                self.kept.waiting += weight;
             }
             Kind::Task => {
                 let record: TaskRecord = self.read(key, value)?;
                 let id = TaskId(key.number().expect("a task's key is its id"));
                 self.tasks.insert(id);
                 self.process_tasks.insert((record.process, id));
+                self.kept.waiting += weight;
             }
             Kind::DeadLetter => {
                 let _: DeadLetter = self.read(key, value)?;
-                self.dead_letters += 1;
+                self.dead_letters.insert(Index(key.number().expect("a dead letter's key is its number")));
+                self.kept.dead_letters += weight;
             }
             Kind::Attempt => {
                 let record: AttemptRecord = self.read(key, value)?;
@@ -545,23 +595,40 @@ impl State {
     }
 
     fn unindex_record(&mut self, key: &RecordKey, old: &[u8]) -> Result<(), Misfit> {
+        let weight = weight(key, old);
+        let less = OfPrincipal { sessions: 0, replies: weight };
         match key.kind() {
-            Kind::Process | Kind::Cell | Kind::Reply => {}
+            Kind::Process | Kind::Cell => {}
+            Kind::Reply => {
+                self.kept.replies -= weight;
+                let id = key.session_id().expect("a reply's key holds its session");
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.kept = session.kept.saturating_sub(weight);
+                    discharge(&mut self.principals, &session.principal, less);
+                }
+            }
             Kind::Session => {
                 let record: SessionRecord = self.read(key, old)?;
                 self.expiries.remove(&(record.expires, key.clone()));
                 if self.records.get(key.as_bytes()).is_none() {
-                    self.sessions.remove(&key.session_id().expect("a session's key holds its id"));
+                    let id = key.session_id().expect("a session's key holds its id");
+                    if let Some(session) = self.sessions.remove(&id) {
+                        let gone = OfPrincipal { sessions: session.known.into(), replies: session.kept };
+                        discharge(&mut self.principals, &session.principal, gone);
+                    }
                 }
             }
             Kind::Idempotency => {
                 let record: IdempotencyRecord = self.read(key, old)?;
                 self.expiries.remove(&(record.expires, key.clone()));
+                self.kept.replies -= weight;
+                discharge(&mut self.principals, key.principal().unwrap_or_default(), less);
             }
             Kind::Timer => {
                 let record: TimerRecord = self.read(key, old)?;
                 let id = TimerId(key.number().expect("a timer's key is its id"));
                 self.timers.remove(&(record.at, id));
+                self.kept.waiting -= weight;
                 self.forget_attempts(key, &Waiting::Timer { id })?;
             }
             Kind::Task => {
@@ -569,9 +636,16 @@ impl State {
                 let id = TaskId(key.number().expect("a task's key is its id"));
                 self.tasks.remove(&id);
                 self.process_tasks.remove(&(record.process, id));
+                self.kept.waiting -= weight;
                 self.forget_attempts(key, &Waiting::Task { id, step: record.step })?;
             }
-            Kind::DeadLetter => self.dead_letters -= 1,
+            Kind::DeadLetter => {
+                self.kept.dead_letters -= weight;
+                if self.records.get(key.as_bytes()).is_none() {
+                    let number = key.number().expect("a dead letter's key is its number");
+                    self.dead_letters.remove(&Index(number));
+                }
+            }
             Kind::Attempt => {
                 let record: AttemptRecord = self.read(key, old)?;
                 if self.records.get(key.as_bytes()).is_none() {
@@ -688,7 +762,30 @@ impl State {
     /// The number of dead letters.
     #[must_use]
     pub fn dead_letters(&self) -> usize {
-        self.dead_letters
+        self.dead_letters.len()
+    }
+
+    /// The numbers of the dead letters from one on, ascending.
+    pub fn dead_letters_from(&self, from: Index) -> impl Iterator<Item = Index> + use<'_> {
+        self.dead_letters.range(from..).copied()
+    }
+
+    /// What the shard keeps beside its processes.
+    #[must_use]
+    pub fn kept(&self) -> Kept {
+        self.kept
+    }
+
+    /// What the shard keeps for a principal.
+    #[must_use]
+    pub fn kept_for(&self, principal: &str) -> OfPrincipal {
+        self.principals.get(principal).copied().unwrap_or_default()
+    }
+
+    /// The number of sessions.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
     }
 
     /// The first of the indexes that another state of the same records does not have alike: they follow from the records,
@@ -710,6 +807,8 @@ impl State {
             ("tasks", self.tasks == other.tasks && self.process_tasks == other.process_tasks),
             ("attempts", self.attempts == other.attempts),
             ("dead letters", self.dead_letters == other.dead_letters),
+            ("bytes kept", self.kept == other.kept),
+            ("principals", self.principals == other.principals),
             ("bytes in outboxes", self.outbox_bytes == other.outbox_bytes),
         ];
         alike.into_iter().find(|(_, alike)| !alike).map(|(index, _)| index)
@@ -744,7 +843,34 @@ impl OpenSession {
             confirmed: RequestNumber(0),
             highest: RequestNumber(0),
             expires: Served(0),
+            kept: 0,
+            known: false,
         }
+    }
+}
+
+fn weight(key: &RecordKey, value: &[u8]) -> usize {
+    key.as_bytes().len() + value.len() + State::RECORD_WEIGHT
+}
+
+fn charge(principals: &mut BTreeMap<Arc<str>, OfPrincipal>, principal: &str, more: OfPrincipal) {
+    if more == OfPrincipal::default() {
+        return;
+    }
+    if !principals.contains_key(principal) {
+        principals.insert(principal.into(), OfPrincipal::default());
+    }
+    let of = principals.get_mut(principal).expect("it was just put there");
+    of.sessions += more.sessions;
+    of.replies += more.replies;
+}
+
+fn discharge(principals: &mut BTreeMap<Arc<str>, OfPrincipal>, principal: &str, less: OfPrincipal) {
+    let Some(of) = principals.get_mut(principal) else { return };
+    of.sessions = of.sessions.saturating_sub(less.sessions);
+    of.replies = of.replies.saturating_sub(less.replies);
+    if *of == OfPrincipal::default() {
+        principals.remove(principal);
     }
 }
 

@@ -333,6 +333,11 @@ impl Clients {
                 marks.hit(Mark::Overloaded);
                 false
             }
+            Err(Refusal::LimitReached { .. }) => {
+                marks.hit(Mark::LimitReached);
+                self.abandon(id);
+                return Ok(reaction);
+            }
             Err(Refusal::Full) => {
                 marks.hit(Mark::RefusedFull);
                 false

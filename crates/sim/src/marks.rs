@@ -66,6 +66,7 @@ marks! {
     SessionEnded: "a session ran out under its client",
     Confirmed: "a confirmed reply was asked for",
     Overloaded: "a client was told to come back later",
+    LimitReached: "a client was refused for what its shard keeps",
     RefusedFull: "a client was told that the disk is full",
     AnsweredError: "a handler returned an error",
     Panicked: "a handler panicked under a client",

@@ -291,6 +291,33 @@ pub struct Answer {
     pub result: Result<Reply, Refusal>,
 }
 
+/// What a shard keeps no more than its settings say of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Limited {
+    /// Replies kept for retries, of all principals.
+    #[error(
+        "bytes of replies that are kept for retries (kept_bytes_max), which go when their sessions and keys expire"
+    )]
+    Replies,
+    /// Replies kept for retries of the principal that asks.
+    #[error(
+        "bytes of replies that are kept for retries of one principal (half of kept_bytes_max), which go when they expire"
+    )]
+    RepliesOfPrincipal,
+    /// Sessions.
+    #[error("sessions (sessions_max)")]
+    Sessions,
+    /// Sessions of the principal that asks.
+    #[error("sessions of one principal (half of sessions_max)")]
+    SessionsOfPrincipal,
+    /// Timers and tasks.
+    #[error("bytes of timers and tasks (waiting_bytes_max)")]
+    Waiting,
+    /// Dead letters.
+    #[error("bytes of dead letters (dead_letter_bytes_max): retry or delete some")]
+    DeadLetters,
+}
+
 /// Why a request was not handled.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
@@ -370,6 +397,16 @@ pub enum Refusal {
         /// When to retry, in milliseconds.
         retry_after_ms: u64,
     },
+    /// The shard keeps as much of something as it may.
+    #[error("the shard has reached its limit of {max} {what}; retry later")]
+    LimitReached {
+        /// What it keeps.
+        what: Limited,
+        /// The limit: a count or bytes, as `what` says.
+        max: usize,
+        /// When to retry, in milliseconds.
+        retry_after_ms: u64,
+    },
     /// The process ended again and again while it handled this request; it is a dead letter now.
     #[error(
         "the process ended {attempts} times while it handled this request, so it is given up; see the dead letters"
@@ -405,6 +442,7 @@ impl Refusal {
             Self::TooLong { .. }
             | Self::RequestTooLarge { .. }
             | Self::Overloaded { .. }
+            | Self::LimitReached { .. }
             | Self::NotReady
             | Self::Full => false,
         }

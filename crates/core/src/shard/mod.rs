@@ -12,7 +12,9 @@ mod requests;
 mod settings;
 mod suspicion;
 
-pub use io::{Answer, Effect, Identity, Input, Messages, Order, Query, Refusal, Request, StepOutcome};
+pub use io::{
+    Answer, Effect, Identity, Input, Limited, Messages, Order, Query, Refusal, Request, StepOutcome,
+};
 pub use settings::Settings;
 
 use crate::clock::{Clock, Now};

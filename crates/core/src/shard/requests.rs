@@ -1,14 +1,17 @@
 //! Clients: sessions, requests and their retries, queries.
 
-use super::{Answer, Effect, Effects, Failure, Identity, Query, Refusal, Request, Run, Shard};
+use super::{Answer, Effect, Effects, Failure, Identity, Limited, Query, Refusal, Request, Run, Shard};
 use crate::entry::{Cause, Reply};
 use crate::handler::{Call, Caller, Handler, Outcome, View};
 use crate::ids::{Blob, Index, Key, SessionId};
 use crate::record::{IdempotencyRecord, RecordKey, Waiting};
+use crate::state::State;
 
 impl Shard {
     /// When an overloaded shard's client should come back, in milliseconds.
     const RETRY_AFTER_MS: u64 = 50;
+    /// When a client should come back that was refused for what is kept: that takes its time, in milliseconds.
+    const RETRY_KEPT_AFTER_MS: u64 = 60_000;
 
     pub(super) fn handle_open_session(
         &mut self,
@@ -24,6 +27,9 @@ impl Shard {
                 }
                 return Ok((self.state.position().index, Reply::Ok(Blob::empty())));
             }
+            let max = self.settings.sessions_max;
+            within(Limited::Sessions, self.state.sessions(), max)?;
+            within(Limited::SessionsOfPrincipal, self.state.kept_for(principal).sessions, max / 2)?;
             let ttl = self.settings.session_ttl * 1000;
             let cause = Cause::OpenSession { session, principal: principal.to_owned(), ttl };
             let index = self.append(cause, Key::none(), Effects::default(), out);
@@ -178,7 +184,27 @@ impl Shard {
     fn admit_request(&self, request: &Request) -> Result<(), Refusal> {
         self.admit(&request.principal)?;
         let (len, max) = (request.payload.len(), self.settings.entry_bytes_max);
-        if len > max { Err(Refusal::RequestTooLarge { len, max }) } else { Ok(()) }
+        if len > max {
+            return Err(Refusal::RequestTooLarge { len, max });
+        }
+        let (kept, settings) = (self.state.kept(), &self.settings);
+        within(Limited::DeadLetters, kept.dead_letters, settings.dead_letter_bytes_max)?;
+        within(Limited::Waiting, kept.waiting, settings.waiting_bytes_max)?;
+        let keeps = match &request.identity {
+            Identity::None => false,
+            Identity::Idempotency { .. } => true,
+            // One that confirms gives back as it goes on, and must be let go on for that.
+            Identity::Session { session, confirmed, .. } => self
+                .state
+                .session(*session)
+                .is_none_or(|open| open.kept >= State::SESSION_KEPT && *confirmed <= open.confirmed),
+        };
+        if keeps {
+            let of = self.state.kept_for(&request.principal);
+            within(Limited::Replies, kept.replies, settings.kept_bytes_max)?;
+            within(Limited::RepliesOfPrincipal, of.replies, settings.kept_bytes_max / 2)?;
+        }
+        Ok(())
     }
 
     /// Admission control stands here, at the edge: internal messages never wait for room.
@@ -240,6 +266,12 @@ impl Shard {
             self.release.hold_answer(answer);
         }
     }
+}
+
+/// Refuses what would add to something of which there is enough.
+fn within(what: Limited, used: usize, max: usize) -> Result<(), Refusal> {
+    let retry_after_ms = Shard::RETRY_KEPT_AFTER_MS;
+    if used >= max { Err(Refusal::LimitReached { what, max, retry_after_ms }) } else { Ok(()) }
 }
 
 fn check_len(what: &'static str, len: usize, max: usize) -> Result<(), Refusal> {

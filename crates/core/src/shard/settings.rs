@@ -16,6 +16,17 @@ pub struct Settings {
     /// Bytes of undelivered messages, or of requests that wait for their attempt, from which on clients are told to come
     /// back later: 64 MiB by default.
     pub outbox_bytes_max: usize,
+    /// Bytes of replies that are kept for retries, in sessions and under idempotency keys, from which on requests with a new
+    /// key are refused; half of it for one principal: 64 MiB by default. Requests of a session are refused only if it keeps
+    /// [`State::SESSION_KEPT`](crate::state::State::SESSION_KEPT) itself and confirms nothing.
+    pub kept_bytes_max: usize,
+    /// Sessions from which on no other is opened; half of it for one principal: 65,536 by default.
+    pub sessions_max: usize,
+    /// Bytes of timers and tasks from which on clients' requests are refused: 256 MiB by default.
+    pub waiting_bytes_max: usize,
+    /// Bytes of dead letters from which on clients' requests are refused until some are retried or dropped: 64 MiB by
+    /// default.
+    pub dead_letter_bytes_max: usize,
     /// Bytes that one call may write, send and answer together: 32 MiB by default. At least twice as much must fit into the
     /// log at once, for a dead letter holds a payload and more.
     pub entry_bytes_max: usize,
@@ -42,6 +53,10 @@ impl Default for Settings {
             attempts_max: 5,
             suspect_for: 60_000,
             outbox_bytes_max: 64 << 20,
+            kept_bytes_max: 64 << 20,
+            sessions_max: 65_536,
+            waiting_bytes_max: 256 << 20,
+            dead_letter_bytes_max: 64 << 20,
             entry_bytes_max: 32 << 20,
             uncommitted_max: 65_536,
             work_max: 2_048,

@@ -8,6 +8,7 @@ mod dead_letters;
 mod deleting;
 mod faults_holds;
 mod faults_limits;
+mod kept;
 mod later;
 mod world;
 

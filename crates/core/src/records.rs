@@ -11,11 +11,37 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
+use std::sync::OnceLock;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret, xxh3_128_with_seed};
+
+/// Bytes of the secret that records are indexed by.
+pub const SECRET_LEN: usize = 192;
+
+static SECRET: OnceLock<[u8; SECRET_LEN]> = OnceLock::new();
+/// For processes that nobody floods. It is not the hash's own, so that tests see the difference.
+static NO_SECRET: [u8; SECRET_LEN] = no_secret();
+
+const fn no_secret() -> [u8; SECRET_LEN] {
+    let mut bytes = [0; SECRET_LEN];
+    let (mut at, mut state) = (0, 0x5ead_u64);
+    while at < SECRET_LEN {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        bytes[at] = (state >> 56) as u8;
+        at += 1;
+    }
+    bytes
+}
+
+/// Indexes all records that are made from now on in this process by a secret, which the shell has drawn: who chooses
+/// keys can't make them fall together then. Nothing that is stored depends on it. The first call counts; without one a
+/// fixed secret is used.
+pub fn set_secret(secret: [u8; SECRET_LEN]) {
+    let _ = SECRET.set(secret);
+}
 
 /// All records of one shard.
-#[derive(Default)]
 pub struct Records {
+    secret: &'static [u8; SECRET_LEN],
     slots: Vec<Slot>,
     table: HashTable<u32>,
     free: Vec<u32>,
@@ -35,6 +61,7 @@ struct Slot {
     key: SmallVec<[u8; 16]>,
     /// `None`: free, or deleted while a stored snapshot still holds the key.
     value: Option<Blob>,
+    /// Where the table has it: depends on the secret.
     hash: u64,
     /// The generation in which the slot was last written; 0 once a snapshot took it.
     generation: u32,
@@ -118,6 +145,12 @@ impl Piece {
     }
 }
 
+impl Default for Records {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Snapshot {
     /// The slot that comes at a place of the snapshot.
     fn slot(&self, at: usize) -> u32 {
@@ -142,13 +175,29 @@ impl Records {
     /// No records.
     #[must_use]
     pub fn new() -> Self {
-        Self { generation: 1, ..Self::default() }
+        Self {
+            secret: SECRET.get().unwrap_or(&NO_SECRET),
+            slots: Vec::new(),
+            table: HashTable::new(),
+            free: Vec::new(),
+            cells: BTreeSet::new(),
+            dirty: Vec::new(),
+            generation: 1,
+            snapshot: None,
+            hash: 0,
+            live: 0,
+            bytes: 0,
+        }
+    }
+
+    fn place(&self, key: &[u8]) -> u64 {
+        xxh3_64_with_secret(key, self.secret)
     }
 
     /// The value of a record.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<&Blob> {
-        self.find(key, xxh3_64(key)).and_then(|slot| self.slots[slot as usize].value.as_ref())
+        self.find(key).and_then(|slot| self.slots[slot as usize].value.as_ref())
     }
 
     /// Looks at a record and the bytes of its value, for nothing but that the processor fetches them.
@@ -160,12 +209,13 @@ impl Records {
 
     /// Puts a value and gives the old one.
     pub fn put(&mut self, key: &[u8], value: Blob) -> Option<Blob> {
-        let hash = xxh3_64(key);
-        let slot = match self.find(key, hash) {
+        let place = self.place(key);
+        let slot = match self.find_at(key, place) {
             Some(slot) => slot,
-            None => self.insert_slot(key, hash),
+            None => self.insert_slot(key, place),
         };
         self.before_write(slot);
+        let hash = xxh3_64(key);
         self.hash = self.hash.wrapping_add(xxh3_128_with_seed(&value, hash));
         self.bytes += value.len();
         let old = self.slots[slot as usize].value.replace(value);
@@ -184,12 +234,11 @@ impl Records {
 
     /// Deletes a record and gives its value, if there was one.
     pub fn remove(&mut self, key: &[u8]) -> Option<Blob> {
-        let hash = xxh3_64(key);
-        let slot = self.find(key, hash)?;
+        let slot = self.find(key)?;
         self.slots[slot as usize].value.as_ref()?;
         self.before_write(slot);
         let old = self.slots[slot as usize].value.take()?;
-        self.forget(&old, hash);
+        self.forget(&old, xxh3_64(key));
         self.live -= 1;
         self.bytes -= key.len();
         if key[0] == Kind::Cell as u8 {
@@ -276,7 +325,7 @@ impl Records {
             Some(value) => drop(self.put(key, value)),
             None => {
                 // Nothing is dirty while loading, so that the slot can be released at once.
-                if let Some(slot) = self.find(key, xxh3_64(key)) {
+                if let Some(slot) = self.find(key) {
                     self.slots[slot as usize].stored = false;
                     self.remove(key);
                 }
@@ -392,11 +441,15 @@ impl Records {
         }
     }
 
-    fn find(&self, key: &[u8], hash: u64) -> Option<u32> {
-        self.table.find(hash, |&slot| self.slots[slot as usize].key[..] == *key).copied()
+    fn find(&self, key: &[u8]) -> Option<u32> {
+        self.find_at(key, self.place(key))
     }
 
-    fn insert_slot(&mut self, key: &[u8], hash: u64) -> u32 {
+    fn find_at(&self, key: &[u8], place: u64) -> Option<u32> {
+        self.table.find(place, |&slot| self.slots[slot as usize].key[..] == *key).copied()
+    }
+
+    fn insert_slot(&mut self, key: &[u8], place: u64) -> u32 {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -413,9 +466,9 @@ impl Records {
         };
         let reused = &mut self.slots[slot as usize];
         reused.key = key.into();
-        reused.hash = hash;
+        reused.hash = place;
         let slots = &self.slots;
-        self.table.insert_unique(hash, slot, |&slot| slots[slot as usize].hash);
+        self.table.insert_unique(place, slot, |&slot| slots[slot as usize].hash);
         slot
     }
 
@@ -587,6 +640,32 @@ mod tests {
                 records.check().unwrap();
             }
         }
+    }
+
+    /// Keys that the hash without a secret puts in one place: where four bytes of a key are those of the hash's own secret,
+    /// it multiplies by zero, and what it adds beside that cancels out.
+    #[test]
+    fn keys_that_are_made_to_fall_together_do_not() {
+        let key = |n: u32| {
+            let mut key = vec![0; 299];
+            key[0] = Kind::Idempotency as u8;
+            key[8..12].copy_from_slice(&[0x7c, 0x01, 0x81, 0x2c]);
+            key[12..16].copy_from_slice(&n.to_le_bytes());
+            key[72..76].copy_from_slice(&[0xde, 0xd4, 0x6d, 0xe9]);
+            key[76..80].copy_from_slice(&n.wrapping_neg().to_le_bytes());
+            key
+        };
+        let mut records = Records::new();
+        let (mut places, without) = (BTreeSet::new(), xxh3_64(&key(1)));
+        for n in 1..=20_000 {
+            let key = key(n);
+            assert_eq!(xxh3_64(&key), without, "the attack works without a secret");
+            places.insert(records.place(&key));
+            records.put(&key, Blob::empty());
+        }
+        assert!(places.len() > 19_990, "{} places for 20,000 keys", places.len());
+        assert_eq!(records.len(), 20_000);
+        records.check().unwrap();
     }
 
     #[test]

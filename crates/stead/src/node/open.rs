@@ -12,11 +12,13 @@ use crate::error::OpenError;
 use crate::offline::service_metas;
 use crate::panics;
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use stead_core::ids::{Colour, Epoch, Incarnation, Time};
 use stead_core::record::{RecordKey, TaskRecord};
+use stead_core::records::{SECRET_LEN, set_secret};
 use stead_core::shard::{Settings, Shard};
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -34,6 +36,7 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     let begun = Instant::now();
+    set_secret(fresh_secret());
     let limits = builder.limits()?;
     let disk: Arc<dyn Disk> =
         match &builder.disk {
@@ -268,6 +271,16 @@ fn tasks_without_code(builder: &NodeBuilder, topology: &Topology, states: &[Stat
 const SEGMENTS_READY: usize = 2;
 /// Trimmed log segments that are kept: what is written between two checkpoints finds its segments again.
 const SEGMENTS_FREE: usize = 16;
+
+/// Bytes that nobody outside of this process can know: made of the system's randomness, which seeds the standard
+/// library's hash maps.
+fn fresh_secret() -> [u8; SECRET_LEN] {
+    let mut secret = [0; SECRET_LEN];
+    for (at, word) in secret.chunks_mut(8).enumerate() {
+        word.copy_from_slice(&RandomState::new().hash_one(at).to_le_bytes());
+    }
+    secret
+}
 
 fn fresh_meta() -> Meta {
     Meta {

@@ -120,6 +120,16 @@ pub struct ServiceConfig {
     /// Bytes of undelivered messages of a shard from which on clients are told to come back later: 1 MiB to 64 GiB.
     /// Default 64 MiB.
     pub outbox_bytes_max: Option<usize>,
+    /// Bytes of replies that a shard keeps for retries, from which on requests with a new idempotency key, or in a session
+    /// that confirms nothing, are refused; half of it for one principal: 1 MiB to 64 GiB. Default 64 MiB.
+    pub kept_bytes_max: Option<usize>,
+    /// Sessions of a shard from which on no other is opened; half of it for one principal: 2 to 16777216. Default 65536.
+    pub sessions_max: Option<usize>,
+    /// Bytes of timers and tasks of a shard from which on clients' requests are refused: 1 MiB to 64 GiB. Default 256 MiB.
+    pub waiting_bytes_max: Option<usize>,
+    /// Bytes of dead letters of a shard from which on clients' requests are refused, until some are retried or deleted: 1
+    /// MiB to 64 GiB. Default 64 MiB.
+    pub dead_letter_bytes_max: Option<usize>,
 }
 
 /// Why a configuration can't be.
@@ -173,7 +183,7 @@ const OTHERS: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
 /// How many of the keys stand alone at the top.
 const KEYS_TOP: usize = 6;
 /// All keys, for hints: first those of the top, then those in tables, then their last parts.
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 35] = [
     "data_dir",
     "threads",
     "task_threads",
@@ -205,6 +215,10 @@ const KEYS: [&str; 31] = [
     "idempotency_ttl",
     "attempts_max",
     "outbox_bytes_max",
+    "kept_bytes_max",
+    "sessions_max",
+    "waiting_bytes_max",
+    "dead_letter_bytes_max",
 ];
 
 impl Config {
@@ -338,7 +352,16 @@ impl Config {
             time(&key("session_ttl"), service.session_ttl, second, hour * 720, "1s to 720h")?;
             time(&key("idempotency_ttl"), service.idempotency_ttl, second, hour * 8760, "1s to 8760h")?;
             range(&key("attempts_max"), service.attempts_max, 1..=1000, "1 to 1000")?;
-            range(&key("outbox_bytes_max"), service.outbox_bytes_max, 1 << 20..=64 << 30, "1 MiB to 64 GiB")?;
+            let bytes = [
+                ("outbox_bytes_max", service.outbox_bytes_max),
+                ("kept_bytes_max", service.kept_bytes_max),
+                ("waiting_bytes_max", service.waiting_bytes_max),
+                ("dead_letter_bytes_max", service.dead_letter_bytes_max),
+            ];
+            for (name, value) in bytes {
+                range(&key(name), value, 1 << 20..=64 << 30, "1 MiB to 64 GiB")?;
+            }
+            range(&key("sessions_max"), service.sessions_max, 2..=1 << 24, "2 to 16777216")?;
         }
         Ok(())
     }
@@ -354,6 +377,10 @@ impl ServiceConfig {
             idempotency_ttl: over.idempotency_ttl.or(self.idempotency_ttl),
             attempts_max: over.attempts_max.or(self.attempts_max),
             outbox_bytes_max: over.outbox_bytes_max.or(self.outbox_bytes_max),
+            kept_bytes_max: over.kept_bytes_max.or(self.kept_bytes_max),
+            sessions_max: over.sessions_max.or(self.sessions_max),
+            waiting_bytes_max: over.waiting_bytes_max.or(self.waiting_bytes_max),
+            dead_letter_bytes_max: over.dead_letter_bytes_max.or(self.dead_letter_bytes_max),
         }
     }
 
@@ -365,6 +392,10 @@ impl ServiceConfig {
             idempotency_ttl: millis(self.idempotency_ttl, standard.idempotency_ttl),
             attempts_max: self.attempts_max.unwrap_or(standard.attempts_max),
             outbox_bytes_max: self.outbox_bytes_max.unwrap_or(standard.outbox_bytes_max),
+            kept_bytes_max: self.kept_bytes_max.unwrap_or(standard.kept_bytes_max),
+            sessions_max: self.sessions_max.unwrap_or(standard.sessions_max),
+            waiting_bytes_max: self.waiting_bytes_max.unwrap_or(standard.waiting_bytes_max),
+            dead_letter_bytes_max: self.dead_letter_bytes_max.unwrap_or(standard.dead_letter_bytes_max),
             ..standard
         }
     }
@@ -388,8 +419,17 @@ fn parse(text: &str, place: &str) -> Result<toml::Table, ConfigError> {
 /// Where a variable's value stands in the file, by its name without the prefix: underscores stand for the dots between
 /// tables, too. `None` if it is no variable of the configuration.
 fn path_of(name: &str) -> Option<Vec<String>> {
-    const FIELDS: [&str; 5] =
-        ["shards", "session_ttl", "idempotency_ttl", "attempts_max", "outbox_bytes_max"];
+    const FIELDS: [&str; 9] = [
+        "shards",
+        "session_ttl",
+        "idempotency_ttl",
+        "attempts_max",
+        "outbox_bytes_max",
+        "kept_bytes_max",
+        "sessions_max",
+        "waiting_bytes_max",
+        "dead_letter_bytes_max",
+    ];
     let key = name.to_ascii_lowercase();
     if let Some(rest) = key.strip_prefix("services_") {
         let (field, service) = FIELDS

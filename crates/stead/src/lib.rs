@@ -81,9 +81,9 @@ pub use cut::{Cut, CutError};
 pub use error::{CallError, OpenError, RawError};
 pub use node::{
     CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus, CopyReport,
-    CopyStatus, DeadLetterInfo, FailedCheck, LogStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady,
-    ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions,
-    ServiceStatus, ShardStatus, Status, TaskStatus, TimerStatus,
+    CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck, LogStatus, Metrics, NoCursor,
+    Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, RecoveryReport,
+    ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, Status, TaskStatus, TimerStatus,
 };
 pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};
@@ -97,7 +97,7 @@ pub use schemars;
 pub use serve::{Serve, ServerError, serve};
 pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
-pub use stead_core::shard::Refusal;
+pub use stead_core::shard::{Limited, Refusal};
 pub use task::{Progress, RetryPolicy, StepContext, Task};
 
 #[cfg(doctest)]

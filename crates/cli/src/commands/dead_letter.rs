@@ -21,6 +21,9 @@ enum Action {
     List {
         /// The service; all of them if none is named
         service: Option<String>,
+        /// How many at most
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
         #[command(flatten)]
         server: ServerArgs,
     },
@@ -55,7 +58,7 @@ struct Letter {
 
 pub(crate) fn run(args: &DeadLetterArgs, json: bool) -> Result<(), Failure> {
     match &args.action {
-        Action::List { service, server } => list(service.as_deref(), server, json),
+        Action::List { service, limit, server } => list(service.as_deref(), *limit, server, json),
         Action::Retry { letter: Letter { shard, index }, server } => {
             let path = format!("/v1/dead-letters/{shard}/{index}/retry");
             let report = server.server().post(&path, "", &[])?.body;
@@ -79,7 +82,7 @@ pub(crate) fn run(args: &DeadLetterArgs, json: bool) -> Result<(), Failure> {
     }
 }
 
-fn list(service: Option<&str>, server: &ServerArgs, json: bool) -> Result<(), Failure> {
+fn list(service: Option<&str>, limit: usize, server: &ServerArgs, json: bool) -> Result<(), Failure> {
     let server = server.server();
     let services = match service {
         Some(service) => vec![service.to_owned()],
@@ -90,10 +93,24 @@ fn list(service: Option<&str>, server: &ServerArgs, json: bool) -> Result<(), Fa
         }
     };
     let mut letters = Vec::new();
+    let mut more = false;
     for service in services {
-        if let Value::Array(more) = server.get(&format!("/v1/dead-letters/{}", segment(&service)))?.body {
-            letters.extend(more);
+        let mut after = String::new();
+        loop {
+            let left = limit - letters.len();
+            if left == 0 {
+                more = true;
+                break;
+            }
+            let path = format!("/v1/dead-letters/{}?limit={}{after}", segment(&service), left.min(1000));
+            let page = server.get(&path)?.body;
+            letters.extend(page["dead_letters"].as_array().into_iter().flatten().cloned());
+            let Some(next) = page["next"].as_str() else { break };
+            after = format!("&after={next}");
         }
+    }
+    if more {
+        output::note(format!("only the first {limit} are listed; there may be more, which --limit shows"));
     }
     if json {
         return output::json(&letters);

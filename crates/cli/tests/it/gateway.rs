@@ -189,7 +189,7 @@ fn an_operator_sees_how_it_is() {
     assert_eq!(server.get("/v1/services").json()[0]["name"], "kv");
     let status = server.get("/v1/status").json();
     assert_eq!(status["services"][0]["name"], "kv", "{status}");
-    assert_eq!(server.get("/v1/dead-letters/kv").json(), json!([]));
+    assert_eq!(server.get("/v1/dead-letters/kv").json(), json!({"dead_letters": [], "next": null}));
     let shard = server.put("a", 2).token.unwrap().split('.').nth(2).unwrap().to_owned();
     let log = server.get(&format!("/v1/log/{shard}")).json();
     let causes: Vec<_> = log.as_array().unwrap().iter().map(|entry| entry.to_string()).collect();

@@ -97,7 +97,7 @@ fn a_session_that_confirms_goes_on_whatever_others_keep() {
 fn sessions_are_counted_as_a_whole_and_for_each_principal() {
     let mut world = world(Settings { sessions_max: 6, ..Settings::default() });
     let shard = world.shard_of("a");
-    let mut open = |world: &mut World, session: u128, principal: &str| {
+    let open = |world: &mut World, session: u128, principal: &str| {
         let token = 1_000 + session as u64;
         let session = SessionId(session);
         world.give(shard, Input::OpenSession { token, session, principal: principal.into() });

@@ -3,10 +3,13 @@
 use super::Gateway;
 use super::call::within_time;
 use super::problem::{Kind, Problem};
+use super::processes::{limit_of, unreadable};
+use super::refusal;
 use crate::{CheckpointFailure, CheckpointInfo, Node, NotReady, Retried};
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -15,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use stead_store::checkpoint::verify::Report as VerifyReport;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// Whether the server lives, or serves.
 #[derive(Serialize, ToSchema)]
@@ -70,26 +73,41 @@ pub(super) async fn services(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Se
     Json(services.map(|service| Service { name: service.name.clone(), shards: service.shards }).collect())
 }
 
-/// The messages that no handler could take, of one service.
+/// What no handler of a service could take, in pages.
 #[utoipa::path(
     get,
     path = "/v1/dead-letters/{service}",
     tag = "processes",
-    params(("service" = String, Path, description = "The service")),
+    params(("service" = String, Path, description = "The service"), WhichPage),
     responses(
-        (status = 200, description = "The dead letters", body = [Object]),
-        (status = 404, description = "No such service", body = Problem, content_type = "application/problem+json"),
+        (status = 200, description = "Some dead letters, and where the next page begins", body = crate::DeadLetterPage),
+        (status = "4XX", description = "No such service, or an unknown page", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "A shard is held by a handler, or the node does not serve", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn dead_letters(
     State(gateway): State<Arc<Gateway>>,
     Segments(service): Segments<String>,
+    which: Result<Query<WhichPage>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let letters = move |node: &Node| {
-        let letters = node.dead_letters(&service);
-        letters.ok_or_else(|| Problem::new(Kind::UnknownService, format!("no service {service} exists")))
-    };
-    gateway.in_background(letters).await
+    let Query(WhichPage { after, limit }) = which.map_err(unreadable)?;
+    let limit = limit_of(limit)?;
+    let after = after.map(|after| after.parse()).transpose();
+    let after = after.map_err(|error: crate::NoCursor| Problem::new(Kind::BadRequest, error.to_string()))?;
+    let page = move |node: &Node| node.dead_letters(&service, after, limit).map_err(refusal::problem);
+    gateway.in_background(page).await
+}
+
+/// Which dead letters.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichPage {
+    /// The member `next` of the page before; the first page without it.
+    after: Option<String>,
+    /// How many at most, 1 to 1000; a page ends earlier after 1 MiB of payloads. Default: 100.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
 }
 
 /// A dead letter that was retried.

@@ -203,14 +203,8 @@ fn encode_services(
     Ok(())
 }
 
-const SHARD_GAUGES: [Figure<ShardStatus>; 9] = [
-    ("shard_records", "Records of all kinds", |shard| shard.records),
-    ("shard_records_bytes", "Bytes of the records, keys included", |shard| shard.records_bytes),
-    ("shard_outbox_messages", "Messages sent and not yet acknowledged", |shard| shard.outbox_messages),
-    ("shard_outbox_bytes", "Bytes of these messages", |shard| shard.outbox_bytes),
-    ("shard_waiting", "Messages, timers and steps that wait to be handled", |shard| shard.waiting),
-    ("shard_dead_letters", "Causes that were given up", |shard| shard.dead_letters),
-    ("shard_tasks", "Tasks that are not finished", |shard| shard.tasks.len() as u64),
+/// A sum of these over the shards of a service would mean nothing.
+const SHARD_CLOCKS: [Figure<ShardStatus>; 2] = [
     ("shard_clock_ahead_microseconds", "The wall clock's lead over the shard's time", |shard| {
         shard.clock_ahead_micros.max(0).unsigned_abs()
     }),
@@ -219,9 +213,24 @@ const SHARD_GAUGES: [Figure<ShardStatus>; 9] = [
     }),
 ];
 
+const SHARD_GAUGES: [Figure<ShardStatus>; 12] = [
+    ("shard_records", "Records of all kinds", |shard| shard.records),
+    ("shard_records_bytes", "Bytes of the records, keys included", |shard| shard.records_bytes),
+    ("shard_outbox_messages", "Messages sent and not yet acknowledged", |shard| shard.outbox_messages),
+    ("shard_outbox_bytes", "Bytes of these messages", |shard| shard.outbox_bytes),
+    ("shard_waiting", "Messages, timers and steps that wait to be handled", |shard| shard.waiting),
+    ("shard_dead_letters", "Causes that were given up", |shard| shard.dead_letters),
+    ("shard_tasks", "Tasks that are not finished", |shard| shard.tasks_all),
+    ("shard_dead_letters_bytes", "Bytes of the dead letters", |shard| shard.dead_letters_bytes),
+    ("shard_sessions", "Open sessions", |shard| shard.sessions),
+    ("shard_kept_bytes", "Bytes of replies that are kept for retries", |shard| shard.kept_bytes),
+    ("shard_timers", "Timers that have not fired", |shard| shard.timers),
+    ("shard_waiting_bytes", "Bytes of timers and tasks", |shard| shard.waiting_bytes),
+];
+
 fn encode_shards(shards: &[ShardStatus], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let of = |shard: &ShardStatus| OfShard { service: shard.service.clone(), shard: shard.shard };
-    for (name, help, figure) in SHARD_GAUGES {
+    for (name, help, figure) in SHARD_GAUGES.into_iter().chain(SHARD_CLOCKS) {
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for shard in shards {
             ConstGauge::new(figure(shard)).encode(metric.encode_family(&of(shard))?)?;

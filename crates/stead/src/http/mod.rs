@@ -6,6 +6,7 @@
 //! There is no TLS and no authentication here: addresses that other machines can reach are refused, and so is what a
 //! web page on this machine sends.
 
+#[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod admin;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod call;

@@ -171,7 +171,7 @@ pub(super) async fn process_log(
     gateway.in_background(page).await
 }
 
-fn limit_of(limit: Option<usize>) -> Result<usize, Problem> {
+pub(super) fn limit_of(limit: Option<usize>) -> Result<usize, Problem> {
     let limit = limit.unwrap_or(LIMIT);
     if (1..=LIMIT_MAX).contains(&limit) {
         Ok(limit)
@@ -180,6 +180,6 @@ fn limit_of(limit: Option<usize>) -> Result<usize, Problem> {
     }
 }
 
-fn unreadable(rejection: QueryRejection) -> Problem {
+pub(super) fn unreadable(rejection: QueryRejection) -> Problem {
     Problem::new(Kind::BadRequest, rejection.body_text())
 }

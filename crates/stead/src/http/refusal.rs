@@ -33,7 +33,7 @@ pub(super) fn problem(error: RawError) -> Problem {
             Refusal::NoRetry { .. } => Kind::DeadLetterFinal,
             Refusal::FailedAgain { .. } => Kind::DeadLetterFailed,
             Refusal::Panicked(_) | Refusal::Poisoned { .. } => Kind::HandlerPanicked,
-            Refusal::Overloaded { retry_after_ms } => {
+            Refusal::Overloaded { retry_after_ms } | Refusal::LimitReached { retry_after_ms, .. } => {
                 return Problem::new(Kind::Overloaded, detail).retry_after_ms(retry_after_ms);
             }
             Refusal::NotReady => return Problem::new(Kind::NotReady, detail).retry_after_ms(100),

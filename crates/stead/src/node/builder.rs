@@ -67,6 +67,39 @@ impl ServiceOptions {
         self.config.outbox_bytes_max = Some(bytes);
         self
     }
+
+    /// Bytes of replies that a shard keeps for retries, from which on requests with a new idempotency key, or in a session
+    /// that confirms nothing, are refused as [`Refusal::LimitReached`](crate::Refusal::LimitReached); half of it for one
+    /// principal: 1 MiB to 64 GiB, 64 MiB by default.
+    #[must_use]
+    pub fn kept_bytes_max(mut self, bytes: usize) -> Self {
+        self.config.kept_bytes_max = Some(bytes);
+        self
+    }
+
+    /// Sessions of a shard from which on no other is opened; half of it for one principal: 2 to 16,777,216, 65,536 by
+    /// default.
+    #[must_use]
+    pub fn sessions_max(mut self, sessions: usize) -> Self {
+        self.config.sessions_max = Some(sessions);
+        self
+    }
+
+    /// Bytes of timers and tasks of a shard from which on clients' requests are refused: 1 MiB to 64 GiB, 256 MiB by
+    /// default.
+    #[must_use]
+    pub fn waiting_bytes_max(mut self, bytes: usize) -> Self {
+        self.config.waiting_bytes_max = Some(bytes);
+        self
+    }
+
+    /// Bytes of dead letters of a shard from which on clients' requests are refused, until some are retried or dropped: 1
+    /// MiB to 64 GiB, 64 MiB by default.
+    #[must_use]
+    pub fn dead_letter_bytes_max(mut self, bytes: usize) -> Self {
+        self.config.dead_letter_bytes_max = Some(bytes);
+        self
+    }
 }
 
 /// When checkpoints are taken and how many are kept.

@@ -1,6 +1,7 @@
 //! A node: the threads that run shards, log, checkpoints and tasks, and the handle to them.
 
 mod builder;
+mod dead_letters;
 pub(crate) mod inbox;
 mod log;
 mod open;
@@ -14,6 +15,7 @@ pub(crate) mod watchdog;
 mod worker;
 
 pub use builder::{CheckpointOptions, NodeBuilder, ServiceOptions};
+pub use dead_letters::{DeadLetterCursor, DeadLetterPage};
 pub(crate) use open::CHECKPOINTS;
 pub use processes::{NoCursor, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, TimerStatus};
 pub use ready::NotReady;
@@ -41,7 +43,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use stead_core::ids::{Colour, Epoch, NodeId, ShardId, Time};
-use stead_core::record::{DeadLetter, Kind, RecordKey, Waiting, decode_value};
 use stead_core::shard::Input;
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -478,36 +479,6 @@ impl Node {
         block_on(self.copy_checkpoint(number, to))
     }
 
-    /// The dead letters of a service; `None` if there is no such service. Shards that are held by a handler are left out.
-    #[must_use]
-    pub fn dead_letters(&self, service: &str) -> Option<Vec<DeadLetterInfo>> {
-        let shared = &self.0.shared;
-        let service = shared.topology.service(shared.topology.service_id(service)?).clone();
-        let (to, from) = mpsc::channel();
-        for shard in service.first.0..service.first.0 + service.shards {
-            let to = to.clone();
-            let look = Box::new(move |state: &State| {
-                let letters = state.records().iter().filter(|(key, _)| key[0] == Kind::DeadLetter as u8);
-                let letters = letters.filter_map(|(key, value)| {
-                    let index = RecordKey::from_bytes(key)?.number()?;
-                    Some(dead_letter(state.shard(), index, decode_value(value).ok()?))
-                });
-                // Whoever asked may have given up.
-                let _ = to.send(letters.collect::<Vec<_>>());
-            });
-            let shard = ShardId(shard);
-            shared.inboxes[shared.worker_of(shard)].push(Command::Look { shard, look });
-        }
-        drop(to);
-        let until = Instant::now() + LOOK_TIMEOUT;
-        let mut letters = Vec::new();
-        while let Ok(more) = from.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            letters.extend(more);
-        }
-        letters.sort_by_key(|letter: &DeadLetterInfo| (letter.shard, letter.index));
-        Some(letters)
-    }
-
     /// Shuts the node down: takes no more calls, waits for running steps of tasks, commits and answers what was taken,
     /// and ends all threads. What else is under way waits in the log for the next start.
     ///
@@ -525,27 +496,6 @@ impl Node {
     /// Ends the node as a crash would: nothing is waited for, nothing more is written. For tests.
     pub fn kill(&self) {
         self.0.kill();
-    }
-}
-
-fn dead_letter(shard: ShardId, index: u64, letter: DeadLetter) -> DeadLetterInfo {
-    let cause = match letter.cause {
-        Waiting::Message { from, seq } => format!("message {seq} of shard {from}"),
-        Waiting::Timer { id } => format!("timer {id}"),
-        Waiting::Task { id, step } => format!("step {step} of task {id}"),
-        Waiting::Request { .. } => "a client's request".to_owned(),
-        Waiting::Call { .. } => "a client's request without a session".to_owned(),
-        Waiting::DeadLetter { letter } => format!("dead letter {letter}"),
-    };
-    DeadLetterInfo {
-        shard: shard.0,
-        index,
-        process: letter.process.to_string(),
-        sender: letter.sender.to_string(),
-        cause,
-        payload: crate::codec::payload_to_json(&letter.payload).ok(),
-        reason: letter.reason,
-        time: letter.time.0,
     }
 }
 

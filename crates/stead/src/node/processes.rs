@@ -250,7 +250,7 @@ impl Node {
         }
     }
 
-    fn shards_of(&self, service: &str) -> Result<(u32, u32), RawError> {
+    pub(super) fn shards_of(&self, service: &str) -> Result<(u32, u32), RawError> {
         let topology = self.topology();
         let id = topology.service_id(service);
         let id = id.ok_or_else(|| RawError::UnknownService { service: service.to_owned() })?;
@@ -272,7 +272,7 @@ impl Node {
     }
 
     /// Looks at the state of a shard on its worker.
-    fn look<T: Send + 'static>(
+    pub(super) fn look<T: Send + 'static>(
         &self,
         shard: ShardId,
         look: impl FnOnce(&State) -> T + Send + 'static,

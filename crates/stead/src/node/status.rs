@@ -80,7 +80,25 @@ pub struct ShardStatus {
     pub waiting: u64,
     /// Causes that were given up.
     pub dead_letters: u64,
+    /// Bytes of the dead letters, with 128 for each; bounded by `dead_letter_bytes_max`.
+    #[serde(default)]
+    pub dead_letters_bytes: u64,
+    /// Open sessions; bounded by `sessions_max`.
+    #[serde(default)]
+    pub sessions: u64,
+    /// Bytes of the replies that are kept for retries, with 128 for each; bounded by `kept_bytes_max`.
+    #[serde(default)]
+    pub kept_bytes: u64,
+    /// Timers that have not fired.
+    #[serde(default)]
+    pub timers: u64,
     /// Tasks that are not finished.
+    #[serde(default)]
+    pub tasks_all: u64,
+    /// Bytes of timers and tasks, with 128 for each; bounded by `waiting_bytes_max`.
+    #[serde(default)]
+    pub waiting_bytes: u64,
+    /// The first 100 tasks that are not finished.
     pub tasks: Vec<TaskStatus>,
     /// The shard's time, on which timers fire, in microseconds since the Unix epoch.
     #[serde(default)]
@@ -149,6 +167,9 @@ pub struct LogStatus {
     /// Bytes that can be appended before another segment is needed.
     pub reserve: u64,
 }
+
+/// Tasks of a shard that its status lists.
+const TASKS_LISTED: usize = 100;
 
 /// What one worker tells of its shards.
 pub(crate) struct WorkerStatus {
@@ -375,7 +396,7 @@ impl TaskStatus {
 
 pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, service: &str) -> ShardStatus {
     let state = shard.state();
-    let position = state.position();
+    let (position, kept) = (state.position(), state.kept());
     let tasks = state.tasks().iter().filter_map(|&task| {
         let record: TaskRecord = state.record(&stead_core::record::RecordKey::task(task))?;
         Some(TaskStatus::of(task, record))
@@ -394,7 +415,13 @@ pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, servic
         outbox_bytes: state.outbox_bytes() as u64,
         waiting: shard.waiting() as u64,
         dead_letters: state.dead_letters() as u64,
-        tasks: tasks.collect(),
+        dead_letters_bytes: kept.dead_letters as u64,
+        sessions: state.sessions() as u64,
+        kept_bytes: kept.replies as u64,
+        timers: state.timers().len() as u64,
+        tasks_all: state.tasks().len() as u64,
+        waiting_bytes: kept.waiting as u64,
+        tasks: tasks.take(TASKS_LISTED).collect(),
         time: shard.clock().time().0,
         clock_ahead_micros: shard.clock().wall_ahead(),
         clock_doubted: shard.clock().is_doubted(),

@@ -375,7 +375,7 @@ fn a_step_is_tried_again_until_it_succeeds_and_given_up_after_its_last_retry() {
     assert_eq!(await_seen(&client, "a", |seen| !seen.heard.is_empty()).heard, ["task"]);
     client.call::<Order>(&key("b"), Ask::Ship { failures: 4 }).unwrap();
     await_seen(&client, "b", |seen| seen.tasks.is_empty());
-    let letters = node.dead_letters("order").unwrap();
+    let letters = node.dead_letters("order", None, 1000).unwrap().dead_letters;
     assert_eq!(letters.len(), 1, "{letters:?}");
     let told = "step 0 of task shipping failed 4 times, the last time: the carrier is closed (3)";
     assert_eq!(letters[0].reason, told);

@@ -61,11 +61,11 @@ fn a_message_whose_handler_panics_becomes_a_dead_letter_and_the_rest_goes_on() {
     client.call::<Courier>(&1, Deliver { to: key("a"), ask: Ask::Panic }).unwrap();
     client.call::<Courier>(&1, Deliver { to: key("a"), ask: Ask::Deposit(7) }).unwrap();
     await_answer(&node, "a", 7);
-    let letters = node.dead_letters("account").unwrap();
+    let letters = node.dead_letters("account", None, 1000).unwrap().dead_letters;
     assert_eq!(letters.len(), 1);
     assert!(letters[0].reason.contains("as asked"), "{}", letters[0].reason);
     assert_eq!((letters[0].process.as_str(), letters[0].sender.as_str()), ("a", "1"));
-    assert_eq!(node.dead_letters("nobody"), None);
+    assert!(matches!(node.dead_letters("nobody", None, 1), Err(RawError::UnknownService { .. })));
 }
 
 #[test]
@@ -102,13 +102,13 @@ fn what_came_for_a_service_without_code_is_retried_once_the_code_is_back() {
     assert_eq!(error, RawError::UnknownShard { shard: 99, shards: 5 });
     node.kill();
     let node = with_code().open().unwrap();
-    assert_eq!(node.dead_letters("account"), Some(Vec::new()));
+    assert_eq!(node.dead_letters("account", None, 1), Ok(stead::DeadLetterPage::default()));
     assert_eq!(node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 7);
 }
 
 fn await_letters(node: &Node, wanted: usize) -> Vec<stead::DeadLetterInfo> {
     for _ in 0..100_000 {
-        let letters = node.dead_letters("account").unwrap();
+        let letters = node.dead_letters("account", None, 1000).unwrap().dead_letters;
         if letters.len() == wanted {
             return letters;
         }

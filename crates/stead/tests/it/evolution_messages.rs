@@ -249,7 +249,7 @@ fn what_is_under_way_is_read_by_a_version_that_changed_its_fields_and_names() {
         heard
     };
     while heard(&sender).len() < 2 || heard(&receiver).is_empty() {
-        assert_eq!(node.dead_letters("listener").unwrap(), []);
+        assert_eq!(node.dead_letters("listener", None, 1000).unwrap().dead_letters, []);
         std::thread::yield_now();
     }
     assert_eq!(heard(&sender), ["task 40", "timer 40"]);
@@ -263,7 +263,7 @@ fn what_can_not_be_read_is_kept_as_a_dead_letter_with_process_version_and_reason
     let node = open_later::<StrangeTask, Stranger>(&dir.path().join("data"));
     let mut letters = Vec::new();
     while letters.len() < 3 {
-        letters = node.dead_letters("listener").unwrap();
+        letters = node.dead_letters("listener", None, 1000).unwrap().dead_letters;
         std::thread::yield_now();
     }
     for (process, cause, unreadable) in [

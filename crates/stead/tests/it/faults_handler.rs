@@ -168,7 +168,7 @@ fn child() {
         let _ = client.call::<Patient>(&sender, harm);
     }
     let letter = loop {
-        if let Some(letter) = node.dead_letters("patient").unwrap().pop() {
+        if let Some(letter) = node.dead_letters("patient", None, 1000).unwrap().dead_letters.pop() {
             break letter;
         }
         std::thread::yield_now();

@@ -133,5 +133,5 @@ fn a_shutdown_leaves_a_step_that_does_not_end_and_the_next_start_repeats_it() {
         assert!(waited.elapsed() < PATIENCE, "the step was not repeated");
         std::thread::yield_now();
     }
-    assert!(node.dead_letters("waiter").unwrap().is_empty());
+    assert!(node.dead_letters("waiter", None, 1000).unwrap().dead_letters.is_empty());
 }

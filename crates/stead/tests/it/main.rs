@@ -17,6 +17,7 @@ mod faults_holds;
 mod faults_requests;
 mod faults_stop;
 mod faults_threads;
+mod limits;
 mod services;
 #[cfg(feature = "http")]
 mod serving;

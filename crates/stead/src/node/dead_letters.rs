@@ -1,0 +1,143 @@
+//! The dead letters of a service, in pages: there may be more than memory should hold twice.
+
+use super::processes::NoCursor;
+use super::{DeadLetterInfo, Node};
+use crate::error::RawError;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use stead_core::ids::{Index, ShardId};
+use stead_core::record::{DeadLetter, RecordKey, Waiting};
+use stead_core::state::State;
+
+/// Bytes of payloads after which a page ends.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// Some dead letters of a service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
+pub struct DeadLetterPage {
+    /// The dead letters, by shard and number.
+    #[cfg_attr(feature = "http", schema(value_type = Vec<Object>))]
+    pub dead_letters: Vec<DeadLetterInfo>,
+    /// Where the next page begins; none after the last one. A page may be short though there is a next one.
+    #[cfg_attr(feature = "http", schema(value_type = Option<String>))]
+    pub next: Option<DeadLetterCursor>,
+}
+
+/// Where a page of dead letters begins: text that only [`Node::dead_letters`] gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeadLetterCursor {
+    shard: u32,
+    index: u64,
+}
+
+impl fmt::Display for DeadLetterCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.shard, self.index)
+    }
+}
+
+impl FromStr for DeadLetterCursor {
+    type Err = NoCursor;
+
+    fn from_str(text: &str) -> Result<Self, NoCursor> {
+        let read = |(shard, index): (&str, &str)| Some((shard.parse().ok()?, index.parse().ok()?));
+        let (shard, index) = text
+            .split_once('.')
+            .and_then(read)
+            .ok_or_else(|| NoCursor { text: text.chars().take(64).collect() })?;
+        Ok(Self { shard, index })
+    }
+}
+
+impl Serialize for DeadLetterCursor {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeadLetterCursor {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Node {
+    /// Some dead letters of a service: `limit` at most, from 1 to 1000, the first ones without `after`. A page ends earlier
+    /// after 1 MiB of payloads. Blocks.
+    ///
+    /// # Errors
+    /// [`RawError::UnknownService`]; [`Refusal::Overloaded`](crate::Refusal::Overloaded) if a handler holds a shard for
+    /// longer than half a second.
+    pub fn dead_letters(
+        &self,
+        service: &str,
+        after: Option<DeadLetterCursor>,
+        limit: usize,
+    ) -> Result<DeadLetterPage, RawError> {
+        let (first, shards) = self.shards_of(service)?;
+        let limit = limit.clamp(1, 1000);
+        let mut at = after.unwrap_or_default();
+        let (mut page, mut bytes) = (DeadLetterPage::default(), 0);
+        while at.shard < shards {
+            let (from, left, room) = (Index(at.index), limit - page.dead_letters.len(), PAGE_BYTES - bytes);
+            let (found, next, more) =
+                self.look(ShardId(first + at.shard), move |state| walk(state, from, left, room))?;
+            bytes += more;
+            let shard = ShardId(first + at.shard);
+            let infos = found.into_iter().map(|(index, letter)| info(shard, index, letter));
+            page.dead_letters.extend(infos);
+            at = match next {
+                Some(index) => DeadLetterCursor { index: index.0, ..at },
+                None => DeadLetterCursor { shard: at.shard + 1, index: 0 },
+            };
+            if page.dead_letters.len() == limit || bytes >= PAGE_BYTES {
+                break;
+            }
+        }
+        page.next = (at.shard < shards).then_some(at);
+        Ok(page)
+    }
+}
+
+/// Dead letters from a number on, the number that comes next, and the bytes of their payloads.
+fn walk(
+    state: &State,
+    from: Index,
+    limit: usize,
+    room: usize,
+) -> (Vec<(Index, DeadLetter)>, Option<Index>, usize) {
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    for index in state.dead_letters_from(from) {
+        if found.len() == limit || bytes >= room {
+            return (found, Some(index), bytes);
+        }
+        if let Some(letter) = state.record::<DeadLetter>(&RecordKey::dead_letter(index)) {
+            bytes += letter.payload.len();
+            found.push((index, letter));
+        }
+    }
+    (found, None, bytes)
+}
+
+fn info(shard: ShardId, index: Index, letter: DeadLetter) -> DeadLetterInfo {
+    let cause = match letter.cause {
+        Waiting::Message { from, seq } => format!("message {seq} of shard {from}"),
+        Waiting::Timer { id } => format!("timer {id}"),
+        Waiting::Task { id, step } => format!("step {step} of task {id}"),
+        Waiting::Request { .. } => "a client's request".to_owned(),
+        Waiting::Call { .. } => "a client's request without a session".to_owned(),
+        Waiting::DeadLetter { letter } => format!("dead letter {letter}"),
+    };
+    DeadLetterInfo {
+        shard: shard.0,
+        index: index.0,
+        process: letter.process.to_string(),
+        sender: letter.sender.to_string(),
+        cause,
+        payload: crate::codec::payload_to_json(&letter.payload).ok(),
+        reason: letter.reason,
+        time: letter.time.0,
+    }
+}

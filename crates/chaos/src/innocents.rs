@@ -134,7 +134,8 @@ pub(crate) fn serve() -> Result<(), String> {
             let counts = client.query::<Counter>(&key, ()).map_err(|error| error.to_string())?;
             (messages, tasks) = (messages + counts.0, tasks + counts.1);
         }
-        let letters = node.dead_letters("counter").ok_or("the shards do not answer")?;
+        let letters =
+            node.dead_letters("counter", None, 1000).map_err(|error| error.to_string())?.dead_letters;
         if messages + tasks + letters.len() as u64 == MESSAGES + TASKS + 1 {
             let poison = serde_json::json!("Poison");
             let innocents = letters.iter().filter(|letter| letter.payload.as_ref() != Some(&poison));

@@ -81,6 +81,10 @@ impl Disk for LifeDisk {
     fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
         self.inner.lock(path)
     }
+
+    fn lock_to_read(&self, path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError> {
+        self.inner.lock_to_read(path)
+    }
 }
 
 impl DiskFile for UnsyncedFile {

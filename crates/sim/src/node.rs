@@ -88,7 +88,9 @@ pub(crate) enum OpenError {
 
 /// How the log is kept.
 pub(crate) fn wal_options(segment_bytes: u64, log_id: u64, create: bool) -> WalOptions {
-    WalOptions { segment_bytes, log_id, create, free_max: 2, ..WalOptions::default() }
+    // As short at first as segments may be, so that those that may grow do.
+    let segment_bytes_min = 16 << 10;
+    WalOptions { segment_bytes, segment_bytes_min, log_id, create, free_max: 2, ..WalOptions::default() }
 }
 
 pub(crate) fn fresh(topology: &Topology) -> Meta {

@@ -57,6 +57,7 @@ pub mod codec;
 pub mod config;
 mod context;
 mod cut;
+pub mod descriptors;
 mod error;
 #[cfg(feature = "http")]
 pub mod http;

@@ -135,11 +135,10 @@ fn real_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
     Ok(Arc::new(RealDisk::open(path).map_err(failed)?))
 }
 
-/// A disk at a directory that must exist.
+/// A disk at a directory that must exist, and may be one that can only be read.
 fn existing_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
     let failed = |source| OfflineError::Directory { path: path.display().to_string(), source };
-    std::fs::read_dir(path).map_err(failed)?;
-    real_disk(path)
+    Ok(Arc::new(RealDisk::open_existing(path).map_err(failed)?))
 }
 
 fn source_store(from: &str) -> Result<Arc<dyn BlobStore>, OfflineError> {
@@ -304,9 +303,8 @@ pub fn verify(from: &str, number: u64, registry: &Registry) -> Result<Report, Of
 /// that a node runs on is refused, for the node might collect the checkpoint meanwhile.
 pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyReport, OfflineError> {
     let disk = existing_disk(data_dir)?;
-    let meta = DataDir::inspect(&*disk)?;
-    let (data_dir, _) = DataDir::open(Arc::clone(&disk), || meta)?;
-    let owner = Owner { cluster: data_dir.meta().cluster, incarnation: data_dir.meta().incarnation };
+    let (meta, _lock) = DataDir::lock_to_read(&*disk)?;
+    let owner = Owner { cluster: meta.cluster, incarnation: meta.incarnation };
     let local = DiskStore::attach(disk, CHECKPOINTS);
     Ok(copy_stored(&local, &*remote_store(to)?, owner, number, to, &Pace::unlimited())?)
 }
@@ -500,9 +498,8 @@ fn read_entries(
     visit: impl FnMut(Entry) -> ControlFlow<()>,
 ) -> Result<(), OfflineError> {
     let disk = existing_disk(data_dir)?;
-    let meta = DataDir::inspect(&*disk)?;
     // What a node writes meanwhile looks like damage.
-    let (_owned, _) = DataDir::open(Arc::clone(&disk), || meta.clone())?;
+    let (meta, _lock) = DataDir::lock_to_read(&*disk)?;
     let topology = topology_of(&meta)?;
     let shard = shard(&topology)?;
     let shards = topology.shard_count();

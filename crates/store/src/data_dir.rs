@@ -166,6 +166,16 @@ impl DataDir {
         Ok(Some(Self { disk, meta, fatal: false, _lock: lock }))
     }
 
+    /// Reads the facts, and keeps owners away until the lock is dropped. Changes nothing: the directory may be one that can
+    /// only be read. Without a lock file nobody ever owned the directory at this place, and there is nothing to hold.
+    ///
+    /// # Errors
+    /// As [`Self::inspect`]; [`DataDirError::Lock`] while an owner lives.
+    pub fn lock_to_read(disk: &dyn Disk) -> Result<(Meta, Option<Box<dyn DiskLock>>), DataDirError> {
+        let lock = disk.lock_to_read(LOCK_FILE)?;
+        Ok((Self::inspect(disk)?, lock))
+    }
+
     /// Reads the facts without owning the directory.
     ///
     /// # Errors

@@ -1,17 +1,18 @@
 //! The disk as the storage code sees it: a directory of files whose changes survive a crash only once synced.
 
+use rustix::io::Errno;
 use std::io;
 
 /// A directory tree that the storage code owns.
 ///
 /// Paths are relative to the disk's root, use `/`, and have neither `.` nor `..`; `""` is the root. Anything else is
-/// refused with [`io::ErrorKind::InvalidInput`]. A full disk is [`io::ErrorKind::StorageFull`] or, where a quota is what
-/// is full, [`io::ErrorKind::QuotaExceeded`]: [`is_full`] knows both.
+/// refused with [`io::ErrorKind::InvalidInput`]. A full disk is [`io::ErrorKind::StorageFull`], a full quota
+/// [`io::ErrorKind::QuotaExceeded`], and a file too many is what the system says of it: [`is_full`] knows all of them.
 ///
 /// What a crash leaves of unsynced changes is undefined, sector by sector and in any order; implementations and
 /// callers must not rely on an operation having reached the disk because a later one did.
 pub trait Disk: Send + Sync {
-    /// Opens a file for reading and writing.
+    /// Opens a file for reading and writing, or for reading only.
     ///
     /// A created file survives a crash only after both its own [`DiskFile::sync_data`] and [`Disk::sync_dir`] of its
     /// directory.
@@ -58,7 +59,8 @@ pub trait Disk: Send + Sync {
 
     /// Makes the creations, renames and removals in a directory durable.
     ///
-    /// MUST NOT return before they survive power loss. After an error nothing may be assumed, and the caller must
+    /// MUST NOT return before they survive power loss, and MUST NOT need a file descriptor more than the first call for
+    /// that directory did. After an error nothing may be assumed, and the caller must
     /// not retry: the system may have forgotten what it failed to write.
     ///
     /// # Errors
@@ -76,6 +78,14 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// [`LockError::Held`] while another owner lives.
     fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError>;
+
+    /// Keeps owners away from this disk's root while it is read, until the guard is dropped or the process ends: a lock
+    /// of `path` that other readers have too. Creates and changes nothing; without the file there is no owner, and `None`
+    /// is returned.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] while an owner lives.
+    fn lock_to_read(&self, path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError>;
 }
 
 /// An open file. All positions are in bytes from its start; all calls may come from any thread.
@@ -144,6 +154,8 @@ pub const BLOCK_BYTES: usize = 4096;
 /// How [`Disk::open`] treats a file that exists or doesn't.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
+    /// It must exist, and is only read: no permission to write is needed, and a write through it fails.
+    Read,
     /// It must exist.
     Existing,
     /// It must not exist, and is created empty.
@@ -186,7 +198,7 @@ fn owner_text(owner: Option<u32>) -> String {
 /// [`io::ErrorKind::NotFound`], or [`io::ErrorKind::InvalidData`] over the limit, which is checked before anything is
 /// allocated.
 pub fn read_file(disk: &dyn Disk, path: &str, len_max: u64) -> io::Result<Vec<u8>> {
-    let file = disk.open(path, Open::Existing)?;
+    let file = disk.open(path, Open::Read)?;
     let len = file.len()?;
     if len > len_max {
         let text = format!("{path} has {len} bytes, over the limit of {len_max}");
@@ -224,10 +236,18 @@ pub fn read_exact_at(file: &dyn DiskFile, buf: &mut [u8], offset: u64) -> io::Re
     if read == buf.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// Whether there was no room: on the disk or within a quota.
+/// Whether there was no room: on the disk, within a quota, or for another open file. It may pass.
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        || is_out_of_descriptors(error)
+}
+
+/// Whether the process or the system has as many files open as it may.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let limits = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| limits.contains(&code))
 }
 
 /// The directory of a path: `""` for the root's entries.

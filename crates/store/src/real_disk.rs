@@ -3,10 +3,14 @@
 use crate::aligned::Aligned;
 use crate::disk::{BLOCK_BYTES, Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Zeros are written and synced in pieces of this size, so that another file's sync never queues behind a whole segment.
 const ZEROS: usize = 1 << 20;
@@ -15,6 +19,8 @@ const ZEROS: usize = 1 << 20;
 #[derive(Debug)]
 pub struct RealDisk {
     root: PathBuf,
+    /// The directories that were synced, by path: the next sync needs no descriptor, of which there may be none left.
+    dirs: Mutex<BTreeMap<PathBuf, Arc<File>>>,
 }
 
 impl RealDisk {
@@ -39,9 +45,18 @@ impl RealDisk {
                 File::open(parent)?.sync_all()?;
             }
         }
-        // An unreadable or unlistable root is told here and not at the first file.
+        Self::open_existing(root)
+    }
+
+    /// Uses a directory that must exist; creates and changes nothing by itself, so that it may be one that can only be read.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn open_existing(root: impl Into<PathBuf>) -> io::Result<Self> {
+        let root = std::path::absolute(root.into())?;
+        // An unreadable or unlistable root is reported here and not at the first file.
         fs::read_dir(&root)?;
-        Ok(Self { root })
+        Ok(Self { root, dirs: Mutex::default() })
     }
 
     /// The directory.
@@ -57,9 +72,9 @@ impl RealDisk {
 
     fn open_file(&self, path: &str, open: Open) -> io::Result<RealFile> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true);
+        options.read(true).write(open != Open::Read);
         match open {
-            Open::Existing => {}
+            Open::Read | Open::Existing => {}
             Open::New => {
                 options.create_new(true);
             }
@@ -78,6 +93,9 @@ impl Disk for RealDisk {
 
     fn open_direct(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
         let mut file = self.open_file(path, open)?;
+        if open == Open::Read {
+            return Ok(Box::new(file));
+        }
         let mut options = OpenOptions::new();
         options.write(true).custom_flags(OFlags::DIRECT.bits() as i32);
         // Not every file system can: then everything goes through its cache.
@@ -115,7 +133,18 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
-        File::open(self.path(dir)?)?.sync_all()
+        let path = self.path(dir)?;
+        let held = self.dirs().get(&path).cloned();
+        let held = match held {
+            // Another directory may have its name by now.
+            Some(held) if same_file(&held.metadata()?, &fs::metadata(&path)?) => held,
+            _ => {
+                let opened = Arc::new(File::open(&path)?);
+                self.dirs().insert(path, Arc::clone(&opened));
+                opened
+            }
+        };
+        held.sync_all()
     }
 
     fn len(&self, path: &str) -> io::Result<Option<u64>> {
@@ -127,34 +156,96 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
-        let full = self.path(path).map_err(|source| LockError::Io { path: path.to_owned(), source })?;
-        let name = full.display().to_string();
+        let (full, name) = self.lock_path(path)?;
         let failed = |source| LockError::Io { path: name.clone(), source };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&full)
-            .map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                let _ = file.take(20).read_to_string(&mut text);
-                return Err(LockError::Held { path: name, owner: text.trim().parse().ok() });
-            }
-            Err(error) => return Err(failed(error.into())),
-        }
-        // The number only serves the error message above; the lock itself is the system's.
-        file.set_len(0).map_err(failed)?;
-        writeln!(file, "{}", std::process::id()).map_err(failed)?;
-        Ok(Box::new(RealLock { _file: file }))
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&full);
+        let lock = flock(opened.map_err(failed)?, FlockOperation::NonBlockingLockExclusive, &name)?;
+        // The number only serves the message of those who come later; the lock itself is the system's.
+        lock.file.set_len(0).map_err(failed)?;
+        writeln!(&lock.file, "{}", std::process::id()).map_err(failed)?;
+        Ok(Box::new(lock))
+    }
+
+    fn lock_to_read(&self, path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError> {
+        let (full, name) = self.lock_path(path)?;
+        let file = match File::open(&full) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|source| LockError::Io { path: name.clone(), source })?,
+        };
+        Ok(Some(Box::new(flock(file, FlockOperation::NonBlockingLockShared, &name)?)))
     }
 }
 
+impl RealDisk {
+    fn dirs(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<File>>> {
+        self.dirs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_path(&self, path: &str) -> Result<(PathBuf, String), LockError> {
+        let full = self.path(path).map_err(|source| LockError::Io { path: path.to_owned(), source })?;
+        let name = full.display().to_string();
+        Ok((full, name))
+    }
+}
+
+fn same_file(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// How long a lock is asked for again that this very process seems to hold.
+const FORKED_FOR: Duration = Duration::from_secs(2);
+
+/// Takes the system's lock of a file. The lock belongs to the open file, which is closed when another program is started,
+/// but not before: between its fork and its exec a child holds it too, also when the parent has given it up meanwhile. So a
+/// lock whose owner seems to be this process is asked for again for a while.
+fn flock(file: File, operation: FlockOperation, name: &str) -> Result<RealLock, LockError> {
+    let failed = |source| LockError::Io { path: name.to_owned(), source };
+    let id = file.metadata().map(|data| (data.dev(), data.ino())).map_err(failed)?;
+    let until = Instant::now() + FORKED_FOR;
+    loop {
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => {
+                let is_owner = operation == FlockOperation::NonBlockingLockExclusive;
+                if is_owner {
+                    owned().insert(id);
+                }
+                return Ok(RealLock { file, id, is_owner });
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut text = [0; 20];
+                let len = file.read_at(&mut text, 0).unwrap_or(0);
+                let owner = std::str::from_utf8(&text[..len]).ok().and_then(|text| text.trim().parse().ok());
+                let forked = owner == Some(std::process::id()) && !owned().contains(&id);
+                if !forked || Instant::now() >= until {
+                    return Err(LockError::Held { path: name.to_owned(), owner });
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+}
+
+/// The files of the locks that this process really holds as an owner, by device and inode.
+fn owned() -> MutexGuard<'static, BTreeSet<(u64, u64)>> {
+    static OWNED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+    OWNED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct RealLock {
-    _file: File,
+    file: File,
+    id: (u64, u64),
+    is_owner: bool,
+}
+
+impl Drop for RealLock {
+    fn drop(&mut self) {
+        // Before the file is closed: another thread's lock comes after that.
+        if self.is_owner {
+            owned().remove(&self.id);
+        }
+    }
 }
 
 impl DiskLock for RealLock {}
@@ -206,7 +297,7 @@ impl DiskFile for RealFile {
         }
         // Fails at once and whole if there is no room. Not every file system can: then the zeros find out.
         match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), start, len - start) {
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(error) => return Err(error.into()),
         }
         // Reserved blocks are marked unwritten, and the first write to each would change metadata: so write them now.

@@ -8,6 +8,7 @@
 //! Not modelled: names that a failed sync of a directory has forgotten (file systems that lose them stop), versions of a sector that were overwritten before a sync, and mislaid sectors.
 
 use crate::disk::{Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename, parent};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -202,6 +203,7 @@ struct Inner {
     crash_at: Option<u64>,
     crashed: bool,
     capacity: Option<u64>,
+    files_max: Option<u32>,
     syncs_to_fail: u32,
     costs: DiskCosts,
     micros: u64,
@@ -341,9 +343,13 @@ impl Inner {
     fn open(&mut self, path: &str, open: Open) -> io::Result<u64> {
         check_path(path)?;
         self.check_dir(parent(path))?;
+        let handles: u32 = self.inodes.values().map(|inode| inode.handles).sum();
+        if self.files_max.is_some_and(|max| handles >= max) {
+            return Err(io::Error::from_raw_os_error(Errno::MFILE.raw_os_error()));
+        }
         let id = match (self.file_id(path), open) {
             (Ok(_), Open::New) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (Ok(id), Open::Existing) => id,
+            (Ok(id), Open::Read | Open::Existing) => id,
             (Ok(id), Open::Replace) => {
                 if let Some(inode) = self.inodes.get_mut(&id) {
                     inode.resize(0);
@@ -407,6 +413,7 @@ impl SimDisk {
             crash_at: None,
             crashed: false,
             capacity: None,
+            files_max: None,
             syncs_to_fail: 0,
             costs: DiskCosts::default(),
             micros: 0,
@@ -474,6 +481,17 @@ impl SimDisk {
     /// Limits the bytes of all files together; `None` is no limit. What is there already stays.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.inner().capacity = bytes;
+    }
+
+    /// Limits the files that are open at a time, as a limit on a process's descriptors does; `None` is no limit.
+    pub fn set_open_files(&self, files: Option<u32>) {
+        self.inner().files_max = files;
+    }
+
+    /// The files that are open.
+    #[must_use]
+    pub fn open_files(&self) -> u32 {
+        self.inner().inodes.values().map(|inode| inode.handles).sum()
     }
 
     /// Bytes of all files together.
@@ -563,7 +581,8 @@ impl Disk for SimDisk {
         let begun = inner.begin(0, false)?;
         let id = inner.open(path, open);
         let id = inner.end_with(begun, id)?;
-        Ok(Box::new(SimFile { disk: self.clone(), id, generation: inner.generation }))
+        let (generation, is_read) = (inner.generation, open == Open::Read);
+        Ok(Box::new(SimFile { disk: self.clone(), id, generation, is_read }))
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
@@ -635,6 +654,10 @@ impl Disk for SimDisk {
     fn lock(&self, _path: &str) -> Result<Box<dyn DiskLock>, LockError> {
         Ok(Box::new(SimLock))
     }
+
+    fn lock_to_read(&self, _path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError> {
+        Ok(Some(Box::new(SimLock)))
+    }
 }
 
 struct SimLock;
@@ -645,9 +668,14 @@ struct SimFile {
     disk: SimDisk,
     id: u64,
     generation: u64,
+    is_read: bool,
 }
 
 impl SimFile {
+    fn check_write(&self) -> io::Result<()> {
+        if self.is_read { Err(io::ErrorKind::PermissionDenied.into()) } else { Ok(()) }
+    }
+
     /// Runs one operation on the file, which must still be open.
     fn with<T>(
         &self,
@@ -697,6 +725,7 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.check_write()?;
         self.with(bytes.len(), false, |inner, id, _| {
             let offset = usize::try_from(offset).map_err(io::Error::other)?;
             let end = offset.checked_add(bytes.len()).ok_or(io::ErrorKind::InvalidInput)?;
@@ -714,6 +743,7 @@ impl DiskFile for SimFile {
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
+        self.check_write()?;
         self.with(usize::try_from(len).map_err(io::Error::other)?, false, |inner, id, _| {
             let len = usize::try_from(len).map_err(io::Error::other)?;
             let more = len.saturating_sub(inode(inner, id)?.data.len());
@@ -726,6 +756,7 @@ impl DiskFile for SimFile {
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
+        self.check_write()?;
         self.with(0, false, |inner, id, _| {
             let len = usize::try_from(len).map_err(io::Error::other)?;
             let more = len.saturating_sub(inode(inner, id)?.data.len());

@@ -24,7 +24,7 @@ pub use live::WalReader;
 pub use segment::SegmentPreparer;
 
 use crate::aligned::Aligned;
-use crate::disk::{Disk, parent};
+use crate::disk::{Disk, Open, parent};
 use batch::ShardTops;
 use frame::{BLOCK, FrameHeader, HEADER, span};
 use live::{Extent, Published};
@@ -46,8 +46,11 @@ const RESERVED: u64 = BLOCK as u64;
 pub struct WalOptions {
     /// Its directory on the disk, of which the parent exists. Default `wal`.
     pub dir: String,
-    /// Bytes of each new segment: 16 KiB to 1 GiB, a multiple of 4 KiB. Default 64 MiB.
+    /// Most bytes of a new segment: 16 KiB to 1 GiB, a multiple of 4 KiB. Default 64 MiB.
     pub segment_bytes: u64,
+    /// Bytes of the segments of a short log, from 16 KiB, a multiple of 4 KiB; [`Self::segment_bytes`] if that is less.
+    /// They double as the log gets longer. Default 1 MiB.
+    pub segment_bytes_min: u64,
     /// Most bytes of records in one write, and so in one [`Batch`]; less if a segment holds less. Default 16 MiB, most 256 MiB.
     pub batch_bytes_max: usize,
     /// Segments kept ready to be written: 1 to 16. Default 1.
@@ -66,6 +69,7 @@ impl Default for WalOptions {
         Self {
             dir: "wal".to_owned(),
             segment_bytes: 64 << 20,
+            segment_bytes_min: 1 << 20,
             batch_bytes_max: 16 << 20,
             spares: 1,
             free_max: 2,
@@ -84,6 +88,13 @@ impl WalOptions {
         {
             return refuse("segment_bytes", self.segment_bytes, "16 KiB to 1 GiB and a multiple of 4 KiB");
         }
+        if self.segment_bytes_min < SEGMENT_MIN || !self.segment_bytes_min.is_multiple_of(BLOCK as u64) {
+            return refuse(
+                "segment_bytes_min",
+                self.segment_bytes_min,
+                "16 KiB or more and a multiple of 4 KiB",
+            );
+        }
         if !(1..=256 << 20).contains(&self.batch_bytes_max) {
             return refuse("batch_bytes_max", self.batch_bytes_max as u64, "1 byte to 256 MiB");
         }
@@ -94,6 +105,15 @@ impl WalOptions {
             return refuse("free_max", self.free_max as u64, "1 to 1024");
         }
         Ok(())
+    }
+
+    fn first_bytes(&self) -> u64 {
+        self.segment_bytes_min.min(self.segment_bytes)
+    }
+
+    /// Whether an empty segment of this length may be one of this log's next.
+    fn is_reusable(&self, bytes: u64) -> bool {
+        (self.first_bytes()..=self.segment_bytes).contains(&bytes) && bytes.is_multiple_of(BLOCK as u64)
     }
 
     /// What fits into one write: a segment less its header and its reserved block, or the set limit.
@@ -242,24 +262,30 @@ impl Wal {
         let mut outdated = std::mem::take(&mut scan.outdated);
         let mut active = None;
         let mut ready = VecDeque::new();
+        let open = |id: u64, bytes: u64| {
+            let path = log_path(&options.dir, id);
+            let file = disk.open_direct(&path, Open::Existing).map_err(WalError::io("open", &path))?;
+            Ok::<_, WalError>(Segment { id, file, bytes })
+        };
         for (at, found) in scan.segments.into_iter().enumerate() {
-            let segment = Segment { id: found.id, file: found.file, bytes: found.bytes };
             match at.cmp(&scan.tail) {
                 std::cmp::Ordering::Less if found.id < scan.oldest => outdated.push(found.id),
                 std::cmp::Ordering::Less => {
                     sealed.push_back(Sealed { id: found.id, bytes: found.bytes, tops: found.tops })
                 }
-                std::cmp::Ordering::Equal => active = Some((segment, found.tops)),
-                std::cmp::Ordering::Greater => ready.push_back(segment),
+                std::cmp::Ordering::Equal => active = Some((open(found.id, found.bytes)?, found.tops)),
+                std::cmp::Ordering::Greater => ready.push_back(open(found.id, found.bytes)?),
             }
         }
-        let pool = Arc::new(Pool::new(disk, &options, ready, scan.free, id_next));
+        let pool = Arc::new(Pool::new(Arc::clone(&disk), &options, ready, scan.reusable, id_next));
+        let has = |active: u64| active + sealed.iter().map(|sealed: &Sealed| sealed.bytes).sum::<u64>();
+        pool.log_has(has(active.as_ref().map_or(0, |(active, _)| active.bytes)));
         if !outdated.is_empty() {
             pool.release(&outdated)?;
         }
         let (active, active_tops) = match active {
             Some(active) => active,
-            None => (pool.take()?, ShardTops::default()),
+            None => (pool.take(0)?, ShardTops::default()),
         };
         let at = if new { BLOCK as u64 } else { scan.at };
         let last = Position { batch: scan.number, segment: active.id, offset: scan.last_at };
@@ -324,9 +350,10 @@ impl Wal {
         }
         let writes = split(batches, max);
         // All room is found before anything is written, so that a full disk leaves nothing half done.
-        let rolls = self.rolls(writes.iter().map(|write| bytes(&batches[write.clone()])));
-        if rolls > 0 {
-            self.pool.ensure(rolls)?;
+        let spans: Vec<u64> =
+            writes.iter().map(|write| span(bytes(&batches[write.clone()])) as u64).collect();
+        if self.at + spans.iter().sum::<u64>() + RESERVED > self.active.bytes {
+            self.pool.ensure(|ready| self.missing(&spans, ready))?;
         }
         for write in writes {
             self.write(&batches[write])?;
@@ -367,7 +394,7 @@ impl Wal {
         if self.is_marked() {
             return Ok(true);
         }
-        if self.rolls(std::iter::once(0)) > 0 && self.pool.counts().1 == 0 {
+        if self.missing(&[span(0) as u64], &self.pool.ready()).is_some() {
             return Ok(false);
         }
         self.write(&[])?;
@@ -391,7 +418,7 @@ impl Wal {
         }
         // Without room to say so nothing can go: the reserved block was used by an earlier trim, and the disk is full.
         if self.at + span(0) as u64 > self.active.bytes {
-            match self.pool.ensure(1) {
+            match self.pool.ensure(|ready| ready.is_empty().then_some(0)) {
                 Err(WalError::NoSpace { .. }) => return Ok(0),
                 ready => ready?,
             }
@@ -401,6 +428,7 @@ impl Wal {
         self.write_within(&[], RESERVED)?;
         self.sync()?;
         let ids: Vec<u64> = self.sealed.drain(..count).map(|sealed| sealed.id).collect();
+        self.pool.log_has(self.bytes());
         if let Err(error) = self.pool.release(&ids) {
             return Err(self.fail(error));
         }
@@ -411,9 +439,15 @@ impl Wal {
     /// with [`WalError::NoSpace`], stop accepting what must be logged.
     #[must_use]
     pub fn reserve_left(&self) -> u64 {
-        let (bytes, ready, _) = self.pool.counts();
         let active = (self.active.bytes - RESERVED).saturating_sub(self.at);
-        active + bytes - (BLOCK as u64 + RESERVED) * ready as u64
+        let ready = self.pool.ready();
+        active + ready.iter().map(|bytes| bytes - BLOCK as u64 - RESERVED).sum::<u64>()
+    }
+
+    /// Bytes that the next segment will have, unless a batch needs more.
+    #[must_use]
+    pub fn segment_bytes_next(&self) -> u64 {
+        self.pool.wanted_bytes()
     }
 
     /// Whether [`SegmentPreparer::prepare_next`] should run.
@@ -451,13 +485,13 @@ impl Wal {
     /// How the log stands.
     #[must_use]
     pub fn stats(&self) -> WalStats {
-        let (ready_bytes, ready, free) = self.pool.counts();
-        let sealed: u64 = self.sealed.iter().map(|sealed| sealed.bytes).sum();
+        let ready = self.pool.ready();
+        let (free, free_bytes) = self.pool.free();
         WalStats {
             segments: self.sealed.len() + 1,
-            ready,
+            ready: ready.len(),
             free,
-            bytes: sealed + self.active.bytes + ready_bytes + free as u64 * self.options.segment_bytes,
+            bytes: self.bytes() + ready.iter().sum::<u64>() + free_bytes,
             batch: self.last.batch,
             synced: self.synced,
         }
@@ -478,19 +512,26 @@ impl Wal {
         error
     }
 
-    /// How many new segments writes of these payload bytes need.
-    fn rolls(&self, payloads: impl Iterator<Item = usize>) -> usize {
-        let mut rolls = 0;
+    /// Bytes of the segments that are needed.
+    fn bytes(&self) -> u64 {
+        self.sealed.iter().map(|sealed| sealed.bytes).sum::<u64>() + self.active.bytes
+    }
+
+    /// The bytes that one more segment must have so that writes of these spans find their places, if the ready ones are
+    /// not enough. A ready segment that is too short for a write is passed over.
+    fn missing(&self, spans: &[u64], ready: &[u64]) -> Option<u64> {
+        let mut ready = ready.iter();
         let (mut at, mut end) = (self.at, self.active.bytes);
-        for payload in payloads {
-            let span = span(payload) as u64;
-            if at + span + RESERVED > end {
-                rolls += 1;
-                (at, end) = (BLOCK as u64, self.options.segment_bytes);
+        for span in spans {
+            while at + span + RESERVED > end {
+                match ready.next() {
+                    Some(next) => (at, end) = (BLOCK as u64, *next),
+                    None => return Some(BLOCK as u64 + span + RESERVED),
+                }
             }
             at += span;
         }
-        rolls
+        None
     }
 
     fn write(&mut self, batches: &[Batch]) -> Result<(), WalError> {
@@ -501,10 +542,15 @@ impl Wal {
     fn write_within(&mut self, batches: &[Batch], reserve: u64) -> Result<(), WalError> {
         let payload = bytes(batches);
         // What stands in the log must be told before the buffer is sealed, so the segment comes first.
-        while self.at + span(payload) as u64 + RESERVED > self.active.bytes + reserve {
-            self.roll()?;
+        let span = span(payload) as u64;
+        while self.at + span + RESERVED > self.active.bytes + reserve {
+            self.roll(BLOCK as u64 + span + RESERVED)?;
+            if self.at + span + RESERVED > self.active.bytes {
+                // Passed over, but not empty: no segment is.
+                self.write(&[])?;
+            }
         }
-        self.buf.make_room(span(payload));
+        self.buf.make_room(span as usize);
         self.buf.pad(HEADER);
         let mut records = 0;
         for batch in batches {
@@ -540,13 +586,14 @@ impl Wal {
 
     /// Goes on in the next segment. What stands in this one is durable before: then a tail that must be cut never reaches
     /// over two segments, and one sync is enough for all that is unsynced.
-    fn roll(&mut self) -> Result<(), WalError> {
+    fn roll(&mut self, bytes: u64) -> Result<(), WalError> {
         self.sync()?;
-        let next = self.pool.take()?;
+        let next = self.pool.take(bytes)?;
         let full = std::mem::replace(&mut self.active, next);
         let tops = std::mem::take(&mut self.active_tops);
         self.sealed.push_back(Sealed { id: full.id, bytes: full.bytes, tops });
         self.at = BLOCK as u64;
+        self.pool.log_has(self.bytes());
         self.pool.prepare_unless_delegated()
     }
 }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use stead::http::{self, Limits};
 use stead::kv::Kv;
-use stead::stderr;
 use stead::{Config, Node, OpenError, RecoveryReport, ServiceOptions};
+use stead::{descriptors, stderr};
 use tokio::sync::oneshot;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -130,7 +130,7 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
     let node = open(&data, config)?;
     let limits = Limits {
         body_bytes_max: args.body_bytes_max,
-        connections_max: args.connections_max,
+        connections_max: descriptors::connections_max(args.connections_max),
         request_timeout: Duration::from_millis(args.request_timeout_ms),
         shutdown_timeout,
         ..Limits::default()

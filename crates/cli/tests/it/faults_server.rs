@@ -135,3 +135,106 @@ fn a_damaged_log_is_refused_with_its_place_and_is_whole_again_when_it_is_put_bac
     std::fs::write(&names[0], &whole).unwrap();
     assert_eq!(Server::start(dir.path(), &[]).get("/v1/query/kv/a").json(), 2);
 }
+
+/// A shell that sets limits and becomes the server.
+fn limited(data: &Path, limits: &str, more: &[&str]) -> Server {
+    Server::start_by_shell(limits, data, &[&["--supervise=false"], more].concat())
+}
+
+#[test]
+fn connections_leave_descriptors_to_the_log_and_to_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("stead.toml");
+    std::fs::write(&config, "[log]\nsegment_bytes = 65536\n[checkpoints]\ninterval = \"1h\"\n").unwrap();
+    let server = limited(&dir.path().join("data"), "ulimit -n 128", &["--config", config.to_str().unwrap()]);
+    let mut kept: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(&server.address).unwrap()).collect();
+    // Those above the limit were refused and are closed; some of the others make place for the requests below.
+    drop(kept.drain(..8));
+    let put = |value: u64| {
+        let body = format!(r#"{{"put":{{"value":"{}"}}}}"#, "x".repeat(4000 + value as usize));
+        server.post("/v1/call/kv/a", &body).status
+    };
+    let waited = Instant::now();
+    while put(0) != 200 {
+        assert!(waited.elapsed() < PATIENCE, "no connection became free");
+    }
+    // Several segments' worth.
+    for value in 1..80 {
+        assert_eq!(put(value), 200);
+    }
+    let taken = server.post("/v1/checkpoints", "{}");
+    assert_eq!(taken.status, 201, "{}", taken.text);
+    let (status, stderr) = server.terminate();
+    assert!(status.success(), "{stderr}");
+    assert!(stderr.contains("64 connections at a time instead of 1024"), "{stderr}");
+}
+
+#[test]
+fn the_soft_limit_of_open_files_is_raised() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = limited(dir.path(), "ulimit -Sn 64", &[]);
+    let kept: Vec<_> = (0..150).map(|_| std::net::TcpStream::connect(&server.address).unwrap()).collect();
+    server.put("a", 1);
+    assert_eq!(server.post("/v1/checkpoints", "{}").status, 201);
+    drop(kept);
+}
+
+#[test]
+fn a_directory_that_can_only_be_read_is_listed_verified_shown_and_restored() {
+    const NOBODY: u32 = 65_534;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let server = Server::start(&data, &[]);
+    server.put("a", 1);
+    assert_eq!(server.post("/v1/checkpoints", "{}").status, 201);
+    server.put("a", 2);
+    assert!(server.terminate().0.success());
+    let own = std::fs::metadata(dir.path()).is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
+    let into = dir.path().join("into");
+    std::fs::create_dir(&into).unwrap();
+    let change = |mode: u32, files: u32| {
+        let mut paths = vec![data.clone()];
+        while let Some(path) = paths.pop() {
+            let is_dir = path.is_dir();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(if is_dir { mode } else { files }))
+                .unwrap();
+            if is_dir {
+                paths.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            }
+        }
+    };
+    let binary = dir.path().join("stead");
+    if own {
+        // The superuser may write everywhere: someone else reads, from a place that he can read.
+        if std::fs::hard_link(stead(&[]).get_program(), &binary).is_err() {
+            std::fs::copy(stead(&[]).get_program(), &binary).unwrap();
+        }
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&into, PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    change(0o555, 0o444);
+    let data = data.to_str().unwrap();
+    let file = format!("file://{data}/checkpoints");
+    let (into_path, again) = (into.join("restored"), into.join("again"));
+    let commands: [&[&str]; 5] = [
+        &["checkpoint", "list", "--data", data],
+        &["checkpoint", "verify", "1", "--data", data],
+        &["log", "3", "--data", data],
+        &["restore", "--from", &file, "--into", again.to_str().unwrap()],
+        &["restore", "--from", data, "--into", into_path.to_str().unwrap()],
+    ];
+    let mut failed = Vec::new();
+    for args in commands {
+        let mut command = stead(args);
+        if own {
+            command = Command::new(&binary);
+            command.args(args).env_clear().uid(NOBODY).gid(NOBODY);
+        }
+        let output = command.output().unwrap();
+        if !output.status.success() {
+            failed.push(format!("{args:?}: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+    }
+    change(0o755, 0o644);
+    assert!(failed.is_empty(), "{failed:#?}");
+}

@@ -83,6 +83,18 @@ impl Server {
         Self::spawn(&mut stead(&Self::arguments(data, more)), stderr)
     }
 
+    /// Starts a server by a shell that runs a command before, as `ulimit`.
+    pub(crate) fn start_by_shell(before: &str, data: &Path, more: &[&str]) -> Self {
+        let server = stead(&Self::arguments(data, more));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{before} && exec \"$0\" \"$@\"")]).arg(server.get_program());
+        shell.args(server.get_args()).stdin(Stdio::null());
+        for (name, _) in server.get_envs() {
+            shell.env_remove(name);
+        }
+        Self::spawn(&mut shell, Stdio::piped())
+    }
+
     fn arguments<'a>(data: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
         let data = data.to_str().unwrap();
         [&["start", "--json", "--data", data, "--listen", "127.0.0.1:0"], more].concat()

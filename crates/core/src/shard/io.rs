@@ -419,7 +419,9 @@ pub enum Refusal {
     #[error("the shard is starting; retry shortly")]
     NotReady,
     /// There is no room for the log.
-    #[error("the data directory's disk is full: writes are refused until there is room; reads go on")]
+    #[error(
+        "the data directory's disk is full, or too many files are open: writes are refused until there is room; reads go on"
+    )]
     Full,
 }
 

@@ -4,7 +4,7 @@ use super::Shared;
 use super::inbox::Command;
 use super::status::LogStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stead_core::ids::{Index, ShardId};
 use stead_core::shard::Input;
@@ -14,6 +14,8 @@ use stead_store::wal::{Batch, SegmentPreparer, Wal, WalError};
 const IDLE: Duration = Duration::from_millis(200);
 /// How often a full disk is asked for room again.
 const ROOM_RETRY: Duration = Duration::from_millis(50);
+/// Least reserve of the log below which no new work is taken, unless segments are shorter than twice that.
+const RESERVE_MIN: u64 = 1 << 20;
 /// Batches kept for their memory.
 const SPARES: usize = 16;
 /// A batch that has grown over this is not kept.
@@ -34,6 +36,8 @@ pub(crate) struct LogQueue {
     /// There was no room for another segment.
     short: AtomicBool,
     full: AtomicBool,
+    /// Why there was no room.
+    shortage: Mutex<String>,
     /// Full, and half of what was left then is used up.
     spent: AtomicBool,
     bytes: AtomicU64,
@@ -61,6 +65,7 @@ impl LogQueue {
             spares: Mutex::default(),
             short: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            shortage: Mutex::default(),
             spent: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
             segments: AtomicU64::new(0),
@@ -106,6 +111,10 @@ impl LogQueue {
         Some(now.saturating_duration_since(oldest))
     }
 
+    fn shortage(&self) -> MutexGuard<'_, String> {
+        self.shortage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
     }
@@ -140,8 +149,8 @@ pub(crate) struct LogThread<'a> {
     batches: Vec<Batch>,
     /// Workers with submissions in the write, and the last ticket of each.
     tickets: Vec<Option<u64>>,
-    /// Below this reserve no new work is taken while there is no room for another segment.
-    reserve_min: u64,
+    /// Most bytes of a segment.
+    segment_bytes: u64,
     /// The idle mark stands in the log.
     marked: bool,
 }
@@ -155,7 +164,7 @@ impl<'a> LogThread<'a> {
             submissions: Vec::new(),
             batches: Vec::new(),
             tickets: vec![None; workers],
-            reserve_min: segment_bytes / 2,
+            segment_bytes,
             marked: false,
         }
     }
@@ -233,6 +242,7 @@ impl<'a> LogThread<'a> {
                         return Err(error);
                     }
                     log.spent.store(true, Ordering::Relaxed);
+                    *log.shortage() = error.to_string();
                     self.set_full(true);
                     std::thread::sleep(ROOM_RETRY);
                     if self.shared.is_over() {
@@ -275,21 +285,26 @@ impl<'a> LogThread<'a> {
         if self.wal.wants_segment() {
             self.shared.preparer.wake();
         }
-        let short = log.short.load(Ordering::Relaxed) && self.wal.reserve_left() < self.reserve_min;
-        log.spent.store(short && self.wal.reserve_left() < self.reserve_min / 2, Ordering::Relaxed);
+        let reserve_min = self.reserve_min();
+        let short = log.short.load(Ordering::Relaxed) && self.wal.reserve_left() < reserve_min;
+        log.spent.store(short && self.wal.reserve_left() < reserve_min / 2, Ordering::Relaxed);
         if short != log.is_full() {
             self.set_full(short);
         }
     }
 
+    /// Below this reserve no new work is taken while there is no room for another segment.
+    fn reserve_min(&self) -> u64 {
+        (self.wal.segment_bytes_next() / 2).max((self.segment_bytes / 2).min(RESERVE_MIN))
+    }
+
     fn set_full(&self, full: bool) {
         if self.shared.log.full.swap(full, Ordering::Relaxed) != full {
             if full {
-                tracing::warn!(
-                    "the disk of the data directory is full: writes are refused until there is room"
-                );
+                let reason = self.shared.log.shortage().clone();
+                tracing::warn!("writes are refused until there is room: {reason}");
             } else {
-                tracing::info!("the disk of the data directory has room again: writes are taken");
+                tracing::info!("the log has room again: writes are taken");
             }
             for inbox in &self.shared.inboxes {
                 inbox.push(Command::Every(Input::Full(full)));
@@ -340,7 +355,8 @@ impl PreparerSignal {
                         self.tell_short(shared, false);
                         break;
                     }
-                    Err(WalError::NoSpace { .. }) => {
+                    Err(error @ WalError::NoSpace { .. }) => {
+                        *shared.log.shortage() = error.to_string();
                         self.tell_short(shared, true);
                         break;
                     }

@@ -38,6 +38,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     let begun = Instant::now();
     set_secret(fresh_secret());
     let limits = builder.limits()?;
+    crate::descriptors::raise_limit();
     let disk: Arc<dyn Disk> =
         match &builder.disk {
             Some(disk) => Arc::clone(disk),

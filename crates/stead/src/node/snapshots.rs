@@ -299,9 +299,9 @@ pub(crate) struct Checkpointer {
     collector: Collector,
     merge: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    /// Shards whose last snapshot is in no checkpoint: their next part must hold everything. They see to that by
-    /// themselves; this is the check of it.
-    broken: BTreeSet<ShardId>,
+    /// The last snapshot of each shard, unless its checkpoint exists: the shard's next part must hold everything. The shard
+    /// sees to that by itself; this is the check of it.
+    unconfirmed: BTreeMap<ShardId, Colour>,
     wanted: Vec<Wanted>,
 }
 
@@ -336,7 +336,7 @@ impl Checkpointer {
             lineage,
             running: None,
             encoded: Vec::new(),
-            broken: BTreeSet::new(),
+            unconfirmed: BTreeMap::new(),
             wanted: Vec::new(),
         };
         for number in decided.0 + 1..=last.0 {
@@ -438,16 +438,14 @@ impl Checkpointer {
 
     fn handle_begun(&mut self, shard: ShardId, number: Colour, header: Header, all: bool) {
         self.coordinator.handle_seen(number);
+        let before = self.unconfirmed.insert(shard, number);
         let Some(running) = self.running.as_mut().filter(|running| running.number == number) else {
             // A colour of a checkpoint that was given up has come to the shard late, with a message.
-            self.broken.insert(shard);
             self.shared.inboxes[self.shared.worker_of(shard)].push(Command::GivenUp(number));
             return;
         };
-        if all {
-            self.broken.remove(&shard);
-        } else if self.broken.contains(&shard) {
-            let reason = format!("shard {shard} took a snapshot for an older checkpoint meanwhile");
+        if let (false, Some(before)) = (all, before) {
+            let reason = format!("shard {shard} builds on its part of {before}, which is no checkpoint");
             return self.give_up(number, reason);
         }
         if let Err(error) = running.writer.begin_part(header, all) {
@@ -475,6 +473,7 @@ impl Checkpointer {
             match self.complete(writer, wanted.iter().any(|wanted| wanted.checked)) {
                 Ok(manifest) => {
                     self.coordinator.handle_decided(number);
+                    self.unconfirmed.retain(|_, of| *of != number);
                     // Before the next colour, so that the next parts hold only what has changed.
                     for inbox in &self.shared.inboxes {
                         inbox.push(Command::Every(Input::Completed(number)));
@@ -594,7 +593,6 @@ impl Checkpointer {
         self.shared.snapshots.running.store(0, Ordering::Relaxed);
         self.bury(number, &reason);
         self.coordinator.handle_decided(number);
-        self.broken.extend(self.shared.topology.shards());
         for inbox in &self.shared.inboxes {
             inbox.push(Command::GivenUp(number));
         }

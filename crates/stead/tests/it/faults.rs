@@ -45,7 +45,7 @@ impl Faults {
 
 impl Disk for FaultyDisk {
     fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
-        if open != Open::Existing {
+        if !matches!(open, Open::Read | Open::Existing) {
             self.faults.grow()?;
         }
         Ok(Box::new(FaultyFile { file: self.disk.open(path, open)?, faults: Arc::clone(&self.faults) }))
@@ -73,6 +73,9 @@ impl Disk for FaultyDisk {
     }
     fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
         self.disk.lock(path)
+    }
+    fn lock_to_read(&self, path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError> {
+        self.disk.lock_to_read(path)
     }
 }
 

@@ -61,6 +61,49 @@ fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
 }
 
 #[test]
+fn a_node_without_descriptors_refuses_writes_answers_reads_and_resumes_when_there_are_some() {
+    let disk = SimDisk::new(1);
+    let node = open(&disk);
+    let mut answered = deposit(&node).unwrap();
+    for round in 0..2 {
+        disk.set_open_files(Some(0));
+        let checkpoint = node.checkpoint_blocking().unwrap_err();
+        assert!(checkpoint.to_string().contains("given up"), "{checkpoint}");
+        let refused = loop {
+            match deposit(&node) {
+                Ok(balance) => answered = balance,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused, CallError::Raw(RawError::Refused(Refusal::Full)), "round {round}");
+        assert_eq!(balance(&node), answered, "reads go on");
+        assert!(node.is_ready(), "a missing descriptor is no failure");
+
+        disk.set_open_files(None);
+        let waited = Instant::now();
+        while let Err(error) = deposit(&node) {
+            assert_eq!(error, refused);
+            assert!(waited.elapsed() < Duration::from_secs(10), "writes never resumed");
+        }
+        answered += 1;
+        node.checkpoint_blocking().unwrap();
+    }
+    node.shutdown();
+    drop(node);
+    assert_eq!(balance(&open(&disk)), answered);
+}
+
+#[test]
+fn a_fresh_data_directory_takes_a_few_mib() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder(dir.path()).segment_bytes(64 << 20).open().unwrap();
+    assert_eq!(deposit(&node).unwrap(), 1);
+    let log = node.status().log;
+    assert!(log.bytes <= 4 << 20, "{log:?}");
+    node.shutdown();
+}
+
+#[test]
 fn a_node_that_is_killed_on_a_full_disk_starts_there_and_takes_writes_when_there_is_room() {
     let disk = SimDisk::new(2);
     let node = open(&disk);

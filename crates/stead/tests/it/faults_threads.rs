@@ -232,7 +232,7 @@ fn a_checkpoint_is_taken_although_a_shard_learns_late_of_it_and_of_one_that_was_
         for _ in 0..60 {
             node.blocking_client().call::<Bulk>(&"late".to_owned(), Ask::Cells(200)).unwrap();
         }
-        let name = ["late", "later"][round];
+        let name = ["given up", "given up again"][round];
         let client = node.blocking_client();
         let call = thread::spawn(move || client.call::<Bulk>(&"late".to_owned(), Ask::Wait(name.to_owned())));
         let gate = Gate::named(name);

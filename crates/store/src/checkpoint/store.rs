@@ -403,7 +403,7 @@ impl BlobStore for DiskStore {
 
     fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
         check_name(name)?;
-        let opened = self.disk.open(&self.path(name), Open::Existing);
+        let opened = self.disk.open(&self.path(name), Open::Read);
         let file = opened.map_err(|source| self.io("open", name, source))?;
         let size = file.len().map_err(|source| self.io("open", name, source))?;
         Ok(Box::new(DiskReader { file, size, name: name.to_owned(), root: self.root.clone() }))

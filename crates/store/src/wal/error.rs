@@ -1,19 +1,35 @@
 //! What can go wrong with a log.
 
+use crate::disk::is_out_of_descriptors;
 use std::error::Error;
 use std::fmt;
 use std::io;
 
+fn remedy(error: &io::Error) -> &'static str {
+    if is_out_of_descriptors(error) {
+        "close files or connections, or raise the limit of open files"
+    } else {
+        "free space on its disk"
+    }
+}
+
 /// Why the log refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
-    /// There is no room for another segment. Nothing was written: the same call may be repeated when there is room.
-    #[error("no room for another log segment of {bytes} bytes in {dir}; free space on its disk, then retry")]
+    /// There is no room for another segment, or no descriptor for its file. Nothing was written: the same call may be
+    /// repeated when there is.
+    #[error(
+        "no room for another log segment of {bytes} bytes in {dir}: {source}; {}, then retry",
+        remedy(source)
+    )]
     NoSpace {
         /// The log's directory.
         dir: String,
         /// Bytes that were asked for.
         bytes: u64,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
     /// A batch is over the log's limit. Nothing was written.
     #[error(

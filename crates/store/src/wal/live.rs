@@ -111,7 +111,7 @@ impl Reading {
         let path = log_path(&log.dir, id);
         let corrupt =
             |offset: usize, damage| WalError::Corrupt { path: path.clone(), offset: offset as u64, damage };
-        let file = log.disk.open(&path, Open::Existing).map_err(WalError::io("open", &path))?;
+        let file = log.disk.open(&path, Open::Read).map_err(WalError::io("open", &path))?;
         let bytes = file.len().map_err(WalError::io("look at", &path))?;
         // The limit stands before the allocation: the length is the file system's word.
         let len = usize::try_from(bytes).ok().filter(|_| bytes <= SEGMENT_MAX);

@@ -11,7 +11,9 @@
 use super::batch::{Record, ShardTops, split_record, u64_at};
 use super::error::{Damage, WalError};
 use super::frame::{self, BLOCK, Frame};
-use super::segment::{FileKind, SEGMENT_MAX, SEGMENT_MIN, check_header, file_kind, free_path, log_path};
+use super::segment::{
+    FileKind, Free, SEGMENT_MAX, SEGMENT_MIN, check_header, file_kind, free_path, log_path,
+};
 use super::window::Window;
 use super::{Cut, Opened, WalOptions};
 use crate::disk::{Disk, DiskFile, Open, read_exact_at};
@@ -20,11 +22,11 @@ use std::error::Error;
 use std::io;
 use std::ops::ControlFlow;
 
-/// A segment as it was found.
+/// A segment as it was found. Its file is opened when it is read, and closed after that: a log may have more segments
+/// than a process may have files open.
 pub(crate) struct Found {
     pub(crate) id: u64,
     pub(crate) bytes: u64,
-    pub(crate) file: Box<dyn DiskFile>,
     pub(crate) tops: ShardTops,
 }
 
@@ -55,7 +57,9 @@ pub(crate) struct Scan {
     /// Where the last batch begins.
     pub(crate) last_at: u64,
     pub(crate) oldest: u64,
-    pub(crate) free: Vec<u64>,
+    free: Vec<u64>,
+    /// Those of `free` that were kept.
+    pub(crate) reusable: Vec<Free>,
     /// Segments before a gap, unread: none of them is needed.
     pub(crate) outdated: Vec<u64>,
     pub(crate) opened: Opened,
@@ -104,11 +108,18 @@ pub(crate) fn scan(disk: &dyn Disk, options: &WalOptions, visit: &mut Visitor<'_
     };
     scanner.find_files(disk)?;
     let mut window = Window::default();
+    let mut next: Option<Box<dyn DiskFile>> = None;
     for at in 0..scanner.scan.segments.len() {
-        if let Some(next) = scanner.scan.segments.get(at + 1) {
-            next.file.read_ahead();
+        let file = match next.take() {
+            Some(file) => file,
+            None => scanner.open(disk, at)?,
+        };
+        if at + 1 < scanner.scan.segments.len() {
+            let ahead = scanner.open(disk, at + 1)?;
+            ahead.read_ahead();
+            next = Some(ahead);
         }
-        scanner.read_segment(at, &mut window)?;
+        scanner.read_segment(at, &*file, &mut window)?;
         if scanner.is_done {
             return Ok(scanner.scan);
         }
@@ -149,14 +160,24 @@ impl Scanner<'_, '_> {
         self.scan.outdated = logs;
         for id in live {
             let path = log_path(dir, id);
-            let file = disk.open_direct(&path, Open::Existing).map_err(WalError::io("open", &path))?;
-            let bytes = file.len().map_err(WalError::io("look at", &path))?;
-            self.scan.segments.push(Found { id, bytes, file, tops: ShardTops::default() });
+            let len = disk.len(&path).and_then(|len| len.ok_or_else(|| io::ErrorKind::NotFound.into()));
+            let bytes = len.map_err(WalError::io("look at", &path))?;
+            self.scan.segments.push(Found { id, bytes, tops: ShardTops::default() });
         }
         Ok(())
     }
 
-    fn read_segment(&mut self, segment: usize, window: &mut Window) -> Result<(), WalError> {
+    fn open(&self, disk: &dyn Disk, segment: usize) -> Result<Box<dyn DiskFile>, WalError> {
+        let path = self.path(segment);
+        disk.open(&path, Open::Read).map_err(WalError::io("open", &path))
+    }
+
+    fn read_segment(
+        &mut self,
+        segment: usize,
+        file: &dyn DiskFile,
+        window: &mut Window,
+    ) -> Result<(), WalError> {
         let Found { id, bytes, .. } = self.scan.segments[segment];
         let path = self.path(segment);
         let start = Place { segment, offset: 0 };
@@ -166,7 +187,7 @@ impl Scanner<'_, '_> {
         }
         let end = usize::try_from(bytes).map_err(|_| self.corrupt(start, Damage::Range))?;
         window.clear();
-        let head = window.batch(&*self.scan.segments[segment].file, 0, end, id);
+        let head = window.batch(file, 0, end, id);
         check_header(head.map_err(WalError::io("read", &path))?, &path, id, self.options.log_id, bytes)?;
         if bytes < SEGMENT_MIN || !bytes.is_multiple_of(BLOCK as u64) {
             return Err(self.corrupt(start, Damage::Range));
@@ -176,7 +197,7 @@ impl Scanner<'_, '_> {
         let mut offset = BLOCK;
         while offset < end && !self.is_done {
             let place = Place { segment, offset };
-            let head = window.batch(&*self.scan.segments[segment].file, offset, end, id);
+            let head = window.batch(file, offset, end, id);
             let head = head.map_err(WalError::io("read", &path))?;
             match frame::parse(head, end - offset, id, self.options.log_id) {
                 Ok(found) => {
@@ -321,6 +342,27 @@ impl Scanner<'_, '_> {
 }
 
 impl Scan {
+    /// The file of a segment that is changed; the one before is synced and closed. What is changed comes in the order of
+    /// the segments, so that few change more than once.
+    fn touch<'f>(
+        &self,
+        disk: &dyn Disk,
+        dir: &str,
+        segment: usize,
+        open: &'f mut Option<(usize, Box<dyn DiskFile>)>,
+    ) -> Result<(&'f dyn DiskFile, String), WalError> {
+        let path = log_path(dir, self.segments[segment].id);
+        if let Some((before, file)) = open.take_if(|(before, _)| *before != segment) {
+            let path = log_path(dir, self.segments[before].id);
+            file.sync_data().map_err(WalError::io("sync", &path))?;
+        }
+        let file = match open.take() {
+            Some((_, file)) => file,
+            None => disk.open(&path, Open::Existing).map_err(WalError::io("open", &path))?,
+        };
+        Ok((&*open.insert((segment, file)).1, path))
+    }
+
     /// Makes what [`scan`] found durable and wipes what it cut.
     pub(crate) fn repair(&mut self, disk: &dyn Disk, options: &WalOptions) -> Result<(), WalError> {
         let dir = &options.dir;
@@ -331,16 +373,16 @@ impl Scan {
         for id in std::mem::take(&mut self.free) {
             let path = free_path(dir, id);
             let len = disk.len(&path).map_err(WalError::io("look at", &path))?;
-            if len == Some(options.segment_bytes) && free.len() < options.free_max {
-                free.push(id);
-            } else {
-                disk.remove(&path).map_err(WalError::io("remove", &path))?;
+            match len.filter(|len| options.is_reusable(*len) && free.len() < options.free_max) {
+                Some(bytes) => free.push(Free { id, bytes }),
+                None => disk.remove(&path).map_err(WalError::io("remove", &path))?,
             }
         }
-        self.free = free;
+        self.reusable = free;
 
-        // Prepared segments of another length go, last first and each for good before the next: a crash leaves no gap.
-        if self.segments.iter().skip(self.tail + 1).any(|spare| spare.bytes != options.segment_bytes) {
+        // Prepared segments of a length that is not wanted any more go, last first and each for good before the next: a
+        // crash leaves no gap.
+        if self.segments.iter().skip(self.tail + 1).any(|spare| !options.is_reusable(spare.bytes)) {
             while self.segments.len() > self.tail + 1 {
                 let spare = self.segments.pop().expect("longer than the tail's place");
                 let path = log_path(dir, spare.id);
@@ -350,30 +392,26 @@ impl Scan {
             self.stray.retain(|place| place.segment <= self.tail);
         }
 
-        let mut touched = vec![false; self.segments.len()];
+        let mut open: Option<(usize, Box<dyn DiskFile>)> = None;
         for place in std::mem::take(&mut self.stray) {
-            let segment = &self.segments[place.segment];
-            let path = log_path(dir, segment.id);
+            let (file, path) = self.touch(disk, dir, place.segment, &mut open)?;
             let (mut block, offset) = ([0; BLOCK], place.offset as u64);
-            read_exact_at(&*segment.file, &mut block, offset).map_err(WalError::io("read", &path))?;
+            read_exact_at(file, &mut block, offset).map_err(WalError::io("read", &path))?;
             frame::unmark(&mut block);
-            segment.file.write_at(&block, offset).map_err(WalError::io("write", &path))?;
-            touched[place.segment] = true;
+            file.write_at(&block, offset).map_err(WalError::io("write", &path))?;
         }
         // Reading them back proves nothing: after a failed sync the system's cache may hold what the disk doesn't. So they
         // are written again.
         for unsynced in std::mem::take(&mut self.unsynced) {
-            let segment = &self.segments[unsynced.place.segment];
-            let path = log_path(dir, segment.id);
+            let (file, path) = self.touch(disk, dir, unsynced.place.segment, &mut open)?;
             let mut bytes = vec![0; unsynced.span];
             let offset = unsynced.place.offset as u64;
-            read_exact_at(&*segment.file, &mut bytes, offset).map_err(WalError::io("read", &path))?;
-            segment.file.write_at(&bytes, offset).map_err(WalError::io("write", &path))?;
-            touched[unsynced.place.segment] = true;
+            read_exact_at(file, &mut bytes, offset).map_err(WalError::io("read", &path))?;
+            file.write_at(&bytes, offset).map_err(WalError::io("write", &path))?;
         }
-        for (segment, _) in self.segments.iter().zip(touched).filter(|(_, touched)| *touched) {
-            let path = log_path(dir, segment.id);
-            segment.file.sync_data().map_err(WalError::io("sync", &path))?;
+        if let Some((segment, file)) = open {
+            let path = log_path(dir, self.segments[segment].id);
+            file.sync_data().map_err(WalError::io("sync", &path))?;
         }
         // The names that were found may be newer than what the disk knows.
         disk.sync_dir(dir).map_err(WalError::io("sync", dir))

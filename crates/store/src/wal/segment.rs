@@ -10,6 +10,7 @@ use super::frame::BLOCK;
 use super::{FORMAT, WalOptions};
 use crate::disk::{Disk, DiskFile, Open, is_full};
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 const MAGIC: [u8; 8] = *b"STEADWAL";
@@ -95,14 +96,19 @@ pub(crate) struct Segment {
     pub(crate) bytes: u64,
 }
 
+/// A trimmed segment that is kept for reuse.
+#[derive(Clone, Copy)]
+pub(crate) struct Free {
+    pub(crate) id: u64,
+    pub(crate) bytes: u64,
+}
+
 /// Segments that are ready to be written, shared by the log and its [`SegmentPreparer`]s.
 pub(crate) struct Pool {
     disk: Arc<dyn Disk>,
     dir: String,
     log_id: u64,
-    segment_bytes: u64,
-    spares: usize,
-    free_max: usize,
+    options: WalOptions,
     state: Mutex<PoolState>,
     /// Signalled when a preparation ends.
     prepared: Condvar,
@@ -111,8 +117,9 @@ pub(crate) struct Pool {
 #[derive(Default)]
 struct PoolState {
     ready: VecDeque<Segment>,
-    /// Numbers of the `.free` files.
-    free: Vec<u64>,
+    free: Vec<Free>,
+    /// Bytes that the next segments should have: the longer the log is, the more.
+    wanted_bytes: u64,
     id_next: u64,
     preparing: bool,
     /// Someone promised to prepare on another thread.
@@ -125,17 +132,16 @@ impl Pool {
         disk: Arc<dyn Disk>,
         options: &WalOptions,
         ready: VecDeque<Segment>,
-        free: Vec<u64>,
+        free: Vec<Free>,
         id_next: u64,
     ) -> Self {
-        let state = PoolState { ready, free, id_next, ..PoolState::default() };
+        let wanted_bytes = options.first_bytes();
+        let state = PoolState { ready, free, id_next, wanted_bytes, ..PoolState::default() };
         Self {
             disk,
             dir: options.dir.clone(),
             log_id: options.log_id,
-            segment_bytes: options.segment_bytes,
-            spares: options.spares,
-            free_max: options.free_max,
+            options: options.clone(),
             state: Mutex::new(state),
             prepared: Condvar::new(),
         }
@@ -161,31 +167,51 @@ impl Pool {
     /// Whether a preparation would be worth its while now.
     pub(crate) fn wants(&self) -> bool {
         let state = self.state();
-        state.ready.len() < self.spares && !state.preparing
+        state.ready.len() < self.options.spares && !state.preparing
     }
 
-    /// Bytes of the ready segments, their number, and the number of free ones.
-    pub(crate) fn counts(&self) -> (u64, usize, usize) {
+    /// The log has so many bytes in segments that it needs: the next ones are made to fit it.
+    pub(crate) fn log_has(&self, bytes: u64) {
+        let first = self.options.first_bytes();
+        let doublings = (bytes / first).checked_ilog2().unwrap_or(0);
+        self.state().wanted_bytes = (first << doublings).min(self.options.segment_bytes);
+    }
+
+    /// Bytes that the next segment will have, unless a batch needs more.
+    pub(crate) fn wanted_bytes(&self) -> u64 {
+        self.state().wanted_bytes
+    }
+
+    /// Bytes of each ready segment, in the order in which they are used.
+    pub(crate) fn ready(&self) -> Vec<u64> {
+        self.state().ready.iter().map(|segment| segment.bytes).collect()
+    }
+
+    /// The number of free segments, and their bytes.
+    pub(crate) fn free(&self) -> (usize, u64) {
         let state = self.state();
-        (state.ready.iter().map(|segment| segment.bytes).sum(), state.ready.len(), state.free.len())
+        (state.free.len(), state.free.iter().map(|free| free.bytes).sum())
     }
 
-    /// Prepares a segment if fewer than `wanted` are ready; false if there was nothing to do.
-    pub(crate) fn prepare(&self, wanted: usize) -> Result<bool, WalError> {
-        let (id, free) = {
+    /// Prepares a segment of at least `bytes` and of what is wanted, if fewer than `count` are ready; false if there was
+    /// nothing to do.
+    fn prepare(&self, count: usize, bytes: u64) -> Result<bool, WalError> {
+        let (id, bytes, free) = {
             let mut state = self.state();
             if let Some(reason) = &state.fatal {
                 return Err(WalError::Fatal { reason: reason.clone() });
             }
-            if state.preparing || state.ready.len() >= wanted {
+            if state.preparing || state.ready.len() >= count {
                 return Ok(false);
             }
             state.preparing = true;
-            (state.id_next, state.free.pop())
+            let bytes = bytes.max(state.wanted_bytes);
+            let free = state.free.iter().rposition(|free| free.bytes >= bytes);
+            (state.id_next, bytes, free.map(|at| state.free.swap_remove(at)))
         };
         let made = match free {
             Some(free) => self.recycle(free, id),
-            None => self.make(id),
+            None => self.make(id, bytes),
         };
         let mut state = self.state();
         state.preparing = false;
@@ -197,7 +223,9 @@ impl Pool {
                 Ok(true)
             }
             Err(error) => {
-                if !matches!(error, WalError::NoSpace { .. }) {
+                if matches!(error, WalError::NoSpace { .. }) {
+                    state.free.extend(free);
+                } else {
                     state.fatal = Some(error.to_string());
                 }
                 Err(error)
@@ -205,29 +233,33 @@ impl Pool {
         }
     }
 
-    /// Prepares until `wanted` segments are ready, or waits for another thread that does.
-    pub(crate) fn ensure(&self, wanted: usize) -> Result<(), WalError> {
+    /// Prepares a segment if fewer than the wanted spares are ready; false if there was nothing to do.
+    fn prepare_spare(&self) -> Result<bool, WalError> {
+        self.prepare(self.options.spares, 0)
+    }
+
+    /// Prepares until nothing is missing, and waits for other threads that prepare. `missing` is given the bytes of the
+    /// ready segments, and says how many the next one must have.
+    pub(crate) fn ensure(&self, missing: impl Fn(&[u64]) -> Option<u64>) -> Result<(), WalError> {
         loop {
             {
                 let mut state = self.state();
                 while state.preparing {
                     state = self.prepared.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
-                if state.ready.len() >= wanted {
-                    return Ok(());
-                }
             }
-            self.prepare(wanted)?;
+            let Some(bytes) = missing(&self.ready()) else { return Ok(()) };
+            self.prepare(usize::MAX, bytes)?;
         }
     }
 
-    /// Takes the next segment.
-    pub(crate) fn take(&self) -> Result<Segment, WalError> {
+    /// Takes the next segment; makes one of at least `bytes` if there is none.
+    pub(crate) fn take(&self, bytes: u64) -> Result<Segment, WalError> {
         loop {
             if let Some(segment) = self.state().ready.pop_front() {
                 return Ok(segment);
             }
-            self.ensure(1)?;
+            self.ensure(|ready| ready.is_empty().then_some(bytes))?;
         }
     }
 
@@ -236,7 +268,7 @@ impl Pool {
         if self.state().delegated {
             return Ok(());
         }
-        match self.prepare(self.spares) {
+        match self.prepare_spare() {
             Ok(_) | Err(WalError::NoSpace { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -244,15 +276,25 @@ impl Pool {
 
     /// Gives up segments that the log no longer needs, oldest first: some are kept for reuse, the others removed.
     pub(crate) fn release(&self, ids: &[u64]) -> Result<(), WalError> {
-        let room = self.free_max.saturating_sub(self.state().free.len());
+        let (wanted, small) = {
+            let mut state = self.state();
+            let wanted = state.wanted_bytes;
+            // The log has outgrown these.
+            let small: Vec<Free> = state.free.extract_if(.., |free| free.bytes < wanted).collect();
+            (wanted, small)
+        };
+        for free in small {
+            let path = free_path(&self.dir, free.id);
+            self.disk.remove(&path).map_err(WalError::io("remove", &path))?;
+        }
+        let room = self.options.free_max.saturating_sub(self.state().free.len());
         let mut kept = Vec::new();
         for &id in ids {
             let path = log_path(&self.dir, id);
-            // Only segments of today's length can be reused.
-            let len = self.disk.len(&path).map_err(WalError::io("look at", &path))?;
-            if kept.len() < room && len == Some(self.segment_bytes) {
+            let len = self.disk.len(&path).map_err(WalError::io("look at", &path))?.unwrap_or(0);
+            if kept.len() < room && len >= wanted && self.options.is_reusable(len) {
                 self.disk.rename(&path, &free_path(&self.dir, id)).map_err(WalError::io("rename", &path))?;
-                kept.push(id);
+                kept.push(Free { id, bytes: len });
             } else {
                 self.disk.remove(&path).map_err(WalError::io("remove", &path))?;
             }
@@ -263,37 +305,52 @@ impl Pool {
         Ok(())
     }
 
-    fn recycle(&self, free: u64, id: u64) -> Result<Segment, WalError> {
-        let (from, to) = (free_path(&self.dir, free), log_path(&self.dir, id));
-        let file = self.disk.open_direct(&from, Open::Existing).map_err(WalError::io("open", &from))?;
-        self.finish(file, &from, &to, id)
+    fn recycle(&self, free: Free, id: u64) -> Result<Segment, WalError> {
+        let (from, to) = (free_path(&self.dir, free.id), log_path(&self.dir, id));
+        let file = match self.disk.open_direct(&from, Open::Existing) {
+            Ok(file) => file,
+            Err(source) if is_full(&source) => return Err(self.no_space(free.bytes, source)),
+            Err(source) => return Err(WalError::Io { action: "open", path: from, source }),
+        };
+        self.finish(file, &from, &to, id, free.bytes)
     }
 
-    fn make(&self, id: u64) -> Result<Segment, WalError> {
+    fn make(&self, id: u64, bytes: u64) -> Result<Segment, WalError> {
         let temporary = format!("{}/{id:016x}.tmp", self.dir);
         let made = self.disk.open_direct(&temporary, Open::Replace).and_then(|file| {
-            file.allocate(self.segment_bytes)?;
+            file.allocate(bytes)?;
             Ok(file)
         });
         match made {
-            Ok(file) => self.finish(file, &temporary, &log_path(&self.dir, id), id),
-            Err(error) if is_full(&error) => {
+            Ok(file) => self.finish(file, &temporary, &log_path(&self.dir, id), id, bytes),
+            Err(source) if is_full(&source) => {
                 // What was allocated would only keep the disk full; if it can't be removed, the next attempt replaces it.
                 let _ = self.disk.remove(&temporary);
-                Err(WalError::NoSpace { dir: self.dir.clone(), bytes: self.segment_bytes })
+                Err(self.no_space(bytes, source))
             }
             Err(source) => Err(WalError::Io { action: "allocate", path: temporary, source }),
         }
     }
 
+    fn no_space(&self, bytes: u64, source: io::Error) -> WalError {
+        WalError::NoSpace { dir: self.dir.clone(), bytes, source }
+    }
+
     /// The header is durable before the file is called a segment.
-    fn finish(&self, file: Box<dyn DiskFile>, from: &str, to: &str, id: u64) -> Result<Segment, WalError> {
-        let header = encode_header(id, self.log_id, self.segment_bytes);
+    fn finish(
+        &self,
+        file: Box<dyn DiskFile>,
+        from: &str,
+        to: &str,
+        id: u64,
+        bytes: u64,
+    ) -> Result<Segment, WalError> {
+        let header = encode_header(id, self.log_id, bytes);
         file.write_at(&header, 0).map_err(WalError::io("write", from))?;
         file.sync_data().map_err(WalError::io("sync", from))?;
         self.disk.rename(from, to).map_err(WalError::io("rename", from))?;
         self.disk.sync_dir(&self.dir).map_err(WalError::io("sync", &self.dir))?;
-        Ok(Segment { id, file, bytes: self.segment_bytes })
+        Ok(Segment { id, file, bytes })
     }
 }
 
@@ -310,6 +367,6 @@ impl SegmentPreparer {
     /// # Errors
     /// [`WalError::NoSpace`]: call again when there may be room. Anything else: the log refuses everything from now on.
     pub fn prepare_next(&self) -> Result<bool, WalError> {
-        self.pool.prepare(self.pool.spares)
+        self.pool.prepare_spare()
     }
 }

@@ -105,6 +105,54 @@ fn a_real_disk_has_one_owner_and_names_it() {
 }
 
 #[test]
+fn a_lock_that_a_forked_child_holds_for_a_moment_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = RealDisk::open(dir.path()).unwrap();
+    drop(disk.lock("LOCK").unwrap());
+    // As between a fork and its exec: the lock is held by a copy of the descriptor, and names this process.
+    let copy = std::fs::File::open(dir.path().join("LOCK")).unwrap();
+    rustix::fs::flock(&copy, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let exec = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(copy);
+    });
+    disk.lock("LOCK").unwrap();
+    exec.join().unwrap();
+}
+
+#[test]
+fn readers_share_a_lock_that_keeps_owners_away_and_make_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = RealDisk::open_existing(dir.path()).unwrap();
+    assert!(disk.lock_to_read("LOCK").unwrap().is_none());
+    assert_eq!(disk.list("").unwrap(), [] as [&str; 0]);
+    let owner = disk.lock("LOCK").unwrap();
+    assert!(matches!(disk.lock_to_read("LOCK"), Err(LockError::Held { .. })));
+    drop(owner);
+    let readers = [disk.lock_to_read("LOCK").unwrap(), disk.lock_to_read("LOCK").unwrap()];
+    assert!(matches!(disk.lock("LOCK"), Err(LockError::Held { .. })));
+    drop(readers);
+    disk.lock("LOCK").unwrap();
+    assert!(RealDisk::open_existing(dir.path().join("absent")).is_err());
+    assert!(!dir.path().join("absent").exists());
+}
+
+#[test]
+fn a_directory_is_synced_without_another_descriptor_and_after_it_was_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = RealDisk::open(dir.path()).unwrap();
+    for _ in 0..2 {
+        disk.create_dir("sub").unwrap();
+        disk.open("sub/file", Open::New).unwrap();
+        for _ in 0..2 {
+            disk.sync_dir("sub").unwrap();
+        }
+        std::fs::remove_dir_all(dir.path().join("sub")).unwrap();
+        assert!(disk.sync_dir("sub").is_err());
+    }
+}
+
+#[test]
 fn a_file_as_root_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("file"), b"").unwrap();

@@ -9,6 +9,7 @@ mod faults_log;
 mod fixtures;
 mod wal_crashes;
 mod wal_damage;
+mod wal_growth;
 mod wal_live;
 mod wal_log;
 mod wal_space;

@@ -122,6 +122,8 @@ fn work(rng: &mut fastrand::Rng, wal: &mut Wal, model: &mut Model, steps: usize)
 fn options(seed: u64) -> WalOptions {
     WalOptions {
         segment_bytes: [16, 32, 64][seed as usize % 3] << 10,
+        // Those that may be longer begin short or not.
+        segment_bytes_min: [16 << 10, 1 << 20][seed as usize / 3 % 2],
         spares: 1 + seed as usize % 2,
         ..small()
     }
@@ -295,6 +297,10 @@ impl Disk for PreparedMeanwhile {
 
     fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
         self.disk.lock(path)
+    }
+
+    fn lock_to_read(&self, path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError> {
+        self.disk.lock_to_read(path)
     }
 }
 

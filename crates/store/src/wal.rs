@@ -456,6 +456,14 @@ impl Wal {
         self.pool.wants()
     }
 
+    /// Prepares a segment if none is ready, or waits for another thread that does so.
+    ///
+    /// # Errors
+    /// As [`SegmentPreparer::prepare_next`].
+    pub fn prepare_now(&self) -> Result<(), WalError> {
+        self.pool.ensure(|ready| ready.is_empty().then_some(0))
+    }
+
     /// Gives a handle that prepares segments on another thread. From now on the log prepares by itself only if it would
     /// stop otherwise.
     #[must_use]

@@ -193,7 +193,7 @@ impl<'a> LogThread<'a> {
                     self.shared.preparer.wake();
                 }
             }
-            self.watch_room();
+            self.watch_room()?;
             if stop && self.submissions.is_empty() {
                 self.wal.mark()?;
                 return Ok(());
@@ -279,18 +279,30 @@ impl<'a> LogThread<'a> {
     }
 
     /// Stops new work before the last reserve of the log is used, and lets it go on when there is room again.
-    fn watch_room(&mut self) {
+    fn watch_room(&mut self) -> Result<(), WalError> {
         let log = &self.shared.log;
         log.publish(&self.wal);
         if self.wal.wants_segment() {
             self.shared.preparer.wake();
         }
         let reserve_min = self.reserve_min();
+        if !log.short.load(Ordering::Relaxed) && self.wal.reserve_left() < reserve_min {
+            // The other thread has had no time to find out whether there is room: work that is taken now might have to wait
+            // for it for long.
+            match self.wal.prepare_now() {
+                Err(error @ WalError::NoSpace { .. }) => {
+                    *log.shortage() = error.to_string();
+                    log.short.store(true, Ordering::Relaxed);
+                }
+                prepared => prepared?,
+            }
+        }
         let short = log.short.load(Ordering::Relaxed) && self.wal.reserve_left() < reserve_min;
         log.spent.store(short && self.wal.reserve_left() < reserve_min / 2, Ordering::Relaxed);
         if short != log.is_full() {
             self.set_full(short);
         }
+        Ok(())
     }
 
     /// Below this reserve no new work is taken while there is no room for another segment.

@@ -131,7 +131,9 @@ pub enum ReplayError {
     Misfit(#[from] Misfit),
     /// The entry at the checkpoint's marker is another one.
     #[error(
-        "entry {index} of shard {shard} is not the marker that checkpoint {number} was taken at: the log and the checkpoints          are not of one node, or one of them is an older copy; put back what belongs here, or restore the checkpoint into an          empty directory"
+        "entry {index} of shard {shard} is not the marker that checkpoint {number} was taken at: the log and the checkpoints \
+         are not of one node, or one of them is an older copy; put back what belongs here, or restore the checkpoint into an \
+         empty directory"
     )]
     Unbound {
         /// The shard.

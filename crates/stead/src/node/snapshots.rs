@@ -524,8 +524,12 @@ impl Checkpointer {
         self.merge();
     }
 
-    /// Deletes what no checkpoint that is kept needs.
+    /// Deletes what no checkpoint that is kept needs; after a merge, if one runs: until that is part of the lineage nothing
+    /// says that what it writes is in use.
     fn collect(&mut self) {
+        if self.merge.is_some() {
+            return;
+        }
         let retention = Retention {
             keep: self.options.keep,
             pinned: self.shared.snapshots.pinned(),
@@ -579,6 +583,7 @@ impl Checkpointer {
             Ok(None) => {}
             Err(error) => tracing::warn!("bundles can't be merged: {error}; they stay as they are"),
         }
+        self.collect();
     }
 
     fn give_up(&mut self, number: Colour, reason: String) {

@@ -1,10 +1,12 @@
 //! `stead dead-letter`: list, retry and delete dead letters.
 
-use crate::client::{ServerArgs, segment};
+use crate::client::{Server, ServerArgs, segment};
 use crate::failure::Failure;
 use crate::output::{self, Table};
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// List, retry and delete dead letters: what no handler could take
 #[derive(Debug, Args)]
@@ -28,7 +30,8 @@ enum Action {
         server: ServerArgs,
     },
     /// Hand a dead letter to its process again
-    #[command(after_help = "Example:\n  stead dead-letter retry 3 1042\n\n\
+    #[command(after_help = "Example:\n  stead dead-letter retry 3 1042\n  \
+        stead dead-letter retry --all --service orders --reason 'no stock'\n\n\
         It is handled once: the log entry that handles it removes it. A failed step of a task runs again from the state\n\
         before it. What fails again stays a dead letter, with the new reason. A client's request can't be retried, for its\n\
         client was told that it is given up.")]
@@ -39,7 +42,9 @@ enum Action {
         server: ServerArgs,
     },
     /// Drop a dead letter unhandled; what it held is lost
-    #[command(after_help = "Example:\n  stead dead-letter delete 3 1042")]
+    #[command(after_help = "Example:\n  stead dead-letter delete 3 1042\n  \
+        stead dead-letter delete --all --reason 'no such customer'\n\n\
+        With --all it can be interrupted: what it has done by then stays done.")]
     Delete {
         #[command(flatten)]
         letter: Letter,
@@ -51,15 +56,127 @@ enum Action {
 #[derive(Debug, Args)]
 struct Letter {
     /// The shard that holds it
-    shard: u32,
+    #[arg(required_unless_present = "all", requires = "index")]
+    shard: Option<u32>,
     /// Its number there
-    index: u64,
+    index: Option<u64>,
+    /// All dead letters instead of one
+    #[arg(long, conflicts_with_all = ["shard", "index"])]
+    all: bool,
+    /// With --all: only those of this service
+    #[arg(long, requires = "all", conflicts_with = "shard", value_name = "SERVICE")]
+    service: Option<String>,
+    /// With --all: only those whose reason contains this text
+    #[arg(long, requires = "all", conflicts_with = "shard", value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+/// What is done to many dead letters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Retry,
+    Delete,
+}
+
+/// What came of it.
+#[derive(Default, Serialize)]
+struct Counts {
+    /// Dead letters that fitted.
+    matched: u64,
+    /// Handled or deleted.
+    done: u64,
+    /// Retried, and failed again: they stay dead letters.
+    failed: u64,
+    /// Of a kind that can only be deleted.
+    #[serde(rename = "final")]
+    only_deleted: u64,
+    /// Gone meanwhile, by another's hand.
+    gone: u64,
+}
+
+/// Goes over all dead letters that there are when it meets them, each once.
+fn all(order: Order, letter: &Letter, server: &ServerArgs, json: bool) -> Result<(), Failure> {
+    let server = server.server();
+    let mut counts = Counts::default();
+    let mut met = BTreeSet::new();
+    let mut work = || {
+        for service in services(&server, letter.service.as_deref())? {
+            let mut after = String::new();
+            loop {
+                let path = format!("/v1/dead-letters/{}?limit={PAGE}{after}", segment(&service));
+                let page = server.get(&path)?.body;
+                for one in page["dead_letters"].as_array().into_iter().flatten() {
+                    let (shard, index) = (one["shard"].as_u64(), one["index"].as_u64());
+                    let (Some(shard), Some(index)) = (shard, index) else { continue };
+                    let reason = one["reason"].as_str().unwrap_or_default();
+                    let fits = letter.reason.as_deref().is_none_or(|text| reason.contains(text));
+                    // A retry that fails may come back under another number, later in the same listing.
+                    if fits && met.insert((shard, index)) {
+                        counts.matched += 1;
+                        decide(order, &server, shard, index, &mut counts)?;
+                    }
+                }
+                let Some(next) = page["next"].as_str() else { break };
+                after = format!("&after={}", segment(next));
+            }
+        }
+        Ok(())
+    };
+    let ended = work();
+    if json {
+        output::json(&counts)?;
+    } else {
+        let Counts { matched, done, failed, only_deleted, gone } = &counts;
+        let did = if order == Order::Retry { "retried" } else { "deleted" };
+        output::line(&format!("{done} of {matched} dead letters {did}"))?;
+        for (count, what) in [
+            (failed, "failed again and stay"),
+            (only_deleted, "are requests of clients, which can only be deleted"),
+            (gone, "were gone meanwhile"),
+        ] {
+            if *count > 0 {
+                output::line(&format!("{count} {what}"))?;
+            }
+        }
+    }
+    ended.map_err(|failure: Failure| if json { failure.told() } else { failure })
+}
+
+fn decide(order: Order, server: &Server, shard: u64, index: u64, counts: &mut Counts) -> Result<(), Failure> {
+    let path = format!("/v1/dead-letters/{shard}/{index}");
+    let answer = match order {
+        Order::Retry => server.post(&format!("{path}/retry"), "", &[]),
+        Order::Delete => server.delete(&path),
+    };
+    match answer {
+        Ok(_) => counts.done += 1,
+        Err(failure) if failure.is("dead-letter-failed") => counts.failed += 1,
+        Err(failure) if failure.is("dead-letter-final") => counts.only_deleted += 1,
+        Err(failure) if failure.is("unknown-dead-letter") => counts.gone += 1,
+        Err(failure) => return Err(failure),
+    }
+    Ok(())
+}
+
+/// Dead letters of one request.
+const PAGE: usize = 1000;
+
+fn services(server: &Server, one: Option<&str>) -> Result<Vec<String>, Failure> {
+    if let Some(service) = one {
+        return Ok(vec![service.to_owned()]);
+    }
+    let services = server.get("/v1/services")?.body;
+    let name = |service: &Value| service["name"].as_str().map(str::to_owned);
+    Ok(services.as_array().into_iter().flatten().filter_map(name).collect())
 }
 
 pub(crate) fn run(args: &DeadLetterArgs, json: bool) -> Result<(), Failure> {
     match &args.action {
         Action::List { service, limit, server } => list(service.as_deref(), *limit, server, json),
-        Action::Retry { letter: Letter { shard, index }, server } => {
+        Action::Retry { letter, server } if letter.all => all(Order::Retry, letter, server, json),
+        Action::Delete { letter, server } if letter.all => all(Order::Delete, letter, server, json),
+        Action::Retry { letter, server } => {
+            let (shard, index) = (letter.shard.unwrap_or_default(), letter.index.unwrap_or_default());
             let path = format!("/v1/dead-letters/{shard}/{index}/retry");
             let report = server.server().post(&path, "", &[])?.body;
             if json {
@@ -72,7 +189,8 @@ pub(crate) fn run(args: &DeadLetterArgs, json: bool) -> Result<(), Failure> {
                 ),
             })
         }
-        Action::Delete { letter: Letter { shard, index }, server } => {
+        Action::Delete { letter, server } => {
+            let (shard, index) = (letter.shard.unwrap_or_default(), letter.index.unwrap_or_default());
             server.server().delete(&format!("/v1/dead-letters/{shard}/{index}"))?;
             if json {
                 return output::json(&json!({ "deleted": { "shard": shard, "index": index } }));
@@ -84,14 +202,7 @@ pub(crate) fn run(args: &DeadLetterArgs, json: bool) -> Result<(), Failure> {
 
 fn list(service: Option<&str>, limit: usize, server: &ServerArgs, json: bool) -> Result<(), Failure> {
     let server = server.server();
-    let services = match service {
-        Some(service) => vec![service.to_owned()],
-        None => {
-            let services = server.get("/v1/services")?.body;
-            let name = |service: &Value| service["name"].as_str().map(str::to_owned);
-            services.as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(name).collect()
-        }
-    };
+    let services = services(&server, service)?;
     let mut letters = Vec::new();
     let mut more = false;
     for service in services {
@@ -115,10 +226,11 @@ fn list(service: Option<&str>, limit: usize, server: &ServerArgs, json: bool) ->
     if json {
         return output::json(&letters);
     }
-    let mut table = Table::new(["shard", "index", "process", "cause", "reason"]);
+    let mut table = Table::new(["shard", "index", "time", "process", "cause", "reason"]);
     for letter in &letters {
         table.row(
-            ["shard", "index", "process", "cause", "reason"].map(|name| output::fact(name, &letter[name])),
+            ["shard", "index", "time", "process", "cause", "reason"]
+                .map(|name| output::fact(name, &letter[name])),
         );
     }
     table.print()

@@ -72,6 +72,68 @@ fn failures_have_their_code_cause_and_hint() {
     assert_eq!(unreachable.status.code(), Some(4), "{unreachable:?}");
 }
 
+/// A server that answers by the request line, for what no `kv` comes to; returns what was asked.
+fn answers_by(
+    answer: impl Fn(&str) -> (u16, Value) + Send + 'static,
+) -> (String, std::sync::mpsc::Receiver<String>) {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (tell, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let line = lines.next().unwrap_or_default().replace(" HTTP/1.1", "");
+            lines.find(String::is_empty);
+            let (status, body) = answer(&line);
+            let body = body.to_string();
+            let head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}", body.len());
+            let _ = write!(stream, "{head}\r\ncontent-type: application/json\r\n\r\n{body}");
+            if tell.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    (address, asked)
+}
+
+#[test]
+fn all_dead_letters_that_fit_are_retried_or_deleted_page_by_page() {
+    let letter = |index: u64, reason: &str| json!({"shard": 3, "index": index, "reason": reason});
+    let problem = |status, kind: &str| (status, json!({"type": format!("urn:stead:problem:{kind}")}));
+    let (address, asked) = answers_by(move |line| match line {
+        "GET /v1/services" => (200, json!([{"name": "kv", "shards": 4}])),
+        "GET /v1/dead-letters/kv?limit=1000" => {
+            let letters = [letter(1, "no stock"), letter(2, "panicked"), letter(3, "no stock left")];
+            (200, json!({"dead_letters": letters, "next": "3 4"}))
+        }
+        "GET /v1/dead-letters/kv?limit=1000&after=3%204" => {
+            // One failed again meanwhile, and one is met a second time.
+            let letters = [letter(3, "no stock"), letter(5, "no stock"), letter(6, "no stock")];
+            (200, json!({"dead_letters": letters, "next": null}))
+        }
+        "POST /v1/dead-letters/3/3/retry" => problem(409, "dead-letter-failed"),
+        "POST /v1/dead-letters/3/5/retry" => problem(409, "dead-letter-final"),
+        "POST /v1/dead-letters/3/6/retry" => problem(404, "unknown-dead-letter"),
+        _ => (200, json!({})),
+    });
+    let retry = ["dead-letter", "retry", "--all", "--reason", "no stock", "--addr", &address, "--json"];
+    let counts = json_of(&run(&retry));
+    assert_eq!(counts, json!({"matched": 4, "done": 1, "failed": 1, "final": 1, "gone": 1}));
+    let posts: Vec<String> = asked.try_iter().filter(|line| line.starts_with("POST")).collect();
+    assert_eq!(posts.len(), 4, "{posts:?}");
+
+    let delete = run(&["dead-letter", "delete", "--all", "--service", "kv", "--addr", &address]);
+    assert!(delete.status.success(), "{delete:?}");
+    assert_eq!(String::from_utf8_lossy(&delete.stdout), "5 of 5 dead letters deleted\n");
+    assert!(asked.try_iter().all(|line| line != "GET /v1/services"), "only the named service is looked at");
+    // One or all, not both, and not neither.
+    for args in [&["3", "1", "--all"][..], &[], &["3"], &["3", "1", "--reason", "x"]] {
+        let wrong = run(&[&["dead-letter", "retry"], args].concat());
+        assert_eq!(wrong.status.code(), Some(2), "{args:?}: {wrong:?}");
+    }
+}
+
 #[test]
 fn dead_letters_are_listed_and_one_that_is_not_there_is_told() {
     let dir = tempfile::tempdir().unwrap();

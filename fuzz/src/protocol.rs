@@ -169,7 +169,7 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
             vec![put(RecordKey::timer(TimerId(1)), encode_value(&timer))],
         ),
         (Cause::Anonymous, vec![put(RecordKey::task(TaskId(2)), encode_value(&task))]),
-        (Cause::Attempt, vec![put(RecordKey::attempt(&waiting), encode_value(&AttemptRecord { count: 1, expires: None }))]),
+        (Cause::Attempt, vec![put(RecordKey::attempt(&waiting), encode_value(&AttemptRecord { count: 1, expires: None, alone: Some(1) }))]),
         (Cause::Message { from: ShardId(1), seq: Seq(1) }, Vec::new()),
         (Cause::Timer { id: TimerId(1) }, Vec::new()),
         (

@@ -209,6 +209,12 @@ impl RecordKey {
         self.kind() == Kind::Attempt && self.0.get(1).is_some_and(|tag| *tag < 2)
     }
 
+    /// Whether these are the attempts at a request.
+    #[must_use]
+    pub fn is_attempt_at_request(&self) -> bool {
+        self.kind() == Kind::Attempt && self.0.get(1).is_some_and(|tag| *tag > 2)
+    }
+
     /// The number in the key of a timer, task or dead letter.
     #[must_use]
     pub fn number(&self) -> Option<u64> {
@@ -485,12 +491,23 @@ pub enum Retry {
 /// A waiting cause that has begun after a life that did not end in order, and has no entry yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AttemptRecord {
-    /// How often it has begun with no other suspect beside it; 0 if it has only begun together with others.
+    /// As `alone`. Older versions counted each attempt here, whatever else had begun beside it.
     #[n(0)]
     pub count: u32,
     /// When it is forgotten, for a request: its client may never bring it again.
     #[n(1)]
     pub expires: Option<Served>,
+    /// How often it has begun with no other suspect beside it; 0 if it has only begun together with others.
+    #[n(2)]
+    pub alone: Option<u32>,
+}
+
+impl AttemptRecord {
+    /// The attempts that count, where a cause may have `max` of them; more stands for a request that was given up.
+    #[must_use]
+    pub fn charged(&self, max: u32) -> u32 {
+        self.alone.unwrap_or(if self.count > max { self.count } else { 0 })
+    }
 }
 
 /// Reads the value of a record.

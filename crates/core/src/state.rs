@@ -753,6 +753,17 @@ impl State {
         self.attempts.len()
     }
 
+    /// Whether requests have begun that have no entry yet, or were given up.
+    #[must_use]
+    pub fn has_begun_requests(&self) -> bool {
+        self.attempts.last().is_some_and(RecordKey::is_attempt_at_request)
+    }
+
+    /// The causes with logged attempts, by the keys of their records.
+    pub(crate) fn attempt_keys(&self) -> &BTreeSet<RecordKey> {
+        &self.attempts
+    }
+
     /// Whether messages or timers have begun that have no entry yet.
     #[must_use]
     pub fn has_begun_handlers(&self) -> bool {

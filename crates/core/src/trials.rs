@@ -3,12 +3,12 @@
 //!
 //! A cause that has begun and has no entry is *met*. After a start the shards with met messages and timers have their turn
 //! one after the other, while all other handlers of the node are held. From then on turns are given on demand: to requests
-//! that were met and come again, and, in a lane of their own, to steps of tasks.
+//! that were met and come again, and to steps of tasks.
 
 use crate::ids::ShardId;
 use std::collections::VecDeque;
 
-/// Turns of one lane exclude each other.
+/// What a turn is for. All turns exclude each other, and those for handlers come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
     /// Messages, timers and requests.
@@ -22,6 +22,8 @@ pub enum Lane {
 pub enum Grant {
     /// It is the turn of this shard.
     Turn(ShardId, Lane),
+    /// This shard, which tries a step, has to let a handler be tried.
+    Yield(ShardId),
     /// Everything that was met is tried: no shard is held any more.
     Open,
 }
@@ -30,23 +32,18 @@ pub enum Grant {
 #[derive(Clone, Debug, Default)]
 pub struct Trials {
     held: bool,
-    handlers: Turns,
-    steps: Turns,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Turns {
-    current: Option<ShardId>,
-    waiting: VecDeque<ShardId>,
+    current: Option<(ShardId, Lane)>,
+    yielding: bool,
+    handlers: VecDeque<ShardId>,
+    steps: VecDeque<ShardId>,
 }
 
 impl Trials {
     /// The turns of a life whose log holds met messages or timers at these shards.
     #[must_use]
     pub fn new(met: impl IntoIterator<Item = ShardId>) -> Self {
-        let waiting: VecDeque<ShardId> = met.into_iter().collect();
-        let held = !waiting.is_empty();
-        Self { held, handlers: Turns { current: None, waiting }, steps: Turns::default() }
+        let handlers: VecDeque<ShardId> = met.into_iter().collect();
+        Self { held: !handlers.is_empty(), handlers, ..Self::default() }
     }
 
     /// Whether all shards have to be held at their start.
@@ -57,42 +54,43 @@ impl Trials {
 
     /// The first turn, once all shards have their `Start`.
     pub fn begin(&mut self) -> Option<Grant> {
-        self.handlers.next(Lane::Handlers)
+        self.next()
     }
 
     /// A shard wants a turn.
     pub fn wants(&mut self, shard: ShardId, lane: Lane) -> Option<Grant> {
-        let turns = self.turns(lane);
-        turns.waiting.push_back(shard);
-        turns.next(lane)
+        match lane {
+            Lane::Handlers => self.handlers.push_back(shard),
+            Lane::Steps => self.steps.push_back(shard),
+        }
+        match (self.current, lane) {
+            // A step may take minutes, for which no client waits.
+            (Some((at, Lane::Steps)), Lane::Handlers) if !self.yielding => {
+                self.yielding = true;
+                Some(Grant::Yield(at))
+            }
+            _ => self.next(),
+        }
     }
 
     /// A shard has had its turn.
     pub fn ends(&mut self, shard: ShardId, lane: Lane) -> Option<Grant> {
-        let turns = self.turns(lane);
-        assert_eq!(turns.current, Some(shard), "only the shard whose turn it is can end it");
-        turns.current = None;
-        if let Some(grant) = turns.next(lane) {
-            return Some(grant);
+        assert_eq!(self.current, Some((shard, lane)), "only the shard whose turn it is can end it");
+        (self.current, self.yielding) = (None, false);
+        if self.held && self.handlers.is_empty() {
+            self.held = false;
+            return Some(Grant::Open);
         }
-        (lane == Lane::Handlers && std::mem::take(&mut self.held)).then_some(Grant::Open)
+        self.next()
     }
 
-    fn turns(&mut self, lane: Lane) -> &mut Turns {
-        match lane {
-            Lane::Handlers => &mut self.handlers,
-            Lane::Steps => &mut self.steps,
-        }
-    }
-}
-
-impl Turns {
-    fn next(&mut self, lane: Lane) -> Option<Grant> {
+    fn next(&mut self) -> Option<Grant> {
         if self.current.is_some() {
             return None;
         }
-        self.current = self.waiting.pop_front();
-        self.current.map(|shard| Grant::Turn(shard, lane))
+        let handlers = self.handlers.pop_front().map(|shard| (shard, Lane::Handlers));
+        self.current = handlers.or_else(|| self.steps.pop_front().map(|shard| (shard, Lane::Steps)));
+        self.current.map(|(shard, lane)| Grant::Turn(shard, lane))
     }
 }
 
@@ -109,10 +107,15 @@ mod tests {
         assert_eq!(trials.ends(ShardId(5), Lane::Handlers), Some(Grant::Open));
         assert!(!trials.is_held());
         assert_eq!(trials.wants(ShardId(1), Lane::Handlers), Some(Grant::Turn(ShardId(1), Lane::Handlers)));
+        assert_eq!(trials.wants(ShardId(3), Lane::Steps), None);
         assert_eq!(trials.wants(ShardId(3), Lane::Handlers), None);
-        assert_eq!(trials.wants(ShardId(3), Lane::Steps), Some(Grant::Turn(ShardId(3), Lane::Steps)));
         assert_eq!(trials.ends(ShardId(1), Lane::Handlers), Some(Grant::Turn(ShardId(3), Lane::Handlers)));
-        assert_eq!(trials.ends(ShardId(3), Lane::Handlers), None);
+        assert_eq!(trials.ends(ShardId(3), Lane::Handlers), Some(Grant::Turn(ShardId(3), Lane::Steps)));
+        assert_eq!(trials.wants(ShardId(1), Lane::Handlers), Some(Grant::Yield(ShardId(3))));
+        assert_eq!(trials.wants(ShardId(2), Lane::Handlers), None, "it yields already");
+        assert_eq!(trials.ends(ShardId(3), Lane::Steps), Some(Grant::Turn(ShardId(1), Lane::Handlers)));
+        assert_eq!(trials.ends(ShardId(1), Lane::Handlers), Some(Grant::Turn(ShardId(2), Lane::Handlers)));
+        assert_eq!(trials.ends(ShardId(2), Lane::Handlers), None);
     }
 
     #[test]

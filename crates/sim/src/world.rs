@@ -740,6 +740,7 @@ impl<'w> World<'w> {
         match grant {
             None => {}
             Some(Grant::Turn(shard, lane)) => self.inside(1, Inside::Input(shard, Input::Turn(lane))),
+            Some(Grant::Yield(shard)) => self.inside(1, Inside::Input(shard, Input::Yield)),
             Some(Grant::Open) => {
                 for shard in self.topology.shards() {
                     self.inside(1, Inside::Input(shard, Input::Open));

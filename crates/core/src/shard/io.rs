@@ -91,6 +91,8 @@ pub enum Input {
     },
     /// It is this shard's turn to try what the last life may have met: see [`crate::trials`].
     Turn(Lane),
+    /// A handler has to be tried while a step of this shard is: the step goes on, but its attempt does not count.
+    Yield,
     /// All that the last life had met is tried: nothing is held any more.
     Open,
     /// An operator decides about a dead letter.

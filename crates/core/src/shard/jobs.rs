@@ -1,6 +1,7 @@
 //! Work that waits in the system: messages, timers and steps of tasks, in the order in which they came.
 
 use super::dead_letters::{Buried, cut};
+use super::suspicion::Turn;
 use super::{Effect, Effects, Failure, Messages, Refusal, Request, Run, Shard, StepOutcome};
 use crate::entry::{Cause, Entry, Reply, Send, Write};
 use crate::handler::{Caller, Handler};
@@ -99,6 +100,10 @@ impl Runs {
         }
     }
 
+    pub(super) fn is_outstanding_task(&self, id: TaskId) -> bool {
+        self.outstanding.contains_key(&id)
+    }
+
     pub(super) fn is_outstanding(&self, id: TaskId, run: u32) -> bool {
         self.outstanding.get(&id).is_some_and(|(number, _)| *number == run)
     }
@@ -130,6 +135,8 @@ pub(super) enum Attempt {
     ToLog,
     /// It may be handled once this entry is committed.
     Logged(Index),
+    /// Likewise, alone: it is what this shard has its turn for.
+    Alone(Index),
 }
 
 pub(super) enum Work {
@@ -350,7 +357,8 @@ impl Shard {
     /// Queues timers that are due. Over the work of one input they wait where they are.
     pub(super) fn push_due_timers(&mut self, again: bool) {
         let now = self.clock.time();
-        while self.jobs.timers.queued < self.settings.work_max
+        // While all is held none of them leaves the queue, and the one that was met may be behind them.
+        while (self.suspicion.held || self.jobs.timers.queued < self.settings.work_max)
             && let Some(id) = self.jobs.timers.take(&self.state, now)
         {
             self.enqueue(Work::Timer(id), again);
@@ -382,10 +390,23 @@ impl Shard {
         !self.blocked()
             && !self.is_trying()
             && self.jobs.queue.front().is_some_and(|job| match job.attempt {
-                Attempt::Logged(index) => index <= self.commit(),
+                Attempt::Logged(index) | Attempt::Alone(index) => index <= self.commit(),
                 Attempt::ToLog => self.suspicion.handlers.is_ours || !self.is_met(job),
                 Attempt::Fresh => true,
             })
+    }
+
+    /// Ends a turn that has come too late: what it was wanted for is done, or forgotten.
+    fn leave_turn(&mut self, out: &mut Vec<Effect>) {
+        let turn = &self.suspicion.handlers;
+        if !turn.is_ours || turn.tried.is_some() {
+            return;
+        }
+        let needs = |job: &Job| matches!(job.attempt, Attempt::Alone(_)) || self.is_met(job);
+        if !self.jobs.queue.front().is_some_and(needs) {
+            self.suspicion.handlers = Turn::default();
+            out.push(Effect::EndsTurn(Lane::Handlers));
+        }
     }
 
     /// Whether a job that waits for its attempt has to begin alone.
@@ -414,6 +435,7 @@ impl Shard {
                 }
                 continue;
             }
+            self.leave_turn(out);
             if !self.job_is_ready() {
                 if self.jobs.queue.front().is_some_and(|job| self.is_met(job)) {
                     self.want_turn(Lane::Handlers, out);
@@ -424,11 +446,10 @@ impl Shard {
                 self.log_attempts(out);
                 continue;
             }
-            let alone = self.suspicion.handlers.is_ours;
             let job = self.jobs.pop().expect("ready means that there is one");
             room::give_back(&mut self.jobs.queue);
             self.run_work(job.work, handler, out);
-            if alone {
+            if let Attempt::Alone(_) = job.attempt {
                 self.suspicion.handlers.tried = Some(self.state.position().index);
                 self.end_turns(out);
             }
@@ -441,19 +462,30 @@ impl Shard {
             Work::Local(seq) => self.run_local(seq, handler, out),
             Work::Timer(id) => self.run_timer(id, handler, out),
             Work::Step { id, step, run, outcome } => {
-                let is_news = self.jobs.runs.is_outstanding(id, run);
                 self.run_step((id, step, run), outcome, handler, out);
-                if is_news {
+                // A step that failed and runs again keeps the turn.
+                if !self.jobs.runs.is_outstanding_task(id) {
                     self.note_tried_task(id);
                     self.end_turns(out);
                 }
             }
             Work::Request(request, suspect) => {
-                self.run_request(&request, handler, out);
-                self.jobs.note_survived(suspect);
+                let has_run = self.run_request(&request, handler, out);
+                if has_run {
+                    self.jobs.note_survived(suspect);
+                }
+                let count = self.attempts(&suspect);
                 // One over the limit stands for a request that was given up.
-                if self.attempts(&suspect) <= self.settings.attempts_max {
-                    self.take_back_attempt(&suspect, out);
+                if !self.has_begun(&suspect) || count > self.settings.attempts_max {
+                    return;
+                }
+                if has_run || count == 0 {
+                    // It was refused, so that no entry of its own removes the attempt: it has ended nothing.
+                    let writes = vec![Write { key: RecordKey::attempt(&suspect), value: None }];
+                    self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
+                } else {
+                    // The handler was not reached: this attempt was none.
+                    self.log_attempt(&suspect, count - 1, out);
                 }
             }
             Work::Resume(id) => {
@@ -488,6 +520,11 @@ impl Shard {
                 break;
             }
             let count = self.attempts(&waiting);
+            if count > self.settings.attempts_max && matches!(job.work, Work::Request(..)) {
+                // One like it was given up meanwhile: it is refused without an attempt.
+                self.jobs.queue[at].attempt = Attempt::Fresh;
+                break;
+            }
             if count >= self.settings.attempts_max {
                 let job = self.jobs.pop().expect("it is the first");
                 self.give_up(waiting, job.work, out);
@@ -496,18 +533,10 @@ impl Shard {
                 return;
             }
             writes.push(self.attempt(&waiting, count + 1));
-            self.jobs.queue[at].attempt = Attempt::Logged(index);
+            self.jobs.queue[at].attempt = Attempt::Alone(index);
             break;
         }
         if !writes.is_empty() {
-            self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
-        }
-    }
-
-    /// A cause has failed, and no entry of its own removes the attempt at it: it has ended nothing.
-    fn take_back_attempt(&mut self, waiting: &Waiting, out: &mut Vec<Effect>) {
-        if self.has_begun(waiting) {
-            let writes = vec![Write { key: RecordKey::attempt(waiting), value: None }];
             self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
         }
     }
@@ -536,14 +565,16 @@ impl Shard {
     /// How often a cause was tried by the log.
     pub(super) fn attempts(&self, waiting: &Waiting) -> u32 {
         let key = RecordKey::attempt(waiting);
-        self.state.record::<AttemptRecord>(&key).map_or(0, |record| record.count)
+        self.state
+            .record::<AttemptRecord>(&key)
+            .map_or(0, |record| record.charged(self.settings.attempts_max))
     }
 
     pub(super) fn attempt(&self, waiting: &Waiting, count: u32) -> Write {
         // A client may never bring its request again.
         let expires = matches!(waiting, Waiting::Request { .. } | Waiting::Call { .. })
             .then(|| self.clock.served().plus_millis(self.settings.idempotency_ttl));
-        let value = encode_value(&AttemptRecord { count, expires });
+        let value = encode_value(&AttemptRecord { count, expires, alone: Some(count) });
         Write { key: RecordKey::attempt(waiting), value: Some(value) }
     }
 
@@ -708,9 +739,8 @@ impl Shard {
                 if self.fails(waiting) {
                     self.bury(waiting, reason, Buried::step(task), out);
                 } else {
-                    self.take_back_attempt(&waiting, out);
                     let run = self.jobs.runs.begin(id);
-                    out.push(Effect::RunTask { id, run, task, asks: false });
+                    out.push(Effect::RunTask { id, run, task, asks: self.suspicion.is_on });
                 }
             }
         }

@@ -175,6 +175,10 @@ impl Shard {
                 self.handle_turn(lane);
                 self.run_jobs(handler, out);
             }
+            Input::Yield => {
+                self.yield_turn(out);
+                self.run_jobs(handler, out);
+            }
             Input::Open => {
                 self.suspicion.held = false;
                 self.run_jobs(handler, out);
@@ -333,6 +337,7 @@ impl Shard {
         if self.suspicion.is_on {
             self.suspicion.until = self.clock.steady().plus_millis(self.settings.suspect_for);
         }
+        self.forgive(out);
         self.start_jobs();
     }
 

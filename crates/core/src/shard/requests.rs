@@ -52,16 +52,23 @@ impl Shard {
                 let retry_after_ms = Self::RETRY_AFTER_MS;
                 self.answer(request.token, Err(Refusal::Overloaded { retry_after_ms }), out);
             }
-            None => self.run_request(&request, handler, out),
+            None => {
+                self.run_request(&request, handler, out);
+            }
         }
     }
 
     /// A request that may be what ended the process: it is handled only after an attempt at it is logged.
     fn suspect(&self, request: &Request) -> Option<Waiting> {
-        if !self.is_active() || self.clock.steady() >= self.suspicion.until {
+        let met = self.state.has_begun_requests();
+        if !self.is_active() || !met && self.clock.steady() >= self.suspicion.until {
             return None;
         }
         let suspect = self.suspect_of(request);
+        // Of what a death has met it is known that it may end the process, however late its client comes again.
+        if self.clock.steady() >= self.suspicion.until && !self.has_begun(&suspect) {
+            return None;
+        }
         // Only what would be handled is worth an attempt.
         let new = matches!(self.known_reply(request), Ok(None))
             && self.admit_request(request).is_ok()
@@ -77,14 +84,20 @@ impl Shard {
         }
     }
 
+    /// Handles a request; false if it was refused before it could be.
     pub(super) fn run_request(
         &mut self,
         request: &Request,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
-    ) {
+    ) -> bool {
         let result = self.request(request, handler, out);
+        let early = |refusal: &Refusal| {
+            matches!(refusal, Refusal::NotReady | Refusal::Full | Refusal::Overloaded { .. })
+        };
+        let reached = !result.as_ref().is_err_and(early);
         self.answer(request.token, result, out);
+        reached
     }
 
     fn request(
@@ -101,7 +114,7 @@ impl Shard {
         }
         self.admit_request(request)?;
         let mut cause = self.cause(request);
-        if self.state.attempts() > 0 {
+        if self.state.has_begun_requests() {
             let suspect = self.suspect_of(request);
             self.check_poison(&suspect)?;
             if let Waiting::Call { content } = suspect
@@ -209,11 +222,14 @@ impl Shard {
 
     /// Admission control stands here, at the edge: internal messages never wait for room.
     pub(super) fn admit(&self, principal: &str) -> Result<(), Refusal> {
-        if !self.is_active() || self.suspicion.held {
+        if !self.is_active() {
             return Err(Refusal::NotReady);
         }
         if self.full {
             return Err(Refusal::Full);
+        }
+        if self.suspicion.held {
+            return Err(Refusal::NotReady);
         }
         if self.blocked() || self.state.outbox_bytes() > self.settings.outbox_bytes_max {
             return Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS });
@@ -227,7 +243,8 @@ impl Shard {
     }
 
     fn query(&self, query: &Query, handler: &mut dyn Handler) -> Result<(Index, Reply), Refusal> {
-        if !self.is_active() {
+        // It is user code too, and may end the process beside what is tried.
+        if !self.is_active() || self.suspicion.held {
             return Err(Refusal::NotReady);
         }
         let index = self.state.position().index;

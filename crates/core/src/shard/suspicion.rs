@@ -8,12 +8,15 @@
 
 use super::jobs::{Attempt, Job, Work};
 use super::{Effect, Effects, Shard};
-use crate::entry::Cause;
+use crate::entry::{Cause, Write};
 use crate::handler::Handler;
 use crate::ids::{Index, Key, TaskId, Time};
-use crate::record::{RecordKey, TaskRecord, Waiting};
+use crate::record::{AttemptRecord, RecordKey, TaskRecord, Waiting};
 use crate::trials::Lane;
 use std::collections::VecDeque;
+
+/// Attempts that one entry forgets at most.
+const FORGIVE_BATCH: usize = 256;
 
 /// What a shard suspects, and its turns to try it.
 pub(super) struct Suspicion {
@@ -30,8 +33,9 @@ pub(super) struct Suspicion {
     /// Met tasks.
     pub(super) tasks: VecDeque<TaskId>,
     pub(super) steps: Turn,
-    /// The task whose turn it is.
+    /// The task whose turn it is, and whether its attempt is logged.
     pub(super) task: Option<TaskId>,
+    charged: bool,
 }
 
 /// A shard's turn in a lane.
@@ -54,6 +58,7 @@ impl Suspicion {
             tasks: VecDeque::new(),
             steps: Turn::default(),
             task: None,
+            charged: false,
         }
     }
 
@@ -78,6 +83,40 @@ impl Shard {
     /// Holds everything but what is met, until [`Input::Open`](super::Input::Open). Said before the start.
     pub fn hold(&mut self) {
         self.suspicion.held = true;
+    }
+
+    /// After a life that ended in order nothing has ended the process: attempts that were logged before are forgotten, but
+    /// for those that stand for a request which was given up.
+    pub(super) fn forgive(&mut self, out: &mut Vec<Effect>) {
+        if self.suspicion.is_on {
+            return;
+        }
+        let given_up = |key: &&RecordKey| {
+            let record: Option<AttemptRecord> = self.state.record(key);
+            record
+                .is_some_and(|record| record.charged(self.settings.attempts_max) > self.settings.attempts_max)
+        };
+        let keys: Vec<_> = self.state.attempt_keys().iter().filter(|key| !given_up(key)).cloned().collect();
+        for keys in keys.chunks(FORGIVE_BATCH) {
+            let writes = keys.iter().map(|key| Write { key: key.clone(), value: None }).collect();
+            self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
+        }
+    }
+
+    /// Another shard needs the turn of this one for a handler. The step goes on, but not alone any more.
+    pub(super) fn yield_turn(&mut self, out: &mut Vec<Effect>) {
+        if !self.suspicion.steps.is_ours || self.suspicion.steps.tried.is_some() {
+            return;
+        }
+        if let Some(id) = self.suspicion.task.take() {
+            let task = self.state.record::<TaskRecord>(&RecordKey::task(id));
+            if let Some(task) = task.filter(|_| self.suspicion.charged) {
+                let waiting = Waiting::Task { id, step: task.step };
+                self.log_attempt(&waiting, self.attempts(&waiting).saturating_sub(1), out);
+            }
+        }
+        self.suspicion.steps.tried = Some(self.state.position().index);
+        self.end_turns(out);
     }
 
     pub(super) fn handle_turn(&mut self, lane: Lane) {
@@ -179,7 +218,7 @@ impl Shard {
                 self.give_up(waiting, Work::Resume(id), out);
                 break;
             }
-            self.suspicion.task = Some(id);
+            (self.suspicion.task, self.suspicion.charged) = (Some(id), false);
             let run = self.jobs.runs.begin(id);
             out.push(Effect::RunTask { id, run, task: record, asks: true });
             return;
@@ -199,8 +238,9 @@ impl Shard {
             return;
         }
         let waiting = Waiting::Task { id, step: task.step };
-        let alone = u32::from(self.suspicion.task == Some(id));
-        let index = self.log_attempt(&waiting, self.attempts(&waiting) + alone, out);
+        // A step that failed and runs again in the same turn is not charged twice.
+        let alone = self.suspicion.task == Some(id) && !std::mem::replace(&mut self.suspicion.charged, true);
+        let index = self.log_attempt(&waiting, self.attempts(&waiting) + u32::from(alone), out);
         self.release.hold_step(index, id, run);
     }
 

@@ -210,3 +210,166 @@ fn a_request_that_was_only_near_is_never_refused_for_it() {
     assert!(world.answer(token).unwrap().result.is_ok());
     assert_eq!(world.state("a"), "x");
 }
+
+#[test]
+fn a_turn_that_comes_too_late_is_given_back() {
+    let mut world = World::with(Settings { suspect_for: 1000, ..Settings::default() });
+    let keys = keys(&world, "a");
+    // Both requests are met by a death.
+    for _ in 0..2 {
+        world.crash();
+        for shard in world.topology.clone().shards() {
+            world.store(shard);
+        }
+        for key in &keys[..2] {
+            world.request(key, "die", Identity::None);
+        }
+        world.settle();
+    }
+    for shard in world.topology.clone().shards() {
+        world.store(shard);
+    }
+    // The first has the turn; the second waits for it, and then its dead letter's like is handled another way.
+    world.script.mended = true;
+    let tokens: Vec<u64> = keys[..2].iter().map(|key| world.request(key, "die", Identity::None)).collect();
+    world.now = world.now.plus_millis(2000);
+    world.settle();
+    assert!(tokens.iter().all(|token| world.answer(*token).is_some()));
+    // A third shard gets its turn all the same.
+    let last = world.request(&keys[2], "add x", Identity::None);
+    world.settle();
+    assert!(world.answer(last).is_some());
+}
+
+#[test]
+fn a_met_timer_is_tried_though_many_that_were_not_are_due_before_it() {
+    let settings = Settings { work_max: 4, ..Settings::default() };
+    let mut world = World::with(settings);
+    world.call("a", "timer 500 add last").unwrap();
+    world.pass(600);
+    world.settle();
+    assert_eq!(world.state("a"), "last");
+    world.call("a", "timer 500 die").unwrap();
+    world.call("a", &["timer 400 add x"; 9].join("\n")).unwrap();
+    world.now = world.now.plus_millis(600);
+    for _ in 0..8 {
+        world.crash();
+        world.settle();
+    }
+    world.script.mended = true;
+    world.crash();
+    world.settle();
+    assert_eq!(world.state("a").matches('x').count(), 9);
+    assert_eq!(world.shard("a").state().attempts(), 0);
+}
+
+#[test]
+fn a_query_waits_while_something_is_tried() {
+    let mut world = World::new();
+    let keys = keys(&world, "a");
+    world.request("a", &format!("send {} die", keys[1]), Identity::None);
+    world.store(world.shard_of("a"));
+    for _ in 0..2 {
+        world.restart();
+        for shard in world.topology.clone().shards() {
+            world.store(shard);
+        }
+        if let Some((to, input)) = world.wire.pop_front() {
+            world.give(to, input);
+        }
+    }
+    let token = world.query(&keys[2]);
+    assert_eq!(world.answer(token).unwrap().result, Err(Refusal::NotReady));
+    world.script.mended = true;
+    world.settle();
+    let token = world.query(&keys[2]);
+    world.settle();
+    assert!(world.answer(token).unwrap().result.is_ok());
+}
+
+#[test]
+fn a_request_that_was_met_is_tried_alone_however_late_it_comes_again() {
+    let settings = Settings { attempts_max: 2, suspect_for: 1000, ..Settings::default() };
+    let mut world = World::with(settings);
+    world.crash();
+    world.settle();
+    for _ in 0..5 {
+        world.request("a", "die", Identity::None);
+        world.settle();
+        world.pass(5000);
+    }
+    let token = world.request("a", "die", Identity::None);
+    world.settle();
+    assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { attempts: 2 }));
+}
+
+#[test]
+fn a_step_that_fails_before_it_ends_the_process_is_given_up() {
+    let settings = Settings { attempts_max: 2, ..Settings::default() };
+    let mut world = World::with(settings.clone());
+    world.call("a", "task 0").unwrap();
+    world.settle();
+    let mut deaths = 0;
+    while !world.shard("a").state().tasks().is_empty() {
+        world.settle();
+        world.pass(settings.suspect_for);
+        let Some((shard, id, task)) = world.tasks.pop() else { continue };
+        world.end_step(shard, id, task.step, StepOutcome::Failed("once".into()));
+        world.settle();
+        deaths += 1;
+        assert!(deaths < 10);
+        world.crash();
+    }
+    assert_eq!((deaths, world.letters("a").len()), (4, 1));
+}
+
+#[test]
+fn a_life_that_ends_in_order_forgives() {
+    let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
+    let keys = keys(&world, "a");
+    world.request("a", &format!("send {} die", keys[1]), Identity::None);
+    // Without a request there are no further deaths than those of the message: unsuspected, in a group.
+    world.store(world.shard_of("a"));
+    for _ in 0..2 {
+        world.restart();
+        for shard in world.topology.clone().shards() {
+            world.store(shard);
+        }
+        if let Some((to, input)) = world.wire.pop_front() {
+            world.give(to, input);
+        }
+    }
+    assert_eq!(world.shard(&keys[1]).state().attempts(), 1);
+    world.trusted = true;
+    world.script.mended = true;
+    world.restart();
+    world.settle();
+    assert_eq!(world.shard(&keys[1]).state().attempts(), 0);
+    assert_eq!(world.letters(&keys[1]).len(), 0);
+}
+
+#[test]
+fn a_step_lets_a_handler_be_tried_and_is_not_charged_for_it() {
+    let settings = Settings { attempts_max: 1, suspect_for: 1000, ..Settings::default() };
+    let mut world = World::with(settings.clone());
+    let keys = keys(&world, "a");
+    world.call("a", "task 0").unwrap();
+    world.settle();
+    for _ in 0..2 {
+        world.crash();
+        world.settle();
+        // What is asked ends the process once unsuspected, and once in a group.
+        world.request(&keys[1], "die", Identity::None);
+        world.settle();
+    }
+    world.pass(settings.suspect_for);
+    assert_eq!(world.tasks.len(), 1, "the step is tried alone");
+    // It comes again while the step runs, and is tried alone, for its part.
+    world.request(&keys[1], "die", Identity::None);
+    world.settle();
+    let token = world.request(&keys[1], "die", Identity::None);
+    world.settle();
+    assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { attempts: 1 }));
+    world.pass(settings.suspect_for);
+    assert_eq!((world.letters("a").len(), world.tasks.len()), (0, 1), "the step stood beside it only");
+}

@@ -26,6 +26,8 @@ pub(crate) struct Script {
     pub(crate) runs: Vec<(String, String)>,
     /// The handler panics whatever it is told.
     pub(crate) broken: bool,
+    /// What ends the process is not poisonous any more.
+    pub(crate) mended: bool,
     /// The handler has ended the process.
     killed: bool,
     /// The shell wants no more than so many runs.
@@ -82,6 +84,7 @@ impl Handler for Script {
                     txn.put_state(Blob::from(b"must not be kept".as_slice())).unwrap();
                     return Outcome::Replied(Reply::Err(Blob::from(argument.as_bytes())));
                 }
+                "die" if self.mended => {}
                 "die" => {
                     self.killed = true;
                     return Outcome::Panicked("the process ended".to_owned());
@@ -222,6 +225,7 @@ impl World {
         while let Some(grant) = self.grants.pop_front() {
             match grant {
                 Grant::Turn(shard, lane) => self.give(shard, Input::Turn(lane)),
+                Grant::Yield(shard) => self.give(shard, Input::Yield),
                 Grant::Open => {
                     for shard in self.topology.clone().shards() {
                         self.give(shard, Input::Open);

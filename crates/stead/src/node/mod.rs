@@ -193,6 +193,11 @@ impl Shared {
         shard.0 as usize % self.inboxes.len()
     }
 
+    /// Whether what the last life may have ended by is still tried, and all else held.
+    pub(crate) fn is_trying(&self) -> bool {
+        self.trials.lock().unwrap_or_else(PoisonError::into_inner).is_held()
+    }
+
     /// Asks for a turn, or ends one, and carries the turn that follows to its shard.
     pub(crate) fn trials(&self, change: impl FnOnce(&mut Trials) -> Option<Grant>) {
         let grant = change(&mut self.trials.lock().unwrap_or_else(PoisonError::into_inner));
@@ -200,6 +205,9 @@ impl Shared {
             None => {}
             Some(Grant::Turn(shard, lane)) => {
                 self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, Input::Turn(lane))]);
+            }
+            Some(Grant::Yield(shard)) => {
+                self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, Input::Yield)]);
             }
             Some(Grant::Open) => {
                 for inbox in &self.inboxes {

@@ -22,6 +22,9 @@ pub enum NotReady {
         /// Shards that there are.
         shards: u32,
     },
+    /// Messages and timers that had begun when the last life of the process ended are tried one by one; all else waits.
+    #[error("what had begun when the process ended last is tried one by one; all other calls wait for that")]
+    Trying,
     /// What shards wrote does not get to the disk: nothing is answered meanwhile.
     #[error(
         "entries have waited for the log for {} ms, longer than {} ms; look at the disk of the data directory",
@@ -63,6 +66,9 @@ impl Shared {
         let (active, shards) = (self.active.load(Ordering::SeqCst), self.topology.shard_count());
         if active < shards {
             return Err(NotReady::Shards { active, shards });
+        }
+        if self.is_trying() {
+            return Err(NotReady::Trying);
         }
         match self.log.lag(now) {
             Some(waits) if waits > Node::LOG_LAG_MAX => Err(NotReady::Log { waits }),

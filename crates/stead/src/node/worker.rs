@@ -44,7 +44,7 @@ const CLOCK_CHANGE: u64 = 10_000;
 /// A change, in microseconds, that is logged: 10 s.
 const CLOCK_JUMP: u64 = 10_000_000;
 /// How long a request waits that came before its shard served.
-const NOT_READY_RETRY_MS: u64 = 5;
+const NOT_READY_RETRY_MS: u64 = 20;
 /// How long a snapshot may hold the worker in one turn.
 const SNAPSHOT_SLICE: Duration = Duration::from_micros(300);
 /// Records of a snapshot that are taken between two looks at the clock.
@@ -325,8 +325,10 @@ impl Worker {
             Command::Query { shard, mut query, reception } => {
                 self.count(shard).queries += 1;
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
-                query.token = self.calls.open(reception, None);
-                self.give(now, slot, Input::Query(query));
+                query.token = self.calls.next_token();
+                let input = Input::Query(query);
+                self.calls.open(reception, Some((shard, input.clone())));
+                self.give(now, slot, input);
             }
             Command::OpenSession { shard, session, principal, reception } => {
                 let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };

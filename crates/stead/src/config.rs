@@ -73,6 +73,9 @@ pub struct CheckpointConfig {
     pub timeout: Option<Duration>,
     /// Most bytes each second that are written for checkpoints; 0 is no limit. Default 0.
     pub bytes_per_second: Option<u64>,
+    /// The services' checks run in the background over checkpoints of the interval of at most so many bytes; 0 is never.
+    /// Default 1 GiB.
+    pub check_bytes_max: Option<u64>,
     /// Where checkpoints are copied to, besides the local ones: `file:///directory` or `s3://bucket/prefix`.
     /// Default: nowhere.
     pub copy_to: Option<String>,
@@ -183,7 +186,7 @@ const OTHERS: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
 /// How many of the keys stand alone at the top.
 const KEYS_TOP: usize = 6;
 /// All keys, for hints: first those of the top, then those in tables, then their last parts.
-const KEYS: [&str; 35] = [
+const KEYS: [&str; 36] = [
     "data_dir",
     "threads",
     "task_threads",
@@ -200,6 +203,7 @@ const KEYS: [&str; 35] = [
     "checkpoints.keep",
     "checkpoints.timeout",
     "checkpoints.bytes_per_second",
+    "checkpoints.check_bytes_max",
     "checkpoints.copy_to",
     "checkpoints.copy_interval",
     "checkpoints.copy_keep",

@@ -1,9 +1,15 @@
 //! A consistent cut of the whole system, to look at: typed processes and what is in flight between them.
 
 use crate::codec::{self, CodecError, UnreadableState};
+use crate::context::TaskState;
 use crate::process::Process;
-use stead_core::ids::{Seq, ShardId};
-use stead_core::record::{Kind, RecordKey, TimerRecord, decode_value};
+use crate::task::Task;
+use serde::de::DeserializeOwned;
+use std::sync::atomic::{AtomicBool, Ordering};
+use stead_core::ids::{Blob, Seq, ShardId, TaskId};
+use stead_core::record::{
+    DeadLetter as Letter, Kind, RecordKey, Retry, TaskRecord, TimerRecord, Waiting, decode_value,
+};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use thiserror::Error;
@@ -14,6 +20,52 @@ pub struct Cut<'a> {
     topology: &'a Topology,
     /// In the order of their shards.
     states: &'a [State],
+    /// Set by the check of a service that declares none.
+    undeclared: Option<&'a AtomicBool>,
+}
+
+/// Something that was given up: a message, a timer, a task or a request that no handler could take, as
+/// [`Cut::dead_letters`] finds it.
+#[derive(Debug)]
+pub struct DeadLetter<P: Process> {
+    /// The process that should have handled it.
+    pub key: P::Key,
+    /// What it was.
+    pub cause: DeadLetterCause,
+    /// What the process would have been given; `None` for a step of a task, and where it was too large to be kept or
+    /// can't be read.
+    pub request: Option<P::Request>,
+    /// Why it was given up.
+    pub reason: String,
+    payload: Blob,
+}
+
+/// What a dead letter was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeadLetterCause {
+    /// A message. It was received, and is in flight no more.
+    Message,
+    /// A timer, which fired.
+    Timer,
+    /// A step of the task of this name; [`DeadLetter::task`] gives its state.
+    Step {
+        /// The task's name.
+        name: String,
+    },
+    /// The result of a task.
+    TaskResult,
+    /// A client's request, which was refused to the client and moved nothing.
+    Request,
+}
+
+impl<P: Process> DeadLetter<P> {
+    /// The state of the task whose step was given up, as it was before that step; `None` if it is of another task or can't
+    /// be read.
+    #[must_use]
+    pub fn task<T: Task<Owner = P>>(&self) -> Option<T> {
+        let DeadLetterCause::Step { name } = &self.cause else { return None };
+        if name == T::NAME { codec::decode(&self.payload, "a task's state", P::SERVICE).ok() } else { None }
+    }
 }
 
 /// Something in a cut that can't be read. Turns into a `String`, so that `?` works in [`Process::check`].
@@ -37,19 +89,27 @@ impl<'a> Cut<'a> {
     /// A cut from the states of all shards of a topology, in the order of their ids.
     #[must_use]
     pub fn new(topology: &'a Topology, states: &'a [State]) -> Self {
-        Self { topology, states }
+        Self { topology, states, undeclared: None }
+    }
+
+    /// A cut of nothing, to find out whether a service declares a check.
+    pub(crate) fn probe(topology: &'a Topology, undeclared: &'a AtomicBool) -> Self {
+        Self { topology, states: &[], undeclared: Some(undeclared) }
+    }
+
+    /// Runs instead of the check of a service that declares none.
+    pub(crate) fn undeclared(&self) {
+        if let Some(undeclared) = self.undeclared {
+            undeclared.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The processes of a service that have state, in no order.
     pub fn processes<P: Process>(&self) -> impl Iterator<Item = Result<(P::Key, P), CutError>> + use<'a, P> {
-        self.shards(P::SERVICE)
-            .flat_map(|state| state.records().iter())
-            .filter(|(key, _)| key[0] == Kind::Process as u8)
-            .filter_map(|(key, value)| Some((RecordKey::from_bytes(key)?, value)))
-            .map(|(key, value)| {
-                let key = key.process_key().expect("the key of a process names it");
-                Ok((codec::decode_key::<P>(key)?, codec::decode_state(key, value)?))
-            })
+        records(self.shards(P::SERVICE), Kind::Process).map(|(key, value)| {
+            let key = key.process_key().expect("the key of a process names it");
+            Ok((codec::decode_key::<P>(key)?, codec::decode_state(key, value)?))
+        })
     }
 
     /// The state of one process; `None` if it has none.
@@ -85,14 +145,103 @@ impl<'a> Cut<'a> {
             })
     }
 
+    /// The messages with a delay ([`Context::send_after`](crate::Context::send_after)) to processes of a service that have
+    /// not left.
+    pub fn delayed<P: Process>(
+        &self,
+    ) -> impl Iterator<Item = Result<(P::Key, P::Request), CutError>> + use<'a, P> {
+        let service = self.topology.service_id(P::SERVICE);
+        records(self.states.iter(), Kind::Timer)
+            .filter_map(|(_, value)| decode_value::<TimerRecord>(value).ok())
+            .filter_map(move |timer| {
+                let receiver = timer.send.filter(|receiver| Some(receiver.service) == service)?;
+                Some((receiver.process, timer.payload))
+            })
+            .map(|(process, payload)| {
+                let request = codec::decode(&payload, "a message", P::SERVICE)?;
+                Ok((codec::decode_key::<P>(&process)?, request))
+            })
+    }
+
+    /// One cell of a process's keyed state; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`CutError`] if it can't be read.
+    pub fn cell<P: Process, V: DeserializeOwned>(
+        &self,
+        key: &P::Key,
+        cell: &[u8],
+    ) -> Result<Option<V>, CutError> {
+        let Some(service) = self.topology.service_id(P::SERVICE) else { return Ok(None) };
+        let key = codec::encode_key::<P>(key)?;
+        let state = find(self.states, self.topology.shard_of(service, &key));
+        let stored = state.and_then(|state| state.records().get(RecordKey::cell(&key, cell).as_bytes()));
+        Ok(stored.map(|bytes| codec::decode(bytes, "a cell", P::SERVICE)).transpose()?)
+    }
+
+    /// The cells of all processes of a service, each with the key of its process and its own, in no order.
+    pub fn cells<P: Process, V: DeserializeOwned>(
+        &self,
+    ) -> impl Iterator<Item = Result<(P::Key, Vec<u8>, V), CutError>> + use<'a, P, V> {
+        records(self.shards(P::SERVICE), Kind::Cell).map(|(key, value)| {
+            let process = key.process_key().expect("the key of a cell names its process");
+            let cell = key.cell_key().expect("it is a cell's").to_vec();
+            Ok((codec::decode_key::<P>(process)?, cell, codec::decode(value, "a cell", P::SERVICE)?))
+        })
+    }
+
+    /// The tasks of a service's processes that are not finished, with the keys of the processes.
+    pub fn tasks<P: Process>(
+        &self,
+    ) -> impl Iterator<Item = Result<(P::Key, TaskState), CutError>> + use<'a, P> {
+        task_records(self.shards(P::SERVICE))
+            .map(|(id, task)| Ok((codec::decode_key::<P>(&task.process)?, TaskState::new(id, task))))
+    }
+
+    /// The states of the tasks of one kind that are not finished, with the keys of the processes that started them.
+    pub fn task_states<T: Task>(
+        &self,
+    ) -> impl Iterator<Item = Result<(<T::Owner as Process>::Key, T), CutError>> + use<'a, T> {
+        task_records(self.shards(T::Owner::SERVICE)).filter(|(_, task)| task.name == T::NAME).map(
+            |(_, task)| {
+                let state = codec::decode(&task.state, "a task's state", T::Owner::SERVICE)?;
+                Ok((codec::decode_key::<T::Owner>(&task.process)?, state))
+            },
+        )
+    }
+
+    /// What was given up of a service's processes: it is neither in flight nor handled, until an operator retries or drops
+    /// it.
+    pub fn dead_letters<P: Process>(
+        &self,
+    ) -> impl Iterator<Item = Result<DeadLetter<P>, CutError>> + use<'a, P> {
+        records(self.shards(P::SERVICE), Kind::DeadLetter)
+            .filter_map(|(_, value)| decode_value::<Letter>(value).ok())
+            .map(|letter| {
+                let cause = match (letter.cause, letter.retry) {
+                    (Waiting::Message { .. } | Waiting::DeadLetter { .. }, _) => DeadLetterCause::Message,
+                    (Waiting::Timer { .. }, _) => DeadLetterCause::Timer,
+                    (Waiting::Request { .. } | Waiting::Call { .. }, _) => DeadLetterCause::Request,
+                    (Waiting::Task { .. }, Some(Retry::Result)) => DeadLetterCause::TaskResult,
+                    (Waiting::Task { .. }, Some(Retry::Step { name, .. })) => DeadLetterCause::Step { name },
+                    (Waiting::Task { .. }, _) => DeadLetterCause::Step { name: String::new() },
+                };
+                let request = match cause {
+                    DeadLetterCause::Step { .. } => None,
+                    _ => codec::decode(&letter.payload, "a request", P::SERVICE).ok(),
+                };
+                let key = codec::decode_key::<P>(&letter.process)?;
+                Ok(DeadLetter { key, cause, request, reason: letter.reason, payload: letter.payload })
+            })
+    }
+
     /// The requests of timers of a service's processes that have not fired.
     pub fn timers<P: Process>(
         &self,
     ) -> impl Iterator<Item = Result<(P::Key, P::Request), CutError>> + use<'a, P> {
-        self.shards(P::SERVICE)
-            .flat_map(|state| state.records().iter())
-            .filter(|(key, _)| key[0] == Kind::Timer as u8)
+        records(self.shards(P::SERVICE), Kind::Timer)
             .filter_map(|(_, value)| decode_value::<TimerRecord>(value).ok())
+            .filter(|timer| timer.send.is_none())
             .map(|timer| {
                 let request = codec::decode(&timer.payload, "a timer's request", P::SERVICE)?;
                 Ok((codec::decode_key::<P>(&timer.process)?, request))
@@ -104,6 +253,22 @@ impl<'a> Cut<'a> {
         let service = topology.service_id(service);
         states.iter().filter(move |state| service.is_some() && topology.service_of(state.shard()) == service)
     }
+}
+
+/// The records of one kind of some shards.
+fn records<'a>(
+    states: impl Iterator<Item = &'a State>,
+    kind: Kind,
+) -> impl Iterator<Item = (RecordKey, &'a Blob)> {
+    states
+        .flat_map(|state| state.records().iter())
+        .filter(move |(key, _)| key[0] == kind as u8)
+        .filter_map(|(key, value)| Some((RecordKey::from_bytes(key)?, value)))
+}
+
+fn task_records<'a>(states: impl Iterator<Item = &'a State>) -> impl Iterator<Item = (TaskId, TaskRecord)> {
+    records(states, Kind::Task)
+        .filter_map(|(key, value)| Some((TaskId(key.number()?), decode_value(value).ok()?)))
 }
 
 fn find(states: &[State], shard: ShardId) -> Option<&State> {

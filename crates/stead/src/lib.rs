@@ -78,13 +78,14 @@ pub mod testkit;
 pub use client::{BlockingClient, Client, RawCall, RawReply, Retried};
 pub use config::Config;
 pub use context::{Caller, Context, EffectError, QueryContext, TaskState};
-pub use cut::{Cut, CutError};
+pub use cut::{Cut, CutError, DeadLetter, DeadLetterCause};
 pub use error::{CallError, OpenError, RawError};
 pub use node::{
-    CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus, CopyReport,
-    CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck, LogStatus, Metrics, NoCursor,
-    Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, RecoveryReport,
-    ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, Status, TaskStatus, TimerStatus,
+    CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus,
+    CopyReport, CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck, LogStatus,
+    Metrics, NoCursor, Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage,
+    RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, Status, TaskStatus,
+    TimerStatus,
 };
 pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};
@@ -99,6 +100,7 @@ pub use serve::{Serve, ServerError, serve};
 pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::{Limited, Refusal};
+pub use stead_store::checkpoint::checks::CheckOutcome;
 pub use task::{Progress, RetryPolicy, StepContext, Task};
 
 #[cfg(doctest)]

@@ -94,13 +94,18 @@ pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
         Err(format!("no migration from version {version} to {} is written", Self::VERSION))
     }
 
-    /// Checks what must hold at every consistent cut of the whole system, as money that is neither made nor lost.
-    /// [`Node::checkpoint`](crate::Node::checkpoint) and [`Node::verify`](crate::Node::verify) run it.
+    /// Checks what must hold at every consistent cut of the whole system, as money that is neither made nor lost. It must
+    /// count what is given up ([`Cut::dead_letters`]), in flight or delayed as well.
+    ///
+    /// A node runs it in the background over the checkpoints of its interval, as far as it keeps up, and over those that are
+    /// [asked for](crate::Node::checkpoint) or [verified](crate::Node::verify). A panic is a failure of the check. A failed
+    /// check stops nothing: the checkpoint stays, and log, status, metrics and `/readyz` report it. It is also run once over
+    /// a cut of nothing, whose result does not count.
     ///
     /// # Errors
     /// What does not hold.
     fn check(cut: &Cut<'_>) -> Result<(), String> {
-        let _ = cut;
+        cut.undeclared();
         Ok(())
     }
 }

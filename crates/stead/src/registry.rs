@@ -12,10 +12,11 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use stead_core::entry::Reply;
 use stead_core::handler::{Call, Caller, Handler, Misuse, Outcome, Txn, View};
-use stead_core::ids::{Blob, ServiceId};
+use stead_core::ids::{Blob, Incarnation, ServiceId};
 use stead_core::shard::StepOutcome;
 use stead_core::topology::Topology;
 
@@ -27,6 +28,8 @@ pub(crate) type TaskNames = BTreeSet<&'static str>;
 pub struct Registry {
     services: BTreeMap<&'static str, Arc<dyn Service>>,
     tasks: BTreeMap<&'static str, Arc<dyn TaskCode>>,
+    /// Services that declare a check.
+    checked: BTreeSet<&'static str>,
 }
 
 /// Something that was registered twice.
@@ -51,6 +54,13 @@ impl Registry {
     /// # Errors
     /// [`RegisteredTwice`].
     pub fn service<P: Process>(&mut self) -> Result<(), RegisteredTwice> {
+        let undeclared = AtomicBool::new(false);
+        let nothing = Topology::new(Incarnation(1));
+        // What it finds in a cut of nothing, or that it panics, is of no interest.
+        let _ = panics::catch(|| P::check(&Cut::probe(&nothing, &undeclared)));
+        if !undeclared.into_inner() {
+            self.checked.insert(P::SERVICE);
+        }
         match self.services.insert(P::SERVICE, Arc::new(Typed::<P>(PhantomData))) {
             None => Ok(()),
             Some(_) => Err(RegisteredTwice { what: "service", name: P::SERVICE }),
@@ -86,13 +96,27 @@ impl Registry {
         self.tasks.contains_key(name)
     }
 
-    /// Runs every service's check over a cut; gives what does not hold, by service.
+    /// The services that declare a check: [`Process::check`].
+    pub fn checked_services(&self) -> impl Iterator<Item = &'static str> {
+        self.checked.iter().copied()
+    }
+
+    /// Runs the check of one service over a cut. A panic is a failure.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub fn check_service(&self, name: &str, cut: &Cut<'_>) -> Result<(), String> {
+        let Some(service) = self.services.get(name) else { return Ok(()) };
+        panics::catch(|| service.check(cut))
+            .unwrap_or_else(|panic| Err(format!("the check panicked: {panic}")))
+    }
+
+    /// Runs every service's check over a cut; returns what does not hold, by service.
     #[must_use]
     pub fn check(&self, cut: &Cut<'_>) -> Vec<(String, String)> {
-        let failures = self.services.iter().filter_map(|(name, service)| {
-            let checked = panics::catch(|| service.check(cut))
-                .unwrap_or_else(|panic| Err(format!("panicked: {panic}")));
-            checked.err().map(|reason| ((*name).to_owned(), reason))
+        let failures = self.checked_services().filter_map(|name| {
+            let reason = self.check_service(name, cut).err()?;
+            Some((name.to_owned(), reason))
         });
         failures.collect()
     }

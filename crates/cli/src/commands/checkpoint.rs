@@ -24,7 +24,8 @@ pub(crate) struct CheckpointArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Take a checkpoint and wait until it is complete
-    #[command(after_help = "Example:\n  stead checkpoint create")]
+    #[command(after_help = "Example:\n  stead checkpoint create\n\n\
+        Runs the checks that services declare over it. Exits with 6 if one of them fails; the checkpoint stays.")]
     Create {
         #[command(flatten)]
         server: ServerArgs,
@@ -46,7 +47,7 @@ enum Action {
     /// Recompute a checkpoint's cut from its stored parts alone
     #[command(after_help = "Example:\n  stead checkpoint verify 12\n\n\
         Every receive must have its send, in flight must be sent minus received, and hashes must match; the checks that\n\
-        services declare hold where their code is. Exits with 6 and names what is wrong if the cut is inconsistent.")]
+        services declare run where their code is: `check` is `not_checked` if one was not run. Exits with 6 and names what is wrong if the cut is inconsistent.")]
     Verify {
         /// Number of the checkpoint, or latest
         number: Which,
@@ -133,7 +134,21 @@ pub(crate) fn run(args: &CheckpointArgs, json: bool) -> Result<(), Failure> {
     match &args.action {
         Action::Create { server } => {
             let report = server.server().post("/v1/checkpoints", "", &[])?.body;
-            if json { output::json(&report) } else { output::facts(&report) }
+            if json {
+                output::json(&report)?;
+            } else {
+                output::facts(&report)?;
+            }
+            if report["check"] != "failed" {
+                return Ok(());
+            }
+            let wrong = report["failed_checks"].as_array().map_or(&[][..], Vec::as_slice).iter();
+            let wrong = wrong.map(|check| {
+                let text = |member: &str| check[member].as_str().unwrap_or_default().to_owned();
+                format!("{}: {}", text("service"), text("reason"))
+            });
+            let what = format!("checkpoint {} is complete, and a check of it failed", report["number"]);
+            Err(Failure::new(Exit::Inconsistent, what).cause(Vec::from_iter(wrong).join("; ")).told())
         }
         Action::List { source } => list(&checkpoints(source)?, json),
         Action::Show { number, source } => {
@@ -180,9 +195,12 @@ fn list(checkpoints: &Value, json: bool) -> Result<(), Failure> {
 }
 
 fn checks(checkpoint: &Value) -> String {
-    match checkpoint["failed_checks"].as_array().map_or(0, Vec::len) {
-        0 => "hold".to_owned(),
-        failed => format!("{failed} failed"),
+    match checkpoint["check"].as_str() {
+        Some("hold") => "hold".to_owned(),
+        Some("failed") => {
+            format!("{} failed", checkpoint["failed_checks"].as_array().map_or(0, Vec::len))
+        }
+        _ => "not checked".to_owned(),
     }
 }
 

@@ -53,6 +53,15 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
         number(&status["log"]["segments"])
     ))?;
     output::line(&format!("checkpoint   {checkpoint}"))?;
+    let check = &status["checkpoint_check"];
+    if let Some(number) = check["number"].as_u64() {
+        let failed = rows(&check["failed_checks"]);
+        let found = if failed.is_empty() { "hold".to_owned() } else { format!("{} failed", failed.len()) };
+        output::line(&format!("checks       {found} at checkpoint {number}"))?;
+        for check in failed {
+            output::line(&format!("check failed {}: {}", word(&check["service"]), word(&check["reason"])))?;
+        }
+    }
     let copies = &status["checkpoint_copies"];
     if let Some(to) = copies["to"].as_str() {
         let newest =
@@ -155,7 +164,7 @@ fn print_shards(status: &Value) -> Result<(), Failure> {
 }
 
 fn print_tasks(status: &Value) -> Result<(), Failure> {
-    let mut table = Table::new(["task", "of", "step", "done"]);
+    let mut table = Table::new(["task", "of", "step", "done", "retries", "last failure"]);
     let mut some = false;
     for shard in rows(&status["shards"]) {
         for task in rows(&shard["tasks"]) {
@@ -165,6 +174,8 @@ fn print_tasks(status: &Value) -> Result<(), Failure> {
                 format!("{}/{}", word(&shard["service"]), word(&task["process"])),
                 task["step"].to_string(),
                 format!("{:.1} %", task["progress"].as_f64().unwrap_or(0.0) * 100.0),
+                number(&task["retries"]).to_string(),
+                task["failure"].as_str().unwrap_or("-").to_owned(),
             ]);
         }
     }

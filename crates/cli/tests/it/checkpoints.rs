@@ -3,9 +3,11 @@
 #[cfg(feature = "s3")]
 use crate::s3_server::S3Server;
 use crate::server::{Server, json_of, run, stead};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
+use stead::{CheckpointOptions, Context, Cut, Never, NoQuery, Node, Process, ServiceOptions, http};
 use stead_core::entry::{Cause, Entry, Send};
 use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Key, Seq, ShardId, Time};
 use stead_core::state::State;
@@ -204,6 +206,90 @@ fn a_damaged_checkpoint_is_told_and_exits_with_its_code() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     assert_eq!(deaf.stdout(writer).status().unwrap().code(), Some(6));
+}
+
+/// A service whose check holds as long as it was called an even number of times.
+#[derive(Default, Serialize, Deserialize)]
+struct Even(u64);
+
+impl Process for Even {
+    const SERVICE: &'static str = "even";
+    type Key = String;
+    type Request = ();
+    type Reply = ();
+    type Error = Never;
+    type Query = NoQuery;
+    type Answer = ();
+
+    fn handle(&mut self, _: &mut Context<'_, Self>, (): ()) -> Result<(), Never> {
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn check(cut: &Cut<'_>) -> Result<(), String> {
+        for even in cut.processes::<Self>() {
+            let (key, Self(calls)) = even?;
+            if calls % 2 != 0 {
+                return Err(format!("{key} was called {calls} times"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_failed_check_is_seen_in_every_place_and_create_exits_with_its_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoints = CheckpointOptions { interval: None, ..CheckpointOptions::default() };
+    let node = Node::builder(dir.path()).service::<Even>(ServiceOptions::default()).checkpoints(checkpoints);
+    let node = node.segment_bytes(1 << 20).open().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let listener = http::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let _entered = runtime.enter();
+    let _server = http::serve(&node, listener, dir.path(), http::Limits::default()).unwrap();
+    let command = |args: &[&str]| stead(args).args(["--addr", &addr]).output().unwrap();
+    let text = |args: &[&str]| String::from_utf8(command(args).stdout).unwrap();
+
+    let held = json_of(&command(&["checkpoint", "create", "--json"]));
+    assert_eq!((&held["check"], &held["failed_checks"]), (&"hold".into(), &Value::Array(Vec::new())));
+    node.blocking_client().call::<Even>(&"odd".to_owned(), ()).unwrap();
+    let created = command(&["checkpoint", "create", "--json"]);
+    assert_eq!(created.status.code(), Some(6), "{created:?}");
+    let report: Value = serde_json::from_slice(&created.stdout).expect("one object");
+    assert_eq!(report["check"], "failed", "{report}");
+    assert_eq!(report["failed_checks"][0]["reason"], "odd was called 1 times");
+    let created = command(&["checkpoint", "create"]);
+    assert_eq!(created.status.code(), Some(6), "{created:?}");
+    assert!(String::from_utf8_lossy(&created.stderr).contains("odd was called 1 times"), "{created:?}");
+
+    let list = json_of(&command(&["checkpoint", "list", "--json"]));
+    let outcomes: Vec<&str> = list.as_array().unwrap().iter().map(|c| c["check"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["hold", "failed", "failed"]);
+    let rows = text(&["checkpoint", "list"]);
+    assert!(rows.contains("hold\n") && rows.contains("1 failed\n"), "{rows}");
+    let status = text(&["status"]);
+    assert!(status.contains("1 failed at checkpoint 3") && status.contains("odd was called"), "{status}");
+    let get = |path: &str| {
+        let mut response = ureq::get(format!("http://{addr}{path}")).call().unwrap();
+        response.body_mut().read_to_string().unwrap()
+    };
+    let ready: Value = serde_json::from_str(&get("/readyz")).unwrap();
+    assert_eq!((&ready["status"], &ready["failed_check"]["number"]), (&"ok".into(), &3.into()), "{ready}");
+    let metrics = get("/metrics");
+    for line in ["stead_checkpoint_checks_failed_total 2", "stead_checkpoint_check_failing 1"] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    node.shutdown();
+    // The program `stead` has no code of this service.
+    let data = dir.path().to_str().unwrap();
+    let verified = run(&["checkpoint", "verify", "3", "--data", data, "--json"]);
+    assert_eq!(verified.status.code(), Some(6), "{verified:?}");
+    std::fs::remove_dir_all(dir.path().join("checkpoints/checks")).unwrap();
+    let verified = json_of(&run(&["checkpoint", "verify", "3", "--data", data, "--json"]));
+    assert_eq!((&verified["consistent"], &verified["check"]), (&true.into(), &"not_checked".into()));
+    let rows = String::from_utf8(run(&["checkpoint", "list", "--data", data]).stdout).unwrap();
+    assert!(rows.contains("not checked\n") && !rows.contains("hold"), "{rows}");
 }
 
 /// Three processes, each a shard of its own: j sends m1 to i and m2 to k.

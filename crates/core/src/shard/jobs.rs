@@ -674,9 +674,8 @@ impl Shard {
         let Some(receiver) = send else { return };
         let max = self.settings.entry_bytes_max;
         if payload.len() > max {
-            let reason = format!("the message of {} bytes can't be sent any more", payload.len());
-            let buried =
-                Buried { process: receiver.process, sender: sender.clone(), payload, retry: Retry::Never };
+            let reason = format!("the message to {} can't be sent any more", receiver.process);
+            let buried = Buried { process: sender.clone(), sender, payload, retry: Retry::Never };
             return self.bury(Waiting::Timer { id }, reason, buried, out);
         }
         let to = self.topology.shard_of(receiver.service, &receiver.process);

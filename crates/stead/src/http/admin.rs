@@ -5,7 +5,7 @@ use super::call::within_time;
 use super::problem::{Kind, Problem};
 use super::processes::{limit_of, unreadable};
 use super::refusal;
-use crate::{CheckpointFailure, CheckpointInfo, Node, NotReady, Retried};
+use crate::{CheckStatus, CheckpointFailure, CheckpointInfo, Node, NotReady, Retried};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -27,6 +27,18 @@ pub(super) struct Health {
     status: &'static str,
 }
 
+/// Whether the server serves, and what people should look at though it does.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Ready {
+    /// `ok`.
+    status: &'static str,
+    /// The services' checks that failed at the last checkpoint that was checked. They take no server out of rotation: the
+    /// requests that it answers are what mends the state, if anything does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    failed_check: Option<CheckStatus>,
+}
+
 /// Tells that the process answers at all.
 #[utoipa::path(get, path = "/healthz", tag = "node", responses((status = 200, description = "It lives", body = Health)))]
 pub(super) async fn healthz() -> Json<Health> {
@@ -39,13 +51,13 @@ pub(super) async fn healthz() -> Json<Health> {
     path = "/readyz",
     tag = "node",
     responses(
-        (status = 200, description = "Every shard serves", body = Health),
+        (status = 200, description = "Every shard serves. A failed check of a service is in the body and changes nothing else", body = Ready),
         (status = 503, description = "A shard does not serve, the log does not keep up, or the node stops or has failed", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Json<Health>, Problem> {
+pub(super) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Json<Ready>, Problem> {
     match gateway.node.readiness() {
-        Ok(()) => Ok(Json(Health { status: "ok" })),
+        Ok(()) => Ok(Json(Ready { status: "ok", failed_check: gateway.node.failed_check() })),
         Err(failed @ NotReady::Failed(_)) => Err(Problem::new(Kind::NodeFailed, failed.to_string())),
         Err(not_ready) => Err(Problem::new(Kind::NotReady, not_ready.to_string()).retry_after_ms(100)),
     }
@@ -185,7 +197,10 @@ pub(super) async fn checkpoints(State(gateway): State<Arc<Gateway>>) -> Result<R
     gateway.in_background(|node| node.checkpoints().map_err(failed)).await
 }
 
-/// Takes a checkpoint, and answers when it is complete.
+/// Takes a checkpoint, and answers when it is complete and the services' checks have run over it.
+///
+/// The member `check` is `hold`, `failed` or `not_checked`; `failed_checks` says what does not hold. A check that fails does not
+/// undo the checkpoint.
 #[utoipa::path(
     post,
     path = "/v1/checkpoints",
@@ -231,7 +246,8 @@ struct Verified {
 
 /// Recomputes a checkpoint's cut from its stored parts alone.
 ///
-/// The member `consistent` tells the outcome, `inconsistencies` and `checks` what does not hold.
+/// The member `consistent` tells the outcome, `inconsistencies` and `checks` what does not hold. `check` is `not_checked` if a
+/// service's check was not run: then `consistent` says nothing about it.
 #[utoipa::path(
     post,
     path = "/v1/checkpoints/{number}/verify",

@@ -1,6 +1,6 @@
 //! What `/metrics` tells: the gateway's own figures, and the node's as they are when asked.
 
-use crate::{Node, ServiceMetrics, ShardStatus, stderr};
+use crate::{CheckOutcome, Node, ServiceMetrics, ShardStatus, stderr};
 use axum::http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
@@ -109,6 +109,13 @@ impl Collector for OfNode {
             ("checkpoints", "Checkpoints completed", counts.checkpoints),
             ("checkpoints_failed", "Checkpoints given up", counts.checkpoints_failed),
             ("checkpoint_bytes", "Bytes written for checkpoints", counts.checkpoint_bytes),
+            ("checkpoint_checks", "Checkpoints whose services' checks ended", counts.checkpoint_checks),
+            (
+                "checkpoint_checks_failed",
+                "Those of them with a failed check",
+                counts.checkpoint_checks_failed,
+            ),
+            ("checkpoints_unchecked", "Checkpoints that were not checked", counts.checkpoints_unchecked),
             ("checkpoint_copies", "Checkpoints copied to other stores", counts.checkpoint_copies),
             ("checkpoint_copies_failed", "Copies that failed", counts.checkpoint_copies_failed),
             ("checkpoint_copy_bytes", "Bytes written for copies", counts.checkpoint_copy_bytes),
@@ -145,6 +152,13 @@ impl Collector for OfNode {
                 "checkpoint_newest",
                 "Number of the newest checkpoint; 0 before the first",
                 status.checkpoint.unwrap_or(0),
+            ),
+            (
+                "checkpoint_check_failing",
+                "1 if a service's check failed at the last checkpoint that was checked",
+                u64::from(
+                    status.checkpoint_check.as_ref().is_some_and(|last| last.check == CheckOutcome::Failed),
+                ),
             ),
             (
                 "checkpoint_copied_newest",

@@ -113,6 +113,9 @@ pub struct CheckpointOptions {
     pub timeout: Duration,
     /// Most bytes each second that are written for checkpoints; 0 is no limit, and the default.
     pub bytes_per_second: u64,
+    /// The services' checks run in the background over checkpoints of the interval of at most so many bytes, for they load
+    /// all of it: 1 GiB by default, 0 is never. Those that are asked for are checked at any size.
+    pub check_bytes_max: u64,
     /// Stable storage: `file:///directory` or `s3://bucket/prefix`, which newly completed checkpoints are copied to; none
     /// by default. S3 takes its region, endpoint and credentials from the usual variables `AWS_…`, and needs the cargo
     /// feature `s3`. A failure there never fails the work: [`Status::checkpoint_copies`](crate::Status) tells it.
@@ -138,6 +141,7 @@ impl Default for CheckpointOptions {
             keep: 3,
             timeout: Duration::from_secs(600),
             bytes_per_second: 0,
+            check_bytes_max: 1 << 30,
             copy_to: None,
             copy_interval: Duration::from_secs(300),
             copy_keep: 10,
@@ -387,6 +391,7 @@ impl NodeBuilder {
                 keep: Some(set.keep.unwrap_or(self.checkpoints.keep)),
                 timeout: Some(set.timeout.unwrap_or(self.checkpoints.timeout)),
                 bytes_per_second: Some(set.bytes_per_second.unwrap_or(self.checkpoints.bytes_per_second)),
+                check_bytes_max: Some(set.check_bytes_max.unwrap_or(self.checkpoints.check_bytes_max)),
                 copy_to: set.copy_to.clone().or_else(|| self.checkpoints.copy_to.clone()),
                 copy_interval: Some(set.copy_interval.unwrap_or(self.checkpoints.copy_interval)),
                 copy_keep: Some(set.copy_keep.unwrap_or(self.checkpoints.copy_keep)),
@@ -431,6 +436,7 @@ impl NodeBuilder {
                 keep: merged.checkpoints.keep.unwrap_or(standard.keep),
                 timeout: merged.checkpoints.timeout.unwrap_or(standard.timeout),
                 bytes_per_second: merged.checkpoints.bytes_per_second.unwrap_or(0),
+                check_bytes_max: merged.checkpoints.check_bytes_max.unwrap_or(standard.check_bytes_max),
                 ..standard
             },
             services: services.collect(),

@@ -1,6 +1,7 @@
 //! A node: the threads that run shards, log, checkpoints and tasks, and the handle to them.
 
 mod builder;
+mod checks;
 mod dead_letters;
 pub(crate) mod inbox;
 mod log;
@@ -15,6 +16,7 @@ pub(crate) mod watchdog;
 mod worker;
 
 pub use builder::{CheckpointOptions, NodeBuilder, ServiceOptions};
+pub use checks::CheckStatus;
 pub use dead_letters::{DeadLetterCursor, DeadLetterPage};
 pub(crate) use open::CHECKPOINTS;
 pub use processes::{NoCursor, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, TimerStatus};
@@ -31,6 +33,7 @@ use crate::error::RawError;
 use crate::panics;
 use crate::registry::Registry;
 use builder::Wall;
+use checks::Checks;
 use inbox::{Command, Inbox};
 use log::{LogQueue, PreparerSignal};
 use open::{Group, Member};
@@ -48,8 +51,11 @@ use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
 use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::checks::{CheckOutcome, Checked, recorded_checks};
 use stead_store::checkpoint::collect::delete_checkpoint;
-use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision, read_manifest};
+use stead_store::checkpoint::manifest::{
+    CheckResult, Decision, decided_numbers, read_decision, read_manifest,
+};
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::verify::{Report, verify_checkpoint};
 use stead_store::data_dir::DataDir;
@@ -96,6 +102,7 @@ pub(crate) struct Shared {
     trials: Mutex<Trials>,
     pub(crate) snapshots: SnapshotQueue,
     pub(crate) copies: Copies,
+    pub(crate) checks: Checks,
     pub(crate) watchdog: Watchdog,
     pub(crate) counters: Counters,
     pub(crate) workers_running: AtomicUsize,
@@ -173,6 +180,7 @@ impl Shared {
             trials: Mutex::default(),
             snapshots,
             copies,
+            checks: Checks::default(),
             watchdog: Watchdog::new(),
             counters: Counters::new(services),
             workers_running: AtomicUsize::new(workers),
@@ -269,6 +277,7 @@ impl Shared {
         self.tasks.stop();
         self.snapshots.send(Event::Stop);
         self.copies.stop();
+        self.checks.stop();
         let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
         self.all_active.1.notify_all();
     }
@@ -367,8 +376,15 @@ impl Node {
             log: shared.log.status(),
             checkpoint: some(shared.snapshots.newest.load(Ordering::Relaxed)),
             checkpoint_running: some(shared.snapshots.running.load(Ordering::Relaxed)),
+            checkpoint_check: shared.checks.last(),
             checkpoint_copies: shared.copies.status(),
         }
+    }
+
+    /// The last checkpoint that was checked, if a service's check failed there.
+    #[must_use]
+    pub fn failed_check(&self) -> Option<CheckStatus> {
+        self.0.shared.checks.last().filter(|last| last.check == CheckOutcome::Failed)
     }
 
     /// What the node has counted since it was opened.
@@ -393,7 +409,8 @@ impl Node {
         self.0.shared.failure.get().cloned().unwrap_or_default()
     }
 
-    /// Takes a checkpoint now and runs the services' checks over it.
+    /// Takes a checkpoint now, runs the services' checks over it and returns what they found:
+    /// [`CheckpointReport::check`]. A check that fails does not undo the checkpoint.
     ///
     /// # Errors
     /// [`CheckpointFailure`]; the work goes on.
@@ -443,8 +460,21 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure::Store`] if it is damaged. What is whole but inconsistent is in the report.
     pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
-        let _pin = self.0.shared.snapshots.pin(Colour(number));
-        Ok(verify_stored(&*self.0.store, number, &self.0.shared.registry)?)
+        let shared = &self.0.shared;
+        let _pin = shared.snapshots.pin(Colour(number));
+        let report = verify_stored(&*self.0.store, number, &shared.registry)?;
+        // A checkpoint that was passed over is checked now.
+        if report.check != CheckOutcome::NotChecked && !shared.is_ended() {
+            let results = report
+                .checks
+                .iter()
+                .map(|check| CheckResult { service: check.service.clone(), failure: check.failure.clone() });
+            let (incarnation, checked) = (shared.topology.incarnation, shared.clock.now());
+            let checked =
+                Checked { incarnation, number: Colour(number), checked, results: results.collect() };
+            checked.store(&*self.0.store)?;
+        }
+        Ok(report)
     }
 
     /// Deletes a checkpoint, unless it is the newest one, which a restart needs.
@@ -512,7 +542,12 @@ pub(crate) fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointIn
     let mut found = Vec::new();
     for number in decided_numbers(store)? {
         if let Decision::Complete(manifest) = read_decision(store, number)? {
-            found.push(CheckpointInfo::of(&manifest));
+            // Results that can't be read are as good as none.
+            let checks = recorded_checks(store, &manifest).unwrap_or_else(|error| {
+                tracing::warn!("what the checks of checkpoint {number} found can't be read: {error}");
+                Vec::new()
+            });
+            found.push(CheckpointInfo::of(&manifest, &checks));
         }
     }
     Ok(found)
@@ -547,6 +582,7 @@ impl Inner {
             self.join_tasks(deadline);
             shared.snapshots.send(Event::Stop);
             shared.copies.stop();
+            shared.checks.stop();
             self.join(Group::Checkpoints);
             for inbox in &shared.inboxes {
                 inbox.push(Command::Stop);
@@ -590,6 +626,7 @@ impl Inner {
         self.shared.watchdog.stop();
         self.join(Group::Watchdog);
         self.shared.copies.await_end();
+        self.shared.checks.await_end();
         let data_dir = self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut data_dir) = data_dir
             && self.shared.life.load(Ordering::SeqCst) == life::ENDED

@@ -213,6 +213,16 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
             Ok(())
         })?;
     }
+    if shared.registry.checked_services().next().is_some() {
+        shared.checks.begin();
+        let (shared, store) = (Arc::clone(&shared), Arc::clone(&store));
+        // It belongs to no group: the user's code can't be stopped, and the end of the node does not wait for ever.
+        let spawned = thread::Builder::new().name("stead-checks".to_owned()).spawn(move || {
+            let_others_first();
+            shared.checks.run(&shared, &*store);
+        });
+        spawned.map_err(OpenError::Thread)?;
+    }
     let checkpointer =
         Checkpointer::new(Arc::clone(&shared), store, limits.checkpoints, lineage, decided, last);
     inner.spawn(Group::Checkpoints, "stead-checkpoint", move || {

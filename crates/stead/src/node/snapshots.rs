@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::builder::CheckpointOptions;
+use super::checks::Job;
 use super::inbox::{Command, Inbox};
 use super::open::let_others_first;
 use crate::cut::Cut;
@@ -21,12 +22,14 @@ use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::collect::{Collector, DeleteError, Retention};
 use stead_store::checkpoint::compact::{self, Merged, Policy};
 use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{CheckResult, Manifest};
 use stead_store::checkpoint::store::{BlobStore, Pace};
+use stead_store::checkpoint::verify::Found;
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, give_up};
 use tokio::sync::oneshot;
 
@@ -81,11 +84,23 @@ pub(crate) struct Pin<'a>(&'a SnapshotQueue, Colour);
 
 impl Drop for Pin<'_> {
     fn drop(&mut self) {
-        let mut pins = self.0.pins();
-        if let Some(readers) = pins.get_mut(&self.1) {
-            *readers -= 1;
-            pins.retain(|_, readers| *readers > 0);
-        }
+        self.0.unpin(self.1);
+    }
+}
+
+/// As [`Pin`], for what waits in a queue of the node itself.
+pub(crate) struct QueuedPin(Arc<Shared>, Colour);
+
+impl QueuedPin {
+    pub(crate) fn new(shared: &Arc<Shared>, number: Colour) -> Self {
+        *shared.snapshots.pins().entry(number).or_default() += 1;
+        Self(Arc::clone(shared), number)
+    }
+}
+
+impl Drop for QueuedPin {
+    fn drop(&mut self) {
+        self.0.snapshots.unpin(self.1);
     }
 }
 
@@ -111,6 +126,14 @@ impl SnapshotQueue {
     pub(crate) fn pin(&self, number: Colour) -> Pin<'_> {
         *self.pins().entry(number).or_default() += 1;
         Pin(self, number)
+    }
+
+    fn unpin(&self, number: Colour) {
+        let mut pins = self.pins();
+        if let Some(readers) = pins.get_mut(&number) {
+            *readers -= 1;
+            pins.retain(|_, readers| *readers > 0);
+        }
     }
 
     pub(crate) fn pinned(&self) -> BTreeSet<Colour> {
@@ -166,7 +189,9 @@ pub struct CheckpointReport {
     pub in_flight: u64,
     /// The longest that a slice of a snapshot has held its worker since the node was opened.
     pub stall_max: Duration,
-    /// What the services' checks found: by service, what does not hold.
+    /// What the services' checks found.
+    pub check: CheckOutcome,
+    /// Those that do not hold, by service.
     pub failed_checks: Vec<FailedCheck>,
 }
 
@@ -196,12 +221,15 @@ pub struct CheckpointInfo {
     pub in_flight: u64,
     /// Its shards.
     pub shards: u64,
-    /// The services' checks that did not hold, if they were run.
+    /// What the services' checks found; not checked if they were not run, or not yet.
+    #[serde(default)]
+    pub check: CheckOutcome,
+    /// Those that do not hold, by service.
     pub failed_checks: Vec<FailedCheck>,
 }
 
 impl CheckpointInfo {
-    pub(crate) fn of(manifest: &Manifest) -> Self {
+    pub(crate) fn of(manifest: &Manifest, checks: &[CheckResult]) -> Self {
         Self {
             number: manifest.number.0,
             created: manifest.created.0,
@@ -210,12 +238,13 @@ impl CheckpointInfo {
             records: manifest.totals.records,
             in_flight: manifest.totals.messages,
             shards: manifest.parts.len() as u64,
-            failed_checks: failed(&manifest.checks),
+            check: CheckOutcome::of(checks.iter().map(CheckResult::outcome)),
+            failed_checks: failed(checks),
         }
     }
 }
 
-fn failed(checks: &[CheckResult]) -> Vec<FailedCheck> {
+pub(crate) fn failed(checks: &[CheckResult]) -> Vec<FailedCheck> {
     let failed = checks.iter().filter_map(|check| {
         let reason = check.failure.clone()?;
         Some(FailedCheck { service: check.service.clone(), reason })
@@ -260,28 +289,29 @@ impl From<CheckpointError> for CheckpointFailure {
     }
 }
 
-/// Loads the states of all shards at a checkpoint's markers and runs the services' checks over them.
-pub(crate) fn run_checks(
-    store: &dyn BlobStore,
-    manifest: &Manifest,
-    registry: &Registry,
-) -> Result<Vec<CheckResult>, CheckpointError> {
-    let topology = manifest.topology()?;
-    let states = load_parts(store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest));
-    let states = states.collect::<Result<Vec<State>, _>>()?;
-    Ok(check_states(&topology, &states, registry))
+/// Loads the states of all shards at a checkpoint's markers.
+pub(crate) fn load_states(store: &dyn BlobStore, manifest: &Manifest) -> Result<Vec<State>, CheckpointError> {
+    load_parts(store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest)).collect()
 }
 
-/// Runs the services' checks over the states of all shards.
-pub(crate) fn check_states(topology: &Topology, states: &[State], registry: &Registry) -> Vec<CheckResult> {
-    let failed: BTreeMap<String, String> = registry.check(&Cut::new(topology, states)).into_iter().collect();
-    let services = topology.services().iter().filter(|service| registry.has_service(&service.name));
-    services
-        .map(|service| CheckResult {
-            service: service.name.clone(),
-            failure: failed.get(&service.name).cloned(),
-        })
-        .collect()
+/// What the services whose code is here say of the states of all shards.
+pub(crate) fn check_states(
+    topology: &Topology,
+    states: &[State],
+    registry: &Registry,
+) -> BTreeMap<String, Found> {
+    let cut = Cut::new(topology, states);
+    let mut found = BTreeMap::new();
+    let services = topology.services().iter().map(|service| &service.name);
+    for service in services.filter(|name| registry.has_service(name)) {
+        let says = if registry.checked_services().any(|checked| checked == service) {
+            registry.check_service(service, &cut).map_or_else(Found::Failed, |()| Found::Hold)
+        } else {
+            Found::Undeclared
+        };
+        found.insert(service.clone(), says);
+    }
+    found
 }
 
 /// The checkpoint thread's own.
@@ -361,6 +391,7 @@ impl Checkpointer {
                 Ok(event) => self.handle(event),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
+            self.shared.checks.give_up_overdue(&self.shared, &*self.store, self.options.timeout);
             if let Step::GiveUp(number) = self.coordinator.handle_tick(self.shared.clock.now()) {
                 self.give_up(
                     number,
@@ -470,7 +501,7 @@ impl Checkpointer {
             && let Some(running) = self.running.take()
         {
             let Running { begun, writer, wanted, .. } = running;
-            match self.complete(writer, wanted.iter().any(|wanted| wanted.checked)) {
+            match self.complete(writer) {
                 Ok(manifest) => {
                     self.coordinator.handle_decided(number);
                     self.unconfirmed.retain(|_, of| *of != number);
@@ -479,7 +510,7 @@ impl Checkpointer {
                         inbox.push(Command::Every(Input::Completed(number)));
                     }
                     self.shared.snapshots.running.store(0, Ordering::Relaxed);
-                    self.completed(&manifest, begun, wanted);
+                    self.completed(manifest, begun, wanted);
                 }
                 Err(error) => {
                     self.running_failed(number, error.to_string(), wanted);
@@ -488,18 +519,13 @@ impl Checkpointer {
         }
     }
 
-    fn complete(&mut self, writer: CheckpointWriter, checked: bool) -> Result<Manifest, CheckpointError> {
-        let mut sealed = writer.seal(&self.lineage)?;
-        if checked {
-            let checks = run_checks(&*self.store, sealed.manifest(), &self.shared.registry)?;
-            sealed.set_checks(checks);
-        }
-        let (manifest, lineage) = sealed.store(&*self.store)?;
+    fn complete(&mut self, writer: CheckpointWriter) -> Result<Manifest, CheckpointError> {
+        let (manifest, lineage) = writer.seal(&self.lineage)?.store(&*self.store)?;
         self.lineage = lineage;
         Ok(manifest)
     }
 
-    fn completed(&mut self, manifest: &Manifest, begun: Instant, wanted: Vec<Wanted>) {
+    fn completed(&mut self, manifest: Manifest, begun: Instant, wanted: Vec<Wanted>) {
         let counters = &self.shared.counters;
         counters.checkpoints.add(1);
         counters.checkpoint_bytes.add(manifest.totals.written_bytes);
@@ -515,10 +541,27 @@ impl Checkpointer {
             records: manifest.totals.records,
             in_flight: manifest.totals.messages,
             stall_max: Duration::from_micros(counters.checkpoint_stall_micros.get()),
-            failed_checks: failed(&manifest.checks),
+            check: CheckOutcome::NotChecked,
+            failed_checks: Vec::new(),
         };
-        for wanted in wanted {
+        let of_interval = wanted.is_empty();
+        let (checked, unchecked): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|wanted| wanted.checked);
+        for wanted in unchecked {
             let _ = wanted.reply.send(Ok(report.clone()));
+        }
+        let replies: Vec<_> = checked.into_iter().map(|wanted| wanted.reply).collect();
+        let fits = manifest.totals.section_bytes <= self.options.check_bytes_max;
+        if (of_interval && fits) || !replies.is_empty() {
+            // Before the next collection.
+            let pin = QueuedPin::new(&self.shared, manifest.number);
+            let job = Job { manifest, report, replies, pin };
+            if of_interval {
+                self.shared.checks.offer(&self.shared, job);
+            } else {
+                self.shared.checks.want(&self.shared, job);
+            }
+        } else {
+            counters.checkpoints_unchecked.add(1);
         }
         self.collect();
         self.merge();

@@ -1,5 +1,6 @@
 //! How a node stands, for people and for metrics.
 
+use super::checks::CheckStatus;
 use super::stable::CopyStatus;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +34,9 @@ pub struct Status {
     pub checkpoint: Option<u64>,
     /// The checkpoint that is being taken.
     pub checkpoint_running: Option<u64>,
+    /// The last checkpoint whose checks ended since the node was opened, and what they found; `None` before the first.
+    #[serde(default)]
+    pub checkpoint_check: Option<CheckStatus>,
     /// The copying of checkpoints to stable storage, if it is configured.
     #[serde(default)]
     pub checkpoint_copies: Option<CopyStatus>,
@@ -213,6 +217,16 @@ pub struct Metrics {
     /// call of a handler.
     #[serde(default)]
     pub worker_hold_micros: u64,
+    /// Checkpoints whose services' checks ended.
+    #[serde(default)]
+    pub checkpoint_checks: u64,
+    /// Those of them with a check that failed.
+    #[serde(default)]
+    pub checkpoint_checks_failed: u64,
+    /// Checkpoints that were completed and not checked: because nobody wanted it, no service declares a check, they were
+    /// over `checkpoints.check_bytes_max`, or newer ones came before their turn.
+    #[serde(default)]
+    pub checkpoints_unchecked: u64,
     /// Checkpoints copied to other stores.
     pub checkpoint_copies: u64,
     /// Copies that failed.
@@ -304,6 +318,9 @@ pub(crate) struct Counters {
     pub(crate) checkpoint_bytes: Counter,
     pub(crate) checkpoint_stall_micros: Counter,
     pub(crate) worker_hold_micros: Counter,
+    pub(crate) checkpoint_checks: Counter,
+    pub(crate) checkpoint_checks_failed: Counter,
+    pub(crate) checkpoints_unchecked: Counter,
     pub(crate) checkpoint_copies: Counter,
     pub(crate) checkpoint_copies_failed: Counter,
     pub(crate) checkpoint_copy_bytes: Counter,
@@ -334,6 +351,9 @@ impl Counters {
             checkpoint_bytes: self.checkpoint_bytes.get(),
             checkpoint_stall_micros: self.checkpoint_stall_micros.get(),
             worker_hold_micros: self.worker_hold_micros.get(),
+            checkpoint_checks: self.checkpoint_checks.get(),
+            checkpoint_checks_failed: self.checkpoint_checks_failed.get(),
+            checkpoints_unchecked: self.checkpoints_unchecked.get(),
             checkpoint_copies: self.checkpoint_copies.get(),
             checkpoint_copies_failed: self.checkpoint_copies_failed.get(),
             checkpoint_copy_bytes: self.checkpoint_copy_bytes.get(),

@@ -1,10 +1,16 @@
 //! Checkpoints over a running node: checks, retention, restore, the readable log.
 
 use crate::services::{Account, Ask, Look, await_answer, builder, key};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 use stead::offline::{self, LogReply, RestoreOptions};
-use stead::{CheckpointFailure, Registry};
+use stead::{
+    CheckOutcome, CheckpointFailure, CheckpointOptions, CheckpointReport, Context, Cut, Never, NoQuery, Node,
+    Process, Registry, ServiceOptions,
+};
 
 #[test]
 fn a_check_that_does_not_hold_is_told() {
@@ -14,8 +20,157 @@ fn a_check_that_does_not_hold_is_told() {
     let report = node.checkpoint_blocking().unwrap();
     assert_eq!(report.failed_checks.len(), 1);
     assert_eq!(report.failed_checks[0].reason, "the balances and what is in flight make 7");
+    assert_eq!(report.check, CheckOutcome::Failed);
     assert!(!node.verify(report.number).unwrap().holds());
+    let failed = node.failed_check().unwrap();
+    assert_eq!((failed.number, &failed.failed_checks), (report.number, &report.failed_checks));
+    let metrics = node.metrics();
+    assert_eq!((metrics.checkpoint_checks, metrics.checkpoint_checks_failed), (1, 1));
+    node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(93)).unwrap();
+    let report = node.checkpoint_blocking().unwrap();
+    assert_eq!((report.check, node.failed_check()), (CheckOutcome::Hold, None));
     assert!(matches!(node.verify(99), Err(CheckpointFailure::Store(_))));
+}
+
+/// The checkpoints of a node, each with what is known of its checks.
+fn listed(node: &Node) -> Vec<(u64, CheckOutcome)> {
+    node.checkpoints().unwrap().into_iter().map(|checkpoint| (checkpoint.number, checkpoint.check)).collect()
+}
+
+#[test]
+fn checkpoints_of_the_interval_are_checked_too_and_what_is_not_checked_is_listed_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = CheckpointOptions { interval: None, keep: 1000, ..CheckpointOptions::default() };
+    let node = builder(dir.path()).checkpoints(options.clone()).open().unwrap();
+    node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(7)).unwrap();
+    let number = block_on(node.checkpoint_unchecked()).number;
+    assert_eq!(listed(&node), [(number, CheckOutcome::NotChecked)]);
+    node.set_checkpoint_interval(Some(Duration::from_millis(10)));
+    while node.failed_check().is_none() {
+        std::thread::yield_now();
+    }
+    node.set_checkpoint_interval(None);
+    let failed = node.failed_check().unwrap();
+    assert!(failed.failed_checks[0].reason.ends_with("make 7"), "{failed:?}");
+    while !listed(&node).contains(&(failed.number, CheckOutcome::Failed)) {
+        std::thread::yield_now();
+    }
+    // What was passed over is checked once someone verifies it.
+    assert!(!node.verify(number).unwrap().holds());
+    assert!(listed(&node).contains(&(number, CheckOutcome::Failed)));
+    node.shutdown();
+
+    // Without the code its results are known from what is stored, or not at all.
+    let from = dir.path().display().to_string();
+    let report = offline::verify(&from, number, &Registry::new()).unwrap();
+    assert_eq!((report.check, report.checks[0].outcome), (CheckOutcome::Failed, CheckOutcome::Failed));
+    std::fs::remove_dir_all(dir.path().join("checkpoints/checks")).unwrap();
+    let report = offline::verify(&from, number, &Registry::new()).unwrap();
+    assert_eq!((report.holds(), report.check), (true, CheckOutcome::NotChecked));
+    // Nor are the checkpoints of the interval checked where they are over the limit.
+    let options = CheckpointOptions { check_bytes_max: 0, ..options };
+    let node = builder(dir.path()).checkpoints(options).open().unwrap();
+    node.set_checkpoint_interval(Some(Duration::from_millis(10)));
+    while node.metrics().checkpoints_unchecked < 3 {
+        std::thread::yield_now();
+    }
+    assert_eq!((node.failed_check(), node.metrics().checkpoint_checks), (None, 0));
+}
+
+/// What its check does: nothing, panic, or wait until it is something else.
+static MOOD: Mutex<Mood> = Mutex::new(Mood::Well);
+static MOOD_NEWS: Condvar = Condvar::new();
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    Well,
+    Panics,
+    Waits,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Moody;
+
+impl Process for Moody {
+    const SERVICE: &'static str = "moody";
+    type Key = String;
+    type Request = ();
+    type Reply = ();
+    type Error = Never;
+    type Query = NoQuery;
+    type Answer = ();
+
+    fn handle(&mut self, _: &mut Context<'_, Self>, (): ()) -> Result<(), Never> {
+        Ok(())
+    }
+
+    fn check(_: &Cut<'_>) -> Result<(), String> {
+        let mood = *MOOD_NEWS.wait_while(MOOD.lock().unwrap(), |mood| *mood == Mood::Waits).unwrap();
+        assert!(mood != Mood::Panics, "bad mood");
+        Ok(())
+    }
+}
+
+fn set_mood(mood: Mood) {
+    *MOOD.lock().unwrap() = mood;
+    MOOD_NEWS.notify_all();
+}
+
+#[test]
+fn a_check_that_panics_has_failed_and_one_that_never_ends_holds_nothing_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let timeout = Duration::from_secs(1);
+    let options = CheckpointOptions { interval: None, keep: 1000, timeout, ..CheckpointOptions::default() };
+    let builder = || {
+        Node::builder(dir.path())
+            .service::<Moody>(ServiceOptions::default().shards(1))
+            .segment_bytes(1 << 20)
+            .checkpoints(options.clone())
+    };
+    let node = builder().open().unwrap();
+    set_mood(Mood::Panics);
+    let report = node.checkpoint_blocking().unwrap();
+    let reason = &report.failed_checks[0].reason;
+    assert!(reason.starts_with("the check panicked: bad mood (at "), "{reason}");
+    // It never ends: checkpoints go on, and after its time it has failed.
+    set_mood(Mood::Waits);
+    let waiting = {
+        let node = node.clone();
+        std::thread::spawn(move || node.checkpoint_blocking().unwrap())
+    };
+    while listed(&node).len() < 2 {
+        std::thread::yield_now();
+    }
+    let number = block_on(node.checkpoint_unchecked()).number;
+    let report = waiting.join().unwrap();
+    assert_eq!(report.failed_checks[0].reason, "the check has not ended after 1000 ms");
+    assert!(number > report.number);
+    // The thread is still held: the next one is complete, and not checked.
+    let report = node.checkpoint_blocking().unwrap();
+    assert_eq!((report.check, report.failed_checks.len()), (CheckOutcome::NotChecked, 0));
+    set_mood(Mood::Well);
+    while node.checkpoint_blocking().unwrap().check != CheckOutcome::Hold {
+        std::thread::yield_now();
+    }
+    // Nor does the end of the node wait for it.
+    set_mood(Mood::Waits);
+    let waiting = {
+        let node = node.clone();
+        std::thread::spawn(move || node.checkpoint_blocking().unwrap().check)
+    };
+    while node.status().checkpoint.is_none_or(|newest| newest <= report.number + 1) {
+        std::thread::yield_now();
+    }
+    node.kill();
+    assert_eq!(waiting.join().unwrap(), CheckOutcome::NotChecked);
+    set_mood(Mood::Well);
+    assert_eq!(builder().open().unwrap().checkpoint_blocking().unwrap().check, CheckOutcome::Hold);
+}
+
+fn block_on(
+    checkpoint: impl Future<Output = Result<CheckpointReport, CheckpointFailure>>,
+) -> CheckpointReport {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(checkpoint).unwrap()
 }
 
 #[test]
@@ -55,8 +210,8 @@ fn a_checkpoint_is_restored_into_another_directory_with_other_shards() {
     assert_eq!((report.number, report.incarnation), (number, 2));
     let again = stead::restore(&options, |_| {}).unwrap_err();
     assert!(again.to_string().contains("empty directory"), "{again}");
-    let node = stead::Node::builder(other.path())
-        .service::<Account>(stead::ServiceOptions::default())
+    let node = Node::builder(other.path())
+        .service::<Account>(ServiceOptions::default())
         .segment_bytes(1 << 20)
         .open()
         .unwrap();

@@ -5,6 +5,7 @@
 //! been so for the grace period, so that a reader which began with an older manifest can finish.
 
 use crate::checkpoint::CheckpointError;
+use crate::checkpoint::checks::{checks_name, collect_checks};
 use crate::checkpoint::manifest::{
     Decision, Manifest, decided_numbers, manifest_name, newest, read_decision,
 };
@@ -82,6 +83,7 @@ impl Collector {
             .into_iter()
             .enumerate()
             .partition(|(at, manifest)| *at < newest && !retention.pinned.contains(&manifest.number));
+        let numbers = kept.iter().map(|(_, manifest)| manifest.number).collect();
         let mut marked = in_use.clone();
         marked.extend(kept.into_iter().flat_map(|(_, manifest)| manifest.bundles).map(|bundle| bundle.name));
         let mut collected = Collected::default();
@@ -90,6 +92,7 @@ impl Collector {
             store.delete(&manifest_name(manifest.number))?;
             collected.checkpoints.push(manifest.number);
         }
+        collect_checks(store, &numbers)?;
         let mut condemned = BTreeMap::new();
         for bundle in bundles.into_iter().filter(|bundle| !marked.contains(bundle)) {
             let since = self.condemned.get(&bundle).copied().unwrap_or(now);
@@ -154,7 +157,10 @@ pub fn delete_checkpoint(
         return Err(DeleteError::Pinned(number));
     }
     match read_decision(store, number)? {
-        Decision::Complete(_) => Ok(store.delete(&manifest_name(number)).map_err(CheckpointError::from)?),
+        Decision::Complete(_) => {
+            store.delete(&manifest_name(number)).map_err(CheckpointError::from)?;
+            Ok(store.delete(&checks_name(number)).map_err(CheckpointError::from)?)
+        }
         Decision::GivenUp(tombstone) => {
             Err(CheckpointError::GivenUp { number, reason: tombstone.reason }.into())
         }

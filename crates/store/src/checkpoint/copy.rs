@@ -2,6 +2,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::Bundle;
+use crate::checkpoint::checks::copy_checks;
 use crate::checkpoint::manifest::{MANIFESTS, Manifest};
 use crate::checkpoint::store::{BlobStore, Pace, Put, StoreError};
 use serde::Deserialize;
@@ -93,7 +94,7 @@ pub struct Copied {
     pub reused: usize,
 }
 
-/// Copies a checkpoint: the bundles that are not there yet, then its manifest. The source must not be collected meanwhile.
+/// Copies a checkpoint: the bundles that are not there yet, what its checks found, then its manifest. The source must not be collected meanwhile.
 ///
 /// Every block that is sent is checked on the way, so that damage is never copied. Of a bundle that is there already the header
 /// and the index are checked, not the blocks: it was checked when it was sent. One whose index is damaged is sent again.
@@ -128,6 +129,7 @@ pub fn copy(
         copied.bundles += 1;
         copied.bytes += wanted.bytes;
     }
+    copy_checks(from, to, manifest.number)?;
     manifest.store(to)?;
     Ok(copied)
 }

@@ -47,7 +47,8 @@ pub struct Manifest {
     pub in_flight: Vec<InFlight>,
     /// Sums over all parts.
     pub totals: Totals,
-    /// What the checks that services declare found, if they were run.
+    /// What the checks that services declare found, if they were run before the manifest was written; later results are in an
+    /// object of their own: [`crate::checkpoint::checks`].
     pub checks: Vec<CheckResult>,
 }
 
@@ -195,12 +196,12 @@ impl Decision {
 /// The file around the body. The order of the fields is that of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Envelope<'a> {
-    stead: &'a str,
+pub(crate) struct Envelope<'a> {
+    pub(crate) stead: &'a str,
     format: u32,
     checksum: &'a str,
     #[serde(borrow)]
-    body: &'a RawValue,
+    pub(crate) body: &'a RawValue,
 }
 
 /// Read first, so that a later format is told from a damaged file.
@@ -225,7 +226,7 @@ pub fn manifest_number(name: &str) -> Option<Colour> {
     (manifest_name(number) == name).then_some(number)
 }
 
-fn encode(kind: &str, body: &impl Serialize) -> Vec<u8> {
+pub(crate) fn encode(kind: &str, body: &impl Serialize) -> Vec<u8> {
     let body = serde_json::value::to_raw_value(body).expect("manifests have string keys only");
     let checksum = checksum(kind, body.get());
     let envelope = Envelope { stead: kind, format: MANIFEST_VERSION, checksum: &checksum, body: &body };
@@ -345,11 +346,11 @@ pub fn read_decision(store: &dyn BlobStore, number: Colour) -> Result<Decision, 
     decode_decision(&name, &bytes)
 }
 
-/// Reads the bytes of an object that decides a number.
+/// Opens the file around a body, and checks all of it but what the body says.
 ///
 /// # Errors
 /// [`CheckpointError`] naming the object and what is wrong with it.
-pub fn decode_decision(name: &str, bytes: &[u8]) -> Result<Decision, CheckpointError> {
+pub(crate) fn open_envelope<'a>(name: &str, bytes: &'a [u8]) -> Result<Envelope<'a>, CheckpointError> {
     let damaged = |reason: String| CheckpointError::damaged(name, reason);
     let text = std::str::from_utf8(bytes).map_err(|error| damaged(format!("it is no UTF-8: {error}")))?;
     let envelope: Envelope<'_> = match serde_json::from_str(text) {
@@ -368,6 +369,20 @@ pub fn decode_decision(name: &str, bytes: &[u8]) -> Result<Decision, CheckpointE
     if computed != envelope.checksum {
         return Err(damaged(format!("its checksum is {computed} where {} was written", envelope.checksum)));
     }
+    // White space and the order of fields are outside the checksum: nothing but what was written will do.
+    if serde_json::to_vec(&envelope).ok().as_deref() != Some(bytes) {
+        return Err(damaged("bytes outside its body were changed".to_owned()));
+    }
+    Ok(envelope)
+}
+
+/// Reads the bytes of an object that decides a number.
+///
+/// # Errors
+/// [`CheckpointError`] naming the object and what is wrong with it.
+pub fn decode_decision(name: &str, bytes: &[u8]) -> Result<Decision, CheckpointError> {
+    let damaged = |reason: String| CheckpointError::damaged(name, reason);
+    let envelope = open_envelope(name, bytes)?;
     let read_failed = |error: serde_json::Error| damaged(error.to_string());
     let decision = match envelope.stead {
         KIND_MANIFEST => {
@@ -378,10 +393,6 @@ pub fn decode_decision(name: &str, bytes: &[u8]) -> Result<Decision, CheckpointE
         KIND_TOMBSTONE => Decision::GivenUp(serde_json::from_str(envelope.body.get()).map_err(read_failed)?),
         kind => return Err(damaged(format!("it is a {kind:?} and no manifest"))),
     };
-    // White space and the order of fields are outside the checksum: nothing but what was written will do.
-    if serde_json::to_vec(&envelope).ok().as_deref() != Some(bytes) {
-        return Err(damaged("bytes outside its body were changed".to_owned()));
-    }
     if manifest_number(name) != Some(decision.number()) {
         return Err(damaged(format!("it is about checkpoint {}", decision.number())));
     }

@@ -5,6 +5,7 @@
 //! that is stored is ever changed: compaction writes new bundles, and the next manifest refers to them.
 
 pub mod bundle;
+pub mod checks;
 pub mod collect;
 pub mod compact;
 pub mod copy;

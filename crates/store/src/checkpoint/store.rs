@@ -293,7 +293,7 @@ impl DiskStore {
     /// much at once and holds up the log's.
     const SYNC_BYTES: usize = 16 << 20;
     /// Directories of a store, made when it is opened.
-    const DIRS: [&str; 2] = ["bundles", "manifests"];
+    const DIRS: [&str; 3] = ["bundles", "checks", "manifests"];
 
     /// Opens or makes the store in a directory of the disk (`""` is its root) and removes what writers that crashed
     /// have left. Only the disk's owner may do so.

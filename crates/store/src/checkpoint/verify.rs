@@ -4,9 +4,10 @@
 //! flight, and must lie in the sender's outbox, whole and in order: nothing is in transit outside the checkpoint.
 
 use crate::checkpoint::CheckpointError;
+use crate::checkpoint::checks::{CheckOutcome, recorded_checks};
 use crate::checkpoint::json::ColourNumber;
 use crate::checkpoint::load::load_parts;
-use crate::checkpoint::manifest::{CheckResult, InFlight, Manifest, manifest_name};
+use crate::checkpoint::manifest::{InFlight, Manifest, manifest_name};
 use crate::checkpoint::store::BlobStore;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,18 +32,42 @@ pub struct Report {
     pub received: u64,
     /// Channels with messages in flight, by sender, then receiver.
     pub in_flight: Vec<InFlight>,
-    /// What the checks that services declare found.
-    pub checks: Vec<CheckResult>,
+    /// What is known of the checks that services declare, over all of them.
+    pub check: CheckOutcome,
+    /// The same by service. A service whose code is here and declares no check is left out.
+    pub checks: Vec<ServiceCheck>,
     /// What does not hold; empty for a consistent cut.
     #[serde(serialize_with = "texts")]
     pub inconsistencies: Vec<Inconsistency>,
 }
 
+/// What is known of the check of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceCheck {
+    /// The service.
+    pub service: String,
+    /// Whether it holds; `not_checked` if its code is not here and no result is stored.
+    pub outcome: CheckOutcome,
+    /// What does not hold.
+    pub failure: Option<String>,
+}
+
+/// What the code of a service says of a cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It declares no check.
+    Undeclared,
+    /// Its check holds.
+    Hold,
+    /// Its check does not hold, for this reason.
+    Failed(String),
+}
+
 impl Report {
-    /// Whether the cut is consistent and all declared checks hold.
+    /// Whether the cut is consistent and no check failed. Checks that were not run are in [`Self::check`].
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.inconsistencies.is_empty() && self.checks.iter().all(|check| check.failure.is_none())
+        self.inconsistencies.is_empty() && self.check != CheckOutcome::Failed
     }
 
     /// The number of messages in flight.
@@ -316,8 +341,33 @@ fn verify_counts(manifest: &Manifest, counted: &[InFlight], headers: &[Header]) 
     found
 }
 
+/// The results of the checks that were run now, and for other services those that are stored.
+fn checks_of(
+    store: &dyn BlobStore,
+    manifest: &Manifest,
+    mut found: BTreeMap<String, Found>,
+) -> Vec<ServiceCheck> {
+    // Results that can't be read are as good as none.
+    let stored = recorded_checks(store, manifest).unwrap_or_default();
+    let mut checks = Vec::new();
+    for service in &manifest.services {
+        let service = service.name.clone();
+        let (outcome, failure) = match found.remove(&service) {
+            Some(Found::Undeclared) => continue,
+            Some(Found::Hold) => (CheckOutcome::Hold, None),
+            Some(Found::Failed(reason)) => (CheckOutcome::Failed, Some(reason)),
+            None => match stored.iter().find(|stored| stored.service == service) {
+                Some(stored) => (stored.outcome(), stored.failure.clone()),
+                None => (CheckOutcome::NotChecked, None),
+            },
+        };
+        checks.push(ServiceCheck { service, outcome, failure });
+    }
+    checks
+}
+
 /// Verifies a checkpoint from what is stored: every checksum and hash, the cut, the counts, and the checks that `check`
-/// runs over the loaded states, which come in the order of their shards.
+/// runs over the loaded states, which come in the order of their shards. It returns what the services whose code it has say.
 ///
 /// # Errors
 /// [`CheckpointError`] if a part is missing, damaged or not the state that was written. An inconsistent cut is no
@@ -326,7 +376,7 @@ pub fn verify_checkpoint(
     store: &dyn BlobStore,
     manifest: &Manifest,
     threads: usize,
-    check: &mut dyn FnMut(&Topology, &[State]) -> Vec<CheckResult>,
+    check: &mut dyn FnMut(&Topology, &[State]) -> BTreeMap<String, Found>,
 ) -> Result<Report, CheckpointError> {
     let topology = manifest.topology()?;
     let loaded = load_parts(store, manifest, threads)?;
@@ -348,11 +398,7 @@ pub fn verify_checkpoint(
         }
         states.push(state);
     }
-    let mut checks = check(&topology, &states);
-    // Of services whose code is not here, what their check found when the checkpoint was taken.
-    let known = |recorded: &&CheckResult| !checks.iter().any(|found| found.service == recorded.service);
-    let recorded: Vec<CheckResult> = manifest.checks.iter().filter(known).cloned().collect();
-    checks.extend(recorded);
+    let checks = checks_of(store, manifest, check(&topology, &states));
     let counted = in_flight(&headers);
     let mut inconsistencies = verify_cut(&topology, manifest.number, &headers);
     inconsistencies.extend(verify_counts(manifest, &counted, &headers));
@@ -368,6 +414,7 @@ pub fn verify_checkpoint(
         sent: sent.sum(),
         received: received.sum(),
         in_flight: counted,
+        check: CheckOutcome::of(checks.iter().map(|check| check.outcome)),
         checks,
         inconsistencies,
     })

@@ -27,7 +27,7 @@ pub(crate) fn check(store: &dyn BlobStore, manifest: &Manifest, cut: &Cut, threa
         let state = part.into_state(manifest).unwrap();
         assert_eq!(state.hash(), *expected, "shard {} of checkpoint {}", state.shard(), manifest.number);
     }
-    let report = verify_checkpoint(store, manifest, 1, &mut |_, _| Vec::new()).unwrap();
+    let report = verify_checkpoint(store, manifest, 1, &mut |_, _| Default::default()).unwrap();
     assert!(report.holds(), "{:?}", report.inconsistencies);
     assert_eq!(i64::try_from(report.messages_in_flight()).unwrap(), cut.in_flight);
     assert_eq!(manifest.totals.messages, report.messages_in_flight());

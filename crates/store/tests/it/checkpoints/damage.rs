@@ -233,7 +233,7 @@ fn a_manifest_whose_totals_are_not_those_of_its_parts_is_told() {
     for total in change {
         let mut manifest = manifest.clone();
         *total(&mut manifest.totals) += 1;
-        let report = verify_checkpoint(&store, &manifest, 1, &mut |_, _| Vec::new()).unwrap();
+        let report = verify_checkpoint(&store, &manifest, 1, &mut |_, _| Default::default()).unwrap();
         assert!(matches!(report.inconsistencies[..], [Inconsistency::Total { .. }]), "{report:?}");
     }
 }

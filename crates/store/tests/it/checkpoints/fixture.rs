@@ -66,5 +66,5 @@ fn a_store_of_version_1_loads() {
     let hashes: Vec<String> = parts.iter().map(|part| format!("{:032x}", part.header.hash())).collect();
     let expected = std::fs::read_to_string(dir().join("hashes.txt")).unwrap();
     assert_eq!(hashes, expected.lines().collect::<Vec<_>>());
-    assert!(verify_checkpoint(&store, &manifest, 1, &mut |_, _| Vec::new()).unwrap().holds());
+    assert!(verify_checkpoint(&store, &manifest, 1, &mut |_, _| Default::default()).unwrap().holds());
 }

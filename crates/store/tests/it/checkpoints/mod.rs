@@ -8,6 +8,7 @@
 )]
 
 mod chain;
+mod checks;
 mod crashes;
 mod cuts;
 mod damage;

@@ -126,7 +126,7 @@ fn any_number_of_shards_conserves_everything() {
         assert_eq!(after, done.manifest);
         assert_eq!(after.number, manifest.number);
         assert_eq!(content(&after, &states(&target, &after)), before);
-        let report = verify_checkpoint(&target, &after, 1, &mut |_, _| Vec::new()).unwrap();
+        let report = verify_checkpoint(&target, &after, 1, &mut |_, _| Default::default()).unwrap();
         assert!(report.holds(), "{:?}", report.inconsistencies);
         assert_eq!(report.messages_in_flight(), manifest.totals.messages);
         assert_eq!(done.messages, manifest.totals.messages);

@@ -1,0 +1,308 @@
+//! The checks that services declare, over complete checkpoints. They are user code, and read a whole checkpoint: so they
+//! run on a thread of their own, off every checkpoint's path, one checkpoint at a time and within a bound.
+//!
+//! Of the checkpoints of the interval the newest one is checked; those between are not when the thread can't keep up.
+
+use super::Shared;
+use super::snapshots::{CheckpointFailure, CheckpointReport, FailedCheck, QueuedPin, failed, load_states};
+use crate::cut::Cut;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use stead_core::ids::Colour;
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::checks::{CheckOutcome, Checked};
+use stead_store::checkpoint::manifest::{CheckResult, Manifest};
+use stead_store::checkpoint::store::BlobStore;
+use tokio::sync::oneshot;
+
+/// After the checks of an interval's checkpoint the thread rests for so many times as long as they took.
+const REST: u32 = 3;
+/// Checkpoints that were asked for and may wait for their checks.
+const WANTED_MAX: usize = 64;
+/// How long the end of a node waits for checks that run.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Who asked for a checkpoint.
+pub(crate) type Reply = oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>;
+
+/// The last checkpoint whose checks ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// The checkpoint.
+    pub number: u64,
+    /// What they found.
+    pub check: CheckOutcome,
+    /// Those that do not hold.
+    pub failed_checks: Vec<FailedCheck>,
+}
+
+/// A checkpoint to be checked, and who waits for that.
+pub(crate) struct Job {
+    pub(crate) manifest: Manifest,
+    pub(crate) report: CheckpointReport,
+    pub(crate) replies: Vec<Reply>,
+    /// It is read.
+    pub(crate) pin: QueuedPin,
+}
+
+impl Job {
+    fn answer(self, results: &[CheckResult]) {
+        let Self { mut report, replies, pin, .. } = self;
+        drop(pin);
+        report.check = CheckOutcome::of(results.iter().map(CheckResult::outcome));
+        report.failed_checks = failed(results);
+        for reply in replies {
+            // Whoever asked may have given up.
+            let _ = reply.send(Ok(report.clone()));
+        }
+    }
+}
+
+struct Running {
+    job: Job,
+    since: Instant,
+    service: Option<&'static str>,
+    results: Vec<CheckResult>,
+}
+
+#[derive(Default)]
+struct Held {
+    wanted: VecDeque<Job>,
+    newest: Option<Job>,
+    running: Option<Running>,
+    /// Checks that were given up still hold the thread.
+    stuck: bool,
+    rest_until: Option<Instant>,
+    last: Option<CheckStatus>,
+    stopped: bool,
+    /// A thread runs the checks.
+    threads: usize,
+}
+
+/// What is checked, and what was found last.
+#[derive(Default)]
+pub(crate) struct Checks {
+    held: Mutex<Held>,
+    news: Condvar,
+}
+
+impl Checks {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn last(&self) -> Option<CheckStatus> {
+        self.held().last.clone()
+    }
+
+    /// Begins the thread's life, before it is spawned.
+    pub(crate) fn begin(&self) {
+        self.held().threads += 1;
+    }
+
+    /// Takes a checkpoint of the interval, instead of an older one that still waits.
+    pub(crate) fn offer(&self, shared: &Shared, job: Job) {
+        let mut held = self.held();
+        let passed_over =
+            if held.stopped || held.threads == 0 { Some(job) } else { held.newest.replace(job) };
+        if passed_over.is_some() {
+            shared.counters.checkpoints_unchecked.add(1);
+        }
+        self.news.notify_all();
+    }
+
+    /// Takes a checkpoint that was asked for; who asked is answered once it is checked.
+    pub(crate) fn want(&self, shared: &Shared, job: Job) {
+        let mut held = self.held();
+        if held.stopped || held.stuck || held.threads == 0 || held.wanted.len() >= WANTED_MAX {
+            shared.counters.checkpoints_unchecked.add(1);
+            drop(held);
+            return job.answer(&[]);
+        }
+        held.wanted.push_back(job);
+        self.news.notify_all();
+    }
+
+    /// Takes nothing more; who waits is answered that it is not checked.
+    pub(crate) fn stop(&self) {
+        let mut held = self.held();
+        held.stopped = true;
+        held.newest = None;
+        let running = held.running.take().map(|running| running.job);
+        let jobs: Vec<Job> = held.wanted.drain(..).chain(running).collect();
+        self.news.notify_all();
+        drop(held);
+        for job in jobs {
+            job.answer(&[]);
+        }
+    }
+
+    /// Waits, after [`Self::stop`], until nothing reads the data any more; not for ever, for the user's code can't be
+    /// stopped.
+    pub(crate) fn await_end(&self) {
+        let until = Instant::now() + END_TIMEOUT;
+        let mut held = self.held();
+        while held.threads > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            held = self.news.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Runs checks on this thread until the node stops.
+    pub(crate) fn run(&self, shared: &Shared, store: &dyn BlobStore) {
+        let _ending = Ending(self);
+        while let Some((manifest, asked)) = self.next() {
+            let begun = Instant::now();
+            let checked = self.check(shared, store, &manifest);
+            let running = self.held().running.take_if(|running| running.number() == manifest.number);
+            match (running, checked) {
+                (Some(running), Ok(())) => self.finish(shared, store, running),
+                (Some(running), Err(error)) => {
+                    tracing::warn!("checkpoint {} can't be checked: {error}", manifest.number);
+                    shared.counters.checkpoints_unchecked.add(1);
+                    running.job.answer(&[]);
+                }
+                // It was given up meanwhile.
+                (None, _) => {}
+            }
+            let mut held = self.held();
+            held.stuck = false;
+            if !asked {
+                held.rest_until = Some(Instant::now() + begun.elapsed() * REST);
+            }
+        }
+    }
+
+    /// The next checkpoint to be checked, and whether it was asked for.
+    fn next(&self) -> Option<(Manifest, bool)> {
+        let mut held = self.held();
+        loop {
+            if held.stopped {
+                return None;
+            }
+            let now = Instant::now();
+            let rest = held.rest_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+            let asked = held.wanted.pop_front();
+            let is_asked = asked.is_some();
+            if let Some(job) = asked.or_else(|| held.newest.take_if(|_| rest.is_zero())) {
+                let manifest = job.manifest.clone();
+                held.running = Some(Running { job, since: now, service: None, results: Vec::new() });
+                return Some((manifest, is_asked));
+            }
+            held = match &held.newest {
+                Some(_) => self.news.wait_timeout(held, rest).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.news.wait(held).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    fn check(
+        &self,
+        shared: &Shared,
+        store: &dyn BlobStore,
+        manifest: &Manifest,
+    ) -> Result<(), CheckpointError> {
+        let topology = manifest.topology()?;
+        let states = load_states(store, manifest)?;
+        let cut = Cut::new(&topology, &states);
+        for name in shared.registry.checked_services() {
+            if topology.service_id(name).is_none() {
+                continue;
+            }
+            if !self.note(manifest.number, |running| running.service = Some(name)) {
+                return Ok(());
+            }
+            let failure = shared.registry.check_service(name, &cut).err();
+            let result = CheckResult { service: name.to_owned(), failure };
+            self.note(manifest.number, |running| running.results.push(result));
+        }
+        Ok(())
+    }
+
+    /// Notes how far the checks of a checkpoint have come; false if they were given up.
+    fn note(&self, number: Colour, note: impl FnOnce(&mut Running)) -> bool {
+        let mut held = self.held();
+        let running = held.running.as_mut().filter(|running| running.number() == number);
+        running.map(note).is_some()
+    }
+
+    /// Gives checks up that have run for longer than the limit: the one that runs has failed.
+    pub(crate) fn give_up_overdue(&self, shared: &Shared, store: &dyn BlobStore, limit: Duration) {
+        let mut held = self.held();
+        let Some(mut running) = held.running.take_if(|running| running.since.elapsed() > limit) else {
+            return;
+        };
+        held.stuck = true;
+        let waiting: Vec<Job> = held.wanted.drain(..).collect();
+        drop(held);
+        for job in waiting {
+            shared.counters.checkpoints_unchecked.add(1);
+            job.answer(&[]);
+        }
+        match running.service {
+            Some(service) => {
+                let failure = Some(format!("the check has not ended after {} ms", limit.as_millis()));
+                running.results.push(CheckResult { service: service.to_owned(), failure });
+                self.finish(shared, store, running);
+            }
+            None => {
+                tracing::warn!("checkpoint {} can't be read in time to be checked", running.number());
+                shared.counters.checkpoints_unchecked.add(1);
+                running.job.answer(&[]);
+            }
+        }
+    }
+
+    fn finish(&self, shared: &Shared, store: &dyn BlobStore, running: Running) {
+        let Running { job, results, .. } = running;
+        let number = job.manifest.number;
+        let status = CheckStatus {
+            number: number.0,
+            check: CheckOutcome::of(results.iter().map(CheckResult::outcome)),
+            failed_checks: failed(&results),
+        };
+        shared.counters.checkpoint_checks.add(1);
+        if status.check == CheckOutcome::Failed {
+            shared.counters.checkpoint_checks_failed.add(1);
+        }
+        for FailedCheck { service, reason } in &status.failed_checks {
+            tracing::error!("checkpoint {number}: the check of service {service} failed: {reason}");
+        }
+        self.held().last = Some(status);
+        let checked = Checked {
+            incarnation: job.manifest.incarnation,
+            number,
+            checked: shared.clock.now(),
+            results: results.clone(),
+        };
+        // After its end another process may own the store.
+        if !shared.is_ended()
+            && let Err(error) = checked.store(store)
+        {
+            tracing::warn!("what the checks of checkpoint {number} found can't be stored: {error}");
+        }
+        job.answer(&results);
+    }
+}
+
+impl Running {
+    fn number(&self) -> Colour {
+        self.job.manifest.number
+    }
+}
+
+/// The end of the thread, by a panic too: nobody waits for it any more.
+struct Ending<'a>(&'a Checks);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+        self.0.held().threads -= 1;
+        self.0.news.notify_all();
+    }
+}

@@ -1,0 +1,159 @@
+//! What the services' checks found at a checkpoint: a small object beside the manifest, which is written before they run.
+//!
+//! It has the manifest's envelope, is written once, and is collected with its checkpoint. A checkpoint without one, and
+//! without results in its manifest, was not checked.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::json::{ColourNumber, IncarnationNumber, Micros};
+use crate::checkpoint::manifest::{CheckResult, Manifest, decided_numbers, encode, open_envelope};
+use crate::checkpoint::store::{BlobStore, Put};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use stead_core::ids::{Colour, Incarnation, Time};
+
+/// The directory of the results of checks.
+pub const CHECKS: &str = "checks/";
+/// Most bytes of such an object.
+const CHECKS_MAX: u64 = 16 << 20;
+const KIND_CHECKS: &str = "checks";
+
+/// What is known of the checks that services declare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckOutcome {
+    /// They were not run, or not all of them, or no service declares one.
+    #[default]
+    NotChecked,
+    /// All were run, and hold.
+    Hold,
+    /// One of them does not hold.
+    Failed,
+}
+
+impl CheckOutcome {
+    /// The outcome of several checks together.
+    #[must_use]
+    pub fn of(outcomes: impl IntoIterator<Item = Self>) -> Self {
+        let mut all = None;
+        for outcome in outcomes {
+            match outcome {
+                Self::Failed => return Self::Failed,
+                Self::Hold if all.is_none() => all = Some(Self::Hold),
+                Self::Hold => {}
+                Self::NotChecked => all = Some(Self::NotChecked),
+            }
+        }
+        all.unwrap_or(Self::NotChecked)
+    }
+}
+
+impl std::fmt::Display for CheckOutcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NotChecked => "not checked",
+            Self::Hold => "hold",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+impl CheckResult {
+    /// Whether it holds.
+    #[must_use]
+    pub fn outcome(&self) -> CheckOutcome {
+        if self.failure.is_some() { CheckOutcome::Failed } else { CheckOutcome::Hold }
+    }
+}
+
+/// The results of the checks of one checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checked {
+    /// The life of the cluster.
+    #[serde(with = "IncarnationNumber")]
+    pub incarnation: Incarnation,
+    /// The checkpoint.
+    #[serde(with = "ColourNumber")]
+    pub number: Colour,
+    /// When the checks ended, in microseconds since the Unix epoch.
+    #[serde(with = "Micros")]
+    pub checked: Time,
+    /// What they found.
+    pub results: Vec<CheckResult>,
+}
+
+/// The name of the object with the results of a checkpoint's checks.
+#[must_use]
+pub fn checks_name(number: Colour) -> String {
+    format!("{CHECKS}{:020}.json", number.0)
+}
+
+fn checks_number(name: &str) -> Option<Colour> {
+    let number = Colour(name.strip_prefix(CHECKS)?.strip_suffix(".json")?.parse().ok()?);
+    (checks_name(number) == name).then_some(number)
+}
+
+impl Checked {
+    /// Stores the results; those that are there already stay.
+    ///
+    /// # Errors
+    /// [`CheckpointError`].
+    pub fn store(&self, store: &dyn BlobStore) -> Result<Put, CheckpointError> {
+        let (name, bytes) = (checks_name(self.number), encode(KIND_CHECKS, self));
+        CheckpointError::check_len(&name, bytes.len(), CHECKS_MAX)?;
+        Ok(store.put_new(&name, &bytes)?)
+    }
+}
+
+/// Reads the results of a checkpoint's checks: those beside the manifest, or those in it; empty if it was not checked.
+///
+/// # Errors
+/// [`CheckpointError`] if there are some that can't be read, or are of another checkpoint.
+pub fn recorded_checks(
+    store: &dyn BlobStore,
+    manifest: &Manifest,
+) -> Result<Vec<CheckResult>, CheckpointError> {
+    let name = checks_name(manifest.number);
+    let bytes = match store.get(&name, CHECKS_MAX) {
+        Err(error) if error.is_not_found() => return Ok(manifest.checks.clone()),
+        bytes => bytes?,
+    };
+    let envelope = open_envelope(&name, &bytes)?;
+    let damaged = |reason: String| CheckpointError::damaged(&name, reason);
+    if envelope.stead != KIND_CHECKS {
+        return Err(damaged(format!("it is a {:?} and holds no results of checks", envelope.stead)));
+    }
+    let checked: Checked =
+        serde_json::from_str(envelope.body.get()).map_err(|error| damaged(error.to_string()))?;
+    if (checked.incarnation, checked.number) != (manifest.incarnation, manifest.number) {
+        return Err(damaged(format!("it is about checkpoint {}", checked.number)));
+    }
+    Ok(checked.results)
+}
+
+/// Deletes the results of checkpoints that are not kept.
+pub(crate) fn collect_checks(store: &dyn BlobStore, kept: &BTreeSet<Colour>) -> Result<(), CheckpointError> {
+    for name in store.list(CHECKS)? {
+        if checks_number(&name).is_none_or(|number| !kept.contains(&number)) {
+            store.delete(&name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies the results of a checkpoint that is about to be copied, and those that have come since others were.
+pub(crate) fn copy_checks(
+    from: &dyn BlobStore,
+    to: &dyn BlobStore,
+    number: Colour,
+) -> Result<(), CheckpointError> {
+    let there: BTreeSet<String> = to.list(CHECKS)?.into_iter().collect();
+    let names = decided_numbers(to)?.into_iter().chain([number]).map(checks_name);
+    for name in names.filter(|name| !there.contains(name)) {
+        match from.get(&name, CHECKS_MAX) {
+            Err(error) if error.is_not_found() => {}
+            bytes => drop(to.put_new(&name, &bytes?)?),
+        }
+    }
+    Ok(())
+}

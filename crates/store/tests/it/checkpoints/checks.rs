@@ -1,0 +1,79 @@
+//! The results of checks beside a checkpoint's manifest.
+
+use super::model::{Cluster, INCARNATION, sim_store};
+use std::collections::BTreeSet;
+use stead_core::ids::{Colour, Time};
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::checks::{CHECKS, CheckOutcome, Checked, checks_name, recorded_checks};
+use stead_store::checkpoint::collect::{Collector, Retention, delete_checkpoint};
+use stead_store::checkpoint::copy::copy;
+use stead_store::checkpoint::manifest::CheckResult;
+use stead_store::checkpoint::store::{BlobStore, Pace, Put};
+use stead_store::sim_disk::SimDisk;
+
+fn checked(number: Colour, failure: Option<&str>) -> Checked {
+    let service = "service".to_owned();
+    let results = vec![CheckResult { service, failure: failure.map(str::to_owned) }];
+    Checked { incarnation: INCARNATION, number, checked: Time(7), results }
+}
+
+#[test]
+fn results_are_read_back_copied_late_and_go_with_their_checkpoint() {
+    let (store, other) = (sim_store(&SimDisk::new(1)), sim_store(&SimDisk::new(2)));
+    let mut cluster = Cluster::new(1, [1, 2]);
+    let manifests: Vec<_> = (0..3).map(|_| cluster.checkpoint(&store).1).collect();
+    assert_eq!(recorded_checks(&store, &manifests[0]).unwrap(), []);
+    copy(&store, &other, &manifests[0], &Pace::unlimited()).unwrap();
+    for (manifest, failure) in manifests.iter().zip([Some("one too many"), None, None]) {
+        let checked = checked(manifest.number, failure);
+        assert_eq!(checked.store(&store).unwrap(), Put::Created);
+        assert_eq!(checked.store(&store).unwrap(), Put::Exists);
+        assert_eq!(recorded_checks(&store, manifest).unwrap(), checked.results);
+    }
+    // They came after the first copy, and go with the second one.
+    copy(&store, &other, &manifests[1], &Pace::unlimited()).unwrap();
+    assert_eq!(other.list(CHECKS).unwrap(), [checks_name(Colour(1)), checks_name(Colour(2))]);
+
+    let retention = Retention { keep: 2, pinned: BTreeSet::new(), grace: 0 };
+    let in_use = super::chain::in_use(&cluster.lineage);
+    Collector::new().collect(&store, INCARNATION, Time(9), &retention, &in_use).unwrap();
+    assert_eq!(store.list(CHECKS).unwrap(), [checks_name(Colour(2)), checks_name(Colour(3))]);
+    delete_checkpoint(&store, Colour(2), &BTreeSet::new()).unwrap();
+    assert_eq!(store.list(CHECKS).unwrap(), [checks_name(Colour(3))]);
+}
+
+#[test]
+fn results_that_are_damaged_or_another_checkpoint_s_are_refused() {
+    let store = sim_store(&SimDisk::new(3));
+    let manifest = Cluster::new(3, [1, 2]).checkpoint(&store).1;
+    let name = checks_name(manifest.number);
+    checked(manifest.number, Some("one too many")).store(&store).unwrap();
+    let good = store.get(&name, 4096).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        store.delete(&name).unwrap();
+        store.put_new(&name, &bad).unwrap();
+        recorded_checks(&store, &manifest).unwrap_err();
+    }
+    store.delete(&name).unwrap();
+    checked(manifest.number.next(), None).store(&store).unwrap();
+    let moved = store.get(&checks_name(manifest.number.next()), 4096).unwrap();
+    store.put_new(&name, &moved).unwrap();
+    let refused = recorded_checks(&store, &manifest);
+    assert!(matches!(refused, Err(CheckpointError::Damaged { .. })), "{refused:?}");
+}
+
+#[test]
+fn one_failure_or_one_gap_decides() {
+    use CheckOutcome::{Failed, Hold, NotChecked};
+    for (outcomes, all) in [
+        (vec![], NotChecked),
+        (vec![Hold, Hold], Hold),
+        (vec![Hold, NotChecked], NotChecked),
+        (vec![NotChecked, Hold], NotChecked),
+        (vec![NotChecked, Failed, Hold], Failed),
+    ] {
+        assert_eq!(CheckOutcome::of(outcomes.iter().copied()), all, "{outcomes:?}");
+    }
+}

@@ -120,6 +120,7 @@ impl Profile {
         }
         profile.settings.kept_bytes_max = spread(rng, &[64 << 20, 64 << 20, 64 << 20, 8_000]) as usize;
         profile.settings.clock_confirm = spread(rng, &[600_000, 600_000, 500, 0]);
+        profile.settings.uncommitted_bytes_max = spread(rng, &[64 << 20, 64 << 20, 2_000, 1]) as usize;
         profile.settings.work_max = spread(rng, &[2_048, 2_048, 16, 1]) as usize;
         profile.runs_max = spread(rng, &[u64::MAX, u64::MAX, 3, 1]) as usize;
         profile

@@ -3,6 +3,7 @@
 use crate::codec::{self, CodecError, UnreadableState};
 use crate::context::{Context, QueryContext};
 use crate::cut::Cut;
+use crate::node::memory::Memory;
 use crate::node::watchdog::Probe;
 use crate::panics;
 use crate::process::Process;
@@ -148,6 +149,7 @@ impl Registry {
             slice: None,
             is_over: Cell::new(false),
             is_stopped: false,
+            memory: Arc::default(),
             env: Env { tasks: self.tasks.keys().copied().collect(), seed, empty: Blob::empty() },
         }
     }
@@ -162,6 +164,7 @@ pub struct Runner {
     slice: Option<Instant>,
     is_over: Cell<bool>,
     is_stopped: bool,
+    memory: Arc<Memory>,
     env: Env,
 }
 
@@ -184,6 +187,11 @@ impl Runner {
     pub(crate) fn stop(&mut self) {
         self.is_stopped = true;
         self.is_over.set(true);
+    }
+
+    /// Lets no handler begin while the log is too far behind.
+    pub(crate) fn set_memory(&mut self, memory: Arc<Memory>) {
+        self.memory = memory;
     }
 
     /// Whether a shard was held back since the slice began.
@@ -227,7 +235,9 @@ impl Handler for Runner {
     }
 
     fn is_spent(&self) -> bool {
-        let is_over = self.is_over.get() || self.slice.is_some_and(|until| Instant::now() >= until);
+        let is_over = self.is_over.get()
+            || self.memory.is_pressed()
+            || self.slice.is_some_and(|until| Instant::now() >= until);
         self.is_over.set(is_over);
         is_over
     }

@@ -26,11 +26,12 @@ use crate::ids::{
 use crate::record::RecordKey;
 use crate::records::Piece;
 use crate::replica::{EpochConfig, Replica};
+use crate::room;
 use crate::state::State;
 use crate::topology::Topology;
 use jobs::Jobs;
 use release::Release;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use suspicion::Suspicion;
 
@@ -57,6 +58,11 @@ pub struct Shard {
     expiring: Option<(SessionId, u64)>,
     /// What this input has cost so far, as [`Settings::work_max`] counts.
     work: usize,
+    /// By entry that is not committed, its bytes; and their sum.
+    uncommitted: VecDeque<(Index, usize)>,
+    uncommitted_bytes: usize,
+    /// The shell has no memory for more work of clients.
+    is_crowded: bool,
     /// Jobs were left because the input had no more room.
     is_cut: bool,
 }
@@ -119,6 +125,9 @@ impl Shard {
             suspicion: Suspicion::new(),
             expiring: None,
             work: 0,
+            uncommitted: VecDeque::new(),
+            uncommitted_bytes: 0,
+            is_crowded: false,
             is_cut: false,
         }
     }
@@ -140,6 +149,7 @@ impl Shard {
                 let was_active = replica.is_active();
                 let grows = replica.handle_stored(member, upto);
                 if grows || self.is_behind() {
+                    self.note_commit();
                     if grows && !was_active {
                         self.handle_active(epoch, out);
                     }
@@ -272,6 +282,17 @@ impl Shard {
         self.work
     }
 
+    /// Bytes of the entries that are not committed.
+    #[must_use]
+    pub fn uncommitted_bytes(&self) -> usize {
+        self.uncommitted_bytes
+    }
+
+    /// Whether the shell has no memory for more work of clients: they are told to come back later. False at first.
+    pub fn set_crowded(&mut self, is_crowded: bool) {
+        self.is_crowded = is_crowded;
+    }
+
     /// The work that waits: messages received but not handled, and the like.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -372,6 +393,14 @@ impl Shard {
         self.push_due_timers(false);
         self.run_due_steps();
         self.run_jobs(handler, out);
+    }
+
+    fn note_commit(&mut self) {
+        let commit = self.commit();
+        while let Some((_, bytes)) = self.uncommitted.pop_front_if(|(index, _)| *index <= commit) {
+            self.uncommitted_bytes -= bytes;
+        }
+        room::give_back(&mut self.uncommitted);
     }
 
     /// Lets go what is committed, as far as one input may.
@@ -519,6 +548,8 @@ impl Shard {
         let mut bytes = Vec::with_capacity(192);
         entry.encode_into(&mut bytes);
         self.work += 1 + entry.writes.len() + entry.sends.len() + bytes.len() / 4096;
+        self.uncommitted.push_back((index, bytes.len()));
+        self.uncommitted_bytes += bytes.len();
         out.push(Effect::Append { epoch, index, bytes });
         self.release.hold(&entry, self.state.shard());
         self.jobs.note_local(&entry, self.state.shard());
@@ -539,7 +570,9 @@ impl Shard {
 
     /// Whether nothing new may be handled now, for want of room or because the log is behind.
     fn blocked(&self) -> bool {
-        self.full || self.state.position().index.0 - self.commit().0 >= self.settings.uncommitted_max
+        self.full
+            || self.uncommitted_bytes >= self.settings.uncommitted_bytes_max
+            || self.state.position().index.0 - self.commit().0 >= self.settings.uncommitted_max
     }
 }
 

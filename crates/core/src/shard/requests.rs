@@ -231,7 +231,7 @@ impl Shard {
         if self.suspicion.held {
             return Err(Refusal::NotReady);
         }
-        if self.blocked() || self.state.outbox_bytes() > self.settings.outbox_bytes_max {
+        if self.blocked() || self.is_crowded || self.state.outbox_bytes() > self.settings.outbox_bytes_max {
             return Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS });
         }
         check_len("a principal", principal.len(), Self::PRINCIPAL_MAX)

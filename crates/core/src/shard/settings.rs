@@ -32,6 +32,9 @@ pub struct Settings {
     pub entry_bytes_max: usize,
     /// Entries that may wait to be committed before the shard takes no new work: 65,536 by default.
     pub uncommitted_max: u64,
+    /// Bytes of entries that may wait to be committed before the shard takes no new work: 64 MiB by default. The one call
+    /// that reaches the limit may go over it.
+    pub uncommitted_bytes_max: usize,
     /// Work that one input does at most before the rest waits for a tick, so that no shard holds up the others of its
     /// thread: 2,048 by default, at least 1. Runs of handlers, records, messages, answers and 4 KiB of the log count one
     /// each; the one call that reaches the limit may go over it.
@@ -59,6 +62,7 @@ impl Default for Settings {
             dead_letter_bytes_max: 64 << 20,
             entry_bytes_max: 32 << 20,
             uncommitted_max: 65_536,
+            uncommitted_bytes_max: 64 << 20,
             work_max: 2_048,
             ack_delay: 25,
             resend_after: 2_000,

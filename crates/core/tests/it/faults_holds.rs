@@ -9,7 +9,7 @@ use stead_core::ids::{
     Blob, Epoch, Incarnation, Key, NodeId, RequestNumber, ServiceId, SessionId, ShardId, Time,
 };
 use stead_core::replica::EpochConfig;
-use stead_core::shard::{Effect, Identity, Input, Request, Settings, Shard};
+use stead_core::shard::{Effect, Identity, Input, Refusal, Request, Settings, Shard};
 use stead_core::state::{Message, State};
 use stead_core::topology::Topology;
 
@@ -76,6 +76,30 @@ fn a_process_that_messages_itself_stops_when_the_shell_wants_no_more() {
     world.store(shard);
     assert_eq!(world.shard("a").state().position().index, before, "no entry follows");
     assert_eq!(world.shard("a").commit(), before);
+}
+
+#[test]
+fn a_shard_takes_no_new_work_while_too_many_bytes_wait_for_their_commit_17() {
+    let max = 10_000;
+    let mut world = World::with(Settings { uncommitted_bytes_max: max, ..Settings::default() });
+    let text = format!("add {}", "x".repeat(100));
+    let (to, input) = deliver(&world, "a", 200, &text);
+    world.give(to, input);
+    let handled = world.runs("a");
+    let waiting = world.shard("a").uncommitted_bytes();
+    // The state grows with each message, and with it the entries: the last one went over the limit.
+    assert!((5..50).contains(&handled), "{handled}");
+    assert!((max..2 * max).contains(&waiting), "{waiting} bytes wait");
+    let refused = world.request("a", "caller", Identity::None);
+    assert!(matches!(world.answer(refused).unwrap().result, Err(Refusal::Overloaded { .. })));
+    world.settle();
+    assert_eq!((world.runs("a"), world.shard("a").uncommitted_bytes()), (200, 0));
+    let crowded = world.shard_of("a").0 as usize;
+    world.shards[crowded].set_crowded(true);
+    let refused = world.request("a", "caller", Identity::None);
+    assert!(matches!(world.answer(refused).unwrap().result, Err(Refusal::Overloaded { .. })));
+    world.shards[crowded].set_crowded(false);
+    assert!(world.call("a", "caller").is_ok());
 }
 
 #[test]

@@ -36,6 +36,17 @@ pub(crate) enum Command {
     Stop,
 }
 
+impl Command {
+    /// What it counts for in the accounting of memory while it waits, in bytes.
+    pub(crate) fn request_bytes(&self) -> i64 {
+        match self {
+            Self::Request { request, .. } => (request.payload.len() + size_of::<Self>()) as i64,
+            Self::Query { query, .. } => (query.payload.len() + size_of::<Self>()) as i64,
+            _ => 0,
+        }
+    }
+}
+
 /// What waits in an inbox. Both are exchanged for empty ones with memory, so that nothing is allocated at full speed.
 #[derive(Default)]
 struct Queue {

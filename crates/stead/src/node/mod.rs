@@ -5,6 +5,7 @@ mod checks;
 mod dead_letters;
 pub(crate) mod inbox;
 mod log;
+pub(crate) mod memory;
 mod open;
 mod processes;
 mod ready;
@@ -36,6 +37,7 @@ use builder::Wall;
 use checks::Checks;
 use inbox::{Command, Inbox};
 use log::{LogQueue, PreparerSignal};
+use memory::Memory;
 use open::{Group, Member};
 use snapshots::{Event, SnapshotQueue, Wanted};
 use stable::Copies;
@@ -105,6 +107,7 @@ pub(crate) struct Shared {
     pub(crate) checks: Checks,
     pub(crate) watchdog: Watchdog,
     pub(crate) counters: Counters,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) workers_running: AtomicUsize,
     /// Turns that a thread spins before it sleeps, for waking it takes long.
     pub(crate) spins_idle: u32,
@@ -183,6 +186,7 @@ impl Shared {
             checks: Checks::default(),
             watchdog: Watchdog::new(),
             counters: Counters::new(services),
+            memory: Arc::default(),
             workers_running: AtomicUsize::new(workers),
             spins_idle: 100,
             spins_waiting: 1000,
@@ -229,6 +233,10 @@ impl Shared {
     pub(crate) fn tell(&self, shard: ShardId, command: Command) -> Result<(), RawError> {
         if self.life.load(Ordering::Relaxed) != life::RUNS || self.failure.get().is_some() {
             return Err(self.end_reason());
+        }
+        let bytes = command.request_bytes();
+        if bytes > 0 {
+            self.memory.change_requests(bytes);
         }
         self.inboxes[self.worker_of(shard)].push(command);
         Ok(())
@@ -390,7 +398,9 @@ impl Node {
     /// What the node has counted since it was opened.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        self.0.shared.counters.snapshot()
+        let shared = &self.0.shared;
+        let [uncommitted_bytes, outbox_bytes, request_bytes] = shared.memory.waiting();
+        Metrics { uncommitted_bytes, outbox_bytes, request_bytes, ..shared.counters.snapshot() }
     }
 
     /// What the node has counted for each service since it was opened.

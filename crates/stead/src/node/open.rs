@@ -183,7 +183,8 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     for (number, shards) in by_worker.into_iter().enumerate() {
         let probe = Arc::new(Probe::default());
         probes.push((Arc::clone(&probe), Limit::of_handlers(limits.handler_timeout)));
-        let runner = shared.registry.watched_runner(&topology, seed, probe);
+        let mut runner = shared.registry.watched_runner(&topology, seed, probe);
+        runner.set_memory(Arc::clone(&shared.memory));
         let worker = Worker::new(Arc::clone(&shared), number, shards, runner, batch_max);
         inner.spawn(Group::Workers, &format!("stead-worker-{number}"), move || {
             worker.run(epoch);

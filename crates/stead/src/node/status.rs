@@ -227,6 +227,15 @@ pub struct Metrics {
     /// over `checkpoints.check_bytes_max`, or newer ones came before their turn.
     #[serde(default)]
     pub checkpoints_unchecked: u64,
+    /// Bytes of entries that are not committed yet, now.
+    #[serde(default)]
+    pub uncommitted_bytes: u64,
+    /// Bytes of messages in outboxes, now: sent, and not yet received for good.
+    #[serde(default)]
+    pub outbox_bytes: u64,
+    /// Bytes of clients' requests in the workers' inboxes, now.
+    #[serde(default)]
+    pub request_bytes: u64,
     /// Checkpoints copied to other stores.
     pub checkpoint_copies: u64,
     /// Copies that failed.
@@ -354,6 +363,9 @@ impl Counters {
             checkpoint_checks: self.checkpoint_checks.get(),
             checkpoint_checks_failed: self.checkpoint_checks_failed.get(),
             checkpoints_unchecked: self.checkpoints_unchecked.get(),
+            uncommitted_bytes: 0,
+            outbox_bytes: 0,
+            request_bytes: 0,
             checkpoint_copies: self.checkpoint_copies.get(),
             checkpoint_copies_failed: self.checkpoint_copies_failed.get(),
             checkpoint_copy_bytes: self.checkpoint_copy_bytes.get(),

@@ -35,6 +35,8 @@ const RECORD_OVERHEAD: usize = 24;
 const SLICE: Duration = Duration::from_millis(1);
 /// Inputs whose records are looked at together before they are handled.
 const AHEAD: usize = 16;
+/// How often a worker looks whether the log has caught up, in milliseconds.
+const PRESSED_LOOK_MS: u64 = 2;
 /// How often overdue calls are looked for.
 const SWEEP: Duration = Duration::from_millis(20);
 /// How long a worker sleeps at most, so that its shards notice a jump of the wall clock.
@@ -84,6 +86,8 @@ pub(crate) struct Worker {
     calls: Calls,
     retries: Vec<(Time, u64, ShardId, Input)>,
     sweep_at: Instant,
+    /// What the account of the node's memory has not been told: bytes not committed, and in outboxes.
+    waiting: (i64, i64),
     /// The longest turn so far.
     longest_hold: Duration,
     draining: VecDeque<Draining>,
@@ -104,6 +108,8 @@ struct Slot {
     deadline: Option<Time>,
     /// The shard was given an input since.
     is_moved: bool,
+    /// Its bytes that are not committed, and in outboxes, as the node's account has them.
+    published: (i64, i64),
 }
 
 /// A snapshot that is handed to the checkpoint thread in pieces.
@@ -144,7 +150,7 @@ impl Worker {
             .map(|shard| {
                 let id = shard.state().shard();
                 let service = shared.topology.service_of(id).expect("a shard is made for its topology").0;
-                Slot { id, service, shard, deadline: None, is_moved: false }
+                Slot { id, service, shard, deadline: None, is_moved: false, published: (0, 0) }
             })
             .collect();
         let turn = shared.topology.services().iter().map(|_| Turn::default()).collect();
@@ -176,6 +182,7 @@ impl Worker {
             calls: Calls::default(),
             retries: Vec::new(),
             sweep_at: Instant::now(),
+            waiting: (0, 0),
             longest_hold: Duration::ZERO,
             draining: VecDeque::new(),
             stopping: false,
@@ -217,10 +224,14 @@ impl Worker {
         let mut busy = self.take_stored(now, inbox.durable());
         busy |= self.obey_commands(now);
         busy |= self.retry(now);
-        if !self.stopping {
+        // While the log is far behind no handler may begin: what has been stored is all that matters.
+        let is_pressed = shared.memory.is_pressed();
+        if !self.stopping && !is_pressed {
             busy |= self.tick(now);
         }
-        busy |= self.run_local(now);
+        if self.stopping || !is_pressed {
+            busy |= self.run_local(now);
+        }
         busy |= self.drain_snapshots();
         self.hand_on();
         let sweep_in = self.sweep(now);
@@ -237,7 +248,10 @@ impl Worker {
             let retry = self.retries.iter().map(|(at, ..)| *at).min();
             let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in.as_micros() as u64));
             let look = Some(now.plus_micros(CLOCK_LOOK.as_micros() as u64));
-            let until = [deadline.filter(|_| !self.stopping), retry, sweep, look].into_iter().flatten().min();
+            let deadline = deadline.filter(|_| !self.stopping && !is_pressed);
+            // Another worker's entries may be those that the log is behind with.
+            let pressed = is_pressed.then(|| now.plus_millis(PRESSED_LOOK_MS));
+            let until = [deadline, retry, sweep, look, pressed].into_iter().flatten().min();
             // While the log works on a submission its news is near.
             let spins = if self.submitted.is_empty() { shared.spins_idle } else { shared.spins_waiting };
             inbox.park(now, until, spins);
@@ -275,7 +289,11 @@ impl Worker {
         let any = !self.commands.is_empty();
         let until = self.begin_slice();
         while let Some(command) = self.commands.pop_front() {
+            let bytes = command.request_bytes();
             self.obey(now, command);
+            if bytes > 0 {
+                self.shared.memory.change_requests(-bytes);
+            }
             if Instant::now() >= until {
                 break;
             }
@@ -401,9 +419,16 @@ impl Worker {
     }
 
     fn give(&mut self, now: Time, slot: u32, input: Input) {
-        let Self { shards, runner, effects, moved, wall, .. } = self;
-        let Slot { shard, is_moved, .. } = &mut shards[slot as usize];
+        let Self { shards, runner, effects, moved, wall, waiting, .. } = self;
+        let Slot { shard, is_moved, published, .. } = &mut shards[slot as usize];
+        if matches!(input, Input::Request(_) | Input::OpenSession { .. }) {
+            shard.set_crowded(self.shared.memory.is_over());
+        }
         shard.handle(Now { steady: now, wall: *wall }, input, runner as &mut dyn Handler, effects);
+        let bytes = (shard.uncommitted_bytes() as i64, shard.state().outbox_bytes() as i64);
+        waiting.0 += bytes.0 - published.0;
+        waiting.1 += bytes.1 - published.1;
+        *published = bytes;
         if !std::mem::replace(is_moved, true) {
             moved.push(slot);
         }
@@ -567,6 +592,8 @@ impl Worker {
 
     fn hand_on(&mut self) {
         self.submit();
+        let (uncommitted, outboxes) = std::mem::take(&mut self.waiting);
+        self.shared.memory.change(uncommitted, outboxes);
         for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
             if !inputs.is_empty() {
                 self.shared.inboxes[worker].push_inputs(inputs);

@@ -230,7 +230,10 @@ mod tests {
             QUEUE.push(vec![b'x'; 1000], sink);
         }
         assert!(!QUEUE.flush(Duration::from_millis(1)));
-        let (bytes, dropped) = (QUEUE.lock().bytes, QUEUE.lock().dropped);
+        // One guard: two in one statement would wait for each other.
+        let state = QUEUE.lock();
+        let (bytes, dropped) = (state.bytes, state.dropped);
+        drop(state);
         assert!(bytes <= QUEUE_BYTES_MAX && dropped >= 4000 - 1 - QUEUE_BYTES_MAX as u64 / 1000);
         drop(closed);
         assert!(QUEUE.flush(PATIENCE));

@@ -247,9 +247,10 @@ fn the_description_is_served() {
     let document = server.get("/openapi.json").json();
     assert!(document["openapi"].as_str().unwrap().starts_with("3."));
     let paths = document["paths"].as_object().unwrap();
+    // A service's own paths stand in place of those of any service.
     for path in [
-        "/v1/call/{service}/{key}",
-        "/v1/query/{service}/{key}",
+        "/v1/call/kv/{key}",
+        "/v1/query/kv/{key}",
         "/healthz",
         "/readyz",
         "/v1/status",
@@ -266,5 +267,8 @@ fn the_description_is_served() {
         "/openapi.json",
     ] {
         assert!(paths.contains_key(path), "{path}");
+    }
+    for path in ["/v1/call/{service}/{key}", "/v1/query/{service}/{key}"] {
+        assert!(!paths.contains_key(path), "{path}");
     }
 }

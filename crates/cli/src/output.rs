@@ -2,6 +2,8 @@
 
 use crate::failure::{Exit, Failure};
 use crate::when;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -23,6 +25,22 @@ pub(crate) fn line_is_read(text: &str) -> Result<bool, Failure> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Failure::new(Exit::Failed, "can't write to standard output").cause(error)),
     }
+}
+
+/// Waits, at most so long, while standard output has a reader; false if it has none any more.
+pub(crate) fn wait_while_read(wait: Duration) -> Result<bool, Failure> {
+    let out = io::stdout();
+    let wait = Timespec::try_from(wait).ok();
+    // Asks for nothing: that a pipe's reader is gone is reported all the same.
+    let mut watched = [PollFd::new(&out, PollFlags::empty())];
+    match poll(&mut watched, wait.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => {
+            let error = io::Error::from(error);
+            return Err(Failure::new(Exit::Failed, "can't watch standard output").cause(error));
+        }
+    }
+    Ok(!watched[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
 }
 
 /// Prints one line on standard error, for people; whether it can be written changes nothing.

@@ -531,7 +531,7 @@ fn entries_of(
 
 impl Node {
     /// Shows the entries of a shard's log from an index on, until `visit` breaks: those that are on disk now. Entries that a
-    /// checkpoint replaced may be gone. Reads files.
+    /// checkpoint replaced may be gone. Reads files, unless the shard has no entry from there on. Blocks.
     ///
     /// # Errors
     /// [`OfflineError`] if there is no such shard or the log can't be read.
@@ -545,6 +545,10 @@ impl Node {
         let shards = self.topology().shard_count();
         if shard >= shards {
             return Err(OfflineError::UnknownShard { shard, shards });
+        }
+        // A node that has stopped does not know its shards' ends, but its log can be read.
+        if from > 0 && self.last_index(ShardId(shard)).is_ok_and(|last| from > last) {
+            return Ok(());
         }
         Ok(self.log().read(entries_of(ShardId(shard), Index(from), visit))?)
     }

@@ -68,8 +68,12 @@ pub(crate) fn run(args: &LogArgs, json: bool) -> Result<(), Failure> {
         };
         output::note(format_args!("stead: {whose} from index {} on", args.from));
     }
-    show(&page.entries, json)?;
-    if args.follow { follow(&args.server.server(), &of, page.next, args.limit, json) } else { Ok(()) }
+    let is_read = show(&page.entries, json)?;
+    if args.follow && is_read {
+        follow(&args.server.server(), &of, page.next, args.limit, json)
+    } else {
+        Ok(())
+    }
 }
 
 /// Shows entries; false if nobody reads them any more.
@@ -96,8 +100,11 @@ fn follow(server: &Server, of: &Of<'_>, mut from: u64, limit: u16, json: bool) -
             return Ok(());
         }
         from = page.next;
-        if page.entries.len() < usize::from(limit) {
-            std::thread::sleep(PAUSE.max(asked.elapsed() * PAUSE_TO_REQUEST));
+        let is_behind = page.entries.len() == usize::from(limit);
+        let pause = if is_behind { Duration::ZERO } else { PAUSE.max(asked.elapsed() * PAUSE_TO_REQUEST) };
+        // Also while nothing comes: no write would ever find that its reader is gone.
+        if !output::wait_while_read(pause)? {
+            return Ok(());
         }
     }
 }

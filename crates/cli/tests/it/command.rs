@@ -348,3 +348,21 @@ fn a_followed_log_shows_entries_as_they_come() {
     assert!(second["index"].as_u64() > first["index"].as_u64(), "{first} {second}");
     assert_eq!((&first["process"], &second["process"]), (&json!("a"), &json!("a")));
 }
+
+#[test]
+fn a_followed_log_ends_when_its_reader_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    server.put("a", 1);
+    for of in [&["0"][..], &["--process", "kv/a"]] {
+        let args = [&["log"], of, &["--follow", "--json", "--addr", &server.address]].concat();
+        let mut follow = stead(&args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = std::io::BufReader::new(follow.stdout.take().unwrap());
+        let mut first = String::new();
+        std::io::BufRead::read_line(&mut stdout, &mut first).unwrap();
+        serde_json::from_str::<Value>(&first).unwrap();
+        drop(stdout);
+        // No other entry comes, which it could find out by.
+        assert_eq!(follow.wait().unwrap().code(), Some(0), "{of:?}");
+    }
+}

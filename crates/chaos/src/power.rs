@@ -71,8 +71,8 @@ impl PowerCut {
 
     fn cut(&self) -> Result<(), String> {
         let directory =
-            File::open(&self.mount).map_err(|error| format!("the mount can't be opened: {error}"))?;
-        shut_down(&directory).map_err(|error| format!("the file system can't be shut down: {error}"))
+            File::open(&self.mount).map_err(|error| format!("cannot open the mount: {error}"))?;
+        shut_down(&directory).map_err(|error| format!("cannot shut down the file system: {error}"))
     }
 
     /// Plays the file system's log back and looks for damage; then mounts it again.
@@ -114,7 +114,7 @@ fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a OsStr>, good: &[i32
     // Where these programs are is not always on the path of a user's shell.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program).args(args).env("PATH", path).output();
-    let output = output.map_err(|error| format!("{program} can't be run: {error}"))?;
+    let output = output.map_err(|error| format!("cannot run {program}: {error}"))?;
     match output.status.code() {
         Some(code) if good.contains(&code) => Ok(()),
         _ => {

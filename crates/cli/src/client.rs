@@ -114,7 +114,7 @@ fn command_hint(kind: &str) -> Option<&'static str> {
     Some(match kind.strip_prefix("urn:stead:problem:")? {
         "unknown-service" | "unknown-shard" => "`stead status --shards` lists the services and their shards",
         "unknown-route" | "method-not-allowed" => {
-            "the server is of another version than this command, or is no Stead server"
+            "the server has another version than this command, or is not a Stead server"
         }
         "wrong-host" => "name the server by localhost, 127.0.0.1 or [::1] in --addr",
         "bad-json" => {
@@ -129,12 +129,12 @@ fn command_hint(kind: &str) -> Option<&'static str> {
             "it may have been applied: repeat a call with the same --idempotency-key to learn that, or raise --timeout-ms"
         }
         "idempotency-conflict" => "give a new request a new --idempotency-key",
-        "overloaded" | "not-ready" => "try again in a moment; `stead status` shows what the server is at",
-        "unknown-checkpoint" => "`stead checkpoint list` lists those that are complete",
+        "overloaded" | "not-ready" => "try again in a moment; `stead status` shows the server's state",
+        "unknown-checkpoint" => "`stead checkpoint list` lists the complete ones",
         "checkpoint-needed" => "take another one first: `stead checkpoint create`",
         "unknown-process" => "`stead process list SERVICE` lists those of a service",
         "unknown-dead-letter" => "`stead dead-letter list` lists them",
-        "dead-letter-final" => "drop it: `stead dead-letter delete SHARD INDEX`",
+        "dead-letter-final" => "delete it: `stead dead-letter delete SHARD INDEX`",
         _ => return None,
     })
 }

@@ -23,7 +23,7 @@ pub(crate) fn line_is_read(text: &str) -> Result<bool, Failure> {
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::new(Exit::Failed, "can't write to standard output").cause(error)),
+        Err(error) => Err(Failure::new(Exit::Failed, "cannot write to standard output").cause(error)),
     }
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
 /// A value as one line of JSON.
 pub(crate) fn json_text<T: Serialize>(value: &T) -> Result<String, Failure> {
     serde_json::to_string(value)
-        .map_err(|error| Failure::new(Exit::Failed, "can't write the result as JSON").cause(error))
+        .map_err(|error| Failure::new(Exit::Failed, "cannot write the result as JSON").cause(error))
 }
 
 /// Columns for people: the first row is the heading; numbers stand at the right.

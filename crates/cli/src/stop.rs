@@ -52,7 +52,7 @@ fn failure(error: &std::io::Error) -> Failure {
 pub(crate) fn end_with_parent() -> Result<(), Failure> {
     use rustix::process::{Signal, set_parent_process_death_signal};
     set_parent_process_death_signal(Some(Signal::TERM))
-        .map_err(|error| Failure::new(Exit::Failed, "can't ask for the parent's death").cause(error))
+        .map_err(|error| Failure::new(Exit::Failed, "cannot watch the parent process").cause(error))
 }
 
 /// Ends the program: somebody does not want to wait.
@@ -105,7 +105,7 @@ pub(crate) fn exit_after(time: Duration) {
     let wait = move || {
         std::thread::sleep(time);
         stderr::line(format_args!(
-            "stead: ended out of order after {time:?}; what was answered is on disk: its next start recovers it"
+            "stead: shutdown was cut short after {time:?}; answered requests are on disk, and the next start recovers them"
         ));
         exit();
     };

@@ -52,13 +52,13 @@ pub(crate) fn run(listener: TcpListener) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::new(Exit::Failed, "can't start the supervisor").cause(error))?;
+        .map_err(|error| Failure::new(Exit::Failed, "cannot start the supervisor").cause(error))?;
     runtime.block_on(supervise(listener))
 }
 
 async fn supervise(listener: TcpListener) -> Result<(), Failure> {
     let cant = |what: &str| {
-        let what = format!("can't {what}");
+        let what = format!("cannot {what}");
         move |error: std::io::Error| Failure::new(Exit::Failed, what.clone()).cause(error)
     };
     let mut signals = Signals::take()?;
@@ -121,7 +121,7 @@ pub(crate) fn set_allocator() -> Result<(), Failure> {
         return Ok(());
     }
     let failed =
-        |error: std::io::Error| Failure::new(Exit::Failed, "can't start this program again").cause(error);
+        |error: std::io::Error| Failure::new(Exit::Failed, "cannot restart this program").cause(error);
     let mut again = std::process::Command::new(program::path());
     again.args(std::env::args_os().skip(1)).envs(allocator());
     Err(failed(CommandExt::exec(&mut again)))
@@ -144,16 +144,16 @@ fn tell_to_end(child: &Child) {
     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
         && let Err(error) = kill_process(pid, Signal::TERM)
     {
-        stderr::line(format_args!("stead: can't signal the server's process: {error}"));
+        stderr::line(format_args!("stead: cannot signal the server's process: {error}"));
     }
 }
 
 /// Ends a child that was told to end and has not: whoever tells it a second time does not want to wait.
 async fn kill(mut child: Child) -> Failure {
     match child.kill().await {
-        Ok(()) => Failure::new(Exit::Stopped, "the server was killed before it had ended in order")
-            .hint("what was answered is on disk: its next start recovers it"),
-        Err(error) => Failure::new(Exit::Failed, "can't kill the server's process").cause(error),
+        Ok(()) => Failure::new(Exit::Stopped, "the server was killed before its shutdown was complete")
+            .hint("answered requests are on disk, and the next start recovers them"),
+        Err(error) => Failure::new(Exit::Failed, "cannot kill the server's process").cause(error),
     }
 }
 

@@ -124,7 +124,7 @@ impl Clock {
         micros.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
     }
 
-    /// Whether the wall clock is so far ahead that it is not believed yet.
+    /// Whether the wall clock is so far ahead that timers do not follow it yet.
     #[must_use]
     pub fn is_doubted(&self) -> bool {
         self.far_since.is_some()

@@ -223,7 +223,7 @@ pub enum Reply {
 
 /// Bytes that are no entry.
 #[derive(Debug, thiserror::Error)]
-#[error("no log entry: {0}; the log was written by another version or is damaged")]
+#[error("invalid log entry: {0}; the log was written by another version or is damaged")]
 pub struct NoEntry(#[from] minicbor::decode::Error);
 
 impl Entry {

@@ -86,10 +86,10 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Misuse {
     /// The request's bytes are not what the service takes.
-    #[error("the request can't be read: {0}")]
+    #[error("cannot read the request: {0}")]
     Request(String),
     /// The process's stored state can't be read by this version of the service.
-    #[error("the state of the process can't be read: {0}")]
+    #[error("cannot read the state of the process: {0}")]
     State(String),
     /// The service has no code here.
     #[error("no code is registered for {0}")]

@@ -261,7 +261,7 @@ impl<C> Encode<C> for RecordKey {
 
 impl<'b, C> Decode<'b, C> for RecordKey {
     fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
-        Self::from_bytes(d.bytes()?).ok_or_else(|| minicbor::decode::Error::message("no record key"))
+        Self::from_bytes(d.bytes()?).ok_or_else(|| minicbor::decode::Error::message("invalid record key"))
     }
 }
 

@@ -525,7 +525,7 @@ pub fn encode_record(key: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
 
 /// Snapshot bytes that hold no record where one should begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no snapshot record at byte {at}; the snapshot is damaged or of another version")]
+#[error("invalid snapshot record at byte {at}; the snapshot is damaged or of another version")]
 pub struct NoRecord {
     /// Where, in bytes from the start.
     pub at: usize,

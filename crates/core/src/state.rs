@@ -220,7 +220,7 @@ pub enum Misfit {
         found: Seq,
     },
     /// A record's value is not of its kind.
-    #[error("shard {shard}: record {key:?} can't be read: {reason}")]
+    #[error("shard {shard}: cannot read record {key:?}: {reason}")]
     Record {
         /// The shard.
         shard: ShardId,

@@ -33,13 +33,13 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TopologyError {
     /// A name that is empty, too long or has other characters.
-    #[error("{name:?} is no service name; use 1 to 128 of a-z, A-Z, 0-9, '_', '-' and '.'")]
+    #[error("invalid service name {name:?}; use 1 to 128 of a-z, A-Z, 0-9, '_', '-' and '.'")]
     Name {
         /// The refused name.
         name: String,
     },
     /// A number of shards out of range.
-    #[error("service {name} has {shards} shards; 1 to {max} are possible", max = Topology::SHARDS_MAX)]
+    #[error("service {name} has {shards} shards; it must have 1 to {max}", max = Topology::SHARDS_MAX)]
     Shards {
         /// The service.
         name: String,

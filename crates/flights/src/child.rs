@@ -47,7 +47,7 @@ pub fn register(builder: NodeBuilder) -> NodeBuilder {
 pub fn run() -> Result<(), String> {
     let mut lines = io::stdin().lock().lines();
     let open = match lines.next() {
-        Some(line) => line.map_err(|error| format!("standard input can't be read: {error}"))?,
+        Some(line) => line.map_err(|error| format!("cannot read standard input: {error}"))?,
         None => return Ok(()),
     };
     let open: Open = serde_json::from_str(&open)
@@ -59,7 +59,7 @@ pub fn run() -> Result<(), String> {
     };
     Source::install(flights).map_err(|_| "a source is installed already".to_owned())?;
     runs::record_to(&open.runs)
-        .map_err(|error| format!("{} can't be written: {error}", open.runs.display()))?;
+        .map_err(|error| format!("cannot write {}: {error}", open.runs.display()))?;
 
     let checkpoints = CheckpointOptions { interval: None, ..CheckpointOptions::default() };
     let node = register(Node::builder(&open.data))
@@ -89,7 +89,7 @@ fn serve(
 ) -> Result<(), String> {
     let client = node.blocking_client();
     for line in lines {
-        let line = line.map_err(|error| format!("standard input can't be read: {error}"))?;
+        let line = line.map_err(|error| format!("cannot read standard input: {error}"))?;
         let Ask { id, what } =
             serde_json::from_str(&line).map_err(|error| format!("no question: {error}"))?;
         let answer = match what {

@@ -14,7 +14,7 @@ pub struct Code {
 
 /// A text that is no code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no code: 1 to {} printable ASCII characters without spaces are", Code::LEN_MAX)]
+#[error("invalid code {text:?}: use 1 to {} printable ASCII characters without spaces", Code::LEN_MAX)]
 pub struct NoCode {
     /// The text, cut to a readable length.
     pub text: String,

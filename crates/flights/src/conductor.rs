@@ -115,7 +115,7 @@ pub enum ConductError {
     #[error(transparent)]
     Life(#[from] LifeError),
     /// The application can't do what it was asked.
-    #[error("the application can't go on: {reason}")]
+    #[error("the application cannot continue: {reason}")]
     Failed {
         /// What it says.
         reason: String,
@@ -145,7 +145,7 @@ pub enum ConductError {
         source: std::io::Error,
     },
     /// The log of the application can't be read.
-    #[error("the log in {} can't be read: {reason}", dir.display())]
+    #[error("cannot read the log in {}: {reason}", dir.display())]
     Log {
         /// The data directory.
         dir: PathBuf,
@@ -153,7 +153,7 @@ pub enum ConductError {
         reason: String,
     },
     /// Restoring a checkpoint failed.
-    #[error("checkpoint {number} can't be restored: {reason}")]
+    #[error("cannot restore checkpoint {number}: {reason}")]
     Restore {
         /// The checkpoint.
         number: u64,

@@ -38,7 +38,7 @@ pub struct Life<S> {
 #[non_exhaustive]
 pub enum LifeError {
     /// It can't be started.
-    #[error("{} can't be started: {source}", program.display())]
+    #[error("cannot start {}: {source}", program.display())]
     Spawn {
         /// The program.
         program: PathBuf,

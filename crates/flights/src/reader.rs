@@ -31,7 +31,7 @@ pub enum OnMalformed {
 #[non_exhaustive]
 pub enum ReadError {
     /// It can't be opened.
-    #[error("{} can't be opened: {source}", path.display())]
+    #[error("cannot open {}: {source}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum ReadError {
         missing: Vec<&'static str>,
     },
     /// A row is malformed, and such are to be refused.
-    #[error("{0}; skip such rows or mend the file")]
+    #[error("{0}; skip such rows or correct the file")]
     Malformed(#[from] Malformed),
     /// More rows than are read.
     #[error("the file has more than {max} rows; split it")]

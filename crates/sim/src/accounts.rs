@@ -380,7 +380,7 @@ impl Workload for Accounts {
             Fate::Panics if left == 1 => return StepOutcome::Failed("the step panicked".to_owned()),
             Fate::Kills if left == 1 => {
                 self.code.killed = true;
-                return StepOutcome::Failed("never told: the process ended".to_owned());
+                return StepOutcome::Failed("never reported: the process ended".to_owned());
             }
             Fate::Retries if left == 1 && self.code.rng.bool() => {
                 let reason = "the carrier was closed".to_owned();
@@ -408,7 +408,7 @@ impl Workload for Accounts {
     fn answered(&mut self, id: CallId, call: &Call, answer: &Answered) -> Result<(), String> {
         let Ok(Reply::Ok(told)) = answer else { return Ok(()) };
         let told: Told =
-            decode_value(told).map_err(|e| format!("7: the answer to call {id} can't be read: {e}"))?;
+            decode_value(told).map_err(|e| format!("7: cannot read the answer to call {id}: {e}"))?;
         let key = &*call.key;
         let floor = self.history.invoked.remove(&id).unwrap_or(0);
         let late = if call.query { told.count < floor } else { told.count <= floor };
@@ -552,7 +552,7 @@ fn money_of_state(state: &State) -> Result<i64, String> {
     let mut sum = 0;
     for (key, value) in state.records().iter() {
         let bad =
-            |e: minicbor::decode::Error| format!("16: shard {}: a record can't be read: {e}", state.shard());
+            |e: minicbor::decode::Error| format!("16: shard {}: cannot read a record: {e}", state.shard());
         match Kind::from_number(key[0]) {
             Some(Kind::Process) => {
                 sum += decode_value::<Account>(value).map_err(bad)?.balance - Account::INITIAL
@@ -568,7 +568,7 @@ fn money_of_state(state: &State) -> Result<i64, String> {
 
 fn money_of_letter(value: &[u8]) -> Result<i64, String> {
     let letter: DeadLetter =
-        decode_value(value).map_err(|e| format!("16: a dead letter can't be read: {e}"))?;
+        decode_value(value).map_err(|e| format!("16: cannot read a dead letter: {e}"))?;
     // A request that was given up moved nothing.
     if matches!(letter.cause, Waiting::Request { .. } | Waiting::Call { .. }) {
         Ok(0)
@@ -578,7 +578,7 @@ fn money_of_letter(value: &[u8]) -> Result<i64, String> {
 }
 
 fn money_of(payload: &[u8]) -> Result<i64, String> {
-    let op: Op = decode_value(payload).map_err(|e| format!("16: a payload can't be read: {e}"))?;
+    let op: Op = decode_value(payload).map_err(|e| format!("16: cannot read a payload: {e}"))?;
     Ok(match op {
         Op::Credit { amount, .. } | Op::Working { amount, .. } | Op::Poison { amount, .. } => amount,
         _ => 0,
@@ -736,7 +736,7 @@ impl Handler for Code {
             Fate::Panics => return Outcome::Panicked("as the caller wished".to_owned()),
             Fate::Kills => {
                 self.killed = true;
-                return Outcome::Panicked("never told: the process ended".to_owned());
+                return Outcome::Panicked("never reported: the process ended".to_owned());
             }
             Fate::Good | Fate::Retries => {}
         }

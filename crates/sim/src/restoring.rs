@@ -27,7 +27,7 @@ use stead_store::sim_disk::SimDisk;
 const EVENTS: u64 = 150;
 
 fn broken(error: &CheckpointError) -> Stop {
-    Violation::new(10, format!("a checkpoint can't be restored: {error}")).into()
+    Violation::new(10, format!("cannot restore a checkpoint: {error}")).into()
 }
 
 fn states_of(disk: &SimDisk, manifest: &Manifest) -> Result<Vec<State>, CheckpointError> {
@@ -65,7 +65,7 @@ impl World<'_> {
         }
         let target = SimDisk::new(self.rng.u64(..));
         let made = DataDir::open(Arc::new(target.clone()), || fresh(&topology));
-        drop(made.map_err(|e| Violation::new(0, format!("a new data directory can't be made: {e}")))?);
+        drop(made.map_err(|e| Violation::new(0, format!("cannot create a new data directory: {e}")))?);
         let into = DiskStore::open(Arc::new(target.clone()), CHECKPOINTS);
         let into = into.map_err(|e| broken(&e.into()))?;
         let options =

@@ -204,7 +204,7 @@ impl World<'_> {
         if matches!(error, CheckpointError::Store(_)) {
             return self.storage_failed(&error.to_string());
         }
-        Err(Violation::new(10, format!("checkpoint {number} can't be taken: {error}")).into())
+        Err(Violation::new(10, format!("cannot take checkpoint {number}: {error}")).into())
     }
 
     pub(crate) fn give_up(&mut self, number: Colour, reason: &str) -> Outcomes {
@@ -239,7 +239,7 @@ impl World<'_> {
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
         let loaded = self.quietly(|_| load_parts(&store, manifest, 1));
         let loaded =
-            loaded.map_err(|e| Violation::new(10, format!("checkpoint {number} can't be loaded: {e}")))?;
+            loaded.map_err(|e| Violation::new(10, format!("cannot load checkpoint {number}: {e}")))?;
         let mut states = Vec::new();
         for part in loaded {
             let state = part
@@ -291,7 +291,7 @@ impl World<'_> {
             stead_store::checkpoint::manifest::newest(&store)
         });
         let newest =
-            newest.map_err(|e| Violation::new(13, format!("the newest checkpoint can't be read: {e}")))?;
+            newest.map_err(|e| Violation::new(13, format!("cannot read the newest checkpoint: {e}")))?;
         let Some(manifest) = newest.manifest else { return Ok(()) };
         self.trim(&manifest)?;
         if self.node.is_some() {
@@ -323,7 +323,7 @@ impl World<'_> {
             Ok(collected) => collected,
             Err(CheckpointError::Store(error)) => return self.storage_failed(&error.to_string()),
             Err(error) => {
-                return Err(Violation::new(13, format!("garbage can't be collected: {error}")).into());
+                return Err(Violation::new(13, format!("cannot collect garbage: {error}")).into());
             }
         };
         if self.bug == Some(Bug::OverlookManifests) {
@@ -392,7 +392,7 @@ impl World<'_> {
             Err(error) if error.is_full() => Ok(()),
             Err(CheckpointError::Store(error)) => self.storage_failed(&error.to_string()),
             Err(error) => {
-                Err(Violation::new(13, format!("a merge can't read what a checkpoint needs: {error}")).into())
+                Err(Violation::new(13, format!("a merge cannot read what a checkpoint needs: {error}")).into())
             }
         }
     }
@@ -431,7 +431,7 @@ impl World<'_> {
             Ok::<_, std::io::Error>(ControlFlow::Continue(()))
         };
         let read = self.quietly(|world| Wal::read(&world.disk.clone(), &options, visit));
-        read.map_err(|e| Violation::new(13, format!("the trimmed log can't be read: {e}")))?;
+        read.map_err(|e| Violation::new(13, format!("cannot read the trimmed log: {e}")))?;
         for part in &manifest.parts {
             let shard = part.shard;
             let needed = part.index.next();

@@ -22,7 +22,7 @@ const SCRATCH_KEPT: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CodecError {
     /// The bytes are no value of the type.
-    #[error("{what} of {service} can't be read: {reason}")]
+    #[error("cannot read {what} of {service}: {reason}")]
     Unreadable {
         /// A request, a reply, …
         what: &'static str,
@@ -32,7 +32,7 @@ pub enum CodecError {
         reason: String,
     },
     /// The value can't be written, as a map with keys that aren't representable.
-    #[error("{what} of {service} can't be written: {reason}")]
+    #[error("cannot encode {what} of {service}: {reason}")]
     Unwritable {
         /// A request, a reply, …
         what: &'static str,
@@ -42,7 +42,7 @@ pub enum CodecError {
         reason: String,
     },
     /// The key of a process is empty, too long, or none of its service.
-    #[error("{key:?} is no key of {service}: {reason}")]
+    #[error("invalid key {key:?} of {service}: {reason}")]
     Key {
         /// The service.
         service: String,
@@ -52,7 +52,7 @@ pub enum CodecError {
         reason: String,
     },
     /// JSON that MessagePack can't hold, or the reverse.
-    #[error("the value can't be converted: {reason}")]
+    #[error("cannot convert the value: {reason}")]
     Json {
         /// Why.
         reason: String,
@@ -62,7 +62,7 @@ pub enum CodecError {
 /// State that this version of a service can't read. The process stays as it is until a version comes that can.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "{service}/{key}: state of version {} can't be read by version {current}: {reason}; \
+    "{service}/{key}: version {current} cannot read state of version {}: {reason}; \
      run the version that wrote it, or extend `migrate`",
     stored.map_or_else(|| "?".to_owned(), |v| v.to_string())
 )]

@@ -139,7 +139,7 @@ pub struct ServiceConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("can't read the configuration {path}: {reason}")]
+    #[error("cannot read the configuration {path}: {reason}")]
     File {
         /// The file.
         path: String,
@@ -167,7 +167,7 @@ pub enum ConfigError {
         must: &'static str,
     },
     /// A service in the configuration that the program does not have.
-    #[error("the configuration names service {name:?}, which this program has not{}",
+    #[error("the configuration names service {name:?}, which this program does not have{}",
         hint.as_ref().map_or_else(String::new, |hint| format!("; did you mean {hint:?}?")))]
     UnknownService {
         /// The name.
@@ -467,7 +467,7 @@ fn set(table: &mut toml::Table, path: &[String], text: &str) {
 /// Variables that others set or read are no mistake of the node's configuration: they are named in one warning.
 fn warn_of_unknown(names: &[String]) {
     if !names.is_empty() {
-        tracing::warn!("variables that are no part of the configuration are ignored: {}", with_hints(names));
+        tracing::warn!("ignoring unknown variables: {}", with_hints(names));
     }
 }
 
@@ -476,7 +476,7 @@ fn with_hints(names: &[String]) -> String {
         let key = name.strip_prefix(PREFIX).map(str::to_ascii_lowercase);
         let near = key.and_then(|key| nearest_key(&key.replace('_', ".")).or_else(|| nearest_key(&key)));
         let near =
-            near.map(|key| format!(" (is {PREFIX}{} meant?)", key.replace('.', "_").to_ascii_uppercase()));
+            near.map(|key| format!(" (did you mean {PREFIX}{}?)", key.replace('.', "_").to_ascii_uppercase()));
         format!("{name}{}", near.unwrap_or_default())
     });
     Vec::from_iter(text).join(", ")
@@ -503,7 +503,7 @@ fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Interva
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let refuse =
-        || format!("{text:?} is no time; write a whole number and its unit, as in 250ms, 10s, 5m or 24h");
+        || format!("invalid duration {text:?}; write a whole number and its unit, as in 250ms, 10s, 5m or 24h");
     let number: u64 = text[..digits].parse().map_err(|_| refuse())?;
     let millis = match text[digits..].trim() {
         "ms" => Some(number),
@@ -669,7 +669,7 @@ mod tests {
         let near = ["STEAD_CFG_CHECKPOINT_KEEP", "STEAD_PORT"].map(str::to_owned);
         assert_eq!(
             with_hints(&near),
-            "STEAD_CFG_CHECKPOINT_KEEP (is STEAD_CFG_CHECKPOINTS_KEEP meant?), STEAD_PORT"
+            "STEAD_CFG_CHECKPOINT_KEEP (did you mean STEAD_CFG_CHECKPOINTS_KEEP?), STEAD_PORT"
         );
     }
 
@@ -710,7 +710,7 @@ mod tests {
             Config::from_toml("handler_timeout = \"3 weeks\"", "test")
                 .unwrap_err()
                 .to_string()
-                .contains("no time")
+                .contains("invalid duration")
         );
         assert!(Config::from_toml("handler_timeout = 3", "test").is_err());
         assert!(parse_duration("99999999999999999h").is_err());

@@ -23,7 +23,7 @@ pub enum RawError {
         service: String,
     },
     /// No such shard.
-    #[error("there is no shard {shard}; the shards are 0 to {}", shards.saturating_sub(1))]
+    #[error("shard {shard} does not exist; the shards are 0 to {}", shards.saturating_sub(1))]
     UnknownShard {
         /// The shard.
         shard: u32,
@@ -38,7 +38,7 @@ pub enum RawError {
     #[error(transparent)]
     Refused(Refusal),
     /// No answer came in time. The request may have been applied, or may still be.
-    #[error("no answer within {} ms; the request may have been applied: ask again with the same idempotency key", after.as_millis())]
+    #[error("no answer within {} ms; the request may have been applied: repeat it with the same idempotency key", after.as_millis())]
     TimedOut {
         /// How long was waited.
         after: Duration,
@@ -77,14 +77,14 @@ pub enum OpenError {
     /// The data holds services or tasks that the node has no code for.
     #[error(
         "the data holds {what}, for which no code is registered here, and nothing was changed; register the code, or name \
-         what shall rest in `NodeBuilder::without_code`: what comes due for it then becomes dead letters"
+         what may wait in `NodeBuilder::without_code`: whatever comes due for it becomes a dead letter"
     )]
     NoCode {
         /// What they are.
         what: String,
     },
     /// The directory.
-    #[error("the data directory {path} can't be used: {source}")]
+    #[error("cannot use the data directory {path}: {source}")]
     Directory {
         /// The directory.
         path: String,
@@ -104,7 +104,7 @@ pub enum OpenError {
     #[error("the node failed while it started: {0}")]
     Failed(String),
     /// The system gave no thread.
-    #[error("can't start a thread: {0}")]
+    #[error("cannot start a thread: {0}")]
     Thread(io::Error),
 }
 

@@ -71,7 +71,7 @@ pub struct RestoreReport {
 #[derive(Debug, Error)]
 pub enum OfflineError {
     /// A directory can't be used.
-    #[error("{path} can't be used: {source}")]
+    #[error("cannot use {path}: {source}")]
     Directory {
         /// The directory.
         path: String,
@@ -82,7 +82,7 @@ pub enum OfflineError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// The target of a restore has data.
-    #[error("{path} holds data of Stead's already; restore into an empty directory")]
+    #[error("{path} already holds data of Stead; restore into an empty directory")]
     NotEmpty {
         /// The directory.
         path: String,
@@ -121,7 +121,7 @@ pub enum OfflineError {
     #[error(transparent)]
     Raw(#[from] RawError),
     /// The shard does not exist.
-    #[error("there is no shard {shard}; the data has shards 0 to {}", shards.saturating_sub(1))]
+    #[error("shard {shard} does not exist; the data has shards 0 to {}", shards.saturating_sub(1))]
     UnknownShard {
         /// The shard.
         shard: u32,

@@ -51,7 +51,7 @@ pub enum ServerError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The system refuses what a server needs.
-    #[error("can't {what}: {source}")]
+    #[error("cannot {what}: {source}")]
     System {
         /// What was tried.
         what: &'static str,
@@ -60,7 +60,7 @@ pub enum ServerError {
     },
     /// The node had a fatal error. Without a supervisor: start the program again.
     #[error(
-        "the node had a fatal error: {0}; correct the cause and start again: what was answered is on disk"
+        "the node had a fatal error: {0}; correct the cause and start again: answered requests are on disk"
     )]
     Failed(String),
     /// The supervised server ended by itself with a failure, which it has reported.
@@ -68,7 +68,7 @@ pub enum ServerError {
     Ended(ExitStatus),
     /// A second signal ended the server before it had stopped in order.
     #[error(
-        "the server was killed before it had stopped in order; its next start recovers what was answered"
+        "the server was killed before its shutdown was complete; its next start recovers all answered requests"
     )]
     Killed,
 }
@@ -139,9 +139,9 @@ impl Serve {
     pub fn run(self) -> Result<(), ServerError> {
         if is_child() {
             set_parent_process_death_signal(Some(Signal::TERM))
-                .map_err(|error| system("ask for the supervisor's death")(error.into()))?;
+                .map_err(|error| system("watch the supervisor")(error.into()))?;
             let socket = io::stdin().as_fd().try_clone_to_owned();
-            let socket = socket.map_err(system("take the supervisor's socket"))?;
+            let socket = socket.map_err(system("take over the supervisor's socket"))?;
             return end_child(self.run_node(TcpListener::from(socket), true));
         }
         let listener = http::listen(self.address.map_or_else(address_of_environment, Ok)?)?;
@@ -209,7 +209,7 @@ fn end_in_time(runtime: &Runtime, mut signals: Signals, has_supervisor: bool, li
             signals.next().await;
         };
         let _ = tokio::time::timeout(limit, second).await;
-        stderr::line("stead: ended out of order; what was answered is on disk: its next start recovers it");
+        stderr::line("stead: shutdown was cut short; answered requests are on disk, and the next start recovers them");
         exit(STOPPED);
     });
 }
@@ -317,7 +317,7 @@ async fn stop_child(mut child: Child, mut signals: Signals) -> Result<(), Server
     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
         && let Err(error) = kill_process(pid, Signal::TERM)
     {
-        stderr::line(format_args!("stead: can't signal the server's process: {error}"));
+        stderr::line(format_args!("stead: cannot signal the server's process: {error}"));
     }
     tokio::select! {
         status = child.wait() => ended(status.map_err(system("wait for the server's process"))?),

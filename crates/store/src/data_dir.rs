@@ -60,7 +60,7 @@ pub enum DataDirError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The system failed an operation.
-    #[error("can't {action} {path} in the data directory: {source}")]
+    #[error("cannot {action} {path} in the data directory: {source}")]
     Io {
         /// What was tried.
         action: &'static str,
@@ -72,7 +72,7 @@ pub enum DataDirError {
     },
     /// There are files, but not the one that says whose they are.
     #[error(
-        "the data directory has {found:?} but no {META_FILE}: it was lost, or this is no data directory of Stead's; \
+        "the data directory has {found:?} but no {META_FILE}: it was lost, or this is not a data directory of Stead; \
          put it back, restore a checkpoint into an empty directory, or use another directory"
     )]
     MetaMissing {
@@ -86,7 +86,7 @@ pub enum DataDirError {
     )]
     RestoreUnfinished,
     /// There is no data here.
-    #[error("there is no data of Stead's in this directory: {META_FILE} is missing")]
+    #[error("this directory holds no data of Stead: {META_FILE} is missing")]
     Empty,
     /// The facts can't be trusted.
     #[error(
@@ -113,7 +113,7 @@ pub enum DataDirError {
         len: usize,
     },
     /// An earlier failure left it unknown what is on disk.
-    #[error("the data directory refuses changes since a failure; end this process and start it again")]
+    #[error("the data directory accepts no changes after a failure; restart this process")]
     Fatal,
 }
 
@@ -334,7 +334,7 @@ fn decode(bytes: &[u8]) -> Result<Meta, DataDirError> {
     }
     let body = json.meta;
     let hex = |name: &str, text: &str| {
-        u128::from_str_radix(text, 16).map_err(|_| damaged(format!("{name} is no hexadecimal number")))
+        u128::from_str_radix(text, 16).map_err(|_| damaged(format!("{name} is not a hexadecimal number")))
     };
     let services = body.services.into_iter().map(|service| ServiceMeta {
         name: service.name,

@@ -179,7 +179,7 @@ pub enum LockError {
         owner: Option<u32>,
     },
     /// The lock file can't be used.
-    #[error("can't lock {path}: {source}; check that the data directory exists and may be written")]
+    #[error("cannot lock {path}: {source}; check that the data directory exists and is writable")]
     Io {
         /// The lock file.
         path: String,
@@ -273,6 +273,6 @@ pub(crate) fn check_rename(from: &str, to: &str) -> io::Result<()> {
     if parent(from) == parent(to) {
         return Ok(());
     }
-    let text = format!("{from} can't be renamed into another directory as {to}");
+    let text = format!("cannot rename {from} into another directory as {to}");
     Err(io::Error::new(io::ErrorKind::InvalidInput, text))
 }

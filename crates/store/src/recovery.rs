@@ -59,12 +59,12 @@ pub struct RecoveryReport {
 pub enum RecoveryError {
     /// The newest checkpoint can't be used.
     #[error(
-        "the newest local checkpoint can't be used: {0}; nothing was changed: repair that file from a copy, or restore \
+        "cannot use the newest local checkpoint: {0}; nothing was changed: repair that file from a copy, or restore \
          an older checkpoint into an empty directory"
     )]
     Checkpoint(#[from] CheckpointError),
     /// The checkpoint is of a topology that the node no longer has.
-    #[error("{name} has service {service} with {shards} shards, which the node's topology has not; {hint}")]
+    #[error("{name} has service {service} with {shards} shards, which the node's topology lacks; {hint}")]
     Topology {
         /// The manifest.
         name: String,
@@ -79,7 +79,7 @@ pub enum RecoveryError {
     #[error(transparent)]
     Log(#[from] WalError),
     /// A record of the log is no entry, or does not follow.
-    #[error("the log can't be replayed: {0}")]
+    #[error("cannot replay the log: {0}")]
     Replay(#[from] ReplayError),
     /// Whoever asked can't do with what would be recovered.
     #[error("{0}")]
@@ -107,7 +107,7 @@ pub enum ReplayError {
         shards: u32,
     },
     /// Its bytes are no entry.
-    #[error("entry {index} of shard {shard} can't be read: {source}")]
+    #[error("cannot read entry {index} of shard {shard}: {source}")]
     NoEntry {
         /// The shard.
         shard: ShardId,
@@ -131,8 +131,8 @@ pub enum ReplayError {
     Misfit(#[from] Misfit),
     /// The entry at the checkpoint's marker is another one.
     #[error(
-        "entry {index} of shard {shard} is not the marker that checkpoint {number} was taken at: the log and the checkpoints \
-         are not of one node, or one of them is an older copy; put back what belongs here, or restore the checkpoint into an \
+        "entry {index} of shard {shard} is not the marker of checkpoint {number}: the log and the checkpoints \
+         are not of one node, or one of them is an older copy; put back the files that belong here, or restore the checkpoint into an \
          empty directory"
     )]
     Unbound {

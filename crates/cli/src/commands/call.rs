@@ -12,7 +12,7 @@ use std::borrow::Cow;
     stead call kv greeting '{\"compare_and_set\": {\"expected\": \"hello\", \"value\": \"bye\"}}'\n  \
     stead call kv greeting '\"delete\"'\n\n\
     A request with fields is an object, its name around its fields; one without fields, like delete, is its name as text.\n\
-    The quotes ' keep the shell from taking the JSON apart.\n\n\
+    The single quotes keep the shell from splitting the JSON.\n\n\
     JSON from a file:\n  stead call kv greeting - < request.json\n\n\
     A retry that must not be applied twice:\n  stead call kv greeting '{\"put\": {\"value\": \"hello\"}}' --idempotency-key order-17")]
 pub(crate) struct CallArgs {
@@ -23,7 +23,7 @@ pub(crate) struct CallArgs {
     /// The service's request as JSON; - reads it from standard input
     #[arg(value_name = "JSON")]
     request: String,
-    /// Makes a repetition known: the same key with the same request gets the first answer again
+    /// Identifies the call: repeating it with the same key and request returns the first answer
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     #[command(flatten)]

@@ -54,23 +54,23 @@ enum Action {
         #[command(flatten)]
         source: Source,
     },
-    /// Copy a checkpoint to a directory elsewhere or to S3, from where it can be restored
+    /// Copy a checkpoint to another directory or to S3, where `restore` can read it
     #[command(after_help = "Example:\n  stead checkpoint copy 12 --to s3://bucket/prefix\n  \
         stead checkpoint copy 12 --to file:///mnt/backup --data ./data\n\n\
-        What is there already is not sent again. S3 takes its region, endpoint and credentials from AWS_REGION, AWS_ENDPOINT,\n\
-        AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like: the server's own, if one is asked. A copy goes on at the server\n\
-        when --timeout-ms is over. Each cluster needs an address of its own.\n\n\
-        Back again:\n  stead restore --from s3://bucket/prefix --into ./restored")]
+        Objects that exist there are not sent again. S3 takes its region, endpoint and credentials from AWS_REGION, AWS_ENDPOINT,\n\
+        AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like: the server's own, if one is asked. A copy continues on the server\n\
+        after --timeout-ms. Each cluster needs an address of its own.\n\n\
+        Restore it:\n  stead restore --from s3://bucket/prefix --into ./restored")]
     Copy {
         /// Number of the checkpoint, or latest
         number: Which,
-        /// Where to: file:///directory or s3://bucket/prefix
+        /// Target: file:///directory or s3://bucket/prefix
         #[arg(long, value_name = "ADDRESS")]
         to: String,
         #[command(flatten)]
         source: Source,
     },
-    /// Delete a checkpoint; the newest one stays, for recovery needs it
+    /// Delete a checkpoint; not the newest one, which recovery needs
     #[command(after_help = "Example:\n  stead checkpoint delete 11")]
     Delete {
         /// Number of the checkpoint, or latest
@@ -115,7 +115,7 @@ impl Which {
 fn newest(checkpoints: &Value) -> Result<u64, Failure> {
     let numbers = checkpoints.as_array().into_iter().flatten().filter_map(|one| one["number"].as_u64());
     numbers.max().ok_or_else(|| {
-        Failure::new(Exit::Failed, "there is no complete checkpoint yet")
+        Failure::new(Exit::Failed, "no checkpoint is complete yet")
             .hint("take one: `stead checkpoint create`")
     })
 }
@@ -218,8 +218,8 @@ fn show(number: u64, source: &Source) -> Result<Value, Failure> {
     let stored = offline::checkpoints(data).map_err(offline_failure)?;
     let found = stored.iter().find(|checkpoint| checkpoint.number == number);
     as_json(found.ok_or_else(|| {
-        Failure::new(Exit::Failed, format!("there is no complete checkpoint {number} in {data}")).hint(
-            format!("`stead checkpoint list --data {}` lists those that there are", output::shell_word(data)),
+        Failure::new(Exit::Failed, format!("checkpoint {number} does not exist in {data} or is not complete")).hint(
+            format!("`stead checkpoint list --data {}` lists the complete ones", output::shell_word(data)),
         )
     })?)
 }

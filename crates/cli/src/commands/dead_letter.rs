@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// List, retry and delete dead letters: what no handler could take
+/// List, retry and delete dead letters: messages, requests, timers and steps that were given up
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  stead dead-letter list\n  stead dead-letter retry 3 1042")]
 pub(crate) struct DeadLetterArgs {
@@ -21,30 +21,30 @@ enum Action {
     /// List the dead letters of a service, or of all
     #[command(after_help = "Example:\n  stead dead-letter list\n  stead dead-letter list kv --json")]
     List {
-        /// The service; all of them if none is named
+        /// The service; by default all of them
         service: Option<String>,
-        /// How many at most
+        /// List at most this many
         #[arg(long, default_value_t = 1000)]
         limit: usize,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Hand a dead letter to its process again
+    /// Retry a dead letter
     #[command(after_help = "Example:\n  stead dead-letter retry 3 1042\n  \
         stead dead-letter retry --all --service orders --reason 'no stock'\n\n\
         It is handled once: the log entry that handles it removes it. A failed step of a task runs again from the state\n\
-        before it. What fails again stays a dead letter, with the new reason. A client's request can't be retried, for its\n\
-        client was told that it is given up.")]
+        before it. What fails again stays a dead letter, with the new reason. A client's request cannot be\n\
+        retried, for its client was informed that it was given up.")]
     Retry {
         #[command(flatten)]
         letter: Letter,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Drop a dead letter unhandled; what it held is lost
+    /// Delete a dead letter unhandled; its payload is lost
     #[command(after_help = "Example:\n  stead dead-letter delete 3 1042\n  \
         stead dead-letter delete --all --reason 'no such customer'\n\n\
-        With --all it can be interrupted: what it has done by then stays done.")]
+        --all can be interrupted: letters deleted by then stay deleted.")]
     Delete {
         #[command(flatten)]
         letter: Letter,
@@ -58,7 +58,7 @@ struct Letter {
     /// The shard that holds it
     #[arg(required_unless_present = "all", requires = "index")]
     shard: Option<u32>,
-    /// Its number there
+    /// Its index in that shard
     index: Option<u64>,
     /// All dead letters instead of one
     #[arg(long, conflicts_with_all = ["shard", "index"])]

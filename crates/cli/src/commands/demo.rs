@@ -26,35 +26,35 @@ const CHILD: &str = "demo-child";
 /// Feed real flights through services, kill them, and compare every total
 ///
 /// Runs the flights application as a child process on a bundled file of 27,004 real flights, takes a checkpoint every
-/// second, kills the child with SIGKILL at random moments, starts it again, puts it back to a checkpoint once, and compares
-/// every total with a straightforward computation. Exits with 0 only if nothing was lost, doubled or computed again.
+/// second, kills the child with SIGKILL at random moments, restarts it, restores a checkpoint once, and compares
+/// every total with a simple computation. Exits with 0 only if nothing was lost, doubled or computed again.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  stead demo\n  stead demo --kills 10 --seed 7\n  stead demo --input flights.csv.gz --malformed skip --json"
 )]
 pub(crate) struct DemoArgs {
-    /// Another file of the same columns, plain or gzip
+    /// Read another file with the same columns, plain or gzip
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// What to do with malformed rows of it
+    /// Handling of malformed rows in that file
     #[arg(long, value_enum, default_value_t = Malformed::Refuse, value_name = "WHAT")]
     malformed: Malformed,
     /// Rows a second; by default all rows in about 20 s
     #[arg(long, value_name = "ROWS", value_parser = parse_rate)]
     rate: Option<f64>,
-    /// Kills with SIGKILL: 0 to 100
+    /// Number of kills with SIGKILL: 0 to 100
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(..=100))]
     kills: u32,
-    /// Seed of the moments of the kills; by default a new one, which is printed
+    /// Seed that decides when to kill; by default a new one, which is printed
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Malformed {
-    /// End with the row's line and what is wrong with it
+    /// Exit with an error that names the line and the reason
     Refuse,
-    /// Report the row's line and go on without it
+    /// Report the line and skip the row
     Skip,
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     let dir = tempfile::Builder::new()
         .prefix("stead-demo-")
         .tempdir()
-        .map_err(|error| Failure::new(Exit::Failed, "can't make a temporary directory").cause(error))?;
+        .map_err(|error| Failure::new(Exit::Failed, "cannot create a temporary directory").cause(error))?;
     let plan = plan(args, dir.path(), seed, rate, stop::listen()?);
     let outcome = match watch(&plan, &flights) {
         Ok(outcome) => outcome,
@@ -96,7 +96,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
             return Err(Failure::new(Exit::Stopped, "the demo was stopped before its end"));
         }
         Err(error) => {
-            return Err(Failure::new(Exit::Failed, "the demo could not be run to its end")
+            return Err(Failure::new(Exit::Failed, "the demo failed before its end")
                 .cause(error)
                 .hint(format!("its files are kept in {}", dir.keep().display())));
         }
@@ -109,7 +109,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     if outcome.holds() {
         return Ok(());
     }
-    Err(Failure::new(Exit::Failed, "not everything holds that Stead promises")
+    Err(Failure::new(Exit::Failed, "the demo found a violated guarantee")
         .hint(format!("try again with --seed {seed}; the files are kept in {}", dir.keep().display()))
         .told())
 }
@@ -134,10 +134,10 @@ fn read(args: &DemoArgs) -> Result<Flights, Failure> {
         Malformed::Skip => OnMalformed::Skip,
     };
     let flights = Flights::open(path, on_malformed).map_err(|error| {
-        let failure = Failure::new(Exit::Failed, format!("{} can't be used", path.display()));
+        let failure = Failure::new(Exit::Failed, format!("cannot use {}", path.display()));
         match error {
             ReadError::Malformed(row) => {
-                failure.cause(row).hint("mend the row, or go on without it: --malformed skip")
+                failure.cause(row).hint("correct the row, or skip it: --malformed skip")
             }
             error => failure.cause(error),
         }

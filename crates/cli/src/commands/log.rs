@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use stead::offline::{LogEntry, LogPage, LogReply, LogSend, LogWrite, read_log, read_process_log};
 
-/// Show the entries of a shard's log, or what one process handled
+/// Show the log entries of a shard or of one process
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  stead log 3\n  stead log 3 --from 1200 --limit 10 --json\n\n\
     What one process handles, as it comes:\n  stead log --process kv/greeting --follow\n\n\
@@ -19,16 +19,16 @@ pub(crate) struct LogArgs {
     /// Number of the shard, as `stead status --shards` and `stead process show` show it
     #[arg(required_unless_present = "process", conflicts_with = "process")]
     shard: Option<u32>,
-    /// Show what this process handled instead
+    /// Show the entries of this process instead
     #[arg(long, value_name = "SERVICE/KEY", value_parser = process_name)]
     process: Option<(String, String)>,
-    /// First index; without it, the oldest entry that is kept
+    /// First index; by default the oldest entry
     #[arg(long, default_value_t = 0, value_name = "INDEX")]
     from: u64,
-    /// Most entries; with --follow, most of one request
+    /// Show at most this many entries; with --follow, at most this many per request
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
-    /// Go on with entries as they come, until Ctrl-C
+    /// Keep showing new entries until Ctrl-C
     #[arg(long, conflicts_with = "data")]
     follow: bool,
     /// Read this data directory instead of asking a server
@@ -111,7 +111,7 @@ fn follow(server: &Server, of: &Of<'_>, mut from: u64, limit: u16, json: bool) -
 
 fn online(server: &Server, of: &Of<'_>, from: u64, limit: u16) -> Result<LogPage, Failure> {
     let unreadable = |error: serde_json::Error| {
-        Failure::new(Exit::Failed, "the server's log entries can't be read").cause(error)
+        Failure::new(Exit::Failed, "cannot read the server's log entries").cause(error)
     };
     match of {
         Of::Shard(shard) => {

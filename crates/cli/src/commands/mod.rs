@@ -27,7 +27,7 @@ use clap::{Parser, Subcommand};
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {
-    /// Print JSON on standard output, failures too
+    /// Print JSON on standard output, also for failures
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[command(subcommand)]

@@ -29,7 +29,7 @@ enum Action {
         /// Only those whose keys begin with this
         #[arg(long, default_value = "", value_name = "TEXT")]
         prefix: String,
-        /// Most processes; 0 is all
+        /// List at most this many processes; 0 lists all
         #[arg(long, default_value_t = 100, value_name = "N")]
         limit: usize,
         #[command(flatten)]
@@ -58,7 +58,7 @@ enum Action {
         /// Key of the process
         #[arg(required_unless_present = "prefix", conflicts_with = "prefix")]
         key: Option<String>,
-        /// All processes whose keys begin with this; an empty text is all of the service
+        /// Delete all processes whose keys begin with this; an empty text means all of the service
         #[arg(long, value_name = "TEXT")]
         prefix: Option<String>,
         #[command(flatten)]
@@ -99,7 +99,7 @@ fn pages(
     loop {
         let mut page = server.get(&path)?.body;
         let Value::Array(processes) = page["processes"].take() else {
-            return Err(Failure::new(Exit::Failed, "the server's list of processes can't be read"));
+            return Err(Failure::new(Exit::Failed, "cannot read the server's list of processes"));
         };
         let more = visit(processes)?;
         match page["next"].as_str() {

@@ -15,18 +15,18 @@ use stead::{RestoreOptions, restore};
 #[command(after_help = "Example:\n  stead restore --from ./data --checkpoint 12 --into ./restored\n\n\
     One that was copied to S3 or to a directory elsewhere:\n  stead restore --from s3://bucket/prefix --into ./restored\n\n\
     The newest checkpoint, with another number of shards:\n  stead restore --from ./data --into ./restored --shards kv=32\n\n\
-    It restores all or nothing. Sessions and tokens of before are refused afterwards.")]
+    It restores all or nothing. Sessions and tokens from before the restore are refused afterwards.")]
 pub(crate) struct RestoreArgs {
-    /// Data directory to restore from, or where checkpoints were copied to: file:///directory, s3://bucket/prefix
+    /// Data directory to restore from, or address of copied checkpoints: file:///directory, s3://bucket/prefix
     #[arg(long, value_name = "DIR|ADDRESS")]
     from: String,
     /// Number of the checkpoint, or latest
     #[arg(long, value_name = "NUMBER", default_value = "latest")]
     checkpoint: Which,
-    /// Data directory to make; it must not exist or be empty
+    /// Data directory to create; it must not exist, or must be empty
     #[arg(long, value_name = "DIR")]
     into: PathBuf,
-    /// Another number of shards for a service; may be given for several
+    /// Another number of shards for a service; can be repeated
     #[arg(long, value_name = "SERVICE=N", value_parser = service_shards)]
     shards: Vec<(String, u32)>,
 }

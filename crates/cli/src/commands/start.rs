@@ -28,29 +28,29 @@ pub(crate) struct StartArgs {
     /// Data directory; it is created if it does not exist [default: the configuration's data_dir, or stead-data]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Loopback address to listen on; port 0 takes any free one
+    /// Loopback address to listen on; port 0 picks a free one
     #[arg(long, env = "STEAD_LISTEN", default_value = "127.0.0.1:7420", value_name = "IP:PORT")]
     listen: SocketAddr,
     /// Configuration file (TOML)
     #[arg(long, env = "STEAD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Most bytes of a request's body
+    /// Maximum bytes of a request's body
     #[arg(long, default_value_t = Limits::BODY_BYTES_MAX, value_name = "BYTES")]
     body_bytes_max: usize,
-    /// Most connections at a time
+    /// Maximum number of open connections
     #[arg(long, default_value_t = Limits::CONNECTIONS_MAX, value_name = "N")]
     connections_max: usize,
-    /// Most time that a request may take
+    /// Maximum time of a request
     #[arg(long, default_value_t = Limits::REQUEST_TIMEOUT.as_millis() as u64, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     request_timeout_ms: u64,
-    /// How long a stop waits for open requests and running steps of tasks, as in 10s; what is left then is repeated after
-    /// the next start [default: the configuration's shutdown_timeout, or 10s]
+    /// Maximum time that a shutdown waits for open requests and running steps of tasks, as in 10s; steps still running
+    /// then are repeated after the next start [default: the configuration's shutdown_timeout, or 10s]
     #[arg(long, value_name = "TIME", value_parser = stead::config::parse_duration)]
     shutdown_timeout: Option<Duration>,
-    /// What to tell on standard error: error, warn, info, debug or trace
+    /// Log level on standard error: error, warn, info, debug or trace
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log_level: tracing::Level,
-    /// Run the server as a child process, and start it again when it dies
+    /// Run the server as a child process, and restart it when it dies
     #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, action = clap::ArgAction::Set, value_name = "BOOL")]
     supervise: bool,
     /// This is the child; its standard input is the listening socket
@@ -82,14 +82,14 @@ fn listen_failure(error: &http::ServeError) -> Failure {
         http::ServeError::NotLoopback { .. } => Exit::Usage,
         http::ServeError::Listen { .. } | http::ServeError::Io { .. } => Exit::Failed,
     };
-    Failure::new(exit, "the server can't listen").cause(error)
+    Failure::new(exit, "the server cannot listen").cause(error)
 }
 
 fn inherited_listener() -> Result<TcpListener, Failure> {
     let socket = std::io::stdin()
         .as_fd()
         .try_clone_to_owned()
-        .map_err(|error| Failure::new(Exit::Failed, "can't take the socket of the parent").cause(error))?;
+        .map_err(|error| Failure::new(Exit::Failed, "cannot take over the parent's socket").cause(error))?;
     Ok(TcpListener::from(socket))
 }
 
@@ -117,7 +117,7 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::new(Exit::Failed, "can't start the server's threads").cause(error))?;
+        .map_err(|error| Failure::new(Exit::Failed, "cannot start the server's threads").cause(error))?;
     // Signals are taken from here on, so that an early one ends the server in order.
     let _inside = runtime.enter();
     let told = told_to_end(&runtime, args.supervised_child.is_some())?;
@@ -151,7 +151,7 @@ fn serve(args: &StartArgs, listener: TcpListener, json: bool) -> Result<(), Fail
     if let Some(reason) = failed {
         return Err(Failure::new(Exit::Fatal, "the node had a fatal error")
             .cause(reason)
-            .hint("correct the cause and start again: what was answered is on disk"));
+            .hint("correct the cause and start again: answered requests are on disk"));
     }
     node.shutdown_within(deadline.saturating_duration_since(Instant::now()));
     stderr::line("stead: stopped");
@@ -172,7 +172,7 @@ fn told_to_end(
         if !has_supervisor {
             signals.next().await;
             stderr::line(
-                "stead: ended out of order; what was answered is on disk: its next start recovers it",
+                "stead: shutdown was cut short; answered requests are on disk, and the next start recovers them",
             );
             stop::exit();
         }
@@ -196,7 +196,7 @@ const KV_SHARDS: u32 = 16;
 
 fn configuration(args: &StartArgs) -> Result<Config, Failure> {
     Config::from_file_and_env(args.config.as_deref())
-        .map_err(|error| Failure::new(Exit::Usage, "the configuration can't be used").cause(error))
+        .map_err(|error| Failure::new(Exit::Usage, "the configuration is invalid").cause(error))
 }
 
 fn open(data: &Path, config: Config) -> Result<Node, Failure> {
@@ -210,7 +210,7 @@ fn open(data: &Path, config: Config) -> Result<Node, Failure> {
 /// What may pass is tried again by the supervisor.
 fn open_failure(data: &Path, error: &OpenError) -> Failure {
     let exit = if error.may_pass() { Exit::Fatal } else { Exit::Data };
-    Failure::new(exit, format!("the data directory {} can't be opened", data.display())).cause(error)
+    Failure::new(exit, format!("cannot open the data directory {}", data.display())).cause(error)
 }
 
 fn tell_ready(data: &Path, server: &http::Server, node: &Node, json: bool) {
@@ -235,7 +235,7 @@ fn tell_ready(data: &Path, server: &http::Server, node: &Node, json: bool) {
     });
     if let Err(error) = told {
         stderr::line(format_args!(
-            "stead: no thread to say on standard output that the server is ready: {error}"
+            "stead: cannot start a thread to write the ready line: {error}"
         ));
     }
 }

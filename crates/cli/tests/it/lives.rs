@@ -86,7 +86,7 @@ fn a_server_that_does_not_end_is_killed_when_it_is_told_a_second_time() {
     signal(server.own_pid(), Signal::INT);
     let (status, stderr) = server.terminate_impatiently();
     assert_eq!(status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("killed before it had ended"), "{stderr}");
+    assert!(stderr.contains("killed before its shutdown was complete"), "{stderr}");
     let server = Server::start(dir.path(), &[]);
     assert_eq!(server.get("/v1/query/kv/a").json(), 1);
 }
@@ -109,7 +109,7 @@ fn a_server_without_a_supervisor_ends_at_once_when_it_is_told_a_second_time() {
     }
     let (status, stderr) = server.terminate_impatiently();
     assert_eq!(status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("ended out of order"), "{stderr}");
+    assert!(stderr.contains("shutdown was cut short"), "{stderr}");
     let server = Server::start(dir.path(), &[]);
     assert_eq!(server.get("/v1/query/kv/a").json(), 1);
 }
@@ -187,7 +187,7 @@ fn a_variable_that_an_orchestrator_sets_is_named_and_ignored() {
     server.put("a", 1);
     let (status, stderr) = server.terminate();
     assert!(status.success(), "{status}: {stderr}");
-    assert!(stderr.contains("ignored: STEAD_PORT") && stderr.contains("service \"kw\""), "{stderr}");
+    assert!(stderr.contains("unknown variables: STEAD_PORT") && stderr.contains("service \"kw\""), "{stderr}");
 }
 
 #[test]

@@ -144,10 +144,10 @@ impl Shard {
 fn why_never(cause: &Waiting, payload: &[u8]) -> &'static str {
     match cause {
         Waiting::Request { .. } | Waiting::Call { .. } => {
-            "its client was answered that it is given up, and may have gone another way"
+            "its client was informed that it was given up, and may have acted on that"
         }
         _ if payload.is_empty() => "its payload was too large to be kept",
-        _ => "an older version made it and did not keep all that is needed",
+        _ => "an older version recorded it without all that a retry needs",
     }
 }
 

@@ -330,7 +330,7 @@ pub enum Refusal {
     UnknownSession(SessionId),
     /// The client said that it holds this reply.
     #[error(
-        "the reply to request {0} was confirmed and is no longer kept; don't retry what you have the answer to"
+        "the reply to request {0} was confirmed and is no longer kept; do not retry what has been answered"
     )]
     Confirmed(RequestNumber),
     /// The request's number is too far ahead of what is confirmed.
@@ -369,10 +369,10 @@ pub enum Refusal {
         max: usize,
     },
     /// No such dead letter.
-    #[error("there is no dead letter {0} here; it may have been retried or dropped meanwhile")]
+    #[error("dead letter {0} does not exist; it may have been retried or deleted meanwhile")]
     NoDeadLetter(Index),
     /// The dead letter can't be handled again.
-    #[error("dead letter {letter} can't be retried: {why}; it can only be dropped")]
+    #[error("cannot retry dead letter {letter}: {why}; it can only be deleted")]
     NoRetry {
         /// The dead letter.
         letter: Index,
@@ -411,7 +411,7 @@ pub enum Refusal {
     },
     /// The process ended again and again while it handled this request; it is a dead letter now.
     #[error(
-        "the process ended {attempts} times while it handled this request, so it is given up; see the dead letters"
+        "the process ended {attempts} times while it handled this request, so it was given up; see the dead letters"
     )]
     Poisoned {
         /// How often it was tried.

@@ -674,7 +674,7 @@ impl Shard {
         let Some(receiver) = send else { return };
         let max = self.settings.entry_bytes_max;
         if payload.len() > max {
-            let reason = format!("the message to {} can't be sent any more", receiver.process);
+            let reason = format!("cannot send the message to {} any more", receiver.process);
             let buried = Buried { process: sender.clone(), sender, payload, retry: Retry::Never };
             return self.bury(Waiting::Timer { id }, reason, buried, out);
         }

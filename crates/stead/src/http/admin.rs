@@ -94,7 +94,7 @@ pub(super) async fn services(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Se
     responses(
         (status = 200, description = "Some dead letters, and where the next page begins", body = crate::DeadLetterPage),
         (status = "4XX", description = "No such service, or an unknown page", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "A shard is held by a handler, or the node does not serve", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "A handler holds a shard, or the node is not serving", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn dead_letters(
@@ -149,9 +149,9 @@ pub(super) struct RetriedLetter {
         ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
     ),
     responses(
-        (status = 200, description = "It was handled, and is a dead letter no more", body = RetriedLetter),
+        (status = 200, description = "It was handled and is no longer a dead letter", body = RetriedLetter),
         (status = 404, description = "No such dead letter", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It failed again, or can't be retried", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It failed again, or cannot be retried", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn retry_dead_letter(
@@ -176,7 +176,7 @@ pub(super) async fn retry_dead_letter(
         ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
     ),
     responses(
-        (status = 204, description = "It is dropped"),
+        (status = 204, description = "It is deleted"),
         (status = 404, description = "No such dead letter", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -207,7 +207,7 @@ pub(super) async fn checkpoints(State(gateway): State<Arc<Gateway>>) -> Result<R
     tag = "checkpoints",
     responses(
         (status = 201, description = "The checkpoint is complete", body = Object),
-        (status = 500, description = "It failed; the work goes on", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "It failed; the node keeps running", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn create_checkpoint(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
@@ -290,9 +290,9 @@ pub(super) struct CopyRequest {
     request_body(content = CopyRequest, content_type = "application/json"),
     responses(
         (status = 200, description = "The copy is complete", body = Object),
-        (status = 400, description = "The request or the address can't be used", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "The request or the address is invalid", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "It failed; a repetition goes on from there", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "It failed; repeating it continues from there", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn copy_checkpoint(
@@ -329,7 +329,7 @@ pub(super) async fn delete_checkpoint(
     let delete = move |node: &Node| {
         find(node, number)?;
         if node.status().checkpoint == Some(number) {
-            let detail = format!("checkpoint {number} is the newest one, which a restart begins with");
+            let detail = format!("checkpoint {number} is the newest one, which a restart needs");
             return Err(Problem::new(Kind::CheckpointNeeded, detail));
         }
         node.delete_checkpoint(number).map_err(failed)
@@ -398,7 +398,7 @@ fn find(node: &Node, number: u64) -> Result<CheckpointInfo, Problem> {
     let found =
         node.checkpoints().map_err(failed)?.into_iter().find(|checkpoint| checkpoint.number == number);
     found.ok_or_else(|| {
-        Problem::new(Kind::UnknownCheckpoint, format!("there is no complete checkpoint {number}"))
+        Problem::new(Kind::UnknownCheckpoint, format!("checkpoint {number} does not exist or is not complete"))
     })
 }
 

@@ -43,13 +43,13 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
     params(
         ("service" = String, Path, description = "The service, `kv` say"),
         ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 256, description = "Makes a repetition known: same key and same body get the same answer, and the call is applied once"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 256, description = "Identifies the call: repeating it with the same key and body returns the first answer, and it is applied once"),
         ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
         ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
     ),
     request_body(content = Value, content_type = "application/json", description = "The service's request"),
     responses(
-        (status = 200, description = "The service's reply", body = Value, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
+        (status = 200, description = "The service's reply", body = Value, headers(("Stead-Token" = String, description = "The shard's position: send it with the next request"))),
         (status = "4XX", description = "The request was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The request could not be handled; 504: it may have been applied", body = Problem, content_type = "application/problem+json"),
     )
@@ -81,7 +81,7 @@ pub(super) async fn call(
     ),
     request_body(content = Value, content_type = "application/json", description = "The service's query"),
     responses(
-        (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
+        (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "The shard's position: send it with the next request"))),
         (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The query could not be answered", body = Problem, content_type = "application/problem+json"),
     )
@@ -127,7 +127,7 @@ pub(super) struct GetQuery {
         ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
     ),
     responses(
-        (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "Where the shard stood: bring it along"))),
+        (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "The shard's position: send it with the next request"))),
         (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The query could not be answered", body = Problem, content_type = "application/problem+json"),
     )
@@ -240,7 +240,7 @@ impl Gateway {
         let Some(header) = single(headers, &STEAD_TOKEN)? else { return Ok(()) };
         let text = header.to_str().unwrap_or_default();
         let token = self.tokens.verify(text).map_err(|error| {
-            Problem::new(Kind::BadToken, format!("the Stead-Token {text:?} is not taken: {error}"))
+            Problem::new(Kind::BadToken, format!("invalid Stead-Token {text:?}: {error}"))
         })?;
         if token.incarnation != self.incarnation {
             return Err(Problem::new(
@@ -322,7 +322,7 @@ pub(super) fn single<'a>(
     match (values.next(), values.next()) {
         (value, None) => Ok(value),
         (_, Some(_)) => {
-            Err(Problem::new(Kind::BadRequest, format!("the header {name} is there twice; send it once")))
+            Err(Problem::new(Kind::BadRequest, format!("the header {name} appears twice; send it once")))
         }
     }
 }

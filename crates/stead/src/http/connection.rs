@@ -62,7 +62,7 @@ fn with_problem(bare: &[u8]) -> Option<Vec<u8>> {
     let head = bare.strip_prefix(b"HTTP/1.1 ")?.strip_suffix(b"\r\n\r\n")?;
     let is_bare = head.windows(17).any(|part| part.eq_ignore_ascii_case(b"content-length: 0"));
     let problem = match head.get(..3).filter(|_| is_bare)? {
-        b"400" => Problem::new(Kind::BadRequest, "what came is no HTTP/1.1 request"),
+        b"400" => Problem::new(Kind::BadRequest, "this is not a valid HTTP/1.1 request"),
         b"414" | b"431" => {
             let (bytes, fields) = (Limits::HEAD_BYTES_MAX, Limits::HEAD_FIELDS_MAX);
             let detail = format!("the request's head has more than {bytes} bytes or {fields} fields");

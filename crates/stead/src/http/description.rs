@@ -15,7 +15,7 @@ pub(super) fn describe(document: utoipa::openapi::OpenApi) -> Value {
     for (_, _, operation) in operations(&mut document) {
         mend_parameters(operation);
         let responses = &mut operation["responses"];
-        for (range, what) in [("4XX", "The request is refused"), ("5XX", "It can't be answered now")] {
+        for (range, what) in [("4XX", "The request is refused"), ("5XX", "The request cannot be answered now")] {
             if responses[range].is_null() {
                 responses[range] = problem(what, json!({ "$ref": "#/components/schemas/Problem" }));
             }
@@ -157,6 +157,6 @@ fn specialise(operation: &mut Value, service: &str, method: &str, is_call: bool,
         let schema = json!({ "allOf": [{ "$ref": "#/components/schemas/Problem" }, error] });
         let status = Kind::HandlerError.status().as_u16().to_string();
         operation["responses"][status] =
-            problem("The service's own error is in `error`; or the token is not taken", schema);
+            problem("The service's own error is in `error`; or the token is refused", schema);
     }
 }

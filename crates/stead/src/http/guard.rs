@@ -80,12 +80,12 @@ fn refuse_other_sites(headers: &HeaderMap, host: &str) -> Result<(), Problem> {
     let refused = |detail| Err(Problem::new(Kind::CrossSite, detail));
     let is_cross = |site: &HeaderValue| site.as_bytes().eq_ignore_ascii_case(b"cross-site");
     if headers.get_all(SEC_FETCH_SITE).iter().any(is_cross) {
-        return refused("a page of another site asked for it".to_owned());
+        return refused("the request comes from a page of another site".to_owned());
     }
     for origin in headers.get_all(ORIGIN) {
         let from = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
         if !from.is_some_and(|from| from.eq_ignore_ascii_case(host)) {
-            return refused(format!("a page of {origin:?} asked for it; this is {host:?}"));
+            return refused(format!("the request comes from a page of {origin:?}; this server is {host:?}"));
         }
     }
     Ok(())

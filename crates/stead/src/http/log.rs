@@ -59,7 +59,7 @@ pub(super) async fn log(
     if shard >= shards {
         return Err(Problem::new(
             Kind::UnknownShard,
-            format!("shard {shard} does not exist; there are 0 to {}", shards - 1),
+            format!("shard {shard} does not exist; the shards are 0 to {}", shards - 1),
         ));
     }
     let from = from.unwrap_or(0);

@@ -119,7 +119,7 @@ impl Collector for OfNode {
             ("checkpoint_copies", "Checkpoints copied to other stores", counts.checkpoint_copies),
             ("checkpoint_copies_failed", "Copies that failed", counts.checkpoint_copies_failed),
             ("checkpoint_copy_bytes", "Bytes written for copies", counts.checkpoint_copy_bytes),
-            ("stderr_lines_dropped", "Lines that standard error did not take", stderr::dropped()),
+            ("stderr_lines_dropped", "Lines dropped because standard error could not be written", stderr::dropped()),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);
@@ -145,7 +145,7 @@ impl Collector for OfNode {
             ("failed", "1 after a fatal error", u64::from(status.failure.is_some())),
             (
                 "clock_doubted",
-                "1 while the wall clock is so far ahead of the shards' time that it is not believed",
+                "1 while the wall clock is so far ahead of the shards' time that timers do not follow it",
                 u64::from(status.clock.doubted),
             ),
             ("log_bytes", "Bytes of the log's files", status.log.bytes),

@@ -127,7 +127,7 @@ pub fn serve(
 }
 
 async fn unknown_route(uri: Uri) -> Problem {
-    Problem::new(Kind::UnknownRoute, format!("there is no {}", uri.path()))
+    Problem::new(Kind::UnknownRoute, format!("{} does not exist", uri.path()))
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Problem {

@@ -35,7 +35,7 @@ pub enum Kind {
     HeadTooLarge,
     /// The body is over the limit.
     BodyTooLarge,
-    /// What the call would change is over the limit of a log entry.
+    /// The call changes more than a log entry can hold.
     EntryTooLarge,
     /// The request took too long.
     TimedOut,
@@ -53,7 +53,7 @@ pub enum Kind {
     HandlerPanicked,
     /// The stored state can't be read.
     UnreadableState,
-    /// The answer has no form in JSON.
+    /// The answer cannot be written as JSON.
     UnwritableAnswer,
     /// The shard has too much to do.
     Overloaded,
@@ -77,7 +77,7 @@ pub enum Kind {
     UnknownProcess,
     /// No dead letter of this number.
     UnknownDeadLetter,
-    /// The dead letter can't be retried.
+    /// The dead letter cannot be retried.
     DeadLetterFinal,
     /// The dead letter was retried and failed again.
     DeadLetterFailed,
@@ -95,13 +95,13 @@ impl Kind {
                 "GET /v1/services lists the services of this node",
             ),
             Self::UnknownRoute => {
-                ("unknown-route", S::NOT_FOUND, "Nothing is here", "GET /openapi.json lists what there is")
+                ("unknown-route", S::NOT_FOUND, "This path does not exist", "GET /openapi.json lists the paths")
             }
             Self::Method => (
                 "method-not-allowed",
                 S::METHOD_NOT_ALLOWED,
                 "The method does not fit the path",
-                "the Allow header and GET /openapi.json tell the methods",
+                "the Allow header and GET /openapi.json list the methods",
             ),
             Self::WrongHost => (
                 "wrong-host",
@@ -112,7 +112,7 @@ impl Kind {
             Self::CrossSite => (
                 "cross-site",
                 S::FORBIDDEN,
-                "A web page of another site may not change anything here",
+                "Web pages of other sites may not change anything here",
                 "ask from a program; a proxy before this server decides who may, and drops Origin and Sec-Fetch-Site",
             ),
             Self::MediaType => (
@@ -124,20 +124,20 @@ impl Kind {
             Self::BadRequest => (
                 "bad-request",
                 S::BAD_REQUEST,
-                "The request can't be understood",
-                "correct what the detail names",
+                "The request is invalid",
+                "correct the part that the detail names",
             ),
             Self::BadJson => (
                 "bad-json",
                 S::BAD_REQUEST,
-                "The body is not JSON, or not such JSON as is taken",
+                "The body is not valid JSON, or not accepted",
                 "send one JSON document of at most 128 levels, with no field twice and integers of at most 64 bits",
             ),
             Self::UnreadableRequest => (
                 "unreadable-request",
                 S::BAD_REQUEST,
-                "The service does not take such a request",
-                "send what the service's request type reads; the detail names the difference",
+                "The request does not match the service's type",
+                "send a request of the service's type; the detail names the difference",
             ),
             Self::InternalRequest => (
                 "internal-request",
@@ -160,7 +160,7 @@ impl Kind {
             Self::EntryTooLarge => (
                 "entry-too-large",
                 S::PAYLOAD_TOO_LARGE,
-                "What the call would change is over the limit of a log entry",
+                "The call changes more than a log entry can hold",
                 "spread it over several calls, or raise log.segment_bytes",
             ),
             Self::TimedOut => (
@@ -172,20 +172,20 @@ impl Kind {
             Self::TooManyConnections => (
                 "too-many-connections",
                 S::SERVICE_UNAVAILABLE,
-                "The server has as many connections as it takes",
+                "The server has reached its limit of connections",
                 "reuse connections, or retry later",
             ),
             Self::BadToken => (
                 "bad-token",
                 S::CONFLICT,
                 "The Stead-Token is not of this server's incarnation",
-                "the system was restored, or the token changed: read again what you rely on, without the token",
+                "the system was restored, or the token changed: read the data again without the token",
             ),
             Self::Lost => (
                 "lost",
                 S::CONFLICT,
-                "What the Stead-Token has seen is lost",
-                "read again what you rely on, without the token",
+                "The state that the Stead-Token refers to is lost",
+                "read the data again without the token",
             ),
             Self::HandlerError => (
                 "handler-error",
@@ -203,18 +203,18 @@ impl Kind {
                 "handler-panicked",
                 S::INTERNAL_SERVER_ERROR,
                 "The service's handler panicked",
-                "nothing was changed; the service's code is to be corrected",
+                "nothing was changed; correct the service's code",
             ),
             Self::UnreadableState => (
                 "unreadable-state",
                 S::INTERNAL_SERVER_ERROR,
-                "The stored state of the process can't be read",
+                "The stored state of the process is unreadable",
                 "run a version of the service that reads or migrates this state",
             ),
             Self::UnwritableAnswer => (
                 "unwritable-answer",
                 S::INTERNAL_SERVER_ERROR,
-                "The answer has no form in JSON",
+                "The answer cannot be written as JSON",
                 "the request was applied; call this service from Rust, or change its reply type",
             ),
             Self::Overloaded => (
@@ -226,20 +226,20 @@ impl Kind {
             Self::NotReady => (
                 "not-ready",
                 S::SERVICE_UNAVAILABLE,
-                "The node does not serve now",
-                "retry; GET /readyz tells when",
+                "The node is not serving",
+                "retry; GET /readyz reports when it serves again",
             ),
             Self::Full => (
                 "disk-full",
                 S::INSUFFICIENT_STORAGE,
                 "The disk of the data directory is full",
-                "make room: writes resume by themselves, queries go on meanwhile",
+                "make room: writes then resume; queries are answered meanwhile",
             ),
             Self::NodeFailed => (
                 "node-failed",
                 S::SERVICE_UNAVAILABLE,
                 "The node had a fatal error",
-                "the server's standard error tells the cause; it recovers on its next start",
+                "the server's standard error names the cause; it recovers on its next start",
             ),
             Self::UnknownCheckpoint => (
                 "unknown-checkpoint",
@@ -251,7 +251,7 @@ impl Kind {
                 "checkpoint-failed",
                 S::INTERNAL_SERVER_ERROR,
                 "The checkpoint operation failed",
-                "the work goes on; correct what the detail names and try again",
+                "the node keeps running; correct the cause in the detail and try again",
             ),
             Self::CheckpointNeeded => (
                 "checkpoint-needed",
@@ -277,19 +277,19 @@ impl Kind {
             Self::DeadLetterFinal => (
                 "dead-letter-final",
                 S::CONFLICT,
-                "The dead letter can't be retried",
-                "drop it: DELETE /v1/dead-letters/SHARD/INDEX",
+                "The dead letter cannot be retried",
+                "delete it: DELETE /v1/dead-letters/SHARD/INDEX",
             ),
             Self::DeadLetterFailed => (
                 "dead-letter-failed",
                 S::CONFLICT,
                 "The dead letter failed again",
-                "correct what the detail names and retry it, or drop it",
+                "correct the cause in the detail and retry it, or delete it",
             ),
             Self::LogUnreadable => (
                 "log-unreadable",
                 S::INTERNAL_SERVER_ERROR,
-                "The log can't be read",
+                "The log cannot be read",
                 "the detail names the file and the reason",
             ),
         }

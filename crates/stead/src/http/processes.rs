@@ -67,8 +67,8 @@ pub(super) struct Deleted {
     params(("service" = String, Path, description = "The service"), WhichProcesses),
     responses(
         (status = 200, description = "Some processes, and where the next page begins", body = crate::ProcessPage),
-        (status = "4XX", description = "No such service, or a parameter that is none", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "A shard is held by a handler, or the node does not serve", body = Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "The service does not exist, or a parameter is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "A handler holds a shard, or the node is not serving", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn processes(
@@ -100,8 +100,8 @@ pub(super) async fn processes(
     ),
     responses(
         (status = 200, description = "The process", body = crate::ProcessDetail),
-        (status = "4XX", description = "No such service, or a key that is none", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "A shard is held by a handler, or the node does not serve", body = Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "The service does not exist, or the key is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "A handler holds a shard, or the node is not serving", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn process(
@@ -124,7 +124,7 @@ pub(super) async fn process(
     ),
     responses(
         (status = 200, description = "It is deleted", body = Deleted),
-        (status = "4XX", description = "No such service or process, or a key that is none", body = Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "The service or process does not exist, or the key is invalid", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "It could not be deleted, or not all of it: repeat it", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -151,8 +151,8 @@ pub(super) async fn delete_process(
     ),
     responses(
         (status = 200, description = "Entries, the oldest first, and where to go on", body = crate::LogPage),
-        (status = "4XX", description = "No such service, or a parameter that is none", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "The log can't be read, or the node does not serve", body = Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "The service does not exist, or a parameter is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "The log cannot be read, or the node is not serving", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn process_log(

@@ -30,7 +30,7 @@ pub enum ServeError {
         address: SocketAddr,
     },
     /// The address can't be listened on.
-    #[error("can't listen on {address}: {source}; choose another address, or port 0 for any free one")]
+    #[error("cannot listen on {address}: {source}; choose another address, or port 0 for any free one")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -38,7 +38,7 @@ pub enum ServeError {
         source: io::Error,
     },
     /// The listener or the token key can't be used.
-    #[error("can't {what}: {source}")]
+    #[error("cannot {what}: {source}")]
     Io {
         /// What was tried.
         what: &'static str,
@@ -129,7 +129,7 @@ async fn accept(
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of file descriptors, mostly: connections that end give some back.
-                    tracing::warn!(%error, "can't accept a connection");
+                    tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
@@ -147,7 +147,7 @@ async fn accept(
         };
         // Answers are small: waiting to fill a segment would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "can't set TCP_NODELAY");
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let service = TowerToHyperService::new(router.clone());
         let stream = Stream::new(stream, permit, stopping.clone());
@@ -175,7 +175,7 @@ async fn refuse(mut stream: TcpStream, connections_max: usize) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let answer = Problem::new(
         Kind::TooManyConnections,
-        format!("{connections_max} connections are open, the most there may be"),
+        format!("{connections_max} connections are open, which is the limit"),
     )
     .retry_after_ms(1000)
     .to_last_answer();

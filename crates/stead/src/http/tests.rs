@@ -275,7 +275,7 @@ async fn a_node_that_failed_is_not_ready_and_takes_no_calls() {
     assert_eq!((refused.status, &refused.json()["type"]), (503, &json!("urn:stead:problem:node-failed")));
     let failed = get(server.address(), "/readyz").await;
     assert_eq!((failed.status, &failed.json()["type"]), (503, &json!("urn:stead:problem:node-failed")));
-    assert!(failed.json()["detail"].as_str().unwrap().contains("can't sync"), "{}", failed.body);
+    assert!(failed.json()["detail"].as_str().unwrap().contains("cannot sync"), "{}", failed.body);
     node.kill();
 }
 

@@ -29,7 +29,7 @@ pub struct Token {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TokenError {
     /// It doesn't have a token's form.
-    #[error("it has another form than v1.incarnation.shard.epoch.index.colour.mac")]
+    #[error("its form is not v1.incarnation.shard.epoch.index.colour.mac")]
     Form,
     /// Its code does not fit: it was changed, or is of another server or incarnation.
     #[error("it was not written by this server in this incarnation")]
@@ -70,7 +70,7 @@ impl TokenKey {
                 return bytes.try_into().map(Self).map_err(|_| {
                     io::Error::new(
                         io::ErrorKind::InvalidData,
-                        "token.key does not have 32 bytes; remove it to get a new one",
+                        "token.key does not have 32 bytes; delete it to create a new one",
                     )
                 });
             }

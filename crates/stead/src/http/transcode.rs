@@ -31,7 +31,7 @@ pub enum TranscodeError {
         column: usize,
     },
     /// What the service answered has no form in JSON.
-    #[error("the service's answer can't be written as JSON: {0}")]
+    #[error("cannot write the service's answer as JSON: {0}")]
     Answer(serde_json::Error),
 }
 
@@ -167,7 +167,7 @@ impl<'de> Deserialize<'de> for Json<'de> {
                     fields.push((name, value));
                 }
                 match repeated(&fields) {
-                    Some(name) => Err(de::Error::custom(format_args!("the field {name:?} is there twice"))),
+                    Some(name) => Err(de::Error::custom(format_args!("the field {name:?} appears twice"))),
                     None => Ok(Json::Object(fields)),
                 }
             }

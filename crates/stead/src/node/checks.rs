@@ -163,7 +163,7 @@ impl Checks {
             match (running, checked) {
                 (Some(running), Ok(())) => self.finish(shared, store, running),
                 (Some(running), Err(error)) => {
-                    tracing::warn!("checkpoint {} can't be checked: {error}", manifest.number);
+                    tracing::warn!("cannot check checkpoint {}: {error}", manifest.number);
                     shared.counters.checkpoints_unchecked.add(1);
                     running.job.answer(&[]);
                 }
@@ -251,7 +251,7 @@ impl Checks {
                 self.finish(shared, store, running);
             }
             None => {
-                tracing::warn!("checkpoint {} can't be read in time to be checked", running.number());
+                tracing::warn!("cannot read checkpoint {} in time to check it", running.number());
                 shared.counters.checkpoints_unchecked.add(1);
                 running.job.answer(&[]);
             }
@@ -284,7 +284,7 @@ impl Checks {
         if !shared.is_ended()
             && let Err(error) = checked.store(store)
         {
-            tracing::warn!("what the checks of checkpoint {number} found can't be stored: {error}");
+            tracing::warn!("cannot store the check results of checkpoint {number}: {error}");
         }
         job.answer(&results);
     }

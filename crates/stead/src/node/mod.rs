@@ -514,7 +514,7 @@ impl Node {
             }));
         });
         spawned.map_err(|error| {
-            CheckpointFailure::Store(format!("no thread to copy checkpoint {number}: {error}"))
+            CheckpointFailure::Store(format!("cannot start a thread to copy checkpoint {number}: {error}"))
         })?;
         from.await.unwrap_or_else(|_| Err(CheckpointFailure::Stopped(self.0.shared.end_reason().to_string())))
     }
@@ -554,7 +554,7 @@ pub(crate) fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointIn
         if let Decision::Complete(manifest) = read_decision(store, number)? {
             // Results that can't be read are as good as none.
             let checks = recorded_checks(store, &manifest).unwrap_or_else(|error| {
-                tracing::warn!("what the checks of checkpoint {number} found can't be read: {error}");
+                tracing::warn!("cannot read the check results of checkpoint {number}: {error}");
                 Vec::new()
             });
             found.push(CheckpointInfo::of(&manifest, &checks));
@@ -644,7 +644,7 @@ impl Inner {
             && let Err(error) = data_dir.update(|meta| meta.clean = true)
         {
             // The next start then suspects what waits, which costs a little time and nothing else.
-            tracing::warn!("can't note that the node ended in order: {error}");
+            tracing::warn!("cannot record the clean shutdown: {error}");
         }
     }
 
@@ -656,7 +656,7 @@ impl Inner {
             return self.join(Group::Tasks);
         }
         for step in &left {
-            tracing::warn!("{step} still runs and is left; it is repeated after the next start");
+            tracing::warn!("{step} is still running and is abandoned; it is repeated after the next start");
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|(group, _)| *group != Group::Tasks);

@@ -110,7 +110,7 @@ impl fmt::Display for ProcessCursor {
 
 /// Text that is no place of a page.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no place of a page; take it from the member `next` of the page before")]
+#[error("invalid page position {text:?}; use the value of `next` from the previous page")]
 pub struct NoCursor {
     /// The text; its beginning, if it is long.
     pub text: String,

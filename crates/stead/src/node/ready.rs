@@ -23,11 +23,11 @@ pub enum NotReady {
         shards: u32,
     },
     /// Messages and timers that had begun when the last life of the process ended are tried one by one; all else waits.
-    #[error("what had begun when the process ended last is tried one by one; all other calls wait for that")]
+    #[error("the causes that had begun when the process last ended are tried one by one; all other calls wait")]
     Trying,
     /// What shards wrote does not get to the disk: nothing is answered meanwhile.
     #[error(
-        "entries have waited for the log for {} ms, longer than {} ms; look at the disk of the data directory",
+        "entries have waited for the log for {} ms, longer than {} ms; check the disk of the data directory",
         .waits.as_millis(), Node::LOG_LAG_MAX.as_millis()
     )]
     Log {

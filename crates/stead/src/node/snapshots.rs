@@ -256,7 +256,7 @@ pub(crate) fn failed(checks: &[CheckResult]) -> Vec<FailedCheck> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointFailure {
     /// It took too long, or could not be written: its number is given up.
-    #[error("checkpoint {number} was given up: {reason}; the work goes on, and the next one may succeed")]
+    #[error("checkpoint {number} was given up: {reason}; the node keeps running, and the next checkpoint may succeed")]
     GivenUp {
         /// Its number.
         number: u64,
@@ -476,7 +476,7 @@ impl Checkpointer {
             return;
         };
         if let (false, Some(before)) = (all, before) {
-            let reason = format!("shard {shard} builds on its part of {before}, which is no checkpoint");
+            let reason = format!("shard {shard} builds on its part of {before}, which is not a checkpoint");
             return self.give_up(number, reason);
         }
         if let Err(error) = running.writer.begin_part(header, all) {
@@ -583,7 +583,7 @@ impl Checkpointer {
         in_use.extend(self.running.iter().map(|running| running.writer.bundle_name().to_owned()));
         let (now, incarnation) = (self.shared.clock.now(), self.shared.topology.incarnation);
         if let Err(error) = self.collector.collect(&*self.store, incarnation, now, &retention, &in_use) {
-            tracing::warn!("old checkpoints can't be collected: {error}");
+            tracing::warn!("cannot collect old checkpoints: {error}");
         }
     }
 
@@ -608,7 +608,7 @@ impl Checkpointer {
         });
         match spawned {
             Ok(thread) => self.merge = Some(thread),
-            Err(error) => tracing::warn!("no thread to merge bundles: {error}"),
+            Err(error) => tracing::warn!("cannot start a thread to merge bundles: {error}"),
         }
     }
 
@@ -624,7 +624,7 @@ impl Checkpointer {
                 }
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!("bundles can't be merged: {error}; they stay as they are"),
+            Err(error) => tracing::warn!("cannot merge bundles: {error}; they stay as they are"),
         }
         self.collect();
     }
@@ -655,7 +655,7 @@ impl Checkpointer {
         let now: Time = self.shared.clock.wall();
         if let Err(error) = give_up(&*self.store, &self.shared.topology, number, now, &self.names, reason) {
             // Without it the number stays undecided, and is never used again anyway.
-            tracing::warn!("no tombstone for checkpoint {number}: {error}");
+            tracing::warn!("cannot write the tombstone of checkpoint {number}: {error}");
         }
     }
 }

@@ -236,11 +236,11 @@ impl Stage {
             match &round.failure {
                 Some(reason) if !told => {
                     tracing::warn!(
-                        "copying checkpoints to {address} fails: {reason}; the work goes on, and the copy is tried again"
+                        "copying checkpoints to {address} fails: {reason}; the node keeps running and retries the copy"
                     );
                 }
                 None if told => {
-                    tracing::info!("checkpoint {copied} is copied to {address}: that works again")
+                    tracing::info!("checkpoint {copied} was copied to {address}: copying works again")
                 }
                 _ => {}
             }
@@ -282,7 +282,7 @@ impl Stage {
         let retention = Retention { keep: self.to.keep, ..Retention::default() };
         let (now, incarnation) = (shared.clock.now(), shared.topology.incarnation);
         let collected = self.collector.collect(&**target, incarnation, now, &retention, &BTreeSet::new());
-        let failure = collected.err().map(|error| format!("old copies can't be collected: {error}"));
+        let failure = collected.err().map(|error| format!("cannot collect old copies: {error}"));
         Round { copied: Some(number), failure }
     }
 }

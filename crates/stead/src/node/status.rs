@@ -111,7 +111,7 @@ pub struct ShardStatus {
     /// until both are the same.
     #[serde(default)]
     pub clock_ahead_micros: i64,
-    /// Whether the wall clock is so far ahead that it is not believed yet: see
+    /// Whether the wall clock is so far ahead that timers do not follow it yet: see
     /// [`NodeBuilder::clock_confirm`](crate::NodeBuilder::clock_confirm).
     #[serde(default)]
     pub clock_doubted: bool,
@@ -122,7 +122,7 @@ pub struct ShardStatus {
 pub struct ClockStatus {
     /// By how many microseconds it is ahead of the shard whose time differs most; negative if it is behind.
     pub ahead_micros: i64,
-    /// Whether it is so far ahead of a shard that it is not believed yet: it is wrong, or the node was down for so long.
+    /// Whether it is so far ahead of a shard that timers do not follow it yet: it is wrong, or the node was down for so long.
     pub doubted: bool,
 }
 

@@ -197,7 +197,7 @@ impl Hold {
 fn abort(process: &str, limit: Limit) -> ! {
     let Limit { time, option, advice } = limit;
     let text = format!(
-        "stead: {process}, has run for over {} ms ({option}): the process ends now. What had been answered is safe. \
+        "stead: {process}, has run for over {} ms ({option}): the process ends now. All answered requests are safe. \
          {advice}, or raise the limit.",
         time.as_millis()
     );

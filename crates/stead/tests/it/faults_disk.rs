@@ -169,7 +169,7 @@ fn a_failed_sync_ends_the_node_and_nothing_answered_is_lost() {
         // The first sync that fails may be that of a segment made ready, or the idle mark.
         let error = (0..1000).find_map(|_| deposit(&node).err()).unwrap();
         let CallError::Raw(RawError::NodeFailed(reason)) = &error else { panic!("{error}") };
-        assert!(reason.contains("can't sync"), "{reason}");
+        assert!(reason.contains("cannot sync"), "{reason}");
         assert!(!node.is_ready());
         assert!(node.status().failure.is_some());
         assert!(

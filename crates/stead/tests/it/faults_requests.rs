@@ -35,7 +35,7 @@ fn unknown_services_keys_and_requests_are_refused_with_the_reason() {
         let error = refused(&node, call("account", "a", bad));
         let text = error.to_string();
         assert!(
-            matches!(error, RawError::Refused(_)) && text.contains("a request of account can't be read"),
+            matches!(error, RawError::Refused(_)) && text.contains("cannot read a request of account"),
             "{text}"
         );
     }

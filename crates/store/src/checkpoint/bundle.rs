@@ -354,12 +354,12 @@ impl Bundle {
             || trailer[36..40] != [0; 4]
             || read_u32(&trailer, 32) != crc32fast::hash(&trailer[..32])
         {
-            return Err(damaged("its trailer can't be read".to_owned()));
+            return Err(damaged("its trailer is invalid".to_owned()));
         }
         let (at, len) = (read_u64(&trailer, 0), read_u64(&trailer, 8));
         let end = at.checked_add(len).and_then(|end| end.checked_add(TRAILER_LEN as u64));
         if at < HEADER_LEN as u64 || len > INDEX_MAX || end != Some(size) {
-            return Err(damaged(format!("its index can't be {len} bytes at {at} of {size}")));
+            return Err(damaged(format!("its index is out of bounds: {len} bytes at {at} of {size}")));
         }
         let mut hashed = prefix.to_vec();
         hashed.resize(HEADER_LEN + len as usize, 0);
@@ -424,7 +424,7 @@ impl Bundle {
                 Err(CheckpointError::damaged(&self.name, reason))
             }
             Err(error) => {
-                let reason = format!("the header of shard {shard} can't be read: {error}");
+                let reason = format!("the header of shard {shard} is invalid: {error}");
                 Err(CheckpointError::damaged(&self.name, reason))
             }
         }
@@ -487,7 +487,7 @@ fn check_prefix(
     incarnation: Incarnation,
 ) -> Result<Colour, CheckpointError> {
     if prefix[..8] != *MAGIC {
-        return Err(CheckpointError::damaged(name, "it doesn't begin like a bundle"));
+        return Err(CheckpointError::damaged(name, "it is not a bundle"));
     }
     // Before the checksum: another version may have it elsewhere.
     let version = read_u32(prefix, 8);
@@ -511,7 +511,7 @@ fn check_prefix(
 /// Reads an index whose blocks lie between the header and `end`, in order and apart.
 fn decode_index(bytes: &[u8], end: u64) -> Result<Index, String> {
     let sections: Vec<(ShardId, Section)> = stead_core::record::decode_value(bytes)
-        .map_err(|error| format!("its index can't be read: {error}"))?;
+        .map_err(|error| format!("its index is invalid: {error}"))?;
     let mut index = Index::new();
     let mut all = Vec::new();
     for (shard, section) in sections {
@@ -531,7 +531,7 @@ fn decode_index(bytes: &[u8], end: u64) -> Result<Index, String> {
         let next = block.offset.checked_add(BLOCK_HEADER_LEN as u64 + u64::from(block.len));
         match next {
             Some(next) if block.offset >= free && next <= end => free = next,
-            _ => return Err(format!("its index has a block at {} that can't be there", block.offset)),
+            _ => return Err(format!("its index has a block at the impossible offset {}", block.offset)),
         }
     }
     Ok(index)

@@ -121,7 +121,7 @@ pub fn recorded_checks(
     let envelope = open_envelope(&name, &bytes)?;
     let damaged = |reason: String| CheckpointError::damaged(&name, reason);
     if envelope.stead != KIND_CHECKS {
-        return Err(damaged(format!("it is a {:?} and holds no results of checks", envelope.stead)));
+        return Err(damaged(format!("it is a {:?}, not the results of checks", envelope.stead)));
     }
     let checked: Checked =
         serde_json::from_str(envelope.body.get()).map_err(|error| damaged(error.to_string()))?;

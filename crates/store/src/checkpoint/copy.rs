@@ -64,7 +64,7 @@ impl Owner {
             }
             let found = String::from_utf8_lossy(&found);
             Err(CheckpointError::Target {
-                reason: format!("it holds those of another cluster or life, {found}"),
+                reason: format!("it holds the copies of another cluster or incarnation, {found}"),
             })
         };
         match target.get(OWNER, OWNER_MAX) {
@@ -73,7 +73,7 @@ impl Owner {
         }
         if !target.list(MANIFESTS)?.is_empty() {
             let reason =
-                format!("it holds checkpoints already, and no {OWNER} that says whose copies they are");
+                format!("it already holds checkpoints, but no {OWNER} that names their owner");
             return Err(CheckpointError::Target { reason });
         }
         match target.put_new(OWNER, &wanted)? {

@@ -352,7 +352,7 @@ pub fn read_decision(store: &dyn BlobStore, number: Colour) -> Result<Decision, 
 /// [`CheckpointError`] naming the object and what is wrong with it.
 pub(crate) fn open_envelope<'a>(name: &str, bytes: &'a [u8]) -> Result<Envelope<'a>, CheckpointError> {
     let damaged = |reason: String| CheckpointError::damaged(name, reason);
-    let text = std::str::from_utf8(bytes).map_err(|error| damaged(format!("it is no UTF-8: {error}")))?;
+    let text = std::str::from_utf8(bytes).map_err(|error| damaged(format!("it is not UTF-8: {error}")))?;
     let envelope: Envelope<'_> = match serde_json::from_str(text) {
         Ok(envelope) => envelope,
         Err(error) => {
@@ -391,7 +391,7 @@ pub fn decode_decision(name: &str, bytes: &[u8]) -> Result<Decision, CheckpointE
             Decision::Complete(Box::new(manifest))
         }
         KIND_TOMBSTONE => Decision::GivenUp(serde_json::from_str(envelope.body.get()).map_err(read_failed)?),
-        kind => return Err(damaged(format!("it is a {kind:?} and no manifest"))),
+        kind => return Err(damaged(format!("it is a {kind:?}, not a manifest"))),
     };
     if manifest_number(name) != Some(decision.number()) {
         return Err(damaged(format!("it is about checkpoint {}", decision.number())));
@@ -422,7 +422,7 @@ pub fn decided_numbers(store: &dyn BlobStore) -> Result<Vec<Colour>, CheckpointE
     let mut numbers = Vec::new();
     for name in store.list(MANIFESTS)? {
         let number = manifest_number(&name);
-        numbers.push(number.ok_or_else(|| CheckpointError::damaged(&name, "no manifest has such a name"))?);
+        numbers.push(number.ok_or_else(|| CheckpointError::damaged(&name, "this is not the name of a manifest"))?);
     }
     numbers.sort_unstable();
     Ok(numbers)

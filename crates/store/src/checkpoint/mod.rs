@@ -63,7 +63,7 @@ pub enum CheckpointError {
     },
     /// An object of another life of the cluster.
     #[error(
-        "{name} belongs to incarnation {found}, not to {expected}; files of two clusters or lives were mixed"
+        "{name} belongs to incarnation {found}, not to {expected}; files of two clusters or incarnations were mixed"
     )]
     Incarnation {
         /// The object.
@@ -74,7 +74,7 @@ pub enum CheckpointError {
         expected: Incarnation,
     },
     /// The number has no object: no such checkpoint, or its manifest was deleted.
-    #[error("there is no checkpoint {0} in this store; list the checkpoints to see which there are")]
+    #[error("checkpoint {0} does not exist in this store; list its checkpoints to see which do")]
     Unknown(Colour),
     /// The checkpoint failed, and its number stays unused.
     #[error("checkpoint {number} was given up: {reason}; use another one")]
@@ -112,7 +112,7 @@ pub enum CheckpointError {
         source: TopologyError,
     },
     /// The parts that were given don't make up the checkpoint.
-    #[error("checkpoint {number} can't be completed: {reason}")]
+    #[error("cannot complete checkpoint {number}: {reason}")]
     Incomplete {
         /// Its number.
         number: Colour,
@@ -121,7 +121,7 @@ pub enum CheckpointError {
     },
     /// The target of copies is another's.
     #[error(
-        "checkpoints can't be copied there: {reason}; use another address, or another prefix of this one"
+        "cannot copy checkpoints there: {reason}; use another address, or another prefix of this one"
     )]
     Target {
         /// What is there.

@@ -18,7 +18,7 @@ impl Default for Cancel {
 }
 
 impl Cancel {
-    pub(super) const REASON: &str = "it was broken off, for the node stops";
+    pub(super) const REASON: &str = "it was interrupted: the node is stopping";
 
     /// Breaks off, for good.
     pub fn cancel(&self) {

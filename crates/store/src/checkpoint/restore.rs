@@ -81,7 +81,7 @@ pub enum RestoreError {
         new: Incarnation,
     },
     /// A number of shards for a service that the checkpoint does not have.
-    #[error("the checkpoint has no service {service}, for which {shards} shards were asked; it has: {known}")]
+    #[error("the checkpoint has no service {service}, for which {shards} shards were requested; it has: {known}")]
     UnknownService {
         /// The service.
         service: String,
@@ -282,7 +282,7 @@ impl<'a> Router<'a> {
             _ => decode_value::<DeadLetter>(value).map(|record| record.process),
         };
         let process = process
-            .map_err(|error| self.damaged(format!("shard {shard}: record {key:?} can't be read: {error}")))?;
+            .map_err(|error| self.damaged(format!("shard {shard}: cannot read record {key:?}: {error}")))?;
         Ok(process.to_string())
     }
 

@@ -55,7 +55,7 @@ impl S3Store {
         cancel: Cancel,
     ) -> Result<Self, String> {
         let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| format!("no runtime can be started: {error}"))?;
+        let runtime = runtime.map_err(|error| format!("cannot start a runtime: {error}"))?;
         let store = open_client(address, options)?;
         Ok(Self {
             inner: Arc::new(Inner { store, runtime: Some(runtime), address: address.to_owned(), cancel }),

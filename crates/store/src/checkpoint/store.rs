@@ -119,7 +119,7 @@ pub enum Put {
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The object does not exist.
-    #[error("{name} does not exist in {place}; it was deleted, or the place is not the right one")]
+    #[error("{name} does not exist in {place}; it was deleted, or this is the wrong place")]
     NotFound {
         /// The object.
         name: String,
@@ -127,7 +127,7 @@ pub enum StoreError {
         place: String,
     },
     /// An object over the limit of what is read at once.
-    #[error("{name} has {len} bytes, over the limit of {max}; it is damaged or not Stead's")]
+    #[error("{name} has {len} bytes, over the limit of {max}; it is damaged, or Stead did not write it")]
     TooLarge {
         /// The object.
         name: String,
@@ -137,7 +137,7 @@ pub enum StoreError {
         max: u64,
     },
     /// A name or an address that can't be used.
-    #[error("{name:?} can't be used: {reason}")]
+    #[error("cannot use {name:?}: {reason}")]
     Address {
         /// The refused name or address.
         name: String,
@@ -145,7 +145,7 @@ pub enum StoreError {
         reason: String,
     },
     /// An earlier failure left it unknown what is on disk.
-    #[error("{place} takes nothing more since a failure: {reason}; end this process and start it again")]
+    #[error("{place} accepts no writes after a failure: {reason}; restart this process")]
     Failed {
         /// The store.
         place: String,
@@ -153,7 +153,7 @@ pub enum StoreError {
         reason: String,
     },
     /// What the system or the service said.
-    #[error("can't {action} {name} in {place}: {source}")]
+    #[error("cannot {action} {name} in {place}: {source}")]
     Io {
         /// What was tried.
         action: &'static str,

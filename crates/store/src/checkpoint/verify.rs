@@ -91,7 +91,7 @@ pub enum Inconsistency {
         shard: ShardId,
     },
     /// Two parts of one shard, or a part of none.
-    #[error("the part of shard {shard} is one too many: the topology has no place for it")]
+    #[error("the part of shard {shard} is superfluous: the topology has no such shard")]
     Surplus {
         /// The shard.
         shard: ShardId,

@@ -43,14 +43,14 @@ pub enum WalError {
     },
     /// An earlier failure left it unknown what is on disk.
     #[error(
-        "the log refuses everything since a failure: {reason}; end this process and start it again to recover"
+        "the log accepts nothing after a failure: {reason}; restart this process to recover"
     )]
     Fatal {
         /// The failure.
         reason: String,
     },
     /// The system failed an operation.
-    #[error("can't {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {source}")]
     Io {
         /// What was tried.
         action: &'static str,
@@ -83,7 +83,7 @@ pub enum WalError {
     },
     /// There is no log where one must be. Nothing was changed.
     #[error(
-        "there is no log in {dir}, though this data directory had one; put it back: it is not started afresh"
+        "the log in {dir} is missing; put it back, or restore a checkpoint into an empty directory: a new log would lose data"
     )]
     Missing {
         /// The log's directory.
@@ -177,15 +177,15 @@ pub enum Damage {
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoBatch => write!(f, "no batch starts here, though one must"),
+            Self::NoBatch => write!(f, "a batch should start here"),
             Self::Stale { found } => write!(f, "it holds a batch of segment {found}"),
-            Self::Length { len, max } => write!(f, "a batch of {len} bytes, where {max} are possible"),
+            Self::Length { len, max } => write!(f, "a batch of {len} bytes, over the possible {max}"),
             Self::Checksum => write!(f, "the checksum is wrong"),
             Self::Order { found, wanted: Some(wanted) } => {
-                write!(f, "batch {found} instead of {wanted}, or of another past")
+                write!(f, "batch {found} instead of {wanted}, or one of another history")
             }
-            Self::Order { found, wanted: None } => write!(f, "batch {found} can't be the log's first"),
-            Self::Records => write!(f, "the records don't fill their batch"),
+            Self::Order { found, wanted: None } => write!(f, "batch {found} cannot be the log's first"),
+            Self::Records => write!(f, "the records do not fill their batch"),
             Self::SegmentHeader => write!(f, "the segment's header is damaged"),
             Self::Swapped { found } => {
                 write!(f, "the file holds segment {found}; files were swapped or renamed")

@@ -37,13 +37,13 @@ pub(crate) struct BenchArgs {
     /// What to measure
     #[arg(value_enum, default_value_t = Workload::All)]
     workload: Workload,
-    /// Rounds of each measurement: the median is told, with the least and the greatest
+    /// Rounds of each measurement: the report has the median, the least and the greatest
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Seconds of each round
     #[arg(long, default_value_t = 5, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Directory for the data, on the disk to measure; what is made there is removed [default: the temporary directory]
+    /// Directory for the data, on the disk to measure; created files are removed [default: the temporary directory]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Messages kept in flight by the workload `messages`
@@ -121,7 +121,7 @@ fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
     }
     supervise::set_allocator()?;
     if cfg!(debug_assertions) {
-        output::note(format_args!("stead: this is a debug build: its figures say nothing"));
+        output::note(format_args!("stead: this is a debug build: its figures are meaningless"));
     }
     let mut report = Report::default();
     type Measure = fn(&BenchArgs, &mut Report) -> Result<(), Failure>;
@@ -146,5 +146,5 @@ fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
 
 /// What went wrong in a measurement.
 fn failed(what: &str) -> impl FnOnce(&dyn std::fmt::Display) -> Failure + use<'_> {
-    move |cause| Failure::new(Exit::Failed, format!("the measurement failed: can't {what}")).cause(cause)
+    move |cause| Failure::new(Exit::Failed, format!("the measurement failed: cannot {what}")).cause(cause)
 }

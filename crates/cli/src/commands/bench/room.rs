@@ -25,9 +25,9 @@ impl Room {
         let mut rooms = lock();
         let made = tempfile::Builder::new().prefix("stead-bench-").tempdir_in(&parent);
         let made = made.map_err(|error| {
-            Failure::new(Exit::Failed, format!("can't make a directory in {}", parent.display()))
+            Failure::new(Exit::Failed, format!("cannot create a directory in {}", parent.display()))
                 .cause(error)
-                .hint("name another one with --data")
+                .hint("choose another one with --data")
         })?;
         rooms.push(made.path().to_owned());
         Ok(Self(made))
@@ -39,7 +39,7 @@ impl Room {
         for room in &*rooms {
             let removed = |_| std::fs::remove_dir_all(room).is_ok() || !room.exists();
             if !(0..ATTEMPTS).any(removed) {
-                output::note(format_args!("stead: can't remove {}", room.display()));
+                output::note(format_args!("stead: cannot remove {}", room.display()));
             }
         }
         stop::exit()

@@ -70,8 +70,7 @@ impl PowerCut {
     }
 
     fn cut(&self) -> Result<(), String> {
-        let directory =
-            File::open(&self.mount).map_err(|error| format!("cannot open the mount: {error}"))?;
+        let directory = File::open(&self.mount).map_err(|error| format!("cannot open the mount: {error}"))?;
         shut_down(&directory).map_err(|error| format!("cannot shut down the file system: {error}"))
     }
 

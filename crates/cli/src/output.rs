@@ -37,7 +37,7 @@ pub(crate) fn wait_while_read(wait: Duration) -> Result<bool, Failure> {
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => {
             let error = io::Error::from(error);
-            return Err(Failure::new(Exit::Failed, "can't watch standard output").cause(error));
+            return Err(Failure::new(Exit::Failed, "cannot watch standard output").cause(error));
         }
     }
     Ok(!watched[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))

@@ -58,8 +58,7 @@ pub fn run() -> Result<(), String> {
         None => Flights::bundled(),
     };
     Source::install(flights).map_err(|_| "a source is installed already".to_owned())?;
-    runs::record_to(&open.runs)
-        .map_err(|error| format!("cannot write {}: {error}", open.runs.display()))?;
+    runs::record_to(&open.runs).map_err(|error| format!("cannot write {}: {error}", open.runs.display()))?;
 
     let checkpoints = CheckpointOptions { interval: None, ..CheckpointOptions::default() };
     let node = register(Node::builder(&open.data))

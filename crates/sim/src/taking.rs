@@ -392,7 +392,8 @@ impl World<'_> {
             Err(error) if error.is_full() => Ok(()),
             Err(CheckpointError::Store(error)) => self.storage_failed(&error.to_string()),
             Err(error) => {
-                Err(Violation::new(13, format!("a merge cannot read what a checkpoint needs: {error}")).into())
+                Err(Violation::new(13, format!("a merge cannot read what a checkpoint needs: {error}"))
+                    .into())
             }
         }
     }

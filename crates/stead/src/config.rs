@@ -475,8 +475,8 @@ fn with_hints(names: &[String]) -> String {
     let text = names.iter().map(|name| {
         let key = name.strip_prefix(PREFIX).map(str::to_ascii_lowercase);
         let near = key.and_then(|key| nearest_key(&key.replace('_', ".")).or_else(|| nearest_key(&key)));
-        let near =
-            near.map(|key| format!(" (did you mean {PREFIX}{}?)", key.replace('.', "_").to_ascii_uppercase()));
+        let near = near
+            .map(|key| format!(" (did you mean {PREFIX}{}?)", key.replace('.', "_").to_ascii_uppercase()));
         format!("{name}{}", near.unwrap_or_default())
     });
     Vec::from_iter(text).join(", ")
@@ -502,8 +502,9 @@ fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Interva
 /// A sentence that says what is wrong.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let refuse =
-        || format!("invalid duration {text:?}; write a whole number and its unit, as in 250ms, 10s, 5m or 24h");
+    let refuse = || {
+        format!("invalid duration {text:?}; write a whole number and its unit, as in 250ms, 10s, 5m or 24h")
+    };
     let number: u64 = text[..digits].parse().map_err(|_| refuse())?;
     let millis = match text[digits..].trim() {
         "ms" => Some(number),

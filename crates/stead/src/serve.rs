@@ -209,7 +209,9 @@ fn end_in_time(runtime: &Runtime, mut signals: Signals, has_supervisor: bool, li
             signals.next().await;
         };
         let _ = tokio::time::timeout(limit, second).await;
-        stderr::line("stead: shutdown was cut short; answered requests are on disk, and the next start recovers them");
+        stderr::line(
+            "stead: shutdown was cut short; answered requests are on disk, and the next start recovers them",
+        );
         exit(STOPPED);
     });
 }

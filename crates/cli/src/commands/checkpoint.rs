@@ -218,9 +218,11 @@ fn show(number: u64, source: &Source) -> Result<Value, Failure> {
     let stored = offline::checkpoints(data).map_err(offline_failure)?;
     let found = stored.iter().find(|checkpoint| checkpoint.number == number);
     as_json(found.ok_or_else(|| {
-        Failure::new(Exit::Failed, format!("checkpoint {number} does not exist in {data} or is not complete")).hint(
-            format!("`stead checkpoint list --data {}` lists the complete ones", output::shell_word(data)),
-        )
+        Failure::new(Exit::Failed, format!("checkpoint {number} does not exist in {data} or is not complete"))
+            .hint(format!(
+                "`stead checkpoint list --data {}` lists the complete ones",
+                output::shell_word(data)
+            ))
     })?)
 }
 

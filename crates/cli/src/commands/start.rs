@@ -234,9 +234,7 @@ fn tell_ready(data: &Path, server: &http::Server, node: &Node, json: bool) {
         }
     });
     if let Err(error) = told {
-        stderr::line(format_args!(
-            "stead: cannot start a thread to write the ready line: {error}"
-        ));
+        stderr::line(format_args!("stead: cannot start a thread to write the ready line: {error}"));
     }
 }
 

@@ -187,7 +187,10 @@ fn a_variable_that_an_orchestrator_sets_is_named_and_ignored() {
     server.put("a", 1);
     let (status, stderr) = server.terminate();
     assert!(status.success(), "{status}: {stderr}");
-    assert!(stderr.contains("unknown variables: STEAD_PORT") && stderr.contains("service \"kw\""), "{stderr}");
+    assert!(
+        stderr.contains("unknown variables: STEAD_PORT") && stderr.contains("service \"kw\""),
+        "{stderr}"
+    );
 }
 
 #[test]

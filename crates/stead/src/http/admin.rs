@@ -398,7 +398,10 @@ fn find(node: &Node, number: u64) -> Result<CheckpointInfo, Problem> {
     let found =
         node.checkpoints().map_err(failed)?.into_iter().find(|checkpoint| checkpoint.number == number);
     found.ok_or_else(|| {
-        Problem::new(Kind::UnknownCheckpoint, format!("checkpoint {number} does not exist or is not complete"))
+        Problem::new(
+            Kind::UnknownCheckpoint,
+            format!("checkpoint {number} does not exist or is not complete"),
+        )
     })
 }
 

@@ -15,7 +15,9 @@ pub(super) fn describe(document: utoipa::openapi::OpenApi) -> Value {
     for (_, _, operation) in operations(&mut document) {
         mend_parameters(operation);
         let responses = &mut operation["responses"];
-        for (range, what) in [("4XX", "The request is refused"), ("5XX", "The request cannot be answered now")] {
+        for (range, what) in
+            [("4XX", "The request is refused"), ("5XX", "The request cannot be answered now")]
+        {
             if responses[range].is_null() {
                 responses[range] = problem(what, json!({ "$ref": "#/components/schemas/Problem" }));
             }

@@ -119,7 +119,11 @@ impl Collector for OfNode {
             ("checkpoint_copies", "Checkpoints copied to other stores", counts.checkpoint_copies),
             ("checkpoint_copies_failed", "Copies that failed", counts.checkpoint_copies_failed),
             ("checkpoint_copy_bytes", "Bytes written for copies", counts.checkpoint_copy_bytes),
-            ("stderr_lines_dropped", "Lines dropped because standard error could not be written", stderr::dropped()),
+            (
+                "stderr_lines_dropped",
+                "Lines dropped because standard error could not be written",
+                stderr::dropped(),
+            ),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);

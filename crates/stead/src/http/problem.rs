@@ -94,9 +94,12 @@ impl Kind {
                 "No service of this name",
                 "GET /v1/services lists the services of this node",
             ),
-            Self::UnknownRoute => {
-                ("unknown-route", S::NOT_FOUND, "This path does not exist", "GET /openapi.json lists the paths")
-            }
+            Self::UnknownRoute => (
+                "unknown-route",
+                S::NOT_FOUND,
+                "This path does not exist",
+                "GET /openapi.json lists the paths",
+            ),
             Self::Method => (
                 "method-not-allowed",
                 S::METHOD_NOT_ALLOWED,

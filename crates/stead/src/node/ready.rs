@@ -23,7 +23,9 @@ pub enum NotReady {
         shards: u32,
     },
     /// Messages and timers that had begun when the last life of the process ended are tried one by one; all else waits.
-    #[error("the causes that had begun when the process last ended are tried one by one; all other calls wait")]
+    #[error(
+        "the causes that had begun when the process last ended are tried one by one; all other calls wait"
+    )]
     Trying,
     /// What shards wrote does not get to the disk: nothing is answered meanwhile.
     #[error(

@@ -256,7 +256,9 @@ pub(crate) fn failed(checks: &[CheckResult]) -> Vec<FailedCheck> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointFailure {
     /// It took too long, or could not be written: its number is given up.
-    #[error("checkpoint {number} was given up: {reason}; the node keeps running, and the next checkpoint may succeed")]
+    #[error(
+        "checkpoint {number} was given up: {reason}; the node keeps running, and the next checkpoint may succeed"
+    )]
     GivenUp {
         /// Its number.
         number: u64,

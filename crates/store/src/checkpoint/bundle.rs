@@ -510,8 +510,8 @@ fn check_prefix(
 
 /// Reads an index whose blocks lie between the header and `end`, in order and apart.
 fn decode_index(bytes: &[u8], end: u64) -> Result<Index, String> {
-    let sections: Vec<(ShardId, Section)> = stead_core::record::decode_value(bytes)
-        .map_err(|error| format!("its index is invalid: {error}"))?;
+    let sections: Vec<(ShardId, Section)> =
+        stead_core::record::decode_value(bytes).map_err(|error| format!("its index is invalid: {error}"))?;
     let mut index = Index::new();
     let mut all = Vec::new();
     for (shard, section) in sections {

@@ -72,8 +72,7 @@ impl Owner {
             found => return check(found?),
         }
         if !target.list(MANIFESTS)?.is_empty() {
-            let reason =
-                format!("it already holds checkpoints, but no {OWNER} that names their owner");
+            let reason = format!("it already holds checkpoints, but no {OWNER} that names their owner");
             return Err(CheckpointError::Target { reason });
         }
         match target.put_new(OWNER, &wanted)? {

@@ -422,7 +422,9 @@ pub fn decided_numbers(store: &dyn BlobStore) -> Result<Vec<Colour>, CheckpointE
     let mut numbers = Vec::new();
     for name in store.list(MANIFESTS)? {
         let number = manifest_number(&name);
-        numbers.push(number.ok_or_else(|| CheckpointError::damaged(&name, "this is not the name of a manifest"))?);
+        numbers.push(
+            number.ok_or_else(|| CheckpointError::damaged(&name, "this is not the name of a manifest"))?,
+        );
     }
     numbers.sort_unstable();
     Ok(numbers)

@@ -120,9 +120,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// The target of copies is another's.
-    #[error(
-        "cannot copy checkpoints there: {reason}; use another address, or another prefix of this one"
-    )]
+    #[error("cannot copy checkpoints there: {reason}; use another address, or another prefix of this one")]
     Target {
         /// What is there.
         reason: String,

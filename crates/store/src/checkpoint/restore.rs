@@ -81,7 +81,9 @@ pub enum RestoreError {
         new: Incarnation,
     },
     /// A number of shards for a service that the checkpoint does not have.
-    #[error("the checkpoint has no service {service}, for which {shards} shards were requested; it has: {known}")]
+    #[error(
+        "the checkpoint has no service {service}, for which {shards} shards were requested; it has: {known}"
+    )]
     UnknownService {
         /// The service.
         service: String,

@@ -42,9 +42,7 @@ pub enum WalError {
         max: usize,
     },
     /// An earlier failure left it unknown what is on disk.
-    #[error(
-        "the log accepts nothing after a failure: {reason}; restart this process to recover"
-    )]
+    #[error("the log accepts nothing after a failure: {reason}; restart this process to recover")]
     Fatal {
         /// The failure.
         reason: String,

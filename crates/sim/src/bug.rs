@@ -24,6 +24,8 @@ pub enum Bug {
     LoseSend,
     /// The collection of garbage overlooks the older manifests.
     OverlookManifests,
+    /// The collection of garbage takes the tombstone of the greatest number along.
+    ForgetDecided,
     /// The log is trimmed above the checkpoint.
     TrimTooFar,
     /// News of an older epoch's log counts for this one.
@@ -57,6 +59,7 @@ impl Bug {
         Self::LateSnapshot,
         Self::LoseSend,
         Self::OverlookManifests,
+        Self::ForgetDecided,
         Self::TrimTooFar,
         Self::AcceptOldEpoch,
         Self::CutDamage,
@@ -82,6 +85,7 @@ impl Bug {
             Self::LateSnapshot => "late-snapshot",
             Self::LoseSend => "lose-send",
             Self::OverlookManifests => "overlook-manifests",
+            Self::ForgetDecided => "forget-decided",
             Self::TrimTooFar => "trim-too-far",
             Self::AcceptOldEpoch => "accept-old-epoch",
             Self::CutDamage => "cut-damage",
@@ -113,7 +117,7 @@ impl Bug {
             Self::StripColours => 9,
             Self::LateSnapshot | Self::BuildOnGivenUp => 10,
             Self::LoseSend => 11,
-            Self::OverlookManifests | Self::TrimTooFar => 13,
+            Self::OverlookManifests | Self::ForgetDecided | Self::TrimTooFar => 13,
             Self::AcceptOldEpoch => 15,
             Self::CutDamage => 16,
             Self::DropNextSnapshot | Self::CrowdTrials => 17,

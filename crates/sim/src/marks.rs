@@ -48,6 +48,7 @@ marks! {
     ClockDoubted: "a clock was too far ahead to be believed at once",
     CheckpointDone: "a checkpoint was completed",
     CheckpointGivenUp: "a checkpoint was given up",
+    TombstoneCollected: "a collection deleted the tombstone of an older number",
     LateMarker: "a shard learnt of a checkpoint that was given up already",
     CheckpointLost: "a crash during a checkpoint",
     MarkerByMessage: "a shard learnt of a checkpoint from a message, an acknowledgement or a client",

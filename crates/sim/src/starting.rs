@@ -101,15 +101,16 @@ impl World<'_> {
     fn give_up_undecided(&mut self, decided: Colour) -> Outcomes {
         let time = self.time();
         let node = self.node.as_ref().expect("just begun");
-        for number in decided.0 + 1..=node.coordinator.last().0 {
+        let last = node.coordinator.last();
+        for number in decided.0 + 1..=last.0 {
             let done =
                 give_up(&node.store, &self.topology, Colour(number), time, &node.names, "the node ended");
             match done {
-                Ok(()) | Err(CheckpointError::Decided(_)) => {}
+                Ok(()) | Err(CheckpointError::Decided(_)) => self.decided = self.decided.max(Colour(number)),
                 Err(error) => return self.storage_failed(&error.to_string()),
             }
         }
-        Ok(())
+        if last > decided { self.collect() } else { Ok(()) }
     }
 
     /// Says whether a crash in the last recovery is what a violation comes from: without it the node comes back with
@@ -178,6 +179,11 @@ impl World<'_> {
         }
         if flip.is_some() {
             self.marks.hit(Mark::DamageHarmless);
+        }
+        let (decided, found) = (self.decided, opened.recovered.decided);
+        if found < decided {
+            let what = format!("checkpoint {decided} was decided, and the node came back with {found}");
+            return Err(Violation::new(13, what).into());
         }
         // A full disk had no room for the mark: then damage to what came after the last one looks like a torn tail.
         if opened.recovered.wal.is_marked() {

@@ -20,7 +20,7 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::Retention;
 use stead_store::checkpoint::compact;
 use stead_store::checkpoint::load::load_parts;
-use stead_store::checkpoint::manifest::{Manifest, decided_numbers, read_manifest};
+use stead_store::checkpoint::manifest::{Manifest, decided_numbers, manifest_name, newest, read_manifest};
 use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed, give_up};
 use stead_store::wal::{Record, Wal};
@@ -172,6 +172,7 @@ impl World<'_> {
                 node.coordinator.handle_decided(number);
                 node.taking = None;
                 node.completed = Some(number);
+                self.decided = self.decided.max(number);
                 self.completed(number);
                 self.marks.hit(Mark::CheckpointDone);
                 self.check_checkpoint(&manifest)?;
@@ -223,7 +224,8 @@ impl World<'_> {
                     self.completed(number);
                 }
                 self.marks.hit(Mark::CheckpointGivenUp);
-                Ok(())
+                self.decided = self.decided.max(number);
+                self.collect()
             }
             Err(error) if error.is_full() => {
                 self.inside(50_000, Inside::GiveUp(number));
@@ -288,14 +290,14 @@ impl World<'_> {
     pub(crate) fn housekeep(&mut self) -> Outcomes {
         let newest = self.quietly(|world| {
             let store = DiskStore::attach(Arc::new(world.disk.clone()), CHECKPOINTS);
-            stead_store::checkpoint::manifest::newest(&store)
+            newest(&store)
         });
         let newest =
             newest.map_err(|e| Violation::new(13, format!("cannot read the newest checkpoint: {e}")))?;
         let Some(manifest) = newest.manifest else { return Ok(()) };
         self.trim(&manifest)?;
         if self.node.is_some() {
-            self.collect(manifest.number)?;
+            self.collect()?;
         }
         if self.node.is_some() {
             let delay = self.random(20_000);
@@ -304,7 +306,8 @@ impl World<'_> {
         Ok(())
     }
 
-    fn collect(&mut self, newest: Colour) -> Outcomes {
+    /// Deletes what no checkpoint needs, as the shell does after each checkpoint, completed or given up.
+    pub(crate) fn collect(&mut self) -> Outcomes {
         let time = self.time();
         let retention =
             Retention { keep: self.profile.keep, grace: self.profile.grace, ..Retention::default() };
@@ -327,7 +330,13 @@ impl World<'_> {
             }
         };
         if self.bug == Some(Bug::OverlookManifests) {
-            self.overlook(newest);
+            self.overlook();
+        }
+        if self.bug == Some(Bug::ForgetDecided) {
+            self.forget_decided();
+        }
+        if !collected.tombstones.is_empty() {
+            self.marks.hit(Mark::TombstoneCollected);
         }
         if collected.bundles.is_empty() && self.bug != Some(Bug::OverlookManifests) {
             return Ok(());
@@ -337,10 +346,10 @@ impl World<'_> {
     }
 
     /// The planted bug: what only older manifests refer to goes.
-    fn overlook(&mut self, newest: Colour) {
+    fn overlook(&mut self) {
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
         self.quietly(|_| {
-            let Ok(kept) = read_manifest(&store, newest) else { return };
+            let Some(kept) = newest(&store).ok().and_then(|newest| newest.manifest) else { return };
             for number in decided_numbers(&store).unwrap_or_default() {
                 let Ok(manifest) = read_manifest(&store, number) else { continue };
                 let needless =
@@ -349,6 +358,20 @@ impl World<'_> {
                     let _ = store.delete(&bundle.name);
                     return;
                 }
+            }
+        });
+    }
+
+    /// The planted bug: the tombstone of the greatest number goes, too.
+    fn forget_decided(&mut self) {
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        self.quietly(|_| {
+            let Some(number) = decided_numbers(&store).ok().and_then(|numbers| numbers.last().copied())
+            else {
+                return;
+            };
+            if let Err(CheckpointError::GivenUp { .. }) = read_manifest(&store, number) {
+                let _ = store.delete(&manifest_name(number));
             }
         });
     }

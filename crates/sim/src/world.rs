@@ -193,6 +193,8 @@ pub(crate) struct World<'w> {
     pub(crate) operator: Rng,
     pub(crate) ordered: Vec<Ordered>,
     pub(crate) blame: Blame,
+    /// The greatest number of a checkpoint that was completed or given up.
+    pub(crate) decided: Colour,
 }
 
 /// The entry of a retry as one that leaves the dead letter where it is.
@@ -301,6 +303,7 @@ impl<'w> World<'w> {
             operator: Rng::with_seed(seed ^ 0x09e7),
             ordered: Vec::new(),
             blame: Blame::default(),
+            decided: Colour(0),
             rng,
             profile,
         };

@@ -551,7 +551,12 @@ impl Node {
 pub(crate) fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, CheckpointError> {
     let mut found = Vec::new();
     for number in decided_numbers(store)? {
-        if let Decision::Complete(manifest) = read_decision(store, number)? {
+        let decision = match read_decision(store, number) {
+            // A collection deleted it since it was listed.
+            Err(CheckpointError::Unknown(_)) => continue,
+            decision => decision?,
+        };
+        if let Decision::Complete(manifest) = decision {
             // Results that can't be read are as good as none.
             let checks = recorded_checks(store, &manifest).unwrap_or_else(|error| {
                 tracing::warn!("cannot read the check results of checkpoint {number}: {error}");

@@ -329,6 +329,8 @@ pub(crate) struct Checkpointer {
     /// The piece that is written.
     encoded: Vec<u8>,
     collector: Collector,
+    /// Numbers of the life before were given up at the start.
+    buried: bool,
     merge: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     /// The last snapshot of each shard, unless its checkpoint exists: the shard's next part must hold everything. The shard
@@ -355,7 +357,8 @@ impl Checkpointer {
         last: Colour,
     ) -> Self {
         let coordinator = Coordinator::new(shared.topology.shards(), last.max(decided));
-        let checkpointer = Self {
+        let mut checkpointer = Self {
+            buried: false,
             names: Arc::new(BundleNames::new(fastrand::u64(..))),
             collector: Collector::new(),
             merge: None,
@@ -374,12 +377,17 @@ impl Checkpointer {
         for number in decided.0 + 1..=last.0 {
             checkpointer.bury(Colour(number), "the process ended while it was taken");
         }
+        checkpointer.buried = last > decided;
         checkpointer
     }
 
     /// Runs until the node ends. An error is fatal for the node.
     pub(crate) fn run(mut self, events: &mpsc::Receiver<Event>) -> Result<(), String> {
         let mut due = self.options.interval.map(|interval| Instant::now() + interval);
+        if self.buried {
+            // A node that ends again and again before it completes a checkpoint must not pile up tombstones either.
+            self.collect();
+        }
         while !self.shared.is_over() && self.store.failure().is_none() {
             let due_in =
                 due.map_or(Duration::from_secs(1), |due| due.saturating_duration_since(Instant::now()));
@@ -650,6 +658,10 @@ impl Checkpointer {
             let _ = wanted
                 .reply
                 .send(Err(CheckpointFailure::GivenUp { number: number.0, reason: reason.clone() }));
+        }
+        // While none is completed, tombstones must not pile up; and a full disk may get room.
+        if self.store.failure().is_none() {
+            self.collect();
         }
     }
 

@@ -253,6 +253,46 @@ fn a_checkpoint_is_taken_although_a_shard_learns_late_of_it_and_of_one_that_was_
 }
 
 #[test]
+fn checkpoints_that_are_given_up_leave_one_tombstone_and_their_numbers_stay_used() {
+    let disk = SimDisk::new(1);
+    let open = |timeout| {
+        builder(Path::new("unused"))
+            .service::<Bulk>(ServiceOptions::default().shards(1))
+            .segment_bytes(4 << 20)
+            .checkpoints(CheckpointOptions { interval: None, timeout, ..Default::default() })
+            .disk(Arc::new(disk.clone()))
+            .open()
+            .unwrap()
+    };
+    let decided = || {
+        let files = disk.files().into_iter();
+        files.filter(|path| path.starts_with("checkpoints/manifests/")).collect::<Vec<_>>()
+    };
+    let node = open(Duration::from_millis(100));
+    let client = node.blocking_client();
+    let call =
+        thread::spawn(move || client.call::<Bulk>(&"late".to_owned(), Ask::Wait("tombstones".to_owned())));
+    let gate = Gate::named("tombstones");
+    gate.await_arrival();
+    let mut last = 0;
+    for _ in 0..5 {
+        let CheckpointFailure::GivenUp { number, .. } = node.checkpoint_blocking().unwrap_err() else {
+            panic!("the only shard is held")
+        };
+        assert!(number > last);
+        last = number;
+    }
+    gate.open();
+    call.join().unwrap().unwrap();
+    node.shutdown();
+    assert_eq!(decided(), [format!("checkpoints/manifests/{last:020}.json")]);
+    let node = open(Duration::from_secs(60));
+    assert_eq!(node.checkpoint_blocking().unwrap().number, last + 1);
+    node.shutdown();
+    assert_eq!(decided(), [format!("checkpoints/manifests/{:020}.json", last + 1)]);
+}
+
+#[test]
 fn failing_checkpoints_leave_a_full_log_its_last_room() {
     let disk = SimDisk::new(1);
     let node = small(&disk);

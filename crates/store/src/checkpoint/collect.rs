@@ -1,21 +1,26 @@
 //! Deleting what no checkpoint needs any more.
 //!
 //! What is kept is marked from all manifests together: one that can't be read stops the collection before anything is
-//! deleted, for nobody knows what it needs. Tombstones stay. A bundle that is not marked is deleted only once it has
-//! been so for the grace period, so that a reader which began with an older manifest can finish.
+//! deleted, for nobody knows what it needs. A bundle that is not marked is deleted only once it has been so for the grace
+//! period, so that a reader which began with an older manifest can finish.
+//!
+//! Only the tombstone of the greatest decided number is needed: it keeps the next number greater, also after a
+//! restart. No number below it begins again, and [`Sealed::store`](crate::checkpoint::write::Sealed::store) refuses to
+//! complete one.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::checks::{checks_name, collect_checks};
-use crate::checkpoint::manifest::{
-    Decision, Manifest, decided_numbers, manifest_name, newest, read_decision,
-};
+use crate::checkpoint::manifest::{Decision, decided_numbers, manifest_name, newest, read_decision};
 use crate::checkpoint::store::BlobStore;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::ids::{Colour, Incarnation, Time};
 use thiserror::Error;
 
 /// The directory of bundles.
 const BUNDLES: &str = "bundles/";
+/// Most tombstones that one collection deletes: each costs a sync, and a store may hold thousands of older programs.
+const TOMBSTONES_MAX: usize = 64;
 
 /// What is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +44,8 @@ impl Default for Retention {
 pub struct Collected {
     /// Checkpoints.
     pub checkpoints: Vec<Colour>,
+    /// Numbers of given-up checkpoints whose tombstones are not needed any more; at most 64, the oldest first.
+    pub tombstones: Vec<Colour>,
     /// Bundles.
     pub bundles: Vec<String>,
     /// Bundles that wait for the end of the grace period.
@@ -50,16 +57,40 @@ pub struct Collected {
 pub struct Collector {
     /// When each unmarked bundle was first seen so.
     condemned: BTreeMap<String, Time>,
+    /// The decisions that were read. They never change, so that each is read once.
+    decided: BTreeMap<Colour, Known>,
+}
+
+/// What a collection needs of a decision.
+#[derive(Clone, Debug)]
+struct Known {
+    incarnation: Incarnation,
+    /// The bundles of a checkpoint; none for a tombstone.
+    bundles: Option<Vec<String>>,
+}
+
+impl Known {
+    fn of(decision: Decision) -> Self {
+        let incarnation = decision.incarnation();
+        let bundles = match decision {
+            Decision::Complete(manifest) => {
+                Some(manifest.bundles.into_iter().map(|bundle| bundle.name).collect())
+            }
+            Decision::GivenUp(_) => None,
+        };
+        Self { incarnation, bundles }
+    }
 }
 
 impl Collector {
-    /// A collector that has seen nothing yet: every grace period begins anew.
+    /// A collector that has seen nothing yet: it reads every decision once, and every grace period begins.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Deletes checkpoints that are not retained, and bundles that nothing needs.
+    /// Deletes checkpoints that are not retained, bundles that nothing needs, and tombstones of numbers below the greatest
+    /// decided one.
     ///
     /// `in_use` are bundles that no manifest tells of yet: those of a running checkpoint or merge, and of the lineage that
     /// the next checkpoint builds upon.
@@ -77,22 +108,39 @@ impl Collector {
     ) -> Result<Collected, CheckpointError> {
         // Listed first: a bundle that comes after the marks were taken is not in this list.
         let bundles = store.list(BUNDLES)?;
-        let complete = read_all(store, incarnation)?;
-        let newest = complete.len() - complete.len().min(retention.keep.max(1));
-        let (expired, kept): (Vec<_>, Vec<_>) = complete
-            .into_iter()
-            .enumerate()
-            .partition(|(at, manifest)| *at < newest && !retention.pinned.contains(&manifest.number));
-        let numbers = kept.iter().map(|(_, manifest)| manifest.number).collect();
+        self.read_new(store, incarnation)?;
+        let newest = self.decided.last_key_value().map(|(number, _)| *number);
         let mut marked = in_use.clone();
-        marked.extend(kept.into_iter().flat_map(|(_, manifest)| manifest.bundles).map(|bundle| bundle.name));
+        let (mut complete, mut tombstones) = (Vec::new(), Vec::new());
+        for (&number, known) in &self.decided {
+            match &known.bundles {
+                Some(bundles) => complete.push((number, bundles)),
+                None if Some(number) != newest => tombstones.push(number),
+                None => {}
+            }
+        }
+        tombstones.truncate(TOMBSTONES_MAX);
+        let first_kept = complete.len() - complete.len().min(retention.keep.max(1));
+        let (mut expired, mut kept) = (Vec::new(), BTreeSet::new());
+        for (at, (number, bundles)) in complete.into_iter().enumerate() {
+            if at < first_kept && !retention.pinned.contains(&number) {
+                expired.push(number);
+            } else {
+                kept.insert(number);
+                marked.extend(bundles.iter().cloned());
+            }
+        }
         let mut collected = Collected::default();
         // Manifests go before what they refer to: a crash leaves bundles without a manifest, never the reverse.
-        for (_, manifest) in expired {
-            store.delete(&manifest_name(manifest.number))?;
-            collected.checkpoints.push(manifest.number);
+        for number in expired {
+            self.delete(store, number)?;
+            collected.checkpoints.push(number);
         }
-        collect_checks(store, &numbers)?;
+        for number in tombstones {
+            self.delete(store, number)?;
+            collected.tombstones.push(number);
+        }
+        collect_checks(store, &kept)?;
         let mut condemned = BTreeMap::new();
         for bundle in bundles.into_iter().filter(|bundle| !marked.contains(bundle)) {
             let since = self.condemned.get(&bundle).copied().unwrap_or(now);
@@ -107,23 +155,29 @@ impl Collector {
         self.condemned = condemned;
         Ok(collected)
     }
-}
 
-/// All manifests, the oldest first.
-fn read_all(store: &dyn BlobStore, incarnation: Incarnation) -> Result<Vec<Manifest>, CheckpointError> {
-    let mut complete = Vec::new();
-    for number in decided_numbers(store)? {
-        let decision = read_decision(store, number)?;
-        let found = decision.incarnation();
-        if found != incarnation {
-            let name = manifest_name(number);
-            return Err(CheckpointError::Incarnation { name, found, expected: incarnation });
+    /// Reads the decisions that it does not know yet, and forgets those that are gone.
+    fn read_new(&mut self, store: &dyn BlobStore, incarnation: Incarnation) -> Result<(), CheckpointError> {
+        let numbers: BTreeSet<Colour> = decided_numbers(store)?.into_iter().collect();
+        self.decided.retain(|number, _| numbers.contains(number));
+        for number in numbers {
+            let known = match self.decided.entry(number) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(Known::of(read_decision(store, number)?)),
+            };
+            if known.incarnation != incarnation {
+                let (name, found) = (manifest_name(number), known.incarnation);
+                return Err(CheckpointError::Incarnation { name, found, expected: incarnation });
+            }
         }
-        if let Decision::Complete(manifest) = decision {
-            complete.push(*manifest);
-        }
+        Ok(())
     }
-    Ok(complete)
+
+    /// Deletes a decision. It is forgotten first: after an error it may or may not be there.
+    fn delete(&mut self, store: &dyn BlobStore, number: Colour) -> Result<(), CheckpointError> {
+        self.decided.remove(&number);
+        Ok(store.delete(&manifest_name(number))?)
+    }
 }
 
 /// Why a checkpoint was not deleted.

@@ -333,6 +333,12 @@ fn decide(store: &dyn BlobStore, number: Colour, bytes: &[u8]) -> Result<(), Che
     }
 }
 
+/// Whether a greater number than this one is decided.
+pub(crate) fn is_passed(store: &dyn BlobStore, number: Colour) -> Result<bool, CheckpointError> {
+    let names = store.list(MANIFESTS)?;
+    Ok(names.iter().filter_map(|name| manifest_number(name)).any(|decided| decided > number))
+}
+
 /// Reads the object that decides a number.
 ///
 /// # Errors
@@ -445,7 +451,16 @@ pub struct Newest {
 /// # Errors
 /// [`CheckpointError`].
 pub fn newest(store: &dyn BlobStore) -> Result<Newest, CheckpointError> {
-    let numbers = decided_numbers(store)?;
+    loop {
+        match newest_of(store, decided_numbers(store)?) {
+            // The owner's collection deleted it since it was listed: a greater number is decided.
+            Err(CheckpointError::Unknown(number)) if !decided_numbers(store)?.contains(&number) => {}
+            found => return found,
+        }
+    }
+}
+
+fn newest_of(store: &dyn BlobStore, numbers: Vec<Colour>) -> Result<Newest, CheckpointError> {
     let mut newest = Newest { manifest: None, decided: numbers.last().copied().unwrap_or_default() };
     for number in numbers.into_iter().rev() {
         if let Decision::Complete(manifest) = read_decision(store, number)? {

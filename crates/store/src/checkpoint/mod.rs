@@ -84,8 +84,10 @@ pub enum CheckpointError {
         /// Why.
         reason: String,
     },
-    /// Another writer decided the number first.
-    #[error("checkpoint {0} is decided already by another manifest or tombstone; take the next number")]
+    /// The number is decided otherwise, or passed over by a greater one that is.
+    #[error(
+        "checkpoint {0} is decided already by another manifest or tombstone, or a greater number is; take the next number"
+    )]
     Decided(Colour),
     /// A loaded part is not the state that was written.
     #[error(

@@ -4,7 +4,7 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BundleNames, BundleRef, BundleWriter};
 use crate::checkpoint::json::Hash;
 use crate::checkpoint::lineage::Lineage;
-use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombstone, Totals};
+use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombstone, Totals, is_passed};
 use crate::checkpoint::store::{BlobStore, Pace};
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;
@@ -219,9 +219,13 @@ impl Sealed {
     /// Stores the manifest: the checkpoint exists when this returns. Gives the lineage for the next one.
     ///
     /// # Errors
-    /// [`CheckpointError::Decided`] if the number is decided otherwise. After the store's error it may or may not
-    /// exist: a tombstone decides.
+    /// [`CheckpointError::Decided`] if the number is decided otherwise, or a greater one is: then its tombstone may have
+    /// been collected. After the store's error it may or may not exist: a tombstone decides.
     pub fn store(self, store: &dyn BlobStore) -> Result<(Manifest, Lineage), CheckpointError> {
+        let number = self.manifest.number;
+        if is_passed(store, number)? {
+            return Err(CheckpointError::Decided(number));
+        }
         self.manifest.store(store)?;
         Ok((self.manifest, self.lineage))
     }

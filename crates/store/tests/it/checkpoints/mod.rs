@@ -19,3 +19,4 @@ mod restore;
 #[cfg(feature = "s3")]
 mod s3;
 mod stores;
+mod tombstones;

@@ -7,6 +7,7 @@ use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId, Time};
 use stead_core::state::Misfit;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::manifest::manifest_name;
 use stead_store::checkpoint::write::give_up;
 use stead_store::disk::Disk;
@@ -105,6 +106,15 @@ fn the_log_is_folded_over_the_newest_checkpoint() {
         let recovered = node.recover(&node.cluster.topology).unwrap();
         assert_eq!((recovered.report.checkpoint, recovered.decided), (Some(Colour(6)), Colour(7)));
         node.check(&recovered);
+        // Once a greater number is decided it goes, and the numbers go on from the greater one.
+        let store = sim_store(&node.disk);
+        give_up(&store, &node.cluster.topology, Colour(8), Time(0), &node.cluster.names, "a test").unwrap();
+        let retention = Retention::default();
+        let used = super::chain::in_use(&recovered.lineage);
+        let collected = Collector::new().collect(&store, INCARNATION, Time(9), &retention, &used).unwrap();
+        assert_eq!(collected.tombstones, [Colour(7)]);
+        let recovered = node.recover(&node.cluster.topology).unwrap();
+        assert_eq!((recovered.report.checkpoint, recovered.decided), (Some(Colour(6)), Colour(8)));
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Service {
     pub shards: u32,
 }
 
-/// Why a topology can't be.
+/// Why a topology is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TopologyError {
     /// A name that is empty, too long or has other characters.
@@ -48,7 +48,7 @@ pub enum TopologyError {
     },
     /// A service that exists with another number of shards.
     #[error(
-        "service {name} has {existing} shards, and {wanted} are asked for; ask for no number to keep them, or restore a checkpoint with the new number"
+        "service {name} has {existing} shards, but {wanted} were requested; request no number to keep them, or restore a checkpoint with the new number"
     )]
     Resharding {
         /// The service.

@@ -514,7 +514,7 @@ impl Purse {
         if let Cause::Drop { letter } = entry.cause {
             let money = self.letters.remove(&(shard, letter));
             let money =
-                money.ok_or_else(|| format!("7: shard {shard}: dead letter {letter} is dropped twice"))?;
+                money.ok_or_else(|| format!("7: shard {shard}: dead letter {letter} is deleted twice"))?;
             self.dropped.push((shard, entry.index, money));
         }
         Ok(())

@@ -22,7 +22,7 @@ use stead_core::shard::{Answer, Identity, Order, Query, Refusal, Request};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// How long a call waits for its answer unless it is told otherwise.
+/// How long a call waits for its answer by default.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// Where an answer is awaited.
@@ -35,8 +35,8 @@ pub(crate) struct Reception {
 /// Calls processes from async code, under any executor. Cheap to clone; clones share their sessions.
 ///
 /// A call is applied exactly once if it is answered, and at most once if it is not: it timed out, the node failed, or the
-/// future was dropped. While a shard starts or is overloaded, a call waits and is tried again until its timeout, and then
-/// told so.
+/// future was dropped. While a shard starts or is overloaded, a call waits and is retried until its timeout, and then
+/// fails with that reason.
 ///
 /// The timeout of a call is kept by the worker that has its shard: while a handler holds that, a call may end later, as
 /// soon as the handler has. Where that matters, use a timer of the executor's, or [`BlockingClient`], which has its own.
@@ -150,7 +150,7 @@ impl Client {
         read_reply::<P, P::Reply>(answer)
     }
 
-    /// Queries a process. The answer waits until what it saw is committed, so that it can't be lost.
+    /// Queries a process. The answer waits until what it saw is committed, so that it cannot be lost.
     ///
     /// # Errors
     /// As [`Self::call`].
@@ -196,7 +196,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Refusal::FailedAgain`]; [`Refusal::NoDeadLetter`], after a retry that succeeded too; [`Refusal::NoRetry`], for a
-    /// client's request above all: its client was told that it is given up.
+    /// client's request above all: its client was informed that it was given up.
     pub async fn retry_dead_letter(&self, shard: u32, index: u64) -> Result<Retried, RawError> {
         let answer = self.order(shard, index, Order::Retry).await?;
         let error = match answer.result {

@@ -18,7 +18,7 @@ thread_local! {
 /// A scratch buffer over this many bytes is given back.
 const SCRATCH_KEPT: usize = 1 << 20;
 
-/// Why bytes or text can't be turned into a value or back.
+/// Why a value cannot be read or written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CodecError {
     /// The bytes are no value of the type.
@@ -31,7 +31,7 @@ pub enum CodecError {
         /// The decoder's reason.
         reason: String,
     },
-    /// The value can't be written, as a map with keys that aren't representable.
+    /// The value cannot be written, as a map with keys that are not representable.
     #[error("cannot encode {what} of {service}: {reason}")]
     Unwritable {
         /// A request, a reply, …
@@ -51,7 +51,7 @@ pub enum CodecError {
         /// Why.
         reason: String,
     },
-    /// JSON that MessagePack can't hold, or the reverse.
+    /// JSON that MessagePack cannot hold, or the reverse.
     #[error("cannot convert the value: {reason}")]
     Json {
         /// Why.
@@ -59,7 +59,7 @@ pub enum CodecError {
     },
 }
 
-/// State that this version of a service can't read. The process stays as it is until a version comes that can.
+/// State that this version of a service cannot read. The process stays as it is until a version comes that can.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "{service}/{key}: version {current} cannot read state of version {}: {reason}; \
@@ -244,7 +244,7 @@ pub(crate) fn decode_key<P: Process>(text: &str) -> Result<P::Key, CodecError> {
 /// The MessagePack bytes of a JSON value: what a typed request in JSON looks like to its service.
 ///
 /// # Errors
-/// [`CodecError::Json`] if the value can't be written.
+/// [`CodecError::Json`] if the value cannot be written.
 pub fn json_to_payload(value: &serde_json::Value) -> Result<Vec<u8>, CodecError> {
     rmp_serde::to_vec_named(value).map_err(|error| CodecError::Json { reason: error.to_string() })
 }
@@ -252,7 +252,7 @@ pub fn json_to_payload(value: &serde_json::Value) -> Result<Vec<u8>, CodecError>
 /// MessagePack bytes as JSON; binary becomes an array of numbers.
 ///
 /// # Errors
-/// [`CodecError::Json`] for bytes that are no MessagePack, or that JSON can't hold.
+/// [`CodecError::Json`] for bytes that are no MessagePack, or that JSON cannot hold.
 pub fn payload_to_json(payload: &[u8]) -> Result<serde_json::Value, CodecError> {
     decode_exact(payload).map_err(|reason| CodecError::Json { reason })
 }

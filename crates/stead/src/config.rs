@@ -120,7 +120,7 @@ pub struct ServiceConfig {
     pub idempotency_ttl: Option<Duration>,
     /// How often a message, timer or task is tried before it becomes a dead letter: 1 to 1000. Default 5.
     pub attempts_max: Option<u32>,
-    /// Bytes of undelivered messages of a shard from which on clients are told to come back later: 1 MiB to 64 GiB.
+    /// Bytes of undelivered messages of a shard from which on clients' requests are refused as overloaded: 1 MiB to 64 GiB.
     /// Default 64 MiB.
     pub outbox_bytes_max: Option<usize>,
     /// Bytes of replies that a shard keeps for retries, from which on requests with a new idempotency key, or in a session
@@ -135,10 +135,10 @@ pub struct ServiceConfig {
     pub dead_letter_bytes_max: Option<usize>,
 }
 
-/// Why a configuration can't be.
+/// Why a configuration is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConfigError {
-    /// The file can't be read.
+    /// The file cannot be read.
     #[error("cannot read the configuration {path}: {reason}")]
     File {
         /// The file.
@@ -232,7 +232,7 @@ impl Config {
     /// Reads a TOML file.
     ///
     /// # Errors
-    /// [`ConfigError`] if it can't be read, has unknown keys, or values out of range.
+    /// [`ConfigError`] if it cannot be read, has unknown keys, or values out of range.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let (table, place) = read_file(path.as_ref())?;
         Self::from_table(table, &place)

@@ -211,7 +211,7 @@ impl<'a, P: Process> Context<'a, P> {
         self.place
     }
 
-    /// A random number generator, seeded anew for each call. Not for secrets.
+    /// A random number generator, newly seeded for each call. Not for secrets.
     pub fn random(&mut self) -> &mut Rng {
         let (epoch, index) = self.place;
         let (service, key, seed) = (self.service, self.key_text, self.seed);
@@ -346,7 +346,7 @@ impl<'a, P: Process> Context<'a, P> {
     /// Puts one cell of the keyed state; of this only the cell is stored.
     ///
     /// # Panics
-    /// If the cell's key is over 1 KiB, its value over 64 MiB, or it can't be written; the call then leaves no trace.
+    /// If the cell's key is over 1 KiB, its value over 64 MiB, or it cannot be written; the call then leaves no trace.
     #[track_caller]
     pub fn put_cell<V: Serialize>(&mut self, cell: &[u8], value: &V) {
         let put = codec::encode(value, "a cell", P::SERVICE)
@@ -411,7 +411,7 @@ pub enum EffectError {
     /// Over a limit, or to a service that is not there.
     #[error(transparent)]
     Limit(#[from] Limit),
-    /// The key or the value can't be written.
+    /// The key or the value cannot be written.
     #[error(transparent)]
     Codec(#[from] codec::CodecError),
 }
@@ -458,7 +458,7 @@ impl<'a, P: Process> QueryContext<'a, P> {
     /// One cell of this process's keyed state.
     ///
     /// # Panics
-    /// If the cell holds another type's bytes; the caller is told.
+    /// If the cell holds another type's bytes; the caller gets the error.
     #[must_use]
     #[track_caller]
     pub fn cell<V: DeserializeOwned>(&self, cell: &[u8]) -> Option<V> {

@@ -33,7 +33,7 @@ pub struct DeadLetter<P: Process> {
     /// What it was.
     pub cause: DeadLetterCause,
     /// What the process would have been given; `None` for a step of a task, and where it was too large to be kept or
-    /// can't be read.
+    /// cannot be read.
     pub request: Option<P::Request>,
     /// Why it was given up.
     pub reason: String,
@@ -59,7 +59,7 @@ pub enum DeadLetterCause {
 }
 
 impl<P: Process> DeadLetter<P> {
-    /// The state of the task whose step was given up, as it was before that step; `None` if it is of another task or can't
+    /// The state of the task whose step was given up, as it was before that step; `None` if it is of another task or cannot
     /// be read.
     #[must_use]
     pub fn task<T: Task<Owner = P>>(&self) -> Option<T> {
@@ -68,7 +68,7 @@ impl<P: Process> DeadLetter<P> {
     }
 }
 
-/// Something in a cut that can't be read. Turns into a `String`, so that `?` works in [`Process::check`].
+/// Something in a cut that cannot be read. Turns into a `String`, so that `?` works in [`Process::check`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CutError {
     /// A process's state.
@@ -115,7 +115,7 @@ impl<'a> Cut<'a> {
     /// The state of one process; `None` if it has none.
     ///
     /// # Errors
-    /// [`CutError`] if its state can't be read.
+    /// [`CutError`] if its state cannot be read.
     pub fn process<P: Process>(&self, key: &P::Key) -> Result<Option<P>, CutError> {
         let Some(service) = self.topology.service_id(P::SERVICE) else { return Ok(None) };
         let key = codec::encode_key::<P>(key)?;
@@ -166,7 +166,7 @@ impl<'a> Cut<'a> {
     /// One cell of a process's keyed state; `None` if there is none.
     ///
     /// # Errors
-    /// [`CutError`] if it can't be read.
+    /// [`CutError`] if it cannot be read.
     pub fn cell<P: Process, V: DeserializeOwned>(
         &self,
         key: &P::Key,

@@ -31,7 +31,7 @@ pub enum RawError {
         shards: u32,
     },
     /// The key, the request or the answer is not what the service's types say. Nothing was changed, unless it is the
-    /// answer that can't be read.
+    /// answer that cannot be read.
     #[error(transparent)]
     Codec(#[from] CodecError),
     /// The shard refused. Nothing was changed.
@@ -62,7 +62,7 @@ pub enum CallError<E> {
     Raw(#[from] RawError),
 }
 
-/// Why a node can't be opened.
+/// Why a node cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The configuration.
@@ -71,7 +71,7 @@ pub enum OpenError {
     /// A service or task twice.
     #[error(transparent)]
     RegisteredTwice(#[from] RegisteredTwice),
-    /// The services don't fit together or to the data.
+    /// The services do not fit together or to the data.
     #[error(transparent)]
     Topology(#[from] TopologyError),
     /// The data holds services or tasks that the node has no code for.

@@ -61,16 +61,16 @@ pub struct RestoreReport {
     pub records: u64,
     /// Messages in flight that were taken over.
     pub messages: u64,
-    /// Sessions that ended: their clients are told.
+    /// Sessions that ended; requests in them are refused.
     pub sessions_ended: u64,
     /// How long it took.
     pub duration: Duration,
 }
 
-/// Why something can't be done with data at rest.
+/// Why something cannot be done with data at rest.
 #[derive(Debug, Error)]
 pub enum OfflineError {
-    /// A directory can't be used.
+    /// A directory cannot be used.
     #[error("cannot use {path}: {source}")]
     Directory {
         /// The directory.
@@ -93,13 +93,13 @@ pub enum OfflineError {
         /// The directory or address.
         from: String,
     },
-    /// An address can't be used.
+    /// An address cannot be used.
     #[error(transparent)]
     Address(StoreError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The checkpoint can't be used.
+    /// The checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The restore.
@@ -114,7 +114,7 @@ pub enum OfflineError {
         /// The service.
         service: String,
     },
-    /// The services of the data don't fit together.
+    /// The services of the data do not fit together.
     #[error(transparent)]
     Topology(#[from] TopologyError),
     /// A running node has no answer.
@@ -281,7 +281,7 @@ pub(crate) fn service_metas(topology: &Topology) -> Vec<ServiceMeta> {
 /// The complete checkpoints of a data directory or a store's address, the oldest first.
 ///
 /// # Errors
-/// [`OfflineError`] if they can't be read.
+/// [`OfflineError`] if they cannot be read.
 pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
     Ok(list_checkpoints(&*source_store(from)?)?)
 }
@@ -429,7 +429,7 @@ fn cause_name(cause: &Cause) -> String {
         }
         Cause::DeadLetter { cause } => format!("given up: {cause:?}"),
         Cause::Retry { letter } => format!("dead letter {letter} is handled again"),
-        Cause::Drop { letter } => format!("dead letter {letter} is dropped"),
+        Cause::Drop { letter } => format!("dead letter {letter} is deleted"),
         Cause::Delete => "deleted by an operator".to_owned(),
         Cause::Expire => "sessions and idempotency keys ran out".to_owned(),
     }
@@ -449,7 +449,7 @@ pub struct LogPage {
 /// gone. Of a running node: [`Node::read_log`].
 ///
 /// # Errors
-/// [`OfflineError`] if there is no such shard, the log can't be read, or a node runs there.
+/// [`OfflineError`] if there is no such shard, the log cannot be read, or a node runs there.
 pub fn read_log(
     data_dir: &Path,
     shard: u32,
@@ -463,7 +463,7 @@ pub fn read_log(
 /// replaced may be gone. Of a running node: [`Node::process_log`].
 ///
 /// # Errors
-/// [`OfflineError`] if there is no such service, the log can't be read, or a node runs there.
+/// [`OfflineError`] if there is no such service, the log cannot be read, or a node runs there.
 pub fn read_process_log(
     data_dir: &Path,
     service: &str,
@@ -534,7 +534,7 @@ impl Node {
     /// checkpoint replaced may be gone. Reads files, unless the shard has no entry from there on. Blocks.
     ///
     /// # Errors
-    /// [`OfflineError`] if there is no such shard or the log can't be read.
+    /// [`OfflineError`] if there is no such shard or the log cannot be read.
     pub fn read_log(
         &self,
         shard: u32,
@@ -557,7 +557,7 @@ impl Node {
     /// now. Entries that a checkpoint replaced may be gone. Reads files, unless nothing came since `from`. Blocks.
     ///
     /// # Errors
-    /// [`OfflineError::Raw`] if there is no such service or the key is no key; [`OfflineError::Wal`] if the log can't be read.
+    /// [`OfflineError::Raw`] if there is no such service or the key is no key; [`OfflineError::Wal`] if the log cannot be read.
     pub fn process_log(
         &self,
         service: &str,

@@ -16,7 +16,7 @@ use std::str::FromStr;
 ///
 /// State and requests are stored as MessagePack with field names, so that they may evolve: a new field needs
 /// `#[serde(default)]`, a removed field is passed over, a renamed field or variant needs `#[serde(alias = "old")]`. For
-/// anything else raise [`Self::VERSION`] and write [`Self::migrate`]. State that can't be read is refused with the
+/// anything else raise [`Self::VERSION`] and write [`Self::migrate`]. State that cannot be read is refused with the
 /// process, the version and the reason; it is never replaced by a fresh start.
 pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
     /// The name of the service: 1 to 128 characters of `a-z A-Z 0-9 _ - .`
@@ -73,7 +73,7 @@ pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
         false
     }
 
-    /// Answers a query from the state, which it can't change.
+    /// Answers a query from the state, which it cannot change.
     ///
     /// # Errors
     /// As the process likes.
@@ -88,7 +88,7 @@ pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
     /// Reads state of an older version from its MessagePack bytes.
     ///
     /// # Errors
-    /// Why it can't be read; the default reads no older version.
+    /// Why it cannot be read; the default reads no older version.
     fn migrate(version: u32, bytes: &[u8]) -> Result<Self, String> {
         let _ = bytes;
         Err(format!("no migration from version {version} to {} is written", Self::VERSION))

@@ -44,10 +44,10 @@ pub enum ServerError {
         /// The value.
         text: String,
     },
-    /// The address or the token key can't be used.
+    /// The address or the token key cannot be used.
     #[error(transparent)]
     Http(#[from] http::ServeError),
-    /// The node can't be opened.
+    /// The node cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The system refuses what a server needs.

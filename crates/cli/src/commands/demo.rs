@@ -241,7 +241,7 @@ fn tell(outcome: &Outcome) -> Result<(), Failure> {
     }
     if let Some(number) = outcome.restored {
         let note = format!(
-            "the checkpoint to which all was put back once; the {} rows and {} requests after it were sent again",
+            "the checkpoint that was restored once; the {} rows and {} requests after it were sent again",
             outcome.rows_replayed, requests.replayed
         );
         say("restored", number, &note)?;

@@ -143,7 +143,7 @@ fn a_number_of_shards_that_exists_wins_over_the_default_and_not_over_one_that_is
     let refused = asked.env("STEAD_CFG_SERVICES_KV_SHARDS", "16").output().unwrap();
     assert_eq!(refused.status.code(), Some(5), "{refused:?}");
     let stderr = String::from_utf8_lossy(&refused.stderr);
-    assert!(stderr.contains("service kv has 8 shards, and 16 are asked for"), "{stderr}");
+    assert!(stderr.contains("service kv has 8 shards, but 16 were requested"), "{stderr}");
 }
 
 #[test]

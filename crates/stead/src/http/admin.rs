@@ -39,13 +39,13 @@ pub(super) struct Ready {
     failed_check: Option<CheckStatus>,
 }
 
-/// Tells that the process answers at all.
+/// Reports that the process answers at all.
 #[utoipa::path(get, path = "/healthz", tag = "node", responses((status = 200, description = "It lives", body = Health)))]
 pub(super) async fn healthz() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Tells whether the node serves requests now.
+/// Reports whether the node serves requests now.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -85,7 +85,7 @@ pub(super) async fn services(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Se
     Json(services.map(|service| Service { name: service.name.clone(), shards: service.shards }).collect())
 }
 
-/// What no handler of a service could take, in pages.
+/// The dead letters of a service, in pages.
 #[utoipa::path(
     get,
     path = "/v1/dead-letters/{service}",
@@ -137,8 +137,8 @@ pub(super) struct RetriedLetter {
 /// Retries a dead letter, and answers when it was handled.
 ///
 /// The log entry that handles it removes it, so that it is handled once. A failed step of a task runs again from the state
-/// before it. What fails again stays a dead letter, with the new reason. A client's request can't be retried, for its
-/// client was told that it is given up. Without an answer, repeat it: 404 tells that it was done.
+/// before it. If it fails again it stays a dead letter, with the new reason. A client's request cannot be retried, because
+/// its client was informed that it was given up. Without an answer, repeat it: 404 means that it was done.
 #[utoipa::path(
     post,
     path = "/v1/dead-letters/{shard}/{index}/retry",
@@ -165,7 +165,7 @@ pub(super) async fn retry_dead_letter(
     Ok(Json(RetriedLetter { shard, index, error }))
 }
 
-/// Drops a dead letter unhandled.
+/// Deletes a dead letter unhandled.
 #[utoipa::path(
     delete,
     path = "/v1/dead-letters/{shard}/{index}",
@@ -199,7 +199,7 @@ pub(super) async fn checkpoints(State(gateway): State<Arc<Gateway>>) -> Result<R
 
 /// Takes a checkpoint, and answers when it is complete and the services' checks have run over it.
 ///
-/// The member `check` is `hold`, `failed` or `not_checked`; `failed_checks` says what does not hold. A check that fails does not
+/// The member `check` is `hold`, `failed` or `not_checked`; `failed_checks` lists the checks that do not hold. A check that fails does not
 /// undo the checkpoint.
 #[utoipa::path(
     post,
@@ -246,7 +246,7 @@ struct Verified {
 
 /// Recomputes a checkpoint's cut from its stored parts alone.
 ///
-/// The member `consistent` tells the outcome, `inconsistencies` and `checks` what does not hold. `check` is `not_checked` if a
+/// The member `consistent` is the outcome, `inconsistencies` and `checks` list what does not hold. `check` is `not_checked` if a
 /// service's check was not run: then `consistent` says nothing about it.
 #[utoipa::path(
     post,
@@ -279,9 +279,9 @@ pub(super) struct CopyRequest {
     to: String,
 }
 
-/// Copies a checkpoint to other storage, and answers when it is there.
+/// Copies a checkpoint to other storage, and answers when the copy is complete.
 ///
-/// Bundles that are there already are not sent again. A copy goes on if the client leaves.
+/// Bundles that exist there are not sent again. A copy continues if the client disconnects.
 #[utoipa::path(
     post,
     path = "/v1/checkpoints/{number}/copy",
@@ -381,7 +381,7 @@ impl Gateway {
     }
 }
 
-/// What a path names; what can't be read of it is a problem.
+/// What a path names; what cannot be read of it is a problem.
 pub(super) struct Segments<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {

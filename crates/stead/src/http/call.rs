@@ -22,11 +22,11 @@ use std::time::{Duration, Instant};
 use stead_core::ids::Colour;
 use utoipa::IntoParams;
 
-/// Makes a repeated call known: the same key and body get the first answer again, for 24 h by default.
+/// Identifies a call: repeating it with the same key and body returns the first answer, for 24 h by default.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// How many milliseconds the client waits; at most the server's own limit.
 pub const STEAD_DEADLINE_MS: HeaderName = HeaderName::from_static("stead-deadline-ms");
-/// Where the answering shard stood; a client brings the newest one along with its next request.
+/// The position of the answering shard; a client sends the newest one with its next request.
 pub const STEAD_TOKEN: HeaderName = HeaderName::from_static("stead-token");
 /// Who asks, until there is authentication: everyone on this machine is the same.
 const PRINCIPAL: &str = "local";
@@ -327,7 +327,7 @@ pub(super) fn single<'a>(
     }
 }
 
-/// A shard that is held by a handler can't tell in time that it is late.
+/// A shard that is held by a handler cannot tell in time that it is late.
 pub(super) async fn within_time<T>(
     timeout: Duration,
     answer: impl Future<Output = Result<T, RawError>>,

@@ -97,7 +97,7 @@ pub fn openapi() -> String {
 /// lies there.
 ///
 /// # Errors
-/// [`ServeError`] if the listener is not on a loopback address, or it or the key can't be used.
+/// [`ServeError`] if the listener is not on a loopback address, or it or the key cannot be used.
 ///
 /// # Panics
 /// Outside a tokio runtime.

@@ -23,11 +23,11 @@ pub enum Kind {
     CrossSite,
     /// The body's type is not JSON.
     MediaType,
-    /// A path, header or parameter that can't be understood.
+    /// A path, header or parameter that cannot be understood.
     BadRequest,
     /// The body is no JSON.
     BadJson,
-    /// The service can't read the request.
+    /// The service cannot read the request.
     UnreadableRequest,
     /// The service takes the request from other processes only.
     InternalRequest,
@@ -51,7 +51,7 @@ pub enum Kind {
     IdempotencyConflict,
     /// The handler panicked.
     HandlerPanicked,
-    /// The stored state can't be read.
+    /// The stored state cannot be read.
     UnreadableState,
     /// The answer cannot be written as JSON.
     UnwritableAnswer,

@@ -58,8 +58,8 @@ pub(super) struct Deleted {
 
 /// The processes of a service, in pages.
 ///
-/// They come in no order of their keys. A page may be short, or empty, though there is a next one; what is created or deleted meanwhile
-/// may be missed or come twice.
+/// They are not ordered by key. A page may be short or empty although there is a next one. Processes created or deleted meanwhile
+/// may be missing or appear twice.
 #[utoipa::path(
     get,
     path = "/v1/processes/{service}",
@@ -89,7 +89,7 @@ pub(super) async fn processes(
 
 /// A process: its shard, and what it holds.
 ///
-/// Every key has a shard; `exists` tells whether there is a process.
+/// Every key has a shard; `exists` reports whether the process exists.
 #[utoipa::path(
     get,
     path = "/v1/processes/{service}/{key}",
@@ -139,7 +139,7 @@ pub(super) async fn delete_process(
     gateway.in_background(delete).await
 }
 
-/// The log of one process: what it handled, readable.
+/// The log entries of one process, readable.
 #[utoipa::path(
     get,
     path = "/v1/processes/{service}/{key}/log",

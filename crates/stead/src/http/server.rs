@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// Why a server can't start.
+/// Why a server cannot start.
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// The address can be reached from other machines, and there is no TLS.
@@ -29,7 +29,7 @@ pub enum ServeError {
         /// The refused address.
         address: SocketAddr,
     },
-    /// The address can't be listened on.
+    /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}; choose another address, or port 0 for any free one")]
     Listen {
         /// The address.
@@ -37,7 +37,7 @@ pub enum ServeError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The listener or the token key can't be used.
+    /// The listener or the token key cannot be used.
     #[error("cannot {what}: {source}")]
     Io {
         /// What was tried.

@@ -28,7 +28,7 @@ pub struct Token {
 /// Why a token is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TokenError {
-    /// It doesn't have a token's form.
+    /// It does not have a token's form.
     #[error("its form is not v1.incarnation.shard.epoch.index.colour.mac")]
     Form,
     /// Its code does not fit: it was changed, or is of another server or incarnation.
@@ -62,7 +62,7 @@ impl TokenKey {
     /// Reads the key of a data directory, or draws one.
     ///
     /// # Errors
-    /// [`io::Error`] if the file can't be read or written, or has another length than 32 bytes.
+    /// [`io::Error`] if the file cannot be read or written, or has another length than 32 bytes.
     pub fn open(data: &Path) -> io::Result<Self> {
         let path = data.join(Self::FILE);
         match std::fs::read(&path) {

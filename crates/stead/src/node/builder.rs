@@ -60,7 +60,7 @@ impl ServiceOptions {
         self
     }
 
-    /// Bytes of undelivered messages of a shard from which on clients are told to come back later: 1 MiB to 64 GiB, 64
+    /// Bytes of undelivered messages of a shard from which on clients' requests are refused as overloaded: 1 MiB to 64 GiB, 64
     /// MiB by default.
     #[must_use]
     pub fn outbox_bytes_max(mut self, bytes: usize) -> Self {
@@ -118,7 +118,7 @@ pub struct CheckpointOptions {
     pub check_bytes_max: u64,
     /// Stable storage: `file:///directory` or `s3://bucket/prefix`, which newly completed checkpoints are copied to; none
     /// by default. S3 takes its region, endpoint and credentials from the usual variables `AWS_…`, and needs the cargo
-    /// feature `s3`. A failure there never fails the work: [`Status::checkpoint_copies`](crate::Status) tells it.
+    /// feature `s3`. A failed copy does not affect the node: [`Status::checkpoint_copies`](crate::Status) reports it.
     pub copy_to: Option<String>,
     /// Time between two copies' beginnings: 10 ms to 7 days, 5 min by default.
     pub copy_interval: Duration,

@@ -139,7 +139,7 @@ impl Checks {
         }
     }
 
-    /// Waits, after [`Self::stop`], until nothing reads the data any more; not for ever, for the user's code can't be
+    /// Waits, after [`Self::stop`], until nothing reads the data any more; not for ever, for the user's code cannot be
     /// stopped.
     pub(crate) fn await_end(&self) {
         let until = Instant::now() + END_TIMEOUT;

@@ -451,7 +451,7 @@ impl Node {
         block_on(self.checkpoint())
     }
 
-    /// Sets the time between the beginnings of two checkpoints anew, for the rest of this node's life; `None`: only
+    /// Changes the time between the beginnings of two checkpoints, for the rest of this node's life; `None`: only
     /// when asked for.
     pub fn set_checkpoint_interval(&self, interval: Option<Duration>) {
         self.0.shared.snapshots.send(Event::Interval(interval));

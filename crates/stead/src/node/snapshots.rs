@@ -268,10 +268,10 @@ pub enum CheckpointFailure {
     /// The disk is full, and what is left of the log is needed for the work that has begun.
     #[error("no checkpoint is taken: the data directory's disk is full; make room and try again")]
     Full,
-    /// The stored checkpoints can't be read, or there is no such one.
+    /// The stored checkpoints cannot be read, or there is no such one.
     #[error("{0}")]
     Store(String),
-    /// An address that can't be used.
+    /// An address that cannot be used.
     #[error("{0}")]
     Address(String),
     /// The node has stopped or failed.

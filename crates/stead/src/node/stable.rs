@@ -169,7 +169,7 @@ impl Shared {
         number: u64,
         address: &str,
     ) -> Result<CopyReport, CheckpointFailure> {
-        let stopped = || CheckpointFailure::Stopped("the copy was broken off".to_owned());
+        let stopped = || CheckpointFailure::Stopped("the copy was interrupted".to_owned());
         if self.copies.cancel.is_cancelled() {
             return Err(stopped());
         }

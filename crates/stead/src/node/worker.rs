@@ -746,7 +746,7 @@ struct Calls {
 
 struct Call {
     reception: Reception,
-    /// To ask again, if its shard can't take it yet.
+    /// To ask again, if its shard cannot take it yet.
     again: Option<(ShardId, Input)>,
     /// The refusal after which it waits to be asked again.
     refused: Option<Answer>,

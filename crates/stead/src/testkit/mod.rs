@@ -3,7 +3,7 @@
 //!
 //! The simulator runs the same core and the same storage code as a node. It checks what Stead promises (each answered request
 //! was applied exactly once, messages arrive once and in order, what was committed is never lost, …), and at each
-//! consistent cut the [`Process::check`] of every service and the check given here. What it finds is told with the seed.
+//! consistent cut the [`Process::check`] of every service and the check given here. It reports a failure with its seed.
 //!
 //! ```
 //! use serde::{Deserialize, Serialize};
@@ -118,7 +118,7 @@ impl Call {
     /// A request; its session, retries and doubles are the simulator's.
     ///
     /// # Panics
-    /// If the key or the request can't be encoded.
+    /// If the key or the request cannot be encoded.
     #[must_use]
     pub fn request<P: Process>(key: &P::Key, request: &P::Request) -> Self {
         Self::new::<P>(key, codec::encode(request, "a request", P::SERVICE), false)
@@ -127,7 +127,7 @@ impl Call {
     /// A query.
     ///
     /// # Panics
-    /// If the key or the query can't be encoded.
+    /// If the key or the query cannot be encoded.
     #[must_use]
     pub fn query<P: Process>(key: &P::Key, query: &P::Query) -> Self {
         Self::new::<P>(key, codec::encode(query, "a query", P::SERVICE), true)

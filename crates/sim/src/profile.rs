@@ -4,6 +4,21 @@ use fastrand::Rng;
 use stead_core::shard::Settings;
 use stead_store::checkpoint::compact::Policy;
 
+/// Parts of a run's profile that its caller sets; the seed draws the others, and draws them as it would without these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// No faults from the beginning: nothing crashes, gets lost, comes twice or is slow.
+    pub no_faults: bool,
+    /// Attempts at one cause before it becomes a dead letter, from 1. The seed draws 1 to 3.
+    pub attempts_max: Option<u32>,
+    /// Most bytes of an entry. The seed draws 32 MiB, or 400 bytes once in four runs.
+    pub entry_bytes_max: Option<usize>,
+    /// Events between two crashes on average, 0 for no crashes: stronger than `no_faults`. The seed draws 80 to 1,000 or none.
+    pub crash_every: Option<u32>,
+    /// Simulated clients, from 1. The seed draws 1 to 8.
+    pub clients: Option<usize>,
+}
+
 /// The faults and sizes of one run. Times are in microseconds of virtual time, chances in 1 of so many, 0 for never.
 #[derive(Clone, Debug)]
 pub(crate) struct Profile {
@@ -124,6 +139,33 @@ impl Profile {
         profile.settings.work_max = spread(rng, &[2_048, 2_048, 16, 1]) as usize;
         profile.runs_max = spread(rng, &[u64::MAX, u64::MAX, 3, 1]) as usize;
         profile
+    }
+
+    /// This profile, with what the caller sets instead of what was drawn.
+    pub(crate) fn with(mut self, overrides: &Overrides) -> Self {
+        if overrides.no_faults {
+            self.calm();
+            self.net_again = 0;
+            self.channel_again = 0;
+            self.disk_cost = 0;
+        }
+        if let Some(attempts) = overrides.attempts_max {
+            self.settings.attempts_max = attempts;
+        }
+        if let Some(bytes) = overrides.entry_bytes_max {
+            self.settings.entry_bytes_max = bytes;
+        }
+        if let Some(every) = overrides.crash_every {
+            self.crash_every = every;
+            if every == 0 {
+                self.crash_in_recovery = 0;
+                self.crash_everywhere = 0;
+            }
+        }
+        if let Some(clients) = overrides.clients {
+            self.clients = clients;
+        }
+        self
     }
 
     /// No more faults: what is under way must now come to its end.

@@ -9,6 +9,7 @@ use crate::violation::Violation;
 use crate::world::{Outcomes, Stop, World};
 use fastrand::Rng;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use stead_core::ids::{Colour, Incarnation};
 use stead_core::record::{Kind, RecordKey};
@@ -80,11 +81,13 @@ impl World<'_> {
         self.marks.hit(if reshard { Mark::Resharded } else { Mark::Restored });
 
         let seed = self.rng.u64(..);
-        let mut profile = Profile::new(&mut Rng::with_seed(seed));
+        let mut profile = Profile::new(&mut Rng::with_seed(seed)).with(&self.overrides);
         profile.flip = 0;
         self.workload.restored(&new);
         let mut world = World::with(seed, None, self.workload, profile, topology, target);
         world.tracing = self.tracing;
+        world.recent = Rc::clone(&self.recent);
+        world.recent.borrow_mut().note(format!("checkpoint {} is restored", manifest.number));
         world.model.adopt(&new);
         world.recovered_once = true;
         let ended = world.run_restored(EVENTS);

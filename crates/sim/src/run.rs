@@ -3,7 +3,7 @@
 use crate::accounts::Accounts;
 use crate::bug::Bug;
 use crate::marks::Marks;
-use crate::profile::Profile;
+use crate::profile::{Overrides, Profile};
 use crate::violation::Violation;
 use crate::workload::Workload;
 use crate::world::{Stop, World};
@@ -53,6 +53,8 @@ pub struct Failure {
     pub event: u64,
     /// What was found.
     pub violation: Violation,
+    /// The last things that happened before, oldest first: up to 40 entries, and ends of the node. One line each.
+    pub recent: Vec<String>,
 }
 
 impl fmt::Display for Failure {
@@ -85,16 +87,21 @@ fn commit() -> String {
 /// [`Failure`] if an invariant does not hold, or something panicked.
 pub fn run(config: Config) -> Result<Report, Box<Failure>> {
     let mut accounts = Accounts::new(&mut Rng::with_seed(config.seed ^ 0xacc0), config.bug);
-    run_with(config, &mut accounts)
+    run_with(config, &Overrides::default(), &mut accounts)
 }
 
-/// Runs a workload of the caller's.
+/// Runs a workload of the caller's, in a world that the seed draws except for what is overridden.
 ///
 /// # Errors
 /// [`Failure`] if an invariant or a check of the workload does not hold, or something panicked.
-pub fn run_with(config: Config, workload: &mut dyn Workload) -> Result<Report, Box<Failure>> {
-    let profile = Profile::new(&mut Rng::with_seed(config.seed ^ 0xfa17));
+pub fn run_with(
+    config: Config,
+    overrides: &Overrides,
+    workload: &mut dyn Workload,
+) -> Result<Report, Box<Failure>> {
+    let profile = Profile::new(&mut Rng::with_seed(config.seed ^ 0xfa17)).with(overrides);
     let mut world = World::new(config.seed, config.bug, workload, profile);
+    world.overrides = *overrides;
     if config.trace {
         eprintln!("{:#?}", world.profile);
         world.tracing = true;
@@ -110,7 +117,10 @@ pub fn run_with(config: Config, workload: &mut dyn Workload) -> Result<Report, B
         }
     };
     match violation {
-        Some(violation) => Err(Box::new(Failure { config, event: world.events, violation })),
+        Some(violation) => {
+            let recent = world.recent.borrow().lines(&world.topology);
+            Err(Box::new(Failure { config, event: world.events, violation, recent }))
+        }
         None => Ok(Report {
             hash: world.hash(),
             events: world.events,

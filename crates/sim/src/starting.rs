@@ -27,6 +27,7 @@ struct Flip {
 impl World<'_> {
     pub(crate) fn start(&mut self) -> Outcomes {
         self.life += 1;
+        self.recent.borrow_mut().note(format!("life {} of the node begins", self.life));
         let seed = self.rng.u64(..);
         self.workload.restart(&self.topology, seed);
         if self.life > 1 && self.powered_off && one_in(&mut self.rng, self.profile.crash_everywhere) {

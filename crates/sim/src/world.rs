@@ -11,12 +11,15 @@ use crate::marks::{Mark, Marks};
 use crate::model::{Model, check_channels, copy, hash_call};
 use crate::node::{NODE, Node};
 use crate::operator::{OPERATOR, Ordered};
-use crate::profile::{Profile, one_in};
+use crate::profile::{Overrides, Profile, one_in};
+use crate::recent::Recent;
 use crate::violation::Violation;
 use crate::workload::{CallId, Workload};
 use fastrand::Rng;
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::clock::Now;
@@ -146,6 +149,10 @@ pub(crate) struct World<'w> {
     pub(crate) rng: Rng,
     pub(crate) bug: Option<Bug>,
     pub(crate) profile: Profile,
+    /// Of the profile, what the caller set: a restored cluster has it too.
+    pub(crate) overrides: Overrides,
+    /// The last things that happened, of this world and the one that it was restored from.
+    pub(crate) recent: Rc<RefCell<Recent>>,
     pub(crate) marks: Marks,
     pub(crate) model: Model,
     pub(crate) disk: SimDisk,
@@ -306,6 +313,8 @@ impl<'w> World<'w> {
             decided: Colour(0),
             rng,
             profile,
+            overrides: Overrides::default(),
+            recent: Rc::default(),
         };
         world.at(0, Event::Start);
         for client in 0..world.profile.clients {
@@ -630,8 +639,15 @@ impl<'w> World<'w> {
                 eprintln!("                             shard {shard}: {:?}", Entry::decode(&bytes));
             }
             let time = (self.now, self.clock_is_right().then(|| self.time()));
-            self.model.append(shard, self.life, time, &bytes)?;
+            let appended = self.model.append(shard, self.life, time, &bytes);
+            if let Err(violation) = appended {
+                if let Ok(entry) = Entry::decode(&bytes) {
+                    self.recent.borrow_mut().entry(shard, &entry);
+                }
+                return Err(violation.into());
+            }
             if let Some(entry) = self.model.last_entry(shard) {
+                self.recent.borrow_mut().entry(shard, entry);
                 self.blame.entry(shard, entry, self.profile.settings.attempts_max)?;
             }
             let last = self.model.last_entry(shard);
@@ -832,6 +848,10 @@ impl<'w> World<'w> {
         if self.tracing {
             eprintln!("                             the node ends: {end:?}");
         }
+        self.recent.borrow_mut().note(match end {
+            End::Power => format!("the power is cut, life {} of the node ends", self.life),
+            End::Process => format!("life {} of the node ends, the machine goes on", self.life),
+        });
         // Before the node is dropped: a dead process closes nothing and tidies nothing up.
         self.powered_off = end == End::Power;
         match end {

@@ -3,18 +3,25 @@
 //!
 //! The simulator runs the same core and the same storage code as a node. It checks what Stead promises (each answered request
 //! was applied exactly once, messages arrive once and in order, what was committed is never lost, …), and at each
-//! consistent cut the [`Process::check`] of every service and the check given here. It reports a failure with its seed.
+//! consistent cut the [`Process::check`] of every service and the check given here. It reports a failure with its
+//! seed and the last entries before it.
+//!
+//! A message is in one of four places, and a check that sums over messages looks at all of them: handled, so part of a
+//! process's state; in flight ([`Cut::in_flight`]); delayed ([`Cut::delayed`]) if the service uses
+//! [`Context::send_after`](crate::Context::send_after); or given up ([`Cut::dead_letters`]), as a message that the process does not
+//! survive `attempts_max` times.
 //!
 //! ```
 //! use serde::{Deserialize, Serialize};
 //! use stead::testkit::{Call, Sim};
-//! use stead::{Context, Cut, Never, Process, QueryContext};
+//! use std::time::Duration;
+//! use stead::{Context, Cut, DeadLetterCause, Never, Process, QueryContext};
 //!
 //! #[derive(Default, Serialize, Deserialize)]
 //! struct Account { balance: i64 }
 //!
 //! #[derive(Serialize, Deserialize)]
-//! enum Request { Pay { to: u8, amount: i64 }, Receive(i64) }
+//! enum Request { Pay { to: u8, amount: i64 }, PayLater { to: u8, amount: i64 }, Receive(i64) }
 //!
 //! impl Process for Account {
 //!     const SERVICE: &'static str = "account";
@@ -30,6 +37,10 @@
 //!                 self.balance -= amount;
 //!                 ctx.send::<Self>(&to, Request::Receive(amount));
 //!             }
+//!             Request::PayLater { to, amount } => {
+//!                 self.balance -= amount;
+//!                 ctx.send_after::<Self>(Duration::from_secs(1), &to, Request::Receive(amount));
+//!             }
 //!             Request::Receive(amount) => self.balance += amount,
 //!         }
 //!         Ok(())
@@ -39,8 +50,13 @@
 //!     fn check(cut: &Cut<'_>) -> Result<(), String> {
 //!         let mut sum = 0;
 //!         for account in cut.processes::<Self>() { sum += account?.1.balance; }
-//!         for message in cut.in_flight::<Self>() {
+//!         for message in cut.in_flight::<Self>().chain(cut.delayed::<Self>()) {
 //!             if let Request::Receive(amount) = message?.1 { sum += amount; }
+//!         }
+//!         for letter in cut.dead_letters::<Self>() {
+//!             let letter = letter?;
+//!             // A request that was given up moved nothing.
+//!             if letter.cause == DeadLetterCause::Message && let Some(Request::Receive(amount)) = letter.request { sum += amount; }
 //!         }
 //!         if sum == 0 { Ok(()) } else { Err(format!("{sum} too much")) }
 //!     }
@@ -49,7 +65,11 @@
 //! for seed in 0..10 {
 //!     let report = Sim::new(seed)
 //!         .service::<Account>(3)
-//!         .calls(|rng| Call::request::<Account>(&rng.u8(..9), &Request::Pay { to: rng.u8(..9), amount: rng.i64(1..50) }))
+//!         .calls(|rng| {
+//!             let (from, to, amount) = (rng.u8(..9), rng.u8(..9), rng.i64(1..50));
+//!             let request = if rng.bool() { Request::Pay { to, amount } } else { Request::PayLater { to, amount } };
+//!             Call::request::<Account>(&from, &request)
+//!         })
 //!         .run()
 //!         .unwrap_or_else(|failed| panic!("{failed}"));
 //!     assert!(report.cuts > 0 || report.answered > 0);
@@ -66,10 +86,11 @@ use std::sync::atomic::AtomicBool;
 use stead_core::handler::Handler;
 use stead_core::ids::{Blob, Key, TaskId};
 use stead_core::record::TaskRecord;
+use stead_core::shard::Settings;
 use stead_core::shard::StepOutcome;
 use stead_core::state::State;
 use stead_core::topology::Topology;
-use stead_sim::{CallId, Config, Violation, Workload, run_with};
+use stead_sim::{CallId, Config, Overrides, Violation, Workload, run_with};
 
 pub use fastrand::Rng;
 pub use stead_sim::Report;
@@ -77,6 +98,7 @@ pub use stead_sim::Report;
 /// A run of services under the simulator.
 pub struct Sim {
     config: Config,
+    overrides: Overrides,
     calls_max: u64,
     users: Users,
 }
@@ -92,7 +114,7 @@ pub struct Call {
 
 /// A run that found something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("seed {seed}, event {event}: {violation}; repeat it with Sim::new({seed})")]
+#[error("seed {seed}, event {event}: {violation}; repeat it with Sim::new({seed}){}", indented(.recent))]
 pub struct Failed {
     /// The seed of the run.
     pub seed: u64,
@@ -100,6 +122,17 @@ pub struct Failed {
     pub event: u64,
     /// What was found.
     pub violation: Violation,
+    /// The last things that happened before, oldest first: up to 40 entries, with their shards, indices, causes and
+    /// processes, and ends of the node. One line each; they are part of the text of this error.
+    pub recent: Vec<String>,
+}
+
+/// Lines below a sentence, or nothing without lines.
+fn indented(lines: &[String]) -> String {
+    if lines.is_empty() {
+        return String::new();
+    }
+    lines.iter().fold("\nthe last that happened before:".to_owned(), |text, line| text + "\n  " + line)
 }
 
 type Draw = Box<dyn FnMut(&mut Rng) -> Call>;
@@ -142,6 +175,7 @@ impl Call {
 
 impl Sim {
     /// A run that this seed decides, without services. It has 2,000 events before its faults end, and at most 500 calls.
+    /// The bounds of attempts and of entries are a node's own (5, and 32 MiB); the seed draws the faults and all other sizes.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let users = Users {
@@ -152,7 +186,18 @@ impl Sim {
             left: 0,
             check: None,
         };
-        Self { config: Config { seed, events: 2000, bug: None, trace: false }, calls_max: 500, users }
+        let node = Settings::default();
+        let overrides = Overrides {
+            attempts_max: Some(node.attempts_max),
+            entry_bytes_max: Some(node.entry_bytes_max),
+            ..Overrides::default()
+        };
+        Self {
+            config: Config { seed, events: 2000, bug: None, trace: false },
+            overrides,
+            calls_max: 500,
+            users,
+        }
     }
 
     /// Adds a service with a number of shards.
@@ -197,6 +242,45 @@ impl Sim {
         self
     }
 
+    /// Whether there are faults; there are by default. Without, nothing crashes, gets lost, comes twice or fails, so that what is
+    /// found is wrong in any run: a first step before the faults. The order of events and the delays are drawn still.
+    #[must_use]
+    pub fn faults(mut self, faults: bool) -> Self {
+        self.overrides.no_faults = !faults;
+        self
+    }
+
+    /// Attempts at one message, timer or step before it becomes a dead letter: 5 by default, as for a node. With fewer,
+    /// what panics or ends the process is given up sooner, for checks that count it ([`Cut::dead_letters`]).
+    ///
+    /// # Panics
+    /// If it is 0.
+    #[must_use]
+    pub fn attempts_max(mut self, attempts: u32) -> Self {
+        assert!(attempts > 0, "attempts_max must be at least 1");
+        self.overrides.attempts_max = Some(attempts);
+        self
+    }
+
+    /// Events between two crashes of the node on average, also without other faults; 0 for no crashes. By default the seed draws 0,
+    /// or 80 to 1,000.
+    #[must_use]
+    pub fn crash_every(mut self, events: u32) -> Self {
+        self.overrides.crash_every = Some(events);
+        self
+    }
+
+    /// Simulated clients, of which each has up to 4 calls under way. By default the seed draws 1 to 8.
+    ///
+    /// # Panics
+    /// If it is 0.
+    #[must_use]
+    pub fn clients(mut self, clients: usize) -> Self {
+        assert!(clients > 0, "a run needs a client");
+        self.overrides.clients = Some(clients);
+        self
+    }
+
     /// A check for every consistent cut, and for the end; the services' own checks run anyway.
     #[must_use]
     pub fn check(mut self, check: impl FnMut(&Cut<'_>) -> Result<(), String> + 'static) -> Self {
@@ -214,10 +298,11 @@ impl Sim {
     pub fn run(mut self) -> Result<Report, Failed> {
         assert!(!self.users.services.is_empty(), "a run needs a service: add one with Sim::service");
         self.users.left = self.calls_max;
-        run_with(self.config, &mut self.users).map_err(|failure| Failed {
+        run_with(self.config, &self.overrides, &mut self.users).map_err(|failure| Failed {
             seed: self.config.seed,
             event: failure.event,
             violation: failure.violation,
+            recent: failure.recent,
         })
     }
 }

@@ -1,10 +1,15 @@
 //! The test kit finds what is wrong with a user's service.
 
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
 use stead::testkit::{Call, Failed, Report, Sim};
-use stead::{Context, Cut, Never, NoQuery, Process};
+use stead::{Context, Cut, DeadLetterCause, Never, NoQuery, Process};
+
+/// Seeds of the long test: as many as take about 5 seconds in a debug build.
+const SEEDS: u64 = 130;
 
 thread_local! {
     /// Where the wrong account keeps its balance: crashes and restores know nothing of it.
@@ -20,6 +25,7 @@ struct Account<const OUTSIDE: bool> {
 #[derive(Serialize, Deserialize)]
 enum Request {
     Pay { to: u8, amount: i64 },
+    PayLater { to: u8, amount: i64 },
     Receive(i64),
 }
 
@@ -36,6 +42,10 @@ impl<const OUTSIDE: bool> Process for Account<OUTSIDE> {
         let change = match request {
             Request::Pay { to, amount } => {
                 ctx.send::<Self>(&to, Request::Receive(amount));
+                -amount
+            }
+            Request::PayLater { to, amount } => {
+                ctx.send_after::<Self>(Duration::from_secs(1), &to, Request::Receive(amount));
                 -amount
             }
             Request::Receive(amount) => amount,
@@ -56,8 +66,16 @@ impl<const OUTSIDE: bool> Process for Account<OUTSIDE> {
         for account in cut.processes::<Self>() {
             sum += account?.1.balance;
         }
-        for message in cut.in_flight::<Self>() {
+        for message in cut.in_flight::<Self>().chain(cut.delayed::<Self>()) {
             if let Request::Receive(amount) = message?.1 {
+                sum += amount;
+            }
+        }
+        for letter in cut.dead_letters::<Self>() {
+            let letter = letter?;
+            if letter.cause == DeadLetterCause::Message
+                && let Some(Request::Receive(amount)) = letter.request
+            {
                 sum += amount;
             }
         }
@@ -65,13 +83,18 @@ impl<const OUTSIDE: bool> Process for Account<OUTSIDE> {
     }
 }
 
-fn run<const OUTSIDE: bool>(seed: u64) -> Result<Report, Failed> {
+fn sim<const OUTSIDE: bool>(seed: u64) -> Sim {
     BALANCES.with_borrow_mut(BTreeMap::clear);
     let pay = |rng: &mut stead::testkit::Rng| {
-        let request = Request::Pay { to: rng.u8(..9), amount: rng.i64(1..50) };
-        Call::request::<Account<OUTSIDE>>(&rng.u8(..9), &request)
+        let (from, to, amount) = (rng.u8(..9), rng.u8(..9), rng.i64(1..50));
+        let request = if rng.bool() { Request::Pay { to, amount } } else { Request::PayLater { to, amount } };
+        Call::request::<Account<OUTSIDE>>(&from, &request)
     };
-    Sim::new(seed).service::<Account<OUTSIDE>>(3).calls(pay).run()
+    Sim::new(seed).service::<Account<OUTSIDE>>(3).calls(pay)
+}
+
+fn run<const OUTSIDE: bool>(seed: u64) -> Result<Report, Failed> {
+    sim::<OUTSIDE>(seed).run()
 }
 
 #[test]
@@ -80,6 +103,9 @@ fn state_outside_of_its_process_is_found_and_the_seed_repeats_it() {
     let first = failed.first().expect("ten runs with crashes find it");
     assert!(first.to_string().contains("coins were made from nothing"), "{first}");
     assert!(first.to_string().contains(&format!("Sim::new({})", first.seed)), "{first}");
+    assert!(first.to_string().contains("\n  shard "), "{first}");
+    assert!(first.to_string().contains(", process account/"), "{first}");
+    assert!((1..=40).contains(&first.recent.len()), "{first}");
     assert_eq!(run::<true>(first.seed), Err(first.clone()));
 }
 
@@ -88,5 +114,46 @@ fn the_same_service_with_its_state_inside_holds() {
     for seed in 0..10 {
         let report = run::<false>(seed).unwrap_or_else(|failed| panic!("{failed}"));
         assert!(report.answered > 0, "seed {seed}");
+    }
+}
+
+/// Long: some seconds. The account of the documentation, over many seeds of short runs; in every second one with many
+/// crashes and few attempts.
+#[test]
+fn the_documented_service_holds_over_many_seeds() {
+    let begun = std::time::Instant::now();
+    let letters = Rc::new(Cell::new(0));
+    for seed in 0..SEEDS {
+        let seen = Rc::clone(&letters);
+        let mut sim = sim::<false>(seed).events(300).check(move |cut| {
+            seen.set(seen.get() + cut.dead_letters::<Account<false>>().count());
+            Ok(())
+        });
+        if seed % 2 == 1 {
+            sim = sim.attempts_max(1 + (seed / 2 % 3) as u32).crash_every(30);
+        }
+        sim.run().unwrap_or_else(|failed| panic!("{failed}"));
+    }
+    println!("{SEEDS} seeds, {} dead letters in their cuts, {:?}", letters.get(), begun.elapsed());
+}
+
+/// Long: minutes. As above, with the kit's own options.
+#[test]
+#[ignore = "2,000 seeds of full length: minutes in a debug build"]
+fn the_documented_service_holds_over_thousands_of_seeds() {
+    for seed in 0..2_000 {
+        run::<false>(seed).unwrap_or_else(|failed| panic!("{failed}"));
+    }
+}
+
+#[test]
+fn the_options_of_a_run_decide_its_faults() {
+    for seed in 0..5 {
+        let run = |sim: Sim| sim.events(300).run().unwrap_or_else(|failed| panic!("{failed}"));
+        let quiet = run(sim::<false>(seed).faults(false).clients(2));
+        assert_eq!(quiet.lives, 1, "seed {seed}");
+        assert!(quiet.answered > 0, "seed {seed}");
+        let crashing = run(sim::<false>(seed).faults(false).crash_every(20));
+        assert!(crashing.lives > 1, "seed {seed}");
     }
 }

@@ -24,9 +24,21 @@ struct Account<const OUTSIDE: bool> {
 
 #[derive(Serialize, Deserialize)]
 enum Request {
-    Pay { to: u8, amount: i64 },
-    PayLater { to: u8, amount: i64 },
+    Pay {
+        to: u8,
+        amount: i64,
+    },
+    PayLater {
+        to: u8,
+        amount: i64,
+    },
     Receive(i64),
+    /// Sends [`Request::Lose`], which no account survives.
+    PayLost {
+        to: u8,
+        amount: i64,
+    },
+    Lose(i64),
 }
 
 impl<const OUTSIDE: bool> Process for Account<OUTSIDE> {
@@ -49,6 +61,11 @@ impl<const OUTSIDE: bool> Process for Account<OUTSIDE> {
                 -amount
             }
             Request::Receive(amount) => amount,
+            Request::PayLost { to, amount } => {
+                ctx.send::<Self>(&to, Request::Lose(amount));
+                -amount
+            }
+            Request::Lose(_) => panic!("this account takes nothing"),
         };
         self.balance += change;
         if OUTSIDE {
@@ -67,14 +84,14 @@ impl<const OUTSIDE: bool> Process for Account<OUTSIDE> {
             sum += account?.1.balance;
         }
         for message in cut.in_flight::<Self>().chain(cut.delayed::<Self>()) {
-            if let Request::Receive(amount) = message?.1 {
+            if let Request::Receive(amount) | Request::Lose(amount) = message?.1 {
                 sum += amount;
             }
         }
         for letter in cut.dead_letters::<Self>() {
             let letter = letter?;
             if letter.cause == DeadLetterCause::Message
-                && let Some(Request::Receive(amount)) = letter.request
+                && let Some(Request::Receive(amount) | Request::Lose(amount)) = letter.request
             {
                 sum += amount;
             }
@@ -156,4 +173,23 @@ fn the_options_of_a_run_decide_its_faults() {
         let crashing = run(sim::<false>(seed).faults(false).crash_every(20));
         assert!(crashing.lives > 1, "seed {seed}");
     }
+}
+
+#[test]
+fn a_check_sees_what_was_given_up_as_a_dead_letter() {
+    let letters = Rc::new(Cell::new(0));
+    for seed in 0..5 {
+        let seen = Rc::clone(&letters);
+        let lose = |rng: &mut stead::testkit::Rng| {
+            let request = Request::PayLost { to: rng.u8(..9), amount: rng.i64(1..50) };
+            Call::request::<Account<false>>(&rng.u8(..9), &request)
+        };
+        let sim = sim::<false>(seed).calls(lose).calls_max(20).events(300).attempts_max(2);
+        let sim = sim.check(move |cut| {
+            seen.set(seen.get() + cut.dead_letters::<Account<false>>().count());
+            Ok(())
+        });
+        sim.run().unwrap_or_else(|failed| panic!("{failed}"));
+    }
+    assert!(letters.get() > 0, "no dead letter in 5 seeds");
 }

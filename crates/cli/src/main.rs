@@ -2,13 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+mod allocator;
 mod client;
 mod commands;
 mod failure;
 mod output;
-mod program;
 mod stop;
-mod supervise;
 mod when;
 
 use clap::Parser;
@@ -16,7 +15,7 @@ use clap::error::ErrorKind;
 use failure::{Exit, Failure};
 use std::process::ExitCode;
 use std::sync::mpsc;
-use stead::stderr;
+use stead::{program, stderr};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -3,46 +3,9 @@
 use crate::failure::{Exit, Failure};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use stead::signals::Signals;
 use stead::stderr;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
-/// Signals within this time after one that was taken count as that one: init systems and terminals send more than one.
-const SAME: Duration = Duration::from_secs(1);
-
-/// From here on, signals that ask the program to end no longer end it at once.
-pub(crate) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    taken: Option<Instant>,
-}
-
-impl Signals {
-    /// Needs a runtime around it.
-    pub(crate) fn take() -> Result<Self, Failure> {
-        let take = |kind| signal(kind).map_err(|error| failure(&error));
-        Ok(Self {
-            terminate: take(SignalKind::terminate())?,
-            interrupt: take(SignalKind::interrupt())?,
-            taken: None,
-        })
-    }
-
-    /// The next signal to end. Those within a second after the one before are passed over.
-    pub(crate) async fn next(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => {}
-                _ = self.interrupt.recv() => {}
-            }
-            let now = Instant::now();
-            if self.taken.is_none_or(|taken| now.duration_since(taken) >= SAME) {
-                self.taken = Some(now);
-                return;
-            }
-        }
-    }
-}
 
 fn failure(error: &std::io::Error) -> Failure {
     Failure::new(Exit::Failed, "cannot listen for signals").cause(error)
@@ -88,7 +51,7 @@ pub(crate) fn on_signal(mut handle: impl FnMut() + Send + 'static) -> Result<(),
     let runtime = runtime.map_err(|error| failure(&error))?;
     let mut signals = {
         let _inside = runtime.enter();
-        Signals::take()?
+        Signals::take().map_err(|error| failure(&error))?
     };
     let wait = move || {
         loop {
@@ -98,17 +61,4 @@ pub(crate) fn on_signal(mut handle: impl FnMut() + Send + 'static) -> Result<(),
     };
     let spawned = std::thread::Builder::new().name("stead-signals".to_owned()).spawn(wait);
     spawned.map(drop).map_err(|error| failure(&error))
-}
-
-/// Ends the program if it has not ended after this time: what hangs then hangs for ever.
-pub(crate) fn exit_after(time: Duration) {
-    let wait = move || {
-        std::thread::sleep(time);
-        stderr::line(format_args!(
-            "stead: shutdown was cut short after {time:?}; answered requests are on disk, and the next start recovers them"
-        ));
-        exit();
-    };
-    // Without a thread there is still the second signal.
-    let _ = std::thread::Builder::new().name("stead-last-resort".to_owned()).spawn(wait);
 }

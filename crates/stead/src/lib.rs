@@ -66,10 +66,13 @@ mod node;
 pub mod offline;
 mod panics;
 mod process;
+pub mod program;
 mod registry;
 mod schema;
 #[cfg(feature = "http")]
 mod serve;
+#[cfg(feature = "http")]
+pub mod signals;
 pub mod stderr;
 mod task;
 #[cfg(feature = "testkit")]
@@ -96,12 +99,14 @@ pub use schema::Schemas;
 #[cfg(feature = "http")]
 pub use schemars;
 #[cfg(feature = "http")]
-pub use serve::{Serve, ServerError, serve};
+pub use serve::{Ready, Serve, ServerError, serve};
 pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::{Limited, Refusal};
 pub use stead_store::checkpoint::checks::CheckOutcome;
 pub use task::{Progress, RetryPolicy, StepContext, Task};
+#[cfg(feature = "http")]
+pub use tracing::Level;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]

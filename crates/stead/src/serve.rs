@@ -3,37 +3,40 @@
 //! The supervisor is the program as it was started. It holds the listening socket and runs the program once more as its
 //! child, with the socket as standard input: so clients wait in the socket's queue while a child recovers, and are not refused.
 
+mod supervise;
+
+use crate::config::ConfigError;
 use crate::error::OpenError;
 use crate::http::{self, Limits, Server};
-use crate::node::{Node, NodeBuilder};
-use crate::stderr;
-use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
-use std::ffi::OsString;
+use crate::node::{Node, NodeBuilder, RecoveryReport};
+use crate::signals::Signals;
+use crate::{descriptors, program, stderr};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
+use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use tokio::process::{Child, Command};
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Set in a child; its value is the supervisor's process id. Not one of the variables `STEAD_…` that set something.
 const CHILD_OF: &str = "_STEAD_CHILD_OF";
 /// The address to listen on.
 const LISTEN: &str = "STEAD_LISTEN";
 const LISTEN_DEFAULT: &str = "127.0.0.1:7420";
-/// The exit code of a child that a new start may help.
-const FATAL: i32 = 70;
-/// The exit code of a program that did not end in order.
-const STOPPED: i32 = 130;
-/// Signals within this time after one that was taken count as that one.
-const SAME: Duration = Duration::from_secs(1);
-/// How much longer than its limits a stop may take before the program ends anyway.
-const LAST_RESORT: Duration = Duration::from_secs(15);
+/// How much longer than its limit a stop may take, for the log's last write among others, before the program ends anyway.
+const LAST_RESORT: Duration = Duration::from_secs(5);
+/// How long the end of the program waits for standard error.
+const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Why a server ended, or did not start.
 #[derive(Debug, Error)]
@@ -47,9 +50,17 @@ pub enum ServerError {
     /// The address or the token key cannot be used.
     #[error(transparent)]
     Http(#[from] http::ServeError),
+    /// The configuration is invalid.
+    #[error("the configuration is invalid: {0}")]
+    Config(#[from] ConfigError),
     /// The node cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
+    #[error("cannot open the data directory {}: {source}", data_dir.display())]
+    Open {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// The reason.
+        source: OpenError,
+    },
     /// The system refuses what a server needs.
     #[error("cannot {what}: {source}")]
     System {
@@ -58,6 +69,9 @@ pub enum ServerError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The supervisor of this process died before the server started.
+    #[error("the supervisor died before the server started; start the program again")]
+    Orphaned,
     /// The node had a fatal error. Without a supervisor: start the program again.
     #[error(
         "the node had a fatal error: {0}; correct the cause and start again: answered requests are on disk"
@@ -71,6 +85,18 @@ pub enum ServerError {
         "the server was killed before its shutdown was complete; its next start recovers all answered requests"
     )]
     Killed,
+}
+
+impl ServerError {
+    /// Whether the same start may succeed later though nobody corrects the data or the configuration.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Failed(_) => true,
+            Self::Open { source, .. } => source.may_pass(),
+            _ => false,
+        }
+    }
 }
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServerError {
@@ -93,43 +119,100 @@ pub fn serve(node: NodeBuilder) -> Result<(), ServerError> {
     Serve::new(node).run()
 }
 
+type Make = Box<dyn FnOnce() -> Result<NodeBuilder, ConfigError>>;
+type OnReady = Box<dyn FnOnce(Ready) + Send>;
+
 /// How a node is served: [`serve`] with other choices.
+///
+/// The serving process sends its panics to [`stderr`], and events of the node too, unless the program has set a subscriber
+/// for them before.
+#[must_use = "it serves only once it runs"]
 pub struct Serve {
-    node: NodeBuilder,
+    make: Make,
     address: Option<SocketAddr>,
     limits: Limits,
     is_supervised: bool,
+    log_level: Level,
+    variables: Vec<(&'static str, &'static str)>,
+    on_ready: Option<OnReady>,
+}
+
+/// A server that has begun to serve.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// The address that it listens on.
+    pub address: SocketAddr,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// How the node came to its state.
+    pub recovery: RecoveryReport,
 }
 
 impl Serve {
+    /// The exit code of a process whose failure may pass ([`ServerError::may_pass`]): the supervisor starts it again.
+    pub const EXIT_MAY_PASS: i32 = 70;
+    /// The exit code of a process that a second signal, or the end of the time for a stop, ended out of order.
+    pub const EXIT_STOPPED: i32 = 130;
+
     /// As [`serve`].
-    #[must_use]
     pub fn new(node: NodeBuilder) -> Self {
-        Self { node, address: None, limits: Limits::default(), is_supervised: true }
+        Self::with(|| Ok(node))
+    }
+
+    /// As [`Self::new`], with a node that is described only in the process that serves it, once what it logs can be read.
+    pub fn with(make: impl FnOnce() -> Result<NodeBuilder, ConfigError> + 'static) -> Self {
+        program::note();
+        Self {
+            make: Box::new(make),
+            address: None,
+            limits: Limits::default(),
+            is_supervised: true,
+            log_level: Level::INFO,
+            variables: Vec::new(),
+            on_ready: None,
+        }
     }
 
     /// Listens on this loopback address, whatever `STEAD_LISTEN` is. Port 0 takes any free one.
-    #[must_use]
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
     }
 
-    /// With other limits of the gateway.
-    #[must_use]
+    /// With other limits of the gateway. Two of them are bounds only: fewer connections are taken where the limit of open files
+    /// is low, and a stop takes the node's `shutdown_timeout` for all of it.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
     /// With or without a supervisor; with one by default.
-    #[must_use]
     pub fn supervised(mut self, supervised: bool) -> Self {
         self.is_supervised = supervised;
         self
     }
 
-    /// Serves until it is stopped.
+    /// Which events of the node go to standard error: those of this level and above, [`Level::INFO`] by default. Without effect
+    /// in a program that has set a subscriber.
+    pub fn log_level(mut self, level: Level) -> Self {
+        self.log_level = level;
+        self
+    }
+
+    /// Sets a variable of a supervised server's process, unless it is set already: for what is read before `main`, as an
+    /// allocator's settings.
+    pub fn variable(mut self, name: &'static str, value: &'static str) -> Self {
+        self.variables.push((name, value));
+        self
+    }
+
+    /// Calls a function, on a thread of its own, once the server serves.
+    pub fn on_ready(mut self, call: impl FnOnce(Ready) + Send + 'static) -> Self {
+        self.on_ready = Some(Box::new(call));
+        self
+    }
+
+    /// Serves until it is stopped. Ends a supervised process whose failure may pass with [`Self::EXIT_MAY_PASS`].
     ///
     /// # Errors
     /// As [`serve`].
@@ -137,41 +220,84 @@ impl Serve {
     /// # Panics
     /// As [`serve`].
     pub fn run(self) -> Result<(), ServerError> {
+        let ended = self.try_run();
+        match &ended {
+            Err(error) if is_child() && error.may_pass() => {
+                stderr::line(format_args!("stead: {error}"));
+                exit(Self::EXIT_MAY_PASS)
+            }
+            _ => ended,
+        }
+    }
+
+    /// As [`Self::run`], for a program that reports failures itself: it must end with [`Self::EXIT_MAY_PASS`] after those that
+    /// may pass, for the supervisor starts it again after that code alone.
+    ///
+    /// # Errors
+    /// As [`serve`].
+    ///
+    /// # Panics
+    /// As [`serve`].
+    pub fn try_run(self) -> Result<(), ServerError> {
         if is_child() {
             set_parent_process_death_signal(Some(Signal::TERM))
                 .map_err(|error| system("watch the supervisor")(error.into()))?;
-            let socket = io::stdin().as_fd().try_clone_to_owned();
-            let socket = socket.map_err(system("take over the supervisor's socket"))?;
-            return end_child(self.run_node(TcpListener::from(socket), true));
+            // It may have died before it was asked for.
+            if !is_child() {
+                return Err(ServerError::Orphaned);
+            }
+            return self.run_node(socket_of_supervisor()?, true);
+        }
+        if is_orphan() {
+            return Err(ServerError::Orphaned);
         }
         let listener = http::listen(self.address.map_or_else(address_of_environment, Ok)?)?;
-        if self.is_supervised { supervise(&listener) } else { self.run_node(listener, false) }
+        if self.is_supervised {
+            supervise::run(&listener, &self.variables)
+        } else {
+            self.run_node(listener, false)
+        }
     }
 
     fn run_node(self, listener: TcpListener, has_supervisor: bool) -> Result<(), ServerError> {
+        stderr::take_panics();
+        log_events(self.log_level);
         let runtime = Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(system("start the server's threads"))?;
         // Signals are taken from here on, so that an early one stops the server in order.
         let _inside = runtime.enter();
-        let mut signals = Signals::take()?;
-        let data_dir = self.node.path.clone();
-        let node = self.node.open()?;
-        let server = http::serve(&node, listener, &data_dir, self.limits)?;
-        say_ready(&data_dir, &server, &node);
-        let failure = runtime.block_on(async {
-            tokio::select! {
+        let signalled = first_signal(&runtime, has_supervisor)?;
+        let builder = (self.make)()?;
+        let data_dir = builder.path.clone();
+        let open = |source| ServerError::Open { data_dir: data_dir.clone(), source };
+        let node = builder.open().map_err(open)?;
+        let shutdown_timeout = node.shutdown_timeout();
+        let connections_max = descriptors::connections_max(self.limits.connections_max);
+        let limits = Limits { connections_max, shutdown_timeout, ..self.limits };
+        let server = http::serve(&node, listener, &data_dir, limits)?;
+        report_ready(&data_dir, &server, &node, self.on_ready);
+        let (failure, deadline) = runtime.block_on(async {
+            let failure = tokio::select! {
                 reason = node.failed() => Some(reason),
-                () = signals.next() => None,
-            }
+                _ = signalled => None,
+            };
+            let deadline = Instant::now() + shutdown_timeout;
+            exit_after(shutdown_timeout + LAST_RESORT);
+            server.shutdown().await;
+            (failure, deadline)
         });
-        end_in_time(&runtime, signals, has_supervisor, self.limits.shutdown_timeout * 2 + LAST_RESORT);
-        runtime.block_on(server.shutdown());
         if let Some(reason) = failure {
             return Err(ServerError::Failed(reason));
         }
-        node.shutdown();
+        node.shutdown_within(deadline.saturating_duration_since(Instant::now()));
         stderr::line("stead: stopped");
         Ok(())
+    }
+}
+
+impl fmt::Debug for Serve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -181,155 +307,94 @@ fn address_of_environment() -> Result<SocketAddr, ServerError> {
     text.parse().map_err(|_| ServerError::Address { text })
 }
 
-/// Whether the supervisor started this process; a child of this one may have inherited the variable.
-fn is_child() -> bool {
-    let named = std::env::var(CHILD_OF).ok().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
-    named.is_some() && named == getppid()
+/// The process id of the supervisor of this process or, for children inherit variables, of one from which it descends.
+fn supervisor() -> Option<Pid> {
+    std::env::var(CHILD_OF).ok().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw)
 }
 
-fn say_ready(data: &Path, server: &Server, node: &Node) {
-    let recovery = node.recovery();
+/// Whether the supervisor started this process.
+fn is_child() -> bool {
+    supervisor().is_some_and(|supervisor| Some(supervisor) == getppid())
+}
+
+/// Whether a supervisor that is gone started this process: its socket is left. What a server starts has another standard input.
+fn is_orphan() -> bool {
+    supervisor().is_some() && socket_of_supervisor().is_ok_and(|socket| socket.local_addr().is_ok())
+}
+
+fn socket_of_supervisor() -> Result<TcpListener, ServerError> {
+    let socket = io::stdin().as_fd().try_clone_to_owned();
+    Ok(TcpListener::from(socket.map_err(system("take over the supervisor's socket"))?))
+}
+
+/// Libraries report each repetition of a request: what comes of it is said once by the node. They are heard from `debug` on.
+fn log_events(level: Level) {
+    let of_libraries = if level >= Level::DEBUG { level } else { Level::ERROR };
+    let libraries = ["hyper", "hyper_util", "object_store", "reqwest", "rustls"];
+    let targets = Targets::new().with_default(level).with_targets(libraries.map(|name| (name, of_libraries)));
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(stderr::stderr)
+        .log_internal_errors(false)
+        .with_max_level(level)
+        .finish();
+    // The program's own subscriber stays.
+    let _ = subscriber.with(targets).try_init();
+}
+
+/// Comes with the first signal. With the second one the program ends, unless a supervisor sees to that: a terminal
+/// sends its signal to both.
+fn first_signal(runtime: &Runtime, has_supervisor: bool) -> Result<oneshot::Receiver<()>, ServerError> {
+    let mut signals = Signals::take().map_err(system("take signals"))?;
+    let (signal, signalled) = oneshot::channel();
+    runtime.spawn(async move {
+        signals.next().await;
+        // The server may have ended by itself.
+        let _ = signal.send(());
+        if !has_supervisor {
+            signals.next().await;
+            stderr::line(
+                "stead: shutdown was cut short; answered requests are on disk, and the next start recovers them",
+            );
+            exit(Serve::EXIT_STOPPED);
+        }
+    });
+    Ok(signalled)
+}
+
+/// Ends the program if it has not ended after this time: what hangs then hangs for ever.
+fn exit_after(time: Duration) {
+    let wait = move || {
+        thread::sleep(time);
+        stderr::line(format_args!(
+            "stead: shutdown was cut short after {time:?}; answered requests are on disk, and the next start recovers them"
+        ));
+        exit(Serve::EXIT_STOPPED);
+    };
+    // Without a thread there is still the second signal.
+    let _ = thread::Builder::new().name("stead-last-resort".to_owned()).spawn(wait);
+}
+
+fn exit(code: i32) -> ! {
+    stderr::flush(LAST_LINES);
+    std::process::exit(code)
+}
+
+fn report_ready(data_dir: &Path, server: &Server, node: &Node, on_ready: Option<OnReady>) {
+    let (address, recovery) = (server.address(), *node.recovery());
     stderr::line(format_args!(
-        "stead: serving {} on http://{}, process {}, {} entries replayed in {} ms",
-        data.display(),
-        server.address(),
+        "stead: serving {} on http://{address}, process {}, {} entries replayed in {} ms",
+        data_dir.display(),
         std::process::id(),
         recovery.entries_replayed,
         recovery.duration.as_millis()
     ));
-}
-
-/// Ends the program if a second signal says so or the stop takes too long. The supervisor looks after signals itself.
-fn end_in_time(runtime: &Runtime, mut signals: Signals, has_supervisor: bool, limit: Duration) {
-    runtime.spawn(async move {
-        let second = async {
-            if has_supervisor {
-                std::future::pending::<()>().await;
-            }
-            signals.next().await;
-        };
-        let _ = tokio::time::timeout(limit, second).await;
-        stderr::line(
-            "stead: shutdown was cut short; answered requests are on disk, and the next start recovers them",
-        );
-        exit(STOPPED);
-    });
-}
-
-/// What a new start may help ends the child with the code that the supervisor knows.
-fn end_child(ended: Result<(), ServerError>) -> Result<(), ServerError> {
-    let may_pass = match &ended {
-        Err(ServerError::Failed(_)) => true,
-        Err(ServerError::Open(error)) => error.may_pass(),
-        _ => false,
-    };
-    if let (true, Err(error)) = (may_pass, &ended) {
-        stderr::line(format_args!("stead: {error}"));
-        exit(FATAL);
+    let Some(on_ready) = on_ready else { return };
+    let ready = Ready { address, data_dir: data_dir.to_owned(), recovery };
+    // On a thread of its own: a server whose output nobody reads serves all the same.
+    let spawned = thread::Builder::new().name("stead-ready".to_owned()).spawn(move || on_ready(ready));
+    if let Err(error) = spawned {
+        stderr::line(format_args!(
+            "stead: cannot start a thread to report that the server is ready: {error}"
+        ));
     }
-    ended
-}
-
-fn exit(code: i32) -> ! {
-    stderr::flush(Duration::from_millis(500));
-    std::process::exit(code)
-}
-
-/// SIGTERM and SIGINT, which do not end the program at once any more.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    taken: Option<Instant>,
-}
-
-impl Signals {
-    /// Needs a runtime around it.
-    fn take() -> Result<Self, ServerError> {
-        let take = |kind| signal(kind).map_err(system("take signals"));
-        let (terminate, interrupt) = (take(SignalKind::terminate())?, take(SignalKind::interrupt())?);
-        Ok(Self { terminate, interrupt, taken: None })
-    }
-
-    async fn next(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => {}
-                _ = self.interrupt.recv() => {}
-            }
-            let now = Instant::now();
-            if self.taken.is_none_or(|taken| now.duration_since(taken) >= SAME) {
-                self.taken = Some(now);
-                return;
-            }
-        }
-    }
-}
-
-/// Waits before a start that follows a death: longer with each, and short again after a healthy life.
-const WAITS: [u64; 8] = [100, 200, 400, 800, 1600, 3200, 6400, 10_000];
-/// A server that has lived this long had no trouble at its start.
-const HEALTHY: Duration = Duration::from_secs(60);
-
-/// Runs the server as a child until it ends by itself or this process is signalled to end.
-fn supervise(listener: &TcpListener) -> Result<(), ServerError> {
-    // On this thread: the child asks to die with the thread that made it.
-    let runtime = Builder::new_current_thread().enable_all().build();
-    runtime.map_err(system("start the supervisor"))?.block_on(supervise_children(listener))
-}
-
-async fn supervise_children(listener: &TcpListener) -> Result<(), ServerError> {
-    let mut signals = Signals::take()?;
-    // Found before an upgrade replaces the file.
-    let program = std::env::current_exe().map_err(system("find this program's file"))?;
-    let mut deaths = 0;
-    loop {
-        let started = Instant::now();
-        let mut child = start_child(&program, listener).map_err(system("start the server's process"))?;
-        let status = tokio::select! {
-            status = child.wait() => status.map_err(system("wait for the server's process"))?,
-            () = signals.next() => return stop_child(child, signals).await,
-        };
-        if status.signal().is_none() && status.code() != Some(FATAL) {
-            return ended(status);
-        }
-        deaths = if started.elapsed() >= HEALTHY { 0 } else { deaths };
-        let wait = WAITS[deaths.min(WAITS.len() - 1)];
-        deaths += 1;
-        stderr::line(format_args!("stead: the server died ({status}); starting it again in {wait} ms"));
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(wait)) => {}
-            () = signals.next() => return Ok(()),
-        }
-    }
-}
-
-fn start_child(program: &Path, listener: &TcpListener) -> io::Result<Child> {
-    let socket: OwnedFd = listener.as_fd().try_clone_to_owned()?;
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let running = PathBuf::from("/proc/self/exe");
-    Command::new(if program.exists() { program } else { &running })
-        .args(arguments)
-        .env(CHILD_OF, std::process::id().to_string())
-        .stdin(Stdio::from(socket))
-        .kill_on_drop(true)
-        .spawn()
-}
-
-async fn stop_child(mut child: Child, mut signals: Signals) -> Result<(), ServerError> {
-    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
-        && let Err(error) = kill_process(pid, Signal::TERM)
-    {
-        stderr::line(format_args!("stead: cannot signal the server's process: {error}"));
-    }
-    tokio::select! {
-        status = child.wait() => ended(status.map_err(system("wait for the server's process"))?),
-        () = signals.next() => {
-            child.kill().await.map_err(system("kill the server's process"))?;
-            Err(ServerError::Killed)
-        }
-    }
-}
-
-fn ended(status: ExitStatus) -> Result<(), ServerError> {
-    if status.success() { Ok(()) } else { Err(ServerError::Ended(status)) }
 }

@@ -536,6 +536,12 @@ impl Node {
         self.shutdown_within(self.0.shutdown_timeout);
     }
 
+    /// How long [`Self::shutdown`] waits for steps that run.
+    #[cfg(feature = "http")]
+    pub(crate) fn shutdown_timeout(&self) -> Duration {
+        self.0.shutdown_timeout
+    }
+
     /// As [`Self::shutdown`], with another time limit for steps that run.
     pub fn shutdown_within(&self, limit: Duration) {
         self.0.shutdown(limit);

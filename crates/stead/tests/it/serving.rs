@@ -67,3 +67,17 @@ fn an_address_that_can_not_be_served_is_reported() {
         assert!(!data.exists(), "nothing is made for a server that can't be");
     }
 }
+
+#[test]
+fn a_server_whose_supervisor_is_gone_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = Command::new(example("serve"));
+    // Its parent is this test.
+    command.arg(&data).env("_STEAD_CHILD_OF", i32::MAX.to_string());
+    let orphan = command.stdin(std::os::fd::OwnedFd::from(socket)).output().unwrap();
+    assert_eq!(orphan.status.code(), Some(1), "{orphan:?}");
+    assert!(String::from_utf8_lossy(&orphan.stderr).contains("Orphaned"), "{orphan:?}");
+    assert!(!data.exists());
+}

@@ -64,7 +64,7 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
 
 /// Runs this program as `stead bench` with arguments, and reads the one JSON value that it prints.
 pub(super) fn child<T: DeserializeOwned>(arguments: &[&str]) -> Result<T, Failure> {
-    let child = Command::new(crate::program::path())
+    let child = Command::new(stead::program::path())
         .arg("bench")
         .args(arguments)
         .stdin(Stdio::null())

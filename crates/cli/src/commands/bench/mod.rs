@@ -19,7 +19,7 @@ mod room;
 mod usage;
 
 use crate::failure::{Exit, Failure};
-use crate::{output, stop, supervise};
+use crate::{allocator, output, stop};
 use clap::{Args, ValueEnum};
 use figures::Report;
 use room::Room;
@@ -119,7 +119,7 @@ fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
         stop::end_with_parent()?;
         return run(args);
     }
-    supervise::set_allocator()?;
+    allocator::set()?;
     if cfg!(debug_assertions) {
         output::note(format_args!("stead: this is a debug build: its figures are meaningless"));
     }

@@ -16,14 +16,15 @@ static PATH: OnceLock<PathBuf> = OnceLock::new();
 const RUNNING: &str = "/proc/self/exe";
 
 /// Notes the path. To be called first in `main`, before the file can be replaced.
-pub(crate) fn note() {
+pub fn note() {
     let invoked = std::env::args_os().next().map(PathBuf::from);
     let found = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(RUNNING));
     PATH.get_or_init(|| choose(invoked.as_deref(), &found));
 }
 
 /// The file to start: the one at the noted path, or the running one while there is none.
-pub(crate) fn path() -> PathBuf {
+#[must_use]
+pub fn path() -> PathBuf {
     note();
     let noted = PATH.get().expect("noted above");
     if noted.exists() { noted.clone() } else { PathBuf::from(RUNNING) }

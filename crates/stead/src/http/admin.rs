@@ -116,6 +116,7 @@ pub(super) async fn dead_letters(
 #[serde(deny_unknown_fields)]
 pub(super) struct WhichPage {
     /// The member `next` of the page before; the first page without it.
+    #[param(pattern = r"^[0-9]{1,9}\.[0-9]{1,18}$")]
     after: Option<String>,
     /// How many at most, 1 to 1000; a page ends earlier after 1 MiB of payloads. Default: 100.
     #[param(minimum = 1, maximum = 1000)]

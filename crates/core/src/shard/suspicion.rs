@@ -86,7 +86,7 @@ impl Shard {
     }
 
     /// After a life that ended in order nothing has ended the process: attempts that were logged before are forgotten, but
-    /// for those that stand for a request which was given up.
+    /// for those of requests that were given up.
     pub(super) fn forgive(&mut self, out: &mut Vec<Effect>) {
         if self.suspicion.is_on {
             return;

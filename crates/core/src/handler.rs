@@ -112,6 +112,16 @@ pub enum Misuse {
     },
 }
 
+impl Misuse {
+    /// Bytes of the text that it carries.
+    pub(crate) fn text_len(&self) -> usize {
+        match self {
+            Self::Request(text) | Self::State(text) | Self::NoCode(text) | Self::Internal(text) => text.len(),
+            Self::TooLarge { .. } => 0,
+        }
+    }
+}
+
 /// What one call does, kept apart from the state until the handler has ended well.
 pub struct Txn<'a> {
     state: &'a State,

@@ -293,6 +293,20 @@ pub struct Answer {
     pub result: Result<Reply, Refusal>,
 }
 
+impl Answer {
+    /// About as many bytes as it holds in memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let held = match &self.result {
+            Ok(Reply::Ok(reply) | Reply::Err(reply)) => reply.len(),
+            Err(Refusal::Panicked(text) | Refusal::FailedAgain { reason: text, .. }) => text.len(),
+            Err(Refusal::Misuse(misuse)) => misuse.text_len(),
+            Err(_) => 0,
+        };
+        size_of::<Self>() + held
+    }
+}
+
 /// What a shard keeps no more than its settings say of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Limited {
@@ -425,6 +439,18 @@ pub enum Refusal {
         "the data directory's disk is full, or too many files are open: writes are refused until there is room; reads go on"
     )]
     Full,
+}
+
+impl Input {
+    /// Whether it brings work from outside, which is refused while there is no room for it: see
+    /// [`super::Shard::set_crowded`].
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        matches!(
+            self,
+            Self::OpenSession { .. } | Self::Request(_) | Self::DeadLetter { .. } | Self::Delete { .. }
+        )
+    }
 }
 
 impl Refusal {

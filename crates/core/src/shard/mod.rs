@@ -84,6 +84,8 @@ impl Shard {
     pub const SESSION_WINDOW: u64 = State::SESSION_WINDOW;
     /// Most bytes of an idempotency key.
     pub const IDEMPOTENCY_KEY_MAX: usize = 256;
+    /// When the client of an overloaded shard should come back, in milliseconds.
+    pub const RETRY_AFTER_MS: u64 = 50;
     /// Most bytes of a principal's name.
     pub const PRINCIPAL_MAX: usize = 256;
     /// Messages of a delivery that are looked ahead to.
@@ -286,6 +288,12 @@ impl Shard {
     #[must_use]
     pub fn uncommitted_bytes(&self) -> usize {
         self.uncommitted_bytes
+    }
+
+    /// Bytes of the answers that wait for the entry that they have seen.
+    #[must_use]
+    pub fn answer_bytes(&self) -> usize {
+        self.release.answer_bytes()
     }
 
     /// Whether the shell has no memory for more work of clients: they are told to come back later. False at first.

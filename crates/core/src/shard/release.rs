@@ -18,6 +18,8 @@ const RESEND_BATCH: usize = 1024;
 #[derive(Default)]
 pub(super) struct Release {
     held: VecDeque<(Index, Held)>,
+    /// Bytes of the answers in `held`.
+    answer_bytes: usize,
     /// Apart from the others, for it is by far the longest.
     moved: VecDeque<(Index, Moved)>,
     channels: ShardMap<Sending>,
@@ -81,8 +83,14 @@ impl Release {
     }
 
     pub(super) fn hold_answer(&mut self, answer: Answer) {
+        self.answer_bytes += answer.bytes();
         // A retry of an old request waits behind the newest entry, so the order of the queue holds.
         self.held.push_back((answer.index, Held::Answer(answer)));
+    }
+
+    /// Bytes of the answers that wait for their entry.
+    pub(super) fn answer_bytes(&self) -> usize {
+        self.answer_bytes
     }
 
     pub(super) fn hold_step(&mut self, index: Index, id: TaskId, run: u32) {
@@ -119,7 +127,10 @@ impl Release {
         {
             left -= 1;
             match held {
-                Held::Answer(answer) => out.push(Effect::Answer(answer)),
+                Held::Answer(answer) => {
+                    self.answer_bytes -= answer.bytes();
+                    out.push(Effect::Answer(answer));
+                }
                 Held::Task(id) => {
                     if let Some(task) = state.record(&RecordKey::task(id)) {
                         runs.set_out(id, task, false, clock.time(), out);

@@ -8,8 +8,6 @@ use crate::record::{IdempotencyRecord, RecordKey, Waiting};
 use crate::state::State;
 
 impl Shard {
-    /// When an overloaded shard's client should come back, in milliseconds.
-    const RETRY_AFTER_MS: u64 = 50;
     /// When a client should come back that was refused for what is kept: that takes its time, in milliseconds.
     const RETRY_KEPT_AFTER_MS: u64 = 60_000;
 
@@ -110,6 +108,7 @@ impl Shard {
             return Err(Refusal::NotReady);
         }
         if let Some(reply) = self.known_reply(request)? {
+            self.admit_answer()?;
             return Ok((self.state.position().index, reply));
         }
         self.admit_request(request)?;
@@ -237,6 +236,12 @@ impl Shard {
         check_len("a principal", principal.len(), Self::PRINCIPAL_MAX)
     }
 
+    /// An answer that comes with no entry of its own is refused if enough of them wait for the log.
+    fn admit_answer(&self) -> Result<(), Refusal> {
+        let is_full = self.release.answer_bytes() >= self.settings.uncommitted_bytes_max;
+        if is_full { Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS }) } else { Ok(()) }
+    }
+
     pub(super) fn handle_query(&mut self, query: &Query, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
         let result = self.query(query, handler);
         self.answer(query.token, result, out);
@@ -247,6 +252,7 @@ impl Shard {
         if !self.is_active() || self.suspicion.held {
             return Err(Refusal::NotReady);
         }
+        self.admit_answer()?;
         let index = self.state.position().index;
         let call = Call {
             service: self.service,

@@ -33,7 +33,8 @@ pub struct Settings {
     /// Entries that may wait to be committed before the shard takes no new work: 65,536 by default.
     pub uncommitted_max: u64,
     /// Bytes of entries that may wait to be committed before the shard takes no new work: 64 MiB by default. The one call
-    /// that reaches the limit may go over it.
+    /// that reaches the limit may go over it. Queries, and retries of what was answered, are refused from as many bytes of
+    /// answers on that wait for the log.
     pub uncommitted_bytes_max: usize,
     /// Work that one input does at most before the rest waits for a tick, so that no shard holds up the others of its
     /// thread: 2,048 by default, at least 1. Runs of handlers, records, messages, answers and 4 KiB of the log count one

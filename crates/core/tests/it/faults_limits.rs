@@ -254,3 +254,55 @@ fn a_reply_and_a_dead_letter_that_can_not_be_read_are_refused_when_they_are_load
         assert!(matches!(&misfit, Misfit::Record { key: found, .. } if *found == key), "{misfit}");
     }
 }
+
+#[test]
+fn answers_that_wait_for_the_log_have_a_bound_in_bytes_and_leave_with_it() {
+    let settings = Settings { uncommitted_bytes_max: 3000, ..Settings::default() };
+    let mut world = World::with(settings);
+    let shard = world.shard_of("a");
+    let session = world.open("a", 1);
+    let identity = Identity::Session { session, number: RequestNumber(1), confirmed: RequestNumber(0) };
+    let first = world.request("a", &format!("add {}", "x".repeat(1000)), identity.clone());
+    assert!(world.answer(first).is_none());
+    // Queries and retries make no entry: only their answers wait.
+    let mut waiting = Vec::new();
+    let refused = loop {
+        let token =
+            if waiting.len() % 2 == 0 { world.query("a") } else { world.request("a", "", identity.clone()) };
+        if let Some(answer) = world.answer(token) {
+            break answer.result.clone();
+        }
+        waiting.push(token);
+        assert!(waiting.len() < 10, "{} bytes of answers", world.shard("a").answer_bytes());
+    };
+    assert!(matches!(refused, Err(Refusal::Overloaded { .. })), "{refused:?}");
+    assert_eq!(waiting.len(), 2);
+    assert!((3000..4500).contains(&world.shard("a").answer_bytes()));
+    world.store(shard);
+    for token in waiting {
+        assert_eq!(world.answer(token).unwrap().result, Ok(ok(&"x".repeat(1000))));
+    }
+    assert_eq!(world.shard("a").answer_bytes(), 0);
+    let token = world.query("a");
+    assert!(world.answer(token).unwrap().result.is_ok());
+}
+
+#[test]
+fn a_crowded_shell_refuses_orders_about_dead_letters_and_deletions_as_well_as_requests() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    world.call("a", &format!("send {other} panic always")).unwrap();
+    world.settle();
+    let (index, _) = world.letters(&other).remove(0);
+    let shard = world.shard_of(&other).0 as usize;
+    let overloaded = |result| assert!(matches!(result, Err(Refusal::Overloaded { .. })), "{result:?}");
+    world.shards[shard].set_crowded(true);
+    for order in [Order::Retry, Order::Drop] {
+        overloaded(world.ordered(&other, index, order));
+    }
+    let (process, records) = (Key::new(&other).unwrap(), vec![RecordKey::process(&other)]);
+    world.give(ShardId(shard as u32), Input::Delete { token: 4000, process, records });
+    overloaded(world.answer(4000).unwrap().result.clone());
+    world.shards[shard].set_crowded(false);
+    world.ordered(&other, index, Order::Drop).unwrap();
+}

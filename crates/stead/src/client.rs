@@ -36,7 +36,8 @@ pub(crate) struct Reception {
 ///
 /// A call is applied exactly once if it is answered, and at most once if it is not: it timed out, the node failed, or the
 /// future was dropped. While a shard starts or is overloaded, a call waits and is retried until its timeout, and then
-/// fails with that reason.
+/// fails with that reason; if more waits in the node than
+/// [`memory_bytes_max`](crate::NodeBuilder::memory_bytes_max), it fails at once.
 ///
 /// The timeout of a call is kept by the worker that has its shard: while a handler holds that, a call may end later, as
 /// soon as the handler has. Where that matters, use a timer of the executor's, or [`BlockingClient`], which has its own.

@@ -39,6 +39,8 @@ pub struct Config {
     /// then. 0 s to 1 h. Default 60 s.
     #[serde(deserialize_with = "duration")]
     pub suspect_for: Option<Duration>,
+    /// What may wait in memory.
+    pub memory: MemoryConfig,
     /// The log.
     pub log: LogConfig,
     /// Checkpoints.
@@ -49,6 +51,18 @@ pub struct Config {
     /// one of a file is refused. Empty by default.
     #[serde(skip)]
     pub services_of_variables: BTreeSet<String>,
+}
+
+/// The memory's part of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryConfig {
+    /// Bytes of entries that are not committed, of messages in outboxes and of clients' calls in all shards together, from
+    /// which on clients' calls are refused as overloaded: 1 MiB to 1 TiB. Default 1 GiB.
+    pub bytes_max: Option<u64>,
+    /// Bytes of entries that are not committed in all shards together, with the answers that wait for them, from which on
+    /// no handler begins until the log has caught up: 1 MiB to 1 TiB. Default 256 MiB.
+    pub uncommitted_bytes_max: Option<u64>,
 }
 
 /// The log's part of the configuration.
@@ -186,7 +200,7 @@ const OTHERS: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
 /// How many of the keys stand alone at the top.
 const KEYS_TOP: usize = 6;
 /// All keys, for hints: first those of the top, then those in tables, then their last parts.
-const KEYS: [&str; 36] = [
+const KEYS: [&str; 41] = [
     "data_dir",
     "threads",
     "task_threads",
@@ -195,9 +209,12 @@ const KEYS: [&str; 36] = [
     "shutdown_timeout",
     "clock_confirm",
     "suspect_for",
+    "memory",
     "log",
     "checkpoints",
     "services",
+    "memory.bytes_max",
+    "memory.uncommitted_bytes_max",
     "log.segment_bytes",
     "checkpoints.interval",
     "checkpoints.keep",
@@ -207,6 +224,8 @@ const KEYS: [&str; 36] = [
     "checkpoints.copy_to",
     "checkpoints.copy_interval",
     "checkpoints.copy_keep",
+    "bytes_max",
+    "uncommitted_bytes_max",
     "segment_bytes",
     "interval",
     "keep",
@@ -329,6 +348,12 @@ impl Config {
         time("shutdown_timeout", self.shutdown_timeout, Duration::ZERO, hour, "0s to 1h")?;
         time("clock_confirm", self.clock_confirm, Duration::ZERO, hour * 24, "0s to 24h")?;
         time("suspect_for", self.suspect_for, Duration::ZERO, hour, "0s to 1h")?;
+        for (key, value) in [
+            ("memory.bytes_max", self.memory.bytes_max),
+            ("memory.uncommitted_bytes_max", self.memory.uncommitted_bytes_max),
+        ] {
+            range(key, value, 1 << 20..=1 << 40, "1 MiB to 1 TiB")?;
+        }
         range("log.segment_bytes", self.log.segment_bytes, 16 << 10..=1 << 30, "16 KiB to 1 GiB")?;
         let checkpoints = &self.checkpoints;
         time(
@@ -613,6 +638,7 @@ mod tests {
             ("STEAD_CFG_THREADS", "3"),
             ("STEAD_CFG_TASK_STEP_TIMEOUT", "2h"),
             ("STEAD_CFG_SHUTDOWN_TIMEOUT", "3s"),
+            ("STEAD_CFG_MEMORY_BYTES_MAX", "8388608"),
             ("STEAD_CFG_CHECKPOINTS_KEEP", "7"),
             ("STEAD_CFG_CHECKPOINTS_COPY_TO", "s3://bucket/prefix"),
             ("STEAD_CFG_CHECKPOINTS_COPY_INTERVAL", "1m"),
@@ -627,6 +653,7 @@ mod tests {
         assert_eq!(config.shutdown_timeout, Some(Duration::from_secs(3)));
         assert_eq!(config.data_dir, Some(PathBuf::from("5")));
         assert_eq!(config.checkpoints.interval, Some(Interval::Every(Duration::from_secs(5))));
+        assert_eq!(config.memory, MemoryConfig { bytes_max: Some(8 << 20), uncommitted_bytes_max: None });
         assert_eq!(config.checkpoints.keep, Some(7));
         assert_eq!(config.checkpoints.copy_to.as_deref(), Some("s3://bucket/prefix"));
         assert_eq!(config.checkpoints.copy_interval, Some(Duration::from_secs(60)));
@@ -696,6 +723,8 @@ mod tests {
             ("task_step_timeout = \"25h\"", "10ms to 24h"),
             ("shutdown_timeout = \"2h\"", "0s to 1h"),
             ("[services.a]\nshards = 5000", "1 to 4096"),
+            ("[memory]\nbytes_max = 1", "1 MiB to 1 TiB"),
+            ("[memory]\nuncommitted_bytes_max = 1048575", "1 MiB to 1 TiB"),
             ("[checkpoints]\nkeep = 0", "1 to 10000"),
             ("[checkpoints]\ncopy_interval = \"1ms\"", "10ms to 168h"),
             ("[checkpoints]\ncopy_to = \"s3://\"", "s3://bucket/prefix"),

@@ -86,9 +86,9 @@ pub use error::{CallError, OpenError, RawError};
 pub use node::{
     CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus,
     CopyReport, CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck, LogStatus,
-    Metrics, NoCursor, Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage,
-    RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, Status, TaskStatus,
-    TimerStatus,
+    MemoryStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail, ProcessInfo,
+    ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, Status,
+    TaskStatus, TimerStatus,
 };
 pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};

@@ -64,7 +64,7 @@ pub(super) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Json<R
 }
 
 /// The state of the node, its services and shards, its log and its tasks.
-#[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, description = "The status", body = Object)))]
+#[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, description = "The status", body = crate::Status)))]
 pub(super) async fn status(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
     gateway.in_background(|node| Ok(node.status())).await
 }

@@ -458,6 +458,8 @@ fn the_description_lists_the_routes() {
         assert!(paths[path].get(method).is_some(), "{method} {path}");
     }
     assert_eq!(document["components"]["schemas"]["Problem"]["type"], "object");
+    let memory = &document["components"]["schemas"]["MemoryStatus"]["properties"];
+    assert_eq!(memory["uncommitted_bytes_max"]["type"], "integer", "{memory}");
     for (path, methods) in paths {
         for (method, operation) in methods.as_object().unwrap() {
             for parameter in operation["parameters"].as_array().into_iter().flatten() {

@@ -1,7 +1,8 @@
 //! How a node is made up before it is opened.
 
+use super::memory::MemoryLimits;
 use super::{Node, open};
-use crate::config::{CheckpointConfig, Config, ConfigError, Interval, ServiceConfig, nearest};
+use crate::config::{CheckpointConfig, Config, ConfigError, Interval, MemoryConfig, ServiceConfig, nearest};
 use crate::error::OpenError;
 use crate::process::Process;
 use crate::registry::{RegisteredTwice, Registry};
@@ -164,6 +165,7 @@ pub struct NodeBuilder {
     pub(crate) suspect_for: Option<Duration>,
     pub(crate) task_step_timeout: Option<Duration>,
     pub(crate) shutdown_timeout: Option<Duration>,
+    pub(crate) memory: MemoryConfig,
     pub(crate) segment_bytes: Option<u64>,
     pub(crate) disk: Option<Arc<dyn Disk>>,
     pub(crate) wall: Option<Wall>,
@@ -184,6 +186,7 @@ pub(crate) struct Limits {
     pub(crate) task_step_timeout: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) clock_confirm: Duration,
+    pub(crate) memory: MemoryLimits,
     pub(crate) segment_bytes: u64,
     pub(crate) checkpoints: CheckpointOptions,
     pub(crate) copies: Option<CopyTarget>,
@@ -219,6 +222,7 @@ impl NodeBuilder {
             suspect_for: None,
             task_step_timeout: None,
             shutdown_timeout: None,
+            memory: MemoryConfig::default(),
             segment_bytes: None,
             disk: None,
             wall: None,
@@ -308,6 +312,24 @@ impl NodeBuilder {
         self
     }
 
+    /// Bytes that may wait in memory in all shards together, from which on clients' calls are refused as overloaded: entries
+    /// that are not committed, messages in outboxes, and clients' calls. 1 MiB to 1 TiB, 1 GiB by default. Messages and what
+    /// comes due go on, and a call that alone is over the limit is taken.
+    #[must_use]
+    pub fn memory_bytes_max(mut self, bytes: u64) -> Self {
+        self.memory.bytes_max = Some(bytes);
+        self
+    }
+
+    /// Bytes of entries that may wait for the log in all shards together, with the answers that wait for them, from which
+    /// on no handler begins until the log has caught up: 1 MiB to 1 TiB, 256 MiB by default. One shard has at most 64 MiB.
+    /// The calls that reach the limit may go over it.
+    #[must_use]
+    pub fn uncommitted_bytes_max(mut self, bytes: u64) -> Self {
+        self.memory.uncommitted_bytes_max = Some(bytes);
+        self
+    }
+
     /// Bytes of a log segment: a multiple of 4096 from 16 KiB to 1 GiB, 64 MiB by default.
     #[must_use]
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
@@ -385,6 +407,13 @@ impl NodeBuilder {
             shutdown_timeout: config.shutdown_timeout.or(self.shutdown_timeout),
             clock_confirm: config.clock_confirm.or(self.clock_confirm),
             suspect_for: config.suspect_for.or(self.suspect_for),
+            memory: MemoryConfig {
+                bytes_max: config.memory.bytes_max.or(self.memory.bytes_max),
+                uncommitted_bytes_max: config
+                    .memory
+                    .uncommitted_bytes_max
+                    .or(self.memory.uncommitted_bytes_max),
+            },
             log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
             checkpoints: CheckpointConfig {
                 interval: set.interval.or(self.checkpoints.interval.map(Interval::Every)),
@@ -420,6 +449,7 @@ impl NodeBuilder {
             interval: merged.checkpoints.copy_interval.unwrap_or(standard.copy_interval),
             keep: merged.checkpoints.copy_keep.unwrap_or(standard.copy_keep),
         });
+        let memory = MemoryLimits::default();
         Ok(Limits {
             copies,
             threads: merged.threads.unwrap_or(cores.min(256)),
@@ -430,6 +460,13 @@ impl NodeBuilder {
             clock_confirm: merged
                 .clock_confirm
                 .unwrap_or(Duration::from_millis(Settings::default().clock_confirm)),
+            memory: MemoryLimits {
+                bytes_max: merged.memory.bytes_max.unwrap_or(memory.bytes_max),
+                uncommitted_bytes_max: merged
+                    .memory
+                    .uncommitted_bytes_max
+                    .unwrap_or(memory.uncommitted_bytes_max),
+            },
             segment_bytes: merged.log.segment_bytes.unwrap_or(64 << 20),
             checkpoints: CheckpointOptions {
                 interval: merged.checkpoints.interval.and_then(Interval::time),

@@ -37,13 +37,25 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// What it counts for in the accounting of memory while it waits, in bytes.
-    pub(crate) fn request_bytes(&self) -> i64 {
-        match self {
-            Self::Request { request, .. } => (request.payload.len() + size_of::<Self>()) as i64,
-            Self::Query { query, .. } => (query.payload.len() + size_of::<Self>()) as i64,
-            _ => 0,
-        }
+    /// What a call counts for in the accounting of memory until it is answered, in bytes; 0 for what nobody waits for.
+    pub(crate) fn request_bytes(&self) -> usize {
+        let held = match self {
+            Self::Request { request, .. } => request.payload.len() + request.process.len(),
+            Self::Query { query, .. } => query.payload.len() + query.process.len(),
+            Self::Delete { process, records, .. } => {
+                let keys: usize = records.iter().map(|record| record.as_bytes().len()).sum();
+                process.len() + keys + records.len() * size_of::<RecordKey>()
+            }
+            Self::DeadLetter { .. } | Self::OpenSession { reception: Some(_), .. } => 0,
+            _ => return 0,
+        };
+        // In the inbox, and then with what is asked again.
+        held + 2 * size_of::<Self>()
+    }
+
+    /// Whether it leaves the state as it is.
+    pub(crate) fn only_reads(&self) -> bool {
+        matches!(self, Self::Query { .. })
     }
 }
 

@@ -3,13 +3,40 @@
 //! Messages between processes are never refused. A message in an inbox or a shard's queue shares its payload with the
 //! outbox of its sender, which holds it until the reception is committed: so it is counted there.
 
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// Bytes that wait in a node from which on clients' requests are refused as overloaded: 1 GiB.
-const WAITING_BYTES_MAX: i64 = 1 << 30;
-/// Bytes of entries that wait for the log from which on no handler begins: 256 MiB. The log alone brings them down, so
-/// that nothing can wait for this in a circle.
-const UNCOMMITTED_BYTES_MAX: i64 = 256 << 20;
+/// What waits in a node, and how much may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
+pub struct MemoryStatus {
+    /// Bytes of entries that are not committed, and of answers that wait for such entries.
+    pub uncommitted_bytes: u64,
+    /// Bytes from which on no handler begins until the log has caught up: `memory.uncommitted_bytes_max`.
+    pub uncommitted_bytes_max: u64,
+    /// Bytes of messages in outboxes: sent, and not yet received for good.
+    pub outbox_bytes: u64,
+    /// Bytes of clients' calls that wait for their answer.
+    pub request_bytes: u64,
+    /// Bytes of all these together from which on clients' calls are refused as overloaded: `memory.bytes_max`.
+    pub bytes_max: u64,
+}
+
+/// How much may wait in a node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MemoryLimits {
+    /// Bytes that wait in a node from which on clients' requests are refused as overloaded.
+    pub(crate) bytes_max: u64,
+    /// Bytes that wait for the log from which on no handler begins. The log alone brings them down, so that nothing can
+    /// wait for this in a circle.
+    pub(crate) uncommitted_bytes_max: u64,
+}
+
+impl Default for MemoryLimits {
+    fn default() -> Self {
+        Self { bytes_max: 1 << 30, uncommitted_bytes_max: 256 << 20 }
+    }
+}
 
 /// What waits, in bytes. Any thread adds to it and takes away what it added.
 #[derive(Default)]
@@ -17,39 +44,58 @@ pub(crate) struct Memory {
     uncommitted: AtomicI64,
     outboxes: AtomicI64,
     requests: AtomicI64,
+    limits: MemoryLimits,
 }
 
 impl Memory {
-    /// Entries that are not committed, and messages in outboxes, are so many bytes more.
-    pub(crate) fn change(&self, uncommitted: i64, outboxes: i64) {
-        if uncommitted != 0 {
-            self.uncommitted.fetch_add(uncommitted, Ordering::Relaxed);
-        }
-        if outboxes != 0 {
-            self.outboxes.fetch_add(outboxes, Ordering::Relaxed);
+    pub(crate) fn new(limits: MemoryLimits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// What waits for the log, messages in outboxes, and clients' calls are so many bytes more.
+    pub(crate) fn change(&self, more: [i64; 3]) {
+        for (part, more) in self.parts().into_iter().zip(more) {
+            if more != 0 {
+                part.fetch_add(more, Ordering::Relaxed);
+            }
         }
     }
 
-    /// Clients' requests in inboxes are so many bytes more.
-    pub(crate) fn change_requests(&self, bytes: i64) {
-        self.requests.fetch_add(bytes, Ordering::Relaxed);
+    fn parts(&self) -> [&AtomicI64; 3] {
+        [&self.uncommitted, &self.outboxes, &self.requests]
     }
 
-    /// Whether clients are to come back later.
+    /// Whether another call may wait for its answer. It holds memory meanwhile, so that it is refused at once if
+    /// there is none; one that only reads does not suffer from messages that wait. Room for one is room for any: a
+    /// call that alone is over the limit must not be refused for ever.
+    pub(crate) fn takes(&self, only_reads: bool) -> bool {
+        let [uncommitted, outboxes, requests] = self.waiting();
+        let outboxes = if only_reads { 0 } else { outboxes };
+        uncommitted + outboxes + requests < self.limits.bytes_max
+    }
+
+    /// Whether clients' requests are not to be handled yet. Their own bytes do not count: requests that wait would wait
+    /// for each other.
     pub(crate) fn is_over(&self) -> bool {
-        self.is_pressed() || self.waiting().iter().sum::<u64>() >= WAITING_BYTES_MAX as u64
+        let [uncommitted, outboxes, _] = self.waiting();
+        self.is_pressed() || uncommitted + outboxes >= self.limits.bytes_max
     }
 
     /// Whether the log is so far behind that no handler may begin.
     pub(crate) fn is_pressed(&self) -> bool {
-        self.uncommitted.load(Ordering::Relaxed) >= UNCOMMITTED_BYTES_MAX
+        self.waiting()[0] >= self.limits.uncommitted_bytes_max
     }
 
-    /// Bytes of entries that are not committed, of messages in outboxes, and of requests in inboxes.
+    /// Bytes that wait for the log, of messages in outboxes, and of clients' calls.
     pub(crate) fn waiting(&self) -> [u64; 3] {
         // Threads publish in their own time: a sum may be below zero for a moment.
-        [&self.uncommitted, &self.outboxes, &self.requests]
-            .map(|bytes| u64::try_from(bytes.load(Ordering::Relaxed)).unwrap_or(0))
+        self.parts().map(|bytes| u64::try_from(bytes.load(Ordering::Relaxed)).unwrap_or(0))
+    }
+
+    pub(crate) fn status(&self) -> MemoryStatus {
+        let [uncommitted_bytes, outbox_bytes, request_bytes] = self.waiting();
+        let MemoryLimits { bytes_max, uncommitted_bytes_max } = self.limits;
+        MemoryStatus { uncommitted_bytes, uncommitted_bytes_max, outbox_bytes, request_bytes, bytes_max }
     }
 }
 
@@ -59,16 +105,29 @@ mod tests {
 
     #[test]
     fn all_that_waits_counts_together_and_the_log_alone_holds_handlers() {
-        let memory = Memory::default();
-        memory.change(1, WAITING_BYTES_MAX - 10);
-        assert!(!memory.is_over() && !memory.is_pressed());
-        memory.change_requests(9);
+        let limits = MemoryLimits { bytes_max: 1000, uncommitted_bytes_max: 400 };
+        let memory = Memory::new(limits);
+        memory.change([100, 890, 9]);
+        assert!(memory.takes(false) && !memory.is_over() && !memory.is_pressed());
+        memory.change([0, 0, 1]);
+        assert!(!memory.takes(false) && !memory.is_over() && !memory.is_pressed());
+        assert!(memory.takes(true), "what only reads does not wait for messages");
+        memory.change([0, 10, -10]);
         assert!(memory.is_over() && !memory.is_pressed());
-        memory.change_requests(-9);
-        memory.change(UNCOMMITTED_BYTES_MAX, 10 - WAITING_BYTES_MAX);
-        assert!(memory.is_over() && memory.is_pressed());
-        memory.change(-1 - UNCOMMITTED_BYTES_MAX, 0);
-        assert!(!memory.is_over());
+        memory.change([300, -900, 599]);
+        assert!(memory.is_over() && memory.is_pressed() && memory.takes(true));
+        memory.change([0, 0, 1]);
+        assert!(!memory.takes(true));
+        memory.change([-400, 0, -600]);
         assert_eq!(memory.waiting(), [0, 0, 0]);
+    }
+
+    #[test]
+    fn what_waits_alone_may_be_over_the_limit() {
+        let memory = Memory::new(MemoryLimits { bytes_max: 10, uncommitted_bytes_max: 10 });
+        assert!(memory.takes(false));
+        memory.change([0, 0, 5000]);
+        assert!(!memory.takes(false) && !memory.takes(true));
+        assert!(!memory.is_over(), "it is handled, whatever its size");
     }
 }

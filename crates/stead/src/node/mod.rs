@@ -37,7 +37,8 @@ use builder::Wall;
 use checks::Checks;
 use inbox::{Command, Inbox};
 use log::{LogQueue, PreparerSignal};
-use memory::Memory;
+pub use memory::MemoryStatus;
+use memory::{Memory, MemoryLimits};
 use open::{Group, Member};
 use snapshots::{Event, SnapshotQueue, Wanted};
 use stable::Copies;
@@ -48,7 +49,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use stead_core::ids::{Colour, Epoch, NodeId, ShardId, Time};
-use stead_core::shard::Input;
+use stead_core::shard::{Input, Refusal, Shard};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
@@ -167,6 +168,7 @@ impl Shared {
         epoch: Epoch,
         clock: Clock,
         copies: Copies,
+        memory: MemoryLimits,
     ) -> (Self, mpsc::Receiver<Event>) {
         let (snapshots, events) = SnapshotQueue::new();
         let services = topology.services().len();
@@ -186,7 +188,7 @@ impl Shared {
             checks: Checks::default(),
             watchdog: Watchdog::new(),
             counters: Counters::new(services),
-            memory: Arc::default(),
+            memory: Arc::new(Memory::new(memory)),
             workers_running: AtomicUsize::new(workers),
             spins_idle: 100,
             spins_waiting: 1000,
@@ -236,7 +238,11 @@ impl Shared {
         }
         let bytes = command.request_bytes();
         if bytes > 0 {
-            self.memory.change_requests(bytes);
+            if !self.memory.takes(command.only_reads()) {
+                let retry_after_ms = Shard::RETRY_AFTER_MS;
+                return Err(RawError::Refused(Refusal::Overloaded { retry_after_ms }));
+            }
+            self.memory.change([0, 0, bytes as i64]);
         }
         self.inboxes[self.worker_of(shard)].push(command);
         Ok(())
@@ -382,6 +388,7 @@ impl Node {
             clock: ClockStatus::of(&shards),
             shards,
             log: shared.log.status(),
+            memory: shared.memory.status(),
             checkpoint: some(shared.snapshots.newest.load(Ordering::Relaxed)),
             checkpoint_running: some(shared.snapshots.running.load(Ordering::Relaxed)),
             checkpoint_check: shared.checks.last(),

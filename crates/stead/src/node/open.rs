@@ -117,8 +117,15 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     warn_of_clock(logged, clock.wall(), limits.clock_confirm);
     let owner = Owner { cluster: data_dir.meta().cluster, incarnation: topology.incarnation };
     let copies = Copies::new(owner, limits.checkpoints.bytes_per_second, limits.copies.as_ref());
-    let (shared, events) =
-        Shared::new(builder.registry, Arc::clone(&topology), limits.threads, epoch, clock, copies);
+    let (shared, events) = Shared::new(
+        builder.registry,
+        Arc::clone(&topology),
+        limits.threads,
+        epoch,
+        clock,
+        copies,
+        limits.memory,
+    );
     let shared = Arc::new(shared);
     shared.snapshots.newest.store(
         manifest.as_ref().map_or(0, |manifest| manifest.number.0),

@@ -84,6 +84,7 @@ mod tests {
     use super::super::Clock;
     use super::*;
     use crate::node::log::Submission;
+    use crate::node::memory::MemoryLimits;
     use crate::node::stable::Copies;
     use crate::registry::Registry;
     use std::sync::Arc;
@@ -99,7 +100,8 @@ mod tests {
         let owner = Owner { cluster: 1, incarnation: topology.incarnation };
         let copies = Copies::new(owner, 0, None);
         let clock = Clock::new(Box::new(|| Time(0)));
-        Shared::new(Registry::new(), Arc::new(topology), 1, Epoch(1), clock, copies).0
+        Shared::new(Registry::new(), Arc::new(topology), 1, Epoch(1), clock, copies, MemoryLimits::default())
+            .0
     }
 
     #[test]

@@ -197,6 +197,7 @@ pub struct CheckpointReport {
 
 /// A service's check that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct FailedCheck {
     /// The service.
     pub service: String,

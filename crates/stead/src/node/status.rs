@@ -1,6 +1,7 @@
 //! How a node stands, for people and for metrics.
 
 use super::checks::CheckStatus;
+use super::memory::MemoryStatus;
 use super::stable::CopyStatus;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +11,14 @@ use stead_core::record::TaskRecord;
 
 /// How a node stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct Status {
     /// The node's epoch: how often its data directory was started.
     pub epoch: u64,
     /// The cluster's life since its last restore.
     pub incarnation: u64,
     /// How long the node has run.
+    #[cfg_attr(feature = "http", schema(value_type = Object))]
     pub uptime: Duration,
     /// The disk has no room: writes are refused, reads go on.
     pub full: bool,
@@ -30,6 +33,9 @@ pub struct Status {
     pub clock: ClockStatus,
     /// The log.
     pub log: LogStatus,
+    /// What waits in memory in all shards together, and how much may.
+    #[serde(default)]
+    pub memory: MemoryStatus,
     /// The newest checkpoint, if there is one.
     pub checkpoint: Option<u64>,
     /// The checkpoint that is being taken.
@@ -44,6 +50,7 @@ pub struct Status {
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
@@ -57,6 +64,7 @@ pub struct ServiceStatus {
 
 /// A shard.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct ShardStatus {
     /// Its number.
     pub shard: u32,
@@ -119,6 +127,7 @@ pub struct ShardStatus {
 
 /// The wall clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct ClockStatus {
     /// By how many microseconds it is ahead of the shard whose time differs most; negative if it is behind.
     pub ahead_micros: i64,
@@ -163,6 +172,7 @@ pub struct TaskStatus {
 
 /// The log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogStatus {
     /// Bytes of its files.
     pub bytes: u64,
@@ -227,13 +237,13 @@ pub struct Metrics {
     /// over `checkpoints.check_bytes_max`, or newer ones came before their turn.
     #[serde(default)]
     pub checkpoints_unchecked: u64,
-    /// Bytes of entries that are not committed yet, now.
+    /// Bytes of entries that are not committed yet, and of answers that wait for them, now.
     #[serde(default)]
     pub uncommitted_bytes: u64,
     /// Bytes of messages in outboxes, now: sent, and not yet received for good.
     #[serde(default)]
     pub outbox_bytes: u64,
-    /// Bytes of clients' requests in the workers' inboxes, now.
+    /// Bytes of clients' calls that wait for their answer, now.
     #[serde(default)]
     pub request_bytes: u64,
     /// Checkpoints copied to other stores.

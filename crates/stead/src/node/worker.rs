@@ -28,6 +28,8 @@ use stead_store::wal::Batch;
 /// A submission over this many bytes goes to the log before the turn is over, so that the log never waits for work while
 /// there is some.
 const BATCH_BYTES: usize = 128 << 10;
+/// A change of what waits, in bytes, that the account of the node's memory is told of at once.
+const WAITING_BYTES: i64 = 4096;
 /// Bytes that the log adds to each entry.
 const RECORD_OVERHEAD: usize = 24;
 /// How long each part of a turn goes on before the next one comes: what was stored, commands, calls that are tried again,
@@ -86,8 +88,8 @@ pub(crate) struct Worker {
     calls: Calls,
     retries: Vec<(Time, u64, ShardId, Input)>,
     sweep_at: Instant,
-    /// What the account of the node's memory has not been told: bytes not committed, and in outboxes.
-    waiting: (i64, i64),
+    /// What the account of the node's memory has not been told: bytes that wait for the log, in outboxes, and of calls.
+    waiting: [i64; 3],
     /// The longest turn so far.
     longest_hold: Duration,
     draining: VecDeque<Draining>,
@@ -108,7 +110,7 @@ struct Slot {
     deadline: Option<Time>,
     /// The shard was given an input since.
     is_moved: bool,
-    /// Its bytes that are not committed, and in outboxes, as the node's account has them.
+    /// Its bytes that wait for the log, and in outboxes, as the node's account has them.
     published: (i64, i64),
 }
 
@@ -182,7 +184,7 @@ impl Worker {
             calls: Calls::default(),
             retries: Vec::new(),
             sweep_at: Instant::now(),
-            waiting: (0, 0),
+            waiting: [0; 3],
             longest_hold: Duration::ZERO,
             draining: VecDeque::new(),
             stopping: false,
@@ -233,8 +235,8 @@ impl Worker {
             busy |= self.run_local(now);
         }
         busy |= self.drain_snapshots();
-        self.hand_on();
         let sweep_in = self.sweep(now);
+        self.hand_on();
         let hold = begun.elapsed();
         if hold > self.longest_hold {
             self.longest_hold = hold;
@@ -289,11 +291,11 @@ impl Worker {
         let any = !self.commands.is_empty();
         let until = self.begin_slice();
         while let Some(command) = self.commands.pop_front() {
-            let bytes = command.request_bytes();
+            self.calls.obeyed_bytes = command.request_bytes();
             self.obey(now, command);
-            if bytes > 0 {
-                self.shared.memory.change_requests(-bytes);
-            }
+            // It waits no more, unless a call has taken these over.
+            let bytes = std::mem::take(&mut self.calls.obeyed_bytes);
+            self.note_waiting([0, 0, -(bytes as i64)]);
             if Instant::now() >= until {
                 break;
             }
@@ -419,20 +421,31 @@ impl Worker {
     }
 
     fn give(&mut self, now: Time, slot: u32, input: Input) {
-        let Self { shards, runner, effects, moved, wall, waiting, .. } = self;
+        let Self { shards, runner, effects, moved, wall, .. } = self;
         let Slot { shard, is_moved, published, .. } = &mut shards[slot as usize];
-        if matches!(input, Input::Request(_) | Input::OpenSession { .. }) {
+        if input.is_admitted() {
             shard.set_crowded(self.shared.memory.is_over());
         }
         shard.handle(Now { steady: now, wall: *wall }, input, runner as &mut dyn Handler, effects);
-        let bytes = (shard.uncommitted_bytes() as i64, shard.state().outbox_bytes() as i64);
-        waiting.0 += bytes.0 - published.0;
-        waiting.1 += bytes.1 - published.1;
-        *published = bytes;
+        let uncommitted = shard.uncommitted_bytes() + shard.answer_bytes();
+        let bytes = (uncommitted as i64, shard.state().outbox_bytes() as i64);
+        let before = std::mem::replace(published, bytes);
         if !std::mem::replace(is_moved, true) {
             moved.push(slot);
         }
+        // Before it is performed: a client that gets its answer finds the room that it gave back.
+        self.note_waiting([bytes.0 - before.0, bytes.1 - before.1, 0]);
         self.perform(now, slot);
+    }
+
+    /// Notes what more waits, and lets the node's account know if that is much.
+    fn note_waiting(&mut self, more: [i64; 3]) {
+        for (waiting, more) in self.waiting.iter_mut().zip(more) {
+            *waiting += more;
+        }
+        if self.waiting.iter().any(|bytes| bytes.abs() >= WAITING_BYTES) {
+            self.shared.memory.change(std::mem::take(&mut self.waiting));
+        }
     }
 
     fn perform(&mut self, now: Time, slot: u32) {
@@ -592,8 +605,7 @@ impl Worker {
 
     fn hand_on(&mut self) {
         self.submit();
-        let (uncommitted, outboxes) = std::mem::take(&mut self.waiting);
-        self.shared.memory.change(uncommitted, outboxes);
+        self.shared.memory.change(std::mem::take(&mut self.waiting));
         for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
             if !inputs.is_empty() {
                 self.shared.inboxes[worker].push_inputs(inputs);
@@ -646,6 +658,7 @@ impl Worker {
         self.turn[service].answers += 1;
         self.turn[service].refusals += u64::from(answer.result.is_err());
         if let Some(call) = self.calls.close(answer.token) {
+            self.note_waiting([0, 0, -(call.bytes as i64)]);
             // Its caller may have given up.
             let _ = call.reception.sender.send(Ok(answer));
         }
@@ -683,6 +696,7 @@ impl Worker {
         self.sweep_at = Instant::now();
         for call in self.calls.close_overdue(now) {
             // What waits to be asked again was not applied.
+            self.note_waiting([0, 0, -(call.bytes as i64)]);
             let timed_out = RawError::TimedOut { after: call.reception.timeout };
             let _ = call.reception.sender.send(call.refused.ok_or(timed_out));
         }
@@ -742,10 +756,14 @@ fn ahead(wall: Time, steady: Time) -> i64 {
 struct Calls {
     slots: Vec<(u32, Option<Call>)>,
     free: Vec<u32>,
+    /// What the command that is obeyed counts for in the account of memory; the call that it opens takes it over.
+    obeyed_bytes: usize,
 }
 
 struct Call {
     reception: Reception,
+    /// What it counts for in the account of memory.
+    bytes: usize,
     /// To ask again, if its shard cannot take it yet.
     again: Option<(ShardId, Input)>,
     /// The refusal after which it waits to be asked again.
@@ -773,7 +791,8 @@ impl Calls {
     fn open(&mut self, reception: Reception, again: Option<(ShardId, Input)>) -> u64 {
         let token = self.next_token();
         let at = self.free.pop().expect("the next token is that of a free slot");
-        self.slots[at as usize].1 = Some(Call { reception, again, refused: None });
+        let bytes = std::mem::take(&mut self.obeyed_bytes);
+        self.slots[at as usize].1 = Some(Call { reception, bytes, again, refused: None });
         token
     }
 

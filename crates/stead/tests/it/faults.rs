@@ -2,24 +2,34 @@
 
 use crate::services::{Account, Ask, Look, builder, key};
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use stead::{CallError, Node, OpenError, RawError, Refusal, ServiceOptions};
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::real_disk::RealDisk;
 
 /// A disk on which room and syncs can be taken away.
-struct FaultyDisk {
+pub(crate) struct FaultyDisk {
     disk: RealDisk,
     faults: Arc<Faults>,
 }
 
+impl FaultyDisk {
+    pub(crate) fn open(dir: &Path, faults: &Arc<Faults>) -> Arc<Self> {
+        Arc::new(Self { disk: RealDisk::open(dir).unwrap(), faults: Arc::clone(faults) })
+    }
+}
+
 #[derive(Default)]
-struct Faults {
+pub(crate) struct Faults {
     full: AtomicBool,
     sync_fails: AtomicBool,
     checkpoint_sync_fails: AtomicBool,
     syncs: AtomicU64,
+    /// Syncs of files do not end.
+    hangs: Mutex<bool>,
+    news: Condvar,
 }
 
 struct FaultyFile {
@@ -28,6 +38,12 @@ struct FaultyFile {
 }
 
 impl Faults {
+    /// Lets syncs of files hang from now on, or lets those that hang go on.
+    pub(crate) fn hang(&self, hangs: bool) {
+        *self.hangs.lock().unwrap() = hangs;
+        self.news.notify_all();
+    }
+
     fn grow(&self) -> io::Result<()> {
         // A full quota is as good as a full disk, which the tests over the simulated disk have.
         if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::QuotaExceeded.into()) } else { Ok(()) }
@@ -101,6 +117,7 @@ impl DiskFile for FaultyFile {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.faults.sync()?;
+        drop(self.faults.news.wait_while(self.faults.hangs.lock().unwrap(), |hangs| *hangs).unwrap());
         self.file.sync_data()
     }
 }
@@ -109,8 +126,8 @@ impl DiskFile for FaultyFile {
 fn a_full_disk_refuses_writes_answers_reads_and_goes_on_when_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());
-    let disk = FaultyDisk { disk: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
-    let node = builder(dir.path()).segment_bytes(64 << 10).disk(Arc::new(disk)).open().unwrap();
+    let disk = FaultyDisk::open(dir.path(), &faults);
+    let node = builder(dir.path()).segment_bytes(64 << 10).disk(disk).open().unwrap();
     let client = node.blocking_client();
     faults.full.store(true, Ordering::SeqCst);
     let mut balance = 0;
@@ -146,8 +163,8 @@ fn a_full_disk_refuses_writes_answers_reads_and_goes_on_when_there_is_room() {
 fn a_failed_sync_ends_the_node_and_nothing_unsynced_is_answered() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());
-    let disk = FaultyDisk { disk: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
-    let node = builder(dir.path()).disk(Arc::new(disk)).open().unwrap();
+    let disk = FaultyDisk::open(dir.path(), &faults);
+    let node = builder(dir.path()).disk(disk).open().unwrap();
     let client = node.blocking_client();
     assert_eq!(client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap(), 1);
     faults.sync_fails.store(true, Ordering::SeqCst);
@@ -168,8 +185,8 @@ fn a_failed_sync_ends_the_node_and_nothing_unsynced_is_answered() {
 fn a_checkpoint_whose_sync_fails_ends_the_node() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());
-    let disk = FaultyDisk { disk: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
-    let node = builder(dir.path()).disk(Arc::new(disk)).open().unwrap();
+    let disk = FaultyDisk::open(dir.path(), &faults);
+    let node = builder(dir.path()).disk(disk).open().unwrap();
     node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(1)).unwrap();
     node.checkpoint_blocking().unwrap();
     faults.checkpoint_sync_fails.store(true, Ordering::SeqCst);
@@ -219,8 +236,8 @@ fn what_does_not_fit_is_refused_before_anything_is_written() {
 fn a_client_without_a_session_is_told_that_the_disk_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());
-    let disk = FaultyDisk { disk: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
-    let node = builder(dir.path()).segment_bytes(64 << 10).disk(Arc::new(disk)).open().unwrap();
+    let disk = FaultyDisk::open(dir.path(), &faults);
+    let node = builder(dir.path()).segment_bytes(64 << 10).disk(disk).open().unwrap();
     faults.full.store(true, Ordering::SeqCst);
     let error =
         (0..10_000).find_map(|_| node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(1)).err());

@@ -18,6 +18,7 @@ mod faults_requests;
 mod faults_stop;
 mod faults_threads;
 mod limits;
+mod memory;
 mod services;
 #[cfg(feature = "http")]
 mod serving;

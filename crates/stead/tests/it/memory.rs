@@ -1,0 +1,305 @@
+//! What waits in a node is bounded in bytes, however few calls bring it about.
+
+use crate::faults::{Faults, FaultyDisk};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+use stead::{
+    CallError, CheckpointOptions, Context, MemoryStatus, Never, Node, NodeBuilder, Process, QueryContext,
+    RawError, Refusal, ServiceOptions,
+};
+
+const MIB: usize = 1 << 20;
+/// How long to wait for what must come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Holds text, all of which each message writes again.
+#[derive(Default, Serialize, Deserialize)]
+struct Board {
+    text: String,
+    messages: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Ask {
+    /// Send so many messages to so many boards; each writes so many bytes.
+    Spread {
+        messages: u32,
+        boards: u32,
+        bytes: usize,
+    },
+    /// Send a board this text.
+    Send {
+        to: u32,
+        text: String,
+    },
+    Text(String),
+    Rewrite(usize),
+    /// Wait until [`GATE`] is open.
+    Wait,
+}
+
+/// Where handlers wait, and whether it is open.
+static GATE: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+impl Process for Board {
+    const SERVICE: &'static str = "board";
+    type Key = u32;
+    type Request = Ask;
+    type Reply = ();
+    type Error = Never;
+    type Query = ();
+    type Answer = (u32, String);
+
+    fn handle(&mut self, ctx: &mut Context<'_, Self>, ask: Ask) -> Result<(), Never> {
+        match ask {
+            Ask::Spread { messages, boards, bytes } => {
+                for number in 0..messages {
+                    ctx.send::<Self>(&(1 + number % boards), Ask::Rewrite(bytes));
+                }
+                return Ok(());
+            }
+            Ask::Send { to, text } => {
+                ctx.send::<Self>(&to, Ask::Text(text));
+                return Ok(());
+            }
+            Ask::Text(text) => self.text = text,
+            Ask::Rewrite(bytes) => {
+                if self.text.len() != bytes {
+                    self.text = "x".repeat(bytes);
+                }
+                let at = self.messages as usize % bytes;
+                self.text.replace_range(at..=at, "y");
+            }
+            Ask::Wait => {
+                let open = GATE.0.lock().unwrap();
+                drop(GATE.1.wait_timeout_while(open, PATIENCE, |open| !*open).unwrap());
+            }
+        }
+        self.messages += 1;
+        Ok(())
+    }
+
+    fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<(u32, String), Never> {
+        Ok((self.messages, self.text.clone()))
+    }
+}
+
+fn builder(dir: &Path, faults: &Arc<Faults>) -> NodeBuilder {
+    Node::builder(dir)
+        .service::<Board>(ServiceOptions::default().shards(8))
+        .threads(2)
+        .checkpoints(CheckpointOptions { interval: None, ..Default::default() })
+        .disk(FaultyDisk::open(dir, faults))
+}
+
+/// A node on which almost nothing may wait.
+fn narrow(dir: &Path, faults: &Arc<Faults>) -> Node {
+    builder(dir, faults).memory_bytes_max(MIB as u64).uncommitted_bytes_max(MIB as u64).open().unwrap()
+}
+
+/// Another key whose process is on another shard, or on the same one.
+fn key(node: &Node, of: u32, is_beside: bool) -> u32 {
+    let topology = node.topology();
+    let service = topology.service_id("board").unwrap();
+    let shard = |key: u32| topology.shard_of(service, &key.to_string());
+    (of + 1..).find(|key| (shard(*key) == shard(of)) == is_beside).unwrap()
+}
+
+/// Begins a call and does not wait for it.
+fn begin(node: &Node, key: u32, ask: Ask) -> std::thread::JoinHandle<Result<(), CallError<Never>>> {
+    let client = node.blocking_client().with_timeout(PATIENCE);
+    std::thread::spawn(move || client.call::<Board>(&key, ask))
+}
+
+fn await_memory(node: &Node, until: impl Fn(&MemoryStatus) -> bool) -> MemoryStatus {
+    loop {
+        let memory = node.status().memory;
+        if until(&memory) {
+            return memory;
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn is_overloaded<T: std::fmt::Debug>(result: &Result<T, CallError<Never>>) -> bool {
+    matches!(result, Err(CallError::Raw(RawError::Refused(Refusal::Overloaded { .. }))))
+}
+
+fn await_nothing(node: &Node) {
+    await_memory(node, |m| m.uncommitted_bytes + m.outbox_bytes + m.request_bytes == 0);
+}
+
+#[test]
+fn what_the_log_is_behind_with_stops_clients_and_a_call_over_the_limit_is_taken_and_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::default();
+    let node = narrow(dir.path(), &faults);
+    let client = node.blocking_client();
+    for _ in 0..3 {
+        // One that alone is over the limit is taken each time: those before it leave nothing behind.
+        client.call::<Board>(&1, Ask::Text("x".repeat(2 * MIB))).unwrap();
+    }
+    faults.hang(true);
+    let taken = begin(&node, 1, Ask::Text("y".repeat(2 * MIB)));
+    let waiting = await_memory(&node, |memory| memory.uncommitted_bytes > 2 * MIB as u64);
+    assert_eq!((waiting.bytes_max, waiting.uncommitted_bytes_max), (MIB as u64, MIB as u64));
+    assert!(waiting.request_bytes > 2 * MIB as u64, "the call waits: {waiting:?}");
+    let metrics = node.metrics();
+    assert_eq!(metrics.request_bytes, waiting.request_bytes);
+    assert!(is_overloaded(&client.call::<Board>(&2, Ask::Rewrite(1))));
+    assert!(is_overloaded(&client.query::<Board>(&2, ())));
+    let refused = |result: Result<(), RawError>| {
+        assert!(matches!(result, Err(RawError::Refused(Refusal::Overloaded { .. }))), "{result:?}");
+    };
+    refused(client.drop_dead_letter(0, 1));
+    refused(client.retry_dead_letter(0, 1).map(drop));
+    refused(node.delete_process("board", "2").map(drop));
+    faults.hang(false);
+    taken.join().unwrap().unwrap();
+    client.call::<Board>(&2, Ask::Rewrite(1)).unwrap();
+    assert_eq!(client.query::<Board>(&1, ()).unwrap().0, 4);
+    await_nothing(&node);
+}
+
+#[test]
+fn messages_over_the_limits_all_arrive_though_each_entry_is_larger_than_what_may_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::default();
+    let node = narrow(dir.path(), &faults);
+    let client = node.blocking_client().with_timeout(PATIENCE);
+    client.call::<Board>(&0, Ask::Spread { messages: 24, boards: 3, bytes: 2 * MIB }).unwrap();
+    // Text that is larger than all that may wait, in an outbox too.
+    while let Err(error) = client.call::<Board>(&0, Ask::Send { to: 5, text: "z".repeat(3 * MIB) }) {
+        assert!(is_overloaded(&Err::<(), _>(error)));
+    }
+    await_nothing(&node);
+    for board in 1..=3 {
+        assert_eq!(client.query::<Board>(&board, ()).unwrap().0, 8);
+    }
+    assert_eq!(client.query::<Board>(&5, ()).unwrap().1.len(), 3 * MIB);
+}
+
+#[test]
+fn messages_that_wait_for_their_receiver_stop_clients_but_not_queries_and_all_drains() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = narrow(dir.path(), &Arc::default());
+    let client = node.blocking_client();
+    let held = key(&node, 0, false);
+    let beside = key(&node, held, true);
+    let free = (0..).find(|key| node_worker(&node, *key) != node_worker(&node, held)).unwrap();
+    let waits = begin(&node, held, Ask::Wait);
+    while client.with_timeout(Duration::from_millis(20)).query::<Board>(&beside, ()).is_ok() {}
+    client.call::<Board>(&free, Ask::Send { to: beside, text: "x".repeat(MIB) }).unwrap();
+    await_memory(&node, |memory| memory.outbox_bytes > MIB as u64);
+    assert!(is_overloaded(&client.call::<Board>(&free, Ask::Rewrite(1))));
+    assert_eq!(client.query::<Board>(&free, ()).unwrap().0, 0);
+    // Calls that wait for the shard count too, until queries are refused as well.
+    await_memory(&node, |memory| memory.request_bytes < 100_000);
+    let calls: Vec<_> = (0..4)
+        .map(|_| {
+            let client = node.blocking_client().with_timeout(PATIENCE);
+            let text = "q".repeat(MIB);
+            std::thread::spawn(move || query_raw(&client, &beside.to_string(), text.into_bytes()))
+        })
+        .collect();
+    await_memory(&node, |memory| memory.request_bytes > MIB as u64);
+    let refused = client.query::<Board>(&free, ());
+    assert!(is_overloaded(&refused), "{refused:?}");
+    *GATE.0.lock().unwrap() = true;
+    GATE.1.notify_all();
+    waits.join().unwrap().unwrap();
+    let answers = calls.into_iter().map(|call| call.join().unwrap());
+    let overloaded =
+        answers.filter(|answer| matches!(answer, Err(RawError::Refused(Refusal::Overloaded { .. })))).count();
+    assert_eq!(overloaded, 3, "one of them is taken, whatever its size, and the others are refused at once");
+    await_nothing(&node);
+    assert_eq!(client.query::<Board>(&beside, ()).unwrap().1.len(), MIB);
+    client.call::<Board>(&free, Ask::Rewrite(1)).unwrap();
+}
+
+/// Which of the two workers has a process's shard.
+fn node_worker(node: &Node, key: u32) -> u32 {
+    let topology = node.topology();
+    topology.shard_of(topology.service_id("board").unwrap(), &key.to_string()).0 % 2
+}
+
+/// A query that is not one, but is as large.
+fn query_raw(client: &stead::BlockingClient, key: &str, payload: Vec<u8>) -> Result<(), RawError> {
+    let call = stead::RawCall {
+        service: "board",
+        key,
+        payload,
+        principal: "local",
+        idempotency_key: None,
+        timeout: PATIENCE,
+    };
+    client.query_raw(call).map(drop)
+}
+
+/// How many messages a child is to send, and how much may wait for the log.
+const FLOOD: &str = "MEMORY_FLOOD";
+
+/// The largest resident size of this process so far, in MiB.
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+#[ignore = "run as a child process, whose memory is its own"]
+fn child() {
+    let Ok(flood) = std::env::var(FLOOD) else { return };
+    let (messages, limit) = flood.split_once(' ').unwrap();
+    let (messages, limit): (u32, u64) = (messages.parse().unwrap(), limit.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::default();
+    let node = builder(dir.path(), &faults).uncommitted_bytes_max(limit).open().unwrap();
+    let client = node.blocking_client().with_timeout(PATIENCE);
+    let boards = 16;
+    client.call::<Board>(&0, Ask::Spread { messages, boards, bytes: MIB / 4 }).unwrap();
+    // The log gets no further until as much waits for it as may: the worst that a slow disk can do.
+    faults.hang(true);
+    let waiting = await_memory(&node, |memory| memory.uncommitted_bytes >= limit);
+    faults.hang(false);
+    for board in 1..=boards {
+        while client.query::<Board>(&board, ()).map_or(0, |(handled, _)| handled) < messages / boards {
+            std::thread::yield_now();
+        }
+    }
+    println!("waited for the log: {} MiB; peak: {} MiB", waiting.uncommitted_bytes >> 20, peak_mib());
+    node.shutdown();
+}
+
+/// Runs the child; gives the peak of its memory in MiB.
+fn peak_of(messages: u32, limit: usize) -> u64 {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "memory::child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(FLOOD, format!("{messages} {limit}"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    println!("{said}");
+    let (_, peak) = said.split_once("; peak: ").unwrap();
+    peak.split_once(' ').unwrap().0.parse().unwrap()
+}
+
+/// The messages write 192 MiB. With all of it in memory at once, the peak was over twice as much.
+#[test]
+#[cfg(target_os = "linux")]
+fn one_call_that_makes_messages_write_much_takes_little_memory_though_the_log_is_slow() {
+    let peak = peak_of(768, 16 * MIB);
+    assert!(peak < 128, "{peak} MiB");
+}
+
+/// As above with the standard limits: 2 GiB.
+#[test]
+#[cfg(target_os = "linux")]
+#[ignore = "writes 2 GiB: minutes in a debug build"]
+fn eight_thousand_messages_of_a_quarter_of_a_mib_stay_below_600_mib() {
+    let peak = peak_of(8000, 256 * MIB);
+    assert!(peak < 600, "{peak} MiB");
+}

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// List, retry and delete dead letters: messages, requests, timers and steps that were given up
 #[derive(Debug, Args)]
@@ -144,9 +145,19 @@ fn all(order: Order, letter: &Letter, server: &ServerArgs, json: bool) -> Result
 
 fn decide(order: Order, server: &Server, shard: u64, index: u64, counts: &mut Counts) -> Result<(), Failure> {
     let path = format!("/v1/dead-letters/{shard}/{index}");
-    let answer = match order {
-        Order::Retry => server.post(&format!("{path}/retry"), "", &[]),
-        Order::Delete => server.delete(&path),
+    let until = Instant::now() + OVERLOADED_MAX;
+    let answer = loop {
+        let answer = match order {
+            Order::Retry => server.post(&format!("{path}/retry"), "", &[]),
+            Order::Delete => server.delete(&path),
+        };
+        // What was retried just now may be what the node is busy with.
+        match answer {
+            Err(failure) if failure.is("overloaded") && Instant::now() < until => {
+                std::thread::sleep(OVERLOADED_WAIT);
+            }
+            answer => break answer,
+        }
     };
     match answer {
         Ok(_) => counts.done += 1,
@@ -158,6 +169,9 @@ fn decide(order: Order, server: &Server, shard: u64, index: u64, counts: &mut Co
     Ok(())
 }
 
+/// How long one dead letter of many waits for a node that is overloaded, and how long between two attempts.
+const OVERLOADED_MAX: Duration = Duration::from_secs(60);
+const OVERLOADED_WAIT: Duration = Duration::from_millis(200);
 /// Dead letters of one request.
 const PAGE: usize = 1000;
 

@@ -52,6 +52,15 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
         output::bytes(number(&status["log"]["bytes"])),
         number(&status["log"]["segments"])
     ))?;
+    let memory = |member: &str| output::bytes(number(&status["memory"][member]));
+    output::line(&format!(
+        "waiting      {} for the log of {}, {} in outboxes, {} of calls; {} in all",
+        memory("uncommitted_bytes"),
+        memory("uncommitted_bytes_max"),
+        memory("outbox_bytes"),
+        memory("request_bytes"),
+        memory("bytes_max")
+    ))?;
     output::line(&format!("checkpoint   {checkpoint}"))?;
     let check = &status["checkpoint_check"];
     if let Some(number) = check["number"].as_u64() {

@@ -162,7 +162,12 @@ fn the_status_is_shown() {
     let shown = server.command(&["status", "--shards"]);
     let text = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.status.success() && text.contains("kv") && text.contains("colour"), "{shown:?}");
-    assert_eq!(json_of(&server.command(&["status", "--json"]))["services"][0]["name"], "kv");
+    let status = json_of(&server.command(&["status", "--json"]));
+    assert_eq!(status["services"][0]["name"], "kv");
+    assert_eq!(
+        (&status["memory"]["bytes_max"], &status["memory"]["request_bytes"]),
+        (&(1 << 30).into(), &0.into())
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! again; some handlers return errors, some panic, and some end the whole process.
 
 use crate::bug::Bug;
-use crate::workload::{Answered, Call, CallId, Workload};
+use crate::workload::{Answered, Call, CallId, ENDED, Workload};
 use fastrand::Rng;
 use minicbor::{Decode, Encode};
 use std::collections::BTreeMap;
@@ -380,7 +380,7 @@ impl Workload for Accounts {
             Fate::Panics if left == 1 => return StepOutcome::Failed("the step panicked".to_owned()),
             Fate::Kills if left == 1 => {
                 self.code.killed = true;
-                return StepOutcome::Failed("never reported: the process ended".to_owned());
+                return StepOutcome::Failed(ENDED.to_owned());
             }
             Fate::Retries if left == 1 && self.code.rng.bool() => {
                 let reason = "the carrier was closed".to_owned();
@@ -736,7 +736,7 @@ impl Handler for Code {
             Fate::Panics => return Outcome::Panicked("as the caller wished".to_owned()),
             Fate::Kills => {
                 self.killed = true;
-                return Outcome::Panicked("never reported: the process ended".to_owned());
+                return Outcome::Panicked(ENDED.to_owned());
             }
             Fate::Good | Fate::Retries => {}
         }

@@ -1,50 +1,88 @@
 //! Who may be given up for ending the process: an account of what had begun whenever the process ended, kept by the world
 //! and not by the code that it checks.
 //!
-//! A cause is charged for an end that it made itself, and for one from outside, or made by a cause that was not known yet,
-//! that met it: while it was tried alone, or its step ran. A cause is known from its third end on that it makes in a life which
-//! suspects something: by the first nothing is suspected of it, and by the second it is one of a group. What is given up must have been charged as often as it may be tried;
-//! what merely stood beside a known cause never has.
+//! A cause is charged for an end that it made itself, and for one that met it while it was tried alone, or while its step
+//! ran: one from outside, or made by what was not tried alone itself. The latter may be anything of which no end is known
+//! yet, as the message of a suspect whose entry was lost with it; what an end has met must not begin but alone. What is given
+//! up must have been charged as often as it may be tried; what merely stood beside what was tried alone never has.
 
 use crate::model::hash_call;
 use crate::violation::Violation;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{ShardId, TaskId};
+use stead_core::ids::{Index, ShardId, TaskId};
 use stead_core::record::{AttemptRecord, DeadLetter, Kind, RecordKey, TaskRecord, Waiting, decode_value};
+use stead_core::shard::Effect;
 
-/// How a dead letter's reason begins that was made of what ends the process.
+/// Start of the reason of a dead letter for what ended the process.
 const ENDED: &str = "the process ended";
-/// Ends by one cause until it has to be tried alone.
-const UNKNOWN_ENDS: u32 = 2;
 
-/// What began in this life, and the charges of all lives.
+/// The handler or step that ended the process.
+pub(crate) struct Killer {
+    shard: ShardId,
+    /// A hash of the process and the payload.
+    call: u64,
+    began: Began,
+}
+
+enum Began {
+    /// In an input that had handled these attempts before; their entries are lost with it.
+    Handler {
+        handled: Vec<RecordKey>,
+    },
+    Step {
+        attempt: RecordKey,
+    },
+}
+
+impl Killer {
+    /// A handler whose entry would have had this index, in an input with these effects.
+    pub(crate) fn handler(shard: ShardId, (at, call): (Index, u64), effects: &[Effect]) -> Self {
+        let handled = effects.iter().filter_map(|effect| match effect {
+            Effect::Append { index, bytes, .. } if *index < at => handled(&Entry::decode(bytes).ok()?),
+            _ => None,
+        });
+        Self { shard, call, began: Began::Handler { handled: handled.collect() } }
+    }
+
+    pub(crate) fn step(shard: ShardId, id: TaskId, task: &TaskRecord) -> Self {
+        let call = hash_call(&task.process, &task.state);
+        let attempt = RecordKey::attempt(&Waiting::Task { id, step: task.step });
+        Self { shard, call, began: Began::Step { attempt } }
+    }
+}
+
+/// Attempts of a life.
+type Attempts = BTreeMap<(ShardId, RecordKey), Attempt>;
+
+/// An attempt that was logged.
+#[derive(Clone, Copy)]
+struct Attempt {
+    /// 0 in a group.
+    count: u32,
+    /// Its handler was not reached, or its step goes on beside others. The entry that says so may be lost.
+    is_taken_back: bool,
+}
+
+/// Attempts and steps of this life, and the charges of all lives.
 #[derive(Default)]
 pub(crate) struct Blame {
-    /// The call that began last.
-    last: Option<u64>,
-    /// This life follows one that ended in order, so that it suspects nothing.
-    trusted: bool,
     /// Steps that run.
     steps: BTreeMap<(ShardId, TaskId, u64), u64>,
-    /// Attempts of this life that count, but for those at steps.
-    alone: BTreeSet<(ShardId, RecordKey)>,
+    attempts: Attempts,
     /// By call, how often it has ended the process, and how often an end met it while its step ran.
     ends: BTreeMap<u64, u32>,
-    /// Of these, the ends of lives that suspected something.
-    suspected_ends: BTreeMap<u64, u32>,
     met_steps: BTreeMap<u64, u32>,
+    /// By attempt that counts, how often an end met it; a step that had begun is not counted here.
     met: BTreeMap<(ShardId, RecordKey), u32>,
+    /// Messages, timers and requests that had begun at an end and have not been handled since.
+    suspects: BTreeSet<(ShardId, RecordKey)>,
 }
 
 impl Blame {
-    pub(crate) fn life_begins(&mut self, trusted: bool) {
-        self.trusted = trusted;
-    }
-
-    /// A handler begins.
-    pub(crate) fn handler_begins(&mut self, call: u64) {
-        self.last = Some(call);
+    /// `waits` returns whether an attempt has outlived the life before.
+    pub(crate) fn life_begins(&mut self, trusted: bool, waits: impl Fn(ShardId, &RecordKey) -> bool) {
+        self.suspects.retain(|(shard, key)| !trusted && waits(*shard, key));
     }
 
     /// A thread begins a step.
@@ -52,47 +90,65 @@ impl Blame {
         self.steps.insert((shard, id, task.step), hash_call(&task.process, &task.state));
     }
 
-    /// The step comes to what may end the process.
-    pub(crate) fn step_runs(&mut self, task: &TaskRecord) {
-        self.last = Some(hash_call(&task.process, &task.state));
-    }
-
-    /// The life ends, by what began last or from outside. `waits` says whether an attempt is still there, `runs` whether a
-    /// step has no entry.
+    /// The life ends, by a killer or from outside. `waits` returns whether an attempt is still there, `runs` whether a step
+    /// has no entry.
     pub(crate) fn life_ends(
         &mut self,
-        by_itself: bool,
+        killer: Option<Killer>,
         waits: impl Fn(ShardId, &RecordKey) -> bool,
         runs: impl Fn(ShardId, TaskId, u64) -> bool,
     ) {
-        let killer = self.last.take().filter(|_| by_itself);
-        let known = killer.is_some_and(|killer| {
-            *self.ends.entry(killer).or_default() += 1;
-            let suspected = self.suspected_ends.entry(killer).or_default();
-            *suspected += u32::from(!self.trusted);
-            *suspected > UNKNOWN_ENDS
-        });
-        let alone = std::mem::take(&mut self.alone);
+        let mut attempts = std::mem::take(&mut self.attempts);
+        attempts.retain(|(shard, key), _| waits(*shard, key));
         let steps = std::mem::take(&mut self.steps);
-        if known {
-            return;
+        self.suspects.retain(|(shard, key)| waits(*shard, key));
+        self.suspects.extend(attempts.keys().filter(|(_, key)| is_of_handler(key)).cloned());
+        if let Some(killer) = &killer {
+            *self.ends.entry(killer.call).or_default() += 1;
+            if was_alone(killer, &attempts) {
+                return;
+            }
         }
-        for (shard, key) in alone.into_iter().filter(|(shard, key)| waits(*shard, key)) {
-            *self.met.entry((shard, key)).or_default() += 1;
+        for &(shard, id, step) in steps.keys() {
+            attempts.remove(&(shard, RecordKey::attempt(&Waiting::Task { id, step })));
+        }
+        for (attempt, _) in attempts.into_iter().filter(|(_, attempt)| attempt.count > 0) {
+            *self.met.entry(attempt).or_default() += 1;
         }
         for ((shard, id, step), call) in steps {
-            if runs(shard, id, step) && killer != Some(call) {
+            if runs(shard, id, step) && killer.as_ref().is_none_or(|killer| killer.call != call) {
                 *self.met_steps.entry(call).or_default() += 1;
             }
         }
     }
 
-    /// An entry is appended: notes attempts that count, and holds what gives something up against the charges.
+    /// An entry is appended: notes attempts, and holds what gives something up against the charges.
     pub(crate) fn entry(&mut self, shard: ShardId, entry: &Entry, max: u32) -> Result<(), Violation> {
+        if let Some(key) = handled(entry) {
+            self.suspects.remove(&(shard, key));
+        }
+        if entry.cause == Cause::Expire {
+            self.suspects.retain(|(of, _)| *of != shard);
+        }
         for write in entry.writes.iter().filter(|write| write.key.kind() == Kind::Attempt) {
+            let attempt = (shard, write.key.clone());
             let record = write.value.as_ref().and_then(|value| decode_value::<AttemptRecord>(value).ok());
-            if entry.cause == Cause::Attempt && record.is_some_and(|record| record.count > 0) {
-                self.alone.insert((shard, write.key.clone()));
+            let Some(record) = record.filter(|_| entry.cause == Cause::Attempt) else {
+                self.suspects.remove(&attempt);
+                continue;
+            };
+            let count = record.count;
+            match self.attempts.get_mut(&attempt) {
+                Some(before) if before.count > count => before.is_taken_back = true,
+                Some(before) => *before = Attempt { count, is_taken_back: false },
+                None if count == 0 && self.suspects.contains(&attempt) => {
+                    let (index, key) = (entry.index, &write.key);
+                    let what = format!(
+                        "shard {shard}: entry {index} begins {key:?} in a group, which an end has met"
+                    );
+                    return Err(Violation::new(17, what));
+                }
+                None => drop(self.attempts.insert(attempt, Attempt { count, is_taken_back: false })),
             }
         }
         self.check(shard, entry, max)
@@ -112,11 +168,9 @@ impl Blame {
             }
             let call = hash_call(&letter.process, &letter.payload);
             let of = |counts: &BTreeMap<u64, u32>| counts.get(&call).copied().unwrap_or(0);
-            let met = match cause {
-                Waiting::Task { .. } => of(&self.met_steps),
-                _ => self.met.get(&(shard, RecordKey::attempt(cause))).copied().unwrap_or(0),
-            };
-            let charged = of(&self.ends) + met;
+            let met = self.met.get(&(shard, RecordKey::attempt(cause))).copied().unwrap_or(0);
+            let met_steps = if let Waiting::Task { .. } = cause { of(&self.met_steps) } else { 0 };
+            let charged = of(&self.ends) + met + met_steps;
             if charged < max {
                 let index = entry.index;
                 let what = format!(
@@ -126,5 +180,130 @@ impl Blame {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether the killer was tried alone. A handler that is has the only attempt of its shard that counts.
+fn was_alone(killer: &Killer, attempts: &Attempts) -> bool {
+    let is_alone = |attempt: &Attempt| attempt.count > 0 && !attempt.is_taken_back;
+    let mut alone =
+        attempts.iter().filter(|((shard, _), attempt)| *shard == killer.shard && is_alone(attempt));
+    match &killer.began {
+        Began::Handler { handled } => alone.any(|((_, key), _)| is_of_handler(key) && !handled.contains(key)),
+        Began::Step { attempt } => alone.any(|((_, key), _)| key == attempt),
+    }
+}
+
+fn is_of_handler(attempt: &RecordKey) -> bool {
+    attempt.is_attempt_at_handler() || attempt.is_attempt_at_request()
+}
+
+/// The attempt at what the entry's handler handled.
+fn handled(entry: &Entry) -> Option<RecordKey> {
+    let waiting = match entry.cause {
+        Cause::Suspected { content } => Some(Waiting::Call { content }),
+        _ => entry.cause.waiting(),
+    };
+    let request = || Some(Waiting::Request { identity: entry.cause.identity(&entry.process)? });
+    waiting.or_else(request).map(|waiting| RecordKey::attempt(&waiting))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_core::entry::Write;
+    use stead_core::ids::{Blob, Epoch, Key, Seq, Time};
+    use stead_core::record::{Retry, encode_value};
+
+    const SHARD: ShardId = ShardId(1);
+    const OTHER: ShardId = ShardId(2);
+
+    fn message(seq: u64) -> Waiting {
+        Waiting::Message { from: ShardId(0), seq: Seq(seq) }
+    }
+
+    fn entry(cause: Cause, key: RecordKey, value: Blob) -> Entry {
+        let writes = vec![Write { key, value: Some(value) }];
+        let (index, epoch, time, process) = (Index(1), Epoch(1), Time(1), Key::none());
+        Entry { index, epoch, time, cause, process, writes, sends: Vec::new(), reply: None, served: None }
+    }
+
+    fn attempt(waiting: &Waiting, count: u32) -> Entry {
+        let record = AttemptRecord { count, expires: None, alone: Some(count) };
+        entry(Cause::Attempt, RecordKey::attempt(waiting), encode_value(&record))
+    }
+
+    fn given_up(cause: Waiting) -> Entry {
+        let (process, payload) = (Key::new("a").expect("a valid key"), Blob::from(&b"innocent"[..]));
+        let letter = DeadLetter {
+            cause,
+            process,
+            payload,
+            sender: Key::none(),
+            reason: ENDED.to_owned(),
+            time: Time(1),
+            retry: Some(Retry::Never),
+        };
+        entry(Cause::DeadLetter { cause }, RecordKey::dead_letter(Index(1)), encode_value(&letter))
+    }
+
+    /// A handler of the other shard ends the process.
+    fn killer() -> Option<Killer> {
+        Some(Killer::handler(OTHER, (Index(1), 7), &[]))
+    }
+
+    #[test]
+    fn an_end_by_what_is_not_known_charges_what_is_tried_alone() {
+        let mut blame = Blame::default();
+        assert!(blame.entry(SHARD, &attempt(&message(1), 1), 1).is_ok());
+        blame.life_ends(killer(), |_, _| true, |_, _, _| true);
+        assert!(blame.entry(SHARD, &given_up(message(1)), 1).is_ok());
+    }
+
+    #[test]
+    fn an_end_by_what_is_tried_alone_charges_nothing_else() {
+        let mut blame = Blame::default();
+        assert!(blame.entry(SHARD, &attempt(&message(1), 1), 1).is_ok());
+        assert!(blame.entry(OTHER, &attempt(&message(2), 1), 1).is_ok());
+        blame.life_ends(killer(), |_, _| true, |_, _, _| true);
+        assert_eq!(blame.entry(SHARD, &given_up(message(1)), 1).map_err(|v| v.invariant), Err(17));
+    }
+
+    /// Found by seed 9005297: the entry that takes an attempt back may be lost with the life.
+    #[test]
+    fn an_attempt_that_is_taken_back_may_still_be_charged() {
+        let mut blame = Blame::default();
+        assert!(blame.entry(SHARD, &attempt(&message(1), 1), 1).is_ok());
+        assert!(blame.entry(SHARD, &attempt(&message(1), 0), 1).is_ok());
+        blame.life_ends(None, |_, _| true, |_, _, _| true);
+        assert!(blame.entry(SHARD, &given_up(message(1)), 1).is_ok());
+    }
+
+    /// Found by seed 129005872: a step may be met between its attempt and its begin.
+    #[test]
+    fn an_end_charges_a_step_that_is_about_to_begin_alone() {
+        let task = Waiting::Task { id: TaskId(3), step: 2 };
+        let mut blame = Blame::default();
+        assert!(blame.entry(SHARD, &attempt(&task, 1), 1).is_ok());
+        blame.life_ends(killer(), |_, _| true, |_, _, _| true);
+        assert!(blame.entry(SHARD, &given_up(task), 1).is_ok());
+    }
+
+    #[test]
+    fn what_an_end_has_met_begins_alone() {
+        let mut blame = Blame::default();
+        assert!(blame.entry(SHARD, &attempt(&message(1), 0), 1).is_ok());
+        blame.life_ends(killer(), |_, _| true, |_, _, _| true);
+        blame.life_begins(false, |_, _| true);
+        assert_eq!(blame.entry(SHARD, &attempt(&message(1), 0), 1).map_err(|v| v.invariant), Err(17));
+    }
+
+    #[test]
+    fn what_an_end_has_met_and_the_log_has_lost_is_not_known() {
+        let mut blame = Blame::default();
+        assert!(blame.entry(SHARD, &attempt(&message(1), 0), 1).is_ok());
+        blame.life_ends(killer(), |_, _| true, |_, _, _| true);
+        blame.life_begins(false, |_, _| false);
+        assert!(blame.entry(SHARD, &attempt(&message(1), 0), 1).is_ok());
     }
 }

@@ -8,6 +8,7 @@ use crate::violation::Violation;
 use crate::world::{Event, Outcomes, Stop, World};
 use std::sync::Arc;
 use stead_core::ids::{Colour, Index};
+use stead_core::record::RecordKey;
 use stead_core::shard::Shard;
 use stead_core::trials::Trials;
 use stead_store::checkpoint::CheckpointError;
@@ -77,7 +78,9 @@ impl World<'_> {
             Err(error) => return Err(Violation::new(0, format!("the node does not start: {error}")).into()),
         }
         self.before_recovery = None;
-        self.blame.life_begins(self.trusted);
+        let model = &self.model;
+        let waits = |shard, key: &RecordKey| model.state(shard).records().get(key.as_bytes()).is_some();
+        self.blame.life_begins(self.trusted, waits);
         if std::mem::take(&mut self.trusted)
             && let Some(node) = &mut self.node
         {

@@ -23,6 +23,9 @@ pub struct Call {
     pub query: bool,
 }
 
+/// The outcome of a handler or step that ends the process, which the process does not live to see.
+pub(crate) const ENDED: &str = "the process ended";
+
 /// A number that names a client's call in a run, through all of its retries.
 pub type CallId = u64;
 
@@ -42,7 +45,8 @@ pub trait Workload {
     /// The user code.
     fn handler(&mut self) -> &mut dyn Handler;
 
-    /// Whether the call that was just handled or the step that just ran ended the whole process; asking resets it.
+    /// Whether the call that was just handled or the step that just ran ended the whole process, with [`ENDED`] as its
+    /// outcome; asking resets it.
     fn killed(&mut self) -> bool {
         false
     }

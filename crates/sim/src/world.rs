@@ -3,7 +3,7 @@
 //! One queue of events, one generator: a seed and a profile say all that happens. Whatever leaves the node is held
 //! against the [`Model`] before it goes on.
 
-use crate::blame::Blame;
+use crate::blame::{Blame, Killer};
 use crate::bug::Bug;
 use crate::client::{Clients, Frame, call_of};
 use crate::disk::LifeDisk;
@@ -14,7 +14,7 @@ use crate::operator::{OPERATOR, Ordered};
 use crate::profile::{Overrides, Profile, one_in};
 use crate::recent::Recent;
 use crate::violation::Violation;
-use crate::workload::{CallId, Workload};
+use crate::workload::{CallId, ENDED, Workload};
 use fastrand::Rng;
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -220,6 +220,8 @@ fn without_retry(bytes: Vec<u8>) -> Vec<u8> {
 struct Watched<'a> {
     inner: &'a mut dyn Handler,
     calls: Vec<(Index, u64)>,
+    /// Place and call of what ended the process.
+    killer: Option<(Index, u64)>,
     /// Runs that the shell wants, a client's not counted.
     runs_max: usize,
     runs: usize,
@@ -230,14 +232,19 @@ struct Watched<'a> {
 
 impl Handler for Watched<'_> {
     fn handle(&mut self, call: &HandlerCall<'_>, txn: &mut Txn<'_>) -> Outcome {
-        self.calls.push((call.place.1, hash_call(call.key, call.payload)));
+        let hash = hash_call(call.key, call.payload);
+        self.calls.push((call.place.1, hash));
         if !matches!(call.caller, Caller::Client { .. }) {
             // A handler that panics is tried again at once.
             self.unwanted += usize::from(self.is_spent() && self.last != Some(call.place.1));
             self.runs += 1;
             self.last = Some(call.place.1);
         }
-        self.inner.handle(call, txn)
+        let outcome = self.inner.handle(call, txn);
+        if self.killer.is_none() && outcome == Outcome::Panicked(ENDED.to_owned()) {
+            self.killer = Some((call.place.1, hash));
+        }
+        outcome
     }
 
     fn query(&mut self, call: &HandlerCall<'_>, view: View<'_>) -> Outcome {
@@ -574,6 +581,7 @@ impl<'w> World<'w> {
         let mut watched = Watched {
             inner: self.workload.handler(),
             calls: Vec::new(),
+            killer: None,
             runs_max,
             runs: 0,
             unwanted: 0,
@@ -585,15 +593,13 @@ impl<'w> World<'w> {
             self.marks.hit(Mark::ClockDoubted);
         }
         let unwanted = watched.unwanted;
-        let calls = watched.calls;
-        if let Some((_, call)) = calls.last() {
-            self.blame.handler_begins(*call);
-        }
+        let (calls, killer) = (watched.calls, watched.killer);
         if self.workload.killed() {
+            let killer = killer.map(|killer| Killer::handler(shard, killer, &effects));
             effects.clear();
             self.effects = effects;
             self.marks.hit(Mark::HandlerKilled);
-            return self.end_by(End::Process, true);
+            return self.end_by(End::Process, killer);
         }
         it.check().map_err(Violation::from)?;
         let work_max = HOLD_MAX * self.profile.settings.work_max + CALL_WORK_MAX;
@@ -782,11 +788,10 @@ impl<'w> World<'w> {
     }
 
     fn step(&mut self, shard: ShardId, id: TaskId, run: u32, task: &TaskRecord) -> Outcomes {
-        self.blame.step_runs(task);
         let outcome = self.workload.step(id, task);
         if self.workload.killed() {
             self.marks.hit(Mark::StepKilled);
-            return self.end_by(End::Process, true);
+            return self.end_by(End::Process, Some(Killer::step(shard, id, task)));
         }
         if matches!(outcome, StepOutcome::Done(_)) {
             self.marks.hit(Mark::TaskDone);
@@ -830,15 +835,15 @@ impl<'w> World<'w> {
 
     /// The node ends; it will start again.
     pub(crate) fn end(&mut self, end: End) -> Outcomes {
-        self.end_by(end, false)
+        self.end_by(end, None)
     }
 
-    /// The node ends, by what began last or from outside.
-    fn end_by(&mut self, end: End, by_itself: bool) -> Outcomes {
+    /// The node ends, by a handler or step, or from outside.
+    fn end_by(&mut self, end: End, killer: Option<Killer>) -> Outcomes {
         self.trusted = false;
         let model = &self.model;
         self.blame.life_ends(
-            by_itself,
+            killer,
             |shard, key| model.state(shard).records().get(key.as_bytes()).is_some(),
             |shard, id, step| {
                 let task: Option<TaskRecord> = model.state(shard).record(&RecordKey::task(id));

@@ -498,15 +498,19 @@ pub struct AttemptRecord {
     #[n(1)]
     pub expires: Option<Served>,
     /// How often it has begun with no other suspect beside it; 0 if it has only begun together with others.
+    /// [`AttemptRecord::GIVEN_UP`] for a request that was given up.
     #[n(2)]
     pub alone: Option<u32>,
 }
 
 impl AttemptRecord {
-    /// The attempts that count, where a cause may have `max` of them; more stands for a request that was given up.
+    /// More attempts than any limit: of a request that was given up.
+    pub const GIVEN_UP: u32 = u32::MAX;
+
+    /// The attempts that count; `max` is the limit with which an older version gave up.
     #[must_use]
     pub fn charged(&self, max: u32) -> u32 {
-        self.alone.unwrap_or(if self.count > max { self.count } else { 0 })
+        self.alone.unwrap_or(if self.count > max { Self::GIVEN_UP } else { 0 })
     }
 }
 

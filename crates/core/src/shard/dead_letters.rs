@@ -7,7 +7,7 @@ use super::{Effect, Effects, Order, Refusal, Run, Shard};
 use crate::entry::{Cause, Reply, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, TaskId};
-use crate::record::{DeadLetter, RecordKey, Retry, StepRetry, TaskRecord, Waiting, encode_value};
+use crate::record::{AttemptRecord, DeadLetter, RecordKey, Retry, StepRetry, TaskRecord, Waiting, encode_value};
 
 /// Bytes of a dead letter's reason that are kept.
 const REASON_MAX: usize = StepRetry::REASON_MAX;
@@ -47,8 +47,8 @@ impl Shard {
         let key = RecordKey::dead_letter(self.state.position().index.next());
         let mut writes = vec![Write { key, value: Some(encode_value(&letter)) }];
         if let Waiting::Request { .. } | Waiting::Call { .. } = cause {
-            // One over the limit stands for a request that was given up: a retry of it is refused.
-            writes.push(self.attempt(&cause, self.settings.attempts_max + 1));
+            // A retry of it is refused.
+            writes.push(self.attempt(&cause, AttemptRecord::GIVEN_UP));
         }
         self.append(Cause::DeadLetter { cause }, process, Effects::of(writes), out);
     }

@@ -73,7 +73,7 @@ pub(super) struct Runs {
     last: u32,
     /// The number of the run, and whether it has begun after it asked.
     outstanding: BTreeMap<TaskId, (u32, bool)>,
-    /// Steps that failed and wait for their time. One whose task is gone meanwhile is known when its time comes.
+    /// Steps that failed and wait for their time.
     later: BTreeSet<(Time, TaskId)>,
 }
 
@@ -246,8 +246,8 @@ impl Jobs {
     }
 
     /// Nobody counts on with the failures of a task that is gone, or waits for its step.
-    pub(super) fn note_ended_tasks(&mut self, entry: &Entry) {
-        if self.failures.is_empty() && self.runs.outstanding.is_empty() {
+    pub(super) fn note_ended_tasks(&mut self, entry: &Entry, before: &State) {
+        if self.failures.is_empty() && self.runs.outstanding.is_empty() && self.runs.later.is_empty() {
             return;
         }
         for write in entry.writes.iter().filter(|write| write.value.is_none()) {
@@ -255,6 +255,9 @@ impl Jobs {
                 && let Some(ended) = write.key.number().map(TaskId)
             {
                 self.runs.outstanding.remove(&ended);
+                if let Some(retry) = before.record::<TaskRecord>(&write.key).and_then(|task| task.retry) {
+                    self.runs.later.remove(&(retry.at, ended));
+                }
                 self.failures
                     .retain(|waiting, _| !matches!(waiting, Waiting::Task { id, .. } if *id == ended));
             }
@@ -328,6 +331,7 @@ impl Shard {
                 _ => self.resume(id),
             }
         }
+        self.order_met_tasks();
     }
 
     /// Queues a step that a death of the process may have met, or of which it is known that one has.
@@ -475,8 +479,7 @@ impl Shard {
                     self.jobs.note_survived(suspect);
                 }
                 let count = self.attempts(&suspect);
-                // One over the limit stands for a request that was given up.
-                if !self.has_begun(&suspect) || count > self.settings.attempts_max {
+                if !self.has_begun(&suspect) || count == AttemptRecord::GIVEN_UP {
                     return;
                 }
                 if has_run || count == 0 {
@@ -520,7 +523,7 @@ impl Shard {
                 break;
             }
             let count = self.attempts(&waiting);
-            if count > self.settings.attempts_max && matches!(job.work, Work::Request(..)) {
+            if count == AttemptRecord::GIVEN_UP {
                 // One like it was given up meanwhile: it is refused without an attempt.
                 self.jobs.queue[at].attempt = Attempt::Fresh;
                 break;

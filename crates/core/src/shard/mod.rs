@@ -562,7 +562,7 @@ impl Shard {
         self.release.hold(&entry, self.state.shard());
         self.jobs.note_local(&entry, self.state.shard());
         self.jobs.note_timers(&entry, &self.state);
-        self.jobs.note_ended_tasks(&entry);
+        self.jobs.note_ended_tasks(&entry, &self.state);
         if let Some(id) = self.suspicion.task
             && entry.writes.iter().any(|write| write.key == RecordKey::task(id))
         {

@@ -4,7 +4,7 @@ use super::{Answer, Effect, Effects, Failure, Identity, Limited, Query, Refusal,
 use crate::entry::{Cause, Reply};
 use crate::handler::{Call, Caller, Handler, Outcome, View};
 use crate::ids::{Blob, Index, Key, SessionId};
-use crate::record::{IdempotencyRecord, RecordKey, Waiting};
+use crate::record::{AttemptRecord, IdempotencyRecord, RecordKey, Waiting};
 use crate::state::State;
 
 impl Shard {
@@ -154,7 +154,8 @@ impl Shard {
     /// Refuses what was given up.
     fn check_poison(&self, suspect: &Waiting) -> Result<(), Refusal> {
         let attempts = self.settings.attempts_max;
-        if self.attempts(suspect) > attempts { Err(Refusal::Poisoned { attempts }) } else { Ok(()) }
+        let is_given_up = self.attempts(suspect) == AttemptRecord::GIVEN_UP;
+        if is_given_up { Err(Refusal::Poisoned { attempts }) } else { Ok(()) }
     }
 
     /// The reply to a request that was handled before.

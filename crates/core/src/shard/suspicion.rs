@@ -93,8 +93,9 @@ impl Shard {
         }
         let given_up = |key: &&RecordKey| {
             let record: Option<AttemptRecord> = self.state.record(key);
-            record
-                .is_some_and(|record| record.charged(self.settings.attempts_max) > self.settings.attempts_max)
+            record.is_some_and(|record| {
+                record.charged(self.settings.attempts_max) == AttemptRecord::GIVEN_UP
+            })
         };
         let keys: Vec<_> = self.state.attempt_keys().iter().filter(|key| !given_up(key)).cloned().collect();
         for keys in keys.chunks(FORGIVE_BATCH) {
@@ -117,6 +118,17 @@ impl Shard {
         }
         self.suspicion.steps.tried = Some(self.state.position().index);
         self.end_turns(out);
+    }
+
+    /// Met tasks that were charged more than once come last: ends from outside that always come so soon after the start
+    /// that nothing gets done are not the fault of the first one.
+    pub(super) fn order_met_tasks(&mut self) {
+        let mut tasks = Vec::from(std::mem::take(&mut self.suspicion.tasks));
+        tasks.sort_by_cached_key(|id| {
+            let task = self.state.record::<TaskRecord>(&RecordKey::task(*id));
+            task.map_or(0, |task| self.attempts(&Waiting::Task { id: *id, step: task.step }).max(1))
+        });
+        self.suspicion.tasks = tasks.into();
     }
 
     pub(super) fn handle_turn(&mut self, lane: Lane) {

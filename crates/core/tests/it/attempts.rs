@@ -1,5 +1,6 @@
 //! What the simulator found in the counting of attempts, in a few lines each.
 
+use crate::numbered;
 use crate::world::World;
 use stead_core::entry::{Cause, Reply};
 use stead_core::ids::{Colour, RequestNumber, TaskId};
@@ -372,4 +373,62 @@ fn a_step_lets_a_handler_be_tried_and_is_not_charged_for_it() {
     assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { attempts: 1 }));
     world.pass(settings.suspect_for);
     assert_eq!((world.letters("a").len(), world.tasks.len()), (0, 1), "the step stood beside it only");
+}
+
+#[test]
+fn deaths_from_outside_that_meet_the_first_step_of_each_life_give_up_none() {
+    let settings = Settings { attempts_max: 3, ..Settings::default() };
+    let mut world = World::with(settings.clone());
+    world.call("a", "task 0\ntask 0\ntask 0\ntask 0").unwrap();
+    world.settle();
+    for _ in 0..2 {
+        world.crash();
+        world.settle();
+    }
+    for _ in 0..8 {
+        world.pass(settings.suspect_for);
+        assert_eq!((world.tasks.len(), world.letters("a").len()), (1, 0));
+        world.crash();
+        world.settle();
+    }
+}
+
+#[test]
+fn a_request_that_was_given_up_stays_so_whatever_the_limit_is_later() {
+    let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
+    let session = world.open("a", 9);
+    let ask = |world: &mut World| {
+        let token = world.request("a", "die", numbered(session, 1, 0));
+        world.settle();
+        world.answer(token).map(|answer| answer.result.clone())
+    };
+    while ask(&mut world) != Some(Err(Refusal::Poisoned { attempts: 1 })) {}
+    assert_eq!(world.letters("a").len(), 1);
+    world.settings.attempts_max = 9;
+    world.script.mended = true;
+    for trusted in [false, true] {
+        world.trusted = trusted;
+        world.restart();
+        world.settle();
+        assert_eq!(ask(&mut world), Some(Err(Refusal::Poisoned { attempts: 9 })));
+    }
+    assert_eq!(world.state("a"), "");
+}
+
+#[test]
+fn a_request_that_was_not_given_up_is_not_refused_for_a_lower_limit() {
+    let mut world = World::with(Settings { attempts_max: 4, ..Settings::default() });
+    let session = world.open("a", 9);
+    for _ in 0..5 {
+        world.request("a", "die", numbered(session, 1, 0));
+        world.settle();
+    }
+    assert_eq!(world.letters("a").len(), 0);
+    world.settings.attempts_max = 2;
+    world.restart();
+    world.settle();
+    let token = world.request("a", "die", numbered(session, 1, 0));
+    world.settle();
+    assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { attempts: 2 }));
+    assert_eq!(world.letters("a").len(), 1, "it is refused by giving it up");
 }

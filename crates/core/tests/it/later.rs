@@ -115,3 +115,17 @@ fn a_step_that_is_given_up_can_be_retried_and_one_that_waits_can_be_cancelled() 
     world.pass(10_000);
     assert!(world.tasks.is_empty());
 }
+
+#[test]
+fn a_step_that_waits_to_be_tried_again_is_forgotten_with_its_task() {
+    let mut world = World::new();
+    world.call("a", "task 7").unwrap();
+    let (shard, id, _) = world.tasks.pop().unwrap();
+    world.end_step(shard, id, 0, retry(60_000_000));
+    world.settle();
+    let wakes = |world: &World| world.shard("a").deadline().unwrap().0 - world.now.0 <= 60_000_000;
+    assert!(wakes(&world));
+    world.call("a", &format!("cancel {}", id.0)).unwrap();
+    world.settle();
+    assert!(!wakes(&world), "nothing is left that waits");
+}

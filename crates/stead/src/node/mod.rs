@@ -214,8 +214,9 @@ impl Shared {
 
     /// Asks for a turn, or ends one, and carries the turn that follows to its shard.
     pub(crate) fn trials(&self, change: impl FnOnce(&mut Trials) -> Option<Grant>) {
-        let grant = change(&mut self.trials.lock().unwrap_or_else(PoisonError::into_inner));
-        match grant {
+        // Until the grant is in its inbox: a yield that overtook its turn would be lost.
+        let mut trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        match change(&mut trials) {
             None => {}
             Some(Grant::Turn(shard, lane)) => {
                 self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, Input::Turn(lane))]);

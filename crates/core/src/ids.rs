@@ -90,6 +90,13 @@ number! {
     TaskId(u64)
 }
 
+impl TimerId {
+    /// The entry that set the timer, or an earlier place if a restore has numbered it anew.
+    pub(crate) const fn place(self) -> Index {
+        Index(self.0 >> 16)
+    }
+}
+
 /// Microseconds since the Unix epoch.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize,

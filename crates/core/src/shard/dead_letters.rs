@@ -7,7 +7,9 @@ use super::{Effect, Effects, Order, Refusal, Run, Shard};
 use crate::entry::{Cause, Reply, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, TaskId};
-use crate::record::{AttemptRecord, DeadLetter, RecordKey, Retry, StepRetry, TaskRecord, Waiting, encode_value};
+use crate::record::{
+    AttemptRecord, DeadLetter, RecordKey, Retry, StepRetry, TaskRecord, Waiting, encode_value,
+};
 
 /// Bytes of a dead letter's reason that are kept.
 const REASON_MAX: usize = StepRetry::REASON_MAX;

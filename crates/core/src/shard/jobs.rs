@@ -321,7 +321,7 @@ impl Shard {
             self.jobs.queued.insert(from, seq);
             self.enqueue(Work::Local(seq), true);
         }
-        self.push_due_timers(true);
+        self.push_due_timers();
         for id in self.state.tasks().iter().copied().collect::<Vec<_>>() {
             let task: Option<TaskRecord> = self.state.record(&RecordKey::task(id));
             match task.and_then(|task| task.retry) {
@@ -359,13 +359,14 @@ impl Shard {
     }
 
     /// Queues timers that are due. Over the work of one input they wait where they are.
-    pub(super) fn push_due_timers(&mut self, again: bool) {
+    pub(super) fn push_due_timers(&mut self) {
         let now = self.clock.time();
         // While all is held none of them leaves the queue, and the one that was met may be behind them.
         while (self.suspicion.held || self.jobs.timers.queued < self.settings.work_max)
             && let Some(id) = self.jobs.timers.take(&self.state, now)
         {
-            self.enqueue(Work::Timer(id), again);
+            // However late it is due: the shard's time may have begun before the death that met it.
+            self.enqueue(Work::Timer(id), id.place() < self.suspicion.began);
         }
     }
 

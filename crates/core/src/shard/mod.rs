@@ -355,7 +355,7 @@ impl Shard {
         }
         self.clock.start(now, self.state.position().index == Index(0));
         self.replica = Some(Replica::new(config, self.state.position().index.next()));
-        self.append(Cause::Start, Key::none(), Effects::default(), out);
+        self.suspicion.began = self.append(Cause::Start, Key::none(), Effects::default(), out);
     }
 
     /// The start entry is committed, and with it all before it: what waits in the system sets out again.
@@ -398,7 +398,7 @@ impl Shard {
         }
         self.let_go(out);
         self.work += self.release.tick(&self.state, self.clock.steady(), &self.settings, out);
-        self.push_due_timers(false);
+        self.push_due_timers();
         self.run_due_steps();
         self.run_jobs(handler, out);
     }

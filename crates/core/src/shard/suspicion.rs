@@ -22,6 +22,8 @@ const FORGIVE_BATCH: usize = 256;
 pub(super) struct Suspicion {
     /// The last life did not end in order, as far as is known.
     pub(super) is_on: bool,
+    /// The entry that this life began with.
+    pub(super) began: Index,
     /// Until when requests are suspected: their clients may bring again what ended the process. Met tasks wait until then,
     /// so that no suspected request begins beside them.
     pub(super) until: Time,
@@ -51,6 +53,7 @@ impl Suspicion {
     pub(super) fn new() -> Self {
         Self {
             is_on: true,
+            began: Index(0),
             until: Time(0),
             held: false,
             met: VecDeque::new(),
@@ -93,9 +96,7 @@ impl Shard {
         }
         let given_up = |key: &&RecordKey| {
             let record: Option<AttemptRecord> = self.state.record(key);
-            record.is_some_and(|record| {
-                record.charged(self.settings.attempts_max) == AttemptRecord::GIVEN_UP
-            })
+            record.is_some_and(|record| record.charged(self.settings.attempts_max) == AttemptRecord::GIVEN_UP)
         };
         let keys: Vec<_> = self.state.attempt_keys().iter().filter(|key| !given_up(key)).cloned().collect();
         for keys in keys.chunks(FORGIVE_BATCH) {

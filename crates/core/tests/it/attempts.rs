@@ -432,3 +432,21 @@ fn a_request_that_was_not_given_up_is_not_refused_for_a_lower_limit() {
     assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { attempts: 2 }));
     assert_eq!(world.letters("a").len(), 1, "it is refused by giving it up");
 }
+
+#[test]
+fn a_timer_that_ends_the_process_before_the_clock_is_believed_is_given_up() {
+    const HOUR: u64 = 3_600_000;
+    for (down, wall_ahead) in [(3 * HOUR, 0), (0, -(3 * HOUR as i64))] {
+        let mut world = World::with(Settings { attempts_max: 2, ..Settings::default() });
+        world.call("a", "timer 300000 die\ntimer 300001 add x").unwrap();
+        // After a long downtime, or with a clock that was set back, no life begins after the time of the timer.
+        world.now = world.now.plus_millis(down);
+        world.wall_ahead = wall_ahead;
+        world.restart();
+        world.settle();
+        for _ in 0..200 {
+            world.pass(10_000);
+        }
+        assert_eq!((world.deaths, world.letters("a").len(), world.state("a").as_str()), (3, 1, "x"));
+    }
+}

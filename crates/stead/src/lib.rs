@@ -87,8 +87,8 @@ pub use node::{
     CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus,
     CopyReport, CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck, LogStatus,
     MemoryStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail, ProcessInfo,
-    ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, Status,
-    TaskStatus, TimerStatus,
+    ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, SkippedCheck,
+    Status, TaskStatus, TimerStatus,
 };
 pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};

@@ -1,8 +1,10 @@
 //! What can be done with data while no node runs on it: restore or copy a checkpoint, look at checkpoints and the log.
 
 use crate::codec;
+use crate::cut::Cut;
 use crate::error::RawError;
 use crate::node::stable::copy_stored;
+use crate::node::unended::note;
 use crate::node::{CheckpointInfo, CopyReport, Node, list_checkpoints, system_time, verify_stored};
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,7 @@ use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId};
 use stead_core::record::{Kind, RecordKey, Waiting};
 use stead_core::topology::{Topology, TopologyError};
 use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::manifest::{Manifest, newest, read_manifest};
@@ -283,7 +286,15 @@ pub(crate) fn service_metas(topology: &Topology) -> Vec<ServiceMeta> {
 /// # Errors
 /// [`OfflineError`] if they cannot be read.
 pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
-    Ok(list_checkpoints(&*source_store(from)?)?)
+    let store = source_store(from)?;
+    let mut found = list_checkpoints(&*store)?;
+    for name in begun_names(&*store)? {
+        // A mark that cannot be read is as good as none.
+        if let Ok(begun) = Begun::read(&*store, &name) {
+            note(&mut found, begun.number, &begun.service);
+        }
+    }
+    Ok(found)
 }
 
 /// Recomputes a checkpoint of a data directory or a store's address from what is stored, and runs the checks of the
@@ -292,7 +303,8 @@ pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
 /// # Errors
 /// [`OfflineError`] if it is damaged. What is whole but inconsistent is in the report.
 pub fn verify(from: &str, number: u64, registry: &Registry) -> Result<Report, OfflineError> {
-    Ok(verify_stored(&*source_store(from)?, number, registry)?)
+    let mut check = |service: &str, cut: &Cut<'_>| registry.check_service(service, cut);
+    Ok(verify_stored(&*source_store(from)?, number, registry, &mut check)?)
 }
 
 /// Copies a checkpoint of a data directory that no node runs on to `file:///directory` or `s3://bucket/prefix`; what is

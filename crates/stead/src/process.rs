@@ -99,8 +99,9 @@ pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
     ///
     /// A node runs it in the background over the checkpoints of its interval, as far as it keeps up, and over those that are
     /// [asked for](crate::Node::checkpoint) or [verified](crate::Node::verify). A panic is a failure of the check. A failed
-    /// check stops nothing: the checkpoint stays, and log, status, metrics and `/readyz` report it. It is also run once over
-    /// a cut of nothing, whose result does not count.
+    /// check stops nothing: the checkpoint stays, and log, status, metrics and `/readyz` report it. One that ends the process
+    /// [`attempts_max`](crate::ServiceOptions::attempts_max) times in a row is not run any more until a checkpoint is verified. It is
+    /// also run once over a cut of nothing, whose result does not count.
     ///
     /// # Errors
     /// What does not hold.

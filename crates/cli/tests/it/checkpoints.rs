@@ -390,7 +390,7 @@ fn a_declared_check_that_fails_exits_with_its_code_and_is_named() {
     let mut processes = Processes::new();
     processes.mark_all();
     let failure = "1 coin was made from nothing".to_owned();
-    let check = CheckResult { service: "process".to_owned(), failure: Some(failure.clone()) };
+    let check = CheckResult { service: "process".to_owned(), failure: Some(failure.clone()), skipped: None };
     processes.store(dir.path(), vec![check]);
     let told = run(&["checkpoint", "verify", "1", "--data", dir.path().to_str().unwrap()]);
     assert_eq!(told.status.code(), Some(6), "{told:?}");

@@ -200,8 +200,8 @@ pub(super) async fn checkpoints(State(gateway): State<Arc<Gateway>>) -> Result<R
 
 /// Takes a checkpoint, and answers when it is complete and the services' checks have run over it.
 ///
-/// The member `check` is `hold`, `failed` or `not_checked`; `failed_checks` lists the checks that do not hold. A check that fails does not
-/// undo the checkpoint.
+/// The member `check` is `hold`, `failed` or `not_checked`; `failed_checks` lists the checks that do not hold, `skipped_checks` those that
+/// were not run. A check that fails does not undo the checkpoint.
 #[utoipa::path(
     post,
     path = "/v1/checkpoints",

@@ -166,7 +166,7 @@ impl Collector for OfNode {
             ),
             (
                 "checkpoint_check_failing",
-                "1 if a service's check failed at the last checkpoint that was checked",
+                "1 if a service's check failed at the last checkpoint that was checked, or is not run any more because it did not end",
                 u64::from(
                     status.checkpoint_check.as_ref().is_some_and(|last| last.check == CheckOutcome::Failed),
                 ),

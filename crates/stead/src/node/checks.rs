@@ -4,7 +4,10 @@
 //! Of the checkpoints of the interval the newest one is checked; those between are not when the thread can't keep up.
 
 use super::Shared;
-use super::snapshots::{CheckpointFailure, CheckpointReport, FailedCheck, QueuedPin, failed, load_states};
+use super::snapshots::{
+    CheckpointFailure, CheckpointReport, FailedCheck, QueuedPin, SkippedCheck, failed, load_states, skipped,
+};
+use super::unended::Unended;
 use crate::cut::Cut;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -38,6 +41,9 @@ pub struct CheckStatus {
     pub check: CheckOutcome,
     /// Those that do not hold.
     pub failed_checks: Vec<FailedCheck>,
+    /// Those that were not run.
+    #[serde(default)]
+    pub skipped_checks: Vec<SkippedCheck>,
 }
 
 /// A checkpoint to be checked, and who waits for that.
@@ -55,6 +61,7 @@ impl Job {
         drop(pin);
         report.check = CheckOutcome::of(results.iter().map(CheckResult::outcome));
         report.failed_checks = failed(results);
+        report.skipped_checks = skipped(results);
         for reply in replies {
             // Whoever asked may have given up.
             let _ = reply.send(Ok(report.clone()));
@@ -66,6 +73,8 @@ struct Running {
     job: Job,
     since: Instant,
     service: Option<&'static str>,
+    /// The mark of the check that runs.
+    mark: Option<String>,
     results: Vec<CheckResult>,
 }
 
@@ -88,6 +97,7 @@ struct Held {
 pub(crate) struct Checks {
     held: Mutex<Held>,
     news: Condvar,
+    pub(crate) unended: Unended,
 }
 
 impl Checks {
@@ -95,8 +105,18 @@ impl Checks {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The last checkpoint whose checks ended, if one of them failed, or a check was given up; else the last one.
     pub(crate) fn last(&self) -> Option<CheckStatus> {
-        self.held().last.clone()
+        let last = self.held().last.clone();
+        let Some(mut given_up) = self.unended.given_up() else { return last };
+        let Some(mut last) = last.filter(|last| last.check == CheckOutcome::Failed) else {
+            return Some(given_up);
+        };
+        given_up
+            .failed_checks
+            .retain(|check| last.failed_checks.iter().all(|one| one.service != check.service));
+        last.failed_checks.append(&mut given_up.failed_checks);
+        Some(last)
     }
 
     /// Begins the thread's life, before it is spawned.
@@ -158,9 +178,12 @@ impl Checks {
     /// Runs checks on this thread until the node stops.
     pub(crate) fn run(&self, shared: &Shared, store: &dyn BlobStore) {
         let _ending = Ending(self);
+        if let Err(error) = self.unended.record(shared, store) {
+            tracing::warn!("cannot store that a check did not end: {error}");
+        }
         while let Some((manifest, asked)) = self.next() {
             let begun = Instant::now();
-            let checked = self.check(shared, store, &manifest);
+            let checked = self.check(shared, store, &manifest, asked);
             let running = self.held().running.take_if(|running| running.number() == manifest.number);
             match (running, checked) {
                 (Some(running), Ok(())) => self.finish(shared, store, running),
@@ -193,7 +216,8 @@ impl Checks {
             let is_asked = asked.is_some();
             if let Some(job) = asked.or_else(|| held.newest.take_if(|_| rest.is_zero())) {
                 let manifest = job.manifest.clone();
-                held.running = Some(Running { job, since: now, service: None, results: Vec::new() });
+                held.running =
+                    Some(Running { job, since: now, service: None, mark: None, results: Vec::new() });
                 return Some((manifest, is_asked));
             }
             held = match &held.newest {
@@ -208,20 +232,36 @@ impl Checks {
         shared: &Shared,
         store: &dyn BlobStore,
         manifest: &Manifest,
+        asked: bool,
     ) -> Result<(), CheckpointError> {
-        let topology = manifest.topology()?;
+        let (number, topology) = (manifest.number, manifest.topology()?);
+        let mut open = Vec::new();
+        for name in shared.registry.checked_services().filter(|name| topology.service_id(name).is_some()) {
+            match self.unended.refusal(name, asked) {
+                None => open.push(name),
+                Some(reason) => {
+                    let service = name.to_owned();
+                    let result = CheckResult { service, failure: None, skipped: Some(reason) };
+                    self.note(number, |running| running.results.push(result));
+                }
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
         let states = load_states(store, manifest)?;
         let cut = Cut::new(&topology, &states);
-        for name in shared.registry.checked_services() {
-            if topology.service_id(name).is_none() {
-                continue;
-            }
-            if !self.note(manifest.number, |running| running.service = Some(name)) {
+        for name in open {
+            // Nothing is written for a checkpoint whose checks were given up: the node may have ended.
+            if !self.note(number, |running| running.service = Some(name)) {
                 return Ok(());
             }
+            let mark = self.unended.begin(shared, store, number, name)?;
+            self.note(number, |running| running.mark = Some(mark.clone()));
             let failure = shared.registry.check_service(name, &cut).err();
-            let result = CheckResult { service: name.to_owned(), failure };
-            self.note(manifest.number, |running| running.results.push(result));
+            self.unended.end(shared, store, mark, name);
+            let result = CheckResult { service: name.to_owned(), failure, skipped: None };
+            self.note(number, |running| running.results.push(result));
         }
         Ok(())
     }
@@ -240,6 +280,9 @@ impl Checks {
             return;
         };
         held.stuck = true;
+        if let Some(mark) = &running.mark {
+            self.unended.overdue(mark);
+        }
         let waiting: Vec<Job> = held.wanted.drain(..).collect();
         drop(held);
         for job in waiting {
@@ -249,7 +292,7 @@ impl Checks {
         match running.service {
             Some(service) => {
                 let failure = Some(format!("the check has not ended after {} ms", limit.as_millis()));
-                running.results.push(CheckResult { service: service.to_owned(), failure });
+                running.results.push(CheckResult { service: service.to_owned(), failure, skipped: None });
                 self.finish(shared, store, running);
             }
             None => {
@@ -267,15 +310,22 @@ impl Checks {
             number: number.0,
             check: CheckOutcome::of(results.iter().map(CheckResult::outcome)),
             failed_checks: failed(&results),
+            skipped_checks: skipped(&results),
         };
-        shared.counters.checkpoint_checks.add(1);
+        if status.check == CheckOutcome::NotChecked {
+            shared.counters.checkpoints_unchecked.add(1);
+        } else {
+            shared.counters.checkpoint_checks.add(1);
+        }
         if status.check == CheckOutcome::Failed {
             shared.counters.checkpoint_checks_failed.add(1);
         }
         for FailedCheck { service, reason } in &status.failed_checks {
             tracing::error!("checkpoint {number}: the check of service {service} failed: {reason}");
         }
-        self.held().last = Some(status);
+        if status.check != CheckOutcome::NotChecked {
+            self.held().last = Some(status);
+        }
         let checked = Checked {
             incarnation: job.manifest.incarnation,
             number,

@@ -13,6 +13,7 @@ mod snapshots;
 pub(crate) mod stable;
 mod status;
 mod tasks;
+pub(crate) mod unended;
 pub(crate) mod watchdog;
 mod worker;
 
@@ -22,7 +23,7 @@ pub use dead_letters::{DeadLetterCursor, DeadLetterPage};
 pub(crate) use open::CHECKPOINTS;
 pub use processes::{NoCursor, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, TimerStatus};
 pub use ready::NotReady;
-pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck};
+pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub use stable::{CopyReport, CopyStatus};
 pub use status::{
     ClockStatus, DeadLetterInfo, LogStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus,
@@ -30,6 +31,7 @@ pub use status::{
 };
 
 use crate::client::{BlockingClient, Client, block_on};
+use crate::cut::Cut;
 use crate::error::RawError;
 use crate::panics;
 use crate::registry::Registry;
@@ -60,7 +62,7 @@ use stead_store::checkpoint::manifest::{
     CheckResult, Decision, decided_numbers, read_decision, read_manifest,
 };
 use stead_store::checkpoint::store::BlobStore;
-use stead_store::checkpoint::verify::{Report, verify_checkpoint};
+use stead_store::checkpoint::verify::{Report, ServiceCheck, verify_checkpoint};
 use stead_store::data_dir::DataDir;
 use stead_store::wal::WalReader;
 use tasks::TaskQueue;
@@ -397,7 +399,8 @@ impl Node {
         }
     }
 
-    /// The last checkpoint that was checked, if a service's check failed there.
+    /// The last checkpoint that was checked, if a service's check failed there; also checks that are not run any more, for they
+    /// did not end [`ServiceOptions::attempts_max`] times in a row.
     #[must_use]
     pub fn failed_check(&self) -> Option<CheckStatus> {
         self.0.shared.checks.last().filter(|last| last.check == CheckOutcome::Failed)
@@ -470,27 +473,41 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure::Store`].
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, CheckpointFailure> {
-        Ok(list_checkpoints(&*self.0.store)?)
+        let mut found = list_checkpoints(&*self.0.store)?;
+        self.0.shared.checks.unended.note(&mut found);
+        Ok(found)
     }
 
-    /// Recomputes a checkpoint from what is stored, and runs the services' checks. Reads all of it.
+    /// Recomputes a checkpoint from what is stored, and runs the services' checks. Reads all of it. It also runs checks that
+    /// were given up because they did not end; one that ends is trusted again.
     ///
     /// # Errors
     /// [`CheckpointFailure::Store`] if it is damaged. What is whole but inconsistent is in the report.
     pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
         let shared = &self.0.shared;
         let _pin = shared.snapshots.pin(Colour(number));
-        let report = verify_stored(&*self.0.store, number, &shared.registry)?;
+        let (store, unended) = (&*self.0.store, &shared.checks.unended);
+        let mut check = |service: &str, cut: &Cut<'_>| {
+            // On a full disk it runs without a mark: a person waits for it.
+            let mark = unended.begin(shared, store, Colour(number), service);
+            let found = shared.registry.check_service(service, cut);
+            if let Ok(mark) = mark {
+                unended.end(shared, store, mark, service);
+            }
+            found
+        };
+        let report = verify_stored(store, number, &shared.registry, &mut check)?;
         // A checkpoint that was passed over is checked now.
         if report.check != CheckOutcome::NotChecked && !shared.is_ended() {
-            let results = report
-                .checks
-                .iter()
-                .map(|check| CheckResult { service: check.service.clone(), failure: check.failure.clone() });
+            let result = |check: &ServiceCheck| CheckResult {
+                service: check.service.clone(),
+                failure: check.failure.clone(),
+                skipped: (check.outcome == CheckOutcome::NotChecked)
+                    .then(|| "the service's code was not there".to_owned()),
+            };
+            let results = report.checks.iter().map(result).collect();
             let (incarnation, checked) = (shared.topology.incarnation, shared.clock.now());
-            let checked =
-                Checked { incarnation, number: Colour(number), checked, results: results.collect() };
-            checked.store(&*self.0.store)?;
+            Checked { incarnation, number: Colour(number), checked, results }.store(store)?;
         }
         Ok(report)
     }
@@ -582,16 +599,17 @@ pub(crate) fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointIn
     Ok(found)
 }
 
-/// Verifies a stored checkpoint with the checks of the services in `registry`.
+/// Verifies a stored checkpoint with the checks of the services in `registry`, which `check` runs.
 pub(crate) fn verify_stored(
     store: &dyn BlobStore,
     number: u64,
     registry: &Registry,
+    check: &mut dyn FnMut(&str, &Cut<'_>) -> Result<(), String>,
 ) -> Result<Report, CheckpointError> {
     let manifest = read_manifest(store, Colour(number))?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut check =
-        |topology: &Topology, states: &[State]| snapshots::check_states(topology, states, registry);
+        |topology: &Topology, states: &[State]| snapshots::check_states(topology, states, registry, check);
     verify_checkpoint(store, &manifest, threads, &mut check)
 }
 
@@ -660,8 +678,9 @@ impl Inner {
         if let Some(mut data_dir) = data_dir
             && self.shared.life.load(Ordering::SeqCst) == life::ENDED
             && self.shared.failure.get().is_none()
-            && let Err(error) = data_dir.update(|meta| meta.clean = true)
         {
+            self.shared.checks.unended.forgive(&*self.store);
+            let Err(error) = data_dir.update(|meta| meta.clean = true) else { return };
             // The next start then suspects what waits, which costs a little time and nothing else.
             tracing::warn!("cannot record the clean shutdown: {error}");
         }

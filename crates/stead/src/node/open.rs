@@ -5,6 +5,7 @@ use super::log::LogThread;
 use super::snapshots::Checkpointer;
 use super::stable::{Copies, Stage};
 use super::status::RecoveryReport;
+use super::unended::CheckLimits;
 use super::watchdog::{Limit, Probe};
 use super::worker::Worker;
 use super::{Clock, Inner, Node, Shared};
@@ -116,6 +117,8 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     let clock = Clock::new(builder.wall.unwrap_or_else(|| Box::new(super::system_time)));
     warn_of_clock(logged, clock.wall(), limits.clock_confirm);
     let owner = Owner { cluster: data_dir.meta().cluster, incarnation: topology.incarnation };
+    let check_limits: Vec<_> =
+        builder.registry.checked_services().map(|name| check_limits(name, &topology, &settings)).collect();
     let copies = Copies::new(owner, limits.checkpoints.bytes_per_second, limits.copies.as_ref());
     let (shared, events) = Shared::new(
         builder.registry,
@@ -222,6 +225,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         })?;
     }
     if shared.registry.checked_services().next().is_some() {
+        shared.checks.unended.load(&*store, topology.incarnation, check_limits.into_iter())?;
         shared.checks.begin();
         let (shared, store) = (Arc::clone(&shared), Arc::clone(&store));
         // It belongs to no group: the user's code can't be stopped, and the end of the node does not wait for ever.
@@ -240,6 +244,18 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     shared.await_active().map_err(OpenError::Failed)?;
     let recovery = RecoveryReport { duration: begun.elapsed(), ..inner.recovery };
     Ok(Node(Arc::new(inner.with_recovery(recovery))))
+}
+
+/// What bounds the check of a service: what bounds its causes.
+fn check_limits(
+    name: &'static str,
+    topology: &Topology,
+    settings: &[Settings],
+) -> (&'static str, CheckLimits) {
+    let standard = Settings::default();
+    let settings = topology.service_id(name).map_or(&standard, |id| &settings[usize::from(id.0)]);
+    let suspect_for = Duration::from_millis(settings.suspect_for);
+    (name, CheckLimits { attempts_max: settings.attempts_max, suspect_for })
 }
 
 /// Says so if the wall clock is far from the last time in the log: it, or the one of the last life, may be wrong.

@@ -193,6 +193,9 @@ pub struct CheckpointReport {
     pub check: CheckOutcome,
     /// Those that do not hold, by service.
     pub failed_checks: Vec<FailedCheck>,
+    /// Those that were not run, by service, with the reason.
+    #[serde(default)]
+    pub skipped_checks: Vec<SkippedCheck>,
 }
 
 /// A service's check that does not hold.
@@ -202,6 +205,16 @@ pub struct FailedCheck {
     /// The service.
     pub service: String,
     /// What does not hold.
+    pub reason: String,
+}
+
+/// A service's check that was not run over a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
+pub struct SkippedCheck {
+    /// The service.
+    pub service: String,
+    /// Why it was not run.
     pub reason: String,
 }
 
@@ -227,6 +240,9 @@ pub struct CheckpointInfo {
     pub check: CheckOutcome,
     /// Those that do not hold, by service.
     pub failed_checks: Vec<FailedCheck>,
+    /// Those that were not run, by service, as far as the reason is known.
+    #[serde(default)]
+    pub skipped_checks: Vec<SkippedCheck>,
 }
 
 impl CheckpointInfo {
@@ -241,8 +257,17 @@ impl CheckpointInfo {
             shards: manifest.parts.len() as u64,
             check: CheckOutcome::of(checks.iter().map(CheckResult::outcome)),
             failed_checks: failed(checks),
+            skipped_checks: skipped(checks),
         }
     }
+}
+
+pub(crate) fn skipped(checks: &[CheckResult]) -> Vec<SkippedCheck> {
+    let skipped = checks.iter().filter_map(|check| {
+        let reason = check.skipped.clone().filter(|_| check.failure.is_none())?;
+        Some(SkippedCheck { service: check.service.clone(), reason })
+    });
+    skipped.collect()
 }
 
 pub(crate) fn failed(checks: &[CheckResult]) -> Vec<FailedCheck> {
@@ -297,18 +322,19 @@ pub(crate) fn load_states(store: &dyn BlobStore, manifest: &Manifest) -> Result<
     load_parts(store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest)).collect()
 }
 
-/// What the services whose code is here say of the states of all shards.
+/// What the services whose code is here say of the states of all shards; `check` runs the check of one of them.
 pub(crate) fn check_states(
     topology: &Topology,
     states: &[State],
     registry: &Registry,
+    check: &mut dyn FnMut(&str, &Cut<'_>) -> Result<(), String>,
 ) -> BTreeMap<String, Found> {
     let cut = Cut::new(topology, states);
     let mut found = BTreeMap::new();
     let services = topology.services().iter().map(|service| &service.name);
     for service in services.filter(|name| registry.has_service(name)) {
         let says = if registry.checked_services().any(|checked| checked == service) {
-            registry.check_service(service, &cut).map_or_else(Found::Failed, |()| Found::Hold)
+            check(service, &cut).map_or_else(Found::Failed, |()| Found::Hold)
         } else {
             Found::Undeclared
         };
@@ -554,6 +580,7 @@ impl Checkpointer {
             stall_max: Duration::from_micros(counters.checkpoint_stall_micros.get()),
             check: CheckOutcome::NotChecked,
             failed_checks: Vec::new(),
+            skipped_checks: Vec::new(),
         };
         let of_interval = wanted.is_empty();
         let (checked, unchecked): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|wanted| wanted.checked);

@@ -10,6 +10,7 @@ mod evolution;
 mod evolution_messages;
 mod examples;
 mod faults;
+mod faults_checks;
 mod faults_damage;
 mod faults_disk;
 mod faults_handler;

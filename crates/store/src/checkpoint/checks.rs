@@ -1,9 +1,10 @@
 //! What the services' checks found at a checkpoint: a small object beside the manifest, which is written before they run.
 //!
-//! It has the manifest's envelope, is written once, and is collected with its checkpoint. A checkpoint without one, and
-//! without results in its manifest, was not checked.
+//! It has the manifest's envelope, is written once unless a check was left out, and is collected with its checkpoint. A
+//! checkpoint without one, and without results in its manifest, was not checked.
 
 use crate::checkpoint::CheckpointError;
+use crate::checkpoint::begun::is_begun;
 use crate::checkpoint::json::{ColourNumber, IncarnationNumber, Micros};
 use crate::checkpoint::manifest::{CheckResult, Manifest, decided_numbers, encode, open_envelope};
 use crate::checkpoint::store::{BlobStore, Put};
@@ -61,7 +62,11 @@ impl CheckResult {
     /// Whether it holds.
     #[must_use]
     pub fn outcome(&self) -> CheckOutcome {
-        if self.failure.is_some() { CheckOutcome::Failed } else { CheckOutcome::Hold }
+        match (&self.failure, &self.skipped) {
+            (Some(_), _) => CheckOutcome::Failed,
+            (None, Some(_)) => CheckOutcome::NotChecked,
+            (None, None) => CheckOutcome::Hold,
+        }
     }
 }
 
@@ -94,14 +99,36 @@ fn checks_number(name: &str) -> Option<Colour> {
 }
 
 impl Checked {
-    /// Stores the results; those that are there already stay.
+    /// Stores the results. Those that are there already stay, unless a check was left out and none failed.
     ///
     /// # Errors
     /// [`CheckpointError`].
     pub fn store(&self, store: &dyn BlobStore) -> Result<Put, CheckpointError> {
         let (name, bytes) = (checks_name(self.number), encode(KIND_CHECKS, self));
         CheckpointError::check_len(&name, bytes.len(), CHECKS_MAX)?;
-        Ok(store.put_new(&name, &bytes)?)
+        let put = store.put_new(&name, &bytes)?;
+        let is_open = |found: Self| found.outcome() == CheckOutcome::NotChecked;
+        if put == Put::Exists && Self::read(store, &name).is_ok_and(is_open) {
+            store.delete(&name)?;
+            return Ok(store.put_new(&name, &bytes)?);
+        }
+        Ok(put)
+    }
+
+    /// The outcome of all the checks together.
+    #[must_use]
+    pub fn outcome(&self) -> CheckOutcome {
+        CheckOutcome::of(self.results.iter().map(CheckResult::outcome))
+    }
+
+    fn read(store: &dyn BlobStore, name: &str) -> Result<Self, CheckpointError> {
+        let bytes = store.get(name, CHECKS_MAX)?;
+        let envelope = open_envelope(name, &bytes)?;
+        let damaged = |reason: String| CheckpointError::damaged(name, reason);
+        if envelope.stead != KIND_CHECKS {
+            return Err(damaged(format!("it is a {:?}, not the results of checks", envelope.stead)));
+        }
+        serde_json::from_str(envelope.body.get()).map_err(|error| damaged(error.to_string()))
     }
 }
 
@@ -114,27 +141,20 @@ pub fn recorded_checks(
     manifest: &Manifest,
 ) -> Result<Vec<CheckResult>, CheckpointError> {
     let name = checks_name(manifest.number);
-    let bytes = match store.get(&name, CHECKS_MAX) {
-        Err(error) if error.is_not_found() => return Ok(manifest.checks.clone()),
-        bytes => bytes?,
+    let checked = match Checked::read(store, &name) {
+        Err(CheckpointError::Store(error)) if error.is_not_found() => return Ok(manifest.checks.clone()),
+        checked => checked?,
     };
-    let envelope = open_envelope(&name, &bytes)?;
-    let damaged = |reason: String| CheckpointError::damaged(&name, reason);
-    if envelope.stead != KIND_CHECKS {
-        return Err(damaged(format!("it is a {:?}, not the results of checks", envelope.stead)));
-    }
-    let checked: Checked =
-        serde_json::from_str(envelope.body.get()).map_err(|error| damaged(error.to_string()))?;
     if (checked.incarnation, checked.number) != (manifest.incarnation, manifest.number) {
-        return Err(damaged(format!("it is about checkpoint {}", checked.number)));
+        return Err(CheckpointError::damaged(&name, format!("it is about checkpoint {}", checked.number)));
     }
     Ok(checked.results)
 }
 
-/// Deletes the results of checkpoints that are not kept.
+/// Deletes the results of checkpoints that are not kept. Marks of checks that did not end stay: they are counted.
 pub(crate) fn collect_checks(store: &dyn BlobStore, kept: &BTreeSet<Colour>) -> Result<(), CheckpointError> {
     for name in store.list(CHECKS)? {
-        if checks_number(&name).is_none_or(|number| !kept.contains(&number)) {
+        if !is_begun(&name) && checks_number(&name).is_none_or(|number| !kept.contains(&number)) {
             store.delete(&name)?;
         }
     }

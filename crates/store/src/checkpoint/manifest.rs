@@ -143,6 +143,9 @@ pub struct CheckResult {
     pub service: String,
     /// What does not hold; nothing when all is well.
     pub failure: Option<String>,
+    /// Why the check was not run; nothing if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
 }
 
 /// The object that says that a number will never be a checkpoint.

@@ -4,6 +4,7 @@
 //! oldest first; sections of all shards of a node lie together in bundles, one new bundle for each checkpoint. Nothing
 //! that is stored is ever changed: compaction writes new bundles, and the next manifest refers to them.
 
+pub mod begun;
 pub mod bundle;
 pub mod checks;
 pub mod collect;

@@ -4,6 +4,7 @@ use super::model::{Cluster, INCARNATION, sim_store};
 use std::collections::BTreeSet;
 use stead_core::ids::{Colour, Time};
 use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::checks::{CHECKS, CheckOutcome, Checked, checks_name, recorded_checks};
 use stead_store::checkpoint::collect::{Collector, Retention, delete_checkpoint};
 use stead_store::checkpoint::copy::copy;
@@ -13,7 +14,7 @@ use stead_store::sim_disk::SimDisk;
 
 fn checked(number: Colour, failure: Option<&str>) -> Checked {
     let service = "service".to_owned();
-    let results = vec![CheckResult { service, failure: failure.map(str::to_owned) }];
+    let results = vec![CheckResult { service, failure: failure.map(str::to_owned), skipped: None }];
     Checked { incarnation: INCARNATION, number, checked: Time(7), results }
 }
 
@@ -62,6 +63,48 @@ fn results_that_are_damaged_or_another_checkpoint_s_are_refused() {
     store.put_new(&name, &moved).unwrap();
     let refused = recorded_checks(&store, &manifest);
     assert!(matches!(refused, Err(CheckpointError::Damaged { .. })), "{refused:?}");
+}
+
+#[test]
+fn results_with_a_check_left_out_are_replaced_and_others_stay() {
+    let store = sim_store(&SimDisk::new(4));
+    let manifest = Cluster::new(4, [1, 2]).checkpoint(&store).1;
+    let mut left_out = checked(manifest.number, None);
+    left_out.results[0].skipped = Some("it did not end 5 times".to_owned());
+    assert_eq!(left_out.outcome(), CheckOutcome::NotChecked);
+    assert_eq!(left_out.store(&store).unwrap(), Put::Created);
+    assert_eq!(recorded_checks(&store, &manifest).unwrap(), left_out.results);
+    let found = checked(manifest.number, Some("one too many"));
+    assert_eq!(found.store(&store).unwrap(), Put::Created);
+    assert_eq!(left_out.store(&store).unwrap(), Put::Exists);
+    assert_eq!(recorded_checks(&store, &manifest).unwrap(), found.results);
+}
+
+#[test]
+fn marks_of_checks_outlive_their_checkpoint_stay_at_home_and_are_whole() {
+    let (store, other) = (sim_store(&SimDisk::new(5)), sim_store(&SimDisk::new(6)));
+    let mut cluster = Cluster::new(5, [1, 2]);
+    let manifests: Vec<_> = (0..3).map(|_| cluster.checkpoint(&store).1).collect();
+    let begun = Begun { incarnation: INCARNATION, number: Colour(1), service: "Bank_2.x".to_owned() };
+    // Of two with one serial the second gets another.
+    let names = [begun.store(&store, u64::MAX).unwrap(), begun.store(&store, u64::MAX).unwrap()];
+    assert_ne!(names[0], names[1]);
+    copy(&store, &other, &manifests[0], &Pace::unlimited()).unwrap();
+    assert_eq!(begun_names(&other).unwrap(), Vec::<String>::new());
+    let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
+    let in_use = super::chain::in_use(&cluster.lineage);
+    Collector::new().collect(&store, INCARNATION, Time(9), &retention, &in_use).unwrap();
+    assert_eq!(begun_names(&store).unwrap().len(), 2);
+    assert_eq!(Begun::read(&store, &names[0]).unwrap(), begun);
+
+    let good = store.get(&names[0], 4096).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        store.delete(&names[0]).unwrap();
+        store.put_new(&names[0], &bad).unwrap();
+        Begun::read(&store, &names[0]).unwrap_err();
+    }
 }
 
 #[test]

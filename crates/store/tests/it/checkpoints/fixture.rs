@@ -3,14 +3,16 @@
 //! Written by `STEAD_WRITE_FIXTURES=1 cargo test -p stead-store --test it -- fixture`, once for each format version.
 
 use super::chain::merge;
-use super::model::{Cluster, sim_store};
+use super::model::{Cluster, INCARNATION, sim_store};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stead_core::ids::{Colour, Time};
+use stead_store::checkpoint::begun::{Begun, begun_names};
+use stead_store::checkpoint::checks::{Checked, recorded_checks};
 use stead_store::checkpoint::compact::Policy;
 use stead_store::checkpoint::load::load_parts;
-use stead_store::checkpoint::manifest::{decided_numbers, newest};
+use stead_store::checkpoint::manifest::{CheckResult, decided_numbers, newest, read_manifest};
 use stead_store::checkpoint::store::DiskStore;
 use stead_store::checkpoint::verify::verify_checkpoint;
 use stead_store::checkpoint::write::give_up;
@@ -42,6 +44,10 @@ fn write() {
             ));
         }
     }
+    for (number, skipped) in [(1, None), (2, Some("it did not end 5 times in a row".to_owned()))] {
+        results(number, skipped).store(&store).unwrap();
+    }
+    begun().store(&store, 0x5eed).unwrap();
     give_up(&store, &cluster.topology, Colour(4), Time(4), &cluster.names, "a fixture").unwrap();
     for path in disk.files() {
         let to = dir().join(path.strip_prefix("checkpoints/").unwrap());
@@ -49,6 +55,39 @@ fn write() {
         std::fs::write(to, disk.bytes(&path).unwrap()).unwrap();
     }
     std::fs::write(dir().join("hashes.txt"), hashes).unwrap();
+}
+
+/// What the checks found: one that failed, and one that holds or was left out.
+fn results(number: u64, skipped: Option<String>) -> Checked {
+    let result = |service: &str, failure: Option<&str>, skipped: Option<String>| CheckResult {
+        service: service.to_owned(),
+        failure: failure.map(str::to_owned),
+        skipped,
+    };
+    let failure = (number == 1).then_some("one too many");
+    let results = vec![result("first", failure, None), result("second", None, skipped)];
+    Checked {
+        incarnation: INCARNATION,
+        number: Colour(number),
+        checked: Time(1_700_000_000_000_000),
+        results,
+    }
+}
+
+fn begun() -> Begun {
+    Begun { incarnation: INCARNATION, number: Colour(3), service: "second".to_owned() }
+}
+
+#[test]
+fn results_and_marks_of_checks_of_version_1_are_read() {
+    let store = DiskStore::attach(Arc::new(RealDisk::open(dir()).unwrap()), "");
+    let manifests = [1, 2].map(|number| read_manifest(&store, Colour(number)).unwrap());
+    let skipped = Some("it did not end 5 times in a row".to_owned());
+    assert_eq!(recorded_checks(&store, &manifests[0]).unwrap(), results(1, None).results);
+    assert_eq!(recorded_checks(&store, &manifests[1]).unwrap(), results(2, skipped).results);
+    let names = begun_names(&store).unwrap();
+    assert_eq!(names, ["checks/begun-00000000000000000003-0000000000005eed.json"]);
+    assert_eq!(Begun::read(&store, &names[0]).unwrap(), begun());
 }
 
 #[test]

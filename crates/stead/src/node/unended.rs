@@ -1,0 +1,253 @@
+//! Checks that began and did not end: what a service's check may still do.
+//!
+//! A check is the user's code. One that ends the process would do so again over each checkpoint, so each is marked on disk
+//! before it runs. A mark that is left at the next start counts for its service; a check of the service that ends removes
+//! all of them. At `attempts_max` in a row the check is given up: it runs only when a checkpoint is verified.
+
+use super::Shared;
+use super::checks::CheckStatus;
+use super::snapshots::{CheckpointInfo, FailedCheck, SkippedCheck};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use stead_core::ids::{Colour, Incarnation};
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::begun::{Begun, begun_names};
+use stead_store::checkpoint::checks::{CheckOutcome, Checked};
+use stead_store::checkpoint::manifest::CheckResult;
+use stead_store::checkpoint::store::{BlobStore, StoreError};
+
+/// Most marks that are read at a start.
+const MARKS_MAX: usize = 10_000;
+
+/// What bounds the check of one service.
+#[derive(Clone, Copy)]
+pub(crate) struct CheckLimits {
+    /// Ends in a row before it is given up.
+    pub(crate) attempts_max: u32,
+    /// How long a node runs before it tries a check again that did not end.
+    pub(crate) suspect_for: Duration,
+}
+
+struct Service {
+    limits: CheckLimits,
+    /// The marks that earlier lives have left, with their checkpoints, oldest first.
+    left: Vec<(String, Colour)>,
+}
+
+struct Live {
+    name: String,
+    /// It has run for longer than the limit: should it not end in this life, that counts.
+    overdue: bool,
+}
+
+#[derive(Default)]
+struct Held {
+    services: BTreeMap<&'static str, Service>,
+    live: Vec<Live>,
+}
+
+/// What is known of checks that did not end.
+pub(crate) struct Unended {
+    held: Mutex<Held>,
+    begun: Instant,
+}
+
+impl Default for Unended {
+    fn default() -> Self {
+        Self { held: Mutex::default(), begun: Instant::now() }
+    }
+}
+
+impl Service {
+    fn is_given_up(&self) -> bool {
+        self.left.len() >= self.limits.attempts_max as usize
+    }
+
+    fn reason(&self) -> String {
+        let numbers: Vec<String> = self.left.iter().map(|(_, number)| number.to_string()).collect();
+        if let [number] = numbers.as_slice() {
+            return format!("it did not end over checkpoint {number}");
+        }
+        format!("it did not end {} times in a row, over checkpoints {}", numbers.len(), numbers.join(", "))
+    }
+}
+
+impl Unended {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the marks that earlier lives have left, at a start.
+    ///
+    /// # Errors
+    /// [`StoreError`]. A mark that cannot be read is deleted.
+    pub(crate) fn load(
+        &self,
+        store: &dyn BlobStore,
+        incarnation: Incarnation,
+        services: impl Iterator<Item = (&'static str, CheckLimits)>,
+    ) -> Result<(), StoreError> {
+        let mut held = self.held();
+        held.services = services.map(|(name, limits)| (name, Service { limits, left: Vec::new() })).collect();
+        for name in begun_names(store)?.into_iter().take(MARKS_MAX) {
+            match Begun::read(store, &name) {
+                Ok(begun) if begun.incarnation == incarnation => {
+                    if let Some(service) = held.services.get_mut(begun.service.as_str()) {
+                        service.left.push((name, begun.number));
+                    }
+                }
+                Ok(_) => store.delete(&name)?,
+                Err(error) => {
+                    tracing::warn!("cannot read the mark of a check, which is deleted: {error}");
+                    store.delete(&name)?;
+                }
+            }
+        }
+        for (name, service) in &mut held.services {
+            // A verification by hand may have added to those that count.
+            let more = service.left.len().saturating_sub(service.limits.attempts_max as usize);
+            for (mark, _) in service.left.drain(..more) {
+                store.delete(&mark)?;
+            }
+            match service.left.last() {
+                None => {}
+                Some(_) if service.is_given_up() => {
+                    let reason = service.reason();
+                    tracing::error!(
+                        "the check of service {name} is not run any more: {reason}; mend it, then verify a checkpoint, which runs it"
+                    );
+                }
+                Some((_, number)) => tracing::warn!(
+                    "the check of service {name} over checkpoint {number} did not end in an earlier life: {} of {} times",
+                    service.left.len(),
+                    service.limits.attempts_max
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the check of a service must not run now; `None` if it may.
+    pub(crate) fn refusal(&self, service: &str, asked: bool) -> Option<String> {
+        let held = self.held();
+        let service = held.services.get(service)?;
+        if service.is_given_up() {
+            return Some(format!("{}; verify a checkpoint to run it again", service.reason()));
+        }
+        // What else ended the process is found soon after the start: by then it is not beside it.
+        let waits = !service.left.is_empty() && !asked && self.begun.elapsed() < service.limits.suspect_for;
+        waits.then(|| {
+            let seconds = service.limits.suspect_for.as_secs();
+            format!("{}; it is tried again once the node has run for {seconds} s", service.reason())
+        })
+    }
+
+    /// Marks on disk that a check begins; returns the mark, for [`Self::end`].
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; the check must not run then.
+    pub(crate) fn begin(
+        &self,
+        shared: &Shared,
+        store: &dyn BlobStore,
+        number: Colour,
+        service: &str,
+    ) -> Result<String, CheckpointError> {
+        let incarnation = shared.topology.incarnation;
+        let begun = Begun { incarnation, number, service: service.to_owned() };
+        let name = begun.store(store, fastrand::u64(..))?;
+        self.held().live.push(Live { name: name.clone(), overdue: false });
+        Ok(name)
+    }
+
+    /// A check has ended, well or not: nothing speaks against it any more.
+    pub(crate) fn end(&self, shared: &Shared, store: &dyn BlobStore, mark: String, service: &str) {
+        if shared.is_ended() {
+            // Another process may own the store soon. An end in order forgives the mark.
+            return;
+        }
+        let mut held = self.held();
+        held.live.retain(|live| live.name != mark);
+        let left = held.services.get_mut(service).map(|service| std::mem::take(&mut service.left));
+        drop(held);
+        for name in left.into_iter().flatten().map(|(name, _)| name).chain([mark]) {
+            if let Err(error) = store.delete(&name) {
+                tracing::warn!("cannot delete {name}, so that the check of {service} may be blamed: {error}");
+            }
+        }
+    }
+
+    /// The check that runs in the background has run for longer than the limit.
+    pub(crate) fn overdue(&self, mark: &str) {
+        if let Some(live) = self.held().live.iter_mut().find(|live| live.name == mark) {
+            live.overdue = true;
+        }
+    }
+
+    /// The node ends in order: checks that it interrupts are not to blame.
+    pub(crate) fn forgive(&self, store: &dyn BlobStore) {
+        for live in std::mem::take(&mut self.held().live) {
+            if !live.overdue
+                && let Err(error) = store.delete(&live.name)
+            {
+                tracing::warn!("cannot delete {}: {error}", live.name);
+            }
+        }
+    }
+
+    /// The checks that were given up, as failures over the last checkpoint that one of them met.
+    pub(crate) fn given_up(&self) -> Option<CheckStatus> {
+        let held = self.held();
+        let given_up: Vec<_> = held.services.iter().filter(|(_, service)| service.is_given_up()).collect();
+        let number = given_up.iter().filter_map(|(_, service)| Some(service.left.last()?.1.0)).max()?;
+        let failed = |(name, service): (&&str, &Service)| FailedCheck {
+            service: (*name).to_owned(),
+            reason: service.reason(),
+        };
+        Some(CheckStatus {
+            number,
+            check: CheckOutcome::Failed,
+            failed_checks: given_up.into_iter().map(failed).collect(),
+            skipped_checks: Vec::new(),
+        })
+    }
+
+    /// Records for the checkpoints at which checks were given up that these failed.
+    pub(crate) fn record(&self, shared: &Shared, store: &dyn BlobStore) -> Result<(), CheckpointError> {
+        let Some(status) = self.given_up() else { return Ok(()) };
+        let result = |failed: FailedCheck| CheckResult {
+            service: failed.service,
+            failure: Some(failed.reason),
+            skipped: None,
+        };
+        let checked = Checked {
+            incarnation: shared.topology.incarnation,
+            number: Colour(status.number),
+            checked: shared.clock.now(),
+            results: status.failed_checks.into_iter().map(result).collect(),
+        };
+        checked.store(store).map(drop)
+    }
+
+    /// Notes in a list of checkpoints over which ones checks began and did not end.
+    pub(crate) fn note(&self, checkpoints: &mut [CheckpointInfo]) {
+        for (name, service) in &self.held().services {
+            for (_, number) in &service.left {
+                note(checkpoints, *number, name);
+            }
+        }
+    }
+}
+
+/// Notes that a check began over a checkpoint and did not end, if nothing else is known of it.
+pub(crate) fn note(checkpoints: &mut [CheckpointInfo], number: Colour, service: &str) {
+    let open = |info: &&mut CheckpointInfo| {
+        let known = info.skipped_checks.iter().any(|skipped| skipped.service == service);
+        info.number == number.0 && info.check == CheckOutcome::NotChecked && !known
+    };
+    if let Some(info) = checkpoints.iter_mut().find(open) {
+        let reason = "it began, and did not end in the life of its node".to_owned();
+        info.skipped_checks.push(SkippedCheck { service: service.to_owned(), reason });
+    }
+}

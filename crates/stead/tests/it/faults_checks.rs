@@ -1,0 +1,282 @@
+//! Checks over a cut that do not end: they are given up, and the node goes on without them.
+//!
+//! What ends the process runs in this test binary, started again with [`DIR`] set.
+
+use serde::{Deserialize, Serialize};
+use std::hint::black_box;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+use stead::{
+    CheckOutcome, CheckpointOptions, Context, Cut, Never, NoQuery, Node, NodeBuilder, Process, ServiceOptions,
+};
+
+/// Where a child keeps its data.
+const DIR: &str = "CHECKS_CHILD_DIR";
+/// What a child's check does.
+const FAULT: &str = "CHECKS_CHILD_FAULT";
+const ATTEMPTS: u32 = 2;
+
+#[derive(Default, Serialize, Deserialize)]
+struct Sick {
+    calls: u64,
+}
+
+/// Its check holds, beside one that does not end.
+#[derive(Default, Serialize, Deserialize)]
+struct Well {
+    calls: u64,
+}
+
+fn deeper(levels: u64) -> u64 {
+    let frame = black_box([levels; 64]);
+    if levels == 0 { 0 } else { deeper(levels - 1) + black_box(frame)[7] }
+}
+
+/// Held by a test: all in this process share [`WAITS`].
+static ALONE: Mutex<()> = Mutex::new(());
+/// Whether the check of [`Sick`] waits, where it is not a child's.
+static WAITS: Mutex<bool> = Mutex::new(false);
+static NEWS: Condvar = Condvar::new();
+
+fn set_waits(waits: bool) {
+    *WAITS.lock().unwrap() = waits;
+    NEWS.notify_all();
+}
+
+impl Process for Sick {
+    const SERVICE: &'static str = "sick";
+    type Key = u8;
+    type Request = ();
+    type Reply = ();
+    type Error = Never;
+    type Query = NoQuery;
+    type Answer = ();
+
+    fn handle(&mut self, _: &mut Context<'_, Self>, (): ()) -> Result<(), Never> {
+        self.calls += 1;
+        Ok(())
+    }
+
+    fn check(cut: &Cut<'_>) -> Result<(), String> {
+        if cut.processes::<Self>().next().is_none() {
+            return Ok(());
+        }
+        match std::env::var(FAULT).as_deref() {
+            Ok("abort") => std::process::abort(),
+            Ok("overflow") => drop(black_box(deeper(u64::MAX))),
+            _ => drop(NEWS.wait_while(WAITS.lock().unwrap(), |waits| *waits).unwrap()),
+        }
+        Ok(())
+    }
+}
+
+impl Process for Well {
+    const SERVICE: &'static str = "well";
+    type Key = u8;
+    type Request = ();
+    type Reply = ();
+    type Error = Never;
+    type Query = NoQuery;
+    type Answer = ();
+
+    fn handle(&mut self, _: &mut Context<'_, Self>, (): ()) -> Result<(), Never> {
+        self.calls += 1;
+        Ok(())
+    }
+
+    fn check(_: &Cut<'_>) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+fn builder(dir: &Path, options: CheckpointOptions) -> NodeBuilder {
+    builder_with(dir, options, ATTEMPTS)
+}
+
+fn builder_with(dir: &Path, options: CheckpointOptions, attempts_max: u32) -> NodeBuilder {
+    Node::builder(dir)
+        .service::<Sick>(ServiceOptions::default().shards(1).attempts_max(attempts_max))
+        .service::<Well>(ServiceOptions::default().shards(1))
+        .segment_bytes(256 << 10)
+        .checkpoints(options)
+}
+
+fn by_hand() -> CheckpointOptions {
+    CheckpointOptions { interval: None, keep: 1000, ..CheckpointOptions::default() }
+}
+
+/// The marks of checks that are on disk.
+fn marks(dir: &Path) -> usize {
+    let files =
+        std::fs::read_dir(dir.join("checkpoints/checks")).unwrap().map(|file| file.unwrap().file_name());
+    files.filter(|name| name.to_str().unwrap().starts_with("begun-")).count()
+}
+
+/// One life: it ends by the check, or finds that the check was given up.
+#[test]
+#[ignore = "a life of the tests below, which run it as a child process"]
+fn child() {
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    let interval = Some(Duration::from_millis(10));
+    let options = CheckpointOptions { interval, ..by_hand() };
+    let node = builder(Path::new(&dir), options).suspect_for(Duration::from_millis(50)).open().unwrap();
+    node.blocking_client().call::<Sick>(&1, ()).unwrap();
+    let failed = loop {
+        if let Some(failed) = node.failed_check() {
+            break failed;
+        }
+        std::thread::yield_now();
+    };
+    // The others are checked still, and the one that was given up is not.
+    let left_out = loop {
+        let listed = node.checkpoints().unwrap();
+        if let Some(found) =
+            listed.iter().find(|one| one.number > failed.number && !one.skipped_checks.is_empty())
+        {
+            break found.clone();
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!((left_out.check, left_out.failed_checks.len()), (CheckOutcome::NotChecked, 0));
+    assert_eq!(left_out.skipped_checks[0].service, "sick");
+    println!("given up at {}: {}", failed.number, failed.failed_checks[0].reason);
+    println!("left out: {}", left_out.skipped_checks[0].reason);
+    node.shutdown();
+}
+
+fn live(dir: &Path, fault: &str) -> Output {
+    Command::new("sh")
+        .args(["-c", "ulimit -c 0; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "faults_checks::child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(DIR, dir)
+        .env(FAULT, fault)
+        .output()
+        .unwrap()
+}
+
+fn is_given_up(fault: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut deaths = 0;
+    let told = loop {
+        let life = live(dir.path(), fault);
+        let told =
+            String::from_utf8_lossy(&life.stdout).into_owned() + &String::from_utf8_lossy(&life.stderr);
+        if life.status.success() {
+            break told;
+        }
+        deaths += 1;
+        assert!(deaths <= ATTEMPTS, "{told}");
+        assert_eq!(marks(dir.path()), deaths as usize, "{told}");
+    };
+    assert_eq!(deaths, ATTEMPTS, "{told}");
+    assert!(told.contains("did not end 2 times in a row, over checkpoints "), "{told}");
+    assert!(told.contains("verify a checkpoint to run it again"), "{told}");
+
+    // Where it was given up the checkpoint is listed as failed; where it ended the process before, as not checked.
+    let from = dir.path().display().to_string();
+    let listed = stead::offline::checkpoints(&from).unwrap();
+    let failed: Vec<_> = listed.iter().filter(|one| one.check == CheckOutcome::Failed).collect();
+    assert_eq!(failed.len(), 1, "{listed:?}");
+    let first = listed.iter().find(|one| one.number < failed[0].number && !one.skipped_checks.is_empty());
+    let first = first.unwrap_or_else(|| panic!("{listed:?}"));
+    assert_eq!(first.check, CheckOutcome::NotChecked);
+    assert_eq!(first.skipped_checks[0].reason, "it began, and did not end in the life of its node");
+
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Mended, it runs again once someone verifies a checkpoint.
+    let node = builder(dir.path(), by_hand()).open().unwrap();
+    let report = node.checkpoint_blocking().unwrap();
+    assert_eq!((report.check, report.skipped_checks.len()), (CheckOutcome::NotChecked, 1));
+    assert_eq!(node.failed_check().unwrap().number, failed[0].number);
+    assert!(node.verify(report.number).unwrap().holds());
+    let listed = node.checkpoints().unwrap();
+    let again = listed.iter().find(|one| one.number == report.number).unwrap();
+    assert_eq!((again.check, again.skipped_checks.len()), (CheckOutcome::Hold, 0));
+    assert_eq!((node.failed_check(), marks(dir.path())), (None, 0));
+    assert_eq!(node.checkpoint_blocking().unwrap().check, CheckOutcome::Hold);
+}
+
+#[test]
+fn a_check_that_aborts_the_process_is_given_up() {
+    is_given_up("abort");
+}
+
+#[test]
+fn a_check_that_overflows_its_stack_is_given_up() {
+    is_given_up("overflow");
+}
+
+/// Takes a checkpoint whose check waits, and waits until it does; returns the checkpoint's number.
+fn begin_check(node: &Node, dir: &Path) -> u64 {
+    let (before, asking) = (marks(dir), node.clone());
+    std::thread::spawn(move || asking.checkpoint_blocking());
+    while marks(dir) == before {
+        std::thread::yield_now();
+    }
+    node.status().checkpoint.unwrap()
+}
+
+#[test]
+fn long_checks_that_an_end_meets_are_counted_and_one_that_ends_is_trusted_again() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = tempfile::tempdir().unwrap();
+    let open = |suspect_for| {
+        let node = builder(dir.path(), by_hand()).suspect_for(suspect_for).open().unwrap();
+        node.blocking_client().call::<Sick>(&1, ()).unwrap();
+        node
+    };
+    set_waits(true);
+    let node = open(Duration::ZERO);
+    let number = begin_check(&node, dir.path());
+    let killing = {
+        let node = node.clone();
+        std::thread::spawn(move || node.kill())
+    };
+    while node.blocking_client().call::<Sick>(&1, ()).is_ok() {}
+    // What ends after the kill changes nothing.
+    set_waits(false);
+    killing.join().unwrap();
+    assert_eq!(marks(dir.path()), 1);
+
+    // Not given up, and not tried while something else may have ended the process.
+    let node = open(Duration::from_secs(3600));
+    assert_eq!(node.failed_check(), None);
+    let listed = node.checkpoints().unwrap();
+    let met = listed.iter().find(|one| one.number == number).unwrap();
+    assert_eq!((met.check, met.skipped_checks.len()), (CheckOutcome::NotChecked, 1));
+    node.set_checkpoint_interval(Some(Duration::from_millis(10)));
+    let waits = |one: &stead::CheckpointInfo| {
+        one.skipped_checks.iter().any(|skipped| skipped.reason.contains("tried again once the node has run"))
+    };
+    while !node.checkpoints().unwrap().iter().any(waits) {
+        std::thread::yield_now();
+    }
+    node.set_checkpoint_interval(None);
+    // Whoever asks for a check gets it.
+    assert_eq!(node.checkpoint_blocking().unwrap().check, CheckOutcome::Hold);
+    assert_eq!(marks(dir.path()), 0);
+
+    // An end in order blames no check that it interrupts.
+    set_waits(true);
+    begin_check(&node, dir.path());
+    node.shutdown();
+    assert_eq!(marks(dir.path()), 0);
+
+    // One that is over its time and never ends is to blame for that.
+    let options = CheckpointOptions { timeout: Duration::from_secs(1), ..by_hand() };
+    let open = || builder_with(dir.path(), options.clone(), 1).open().unwrap();
+    let node = open();
+    let report = node.checkpoint_blocking().unwrap();
+    assert_eq!(report.failed_checks[0].reason, "the check has not ended after 1000 ms");
+    node.shutdown();
+    assert_eq!(marks(dir.path()), 1);
+    let node = open();
+    assert_eq!(node.checkpoint_blocking().unwrap().check, CheckOutcome::NotChecked);
+    assert!(
+        node.failed_check().unwrap().failed_checks[0].reason.starts_with("it did not end over checkpoint ")
+    );
+    set_waits(false);
+}

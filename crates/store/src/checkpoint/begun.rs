@@ -1,0 +1,73 @@
+//! Checks that have begun: a mark for each, durable before a service's check runs, and deleted once that has ended.
+//!
+//! A check is the user's code, and may end the process. A mark that is left says which check, and over which checkpoint.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::checks::CHECKS;
+use crate::checkpoint::json::{ColourNumber, IncarnationNumber};
+use crate::checkpoint::manifest::{encode, open_envelope};
+use crate::checkpoint::store::{BlobStore, Put, StoreError};
+use serde::{Deserialize, Serialize};
+use stead_core::ids::{Colour, Incarnation};
+
+const KIND_BEGUN: &str = "begun";
+const PREFIX: &str = "begun-";
+/// Most bytes of a mark.
+const BEGUN_MAX: u64 = 4096;
+
+/// The mark of a check that has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Begun {
+    /// The life of the cluster.
+    #[serde(with = "IncarnationNumber")]
+    pub incarnation: Incarnation,
+    /// The checkpoint.
+    #[serde(with = "ColourNumber")]
+    pub number: Colour,
+    /// The service whose check it is.
+    pub service: String,
+}
+
+impl Begun {
+    /// Stores the mark and returns its name, which `serial` distinguishes from those of other marks of the checkpoint.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; the check must not run then.
+    pub fn store(&self, store: &dyn BlobStore, mut serial: u64) -> Result<String, CheckpointError> {
+        loop {
+            let name = format!("{CHECKS}{PREFIX}{:020}-{serial:016x}.json", self.number.0);
+            match store.put_new(&name, &encode(KIND_BEGUN, self))? {
+                Put::Created => return Ok(name),
+                Put::Exists => serial = serial.wrapping_add(1),
+            }
+        }
+    }
+
+    /// Reads a mark.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if it is damaged or cannot be read.
+    pub fn read(store: &dyn BlobStore, name: &str) -> Result<Self, CheckpointError> {
+        let bytes = store.get(name, BEGUN_MAX)?;
+        let envelope = open_envelope(name, &bytes)?;
+        let damaged = |reason: String| CheckpointError::damaged(name, reason);
+        if envelope.stead != KIND_BEGUN {
+            return Err(damaged(format!("it is a {:?}, not the mark of a check", envelope.stead)));
+        }
+        serde_json::from_str(envelope.body.get()).map_err(|error| damaged(error.to_string()))
+    }
+}
+
+/// The names of all marks, those of older checkpoints first.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn begun_names(store: &dyn BlobStore) -> Result<Vec<String>, StoreError> {
+    Ok(store.list(CHECKS)?.into_iter().filter(|name| is_begun(name)).collect())
+}
+
+/// Whether this is the name of a mark.
+pub(crate) fn is_begun(name: &str) -> bool {
+    name.strip_prefix(CHECKS).is_some_and(|file| file.starts_with(PREFIX))
+}

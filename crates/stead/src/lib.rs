@@ -59,11 +59,13 @@ mod context;
 mod cut;
 pub mod descriptors;
 mod error;
+mod events;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod kv;
 mod node;
 pub mod offline;
+mod outlet;
 mod panics;
 mod process;
 pub mod program;

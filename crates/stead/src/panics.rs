@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
-use std::panic::{self, AssertUnwindSafe};
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::sync::Once;
 
 /// What the hook does with a panic of this thread.
@@ -35,21 +35,36 @@ pub(crate) fn catch_own<R>(code: impl FnOnce() -> R) -> Result<R, String> {
     catch_in(Mode::Backtrace, code)
 }
 
+/// Notes a panic of code that is caught here, for its catcher; false if it is another's, which its hook has to report.
+pub(crate) fn note(info: &PanicHookInfo<'_>) -> bool {
+    let mode = MODE.get();
+    if mode == Mode::Pass {
+        return false;
+    }
+    let mut place = info.location().map(|location| format!("at {location}")).unwrap_or_default();
+    if mode == Mode::Backtrace {
+        place.push_str(&backtrace());
+    }
+    PLACE.set(Some(place));
+    true
+}
+
+/// The backtrace on lines of its own, if the environment asks for backtraces.
+pub(crate) fn backtrace() -> String {
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => format!("\n{backtrace}"),
+        _ => String::new(),
+    }
+}
+
 fn catch_in<R>(mode: Mode, code: impl FnOnce() -> R) -> Result<R, String> {
     HOOK.call_once(|| {
         let default = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            if MODE.get() == Mode::Pass {
-                return default(info);
+            if !note(info) {
+                default(info);
             }
-            let mut place = info.location().map(|location| format!("at {location}")).unwrap_or_default();
-            if MODE.get() == Mode::Backtrace {
-                let backtrace = Backtrace::capture();
-                if backtrace.status() == BacktraceStatus::Captured {
-                    place.push_str(&format!("\n{backtrace}"));
-                }
-            }
-            PLACE.set(Some(place));
         }));
     });
     let outer = MODE.replace(mode);

@@ -7,23 +7,27 @@
 //! For the events of a node, give [`stderr`] to a subscriber as its writer:
 //! `tracing_subscriber::fmt().with_writer(stead::stderr::stderr).log_internal_errors(false).init()`.
 
-use std::backtrace::{Backtrace, BacktraceStatus};
-use std::collections::VecDeque;
+use crate::outlet::{self, Delivered, Outlet};
+use crate::panics;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Most bytes that wait to be written: 1 MiB. What comes above is dropped and counted.
-pub const QUEUE_BYTES_MAX: usize = 1 << 20;
+pub const QUEUE_BYTES_MAX: usize = outlet::QUEUE_BYTES_MAX;
 
 /// How long the thread waits before it tries a descriptor again that takes nothing at the moment.
 const BUSY_RETRY: Duration = Duration::from_millis(10);
 
-static QUEUE: Queue = Queue::new();
+static QUEUE: Outlet<Vec<u8>> = Outlet::new();
+
+fn push(line: Vec<u8>) {
+    let bytes = line.len();
+    QUEUE.push(line, bytes, "stead-stderr", |line, missing| write_line(write_stderr, line, missing));
+}
 
 /// A writer that takes everything at once and never fails; each write is one piece, written or dropped as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +41,7 @@ pub fn stderr() -> Stderr {
 
 impl io::Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        QUEUE.push(bytes.to_vec(), write_stderr);
+        push(bytes.to_vec());
         Ok(bytes.len())
     }
 
@@ -48,7 +52,7 @@ impl io::Write for Stderr {
 
 /// Says one line.
 pub fn line(text: impl fmt::Display) {
-    QUEUE.push(format!("{text}\n").into_bytes(), write_stderr);
+    push(format!("{text}\n").into_bytes());
 }
 
 /// Waits until all that was said is written or dropped, at most `wait`; whether it is. For the end of a program.
@@ -59,20 +63,20 @@ pub fn flush(wait: Duration) -> bool {
 /// Lines that were dropped since the program began: the queue was full, or standard error could not be written.
 #[must_use]
 pub fn dropped() -> u64 {
-    QUEUE.lock().dropped
+    QUEUE.dropped()
 }
 
 /// From now on panics are said here too, and not by the hook of the standard library, which waits for standard error.
+/// Panics of handlers, steps and checks are not: these go to the caller, or into the dead letter.
 pub fn take_panics() {
     panic::set_hook(Box::new(|info| {
+        // Also where a node was made before, whose own hook this one replaces.
+        if panics::note(info) {
+            return;
+        }
         let thread = thread::current();
         let name = thread.name().unwrap_or("<unnamed>");
-        let mut text = format!("thread '{name}' {info}");
-        let backtrace = Backtrace::capture();
-        if backtrace.status() == BacktraceStatus::Captured {
-            text.push_str(&format!("\n{backtrace}"));
-        }
-        line(text);
+        line(format_args!("thread '{name}' {info}{}", panics::backtrace()));
     }));
 }
 
@@ -83,92 +87,10 @@ fn write_stderr(bytes: &[u8]) -> io::Result<usize> {
 
 type Sink = fn(&[u8]) -> io::Result<usize>;
 
-struct Queue {
-    state: Mutex<State>,
-    news: Condvar,
-    /// Signalled when nothing waits any more.
-    drained: Condvar,
-}
-
-struct State {
-    lines: VecDeque<Vec<u8>>,
-    bytes: usize,
-    /// A line was taken and is neither written nor dropped yet.
-    is_writing: bool,
-    has_thread: bool,
-    dropped: u64,
-    /// Of these, how many a line in the output tells of.
-    reported: u64,
-}
-
-impl Queue {
-    const fn new() -> Self {
-        let state = State {
-            lines: VecDeque::new(),
-            bytes: 0,
-            is_writing: false,
-            has_thread: false,
-            dropped: 0,
-            reported: 0,
-        };
-        Self { state: Mutex::new(state), news: Condvar::new(), drained: Condvar::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn push(&'static self, line: Vec<u8>, sink: Sink) {
-        let mut state = self.lock();
-        if !state.has_thread {
-            let spawned =
-                thread::Builder::new().name("stead-stderr".to_owned()).spawn(move || self.run(sink));
-            state.has_thread = spawned.is_ok();
-        }
-        if !state.has_thread || state.bytes + line.len() > QUEUE_BYTES_MAX {
-            state.dropped += 1;
-            return;
-        }
-        state.bytes += line.len();
-        state.lines.push_back(line);
-        drop(state);
-        self.news.notify_one();
-    }
-
-    fn flush(&self, wait: Duration) -> bool {
-        let until = Instant::now() + wait;
-        let mut state = self.lock();
-        while !state.lines.is_empty() || state.is_writing {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = self.drained.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
-    }
-
-    fn run(&self, sink: Sink) {
-        let mut state = self.lock();
-        loop {
-            let Some(line) = state.lines.pop_front() else {
-                self.drained.notify_all();
-                state = self.news.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            state.bytes -= line.len();
-            state.is_writing = true;
-            let missing = state.dropped - state.reported;
-            drop(state);
-            let report = format!("stead: {missing} lines before this one could not be written here\n");
-            let is_reported = missing > 0 && write_all(sink, report.as_bytes()).is_ok();
-            let is_written = write_all(sink, &line).is_ok();
-            state = self.lock();
-            state.is_writing = false;
-            state.reported += if is_reported { missing } else { 0 };
-            state.dropped += u64::from(!is_written);
-        }
-    }
+fn write_line(sink: Sink, line: &[u8], missing: u64) -> Delivered {
+    let report = format!("stead: {missing} lines before this one could not be written here\n");
+    let report = missing > 0 && write_all(sink, report.as_bytes()).is_ok();
+    Delivered { report, item: write_all(sink, line).is_ok() }
 }
 
 fn write_all(sink: Sink, mut bytes: &[u8]) -> io::Result<()> {
@@ -187,12 +109,13 @@ fn write_all(sink: Sink, mut bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
     #[test]
     fn what_can_not_be_written_is_dropped_counted_and_reported_once_it_works_again() {
-        static QUEUE: Queue = Queue::new();
+        static QUEUE: Outlet<Vec<u8>> = Outlet::new();
         static OUT: Mutex<(u32, Vec<u8>)> = Mutex::new((0, Vec::new()));
         // A disk that is full for the first three writes, and then takes a byte at a time.
         fn sink(bytes: &[u8]) -> io::Result<usize> {
@@ -209,34 +132,12 @@ mod tests {
             }
         }
         for text in ["one\n", "two\n", "three\n"] {
-            QUEUE.push(text.as_bytes().to_vec(), sink);
+            let line = text.as_bytes().to_vec();
+            QUEUE.push(line, text.len(), "stderr-test", |line, missing| write_line(sink, line, missing));
             assert!(QUEUE.flush(PATIENCE));
         }
-        assert_eq!(QUEUE.lock().dropped, 2);
+        assert_eq!(QUEUE.dropped(), 2);
         let out = String::from_utf8(OUT.lock().unwrap().1.clone()).unwrap();
         assert_eq!(out, "stead: 2 lines before this one could not be written here\nthree\n");
-    }
-
-    #[test]
-    fn a_reader_that_does_not_read_holds_nobody_up_and_the_queue_stays_small() {
-        static QUEUE: Queue = Queue::new();
-        static GATE: Mutex<()> = Mutex::new(());
-        fn sink(bytes: &[u8]) -> io::Result<usize> {
-            let _open = GATE.lock();
-            Ok(bytes.len())
-        }
-        let closed = GATE.lock().unwrap();
-        for _ in 0..4000 {
-            QUEUE.push(vec![b'x'; 1000], sink);
-        }
-        assert!(!QUEUE.flush(Duration::from_millis(1)));
-        // One guard: two in one statement would wait for each other.
-        let state = QUEUE.lock();
-        let (bytes, dropped) = (state.bytes, state.dropped);
-        drop(state);
-        assert!(bytes <= QUEUE_BYTES_MAX && dropped >= 4000 - 1 - QUEUE_BYTES_MAX as u64 / 1000);
-        drop(closed);
-        assert!(QUEUE.flush(PATIENCE));
-        assert_eq!(QUEUE.lock().dropped, dropped);
     }
 }

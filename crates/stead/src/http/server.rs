@@ -3,6 +3,7 @@
 use super::connection::Stream;
 use super::limits::Limits;
 use super::problem::{Kind, Problem};
+use crate::events;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
@@ -129,7 +130,7 @@ async fn accept(
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of file descriptors, mostly: connections that end give some back.
-                    tracing::warn!(%error, "cannot accept a connection");
+                    events::warn(format_args!("cannot accept a connection: {error}"));
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
@@ -162,7 +163,7 @@ async fn accept(
     drop(listener);
     stop.send_replace(true);
     if tokio::time::timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were still open at the end of the shutdown's time");
+        events::warn("requests were still open at the end of the shutdown's time");
     }
 }
 

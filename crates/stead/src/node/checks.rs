@@ -9,6 +9,7 @@ use super::snapshots::{
 };
 use super::unended::Unended;
 use crate::cut::Cut;
+use crate::events;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -188,7 +189,7 @@ impl Checks {
             match (running, checked) {
                 (Some(running), Ok(())) => self.finish(shared, store, running),
                 (Some(running), Err(error)) => {
-                    tracing::warn!("cannot check checkpoint {}: {error}", manifest.number);
+                    events::warn(format_args!("cannot check checkpoint {}: {error}", manifest.number));
                     shared.counters.checkpoints_unchecked.add(1);
                     running.job.answer(&[]);
                 }
@@ -296,7 +297,7 @@ impl Checks {
                 self.finish(shared, store, running);
             }
             None => {
-                tracing::warn!("cannot read checkpoint {} in time to check it", running.number());
+                events::warn(format_args!("cannot read checkpoint {} in time to check it", running.number()));
                 shared.counters.checkpoints_unchecked.add(1);
                 running.job.answer(&[]);
             }
@@ -321,7 +322,9 @@ impl Checks {
             shared.counters.checkpoint_checks_failed.add(1);
         }
         for FailedCheck { service, reason } in &status.failed_checks {
-            tracing::error!("checkpoint {number}: the check of service {service} failed: {reason}");
+            events::error(format_args!(
+                "checkpoint {number}: the check of service {service} failed: {reason}"
+            ));
         }
         if status.check != CheckOutcome::NotChecked {
             self.held().last = Some(status);
@@ -336,7 +339,7 @@ impl Checks {
         if !shared.is_ended()
             && let Err(error) = checked.store(store)
         {
-            tracing::warn!("cannot store the check results of checkpoint {number}: {error}");
+            events::warn(format_args!("cannot store the check results of checkpoint {number}: {error}"));
         }
         job.answer(&results);
     }

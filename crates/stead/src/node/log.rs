@@ -3,6 +3,7 @@
 use super::Shared;
 use super::inbox::Command;
 use super::status::LogStatus;
+use crate::events;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -314,9 +315,9 @@ impl<'a> LogThread<'a> {
         if self.shared.log.full.swap(full, Ordering::Relaxed) != full {
             if full {
                 let reason = self.shared.log.shortage().clone();
-                tracing::warn!("writes are refused until there is room: {reason}");
+                events::warn(format_args!("writes are refused until there is room: {reason}"));
             } else {
-                tracing::info!("the log has room again: writes are taken");
+                events::info(format_args!("the log has room again: writes are taken"));
             }
             for inbox in &self.shared.inboxes {
                 inbox.push(Command::Every(Input::Full(full)));

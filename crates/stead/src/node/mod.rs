@@ -33,6 +33,7 @@ pub use status::{
 use crate::client::{BlockingClient, Client, block_on};
 use crate::cut::Cut;
 use crate::error::RawError;
+use crate::events::{self, LAST_WORDS};
 use crate::panics;
 use crate::registry::Registry;
 use builder::Wall;
@@ -275,12 +276,11 @@ impl Shared {
 
     /// A fatal error: the node takes and answers nothing any more.
     pub(crate) fn fail(&self, reason: String) {
-        // Recorded first: a subscriber may block or panic.
         let text = format!("the node failed: {reason}");
         let _ = self.failure.set(reason);
         self.failed.send_replace(true);
         self.wake_all();
-        tracing::error!("{text}");
+        events::error(text);
     }
 
     fn wake_all(&self) {
@@ -682,8 +682,9 @@ impl Inner {
             self.shared.checks.unended.forgive(&*self.store);
             let Err(error) = data_dir.update(|meta| meta.clean = true) else { return };
             // The next start then suspects what waits, which costs a little time and nothing else.
-            tracing::warn!("cannot record the clean shutdown: {error}");
+            events::warn(format_args!("cannot record the clean shutdown: {error}"));
         }
+        events::flush(LAST_WORDS);
     }
 
     /// Waits for the steps of tasks until the deadline. Threads whose step has not ended by then are left to
@@ -694,7 +695,9 @@ impl Inner {
             return self.join(Group::Tasks);
         }
         for step in &left {
-            tracing::warn!("{step} is still running and is abandoned; it is repeated after the next start");
+            events::warn(format_args!(
+                "{step} is still running and is abandoned; it is repeated after the next start"
+            ));
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|(group, _)| *group != Group::Tasks);

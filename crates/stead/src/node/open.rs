@@ -10,6 +10,7 @@ use super::watchdog::{Limit, Probe};
 use super::worker::Worker;
 use super::{Clock, Inner, Node, Shared};
 use crate::error::OpenError;
+use crate::events;
 use crate::offline::service_metas;
 use crate::panics;
 use std::collections::BTreeSet;
@@ -231,7 +232,11 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         // It belongs to no group: the user's code can't be stopped, and the end of the node does not wait for ever.
         let spawned = thread::Builder::new().name("stead-checks".to_owned()).spawn(move || {
             let_others_first();
-            shared.checks.run(&shared, &*store);
+            if let Err(panic) = panics::catch_own(|| shared.checks.run(&shared, &*store)) {
+                events::error(format_args!(
+                    "no checkpoint is checked any more: the thread panicked; this is a bug in Stead: {panic}"
+                ));
+            }
         });
         spawned.map_err(OpenError::Thread)?;
     }

@@ -6,6 +6,7 @@ use super::checks::Job;
 use super::inbox::{Command, Inbox};
 use super::open::let_others_first;
 use crate::cut::Cut;
+use crate::events;
 use crate::panics;
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,8 @@ pub(crate) struct Wanted {
 /// Where workers leave events.
 pub(crate) struct SnapshotQueue {
     sender: mpsc::Sender<Event>,
+    /// How fast checkpoints and merges are written.
+    pace: Pace,
     waiting: AtomicUsize,
     /// For the status: the newest checkpoint and the one that runs; 0 is none.
     pub(crate) newest: AtomicU64,
@@ -109,6 +112,7 @@ impl SnapshotQueue {
         let (sender, receiver) = mpsc::channel();
         let queue = Self {
             sender,
+            pace: Pace::unlimited(),
             waiting: AtomicUsize::new(0),
             newest: AtomicU64::new(0),
             running: AtomicU64::new(0),
@@ -146,6 +150,12 @@ impl SnapshotQueue {
         }
         // Without the thread there is nobody to tell: the node ends.
         let _ = self.sender.send(event);
+    }
+
+    /// Ends the checkpoint thread. What it has taken and what waits before the end is no longer written slowly.
+    pub(crate) fn stop(&self) {
+        self.pace.set(0);
+        self.send(Event::Stop);
     }
 
     /// An empty piece, with room if one is left.
@@ -349,7 +359,6 @@ pub(crate) struct Checkpointer {
     store: Arc<dyn BlobStore>,
     options: CheckpointOptions,
     names: Arc<BundleNames>,
-    pace: Pace,
     coordinator: Coordinator,
     lineage: Lineage,
     running: Option<Running>,
@@ -383,6 +392,7 @@ impl Checkpointer {
         decided: Colour,
         last: Colour,
     ) -> Self {
+        shared.snapshots.pace.set(options.bytes_per_second);
         let coordinator = Coordinator::new(shared.topology.shards(), last.max(decided));
         let mut checkpointer = Self {
             buried: false,
@@ -390,7 +400,6 @@ impl Checkpointer {
             collector: Collector::new(),
             merge: None,
             stop: Arc::new(AtomicBool::new(false)),
-            pace: Pace::bytes_per_second(options.bytes_per_second),
             shared,
             store,
             options,
@@ -459,7 +468,7 @@ impl Checkpointer {
 
     fn begin(&mut self) {
         if self.shared.log.is_spent() {
-            tracing::warn!("{}", CheckpointFailure::Full);
+            events::warn(CheckpointFailure::Full);
             for wanted in std::mem::take(&mut self.wanted) {
                 let _ = wanted.reply.send(Err(CheckpointFailure::Full));
             }
@@ -469,7 +478,12 @@ impl Checkpointer {
         let deadline = now.plus_millis(self.options.timeout.as_millis() as u64);
         let Ok(number) = self.coordinator.begin(deadline) else { return };
         let topology = Topology::clone(&self.shared.topology);
-        let plan = Plan { number, created: self.shared.clock.wall(), topology, pace: self.pace.clone() };
+        let plan = Plan {
+            number,
+            created: self.shared.clock.wall(),
+            topology,
+            pace: self.shared.snapshots.pace.clone(),
+        };
         match CheckpointWriter::create(&*self.store, &self.names, plan) {
             Ok(writer) => {
                 let wanted = std::mem::take(&mut self.wanted);
@@ -621,7 +635,7 @@ impl Checkpointer {
         in_use.extend(self.running.iter().map(|running| running.writer.bundle_name().to_owned()));
         let (now, incarnation) = (self.shared.clock.now(), self.shared.topology.incarnation);
         if let Err(error) = self.collector.collect(&*self.store, incarnation, now, &retention, &in_use) {
-            tracing::warn!("cannot collect old checkpoints: {error}");
+            events::warn(format_args!("cannot collect old checkpoints: {error}"));
         }
     }
 
@@ -633,7 +647,8 @@ impl Checkpointer {
         let Some(merge) = compact::plan(&self.lineage, &Policy::default()) else { return };
         let (shared, store, names) =
             (Arc::clone(&self.shared), Arc::clone(&self.store), Arc::clone(&self.names));
-        let (lineage, pace, stop) = (self.lineage.clone(), self.pace.clone(), Arc::clone(&self.stop));
+        let (lineage, pace, stop) =
+            (self.lineage.clone(), shared.snapshots.pace.clone(), Arc::clone(&self.stop));
         let id = (shared.topology.incarnation, self.coordinator.last());
         let spawned = std::thread::Builder::new().name("stead-merge".to_owned()).spawn(move || {
             let_others_first();
@@ -646,7 +661,7 @@ impl Checkpointer {
         });
         match spawned {
             Ok(thread) => self.merge = Some(thread),
-            Err(error) => tracing::warn!("cannot start a thread to merge bundles: {error}"),
+            Err(error) => events::warn(format_args!("cannot start a thread to merge bundles: {error}")),
         }
     }
 
@@ -662,7 +677,7 @@ impl Checkpointer {
                 }
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!("cannot merge bundles: {error}; they stay as they are"),
+            Err(error) => events::warn(format_args!("cannot merge bundles: {error}; they stay as they are")),
         }
         self.collect();
     }
@@ -674,7 +689,7 @@ impl Checkpointer {
 
     /// The work goes on, and the next checkpoint begins anew.
     fn running_failed(&mut self, number: Colour, reason: String, wanted: Vec<Wanted>) {
-        tracing::warn!("checkpoint {number} is given up: {reason}");
+        events::warn(format_args!("checkpoint {number} is given up: {reason}"));
         self.shared.counters.checkpoints_failed.add(1);
         self.shared.snapshots.running.store(0, Ordering::Relaxed);
         self.bury(number, &reason);
@@ -697,7 +712,7 @@ impl Checkpointer {
         let now: Time = self.shared.clock.wall();
         if let Err(error) = give_up(&*self.store, &self.shared.topology, number, now, &self.names, reason) {
             // Without it the number stays undecided, and is never used again anyway.
-            tracing::warn!("cannot write the tombstone of checkpoint {number}: {error}");
+            events::warn(format_args!("cannot write the tombstone of checkpoint {number}: {error}"));
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::Shared;
 use super::builder::CopyTarget;
 use super::snapshots::CheckpointFailure;
+use crate::events;
 use crate::panics;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -236,13 +237,13 @@ impl Stage {
             let address = &self.to.address;
             match &round.failure {
                 Some(reason) if !told => {
-                    tracing::warn!(
+                    events::warn(format_args!(
                         "copying checkpoints to {address} fails: {reason}; the node keeps running and retries the copy"
-                    );
+                    ));
                 }
-                None if told => {
-                    tracing::info!("checkpoint {copied} was copied to {address}: copying works again")
-                }
+                None if told => events::info(format_args!(
+                    "checkpoint {copied} was copied to {address}: copying works again"
+                )),
                 _ => {}
             }
             told = round.failure.is_some();

@@ -1,10 +1,10 @@
 //! The time limits of handlers and of tasks' steps. One that runs for ever can't be stopped from outside, so the process
 //! ends: after the restart the shard goes on, and a message, timer or task that does it again becomes a dead letter.
 
-use crate::stderr;
+use crate::events::LAST_WORDS;
+use crate::{events, stderr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use stead_core::handler::{Call, Caller};
 use stead_core::ids::{ServiceId, TaskId};
@@ -32,9 +32,6 @@ const MESSAGE: u64 = 1;
 const TIMER: u64 = 2;
 const TASK: u64 = 3;
 const STEP: u64 = 4;
-
-/// How long the end of the process waits for each place where its reason is said.
-const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How long a thread's user code may run.
 #[derive(Clone, Copy, Debug)]
@@ -163,12 +160,12 @@ impl Watchdog {
             }
             for (worker, ((probe, limit), hold)) in probes.iter().zip(&mut turns).enumerate() {
                 if hold.is_over(probe.turns.load(Ordering::Acquire), limit.time) {
-                    tracing::warn!(
+                    events::warn(format_args!(
                         "worker {worker} has not looked at its inbox for over {} ms, though no single call has run for \
                          as long; the last one was {}",
                         limit.time.as_millis(),
                         probe.describe(topology)
-                    );
+                    ));
                 }
             }
         }
@@ -202,15 +199,8 @@ fn abort(process: &str, limit: Limit) -> ! {
         time.as_millis()
     );
     // Neither a subscriber nor standard error holds up the end.
-    let (said, done) = mpsc::channel();
-    let to_subscriber = text.clone();
-    let spawned = thread::Builder::new().spawn(move || {
-        tracing::error!("{to_subscriber}");
-        let _ = said.send(());
-    });
-    if spawned.is_ok() {
-        let _ = done.recv_timeout(LAST_WORDS);
-    }
+    events::error(&text);
+    events::flush(LAST_WORDS);
     // Also without a subscriber: this is the last that can be said.
     stderr::line(text);
     stderr::flush(LAST_WORDS);

@@ -11,6 +11,7 @@ use super::status::{WorkerStatus, shard_status};
 use super::tasks::Step;
 use crate::client::Reception;
 use crate::error::RawError;
+use crate::events;
 use crate::registry::Runner;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -271,7 +272,9 @@ impl Worker {
         // One worker speaks for all.
         if change >= CLOCK_JUMP && self.number == 0 {
             let seconds = (i128::from(wall_ahead) - i128::from(self.wall_ahead)) as f64 / 1e6;
-            tracing::warn!("the wall clock jumped by {seconds:+.1} s; the time of timers follows it");
+            events::warn(format_args!(
+                "the wall clock jumped by {seconds:+.1} s; the time of timers follows it"
+            ));
         }
         self.wall_ahead = wall_ahead;
         self.begin_slice();

@@ -25,5 +25,6 @@ mod services;
 mod serving;
 mod stable;
 mod start;
+mod subscriber;
 #[cfg(feature = "testkit")]
 mod testkit;

@@ -1,0 +1,112 @@
+//! A program's own subscriber that blocks or panics: no thread of a node may wait for it, or end by it.
+//!
+//! In a process of its own, for a subscriber is set once.
+
+use crate::services::builder;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use stead::kv::{Kv, Request};
+use stead::{CheckpointOptions, ServiceOptions};
+use stead_store::sim_disk::SimDisk;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+/// Says in a child what its subscriber does.
+const DOES: &str = "SUBSCRIBER_DOES";
+/// Longest time to wait for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Blocks, or panics, at each event.
+struct Bad {
+    panics: bool,
+    met: Arc<AtomicUsize>,
+}
+
+impl Subscriber for Bad {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn event(&self, _: &Event<'_>) {
+        self.met.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.panics, "the subscriber panics");
+        let (gate, never) = (Mutex::new(()), Condvar::new());
+        let closed = gate.lock().unwrap();
+        drop(never.wait(closed));
+    }
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+fn put(client: &stead::BlockingClient, key: &str, bytes: usize) -> bool {
+    let value = "x".repeat(bytes).into();
+    client.call::<Kv>(&key.to_owned(), Request::Put { value }).is_ok()
+}
+
+/// A life that reports much: its disk fills, checkpoints are given up, there is room again, and its log fails.
+#[test]
+#[ignore = "run as a child process"]
+fn life() {
+    let Ok(does) = std::env::var(DOES) else { return };
+    let met = Arc::new(AtomicUsize::new(0));
+    let bad = Bad { panics: does == "panics", met: Arc::clone(&met) };
+    tracing::subscriber::set_global_default(bad).unwrap();
+    let disk = SimDisk::new(1);
+    let node = builder(Path::new("unused"))
+        .service::<Kv>(ServiceOptions::default().shards(2))
+        .threads(2)
+        .segment_bytes(64 << 10)
+        .checkpoints(CheckpointOptions { interval: None, ..Default::default() })
+        .disk(Arc::new(disk.clone()))
+        .open()
+        .unwrap();
+    let client = node.blocking_client().with_timeout(Duration::from_millis(200));
+    disk.set_capacity(Some(disk.used()));
+    let until = Instant::now() + PATIENCE;
+    while put(&client, "a", 8 << 10) {
+        assert!(Instant::now() < until, "the disk is full");
+    }
+    node.checkpoint_blocking().unwrap_err();
+    disk.set_capacity(None);
+    while !put(&client, "a", 1) {
+        assert!(Instant::now() < until, "there is room again");
+    }
+    node.checkpoint_blocking().unwrap();
+    while met.load(Ordering::SeqCst) == 0 {
+        thread::yield_now();
+    }
+    disk.fail_syncs(1);
+    while put(&client, "a", 1) {}
+    assert!(!node.status().failure.unwrap().is_empty());
+    node.shutdown();
+    println!("it has lived");
+}
+
+#[test]
+fn a_subscriber_that_blocks_or_panics_neither_holds_nor_ends_a_node() {
+    let lives = ["blocks", "panics"].map(|does| {
+        let mut life = Command::new("timeout");
+        life.arg(PATIENCE.as_secs().to_string()).arg(std::env::current_exe().unwrap());
+        life.args(["--exact", "subscriber::life", "--ignored", "--nocapture", "--test-threads=1"]);
+        let life =
+            life.env(DOES, does).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        (does, life.spawn().unwrap())
+    });
+    for (does, life) in lives {
+        let output = life.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && said.contains("it has lived"),
+            "{does}: {}: {said}",
+            output.status
+        );
+    }
+}

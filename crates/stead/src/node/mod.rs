@@ -292,7 +292,7 @@ impl Shared {
         self.log.stop();
         self.preparer.wake();
         self.tasks.stop();
-        self.snapshots.send(Event::Stop);
+        self.snapshots.stop();
         self.copies.stop();
         self.checks.stop();
         let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -626,8 +626,8 @@ impl Inner {
         let begun = shared.life.compare_exchange(life::RUNS, life::STOPS, Ordering::SeqCst, Ordering::SeqCst);
         if begun.is_ok() {
             shared.tasks.stop();
-            self.join_tasks(deadline);
-            shared.snapshots.send(Event::Stop);
+            self.join_tasks(self.deadline_of_steps(deadline));
+            shared.snapshots.stop();
             shared.copies.stop();
             shared.checks.stop();
             self.join(Group::Checkpoints);
@@ -640,8 +640,12 @@ impl Inner {
             let _ =
                 shared.life.compare_exchange(life::STOPS, life::ENDED, Ordering::SeqCst, Ordering::SeqCst);
         }
-        // No outcome of a step counts after a fatal error.
-        self.end(if shared.failure.get().is_some() { Instant::now() } else { deadline });
+        self.end(self.deadline_of_steps(deadline));
+    }
+
+    /// No outcome of a step counts after a fatal error.
+    fn deadline_of_steps(&self, deadline: Instant) -> Instant {
+        if self.shared.failure.get().is_some() { Instant::now() } else { deadline }
     }
 
     fn kill(&self) {

@@ -202,7 +202,8 @@ impl Worker {
             self.give(now, slot, Input::Start(config));
         }
         self.hand_on();
-        while !self.shared.is_over() {
+        // A stop that did not wait for this thread, for it came from a handler here, has ended without it.
+        while !self.shared.is_ended() {
             let is_done = self.submitted.is_empty() && self.stored.is_empty() && self.batch.is_empty();
             if self.stopping && is_done {
                 break;

@@ -39,7 +39,11 @@ enum Ask {
     Cells(u32),
     /// As `Wait`, and then a panic that can't be caught whole.
     Burst(String),
+    /// Drops the node's last handle.
+    Drop,
 }
+
+static LAST: Mutex<Option<Node>> = Mutex::new(None);
 
 /// What panics again when it is dropped.
 struct Bomb;
@@ -75,6 +79,7 @@ impl Process for Bulk {
                 Gate::named(&gate).pass();
                 std::panic::panic_any(Bomb);
             }
+            Ask::Drop => drop(LAST.lock().unwrap().take()),
         }
         Ok(())
     }
@@ -335,6 +340,42 @@ fn a_node_whose_log_waits_for_room_can_be_shut_down() {
     let last = end(calls.pop().unwrap()).unwrap_err();
     let CallError::Raw(RawError::NodeFailed(reason)) = last else { panic!("{last}") };
     assert!(reason.contains("no room"), "{reason}");
+}
+
+#[test]
+fn a_node_that_writes_a_checkpoint_slowly_can_be_shut_down() {
+    let options = CheckpointOptions { interval: None, bytes_per_second: 4 << 10, ..Default::default() };
+    let node = builder(Path::new("unused"))
+        .service::<Bulk>(ServiceOptions::default().shards(1))
+        .segment_bytes(4 << 20)
+        .checkpoints(options)
+        .disk(Arc::new(SimDisk::new(1)))
+        .open()
+        .unwrap();
+    fill(&node, "a", 1 << 20).unwrap();
+    let other = node.clone();
+    // At its pace it takes minutes.
+    let slow = thread::spawn(move || end(other.checkpoint_unchecked()));
+    while node.status().checkpoint_running.is_none() {
+        thread::yield_now();
+    }
+    ends(move || node.shutdown());
+    let taken = slow.join().unwrap();
+    assert!(matches!(taken, Ok(_) | Err(CheckpointFailure::Stopped(_))), "{taken:?}");
+}
+
+#[test]
+fn a_node_whose_last_handle_a_handler_drops_ends_whole() {
+    let disk = SimDisk::new(1);
+    let node = small(&disk);
+    let client = node.blocking_client().with_timeout(PATIENCE * 2);
+    *LAST.lock().unwrap() = Some(node);
+    ends(move || {
+        // Also the thread that the handler was on, which has the call.
+        let ended = client.call::<Bulk>(&"a".to_owned(), Ask::Drop);
+        assert_eq!(ended, Err(CallError::Raw(RawError::Stopped)));
+    });
+    drop(small(&disk));
 }
 
 #[test]

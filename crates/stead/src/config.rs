@@ -197,10 +197,8 @@ const PREFIX: &str = "STEAD_CFG_";
 const PREFIX_OLD: &str = "STEAD_";
 /// Those that the command line reads.
 const OTHERS: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
-/// How many of the keys stand alone at the top.
-const KEYS_TOP: usize = 6;
-/// All keys, for hints: first those of the top, then those in tables, then their last parts.
-const KEYS: [&str; 41] = [
+/// The keys at the top that have a value.
+const TOP: [&str; 8] = [
     "data_dir",
     "threads",
     "task_threads",
@@ -209,10 +207,11 @@ const KEYS: [&str; 41] = [
     "shutdown_timeout",
     "clock_confirm",
     "suspect_for",
-    "memory",
-    "log",
-    "checkpoints",
-    "services",
+];
+/// The tables at the top.
+const TABLES: [&str; 4] = ["memory", "log", "checkpoints", "services"];
+/// The keys in tables that there is one of.
+const IN_TABLES: [&str; 11] = [
     "memory.bytes_max",
     "memory.uncommitted_bytes_max",
     "log.segment_bytes",
@@ -224,15 +223,9 @@ const KEYS: [&str; 41] = [
     "checkpoints.copy_to",
     "checkpoints.copy_interval",
     "checkpoints.copy_keep",
-    "bytes_max",
-    "uncommitted_bytes_max",
-    "segment_bytes",
-    "interval",
-    "keep",
-    "timeout",
-    "copy_to",
-    "copy_interval",
-    "copy_keep",
+];
+/// The keys in the table of each service.
+const OF_SERVICES: [&str; 9] = [
     "shards",
     "session_ttl",
     "idempotency_ttl",
@@ -448,30 +441,16 @@ fn parse(text: &str, place: &str) -> Result<toml::Table, ConfigError> {
 /// Where a variable's value stands in the file, by its name without the prefix: underscores stand for the dots between
 /// tables, too. `None` if it is no variable of the configuration.
 fn path_of(name: &str) -> Option<Vec<String>> {
-    const FIELDS: [&str; 9] = [
-        "shards",
-        "session_ttl",
-        "idempotency_ttl",
-        "attempts_max",
-        "outbox_bytes_max",
-        "kept_bytes_max",
-        "sessions_max",
-        "waiting_bytes_max",
-        "dead_letter_bytes_max",
-    ];
     let key = name.to_ascii_lowercase();
     if let Some(rest) = key.strip_prefix("services_") {
-        let (field, service) = FIELDS
+        let (field, service) = OF_SERVICES
             .iter()
             .find_map(|field| Some((*field, rest.strip_suffix(field)?.strip_suffix('_')?)))
             .filter(|(_, service)| !service.is_empty())?;
         return Some(vec!["services".to_owned(), service.to_owned(), field.to_owned()]);
     }
-    let in_table = KEYS.iter().find(|known| known.contains('.') && known.replace('.', "_") == key);
-    if let Some(known) = in_table {
-        return Some(known.split('.').map(str::to_owned).collect());
-    }
-    KEYS[..KEYS_TOP].contains(&key.as_str()).then(|| vec![key])
+    let known = TOP.iter().chain(&IN_TABLES).find(|known| known.replace('.', "_") == key)?;
+    Some(known.split('.').map(str::to_owned).collect())
 }
 
 /// Puts a variable's value where its name says.
@@ -592,7 +571,9 @@ fn unknown_key(reason: &str) -> Option<&str> {
 }
 
 fn nearest_key(key: &str) -> Option<String> {
-    nearest(key, KEYS.iter().copied())
+    let parts = IN_TABLES.iter().filter_map(|key| key.split_once('.')).map(|(_, part)| part);
+    let whole = TOP.iter().chain(&TABLES).chain(&IN_TABLES).chain(&OF_SERVICES);
+    nearest(key, whole.copied().chain(parts))
 }
 
 /// The candidate that differs least, if any is near.
@@ -663,6 +644,34 @@ mod tests {
         let off = vars(&[("STEAD_CFG_CHECKPOINTS_INTERVAL", "off")]);
         let config = Config::from_file_and_vars(Some(&path), off).unwrap();
         assert_eq!(config.checkpoints.interval, Some(Interval::Off));
+    }
+
+    #[test]
+    fn every_key_has_a_variable() {
+        let fields = |table: &str| -> Vec<String> {
+            let error = Config::from_toml(&format!("{table}\nnone = 1"), "test").unwrap_err().to_string();
+            let known = error.split("expected one of ").nth(1).or_else(|| error.split("expected ").nth(1));
+            known.unwrap().split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        let tables: [(&str, &[&str]); 5] = [
+            ("", &[]),
+            ("[memory]", &["memory"]),
+            ("[log]", &["log"]),
+            ("[checkpoints]", &["checkpoints"]),
+            ("[services.a]", &["services", "a"]),
+        ];
+        for (table, parts) in tables {
+            let keys = fields(table);
+            assert!(!keys.is_empty());
+            for key in keys.into_iter().filter(|key| !TABLES.contains(&key.as_str())) {
+                let path: Vec<String> = parts.iter().map(|part| (*part).to_owned()).chain([key]).collect();
+                assert_eq!(path_of(&path.join("_").to_ascii_uppercase()), Some(path));
+            }
+        }
+        let both = vars(&[("STEAD_CFG_CLOCK_CONFIRM", "1m"), ("STEAD_CFG_SUSPECT_FOR", "2s")]);
+        let config = Config::from_file_and_vars(None, both).unwrap();
+        let seconds = |time: Option<Duration>| time.unwrap().as_secs();
+        assert_eq!((seconds(config.clock_confirm), seconds(config.suspect_for)), (60, 2));
     }
 
     #[test]

@@ -8,14 +8,14 @@ use crate::client::block_on;
 use crate::codec;
 use crate::error::RawError;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::ops::Bound;
 use std::str::FromStr;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use stead_core::entry::Reply;
-use stead_core::ids::{Key, ShardId, TaskId, TimerId};
+use stead_core::ids::{Key, ShardId, TaskId, Time, TimerId};
 use stead_core::record::{Kind, RecordKey, TaskRecord, TimerRecord};
 use stead_core::shard::{Refusal, Shard};
 use stead_core::state::State;
@@ -353,27 +353,12 @@ impl Node {
         &self,
         shard: ShardId,
         pick: impl Fn(TimerId, TimerRecord) -> Option<T> + Send + Sync + 'static,
-        mut take: impl FnMut(T),
+        take: impl FnMut(T),
     ) -> Result<(), RawError> {
-        let pick = Arc::new(pick);
-        let mut after = Bound::Unbounded;
-        loop {
-            let pick = Arc::clone(&pick);
-            let (picked, last) = self.look(shard, move |state| {
-                let (mut picked, mut last) = (Vec::new(), None);
-                let mut passed = 0;
-                for &(at, id) in state.timers().range((after, Bound::Unbounded)).take(RECORDS) {
-                    passed += 1;
-                    last = Some((at, id));
-                    let timer = state.record(&RecordKey::timer(id));
-                    picked.extend(timer.and_then(|timer| pick(id, timer)));
-                }
-                (picked, last.filter(|_| passed == RECORDS))
-            })?;
-            picked.into_iter().for_each(&mut take);
-            let Some(last) = last else { return Ok(()) };
-            after = Bound::Excluded(last);
-        }
+        let pick = move |state: &State, &(_, id): &(Time, TimerId)| {
+            state.record(&RecordKey::timer(id)).and_then(|timer| pick(id, timer))
+        };
+        self.each(shard, State::timers, pick, take)
     }
 
     /// Picks of a shard's tasks.
@@ -381,6 +366,20 @@ impl Node {
         &self,
         shard: ShardId,
         pick: impl Fn(TaskId, TaskRecord) -> Option<T> + Send + Sync + 'static,
+        take: impl FnMut(T),
+    ) -> Result<(), RawError> {
+        let pick = move |state: &State, &id: &TaskId| {
+            state.record(&RecordKey::task(id)).and_then(|task| pick(id, task))
+        };
+        self.each(shard, State::tasks, pick, take)
+    }
+
+    /// Walks a set of a shard in pieces.
+    fn each<K: Ord + Copy + Send + 'static, T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        set: fn(&State) -> &BTreeSet<K>,
+        pick: impl Fn(&State, &K) -> Option<T> + Send + Sync + 'static,
         mut take: impl FnMut(T),
     ) -> Result<(), RawError> {
         let pick = Arc::new(pick);
@@ -388,15 +387,10 @@ impl Node {
         loop {
             let pick = Arc::clone(&pick);
             let (picked, last) = self.look(shard, move |state| {
-                let (mut picked, mut last) = (Vec::new(), None);
-                let mut passed = 0;
-                for &id in state.tasks().range((after, Bound::Unbounded)).take(RECORDS) {
-                    passed += 1;
-                    last = Some(id);
-                    let task = state.record(&RecordKey::task(id));
-                    picked.extend(task.and_then(|task| pick(id, task)));
-                }
-                (picked, last.filter(|_| passed == RECORDS))
+                let piece: Vec<K> =
+                    set(state).range((after, Bound::Unbounded)).take(RECORDS).copied().collect();
+                let picked: Vec<T> = piece.iter().filter_map(|key| pick(state, key)).collect();
+                (picked, piece.last().copied().filter(|_| piece.len() == RECORDS))
             })?;
             picked.into_iter().for_each(&mut take);
             let Some(last) = last else { return Ok(()) };

@@ -135,6 +135,7 @@ pub struct Serve {
     log_level: Level,
     variables: Vec<(&'static str, &'static str)>,
     on_ready: Option<OnReady>,
+    last_resort: Duration,
 }
 
 /// A server that has begun to serve.
@@ -151,7 +152,8 @@ pub struct Ready {
 impl Serve {
     /// The exit code of a process whose failure may pass ([`ServerError::may_pass`]): the supervisor starts it again.
     pub const EXIT_MAY_PASS: i32 = 70;
-    /// The exit code of a process that a second signal, or the end of the time for a stop, ended out of order.
+    /// The exit code of a process that a second signal, or the end of the time for a stop, ended out of order. After a fatal
+    /// error of the node the end of that time gives [`Self::EXIT_MAY_PASS`].
     pub const EXIT_STOPPED: i32 = 130;
 
     /// As [`serve`].
@@ -170,6 +172,7 @@ impl Serve {
             log_level: Level::INFO,
             variables: Vec::new(),
             on_ready: None,
+            last_resort: LAST_RESORT,
         }
     }
 
@@ -282,7 +285,9 @@ impl Serve {
                 _ = signalled => None,
             };
             let deadline = Instant::now() + shutdown_timeout;
-            exit_after(shutdown_timeout + LAST_RESORT);
+            // A failed node is started again though its threads do not end: the cause may be what holds them, as a disk.
+            let code = if failure.is_some() { Self::EXIT_MAY_PASS } else { Self::EXIT_STOPPED };
+            exit_after(shutdown_timeout + self.last_resort, code);
             server.shutdown().await;
             (failure, deadline)
         });
@@ -291,6 +296,7 @@ impl Serve {
         }
         node.shutdown_within(deadline.saturating_duration_since(Instant::now()));
         stderr::line("stead: stopped");
+        stderr::flush(LAST_LINES);
         Ok(())
     }
 }
@@ -362,13 +368,13 @@ fn first_signal(runtime: &Runtime, has_supervisor: bool) -> Result<oneshot::Rece
 }
 
 /// Ends the program if it has not ended after this time: what hangs then hangs for ever.
-fn exit_after(time: Duration) {
+fn exit_after(time: Duration, code: i32) {
     let wait = move || {
         thread::sleep(time);
         stderr::line(format_args!(
             "stead: shutdown was cut short after {time:?}; answered requests are on disk, and the next start recovers them"
         ));
-        exit(Serve::EXIT_STOPPED);
+        exit(code);
     };
     // Without a thread there is still the second signal.
     let _ = thread::Builder::new().name("stead-last-resort".to_owned()).spawn(wait);
@@ -396,5 +402,123 @@ fn report_ready(data_dir: &Path, server: &Server, node: &Node, on_ready: Option<
         stderr::line(format_args!(
             "stead: cannot start a thread to report that the server is ready: {error}"
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Context, Never, Process, QueryContext, ServiceOptions};
+    use serde::{Deserialize, Serialize};
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::process::Command;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+    use stead_store::sim_disk::SimDisk;
+
+    #[derive(Default, Serialize, Deserialize)]
+    struct Trouble;
+
+    #[derive(Serialize, Deserialize)]
+    enum Ask {
+        Nothing,
+        Panic,
+        Hold,
+    }
+
+    impl Process for Trouble {
+        const SERVICE: &'static str = "trouble";
+        type Key = String;
+        type Request = Ask;
+        type Reply = ();
+        type Error = Never;
+        type Query = ();
+        type Answer = ();
+
+        fn handle(&mut self, ctx: &mut Context<'_, Self>, ask: Ask) -> Result<(), Never> {
+            match ask {
+                Ask::Nothing => ctx.put_cell(b"cell", &1),
+                Ask::Panic => panic!("as it was asked"),
+                Ask::Hold => {
+                    let holding = HOLDING.lock().unwrap().take();
+                    holding.unwrap().send(()).unwrap();
+                    loop {
+                        thread::park();
+                    }
+                }
+            }
+            Ok(())
+        }
+
+        fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<(), Never> {
+            Ok(())
+        }
+    }
+
+    static HOLDING: std::sync::Mutex<Option<mpsc::Sender<()>>> = std::sync::Mutex::new(None);
+
+    fn post(address: SocketAddr, key: &str, ask: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let len = ask.len();
+        let head = "host: localhost\r\nconnection: close\r\ncontent-type: application/json";
+        write!(
+            stream,
+            "POST /v1/call/trouble/{key} HTTP/1.1\r\n{head}\r\ncontent-length: {len}\r\n\r\n{ask}"
+        )
+        .unwrap();
+        stream
+    }
+
+    /// Set in the life below.
+    const LIFE: &str = "_STEAD_TEST_LIFE";
+
+    /// A server whose log fails while a handler holds a worker, so that the node cannot end.
+    #[test]
+    #[ignore = "run as a child process"]
+    fn life() {
+        let Some(data) = std::env::var_os(LIFE) else { return };
+        let disk = SimDisk::new(1);
+        let builder = Node::builder(data)
+            .service::<Trouble>(ServiceOptions::default().shards(2))
+            .threads(2)
+            .segment_bytes(1 << 20)
+            .shutdown_timeout(Duration::ZERO)
+            .disk(Arc::new(disk.clone()));
+        let (holding, held) = mpsc::channel();
+        *HOLDING.lock().unwrap() = Some(holding);
+        let trouble = move |ready: Ready| {
+            let mut answer = String::new();
+            post(ready.address, "a", "\"Panic\"").read_to_string(&mut answer).unwrap();
+            stderr::line(answer);
+            let _open = post(ready.address, "a", "\"Hold\"");
+            held.recv().unwrap();
+            disk.fail_syncs(1);
+            // One of them is of the other worker.
+            let _others: Vec<_> =
+                (0..20).map(|n| post(ready.address, &n.to_string(), "\"Nothing\"")).collect();
+            loop {
+                thread::park();
+            }
+        };
+        let mut serve =
+            Serve::new(builder).supervised(false).listen(([127, 0, 0, 1], 0).into()).on_ready(trouble);
+        serve.last_resort = Duration::from_millis(100);
+        let ended = serve.run();
+        panic!("{ended:?}");
+    }
+
+    #[test]
+    fn a_failed_server_that_cannot_end_is_one_to_start_again_and_panics_keep_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let life = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "serve::tests::life", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(LIFE, dir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&life.stderr);
+        assert_eq!(life.status.code(), Some(Serve::EXIT_MAY_PASS), "{said}");
+        assert!(said.contains("the node failed: "), "{said}");
+        assert!(said.contains("as it was asked (at ") && !said.contains("' panicked at"), "{said}");
     }
 }

@@ -99,7 +99,8 @@ fn spawn(listener: &TcpListener, variables: &Variables) -> io::Result<Child> {
         .spawn()
 }
 
-/// Ends a child in order, or at the next signal at once: that does not want to wait.
+/// Ends a child in order, or at the next signal at once: that does not want to wait. A child that the first signal killed
+/// had not begun: it takes signals before it opens the node.
 async fn stop(mut child: Child, mut signals: Signals) -> Result<(), ServerError> {
     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
         && let Err(error) = kill_process(pid, Signal::TERM)
@@ -107,7 +108,10 @@ async fn stop(mut child: Child, mut signals: Signals) -> Result<(), ServerError>
         stderr::line(format_args!("stead: cannot signal the server's process: {error}"));
     }
     tokio::select! {
-        status = child.wait() => ended(status.map_err(system("wait for the server's process"))?),
+        status = child.wait() => match status.map_err(system("wait for the server's process"))? {
+            status if status.signal() == Some(Signal::TERM.as_raw()) => Ok(()),
+            status => ended(status),
+        },
         () = signals.next() => {
             child.kill().await.map_err(system("kill the server's process"))?;
             Err(ServerError::Killed)
@@ -133,5 +137,14 @@ mod tests {
         let waits: Vec<_> = (0..9).map(|_| backoff.after(Duration::ZERO).as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         assert_eq!(backoff.after(Backoff::HEALTHY), Backoff::FIRST);
+    }
+
+    #[test]
+    fn a_child_that_is_stopped_before_it_takes_signals_has_stopped_in_order() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let child = Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
+            stop(child, Signals::take().unwrap()).await.unwrap();
+        });
     }
 }

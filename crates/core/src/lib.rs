@@ -17,6 +17,7 @@ pub mod coordinator;
 pub mod entry;
 pub mod handler;
 pub mod ids;
+mod outgoing;
 pub mod record;
 pub mod records;
 pub mod replica;

@@ -236,6 +236,15 @@ impl RecordKey {
             _ => None,
         }
     }
+
+    /// The number of the request that a reply answers, for the key of a reply.
+    #[must_use]
+    pub fn request_number(&self) -> Option<RequestNumber> {
+        if self.kind() != Kind::Reply {
+            return None;
+        }
+        Some(RequestNumber(u64::from_be_bytes(self.0.get(17..)?.try_into().ok()?)))
+    }
 }
 
 fn split_prefixed(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -410,6 +419,33 @@ pub struct TaskRecord {
     /// The step failed and waits until it is tried again; `None` in older versions, and for a step that has not failed.
     #[n(5)]
     pub retry: Option<StepRetry>,
+}
+
+/// A [`TaskRecord`] without the task's state, which may be large: for those that only look.
+#[derive(Clone, Debug, PartialEq, Eq, Decode)]
+pub struct TaskHead {
+    /// The process that started it.
+    #[n(0)]
+    pub process: Key,
+    /// The name under which its code is registered.
+    #[n(1)]
+    pub name: String,
+    /// The next step, counted from 0.
+    #[n(2)]
+    pub step: u64,
+    /// The share that is done, in millionths.
+    #[n(4)]
+    pub progress: u32,
+    /// The step failed and waits until it is tried again.
+    #[n(5)]
+    pub retry: Option<StepRetry>,
+}
+
+impl From<TaskRecord> for TaskHead {
+    fn from(task: TaskRecord) -> Self {
+        let TaskRecord { process, name, step, progress, retry, .. } = task;
+        Self { process, name, step, progress, retry }
+    }
 }
 
 /// How often a task's step has failed, and when it runs again.

@@ -5,8 +5,9 @@
 //! slice, never by the size of the state. What is taken shares the values with the state: whoever writes the snapshot
 //! copies them, on its own time.
 
-use crate::ids::Blob;
+use crate::ids::{Blob, ShardId};
 use crate::record::{Kind, RecordKey};
+use crate::state::Message;
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 use std::collections::BTreeSet;
@@ -51,6 +52,8 @@ pub struct Records {
     dirty: Vec<u32>,
     generation: u32,
     snapshot: Option<Snapshot>,
+    /// What snapshots had saved that were given up: dropped in slices, too.
+    garbage: Piece,
     hash: u128,
     live: usize,
     bytes: usize,
@@ -79,10 +82,11 @@ struct Snapshot {
 /// Records that are looked at together before they are taken: no cache holds them.
 const AHEAD: usize = 16;
 
-/// Records of a snapshot, sharing their values with the state.
+/// Records of a snapshot, sharing their values with the state, and messages of the outboxes that belong to it.
 #[derive(Default)]
 pub struct Piece {
     records: Vec<(SmallVec<[u8; 16]>, Option<Blob>)>,
+    messages: Vec<(ShardId, Message)>,
     bytes: usize,
 }
 
@@ -92,16 +96,30 @@ impl Piece {
     /// What the processor fetches at once.
     const LINE_BYTES: usize = 64;
 
-    /// Bytes that [`Piece::encode`] appends.
+    /// Bytes that [`Piece::encode`] appends, and about those of the messages.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether there are no records.
+    /// Records and messages together.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len() + self.messages.len()
+    }
+
+    /// Whether there are no records and no messages.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.len() == 0
+    }
+
+    /// Messages with the shards that they are for: the next ones of the outboxes that the part's [`Header`] begins.
+    ///
+    /// [`Header`]: crate::state::Header
+    #[must_use]
+    pub fn messages(&self) -> &[(ShardId, Message)] {
+        &self.messages
     }
 
     /// Appends the records as they are stored.
@@ -128,10 +146,16 @@ impl Piece {
         out
     }
 
-    /// Forgets the records, and keeps the room for others.
+    /// Forgets what it holds, and keeps the room for other records.
     pub fn clear(&mut self) {
         self.records.clear();
+        self.messages = Vec::new();
         self.bytes = 0;
+    }
+
+    pub(crate) fn push_message(&mut self, to: ShardId, message: Message) {
+        self.bytes += message.weight();
+        self.messages.push((to, message));
     }
 
     fn push(&mut self, key: &SmallVec<[u8; 16]>, value: Option<&Blob>) {
@@ -139,9 +163,17 @@ impl Piece {
         self.records.push((key.clone(), value.cloned()));
     }
 
-    fn append(&mut self, other: &mut Self) {
-        self.records.append(&mut other.records);
-        self.bytes += std::mem::take(&mut other.bytes);
+    /// Takes up to `max` of the last records of another piece; gives how many.
+    fn take_last(&mut self, other: &mut Self, max: usize) -> usize {
+        let left = other.records.len().saturating_sub(max);
+        let taken = other.records.len() - left;
+        for (key, value) in other.records.drain(left..) {
+            let bytes = RECORD_HEAD_LEN + key.len() + value.as_ref().map_or(0, |value| value.len());
+            other.bytes -= bytes;
+            self.bytes += bytes;
+            self.records.push((key, value));
+        }
+        taken
     }
 }
 
@@ -184,6 +216,7 @@ impl Records {
             dirty: Vec::new(),
             generation: 1,
             snapshot: None,
+            garbage: Piece::default(),
             hash: 0,
             live: 0,
             bytes: 0,
@@ -352,6 +385,13 @@ impl Records {
         self.generation =
             self.generation.checked_add(1).expect("fewer than 2^32 snapshots in a process's life");
         let scope = if all { Scope::All(self.slots.len()) } else { Scope::Changed(changed) };
+        if let Some(mut given_up) = self.snapshot.take() {
+            if self.garbage.is_empty() {
+                self.garbage = given_up.saved;
+            } else {
+                self.garbage.records.append(&mut given_up.saved.records);
+            }
+        }
         self.snapshot = Some(Snapshot { scope, cursor: 0, saved: Piece::default() });
     }
 
@@ -363,8 +403,13 @@ impl Records {
 
     /// Appends up to `records` more records of the snapshot to `out`; true once it is complete.
     pub fn drain_snapshot(&mut self, records: usize, out: &mut Piece) -> bool {
+        let left = self.garbage.len().saturating_sub(records);
+        self.garbage.records.truncate(left);
+        if left == 0 {
+            self.garbage = Piece::default();
+        }
         let Some(mut snapshot) = self.snapshot.take() else { return true };
-        out.append(&mut snapshot.saved);
+        let records = records - out.take_last(&mut snapshot.saved, records);
         let end = match &snapshot.scope {
             Scope::Changed(slots) => slots.len(),
             Scope::All(len) => *len,
@@ -385,7 +430,7 @@ impl Records {
             }
         }
         snapshot.cursor = stop;
-        if stop == end {
+        if stop == end && snapshot.saved.is_empty() && self.garbage.is_empty() {
             return true;
         }
         self.snapshot = Some(snapshot);

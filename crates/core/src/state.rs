@@ -8,7 +8,8 @@ use crate::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord,
     Waiting, decode_value, encode_value,
 };
-use crate::records::Records;
+use crate::outgoing::Outgoing;
+use crate::records::{Piece, Records};
 use crate::room;
 use crate::shard_map::ShardMap;
 use minicbor::{Decode, Encode};
@@ -24,6 +25,11 @@ pub struct State {
     outboxes: ShardMap<Outbox>,
     received: ShardMap<Seq>,
     outbox_bytes: usize,
+    outbox_messages: usize,
+    /// Of the outboxes at the last marker, what its part does not have yet.
+    outgoing: Outgoing,
+    /// Records that the fold has written and messages that it has moved.
+    folded: u64,
     // What follows is derived from the records, so that nothing needs a scan.
     sessions: BTreeMap<SessionId, OpenSession>,
     timers: BTreeSet<(Time, TimerId)>,
@@ -171,6 +177,13 @@ pub struct Header {
 }
 
 impl Header {
+    /// Adds messages that a slice of the snapshot gave, in their order.
+    pub fn add(&mut self, messages: &[(ShardId, Message)]) {
+        for (to, message) in messages {
+            self.outboxes.entry(*to).or_default().messages.push_back(message.clone());
+        }
+    }
+
     /// The state hash: equal states give equal hashes.
     #[must_use]
     pub fn hash(&self) -> u128 {
@@ -259,7 +272,7 @@ impl State {
     /// How far a request's number may be over what its client confirmed.
     pub const SESSION_WINDOW: u64 = 65_536;
     /// Confirmed replies are dropped once this many are: fewer rewrites of the session's record.
-    const CONFIRM_STEP: u64 = 16;
+    pub(crate) const CONFIRM_STEP: u64 = 16;
     /// Confirmed replies of a session that keeps so many bytes are dropped at once: 64 KiB.
     pub const SESSION_KEPT: usize = 64 << 10;
     /// What indexes a record takes, in bytes, about.
@@ -275,6 +288,9 @@ impl State {
             outboxes: ShardMap::default(),
             received: ShardMap::default(),
             outbox_bytes: 0,
+            outbox_messages: 0,
+            outgoing: Outgoing::default(),
+            folded: 0,
             sessions: BTreeMap::new(),
             timers: BTreeSet::new(),
             expiries: BTreeSet::new(),
@@ -295,6 +311,7 @@ impl State {
         let mut state = Self::new(header.shard);
         state.position = header.position;
         state.outbox_bytes = header.outboxes.values().flat_map(|o| &o.messages).map(Message::weight).sum();
+        state.outbox_messages = header.outboxes.values().map(|outbox| outbox.messages.len()).sum();
         state.outboxes = header.outboxes.into_iter().collect();
         state.received = header.received.into_iter().collect();
         for (key, value) in records.iter() {
@@ -349,6 +366,8 @@ impl State {
                 payload: send.payload,
             };
             self.outbox_bytes += message.weight();
+            self.outbox_messages += 1;
+            self.folded += 1;
             outbox.next = outbox.next.next();
             outbox.messages.push_back(message);
         }
@@ -493,12 +512,16 @@ impl State {
             && message.seq <= trim.upto
         {
             self.outbox_bytes -= message.weight();
-            outbox.messages.pop_front();
+            self.outbox_messages -= 1;
+            self.folded += 1;
+            let message = outbox.messages.pop_front().expect("it was looked at");
+            self.outgoing.keep(trim.to, message);
         }
         room::give_back(&mut outbox.messages);
     }
 
     fn write(&mut self, key: &RecordKey, value: Option<Blob>) -> Result<(), Misfit> {
+        self.folded += 1;
         if matches!(key.kind(), Kind::Process | Kind::Cell) {
             match value {
                 Some(value) => drop(self.records.put(key.as_bytes(), value)),
@@ -549,11 +572,10 @@ impl State {
             }
             Kind::Reply => {
                 let id = key.session_id().expect("a reply's key holds its session");
-                let number =
-                    u64::from_be_bytes(key.as_bytes()[17..].try_into().expect("checked with the key"));
+                let number = key.request_number().expect("a reply's key holds its number");
                 // While a part is loaded the reply may come before its session.
                 let session = self.sessions.entry(id).or_insert_with(OpenSession::unknown);
-                session.highest = session.highest.max(RequestNumber(number));
+                session.highest = session.highest.max(number);
                 session.kept += weight;
                 self.kept.replies += weight;
                 let more = OfPrincipal { sessions: 0, replies: weight };
@@ -685,9 +707,36 @@ impl State {
         &self.records
     }
 
-    /// The records, for taking a snapshot of them; nothing else may change them but `apply`.
-    pub(crate) fn records_mut(&mut self) -> &mut Records {
-        &mut self.records
+    /// Begins a snapshot of the whole state, with the records that changed since the last one or all of them, and gives the
+    /// part's header without the messages in the outboxes: these come with the records. It takes a while for each channel,
+    /// and none for what there is in them.
+    ///
+    /// # Panics
+    /// If the last snapshot is not drained and this one is not of everything.
+    pub fn begin_snapshot(&mut self, all: bool) -> Header {
+        self.records.begin_snapshot(all);
+        self.outgoing.begin(&self.outboxes);
+        let empty = |outbox: &Outbox| Outbox { next: outbox.next, messages: VecDeque::new() };
+        self.header_with(empty)
+    }
+
+    /// Whether a snapshot waits to be drained.
+    #[must_use]
+    pub fn snapshot_runs(&self) -> bool {
+        self.records.snapshot_runs()
+    }
+
+    /// Appends up to `max` more messages and records of the snapshot to `out`; true once it is complete.
+    pub fn drain_snapshot(&mut self, max: usize, out: &mut Piece) -> bool {
+        let left = max - self.outgoing.drain(&self.outboxes, max, out);
+        self.outgoing.is_drained() && self.records.drain_snapshot(left, out)
+    }
+
+    /// Records that the fold has written, and messages that it has put into outboxes or taken out, since the state was
+    /// made.
+    #[must_use]
+    pub fn folded(&self) -> u64 {
+        self.folded
     }
 
     /// Reads a record of one of Stead's own kinds. A value that can't be read was refused when it was written or loaded.
@@ -714,6 +763,12 @@ impl State {
     #[must_use]
     pub fn outbox_bytes(&self) -> usize {
         self.outbox_bytes
+    }
+
+    /// Messages in all outboxes.
+    #[must_use]
+    pub fn outbox_messages(&self) -> usize {
+        self.outbox_messages
     }
 
     /// A session that is open.
@@ -821,18 +876,23 @@ impl State {
             ("bytes kept", self.kept == other.kept),
             ("principals", self.principals == other.principals),
             ("bytes in outboxes", self.outbox_bytes == other.outbox_bytes),
+            ("messages in outboxes", self.outbox_messages == other.outbox_messages),
         ];
         alike.into_iter().find(|(_, alike)| !alike).map(|(index, _)| index)
     }
 
-    /// What a part of a checkpoint would hold beside the records now.
+    /// What a part of a checkpoint would hold beside the records now. Copies all messages in the outboxes.
     #[must_use]
     pub fn header(&self) -> Header {
+        self.header_with(Outbox::clone)
+    }
+
+    fn header_with(&self, outbox_of: impl Fn(&Outbox) -> Outbox) -> Header {
         Header {
             shard: self.shard,
             position: self.position,
             // An outbox that is empty still counts: its next number is part of the channel.
-            outboxes: self.outboxes.iter().map(|(to, outbox)| (to, outbox.clone())).collect(),
+            outboxes: self.outboxes.iter().map(|(to, outbox)| (to, outbox_of(outbox))).collect(),
             received: self.received.iter().map(|(from, seq)| (from, *seq)).collect(),
             records: self.records.len() as u64,
             records_hash: self.records.hash().to_be_bytes(),

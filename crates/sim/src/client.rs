@@ -17,6 +17,8 @@ pub(crate) type Frame = (ShardId, Input);
 
 /// All clients of a run.
 pub(crate) struct Clients {
+    /// Calls of a session after which its client confirms replies.
+    pub(crate) confirm_every: u64,
     clients: Vec<Client>,
     calls: Vec<Calling>,
     sessions: Vec<Session>,
@@ -106,6 +108,7 @@ impl Clients {
             clients: (0..count).map(client).collect(),
             calls: Vec::new(),
             sessions: Vec::new(),
+            confirm_every: 1,
             answered: 0,
             abandoned: 0,
         }
@@ -204,6 +207,8 @@ impl Clients {
                 }
                 // Not all that could be confirmed is, so that there is something to ask again for.
                 let limit = session.prefix.0.min(number.0 - 1);
+                let confirms = number.0.is_multiple_of(self.confirm_every);
+                let limit = if confirms { limit } else { limit.min(session.confirmed.0) };
                 let confirmed = RequestNumber(if limit > session.confirmed.0 {
                     rng.u64(session.confirmed.0..=limit)
                 } else {

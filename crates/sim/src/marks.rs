@@ -66,6 +66,7 @@ marks! {
     Reasked: "an answered request was asked again and got the same answer",
     SessionEnded: "a session ran out under its client",
     Confirmed: "a confirmed reply was asked for",
+    ConfirmedRest: "confirmed replies were forgotten in several entries",
     Overloaded: "a client was asked to retry later",
     LimitReached: "a client was refused for what its shard keeps",
     RefusedFull: "a client was refused because the disk is full",

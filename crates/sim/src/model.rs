@@ -8,7 +8,7 @@ use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Colour, Epoch, Index, RequestNumber, Seq, SessionId, ShardId, TaskId, Time};
 use stead_core::record::{
-    DeadLetter, Kind, RecordKey, Retry, TaskRecord, TimerRecord, Waiting, decode_value,
+    DeadLetter, Kind, RecordKey, Retry, SessionRecord, TaskRecord, TimerRecord, Waiting, decode_value,
 };
 use stead_core::records::Records;
 use stead_core::shard::{Answer, Effect, Refusal};
@@ -380,9 +380,21 @@ impl Model {
                 }
             }
             Cause::Expire => {
+                // Or what its client holds goes.
+                let sessions = entry.writes.iter().filter(|write| write.key.kind() == Kind::Session);
+                let confirmed = |id| {
+                    let session = sessions.clone().find(|write| write.key.session_id() == id)?;
+                    let record: SessionRecord = decode_value(session.value.as_ref()?).ok()?;
+                    Some(record.confirmed)
+                };
                 for key in entry.writes.iter().filter(|w| w.value.is_none()).map(|w| &w.key) {
                     // A reply lives as long as its session, which is refused from then on, whenever it goes itself.
                     let expires = match key.kind() {
+                        Kind::Reply
+                            if confirmed(key.session_id()).is_some_and(|upto| key.request_number() <= Some(upto)) =>
+                        {
+                            None
+                        }
                         Kind::Reply => {
                             key.session_id().and_then(|id| shadow.state.session(id)).map(|open| open.expires)
                         }

@@ -26,6 +26,8 @@ pub(crate) struct Profile {
     pub(crate) think: u64,
     pub(crate) retry: u64,
     pub(crate) window: usize,
+    /// Calls of a session after which its client confirms replies.
+    pub(crate) confirm_every: u64,
     pub(crate) net_delay: u64,
     pub(crate) net_drop: u32,
     pub(crate) net_again: u32,
@@ -89,6 +91,7 @@ impl Profile {
             think: spread(rng, &[100, 1_000, 10_000, 50_000]),
             retry: spread(rng, &[20_000, 100_000, 500_000]),
             window: rng.usize(1..=4),
+            confirm_every: 1,
             net_delay: spread(rng, &[10, 500, 5_000, 50_000]),
             net_drop: chance(rng, &[0, 0, 100, 10]),
             net_again: chance(rng, &[0, 50, 5]),
@@ -138,6 +141,7 @@ impl Profile {
         profile.settings.uncommitted_bytes_max = spread(rng, &[64 << 20, 64 << 20, 2_000, 1]) as usize;
         profile.settings.work_max = spread(rng, &[2_048, 2_048, 16, 1]) as usize;
         profile.runs_max = spread(rng, &[u64::MAX, u64::MAX, 3, 1]) as usize;
+        profile.confirm_every = spread(rng, &[1, 1, 1, 40]);
         profile
     }
 

@@ -107,6 +107,10 @@ impl World<'_> {
         let it = &mut node.shards[shard.0 as usize];
         let mut piece = Piece::default();
         let done = it.drain_snapshot(slice, &mut piece);
+        if piece.len() > slice {
+            let what = format!("shard {shard}: a slice of {slice} of a snapshot has {}", piece.len());
+            return Err(Violation::new(17, what).into());
+        }
         let mut out = piece.to_vec();
         if late && done {
             for (key, value) in it.state().records().iter() {
@@ -115,8 +119,10 @@ impl World<'_> {
         }
         let moved = self.model.appended(shard)
             > self.model.mark(number, shard).map_or(Index(u64::MAX), |mark| mark.position().index);
-        let written =
-            writer.piece(shard, &out).and_then(|()| if done { writer.end_part(shard) } else { Ok(false) });
+        let written = writer
+            .piece(shard, &out)
+            .and_then(|()| writer.messages(shard, piece.messages()))
+            .and_then(|()| if done { writer.end_part(shard) } else { Ok(false) });
         if moved && !done {
             self.marks.hit(Mark::SnapshotUnderWrites);
         }

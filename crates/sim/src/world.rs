@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::clock::Now;
-use stead_core::entry::{Cause, Entry};
+use stead_core::entry::{Cause, Entry, Write};
 use stead_core::handler::{Call as HandlerCall, Caller, Handler, Misuse, Outcome, Txn, View};
 use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
@@ -277,7 +277,8 @@ impl<'w> World<'w> {
         disk: SimDisk,
     ) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let clients = Clients::new(&mut rng, profile.clients, topology.incarnation);
+        let mut clients = Clients::new(&mut rng, profile.clients, topology.incarnation);
+        clients.confirm_every = profile.confirm_every;
         let topology = Arc::new(topology);
         let shards = topology.shard_count() as usize;
         let mut world = Self {
@@ -659,6 +660,12 @@ impl<'w> World<'w> {
             let last = self.model.last_entry(shard);
             match last.map(|entry| &entry.cause) {
                 Some(Cause::Attempt) => self.marks.hit(Mark::Attempt),
+                Some(Cause::Expire) => {
+                    let rest = |write: &Write| write.key.kind() == Kind::Session && write.value.is_some();
+                    if last.is_some_and(|entry| entry.writes.iter().any(rest)) {
+                        self.marks.hit(Mark::ConfirmedRest);
+                    }
+                }
                 Some(Cause::DeadLetter { .. }) => self.marks.hit(Mark::DeadLetter),
                 Some(Cause::Timer { .. }) => {
                     // The accounts send nothing from a timer.

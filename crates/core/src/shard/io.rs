@@ -266,7 +266,8 @@ pub enum Effect {
     EndsTurn(Lane),
     /// The marker of a checkpoint is in the log, and the snapshot has begun: drain it with [`super::Shard::drain_snapshot`].
     Marked {
-        /// What the part holds beside the records.
+        /// What the part holds beside the records, but for the messages in the outboxes: these come in the pieces of the
+        /// snapshot.
         header: Box<Header>,
         /// The section will hold every record and replaces the stored ones; otherwise it holds what changed since the
         /// last marker.

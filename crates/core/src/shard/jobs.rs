@@ -1,13 +1,14 @@
 //! Work that waits in the system: messages, timers and steps of tasks, in the order in which they came.
 
 use super::dead_letters::{Buried, cut};
+use super::starting::Starting;
 use super::suspicion::Turn;
 use super::{Effect, Effects, Failure, Messages, Refusal, Request, Run, Shard, StepOutcome};
 use crate::entry::{Cause, Entry, Reply, Send, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
 use crate::record::{
-    AttemptRecord, Kind, RecordKey, Retry, StepRetry, TaskRecord, TimerRecord, Waiting, decode_value,
+    AttemptRecord, Kind, RecordKey, Retry, StepRetry, TaskHead, TaskRecord, TimerRecord, Waiting, decode_value,
     encode_value,
 };
 use crate::room;
@@ -28,7 +29,7 @@ const SURVIVED_MAX: usize = 4096;
 pub(super) struct Jobs {
     queue: VecDeque<Job>,
     /// By sender, the last message that is received or in the queue.
-    queued: ShardMap<Seq>,
+    pub(super) queued: ShardMap<Seq>,
     pub(super) timers: Due,
     pub(super) failures: BTreeMap<Waiting, u32>,
     pub(super) runs: Runs,
@@ -38,6 +39,8 @@ pub(super) struct Jobs {
     suspects: BTreeSet<Waiting>,
     suspected: usize,
     suspect_bytes: usize,
+    /// What the epoch began with and the queue does not have yet.
+    pub(super) starting: Option<Starting>,
 }
 
 /// Which timers are in the queue: those up to one, but for those that were set later for a time before it.
@@ -74,7 +77,7 @@ pub(super) struct Runs {
     /// The number of the run, and whether it has begun after it asked.
     outstanding: BTreeMap<TaskId, (u32, bool)>,
     /// Steps that failed and wait for their time.
-    later: BTreeSet<(Time, TaskId)>,
+    pub(super) later: BTreeSet<(Time, TaskId)>,
 }
 
 impl Runs {
@@ -172,6 +175,10 @@ impl Jobs {
 
     /// A shard's messages to itself wait for nothing: one log holds both ends.
     pub(super) fn note_local(&mut self, entry: &Entry, shard: ShardId) {
+        if self.starting.as_ref().is_some_and(|starting| starting.has_locals) {
+            // Older ones are not in the queue yet; these follow them from the outbox.
+            return;
+        }
         for _ in entry.sends.iter().filter(|send| send.to == shard) {
             let seq = self.queued.get_or_default(shard);
             *seq = seq.next();
@@ -237,6 +244,10 @@ impl Jobs {
         self.survived.insert(suspect);
     }
 
+    pub(super) fn push(&mut self, job: Job) {
+        self.queue.push_back(job);
+    }
+
     pub(super) fn push_begin(&mut self, id: TaskId, run: u32) {
         self.queue.push_back(Job { work: Work::Begin(id, run), attempt: Attempt::Fresh });
     }
@@ -245,21 +256,29 @@ impl Jobs {
         self.queue.push_back(Job { work: Work::Step { id, step, run, outcome }, attempt: Attempt::Fresh });
     }
 
-    /// Nobody counts on with the failures of a task that is gone, or waits for its step.
-    pub(super) fn note_ended_tasks(&mut self, entry: &Entry, before: &State) {
-        if self.failures.is_empty() && self.runs.outstanding.is_empty() && self.runs.later.is_empty() {
+    /// Notes the tasks that an entry writes, and those that it ends: the failures of such a one are not counted any further,
+    /// and its step is not waited for.
+    pub(super) fn note_tasks(&mut self, entry: &Entry, before: &State) {
+        let is_idle = self.failures.is_empty() && self.runs.outstanding.is_empty() && self.runs.later.is_empty();
+        if is_idle && self.starting.is_none() {
             return;
         }
-        for write in entry.writes.iter().filter(|write| write.value.is_none()) {
-            if write.key.kind() == Kind::Task
-                && let Some(ended) = write.key.number().map(TaskId)
-            {
-                self.runs.outstanding.remove(&ended);
-                if let Some(retry) = before.record::<TaskRecord>(&write.key).and_then(|task| task.retry) {
-                    self.runs.later.remove(&(retry.at, ended));
+        for write in entry.writes.iter().filter(|write| write.key.kind() == Kind::Task) {
+            let Some(id) = write.key.number().map(TaskId) else { continue };
+            if write.value.is_some() {
+                if let Some(starting) = &mut self.starting {
+                    starting.written.insert(id);
                 }
-                self.failures
-                    .retain(|waiting, _| !matches!(waiting, Waiting::Task { id, .. } if *id == ended));
+                continue;
+            }
+            self.runs.outstanding.remove(&id);
+            if let Some(retry) = before.record::<TaskHead>(&write.key).and_then(|task| task.retry) {
+                self.runs.later.remove(&(retry.at, id));
+            }
+            let steps = Waiting::Task { id, step: 0 }..=Waiting::Task { id, step: u64::MAX };
+            while let Some((failed, _)) = self.failures.range(steps.clone()).next() {
+                let failed = *failed;
+                self.failures.remove(&failed);
             }
         }
     }
@@ -277,10 +296,6 @@ impl Jobs {
         self.runs.later.first().map(|(at, _)| *at)
     }
 
-    pub(super) fn next_timer(&self, state: &State, queued_max: usize) -> Option<Time> {
-        let has_room = self.timers.queued < queued_max;
-        has_room.then(|| self.timers.next(state)).flatten().map(|(at, _)| at)
-    }
 }
 
 impl Shard {
@@ -296,7 +311,8 @@ impl Shard {
             let queued = self.jobs.queued.get_or_default(from);
             if message.seq == queued.next() {
                 *queued = message.seq;
-                let at_once = !again && self.jobs.queue.is_empty() && self.is_active();
+                let is_first = self.jobs.queue.is_empty() && self.jobs.starting.is_none();
+                let at_once = !again && is_first && self.is_active();
                 if at_once && !self.blocked() && !self.is_trying() && self.goes_on(handler) {
                     self.run_message(from, &message, handler, out);
                 } else {
@@ -311,47 +327,15 @@ impl Shard {
         self.run_jobs(handler, out);
     }
 
-    /// Queues what the state holds when an epoch becomes active: a crash may have met each of it before.
-    pub(super) fn start_jobs(&mut self) {
-        let from = self.state.shard();
-        let outbox = self.state.outboxes().get(from);
-        let local: Vec<Seq> =
-            outbox.map_or_else(Vec::new, |outbox| outbox.messages.iter().map(|m| m.seq).collect());
-        for seq in local {
-            self.jobs.queued.insert(from, seq);
-            self.enqueue(Work::Local(seq), true);
-        }
-        self.push_due_timers();
-        for id in self.state.tasks().iter().copied().collect::<Vec<_>>() {
-            let task: Option<TaskRecord> = self.state.record(&RecordKey::task(id));
-            match task.and_then(|task| task.retry) {
-                Some(retry) if retry.at > self.clock.time() => {
-                    self.jobs.runs.later.insert((retry.at, id));
-                }
-                _ => self.resume(id),
-            }
-        }
-        self.order_met_tasks();
-    }
-
-    /// Queues a step that a death of the process may have met, or of which it is known that one has.
-    fn resume(&mut self, id: TaskId) {
-        let work = Work::Resume(id);
-        if self.suspicion.is_on && self.waiting_of(&work).is_some_and(|task| self.has_begun(&task)) {
-            self.suspicion.tasks.push_back(id);
-        } else {
-            self.jobs.queue.push_back(Job { work, attempt: Attempt::Fresh });
-        }
-    }
-
     /// Runs the steps that waited until now to be tried again.
     pub(super) fn run_due_steps(&mut self) {
         for _ in 0..self.settings.work_max {
             let first = self.jobs.runs.later.first().copied();
             let Some((at, id)) = first.filter(|(at, _)| *at <= self.clock.time()) else { return };
             self.jobs.runs.later.pop_first();
+            self.work += 1;
             // Its task may have been cancelled, or be another one by now.
-            let task = self.state.record::<TaskRecord>(&RecordKey::task(id));
+            let task = self.state.record::<TaskHead>(&RecordKey::task(id));
             if task.and_then(|task| task.retry).is_some_and(|retry| retry.at == at) {
                 self.resume(id);
             }
@@ -361,17 +345,30 @@ impl Shard {
     /// Queues timers that are due. Over the work of one input they wait where they are.
     pub(super) fn push_due_timers(&mut self) {
         let now = self.clock.time();
-        // While all is held none of them leaves the queue, and the one that was met may be behind them.
-        while (self.suspicion.held || self.jobs.timers.queued < self.settings.work_max)
+        let mut room = self.settings.work_max;
+        while room > 0
+            && self.timers_have_room()
             && let Some(id) = self.jobs.timers.take(&self.state, now)
         {
+            room -= 1;
             // However late it is due: the shard's time may have begun before the death that met it.
             self.enqueue(Work::Timer(id), id.place() < self.suspicion.began);
         }
+        self.work += (self.settings.work_max - room) / Self::LOOKS_AT_ONCE;
+    }
+
+    /// When the next timer is to be queued.
+    pub(super) fn next_timer(&self) -> Option<Time> {
+        self.timers_have_room().then(|| self.jobs.timers.next(&self.state)).flatten().map(|(at, _)| at)
+    }
+
+    /// While all is held none of them leaves the queue, and the one that was met may be behind them.
+    fn timers_have_room(&self) -> bool {
+        self.suspicion.held || self.jobs.timers.queued < self.settings.work_max
     }
 
     /// Queues a message or a timer; `again` if the last life of the process may have met it.
-    fn enqueue(&mut self, work: Work, again: bool) {
+    pub(super) fn enqueue(&mut self, work: Work, again: bool) {
         let held = self.suspicion.held;
         if held && self.waiting_of(&work).is_some_and(|waiting| self.has_begun(&waiting)) {
             self.suspicion.met.push_back(Job { work, attempt: Attempt::ToLog });
@@ -425,6 +422,7 @@ impl Shard {
         if !self.is_active() {
             return;
         }
+        self.go_on_starting(out);
         self.end_turns(out);
         self.try_met_task(out);
         self.is_cut = false;
@@ -493,7 +491,8 @@ impl Shard {
                 }
             }
             Work::Resume(id) => {
-                if let Some(task) = self.state.record(&RecordKey::task(id)) {
+                if let Some(task) = self.state.record::<TaskRecord>(&RecordKey::task(id)) {
+                    self.work += task.state.len() / 4096;
                     self.jobs.runs.set_out(id, task, self.suspicion.is_on, self.clock.time(), out);
                 }
             }
@@ -596,7 +595,7 @@ impl Shard {
             }
             Work::Step { id, step, .. } => Some(Waiting::Task { id: *id, step: *step }),
             Work::Resume(id) => {
-                let task: TaskRecord = self.state.record(&RecordKey::task(*id))?;
+                let task: TaskHead = self.state.record(&RecordKey::task(*id))?;
                 Some(Waiting::Task { id: *id, step: task.step })
             }
         }

@@ -10,6 +10,7 @@ mod processes;
 mod release;
 mod requests;
 mod settings;
+mod starting;
 mod suspicion;
 
 pub use io::{
@@ -23,7 +24,7 @@ use crate::handler::{Call, Caller, Handler, Misuse, Outcome, Txn};
 use crate::ids::{
     Colour, Epoch, Index, Key, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, Time,
 };
-use crate::record::RecordKey;
+use crate::record::{RecordKey, SessionRecord, encode_value};
 use crate::records::Piece;
 use crate::replica::{EpochConfig, Replica};
 use crate::room;
@@ -48,6 +49,8 @@ pub struct Shard {
     jobs: Jobs,
     trims: BTreeMap<ShardId, Seq>,
     trim_at: Option<Time>,
+    /// By session, up to where its client holds the replies, if one entry could not forget them all.
+    confirms: BTreeMap<SessionId, RequestNumber>,
     all_next: bool,
     /// The checkpoint of the last part, until it is known to exist: nothing can build on that part before.
     unconfirmed: Option<Colour>,
@@ -95,6 +98,8 @@ impl Shard {
     /// After serving for so long without an entry the shard logs its clocks, in microseconds: 10 min. The end of a process
     /// life loses less than that of its served time.
     const NOTE_CLOCK: u64 = 10 * 60 * 1_000_000;
+    /// Channels and timers that count as one piece of work where each is only looked at.
+    const LOOKS_AT_ONCE: usize = 16;
     /// Channels that one entry trims at most, so that it fits into any log.
     const TRIM_BATCH: usize = 256;
 
@@ -120,6 +125,7 @@ impl Shard {
             jobs,
             trims: BTreeMap::new(),
             trim_at: None,
+            confirms: BTreeMap::new(),
             all_next: false,
             // The records that the start found in a checkpoint count as held by it, and all others as changed.
             unconfirmed: None,
@@ -225,22 +231,25 @@ impl Shard {
         if !self.is_active() {
             return None;
         }
-        let timer =
-            (!self.blocked()).then(|| self.jobs.next_timer(&self.state, self.settings.work_max)).flatten();
+        let timer = (!self.blocked()).then(|| self.next_timer()).flatten();
         let timer = timer.into_iter().chain(self.jobs.next_retry()).min();
         let timer = timer.map(|at| self.clock.steady_at(at));
         let expiry = self.state.expiries().first().map(|(at, _)| *at);
         let served = expiry.into_iter().chain([self.note_clock_at()]).min().filter(|_| !self.full);
         let served = served.map(|at| self.clock.steady_at_served(at));
         let trim = self.trim_at.filter(|_| !self.full);
-        let ready = (self.job_is_ready() || self.is_cut || self.is_behind()).then_some(self.clock.steady());
+        let goes_on = self.is_cut
+            || self.is_behind()
+            || self.jobs.starting.is_some()
+            || (!self.full && !self.confirms.is_empty());
+        let ready = (goes_on || self.job_is_ready()).then_some(self.clock.steady());
         let tasks = self.suspicion.deadline().filter(|_| !self.blocked());
         [timer, served, trim, ready, tasks, self.release.deadline()].into_iter().flatten().min()
     }
 
-    /// Appends up to `records` more records of the running snapshot to `out`; true once it is complete.
+    /// Appends up to `records` more records and messages of the running snapshot to `out`; true once it is complete.
     pub fn drain_snapshot(&mut self, records: usize, out: &mut Piece) -> bool {
-        self.state.records_mut().drain_snapshot(records, out)
+        self.state.drain_snapshot(records, out)
     }
 
     /// The last life of the process ended in order, so that nothing that waits can have ended it: no attempts are logged.
@@ -304,7 +313,7 @@ impl Shard {
     /// The work that waits: messages received but not handled, and the like.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.jobs.len() + self.suspicion.len()
+        self.jobs.len() + self.suspicion.len() + usize::from(self.jobs.starting.is_some())
     }
 
     /// The shard's clocks, as they were at the last input.
@@ -362,12 +371,12 @@ impl Shard {
     fn handle_active(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
         out.push(Effect::Active(epoch));
         self.mark(self.heard, out);
-        self.release.resend_all(&self.state, self.suspicion.is_on, self.clock.steady(), &self.settings, out);
+        self.release.resend_all(&self.state, self.suspicion.is_on, self.clock.steady());
+        self.work += self.state.outboxes().iter().count() / Self::LOOKS_AT_ONCE;
         if self.suspicion.is_on {
             self.suspicion.until = self.clock.steady().plus_millis(self.settings.suspect_for);
         }
-        self.forgive(out);
-        self.start_jobs();
+        self.begin_starting();
     }
 
     fn handle_ack(&mut self, from: ShardId, upto: Seq, colour: Colour, out: &mut Vec<Effect>) {
@@ -395,6 +404,9 @@ impl Shard {
                 self.trim(out);
             }
             self.expire(out);
+            if self.work < self.settings.work_max {
+                self.confirm(out);
+            }
         }
         self.let_go(out);
         self.work += self.release.tick(&self.state, self.clock.steady(), &self.settings, out);
@@ -420,8 +432,7 @@ impl Shard {
 
     /// Logs what receivers have acknowledged, as far as one input may.
     fn trim(&mut self, out: &mut Vec<Effect>) {
-        let room_max = self.settings.work_max as u64;
-        let mut room = room_max;
+        let mut room = self.settings.work_max as u64;
         let mut trims = Vec::new();
         while room > 0
             && trims.len() < Self::TRIM_BATCH
@@ -438,9 +449,44 @@ impl Shard {
         }
         self.trim_at = self.trim_at.filter(|_| !self.trims.is_empty());
         if !trims.is_empty() {
-            self.work += (room_max - room) as usize;
             self.append(Cause::Ack { trims }, Key::none(), Effects::default(), out);
         }
+    }
+
+    /// Forgets more replies that a client holds, where one entry could not forget all of them.
+    fn confirm(&mut self, out: &mut Vec<Effect>) {
+        let Some((id, upto)) = self.confirms.pop_first() else { return };
+        let key = RecordKey::session(id);
+        let Some(mut record) = self.state.record::<SessionRecord>(&key) else { return };
+        let highest = self.state.session(id).map_or(0, |open| open.highest.0);
+        let mut writes: Vec<Write> = Vec::new();
+        let mut room = self.settings.entry_bytes_max;
+        let mut looks = self.confirm_batch();
+        while record.confirmed < upto && looks > 0 && room > 0 {
+            looks -= 1;
+            record.confirmed = record.confirmed.next();
+            if record.confirmed.0 > highest {
+                record.confirmed = upto;
+                break;
+            }
+            let key = RecordKey::reply(id, record.confirmed);
+            if self.state.records().get(key.as_bytes()).is_some() {
+                let write = Write { key, value: None };
+                room = room.saturating_sub(write_weight(&write));
+                writes.push(write);
+            }
+        }
+        self.work += (self.confirm_batch() - looks) as usize;
+        if record.confirmed < upto {
+            self.confirms.insert(id, upto);
+        }
+        writes.push(Write { key, value: Some(encode_value(&record)) });
+        self.append(Cause::Expire, Key::none(), Effects::of(writes), out);
+    }
+
+    /// Replies that one entry forgets at most because their client holds them.
+    fn confirm_batch(&self) -> u64 {
+        Self::EXPIRE_BATCH.min(self.settings.work_max).max(State::CONFIRM_STEP as usize) as u64
     }
 
     /// Forgets what ran out. A session goes with its last replies, in the last of the entries that forget these.
@@ -496,11 +542,12 @@ impl Shard {
         let index = self.append(Cause::Marker { colour }, Key::none(), Effects::default(), out);
         // A checkpoint that is not known to exist may have been given up: the chain of parts ends there. A snapshot that
         // still runs belongs to such a one, or to one whose number came with a message from before it was given up.
-        let records = self.state.records_mut();
-        let all = std::mem::take(&mut self.all_next) || self.unconfirmed.is_some() || records.snapshot_runs();
-        records.begin_snapshot(all);
+        let all =
+            std::mem::take(&mut self.all_next) || self.unconfirmed.is_some() || self.state.snapshot_runs();
+        let header = Box::new(self.state.begin_snapshot(all));
+        self.work += (header.outboxes.len() + header.received.len()) / Self::LOOKS_AT_ONCE;
         self.unconfirmed = Some(colour);
-        out.push(Effect::Marked { header: Box::new(self.state.header()), all });
+        out.push(Effect::Marked { header, all });
         self.release.hold_marker(index, colour);
     }
 
@@ -555,20 +602,22 @@ impl Shard {
         let entry = Entry { index, epoch, time, cause, process, writes, sends, reply, served };
         let mut bytes = Vec::with_capacity(192);
         entry.encode_into(&mut bytes);
-        self.work += 1 + entry.writes.len() + entry.sends.len() + bytes.len() / 4096;
+        self.work += 1 + bytes.len() / 4096;
         self.uncommitted.push_back((index, bytes.len()));
         self.uncommitted_bytes += bytes.len();
         out.push(Effect::Append { epoch, index, bytes });
         self.release.hold(&entry, self.state.shard());
         self.jobs.note_local(&entry, self.state.shard());
         self.jobs.note_timers(&entry, &self.state);
-        self.jobs.note_ended_tasks(&entry, &self.state);
+        self.jobs.note_tasks(&entry, &self.state);
         if let Some(id) = self.suspicion.task
             && entry.writes.iter().any(|write| write.key == RecordKey::task(id))
         {
             self.suspicion.steps.tried = Some(index);
         }
+        let folded = self.state.folded();
         self.state.apply(entry).expect("an entry that the shard made follows from its state");
+        self.work += (self.state.folded() - folded) as usize;
         index
     }
 

@@ -5,10 +5,10 @@ use super::{Answer, Effect, Messages, Settings};
 use crate::clock::Clock;
 use crate::entry::{Cause, Entry};
 use crate::ids::{Colour, Index, Seq, ShardId, TaskId, Time};
-use crate::record::{Kind, RecordKey, Waiting};
+use crate::record::{Kind, RecordKey, TaskRecord, Waiting};
 use crate::room;
 use crate::shard_map::ShardMap;
-use crate::state::{Message, State};
+use crate::state::State;
 use std::collections::VecDeque;
 
 /// Messages that one delivery holds at most when a channel is sent again.
@@ -23,6 +23,8 @@ pub(super) struct Release {
     /// Apart from the others, for it is by far the longest.
     moved: VecDeque<(Index, Moved)>,
     channels: ShardMap<Sending>,
+    /// Channels with messages that the epoch began with and that have not left again yet.
+    backlog: VecDeque<ShardId>,
     receiving: ShardMap<Receiving>,
     /// Senders that have not been told yet.
     acks: Vec<ShardId>,
@@ -47,8 +49,11 @@ enum Moved {
 #[derive(Default)]
 struct Sending {
     released: Seq,
-    /// Messages that a commit has just let go.
-    ready: usize,
+    /// Messages after it that may leave.
+    ready: u64,
+    is_in_backlog: bool,
+    /// A crash may have met the messages up to this one.
+    met: Seq,
     progress: Time,
 }
 
@@ -57,6 +62,31 @@ struct Sending {
 struct Receiving {
     committed: Seq,
     ack_due: bool,
+}
+
+impl Sending {
+    /// Lets up to `max` of the ready messages leave as one delivery; gives how many left. None is left that could leave if
+    /// it gives none.
+    fn deliver(&mut self, state: &State, to: ShardId, max: usize, out: &mut Vec<Effect>) -> usize {
+        let last = Seq(self.released.0 + self.ready);
+        let messages = state.outboxes().get(to).map(|outbox| &outbox.messages);
+        let front = messages.and_then(|messages| messages.front()).map(|front| front.seq);
+        // Some may have been acknowledged and trimmed: the receiver had them from the life before.
+        let first = self.released.next().max(front.unwrap_or(last.next()));
+        let (Some(messages), Some(front), true) = (messages, front, first <= last) else {
+            (self.released, self.ready) = (last, 0);
+            return 0;
+        };
+        let again = first <= self.met;
+        let end = last.0.min(first.0.saturating_add(max as u64 - 1));
+        let end = if again { end.min(self.met.0) } else { end };
+        let places = (first.0 - front.0) as usize..=(end - front.0) as usize;
+        let messages: Messages = messages.range(places).cloned().collect();
+        (self.released, self.ready) = (Seq(end), last.0 - end);
+        let count = messages.len();
+        out.push(Effect::Deliver { to, messages, again });
+        count
+    }
 }
 
 impl Release {
@@ -105,7 +135,7 @@ impl Release {
     pub(super) fn is_behind(&self, commit: Index) -> bool {
         let held = self.held.front().map(|(index, _)| *index);
         let moved = self.moved.front().map(|(index, _)| *index);
-        held.into_iter().chain(moved).any(|index| index <= commit)
+        !self.backlog.is_empty() || held.into_iter().chain(moved).any(|index| index <= commit)
     }
 
     /// Lets go up to `room` of what the commit index has reached; gives how much that was.
@@ -132,13 +162,26 @@ impl Release {
                     out.push(Effect::Answer(answer));
                 }
                 Held::Task(id) => {
-                    if let Some(task) = state.record(&RecordKey::task(id)) {
+                    if let Some(task) = state.record::<TaskRecord>(&RecordKey::task(id)) {
+                        left = left.saturating_sub(task.state.len() / 4096);
                         runs.set_out(id, task, false, clock.time(), out);
                     }
                 }
                 Held::Step(id, run) => out.push(Effect::StepAllowed { id, run, allowed: true }),
                 Held::Marker(colour) => out.push(Effect::MarkerCommitted(colour)),
             }
+        }
+        while left > 0
+            && let Some(&to) = self.backlog.front()
+        {
+            let channel = self.channels.get_or_default(to);
+            channel.progress = now;
+            left -= channel.deliver(state, to, left.min(RESEND_BATCH), out).max(1);
+            if channel.ready == 0 {
+                channel.is_in_backlog = false;
+                self.backlog.pop_front();
+            }
+            self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
         }
         let mut ready = Vec::new();
         while left > 0
@@ -148,7 +191,7 @@ impl Release {
             match moved {
                 Moved::Sent(to) => {
                     let channel = self.channels.get_or_default(to);
-                    if channel.ready == 0 {
+                    if channel.ready == 0 && !channel.is_in_backlog {
                         ready.push(to);
                     }
                     channel.ready += 1;
@@ -163,11 +206,9 @@ impl Release {
         room::give_back(&mut self.moved);
         for to in ready {
             let channel = self.channels.get_or_default(to);
-            let first = channel.released.next();
-            channel.released = Seq(channel.released.0 + channel.ready as u64);
-            let messages =
-                messages_from(state, to, first).take(std::mem::take(&mut channel.ready)).cloned().collect();
-            out.push(Effect::Deliver { to, messages, again: false });
+            while channel.ready > 0 {
+                channel.deliver(state, to, usize::MAX, out);
+            }
             self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
         }
         room - left
@@ -182,29 +223,21 @@ impl Release {
         }
     }
 
-    /// A new primary sends all that its outboxes hold, and knows all of the log as received.
-    pub(super) fn resend_all(
-        &mut self,
-        state: &State,
-        again: bool,
-        now: Time,
-        settings: &Settings,
-        out: &mut Vec<Effect>,
-    ) {
+    /// A new primary sends all that its outboxes hold, and knows all of the log as received. The messages leave with the
+    /// next commits; `again` if a crash may have met them.
+    pub(super) fn resend_all(&mut self, state: &State, again: bool, now: Time) {
         for (from, &committed) in state.received().iter() {
             self.receiving.get_or_default(from).committed = committed;
         }
         for (to, outbox) in state.outboxes().iter() {
-            let released = Seq(outbox.next.0 - 1);
-            self.channels.insert(to, Sending { released, ready: 0, progress: now });
-            if to == state.shard() {
-                continue;
-            }
-            let mut messages = outbox.messages.iter().cloned().peekable();
-            while messages.peek().is_some() {
-                let messages = messages.by_ref().take(RESEND_BATCH).collect();
-                out.push(Effect::Deliver { to, messages, again });
-                self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
+            let last = Seq(outbox.next.0 - 1);
+            let ready = if to == state.shard() { 0 } else { outbox.messages.len() as u64 };
+            let met = if again { last } else { Seq(0) };
+            let released = Seq(last.0 - ready);
+            let is_in_backlog = ready > 0;
+            self.channels.insert(to, Sending { released, ready, is_in_backlog, met, progress: now });
+            if is_in_backlog {
+                self.backlog.push_back(to);
             }
         }
     }
@@ -282,10 +315,4 @@ fn in_order(queue: impl Iterator<Item = Index>) -> Result<(), String> {
         last = index;
     }
     Ok(())
-}
-
-fn messages_from(state: &State, to: ShardId, first: Seq) -> impl Iterator<Item = &Message> {
-    let messages = state.outboxes().get(to).map(|outbox| &outbox.messages);
-    let skip = messages.and_then(|m| m.front()).map_or(0, |front| first.0.saturating_sub(front.seq.0));
-    messages.into_iter().flatten().skip(skip as usize)
 }

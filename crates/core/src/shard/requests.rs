@@ -3,7 +3,7 @@
 use super::{Answer, Effect, Effects, Failure, Identity, Limited, Query, Refusal, Request, Run, Shard};
 use crate::entry::{Cause, Reply};
 use crate::handler::{Call, Caller, Handler, Outcome, View};
-use crate::ids::{Blob, Index, Key, SessionId};
+use crate::ids::{Blob, Index, Key, RequestNumber, SessionId};
 use crate::record::{AttemptRecord, IdempotencyRecord, RecordKey, Waiting};
 use crate::state::State;
 
@@ -127,10 +127,30 @@ impl Shard {
         let caller = Caller::Client { principal: &request.principal };
         let process = &request.process;
         let run = Run { cause, process, caller, payload: &request.payload, kept: Vec::new() };
-        self.execute(&run, handler, out).map_err(|failure| match failure {
+        let done = self.execute(&run, handler, out).map_err(|failure| match failure {
             Failure::Refused(misuse) => Refusal::Misuse(misuse),
             Failure::Panicked(why) => Refusal::Panicked(why),
-        })
+        })?;
+        if let Identity::Session { session, confirmed, .. } = request.identity {
+            self.note_confirmed(session, confirmed);
+        }
+        Ok(done)
+    }
+
+    /// How far the entry of a request may go with what its client confirms.
+    fn confirmed_at_once(&self, session: SessionId, confirmed: RequestNumber) -> RequestNumber {
+        let base = self.state.session(session).map_or(0, |open| open.confirmed.0);
+        confirmed.min(RequestNumber(base.saturating_add(self.confirm_batch())))
+    }
+
+    /// Leaves what a request confirms and its entry did not forget to the next ticks. A crash may forget that: the client
+    /// confirms it again.
+    fn note_confirmed(&mut self, session: SessionId, confirmed: RequestNumber) {
+        let Some(open) = self.state.session(session) else { return };
+        if confirmed.0.saturating_sub(open.confirmed.0) >= State::CONFIRM_STEP {
+            let upto = self.confirms.entry(session).or_default();
+            *upto = confirmed.max(*upto);
+        }
     }
 
     fn cause(&self, request: &Request) -> Cause {
@@ -138,7 +158,7 @@ impl Shard {
             Identity::Session { session, number, confirmed } => Cause::Request {
                 session: *session,
                 number: *number,
-                confirmed: *confirmed,
+                confirmed: self.confirmed_at_once(*session, *confirmed),
                 ttl: self.settings.session_ttl * 1000,
             },
             Identity::Idempotency { key, body_hash } => Cause::Idempotent {
@@ -171,11 +191,13 @@ impl Shard {
                     self.admit(&request.principal)?;
                     return Err(Refusal::UnknownSession(*session));
                 };
-                if *number <= open.confirmed {
+                // Some of what is confirmed may not be forgotten yet.
+                let before = self.confirms.get(session).copied().unwrap_or_default().max(open.confirmed);
+                if *number <= before {
                     return Err(Refusal::Confirmed(*number));
                 }
-                let base = open.confirmed.max(*confirmed);
-                if confirmed >= number || number.0 - open.confirmed.0 > Self::SESSION_WINDOW {
+                let base = before.max(*confirmed);
+                if confirmed >= number || number.0 - before.0 > Self::SESSION_WINDOW {
                     let window = Self::SESSION_WINDOW;
                     return Err(Refusal::Window { number: *number, confirmed: base, window });
                 }

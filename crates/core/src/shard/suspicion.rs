@@ -8,15 +8,12 @@
 
 use super::jobs::{Attempt, Job, Work};
 use super::{Effect, Effects, Shard};
-use crate::entry::{Cause, Write};
+use crate::entry::Cause;
 use crate::handler::Handler;
 use crate::ids::{Index, Key, TaskId, Time};
-use crate::record::{AttemptRecord, RecordKey, TaskRecord, Waiting};
+use crate::record::{RecordKey, TaskHead, TaskRecord, Waiting};
 use crate::trials::Lane;
 use std::collections::VecDeque;
-
-/// Attempts that one entry forgets at most.
-const FORGIVE_BATCH: usize = 256;
 
 /// What a shard suspects, and its turns to try it.
 pub(super) struct Suspicion {
@@ -88,23 +85,6 @@ impl Shard {
         self.suspicion.held = true;
     }
 
-    /// After a life that ended in order nothing has ended the process: attempts that were logged before are forgotten, but
-    /// for those of requests that were given up.
-    pub(super) fn forgive(&mut self, out: &mut Vec<Effect>) {
-        if self.suspicion.is_on {
-            return;
-        }
-        let given_up = |key: &&RecordKey| {
-            let record: Option<AttemptRecord> = self.state.record(key);
-            record.is_some_and(|record| record.charged(self.settings.attempts_max) == AttemptRecord::GIVEN_UP)
-        };
-        let keys: Vec<_> = self.state.attempt_keys().iter().filter(|key| !given_up(key)).cloned().collect();
-        for keys in keys.chunks(FORGIVE_BATCH) {
-            let writes = keys.iter().map(|key| Write { key: key.clone(), value: None }).collect();
-            self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
-        }
-    }
-
     /// Another shard needs the turn of this one for a handler. The step goes on, but not alone any more.
     pub(super) fn yield_turn(&mut self, out: &mut Vec<Effect>) {
         if !self.suspicion.steps.is_ours || self.suspicion.steps.tried.is_some() {
@@ -126,7 +106,7 @@ impl Shard {
     pub(super) fn order_met_tasks(&mut self) {
         let mut tasks = Vec::from(std::mem::take(&mut self.suspicion.tasks));
         tasks.sort_by_cached_key(|id| {
-            let task = self.state.record::<TaskRecord>(&RecordKey::task(*id));
+            let task = self.state.record::<TaskHead>(&RecordKey::task(*id));
             task.map_or(0, |task| self.attempts(&Waiting::Task { id: *id, step: task.step }).max(1))
         });
         self.suspicion.tasks = tasks.into();
@@ -215,7 +195,8 @@ impl Shard {
     /// Begins a met task, if there is one and it may be.
     pub(super) fn try_met_task(&mut self, out: &mut Vec<Effect>) {
         let Suspicion { held, tasks, steps, task, until, .. } = &self.suspicion;
-        if *held || task.is_some() || steps.tried.is_some() || self.blocked() {
+        let is_starting = self.jobs.starting.is_some();
+        if *held || is_starting || task.is_some() || steps.tried.is_some() || self.blocked() {
             return;
         }
         if !steps.is_ours {

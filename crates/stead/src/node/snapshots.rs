@@ -540,6 +540,7 @@ impl Checkpointer {
         self.encoded.clear();
         piece.encode(&mut self.encoded);
         let written = running.writer.piece(shard, &self.encoded);
+        let written = written.and_then(|()| running.writer.messages(shard, piece.messages()));
         match written.and_then(|()| if done { running.writer.end_part(shard).map(|_| ()) } else { Ok(()) }) {
             Ok(()) if done => self.news(number, News::PartStored(shard)),
             Ok(()) => {}

@@ -9,7 +9,7 @@ use crate::checkpoint::store::{BlobStore, Pace};
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;
 use stead_core::ids::{Colour, ShardId, Time};
-use stead_core::state::Header;
+use stead_core::state::{Header, Message};
 use stead_core::topology::Topology;
 
 /// What a checkpoint is to be.
@@ -58,7 +58,8 @@ impl CheckpointWriter {
         self.bundle.name()
     }
 
-    /// Begins a shard's part, as its marker gave it; `base` if the snapshot holds all records and not only those that
+    /// Begins a shard's part, as its marker gave it: more messages of its outboxes may come with [`CheckpointWriter::messages`].
+    /// `base` if the snapshot holds all records and not only those that
     /// changed since the last one.
     ///
     /// # Errors
@@ -76,7 +77,6 @@ impl CheckpointWriter {
         if self.headers.contains_key(&shard) {
             return refuse(format!("shard {shard} gave a second part"));
         }
-        self.bundle.header(&header)?;
         if base {
             self.bundle.base(shard);
         }
@@ -90,22 +90,42 @@ impl CheckpointWriter {
     /// # Errors
     /// [`CheckpointError::Incomplete`] for a part that is not open, or the store's error.
     pub fn piece(&mut self, shard: ShardId, records: &[u8]) -> Result<(), CheckpointError> {
-        if self.open.get(&shard) != Some(&true) {
-            let reason = format!("records came for shard {shard}, of which no part is open");
-            return Err(CheckpointError::Incomplete { number: self.plan.number, reason });
-        }
+        self.check_open(shard, "records")?;
         self.bundle.records(shard, records)
+    }
+
+    /// Adds messages to the outboxes of a part, as a slice of the snapshot gave them, with the shards that they are for.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Incomplete`] for a part that is not open.
+    pub fn messages(
+        &mut self,
+        shard: ShardId,
+        messages: &[(ShardId, Message)],
+    ) -> Result<(), CheckpointError> {
+        self.check_open(shard, "messages")?;
+        self.headers.get_mut(&shard).expect("a part that is open has a header").add(messages);
+        Ok(())
+    }
+
+    fn check_open(&self, shard: ShardId, what: &str) -> Result<(), CheckpointError> {
+        if self.open.get(&shard) == Some(&true) {
+            return Ok(());
+        }
+        let reason = format!("{what} came for shard {shard}, of which no part is open");
+        Err(CheckpointError::Incomplete { number: self.plan.number, reason })
     }
 
     /// Ends a shard's part; true once all parts are here.
     ///
     /// # Errors
-    /// [`CheckpointError::Incomplete`] for a part that is not open.
+    /// [`CheckpointError::Incomplete`] for a part that is not open, or the store's error.
     pub fn end_part(&mut self, shard: ShardId) -> Result<bool, CheckpointError> {
         if self.open.insert(shard, false) != Some(true) {
             let reason = format!("the part of shard {shard} ended, and none is open");
             return Err(CheckpointError::Incomplete { number: self.plan.number, reason });
         }
+        self.bundle.header(&self.headers[&shard])?;
         Ok(self.is_complete())
     }
 

@@ -1,0 +1,93 @@
+//! What a snapshot holds of the outboxes, taken in slices as the records are.
+//!
+//! A marker notes only from where to where each outbox reaches. Messages at the end of an outbox are newer than the marker
+//! and of no interest; one that is trimmed from its front before a slice came to it is kept here instead.
+
+use crate::ids::{Seq, ShardId};
+use crate::records::Piece;
+use crate::shard_map::ShardMap;
+use crate::state::{Message, Outbox};
+use std::collections::{BTreeMap, VecDeque};
+
+/// The messages that were in the outboxes at the last marker and that no slice has taken yet.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    channels: BTreeMap<ShardId, Channel>,
+    /// Messages kept for snapshots that were given up: dropped in slices, too.
+    garbage: Vec<VecDeque<Message>>,
+}
+
+struct Channel {
+    /// The next message to take.
+    from: Seq,
+    /// The one after the last.
+    end: Seq,
+    /// The first of them, which the outbox does not have any more.
+    kept: VecDeque<Message>,
+}
+
+impl Outgoing {
+    /// Begins with what the outboxes hold now, and gives up what was begun before.
+    pub(crate) fn begin(&mut self, outboxes: &ShardMap<Outbox>) {
+        let given_up = std::mem::take(&mut self.channels).into_values().map(|channel| channel.kept);
+        self.garbage.extend(given_up.filter(|kept| !kept.is_empty()));
+        let channel = |(to, outbox): (ShardId, &Outbox)| {
+            let from = outbox.messages.front()?.seq;
+            Some((to, Channel { from, end: outbox.next, kept: VecDeque::new() }))
+        };
+        self.channels = outboxes.iter().filter_map(channel).collect();
+    }
+
+    /// Keeps a message that is trimmed, if it belongs to the snapshot.
+    pub(crate) fn keep(&mut self, to: ShardId, message: Message) {
+        if let Some(channel) = self.channels.get_mut(&to)
+            && (channel.from..channel.end).contains(&message.seq)
+        {
+            channel.kept.push_back(message);
+        }
+    }
+
+    /// Whether all of it is taken.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.channels.is_empty() && self.garbage.is_empty()
+    }
+
+    /// Appends up to `max` more messages to `out`; gives how many.
+    pub(crate) fn drain(&mut self, outboxes: &ShardMap<Outbox>, max: usize, out: &mut Piece) -> usize {
+        self.drop_garbage(max);
+        let mut room = max;
+        while room > 0
+            && let Some(mut first) = self.channels.first_entry()
+        {
+            let (to, channel) = (*first.key(), first.get_mut());
+            while room > 0 && channel.from < channel.end {
+                let message = channel.kept.pop_front().unwrap_or_else(|| {
+                    let messages = &outboxes.get(to).expect("it was there at the marker").messages;
+                    let front = messages.front().expect("what is trimmed is kept").seq;
+                    messages[(channel.from.0 - front.0) as usize].clone()
+                });
+                assert_eq!(message.seq, channel.from, "the snapshot of the outbox to shard {to} has a gap");
+                out.push_message(to, message);
+                channel.from = channel.from.next();
+                room -= 1;
+            }
+            if channel.from == channel.end {
+                first.remove();
+            }
+        }
+        max - room
+    }
+
+    fn drop_garbage(&mut self, mut max: usize) {
+        while max > 0
+            && let Some(last) = self.garbage.last_mut()
+        {
+            let left = last.len().saturating_sub(max);
+            max -= last.len() - left;
+            last.truncate(left);
+            if left == 0 {
+                self.garbage.pop();
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What an epoch begins with: the state's own messages, timers and tasks are queued, and attempts of a life that ended in
+//! order are forgotten. A state may hold hundreds of thousands of each, so that this goes on over several inputs.
+
+use super::jobs::{Attempt, Job, Work};
+use super::{Effect, Effects, Shard};
+use crate::entry::{Cause, Write};
+use crate::ids::{Key, Seq, TaskId};
+use crate::record::{AttemptRecord, RecordKey, TaskHead};
+use std::collections::BTreeSet;
+
+/// Attempts that one entry forgets at most.
+const FORGIVE_BATCH: usize = 256;
+
+/// How far a shard has come with what its epoch began with.
+pub(super) struct Starting {
+    /// The attempts up to this one are still to be forgotten.
+    attempts: Option<RecordKey>,
+    /// The messages of the shard to itself that are not queued yet are those in its outbox after the last one that is.
+    pub(super) has_locals: bool,
+    /// The last life of the process may have met those up to this one.
+    locals_met: Seq,
+    /// The tasks from this one on are still to be queued.
+    tasks: Option<TaskId>,
+    /// Tasks that entries of this epoch have written: their steps need not be begun again.
+    pub(super) written: BTreeSet<TaskId>,
+}
+
+impl Shard {
+    /// Begins with what the state holds when an epoch becomes active: a crash may have met each of it before.
+    pub(super) fn begin_starting(&mut self) {
+        let shard = self.state.shard();
+        let next = self.state.outboxes().get(shard).map_or(Seq(1), |outbox| outbox.next);
+        let attempts = self.state.attempt_keys().last().filter(|_| !self.suspicion.is_on);
+        self.jobs.starting = Some(Starting {
+            attempts: attempts.cloned(),
+            has_locals: true,
+            locals_met: Seq(next.0 - 1),
+            tasks: Some(TaskId(0)),
+            written: BTreeSet::new(),
+        });
+        self.push_due_timers();
+    }
+
+    /// Goes on with it, as far as one input may.
+    pub(super) fn go_on_starting(&mut self, out: &mut Vec<Effect>) {
+        let until = self.work + self.settings.work_max;
+        while let Some(starting) = &mut self.jobs.starting {
+            if let Some(upto) = starting.attempts.take() {
+                let next = self.forgive(upto, out);
+                if let Some(starting) = &mut self.jobs.starting {
+                    starting.attempts = next;
+                }
+            } else if starting.has_locals {
+                let upto = starting.locals_met;
+                self.queue_local(upto);
+            } else if let Some(from) = starting.tasks.take() {
+                self.begin_task(from);
+            } else {
+                self.jobs.starting = None;
+                self.order_met_tasks();
+            }
+            if self.work >= until {
+                return;
+            }
+        }
+    }
+
+    /// After a life that ended in order nothing has ended the process: attempts that were logged before are forgotten, but
+    /// for those of requests that were given up. The last ones go first, so that a crash in between leaves no message met
+    /// behind one that is not. Gives the last one that is left for the next time.
+    fn forgive(&mut self, upto: RecordKey, out: &mut Vec<Effect>) -> Option<RecordKey> {
+        let batch = FORGIVE_BATCH.min(self.settings.work_max);
+        let mut keys: Vec<RecordKey> =
+            self.state.attempt_keys().range(..=upto).rev().take(batch + 1).cloned().collect();
+        let next = if keys.len() > batch { keys.pop() } else { None };
+        self.work += keys.len();
+        let given_up = |key: &RecordKey| {
+            let record: Option<AttemptRecord> = self.state.record(key);
+            record.is_some_and(|record| record.charged(self.settings.attempts_max) == AttemptRecord::GIVEN_UP)
+        };
+        let writes: Vec<Write> =
+            keys.into_iter().filter(|key| !given_up(key)).map(|key| Write { key, value: None }).collect();
+        if !writes.is_empty() {
+            self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
+        }
+        next
+    }
+
+    /// Queues the next message of the shard to itself; `met` is the last one that a crash may have met.
+    fn queue_local(&mut self, met: Seq) {
+        self.work += 1;
+        let shard = self.state.shard();
+        let seq = self.jobs.queued.get(shard).copied().unwrap_or_default().next();
+        if self.state.outboxes().get(shard).is_some_and(|outbox| seq < outbox.next) {
+            self.jobs.queued.insert(shard, seq);
+            self.enqueue(Work::Local(seq), seq <= met);
+        } else if let Some(starting) = &mut self.jobs.starting {
+            starting.has_locals = false;
+        }
+    }
+
+    /// Begins a step again that a start has found.
+    fn begin_task(&mut self, from: TaskId) {
+        self.work += 1;
+        let Some(id) = self.state.tasks().range(from..).next().copied() else { return };
+        let Some(starting) = &mut self.jobs.starting else { return };
+        starting.tasks = id.0.checked_add(1).map(TaskId);
+        if starting.written.contains(&id) {
+            return;
+        }
+        let task: Option<TaskHead> = self.state.record(&RecordKey::task(id));
+        match task.and_then(|task| task.retry) {
+            Some(retry) if retry.at > self.clock.time() => drop(self.jobs.runs.later.insert((retry.at, id))),
+            _ => self.resume(id),
+        }
+    }
+
+    /// Queues a step that a death of the process may have met, or of which it is known that one has.
+    pub(super) fn resume(&mut self, id: TaskId) {
+        let work = Work::Resume(id);
+        if self.suspicion.is_on && self.waiting_of(&work).is_some_and(|task| self.has_begun(&task)) {
+            self.suspicion.tasks.push_back(id);
+        } else {
+            self.jobs.push(Job { work, attempt: Attempt::Fresh });
+        }
+    }
+}

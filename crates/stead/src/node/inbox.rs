@@ -1,6 +1,6 @@
 //! Where other threads leave work for a worker.
 
-use super::status::WorkerStatus;
+use super::status::{ShardStatus, WorkerStatus};
 use crate::client::Reception;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,14 +22,14 @@ pub(crate) enum Command {
     Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reception: Reception },
     /// A client opens a session. Without a reception nobody waits: if it is refused, its requests will be.
     OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception> },
-    /// The same for every shard of this worker.
-    Every(Input),
+    /// The same for every shard of this worker, from its so many-th on.
+    Every { input: Input, from: usize },
     /// The next part of a shard holds everything.
     ForceFull(ShardId),
     /// The checkpoints up to this one take no more parts: their snapshots are drained to nowhere.
     GivenUp(Colour),
-    /// Tell how the shards stand.
-    Status(mpsc::Sender<WorkerStatus>),
+    /// Tell how the shards stand; `taken` are those of the first shards.
+    Status { to: mpsc::Sender<WorkerStatus>, taken: Vec<ShardStatus> },
     /// Show the records of one shard.
     Look { shard: ShardId, look: Box<dyn FnOnce(&stead_core::state::State) + Send> },
     /// Commit what was taken on, then end.
@@ -37,6 +37,11 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// The same input for every shard.
+    pub(crate) fn every(input: Input) -> Self {
+        Self::Every { input, from: 0 }
+    }
+
     /// What a call counts for in the accounting of memory until it is answered, in bytes; 0 for what nobody waits for.
     pub(crate) fn request_bytes(&self) -> usize {
         let held = match self {

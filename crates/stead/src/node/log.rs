@@ -320,7 +320,7 @@ impl<'a> LogThread<'a> {
                 events::info(format_args!("the log has room again: writes are taken"));
             }
             for inbox in &self.shared.inboxes {
-                inbox.push(Command::Every(Input::Full(full)));
+                inbox.push(Command::every(Input::Full(full)));
             }
         }
     }

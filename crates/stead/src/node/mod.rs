@@ -229,7 +229,7 @@ impl Shared {
             }
             Some(Grant::Open) => {
                 for inbox in &self.inboxes {
-                    inbox.push(Command::Every(Input::Open));
+                    inbox.push(Command::every(Input::Open));
                 }
             }
         }
@@ -365,7 +365,7 @@ impl Node {
         let shared = &self.0.shared;
         let (to, from) = mpsc::channel();
         for inbox in &shared.inboxes {
-            inbox.push(Command::Status(to.clone()));
+            inbox.push(Command::Status { to: to.clone(), taken: Vec::new() });
         }
         drop(to);
         let until = Instant::now() + LOOK_TIMEOUT;

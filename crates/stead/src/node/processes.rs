@@ -205,7 +205,7 @@ impl Node {
             to: timer.send.map(|to| format!("{}/{}", self.topology().service(to.service).name, to.process)),
             payload: codec::payload_to_json(&timer.payload).ok(),
         });
-        let task_list = tasks.into_iter().take(LISTED).map(|(id, task)| TaskStatus::of(id, task));
+        let task_list = tasks.into_iter().take(LISTED).map(|(id, task)| TaskStatus::of(id, task.into()));
         let (timer_list, task_list) = (timer_list.collect(), task_list.collect());
         Ok(ProcessDetail { service: service.to_owned(), info, exists, version, state, timer_list, task_list })
     }

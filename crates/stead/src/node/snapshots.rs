@@ -493,7 +493,7 @@ impl Checkpointer {
                     self.shared.inboxes[self.shared.worker_of(shard)].push(Command::ForceFull(shard));
                 }
                 for inbox in &self.shared.inboxes {
-                    inbox.push(Command::Every(Input::Colour(number)));
+                    inbox.push(Command::every(Input::Colour(number)));
                 }
             }
             Err(error) => self.give_up(number, error.to_string()),
@@ -559,7 +559,7 @@ impl Checkpointer {
                     self.unconfirmed.retain(|_, of| *of != number);
                     // Before the next colour, so that the next parts hold only what has changed.
                     for inbox in &self.shared.inboxes {
-                        inbox.push(Command::Every(Input::Completed(number)));
+                        inbox.push(Command::every(Input::Completed(number)));
                     }
                     self.shared.snapshots.running.store(0, Ordering::Relaxed);
                     self.completed(manifest, begun, wanted);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use stead_core::ids::{ShardId, TaskId};
-use stead_core::record::TaskRecord;
+use stead_core::record::TaskHead;
 
 /// How a node stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -422,7 +422,7 @@ pub struct RecoveryReport {
 }
 
 impl TaskStatus {
-    pub(crate) fn of(id: TaskId, record: TaskRecord) -> Self {
+    pub(crate) fn of(id: TaskId, record: TaskHead) -> Self {
         Self {
             id: id.0,
             name: record.name,
@@ -440,8 +440,8 @@ pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, servic
     let state = shard.state();
     let (position, kept) = (state.position(), state.kept());
     let tasks = state.tasks().iter().filter_map(|&task| {
-        let record: TaskRecord = state.record(&stead_core::record::RecordKey::task(task))?;
-        Some(TaskStatus::of(task, record))
+        let head: TaskHead = state.record(&stead_core::record::RecordKey::task(task))?;
+        Some(TaskStatus::of(task, head))
     });
     ShardStatus {
         shard: id.0,
@@ -453,7 +453,7 @@ pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, servic
         colour: position.colour.0,
         records: state.records().len() as u64,
         records_bytes: state.records().bytes() as u64,
-        outbox_messages: state.outboxes().iter().map(|(_, outbox)| outbox.messages.len() as u64).sum(),
+        outbox_messages: state.outbox_messages() as u64,
         outbox_bytes: state.outbox_bytes() as u64,
         waiting: shard.waiting() as u64,
         dead_letters: state.dead_letters() as u64,

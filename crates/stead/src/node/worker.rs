@@ -13,7 +13,7 @@ use crate::client::Reception;
 use crate::error::RawError;
 use crate::events;
 use crate::registry::Runner;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -40,6 +40,10 @@ const SLICE: Duration = Duration::from_millis(1);
 const AHEAD: usize = 16;
 /// How often a worker looks whether the log has caught up, in milliseconds.
 const PRESSED_LOOK_MS: u64 = 2;
+/// Overdue calls that are ended before the worker looks at all else again.
+const OVERDUE_BATCH: usize = 1024;
+/// Shards whose status is taken before the worker looks at the clock.
+const STATUS_BATCH: usize = 8;
 /// How often overdue calls are looked for.
 const SWEEP: Duration = Duration::from_millis(20);
 /// How long a worker sleeps at most, so that its shards notice a jump of the wall clock.
@@ -87,7 +91,8 @@ pub(crate) struct Worker {
     /// The slot that is asked first whether a tick is due.
     tick_from: u32,
     calls: Calls,
-    retries: Vec<(Time, u64, ShardId, Input)>,
+    /// By when they are tried again, calls by their tokens.
+    retries: BTreeMap<(Time, u64), (ShardId, Input)>,
     sweep_at: Instant,
     /// What the account of the node's memory has not been told: bytes that wait for the log, in outboxes, and of calls.
     waiting: [i64; 3],
@@ -111,6 +116,8 @@ struct Slot {
     deadline: Option<Time>,
     /// The shard was given an input since.
     is_moved: bool,
+    /// The wall clock has changed, and the shard's timers with it.
+    looks_at_clock: bool,
     /// Its bytes that wait for the log, and in outboxes, as the node's account has them.
     published: (i64, i64),
 }
@@ -153,7 +160,7 @@ impl Worker {
             .map(|shard| {
                 let id = shard.state().shard();
                 let service = shared.topology.service_of(id).expect("a shard is made for its topology").0;
-                Slot { id, service, shard, deadline: None, is_moved: false, published: (0, 0) }
+                Slot { id, service, shard, deadline: None, is_moved: false, looks_at_clock: false, published: (0, 0) }
             })
             .collect();
         let turn = shared.topology.services().iter().map(|_| Turn::default()).collect();
@@ -183,7 +190,7 @@ impl Worker {
             ticket: 0,
             submitted: VecDeque::new(),
             calls: Calls::default(),
-            retries: Vec::new(),
+            retries: BTreeMap::new(),
             sweep_at: Instant::now(),
             waiting: [0; 3],
             longest_hold: Duration::ZERO,
@@ -249,7 +256,7 @@ impl Worker {
             self.give_back();
             self.renew_deadlines();
             let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
-            let retry = self.retries.iter().map(|(at, ..)| *at).min();
+            let retry = self.retries.first_key_value().map(|((at, _), _)| *at);
             let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in.as_micros() as u64));
             let look = Some(now.plus_micros(CLOCK_LOOK.as_micros() as u64));
             let deadline = deadline.filter(|_| !self.stopping && !is_pressed);
@@ -278,9 +285,8 @@ impl Worker {
             ));
         }
         self.wall_ahead = wall_ahead;
-        self.begin_slice();
-        for slot in 0..self.shards.len() as u32 {
-            self.give(now, slot, Input::Tick);
+        for slot in &mut self.shards {
+            slot.looks_at_clock = true;
         }
     }
 
@@ -363,10 +369,11 @@ impl Worker {
                 }
                 self.give(now, slot, input);
             }
-            Command::Every(input) => {
-                for slot in 0..self.shards.len() as u32 {
-                    self.give(now, slot, input.clone());
-                }
+            Command::Every { input, from } => {
+                let Some(slot) = self.shards.get(from).map(|_| from as u32) else { return };
+                // The others go on before anything that came later.
+                self.commands.push_front(Command::Every { input: input.clone(), from: from + 1 });
+                self.give(now, slot, input);
             }
             Command::ForceFull(shard) => {
                 if let Some(slot) = self.slot(shard) {
@@ -379,14 +386,19 @@ impl Worker {
                     draining.is_given_up = true;
                 }
             }
-            Command::Status(to) => {
+            Command::Status { to, mut taken } => {
                 let topology = &self.shared.topology;
-                let shards = self.shards.iter().map(|slot| {
+                let shards = self.shards.iter().skip(taken.len()).take(STATUS_BATCH).map(|slot| {
                     let service = topology.service_of(slot.id).map_or("", |id| &topology.service(id).name);
                     shard_status(&slot.shard, slot.id, service)
                 });
-                // Whoever asked may have given up.
-                let _ = to.send(WorkerStatus { shards: shards.collect() });
+                taken.extend(shards);
+                if taken.len() < self.shards.len() {
+                    self.commands.push_front(Command::Status { to, taken });
+                } else {
+                    // Whoever asked may have given up.
+                    let _ = to.send(WorkerStatus { shards: taken });
+                }
             }
             Command::Look { shard, look } => {
                 if let Some(slot) = self.slot(shard) {
@@ -579,7 +591,8 @@ impl Worker {
         let mut until = None;
         let slots = self.shards.len() as u32;
         for slot in (self.tick_from..slots).chain(0..self.tick_from) {
-            if self.shards[slot as usize].deadline.is_none_or(|at| at > now) {
+            let Slot { deadline, looks_at_clock, .. } = &mut self.shards[slot as usize];
+            if !std::mem::take(looks_at_clock) && deadline.is_none_or(|at| at > now) {
                 continue;
             }
             let until = *until.get_or_insert_with(|| self.begin_slice());
@@ -654,7 +667,7 @@ impl Worker {
         {
             let at = now.plus_millis(wait);
             if at < call.reception.deadline {
-                self.retries.push((at, answer.token, shard, input));
+                self.retries.insert((at, answer.token), (shard, input));
                 call.refused = Some(answer);
                 return;
             }
@@ -668,24 +681,25 @@ impl Worker {
         }
     }
 
-    /// Asks again for calls whose shard could not take them.
+    /// Asks again for calls whose shard could not take them, for a while; true if there was any.
     fn retry(&mut self, now: Time) -> bool {
-        if self.retries.iter().all(|(at, ..)| *at > now) {
+        let is_due = |retries: &BTreeMap<(Time, u64), _>| {
+            retries.first_key_value().is_some_and(|((at, _), _)| *at <= now)
+        };
+        if !is_due(&self.retries) {
             return false;
         }
-        let (due, later) = std::mem::take(&mut self.retries).into_iter().partition(|(at, ..)| *at <= now);
-        self.retries = later;
-        let due: Vec<(Time, u64, ShardId, Input)> = due;
         let until = self.begin_slice();
-        for (at, token, shard, input) in due {
-            if Instant::now() >= until {
-                self.retries.push((at, token, shard, input));
-                continue;
-            }
+        while is_due(&self.retries)
+            && let Some(((_, token), (shard, input))) = self.retries.pop_first()
+        {
             // The call may have run out of time since.
             if let Some(call) = self.calls.find(token).and_then(Option::as_mut) {
                 call.refused = None;
                 self.give_to(now, shard, input);
+            }
+            if Instant::now() >= until {
+                break;
             }
         }
         true
@@ -697,13 +711,18 @@ impl Worker {
         if since < SWEEP {
             return SWEEP - since;
         }
-        self.sweep_at = Instant::now();
-        for call in self.calls.close_overdue(now) {
+        let overdue = self.calls.close_overdue(now);
+        let is_rest = overdue.len() == OVERDUE_BATCH;
+        for call in overdue {
             // What waits to be asked again was not applied.
             self.note_waiting([0, 0, -(call.bytes as i64)]);
             let timed_out = RawError::TimedOut { after: call.reception.timeout };
             let _ = call.reception.sender.send(call.refused.ok_or(timed_out));
         }
+        if is_rest {
+            return Duration::ZERO;
+        }
+        self.sweep_at = Instant::now();
         SWEEP
     }
 
@@ -820,7 +839,7 @@ impl Calls {
             let late = slot.as_ref().is_some_and(|call| call.reception.deadline <= now);
             late.then_some(u64::from(*generation) << 32 | at as u64)
         });
-        let overdue: Vec<u64> = overdue.collect();
+        let overdue: Vec<u64> = overdue.take(OVERDUE_BATCH).collect();
         overdue.into_iter().filter_map(|token| self.close(token)).collect()
     }
 

@@ -4,11 +4,11 @@ use crate::entry::{Cause, Entry, Reply, Trim, Write};
 use crate::ids::{
     Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };
+use crate::outgoing::Outgoing;
 use crate::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord,
     Waiting, decode_value, encode_value,
 };
-use crate::outgoing::Outgoing;
 use crate::records::{Piece, Records};
 use crate::room;
 use crate::shard_map::ShardMap;

@@ -391,7 +391,8 @@ impl Model {
                     // A reply lives as long as its session, which is refused from then on, whenever it goes itself.
                     let expires = match key.kind() {
                         Kind::Reply
-                            if confirmed(key.session_id()).is_some_and(|upto| key.request_number() <= Some(upto)) =>
+                            if confirmed(key.session_id())
+                                .is_some_and(|upto| key.request_number() <= Some(upto)) =>
                         {
                             None
                         }

@@ -75,6 +75,7 @@ mod schema;
 mod serve;
 #[cfg(feature = "http")]
 pub mod signals;
+mod slice;
 pub mod stderr;
 mod task;
 #[cfg(feature = "testkit")]

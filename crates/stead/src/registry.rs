@@ -8,6 +8,7 @@ use crate::node::watchdog::Probe;
 use crate::panics;
 use crate::process::Process;
 use crate::schema::Schemas;
+use crate::slice::Slice;
 use crate::task::{Progress, StepContext, Task};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,7 +147,7 @@ impl Registry {
             topology: Arc::clone(topology),
             probe,
             services,
-            slice: None,
+            slice: Slice::default(),
             is_over: Cell::new(false),
             is_stopped: false,
             memory: Arc::default(),
@@ -160,8 +161,7 @@ pub struct Runner {
     topology: Arc<Topology>,
     probe: Arc<Probe>,
     services: Vec<Option<Arc<dyn Service>>>,
-    /// Until when handlers may begin; `None`: at any time.
-    slice: Option<Instant>,
+    slice: Slice,
     is_over: Cell<bool>,
     is_stopped: bool,
     memory: Arc<Memory>,
@@ -178,8 +178,8 @@ struct Env {
 
 impl Runner {
     /// Lets handlers begin until then, and no later.
-    pub(crate) fn begin_slice(&mut self, until: Instant) {
-        self.slice = Some(until);
+    pub(crate) fn begin_slice(&mut self, now: Instant, until: Instant) {
+        self.slice.begin(now, until);
         self.is_over.set(self.is_stopped);
     }
 
@@ -235,9 +235,7 @@ impl Handler for Runner {
     }
 
     fn is_spent(&self) -> bool {
-        let is_over = self.is_over.get()
-            || self.memory.is_pressed()
-            || self.slice.is_some_and(|until| Instant::now() >= until);
+        let is_over = self.is_over.get() || self.memory.is_pressed() || self.slice.is_over(Instant::now);
         self.is_over.set(is_over);
         is_over
     }

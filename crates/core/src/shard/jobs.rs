@@ -8,8 +8,8 @@ use crate::entry::{Cause, Entry, Reply, Send, Write};
 use crate::handler::{Caller, Handler};
 use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
 use crate::record::{
-    AttemptRecord, Kind, RecordKey, Retry, StepRetry, TaskHead, TaskRecord, TimerRecord, Waiting, decode_value,
-    encode_value,
+    AttemptRecord, Kind, RecordKey, Retry, StepRetry, TaskHead, TaskRecord, TimerRecord, Waiting,
+    decode_value, encode_value,
 };
 use crate::room;
 use crate::shard_map::ShardMap;
@@ -259,7 +259,8 @@ impl Jobs {
     /// Notes the tasks that an entry writes, and those that it ends: the failures of such a one are not counted any further,
     /// and its step is not waited for.
     pub(super) fn note_tasks(&mut self, entry: &Entry, before: &State) {
-        let is_idle = self.failures.is_empty() && self.runs.outstanding.is_empty() && self.runs.later.is_empty();
+        let is_idle =
+            self.failures.is_empty() && self.runs.outstanding.is_empty() && self.runs.later.is_empty();
         if is_idle && self.starting.is_none() {
             return;
         }
@@ -295,7 +296,6 @@ impl Jobs {
     pub(super) fn next_retry(&self) -> Option<Time> {
         self.runs.later.first().map(|(at, _)| *at)
     }
-
 }
 
 impl Shard {

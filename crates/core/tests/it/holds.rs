@@ -150,7 +150,8 @@ fn many_confirmed_replies_are_forgotten_over_several_entries_7() {
     assert!(replies(&world, "a") <= 16 + 1, "{} are left", replies(&world, "a"));
     assert_eq!(world.state("a"), "xy");
     let forgetting = |cause: &Cause| matches!(cause, Cause::Expire | Cause::Request { .. });
-    let most = world.log[&shard].iter().filter(|entry| forgetting(&entry.cause)).map(|entry| entry.writes.len());
+    let most =
+        world.log[&shard].iter().filter(|entry| forgetting(&entry.cause)).map(|entry| entry.writes.len());
     assert!(most.max().unwrap() <= 1_025);
 }
 
@@ -179,7 +180,10 @@ fn an_epoch_begins_with_much_in_parts() {
         while delivered(&world) < count || world.tasks.len() + world.shard("a").waiting() < 2 * count {
             let work = world.shard("a").work();
             assert!(work <= 3 * work_max, "{work} work for one input");
-            assert!(world.shard("a").deadline().is_some_and(|at| at <= world.now), "the rest asks for a tick");
+            assert!(
+                world.shard("a").deadline().is_some_and(|at| at <= world.now),
+                "the rest asks for a tick"
+            );
             world.give(from, Input::Tick);
             inputs += 1;
         }
@@ -198,14 +202,16 @@ fn what_is_sent_while_an_epoch_begins_stays_in_order_8() {
     let other = world.key_elsewhere("a");
     let from = world.shard_of("a");
     let letters = |from: u8, count: usize| (0..count).map(move |at| (from + (at % 26) as u8) as char);
-    let lines: String = letters(b'a', 60).map(|c| format!("send {other} add {c}\nsend a add {c}\n")).collect();
+    let lines: String =
+        letters(b'a', 60).map(|c| format!("send {other} add {c}\nsend a add {c}\n")).collect();
     world.request("a", &lines, Identity::None);
     world.restart();
     // It begins, and sends more before it has come to the end of what it began with.
     let upto = world.shard("a").state().position().index;
     let epoch = world.epoch;
     world.give(from, Input::Stored { member: stead_core::ids::NodeId(0), epoch, upto });
-    let lines: String = letters(b'A', 20).map(|c| format!("send {other} add {c}\nsend a add {c}\n")).collect();
+    let lines: String =
+        letters(b'A', 20).map(|c| format!("send {other} add {c}\nsend a add {c}\n")).collect();
     world.request("a", &lines, Identity::None);
     world.settle();
     let all: String = letters(b'a', 60).chain(letters(b'A', 20)).collect();

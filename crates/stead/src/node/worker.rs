@@ -160,7 +160,15 @@ impl Worker {
             .map(|shard| {
                 let id = shard.state().shard();
                 let service = shared.topology.service_of(id).expect("a shard is made for its topology").0;
-                Slot { id, service, shard, deadline: None, is_moved: false, looks_at_clock: false, published: (0, 0) }
+                Slot {
+                    id,
+                    service,
+                    shard,
+                    deadline: None,
+                    is_moved: false,
+                    looks_at_clock: false,
+                    published: (0, 0),
+                }
             })
             .collect();
         let turn = shared.topology.services().iter().map(|_| Turn::default()).collect();
@@ -291,8 +299,9 @@ impl Worker {
     }
 
     fn begin_slice(&mut self) -> Instant {
-        let until = Instant::now() + SLICE;
-        self.runner.begin_slice(until);
+        let now = Instant::now();
+        let until = now + SLICE;
+        self.runner.begin_slice(now, until);
         until
     }
 

@@ -1,0 +1,97 @@
+//! When a slice of a worker's turn is over, without a look at the clock before each run of a handler.
+//!
+//! A look costs about a thirtieth of what a small message does. So only each fourth run is preceded by one, as long as runs
+//! are short: four of them then take less than a fifth of a slice. After one that was not, each run is preceded by a look
+//! for a while.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// Runs between two looks that need none, while runs are short.
+const UNLOOKED: u32 = 3;
+/// What runs between two looks may take together to count as short.
+const SHORT: Duration = Duration::from_micros(200);
+/// Looks after which runs that were not short are forgotten.
+const CAREFUL: u32 = 1_000;
+
+/// A slice of a turn.
+#[derive(Default)]
+pub(crate) struct Slice {
+    /// Until when handlers may begin; `None`: at any time.
+    until: Option<Instant>,
+    looked: Cell<Option<Instant>>,
+    unlooked: Cell<u32>,
+    careful: Cell<u32>,
+}
+
+impl Slice {
+    /// Begins a slice that lasts until then.
+    pub(crate) fn begin(&mut self, now: Instant, until: Instant) {
+        self.until = Some(until);
+        self.looked.set(Some(now));
+    }
+
+    /// Whether it is over, as far as is known before a run of a handler.
+    pub(crate) fn is_over(&self, now: impl FnOnce() -> Instant) -> bool {
+        let Some(until) = self.until else { return false };
+        let unlooked = self.unlooked.get();
+        if unlooked > 0 {
+            self.unlooked.set(unlooked - 1);
+            return false;
+        }
+        let now = now();
+        let took = self.looked.replace(Some(now)).map_or(Duration::ZERO, |looked| now - looked);
+        let careful = if took > SHORT { CAREFUL } else { self.careful.get().saturating_sub(1) };
+        self.careful.set(careful);
+        self.unlooked.set(if careful == 0 { UNLOOKED } else { 0 });
+        now >= until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs of so many microseconds each until the slice of 1 ms is over; gives how many there were, how many looks, and how
+    /// long it took.
+    fn run(slice: &mut Slice, now: &mut Instant, micros: impl Fn(usize) -> u64) -> (usize, usize, Duration) {
+        let begun = *now;
+        slice.begin(begun, begun + Duration::from_millis(1));
+        let (mut runs, looks) = (0, Cell::new(0));
+        while !slice.is_over(|| {
+            looks.set(looks.get() + 1);
+            *now
+        }) {
+            *now += Duration::from_micros(micros(runs));
+            runs += 1;
+        }
+        (runs, looks.get(), *now - begun)
+    }
+
+    #[test]
+    fn short_runs_need_a_look_in_four_and_long_ones_each() {
+        let (mut slice, mut now) = (Slice::default(), Instant::now());
+        let (runs, looks, took) = run(&mut slice, &mut now, |_| 2);
+        assert!((500..504).contains(&runs) && looks <= runs / 4 + 2, "{looks} looks for {runs} runs");
+        assert!(took < Duration::from_micros(1_010), "{took:?}");
+        // Nothing foretold these: no more than four of them begin before the slice is known to be over.
+        let (runs, _, _) = run(&mut slice, &mut now, |_| 2_000);
+        assert!((1..=4).contains(&runs), "{runs} runs");
+        for _ in 0..10 {
+            let (runs, looks, _) = run(&mut slice, &mut now, |_| 2_000);
+            assert_eq!((runs, looks), (1, 2), "from then on each run is preceded by a look");
+        }
+        let (runs, looks, _) = run(&mut slice, &mut now, |run| if run % 50 == 49 { 300 } else { 1 });
+        assert_eq!(looks, runs + 1, "one in fifty is enough for that");
+        for _ in 0..5 {
+            run(&mut slice, &mut now, |_| 2);
+        }
+        let (runs, looks, _) = run(&mut slice, &mut now, |_| 2);
+        assert!(looks <= runs / 4 + 2, "{looks} looks for {runs} runs once all are short again");
+    }
+
+    #[test]
+    fn without_a_slice_nothing_is_over() {
+        assert!(!Slice::default().is_over(|| unreachable!("no look is needed")));
+    }
+}

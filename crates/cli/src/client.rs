@@ -2,6 +2,7 @@
 
 use crate::failure::{Exit, Failure};
 use clap::Args;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::time::Duration;
 use ureq::http::Response;
@@ -11,12 +12,33 @@ use ureq::{Agent, Body};
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ServerArgs {
     /// Address of the server
-    #[arg(long, env = "STEAD_ADDR", default_value = "127.0.0.1:7420", value_name = "HOST:PORT")]
+    #[arg(long, env = "STEAD_ADDR", default_value = "127.0.0.1:7420", value_name = "HOST:PORT", value_parser = host_and_port)]
     pub(crate) addr: String,
     /// Give up after this many milliseconds
     #[arg(long, default_value_t = 30_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) timeout_ms: u64,
 }
+
+/// An address as it is named in a command, `http://` before it or not.
+fn host_and_port(text: &str) -> Result<String, String> {
+    let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let is_host = |host: &str| {
+        let is_ipv6 = host.starts_with('[') && host.ends_with(']');
+        !host.is_empty() && !host.contains(['/', '@', ' ']) && (is_ipv6 || !host.contains(':'))
+    };
+    match address.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && port.parse::<u16>().is_ok() => Ok(address.to_owned()),
+        _ => Err("it must be HOST:PORT, as in 127.0.0.1:7420 or [::1]:7420".to_owned()),
+    }
+}
+
+/// A service's name or a process's key, which no request can leave out.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it must not be empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// How much longer than its timeout a command waits, so that the server can still say that the time is over.
+const LATE: Duration = Duration::from_millis(500);
 
 /// Most bytes of an answer that are read: 1 GiB.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
@@ -39,11 +61,10 @@ pub(crate) struct Answer {
 impl ServerArgs {
     pub(crate) fn server(&self) -> Server {
         let config = Agent::config_builder()
-            .timeout_global(Some(Duration::from_millis(self.timeout_ms)))
+            .timeout_global(Some(Duration::from_millis(self.timeout_ms).saturating_add(LATE)))
             .http_status_as_error(false)
             .build();
-        let host = self.addr.trim_start_matches("http://").trim_end_matches('/');
-        Server { agent: config.into(), base: format!("http://{host}"), timeout_ms: self.timeout_ms }
+        Server { agent: config.into(), base: format!("http://{}", self.addr), timeout_ms: self.timeout_ms }
     }
 }
 
@@ -66,7 +87,11 @@ impl Server {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        self.answer(request.send(body))
+        let answer = self.answer(request.send(body));
+        // The quotes are missing only where it is no JSON without them.
+        let is_json = serde_json::from_str::<IgnoredAny>(body).is_ok();
+        answer
+            .map_err(|failure| if failure.is("bad-json") && !is_json { failure.hint(QUOTE) } else { failure })
     }
 
     fn answer(&self, response: Result<Response<Body>, ureq::Error>) -> Result<Answer, Failure> {
@@ -94,6 +119,13 @@ impl Server {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Failure {
+        if matches!(error, ureq::Error::Timeout(_)) {
+            let what = format!("no answer from {} within {} ms", self.base, self.timeout_ms);
+            return Failure::new(Exit::Unreachable, what).hint(
+                "what was asked for may still happen: look before you repeat it, or raise --timeout-ms; repeat a call \
+                 with the same --idempotency-key",
+            );
+        }
         Failure::new(Exit::Unreachable, format!("no answer from {}", self.base))
             .cause(error)
             .hint("is `stead start` running? --addr or STEAD_ADDR names its address")
@@ -117,10 +149,6 @@ fn command_hint(kind: &str) -> Option<&'static str> {
             "the server has another version than this command, or is not a Stead server"
         }
         "wrong-host" => "name the server by localhost, 127.0.0.1 or [::1] in --addr",
-        "bad-json" => {
-            "quote the JSON for the shell, as in '{\"put\": {\"value\": \"hello\"}}', with text in double quotes inside; \
-             or give - and the JSON on standard input"
-        }
         "unreadable-request" => {
             "a request with fields is an object, as in '{\"put\": {\"value\": 1}}'; one without fields is its name as text, \
              as in '\"delete\"', not '{\"delete\": {}}'"
@@ -134,10 +162,20 @@ fn command_hint(kind: &str) -> Option<&'static str> {
         "checkpoint-needed" => "take another one first: `stead checkpoint create`",
         "unknown-process" => "`stead process list SERVICE` lists those of a service",
         "unknown-dead-letter" => "`stead dead-letter list` lists them",
+        "bad-request" => "correct the part that the cause names",
+        "checkpoint-failed" => "the server keeps running; correct the cause and try again",
+        "dead-letter-failed" => {
+            "correct the cause and retry it, or delete it: `stead dead-letter delete SHARD INDEX`"
+        }
+        "log-unreadable" => "the cause names the file and the reason",
         "dead-letter-final" => "delete it: `stead dead-letter delete SHARD INDEX`",
         _ => return None,
     })
 }
+
+/// For JSON that the shell has taken apart.
+const QUOTE: &str = "quote the JSON for the shell, as in '{\"put\": {\"value\": \"hello\"}}', with text in double quotes inside; \
+                     or give - and the JSON on standard input";
 
 /// A path segment with all but letters, digits and `-._~` percent-encoded.
 pub(crate) fn segment(text: &str) -> String {
@@ -157,14 +195,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_address_is_a_host_and_a_port() {
+        for good in ["127.0.0.1:7420", "localhost:1", "[::1]:7420", "http://localhost:7420/"] {
+            let bare = good.trim_start_matches("http://").trim_end_matches('/');
+            assert_eq!(host_and_port(good).as_deref(), Ok(bare));
+        }
+        for bad in
+            ["", "localhost", ":7420", "::1:7420", "https://localhost:7420", "localhost:70000", "a b:1"]
+        {
+            assert!(host_and_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn segments_are_encoded() {
         assert_eq!(segment("a/b c~é"), "a%2Fb%20c~%C3%A9");
     }
 
     #[test]
     fn hints_name_commands_and_no_paths() {
-        let kinds =
-            ["unknown-service", "unknown-checkpoint", "checkpoint-needed", "dead-letter-final", "bad-json"];
+        let kinds = [
+            "unknown-service",
+            "unknown-checkpoint",
+            "checkpoint-needed",
+            "dead-letter-final",
+            "bad-request",
+        ];
         for kind in kinds {
             let kind = format!("urn:stead:problem:{kind}");
             let failure =

@@ -55,6 +55,12 @@ impl Failure {
         self
     }
 
+    /// The same failure of another command.
+    pub(crate) fn titled(mut self, what: impl Into<String>) -> Self {
+        self.what = what.into();
+        self
+    }
+
     pub(crate) fn document(mut self, document: serde_json::Value) -> Self {
         self.document = Some(document);
         self

@@ -113,7 +113,15 @@ pub(crate) fn facts(value: &Value) -> Result<(), Failure> {
     let Value::Object(members) = value else { return json(value) };
     let width = members.keys().map(String::len).max().unwrap_or(0);
     for (name, value) in members {
-        line(&format!("{:width$}  {}", name.replace('_', " "), fact(name, value)))?;
+        let facts = match value {
+            Value::Array(items) if !items.is_empty() => items.iter().map(|item| fact(name, item)).collect(),
+            value => vec![fact(name, value)],
+        };
+        let mut name = name.replace('_', " ");
+        for fact in facts {
+            line(&format!("{name:width$}  {fact}"))?;
+            name.clear();
+        }
     }
     Ok(())
 }
@@ -138,8 +146,18 @@ pub(crate) fn fact(name: &str, value: &Value) -> String {
             let nanos = nanos.and_then(|nanos| u32::try_from(nanos).ok());
             when::duration(Duration::new(secs.unwrap_or(0), nanos.unwrap_or(0)))
         }
+        // `not_checked` is a word of the JSON.
+        Value::String(text) if name == "check" => text.replace('_', " "),
         Value::String(text) => text.clone(),
+        Value::Object(members) => {
+            let members = members
+                .iter()
+                .map(|(name, value)| format!("{} {}", name.replace('_', " "), fact(name, value)));
+            Vec::from_iter(members).join(", ")
+        }
         Value::Null => "-".to_owned(),
+        Value::Array(items) if items.is_empty() => "none".to_owned(),
+        Value::Bool(value) => if *value { "yes" } else { "no" }.to_owned(),
         other => other.to_string(),
     }
 }
@@ -151,6 +169,11 @@ pub(crate) fn shell_word(text: &str) -> String {
         return text.to_owned();
     }
     format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// How many there are of something: `1 record`, `2 records`.
+pub(crate) fn count(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// Bytes for people: `1.5 MiB`.
@@ -185,6 +208,17 @@ mod tests {
         assert_eq!(fact("duration", &serde_json::json!({"secs": 1, "nanos": 500_000})), "1.0 s");
         assert_eq!(fact("created", &Value::from(951_782_400_000_000_u64)), "2000-02-29 00:00:00 UTC");
         assert_eq!(fact("checkpoint", &Value::Null), "-");
+        assert_eq!(fact("check", &Value::from("not_checked")), "not checked");
+        assert_eq!(fact("failed_checks", &serde_json::json!([])), "none");
+        assert_eq!(
+            fact("in_flight", &serde_json::json!({"from": 1, "message_bytes": 30})),
+            "from 1, message bytes 30 B"
+        );
+        assert_eq!(fact("consistent", &Value::from(true)), "yes");
+        assert_eq!(
+            (&*count(1, "record", "records"), &*count(0, "record", "records")),
+            ("1 record", "0 records")
+        );
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub enum RawError {
     /// The node is shutting down or has shut down. The request may have been applied.
     #[error("the node has stopped; the request may have been applied unless it was made after that")]
     Stopped,
+    /// The position of a page of processes is from an earlier life of the node, in which they had another order.
+    #[error("the page position is from before the node's last start; begin again with the first page")]
+    StalePage,
 }
 
 /// Why a typed call did not end well.

@@ -447,11 +447,11 @@ fn cause_name(cause: &Cause) -> String {
     }
 }
 
-/// Some entries of one process.
+/// Some entries of a shard or of one process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogPage {
-    /// What the process handled, the oldest first.
+    /// What was handled, the oldest first.
     pub entries: Vec<LogEntry>,
     /// The index to go on from: all before it was looked at.
     pub next: u64,
@@ -471,7 +471,8 @@ pub fn read_log(
     read_entries(data_dir, from, |_| Ok(shard), |entry| visit(LogEntry::of(&entry)))
 }
 
-/// Some of what one process handled: `limit` entries at most, from an index of its shard's log on. Entries that a checkpoint
+/// Some of what one process handled: `limit` entries at most, and no more after 1 MiB of values, messages and answers,
+/// from an index of its shard's log on. Entries that a checkpoint
 /// replaced may be gone. Of a running node: [`Node::process_log`].
 ///
 /// # Errors
@@ -483,24 +484,49 @@ pub fn read_process_log(
     from: u64,
     limit: usize,
 ) -> Result<LogPage, OfflineError> {
-    let mut page = LogPage { entries: Vec::new(), next: from };
+    let mut page = Filling::new(from, limit);
     let shard = |topology: &Topology| {
         let unknown = || OfflineError::UnknownService { service: service.to_owned() };
         let id = topology.service_id(service).ok_or_else(unknown)?;
         Ok(topology.shard_of(id, key).0)
     };
-    read_entries(data_dir, from, shard, |entry| page.take(&entry, key, limit))?;
-    Ok(page)
+    read_entries(data_dir, from, shard, |entry| page.take(&entry, Some(key)))?;
+    Ok(page.page)
 }
 
-impl LogPage {
-    fn take(&mut self, entry: &Entry, process: &str, limit: usize) -> ControlFlow<()> {
-        self.next = entry.index.0 + 1;
-        if *entry.process == *process {
-            self.entries.push(LogEntry::of(entry));
-        }
-        if self.entries.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+/// Bytes of values, messages and answers after which a page of entries ends.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// A page while it is filled.
+struct Filling {
+    page: LogPage,
+    limit: usize,
+    bytes: usize,
+}
+
+impl Filling {
+    fn new(from: u64, limit: usize) -> Self {
+        Self { page: LogPage { entries: Vec::new(), next: from }, limit, bytes: 0 }
     }
+
+    /// Takes an entry, if it is of this process or no process is named.
+    fn take(&mut self, entry: &Entry, process: Option<&str>) -> ControlFlow<()> {
+        self.page.next = entry.index.0 + 1;
+        if process.is_none_or(|process| *entry.process == *process) {
+            self.page.entries.push(LogEntry::of(entry));
+            self.bytes += shown_bytes(entry);
+        }
+        let has_room = self.page.entries.len() < self.limit && self.bytes < PAGE_BYTES;
+        if has_room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+}
+
+/// Bytes of what an entry is shown with, keys left out.
+fn shown_bytes(entry: &Entry) -> usize {
+    let values = entry.writes.iter().filter_map(|write| write.value.as_ref()).map(|value| value.len());
+    let payloads = entry.sends.iter().map(|send| send.payload.len());
+    let reply = entry.reply.as_ref().map_or(0, |(Reply::Ok(bytes) | Reply::Err(bytes))| bytes.len());
+    values.chain(payloads).sum::<usize>() + reply
 }
 
 fn read_entries(
@@ -553,7 +579,26 @@ impl Node {
         from: u64,
         mut visit: impl FnMut(LogEntry) -> ControlFlow<()>,
     ) -> Result<(), OfflineError> {
-        let visit = |entry: Entry| visit(LogEntry::of(&entry));
+        self.visit_log(shard, from, |entry| visit(LogEntry::of(&entry)))
+    }
+
+    /// Some entries of a shard's log, as [`Self::read_log`] shows them: `limit` at most, and no more after 1 MiB of values,
+    /// messages and answers. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::read_log`].
+    pub fn log_page(&self, shard: u32, from: u64, limit: usize) -> Result<LogPage, OfflineError> {
+        let mut page = Filling::new(from, limit);
+        self.visit_log(shard, from, |entry| page.take(&entry, None))?;
+        Ok(page.page)
+    }
+
+    fn visit_log(
+        &self,
+        shard: u32,
+        from: u64,
+        visit: impl FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<(), OfflineError> {
         let shards = self.topology().shard_count();
         if shard >= shards {
             return Err(OfflineError::UnknownShard { shard, shards });
@@ -565,7 +610,8 @@ impl Node {
         Ok(self.log().read(entries_of(ShardId(shard), Index(from), visit))?)
     }
 
-    /// Some of what one process handled: `limit` entries at most, from an index of its shard's log on; those that are on disk
+    /// Some of what one process handled: `limit` entries at most, and no more after 1 MiB of values, messages and answers,
+    /// from an index of its shard's log on; those that are on disk
     /// now. Entries that a checkpoint replaced may be gone. Reads files, unless nothing came since `from`. Blocks.
     ///
     /// # Errors
@@ -578,11 +624,11 @@ impl Node {
         limit: usize,
     ) -> Result<LogPage, OfflineError> {
         let (shard, process) = self.place_of(service, key)?;
-        let mut page = LogPage { entries: Vec::new(), next: from };
+        let mut page = Filling::new(from, limit);
         if from <= self.last_index(shard)? {
-            let visit = |entry: Entry| page.take(&entry, &process, limit);
+            let visit = |entry: Entry| page.take(&entry, Some(&process));
             self.log().read(entries_of(shard, Index(from), visit))?;
         }
-        Ok(page)
+        Ok(page.page)
     }
 }

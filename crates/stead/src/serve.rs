@@ -38,8 +38,8 @@ const LAST_RESORT: Duration = Duration::from_secs(5);
 /// How long the end of the program waits for standard error.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Why a server ended, or did not start.
-#[derive(Debug, Error)]
+/// Why a server ended, or did not start. Its `Debug` is its message, so that a `main` that returns it prints a sentence.
+#[derive(Error)]
 pub enum ServerError {
     /// The variable `STEAD_LISTEN` is no address.
     #[error("STEAD_LISTEN is {text:?}; it must be an address, such as {LISTEN_DEFAULT}")]
@@ -85,6 +85,12 @@ pub enum ServerError {
         "the server was killed before its shutdown was complete; its next start recovers all answered requests"
     )]
     Killed,
+}
+
+impl fmt::Debug for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl ServerError {

@@ -1,6 +1,6 @@
 //! `stead call`: one request to one process.
 
-use crate::client::{ServerArgs, segment};
+use crate::client::{ServerArgs, name, segment};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use clap::Args;
@@ -17,8 +17,10 @@ use std::borrow::Cow;
     A retry that must not be applied twice:\n  stead call kv greeting '{\"put\": {\"value\": \"hello\"}}' --idempotency-key order-17")]
 pub(crate) struct CallArgs {
     /// Service of the process
+    #[arg(value_parser = name)]
     service: String,
     /// Key of the process
+    #[arg(value_parser = name)]
     key: String,
     /// The service's request as JSON; - reads it from standard input
     #[arg(value_name = "JSON")]

@@ -47,7 +47,8 @@ enum Action {
     /// Recompute a checkpoint's cut from its stored parts alone
     #[command(after_help = "Example:\n  stead checkpoint verify 12\n\n\
         Every receive must have its send, in flight must be sent minus received, and hashes must match; the checks that\n\
-        services declare run where their code is: `check` is `not_checked` if one was not run. Exits with 6 and names what is wrong if the cut is inconsistent.")]
+        services declare run where their code is. `check` is `not checked` if one was not run, or if there is none.\n\
+        Exits with 6 and names what is wrong if the cut is inconsistent.")]
     Verify {
         /// Number of the checkpoint, or latest
         number: Which,

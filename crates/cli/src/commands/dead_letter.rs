@@ -3,7 +3,7 @@
 use crate::client::{Server, ServerArgs, segment};
 use crate::failure::Failure;
 use crate::output::{self, Table};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -24,25 +24,26 @@ enum Action {
     List {
         /// The service; by default all of them
         service: Option<String>,
-        /// List at most this many
-        #[arg(long, default_value_t = 1000)]
+        /// List at most this many; 0 lists all
+        #[arg(long, default_value_t = 1000, value_name = "N")]
         limit: usize,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Retry a dead letter
+    /// Retry a dead letter, or all that fit
     #[command(after_help = "Example:\n  stead dead-letter retry 3 1042\n  \
         stead dead-letter retry --all --service orders --reason 'no stock'\n\n\
         It is handled once: the log entry that handles it removes it. A failed step of a task runs again from the state\n\
         before it. What fails again stays a dead letter, with the new reason. A client's request cannot be\n\
-        retried, for its client was informed that it was given up.")]
+        retried, because its client was informed that it was given up.\n\n\
+        --all retries one after the other, and can be interrupted: letters retried by then stay retried.")]
     Retry {
         #[command(flatten)]
         letter: Letter,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Delete a dead letter unhandled; its payload is lost
+    /// Delete a dead letter, or all that fit, unhandled; their payloads are lost
     #[command(after_help = "Example:\n  stead dead-letter delete 3 1042\n  \
         stead dead-letter delete --all --reason 'no such customer'\n\n\
         --all can be interrupted: letters deleted by then stay deleted.")]
@@ -55,14 +56,15 @@ enum Action {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("one_or_all").args(["shard", "all"]).required(true))]
 struct Letter {
     /// The shard that holds it
-    #[arg(required_unless_present = "all", requires = "index")]
+    #[arg(requires = "index")]
     shard: Option<u32>,
     /// Its index in that shard
     index: Option<u64>,
     /// All dead letters instead of one
-    #[arg(long, conflicts_with_all = ["shard", "index"])]
+    #[arg(long, conflicts_with = "index")]
     all: bool,
     /// With --all: only those of this service
     #[arg(long, requires = "all", conflicts_with = "shard", value_name = "SERVICE")]
@@ -82,7 +84,7 @@ enum Order {
 /// What came of it.
 #[derive(Default, Serialize)]
 struct Counts {
-    /// Dead letters that fitted.
+    /// Dead letters that fit.
     matched: u64,
     /// Handled or deleted.
     done: u64,
@@ -123,10 +125,16 @@ fn all(order: Order, letter: &Letter, server: &ServerArgs, json: bool) -> Result
         }
         Ok(())
     };
-    let ended = work();
+    let ended: Result<(), Failure> = work();
     if json {
-        output::json(&counts)?;
-    } else {
+        let mut report = json!(counts);
+        if let (Err(failure), Value::Object(report)) = (&ended, &mut report)
+            && let Value::Object(failure) = failure.to_json()
+        {
+            report.extend(failure);
+        }
+        output::json(&report)?;
+    } else if ended.is_ok() || counts.matched > 0 {
         let Counts { matched, done, failed, only_deleted, gone } = &counts;
         let did = if order == Order::Retry { "retried" } else { "deleted" };
         output::line(&format!("{done} of {matched} dead letters {did}"))?;
@@ -140,7 +148,7 @@ fn all(order: Order, letter: &Letter, server: &ServerArgs, json: bool) -> Result
             }
         }
     }
-    ended.map_err(|failure: Failure| if json { failure.told() } else { failure })
+    ended.map_err(|failure| if json { failure.told() } else { failure })
 }
 
 fn decide(order: Order, server: &Server, shard: u64, index: u64, counts: &mut Counts) -> Result<(), Failure> {
@@ -217,6 +225,7 @@ pub(crate) fn run(args: &DeadLetterArgs, json: bool) -> Result<(), Failure> {
 fn list(service: Option<&str>, limit: usize, server: &ServerArgs, json: bool) -> Result<(), Failure> {
     let server = server.server();
     let services = services(&server, service)?;
+    let limit = if limit == 0 { usize::MAX } else { limit };
     let mut letters = Vec::new();
     let mut more = false;
     for service in services {
@@ -227,7 +236,7 @@ fn list(service: Option<&str>, limit: usize, server: &ServerArgs, json: bool) ->
                 more = true;
                 break;
             }
-            let path = format!("/v1/dead-letters/{}?limit={}{after}", segment(&service), left.min(1000));
+            let path = format!("/v1/dead-letters/{}?limit={}{after}", segment(&service), left.min(PAGE));
             let page = server.get(&path)?.body;
             letters.extend(page["dead_letters"].as_array().into_iter().flatten().cloned());
             let Some(next) = page["next"].as_str() else { break };
@@ -235,7 +244,9 @@ fn list(service: Option<&str>, limit: usize, server: &ServerArgs, json: bool) ->
         }
     }
     if more {
-        output::note(format!("only the first {limit} are listed; there may be more, which --limit shows"));
+        output::note(format!(
+            "stead: only the first {limit} are listed; there may be more, which --limit 0 lists"
+        ));
     }
     if json {
         return output::json(&letters);

@@ -1,7 +1,7 @@
 //! `stead get`: one query of one process.
 
 use super::call;
-use crate::client::{ServerArgs, segment};
+use crate::client::{ServerArgs, name, segment};
 use crate::failure::Failure;
 use clap::Args;
 
@@ -12,8 +12,10 @@ use clap::Args;
 )]
 pub(crate) struct GetArgs {
     /// Service of the process
+    #[arg(value_parser = name)]
     service: String,
     /// Key of the process
+    #[arg(value_parser = name)]
     key: String,
     /// The service's query as JSON; - reads it from standard input
     #[arg(value_name = "JSON", default_value = "\"get\"")]

@@ -4,7 +4,7 @@ use crate::client::{Server, ServerArgs, segment};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::when;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,12 +12,13 @@ use stead::offline::{LogEntry, LogPage, LogReply, LogSend, LogWrite, read_log, r
 
 /// Show the log entries of a shard or of one process
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("of").args(["shard", "process"]).required(true))]
 #[command(after_help = "Example:\n  stead log 3\n  stead log 3 --from 1200 --limit 10 --json\n\n\
     What one process handles, as it comes:\n  stead log --process kv/greeting --follow\n\n\
-    Of a data directory that no server runs on:\n  stead log 3 --data ./data")]
+    Of a data directory that no server runs on:\n  stead log 3 --data ./data\n\n\
+    --json prints one object a line.")]
 pub(crate) struct LogArgs {
     /// Number of the shard, as `stead status --shards` and `stead process show` show it
-    #[arg(required_unless_present = "process", conflicts_with = "process")]
     shard: Option<u32>,
     /// Show the entries of this process instead
     #[arg(long, value_name = "SERVICE/KEY", value_parser = process_name)]
@@ -39,9 +40,9 @@ pub(crate) struct LogArgs {
 }
 
 fn process_name(text: &str) -> Result<(String, String), String> {
-    let (service, key) = text.split_once('/').ok_or("name it as SERVICE/KEY, `kv/greeting` say")?;
+    let (service, key) = text.split_once('/').ok_or("it must be SERVICE/KEY, as in kv/greeting")?;
     if service.is_empty() || key.is_empty() {
-        return Err("the service or the key is empty; name it as SERVICE/KEY, `kv/greeting` say".to_owned());
+        return Err("the service or the key is empty; it must be SERVICE/KEY, as in kv/greeting".to_owned());
     }
     Ok((service.to_owned(), key.to_owned()))
 }
@@ -57,10 +58,7 @@ pub(crate) fn run(args: &LogArgs, json: bool) -> Result<(), Failure> {
         (Some((service, key)), _) => Of::Process(service, key),
         (None, shard) => Of::Shard(shard.unwrap_or_default()),
     };
-    let page = match &args.data {
-        Some(data) => offline(&of, data, args.from, args.limit)?,
-        None => online(&args.server.server(), &of, args.from, args.limit)?,
-    };
+    let page = first(&of, args)?;
     if page.entries.is_empty() && !json && !args.follow {
         let whose = match of {
             Of::Shard(shard) => format!("the log of shard {shard} has no entries"),
@@ -73,6 +71,25 @@ pub(crate) fn run(args: &LogArgs, json: bool) -> Result<(), Failure> {
         follow(&args.server.server(), &of, page.next, args.limit, json)
     } else {
         Ok(())
+    }
+}
+
+/// The entries to begin with. What is large comes in several pages.
+fn first(of: &Of<'_>, args: &LogArgs) -> Result<LogPage, Failure> {
+    let server = args.server.server();
+    let mut page = LogPage { entries: Vec::new(), next: args.from };
+    loop {
+        let left = args.limit - page.entries.len() as u16;
+        let more = match &args.data {
+            Some(data) => offline(of, data, page.next, left)?,
+            None => online(&server, of, page.next, left)?,
+        };
+        page.next = more.next;
+        let is_last = more.entries.is_empty();
+        page.entries.extend(more.entries);
+        if is_last || page.entries.len() >= usize::from(args.limit) {
+            return Ok(page);
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! `stead process`: list, show and delete processes.
 
-use crate::client::{Server, ServerArgs, segment};
+use crate::client::{Server, ServerArgs, name, segment};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Table};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
 /// List, show and delete the processes of a service
@@ -21,10 +21,11 @@ enum Action {
     /// List the processes of a service: their keys, shards, sizes, timers and tasks
     #[command(
         after_help = "Example:\n  stead process list kv\n  stead process list kv --prefix user/ --limit 0 --json\n\n\
-        They come in no order of their keys. --json prints one object a line."
+        The table is sorted by key. --json prints one object a line, in no order."
     )]
     List {
         /// Service of the processes
+        #[arg(value_parser = name)]
         service: String,
         /// Only those whose keys begin with this
         #[arg(long, default_value = "", value_name = "TEXT")]
@@ -40,26 +41,30 @@ enum Action {
         A key has a shard also before its process exists.")]
     Show {
         /// Service of the process
+        #[arg(value_parser = name)]
         service: String,
         /// Key of the process
+        #[arg(value_parser = name)]
         key: String,
         #[command(flatten)]
         server: ServerArgs,
     },
     /// Delete a process, or all whose keys begin with a prefix: state, cells, timers and tasks
     #[command(
+        group = ArgGroup::new("which").required(true),
         after_help = "Example:\n  stead process delete kv greeting\n  stead process delete kv --prefix user/\n\n\
         The deletion is an entry of the log. Replies that are kept for retries stay, and a message that comes later\n\
         begins the process again."
     )]
     Delete {
         /// Service of the process
+        #[arg(value_parser = name)]
         service: String,
         /// Key of the process
-        #[arg(required_unless_present = "prefix", conflicts_with = "prefix")]
+        #[arg(group = "which", value_parser = name)]
         key: Option<String>,
         /// Delete all processes whose keys begin with this; an empty text means all of the service
-        #[arg(long, value_name = "TEXT")]
+        #[arg(long, group = "which", value_name = "TEXT")]
         prefix: Option<String>,
         #[command(flatten)]
         server: ServerArgs,
@@ -212,7 +217,10 @@ fn delete(server: &Server, service: &str, key: &str, json: bool) -> Result<(), F
     if json {
         return output::json(&json!({ "deleted": deleted }));
     }
-    output::line(&format!("{service}/{key} is deleted: {} records", deleted["records"]))
+    output::line(&format!(
+        "{service}/{key} is deleted: {}",
+        output::count(deleted["records"].as_u64().unwrap_or(0), "record", "records")
+    ))
 }
 
 fn delete_all(server: &Server, service: &str, prefix: &str, json: bool) -> Result<(), Failure> {
@@ -234,7 +242,7 @@ fn delete_all(server: &Server, service: &str, prefix: &str, json: bool) -> Resul
             &json!({ "deleted": { "service": service, "prefix": prefix, "processes": count } }),
         );
     }
-    output::line(&format!("{count} processes of {service} are deleted"))
+    output::line(&format!("deleted {} of {service}", output::count(count, "process", "processes")))
 }
 
 fn path(service: &str, key: &str) -> String {

@@ -59,10 +59,12 @@ pub(crate) fn run(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
             );
         }
     };
-    let report = restore(&options, progress).map_err(offline_failure)?;
+    let report = restore(&options, progress);
     if on_terminal {
         output::note("");
     }
+    let report =
+        report.map_err(|error| offline_failure(error).titled("the checkpoint cannot be restored"))?;
     let report = serde_json::to_value(&report).unwrap_or_default();
     if json {
         return output::json(&report);

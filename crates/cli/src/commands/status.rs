@@ -48,9 +48,9 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
     output::line(&format!("epoch        {}, incarnation {}", status["epoch"], status["incarnation"]))?;
     output::line(&format!("uptime       {}", output::fact("uptime", &status["uptime"])))?;
     output::line(&format!(
-        "log          {} in {} segments",
+        "log          {} in {}",
         output::bytes(number(&status["log"]["bytes"])),
-        number(&status["log"]["segments"])
+        output::count(number(&status["log"]["segments"]), "segment", "segments")
     ))?;
     let memory = |member: &str| output::bytes(number(&status["memory"][member]));
     output::line(&format!(

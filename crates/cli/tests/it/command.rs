@@ -37,8 +37,12 @@ fn json_comes_from_standard_input_and_what_cannot_be_read_is_explained() {
     assert!(put.status.success(), "{put:?}");
     assert_eq!(from_input(&["get", "kv", "a"], "\"get\"").stdout, b"\"from a file\"\n");
     // As the shell leaves it without quotes, and as one writes it who knows the other requests.
-    for (request, hint) in [("{put:", "quote the JSON for the shell"), (r#"{"delete":{}}"#, r#"'"delete"'"#)]
-    {
+    for (request, hint) in [
+        ("{put:", "quote the JSON for the shell"),
+        (r#"{"delete":{}}"#, r#"'"delete"'"#),
+        (r#"{"put":{"value":1,"value":2}}"#, "no field twice"),
+        (r#"{"put":{"value":123456789012345678901}}"#, "64 bits"),
+    ] {
         let refused = server.command(&["call", "kv", "a", request]);
         assert_eq!(refused.status.code(), Some(1), "{refused:?}");
         let stderr = String::from_utf8_lossy(&refused.stderr);
@@ -70,6 +74,21 @@ fn failures_have_their_code_cause_and_hint() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let unreachable = run(&["get", "kv", "a", "--addr", &free]);
     assert_eq!(unreachable.status.code(), Some(4), "{unreachable:?}");
+    // One that takes connections and never answers is another matter.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let late = run(&["get", "kv", "a", "--addr", &address, "--timeout-ms", "1"]);
+    let stderr = String::from_utf8_lossy(&late.stderr);
+    assert_eq!(late.status.code(), Some(4), "{late:?}");
+    assert!(stderr.contains("within 1 ms") && stderr.contains("--timeout-ms"), "{stderr}");
+    for wrong in [["get", "kv", ""], ["get", "", "a"]] {
+        assert_eq!(server.command(&wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    for address in ["nowhere", "https://localhost:7420"] {
+        let wrong = run(&["status", "--addr", address]);
+        let stderr = String::from_utf8_lossy(&wrong.stderr);
+        assert!(wrong.status.code() == Some(2) && stderr.contains("HOST:PORT"), "{wrong:?}");
+    }
 }
 
 /// A server that answers by the request line, for what no `kv` comes to; returns what was asked.
@@ -127,6 +146,21 @@ fn all_dead_letters_that_fit_are_retried_or_deleted_page_by_page() {
     assert!(delete.status.success(), "{delete:?}");
     assert_eq!(String::from_utf8_lossy(&delete.stdout), "5 of 5 dead letters deleted\n");
     assert!(asked.try_iter().all(|line| line != "GET /v1/services"), "only the named service is looked at");
+    // A failure on the way is a part of the same object, and the counts are too.
+    let (address, _asked) = answers_by(move |line| match line {
+        "DELETE /v1/dead-letters/3/2" => problem(503, "not-ready"),
+        line if line.starts_with("DELETE") => (204, json!({})),
+        _ => (200, json!({"dead_letters": [letter(1, "x"), letter(2, "x")], "next": null})),
+    });
+    let delete = ["dead-letter", "delete", "--all", "--service", "kv", "--addr", &address, "--json"];
+    let broken = run(&delete);
+    assert_eq!(broken.status.code(), Some(1), "{broken:?}");
+    let report: Value = serde_json::from_slice(&broken.stdout).unwrap();
+    assert_eq!((&report["done"], &report["matched"], &report["exit"]), (&json!(1), &json!(2), &json!(1)));
+    assert_eq!(report["problem"]["type"], "urn:stead:problem:not-ready");
+    // 0 is all of them.
+    let all = run(&["dead-letter", "list", "kv", "--limit", "0", "--addr", &address, "--json"]);
+    assert_eq!(json_of(&all).as_array().unwrap().len(), 2);
     // One or all, not both, and not neither.
     for args in [&["3", "1", "--all"][..], &[], &["3"], &["3", "1", "--reason", "x"]] {
         let wrong = run(&[&["dead-letter", "retry"], args].concat());
@@ -302,6 +336,10 @@ fn processes_are_listed_shown_and_deleted() {
     let rest = lines(&["log", "--process", "kv/user/7", "--json", "--from", &log[1]["index"].to_string()]);
     assert_eq!(rest, log[1..]);
 
+    let list = server.command(&["process", "list", "kv", "--prefix", "user/1"]);
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    let rows: Vec<&str> = list.lines().skip(1).collect();
+    assert!(rows.len() == 11 && rows.is_sorted(), "{list}");
     let deleted = json_of(&server.command(&["process", "delete", "kv", "user/7", "--json"]));
     assert_eq!(deleted["deleted"]["records"], 1);
     assert_eq!(server.get("/v1/query/kv/user%2F7").json(), Value::Null);

@@ -2,19 +2,21 @@
 
 use super::Gateway;
 use super::call::within_time;
+use super::guard::may_see_reasons;
+use super::parts::{
+    DeadlineHeader, NoParameters, OfCheckpoint, OfDeadLetter, OfService, Segments, cursor_of, limit_of,
+    unreadable,
+};
 use super::problem::{Kind, Problem};
-use super::processes::{limit_of, unreadable};
 use super::refusal;
 use crate::{CheckStatus, CheckpointFailure, CheckpointInfo, Node, NotReady, Retried};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use stead_store::checkpoint::verify::Report as VerifyReport;
@@ -33,7 +35,7 @@ pub(super) struct Ready {
     /// `ok`.
     status: &'static str,
     /// The services' checks that failed at the last checkpoint that was checked. They take no server out of rotation: the
-    /// requests that it answers are what mends the state, if anything does.
+    /// requests that it answers are what mends the state, if anything does. Only for clients that ask by a name of this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     failed_check: Option<CheckStatus>,
@@ -55,17 +57,30 @@ pub(super) async fn healthz() -> Json<Health> {
         (status = 503, description = "A shard does not serve, the log does not keep up, or the node stops or has failed", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Json<Ready>, Problem> {
+pub(super) async fn readyz(
+    State(gateway): State<Arc<Gateway>>,
+    headers: HeaderMap,
+) -> Result<Json<Ready>, Problem> {
+    let may_see = may_see_reasons(&headers);
+    let detail = |reason: NotReady| {
+        if may_see { reason.to_string() } else { "ask by the name localhost for the reason".to_owned() }
+    };
     match gateway.node.readiness() {
-        Ok(()) => Ok(Json(Ready { status: "ok", failed_check: gateway.node.failed_check() })),
-        Err(failed @ NotReady::Failed(_)) => Err(Problem::new(Kind::NodeFailed, failed.to_string())),
-        Err(not_ready) => Err(Problem::new(Kind::NotReady, not_ready.to_string()).retry_after_ms(100)),
+        Ok(()) => {
+            let failed_check = gateway.node.failed_check().filter(|_| may_see);
+            Ok(Json(Ready { status: "ok", failed_check }))
+        }
+        Err(failed @ NotReady::Failed(_)) => Err(Problem::new(Kind::NodeFailed, detail(failed))),
+        Err(not_ready) => Err(Problem::new(Kind::NotReady, detail(not_ready)).retry_after_ms(100)),
     }
 }
 
 /// The state of the node, its services and shards, its log and its tasks.
 #[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, description = "The status", body = crate::Status)))]
-pub(super) async fn status(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
+pub(super) async fn status(
+    State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
+) -> Result<Response, Problem> {
     gateway.in_background(|node| Ok(node.status())).await
 }
 
@@ -80,7 +95,10 @@ pub(super) struct Service {
 
 /// The services of this node.
 #[utoipa::path(get, path = "/v1/services", tag = "node", responses((status = 200, description = "The services", body = [Service])))]
-pub(super) async fn services(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Service>> {
+pub(super) async fn services(
+    State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
+) -> Json<Vec<Service>> {
     let services = gateway.node.topology().services().iter();
     Json(services.map(|service| Service { name: service.name.clone(), shards: service.shards }).collect())
 }
@@ -90,22 +108,17 @@ pub(super) async fn services(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Se
     get,
     path = "/v1/dead-letters/{service}",
     tag = "processes",
-    params(("service" = String, Path, description = "The service"), WhichPage),
-    responses(
-        (status = 200, description = "Some dead letters, and where the next page begins", body = crate::DeadLetterPage),
-        (status = "4XX", description = "No such service, or an unknown page", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "A handler holds a shard, or the node is not serving", body = Problem, content_type = "application/problem+json"),
-    )
+    params(OfService, WhichPage),
+    responses((status = 200, description = "Some dead letters, and where the next page begins", body = crate::DeadLetterPage))
 )]
 pub(super) async fn dead_letters(
     State(gateway): State<Arc<Gateway>>,
-    Segments(service): Segments<String>,
+    Segments(OfService { service }): Segments<OfService>,
     which: Result<Query<WhichPage>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(WhichPage { after, limit }) = which.map_err(unreadable)?;
     let limit = limit_of(limit)?;
-    let after = after.map(|after| after.parse()).transpose();
-    let after = after.map_err(|error: crate::NoCursor| Problem::new(Kind::BadRequest, error.to_string()))?;
+    let after = cursor_of(after)?;
     let page = move |node: &Node| node.dead_letters(&service, after, limit).map_err(refusal::problem);
     gateway.in_background(page).await
 }
@@ -144,11 +157,7 @@ pub(super) struct RetriedLetter {
     post,
     path = "/v1/dead-letters/{shard}/{index}/retry",
     tag = "processes",
-    params(
-        ("shard" = u32, Path, description = "The shard that holds it"),
-        ("index" = u64, Path, description = "Its number there"),
-        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
-    ),
+    params(OfDeadLetter, DeadlineHeader),
     responses(
         (status = 200, description = "It was handled and is no longer a dead letter", body = RetriedLetter),
         (status = 404, description = "No such dead letter", body = Problem, content_type = "application/problem+json"),
@@ -157,7 +166,7 @@ pub(super) struct RetriedLetter {
 )]
 pub(super) async fn retry_dead_letter(
     State(gateway): State<Arc<Gateway>>,
-    Segments((shard, index)): Segments<(u32, u64)>,
+    Segments(OfDeadLetter { shard, index }): Segments<OfDeadLetter>,
     headers: HeaderMap,
 ) -> Result<Json<RetriedLetter>, Problem> {
     let within = gateway.deadline(&headers)?;
@@ -171,11 +180,7 @@ pub(super) async fn retry_dead_letter(
     delete,
     path = "/v1/dead-letters/{shard}/{index}",
     tag = "processes",
-    params(
-        ("shard" = u32, Path, description = "The shard that holds it"),
-        ("index" = u64, Path, description = "Its number there"),
-        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
-    ),
+    params(OfDeadLetter, DeadlineHeader),
     responses(
         (status = 204, description = "It is deleted"),
         (status = 404, description = "No such dead letter", body = Problem, content_type = "application/problem+json"),
@@ -183,7 +188,7 @@ pub(super) async fn retry_dead_letter(
 )]
 pub(super) async fn drop_dead_letter(
     State(gateway): State<Arc<Gateway>>,
-    Segments((shard, index)): Segments<(u32, u64)>,
+    Segments(OfDeadLetter { shard, index }): Segments<OfDeadLetter>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let within = gateway.deadline(&headers)?;
@@ -194,7 +199,10 @@ pub(super) async fn drop_dead_letter(
 
 /// The complete checkpoints, the oldest first.
 #[utoipa::path(get, path = "/v1/checkpoints", tag = "checkpoints", responses((status = 200, description = "The checkpoints", body = [Object])))]
-pub(super) async fn checkpoints(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
+pub(super) async fn checkpoints(
+    State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
+) -> Result<Response, Problem> {
     gateway.in_background(|node| node.checkpoints().map_err(failed)).await
 }
 
@@ -223,7 +231,7 @@ pub(super) async fn create_checkpoint(State(gateway): State<Arc<Gateway>>) -> Re
     get,
     path = "/v1/checkpoints/{number}",
     tag = "checkpoints",
-    params(("number" = u64, Path, description = "The checkpoint's number")),
+    params(OfCheckpoint),
     responses(
         (status = 200, description = "The checkpoint", body = Object),
         (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
@@ -231,7 +239,8 @@ pub(super) async fn create_checkpoint(State(gateway): State<Arc<Gateway>>) -> Re
 )]
 pub(super) async fn show_checkpoint(
     State(gateway): State<Arc<Gateway>>,
-    Segments(number): Segments<u64>,
+    Segments(OfCheckpoint { number }): Segments<OfCheckpoint>,
+    NoParameters: NoParameters,
 ) -> Result<Response, Problem> {
     gateway.in_background(move |node| find(node, number)).await
 }
@@ -248,12 +257,12 @@ struct Verified {
 /// Recomputes a checkpoint's cut from its stored parts alone.
 ///
 /// The member `consistent` is the outcome, `inconsistencies` and `checks` list what does not hold. `check` is `not_checked` if a
-/// service's check was not run: then `consistent` says nothing about it.
+/// service's check was not run: then `consistent` says nothing about it. One verification runs at a time; others wait.
 #[utoipa::path(
     post,
     path = "/v1/checkpoints/{number}/verify",
     tag = "checkpoints",
-    params(("number" = u64, Path, description = "The checkpoint's number")),
+    params(OfCheckpoint),
     responses(
         (status = 200, description = "What was found", body = Object),
         (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
@@ -261,10 +270,13 @@ struct Verified {
 )]
 pub(super) async fn verify_checkpoint(
     State(gateway): State<Arc<Gateway>>,
-    Segments(number): Segments<u64>,
+    Segments(OfCheckpoint { number }): Segments<OfCheckpoint>,
 ) -> Result<Response, Problem> {
+    gateway.in_background(move |node| find(node, number)).await?;
+    let turn = Arc::clone(&gateway.verifying).acquire_owned().await;
     let verify = move |node: &Node| {
-        find(node, number)?;
+        // Not before it has ended, for it goes on if its client leaves.
+        let _turn = turn;
         let report = node.verify(number).map_err(failed)?;
         Ok(Verified { consistent: report.holds(), report })
     };
@@ -287,7 +299,7 @@ pub(super) struct CopyRequest {
     post,
     path = "/v1/checkpoints/{number}/copy",
     tag = "checkpoints",
-    params(("number" = u64, Path, description = "The checkpoint's number")),
+    params(OfCheckpoint),
     request_body(content = CopyRequest, content_type = "application/json"),
     responses(
         (status = 200, description = "The copy is complete", body = Object),
@@ -298,7 +310,7 @@ pub(super) struct CopyRequest {
 )]
 pub(super) async fn copy_checkpoint(
     State(gateway): State<Arc<Gateway>>,
-    Segments(number): Segments<u64>,
+    Segments(OfCheckpoint { number }): Segments<OfCheckpoint>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -317,7 +329,7 @@ pub(super) async fn copy_checkpoint(
     delete,
     path = "/v1/checkpoints/{number}",
     tag = "checkpoints",
-    params(("number" = u64, Path, description = "The checkpoint's number")),
+    params(OfCheckpoint),
     responses(
         (status = 204, description = "It is deleted"),
         (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
@@ -325,7 +337,7 @@ pub(super) async fn copy_checkpoint(
 )]
 pub(super) async fn delete_checkpoint(
     State(gateway): State<Arc<Gateway>>,
-    Segments(number): Segments<u64>,
+    Segments(OfCheckpoint { number }): Segments<OfCheckpoint>,
 ) -> Result<Response, Problem> {
     let delete = move |node: &Node| {
         find(node, number)?;
@@ -379,19 +391,6 @@ impl Gateway {
             Ok(Err(problem)) => Err(problem),
             Err(panic) => Err(Problem::new(Kind::NodeFailed, panic.to_string())),
         }
-    }
-}
-
-/// What a path names; what cannot be read of it is a problem.
-pub(super) struct Segments<T>(pub(super) T);
-
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let path = Path::from_request_parts(parts, state).await;
-        path.map(|Path(segments)| Self(segments))
-            .map_err(|rejection| Problem::new(Kind::BadRequest, rejection.body_text()))
     }
 }
 

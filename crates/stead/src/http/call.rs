@@ -1,8 +1,8 @@
 //! Calls and queries: one process, one JSON document in, one out.
 
 use super::Gateway;
-use super::admin::Segments;
 use super::measure::Operation;
+use super::parts::{DeadlineHeader, OfProcess, Segments, TokenHeader, unreadable};
 use super::problem::{Kind, Problem};
 use super::refusal;
 use super::token::Token;
@@ -41,11 +41,10 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
     path = "/v1/call/{service}/{key}",
     tag = "processes",
     params(
-        ("service" = String, Path, description = "The service, `kv` say"),
-        ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
+        OfProcess,
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 256, description = "Identifies the call: repeating it with the same key and body returns the first answer, and it is applied once"),
-        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
-        ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
+        DeadlineHeader,
+        TokenHeader,
     ),
     request_body(content = Value, content_type = "application/json", description = "The service's request"),
     responses(
@@ -56,7 +55,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 )]
 pub(super) async fn call(
     State(gateway): State<Arc<Gateway>>,
-    path: Result<Segments<(String, String)>, Problem>,
+    path: Result<Segments<OfProcess>, Problem>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
@@ -73,22 +72,16 @@ pub(super) async fn call(
     post,
     path = "/v1/query/{service}/{key}",
     tag = "processes",
-    params(
-        ("service" = String, Path, description = "The service, `kv` say"),
-        ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
-        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
-        ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
-    ),
+    params(OfProcess, DeadlineHeader, TokenHeader),
     request_body(content = Value, content_type = "application/json", description = "The service's query"),
     responses(
         (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "The shard's position: send it with the next request"))),
         (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "The query could not be answered", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn query(
     State(gateway): State<Arc<Gateway>>,
-    path: Result<Segments<(String, String)>, Problem>,
+    path: Result<Segments<OfProcess>, Problem>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
@@ -119,22 +112,15 @@ pub(super) struct GetQuery {
     get,
     path = "/v1/query/{service}/{key}",
     tag = "processes",
-    params(
-        ("service" = String, Path, description = "The service, `kv` say"),
-        ("key" = String, Path, min_length = 1, max_length = 512, description = "The key of the process: 1 to 512 bytes, percent-encoded"),
-        GetQuery,
-        ("Stead-Deadline-Ms" = Option<u64>, Header, minimum = 1, description = "How long the client waits, in milliseconds"),
-        ("Stead-Token" = Option<String>, Header, description = "The token of the newest answer that the client has"),
-    ),
+    params(OfProcess, GetQuery, DeadlineHeader, TokenHeader),
     responses(
         (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "The shard's position: send it with the next request"))),
         (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "The query could not be answered", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn query_by_get(
     State(gateway): State<Arc<Gateway>>,
-    path: Result<Segments<(String, String)>, Problem>,
+    path: Result<Segments<OfProcess>, Problem>,
     parameters: Result<Query<GetQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
@@ -142,8 +128,7 @@ pub(super) async fn query_by_get(
     let service = gateway.known_service(&path);
     let answered = async {
         let within = gateway.deadline(&headers)?;
-        let Query(GetQuery { query }) =
-            parameters.map_err(|rejection| Problem::new(Kind::BadRequest, rejection.body_text()))?;
+        let Query(GetQuery { query }) = parameters.map_err(unreadable)?;
         let body = query.as_deref().unwrap_or("\"get\"").as_bytes();
         gateway.query(path, &headers, body, started, within).await
     };
@@ -152,8 +137,8 @@ pub(super) async fn query_by_get(
 
 impl Gateway {
     /// The service that a path names; empty if there is none, for a client could name any number of them.
-    fn known_service(&self, path: &Result<Segments<(String, String)>, Problem>) -> String {
-        let named = path.as_ref().map_or("", |Segments((service, _))| service);
+    fn known_service(&self, path: &Result<Segments<OfProcess>, Problem>) -> String {
+        let named = path.as_ref().map_or("", |Segments(OfProcess { service, .. })| service);
         self.node.topology().service_id(named).map_or_else(String::new, |_| named.to_owned())
     }
 
@@ -172,12 +157,12 @@ impl Gateway {
 
     async fn call(
         &self,
-        path: Result<Segments<(String, String)>, Problem>,
+        path: Result<Segments<OfProcess>, Problem>,
         headers: &HeaderMap,
         body: Body,
         started: Instant,
     ) -> Result<Response, Problem> {
-        let Segments((service, key)) = path?;
+        let Segments(OfProcess { service, key }) = path?;
         let within = self.deadline(headers)?;
         self.heed_token(headers)?;
         let body = self.body(headers, body, within).await?;
@@ -199,13 +184,13 @@ impl Gateway {
 
     async fn query(
         &self,
-        path: Result<Segments<(String, String)>, Problem>,
+        path: Result<Segments<OfProcess>, Problem>,
         headers: &HeaderMap,
         body: &[u8],
         started: Instant,
         within: Duration,
     ) -> Result<Response, Problem> {
-        let Segments((service, key)) = path?;
+        let Segments(OfProcess { service, key }) = path?;
         self.heed_token(headers)?;
         let payload = transcode::json_to_msgpack(body).map_err(refused_json)?;
         let timeout = within.saturating_sub(started.elapsed());
@@ -229,7 +214,9 @@ impl Gateway {
         let ms = ms.ok_or_else(|| {
             Problem::new(
                 Kind::BadRequest,
-                format!("Stead-Deadline-Ms is {header:?}; it is a whole number of milliseconds, 1 or more"),
+                format!(
+                    "Stead-Deadline-Ms is {header:?}; it must be a whole number of milliseconds, 1 or more"
+                ),
             )
         })?;
         Ok(longest.min(Duration::from_millis(ms)))
@@ -273,13 +260,13 @@ impl Gateway {
             Ok(Err(error)) => {
                 Err(Problem::new(Kind::BadRequest, format!("the body could not be read: {error}")))
             }
-            Err(_) => Err(Problem::new(
-                Kind::TimedOut,
-                format!(
+            Err(_) => {
+                let detail = format!(
                     "the body did not arrive within {} ms; the request was not applied",
                     within.as_millis()
-                ),
-            )),
+                );
+                Err(Problem::new(Kind::BodyTooSlow, detail))
+            }
         }
     }
 

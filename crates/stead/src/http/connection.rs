@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Sleep, sleep};
 
 /// Most bytes that are read and dropped after the last answer: 64 MiB.
 const REST_BYTES_MAX: usize = 64 << 20;
@@ -24,14 +25,48 @@ pub(super) struct Stream {
     tcp: Option<TokioIo<TcpStream>>,
     /// What is sent instead of a bare answer of hyper's, and how much of it was.
     instead: Option<(Vec<u8>, usize)>,
+    /// Runs while the client takes nothing of an answer.
+    stall: Option<Pin<Box<Sleep>>>,
+    stall_timeout: Duration,
     /// Its place among the connections that there may be, until it is closed.
     place: Option<OwnedSemaphorePermit>,
     stopping: watch::Receiver<bool>,
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream, place: OwnedSemaphorePermit, stopping: watch::Receiver<bool>) -> Self {
-        Self { tcp: Some(TokioIo::new(tcp)), instead: None, place: Some(place), stopping }
+    /// `stall_timeout`: how long the client may take nothing of an answer before the connection is closed.
+    pub(super) fn new(
+        tcp: TcpStream,
+        stall_timeout: Duration,
+        place: OwnedSemaphorePermit,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        let tcp = Some(TokioIo::new(tcp));
+        Self { tcp, instead: None, stall: None, stall_timeout, place: Some(place), stopping }
+    }
+
+    /// Ends a write that has waited for too long: a client that does not read must not keep its place.
+    fn unless_stalled<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stall = None;
+            return written;
+        }
+        let timeout = self.stall_timeout;
+        let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn poll_write_now(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let first = bufs.first().map_or(&[][..], |buf| buf);
+        match ready!(self.poll_instead(cx, first))? {
+            Some(written) => Poll::Ready(Ok(written)),
+            None => self.open()?.poll_write_vectored(cx, bufs),
+        }
     }
 
     fn open(&mut self) -> io::Result<Pin<&mut TokioIo<TcpStream>>> {
@@ -92,7 +127,7 @@ async fn end(mut tcp: TcpStream, mut stopping: watch::Receiver<bool>) {
         // What has come is read, whatever else there is.
         biased;
         () = rest => {}
-        () = tokio::time::sleep(REST_TIMEOUT) => {}
+        () = sleep(REST_TIMEOUT) => {}
         _ = stopping.wait_for(|stopping| *stopping) => {}
     }
 }
@@ -108,11 +143,8 @@ impl Read for Stream {
 }
 
 impl Write for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match ready!(self.poll_instead(cx, buf))? {
-            Some(written) => Poll::Ready(Ok(written)),
-            None => self.open()?.poll_write(cx, buf),
-        }
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -140,10 +172,7 @@ impl Write for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let first = bufs.first().map_or(&[][..], |buf| buf);
-        match ready!(self.poll_instead(cx, first))? {
-            Some(written) => Poll::Ready(Ok(written)),
-            None => self.open()?.poll_write_vectored(cx, bufs),
-        }
+        let written = self.poll_write_now(cx, bufs);
+        self.unless_stalled(cx, written)
     }
 }

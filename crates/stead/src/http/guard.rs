@@ -5,10 +5,11 @@
 //! name was made to mean 127.0.0.1 still tells that name as the host.
 
 use super::call::single;
+use super::parts::no_parameters;
 use super::problem::{Kind, Problem};
 use axum::body::HttpBody;
 use axum::extract::Request;
-use axum::http::header::{CONTENT_TYPE, HOST, HeaderName, ORIGIN};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, ORIGIN, TRANSFER_ENCODING};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Version};
 use axum::middleware::Next;
@@ -18,7 +19,7 @@ use std::net::IpAddr;
 /// How a browser tells where a request comes from.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What everyone may ask: it tells nothing but that the server lives and serves. Those who watch over it (a load balancer's
+/// What everyone may ask: others than [`may_see_reasons`] learn nothing but that the server lives and serves. Those who watch over it (a load balancer's
 /// probe, HTTP/1.0) know it by other names.
 const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 
@@ -47,14 +48,43 @@ fn admit(request: &Request) -> Result<(), Problem> {
     if is_safe {
         return Ok(());
     }
+    no_parameters(request.uri())?;
     refuse_other_sites(headers, host.unwrap_or_default())?;
     let told = single(headers, &CONTENT_TYPE)?.and_then(|told| told.to_str().ok()).unwrap_or_default();
     let media_type = told.split(';').next().unwrap_or_default().trim();
     if !request.body().is_end_stream() && !media_type.eq_ignore_ascii_case("application/json") {
-        let detail = format!("the Content-Type is {told:?}; bodies are application/json");
+        let detail = match told {
+            "" => "the body has no Content-Type; it must be application/json".to_owned(),
+            told => format!("the Content-Type is {told:?}; it must be application/json"),
+        };
         return Err(Problem::new(Kind::MediaType, detail));
     }
-    Ok(())
+    plain(headers)
+}
+
+/// A body comes as it is, in chunks or not: one that is coded would be taken for another.
+fn plain(headers: &HeaderMap) -> Result<(), Problem> {
+    let is = |value: &HeaderValue, word: &str| value.as_bytes().eq_ignore_ascii_case(word.as_bytes());
+    for encoding in headers.get_all(CONTENT_ENCODING) {
+        if !is(encoding, "identity") {
+            let detail = format!("the Content-Encoding is {encoding:?}; send the body without one");
+            return Err(Problem::new(Kind::MediaType, detail));
+        }
+    }
+    match single(headers, &TRANSFER_ENCODING)? {
+        Some(coding) if !is(coding, "chunked") => {
+            let detail = format!("the Transfer-Encoding is {coding:?}; it must be chunked");
+            Err(Problem::new(Kind::BadRequest, detail))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a request to [`HEALTH`] asks by a name of this machine, so that reasons may be given: those of a service tell of
+/// its data.
+pub(super) fn may_see_reasons(headers: &HeaderMap) -> bool {
+    // HTTP/1.0 may name none.
+    headers.get(HOST).is_none_or(|host| host.to_str().is_ok_and(is_loopback))
 }
 
 /// The host that is asked for. HTTP/1.0 may name none, and no browser speaks that.
@@ -178,5 +208,25 @@ mod tests {
         }
         assert_eq!(status("POST", &[host], "{}"), 415);
         assert_eq!(status("POST", &[host], ""), 200, "without a body there is no type to tell");
+        let json = ("content-type", "application/json");
+        for (coding, wanted) in [
+            (("content-encoding", "gzip"), 415),
+            (("content-encoding", "identity"), 200),
+            (("transfer-encoding", "gzip, chunked"), 400),
+            (("transfer-encoding", "chunked, chunked"), 400),
+            (("transfer-encoding", "Chunked"), 200),
+        ] {
+            assert_eq!(status("POST", &[host, json, coding], "{}"), wanted, "{coding:?}");
+        }
+        let chunked = ("transfer-encoding", "chunked");
+        assert_eq!(status("POST", &[host, json, chunked, chunked], "{}"), 400);
+    }
+
+    #[test]
+    fn what_changes_something_takes_no_parameters() {
+        let post = |uri| status_of(Version::HTTP_11, "POST", uri, &[("host", "localhost")], "");
+        assert_eq!(post("/v1/checkpoints"), 200);
+        assert_eq!(post("/v1/checkpoints?"), 200);
+        assert_eq!(post("/v1/checkpoints?wait=false"), 400);
     }
 }

@@ -10,7 +10,8 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Most connections at a time; one more is answered 503 and closed. Default: [`Limits::CONNECTIONS_MAX`].
     pub connections_max: usize,
-    /// How long a client may take to send a request's head; an idle connection is closed after it, too.
+    /// How long a client may take to send a request's head; an idle connection is closed after it, and so is one whose client
+    /// takes nothing of an answer for so long.
     /// Default: [`Limits::HEADER_TIMEOUT`].
     pub header_timeout: Duration,
     /// How long a request may take, its body included; a client's `Stead-Deadline-Ms` can only shorten it.

@@ -17,6 +17,7 @@ mod limits;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod log;
 mod measure;
+mod parts;
 mod problem;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod processes;
@@ -40,6 +41,7 @@ use measure::Measure;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -53,6 +55,8 @@ struct Gateway {
     limits: Limits,
     measure: Measure,
     openapi: Bytes,
+    /// One verification at a time, because each may hold the whole state.
+    verifying: Arc<Semaphore>,
 }
 
 #[derive(OpenApi)]
@@ -69,7 +73,7 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(call::query, call::query_by_get))
         .routes(routes!(processes::processes))
         .routes(routes!(processes::process, processes::delete_process))
-        .routes(routes!(processes::process_log))
+        .routes(routes!(log::process_log))
         .routes(routes!(admin::healthz))
         .routes(routes!(admin::readyz))
         .routes(routes!(admin::status))
@@ -120,6 +124,7 @@ pub fn serve(
         limits,
         measure: Measure::new(node.clone()),
         openapi: Bytes::from(description.to_string()),
+        verifying: Arc::new(Semaphore::new(1)),
     });
     let router = router.fallback(unknown_route).method_not_allowed_fallback(wrong_method);
     let router = router.layer(axum::middleware::from_fn(guard::guard)).with_state(gateway);

@@ -35,6 +35,8 @@ pub enum Kind {
     HeadTooLarge,
     /// The body is over the limit.
     BodyTooLarge,
+    /// The body did not arrive in time.
+    BodyTooSlow,
     /// The call changes more than a log entry can hold.
     EntryTooLarge,
     /// The request took too long.
@@ -73,6 +75,8 @@ pub enum Kind {
     UnknownShard,
     /// The log could not be read.
     LogUnreadable,
+    /// The position of a page is from before the node's last start.
+    StalePage,
     /// The process holds nothing.
     UnknownProcess,
     /// No dead letter of this number.
@@ -159,6 +163,12 @@ impl Kind {
                 S::PAYLOAD_TOO_LARGE,
                 "The body is over the limit",
                 "split the request, or start the server with a higher limit",
+            ),
+            Self::BodyTooSlow => (
+                "body-too-slow",
+                S::REQUEST_TIMEOUT,
+                "The body did not arrive in time",
+                "nothing was changed; send the whole body at once, or allow more time",
             ),
             Self::EntryTooLarge => (
                 "entry-too-large",
@@ -265,6 +275,12 @@ impl Kind {
             Self::UnknownShard => {
                 ("unknown-shard", S::NOT_FOUND, "No shard of this number", "GET /v1/status lists the shards")
             }
+            Self::StalePage => (
+                "stale-page",
+                S::CONFLICT,
+                "The position of the page no longer exists",
+                "begin again with the first page",
+            ),
             Self::UnknownProcess => (
                 "unknown-process",
                 S::NOT_FOUND,

@@ -3,6 +3,7 @@
 use super::problem::{Kind, Problem};
 use crate::codec::CodecError;
 use crate::error::RawError;
+use crate::offline::OfflineError;
 use stead_core::handler::Misuse;
 use stead_core::shard::Refusal;
 
@@ -18,6 +19,7 @@ pub(super) fn problem(error: RawError) -> Problem {
         RawError::TimedOut { .. } => Kind::TimedOut,
         RawError::NodeFailed(_) => Kind::NodeFailed,
         RawError::Stopped => Kind::NotReady,
+        RawError::StalePage => Kind::StalePage,
         RawError::Refused(refusal) => match refusal {
             Refusal::UnknownSession(_)
             | Refusal::Confirmed(_)
@@ -41,4 +43,13 @@ pub(super) fn problem(error: RawError) -> Problem {
         },
     };
     Problem::new(kind, detail)
+}
+
+/// The problem of a log that cannot be shown.
+pub(super) fn of_log(error: OfflineError) -> Problem {
+    match error {
+        OfflineError::Raw(error) => problem(error),
+        error @ OfflineError::UnknownShard { .. } => Problem::new(Kind::UnknownShard, error.to_string()),
+        error => Problem::new(Kind::LogUnreadable, error.to_string()),
+    }
 }

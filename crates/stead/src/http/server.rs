@@ -151,7 +151,7 @@ async fn accept(
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let service = TowerToHyperService::new(router.clone());
-        let stream = Stream::new(stream, permit, stopping.clone());
+        let stream = Stream::new(stream, limits.header_timeout, permit, stopping.clone());
         let connection = graceful.watch(http.serve_connection(stream, service));
         tokio::spawn(async move {
             // An error here is the client's: it left, was too slow, or spoke no HTTP, and hyper has told it so.

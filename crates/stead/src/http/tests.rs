@@ -254,6 +254,9 @@ async fn a_node_that_ended_is_not_ready_and_takes_no_calls() {
     let ended = get(server.address(), "/readyz").await;
     assert_eq!((ended.status, &ended.json()["type"]), (503, &json!("urn:stead:problem:not-ready")));
     assert!(ended.json()["detail"].as_str().unwrap().contains("stop"), "{}", ended.body);
+    let strange = "GET /readyz HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n";
+    let strange = ask(server.address(), strange).await;
+    assert!(strange.status == 503 && !strange.body.contains("stopped"), "{}", strange.body);
     let refused = call(server.address(), "", r#"{"Fill":3}"#).await;
     assert_eq!((refused.status, &refused.json()["type"]), (503, &json!("urn:stead:problem:not-ready")));
     assert_eq!(get(server.address(), "/healthz").await.status, 200, "the process lives");
@@ -426,8 +429,142 @@ async fn a_slow_client_is_not_waited_for() {
         b"POST /v1/call/purse/p HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{";
     stream.write_all(head).await.unwrap();
     let slow = read(stream).await;
-    assert_eq!(slow.status, 504, "{}", slow.body);
-    assert!(slow.body.contains("was not applied"), "{}", slow.body);
+    assert_eq!((slow.status, &slow.json()["type"]), (408, &json!("urn:stead:problem:body-too-slow")));
+    assert!(slow.body.contains("was not applied") && !slow.body.contains("may"), "{}", slow.body);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_loses_its_place() {
+    let short = Duration::from_millis(30);
+    let limits = Limits { header_timeout: short, connections_max: 1, ..Limits::default() };
+    let (server, _node, _dir) = start(limits);
+    let deaf = TcpStream::connect(server.address()).await.unwrap();
+    let (reads, mut writes) = deaf.into_split();
+    let request = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(10);
+    // More than the sockets of both sides hold, until the server ends it.
+    let asks = async { while writes.write_all(request.as_bytes()).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(20), asks).await.expect("the connection is never closed");
+    let freed = async {
+        while get(server.address(), "/v1/services").await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), freed).await.expect("its place is never free");
+    drop(reads);
+}
+
+#[tokio::test]
+async fn parameters_are_refused_where_there_are_none() {
+    let (server, _node, _dir) = start(Limits::default());
+    for path in
+        ["/v1/status", "/v1/services", "/v1/checkpoints", "/v1/checkpoints/1", "/v1/processes/purse/p"]
+    {
+        let refused = get(server.address(), &format!("{path}?form=1")).await;
+        assert_eq!((refused.status, &refused.json()["type"]), (400, &json!("urn:stead:problem:bad-request")));
+    }
+    for path in ["/healthz?verbose", "/readyz?verbose", "/metrics?collect[]=x"] {
+        assert_eq!(get(server.address(), path).await.status, 200, "{path}: who watches adds his own");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_the_log_is_bounded_by_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let builder = Node::builder(dir.path()).service::<crate::kv::Kv>(ServiceOptions::default().shards(1));
+    let node = builder.threads(1).open().unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = serve(&node, listener, dir.path(), Limits::default()).unwrap();
+    let body = json!({"put": {"value": "x".repeat(400_000)}}).to_string();
+    let len = body.len();
+    let head = "host: localhost\r\nconnection: close\r\ncontent-type: application/json";
+    let put = format!("POST /v1/call/kv/a HTTP/1.1\r\n{head}\r\ncontent-length: {len}\r\n\r\n{body}");
+    for _ in 0..6 {
+        assert_eq!(ask(server.address(), &put).await.status, 200);
+    }
+    for path in ["/v1/log/0", "/v1/processes/kv/a/log"] {
+        let (mut from, mut indexes) = (0, Vec::new());
+        loop {
+            let page = get(server.address(), &format!("{path}?limit=1000&from={from}")).await;
+            assert!(page.body.len() < 2 << 20, "{path} answers {} bytes", page.body.len());
+            let json = page.json();
+            let entries = json.as_array().or(json["entries"].as_array()).unwrap().clone();
+            let Some(last) = entries.last() else { break };
+            indexes.extend(entries.iter().map(|entry| entry["index"].as_u64().unwrap()));
+            from = json["next"].as_u64().unwrap_or(last["index"].as_u64().unwrap() + 1);
+        }
+        let puts = if path.contains("kv") { 6 } else { 7 };
+        assert!(indexes.len() == puts && indexes.is_sorted_by(|a, b| a < b), "{path}: {indexes:?}");
+    }
+}
+
+/// Its check waits for another one beside it, not for long, and notes whether there was one.
+#[derive(Default, Serialize, Deserialize)]
+struct Slow;
+
+/// How many checks run, and the most that ran at a time.
+static CHECKS: (Mutex<(u32, u32)>, Condvar) = (Mutex::new((0, 0)), Condvar::new());
+
+impl Process for Slow {
+    const SERVICE: &'static str = "slow";
+    type Key = String;
+    type Request = ();
+    type Reply = ();
+    type Error = crate::Never;
+    type Query = NoQuery;
+    type Answer = ();
+
+    fn handle(&mut self, _: &mut Context<'_, Self>, (): ()) -> Result<(), crate::Never> {
+        Ok(())
+    }
+
+    fn check(_: &crate::Cut<'_>) -> Result<(), String> {
+        let mut checks = CHECKS.0.lock().unwrap();
+        checks.0 += 1;
+        checks.1 = checks.1.max(checks.0);
+        CHECKS.1.notify_all();
+        let alone = |checks: &mut (u32, u32)| checks.0 < 2;
+        checks = CHECKS.1.wait_timeout_while(checks, Duration::from_millis(100), alone).unwrap().0;
+        checks.0 -= 1;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn one_verification_runs_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let builder = Node::builder(dir.path()).service::<Slow>(ServiceOptions::default().shards(1)).threads(1);
+    let node = builder.open().unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = serve(&node, listener, dir.path(), Limits::default()).unwrap();
+    let number = node.checkpoint().await.unwrap().number;
+    let head = "host: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let verify = format!("POST /v1/checkpoints/{number}/verify HTTP/1.1\r\n{head}");
+    let (one, other) = tokio::join!(ask(server.address(), &verify), ask(server.address(), &verify));
+    assert_eq!((one.status, other.status), (200, 200), "{} {}", one.body, other.body);
+    assert_eq!(CHECKS.0.lock().unwrap().1, 1);
+}
+
+#[tokio::test]
+async fn a_page_of_processes_ends_with_the_life_that_gave_it() {
+    let (server, node, dir) = start(Limits::default());
+    for key in ["p", "q"] {
+        let request =
+            format!("POST /v1/call/purse/{key} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
+        let rest = "content-type: application/json\r\ncontent-length: 10\r\n\r\n{\"Fill\":3}";
+        assert_eq!(ask(server.address(), &format!("{request}{rest}")).await.status, 200);
+    }
+    let page = get(server.address(), "/v1/processes/purse?limit=1").await.json();
+    let next = format!("/v1/processes/purse?after={}", page["next"].as_str().unwrap());
+    let rest = get(server.address(), &next).await.json();
+    assert_eq!(rest["processes"].as_array().unwrap().len(), 1, "{rest}");
+    server.shutdown().await;
+    node.shutdown();
+    let builder = Node::builder(dir.path()).service::<Purse>(ServiceOptions::default().shards(1)).threads(1);
+    let node = builder.open().unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = serve(&node, listener, dir.path(), Limits::default()).unwrap();
+    let stale = get(server.address(), &next).await;
+    assert_eq!((stale.status, &stale.json()["type"]), (409, &json!("urn:stead:problem:stale-page")));
 }
 
 #[test]

@@ -96,15 +96,17 @@ pub struct TimerStatus {
 }
 
 /// Where a page of processes begins: text that only [`Node::processes`] gives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessCursor {
     shard: u32,
     slot: u64,
+    /// The node's life, for another one has other slots.
+    epoch: u64,
 }
 
 impl fmt::Display for ProcessCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.shard, self.slot)
+        write!(f, "{}.{}.{}", self.shard, self.slot, self.epoch)
     }
 }
 
@@ -120,12 +122,13 @@ impl FromStr for ProcessCursor {
     type Err = NoCursor;
 
     fn from_str(text: &str) -> Result<Self, NoCursor> {
-        let read = |(shard, slot): (&str, &str)| Some((shard.parse().ok()?, slot.parse().ok()?));
-        let (shard, slot) = text
-            .split_once('.')
-            .and_then(read)
-            .ok_or_else(|| NoCursor { text: text.chars().take(64).collect() })?;
-        Ok(Self { shard, slot })
+        let read = || {
+            let mut parts = text.split('.');
+            let mut next = || parts.next()?.parse::<u64>().ok();
+            let (shard, slot, epoch) = (next()?.try_into().ok()?, next()?, next()?);
+            parts.next().is_none().then_some(Self { shard, slot, epoch })
+        };
+        read().ok_or_else(|| NoCursor { text: text.chars().take(64).collect() })
     }
 }
 
@@ -147,7 +150,8 @@ impl Node {
     /// left out, though cells of it may be left. Blocks.
     ///
     /// # Errors
-    /// [`RawError::UnknownService`]; [`Refusal::Overloaded`] if a handler holds a shard for longer than half a second.
+    /// [`RawError::UnknownService`]; [`RawError::StalePage`] if the node was started again since the page before;
+    /// [`Refusal::Overloaded`] if a handler holds a shard for longer than half a second.
     pub fn processes(
         &self,
         service: &str,
@@ -158,7 +162,11 @@ impl Node {
         let (first, shards) = self.shards_of(service)?;
         let limit = limit.clamp(1, 1000);
         let until = Instant::now() + PAGE_TIME;
-        let mut at = after.unwrap_or_default();
+        let epoch = self.0.shared.epoch.0;
+        let mut at = after.unwrap_or(ProcessCursor { shard: 0, slot: 0, epoch });
+        if at.epoch != epoch {
+            return Err(RawError::StalePage);
+        }
         let mut page = ProcessPage::default();
         let prefix: Arc<[u8]> = Arc::from(prefix.as_bytes());
         while at.shard < shards {
@@ -171,7 +179,7 @@ impl Node {
             page.processes.append(&mut found);
             at = match next {
                 Some(slot) => ProcessCursor { slot: slot as u64, ..at },
-                None => ProcessCursor { shard: at.shard + 1, slot: 0 },
+                None => ProcessCursor { shard: at.shard + 1, slot: 0, epoch },
             };
             if page.processes.len() == limit || Instant::now() >= until {
                 break;

@@ -1,0 +1,139 @@
+//! What requests to several routes have in common: what their paths and headers name, and pages.
+
+use super::problem::{Kind, Problem};
+use crate::NoCursor;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Path};
+use axum::http::Uri;
+use axum::http::request::Parts;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::str::FromStr;
+use utoipa::IntoParams;
+
+/// What a path names; what cannot be read of it is a problem.
+pub(super) struct Segments<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = Path::from_request_parts(parts, state).await;
+        path.map(|Path(segments)| Self(segments))
+            .map_err(|rejection| Problem::new(Kind::BadRequest, rejection.body_text()))
+    }
+}
+
+/// A service.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct OfService {
+    /// The service.
+    pub(super) service: String,
+}
+
+/// A process.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct OfProcess {
+    /// The service, `kv` for example.
+    pub(super) service: String,
+    /// The key of the process: 1 to 512 bytes, percent-encoded.
+    #[param(min_length = 1, max_length = 512)]
+    pub(super) key: String,
+}
+
+/// A shard.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct OfShard {
+    /// The shard's number, as in the status.
+    pub(super) shard: u32,
+}
+
+/// A dead letter.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct OfDeadLetter {
+    /// The shard that holds it.
+    pub(super) shard: u32,
+    /// Its number there.
+    pub(super) index: u64,
+}
+
+/// A checkpoint.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct OfCheckpoint {
+    /// The checkpoint's number.
+    pub(super) number: u64,
+}
+
+/// The header [`STEAD_DEADLINE_MS`](super::STEAD_DEADLINE_MS), for the description.
+#[expect(dead_code, reason = "only its description is used: Gateway::deadline reads the header")]
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(super) struct DeadlineHeader {
+    /// How long the client waits, in milliseconds.
+    #[param(rename = "Stead-Deadline-Ms", minimum = 1)]
+    deadline: Option<u64>,
+}
+
+/// The header [`STEAD_TOKEN`](super::STEAD_TOKEN), for the description.
+#[expect(dead_code, reason = "only its description is used: Gateway::heed_token reads the header")]
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(super) struct TokenHeader {
+    /// The token of the newest answer that the client has.
+    #[param(rename = "Stead-Token")]
+    token: Option<String>,
+}
+
+/// Refuses parameters where there are none: a misspelt request should not be answered as if they were heeded.
+pub(super) struct NoParameters;
+
+impl<S: Send + Sync> FromRequestParts<S> for NoParameters {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        no_parameters(&parts.uri).map(|()| Self)
+    }
+}
+
+/// As [`NoParameters`].
+pub(super) fn no_parameters(uri: &Uri) -> Result<(), Problem> {
+    match uri.query() {
+        None | Some("") => Ok(()),
+        Some(query) => {
+            let query: String = query.chars().take(64).collect();
+            let detail = format!("the request takes no parameters, but has {query:?}");
+            Err(Problem::new(Kind::BadRequest, detail))
+        }
+    }
+}
+
+/// Most items of a page.
+const LIMIT_MAX: usize = 1000;
+/// Items of a page, unless another number is asked for.
+const LIMIT: usize = 100;
+
+/// How many items a page may have.
+pub(super) fn limit_of(limit: Option<usize>) -> Result<usize, Problem> {
+    let limit = limit.unwrap_or(LIMIT);
+    if (1..=LIMIT_MAX).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(Problem::new(Kind::BadRequest, format!("limit is {limit}; it must be 1 to {LIMIT_MAX}")))
+    }
+}
+
+/// The position after which a page begins.
+pub(super) fn cursor_of<C: FromStr<Err = NoCursor>>(after: Option<String>) -> Result<Option<C>, Problem> {
+    let after = after.map(|after| after.parse()).transpose();
+    after.map_err(|error: NoCursor| Problem::new(Kind::BadRequest, error.to_string()))
+}
+
+/// Parameters that cannot be read.
+pub(super) fn unreadable(rejection: QueryRejection) -> Problem {
+    Problem::new(Kind::BadRequest, rejection.body_text())
+}

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead_core::shard::Settings;
 use stead_core::topology::Topology;
+use stead_store::checkpoint::remote::without_credentials;
 use thiserror::Error;
 use toml::Value;
 
@@ -556,13 +557,13 @@ fn address(key: &str, value: Option<&str>) -> Result<(), ConfigError> {
         bucket.is_some_and(|bucket| !bucket.is_empty() && !bucket.starts_with('/'))
             || value.starts_with("file:///")
     };
-    match value {
-        Some(value) if !good(value) => {
-            let must = "file:///directory or s3://bucket/prefix";
-            Err(ConfigError::Range { key: key.to_owned(), value: format!("{value:?}"), must })
-        }
-        _ => Ok(()),
+    let Some(value) = value else { return Ok(()) };
+    let (shown, has_credentials) = without_credentials(value);
+    if good(value) && !has_credentials {
+        return Ok(());
     }
+    let must = "file:///directory or s3://bucket/prefix, without credentials";
+    Err(ConfigError::Range { key: key.to_owned(), value: format!("{shown:?}"), must })
 }
 
 /// The key in serde's sentence about an unknown field.
@@ -738,12 +739,14 @@ mod tests {
             ("[checkpoints]\ncopy_interval = \"1ms\"", "10ms to 168h"),
             ("[checkpoints]\ncopy_to = \"s3://\"", "s3://bucket/prefix"),
             ("[checkpoints]\ncopy_to = \"file://here\"", "file:///directory"),
+            ("[checkpoints]\ncopy_to = \"s3://key:secret@bucket/x\"", "without credentials"),
         ] {
             let error = Config::from_toml(text, "test").unwrap_err();
             assert!(
                 matches!(error, ConfigError::Range { .. }) && error.to_string().contains(must),
                 "{error}"
             );
+            assert!(!error.to_string().contains("secret"), "{error}");
         }
         assert!(
             Config::from_toml("handler_timeout = \"3 weeks\"", "test")

@@ -166,6 +166,7 @@ pub(super) struct RetriedLetter {
 )]
 pub(super) async fn retry_dead_letter(
     State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
     Segments(OfDeadLetter { shard, index }): Segments<OfDeadLetter>,
     headers: HeaderMap,
 ) -> Result<Json<RetriedLetter>, Problem> {
@@ -188,6 +189,7 @@ pub(super) async fn retry_dead_letter(
 )]
 pub(super) async fn drop_dead_letter(
     State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
     Segments(OfDeadLetter { shard, index }): Segments<OfDeadLetter>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
@@ -219,7 +221,10 @@ pub(super) async fn checkpoints(
         (status = 500, description = "It failed; the node keeps running", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn create_checkpoint(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
+pub(super) async fn create_checkpoint(
+    State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
+) -> Result<Response, Problem> {
     let report = gateway.node.checkpoint().await.map_err(failed)?;
     let mut response = Json(report).into_response();
     *response.status_mut() = StatusCode::CREATED;
@@ -270,6 +275,7 @@ struct Verified {
 )]
 pub(super) async fn verify_checkpoint(
     State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
     Segments(OfCheckpoint { number }): Segments<OfCheckpoint>,
 ) -> Result<Response, Problem> {
     gateway.in_background(move |node| find(node, number)).await?;
@@ -310,6 +316,7 @@ pub(super) struct CopyRequest {
 )]
 pub(super) async fn copy_checkpoint(
     State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
     Segments(OfCheckpoint { number }): Segments<OfCheckpoint>,
     headers: HeaderMap,
     body: Body,
@@ -337,6 +344,7 @@ pub(super) async fn copy_checkpoint(
 )]
 pub(super) async fn delete_checkpoint(
     State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
     Segments(OfCheckpoint { number }): Segments<OfCheckpoint>,
 ) -> Result<Response, Problem> {
     let delete = move |node: &Node| {

@@ -2,7 +2,7 @@
 
 use super::Gateway;
 use super::measure::Operation;
-use super::parts::{DeadlineHeader, OfProcess, Segments, TokenHeader, unreadable};
+use super::parts::{DeadlineHeader, NoParameters, OfProcess, Segments, TokenHeader, unreadable};
 use super::problem::{Kind, Problem};
 use super::refusal;
 use super::token::Token;
@@ -55,6 +55,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 )]
 pub(super) async fn call(
     State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
     path: Result<Segments<OfProcess>, Problem>,
     headers: HeaderMap,
     body: Body,
@@ -81,6 +82,7 @@ pub(super) async fn call(
 )]
 pub(super) async fn query(
     State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
     path: Result<Segments<OfProcess>, Problem>,
     headers: HeaderMap,
     body: Body,

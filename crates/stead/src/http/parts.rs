@@ -4,7 +4,6 @@ use super::problem::{Kind, Problem};
 use crate::NoCursor;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, Path};
-use axum::http::Uri;
 use axum::http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -96,18 +95,13 @@ impl<S: Send + Sync> FromRequestParts<S> for NoParameters {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        no_parameters(&parts.uri).map(|()| Self)
-    }
-}
-
-/// As [`NoParameters`].
-pub(super) fn no_parameters(uri: &Uri) -> Result<(), Problem> {
-    match uri.query() {
-        None | Some("") => Ok(()),
-        Some(query) => {
-            let query: String = query.chars().take(64).collect();
-            let detail = format!("the request takes no parameters, but has {query:?}");
-            Err(Problem::new(Kind::BadRequest, detail))
+        match parts.uri.query() {
+            None | Some("") => Ok(Self),
+            Some(query) => {
+                let query: String = query.chars().take(64).collect();
+                let detail = format!("the request takes no parameters, but has {query:?}");
+                Err(Problem::new(Kind::BadRequest, detail))
+            }
         }
     }
 }

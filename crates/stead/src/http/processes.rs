@@ -94,6 +94,7 @@ pub(super) async fn process(
 )]
 pub(super) async fn delete_process(
     State(gateway): State<Arc<Gateway>>,
+    NoParameters: NoParameters,
     Segments(OfProcess { service, key }): Segments<OfProcess>,
 ) -> Result<Response, Problem> {
     let delete = move |node: &Node| match node.delete_process(&service, &key).map_err(refusal::problem)? {

@@ -462,6 +462,22 @@ async fn parameters_are_refused_where_there_are_none() {
         let refused = get(server.address(), &format!("{path}?form=1")).await;
         assert_eq!((refused.status, &refused.json()["type"]), (400, &json!("urn:stead:problem:bad-request")));
     }
+    let head = "host: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    for (order, status) in [
+        ("POST /v1/call/purse/p", 400),
+        ("POST /v1/query/purse/p", 400),
+        ("DELETE /v1/processes/purse/p", 400),
+        ("POST /v1/dead-letters/0/1/retry", 400),
+        ("DELETE /v1/dead-letters/0/1", 400),
+        ("POST /v1/checkpoints", 400),
+        ("POST /v1/checkpoints/1/verify", 400),
+        ("POST /v1/checkpoints/1/copy", 400),
+        ("DELETE /v1/checkpoints/1", 400),
+        ("PUT /v1/log/0", 405),
+    ] {
+        let refused = ask(server.address(), &format!("{order}?form=1 HTTP/1.1\r\n{head}")).await;
+        assert_eq!(refused.status, status, "{order}: {}", refused.body);
+    }
     for path in ["/healthz?verbose", "/readyz?verbose", "/metrics?collect[]=x"] {
         assert_eq!(get(server.address(), path).await.status, 200, "{path}: who watches adds his own");
     }

@@ -3,6 +3,7 @@
 
 use super::directory::Directory;
 use super::store::{BlobStore, StoreError};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -43,6 +44,17 @@ pub fn open(address: &str, options: &BTreeMap<String, String>) -> Result<Arc<dyn
     open_until(address, options, Cancel::default())
 }
 
+/// An address with what stands before an `@` of its bucket left out, and whether there is such a thing: a name and a password
+/// in most URLs, but nothing that a bucket's name may have.
+#[must_use]
+pub fn without_credentials(address: &str) -> (Cow<'_, str>, bool) {
+    let bucket = address.strip_prefix("s3://").and_then(|rest| rest.split('/').next());
+    match bucket.and_then(|bucket| bucket.rfind('@')) {
+        Some(at) => (Cow::Owned(format!("s3://...{}", &address["s3://".len() + at..])), true),
+        None => (Cow::Borrowed(address), false),
+    }
+}
+
 /// As [`open`], with calls that can be broken off.
 ///
 /// # Errors
@@ -52,7 +64,15 @@ pub fn open_until(
     options: &BTreeMap<String, String>,
     cancel: Cancel,
 ) -> Result<Arc<dyn BlobStore>, StoreError> {
-    let refuse = |reason: String| StoreError::Address { name: address.to_owned(), reason };
+    let (shown, has_credentials) = without_credentials(address);
+    let refuse = |reason: String| StoreError::Address { name: shown.into_owned(), reason };
+    if has_credentials {
+        return Err(refuse(
+            "an address must not have credentials, because it is shown and logged; set AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY"
+                .to_owned(),
+        ));
+    }
     if let Some(dir) = address.strip_prefix("file://") {
         if let Some(option) = options.keys().next() {
             return Err(refuse(format!("a directory has no option {option:?}")));

@@ -170,8 +170,10 @@ fn bad_addresses_are_refused() {
         ("s3://", BTreeMap::new()),
         ("s3://bucket/x", option),
         ("ftp://x/y", BTreeMap::new()),
+        ("s3://key:secret@bucket/x", BTreeMap::new()),
     ] {
         let refused = remote::open(address, &options).err();
         assert!(matches!(&refused, Some(StoreError::Address { .. })), "{address}: {refused:?}");
+        assert!(!refused.unwrap().to_string().contains("secret"), "{address}");
     }
 }

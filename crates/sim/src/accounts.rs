@@ -120,6 +120,16 @@ pub(crate) enum Op {
     /// Read the counter (a query).
     #[n(14)]
     Look,
+    /// Set a timer that cannot be handled.
+    #[n(16)]
+    PoisonLater {
+        #[n(0)]
+        micros: u64,
+        #[n(1)]
+        amount: i64,
+        #[n(2)]
+        fate: Fate,
+    },
     /// Pay another account by a message that leaves later.
     #[n(15)]
     PayLater {
@@ -324,9 +334,11 @@ impl Accounts {
             7 => Op::Stop,
             8 => Op::Refuse,
             9 => Op::Panic,
+            10 if rng.bool() => Op::PoisonLater { micros: rng.u64(0..2_000_000), amount, fate: Fate::Panics },
             10 => Op::SendPoison { to, amount, fate: Fate::Panics },
             11 if rng.bool() => Op::Work { steps: rng.u32(1..6), amount, fate: Fate::Kills },
             11 if rng.bool() => Op::Poison { amount: 0, fate: Fate::Kills },
+            11 if rng.bool() => Op::PoisonLater { micros: rng.u64(0..2_000_000), amount, fate: Fate::Kills },
             11 => Op::SendPoison { to, amount, fate: Fate::Kills },
             _ => Op::Burst { messages: rng.u32(1..40) },
         }
@@ -641,6 +653,12 @@ impl Code {
                 let (service, key) = self.name(to);
                 let at = call.time.plus_micros(micros);
                 let id = txn.send_at(at, service, key, encode_value(&Op::Credit { amount, hops: 0 }))?;
+                account.timers.push((id.0, amount));
+            }
+            Op::PoisonLater { micros, amount, fate } => {
+                account.balance -= amount;
+                let at = call.time.plus_micros(micros);
+                let id = txn.set_timer(at, encode_value(&Op::Poison { amount, fate }))?;
                 account.timers.push((id.0, amount));
             }
             Op::Sooner => {

@@ -1,6 +1,6 @@
 //! Numbers that were given up: their tombstones go, and none of them comes back.
 
-use super::chain::{check, in_use};
+use super::chain::{check, in_use, merge};
 use super::model::{Cluster, INCARNATION, sim_store};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use stead_core::ids::{Colour, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collected, Collector, Retention};
+use stead_store::checkpoint::compact::Policy;
+use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::lineage::Lineage;
+use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{MANIFESTS, decided_numbers, manifest_name, newest};
 use stead_store::checkpoint::store::{BlobReader, BlobStore, BlobWriter, DiskStore, Pace, Put, StoreError};
 use stead_store::checkpoint::write::give_up;
@@ -207,4 +210,43 @@ fn a_collection_reads_each_decision_once() {
     store.put_new(&manifest_name(kept), &bytes).unwrap();
     collect(&mut collector, &store, &cluster.lineage).unwrap();
     assert_eq!(store.reads(MANIFESTS)[&manifest_name(kept)], 2);
+}
+
+/// A remote store may carry out a write long after its client has given it up.
+#[test]
+fn a_manifest_that_comes_late_hides_no_newer_one_is_refused_and_collected_again() {
+    let (store, target) = (sim_store(&SimDisk::new(1)), sim_store(&SimDisk::new(2)));
+    let mut cluster = Cluster::new(1, [2, 1]);
+    let policy = Policy { fan_in: 2, growth: 100, growth_bytes_min: 0, ..Policy::default() };
+    let (mut collector, mut taken) = (Collector::new(), Vec::new());
+    let collect = |collector: &mut Collector| {
+        let retention = Retention { keep: 2, grace: 0, ..Retention::default() };
+        collector.collect(&target, INCARNATION, Time(9), &retention, &BTreeSet::new()).unwrap()
+    };
+    for _ in 0..12 {
+        cluster.run(25);
+        let (cut, manifest) = cluster.checkpoint(&store);
+        copy(&store, &target, &manifest, &Pace::unlimited()).unwrap();
+        merge(&mut cluster, &store, &policy);
+        collect(&mut collector);
+        taken.push((cut, manifest));
+    }
+    let (cut, last) = taken.last().unwrap();
+    let first = &taken[0].1;
+    let kept = decided_numbers(&target).unwrap();
+    assert_eq!(kept.len(), 2);
+    first.store(&target).unwrap();
+    // A restore that names no number takes the newest one; one that names this says what is missing.
+    assert_eq!(newest(&target).unwrap().manifest.unwrap().number, last.number);
+    let missing = load_parts(&target, first, 1).map(drop).unwrap_err().to_string();
+    assert!(first.bundles.iter().any(|bundle| missing.contains(&bundle.name)), "{missing}");
+    // Before and after a start.
+    for collector in [&mut collector, &mut Collector::new()] {
+        if !decided_numbers(&target).unwrap().contains(&first.number) {
+            first.store(&target).unwrap();
+        }
+        assert_eq!(collect(collector).checkpoints, [first.number]);
+        assert_eq!(decided_numbers(&target).unwrap(), kept);
+        check(&target, last, cut, 1);
+    }
 }

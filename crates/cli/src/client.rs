@@ -122,8 +122,8 @@ impl Server {
         if matches!(error, ureq::Error::Timeout(_)) {
             let what = format!("no answer from {} within {} ms", self.base, self.timeout_ms);
             return Failure::new(Exit::Unreachable, what).hint(
-                "what was asked for may still happen: look before you repeat it, or raise --timeout-ms; repeat a call \
-                 with the same --idempotency-key",
+                "raise --timeout-ms; a change that was asked for may still happen, so repeat a call with the same \
+                 --idempotency-key",
             );
         }
         Failure::new(Exit::Unreachable, format!("no answer from {}", self.base))

@@ -15,7 +15,7 @@ const DEPTH_MAX: usize = 128;
 #[derive(Debug, Error)]
 pub enum TranscodeError {
     /// What the client sent is no JSON document, or has a field twice.
-    #[error("the body is not JSON: {0}")]
+    #[error("cannot read the body as JSON: {0}")]
     Json(serde_json::Error),
     /// An integer has more than 64 bits. As a float it would be rounded.
     #[error(

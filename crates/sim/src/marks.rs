@@ -57,6 +57,7 @@ marks! {
     Trimmed: "the log was trimmed",
     Collected: "stored objects were collected",
     Compacted: "bundles were compacted",
+    CollectedInMerge: "a collection while nothing referred to what a merge wrote",
     RecoveredFromCheckpoint: "a recovery from a checkpoint",
     RecoveredPastDamage: "damage was refused, and healed",
     DamageHarmless: "damage where nothing was needed",

@@ -139,6 +139,9 @@ impl World<'_> {
     }
 
     pub(crate) fn seal(&mut self, number: Colour) -> Outcomes {
+        if self.spoilt == Some(number) {
+            return self.give_up(number, "the operator does not want it");
+        }
         let node = self.node.as_mut().expect("checked by the caller");
         let Some(taking) = node.taking.as_mut().filter(|taking| taking.number == number) else {
             return Ok(());
@@ -320,6 +323,9 @@ impl World<'_> {
         let node = self.node.as_mut().expect("checked by the caller");
         let mut in_use: BTreeSet<String> =
             node.lineage.bundles().iter().map(|bundle| bundle.name.clone()).collect();
+        if !node.merged.is_empty() {
+            self.marks.hit(Mark::CollectedInMerge);
+        }
         in_use.extend(node.merged.iter().map(|merged| merged.bundle().name.clone()));
         if let Some(taking) = &node.taking {
             in_use.extend(taking.writer.iter().map(|writer| writer.bundle_name().to_owned()));

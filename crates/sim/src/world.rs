@@ -202,6 +202,8 @@ pub(crate) struct World<'w> {
     pub(crate) blame: Blame,
     /// The greatest number of a checkpoint that was completed or given up.
     pub(crate) decided: Colour,
+    /// The checkpoint that is given up at the end of a run, once all its parts are there.
+    pub(crate) spoilt: Option<Colour>,
 }
 
 /// The entry of a retry as one that leaves the dead letter where it is.
@@ -319,6 +321,7 @@ impl<'w> World<'w> {
             ordered: Vec::new(),
             blame: Blame::default(),
             decided: Colour(0),
+            spoilt: None,
             rng,
             profile,
             overrides: Overrides::default(),
@@ -993,6 +996,12 @@ impl<'w> World<'w> {
         loop {
             if self.rests() {
                 match last {
+                    None if self.spoilt.is_none() => {
+                        self.begin_checkpoint()?;
+                        // It is given up once all shards have handed over their parts.
+                        self.spoilt = Some(self.number_taken().unwrap_or_default());
+                        continue;
+                    }
                     Some((life, number)) if life == self.life => {
                         self.check_completed(number)?;
                         break;

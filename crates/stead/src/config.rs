@@ -719,6 +719,8 @@ mod tests {
         );
         let config = config.unwrap();
         assert_eq!((config.threads, config.task_threads), (Some(3), Some(4)));
+        let config = Config::from_file_and_vars(None, vars(&[("STEAD_CFG_TASK_THREADS", "32")]));
+        assert_eq!(config.unwrap().task_threads, Some(32));
         for name in ["STEAD_CFG_THREADS", "STEAD_THREADS"] {
             let error = Config::from_file_and_vars(None, vars(&[(name, "many")])).unwrap_err();
             assert!(error.to_string().starts_with(&format!("variable {name}: ")), "{error}");
@@ -729,6 +731,8 @@ mod tests {
     fn values_out_of_range_are_refused_with_the_range() {
         for (text, must) in [
             ("threads = 0", "1 to 256"),
+            ("task_threads = 0", "1 to 256"),
+            ("task_threads = 257", "1 to 256"),
             ("handler_timeout = \"1ms\"", "10ms to 1h"),
             ("task_step_timeout = \"25h\"", "10ms to 24h"),
             ("shutdown_timeout = \"2h\"", "0s to 1h"),

@@ -17,8 +17,8 @@ use stead::{Config, Node, NodeBuilder, OpenError, RecoveryReport, Serve, ServerE
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  stead start --data ./data\n\n\
     On any free port, with the address as JSON on standard output:\n  stead start --data ./data --listen 127.0.0.1:0 --json\n\n\
-    Settings of the node (threads, checkpoints, log, services) come from --config, and from variables over it:\n  \
-    STEAD_CFG_CHECKPOINTS_INTERVAL=1s STEAD_CFG_SERVICES_KV_SHARDS=32 stead start")]
+    Settings of the node (threads, task_threads, checkpoints, log, services) come from --config, and from variables over it:\n  \
+    STEAD_CFG_CHECKPOINTS_INTERVAL=1s STEAD_CFG_TASK_THREADS=32 STEAD_CFG_SERVICES_KV_SHARDS=32 stead start")]
 pub(crate) struct StartArgs {
     /// Data directory; it is created if it does not exist [default: the configuration's data_dir, or stead-data]
     #[arg(long, value_name = "DIR")]

@@ -25,6 +25,14 @@ fn every_help_shows_an_example() {
 }
 
 #[test]
+fn the_help_of_start_names_the_settings_of_the_node() {
+    let help = String::from_utf8(run(&["start", "--help"]).stdout).unwrap();
+    for word in ["task_threads", "STEAD_CFG_TASK_THREADS=32", "STEAD_CFG_SERVICES_KV_SHARDS=32"] {
+        assert!(help.contains(word), "{help}");
+    }
+}
+
+#[test]
 fn completions_are_written_for_each_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = run(&["completions", shell]);

@@ -11,70 +11,17 @@
 //! [`Context::send_after`](crate::Context::send_after); or given up ([`Cut::dead_letters`]), as a message that the process does not
 //! survive `attempts_max` times.
 //!
+//! The example `simulated`, which continuous integration runs over thousands of fresh seeds:
+//!
 //! ```
-//! use serde::{Deserialize, Serialize};
-//! use stead::testkit::{Call, Sim};
-//! use std::time::Duration;
-//! use stead::{Context, Cut, DeadLetterCause, Never, Process, QueryContext};
-//!
-//! #[derive(Default, Serialize, Deserialize)]
-//! struct Account { balance: i64 }
-//!
-//! #[derive(Serialize, Deserialize)]
-//! enum Request { Pay { to: u8, amount: i64 }, PayLater { to: u8, amount: i64 }, Receive(i64) }
-//!
-//! impl Process for Account {
-//!     const SERVICE: &'static str = "account";
-//!     type Key = u8;
-//!     type Request = Request;
-//!     type Reply = ();
-//!     type Error = Never;
-//!     type Query = ();
-//!     type Answer = i64;
-//!     fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Request) -> Result<(), Never> {
-//!         match request {
-//!             Request::Pay { to, amount } => {
-//!                 self.balance -= amount;
-//!                 ctx.send::<Self>(&to, Request::Receive(amount));
-//!             }
-//!             Request::PayLater { to, amount } => {
-//!                 self.balance -= amount;
-//!                 ctx.send_after::<Self>(Duration::from_secs(1), &to, Request::Receive(amount));
-//!             }
-//!             Request::Receive(amount) => self.balance += amount,
-//!         }
-//!         Ok(())
-//!     }
-//!     fn internal(request: &Request) -> bool { matches!(request, Request::Receive(_)) }
-//!     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<i64, Never> { Ok(self.balance) }
-//!     fn check(cut: &Cut<'_>) -> Result<(), String> {
-//!         let mut sum = 0;
-//!         for account in cut.processes::<Self>() { sum += account?.1.balance; }
-//!         for message in cut.in_flight::<Self>().chain(cut.delayed::<Self>()) {
-//!             if let Request::Receive(amount) = message?.1 { sum += amount; }
-//!         }
-//!         for letter in cut.dead_letters::<Self>() {
-//!             let letter = letter?;
-//!             // A request that was given up moved nothing.
-//!             if letter.cause == DeadLetterCause::Message && let Some(Request::Receive(amount)) = letter.request { sum += amount; }
-//!         }
-//!         if sum == 0 { Ok(()) } else { Err(format!("{sum} too much")) }
-//!     }
-//! }
-//!
-//! for seed in 0..10 {
-//!     let report = Sim::new(seed)
-//!         .service::<Account>(3)
-//!         .calls(|rng| {
-//!             let (from, to, amount) = (rng.u8(..9), rng.u8(..9), rng.i64(1..50));
-//!             let request = if rng.bool() { Request::Pay { to, amount } } else { Request::PayLater { to, amount } };
-//!             Call::request::<Account>(&from, &request)
-//!         })
-//!         .run()
-//!         .unwrap_or_else(|failed| panic!("{failed}"));
-//!     assert!(report.cuts > 0 || report.answered > 0);
-//! }
+#![doc = include_str!("../../examples/simulated.rs")]
 //! ```
+//!
+//! In a test of yours, a run is one line: `Sim::new(seed).service::<Account>(3).calls(draw).run()?`, or
+//! `unwrap_or_else(|failed| panic!("{failed}"))` over some seeds. A failure names its seed, the service and what its check
+//! found, and then the last entries, one a line: shard and index, what was handled, and which process handled it. With
+//! that seed the same happens again. [`Sim::faults`], [`Sim::crash_every`] and [`Sim::attempts_max`] help to find which
+//! fault it needs; [`Sim::events`] and [`Sim::calls_max`] make it shorter.
 
 use crate::codec;
 use crate::cut::Cut;

@@ -1,24 +1,45 @@
 //! The examples, run as programs of their own.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// An example's program. `cargo test` builds it with the tests, unless it is told to build one of them only.
+/// An example's program. `cargo test` builds it with the tests, unless it is to build one of them only: what is missing or
+/// older than its sources is built here.
 pub(crate) fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let built = tests.ancestors().nth(2).unwrap();
     let program = built.join("examples").join(name);
-    if !program.exists() {
+    if !is_fresh(&program) {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--offline", "--quiet", "--package", "stead", "--example", name]);
-        if name == "serve" {
-            cargo.args(["--features", "http"]);
+        let features = [
+            ("http", cfg!(feature = "http")),
+            ("s3", cfg!(feature = "s3")),
+            ("testkit", cfg!(feature = "testkit")),
+        ];
+        for (feature, _) in features.iter().filter(|(_, is_on)| *is_on) {
+            cargo.args(["--features", feature]);
         }
         cargo.arg("--target-dir").arg(built.parent().unwrap());
         assert!(cargo.status().unwrap().success(), "the example {name} can't be built");
     }
     program
+}
+
+/// Whether a program is as new as all sources that it was made of, by the list that cargo leaves beside it.
+fn is_fresh(program: &Path) -> bool {
+    let time = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
+    let (Some(built), Ok(list)) = (time(program), std::fs::read_to_string(program.with_extension("d")))
+    else {
+        return false;
+    };
+    let sources = list.split_once(": ").map_or("", |(_, sources)| sources).split_whitespace();
+    // Of another checkout otherwise.
+    let own = |source: &str| source.starts_with(env!("CARGO_MANIFEST_DIR"));
+    sources.clone().any(own)
+        && sources.map(Path::new).all(|source| time(source).is_some_and(|time| time <= built))
 }
 
 #[test]
@@ -63,4 +84,102 @@ fn long_the_computation_is_killed_and_repeats_a_step_at_most_each_time() {
     let summary = text.lines().find(|line| line.starts_with("50 steps")).unwrap();
     let repeated: u32 = summary.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(repeated <= 5, "{summary}");
+}
+
+/// The public methods of a type that a source file implements.
+fn methods(source: &str, implementation: &str) -> Vec<String> {
+    let body = source.split(implementation).nth(1).unwrap_or_else(|| panic!("no {implementation}"));
+    let body = body.split("\n}\n").next().unwrap();
+    let names = body.lines().filter_map(|line| line.strip_prefix("    pub fn "));
+    names.map(|line| line.split(['(', '<']).next().unwrap().to_owned()).collect()
+}
+
+fn sources(dir: &Path, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(std::fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+/// The methods of each kind of context that functions call which take it as `ctx`.
+fn called(dirs: &[PathBuf]) -> BTreeSet<(&'static str, String)> {
+    let mut files = Vec::new();
+    dirs.iter().for_each(|dir| sources(dir, &mut files));
+    let mut called = BTreeSet::new();
+    for line in files.iter().flat_map(|file| {
+        let mut kind = None;
+        file.lines().filter_map(move |line| {
+            // A signature may take several lines.
+            if line.trim_start().trim_start_matches("pub(crate) ").starts_with("fn ") {
+                kind = None;
+            }
+            let kinds = ["&mut Context<", "&QueryContext<", "&StepContext<"];
+            kind = kinds.into_iter().find(|kind| line.contains(&format!("ctx: {kind}"))).or(kind);
+            kind.map(|kind| (kind, line))
+        })
+    }) {
+        for call in line.1.split("ctx.").skip(1) {
+            let name: String = call.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            called.insert((line.0, name));
+        }
+    }
+    called
+}
+
+#[test]
+fn every_method_of_a_context_is_in_an_example_and_in_a_test() {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (context, task) = (include_str!("../../src/context.rs"), include_str!("../../src/task.rs"));
+    let kinds = [
+        ("&mut Context<", methods(context, "impl<'a, P: Process> Context<'a, P> {")),
+        ("&QueryContext<", methods(context, "impl<'a, P: Process> QueryContext<'a, P> {")),
+        ("&StepContext<", methods(task, "impl StepContext<'_> {")),
+    ];
+    let examples =
+        called(&[own.join("examples"), own.join("../flights/src"), own.join("../flights/examples")]);
+    let tests = called(&[own.join("tests")]);
+    for (place, called) in [("example", examples), ("test", tests)] {
+        let mut missing = Vec::new();
+        for (kind, methods) in &kinds {
+            assert!(methods.len() >= 5, "{kind}: {methods:?}");
+            let of_kind = methods.iter().filter(|method| !called.contains(&(*kind, (*method).clone())));
+            missing.extend(of_kind.map(|method| format!("{kind}…>::{method}")));
+        }
+        assert!(missing.is_empty(), "no {place} uses {missing:?}");
+    }
+}
+
+#[test]
+fn the_shop_delivers_what_was_paid() {
+    let dir = tempfile::tempdir().unwrap();
+    let told = Command::new(example("shop")).arg(dir.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&told.stdout);
+    assert!(told.status.success(), "{told:?}");
+    for line in ["placed: ", "provider: ", "thank you", "warehouse: 3 apples for order ", "it is packed"] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+#[cfg(feature = "testkit")]
+#[test]
+fn the_simulated_example_holds_and_shows_how_a_failure_is_repeated() {
+    let run = |more: &[&str]| {
+        let output = Command::new(example("simulated")).args(more).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, told) = run(&["--seed", "1", "--seeds", "6"]);
+    assert!(code == Some(0) && told.contains("6 seeds from 1: 0 failed, "), "{told}");
+    let (code, told) = run(&["--seed", "1", "--seeds", "6", "--strict"]);
+    assert_eq!(code, Some(1), "{told}");
+    let again = told.lines().find_map(|line| line.split("--example simulated -- ").nth(1)).unwrap();
+    let again: Vec<&str> = again.split(' ').collect();
+    let (code, one) = run(&again);
+    assert_eq!(code, Some(1), "{one}");
+    let found = one.lines().next().unwrap();
+    assert!(found.starts_with("seed ") && found.contains("11: ") && told.contains(found), "{told}\n{one}");
+    assert!(one.contains("\n  shard "), "it shows what happened before: {one}");
 }

@@ -161,7 +161,8 @@ fn small(disk: &SimDisk) -> Node {
         .segment_bytes(64 << 10)
         .checkpoints(CheckpointOptions {
             interval: None,
-            timeout: Duration::from_secs(2),
+            // Longer than any pause of a loaded machine: a checkpoint that waits for ever is found all the same.
+            timeout: Duration::from_secs(60),
             ..Default::default()
         })
         .disk(Arc::new(disk.clone()))
@@ -194,7 +195,7 @@ fn a_checkpoint_of_more_state_than_may_wait_completes_on_an_idle_node() {
         interval: None,
         // What the first shard hands over is still being written when the worker has handed over too much.
         bytes_per_second: 80 << 20,
-        timeout: Duration::from_secs(3),
+        timeout: Duration::from_secs(20),
         ..Default::default()
     };
     let node = builder(Path::new("unused"))

@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod context;
+mod cuts;
 mod edge;
 mod effects;
 mod evolution;
@@ -20,11 +21,13 @@ mod faults_stop;
 mod faults_threads;
 mod limits;
 mod memory;
+mod merges;
 mod services;
 #[cfg(feature = "http")]
 mod serving;
 mod stable;
 mod start;
 mod subscriber;
+mod task_threads;
 #[cfg(feature = "testkit")]
 mod testkit;

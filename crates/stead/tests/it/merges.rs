@@ -1,0 +1,123 @@
+//! Bundles are merged while checkpoints are taken: what the merge writes is kept until a checkpoint refers to it.
+
+use crate::services::{Account, Ask, builder, key};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+use stead::CheckpointOptions;
+use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
+use stead_store::sim_disk::SimDisk;
+
+/// How long to wait for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Default)]
+struct Seen {
+    /// The bundle that the merge has named. It is held there.
+    merged: Option<String>,
+    released: bool,
+    /// Looks for bundles that nothing needs, since the merge is held.
+    collections: usize,
+}
+
+/// A disk that holds the thread of a merge once its bundle has its name, and counts collections from then on.
+struct HeldMerge {
+    disk: SimDisk,
+    seen: Mutex<Seen>,
+    news: Condvar,
+}
+
+fn is_thread(name: &str) -> bool {
+    std::thread::current().name() == Some(name)
+}
+
+impl HeldMerge {
+    fn wait(&self, until: impl Fn(&Seen) -> bool) {
+        let seen = self.seen.lock().unwrap();
+        let waited = self.news.wait_timeout_while(seen, PATIENCE, |seen| !until(seen)).unwrap();
+        assert!(!waited.1.timed_out());
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Seen)) {
+        change(&mut self.seen.lock().unwrap());
+        self.news.notify_all();
+    }
+}
+
+impl Disk for HeldMerge {
+    fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
+        self.disk.open(path, open)
+    }
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        if dir.ends_with("bundles") && is_thread("stead-checkpoint") {
+            self.change(|seen| seen.collections += usize::from(seen.merged.is_some()));
+        }
+        self.disk.list(dir)
+    }
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        self.disk.create_dir(path)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)?;
+        if is_thread("stead-merge") {
+            self.change(|seen| seen.merged = Some(to.to_owned()));
+            self.wait(|seen| seen.released);
+        }
+        Ok(())
+    }
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn len(&self, path: &str) -> io::Result<Option<u64>> {
+        self.disk.len(path)
+    }
+    fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
+        self.disk.lock(path)
+    }
+    fn lock_to_read(&self, path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError> {
+        self.disk.lock_to_read(path)
+    }
+}
+
+#[test]
+fn nothing_is_collected_during_a_merge_and_what_it_wrote_is_used() {
+    let disk = SimDisk::new(1);
+    let held = Arc::new(HeldMerge { disk: disk.clone(), seen: Mutex::default(), news: Condvar::new() });
+    let options = CheckpointOptions { interval: None, keep: 1, ..CheckpointOptions::default() };
+    let dir = std::path::Path::new("unused");
+    let node = builder(dir)
+        .segment_bytes(1 << 20)
+        .checkpoints(options)
+        .disk(Arc::clone(&held) as Arc<dyn Disk>)
+        .open()
+        .unwrap();
+    let checkpoint = || {
+        node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(100)).unwrap();
+        node.checkpoint_blocking().unwrap().number
+    };
+    // Sixteen bundles of one level are merged.
+    for _ in 0..16 {
+        checkpoint();
+    }
+    held.wait(|seen| seen.merged.is_some());
+    let merged = held.seen.lock().unwrap().merged.clone().unwrap();
+    for _ in 0..3 {
+        checkpoint();
+    }
+    assert_eq!(held.seen.lock().unwrap().collections, 0, "a collection ran while {merged} was in no lineage");
+    held.change(|seen| seen.released = true);
+    // The collection that was due follows the merge.
+    held.wait(|seen| seen.collections > 0);
+    let number = checkpoint();
+    let manifest = disk.bytes(&format!("checkpoints/manifests/{number:020}.json")).unwrap();
+    let name = merged.strip_prefix("checkpoints/").unwrap();
+    assert!(
+        String::from_utf8(manifest).unwrap().contains(name),
+        "checkpoint {number} is not built on {name}"
+    );
+    assert!(disk.bytes(&merged).is_some());
+    assert!(node.verify(number).unwrap().holds());
+}

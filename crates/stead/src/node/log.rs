@@ -178,21 +178,15 @@ impl<'a> LogThread<'a> {
             if self.shared.is_over() {
                 return Ok(());
             }
+            // The write may need the room that the trim makes.
+            if let Some(tops) = trim {
+                self.trim(&tops)?;
+            }
             if !self.submissions.is_empty() {
                 self.write()?;
                 self.marked = false;
-            } else if !self.marked && !stop {
-                self.wal.mark()?;
-                self.marked = true;
-            }
-            if let Some(tops) = trim {
-                let trimmed = self
-                    .wal
-                    .trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
-                if trimmed > 0 {
-                    self.shared.log.short.store(false, Ordering::Relaxed);
-                    self.shared.preparer.wake();
-                }
+            } else if !stop {
+                self.idle()?;
             }
             self.watch_room()?;
             if stop && self.submissions.is_empty() {
@@ -227,6 +221,25 @@ impl<'a> LogThread<'a> {
         (queue.trim.take(), queue.stop)
     }
 
+    /// Notes in an idle log that all is synced. Without room for that, it is tried again when it has been idle for as long.
+    fn idle(&mut self) -> Result<(), WalError> {
+        if !self.marked {
+            self.marked = self.wal.mark()?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of segments of which each entry is up to its shard's index.
+    fn trim(&mut self, tops: &[Index]) -> Result<(), WalError> {
+        let trimmed =
+            self.wal.trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
+        if trimmed > 0 {
+            self.shared.log.short.store(false, Ordering::Relaxed);
+            self.shared.preparer.wake();
+        }
+        Ok(())
+    }
+
     fn write(&mut self) -> Result<(), WalError> {
         let log = &self.shared.log;
         for submission in self.submissions.drain(..) {
@@ -252,8 +265,7 @@ impl<'a> LogThread<'a> {
                     // Room may come from a checkpoint that lets go of old segments.
                     let trim = log.queue.lock().unwrap_or_else(PoisonError::into_inner).trim.take();
                     if let Some(tops) = trim {
-                        self.wal
-                            .trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
+                        self.trim(&tops)?;
                     }
                 }
                 Err(error) => return Err(error),
@@ -385,5 +397,99 @@ impl PreparerSignal {
             // The log thread decides what follows from it.
             shared.log.tell(|_| {});
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::MemoryLimits;
+    use super::super::stable::Copies;
+    use super::super::{Clock, life, system_time};
+    use super::*;
+    use crate::Registry;
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::thread;
+    use stead_core::ids::{Epoch, Incarnation};
+    use stead_core::topology::Topology;
+    use stead_store::checkpoint::copy::Owner;
+    use stead_store::sim_disk::SimDisk;
+    use stead_store::wal::WalOptions;
+
+    const SHARD: ShardId = ShardId(0);
+
+    fn shared() -> Arc<Shared> {
+        let owner = Owner { cluster: 1, incarnation: Incarnation(1) };
+        let clock = Clock::new(Box::new(system_time));
+        let topology = Arc::new(Topology::new(Incarnation(1)));
+        let copies = Copies::new(owner, 0, None);
+        let limits = MemoryLimits::default();
+        Arc::new(Shared::new(Registry::default(), topology, 1, Epoch(1), clock, copies, limits).0)
+    }
+
+    fn batch(index: u64, bytes: usize) -> Batch {
+        let mut batch = Batch::new();
+        batch.push(SHARD, Epoch(1), Index(index), &vec![7; bytes]);
+        batch
+    }
+
+    /// A log of several full segments on a disk that has no byte left.
+    fn full(disk: &SimDisk) -> (Wal, u64) {
+        let options =
+            WalOptions { segment_bytes: 32 << 10, log_id: 7, create: true, ..WalOptions::default() };
+        let (mut wal, _) = Wal::open(Arc::new(disk.clone()), options, |_| Ok::<(), Infallible>(())).unwrap();
+        for index in 1..=40 {
+            wal.append(&[batch(index, 4000)]).unwrap();
+            wal.sync().unwrap();
+        }
+        disk.set_capacity(Some(disk.used()));
+        let mut last = 40;
+        while wal.append(&[batch(last + 1, 4000)]).is_ok() {
+            last += 1;
+        }
+        wal.sync().unwrap();
+        (wal, last)
+    }
+
+    /// Runs the log's thread until it ends by itself, or kills it after a while.
+    fn run(shared: &Shared, thread: LogThread<'_>) {
+        thread::scope(|scope| {
+            let run = scope.spawn(|| thread.run());
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !run.is_finished() && Instant::now() < deadline {
+                thread::yield_now();
+            }
+            let in_time = run.is_finished();
+            shared.life.store(life::KILLED, Ordering::SeqCst);
+            shared.log.tell(|_| {});
+            run.join().unwrap().unwrap();
+            assert!(in_time, "the log's thread waits");
+        });
+    }
+
+    /// The write needs the room that the trim makes, and no other trim follows: a full log takes no checkpoint.
+    #[test]
+    fn a_trim_comes_before_the_write_that_needs_its_room() {
+        let (disk, shared) = (SimDisk::new(1), shared());
+        let (wal, last) = full(&disk);
+        let thread = LogThread::new(&shared, wal, 32 << 10);
+        shared.log.trim(vec![Index(last)]);
+        shared.log.submit(Submission { worker: 0, ticket: 1, batch: batch(last + 1, 4000) });
+        shared.log.stop();
+        run(&shared, thread);
+        assert_eq!(shared.inboxes[0].durable(), 1);
+    }
+    #[test]
+    fn the_idle_mark_is_written_once_there_is_room() {
+        let (disk, shared) = (SimDisk::new(1), shared());
+        let (mut wal, _) = full(&disk);
+        assert!(!wal.mark().unwrap(), "a full log has no room for it");
+        let mut thread = LogThread::new(&shared, wal, 32 << 10);
+        thread.idle().unwrap();
+        assert!(!thread.marked);
+        disk.set_capacity(None);
+        thread.wal.prepare_now().unwrap();
+        thread.idle().unwrap();
+        assert!(thread.marked && thread.wal.is_marked());
     }
 }

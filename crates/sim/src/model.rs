@@ -566,14 +566,20 @@ impl Model {
                     last = Some(seq);
                 }
             }
-            Effect::Ack { to, upto, .. } => {
+            Effect::Ack { to, upto, colour } => {
                 if *upto > state.received().get(*to).copied().unwrap_or_default() {
                     return early(format!("the acknowledgement of message {upto} of shard {to} leaves"));
                 }
+                if *colour > state.position().colour {
+                    return early(format!("an acknowledgement to shard {to} names marker {colour}"));
+                }
             }
-            Effect::Answer(Answer { token, index, result, .. }) => {
+            Effect::Answer(Answer { token, index, colour, result, .. }) => {
                 if *index > state.position().index {
                     return early(format!("answer {token}, which saw entry {index}, leaves"));
+                }
+                if *colour > state.position().colour {
+                    return early(format!("answer {token} names marker {colour}"));
                 }
                 // An answer that names no entry would pass whatever it had seen.
                 let saw_state = result.as_ref().err().is_none_or(Refusal::saw_state);

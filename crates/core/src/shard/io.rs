@@ -234,7 +234,7 @@ pub enum Effect {
         to: ShardId,
         /// The last message that this shard holds.
         upto: Seq,
-        /// This shard's colour.
+        /// This shard's colour, as far as it is committed.
         colour: Colour,
     },
     /// Answer a client.
@@ -288,7 +288,7 @@ pub struct Answer {
     pub epoch: Epoch,
     /// The entry up to which the answer has seen the shard; 0 if it has seen nothing.
     pub index: Index,
-    /// The shard's colour.
+    /// The shard's colour, as far as it is committed when the answer leaves.
     pub colour: Colour,
     /// The answer.
     pub result: Result<Reply, Refusal>,

@@ -112,7 +112,7 @@ impl Shard {
         let service = topology.service_of(state.shard()).expect("a shard is made for its topology");
         let position = state.position();
         let clock = Clock::new(position.time, position.served(), settings.clock_confirm);
-        let jobs = Jobs::new(&state);
+        let (colour, jobs) = (position.colour, Jobs::new(&state));
         Self {
             state,
             service,
@@ -121,7 +121,7 @@ impl Shard {
             replica: None,
             clock,
             full: false,
-            release: Release::default(),
+            release: Release::new(colour),
             jobs,
             trims: BTreeMap::new(),
             trim_at: None,

@@ -30,6 +30,8 @@ pub(super) struct Release {
     acks: Vec<ShardId>,
     ack_at: Option<Time>,
     resend_at: Option<Time>,
+    /// The colour up to the commit index: the number of a marker that may be lost leaves no shard.
+    colour: Colour,
 }
 
 enum Held {
@@ -90,6 +92,16 @@ impl Sending {
 }
 
 impl Release {
+    /// `colour` is that of the log at the start.
+    pub(super) fn new(colour: Colour) -> Self {
+        Self { colour, ..Self::default() }
+    }
+
+    /// The colour of what is committed, for what leaves without an entry of its own.
+    pub(super) fn colour(&self) -> Colour {
+        self.colour
+    }
+
     /// Notes what leaves with an entry.
     pub(super) fn hold(&mut self, entry: &Entry, shard: ShardId) {
         let index = entry.index;
@@ -168,7 +180,10 @@ impl Release {
                     }
                 }
                 Held::Step(id, run) => out.push(Effect::StepAllowed { id, run, allowed: true }),
-                Held::Marker(colour) => out.push(Effect::MarkerCommitted(colour)),
+                Held::Marker(colour) => {
+                    self.colour = colour;
+                    out.push(Effect::MarkerCommitted(colour));
+                }
             }
         }
         while left > 0
@@ -264,7 +279,7 @@ impl Release {
         let mut work = 0;
         if self.ack_at.is_some_and(|at| at <= now) {
             self.ack_at = None;
-            let colour = state.position().colour;
+            let colour = self.colour;
             for to in std::mem::take(&mut self.acks) {
                 let receiving = self.receiving.get_or_default(to);
                 receiving.ack_due = false;

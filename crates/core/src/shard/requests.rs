@@ -305,7 +305,8 @@ impl Shard {
             Err(refusal) if refusal.saw_state() => (position.index, Err(refusal)),
             Err(refusal) => (Index(0), Err(refusal)),
         };
-        let answer = Answer { token, epoch: position.epoch, index, colour: position.colour, result };
+        let colour = if index == Index(0) { self.release.colour() } else { position.colour };
+        let answer = Answer { token, epoch: position.epoch, index, colour, result };
         if index <= self.commit() {
             out.push(Effect::Answer(answer));
         } else {

@@ -278,6 +278,42 @@ fn an_acknowledgement_of_a_later_colour_marks_before_it_trims_9() {
     assert_eq!(outbox.messages.len(), 1, "in flight: sent before the cut, received after it");
 }
 
+/// The marker may be lost, and its number taken again.
+#[test]
+fn a_refusal_does_not_name_a_marker_that_is_not_committed_5() {
+    let mut world = World::new();
+    let shard = world.shard_of("a");
+    world.give(shard, Input::Colour(Colour(1)));
+    let too_large = "x".repeat(64 << 20);
+    let refused = |world: &mut World| {
+        let token = world.request_at("a", &too_large, Identity::None, Colour(0));
+        let answer = &world.answers[&token];
+        assert!(matches!(answer.result, Err(Refusal::RequestTooLarge { .. })), "{answer:?}");
+        answer.colour
+    };
+    assert_eq!(refused(&mut world), Colour(0));
+    world.settle();
+    assert_eq!(refused(&mut world), Colour(1));
+}
+
+/// Likewise for what was received before it.
+#[test]
+fn an_acknowledgement_does_not_name_a_marker_that_is_not_committed_5() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    let (sender, receiver) = (world.shard_of("a"), world.shard_of(&other));
+    world.request("a", &format!("send {other} add y"), Identity::None);
+    world.store(sender);
+    let (to, delivery) = world.wire.pop_front().unwrap();
+    world.give(to, delivery);
+    world.store(receiver);
+    world.give(receiver, Input::Colour(Colour(1)));
+    world.now = world.now.plus_millis(world.settings.ack_delay);
+    world.give(receiver, Input::Tick);
+    let ack = world.wire.pop_front();
+    assert!(matches!(ack, Some((_, Input::Ack { colour: Colour(0), .. }))), "{ack:?}");
+}
+
 #[test]
 fn a_checkpoint_that_begins_before_a_shard_serves_is_not_missed() {
     let mut world = World::new();

@@ -1,9 +1,11 @@
 //! The user's code as the core sees it: it is run once for each cause and leaves its effects in a transaction.
 
+use crate::capture::Capture;
 use crate::entry::{Reply, Send, Write};
 use crate::ids::{Blob, Epoch, Index, Key, ServiceId, TaskId, Time, TimerId};
-use crate::record::{Kind, Receiver, RecordKey, TaskRecord, TimerRecord, encode_value};
+use crate::record::{Kind, Receiver, RecordKey, TaskRecord, TimerRecord, decode_value, encode_value};
 use crate::records::Records;
+use crate::shard::Refusal;
 use crate::state::State;
 use crate::topology::Topology;
 use crate::writes::Writes;
@@ -16,8 +18,17 @@ pub trait Handler {
     /// otherwise; then nothing of it does.
     fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome;
 
-    /// Answers a query from a process's state.
+    /// Answers a query from what was captured of a process.
     fn query(&mut self, call: &Call<'_>, view: View<'_>) -> Outcome;
+
+    /// Where a query runs: apart from the shard, unless its code is known to be brief.
+    ///
+    /// # Errors
+    /// Why it is not taken at all.
+    fn place_query(&mut self, call: &Call<'_>, view: View<'_>) -> Result<QueryPlace, Refusal> {
+        let _ = (call, view);
+        Ok(QueryPlace::Apart)
+    }
 
     /// Whether the shell has something else to do now: what waits in the shard then waits on, and
     /// [`Shard::deadline`](crate::shard::Shard::deadline) asks for a tick at once. Looked at before each run of the
@@ -25,6 +36,15 @@ pub trait Handler {
     fn is_spent(&self) -> bool {
         false
     }
+}
+
+/// Where a query runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryPlace {
+    /// At once, on the shard's thread: only for code that ends soon whatever it reads.
+    Here,
+    /// Wherever the shell runs it: see [`Effect::Query`](crate::shard::Effect::Query).
+    Apart,
 }
 
 /// What a handler is called for.
@@ -361,7 +381,7 @@ impl<'a> Txn<'a> {
         let key = RecordKey::timer(id);
         let own = self
             .get(&key)
-            .and_then(|value| crate::record::decode_value::<TimerRecord>(value).ok())
+            .and_then(|value| decode_value::<TimerRecord>(value).ok())
             .is_some_and(|timer| timer.process == *self.process);
         if own {
             self.writes.set(key, None);
@@ -395,7 +415,7 @@ impl<'a> Txn<'a> {
     /// A task of this process that is not finished.
     #[must_use]
     pub fn task(&self, id: TaskId) -> Option<TaskRecord> {
-        let task: TaskRecord = crate::record::decode_value(self.get(&RecordKey::task(id))?).ok()?;
+        let task: TaskRecord = decode_value(self.get(&RecordKey::task(id))?).ok()?;
         (task.process == *self.process).then_some(task)
     }
 
@@ -439,28 +459,23 @@ fn check_len(what: &'static str, len: usize, max: usize) -> Result<(), Limit> {
 
 /// A process's state, to read only.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
-    state: &'a State,
-    process: &'a Key,
-}
+pub struct View<'a>(&'a Capture);
 
 impl<'a> View<'a> {
-    /// The state of a process of a shard.
-    #[must_use]
-    pub fn new(state: &'a State, process: &'a Key) -> Self {
-        Self { state, process }
+    pub(crate) fn new(capture: &'a Capture) -> Self {
+        Self(capture)
     }
 
     /// The process's whole-value state.
     #[must_use]
     pub fn state(&self) -> Option<&'a Blob> {
-        self.state.records().get(RecordKey::process(self.process).as_bytes())
+        self.0.state.as_ref()
     }
 
     /// One key of the process's keyed sub-state.
     #[must_use]
     pub fn cell(&self, cell: &[u8]) -> Option<&'a Blob> {
-        self.state.records().get(RecordKey::cell(self.process, cell).as_bytes())
+        self.0.cells.get(RecordKey::cell(&self.0.process, cell).as_bytes())
     }
 
     /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
@@ -473,13 +488,12 @@ impl<'a> View<'a> {
     }
 
     fn cells_from(self, prefix: &[u8], from: &[u8]) -> impl Iterator<Item = (&'a [u8], &'a Blob)> {
-        let start = RecordKey::cell(self.process, from.max(prefix));
-        let prefix = RecordKey::cell(self.process, prefix);
-        let head = RecordKey::cell(self.process, b"").as_bytes().len();
-        debug_assert_eq!(prefix.kind(), Kind::Cell);
-        self.state
-            .records()
-            .scan_cells_from(start.as_bytes())
+        let Capture { process, cells, .. } = self.0;
+        let start = RecordKey::cell(process, from.max(prefix));
+        let prefix = RecordKey::cell(process, prefix);
+        let head = RecordKey::cell(process, b"").as_bytes().len();
+        let found = cells.from(start.as_bytes()).map(|(key, value)| (key.as_bytes(), value));
+        found
             .take_while(move |(key, _)| key.starts_with(prefix.as_bytes()))
             .map(move |(key, value)| (&key[head..], value))
     }
@@ -487,13 +501,18 @@ impl<'a> View<'a> {
     /// A task of this process that is not finished.
     #[must_use]
     pub fn task(&self, id: TaskId) -> Option<TaskRecord> {
-        let task: TaskRecord = self.state.record(&RecordKey::task(id))?;
-        (task.process == *self.process).then_some(task)
+        self.0.tasks.get(&(self.0.process.clone(), id)).map(|value| task_of(value))
     }
 
     /// All tasks of this process that are not finished.
     #[must_use]
     pub fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
-        self.state.tasks_of(self.process).filter_map(|id| self.task(id).map(|task| (id, task))).collect()
+        let Capture { process, tasks, .. } = self.0;
+        let found = tasks.from(&(process.clone(), TaskId(0))).take_while(|((owner, _), _)| owner == process);
+        found.map(|((_, id), value)| (*id, task_of(value))).collect()
     }
+}
+
+fn task_of(value: &[u8]) -> TaskRecord {
+    decode_value(value).expect("checked when it was written or loaded")
 }

@@ -6,17 +6,20 @@
 //! - [`shard::Shard`] is the protocol: it handles an [`shard::Input`] and gives [`shard::Effect`]s.
 //! - [`state::State`] is what a shard knows: the fold of its [`entry::Entry`]s, held as [`records::Records`].
 //! - [`handler::Handler`] is the user's code as the core sees it; it works on a [`handler::Txn`].
+//! - [`capture::Capture`] is what a query may read: a process as it was at one entry, which holds no shard.
 //! - [`replica::Replica`] decides what is committed.
 //! - [`trials::Trials`] gives turns to shards that try what a death of the process may have met.
 //! - [`coordinator::Coordinator`] takes a checkpoint from its beginning to its manifest.
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod clock;
 pub mod coordinator;
 pub mod entry;
 pub mod handler;
 pub mod ids;
+mod ordered;
 mod outgoing;
 pub mod record;
 pub mod records;

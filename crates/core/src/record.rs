@@ -6,6 +6,7 @@ use crate::ids::{
 };
 use minicbor::{Decode, Encode};
 use smallvec::SmallVec;
+use std::borrow::Borrow;
 use std::fmt;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -69,6 +70,11 @@ impl RecordKey {
             bytes.extend_from_slice(part);
         }
         Self(bytes)
+    }
+
+    /// The key of a record that is there.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self(SmallVec::from_slice(bytes))
     }
 
     /// Takes the bytes of a stored key; `None` if they are no record key.
@@ -250,6 +256,13 @@ impl RecordKey {
 fn split_prefixed(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (len, rest) = bytes.split_first_chunk::<2>()?;
     rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))
+}
+
+/// In the order of their bytes, as the keys themselves are.
+impl Borrow<[u8]> for RecordKey {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl fmt::Debug for RecordKey {

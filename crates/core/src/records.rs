@@ -6,11 +6,12 @@
 //! copies them, on its own time.
 
 use crate::ids::{Blob, ShardId};
+use crate::ordered::{Frozen, Ordered};
 use crate::record::{Kind, RecordKey};
 use crate::state::Message;
 use hashbrown::HashTable;
 use smallvec::SmallVec;
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::OnceLock;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret, xxh3_128_with_seed};
@@ -46,8 +47,8 @@ pub struct Records {
     slots: Vec<Slot>,
     table: HashTable<u32>,
     free: Vec<u32>,
-    /// Keys of the kind `Cell`, for scans in order.
-    cells: BTreeSet<Box<[u8]>>,
+    /// The records of the kind `Cell` once more: for scans in order, and for queries, which read a copy of them.
+    cells: Ordered<RecordKey, Blob>,
     /// Slots written since the last snapshot began; each once.
     dirty: Vec<u32>,
     generation: u32,
@@ -212,7 +213,7 @@ impl Records {
             slots: Vec::new(),
             table: HashTable::new(),
             free: Vec::new(),
-            cells: BTreeSet::new(),
+            cells: Ordered::default(),
             dirty: Vec::new(),
             generation: 1,
             snapshot: None,
@@ -251,15 +252,15 @@ impl Records {
         let hash = xxh3_64(key);
         self.hash = self.hash.wrapping_add(xxh3_128_with_seed(&value, hash));
         self.bytes += value.len();
+        if key[0] == Kind::Cell as u8 {
+            self.cells.insert(RecordKey::of(key), value.clone());
+        }
         let old = self.slots[slot as usize].value.replace(value);
         match &old {
             Some(old) => self.forget(old, hash),
             None => {
                 self.live += 1;
                 self.bytes += key.len();
-                if key[0] == Kind::Cell as u8 {
-                    self.cells.insert(key.into());
-                }
             }
         }
         old
@@ -290,9 +291,17 @@ impl Records {
 
     /// The live cells from a key on, in order of their keys.
     pub fn scan_cells_from(&self, from: &[u8]) -> impl Iterator<Item = (&[u8], &Blob)> + use<'_> {
-        self.cells
-            .range::<[u8], _>((std::ops::Bound::Included(from), std::ops::Bound::Unbounded))
-            .map(|key| (&**key, self.get(key).expect("the index of cells holds live keys only")))
+        self.cells.all().from(from).map(|(key, value)| (key.as_bytes(), value))
+    }
+
+    /// The cells of a process as they are now; see [`Ordered::part`].
+    pub(crate) fn cells_of(&self, process: &str) -> Frozen<RecordKey, Blob> {
+        let all = RecordKey::cell(process, b"");
+        let all = all.as_bytes();
+        self.cells.part(|key| match key.as_bytes() {
+            key if key.starts_with(all) => Ordering::Equal,
+            key => key.cmp(all),
+        })
     }
 
     /// All live records, in no order.
@@ -535,20 +544,25 @@ impl Records {
     /// A sentence that says what does not hold.
     pub fn check(&self) -> Result<(), String> {
         let mut hash = 0u128;
-        let (mut live, mut bytes) = (0, 0);
+        let (mut live, mut bytes, mut cells) = (0, 0, 0);
         for (key, value) in self.iter() {
             hash = hash.wrapping_add(xxh3_128_with_seed(value, xxh3_64(key)));
             live += 1;
             bytes += key.len() + value.len();
-            if self.get(key) != Some(value) {
+            let is_cell = key[0] == Kind::Cell as u8;
+            if self.get(key) != Some(value) || is_cell && self.cells.all().get(key) != Some(value) {
                 return Err(format!("record {:?} is not found by its key", RecordKey::from_bytes(key)));
             }
+            cells += usize::from(is_cell);
         }
         if (hash, live, bytes) != (self.hash, self.live, self.bytes) {
             return Err(format!(
                 "sums differ: {live} records of {bytes} bytes hash to {hash:x}, counted {} of {}, {:x}",
                 self.live, self.bytes, self.hash
             ));
+        }
+        if self.cells.all().iter().count() != cells {
+            return Err(format!("the index of cells does not hold the {cells} that there are"));
         }
         Ok(())
     }
@@ -619,7 +633,7 @@ fn decode_record(bytes: &[u8]) -> Option<(StoredRecord<'_>, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 

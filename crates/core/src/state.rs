@@ -4,6 +4,7 @@ use crate::entry::{Cause, Entry, Reply, Trim, Write};
 use crate::ids::{
     Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };
+use crate::ordered::{Frozen, Ordered};
 use crate::outgoing::Outgoing;
 use crate::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord,
@@ -35,8 +36,8 @@ pub struct State {
     timers: BTreeSet<(Time, TimerId)>,
     expiries: BTreeSet<(Served, RecordKey)>,
     tasks: BTreeSet<TaskId>,
-    /// The same by process.
-    process_tasks: BTreeSet<(Key, TaskId)>,
+    /// The same by process, with their records: queries read a copy of it.
+    process_tasks: Ordered<(Key, TaskId), Blob>,
     attempts: BTreeSet<RecordKey>,
     dead_letters: BTreeSet<Index>,
     kept: Kept,
@@ -295,7 +296,7 @@ impl State {
             timers: BTreeSet::new(),
             expiries: BTreeSet::new(),
             tasks: BTreeSet::new(),
-            process_tasks: BTreeSet::new(),
+            process_tasks: Ordered::default(),
             attempts: BTreeSet::new(),
             dead_letters: BTreeSet::new(),
             kept: Kept::default(),
@@ -547,7 +548,7 @@ impl State {
         })
     }
 
-    fn index_record(&mut self, key: &RecordKey, value: &[u8]) -> Result<(), Misfit> {
+    fn index_record(&mut self, key: &RecordKey, value: &Blob) -> Result<(), Misfit> {
         let weight = weight(key, value);
         match key.kind() {
             Kind::Process | Kind::Cell => {}
@@ -597,7 +598,7 @@ impl State {
                 let record: TaskRecord = self.read(key, value)?;
                 let id = TaskId(key.number().expect("a task's key is its id"));
                 self.tasks.insert(id);
-                self.process_tasks.insert((record.process, id));
+                self.process_tasks.insert((record.process, id), value.clone());
                 self.kept.waiting += weight;
             }
             Kind::DeadLetter => {
@@ -657,7 +658,9 @@ impl State {
                 let record: TaskRecord = self.read(key, old)?;
                 let id = TaskId(key.number().expect("a task's key is its id"));
                 self.tasks.remove(&id);
-                self.process_tasks.remove(&(record.process, id));
+                if self.records.get(key.as_bytes()).is_none() {
+                    self.process_tasks.remove(&(record.process, id));
+                }
                 self.kept.waiting -= weight;
                 self.forget_attempts(key, &Waiting::Task { id, step: record.step })?;
             }
@@ -797,9 +800,13 @@ impl State {
 
     /// The tasks of a process that are not finished, in the order of their ids.
     pub fn tasks_of<'a>(&'a self, process: &'a Key) -> impl Iterator<Item = TaskId> + use<'a> {
-        let first = (process.clone(), TaskId(0));
-        let tasks = self.process_tasks.range(first..).take_while(move |(owner, _)| owner == process);
-        tasks.map(|(_, id)| *id)
+        let tasks = self.process_tasks.all().from(&(process.clone(), TaskId(0)));
+        tasks.map(|(task, _)| task).take_while(move |(owner, _)| owner == process).map(|(_, id)| *id)
+    }
+
+    /// The records of these tasks as they are now; see [`Ordered::part`].
+    pub(crate) fn task_records_of(&self, process: &Key) -> Frozen<(Key, TaskId), Blob> {
+        self.process_tasks.part(|(owner, _)| owner.cmp(process))
     }
 
     /// The number of causes with logged attempts.

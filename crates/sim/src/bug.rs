@@ -12,6 +12,8 @@ pub enum Bug {
     StoredBeforeSync,
     /// Queries are answered from what was read some time ago.
     StaleQuery,
+    /// A query reads its process as it is when it runs, not as it was when it came.
+    LateQuery,
     /// A retry reaches the shard under another identity.
     ForgetIdentity,
     /// A message arrives under the number of its successor.
@@ -53,6 +55,7 @@ impl Bug {
         Self::SkipSync,
         Self::StoredBeforeSync,
         Self::StaleQuery,
+        Self::LateQuery,
         Self::ForgetIdentity,
         Self::ShiftSequence,
         Self::StripColours,
@@ -79,6 +82,7 @@ impl Bug {
             Self::SkipSync => "skip-sync",
             Self::StoredBeforeSync => "stored-before-sync",
             Self::StaleQuery => "stale-query",
+            Self::LateQuery => "late-query",
             Self::ForgetIdentity => "forget-identity",
             Self::ShiftSequence => "shift-sequence",
             Self::StripColours => "strip-colours",
@@ -111,7 +115,7 @@ impl Bug {
             Self::ReuseEpoch => 1,
             Self::SkipSync => 2,
             Self::StoredBeforeSync => 5,
-            Self::StaleQuery => 6,
+            Self::StaleQuery | Self::LateQuery => 6,
             Self::ForgetIdentity | Self::KeepRetried | Self::WallAsSteady => 7,
             Self::ShiftSequence => 8,
             Self::StripColours => 9,

@@ -19,6 +19,7 @@ mod model;
 mod node;
 mod operator;
 mod profile;
+mod queries;
 mod recent;
 mod restoring;
 mod run;

@@ -65,6 +65,7 @@ marks! {
     Restored: "a checkpoint was restored",
     Resharded: "a checkpoint was restored onto other numbers of shards",
     Reasked: "an answered request was asked again and got the same answer",
+    QueryUnderWrites: "a process changed while a query of it waited for its thread",
     SessionEnded: "a session ran out under its client",
     Confirmed: "a confirmed reply was asked for",
     ConfirmedRest: "confirmed replies were forgotten in several entries",

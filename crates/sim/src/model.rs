@@ -587,6 +587,11 @@ impl Model {
                     return early(format!("answer {token}, which does not say what it saw, leaves"));
                 }
             }
+            Effect::Query(reading) => {
+                if reading.index > state.position().index {
+                    return early(format!("a query leaves, which saw entry {},", reading.index));
+                }
+            }
             Effect::RunTask { id, task, .. } => self.check_task(shard, *id, task)?,
             Effect::StepAllowed { .. } | Effect::WantsTurn(_) | Effect::EndsTurn(_) => {}
             Effect::MarkerCommitted(colour) => {

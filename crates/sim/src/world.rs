@@ -12,6 +12,7 @@ use crate::model::{Model, check_channels, copy, hash_call};
 use crate::node::{NODE, Node};
 use crate::operator::{OPERATOR, Ordered};
 use crate::profile::{Overrides, Profile, one_in};
+use crate::queries::Seen;
 use crate::recent::Recent;
 use crate::violation::Violation;
 use crate::workload::{CallId, ENDED, Workload};
@@ -22,9 +23,10 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use stead_core::capture::Reading;
 use stead_core::clock::Now;
 use stead_core::entry::{Cause, Entry, Write};
-use stead_core::handler::{Call as HandlerCall, Caller, Handler, Misuse, Outcome, Txn, View};
+use stead_core::handler::{Call as HandlerCall, Caller, Handler, Misuse, Outcome, QueryPlace, Txn, View};
 use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::replica::EpochConfig;
@@ -75,6 +77,12 @@ pub(crate) enum Inside {
         id: TaskId,
         run: u32,
         task: TaskRecord,
+    },
+    /// A query runs; with what it has to see, if the model knows.
+    Query {
+        shard: ShardId,
+        reading: Box<Reading>,
+        known: Option<Seen>,
     },
     /// A thread takes a step that asks before it runs.
     AskStep {
@@ -198,6 +206,8 @@ pub(crate) struct World<'w> {
     pub(crate) queries: BTreeMap<u64, String>,
     /// What the operator does is drawn apart from all else: it changes nothing in a run without dead letters.
     pub(crate) operator: Rng,
+    /// When and where queries run is drawn apart as well.
+    pub(crate) reads: Rng,
     pub(crate) ordered: Vec<Ordered>,
     pub(crate) blame: Blame,
     /// The greatest number of a checkpoint that was completed or given up.
@@ -230,6 +240,8 @@ struct Watched<'a> {
     /// Runs that it did not want.
     unwanted: usize,
     last: Option<Index>,
+    /// Queries run at once, on the shard's thread.
+    brief: bool,
 }
 
 impl Handler for Watched<'_> {
@@ -251,6 +263,10 @@ impl Handler for Watched<'_> {
 
     fn query(&mut self, call: &HandlerCall<'_>, view: View<'_>) -> Outcome {
         self.inner.query(call, view)
+    }
+
+    fn place_query(&mut self, _: &HandlerCall<'_>, _: View<'_>) -> Result<QueryPlace, Refusal> {
+        Ok(if self.brief { QueryPlace::Here } else { QueryPlace::Apart })
     }
 
     fn is_spent(&self) -> bool {
@@ -318,6 +334,7 @@ impl<'w> World<'w> {
             stale: BTreeMap::new(),
             queries: BTreeMap::new(),
             operator: Rng::with_seed(seed ^ 0x09e7),
+            reads: Rng::with_seed(seed ^ 0x4ead),
             ordered: Vec::new(),
             blame: Blame::default(),
             decided: Colour(0),
@@ -463,6 +480,7 @@ impl<'w> World<'w> {
                 Ok(())
             }
             Inside::Step { shard, id, run, task } => self.step(shard, id, run, &task),
+            Inside::Query { shard, reading, known } => self.query_runs(shard, *reading, known),
             Inside::AskStep { shard, id, run } => self.tell(shard, Input::StepBegins { id, run }),
             Inside::Flush => self.flush(),
             Inside::Sync => self.sync(),
@@ -582,7 +600,9 @@ impl<'w> World<'w> {
         let mut effects = std::mem::take(&mut self.effects);
         let runs_max =
             if matches!(input, Input::DeadLetter { .. }) { usize::MAX } else { self.profile.runs_max };
+        let brief = matches!(input, Input::Query(_)) && self.reads.u8(..4) == 0;
         let mut watched = Watched {
+            brief,
             inner: self.workload.handler(),
             calls: Vec::new(),
             killer: None,
@@ -719,6 +739,7 @@ impl<'w> World<'w> {
                 self.note_refusal(shard, &answer);
                 self.carry_answer(answer);
             }
+            Effect::Query(reading) => self.query_leaves(shard, reading)?,
             Effect::RunTask { id, run, task, asks } => {
                 let delay = self.random(self.profile.step_delay);
                 if asks {
@@ -786,7 +807,7 @@ impl<'w> World<'w> {
 
     /// What a client is told to be over may not be applied later. A call that was too large may be: its process may
     /// have shrunk until a late frame of it comes.
-    fn note_refusal(&mut self, shard: ShardId, answer: &Answer) {
+    pub(crate) fn note_refusal(&mut self, shard: ShardId, answer: &Answer) {
         let over = match &answer.result {
             Err(Refusal::Misuse(misuse)) => !matches!(misuse, Misuse::TooLarge { .. }),
             Err(Refusal::Poisoned { .. } | Refusal::Panicked(_)) => true,

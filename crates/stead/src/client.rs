@@ -151,10 +151,11 @@ impl Client {
         read_reply::<P, P::Reply>(answer)
     }
 
-    /// Queries a process. The answer waits until what it saw is committed, so that it cannot be lost.
+    /// Queries a process. The answer waits until what it saw is committed, so that it cannot be lost. The timeout is kept
+    /// whatever the query does.
     ///
     /// # Errors
-    /// As [`Self::call`].
+    /// As [`Self::call`]; [`Refusal::QueryGivenUp`], [`Refusal::QueriesStuck`].
     pub async fn query<P: Process>(
         &self,
         key: &P::Key,

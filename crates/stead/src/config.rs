@@ -21,7 +21,7 @@ pub struct Config {
     pub threads: Option<usize>,
     /// Threads that run the steps of tasks: 1 to 256. Default 16.
     pub task_threads: Option<usize>,
-    /// How long a handler may run before the process ends: 10 ms to 1 h. Default 10 s.
+    /// How long a handler may run before the process ends, and a query before it is given up: 10 ms to 1 h. Default 10 s.
     #[serde(deserialize_with = "duration")]
     pub handler_timeout: Option<Duration>,
     /// How long a step of a task may run before the process ends: 10 ms to 24 h. Default 10 min.

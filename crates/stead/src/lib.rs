@@ -91,7 +91,7 @@ pub use node::{
     CopyReport, CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck, LogStatus,
     MemoryStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail, ProcessInfo,
     ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, SkippedCheck,
-    Status, TaskStatus, TimerStatus,
+    Status, StuckQuery, TaskStatus, TimerStatus,
 };
 pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};

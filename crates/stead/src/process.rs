@@ -75,6 +75,10 @@ pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
 
     /// Answers a query from the state, which it cannot change.
     ///
+    /// It sees its process as it was when the query came, and runs on a thread of its own: it holds up neither its process nor
+    /// any other. Its caller gets no answer of it after [`handler_timeout`](crate::NodeBuilder::handler_timeout) or its own
+    /// deadline. It cannot be stopped, so that one that does not end keeps a thread of the few there are for queries.
+    ///
     /// # Errors
     /// As the process likes.
     ///

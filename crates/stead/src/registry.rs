@@ -3,13 +3,16 @@
 use crate::codec::{self, CodecError, UnreadableState};
 use crate::context::{Context, QueryContext};
 use crate::cut::Cut;
+use crate::kv::Kv;
 use crate::node::memory::Memory;
+use crate::node::queries::QueryQueue;
 use crate::node::watchdog::Probe;
 use crate::panics;
 use crate::process::Process;
 use crate::schema::Schemas;
 use crate::slice::Slice;
 use crate::task::{Progress, StepContext, Task};
+use std::any::TypeId;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
@@ -17,9 +20,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use stead_core::entry::Reply;
-use stead_core::handler::{Call, Caller, Handler, Misuse, Outcome, Txn, View};
+use stead_core::handler::{Call, Caller, Handler, Misuse, Outcome, QueryPlace, Txn, View};
 use stead_core::ids::{Blob, Incarnation, ServiceId};
-use stead_core::shard::StepOutcome;
+use stead_core::shard::{Refusal, StepOutcome};
 use stead_core::topology::Topology;
 
 /// The names of the registered tasks.
@@ -132,6 +135,15 @@ impl Registry {
         }
     }
 
+    /// Runs a query, wherever the caller is. A panic is its outcome.
+    pub(crate) fn query(&self, call: &Call<'_>, view: View<'_>, topology: &Topology) -> Outcome {
+        let name = &topology.service(call.service).name;
+        match self.services.get(name.as_str()) {
+            Some(service) => query(&**service, call, view, topology),
+            None => Outcome::Refused(Misuse::NoCode(format!("service {name}"))),
+        }
+    }
+
     /// The handler that runs this code for the shards of a topology. With the same `seed` the same calls draw the same
     /// random numbers.
     #[must_use]
@@ -151,6 +163,7 @@ impl Registry {
             is_over: Cell::new(false),
             is_stopped: false,
             memory: Arc::default(),
+            queries: None,
             env: Env { tasks: self.tasks.keys().copied().collect(), seed, empty: Blob::empty() },
         }
     }
@@ -165,6 +178,8 @@ pub struct Runner {
     is_over: Cell<bool>,
     is_stopped: bool,
     memory: Arc<Memory>,
+    /// Where queries go that run apart.
+    queries: Option<Arc<QueryQueue>>,
     env: Env,
 }
 
@@ -192,6 +207,11 @@ impl Runner {
     /// Lets no handler begin while the log is too far behind.
     pub(crate) fn set_memory(&mut self, memory: Arc<Memory>) {
         self.memory = memory;
+    }
+
+    /// Sends queries there, as far as there is room.
+    pub(crate) fn set_queries(&mut self, queries: Arc<QueryQueue>) {
+        self.queries = Some(queries);
     }
 
     /// Whether a shard was held back since the slice began.
@@ -226,12 +246,25 @@ impl Handler for Runner {
         match self.find(call.service) {
             Ok(service) => {
                 self.probe.enter(call);
-                let outcome = panics::catch(|| service.query(call, view, &self.topology));
+                let outcome = query(service, call, view, &self.topology);
                 self.probe.leave();
-                outcome.unwrap_or_else(Outcome::Panicked)
+                outcome
             }
             Err(misuse) => Outcome::Refused(misuse),
         }
+    }
+
+    /// Here runs only code of Stead itself, and only over little: reading the state takes longer the larger it is.
+    fn place_query(&mut self, call: &Call<'_>, view: View<'_>) -> Result<QueryPlace, Refusal> {
+        let bytes = call.payload.len() + view.state().map_or(0, |state| state.len());
+        let is_brief = self.find(call.service).map_or(true, Service::is_brief);
+        if is_brief && bytes <= BRIEF_BYTES_MAX {
+            return Ok(QueryPlace::Here);
+        }
+        if let Some(queries) = &self.queries {
+            queries.admit(call.service, &self.topology, &self.memory)?;
+        }
+        Ok(QueryPlace::Apart)
     }
 
     fn is_spent(&self) -> bool {
@@ -241,7 +274,16 @@ impl Handler for Runner {
     }
 }
 
+/// Bytes of a query and of the state that it reads up to which the built-in services answer it on the shard's thread.
+const BRIEF_BYTES_MAX: usize = 64 << 10;
+
+fn query(service: &dyn Service, call: &Call<'_>, view: View<'_>, topology: &Topology) -> Outcome {
+    panics::catch(|| service.query(call, view, topology)).unwrap_or_else(Outcome::Panicked)
+}
+
 trait Service: Send + Sync {
+    /// Whether its queries are known to end soon: they are of Stead itself.
+    fn is_brief(&self) -> bool;
     fn schemas(&self) -> Option<Schemas>;
     fn handle(&self, call: &Call<'_>, txn: &mut Txn<'_>, env: &Env) -> Outcome;
     fn query(&self, call: &Call<'_>, view: View<'_>, topology: &Topology) -> Outcome;
@@ -329,6 +371,10 @@ impl<P: Process> Typed<P> {
 }
 
 impl<P: Process> Service for Typed<P> {
+    fn is_brief(&self) -> bool {
+        TypeId::of::<P>() == TypeId::of::<Kv>()
+    }
+
     fn schemas(&self) -> Option<Schemas> {
         P::schemas()
     }

@@ -54,11 +54,12 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
     ))?;
     let memory = |member: &str| output::bytes(number(&status["memory"][member]));
     output::line(&format!(
-        "waiting      {} for the log of {}, {} in outboxes, {} of calls; {} in all",
+        "waiting      {} for the log of {}, {} in outboxes, {} of calls, {} of queries; {} in all",
         memory("uncommitted_bytes"),
         memory("uncommitted_bytes_max"),
         memory("outbox_bytes"),
         memory("request_bytes"),
+        memory("query_bytes"),
         memory("bytes_max")
     ))?;
     output::line(&format!("checkpoint   {checkpoint}"))?;
@@ -97,6 +98,14 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
                 format!("clock        {seconds} s behind: timers run slower until it has caught up")
             }
         })?;
+    }
+    for query in rows(&status["stuck_queries"]) {
+        output::line(&format!(
+            "stuck query  of {}/{}, for {}: it was given up and still runs",
+            word(&query["service"]),
+            word(&query["process"]),
+            output::fact("running", &query["running"])
+        ))?;
     }
     if let Some(failure) = status["failure"].as_str() {
         output::line(&format!("failed       {failure}"))?;

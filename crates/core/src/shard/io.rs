@@ -1,5 +1,6 @@
 //! What a shard is told and what it asks for.
 
+use crate::capture::Reading;
 use crate::entry::Reply;
 use crate::handler::Misuse;
 use crate::ids::{Blob, Colour, Epoch, Index, Key, NodeId, RequestNumber, Seq, SessionId, ShardId, TaskId};
@@ -239,6 +240,9 @@ pub enum Effect {
     },
     /// Answer a client.
     Answer(Answer),
+    /// Run a query apart from the shard, and answer its client: all that it reads is captured and committed. It may take any
+    /// time, and be given up: the shard waits for nothing of it.
+    Query(Box<Reading>),
     /// Run a step of a task off the shard's thread.
     RunTask {
         /// The task.
@@ -432,6 +436,29 @@ pub enum Refusal {
         /// How often it was tried.
         attempts: u32,
     },
+    /// The query has run for longer than a handler may, and was given up.
+    #[error(
+        "the query of {process} has run for over {limit_ms} ms (handler_timeout) and was given up; ask for less at once, or raise the limit"
+    )]
+    QueryGivenUp {
+        /// Service and key of the process.
+        process: String,
+        /// The limit in milliseconds.
+        limit_ms: u64,
+    },
+    /// Queries of the service were given up and still run, as many as may.
+    #[error(
+        "queries of service {service} are refused: {stuck} of them were given up and still run, the first of {process}; \
+         correct its code and restart the node"
+    )]
+    QueriesStuck {
+        /// The service.
+        service: String,
+        /// How many.
+        stuck: usize,
+        /// Service and key of the process whose query has run for the longest.
+        process: String,
+    },
     /// The shard does not serve yet.
     #[error("the shard is starting; retry shortly")]
     NotReady,
@@ -474,6 +501,8 @@ impl Refusal {
             | Self::RequestTooLarge { .. }
             | Self::Overloaded { .. }
             | Self::LimitReached { .. }
+            | Self::QueryGivenUp { .. }
+            | Self::QueriesStuck { .. }
             | Self::NotReady
             | Self::Full => false,
         }

@@ -18,6 +18,8 @@ pub use io::{
 };
 pub use settings::Settings;
 
+#[cfg(doc)]
+use crate::capture::Reading;
 use crate::clock::{Clock, Now};
 use crate::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use crate::handler::{Call, Caller, Handler, Misuse, Outcome, Txn};
@@ -172,7 +174,7 @@ impl Shard {
                 self.handle_request(request, handler, out);
                 self.run_jobs(handler, out);
             }
-            Input::Query(query) => self.handle_query(&query, handler, out),
+            Input::Query(query) => self.handle_query(query, handler, out),
             Input::Deliver { from, messages, again } => {
                 self.handle_deliver(from, messages, again, handler, out);
             }
@@ -303,6 +305,12 @@ impl Shard {
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
         self.release.answer_bytes()
+    }
+
+    /// Bytes of the queries that wait until what they read is committed, as [`Reading::weight`] counts.
+    #[must_use]
+    pub fn query_bytes(&self) -> usize {
+        self.release.query_bytes()
     }
 
     /// Whether the shell has no memory for more work of clients: they are told to come back later. False at first.

@@ -2,6 +2,7 @@
 
 use super::jobs::Runs;
 use super::{Answer, Effect, Messages, Settings};
+use crate::capture::Reading;
 use crate::clock::Clock;
 use crate::entry::{Cause, Entry};
 use crate::ids::{Colour, Index, Seq, ShardId, TaskId, Time};
@@ -32,10 +33,13 @@ pub(super) struct Release {
     resend_at: Option<Time>,
     /// The colour up to the commit index: the number of a marker that may be lost leaves no shard.
     colour: Colour,
+    /// What the queries weigh that are held.
+    query_bytes: usize,
 }
 
 enum Held {
     Answer(Answer),
+    Query(Box<Reading>),
     Task(TaskId),
     Step(TaskId, u32),
     Marker(Colour),
@@ -135,6 +139,15 @@ impl Release {
         self.answer_bytes
     }
 
+    pub(super) fn hold_query(&mut self, reading: Box<Reading>) {
+        self.query_bytes += reading.weight();
+        self.held.push_back((reading.index, Held::Query(reading)));
+    }
+
+    pub(super) fn query_bytes(&self) -> usize {
+        self.query_bytes
+    }
+
     pub(super) fn hold_step(&mut self, index: Index, id: TaskId, run: u32) {
         self.held.push_back((index, Held::Step(id, run)));
     }
@@ -172,6 +185,10 @@ impl Release {
                 Held::Answer(answer) => {
                     self.answer_bytes -= answer.bytes();
                     out.push(Effect::Answer(answer));
+                }
+                Held::Query(reading) => {
+                    self.query_bytes -= reading.weight();
+                    out.push(Effect::Query(reading));
                 }
                 Held::Task(id) => {
                     if let Some(task) = state.record::<TaskRecord>(&RecordKey::task(id)) {

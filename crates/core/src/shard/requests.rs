@@ -1,8 +1,9 @@
 //! Clients: sessions, requests and their retries, queries.
 
 use super::{Answer, Effect, Effects, Failure, Identity, Limited, Query, Refusal, Request, Run, Shard};
+use crate::capture::{Capture, Reading};
 use crate::entry::{Cause, Reply};
-use crate::handler::{Call, Caller, Handler, Outcome, View};
+use crate::handler::{Caller, Handler, QueryPlace};
 use crate::ids::{Blob, Index, Key, RequestNumber, SessionId};
 use crate::record::{AttemptRecord, IdempotencyRecord, RecordKey, Waiting};
 use crate::state::State;
@@ -259,36 +260,43 @@ impl Shard {
         check_len("a principal", principal.len(), Self::PRINCIPAL_MAX)
     }
 
-    /// An answer that comes with no entry of its own is refused if enough of them wait for the log.
+    /// An answer that comes with no entry of its own is refused if enough of them wait for the log, or of queries whose
+    /// answers are to come.
     fn admit_answer(&self) -> Result<(), Refusal> {
-        let is_full = self.release.answer_bytes() >= self.settings.uncommitted_bytes_max;
+        let waiting = self.release.answer_bytes() + self.release.query_bytes();
+        let is_full = waiting >= self.settings.uncommitted_bytes_max;
         if is_full { Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS }) } else { Ok(()) }
     }
 
-    pub(super) fn handle_query(&mut self, query: &Query, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
-        let result = self.query(query, handler);
-        self.answer(query.token, result, out);
-    }
-
-    fn query(&self, query: &Query, handler: &mut dyn Handler) -> Result<(Index, Reply), Refusal> {
+    /// Captures what the query may read, and goes on: only brief code runs here.
+    pub(super) fn handle_query(&mut self, query: Query, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
         // It is user code too, and may end the process beside what is tried.
         if !self.is_active() || self.suspicion.held {
-            return Err(Refusal::NotReady);
+            return self.answer(query.token, Err(Refusal::NotReady), out);
         }
-        self.admit_answer()?;
-        let index = self.state.position().index;
-        let call = Call {
+        if let Err(refusal) = self.admit_answer() {
+            return self.answer(query.token, Err(refusal), out);
+        }
+        let position = self.state.position();
+        let reading = Reading {
             service: self.service,
-            key: &query.process,
-            caller: Caller::Client { principal: &query.principal },
-            payload: &query.payload,
             time: self.clock.time(),
-            place: (self.epoch(), index),
+            epoch: self.epoch(),
+            index: position.index,
+            colour: position.colour,
+            capture: Capture::new(&self.state, &query.process),
+            query,
         };
-        match handler.query(&call, View::new(&self.state, &query.process)) {
-            Outcome::Replied(reply) => Ok((index, reply)),
-            Outcome::Refused(misuse) => Err(Refusal::Misuse(misuse)),
-            Outcome::Panicked(why) => Err(Refusal::Panicked(why)),
+        match handler.place_query(&reading.call(), reading.capture.view()) {
+            Err(refusal) => self.answer(reading.query.token, Err(refusal), out),
+            Ok(QueryPlace::Here) => {
+                let answer = reading.answer(|call, view| handler.query(call, view));
+                self.leave(answer, out);
+            }
+            Ok(QueryPlace::Apart) if reading.index <= self.commit() => {
+                out.push(Effect::Query(Box::new(reading)));
+            }
+            Ok(QueryPlace::Apart) => self.release.hold_query(Box::new(reading)),
         }
     }
 
@@ -306,8 +314,11 @@ impl Shard {
             Err(refusal) => (Index(0), Err(refusal)),
         };
         let colour = if index == Index(0) { self.release.colour() } else { position.colour };
-        let answer = Answer { token, epoch: position.epoch, index, colour, result };
-        if index <= self.commit() {
+        self.leave(Answer { token, epoch: position.epoch, index, colour, result }, out);
+    }
+
+    fn leave(&mut self, answer: Answer, out: &mut Vec<Effect>) {
+        if answer.index <= self.commit() {
             out.push(Effect::Answer(answer));
         } else {
             self.release.hold_answer(answer);

@@ -2,6 +2,7 @@
 
 use crate::world::{SHARDS, Script, World, ok};
 use std::sync::Arc;
+use stead_core::capture::Capture;
 use stead_core::clock::Now;
 use stead_core::entry::{Cause, Reply};
 use stead_core::handler::{Call, Handler, Outcome, Txn, View};
@@ -327,7 +328,7 @@ fn the_tasks_of_a_process_are_found_without_those_of_others() {
     let id = found[1];
     world.call("a", &format!("cancel {}", id.0)).unwrap();
     assert_eq!(of(world.shard("a").state(), &key), [found[0], found[2]]);
-    let view = View::new(world.shard("a").state(), &key);
-    assert_eq!(view.tasks().iter().map(|(id, _)| *id).collect::<Vec<_>>(), [found[0], found[2]]);
+    let capture = Capture::new(world.shard("a").state(), &key);
+    assert_eq!(capture.view().tasks().iter().map(|(id, _)| *id).collect::<Vec<_>>(), [found[0], found[2]]);
     assert_eq!(world.topology.service_id("script"), Some(ServiceId(0)));
 }

@@ -11,6 +11,7 @@ mod faults_limits;
 mod holds;
 mod kept;
 mod later;
+mod queries;
 mod world;
 
 use stead_core::entry::{Cause, Entry, Reply};

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use stead_core::capture::Reading;
 use stead_core::clock::Now;
 use stead_core::entry::{Entry, Reply};
-use stead_core::handler::{Call, Caller, Handler, Outcome, Txn, View};
+use stead_core::handler::{Call, Caller, Handler, Outcome, QueryPlace, Txn, View};
 use stead_core::ids::{
     Blob, Colour, Epoch, Incarnation, Index, Key, NodeId, SessionId, ShardId, TaskId, Time, TimerId,
 };
@@ -30,6 +31,10 @@ pub(crate) struct Script {
     pub(crate) mended: bool,
     /// The handler has ended the process.
     killed: bool,
+    /// Its queries are brief.
+    pub(crate) brief: bool,
+    /// Its next query is refused.
+    pub(crate) refusal: Option<Refusal>,
     /// The shell wants no more than so many runs.
     pub(crate) runs_max: Option<usize>,
 }
@@ -79,6 +84,11 @@ impl Handler for Script {
                     };
                     state.push_str(if cancelled { "cancelled" } else { "over" });
                 }
+                "cell" => {
+                    let (cell, value) = argument.split_once(' ').unwrap();
+                    txn.put_cell(cell.as_bytes(), Blob::from(value.as_bytes())).unwrap();
+                }
+                "uncell" => txn.delete_cell(argument.as_bytes()),
                 "task" => drop(txn.start_task("count", Blob::from(argument.as_bytes())).unwrap()),
                 "fail" => {
                     txn.put_state(Blob::from(b"must not be kept".as_slice())).unwrap();
@@ -107,6 +117,13 @@ impl Handler for Script {
         Outcome::Replied(Reply::Ok(view.state().cloned().unwrap_or_default()))
     }
 
+    fn place_query(&mut self, _: &Call<'_>, _: View<'_>) -> Result<QueryPlace, Refusal> {
+        if let Some(refusal) = self.refusal.take() {
+            return Err(refusal);
+        }
+        Ok(if self.brief { QueryPlace::Here } else { QueryPlace::Apart })
+    }
+
     fn is_spent(&self) -> bool {
         self.runs_max.is_some_and(|max| self.runs.len() >= max)
     }
@@ -132,6 +149,9 @@ pub(crate) struct World {
     pub(crate) tasks: Vec<(ShardId, TaskId, TaskRecord)>,
     /// The last run of each task's step.
     task_runs: BTreeMap<(ShardId, TaskId), u32>,
+    /// Queries that run apart are held back, in `readings`.
+    pub(crate) holds_queries: bool,
+    pub(crate) readings: Vec<Reading>,
     /// Messages and acknowledgements on their way.
     pub(crate) wire: VecDeque<(ShardId, Input)>,
     /// Who asks.
@@ -171,6 +191,8 @@ impl World {
             committed_markers: Vec::new(),
             tasks: Vec::new(),
             task_runs: BTreeMap::new(),
+            holds_queries: false,
+            readings: Vec::new(),
             wire: VecDeque::new(),
             principal: "alice".into(),
             next_token: 0,
@@ -294,6 +316,8 @@ impl World {
                     self.wire.push_back((sender, Input::Ack { from: to, upto, colour }));
                 }
                 Effect::Answer(answer) => drop(self.answers.insert(answer.token, answer)),
+                Effect::Query(reading) if self.holds_queries => self.readings.push(*reading),
+                Effect::Query(reading) => self.run_query(&reading),
                 Effect::RunTask { id, run, task, asks } => {
                     self.task_runs.insert((to, id), run);
                     if asks {
@@ -318,6 +342,12 @@ impl World {
         }
         self.shards[to.0 as usize].check().unwrap();
         self.grant();
+    }
+
+    /// A query that is apart from its shard runs, and its client hears of it.
+    pub(crate) fn run_query(&mut self, reading: &Reading) {
+        let answer = reading.answer(|call, view| self.script.query(call, view));
+        self.answers.insert(answer.token, answer);
     }
 
     /// The last run of a task's step ends.

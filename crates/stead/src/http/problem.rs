@@ -57,6 +57,10 @@ pub enum Kind {
     UnreadableState,
     /// The answer cannot be written as JSON.
     UnwritableAnswer,
+    /// The query ran for longer than a handler may.
+    QueryGivenUp,
+    /// Queries of the service run that were given up, as many as may.
+    QueriesStuck,
     /// The shard has too much to do.
     Overloaded,
     /// The shard does not serve yet, or no longer.
@@ -229,6 +233,18 @@ impl Kind {
                 S::INTERNAL_SERVER_ERROR,
                 "The answer cannot be written as JSON",
                 "the request was applied; call this service from Rust, or change its reply type",
+            ),
+            Self::QueryGivenUp => (
+                "query-given-up",
+                S::GATEWAY_TIMEOUT,
+                "The query ran for too long",
+                "a query changes nothing: ask for less at once, or raise handler_timeout",
+            ),
+            Self::QueriesStuck => (
+                "queries-stuck",
+                S::SERVICE_UNAVAILABLE,
+                "Queries of the service do not end",
+                "correct the service's code and restart the server; GET /v1/status lists the queries",
             ),
             Self::Overloaded => (
                 "overloaded",

@@ -38,6 +38,8 @@ pub(super) fn problem(error: RawError) -> Problem {
             Refusal::Overloaded { retry_after_ms } | Refusal::LimitReached { retry_after_ms, .. } => {
                 return Problem::new(Kind::Overloaded, detail).retry_after_ms(retry_after_ms);
             }
+            Refusal::QueryGivenUp { .. } => Kind::QueryGivenUp,
+            Refusal::QueriesStuck { .. } => Kind::QueriesStuck,
             Refusal::NotReady => return Problem::new(Kind::NotReady, detail).retry_after_ms(100),
             Refusal::Full => Kind::Full,
         },

@@ -18,6 +18,9 @@ pub struct MemoryStatus {
     pub outbox_bytes: u64,
     /// Bytes of clients' calls that wait for their answer.
     pub request_bytes: u64,
+    /// Bytes of queries on the way from their shards to their answers, and of the states that they read.
+    #[serde(default)]
+    pub query_bytes: u64,
     /// Bytes of all these together from which on clients' calls are refused as overloaded: `memory.bytes_max`.
     pub bytes_max: u64,
 }
@@ -38,12 +41,16 @@ impl Default for MemoryLimits {
     }
 }
 
+/// Queries, and the states that they captured, have this share of [`MemoryLimits::bytes_max`]: a quarter.
+const QUERY_SHARE: u64 = 4;
+
 /// What waits, in bytes. Any thread adds to it and takes away what it added.
 #[derive(Default)]
 pub(crate) struct Memory {
     uncommitted: AtomicI64,
     outboxes: AtomicI64,
     requests: AtomicI64,
+    queries: AtomicI64,
     limits: MemoryLimits,
 }
 
@@ -65,13 +72,30 @@ impl Memory {
         [&self.uncommitted, &self.outboxes, &self.requests]
     }
 
+    /// Queries that wait for the commit of what they read, for a thread, or that run, are so many bytes more.
+    pub(crate) fn change_queries(&self, bytes: i64) {
+        if bytes != 0 {
+            self.queries.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether another query may be captured and run apart from its shard.
+    pub(crate) fn takes_queries(&self) -> bool {
+        self.queries() < self.limits.bytes_max / QUERY_SHARE
+    }
+
+    /// Bytes of queries that wait for the commit of what they read, for a thread, or that run.
+    pub(crate) fn queries(&self) -> u64 {
+        u64::try_from(self.queries.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
     /// Whether another call may wait for its answer. It holds memory meanwhile, so that it is refused at once if
     /// there is none; one that only reads does not suffer from messages that wait. Room for one is room for any: a
     /// call that alone is over the limit must not be refused for ever.
     pub(crate) fn takes(&self, only_reads: bool) -> bool {
         let [uncommitted, outboxes, requests] = self.waiting();
         let outboxes = if only_reads { 0 } else { outboxes };
-        uncommitted + outboxes + requests < self.limits.bytes_max
+        uncommitted + outboxes + requests + self.queries() < self.limits.bytes_max
     }
 
     /// Whether clients' requests are not to be handled yet. Their own bytes do not count: requests that wait would wait
@@ -95,7 +119,15 @@ impl Memory {
     pub(crate) fn status(&self) -> MemoryStatus {
         let [uncommitted_bytes, outbox_bytes, request_bytes] = self.waiting();
         let MemoryLimits { bytes_max, uncommitted_bytes_max } = self.limits;
-        MemoryStatus { uncommitted_bytes, uncommitted_bytes_max, outbox_bytes, request_bytes, bytes_max }
+        let query_bytes = self.queries();
+        MemoryStatus {
+            uncommitted_bytes,
+            uncommitted_bytes_max,
+            outbox_bytes,
+            request_bytes,
+            query_bytes,
+            bytes_max,
+        }
     }
 }
 
@@ -120,6 +152,15 @@ mod tests {
         assert!(!memory.takes(true));
         memory.change([-400, 0, -600]);
         assert_eq!(memory.waiting(), [0, 0, 0]);
+        // Queries have a share of it, and do not hold up requests that were taken.
+        memory.change_queries(249);
+        assert!(memory.takes_queries());
+        memory.change_queries(1);
+        assert!(!memory.takes_queries() && memory.takes(false) && !memory.is_over());
+        memory.change([0, 0, 750]);
+        assert!(!memory.takes(true));
+        memory.change_queries(-250);
+        assert!(memory.takes(true));
     }
 
     #[test]

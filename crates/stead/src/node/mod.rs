@@ -8,6 +8,7 @@ mod log;
 pub(crate) mod memory;
 mod open;
 mod processes;
+pub(crate) mod queries;
 mod ready;
 mod snapshots;
 pub(crate) mod stable;
@@ -22,6 +23,7 @@ pub use checks::CheckStatus;
 pub use dead_letters::{DeadLetterCursor, DeadLetterPage};
 pub(crate) use open::CHECKPOINTS;
 pub use processes::{NoCursor, ProcessCursor, ProcessDetail, ProcessInfo, ProcessPage, TimerStatus};
+pub use queries::StuckQuery;
 pub use ready::NotReady;
 pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub use stable::{CopyReport, CopyStatus};
@@ -43,6 +45,7 @@ use log::{LogQueue, PreparerSignal};
 pub use memory::MemoryStatus;
 use memory::{Memory, MemoryLimits};
 use open::{Group, Member};
+use queries::QueryQueue;
 use snapshots::{Event, SnapshotQueue, Wanted};
 use stable::Copies;
 use status::Counters;
@@ -104,6 +107,7 @@ pub(crate) struct Shared {
     pub(crate) log: LogQueue,
     pub(crate) preparer: PreparerSignal,
     pub(crate) tasks: TaskQueue,
+    pub(crate) queries: Arc<QueryQueue>,
     /// The turns of shards that try what the last life may have met. Rarely used: its lock is no matter.
     trials: Mutex<Trials>,
     pub(crate) snapshots: SnapshotQueue,
@@ -185,6 +189,7 @@ impl Shared {
             log: LogQueue::new(),
             preparer: PreparerSignal::new(),
             tasks: TaskQueue::default(),
+            queries: Arc::new(QueryQueue::new(services)),
             trials: Mutex::default(),
             snapshots,
             copies,
@@ -292,6 +297,7 @@ impl Shared {
         self.log.stop();
         self.preparer.wake();
         self.tasks.stop();
+        self.queries.stop();
         self.snapshots.stop();
         self.copies.stop();
         self.checks.stop();
@@ -396,6 +402,7 @@ impl Node {
             checkpoint_running: some(shared.snapshots.running.load(Ordering::Relaxed)),
             checkpoint_check: shared.checks.last(),
             checkpoint_copies: shared.copies.status(),
+            stuck_queries: shared.queries.stuck(&shared.topology),
         }
     }
 
@@ -411,7 +418,17 @@ impl Node {
     pub fn metrics(&self) -> Metrics {
         let shared = &self.0.shared;
         let [uncommitted_bytes, outbox_bytes, request_bytes] = shared.memory.waiting();
-        Metrics { uncommitted_bytes, outbox_bytes, request_bytes, ..shared.counters.snapshot() }
+        let query_bytes = shared.memory.queries();
+        let (queries_waiting, queries_stuck) = shared.queries.counts();
+        Metrics {
+            uncommitted_bytes,
+            outbox_bytes,
+            request_bytes,
+            query_bytes,
+            queries_waiting,
+            queries_stuck,
+            ..shared.counters.snapshot()
+        }
     }
 
     /// What the node has counted for each service since it was opened.
@@ -553,7 +570,8 @@ impl Node {
     }
 
     /// Shuts the node down: takes no more calls, waits for running steps of tasks, commits and answers what was taken,
-    /// and ends all threads. What else is under way waits in the log for the next start.
+    /// and ends all threads. What else is under way waits in the log for the next start. A query that was given up is not
+    /// waited for, nor any that still runs after [`NodeBuilder::shutdown_timeout`]: it ends with the program.
     ///
     /// A step that still runs after [`NodeBuilder::shutdown_timeout`] is left: its outcome is dropped, and the step is
     /// repeated after the next start. Its thread ends with the step, or with the program.
@@ -635,6 +653,8 @@ impl Inner {
                 inbox.push(Command::Stop);
             }
             self.join(Group::Workers);
+            // What the workers let go last is answered too.
+            shared.queries.close(deadline);
             shared.log.stop();
             // A kill that came meanwhile stays one.
             let _ =
@@ -670,7 +690,8 @@ impl Inner {
     fn end(&self, deadline: Instant) {
         self.shared.wake_all();
         self.join_tasks(deadline);
-        for group in [Group::Checkpoints, Group::Workers, Group::Log] {
+        self.shared.queries.await_end();
+        for group in [Group::Queries, Group::Checkpoints, Group::Workers, Group::Log] {
             self.join(group);
         }
         // Only now: a handler that runs for ever would be waited for as long.

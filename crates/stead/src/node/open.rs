@@ -2,6 +2,7 @@
 
 use super::builder::{NodeBuilder, ServiceLimits};
 use super::log::LogThread;
+use super::queries::{QUERY_THREADS, QueryQueue};
 use super::snapshots::Checkpointer;
 use super::stable::{Copies, Stage};
 use super::status::RecoveryReport;
@@ -196,9 +197,20 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         probes.push((Arc::clone(&probe), Limit::of_handlers(limits.handler_timeout)));
         let mut runner = shared.registry.watched_runner(&topology, seed, probe);
         runner.set_memory(Arc::clone(&shared.memory));
+        runner.set_queries(Arc::clone(&shared.queries));
         let worker = Worker::new(Arc::clone(&shared), number, shards, runner, batch_max);
         inner.spawn(Group::Workers, &format!("stead-worker-{number}"), move || {
             worker.run(epoch);
+            Ok(())
+        })?;
+    }
+    for _ in 0..QUERY_THREADS {
+        QueryQueue::start_thread(&shared).map_err(OpenError::Thread)?;
+    }
+    {
+        let (shared, limit) = (Arc::clone(&shared), limits.handler_timeout);
+        inner.spawn(Group::Queries, "stead-queries", move || {
+            shared.queries.watch(&shared, limit);
             Ok(())
         })?;
     }
@@ -346,6 +358,7 @@ pub(crate) fn let_others_first() {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Group {
     Tasks,
+    Queries,
     Checkpoints,
     Workers,
     Log,

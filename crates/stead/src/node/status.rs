@@ -2,6 +2,7 @@
 
 use super::checks::CheckStatus;
 use super::memory::MemoryStatus;
+use super::queries::StuckQuery;
 use super::stable::CopyStatus;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +47,9 @@ pub struct Status {
     /// The copying of checkpoints to stable storage, if it is configured.
     #[serde(default)]
     pub checkpoint_copies: Option<CopyStatus>,
+    /// Queries that were given up and still run, the one that has run for the longest first.
+    #[serde(default)]
+    pub stuck_queries: Vec<StuckQuery>,
 }
 
 /// A service.
@@ -246,6 +250,18 @@ pub struct Metrics {
     /// Bytes of clients' calls that wait for their answer, now.
     #[serde(default)]
     pub request_bytes: u64,
+    /// Bytes of clients' queries on the way from their shards to their answers, and of the states that they read, now.
+    #[serde(default)]
+    pub query_bytes: u64,
+    /// Queries that wait for a thread, now.
+    #[serde(default)]
+    pub queries_waiting: u64,
+    /// Queries that were given up and still run, now.
+    #[serde(default)]
+    pub queries_stuck: u64,
+    /// Queries whose clients were answered by the time limit or their deadline, and not by the process.
+    #[serde(default)]
+    pub queries_given_up: u64,
     /// Checkpoints copied to other stores.
     pub checkpoint_copies: u64,
     /// Copies that failed.
@@ -337,6 +353,7 @@ pub(crate) struct Counters {
     pub(crate) checkpoint_bytes: Counter,
     pub(crate) checkpoint_stall_micros: Counter,
     pub(crate) worker_hold_micros: Counter,
+    pub(crate) queries_given_up: Counter,
     pub(crate) checkpoint_checks: Counter,
     pub(crate) checkpoint_checks_failed: Counter,
     pub(crate) checkpoints_unchecked: Counter,
@@ -376,6 +393,10 @@ impl Counters {
             uncommitted_bytes: 0,
             outbox_bytes: 0,
             request_bytes: 0,
+            query_bytes: 0,
+            queries_waiting: 0,
+            queries_stuck: 0,
+            queries_given_up: self.queries_given_up.get(),
             checkpoint_copies: self.checkpoint_copies.get(),
             checkpoint_copies_failed: self.checkpoint_copies_failed.get(),
             checkpoint_copy_bytes: self.checkpoint_copy_bytes.get(),

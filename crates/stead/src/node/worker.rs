@@ -6,6 +6,7 @@
 use super::Shared;
 use super::inbox::Command;
 use super::log::Submission;
+use super::queries::Job;
 use super::snapshots::{Event, PIECE_BYTES};
 use super::status::{WorkerStatus, shard_status};
 use super::tasks::Step;
@@ -77,6 +78,8 @@ pub(crate) struct Worker {
     local: VecDeque<(ShardId, Input)>,
     /// By worker, inputs for its shards.
     outgoing: Vec<Vec<(ShardId, Input)>>,
+    /// Queries that their shards have let go.
+    queries: Vec<Job>,
     batch: Batch,
     /// Most bytes of a batch that the log takes.
     batch_max: usize,
@@ -118,8 +121,8 @@ struct Slot {
     is_moved: bool,
     /// The wall clock has changed, and the shard's timers with it.
     looks_at_clock: bool,
-    /// Its bytes that wait for the log, and in outboxes, as the node's account has them.
-    published: (i64, i64),
+    /// Its bytes that wait for the log, in outboxes, and of queries, as the node's account has them.
+    published: (i64, i64, i64),
 }
 
 /// A snapshot that is handed to the checkpoint thread in pieces.
@@ -167,7 +170,7 @@ impl Worker {
                     deadline: None,
                     is_moved: false,
                     looks_at_clock: false,
-                    published: (0, 0),
+                    published: (0, 0, 0),
                 }
             })
             .collect();
@@ -187,6 +190,7 @@ impl Worker {
             runner,
             slots,
             moved: Vec::new(),
+            queries: Vec::new(),
             commands: VecDeque::new(),
             taken: Vec::new(),
             arrived: Vec::new(),
@@ -453,8 +457,9 @@ impl Worker {
         }
         shard.handle(Now { steady: now, wall: *wall }, input, runner as &mut dyn Handler, effects);
         let uncommitted = shard.uncommitted_bytes() + shard.answer_bytes();
-        let bytes = (uncommitted as i64, shard.state().outbox_bytes() as i64);
+        let bytes = (uncommitted as i64, shard.state().outbox_bytes() as i64, shard.query_bytes() as i64);
         let before = std::mem::replace(published, bytes);
+        self.shared.memory.change_queries(bytes.2 - before.2);
         if !std::mem::replace(is_moved, true) {
             moved.push(slot);
         }
@@ -498,6 +503,13 @@ impl Worker {
                 }
                 Effect::Ack { to, upto, colour } => self.route(to, Input::Ack { from, upto, colour }),
                 Effect::Answer(answer) => self.answer(now, service, answer),
+                Effect::Query(reading) => {
+                    // Its caller may have given up.
+                    if let Some(call) = self.calls.close(reading.query.token) {
+                        self.note_waiting([0, 0, -(call.bytes as i64)]);
+                        self.queries.push(Job::new(reading, call.reception, &self.shared.memory));
+                    }
+                }
                 Effect::RunTask { id, run, task, asks } => {
                     self.shared.tasks.push(Step { shard: from, id, run, task, asks });
                 }
@@ -632,6 +644,9 @@ impl Worker {
     fn hand_on(&mut self) {
         self.submit();
         self.shared.memory.change(std::mem::take(&mut self.waiting));
+        if !self.queries.is_empty() {
+            self.shared.queries.push(&mut self.queries);
+        }
         for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
             if !inputs.is_empty() {
                 self.shared.inboxes[worker].push_inputs(inputs);

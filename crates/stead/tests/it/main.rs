@@ -16,6 +16,7 @@ mod faults_damage;
 mod faults_disk;
 mod faults_handler;
 mod faults_holds;
+mod faults_queries;
 mod faults_requests;
 mod faults_stop;
 mod faults_threads;

@@ -1,0 +1,107 @@
+//! What a query may read: a process as it was at one entry, apart from its shard.
+//!
+//! The shard captures it when the query comes, and goes on. Whoever runs the query may take any time and any thread for
+//! it: it holds nothing but memory.
+
+use crate::handler::{Call, Caller, Outcome, View};
+use crate::ids::{Blob, Colour, Epoch, Index, Key, ServiceId, TaskId, Time};
+use crate::ordered::Frozen;
+use crate::record::RecordKey;
+use crate::shard::{Answer, Query, Refusal};
+use crate::state::State;
+use std::fmt;
+
+/// A process at one moment: its state, its cells, and its tasks. It shares all of these with the shard's state, so that it
+/// is made in a time that does not depend on their size; what the shard writes later is not in it.
+#[derive(Clone)]
+pub struct Capture {
+    pub(crate) process: Key,
+    pub(crate) state: Option<Blob>,
+    pub(crate) cells: Frozen<RecordKey, Blob>,
+    pub(crate) tasks: Frozen<(Key, TaskId), Blob>,
+}
+
+impl Capture {
+    /// A process of a shard as it is now.
+    #[must_use]
+    pub fn new(state: &State, process: &Key) -> Self {
+        Self {
+            process: process.clone(),
+            state: state.records().get(RecordKey::process(process).as_bytes()).cloned(),
+            cells: state.records().cells_of(process),
+            tasks: state.task_records_of(process),
+        }
+    }
+
+    /// What may be read of it.
+    #[must_use]
+    pub fn view(&self) -> View<'_> {
+        View::new(self)
+    }
+}
+
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.state.as_ref().map(|state| state.len());
+        f.debug_struct("Capture")
+            .field("process", &self.process)
+            .field("state_bytes", &bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A query with what it may read.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// What is asked.
+    pub query: Query,
+    /// The service of the process.
+    pub service: ServiceId,
+    /// The shard's time then.
+    pub time: Time,
+    /// The epoch that answers.
+    pub epoch: Epoch,
+    /// The entry up to which the shard's state was captured: the answer may leave once it is committed.
+    pub index: Index,
+    /// The shard's colour then.
+    pub colour: Colour,
+    /// The process then.
+    pub capture: Capture,
+}
+
+impl Reading {
+    /// What a reading counts for in the accounting of memory beside the bytes of the query and of the process's state, in
+    /// bytes.
+    pub const WEIGHT: usize = 512;
+
+    /// What the reading counts for in the accounting of memory, in bytes: the query, the process's state, and
+    /// [`Self::WEIGHT`]. Cells and tasks are not counted: they are the shard's own until it changes them.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let state = self.capture.state.as_ref().map_or(0, |state| state.len());
+        self.query.payload.len() + state + Self::WEIGHT
+    }
+
+    /// What the service's code is called for.
+    #[must_use]
+    pub fn call(&self) -> Call<'_> {
+        Call {
+            service: self.service,
+            key: &self.query.process,
+            caller: Caller::Client { principal: &self.query.principal },
+            payload: &self.query.payload,
+            time: self.time,
+            place: (self.epoch, self.index),
+        }
+    }
+
+    /// Runs the query and gives its answer. `run` is the service's code; it may run anywhere and for any time.
+    pub fn answer(&self, run: impl FnOnce(&Call<'_>, View<'_>) -> Outcome) -> Answer {
+        let result = match run(&self.call(), self.capture.view()) {
+            Outcome::Replied(reply) => Ok(reply),
+            Outcome::Refused(misuse) => Err(Refusal::Misuse(misuse)),
+            Outcome::Panicked(why) => Err(Refusal::Panicked(why)),
+        };
+        Answer { token: self.query.token, epoch: self.epoch, index: self.index, colour: self.colour, result }
+    }
+}

@@ -1,0 +1,258 @@
+//! A query holds no shard and ends no process, whatever its code does: its client is answered by its deadline.
+
+use crate::services::builder;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+use stead::kv::{self, Kv};
+use stead::{
+    CallError, Client, Context, Never, Node, NodeBuilder, Process, QueryContext, RawError, Refusal,
+    ServiceOptions,
+};
+
+/// How long to wait for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Queries of a service that may be stuck, and threads that run queries: docs/limits.md names them.
+const STUCK_MAX: usize = 4;
+const THREADS: usize = 8;
+
+/// By key of a process, which no two tests share: queries that have begun to wait, and whether they may go on.
+static GATES: Mutex<BTreeMap<String, (usize, bool)>> = Mutex::new(BTreeMap::new());
+static CHANGED: Condvar = Condvar::new();
+
+/// Blocks until the gate of a key is open.
+fn pass(key: &str) {
+    let mut gates = GATES.lock().unwrap();
+    gates.entry(key.to_owned()).or_default().0 += 1;
+    CHANGED.notify_all();
+    drop(CHANGED.wait_while(gates, |gates| !gates[key].1).unwrap());
+}
+
+/// Waits until so many queries have come to the gate of a key.
+fn await_begun(key: &str, count: usize) {
+    let gates = GATES.lock().unwrap();
+    let begun =
+        |gates: &mut BTreeMap<String, (usize, bool)>| gates.get(key).is_none_or(|gate| gate.0 < count);
+    let (_gates, waited) = CHANGED.wait_timeout_while(gates, PATIENCE, begun).unwrap();
+    assert!(!waited.timed_out(), "{count} queries of {key} did not begin");
+}
+
+fn open_gate(key: &str) {
+    GATES.lock().unwrap().entry(key.to_owned()).or_default().1 = true;
+    CHANGED.notify_all();
+}
+
+/// Answers queries late, or never.
+#[derive(Default, Serialize, Deserialize)]
+struct Slow {
+    calls: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Ask {
+    Count,
+    Fill { cells: u32, value: u64 },
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum Look {
+    Calls,
+    /// Waits at the gate of the process first.
+    Wait,
+    /// The sum of all cells and calls, read on both sides of the gate.
+    Sums,
+}
+
+impl Process for Slow {
+    const SERVICE: &'static str = "slow";
+    type Key = String;
+    type Request = Ask;
+    type Reply = u64;
+    type Error = Never;
+    type Query = Look;
+    type Answer = (u64, u64);
+
+    fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Ask) -> Result<u64, Never> {
+        self.calls += 1;
+        if let Ask::Fill { cells, value } = request {
+            (0..cells).for_each(|cell| ctx.put_cell(&cell.to_be_bytes(), &value));
+        }
+        Ok(self.calls)
+    }
+
+    fn query(&self, ctx: &QueryContext<'_, Self>, look: Look) -> Result<(u64, u64), Never> {
+        let sum = || ctx.scan_cells::<u64>(b"", b"", usize::MAX).into_iter().map(|(_, value)| value).sum();
+        Ok(match look {
+            Look::Calls => (self.calls, 0),
+            Look::Wait => {
+                pass(ctx.key());
+                (self.calls, 0)
+            }
+            Look::Sums => {
+                let before = sum();
+                pass(ctx.key());
+                (before, sum())
+            }
+        })
+    }
+}
+
+/// A service beside it.
+#[derive(Default, Serialize, Deserialize)]
+struct Quick;
+
+impl Process for Quick {
+    const SERVICE: &'static str = "quick";
+    type Key = String;
+    type Request = ();
+    type Reply = ();
+    type Error = Never;
+    type Query = ();
+    type Answer = String;
+
+    fn handle(&mut self, _: &mut Context<'_, Self>, (): ()) -> Result<(), Never> {
+        Ok(())
+    }
+
+    fn query(&self, ctx: &QueryContext<'_, Self>, (): ()) -> Result<String, Never> {
+        Ok(ctx.key().clone())
+    }
+}
+
+/// All processes of a service are on one shard, and all shards on one worker.
+fn node(dir: &tempfile::TempDir, set: impl FnOnce(NodeBuilder) -> NodeBuilder) -> Node {
+    let one = ServiceOptions::default().shards(1);
+    let builder = builder(dir.path()).threads(1).service::<Slow>(one.clone());
+    set(builder.service::<Quick>(one.clone()).service::<Kv>(one)).open().unwrap()
+}
+
+/// As async code asks: no timer but the node's own.
+fn query(client: &Client, key: &str, look: Look) -> Result<(u64, u64), RawError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    match runtime.block_on(client.query::<Slow>(&key.to_owned(), look)) {
+        Ok(answer) => Ok(answer),
+        Err(CallError::Raw(error)) => Err(error),
+        Err(CallError::Process(never)) => match never {},
+    }
+}
+
+/// Asks on a thread of its own.
+fn begin(client: &Client, key: &str, look: Look) -> thread::JoinHandle<Result<(u64, u64), RawError>> {
+    let (client, key) = (client.clone(), key.to_owned());
+    thread::spawn(move || query(&client, &key, look))
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_query_that_never_ends_is_given_up_at_the_deadline_and_holds_no_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&dir, |builder| builder.shutdown_timeout(Duration::from_millis(100)));
+    let (client, calls) = (node.client().with_timeout(PATIENCE), node.blocking_client());
+    let key = "never".to_owned();
+    calls.call::<Slow>(&key, Ask::Count).unwrap();
+    let hung = begin(&client.with_timeout(Duration::from_millis(200)), &key, Look::Wait);
+    await_begun(&key, 1);
+    // The same shard, and the same process, answer meanwhile.
+    assert_eq!(calls.call::<Slow>(&key, Ask::Count).unwrap(), 2);
+    assert_eq!(query(&client, &key, Look::Calls), Ok((2, 0)));
+    let after = Duration::from_millis(200);
+    assert_eq!(hung.join().unwrap(), Err(RawError::TimedOut { after }));
+    assert_eq!(node.metrics().queries_given_up, 1);
+    // One whose client has time is stopped neither by it nor by the end of the node.
+    let left = begin(&client, &key, Look::Wait);
+    await_begun(&key, 2);
+    let (done, ended) = mpsc::channel();
+    let stopped = node.clone();
+    thread::spawn(move || {
+        stopped.shutdown();
+        let _ = done.send(());
+    });
+    ended.recv_timeout(PATIENCE).expect("a shutdown waits for no query for ever");
+    assert_eq!(left.join().unwrap(), Err(RawError::Stopped));
+    drop((client, calls, node));
+    let node = self::node(&dir, |builder| builder);
+    assert_eq!(query(&node.client(), &key, Look::Calls), Ok((2, 0)));
+    open_gate(&key);
+}
+
+#[test]
+fn queries_over_the_time_limit_are_given_up_and_refused_once_too_many_are_stuck() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&dir, |builder| builder.handler_timeout(Duration::from_millis(50)));
+    let (client, calls) = (node.client().with_timeout(PATIENCE), node.blocking_client());
+    let keys: Vec<String> = (0..STUCK_MAX).map(|n| format!("stuck{n}")).collect();
+    for (n, key) in keys.iter().enumerate() {
+        let error = query(&client, key, Look::Wait).unwrap_err();
+        let process = format!("slow/{key}");
+        assert_eq!(error, RawError::Refused(Refusal::QueryGivenUp { process, limit_ms: 50 }));
+        until("it is counted as stuck", || node.metrics().queries_stuck == n as u64 + 1);
+    }
+    let error = query(&client, "other", Look::Calls).unwrap_err();
+    let (service, process) = ("slow".to_owned(), "slow/stuck0".to_owned());
+    assert_eq!(error, RawError::Refused(Refusal::QueriesStuck { service, stuck: STUCK_MAX, process }));
+    let stuck = node.status().stuck_queries;
+    assert_eq!(stuck.iter().map(|query| &query.process).collect::<Vec<_>>(), keys.iter().collect::<Vec<_>>());
+    assert!(stuck.iter().all(|query| query.service == "slow" && query.running >= Duration::from_millis(50)));
+    // All else goes on: requests of the service, queries of others.
+    assert_eq!(calls.call::<Slow>(&"other".to_owned(), Ask::Count).unwrap(), 1);
+    assert_eq!(calls.query::<Quick>(&"q".to_owned(), ()).unwrap(), "q");
+    assert_eq!(calls.query::<Kv>(&"k".to_owned(), kv::Query::Get).unwrap(), None);
+    // Once they end, queries of the service are taken again.
+    keys.iter().for_each(|key| open_gate(key));
+    until("they have ended", || node.metrics().queries_stuck == 0);
+    assert_eq!(query(&client, "other", Look::Calls), Ok((1, 0)));
+    assert_eq!(node.status().stuck_queries, []);
+    assert_eq!(node.metrics().query_bytes, 0);
+}
+
+#[test]
+fn queries_wait_for_a_thread_and_keep_their_deadlines_while_requests_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&dir, |builder| builder);
+    let (client, calls) = (node.client().with_timeout(PATIENCE), node.blocking_client());
+    let key = "crowd".to_owned();
+    calls.call::<Slow>(&key, Ask::Count).unwrap();
+    let running: Vec<_> = (0..THREADS).map(|_| begin(&client, &key, Look::Wait)).collect();
+    await_begun(&key, THREADS);
+    let waiting = begin(&client, &key, Look::Wait);
+    until("it waits", || node.metrics().queries_waiting == 1);
+    assert!(node.metrics().query_bytes > 0);
+    let after = Duration::from_millis(50);
+    let short = query(&client.with_timeout(after), &key, Look::Calls);
+    assert_eq!(short, Err(RawError::TimedOut { after }), "no thread has time for it");
+    // No thread of the queries: what is brief and Stead's own, and all requests.
+    assert_eq!(calls.call::<Slow>(&key, Ask::Count).unwrap(), 2);
+    assert_eq!(calls.query::<Kv>(&"k".to_owned(), kv::Query::Get).unwrap(), None);
+    open_gate(&key);
+    for query in running.into_iter().chain([waiting]) {
+        assert_eq!(query.join().unwrap(), Ok((1, 0)), "as the process was when it was asked");
+    }
+    until("nothing is left", || node.metrics().query_bytes == 0);
+}
+
+#[test]
+fn a_query_sees_all_cells_as_they_were_while_they_change() {
+    const CELLS: u32 = 2_000;
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&dir, |builder| builder);
+    let (client, calls) = (node.client().with_timeout(PATIENCE), node.blocking_client());
+    let key = "cells".to_owned();
+    calls.call::<Slow>(&key, Ask::Fill { cells: CELLS, value: 1 }).unwrap();
+    let sums = begin(&client, &key, Look::Sums);
+    await_begun(&key, 1);
+    calls.call::<Slow>(&key, Ask::Fill { cells: CELLS + 10, value: 7 }).unwrap();
+    open_gate(&key);
+    let sum = u64::from(CELLS);
+    assert_eq!(sums.join().unwrap(), Ok((sum, sum)));
+    let sum = 7 * (u64::from(CELLS) + 10);
+    assert_eq!(query(&client, &key, Look::Sums), Ok((sum, sum)));
+}

@@ -254,7 +254,7 @@ impl Checks {
         let cut = Cut::new(&topology, &states);
         for name in open {
             // Nothing is written for a checkpoint whose checks were given up: the node may have ended.
-            if !self.note(number, |running| running.service = Some(name)) {
+            if shared.is_ended() || !self.note(number, |running| running.service = Some(name)) {
                 return Ok(());
             }
             let mark = self.unended.begin(shared, store, number, name)?;

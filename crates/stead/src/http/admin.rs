@@ -417,6 +417,7 @@ fn failed(failure: CheckpointFailure) -> Problem {
     let kind = match failure {
         CheckpointFailure::GivenUp { .. } | CheckpointFailure::Store(_) => Kind::CheckpointFailed,
         CheckpointFailure::Full => Kind::Full,
+        CheckpointFailure::Busy(_) => Kind::Overloaded,
         CheckpointFailure::Address(_) => Kind::BadRequest,
         CheckpointFailure::Stopped(_) => Kind::NotReady,
     };

@@ -124,13 +124,21 @@ async fn accept(
         .max_header_size(Limits::HEAD_BYTES_MAX)
         // A head that is taken and what came behind it.
         .max_buf_size(2 * Limits::HEAD_BYTES_MAX);
+    let mut is_short = false;
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok((stream, _)) => {
+                    if std::mem::take(&mut is_short) {
+                        events::info(format_args!("connections are accepted again"));
+                    }
+                    stream
+                }
                 Err(error) => {
                     // Out of file descriptors, mostly: connections that end give some back.
-                    events::warn(format_args!("cannot accept a connection: {error}"));
+                    if !std::mem::replace(&mut is_short, true) {
+                        events::warn(format_args!("cannot accept connections: {error}"));
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }

@@ -402,30 +402,17 @@ impl PreparerSignal {
 
 #[cfg(test)]
 mod tests {
-    use super::super::memory::MemoryLimits;
-    use super::super::stable::Copies;
-    use super::super::{Clock, life, system_time};
+    use super::super::life;
+    use super::super::tests::shared;
     use super::*;
-    use crate::Registry;
     use std::convert::Infallible;
     use std::sync::Arc;
     use std::thread;
-    use stead_core::ids::{Epoch, Incarnation};
-    use stead_core::topology::Topology;
-    use stead_store::checkpoint::copy::Owner;
+    use stead_core::ids::Epoch;
     use stead_store::sim_disk::SimDisk;
     use stead_store::wal::WalOptions;
 
     const SHARD: ShardId = ShardId(0);
-
-    fn shared() -> Arc<Shared> {
-        let owner = Owner { cluster: 1, incarnation: Incarnation(1) };
-        let clock = Clock::new(Box::new(system_time));
-        let topology = Arc::new(Topology::new(Incarnation(1)));
-        let copies = Copies::new(owner, 0, None);
-        let limits = MemoryLimits::default();
-        Arc::new(Shared::new(Registry::default(), topology, 1, Epoch(1), clock, copies, limits).0)
-    }
 
     fn batch(index: u64, bytes: usize) -> Batch {
         let mut batch = Batch::new();

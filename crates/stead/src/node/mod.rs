@@ -47,7 +47,7 @@ use memory::{Memory, MemoryLimits};
 use open::{Group, Member};
 use queries::QueryQueue;
 use snapshots::{Event, SnapshotQueue, Wanted};
-use stable::Copies;
+use stable::{AskedCopy, Copies};
 use status::Counters;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -540,16 +540,18 @@ impl Node {
     /// Copies a checkpoint to `file:///directory` or `s3://bucket/prefix`; what is there already is not sent again. S3 takes
     /// its region, endpoint and credentials from the usual variables `AWS_…`. The target is this cluster's alone, and
     /// copies to the address of [`CheckpointOptions::copy_to`] fall under its retention. It
-    /// goes on if this future is dropped.
+    /// goes on if this future is dropped. One copy runs at a time, and up to 16 run or wait.
     ///
     /// # Errors
-    /// [`CheckpointFailure`]; the checkpoint does not exist at the target then, and a repetition goes on from there.
+    /// [`CheckpointFailure`], which is [`CheckpointFailure::Busy`] for one more; the checkpoint does not exist at the target then, and a repetition goes on from there.
     pub async fn copy_checkpoint(&self, number: u64, to: &str) -> Result<CopyReport, CheckpointFailure> {
-        let (shared, store, to) = (Arc::clone(&self.0.shared), Arc::clone(&self.0.store), to.to_owned());
+        let asked = AskedCopy::admit(&self.0.shared)?;
+        let (store, to) = (Arc::clone(&self.0.store), to.to_owned());
         let (reply, from) = oneshot::channel();
         let spawned = std::thread::Builder::new().name("stead-copy".to_owned()).spawn(move || {
-            // Whoever asked may have given up.
-            let copied = panics::catch_own(|| shared.copy_checkpoint(&*store, number, &to));
+            let copied = panics::catch_own(|| asked.run(&*store, number, &to));
+            drop(asked);
+            // The caller may have given up.
             let _ = reply.send(copied.unwrap_or_else(|panic| {
                 let text = format!("the copy panicked; this is a bug in Stead: {panic}");
                 Err(CheckpointFailure::Store(text))
@@ -747,5 +749,21 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shutdown(self.shutdown_timeout);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_core::ids::Incarnation;
+    use stead_store::checkpoint::copy::Owner;
+
+    /// What the threads of a node without services share, for tests of one of them.
+    pub(super) fn shared() -> Arc<Shared> {
+        let owner = Owner { cluster: 1, incarnation: Incarnation(1) };
+        let clock = Clock::new(Box::new(system_time));
+        let topology = Arc::new(Topology::new(Incarnation(1)));
+        let (copies, limits) = (Copies::new(owner, 0, None), MemoryLimits::default());
+        Arc::new(Shared::new(Registry::default(), topology, 1, Epoch(1), clock, copies, limits).0)
     }
 }

@@ -304,6 +304,9 @@ pub enum CheckpointFailure {
     /// The disk is full, and what is left of the log is needed for the work that has begun.
     #[error("no checkpoint is taken: the data directory's disk is full; make room and try again")]
     Full,
+    /// As many copies as may wait do so already.
+    #[error("{0} copies run or wait already; try again when one of them has ended")]
+    Busy(usize),
     /// The stored checkpoints cannot be read, or there is no such one.
     #[error("{0}")]
     Store(String),

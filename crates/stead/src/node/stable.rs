@@ -7,7 +7,7 @@ use crate::events;
 use crate::panics;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stead_core::ids::Colour;
@@ -47,6 +47,38 @@ pub struct CopyStatus {
     pub failure: Option<String>,
 }
 
+/// Copies by hand that may run or wait at a time; more are refused.
+const ASKED_MAX: usize = 16;
+
+/// A copy by hand that may run; it counts until it is dropped.
+pub(crate) struct AskedCopy(Arc<Shared>);
+
+impl AskedCopy {
+    /// # Errors
+    /// [`CheckpointFailure::Busy`] if as many run or wait as may.
+    pub(crate) fn admit(shared: &Arc<Shared>) -> Result<Self, CheckpointFailure> {
+        let admit = |asked| (asked < ASKED_MAX).then_some(asked + 1);
+        let asked = shared.copies.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, admit);
+        asked.map(|_| Self(Arc::clone(shared))).map_err(|_| CheckpointFailure::Busy(ASKED_MAX))
+    }
+
+    /// As [`Shared::copy_checkpoint`].
+    pub(crate) fn run(
+        &self,
+        local: &dyn BlobStore,
+        number: u64,
+        address: &str,
+    ) -> Result<CopyReport, CheckpointFailure> {
+        self.0.copy_checkpoint(local, number, address)
+    }
+}
+
+impl Drop for AskedCopy {
+    fn drop(&mut self) {
+        self.0.copies.asked.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What all copies of a node share.
 pub(crate) struct Copies {
     owner: Owner,
@@ -54,6 +86,8 @@ pub(crate) struct Copies {
     cancel: Cancel,
     /// One copy or collection at a time: a collection must not meet bundles whose manifest is still to come.
     turn: Mutex<()>,
+    /// Copies by hand that run or wait for their turn, each with a thread.
+    asked: AtomicUsize,
     status: Mutex<Option<CopyStatus>>,
     /// A checkpoint is complete, or the node stops.
     news: Condvar,
@@ -67,6 +101,7 @@ impl Copies {
             pace: Pace::bytes_per_second(bytes_per_second),
             cancel: Cancel::default(),
             turn: Mutex::default(),
+            asked: AtomicUsize::new(0),
             status: Mutex::new(status),
             news: Condvar::new(),
         }
@@ -286,5 +321,21 @@ impl Stage {
         let collected = self.collector.collect(&**target, incarnation, now, &retention, &BTreeSet::new());
         let failure = collected.err().map(|error| format!("cannot collect old copies: {error}"));
         Round { copied: Some(number), failure }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::shared;
+    use super::*;
+
+    #[test]
+    fn a_copy_over_the_limit_is_refused_until_another_has_ended() {
+        let shared = shared();
+        let mut asked: Vec<AskedCopy> = (0..ASKED_MAX).map(|_| AskedCopy::admit(&shared).unwrap()).collect();
+        let refused = AskedCopy::admit(&shared).err();
+        assert_eq!(refused, Some(CheckpointFailure::Busy(ASKED_MAX)));
+        asked.pop();
+        assert!(AskedCopy::admit(&shared).is_ok());
     }
 }

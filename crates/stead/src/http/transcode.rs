@@ -380,7 +380,7 @@ mod tests {
         let deep = [b"[".repeat(10_000), b"]".repeat(10_000)].concat();
         for bad in [b"{".as_slice(), b"{\"a\":}", b"1 2", b"\xff", b"nul", &deep] {
             let error = json_to_msgpack(bad).unwrap_err().to_string();
-            assert!(error.contains("not JSON") && error.contains("column"), "{error}");
+            assert!(error.contains("as JSON") && error.contains("column"), "{error}");
             assert!(json_to_canonical_msgpack(bad).is_err());
         }
         // What is let in can be told again.

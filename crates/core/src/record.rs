@@ -595,7 +595,13 @@ impl Cause {
         }
     }
 
-    /// A hash of what makes a retry of a request known: its place in a session, or principal, process and key.
+    /// A hash of what makes a retry of a request known: its place in a session, or principal, process and key, each with
+    /// its length.
+    ///
+    /// It names attempts and nothing else: the kept reply is found by the whole key. A client that makes two requests
+    /// collide, one of them another client's, and has the first end the process again and again, has the second refused as
+    /// given up, which it never was: nothing is applied twice or answered wrongly by it, and such a client can refuse its
+    /// service to everybody anyway. The hash is stored, so no secret of a process can be in it.
     #[must_use]
     pub fn identity(&self, process: &str) -> Option<[u8; 16]> {
         let key = match self {

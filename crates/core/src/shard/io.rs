@@ -208,6 +208,18 @@ pub enum StepOutcome {
     GivenUp(String),
 }
 
+impl StepOutcome {
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let held = match self {
+            Self::Continue { state: made, .. } | Self::Done(made) => made.len(),
+            Self::Failed(reason) | Self::Retry { reason, .. } | Self::GivenUp(reason) => reason.len(),
+        };
+        size_of::<Self>() + held
+    }
+}
+
 /// What a shard asks the shell to do. The shell performs and decides nothing.
 #[derive(Clone, Debug)]
 pub enum Effect {

@@ -41,6 +41,8 @@ pub(super) struct Jobs {
     suspect_bytes: usize,
     /// What the epoch began with and the queue does not have yet.
     pub(super) starting: Option<Starting>,
+    /// Bytes of the outcomes of steps in the queue.
+    pub(super) outcome_bytes: usize,
 }
 
 /// Which timers are in the queue: those up to one, but for those that were set later for a time before it.
@@ -224,6 +226,9 @@ impl Jobs {
 
     fn pop(&mut self) -> Option<Job> {
         let job = self.queue.pop_front()?;
+        if let Work::Step { outcome, .. } = &job.work {
+            self.outcome_bytes -= outcome.bytes();
+        }
         if let Work::Request(request, suspect) = &job.work {
             self.suspects.remove(suspect);
             self.suspected -= 1;
@@ -253,6 +258,7 @@ impl Jobs {
     }
 
     pub(super) fn push_step(&mut self, id: TaskId, step: u64, run: u32, outcome: StepOutcome) {
+        self.outcome_bytes += outcome.bytes();
         self.queue.push_back(Job { work: Work::Step { id, step, run, outcome }, attempt: Attempt::Fresh });
     }
 

@@ -313,6 +313,12 @@ impl Shard {
         self.release.query_bytes()
     }
 
+    /// Bytes of the outcomes of steps that wait to be handled.
+    #[must_use]
+    pub fn outcome_bytes(&self) -> usize {
+        self.jobs.outcome_bytes
+    }
+
     /// Whether the shell has no memory for more work of clients: they are told to come back later. False at first.
     pub fn set_crowded(&mut self, is_crowded: bool) {
         self.is_crowded = is_crowded;

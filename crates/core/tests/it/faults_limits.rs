@@ -307,3 +307,16 @@ fn a_crowded_shell_refuses_orders_about_dead_letters_and_deletions_as_well_as_re
     world.shards[shard].set_crowded(false);
     world.ordered(&other, index, Order::Drop).unwrap();
 }
+
+#[test]
+fn outcomes_of_steps_that_wait_to_be_handled_are_counted() {
+    let mut world = World::with(Settings { uncommitted_max: 1, ..Settings::default() });
+    world.call("a", "task begin").unwrap();
+    let (shard, id, task) = world.tasks.pop().unwrap();
+    world.request("a", "add x", Identity::None);
+    world.end_step(shard, id, task.step, StepOutcome::Done(Blob::from(b"add done".as_slice())));
+    let outcome = StepOutcome::Done(Blob::from(b"add done".as_slice())).bytes();
+    assert_eq!(world.shard("a").outcome_bytes(), outcome);
+    world.settle();
+    assert_eq!((world.shard("a").outcome_bytes(), world.state("a").as_str()), (0, "xdone"));
+}

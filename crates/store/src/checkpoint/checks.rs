@@ -140,15 +140,29 @@ pub fn recorded_checks(
     store: &dyn BlobStore,
     manifest: &Manifest,
 ) -> Result<Vec<CheckResult>, CheckpointError> {
-    let name = checks_name(manifest.number);
+    let beside = checks_beside(store, manifest.incarnation, manifest.number)?;
+    Ok(beside.unwrap_or_else(|| manifest.checks.clone()))
+}
+
+/// Reads the results of a checkpoint's checks that stand beside its manifest; `None` if there are none yet. They change
+/// only while a check is left out of them.
+///
+/// # Errors
+/// As [`recorded_checks`].
+pub fn checks_beside(
+    store: &dyn BlobStore,
+    incarnation: Incarnation,
+    number: Colour,
+) -> Result<Option<Vec<CheckResult>>, CheckpointError> {
+    let name = checks_name(number);
     let checked = match Checked::read(store, &name) {
-        Err(CheckpointError::Store(error)) if error.is_not_found() => return Ok(manifest.checks.clone()),
+        Err(CheckpointError::Store(error)) if error.is_not_found() => return Ok(None),
         checked => checked?,
     };
-    if (checked.incarnation, checked.number) != (manifest.incarnation, manifest.number) {
+    if (checked.incarnation, checked.number) != (incarnation, number) {
         return Err(CheckpointError::damaged(&name, format!("it is about checkpoint {}", checked.number)));
     }
-    Ok(checked.results)
+    Ok(Some(checked.results))
 }
 
 /// Deletes the results of checkpoints that are not kept. Marks of checks that did not end stay: they are counted.

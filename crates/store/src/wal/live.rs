@@ -68,11 +68,26 @@ impl WalReader {
         &self,
         mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
     ) -> Result<(), WalError> {
+        self.read_from(None, |_, record| visit(record))
+    }
+
+    /// As [`WalReader::read`], beginning with a batch that such a reading has shown: `visit` is also given the batch that
+    /// holds the record. Without one, or if its segment is given up, with the oldest that there is.
+    ///
+    /// # Errors
+    /// As [`WalReader::read`].
+    pub fn read_from<E: Into<Box<dyn Error + Send + Sync>>>(
+        &self,
+        from: Option<Position>,
+        mut visit: impl FnMut(Position, Record<'_>) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), WalError> {
         let Extent { oldest, last } = self.published.get();
-        let mut reading = Reading { last, before: None, window: Window::default() };
-        let mut id = oldest;
+        let from = from.filter(|from| from.segment >= oldest && from.batch <= last.batch);
+        let before = from.map(|from| from.batch - 1);
+        let mut reading = Reading { last, from, before, window: Window::default() };
+        let mut id = from.map_or(oldest, |from| from.segment);
         while id <= last.segment {
-            match reading.segment(self, id, &mut |record| visit(record).map_err(Into::into)) {
+            match reading.segment(self, id, &mut |at, record| visit(at, record).map_err(Into::into)) {
                 Ok(ControlFlow::Continue(())) => id += 1,
                 Ok(ControlFlow::Break(())) => break,
                 Err(error @ WalError::Visit(_)) => return Err(error),
@@ -83,7 +98,7 @@ impl WalReader {
                         return Err(error);
                     }
                     id = oldest;
-                    reading.before = None;
+                    (reading.before, reading.from) = (None, None);
                 }
             }
         }
@@ -91,11 +106,14 @@ impl WalReader {
     }
 }
 
-type Visitor<'a> = dyn FnMut(Record<'_>) -> Result<ControlFlow<()>, Box<dyn Error + Send + Sync>> + 'a;
+type Visitor<'a> =
+    dyn FnMut(Position, Record<'_>) -> Result<ControlFlow<()>, Box<dyn Error + Send + Sync>> + 'a;
 
 struct Reading {
     /// The last batch that is shown.
     last: Position,
+    /// The batch that the reading begins with, in its segment.
+    from: Option<Position>,
     /// The batch before the next one, unless segments were passed over.
     before: Option<u64>,
     window: Window,
@@ -121,7 +139,9 @@ impl Reading {
         let head = window.batch(&*file, 0, end, id).map_err(WalError::io("read", &path))?;
         check_header(head, &path, id, log.log_id, bytes)?;
 
-        let mut offset = BLOCK;
+        let begin = self.from.take().filter(|from| from.segment == id);
+        let begin = begin.map(|from| usize::try_from(from.offset).ok().filter(|offset| *offset < end));
+        let mut offset = begin.map_or(Some(BLOCK), |begin| begin).ok_or_else(|| corrupt(0, Damage::Range))?;
         let is_last = id == self.last.segment;
         while offset < end {
             let head = window.batch(&*file, offset, end, id).map_err(WalError::io("read", &path))?;
@@ -137,7 +157,8 @@ impl Reading {
                 return Err(corrupt(offset, Damage::Order { found: number, wanted }));
             }
             self.before = Some(number);
-            if self.show(&found, visit, |damage| corrupt(offset, damage))?.is_break() {
+            let at = Position { batch: number, segment: id, offset: offset as u64 };
+            if self.show(&found, at, visit, |damage| corrupt(offset, damage))?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             if number == self.last.batch {
@@ -152,13 +173,14 @@ impl Reading {
     fn show(
         &self,
         found: &Frame<'_>,
+        at: Position,
         visit: &mut Visitor<'_>,
         corrupt: impl Fn(Damage) -> WalError,
     ) -> Result<ControlFlow<()>, WalError> {
         let mut rest = found.payload;
         while !rest.is_empty() {
             let (record, after) = split_record(rest).ok_or_else(|| corrupt(Damage::Records))?;
-            if visit(record).map_err(WalError::Visit)?.is_break() {
+            if visit(at, record).map_err(WalError::Visit)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             rest = after;

@@ -108,3 +108,36 @@ fn damage_to_what_is_durable_is_told() {
         drop(wal);
     }
 }
+
+#[test]
+fn a_reading_goes_on_from_a_batch_that_was_shown_and_from_the_oldest_if_that_is_gone() {
+    let disk = SimDisk::new(5);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    put_all(&mut wal, 1, 12);
+    let reader = wal.reader();
+    let read_from = |from| {
+        let before = disk.operations();
+        let mut seen = Vec::new();
+        reader
+            .read_from(from, |batch, record| {
+                seen.push((record.index.0, batch));
+                Ok::<_, Infallible>(ControlFlow::Continue(()))
+            })
+            .unwrap();
+        (seen, disk.operations() - before)
+    };
+    let (all, whole) = read_from(None);
+    let (_, fifth) = all[4];
+    let (last, end) = *all.last().unwrap();
+    assert_eq!((all.len(), last), (12, 12));
+    assert_eq!(read_from(Some(fifth)).0, all[4..]);
+    put_all(&mut wal, 13, 13);
+    let (rest, cost) = read_from(Some(end));
+    assert_eq!(rest.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [12, 13]);
+    assert!(cost * 2 < whole, "{cost} operations, {whole} for all");
+    // Its segment is given up, and may be used again.
+    assert!(wal.trim(|_| Index(8)).unwrap() > 2);
+    let (oldest, _) = read_from(None);
+    assert!(oldest[0].0 > 5);
+    assert_eq!(read_from(Some(fifth)).0, oldest);
+}

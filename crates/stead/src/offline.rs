@@ -8,11 +8,11 @@ use crate::node::unended::note;
 use crate::node::{CheckpointInfo, CopyReport, Node, list_checkpoints, system_time, verify_stored};
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stead_core::entry::{Cause, Entry, NoEntry, Reply};
 use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId};
@@ -32,7 +32,7 @@ use stead_store::checkpoint::verify::Report;
 use stead_store::data_dir::{DataDir, DataDirError, LOCK_FILE, META_FILE, Meta, ServiceMeta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
-use stead_store::wal::{Record, Wal, WalError, WalOptions};
+use stead_store::wal::{Position, Record, Wal, WalError, WalOptions};
 use thiserror::Error;
 
 pub use stead_store::checkpoint::restore::Progress as RestoreProgress;
@@ -497,6 +497,44 @@ pub fn read_process_log(
 /// Bytes of values, messages and answers after which a page of entries ends.
 const PAGE_BYTES: usize = 1 << 20;
 
+/// Where readings of the log have ended, so that who follows it goes on there. A few are kept, the latest last.
+#[derive(Default)]
+pub(crate) struct Trails(Mutex<VecDeque<Trail>>);
+
+/// No entry of the shard from `next` on stands before the batch.
+#[derive(Clone, Copy)]
+struct Trail {
+    shard: ShardId,
+    next: Index,
+    batch: Position,
+}
+
+impl Trails {
+    /// So many readers can follow the log at a time without each reading all of it.
+    const MAX: usize = 64;
+
+    fn held(&self) -> MutexGuard<'_, VecDeque<Trail>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where to begin for what a shard has from an index on.
+    fn find(&self, shard: ShardId, from: Index) -> Option<Position> {
+        let trails = self.held();
+        let fit = trails.iter().filter(|trail| trail.shard == shard && trail.next <= from);
+        fit.max_by_key(|trail| trail.next).map(|trail| trail.batch)
+    }
+
+    /// Notes where a reading from an index on has ended.
+    fn note(&self, from: Index, trail: Trail) {
+        let mut trails = self.held();
+        trails.retain(|other| other.shard != trail.shard || other.next != from && other.next != trail.next);
+        if trails.len() >= Self::MAX {
+            trails.pop_front();
+        }
+        trails.push_back(trail);
+    }
+}
+
 /// A page while it is filled.
 struct Filling {
     page: LogPage,
@@ -607,7 +645,29 @@ impl Node {
         if from > 0 && self.last_index(ShardId(shard)).is_ok_and(|last| from > last) {
             return Ok(());
         }
-        Ok(self.log().read(entries_of(ShardId(shard), Index(from), visit))?)
+        self.follow(ShardId(shard), Index(from), visit)
+    }
+
+    /// Shows the entries of a shard. Goes on where an earlier reading has ended, if one has.
+    fn follow(
+        &self,
+        shard: ShardId,
+        from: Index,
+        mut visit: impl FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<(), OfflineError> {
+        let begin = self.trails().find(shard, from);
+        let mut trail = None;
+        let read = self.log().read_from(begin, |batch, record| {
+            if record.shard != shard || record.index < from {
+                return Ok(ControlFlow::Continue(()));
+            }
+            trail = Some(Trail { shard, next: record.index.next(), batch });
+            Ok::<_, NoEntry>(visit(Entry::decode(record.bytes)?))
+        });
+        if let Some(trail) = trail {
+            self.trails().note(from, trail);
+        }
+        Ok(read?)
     }
 
     /// Some of what one process handled: `limit` entries at most, and no more after 1 MiB of values, messages and answers,
@@ -626,8 +686,7 @@ impl Node {
         let (shard, process) = self.place_of(service, key)?;
         let mut page = Filling::new(from, limit);
         if from <= self.last_index(shard)? {
-            let visit = |entry: Entry| page.take(&entry, Some(&process));
-            self.log().read(entries_of(shard, Index(from), visit))?;
+            self.follow(shard, Index(from), |entry| page.take(&entry, Some(&process)))?;
         }
         Ok(page.page)
     }

@@ -20,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use stead_store::checkpoint::verify::Report as VerifyReport;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::{IntoParams, ToSchema};
 
 /// Whether the server lives, or serves.
@@ -312,6 +313,7 @@ pub(super) struct CopyRequest {
         (status = 400, description = "The request or the address is invalid", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
         (status = 500, description = "It failed; repeating it continues from there", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "As many copies as may be wait for their turn", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn copy_checkpoint(
@@ -394,7 +396,13 @@ impl Gateway {
         work: impl FnOnce(&Node) -> Result<T, Problem> + Send + 'static,
     ) -> Result<Response, Problem> {
         let node = self.node.clone();
-        match tokio::task::spawn_blocking(move || work(&node)).await {
+        // It goes on if the client leaves, and so keeps its place.
+        let place = place(&self.background).await;
+        let work = move || {
+            let _place = place;
+            work(&node)
+        };
+        match tokio::task::spawn_blocking(work).await {
             Ok(Ok(value)) => Ok(Json(value).into_response()),
             Ok(Err(problem)) => Err(problem),
             Err(panic) => Err(Problem::new(Kind::NodeFailed, panic.to_string())),
@@ -402,10 +410,12 @@ impl Gateway {
     }
 }
 
+async fn place(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    Arc::clone(places).acquire_owned().await.expect("the places are never closed")
+}
+
 fn find(node: &Node, number: u64) -> Result<CheckpointInfo, Problem> {
-    let found =
-        node.checkpoints().map_err(failed)?.into_iter().find(|checkpoint| checkpoint.number == number);
-    found.ok_or_else(|| {
+    node.checkpoint_info(number).map_err(failed)?.ok_or_else(|| {
         Problem::new(
             Kind::UnknownCheckpoint,
             format!("checkpoint {number} does not exist or is not complete"),

@@ -55,9 +55,14 @@ struct Gateway {
     limits: Limits,
     measure: Measure,
     openapi: Bytes,
+    /// Places of what blocks a thread: status, pages, lists.
+    background: Arc<Semaphore>,
     /// One verification at a time, because each may hold the whole state.
     verifying: Arc<Semaphore>,
 }
+
+/// What may block a thread at a time; more waits, as long as its client does.
+const BACKGROUND_MAX: usize = 64;
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -124,6 +129,7 @@ pub fn serve(
         limits,
         measure: Measure::new(node.clone()),
         openapi: Bytes::from(description.to_string()),
+        background: Arc::new(Semaphore::new(BACKGROUND_MAX)),
         verifying: Arc::new(Semaphore::new(1)),
     });
     let router = router.fallback(unknown_route).method_not_allowed_fallback(wrong_method);

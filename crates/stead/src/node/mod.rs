@@ -4,6 +4,7 @@ mod builder;
 mod checks;
 mod dead_letters;
 pub(crate) mod inbox;
+mod listed;
 mod log;
 pub(crate) mod memory;
 mod open;
@@ -36,11 +37,13 @@ use crate::client::{BlockingClient, Client, block_on};
 use crate::cut::Cut;
 use crate::error::RawError;
 use crate::events::{self, LAST_WORDS};
+use crate::offline::Trails;
 use crate::panics;
 use crate::registry::Registry;
 use builder::Wall;
 use checks::Checks;
 use inbox::{Command, Inbox};
+use listed::Listed;
 use log::{LogQueue, PreparerSignal};
 pub use memory::MemoryStatus;
 use memory::{Memory, MemoryLimits};
@@ -60,11 +63,9 @@ use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
 use stead_store::checkpoint::CheckpointError;
-use stead_store::checkpoint::checks::{CheckOutcome, Checked, recorded_checks};
+use stead_store::checkpoint::checks::{CheckOutcome, Checked};
 use stead_store::checkpoint::collect::delete_checkpoint;
-use stead_store::checkpoint::manifest::{
-    CheckResult, Decision, decided_numbers, read_decision, read_manifest,
-};
+use stead_store::checkpoint::manifest::{CheckResult, read_manifest};
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::verify::{Report, ServiceCheck, verify_checkpoint};
 use stead_store::data_dir::DataDir;
@@ -90,6 +91,9 @@ struct Inner {
     data_dir: Mutex<Option<DataDir>>,
     store: Arc<dyn BlobStore>,
     log: WalReader,
+    /// Where readings of the log have ended.
+    trails: Trails,
+    listed: Mutex<Listed>,
     recovery: RecoveryReport,
     opened: Instant,
     /// How long a shutdown waits for steps of tasks.
@@ -359,6 +363,10 @@ impl Node {
         &self.0.log
     }
 
+    pub(crate) fn trails(&self) -> &Trails {
+        &self.0.trails
+    }
+
     /// How the last start went.
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
@@ -485,14 +493,26 @@ impl Node {
         self.0.shared.snapshots.send(Event::Interval(interval));
     }
 
-    /// The checkpoints that are stored, the oldest first. Reads files.
+    /// The checkpoints that are stored, the oldest first. Lists files, and reads each manifest once in the node's life.
     ///
     /// # Errors
     /// [`CheckpointFailure::Store`].
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, CheckpointFailure> {
-        let mut found = list_checkpoints(&*self.0.store)?;
+        let mut found = self.listed().all(&*self.0.store)?;
         self.0.shared.checks.unended.note(&mut found);
         Ok(found)
+    }
+
+    /// A checkpoint, if it is complete. Lists files.
+    #[cfg(feature = "http")]
+    pub(crate) fn checkpoint_info(&self, number: u64) -> Result<Option<CheckpointInfo>, CheckpointFailure> {
+        let mut found: Vec<_> = self.listed().one(&*self.0.store, Colour(number))?.into_iter().collect();
+        self.0.shared.checks.unended.note(&mut found);
+        Ok(found.pop())
+    }
+
+    fn listed(&self) -> MutexGuard<'_, Listed> {
+        self.0.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Recomputes a checkpoint from what is stored, and runs the services' checks. Reads all of it. It also runs checks that
@@ -600,23 +620,7 @@ impl Node {
 
 /// The complete checkpoints of a store, the oldest first.
 pub(crate) fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, CheckpointError> {
-    let mut found = Vec::new();
-    for number in decided_numbers(store)? {
-        let decision = match read_decision(store, number) {
-            // A collection deleted it since it was listed.
-            Err(CheckpointError::Unknown(_)) => continue,
-            decision => decision?,
-        };
-        if let Decision::Complete(manifest) = decision {
-            // Results that can't be read are as good as none.
-            let checks = recorded_checks(store, &manifest).unwrap_or_else(|error| {
-                tracing::warn!("cannot read the check results of checkpoint {number}: {error}");
-                Vec::new()
-            });
-            found.push(CheckpointInfo::of(&manifest, &checks));
-        }
-    }
-    Ok(found)
+    Listed::default().all(store)
 }
 
 /// Verifies a stored checkpoint with the checks of the services in `registry`, which `check` runs.

@@ -12,7 +12,7 @@ use super::worker::Worker;
 use super::{Clock, Inner, Node, Shared};
 use crate::error::OpenError;
 use crate::events;
-use crate::offline::service_metas;
+use crate::offline::{Trails, service_metas};
 use crate::panics;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
@@ -170,6 +170,8 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
         data_dir: Mutex::new(Some(data_dir)),
         store: Arc::clone(&store),
         log: wal.reader(),
+        trails: Trails::default(),
+        listed: Mutex::default(),
         recovery,
         opened: begun,
         shutdown_timeout: limits.shutdown_timeout,

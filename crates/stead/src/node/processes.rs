@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use stead_core::entry::Reply;
-use stead_core::ids::{Key, ShardId, TaskId, Time, TimerId};
+use stead_core::ids::{Blob, Key, ShardId, TaskId, Time, TimerId};
 use stead_core::record::{Kind, RecordKey, TaskRecord, TimerRecord};
 use stead_core::shard::{Refusal, Shard};
 use stead_core::state::State;
@@ -345,14 +345,25 @@ impl Node {
     fn timers_of(&self, shard: ShardId, process: &Key) -> Result<Vec<(TimerId, TimerRecord)>, RawError> {
         let (mut timers, process) = (Vec::new(), process.clone());
         let own = move |id, timer: TimerRecord| (timer.process == process).then_some((id, timer));
-        self.each_timer(shard, own, |timer| timers.push(timer))?;
+        self.each_timer(shard, own, |(id, mut timer)| {
+            // Of what no list shows only the ids are needed: there may be as many bytes as timers may hold.
+            if timers.len() >= LISTED {
+                timer.payload = Blob::empty();
+            }
+            timers.push((id, timer));
+        })?;
         Ok(timers)
     }
 
     fn tasks_of(&self, shard: ShardId, process: &Key) -> Result<Vec<(TaskId, TaskRecord)>, RawError> {
         let (mut tasks, process) = (Vec::new(), process.clone());
         let own = move |id, task: TaskRecord| (task.process == process).then_some((id, task));
-        self.each_task(shard, own, |task| tasks.push(task))?;
+        self.each_task(shard, own, |(id, mut task)| {
+            if tasks.len() >= LISTED {
+                task.state = Blob::empty();
+            }
+            tasks.push((id, task));
+        })?;
         Ok(tasks)
     }
 

@@ -42,6 +42,9 @@ pub(crate) const PIECE_BYTES: usize = 256 << 10;
 /// Pieces whose room is kept for the next ones.
 const SPARE_MAX: usize = 16;
 
+/// Wishes for a checkpoint from which on those that nobody waits for any more are forgotten.
+const WANTED_MAX: usize = 1024;
+
 /// What the checkpoint thread is told.
 pub(crate) enum Event {
     /// A shard has appended its marker, and its snapshot has begun.
@@ -515,7 +518,13 @@ impl Checkpointer {
                 self.shared.snapshots.give_back(piece);
             }
             Event::MarkerCommitted { shard, number } => self.news(number, News::MarkerCommitted(shard)),
-            Event::Wanted(wanted) => self.wanted.push(wanted),
+            Event::Wanted(wanted) => {
+                // Those who have gone wanted nothing else than the others do.
+                if self.wanted.len() >= WANTED_MAX {
+                    self.wanted.retain(|wanted| !wanted.reply.is_closed());
+                }
+                self.wanted.push(wanted);
+            }
             Event::Merged(merged) => self.handle_merged(merged),
             Event::Interval(_) | Event::Stop => {}
         }

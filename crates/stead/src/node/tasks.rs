@@ -1,16 +1,20 @@
 //! The pool of threads that run the steps of tasks.
 
 use super::Shared;
+use super::memory::Memory;
 use super::watchdog::Probe;
 use crate::task::StepContext;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use stead_core::ids::{ShardId, TaskId};
 use stead_core::record::TaskRecord;
 use stead_core::shard::Input;
+
+/// How often a thread looks whether the node has memory for what a step makes.
+const CROWDED_LOOK: Duration = Duration::from_millis(5);
 
 /// A step of a task that is due.
 pub(crate) struct Step {
@@ -118,7 +122,7 @@ impl TaskQueue {
 
     /// Runs steps on this thread until the node stops.
     pub(crate) fn run(&self, shared: &Shared, probe: &Probe) {
-        while let Some(step) = self.take() {
+        while let Some(step) = self.take(&shared.memory) {
             let _listed = Listed(self);
             if step.asks && !self.is_allowed(shared, &step) {
                 continue;
@@ -136,16 +140,22 @@ impl TaskQueue {
             let outcome = shared.registry.step(&task.name, &task.state, &ctx);
             probe.leave();
             shared.counters.services[usize::from(service.0)].task_steps.add(1);
+            shared.memory.change([0, outcome.bytes() as i64, 0]);
             let input = Input::TaskStep { id, step: task.step, run, outcome };
             shared.inboxes[shared.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
         }
     }
 
-    fn take(&self) -> Option<Step> {
+    fn take(&self, memory: &Memory) -> Option<Step> {
         let mut steps = self.steps();
         loop {
             if self.stopping.load(Ordering::SeqCst) {
                 return None;
+            }
+            // What steps make waits for handlers, and these wait for no step but for one that is tried.
+            if steps.waiting.front().is_some_and(|step| !step.asks) && memory.is_over() {
+                steps = self.news.wait_timeout(steps, CROWDED_LOOK).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
             }
             match steps.waiting.pop_front() {
                 Some(step) => {

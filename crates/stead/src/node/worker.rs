@@ -330,6 +330,10 @@ impl Worker {
     /// A rush is over: what it needed is given back.
     fn give_back(&mut self) {
         const KEPT: usize = 4096;
+        self.calls.give_back();
+        if self.taken.capacity() > KEPT {
+            self.taken.shrink_to(KEPT);
+        }
         if self.arrived.capacity() > KEPT {
             self.arrived.shrink_to(KEPT);
         }
@@ -455,16 +459,22 @@ impl Worker {
         if input.is_admitted() {
             shard.set_crowded(self.shared.memory.is_over());
         }
+        // It was counted when it was put into the inbox, and is by its shard from now on.
+        let left_inbox = match &input {
+            Input::TaskStep { outcome, .. } => outcome.bytes() as i64,
+            _ => 0,
+        };
         shard.handle(Now { steady: now, wall: *wall }, input, runner as &mut dyn Handler, effects);
         let uncommitted = shard.uncommitted_bytes() + shard.answer_bytes();
-        let bytes = (uncommitted as i64, shard.state().outbox_bytes() as i64, shard.query_bytes() as i64);
+        let outboxes = shard.state().outbox_bytes() + shard.outcome_bytes();
+        let bytes = (uncommitted as i64, outboxes as i64, shard.query_bytes() as i64);
         let before = std::mem::replace(published, bytes);
         self.shared.memory.change_queries(bytes.2 - before.2);
         if !std::mem::replace(is_moved, true) {
             moved.push(slot);
         }
         // Before it is performed: a client that gets its answer finds the room that it gave back.
-        self.note_waiting([bytes.0 - before.0, bytes.1 - before.1, 0]);
+        self.note_waiting([bytes.0 - before.0, bytes.1 - before.1 - left_inbox, 0]);
         self.perform(now, slot);
     }
 
@@ -798,11 +808,18 @@ fn ahead(wall: Time, steady: Time) -> i64 {
     (i128::from(wall.0) - i128::from(steady.0)).clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
+/// The last generation would make the token of nobody.
+fn next_generation(generation: u32) -> u32 {
+    (generation + 1) % (u32::MAX - 1)
+}
+
 /// The calls that wait for their answer, by token.
 #[derive(Default)]
 struct Calls {
     slots: Vec<(u32, Option<Call>)>,
     free: Vec<u32>,
+    /// The generation of further slots: no token of a slot that was given back names a call.
+    generation: u32,
     /// What the command that is obeyed counts for in the account of memory; the call that it opens takes it over.
     obeyed_bytes: usize,
 }
@@ -829,10 +846,22 @@ impl Calls {
     fn next_token(&mut self) -> u64 {
         if self.free.is_empty() {
             self.free.push(self.slots.len() as u32);
-            self.slots.push((0, None));
+            self.slots.push((self.generation, None));
         }
         let at = *self.free.last().expect("one was pushed");
         u64::from(self.slots[at as usize].0) << 32 | u64::from(at)
+    }
+
+    /// Gives the memory of a rush of calls back, once it is over.
+    fn give_back(&mut self) {
+        const KEPT: usize = 1024;
+        if self.slots.capacity() > KEPT && self.is_empty() {
+            let last = self.slots.drain(..).map(|(generation, _)| generation).max();
+            self.generation = next_generation(last.unwrap_or(self.generation));
+            self.slots.shrink_to(KEPT);
+            self.free.clear();
+            self.free.shrink_to(KEPT);
+        }
     }
 
     fn open(&mut self, reception: Reception, again: Option<(ShardId, Input)>) -> u64 {
@@ -852,8 +881,7 @@ impl Calls {
     fn close(&mut self, token: u64) -> Option<Call> {
         let call = self.find(token)?.take()?;
         let at = (token & u64::from(u32::MAX)) as usize;
-        // The last generation would make the token of nobody.
-        self.slots[at].0 = (self.slots[at].0 + 1) % (u32::MAX - 1);
+        self.slots[at].0 = next_generation(self.slots[at].0);
         self.free.push(at as u32);
         Some(call)
     }
@@ -870,5 +898,34 @@ impl Calls {
     fn drain(&mut self) -> impl Iterator<Item = Call> {
         self.free.clear();
         self.slots.drain(..).filter_map(|(_, slot)| slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reception() -> Reception {
+        let (sender, _) = tokio::sync::oneshot::channel();
+        Reception { sender, deadline: Time(1), timeout: Duration::ZERO }
+    }
+
+    #[test]
+    fn a_rush_of_calls_leaves_no_memory_and_no_token_names_another_call() {
+        let mut calls = Calls::default();
+        let rush: Vec<u64> = (0..5000).map(|_| calls.open(reception(), None)).collect();
+        calls.give_back();
+        assert!(calls.slots.capacity() >= 5000, "all of them wait");
+        for (at, token) in rush.iter().enumerate() {
+            calls.obeyed_bytes = at;
+            assert!(calls.close(*token).is_some());
+        }
+        calls.give_back();
+        assert!(calls.is_empty() && calls.slots.capacity() <= 1024 && calls.free.capacity() <= 1024);
+        for _ in 0..5000 {
+            let token = calls.open(reception(), None);
+            assert!(!rush.contains(&token));
+        }
+        assert!(rush.iter().all(|token| calls.close(*token).is_none()));
     }
 }

@@ -37,11 +37,21 @@ struct FaultyFile {
     faults: Arc<Faults>,
 }
 
+/// While it lives, syncs of files do not end.
+pub(crate) struct Hanging(Arc<Faults>);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        *self.0.hangs.lock().unwrap() = false;
+        self.0.news.notify_all();
+    }
+}
+
 impl Faults {
-    /// Lets syncs of files hang from now on, or lets those that hang go on.
-    pub(crate) fn hang(&self, hangs: bool) {
-        *self.hangs.lock().unwrap() = hangs;
-        self.news.notify_all();
+    /// Lets syncs of files hang until this is dropped.
+    pub(crate) fn hang(self: &Arc<Self>) -> Hanging {
+        *self.hangs.lock().unwrap() = true;
+        Hanging(Arc::clone(self))
     }
 
     fn grow(&self) -> io::Result<()> {

@@ -1,10 +1,13 @@
 //! What a node keeps for its clients and operators has bounds, and no answer holds all of it.
 
 use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
+use std::sync::Arc;
 use stead::{
-    CallError, Caller, Context, DeadLetterCursor, Limited, Never, Node, Process, QueryContext, RawError,
-    Refusal, ServiceOptions,
+    CallError, Caller, CheckpointOptions, Context, DeadLetterCursor, Limited, Never, Node, Process,
+    QueryContext, RawError, Refusal, ServiceOptions,
 };
+use stead_store::sim_disk::SimDisk;
 
 #[derive(Default, Serialize, Deserialize)]
 struct Hoard;
@@ -41,6 +44,70 @@ impl Process for Hoard {
     fn query(&self, _: &QueryContext<'_, Self>, (): ()) -> Result<(), Never> {
         Ok(())
     }
+}
+
+#[test]
+fn the_log_of_a_process_comes_in_pages_of_bytes_and_who_follows_it_reads_only_what_is_new() {
+    let disk = SimDisk::new(1);
+    let options = ServiceOptions::default().shards(1);
+    let node = Node::builder("unused").service::<Hoard>(options).threads(1).segment_bytes(4 << 20);
+    let none = CheckpointOptions { interval: None, ..CheckpointOptions::default() };
+    let node = node.checkpoints(none).disk(Arc::new(disk.clone())).open().unwrap();
+    let client = node.blocking_client();
+    for _ in 0..10 {
+        client.call::<Hoard>(&1, Ask::Bytes(300 << 10)).unwrap();
+    }
+    let (mut pages, mut from) = (Vec::new(), 0);
+    loop {
+        let page = node.process_log("hoard", "1", from, 1000).unwrap();
+        if page.entries.is_empty() {
+            break;
+        }
+        pages.push(page.entries.len());
+        from = page.next;
+    }
+    assert_eq!(pages, [4, 4, 2], "a page ends after 1 MiB");
+    let cost = |from: u64| {
+        let before = disk.operations();
+        let page = node.process_log("hoard", "1", from, 1000).unwrap();
+        (page, disk.operations() - before)
+    };
+    client.call::<Hoard>(&1, Ask::Bytes(1)).unwrap();
+    let (page, again) = cost(from);
+    assert_eq!(page.entries.len(), 1);
+    let before = disk.operations();
+    node.read_log(0, 0, |_| ControlFlow::Continue(())).unwrap();
+    let whole = disk.operations() - before;
+    client.call::<Hoard>(&1, Ask::Bytes(1)).unwrap();
+    let (page, following) = cost(page.next);
+    assert_eq!(page.entries.len(), 1);
+    assert!(following.max(again) * 2 <= whole, "{again}, then {following} operations; {whole} for all");
+}
+
+#[test]
+fn checkpoints_are_listed_without_reading_each_manifest_again() {
+    let disk = SimDisk::new(2);
+    let node = Node::builder("unused").service::<Hoard>(ServiceOptions::default().shards(1)).threads(1);
+    let options = CheckpointOptions { interval: None, keep: 20, ..CheckpointOptions::default() };
+    let node = node.checkpoints(options).disk(Arc::new(disk.clone())).open().unwrap();
+    for _ in 0..10 {
+        node.checkpoint_blocking().unwrap();
+    }
+    let cost = || {
+        let before = disk.operations();
+        let listed = node.checkpoints().unwrap();
+        (listed, disk.operations() - before)
+    };
+    let (first, whole) = cost();
+    let (second, again) = cost();
+    assert_eq!((first.len(), &first), (10, &second));
+    assert!(again * 2 < whole, "{again} operations, after {whole}");
+    // What is new, and what is gone, is seen.
+    let number = node.checkpoint_blocking().unwrap().number;
+    node.delete_checkpoint(first[0].number).unwrap();
+    let (third, _) = cost();
+    let numbers: Vec<u64> = third.iter().map(|listed| listed.number).collect();
+    assert_eq!(numbers, (first[1].number..=number).collect::<Vec<_>>());
 }
 
 fn open(dir: &std::path::Path) -> Node {

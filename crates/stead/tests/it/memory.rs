@@ -4,11 +4,12 @@ use crate::faults::{Faults, FaultyDisk};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use stead::{
-    CallError, CheckpointOptions, Context, MemoryStatus, Never, Node, NodeBuilder, Process, QueryContext,
-    RawError, Refusal, ServiceOptions,
+    CallError, CheckpointOptions, Context, MemoryStatus, Never, Node, NodeBuilder, Process, Progress,
+    QueryContext, RawError, Refusal, ServiceOptions, StepContext, Task,
 };
 
 const MIB: usize = 1 << 20;
@@ -36,9 +37,31 @@ enum Ask {
         text: String,
     },
     Text(String),
+    /// Start so many tasks.
+    Tasks(u32),
     Rewrite(usize),
     /// Wait until [`GATE`] is open.
     Wait,
+}
+
+/// Makes a MiB in one step.
+#[derive(Serialize, Deserialize)]
+struct Make(String);
+
+/// Steps that were run.
+static STEPS: AtomicU32 = AtomicU32::new(0);
+
+impl Task for Make {
+    const NAME: &'static str = "make";
+    type Owner = Board;
+    fn step(&mut self, _: &StepContext<'_>) -> Progress {
+        self.0 = "m".repeat(MIB);
+        STEPS.fetch_add(1, Ordering::SeqCst);
+        Progress::Done
+    }
+    fn finish(self) -> Ask {
+        Ask::Text(self.0)
+    }
 }
 
 /// Where handlers wait, and whether it is open.
@@ -63,6 +86,12 @@ impl Process for Board {
             }
             Ask::Send { to, text } => {
                 ctx.send::<Self>(&to, Ask::Text(text));
+                return Ok(());
+            }
+            Ask::Tasks(tasks) => {
+                for _ in 0..tasks {
+                    ctx.start_task(Make(String::new()));
+                }
                 return Ok(());
             }
             Ask::Text(text) => self.text = text,
@@ -90,6 +119,8 @@ impl Process for Board {
 fn builder(dir: &Path, faults: &Arc<Faults>) -> NodeBuilder {
     Node::builder(dir)
         .service::<Board>(ServiceOptions::default().shards(8))
+        .task::<Make>()
+        .task_threads(4)
         .threads(2)
         .checkpoints(CheckpointOptions { interval: None, ..Default::default() })
         .disk(FaultyDisk::open(dir, faults))
@@ -142,7 +173,7 @@ fn what_the_log_is_behind_with_stops_clients_and_a_call_over_the_limit_is_taken_
         // One that alone is over the limit is taken each time: those before it leave nothing behind.
         client.call::<Board>(&1, Ask::Text("x".repeat(2 * MIB))).unwrap();
     }
-    faults.hang(true);
+    let hanging = faults.hang();
     let taken = begin(&node, 1, Ask::Text("y".repeat(2 * MIB)));
     let waiting = await_memory(&node, |memory| memory.uncommitted_bytes > 2 * MIB as u64);
     assert_eq!((waiting.bytes_max, waiting.uncommitted_bytes_max), (MIB as u64, MIB as u64));
@@ -157,7 +188,7 @@ fn what_the_log_is_behind_with_stops_clients_and_a_call_over_the_limit_is_taken_
     refused(client.drop_dead_letter(0, 1));
     refused(client.retry_dead_letter(0, 1).map(drop));
     refused(node.delete_process("board", "2").map(drop));
-    faults.hang(false);
+    drop(hanging);
     taken.join().unwrap().unwrap();
     client.call::<Board>(&2, Ask::Rewrite(1)).unwrap();
     assert_eq!(client.query::<Board>(&1, ()).unwrap().0, 4);
@@ -220,6 +251,32 @@ fn messages_that_wait_for_their_receiver_stop_clients_but_not_queries_and_all_dr
     client.call::<Board>(&free, Ask::Rewrite(1)).unwrap();
 }
 
+#[test]
+fn steps_wait_while_what_they_made_waits_and_all_of_them_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::default();
+    let node = narrow(dir.path(), &faults);
+    let client = node.blocking_client().with_timeout(PATIENCE);
+    // The call is in the log before its tasks run.
+    client.call::<Board>(&0, Ask::Tasks(40)).unwrap();
+    let hanging = faults.hang();
+    await_memory(&node, |memory| memory.uncommitted_bytes + memory.outbox_bytes > MIB as u64);
+    // Each thread ends the step that it is at, and takes no other.
+    let before = STEPS.load(Ordering::SeqCst);
+    for _ in 0..500 {
+        let waiting = node.status().memory;
+        assert!(waiting.uncommitted_bytes + waiting.outbox_bytes < 12 * MIB as u64, "{waiting:?}");
+    }
+    let after = STEPS.load(Ordering::SeqCst);
+    assert!(after <= before + 4, "{before} steps were run, then {after}");
+    drop(hanging);
+    while client.query::<Board>(&0, ()).map_or(0, |(handled, _)| handled) < 40 {
+        std::thread::yield_now();
+    }
+    assert_eq!(STEPS.load(Ordering::SeqCst), 40);
+    await_nothing(&node);
+}
+
 /// Which of the two workers has a process's shard.
 fn node_worker(node: &Node, key: u32) -> u32 {
     let topology = node.topology();
@@ -262,9 +319,9 @@ fn child() {
     let boards = 16;
     client.call::<Board>(&0, Ask::Spread { messages, boards, bytes: MIB / 4 }).unwrap();
     // The log gets no further until as much waits for it as may: the worst that a slow disk can do.
-    faults.hang(true);
+    let hanging = faults.hang();
     let waiting = await_memory(&node, |memory| memory.uncommitted_bytes >= limit);
-    faults.hang(false);
+    drop(hanging);
     for board in 1..=boards {
         while client.query::<Board>(&board, ()).map_or(0, |(handled, _)| handled) < messages / boards {
             std::thread::yield_now();

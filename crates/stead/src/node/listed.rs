@@ -1,0 +1,88 @@
+//! The checkpoints of a store, for a list of them: what was decided never changes, so each manifest is read once.
+
+use super::snapshots::{CheckpointInfo, failed};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use stead_core::ids::{Colour, Incarnation};
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::checks::{CheckOutcome, checks_beside};
+use stead_store::checkpoint::manifest::{CheckResult, Decision, decided_numbers, read_decision};
+use stead_store::checkpoint::store::BlobStore;
+
+/// What was read of a store's checkpoints, as long as they are there.
+#[derive(Default)]
+pub(crate) struct Listed(BTreeMap<Colour, Known>);
+
+enum Known {
+    Complete {
+        incarnation: Incarnation,
+        info: CheckpointInfo,
+        /// The results of its checks are in it, which do not change either.
+        is_checked: bool,
+    },
+    GivenUp,
+}
+
+impl Listed {
+    /// The complete checkpoints, the oldest first.
+    pub(crate) fn all(&mut self, store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, CheckpointError> {
+        let numbers = decided_numbers(store)?;
+        self.0.retain(|number, _| numbers.binary_search(number).is_ok());
+        let found = numbers.into_iter().filter_map(|number| self.look(store, number).transpose());
+        found.collect()
+    }
+
+    /// One of them.
+    #[cfg(feature = "http")]
+    pub(crate) fn one(
+        &mut self,
+        store: &dyn BlobStore,
+        number: Colour,
+    ) -> Result<Option<CheckpointInfo>, CheckpointError> {
+        if decided_numbers(store)?.binary_search(&number).is_err() {
+            return Ok(None);
+        }
+        self.look(store, number)
+    }
+
+    fn look(
+        &mut self,
+        store: &dyn BlobStore,
+        number: Colour,
+    ) -> Result<Option<CheckpointInfo>, CheckpointError> {
+        let known = match self.0.entry(number) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(vacant) => {
+                let known = match read_decision(store, number) {
+                    // A collection deleted it since it was listed.
+                    Err(CheckpointError::Unknown(_)) => return Ok(None),
+                    Err(error) => return Err(error),
+                    Ok(Decision::GivenUp(_)) => Known::GivenUp,
+                    Ok(Decision::Complete(manifest)) => Known::Complete {
+                        incarnation: manifest.incarnation,
+                        info: CheckpointInfo::of(&manifest, &manifest.checks),
+                        is_checked: false,
+                    },
+                };
+                vacant.insert(known)
+            }
+        };
+        let Known::Complete { incarnation, info, is_checked } = known else { return Ok(None) };
+        if !*is_checked {
+            match checks_beside(store, *incarnation, number) {
+                Ok(Some(checks)) => {
+                    info.check = CheckOutcome::of(checks.iter().map(CheckResult::outcome));
+                    info.failed_checks = failed(&checks);
+                    // While a check is left out, its result may still come.
+                    *is_checked = info.check != CheckOutcome::NotChecked;
+                }
+                Ok(None) => {}
+                // Results that can't be read are as good as none.
+                Err(error) => {
+                    tracing::warn!("cannot read the check results of checkpoint {number}: {error}");
+                }
+            }
+        }
+        Ok(Some(info.clone()))
+    }
+}

@@ -27,6 +27,7 @@ pub mod replica;
 pub mod room;
 pub mod shard;
 pub mod shard_map;
+mod slab;
 pub mod state;
 pub mod topology;
 pub mod trials;

@@ -1,4 +1,4 @@
-//! The records of a shard: a hash table over a slab, with copy-on-write snapshots of what changed.
+//! The records of a shard: a hash index over a slab, with copy-on-write snapshots of what changed.
 //!
 //! A snapshot begins in constant time. What it holds is then taken in slices, between which writes go on: a write to a
 //! record that the snapshot has not taken yet first gives the snapshot the old value. So the stall is bounded by the
@@ -8,8 +8,8 @@
 use crate::ids::{Blob, ShardId};
 use crate::ordered::{Frozen, Ordered};
 use crate::record::{Kind, RecordKey};
+use crate::slab::{PlaceIndex, Slab};
 use crate::state::Message;
-use hashbrown::HashTable;
 use smallvec::SmallVec;
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -44,8 +44,8 @@ pub fn set_secret(secret: [u8; SECRET_LEN]) {
 /// All records of one shard.
 pub struct Records {
     secret: &'static [u8; SECRET_LEN],
-    slots: Vec<Slot>,
-    table: HashTable<u32>,
+    slots: Slab<Slot>,
+    index: PlaceIndex,
     free: Vec<u32>,
     /// The records of the kind `Cell` once more: for scans in order, and for queries, which read a copy of them.
     cells: Ordered<RecordKey, Blob>,
@@ -65,7 +65,7 @@ struct Slot {
     key: SmallVec<[u8; 16]>,
     /// `None`: free, or deleted while a stored snapshot still holds the key.
     value: Option<Blob>,
-    /// Where the table has it: depends on the secret.
+    /// Where the index has it: depends on the secret.
     hash: u64,
     /// The generation in which the slot was last written; 0 once a snapshot took it.
     generation: u32,
@@ -210,8 +210,8 @@ impl Records {
     pub fn new() -> Self {
         Self {
             secret: SECRET.get().unwrap_or(&NO_SECRET),
-            slots: Vec::new(),
-            table: HashTable::new(),
+            slots: Slab::new(),
+            index: PlaceIndex::new(),
             free: Vec::new(),
             cells: Ordered::default(),
             dirty: Vec::new(),
@@ -314,7 +314,7 @@ impl Records {
     pub fn iter_slots(&self, slots: Range<usize>) -> impl Iterator<Item = (usize, &[u8], &Blob)> {
         let from = slots.start.min(self.slots.len());
         let until = slots.end.clamp(from, self.slots.len());
-        let live = (from..until).zip(&self.slots[from..until]);
+        let live = (from..until).map(|at| (at, &self.slots[at]));
         live.filter_map(|(at, slot)| slot.value.as_ref().map(|value| (at, &*slot.key, value)))
     }
 
@@ -356,9 +356,8 @@ impl Records {
 
     /// Makes room for records that are about to be loaded.
     pub fn reserve(&mut self, records: usize) {
-        self.slots.reserve(records);
         let slots = &self.slots;
-        self.table.reserve(records, |&slot| slots[slot as usize].hash);
+        self.index.reserve(records, |slot| slots[slot as usize].hash);
     }
 
     /// Takes over a stored record: it counts as held by a snapshot already.
@@ -377,7 +376,7 @@ impl Records {
 
     /// Ends a load: all that is here is what the stored snapshots hold.
     pub fn loaded(&mut self) {
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut() {
             slot.generation = 0;
             slot.stored = slot.value.is_some();
         }
@@ -500,7 +499,7 @@ impl Records {
     }
 
     fn find_at(&self, key: &[u8], place: u64) -> Option<u32> {
-        self.table.find(place, |&slot| self.slots[slot as usize].key[..] == *key).copied()
+        self.index.find(place, |slot| self.slots[slot as usize].key[..] == *key)
     }
 
     fn insert_slot(&mut self, key: &[u8], place: u64) -> u32 {
@@ -522,16 +521,14 @@ impl Records {
         reused.key = key.into();
         reused.hash = place;
         let slots = &self.slots;
-        self.table.insert_unique(place, slot, |&slot| slots[slot as usize].hash);
+        self.index.insert(place, slot, |slot| slots[slot as usize].hash);
         slot
     }
 
     /// Frees the slot of a deleted record. It may stay in the list of dirty slots: an empty one is passed over there.
     fn release(&mut self, slot: u32) {
         let hash = self.slots[slot as usize].hash;
-        if let Ok(entry) = self.table.find_entry(hash, |&other| other == slot) {
-            entry.remove();
-        }
+        self.index.remove(hash, slot);
         let released = &mut self.slots[slot as usize];
         released.key = SmallVec::new();
         released.stored = false;

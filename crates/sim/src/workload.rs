@@ -45,8 +45,8 @@ pub trait Workload {
     /// The user code.
     fn handler(&mut self) -> &mut dyn Handler;
 
-    /// Whether the call that was just handled or the step that just ran ended the whole process, with [`ENDED`] as its
-    /// outcome; asking resets it.
+    /// Whether the call that was just handled or the step that just ran ended the whole process. Its outcome then has
+    /// "the process ended" as its text. Asking resets it.
     fn killed(&mut self) -> bool {
         false
     }

@@ -145,15 +145,22 @@ fn kill_and_resume(dir: &Path, terms: u64) -> Result<(), Box<dyn std::error::Err
         child.env("RESUME_STEPS", &steps).stdout(stdout).spawn()
     };
     let began = Instant::now();
+    let mut progress = "0.0 %".to_owned();
     for kill in 1..=KILLS {
         let mut child = start(Stdio::piped())?;
-        let says = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        // It says every 50 ms how far it is; somewhere between two of these lines it is killed.
-        let progress = says.lines().take(fastrand::usize(1..5)).last().transpose()?;
-        std::thread::sleep(Duration::from_millis(fastrand::u64(0..50)));
+        let mut says = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        // It says every 50 ms how far it is; some time after it is further than at the last kill it is killed.
+        for line in says.by_ref() {
+            let line = line?;
+            if line != progress {
+                progress = line;
+                break;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(fastrand::u64(0..150)));
         child.kill()?;
         child.wait()?;
-        println!("kill {kill} at {}", progress.unwrap_or_default());
+        println!("kill {kill} at {progress}");
     }
     let status = start(Stdio::inherit())?.wait()?;
     let run = read_steps(&steps)?;

@@ -559,12 +559,17 @@ impl Filling {
     }
 }
 
-/// Bytes of what an entry is shown with, keys left out.
+/// What each write and each message is shown with beside its key and its bytes.
+const SHOWN_EACH: usize = 64;
+
+/// About as many bytes as an entry is shown with.
 fn shown_bytes(entry: &Entry) -> usize {
-    let values = entry.writes.iter().filter_map(|write| write.value.as_ref()).map(|value| value.len());
-    let payloads = entry.sends.iter().map(|send| send.payload.len());
+    let writes = entry.writes.iter().map(|write| {
+        SHOWN_EACH + write.key.as_bytes().len() + write.value.as_ref().map_or(0, |value| value.len())
+    });
+    let sends = entry.sends.iter().map(|send| SHOWN_EACH + send.process.len() + send.payload.len());
     let reply = entry.reply.as_ref().map_or(0, |(Reply::Ok(bytes) | Reply::Err(bytes))| bytes.len());
-    values.chain(payloads).sum::<usize>() + reply
+    writes.chain(sends).sum::<usize>() + reply
 }
 
 fn read_entries(
@@ -689,5 +694,35 @@ impl Node {
             self.follow(shard, Index(from), |entry| page.take(&entry, Some(&process)))?;
         }
         Ok(page.page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_core::entry::{Cause, Write};
+    use stead_core::ids::{Epoch, Key, Time};
+    use stead_core::record::RecordKey;
+
+    #[test]
+    fn a_page_of_entries_that_only_delete_is_bounded_too() {
+        let key = Key::new(&"k".repeat(500)).unwrap();
+        let delete = Write { key: RecordKey::cell(&key, "c".repeat(500).as_bytes()), value: None };
+        let (epoch, time, process) = (Epoch(1), Time(1), Key::none());
+        let writes = vec![delete; 1000];
+        let entry = |index| Entry {
+            index: Index(index),
+            epoch,
+            time,
+            cause: Cause::Expire,
+            process: process.clone(),
+            writes: writes.clone(),
+            sends: Vec::new(),
+            reply: None,
+            served: None,
+        };
+        let mut page = Filling::new(1, 1000);
+        let taken = (1..100).take_while(|index| page.take(&entry(*index), None).is_continue()).count();
+        assert!(taken <= 1, "{taken} entries of 1 MB in a page");
     }
 }

@@ -108,7 +108,14 @@ impl Shard {
         if !self.is_active() {
             return Err(Refusal::NotReady);
         }
-        if let Some(reply) = self.known_reply(request)? {
+        let known = self.known_reply(request);
+        if let (Err(Refusal::Overloaded { .. }), Identity::Session { session, confirmed, .. }) =
+            (&known, &request.identity)
+        {
+            let highest = self.state.session(*session).map_or(RequestNumber(0), |open| open.highest);
+            self.note_confirmed(*session, highest.min(*confirmed));
+        }
+        if let Some(reply) = known? {
             self.admit_answer()?;
             return Ok((self.state.position().index, reply));
         }
@@ -197,12 +204,18 @@ impl Shard {
                 if *number <= before {
                     return Err(Refusal::Confirmed(*number));
                 }
-                let base = before.max(*confirmed);
-                if confirmed >= number || number.0 - before.0 > Self::SESSION_WINDOW {
-                    let window = Self::SESSION_WINDOW;
+                if let Some(reply) = self.state.record(&RecordKey::reply(*session, *number)) {
+                    return Ok(Some(reply));
+                }
+                let (base, window) = (before.max(*confirmed), Self::SESSION_WINDOW);
+                if confirmed >= number || number.0 - base.0 > window {
                     return Err(Refusal::Window { number: *number, confirmed: base, window });
                 }
-                Ok(self.state.record(&RecordKey::reply(*session, *number)))
+                if number.0 - before.0 > window {
+                    // A crash forgot some of what is confirmed: the next ticks go on with it.
+                    return Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS });
+                }
+                Ok(None)
             }
             Identity::Idempotency { key, body_hash } => {
                 check_len("an idempotency key", key.len(), Self::IDEMPOTENCY_KEY_MAX)?;

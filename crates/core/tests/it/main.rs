@@ -130,6 +130,32 @@ fn a_session_serves_none_but_its_principal() {
     assert_eq!((world.answer(first).unwrap().result.clone(), world.runs("a")), (Ok(ok("x")), 1));
 }
 
+/// What is confirmed is forgotten over several entries, and a crash between them makes the window look wider.
+#[test]
+fn a_crash_between_confirmations_shuts_no_session_out_7() {
+    let window = stead_core::shard::Shard::SESSION_WINDOW;
+    let mut world = World::new();
+    let session = world.open("a", 9);
+    world.request("a", "add x", numbered(session, window, window - 1));
+    let last = 2 * window - 1;
+    let token = world.request("a", "add y", numbered(session, last, window - 1));
+    world.store(world.shard_of("a"));
+    let first = world.answer(token).unwrap().result.clone();
+    assert!(first.is_ok(), "{first:?}");
+    world.crash();
+    world.settle();
+    let again = world.request("a", "add y", numbered(session, last, window - 1));
+    world.settle();
+    assert_eq!(world.answer(again).unwrap().result, first);
+    let mut answers = (0..200).map(|_| {
+        let next = world.request("a", "add z", numbered(session, last + 1, window));
+        world.pass(100);
+        world.answer(next).unwrap().result.clone()
+    });
+    let answer = answers.find(|answer| !matches!(answer, Err(Refusal::Overloaded { .. })));
+    assert_eq!(answer, Some(Ok(ok("xyz"))));
+}
+
 #[test]
 fn a_returned_error_is_an_answer_without_effects_7() {
     let mut world = World::new();

@@ -43,6 +43,8 @@ const AHEAD: usize = 16;
 const PRESSED_LOOK_MS: u64 = 2;
 /// Overdue calls that are ended before the worker looks at all else again.
 const OVERDUE_BATCH: usize = 1024;
+/// Calls that one look for overdue ones passes at most.
+const OVERDUE_LOOK: usize = 16_384;
 /// Shards whose status is taken before the worker looks at the clock.
 const STATUS_BATCH: usize = 8;
 /// How often overdue calls are looked for.
@@ -95,7 +97,9 @@ pub(crate) struct Worker {
     tick_from: u32,
     calls: Calls,
     /// By when they are tried again, calls by their tokens.
-    retries: BTreeMap<(Time, u64), (ShardId, Input)>,
+    /// By time, and then in the order in which they were refused, with their tokens.
+    retries: BTreeMap<(Time, u64), (u64, ShardId, Input)>,
+    last_retry: u64,
     sweep_at: Instant,
     /// What the account of the node's memory has not been told: bytes that wait for the log, in outboxes, and of calls.
     waiting: [i64; 3],
@@ -203,6 +207,7 @@ impl Worker {
             submitted: VecDeque::new(),
             calls: Calls::default(),
             retries: BTreeMap::new(),
+            last_retry: 0,
             sweep_at: Instant::now(),
             waiting: [0; 3],
             longest_hold: Duration::ZERO,
@@ -701,7 +706,8 @@ impl Worker {
         {
             let at = now.plus_millis(wait);
             if at < call.reception.deadline {
-                self.retries.insert((at, answer.token), (shard, input));
+                self.last_retry += 1;
+                self.retries.insert((at, self.last_retry), (answer.token, shard, input));
                 call.refused = Some(answer);
                 return;
             }
@@ -725,7 +731,7 @@ impl Worker {
         }
         let until = self.begin_slice();
         while is_due(&self.retries)
-            && let Some(((_, token), (shard, input))) = self.retries.pop_first()
+            && let Some((_, (token, shard, input))) = self.retries.pop_first()
         {
             // The call may have run out of time since.
             if let Some(call) = self.calls.find(token).and_then(Option::as_mut) {
@@ -745,15 +751,14 @@ impl Worker {
         if since < SWEEP {
             return SWEEP - since;
         }
-        let overdue = self.calls.close_overdue(now);
-        let is_rest = overdue.len() == OVERDUE_BATCH;
+        let (overdue, is_through) = self.calls.close_overdue(now);
         for call in overdue {
             // What waits to be asked again was not applied.
             self.note_waiting([0, 0, -(call.bytes as i64)]);
             let timed_out = RawError::TimedOut { after: call.reception.timeout };
             let _ = call.reception.sender.send(call.refused.ok_or(timed_out));
         }
-        if is_rest {
+        if !is_through {
             return Duration::ZERO;
         }
         self.sweep_at = Instant::now();
@@ -820,6 +825,8 @@ struct Calls {
     free: Vec<u32>,
     /// The generation of further slots: no token of a slot that was given back names a call.
     generation: u32,
+    /// The slot at which the look for overdue calls goes on.
+    looked: usize,
     /// What the command that is obeyed counts for in the account of memory; the call that it opens takes it over.
     obeyed_bytes: usize,
 }
@@ -858,6 +865,7 @@ impl Calls {
         if self.slots.capacity() > KEPT && self.is_empty() {
             let last = self.slots.drain(..).map(|(generation, _)| generation).max();
             self.generation = next_generation(last.unwrap_or(self.generation));
+            self.looked = 0;
             self.slots.shrink_to(KEPT);
             self.free.clear();
             self.free.shrink_to(KEPT);
@@ -886,13 +894,24 @@ impl Calls {
         Some(call)
     }
 
-    fn close_overdue(&mut self, now: Time) -> Vec<Call> {
-        let overdue = self.slots.iter().enumerate().filter_map(|(at, (generation, slot))| {
-            let late = slot.as_ref().is_some_and(|call| call.reception.deadline <= now);
-            late.then_some(u64::from(*generation) << 32 | at as u64)
-        });
-        let overdue: Vec<u64> = overdue.take(OVERDUE_BATCH).collect();
-        overdue.into_iter().filter_map(|token| self.close(token)).collect()
+    /// Closes calls that are overdue, as far as one look goes; returns them, and whether all have been looked at since the
+    /// first look.
+    fn close_overdue(&mut self, now: Time) -> (Vec<Call>, bool) {
+        let until = self.slots.len().min(self.looked + OVERDUE_LOOK);
+        let mut overdue = Vec::new();
+        while self.looked < until && overdue.len() < OVERDUE_BATCH {
+            let (generation, slot) = &self.slots[self.looked];
+            if slot.as_ref().is_some_and(|call| call.reception.deadline <= now) {
+                let token = u64::from(*generation) << 32 | self.looked as u64;
+                overdue.extend(self.close(token));
+            }
+            self.looked += 1;
+        }
+        let is_through = self.looked >= self.slots.len();
+        if is_through {
+            self.looked = 0;
+        }
+        (overdue, is_through)
     }
 
     fn drain(&mut self) -> impl Iterator<Item = Call> {
@@ -927,5 +946,22 @@ mod tests {
             assert!(!rush.contains(&token));
         }
         assert!(rush.iter().all(|token| calls.close(*token).is_none()));
+    }
+
+    #[test]
+    fn a_look_for_overdue_calls_goes_on_where_the_last_one_ended() {
+        let mut calls = Calls::default();
+        let tokens: Vec<u64> = (0..40_000).map(|_| calls.open(reception(), None)).collect();
+        assert!(calls.close_overdue(Time(0)).0.is_empty());
+        assert_eq!(calls.looked, OVERDUE_LOOK);
+        let (mut closed, mut looks) = (0, 0);
+        while !calls.is_empty() {
+            let (overdue, _) = calls.close_overdue(Time(1));
+            assert!(overdue.len() <= OVERDUE_BATCH);
+            closed += overdue.len();
+            looks += 1;
+        }
+        assert_eq!(closed, tokens.len());
+        assert!(looks <= 40_000 / OVERDUE_BATCH + 6, "{looks} looks");
     }
 }

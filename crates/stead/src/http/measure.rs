@@ -158,6 +158,11 @@ impl Collector for OfNode {
                 "Bytes of queries under way, and of the states that they read",
                 counts.query_bytes,
             ),
+            (
+                "stuck_query_bytes",
+                "Bytes of queries that were given up and still run, and of the states that they read",
+                counts.stuck_query_bytes,
+            ),
             ("queries_waiting", "Queries that wait for a thread", counts.queries_waiting),
             ("queries_stuck", "Queries that were given up and still run", counts.queries_stuck),
             ("uptime_seconds", "How long the node has run", status.uptime.as_secs()),

@@ -51,6 +51,7 @@ pub(crate) struct Memory {
     outboxes: AtomicI64,
     requests: AtomicI64,
     queries: AtomicI64,
+    stuck_queries: AtomicI64,
     limits: MemoryLimits,
 }
 
@@ -77,6 +78,17 @@ impl Memory {
         if bytes != 0 {
             self.queries.fetch_add(bytes, Ordering::Relaxed);
         }
+    }
+
+    /// Queries that were given up and still run are so many bytes more. They take room from nothing else: they may never
+    /// end, and their number is bounded.
+    pub(crate) fn change_stuck_queries(&self, bytes: i64) {
+        self.stuck_queries.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of queries that were given up and still run.
+    pub(crate) fn stuck_queries(&self) -> u64 {
+        u64::try_from(self.stuck_queries.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     /// Whether another query may be captured and run apart from its shard.

@@ -433,6 +433,7 @@ impl Node {
             outbox_bytes,
             request_bytes,
             query_bytes,
+            stuck_query_bytes: shared.memory.stuck_queries(),
             queries_waiting,
             queries_stuck,
             ..shared.counters.snapshot()
@@ -660,7 +661,7 @@ impl Inner {
             }
             self.join(Group::Workers);
             // What the workers let go last is answered too.
-            shared.queries.close(deadline);
+            shared.queries.close(deadline.max(Instant::now() + queries::LAST_ANSWERS));
             shared.log.stop();
             // A kill that came meanwhile stays one.
             let _ =
@@ -686,7 +687,8 @@ impl Inner {
     /// Waits for another that ends the node. `None` on a thread of the node itself, if there is one: that one waits for it.
     fn begin_end(&self) -> Option<MutexGuard<'_, ()>> {
         let here = std::thread::current().id();
-        if self.own_threads.lock().unwrap_or_else(PoisonError::into_inner).contains(&here) {
+        let is_own = self.own_threads.lock().unwrap_or_else(PoisonError::into_inner).contains(&here);
+        if is_own || self.shared.queries.is_own_thread(here) {
             return self.ending.try_lock().ok();
         }
         Some(self.ending.lock().unwrap_or_else(PoisonError::into_inner))

@@ -24,13 +24,17 @@ use stead_core::topology::Topology;
 
 /// Threads that run queries. Those of given-up queries come on top.
 pub(crate) const QUERY_THREADS: usize = 8;
-/// Queries of a service that were given up and still run, from which on its other queries are refused. Those that run
-/// then may be given up too: so a service holds `STUCK_MAX + QUERY_THREADS - 1` threads at most.
+/// Those of them that take queries only of services that run none.
+const SPARE_THREADS: usize = 2;
+/// Queries of a service that were given up and still run, from which on no other of it begins. Those that run then may be
+/// given up too: so a service holds `STUCK_MAX - 1 + QUERY_THREADS - SPARE_THREADS` threads of such at most.
 pub(crate) const STUCK_MAX: usize = 4;
 /// How long a query that nobody waits for any more may run before its thread is replaced; less if `handler_timeout` is.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// Queries that may wait for a thread; others are overloaded.
 const WAITING_MAX: usize = 16_384;
+/// Those of one service.
+const SERVICE_WAITING_MAX: usize = WAITING_MAX / 2;
 /// When the client of a query that found no room should come back, in milliseconds.
 const RETRY_AFTER_MS: u64 = 50;
 /// How often the watcher looks for queries whose time is over.
@@ -39,18 +43,22 @@ const LOOK: Duration = Duration::from_millis(20);
 const LOOK_ON: Duration = Duration::from_secs(1);
 /// How long the end of a node waits for threads that have nothing to do.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// How long a shutdown waits for queries that were taken, even if its own time is over.
+pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// A query that its shard has let go, and who waits for it.
 pub(crate) struct Job {
     reading: Box<Reading>,
+    /// As the reading has it: copied before the queue is locked.
+    process: Key,
     reception: Reception,
-    _charge: Charge,
+    charge: Charge,
 }
 
 impl Job {
     pub(crate) fn new(reading: Box<Reading>, reception: Reception, memory: &Arc<Memory>) -> Self {
-        let _charge = Charge::new(memory, reading.weight());
-        Self { reading, reception, _charge }
+        let charge = Charge::new(memory, reading.weight());
+        Self { process: reading.query.process.clone(), reading, reception, charge }
     }
 }
 
@@ -58,19 +66,31 @@ impl Job {
 struct Charge {
     memory: Arc<Memory>,
     bytes: i64,
+    is_stuck: bool,
 }
 
 impl Charge {
     fn new(memory: &Arc<Memory>, bytes: usize) -> Self {
         let bytes = bytes as i64;
         memory.change_queries(bytes);
-        Self { memory: Arc::clone(memory), bytes }
+        Self { memory: Arc::clone(memory), bytes, is_stuck: false }
+    }
+
+    /// It may be held for ever, so that it no longer takes room from other queries.
+    fn become_stuck(&mut self) {
+        self.memory.change_stuck_queries(self.bytes);
+        self.memory.change_queries(-self.bytes);
+        self.is_stuck = true;
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.memory.change_queries(-self.bytes);
+        if self.is_stuck {
+            self.memory.change_stuck_queries(-self.bytes);
+        } else {
+            self.memory.change_queries(-self.bytes);
+        }
     }
 }
 
@@ -96,16 +116,19 @@ pub(crate) struct QueryQueue {
     watch: Condvar,
     /// A query or a thread has ended.
     ended: Condvar,
-    /// As the queue has it, for a look without its lock.
-    waiting: AtomicUsize,
-    /// By service, queries that were given up and still run.
+    /// By service, as the queue has it, for a look without its lock.
+    waiting: Vec<AtomicUsize>,
     stuck: Vec<AtomicUsize>,
 }
 
-#[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Job>,
+    /// By service: they take turns.
+    lanes: Vec<Lane>,
+    /// The service whose turn it is.
+    turn: usize,
     running: Vec<Running>,
+    /// How long a query may run: known before any is found to be stuck.
+    limit: Duration,
     /// Threads that serve; those whose query was given up do not count any more.
     threads: usize,
     idle: usize,
@@ -116,6 +139,13 @@ struct Queue {
     is_closing: bool,
     /// The node has ended.
     is_over: bool,
+}
+
+/// Queries of a service that wait for a thread.
+struct Lane {
+    waiting: VecDeque<Job>,
+    /// None of their deadlines is before it.
+    deadline_min: Time,
 }
 
 /// A query that a thread is at.
@@ -129,20 +159,51 @@ struct Running {
     deadline: Time,
     /// It was given up, and its thread replaced.
     is_stuck: bool,
-    thread: ThreadId,
+    charge: Charge,
+    thread: QueryThread,
+}
+
+/// A thread that runs queries, as the system knows it.
+#[derive(Clone, Copy)]
+struct QueryThread {
+    id: ThreadId,
     #[cfg(target_os = "linux")]
-    thread_id: rustix::process::Pid,
+    system_id: rustix::process::Pid,
+}
+
+impl QueryThread {
+    fn current() -> Self {
+        Self {
+            id: thread::current().id(),
+            #[cfg(target_os = "linux")]
+            system_id: rustix::thread::gettid(),
+        }
+    }
 }
 
 impl QueryQueue {
     pub(crate) fn new(services: usize) -> Self {
+        let zeros = || (0..services).map(|_| AtomicUsize::new(0)).collect();
+        let lane = || Lane { waiting: VecDeque::new(), deadline_min: Time(u64::MAX) };
+        let queue = Queue {
+            lanes: std::iter::repeat_with(lane).take(services).collect(),
+            turn: 0,
+            running: Vec::new(),
+            limit: Duration::MAX,
+            threads: 0,
+            idle: 0,
+            begun: 0,
+            watcher_sleeps: false,
+            is_closing: false,
+            is_over: false,
+        };
         Self {
-            queue: Mutex::default(),
+            queue: Mutex::new(queue),
             news: Condvar::new(),
             watch: Condvar::new(),
             ended: Condvar::new(),
-            waiting: AtomicUsize::new(0),
-            stuck: (0..services).map(|_| AtomicUsize::new(0)).collect(),
+            waiting: zeros(),
+            stuck: zeros(),
         }
     }
 
@@ -160,19 +221,19 @@ impl QueryQueue {
         topology: &Topology,
         memory: &Memory,
     ) -> Result<(), Refusal> {
-        if self.is_stuck(service)
+        let at = usize::from(service.0);
+        if self.stuck[at].load(Ordering::Relaxed) >= STUCK_MAX
             && let Some(refusal) = self.queue().stuck_refusal(service, topology)
         {
             return Err(refusal);
         }
-        if self.waiting.load(Ordering::Relaxed) >= WAITING_MAX || !memory.takes_queries() {
+        let is_full = self.waiting[at].load(Ordering::Relaxed) >= SERVICE_WAITING_MAX
+            || sum(&self.waiting) >= WAITING_MAX
+            || !memory.takes_queries();
+        if is_full {
             return Err(Refusal::Overloaded { retry_after_ms: RETRY_AFTER_MS });
         }
         Ok(())
-    }
-
-    fn is_stuck(&self, service: ServiceId) -> bool {
-        self.stuck[usize::from(service.0)].load(Ordering::Relaxed) >= STUCK_MAX
     }
 
     /// Takes on what shards have let go, which leaves `jobs` empty.
@@ -184,8 +245,11 @@ impl QueryQueue {
             jobs.clear();
             return;
         }
-        queue.waiting.extend(jobs.drain(..));
-        self.waiting.store(queue.waiting.len(), Ordering::Relaxed);
+        for job in jobs.drain(..) {
+            let service = job.reading.service;
+            queue.lanes[usize::from(service.0)].push(job);
+            self.waiting[usize::from(service.0)].fetch_add(1, Ordering::Relaxed);
+        }
         let (wakes_thread, wakes_watcher) = (queue.idle > 0, queue.watcher_sleeps);
         drop(queue);
         // One thread wakes the next, if there is more to do: the worker wakes one only.
@@ -199,8 +263,12 @@ impl QueryQueue {
 
     /// Queries that wait for a thread, and those that were given up and still run.
     pub(crate) fn counts(&self) -> (u64, u64) {
-        let stuck = self.stuck.iter().map(|stuck| stuck.load(Ordering::Relaxed) as u64).sum();
-        (self.waiting.load(Ordering::Relaxed) as u64, stuck)
+        (sum(&self.waiting) as u64, sum(&self.stuck) as u64)
+    }
+
+    /// Whether this is a thread that runs a query.
+    pub(crate) fn is_own_thread(&self, thread: ThreadId) -> bool {
+        self.queue().running.iter().any(|running| running.thread.id == thread)
     }
 
     /// The queries that were given up and still run, the one that has run for the longest first.
@@ -208,12 +276,7 @@ impl QueryQueue {
         let queue = self.queue();
         let mut stuck: Vec<&Running> = queue.running.iter().filter(|running| running.is_stuck).collect();
         stuck.sort_unstable_by_key(|running| running.since);
-        let show = |running: &Running| StuckQuery {
-            service: topology.service(running.service).name.clone(),
-            process: running.process.to_string(),
-            running: running.since.elapsed(),
-        };
-        stuck.into_iter().map(show).collect()
+        stuck.into_iter().map(|running| running.show(topology)).collect()
     }
 
     /// Starts a thread that runs queries until the node ends.
@@ -234,10 +297,11 @@ impl QueryQueue {
 
     /// Runs queries on this thread.
     fn run(&self, shared: &Shared) {
+        let thread = QueryThread::current();
         let mut queue = self.queue();
         loop {
-            let Some(job) = queue.waiting.pop_front() else {
-                if queue.is_closing || queue.is_over {
+            let Some(job) = queue.pop() else {
+                if queue.is_over || queue.is_closing && !queue.is_waiting() {
                     queue.threads -= 1;
                     self.ended.notify_all();
                     return;
@@ -247,37 +311,31 @@ impl QueryQueue {
                 queue.idle -= 1;
                 continue;
             };
-            self.waiting.store(queue.waiting.len(), Ordering::Relaxed);
-            if queue.idle > 0 && !queue.waiting.is_empty() {
-                self.news.notify_one();
-            }
-            let Job { reading, reception, _charge } = job;
-            let service = reading.service;
-            let refused = if reception.deadline <= shared.clock.now() {
-                Some(RawError::TimedOut { after: reception.timeout })
-            } else {
-                queue.stuck_refusal(service, &shared.topology).map(RawError::Refused)
-            };
-            if refused.is_some() || reception.sender.is_closed() {
+            let service = job.reading.service;
+            self.waiting[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
+            if job.reception.deadline <= shared.clock.now() || job.reception.sender.is_closed() {
                 drop(queue);
-                if let Some(error) = refused {
-                    self.refuse(shared, service, reception, error);
-                }
-                drop((reading, _charge));
+                self.give_up(shared, Over::late(job));
                 queue = self.queue();
                 continue;
             }
-            let number = queue.begin(&reading, reception);
+            let (number, reading) = queue.begin(job, thread);
+            if queue.idle > 0 && queue.next_lane().is_some() {
+                self.news.notify_one();
+            }
             drop(queue);
             let answer = reading.answer(|call, view| shared.registry.query(call, view, &shared.topology));
             // What it captured may be large by now: it goes before the answer tells that it is gone.
-            drop((reading, _charge));
+            drop(reading);
             queue = self.queue();
-            let Running { reception, is_stuck, .. } = queue.end(number);
+            let Running { reception, is_stuck, charge, .. } = queue.end(number);
+            drop(charge);
             if is_stuck {
                 // Another thread serves in its place.
                 self.stuck[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
                 self.ended.notify_all();
+                // One that was held back for it may begin.
+                self.news.notify_one();
                 return;
             }
             let Some(reception) = reception else { continue };
@@ -296,7 +354,16 @@ impl QueryQueue {
         }
     }
 
-    fn refuse(&self, shared: &Shared, service: ServiceId, reception: Reception, error: RawError) {
+    /// Answers the client of a query that is not waited for any more, unless that one has gone.
+    fn give_up(&self, shared: &Shared, over: Over) {
+        let Over { service, reception, error, job } = over;
+        drop(job);
+        if reception.sender.is_closed() {
+            return;
+        }
+        if !matches!(error, RawError::Refused(Refusal::QueriesStuck { .. })) {
+            shared.counters.queries_given_up.add(1);
+        }
         let counters = &shared.counters.services[usize::from(service.0)];
         counters.answers.add(1);
         counters.refusals.add(1);
@@ -306,10 +373,11 @@ impl QueryQueue {
     /// Answers those whose time is over, and replaces threads that do not come back, until the node ends.
     pub(crate) fn watch(&self, shared: &Arc<Shared>, limit: Duration) {
         let mut queue = self.queue();
+        queue.limit = limit;
         let (mut begun, mut last) = (0, Instant::now());
+        let mut can_start = true;
         while !queue.is_over {
-            if queue.begun != begun || !queue.waiting.is_empty() || queue.running.iter().any(|r| !r.is_stuck)
-            {
+            if queue.begun != begun || queue.is_waiting() || queue.running.iter().any(|r| !r.is_stuck) {
                 (begun, last) = (queue.begun, Instant::now());
             }
             queue.watcher_sleeps = last.elapsed() >= LOOK_ON && queue.threads >= QUERY_THREADS;
@@ -319,10 +387,12 @@ impl QueryQueue {
                 self.watch.wait_timeout(queue, LOOK).unwrap_or_else(PoisonError::into_inner).0
             };
             queue.watcher_sleeps = false;
-            let over = queue.take_over(shared.clock.now(), limit, &shared.topology);
-            self.waiting.store(queue.waiting.len(), Ordering::Relaxed);
-            let stuck = queue.leave_stuck(limit);
-            for service in &stuck {
+            let over = queue.take_over(shared.clock.now(), &shared.topology);
+            for job in over.iter().filter_map(|over| over.job.as_ref()) {
+                self.waiting[usize::from(job.1.service.0)].fetch_sub(1, Ordering::Relaxed);
+            }
+            let stuck = queue.leave_stuck(&shared.topology);
+            for (service, _) in &stuck {
                 self.stuck[usize::from(service.0)].fetch_add(1, Ordering::Relaxed);
             }
             let missing = if queue.is_closing { 0 } else { QUERY_THREADS.saturating_sub(queue.threads) };
@@ -330,28 +400,29 @@ impl QueryQueue {
                 continue;
             }
             drop(queue);
-            for Over { service, reception, error, _captured: _ } in over {
-                shared.counters.queries_given_up.add(1);
-                self.refuse(shared, service, reception, error);
+            for over in over {
+                self.give_up(shared, over);
             }
             for _ in 0..missing {
-                if let Err(error) = Self::start_thread(shared) {
+                let started = Self::start_thread(shared);
+                let could_start = std::mem::replace(&mut can_start, started.is_ok());
+                let Err(error) = started else { continue };
+                if could_start {
                     events::warn(format_args!(
                         "cannot start another thread for queries, and tries again: {error}"
                     ));
-                    break;
                 }
+                break;
             }
-            if !stuck.is_empty() {
-                for query in self.stuck(&shared.topology) {
-                    events::warn(format_args!(
-                        "a query of {}/{} was given up and still runs, for {:.1} s now: its thread was replaced; at {STUCK_MAX} \
-                         of a service its other queries are refused until one ends or the node restarts",
-                        query.service,
-                        query.process,
-                        query.running.as_secs_f64()
-                    ));
-                }
+            for (_, query) in stuck {
+                events::warn(format_args!(
+                    "a query of {}/{} was given up and still runs, for {:.1} s now: its thread was replaced; at {STUCK_MAX} \
+                     of a service its other queries wait, and are refused if these run for as long as a handler may, until \
+                     one ends or the node restarts",
+                    query.service,
+                    query.process,
+                    query.running.as_secs_f64()
+                ));
             }
             queue = self.queue();
         }
@@ -366,8 +437,8 @@ impl QueryQueue {
         self.news.notify_all();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let runs = |running: &Running| running.reception.is_some() && running.thread != here;
-            if left.is_zero() || queue.waiting.is_empty() && !queue.running.iter().any(runs) {
+            let runs = |running: &Running| running.reception.is_some() && running.thread.id != here;
+            if left.is_zero() || !queue.is_waiting() && !queue.running.iter().any(runs) {
                 return;
             }
             // The watcher gives some up without a word to this.
@@ -379,9 +450,9 @@ impl QueryQueue {
     pub(crate) fn stop(&self) {
         let mut queue = self.queue();
         queue.is_over = true;
-        let waiting = std::mem::take(&mut queue.waiting);
+        let waiting: Vec<_> = queue.lanes.iter_mut().map(|lane| std::mem::take(&mut lane.waiting)).collect();
         let receptions: Vec<_> = queue.running.iter_mut().filter_map(|r| r.reception.take()).collect();
-        self.waiting.store(0, Ordering::Relaxed);
+        self.waiting.iter().for_each(|waiting| waiting.store(0, Ordering::Relaxed));
         drop(queue);
         self.news.notify_all();
         self.watch.notify_all();
@@ -404,31 +475,105 @@ impl QueryQueue {
     }
 }
 
-/// A query whose time is over.
+fn sum(counts: &[AtomicUsize]) -> usize {
+    counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+}
+
+/// A query that is not waited for any more.
 struct Over {
     service: ServiceId,
     reception: Reception,
     error: RawError,
-    /// What is dropped after the lock.
-    _captured: Option<(Box<Reading>, Charge)>,
+    /// If it has not begun; dropped after the lock.
+    job: Option<(Charge, Box<Reading>)>,
+}
+
+impl Over {
+    /// One that has waited for too long.
+    fn late(job: Job) -> Self {
+        let after = job.reception.timeout;
+        Self::refused(job, RawError::TimedOut { after })
+    }
+
+    fn refused(job: Job, error: RawError) -> Self {
+        let Job { reading, reception, charge, .. } = job;
+        Self { service: reading.service, reception, error, job: Some((charge, reading)) }
+    }
+}
+
+impl Lane {
+    fn push(&mut self, job: Job) {
+        self.deadline_min = self.deadline_min.min(job.reception.deadline);
+        self.waiting.push_back(job);
+    }
+
+    /// Takes those out whose time is over.
+    fn take_late(&mut self, now: Time, over: &mut Vec<Over>) {
+        if self.deadline_min > now {
+            return;
+        }
+        self.deadline_min = Time(u64::MAX);
+        for _ in 0..self.waiting.len() {
+            let job = self.waiting.pop_front().expect("as many as were counted");
+            if job.reception.deadline <= now {
+                over.push(Over::late(job));
+            } else {
+                self.push(job);
+            }
+        }
+    }
+}
+
+impl Running {
+    fn show(&self, topology: &Topology) -> StuckQuery {
+        StuckQuery {
+            service: topology.service(self.service).name.clone(),
+            process: self.process.to_string(),
+            running: self.since.elapsed(),
+        }
+    }
 }
 
 impl Queue {
-    fn begin(&mut self, reading: &Reading, reception: Reception) -> u64 {
+    fn is_waiting(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.waiting.is_empty())
+    }
+
+    /// The next service whose query may begin.
+    fn next_lane(&self) -> Option<usize> {
+        let (lanes, mut busy) = (self.lanes.len(), None);
+        (self.turn..lanes).chain(0..self.turn).find(|&lane| {
+            if self.lanes[lane].waiting.is_empty() {
+                return false;
+            }
+            let of_lane = || self.running.iter().filter(|r| usize::from(r.service.0) == lane);
+            let busy = *busy.get_or_insert_with(|| self.running.iter().filter(|r| !r.is_stuck).count());
+            of_lane().filter(|r| r.is_stuck).count() < STUCK_MAX
+                && (busy < QUERY_THREADS - SPARE_THREADS || of_lane().all(|r| r.is_stuck))
+        })
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        let lane = self.next_lane()?;
+        self.turn = (lane + 1) % self.lanes.len();
+        self.lanes[lane].waiting.pop_front()
+    }
+
+    fn begin(&mut self, job: Job, thread: QueryThread) -> (u64, Box<Reading>) {
+        let Job { reading, process, reception, charge } = job;
         self.begun += 1;
         self.running.push(Running {
             number: self.begun,
             service: reading.service,
-            process: reading.query.process.clone(),
+            process,
             since: Instant::now(),
             deadline: reception.deadline,
             reception: Some(reception),
             is_stuck: false,
-            thread: thread::current().id(),
-            #[cfg(target_os = "linux")]
-            thread_id: rustix::thread::gettid(),
+            charge,
+            thread,
         });
-        self.begun
+        (self.begun, reading)
     }
 
     fn end(&mut self, number: u64) -> Running {
@@ -436,9 +581,10 @@ impl Queue {
         self.running.swap_remove(at.expect("its own thread alone takes it off the list"))
     }
 
-    /// Why queries of a service are refused, if they are.
+    /// Why queries of a service are refused, if they are: as many as may be stuck have run for longer than any may.
     fn stuck_refusal(&self, service: ServiceId, topology: &Topology) -> Option<Refusal> {
-        let stuck = || self.running.iter().filter(|r| r.is_stuck && r.service == service);
+        let is_of = |r: &&Running| r.is_stuck && r.service == service && r.since.elapsed() >= self.limit;
+        let stuck = || self.running.iter().filter(is_of);
         let first = stuck().min_by_key(|running| running.since)?;
         let count = stuck().count();
         (count >= STUCK_MAX).then(|| {
@@ -448,57 +594,53 @@ impl Queue {
         })
     }
 
-    /// Takes those from the queue whose time is over, and from those that run their receptions.
-    fn take_over(&mut self, now: Time, limit: Duration, topology: &Topology) -> Vec<Over> {
+    /// Takes those from the queue whose time is over or whose service is stuck, and from those that run their receptions.
+    fn take_over(&mut self, now: Time, topology: &Topology) -> Vec<Over> {
         let mut over = Vec::new();
-        let is_over = |job: &Job| job.reception.deadline <= now || job.reception.sender.is_closed();
-        if self.waiting.iter().any(is_over) {
-            for job in std::mem::take(&mut self.waiting) {
-                if !is_over(&job) {
-                    self.waiting.push_back(job);
-                    continue;
-                }
-                let Job { reading, reception, _charge } = job;
-                let error = RawError::TimedOut { after: reception.timeout };
-                over.push(Over {
-                    service: reading.service,
-                    reception,
-                    error,
-                    _captured: Some((reading, _charge)),
-                });
+        for number in 0..self.lanes.len() {
+            if self.lanes[number].waiting.is_empty() {
+                continue;
+            }
+            self.lanes[number].take_late(now, &mut over);
+            let service = ServiceId(number as u16);
+            if let Some(refusal) = self.stuck_refusal(service, topology) {
+                let refused = |job| Over::refused(job, RawError::Refused(refusal.clone()));
+                over.extend(self.lanes[number].waiting.drain(..).map(refused));
             }
         }
         for running in &mut self.running {
-            let is_late = running.deadline <= now;
-            if !is_late && running.since.elapsed() < limit {
-                continue;
-            }
-            let Some(reception) = running.reception.take() else { continue };
-            let error = if is_late {
-                RawError::TimedOut { after: reception.timeout }
-            } else {
+            let Some(reception) = &running.reception else { continue };
+            let after = reception.timeout;
+            let error = if running.deadline <= now || reception.sender.is_closed() {
+                RawError::TimedOut { after }
+            } else if running.since.elapsed() >= self.limit {
                 let process = format!("{}/{}", topology.service(running.service).name, running.process);
-                RawError::Refused(Refusal::QueryGivenUp { process, limit_ms: limit.as_millis() as u64 })
+                let limit_ms = self.limit.as_millis() as u64;
+                RawError::Refused(Refusal::QueryGivenUp { process, limit_ms })
+            } else {
+                continue;
             };
-            over.push(Over { service: running.service, reception, error, _captured: None });
+            let reception = running.reception.take().expect("it was there above");
+            over.push(Over { service: running.service, reception, error, job: None });
         }
         over
     }
 
-    /// Takes the threads whose query was given up and goes on out of service; gives the services of these queries.
-    fn leave_stuck(&mut self, limit: Duration) -> Vec<ServiceId> {
-        let after = limit.min(STUCK_AFTER);
+    /// Takes the threads whose query was given up and goes on out of service; gives these queries.
+    fn leave_stuck(&mut self, topology: &Topology) -> Vec<(ServiceId, StuckQuery)> {
+        let after = self.limit.min(STUCK_AFTER);
         let mut stuck = Vec::new();
         for running in &mut self.running {
             if running.is_stuck || running.reception.is_some() || running.since.elapsed() < after {
                 continue;
             }
             running.is_stuck = true;
+            running.charge.become_stuck();
             self.threads -= 1;
             // What nobody waits for gets what the others leave.
             #[cfg(target_os = "linux")]
-            let _ = rustix::process::setpriority_process(Some(running.thread_id), STUCK_NICE);
-            stuck.push(running.service);
+            let _ = rustix::process::setpriority_process(Some(running.thread.system_id), STUCK_NICE);
+            stuck.push((running.service, running.show(topology)));
         }
         stuck
     }

@@ -253,6 +253,10 @@ pub struct Metrics {
     /// Bytes of clients' queries on the way from their shards to their answers, and of the states that they read, now.
     #[serde(default)]
     pub query_bytes: u64,
+    /// Bytes of queries that were given up and still run, and of the states that they read, now. Not in
+    /// [`Self::query_bytes`].
+    #[serde(default)]
+    pub stuck_query_bytes: u64,
     /// Queries that wait for a thread, now.
     #[serde(default)]
     pub queries_waiting: u64,
@@ -394,6 +398,7 @@ impl Counters {
             outbox_bytes: 0,
             request_bytes: 0,
             query_bytes: 0,
+            stuck_query_bytes: 0,
             queries_waiting: 0,
             queries_stuck: 0,
             queries_given_up: self.queries_given_up.get(),

@@ -14,9 +14,9 @@ use stead::{
 
 /// How long to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Queries of a service that may be stuck, and threads that run queries: docs/limits.md names them.
+/// Queries of a service that may be stuck, and threads that one service's queries get: docs/limits.md names them.
 const STUCK_MAX: usize = 4;
-const THREADS: usize = 8;
+const THREADS: usize = 6;
 
 /// By key of a process, which no two tests share: queries that have begun to wait, and whether they may go on.
 static GATES: Mutex<BTreeMap<String, (usize, bool)>> = Mutex::new(BTreeMap::new());
@@ -48,12 +48,20 @@ fn open_gate(key: &str) {
 #[derive(Default, Serialize, Deserialize)]
 struct Slow {
     calls: u64,
+    pad: String,
 }
 
 #[derive(Serialize, Deserialize)]
 enum Ask {
     Count,
-    Fill { cells: u32, value: u64 },
+    Fill {
+        cells: u32,
+        value: u64,
+    },
+    /// Makes the whole-value state so many bytes larger.
+    Pad {
+        bytes: usize,
+    },
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -76,8 +84,12 @@ impl Process for Slow {
 
     fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Ask) -> Result<u64, Never> {
         self.calls += 1;
-        if let Ask::Fill { cells, value } = request {
-            (0..cells).for_each(|cell| ctx.put_cell(&cell.to_be_bytes(), &value));
+        match request {
+            Ask::Count => {}
+            Ask::Fill { cells, value } => {
+                (0..cells).for_each(|cell| ctx.put_cell(&cell.to_be_bytes(), &value));
+            }
+            Ask::Pad { bytes } => self.pad = "x".repeat(bytes),
         }
         Ok(self.calls)
     }
@@ -103,6 +115,9 @@ impl Process for Slow {
 #[derive(Default, Serialize, Deserialize)]
 struct Quick;
 
+/// What a query of `Quick` ends, from its own thread.
+static ENDS: Mutex<Option<Node>> = Mutex::new(None);
+
 impl Process for Quick {
     const SERVICE: &'static str = "quick";
     type Key = String;
@@ -117,6 +132,11 @@ impl Process for Quick {
     }
 
     fn query(&self, ctx: &QueryContext<'_, Self>, (): ()) -> Result<String, Never> {
+        if ctx.key() == "ends" {
+            let node = ENDS.lock().unwrap().take().unwrap();
+            pass("ends");
+            node.shutdown();
+        }
         Ok(ctx.key().clone())
     }
 }
@@ -255,4 +275,108 @@ fn a_query_sees_all_cells_as_they_were_while_they_change() {
     assert_eq!(sums.join().unwrap(), Ok((sum, sum)));
     let sum = 7 * (u64::from(CELLS) + 10);
     assert_eq!(query(&client, &key, Look::Sums), Ok((sum, sum)));
+}
+
+#[test]
+fn stuck_queries_of_large_states_take_no_memory_from_other_queries() {
+    let dir = tempfile::tempdir().unwrap();
+    let limit = Duration::from_millis(50);
+    let node = node(&dir, |builder| builder.handler_timeout(limit).memory_bytes_max(1 << 20));
+    let (client, calls) = (node.client().with_timeout(PATIENCE), node.blocking_client());
+    let key = "large".to_owned();
+    calls.call::<Slow>(&key, Ask::Pad { bytes: 100_000 }).unwrap();
+    // More than the quarter of the memory that queries have.
+    for stuck in 1..STUCK_MAX {
+        query(&client, &key, Look::Wait).unwrap_err();
+        until("it is counted as stuck", || node.metrics().queries_stuck == stuck as u64);
+    }
+    assert_eq!(node.metrics().query_bytes, 0);
+    assert!(node.metrics().stuck_query_bytes > 256 << 10);
+    assert_eq!(calls.query::<Quick>(&"q".to_owned(), ()).unwrap(), "q");
+    assert_eq!(query(&client, "small", Look::Calls), Ok((0, 0)));
+    open_gate(&key);
+    until("nothing is left", || node.metrics().stuck_query_bytes == 0);
+}
+
+#[test]
+fn slow_queries_of_one_service_leave_threads_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&dir, |builder| builder.handler_timeout(2 * PATIENCE));
+    let (client, calls) = (node.client().with_timeout(PATIENCE), node.blocking_client());
+    let key = "hogs".to_owned();
+    let slow: Vec<_> = (0..16).map(|_| begin(&client, &key, Look::Wait)).collect();
+    await_begun(&key, THREADS);
+    until("the others wait", || node.metrics().queries_waiting == 16 - THREADS as u64);
+    for _ in 0..20 {
+        assert_eq!(calls.query::<Quick>(&"q".to_owned(), ()).unwrap(), "q");
+    }
+    assert_eq!(GATES.lock().unwrap()[&key].0, THREADS);
+    open_gate(&key);
+    for query in slow {
+        assert_eq!(query.join().unwrap(), Ok((0, 0)));
+    }
+}
+
+#[test]
+fn cancelled_queries_give_up_their_threads_and_others_wait_for_them_unrefused() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&dir, |builder| builder.handler_timeout(2 * PATIENCE));
+    let client = node.client().with_timeout(PATIENCE);
+    let key = "cancelled".to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        for begun in 1..=STUCK_MAX {
+            let mut asked = Box::pin(client.query::<Slow>(&key, Look::Wait));
+            tokio::select! {
+                biased;
+                _ = &mut asked => panic!("the gate is closed"),
+                () = std::future::ready(()) => await_begun(&key, begun),
+            }
+            drop(asked);
+        }
+    });
+    until("their threads are replaced", || node.metrics().queries_stuck == STUCK_MAX as u64);
+    assert_eq!(node.metrics().queries_given_up, 0, "no client was answered");
+    // They have not run for as long as they may: what comes now waits.
+    let waiting = begin(&client, "patient", Look::Calls);
+    until("it waits", || node.metrics().queries_waiting == 1);
+    open_gate(&key);
+    assert_eq!(waiting.join().unwrap(), Ok((0, 0)));
+}
+
+#[test]
+fn a_shutdown_without_time_left_still_answers_queries_that_were_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&dir, |builder| builder.shutdown_timeout(Duration::ZERO));
+    let (client, calls) = (node.client().with_timeout(PATIENCE), node.blocking_client());
+    let key = "last".to_owned();
+    let last = begin(&client, &key, Look::Wait);
+    await_begun(&key, 1);
+    let ending = node.clone();
+    let ended = thread::spawn(move || ending.shutdown());
+    until("the node takes no calls", || calls.call::<Slow>(&key, Ask::Count).is_err());
+    open_gate(&key);
+    assert_eq!(last.join().unwrap(), Ok((0, 0)));
+    ended.join().unwrap();
+}
+
+#[test]
+fn a_query_that_ends_its_node_does_not_wait_for_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&dir, |builder| builder.shutdown_timeout(2 * PATIENCE));
+    *ENDS.lock().unwrap() = Some(node.clone());
+    let calls = node.blocking_client();
+    let asked = thread::spawn(move || calls.query::<Quick>(&"ends".to_owned(), ()));
+    await_begun("ends", 1);
+    // Another ends the node meanwhile, and waits for the query.
+    let (done, ended) = mpsc::channel();
+    let calls = node.blocking_client();
+    thread::spawn(move || {
+        node.shutdown();
+        let _ = done.send(());
+    });
+    until("the node takes no calls", || calls.call::<Quick>(&"q".to_owned(), ()).is_err());
+    open_gate("ends");
+    ended.recv_timeout(PATIENCE).expect("neither waits for the other");
+    assert_eq!(asked.join().unwrap().unwrap(), "ends");
 }

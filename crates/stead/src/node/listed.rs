@@ -1,12 +1,12 @@
 //! The checkpoints of a store, for a list of them: what was decided never changes, so each manifest is read once.
 
-use super::snapshots::{CheckpointInfo, failed};
+use super::snapshots::CheckpointInfo;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use stead_core::ids::{Colour, Incarnation};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::checks::{CheckOutcome, checks_beside};
-use stead_store::checkpoint::manifest::{CheckResult, Decision, decided_numbers, read_decision};
+use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision};
 use stead_store::checkpoint::store::BlobStore;
 
 /// What was read of a store's checkpoints, as long as they are there.
@@ -71,8 +71,7 @@ impl Listed {
         if !*is_checked {
             match checks_beside(store, *incarnation, number) {
                 Ok(Some(checks)) => {
-                    info.check = CheckOutcome::of(checks.iter().map(CheckResult::outcome));
-                    info.failed_checks = failed(&checks);
+                    info.note_checks(&checks);
                     // While a check is left out, its result may still come.
                     *is_checked = info.check != CheckOutcome::NotChecked;
                 }

@@ -260,7 +260,7 @@ pub struct CheckpointInfo {
 
 impl CheckpointInfo {
     pub(crate) fn of(manifest: &Manifest, checks: &[CheckResult]) -> Self {
-        Self {
+        let mut info = Self {
             number: manifest.number.0,
             created: manifest.created.0,
             bytes_written: manifest.totals.written_bytes,
@@ -268,10 +268,18 @@ impl CheckpointInfo {
             records: manifest.totals.records,
             in_flight: manifest.totals.messages,
             shards: manifest.parts.len() as u64,
-            check: CheckOutcome::of(checks.iter().map(CheckResult::outcome)),
-            failed_checks: failed(checks),
-            skipped_checks: skipped(checks),
-        }
+            check: CheckOutcome::NotChecked,
+            failed_checks: Vec::new(),
+            skipped_checks: Vec::new(),
+        };
+        info.note_checks(checks);
+        info
+    }
+
+    pub(crate) fn note_checks(&mut self, checks: &[CheckResult]) {
+        self.check = CheckOutcome::of(checks.iter().map(CheckResult::outcome));
+        self.failed_checks = failed(checks);
+        self.skipped_checks = skipped(checks);
     }
 }
 

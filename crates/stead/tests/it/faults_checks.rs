@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stead::{
     CheckOutcome, CheckpointOptions, Context, Cut, Never, NoQuery, Node, NodeBuilder, Process, ServiceOptions,
 };
@@ -123,11 +123,20 @@ fn child() {
     let options = CheckpointOptions { interval, ..by_hand() };
     let node = builder(Path::new(&dir), options).suspect_for(Duration::from_millis(50)).open().unwrap();
     node.blocking_client().call::<Sick>(&1, ()).unwrap();
+    let begun = Instant::now();
+    let wait = || {
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "the check is not given up: {:?}",
+            node.checkpoints()
+        );
+        std::thread::yield_now();
+    };
     let failed = loop {
         if let Some(failed) = node.failed_check() {
             break failed;
         }
-        std::thread::yield_now();
+        wait();
     };
     // The others are checked still, and the one that was given up is not.
     let left_out = loop {
@@ -137,7 +146,7 @@ fn child() {
         {
             break found.clone();
         }
-        std::thread::yield_now();
+        wait();
     };
     assert_eq!((left_out.check, left_out.failed_checks.len()), (CheckOutcome::NotChecked, 0));
     assert_eq!(left_out.skipped_checks[0].service, "sick");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use stead::{Context, Never, Node, Process, QueryContext, ServiceOptions};
 
 /// How long to wait for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sends messages on, to itself or to others.
 #[derive(Default, Serialize, Deserialize)]

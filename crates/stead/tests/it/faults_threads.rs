@@ -17,7 +17,7 @@ use stead::{
 use stead_store::sim_disk::SimDisk;
 
 /// How long to wait for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Much state in few records, so that a test has it at once.
 #[derive(Default, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use tracing::{Event, Metadata, Subscriber};
 /// Says in a child what its subscriber does.
 const DOES: &str = "SUBSCRIBER_DOES";
 /// Longest time to wait for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Blocks, or panics, at each event.
 struct Bad {

@@ -10,7 +10,7 @@ use stead::{
 };
 
 /// How long to wait for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Default)]
 struct Crowd {

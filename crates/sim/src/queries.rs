@@ -78,7 +78,7 @@ impl World<'_> {
             reading.capture = now.clone();
         }
         let seen = Seen::of(reading.capture.view());
-        if seen != Seen::of(now.view()) {
+        if known.is_some() && seen != Seen::of(now.view()) {
             self.marks.hit(Mark::QueryUnderWrites);
         }
         if let Some(known) = known.filter(|known| *known != seen) {

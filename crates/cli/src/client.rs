@@ -37,7 +37,7 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("it must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
-/// How much longer than its timeout a command waits, so that the server can still say that the time is over.
+/// Time that a command waits beyond its timeout, so that the server can still answer that the time is over.
 const LATE: Duration = Duration::from_millis(500);
 
 /// Most bytes of an answer that are read: 1 GiB.

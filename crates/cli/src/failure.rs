@@ -36,13 +36,13 @@ pub(crate) struct Failure {
     hint: Option<String>,
     /// What the server sent, for `--json`.
     document: Option<serde_json::Value>,
-    /// Standard output tells it already, as the command's result.
-    is_told: bool,
+    /// Standard output has it already, as the command's result.
+    is_reported: bool,
 }
 
 impl Failure {
     pub(crate) fn new(exit: Exit, what: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), cause: None, hint: None, document: None, is_told: false }
+        Self { exit, what: what.into(), cause: None, hint: None, document: None, is_reported: false }
     }
 
     pub(crate) fn cause(mut self, cause: impl fmt::Display) -> Self {
@@ -66,17 +66,17 @@ impl Failure {
         self
     }
 
-    /// The result that the command has printed tells of it: with `--json` that is the one object on standard output.
-    pub(crate) fn told(mut self) -> Self {
-        self.is_told = true;
+    /// The result that the command has printed contains it: with `--json` that is the one object on standard output.
+    pub(crate) fn reported(mut self) -> Self {
+        self.is_reported = true;
         self
     }
 
-    pub(crate) fn is_told(&self) -> bool {
-        self.is_told
+    pub(crate) fn is_reported(&self) -> bool {
+        self.is_reported
     }
 
-    /// Whether the server told a problem of this kind.
+    /// Whether the server reported a problem of this kind.
     pub(crate) fn is(&self, kind: &str) -> bool {
         let named = self.document.as_ref().and_then(|problem| problem["type"].as_str());
         named.and_then(|name| name.strip_prefix("urn:stead:problem:")) == Some(kind)

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn failed(cli: &commands::Cli, failure: &Failure) -> ExitCode {
-    if cli.json && !failure.is_told() {
+    if cli.json && !failure.is_reported() {
         let document = failure.to_json();
         let (done, told) = mpsc::channel();
         let print = move || {

@@ -31,7 +31,7 @@ pub(crate) fn line_is_read(text: &str) -> Result<bool, Failure> {
 pub(crate) fn wait_while_read(wait: Duration) -> Result<bool, Failure> {
     let out = io::stdout();
     let wait = Timespec::try_from(wait).ok();
-    // Asks for nothing: that a pipe's reader is gone is reported all the same.
+    // Without any event: poll reports all the same that a pipe's reader is gone.
     let mut watched = [PollFd::new(&out, PollFlags::empty())];
     match poll(&mut watched, wait.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
@@ -171,7 +171,7 @@ pub(crate) fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// How many there are of something: `1 record`, `2 records`.
+/// A number of something: `1 record`, `2 records`.
 pub(crate) fn count(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }

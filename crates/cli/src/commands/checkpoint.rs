@@ -149,7 +149,7 @@ pub(crate) fn run(args: &CheckpointArgs, json: bool) -> Result<(), Failure> {
                 format!("{}: {}", text("service"), text("reason"))
             });
             let what = format!("checkpoint {} is complete, and a check of it failed", report["number"]);
-            Err(Failure::new(Exit::Inconsistent, what).cause(Vec::from_iter(wrong).join("; ")).told())
+            Err(Failure::new(Exit::Inconsistent, what).cause(Vec::from_iter(wrong).join("; ")).reported())
         }
         Action::List { source } => list(&checkpoints(source)?, json),
         Action::Show { number, source } => {
@@ -266,7 +266,7 @@ fn verify(number: u64, source: &Source, json: bool) -> Result<(), Failure> {
     Err(Failure::new(Exit::Inconsistent, format!("checkpoint {number} is inconsistent"))
         .cause(wrong.join("; "))
         .hint("do not restore it; `stead checkpoint list` shows the others")
-        .told())
+        .reported())
 }
 
 fn copy(number: u64, to: &str, source: &Source) -> Result<Value, Failure> {

@@ -74,17 +74,17 @@ struct Letter {
     reason: Option<String>,
 }
 
-/// What is done to many dead letters.
+/// An order about many dead letters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
     Retry,
     Delete,
 }
 
-/// What came of it.
+/// The outcome of an order, in dead letters.
 #[derive(Default, Serialize)]
 struct Counts {
-    /// Dead letters that fit.
+    /// Those that fit.
     matched: u64,
     /// Handled or deleted.
     done: u64,
@@ -93,39 +93,14 @@ struct Counts {
     /// Of a kind that can only be deleted.
     #[serde(rename = "final")]
     only_deleted: u64,
-    /// Gone meanwhile, by another's hand.
+    /// Handled or deleted by another command meanwhile.
     gone: u64,
 }
 
-/// Goes over all dead letters that there are when it meets them, each once.
 fn all(order: Order, letter: &Letter, server: &ServerArgs, json: bool) -> Result<(), Failure> {
     let server = server.server();
     let mut counts = Counts::default();
-    let mut met = BTreeSet::new();
-    let mut work = || {
-        for service in services(&server, letter.service.as_deref())? {
-            let mut after = String::new();
-            loop {
-                let path = format!("/v1/dead-letters/{}?limit={PAGE}{after}", segment(&service));
-                let page = server.get(&path)?.body;
-                for one in page["dead_letters"].as_array().into_iter().flatten() {
-                    let (shard, index) = (one["shard"].as_u64(), one["index"].as_u64());
-                    let (Some(shard), Some(index)) = (shard, index) else { continue };
-                    let reason = one["reason"].as_str().unwrap_or_default();
-                    let fits = letter.reason.as_deref().is_none_or(|text| reason.contains(text));
-                    // A retry that fails may come back under another number, later in the same listing.
-                    if fits && met.insert((shard, index)) {
-                        counts.matched += 1;
-                        decide(order, &server, shard, index, &mut counts)?;
-                    }
-                }
-                let Some(next) = page["next"].as_str() else { break };
-                after = format!("&after={}", segment(next));
-            }
-        }
-        Ok(())
-    };
-    let ended: Result<(), Failure> = work();
+    let ended = decide_all(order, letter, &server, &mut counts);
     if json {
         let mut report = json!(counts);
         if let (Err(failure), Value::Object(report)) = (&ended, &mut report)
@@ -148,7 +123,33 @@ fn all(order: Order, letter: &Letter, server: &ServerArgs, json: bool) -> Result
             }
         }
     }
-    ended.map_err(|failure| if json { failure.told() } else { failure })
+    ended.map_err(|failure| if json { failure.reported() } else { failure })
+}
+
+/// Handles or deletes each dead letter that fits, once; those that come meanwhile may be among them.
+fn decide_all(order: Order, letter: &Letter, server: &Server, counts: &mut Counts) -> Result<(), Failure> {
+    let mut met = BTreeSet::new();
+    for service in services(server, letter.service.as_deref())? {
+        let mut after = String::new();
+        loop {
+            let path = format!("/v1/dead-letters/{}?limit={PAGE}{after}", segment(&service));
+            let page = server.get(&path)?.body;
+            for one in page["dead_letters"].as_array().into_iter().flatten() {
+                let (shard, index) = (one["shard"].as_u64(), one["index"].as_u64());
+                let (Some(shard), Some(index)) = (shard, index) else { continue };
+                let reason = one["reason"].as_str().unwrap_or_default();
+                let fits = letter.reason.as_deref().is_none_or(|text| reason.contains(text));
+                // A retry that fails may come back under another number, later in the same listing.
+                if fits && met.insert((shard, index)) {
+                    counts.matched += 1;
+                    decide(order, server, shard, index, counts)?;
+                }
+            }
+            let Some(next) = page["next"].as_str() else { break };
+            after = format!("&after={}", segment(next));
+        }
+    }
+    Ok(())
 }
 
 fn decide(order: Order, server: &Server, shard: u64, index: u64, counts: &mut Counts) -> Result<(), Failure> {
@@ -159,7 +160,7 @@ fn decide(order: Order, server: &Server, shard: u64, index: u64, counts: &mut Co
             Order::Retry => server.post(&format!("{path}/retry"), "", &[]),
             Order::Delete => server.delete(&path),
         };
-        // What was retried just now may be what the node is busy with.
+        // The node may be busy with the letters that were retried just now.
         match answer {
             Err(failure) if failure.is("overloaded") && Instant::now() < until => {
                 std::thread::sleep(OVERLOADED_WAIT);
@@ -177,8 +178,9 @@ fn decide(order: Order, server: &Server, shard: u64, index: u64, counts: &mut Co
     Ok(())
 }
 
-/// How long one dead letter of many waits for a node that is overloaded, and how long between two attempts.
+/// Time that a node may be overloaded before one dead letter of many is given up.
 const OVERLOADED_MAX: Duration = Duration::from_secs(60);
+/// Pause between two attempts at an overloaded node.
 const OVERLOADED_WAIT: Duration = Duration::from_millis(200);
 /// Dead letters of one request.
 const PAGE: usize = 1000;

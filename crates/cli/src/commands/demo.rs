@@ -111,7 +111,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     }
     Err(Failure::new(Exit::Failed, "the demo found a violated guarantee")
         .hint(format!("try again with --seed {seed}; the files are kept in {}", dir.keep().display()))
-        .told())
+        .reported())
 }
 
 /// The application that the demo kills.

@@ -74,7 +74,7 @@ pub(crate) fn run(args: &LogArgs, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// The entries to begin with. What is large comes in several pages.
+/// The entries to begin with, of as many pages as they take.
 fn first(of: &Of<'_>, args: &LogArgs) -> Result<LogPage, Failure> {
     let server = args.server.server();
     let mut page = LogPage { entries: Vec::new(), next: args.from };
@@ -119,7 +119,7 @@ fn follow(server: &Server, of: &Of<'_>, mut from: u64, limit: u16, json: bool) -
         from = page.next;
         let is_behind = page.entries.len() == usize::from(limit);
         let pause = if is_behind { Duration::ZERO } else { PAUSE.max(asked.elapsed() * PAUSE_TO_REQUEST) };
-        // Also while nothing comes: no write would ever find that its reader is gone.
+        // Also while nothing comes, when no write would find that the reader is gone.
         if !output::wait_while_read(pause)? {
             return Ok(());
         }

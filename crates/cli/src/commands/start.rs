@@ -50,7 +50,7 @@ pub(crate) struct StartArgs {
     supervise: bool,
 }
 
-/// What a started server tells on standard output.
+/// The report of a started server on standard output.
 #[derive(Serialize)]
 struct Ready {
     event: &'static str,
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
     serve.try_run().map_err(failure)
 }
 
-/// What is said on the command line stands over the configuration.
+/// The command line overrides the configuration.
 fn builder(
     data: Option<PathBuf>,
     config: Option<&Path>,

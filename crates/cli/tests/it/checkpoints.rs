@@ -200,7 +200,7 @@ fn a_damaged_checkpoint_is_told_and_exits_with_its_code() {
     }
     let verified = run(&["checkpoint", "verify", &number, "--data", dir.path().to_str().unwrap()]);
     assert_eq!(verified.status.code(), Some(6), "{verified:?}");
-    // A failure is told to nobody who listens, and is one all the same.
+    // Without a reader of its report the command fails all the same.
     let mut deaf =
         stead(&["checkpoint", "verify", &number, "--data", dir.path().to_str().unwrap(), "--json"]);
     let (reader, writer) = std::io::pipe().unwrap();

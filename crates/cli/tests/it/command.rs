@@ -91,14 +91,14 @@ fn failures_have_their_code_cause_and_hint() {
     }
 }
 
-/// A server that answers by the request line, for what no `kv` comes to; returns what was asked.
+/// A server that answers by the request line, for answers that `kv` never gives; returns its address and the request lines.
 fn answers_by(
     answer: impl Fn(&str) -> (u16, Value) + Send + 'static,
 ) -> (String, std::sync::mpsc::Receiver<String>) {
     use std::io::{BufRead, BufReader, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let (tell, asked) = std::sync::mpsc::channel();
+    let (asks, asked) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
@@ -108,7 +108,7 @@ fn answers_by(
             let body = body.to_string();
             let head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}", body.len());
             let _ = write!(stream, "{head}\r\ncontent-type: application/json\r\n\r\n{body}");
-            if tell.send(line).is_err() {
+            if asks.send(line).is_err() {
                 return;
             }
         }

@@ -18,7 +18,7 @@ thread_local! {
 /// A scratch buffer over this many bytes is given back.
 const SCRATCH_KEPT: usize = 1 << 20;
 
-/// Why a value cannot be read or written.
+/// Reasons for which a value cannot be read or written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CodecError {
     /// The bytes are no value of the type.

@@ -21,26 +21,26 @@ pub struct Config {
     pub threads: Option<usize>,
     /// Threads that run the steps of tasks: 1 to 256. Default 16.
     pub task_threads: Option<usize>,
-    /// How long a handler may run before the process ends, and a query before it is given up: 10 ms to 1 h. Default 10 s.
+    /// Time that a handler may run before the process ends, and a query before it is given up: 10 ms to 1 h. Default 10 s.
     #[serde(deserialize_with = "duration")]
     pub handler_timeout: Option<Duration>,
-    /// How long a step of a task may run before the process ends: 10 ms to 24 h. Default 10 min.
+    /// Time that a step of a task may run before the process ends: 10 ms to 24 h. Default 10 min.
     #[serde(deserialize_with = "duration")]
     pub task_step_timeout: Option<Duration>,
-    /// How long a shutdown waits for running steps of tasks, and for open HTTP requests before them: 0 s to 1 h. What
-    /// has not ended by then is left; a step is repeated after the next start. Default 10 s.
+    /// Time that a shutdown waits for running steps of tasks, and for open HTTP requests before them: 0 s to 1 h. Those
+    /// that have not ended by then are left; a step is repeated after the next start. Default 10 s.
     #[serde(deserialize_with = "duration")]
     pub shutdown_timeout: Option<Duration>,
-    /// How long a wall clock that is more than an hour ahead of the shards' time must stay so before timers follow it, for it
-    /// may be wrong: 0 to 24 h. With 0 it is believed at once. Default 10 min.
+    /// Time for which a wall clock that is more than an hour ahead of the shards' time must stay so before timers follow it,
+    /// for it may be wrong: 0 to 24 h. With 0 it is believed at once. Default 10 min.
     #[serde(deserialize_with = "duration")]
     pub clock_confirm: Option<Duration>,
-    /// How long clients' requests are suspected after a life of the process that did not end in order, for they may have
+    /// Time for which clients' requests are suspected after a life of the process that did not end in order, for they may have
     /// ended it: each is then handled only once an attempt at it is on disk. Tasks that were met by such an end wait until
     /// then. 0 s to 1 h. Default 60 s.
     #[serde(deserialize_with = "duration")]
     pub suspect_for: Option<Duration>,
-    /// What may wait in memory.
+    /// Limits of the bytes that wait in memory.
     pub memory: MemoryConfig,
     /// The log.
     pub log: LogConfig,
@@ -150,7 +150,7 @@ pub struct ServiceConfig {
     pub dead_letter_bytes_max: Option<usize>,
 }
 
-/// Why a configuration is invalid.
+/// Reasons for which a configuration is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConfigError {
     /// The file cannot be read.

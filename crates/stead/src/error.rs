@@ -65,7 +65,7 @@ pub enum CallError<E> {
     Raw(#[from] RawError),
 }
 
-/// Why a node cannot be opened.
+/// Reasons for which a node cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The configuration.

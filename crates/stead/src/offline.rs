@@ -66,11 +66,11 @@ pub struct RestoreReport {
     pub messages: u64,
     /// Sessions that ended; requests in them are refused.
     pub sessions_ended: u64,
-    /// How long it took.
+    /// Time that it took.
     pub duration: Duration,
 }
 
-/// Why something cannot be done with data at rest.
+/// Reasons for which something cannot be done with data at rest.
 #[derive(Debug, Error)]
 pub enum OfflineError {
     /// A directory cannot be used.
@@ -289,7 +289,7 @@ pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
     let store = source_store(from)?;
     let mut found = list_checkpoints(&*store)?;
     for name in begun_names(&*store)? {
-        // A mark that cannot be read is as good as none.
+        // A mark that cannot be read counts as none.
         if let Ok(begun) = Begun::read(&*store, &name) {
             note(&mut found, begun.number, &begun.service);
         }
@@ -451,7 +451,7 @@ fn cause_name(cause: &Cause) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogPage {
-    /// What was handled, the oldest first.
+    /// The entries, oldest first.
     pub entries: Vec<LogEntry>,
     /// The index to go on from: all before it was looked at.
     pub next: u64,
@@ -497,7 +497,7 @@ pub fn read_process_log(
 /// Bytes of values, messages and answers after which a page of entries ends.
 const PAGE_BYTES: usize = 1 << 20;
 
-/// Where readings of the log have ended, so that who follows it goes on there. A few are kept, the latest last.
+/// Places at which readings of the log have ended, so that a reader that follows it continues there. The latest is last.
 #[derive(Default)]
 pub(crate) struct Trails(Mutex<VecDeque<Trail>>);
 
@@ -510,14 +510,14 @@ struct Trail {
 }
 
 impl Trails {
-    /// So many readers can follow the log at a time without each reading all of it.
+    /// Readers that can follow the log at a time without each reading all of it.
     const MAX: usize = 64;
 
     fn held(&self) -> MutexGuard<'_, VecDeque<Trail>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where to begin for what a shard has from an index on.
+    /// The batch at which the entries of a shard from an index on begin.
     fn find(&self, shard: ShardId, from: Index) -> Option<Position> {
         let trails = self.held();
         let fit = trails.iter().filter(|trail| trail.shard == shard && trail.next <= from);
@@ -559,7 +559,7 @@ impl Filling {
     }
 }
 
-/// What each write and each message is shown with beside its key and its bytes.
+/// Bytes that each write and each message is shown with beside its key and its value.
 const SHOWN_EACH: usize = 64;
 
 /// About as many bytes as an entry is shown with.

@@ -92,7 +92,7 @@ pub trait Process: Serialize + DeserializeOwned + Default + Send + 'static {
     /// Reads state of an older version from its MessagePack bytes.
     ///
     /// # Errors
-    /// Why it cannot be read; the default reads no older version.
+    /// The reason for which it cannot be read; the default reads no older version.
     fn migrate(version: u32, bytes: &[u8]) -> Result<Self, String> {
         let _ = bytes;
         Err(format!("no migration from version {version} to {} is written", Self::VERSION))

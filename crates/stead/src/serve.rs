@@ -33,12 +33,12 @@ const CHILD_OF: &str = "_STEAD_CHILD_OF";
 /// The address to listen on.
 const LISTEN: &str = "STEAD_LISTEN";
 const LISTEN_DEFAULT: &str = "127.0.0.1:7420";
-/// How much longer than its limit a stop may take, for the log's last write among others, before the program ends anyway.
+/// Time that a stop may take beyond its limit, for the log's last write among others, before the program ends anyway.
 const LAST_RESORT: Duration = Duration::from_secs(5);
-/// How long the end of the program waits for standard error.
+/// Time that the end of the program waits for standard error.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Why a server ended, or did not start. Its `Debug` is its message, so that a `main` that returns it prints a sentence.
+/// Reasons for which a server ended or did not start. Its `Debug` is its message, so that a `main` that returns it prints a sentence.
 #[derive(Error)]
 pub enum ServerError {
     /// The variable `STEAD_LISTEN` is no address.
@@ -94,7 +94,7 @@ impl fmt::Debug for ServerError {
 }
 
 impl ServerError {
-    /// Whether the same start may succeed later though nobody corrects the data or the configuration.
+    /// Whether the same start may succeed later without a correction of the data or the configuration.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -151,7 +151,7 @@ pub struct Ready {
     pub address: SocketAddr,
     /// The data directory.
     pub data_dir: PathBuf,
-    /// How the node came to its state.
+    /// The recovery of the node at its start.
     pub recovery: RecoveryReport,
 }
 
@@ -339,7 +339,7 @@ fn socket_of_supervisor() -> Result<TcpListener, ServerError> {
     Ok(TcpListener::from(socket.map_err(system("take over the supervisor's socket"))?))
 }
 
-/// Libraries report each repetition of a request: what comes of it is said once by the node. They are heard from `debug` on.
+/// Libraries report each repetition of a request, the node its outcome once: those of libraries are written from `debug` on.
 fn log_events(level: Level) {
     let of_libraries = if level >= Level::DEBUG { level } else { Level::ERROR };
     let libraries = ["hyper", "hyper_util", "object_store", "reqwest", "rustls"];
@@ -373,7 +373,7 @@ fn first_signal(runtime: &Runtime, has_supervisor: bool) -> Result<oneshot::Rece
     Ok(signalled)
 }
 
-/// Ends the program if it has not ended after this time: what hangs then hangs for ever.
+/// Ends the program if it has not ended after this time, because it would then hang for ever.
 fn exit_after(time: Duration, code: i32) {
     let wait = move || {
         thread::sleep(time);
@@ -402,7 +402,7 @@ fn report_ready(data_dir: &Path, server: &Server, node: &Node, on_ready: Option<
     ));
     let Some(on_ready) = on_ready else { return };
     let ready = Ready { address, data_dir: data_dir.to_owned(), recovery };
-    // On a thread of its own: a server whose output nobody reads serves all the same.
+    // On a thread of its own, so that a server whose output is not read serves all the same.
     let spawned = thread::Builder::new().name("stead-ready".to_owned()).spawn(move || on_ready(ready));
     if let Err(error) = spawned {
         stderr::line(format_args!(

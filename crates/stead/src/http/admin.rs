@@ -30,7 +30,7 @@ pub(super) struct Health {
     status: &'static str,
 }
 
-/// Whether the server serves, and what people should look at though it does.
+/// A server that serves, and the failed checks that people should look at all the same.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Ready {
     /// `ok`.

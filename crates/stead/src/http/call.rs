@@ -302,7 +302,7 @@ impl Gateway {
     }
 }
 
-/// A header that may come once: of two, one would be passed over in silence.
+/// A header that may come once: one of two would be ignored silently.
 pub(super) fn single<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
@@ -316,7 +316,7 @@ pub(super) fn single<'a>(
     }
 }
 
-/// A shard that is held by a handler cannot tell in time that it is late.
+/// Waits for an answer, up to the timeout: a shard that a handler holds cannot report in time that it is late.
 pub(super) async fn within_time<T>(
     timeout: Duration,
     answer: impl Future<Output = Result<T, RawError>>,

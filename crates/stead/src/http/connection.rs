@@ -34,7 +34,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// `stall_timeout`: how long the client may take nothing of an answer before the connection is closed.
+    /// `stall_timeout`: time for which the client may take nothing of an answer before the connection is closed.
     pub(super) fn new(
         tcp: TcpStream,
         stall_timeout: Duration,

@@ -15,11 +15,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::IpAddr;
 
-/// How a browser tells where a request comes from.
+/// The header in which a browser names the kind of site that a request comes from.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What everyone may ask: others than [`may_see_reasons`] learn nothing but that the server lives and serves. Those who watch over it (a load balancer's
-/// probe, HTTP/1.0) know it by other names.
+/// Paths that are open to everyone, because a load balancer's probe or HTTP/1.0 knows the server by other names. Only those
+/// that [`may_see_reasons`] learn more than that the server lives and serves.
 const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 
 /// Lets requests pass that a program on this machine may have sent.
@@ -48,19 +48,20 @@ fn admit(request: &Request) -> Result<(), Problem> {
         return Ok(());
     }
     refuse_other_sites(headers, host.unwrap_or_default())?;
-    let told = single(headers, &CONTENT_TYPE)?.and_then(|told| told.to_str().ok()).unwrap_or_default();
-    let media_type = told.split(';').next().unwrap_or_default().trim();
+    let content_type =
+        single(headers, &CONTENT_TYPE)?.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
     if !request.body().is_end_stream() && !media_type.eq_ignore_ascii_case("application/json") {
-        let detail = match told {
+        let detail = match content_type {
             "" => "the body has no Content-Type; it must be application/json".to_owned(),
-            told => format!("the Content-Type is {told:?}; it must be application/json"),
+            _ => format!("the Content-Type is {content_type:?}; it must be application/json"),
         };
         return Err(Problem::new(Kind::MediaType, detail));
     }
     plain(headers)
 }
 
-/// A body comes as it is, in chunks or not: one that is coded would be taken for another.
+/// Refuses coded bodies, which would be read as if they were plain; chunks are allowed.
 fn plain(headers: &HeaderMap) -> Result<(), Problem> {
     let is = |value: &HeaderValue, word: &str| value.as_bytes().eq_ignore_ascii_case(word.as_bytes());
     for encoding in headers.get_all(CONTENT_ENCODING) {
@@ -78,7 +79,7 @@ fn plain(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// Whether a request to [`HEALTH`] asks by a name of this machine, so that reasons may be given: those of a service tell of
+/// Whether a request to [`HEALTH`] asks by a name of this machine, so that reasons may be given: those of a service contain
 /// its data.
 pub(super) fn may_see_reasons(headers: &HeaderMap) -> bool {
     // HTTP/1.0 may name none.

@@ -10,14 +10,13 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Most connections at a time; one more is answered 503 and closed. Default: [`Limits::CONNECTIONS_MAX`].
     pub connections_max: usize,
-    /// How long a client may take to send a request's head; an idle connection is closed after it, and so is one whose client
-    /// takes nothing of an answer for so long.
-    /// Default: [`Limits::HEADER_TIMEOUT`].
+    /// Time that a client may take to send a request's head; an idle connection is closed after it, and so is one whose client
+    /// takes nothing of an answer for so long. Default: [`Limits::HEADER_TIMEOUT`].
     pub header_timeout: Duration,
-    /// How long a request may take, its body included; a client's `Stead-Deadline-Ms` can only shorten it.
+    /// Time that a request may take, its body included; a client's `Stead-Deadline-Ms` can only shorten it.
     /// Default: [`Limits::REQUEST_TIMEOUT`].
     pub request_timeout: Duration,
-    /// How long open requests are waited for at shutdown. Default: [`Limits::SHUTDOWN_TIMEOUT`].
+    /// Time that a shutdown waits for open requests. Default: [`Limits::SHUTDOWN_TIMEOUT`].
     pub shutdown_timeout: Duration,
 }
 

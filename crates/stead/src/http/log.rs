@@ -17,16 +17,16 @@ use utoipa::IntoParams;
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogRange {
-    /// The index to begin with; the oldest entry that is kept without it.
+    /// The index to begin with. Default: that of the oldest entry that is kept.
     from: Option<u64>,
-    /// How many entries at most, 1 to 1000; an answer ends earlier after 1 MiB of them. Default: 100.
+    /// Most entries, 1 to 1000; an answer ends earlier after 1 MiB of them. Default: 100.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
 /// The entries of a shard's log, readable.
 ///
-/// Go on with `from` one above the last index. None is left when there is none in the answer.
+/// Continue with `from` one above the last index, until an answer has no entries.
 #[utoipa::path(
     get,
     path = "/v1/log/{shard}",

@@ -61,7 +61,7 @@ struct Gateway {
     verifying: Arc<Semaphore>,
 }
 
-/// What may block a thread at a time; more waits, as long as its client does.
+/// Requests that may block a thread at a time; others wait, as long as their clients do.
 const BACKGROUND_MAX: usize = 64;
 
 #[derive(OpenApi)]

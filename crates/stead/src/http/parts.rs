@@ -1,4 +1,4 @@
-//! What requests to several routes have in common: what their paths and headers name, and pages.
+//! Parts that requests to several routes have in common: segments of paths, headers and pages.
 
 use super::problem::{Kind, Problem};
 use crate::NoCursor;
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use std::str::FromStr;
 use utoipa::IntoParams;
 
-/// What a path names; what cannot be read of it is a problem.
+/// The segments of a path; the problem if they cannot be read.
 pub(super) struct Segments<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {
@@ -73,7 +73,7 @@ pub(super) struct OfCheckpoint {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub(super) struct DeadlineHeader {
-    /// How long the client waits, in milliseconds.
+    /// Time that the client waits, in milliseconds.
     #[param(rename = "Stead-Deadline-Ms", minimum = 1)]
     deadline: Option<u64>,
 }
@@ -88,7 +88,7 @@ pub(super) struct TokenHeader {
     token: Option<String>,
 }
 
-/// Refuses parameters where there are none: a misspelt request should not be answered as if they were heeded.
+/// Refuses parameters where there are none, so that a misspelt request is not answered as if they had an effect.
 pub(super) struct NoParameters;
 
 impl<S: Send + Sync> FromRequestParts<S> for NoParameters {
@@ -111,7 +111,7 @@ const LIMIT_MAX: usize = 1000;
 /// Items of a page, unless another number is asked for.
 const LIMIT: usize = 100;
 
-/// How many items a page may have.
+/// Most items of a page, as asked for or by default.
 pub(super) fn limit_of(limit: Option<usize>) -> Result<usize, Problem> {
     let limit = limit.unwrap_or(LIMIT);
     if (1..=LIMIT_MAX).contains(&limit) {

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// Why a server cannot start.
+/// Reasons for which a server cannot start.
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// The address can be reached from other machines, and there is no TLS.

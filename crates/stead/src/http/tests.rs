@@ -520,7 +520,7 @@ async fn an_answer_of_the_log_is_bounded_by_its_bytes() {
 #[derive(Default, Serialize, Deserialize)]
 struct Slow;
 
-/// How many checks run, and the most that ran at a time.
+/// The checks that run, and the most that ran at a time.
 static CHECKS: (Mutex<(u32, u32)>, Condvar) = (Mutex::new((0, 0)), Condvar::new());
 
 impl Process for Slow {

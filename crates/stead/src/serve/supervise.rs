@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 use tokio::runtime::Builder;
 
-/// How long to wait before another start.
+/// The wait before another start.
 #[derive(Debug)]
 struct Backoff {
     next: Duration,
@@ -99,8 +99,8 @@ fn spawn(listener: &TcpListener, variables: &Variables) -> io::Result<Child> {
         .spawn()
 }
 
-/// Ends a child in order, or at the next signal at once: that does not want to wait. A child that the first signal killed
-/// had not begun: it takes signals before it opens the node.
+/// Ends a child in order, or at once at the next signal. A child that the first signal killed had not begun: it takes
+/// signals before it opens the node.
 async fn stop(mut child: Child, mut signals: Signals) -> Result<(), ServerError> {
     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
         && let Err(error) = kill_process(pid, Signal::TERM)

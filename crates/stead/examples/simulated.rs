@@ -59,7 +59,7 @@ impl Process for Account {
         Ok(self.balance)
     }
 
-    /// What the accounts have lost is in messages.
+    /// Money that has left one account and not reached the other is in messages.
     fn check(cut: &Cut<'_>) -> Result<(), String> {
         let mut sum = 0;
         for account in cut.processes::<Self>() {

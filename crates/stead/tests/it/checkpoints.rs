@@ -55,7 +55,7 @@ fn checkpoints_of_the_interval_are_checked_too_and_what_is_not_checked_is_listed
     while !listed(&node).contains(&(failed.number, CheckOutcome::Failed)) {
         std::thread::yield_now();
     }
-    // What was passed over is checked once someone verifies it.
+    // One that was passed over is checked once it is verified.
     assert!(!node.verify(number).unwrap().holds());
     assert!(listed(&node).contains(&(number, CheckOutcome::Failed)));
     node.shutdown();
@@ -77,7 +77,7 @@ fn checkpoints_of_the_interval_are_checked_too_and_what_is_not_checked_is_listed
     assert_eq!((node.failed_check(), node.metrics().checkpoint_checks), (None, 0));
 }
 
-/// What its check does: nothing, panic, or wait until it is something else.
+/// The mood of its check, which does nothing, panics, or waits until the mood is another.
 static MOOD: Mutex<Mood> = Mutex::new(Mood::Well);
 static MOOD_NEWS: Condvar = Condvar::new();
 

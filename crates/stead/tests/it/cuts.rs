@@ -1,4 +1,4 @@
-//! What a check can read of a cut: one test for each reader.
+//! The readers that a cut gives to a check, each with a test.
 
 use crate::services::key;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 type Look = Box<dyn FnMut(&Cut<'_>)>;
 
 thread_local! {
-    /// What the check does on the thread that verifies.
+    /// The body of the check, on the thread that verifies.
     static LOOK: RefCell<Option<Look>> = const { RefCell::new(None) };
 }
 
@@ -72,7 +72,7 @@ impl Process for Keeper {
         Ok(())
     }
 
-    /// How often each of its tasks has failed.
+    /// The number of times that each of its tasks has failed.
     fn query(&self, ctx: &QueryContext<'_, Self>, (): ()) -> Result<Vec<u32>, Never> {
         Ok(ctx.tasks().iter().map(|task| task.retries).collect())
     }

@@ -56,11 +56,11 @@ fn long_the_bank_is_killed_and_goes_on_with_all_its_money() {
 
     let second = start().wait_with_output().unwrap();
     assert!(second.status.success(), "{second:?}");
-    let told = String::from_utf8(second.stdout).unwrap();
-    assert!(told.contains("log entries replayed") && !told.contains(" 0 log entries replayed"), "{told}");
-    assert!(told.contains("20000 transfers, "), "{told}");
-    let held: Vec<&str> = told.lines().filter(|line| line.starts_with("checkpoint")).collect();
-    assert!(!held.is_empty() && held.iter().all(|line| line.ends_with("holds: true")), "{told}");
+    let text = String::from_utf8(second.stdout).unwrap();
+    assert!(text.contains("log entries replayed") && !text.contains(" 0 log entries replayed"), "{text}");
+    assert!(text.contains("20000 transfers, "), "{text}");
+    let held: Vec<&str> = text.lines().filter(|line| line.starts_with("checkpoint")).collect();
+    assert!(!held.is_empty() && held.iter().all(|line| line.ends_with("holds: true")), "{text}");
     assert!(checkpoints.iter().all(|line| line.ends_with("holds: true")), "{checkpoints:?}");
 }
 
@@ -68,9 +68,9 @@ fn long_the_bank_is_killed_and_goes_on_with_all_its_money() {
 fn long_the_computation_is_killed_and_repeats_a_step_at_most_each_time() {
     let dir = tempfile::tempdir().unwrap();
     let terms = "100000000";
-    let told = Command::new(example("resume")).arg(dir.path().join("run")).arg(terms).output().unwrap();
-    let text = String::from_utf8_lossy(&told.stdout);
-    assert!(told.status.success(), "{told:?}");
+    let output = Command::new(example("resume")).arg(dir.path().join("run")).arg(terms).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
     assert!(text.contains("so π is about 3.14159"), "{text}");
     let kills: Vec<f64> = text
         .lines()
@@ -156,9 +156,9 @@ fn every_method_of_a_context_is_in_an_example_and_in_a_test() {
 #[test]
 fn the_shop_delivers_what_was_paid() {
     let dir = tempfile::tempdir().unwrap();
-    let told = Command::new(example("shop")).arg(dir.path()).output().unwrap();
-    let text = String::from_utf8_lossy(&told.stdout);
-    assert!(told.status.success(), "{told:?}");
+    let output = Command::new(example("shop")).arg(dir.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
     for line in ["placed: ", "provider: ", "thank you", "warehouse: 3 apples for order ", "it is packed"] {
         assert!(text.contains(line), "{line}: {text}");
     }
@@ -171,15 +171,15 @@ fn the_simulated_example_holds_and_shows_how_a_failure_is_repeated() {
         let output = Command::new(example("simulated")).args(more).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
-    let (code, told) = run(&["--seed", "1", "--seeds", "6"]);
-    assert!(code == Some(0) && told.contains("6 seeds from 1: 0 failed, "), "{told}");
-    let (code, told) = run(&["--seed", "1", "--seeds", "6", "--strict"]);
-    assert_eq!(code, Some(1), "{told}");
-    let again = told.lines().find_map(|line| line.split("--example simulated -- ").nth(1)).unwrap();
+    let (code, text) = run(&["--seed", "1", "--seeds", "6"]);
+    assert!(code == Some(0) && text.contains("6 seeds from 1: 0 failed, "), "{text}");
+    let (code, text) = run(&["--seed", "1", "--seeds", "6", "--strict"]);
+    assert_eq!(code, Some(1), "{text}");
+    let again = text.lines().find_map(|line| line.split("--example simulated -- ").nth(1)).unwrap();
     let again: Vec<&str> = again.split(' ').collect();
     let (code, one) = run(&again);
     assert_eq!(code, Some(1), "{one}");
     let found = one.lines().next().unwrap();
-    assert!(found.starts_with("seed ") && found.contains("11: ") && told.contains(found), "{told}\n{one}");
+    assert!(found.starts_with("seed ") && found.contains("11: ") && text.contains(found), "{text}\n{one}");
     assert!(one.contains("\n  shard "), "it shows what happened before: {one}");
 }

@@ -1,6 +1,6 @@
 //! Checks over a cut that do not end: they are given up, and the node goes on without them.
 //!
-//! What ends the process runs in this test binary, started again with [`DIR`] set.
+//! Checks that end the process run in a child: this test binary, started with [`DIR`] set.
 
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;
@@ -14,20 +14,18 @@ use stead::{
 
 /// Where a child keeps its data.
 const DIR: &str = "CHECKS_CHILD_DIR";
-/// What a child's check does.
+/// The fault of a child's check.
 const FAULT: &str = "CHECKS_CHILD_FAULT";
 const ATTEMPTS: u32 = 2;
 
+/// Its check does not end, or holds.
 #[derive(Default, Serialize, Deserialize)]
-struct Sick {
+struct Checked<const ENDS: bool> {
     calls: u64,
 }
 
-/// Its check holds, beside one that does not end.
-#[derive(Default, Serialize, Deserialize)]
-struct Well {
-    calls: u64,
-}
+type Sick = Checked<false>;
+type Well = Checked<true>;
 
 fn deeper(levels: u64) -> u64 {
     let frame = black_box([levels; 64]);
@@ -45,8 +43,8 @@ fn set_waits(waits: bool) {
     NEWS.notify_all();
 }
 
-impl Process for Sick {
-    const SERVICE: &'static str = "sick";
+impl<const ENDS: bool> Process for Checked<ENDS> {
+    const SERVICE: &'static str = if ENDS { "well" } else { "sick" };
     type Key = u8;
     type Request = ();
     type Reply = ();
@@ -60,7 +58,7 @@ impl Process for Sick {
     }
 
     fn check(cut: &Cut<'_>) -> Result<(), String> {
-        if cut.processes::<Self>().next().is_none() {
+        if ENDS || cut.processes::<Self>().next().is_none() {
             return Ok(());
         }
         match std::env::var(FAULT).as_deref() {
@@ -68,25 +66,6 @@ impl Process for Sick {
             Ok("overflow") => drop(black_box(deeper(u64::MAX))),
             _ => drop(NEWS.wait_while(WAITS.lock().unwrap(), |waits| *waits).unwrap()),
         }
-        Ok(())
-    }
-}
-
-impl Process for Well {
-    const SERVICE: &'static str = "well";
-    type Key = u8;
-    type Request = ();
-    type Reply = ();
-    type Error = Never;
-    type Query = NoQuery;
-    type Answer = ();
-
-    fn handle(&mut self, _: &mut Context<'_, Self>, (): ()) -> Result<(), Never> {
-        self.calls += 1;
-        Ok(())
-    }
-
-    fn check(_: &Cut<'_>) -> Result<(), String> {
         Ok(())
     }
 }
@@ -169,20 +148,20 @@ fn live(dir: &Path, fault: &str) -> Output {
 fn is_given_up(fault: &str) {
     let dir = tempfile::tempdir().unwrap();
     let mut deaths = 0;
-    let told = loop {
+    let output = loop {
         let life = live(dir.path(), fault);
-        let told =
+        let output =
             String::from_utf8_lossy(&life.stdout).into_owned() + &String::from_utf8_lossy(&life.stderr);
         if life.status.success() {
-            break told;
+            break output;
         }
         deaths += 1;
-        assert!(deaths <= ATTEMPTS, "{told}");
-        assert_eq!(marks(dir.path()), deaths as usize, "{told}");
+        assert!(deaths <= ATTEMPTS, "{output}");
+        assert_eq!(marks(dir.path()), deaths as usize, "{output}");
     };
-    assert_eq!(deaths, ATTEMPTS, "{told}");
-    assert!(told.contains("did not end 2 times in a row, over checkpoints "), "{told}");
-    assert!(told.contains("verify a checkpoint to run it again"), "{told}");
+    assert_eq!(deaths, ATTEMPTS, "{output}");
+    assert!(output.contains("did not end 2 times in a row, over checkpoints "), "{output}");
+    assert!(output.contains("verify a checkpoint to run it again"), "{output}");
 
     // Where it was given up the checkpoint is listed as failed; where it ended the process before, as not checked.
     let from = dir.path().display().to_string();
@@ -195,7 +174,7 @@ fn is_given_up(fault: &str) {
     assert_eq!(first.skipped_checks[0].reason, "it began, and did not end in the life of its node");
 
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    // Mended, it runs again once someone verifies a checkpoint.
+    // A corrected check runs again once a checkpoint is verified.
     let node = builder(dir.path(), by_hand()).open().unwrap();
     let report = node.checkpoint_blocking().unwrap();
     assert_eq!((report.check, report.skipped_checks.len()), (CheckOutcome::NotChecked, 1));
@@ -245,7 +224,7 @@ fn long_checks_that_an_end_meets_are_counted_and_one_that_ends_is_trusted_again(
         std::thread::spawn(move || node.kill())
     };
     while node.blocking_client().call::<Sick>(&1, ()).is_ok() {}
-    // What ends after the kill changes nothing.
+    // A check that ends after the kill changes nothing.
     set_waits(false);
     killing.join().unwrap();
     assert_eq!(marks(dir.path()), 1);
@@ -264,7 +243,7 @@ fn long_checks_that_an_end_meets_are_counted_and_one_that_ends_is_trusted_again(
         std::thread::yield_now();
     }
     node.set_checkpoint_interval(None);
-    // Whoever asks for a check gets it.
+    // A check that is asked for runs all the same.
     assert_eq!(node.checkpoint_blocking().unwrap().check, CheckOutcome::Hold);
     assert_eq!(marks(dir.path()), 0);
 

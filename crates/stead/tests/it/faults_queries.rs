@@ -12,7 +12,7 @@ use stead::{
     ServiceOptions,
 };
 
-/// How long to wait for what must come.
+/// Time in which an expected event must come.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Queries of a service that may be stuck, and threads that one service's queries get: docs/limits.md names them.
 const STUCK_MAX: usize = 4;
@@ -115,7 +115,7 @@ impl Process for Slow {
 #[derive(Default, Serialize, Deserialize)]
 struct Quick;
 
-/// What a query of `Quick` ends, from its own thread.
+/// The node that a query of `Quick` ends, from its own thread.
 static ENDS: Mutex<Option<Node>> = Mutex::new(None);
 
 impl Process for Quick {

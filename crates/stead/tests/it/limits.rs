@@ -102,7 +102,7 @@ fn checkpoints_are_listed_without_reading_each_manifest_again() {
     let (second, again) = cost();
     assert_eq!((first.len(), &first), (10, &second));
     assert!(again * 2 < whole, "{again} operations, after {whole}");
-    // What is new, and what is gone, is seen.
+    // A new checkpoint and a deleted one are seen.
     let number = node.checkpoint_blocking().unwrap().number;
     node.delete_checkpoint(first[0].number).unwrap();
     let (third, _) = cost();

@@ -1,4 +1,4 @@
-//! What waits in a node is bounded in bytes, however few calls bring it about.
+//! The bytes that wait in a node are bounded, however few calls bring them about.
 
 use crate::faults::{Faults, FaultyDisk};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use stead::{
 };
 
 const MIB: usize = 1 << 20;
-/// How long to wait for what must come.
+/// Time in which an expected event must come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Holds text, all of which each message writes again.
@@ -296,7 +296,7 @@ fn query_raw(client: &stead::BlockingClient, key: &str, payload: Vec<u8>) -> Res
     client.query_raw(call).map(drop)
 }
 
-/// How many messages a child is to send, and how much may wait for the log.
+/// Messages that a child is to send, and bytes that may wait for the log.
 const FLOOD: &str = "MEMORY_FLOOD";
 
 /// The largest resident size of this process so far, in MiB.

@@ -8,7 +8,7 @@ use stead::CheckpointOptions;
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::sim_disk::SimDisk;
 
-/// How long to wait for what must come.
+/// Time in which an expected event must come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! How many steps of tasks run at once.
+//! The number of task steps that run at once.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use stead::{
     ServiceOptions, StepContext, Task,
 };
 
-/// How long to wait for what must come.
+/// Time in which an expected event must come.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Default)]

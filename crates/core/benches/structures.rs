@@ -1,4 +1,4 @@
-//! What one operation costs on each structure that grows, at a size and at ten times that: a cost that grows with the size
+//! The cost of one operation on each structure that grows, at a size and at ten times that: a cost that grows with the size
 //! shows. All inputs of one shard, as a worker gives them, and every entry is stored at once.
 //!
 //! Instructions, which other load does not change, are counted by callgrind around [`measured`]: see docs/benchmarks.md.
@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret};
 const HOME: ShardId = ShardId(0);
 const AWAY: ShardId = ShardId(1);
 
-/// What is timed, and what callgrind counts.
+/// The work that is timed, and that callgrind counts.
 #[inline(never)]
 #[expect(clippy::disallowed_methods, reason = "it measures the core, which has no clock itself")]
 fn measured(work: &mut dyn FnMut()) -> Duration {
@@ -34,7 +34,7 @@ fn measured(work: &mut dyn FnMut()) -> Duration {
     begun.elapsed()
 }
 
-/// What a request asks of the handler: so many of one thing.
+/// A handler that makes as many of one thing as the request asks for.
 struct Makes;
 
 const TIMERS: u8 = 1;
@@ -443,7 +443,7 @@ fn structures(c: &mut Criterion) {
     }
 }
 
-/// What the secret of the index costs: see `records.rs`.
+/// The cost of the index's secret: see `records.rs`.
 fn hashes(c: &mut Criterion) {
     const COUNT: usize = 1_000;
     let secret: Vec<u8> = (0..192u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();

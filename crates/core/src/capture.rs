@@ -1,9 +1,9 @@
-//! What a query may read: a process as it was at one entry, apart from its shard.
+//! The view of a query: a process as it was at one entry, apart from its shard.
 //!
-//! The shard captures it when the query comes, and goes on. Whoever runs the query may take any time and any thread for
-//! it: it holds nothing but memory.
+//! The shard captures it when the query comes, and goes on. The query may then run for any time and on any thread: it
+//! holds nothing but memory.
 
-use crate::handler::{Call, Caller, Outcome, View};
+use crate::handler::{Call, Outcome, View};
 use crate::ids::{Blob, Colour, Epoch, Index, Key, ServiceId, TaskId, Time};
 use crate::ordered::Frozen;
 use crate::record::RecordKey;
@@ -25,15 +25,20 @@ impl Capture {
     /// A process of a shard as it is now.
     #[must_use]
     pub fn new(state: &State, process: &Key) -> Self {
+        Self::with(state, process, state.records().get(RecordKey::process(process).as_bytes()))
+    }
+
+    /// As [`Self::new`], with the state of the process as it was looked up already.
+    pub(crate) fn with(state: &State, process: &Key, process_state: Option<&Blob>) -> Self {
         Self {
             process: process.clone(),
-            state: state.records().get(RecordKey::process(process).as_bytes()).cloned(),
+            state: process_state.cloned(),
             cells: state.records().cells_of(process),
             tasks: state.task_records_of(process),
         }
     }
 
-    /// What may be read of it.
+    /// The process as code reads it.
     #[must_use]
     pub fn view(&self) -> View<'_> {
         View::new(self)
@@ -53,7 +58,7 @@ impl fmt::Debug for Capture {
 /// A query with what it may read.
 #[derive(Clone, Debug)]
 pub struct Reading {
-    /// What is asked.
+    /// The query itself.
     pub query: Query,
     /// The service of the process.
     pub service: ServiceId,
@@ -70,11 +75,10 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// What a reading counts for in the accounting of memory beside the bytes of the query and of the process's state, in
-    /// bytes.
+    /// Bytes that a reading counts for in the accounting of memory, beside those of the query and of the process's state.
     pub const WEIGHT: usize = 512;
 
-    /// What the reading counts for in the accounting of memory, in bytes: the query, the process's state, and
+    /// Bytes that the reading counts for in the accounting of memory: the query, the process's state, and
     /// [`Self::WEIGHT`]. Cells and tasks are not counted: they are the shard's own until it changes them.
     #[must_use]
     pub fn weight(&self) -> usize {
@@ -82,17 +86,10 @@ impl Reading {
         self.query.payload.len() + state + Self::WEIGHT
     }
 
-    /// What the service's code is called for.
+    /// The call of the service's code.
     #[must_use]
     pub fn call(&self) -> Call<'_> {
-        Call {
-            service: self.service,
-            key: &self.query.process,
-            caller: Caller::Client { principal: &self.query.principal },
-            payload: &self.query.payload,
-            time: self.time,
-            place: (self.epoch, self.index),
-        }
+        self.query.call(self.service, self.time, (self.epoch, self.index))
     }
 
     /// Runs the query and gives its answer. `run` is the service's code; it may run anywhere and for any time.

@@ -21,12 +21,12 @@ pub trait Handler {
     /// Answers a query from what was captured of a process.
     fn query(&mut self, call: &Call<'_>, view: View<'_>) -> Outcome;
 
-    /// Where a query runs: apart from the shard, unless its code is known to be brief.
+    /// Where a query runs: apart from the shard, unless its code is known to be brief. `state` is that of the process.
     ///
     /// # Errors
-    /// Why it is not taken at all.
-    fn place_query(&mut self, call: &Call<'_>, view: View<'_>) -> Result<QueryPlace, Refusal> {
-        let _ = (call, view);
+    /// The refusal of a query that is not taken at all: nothing is captured for it.
+    fn place_query(&mut self, call: &Call<'_>, state: Option<&Blob>) -> Result<QueryPlace, Refusal> {
+        let _ = (call, state);
         Ok(QueryPlace::Apart)
     }
 
@@ -96,7 +96,7 @@ pub enum Caller<'a> {
 pub enum Outcome {
     /// It answered. With [`Reply::Err`] writes and sends are dropped, but the answer is kept.
     Replied(Reply),
-    /// The call could not be understood or the process's state not be read: nothing is kept, and the caller is told.
+    /// The call could not be understood or the process's state not be read: nothing is kept, and the caller learns why.
     Refused(Misuse),
     /// It panicked with this message: nothing is kept.
     Panicked(String),

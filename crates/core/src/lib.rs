@@ -1,4 +1,4 @@
-//! Stead's protocol: what a shard does with what it is told.
+//! Stead's protocol: the work of a shard on each input.
 //!
 //! Pure: events go in, effects come out. Never reads a clock (time arrives with each input), never draws a random number,
 //! never waits, never touches a file or a socket. The same code runs in production and in the simulator.

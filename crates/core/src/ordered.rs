@@ -68,6 +68,27 @@ impl<K: Ord + Clone, V: Clone> Ordered<K, V> {
         old
     }
 
+    /// The value of a key, to be changed in place. Copies the nodes on the way to it that another copy of the map holds as
+    /// well, even if the key is not there.
+    pub(crate) fn get_mut<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+    {
+        let mut node = Arc::make_mut(self.0.root.as_mut()?);
+        loop {
+            match node {
+                Node::Leaf(entries) => {
+                    let at = entries.binary_search_by(|(other, _)| other.borrow().cmp(key)).ok()?;
+                    return Some(&mut entries[at].1);
+                }
+                Node::Inner(children) => {
+                    let at = child_of(children, key);
+                    node = Arc::make_mut(&mut children[at].1);
+                }
+            }
+        }
+    }
+
     /// Removes a key and gives its value.
     pub(crate) fn remove<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<V>
     where
@@ -155,7 +176,7 @@ impl<K: Ord, V> Frozen<K, V> {
 
 /// Entries of a map, in order.
 pub(crate) struct Entries<'a, K, V> {
-    /// What is left of each inner node on the way to the leaf.
+    /// The children of each inner node on the way to the leaf that are still to come.
     above: Vec<std::slice::Iter<'a, Child<K, V>>>,
     leaf: std::slice::Iter<'a, (K, V)>,
 }
@@ -344,7 +365,15 @@ mod tests {
                 let key = rng.u32(..keys);
                 if rng.u8(..10) < puts {
                     let value = rng.u64(..);
-                    assert_eq!(map.insert(key, value), model.insert(key, value));
+                    if rng.bool() {
+                        assert_eq!(map.insert(key, value), model.insert(key, value));
+                    } else {
+                        let (found, expected) = (map.get_mut(&key), model.get_mut(&key));
+                        assert_eq!(found, expected);
+                        if let (Some(found), Some(expected)) = (found, expected) {
+                            (*found, *expected) = (value, value);
+                        }
+                    }
                 } else {
                     assert_eq!(map.remove(&key), model.remove(&key));
                 }
@@ -397,6 +426,7 @@ mod tests {
         }
         let copy = map.all().clone();
         map.insert(50_000, 0);
+        *map.get_mut(&50_001).unwrap() = 0;
         fn shared(a: &Arc<Node<u32, u64>>, b: &Arc<Node<u32, u64>>) -> usize {
             match (&**a, &**b) {
                 _ if Arc::ptr_eq(a, b) => 0,
@@ -408,7 +438,9 @@ mod tests {
         }
         let copied = shared(map.all().root.as_ref().unwrap(), copy.root.as_ref().unwrap());
         assert!(copied <= 5, "{copied} nodes");
-        assert_eq!((copy.get(&50_000), map.all().get(&50_000)), (Some(&50_000), Some(&0)));
+        for key in [50_000, 50_001] {
+            assert_eq!((copy.get(&key), map.all().get(&key)), (Some(&u64::from(key)), Some(&0)));
+        }
         // Nor does a part: it shares what lies within.
         let part = map.part(|key| if *key < 10 { Ordering::Less } else { Ordering::Equal });
         fn own(node: &Arc<Node<u32, u64>>) -> usize {
@@ -425,6 +457,7 @@ mod tests {
         drop(copy);
         let root = Arc::as_ptr(map.all().root.as_ref().unwrap());
         map.insert(50_001, 0);
+        *map.get_mut(&50_002).unwrap() = 0;
         assert_eq!(root, Arc::as_ptr(map.all().root.as_ref().unwrap()));
     }
 }

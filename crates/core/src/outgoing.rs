@@ -1,4 +1,4 @@
-//! What a snapshot holds of the outboxes, taken in slices as the records are.
+//! The messages of the outboxes that a snapshot holds, taken in slices as the records are.
 //!
 //! A marker notes only from where to where each outbox reaches. Messages at the end of an outbox are newer than the marker
 //! and of no interest; one that is trimmed from its front before a slice came to it is kept here instead.

@@ -546,7 +546,7 @@ pub struct AttemptRecord {
     /// When it is forgotten, for a request: its client may never bring it again.
     #[n(1)]
     pub expires: Option<Served>,
-    /// How often it has begun with no other suspect beside it; 0 if it has only begun together with others.
+    /// The times that it has begun with no other suspect beside it; 0 if it has only begun together with others.
     /// [`AttemptRecord::GIVEN_UP`] for a request that was given up.
     #[n(2)]
     pub alone: Option<u32>,

@@ -2,8 +2,8 @@
 //!
 //! A snapshot begins in constant time. What it holds is then taken in slices, between which writes go on: a write to a
 //! record that the snapshot has not taken yet first gives the snapshot the old value. So the stall is bounded by the
-//! slice, never by the size of the state. What is taken shares the values with the state: whoever writes the snapshot
-//! copies them, on its own time.
+//! slice, never by the size of the state. The records that are taken share their values with the state: the writer of the
+//! snapshot copies them, on its own time.
 
 use crate::ids::{Blob, ShardId};
 use crate::ordered::{Frozen, Ordered};
@@ -20,7 +20,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret, xxh3_128_with_seed};
 pub const SECRET_LEN: usize = 192;
 
 static SECRET: OnceLock<[u8; SECRET_LEN]> = OnceLock::new();
-/// For processes that nobody floods. It is not the hash's own, so that tests see the difference.
+/// For processes that are not flooded. It is not the hash's own, so that tests see the difference.
 static NO_SECRET: [u8; SECRET_LEN] = no_secret();
 
 const fn no_secret() -> [u8; SECRET_LEN] {
@@ -53,7 +53,7 @@ pub struct Records {
     dirty: Vec<u32>,
     generation: u32,
     snapshot: Option<Snapshot>,
-    /// What snapshots had saved that were given up: dropped in slices, too.
+    /// Values that snapshots saved before they were given up: dropped in slices, too.
     garbage: Piece,
     hash: u128,
     live: usize,
@@ -69,7 +69,7 @@ struct Slot {
     hash: u64,
     /// The generation in which the slot was last written; 0 once a snapshot took it.
     generation: u32,
-    /// A snapshot holds the key, so a delete has to be told to the next one.
+    /// A snapshot holds the key, so the next one must hold a delete.
     stored: bool,
 }
 
@@ -160,7 +160,7 @@ impl Piece {
     }
 
     fn push(&mut self, key: &SmallVec<[u8; 16]>, value: Option<&Blob>) {
-        self.bytes += RECORD_HEAD_LEN + key.len() + value.map_or(0, |value| value.len());
+        self.bytes += record_bytes(key, value);
         self.records.push((key.clone(), value.cloned()));
     }
 
@@ -169,7 +169,7 @@ impl Piece {
         let left = other.records.len().saturating_sub(max);
         let taken = other.records.len() - left;
         for (key, value) in other.records.drain(left..) {
-            let bytes = RECORD_HEAD_LEN + key.len() + value.as_ref().map_or(0, |value| value.len());
+            let bytes = record_bytes(&key, value.as_ref());
             other.bytes -= bytes;
             self.bytes += bytes;
             self.records.push((key, value));
@@ -253,7 +253,10 @@ impl Records {
         self.hash = self.hash.wrapping_add(xxh3_128_with_seed(&value, hash));
         self.bytes += value.len();
         if key[0] == Kind::Cell as u8 {
-            self.cells.insert(RecordKey::of(key), value.clone());
+            match self.slots[slot as usize].value {
+                Some(_) => *self.cells.get_mut(key).expect("the index has each live cell") = value.clone(),
+                None => drop(self.cells.insert(RecordKey::of(key), value.clone())),
+            }
         }
         let old = self.slots[slot as usize].value.replace(value);
         match &old {
@@ -567,6 +570,11 @@ impl Records {
 
 /// Bytes of a stored record before its key.
 const RECORD_HEAD_LEN: usize = 6;
+
+/// Bytes that [`encode_record`] appends.
+fn record_bytes(key: &[u8], value: Option<&Blob>) -> usize {
+    RECORD_HEAD_LEN + key.len() + value.map_or(0, |value| value.len())
+}
 
 /// Appends one record of a snapshot: length of the key (u16), length of the value plus one or 0 for a delete (u32),
 /// both little endian, then key and value.

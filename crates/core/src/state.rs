@@ -888,7 +888,7 @@ impl State {
         alike.into_iter().find(|(_, alike)| !alike).map(|(index, _)| index)
     }
 
-    /// What a part of a checkpoint would hold beside the records now. Copies all messages in the outboxes.
+    /// All that a part of a checkpoint would hold beside the records now. Copies all messages in the outboxes.
     #[must_use]
     pub fn header(&self) -> Header {
         self.header_with(Outbox::clone)

@@ -29,7 +29,7 @@ pub struct Service {
     pub shards: u32,
 }
 
-/// Why a topology is invalid.
+/// The reason that a topology is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TopologyError {
     /// A name that is empty, too long or has other characters.

@@ -8,7 +8,7 @@
 use crate::ids::ShardId;
 use std::collections::VecDeque;
 
-/// What a turn is for. All turns exclude each other, and those for handlers come first.
+/// The kind of work that a turn is for. All turns exclude each other, and those for handlers come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
     /// Messages, timers and requests.

@@ -27,7 +27,7 @@ use stead_core::capture::Reading;
 use stead_core::clock::Now;
 use stead_core::entry::{Cause, Entry, Write};
 use stead_core::handler::{Call as HandlerCall, Caller, Handler, Misuse, Outcome, QueryPlace, Txn, View};
-use stead_core::ids::{Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
+use stead_core::ids::{Blob, Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::replica::EpochConfig;
 use stead_core::shard::{Answer, Effect, Input, Refusal, StepOutcome};
@@ -265,7 +265,7 @@ impl Handler for Watched<'_> {
         self.inner.query(call, view)
     }
 
-    fn place_query(&mut self, _: &HandlerCall<'_>, _: View<'_>) -> Result<QueryPlace, Refusal> {
+    fn place_query(&mut self, _: &HandlerCall<'_>, _: Option<&Blob>) -> Result<QueryPlace, Refusal> {
         Ok(if self.brief { QueryPlace::Here } else { QueryPlace::Apart })
     }
 

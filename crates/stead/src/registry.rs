@@ -255,8 +255,8 @@ impl Handler for Runner {
     }
 
     /// Here runs only code of Stead itself, and only over little: reading the state takes longer the larger it is.
-    fn place_query(&mut self, call: &Call<'_>, view: View<'_>) -> Result<QueryPlace, Refusal> {
-        let bytes = call.payload.len() + view.state().map_or(0, |state| state.len());
+    fn place_query(&mut self, call: &Call<'_>, state: Option<&Blob>) -> Result<QueryPlace, Refusal> {
+        let bytes = call.payload.len() + state.map_or(0, |state| state.len());
         let is_brief = self.find(call.service).map_or(true, Service::is_brief);
         if is_brief && bytes <= BRIEF_BYTES_MAX {
             return Ok(QueryPlace::Here);

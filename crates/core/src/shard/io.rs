@@ -1,9 +1,11 @@
-//! What a shard is told and what it asks for.
+//! The inputs of a shard, and the effects that it asks for.
 
 use crate::capture::Reading;
 use crate::entry::Reply;
-use crate::handler::Misuse;
-use crate::ids::{Blob, Colour, Epoch, Index, Key, NodeId, RequestNumber, Seq, SessionId, ShardId, TaskId};
+use crate::handler::{Call, Caller, Misuse};
+use crate::ids::{
+    Blob, Colour, Epoch, Index, Key, NodeId, RequestNumber, Seq, ServiceId, SessionId, ShardId, TaskId, Time,
+};
 use crate::record::{RecordKey, TaskRecord};
 use crate::replica::EpochConfig;
 use crate::state::{Header, Message};
@@ -16,7 +18,7 @@ use thiserror::Error;
 /// receiving thread would have to give back to the sending one.
 pub type Messages = SmallVec<[Message; 1]>;
 
-/// What the shell tells a shard. An input may come late, twice or never: only `Stored` must be true.
+/// News from the shell for a shard. An input may come late, twice or never: only `Stored` must be true.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// The control plane makes this replica the primary of an epoch that it has made durable.
@@ -182,6 +184,14 @@ pub struct Query {
     pub principal: Arc<str>,
 }
 
+impl Query {
+    /// The call of the service's code.
+    pub(crate) fn call(&self, service: ServiceId, time: Time, place: (Epoch, Index)) -> Call<'_> {
+        let caller = Caller::Client { principal: &self.principal };
+        Call { service, key: &self.process, caller, payload: &self.payload, time, place }
+    }
+}
+
 /// How a step of a task ended.
 #[derive(Clone, Debug)]
 pub enum StepOutcome {
@@ -223,7 +233,7 @@ impl StepOutcome {
 /// What a shard asks the shell to do. The shell performs and decides nothing.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Put an entry into the log; in time, tell `Stored`.
+    /// Put an entry into the log; once it is durable, give `Stored`.
     Append {
         /// The entry's epoch.
         epoch: Epoch,
@@ -282,7 +292,7 @@ pub enum Effect {
     EndsTurn(Lane),
     /// The marker of a checkpoint is in the log, and the snapshot has begun: drain it with [`super::Shard::drain_snapshot`].
     Marked {
-        /// What the part holds beside the records, but for the messages in the outboxes: these come in the pieces of the
+        /// All that the part holds beside the records, except the messages in the outboxes: these come in the pieces of the
         /// snapshot.
         header: Box<Header>,
         /// The section will hold every record and replaces the stored ones; otherwise it holds what changed since the
@@ -466,7 +476,7 @@ pub enum Refusal {
     QueriesStuck {
         /// The service.
         service: String,
-        /// How many.
+        /// The number of these queries.
         stuck: usize,
         /// Service and key of the process whose query has run for the longest.
         process: String,

@@ -20,7 +20,7 @@ use std::ops::Bound;
 
 /// Causes that one attempt entry names at most.
 const ATTEMPT_BATCH: usize = 64;
-/// Suspected requests that wait at most; those over it are told to come back.
+/// Suspected requests that wait at most; those over it are refused as overload.
 const SUSPECTS_MAX: usize = 4096;
 /// Requests that are known to have left this life of the process standing, at most.
 const SURVIVED_MAX: usize = 4096;
@@ -39,7 +39,7 @@ pub(super) struct Jobs {
     suspects: BTreeSet<Waiting>,
     suspected: usize,
     suspect_bytes: usize,
-    /// What the epoch began with and the queue does not have yet.
+    /// Work that the epoch began with and that is not in the queue yet.
     pub(super) starting: Option<Starting>,
     /// Bytes of the outcomes of steps in the queue.
     pub(super) outcome_bytes: usize,
@@ -498,7 +498,7 @@ impl Shard {
             }
             Work::Resume(id) => {
                 if let Some(task) = self.state.record::<TaskRecord>(&RecordKey::task(id)) {
-                    self.work += task.state.len() / 4096;
+                    self.work += task.state.len() / Self::WORK_BYTES;
                     self.jobs.runs.set_out(id, task, self.suspicion.is_on, self.clock.time(), out);
                 }
             }

@@ -102,6 +102,8 @@ impl Shard {
     const NOTE_CLOCK: u64 = 10 * 60 * 1_000_000;
     /// Channels and timers that count as one piece of work where each is only looked at.
     const LOOKS_AT_ONCE: usize = 16;
+    /// Bytes of an entry or of a task's state that count as one piece of work.
+    const WORK_BYTES: usize = 4096;
     /// Channels that one entry trims at most, so that it fits into any log.
     const TRIM_BATCH: usize = 256;
 
@@ -319,7 +321,7 @@ impl Shard {
         self.jobs.outcome_bytes
     }
 
-    /// Whether the shell has no memory for more work of clients: they are told to come back later. False at first.
+    /// Sets whether the shell lacks memory for more work of clients, which is then refused as overload. False at first.
     pub fn set_crowded(&mut self, is_crowded: bool) {
         self.is_crowded = is_crowded;
     }
@@ -616,7 +618,7 @@ impl Shard {
         let entry = Entry { index, epoch, time, cause, process, writes, sends, reply, served };
         let mut bytes = Vec::with_capacity(192);
         entry.encode_into(&mut bytes);
-        self.work += 1 + bytes.len() / 4096;
+        self.work += 1 + bytes.len() / Self::WORK_BYTES;
         self.uncommitted.push_back((index, bytes.len()));
         self.uncommitted_bytes += bytes.len();
         out.push(Effect::Append { epoch, index, bytes });

@@ -1,7 +1,7 @@
 //! What waits for its entry to be committed before it leaves the shard.
 
 use super::jobs::Runs;
-use super::{Answer, Effect, Messages, Settings};
+use super::{Answer, Effect, Messages, Settings, Shard};
 use crate::capture::Reading;
 use crate::clock::Clock;
 use crate::entry::{Cause, Entry};
@@ -27,13 +27,13 @@ pub(super) struct Release {
     /// Channels with messages that the epoch began with and that have not left again yet.
     backlog: VecDeque<ShardId>,
     receiving: ShardMap<Receiving>,
-    /// Senders that have not been told yet.
+    /// Senders that still need an acknowledgement.
     acks: Vec<ShardId>,
     ack_at: Option<Time>,
     resend_at: Option<Time>,
     /// The colour up to the commit index: the number of a marker that may be lost leaves no shard.
     colour: Colour,
-    /// What the queries weigh that are held.
+    /// Bytes that the queries in `held` count for: see [`Reading::weight`].
     query_bytes: usize,
 }
 
@@ -192,7 +192,7 @@ impl Release {
                 }
                 Held::Task(id) => {
                     if let Some(task) = state.record::<TaskRecord>(&RecordKey::task(id)) {
-                        left = left.saturating_sub(task.state.len() / 4096);
+                        left = left.saturating_sub(task.state.len() / Shard::WORK_BYTES);
                         runs.set_out(id, task, false, clock.time(), out);
                     }
                 }

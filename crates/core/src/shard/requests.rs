@@ -145,7 +145,7 @@ impl Shard {
         Ok(done)
     }
 
-    /// How far the entry of a request may go with what its client confirms.
+    /// The last reply that the entry of a request may forget, of those that its client confirms.
     fn confirmed_at_once(&self, session: SessionId, confirmed: RequestNumber) -> RequestNumber {
         let base = self.state.session(session).map_or(0, |open| open.confirmed.0);
         confirmed.min(RequestNumber(base.saturating_add(self.confirm_batch())))
@@ -193,7 +193,7 @@ impl Shard {
             Identity::Session { session, number, confirmed } => {
                 // One that has run out is gone, though its record goes last: its replies go first, over several entries.
                 let open = self.state.session(*session).filter(|open| open.expires > self.clock.served());
-                // Nobody else learns that there is such a session.
+                // Other clients do not learn that there is such a session.
                 let Some(open) = open.filter(|open| open.principal == request.principal) else {
                     // What can't be admitted could not have opened a session, and opening another one won't help.
                     self.admit(&request.principal)?;
@@ -290,26 +290,25 @@ impl Shard {
         if let Err(refusal) = self.admit_answer() {
             return self.answer(query.token, Err(refusal), out);
         }
-        let position = self.state.position();
-        let reading = Reading {
-            service: self.service,
-            time: self.clock.time(),
-            epoch: self.epoch(),
-            index: position.index,
-            colour: position.colour,
-            capture: Capture::new(&self.state, &query.process),
-            query,
+        let (service, time, epoch, position) =
+            (self.service, self.clock.time(), self.epoch(), self.state.position());
+        let state = self.state.records().get(RecordKey::process(&query.process).as_bytes());
+        let place = match handler.place_query(&query.call(service, time, (epoch, position.index)), state) {
+            Err(refusal) => return self.answer(query.token, Err(refusal), out),
+            Ok(place) => place,
         };
-        match handler.place_query(&reading.call(), reading.capture.view()) {
-            Err(refusal) => self.answer(reading.query.token, Err(refusal), out),
-            Ok(QueryPlace::Here) => {
+        let capture = Capture::with(&self.state, &query.process, state);
+        let (index, colour) = (position.index, position.colour);
+        let reading = Reading { query, service, time, epoch, index, colour, capture };
+        match place {
+            QueryPlace::Here => {
                 let answer = reading.answer(|call, view| handler.query(call, view));
                 self.leave(answer, out);
             }
-            Ok(QueryPlace::Apart) if reading.index <= self.commit() => {
+            QueryPlace::Apart if reading.index <= self.commit() => {
                 out.push(Effect::Query(Box::new(reading)));
             }
-            Ok(QueryPlace::Apart) => self.release.hold_query(Box::new(reading)),
+            QueryPlace::Apart => self.release.hold_query(Box::new(reading)),
         }
     }
 

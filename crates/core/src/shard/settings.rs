@@ -13,7 +13,7 @@ pub struct Settings {
     /// How long after the start that follows a life which did not end in order clients' requests are suspected to have
     /// ended it: 60,000 by default.
     pub suspect_for: u64,
-    /// Bytes of undelivered messages, or of requests that wait for their attempt, from which on clients are told to come
+    /// Bytes of undelivered messages, or of requests that wait for their attempt, from which on clients are asked to come
     /// back later: 64 MiB by default.
     pub outbox_bytes_max: usize,
     /// Bytes of replies that are kept for retries, in sessions and under idempotency keys, from which on requests with a new

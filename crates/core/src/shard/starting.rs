@@ -1,5 +1,6 @@
-//! What an epoch begins with: the state's own messages, timers and tasks are queued, and attempts of a life that ended in
-//! order are forgotten. A state may hold hundreds of thousands of each, so that this goes on over several inputs.
+//! The work that an epoch begins with: the state's own messages, timers and tasks are queued, and attempts of a life
+//! that ended in order are forgotten. A state may hold hundreds of thousands of each, so that this goes on over several
+//! inputs.
 
 use super::jobs::{Attempt, Job, Work};
 use super::{Effect, Effects, Shard};
@@ -11,7 +12,7 @@ use std::collections::BTreeSet;
 /// Attempts that one entry forgets at most.
 const FORGIVE_BATCH: usize = 256;
 
-/// How far a shard has come with what its epoch began with.
+/// The progress of a shard through the work that its epoch began with.
 pub(super) struct Starting {
     /// The attempts up to this one are still to be forgotten.
     attempts: Option<RecordKey>,

@@ -16,12 +16,7 @@ fn a_message_is_given_up_only_after_the_marker_of_its_colour_9() {
     world.store(sender);
     for _ in 0..world.settings.attempts_max + 2 {
         // The process ends while it handles the message: only the attempt is stored.
-        world.restart();
-        for shard in world.topology.clone().shards() {
-            world.store(shard);
-        }
-        let (to, input) = world.wire.pop_front().unwrap();
-        world.give(to, input);
+        world.restart_to_first_message();
     }
     let marker = Cause::Marker { colour: Colour(1) };
     let causes: Vec<_> = world.log[&receiver].iter().map(|entry| &entry.cause).collect();
@@ -103,9 +98,7 @@ fn deaths_from_outside_give_up_no_message() {
     for steps in 0..60 {
         world.crash();
         for _ in 0..steps {
-            for shard in world.topology.clone().shards() {
-                world.store(shard);
-            }
+            world.store_all();
             if let Some((to, input)) = world.wire.pop_front() {
                 world.give(to, input);
             }
@@ -187,7 +180,7 @@ fn a_call_without_identity_that_ends_the_process_is_given_up_until_its_dead_lett
     let (index, _) = world.letters("a").remove(0);
     assert!(matches!(world.ordered("a", index, Order::Retry), Err(Refusal::NoRetry { .. })));
     assert!(world.ordered("a", index, Order::Drop).is_ok());
-    assert_eq!(call(&mut world), None, "whoever mended it may send it again");
+    assert_eq!(call(&mut world), None, "a client may send it again once it is mended");
     assert_eq!(world.deaths, 5);
 }
 
@@ -198,9 +191,7 @@ fn a_request_that_was_only_near_is_never_refused_for_it() {
     let near = Identity::Session { session, number: RequestNumber(1), confirmed: RequestNumber(0) };
     for _ in 0..3 {
         world.crash();
-        for shard in world.topology.clone().shards() {
-            world.store(shard);
-        }
+        world.store_all();
         // Both wait for their attempts; then the process ends of the second.
         world.request("a", "add x", near.clone());
         world.request("a", "die", Identity::None);
@@ -219,17 +210,13 @@ fn a_turn_that_comes_too_late_is_given_back() {
     // Both requests are met by a death.
     for _ in 0..2 {
         world.crash();
-        for shard in world.topology.clone().shards() {
-            world.store(shard);
-        }
+        world.store_all();
         for key in &keys[..2] {
             world.request(key, "die", Identity::None);
         }
         world.settle();
     }
-    for shard in world.topology.clone().shards() {
-        world.store(shard);
-    }
+    world.store_all();
     // The first has the turn; the second waits for it, and then its dead letter's like is handled another way.
     world.script.mended = true;
     let tokens: Vec<u64> = keys[..2].iter().map(|key| world.request(key, "die", Identity::None)).collect();
@@ -271,13 +258,7 @@ fn a_query_waits_while_something_is_tried() {
     world.request("a", &format!("send {} die", keys[1]), Identity::None);
     world.store(world.shard_of("a"));
     for _ in 0..2 {
-        world.restart();
-        for shard in world.topology.clone().shards() {
-            world.store(shard);
-        }
-        if let Some((to, input)) = world.wire.pop_front() {
-            world.give(to, input);
-        }
+        world.restart_to_first_message();
     }
     let token = world.query(&keys[2]);
     assert_eq!(world.answer(token).unwrap().result, Err(Refusal::NotReady));
@@ -332,13 +313,7 @@ fn a_life_that_ends_in_order_forgives() {
     // Without a request there are no further deaths than those of the message: unsuspected, in a group.
     world.store(world.shard_of("a"));
     for _ in 0..2 {
-        world.restart();
-        for shard in world.topology.clone().shards() {
-            world.store(shard);
-        }
-        if let Some((to, input)) = world.wire.pop_front() {
-            world.give(to, input);
-        }
+        world.restart_to_first_message();
     }
     assert_eq!(world.shard(&keys[1]).state().attempts(), 1);
     world.trusted = true;
@@ -359,7 +334,7 @@ fn a_step_lets_a_handler_be_tried_and_is_not_charged_for_it() {
     for _ in 0..2 {
         world.crash();
         world.settle();
-        // What is asked ends the process once unsuspected, and once in a group.
+        // The request ends the process once unsuspected, and once in a group.
         world.request(&keys[1], "die", Identity::None);
         world.settle();
     }

@@ -149,9 +149,7 @@ fn a_request_that_was_given_up_can_only_be_dropped_and_its_client_is_still_refus
     let identity = || Identity::Session { session, number: RequestNumber(1), confirmed: RequestNumber(0) };
     for _ in 0..world.settings.attempts_max + 2 {
         world.restart();
-        for shard in world.topology.clone().shards() {
-            world.store(shard);
-        }
+        world.store_all();
         world.request("a", "add poison", identity());
     }
     world.settle();

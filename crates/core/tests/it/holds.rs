@@ -1,9 +1,10 @@
-//! What a state holds much of is given, confirmed and begun with in parts: no input takes longer for it.
+//! A state that holds much of something gives, confirms and begins with it in parts: no input takes longer for it.
 
+use crate::numbered;
 use crate::world::World;
 use std::collections::BTreeMap;
 use stead_core::entry::Cause;
-use stead_core::ids::{Blob, Colour, Key, RequestNumber, SessionId};
+use stead_core::ids::{Blob, Colour, Key, RequestNumber};
 use stead_core::record::{RecordKey, TaskHead, TaskRecord, decode_value, encode_value};
 use stead_core::records::{Piece, Records, decode_records};
 use stead_core::shard::{Identity, Input, Settings};
@@ -11,10 +12,6 @@ use stead_core::state::State;
 
 /// [`Settings::work_max`] by default.
 const WORK_MAX: usize = 2_048;
-
-fn numbered(session: SessionId, number: u64, confirmed: u64) -> Identity {
-    Identity::Session { session, number: RequestNumber(number), confirmed: RequestNumber(confirmed) }
-}
 
 fn replies(world: &World, key: &str) -> usize {
     world.shard(key).state().records().iter().filter(|(key, _)| key[0] == 4).count()

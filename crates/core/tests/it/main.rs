@@ -130,7 +130,7 @@ fn a_session_serves_none_but_its_principal() {
     assert_eq!((world.answer(first).unwrap().result.clone(), world.runs("a")), (Ok(ok("x")), 1));
 }
 
-/// What is confirmed is forgotten over several entries, and a crash between them makes the window look wider.
+/// Confirmed replies are forgotten over several entries, and a crash between them makes the window look wider.
 #[test]
 fn a_crash_between_confirmations_shuts_no_session_out_7() {
     let window = stead_core::shard::Shard::SESSION_WINDOW;
@@ -475,12 +475,7 @@ fn what_ends_the_process_again_and_again_becomes_a_dead_letter() {
     // The first attempt, which is made beside others, counts for none of them.
     for _ in 0..=world.settings.attempts_max {
         // The process ends while it handles the first message: nothing of that is stored, but the attempt is.
-        world.restart();
-        for shard in world.topology.clone().shards() {
-            world.store(shard);
-        }
-        let (to, input) = world.wire.pop_front().unwrap();
-        world.give(to, input);
+        world.restart_to_first_message();
         assert!(matches!(world.log[&receiver].last().unwrap().cause, Cause::Attempt));
     }
     world.restart();
@@ -501,12 +496,7 @@ fn a_single_attempt_gives_up_nothing_but_what_ended_the_process() {
     world.store(world.shard_of("a"));
     // The process ends twice while it handles the first message, after the attempt at it is stored.
     for _ in 0..2 {
-        world.restart();
-        for shard in world.topology.clone().shards() {
-            world.store(shard);
-        }
-        let (to, input) = world.wire.pop_front().unwrap();
-        world.give(to, input);
+        world.restart_to_first_message();
         assert_eq!(world.log[&receiver].last().unwrap().cause, Cause::Attempt);
     }
     world.restart();
@@ -522,9 +512,7 @@ fn a_request_that_ends_the_process_again_and_again_is_given_up() {
     for _ in 0..=world.settings.attempts_max {
         // The process ends while it handles the request: nothing of that is stored, but the attempt is.
         world.restart();
-        for shard in world.topology.clone().shards() {
-            world.store(shard);
-        }
+        world.store_all();
         let token = world.request("a", "add poison", numbered(session, 1, 0));
         assert!(matches!(world.log[&shard].last().unwrap().cause, Cause::Attempt));
         assert_eq!(world.answer(token), None);

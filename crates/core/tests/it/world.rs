@@ -27,7 +27,7 @@ pub(crate) struct Script {
     pub(crate) runs: Vec<(String, String)>,
     /// The handler panics whatever it is told.
     pub(crate) broken: bool,
-    /// What ends the process is not poisonous any more.
+    /// The commands that end the process do not do so any more.
     pub(crate) mended: bool,
     /// The handler has ended the process.
     killed: bool,
@@ -117,7 +117,7 @@ impl Handler for Script {
         Outcome::Replied(Reply::Ok(view.state().cloned().unwrap_or_default()))
     }
 
-    fn place_query(&mut self, _: &Call<'_>, _: View<'_>) -> Result<QueryPlace, Refusal> {
+    fn place_query(&mut self, _: &Call<'_>, _: Option<&Blob>) -> Result<QueryPlace, Refusal> {
         if let Some(refusal) = self.refusal.take() {
             return Err(refusal);
         }
@@ -363,12 +363,25 @@ impl World {
         self.give(shard, Input::Stored { member: NodeId(0), epoch: self.epoch, upto });
     }
 
+    /// A group commit of every shard.
+    pub(crate) fn store_all(&mut self) {
+        for shard in self.topology.clone().shards() {
+            self.store(shard);
+        }
+    }
+
+    /// Another life, whose shards store what they begin with; the first message that they send arrives.
+    pub(crate) fn restart_to_first_message(&mut self) {
+        self.restart();
+        self.store_all();
+        let (to, input) = self.wire.pop_front().expect("a message that is on its way");
+        self.give(to, input);
+    }
+
     /// Goes on until nothing moves any more.
     pub(crate) fn settle(&mut self) {
         loop {
-            for shard in self.topology.clone().shards() {
-                self.store(shard);
-            }
+            self.store_all();
             if let Some((to, input)) = self.wire.pop_front() {
                 self.give(to, input);
                 continue;

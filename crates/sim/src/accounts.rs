@@ -19,7 +19,7 @@ use stead_core::state::State;
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// What an account is told, by clients, messages, timers and tasks alike.
+/// A request to an account, by clients, messages, timers and tasks alike.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) enum Op {
     /// Count one, and nothing else.
@@ -197,9 +197,9 @@ impl Account {
     const INITIAL: i64 = 1000;
 }
 
-/// What an account answers.
+/// The answer of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-struct Told {
+struct Output {
     #[n(0)]
     count: u64,
     #[n(1)]
@@ -256,7 +256,7 @@ struct History {
     /// The floor when a call went out.
     invoked: BTreeMap<CallId, u64>,
     /// Tickets of committed calls.
-    tickets: BTreeMap<u64, Told>,
+    tickets: BTreeMap<u64, Output>,
 }
 
 /// The chain of an account, from the count where it became known.
@@ -418,31 +418,31 @@ impl Workload for Accounts {
     }
 
     fn answered(&mut self, id: CallId, call: &Call, answer: &Answered) -> Result<(), String> {
-        let Ok(Reply::Ok(told)) = answer else { return Ok(()) };
-        let told: Told =
-            decode_value(told).map_err(|e| format!("7: cannot read the answer to call {id}: {e}"))?;
+        let Ok(Reply::Ok(reply)) = answer else { return Ok(()) };
+        let output: Output =
+            decode_value(reply).map_err(|e| format!("7: cannot read the answer to call {id}: {e}"))?;
         let key = &*call.key;
         let floor = self.history.invoked.remove(&id).unwrap_or(0);
-        let late = if call.query { told.count < floor } else { told.count <= floor };
+        let late = if call.query { output.count < floor } else { output.count <= floor };
         if late {
             return Err(format!(
                 "6: {key}: call {id} saw count {} after {floor} had been answered before it",
-                told.count
+                output.count
             ));
         }
         let seen = self.history.floor.entry(key.to_owned()).or_default();
-        *seen = told.count.max(*seen);
+        *seen = output.count.max(*seen);
         let chain = match self.history.chains.get(key) {
-            Some(chain) => chain.at(told.count),
-            None => Chain::default().at(told.count),
+            Some(chain) => chain.at(output.count),
+            None => Chain::default().at(output.count),
         };
-        if chain != Some(told.chain) {
-            let (count, found) = (told.count, told.chain);
+        if chain != Some(output.chain) {
+            let (count, found) = (output.count, output.chain);
             return Err(format!(
                 "6: {key}: call {id} saw history {found:x} at count {count}, committed is {chain:x?}"
             ));
         }
-        if !call.query && self.history.tickets.get(&(id + 1)) != Some(&told) {
+        if !call.query && self.history.tickets.get(&(id + 1)) != Some(&output) {
             return Err(format!(
                 "7: {key}: the answer to call {id} is not what its committed entry answered"
             ));
@@ -469,8 +469,8 @@ impl Workload for Accounts {
             entry.cause,
             Cause::Request { .. } | Cause::Idempotent { .. } | Cause::Anonymous | Cause::Suspected { .. }
         );
-        let told = Told { count: account.count, chain: account.chain, ticket: account.ticket };
-        if asked && self.history.tickets.insert(account.ticket, told).is_some() {
+        let output = Output { count: account.count, chain: account.chain, ticket: account.ticket };
+        if asked && self.history.tickets.insert(account.ticket, output).is_some() {
             let id = account.ticket - 1;
             return Err(format!(
                 "7: shard {shard}: entry {index} applies call {id} at {process} a second time"
@@ -762,7 +762,7 @@ impl Handler for Code {
             // Random, so that a second execution would answer something else.
             return Outcome::Replied(Reply::Err(Blob::from(&self.rng.u64(..).to_le_bytes()[..])));
         }
-        Outcome::Replied(Reply::Ok(encode_value(&Told {
+        Outcome::Replied(Reply::Ok(encode_value(&Output {
             count: account.count,
             chain: account.chain,
             ticket,
@@ -775,8 +775,8 @@ impl Handler for Code {
         }
         match account_of(view.state().map(|b| &**b)) {
             Ok(account) => {
-                let told = Told { count: account.count, chain: account.chain, ticket: account.ticket };
-                Outcome::Replied(Reply::Ok(encode_value(&told)))
+                let output = Output { count: account.count, chain: account.chain, ticket: account.ticket };
+                Outcome::Replied(Reply::Ok(encode_value(&output)))
             }
             Err(misuse) => Outcome::Refused(misuse),
         }

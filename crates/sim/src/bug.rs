@@ -8,7 +8,7 @@ pub enum Bug {
     ReuseEpoch,
     /// The disk says that it has synced, and has not.
     SkipSync,
-    /// The log is told to be stored before it is synced.
+    /// The log is reported as stored before it is synced.
     StoredBeforeSync,
     /// Queries are answered from what was read some time ago.
     StaleQuery,

@@ -1,4 +1,4 @@
-//! The node's log thread: entries gather, are appended and synced together, and then the shards are told.
+//! The node's log thread: entries gather, are appended and synced together, and then the shards learn of it.
 
 use crate::marks::Mark;
 use crate::node::NODE;
@@ -40,7 +40,7 @@ impl World<'_> {
                 self.inside(delay + 1, Inside::Sync);
                 if again {
                     self.marks.hit(Mark::RoomAgain);
-                    return self.tell_all(|_| Input::Full(false));
+                    return self.give_all(|_| Input::Full(false));
                 }
                 Ok(())
             }
@@ -49,7 +49,7 @@ impl World<'_> {
                 let first = !std::mem::replace(&mut log.full, true);
                 self.inside(20_000, Inside::Flush);
                 if first {
-                    return self.tell_all(|_| Input::Full(true));
+                    return self.give_all(|_| Input::Full(true));
                 }
                 Ok(())
             }
@@ -73,12 +73,12 @@ impl World<'_> {
         for (shard, upto) in synced {
             self.model.synced(shard, upto, self.workload)?;
             let epoch = self.node.as_ref().expect("still there").epoch;
-            let told = delay + self.random(self.profile.stored_delay);
+            let after = delay + self.random(self.profile.stored_delay);
             let stored = Input::Stored { member: NODE, epoch, upto };
             if one_in(&mut self.rng, self.profile.channel_again) {
-                self.inside(told * 3, Inside::Input(shard, stored.clone()));
+                self.inside(after * 3, Inside::Input(shard, stored.clone()));
             }
-            self.inside(told, Inside::Input(shard, stored));
+            self.inside(after, Inside::Input(shard, stored));
         }
         if more {
             self.flush_soon();

@@ -13,6 +13,7 @@ mod blame;
 mod bug;
 mod client;
 mod disk;
+mod effects;
 mod flushing;
 mod marks;
 mod model;

@@ -35,7 +35,7 @@ enum Command {
         /// Stop after so many seconds, whatever seeds are left.
         #[arg(long)]
         time: Option<u64>,
-        /// Tell every event on stderr.
+        /// Print every event on stderr.
         #[arg(long)]
         trace: bool,
         /// Go on after a failure.
@@ -64,7 +64,7 @@ fn fresh_seed() -> u64 {
 }
 
 fn main() -> ExitCode {
-    // A panic of the simulated node is a finding, told with its seed; its backtrace is for a debugger.
+    // A panic of the simulated node is a finding, printed with its seed; its backtrace is for a debugger.
     std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
     match Args::parse().command {
         Command::Run { seeds, events, seed, bug, time, trace, keep_going } => {

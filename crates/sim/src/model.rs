@@ -43,7 +43,7 @@ struct Shadow {
     tail: VecDeque<Entry>,
     /// Requests of sessions that were applied.
     requests: BTreeSet<(SessionId, RequestNumber)>,
-    /// Requests whose clients were told that they never will be, by what makes a retry of them known.
+    /// Requests whose clients know that they never will be, by what makes a retry of them known.
     refused: BTreeSet<[u8; 16]>,
     /// By index, a hash of what the handler was called with for an entry that is not folded yet.
     called: BTreeMap<Index, u64>,
@@ -153,7 +153,7 @@ impl Model {
         }
     }
 
-    /// A request is refused for good, as its client is told.
+    /// A request is refused for good, as its client knows.
     pub(crate) fn refused(&mut self, shard: ShardId, identity: [u8; 16]) {
         self.shadow(shard).refused.insert(identity);
     }

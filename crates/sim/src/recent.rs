@@ -40,7 +40,7 @@ impl Recent {
         self.0.push_back(line);
     }
 
-    /// What is kept, oldest first.
+    /// The lines that are kept, oldest first.
     pub(crate) fn lines(&self, topology: &Topology) -> Vec<String> {
         self.0.iter().map(|line| line.text(topology)).collect()
     }

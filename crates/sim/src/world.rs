@@ -5,12 +5,12 @@
 
 use crate::blame::{Blame, Killer};
 use crate::bug::Bug;
-use crate::client::{Clients, Frame, call_of};
+use crate::client::{Clients, Frame};
 use crate::disk::LifeDisk;
 use crate::marks::{Mark, Marks};
 use crate::model::{Model, check_channels, copy, hash_call};
 use crate::node::{NODE, Node};
-use crate::operator::{OPERATOR, Ordered};
+use crate::operator::Ordered;
 use crate::profile::{Overrides, Profile, one_in};
 use crate::queries::Seen;
 use crate::recent::Recent;
@@ -25,12 +25,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::capture::Reading;
 use stead_core::clock::Now;
-use stead_core::entry::{Cause, Entry, Write};
-use stead_core::handler::{Call as HandlerCall, Caller, Handler, Misuse, Outcome, QueryPlace, Txn, View};
-use stead_core::ids::{Blob, Colour, Incarnation, Index, Seq, ShardId, TaskId, Time};
+use stead_core::handler::{Call as HandlerCall, Caller, Handler, Outcome, QueryPlace, Txn, View};
+use stead_core::ids::{Blob, Colour, Incarnation, Index, ShardId, TaskId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::replica::EpochConfig;
-use stead_core::shard::{Answer, Effect, Input, Refusal, StepOutcome};
+use stead_core::shard::{Answer, Effect, Input, Refusal};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Lane};
@@ -214,18 +213,6 @@ pub(crate) struct World<'w> {
     pub(crate) decided: Colour,
     /// The checkpoint that is given up at the end of a run, once all its parts are there.
     pub(crate) spoilt: Option<Colour>,
-}
-
-/// The entry of a retry as one that leaves the dead letter where it is.
-fn without_retry(bytes: Vec<u8>) -> Vec<u8> {
-    match Entry::decode(&bytes) {
-        Ok(entry) if matches!(entry.cause, Cause::Retry { .. }) => {
-            let mut bent = Vec::new();
-            Entry { cause: Cause::Attempt, ..entry }.encode_into(&mut bent);
-            bent
-        }
-        _ => bytes,
-    }
 }
 
 /// The handler, with a note of what it is called for.
@@ -451,7 +438,7 @@ impl<'w> World<'w> {
             {
                 Ok(())
             }
-            Event::Arrive((shard, input), _) => self.tell(shard, input),
+            Event::Arrive((shard, input), _) => self.give(shard, input),
             Event::Answer(answer) => self.client_hears(answer),
             Event::Start => self.start(),
             Event::Inside { life, what } if life == self.life && self.node.is_some() => {
@@ -470,18 +457,18 @@ impl<'w> World<'w> {
 
     fn happen_inside(&mut self, what: Inside) -> Outcomes {
         match what {
-            Inside::Input(shard, input) => self.tell(shard, input),
+            Inside::Input(shard, input) => self.give(shard, input),
             Inside::Tick(shard) => {
                 let node = self.node.as_mut().expect("checked by the caller");
                 if node.ticks[shard.0 as usize].is_some_and(|at| at <= self.now) {
                     node.ticks[shard.0 as usize] = None;
-                    return self.tell(shard, Input::Tick);
+                    return self.give(shard, Input::Tick);
                 }
                 Ok(())
             }
             Inside::Step { shard, id, run, task } => self.step(shard, id, run, &task),
             Inside::Query { shard, reading, known } => self.query_runs(shard, *reading, known),
-            Inside::AskStep { shard, id, run } => self.tell(shard, Input::StepBegins { id, run }),
+            Inside::AskStep { shard, id, run } => self.give(shard, Input::StepBegins { id, run }),
             Inside::Flush => self.flush(),
             Inside::Sync => self.sync(),
             Inside::Begin => self.begin_checkpoint(),
@@ -554,11 +541,11 @@ impl<'w> World<'w> {
         }
         self.marks.hit(Mark::ClockInside);
         // The shell sees to it that its shards notice; here some do so late.
-        if self.clock.bool() { self.tell_all(|_| Input::Tick) } else { Ok(()) }
+        if self.clock.bool() { self.give_all(|_| Input::Tick) } else { Ok(()) }
     }
 
     /// Whether no clock was ever wrong in this run, so that the shards' time must be the wall clock's.
-    fn clock_is_right(&self) -> bool {
+    pub(crate) fn clock_is_right(&self) -> bool {
         !self.nested && !self.jumped
     }
 
@@ -592,7 +579,7 @@ impl<'w> World<'w> {
     }
 
     /// Gives a shard an input, and performs what it asks for.
-    pub(crate) fn tell(&mut self, shard: ShardId, input: Input) -> Outcomes {
+    pub(crate) fn give(&mut self, shard: ShardId, input: Input) -> Outcomes {
         let now = Now { steady: Time(self.now + self.steady_lead()), wall: self.time() };
         self.model.looked(now.wall, self.now);
         let Some(node) = self.node.as_mut() else { return Ok(()) };
@@ -659,188 +646,9 @@ impl<'w> World<'w> {
         }
     }
 
-    fn perform(&mut self, shard: ShardId, effect: Effect, colour_news: bool) -> Outcomes {
-        if let Effect::Append { epoch, index, mut bytes } = effect {
-            if self.bug == Some(Bug::KeepRetried) {
-                bytes = without_retry(bytes);
-            }
-            self.note(index.0, &bytes);
-            if self.tracing {
-                eprintln!("                             shard {shard}: {:?}", Entry::decode(&bytes));
-            }
-            let time = (self.now, self.clock_is_right().then(|| self.time()));
-            let appended = self.model.append(shard, self.life, time, &bytes);
-            if let Err(violation) = appended {
-                if let Ok(entry) = Entry::decode(&bytes) {
-                    self.recent.borrow_mut().entry(shard, &entry);
-                }
-                return Err(violation.into());
-            }
-            if let Some(entry) = self.model.last_entry(shard) {
-                self.recent.borrow_mut().entry(shard, entry);
-                self.blame.entry(shard, entry, self.profile.settings.attempts_max)?;
-            }
-            let last = self.model.last_entry(shard);
-            match last.map(|entry| &entry.cause) {
-                Some(Cause::Attempt) => self.marks.hit(Mark::Attempt),
-                Some(Cause::Expire) => {
-                    let rest = |write: &Write| write.key.kind() == Kind::Session && write.value.is_some();
-                    if last.is_some_and(|entry| entry.writes.iter().any(rest)) {
-                        self.marks.hit(Mark::ConfirmedRest);
-                    }
-                }
-                Some(Cause::DeadLetter { .. }) => self.marks.hit(Mark::DeadLetter),
-                Some(Cause::Timer { .. }) => {
-                    // The accounts send nothing from a timer.
-                    let sent = last.is_some_and(|entry| !entry.sends.is_empty());
-                    self.marks.hit(if sent { Mark::DelayedSent } else { Mark::TimerFired });
-                }
-                _ => {}
-            }
-            let node = self.node.as_mut().expect("only a living node has effects");
-            node.log.waiting.push_back((shard, epoch, index, bytes));
-            if self.bug == Some(Bug::StoredBeforeSync) && one_in(&mut self.rng, 8) {
-                let stored = Input::Stored { member: NODE, epoch, upto: index };
-                self.inside(1, Inside::Input(shard, stored));
-            }
-            self.flush_soon();
-            return Ok(());
-        }
-        if self.tracing {
-            eprintln!("                             shard {shard}: {effect:?}");
-        }
-        self.model.check_effect(shard, &effect)?;
-        match effect {
-            Effect::Append { .. } => unreachable!("handled above"),
-            Effect::Deliver { to, mut messages, again } => {
-                if self.bug == Some(Bug::ShiftSequence) && one_in(&mut self.rng, 4) {
-                    for message in &mut messages {
-                        message.seq = message.seq.next();
-                    }
-                    if let Some(first) = messages.first().filter(|m| m.seq == Seq(2)).cloned() {
-                        messages.insert(0, stead_core::state::Message { seq: Seq(1), ..first });
-                    }
-                }
-                if self.bug == Some(Bug::StripColours) {
-                    for message in &mut messages {
-                        message.colour = Colour(0);
-                    }
-                }
-                self.carry(shard, to, Input::Deliver { from: shard, messages, again });
-            }
-            Effect::Ack { to, upto, mut colour } => {
-                if self.bug == Some(Bug::StripColours) {
-                    colour = Colour(0);
-                }
-                self.carry(shard, to, Input::Ack { from: shard, upto, colour });
-            }
-            Effect::Answer(answer) if answer.token & OPERATOR != 0 => self.operator_hears(&answer)?,
-            Effect::Answer(answer) => {
-                self.note_refusal(shard, &answer);
-                self.carry_answer(answer);
-            }
-            Effect::Query(reading) => self.query_leaves(shard, reading)?,
-            Effect::RunTask { id, run, task, asks } => {
-                let delay = self.random(self.profile.step_delay);
-                if asks {
-                    let node = self.node.as_mut().expect("only a living node has effects");
-                    node.asking.insert((shard, id, run), task);
-                    self.inside(delay, Inside::AskStep { shard, id, run });
-                } else {
-                    self.begin_step(delay, shard, id, run, task);
-                }
-            }
-            Effect::StepAllowed { id, run, allowed } => {
-                let node = self.node.as_mut().expect("only a living node has effects");
-                if let Some(task) = node.asking.remove(&(shard, id, run))
-                    && allowed
-                {
-                    let delay = self.random(self.profile.step_delay);
-                    self.begin_step(delay, shard, id, run, task);
-                }
-            }
-            Effect::WantsTurn(lane) => {
-                let node = self.node.as_mut().expect("only a living node has effects");
-                let grant = match self.bug {
-                    Some(Bug::CrowdTrials) => Some(Grant::Turn(shard, lane)),
-                    _ => node.trials.wants(shard, lane),
-                };
-                self.grant(grant);
-            }
-            Effect::EndsTurn(lane) => {
-                let node = self.node.as_mut().expect("only a living node has effects");
-                let grant =
-                    if self.bug == Some(Bug::CrowdTrials) { None } else { node.trials.ends(shard, lane) };
-                self.grant(grant);
-            }
-            Effect::Marked { header, all } => {
-                if !colour_news {
-                    self.marks.hit(Mark::MarkerByMessage);
-                }
-                self.marked(shard, *header, all)?;
-            }
-            Effect::MarkerCommitted(colour) => self.marker_committed(shard, colour)?,
-            Effect::Active(epoch) => self.note(epoch.0, &[]),
-        }
-        Ok(())
-    }
-
-    /// A thread begins a step; it takes a while until it comes to what may end the process.
-    fn begin_step(&mut self, delay: u64, shard: ShardId, id: TaskId, run: u32, task: TaskRecord) {
-        self.blame.step_begins(shard, id, &task);
-        self.inside(delay, Inside::Step { shard, id, run, task });
-    }
-
-    /// Carries a grant to its shards.
-    fn grant(&mut self, grant: Option<Grant>) {
-        match grant {
-            None => {}
-            Some(Grant::Turn(shard, lane)) => self.inside(1, Inside::Input(shard, Input::Turn(lane))),
-            Some(Grant::Yield(shard)) => self.inside(1, Inside::Input(shard, Input::Yield)),
-            Some(Grant::Open) => {
-                for shard in self.topology.shards() {
-                    self.inside(1, Inside::Input(shard, Input::Open));
-                }
-            }
-        }
-    }
-
-    /// What a client is told to be over may not be applied later. A call that was too large may be: its process may
-    /// have shrunk until a late frame of it comes.
-    pub(crate) fn note_refusal(&mut self, shard: ShardId, answer: &Answer) {
-        let over = match &answer.result {
-            Err(Refusal::Misuse(misuse)) => !matches!(misuse, Misuse::TooLarge { .. }),
-            Err(Refusal::Poisoned { .. } | Refusal::Panicked(_)) => true,
-            _ => false,
-        };
-        if over && let Some(identity) = call_of(answer.token).and_then(|id| self.clients.identity(id)) {
-            self.model.refused(shard, identity);
-        }
-    }
-
-    fn step(&mut self, shard: ShardId, id: TaskId, run: u32, task: &TaskRecord) -> Outcomes {
-        let outcome = self.workload.step(id, task);
-        if self.workload.killed() {
-            self.marks.hit(Mark::StepKilled);
-            return self.end_by(End::Process, Some(Killer::step(shard, id, task)));
-        }
-        if matches!(outcome, StepOutcome::Done(_)) {
-            self.marks.hit(Mark::TaskDone);
-        }
-        if task.retry.is_some() {
-            self.marks.hit(Mark::StepRetried);
-        }
-        let input = Input::TaskStep { id, step: task.step, run, outcome };
-        if one_in(&mut self.rng, self.profile.channel_again) {
-            self.inside(self.profile.step_delay, Inside::Input(shard, input.clone()));
-        }
-        self.inside(1, Inside::Input(shard, input));
-        Ok(())
-    }
-
-    pub(crate) fn tell_all(&mut self, input: impl Fn(ShardId) -> Input) -> Outcomes {
+    pub(crate) fn give_all(&mut self, input: impl Fn(ShardId) -> Input) -> Outcomes {
         for shard in self.topology.shards() {
-            self.tell(shard, input(shard))?;
+            self.give(shard, input(shard))?;
         }
         Ok(())
     }
@@ -870,7 +678,7 @@ impl<'w> World<'w> {
     }
 
     /// The node ends, by a handler or step, or from outside.
-    fn end_by(&mut self, end: End, killer: Option<Killer>) -> Outcomes {
+    pub(crate) fn end_by(&mut self, end: End, killer: Option<Killer>) -> Outcomes {
         self.trusted = false;
         let model = &self.model;
         self.blame.life_ends(
@@ -928,7 +736,7 @@ impl<'w> World<'w> {
     pub(crate) fn lead(&mut self) -> Outcomes {
         let epoch = self.node.as_ref().expect("just opened").epoch;
         self.model.led(epoch, self.life)?;
-        self.tell_all(|_| Input::Start(EpochConfig::single(epoch, NODE)))?;
+        self.give_all(|_| Input::Start(EpochConfig::single(epoch, NODE)))?;
         let Some(node) = &mut self.node else { return Ok(()) };
         if self.bug == Some(Bug::CrowdTrials) {
             // All at once.
@@ -947,7 +755,7 @@ impl<'w> World<'w> {
     fn old_frame(&mut self) -> Outcomes {
         let (shard, mut input) = self.old.swap_remove(self.rng.usize(..self.old.len()));
         let Some(node) = &self.node else { return Ok(()) };
-        let Input::Stored { epoch, upto, .. } = &mut input else { return self.tell(shard, input) };
+        let Input::Stored { epoch, upto, .. } = &mut input else { return self.give(shard, input) };
         let it = &node.shards[shard.0 as usize];
         if *epoch >= node.epoch {
             return Ok(());
@@ -959,7 +767,7 @@ impl<'w> World<'w> {
         if self.bug == Some(Bug::AcceptOldEpoch) {
             *epoch = node.epoch;
         }
-        self.tell(shard, input).map_err(|stop| match stop {
+        self.give(shard, input).map_err(|stop| match stop {
             Stop::Violation(Violation { invariant: 5, what }) => {
                 Violation::new(15, format!("after a frame of an older epoch: {what}")).into()
             }

@@ -5,7 +5,7 @@
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::checks::CHECKS;
 use crate::checkpoint::json::{ColourNumber, IncarnationNumber};
-use crate::checkpoint::manifest::{encode, open_envelope};
+use crate::checkpoint::manifest::{encode, read_object};
 use crate::checkpoint::store::{BlobStore, Put, StoreError};
 use serde::{Deserialize, Serialize};
 use stead_core::ids::{Colour, Incarnation};
@@ -49,13 +49,7 @@ impl Begun {
     /// # Errors
     /// [`CheckpointError`] if it is damaged or cannot be read.
     pub fn read(store: &dyn BlobStore, name: &str) -> Result<Self, CheckpointError> {
-        let bytes = store.get(name, BEGUN_MAX)?;
-        let envelope = open_envelope(name, &bytes)?;
-        let damaged = |reason: String| CheckpointError::damaged(name, reason);
-        if envelope.stead != KIND_BEGUN {
-            return Err(damaged(format!("it is a {:?}, not the mark of a check", envelope.stead)));
-        }
-        serde_json::from_str(envelope.body.get()).map_err(|error| damaged(error.to_string()))
+        read_object(store, name, BEGUN_MAX, KIND_BEGUN, "the mark of a check")
     }
 }
 

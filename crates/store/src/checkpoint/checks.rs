@@ -1,4 +1,4 @@
-//! What the services' checks found at a checkpoint: a small object beside the manifest, which is written before they run.
+//! The results of the services' checks at a checkpoint: a small object beside the manifest, which is written before they run.
 //!
 //! It has the manifest's envelope, is written once unless a check was left out, and is collected with its checkpoint. A
 //! checkpoint without one, and without results in its manifest, was not checked.
@@ -6,7 +6,7 @@
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::begun::is_begun;
 use crate::checkpoint::json::{ColourNumber, IncarnationNumber, Micros};
-use crate::checkpoint::manifest::{CheckResult, Manifest, decided_numbers, encode, open_envelope};
+use crate::checkpoint::manifest::{CheckResult, Manifest, decided_numbers, encode, read_object};
 use crate::checkpoint::store::{BlobStore, Put};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ pub const CHECKS: &str = "checks/";
 const CHECKS_MAX: u64 = 16 << 20;
 const KIND_CHECKS: &str = "checks";
 
-/// What is known of the checks that services declare.
+/// The outcome of checks that services declare, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckOutcome {
@@ -83,7 +83,7 @@ pub struct Checked {
     /// When the checks ended, in microseconds since the Unix epoch.
     #[serde(with = "Micros")]
     pub checked: Time,
-    /// What they found.
+    /// The results by service.
     pub results: Vec<CheckResult>,
 }
 
@@ -122,13 +122,7 @@ impl Checked {
     }
 
     fn read(store: &dyn BlobStore, name: &str) -> Result<Self, CheckpointError> {
-        let bytes = store.get(name, CHECKS_MAX)?;
-        let envelope = open_envelope(name, &bytes)?;
-        let damaged = |reason: String| CheckpointError::damaged(name, reason);
-        if envelope.stead != KIND_CHECKS {
-            return Err(damaged(format!("it is a {:?}, not the results of checks", envelope.stead)));
-        }
-        serde_json::from_str(envelope.body.get()).map_err(|error| damaged(error.to_string()))
+        read_object(store, name, CHECKS_MAX, KIND_CHECKS, "the results of checks")
     }
 }
 

@@ -1,8 +1,8 @@
 //! Deleting what no checkpoint needs any more.
 //!
-//! What is kept is marked from all manifests together: one that can't be read stops the collection before anything is
-//! deleted, for nobody knows what it needs. A bundle that is not marked is deleted only once it has been so for the grace
-//! period, so that a reader which began with an older manifest can finish.
+//! Bundles that are kept are marked from all manifests together: one that can't be read stops the collection before
+//! anything is deleted, because it is not known which bundles it needs. A bundle that is not marked is deleted only once
+//! it has been so for the grace period, so that a reader which began with an older manifest can finish.
 //!
 //! Only the tombstone of the greatest decided number is needed: it keeps the next number greater, also after a
 //! restart. No number below it begins again, and [`Sealed::store`](crate::checkpoint::write::Sealed::store) refuses to
@@ -61,7 +61,7 @@ pub struct Collector {
     decided: BTreeMap<Colour, Known>,
 }
 
-/// What a collection needs of a decision.
+/// The part of a decision that a collection needs.
 #[derive(Clone, Debug)]
 struct Known {
     incarnation: Incarnation,

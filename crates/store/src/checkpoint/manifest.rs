@@ -9,6 +9,7 @@ use crate::checkpoint::json::{
     ColourNumber, EpochNumber, Hash, IncarnationNumber, IndexNumber, Micros, ShardNumber,
 };
 use crate::checkpoint::store::{BlobStore, Put};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId, Time};
@@ -47,8 +48,8 @@ pub struct Manifest {
     pub in_flight: Vec<InFlight>,
     /// Sums over all parts.
     pub totals: Totals,
-    /// What the checks that services declare found, if they were run before the manifest was written; later results are in an
-    /// object of their own: [`crate::checkpoint::checks`].
+    /// The results of the checks that services declare, if they were run before the manifest was written; later results are
+    /// in an object of their own: [`crate::checkpoint::checks`].
     pub checks: Vec<CheckResult>,
 }
 
@@ -143,7 +144,7 @@ pub struct CheckResult {
     pub service: String,
     /// What does not hold; nothing when all is well.
     pub failure: Option<String>,
-    /// Why the check was not run; nothing if it was.
+    /// The reason that the check was not run; `None` if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
 }
@@ -199,12 +200,12 @@ impl Decision {
 /// The file around the body. The order of the fields is that of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Envelope<'a> {
-    pub(crate) stead: &'a str,
+struct Envelope<'a> {
+    stead: &'a str,
     format: u32,
     checksum: &'a str,
     #[serde(borrow)]
-    pub(crate) body: &'a RawValue,
+    body: &'a RawValue,
 }
 
 /// Read first, so that a later format is told from a damaged file.
@@ -309,7 +310,7 @@ impl Manifest {
     ///
     /// # Errors
     /// [`CheckpointError::Decided`] if the number is decided otherwise, or the store's error: then
-    /// [`read_decision`] tells how it ended.
+    /// [`read_decision`] returns how it ended.
     pub fn store(&self, store: &dyn BlobStore) -> Result<(), CheckpointError> {
         decide(store, self.number, &self.encode())
     }
@@ -359,7 +360,7 @@ pub fn read_decision(store: &dyn BlobStore, number: Colour) -> Result<Decision, 
 ///
 /// # Errors
 /// [`CheckpointError`] naming the object and what is wrong with it.
-pub(crate) fn open_envelope<'a>(name: &str, bytes: &'a [u8]) -> Result<Envelope<'a>, CheckpointError> {
+fn open_envelope<'a>(name: &str, bytes: &'a [u8]) -> Result<Envelope<'a>, CheckpointError> {
     let damaged = |reason: String| CheckpointError::damaged(name, reason);
     let text = std::str::from_utf8(bytes).map_err(|error| damaged(format!("it is not UTF-8: {error}")))?;
     let envelope: Envelope<'_> = match serde_json::from_str(text) {
@@ -383,6 +384,23 @@ pub(crate) fn open_envelope<'a>(name: &str, bytes: &'a [u8]) -> Result<Envelope<
         return Err(damaged("bytes outside its body were changed".to_owned()));
     }
     Ok(envelope)
+}
+
+/// Reads an object of a kind that has the envelope of a manifest; `what` names what it should be in the error.
+pub(crate) fn read_object<T: DeserializeOwned>(
+    store: &dyn BlobStore,
+    name: &str,
+    max: u64,
+    kind: &str,
+    what: &str,
+) -> Result<T, CheckpointError> {
+    let bytes = store.get(name, max)?;
+    let envelope = open_envelope(name, &bytes)?;
+    let damaged = |reason: String| CheckpointError::damaged(name, reason);
+    if envelope.stead != kind {
+        return Err(damaged(format!("it is a {:?}, not {what}", envelope.stead)));
+    }
+    serde_json::from_str(envelope.body.get()).map_err(|error| damaged(error.to_string()))
 }
 
 /// Reads the bytes of an object that decides a number.

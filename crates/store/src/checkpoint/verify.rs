@@ -32,7 +32,7 @@ pub struct Report {
     pub received: u64,
     /// Channels with messages in flight, by sender, then receiver.
     pub in_flight: Vec<InFlight>,
-    /// What is known of the checks that services declare, over all of them.
+    /// The outcome of the checks that services declare, over all of them.
     pub check: CheckOutcome,
     /// The same by service. A service whose code is here and declares no check is left out.
     pub checks: Vec<ServiceCheck>,
@@ -41,18 +41,18 @@ pub struct Report {
     pub inconsistencies: Vec<Inconsistency>,
 }
 
-/// What is known of the check of one service.
+/// The outcome of the check of one service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ServiceCheck {
     /// The service.
     pub service: String,
     /// Whether it holds; `not_checked` if its code is not here and no result is stored.
     pub outcome: CheckOutcome,
-    /// What does not hold.
+    /// The rule that does not hold, as the check says it.
     pub failure: Option<String>,
 }
 
-/// What the code of a service says of a cut.
+/// The result of a service's code on a cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// It declares no check.

@@ -57,7 +57,7 @@ fn write() {
     std::fs::write(dir().join("hashes.txt"), hashes).unwrap();
 }
 
-/// What the checks found: one that failed, and one that holds or was left out.
+/// Results of checks: one that failed, and one that holds or was left out.
 fn results(number: u64, skipped: Option<String>) -> Checked {
     let result = |service: &str, failure: Option<&str>, skipped: Option<String>| CheckResult {
         service: service.to_owned(),

@@ -56,7 +56,7 @@ fn many_given_up_numbers_leave_one_tombstone() {
         left.insert(cluster.number);
         assert_eq!(decided_numbers(&store).unwrap(), Vec::from_iter(left), "round {round}");
     }
-    // What a restart finds: the next number is greater than any before.
+    // After a restart the next number is greater than any before.
     disk.crash();
     disk.restart();
     let found = newest(&sim_store(&disk)).unwrap();

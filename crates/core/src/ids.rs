@@ -91,7 +91,7 @@ number! {
 }
 
 impl TimerId {
-    /// The entry that set the timer, or an earlier place if a restore has numbered it anew.
+    /// The entry that set the timer, or an earlier place if a restore has given it another number.
     pub(crate) const fn place(self) -> Index {
         Index(self.0 >> 16)
     }

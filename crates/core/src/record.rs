@@ -512,7 +512,7 @@ pub enum Retry {
     /// As a message of the sender, which is a process of this service.
     #[n(0)]
     Message {
-        /// The service. The number of the sending shard would not tell it any more after a restore onto other shards.
+        /// The service. The number of the sending shard would not name it any more after a restore onto other shards.
         #[n(0)]
         service: ServiceId,
     },
@@ -532,7 +532,7 @@ pub enum Retry {
     /// As the result of a task, which is the payload.
     #[n(3)]
     Result,
-    /// Not at all: the client of a request was told that it is given up, and a payload that was too large is gone.
+    /// Not at all: the client of a request knows that it was given up, and a payload that was too large is gone.
     #[n(4)]
     Never,
 }

@@ -862,7 +862,7 @@ impl State {
     }
 
     /// The first of the indexes that another state of the same records does not have alike: they follow from the records,
-    /// whether these were replayed or loaded. The state hash does not tell.
+    /// whether these were replayed or loaded. The state hash does not show that.
     #[must_use]
     pub fn index_difference(&self, other: &Self) -> Option<&'static str> {
         // The replies of a session that ran out may go before it; how far they went is of no use then.

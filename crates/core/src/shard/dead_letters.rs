@@ -120,7 +120,7 @@ impl Shard {
         })
     }
 
-    /// How a dead letter can be handled again; for one of an older version, as far as its cause tells.
+    /// How a dead letter can be handled again; for one of an older version, as far as its cause says.
     fn how(&self, letter: &DeadLetter) -> Retry {
         match (&letter.retry, letter.cause) {
             (Some(retry), _) => retry.clone(),

@@ -597,7 +597,7 @@ impl Shard {
             Reply::Err(_) => Default::default(),
         };
         writes.extend(kept.iter().cloned());
-        // Nobody waits for the reply to a cause that waited in the system.
+        // No client waits for the reply to a cause that waited in the system.
         let answer = cause.waiting().is_none().then(|| reply.clone());
         let effects = Effects { writes, sends, reply: answer };
         let (len, max) = (effects.weight(), self.settings.entry_bytes_max);

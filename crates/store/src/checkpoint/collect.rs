@@ -92,7 +92,7 @@ impl Collector {
     /// Deletes checkpoints that are not retained, bundles that nothing needs, and tombstones of numbers below the greatest
     /// decided one.
     ///
-    /// `in_use` are bundles that no manifest tells of yet: those of a running checkpoint or merge, and of the lineage that
+    /// `in_use` are bundles that no manifest names yet: those of a running checkpoint or merge, and of the lineage that
     /// the next checkpoint builds upon.
     ///
     /// # Errors

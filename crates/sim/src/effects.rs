@@ -109,7 +109,7 @@ impl World<'_> {
                 self.carry_answer(answer);
             }
             Effect::Query(reading) => self.query_leaves(shard, reading)?,
-            Effect::RunTask { id, run, task, asks } => {
+            Effect::RunTask { id, run, task, asks, .. } => {
                 let delay = self.random(self.profile.step_delay);
                 if asks {
                     let node = self.node.as_mut().expect("only a living node has effects");

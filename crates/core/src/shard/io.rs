@@ -276,6 +276,8 @@ pub enum Effect {
         /// A death of the process may have met it: once a thread has it, and before it runs, give
         /// [`Input::StepBegins`] and wait for [`Effect::StepAllowed`].
         asks: bool,
+        /// It is tried in its shard's turn, which others wait for: it must begin whatever the shell has no room for.
+        alone: bool,
     },
     /// The answer to [`Input::StepBegins`].
     StepAllowed {

@@ -101,7 +101,7 @@ impl Runs {
     ) {
         match &task.retry {
             Some(retry) if retry.at > now => drop(self.later.insert((retry.at, id))),
-            _ => out.push(Effect::RunTask { id, run: self.begin(id), task, asks }),
+            _ => out.push(Effect::RunTask { id, run: self.begin(id), task, asks, alone: false }),
         }
     }
 
@@ -748,7 +748,8 @@ impl Shard {
                     self.bury(waiting, reason, Buried::step(task), out);
                 } else {
                     let run = self.jobs.runs.begin(id);
-                    out.push(Effect::RunTask { id, run, task, asks: self.suspicion.is_on });
+                    let (asks, alone) = (self.suspicion.is_on, self.suspicion.task == Some(id));
+                    out.push(Effect::RunTask { id, run, task, asks, alone });
                 }
             }
         }

@@ -214,7 +214,7 @@ impl Shard {
             }
             (self.suspicion.task, self.suspicion.charged) = (Some(id), false);
             let run = self.jobs.runs.begin(id);
-            out.push(Effect::RunTask { id, run, task: record, asks: true });
+            out.push(Effect::RunTask { id, run, task: record, asks: true, alone: true });
             return;
         }
         self.suspicion.steps.tried = Some(self.state.position().index);

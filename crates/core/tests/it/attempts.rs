@@ -121,6 +121,7 @@ fn a_task_is_charged_when_its_step_begins_and_nothing_else_does() {
     world.crash();
     world.settle();
     assert_eq!(world.tasks.len(), TASKS, "they go on at once, for no death had met them");
+    assert_eq!(world.alone, 0);
     world.crash();
     world.settle();
     assert_eq!(world.tasks.len(), 0, "suspected requests come first");
@@ -137,6 +138,7 @@ fn a_task_is_charged_when_its_step_begins_and_nothing_else_does() {
     }
     assert_eq!((world.state("a").len(), world.letters("a").len()), (TASKS, 0));
     assert_eq!(world.shard("a").state().attempts(), 0);
+    assert_eq!(world.alone, 2 * TASKS);
 }
 
 #[test]
@@ -303,6 +305,7 @@ fn a_step_that_fails_before_it_ends_the_process_is_given_up() {
         world.crash();
     }
     assert_eq!((deaths, world.letters("a").len()), (4, 1));
+    assert_eq!(world.alone, 4, "in two lives it was tried, and again in the same turn");
 }
 
 #[test]

@@ -163,6 +163,8 @@ pub(crate) struct World {
     stored: BTreeMap<ShardId, Index>,
     trials: Trials,
     grants: VecDeque<Grant>,
+    /// Runs of steps that were tried alone.
+    pub(crate) alone: usize,
     /// Steps that ask before they run.
     asking: BTreeMap<(ShardId, TaskId), TaskRecord>,
 }
@@ -200,6 +202,7 @@ impl World {
             stored: BTreeMap::new(),
             trials: Trials::default(),
             grants: VecDeque::new(),
+            alone: 0,
             asking: BTreeMap::new(),
         };
         world.restart();
@@ -318,7 +321,8 @@ impl World {
                 Effect::Answer(answer) => drop(self.answers.insert(answer.token, answer)),
                 Effect::Query(reading) if self.holds_queries => self.readings.push(*reading),
                 Effect::Query(reading) => self.run_query(&reading),
-                Effect::RunTask { id, run, task, asks } => {
+                Effect::RunTask { id, run, task, asks, alone } => {
+                    self.alone += usize::from(alone);
                     self.task_runs.insert((to, id), run);
                     if asks {
                         self.asking.insert((to, id), task);

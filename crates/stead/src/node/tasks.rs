@@ -24,6 +24,8 @@ pub(crate) struct Step {
     pub(crate) task: TaskRecord,
     /// A death of the process may have met it: its shard logs an attempt before it runs.
     pub(crate) asks: bool,
+    /// It is tried in its shard's turn, which others wait for.
+    pub(crate) alone: bool,
 }
 
 /// Steps that wait for a thread, and those that run.
@@ -64,13 +66,28 @@ impl Drop for Listed<'_> {
     }
 }
 
+impl Steps {
+    /// The next step that may begin: without memory for its outcome only one that is tried alone, for others wait for its
+    /// turn.
+    fn next(&mut self, memory: &Memory) -> Option<Step> {
+        self.waiting.pop_front_if(|step| step.alone || !memory.is_over())
+    }
+}
+
 impl TaskQueue {
     fn steps(&self) -> MutexGuard<'_, Steps> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes on a step, to run after those that wait; before them if it is tried alone, so that its turn is soon over.
     pub(crate) fn push(&self, step: Step) {
-        self.steps().waiting.push_back(step);
+        let mut steps = self.steps();
+        if step.alone {
+            steps.waiting.push_front(step);
+        } else {
+            steps.waiting.push_back(step);
+        }
+        drop(steps);
         self.news.notify_one();
     }
 
@@ -152,22 +169,52 @@ impl TaskQueue {
             if self.stopping.load(Ordering::SeqCst) {
                 return None;
             }
-            // What steps make waits for handlers, and these wait for no step but for one that is tried.
-            if steps.waiting.front().is_some_and(|step| !step.asks) && memory.is_over() {
-                steps = self.news.wait_timeout(steps, CROWDED_LOOK).unwrap_or_else(PoisonError::into_inner).0;
-                continue;
+            if let Some(step) = steps.next(memory) {
+                let TaskRecord { step: number, name, process, .. } = &step.task;
+                let name = format!("step {number} of task {name} of {process}");
+                steps.running.push(Running { thread: thread::current().id(), name });
+                return Some(step);
             }
-            match steps.waiting.pop_front() {
-                Some(step) => {
-                    let name = format!(
-                        "step {} of task {} of {}",
-                        step.task.step, step.task.name, step.task.process
-                    );
-                    steps.running.push(Running { thread: thread::current().id(), name });
-                    return Some(step);
-                }
-                None => steps = self.news.wait(steps).unwrap_or_else(PoisonError::into_inner),
-            }
+            steps = if steps.waiting.is_empty() {
+                self.news.wait(steps).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                self.news.wait_timeout(steps, CROWDED_LOOK).unwrap_or_else(PoisonError::into_inner).0
+            };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::memory::MemoryLimits;
+    use stead_core::ids::{Blob, Key};
+
+    #[test]
+    fn without_memory_only_a_step_that_is_tried_alone_begins_however_many_wait() {
+        let (queue, memory) = (TaskQueue::default(), Memory::new(MemoryLimits::default()));
+        let step = |id, alone| Step {
+            shard: ShardId(0),
+            id: TaskId(id),
+            run: 1,
+            task: TaskRecord {
+                process: Key::none(),
+                name: "task".into(),
+                step: 0,
+                state: Blob::empty(),
+                progress: 0,
+                retry: None,
+            },
+            asks: true,
+            alone,
+        };
+        for (id, alone) in [(1, false), (2, false), (3, true)] {
+            queue.push(step(id, alone));
+        }
+        let next = || queue.steps().next(&memory).map(|step| step.id);
+        memory.change([0, i64::MAX, 0]);
+        assert_eq!((next(), next()), (Some(TaskId(3)), None));
+        memory.change([0, -i64::MAX, 0]);
+        assert_eq!((next(), next(), next()), (Some(TaskId(1)), Some(TaskId(2)), None));
     }
 }

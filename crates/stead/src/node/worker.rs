@@ -525,8 +525,8 @@ impl Worker {
                         self.queries.push(Job::new(reading, call.reception, &self.shared.memory));
                     }
                 }
-                Effect::RunTask { id, run, task, asks } => {
-                    self.shared.tasks.push(Step { shard: from, id, run, task, asks });
+                Effect::RunTask { id, run, task, asks, alone } => {
+                    self.shared.tasks.push(Step { shard: from, id, run, task, asks, alone });
                 }
                 Effect::StepAllowed { id, run, allowed } => self.shared.tasks.answer(from, id, run, allowed),
                 Effect::WantsTurn(lane) => self.shared.trials(|trials| trials.wants(from, lane)),

@@ -1,6 +1,7 @@
 //! A node: the threads that run shards, log, checkpoints and tasks, and the handle to them.
 
 mod builder;
+mod calls;
 mod checks;
 mod dead_letters;
 pub(crate) mod inbox;

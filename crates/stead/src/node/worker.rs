@@ -4,6 +4,7 @@
 //! once: one submission to the log, one batch of messages to each other worker.
 
 use super::Shared;
+use super::calls::Calls;
 use super::inbox::Command;
 use super::log::Submission;
 use super::queries::Job;
@@ -41,10 +42,6 @@ const SLICE: Duration = Duration::from_millis(1);
 const AHEAD: usize = 16;
 /// How often a worker looks whether the log has caught up, in milliseconds.
 const PRESSED_LOOK_MS: u64 = 2;
-/// Overdue calls that are ended before the worker looks at all else again.
-const OVERDUE_BATCH: usize = 1024;
-/// Calls that one look for overdue ones passes at most.
-const OVERDUE_LOOK: usize = 16_384;
 /// Shards whose status is taken before the worker looks at the clock.
 const STATUS_BATCH: usize = 8;
 /// How often overdue calls are looked for.
@@ -384,7 +381,7 @@ impl Worker {
             }
             Command::OpenSession { shard, session, principal, reception } => {
                 let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
-                let token = if reception.is_some() { self.calls.next_token() } else { Calls::NOBODY };
+                let token = if reception.is_some() { self.calls.next_token() } else { Calls::NO_CALL };
                 let input = Input::OpenSession { token, session, principal };
                 if let Some(reception) = reception {
                     self.calls.open(reception, Some((shard, input.clone())));
@@ -692,7 +689,7 @@ impl Worker {
     }
 
     fn answer(&mut self, now: Time, service: usize, answer: Answer) {
-        if answer.token == Calls::NOBODY {
+        if answer.token == Calls::NO_CALL {
             return;
         }
         let wait = match &answer.result {
@@ -811,157 +808,4 @@ impl Worker {
 /// By how many microseconds the wall clock is ahead of the steady one.
 fn ahead(wall: Time, steady: Time) -> i64 {
     (i128::from(wall.0) - i128::from(steady.0)).clamp(i64::MIN.into(), i64::MAX.into()) as i64
-}
-
-/// The last generation would make the token of nobody.
-fn next_generation(generation: u32) -> u32 {
-    (generation + 1) % (u32::MAX - 1)
-}
-
-/// The calls that wait for their answer, by token.
-#[derive(Default)]
-struct Calls {
-    slots: Vec<(u32, Option<Call>)>,
-    free: Vec<u32>,
-    /// The generation of further slots: no token of a slot that was given back names a call.
-    generation: u32,
-    /// The slot at which the look for overdue calls goes on.
-    looked: usize,
-    /// What the command that is obeyed counts for in the account of memory; the call that it opens takes it over.
-    obeyed_bytes: usize,
-}
-
-struct Call {
-    reception: Reception,
-    /// What it counts for in the account of memory.
-    bytes: usize,
-    /// To ask again, if its shard cannot take it yet.
-    again: Option<(ShardId, Input)>,
-    /// The refusal after which it waits to be asked again.
-    refused: Option<Answer>,
-}
-
-impl Calls {
-    /// The token of what nobody waits for.
-    const NOBODY: u64 = u64::MAX;
-
-    fn is_empty(&self) -> bool {
-        self.free.len() == self.slots.len()
-    }
-
-    /// The token that the next call will have.
-    fn next_token(&mut self) -> u64 {
-        if self.free.is_empty() {
-            self.free.push(self.slots.len() as u32);
-            self.slots.push((self.generation, None));
-        }
-        let at = *self.free.last().expect("one was pushed");
-        u64::from(self.slots[at as usize].0) << 32 | u64::from(at)
-    }
-
-    /// Gives the memory of a rush of calls back, once it is over.
-    fn give_back(&mut self) {
-        const KEPT: usize = 1024;
-        if self.slots.capacity() > KEPT && self.is_empty() {
-            let last = self.slots.drain(..).map(|(generation, _)| generation).max();
-            self.generation = next_generation(last.unwrap_or(self.generation));
-            self.looked = 0;
-            self.slots.shrink_to(KEPT);
-            self.free.clear();
-            self.free.shrink_to(KEPT);
-        }
-    }
-
-    fn open(&mut self, reception: Reception, again: Option<(ShardId, Input)>) -> u64 {
-        let token = self.next_token();
-        let at = self.free.pop().expect("the next token is that of a free slot");
-        let bytes = std::mem::take(&mut self.obeyed_bytes);
-        self.slots[at as usize].1 = Some(Call { reception, bytes, again, refused: None });
-        token
-    }
-
-    /// A token names a call only until that is closed.
-    fn find(&mut self, token: u64) -> Option<&mut Option<Call>> {
-        let (generation, slot) = self.slots.get_mut((token & u64::from(u32::MAX)) as usize)?;
-        (u64::from(*generation) == token >> 32).then_some(slot)
-    }
-
-    fn close(&mut self, token: u64) -> Option<Call> {
-        let call = self.find(token)?.take()?;
-        let at = (token & u64::from(u32::MAX)) as usize;
-        self.slots[at].0 = next_generation(self.slots[at].0);
-        self.free.push(at as u32);
-        Some(call)
-    }
-
-    /// Closes calls that are overdue, as far as one look goes; returns them, and whether all have been looked at since the
-    /// first look.
-    fn close_overdue(&mut self, now: Time) -> (Vec<Call>, bool) {
-        let until = self.slots.len().min(self.looked + OVERDUE_LOOK);
-        let mut overdue = Vec::new();
-        while self.looked < until && overdue.len() < OVERDUE_BATCH {
-            let (generation, slot) = &self.slots[self.looked];
-            if slot.as_ref().is_some_and(|call| call.reception.deadline <= now) {
-                let token = u64::from(*generation) << 32 | self.looked as u64;
-                overdue.extend(self.close(token));
-            }
-            self.looked += 1;
-        }
-        let is_through = self.looked >= self.slots.len();
-        if is_through {
-            self.looked = 0;
-        }
-        (overdue, is_through)
-    }
-
-    fn drain(&mut self) -> impl Iterator<Item = Call> {
-        self.free.clear();
-        self.slots.drain(..).filter_map(|(_, slot)| slot)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn reception() -> Reception {
-        let (sender, _) = tokio::sync::oneshot::channel();
-        Reception { sender, deadline: Time(1), timeout: Duration::ZERO }
-    }
-
-    #[test]
-    fn a_rush_of_calls_leaves_no_memory_and_no_token_names_another_call() {
-        let mut calls = Calls::default();
-        let rush: Vec<u64> = (0..5000).map(|_| calls.open(reception(), None)).collect();
-        calls.give_back();
-        assert!(calls.slots.capacity() >= 5000, "all of them wait");
-        for (at, token) in rush.iter().enumerate() {
-            calls.obeyed_bytes = at;
-            assert!(calls.close(*token).is_some());
-        }
-        calls.give_back();
-        assert!(calls.is_empty() && calls.slots.capacity() <= 1024 && calls.free.capacity() <= 1024);
-        for _ in 0..5000 {
-            let token = calls.open(reception(), None);
-            assert!(!rush.contains(&token));
-        }
-        assert!(rush.iter().all(|token| calls.close(*token).is_none()));
-    }
-
-    #[test]
-    fn a_look_for_overdue_calls_goes_on_where_the_last_one_ended() {
-        let mut calls = Calls::default();
-        let tokens: Vec<u64> = (0..40_000).map(|_| calls.open(reception(), None)).collect();
-        assert!(calls.close_overdue(Time(0)).0.is_empty());
-        assert_eq!(calls.looked, OVERDUE_LOOK);
-        let (mut closed, mut looks) = (0, 0);
-        while !calls.is_empty() {
-            let (overdue, _) = calls.close_overdue(Time(1));
-            assert!(overdue.len() <= OVERDUE_BATCH);
-            closed += overdue.len();
-            looks += 1;
-        }
-        assert_eq!(closed, tokens.len());
-        assert!(looks <= 40_000 / OVERDUE_BATCH + 6, "{looks} looks");
-    }
 }

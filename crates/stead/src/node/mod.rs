@@ -714,9 +714,10 @@ impl Inner {
             && self.shared.failure.get().is_none()
         {
             self.shared.checks.unended.forgive(&*self.store);
-            let Err(error) = data_dir.update(|meta| meta.clean = true) else { return };
-            // The next start then suspects what waits, which costs a little time and nothing else.
-            events::warn(format_args!("cannot record the clean shutdown: {error}"));
+            if let Err(error) = data_dir.update(|meta| meta.clean = true) {
+                // The next start then suspects what waits, which costs a little time and nothing else.
+                events::warn(format_args!("cannot record the clean shutdown: {error}"));
+            }
         }
         events::flush(LAST_WORDS);
     }

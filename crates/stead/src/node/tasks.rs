@@ -13,7 +13,7 @@ use stead_core::ids::{ShardId, TaskId};
 use stead_core::record::TaskRecord;
 use stead_core::shard::Input;
 
-/// How often a thread looks whether the node has memory for what a step makes.
+/// The interval at which a thread looks whether the node has memory for the outcome of a step.
 const CROWDED_LOOK: Duration = Duration::from_millis(5);
 
 /// A step of a task that is due.
@@ -122,7 +122,8 @@ impl TaskQueue {
         }
     }
 
-    /// Waits for the steps that run, but for one on this thread. Returns the names of those that still run at the deadline.
+    /// Waits for the steps that run, but for one on this thread. Returns the names of those that still run at the deadline;
+    /// these are waited for no more.
     pub(crate) fn await_end(&self, deadline: Instant) -> Vec<String> {
         let here = thread::current().id();
         let mut steps = self.steps();
@@ -131,6 +132,7 @@ impl TaskQueue {
             let names = steps.running.iter().filter(|running| running.thread != here);
             let names: Vec<String> = names.map(|running| running.name.clone()).collect();
             if names.is_empty() || left.is_zero() {
+                steps.running.retain(|running| running.thread == here);
                 return names;
             }
             steps = self.ended.wait_timeout(steps, left).unwrap_or_else(PoisonError::into_inner).0;

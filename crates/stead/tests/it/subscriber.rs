@@ -20,13 +20,13 @@ const DOES: &str = "SUBSCRIBER_DOES";
 /// Longest time to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Blocks, or panics, at each event.
-struct Bad {
-    panics: bool,
-    met: Arc<AtomicUsize>,
+/// Runs at each event, with the count of events that were met.
+pub(crate) struct OnEvent {
+    pub(crate) run: fn(&AtomicUsize),
+    pub(crate) met: Arc<AtomicUsize>,
 }
 
-impl Subscriber for Bad {
+impl Subscriber for OnEvent {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
@@ -36,14 +36,22 @@ impl Subscriber for Bad {
     fn record(&self, _: &Id, _: &Record<'_>) {}
     fn record_follows_from(&self, _: &Id, _: &Id) {}
     fn event(&self, _: &Event<'_>) {
-        self.met.fetch_add(1, Ordering::SeqCst);
-        assert!(!self.panics, "the subscriber panics");
-        let (gate, never) = (Mutex::new(()), Condvar::new());
-        let closed = gate.lock().unwrap();
-        drop(never.wait(closed));
+        (self.run)(&self.met);
     }
     fn enter(&self, _: &Id) {}
     fn exit(&self, _: &Id) {}
+}
+
+fn block(met: &AtomicUsize) {
+    met.fetch_add(1, Ordering::SeqCst);
+    let (gate, never) = (Mutex::new(()), Condvar::new());
+    let closed = gate.lock().unwrap();
+    drop(never.wait(closed));
+}
+
+fn panic(met: &AtomicUsize) {
+    met.fetch_add(1, Ordering::SeqCst);
+    panic!("the subscriber panics");
 }
 
 fn put(client: &stead::BlockingClient, key: &str, bytes: usize) -> bool {
@@ -57,8 +65,8 @@ fn put(client: &stead::BlockingClient, key: &str, bytes: usize) -> bool {
 fn life() {
     let Ok(does) = std::env::var(DOES) else { return };
     let met = Arc::new(AtomicUsize::new(0));
-    let bad = Bad { panics: does == "panics", met: Arc::clone(&met) };
-    tracing::subscriber::set_global_default(bad).unwrap();
+    let run = if does == "panics" { panic } else { block };
+    tracing::subscriber::set_global_default(OnEvent { run, met: Arc::clone(&met) }).unwrap();
     let disk = SimDisk::new(1);
     let node = builder(Path::new("unused"))
         .service::<Kv>(ServiceOptions::default().shards(2))

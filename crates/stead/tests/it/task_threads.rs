@@ -1,8 +1,10 @@
 //! The number of task steps that run at once.
 
+use crate::subscriber::OnEvent;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use stead::{
     CheckpointOptions, Context, Never, NoQuery, Node, NodeBuilder, OpenError, Process, Progress,
@@ -128,6 +130,26 @@ fn sixteen_steps_run_at_once_by_default() {
 fn the_configuration_decides_over_the_program() {
     let config = stead::Config::from_toml("task_threads = 2", "test").unwrap();
     run_at_once("configured", 2, |builder| builder.task_threads(3).config(config));
+}
+
+#[test]
+fn a_step_that_is_abandoned_is_reported_once_before_the_node_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder(dir.path()).open().unwrap();
+    node.blocking_client().call::<Owner>(&0, Some("abandoned".to_owned())).unwrap();
+    wait_until("abandoned", |crowd| crowd.running == 1);
+    // A subscriber that takes its time, which the node's end has to wait for.
+    let run = |met: &AtomicUsize| {
+        std::thread::sleep(Duration::from_millis(50));
+        met.fetch_add(1, Ordering::SeqCst);
+    };
+    let met = Arc::default();
+    tracing::subscriber::with_default(OnEvent { run, met: Arc::clone(&met) }, || {
+        node.shutdown_within(Duration::ZERO);
+        drop(node);
+    });
+    assert_eq!(met.load(Ordering::SeqCst), 1);
+    change("abandoned", |crowd| crowd.released = 1);
 }
 
 #[test]

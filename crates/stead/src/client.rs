@@ -22,7 +22,7 @@ use stead_core::shard::{Answer, Identity, Order, Query, Refusal, Request};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// How long a call waits for its answer by default.
+/// The time limit of a call by default: 10 s.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// Where an answer is awaited.

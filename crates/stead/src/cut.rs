@@ -30,17 +30,17 @@ pub struct Cut<'a> {
 pub struct DeadLetter<P: Process> {
     /// The process that should have handled it.
     pub key: P::Key,
-    /// What it was.
+    /// Its kind.
     pub cause: DeadLetterCause,
-    /// What the process would have been given; `None` for a step of a task, and where it was too large to be kept or
+    /// The request that the process did not handle; `None` for a step of a task, and where it was too large to be kept or
     /// cannot be read.
     pub request: Option<P::Request>,
-    /// Why it was given up.
+    /// The reason why it was given up.
     pub reason: String,
     payload: Blob,
 }
 
-/// What a dead letter was.
+/// The kind of a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeadLetterCause {
     /// A message. It was received, and is in flight no more.
@@ -210,8 +210,8 @@ impl<'a> Cut<'a> {
         )
     }
 
-    /// What was given up of a service's processes: it is neither in flight nor handled, until an operator retries or drops
-    /// it.
+    /// The dead letters of a service's processes: each was given up, and is neither in flight nor handled until an operator
+    /// retries or drops it.
     pub fn dead_letters<P: Process>(
         &self,
     ) -> impl Iterator<Item = Result<DeadLetter<P>, CutError>> + use<'a, P> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::dispatcher::{self, Dispatch};
 use tracing::{Level, error, info, warn};
 
-/// How long the end of a node waits for what it has reported.
+/// The end of a node waits at most so long for the delivery of its events.
 pub(crate) const LAST_WORDS: Duration = Duration::from_millis(500);
 
 static QUEUE: Outlet<Event> = Outlet::new();

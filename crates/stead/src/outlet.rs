@@ -1,5 +1,5 @@
 //! A bounded queue before something that may block, fail or panic, such as standard error or a subscriber: one thread
-//! serves it, and no other waits for that. What finds the queue full is dropped and counted.
+//! serves it, and no other waits for that. An item that finds the queue full is dropped and counted.
 
 use crate::panics;
 use std::collections::VecDeque;
@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 /// Most bytes that wait in one queue: 1 MiB.
 pub(crate) const QUEUE_BYTES_MAX: usize = 1 << 20;
 
-/// What became of an item.
+/// The result of a delivery.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Delivered {
+    /// The item.
     pub(crate) item: bool,
     /// The report of what was missing before it.
     pub(crate) report: bool,

@@ -61,7 +61,7 @@ impl Registry {
     pub fn service<P: Process>(&mut self) -> Result<(), RegisteredTwice> {
         let undeclared = AtomicBool::new(false);
         let nothing = Topology::new(Incarnation(1));
-        // What it finds in a cut of nothing, or that it panics, is of no interest.
+        // Its result for a cut of nothing is of no interest, nor is a panic.
         let _ = panics::catch(|| P::check(&Cut::probe(&nothing, &undeclared)));
         if !undeclared.into_inner() {
             self.checked.insert(P::SERVICE);
@@ -109,7 +109,7 @@ impl Registry {
     /// Runs the check of one service over a cut. A panic is a failure.
     ///
     /// # Errors
-    /// What does not hold.
+    /// The reason why it does not hold.
     pub fn check_service(&self, name: &str, cut: &Cut<'_>) -> Result<(), String> {
         let Some(service) = self.services.get(name) else { return Ok(()) };
         panics::catch(|| service.check(cut))
@@ -254,7 +254,7 @@ impl Handler for Runner {
         }
     }
 
-    /// Here runs only code of Stead itself, and only over little: reading the state takes longer the larger it is.
+    /// Only code of Stead itself runs here, and only over little: reading the state takes longer the larger it is.
     fn place_query(&mut self, call: &Call<'_>, state: Option<&Blob>) -> Result<QueryPlace, Refusal> {
         let bytes = call.payload.len() + state.map_or(0, |state| state.len());
         let is_brief = self.find(call.service).map_or(true, Service::is_brief);

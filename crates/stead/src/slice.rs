@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// Runs between two looks that need none, while runs are short.
 const UNLOOKED: u32 = 3;
-/// What runs between two looks may take together to count as short.
+/// Most time that the runs between two looks may take together to count as short.
 const SHORT: Duration = Duration::from_micros(200);
 /// Looks after which runs that were not short are forgotten.
 const CAREFUL: u32 = 1_000;

@@ -289,7 +289,8 @@ impl NodeBuilder {
         self
     }
 
-    /// How long a handler may run before the process ends, and a query before it is given up: 10 ms to 1 h, 10 s by default.
+    /// The time limit of a handler, after which the process ends, and of a query, which is then given up: 10 ms to 1 h, 10 s
+    /// by default.
     #[must_use]
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.handler_timeout = Some(limit);

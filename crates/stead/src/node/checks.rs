@@ -1,7 +1,7 @@
 //! The checks that services declare, over complete checkpoints. They are user code, and read a whole checkpoint: so they
 //! run on a thread of their own, off every checkpoint's path, one checkpoint at a time and within a bound.
 //!
-//! Of the checkpoints of the interval the newest one is checked; those between are not when the thread can't keep up.
+//! Of the checkpoints of the interval the newest one is checked; those between are not when the thread cannot keep up.
 
 use super::Shared;
 use super::snapshots::{
@@ -25,10 +25,10 @@ use tokio::sync::oneshot;
 const REST: u32 = 3;
 /// Checkpoints that were asked for and may wait for their checks.
 const WANTED_MAX: usize = 64;
-/// How long the end of a node waits for checks that run.
+/// The end of a node waits at most so long for checks that run.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Who asked for a checkpoint.
+/// The caller that asked for a checkpoint.
 pub(crate) type Reply = oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>;
 
 /// The last checkpoint whose checks ended.
@@ -37,7 +37,7 @@ pub(crate) type Reply = oneshot::Sender<Result<CheckpointReport, CheckpointFailu
 pub struct CheckStatus {
     /// The checkpoint.
     pub number: u64,
-    /// What they found.
+    /// The outcome of all of them.
     #[cfg_attr(feature = "http", schema(value_type = String))]
     pub check: CheckOutcome,
     /// Those that do not hold.
@@ -47,7 +47,7 @@ pub struct CheckStatus {
     pub skipped_checks: Vec<SkippedCheck>,
 }
 
-/// A checkpoint to be checked, and who waits for that.
+/// A checkpoint to be checked, and the callers that wait for that.
 pub(crate) struct Job {
     pub(crate) manifest: Manifest,
     pub(crate) report: CheckpointReport,
@@ -64,7 +64,7 @@ impl Job {
         report.failed_checks = failed(results);
         report.skipped_checks = skipped(results);
         for reply in replies {
-            // Whoever asked may have given up.
+            // The caller may have given up.
             let _ = reply.send(Ok(report.clone()));
         }
     }
@@ -93,7 +93,7 @@ struct Held {
     threads: usize,
 }
 
-/// What is checked, and what was found last.
+/// The checkpoints that wait for their checks, and the last results.
 #[derive(Default)]
 pub(crate) struct Checks {
     held: Mutex<Held>,
@@ -136,7 +136,7 @@ impl Checks {
         self.news.notify_all();
     }
 
-    /// Takes a checkpoint that was asked for; who asked is answered once it is checked.
+    /// Takes a checkpoint that was asked for; the callers are answered once it is checked.
     pub(crate) fn want(&self, shared: &Shared, job: Job) {
         let mut held = self.held();
         if held.stopped || held.stuck || held.threads == 0 || held.wanted.len() >= WANTED_MAX {
@@ -148,7 +148,7 @@ impl Checks {
         self.news.notify_all();
     }
 
-    /// Takes nothing more; who waits is answered that it is not checked.
+    /// Takes nothing more; callers that wait get the report of a checkpoint that is not checked.
     pub(crate) fn stop(&self) {
         let mut held = self.held();
         held.stopped = true;
@@ -180,7 +180,7 @@ impl Checks {
     pub(crate) fn run(&self, shared: &Shared, store: &dyn BlobStore) {
         let _ending = Ending(self);
         if let Err(error) = self.unended.record(shared, store) {
-            tracing::warn!("cannot store that a check did not end: {error}");
+            events::warn(format_args!("cannot store that a check did not end: {error}"));
         }
         while let Some((manifest, asked)) = self.next() {
             let begun = Instant::now();
@@ -351,7 +351,7 @@ impl Running {
     }
 }
 
-/// The end of the thread, by a panic too: nobody waits for it any more.
+/// The end of the thread, also by a panic: from then on no caller waits for it.
 struct Ending<'a>(&'a Checks);
 
 impl Drop for Ending<'_> {

@@ -28,7 +28,7 @@ pub(crate) enum Command {
     ForceFull(ShardId),
     /// The checkpoints up to this one take no more parts: their snapshots are drained to nowhere.
     GivenUp(Colour),
-    /// Tell how the shards stand; `taken` are those of the first shards.
+    /// Report the status of the shards; `taken` is that of the first ones.
     Status { to: mpsc::Sender<WorkerStatus>, taken: Vec<ShardStatus> },
     /// Show the records of one shard.
     Look { shard: ShardId, look: Box<dyn FnOnce(&stead_core::state::State) + Send> },
@@ -42,7 +42,7 @@ impl Command {
         Self::Every { input, from: 0 }
     }
 
-    /// What a call counts for in the accounting of memory until it is answered, in bytes; 0 for what nobody waits for.
+    /// Bytes of a call in the accounting of memory until it is answered; 0 if no caller waits.
     pub(crate) fn request_bytes(&self) -> usize {
         let held = match self {
             Self::Request { request, .. } => request.payload.len() + request.process.len(),

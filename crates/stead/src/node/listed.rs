@@ -9,7 +9,7 @@ use stead_store::checkpoint::checks::{CheckOutcome, checks_beside};
 use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision};
 use stead_store::checkpoint::store::BlobStore;
 
-/// What was read of a store's checkpoints, as long as they are there.
+/// The checkpoints of a store that were read and are still there.
 #[derive(Default)]
 pub(crate) struct Listed(BTreeMap<Colour, Known>);
 
@@ -76,7 +76,7 @@ impl Listed {
                     *is_checked = info.check != CheckOutcome::NotChecked;
                 }
                 Ok(None) => {}
-                // Results that can't be read are as good as none.
+                // Results that cannot be read are as good as none.
                 Err(error) => {
                     tracing::warn!("cannot read the check results of checkpoint {number}: {error}");
                 }

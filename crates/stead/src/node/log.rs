@@ -75,7 +75,7 @@ impl LogQueue {
     }
 
     pub(crate) fn submit(&self, submission: Submission) {
-        self.tell(|queue| {
+        self.change(|queue| {
             queue.since.get_or_insert_with(Instant::now);
             queue.submissions.push(submission);
         });
@@ -83,14 +83,14 @@ impl LogQueue {
 
     /// Entries up to these indexes, by shard, are not needed any more.
     pub(crate) fn trim(&self, tops: Vec<Index>) {
-        self.tell(|queue| queue.trim = Some(tops));
+        self.change(|queue| queue.trim = Some(tops));
     }
 
     pub(crate) fn stop(&self) {
-        self.tell(|queue| queue.stop = true);
+        self.change(|queue| queue.stop = true);
     }
 
-    fn tell(&self, change: impl FnOnce(&mut Queue)) {
+    fn change(&self, change: impl FnOnce(&mut Queue)) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut queue);
         let waiting = queue.waiting;
@@ -375,14 +375,14 @@ impl PreparerSignal {
             drop(wanted);
             loop {
                 match preparer.prepare_next() {
-                    Ok(true) => self.tell_short(shared, false),
+                    Ok(true) => self.note_short(shared, false),
                     Ok(false) => {
-                        self.tell_short(shared, false);
+                        self.note_short(shared, false);
                         break;
                     }
                     Err(error @ WalError::NoSpace { .. }) => {
                         *shared.log.shortage() = error.to_string();
-                        self.tell_short(shared, true);
+                        self.note_short(shared, true);
                         break;
                     }
                     Err(error) => return Err(error),
@@ -392,10 +392,10 @@ impl PreparerSignal {
         Ok(())
     }
 
-    fn tell_short(&self, shared: &Shared, short: bool) {
+    fn note_short(&self, shared: &Shared, short: bool) {
         if shared.log.short.swap(short, Ordering::Relaxed) != short {
             // The log thread decides what follows from it.
-            shared.log.tell(|_| {});
+            shared.log.change(|_| {});
         }
     }
 }
@@ -448,7 +448,7 @@ mod tests {
             }
             let in_time = run.is_finished();
             shared.life.store(life::KILLED, Ordering::SeqCst);
-            shared.log.tell(|_| {});
+            shared.log.change(|_| {});
             run.join().unwrap().unwrap();
             assert!(in_time, "the log's thread waits");
         });

@@ -1,4 +1,4 @@
-//! The bytes that wait somewhere in a node, accounted together: over a limit clients are told to come back later.
+//! The bytes that wait somewhere in a node, accounted together: over a limit clients' calls are refused as overloaded.
 //!
 //! Messages between processes are never refused. A message in an inbox or a shard's queue shares its payload with the
 //! outbox of its sender, which holds it until the reception is committed: so it is counted there.
@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// What waits in a node, and how much may.
+/// The bytes that wait in a node, and their limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct MemoryStatus {
@@ -25,7 +25,7 @@ pub struct MemoryStatus {
     pub bytes_max: u64,
 }
 
-/// How much may wait in a node.
+/// The limits of the bytes that wait in a node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MemoryLimits {
     /// Bytes that wait in a node from which on clients' requests are refused as overloaded.
@@ -44,7 +44,7 @@ impl Default for MemoryLimits {
 /// Queries, and the states that they captured, have this share of [`MemoryLimits::bytes_max`]: a quarter.
 const QUERY_SHARE: u64 = 4;
 
-/// What waits, in bytes. Any thread adds to it and takes away what it added.
+/// The account of the bytes that wait. Any thread adds to it and takes away as much as it added.
 #[derive(Default)]
 pub(crate) struct Memory {
     uncommitted: AtomicI64,
@@ -60,7 +60,7 @@ impl Memory {
         Self { limits, ..Self::default() }
     }
 
-    /// What waits for the log, messages in outboxes, and clients' calls are so many bytes more.
+    /// Adds bytes that wait for the log, of messages in outboxes, and of clients' calls; negative ones are taken away.
     pub(crate) fn change(&self, more: [i64; 3]) {
         for (part, more) in self.parts().into_iter().zip(more) {
             if more != 0 {
@@ -73,15 +73,15 @@ impl Memory {
         [&self.uncommitted, &self.outboxes, &self.requests]
     }
 
-    /// Queries that wait for the commit of what they read, for a thread, or that run, are so many bytes more.
+    /// Adds bytes of queries that wait for the commit of what they read, that wait for a thread, or that run.
     pub(crate) fn change_queries(&self, bytes: i64) {
         if bytes != 0 {
             self.queries.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
-    /// Queries that were given up and still run are so many bytes more. They take room from nothing else: they may never
-    /// end, and their number is bounded.
+    /// Adds bytes of queries that were given up and still run. They take room from nothing else: they may never end, and
+    /// their number is bounded.
     pub(crate) fn change_stuck_queries(&self, bytes: i64) {
         self.stuck_queries.fetch_add(bytes, Ordering::Relaxed);
     }

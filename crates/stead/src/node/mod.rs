@@ -220,7 +220,7 @@ impl Shared {
         shard.0 as usize % self.inboxes.len()
     }
 
-    /// Whether what the last life may have ended by is still tried, and all else held.
+    /// Whether causes that may have ended the last life are still tried, and all else is held.
     pub(crate) fn is_trying(&self) -> bool {
         self.trials.lock().unwrap_or_else(PoisonError::into_inner).is_held()
     }
@@ -565,7 +565,8 @@ impl Node {
     /// goes on if this future is dropped. One copy runs at a time, and up to 16 run or wait.
     ///
     /// # Errors
-    /// [`CheckpointFailure`], which is [`CheckpointFailure::Busy`] for one more; the checkpoint does not exist at the target then, and a repetition goes on from there.
+    /// [`CheckpointFailure`], which is [`CheckpointFailure::Busy`] for one more; the checkpoint does not exist at the target
+    /// then, and a repetition goes on from there.
     pub async fn copy_checkpoint(&self, number: u64, to: &str) -> Result<CopyReport, CheckpointFailure> {
         let asked = AskedCopy::admit(&self.0.shared)?;
         let (store, to) = (Arc::clone(&self.0.store), to.to_owned());
@@ -603,7 +604,7 @@ impl Node {
         self.shutdown_within(self.0.shutdown_timeout);
     }
 
-    /// How long [`Self::shutdown`] waits for steps that run.
+    /// The time that [`Self::shutdown`] gives steps that run.
     #[cfg(feature = "http")]
     pub(crate) fn shutdown_timeout(&self) -> Duration {
         self.0.shutdown_timeout
@@ -661,7 +662,7 @@ impl Inner {
                 inbox.push(Command::Stop);
             }
             self.join(Group::Workers);
-            // What the workers let go last is answered too.
+            // Queries that the workers let go last are answered too.
             shared.queries.close(deadline.max(Instant::now() + queries::LAST_ANSWERS));
             shared.log.stop();
             // A kill that came meanwhile stays one.
@@ -766,7 +767,7 @@ mod tests {
     use stead_core::ids::Incarnation;
     use stead_store::checkpoint::copy::Owner;
 
-    /// What the threads of a node without services share, for tests of one of them.
+    /// The state that the threads of a node without services share, for tests of one of them.
     pub(super) fn shared() -> Arc<Shared> {
         let owner = Owner { cluster: 1, incarnation: Incarnation(1) };
         let clock = Clock::new(Box::new(system_time));

@@ -265,7 +265,7 @@ pub(crate) fn open(builder: NodeBuilder) -> Result<Node, OpenError> {
     Ok(Node(Arc::new(inner.with_recovery(recovery))))
 }
 
-/// What bounds the check of a service: what bounds its causes.
+/// The limits of the check of a service: those of its causes.
 fn check_limits(
     name: &'static str,
     topology: &Topology,

@@ -29,7 +29,7 @@ const SPARE_THREADS: usize = 2;
 /// Queries of a service that were given up and still run, from which on no other of it begins. Those that run then may be
 /// given up too: so a service holds `STUCK_MAX - 1 + QUERY_THREADS - SPARE_THREADS` threads of such at most.
 pub(crate) const STUCK_MAX: usize = 4;
-/// How long a query that nobody waits for any more may run before its thread is replaced; less if `handler_timeout` is.
+/// A query for which no client waits any more may run so long before its thread is replaced; less if `handler_timeout` is.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// Queries that may wait for a thread; others are overloaded.
 const WAITING_MAX: usize = 16_384;
@@ -37,16 +37,16 @@ const WAITING_MAX: usize = 16_384;
 const SERVICE_WAITING_MAX: usize = WAITING_MAX / 2;
 /// When the client of a query that found no room should come back, in milliseconds.
 const RETRY_AFTER_MS: u64 = 50;
-/// How often the watcher looks for queries whose time is over.
+/// The interval at which the watcher looks for queries whose time is over.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long it goes on to look after the last query, so that a query seldom has to wake it.
+/// The watcher goes on to look for so long after the last query, so that a query seldom has to wake it.
 const LOOK_ON: Duration = Duration::from_secs(1);
-/// How long the end of a node waits for threads that have nothing to do.
+/// The end of a node waits at most so long for threads that have nothing to do.
 const LAST_LOOK: Duration = Duration::from_secs(1);
-/// How long a shutdown waits for queries that were taken, even if its own time is over.
+/// A shutdown waits so long for queries that were taken, even if its own time is over.
 pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// A query that its shard has let go, and who waits for it.
+/// A query that its shard has let go, and the client that waits for it.
 pub(crate) struct Job {
     reading: Box<Reading>,
     /// As the reading has it: copied before the queue is locked.
@@ -102,7 +102,7 @@ pub struct StuckQuery {
     pub service: String,
     /// The key of the process.
     pub process: String,
-    /// How long it has run.
+    /// The time for which it has run.
     #[cfg_attr(feature = "http", schema(value_type = Object))]
     pub running: Duration,
 }
@@ -127,12 +127,12 @@ struct Queue {
     /// The service whose turn it is.
     turn: usize,
     running: Vec<Running>,
-    /// How long a query may run: known before any is found to be stuck.
+    /// The time limit of a query: known before any is found to be stuck.
     limit: Duration,
     /// Threads that serve; those whose query was given up do not count any more.
     threads: usize,
     idle: usize,
-    /// How many queries have begun.
+    /// The number of queries that have begun.
     begun: u64,
     watcher_sleeps: bool,
     /// No more come: threads end when none waits.
@@ -154,7 +154,7 @@ struct Running {
     service: ServiceId,
     process: Key,
     since: Instant,
-    /// Who waits, until an answer is given.
+    /// The client that waits, until an answer is given.
     reception: Option<Reception>,
     deadline: Time,
     /// It was given up, and its thread replaced.
@@ -283,7 +283,7 @@ impl QueryQueue {
     pub(crate) fn start_thread(shared: &Arc<Shared>) -> io::Result<()> {
         shared.queries.queue().threads += 1;
         let node = Arc::clone(shared);
-        // It belongs to no group: the user's code can't be stopped, and the end of the node does not wait for ever.
+        // It belongs to no group: the user's code cannot be stopped, and the end of the node does not wait for ever.
         let spawned = thread::Builder::new().name("stead-query".to_owned()).spawn(move || {
             if let Err(panic) = panics::catch_own(|| node.queries.run(&node)) {
                 node.fail(format!("a query thread panicked; this is a bug in Stead: {panic}"));
@@ -325,7 +325,7 @@ impl QueryQueue {
             }
             drop(queue);
             let answer = reading.answer(|call, view| shared.registry.query(call, view, &shared.topology));
-            // What it captured may be large by now: it goes before the answer tells that it is gone.
+            // The capture may be large by now: it goes before the answer shows that the query has ended.
             drop(reading);
             queue = self.queue();
             let Running { reception, is_stuck, charge, .. } = queue.end(number);
@@ -441,12 +441,12 @@ impl QueryQueue {
             if left.is_zero() || !queue.is_waiting() && !queue.running.iter().any(runs) {
                 return;
             }
-            // The watcher gives some up without a word to this.
+            // The watcher gives queries up without a signal to this thread.
             queue = self.ended.wait_timeout(queue, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// The node has ended: who still waits learns it, and threads end as soon as they can.
+    /// The node has ended: clients that still wait learn it, and threads end as soon as they can.
     pub(crate) fn stop(&self) {
         let mut queue = self.queue();
         queue.is_over = true;
@@ -581,7 +581,8 @@ impl Queue {
         self.running.swap_remove(at.expect("its own thread alone takes it off the list"))
     }
 
-    /// Why queries of a service are refused, if they are: as many as may be stuck have run for longer than any may.
+    /// The reason why queries of a service are refused, if they are: as many as may be stuck have run for longer than any
+    /// may.
     fn stuck_refusal(&self, service: ServiceId, topology: &Topology) -> Option<Refusal> {
         let is_of = |r: &&Running| r.is_stuck && r.service == service && r.since.elapsed() >= self.limit;
         let stuck = || self.running.iter().filter(is_of);
@@ -637,7 +638,7 @@ impl Queue {
             running.is_stuck = true;
             running.charge.become_stuck();
             self.threads -= 1;
-            // What nobody waits for gets what the others leave.
+            // Queries for which no client waits get the time that the others leave.
             #[cfg(target_os = "linux")]
             let _ = rustix::process::setpriority_process(Some(running.thread.system_id), STUCK_NICE);
             stuck.push((running.service, running.show(topology)));

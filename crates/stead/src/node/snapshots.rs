@@ -42,10 +42,10 @@ pub(crate) const PIECE_BYTES: usize = 256 << 10;
 /// Pieces whose room is kept for the next ones.
 const SPARE_MAX: usize = 16;
 
-/// Wishes for a checkpoint from which on those that nobody waits for any more are forgotten.
+/// Wishes for a checkpoint from which on those whose caller has gone are forgotten.
 const WANTED_MAX: usize = 1024;
 
-/// What the checkpoint thread is told.
+/// The events of the checkpoint thread.
 pub(crate) enum Event {
     /// A shard has appended its marker, and its snapshot has begun.
     Begun { shard: ShardId, number: Colour, header: Box<Header>, all: bool },
@@ -73,7 +73,7 @@ pub(crate) struct Wanted {
 /// Where workers leave events.
 pub(crate) struct SnapshotQueue {
     sender: mpsc::Sender<Event>,
-    /// How fast checkpoints and merges are written.
+    /// The rate at which checkpoints and merges are written.
     pace: Pace,
     waiting: AtomicUsize,
     /// For the status: the newest checkpoint and the one that runs; 0 is none.
@@ -202,7 +202,7 @@ pub struct CheckpointReport {
     pub in_flight: u64,
     /// The longest that a slice of a snapshot has held its worker since the node was opened.
     pub stall_max: Duration,
-    /// What the services' checks found.
+    /// The outcome of the services' checks.
     pub check: CheckOutcome,
     /// Those that do not hold, by service.
     pub failed_checks: Vec<FailedCheck>,
@@ -227,7 +227,7 @@ pub struct FailedCheck {
 pub struct SkippedCheck {
     /// The service.
     pub service: String,
-    /// Why it was not run.
+    /// The reason why it was not run.
     pub reason: String,
 }
 
@@ -248,7 +248,7 @@ pub struct CheckpointInfo {
     pub in_flight: u64,
     /// Its shards.
     pub shards: u64,
-    /// What the services' checks found; not checked if they were not run, or not yet.
+    /// The outcome of the services' checks; not checked if they were not run, or not yet.
     #[serde(default)]
     pub check: CheckOutcome,
     /// Those that do not hold, by service.
@@ -346,7 +346,7 @@ pub(crate) fn load_states(store: &dyn BlobStore, manifest: &Manifest) -> Result<
     load_parts(store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest)).collect()
 }
 
-/// What the services whose code is here say of the states of all shards; `check` runs the check of one of them.
+/// Checks the states of all shards with the services whose code is here; `check` runs the check of one of them.
 pub(crate) fn check_states(
     topology: &Topology,
     states: &[State],

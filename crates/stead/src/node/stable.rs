@@ -251,7 +251,7 @@ impl Stage {
     /// Runs until the node ends. The first checkpoint is copied at once: a node that is started often still copies.
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let (mut copied, mut due, mut failures, mut told) = (0, Instant::now(), 0, false);
+        let (mut copied, mut due, mut failures, mut was_reported) = (0, Instant::now(), 0, false);
         while shared.copies.await_newer(&shared, copied, due) {
             let begun = Instant::now();
             // The work must go on, whatever a service's client does.
@@ -271,17 +271,17 @@ impl Stage {
             }
             let address = &self.to.address;
             match &round.failure {
-                Some(reason) if !told => {
+                Some(reason) if !was_reported => {
                     events::warn(format_args!(
                         "copying checkpoints to {address} fails: {reason}; the node keeps running and retries the copy"
                     ));
                 }
-                None if told => events::info(format_args!(
+                None if was_reported => events::info(format_args!(
                     "checkpoint {copied} was copied to {address}: copying works again"
                 )),
                 _ => {}
             }
-            told = round.failure.is_some();
+            was_reported = round.failure.is_some();
             if let Some(status) = &mut *shared.copies.held() {
                 status.newest = round.copied.or(status.newest);
                 status.failure = round.failure;

@@ -18,7 +18,7 @@ pub struct Status {
     pub epoch: u64,
     /// The cluster's life since its last restore.
     pub incarnation: u64,
-    /// How long the node has run.
+    /// The time for which the node has run.
     #[cfg_attr(feature = "http", schema(value_type = Object))]
     pub uptime: Duration,
     /// The disk has no room: writes are refused, reads go on.
@@ -34,14 +34,14 @@ pub struct Status {
     pub clock: ClockStatus,
     /// The log.
     pub log: LogStatus,
-    /// What waits in memory in all shards together, and how much may.
+    /// The bytes that wait in memory in all shards together, and their limits.
     #[serde(default)]
     pub memory: MemoryStatus,
     /// The newest checkpoint, if there is one.
     pub checkpoint: Option<u64>,
     /// The checkpoint that is being taken.
     pub checkpoint_running: Option<u64>,
-    /// The last checkpoint whose checks ended since the node was opened, and what they found; `None` before the first.
+    /// The last checkpoint whose checks ended since the node was opened, and their results; `None` before the first.
     #[serde(default)]
     pub checkpoint_check: Option<CheckStatus>,
     /// The copying of checkpoints to stable storage, if it is configured.
@@ -237,7 +237,7 @@ pub struct Metrics {
     /// Those of them with a check that failed.
     #[serde(default)]
     pub checkpoint_checks_failed: u64,
-    /// Checkpoints that were completed and not checked: because nobody wanted it, no service declares a check, they were
+    /// Checkpoints that were completed and not checked: because the caller declined it, no service declares a check, they were
     /// over `checkpoints.check_bytes_max`, or newer ones came before their turn.
     #[serde(default)]
     pub checkpoints_unchecked: u64,

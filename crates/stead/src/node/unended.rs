@@ -1,4 +1,4 @@
-//! Checks that began and did not end: what a service's check may still do.
+//! Checks that began and did not end: whether a service's check may still run.
 //!
 //! A check is the user's code. One that ends the process would do so again over each checkpoint, so each is marked on disk
 //! before it runs. A mark that is left at the next start counts for its service; a check of the service that ends removes
@@ -7,6 +7,7 @@
 use super::Shared;
 use super::checks::CheckStatus;
 use super::snapshots::{CheckpointInfo, FailedCheck, SkippedCheck};
+use crate::events;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,12 +21,12 @@ use stead_store::checkpoint::store::{BlobStore, StoreError};
 /// Most marks that are read at a start.
 const MARKS_MAX: usize = 10_000;
 
-/// What bounds the check of one service.
+/// The limits of the check of one service.
 #[derive(Clone, Copy)]
 pub(crate) struct CheckLimits {
     /// Ends in a row before it is given up.
     pub(crate) attempts_max: u32,
-    /// How long a node runs before it tries a check again that did not end.
+    /// A node runs for so long before it tries a check again that did not end.
     pub(crate) suspect_for: Duration,
 }
 
@@ -47,7 +48,7 @@ struct Held {
     live: Vec<Live>,
 }
 
-/// What is known of checks that did not end.
+/// The checks that did not end, and those that run.
 pub(crate) struct Unended {
     held: Mutex<Held>,
     begun: Instant,
@@ -128,14 +129,14 @@ impl Unended {
         Ok(())
     }
 
-    /// Why the check of a service must not run now; `None` if it may.
+    /// The reason why the check of a service must not run now; `None` if it may.
     pub(crate) fn refusal(&self, service: &str, asked: bool) -> Option<String> {
         let held = self.held();
         let service = held.services.get(service)?;
         if service.is_given_up() {
             return Some(format!("{}; verify a checkpoint to run it again", service.reason()));
         }
-        // What else ended the process is found soon after the start: by then it is not beside it.
+        // Another cause that ended the process is found soon after the start: so the check does not begin beside it.
         let waits = !service.left.is_empty() && !asked && self.begun.elapsed() < service.limits.suspect_for;
         waits.then(|| {
             let seconds = service.limits.suspect_for.as_secs();
@@ -161,7 +162,7 @@ impl Unended {
         Ok(name)
     }
 
-    /// A check has ended, well or not: nothing speaks against it any more.
+    /// A check has ended, whether it holds or not: the marks of its service are removed.
     pub(crate) fn end(&self, shared: &Shared, store: &dyn BlobStore, mark: String, service: &str) {
         if shared.is_ended() {
             // Another process may own the store soon. An end in order forgives the mark.
@@ -173,7 +174,9 @@ impl Unended {
         drop(held);
         for name in left.into_iter().flatten().map(|(name, _)| name).chain([mark]) {
             if let Err(error) = store.delete(&name) {
-                tracing::warn!("cannot delete {name}, so that the check of {service} may be blamed: {error}");
+                events::warn(format_args!(
+                    "cannot delete {name}, so that the check of {service} may be blamed: {error}"
+                ));
             }
         }
     }
@@ -191,7 +194,7 @@ impl Unended {
             if !live.overdue
                 && let Err(error) = store.delete(&live.name)
             {
-                tracing::warn!("cannot delete {}: {error}", live.name);
+                events::warn(format_args!("cannot delete {}: {error}", live.name));
             }
         }
     }

@@ -31,7 +31,7 @@ use stead_store::wal::Batch;
 /// A submission over this many bytes goes to the log before the turn is over, so that the log never waits for work while
 /// there is some.
 const BATCH_BYTES: usize = 128 << 10;
-/// A change of what waits, in bytes, that the account of the node's memory is told of at once.
+/// A change of the bytes that wait that is published in the account of the node's memory at once.
 const WAITING_BYTES: i64 = 4096;
 /// Bytes that the log adds to each entry.
 const RECORD_OVERHEAD: usize = 24;
@@ -40,7 +40,7 @@ const RECORD_OVERHEAD: usize = 24;
 const SLICE: Duration = Duration::from_millis(1);
 /// Inputs whose records are looked at together before they are handled.
 const AHEAD: usize = 16;
-/// How often a worker looks whether the log has caught up, in milliseconds.
+/// The interval at which a worker looks whether the log has caught up, in milliseconds.
 const PRESSED_LOOK_MS: u64 = 2;
 /// Shards whose status is taken before the worker looks at the clock.
 const STATUS_BATCH: usize = 8;
@@ -48,7 +48,7 @@ const STATUS_BATCH: usize = 8;
 const SWEEP: Duration = Duration::from_millis(20);
 /// How long a worker sleeps at most, so that its shards notice a jump of the wall clock.
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
-/// A change of the wall clock against the steady one, in microseconds, that shards are told of: 10 ms.
+/// A change of the wall clock against the steady one, in microseconds, that shards follow: 10 ms.
 const CLOCK_CHANGE: u64 = 10_000;
 /// A change, in microseconds, that is logged: 10 s.
 const CLOCK_JUMP: u64 = 10_000_000;
@@ -93,12 +93,12 @@ pub(crate) struct Worker {
     /// The slot that is asked first whether a tick is due.
     tick_from: u32,
     calls: Calls,
-    /// By when they are tried again, calls by their tokens.
-    /// By time, and then in the order in which they were refused, with their tokens.
+    /// Calls to be tried again, with their tokens: by time, and then in the order in which they were refused.
     retries: BTreeMap<(Time, u64), (u64, ShardId, Input)>,
     last_retry: u64,
     sweep_at: Instant,
-    /// What the account of the node's memory has not been told: bytes that wait for the log, in outboxes, and of calls.
+    /// Bytes that are not yet published in the account of the node's memory: those that wait for the log, in outboxes, and of
+    /// calls.
     waiting: [i64; 3],
     /// The longest turn so far.
     longest_hold: Duration,
@@ -131,7 +131,7 @@ struct Draining {
     slot: u32,
     number: Colour,
     piece: Piece,
-    /// Nobody wants it. It is drained all the same: until then the shard keeps a copy of each record that changes.
+    /// No checkpoint takes it. It is drained all the same: until then the shard keeps a copy of each record that changes.
     is_given_up: bool,
 }
 
@@ -415,7 +415,7 @@ impl Worker {
                 if taken.len() < self.shards.len() {
                     self.commands.push_front(Command::Status { to, taken });
                 } else {
-                    // Whoever asked may have given up.
+                    // The caller may have given up.
                     let _ = to.send(WorkerStatus { shards: taken });
                 }
             }
@@ -437,7 +437,7 @@ impl Worker {
             return None;
         }
         if reception.deadline <= now {
-            // It waited for another's handler for too long: what nobody waits for is not begun.
+            // It waited for another's handler for too long: a call whose time is over is not begun.
             let _ = reception.sender.send(Err(RawError::TimedOut { after: reception.timeout }));
             return None;
         }
@@ -480,7 +480,7 @@ impl Worker {
         self.perform(now, slot);
     }
 
-    /// Notes what more waits, and lets the node's account know if that is much.
+    /// Notes bytes that wait, and publishes them in the node's account if they are many.
     fn note_waiting(&mut self, more: [i64; 3]) {
         for (waiting, more) in self.waiting.iter_mut().zip(more) {
             *waiting += more;
@@ -794,7 +794,7 @@ impl Worker {
         true
     }
 
-    /// Tells those who still wait why nothing will come.
+    /// Answers the calls that still wait with the reason why the node has ended.
     fn end(&mut self) {
         let reason = self.shared.end_reason();
         for call in self.calls.drain() {

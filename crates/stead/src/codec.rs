@@ -204,7 +204,7 @@ pub fn decode_state<P: Process>(key: &str, bytes: &[u8]) -> Result<P, Unreadable
 ///
 /// # Errors
 /// [`CodecError::Key`] if the text is empty or over [`Key::LEN_MAX`] bytes.
-pub(crate) fn encode_key<P: Process>(key: &P::Key) -> Result<Key, CodecError> {
+pub fn encode_key<P: Process>(key: &P::Key) -> Result<Key, CodecError> {
     struct Text(SmallVec<[u8; 64]>);
     impl fmt::Write for Text {
         fn write_str(&mut self, s: &str) -> fmt::Result {

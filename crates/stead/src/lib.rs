@@ -78,8 +78,6 @@ pub mod signals;
 mod slice;
 pub mod stderr;
 mod task;
-#[cfg(feature = "testkit")]
-pub mod testkit;
 
 pub use client::{BlockingClient, Client, RawCall, RawReply, Retried};
 pub use config::Config;

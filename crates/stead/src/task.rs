@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use stead_core::ids::TaskId;
+use stead_core::record::TaskRecord;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Work that takes too long for a handler. The value is its state between two steps.
@@ -99,6 +100,16 @@ pub struct StepContext<'a> {
     pub(crate) owner: &'a str,
     pub(crate) retries: u32,
     pub(crate) stopping: &'a AtomicBool,
+}
+
+impl<'a> StepContext<'a> {
+    /// The context of the next step of a task, for a program that runs steps itself, as a test kit does. The step sees
+    /// `stopping` as [`Self::is_stopping`].
+    #[must_use]
+    pub fn new(id: TaskId, task: &'a TaskRecord, stopping: &'a AtomicBool) -> Self {
+        let retries = task.retry.as_ref().map_or(0, |retry| retry.count);
+        Self { id, step: task.step, owner: &task.process, retries, stopping }
+    }
 }
 
 impl StepContext<'_> {

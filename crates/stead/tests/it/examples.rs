@@ -5,41 +5,12 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// An example's program. `cargo test` builds it with the tests, unless it is to build one of them only: what is missing or
-/// older than its sources is built here.
+/// The program of an example, built with this package's own features.
 pub(crate) fn example(name: &str) -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let built = tests.ancestors().nth(2).unwrap();
-    let program = built.join("examples").join(name);
-    if !is_fresh(&program) {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--offline", "--quiet", "--package", "stead", "--example", name]);
-        let features = [
-            ("http", cfg!(feature = "http")),
-            ("s3", cfg!(feature = "s3")),
-            ("testkit", cfg!(feature = "testkit")),
-        ];
-        for (feature, _) in features.iter().filter(|(_, is_on)| *is_on) {
-            cargo.args(["--features", feature]);
-        }
-        cargo.arg("--target-dir").arg(built.parent().unwrap());
-        assert!(cargo.status().unwrap().success(), "the example {name} can't be built");
-    }
-    program
-}
-
-/// Whether a program is as new as all sources that it was made of, by the list that cargo leaves beside it.
-fn is_fresh(program: &Path) -> bool {
-    let time = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
-    let (Some(built), Ok(list)) = (time(program), std::fs::read_to_string(program.with_extension("d")))
-    else {
-        return false;
-    };
-    let sources = list.split_once(": ").map_or("", |(_, sources)| sources).split_whitespace();
-    // Of another checkout otherwise.
-    let own = |source: &str| source.starts_with(env!("CARGO_MANIFEST_DIR"));
-    sources.clone().any(own)
-        && sources.map(Path::new).all(|source| time(source).is_some_and(|time| time <= built))
+    let features = [("http", cfg!(feature = "http")), ("s3", cfg!(feature = "s3"))];
+    let features: Vec<&str> =
+        features.into_iter().filter_map(|(name, is_on)| is_on.then_some(name)).collect();
+    crate::example::example(name, &features)
 }
 
 #[test]
@@ -139,8 +110,8 @@ fn every_method_of_a_context_is_in_an_example_and_in_a_test() {
         ("&QueryContext<", methods(context, "impl<'a, P: Process> QueryContext<'a, P> {")),
         ("&StepContext<", methods(task, "impl StepContext<'_> {")),
     ];
-    let examples =
-        called(&[own.join("examples"), own.join("../flights/src"), own.join("../flights/examples")]);
+    let examples = ["examples", "../flights/src", "../flights/examples", "../testkit/examples"];
+    let examples = called(&examples.map(|dir| own.join(dir)));
     let tests = called(&[own.join("tests")]);
     for (place, called) in [("example", examples), ("test", tests)] {
         let mut missing = Vec::new();
@@ -162,24 +133,4 @@ fn the_shop_delivers_what_was_paid() {
     for line in ["placed: ", "provider: ", "thank you", "warehouse: 3 apples for order ", "it is packed"] {
         assert!(text.contains(line), "{line}: {text}");
     }
-}
-
-#[cfg(feature = "testkit")]
-#[test]
-fn the_simulated_example_holds_and_shows_how_a_failure_is_repeated() {
-    let run = |more: &[&str]| {
-        let output = Command::new(example("simulated")).args(more).output().unwrap();
-        (output.status.code(), String::from_utf8(output.stdout).unwrap())
-    };
-    let (code, text) = run(&["--seed", "1", "--seeds", "6"]);
-    assert!(code == Some(0) && text.contains("6 seeds from 1: 0 failed, "), "{text}");
-    let (code, text) = run(&["--seed", "1", "--seeds", "6", "--strict"]);
-    assert_eq!(code, Some(1), "{text}");
-    let again = text.lines().find_map(|line| line.split("--example simulated -- ").nth(1)).unwrap();
-    let again: Vec<&str> = again.split(' ').collect();
-    let (code, one) = run(&again);
-    assert_eq!(code, Some(1), "{one}");
-    let found = one.lines().next().unwrap();
-    assert!(found.starts_with("seed ") && found.contains("11: ") && text.contains(found), "{text}\n{one}");
-    assert!(one.contains("\n  shard "), "it shows what happened before: {one}");
 }

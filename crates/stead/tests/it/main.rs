@@ -9,6 +9,7 @@ mod edge;
 mod effects;
 mod evolution;
 mod evolution_messages;
+mod example;
 mod examples;
 mod faults;
 mod faults_checks;
@@ -30,5 +31,3 @@ mod stable;
 mod start;
 mod subscriber;
 mod task_threads;
-#[cfg(feature = "testkit")]
-mod testkit;

@@ -8,13 +8,13 @@
 //!
 //! A message is in one of four places, and a check that sums over messages looks at all of them: handled, so part of a
 //! process's state; in flight ([`Cut::in_flight`]); delayed ([`Cut::delayed`]) if the service uses
-//! [`Context::send_after`](crate::Context::send_after); or given up ([`Cut::dead_letters`]), as a message that the process does not
+//! [`Context::send_after`](stead::Context::send_after); or given up ([`Cut::dead_letters`]), as a message that the process does not
 //! survive `attempts_max` times.
 //!
 //! The example `simulated`, which continuous integration runs over thousands of fresh seeds:
 //!
 //! ```
-#![doc = include_str!("../../examples/simulated.rs")]
+#![doc = include_str!("../examples/simulated.rs")]
 //! ```
 //!
 //! In a test of yours, a run is one line: `Sim::new(seed).service::<Account>(3).calls(draw).run()?`, or
@@ -23,13 +23,11 @@
 //! that seed the same happens again. [`Sim::faults`], [`Sim::crash_every`] and [`Sim::attempts_max`] help to find which
 //! fault it needs; [`Sim::events`] and [`Sim::calls_max`] make it shorter.
 
-use crate::codec;
-use crate::cut::Cut;
-use crate::process::Process;
-use crate::registry::{RegisteredTwice, Registry, Runner};
-use crate::task::{StepContext, Task};
+#![forbid(unsafe_code)]
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use stead::{Cut, Process, RegisteredTwice, Registry, Runner, StepContext, Task, codec};
 use stead_core::handler::Handler;
 use stead_core::ids::{Blob, Key, TaskId};
 use stead_core::record::TaskRecord;
@@ -291,14 +289,7 @@ impl Workload for Users {
 
     fn step(&mut self, id: TaskId, task: &TaskRecord) -> StepOutcome {
         let stopping = AtomicBool::new(false);
-        let ctx = StepContext {
-            id,
-            step: task.step,
-            owner: &task.process,
-            retries: task.retry.as_ref().map_or(0, |retry| retry.count),
-            stopping: &stopping,
-        };
-        self.registry.step(&task.name, &task.state, &ctx)
+        self.registry.step(&task.name, &task.state, &StepContext::new(id, task, &stopping))
     }
 
     fn check_cut(&mut self, topology: &Topology, cut: &[State]) -> Result<(), String> {

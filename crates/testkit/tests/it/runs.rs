@@ -5,8 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
-use stead::testkit::{Call, Failed, Report, Sim};
 use stead::{Context, Cut, DeadLetterCause, Never, NoQuery, Process};
+use stead_testkit::{Call, Failed, Report, Sim};
 
 /// Seeds of the long test: as many as take about 5 seconds in a debug build.
 const SEEDS: u64 = 130;
@@ -102,7 +102,7 @@ impl<const OUTSIDE: bool> Process for Account<OUTSIDE> {
 
 fn sim<const OUTSIDE: bool>(seed: u64) -> Sim {
     BALANCES.with_borrow_mut(BTreeMap::clear);
-    let pay = |rng: &mut stead::testkit::Rng| {
+    let pay = |rng: &mut stead_testkit::Rng| {
         let (from, to, amount) = (rng.u8(..9), rng.u8(..9), rng.i64(1..50));
         let request = if rng.bool() { Request::Pay { to, amount } } else { Request::PayLater { to, amount } };
         Call::request::<Account<OUTSIDE>>(&from, &request)
@@ -180,7 +180,7 @@ fn a_check_sees_what_was_given_up_as_a_dead_letter() {
     let letters = Rc::new(Cell::new(0));
     for seed in 0..5 {
         let seen = Rc::clone(&letters);
-        let lose = |rng: &mut stead::testkit::Rng| {
+        let lose = |rng: &mut stead_testkit::Rng| {
             let request = Request::PayLost { to: rng.u8(..9), amount: rng.i64(1..50) };
             Call::request::<Account<false>>(&rng.u8(..9), &request)
         };

@@ -1,7 +1,7 @@
 //! A service under the simulator: many runs with crashes, power cuts, lost and doubled requests, slow and full disks, each
 //! decided by its seed.
 //!
-//!     cargo run --release -p stead --features testkit --example simulated -- [--seed FIRST] [--seeds N] [--strict]
+//!     cargo run --release -p stead-testkit --example simulated -- [--seed FIRST] [--seeds N] [--strict]
 //!
 //! A seed that fails is printed with the command that repeats it. With `--strict` the runs demand what does not hold, that no
 //! message is ever in flight: so you see how a failure looks.
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use stead::testkit::{Call, Failed, Report, Rng, Sim};
 use stead::{Context, Cut, DeadLetterCause, Never, Process, QueryContext};
+use stead_testkit::{Call, Failed, Report, Rng, Sim};
 
-const COMMAND: &str = "cargo run --release -p stead --features testkit --example simulated";
+const COMMAND: &str = "cargo run --release -p stead-testkit --example simulated";
 
 #[derive(Default, Serialize, Deserialize)]
 struct Account {

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod checkpointing;
 pub mod clock;
 pub mod coordinator;
 pub mod entry;

@@ -4,7 +4,6 @@
 //! gives the same states.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::lineage::Lineage;
 use crate::checkpoint::load::load_parts;
 use crate::checkpoint::manifest::{Manifest, manifest_name, newest};
 use crate::checkpoint::store::BlobStore;
@@ -13,6 +12,7 @@ use crate::wal::{Opened, Record, Wal, WalError, WalOptions};
 use std::cell::RefCell;
 use std::error::Error;
 use std::sync::Arc;
+use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, NoEntry};
 use stead_core::ids::{Colour, Epoch, Index, ShardId};
 use stead_core::state::{Misfit, Position, State};
@@ -267,7 +267,7 @@ pub fn recover_checked(
         }
         report.checkpoint = Some(manifest.number);
         report.section_bytes = manifest.totals.section_bytes;
-        lineage = Lineage::of(manifest);
+        lineage = manifest.lineage();
     }
     let replay = RefCell::new(Replay::new(states));
     let visit = |record: Record<'_>| -> Result<(), Box<dyn Error + Send + Sync>> {

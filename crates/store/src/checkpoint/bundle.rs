@@ -8,9 +8,9 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::json::Hash;
 use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter, Pace};
 use minicbor::{Decode, Encode};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+pub use stead_core::checkpointing::bundle::{BundleNames, BundleRef};
+use stead_core::checkpointing::lineage::AddedSection;
 use stead_core::ids::{Colour, Incarnation, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::records::Records;
@@ -36,47 +36,6 @@ const WRITE_BYTES: usize = 256 << 10;
 
 const _: () = assert!(BLOCK_MAX < u32::MAX as usize);
 
-/// Who writes bundles: gives names that are never drawn twice.
-#[derive(Debug)]
-pub struct BundleNames {
-    writer: u64,
-    serial: AtomicU64,
-}
-
-impl BundleNames {
-    /// Names for one life of a process; `writer` is drawn at random by the shell.
-    #[must_use]
-    pub fn new(writer: u64) -> Self {
-        Self { writer, serial: AtomicU64::new(0) }
-    }
-
-    /// The writer.
-    #[must_use]
-    pub fn writer(&self) -> u64 {
-        self.writer
-    }
-
-    /// A name for a bundle that begins at a checkpoint.
-    pub fn draw(&self, number: Colour) -> String {
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        format!("bundles/{:020}-{:016x}-{serial:06}.bundle", number.0, self.writer)
-    }
-}
-
-/// A bundle as a manifest refers to it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BundleRef {
-    /// Its name in the store.
-    pub name: String,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// How often what it holds was merged; 0 for a checkpoint's own bundle.
-    pub level: u32,
-    /// The checksum of its index.
-    pub index: Hash,
-}
-
 /// What a bundle holds of one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Section {
@@ -96,6 +55,12 @@ impl Section {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.blocks.iter().map(|block| u64::from(block.len)).sum()
+    }
+
+    /// What a lineage has to know of it.
+    #[must_use]
+    pub fn added(&self) -> AddedSection {
+        AddedSection { base: self.base, bytes: self.bytes() }
     }
 }
 

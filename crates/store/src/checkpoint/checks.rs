@@ -159,14 +159,11 @@ pub fn checks_beside(
     Ok(Some(checked.results))
 }
 
-/// Deletes the results of checkpoints that are not kept. Marks of checks that did not end stay: they are counted.
-pub(crate) fn collect_checks(store: &dyn BlobStore, kept: &BTreeSet<Colour>) -> Result<(), CheckpointError> {
-    for name in store.list(CHECKS)? {
-        if !is_begun(&name) && checks_number(&name).is_none_or(|number| !kept.contains(&number)) {
-            store.delete(&name)?;
-        }
-    }
-    Ok(())
+/// Lists the results of checks, with the checkpoint that each is about, if its name says so. Marks of checks that did not
+/// end are none: they are counted.
+pub(crate) fn list_checks(store: &dyn BlobStore) -> Result<Vec<(String, Option<Colour>)>, CheckpointError> {
+    let names = store.list(CHECKS)?.into_iter().filter(|name| !is_begun(name));
+    Ok(names.map(|name| (name.clone(), checks_number(&name))).collect())
 }
 
 /// Copies the results of a checkpoint that is about to be copied, and those that have come since others were.

@@ -1,43 +1,22 @@
-//! Deleting what no checkpoint needs any more.
+//! Deleting what no checkpoint needs any more, as [`retention`](stead_core::checkpointing::retention) chooses.
 //!
-//! Bundles that are kept are marked from all manifests together: one that can't be read stops the collection before
-//! anything is deleted, because it is not known which bundles it needs. A bundle that is not marked is deleted only once
-//! it has been so for the grace period, so that a reader which began with an older manifest can finish.
-//!
-//! Only the tombstone of the greatest decided number is needed: it keeps the next number greater, also after a
-//! restart. No number below it begins again, and [`Sealed::store`](crate::checkpoint::write::Sealed::store) refuses to
-//! complete one.
+//! A manifest that can't be read stops the collection before anything is deleted, because it is not known which bundles it
+//! needs. [`Sealed::store`](crate::checkpoint::write::Sealed::store) refuses to complete a number whose tombstone may have
+//! been deleted.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::checks::{checks_name, collect_checks};
+use crate::checkpoint::checks::{checks_name, list_checks};
 use crate::checkpoint::manifest::{Decision, decided_numbers, manifest_name, newest, read_decision};
 use crate::checkpoint::store::BlobStore;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+pub use stead_core::checkpointing::retention::Retention;
+use stead_core::checkpointing::retention::{Chooser, Garbage, Inventory};
 use stead_core::ids::{Colour, Incarnation, Time};
 use thiserror::Error;
 
 /// The directory of bundles.
 const BUNDLES: &str = "bundles/";
-/// Most tombstones that one collection deletes: each costs a sync, and a store may hold thousands of older programs.
-const TOMBSTONES_MAX: usize = 64;
-
-/// What is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// The newest so many checkpoints; at least 1, whatever is set here. Default 3.
-    pub keep: usize,
-    /// Checkpoints that somebody reads or wants to keep.
-    pub pinned: BTreeSet<Colour>,
-    /// How long a bundle that nothing refers to stays, in microseconds. Default 60 s.
-    pub grace: u64,
-}
-
-impl Default for Retention {
-    fn default() -> Self {
-        Self { keep: 3, pinned: BTreeSet::new(), grace: 60_000_000 }
-    }
-}
 
 /// What a collection deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,11 +31,9 @@ pub struct Collected {
     pub waiting: usize,
 }
 
-/// Collects the garbage of one store. The owner of the store alone may do so: one collector in one process.
+/// Takes the inventories of one store. The owner of the store alone may collect: one collector in one process.
 #[derive(Clone, Debug, Default)]
-pub struct Collector {
-    /// When each unmarked bundle was first seen so.
-    condemned: BTreeMap<String, Time>,
+pub struct Stock {
     /// The decisions that were read. They never change, so that each is read once.
     decided: BTreeMap<Colour, Known>,
 }
@@ -82,78 +59,27 @@ impl Known {
     }
 }
 
-impl Collector {
-    /// A collector that has seen nothing yet: it reads every decision once, and every grace period begins.
+impl Stock {
+    /// Nothing is known yet: the first inventory reads every decision.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Deletes checkpoints that are not retained, bundles that nothing needs, and tombstones of numbers below the greatest
-    /// decided one.
-    ///
-    /// `in_use` are bundles that no manifest names yet: those of a running checkpoint or merge, and of the lineage that
-    /// the next checkpoint builds upon.
+    /// Lists what the store holds.
     ///
     /// # Errors
-    /// [`CheckpointError`] if any manifest can't be read, or is of another incarnation: then nothing was deleted. After the
-    /// store's error some was; the next collection goes on.
-    pub fn collect(
+    /// [`CheckpointError`] if any manifest can't be read, or is of another incarnation.
+    pub fn inventory(
         &mut self,
         store: &dyn BlobStore,
         incarnation: Incarnation,
-        now: Time,
-        retention: &Retention,
-        in_use: &BTreeSet<String>,
-    ) -> Result<Collected, CheckpointError> {
-        // Listed first: a bundle that comes after the marks were taken is not in this list.
+    ) -> Result<Inventory, CheckpointError> {
+        // Listed first: a bundle that comes after the manifests were read is not in this list.
         let bundles = store.list(BUNDLES)?;
         self.read_new(store, incarnation)?;
-        let newest = self.decided.last_key_value().map(|(number, _)| *number);
-        let mut marked = in_use.clone();
-        let (mut complete, mut tombstones) = (Vec::new(), Vec::new());
-        for (&number, known) in &self.decided {
-            match &known.bundles {
-                Some(bundles) => complete.push((number, bundles)),
-                None if Some(number) != newest => tombstones.push(number),
-                None => {}
-            }
-        }
-        tombstones.truncate(TOMBSTONES_MAX);
-        let first_kept = complete.len() - complete.len().min(retention.keep.max(1));
-        let (mut expired, mut kept) = (Vec::new(), BTreeSet::new());
-        for (at, (number, bundles)) in complete.into_iter().enumerate() {
-            if at < first_kept && !retention.pinned.contains(&number) {
-                expired.push(number);
-            } else {
-                kept.insert(number);
-                marked.extend(bundles.iter().cloned());
-            }
-        }
-        let mut collected = Collected::default();
-        // Manifests go before what they refer to: a crash leaves bundles without a manifest, never the reverse.
-        for number in expired {
-            self.delete(store, number)?;
-            collected.checkpoints.push(number);
-        }
-        for number in tombstones {
-            self.delete(store, number)?;
-            collected.tombstones.push(number);
-        }
-        collect_checks(store, &kept)?;
-        let mut condemned = BTreeMap::new();
-        for bundle in bundles.into_iter().filter(|bundle| !marked.contains(bundle)) {
-            let since = self.condemned.get(&bundle).copied().unwrap_or(now);
-            if since.plus_micros(retention.grace) <= now {
-                store.delete(&bundle)?;
-                collected.bundles.push(bundle);
-            } else {
-                condemned.insert(bundle, since);
-            }
-        }
-        collected.waiting = condemned.len();
-        self.condemned = condemned;
-        Ok(collected)
+        let decided = self.decided.iter().map(|(number, known)| (*number, known.bundles.clone())).collect();
+        Ok(Inventory { bundles, decided, results: list_checks(store)? })
     }
 
     /// Reads the decisions that it does not know yet, and forgets those that are gone.
@@ -173,10 +99,63 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes a decision. It is forgotten first: after an error it may or may not be there.
-    fn delete(&mut self, store: &dyn BlobStore, number: Colour) -> Result<(), CheckpointError> {
-        self.decided.remove(&number);
-        Ok(store.delete(&manifest_name(number))?)
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// The store's: then it may or may not be there.
+    pub fn delete(&mut self, store: &dyn BlobStore, garbage: &Garbage) -> Result<(), CheckpointError> {
+        match garbage {
+            Garbage::Checkpoint(number) | Garbage::Tombstone(number) => {
+                // It is forgotten first: after an error it is read again if it is still there.
+                self.decided.remove(number);
+                Ok(store.delete(&manifest_name(*number))?)
+            }
+            Garbage::Results(name) | Garbage::Bundle(name) => Ok(store.delete(name)?),
+        }
+    }
+}
+
+/// Collects the garbage of one store at once. The owner of the store alone may do so: one collector in one process.
+#[derive(Clone, Debug, Default)]
+pub struct Collector {
+    stock: Stock,
+    chooser: Chooser,
+}
+
+impl Collector {
+    /// A collector that has seen nothing yet: it reads every decision once, and every grace period begins.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Deletes checkpoints that are not retained, bundles that nothing needs, and tombstones of numbers below the greatest
+    /// decided one. `in_use` is as for [`Chooser::choose`].
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if any manifest can't be read, or is of another incarnation: then nothing was deleted. After the
+    /// store's error some was; the next collection goes on.
+    pub fn collect(
+        &mut self,
+        store: &dyn BlobStore,
+        incarnation: Incarnation,
+        now: Time,
+        retention: &Retention,
+        in_use: &BTreeSet<String>,
+    ) -> Result<Collected, CheckpointError> {
+        let inventory = self.stock.inventory(store, incarnation)?;
+        let choice = self.chooser.choose(inventory, now, retention, in_use);
+        let mut collected = Collected { waiting: choice.waiting, ..Collected::default() };
+        for garbage in choice.garbage {
+            self.stock.delete(store, &garbage)?;
+            match garbage {
+                Garbage::Checkpoint(number) => collected.checkpoints.push(number),
+                Garbage::Tombstone(number) => collected.tombstones.push(number),
+                Garbage::Bundle(name) => collected.bundles.push(name),
+                Garbage::Results(_) => {}
+            }
+        }
+        Ok(collected)
     }
 }
 

@@ -1,160 +1,164 @@
-//! Merging bundles, so that a part has few sections and little that was replaced.
+//! Merging bundles, as [`merging`](stead_core::checkpointing::merging) decides.
 //!
-//! Tiered: a run of bundles of one level becomes one of the next, so that each byte is rewritten once per level. Once
-//! a shard's newer sections hold as many bytes as its oldest one, its next part is to hold all its records, which are at
-//! hand in memory: [`renewals`] names a few such shards for each checkpoint, so that no checkpoint writes all of the
-//! state. Where that is not done, or not enough, everything is merged at last: what is read at a recovery stays about
-//! three times the state at most. A merge writes a new bundle, which counts once a manifest refers to it; a crash before
-//! leaves an object that [`collect`](crate::checkpoint::collect) deletes.
+//! A merge writes a new bundle, which counts once a manifest refers to it; a crash before leaves an object that
+//! [`collect`](crate::checkpoint::collect) deletes.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::bundle::{BLOCK_BYTES, Block, Bundle, BundleNames, BundleRef, BundleWriter};
-use crate::checkpoint::lineage::{Lineage, MergedSection};
+use crate::checkpoint::bundle::{BLOCK_BYTES, Block, Bundle, BundleNames, BundleWriter};
 use crate::checkpoint::load::visit_blocks;
 use crate::checkpoint::store::{BlobStore, Pace};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use stead_core::checkpointing::lineage::Lineage;
+pub use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Policy, plan, renewals};
 use stead_core::ids::{Colour, Incarnation, ShardId};
 use stead_core::records::encode_record;
 
-/// When bundles are merged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// As many neighbouring bundles of one level are merged: 2 to 256. Default 16.
-    pub fan_in: usize,
-    /// Everything is merged once the newer sections hold this share of the bytes of the oldest ones, in percent: 1 and
-    /// more. Default 200.
-    pub growth: u64,
-    /// A shard is due for renewal once its newer sections hold this share of the bytes of its oldest one, in percent: 1
-    /// and more. Default 100.
-    pub renewal: u64,
-    /// Most bytes that renewals may add to one checkpoint, as a share of all oldest sections, in percent; one shard is
-    /// renewed however large it is. Default 12.
-    pub renewal_budget: u64,
-    /// Newer sections of fewer bytes than this are not worth a merge of everything. Default 4 MiB.
-    pub growth_bytes_min: u64,
-}
+/// Bytes of blocks that a step of a merge reads, unless one block has more.
+const STEP_BYTES: u64 = 1 << 20;
 
-impl Default for Policy {
-    fn default() -> Self {
-        Self { fan_in: 16, growth: 200, renewal: 100, renewal_budget: 12, growth_bytes_min: 4 << 20 }
-    }
-}
-
-/// A merge that is worth its cost.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Merge {
-    /// Neighbours in the lineage, the oldest first.
-    pub run: Vec<BundleRef>,
-    /// The level of the bundle that comes out.
-    pub level: u32,
-    /// Bytes of the sections that go in.
-    pub bytes: u64,
-}
-
-/// Decides what to merge next, if anything. Pure.
-#[must_use]
-pub fn plan(lineage: &Lineage, policy: &Policy) -> Option<Merge> {
-    let bundles = lineage.bundles();
-    let mut bytes = vec![0; bundles.len()];
-    let (mut oldest, mut newer) = (0, 0);
-    for (_, sections) in lineage.shards() {
-        for (at, section) in sections.iter().enumerate() {
-            bytes[section.bundle as usize] += section.bytes;
-            *(if at == 0 { &mut oldest } else { &mut newer }) += section.bytes;
-        }
-    }
-    let merge = |run: Range<usize>| Merge {
-        level: bundles[run.clone()].iter().map(|bundle| bundle.level).max().unwrap_or(0) + 1,
-        bytes: bytes[run.clone()].iter().sum(),
-        run: bundles[run].to_vec(),
-    };
-    if newer >= policy.growth_bytes_min
-        && u128::from(newer) * 100 >= u128::from(oldest) * u128::from(policy.growth)
-    {
-        return Some(merge(0..bundles.len()));
-    }
-    // The newest runs are the smallest, and what they become may complete the run before them.
-    let mut end = bundles.len();
-    while end > 0 {
-        let level = bundles[end - 1].level;
-        let mut start =
-            bundles[..end].iter().rposition(|bundle| bundle.level != level).map_or(0, |at| at + 1);
-        let next_end = start;
-        // A bundle that outweighs all newer ones of its run would be rewritten for little.
-        while end - start >= policy.fan_in && bytes[start] > bytes[start + 1..end].iter().sum::<u64>() {
-            start += 1;
-        }
-        if end - start >= policy.fan_in.max(2) {
-            return Some(merge(start..end));
-        }
-        end = next_end;
-    }
-    None
-}
-
-/// The shards whose next part should hold all their records, so that what they have stored is replaced. Pure.
-#[must_use]
-pub fn renewals(lineage: &Lineage, policy: &Policy) -> Vec<ShardId> {
-    let bytes_min = policy.growth_bytes_min / lineage.shards().count().max(1) as u64;
-    let mut all = 0;
-    let mut due = Vec::new();
-    for (shard, sections) in lineage.shards() {
-        let oldest = sections[0].bytes;
-        let newer: u64 = sections[1..].iter().map(|section| section.bytes).sum();
-        all += oldest;
-        if newer >= bytes_min.max(1)
-            && u128::from(newer) * 100 >= u128::from(oldest) * u128::from(policy.renewal)
-        {
-            // What changes between two checkpoints would be written anyway.
-            let last = sections[sections.len() - 1].bytes;
-            due.push((
-                u128::from(newer) * 1000 / u128::from(oldest.max(1)),
-                shard,
-                oldest.saturating_sub(last),
-            ));
-        }
-    }
-    due.sort_unstable_by(|a, b| b.cmp(a));
-    let budget = u128::from(all) * u128::from(policy.renewal_budget) / 100;
-    let mut added = 0;
-    let within = due.into_iter().take_while(|(.., extra)| {
-        let first = added == 0;
-        added += u128::from(*extra);
-        first || added <= budget
-    });
-    within.map(|(_, shard, _)| shard).collect()
-}
-
-/// A merge that was carried out; it counts once it is applied to a lineage and a manifest is written from that.
-#[derive(Clone, Debug)]
-pub struct Merged {
-    bundle: BundleRef,
-    run: BTreeSet<String>,
+/// A merge under way. Memory: what a step reads, and the keys of one shard's newer sections. Dropped before
+/// [`MergeRun::finish`], it leaves nothing.
+pub struct MergeRun {
+    bundles: Vec<Bundle>,
+    inputs: BTreeSet<String>,
+    /// The shards that are not merged yet, the next one last.
+    shards: Vec<ShardMerge>,
     sections: BTreeMap<ShardId, MergedSection>,
+    out: BundleWriter,
+    buf: Vec<u8>,
+    piece: Vec<u8>,
 }
 
-impl Merged {
-    /// The new bundle.
+/// The merge of the sections of one shard: the newest record of each key. A delete is dropped when nothing older can be under it.
+struct ShardMerge {
+    shard: ShardId,
+    /// Positions of the bundles that have a section, the oldest first.
+    sources: Vec<usize>,
+    /// The shard's oldest section is among them.
+    oldest: bool,
+    /// Sections that are not read to their end: the newest is read first.
+    unread: usize,
+    /// Blocks of the section that is read which were read.
+    blocks_read: usize,
+    seen: HashSet<Box<[u8]>>,
+    /// Bytes that came out so far.
+    bytes: u64,
+}
+
+impl MergeRun {
+    /// Begins a merge that writes the bundle `output`, whose name was drawn for it.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if a bundle is damaged or the store fails: the lineage goes on as it is.
+    pub fn begin(
+        store: &dyn BlobStore,
+        output: String,
+        (incarnation, number, writer): (Incarnation, Colour, u64),
+        lineage: &Lineage,
+        merge: &Merge,
+        pace: &Pace,
+    ) -> Result<Self, CheckpointError> {
+        let open = |wanted| Bundle::open(store, wanted, incarnation);
+        let bundles = merge.inputs.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let inputs: BTreeSet<String> = merge.inputs.iter().map(|bundle| bundle.name.clone()).collect();
+        let all = lineage.bundles();
+        let mut shards = Vec::new();
+        for (shard, sections) in lineage.shards() {
+            let position = |name: &str| bundles.iter().position(|bundle| bundle.name() == name);
+            let names = sections.iter().map(|section| all[section.bundle as usize].name.as_str());
+            let sources: Vec<usize> = names.filter_map(position).collect();
+            if !sources.is_empty() {
+                let oldest = inputs.contains(&all[sections[0].bundle as usize].name);
+                let unread = sources.len();
+                let seen = HashSet::new();
+                shards.push(ShardMerge { shard, sources, oldest, unread, blocks_read: 0, seen, bytes: 0 });
+            }
+        }
+        shards.reverse();
+        let out = BundleWriter::create(store, output, (incarnation, number, writer), merge.level, pace)?;
+        let (buf, piece) = (Vec::new(), Vec::new());
+        Ok(Self { bundles, inputs, shards, sections: BTreeMap::new(), out, buf, piece })
+    }
+
+    /// Merges about a megabyte more; true once nothing is left to merge.
+    ///
+    /// # Errors
+    /// As [`MergeRun::begin`].
+    pub fn step(&mut self) -> Result<bool, CheckpointError> {
+        let Self { bundles, shards, sections, out, buf, piece, .. } = self;
+        let Some(merge) = shards.last_mut() else { return Ok(true) };
+        let ShardMerge { shard, sources, oldest, unread, blocks_read, seen, bytes } = merge;
+        let shard = *shard;
+        if *unread == sources.len() && *blocks_read == 0 && *oldest {
+            out.base(shard);
+        }
+        let at = *unread - 1;
+        let bundle = &bundles[sources[at]];
+        let Some(section) = bundle.section(shard) else {
+            let reason = format!("it lacks the section of shard {shard} that the manifest names");
+            return Err(CheckpointError::damaged(bundle.name(), reason));
+        };
+        let left = &section.blocks[*blocks_read..];
+        let mut len = 0;
+        let fit = left.iter().take_while(|block| {
+            len += u64::from(block.len);
+            len <= STEP_BYTES
+        });
+        let count = fit.count().max(1).min(left.len());
+        let blocks: Vec<(ShardId, Block)> = left[..count].iter().map(|block| (shard, *block)).collect();
+        visit_blocks(bundle, &blocks, buf, &mut |_, key, value| {
+            // A section has each key once, so that the last one needs not be remembered.
+            let new = if at == 0 { !seen.contains(key) } else { seen.insert(key.into()) };
+            if new && !(*oldest && value.is_none()) {
+                encode_record(key, value, piece);
+                if piece.len() >= BLOCK_BYTES {
+                    *bytes += piece.len() as u64;
+                    out.records(shard, piece)?;
+                    piece.clear();
+                }
+            }
+            Ok(())
+        })?;
+        *blocks_read += count;
+        if *blocks_read == section.blocks.len() {
+            (*unread, *blocks_read) = (at, 0);
+        }
+        if *unread == 0 {
+            *bytes += piece.len() as u64;
+            out.records(shard, piece)?;
+            piece.clear();
+            let merged = MergedSection { sources: sources.len(), oldest: *oldest, bytes: *bytes };
+            sections.insert(shard, merged);
+            shards.pop();
+        }
+        Ok(shards.is_empty())
+    }
+
+    /// Bytes written so far.
     #[must_use]
-    pub fn bundle(&self) -> &BundleRef {
-        &self.bundle
+    pub fn bytes(&self) -> u64 {
+        self.out.bytes()
+    }
+
+    /// Completes the bundle: it is durable when this returns.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Store`].
+    ///
+    /// # Panics
+    /// If something is left to merge.
+    pub fn finish(self) -> Result<Merged, CheckpointError> {
+        assert!(self.shards.is_empty(), "a merge is finished before its end");
+        let (bundle, _) = self.out.finish()?;
+        Ok(Merged { bundle, inputs: self.inputs, sections: self.sections })
     }
 }
 
-impl Lineage {
-    /// Puts a merged bundle in the place of those that it was merged from. False, and nothing happens, if the lineage
-    /// is of another history.
-    pub fn apply(&mut self, merged: &Merged) -> bool {
-        self.replace(&merged.sections, &merged.run, &merged.bundle)
-    }
-}
-
-/// Carries out a merge; `None` if `stop` was set meanwhile. Memory: one block, and the keys of one shard's newer sections.
+/// Carries out a merge; `None` if `stop` was set meanwhile.
 ///
 /// # Errors
-/// [`CheckpointError`] if a bundle is damaged or the store fails: the lineage goes on as it is.
+/// As [`MergeRun::begin`].
 pub fn run(
     store: &dyn BlobStore,
     names: &BundleNames,
@@ -164,72 +168,14 @@ pub fn run(
     pace: &Pace,
     stop: &AtomicBool,
 ) -> Result<Option<Merged>, CheckpointError> {
-    let open = |wanted| Bundle::open(store, wanted, incarnation);
-    let bundles = merge.run.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let run: BTreeSet<String> = merge.run.iter().map(|bundle| bundle.name.clone()).collect();
-    let name = names.draw(number);
-    let mut out =
-        BundleWriter::create(store, name, (incarnation, number, names.writer()), merge.level, pace)?;
-    let mut merged = BTreeMap::new();
-    for (shard, sections) in lineage.shards() {
-        let all = lineage.bundles();
-        let sources: Vec<&Bundle> = sections
-            .iter()
-            .filter_map(|section| {
-                bundles.iter().find(|bundle| bundle.name() == all[section.bundle as usize].name)
-            })
-            .collect();
-        if sources.is_empty() {
-            continue;
-        }
+    let id = (incarnation, number, names.writer());
+    let mut run = MergeRun::begin(store, names.draw(number), id, lineage, merge, pace)?;
+    loop {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let oldest = run.contains(&all[sections[0].bundle as usize].name);
-        let bytes = merge_shard(shard, &sources, oldest, &mut out)?;
-        merged.insert(shard, MergedSection { sources: sources.len(), oldest, bytes });
+        if run.step()? {
+            return run.finish().map(Some);
+        }
     }
-    let (bundle, _) = out.finish()?;
-    Ok(Some(Merged { bundle, run, sections: merged }))
-}
-
-/// Writes the newest record of each key. A delete is dropped when nothing older can be under it.
-fn merge_shard(
-    shard: ShardId,
-    sources: &[&Bundle],
-    oldest: bool,
-    out: &mut BundleWriter,
-) -> Result<u64, CheckpointError> {
-    if oldest {
-        out.base(shard);
-    }
-    let mut seen: HashSet<Box<[u8]>> = HashSet::new();
-    let mut piece = Vec::new();
-    let mut bytes = 0;
-    let mut buf = Vec::new();
-    for (at, bundle) in sources.iter().enumerate().rev() {
-        let blocks: Vec<(ShardId, Block)> = match bundle.section(shard) {
-            Some(section) => section.blocks.iter().map(|block| (shard, *block)).collect(),
-            None => {
-                let reason = format!("it lacks the section of shard {shard} that the manifest names");
-                return Err(CheckpointError::damaged(bundle.name(), reason));
-            }
-        };
-        visit_blocks(bundle, &blocks, &mut buf, &mut |_, key, value| {
-            // A section has each key once, so that the last one needs not be remembered.
-            let new = if at == 0 { !seen.contains(key) } else { seen.insert(key.into()) };
-            if new && !(oldest && value.is_none()) {
-                encode_record(key, value, &mut piece);
-                if piece.len() >= BLOCK_BYTES {
-                    bytes += piece.len() as u64;
-                    out.records(shard, &piece)?;
-                    piece.clear();
-                }
-            }
-            Ok(())
-        })?;
-    }
-    bytes += piece.len() as u64;
-    out.records(shard, &piece)?;
-    Ok(bytes)
 }

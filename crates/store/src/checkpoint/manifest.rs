@@ -12,6 +12,8 @@ use crate::checkpoint::store::{BlobStore, Put};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+pub use stead_core::checkpointing::bundle::SectionRef;
+use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId, Time};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_128;
@@ -92,16 +94,6 @@ pub struct Part {
     pub header: u32,
     /// What makes up the records, the oldest first; a newer record replaces an older one.
     pub sections: Vec<SectionRef>,
-}
-
-/// A section that a part uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SectionRef {
-    /// The position of its bundle in the manifest's list.
-    pub bundle: u32,
-    /// Bytes of its records.
-    pub bytes: u64,
 }
 
 /// Messages of one channel that were sent and not received.
@@ -262,6 +254,13 @@ impl Manifest {
                 .map_err(|source| CheckpointError::Topology { name: manifest_name(self.number), source })?;
         }
         Ok(topology)
+    }
+
+    /// What a checkpoint after this one builds upon.
+    #[must_use]
+    pub fn lineage(&self) -> Lineage {
+        let sections = self.parts.iter().map(|part| (part.shard, part.sections.clone()));
+        Lineage::of(self.bundles.clone(), sections)
     }
 
     /// The part of a shard.

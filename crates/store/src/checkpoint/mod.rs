@@ -12,7 +12,6 @@ pub mod compact;
 pub mod copy;
 mod directory;
 pub mod json;
-pub mod lineage;
 pub mod load;
 pub mod manifest;
 pub mod remote;
@@ -24,6 +23,7 @@ pub mod verify;
 pub mod write;
 
 use crate::checkpoint::store::StoreError;
+pub use stead_core::checkpointing::lineage;
 use stead_core::ids::{Colour, Incarnation, ShardId};
 use stead_core::topology::TopologyError;
 use thiserror::Error;

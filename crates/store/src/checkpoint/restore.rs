@@ -6,13 +6,13 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BundleNames, BundleWriter};
-use crate::checkpoint::lineage::Lineage;
 use crate::checkpoint::load::{Bundles, LoadedPart};
 use crate::checkpoint::manifest::{MANIFESTS, Manifest, manifest_name};
 use crate::checkpoint::store::{BlobStore, Pace};
 use crate::checkpoint::verify::{Inconsistency, undelivered, verify_cut};
 use crate::checkpoint::write::describe;
 use std::collections::{BTreeMap, BTreeSet};
+use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{Blob, Incarnation, Index, Seq, ServiceId, ShardId, TaskId, Time, TimerId};
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, decode_value};
 use stead_core::records::{Records, encode_record};
@@ -368,7 +368,7 @@ impl<'a> Router<'a> {
         }
         let (bundle, sections) = self.out.finish()?;
         let mut lineage = Lineage::new();
-        lineage.append(&bundle, &sections);
+        lineage.append(&bundle, sections.iter().map(|(shard, section)| (*shard, section.added())));
         let number = self.manifest.number;
         let manifest = describe(self.new, number, options.created, self.writer, &bundle, &headers, &lineage);
         manifest.store(store)?;

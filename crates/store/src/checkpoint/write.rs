@@ -3,11 +3,11 @@
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BundleNames, BundleRef, BundleWriter};
 use crate::checkpoint::json::Hash;
-use crate::checkpoint::lineage::Lineage;
 use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombstone, Totals, is_passed};
 use crate::checkpoint::store::{BlobStore, Pace};
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;
+use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{Colour, ShardId, Time};
 use stead_core::state::{Header, Message};
 use stead_core::topology::Topology;
@@ -154,7 +154,7 @@ impl CheckpointWriter {
         }
         let (bundle, sections) = self.bundle.finish()?;
         let mut lineage = lineage.clone();
-        lineage.append(&bundle, &sections);
+        lineage.append(&bundle, sections.iter().map(|(shard, section)| (*shard, section.added())));
         let headers: Vec<Header> = self.headers.into_values().collect();
         let manifest = describe(&topology, number, created, self.writer, &bundle, &headers, &lineage);
         Ok(Sealed { manifest, headers, lineage })

@@ -9,7 +9,6 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::compact::{self, Policy};
-use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::manifest::{manifest_name, newest, read_manifest};
 use stead_store::checkpoint::restore::{Restore, restore};
 use stead_store::checkpoint::store::{BlobStore, Pace};
@@ -73,7 +72,7 @@ fn a_crash_at_any_io_leaves_the_newest_checkpoint_whole() {
             assert!(disk.files().iter().all(|path| !path.ends_with(".tmp")));
             // Work goes on from what was found.
             cluster.fail_next();
-            cluster.lineage = Lineage::of(&found);
+            cluster.lineage = found.lineage();
             merge(&mut cluster, &store, &POLICY);
             let (cut, manifest) = cluster.checkpoint(&store);
             check(&store, &manifest, &cut, 1);

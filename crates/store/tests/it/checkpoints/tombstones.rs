@@ -134,7 +134,7 @@ fn a_crash_at_any_io_of_a_collection_keeps_the_greatest_number() {
         assert_eq!(manifest.number, Colour(6), "crash {crash}");
         check(&store, &manifest, &cuts[&manifest.number], 1);
         // The next life's collection ends what this one began.
-        let lineage = Lineage::of(&manifest);
+        let lineage = manifest.lineage();
         collect(&mut Collector::new(), &store, &lineage).unwrap();
         assert_eq!(decided_numbers(&store).unwrap(), [Colour(4), Colour(6), found.decided], "crash {crash}");
         if done {

@@ -1,9 +1,9 @@
 //! What the next checkpoint builds upon: the sections that hold each shard's records as of its last snapshot.
 
-use crate::checkpoint::bundle::{BundleRef, Section};
-use crate::checkpoint::manifest::{Manifest, SectionRef};
-use std::collections::{BTreeMap, BTreeSet};
-use stead_core::ids::ShardId;
+use crate::checkpointing::bundle::{BundleRef, SectionRef};
+use crate::checkpointing::merging::Merged;
+use crate::ids::ShardId;
+use std::collections::BTreeMap;
 
 /// Sections by shard, and the bundles that hold them. It is that of a complete checkpoint: the one that was written or
 /// recovered last.
@@ -22,11 +22,13 @@ impl Lineage {
         Self::default()
     }
 
-    /// The sections of a complete checkpoint.
+    /// The sections of a complete checkpoint, by shard; each is in one of the bundles.
     #[must_use]
-    pub fn of(manifest: &Manifest) -> Self {
-        let sections = manifest.parts.iter().map(|part| (part.shard, part.sections.clone())).collect();
-        let mut lineage = Self { bundles: manifest.bundles.clone(), sections };
+    pub fn of(
+        bundles: Vec<BundleRef>,
+        sections: impl IntoIterator<Item = (ShardId, Vec<SectionRef>)>,
+    ) -> Self {
+        let mut lineage = Self { bundles, sections: sections.into_iter().collect() };
         lineage.prune();
         lineage
     }
@@ -48,17 +50,18 @@ impl Lineage {
         self.sections.iter().map(|(shard, sections)| (*shard, sections.as_slice()))
     }
 
-    /// Adds the sections of a checkpoint's own bundle.
-    pub(crate) fn append(&mut self, bundle: &BundleRef, added: &BTreeMap<ShardId, Section>) {
+    /// Adds the sections of a checkpoint's own bundle, by shard: the bytes of its records, and whether they are all that
+    /// the shard has.
+    pub fn append(&mut self, bundle: &BundleRef, added: impl IntoIterator<Item = (ShardId, AddedSection)>) {
         let position = self.bundles.len() as u32;
         self.bundles.push(bundle.clone());
-        for (&shard, section) in added {
+        for (shard, AddedSection { base, bytes }) in added {
             let sections = self.sections.entry(shard).or_default();
-            if section.base {
+            if base {
                 sections.clear();
             }
-            if !section.blocks.is_empty() {
-                sections.push(SectionRef { bundle: position, bytes: section.bytes() });
+            if bytes > 0 {
+                sections.push(SectionRef { bundle: position, bytes });
             }
         }
         self.prune();
@@ -66,20 +69,16 @@ impl Lineage {
 
     /// Puts a merged bundle in the place of those that it was merged from. False, and nothing happens, if what was
     /// merged is not here any more as it was.
-    pub(crate) fn replace(
-        &mut self,
-        merged: &BTreeMap<ShardId, MergedSection>,
-        run: &BTreeSet<String>,
-        bundle: &BundleRef,
-    ) -> bool {
-        let Some(first) = self.bundles.iter().position(|bundle| run.contains(&bundle.name)) else {
+    pub fn apply(&mut self, merged: &Merged) -> bool {
+        let Merged { bundle, inputs, sections: merged } = merged;
+        let Some(first) = self.bundles.iter().position(|bundle| inputs.contains(&bundle.name)) else {
             return false;
         };
-        let in_run = |position: u32| run.contains(&self.bundles[position as usize].name);
+        let is_input = |position: u32| inputs.contains(&self.bundles[position as usize].name);
         // A base that came meanwhile may have dropped all sections of a shard: then the merged one is dropped, too.
         let mut sections = self.sections.clone();
         for (shard, sections) in &mut sections {
-            let old: Vec<_> = sections.iter().filter(|section| in_run(section.bundle)).collect();
+            let old: Vec<_> = sections.iter().filter(|section| is_input(section.bundle)).collect();
             if old.is_empty() {
                 continue;
             }
@@ -87,8 +86,8 @@ impl Lineage {
             if old.len() != new.sources || old[0].bundle != sections[0].bundle && new.oldest {
                 return false;
             }
-            let at = sections.iter().position(|section| in_run(section.bundle)).expect("some are in the run");
-            sections.retain(|section| !in_run(section.bundle));
+            let at = sections.iter().position(|section| is_input(section.bundle)).expect("some were merged");
+            sections.retain(|section| !is_input(section.bundle));
             if new.bytes > 0 {
                 sections.insert(at, SectionRef { bundle: first as u32, bytes: new.bytes });
             }
@@ -123,13 +122,11 @@ impl Lineage {
     }
 }
 
-/// What a merge made of the sections of one shard.
+/// What a checkpoint's own bundle holds of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MergedSection {
-    /// How many sections went in.
-    pub(crate) sources: usize,
-    /// The shard's oldest section was among them, so that deletes were dropped.
-    pub(crate) oldest: bool,
-    /// Bytes that came out.
-    pub(crate) bytes: u64,
+pub struct AddedSection {
+    /// It holds every record of the shard, so that older sections do not count.
+    pub base: bool,
+    /// Bytes of its records.
+    pub bytes: u64,
 }

@@ -1,0 +1,89 @@
+//! Bundles as manifests refer to them, and their names.
+
+use crate::ids::Colour;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A hash of 128 bits; a string of 32 hexadecimal digits where it is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hash(pub u128);
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl Hash {
+    /// Reads what `Display` writes, and nothing else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let hash = u128::from_str_radix(text, 16).ok().map(Self)?;
+        (hash.to_string() == text).then_some(hash)
+    }
+}
+
+impl Serialize for Hash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("a hash has 32 hexadecimal digits"))
+    }
+}
+
+/// A bundle as a manifest refers to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleRef {
+    /// Its name in the store.
+    pub name: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// How often what it holds was merged; 0 for a checkpoint's own bundle.
+    pub level: u32,
+    /// The checksum of its index.
+    pub index: Hash,
+}
+
+/// A section that a part uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SectionRef {
+    /// The position of its bundle in the manifest's list.
+    pub bundle: u32,
+    /// Bytes of its records.
+    pub bytes: u64,
+}
+
+/// Gives bundles names that are never drawn twice.
+#[derive(Debug)]
+pub struct BundleNames {
+    writer: u64,
+    serial: AtomicU64,
+}
+
+impl BundleNames {
+    /// Names for one life of a process; `writer` is drawn at random by the shell.
+    #[must_use]
+    pub fn new(writer: u64) -> Self {
+        Self { writer, serial: AtomicU64::new(0) }
+    }
+
+    /// The writer.
+    #[must_use]
+    pub fn writer(&self) -> u64 {
+        self.writer
+    }
+
+    /// A name for a bundle that begins at a checkpoint.
+    pub fn draw(&self, number: Colour) -> String {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        format!("bundles/{:020}-{:016x}-{serial:06}.bundle", number.0, self.writer)
+    }
+}

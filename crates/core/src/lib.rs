@@ -8,6 +8,7 @@
 //! - [`handler::Handler`] is the user's code as the core sees it; it works on a [`handler::Txn`].
 //! - [`capture::Capture`] is what a query may read: a process as it was at one entry, which holds no shard.
 //! - [`replica::Replica`] decides what is committed.
+//! - [`log_room::LogRoom`] decides what the owner of the log does next, and when it is full.
 //! - [`trials::Trials`] gives turns to shards that try what a death of the process may have met.
 //! - [`coordinator::Coordinator`] takes a checkpoint from its beginning to its manifest.
 
@@ -20,6 +21,7 @@ pub mod coordinator;
 pub mod entry;
 pub mod handler;
 pub mod ids;
+pub mod log_room;
 mod ordered;
 mod outgoing;
 pub mod record;

@@ -11,7 +11,9 @@ mod faults_limits;
 mod holds;
 mod kept;
 mod later;
+mod log_room;
 mod queries;
+mod transcript;
 mod world;
 
 use stead_core::entry::{Cause, Entry, Reply};

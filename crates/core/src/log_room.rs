@@ -1,0 +1,319 @@
+//! Decides what the owner of a node's log does next, and when the node takes no new work for want of room.
+//!
+//! The owner asks for one [`Step`] at a time, performs it, and reports what came of it, and then the log's [`Event::Room`]
+//! if [`LogRoom::wants_room`]. Never touches the log, never waits, and never reads a clock: time arrives with each call.
+//!
+//! | fact | where it comes from |
+//! | --- | --- |
+//! | [`Event::Submitted`], [`Event::TrimWanted`] | the desk on which workers and checkpoints leave work for the log |
+//! | [`Event::Ending`], [`Event::Closed`] | the node's shutdown |
+//! | [`Event::Trimmed`], [`Event::Appended`], [`Event::NoSpace`], [`Event::Synced`], [`Event::Marked`] | the log, after the step |
+//! | [`Event::Prepared`] | [`Step::Prepare`], or the part that prepares segments beside the log |
+//! | [`Event::Room`] | the log |
+//!
+//! The rules:
+//!
+//! - Append and sync are separate steps. What was appended is synced before anything else, and all that is submitted meanwhile
+//!   is appended together: one sync for many.
+//! - A trim comes before an append, which may need its room, and a refused append is tried again at once after it.
+//! - New work is refused ([`Notice::Full`]) while no further segment can be prepared and the reserve is below
+//!   [`LogRoom::reserve_min`]: what is left is for the work that has begun. A checkpoint is still welcome, for it lets go of
+//!   old segments, until half of that is used as well ([`LogRoom::is_spent`]).
+//! - An idle log notes in itself that all is synced. Only a mark that was written counts; without room for it, it is tried again.
+
+use crate::ids::Time;
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Batches wait to be appended.
+    Submitted,
+    /// A checkpoint replaces part of the log.
+    TrimWanted,
+    /// The node shuts down: nothing waits for room any more.
+    Ending,
+    /// Nothing is submitted any more.
+    Closed,
+    /// [`Step::Trim`] let go of so many segments.
+    Trimmed {
+        /// May be 0.
+        segments: usize,
+    },
+    /// [`Step::Append`] appended all batches that waited.
+    Appended,
+    /// [`Step::Append`] found no room and appended nothing: the batches still wait.
+    NoSpace,
+    /// [`Step::Sync`] made all that was appended durable.
+    Synced,
+    /// After [`Step::Mark`], whether the mark stands in the log: there may be no room for it.
+    Marked(bool),
+    /// The preparation of a segment was tried, or found unnecessary.
+    Prepared {
+        /// There was no room for it.
+        is_short: bool,
+    },
+    /// What the log has left.
+    Room {
+        /// Bytes that can be appended before another segment is needed.
+        reserve: u64,
+        /// Bytes that the next segment will have.
+        segment_bytes_next: u64,
+        /// Fewer segments are ready than should be.
+        wants_segment: bool,
+    },
+}
+
+/// What the owner of the log does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Let go of the segments that a checkpoint replaces.
+    Trim,
+    /// Append all batches that wait.
+    Append,
+    /// Sync, then report to the workers what is durable.
+    Sync,
+    /// Prepare a segment if none is ready: whether there is room for one has to be known before more is taken.
+    Prepare,
+    /// Note in the log that all is synced.
+    Mark,
+    /// Wait for news, until this time if there is one.
+    Sleep(Option<Time>),
+    /// Note in the log that all is synced, if there is room for that, and end: all that was submitted is durable.
+    Close,
+    /// Fail: the node shuts down, and there is no room for what was submitted last. It was never answered.
+    GiveUp,
+}
+
+/// What others have to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Whether new work is refused; all shards are given it.
+    Full(bool),
+    /// The part that prepares segments should look.
+    Prepare,
+}
+
+/// The room of a node's log, and what its owner does next.
+#[derive(Clone, Debug)]
+pub struct LogRoom {
+    /// Most bytes of a segment.
+    segment_bytes: u64,
+    /// Given out and not reported on yet.
+    performing: Option<Step>,
+    submitted: bool,
+    trim: bool,
+    ending: bool,
+    closed: bool,
+    /// Something is appended and not synced.
+    unsynced: bool,
+    /// When a refused append is tried again; `None` if none was refused.
+    retry_at: Option<Time>,
+    /// An append was refused while the node shuts down.
+    gives_up: bool,
+    /// The mark stands in the log.
+    marked: bool,
+    /// When the log will have been idle for long enough.
+    idle_at: Time,
+    /// No further segment could be prepared.
+    short: bool,
+    /// A segment was prepared, or tried to be, since the room last changed.
+    prepared: bool,
+    /// The reserve, and below what new work is refused; `None` if they may have changed.
+    room: Option<(u64, u64)>,
+    full: bool,
+    /// As the shards were given it last.
+    full_noticed: bool,
+    spent: bool,
+    prepare: bool,
+}
+
+impl LogRoom {
+    /// How long the log is idle before it notes in itself that all is synced, in ms.
+    pub const IDLE: u64 = 200;
+    /// How often a full disk is asked for room again, in ms.
+    pub const RETRY: u64 = 50;
+    /// Least reserve in bytes below which no new work is taken, unless segments are shorter than twice that.
+    pub const RESERVE_MIN: u64 = 1 << 20;
+
+    /// The room of a log that was just opened, whose segments have at most so many bytes.
+    #[must_use]
+    pub fn new(segment_bytes: u64, now: Time) -> Self {
+        Self {
+            segment_bytes,
+            performing: None,
+            submitted: false,
+            trim: false,
+            ending: false,
+            closed: false,
+            unsynced: false,
+            retry_at: None,
+            gives_up: false,
+            marked: false,
+            idle_at: now.plus_millis(Self::IDLE),
+            short: false,
+            prepared: false,
+            room: None,
+            full: false,
+            full_noticed: false,
+            spent: false,
+            prepare: false,
+        }
+    }
+
+    /// Takes note of what happened.
+    ///
+    /// # Panics
+    /// If a step is reported that was not given out.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Submitted => self.submitted = true,
+            Event::TrimWanted => self.trim = true,
+            Event::Ending => self.ending = true,
+            Event::Closed => (self.ending, self.closed) = (true, true),
+            Event::Trimmed { segments } => {
+                self.performed(Step::Trim);
+                self.trim = false;
+                self.room_changed();
+                if segments > 0 {
+                    (self.short, self.prepare, self.gives_up) = (false, true, false);
+                    self.retry_at = self.retry_at.map(|_| now);
+                }
+            }
+            Event::Appended => {
+                self.performed(Step::Append);
+                (self.submitted, self.unsynced, self.marked) = (false, true, false);
+                self.retry_at = None;
+                self.room_changed();
+            }
+            Event::NoSpace => {
+                self.performed(Step::Append);
+                self.gives_up = self.ending;
+                self.retry_at = Some(now.plus_millis(Self::RETRY));
+                self.room_changed();
+            }
+            Event::Synced => {
+                self.performed(Step::Sync);
+                self.unsynced = false;
+                self.idle_at = now.plus_millis(Self::IDLE);
+            }
+            Event::Marked(is_written) => {
+                self.performed(Step::Mark);
+                self.marked = is_written;
+                self.idle_at = now.plus_millis(Self::IDLE);
+                self.room_changed();
+            }
+            Event::Prepared { is_short } => {
+                if self.performing == Some(Step::Prepare) {
+                    (self.performing, self.prepared) = (None, true);
+                    // The other part goes on trying.
+                    self.prepare |= is_short;
+                }
+                (self.short, self.room) = (is_short, None);
+            }
+            Event::Room { reserve, segment_bytes_next, wants_segment } => {
+                self.room = Some((reserve, self.reserve_min(segment_bytes_next)));
+                self.prepare |= wants_segment;
+            }
+        }
+        self.judge();
+    }
+
+    /// What to do next. Anything but [`Step::Sleep`] has to be performed and reported before this is asked again; nothing is asked
+    /// after [`Step::Close`] and [`Step::GiveUp`].
+    ///
+    /// # Panics
+    /// If the last step was not reported, or the room is not known.
+    pub fn step(&mut self, now: Time) -> Step {
+        assert_eq!(self.performing, None, "a step is reported before the next one is given out");
+        let (reserve, reserve_min) = self.room.expect("the room is reported whenever it is wanted");
+        let may_append = self.retry_at.is_none_or(|at| at <= now);
+        let step = if self.unsynced {
+            Step::Sync
+        } else if self.trim {
+            Step::Trim
+        } else if self.gives_up {
+            Step::GiveUp
+        } else if !self.short && !self.prepared && self.retry_at.is_none() && reserve < reserve_min {
+            Step::Prepare
+        } else if self.submitted && may_append {
+            Step::Append
+        } else if self.submitted {
+            Step::Sleep(self.retry_at)
+        } else if self.closed {
+            Step::Close
+        } else if self.marked {
+            Step::Sleep(None)
+        } else if self.idle_at <= now {
+            Step::Mark
+        } else {
+            Step::Sleep(Some(self.idle_at))
+        };
+        self.performing = (!matches!(step, Step::Sleep(_))).then_some(step);
+        step
+    }
+
+    /// What others have to know now; `None` once they know all.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        if self.full != self.full_noticed {
+            self.full_noticed = self.full;
+            return Some(Notice::Full(self.full));
+        }
+        std::mem::take(&mut self.prepare).then_some(Notice::Prepare)
+    }
+
+    /// Whether [`Event::Room`] has to be reported before the next step.
+    #[must_use]
+    pub fn wants_room(&self) -> bool {
+        self.room.is_none()
+    }
+
+    /// Whether new work is refused.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Whether the log is full and what is left of it is for the work that has begun: not for a checkpoint, which appends a
+    /// marker to each shard.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.spent
+    }
+
+    /// Whether no further segment could be prepared.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.short
+    }
+
+    /// Bytes of the reserve below which no new work is taken while no further segment, of so many bytes, can be prepared.
+    #[must_use]
+    pub fn reserve_min(&self, segment_bytes_next: u64) -> u64 {
+        (segment_bytes_next / 2).max((self.segment_bytes / 2).min(Self::RESERVE_MIN))
+    }
+
+    fn performed(&mut self, step: Step) {
+        assert_eq!(self.performing.take(), Some(step), "only a step that was given out is reported");
+    }
+
+    fn room_changed(&mut self) {
+        (self.room, self.prepared) = (None, false);
+    }
+
+    /// Decides what is refused, from what is known of the room.
+    fn judge(&mut self) {
+        let is_refused = self.retry_at.is_some();
+        let is_below = |least: u64| self.room.is_some_and(|(reserve, _)| self.short && reserve < least);
+        if let Some((_, least)) = self.room {
+            (self.full, self.spent) = (is_refused || is_below(least), is_refused || is_below(least / 2));
+        } else if is_refused {
+            (self.full, self.spent) = (true, true);
+        }
+        assert!(self.full || !self.spent, "a log whose reserve is spent is full");
+        assert!(
+            !self.marked || !self.unsynced,
+            "a mark stands after all that was appended, or does not count"
+        );
+        assert!(!is_refused || self.submitted, "only what waits is tried again");
+    }
+}

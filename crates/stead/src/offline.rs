@@ -323,7 +323,6 @@ pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyRep
 
 /// A log entry for people to read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogEntry {
     /// Its position in its shard's log.
     pub index: u64,
@@ -345,7 +344,6 @@ pub struct LogEntry {
 
 /// A record that an entry puts or deletes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogWrite {
     /// What it is and its key.
     pub record: String,
@@ -357,7 +355,6 @@ pub struct LogWrite {
 
 /// A message that an entry sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogSend {
     /// The receiving shard.
     pub shard: u32,
@@ -369,7 +366,6 @@ pub struct LogSend {
 
 /// An entry's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LogReply {
     /// The reply.
@@ -449,7 +445,6 @@ fn cause_name(cause: &Cause) -> String {
 
 /// Some entries of a shard or of one process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogPage {
     /// The entries, oldest first.
     pub entries: Vec<LogEntry>,

@@ -1,6 +1,7 @@
 //! What an operator asks: health, status, checkpoints, metrics.
 
 use super::Gateway;
+use super::answers;
 use super::call::within_time;
 use super::guard::may_see_reasons;
 use super::parts::{
@@ -77,7 +78,7 @@ pub(super) async fn readyz(
 }
 
 /// The state of the node, its services and shards, its log and its tasks.
-#[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, description = "The status", body = crate::Status)))]
+#[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, description = "The status", body = answers::Status)))]
 pub(super) async fn status(
     State(gateway): State<Arc<Gateway>>,
     NoParameters: NoParameters,
@@ -110,7 +111,7 @@ pub(super) async fn services(
     path = "/v1/dead-letters/{service}",
     tag = "processes",
     params(OfService, WhichPage),
-    responses((status = 200, description = "Some dead letters, and where the next page begins", body = crate::DeadLetterPage))
+    responses((status = 200, description = "Some dead letters, and where the next page begins", body = answers::DeadLetterPage))
 )]
 pub(super) async fn dead_letters(
     State(gateway): State<Arc<Gateway>>,

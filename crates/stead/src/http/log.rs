@@ -1,6 +1,7 @@
 //! The entries of a shard's log or of one process, for people.
 
 use super::Gateway;
+use super::answers;
 use super::parts::{OfProcess, OfShard, Segments, limit_of, unreadable};
 use super::problem::Problem;
 use super::refusal;
@@ -54,7 +55,7 @@ pub(super) async fn log(
     path = "/v1/processes/{service}/{key}/log",
     tag = "processes",
     params(OfProcess, LogRange),
-    responses((status = 200, description = "Entries, the oldest first, and where to go on", body = crate::LogPage))
+    responses((status = 200, description = "Entries, the oldest first, and where to go on", body = answers::LogPage))
 )]
 pub(super) async fn process_log(
     State(gateway): State<Arc<Gateway>>,

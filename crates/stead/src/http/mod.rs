@@ -9,6 +9,8 @@
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod admin;
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
+mod answers;
+#[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod call;
 mod connection;
 mod description;

@@ -1,6 +1,7 @@
 //! The processes of a service, for an operator: which there are, what one holds and did, and how it is deleted.
 
 use super::Gateway;
+use super::answers;
 use super::parts::{NoParameters, OfProcess, OfService, Segments, cursor_of, limit_of, unreadable};
 use super::problem::{Kind, Problem};
 use super::refusal;
@@ -47,7 +48,7 @@ pub(super) struct Deleted {
     path = "/v1/processes/{service}",
     tag = "processes",
     params(OfService, WhichProcesses),
-    responses((status = 200, description = "Some processes, and where the next page begins", body = crate::ProcessPage))
+    responses((status = 200, description = "Some processes, and where the next page begins", body = answers::ProcessPage))
 )]
 pub(super) async fn processes(
     State(gateway): State<Arc<Gateway>>,
@@ -72,7 +73,7 @@ pub(super) async fn processes(
     path = "/v1/processes/{service}/{key}",
     tag = "processes",
     params(OfProcess),
-    responses((status = 200, description = "The process", body = crate::ProcessDetail))
+    responses((status = 200, description = "The process", body = answers::ProcessDetail))
 )]
 pub(super) async fn process(
     State(gateway): State<Arc<Gateway>>,

@@ -33,12 +33,10 @@ pub(crate) type Reply = oneshot::Sender<Result<CheckpointReport, CheckpointFailu
 
 /// The last checkpoint whose checks ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct CheckStatus {
     /// The checkpoint.
     pub number: u64,
     /// The outcome of all of them.
-    #[cfg_attr(feature = "http", schema(value_type = String))]
     pub check: CheckOutcome,
     /// Those that do not hold.
     pub failed_checks: Vec<FailedCheck>,

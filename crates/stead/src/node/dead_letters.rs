@@ -15,13 +15,10 @@ const PAGE_BYTES: usize = 1 << 20;
 
 /// Some dead letters of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct DeadLetterPage {
     /// The dead letters, by shard and number.
-    #[cfg_attr(feature = "http", schema(value_type = Vec<Object>))]
     pub dead_letters: Vec<DeadLetterInfo>,
     /// Where the next page begins; none after the last one. A page may be short though there is a next one.
-    #[cfg_attr(feature = "http", schema(value_type = Option<String>))]
     pub next: Option<DeadLetterCursor>,
 }
 

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 /// The bytes that wait in a node, and their limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct MemoryStatus {
     /// Bytes of entries that are not committed, and of answers that wait for such entries.
     pub uncommitted_bytes: u64,

@@ -31,18 +31,15 @@ const LISTED: usize = 100;
 
 /// Some processes of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct ProcessPage {
     /// The processes, in no order of their keys.
     pub processes: Vec<ProcessInfo>,
     /// Where the next page begins; none after the last one. A page may be short, or empty, though there is a next one.
-    #[cfg_attr(feature = "http", schema(value_type = Option<String>))]
     pub next: Option<ProcessCursor>,
 }
 
 /// A process and how much it holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct ProcessInfo {
     /// Its key.
     pub key: String,
@@ -62,7 +59,6 @@ pub struct ProcessInfo {
 
 /// A process and what it holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct ProcessDetail {
     /// Its service.
     pub service: String,
@@ -83,7 +79,6 @@ pub struct ProcessDetail {
 
 /// A timer that has not fired, or a message with a delay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct TimerStatus {
     /// Its number in its shard.
     pub id: u64,

@@ -96,14 +96,12 @@ impl Drop for Charge {
 
 /// A query that was given up and still runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct StuckQuery {
     /// The service of the process.
     pub service: String,
     /// The key of the process.
     pub process: String,
     /// The time for which it has run.
-    #[cfg_attr(feature = "http", schema(value_type = Object))]
     pub running: Duration,
 }
 

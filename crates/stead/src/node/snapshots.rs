@@ -213,7 +213,6 @@ pub struct CheckpointReport {
 
 /// A service's check that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct FailedCheck {
     /// The service.
     pub service: String,
@@ -223,7 +222,6 @@ pub struct FailedCheck {
 
 /// A service's check that was not run over a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct SkippedCheck {
     /// The service.
     pub service: String,

@@ -37,7 +37,6 @@ pub struct CopyReport {
 
 /// How the copying to stable storage stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct CopyStatus {
     /// Where checkpoints are copied to.
     pub to: String,

@@ -12,14 +12,12 @@ use stead_core::record::TaskHead;
 
 /// How a node stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct Status {
     /// The node's epoch: how often its data directory was started.
     pub epoch: u64,
     /// The cluster's life since its last restore.
     pub incarnation: u64,
     /// The time for which the node has run.
-    #[cfg_attr(feature = "http", schema(value_type = Object))]
     pub uptime: Duration,
     /// The disk has no room: writes are refused, reads go on.
     pub full: bool,
@@ -54,7 +52,6 @@ pub struct Status {
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
@@ -68,7 +65,6 @@ pub struct ServiceStatus {
 
 /// A shard.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct ShardStatus {
     /// Its number.
     pub shard: u32,
@@ -131,7 +127,6 @@ pub struct ShardStatus {
 
 /// The wall clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct ClockStatus {
     /// By how many microseconds it is ahead of the shard whose time differs most; negative if it is behind.
     pub ahead_micros: i64,
@@ -151,7 +146,6 @@ impl ClockStatus {
 
 /// A task that is not finished.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct TaskStatus {
     /// Its number in its shard.
     pub id: u64,
@@ -176,7 +170,6 @@ pub struct TaskStatus {
 
 /// The log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 pub struct LogStatus {
     /// Bytes of its files.
     pub bytes: u64,

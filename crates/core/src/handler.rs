@@ -2,8 +2,10 @@
 
 use crate::capture::Capture;
 use crate::entry::{Reply, Send, Write};
-use crate::ids::{Blob, Epoch, Index, Key, ServiceId, TaskId, Time, TimerId};
-use crate::record::{Kind, Receiver, RecordKey, TaskRecord, TimerRecord, decode_value, encode_value};
+use crate::ids::{Blob, Epoch, IDS_PER_ENTRY, Index, Key, ServiceId, TaskId, Time, TimerId, id_of_entry};
+use crate::record::{
+    Kind, Receiver, RecordKey, StepRetry, TaskRecord, TimerRecord, decode_value, encode_value,
+};
 use crate::records::Records;
 use crate::shard::Refusal;
 use crate::state::State;
@@ -158,6 +160,14 @@ pub struct Txn<'a> {
     sends: Vec<Send>,
     numbered: u16,
 }
+
+// Each id that a call draws is one of its entry's.
+const _: () = assert!(Txn::NUMBERED_MAX as u64 <= IDS_PER_ENTRY);
+// A payload fits into the record of a timer, a task or a dead letter, with names, reasons and numbers around it.
+const _: () =
+    assert!(Txn::PAYLOAD_MAX + 3 * Key::LEN_MAX + StepRetry::REASON_MAX + 4096 <= Records::VALUE_MAX);
+// A cell's key fits into the key of its record, behind the kind and the length and key of its process.
+const _: () = assert!(1 + 2 + Key::LEN_MAX + Txn::CELL_KEY_MAX <= RecordKey::LEN_MAX);
 
 /// Why an effect can't be part of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -435,7 +445,7 @@ impl<'a> Txn<'a> {
     fn number(&mut self, what: &'static str) -> Result<u64, Limit> {
         let n = self.numbered;
         self.numbered = n.checked_add(1).ok_or(Limit::TooMany { what, max: Self::NUMBERED_MAX })?;
-        Ok(self.place.0 << 16 | u64::from(n))
+        Ok(id_of_entry(self.place, u64::from(n)))
     }
 
     fn get(&self, key: &RecordKey) -> Option<&[u8]> {

@@ -90,10 +90,26 @@ number! {
     TaskId(u64)
 }
 
+/// Timers and tasks that one entry can number.
+pub const IDS_PER_ENTRY: u64 = 1 << 16;
+
+/// The number of a timer or task: that of the entry which makes it, and the `n`-th of that entry, from 0 on. So no number
+/// comes twice, and no counter is kept.
+///
+/// # Panics
+/// If `n` is [`IDS_PER_ENTRY`] or more, or the index is 2^48 or more: a shard that appends a million entries a second comes
+/// there after nine years, and two of its timers would have one number then.
+#[must_use]
+pub const fn id_of_entry(place: Index, n: u64) -> u64 {
+    assert!(n < IDS_PER_ENTRY, "an entry numbers no more timers and tasks than that");
+    assert!(place.0 <= u64::MAX / IDS_PER_ENTRY, "the shard has used up its ids");
+    place.0 * IDS_PER_ENTRY + n
+}
+
 impl TimerId {
     /// The entry that set the timer, or an earlier place if a restore has given it another number.
     pub(crate) const fn place(self) -> Index {
-        Index(self.0 >> 16)
+        Index(self.0 / IDS_PER_ENTRY)
     }
 }
 

@@ -4,28 +4,114 @@
 
 use crate::ids::{Epoch, Index, NodeId};
 use std::collections::BTreeMap;
+use thiserror::Error;
 
-/// What is fixed within an epoch.
+/// The configuration of a shard that is fixed within an epoch. It is consistent: [`EpochConfig::parse`] checked it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EpochConfig {
-    /// The epoch.
-    pub epoch: Epoch,
-    /// The nodes that hold a replica, without learners.
-    pub members: Vec<NodeId>,
-    /// W: replicas that must store an entry before its client is answered.
-    pub acks: usize,
-    /// The member that executes.
-    pub primary: NodeId,
+    epoch: Epoch,
+    members: Vec<NodeId>,
+    acks: usize,
+    primary: NodeId,
+}
+
+/// The reason that a configuration of an epoch is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum EpochConfigError {
+    /// No node holds a replica.
+    #[error("epoch {epoch} has no members; name at least one")]
+    NoMembers {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// A node is named twice: its one copy of the log would count as two.
+    #[error("epoch {epoch} names member {member} twice; name each member once")]
+    MemberTwice {
+        /// The epoch.
+        epoch: Epoch,
+        /// The node.
+        member: NodeId,
+    },
+    /// W is 0, or more than there are members.
+    #[error("epoch {epoch} asks for {acks} acks of {members} members; ask for 1 to {members}")]
+    Acks {
+        /// The epoch.
+        epoch: Epoch,
+        /// The refused W.
+        acks: usize,
+        /// The number of members.
+        members: usize,
+    },
+    /// The primary holds no replica.
+    #[error("epoch {epoch} has primary {primary}, which is no member; name one of the members")]
+    Primary {
+        /// The epoch.
+        epoch: Epoch,
+        /// The refused primary.
+        primary: NodeId,
+    },
 }
 
 impl EpochConfig {
+    /// Checks and takes a configuration. `members` are the nodes that hold a replica, without learners; `acks` is W: the
+    /// replicas that must store an entry before its client is answered; `primary` is the member that executes.
+    ///
+    /// # Errors
+    /// [`EpochConfigError`] without members, with one that is named twice, with acks out of 1 to the number of members, or
+    /// with a primary that is no member.
+    pub fn parse(
+        epoch: Epoch,
+        members: Vec<NodeId>,
+        acks: usize,
+        primary: NodeId,
+    ) -> Result<Self, EpochConfigError> {
+        if members.is_empty() {
+            return Err(EpochConfigError::NoMembers { epoch });
+        }
+        let twice = members.iter().enumerate().find(|(at, member)| members[..*at].contains(member));
+        if let Some((_, &member)) = twice {
+            return Err(EpochConfigError::MemberTwice { epoch, member });
+        }
+        if acks == 0 || acks > members.len() {
+            return Err(EpochConfigError::Acks { epoch, acks, members: members.len() });
+        }
+        if !members.contains(&primary) {
+            return Err(EpochConfigError::Primary { epoch, primary });
+        }
+        Ok(Self { epoch, members, acks, primary })
+    }
+
     /// The configuration of a single node.
     #[must_use]
     pub fn single(epoch: Epoch, node: NodeId) -> Self {
         Self { epoch, members: vec![node], acks: 1, primary: node }
     }
 
-    /// S = max(W, majority): members that must store an entry before it is committed.
+    /// The epoch.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The nodes that hold a replica, without learners: at least one, each once.
+    #[must_use]
+    pub fn members(&self) -> &[NodeId] {
+        &self.members
+    }
+
+    /// W: replicas that must store an entry before its client is answered, from 1 to the number of members.
+    #[must_use]
+    pub fn acks(&self) -> usize {
+        self.acks
+    }
+
+    /// The member that executes.
+    #[must_use]
+    pub fn primary(&self) -> NodeId {
+        self.primary
+    }
+
+    /// S = max(W, majority): members that must store an entry before it is committed, from 1 to the number of members.
     #[must_use]
     pub fn commit_quorum(&self) -> usize {
         self.acks.max(self.members.len() / 2 + 1)
@@ -56,7 +142,7 @@ impl Replica {
         *stored = upto.max(*stored);
         let mut all: Vec<Index> = self.stored.values().copied().collect();
         all.sort_unstable_by(|a, b| b.cmp(a));
-        let quorum = all[self.config.commit_quorum() - 1];
+        let quorum = *all.get(self.config.commit_quorum() - 1).expect("EpochConfig::parse checked it");
         // Older entries count as committed once the start entry is: an entry of an older epoch alone proves nothing.
         let grows = quorum >= self.start && quorum > self.commit;
         if grows {
@@ -88,31 +174,33 @@ impl Replica {
 mod tests {
     use super::*;
 
-    #[test]
-    fn nothing_is_committed_before_the_start_entry() {
-        let mut replica = Replica::new(EpochConfig::single(Epoch(2), NodeId(1)), Index(10));
-        assert!(!replica.handle_stored(NodeId(1), Index(9)));
-        assert!(!replica.is_active());
-        assert!(replica.handle_stored(NodeId(1), Index(10)));
-        assert!(replica.is_active());
-        assert!(!replica.handle_stored(NodeId(1), Index(4)));
-        assert_eq!(replica.commit(), Index(10));
+    fn nodes(numbers: &[u32]) -> Vec<NodeId> {
+        numbers.iter().copied().map(NodeId).collect()
     }
 
     #[test]
-    fn the_commit_quorum_is_the_larger_of_acks_and_majority() {
-        let members = vec![NodeId(1), NodeId(2), NodeId(3)];
-        for (acks, quorum) in [(1, 2), (2, 2), (3, 3)] {
-            let config = EpochConfig { epoch: Epoch(1), members: members.clone(), acks, primary: NodeId(1) };
-            assert_eq!(config.commit_quorum(), quorum);
-            let mut replica = Replica::new(config, Index(1));
-            replica.handle_stored(NodeId(1), Index(5));
-            assert_eq!(replica.commit(), Index(0));
-            replica.handle_stored(NodeId(2), Index(3));
-            assert_eq!(replica.commit(), if quorum == 2 { Index(3) } else { Index(0) });
-            replica.handle_stored(NodeId(9), Index(5));
-            replica.handle_stored(NodeId(3), Index(4));
-            assert_eq!(replica.commit(), if quorum == 2 { Index(4) } else { Index(3) });
+    fn a_configuration_that_no_quorum_can_satisfy_is_refused() {
+        let parse = |members: &[u32], acks, primary| {
+            EpochConfig::parse(Epoch(4), nodes(members), acks, NodeId(primary))
+        };
+        let epoch = Epoch(4);
+        assert_eq!(parse(&[], 1, 1), Err(EpochConfigError::NoMembers { epoch }));
+        assert_eq!(parse(&[1, 2, 1], 2, 1), Err(EpochConfigError::MemberTwice { epoch, member: NodeId(1) }));
+        assert_eq!(parse(&[1, 2, 3], 0, 1), Err(EpochConfigError::Acks { epoch, acks: 0, members: 3 }));
+        assert_eq!(parse(&[1, 2, 3], 4, 1), Err(EpochConfigError::Acks { epoch, acks: 4, members: 3 }));
+        assert_eq!(parse(&[1, 2, 3], 2, 4), Err(EpochConfigError::Primary { epoch, primary: NodeId(4) }));
+        assert_eq!(parse(&[1], 1, 1), Ok(EpochConfig::single(epoch, NodeId(1))));
+    }
+
+    #[test]
+    fn the_commit_quorum_is_the_larger_of_acks_and_majority_and_never_more_than_the_members() {
+        for members in 1..=7 {
+            for acks in 1..=members {
+                let all: Vec<NodeId> = (1..=members as u32).map(NodeId).collect();
+                let config = EpochConfig::parse(Epoch(1), all, acks, NodeId(1)).unwrap();
+                assert_eq!(config.commit_quorum(), acks.max(members / 2 + 1));
+                assert!(config.commit_quorum() <= members);
+            }
         }
     }
 }

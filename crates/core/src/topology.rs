@@ -1,31 +1,25 @@
 //! Which services there are, and which shard holds which process.
 
 use crate::ids::{Incarnation, ServiceId, ShardId};
-use minicbor::{Decode, Encode};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The services of a cluster and their shards. Each service owns a contiguous range of shard numbers.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     /// The life of the cluster that this topology belongs to.
-    #[n(0)]
     pub incarnation: Incarnation,
-    #[n(1)]
     services: Vec<Service>,
 }
 
 /// A service as the core knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// 1 to 128 characters of `a-z A-Z 0-9 _ - .`
-    #[n(0)]
     pub name: String,
     /// The first of its shards.
-    #[n(1)]
     pub first: ShardId,
     /// How many shards it has: 1 to [`Topology::SHARDS_MAX`].
-    #[n(2)]
     pub shards: u32,
 }
 
@@ -46,6 +40,12 @@ pub enum TopologyError {
         /// The refused number.
         shards: u32,
     },
+    /// One service more than a topology may have.
+    #[error("cannot add service {name}: there are {max} services already, which is the limit", max = Topology::SERVICES_MAX)]
+    Services {
+        /// The refused name.
+        name: String,
+    },
     /// A service that exists with another number of shards.
     #[error(
         "service {name} has {existing} shards, but {wanted} were requested; request no number to keep them, or restore a checkpoint with the new number"
@@ -60,9 +60,15 @@ pub enum TopologyError {
     },
 }
 
+// Each service has an id, and each shard of all services a number.
+const _: () = assert!(Topology::SERVICES_MAX - 1 <= u16::MAX as usize);
+const _: () = assert!(Topology::SERVICES_MAX as u64 * Topology::SHARDS_MAX as u64 <= u32::MAX as u64);
+
 impl Topology {
     /// Most shards that one service may have.
     pub const SHARDS_MAX: u32 = 4096;
+    /// Most services of a topology: so many ids there are.
+    pub const SERVICES_MAX: usize = 1 << 16;
 
     /// A topology without services.
     #[must_use]
@@ -88,6 +94,9 @@ impl Topology {
                 return Err(TopologyError::Resharding { name: name.to_owned(), existing, wanted: shards });
             }
             return Ok(id);
+        }
+        if self.services.len() >= Self::SERVICES_MAX {
+            return Err(TopologyError::Services { name: name.to_owned() });
         }
         let first = ShardId(self.shard_count());
         self.services.push(Service { name: name.to_owned(), first, shards });
@@ -165,5 +174,18 @@ mod tests {
         assert!(matches!(topology.ensure("a", 4), Err(TopologyError::Resharding { .. })));
         assert!(matches!(topology.ensure("a b", 4), Err(TopologyError::Name { .. })));
         assert!(matches!(topology.ensure("c", 0), Err(TopologyError::Shards { .. })));
+    }
+
+    #[test]
+    fn no_two_services_get_one_id() {
+        let services = (0..Topology::SERVICES_MAX as u32).map(|at| Service {
+            name: at.to_string(),
+            first: ShardId(at),
+            shards: 1,
+        });
+        let mut topology = Topology { incarnation: Incarnation(1), services: services.collect() };
+        let name = "more".to_owned();
+        assert_eq!(topology.ensure("more", 1), Err(TopologyError::Services { name }));
+        assert_eq!(topology.ensure("65535", 1), Ok(ServiceId(u16::MAX)));
     }
 }

@@ -6,7 +6,7 @@
 use super::{Effect, Effects, Order, Refusal, Run, Shard};
 use crate::entry::{Cause, Reply, Write};
 use crate::handler::{Caller, Handler};
-use crate::ids::{Blob, Index, Key, TaskId};
+use crate::ids::{Blob, Index, Key, TaskId, id_of_entry};
 use crate::record::{
     AttemptRecord, DeadLetter, RecordKey, Retry, StepRetry, TaskRecord, Waiting, encode_value,
 };
@@ -136,7 +136,7 @@ impl Shard {
     fn resume_task(&mut self, letter: Index, id: TaskId, task: TaskRecord, out: &mut Vec<Effect>) -> Index {
         let taken = |id| self.state.records().get(RecordKey::task(id).as_bytes()).is_some();
         // After a restore onto other shards another task may have its id; this entry draws no other.
-        let id = if taken(id) { TaskId(self.state.position().index.next().0 << 16) } else { id };
+        let id = if taken(id) { TaskId(id_of_entry(self.state.position().index.next(), 0)) } else { id };
         let process = task.process.clone();
         let writes = vec![Write { key: RecordKey::task(id), value: Some(encode_value(&task)) }];
         self.append(Cause::Retry { letter }, process, Effects::of(writes), out)

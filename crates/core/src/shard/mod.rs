@@ -84,6 +84,14 @@ pub struct Violation {
     pub what: String,
 }
 
+// The key of an idempotency record holds process, principal and key, each of the first two behind its length.
+const _: () = assert!(
+    1 + 2 + Key::LEN_MAX + 2 + Shard::PRINCIPAL_MAX + Shard::IDEMPOTENCY_KEY_MAX <= RecordKey::LEN_MAX
+);
+// One entry forgets at least as many replies as the fold does at once, and the window is never smaller than that.
+const _: () = assert!(State::CONFIRM_STEP <= Shard::EXPIRE_BATCH as u64);
+const _: () = assert!(State::CONFIRM_STEP <= Shard::SESSION_WINDOW);
+
 impl Shard {
     /// How far a request's number may be over what its client confirmed.
     pub const SESSION_WINDOW: u64 = State::SESSION_WINDOW;
@@ -146,7 +154,42 @@ impl Shard {
 
     /// Handles one input. `now` is what the shell's clocks say: see [`Now`]. Effects are appended to `out` in the order in
     /// which they have to be performed.
+    ///
+    /// # Panics
+    /// If what leaves breaks a rule that a crash would turn into a lost or contradicted promise: see [`Shard::check`].
     pub fn handle(&mut self, now: Now, input: Input, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
+        let (first, epoch, commit) = (out.len(), self.state.position().epoch, self.commit());
+        self.handle_input(now, input, handler, out);
+        self.assert_edge(epoch, commit, &out[first..]);
+    }
+
+    /// Asserts, in release builds too, what must hold of each input's effects, whatever the input was.
+    fn assert_edge(&self, epoch_before: Epoch, commit_before: Index, effects: &[Effect]) {
+        let (shard, position, commit) = (self.state.shard(), self.state.position(), self.commit());
+        assert!(position.epoch >= epoch_before, "shard {shard}: the epoch falls from {epoch_before} [1]");
+        assert!(commit >= commit_before, "shard {shard}: the commit index falls from {commit_before} [2]");
+        assert!(
+            commit <= position.index,
+            "shard {shard}: commits {commit} of {} entries [2]",
+            position.index
+        );
+        for effect in effects {
+            let seen = match effect {
+                Effect::Append { epoch, .. } => {
+                    assert_eq!(*epoch, position.epoch, "shard {shard} appends an entry of another epoch [1]");
+                    continue;
+                }
+                Effect::Answer(answer) => answer.index,
+                Effect::Query(reading) => reading.index,
+                // Their entries are in order.
+                Effect::Deliver { messages, .. } => messages.last().map_or(Index(0), |last| last.index),
+                _ => continue,
+            };
+            assert!(seen <= commit, "shard {shard}: entry {seen} shows before it is committed [5]");
+        }
+    }
+
+    fn handle_input(&mut self, now: Now, input: Input, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
         if self.replica.is_some() {
             self.clock.advance(now, self.is_active());
         }
@@ -155,7 +198,7 @@ impl Shard {
             Input::Start(config) => self.handle_start(now, config, out),
             Input::Stored { member, epoch, upto } => {
                 let upto = upto.min(self.state.position().index);
-                let Some(replica) = self.replica.as_mut().filter(|r| r.config().epoch == epoch) else {
+                let Some(replica) = self.replica.as_mut().filter(|r| r.config().epoch() == epoch) else {
                     return;
                 };
                 let was_active = replica.is_active();
@@ -375,7 +418,7 @@ impl Shard {
 
     fn handle_start(&mut self, now: Now, config: EpochConfig, out: &mut Vec<Effect>) {
         // A primary leads for one process life, and a start of an older epoch is an old frame.
-        if self.replica.is_some() || config.epoch <= self.state.position().epoch {
+        if self.replica.is_some() || config.epoch() <= self.state.position().epoch {
             return;
         }
         self.clock.start(now, self.state.position().index == Index(0));
@@ -638,7 +681,7 @@ impl Shard {
     }
 
     fn epoch(&self) -> Epoch {
-        self.replica.as_ref().expect("entries are made by the primary of an epoch").config().epoch
+        self.replica.as_ref().expect("entries are made by the primary of an epoch").config().epoch()
     }
 
     /// Whether nothing new may be handled now, for want of room or because the log is behind.

@@ -13,7 +13,9 @@ use crate::checkpoint::verify::{Inconsistency, undelivered, verify_cut};
 use crate::checkpoint::write::describe;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::checkpointing::lineage::Lineage;
-use stead_core::ids::{Blob, Incarnation, Index, Seq, ServiceId, ShardId, TaskId, Time, TimerId};
+use stead_core::ids::{
+    Blob, IDS_PER_ENTRY, Incarnation, Index, Seq, ServiceId, ShardId, TaskId, Time, TimerId, id_of_entry,
+};
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, decode_value};
 use stead_core::records::{Records, encode_record};
 use stead_core::state::{Header, Message, Position};
@@ -193,8 +195,6 @@ struct Router<'a> {
 
 /// Bytes of a new shard that wait to be written together.
 const PENDING_BYTES: usize = 256 << 10;
-/// Timers and tasks drawn from one index; as the core draws them.
-const NUMBERS_PER_INDEX: u64 = 1 << 16;
 
 impl<'a> Router<'a> {
     fn new(
@@ -296,11 +296,11 @@ impl<'a> Router<'a> {
         }
         self.renumbered += 1;
         let dead_letter = key.kind() == Kind::DeadLetter;
-        if target.drawn == 0 || target.drawn == NUMBERS_PER_INDEX || dead_letter {
+        if target.drawn == 0 || target.drawn == IDS_PER_ENTRY || dead_letter {
             target.index = target.index.next();
             target.drawn = 0;
         }
-        let number = target.index.0 << 16 | target.drawn;
+        let number = id_of_entry(target.index, target.drawn);
         target.drawn += 1;
         let key = match key.kind() {
             Kind::Timer => RecordKey::timer(TimerId(number)),

@@ -13,6 +13,7 @@ mod kept;
 mod later;
 mod log_room;
 mod queries;
+mod rules;
 mod transcript;
 mod world;
 

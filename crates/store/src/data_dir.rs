@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
 use stead_core::ids::{Epoch, Incarnation, ShardId};
+use stead_core::topology::Topology;
 
 /// The version of the data directory's format.
 pub const FORMAT: u64 = 1;
@@ -17,6 +18,9 @@ pub const META_FILE: &str = "stead.json";
 
 /// The file that the owner locks.
 pub const LOCK_FILE: &str = "LOCK";
+
+/// The directory of the checkpoints of the node.
+pub const CHECKPOINTS: &str = "checkpoints";
 
 /// Most bytes that [`META_FILE`] may have: enough for thousands of services.
 const META_BYTES_MAX: u64 = 4 << 20;
@@ -51,6 +55,17 @@ pub struct ServiceMeta {
     pub first: ShardId,
     /// How many it has.
     pub shards: u32,
+}
+
+impl ServiceMeta {
+    /// The services of a topology.
+    #[must_use]
+    pub fn all_of(topology: &Topology) -> Vec<Self> {
+        let services = topology.services().iter();
+        services
+            .map(|service| Self { name: service.name.clone(), first: service.first, shards: service.shards })
+            .collect()
+    }
 }
 
 /// Why a data directory can't be used.

@@ -2,8 +2,7 @@
 
 use crate::codec::{self, CodecError};
 use crate::error::{CallError, RawError};
-use crate::node::Shared;
-use crate::node::inbox::Command;
+use crate::node::Embedded;
 use crate::process::Process;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -16,21 +15,31 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 use stead_core::entry::Reply;
-use stead_core::ids::{Blob, Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
+use stead_core::ids::{Blob, Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::shard::{Answer, Identity, Order, Query, Refusal, Request};
+use stead_node::{Caller, NoAnswer, Reception, Shared};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The time limit of a call by default: 10 s.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// Where an answer is awaited.
-pub(crate) struct Reception {
-    pub(crate) sender: oneshot::Sender<Result<Answer, RawError>>,
-    pub(crate) deadline: Time,
-    pub(crate) timeout: Duration,
+/// A future that waits for an answer.
+pub(crate) struct Sender(oneshot::Sender<Result<Answer, NoAnswer>>);
+
+impl Caller for Sender {
+    fn answer(self, result: Result<Answer, NoAnswer>) {
+        // The future may have been dropped.
+        let _ = self.0.send(result);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
 }
+
+type Receiver = oneshot::Receiver<Result<Answer, NoAnswer>>;
 
 /// Calls processes from async code, under any executor. Cheap to clone; clones share their sessions.
 ///
@@ -43,7 +52,7 @@ pub(crate) struct Reception {
 /// soon as the handler has. Where that matters, use a timer of the executor's, or [`BlockingClient`], which has its own.
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<Embedded>>,
     principal: Arc<str>,
     timeout: Duration,
     sessions: Arc<Sessions>,
@@ -94,8 +103,8 @@ pub struct RawCall<'a> {
 }
 
 impl Client {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let shards = shared.topology.shard_count() as usize;
+    pub(crate) fn new(shared: Arc<Shared<Embedded>>) -> Self {
+        let shards = shared.topology().shard_count() as usize;
         let pools = (0..shards).map(|_| Mutex::new(Vec::new())).collect();
         let sessions = Arc::new(Sessions { pools, colour: AtomicU64::new(0) });
         Self { shared, principal: Arc::from("local"), timeout: TIMEOUT_DEFAULT, sessions }
@@ -217,13 +226,13 @@ impl Client {
     }
 
     async fn order(&self, shard: u32, index: u64, order: Order) -> Result<Answer, RawError> {
-        let shards = self.shared.topology.shard_count();
+        let shards = self.shared.topology().shard_count();
         if shard >= shards {
             return Err(RawError::UnknownShard { shard, shards });
         }
         let (shard, letter) = (ShardId(shard), Index(index));
         let (reception, answer) = self.receive(self.timeout);
-        self.shared.tell(shard, Command::DeadLetter { shard, letter, order, reception })?;
+        self.shared.dead_letter(shard, letter, order, reception)?;
         self.answered(answer.await)
     }
 
@@ -234,7 +243,7 @@ impl Client {
         records: Vec<RecordKey>,
     ) -> Result<Answer, RawError> {
         let (reception, answer) = self.receive(self.timeout);
-        self.shared.tell(shard, Command::Delete { shard, process, records, reception })?;
+        self.shared.delete(shard, process, records, reception)?;
         self.answered(answer.await)
     }
 
@@ -244,14 +253,14 @@ impl Client {
 
     fn locate<P: Process>(&self, key: &P::Key) -> Result<(ShardId, Key), RawError> {
         let process = codec::encode_key::<P>(key)?;
-        let topology = &self.shared.topology;
+        let topology = self.shared.topology();
         let service = topology.service_id(P::SERVICE);
         let service = service.ok_or_else(|| RawError::UnknownService { service: P::SERVICE.to_owned() })?;
         Ok((topology.shard_of(service, &process), process))
     }
 
     fn locate_raw(&self, service: &str, key: &str) -> Result<(ShardId, Key), RawError> {
-        let topology = &self.shared.topology;
+        let topology = self.shared.topology();
         let id = topology.service_id(service);
         let id = id.ok_or_else(|| RawError::UnknownService { service: service.to_owned() })?;
         let process = codec::check_key(service, key)?;
@@ -280,8 +289,7 @@ impl Client {
         let session = SessionId(fastrand::u128(..));
         let (reception, opened) = self.receive(self.timeout);
         let principal = Arc::clone(&self.principal);
-        self.shared
-            .tell(shard, Command::OpenSession { shard, session, principal, reception: Some(reception) })?;
+        self.shared.open_session(shard, session, principal, Some(reception))?;
         self.answered(opened.await)?;
         self.sessions.pool(shard).push(Session::new(session));
         Ok(())
@@ -299,21 +307,21 @@ impl Client {
         let colour = Colour(self.sessions.colour.load(Ordering::Relaxed));
         let request = Request { token: 0, process, payload, principal, identity, colour };
         let (reception, answer) = self.receive(timeout);
-        self.shared.tell(shard, Command::Request { shard, request, reception })?;
+        self.shared.request(shard, request, reception)?;
         self.answered(answer.await)
     }
 
     async fn ask_query(&self, shard: ShardId, query: Query, timeout: Duration) -> Result<Answer, RawError> {
         let (reception, answer) = self.receive(timeout);
-        self.shared.tell(shard, Command::Query { shard, query, reception })?;
+        self.shared.query(shard, query, reception)?;
         self.answered(answer.await)
     }
 
-    fn receive(&self, timeout: Duration) -> (Reception, oneshot::Receiver<Result<Answer, RawError>>) {
+    fn receive(&self, timeout: Duration) -> (Reception<Sender>, Receiver) {
         let (sender, receiver) = oneshot::channel();
         let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
-        let deadline = self.shared.clock.now().plus_micros(micros);
-        (Reception { sender, deadline, timeout }, receiver)
+        let deadline = self.shared.now().plus_micros(micros);
+        (Reception { caller: Sender(sender), deadline, timeout }, receiver)
     }
 
     /// Notes a checkpoint's colour that this client, or whom it speaks for, has seen: its next requests carry it.
@@ -324,11 +332,8 @@ impl Client {
         }
     }
 
-    fn answered(
-        &self,
-        received: Result<Result<Answer, RawError>, oneshot::error::RecvError>,
-    ) -> Result<Answer, RawError> {
-        // A reception that is dropped unanswered belongs to a worker that has ended.
+    fn answered(&self, received: <Receiver as Future>::Output) -> Result<Answer, RawError> {
+        // A caller that is dropped unanswered belongs to a worker that has ended.
         let answer = received.unwrap_or_else(|_| Err(self.shared.end_reason()))?;
         self.saw(answer.colour);
         match answer.result {
@@ -400,7 +405,7 @@ impl Sessions {
         self.pools[shard.0 as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, shared: &Shared, shard: ShardId, principal: &Arc<str>) -> Place<'_> {
+    fn enter(&self, shared: &Shared<Embedded>, shard: ShardId, principal: &Arc<str>) -> Place<'_> {
         let mut pool = self.pool(shard);
         let at = match pool.iter().position(|session| session.window.len() < Self::WINDOW) {
             Some(at) => at,
@@ -409,8 +414,7 @@ impl Sessions {
                 pool.push(Session::new(id));
                 let principal = Arc::clone(principal);
                 // Its requests go the same way behind it. If it is refused or lost, so are they.
-                let _ = shared
-                    .tell(shard, Command::OpenSession { shard, session: id, principal, reception: None });
+                let _ = shared.open_session(shard, id, principal, None);
                 pool.len() - 1
             }
         };

@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 use stead_core::shard::Refusal;
 use stead_core::topology::TopologyError;
+use stead_node::NoAnswer;
 use stead_store::checkpoint::store::StoreError;
 use stead_store::data_dir::DataDirError;
 use stead_store::disk::is_full;
@@ -52,6 +53,17 @@ pub enum RawError {
     /// The position of a page of processes is from an earlier life of the node, in which they had another order.
     #[error("the page position is from before the node's last start; begin again with the first page")]
     StalePage,
+}
+
+impl From<NoAnswer> for RawError {
+    fn from(none: NoAnswer) -> Self {
+        match none {
+            NoAnswer::Refused(refusal) => Self::Refused(refusal),
+            NoAnswer::TimedOut { after } => Self::TimedOut { after },
+            NoAnswer::Failed(reason) => Self::NodeFailed(reason),
+            NoAnswer::Stopped => Self::Stopped,
+        }
+    }
 }
 
 /// Why a typed call did not end well.
@@ -109,6 +121,20 @@ pub enum OpenError {
     /// The system gave no thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+}
+
+impl From<stead_node::OpenError> for OpenError {
+    fn from(error: stead_node::OpenError) -> Self {
+        match error {
+            stead_node::OpenError::Topology(error) => Self::Topology(error),
+            stead_node::OpenError::NoCode { what } => Self::NoCode { what },
+            stead_node::OpenError::DataDir(error) => Self::DataDir(error),
+            stead_node::OpenError::Store(error) => Self::Store(error),
+            stead_node::OpenError::Recovery(error) => Self::Recovery(error),
+            stead_node::OpenError::Failed(reason) => Self::Failed(reason),
+            stead_node::OpenError::Thread(error) => Self::Thread(error),
+        }
+    }
 }
 
 impl OpenError {

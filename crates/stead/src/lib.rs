@@ -59,14 +59,11 @@ mod context;
 mod cut;
 pub mod descriptors;
 mod error;
-mod events;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod kv;
 mod node;
 pub mod offline;
-mod outlet;
-mod panics;
 mod process;
 pub mod program;
 mod registry;
@@ -75,8 +72,6 @@ mod schema;
 mod serve;
 #[cfg(feature = "http")]
 pub mod signals;
-mod slice;
-pub mod stderr;
 mod task;
 
 pub use client::{BlockingClient, Client, RawCall, RawReply, Retried};
@@ -104,6 +99,7 @@ pub use serve::{Ready, Serve, ServerError, serve};
 pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::{Limited, Refusal};
+pub use stead_node::stderr;
 pub use stead_store::checkpoint::checks::CheckOutcome;
 pub use task::{Progress, RetryPolicy, StepContext, Task};
 #[cfg(feature = "http")]

@@ -1,11 +1,8 @@
 //! What can be done with data while no node runs on it: restore or copy a checkpoint, look at checkpoints and the log.
 
 use crate::codec;
-use crate::cut::Cut;
 use crate::error::RawError;
-use crate::node::stable::copy_stored;
-use crate::node::unended::note;
-use crate::node::{CheckpointInfo, CopyReport, Node, list_checkpoints, system_time, verify_stored};
+use crate::node::{CheckpointInfo, CopyReport, Node};
 use crate::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -17,7 +14,9 @@ use std::time::{Duration, Instant};
 use stead_core::entry::{Cause, Entry, NoEntry, Reply};
 use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId};
 use stead_core::record::{Kind, RecordKey, Waiting};
+use stead_core::state::State;
 use stead_core::topology::{Topology, TopologyError};
+use stead_node::{Program, copy_stored, list_checkpoints, note_unended, system_time, verify_stored};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::bundle::BundleNames;
@@ -29,16 +28,13 @@ use stead_store::checkpoint::restore::{
 };
 use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace, StoreError};
 use stead_store::checkpoint::verify::Report;
-use stead_store::data_dir::{DataDir, DataDirError, LOCK_FILE, META_FILE, Meta, ServiceMeta};
+use stead_store::data_dir::{CHECKPOINTS, DataDir, DataDirError, LOCK_FILE, META_FILE, Meta, ServiceMeta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
 use stead_store::wal::{Position, Record, Wal, WalError, WalOptions};
 use thiserror::Error;
 
 pub use stead_store::checkpoint::restore::Progress as RestoreProgress;
-
-/// The directory of a data directory that holds its checkpoints.
-const CHECKPOINTS: &str = crate::node::CHECKPOINTS;
 
 /// What is to be restored, and where.
 #[derive(Clone, Debug)]
@@ -237,7 +233,7 @@ impl Target<'_> {
         let restored = restore_store(self.source, self.manifest, &target, &names, &wanted, &mut progress)?;
         data_dir.update(|meta| {
             meta.restoring = false;
-            meta.services = service_metas(&restored.topology);
+            meta.services = ServiceMeta::all_of(&restored.topology);
         })?;
         Ok(restored)
     }
@@ -270,17 +266,6 @@ fn topology_of(meta: &Meta) -> Result<Topology, OfflineError> {
     Ok(topology)
 }
 
-pub(crate) fn service_metas(topology: &Topology) -> Vec<ServiceMeta> {
-    let services = topology.services().iter();
-    services
-        .map(|service| ServiceMeta {
-            name: service.name.clone(),
-            first: service.first,
-            shards: service.shards,
-        })
-        .collect()
-}
-
 /// The complete checkpoints of a data directory or a store's address, the oldest first.
 ///
 /// # Errors
@@ -291,7 +276,7 @@ pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
     for name in begun_names(&*store)? {
         // A mark that cannot be read counts as none.
         if let Ok(begun) = Begun::read(&*store, &name) {
-            note(&mut found, begun.number, &begun.service);
+            note_unended(&mut found, begun.number, &begun.service);
         }
     }
     Ok(found)
@@ -303,7 +288,8 @@ pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
 /// # Errors
 /// [`OfflineError`] if it is damaged. What is whole but inconsistent is in the report.
 pub fn verify(from: &str, number: u64, registry: &Registry) -> Result<Report, OfflineError> {
-    let mut check = |service: &str, cut: &Cut<'_>| registry.check_service(service, cut);
+    let mut check =
+        |service: &str, topology: &Topology, cut: &[State]| Program::check(registry, service, topology, cut);
     Ok(verify_stored(&*source_store(from)?, number, registry, &mut check)?)
 }
 

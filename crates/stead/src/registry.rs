@@ -4,26 +4,21 @@ use crate::codec::{self, CodecError, UnreadableState};
 use crate::context::{Context, QueryContext};
 use crate::cut::Cut;
 use crate::kv::Kv;
-use crate::node::memory::Memory;
-use crate::node::queries::QueryQueue;
-use crate::node::watchdog::Probe;
-use crate::panics;
 use crate::process::Process;
 use crate::schema::Schemas;
-use crate::slice::Slice;
 use crate::task::{Progress, StepContext, Task};
 use std::any::TypeId;
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 use stead_core::entry::Reply;
 use stead_core::handler::{Call, Caller, Handler, Misuse, Outcome, QueryPlace, Txn, View};
 use stead_core::ids::{Blob, Incarnation, ServiceId};
 use stead_core::shard::{Refusal, StepOutcome};
+use stead_core::state::State;
 use stead_core::topology::Topology;
+use stead_node::{Program, StepCall, panics};
 
 /// The names of the registered tasks.
 pub(crate) type TaskNames = BTreeSet<&'static str>;
@@ -135,35 +130,15 @@ impl Registry {
         }
     }
 
-    /// Runs a query, wherever the caller is. A panic is its outcome.
-    pub(crate) fn query(&self, call: &Call<'_>, view: View<'_>, topology: &Topology) -> Outcome {
-        let name = &topology.service(call.service).name;
-        match self.services.get(name.as_str()) {
-            Some(service) => query(&**service, call, view, topology),
-            None => Outcome::Refused(Misuse::NoCode(format!("service {name}"))),
-        }
-    }
-
     /// The handler that runs this code for the shards of a topology. With the same `seed` the same calls draw the same
     /// random numbers.
     #[must_use]
     pub fn runner(&self, topology: &Arc<Topology>, seed: u64) -> Runner {
-        self.watched_runner(topology, seed, Arc::default())
-    }
-
-    /// A runner whose calls a watchdog can see.
-    pub(crate) fn watched_runner(&self, topology: &Arc<Topology>, seed: u64, probe: Arc<Probe>) -> Runner {
         let services =
             topology.services().iter().map(|s| self.services.get(s.name.as_str()).cloned()).collect();
         Runner {
             topology: Arc::clone(topology),
-            probe,
             services,
-            slice: Slice::default(),
-            is_over: Cell::new(false),
-            is_stopped: false,
-            memory: Arc::default(),
-            queries: None,
             env: Env { tasks: self.tasks.keys().copied().collect(), seed, empty: Blob::empty() },
         }
     }
@@ -172,14 +147,7 @@ impl Registry {
 /// User code as the core calls it.
 pub struct Runner {
     topology: Arc<Topology>,
-    probe: Arc<Probe>,
     services: Vec<Option<Arc<dyn Service>>>,
-    slice: Slice,
-    is_over: Cell<bool>,
-    is_stopped: bool,
-    memory: Arc<Memory>,
-    /// Where queries go that run apart.
-    queries: Option<Arc<QueryQueue>>,
     env: Env,
 }
 
@@ -192,37 +160,6 @@ struct Env {
 }
 
 impl Runner {
-    /// Lets handlers begin until then, and no later.
-    pub(crate) fn begin_slice(&mut self, now: Instant, until: Instant) {
-        self.slice.begin(now, until);
-        self.is_over.set(self.is_stopped);
-    }
-
-    /// Lets no handler begin any more, but for a client's request.
-    pub(crate) fn stop(&mut self) {
-        self.is_stopped = true;
-        self.is_over.set(true);
-    }
-
-    /// Lets no handler begin while the log is too far behind.
-    pub(crate) fn set_memory(&mut self, memory: Arc<Memory>) {
-        self.memory = memory;
-    }
-
-    /// Sends queries there, as far as there is room.
-    pub(crate) fn set_queries(&mut self, queries: Arc<QueryQueue>) {
-        self.queries = Some(queries);
-    }
-
-    /// Whether a shard was held back since the slice began.
-    pub(crate) fn is_over(&self) -> bool {
-        self.is_over.get()
-    }
-
-    pub(crate) fn probe(&self) -> &Probe {
-        &self.probe
-    }
-
     fn find(&self, id: ServiceId) -> Result<&dyn Service, Misuse> {
         let service = self.services.get(usize::from(id.0)).and_then(|service| service.as_deref());
         service.ok_or_else(|| Misuse::NoCode(format!("service {}", self.topology.service(id).name)))
@@ -233,10 +170,7 @@ impl Handler for Runner {
     fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome {
         match self.find(call.service) {
             Ok(service) => {
-                self.probe.enter(call);
-                let outcome = panics::catch(|| service.handle(call, txn, &self.env));
-                self.probe.leave();
-                outcome.unwrap_or_else(Outcome::Panicked)
+                panics::catch(|| service.handle(call, txn, &self.env)).unwrap_or_else(Outcome::Panicked)
             }
             Err(misuse) => Outcome::Refused(misuse),
         }
@@ -244,12 +178,7 @@ impl Handler for Runner {
 
     fn query(&mut self, call: &Call<'_>, view: View<'_>) -> Outcome {
         match self.find(call.service) {
-            Ok(service) => {
-                self.probe.enter(call);
-                let outcome = query(service, call, view, &self.topology);
-                self.probe.leave();
-                outcome
-            }
+            Ok(service) => query(service, call, view, &self.topology),
             Err(misuse) => Outcome::Refused(misuse),
         }
     }
@@ -258,19 +187,44 @@ impl Handler for Runner {
     fn place_query(&mut self, call: &Call<'_>, state: Option<&Blob>) -> Result<QueryPlace, Refusal> {
         let bytes = call.payload.len() + state.map_or(0, |state| state.len());
         let is_brief = self.find(call.service).map_or(true, Service::is_brief);
-        if is_brief && bytes <= BRIEF_BYTES_MAX {
-            return Ok(QueryPlace::Here);
-        }
-        if let Some(queries) = &self.queries {
-            queries.admit(call.service, &self.topology, &self.memory)?;
-        }
-        Ok(QueryPlace::Apart)
+        Ok(if is_brief && bytes <= BRIEF_BYTES_MAX { QueryPlace::Here } else { QueryPlace::Apart })
+    }
+}
+
+impl Program for Registry {
+    type Handler = Runner;
+
+    fn handler(&self, topology: &Arc<Topology>, seed: u64) -> Runner {
+        self.runner(topology, seed)
     }
 
-    fn is_spent(&self) -> bool {
-        let is_over = self.is_over.get() || self.memory.is_pressed() || self.slice.is_over(Instant::now);
-        self.is_over.set(is_over);
-        is_over
+    fn query(&self, call: &Call<'_>, view: View<'_>, topology: &Topology) -> Outcome {
+        let name = &topology.service(call.service).name;
+        match self.services.get(name.as_str()) {
+            Some(service) => query(&**service, call, view, topology),
+            None => Outcome::Refused(Misuse::NoCode(format!("service {name}"))),
+        }
+    }
+
+    fn step(&self, step: &StepCall<'_>) -> StepOutcome {
+        let &StepCall { name, state, id, step, owner, retries, stopping } = step;
+        self.step(name, state, &StepContext { id, step, owner, retries, stopping })
+    }
+
+    fn has_service(&self, name: &str) -> bool {
+        self.has_service(name)
+    }
+
+    fn has_task(&self, name: &str) -> bool {
+        self.has_task(name)
+    }
+
+    fn checked_services(&self) -> Vec<String> {
+        self.checked_services().map(str::to_owned).collect()
+    }
+
+    fn check(&self, service: &str, topology: &Topology, cut: &[State]) -> Result<(), String> {
+        self.check_service(service, &Cut::new(topology, cut))
     }
 }
 

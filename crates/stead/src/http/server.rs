@@ -3,7 +3,6 @@
 use super::connection::Stream;
 use super::limits::Limits;
 use super::problem::{Kind, Problem};
-use crate::events;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
@@ -13,6 +12,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
+use stead_node::events;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};

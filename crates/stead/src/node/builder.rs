@@ -1,7 +1,6 @@
 //! How a node is made up before it is opened.
 
-use super::memory::MemoryLimits;
-use super::{Node, open};
+use super::{CheckpointOptions, Node};
 use crate::config::{CheckpointConfig, Config, ConfigError, Interval, MemoryConfig, ServiceConfig, nearest};
 use crate::error::OpenError;
 use crate::process::Process;
@@ -13,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_core::ids::Time;
 use stead_core::shard::Settings;
+use stead_node::{CopyTarget, Life, MemoryLimits, Options, ServiceLimits, Wall, system_time};
 use stead_store::disk::Disk;
+use stead_store::real_disk::RealDisk;
 
 /// What a service gets of a node. What the configuration sets stands over it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,53 +104,6 @@ impl ServiceOptions {
     }
 }
 
-/// When checkpoints are taken and how many are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckpointOptions {
-    /// Time between two checkpoints' beginnings: 10 ms to 7 days, 10 s by default; `None`: only when asked for.
-    pub interval: Option<Duration>,
-    /// Checkpoints that are kept: 1 to 10,000, 3 by default.
-    pub keep: usize,
-    /// How long a checkpoint may take before it is given up: 100 ms to 1 day, 10 min by default.
-    pub timeout: Duration,
-    /// Most bytes each second that are written for checkpoints; 0 is no limit, and the default.
-    pub bytes_per_second: u64,
-    /// The services' checks run in the background over checkpoints of the interval of at most so many bytes, for they load
-    /// all of it: 1 GiB by default, 0 is never. Those that are asked for are checked at any size.
-    pub check_bytes_max: u64,
-    /// Stable storage: `file:///directory` or `s3://bucket/prefix`, which newly completed checkpoints are copied to; none
-    /// by default. S3 takes its region, endpoint and credentials from the usual variables `AWS_…`, and needs the cargo
-    /// feature `s3`. A failed copy does not affect the node: [`Status::checkpoint_copies`](crate::Status) reports it.
-    pub copy_to: Option<String>,
-    /// Time between two copies' beginnings: 10 ms to 7 days, 5 min by default.
-    pub copy_interval: Duration,
-    /// Checkpoints that are kept at `copy_to`: 1 to 10,000, 10 by default.
-    pub copy_keep: usize,
-}
-
-/// Where checkpoints are copied to, how often, and how many stay there.
-#[derive(Clone, Debug)]
-pub(crate) struct CopyTarget {
-    pub(crate) address: String,
-    pub(crate) interval: Duration,
-    pub(crate) keep: usize,
-}
-
-impl Default for CheckpointOptions {
-    fn default() -> Self {
-        Self {
-            interval: Some(Duration::from_secs(10)),
-            keep: 3,
-            timeout: Duration::from_secs(600),
-            bytes_per_second: 0,
-            check_bytes_max: 1 << 30,
-            copy_to: None,
-            copy_interval: Duration::from_secs(300),
-            copy_keep: 10,
-        }
-    }
-}
-
 /// Makes up a node; [`NodeBuilder::open`] starts it.
 pub struct NodeBuilder {
     pub(crate) path: PathBuf,
@@ -175,36 +129,8 @@ pub struct NodeBuilder {
 /// Threads that run the steps of tasks unless it is set otherwise.
 const TASK_THREADS_DEFAULT: usize = 16;
 
-/// A wall clock.
-pub(crate) type Wall = Box<dyn Fn() -> Time + Send + Sync>;
-
-/// The numbers of a node, checked.
-pub(crate) struct Limits {
-    pub(crate) threads: usize,
-    pub(crate) task_threads: usize,
-    pub(crate) handler_timeout: Duration,
-    pub(crate) task_step_timeout: Duration,
-    pub(crate) shutdown_timeout: Duration,
-    pub(crate) clock_confirm: Duration,
-    pub(crate) memory: MemoryLimits,
-    pub(crate) segment_bytes: u64,
-    pub(crate) checkpoints: CheckpointOptions,
-    pub(crate) copies: Option<CopyTarget>,
-    pub(crate) services: Vec<ServiceLimits>,
-}
-
 /// Shards of a new service unless the code or the configuration says otherwise.
 const SHARDS_DEFAULT: u32 = 8;
-
-/// A service's numbers, checked.
-pub(crate) struct ServiceLimits {
-    pub(crate) name: &'static str,
-    /// The number that the service must have, if one is asked for.
-    pub(crate) shards: Option<u32>,
-    /// The number that it gets when it is new and none is asked for.
-    pub(crate) when_new: u32,
-    pub(crate) settings: Settings,
-}
 
 impl NodeBuilder {
     pub(crate) fn new(path: PathBuf) -> Self {
@@ -375,11 +301,22 @@ impl NodeBuilder {
     /// # Errors
     /// [`OpenError`]; what is stored stays as it was.
     pub fn open(self) -> Result<Node, OpenError> {
-        open::open(self)
+        let options = self.options()?;
+        crate::descriptors::raise_limit();
+        let Self { path, registry, disk, wall, .. } = self;
+        let disk: Arc<dyn Disk> = match disk {
+            Some(disk) => disk,
+            None => {
+                let failed = |source| OpenError::Directory { path: path.display().to_string(), source };
+                Arc::new(RealDisk::open(&path).map_err(failed)?)
+            }
+        };
+        let wall = wall.unwrap_or_else(|| Box::new(system_time));
+        Ok(Life::open(registry, disk, wall, options)?.into())
     }
 
     /// Checks all that code and configuration have set.
-    pub(crate) fn limits(&self) -> Result<Limits, OpenError> {
+    fn options(&self) -> Result<Options, OpenError> {
         if let Some(twice) = &self.twice {
             return Err(twice.clone().into());
         }
@@ -443,7 +380,7 @@ impl NodeBuilder {
             if let Some(time) = merged.suspect_for {
                 settings.suspect_for = time.as_millis() as u64;
             }
-            ServiceLimits { name, shards: service.shards, when_new, settings }
+            ServiceLimits { name: (*name).to_owned(), shards: service.shards, when_new, settings }
         });
         let copies = merged.checkpoints.copy_to.clone().map(|address| CopyTarget {
             address,
@@ -451,7 +388,8 @@ impl NodeBuilder {
             keep: merged.checkpoints.copy_keep.unwrap_or(standard.copy_keep),
         });
         let memory = MemoryLimits::default();
-        Ok(Limits {
+        Ok(Options {
+            without_code: self.resting.clone(),
             copies,
             threads: merged.threads.unwrap_or(cores.min(256)),
             task_threads: merged.task_threads.unwrap_or(TASK_THREADS_DEFAULT),
@@ -488,7 +426,7 @@ mod tests {
 
     #[test]
     fn an_unknown_service_is_refused_in_a_file_and_ignored_in_a_variable() {
-        let opened = |config| NodeBuilder::new(PathBuf::from("unused")).config(config).limits().map(drop);
+        let opened = |config| NodeBuilder::new(PathBuf::from("unused")).config(config).options().map(drop);
         let variable = [("STEAD_CFG_SERVICES_BANK_SHARDS".to_owned(), "3".to_owned())];
         opened(Config::from_file_and_vars(None, variable).unwrap()).unwrap();
         let file = Config::from_toml("[services.bank]\nshards = 3", "test").unwrap();
@@ -500,7 +438,7 @@ mod tests {
         let interval = |text: &str| {
             let config = Config::from_toml(text, "test").unwrap();
             let builder = NodeBuilder::new(PathBuf::from("unused")).config(config);
-            builder.limits().unwrap().checkpoints.interval
+            builder.options().unwrap().checkpoints.interval
         };
         assert_eq!(interval(""), Some(Duration::from_secs(10)));
         assert_eq!(interval("[checkpoints]\ninterval = \"3s\""), Some(Duration::from_secs(3)));

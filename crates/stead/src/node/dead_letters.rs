@@ -1,7 +1,7 @@
 //! The dead letters of a service, in pages: there may be more than memory should hold twice.
 
+use super::Node;
 use super::processes::NoCursor;
-use super::{DeadLetterInfo, Node};
 use crate::error::RawError;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -12,6 +12,27 @@ use stead_core::state::State;
 
 /// Bytes of payloads after which a page ends.
 const PAGE_BYTES: usize = 1 << 20;
+
+/// A cause that was given up after too many attempts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetterInfo {
+    /// The shard that holds it.
+    pub shard: u32,
+    /// The entry that made it one.
+    pub index: u64,
+    /// The process that should have handled it.
+    pub process: String,
+    /// The process that sent it, for a message.
+    pub sender: String,
+    /// What should have been handled.
+    pub cause: String,
+    /// What it would have been given, as JSON where that is possible.
+    pub payload: Option<serde_json::Value>,
+    /// Why it was given up.
+    pub reason: String,
+    /// When, in microseconds since the Unix epoch.
+    pub time: u64,
+}
 
 /// Some dead letters of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,7 +101,7 @@ impl Node {
         while at.shard < shards {
             let (from, left, room) = (Index(at.index), limit - page.dead_letters.len(), PAGE_BYTES - bytes);
             let (found, next, more) =
-                self.look(ShardId(first + at.shard), move |state| walk(state, from, left, room))?;
+                self.shared().look(ShardId(first + at.shard), move |state| walk(state, from, left, room))?;
             bytes += more;
             let shard = ShardId(first + at.shard);
             let infos = found.into_iter().map(|(index, letter)| info(shard, index, letter));

@@ -2,8 +2,7 @@
 //!
 //! A shard may hold millions of records. So each is looked at in pieces, between which its worker does its work.
 
-use super::inbox::Command;
-use super::{LOOK_TIMEOUT, Node, TaskStatus};
+use super::{Node, TaskStatus};
 use crate::client::block_on;
 use crate::codec;
 use crate::error::RawError;
@@ -12,12 +11,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::ops::Bound;
 use std::str::FromStr;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_core::entry::Reply;
 use stead_core::ids::{Blob, Key, ShardId, TaskId, Time, TimerId};
 use stead_core::record::{Kind, RecordKey, TaskRecord, TimerRecord};
-use stead_core::shard::{Refusal, Shard};
+use stead_core::shard::Shard;
 use stead_core::state::State;
 
 /// Slots of records that one look passes: less than a millisecond.
@@ -157,7 +156,7 @@ impl Node {
         let (first, shards) = self.shards_of(service)?;
         let limit = limit.clamp(1, 1000);
         let until = Instant::now() + PAGE_TIME;
-        let epoch = self.0.shared.epoch.0;
+        let epoch = self.shared().epoch().0;
         let mut at = after.unwrap_or(ProcessCursor { shard: 0, slot: 0, epoch });
         if at.epoch != epoch {
             return Err(RawError::StalePage);
@@ -168,7 +167,7 @@ impl Node {
             let shard = ShardId(first + at.shard);
             let (from, left, prefix) = (at.slot as usize, limit - page.processes.len(), Arc::clone(&prefix));
             let (mut found, next) =
-                self.look(shard, move |state| walk_processes(state, from, &prefix, left))?;
+                self.shared().look(shard, move |state| walk_processes(state, from, &prefix, left))?;
             self.count_cells(shard, &mut found)?;
             self.count_timers_and_tasks(shard, &mut found)?;
             page.processes.append(&mut found);
@@ -191,7 +190,8 @@ impl Node {
     pub fn process(&self, service: &str, key: &str) -> Result<ProcessDetail, RawError> {
         let (shard, process) = self.place_of(service, key)?;
         let record = RecordKey::process(&process);
-        let state = self.look(shard, move |state| state.records().get(record.as_bytes()).cloned())?;
+        let state =
+            self.shared().look(shard, move |state| state.records().get(record.as_bytes()).cloned())?;
         let bytes = state.as_ref().map_or(0, |state| state.len() as u64);
         let mut info = [ProcessInfo { key: key.to_owned(), shard: shard.0, bytes, ..ProcessInfo::default() }];
         self.count_cells(shard, &mut info)?;
@@ -233,7 +233,9 @@ impl Node {
             }
             loop {
                 let owner = process.clone();
-                let cells = self.look(shard, move |state| first_cells(state, &owner, Shard::DELETE_BATCH))?;
+                let cells = self
+                    .shared()
+                    .look(shard, move |state| first_cells(state, &owner, Shard::DELETE_BATCH))?;
                 if cells.is_empty() {
                     break;
                 }
@@ -271,28 +273,7 @@ impl Node {
 
     /// The last entry of a shard.
     pub(crate) fn last_index(&self, shard: ShardId) -> Result<u64, RawError> {
-        self.look(shard, |state| state.position().index.0)
-    }
-
-    /// Looks at the state of a shard on its worker.
-    pub(super) fn look<T: Send + 'static>(
-        &self,
-        shard: ShardId,
-        look: impl FnOnce(&State) -> T + Send + 'static,
-    ) -> Result<T, RawError> {
-        let shared = &self.0.shared;
-        let (to, from) = mpsc::channel();
-        let look = Box::new(move |state: &State| {
-            // Whoever asked may have given up.
-            let _ = to.send(look(state));
-        });
-        shared.tell(shard, Command::Look { shard, look })?;
-        from.recv_timeout(LOOK_TIMEOUT).map_err(|error| match error {
-            mpsc::RecvTimeoutError::Timeout => {
-                RawError::Refused(Refusal::Overloaded { retry_after_ms: LOOK_TIMEOUT.as_millis() as u64 })
-            }
-            mpsc::RecvTimeoutError::Disconnected => shared.end_reason(),
-        })
+        Ok(self.shared().look(shard, |state| state.position().index.0)?)
     }
 
     fn count_cells(&self, shard: ShardId, processes: &mut [ProcessInfo]) -> Result<(), RawError> {
@@ -300,7 +281,7 @@ impl Node {
         let mut from: Option<Vec<u8>> = None;
         while at < processes.len() {
             let keys: Vec<String> = processes[at..].iter().map(|process| process.key.clone()).collect();
-            let (counts, rest) = self.look(shard, move |state| walk_cells(state, &keys, from))?;
+            let (counts, rest) = self.shared().look(shard, move |state| walk_cells(state, &keys, from))?;
             for (process, (cells, bytes)) in processes[at..].iter_mut().zip(&counts) {
                 process.cells += cells;
                 process.cells_bytes += bytes;
@@ -400,7 +381,7 @@ impl Node {
         let mut after = Bound::Unbounded;
         loop {
             let pick = Arc::clone(&pick);
-            let (picked, last) = self.look(shard, move |state| {
+            let (picked, last) = self.shared().look(shard, move |state| {
                 let piece: Vec<K> =
                     set(state).range((after, Bound::Unbounded)).take(RECORDS).copied().collect();
                 let picked: Vec<T> = piece.iter().filter_map(|key| pick(state, key)).collect();

@@ -1,9 +1,10 @@
 //! The log thread: group commit. It takes all that workers have submitted, writes and syncs it once, and tells them.
 
-use super::Shared;
-use super::inbox::Command;
-use super::status::LogStatus;
+use crate::env::Env;
 use crate::events;
+use crate::inbox::Command;
+use crate::shared::Shared;
+use crate::status::LogStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -143,8 +144,8 @@ impl LogQueue {
 }
 
 /// The log thread's own.
-pub(crate) struct LogThread<'a> {
-    shared: &'a Shared,
+pub(crate) struct LogThread<'a, E: Env> {
+    shared: &'a Shared<E>,
     wal: Wal,
     submissions: Vec<Submission>,
     batches: Vec<Batch>,
@@ -156,8 +157,8 @@ pub(crate) struct LogThread<'a> {
     marked: bool,
 }
 
-impl<'a> LogThread<'a> {
-    pub(crate) fn new(shared: &'a Shared, wal: Wal, segment_bytes: u64) -> Self {
+impl<'a, E: Env> LogThread<'a, E> {
+    pub(crate) fn new(shared: &'a Shared<E>, wal: Wal, segment_bytes: u64) -> Self {
         let workers = shared.inboxes.len();
         Self {
             shared,
@@ -359,7 +360,7 @@ impl PreparerSignal {
     }
 
     /// Runs until the node ends. An error is fatal for the node.
-    pub(crate) fn run(&self, shared: &Shared, preparer: &SegmentPreparer) -> Result<(), WalError> {
+    pub(crate) fn run<E: Env>(&self, shared: &Shared<E>, preparer: &SegmentPreparer) -> Result<(), WalError> {
         while !shared.is_ended() {
             let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
             if !*wanted {
@@ -392,7 +393,7 @@ impl PreparerSignal {
         Ok(())
     }
 
-    fn note_short(&self, shared: &Shared, short: bool) {
+    fn note_short<E: Env>(&self, shared: &Shared<E>, short: bool) {
         if shared.log.short.swap(short, Ordering::Relaxed) != short {
             // The log thread decides what follows from it.
             shared.log.change(|_| {});
@@ -402,9 +403,9 @@ impl PreparerSignal {
 
 #[cfg(test)]
 mod tests {
-    use super::super::life;
-    use super::super::tests::shared;
     use super::*;
+    use crate::shared::stage;
+    use crate::shared::tests::{Nothing, shared};
     use std::convert::Infallible;
     use std::sync::Arc;
     use std::thread;
@@ -439,7 +440,7 @@ mod tests {
     }
 
     /// Runs the log's thread until it ends by itself, or kills it after a while.
-    fn run(shared: &Shared, thread: LogThread<'_>) {
+    fn run(shared: &Shared<Nothing>, thread: LogThread<'_, Nothing>) {
         thread::scope(|scope| {
             let run = scope.spawn(|| thread.run());
             let deadline = Instant::now() + Duration::from_secs(20);
@@ -447,7 +448,7 @@ mod tests {
                 thread::yield_now();
             }
             let in_time = run.is_finished();
-            shared.life.store(life::KILLED, Ordering::SeqCst);
+            shared.stage.store(stage::KILLED, Ordering::SeqCst);
             shared.log.change(|_| {});
             run.join().unwrap().unwrap();
             assert!(in_time, "the log's thread waits");

@@ -1,7 +1,7 @@
 //! Where other threads leave work for a worker.
 
 use super::status::{ShardStatus, WorkerStatus};
-use crate::client::Reception;
+use crate::env::Reception;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
@@ -11,17 +11,17 @@ use stead_core::record::RecordKey;
 use stead_core::shard::{Input, Order, Query, Request};
 
 /// What a worker is told.
-pub(crate) enum Command {
+pub(crate) enum Command<C> {
     /// A client's request; the answer goes to the reception. The token is the worker's to fill in.
-    Request { shard: ShardId, request: Request, reception: Reception },
+    Request { shard: ShardId, request: Request, reception: Reception<C> },
     /// A client's query.
-    Query { shard: ShardId, query: Query, reception: Reception },
+    Query { shard: ShardId, query: Query, reception: Reception<C> },
     /// An operator decides about a dead letter.
-    DeadLetter { shard: ShardId, letter: Index, order: Order, reception: Reception },
+    DeadLetter { shard: ShardId, letter: Index, order: Order, reception: Reception<C> },
     /// An operator deletes records of a process.
-    Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reception: Reception },
+    Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reception: Reception<C> },
     /// A client opens a session. Without a reception nobody waits: if it is refused, its requests will be.
-    OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception> },
+    OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception<C>> },
     /// The same for every shard of this worker, from its so many-th on.
     Every { input: Input, from: usize },
     /// The next part of a shard holds everything.
@@ -36,7 +36,7 @@ pub(crate) enum Command {
     Stop,
 }
 
-impl Command {
+impl<C> Command<C> {
     /// The same input for every shard.
     pub(crate) fn every(input: Input) -> Self {
         Self::Every { input, from: 0 }
@@ -65,16 +65,15 @@ impl Command {
 }
 
 /// What waits in an inbox. Both are exchanged for empty ones with memory, so that nothing is allocated at full speed.
-#[derive(Default)]
-struct Queue {
-    commands: Vec<Command>,
+struct Queue<C> {
+    commands: Vec<Command<C>>,
     inputs: Vec<(ShardId, Input)>,
 }
 
 /// A worker's inbox. Any thread puts in; the worker takes all at once.
-pub(crate) struct Inbox {
+pub(crate) struct Inbox<C> {
     /// `None` once the worker has ended: what is put in then is dropped.
-    queue: Mutex<Option<Queue>>,
+    queue: Mutex<Option<Queue<C>>>,
     /// Something was put in, or the log got on, since the worker last looked.
     news: AtomicBool,
     parked: AtomicBool,
@@ -83,10 +82,10 @@ pub(crate) struct Inbox {
     durable: AtomicU64,
 }
 
-impl Inbox {
+impl<C> Inbox<C> {
     pub(crate) fn new() -> Self {
         Self {
-            queue: Mutex::new(Some(Queue::default())),
+            queue: Mutex::new(Some(Queue { commands: Vec::new(), inputs: Vec::new() })),
             news: AtomicBool::new(false),
             parked: AtomicBool::new(false),
             worker: OnceLock::new(),
@@ -95,7 +94,7 @@ impl Inbox {
     }
 
     /// Puts a command in and wakes the worker if it sleeps.
-    pub(crate) fn push(&self, command: Command) {
+    pub(crate) fn push(&self, command: Command<C>) {
         if let Some(queue) = &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             queue.commands.push(command);
         }
@@ -138,7 +137,7 @@ impl Inbox {
     }
 
     /// Takes everything; both must be empty and give their memory in exchange.
-    pub(crate) fn take(&self, commands: &mut Vec<Command>, inputs: &mut Vec<(ShardId, Input)>) {
+    pub(crate) fn take(&self, commands: &mut Vec<Command<C>>, inputs: &mut Vec<(ShardId, Input)>) {
         if self.news.swap(false, Ordering::SeqCst) {
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(queue) = &mut *queue {

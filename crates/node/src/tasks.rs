@@ -1,9 +1,9 @@
 //! The pool of threads that run the steps of tasks.
 
-use super::Shared;
-use super::memory::Memory;
-use super::watchdog::Probe;
-use crate::task::StepContext;
+use crate::env::{Env, Program, StepCall};
+use crate::memory::Memory;
+use crate::shared::Shared;
+use crate::watchdog::Probe;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -106,7 +106,7 @@ impl TaskQueue {
     }
 
     /// Asks a step's shard whether the step may run.
-    fn is_allowed(&self, shared: &Shared, step: &Step) -> bool {
+    fn is_allowed<E: Env>(&self, shared: &Shared<E>, step: &Step) -> bool {
         let Step { shard, id, run, .. } = *step;
         let input = Input::StepBegins { id, run };
         shared.inboxes[shared.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
@@ -140,14 +140,16 @@ impl TaskQueue {
     }
 
     /// Runs steps on this thread until the node stops.
-    pub(crate) fn run(&self, shared: &Shared, probe: &Probe) {
+    pub(crate) fn run<E: Env>(&self, shared: &Shared<E>, probe: &Probe) {
         while let Some(step) = self.take(&shared.memory) {
             let _listed = Listed(self);
             if step.asks && !self.is_allowed(shared, &step) {
                 continue;
             }
             let Step { shard, id, run, task, .. } = step;
-            let ctx = StepContext {
+            let call = StepCall {
+                name: &task.name,
+                state: &task.state,
                 id,
                 step: task.step,
                 owner: &task.process,
@@ -156,7 +158,7 @@ impl TaskQueue {
             };
             let service = shared.topology.service_of(shard).expect("each shard is of a service");
             probe.enter_step(id, service, &task.process);
-            let outcome = shared.registry.step(&task.name, &task.state, &ctx);
+            let outcome = shared.program.step(&call);
             probe.leave();
             shared.counters.services[usize::from(service.0)].task_steps.add(1);
             shared.memory.change([0, outcome.bytes() as i64, 0]);
@@ -189,7 +191,7 @@ impl TaskQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::memory::MemoryLimits;
+    use crate::memory::MemoryLimits;
     use stead_core::ids::{Blob, Key};
 
     #[test]

@@ -1,10 +1,11 @@
 //! Stable storage: checkpoints that are copied away from the node's own disk, when asked for and by a thread of their own.
 
-use super::Shared;
-use super::builder::CopyTarget;
-use super::snapshots::CheckpointFailure;
+use crate::env::Env;
 use crate::events;
+use crate::open::CopyTarget;
 use crate::panics;
+use crate::shared::Shared;
+use crate::snapshots::CheckpointFailure;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -50,12 +51,12 @@ pub struct CopyStatus {
 const ASKED_MAX: usize = 16;
 
 /// A copy by hand that may run; it counts until it is dropped.
-pub(crate) struct AskedCopy(Arc<Shared>);
+pub(crate) struct AskedCopy<E: Env>(Arc<Shared<E>>);
 
-impl AskedCopy {
+impl<E: Env> AskedCopy<E> {
     /// # Errors
     /// [`CheckpointFailure::Busy`] if as many run or wait as may.
-    pub(crate) fn admit(shared: &Arc<Shared>) -> Result<Self, CheckpointFailure> {
+    pub(crate) fn admit(shared: &Arc<Shared<E>>) -> Result<Self, CheckpointFailure> {
         let admit = |asked| (asked < ASKED_MAX).then_some(asked + 1);
         let asked = shared.copies.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, admit);
         asked.map(|_| Self(Arc::clone(shared))).map_err(|_| CheckpointFailure::Busy(ASKED_MAX))
@@ -72,7 +73,7 @@ impl AskedCopy {
     }
 }
 
-impl Drop for AskedCopy {
+impl<E: Env> Drop for AskedCopy<E> {
     fn drop(&mut self) {
         self.0.copies.asked.fetch_sub(1, Ordering::Relaxed);
     }
@@ -140,7 +141,7 @@ impl Copies {
     }
 
     /// Waits for a checkpoint that is newer than the one that was copied, and until it is due; false when the node stops.
-    fn await_newer(&self, shared: &Shared, copied: u64, due: Instant) -> bool {
+    fn await_newer<E: Env>(&self, shared: &Shared<E>, copied: u64, due: Instant) -> bool {
         let mut held = self.held();
         while !self.cancel.is_cancelled() {
             let is_newer = shared.snapshots.newest.load(Ordering::Relaxed) > copied;
@@ -161,8 +162,11 @@ impl Copies {
     }
 }
 
-/// Copies a stored checkpoint, which must not be collected meanwhile.
-pub(crate) fn copy_stored(
+/// Copies a stored checkpoint, which must not be collected meanwhile. `address` is that of the target, for the report.
+///
+/// # Errors
+/// [`CheckpointError`]: then the checkpoint does not exist at the target, and a repetition goes on from there.
+pub fn copy_stored(
     local: &dyn BlobStore,
     target: &dyn BlobStore,
     owner: Owner,
@@ -184,7 +188,7 @@ pub(crate) fn copy_stored(
     })
 }
 
-impl Shared {
+impl<E: Env> Shared<E> {
     /// Copies a checkpoint of this node's store to an address. Blocks.
     pub(crate) fn copy_checkpoint(
         &self,
@@ -228,8 +232,8 @@ impl Shared {
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The thread that copies the newest checkpoints to one target, and keeps the newest there.
-pub(crate) struct Stage {
-    shared: Arc<Shared>,
+pub(crate) struct Stage<E: Env> {
+    shared: Arc<Shared<E>>,
     local: Arc<dyn BlobStore>,
     to: CopyTarget,
     target: Option<Arc<dyn BlobStore>>,
@@ -242,8 +246,8 @@ struct Round {
     failure: Option<String>,
 }
 
-impl Stage {
-    pub(crate) fn new(shared: Arc<Shared>, local: Arc<dyn BlobStore>, to: CopyTarget) -> Self {
+impl<E: Env> Stage<E> {
+    pub(crate) fn new(shared: Arc<Shared<E>>, local: Arc<dyn BlobStore>, to: CopyTarget) -> Self {
         Self { shared, local, to, target: None, collector: Collector::new() }
     }
 
@@ -325,13 +329,14 @@ impl Stage {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::shared;
     use super::*;
+    use crate::shared::tests::{Nothing, shared};
 
     #[test]
     fn a_copy_over_the_limit_is_refused_until_another_has_ended() {
         let shared = shared();
-        let mut asked: Vec<AskedCopy> = (0..ASKED_MAX).map(|_| AskedCopy::admit(&shared).unwrap()).collect();
+        let mut asked: Vec<AskedCopy<Nothing>> =
+            (0..ASKED_MAX).map(|_| AskedCopy::admit(&shared).unwrap()).collect();
         let refused = AskedCopy::admit(&shared).err();
         assert_eq!(refused, Some(CheckpointFailure::Busy(ASKED_MAX)));
         asked.pop();

@@ -3,13 +3,13 @@
 //!
 //! Of the checkpoints of the interval the newest one is checked; those between are not when the thread cannot keep up.
 
-use super::Shared;
-use super::snapshots::{
-    CheckpointFailure, CheckpointReport, FailedCheck, QueuedPin, SkippedCheck, failed, load_states, skipped,
-};
-use super::unended::Unended;
-use crate::cut::Cut;
+use crate::env::{Env, Program};
 use crate::events;
+use crate::shared::Shared;
+use crate::snapshots::{
+    CheckpointReply, CheckpointReport, FailedCheck, Pin, SkippedCheck, failed, load_states, skipped,
+};
+use crate::unended::Unended;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,6 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::checks::{CheckOutcome, Checked};
 use stead_store::checkpoint::manifest::{CheckResult, Manifest};
 use stead_store::checkpoint::store::BlobStore;
-use tokio::sync::oneshot;
 
 /// After the checks of an interval's checkpoint the thread rests for so many times as long as they took.
 const REST: u32 = 3;
@@ -27,9 +26,6 @@ const REST: u32 = 3;
 const WANTED_MAX: usize = 64;
 /// The end of a node waits at most so long for checks that run.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The caller that asked for a checkpoint.
-pub(crate) type Reply = oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>;
 
 /// The last checkpoint whose checks ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,9 +45,9 @@ pub struct CheckStatus {
 pub(crate) struct Job {
     pub(crate) manifest: Manifest,
     pub(crate) report: CheckpointReport,
-    pub(crate) replies: Vec<Reply>,
+    pub(crate) replies: Vec<CheckpointReply>,
     /// It is read.
-    pub(crate) pin: QueuedPin,
+    pub(crate) pin: Pin,
 }
 
 impl Job {
@@ -62,8 +58,7 @@ impl Job {
         report.failed_checks = failed(results);
         report.skipped_checks = skipped(results);
         for reply in replies {
-            // The caller may have given up.
-            let _ = reply.send(Ok(report.clone()));
+            reply.send(Ok(report.clone()));
         }
     }
 }
@@ -71,7 +66,7 @@ impl Job {
 struct Running {
     job: Job,
     since: Instant,
-    service: Option<&'static str>,
+    service: Option<String>,
     /// The mark of the check that runs.
     mark: Option<String>,
     results: Vec<CheckResult>,
@@ -124,7 +119,7 @@ impl Checks {
     }
 
     /// Takes a checkpoint of the interval, instead of an older one that still waits.
-    pub(crate) fn offer(&self, shared: &Shared, job: Job) {
+    pub(crate) fn offer<E: Env>(&self, shared: &Shared<E>, job: Job) {
         let mut held = self.held();
         let passed_over =
             if held.stopped || held.threads == 0 { Some(job) } else { held.newest.replace(job) };
@@ -135,7 +130,7 @@ impl Checks {
     }
 
     /// Takes a checkpoint that was asked for; the callers are answered once it is checked.
-    pub(crate) fn want(&self, shared: &Shared, job: Job) {
+    pub(crate) fn want<E: Env>(&self, shared: &Shared<E>, job: Job) {
         let mut held = self.held();
         if held.stopped || held.stuck || held.threads == 0 || held.wanted.len() >= WANTED_MAX {
             shared.counters.checkpoints_unchecked.add(1);
@@ -175,7 +170,7 @@ impl Checks {
     }
 
     /// Runs checks on this thread until the node stops.
-    pub(crate) fn run(&self, shared: &Shared, store: &dyn BlobStore) {
+    pub(crate) fn run<E: Env>(&self, shared: &Shared<E>, store: &dyn BlobStore) {
         let _ending = Ending(self);
         if let Err(error) = self.unended.record(shared, store) {
             events::warn(format_args!("cannot store that a check did not end: {error}"));
@@ -226,21 +221,21 @@ impl Checks {
         }
     }
 
-    fn check(
+    fn check<E: Env>(
         &self,
-        shared: &Shared,
+        shared: &Shared<E>,
         store: &dyn BlobStore,
         manifest: &Manifest,
         asked: bool,
     ) -> Result<(), CheckpointError> {
         let (number, topology) = (manifest.number, manifest.topology()?);
         let mut open = Vec::new();
-        for name in shared.registry.checked_services().filter(|name| topology.service_id(name).is_some()) {
-            match self.unended.refusal(name, asked) {
+        let checked = shared.program.checked_services();
+        for name in checked.into_iter().filter(|name| topology.service_id(name).is_some()) {
+            match self.unended.refusal(&name, asked) {
                 None => open.push(name),
                 Some(reason) => {
-                    let service = name.to_owned();
-                    let result = CheckResult { service, failure: None, skipped: Some(reason) };
+                    let result = CheckResult { service: name, failure: None, skipped: Some(reason) };
                     self.note(number, |running| running.results.push(result));
                 }
             }
@@ -249,17 +244,16 @@ impl Checks {
             return Ok(());
         }
         let states = load_states(store, manifest)?;
-        let cut = Cut::new(&topology, &states);
         for name in open {
             // Nothing is written for a checkpoint whose checks were given up: the node may have ended.
-            if shared.is_ended() || !self.note(number, |running| running.service = Some(name)) {
+            if shared.is_ended() || !self.note(number, |running| running.service = Some(name.clone())) {
                 return Ok(());
             }
-            let mark = self.unended.begin(shared, store, number, name)?;
+            let mark = self.unended.begin(shared, store, number, &name)?;
             self.note(number, |running| running.mark = Some(mark.clone()));
-            let failure = shared.registry.check_service(name, &cut).err();
-            self.unended.end(shared, store, mark, name);
-            let result = CheckResult { service: name.to_owned(), failure, skipped: None };
+            let failure = shared.program.check(&name, &topology, &states).err();
+            self.unended.end(shared, store, mark, &name);
+            let result = CheckResult { service: name, failure, skipped: None };
             self.note(number, |running| running.results.push(result));
         }
         Ok(())
@@ -273,7 +267,7 @@ impl Checks {
     }
 
     /// Gives checks up that have run for longer than the limit: the one that runs has failed.
-    pub(crate) fn give_up_overdue(&self, shared: &Shared, store: &dyn BlobStore, limit: Duration) {
+    pub(crate) fn give_up_overdue<E: Env>(&self, shared: &Shared<E>, store: &dyn BlobStore, limit: Duration) {
         let mut held = self.held();
         let Some(mut running) = held.running.take_if(|running| running.since.elapsed() > limit) else {
             return;
@@ -288,10 +282,10 @@ impl Checks {
             shared.counters.checkpoints_unchecked.add(1);
             job.answer(&[]);
         }
-        match running.service {
+        match running.service.take() {
             Some(service) => {
                 let failure = Some(format!("the check has not ended after {} ms", limit.as_millis()));
-                running.results.push(CheckResult { service: service.to_owned(), failure, skipped: None });
+                running.results.push(CheckResult { service, failure, skipped: None });
                 self.finish(shared, store, running);
             }
             None => {
@@ -302,7 +296,7 @@ impl Checks {
         }
     }
 
-    fn finish(&self, shared: &Shared, store: &dyn BlobStore, running: Running) {
+    fn finish<E: Env>(&self, shared: &Shared<E>, store: &dyn BlobStore, running: Running) {
         let Running { job, results, .. } = running;
         let number = job.manifest.number;
         let status = CheckStatus {

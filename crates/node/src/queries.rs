@@ -4,12 +4,11 @@
 //! deadline or by `handler_timeout`, whatever the query does. One that goes on after that keeps its thread, which cannot be
 //! taken from it: another thread takes its place, up to a bound for each service.
 
-use super::Shared;
-use super::memory::Memory;
-use crate::client::Reception;
-use crate::error::RawError;
+use crate::env::{Caller, Env, NoAnswer, Program, Reception};
 use crate::events;
+use crate::memory::Memory;
 use crate::panics;
+use crate::shared::Shared;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::io;
@@ -47,16 +46,16 @@ const LAST_LOOK: Duration = Duration::from_secs(1);
 pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// A query that its shard has let go, and the client that waits for it.
-pub(crate) struct Job {
+pub(crate) struct Job<C> {
     reading: Box<Reading>,
     /// As the reading has it: copied before the queue is locked.
     process: Key,
-    reception: Reception,
+    reception: Reception<C>,
     charge: Charge,
 }
 
-impl Job {
-    pub(crate) fn new(reading: Box<Reading>, reception: Reception, memory: &Arc<Memory>) -> Self {
+impl<C> Job<C> {
+    pub(crate) fn new(reading: Box<Reading>, reception: Reception<C>, memory: &Arc<Memory>) -> Self {
         let charge = Charge::new(memory, reading.weight());
         Self { process: reading.query.process.clone(), reading, reception, charge }
     }
@@ -106,8 +105,8 @@ pub struct StuckQuery {
 }
 
 /// Queries that wait for a thread, and those that run.
-pub(crate) struct QueryQueue {
-    queue: Mutex<Queue>,
+pub(crate) struct QueryQueue<C> {
+    queue: Mutex<Queue<C>>,
     /// For the threads: a query waits, or the node ends.
     news: Condvar,
     /// For the watcher: there are queries again, or the node ends.
@@ -119,12 +118,12 @@ pub(crate) struct QueryQueue {
     stuck: Vec<AtomicUsize>,
 }
 
-struct Queue {
+struct Queue<C> {
     /// By service: they take turns.
-    lanes: Vec<Lane>,
+    lanes: Vec<Lane<C>>,
     /// The service whose turn it is.
     turn: usize,
-    running: Vec<Running>,
+    running: Vec<Running<C>>,
     /// The time limit of a query: known before any is found to be stuck.
     limit: Duration,
     /// Threads that serve; those whose query was given up do not count any more.
@@ -140,20 +139,20 @@ struct Queue {
 }
 
 /// Queries of a service that wait for a thread.
-struct Lane {
-    waiting: VecDeque<Job>,
+struct Lane<C> {
+    waiting: VecDeque<Job<C>>,
     /// None of their deadlines is before it.
     deadline_min: Time,
 }
 
 /// A query that a thread is at.
-struct Running {
+struct Running<C> {
     number: u64,
     service: ServiceId,
     process: Key,
     since: Instant,
     /// The client that waits, until an answer is given.
-    reception: Option<Reception>,
+    reception: Option<Reception<C>>,
     deadline: Time,
     /// It was given up, and its thread replaced.
     is_stuck: bool,
@@ -179,7 +178,7 @@ impl QueryThread {
     }
 }
 
-impl QueryQueue {
+impl<C: Caller> QueryQueue<C> {
     pub(crate) fn new(services: usize) -> Self {
         let zeros = || (0..services).map(|_| AtomicUsize::new(0)).collect();
         let lane = || Lane { waiting: VecDeque::new(), deadline_min: Time(u64::MAX) };
@@ -205,7 +204,7 @@ impl QueryQueue {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, Queue<C>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -235,7 +234,7 @@ impl QueryQueue {
     }
 
     /// Takes on what shards have let go, which leaves `jobs` empty.
-    pub(crate) fn push(&self, jobs: &mut Vec<Job>) {
+    pub(crate) fn push(&self, jobs: &mut Vec<Job<C>>) {
         let mut queue = self.queue();
         if queue.is_over {
             drop(queue);
@@ -272,13 +271,13 @@ impl QueryQueue {
     /// The queries that were given up and still run, the one that has run for the longest first.
     pub(crate) fn stuck(&self, topology: &Topology) -> Vec<StuckQuery> {
         let queue = self.queue();
-        let mut stuck: Vec<&Running> = queue.running.iter().filter(|running| running.is_stuck).collect();
+        let mut stuck: Vec<&Running<C>> = queue.running.iter().filter(|running| running.is_stuck).collect();
         stuck.sort_unstable_by_key(|running| running.since);
         stuck.into_iter().map(|running| running.show(topology)).collect()
     }
 
     /// Starts a thread that runs queries until the node ends.
-    pub(crate) fn start_thread(shared: &Arc<Shared>) -> io::Result<()> {
+    pub(crate) fn start_thread<E: Env<Caller = C>>(shared: &Arc<Shared<E>>) -> io::Result<()> {
         shared.queries.queue().threads += 1;
         let node = Arc::clone(shared);
         // It belongs to no group: the user's code cannot be stopped, and the end of the node does not wait for ever.
@@ -294,7 +293,7 @@ impl QueryQueue {
     }
 
     /// Runs queries on this thread.
-    fn run(&self, shared: &Shared) {
+    fn run<E: Env<Caller = C>>(&self, shared: &Shared<E>) {
         let thread = QueryThread::current();
         let mut queue = self.queue();
         loop {
@@ -311,7 +310,7 @@ impl QueryQueue {
             };
             let service = job.reading.service;
             self.waiting[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
-            if job.reception.deadline <= shared.clock.now() || job.reception.sender.is_closed() {
+            if job.reception.deadline <= shared.clock.now() || job.reception.caller.is_gone() {
                 drop(queue);
                 self.give_up(shared, Over::late(job));
                 queue = self.queue();
@@ -322,7 +321,7 @@ impl QueryQueue {
                 self.news.notify_one();
             }
             drop(queue);
-            let answer = reading.answer(|call, view| shared.registry.query(call, view, &shared.topology));
+            let answer = reading.answer(|call, view| shared.program.query(call, view, &shared.topology));
             // The capture may be large by now: it goes before the answer shows that the query has ended.
             drop(reading);
             queue = self.queue();
@@ -343,8 +342,7 @@ impl QueryQueue {
             if answer.result.is_err() {
                 counters.refusals.add(1);
             }
-            // Its caller may have given up.
-            let _ = reception.sender.send(Ok(answer));
+            reception.caller.answer(Ok(answer));
             queue = self.queue();
             if queue.is_closing || queue.is_over {
                 self.ended.notify_all();
@@ -353,23 +351,23 @@ impl QueryQueue {
     }
 
     /// Answers the client of a query that is not waited for any more, unless that one has gone.
-    fn give_up(&self, shared: &Shared, over: Over) {
+    fn give_up<E: Env<Caller = C>>(&self, shared: &Shared<E>, over: Over<C>) {
         let Over { service, reception, error, job } = over;
         drop(job);
-        if reception.sender.is_closed() {
+        if reception.caller.is_gone() {
             return;
         }
-        if !matches!(error, RawError::Refused(Refusal::QueriesStuck { .. })) {
+        if !matches!(error, NoAnswer::Refused(Refusal::QueriesStuck { .. })) {
             shared.counters.queries_given_up.add(1);
         }
         let counters = &shared.counters.services[usize::from(service.0)];
         counters.answers.add(1);
         counters.refusals.add(1);
-        let _ = reception.sender.send(Err(error));
+        reception.caller.answer(Err(error));
     }
 
     /// Answers those whose time is over, and replaces threads that do not come back, until the node ends.
-    pub(crate) fn watch(&self, shared: &Arc<Shared>, limit: Duration) {
+    pub(crate) fn watch<E: Env<Caller = C>>(&self, shared: &Arc<Shared<E>>, limit: Duration) {
         let mut queue = self.queue();
         queue.limit = limit;
         let (mut begun, mut last) = (0, Instant::now());
@@ -435,7 +433,7 @@ impl QueryQueue {
         self.news.notify_all();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let runs = |running: &Running| running.reception.is_some() && running.thread.id != here;
+            let runs = |running: &Running<C>| running.reception.is_some() && running.thread.id != here;
             if left.is_zero() || !queue.is_waiting() && !queue.running.iter().any(runs) {
                 return;
             }
@@ -478,35 +476,35 @@ fn sum(counts: &[AtomicUsize]) -> usize {
 }
 
 /// A query that is not waited for any more.
-struct Over {
+struct Over<C> {
     service: ServiceId,
-    reception: Reception,
-    error: RawError,
+    reception: Reception<C>,
+    error: NoAnswer,
     /// If it has not begun; dropped after the lock.
     job: Option<(Charge, Box<Reading>)>,
 }
 
-impl Over {
+impl<C> Over<C> {
     /// One that has waited for too long.
-    fn late(job: Job) -> Self {
+    fn late(job: Job<C>) -> Self {
         let after = job.reception.timeout;
-        Self::refused(job, RawError::TimedOut { after })
+        Self::refused(job, NoAnswer::TimedOut { after })
     }
 
-    fn refused(job: Job, error: RawError) -> Self {
+    fn refused(job: Job<C>, error: NoAnswer) -> Self {
         let Job { reading, reception, charge, .. } = job;
         Self { service: reading.service, reception, error, job: Some((charge, reading)) }
     }
 }
 
-impl Lane {
-    fn push(&mut self, job: Job) {
+impl<C> Lane<C> {
+    fn push(&mut self, job: Job<C>) {
         self.deadline_min = self.deadline_min.min(job.reception.deadline);
         self.waiting.push_back(job);
     }
 
     /// Takes those out whose time is over.
-    fn take_late(&mut self, now: Time, over: &mut Vec<Over>) {
+    fn take_late(&mut self, now: Time, over: &mut Vec<Over<C>>) {
         if self.deadline_min > now {
             return;
         }
@@ -522,7 +520,7 @@ impl Lane {
     }
 }
 
-impl Running {
+impl<C> Running<C> {
     fn show(&self, topology: &Topology) -> StuckQuery {
         StuckQuery {
             service: topology.service(self.service).name.clone(),
@@ -532,7 +530,7 @@ impl Running {
     }
 }
 
-impl Queue {
+impl<C: Caller> Queue<C> {
     fn is_waiting(&self) -> bool {
         self.lanes.iter().any(|lane| !lane.waiting.is_empty())
     }
@@ -551,13 +549,13 @@ impl Queue {
         })
     }
 
-    fn pop(&mut self) -> Option<Job> {
+    fn pop(&mut self) -> Option<Job<C>> {
         let lane = self.next_lane()?;
         self.turn = (lane + 1) % self.lanes.len();
         self.lanes[lane].waiting.pop_front()
     }
 
-    fn begin(&mut self, job: Job, thread: QueryThread) -> (u64, Box<Reading>) {
+    fn begin(&mut self, job: Job<C>, thread: QueryThread) -> (u64, Box<Reading>) {
         let Job { reading, process, reception, charge } = job;
         self.begun += 1;
         self.running.push(Running {
@@ -574,7 +572,7 @@ impl Queue {
         (self.begun, reading)
     }
 
-    fn end(&mut self, number: u64) -> Running {
+    fn end(&mut self, number: u64) -> Running<C> {
         let at = self.running.iter().position(|running| running.number == number);
         self.running.swap_remove(at.expect("its own thread alone takes it off the list"))
     }
@@ -582,7 +580,7 @@ impl Queue {
     /// The reason why queries of a service are refused, if they are: as many as may be stuck have run for longer than any
     /// may.
     fn stuck_refusal(&self, service: ServiceId, topology: &Topology) -> Option<Refusal> {
-        let is_of = |r: &&Running| r.is_stuck && r.service == service && r.since.elapsed() >= self.limit;
+        let is_of = |r: &&Running<C>| r.is_stuck && r.service == service && r.since.elapsed() >= self.limit;
         let stuck = || self.running.iter().filter(is_of);
         let first = stuck().min_by_key(|running| running.since)?;
         let count = stuck().count();
@@ -594,7 +592,7 @@ impl Queue {
     }
 
     /// Takes those from the queue whose time is over or whose service is stuck, and from those that run their receptions.
-    fn take_over(&mut self, now: Time, topology: &Topology) -> Vec<Over> {
+    fn take_over(&mut self, now: Time, topology: &Topology) -> Vec<Over<C>> {
         let mut over = Vec::new();
         for number in 0..self.lanes.len() {
             if self.lanes[number].waiting.is_empty() {
@@ -603,19 +601,19 @@ impl Queue {
             self.lanes[number].take_late(now, &mut over);
             let service = ServiceId(number as u16);
             if let Some(refusal) = self.stuck_refusal(service, topology) {
-                let refused = |job| Over::refused(job, RawError::Refused(refusal.clone()));
+                let refused = |job| Over::refused(job, NoAnswer::Refused(refusal.clone()));
                 over.extend(self.lanes[number].waiting.drain(..).map(refused));
             }
         }
         for running in &mut self.running {
             let Some(reception) = &running.reception else { continue };
             let after = reception.timeout;
-            let error = if running.deadline <= now || reception.sender.is_closed() {
-                RawError::TimedOut { after }
+            let error = if running.deadline <= now || reception.caller.is_gone() {
+                NoAnswer::TimedOut { after }
             } else if running.since.elapsed() >= self.limit {
                 let process = format!("{}/{}", topology.service(running.service).name, running.process);
                 let limit_ms = self.limit.as_millis() as u64;
-                RawError::Refused(Refusal::QueryGivenUp { process, limit_ms })
+                NoAnswer::Refused(Refusal::QueryGivenUp { process, limit_ms })
             } else {
                 continue;
             };

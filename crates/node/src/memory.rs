@@ -26,12 +26,12 @@ pub struct MemoryStatus {
 
 /// The limits of the bytes that wait in a node.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct MemoryLimits {
-    /// Bytes that wait in a node from which on clients' requests are refused as overloaded.
-    pub(crate) bytes_max: u64,
-    /// Bytes that wait for the log from which on no handler begins. The log alone brings them down, so that nothing can
+pub struct MemoryLimits {
+    /// Bytes that wait in a node from which on clients' requests are refused as overloaded: 1 GiB by default.
+    pub bytes_max: u64,
+    /// Bytes that wait for the log from which on no handler begins: 256 MiB by default. The log alone brings them down, so that nothing can
     /// wait for this in a circle.
-    pub(crate) uncommitted_bytes_max: u64,
+    pub uncommitted_bytes_max: u64,
 }
 
 impl Default for MemoryLimits {

@@ -1,18 +1,16 @@
 //! The checkpoint thread: it begins checkpoints, writes what shards hand over, and completes them by their manifest.
 
-use super::Shared;
-use super::builder::CheckpointOptions;
-use super::checks::Job;
-use super::inbox::{Command, Inbox};
-use super::open::let_others_first;
-use crate::cut::Cut;
+use crate::checks::Job;
+use crate::env::{Env, Program, Reply};
 use crate::events;
+use crate::inbox::{Command, Inbox};
+use crate::open::{CheckpointOptions, let_others_first};
 use crate::panics;
-use crate::registry::Registry;
+use crate::shared::Shared;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use stead_core::coordinator::{Coordinator, News, Step};
@@ -32,7 +30,6 @@ use stead_store::checkpoint::manifest::{CheckResult, Manifest};
 use stead_store::checkpoint::store::{BlobStore, Pace};
 use stead_store::checkpoint::verify::Found;
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, give_up};
-use tokio::sync::oneshot;
 
 /// Bytes of snapshots that may wait to be written; over this, workers hold back.
 const BEHIND_BYTES: usize = 16 << 20;
@@ -63,9 +60,12 @@ pub(crate) enum Event {
     Stop,
 }
 
+/// Where the result of a checkpoint goes that a caller asked for.
+pub(crate) type CheckpointReply = Box<dyn Reply<Result<CheckpointReport, CheckpointFailure>>>;
+
 /// A wish for a checkpoint.
 pub(crate) struct Wanted {
-    pub(crate) reply: oneshot::Sender<Result<CheckpointReport, CheckpointFailure>>,
+    pub(crate) reply: CheckpointReply,
     /// With the services' checks.
     pub(crate) checked: bool,
 }
@@ -81,32 +81,29 @@ pub(crate) struct SnapshotQueue {
     pub(crate) running: AtomicU64,
     /// The room of pieces that were written.
     spare: Mutex<Vec<Piece>>,
-    /// Checkpoints that somebody reads, and how many do.
-    pins: Mutex<BTreeMap<Colour, usize>>,
+    pins: Arc<Pins>,
+}
+
+/// Checkpoints that are read, and how many readers there are of each.
+#[derive(Default)]
+struct Pins(Mutex<BTreeMap<Colour, usize>>);
+
+impl Pins {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<Colour, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A checkpoint that is not deleted while this lives.
-pub(crate) struct Pin<'a>(&'a SnapshotQueue, Colour);
+pub(crate) struct Pin(Arc<Pins>, Colour);
 
-impl Drop for Pin<'_> {
+impl Drop for Pin {
     fn drop(&mut self) {
-        self.0.unpin(self.1);
-    }
-}
-
-/// As [`Pin`], for what waits in a queue of the node itself.
-pub(crate) struct QueuedPin(Arc<Shared>, Colour);
-
-impl QueuedPin {
-    pub(crate) fn new(shared: &Arc<Shared>, number: Colour) -> Self {
-        *shared.snapshots.pins().entry(number).or_default() += 1;
-        Self(Arc::clone(shared), number)
-    }
-}
-
-impl Drop for QueuedPin {
-    fn drop(&mut self) {
-        self.0.snapshots.unpin(self.1);
+        let mut pins = self.0.held();
+        if let Some(readers) = pins.get_mut(&self.1) {
+            *readers -= 1;
+            pins.retain(|_, readers| *readers > 0);
+        }
     }
 }
 
@@ -120,31 +117,19 @@ impl SnapshotQueue {
             newest: AtomicU64::new(0),
             running: AtomicU64::new(0),
             spare: Mutex::default(),
-            pins: Mutex::default(),
+            pins: Arc::default(),
         };
         (queue, receiver)
     }
 
-    fn pins(&self) -> std::sync::MutexGuard<'_, BTreeMap<Colour, usize>> {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps a checkpoint while somebody reads it.
-    pub(crate) fn pin(&self, number: Colour) -> Pin<'_> {
-        *self.pins().entry(number).or_default() += 1;
-        Pin(self, number)
-    }
-
-    fn unpin(&self, number: Colour) {
-        let mut pins = self.pins();
-        if let Some(readers) = pins.get_mut(&number) {
-            *readers -= 1;
-            pins.retain(|_, readers| *readers > 0);
-        }
+    /// Keeps a checkpoint while it is read.
+    pub(crate) fn pin(&self, number: Colour) -> Pin {
+        *self.pins.held().entry(number).or_default() += 1;
+        Pin(Arc::clone(&self.pins), number)
     }
 
     pub(crate) fn pinned(&self) -> BTreeSet<Colour> {
-        self.pins().keys().copied().collect()
+        self.pins.held().keys().copied().collect()
     }
 
     pub(crate) fn send(&self, event: Event) {
@@ -348,15 +333,15 @@ pub(crate) fn load_states(store: &dyn BlobStore, manifest: &Manifest) -> Result<
 pub(crate) fn check_states(
     topology: &Topology,
     states: &[State],
-    registry: &Registry,
-    check: &mut dyn FnMut(&str, &Cut<'_>) -> Result<(), String>,
+    program: &impl Program,
+    check: &mut dyn FnMut(&str, &Topology, &[State]) -> Result<(), String>,
 ) -> BTreeMap<String, Found> {
-    let cut = Cut::new(topology, states);
+    let checked = program.checked_services();
     let mut found = BTreeMap::new();
     let services = topology.services().iter().map(|service| &service.name);
-    for service in services.filter(|name| registry.has_service(name)) {
-        let says = if registry.checked_services().any(|checked| checked == service) {
-            check(service, &cut).map_or_else(Found::Failed, |()| Found::Hold)
+    for service in services.filter(|name| program.has_service(name)) {
+        let says = if checked.contains(service) {
+            check(service, topology, states).map_or_else(Found::Failed, |()| Found::Hold)
         } else {
             Found::Undeclared
         };
@@ -366,8 +351,8 @@ pub(crate) fn check_states(
 }
 
 /// The checkpoint thread's own.
-pub(crate) struct Checkpointer {
-    shared: Arc<Shared>,
+pub(crate) struct Checkpointer<E: Env> {
+    shared: Arc<Shared<E>>,
     store: Arc<dyn BlobStore>,
     options: CheckpointOptions,
     names: Arc<BundleNames>,
@@ -394,10 +379,10 @@ struct Running {
     wanted: Vec<Wanted>,
 }
 
-impl Checkpointer {
+impl<E: Env> Checkpointer<E> {
     /// `last` is the greatest number that was ever begun, `decided` the greatest that ended as a checkpoint or not.
     pub(crate) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<Shared<E>>,
         store: Arc<dyn BlobStore>,
         options: CheckpointOptions,
         lineage: Lineage,
@@ -473,7 +458,7 @@ impl Checkpointer {
         let reason = failure.clone().unwrap_or_else(shut_down);
         let running = self.running.take().into_iter().flat_map(|running| running.wanted);
         for wanted in running.chain(self.wanted) {
-            let _ = wanted.reply.send(Err(CheckpointFailure::Stopped(reason.clone())));
+            wanted.reply.send(Err(CheckpointFailure::Stopped(reason.clone())));
         }
         failure.map_or(Ok(()), Err)
     }
@@ -482,7 +467,7 @@ impl Checkpointer {
         if self.shared.log.is_spent() {
             events::warn(CheckpointFailure::Full);
             for wanted in std::mem::take(&mut self.wanted) {
-                let _ = wanted.reply.send(Err(CheckpointFailure::Full));
+                wanted.reply.send(Err(CheckpointFailure::Full));
             }
             return;
         }
@@ -527,7 +512,7 @@ impl Checkpointer {
             Event::Wanted(wanted) => {
                 // Those who have gone wanted nothing else than the others do.
                 if self.wanted.len() >= WANTED_MAX {
-                    self.wanted.retain(|wanted| !wanted.reply.is_closed());
+                    self.wanted.retain(|wanted| !wanted.reply.is_gone());
                 }
                 self.wanted.push(wanted);
             }
@@ -618,13 +603,13 @@ impl Checkpointer {
         let of_interval = wanted.is_empty();
         let (checked, unchecked): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|wanted| wanted.checked);
         for wanted in unchecked {
-            let _ = wanted.reply.send(Ok(report.clone()));
+            wanted.reply.send(Ok(report.clone()));
         }
         let replies: Vec<_> = checked.into_iter().map(|wanted| wanted.reply).collect();
         let fits = manifest.totals.section_bytes <= self.options.check_bytes_max;
         if (of_interval && fits) || !replies.is_empty() {
             // Before the next collection.
-            let pin = QueuedPin::new(&self.shared, manifest.number);
+            let pin = self.shared.snapshots.pin(manifest.number);
             let job = Job { manifest, report, replies, pin };
             if of_interval {
                 self.shared.checks.offer(&self.shared, job);
@@ -717,9 +702,7 @@ impl Checkpointer {
             inbox.push(Command::GivenUp(number));
         }
         for wanted in wanted.into_iter().chain(std::mem::take(&mut self.wanted)) {
-            let _ = wanted
-                .reply
-                .send(Err(CheckpointFailure::GivenUp { number: number.0, reason: reason.clone() }));
+            wanted.reply.send(Err(CheckpointFailure::GivenUp { number: number.0, reason: reason.clone() }));
         }
         // While none is completed, tombstones must not pile up; and a full disk may get room.
         if self.store.failure().is_none() {

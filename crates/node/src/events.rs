@@ -10,7 +10,7 @@ use tracing::dispatcher::{self, Dispatch};
 use tracing::{Level, error, info, warn};
 
 /// The end of a node waits at most so long for the delivery of its events.
-pub(crate) const LAST_WORDS: Duration = Duration::from_millis(500);
+pub const LAST_WORDS: Duration = Duration::from_millis(500);
 
 static QUEUE: Outlet<Event> = Outlet::new();
 
@@ -21,20 +21,23 @@ struct Event {
     subscriber: Dispatch,
 }
 
-pub(crate) fn info(text: impl Display) {
+/// Reports news at the level of information.
+pub fn info(text: impl Display) {
     push(Level::INFO, text.to_string());
 }
 
-pub(crate) fn warn(text: impl Display) {
+/// Reports a warning.
+pub fn warn(text: impl Display) {
     push(Level::WARN, text.to_string());
 }
 
-pub(crate) fn error(text: impl Display) {
+/// Reports an error.
+pub fn error(text: impl Display) {
     push(Level::ERROR, text.to_string());
 }
 
 /// Waits until the subscriber has all that was reported, at most so long; whether it has.
-pub(crate) fn flush(wait: Duration) -> bool {
+pub fn flush(wait: Duration) -> bool {
     QUEUE.flush(wait)
 }
 

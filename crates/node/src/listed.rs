@@ -1,13 +1,17 @@
 //! The checkpoints of a store, for a list of them: what was decided never changes, so each manifest is read once.
 
-use super::snapshots::CheckpointInfo;
+use crate::env::Program;
+use crate::snapshots::{CheckpointInfo, check_states};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use stead_core::ids::{Colour, Incarnation};
+use stead_core::state::State;
+use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::checks::{CheckOutcome, checks_beside};
-use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision};
+use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision, read_manifest};
 use stead_store::checkpoint::store::BlobStore;
+use stead_store::checkpoint::verify::{Report, verify_checkpoint};
 
 /// The checkpoints of a store that were read and are still there.
 #[derive(Default)]
@@ -33,7 +37,6 @@ impl Listed {
     }
 
     /// One of them.
-    #[cfg(feature = "http")]
     pub(crate) fn one(
         &mut self,
         store: &dyn BlobStore,
@@ -84,4 +87,29 @@ impl Listed {
         }
         Ok(Some(info.clone()))
     }
+}
+
+/// The complete checkpoints of a store, the oldest first.
+///
+/// # Errors
+/// [`CheckpointError`] if they cannot be read.
+pub fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, CheckpointError> {
+    Listed::default().all(store)
+}
+
+/// Verifies a stored checkpoint with the checks of the services of a program; `check` runs the one of a service over the
+/// states of all shards.
+///
+/// # Errors
+/// [`CheckpointError`] if the checkpoint is damaged. What is whole but inconsistent is in the report.
+pub fn verify_stored(
+    store: &dyn BlobStore,
+    number: u64,
+    program: &impl Program,
+    check: &mut dyn FnMut(&str, &Topology, &[State]) -> Result<(), String>,
+) -> Result<Report, CheckpointError> {
+    let manifest = read_manifest(store, Colour(number))?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut check = |topology: &Topology, states: &[State]| check_states(topology, states, program, check);
+    verify_checkpoint(store, &manifest, threads, &mut check)
 }

@@ -1,9 +1,9 @@
 //! How a node stands, for people and for metrics.
 
-use super::checks::CheckStatus;
-use super::memory::MemoryStatus;
-use super::queries::StuckQuery;
-use super::stable::CopyStatus;
+use crate::checks::CheckStatus;
+use crate::memory::MemoryStatus;
+use crate::queries::StuckQuery;
+use crate::stable::CopyStatus;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -120,7 +120,7 @@ pub struct ShardStatus {
     #[serde(default)]
     pub clock_ahead_micros: i64,
     /// Whether the wall clock is so far ahead that timers do not follow it yet: see
-    /// [`NodeBuilder::clock_confirm`](crate::NodeBuilder::clock_confirm).
+    /// [`Options::clock_confirm`](crate::Options::clock_confirm).
     #[serde(default)]
     pub clock_doubted: bool,
 }
@@ -402,27 +402,6 @@ impl Counters {
     }
 }
 
-/// A cause that was given up after too many attempts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetterInfo {
-    /// The shard that holds it.
-    pub shard: u32,
-    /// The entry that made it one.
-    pub index: u64,
-    /// The process that should have handled it.
-    pub process: String,
-    /// The process that sent it, for a message.
-    pub sender: String,
-    /// What should have been handled.
-    pub cause: String,
-    /// What it would have been given, as JSON where that is possible.
-    pub payload: Option<serde_json::Value>,
-    /// Why it was given up.
-    pub reason: String,
-    /// When, in microseconds since the Unix epoch.
-    pub time: u64,
-}
-
 /// How a start went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryReport {
@@ -441,7 +420,9 @@ pub struct RecoveryReport {
 }
 
 impl TaskStatus {
-    pub(crate) fn of(id: TaskId, record: TaskHead) -> Self {
+    /// A task as its record has it.
+    #[must_use]
+    pub fn of(id: TaskId, record: TaskHead) -> Self {
         Self {
             id: id.0,
             name: record.name,

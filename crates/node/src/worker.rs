@@ -3,18 +3,17 @@
 //! Decides nothing about the protocol. In each turn it takes all that has come, and then hands on what came of it at
 //! once: one submission to the log, one batch of messages to each other worker.
 
-use super::Shared;
-use super::calls::Calls;
-use super::inbox::Command;
-use super::log::Submission;
-use super::queries::Job;
-use super::snapshots::{Event, PIECE_BYTES};
-use super::status::{WorkerStatus, shard_status};
-use super::tasks::Step;
-use crate::client::Reception;
-use crate::error::RawError;
+use crate::calls::{Calls, NO_CALL};
+use crate::env::{Caller, Env, NoAnswer, Program, Reception};
 use crate::events;
-use crate::registry::Runner;
+use crate::guarded::Guarded;
+use crate::inbox::Command;
+use crate::log::Submission;
+use crate::queries::Job;
+use crate::shared::Shared;
+use crate::snapshots::{Event, PIECE_BYTES};
+use crate::status::{WorkerStatus, shard_status};
+use crate::tasks::Step;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -59,18 +58,21 @@ const SNAPSHOT_SLICE: Duration = Duration::from_micros(300);
 /// Records of a snapshot that are taken between two looks at the clock.
 const SNAPSHOT_RECORDS: usize = 64;
 
-pub(crate) struct Worker {
-    shared: Arc<Shared>,
+/// The code of a worker's shards.
+pub(crate) type Code<E> = Guarded<<<E as Env>::Program as Program>::Handler, <E as Env>::Caller>;
+
+pub(crate) struct Worker<E: Env> {
+    shared: Arc<Shared<E>>,
     number: usize,
     shards: Vec<Slot>,
     /// The slots whose deadline may have changed.
     moved: Vec<u32>,
-    runner: Runner,
+    runner: Code<E>,
     /// By shard number: where it is in `shards`, if it is here.
     slots: Vec<Option<u32>>,
     /// What was taken from the inbox and not obeyed yet.
-    commands: VecDeque<Command>,
-    taken: Vec<Command>,
+    commands: VecDeque<Command<E::Caller>>,
+    taken: Vec<Command<E::Caller>>,
     arrived: Vec<(ShardId, Input)>,
     effects: Vec<Effect>,
     /// What other shards have for those of this worker, in the order in which it came.
@@ -78,7 +80,7 @@ pub(crate) struct Worker {
     /// By worker, inputs for its shards.
     outgoing: Vec<Vec<(ShardId, Input)>>,
     /// Queries that their shards have let go.
-    queries: Vec<Job>,
+    queries: Vec<Job<E::Caller>>,
     batch: Batch,
     /// Most bytes of a batch that the log takes.
     batch_max: usize,
@@ -92,7 +94,7 @@ pub(crate) struct Worker {
     stored: VecDeque<u32>,
     /// The slot that is asked first whether a tick is due.
     tick_from: u32,
-    calls: Calls,
+    calls: Calls<E::Caller>,
     /// Calls to be tried again, with their tokens: by time, and then in the order in which they were refused.
     retries: BTreeMap<(Time, u64), (u64, ShardId, Input)>,
     last_retry: u64,
@@ -147,12 +149,12 @@ struct Turn {
     entry_bytes: u64,
 }
 
-impl Worker {
+impl<E: Env> Worker<E> {
     pub(crate) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<Shared<E>>,
         number: usize,
         shards: Vec<Shard>,
-        runner: Runner,
+        runner: Code<E>,
         batch_max: usize,
     ) -> Self {
         let mut slots = vec![None; shared.topology.shard_count() as usize];
@@ -349,7 +351,7 @@ impl Worker {
         }
     }
 
-    fn obey(&mut self, now: Time, command: Command) {
+    fn obey(&mut self, now: Time, command: Command<E::Caller>) {
         match command {
             Command::Request { shard, mut request, reception } => {
                 self.count(shard).requests += 1;
@@ -381,7 +383,7 @@ impl Worker {
             }
             Command::OpenSession { shard, session, principal, reception } => {
                 let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
-                let token = if reception.is_some() { self.calls.next_token() } else { Calls::NO_CALL };
+                let token = if reception.is_some() { self.calls.next_token() } else { NO_CALL };
                 let input = Input::OpenSession { token, session, principal };
                 if let Some(reception) = reception {
                     self.calls.open(reception, Some((shard, input.clone())));
@@ -432,13 +434,18 @@ impl Worker {
     }
 
     /// The shard's slot; a worker that is about to end takes no more calls, and drops their receptions.
-    fn admit(&self, now: Time, shard: ShardId, reception: Reception) -> Option<(u32, Reception)> {
-        if self.stopping || reception.sender.is_closed() {
+    fn admit(
+        &self,
+        now: Time,
+        shard: ShardId,
+        reception: Reception<E::Caller>,
+    ) -> Option<(u32, Reception<E::Caller>)> {
+        if self.stopping || reception.caller.is_gone() {
             return None;
         }
         if reception.deadline <= now {
             // It waited for another's handler for too long: a call whose time is over is not begun.
-            let _ = reception.sender.send(Err(RawError::TimedOut { after: reception.timeout }));
+            reception.caller.answer(Err(NoAnswer::TimedOut { after: reception.timeout }));
             return None;
         }
         Some((self.slot(shard)?, reception))
@@ -689,7 +696,7 @@ impl Worker {
     }
 
     fn answer(&mut self, now: Time, service: usize, answer: Answer) {
-        if answer.token == Calls::NO_CALL {
+        if answer.token == NO_CALL {
             return;
         }
         let wait = match &answer.result {
@@ -713,8 +720,7 @@ impl Worker {
         self.turn[service].refusals += u64::from(answer.result.is_err());
         if let Some(call) = self.calls.close(answer.token) {
             self.note_waiting([0, 0, -(call.bytes as i64)]);
-            // Its caller may have given up.
-            let _ = call.reception.sender.send(Ok(answer));
+            call.reception.caller.answer(Ok(answer));
         }
     }
 
@@ -752,8 +758,8 @@ impl Worker {
         for call in overdue {
             // What waits to be asked again was not applied.
             self.note_waiting([0, 0, -(call.bytes as i64)]);
-            let timed_out = RawError::TimedOut { after: call.reception.timeout };
-            let _ = call.reception.sender.send(call.refused.ok_or(timed_out));
+            let timed_out = NoAnswer::TimedOut { after: call.reception.timeout };
+            call.reception.caller.answer(call.refused.ok_or(timed_out));
         }
         if !is_through {
             return Duration::ZERO;
@@ -798,7 +804,7 @@ impl Worker {
     fn end(&mut self) {
         let reason = self.shared.end_reason();
         for call in self.calls.drain() {
-            let _ = call.reception.sender.send(Err(reason.clone()));
+            call.reception.caller.answer(Err(reason.clone()));
         }
         self.shared.workers_running.fetch_sub(1, Ordering::SeqCst);
         self.shared.inboxes[self.number].close();

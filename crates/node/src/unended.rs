@@ -4,10 +4,11 @@
 //! before it runs. A mark that is left at the next start counts for its service; a check of the service that ends removes
 //! all of them. At `attempts_max` in a row the check is given up: it runs only when a checkpoint is verified.
 
-use super::Shared;
-use super::checks::CheckStatus;
-use super::snapshots::{CheckpointInfo, FailedCheck, SkippedCheck};
+use crate::checks::CheckStatus;
+use crate::env::Env;
 use crate::events;
+use crate::shared::Shared;
+use crate::snapshots::{CheckpointInfo, FailedCheck, SkippedCheck};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,7 +45,7 @@ struct Live {
 
 #[derive(Default)]
 struct Held {
-    services: BTreeMap<&'static str, Service>,
+    services: BTreeMap<String, Service>,
     live: Vec<Live>,
 }
 
@@ -87,7 +88,7 @@ impl Unended {
         &self,
         store: &dyn BlobStore,
         incarnation: Incarnation,
-        services: impl Iterator<Item = (&'static str, CheckLimits)>,
+        services: impl Iterator<Item = (String, CheckLimits)>,
     ) -> Result<(), StoreError> {
         let mut held = self.held();
         held.services = services.map(|(name, limits)| (name, Service { limits, left: Vec::new() })).collect();
@@ -148,9 +149,9 @@ impl Unended {
     ///
     /// # Errors
     /// [`CheckpointError`]; the check must not run then.
-    pub(crate) fn begin(
+    pub(crate) fn begin<E: Env>(
         &self,
-        shared: &Shared,
+        shared: &Shared<E>,
         store: &dyn BlobStore,
         number: Colour,
         service: &str,
@@ -163,7 +164,7 @@ impl Unended {
     }
 
     /// A check has ended, whether it holds or not: the marks of its service are removed.
-    pub(crate) fn end(&self, shared: &Shared, store: &dyn BlobStore, mark: String, service: &str) {
+    pub(crate) fn end<E: Env>(&self, shared: &Shared<E>, store: &dyn BlobStore, mark: String, service: &str) {
         if shared.is_ended() {
             // Another process may own the store soon. An end in order forgives the mark.
             return;
@@ -204,8 +205,8 @@ impl Unended {
         let held = self.held();
         let given_up: Vec<_> = held.services.iter().filter(|(_, service)| service.is_given_up()).collect();
         let number = given_up.iter().filter_map(|(_, service)| Some(service.left.last()?.1.0)).max()?;
-        let failed = |(name, service): (&&str, &Service)| FailedCheck {
-            service: (*name).to_owned(),
+        let failed = |(name, service): (&String, &Service)| FailedCheck {
+            service: name.clone(),
             reason: service.reason(),
         };
         Some(CheckStatus {
@@ -217,7 +218,11 @@ impl Unended {
     }
 
     /// Records for the checkpoints at which checks were given up that these failed.
-    pub(crate) fn record(&self, shared: &Shared, store: &dyn BlobStore) -> Result<(), CheckpointError> {
+    pub(crate) fn record<E: Env>(
+        &self,
+        shared: &Shared<E>,
+        store: &dyn BlobStore,
+    ) -> Result<(), CheckpointError> {
         let Some(status) = self.given_up() else { return Ok(()) };
         let result = |failed: FailedCheck| CheckResult {
             service: failed.service,
@@ -237,14 +242,14 @@ impl Unended {
     pub(crate) fn note(&self, checkpoints: &mut [CheckpointInfo]) {
         for (name, service) in &self.held().services {
             for (_, number) in &service.left {
-                note(checkpoints, *number, name);
+                note_unended(checkpoints, *number, name);
             }
         }
     }
 }
 
 /// Notes that a check began over a checkpoint and did not end, if nothing else is known of it.
-pub(crate) fn note(checkpoints: &mut [CheckpointInfo], number: Colour, service: &str) {
+pub fn note_unended(checkpoints: &mut [CheckpointInfo], number: Colour, service: &str) {
     let open = |info: &&mut CheckpointInfo| {
         let known = info.skipped_checks.iter().any(|skipped| skipped.service == service);
         info.number == number.0 && info.check == CheckOutcome::NotChecked && !known

@@ -25,13 +25,19 @@ thread_local! {
 static HOOK: Once = Once::new();
 
 /// Runs user code; a panic becomes its message and where it happened.
-pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, String> {
+///
+/// # Errors
+/// The message of the panic, and where it happened.
+pub fn catch<R>(code: impl FnOnce() -> R) -> Result<R, String> {
     catch_in(Mode::Place, code)
 }
 
 /// Runs code of Stead itself; a panic becomes its message, where it happened, and its backtrace if `RUST_BACKTRACE` asks
 /// for one.
-pub(crate) fn catch_own<R>(code: impl FnOnce() -> R) -> Result<R, String> {
+///
+/// # Errors
+/// The message of the panic, with the rest.
+pub fn catch_own<R>(code: impl FnOnce() -> R) -> Result<R, String> {
     catch_in(Mode::Backtrace, code)
 }
 

@@ -1,6 +1,6 @@
 //! The calls of clients that wait at a worker for their answer.
 
-use crate::client::Reception;
+use crate::env::Reception;
 use stead_core::ids::{ShardId, Time};
 use stead_core::shard::{Answer, Input};
 
@@ -9,40 +9,45 @@ const OVERDUE_BATCH: usize = 1024;
 /// Calls that one look for overdue ones passes at most.
 const OVERDUE_LOOK: usize = 16_384;
 
+/// The token of an input whose answer no client waits for.
+pub(crate) const NO_CALL: u64 = u64::MAX;
+
 /// The calls that wait for their answer, by token.
-#[derive(Default)]
-pub(super) struct Calls {
-    slots: Vec<(u32, Option<Call>)>,
+pub(crate) struct Calls<C> {
+    slots: Vec<(u32, Option<PendingCall<C>>)>,
     free: Vec<u32>,
     /// The generation of further slots: no token of a slot that was given back names a call.
     generation: u32,
     /// The slot at which the look for overdue calls goes on.
     looked: usize,
     /// Bytes of the command that is obeyed, in the account of memory; the call that it opens takes them over.
-    pub(super) obeyed_bytes: usize,
+    pub(crate) obeyed_bytes: usize,
 }
 
 /// A call that waits for its answer.
-pub(super) struct Call {
-    pub(super) reception: Reception,
+pub(crate) struct PendingCall<C> {
+    pub(crate) reception: Reception<C>,
     /// Its bytes in the account of memory.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
     /// To ask again, if its shard cannot take it yet.
-    pub(super) again: Option<(ShardId, Input)>,
+    pub(crate) again: Option<(ShardId, Input)>,
     /// The refusal after which it waits to be asked again.
-    pub(super) refused: Option<Answer>,
+    pub(crate) refused: Option<Answer>,
 }
 
-impl Calls {
-    /// The token of an input whose answer no client waits for.
-    pub(super) const NO_CALL: u64 = u64::MAX;
+impl<C> Default for Calls<C> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), generation: 0, looked: 0, obeyed_bytes: 0 }
+    }
+}
 
-    pub(super) fn is_empty(&self) -> bool {
+impl<C> Calls<C> {
+    pub(crate) fn is_empty(&self) -> bool {
         self.free.len() == self.slots.len()
     }
 
     /// The token that the next call will have.
-    pub(super) fn next_token(&mut self) -> u64 {
+    pub(crate) fn next_token(&mut self) -> u64 {
         if self.free.is_empty() {
             self.free.push(self.slots.len() as u32);
             self.slots.push((self.generation, None));
@@ -52,7 +57,7 @@ impl Calls {
     }
 
     /// Gives the memory of a rush of calls back, once it is over.
-    pub(super) fn give_back(&mut self) {
+    pub(crate) fn give_back(&mut self) {
         const KEPT: usize = 1024;
         if self.slots.capacity() > KEPT && self.is_empty() {
             let last = self.slots.drain(..).map(|(generation, _)| generation).max();
@@ -65,21 +70,21 @@ impl Calls {
     }
 
     /// Notes a call, and returns its token: [`Self::next_token`].
-    pub(super) fn open(&mut self, reception: Reception, again: Option<(ShardId, Input)>) -> u64 {
+    pub(crate) fn open(&mut self, reception: Reception<C>, again: Option<(ShardId, Input)>) -> u64 {
         let token = self.next_token();
         let at = self.free.pop().expect("the next token is that of a free slot");
         let bytes = std::mem::take(&mut self.obeyed_bytes);
-        self.slots[at as usize].1 = Some(Call { reception, bytes, again, refused: None });
+        self.slots[at as usize].1 = Some(PendingCall { reception, bytes, again, refused: None });
         token
     }
 
     /// A token names a call only until that is closed.
-    pub(super) fn find(&mut self, token: u64) -> Option<&mut Option<Call>> {
+    pub(crate) fn find(&mut self, token: u64) -> Option<&mut Option<PendingCall<C>>> {
         let (generation, slot) = self.slots.get_mut((token & u64::from(u32::MAX)) as usize)?;
         (u64::from(*generation) == token >> 32).then_some(slot)
     }
 
-    pub(super) fn close(&mut self, token: u64) -> Option<Call> {
+    pub(crate) fn close(&mut self, token: u64) -> Option<PendingCall<C>> {
         let call = self.find(token)?.take()?;
         let at = (token & u64::from(u32::MAX)) as usize;
         self.slots[at].0 = next_generation(self.slots[at].0);
@@ -89,7 +94,7 @@ impl Calls {
 
     /// Closes calls that are overdue, as far as one look goes; returns them, and whether all have been looked at since the
     /// first look.
-    pub(super) fn close_overdue(&mut self, now: Time) -> (Vec<Call>, bool) {
+    pub(crate) fn close_overdue(&mut self, now: Time) -> (Vec<PendingCall<C>>, bool) {
         let until = self.slots.len().min(self.looked + OVERDUE_LOOK);
         let mut overdue = Vec::new();
         while self.looked < until && overdue.len() < OVERDUE_BATCH {
@@ -107,13 +112,13 @@ impl Calls {
         (overdue, is_through)
     }
 
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = Call> {
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = PendingCall<C>> {
         self.free.clear();
         self.slots.drain(..).filter_map(|(_, slot)| slot)
     }
 }
 
-/// The next generation; the last one is left out, for it would make [`Calls::NO_CALL`].
+/// The next generation; the last one is left out, for it would make [`NO_CALL`].
 fn next_generation(generation: u32) -> u32 {
     (generation + 1) % (u32::MAX - 1)
 }
@@ -123,9 +128,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn reception() -> Reception {
-        let (sender, _) = tokio::sync::oneshot::channel();
-        Reception { sender, deadline: Time(1), timeout: Duration::ZERO }
+    fn reception() -> Reception<()> {
+        Reception { caller: (), deadline: Time(1), timeout: Duration::ZERO }
     }
 
     #[test]

@@ -1,0 +1,53 @@
+//! Stead's shell: the threads of a node that run shards, log, checkpoints, tasks, queries and checks.
+//!
+//! Performs what the core decides. Knows no type of a user: user code is a [`Program`], and the place where an answer goes a
+//! [`Caller`]; an [`Env`] names both.
+//!
+//! - [`Life::open`] recovers a data directory and starts the threads; [`Life`] ends them.
+//! - [`Shared`] is what the threads and the clients of a node share; clients hand their calls to it.
+
+#![forbid(unsafe_code)]
+
+mod calls;
+mod checks;
+mod env;
+pub mod events;
+mod guarded;
+mod inbox;
+mod life;
+mod listed;
+mod log;
+mod memory;
+mod open;
+mod outlet;
+pub mod panics;
+mod queries;
+mod ready;
+mod shared;
+mod slice;
+mod snapshots;
+mod stable;
+mod status;
+pub mod stderr;
+mod tasks;
+mod unended;
+mod watchdog;
+mod worker;
+
+pub use checks::CheckStatus;
+pub use env::{Caller, Env, NoAnswer, Program, Reception, Reply, StepCall};
+pub use guarded::Guarded;
+pub use life::Life;
+pub use listed::{list_checkpoints, verify_stored};
+pub use memory::{MemoryLimits, MemoryStatus};
+pub use open::{CheckpointOptions, CopyTarget, OpenError, Options, ServiceLimits};
+pub use queries::StuckQuery;
+pub use ready::{LOG_LAG_MAX, NotReady};
+pub use shared::{LOOK_TIMEOUT, Shared, Wall, system_time};
+pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
+pub use stable::{CopyReport, CopyStatus, copy_stored};
+pub use status::{
+    ClockStatus, LogStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,
+    TaskStatus,
+};
+pub use unended::note_unended;

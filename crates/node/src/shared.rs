@@ -1,0 +1,485 @@
+//! What the threads of a node and its clients share.
+
+use crate::checks::Checks;
+use crate::env::{Env, NoAnswer, Reception, Reply};
+use crate::events;
+use crate::inbox::{Command, Inbox};
+use crate::log::{LogQueue, PreparerSignal};
+use crate::memory::{Memory, MemoryLimits};
+use crate::queries::QueryQueue;
+use crate::snapshots::{Event, SnapshotQueue};
+use crate::stable::Copies;
+use crate::status::Counters;
+use crate::tasks::TaskQueue;
+use crate::watchdog::Watchdog;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use stead_core::ids::{Epoch, Index, Key, NodeId, SessionId, ShardId, Time};
+use stead_core::record::RecordKey;
+use stead_core::shard::{Input, Order, Query, Refusal, Request, Shard};
+use stead_core::state::State;
+use stead_core::topology::Topology;
+use stead_core::trials::{Grant, Trials};
+
+/// How long a look at a shard, and the status, wait for a worker that is held by a handler: 500 ms.
+pub const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What all threads and clients of a node share.
+pub struct Shared<E: Env> {
+    pub(crate) node: NodeId,
+    pub(crate) epoch: Epoch,
+    pub(crate) program: E::Program,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) inboxes: Vec<Inbox<E::Caller>>,
+    pub(crate) clock: Clock,
+    pub(crate) log: LogQueue,
+    pub(crate) preparer: PreparerSignal,
+    pub(crate) tasks: TaskQueue,
+    pub(crate) queries: Arc<QueryQueue<E::Caller>>,
+    /// The turns of shards that try what the last life may have met. Rarely used: its lock is no matter.
+    trials: Mutex<Trials>,
+    pub(crate) snapshots: SnapshotQueue,
+    pub(crate) copies: Copies,
+    pub(crate) checks: Checks,
+    pub(crate) watchdog: Watchdog,
+    pub(crate) counters: Counters,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) workers_running: AtomicUsize,
+    /// Turns that a thread spins before it sleeps, for waking it takes long.
+    pub(crate) spins_idle: u32,
+    pub(crate) spins_waiting: u32,
+    pub(crate) spins_log: u32,
+    pub(crate) stage: AtomicU8,
+    pub(crate) failure: OnceLock<String>,
+    /// Those who wait for a fatal error.
+    watchers: Mutex<Vec<Box<dyn Reply<String>>>>,
+    pub(crate) active: AtomicU32,
+    all_active: (Mutex<()>, Condvar),
+}
+
+/// The stages of a node's life.
+pub(crate) mod stage {
+    pub(crate) const RUNS: u8 = 0;
+    /// Takes no more calls, and commits what it has taken.
+    pub(crate) const STOPS: u8 = 1;
+    /// All threads have ended or are about to.
+    pub(crate) const ENDED: u8 = 2;
+    /// Abandoned as by a crash.
+    pub(crate) const KILLED: u8 = 3;
+}
+
+/// A wall clock, in microseconds since the Unix epoch. It may jump.
+pub type Wall = Box<dyn Fn() -> Time + Send + Sync>;
+
+/// The node's two clocks.
+pub(crate) struct Clock {
+    begun: Time,
+    start: Instant,
+    wall: Wall,
+}
+
+impl Clock {
+    pub(crate) fn new(wall: Wall) -> Self {
+        Self { begun: wall(), start: Instant::now(), wall }
+    }
+
+    /// Steady time: the wall clock at the start, carried on by the monotonic one. It neither jumps nor goes back.
+    pub(crate) fn now(&self) -> Time {
+        self.begun.plus_micros(self.start.elapsed().as_micros() as u64)
+    }
+
+    /// The wall clock, which may jump.
+    pub(crate) fn wall(&self) -> Time {
+        (self.wall)()
+    }
+}
+
+/// The system's wall clock.
+#[must_use]
+pub fn system_time() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+impl<E: Env> Shared<E> {
+    pub(crate) fn new(
+        program: E::Program,
+        topology: Arc<Topology>,
+        workers: usize,
+        epoch: Epoch,
+        clock: Clock,
+        copies: Copies,
+        memory: MemoryLimits,
+    ) -> (Self, mpsc::Receiver<Event>) {
+        let (snapshots, events) = SnapshotQueue::new();
+        let services = topology.services().len();
+        let shared = Self {
+            node: NodeId(1),
+            epoch,
+            program,
+            topology,
+            inboxes: (0..workers).map(|_| Inbox::new()).collect(),
+            clock,
+            log: LogQueue::new(),
+            preparer: PreparerSignal::new(),
+            tasks: TaskQueue::default(),
+            queries: Arc::new(QueryQueue::new(services)),
+            trials: Mutex::default(),
+            snapshots,
+            copies,
+            checks: Checks::default(),
+            watchdog: Watchdog::new(),
+            counters: Counters::new(services),
+            memory: Arc::new(Memory::new(memory)),
+            workers_running: AtomicUsize::new(workers),
+            spins_idle: 100,
+            spins_waiting: 1000,
+            spins_log: 20,
+            stage: AtomicU8::new(stage::RUNS),
+            failure: OnceLock::new(),
+            watchers: Mutex::default(),
+            active: AtomicU32::new(0),
+            all_active: (Mutex::new(()), Condvar::new()),
+        };
+        (shared, events)
+    }
+
+    /// Which worker has a shard.
+    pub(crate) fn worker_of(&self, shard: ShardId) -> usize {
+        shard.0 as usize % self.inboxes.len()
+    }
+
+    /// Whether causes that may have ended the last life are still tried, and all else is held.
+    pub(crate) fn is_trying(&self) -> bool {
+        self.trials.lock().unwrap_or_else(PoisonError::into_inner).is_held()
+    }
+
+    /// Asks for a turn, or ends one, and carries the turn that follows to its shard.
+    pub(crate) fn trials(&self, change: impl FnOnce(&mut Trials) -> Option<Grant>) {
+        // Until the grant is in its inbox: a yield that overtook its turn would be lost.
+        let mut trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        match change(&mut trials) {
+            None => {}
+            Some(Grant::Turn(shard, lane)) => {
+                self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, Input::Turn(lane))]);
+            }
+            Some(Grant::Yield(shard)) => {
+                self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, Input::Yield)]);
+            }
+            Some(Grant::Open) => {
+                for inbox in &self.inboxes {
+                    inbox.push(Command::every(Input::Open));
+                }
+            }
+        }
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, Vec<Box<dyn Reply<String>>>> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The user's code.
+    #[must_use]
+    pub fn program(&self) -> &E::Program {
+        &self.program
+    }
+
+    /// The services and their shards.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The epoch of this life of the node.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The node's steady clock, on which calls have their deadlines.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// Sends a client's request to its shard. The request's token is the node's to fill in.
+    ///
+    /// # Errors
+    /// [`NoAnswer`] if the node takes no calls now; the reception is dropped.
+    pub fn request(
+        &self,
+        shard: ShardId,
+        request: Request,
+        reception: Reception<E::Caller>,
+    ) -> Result<(), NoAnswer> {
+        self.send(shard, Command::Request { shard, request, reception })
+    }
+
+    /// Sends a client's query to its shard. The query's token is the node's to fill in.
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub fn query(
+        &self,
+        shard: ShardId,
+        query: Query,
+        reception: Reception<E::Caller>,
+    ) -> Result<(), NoAnswer> {
+        self.send(shard, Command::Query { shard, query, reception })
+    }
+
+    /// Opens a session at a shard. Without a reception no one waits: if it is refused, its requests will be.
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub fn open_session(
+        &self,
+        shard: ShardId,
+        session: SessionId,
+        principal: Arc<str>,
+        reception: Option<Reception<E::Caller>>,
+    ) -> Result<(), NoAnswer> {
+        self.send(shard, Command::OpenSession { shard, session, principal, reception })
+    }
+
+    /// Sends an operator's decision about a dead letter to its shard.
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub fn dead_letter(
+        &self,
+        shard: ShardId,
+        letter: Index,
+        order: Order,
+        reception: Reception<E::Caller>,
+    ) -> Result<(), NoAnswer> {
+        self.send(shard, Command::DeadLetter { shard, letter, order, reception })
+    }
+
+    /// Deletes records of a process, for an operator: at most [`Shard::DELETE_BATCH`] of them.
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub fn delete(
+        &self,
+        shard: ShardId,
+        process: Key,
+        records: Vec<RecordKey>,
+        reception: Reception<E::Caller>,
+    ) -> Result<(), NoAnswer> {
+        self.send(shard, Command::Delete { shard, process, records, reception })
+    }
+
+    /// Looks at the state of a shard on its worker, which waits meanwhile. Blocks.
+    ///
+    /// # Errors
+    /// [`Refusal::Overloaded`] if a handler holds the shard for longer than [`LOOK_TIMEOUT`]; [`NoAnswer`] if the node has
+    /// ended.
+    pub fn look<T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        look: impl FnOnce(&State) -> T + Send + 'static,
+    ) -> Result<T, NoAnswer> {
+        let (to, from) = mpsc::channel();
+        let look = Box::new(move |state: &State| {
+            // The caller may have given up.
+            let _ = to.send(look(state));
+        });
+        self.send(shard, Command::Look { shard, look })?;
+        from.recv_timeout(LOOK_TIMEOUT).map_err(|error| match error {
+            mpsc::RecvTimeoutError::Timeout => {
+                NoAnswer::Refused(Refusal::Overloaded { retry_after_ms: LOOK_TIMEOUT.as_millis() as u64 })
+            }
+            mpsc::RecvTimeoutError::Disconnected => self.end_reason(),
+        })
+    }
+
+    /// Gives the reason once the node has a fatal error, at once if it has had one.
+    pub fn on_failure(&self, reply: Box<dyn Reply<String>>) {
+        let mut watchers = self.watchers();
+        match self.failure.get() {
+            Some(reason) => reply.send(reason.clone()),
+            None => {
+                watchers.retain(|reply| !reply.is_gone());
+                watchers.push(reply);
+            }
+        }
+    }
+
+    /// Puts a client's command for a shard into the inbox of its worker.
+    fn send(&self, shard: ShardId, command: Command<E::Caller>) -> Result<(), NoAnswer> {
+        if self.stage.load(Ordering::Relaxed) != stage::RUNS || self.failure.get().is_some() {
+            return Err(self.end_reason());
+        }
+        let bytes = command.request_bytes();
+        if bytes > 0 {
+            if !self.memory.takes(command.only_reads()) {
+                let retry_after_ms = Shard::RETRY_AFTER_MS;
+                return Err(NoAnswer::Refused(Refusal::Overloaded { retry_after_ms }));
+            }
+            self.memory.change([0, 0, bytes as i64]);
+        }
+        self.inboxes[self.worker_of(shard)].push(command);
+        Ok(())
+    }
+
+    /// Whether threads must end at once, and leave undone what is not done.
+    pub(crate) fn is_over(&self) -> bool {
+        self.stage.load(Ordering::Relaxed) == stage::KILLED || self.failure.get().is_some()
+    }
+
+    /// Whether the node is being shut down.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stage.load(Ordering::Relaxed) == stage::STOPS
+    }
+
+    /// Whether the node has ended in any way.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.stage.load(Ordering::Relaxed) >= stage::ENDED || self.failure.get().is_some()
+    }
+
+    /// The reason for which a node that has ended gives no answers.
+    pub fn end_reason(&self) -> NoAnswer {
+        match self.failure.get() {
+            Some(reason) => NoAnswer::Failed(reason.clone()),
+            None => NoAnswer::Stopped,
+        }
+    }
+
+    /// A fatal error: the node takes and answers nothing any more.
+    pub(crate) fn fail(&self, reason: String) {
+        let text = format!("the node failed: {reason}");
+        let _ = self.failure.set(reason);
+        let watchers = std::mem::take(&mut *self.watchers());
+        for reply in watchers {
+            reply.send(self.failure.get().expect("it was set above").clone());
+        }
+        self.wake_all();
+        events::error(text);
+    }
+
+    pub(crate) fn wake_all(&self) {
+        for inbox in &self.inboxes {
+            // A worker that panicked does not do so, and what waits in its inbox has callers.
+            inbox.close();
+            inbox.wake();
+        }
+        self.log.stop();
+        self.preparer.wake();
+        self.tasks.stop();
+        self.queries.stop();
+        self.snapshots.stop();
+        self.copies.stop();
+        self.checks.stop();
+        let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.all_active.1.notify_all();
+    }
+
+    pub(crate) fn shard_is_active(&self) {
+        if self.active.fetch_add(1, Ordering::SeqCst) + 1 == self.topology.shard_count() {
+            let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
+            self.all_active.1.notify_all();
+        }
+    }
+
+    pub(crate) fn await_active(&self) -> Result<(), String> {
+        let mut held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(reason) = self.failure.get() {
+                return Err(reason.clone());
+            }
+            if self.active.load(Ordering::SeqCst) >= self.topology.shard_count() {
+                return Ok(());
+            }
+            held = self.all_active.1.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::env::{Caller, Program, StepCall};
+    use stead_core::handler::{Call, Handler, Misuse, Outcome, Txn, View};
+    use stead_core::ids::Incarnation;
+    use stead_core::shard::{Answer, StepOutcome};
+    use stead_store::checkpoint::copy::Owner;
+
+    /// The surroundings of a node without code, whose callers drop their answers.
+    pub(crate) struct Nothing;
+
+    impl Env for Nothing {
+        type Program = NoCode;
+        type Caller = ();
+    }
+
+    impl Caller for () {
+        fn answer(self, _: Result<Answer, NoAnswer>) {}
+
+        fn is_gone(&self) -> bool {
+            false
+        }
+    }
+
+    pub(crate) struct NoCode;
+
+    impl Handler for NoCode {
+        fn handle(&mut self, _: &Call<'_>, _: &mut Txn<'_>) -> Outcome {
+            Outcome::Refused(Misuse::NoCode("any service".to_owned()))
+        }
+
+        fn query(&mut self, _: &Call<'_>, _: View<'_>) -> Outcome {
+            Outcome::Refused(Misuse::NoCode("any service".to_owned()))
+        }
+    }
+
+    impl Program for NoCode {
+        type Handler = Self;
+
+        fn handler(&self, _: &Arc<Topology>, _: u64) -> Self {
+            Self
+        }
+
+        fn query(&self, _: &Call<'_>, _: View<'_>, _: &Topology) -> Outcome {
+            Outcome::Refused(Misuse::NoCode("any service".to_owned()))
+        }
+
+        fn step(&self, step: &StepCall<'_>) -> StepOutcome {
+            StepOutcome::Failed(format!("no code for task {}", step.name))
+        }
+
+        fn has_service(&self, _: &str) -> bool {
+            false
+        }
+
+        fn has_task(&self, _: &str) -> bool {
+            false
+        }
+
+        fn checked_services(&self) -> Vec<String> {
+            Vec::new()
+        }
+
+        fn check(&self, _: &str, _: &Topology, _: &[State]) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    /// What the threads of a node with these services share, without the threads; one worker.
+    pub(crate) fn shared_with(services: &[(&str, u32)]) -> Arc<Shared<Nothing>> {
+        let mut topology = Topology::new(Incarnation(1));
+        for (name, shards) in services {
+            topology.ensure(name, *shards).unwrap();
+        }
+        let owner = Owner { cluster: 1, incarnation: topology.incarnation };
+        let (clock, copies) = (Clock::new(Box::new(system_time)), Copies::new(owner, 0, None));
+        let limits = MemoryLimits::default();
+        Arc::new(Shared::new(NoCode, Arc::new(topology), 1, Epoch(1), clock, copies, limits).0)
+    }
+
+    /// The same without services.
+    pub(crate) fn shared() -> Arc<Shared<Nothing>> {
+        shared_with(&[])
+    }
+}

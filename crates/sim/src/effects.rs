@@ -146,6 +146,7 @@ impl World<'_> {
                 if !colour_news {
                     self.marks.hit(Mark::MarkerByMessage);
                 }
+                self.model.marked(shard, &header);
                 self.marked(shard, *header, all)?;
             }
             Effect::MarkerCommitted(colour) => self.marker_committed(shard, colour)?,

@@ -50,8 +50,7 @@ impl World<'_> {
 
     pub(crate) fn operator_hears(&mut self, answer: &Answer) -> Outcomes {
         let (shard, letter, order) = self.ordered[(answer.token & !OPERATOR) as usize];
-        let is_there =
-            |state: &State| state.records().get(RecordKey::dead_letter(letter).as_bytes()).is_some();
+        let key = RecordKey::dead_letter(letter);
         let bad = |what: &str| {
             let what = format!("shard {shard}: {order:?} of dead letter {letter} is answered, {what}");
             Err(Violation::new(7, what).into())
@@ -62,14 +61,14 @@ impl World<'_> {
                     Order::Retry => Mark::DeadLetterRetried,
                     Order::Drop => Mark::DeadLetterDropped,
                 });
-                if is_there(self.model.state(shard)) {
+                if self.model.state(shard).has(&key) {
                     return bad("and it is still there");
                 }
             }
             // One that came later than the order has seen is no news to it.
             Err(Refusal::NoDeadLetter(_)) if letter <= answer.index => {
                 let node = self.node.as_ref().expect("only a living node has effects");
-                if is_there(node.shards[shard.0 as usize].state()) {
+                if node.shards[shard.0 as usize].state().records().get(key.as_bytes()).is_some() {
                     return bad("but it was not found, and it is there");
                 }
             }

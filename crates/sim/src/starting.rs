@@ -79,7 +79,7 @@ impl World<'_> {
         }
         self.before_recovery = None;
         let model = &self.model;
-        let waits = |shard, key: &RecordKey| model.state(shard).records().get(key.as_bytes()).is_some();
+        let waits = |shard, key: &RecordKey| model.state(shard).has(key);
         self.blame.life_begins(self.trusted, waits);
         if std::mem::take(&mut self.trusted)
             && let Some(node) = &mut self.node

@@ -8,11 +8,10 @@ use crate::bug::Bug;
 use crate::client::{Clients, Frame};
 use crate::disk::LifeDisk;
 use crate::marks::{Mark, Marks};
-use crate::model::{Model, check_channels, copy, hash_call};
+use crate::model::{Model, Seen, check_channels, copy, hash_call};
 use crate::node::{NODE, Node};
 use crate::operator::Ordered;
 use crate::profile::{Overrides, Profile, one_in};
-use crate::queries::Seen;
 use crate::recent::Recent;
 use crate::violation::Violation;
 use crate::workload::{CallId, ENDED, Workload};
@@ -683,7 +682,7 @@ impl<'w> World<'w> {
         let model = &self.model;
         self.blame.life_ends(
             killer,
-            |shard, key| model.state(shard).records().get(key.as_bytes()).is_some(),
+            |shard, key| model.state(shard).has(key),
             |shard, id, step| {
                 let task: Option<TaskRecord> = model.state(shard).record(&RecordKey::task(id));
                 task.is_some_and(|task| task.step == step)
@@ -788,10 +787,15 @@ impl<'w> World<'w> {
     /// Compares the shards that have no entry under way with the model.
     fn compare(&mut self) -> Outcomes {
         let Some(node) = &self.node else { return Ok(()) };
+        // One of them thoroughly, for that takes a while.
+        let thorough = self.events % node.shards.len() as u64;
         for shard in &node.shards {
             let state = shard.state();
             if state.position().index == self.model.durable(state.shard()) {
                 self.model.same(state)?;
+                if u64::from(state.shard().0) == thorough {
+                    self.model.same_records(state)?;
+                }
             }
         }
         Ok(())

@@ -1,0 +1,234 @@
+//! What the simulator knows of each shard, apart from the node: every entry that was ever given to the log, how much of
+//! it is known to be synced, and the state that follows. It outlives the crashes of the node, which is held to it.
+
+mod cuts;
+mod entries;
+mod fold;
+mod leaving;
+mod seen;
+
+pub(crate) use cuts::{check_channels, copy, differ};
+pub(crate) use fold::Fold;
+pub(crate) use seen::Seen;
+
+use crate::violation::Violation;
+use crate::workload::Workload;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use stead_core::entry::Entry;
+use stead_core::ids::{Colour, Epoch, Index, RequestNumber, SessionId, ShardId, Time};
+use stead_core::state::{Header, Message, State};
+use stead_core::topology::Topology;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+/// All shards.
+pub(crate) struct Model {
+    topology: Arc<Topology>,
+    shards: Vec<Shadow>,
+    /// By channel, what each message was, at the place of its sequence number less one.
+    sent: BTreeMap<(ShardId, ShardId), Vec<Sent>>,
+    /// Which life of the node led an epoch.
+    leaders: BTreeMap<Epoch, u64>,
+    /// By colour, the shards' states at their markers.
+    cuts: BTreeMap<Colour, Vec<State>>,
+    /// Consistent cuts that were checked.
+    pub(crate) cuts_checked: u64,
+    /// The greatest lead of any wall clock over virtual time. A shard whose clock was set back goes on, slower.
+    lead: u64,
+    /// How long an idempotency key stands for one request, in microseconds.
+    key_life: u64,
+    pub(crate) entries: u64,
+}
+
+/// One shard.
+struct Shadow {
+    /// What is known to be synced, folded.
+    fold: Fold,
+    /// What was given to the log after that.
+    tail: VecDeque<Entry>,
+    /// Requests of sessions that were applied.
+    requests: BTreeSet<(SessionId, RequestNumber)>,
+    /// Requests whose clients know that they never will be, by what makes a retry of them known.
+    refused: BTreeSet<[u8; 16]>,
+    /// By index, a hash of what the handler was called with for an entry that is not folded yet.
+    called: BTreeMap<Index, u64>,
+    /// By index, when an entry that is not folded yet was made, in virtual time.
+    made: BTreeMap<Index, u64>,
+    /// By colour, the header of the part that the shard began in this life, until its marker is folded.
+    marked: BTreeMap<Colour, Header>,
+    /// By what makes a retry of it known, when a request with an idempotency key was applied last, in virtual time.
+    keyed: BTreeMap<[u8; 16], u64>,
+    /// The sum of what the entries say to have been served.
+    served: u64,
+}
+
+struct Sent {
+    message: u64,
+    payload: u64,
+    process: u64,
+    colour: Colour,
+}
+
+impl Sent {
+    fn of(message: &Message) -> Self {
+        Self {
+            message: hash_message(message),
+            payload: hash_call(&message.process, &message.payload),
+            process: xxh3_64(message.process.as_bytes()),
+            colour: message.colour,
+        }
+    }
+}
+
+fn hash_message(message: &Message) -> u64 {
+    xxh3_64(&minicbor::to_vec(message).expect("writing to a Vec never fails"))
+}
+
+pub(crate) fn hash_call(key: &str, payload: &[u8]) -> u64 {
+    xxh3_64_with_seed(payload, xxh3_64(key.as_bytes()))
+}
+
+impl Model {
+    pub(crate) fn new(topology: Arc<Topology>, idempotency_ttl: u64) -> Self {
+        let shadow = |shard| Shadow {
+            fold: Fold::new(shard),
+            tail: VecDeque::new(),
+            requests: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            called: BTreeMap::new(),
+            made: BTreeMap::new(),
+            marked: BTreeMap::new(),
+            keyed: BTreeMap::new(),
+            served: 0,
+        };
+        Self {
+            shards: topology.shards().map(shadow).collect(),
+            topology,
+            sent: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            cuts_checked: 0,
+            lead: 0,
+            key_life: idempotency_ttl * 1000,
+            entries: 0,
+        }
+    }
+
+    /// The cluster begins from restored states. Its channels are new: all that was sent in them is still kept.
+    pub(crate) fn adopt(&mut self, states: &[State]) {
+        for state in states {
+            let from = state.shard();
+            for (to, outbox) in state.outboxes().iter() {
+                let log = outbox.messages.iter().map(Sent::of).collect();
+                self.sent.insert((from, to), log);
+            }
+            self.shadow(from).fold = Fold::of(state);
+            self.looked(state.position().time, 0);
+        }
+    }
+
+    /// A wall clock shows this, at some virtual time.
+    pub(crate) fn looked(&mut self, wall: Time, now: u64) {
+        self.lead = self.lead.max(wall.0.saturating_sub(now));
+    }
+
+    fn shadow(&mut self, shard: ShardId) -> &mut Shadow {
+        &mut self.shards[shard.0 as usize]
+    }
+
+    /// The state of what is known to be synced.
+    pub(crate) fn state(&self, shard: ShardId) -> &Fold {
+        &self.shards[shard.0 as usize].fold
+    }
+
+    pub(crate) fn durable(&self, shard: ShardId) -> Index {
+        self.state(shard).position().index
+    }
+
+    /// The last entry that was given to the log.
+    pub(crate) fn appended(&self, shard: ShardId) -> Index {
+        let shadow = &self.shards[shard.0 as usize];
+        Index(shadow.fold.position().index.0 + shadow.tail.len() as u64)
+    }
+
+    /// A life of the node leads an epoch.
+    pub(crate) fn led(&mut self, epoch: Epoch, life: u64) -> Result<(), Violation> {
+        match self.leaders.insert(epoch, life) {
+            Some(other) if other != life => {
+                Err(Violation::new(1, format!("life {life} leads epoch {epoch}, which life {other} led")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A request is refused for good, as its client knows.
+    pub(crate) fn refused(&mut self, shard: ShardId, identity: [u8; 16]) {
+        self.shadow(shard).refused.insert(identity);
+    }
+
+    /// The handler is called for the entry that will have this index.
+    pub(crate) fn called(&mut self, shard: ShardId, index: Index, call: u64) {
+        self.shadow(shard).called.insert(index, call);
+    }
+
+    /// The node came back with a shard at this state. Nothing synced may be missing, nothing else may be there.
+    pub(crate) fn recovered(&mut self, found: &State, workload: &mut dyn Workload) -> Result<(), Violation> {
+        let shard = found.shard();
+        let index = found.position().index;
+        let (durable, appended) = (self.durable(shard), self.appended(shard));
+        if index < durable {
+            return Err(Violation::new(
+                2,
+                format!("shard {shard}: came back at {index}, but {durable} was committed"),
+            ));
+        }
+        if index > appended {
+            return Err(Violation::new(
+                2,
+                format!("shard {shard}: came back at {index}, but the last entry was {appended}"),
+            ));
+        }
+        self.synced(shard, index, workload)?;
+        let shadow = self.shadow(shard);
+        shadow.tail.clear();
+        shadow.called.clear();
+        shadow.made.clear();
+        shadow.marked.clear();
+        self.same(found)?;
+        self.same_records(found)
+    }
+
+    /// The shard has the state that its entries make.
+    pub(crate) fn same(&self, found: &State) -> Result<(), Violation> {
+        let shard = found.shard();
+        let known = self.state(shard);
+        if known.is_like(found) {
+            return Ok(());
+        }
+        let index = found.position().index;
+        let differs = differ(&known.to_state(), found);
+        let what = format!("shard {shard}: at {index} its state is not that of its entries: {differs}");
+        Err(Violation::new(2, what))
+    }
+
+    /// As [`Model::same`], looking at each record, and at all that the shard keeps at hand of them.
+    pub(crate) fn same_records(&self, found: &State) -> Result<(), Violation> {
+        let shard = found.shard();
+        let index = found.position().index;
+        let known = self.state(shard);
+        if let Some(key) = known.other_record(found) {
+            let what = format!("shard {shard}: at {index} its record {key:?} is not that of its entries");
+            return Err(Violation::new(2, what));
+        }
+        if let Some(differs) = found.index_difference(&known.to_state()) {
+            let what = format!("shard {shard}: at {index} its {differs} are not those of its loaded state");
+            return Err(Violation::new(2, what));
+        }
+        Ok(())
+    }
+
+    /// A hash over everything that is durable.
+    pub(crate) fn hash(&self) -> u128 {
+        self.shards.iter().fold(0, |sum: u128, s| sum.rotate_left(7) ^ s.fold.hash())
+    }
+}

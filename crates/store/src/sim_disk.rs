@@ -197,6 +197,8 @@ struct Inner {
     names: BTreeMap<String, Entry>,
     names_durable: BTreeMap<String, Entry>,
     changes: Vec<DirChange>,
+    /// Some file may have no name: one that was removed, replaced, or lost in a crash.
+    may_have_unnamed: bool,
     /// Grows when all open files become invalid.
     generation: u64,
     operations: u64,
@@ -273,6 +275,7 @@ impl Inner {
         }
         self.names_durable.clone_from(&names);
         self.names = names;
+        self.may_have_unnamed = true;
         self.generation += 1;
         for inode in self.inodes.values_mut() {
             inode.handles = 0;
@@ -285,6 +288,9 @@ impl Inner {
 
     /// Drops the files that neither a name, a durable name nor an open handle can reach.
     fn collect(&mut self) {
+        if !self.may_have_unnamed {
+            return;
+        }
         let mut reachable: Vec<u64> = Vec::new();
         let linked = self.changes.iter().filter_map(|change| match change {
             DirChange::Link { entry, .. } => Some(entry),
@@ -297,6 +303,8 @@ impl Inner {
         }
         reachable.sort_unstable();
         self.inodes.retain(|id, inode| inode.handles > 0 || reachable.binary_search(id).is_ok());
+        let named = self.names.values().filter(|entry| **entry != Entry::Dir).count();
+        self.may_have_unnamed = self.inodes.len() > named;
     }
 
     /// Fails a sync that was chosen for it.
@@ -336,6 +344,7 @@ impl Inner {
     }
 
     fn change(&mut self, change: DirChange) {
+        self.may_have_unnamed |= !matches!(change, DirChange::Link { .. });
         change.clone().apply(&mut self.names);
         self.changes.push(change);
     }
@@ -343,8 +352,7 @@ impl Inner {
     fn open(&mut self, path: &str, open: Open) -> io::Result<u64> {
         check_path(path)?;
         self.check_dir(parent(path))?;
-        let handles: u32 = self.inodes.values().map(|inode| inode.handles).sum();
-        if self.files_max.is_some_and(|max| handles >= max) {
+        if self.files_max.is_some_and(|max| self.open_files() >= max) {
             return Err(io::Error::from_raw_os_error(Errno::MFILE.raw_os_error()));
         }
         let id = match (self.file_id(path), open) {
@@ -369,6 +377,10 @@ impl Inner {
             inode.handles += 1;
         }
         Ok(id)
+    }
+
+    fn open_files(&self) -> u32 {
+        self.inodes.values().map(|inode| inode.handles).sum()
     }
 
     fn create_dir(&mut self, path: &str) -> io::Result<()> {
@@ -408,6 +420,7 @@ impl SimDisk {
             names: BTreeMap::new(),
             names_durable: BTreeMap::new(),
             changes: Vec::new(),
+            may_have_unnamed: false,
             generation: 0,
             operations: 0,
             crash_at: None,
@@ -491,7 +504,7 @@ impl SimDisk {
     /// The files that are open.
     #[must_use]
     pub fn open_files(&self) -> u32 {
-        self.inner().inodes.values().map(|inode| inode.handles).sum()
+        self.inner().open_files()
     }
 
     /// Bytes of all files together.
@@ -553,6 +566,7 @@ impl SimDisk {
         inner.inodes.insert(id, inode);
         inner.names.insert(path.to_owned(), Entry::File(id));
         inner.names_durable.insert(path.to_owned(), Entry::File(id));
+        inner.may_have_unnamed = true;
         inner.collect();
     }
 

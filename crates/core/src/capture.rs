@@ -3,11 +3,12 @@
 //! The shard captures it when the query comes, and goes on. The query may then run for any time and on any thread: it
 //! holds nothing but memory.
 
-use crate::handler::{Call, Outcome, View};
-use crate::ids::{Blob, Colour, Epoch, Index, Key, ServiceId, TaskId, Time};
+use crate::blob::Blob;
+use crate::calls::{Answer, Call, Outcome, Query, Refusal};
+use crate::ids::{Colour, Epoch, Index, ServiceId, TaskId, Time};
+use crate::key::Key;
 use crate::ordered::Frozen;
-use crate::record::RecordKey;
-use crate::shard::{Answer, Query, Refusal};
+use crate::record::{RecordKey, TaskRecord, decode_value};
 use crate::state::State;
 use std::fmt;
 
@@ -41,7 +42,7 @@ impl Capture {
     /// The process as code reads it.
     #[must_use]
     pub fn view(&self) -> View<'_> {
-        View::new(self)
+        View(self)
     }
 }
 
@@ -101,4 +102,60 @@ impl Reading {
         };
         Answer { token: self.query.token, epoch: self.epoch, index: self.index, colour: self.colour, result }
     }
+}
+
+/// A process's state, to read only.
+#[derive(Clone, Copy)]
+pub struct View<'a>(&'a Capture);
+
+impl<'a> View<'a> {
+    /// The process's whole-value state.
+    #[must_use]
+    pub fn state(&self) -> Option<&'a Blob> {
+        self.0.state.as_ref()
+    }
+
+    /// One key of the process's keyed sub-state.
+    #[must_use]
+    pub fn cell(&self, cell: &[u8]) -> Option<&'a Blob> {
+        self.0.cells.get(RecordKey::cell(&self.0.process, cell).as_bytes())
+    }
+
+    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
+    #[must_use]
+    pub fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)> {
+        self.cells_from(prefix, from)
+            .take(limit)
+            .map(|(cell, value)| (cell.to_vec(), value.clone()))
+            .collect()
+    }
+
+    fn cells_from(self, prefix: &[u8], from: &[u8]) -> impl Iterator<Item = (&'a [u8], &'a Blob)> {
+        let Capture { process, cells, .. } = self.0;
+        let start = RecordKey::cell(process, from.max(prefix));
+        let prefix = RecordKey::cell(process, prefix);
+        let head = RecordKey::cell(process, b"").as_bytes().len();
+        let found = cells.from(start.as_bytes()).map(|(key, value)| (key.as_bytes(), value));
+        found
+            .take_while(move |(key, _)| key.starts_with(prefix.as_bytes()))
+            .map(move |(key, value)| (&key[head..], value))
+    }
+
+    /// A task of this process that is not finished.
+    #[must_use]
+    pub fn task(&self, id: TaskId) -> Option<TaskRecord> {
+        self.0.tasks.get(&(self.0.process.clone(), id)).map(|value| task_of(value))
+    }
+
+    /// All tasks of this process that are not finished.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
+        let Capture { process, tasks, .. } = self.0;
+        let found = tasks.from(&(process.clone(), TaskId(0))).take_while(|((owner, _), _)| owner == process);
+        found.map(|((_, id), value)| (*id, task_of(value))).collect()
+    }
+}
+
+fn task_of(value: &[u8]) -> TaskRecord {
+    decode_value(value).expect("checked when it was written or loaded")
 }

@@ -1,10 +1,14 @@
 //! A shard's log: what each handled cause did, in one atomic entry.
 
+use crate::blob::Blob;
 use crate::ids::{
-    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
+    Colour, Epoch, Index, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };
-use crate::record::{RecordKey, Waiting};
+use crate::key::Key;
+use crate::record::{RecordKey, Waiting, decode_value};
+pub use crate::reply::Reply;
 use minicbor::{Decode, Encode};
+use xxhash_rust::xxh3::xxh3_128;
 
 /// One effect of one cause. Replicas fold entries; none of them runs user code.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -174,6 +178,37 @@ pub enum Cause {
     },
 }
 
+impl Cause {
+    /// The waiting cause that this one handles, if it is of that sort.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Waiting> {
+        match *self {
+            Self::Message { from, seq } => Some(Waiting::Message { from, seq }),
+            Self::Timer { id } => Some(Waiting::Timer { id }),
+            Self::Task { id, step } => Some(Waiting::Task { id, step }),
+            Self::Retry { letter } => Some(Waiting::DeadLetter { letter }),
+            _ => None,
+        }
+    }
+
+    /// A hash of what makes a retry of a request known: its place in a session, or principal, process and key, each with
+    /// its length.
+    ///
+    /// It names attempts and nothing else: the kept reply is found by the whole key. A client that makes two requests
+    /// collide, one of them another client's, and has the first end the process again and again, has the second refused as
+    /// given up, which it never was: nothing is applied twice or answered wrongly by it, and such a client can refuse its
+    /// service to everybody anyway. The hash is stored, so no secret of a process can be in it.
+    #[must_use]
+    pub fn identity(&self, process: &str) -> Option<[u8; 16]> {
+        let key = match self {
+            Self::Request { session, number, .. } => RecordKey::reply(*session, *number),
+            Self::Idempotent { principal, key, .. } => RecordKey::idempotency(process, principal, key),
+            _ => return None,
+        };
+        Some(xxh3_128(key.as_bytes()).to_be_bytes())
+    }
+}
+
 /// The end of a channel that its receiver holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Trim {
@@ -210,17 +245,6 @@ pub struct Send {
     pub payload: Blob,
 }
 
-/// A handler's answer.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum Reply {
-    /// It worked.
-    #[n(0)]
-    Ok(#[n(0)] Blob),
-    /// The handler returned an error, which is an answer too.
-    #[n(1)]
-    Err(#[n(0)] Blob),
-}
-
 /// Bytes that are no entry.
 #[derive(Debug, thiserror::Error)]
 #[error("invalid log entry: {0}; the log was written by another version or is damaged")]
@@ -237,6 +261,6 @@ impl Entry {
     /// # Errors
     /// [`NoEntry`] if they hold anything else.
     pub fn decode(bytes: &[u8]) -> Result<Self, NoEntry> {
-        Ok(crate::record::decode_value(bytes)?)
+        Ok(decode_value(bytes)?)
     }
 }

@@ -1,13 +1,16 @@
 //! The user's code as the core sees it: it is run once for each cause and leaves its effects in a transaction.
 
-use crate::capture::Capture;
-use crate::entry::{Reply, Send, Write};
-use crate::ids::{Blob, Epoch, IDS_PER_ENTRY, Index, Key, ServiceId, TaskId, Time, TimerId, id_of_entry};
+use crate::blob::Blob;
+use crate::calls::Refusal;
+pub use crate::calls::{Call, Caller, Misuse, Outcome};
+pub use crate::capture::View;
+use crate::entry::{Send, Write};
+use crate::ids::{IDS_PER_ENTRY, Index, ServiceId, TaskId, Time, TimerId, id_of_entry};
+use crate::key::Key;
 use crate::record::{
     Kind, Receiver, RecordKey, StepRetry, TaskRecord, TimerRecord, decode_value, encode_value,
 };
 use crate::records::Records;
-use crate::shard::Refusal;
 use crate::state::State;
 use crate::topology::Topology;
 use crate::writes::Writes;
@@ -47,101 +50,6 @@ pub enum QueryPlace {
     Here,
     /// Wherever the shell runs it: see [`Effect::Query`](crate::shard::Effect::Query).
     Apart,
-}
-
-/// What a handler is called for.
-#[derive(Clone, Debug)]
-pub struct Call<'a> {
-    /// The service of the process.
-    pub service: ServiceId,
-    /// The key of the process.
-    pub key: &'a Key,
-    /// Who calls.
-    pub caller: Caller<'a>,
-    /// The request, message, timer's payload or task's result.
-    pub payload: &'a [u8],
-    /// The shard's time.
-    pub time: Time,
-    /// Where the entry of this call will stand; a name for it that no other call has.
-    pub place: (Epoch, Index),
-}
-
-/// Who calls a handler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caller<'a> {
-    /// A client, by the name that it authenticated with.
-    Client {
-        /// The name.
-        principal: &'a str,
-    },
-    /// Another process, by a message.
-    Process {
-        /// Its service.
-        service: ServiceId,
-        /// Its key.
-        key: &'a Key,
-    },
-    /// A timer that the process set.
-    Timer {
-        /// The timer.
-        id: TimerId,
-    },
-    /// A task that the process started: it ended, and the payload is what it made.
-    Task {
-        /// The task.
-        id: TaskId,
-    },
-}
-
-/// How a handler ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It answered. With [`Reply::Err`] writes and sends are dropped, but the answer is kept.
-    Replied(Reply),
-    /// The call could not be understood or the process's state not be read: nothing is kept, and the caller learns why.
-    Refused(Misuse),
-    /// It panicked with this message: nothing is kept.
-    Panicked(String),
-}
-
-/// Why a call was refused before or instead of being handled.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Misuse {
-    /// The request's bytes are not what the service takes.
-    #[error("cannot read the request: {0}")]
-    Request(String),
-    /// The process's stored state can't be read by this version of the service.
-    #[error("cannot read the state of the process: {0}")]
-    State(String),
-    /// The service has no code here.
-    #[error("no code is registered for {0}")]
-    NoCode(String),
-    /// A client sent what only processes, timers and tasks of the system may send.
-    #[error(
-        "{0} takes this request from other processes only, and refuses it from clients; send one of the requests that the \
-         service offers to clients"
-    )]
-    Internal(String),
-    /// What the call writes, sends and answers together is too large for an entry.
-    #[error(
-        "the call writes, sends and answers {len} bytes, over the limit of {max} bytes of one log entry; spread it over several calls"
-    )]
-    TooLarge {
-        /// Its bytes.
-        len: usize,
-        /// The limit in bytes: [`Settings::entry_bytes_max`](crate::shard::Settings::entry_bytes_max).
-        max: usize,
-    },
-}
-
-impl Misuse {
-    /// Bytes of the text that it carries.
-    pub(crate) fn text_len(&self) -> usize {
-        match self {
-            Self::Request(text) | Self::State(text) | Self::NoCode(text) | Self::Internal(text) => text.len(),
-            Self::TooLarge { .. } => 0,
-        }
-    }
 }
 
 /// What one call does, kept apart from the state until the handler has ended well.
@@ -465,64 +373,4 @@ impl<'a> Txn<'a> {
 
 fn check_len(what: &'static str, len: usize, max: usize) -> Result<(), Limit> {
     if len > max { Err(Limit::TooLarge { what, len, max }) } else { Ok(()) }
-}
-
-/// A process's state, to read only.
-#[derive(Clone, Copy)]
-pub struct View<'a>(&'a Capture);
-
-impl<'a> View<'a> {
-    pub(crate) fn new(capture: &'a Capture) -> Self {
-        Self(capture)
-    }
-
-    /// The process's whole-value state.
-    #[must_use]
-    pub fn state(&self) -> Option<&'a Blob> {
-        self.0.state.as_ref()
-    }
-
-    /// One key of the process's keyed sub-state.
-    #[must_use]
-    pub fn cell(&self, cell: &[u8]) -> Option<&'a Blob> {
-        self.0.cells.get(RecordKey::cell(&self.0.process, cell).as_bytes())
-    }
-
-    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
-    #[must_use]
-    pub fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)> {
-        self.cells_from(prefix, from)
-            .take(limit)
-            .map(|(cell, value)| (cell.to_vec(), value.clone()))
-            .collect()
-    }
-
-    fn cells_from(self, prefix: &[u8], from: &[u8]) -> impl Iterator<Item = (&'a [u8], &'a Blob)> {
-        let Capture { process, cells, .. } = self.0;
-        let start = RecordKey::cell(process, from.max(prefix));
-        let prefix = RecordKey::cell(process, prefix);
-        let head = RecordKey::cell(process, b"").as_bytes().len();
-        let found = cells.from(start.as_bytes()).map(|(key, value)| (key.as_bytes(), value));
-        found
-            .take_while(move |(key, _)| key.starts_with(prefix.as_bytes()))
-            .map(move |(key, value)| (&key[head..], value))
-    }
-
-    /// A task of this process that is not finished.
-    #[must_use]
-    pub fn task(&self, id: TaskId) -> Option<TaskRecord> {
-        self.0.tasks.get(&(self.0.process.clone(), id)).map(|value| task_of(value))
-    }
-
-    /// All tasks of this process that are not finished.
-    #[must_use]
-    pub fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
-        let Capture { process, tasks, .. } = self.0;
-        let found = tasks.from(&(process.clone(), TaskId(0))).take_while(|((owner, _), _)| owner == process);
-        found.map(|((_, id), value)| (*id, task_of(value))).collect()
-    }
-}
-
-fn task_of(value: &[u8]) -> TaskRecord {
-    decode_value(value).expect("checked when it was written or loaded")
 }

@@ -5,6 +5,7 @@
 //!
 //! - [`shard::Shard`] is the protocol: it handles an [`shard::Input`] and gives [`shard::Effect`]s.
 //! - [`state::State`] is what a shard knows: the fold of its [`entry::Entry`]s, held as [`records::Records`].
+//! - [`calls`] is what clients and shards ask of a process, and what they are answered.
 //! - [`handler::Handler`] is the user's code as the core sees it; it works on a [`handler::Txn`].
 //! - [`capture::Capture`] is what a query may read: a process as it was at one entry, which holds no shard.
 //! - [`replica::Replica`] decides what is committed.
@@ -14,19 +15,24 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blob;
+pub mod calls;
 pub mod capture;
+pub mod channel;
 pub mod checkpointing;
 pub mod clock;
 pub mod coordinator;
 pub mod entry;
 pub mod handler;
 pub mod ids;
+pub mod key;
 pub mod log_room;
 mod ordered;
 mod outgoing;
 pub mod record;
 pub mod records;
 pub mod replica;
+pub mod reply;
 pub mod room;
 pub mod shard;
 pub mod shard_map;

@@ -3,10 +3,10 @@
 //! A marker notes only from where to where each outbox reaches. Messages at the end of an outbox are newer than the marker
 //! and of no interest; one that is trimmed from its front before a slice came to it is kept here instead.
 
+use crate::channel::{Message, Outbox};
 use crate::ids::{Seq, ShardId};
 use crate::records::Piece;
 use crate::shard_map::ShardMap;
-use crate::state::{Message, Outbox};
 use std::collections::{BTreeMap, VecDeque};
 
 /// The messages that were in the outboxes at the last marker and that no slice has taken yet.

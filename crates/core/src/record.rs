@@ -1,9 +1,9 @@
 //! What a shard's state is made of: records, each a key of one kind and its bytes.
 
-use crate::entry::{Cause, Reply};
-use crate::ids::{
-    Blob, Index, Key, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
-};
+use crate::blob::Blob;
+use crate::ids::{Index, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId};
+use crate::key::Key;
+use crate::reply::Reply;
 use minicbor::{Decode, Encode};
 use smallvec::SmallVec;
 use std::borrow::Borrow;
@@ -320,7 +320,7 @@ pub enum Waiting {
     /// A client's request, which its client may bring again.
     #[n(3)]
     Request {
-        /// Hash of what makes a retry of it known: see [`Cause::identity`].
+        /// Hash of what makes a retry of it known: see [`Cause::identity`](crate::entry::Cause::identity).
         #[n(0)]
         #[cbor(with = "minicbor::bytes")]
         identity: [u8; 16],
@@ -580,35 +580,4 @@ pub fn decode_value<'b, T: Decode<'b, ()>>(value: &'b [u8]) -> Result<T, minicbo
 #[must_use]
 pub fn encode_value<T: Encode<()>>(value: &T) -> Blob {
     Blob::from(minicbor::to_vec(value).expect("writing to a Vec never fails"))
-}
-
-impl Cause {
-    /// The waiting cause that this one handles, if it is of that sort.
-    #[must_use]
-    pub fn waiting(&self) -> Option<Waiting> {
-        match *self {
-            Self::Message { from, seq } => Some(Waiting::Message { from, seq }),
-            Self::Timer { id } => Some(Waiting::Timer { id }),
-            Self::Task { id, step } => Some(Waiting::Task { id, step }),
-            Self::Retry { letter } => Some(Waiting::DeadLetter { letter }),
-            _ => None,
-        }
-    }
-
-    /// A hash of what makes a retry of a request known: its place in a session, or principal, process and key, each with
-    /// its length.
-    ///
-    /// It names attempts and nothing else: the kept reply is found by the whole key. A client that makes two requests
-    /// collide, one of them another client's, and has the first end the process again and again, has the second refused as
-    /// given up, which it never was: nothing is applied twice or answered wrongly by it, and such a client can refuse its
-    /// service to everybody anyway. The hash is stored, so no secret of a process can be in it.
-    #[must_use]
-    pub fn identity(&self, process: &str) -> Option<[u8; 16]> {
-        let key = match self {
-            Self::Request { session, number, .. } => RecordKey::reply(*session, *number),
-            Self::Idempotent { principal, key, .. } => RecordKey::idempotency(process, principal, key),
-            _ => return None,
-        };
-        Some(xxh3_128(key.as_bytes()).to_be_bytes())
-    }
 }

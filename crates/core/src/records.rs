@@ -5,11 +5,12 @@
 //! slice, never by the size of the state. The records that are taken share their values with the state: the writer of the
 //! snapshot copies them, on its own time.
 
-use crate::ids::{Blob, ShardId};
+use crate::blob::Blob;
+use crate::channel::Message;
+use crate::ids::ShardId;
 use crate::ordered::{Frozen, Ordered};
 use crate::record::{Kind, RecordKey};
 use crate::slab::{PlaceIndex, Slab};
-use crate::state::Message;
 use smallvec::SmallVec;
 use std::cmp::Ordering;
 use std::ops::Range;

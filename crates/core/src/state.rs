@@ -1,9 +1,12 @@
 //! A shard's state: the fold of its entries. No user code, no clock, no decision: `state' = apply(state, entry)`.
 
-use crate::entry::{Cause, Entry, Reply, Trim, Write};
+use crate::blob::Blob;
+pub use crate::channel::{Message, Outbox};
+use crate::entry::{Cause, Entry, Trim, Write};
 use crate::ids::{
-    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
+    Colour, Epoch, Index, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };
+use crate::key::Key;
 use crate::ordered::{Frozen, Ordered};
 use crate::outgoing::Outgoing;
 use crate::record::{
@@ -11,6 +14,7 @@ use crate::record::{
     Waiting, decode_value, encode_value,
 };
 use crate::records::{Piece, Records};
+use crate::reply::Reply;
 use crate::room;
 use crate::shard_map::ShardMap;
 use minicbor::{Decode, Encode};
@@ -108,49 +112,6 @@ pub struct OpenSession {
     pub kept: usize,
     /// Its record is there. While a part is loaded replies may come before it.
     known: bool,
-}
-
-/// The sending end of a channel.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Outbox {
-    /// The number of the next message.
-    #[n(0)]
-    pub next: Seq,
-    /// What the receiver has not acknowledged, in order.
-    #[n(1)]
-    pub messages: VecDeque<Message>,
-}
-
-impl Default for Outbox {
-    fn default() -> Self {
-        Self { next: Seq(1), messages: VecDeque::new() }
-    }
-}
-
-/// A message on its way from one shard to another. A resend changes nothing in it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Message {
-    /// Its place in the channel.
-    #[n(0)]
-    pub seq: Seq,
-    /// The epoch of the entry that sent it.
-    #[n(1)]
-    pub epoch: Epoch,
-    /// The index of the entry that sent it.
-    #[n(2)]
-    pub index: Index,
-    /// The sender's colour then.
-    #[n(3)]
-    pub colour: Colour,
-    /// The process that sent it.
-    #[n(4)]
-    pub sender: Key,
-    /// The process that it is for.
-    #[n(5)]
-    pub process: Key,
-    /// What it says.
-    #[n(6)]
-    pub payload: Blob,
 }
 
 /// What a part of a checkpoint holds beside the records.
@@ -949,13 +910,5 @@ fn discharge(principals: &mut BTreeMap<Arc<str>, OfPrincipal>, principal: &str, 
     of.replies = of.replies.saturating_sub(less.replies);
     if *of == OfPrincipal::default() {
         principals.remove(principal);
-    }
-}
-
-impl Message {
-    /// What the message counts for in the accounting of memory, in bytes.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        self.payload.len() + size_of::<Self>()
     }
 }

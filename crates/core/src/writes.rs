@@ -1,7 +1,7 @@
 //! What one call writes: each record once, with its last value, in the order of the first writes.
 
+use crate::blob::Blob;
 use crate::entry::Write;
-use crate::ids::Blob;
 use crate::record::RecordKey;
 use std::collections::BTreeMap;
 

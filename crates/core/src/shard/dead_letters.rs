@@ -4,12 +4,16 @@
 //! unless someone asks for that.
 
 use super::{Effect, Effects, Order, Refusal, Run, Shard};
-use crate::entry::{Cause, Reply, Write};
-use crate::handler::{Caller, Handler};
-use crate::ids::{Blob, Index, Key, TaskId, id_of_entry};
+use crate::blob::Blob;
+use crate::calls::Caller;
+use crate::entry::{Cause, Write};
+use crate::handler::Handler;
+use crate::ids::{Index, TaskId, id_of_entry};
+use crate::key::Key;
 use crate::record::{
     AttemptRecord, DeadLetter, RecordKey, Retry, StepRetry, TaskRecord, Waiting, encode_value,
 };
+use crate::reply::Reply;
 
 /// Bytes of a dead letter's reason that are kept.
 const REASON_MAX: usize = StepRetry::REASON_MAX;

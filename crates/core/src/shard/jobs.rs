@@ -4,16 +4,21 @@ use super::dead_letters::{Buried, cut};
 use super::starting::Starting;
 use super::suspicion::Turn;
 use super::{Effect, Effects, Failure, Messages, Refusal, Request, Run, Shard, StepOutcome};
-use crate::entry::{Cause, Entry, Reply, Send, Write};
-use crate::handler::{Caller, Handler};
-use crate::ids::{Blob, Index, Key, Seq, ShardId, TaskId, Time, TimerId};
+use crate::blob::Blob;
+use crate::calls::Caller;
+use crate::channel::Message;
+use crate::entry::{Cause, Entry, Send, Write};
+use crate::handler::Handler;
+use crate::ids::{Index, Seq, ShardId, TaskId, Time, TimerId};
+use crate::key::Key;
 use crate::record::{
     AttemptRecord, Kind, RecordKey, Retry, StepRetry, TaskHead, TaskRecord, TimerRecord, Waiting,
     decode_value, encode_value,
 };
+use crate::reply::Reply;
 use crate::room;
 use crate::shard_map::ShardMap;
-use crate::state::{Message, State};
+use crate::state::State;
 use crate::trials::Lane;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;

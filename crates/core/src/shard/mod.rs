@@ -13,22 +13,22 @@ mod settings;
 mod starting;
 mod suspicion;
 
-pub use io::{
-    Answer, Effect, Identity, Input, Limited, Messages, Order, Query, Refusal, Request, StepOutcome,
-};
+pub use crate::calls::{Answer, Identity, Limited, Query, Refusal, Request};
+pub use io::{Effect, Input, Messages, Order, StepOutcome};
 pub use settings::Settings;
 
+use crate::calls::{Call, Caller, Misuse, Outcome};
 #[cfg(doc)]
 use crate::capture::Reading;
 use crate::clock::{Clock, Now};
-use crate::entry::{Cause, Entry, Reply, Send, Trim, Write};
-use crate::handler::{Call, Caller, Handler, Misuse, Outcome, Txn};
-use crate::ids::{
-    Colour, Epoch, Index, Key, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, Time,
-};
+use crate::entry::{Cause, Entry, Send, Trim, Write};
+use crate::handler::{Handler, Txn};
+use crate::ids::{Colour, Epoch, Index, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, Time};
+use crate::key::Key;
 use crate::record::{RecordKey, SessionRecord, encode_value};
 use crate::records::Piece;
 use crate::replica::{EpochConfig, Replica};
+use crate::reply::Reply;
 use crate::room;
 use crate::state::State;
 use crate::topology::Topology;

@@ -1,9 +1,12 @@
 //! An operator deletes a process.
 
 use super::{Effect, Effects, Refusal, Shard, write_weight};
-use crate::entry::{Cause, Reply, Write};
-use crate::ids::{Blob, Index, Key};
+use crate::blob::Blob;
+use crate::entry::{Cause, Write};
+use crate::ids::Index;
+use crate::key::Key;
 use crate::record::{Kind, RecordKey, TaskRecord, TimerRecord};
+use crate::reply::Reply;
 
 impl Shard {
     /// Records that one entry deletes at most.

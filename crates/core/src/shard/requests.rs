@@ -1,11 +1,15 @@
 //! Clients: sessions, requests and their retries, queries.
 
 use super::{Answer, Effect, Effects, Failure, Identity, Limited, Query, Refusal, Request, Run, Shard};
+use crate::blob::Blob;
+use crate::calls::Caller;
 use crate::capture::{Capture, Reading};
-use crate::entry::{Cause, Reply};
-use crate::handler::{Caller, Handler, QueryPlace};
-use crate::ids::{Blob, Index, Key, RequestNumber, SessionId};
+use crate::entry::Cause;
+use crate::handler::{Handler, QueryPlace};
+use crate::ids::{Index, RequestNumber, SessionId};
+use crate::key::Key;
 use crate::record::{AttemptRecord, IdempotencyRecord, RecordKey, Waiting};
+use crate::reply::Reply;
 use crate::state::State;
 
 impl Shard {

@@ -5,7 +5,8 @@
 use super::jobs::{Attempt, Job, Work};
 use super::{Effect, Effects, Shard};
 use crate::entry::{Cause, Write};
-use crate::ids::{Key, Seq, TaskId};
+use crate::ids::{Seq, TaskId};
+use crate::key::Key;
 use crate::record::{AttemptRecord, RecordKey, TaskHead};
 use std::collections::BTreeSet;
 

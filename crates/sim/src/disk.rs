@@ -1,8 +1,9 @@
 //! The disk as one life of the node sees it.
 
+use crate::disk_log::DiskLog;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::sim_disk::SimDisk;
 
@@ -12,11 +13,20 @@ pub(crate) struct LifeDisk {
     inner: SimDisk,
     alive: Arc<AtomicBool>,
     lies: bool,
+    log: Arc<Mutex<DiskLog>>,
+    /// Files of the log that were opened.
+    opened: AtomicU64,
 }
 
 impl LifeDisk {
     pub(crate) fn new(inner: SimDisk, lies: bool) -> Self {
-        Self { inner, alive: Arc::new(AtomicBool::new(true)), lies }
+        let alive = Arc::new(AtomicBool::new(true));
+        Self { inner, alive, lies, log: Arc::default(), opened: AtomicU64::new(0) }
+    }
+
+    /// What this life does to the log.
+    pub(crate) fn log(&self) -> Arc<Mutex<DiskLog>> {
+        Arc::clone(&self.log)
     }
 
     /// Set to false, it ends the life.
@@ -33,19 +43,31 @@ impl LifeDisk {
     }
 }
 
-/// A file of the log that is never synced.
-struct UnsyncedFile {
+/// A file of the log.
+struct LogFile {
     inner: Box<dyn DiskFile>,
+    number: u64,
+    log: Arc<Mutex<DiskLog>>,
+    /// It is never synced.
+    lies: bool,
+}
+
+impl LogFile {
+    fn note(&self, note: impl FnOnce(&mut DiskLog)) {
+        note(&mut self.log.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 impl Disk for LifeDisk {
     fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
         self.check()?;
         let inner = self.inner.open(path, open)?;
-        if self.lies && path.starts_with("wal/") && path.ends_with(".log") {
-            return Ok(Box::new(UnsyncedFile { inner }));
+        if !path.starts_with("wal/") {
+            return Ok(inner);
         }
-        Ok(inner)
+        let (number, log) = (self.opened.fetch_add(1, Ordering::Relaxed), self.log());
+        let lies = self.lies && path.ends_with(".log");
+        Ok(Box::new(LogFile { inner, number, log, lies }))
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
@@ -87,13 +109,15 @@ impl Disk for LifeDisk {
     }
 }
 
-impl DiskFile for UnsyncedFile {
+impl DiskFile for LogFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.inner.read_at(buf, offset)
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.inner.write_at(bytes, offset)
+        self.inner.write_at(bytes, offset)?;
+        self.note(|log| log.wrote(self.number, bytes));
+        Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -109,6 +133,10 @@ impl DiskFile for UnsyncedFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if !self.lies {
+            self.inner.sync_data()?;
+        }
+        self.note(|log| log.synced(self.number));
         Ok(())
     }
 }

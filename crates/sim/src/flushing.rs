@@ -3,7 +3,9 @@
 use crate::marks::Mark;
 use crate::node::NODE;
 use crate::profile::one_in;
+use crate::violation::Violation;
 use crate::world::{End, Inside, Outcomes, World};
+use std::sync::{Arc, PoisonError};
 use stead_core::shard::Input;
 use stead_store::wal::{Batch, WalError};
 
@@ -63,15 +65,19 @@ impl World<'_> {
         if let Err(error) = log.wal.sync() {
             return self.storage_failed(&error.to_string());
         }
-        for (shard, covered) in self.topology.shards().zip(&mut self.covered) {
-            *covered = self.model.durable(shard);
-        }
         let synced = std::mem::take(&mut log.unsynced);
         let more = !log.waiting.is_empty();
         log.busy = false;
         let delay = self.disk.micros() - before;
+        self.learn_durable()?;
         for (shard, upto) in synced {
-            self.model.synced(shard, upto, self.workload)?;
+            let durable = self.model.durable(shard);
+            if upto > durable {
+                let what = format!(
+                    "shard {shard}: entry {upto} is reported as stored, and the disk holds {durable}"
+                );
+                return Err(Violation::new(5, what).into());
+            }
             let epoch = self.node.as_ref().expect("still there").epoch;
             let after = delay + self.random(self.profile.stored_delay);
             let stored = Input::Stored { member: NODE, epoch, upto };
@@ -82,6 +88,19 @@ impl World<'_> {
         }
         if more {
             self.flush_soon();
+        }
+        Ok(())
+    }
+
+    /// Notes what the disk holds of the log.
+    pub(crate) fn learn_durable(&mut self) -> Outcomes {
+        let log = Arc::clone(&self.disk_log);
+        let log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        for (shard, covered) in self.topology.shards().zip(&mut self.covered) {
+            if log.covers_the_past() {
+                *covered = (*covered).max(self.recovered[shard.0 as usize]).max(log.covered(shard));
+            }
+            self.model.synced(shard, log.durable(shard), self.workload)?;
         }
         Ok(())
     }

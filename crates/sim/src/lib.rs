@@ -13,6 +13,7 @@ mod blame;
 mod bug;
 mod client;
 mod disk;
+mod disk_log;
 mod effects;
 mod flushing;
 mod marks;

@@ -190,12 +190,8 @@ impl World<'_> {
             return Err(Violation::new(13, what).into());
         }
         // A full disk had no room for the mark: then damage to what came after the last one looks like a torn tail.
-        if opened.recovered.wal.is_marked() {
-            for (shard, covered) in self.topology.shards().zip(&mut self.covered) {
-                *covered = self.model.durable(shard);
-            }
-        }
-        Ok(())
+        self.recovered = self.topology.shards().map(|shard| self.model.durable(shard)).collect();
+        self.learn_durable()
     }
 
     /// Flips a bit somewhere.

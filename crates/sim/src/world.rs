@@ -7,6 +7,7 @@ use crate::blame::{Blame, Killer};
 use crate::bug::Bug;
 use crate::client::{Clients, Frame};
 use crate::disk::LifeDisk;
+use crate::disk_log::DiskLog;
 use crate::marks::{Mark, Marks};
 use crate::model::{Model, Seen, check_channels, copy, hash_call};
 use crate::node::{NODE, Node};
@@ -20,8 +21,8 @@ use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use stead_core::capture::Reading;
 use stead_core::clock::Now;
 use stead_core::handler::{Call as HandlerCall, Caller, Handler, Outcome, QueryPlace, Txn, View};
@@ -172,8 +173,12 @@ pub(crate) struct World<'w> {
     nested: bool,
     /// The final hash of the cluster that was restored at the end.
     pub(crate) restored_hash: u128,
-    /// By shard, what was synced before the last sync: only damage above it may go unnoticed.
+    /// By shard, the last entry of which the log says that it was synced: only damage above it may go unnoticed.
     pub(crate) covered: Vec<Index>,
+    /// By shard, the last entry that the present life found.
+    pub(crate) recovered: Vec<Index>,
+    /// What the present life does to the log on its disk.
+    pub(crate) disk_log: Arc<Mutex<DiskLog>>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
     pub(crate) now: u64,
@@ -300,6 +305,8 @@ impl<'w> World<'w> {
             nested: false,
             restored_hash: 0,
             covered: vec![Index(0); shards],
+            recovered: vec![Index(0); shards],
+            disk_log: Arc::default(),
             queue: BinaryHeap::new(),
             order: 0,
             now: 0,
@@ -348,7 +355,7 @@ impl<'w> World<'w> {
     /// The disk as the node sees it.
     pub(crate) fn node_disk(&mut self) -> Arc<dyn Disk> {
         let disk = LifeDisk::new(self.disk.clone(), self.bug == Some(Bug::SkipSync));
-        self.alive = disk.alive();
+        (self.alive, self.disk_log) = (disk.alive(), disk.log());
         Arc::new(disk)
     }
 
@@ -678,6 +685,7 @@ impl<'w> World<'w> {
 
     /// The node ends, by a handler or step, or from outside.
     pub(crate) fn end_by(&mut self, end: End, killer: Option<Killer>) -> Outcomes {
+        self.learn_durable()?;
         self.trusted = false;
         let model = &self.model;
         self.blame.life_ends(

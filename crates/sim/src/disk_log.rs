@@ -1,0 +1,103 @@
+//! What of the log is on the disk, read off what passes to it. It is apart from the node and from the storage code: what
+//! the node says of its log is held against this.
+
+use std::collections::{BTreeMap, VecDeque};
+use stead_core::ids::{Index, ShardId};
+
+/// A batch begins with this, and a header of so many bytes.
+const MAGIC: &[u8] = b"SWB1";
+const HEADER: usize = 64;
+const RECORD_HEADER: usize = 24;
+
+/// A batch of the log.
+#[derive(Debug)]
+struct Written {
+    number: u64,
+    /// The last batch that was durable when this one was written.
+    mark: u64,
+    /// The highest index of each shard in it.
+    tops: BTreeMap<ShardId, Index>,
+}
+
+/// The batches that one life of the node wrote.
+#[derive(Debug, Default)]
+pub(crate) struct DiskLog {
+    /// By file, what was written since its last sync.
+    unsynced: BTreeMap<u64, Vec<Written>>,
+    durable: BTreeMap<ShardId, Index>,
+    /// Durable batches that no durable batch calls so.
+    uncovered: VecDeque<Written>,
+    covered: BTreeMap<ShardId, Index>,
+    /// The last batch that a durable one calls durable, once there is one.
+    mark: Option<u64>,
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}
+
+impl Written {
+    /// The batch that is written with these bytes; `None` if they are none.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() < HEADER || !bytes.starts_with(MAGIC) {
+            return None;
+        }
+        let len = u32_at(bytes, 8) as usize;
+        let (number, mark) = (u64_at(bytes, 24), u64_at(bytes, 32));
+        let mut tops = BTreeMap::new();
+        let mut records = &bytes[HEADER..HEADER + len];
+        while !records.is_empty() {
+            let top = tops.entry(ShardId(u32_at(records, 4))).or_default();
+            *top = Index(u64_at(records, 16)).max(*top);
+            records = &records[RECORD_HEADER + u32_at(records, 0) as usize..];
+        }
+        Some(Self { number, mark, tops })
+    }
+}
+
+fn raise(tops: &mut BTreeMap<ShardId, Index>, more: &BTreeMap<ShardId, Index>) {
+    for (shard, index) in more {
+        let top = tops.entry(*shard).or_default();
+        *top = (*top).max(*index);
+    }
+}
+
+impl DiskLog {
+    /// Bytes were written to a file.
+    pub(crate) fn wrote(&mut self, file: u64, bytes: &[u8]) {
+        if let Some(batch) = Written::parse(bytes) {
+            self.unsynced.entry(file).or_default().push(batch);
+        }
+    }
+
+    /// A file was synced.
+    pub(crate) fn synced(&mut self, file: u64) {
+        for batch in self.unsynced.remove(&file).unwrap_or_default() {
+            raise(&mut self.durable, &batch.tops);
+            self.mark = self.mark.max(Some(batch.mark));
+            self.uncovered.push_back(batch);
+        }
+        while let Some(batch) = self.uncovered.pop_front_if(|batch| Some(batch.number) <= self.mark) {
+            raise(&mut self.covered, &batch.tops);
+        }
+    }
+
+    /// The last entry of a shard that this life made durable.
+    pub(crate) fn durable(&self, shard: ShardId) -> Index {
+        self.durable.get(&shard).copied().unwrap_or_default()
+    }
+
+    /// The last entry of a shard that this life wrote and of which the log says that it was synced.
+    pub(crate) fn covered(&self, shard: ShardId) -> Index {
+        self.covered.get(&shard).copied().unwrap_or_default()
+    }
+
+    /// Whether the log says that what this life found was synced.
+    pub(crate) fn covers_the_past(&self) -> bool {
+        self.mark.is_some()
+    }
+}

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use stead::http::transcode::{json_to_canonical_msgpack, json_to_msgpack, msgpack_to_json};
-use stead::http::{Token, TokenKey};
+use stead_gateway::http::transcode::{json_to_canonical_msgpack, json_to_msgpack, msgpack_to_json};
+use stead_gateway::http::{Token, TokenKey};
 use stead::{Config, Context, Never, NoQuery, Process, codec};
 use stead_flights::row::{COLUMNS, Layout, parse_row};
 

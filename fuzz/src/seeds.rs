@@ -85,8 +85,8 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     let state = stead::codec::encode_state(&shape).expect("a plain struct");
     add("stored_state", "now", state.to_vec());
     add("stored_state", "older", prefixed(&[7], &state[3..]));
-    let key = stead::http::TokenKey::new([7; 32]);
-    let token = stead::http::Token { incarnation: 1, shard: 2, epoch: 3, index: 4, colour: 5 };
+    let key = stead_gateway::http::TokenKey::new([7; 32]);
+    let token = stead_gateway::http::Token { incarnation: 1, shard: 2, epoch: 3, index: 4, colour: 5 };
     add("http_token", "good", key.sign(&token).into_bytes());
     let row = "2013,1,1,517,515,2,830,819,11,UA,1545,N14228,EWR,IAH,227,1400,5,15,2013-01-01 05:00:00";
     add("flights_row", "row", row.as_bytes().to_vec());

@@ -5,7 +5,7 @@ use crate::failure::{Exit, Failure};
 use std::env;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use stead::program;
+use stead_gateway::program;
 
 /// Variables that hold unless they are set already.
 pub(crate) const VARIABLES: [(&str, &str); 2] = [("MIMALLOC_PURGE_DELAY", "10"), ("MIMALLOC_ALLOW_THP", "0")];

@@ -15,7 +15,8 @@ use clap::error::ErrorKind;
 use failure::{Exit, Failure};
 use std::process::ExitCode;
 use std::sync::mpsc;
-use stead::{program, stderr};
+use stead::stderr;
+use stead_gateway::program;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

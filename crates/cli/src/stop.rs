@@ -4,8 +4,8 @@ use crate::failure::{Exit, Failure};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use stead::signals::Signals;
 use stead::stderr;
+use stead_gateway::signals::Signals;
 
 fn failure(error: &std::io::Error) -> Failure {
     Failure::new(Exit::Failed, "cannot listen for signals").cause(error)

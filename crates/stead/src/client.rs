@@ -324,8 +324,9 @@ impl Client {
         (Reception { caller: Sender(sender), deadline, timeout }, receiver)
     }
 
-    /// Notes a checkpoint's colour that this client, or whom it speaks for, has seen: its next requests carry it.
-    pub(crate) fn saw(&self, colour: Colour) {
+    /// Records a checkpoint's colour that this client, or a caller that it speaks for, has seen elsewhere: its next requests
+    /// carry it, so that no cut holds them without what they follow from.
+    pub fn saw(&self, colour: Colour) {
         // Kept from falling, and written only when it rises: many threads read it.
         if colour.0 > self.sessions.colour.load(Ordering::Relaxed) {
             self.sessions.colour.fetch_max(colour.0, Ordering::Relaxed);

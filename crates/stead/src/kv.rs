@@ -13,13 +13,13 @@ pub struct Kv {
 
 /// What a key can be asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Puts a value; `null` deletes the key.
     Put {
         /// The value.
-        #[cfg_attr(feature = "http", schemars(with = "crate::Json"))]
+        #[cfg_attr(feature = "schemars", schemars(with = "crate::Json"))]
         value: Value,
     },
     /// Deletes the key.
@@ -29,18 +29,18 @@ pub enum Request {
     CompareAndSet {
         /// What the key must hold; `None`: nothing.
         #[serde(deserialize_with = "Option::deserialize")]
-        #[cfg_attr(feature = "http", schemars(with = "crate::Json"))]
+        #[cfg_attr(feature = "schemars", schemars(with = "crate::Json"))]
         expected: Option<Value>,
         /// What it shall hold then; `None`: nothing.
         #[serde(deserialize_with = "Option::deserialize")]
-        #[cfg_attr(feature = "http", schemars(with = "crate::Json"))]
+        #[cfg_attr(feature = "schemars", schemars(with = "crate::Json"))]
         value: Option<Value>,
     },
 }
 
 /// What a change did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Changed {
     /// Whether the request was carried out; a comparison may have failed.
     pub applied: bool,
@@ -50,7 +50,7 @@ pub struct Changed {
 
 /// What can be read of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "http", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Query {
     /// The value.
@@ -66,7 +66,7 @@ impl Process for Kv {
     type Query = Query;
     type Answer = Option<Value>;
 
-    #[cfg(feature = "http")]
+    #[cfg(feature = "schemars")]
     fn schemas() -> Option<crate::Schemas> {
         Some(crate::Schemas::of::<Self>())
     }

@@ -59,19 +59,12 @@ mod context;
 mod cut;
 pub mod descriptors;
 mod error;
-#[cfg(feature = "http")]
-pub mod http;
 pub mod kv;
 mod node;
 pub mod offline;
 mod process;
-pub mod program;
 mod registry;
 mod schema;
-#[cfg(feature = "http")]
-mod serve;
-#[cfg(feature = "http")]
-pub mod signals;
 mod task;
 
 pub use client::{BlockingClient, Client, RawCall, RawReply, Retried};
@@ -89,21 +82,17 @@ pub use node::{
 pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
 pub use process::{Never, NoQuery, Process, ProcessKey};
 pub use registry::{RegisteredTwice, Registry, Runner};
-#[cfg(feature = "http")]
+#[cfg(feature = "schemars")]
 pub use schema::Json;
 pub use schema::Schemas;
-#[cfg(feature = "http")]
+#[cfg(feature = "schemars")]
 pub use schemars;
-#[cfg(feature = "http")]
-pub use serve::{Ready, Serve, ServerError, serve};
 pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::{Limited, Refusal};
-pub use stead_node::stderr;
+pub use stead_node::{events, stderr};
 pub use stead_store::checkpoint::checks::CheckOutcome;
 pub use task::{Progress, RetryPolicy, StepContext, Task};
-#[cfg(feature = "http")]
-pub use tracing::Level;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]

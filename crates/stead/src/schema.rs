@@ -1,7 +1,7 @@
 //! JSON schemas of services' types, for the OpenAPI document.
 
 use serde_json::{Map, Value};
-#[cfg(feature = "http")]
+#[cfg(feature = "schemars")]
 use {
     crate::process::{Never, Process},
     schemars::generate::{SchemaGenerator, SchemaSettings},
@@ -11,7 +11,7 @@ use {
 
 /// The JSON schemas of a service's types, as far as they are known. What has none is any JSON in the OpenAPI document.
 ///
-/// With the feature `http` they are made by [`schemars`], from `#[derive(stead::schemars::JsonSchema)]` with
+/// With the feature `schemars`, which the crate `stead-gateway` turns on, they are made by [`schemars`], from `#[derive(stead::schemars::JsonSchema)]` with
 /// `#[schemars(crate = "stead::schemars")]` on the types:
 ///
 /// ```ignore
@@ -37,7 +37,7 @@ pub struct Schemas {
     pub definitions: Map<String, Value>,
 }
 
-#[cfg(feature = "http")]
+#[cfg(feature = "schemars")]
 impl Schemas {
     /// The schemas of all types of a service.
     #[must_use]
@@ -108,11 +108,11 @@ impl Schemas {
 
 /// Any JSON that the gateway takes: `#[schemars(with = "stead::Json")]` on a field of the type [`serde_json::Value`].
 /// Integers have 64 bits at most.
-#[cfg(feature = "http")]
+#[cfg(feature = "schemars")]
 #[derive(Clone, Copy, Debug)]
 pub enum Json {}
 
-#[cfg(feature = "http")]
+#[cfg(feature = "schemars")]
 impl JsonSchema for Json {
     fn schema_name() -> Cow<'static, str> {
         "Json".into()
@@ -133,7 +133,7 @@ impl JsonSchema for Json {
     }
 }
 
-#[cfg(feature = "http")]
+#[cfg(feature = "schemars")]
 impl JsonSchema for Never {
     fn inline_schema() -> bool {
         true

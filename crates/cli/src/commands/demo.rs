@@ -153,7 +153,7 @@ fn read(args: &DemoArgs) -> Result<Flights, Failure> {
 
 fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64, stop: Arc<AtomicBool>) -> Plan {
     Plan {
-        command: vec![stead::program::path().into(), CHILD.into()],
+        command: vec![stead_gateway::program::path().into(), CHILD.into()],
         dir: dir.to_owned(),
         data_dir: None,
         input: args.input.clone(),

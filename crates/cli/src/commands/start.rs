@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead::config::ConfigError;
-use stead::http::{self, Limits};
 use stead::kv::Kv;
 use stead::stderr;
-use stead::{Config, Node, NodeBuilder, OpenError, RecoveryReport, Serve, ServerError, ServiceOptions};
+use stead::{Config, Node, NodeBuilder, OpenError, RecoveryReport, ServiceOptions};
+use stead_gateway::http::{self, Limits};
+use stead_gateway::{Serve, ServerError};
 
 /// Start a server: HTTP API, built-in `kv` service, a data directory
 #[derive(Debug, Args)]
@@ -44,7 +45,7 @@ pub(crate) struct StartArgs {
     shutdown_timeout: Option<Duration>,
     /// Log level on standard error: error, warn, info, debug or trace
     #[arg(long, default_value = "info", value_name = "LEVEL")]
-    log_level: stead::Level,
+    log_level: stead_gateway::Level,
     /// Run the server as a child process, and restart it when it dies
     #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, action = clap::ArgAction::Set, value_name = "BOOL")]
     supervise: bool,
@@ -144,8 +145,8 @@ fn open_failure(data: &Path, error: &OpenError) -> Failure {
     Failure::new(exit, format!("cannot open the data directory {}", data.display())).cause(error)
 }
 
-fn print_ready(ready: stead::Ready) {
-    let stead::Ready { address, data_dir, recovery } = ready;
+fn print_ready(ready: stead_gateway::Ready) {
+    let stead_gateway::Ready { address, data_dir, recovery } = ready;
     let data = data_dir.display().to_string();
     let ready = Ready { event: "ready", address, data, pid: std::process::id(), recovery };
     if let Err(failure) = output::json(&ready) {

@@ -7,7 +7,7 @@ use crate::process::Process;
 use crate::registry::{RegisteredTwice, Registry};
 use crate::task::Task;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::ids::Time;
@@ -272,6 +272,12 @@ impl NodeBuilder {
         }
         self.config = config;
         self
+    }
+
+    /// The data directory, that of [`Self::config`] if it names one.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.path
     }
 
     /// Uses another disk than the data directory's: for tests.

@@ -89,8 +89,9 @@ impl Node {
         self.shared().topology()
     }
 
-    #[cfg(feature = "http")]
-    pub(crate) fn registry(&self) -> &Registry {
+    /// The code of its services and tasks.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
         self.shared().program()
     }
 
@@ -212,8 +213,10 @@ impl Node {
     }
 
     /// A checkpoint, if it is complete. Lists files.
-    #[cfg(feature = "http")]
-    pub(crate) fn checkpoint_info(&self, number: u64) -> Result<Option<CheckpointInfo>, CheckpointFailure> {
+    ///
+    /// # Errors
+    /// [`CheckpointFailure`] if it cannot be read.
+    pub fn checkpoint_info(&self, number: u64) -> Result<Option<CheckpointInfo>, CheckpointFailure> {
         self.0.life.checkpoint_info(number)
     }
 
@@ -267,8 +270,8 @@ impl Node {
     }
 
     /// The time that [`Self::shutdown`] gives steps that run.
-    #[cfg(feature = "http")]
-    pub(crate) fn shutdown_timeout(&self) -> Duration {
+    #[must_use]
+    pub fn shutdown_timeout(&self) -> Duration {
         self.0.life.shutdown_timeout()
     }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The program of an example, built with this package's own features.
-pub(crate) fn example(name: &str) -> PathBuf {
-    let features = [("http", cfg!(feature = "http")), ("s3", cfg!(feature = "s3"))];
+fn example(name: &str) -> PathBuf {
+    let features = [("s3", cfg!(feature = "s3")), ("schemars", cfg!(feature = "schemars"))];
     let features: Vec<&str> =
         features.into_iter().filter_map(|(name, is_on)| is_on.then_some(name)).collect();
     crate::example::example(name, &features)
@@ -110,7 +110,8 @@ fn every_method_of_a_context_is_in_an_example_and_in_a_test() {
         ("&QueryContext<", methods(context, "impl<'a, P: Process> QueryContext<'a, P> {")),
         ("&StepContext<", methods(task, "impl StepContext<'_> {")),
     ];
-    let examples = ["examples", "../flights/src", "../flights/examples", "../testkit/examples"];
+    let examples =
+        ["examples", "../flights/src", "../flights/examples", "../gateway/examples", "../testkit/examples"];
     let examples = called(&examples.map(|dir| own.join(dir)));
     let tests = called(&[own.join("tests")]);
     for (place, called) in [("example", examples), ("test", tests)] {

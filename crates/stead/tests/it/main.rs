@@ -25,8 +25,6 @@ mod limits;
 mod memory;
 mod merges;
 mod services;
-#[cfg(feature = "http")]
-mod serving;
 mod stable;
 mod start;
 mod subscriber;

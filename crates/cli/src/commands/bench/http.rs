@@ -7,9 +7,9 @@ use super::{BenchArgs, failed};
 use crate::failure::{Exit, Failure};
 use serde::de::DeserializeOwned;
 use std::process::{Child, Command, Stdio};
-use stead::http::{self, Limits};
 use stead::kv::Kv;
 use stead::{Node, ServiceOptions};
+use stead_gateway::http::{self, Limits};
 
 const WORKLOAD: &str = "http";
 /// As `stead start` has.
@@ -64,7 +64,7 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
 
 /// Runs this program as `stead bench` with arguments, and reads the one JSON value that it prints.
 pub(super) fn child<T: DeserializeOwned>(arguments: &[&str]) -> Result<T, Failure> {
-    let child = Command::new(stead::program::path())
+    let child = Command::new(stead_gateway::program::path())
         .arg("bench")
         .args(arguments)
         .stdin(Stdio::null())

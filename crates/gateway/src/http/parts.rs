@@ -1,13 +1,13 @@
 //! Parts that requests to several routes have in common: segments of paths, headers and pages.
 
 use super::problem::{Kind, Problem};
-use crate::NoCursor;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::str::FromStr;
+use stead::NoCursor;
 use utoipa::IntoParams;
 
 /// The segments of a path; the problem if they cannot be read.

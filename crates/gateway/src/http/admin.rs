@@ -10,7 +10,6 @@ use super::parts::{
 };
 use super::problem::{Kind, Problem};
 use super::refusal;
-use crate::{CheckStatus, CheckpointFailure, CheckpointInfo, Node, NotReady, Retried};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -20,6 +19,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use stead::{CheckStatus, CheckpointFailure, CheckpointInfo, Node, NotReady, Retried};
 use stead_store::checkpoint::verify::Report as VerifyReport;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::{IntoParams, ToSchema};

@@ -1,13 +1,14 @@
 //! The gateway over a node with a service that refuses, panics and takes its time.
 
 use super::{Limits, Server, listen, serve};
-use crate::{Context, NoQuery, Node, Process, ServiceOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+use stead::kv::Kv;
+use stead::{Context, Cut, Never, NoQuery, Node, Process, ServiceOptions};
 use stead_store::sim_disk::SimDisk;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -489,7 +490,7 @@ async fn parameters_are_refused_where_there_are_none() {
 #[tokio::test]
 async fn an_answer_of_the_log_is_bounded_by_its_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    let builder = Node::builder(dir.path()).service::<crate::kv::Kv>(ServiceOptions::default().shards(1));
+    let builder = Node::builder(dir.path()).service::<Kv>(ServiceOptions::default().shards(1));
     let node = builder.threads(1).open().unwrap();
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let server = serve(&node, listener, dir.path(), Limits::default()).unwrap();
@@ -528,15 +529,15 @@ impl Process for Slow {
     type Key = String;
     type Request = ();
     type Reply = ();
-    type Error = crate::Never;
+    type Error = Never;
     type Query = NoQuery;
     type Answer = ();
 
-    fn handle(&mut self, _: &mut Context<'_, Self>, (): ()) -> Result<(), crate::Never> {
+    fn handle(&mut self, _: &mut Context<'_, Self>, (): ()) -> Result<(), Never> {
         Ok(())
     }
 
-    fn check(_: &crate::Cut<'_>) -> Result<(), String> {
+    fn check(_: &Cut<'_>) -> Result<(), String> {
         let mut checks = CHECKS.0.lock().unwrap();
         checks.0 += 1;
         checks.1 = checks.1.max(checks.0);
@@ -641,7 +642,7 @@ async fn the_description_of_a_node_has_its_services_with_and_without_schemas() {
     let dir = tempfile::tempdir().unwrap();
     let options = || ServiceOptions::default().shards(1);
     let builder = Node::builder(dir.path()).service::<Purse>(options());
-    let node = builder.service::<crate::kv::Kv>(options()).open().unwrap();
+    let node = builder.service::<Kv>(options()).open().unwrap();
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let server = serve(&node, listener, dir.path(), Limits::default()).unwrap();
     let document = get(server.address(), "/openapi.json").await.json();

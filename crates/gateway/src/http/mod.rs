@@ -36,13 +36,13 @@ pub use problem::{Kind, PROBLEM_JSON, Problem};
 pub use server::{ServeError, Server, listen};
 pub use token::{Token, TokenError, TokenKey};
 
-use crate::{Client, Node};
 use axum::body::Bytes;
 use axum::http::{Method, Uri};
 use measure::Measure;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use stead::{Client, Node};
 use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;

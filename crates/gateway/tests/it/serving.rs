@@ -1,6 +1,6 @@
 //! A user's own program that serves its node: the example, with its supervisor.
 
-use crate::examples::example;
+use crate::example::example;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -29,7 +29,7 @@ impl Drop for Served {
 #[test]
 fn a_served_node_is_called_killed_started_again_and_stopped() {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = Command::new(example("serve"));
+    let mut command = Command::new(example("serve", &[]));
     command.arg(dir.path().join("data")).env("STEAD_LISTEN", "127.0.0.1:0").stderr(Stdio::piped());
     let mut served = Served(command.spawn().unwrap());
     let mut lines = BufReader::new(served.0.stderr.take().unwrap()).lines().map(|line| line.unwrap());
@@ -62,7 +62,7 @@ fn an_address_that_can_not_be_served_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         let refused =
-            Command::new(example("serve")).arg(&data).env("STEAD_LISTEN", address).output().unwrap();
+            Command::new(example("serve", &[])).arg(&data).env("STEAD_LISTEN", address).output().unwrap();
         assert_eq!(refused.status.code(), Some(1), "{refused:?}");
         let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(stderr.contains(why), "{stderr}");
@@ -75,7 +75,7 @@ fn a_server_whose_supervisor_is_gone_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut command = Command::new(example("serve"));
+    let mut command = Command::new(example("serve", &[]));
     // Its parent is this test.
     command.arg(&data).env("_STEAD_CHILD_OF", i32::MAX.to_string());
     let orphan = command.stdin(std::os::fd::OwnedFd::from(socket)).output().unwrap();

@@ -12,7 +12,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_node::events;
+use stead::events;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};

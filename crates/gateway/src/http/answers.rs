@@ -372,9 +372,9 @@ pub(super) struct LogPage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{self as stead, CheckOutcome, offline};
     use serde::de::DeserializeOwned;
     use serde_json::json;
+    use stead::{CheckOutcome, offline};
 
     /// Fails unless the description keeps the whole JSON of a value: it has each of its members, and no other.
     fn assert_described<Description: Serialize + DeserializeOwned>(value: &impl Serialize) {

@@ -1,9 +1,8 @@
 //! The OpenAPI document of a node: that of the routes, with a path for each service of the node and its schemas.
 
 use super::problem::Kind;
-use crate::registry::Registry;
-use crate::schema::Schemas;
 use serde_json::{Map, Value, json};
+use stead::{Registry, Schemas};
 use stead_core::topology::Topology;
 
 /// The routes whose service is written out.

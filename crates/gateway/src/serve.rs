@@ -5,12 +5,9 @@
 
 mod supervise;
 
-use crate::config::ConfigError;
-use crate::error::OpenError;
 use crate::http::{self, Limits, Server};
-use crate::node::{Node, NodeBuilder, RecoveryReport};
+use crate::program;
 use crate::signals::Signals;
-use crate::{descriptors, program, stderr};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use std::fmt;
 use std::io;
@@ -20,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::thread;
 use std::time::{Duration, Instant};
+use stead::config::ConfigError;
+use stead::{Node, NodeBuilder, OpenError, RecoveryReport, descriptors, stderr};
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -277,7 +276,7 @@ impl Serve {
         let _inside = runtime.enter();
         let signalled = first_signal(&runtime, has_supervisor)?;
         let builder = (self.make)()?;
-        let data_dir = builder.path.clone();
+        let data_dir = builder.data_dir().to_owned();
         let open = |source| ServerError::Open { data_dir: data_dir.clone(), source };
         let node = builder.open().map_err(open)?;
         let shutdown_timeout = node.shutdown_timeout();
@@ -414,13 +413,13 @@ fn report_ready(data_dir: &Path, server: &Server, node: &Node, on_ready: Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Context, Never, Process, QueryContext, ServiceOptions};
     use serde::{Deserialize, Serialize};
     use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::process::Command;
     use std::sync::Arc;
     use std::sync::mpsc;
+    use stead::{Context, Never, Process, QueryContext, ServiceOptions};
     use stead_store::sim_disk::SimDisk;
 
     #[derive(Default, Serialize, Deserialize)]

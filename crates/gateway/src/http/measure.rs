@@ -1,6 +1,5 @@
 //! What `/metrics` tells: the gateway's own figures, and the node's as they are when asked.
 
-use crate::{CheckOutcome, Node, ServiceMetrics, ShardStatus, stderr};
 use axum::http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
@@ -12,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::fmt;
 use std::time::Duration;
+use stead::{CheckOutcome, Node, ServiceMetrics, ShardStatus, stderr};
 
 /// What was asked of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]

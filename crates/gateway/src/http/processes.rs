@@ -5,12 +5,12 @@ use super::answers;
 use super::parts::{NoParameters, OfProcess, OfService, Segments, cursor_of, limit_of, unreadable};
 use super::problem::{Kind, Problem};
 use super::refusal;
-use crate::Node;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use stead::Node;
 use utoipa::{IntoParams, ToSchema};
 
 /// Which processes.

@@ -7,8 +7,6 @@ use super::problem::{Kind, Problem};
 use super::refusal;
 use super::token::Token;
 use super::transcode::{self, TranscodeError};
-use crate::error::RawError;
-use crate::{RawCall, RawReply};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -19,6 +17,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use stead::{RawCall, RawError, RawReply};
 use stead_core::ids::Colour;
 use utoipa::IntoParams;
 

@@ -1,9 +1,9 @@
 //! The library's errors as problems: one exhaustive match, so that a new variant gets its answer.
 
 use super::problem::{Kind, Problem};
-use crate::codec::CodecError;
-use crate::error::RawError;
-use crate::offline::OfflineError;
+use stead::RawError;
+use stead::codec::CodecError;
+use stead::offline::OfflineError;
 use stead_core::handler::Misuse;
 use stead_core::shard::Refusal;
 

@@ -5,12 +5,12 @@ use super::answers;
 use super::parts::{OfProcess, OfShard, Segments, limit_of, unreadable};
 use super::problem::Problem;
 use super::refusal;
-use crate::Node;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use serde::Deserialize;
 use std::sync::Arc;
+use stead::Node;
 use utoipa::IntoParams;
 
 /// Which entries of a log.

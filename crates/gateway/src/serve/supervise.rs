@@ -5,8 +5,8 @@
 //! or a fatal error is. So a handler that kills the process is met again until the shard gives its cause up.
 
 use super::{CHILD_OF, Serve, ServerError, system};
+use crate::program;
 use crate::signals::Signals;
-use crate::{program, stderr};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::io;
@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+use stead::stderr;
 use tokio::process::{Child, Command};
 use tokio::runtime::Builder;
 

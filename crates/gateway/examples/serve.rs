@@ -1,12 +1,13 @@
 //! A service of your own as a server: HTTP, signals, and a supervisor that starts it again when it dies.
 //!
-//!     cargo run --example serve --features http [DATA_DIRECTORY]
+//!     cargo run -p stead-gateway --example serve [DATA_DIRECTORY]
 //!     curl --json '{"Add": 5}' localhost:7420/v1/call/counter/a
 //!     curl --json '"Total"' localhost:7420/v1/query/counter/a
 
 use serde::{Deserialize, Serialize};
 use stead::schemars::JsonSchema;
-use stead::{Context, Never, Node, Process, QueryContext, Schemas, ServerError, ServiceOptions};
+use stead::{Context, Never, Node, Process, QueryContext, Schemas, ServiceOptions};
+use stead_gateway::ServerError;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Counter {
@@ -51,5 +52,5 @@ impl Process for Counter {
 
 fn main() -> Result<(), ServerError> {
     let data = std::env::args_os().nth(1).unwrap_or_else(|| "counter-data".into());
-    stead::serve(Node::builder(data).service::<Counter>(ServiceOptions::default()))
+    stead_gateway::serve(Node::builder(data).service::<Counter>(ServiceOptions::default()))
 }

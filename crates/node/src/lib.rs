@@ -8,8 +8,10 @@
 
 #![forbid(unsafe_code)]
 
+mod bell;
 mod calls;
 mod checks;
+mod drive;
 mod env;
 pub mod events;
 mod guarded;
@@ -21,6 +23,8 @@ mod memory;
 mod open;
 mod outlet;
 pub mod panics;
+mod part;
+mod prepare;
 mod queries;
 mod ready;
 mod shared;
@@ -34,13 +38,17 @@ mod unended;
 mod watchdog;
 mod worker;
 
+pub use bell::Bell;
 pub use checks::CheckStatus;
 pub use env::{Caller, Env, NoAnswer, Program, Reception, Reply, StepCall};
 pub use guarded::Guarded;
 pub use life::Life;
 pub use listed::{list_checkpoints, verify_stored};
+pub use log::{LogDesk, LogHub, LogPart, Submission};
 pub use memory::{MemoryLimits, MemoryStatus};
 pub use open::{CheckpointOptions, CopyTarget, OpenError, Options, ServiceLimits};
+pub use part::Turned;
+pub use prepare::PreparePart;
 pub use queries::StuckQuery;
 pub use ready::{LOG_LAG_MAX, NotReady};
 pub use shared::{LOOK_TIMEOUT, Shared, Wall, system_time};

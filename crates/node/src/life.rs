@@ -78,7 +78,7 @@ impl<E: Env> Life<E> {
     /// # Errors
     /// [`NotReady`]: the reason for which it does not.
     pub fn readiness(&self) -> Result<(), NotReady> {
-        self.shared.readiness(Instant::now())
+        self.shared.readiness(self.shared.now())
     }
 
     /// The state of the node. Waits up to [`LOOK_TIMEOUT`] for workers that are held by a handler.
@@ -283,7 +283,7 @@ impl<E: Env> Life<E> {
             self.join(Group::Workers);
             // Queries that the workers let go last are answered too.
             shared.queries.close(deadline.max(Instant::now() + queries::LAST_ANSWERS));
-            shared.log.stop();
+            shared.log.close();
             // A kill that came meanwhile stays one.
             let _ =
                 shared.stage.compare_exchange(stage::STOPS, stage::ENDED, Ordering::SeqCst, Ordering::SeqCst);

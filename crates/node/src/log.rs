@@ -1,129 +1,144 @@
-//! The log thread: group commit. It takes all that workers have submitted, writes and syncs it once, and tells them.
+//! The log: workers leave batches on its desk; its part appends all that wait with one write, syncs once, and reports what is
+//! durable. The core's [`LogRoom`] decides, this performs.
 
-use crate::env::Env;
+use crate::bell::Bell;
 use crate::events;
-use crate::inbox::Command;
-use crate::shared::Shared;
+use crate::part::Turned;
 use crate::status::LogStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-use stead_core::ids::{Index, ShardId};
-use stead_core::shard::Input;
-use stead_store::wal::{Batch, SegmentPreparer, Wal, WalError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use stead_core::ids::{Index, ShardId, Time};
+use stead_core::log_room::{Event, LogRoom, Notice, Step};
+use stead_store::wal::{Batch, Wal, WalError};
 
-/// How long the log is idle before it notes in itself that all is synced.
-const IDLE: Duration = Duration::from_millis(200);
-/// How often a full disk is asked for room again.
-const ROOM_RETRY: Duration = Duration::from_millis(50);
-/// Least reserve of the log below which no new work is taken, unless segments are shorter than twice that.
-const RESERVE_MIN: u64 = 1 << 20;
 /// Batches kept for their memory.
 const SPARES: usize = 16;
 /// A batch that has grown over this is not kept.
 const SPARE_BYTES: usize = 8 << 20;
 
 /// What a worker wants in the log.
-pub(crate) struct Submission {
-    pub(crate) worker: usize,
-    pub(crate) ticket: u64,
-    pub(crate) batch: Batch,
+#[derive(Debug)]
+pub struct Submission {
+    /// The worker's number.
+    pub worker: usize,
+    /// Counts the worker's submissions, from 1.
+    pub ticket: u64,
+    /// The entries.
+    pub batch: Batch,
 }
 
-/// Where workers leave submissions.
-pub(crate) struct LogQueue {
+/// What the parts of the log need of their node: production and the simulator implement it.
+pub trait LogHub {
+    /// Where work is left for the log.
+    fn desk(&self) -> &LogDesk;
+
+    /// Whether the node is abandoned or has failed: its parts end at once, and leave undone what is not done.
+    fn is_over(&self) -> bool;
+
+    /// Whether the node shuts down: its log waits for room no more.
+    fn is_ending(&self) -> bool;
+
+    /// Whether all parts of the node have ended or are about to.
+    fn is_ended(&self) -> bool;
+
+    /// The log holds durably all submissions of a worker up to this ticket.
+    fn durable(&self, worker: usize, ticket: u64);
+
+    /// New work is refused from now on, or taken again.
+    fn full(&self, is_full: bool);
+
+    /// What was written together is durable, after so many microseconds.
+    fn synced(&self, micros: u64);
+
+    /// Notes in an idle log that all is synced. Returns whether the mark stands there. The simulator's planted bugs bend it.
+    ///
+    /// # Errors
+    /// As [`Wal::mark`].
+    fn mark(&self, wal: &mut Wal) -> Result<bool, WalError> {
+        wal.mark()
+    }
+}
+
+/// Where workers, checkpoints and the shutdown leave work for the log, and read how it stands.
+#[derive(Debug, Default)]
+pub struct LogDesk {
     queue: Mutex<Queue>,
-    news: Condvar,
+    /// Rung when there is something on the desk.
+    pub bell: Bell,
+    /// Rung when a segment should be prepared.
+    pub preparer_bell: Bell,
     spares: Mutex<Vec<Batch>>,
-    /// There was no room for another segment.
+    /// The log's owner believes that there is no room for another segment.
     short: AtomicBool,
-    full: AtomicBool,
+    /// Whether the part that prepares segments found none when it last looked, and whether that is news.
+    found_short: AtomicBool,
+    prepared: AtomicBool,
     /// Why there was no room.
     shortage: Mutex<String>,
-    /// Full, and half of what was left then is used up.
+    full: AtomicBool,
     spent: AtomicBool,
     bytes: AtomicU64,
     segments: AtomicU64,
     reserve: AtomicU64,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Queue {
     submissions: Vec<Submission>,
     /// When the oldest of `submissions` came, and the oldest of those that are being written.
-    since: Option<Instant>,
-    writing_since: Option<Instant>,
+    since: Option<Time>,
+    writing_since: Option<Time>,
     /// By shard, the index up to which a checkpoint replaces the log.
     trim: Option<Vec<Index>>,
-    stop: bool,
-    waiting: bool,
+    closed: bool,
 }
 
-impl LogQueue {
-    pub(crate) fn new() -> Self {
-        Self {
-            queue: Mutex::default(),
-            news: Condvar::new(),
-            spares: Mutex::default(),
-            short: AtomicBool::new(false),
-            full: AtomicBool::new(false),
-            shortage: Mutex::default(),
-            spent: AtomicBool::new(false),
-            bytes: AtomicU64::new(0),
-            segments: AtomicU64::new(0),
-            reserve: AtomicU64::new(0),
-        }
+impl LogDesk {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn submit(&self, submission: Submission) {
-        self.change(|queue| {
-            queue.since.get_or_insert_with(Instant::now);
-            queue.submissions.push(submission);
-        });
-    }
-
-    /// Entries up to these indexes, by shard, are not needed any more.
-    pub(crate) fn trim(&self, tops: Vec<Index>) {
-        self.change(|queue| queue.trim = Some(tops));
-    }
-
-    pub(crate) fn stop(&self) {
-        self.change(|queue| queue.stop = true);
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Queue)) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut queue);
-        let waiting = queue.waiting;
+    /// Leaves a worker's entries for the log.
+    pub fn submit(&self, now: Time, submission: Submission) {
+        let mut queue = self.queue();
+        queue.since.get_or_insert(now);
+        queue.submissions.push(submission);
         drop(queue);
-        if waiting {
-            self.news.notify_one();
-        }
+        self.bell.ring();
+    }
+
+    /// Entries up to these indexes, by shard, are in a checkpoint: the log need not hold them any more.
+    pub fn trim(&self, tops: Vec<Index>) {
+        self.queue().trim = Some(tops);
+        self.bell.ring();
+    }
+
+    /// Nothing is submitted any more: the log ends once it holds all that was.
+    pub fn close(&self) {
+        self.queue().closed = true;
+        self.bell.ring();
     }
 
     /// An empty batch, with memory if there is one.
-    pub(crate) fn spare(&self) -> Batch {
+    pub fn spare(&self) -> Batch {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
     /// How long the oldest submission that is not durable has waited.
-    pub(crate) fn lag(&self, now: Instant) -> Option<Duration> {
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn lag(&self, now: Time) -> Option<Duration> {
+        let queue = self.queue();
         let oldest = queue.writing_since.or(queue.since)?;
-        Some(now.saturating_duration_since(oldest))
+        Some(Duration::from_micros(now.0.saturating_sub(oldest.0)))
     }
 
-    fn shortage(&self) -> MutexGuard<'_, String> {
-        self.shortage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
+    /// Whether new work is refused for want of room.
+    pub fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// Whether the log is full and what is left of it is for the work that has begun: not for a checkpoint, which
-    /// appends a marker to each shard. Until then one is welcome, for it lets go of old segments.
-    pub(crate) fn is_spent(&self) -> bool {
+    /// As [`LogRoom::is_spent`]: no checkpoint may begin. Until then one is welcome, for it lets go of old segments.
+    pub fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Relaxed)
     }
 
@@ -135,268 +150,198 @@ impl LogQueue {
         }
     }
 
-    pub(crate) fn publish(&self, wal: &Wal) {
-        let stats = wal.stats();
-        self.bytes.store(stats.bytes, Ordering::Relaxed);
-        self.segments.store(stats.segments as u64, Ordering::Relaxed);
-        self.reserve.store(wal.reserve_left(), Ordering::Relaxed);
+    pub(crate) fn shortage(&self) -> MutexGuard<'_, String> {
+        self.shortage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The part that prepares segments has found room or not.
+    pub(crate) fn note_prepared(&self, is_short: bool, is_made: bool) {
+        self.found_short.store(is_short, Ordering::SeqCst);
+        if is_made || self.short.load(Ordering::SeqCst) != is_short {
+            self.prepared.store(true, Ordering::SeqCst);
+            self.bell.ring();
+        }
     }
 }
 
-/// The log thread's own.
-pub(crate) struct LogThread<'a, E: Env> {
-    shared: &'a Shared<E>,
+/// The log's owner.
+#[derive(Debug)]
+pub struct LogPart {
     wal: Wal,
+    room: LogRoom,
+    /// Taken from the desk and not durable yet.
     submissions: Vec<Submission>,
     batches: Vec<Batch>,
-    /// Workers with submissions in the write, and the last ticket of each.
+    /// By worker, the last ticket among them.
     tickets: Vec<Option<u64>>,
-    /// Most bytes of a segment.
-    segment_bytes: u64,
-    /// The idle mark stands in the log.
-    marked: bool,
+    trim: Option<Vec<Index>>,
+    /// What was appended is not synced yet.
+    is_written: bool,
+    /// When the write of what is being made durable began.
+    begun: Time,
+    /// The sync has just ended.
+    is_timed: bool,
+    /// Why the last append found no room.
+    refusal: Option<WalError>,
 }
 
-impl<'a, E: Env> LogThread<'a, E> {
-    pub(crate) fn new(shared: &'a Shared<E>, wal: Wal, segment_bytes: u64) -> Self {
-        let workers = shared.inboxes.len();
+impl LogPart {
+    /// The part that owns a log, on the desk of which so many workers leave work. Segments have at most `segment_bytes`.
+    #[must_use]
+    pub fn new(wal: Wal, workers: usize, segment_bytes: u64, now: Time) -> Self {
         Self {
-            shared,
             wal,
+            room: LogRoom::new(segment_bytes, now),
             submissions: Vec::new(),
             batches: Vec::new(),
             tickets: vec![None; workers],
-            segment_bytes,
-            marked: false,
+            trim: None,
+            is_written: false,
+            begun: now,
+            is_timed: false,
+            refusal: None,
         }
     }
 
-    /// Runs until the node ends. An error is fatal for the node.
-    pub(crate) fn run(mut self) -> Result<(), WalError> {
-        self.shared.log.publish(&self.wal);
-        loop {
-            let (trim, stop) = self.wait();
-            if self.shared.is_over() {
-                return Ok(());
+    /// Takes what has come, and does one thing: a trim, one write of all that was submitted, one sync, or a mark. Never
+    /// waits for anything but the disk.
+    ///
+    /// # Errors
+    /// [`WalError`], which is fatal for the node: the part must not be given another turn.
+    pub fn turn<H: LogHub>(&mut self, hub: &H, now: Time) -> Result<Turned, WalError> {
+        if std::mem::take(&mut self.is_timed) {
+            hub.synced(now.0.saturating_sub(self.begun.0));
+        }
+        if hub.is_over() {
+            return Ok(Turned::Ended);
+        }
+        // What was written is synced first, whatever has come.
+        if !self.is_written {
+            self.take(hub, now);
+        }
+        self.look(hub, now);
+        let done = match self.room.step(now) {
+            Step::Trim => {
+                let tops = self.trim.take().expect("asked for once one was taken from the desk");
+                let top = |shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0));
+                Event::Trimmed { segments: self.wal.trim(top)? }
             }
-            // The write may need the room that the trim makes.
-            if let Some(tops) = trim {
-                self.trim(&tops)?;
-            }
-            if !self.submissions.is_empty() {
-                self.write()?;
-                self.marked = false;
-            } else if !stop {
-                self.idle()?;
-            }
-            self.watch_room()?;
-            if stop && self.submissions.is_empty() {
-                self.wal.mark()?;
-                return Ok(());
-            }
-        }
-    }
-
-    /// Takes what there is, or waits for it.
-    fn wait(&mut self) -> (Option<Vec<Index>>, bool) {
-        let log = &self.shared.log;
-        for _ in 0..self.shared.spins_log {
-            let queue = log.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            if !queue.submissions.is_empty() || queue.stop {
-                break;
-            }
-            drop(queue);
-            std::hint::spin_loop();
-        }
-        let mut queue = log.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.writing_since = None;
-        if queue.submissions.is_empty() && queue.trim.is_none() && !queue.stop {
-            queue.waiting = true;
-            let wait = if self.marked { Duration::from_secs(1) } else { IDLE };
-            let (woken, _) = log.news.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner);
-            queue = woken;
-            queue.waiting = false;
-        }
-        std::mem::swap(&mut queue.submissions, &mut self.submissions);
-        queue.writing_since = queue.since.take();
-        (queue.trim.take(), queue.stop)
-    }
-
-    /// Notes in an idle log that all is synced. Without room for that, it is tried again when it has been idle for as long.
-    fn idle(&mut self) -> Result<(), WalError> {
-        if !self.marked {
-            self.marked = self.wal.mark()?;
-        }
-        Ok(())
-    }
-
-    /// Lets go of segments of which each entry is up to its shard's index.
-    fn trim(&mut self, tops: &[Index]) -> Result<(), WalError> {
-        let trimmed =
-            self.wal.trim(|shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0)))?;
-        if trimmed > 0 {
-            self.shared.log.short.store(false, Ordering::Relaxed);
-            self.shared.preparer.wake();
-        }
-        Ok(())
-    }
-
-    fn write(&mut self) -> Result<(), WalError> {
-        let log = &self.shared.log;
-        for submission in self.submissions.drain(..) {
-            self.tickets[submission.worker] = Some(submission.ticket);
-            self.batches.push(submission.batch);
-        }
-        let begun = loop {
-            let begun = Instant::now();
-            match self.wal.append(&self.batches) {
-                Ok(_) => break begun,
+            Step::Append => match self.wal.append(&self.batches) {
+                Ok(_) => {
+                    (self.begun, self.is_written) = (now, true);
+                    Event::Appended
+                }
                 Err(error @ WalError::NoSpace { .. }) => {
-                    if self.shared.is_stopping() {
-                        // The end can't wait for room. What is lost by it was never answered.
-                        return Err(error);
-                    }
-                    log.spent.store(true, Ordering::Relaxed);
-                    *log.shortage() = error.to_string();
-                    self.set_full(true);
-                    std::thread::sleep(ROOM_RETRY);
-                    if self.shared.is_over() {
-                        return Ok(());
-                    }
-                    // Room may come from a checkpoint that lets go of old segments.
-                    let trim = log.queue.lock().unwrap_or_else(PoisonError::into_inner).trim.take();
-                    if let Some(tops) = trim {
-                        self.trim(&tops)?;
-                    }
+                    *hub.desk().shortage() = error.to_string();
+                    self.refusal = Some(error);
+                    Event::NoSpace
                 }
                 Err(error) => return Err(error),
+            },
+            Step::Sync => {
+                self.wal.sync()?;
+                (self.is_written, self.is_timed) = (false, true);
+                self.report(hub);
+                Event::Synced
             }
+            Step::Prepare => match self.wal.prepare_now() {
+                Ok(()) => Event::Prepared { is_short: false },
+                Err(error @ WalError::NoSpace { .. }) => {
+                    *hub.desk().shortage() = error.to_string();
+                    Event::Prepared { is_short: true }
+                }
+                Err(error) => return Err(error),
+            },
+            Step::Mark => Event::Marked(hub.mark(&mut self.wal)?),
+            Step::Sleep(until) => return Ok(Turned::Until(until)),
+            Step::Close => {
+                self.wal.mark()?;
+                return Ok(Turned::Ended);
+            }
+            Step::GiveUp => return Err(self.refusal.take().expect("an append was refused")),
         };
-        self.wal.sync()?;
-        let counters = &self.shared.counters;
-        counters.log_sync_micros.add(begun.elapsed().as_micros() as u64);
-        counters.log_syncs.add(1);
-        counters.log_writes.add(1);
-        for (worker, ticket) in self.tickets.iter_mut().enumerate() {
-            if let Some(ticket) = ticket.take() {
-                self.shared.inboxes[worker].set_durable(ticket);
+        self.room.handle(now, done);
+        self.look(hub, now);
+        Ok(Turned::Again)
+    }
+
+    /// Takes what lies on the desk. Submissions stay there while those taken before have found no room.
+    fn take<H: LogHub>(&mut self, hub: &H, now: Time) {
+        let desk = hub.desk();
+        if desk.prepared.swap(false, Ordering::SeqCst) {
+            let is_short = desk.found_short.load(Ordering::SeqCst);
+            self.room.handle(now, Event::Prepared { is_short });
+        }
+        if hub.is_ending() {
+            self.room.handle(now, Event::Ending);
+        }
+        let mut queue = desk.queue();
+        if let Some(tops) = queue.trim.take() {
+            self.trim = Some(tops);
+            self.room.handle(now, Event::TrimWanted);
+        }
+        if self.batches.is_empty() {
+            std::mem::swap(&mut queue.submissions, &mut self.submissions);
+            queue.writing_since = queue.since.take();
+        }
+        let is_closed = queue.closed && queue.submissions.is_empty();
+        drop(queue);
+        if !self.submissions.is_empty() {
+            for Submission { worker, ticket, batch } in self.submissions.drain(..) {
+                self.tickets[worker] = Some(ticket);
+                self.batches.push(batch);
+            }
+            self.room.handle(now, Event::Submitted);
+        }
+        if is_closed {
+            self.room.handle(now, Event::Closed);
+        }
+    }
+
+    /// Looks how much room there is, if that may have changed, and passes on what follows from it.
+    fn look<H: LogHub>(&mut self, hub: &H, now: Time) {
+        let desk = hub.desk();
+        if self.room.wants_room() {
+            let (stats, reserve) = (self.wal.stats(), self.wal.reserve_left());
+            desk.bytes.store(stats.bytes, Ordering::Relaxed);
+            desk.segments.store(stats.segments as u64, Ordering::Relaxed);
+            desk.reserve.store(reserve, Ordering::Relaxed);
+            let (segment_bytes_next, wants_segment) =
+                (self.wal.segment_bytes_next(), self.wal.wants_segment());
+            self.room.handle(now, Event::Room { reserve, segment_bytes_next, wants_segment });
+        }
+        desk.short.store(self.room.is_short(), Ordering::SeqCst);
+        desk.spent.store(self.room.is_spent(), Ordering::Relaxed);
+        while let Some(notice) = self.room.poll_notice() {
+            match notice {
+                Notice::Prepare => desk.preparer_bell.ring(),
+                Notice::Full(is_full) => {
+                    desk.full.store(is_full, Ordering::Relaxed);
+                    if is_full {
+                        let reason = desk.shortage().clone();
+                        events::warn(format_args!("writes are refused until there is room: {reason}"));
+                    } else {
+                        events::info(format_args!("the log has room again: writes are taken"));
+                    }
+                    hub.full(is_full);
+                }
             }
         }
-        let mut spares = self.shared.log.spares.lock().unwrap_or_else(PoisonError::into_inner);
+    }
+
+    /// Gives the workers their tickets back, and the desk the batches' memory.
+    fn report<H: LogHub>(&mut self, hub: &H) {
+        for (worker, ticket) in self.tickets.iter_mut().enumerate() {
+            if let Some(ticket) = ticket.take() {
+                hub.durable(worker, ticket);
+            }
+        }
+        let mut spares = hub.desk().spares.lock().unwrap_or_else(PoisonError::into_inner);
         for mut batch in self.batches.drain(..) {
             if spares.len() < SPARES && batch.bytes() <= SPARE_BYTES {
                 batch.clear();
                 spares.push(batch);
             }
-        }
-        Ok(())
-    }
-
-    /// Stops new work before the last reserve of the log is used, and lets it go on when there is room again.
-    fn watch_room(&mut self) -> Result<(), WalError> {
-        let log = &self.shared.log;
-        log.publish(&self.wal);
-        if self.wal.wants_segment() {
-            self.shared.preparer.wake();
-        }
-        let reserve_min = self.reserve_min();
-        if !log.short.load(Ordering::Relaxed) && self.wal.reserve_left() < reserve_min {
-            // The other thread has had no time to find out whether there is room: work that is taken now might have to wait
-            // for it for long.
-            match self.wal.prepare_now() {
-                Err(error @ WalError::NoSpace { .. }) => {
-                    *log.shortage() = error.to_string();
-                    log.short.store(true, Ordering::Relaxed);
-                }
-                prepared => prepared?,
-            }
-        }
-        let short = log.short.load(Ordering::Relaxed) && self.wal.reserve_left() < reserve_min;
-        log.spent.store(short && self.wal.reserve_left() < reserve_min / 2, Ordering::Relaxed);
-        if short != log.is_full() {
-            self.set_full(short);
-        }
-        Ok(())
-    }
-
-    /// Below this reserve no new work is taken while there is no room for another segment.
-    fn reserve_min(&self) -> u64 {
-        (self.wal.segment_bytes_next() / 2).max((self.segment_bytes / 2).min(RESERVE_MIN))
-    }
-
-    fn set_full(&self, full: bool) {
-        if self.shared.log.full.swap(full, Ordering::Relaxed) != full {
-            if full {
-                let reason = self.shared.log.shortage().clone();
-                events::warn(format_args!("writes are refused until there is room: {reason}"));
-            } else {
-                events::info(format_args!("the log has room again: writes are taken"));
-            }
-            for inbox in &self.shared.inboxes {
-                inbox.push(Command::every(Input::Full(full)));
-            }
-        }
-    }
-}
-
-/// Prepares log segments on a thread of its own, so that filling one with zeros holds nobody up.
-pub(crate) struct PreparerSignal {
-    wanted: Mutex<bool>,
-    news: Condvar,
-}
-
-impl PreparerSignal {
-    pub(crate) fn new() -> Self {
-        Self { wanted: Mutex::new(true), news: Condvar::new() }
-    }
-
-    pub(crate) fn wake(&self) {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*wanted {
-            *wanted = true;
-            drop(wanted);
-            self.news.notify_one();
-        }
-    }
-
-    /// Runs until the node ends. An error is fatal for the node.
-    pub(crate) fn run<E: Env>(&self, shared: &Shared<E>, preparer: &SegmentPreparer) -> Result<(), WalError> {
-        while !shared.is_ended() {
-            let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-            if !*wanted {
-                let wait = if shared.log.short.load(Ordering::Relaxed) {
-                    ROOM_RETRY
-                } else {
-                    Duration::from_secs(1)
-                };
-                let (woken, _) = self.news.wait_timeout(wanted, wait).unwrap_or_else(PoisonError::into_inner);
-                wanted = woken;
-            }
-            *wanted = false;
-            drop(wanted);
-            loop {
-                match preparer.prepare_next() {
-                    Ok(true) => self.note_short(shared, false),
-                    Ok(false) => {
-                        self.note_short(shared, false);
-                        break;
-                    }
-                    Err(error @ WalError::NoSpace { .. }) => {
-                        *shared.log.shortage() = error.to_string();
-                        self.note_short(shared, true);
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn note_short<E: Env>(&self, shared: &Shared<E>, short: bool) {
-        if shared.log.short.swap(short, Ordering::Relaxed) != short {
-            // The log thread decides what follows from it.
-            shared.log.change(|_| {});
         }
     }
 }
@@ -404,16 +349,59 @@ impl PreparerSignal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shared::stage;
-    use crate::shared::tests::{Nothing, shared};
+    use crate::prepare::PreparePart;
+    use std::cell::{Cell, RefCell};
     use std::convert::Infallible;
     use std::sync::Arc;
-    use std::thread;
     use stead_core::ids::Epoch;
     use stead_store::sim_disk::SimDisk;
     use stead_store::wal::WalOptions;
 
     const SHARD: ShardId = ShardId(0);
+    const SEGMENT: u64 = 32 << 10;
+
+    /// A node that notes what its log reports.
+    #[derive(Default)]
+    struct Hub {
+        desk: LogDesk,
+        ending: Cell<bool>,
+        durable: RefCell<Vec<(usize, u64)>>,
+        full: RefCell<Vec<bool>>,
+    }
+
+    impl LogHub for Hub {
+        fn desk(&self) -> &LogDesk {
+            &self.desk
+        }
+
+        fn is_over(&self) -> bool {
+            false
+        }
+
+        fn is_ending(&self) -> bool {
+            self.ending.get()
+        }
+
+        fn is_ended(&self) -> bool {
+            false
+        }
+
+        fn durable(&self, worker: usize, ticket: u64) {
+            self.durable.borrow_mut().push((worker, ticket));
+        }
+
+        fn full(&self, is_full: bool) {
+            self.full.borrow_mut().push(is_full);
+        }
+
+        fn synced(&self, _: u64) {}
+    }
+
+    impl Hub {
+        fn submit(&self, worker: usize, ticket: u64, index: u64) {
+            self.desk.submit(Time(0), Submission { worker, ticket, batch: batch(index, 4000) });
+        }
+    }
 
     fn batch(index: u64, bytes: usize) -> Batch {
         let mut batch = Batch::new();
@@ -421,11 +409,14 @@ mod tests {
         batch
     }
 
-    /// A log of several full segments on a disk that has no byte left.
+    fn open(disk: &SimDisk) -> Wal {
+        let options = WalOptions { segment_bytes: SEGMENT, log_id: 7, create: true, ..WalOptions::default() };
+        Wal::open(Arc::new(disk.clone()), options, |_| Ok::<(), Infallible>(())).unwrap().0
+    }
+
+    /// A log of several full segments on a disk that has no byte left, and the index of its last entry.
     fn full(disk: &SimDisk) -> (Wal, u64) {
-        let options =
-            WalOptions { segment_bytes: 32 << 10, log_id: 7, create: true, ..WalOptions::default() };
-        let (mut wal, _) = Wal::open(Arc::new(disk.clone()), options, |_| Ok::<(), Infallible>(())).unwrap();
+        let mut wal = open(disk);
         for index in 1..=40 {
             wal.append(&[batch(index, 4000)]).unwrap();
             wal.sync().unwrap();
@@ -439,45 +430,123 @@ mod tests {
         (wal, last)
     }
 
-    /// Runs the log's thread until it ends by itself, or kills it after a while.
-    fn run(shared: &Shared<Nothing>, thread: LogThread<'_, Nothing>) {
-        thread::scope(|scope| {
-            let run = scope.spawn(|| thread.run());
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while !run.is_finished() && Instant::now() < deadline {
-                thread::yield_now();
-            }
-            let in_time = run.is_finished();
-            shared.stage.store(stage::KILLED, Ordering::SeqCst);
-            shared.log.change(|_| {});
-            run.join().unwrap().unwrap();
-            assert!(in_time, "the log's thread waits");
-        });
+    fn part(wal: Wal) -> LogPart {
+        LogPart::new(wal, 2, SEGMENT, Time(0))
     }
 
-    /// The write needs the room that the trim makes, and no other trim follows: a full log takes no checkpoint.
+    /// Gives turns until the part wants to sleep or has ended.
+    fn run(part: &mut LogPart, hub: &Hub, now: Time) -> Turned {
+        for _ in 0..20 {
+            match part.turn(hub, now).unwrap() {
+                Turned::Again => {}
+                turned => return turned,
+            }
+        }
+        panic!("the part never sleeps");
+    }
+
+    #[test]
+    fn a_ticket_comes_back_after_the_sync_and_not_before() {
+        let (disk, hub) = (SimDisk::new(1), Hub::default());
+        let mut part = part(open(&disk));
+        hub.submit(0, 1, 1);
+        hub.submit(1, 1, 2);
+        hub.submit(0, 2, 3);
+        let syncs = |part: &LogPart| part.wal.stats().synced;
+        let before = syncs(&part);
+        assert_eq!(part.turn(&hub, Time(0)).unwrap(), Turned::Again);
+        hub.submit(1, 2, 4);
+        assert!(hub.durable.borrow().is_empty() && syncs(&part) == before);
+        assert_eq!(part.turn(&hub, Time(0)).unwrap(), Turned::Again);
+        assert_eq!(hub.durable.take(), [(0, 2), (1, 1)]);
+        assert_eq!(syncs(&part), before + 1, "three submissions are one batch");
+        run(&mut part, &hub, Time(0));
+        assert_eq!(hub.durable.take(), [(1, 2)]);
+    }
+
+    /// The write needs the room that the trim makes, and no other trim follows: a log that is spent takes no checkpoint.
     #[test]
     fn a_trim_comes_before_the_write_that_needs_its_room() {
-        let (disk, shared) = (SimDisk::new(1), shared());
+        let (disk, hub) = (SimDisk::new(1), Hub::default());
         let (wal, last) = full(&disk);
-        let thread = LogThread::new(&shared, wal, 32 << 10);
-        shared.log.trim(vec![Index(last)]);
-        shared.log.submit(Submission { worker: 0, ticket: 1, batch: batch(last + 1, 4000) });
-        shared.log.stop();
-        run(&shared, thread);
-        assert_eq!(shared.inboxes[0].durable(), 1);
+        let mut part = part(wal);
+        hub.desk.trim(vec![Index(last)]);
+        hub.submit(0, 1, last + 1);
+        hub.desk.close();
+        assert_eq!(run(&mut part, &hub, Time(0)), Turned::Ended);
+        assert_eq!(hub.durable.take(), [(0, 1)]);
     }
+
+    #[test]
+    fn a_refused_write_is_tried_again_and_a_trim_makes_it_at_once() {
+        let (disk, hub) = (SimDisk::new(1), Hub::default());
+        let (wal, last) = full(&disk);
+        let mut part = part(wal);
+        hub.submit(0, 1, last + 1);
+        let retry = Turned::Until(Some(Time(0).plus_millis(LogRoom::RETRY)));
+        assert_eq!(run(&mut part, &hub, Time(0)), retry);
+        assert!(hub.desk.is_full() && hub.desk.is_spent() && hub.full.take() == [true]);
+        assert_eq!(hub.desk.lag(Time(7)), Some(Duration::from_micros(7)));
+        hub.desk.trim(vec![Index(last)]);
+        run(&mut part, &hub, Time(1));
+        assert_eq!((hub.durable.take(), hub.full.take()), (vec![(0, 1)], vec![false]));
+        assert!(!hub.desk.is_full() && hub.desk.lag(Time(7)).is_none());
+    }
+
+    #[test]
+    fn a_shutdown_does_not_wait_for_room() {
+        let (disk, hub) = (SimDisk::new(1), Hub::default());
+        let (wal, last) = full(&disk);
+        let mut part = part(wal);
+        hub.submit(0, 1, last + 1);
+        hub.ending.set(true);
+        while !matches!(part.turn(&hub, Time(0)), Err(WalError::NoSpace { .. })) {
+            assert!(hub.durable.borrow().is_empty());
+        }
+    }
+
     #[test]
     fn the_idle_mark_is_written_once_there_is_room() {
-        let (disk, shared) = (SimDisk::new(1), shared());
+        let (disk, hub) = (SimDisk::new(1), Hub::default());
         let (mut wal, _) = full(&disk);
         assert!(!wal.mark().unwrap(), "a full log has no room for it");
-        let mut thread = LogThread::new(&shared, wal, 32 << 10);
-        thread.idle().unwrap();
-        assert!(!thread.marked);
+        let mut prepare = PreparePart::new(wal.preparer());
+        let mut part = part(wal);
+        let ms = |ms| Time(0).plus_millis(ms);
+        assert_eq!(run(&mut part, &hub, ms(0)), Turned::Until(Some(ms(LogRoom::IDLE))));
+        assert_eq!(run(&mut part, &hub, ms(LogRoom::IDLE)), Turned::Until(Some(ms(2 * LogRoom::IDLE))));
+        assert!(!part.wal.is_marked());
+        assert_eq!(prepare.turn(&hub, ms(0)).unwrap(), Turned::Until(Some(ms(LogRoom::RETRY))));
         disk.set_capacity(None);
-        thread.wal.prepare_now().unwrap();
-        thread.idle().unwrap();
-        assert!(thread.marked && thread.wal.is_marked());
+        assert_eq!(prepare.turn(&hub, ms(0)).unwrap(), Turned::Again);
+        assert!(hub.desk.bell.take_ring(), "the log looks again");
+        assert_eq!(run(&mut part, &hub, ms(2 * LogRoom::IDLE)), Turned::Until(None));
+        assert!(part.wal.is_marked());
+    }
+
+    /// Work stops while what has begun still finds its room: not once the log is full to the last byte.
+    #[test]
+    fn new_work_is_refused_before_the_reserve_is_used() {
+        let (disk, hub) = (SimDisk::new(1), Hub::default());
+        let mut wal = open(&disk);
+        let mut prepare = PreparePart::new(wal.preparer());
+        wal.append(&[batch(1, 100)]).unwrap();
+        let mut part = part(wal);
+        while prepare.turn(&hub, Time(0)).unwrap() == Turned::Again {}
+        disk.set_capacity(Some(disk.used()));
+        let mut index = 2;
+        while !hub.desk.is_full() {
+            hub.submit(0, index, index);
+            run(&mut part, &hub, Time(0));
+            prepare.turn(&hub, Time(0)).unwrap();
+            run(&mut part, &hub, Time(0));
+            assert_eq!(hub.durable.take(), [(0, index)]);
+            index += 1;
+        }
+        assert!(part.wal.reserve_left() > 0 && !hub.desk.is_spent(), "{}", part.wal.reserve_left());
+        disk.set_capacity(None);
+        prepare.turn(&hub, Time(0)).unwrap();
+        run(&mut part, &hub, Time(0));
+        assert_eq!(hub.full.take(), [true, false]);
     }
 }

@@ -1,12 +1,14 @@
 //! Opening a node: the data directory, recovery, and the threads.
 
+use crate::drive::drive;
 use crate::env::{Env, Program};
 use crate::events;
 use crate::guarded::Guarded;
 use crate::life::Life;
-use crate::log::LogThread;
+use crate::log::LogPart;
 use crate::memory::MemoryLimits;
 use crate::panics;
+use crate::prepare::PreparePart;
 use crate::queries::{QUERY_THREADS, QueryQueue};
 use crate::shared::{Clock, Shared, Wall};
 use crate::snapshots::Checkpointer;
@@ -312,14 +314,19 @@ fn open<E: Env>(
         let shared = Arc::clone(&shared);
         let segment_bytes = options.segment_bytes;
         life.spawn(Group::Log, "stead-log", move || {
-            LogThread::new(&shared, wal, segment_bytes).run().map_err(|error| error.to_string())
+            let mut part = LogPart::new(wal, shared.inboxes.len(), segment_bytes, shared.now());
+            let turned =
+                drive(&shared.log.bell, shared.spins_log, || shared.now(), |now| part.turn(&*shared, now));
+            turned.map_err(|error| error.to_string())
         })?;
     }
     {
         let shared = Arc::clone(&shared);
         life.spawn(Group::Log, "stead-segments", move || {
             let_others_first();
-            shared.preparer.run(&shared, &preparer).map_err(|error| error.to_string())
+            let mut part = PreparePart::new(preparer);
+            let turned = drive(&shared.log.preparer_bell, 0, || shared.now(), |now| part.turn(&*shared, now));
+            turned.map_err(|error| error.to_string())
         })?;
     }
     let seed = fastrand::u64(..);

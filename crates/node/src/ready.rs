@@ -3,7 +3,8 @@
 use crate::env::Env;
 use crate::shared::{Shared, stage};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use stead_core::ids::Time;
 use thiserror::Error;
 
 /// Why a node does not serve now.
@@ -43,7 +44,7 @@ pub enum NotReady {
 pub const LOG_LAG_MAX: Duration = Duration::from_secs(5);
 
 impl<E: Env> Shared<E> {
-    pub(crate) fn readiness(&self, now: Instant) -> Result<(), NotReady> {
+    pub(crate) fn readiness(&self, now: Time) -> Result<(), NotReady> {
         if let Some(reason) = self.failure.get() {
             return Err(NotReady::Failed(reason.clone()));
         }
@@ -81,11 +82,11 @@ mod tests {
     fn each_shard_must_serve() {
         let shared = shared();
         shared.shard_is_active();
-        assert_eq!(shared.readiness(Instant::now()), Err(NotReady::Shards { active: 1, shards: 2 }));
+        assert_eq!(shared.readiness(shared.now()), Err(NotReady::Shards { active: 1, shards: 2 }));
         shared.shard_is_active();
-        assert_eq!(shared.readiness(Instant::now()), Ok(()));
+        assert_eq!(shared.readiness(shared.now()), Ok(()));
         shared.fail("the disk is gone".to_owned());
-        assert_eq!(shared.readiness(Instant::now()), Err(NotReady::Failed("the disk is gone".to_owned())));
+        assert_eq!(shared.readiness(shared.now()), Err(NotReady::Failed("the disk is gone".to_owned())));
     }
 
     #[test]
@@ -93,10 +94,11 @@ mod tests {
         let shared = shared();
         shared.shard_is_active();
         shared.shard_is_active();
-        let later = Instant::now() + LOG_LAG_MAX * 2;
+        let now = shared.now();
+        let later = now.plus_micros(2 * LOG_LAG_MAX.as_micros() as u64);
         assert_eq!(shared.readiness(later), Ok(()), "nothing waits");
-        shared.log.submit(Submission { worker: 0, ticket: 1, batch: Batch::new() });
-        assert_eq!(shared.readiness(Instant::now()), Ok(()), "it came just now");
+        shared.log.submit(now, Submission { worker: 0, ticket: 1, batch: Batch::new() });
+        assert_eq!(shared.readiness(now), Ok(()), "it came just now");
         assert!(matches!(shared.readiness(later), Err(NotReady::Log { waits }) if waits > LOG_LAG_MAX));
     }
 }

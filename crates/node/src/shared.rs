@@ -4,7 +4,7 @@ use crate::checks::Checks;
 use crate::env::{Env, NoAnswer, Reception, Reply};
 use crate::events;
 use crate::inbox::{Command, Inbox};
-use crate::log::{LogQueue, PreparerSignal};
+use crate::log::{LogDesk, LogHub};
 use crate::memory::{Memory, MemoryLimits};
 use crate::queries::QueryQueue;
 use crate::snapshots::{Event, SnapshotQueue};
@@ -33,8 +33,7 @@ pub struct Shared<E: Env> {
     pub(crate) topology: Arc<Topology>,
     pub(crate) inboxes: Vec<Inbox<E::Caller>>,
     pub(crate) clock: Clock,
-    pub(crate) log: LogQueue,
-    pub(crate) preparer: PreparerSignal,
+    pub(crate) log: LogDesk,
     pub(crate) tasks: TaskQueue,
     pub(crate) queries: Arc<QueryQueue<E::Caller>>,
     /// The turns of shards that try what the last life may have met. Rarely used: its lock is no matter.
@@ -121,8 +120,7 @@ impl<E: Env> Shared<E> {
             topology,
             inboxes: (0..workers).map(|_| Inbox::new()).collect(),
             clock,
-            log: LogQueue::new(),
-            preparer: PreparerSignal::new(),
+            log: LogDesk::default(),
             tasks: TaskQueue::default(),
             queries: Arc::new(QueryQueue::new(services)),
             trials: Mutex::default(),
@@ -329,11 +327,6 @@ impl<E: Env> Shared<E> {
         self.stage.load(Ordering::Relaxed) == stage::KILLED || self.failure.get().is_some()
     }
 
-    /// Whether the node is being shut down.
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stage.load(Ordering::Relaxed) == stage::STOPS
-    }
-
     /// Whether the node has ended in any way.
     pub(crate) fn is_ended(&self) -> bool {
         self.stage.load(Ordering::Relaxed) >= stage::ENDED || self.failure.get().is_some()
@@ -365,8 +358,8 @@ impl<E: Env> Shared<E> {
             inbox.close();
             inbox.wake();
         }
-        self.log.stop();
-        self.preparer.wake();
+        self.log.close();
+        self.log.preparer_bell.ring();
         self.tasks.stop();
         self.queries.stop();
         self.snapshots.stop();
@@ -394,6 +387,40 @@ impl<E: Env> Shared<E> {
             }
             held = self.all_active.1.wait(held).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+impl<E: Env> LogHub for Shared<E> {
+    fn desk(&self) -> &LogDesk {
+        &self.log
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over()
+    }
+
+    fn is_ending(&self) -> bool {
+        self.stage.load(Ordering::Relaxed) == stage::STOPS
+    }
+
+    fn is_ended(&self) -> bool {
+        self.is_ended()
+    }
+
+    fn durable(&self, worker: usize, ticket: u64) {
+        self.inboxes[worker].set_durable(ticket);
+    }
+
+    fn full(&self, is_full: bool) {
+        for inbox in &self.inboxes {
+            inbox.push(Command::every(Input::Full(is_full)));
+        }
+    }
+
+    fn synced(&self, micros: u64) {
+        self.counters.log_sync_micros.add(micros);
+        self.counters.log_syncs.add(1);
+        self.counters.log_writes.add(1);
     }
 }
 

@@ -224,7 +224,7 @@ impl<E: Env> Worker<E> {
             let config = EpochConfig::single(epoch, self.shared.node);
             self.give(now, slot, Input::Start(config));
         }
-        self.hand_on();
+        self.hand_on(now);
         // A stop that did not wait for this thread, for it came from a handler here, has ended without it.
         while !self.shared.is_ended() {
             let is_done = self.submitted.is_empty() && self.stored.is_empty() && self.batch.is_empty();
@@ -261,7 +261,7 @@ impl<E: Env> Worker<E> {
         }
         busy |= self.drain_snapshots();
         let sweep_in = self.sweep(now);
-        self.hand_on();
+        self.hand_on(now);
         let hold = begun.elapsed();
         if hold > self.longest_hold {
             self.longest_hold = hold;
@@ -507,7 +507,7 @@ impl<E: Env> Worker<E> {
                     self.turn[service].entries += 1;
                     self.turn[service].entry_bytes += bytes.len() as u64;
                     if self.batch.bytes() + bytes.len() + RECORD_OVERHEAD > self.batch_max {
-                        self.submit();
+                        self.submit(now);
                     }
                     self.batch.push(from, epoch, index, &bytes);
                     let appended = &mut self.appended[slot as usize];
@@ -551,7 +551,7 @@ impl<E: Env> Worker<E> {
         }
         self.effects = effects;
         if self.batch.bytes() >= BATCH_BYTES {
-            self.hand_on();
+            self.hand_on(now);
         }
     }
 
@@ -645,7 +645,7 @@ impl<E: Env> Worker<E> {
         until.is_some()
     }
 
-    fn submit(&mut self) {
+    fn submit(&mut self, now: Time) {
         if self.batch.is_empty() {
             return;
         }
@@ -657,11 +657,11 @@ impl<E: Env> Worker<E> {
         }
         self.submitted.push_back((self.ticket, reached));
         let batch = std::mem::replace(&mut self.batch, self.shared.log.spare());
-        self.shared.log.submit(Submission { worker: self.number, ticket: self.ticket, batch });
+        self.shared.log.submit(now, Submission { worker: self.number, ticket: self.ticket, batch });
     }
 
-    fn hand_on(&mut self) {
-        self.submit();
+    fn hand_on(&mut self, now: Time) {
+        self.submit(now);
         self.shared.memory.change(std::mem::take(&mut self.waiting));
         if !self.queries.is_empty() {
             self.shared.queries.push(&mut self.queries);

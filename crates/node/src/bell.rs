@@ -1,0 +1,60 @@
+//! Wakes one thread.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
+use std::time::Duration;
+use stead_core::ids::Time;
+
+/// The bell of one part. Any thread rings it; the part's thread parks until it is rung. The simulator takes the ring instead.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: AtomicBool,
+    parked: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl Bell {
+    /// Wants the part to have a turn.
+    pub fn ring(&self) {
+        // Either the thread sees the ring before it parks, or this sees that it is parked.
+        self.rung.store(true, Ordering::SeqCst);
+        if self.parked.swap(false, Ordering::SeqCst)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Whether it was rung since this was asked last.
+    pub fn take_ring(&self) -> bool {
+        self.rung.swap(false, Ordering::SeqCst)
+    }
+
+    /// From now on the bell wakes this thread.
+    pub(crate) fn attach(&self) {
+        let _ = self.thread.set(std::thread::current());
+    }
+
+    /// Sleeps until it is rung or it is time; spins a little first, for waking a thread takes long.
+    pub(crate) fn park(&self, now: Time, until: Option<Time>, spins: u32) {
+        for _ in 0..spins {
+            if self.rung.load(Ordering::Relaxed) {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        self.parked.store(true, Ordering::SeqCst);
+        if !self.rung.load(Ordering::SeqCst) {
+            match until {
+                Some(until) => {
+                    std::thread::park_timeout(Duration::from_micros(until.0.saturating_sub(now.0)));
+                }
+                None => std::thread::park(),
+            }
+        }
+        self.parked.store(false, Ordering::SeqCst);
+        // What was left for the part before the ring is seen by its next turn.
+        self.rung.swap(false, Ordering::SeqCst);
+    }
+}

@@ -46,7 +46,7 @@ pub use life::Life;
 pub use listed::{list_checkpoints, verify_stored};
 pub use log::{LogDesk, LogHub, LogPart, Submission};
 pub use memory::{MemoryLimits, MemoryStatus};
-pub use open::{CheckpointOptions, CopyTarget, OpenError, Options, ServiceLimits};
+pub use open::{CheckpointOptions, CopyTarget, OpenError, Options, RecoverOptions, Recovery, recover};
 pub use part::Turned;
 pub use prepare::PreparePart;
 pub use queries::StuckQuery;
@@ -58,4 +58,5 @@ pub use status::{
     ClockStatus, LogStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,
     TaskStatus,
 };
+pub use stead_core::start::ServiceLimits;
 pub use unended::note_unended;

@@ -1,0 +1,313 @@
+//! The plan of a start: what a node begins a life with, decided from what it found.
+//!
+//! Knows no disk and no code of a user: what was found arrives as values, and questions about the code go to [`Code`]. A shell
+//! asks in this order, and changes nothing before it has the last answer:
+//!
+//! 1. [`Services::plan`], once it has read which services the data has;
+//! 2. [`Services::accept`], once it has recovered the states, and before it cuts the log's tail;
+//! 3. [`StartPlan::new`], whose epochs it makes durable before any shard uses one.
+
+use crate::ids::{Epoch, ServiceId, ShardId};
+use crate::record::{RecordKey, TaskHead};
+use crate::shard::{Settings, Shard};
+use crate::state::State;
+use crate::topology::{Topology, TopologyError};
+use crate::trials::Trials;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// The code of a program, as far as a start asks for it.
+pub trait Code {
+    /// Whether there is code for a service, or its data may wait without.
+    fn has_service(&self, name: &str) -> bool;
+
+    /// Whether there is code for a kind of task that a process of `service` started, or the task may wait without.
+    fn has_task(&self, name: &str, service: &str) -> bool;
+}
+
+/// What a program asks for one of its services.
+#[derive(Clone, Debug)]
+pub struct ServiceLimits {
+    /// Its name.
+    pub name: String,
+    /// The number of shards that it must have, if one is asked for.
+    pub shards: Option<u32>,
+    /// The number of shards that it gets when it is new and none is asked for.
+    pub when_new: u32,
+    /// The settings of its shards.
+    pub settings: Settings,
+}
+
+/// The reason that data cannot be started with a program. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StartError {
+    /// The services do not fit together or to the data.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The data holds services or tasks that the program has no code for.
+    #[error("the data holds {what}, for which no code is registered here, and nothing was changed")]
+    NoCode {
+        /// What they are.
+        what: String,
+    },
+}
+
+/// The services of a life: those of the data, then those that are new.
+#[derive(Clone, Debug)]
+pub struct Services {
+    topology: Arc<Topology>,
+    /// By service.
+    settings: Vec<Settings>,
+}
+
+impl Services {
+    /// Adds the services of a program to those that the data has.
+    ///
+    /// # Errors
+    /// [`StartError::NoCode`] if the data has a service without code: all that comes due for it would become dead letters.
+    /// [`StartError::Topology`] if a service is asked for that cannot be.
+    pub fn plan(stored: Topology, asked: &[ServiceLimits], code: &dyn Code) -> Result<Self, StartError> {
+        let unknown = stored.services().iter().filter(|service| !code.has_service(&service.name));
+        refuse(unknown.map(|service| format!("service {}", service.name)).collect())?;
+        let mut topology = stored;
+        let mut settings = vec![Settings::default(); topology.services().len()];
+        for service in asked {
+            let existing = topology.service_id(&service.name).map(|id| topology.service(id).shards);
+            let shards = service.shards.or(existing).unwrap_or(service.when_new);
+            let id = topology.ensure(&service.name, shards)?;
+            settings.resize(topology.services().len(), Settings::default());
+            settings[usize::from(id.0)] = service.settings.clone();
+        }
+        Ok(Self { topology: Arc::new(topology), settings })
+    }
+
+    /// Accepts recovered states, of which all that waits has code.
+    ///
+    /// # Errors
+    /// [`StartError::NoCode`], naming each kind of task without code.
+    pub fn accept(&self, states: &[State], code: &dyn Code) -> Result<(), StartError> {
+        let mut unknown = BTreeSet::new();
+        for state in states {
+            let service = self.topology.service_of(state.shard());
+            let service = service.map_or("", |id| &self.topology.service(id).name);
+            let tasks = state.tasks().iter();
+            for task in tasks.filter_map(|id| state.record::<TaskHead>(&RecordKey::task(*id))) {
+                if !code.has_task(&task.name, service) {
+                    unknown.insert(format!("task {} of service {service}", task.name));
+                }
+            }
+        }
+        refuse(unknown)
+    }
+
+    /// Fits the settings to the node: no entry may be larger than half of what the log takes in one write,
+    /// `batch_bytes_max`, and a wall clock that is far ahead is confirmed for `clock_confirm` milliseconds.
+    pub fn fit(&mut self, batch_bytes_max: usize, clock_confirm: u64) {
+        for settings in &mut self.settings {
+            settings.entry_bytes_max = settings.entry_bytes_max.min(batch_bytes_max / 2);
+            settings.clock_confirm = clock_confirm;
+        }
+    }
+
+    /// The services and their shards.
+    #[must_use]
+    pub fn topology(&self) -> &Arc<Topology> {
+        &self.topology
+    }
+
+    /// The settings of the shards of a service.
+    ///
+    /// # Panics
+    /// If the id is of another topology.
+    #[must_use]
+    pub fn settings(&self, service: ServiceId) -> &Settings {
+        &self.settings[usize::from(service.0)]
+    }
+}
+
+/// What a node knows of its earlier lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// The last epoch that the node made durable for a life; 0 before the first.
+    pub promised: Epoch,
+    /// There was no life before this one.
+    pub is_new: bool,
+    /// The last life ended in order, with all that it had begun.
+    pub ended_cleanly: bool,
+}
+
+/// What a life begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartPlan {
+    /// The epoch to make durable, with the services, before any shard starts: no epoch of this life is above it.
+    pub promise: Epoch,
+    /// The epoch that each shard begins.
+    pub epochs: BTreeMap<ShardId, Epoch>,
+    /// Nothing that waits can have ended a life: no attempts are logged.
+    pub assume_clean: bool,
+}
+
+impl StartPlan {
+    /// Plans a life over recovered states.
+    #[must_use]
+    pub fn new(past: Past, states: &[State]) -> Self {
+        let epochs = draw_epochs(past.promised, states);
+        let promise = epochs.values().copied().max().unwrap_or(past.promised.next());
+        Self { promise, epochs, assume_clean: past.is_new || past.ended_cleanly }
+    }
+
+    /// The shards of a life, not yet started, and the turns of those that try what the last life may have met. While the
+    /// turns hold all others, so does each shard.
+    ///
+    /// # Panics
+    /// If a state is of no shard of the topology.
+    #[must_use]
+    pub fn shards(&self, states: Vec<State>, services: &Services) -> (Vec<Shard>, Trials) {
+        let make = |state: State| {
+            let service = services.topology.service_of(state.shard());
+            let settings = services.settings(service.expect("each state is of a shard of the topology"));
+            let mut shard = Shard::new(state, Arc::clone(&services.topology), settings.clone());
+            if self.assume_clean {
+                shard.trust();
+            }
+            shard
+        };
+        let mut shards: Vec<Shard> = states.into_iter().map(make).collect();
+        let met = shards.iter().filter(|shard| shard.has_met()).map(|shard| shard.state().shard());
+        let trials = Trials::new(met);
+        if trials.is_held() {
+            shards.iter_mut().for_each(Shard::hold);
+        }
+        (shards, trials)
+    }
+}
+
+/// The epoch that each shard begins: above all that were promised, and above all that any log holds.
+fn draw_epochs(promised: Epoch, states: &[State]) -> BTreeMap<ShardId, Epoch> {
+    let logged = states.iter().map(|state| state.position().epoch).max().unwrap_or_default();
+    let epoch = promised.max(logged).next();
+    states.iter().map(|state| (state.shard(), epoch)).collect()
+}
+
+fn refuse(unknown: BTreeSet<String>) -> Result<(), StartError> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(StartError::NoCode { what: Vec::from_iter(unknown).join(", ") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Cause, Entry, Write};
+    use crate::ids::{Incarnation, Index, Seq, TaskId, Time};
+    use crate::key::Key;
+    use crate::record::{AttemptRecord, TaskRecord, Waiting, encode_value};
+
+    /// Code for the services and tasks of these names.
+    struct Names(&'static [&'static str]);
+
+    impl Code for Names {
+        fn has_service(&self, name: &str) -> bool {
+            self.0.contains(&name)
+        }
+
+        fn has_task(&self, name: &str, _: &str) -> bool {
+            self.0.contains(&name)
+        }
+    }
+
+    fn asked(name: &str, shards: Option<u32>) -> ServiceLimits {
+        ServiceLimits { name: name.to_owned(), shards, when_new: 3, settings: Settings::default() }
+    }
+
+    fn stored(services: &[(&str, u32)]) -> Topology {
+        let mut topology = Topology::new(Incarnation(1));
+        for (name, shards) in services {
+            topology.ensure(name, *shards).unwrap();
+        }
+        topology
+    }
+
+    /// A state of one entry, of an epoch, that writes these records.
+    fn state(shard: u32, epoch: u64, writes: Vec<Write>) -> State {
+        let mut state = State::new(ShardId(shard));
+        let (index, epoch, time) = (Index(1), Epoch(epoch), Time(0));
+        let (cause, process) = (Cause::Attempt, Key::none());
+        let entry =
+            Entry { index, epoch, time, cause, process, writes, sends: vec![], reply: None, served: None };
+        state.apply(entry).unwrap();
+        state
+    }
+
+    fn task(name: &str) -> Write {
+        let (process, name) = (Key::new("p").unwrap(), name.to_owned());
+        let record =
+            TaskRecord { process, name, step: 0, state: b"".as_slice().into(), progress: 0, retry: None };
+        Write { key: RecordKey::task(TaskId(7)), value: Some(encode_value(&record)) }
+    }
+
+    #[test]
+    fn services_keep_their_shards_and_new_ones_follow_them() {
+        let code = Names(&["a", "b", "c"]);
+        let services = [asked("c", None), asked("b", None), asked("a", Some(2))];
+        let planned = Services::plan(stored(&[("a", 2), ("b", 4)]), &services, &code).unwrap();
+        let all: Vec<_> =
+            planned.topology().services().iter().map(|s| (&*s.name, s.first.0, s.shards)).collect();
+        assert_eq!(all, [("a", 0, 2), ("b", 2, 4), ("c", 6, 3)]);
+    }
+
+    #[test]
+    fn data_without_code_and_other_numbers_of_shards_are_refused() {
+        let code = Names(&["a"]);
+        let refused = Services::plan(stored(&[("a", 1), ("b", 1), ("c", 1)]), &[], &code).unwrap_err();
+        assert_eq!(refused, StartError::NoCode { what: "service b, service c".to_owned() });
+        let refused = Services::plan(stored(&[("a", 1)]), &[asked("a", Some(2))], &code).unwrap_err();
+        assert!(matches!(refused, StartError::Topology(TopologyError::Resharding { .. })));
+    }
+
+    #[test]
+    fn states_with_a_task_without_code_are_refused() {
+        let services = Services::plan(stored(&[("a", 2)]), &[], &Names(&["a"])).unwrap();
+        let states = [state(0, 1, vec![]), state(1, 1, vec![task("count")])];
+        assert_eq!(services.accept(&states, &Names(&["a", "count"])), Ok(()));
+        let what = "task count of service a".to_owned();
+        assert_eq!(services.accept(&states, &Names(&["a"])), Err(StartError::NoCode { what }));
+    }
+
+    #[test]
+    fn epochs_are_above_all_that_were_promised_or_logged() {
+        let plan = |promised, logged: [u64; 2]| {
+            let states = [state(0, logged[0], vec![]), state(1, logged[1], vec![])];
+            let past = Past { promised: Epoch(promised), is_new: false, ended_cleanly: false };
+            let plan = StartPlan::new(past, &states);
+            assert!(plan.epochs.values().all(|epoch| *epoch <= plan.promise));
+            plan
+        };
+        // A life that ended before it logged anything has used its epoch all the same.
+        assert_eq!(plan(5, [3, 4]).epochs, [(ShardId(0), Epoch(6)), (ShardId(1), Epoch(6))].into());
+        // Facts that are older than the log.
+        assert_eq!(plan(1, [3, 4]).promise, Epoch(5));
+        let past = Past { promised: Epoch(2), is_new: false, ended_cleanly: true };
+        assert_eq!(StartPlan::new(past, &[]).promise, Epoch(3));
+    }
+
+    #[test]
+    fn all_shards_are_held_while_one_tries_what_the_last_life_met() {
+        let services = Services::plan(stored(&[("a", 2)]), &[], &Names(&["a"])).unwrap();
+        let begun = Waiting::Message { from: ShardId(0), seq: Seq(1) };
+        let value = encode_value(&AttemptRecord { count: 0, expires: None, alone: Some(0) });
+        let attempt = || vec![Write { key: RecordKey::attempt(&begun), value: Some(value.clone()) }];
+        let held = |is_new, ended_cleanly| {
+            let states = vec![state(0, 1, vec![]), state(1, 1, attempt())];
+            let plan = StartPlan::new(Past { promised: Epoch(1), is_new, ended_cleanly }, &states);
+            let (shards, trials) = plan.shards(states, &services);
+            assert_eq!(shards.len(), 2);
+            trials.is_held()
+        };
+        assert!(held(false, false));
+        assert!(!held(false, true), "what waits cannot have ended a life that ended in order");
+        assert!(!held(true, false), "there was no life before");
+    }
+}

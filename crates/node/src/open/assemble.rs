@@ -1,0 +1,144 @@
+//! Makes all parts of a node, without a thread.
+
+use crate::env::{Env, Program};
+use crate::guarded::Guarded;
+use crate::life::Life;
+use crate::log::LogPart;
+use crate::open::options::Options;
+use crate::open::plan::{check_limits, warn_of_clock};
+use crate::open::{OpenError, Recovery};
+use crate::prepare::PreparePart;
+use crate::shared::{Clock, Shared, Wall};
+use crate::snapshots::{Checkpointer, Event};
+use crate::stable::{Copies, Stage};
+use crate::status::RecoveryReport;
+use crate::unended::CheckLimits;
+use crate::watchdog::{Limit, Probe};
+use crate::worker::Worker;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+use stead_core::ids::{Colour, Epoch};
+use stead_core::shard::Shard;
+use stead_store::checkpoint::copy::Owner;
+use stead_store::checkpoint::store::BlobStore;
+use stead_store::recovery::Recovered;
+
+/// A node that is ready to run: what its threads share, and each part that is to have one.
+pub(super) struct Parts<E: Env> {
+    pub(super) life: Life<E>,
+    pub(super) epoch: Epoch,
+    pub(super) log: LogPart,
+    pub(super) prepare: PreparePart,
+    pub(super) workers: Vec<Worker<E>>,
+    /// What the watchdog looks at, with the limit of each: of the workers first, then of the task threads.
+    pub(super) probes: Vec<(Arc<Probe>, Limit)>,
+    /// One for each thread that runs steps.
+    pub(super) step_probes: Vec<Arc<Probe>>,
+    pub(super) query_limit: Duration,
+    /// Copies checkpoints away, if any are to be.
+    pub(super) copies: Option<Stage<E>>,
+    /// Services declare checks.
+    pub(super) checks: bool,
+    pub(super) checkpoints: Checkpointer<E>,
+    pub(super) events: mpsc::Receiver<Event>,
+}
+
+/// Makes the parts of a life over what was recovered.
+///
+/// # Errors
+/// [`OpenError::Store`] if the marks of the services' checks cannot be read.
+pub(super) fn assemble<E: Env>(
+    program: E::Program,
+    recovery: Recovery,
+    wall: Wall,
+    options: Options,
+    begun: Instant,
+) -> Result<Parts<E>, OpenError> {
+    let Recovery { data_dir, created, store, services, recovered, plan } = recovery;
+    let Recovered { states, wal, log, lineage, manifest, decided, report } = recovered;
+    let (topology, store): (_, Arc<dyn BlobStore>) = (services.topology(), Arc::new(store));
+    let report = RecoveryReport {
+        created,
+        duration: begun.elapsed(),
+        checkpoint: report.checkpoint.map(|number| number.0),
+        entries_replayed: report.entries,
+        tail_cut: log.cut.is_some(),
+        state_bytes: report.state_bytes,
+    };
+    let last = states.iter().map(|state| state.position().colour).max().unwrap_or(Colour(0));
+    let logged = states.iter().map(|state| state.position().time).max().unwrap_or_default();
+    let clock = Clock::new(wall);
+    warn_of_clock(logged, clock.wall(), options.clock_confirm);
+
+    let owner = Owner { cluster: data_dir.meta().cluster, incarnation: topology.incarnation };
+    let copies = Copies::new(owner, options.checkpoints.bytes_per_second, options.copies.as_ref());
+    let (threads, memory) = (options.threads, options.memory);
+    let (epoch, topology) = (plan.promise, Arc::clone(topology));
+    let (shared, events) =
+        Shared::<E>::new(program, Arc::clone(&topology), threads, epoch, clock, copies, memory);
+    let shared = Arc::new(shared);
+    let newest = manifest.as_ref().map_or(0, |manifest| manifest.number.0);
+    shared.snapshots.newest.store(newest, Ordering::Relaxed);
+
+    let (shards, trials) = plan.shards(states, &services);
+    let mut by_worker: Vec<Vec<Shard>> = (0..threads).map(|_| Vec::new()).collect();
+    for shard in shards {
+        by_worker[shared.worker_of(shard.state().shard())].push(shard);
+    }
+    // The first turn waits in its inbox until the shard has started.
+    shared.trials(|shared| {
+        *shared = trials;
+        shared.begin()
+    });
+    let seed = fastrand::u64(..);
+    let mut probes = Vec::new();
+    let workers = by_worker.into_iter().enumerate().map(|(number, shards)| {
+        let probe = Arc::new(Probe::default());
+        probes.push((Arc::clone(&probe), Limit::of_handlers(options.handler_timeout)));
+        let handler = shared.program.handler(&topology, seed);
+        let code = Guarded::new(handler, &topology, probe, &shared.memory, &shared.queries);
+        Worker::new(Arc::clone(&shared), number, shards, code, wal.batch_bytes_max())
+    });
+    let workers: Vec<Worker<E>> = workers.collect();
+    let step_probes: Vec<Arc<Probe>> = (0..options.task_threads).map(|_| Arc::default()).collect();
+    let limit = || Limit::of_steps(options.task_step_timeout);
+    probes.extend(step_probes.iter().map(|probe| (Arc::clone(probe), limit())));
+
+    let checked: Vec<(String, CheckLimits)> =
+        shared.program.checked_services().into_iter().map(|name| check_limits(name, &services)).collect();
+    let checks = !checked.is_empty();
+    if checks {
+        shared.checks.unended.load(&*store, topology.incarnation, checked.into_iter())?;
+    }
+    let copies = options.copies.map(|to| Stage::new(Arc::clone(&shared), Arc::clone(&store), to));
+    let life = Life {
+        shared: Arc::clone(&shared),
+        threads: Mutex::default(),
+        own_threads: Mutex::default(),
+        ending: Mutex::default(),
+        data_dir: Mutex::new(Some(data_dir)),
+        store: Arc::clone(&store),
+        log: wal.reader(),
+        listed: Mutex::default(),
+        recovery: report,
+        opened: begun,
+        shutdown_timeout: options.shutdown_timeout,
+    };
+    let checkpoints =
+        Checkpointer::new(Arc::clone(&shared), store, options.checkpoints, lineage, decided, last);
+    Ok(Parts {
+        life,
+        epoch,
+        prepare: PreparePart::new(wal.preparer()),
+        log: LogPart::new(wal, threads, options.segment_bytes, shared.now()),
+        workers,
+        probes,
+        step_probes,
+        query_limit: options.handler_timeout,
+        copies,
+        checks,
+        checkpoints,
+        events,
+    })
+}

@@ -1,0 +1,87 @@
+//! Opening a node, in four steps.
+//!
+//! `plan` answers what the core asks about the program; `recover` reads the data directory and changes nothing until the
+//! core's plan of the start has accepted what it found; `assemble` makes all parts of the node, without a thread; `spawn` puts
+//! them on threads.
+
+mod assemble;
+mod options;
+mod plan;
+mod recover;
+mod spawn;
+
+use crate::env::Env;
+use crate::life::Life;
+use crate::shared::Wall;
+pub use options::{CheckpointOptions, CopyTarget, Options};
+use plan::Registered;
+pub use recover::{RecoverOptions, Recovery, recover};
+pub(crate) use spawn::{Group, Member, let_others_first};
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+use stead_core::records::set_secret;
+use stead_core::start::StartError;
+use stead_core::topology::TopologyError;
+use stead_store::checkpoint::store::StoreError;
+use stead_store::data_dir::DataDirError;
+use stead_store::disk::Disk;
+use stead_store::recovery::RecoveryError;
+use thiserror::Error;
+
+/// Reasons for which a node cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The services do not fit together or to the data.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The data holds services or tasks that the program has no code for.
+    #[error("the data holds {what}, for which no code is registered here, and nothing was changed")]
+    NoCode {
+        /// What they are.
+        what: String,
+    },
+    /// The data directory is in use, damaged, or of another version.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The store of checkpoints.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What is stored does not make up a state.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// The node failed before all its shards served.
+    #[error("the node failed while it started: {0}")]
+    Failed(String),
+    /// The system gave no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+impl From<StartError> for OpenError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Topology(error) => Self::Topology(error),
+            StartError::NoCode { what } => Self::NoCode { what },
+        }
+    }
+}
+
+impl<E: Env> Life<E> {
+    /// Recovers what is on a disk, or begins it, and starts the threads of a node. Returns when all shards serve.
+    ///
+    /// # Errors
+    /// [`OpenError`]; what is stored stays as it was.
+    pub fn open(
+        program: E::Program,
+        disk: Arc<dyn Disk>,
+        wall: Wall,
+        options: Options,
+    ) -> Result<Self, OpenError> {
+        let begun = Instant::now();
+        set_secret(plan::fresh_secret());
+        let code = Registered { program: &program, without_code: &options.without_code };
+        let recovery = recover(disk, &code, plan::recover_options(&options), plan::fresh_meta)?;
+        assemble::assemble(program, recovery, wall, options, begun)?.spawn()
+    }
+}

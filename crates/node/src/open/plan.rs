@@ -1,0 +1,106 @@
+//! What a start asks about the program and its options.
+
+use crate::env::Program;
+use crate::open::options::Options;
+use crate::open::recover::RecoverOptions;
+use crate::unended::CheckLimits;
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+use std::thread;
+use std::time::Duration;
+use stead_core::ids::{Epoch, Incarnation, Time};
+use stead_core::records::SECRET_LEN;
+use stead_core::shard::Settings;
+use stead_core::start::{Code, Services};
+use stead_store::data_dir::Meta;
+use stead_store::wal::WalOptions;
+
+/// The code of a program, with the services and tasks that may wait without.
+pub(super) struct Registered<'a, P> {
+    pub(super) program: &'a P,
+    pub(super) without_code: &'a BTreeSet<String>,
+}
+
+impl<P: Program> Code for Registered<'_, P> {
+    fn has_service(&self, name: &str) -> bool {
+        self.program.has_service(name) || self.without_code.contains(name)
+    }
+
+    fn has_task(&self, name: &str, service: &str) -> bool {
+        self.program.has_task(name) || self.without_code.contains(name) || self.without_code.contains(service)
+    }
+}
+
+/// Log segments that are kept ready: at full speed one is used up in a fraction of a second.
+const SEGMENTS_READY: usize = 2;
+/// Trimmed log segments that are kept: what is written between two checkpoints finds its segments again.
+const SEGMENTS_FREE: usize = 16;
+
+/// What a recovery takes of a node's options.
+pub(super) fn recover_options(options: &Options) -> RecoverOptions<'_> {
+    RecoverOptions {
+        services: &options.services,
+        clock_confirm: options.clock_confirm,
+        wal: WalOptions {
+            segment_bytes: options.segment_bytes,
+            batch_bytes_max: (options.segment_bytes as usize).min(256 << 20),
+            spares: SEGMENTS_READY,
+            free_max: SEGMENTS_FREE,
+            ..WalOptions::default()
+        },
+        threads: thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+/// The limits of the check of a service: those of its causes.
+pub(super) fn check_limits(name: String, services: &Services) -> (String, CheckLimits) {
+    let standard = Settings::default();
+    let settings = services.topology().service_id(&name).map_or(&standard, |id| services.settings(id));
+    let suspect_for = Duration::from_millis(settings.suspect_for);
+    (name, CheckLimits { attempts_max: settings.attempts_max, suspect_for })
+}
+
+/// Warns if the wall clock is far from the last time in the log: it, or the one of the last life, may be wrong.
+pub(super) fn warn_of_clock(logged: Time, wall: Time, confirm: Duration) {
+    let far = Duration::from_micros(stead_core::clock::Clock::FAR);
+    let (ahead, behind) = (wall.0.saturating_sub(logged.0), logged.0.saturating_sub(wall.0));
+    let hours = |micros: u64| micros as f64 / 3.6e9;
+    if logged == Time(0) {
+        // The log is empty.
+    } else if Duration::from_micros(ahead) > far && !confirm.is_zero() {
+        tracing::warn!(
+            "the wall clock is {:.1} h ahead of the log: the node was down for that long, or the clock is wrong; timers follow it in {} s if it stays so",
+            hours(ahead),
+            confirm.as_secs()
+        );
+    } else if Duration::from_micros(behind) > far {
+        tracing::warn!(
+            "the wall clock is {:.1} h behind the log: it is wrong, or was; until it has caught up, the time of timers goes at half the speed",
+            hours(behind)
+        );
+    }
+}
+
+/// Bytes that no one outside of this process can know: made of the system's randomness, which seeds the standard
+/// library's hash maps.
+pub(super) fn fresh_secret() -> [u8; SECRET_LEN] {
+    let mut secret = [0; SECRET_LEN];
+    for (at, word) in secret.chunks_mut(8).enumerate() {
+        word.copy_from_slice(&RandomState::new().hash_one(at).to_le_bytes());
+    }
+    secret
+}
+
+/// The facts of a new data directory.
+pub(super) fn fresh_meta() -> Meta {
+    Meta {
+        cluster: fastrand::u128(..),
+        incarnation: Incarnation(1),
+        epoch: Epoch(0),
+        log_id: fastrand::u64(..),
+        log_created: false,
+        clean: false,
+        restoring: false,
+        services: Vec::new(),
+    }
+}

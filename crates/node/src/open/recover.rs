@@ -1,0 +1,82 @@
+//! Recovers what a data directory holds, as the core plans the start of a life from it.
+
+use crate::open::OpenError;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_core::start::{Code, Past, ServiceLimits, Services, StartPlan};
+use stead_core::topology::Topology;
+use stead_store::checkpoint::store::DiskStore;
+use stead_store::data_dir::{CHECKPOINTS, DataDir, Meta, ServiceMeta};
+use stead_store::disk::Disk;
+use stead_store::recovery::{Recovered, recover_checked};
+use stead_store::wal::WalOptions;
+
+/// What a recovery has to know.
+#[derive(Clone, Debug)]
+pub struct RecoverOptions<'a> {
+    /// The services of the program.
+    pub services: &'a [ServiceLimits],
+    /// How long a wall clock that is far ahead must stay so before timers follow it.
+    pub clock_confirm: Duration,
+    /// How the log is kept. Its identity and whether it is created come from the data directory.
+    pub wal: WalOptions,
+    /// Threads that load a checkpoint: at least 1. With 1 the order of all I/O is fixed.
+    pub threads: usize,
+}
+
+/// A data directory that was recovered, and the plan of the life that follows. The plan's epochs are durable.
+pub struct Recovery {
+    /// The directory, owned until this is dropped.
+    pub data_dir: DataDir,
+    /// The directory was empty, and was begun.
+    pub created: bool,
+    /// The directory's checkpoints.
+    pub store: DiskStore,
+    /// The services and the settings of their shards.
+    pub services: Services,
+    /// The states of all shards, and the log.
+    pub recovered: Recovered,
+    /// What the life begins with.
+    pub plan: StartPlan,
+}
+
+/// Recovers a data directory, or begins it with the facts from `fresh`.
+///
+/// # Errors
+/// [`OpenError`]; what is stored stays as it was, but for the log's unsynced tail.
+pub fn recover(
+    disk: Arc<dyn Disk>,
+    code: &dyn Code,
+    options: RecoverOptions<'_>,
+    fresh: impl FnOnce() -> Meta,
+) -> Result<Recovery, OpenError> {
+    let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), fresh)?;
+    let mut stored = Topology::new(data_dir.meta().incarnation);
+    for service in &data_dir.meta().services {
+        stored.ensure(&service.name, service.shards)?;
+    }
+    let mut services = Services::plan(stored, options.services, code)?;
+    let store = DiskStore::open(Arc::clone(&disk), CHECKPOINTS)?;
+    let meta = data_dir.meta();
+    let wal = WalOptions { log_id: meta.log_id, create: !meta.log_created, ..options.wal };
+    let topology = Arc::clone(services.topology());
+    let mut refused = None;
+    let recovered = recover_checked(disk, &store, &topology, wal, options.threads, |states| {
+        services.accept(states, code).map_err(|error| refused.insert(error).to_string())
+    });
+    let recovered = recovered.map_err(|error| match refused {
+        Some(refused) => OpenError::from(refused),
+        None => error.into(),
+    })?;
+    services.fit(recovered.wal.batch_bytes_max(), options.clock_confirm.as_millis() as u64);
+    let past = Past { promised: meta.epoch, is_new: created, ended_cleanly: meta.clean };
+    let plan = StartPlan::new(past, &recovered.states);
+    // Durable before any shard uses its epoch, and before any entry of a new service.
+    data_dir.update(|meta| {
+        meta.epoch = plan.promise;
+        meta.log_created = true;
+        meta.clean = false;
+        meta.services = ServiceMeta::all_of(&topology);
+    })?;
+    Ok(Recovery { data_dir, created, store, services, recovered, plan })
+}

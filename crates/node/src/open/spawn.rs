@@ -1,0 +1,153 @@
+//! Puts the parts of a node on threads.
+
+use crate::drive::drive;
+use crate::env::Env;
+use crate::events;
+use crate::life::Life;
+use crate::open::OpenError;
+use crate::open::assemble::Parts;
+use crate::panics;
+use crate::queries::{QUERY_THREADS, QueryQueue};
+use std::sync::{Arc, PoisonError};
+use std::thread::{self, JoinHandle};
+
+impl<E: Env> Parts<E> {
+    /// Starts the threads. Returns when all shards serve.
+    ///
+    /// # Errors
+    /// [`OpenError::Thread`] or [`OpenError::Failed`]; the threads that were started are ended.
+    pub(super) fn spawn(self) -> Result<Life<E>, OpenError> {
+        let Self {
+            mut life,
+            epoch,
+            mut log,
+            mut prepare,
+            workers,
+            probes,
+            step_probes,
+            query_limit,
+            copies,
+            checks,
+            checkpoints,
+            events,
+        } = self;
+        let shared = Arc::clone(&life.shared);
+        life.spawn(Group::Log, "stead-log", move || {
+            let spins = shared.spins_log;
+            let ended = drive(&shared.log.bell, spins, || shared.now(), |now| log.turn(&*shared, now));
+            ended.map_err(|error| error.to_string())
+        })?;
+        let shared = Arc::clone(&life.shared);
+        life.spawn(Group::Log, "stead-segments", move || {
+            let_others_first();
+            let bell = &shared.log.preparer_bell;
+            let ended = drive(bell, 0, || shared.now(), |now| prepare.turn(&*shared, now));
+            ended.map_err(|error| error.to_string())
+        })?;
+        for (number, worker) in workers.into_iter().enumerate() {
+            life.spawn(Group::Workers, &format!("stead-worker-{number}"), move || {
+                worker.run(epoch);
+                Ok(())
+            })?;
+        }
+        for _ in 0..QUERY_THREADS {
+            QueryQueue::start_thread(&life.shared).map_err(OpenError::Thread)?;
+        }
+        let shared = Arc::clone(&life.shared);
+        life.spawn(Group::Queries, "stead-queries", move || {
+            shared.queries.watch(&shared, query_limit);
+            Ok(())
+        })?;
+        for (number, probe) in step_probes.into_iter().enumerate() {
+            let shared = Arc::clone(&life.shared);
+            life.spawn(Group::Tasks, &format!("stead-task-{number}"), move || {
+                shared.tasks.run(&shared, &probe);
+                Ok(())
+            })?;
+        }
+        let shared = Arc::clone(&life.shared);
+        life.spawn(Group::Watchdog, "stead-watchdog", move || {
+            shared.watchdog.run(&probes, &shared.topology);
+            Ok(())
+        })?;
+        if let Some(copies) = copies {
+            life.spawn(Group::Checkpoints, "stead-stable", move || {
+                let_others_first();
+                copies.run();
+                Ok(())
+            })?;
+        }
+        if checks {
+            spawn_checks(&life)?;
+        }
+        life.spawn(Group::Checkpoints, "stead-checkpoint", move || {
+            let_others_first();
+            checkpoints.run(&events)
+        })?;
+        life.shared.await_active().map_err(OpenError::Failed)?;
+        life.recovery.duration = life.opened.elapsed();
+        Ok(life)
+    }
+}
+
+/// Starts the thread of the services' checks. It belongs to no group: the user's code cannot be stopped, and the end of the
+/// node does not wait for ever.
+fn spawn_checks<E: Env>(life: &Life<E>) -> Result<(), OpenError> {
+    let (shared, store) = (Arc::clone(&life.shared), Arc::clone(&life.store));
+    shared.checks.begin();
+    let spawned = thread::Builder::new().name("stead-checks".to_owned()).spawn(move || {
+        let_others_first();
+        if let Err(panic) = panics::catch_own(|| shared.checks.run(&shared, &*store)) {
+            events::error(format_args!(
+                "no checkpoint is checked any more: the thread panicked; this is a bug in Stead: {panic}"
+            ));
+        }
+    });
+    spawned.map(drop).map_err(OpenError::Thread)
+}
+
+/// Lowers this thread's priority: what callers wait for comes first when there are fewer cores than threads.
+pub(crate) fn let_others_first() {
+    const NICE: i32 = 5;
+    // Where it is refused, the thread competes as all others do.
+    let _ = rustix::process::setpriority_process(None, NICE);
+}
+
+/// Which threads end together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    Tasks,
+    Queries,
+    Checkpoints,
+    Workers,
+    Log,
+    Watchdog,
+}
+
+/// A thread of the node.
+pub(crate) type Member = (Group, JoinHandle<()>);
+
+impl<E: Env> Life<E> {
+    /// Starts a thread whose error or panic is fatal for the node.
+    fn spawn(
+        &self,
+        group: Group,
+        name: &str,
+        body: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Result<(), OpenError> {
+        let shared = Arc::clone(&self.shared);
+        let thread_name = name.to_owned();
+        let spawned =
+            thread::Builder::new().name(name.to_owned()).spawn(move || match panics::catch_own(body) {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => shared.fail(reason),
+                Err(panic) => {
+                    shared.fail(format!("thread {thread_name} panicked; this is a bug in Stead: {panic}"));
+                }
+            });
+        let thread = spawned.map_err(OpenError::Thread)?;
+        self.own_threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread.thread().id());
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push((group, thread));
+        Ok(())
+    }
+}

@@ -44,6 +44,12 @@ pub enum Bug {
     DropNextSnapshot,
     /// The clock that measures what was served jumps ahead with the wall clock.
     WallAsSteady,
+    /// A tick comes late by as much as nothing may be overdue.
+    LateTimer,
+    /// A session lives a millisecond less than it is set to.
+    ShortSession,
+    /// A client hears that its session is open before the entry is committed.
+    OpenedEarly,
     /// All shards try at once what a death may have met.
     CrowdTrials,
 }
@@ -71,6 +77,9 @@ impl Bug {
         Self::BuildOnGivenUp,
         Self::DropNextSnapshot,
         Self::WallAsSteady,
+        Self::LateTimer,
+        Self::ShortSession,
+        Self::OpenedEarly,
         Self::CrowdTrials,
     ];
 
@@ -98,6 +107,9 @@ impl Bug {
             Self::BuildOnGivenUp => "build-on-given-up",
             Self::DropNextSnapshot => "drop-next-snapshot",
             Self::WallAsSteady => "wall-as-steady",
+            Self::LateTimer => "late-timer",
+            Self::ShortSession => "short-session",
+            Self::OpenedEarly => "opened-early",
             Self::CrowdTrials => "crowd-trials",
         }
     }
@@ -114,9 +126,9 @@ impl Bug {
         match self {
             Self::ReuseEpoch => 1,
             Self::SkipSync => 2,
-            Self::StoredBeforeSync => 5,
+            Self::StoredBeforeSync | Self::OpenedEarly => 5,
             Self::StaleQuery | Self::LateQuery => 6,
-            Self::ForgetIdentity | Self::KeepRetried | Self::WallAsSteady => 7,
+            Self::ForgetIdentity | Self::KeepRetried | Self::WallAsSteady | Self::ShortSession => 7,
             Self::ShiftSequence => 8,
             Self::StripColours => 9,
             Self::LateSnapshot | Self::BuildOnGivenUp => 10,
@@ -124,7 +136,7 @@ impl Bug {
             Self::OverlookManifests | Self::ForgetDecided | Self::TrimTooFar => 13,
             Self::AcceptOldEpoch => 15,
             Self::CutDamage => 16,
-            Self::DropNextSnapshot | Self::CrowdTrials => 17,
+            Self::DropNextSnapshot | Self::CrowdTrials | Self::LateTimer => 17,
             Self::ForgetfulRecovery => 18,
         }
     }

@@ -246,6 +246,12 @@ impl Clients {
         Some((calling.shard, input))
     }
 
+    /// The session that a token was made to open.
+    pub(crate) fn opened_by(&self, token: u64) -> Option<SessionId> {
+        let session = (token & OPENING != 0).then_some((token & !OPENING) >> 8)?;
+        self.sessions.get(session as usize).map(|session| session.id)
+    }
+
     /// What makes a retry of a call known to its shard.
     pub(crate) fn identity(&self, id: CallId) -> Option<[u8; 16]> {
         let calling = self.calls.get(id as usize)?;

@@ -79,6 +79,12 @@ impl World<'_> {
             eprintln!("                             shard {shard}: {effect:?}");
         }
         self.model.check_effect(shard, &effect)?;
+        if let Effect::Answer(answer) = &effect
+            && answer.result.is_ok()
+            && let Some(session) = self.clients.opened_by(answer.token)
+        {
+            self.model.check_opened(shard, session, answer.index)?;
+        }
         match effect {
             Effect::Append { .. } => unreachable!("handled above"),
             Effect::Deliver { to, mut messages, again } => {

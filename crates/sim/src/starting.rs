@@ -71,7 +71,11 @@ impl World<'_> {
             self.marks.hit(Mark::RecoveredFromCheckpoint);
         }
         let (decided, writer) = (opened.recovered.decided, self.rng.u64(..));
-        let node = Node::start(opened, &self.topology, &self.profile.settings, writer, self.bug);
+        let mut settings = self.profile.settings.clone();
+        if self.bug == Some(Bug::ShortSession) {
+            settings.session_ttl -= 1;
+        }
+        let node = Node::start(opened, &self.topology, &settings, writer, self.bug);
         match node {
             Ok(node) => self.node = Some(node),
             Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(before),

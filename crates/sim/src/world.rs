@@ -9,7 +9,7 @@ use crate::client::{Clients, Frame};
 use crate::disk::LifeDisk;
 use crate::disk_log::DiskLog;
 use crate::marks::{Mark, Marks};
-use crate::model::{Model, Seen, check_channels, copy, hash_call};
+use crate::model::{LATE_MAX, Model, Seen, check_channels, copy, hash_call};
 use crate::node::{NODE, Node};
 use crate::operator::Ordered;
 use crate::profile::{Overrides, Profile, one_in};
@@ -25,12 +25,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use stead_core::capture::Reading;
 use stead_core::clock::Now;
+use stead_core::entry::Reply;
 use stead_core::handler::{Call as HandlerCall, Caller, Handler, Outcome, QueryPlace, Txn, View};
 use stead_core::ids::{Blob, Colour, Incarnation, Index, ShardId, TaskId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::replica::EpochConfig;
 use stead_core::shard::{Answer, Effect, Input, Refusal};
-use stead_core::state::State;
+use stead_core::state::{Position, State};
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Lane};
 use stead_store::disk::Disk;
@@ -204,6 +205,8 @@ pub(crate) struct World<'w> {
     pub(crate) recovered_once: bool,
     /// The operation at which a planned power cut comes.
     planned: Option<u64>,
+    /// By shard, since when it may work without a stop, in virtual time.
+    works_since: Vec<Option<u64>>,
     /// For the planted bug of stale queries: the last answer to a query, by process.
     pub(crate) stale: BTreeMap<String, Answer>,
     pub(crate) queries: BTreeMap<u64, String>,
@@ -293,7 +296,7 @@ impl<'w> World<'w> {
         let mut world = Self {
             bug,
             marks: Marks::default(),
-            model: Model::new(Arc::clone(&topology), profile.settings.idempotency_ttl),
+            model: Model::new(Arc::clone(&topology), &profile.settings),
             disk,
             topology,
             node: None,
@@ -324,6 +327,7 @@ impl<'w> World<'w> {
             trusted: false,
             recovered_once: false,
             planned: None,
+            works_since: vec![None; shards],
             stale: BTreeMap::new(),
             queries: BTreeMap::new(),
             operator: Rng::with_seed(seed ^ 0x09e7),
@@ -590,6 +594,10 @@ impl<'w> World<'w> {
         self.model.looked(now.wall, self.now);
         let Some(node) = self.node.as_mut() else { return Ok(()) };
         let colour_news = matches!(input, Input::Colour(_));
+        let opening = match (&input, self.bug) {
+            (Input::OpenSession { token, .. }, Some(Bug::OpenedEarly)) => Some(*token),
+            _ => None,
+        };
         let mut effects = std::mem::take(&mut self.effects);
         let runs_max =
             if matches!(input, Input::DeadLetter { .. }) { usize::MAX } else { self.profile.runs_max };
@@ -606,6 +614,14 @@ impl<'w> World<'w> {
         };
         let it = &mut node.shards[shard.0 as usize];
         it.handle(now, input, &mut watched, &mut effects);
+        if let Some(token) = opening
+            && it.is_active()
+        {
+            let Position { epoch, colour, .. } = it.state().position();
+            let answer =
+                Answer { token, epoch, index: it.commit(), colour, result: Ok(Reply::Ok(Blob::empty())) };
+            effects.push(Effect::Answer(answer));
+        }
         if it.clock().is_doubted() {
             self.marks.hit(Mark::ClockDoubted);
         }
@@ -637,14 +653,34 @@ impl<'w> World<'w> {
         }
         self.effects = effects;
         self.schedule_tick(shard);
-        Ok(())
+        self.check_due(shard)
+    }
+
+    /// Checks that a shard leaves nothing undone that is due.
+    fn check_due(&mut self, shard: ShardId) -> Outcomes {
+        let at = shard.0 as usize;
+        let Some(node) = &self.node else { return Ok(()) };
+        let (it, settings) = (&node.shards[at], &self.profile.settings);
+        let works = it.is_active()
+            && !node.log.full
+            && !node.trials.is_held()
+            && !self.model.state(shard).has_begun()
+            && it.uncommitted_bytes() < settings.uncommitted_bytes_max
+            && it.state().position().index.0 - it.commit().0 < settings.uncommitted_max;
+        self.works_since[at] = works.then(|| self.works_since[at].unwrap_or(self.now));
+        let Some(since) = self.works_since[at] else { return Ok(()) };
+        let right = self.clock_is_right().then(|| self.time());
+        Ok(self.model.check_due(shard, (self.now, right), since)?)
     }
 
     fn schedule_tick(&mut self, shard: ShardId) {
         let lead = self.steady_lead();
         let Some(node) = self.node.as_mut() else { return };
         let Some(deadline) = node.shards[shard.0 as usize].deadline() else { return };
-        let at = deadline.0.saturating_sub(lead).max(self.now + 1);
+        let mut at = deadline.0.saturating_sub(lead).max(self.now + 1);
+        if self.bug == Some(Bug::LateTimer) && at > self.now + 1 {
+            at += LATE_MAX + 1;
+        }
         let tick = &mut node.ticks[shard.0 as usize];
         if tick.is_none_or(|scheduled| scheduled > at) {
             *tick = Some(at);
@@ -711,6 +747,7 @@ impl<'w> World<'w> {
             End::Process => self.disk.kill_process(),
         }
         self.alive.store(false, Ordering::Relaxed);
+        self.works_since.fill(None);
         self.marks.hit(match end {
             End::Power => Mark::PowerCut,
             End::Process => Mark::ProcessKilled,
@@ -806,7 +843,7 @@ impl<'w> World<'w> {
                 }
             }
         }
-        Ok(())
+        self.topology.shards().try_for_each(|shard| self.check_due(shard))
     }
 
     /// Whether nothing is under way any more.

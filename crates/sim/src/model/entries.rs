@@ -89,6 +89,7 @@ impl Model {
         self.entries += 1;
         self.check_time(shard, &entry)?;
         self.check_entry(shard, &entry)?;
+        self.check_sessions(shard, &entry)?;
         workload.committed(shard, &entry).map_err(|s| Violation::parse(&s))?;
         let marker = match entry.cause {
             Cause::Marker { colour } => Some(colour),

@@ -31,6 +31,8 @@ pub(crate) struct Fold {
     sum: u128,
     /// The timers among the records, in the order in which they are due.
     timers: BTreeSet<(Time, TimerId)>,
+    /// What runs out among the records, in the order in which it does.
+    expiries: BTreeSet<(Served, RecordKey)>,
 }
 
 fn read<T: for<'b> minicbor::Decode<'b, ()>>(value: &[u8]) -> T {
@@ -46,6 +48,16 @@ fn timer(key: &RecordKey, value: &[u8]) -> Option<(Time, TimerId)> {
     Some((read::<TimerRecord>(value).at, id))
 }
 
+/// When a record runs out, if it does so by itself.
+fn expiry(key: &RecordKey, value: &[u8]) -> Option<Served> {
+    match key.kind() {
+        Kind::Session => Some(read::<SessionRecord>(value).expires),
+        Kind::Idempotency => Some(read::<IdempotencyRecord>(value).expires),
+        Kind::Attempt => read::<AttemptRecord>(value).expires,
+        _ => None,
+    }
+}
+
 impl Fold {
     /// A shard before its first entry.
     pub(crate) fn new(shard: ShardId) -> Self {
@@ -57,6 +69,7 @@ impl Fold {
             records: BTreeMap::new(),
             sum: 0,
             timers: BTreeSet::new(),
+            expiries: BTreeSet::new(),
         }
     }
 
@@ -197,6 +210,7 @@ impl Fold {
         self.take(&key);
         self.sum = self.sum.wrapping_add(hash_record(&key, &value));
         self.timers.extend(timer(&key, &value));
+        self.expiries.extend(expiry(&key, &value).map(|at| (at, key.clone())));
         self.records.insert(key, value);
     }
 
@@ -219,6 +233,9 @@ impl Fold {
         self.sum = self.sum.wrapping_sub(hash_record(key, &old));
         if let Some(timer) = timer(key, &old) {
             self.timers.remove(&timer);
+        }
+        if let Some(at) = expiry(key, &old) {
+            self.expiries.remove(&(at, key.clone()));
         }
         Some(old)
     }
@@ -256,15 +273,27 @@ impl Fold {
         self.received.get(&from).copied().unwrap_or_default()
     }
 
-    /// When a record runs out, if it does so by itself.
+    /// When a record runs out, if it does so by itself; a reply does with its session.
     pub(crate) fn expires(&self, key: &RecordKey) -> Option<Served> {
         match key.kind() {
-            Kind::Session => Some(self.record::<SessionRecord>(key)?.expires),
-            Kind::Reply => Some(self.session(key.session_id()?)?.expires),
-            Kind::Idempotency => Some(self.record::<IdempotencyRecord>(key)?.expires),
-            Kind::Attempt => self.record::<AttemptRecord>(key)?.expires,
-            _ => None,
+            Kind::Reply => self.expires(&RecordKey::session(key.session_id()?)),
+            _ => expiry(key, self.records.get(key)?),
         }
+    }
+
+    pub(crate) fn timers(&self) -> &BTreeSet<(Time, TimerId)> {
+        &self.timers
+    }
+
+    pub(crate) fn expiries(&self) -> &BTreeSet<(Served, RecordKey)> {
+        &self.expiries
+    }
+
+    /// Whether a message, a timer or a step has begun that has no entry yet.
+    pub(crate) fn has_begun(&self) -> bool {
+        let first =
+            self.records.range(RecordKey::attempt(&Waiting::Message { from: ShardId(0), seq: Seq(0) })..);
+        first.take(1).any(|(key, _)| !key.is_attempt_at_request())
     }
 
     /// All that a part of a checkpoint would hold beside the records.

@@ -2,21 +2,25 @@
 //! it is known to be synced, and the state that follows. It outlives the crashes of the node, which is held to it.
 
 mod cuts;
+mod due;
 mod entries;
 mod fold;
 mod leaving;
 mod seen;
 
 pub(crate) use cuts::{check_channels, copy, differ};
+pub(crate) use due::LATE_MAX;
 pub(crate) use fold::Fold;
 pub(crate) use seen::Seen;
 
 use crate::violation::Violation;
 use crate::workload::Workload;
+use due::{Due, Sessions};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::entry::Entry;
 use stead_core::ids::{Colour, Epoch, Index, RequestNumber, SessionId, ShardId, Time};
+use stead_core::shard::Settings;
 use stead_core::state::{Header, Message, State};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -37,6 +41,8 @@ pub(crate) struct Model {
     lead: u64,
     /// How long an idempotency key stands for one request, in microseconds.
     key_life: u64,
+    /// How long a session lives after its last use, in microseconds.
+    session_life: u64,
     pub(crate) entries: u64,
 }
 
@@ -56,6 +62,8 @@ struct Shadow {
     made: BTreeMap<Index, u64>,
     /// By colour, the header of the part that the shard began in this life, until its marker is folded.
     marked: BTreeMap<Colour, Header>,
+    due: Due,
+    sessions: Sessions,
     /// By what makes a retry of it known, when a request with an idempotency key was applied last, in virtual time.
     keyed: BTreeMap<[u8; 16], u64>,
     /// The sum of what the entries say to have been served.
@@ -89,7 +97,7 @@ pub(crate) fn hash_call(key: &str, payload: &[u8]) -> u64 {
 }
 
 impl Model {
-    pub(crate) fn new(topology: Arc<Topology>, idempotency_ttl: u64) -> Self {
+    pub(crate) fn new(topology: Arc<Topology>, settings: &Settings) -> Self {
         let shadow = |shard| Shadow {
             fold: Fold::new(shard),
             tail: VecDeque::new(),
@@ -98,6 +106,8 @@ impl Model {
             called: BTreeMap::new(),
             made: BTreeMap::new(),
             marked: BTreeMap::new(),
+            due: Due::default(),
+            sessions: Sessions::default(),
             keyed: BTreeMap::new(),
             served: 0,
         };
@@ -109,7 +119,8 @@ impl Model {
             cuts: BTreeMap::new(),
             cuts_checked: 0,
             lead: 0,
-            key_life: idempotency_ttl * 1000,
+            key_life: settings.idempotency_ttl * 1000,
+            session_life: settings.session_ttl * 1000,
             entries: 0,
         }
     }

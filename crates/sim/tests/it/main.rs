@@ -77,6 +77,19 @@ fn what_was_found_once_stays_fixed() {
     }
 }
 
+/// The README maps each planted bug to the check that catches it.
+#[test]
+fn every_planted_bug_has_a_row_in_the_readme() {
+    let rows: Vec<&str> =
+        include_str!("../../README.md").lines().filter(|line| line.starts_with('|')).collect();
+    for bug in Bug::ALL {
+        let name = format!("`{}`", bug.name());
+        let last =
+            |row: &&&str| row.trim_end_matches(['|', ' ']).rsplit('|').next().unwrap_or("").contains(&name);
+        assert_eq!(rows.iter().filter(last).count(), 1, "rows of the table for {name}");
+    }
+}
+
 /// A bug that is drawn at random is caught within a few seeds; `stead-sim bugs` plants all of them.
 #[test]
 fn planted_bugs_are_caught() {

@@ -130,6 +130,16 @@ pub(crate) enum Op {
         #[n(2)]
         fate: Fate,
     },
+    /// Put a cell of so many bytes, here or at another account; the payload is large too.
+    #[n(17)]
+    Fill {
+        #[n(0)]
+        bytes: u32,
+        #[n(1)]
+        pad: Blob,
+        #[n(2)]
+        to: Option<u32>,
+    },
     /// Pay another account by a message that leaves later.
     #[n(15)]
     PayLater {
@@ -213,6 +223,8 @@ struct Output {
 struct Mix {
     weights: Vec<u32>,
     hops_max: u8,
+    /// Of 64 calls, how many are large.
+    large: u32,
 }
 
 struct Code {
@@ -289,13 +301,15 @@ impl Accounts {
         let shards = (0..services).map(|_| rng.u32(1..=4)).collect();
         let accounts = rng.u32(2..=24);
         let weights = (0..13).map(|_| if rng.u8(..4) == 0 { 0 } else { rng.u32(1..20) }).collect::<Vec<_>>();
-        let mut mix = Mix { weights, hops_max: rng.u8(0..=6) };
+        let mut mix = Mix { weights, hops_max: rng.u8(0..=6), large: 0 };
         mix.weights[0] += 1;
         // What ends the process is rare: each one costs a whole recovery.
         mix.weights[11] = if rng.u8(..3) == 0 { 1 } else { 0 };
         if bug == Some(Bug::CrowdTrials) {
             mix.weights[11] = 8;
         }
+        // Drawn last, so that the other runs stay as they were.
+        mix.large = if rng.u8(..4) == 0 { rng.u32(1..16) } else { 0 };
         Self {
             code: Code { rng: Rng::with_seed(0), accounts, services, killed: false, mended: false, bug },
             shards,
@@ -311,6 +325,19 @@ impl Accounts {
     }
 
     fn draw(&mut self, rng: &mut Rng) -> Op {
+        if self.mix.large > 0 && rng.u32(..64) < self.mix.large {
+            // About the limits that profiles draw for an entry: 400 bytes, and half of what the log takes at once.
+            let size = |rng: &mut Rng| match rng.u8(..4) {
+                0 => rng.u32(..64),
+                1 => rng.u32(250..450),
+                2 => rng.u32(3_500..4_500),
+                _ => rng.u32(..40_000),
+            };
+            let (bytes, pad) = (size(rng), size(rng));
+            let pad = Blob::from(vec![0x5a; if rng.bool() { pad as usize } else { 0 }]);
+            let to = if rng.bool() { Some(rng.u32(..self.code.accounts)) } else { None };
+            return Op::Fill { bytes, pad, to };
+        }
         let total: u32 = self.mix.weights.iter().sum();
         let mut at = rng.u32(..total);
         let mut kind = 0;
@@ -641,6 +668,12 @@ impl Code {
                 for (cell, value) in txn.scan_cells(&[], &[put], 4) {
                     account.chain = xxh3_64_with_seed(&value, account.chain ^ u64::from(cell[0]));
                 }
+            }
+            Op::Fill { bytes, pad, to: Some(to) } => {
+                self.send(txn, to, &Op::Fill { bytes, pad, to: None })?;
+            }
+            Op::Fill { bytes, .. } => {
+                txn.put_cell(b"filled", Blob::from(vec![self.rng.u8(..); bytes as usize]))?;
             }
             Op::Later { micros, amount } => {
                 account.balance -= amount;

@@ -50,6 +50,12 @@ pub enum Bug {
     ShortSession,
     /// A client hears that its session is open before the entry is committed.
     OpenedEarly,
+    /// Requests lose their colour on the way.
+    StripRequestColours,
+    /// A restore swaps two messages in flight.
+    SwapRestored,
+    /// A request under a known idempotency key arrives with the hash of another body.
+    ForgetBody,
     /// All shards try at once what a death may have met.
     CrowdTrials,
 }
@@ -80,6 +86,9 @@ impl Bug {
         Self::LateTimer,
         Self::ShortSession,
         Self::OpenedEarly,
+        Self::StripRequestColours,
+        Self::SwapRestored,
+        Self::ForgetBody,
         Self::CrowdTrials,
     ];
 
@@ -110,6 +119,9 @@ impl Bug {
             Self::LateTimer => "late-timer",
             Self::ShortSession => "short-session",
             Self::OpenedEarly => "opened-early",
+            Self::StripRequestColours => "strip-request-colours",
+            Self::SwapRestored => "swap-restored",
+            Self::ForgetBody => "forget-body",
             Self::CrowdTrials => "crowd-trials",
         }
     }
@@ -128,9 +140,13 @@ impl Bug {
             Self::SkipSync => 2,
             Self::StoredBeforeSync | Self::OpenedEarly => 5,
             Self::StaleQuery | Self::LateQuery => 6,
-            Self::ForgetIdentity | Self::KeepRetried | Self::WallAsSteady | Self::ShortSession => 7,
-            Self::ShiftSequence => 8,
-            Self::StripColours => 9,
+            Self::ForgetIdentity
+            | Self::KeepRetried
+            | Self::WallAsSteady
+            | Self::ShortSession
+            | Self::ForgetBody => 7,
+            Self::ShiftSequence | Self::SwapRestored => 8,
+            Self::StripColours | Self::StripRequestColours => 9,
             Self::LateSnapshot | Self::BuildOnGivenUp => 10,
             Self::LoseSend => 11,
             Self::OverlookManifests | Self::ForgetDecided | Self::TrimTooFar => 13,

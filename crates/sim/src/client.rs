@@ -7,7 +7,8 @@ use fastrand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::entry::Cause;
-use stead_core::ids::{Blob, Colour, Incarnation, RequestNumber, Served, SessionId, ShardId};
+use stead_core::handler::Misuse;
+use stead_core::ids::{Blob, Colour, Incarnation, Index, RequestNumber, Served, SessionId, ShardId};
 use stead_core::shard::{Answer, Identity, Input, Query, Refusal, Request};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_128;
@@ -21,6 +22,8 @@ pub(crate) struct Clients {
     pub(crate) confirm_every: u64,
     clients: Vec<Client>,
     calls: Vec<Calling>,
+    /// Calls that have left, by what makes their retries known.
+    known: BTreeMap<[u8; 16], CallId>,
     sessions: Vec<Session>,
     /// Calls that have been answered.
     pub(crate) answered: u64,
@@ -31,6 +34,8 @@ struct Client {
     style: Style,
     principal: Arc<str>,
     colour: Colour,
+    /// By shard, the last entry that an answer says to have seen.
+    seen: BTreeMap<ShardId, Index>,
     /// By shard, the session in use.
     sessions: BTreeMap<ShardId, usize>,
     pending: BTreeSet<CallId>,
@@ -67,6 +72,8 @@ struct Calling {
     /// Sendings of any kind for this call; only the retry that the last one planned counts.
     tries: u32,
     born: u64,
+    /// What its client had seen when it first left.
+    seen: Option<Vec<(ShardId, Index)>>,
     end: Option<Answered>,
 }
 
@@ -90,9 +97,12 @@ pub(crate) struct Reaction {
 /// The bit of a token that says that a session is being opened.
 const OPENING: u64 = 1 << 63;
 
-/// The call that a client's token was made for, unless it opens a session.
+/// The bit of a token that says that a known idempotency key comes with another body.
+const CONFLICTING: u64 = 1 << 61;
+
+/// The call that a client's token was made for, unless it opens a session or must be refused.
 pub(crate) fn call_of(token: u64) -> Option<CallId> {
-    (token & OPENING == 0).then_some(token >> 8)
+    (token & (OPENING | CONFLICTING) == 0).then_some(token >> 8)
 }
 
 impl Clients {
@@ -101,12 +111,14 @@ impl Clients {
             style: [Style::Session, Style::Session, Style::Keyed, Style::Anonymous][rng.usize(..4)],
             principal: Arc::from(format!("client-{incarnation}-{}", at / 2)),
             colour: Colour(0),
+            seen: BTreeMap::new(),
             sessions: BTreeMap::new(),
             pending: BTreeSet::new(),
         };
         Self {
             clients: (0..count).map(client).collect(),
             calls: Vec::new(),
+            known: BTreeMap::new(),
             sessions: Vec::new(),
             confirm_every: 1,
             answered: 0,
@@ -162,7 +174,17 @@ impl Clients {
             Style::Anonymous => Name::None,
         };
         workload.invoked(id, &call);
-        self.calls.push(Calling { client, shard, call, name, attempts: 0, tries: 0, born: now, end: None });
+        self.calls.push(Calling {
+            client,
+            shard,
+            call,
+            name,
+            attempts: 0,
+            tries: 0,
+            born: now,
+            seen: None,
+            end: None,
+        });
         self.clients[client].pending.insert(id);
         Some(id)
     }
@@ -235,6 +257,9 @@ impl Clients {
             Name::None => Identity::None,
         };
         calling.attempts = calling.attempts.wrapping_add(1).max(1);
+        if calling.seen.is_none() && !calling.call.query {
+            calling.seen = Some(client.seen.iter().map(|(shard, index)| (*shard, *index)).collect());
+        }
         let token = id << 8 | u64::from(calling.attempts);
         let (process, payload) = (calling.call.key.clone(), calling.call.payload.clone());
         let principal = Arc::clone(&client.principal);
@@ -243,7 +268,53 @@ impl Clients {
         } else {
             Input::Request(Request { token, process, payload, principal, identity, colour: client.colour })
         };
+        let shard = calling.shard;
+        if let Some(identity) = self.identity(id) {
+            self.known.insert(identity, id);
+        }
+        Some((shard, input))
+    }
+
+    /// A request under the key of an answered call, with the body of another call; `None` if the call has no key, or nothing else
+    /// was asked of its service. It must be refused.
+    pub(crate) fn conflict(&self, id: CallId, now: u64, keyed_age: u64, rng: &mut Rng) -> Option<Frame> {
+        let calling = &self.calls[id as usize];
+        let keyed = matches!(calling.name, Name::Key) && now.saturating_sub(calling.born) <= keyed_age;
+        let others = |call: &&Calling| {
+            !call.call.query
+                && call.call.service == calling.call.service
+                && call.call.payload != calling.call.payload
+        };
+        let others: Vec<&Calling> = self.calls.iter().rev().take(16).filter(others).collect();
+        if !keyed || others.is_empty() {
+            return None;
+        }
+        let payload = others[rng.usize(..others.len())].call.payload.clone();
+        let client = &self.clients[calling.client];
+        let identity = Identity::Idempotency {
+            key: Blob::from(&id.to_be_bytes()[..]),
+            body_hash: xxh3_128(&payload).to_be_bytes(),
+        };
+        let input = Input::Request(Request {
+            token: CONFLICTING | id << 8,
+            process: calling.call.key.clone(),
+            payload,
+            principal: Arc::clone(&client.principal),
+            identity,
+            colour: client.colour,
+        });
         Some((calling.shard, input))
+    }
+
+    /// The hash of a call's own body, for a planted bug.
+    pub(crate) fn body_hash(&self, token: u64) -> Option<[u8; 16]> {
+        let id = (token & CONFLICTING != 0).then_some((token & !CONFLICTING) >> 8)?;
+        Some(xxh3_128(&self.calls[id as usize].call.payload).to_be_bytes())
+    }
+
+    /// What the client of a request had seen when it first left, by what makes a retry of the request known.
+    pub(crate) fn seen_before(&self, identity: &[u8; 16]) -> Option<&[(ShardId, Index)]> {
+        self.calls[*self.known.get(identity)? as usize].seen.as_deref()
     }
 
     /// The session that a token was made to open.
@@ -309,11 +380,28 @@ impl Clients {
         if answer.token & OPENING != 0 {
             return Ok(self.opened(((answer.token & !OPENING) >> 8) as usize, &answer));
         }
-        let id = answer.token >> 8;
         let mut reaction = Reaction::default();
+        if answer.token & CONFLICTING != 0 {
+            let id = (answer.token & !CONFLICTING) >> 8;
+            return match answer.result {
+                Err(Refusal::IdempotencyConflict) => {
+                    marks.hit(Mark::Conflict);
+                    Ok(reaction)
+                }
+                // Refused before it was looked at.
+                Err(refusal) if !refusal.saw_state() => Ok(reaction),
+                result => {
+                    let what = format!("call {id}: its key with another body is answered {result:?}");
+                    Err(Violation::new(7, what))
+                }
+            };
+        }
+        let id = answer.token >> 8;
         let calling = &mut self.calls[id as usize];
         let client = &mut self.clients[calling.client];
         client.colour = client.colour.max(answer.colour);
+        let seen = client.seen.entry(calling.shard).or_default();
+        *seen = answer.index.max(*seen);
         let style = if calling.call.query { "query" } else { "request" };
         let surprise = |what: String| Err(Violation::new(0, format!("{style} {id}: {what}")));
         if !client.pending.contains(&id) {
@@ -361,7 +449,19 @@ impl Clients {
                 marks.hit(Mark::RequestGivenUp);
                 true
             }
-            Err(Refusal::Misuse(_)) => true,
+            Err(Refusal::Misuse(misuse)) => {
+                if matches!(misuse, Misuse::TooLarge { .. }) {
+                    marks.hit(Mark::TooLarge);
+                }
+                true
+            }
+            Err(Refusal::RequestTooLarge { len, max }) => {
+                if *len != calling.call.payload.len() || len <= max {
+                    return surprise(format!("{len} bytes are refused as over {max}"));
+                }
+                marks.hit(Mark::TooLarge);
+                true
+            }
             Err(Refusal::UnknownSession(_)) => {
                 marks.hit(Mark::SessionEnded);
                 self.end_session(id);

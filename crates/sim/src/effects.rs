@@ -48,6 +48,11 @@ impl World<'_> {
             if let Some(entry) = self.model.last_entry(shard) {
                 self.recent.borrow_mut().entry(shard, entry);
                 self.blame.entry(shard, entry, self.profile.settings.attempts_max)?;
+                let (index, identity) = (entry.index, entry.cause.identity(&entry.process));
+                let seen = identity.and_then(|identity| self.clients.seen_before(&identity));
+                if let Some(seen) = seen.filter(|seen| !seen.is_empty()) {
+                    self.model.caused(shard, index, seen.to_vec());
+                }
             }
             let last = self.model.last_entry(shard);
             match last.map(|entry| &entry.cause) {

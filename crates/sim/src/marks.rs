@@ -65,6 +65,8 @@ marks! {
     Restored: "a checkpoint was restored",
     Resharded: "a checkpoint was restored onto other numbers of shards",
     Reasked: "an answered request was asked again and got the same answer",
+    Conflict: "a known idempotency key came with another body and was refused",
+    TooLarge: "a call was too large for an entry",
     QueryUnderWrites: "a process changed while a query of it waited for its thread",
     SessionEnded: "a session ran out under its client",
     Confirmed: "a confirmed reply was asked for",

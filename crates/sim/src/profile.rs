@@ -1,5 +1,6 @@
 //! What a run is like: drawn from its seed, so that runs differ in character and rare things are common somewhere.
 
+use crate::bug::Bug;
 use fastrand::Rng;
 use stead_core::shard::Settings;
 use stead_store::checkpoint::compact::Policy;
@@ -11,7 +12,7 @@ pub struct Overrides {
     pub no_faults: bool,
     /// Attempts at one cause before it becomes a dead letter, from 1. The seed draws 1 to 3.
     pub attempts_max: Option<u32>,
-    /// Most bytes of an entry. The seed draws 32 MiB, or 400 bytes once in four runs.
+    /// Most bytes of an entry. The seed draws half of what its log takes at once, 4 to 28 KiB, or 400 bytes once in four runs.
     pub entry_bytes_max: Option<usize>,
     /// Events between two crashes on average, 0 for no crashes: stronger than `no_faults`. The seed draws 80 to 1,000 or none.
     pub crash_every: Option<u32>,
@@ -70,6 +71,12 @@ fn chance(rng: &mut Rng, choices: &[u32]) -> u32 {
 
 fn spread(rng: &mut Rng, choices: &[u64]) -> u64 {
     choices[rng.usize(..choices.len())]
+}
+
+/// Most bytes of an entry in a log with such segments. As in a node, twice as much fits into the log at once: into a segment
+/// without the blocks of its header and its reserve, and the header of a batch.
+fn entry_bytes_max(segment_bytes: u64) -> usize {
+    (segment_bytes as usize - 2 * 4096 - 64) / 2
 }
 
 impl Profile {
@@ -142,6 +149,8 @@ impl Profile {
         profile.settings.work_max = spread(rng, &[2_048, 2_048, 16, 1]) as usize;
         profile.runs_max = spread(rng, &[u64::MAX, u64::MAX, 3, 1]) as usize;
         profile.confirm_every = spread(rng, &[1, 1, 1, 40]);
+        let settings = &mut profile.settings;
+        settings.entry_bytes_max = settings.entry_bytes_max.min(entry_bytes_max(profile.segment_bytes));
         profile
     }
 
@@ -168,6 +177,16 @@ impl Profile {
         }
         if let Some(clients) = overrides.clients {
             self.clients = clients;
+        }
+        self
+    }
+
+    /// This profile, such that what a planted bug needs is common.
+    pub(crate) fn with_bug(mut self, bug: Option<Bug>) -> Self {
+        if bug == Some(Bug::StripRequestColours) {
+            // A client is fast, and checkpoints are frequent and slow to be heard of.
+            (self.net_delay, self.think, self.retry) = (10, 100, 20_000);
+            (self.channel_delay, self.checkpoint_every) = (20_000, 60);
         }
         self
     }

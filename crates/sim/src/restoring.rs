@@ -1,8 +1,9 @@
 //! A checkpoint is restored at the end of a run, onto the same or other numbers of shards, and the new incarnation has to
 //! live with it.
 
+use crate::bug::Bug;
 use crate::marks::Mark;
-use crate::model::check_channels;
+use crate::model::{check_channels, with_header};
 use crate::node::{CHECKPOINTS, fresh};
 use crate::profile::Profile;
 use crate::violation::Violation;
@@ -34,6 +35,16 @@ fn broken(error: &CheckpointError) -> Stop {
 fn states_of(disk: &SimDisk, manifest: &Manifest) -> Result<Vec<State>, CheckpointError> {
     let store = DiskStore::attach(Arc::new(disk.clone()), CHECKPOINTS);
     load_parts(&store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest)).collect()
+}
+
+/// The planted bug: the first two messages of each channel change places.
+fn swap_messages(state: &State) -> State {
+    let mut header = state.header();
+    for outbox in header.outboxes.values_mut().filter(|outbox| outbox.messages.len() > 1) {
+        outbox.messages.swap(0, 1);
+        (outbox.messages[0].seq, outbox.messages[1].seq) = (outbox.messages[1].seq, outbox.messages[0].seq);
+    }
+    with_header(state, header)
 }
 
 impl World<'_> {
@@ -76,8 +87,12 @@ impl World<'_> {
         let restored = restored.map_err(|e| {
             Violation::new(10, format!("checkpoint {} is not restored: {e}", manifest.number))
         })?;
-        let new = states_of(&target, &restored.manifest).map_err(|e| broken(&e))?;
+        let mut new = states_of(&target, &restored.manifest).map_err(|e| broken(&e))?;
+        if self.bug == Some(Bug::SwapRestored) {
+            new = new.iter().map(swap_messages).collect();
+        }
         self.check_restored(&old, &new, &topology, manifest.number)?;
+        self.model.check_order(&old, &new, &topology)?;
         self.marks.hit(if reshard { Mark::Resharded } else { Mark::Restored });
 
         let seed = self.rng.u64(..);

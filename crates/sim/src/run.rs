@@ -99,7 +99,8 @@ pub fn run_with(
     overrides: &Overrides,
     workload: &mut dyn Workload,
 ) -> Result<Report, Box<Failure>> {
-    let profile = Profile::new(&mut Rng::with_seed(config.seed ^ 0xfa17)).with(overrides);
+    let profile =
+        Profile::new(&mut Rng::with_seed(config.seed ^ 0xfa17)).with(overrides).with_bug(config.bug);
     let mut world = World::new(config.seed, config.bug, workload, profile);
     world.overrides = *overrides;
     if config.trace {

@@ -7,7 +7,7 @@ use crate::profile::one_in;
 use crate::workload::CallId;
 use crate::world::{Event, Inside, Outcomes, World};
 use stead_core::ids::{Colour, ShardId};
-use stead_core::shard::{Answer, Input};
+use stead_core::shard::{Answer, Identity, Input};
 
 impl World<'_> {
     pub(crate) fn keyed_age(&self) -> u64 {
@@ -41,7 +41,7 @@ impl World<'_> {
     pub(crate) fn transmit(&mut self, (shard, mut input): Frame) {
         let delay = self.random(self.profile.net_delay);
         let known = match &input {
-            Input::Request(request) => !matches!(request.identity, stead_core::shard::Identity::None),
+            Input::Request(request) => !matches!(request.identity, Identity::None),
             _ => true,
         };
         if self.bug == Some(Bug::StaleQuery)
@@ -49,8 +49,15 @@ impl World<'_> {
         {
             self.queries.insert(query.token, query.process.to_string());
         }
-        if let (Some(Bug::StripColours), Input::Request(request)) = (self.bug, &mut input) {
+        if let (Some(Bug::StripColours | Bug::StripRequestColours), Input::Request(request)) =
+            (self.bug, &mut input)
+        {
             request.colour = Colour(0);
+        }
+        if let (Some(Bug::ForgetBody), Input::Request(request)) = (self.bug, &mut input)
+            && let Identity::Idempotency { body_hash, .. } = &mut request.identity
+        {
+            *body_hash = self.clients.body_hash(request.token).unwrap_or(*body_hash);
         }
         if one_in(&mut self.rng, self.profile.net_drop) {
             return;
@@ -61,7 +68,7 @@ impl World<'_> {
             if self.bug == Some(Bug::ForgetIdentity)
                 && let Input::Request(request) = &mut again
             {
-                request.identity = stead_core::shard::Identity::None;
+                request.identity = Identity::None;
             }
             self.at(delay + later, Event::Arrive((shard, again), self.now));
         }

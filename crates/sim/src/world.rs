@@ -214,6 +214,8 @@ pub(crate) struct World<'w> {
     pub(crate) operator: Rng,
     /// When and where queries run is drawn apart as well.
     pub(crate) reads: Rng,
+    /// What clients do wrong, and the disk within a life, is drawn apart as well.
+    pub(crate) odd: Rng,
     pub(crate) ordered: Vec<Ordered>,
     pub(crate) blame: Blame,
     /// The greatest number of a checkpoint that was completed or given up.
@@ -332,6 +334,7 @@ impl<'w> World<'w> {
             queries: BTreeMap::new(),
             operator: Rng::with_seed(seed ^ 0x09e7),
             reads: Rng::with_seed(seed ^ 0x4ead),
+            odd: Rng::with_seed(seed ^ 0x0dd),
             ordered: Vec::new(),
             blame: Blame::default(),
             decided: Colour(0),
@@ -435,7 +438,15 @@ impl<'w> World<'w> {
             }
             Event::AskAgain(id) => {
                 let keyed_age = self.keyed_age();
-                if let Some(frame) = self.clients.send(id, self.now, keyed_age, &mut self.rng) {
+                let conflict = match self.odd.u8(..3) {
+                    0 => self.clients.conflict(id, self.now, keyed_age, &mut self.odd),
+                    _ => None,
+                };
+                let frame = match conflict {
+                    None => self.clients.send(id, self.now, keyed_age, &mut self.rng),
+                    conflict => conflict,
+                };
+                if let Some(frame) = frame {
                     self.transmit(frame);
                 }
                 Ok(())

@@ -1,13 +1,14 @@
 //! The model's states at markers, and what holds in a cut of them.
 
-use super::Model;
+use super::{Model, Sent, Shadow, hash_call};
 use crate::violation::Violation;
 use crate::workload::Workload;
 use std::collections::{BTreeMap, BTreeSet};
-use stead_core::ids::{Colour, ShardId};
+use stead_core::ids::{Colour, Index, Key, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::records::Records;
 use stead_core::state::{Header, State};
+use stead_core::topology::Topology;
 
 impl Model {
     /// Holds the header that a shard made of its part against the state at its marker, and keeps that state.
@@ -39,8 +40,64 @@ impl Model {
         }
         cut.sort_by_key(State::shard);
         check_channels(cut)?;
+        check_causes(cut, &mut self.shards)?;
         workload.check_cut(&self.topology, cut).map_err(|s| Violation::parse(&s))?;
         self.cuts_checked += 1;
+        Ok(())
+    }
+
+    /// A request was made an entry whose client had seen these entries before.
+    pub(crate) fn caused(&mut self, shard: ShardId, index: Index, seen: Vec<(ShardId, Index)>) {
+        self.shadow(shard).causes.insert(index, seen);
+    }
+
+    /// Holds what a restore made of the messages in flight against what was sent: by old sending shard, in the order in which
+    /// that one sent them. `old` is the cut that was restored, `new` what it became in the topology `target`.
+    pub(crate) fn check_order(
+        &self,
+        old: &[State],
+        new: &[State],
+        target: &Topology,
+    ) -> Result<(), Violation> {
+        let moved = |shard: ShardId, process: &Key| {
+            let service = self.topology.service_of(shard).expect("a shard of the run");
+            target.shard_of(service, process)
+        };
+        let mut wanted: BTreeMap<(ShardId, ShardId), Vec<u64>> = BTreeMap::new();
+        for from in old {
+            let mut sent: Vec<(Index, ShardId, &Sent)> = Vec::new();
+            for (to, outbox) in from.outboxes().iter() {
+                let receiver = old.iter().find(|state| state.shard() == to);
+                let received = receiver.and_then(|to| to.received().get(from.shard())).map_or(0, |seq| seq.0);
+                let log = self.sent.get(&(from.shard(), to)).map_or(&[][..], Vec::as_slice);
+                let log = log.iter().take(outbox.next.0 as usize - 1).skip(received as usize);
+                sent.extend(log.map(|sent| (sent.index, to, sent)));
+            }
+            sent.sort_by_key(|(index, to, _)| (*index, *to));
+            for (_, to, sent) in sent {
+                let channel = (moved(from.shard(), &sent.sender), moved(to, &sent.process));
+                wanted.entry(channel).or_default().push(sent.payload);
+            }
+        }
+        let mut found: BTreeMap<(ShardId, ShardId), Vec<u64>> = BTreeMap::new();
+        for from in new {
+            for (to, outbox) in from.outboxes().iter().filter(|(_, outbox)| !outbox.messages.is_empty()) {
+                let messages = outbox.messages.iter().map(|m| hash_call(&m.process, &m.payload));
+                found.insert((from.shard(), to), messages.collect());
+            }
+        }
+        if let Some(((from, to), _)) = wanted.iter().find(|(channel, sent)| found.get(channel) != Some(sent))
+        {
+            let what = format!(
+                "restored: the messages from shard {from} to {to} are not in the order in which they were sent"
+            );
+            return Err(Violation::new(8, what));
+        }
+        if wanted.len() != found.len() {
+            let what =
+                format!("restored: {} channels hold messages instead of {}", found.len(), wanted.len());
+            return Err(Violation::new(9, what));
+        }
         Ok(())
     }
 
@@ -53,6 +110,28 @@ impl Model {
     pub(crate) fn forget_cuts_below(&mut self, colour: Colour) {
         self.cuts = self.cuts.split_off(&colour);
     }
+}
+
+/// Invariant 9 for clients, which are channels too: a cut that holds a request holds all that its client had seen before.
+/// Requests in the cut are in all later ones, and are forgotten.
+fn check_causes(cut: &[State], shards: &mut [Shadow]) -> Result<(), Violation> {
+    for state in cut {
+        let causes = &mut shards[state.shard().0 as usize].causes;
+        let later = causes.split_off(&state.position().index.next());
+        for (index, seen) in std::mem::replace(causes, later) {
+            let is_in = |(shard, seen): &(ShardId, Index)| {
+                cut.iter().any(|other| other.shard() == *shard && *seen <= other.position().index)
+            };
+            if let Some((other, entry)) = seen.iter().find(|seen| !is_in(seen)) {
+                let (shard, colour) = (state.shard(), state.position().colour);
+                let what = format!(
+                    "cut {colour}: holds request {index} of shard {shard}, whose client had seen entry {entry} of shard {other}, and not that"
+                );
+                return Err(Violation::new(9, what));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Invariants 8 and 9 over a cut: nothing is received that was not sent, and all that is in flight lies in an outbox.
@@ -91,13 +170,18 @@ pub(crate) fn check_channels(cut: &[State]) -> Result<(), Violation> {
 
 /// A state as a node would load it.
 pub(crate) fn copy(state: &State) -> State {
+    with_header(state, state.header())
+}
+
+/// The records of a state under a header, as a node would load them.
+pub(crate) fn with_header(state: &State, header: Header) -> State {
     let mut records = Records::new();
     records.reserve(state.records().len());
     for (key, value) in state.records().iter() {
         records.load(key, Some(value.clone()));
     }
     records.loaded();
-    State::load(state.header(), records).expect("a copy of a sound state is sound")
+    State::load(header, records).expect("a copy of a sound state is sound")
 }
 
 /// Says where two states of a shard differ.

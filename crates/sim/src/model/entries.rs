@@ -9,7 +9,6 @@ use stead_core::ids::{Index, Seq, ShardId, Time};
 use stead_core::record::{
     DeadLetter, Kind, RecordKey, Retry, SessionRecord, TaskRecord, TimerRecord, Waiting, decode_value,
 };
-use xxhash_rust::xxh3::xxh3_64;
 
 impl Model {
     /// A shard gives an entry to the log, at some virtual time; with what the wall clock shows, if it was never wrong.
@@ -285,7 +284,7 @@ impl Model {
         let Some(sent) = self.sent.get(&(from, shard)).and_then(|log| log.get(seq.0 as usize - 1)) else {
             return bad(8, format!("receives message {seq} of shard {from}, which has not sent so many"));
         };
-        if sent.process != xxh3_64(entry.process.as_bytes()) {
+        if sent.process != entry.process {
             return bad(
                 8,
                 format!(

@@ -8,7 +8,7 @@ mod fold;
 mod leaving;
 mod seen;
 
-pub(crate) use cuts::{check_channels, copy, differ};
+pub(crate) use cuts::{check_channels, copy, differ, with_header};
 pub(crate) use due::LATE_MAX;
 pub(crate) use fold::Fold;
 pub(crate) use seen::Seen;
@@ -19,7 +19,7 @@ use due::{Due, Sessions};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::entry::Entry;
-use stead_core::ids::{Colour, Epoch, Index, RequestNumber, SessionId, ShardId, Time};
+use stead_core::ids::{Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
 use stead_core::shard::Settings;
 use stead_core::state::{Header, Message, State};
 use stead_core::topology::Topology;
@@ -62,6 +62,8 @@ struct Shadow {
     made: BTreeMap<Index, u64>,
     /// By colour, the header of the part that the shard began in this life, until its marker is folded.
     marked: BTreeMap<Colour, Header>,
+    /// By request that is in no checked cut yet, what its client had seen before.
+    causes: BTreeMap<Index, Vec<(ShardId, Index)>>,
     due: Due,
     sessions: Sessions,
     /// By what makes a retry of it known, when a request with an idempotency key was applied last, in virtual time.
@@ -73,7 +75,9 @@ struct Shadow {
 struct Sent {
     message: u64,
     payload: u64,
-    process: u64,
+    index: Index,
+    sender: Key,
+    process: Key,
     colour: Colour,
 }
 
@@ -82,7 +86,9 @@ impl Sent {
         Self {
             message: hash_message(message),
             payload: hash_call(&message.process, &message.payload),
-            process: xxh3_64(message.process.as_bytes()),
+            index: message.index,
+            sender: message.sender.clone(),
+            process: message.process.clone(),
             colour: message.colour,
         }
     }
@@ -106,6 +112,7 @@ impl Model {
             called: BTreeMap::new(),
             made: BTreeMap::new(),
             marked: BTreeMap::new(),
+            causes: BTreeMap::new(),
             due: Due::default(),
             sessions: Sessions::default(),
             keyed: BTreeMap::new(),
@@ -205,6 +212,7 @@ impl Model {
         shadow.called.clear();
         shadow.made.clear();
         shadow.marked.clear();
+        shadow.causes.retain(|&at, _| at <= index);
         self.same(found)?;
         self.same_records(found)
     }

@@ -37,8 +37,11 @@ fn wait_until(name: &str, so: impl Fn(&Crowd) -> bool) -> Crowd {
     let crowds = CROWDS.lock().unwrap();
     let waits = |crowds: &mut BTreeMap<String, Crowd>| !crowds.get(name).is_some_and(&so);
     let (crowds, timeout) = NEWS.wait_timeout_while(crowds, PATIENCE, waits).unwrap();
-    assert!(!timeout.timed_out(), "{name}: {} run", crowds[name].running);
-    crowds[name]
+    let crowd = crowds[name];
+    // A step that is never released must not poison the lock of the other tests.
+    drop(crowds);
+    assert!(!timeout.timed_out(), "{name}: {} run", crowd.running);
+    crowd
 }
 
 #[derive(Default, Serialize, Deserialize)]

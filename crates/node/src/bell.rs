@@ -36,11 +36,16 @@ impl Bell {
         let _ = self.thread.set(std::thread::current());
     }
 
+    /// Whether a turn is wanted.
+    pub fn is_rung(&self) -> bool {
+        self.rung.load(Ordering::SeqCst)
+    }
+
     /// Sleeps until it is rung or it is time; spins a little first, for waking a thread takes long.
     pub(crate) fn park(&self, now: Time, until: Option<Time>, spins: u32) {
         for _ in 0..spins {
             if self.rung.load(Ordering::Relaxed) {
-                break;
+                return;
             }
             std::hint::spin_loop();
         }
@@ -54,7 +59,5 @@ impl Bell {
             }
         }
         self.parked.store(false, Ordering::SeqCst);
-        // What was left for the part before the ring is seen by its next turn.
-        self.rung.swap(false, Ordering::SeqCst);
     }
 }

@@ -324,7 +324,7 @@ impl Checks {
         let checked = Checked {
             incarnation: job.manifest.incarnation,
             number,
-            checked: shared.clock.now(),
+            checked: shared.now(),
             results: results.clone(),
         };
         // After its end another process may own the store.

@@ -1,22 +1,23 @@
 //! Gives a part its turns on a thread of its own, as production does.
 
-use crate::bell::Bell;
-use crate::part::Turned;
-use stead_core::ids::Time;
+use crate::clock::Clock;
+use crate::env::Env;
+use crate::part::{Part, Turned};
+use crate::shared::Shared;
 
-/// Gives turns until the part has ended, and sleeps when it may, after a few spins. Returns the error of a turn.
-pub(crate) fn drive<X>(
-    bell: &Bell,
-    spins: u32,
-    now: impl Fn() -> Time,
-    mut turn: impl FnMut(Time) -> Result<Turned, X>,
-) -> Result<(), X> {
-    bell.attach();
+/// Gives turns on this thread until the part has ended, and sleeps when it may.
+///
+/// # Errors
+/// The text of a turn's error, which is fatal for the node.
+pub(crate) fn drive<E: Env>(shared: &Shared<E>, mut part: impl Part<Shared<E>>) -> Result<(), String> {
+    part.bell(shared).attach();
     loop {
-        let begun = now();
-        match turn(begun)? {
+        // Before the turn: what comes during it is seen by the next one.
+        part.bell(shared).take_ring();
+        let begun = shared.clock.steady();
+        match part.turn(shared, begun).map_err(|error| error.to_string())? {
             Turned::Again => {}
-            Turned::Until(until) => bell.park(begun, until, spins),
+            Turned::Until(until) => part.bell(shared).park(begun, until, part.spins(shared)),
             Turned::Ended => return Ok(()),
         }
     }

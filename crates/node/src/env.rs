@@ -1,11 +1,12 @@
 //! What a node takes from its surroundings. All of it is generic, so that nothing is dynamic for each message.
 
+use crate::clock::Clock;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use stead_core::handler::{Call, Handler, Outcome, View};
-use stead_core::ids::{TaskId, Time};
-use stead_core::shard::{Answer, Refusal, StepOutcome};
+use stead_core::ids::{ShardId, TaskId, Time};
+use stead_core::shard::{Answer, Effect, Input, Refusal, Shard, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use thiserror::Error;
@@ -16,7 +17,36 @@ pub trait Env: 'static {
     type Program: Program;
     /// Where one answer goes.
     type Caller: Caller;
+    /// The clocks.
+    type Clock: Clock;
+    /// What sees and bends what passes between the parts: `()` in production.
+    type Watch: Watch;
 }
+
+/// Sees what passes between the parts of a node, and may bend it, for a simulator. By default it does nothing.
+pub trait Watch: Send + Sync + 'static {
+    /// A shard is about to be given an input.
+    fn input(&self, shard: &Shard, input: &Input) {
+        let _ = (shard, input);
+    }
+
+    /// A shard has handled the input, and these effects are about to be performed.
+    fn effects(&self, shard: &Shard, effects: &mut Vec<Effect>) {
+        let _ = (shard, effects);
+    }
+
+    /// Inputs are about to be left in the inbox of a worker by another one.
+    fn leaves(&self, from: usize, to: usize, inputs: &mut Vec<(ShardId, Input)>) {
+        let _ = (from, to, inputs);
+    }
+
+    /// A worker is about to take its submissions up to this ticket as durable.
+    fn durable(&self, worker: usize, ticket: &mut u64) {
+        let _ = (worker, ticket);
+    }
+}
+
+impl Watch for () {}
 
 /// Where the answer to one call goes. One that is dropped unanswered belongs to a node that has ended.
 pub trait Caller: Send + 'static {

@@ -1,54 +1,48 @@
 //! What stands around user code on a worker: the watchdog's probe, the slice of the turn, the limits of memory, the
 //! admission of queries, and the end.
 
-use crate::env::Caller;
+use crate::clock::Clock;
+use crate::env::{Env, Program};
 use crate::memory::Memory;
-use crate::queries::QueryQueue;
+use crate::shared::Shared;
 use crate::slice::Slice;
 use crate::watchdog::Probe;
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Instant;
 use stead_core::handler::{Call, Handler, Outcome, QueryPlace, Txn, View};
-use stead_core::ids::Blob;
+use stead_core::ids::{Blob, Time};
 use stead_core::shard::Refusal;
-use stead_core::topology::Topology;
 
 /// A program's handler, guarded.
-pub struct Guarded<H, C> {
-    handler: H,
-    topology: Arc<Topology>,
+pub(crate) struct Guarded<E: Env> {
+    handler: <E::Program as Program>::Handler,
+    shared: Arc<Shared<E>>,
+    memory: Arc<Memory>,
     probe: Arc<Probe>,
     slice: Slice,
     is_over: Cell<bool>,
     is_stopped: bool,
-    memory: Arc<Memory>,
-    /// Where queries go that run apart.
-    queries: Arc<QueryQueue<C>>,
 }
 
-impl<H, C> Guarded<H, C> {
+impl<E: Env> Guarded<E> {
     pub(crate) fn new(
-        handler: H,
-        topology: &Arc<Topology>,
+        handler: <E::Program as Program>::Handler,
+        shared: &Arc<Shared<E>>,
         probe: Arc<Probe>,
-        memory: &Arc<Memory>,
-        queries: &Arc<QueryQueue<C>>,
     ) -> Self {
         Self {
             handler,
-            topology: Arc::clone(topology),
+            shared: Arc::clone(shared),
+            memory: Arc::clone(&shared.memory),
             probe,
             slice: Slice::default(),
             is_over: Cell::new(false),
             is_stopped: false,
-            memory: Arc::clone(memory),
-            queries: Arc::clone(queries),
         }
     }
 
     /// Lets handlers begin until then, and no later.
-    pub(crate) fn begin_slice(&mut self, now: Instant, until: Instant) {
+    pub(crate) fn begin_slice(&mut self, now: Time, until: Time) {
         self.slice.begin(now, until);
         self.is_over.set(self.is_stopped);
     }
@@ -69,7 +63,7 @@ impl<H, C> Guarded<H, C> {
     }
 }
 
-impl<H: Handler, C: Caller> Handler for Guarded<H, C> {
+impl<E: Env> Handler for Guarded<E> {
     fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome {
         self.probe.enter(call);
         let outcome = self.handler.handle(call, txn);
@@ -87,7 +81,7 @@ impl<H: Handler, C: Caller> Handler for Guarded<H, C> {
     fn place_query(&mut self, call: &Call<'_>, state: Option<&Blob>) -> Result<QueryPlace, Refusal> {
         let place = self.handler.place_query(call, state)?;
         if place == QueryPlace::Apart {
-            self.queries.admit(call.service, &self.topology, &self.memory)?;
+            self.shared.queries.admit(call.service, &self.shared.topology, &self.memory)?;
         }
         Ok(place)
     }
@@ -95,7 +89,7 @@ impl<H: Handler, C: Caller> Handler for Guarded<H, C> {
     fn is_spent(&self) -> bool {
         let is_over = self.is_over.get()
             || self.memory.is_pressed()
-            || self.slice.is_over(Instant::now)
+            || self.slice.is_over(|| self.shared.clock.steady())
             || self.handler.is_spent();
         self.is_over.set(is_over);
         is_over

@@ -1,16 +1,16 @@
 //! Where other threads leave work for a worker.
 
-use super::status::{ShardStatus, WorkerStatus};
+use crate::bell::Bell;
 use crate::env::Reception;
+use crate::status::{ShardStatus, WorkerStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
-use std::thread::Thread;
-use stead_core::ids::{Colour, Index, Key, SessionId, ShardId, Time};
+use std::sync::{Mutex, PoisonError, mpsc};
+use stead_core::ids::{Colour, Index, Key, SessionId, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::shard::{Input, Order, Query, Request};
 
-/// What a worker is told.
+/// What a worker is to do.
 pub(crate) enum Command<C> {
     /// A client's request; the answer goes to the reception. The token is the worker's to fill in.
     Request { shard: ShardId, request: Request, reception: Reception<C> },
@@ -74,10 +74,10 @@ struct Queue<C> {
 pub(crate) struct Inbox<C> {
     /// `None` once the worker has ended: what is put in then is dropped.
     queue: Mutex<Option<Queue<C>>>,
-    /// Something was put in, or the log got on, since the worker last looked.
-    news: AtomicBool,
-    parked: AtomicBool,
-    worker: OnceLock<Thread>,
+    /// Something was put in since the worker last took all.
+    is_filled: AtomicBool,
+    /// The worker's bell.
+    pub(crate) bell: Bell,
     /// The last of the worker's submissions that the log holds durably.
     durable: AtomicU64,
 }
@@ -86,9 +86,8 @@ impl<C> Inbox<C> {
     pub(crate) fn new() -> Self {
         Self {
             queue: Mutex::new(Some(Queue { commands: Vec::new(), inputs: Vec::new() })),
-            news: AtomicBool::new(false),
-            parked: AtomicBool::new(false),
-            worker: OnceLock::new(),
+            is_filled: AtomicBool::new(false),
+            bell: Bell::default(),
             durable: AtomicU64::new(0),
         }
     }
@@ -97,49 +96,39 @@ impl<C> Inbox<C> {
     pub(crate) fn push(&self, command: Command<C>) {
         if let Some(queue) = &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             queue.commands.push(command);
+            self.is_filled.store(true, Ordering::Relaxed);
         }
-        self.wake();
+        self.bell.ring();
     }
 
     /// Puts inputs for shards in, which leaves `inputs` empty, and wakes the worker if it sleeps.
     pub(crate) fn push_inputs(&self, inputs: &mut Vec<(ShardId, Input)>) {
         match &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(queue) => queue.inputs.append(inputs),
+            Some(queue) => {
+                queue.inputs.append(inputs);
+                self.is_filled.store(true, Ordering::Relaxed);
+            }
             None => inputs.clear(),
         }
-        self.wake();
+        self.bell.ring();
     }
 
     /// The log holds all of the worker's submissions up to one.
     pub(crate) fn set_durable(&self, ticket: u64) {
         self.durable.store(ticket, Ordering::Release);
-        self.wake();
+        self.bell.ring();
     }
 
     pub(crate) fn durable(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
     }
 
-    /// Makes the worker look.
-    pub(crate) fn wake(&self) {
-        // Either the worker sees the news before it parks, or this sees that it is parked.
-        self.news.store(true, Ordering::SeqCst);
-        if self.parked.swap(false, Ordering::SeqCst)
-            && let Some(worker) = self.worker.get()
-        {
-            worker.unpark();
-        }
-    }
-
-    /// The worker makes itself known.
-    pub(crate) fn attach(&self) {
-        let _ = self.worker.set(std::thread::current());
-    }
-
     /// Takes everything; both must be empty and give their memory in exchange.
     pub(crate) fn take(&self, commands: &mut Vec<Command<C>>, inputs: &mut Vec<(ShardId, Input)>) {
-        if self.news.swap(false, Ordering::SeqCst) {
+        // Set before the ring that gave the worker its turn.
+        if self.is_filled.load(Ordering::Relaxed) {
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            self.is_filled.store(false, Ordering::Relaxed);
             if let Some(queue) = &mut *queue {
                 std::mem::swap(&mut queue.commands, commands);
                 std::mem::swap(&mut queue.inputs, inputs);
@@ -152,26 +141,5 @@ impl<C> Inbox<C> {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         // After the lock: dropping a call wakes its caller.
         drop(queue);
-    }
-
-    /// Sleeps until there is news or it is time; spins a little first, for waking a thread takes long.
-    pub(crate) fn park(&self, now: Time, until: Option<Time>, spins: u32) {
-        for _ in 0..spins {
-            if self.news.load(Ordering::Relaxed) {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-        self.parked.store(true, Ordering::SeqCst);
-        if !self.news.load(Ordering::SeqCst) {
-            match until {
-                Some(until) => {
-                    let micros = until.0.saturating_sub(now.0);
-                    std::thread::park_timeout(std::time::Duration::from_micros(micros));
-                }
-                None => std::thread::park(),
-            }
-        }
-        self.parked.store(false, Ordering::SeqCst);
     }
 }

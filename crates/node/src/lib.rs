@@ -11,6 +11,7 @@
 mod bell;
 mod calls;
 mod checks;
+mod clock;
 mod drive;
 mod env;
 pub mod events;
@@ -40,18 +41,18 @@ mod worker;
 
 pub use bell::Bell;
 pub use checks::CheckStatus;
-pub use env::{Caller, Env, NoAnswer, Program, Reception, Reply, StepCall};
-pub use guarded::Guarded;
+pub use clock::{Clock, SystemClock, Wall, system_time};
+pub use env::{Caller, Env, NoAnswer, Program, Reception, Reply, StepCall, Watch};
 pub use life::Life;
 pub use listed::{list_checkpoints, verify_stored};
 pub use log::{LogDesk, LogHub, LogPart, Submission};
 pub use memory::{MemoryLimits, MemoryStatus};
 pub use open::{CheckpointOptions, CopyTarget, OpenError, Options, RecoverOptions, Recovery, recover};
-pub use part::Turned;
+pub use part::{Part, Turned};
 pub use prepare::PreparePart;
 pub use queries::StuckQuery;
 pub use ready::{LOG_LAG_MAX, NotReady};
-pub use shared::{LOOK_TIMEOUT, Shared, Wall, system_time};
+pub use shared::{LOOK_TIMEOUT, Shared};
 pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub use stable::{CopyReport, CopyStatus, copy_stored};
 pub use status::{
@@ -60,3 +61,4 @@ pub use status::{
 };
 pub use stead_core::start::ServiceLimits;
 pub use unended::note_unended;
+pub use worker::Worker;

@@ -221,7 +221,7 @@ impl<E: Env> Life<E> {
                     .then(|| "the service's code was not there".to_owned()),
             };
             let results = report.checks.iter().map(result).collect();
-            let (incarnation, checked) = (shared.topology.incarnation, shared.clock.now());
+            let (incarnation, checked) = (shared.topology.incarnation, shared.now());
             Checked { incarnation, number: Colour(number), checked, results }.store(store)?;
         }
         Ok(report)

@@ -2,8 +2,10 @@
 //! durable. The core's [`LogRoom`] decides, this performs.
 
 use crate::bell::Bell;
+use crate::env::Env;
 use crate::events;
-use crate::part::Turned;
+use crate::part::{Part, Turned};
+use crate::shared::Shared;
 use crate::status::LogStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -343,6 +345,22 @@ impl LogPart {
                 spares.push(batch);
             }
         }
+    }
+}
+
+impl<E: Env> Part<Shared<E>> for LogPart {
+    type Error = WalError;
+
+    fn bell<'h>(&self, shared: &'h Shared<E>) -> &'h Bell {
+        &shared.log.bell
+    }
+
+    fn spins(&self, shared: &Shared<E>) -> u32 {
+        shared.spins_log
+    }
+
+    fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, WalError> {
+        self.turn(shared, now)
     }
 }
 

@@ -310,7 +310,7 @@ impl<C: Caller> QueryQueue<C> {
             };
             let service = job.reading.service;
             self.waiting[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
-            if job.reception.deadline <= shared.clock.now() || job.reception.caller.is_gone() {
+            if job.reception.deadline <= shared.now() || job.reception.caller.is_gone() {
                 drop(queue);
                 self.give_up(shared, Over::late(job));
                 queue = self.queue();
@@ -383,7 +383,7 @@ impl<C: Caller> QueryQueue<C> {
                 self.watch.wait_timeout(queue, LOOK).unwrap_or_else(PoisonError::into_inner).0
             };
             queue.watcher_sleeps = false;
-            let over = queue.take_over(shared.clock.now(), &shared.topology);
+            let over = queue.take_over(shared.now(), &shared.topology);
             for job in over.iter().filter_map(|over| over.job.as_ref()) {
                 self.waiting[usize::from(job.1.service.0)].fetch_sub(1, Ordering::Relaxed);
             }

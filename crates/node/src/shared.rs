@@ -1,6 +1,7 @@
 //! What the threads of a node and its clients share.
 
 use crate::checks::Checks;
+use crate::clock::Clock;
 use crate::env::{Env, NoAnswer, Reception, Reply};
 use crate::events;
 use crate::inbox::{Command, Inbox};
@@ -14,7 +15,7 @@ use crate::tasks::TaskQueue;
 use crate::watchdog::Watchdog;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use stead_core::ids::{Epoch, Index, Key, NodeId, SessionId, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::shard::{Input, Order, Query, Refusal, Request, Shard};
@@ -32,7 +33,8 @@ pub struct Shared<E: Env> {
     pub(crate) program: E::Program,
     pub(crate) topology: Arc<Topology>,
     pub(crate) inboxes: Vec<Inbox<E::Caller>>,
-    pub(crate) clock: Clock,
+    pub(crate) clock: E::Clock,
+    pub(crate) watch: E::Watch,
     pub(crate) log: LogDesk,
     pub(crate) tasks: TaskQueue,
     pub(crate) queries: Arc<QueryQueue<E::Caller>>,
@@ -68,46 +70,13 @@ pub(crate) mod stage {
     pub(crate) const KILLED: u8 = 3;
 }
 
-/// A wall clock, in microseconds since the Unix epoch. It may jump.
-pub type Wall = Box<dyn Fn() -> Time + Send + Sync>;
-
-/// The node's two clocks.
-pub(crate) struct Clock {
-    begun: Time,
-    start: Instant,
-    wall: Wall,
-}
-
-impl Clock {
-    pub(crate) fn new(wall: Wall) -> Self {
-        Self { begun: wall(), start: Instant::now(), wall }
-    }
-
-    /// Steady time: the wall clock at the start, carried on by the monotonic one. It neither jumps nor goes back.
-    pub(crate) fn now(&self) -> Time {
-        self.begun.plus_micros(self.start.elapsed().as_micros() as u64)
-    }
-
-    /// The wall clock, which may jump.
-    pub(crate) fn wall(&self) -> Time {
-        (self.wall)()
-    }
-}
-
-/// The system's wall clock.
-#[must_use]
-pub fn system_time() -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
-}
-
 impl<E: Env> Shared<E> {
     pub(crate) fn new(
         program: E::Program,
         topology: Arc<Topology>,
         workers: usize,
         epoch: Epoch,
-        clock: Clock,
+        (clock, watch): (E::Clock, E::Watch),
         copies: Copies,
         memory: MemoryLimits,
     ) -> (Self, mpsc::Receiver<Event>) {
@@ -120,6 +89,7 @@ impl<E: Env> Shared<E> {
             topology,
             inboxes: (0..workers).map(|_| Inbox::new()).collect(),
             clock,
+            watch,
             log: LogDesk::default(),
             tasks: TaskQueue::default(),
             queries: Arc::new(QueryQueue::new(services)),
@@ -198,7 +168,7 @@ impl<E: Env> Shared<E> {
     /// The node's steady clock, on which calls have their deadlines.
     #[must_use]
     pub fn now(&self) -> Time {
-        self.clock.now()
+        self.clock.steady()
     }
 
     /// Sends a client's request to its shard. The request's token is the node's to fill in.
@@ -356,7 +326,7 @@ impl<E: Env> Shared<E> {
         for inbox in &self.inboxes {
             // A worker that panicked does not do so, and what waits in its inbox has callers.
             inbox.close();
-            inbox.wake();
+            inbox.bell.ring();
         }
         self.log.close();
         self.log.preparer_bell.ring();
@@ -427,6 +397,7 @@ impl<E: Env> LogHub for Shared<E> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::clock::SystemClock;
     use crate::env::{Caller, Program, StepCall};
     use stead_core::handler::{Call, Handler, Misuse, Outcome, Txn, View};
     use stead_core::ids::Incarnation;
@@ -439,6 +410,8 @@ pub(crate) mod tests {
     impl Env for Nothing {
         type Program = NoCode;
         type Caller = ();
+        type Clock = SystemClock;
+        type Watch = ();
     }
 
     impl Caller for () {
@@ -500,9 +473,9 @@ pub(crate) mod tests {
             topology.ensure(name, *shards).unwrap();
         }
         let owner = Owner { cluster: 1, incarnation: topology.incarnation };
-        let (clock, copies) = (Clock::new(Box::new(system_time)), Copies::new(owner, 0, None));
+        let (around, copies) = ((SystemClock::new(None), ()), Copies::new(owner, 0, None));
         let limits = MemoryLimits::default();
-        Arc::new(Shared::new(NoCode, Arc::new(topology), 1, Epoch(1), clock, copies, limits).0)
+        Arc::new(Shared::new(NoCode, Arc::new(topology), 1, Epoch(1), around, copies, limits).0)
     }
 
     /// The same without services.

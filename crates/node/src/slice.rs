@@ -5,12 +5,12 @@
 //! for a while.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use stead_core::ids::Time;
 
 /// Runs between two looks that need none, while runs are short.
 const UNLOOKED: u32 = 3;
-/// Most time that the runs between two looks may take together to count as short.
-const SHORT: Duration = Duration::from_micros(200);
+/// Most time that the runs between two looks may take together to count as short, in microseconds.
+const SHORT: u64 = 200;
 /// Looks after which runs that were not short are forgotten.
 const CAREFUL: u32 = 1_000;
 
@@ -18,21 +18,21 @@ const CAREFUL: u32 = 1_000;
 #[derive(Default)]
 pub(crate) struct Slice {
     /// Until when handlers may begin; `None`: at any time.
-    until: Option<Instant>,
-    looked: Cell<Option<Instant>>,
+    until: Option<Time>,
+    looked: Cell<Option<Time>>,
     unlooked: Cell<u32>,
     careful: Cell<u32>,
 }
 
 impl Slice {
     /// Begins a slice that lasts until then.
-    pub(crate) fn begin(&mut self, now: Instant, until: Instant) {
+    pub(crate) fn begin(&mut self, now: Time, until: Time) {
         self.until = Some(until);
         self.looked.set(Some(now));
     }
 
     /// Whether it is over, as far as is known before a run of a handler.
-    pub(crate) fn is_over(&self, now: impl FnOnce() -> Instant) -> bool {
+    pub(crate) fn is_over(&self, now: impl FnOnce() -> Time) -> bool {
         let Some(until) = self.until else { return false };
         let unlooked = self.unlooked.get();
         if unlooked > 0 {
@@ -40,7 +40,7 @@ impl Slice {
             return false;
         }
         let now = now();
-        let took = self.looked.replace(Some(now)).map_or(Duration::ZERO, |looked| now - looked);
+        let took = self.looked.replace(Some(now)).map_or(0, |looked| now.0 - looked.0);
         let careful = if took > SHORT { CAREFUL } else { self.careful.get().saturating_sub(1) };
         self.careful.set(careful);
         self.unlooked.set(if careful == 0 { UNLOOKED } else { 0 });
@@ -54,26 +54,26 @@ mod tests {
 
     /// Runs of so many microseconds each until the slice of 1 ms is over; gives how many there were, how many looks, and how
     /// long it took.
-    fn run(slice: &mut Slice, now: &mut Instant, micros: impl Fn(usize) -> u64) -> (usize, usize, Duration) {
+    fn run(slice: &mut Slice, now: &mut Time, micros: impl Fn(usize) -> u64) -> (usize, usize, u64) {
         let begun = *now;
-        slice.begin(begun, begun + Duration::from_millis(1));
+        slice.begin(begun, begun.plus_millis(1));
         let (mut runs, looks) = (0, Cell::new(0));
         while !slice.is_over(|| {
             looks.set(looks.get() + 1);
             *now
         }) {
-            *now += Duration::from_micros(micros(runs));
+            *now = now.plus_micros(micros(runs));
             runs += 1;
         }
-        (runs, looks.get(), *now - begun)
+        (runs, looks.get(), now.0 - begun.0)
     }
 
     #[test]
     fn short_runs_need_a_look_in_four_and_long_ones_each() {
-        let (mut slice, mut now) = (Slice::default(), Instant::now());
+        let (mut slice, mut now) = (Slice::default(), Time(0));
         let (runs, looks, took) = run(&mut slice, &mut now, |_| 2);
         assert!((500..504).contains(&runs) && looks <= runs / 4 + 2, "{looks} looks for {runs} runs");
-        assert!(took < Duration::from_micros(1_010), "{took:?}");
+        assert!(took < 1_010, "{took}");
         // Nothing foretold these: no more than four of them begin before the slice is known to be over.
         let (runs, _, _) = run(&mut slice, &mut now, |_| 2_000);
         assert!((1..=4).contains(&runs), "{runs} runs");

@@ -1,9 +1,10 @@
 //! The checkpoint thread: it begins checkpoints, writes what shards hand over, and completes them by their manifest.
 
 use crate::checks::Job;
+use crate::clock::Clock;
 use crate::env::{Env, Program, Reply};
 use crate::events;
-use crate::inbox::{Command, Inbox};
+use crate::inbox::Command;
 use crate::open::{CheckpointOptions, let_others_first};
 use crate::panics;
 use crate::shared::Shared;
@@ -435,7 +436,7 @@ impl<E: Env> Checkpointer<E> {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
             self.shared.checks.give_up_overdue(&self.shared, &*self.store, self.options.timeout);
-            if let Step::GiveUp(number) = self.coordinator.handle_tick(self.shared.clock.now()) {
+            if let Step::GiveUp(number) = self.coordinator.handle_tick(self.shared.now()) {
                 self.give_up(
                     number,
                     format!("it took over {:?} (checkpoints.timeout)", self.options.timeout),
@@ -471,7 +472,7 @@ impl<E: Env> Checkpointer<E> {
             }
             return;
         }
-        let now = self.shared.clock.now();
+        let now = self.shared.now();
         let deadline = now.plus_millis(self.options.timeout.as_millis() as u64);
         let Ok(number) = self.coordinator.begin(deadline) else { return };
         let topology = Topology::clone(&self.shared.topology);
@@ -503,7 +504,7 @@ impl<E: Env> Checkpointer<E> {
             Event::Records { shard, number, piece, done } => {
                 if self.shared.snapshots.took(piece.bytes()) {
                     // One that has nothing else to do sleeps.
-                    self.shared.inboxes.iter().for_each(Inbox::wake);
+                    self.shared.inboxes.iter().for_each(|inbox| inbox.bell.ring());
                 }
                 self.handle_records(shard, number, &piece, done);
                 self.shared.snapshots.give_back(piece);
@@ -637,7 +638,7 @@ impl<E: Env> Checkpointer<E> {
         let mut in_use: BTreeSet<String> =
             self.lineage.bundles().iter().map(|bundle| bundle.name.clone()).collect();
         in_use.extend(self.running.iter().map(|running| running.writer.bundle_name().to_owned()));
-        let (now, incarnation) = (self.shared.clock.now(), self.shared.topology.incarnation);
+        let (now, incarnation) = (self.shared.now(), self.shared.topology.incarnation);
         if let Err(error) = self.collector.collect(&*self.store, incarnation, now, &retention, &in_use) {
             events::warn(format_args!("cannot collect old checkpoints: {error}"));
         }

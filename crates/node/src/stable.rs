@@ -320,7 +320,7 @@ impl<E: Env> Stage<E> {
             return failed(failure);
         }
         let retention = Retention { keep: self.to.keep, ..Retention::default() };
-        let (now, incarnation) = (shared.clock.now(), shared.topology.incarnation);
+        let (now, incarnation) = (shared.now(), shared.topology.incarnation);
         let collected = self.collector.collect(&**target, incarnation, now, &retention, &BTreeSet::new());
         let failure = collected.err().map(|error| format!("cannot collect old copies: {error}"));
         Round { copied: Some(number), failure }

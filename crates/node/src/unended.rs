@@ -232,7 +232,7 @@ impl Unended {
         let checked = Checked {
             incarnation: shared.topology.incarnation,
             number: Colour(status.number),
-            checked: shared.clock.now(),
+            checked: shared.now(),
             results: status.failed_checks.into_iter().map(result).collect(),
         };
         checked.store(store).map(drop)

@@ -3,21 +3,23 @@
 //! Decides nothing about the protocol. In each turn it takes all that has come, and then hands on what came of it at
 //! once: one submission to the log, one batch of messages to each other worker.
 
+use crate::bell::Bell;
 use crate::calls::{Calls, NO_CALL};
-use crate::env::{Caller, Env, NoAnswer, Program, Reception};
+use crate::clock::Clock;
+use crate::env::{Caller, Env, NoAnswer, Reception, Watch};
 use crate::events;
 use crate::guarded::Guarded;
 use crate::inbox::Command;
 use crate::log::Submission;
+use crate::part::{Part, Turned};
 use crate::queries::Job;
 use crate::shared::Shared;
 use crate::snapshots::{Event, PIECE_BYTES};
 use crate::status::{WorkerStatus, shard_status};
 use crate::tasks::Step;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::convert::Infallible;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 use stead_core::clock::Now;
 use stead_core::handler::Handler;
 use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
@@ -35,45 +37,41 @@ const WAITING_BYTES: i64 = 4096;
 /// Bytes that the log adds to each entry.
 const RECORD_OVERHEAD: usize = 24;
 /// How long each part of a turn goes on before the next one comes: what was stored, commands, calls that are tried again,
-/// ticks, and what shards sent each other. Only a single call of a handler takes longer.
-const SLICE: Duration = Duration::from_millis(1);
+/// ticks, and what shards sent each other, in microseconds. Only a single call of a handler takes longer.
+const SLICE: u64 = 1_000;
 /// Inputs whose records are looked at together before they are handled.
 const AHEAD: usize = 16;
 /// The interval at which a worker looks whether the log has caught up, in milliseconds.
 const PRESSED_LOOK_MS: u64 = 2;
 /// Shards whose status is taken before the worker looks at the clock.
 const STATUS_BATCH: usize = 8;
-/// How often overdue calls are looked for.
-const SWEEP: Duration = Duration::from_millis(20);
-/// How long a worker sleeps at most, so that its shards notice a jump of the wall clock.
-const CLOCK_LOOK: Duration = Duration::from_secs(1);
+/// How often overdue calls are looked for, in microseconds.
+const SWEEP: u64 = 20_000;
+/// How long a worker sleeps at most, so that its shards notice a jump of the wall clock, in microseconds.
+const CLOCK_LOOK: u64 = 1_000_000;
 /// A change of the wall clock against the steady one, in microseconds, that shards follow: 10 ms.
 const CLOCK_CHANGE: u64 = 10_000;
 /// A change, in microseconds, that is logged: 10 s.
 const CLOCK_JUMP: u64 = 10_000_000;
 /// How long a request waits that came before its shard served.
 const NOT_READY_RETRY_MS: u64 = 20;
-/// How long a snapshot may hold the worker in one turn.
-const SNAPSHOT_SLICE: Duration = Duration::from_micros(300);
+/// How long a snapshot may hold the worker in one turn, in microseconds.
+const SNAPSHOT_SLICE: u64 = 300;
 /// Records of a snapshot that are taken between two looks at the clock.
 const SNAPSHOT_RECORDS: usize = 64;
 
-/// The code of a worker's shards.
-pub(crate) type Code<E> = Guarded<<<E as Env>::Program as Program>::Handler, <E as Env>::Caller>;
-
-pub(crate) struct Worker<E: Env> {
-    shared: Arc<Shared<E>>,
+/// The part that owns shards: see [`Part`].
+pub struct Worker<E: Env> {
     number: usize,
     shards: Vec<Slot>,
     /// The slots whose deadline may have changed.
     moved: Vec<u32>,
-    runner: Code<E>,
+    code: Guarded<E>,
     /// By shard number: where it is in `shards`, if it is here.
     slots: Vec<Option<u32>>,
-    /// What was taken from the inbox and not obeyed yet.
+    intake: Intake<E::Caller>,
+    /// What was taken in and not obeyed yet.
     commands: VecDeque<Command<E::Caller>>,
-    taken: Vec<Command<E::Caller>>,
-    arrived: Vec<(ShardId, Input)>,
     effects: Vec<Effect>,
     /// What other shards have for those of this worker, in the order in which it came.
     local: VecDeque<(ShardId, Input)>,
@@ -98,20 +96,30 @@ pub(crate) struct Worker<E: Env> {
     /// Calls to be tried again, with their tokens: by time, and then in the order in which they were refused.
     retries: BTreeMap<(Time, u64), (u64, ShardId, Input)>,
     last_retry: u64,
-    sweep_at: Instant,
+    /// When overdue calls were last looked for.
+    sweep_at: Time,
     /// Bytes that are not yet published in the account of the node's memory: those that wait for the log, in outboxes, and of
     /// calls.
     waiting: [i64; 3],
-    /// The longest turn so far.
-    longest_hold: Duration,
+    /// The longest turn so far, in microseconds.
+    longest_hold: u64,
     draining: VecDeque<Draining>,
     /// The wall clock when the turn began.
     wall: Time,
     /// By how much the wall clock was ahead of the steady one when the shards last looked at it.
     wall_ahead: i64,
+    is_started: bool,
     stopping: bool,
     /// By service.
     turn: Vec<Turn>,
+}
+
+/// What has come to a worker since its last turn.
+struct Intake<C> {
+    /// The last of the worker's submissions that the log holds durably.
+    durable: u64,
+    commands: Vec<Command<C>>,
+    inputs: Vec<(ShardId, Input)>,
 }
 
 struct Slot {
@@ -151,10 +159,10 @@ struct Turn {
 
 impl<E: Env> Worker<E> {
     pub(crate) fn new(
-        shared: Arc<Shared<E>>,
+        shared: &Shared<E>,
         number: usize,
         shards: Vec<Shard>,
-        runner: Code<E>,
+        code: Guarded<E>,
         batch_max: usize,
     ) -> Self {
         let mut slots = vec![None; shared.topology.shard_count() as usize];
@@ -181,22 +189,20 @@ impl<E: Env> Worker<E> {
         let wall = shared.clock.wall();
         Self {
             wall,
-            wall_ahead: ahead(wall, shared.clock.now()),
+            wall_ahead: ahead(wall, shared.clock.steady()),
             appended: vec![(Epoch(0), Index(0)); shards.len()],
             stored_upto: vec![(Epoch(0), Index(0)); shards.len()],
             stored: VecDeque::new(),
             tick_from: 0,
             outgoing: (0..shared.inboxes.len()).map(|_| Vec::new()).collect(),
-            shared,
             number,
             shards,
-            runner,
+            code,
             slots,
             moved: Vec::new(),
             queries: Vec::new(),
+            intake: Intake { durable: 0, commands: Vec::new(), inputs: Vec::new() },
             commands: VecDeque::new(),
-            taken: Vec::new(),
-            arrived: Vec::new(),
             effects: Vec::new(),
             local: VecDeque::new(),
             batch: Batch::new(),
@@ -207,82 +213,72 @@ impl<E: Env> Worker<E> {
             calls: Calls::default(),
             retries: BTreeMap::new(),
             last_retry: 0,
-            sweep_at: Instant::now(),
+            sweep_at: shared.clock.steady(),
             waiting: [0; 3],
-            longest_hold: Duration::ZERO,
+            longest_hold: 0,
             draining: VecDeque::new(),
+            is_started: false,
             stopping: false,
             turn,
         }
     }
 
-    /// Runs until the node stops, fails or is killed.
-    pub(crate) fn run(mut self, epoch: Epoch) {
-        self.shared.inboxes[self.number].attach();
-        let now = self.shared.clock.now();
+    /// Starts the shards.
+    fn start(&mut self, shared: &Shared<E>, now: Time) {
         for slot in 0..self.shards.len() as u32 {
-            let config = EpochConfig::single(epoch, self.shared.node);
-            self.give(now, slot, Input::Start(config));
+            let config = EpochConfig::single(shared.epoch, shared.node);
+            self.give(shared, now, slot, Input::Start(config));
         }
-        self.hand_on(now);
-        // A stop that did not wait for this thread, for it came from a handler here, has ended without it.
-        while !self.shared.is_ended() {
-            let is_done = self.submitted.is_empty() && self.stored.is_empty() && self.batch.is_empty();
-            if self.stopping && is_done {
-                break;
-            }
-            self.turn();
-        }
-        self.end();
+        self.hand_on(shared, now);
     }
 
-    fn turn(&mut self) {
-        let begun = Instant::now();
-        self.runner.probe().step_turn();
-        let shared = Arc::clone(&self.shared);
+    /// Takes in what has come. Input comes in here alone.
+    fn receive(&mut self, shared: &Shared<E>) {
+        let Self { intake, .. } = self;
         let inbox = &shared.inboxes[self.number];
-        inbox.take(&mut self.taken, &mut self.arrived);
-        let now = shared.clock.now();
+        inbox.take(&mut intake.commands, &mut intake.inputs);
+        intake.durable = inbox.durable();
+        shared.watch.durable(self.number, &mut intake.durable);
+        self.commands.extend(intake.commands.drain(..));
+        self.local.extend(intake.inputs.drain(..));
+    }
+
+    /// Takes what has come, gives the shards their inputs, and hands on what came of it; true if there was anything.
+    fn work(&mut self, shared: &Shared<E>, now: Time) -> (bool, u64) {
+        self.receive(shared);
         self.wall = shared.clock.wall();
         self.look_at_clock(now);
-        self.commands.extend(self.taken.drain(..));
-        self.local.extend(self.arrived.drain(..));
         // Each of these ends with its slice: what is left waits for the next turn, so that none holds up the others.
-        let mut busy = self.take_stored(now, inbox.durable());
-        busy |= self.obey_commands(now);
-        busy |= self.retry(now);
+        let mut busy = self.take_stored(shared, now);
+        busy |= self.obey_commands(shared, now);
+        busy |= self.retry(shared, now);
         // While the log is far behind no handler may begin: what has been stored is all that matters.
         let is_pressed = shared.memory.is_pressed();
         if !self.stopping && !is_pressed {
-            busy |= self.tick(now);
+            busy |= self.tick(shared, now);
         }
         if self.stopping || !is_pressed {
-            busy |= self.run_local(now);
+            busy |= self.run_local(shared, now);
         }
-        busy |= self.drain_snapshots();
-        let sweep_in = self.sweep(now);
-        self.hand_on(now);
-        let hold = begun.elapsed();
-        if hold > self.longest_hold {
-            self.longest_hold = hold;
-            shared.counters.worker_hold_micros.raise(hold.as_micros() as u64);
-        }
-        self.runner.probe().step_turn();
-        if !busy {
-            self.give_back();
-            self.renew_deadlines();
-            let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
-            let retry = self.retries.first_key_value().map(|((at, _), _)| *at);
-            let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in.as_micros() as u64));
-            let look = Some(now.plus_micros(CLOCK_LOOK.as_micros() as u64));
-            let deadline = deadline.filter(|_| !self.stopping && !is_pressed);
-            // Another worker's entries may be those that the log is behind with.
-            let pressed = is_pressed.then(|| now.plus_millis(PRESSED_LOOK_MS));
-            let until = [deadline, retry, sweep, look, pressed].into_iter().flatten().min();
-            // While the log works on a submission its news is near.
-            let spins = if self.submitted.is_empty() { shared.spins_idle } else { shared.spins_waiting };
-            inbox.park(now, until, spins);
-        }
+        busy |= self.drain_snapshots(shared);
+        let sweep_in = self.sweep(shared, now);
+        self.hand_on(shared, now);
+        (busy, sweep_in)
+    }
+
+    /// Until when nothing is left to do, as far as is known.
+    fn idle_until(&mut self, shared: &Shared<E>, now: Time, sweep_in: u64) -> Option<Time> {
+        self.give_back();
+        self.renew_deadlines();
+        let is_pressed = shared.memory.is_pressed();
+        let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
+        let deadline = deadline.filter(|_| !self.stopping && !is_pressed);
+        let retry = self.retries.first_key_value().map(|((at, _), _)| *at);
+        let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in));
+        let look = Some(now.plus_micros(CLOCK_LOOK));
+        // Another worker's entries may be those that the log is behind with.
+        let pressed = is_pressed.then(|| now.plus_millis(PRESSED_LOOK_MS));
+        [deadline, retry, sweep, look, pressed].into_iter().flatten().min()
     }
 
     /// Lets the shards look again if the wall clock jumped, or drifted, since they last did: their timers are due at other
@@ -306,24 +302,24 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    fn begin_slice(&mut self) -> Instant {
-        let now = Instant::now();
-        let until = now + SLICE;
-        self.runner.begin_slice(now, until);
+    fn begin_slice(&mut self, shared: &Shared<E>) -> Time {
+        let now = shared.clock.steady();
+        let until = now.plus_micros(SLICE);
+        self.code.begin_slice(now, until);
         until
     }
 
     /// Obeys for a while; true if there was anything.
-    fn obey_commands(&mut self, now: Time) -> bool {
+    fn obey_commands(&mut self, shared: &Shared<E>, now: Time) -> bool {
         let any = !self.commands.is_empty();
-        let until = self.begin_slice();
+        let until = self.begin_slice(shared);
         while let Some(command) = self.commands.pop_front() {
             self.calls.obeyed_bytes = command.request_bytes();
-            self.obey(now, command);
+            self.obey(shared, now, command);
             // It waits no more, unless a call has taken these over.
             let bytes = std::mem::take(&mut self.calls.obeyed_bytes);
-            self.note_waiting([0, 0, -(bytes as i64)]);
-            if Instant::now() >= until {
+            self.note_waiting(shared, [0, 0, -(bytes as i64)]);
+            if shared.clock.steady() >= until {
                 break;
             }
         }
@@ -335,11 +331,11 @@ impl<E: Env> Worker<E> {
     fn give_back(&mut self) {
         const KEPT: usize = 4096;
         self.calls.give_back();
-        if self.taken.capacity() > KEPT {
-            self.taken.shrink_to(KEPT);
+        if self.intake.commands.capacity() > KEPT {
+            self.intake.commands.shrink_to(KEPT);
         }
-        if self.arrived.capacity() > KEPT {
-            self.arrived.shrink_to(KEPT);
+        if self.intake.inputs.capacity() > KEPT {
+            self.intake.inputs.shrink_to(KEPT);
         }
         if self.effects.capacity() > KEPT {
             self.effects.shrink_to(KEPT);
@@ -351,35 +347,35 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    fn obey(&mut self, now: Time, command: Command<E::Caller>) {
+    fn obey(&mut self, shared: &Shared<E>, now: Time, command: Command<E::Caller>) {
         match command {
             Command::Request { shard, mut request, reception } => {
-                self.count(shard).requests += 1;
+                self.count(shared, shard).requests += 1;
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
                 request.token = self.calls.next_token();
                 let input = Input::Request(request);
                 self.calls.open(reception, Some((shard, input.clone())));
-                self.give(now, slot, input);
+                self.give(shared, now, slot, input);
             }
             Command::DeadLetter { shard, letter, order, reception } => {
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
                 let input = Input::DeadLetter { token: self.calls.next_token(), letter, order };
                 self.calls.open(reception, Some((shard, input.clone())));
-                self.give(now, slot, input);
+                self.give(shared, now, slot, input);
             }
             Command::Delete { shard, process, records, reception } => {
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
                 let input = Input::Delete { token: self.calls.next_token(), process, records };
                 self.calls.open(reception, Some((shard, input.clone())));
-                self.give(now, slot, input);
+                self.give(shared, now, slot, input);
             }
             Command::Query { shard, mut query, reception } => {
-                self.count(shard).queries += 1;
+                self.count(shared, shard).queries += 1;
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
                 query.token = self.calls.next_token();
                 let input = Input::Query(query);
                 self.calls.open(reception, Some((shard, input.clone())));
-                self.give(now, slot, input);
+                self.give(shared, now, slot, input);
             }
             Command::OpenSession { shard, session, principal, reception } => {
                 let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
@@ -388,13 +384,13 @@ impl<E: Env> Worker<E> {
                 if let Some(reception) = reception {
                     self.calls.open(reception, Some((shard, input.clone())));
                 }
-                self.give(now, slot, input);
+                self.give(shared, now, slot, input);
             }
             Command::Every { input, from } => {
                 let Some(slot) = self.shards.get(from).map(|_| from as u32) else { return };
                 // The others go on before anything that came later.
                 self.commands.push_front(Command::Every { input: input.clone(), from: from + 1 });
-                self.give(now, slot, input);
+                self.give(shared, now, slot, input);
             }
             Command::ForceFull(shard) => {
                 if let Some(slot) = self.slot(shard) {
@@ -408,7 +404,7 @@ impl<E: Env> Worker<E> {
                 }
             }
             Command::Status { to, mut taken } => {
-                let topology = &self.shared.topology;
+                let topology = &shared.topology;
                 let shards = self.shards.iter().skip(taken.len()).take(STATUS_BATCH).map(|slot| {
                     let service = topology.service_of(slot.id).map_or("", |id| &topology.service(id).name);
                     shard_status(&slot.shard, slot.id, service)
@@ -428,7 +424,7 @@ impl<E: Env> Worker<E> {
             }
             Command::Stop => {
                 self.stopping = true;
-                self.runner.stop();
+                self.code.stop();
             }
         }
     }
@@ -455,49 +451,51 @@ impl<E: Env> Worker<E> {
         self.slots.get(shard.0 as usize).copied().flatten()
     }
 
-    fn give_to(&mut self, now: Time, shard: ShardId, input: Input) {
+    fn give_to(&mut self, shared: &Shared<E>, now: Time, shard: ShardId, input: Input) {
         // What comes between the stop and the end would only be handled half.
         if let (Some(slot), false) = (self.slot(shard), self.stopping) {
-            self.give(now, slot, input);
+            self.give(shared, now, slot, input);
         }
     }
 
-    fn give(&mut self, now: Time, slot: u32, input: Input) {
-        let Self { shards, runner, effects, moved, wall, .. } = self;
+    fn give(&mut self, shared: &Shared<E>, now: Time, slot: u32, input: Input) {
+        let Self { shards, code, effects, moved, wall, .. } = self;
         let Slot { shard, is_moved, published, .. } = &mut shards[slot as usize];
         if input.is_admitted() {
-            shard.set_crowded(self.shared.memory.is_over());
+            shard.set_crowded(shared.memory.is_over());
         }
         // It was counted when it was put into the inbox, and is by its shard from now on.
         let left_inbox = match &input {
             Input::TaskStep { outcome, .. } => outcome.bytes() as i64,
             _ => 0,
         };
-        shard.handle(Now { steady: now, wall: *wall }, input, runner as &mut dyn Handler, effects);
+        shared.watch.input(shard, &input);
+        shard.handle(Now { steady: now, wall: *wall }, input, code as &mut dyn Handler, effects);
+        shared.watch.effects(shard, effects);
         let uncommitted = shard.uncommitted_bytes() + shard.answer_bytes();
         let outboxes = shard.state().outbox_bytes() + shard.outcome_bytes();
         let bytes = (uncommitted as i64, outboxes as i64, shard.query_bytes() as i64);
         let before = std::mem::replace(published, bytes);
-        self.shared.memory.change_queries(bytes.2 - before.2);
+        shared.memory.change_queries(bytes.2 - before.2);
         if !std::mem::replace(is_moved, true) {
             moved.push(slot);
         }
         // Before it is performed: a client that gets its answer finds the room that it gave back.
-        self.note_waiting([bytes.0 - before.0, bytes.1 - before.1 - left_inbox, 0]);
-        self.perform(now, slot);
+        self.note_waiting(shared, [bytes.0 - before.0, bytes.1 - before.1 - left_inbox, 0]);
+        self.perform(shared, now, slot);
     }
 
     /// Notes bytes that wait, and publishes them in the node's account if they are many.
-    fn note_waiting(&mut self, more: [i64; 3]) {
+    fn note_waiting(&mut self, shared: &Shared<E>, more: [i64; 3]) {
         for (waiting, more) in self.waiting.iter_mut().zip(more) {
             *waiting += more;
         }
         if self.waiting.iter().any(|bytes| bytes.abs() >= WAITING_BYTES) {
-            self.shared.memory.change(std::mem::take(&mut self.waiting));
+            shared.memory.change(std::mem::take(&mut self.waiting));
         }
     }
 
-    fn perform(&mut self, now: Time, slot: u32) {
+    fn perform(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
         let mut effects = std::mem::take(&mut self.effects);
         let Slot { id: from, service, .. } = self.shards[slot as usize];
         let service = usize::from(service);
@@ -507,7 +505,7 @@ impl<E: Env> Worker<E> {
                     self.turn[service].entries += 1;
                     self.turn[service].entry_bytes += bytes.len() as u64;
                     if self.batch.bytes() + bytes.len() + RECORD_OVERHEAD > self.batch_max {
-                        self.submit(now);
+                        self.submit(shared, now);
                     }
                     self.batch.push(from, epoch, index, &bytes);
                     let appended = &mut self.appended[slot as usize];
@@ -518,55 +516,55 @@ impl<E: Env> Worker<E> {
                 }
                 Effect::Deliver { to, messages, again } => {
                     self.turn[service].messages += messages.len() as u64;
-                    self.route(to, Input::Deliver { from, messages, again });
+                    self.route(shared, to, Input::Deliver { from, messages, again });
                 }
-                Effect::Ack { to, upto, colour } => self.route(to, Input::Ack { from, upto, colour }),
-                Effect::Answer(answer) => self.answer(now, service, answer),
+                Effect::Ack { to, upto, colour } => self.route(shared, to, Input::Ack { from, upto, colour }),
+                Effect::Answer(answer) => self.answer(shared, now, service, answer),
                 Effect::Query(reading) => {
                     // Its caller may have given up.
                     if let Some(call) = self.calls.close(reading.query.token) {
-                        self.note_waiting([0, 0, -(call.bytes as i64)]);
-                        self.queries.push(Job::new(reading, call.reception, &self.shared.memory));
+                        self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
+                        self.queries.push(Job::new(reading, call.reception, &shared.memory));
                     }
                 }
                 Effect::RunTask { id, run, task, asks, alone } => {
-                    self.shared.tasks.push(Step { shard: from, id, run, task, asks, alone });
+                    shared.tasks.push(Step { shard: from, id, run, task, asks, alone });
                 }
-                Effect::StepAllowed { id, run, allowed } => self.shared.tasks.answer(from, id, run, allowed),
-                Effect::WantsTurn(lane) => self.shared.trials(|trials| trials.wants(from, lane)),
-                Effect::EndsTurn(lane) => self.shared.trials(|trials| trials.ends(from, lane)),
+                Effect::StepAllowed { id, run, allowed } => shared.tasks.answer(from, id, run, allowed),
+                Effect::WantsTurn(lane) => shared.trials(|trials| trials.wants(from, lane)),
+                Effect::EndsTurn(lane) => shared.trials(|trials| trials.ends(from, lane)),
                 Effect::Marked { header, all } => {
                     let number = header.position.colour;
                     // What was left of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.
                     self.draining.retain(|draining| draining.slot != slot);
                     let piece = Piece::default();
                     self.draining.push_back(Draining { slot, number, piece, is_given_up: false });
-                    self.shared.snapshots.send(Event::Begun { shard: from, number, header, all });
+                    shared.snapshots.send(Event::Begun { shard: from, number, header, all });
                 }
                 Effect::MarkerCommitted(number) => {
-                    self.shared.snapshots.send(Event::MarkerCommitted { shard: from, number });
+                    shared.snapshots.send(Event::MarkerCommitted { shard: from, number });
                 }
-                Effect::Active(_) => self.shared.shard_is_active(),
+                Effect::Active(_) => shared.shard_is_active(),
             }
         }
         self.effects = effects;
         if self.batch.bytes() >= BATCH_BYTES {
-            self.hand_on(now);
+            self.hand_on(shared, now);
         }
     }
 
-    fn route(&mut self, to: ShardId, input: Input) {
+    fn route(&mut self, shared: &Shared<E>, to: ShardId, input: Input) {
         if self.slot(to).is_some() {
             self.local.push_back((to, input));
         } else if (to.0 as usize) < self.slots.len() {
-            self.outgoing[self.shared.worker_of(to)].push((to, input));
+            self.outgoing[shared.worker_of(to)].push((to, input));
         }
     }
 
     /// Handles what other shards have sent, for a while; true if there was anything.
-    fn run_local(&mut self, now: Time) -> bool {
+    fn run_local(&mut self, shared: &Shared<E>, now: Time) -> bool {
         let any = !self.local.is_empty();
-        let until = self.begin_slice();
+        let until = self.begin_slice(shared);
         while !self.local.is_empty() {
             // No cache holds the records that they meet: looked at together, these are fetched side by side.
             for (shard, input) in self.local.iter().take(AHEAD) {
@@ -576,14 +574,14 @@ impl<E: Env> Worker<E> {
             }
             for _ in 0..AHEAD {
                 let Some((shard, input)) = self.local.pop_front() else { break };
-                self.give_to(now, shard, input);
-                if self.runner.is_over() {
+                self.give_to(shared, now, shard, input);
+                if self.code.is_over() {
                     break;
                 }
             }
             room::give_back(&mut self.local);
             // A worker that stops drops what is left.
-            if !self.stopping && (self.runner.is_over() || Instant::now() >= until) {
+            if !self.stopping && (self.code.is_over() || shared.clock.steady() >= until) {
                 break;
             }
         }
@@ -591,7 +589,8 @@ impl<E: Env> Worker<E> {
     }
 
     /// Gives the shards what the log holds of theirs, for a while; true if there was anything.
-    fn take_stored(&mut self, now: Time, durable: u64) -> bool {
+    fn take_stored(&mut self, shared: &Shared<E>, now: Time) -> bool {
+        let durable = self.intake.durable;
         while let Some((_, reached)) = self.submitted.pop_front_if(|(ticket, _)| *ticket <= durable) {
             for (slot, epoch, index) in reached {
                 let upto = std::mem::replace(&mut self.stored_upto[slot as usize], (epoch, index));
@@ -601,15 +600,15 @@ impl<E: Env> Worker<E> {
             }
         }
         let any = !self.stored.is_empty();
-        let until = self.begin_slice();
+        let until = self.begin_slice(shared);
         while let Some(slot) = self.stored.pop_front() {
             let (epoch, upto) = std::mem::take(&mut self.stored_upto[slot as usize]);
-            self.give(now, slot, Input::Stored { member: self.shared.node, epoch, upto });
+            self.give(shared, now, slot, Input::Stored { member: shared.node, epoch, upto });
             if self.shards[slot as usize].shard.is_behind() {
                 self.stored_upto[slot as usize] = (epoch, upto);
                 self.stored.push_back(slot);
             }
-            if Instant::now() >= until {
+            if shared.clock.steady() >= until {
                 break;
             }
         }
@@ -626,7 +625,7 @@ impl<E: Env> Worker<E> {
     }
 
     /// Ticks the shards whose time has come, for a while; true if there was any.
-    fn tick(&mut self, now: Time) -> bool {
+    fn tick(&mut self, shared: &Shared<E>, now: Time) -> bool {
         self.renew_deadlines();
         let mut until = None;
         let slots = self.shards.len() as u32;
@@ -635,9 +634,9 @@ impl<E: Env> Worker<E> {
             if !std::mem::take(looks_at_clock) && deadline.is_none_or(|at| at > now) {
                 continue;
             }
-            let until = *until.get_or_insert_with(|| self.begin_slice());
-            self.give(now, slot, Input::Tick);
-            if Instant::now() >= until {
+            let until = *until.get_or_insert_with(|| self.begin_slice(shared));
+            self.give(shared, now, slot, Input::Tick);
+            if shared.clock.steady() >= until {
                 self.tick_from = (slot + 1) % slots;
                 break;
             }
@@ -645,7 +644,7 @@ impl<E: Env> Worker<E> {
         until.is_some()
     }
 
-    fn submit(&mut self, now: Time) {
+    fn submit(&mut self, shared: &Shared<E>, now: Time) {
         if self.batch.is_empty() {
             return;
         }
@@ -656,22 +655,23 @@ impl<E: Env> Worker<E> {
             reached.push((slot, epoch, index));
         }
         self.submitted.push_back((self.ticket, reached));
-        let batch = std::mem::replace(&mut self.batch, self.shared.log.spare());
-        self.shared.log.submit(now, Submission { worker: self.number, ticket: self.ticket, batch });
+        let batch = std::mem::replace(&mut self.batch, shared.log.spare());
+        shared.log.submit(now, Submission { worker: self.number, ticket: self.ticket, batch });
     }
 
-    fn hand_on(&mut self, now: Time) {
-        self.submit(now);
-        self.shared.memory.change(std::mem::take(&mut self.waiting));
+    fn hand_on(&mut self, shared: &Shared<E>, now: Time) {
+        self.submit(shared, now);
+        shared.memory.change(std::mem::take(&mut self.waiting));
         if !self.queries.is_empty() {
-            self.shared.queries.push(&mut self.queries);
+            shared.queries.push(&mut self.queries);
         }
         for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
             if !inputs.is_empty() {
-                self.shared.inboxes[worker].push_inputs(inputs);
+                shared.watch.leaves(self.number, worker, inputs);
+                shared.inboxes[worker].push_inputs(inputs);
             }
         }
-        for (turn, counters) in self.turn.iter_mut().zip(&self.shared.counters.services) {
+        for (turn, counters) in self.turn.iter_mut().zip(&shared.counters.services) {
             let turn = std::mem::take(turn);
             if turn.entries > 0 {
                 counters.entries.add(turn.entries);
@@ -690,12 +690,12 @@ impl<E: Env> Worker<E> {
     }
 
     /// What this turn counts for the service of a shard.
-    fn count(&mut self, shard: ShardId) -> &mut Turn {
-        let service = self.shared.topology.service_of(shard).expect("clients ask shards that there are");
+    fn count(&mut self, shared: &Shared<E>, shard: ShardId) -> &mut Turn {
+        let service = shared.topology.service_of(shard).expect("clients ask shards that there are");
         &mut self.turn[usize::from(service.0)]
     }
 
-    fn answer(&mut self, now: Time, service: usize, answer: Answer) {
+    fn answer(&mut self, shared: &Shared<E>, now: Time, service: usize, answer: Answer) {
         if answer.token == NO_CALL {
             return;
         }
@@ -719,64 +719,64 @@ impl<E: Env> Worker<E> {
         self.turn[service].answers += 1;
         self.turn[service].refusals += u64::from(answer.result.is_err());
         if let Some(call) = self.calls.close(answer.token) {
-            self.note_waiting([0, 0, -(call.bytes as i64)]);
+            self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
             call.reception.caller.answer(Ok(answer));
         }
     }
 
     /// Asks again for calls whose shard could not take them, for a while; true if there was any.
-    fn retry(&mut self, now: Time) -> bool {
+    fn retry(&mut self, shared: &Shared<E>, now: Time) -> bool {
         let is_due = |retries: &BTreeMap<(Time, u64), _>| {
             retries.first_key_value().is_some_and(|((at, _), _)| *at <= now)
         };
         if !is_due(&self.retries) {
             return false;
         }
-        let until = self.begin_slice();
+        let until = self.begin_slice(shared);
         while is_due(&self.retries)
             && let Some((_, (token, shard, input))) = self.retries.pop_first()
         {
             // The call may have run out of time since.
             if let Some(call) = self.calls.find(token).and_then(Option::as_mut) {
                 call.refused = None;
-                self.give_to(now, shard, input);
+                self.give_to(shared, now, shard, input);
             }
-            if Instant::now() >= until {
+            if shared.clock.steady() >= until {
                 break;
             }
         }
         true
     }
 
-    /// Ends overdue calls from time to time; gives when to look again.
-    fn sweep(&mut self, now: Time) -> Duration {
-        let since = self.sweep_at.elapsed();
+    /// Ends overdue calls from time to time; gives after how many microseconds to look again.
+    fn sweep(&mut self, shared: &Shared<E>, now: Time) -> u64 {
+        let since = now.0.saturating_sub(self.sweep_at.0);
         if since < SWEEP {
             return SWEEP - since;
         }
         let (overdue, is_through) = self.calls.close_overdue(now);
         for call in overdue {
             // What waits to be asked again was not applied.
-            self.note_waiting([0, 0, -(call.bytes as i64)]);
+            self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
             let timed_out = NoAnswer::TimedOut { after: call.reception.timeout };
             call.reception.caller.answer(call.refused.ok_or(timed_out));
         }
         if !is_through {
-            return Duration::ZERO;
+            return 0;
         }
-        self.sweep_at = Instant::now();
+        self.sweep_at = now;
         SWEEP
     }
 
     /// Hands a slice of the running snapshots to the checkpoint thread, unless that is behind.
-    fn drain_snapshots(&mut self) -> bool {
-        if self.draining.is_empty() || self.shared.snapshots.is_behind() {
+    fn drain_snapshots(&mut self, shared: &Shared<E>) -> bool {
+        if self.draining.is_empty() || shared.snapshots.is_behind() {
             return false;
         }
-        let begun = Instant::now();
+        let begun = shared.clock.steady();
         while let Some(draining) = self.draining.front_mut() {
             if draining.piece.is_empty() {
-                draining.piece = self.shared.snapshots.spare();
+                draining.piece = shared.snapshots.spare();
             }
             let shard = &mut self.shards[draining.slot as usize];
             let done = shard.shard.drain_snapshot(SNAPSHOT_RECORDS, &mut draining.piece);
@@ -786,28 +786,64 @@ impl<E: Env> Worker<E> {
                 } else {
                     let (shard, number) = (shard.id, draining.number);
                     let piece = std::mem::take(&mut draining.piece);
-                    self.shared.snapshots.send(Event::Records { shard, number, piece, done });
+                    shared.snapshots.send(Event::Records { shard, number, piece, done });
                 }
             }
             if done {
                 self.draining.pop_front();
             }
-            if begun.elapsed() >= SNAPSHOT_SLICE {
+            if shared.clock.steady() >= begun.plus_micros(SNAPSHOT_SLICE) {
                 break;
             }
         }
-        self.shared.counters.checkpoint_stall_micros.raise(begun.elapsed().as_micros() as u64);
+        let took = shared.clock.steady().0.saturating_sub(begun.0);
+        shared.counters.checkpoint_stall_micros.raise(took);
         true
     }
 
     /// Answers the calls that still wait with the reason why the node has ended.
-    fn end(&mut self) {
-        let reason = self.shared.end_reason();
+    fn end(&mut self, shared: &Shared<E>) {
+        let reason = shared.end_reason();
         for call in self.calls.drain() {
             call.reception.caller.answer(Err(reason.clone()));
         }
-        self.shared.workers_running.fetch_sub(1, Ordering::SeqCst);
-        self.shared.inboxes[self.number].close();
+        shared.workers_running.fetch_sub(1, Ordering::SeqCst);
+        shared.inboxes[self.number].close();
+    }
+}
+
+impl<E: Env> Part<Shared<E>> for Worker<E> {
+    type Error = Infallible;
+
+    fn bell<'h>(&self, shared: &'h Shared<E>) -> &'h Bell {
+        &shared.inboxes[self.number].bell
+    }
+
+    fn spins(&self, shared: &Shared<E>) -> u32 {
+        // While the log works on a submission its news is near.
+        if self.submitted.is_empty() { shared.spins_idle } else { shared.spins_waiting }
+    }
+
+    fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, Infallible> {
+        if !std::mem::replace(&mut self.is_started, true) {
+            self.start(shared, now);
+            return Ok(Turned::Again);
+        }
+        let is_done = self.submitted.is_empty() && self.stored.is_empty() && self.batch.is_empty();
+        // A stop that did not wait for this thread, for it came from a handler here, has ended without it.
+        if shared.is_ended() || (self.stopping && is_done) {
+            self.end(shared);
+            return Ok(Turned::Ended);
+        }
+        self.code.probe().step_turn();
+        let (busy, sweep_in) = self.work(shared, now);
+        let hold = shared.clock.steady().0.saturating_sub(now.0);
+        if hold > self.longest_hold {
+            self.longest_hold = hold;
+            shared.counters.worker_hold_micros.raise(hold);
+        }
+        self.code.probe().step_turn();
+        Ok(if busy { Turned::Again } else { Turned::Until(self.idle_until(shared, now, sweep_in)) })
     }
 }
 

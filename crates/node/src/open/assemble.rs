@@ -1,5 +1,6 @@
 //! Makes all parts of a node, without a thread.
 
+use crate::clock::Clock;
 use crate::env::{Env, Program};
 use crate::guarded::Guarded;
 use crate::life::Life;
@@ -8,7 +9,7 @@ use crate::open::options::Options;
 use crate::open::plan::{check_limits, warn_of_clock};
 use crate::open::{OpenError, Recovery};
 use crate::prepare::PreparePart;
-use crate::shared::{Clock, Shared, Wall};
+use crate::shared::Shared;
 use crate::snapshots::{Checkpointer, Event};
 use crate::stable::{Copies, Stage};
 use crate::status::RecoveryReport;
@@ -18,7 +19,7 @@ use crate::worker::Worker;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
-use stead_core::ids::{Colour, Epoch};
+use stead_core::ids::Colour;
 use stead_core::shard::Shard;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::BlobStore;
@@ -27,7 +28,6 @@ use stead_store::recovery::Recovered;
 /// A node that is ready to run: what its threads share, and each part that is to have one.
 pub(super) struct Parts<E: Env> {
     pub(super) life: Life<E>,
-    pub(super) epoch: Epoch,
     pub(super) log: LogPart,
     pub(super) prepare: PreparePart,
     pub(super) workers: Vec<Worker<E>>,
@@ -50,8 +50,8 @@ pub(super) struct Parts<E: Env> {
 /// [`OpenError::Store`] if the marks of the services' checks cannot be read.
 pub(super) fn assemble<E: Env>(
     program: E::Program,
+    around: (E::Clock, E::Watch),
     recovery: Recovery,
-    wall: Wall,
     options: Options,
     begun: Instant,
 ) -> Result<Parts<E>, OpenError> {
@@ -68,15 +68,14 @@ pub(super) fn assemble<E: Env>(
     };
     let last = states.iter().map(|state| state.position().colour).max().unwrap_or(Colour(0));
     let logged = states.iter().map(|state| state.position().time).max().unwrap_or_default();
-    let clock = Clock::new(wall);
-    warn_of_clock(logged, clock.wall(), options.clock_confirm);
+    warn_of_clock(logged, around.0.wall(), options.clock_confirm);
 
     let owner = Owner { cluster: data_dir.meta().cluster, incarnation: topology.incarnation };
     let copies = Copies::new(owner, options.checkpoints.bytes_per_second, options.copies.as_ref());
     let (threads, memory) = (options.threads, options.memory);
     let (epoch, topology) = (plan.promise, Arc::clone(topology));
     let (shared, events) =
-        Shared::<E>::new(program, Arc::clone(&topology), threads, epoch, clock, copies, memory);
+        Shared::<E>::new(program, Arc::clone(&topology), threads, epoch, around, copies, memory);
     let shared = Arc::new(shared);
     let newest = manifest.as_ref().map_or(0, |manifest| manifest.number.0);
     shared.snapshots.newest.store(newest, Ordering::Relaxed);
@@ -97,8 +96,8 @@ pub(super) fn assemble<E: Env>(
         let probe = Arc::new(Probe::default());
         probes.push((Arc::clone(&probe), Limit::of_handlers(options.handler_timeout)));
         let handler = shared.program.handler(&topology, seed);
-        let code = Guarded::new(handler, &topology, probe, &shared.memory, &shared.queries);
-        Worker::new(Arc::clone(&shared), number, shards, code, wal.batch_bytes_max())
+        let code = Guarded::new(handler, &shared, probe);
+        Worker::new(&shared, number, shards, code, wal.batch_bytes_max())
     });
     let workers: Vec<Worker<E>> = workers.collect();
     let step_probes: Vec<Arc<Probe>> = (0..options.task_threads).map(|_| Arc::default()).collect();
@@ -129,7 +128,6 @@ pub(super) fn assemble<E: Env>(
         Checkpointer::new(Arc::clone(&shared), store, options.checkpoints, lineage, decided, last);
     Ok(Parts {
         life,
-        epoch,
         prepare: PreparePart::new(wal.preparer()),
         log: LogPart::new(wal, threads, options.segment_bytes, shared.now()),
         workers,

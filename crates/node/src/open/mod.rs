@@ -12,7 +12,6 @@ mod spawn;
 
 use crate::env::Env;
 use crate::life::Life;
-use crate::shared::Wall;
 pub use options::{CheckpointOptions, CopyTarget, Options};
 use plan::Registered;
 pub use recover::{RecoverOptions, Recovery, recover};
@@ -75,13 +74,16 @@ impl<E: Env> Life<E> {
     pub fn open(
         program: E::Program,
         disk: Arc<dyn Disk>,
-        wall: Wall,
+        clock: E::Clock,
         options: Options,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Self, OpenError>
+    where
+        E: Env<Watch = ()>,
+    {
         let begun = Instant::now();
         set_secret(plan::fresh_secret());
         let code = Registered { program: &program, without_code: &options.without_code };
         let recovery = recover(disk, &code, plan::recover_options(&options), plan::fresh_meta)?;
-        assemble::assemble(program, recovery, wall, options, begun)?.spawn()
+        assemble::assemble(program, (clock, ()), recovery, options, begun)?.spawn()
     }
 }

@@ -19,9 +19,8 @@ impl<E: Env> Parts<E> {
     pub(super) fn spawn(self) -> Result<Life<E>, OpenError> {
         let Self {
             mut life,
-            epoch,
-            mut log,
-            mut prepare,
+            log,
+            prepare,
             workers,
             probes,
             step_probes,
@@ -32,23 +31,15 @@ impl<E: Env> Parts<E> {
             events,
         } = self;
         let shared = Arc::clone(&life.shared);
-        life.spawn(Group::Log, "stead-log", move || {
-            let spins = shared.spins_log;
-            let ended = drive(&shared.log.bell, spins, || shared.now(), |now| log.turn(&*shared, now));
-            ended.map_err(|error| error.to_string())
-        })?;
+        life.spawn(Group::Log, "stead-log", move || drive(&shared, log))?;
         let shared = Arc::clone(&life.shared);
         life.spawn(Group::Log, "stead-segments", move || {
             let_others_first();
-            let bell = &shared.log.preparer_bell;
-            let ended = drive(bell, 0, || shared.now(), |now| prepare.turn(&*shared, now));
-            ended.map_err(|error| error.to_string())
+            drive(&shared, prepare)
         })?;
         for (number, worker) in workers.into_iter().enumerate() {
-            life.spawn(Group::Workers, &format!("stead-worker-{number}"), move || {
-                worker.run(epoch);
-                Ok(())
-            })?;
+            let shared = Arc::clone(&life.shared);
+            life.spawn(Group::Workers, &format!("stead-worker-{number}"), move || drive(&shared, worker))?;
         }
         for _ in 0..QUERY_THREADS {
             QueryQueue::start_thread(&life.shared).map_err(OpenError::Thread)?;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_core::ids::Time;
 use stead_core::shard::Settings;
-use stead_node::{CopyTarget, Life, MemoryLimits, Options, ServiceLimits, Wall, system_time};
+use stead_node::{CopyTarget, Life, MemoryLimits, Options, ServiceLimits, SystemClock, Wall};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
 
@@ -317,8 +317,7 @@ impl NodeBuilder {
                 Arc::new(RealDisk::open(&path).map_err(failed)?)
             }
         };
-        let wall = wall.unwrap_or_else(|| Box::new(system_time));
-        Ok(Life::open(registry, disk, wall, options)?.into())
+        Ok(Life::open(registry, disk, SystemClock::new(wall), options)?.into())
     }
 
     /// Checks all that code and configuration have set.

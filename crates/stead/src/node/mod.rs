@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::topology::Topology;
-use stead_node::{Env, Life, Reply, Shared};
+use stead_node::{Env, Life, Reply, Shared, SystemClock};
 use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::verify::Report;
 use stead_store::wal::WalReader;
@@ -33,6 +33,8 @@ pub(crate) struct Embedded;
 impl Env for Embedded {
     type Program = Registry;
     type Caller = Sender;
+    type Clock = SystemClock;
+    type Watch = ();
 }
 
 /// A running node. Clones are handles to the same one; when the last is dropped, the node is shut down.

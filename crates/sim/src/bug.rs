@@ -56,6 +56,8 @@ pub enum Bug {
     SwapRestored,
     /// A request under a known idempotency key arrives with the hash of another body.
     ForgetBody,
+    /// The node goes on after a sync of the log has failed.
+    AnswerAfterFailedSync,
     /// All shards try at once what a death may have met.
     CrowdTrials,
 }
@@ -89,6 +91,7 @@ impl Bug {
         Self::StripRequestColours,
         Self::SwapRestored,
         Self::ForgetBody,
+        Self::AnswerAfterFailedSync,
         Self::CrowdTrials,
     ];
 
@@ -122,6 +125,7 @@ impl Bug {
             Self::StripRequestColours => "strip-request-colours",
             Self::SwapRestored => "swap-restored",
             Self::ForgetBody => "forget-body",
+            Self::AnswerAfterFailedSync => "answer-after-failed-sync",
             Self::CrowdTrials => "crowd-trials",
         }
     }
@@ -138,7 +142,7 @@ impl Bug {
         match self {
             Self::ReuseEpoch => 1,
             Self::SkipSync => 2,
-            Self::StoredBeforeSync | Self::OpenedEarly => 5,
+            Self::StoredBeforeSync | Self::OpenedEarly | Self::AnswerAfterFailedSync => 5,
             Self::StaleQuery | Self::LateQuery => 6,
             Self::ForgetIdentity
             | Self::KeepRetried

@@ -5,23 +5,32 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
-use stead_store::sim_disk::SimDisk;
+use stead_store::sim_disk::{SimDisk, is_crash};
 
-/// A disk that a dead life can't touch any more, whatever its objects do while they are dropped. With the planted bug
-/// it claims to sync the log, and does not.
+/// What a planted bug makes of the syncs of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Syncs {
+    Honest,
+    /// They are claimed and not done.
+    Skipped,
+    /// Their failures are not reported.
+    Trusted,
+}
+
+/// A disk that a dead life cannot touch any more, whatever its objects do while they are dropped.
 pub(crate) struct LifeDisk {
     inner: SimDisk,
     alive: Arc<AtomicBool>,
-    lies: bool,
+    syncs: Syncs,
     log: Arc<Mutex<DiskLog>>,
     /// Files of the log that were opened.
     opened: AtomicU64,
 }
 
 impl LifeDisk {
-    pub(crate) fn new(inner: SimDisk, lies: bool) -> Self {
+    pub(crate) fn new(inner: SimDisk, syncs: Syncs) -> Self {
         let alive = Arc::new(AtomicBool::new(true));
-        Self { inner, alive, lies, log: Arc::default(), opened: AtomicU64::new(0) }
+        Self { inner, alive, syncs, log: Arc::default(), opened: AtomicU64::new(0) }
     }
 
     /// What this life does to the log.
@@ -48,8 +57,7 @@ struct LogFile {
     inner: Box<dyn DiskFile>,
     number: u64,
     log: Arc<Mutex<DiskLog>>,
-    /// It is never synced.
-    lies: bool,
+    syncs: Syncs,
 }
 
 impl LogFile {
@@ -66,8 +74,8 @@ impl Disk for LifeDisk {
             return Ok(inner);
         }
         let (number, log) = (self.opened.fetch_add(1, Ordering::Relaxed), self.log());
-        let lies = self.lies && path.ends_with(".log");
-        Ok(Box::new(LogFile { inner, number, log, lies }))
+        let syncs = if path.ends_with(".log") { self.syncs } else { Syncs::Honest };
+        Ok(Box::new(LogFile { inner, number, log, syncs }))
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
@@ -133,8 +141,12 @@ impl DiskFile for LogFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if !self.lies {
-            self.inner.sync_data()?;
+        match self.syncs {
+            Syncs::Honest => self.inner.sync_data()?,
+            Syncs::Skipped => {}
+            Syncs::Trusted => {
+                self.inner.sync_data().or_else(|e| if is_crash(&e) { Err(e) } else { Ok(()) })?
+            }
         }
         self.note(|log| log.synced(self.number));
         Ok(())

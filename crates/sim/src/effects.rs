@@ -7,6 +7,7 @@ use crate::marks::Mark;
 use crate::node::NODE;
 use crate::operator::OPERATOR;
 use crate::profile::one_in;
+use crate::violation::Violation;
 use crate::world::{End, Inside, Outcomes, World};
 use stead_core::entry::{Cause, Entry, Write};
 use stead_core::handler::Misuse;
@@ -84,6 +85,10 @@ impl World<'_> {
             eprintln!("                             shard {shard}: {effect:?}");
         }
         self.model.check_effect(shard, &effect)?;
+        if self.disk.failed_syncs() > self.failed_syncs {
+            let what = format!("shard {shard}: {effect:?} after a sync had failed");
+            return Err(Violation::new(5, what).into());
+        }
         if let Effect::Answer(answer) = &effect
             && answer.result.is_ok()
             && let Some(session) = self.clients.opened_by(answer.token)

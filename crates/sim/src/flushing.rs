@@ -114,6 +114,7 @@ impl World<'_> {
             self.marks.hit(Mark::CrashInIo);
             self.end(End::Power)
         } else {
+            self.marks.hit(Mark::IoFailed);
             self.end(End::Process)
         }
     }

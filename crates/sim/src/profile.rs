@@ -51,6 +51,11 @@ pub(crate) struct Profile {
     pub(crate) full_every: u32,
     pub(crate) fail_sync_every: u32,
     pub(crate) flip: u32,
+    /// Events between operations of the disk that fail, between times in which no files can be opened, and between bits
+    /// that flip while the node runs, on average.
+    pub(crate) fault_every: u32,
+    pub(crate) files_every: u32,
+    pub(crate) flip_inside: u32,
     pub(crate) disk_cost: u64,
     pub(crate) checkpoint_every: u32,
     pub(crate) checkpoint_deadline: u64,
@@ -118,6 +123,9 @@ impl Profile {
             full_every: chance(rng, &[0, 0, 0, 500]),
             fail_sync_every: chance(rng, &[0, 0, 0, 600]),
             flip: chance(rng, &[0, 0, 0, 3]),
+            fault_every: 0,
+            files_every: 0,
+            flip_inside: 0,
             disk_cost: spread(rng, &[0, 0, 50, 5_000]),
             checkpoint_every: chance(rng, &[0, 60, 150, 400]),
             checkpoint_deadline: spread(rng, &[200_000, 5_000_000, 60_000_000]),
@@ -149,6 +157,9 @@ impl Profile {
         profile.settings.work_max = spread(rng, &[2_048, 2_048, 16, 1]) as usize;
         profile.runs_max = spread(rng, &[u64::MAX, u64::MAX, 3, 1]) as usize;
         profile.confirm_every = spread(rng, &[1, 1, 1, 40]);
+        profile.fault_every = chance(rng, &[0, 0, 0, 600]);
+        profile.files_every = chance(rng, &[0, 0, 0, 500]);
+        profile.flip_inside = chance(rng, &[0, 0, 0, 600]);
         let settings = &mut profile.settings;
         settings.entry_bytes_max = settings.entry_bytes_max.min(entry_bytes_max(profile.segment_bytes));
         profile
@@ -199,6 +210,9 @@ impl Profile {
         self.full_every = 0;
         self.fail_sync_every = 0;
         self.flip = 0;
+        self.fault_every = 0;
+        self.files_every = 0;
+        self.flip_inside = 0;
         self.jump = 0;
         self.jump_inside = 0;
         self.crash_in_recovery = 0;

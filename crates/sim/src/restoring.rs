@@ -98,6 +98,7 @@ impl World<'_> {
         let seed = self.rng.u64(..);
         let mut profile = Profile::new(&mut Rng::with_seed(seed)).with(&self.overrides);
         profile.flip = 0;
+        profile.flip_inside = 0;
         self.workload.restored(&new);
         let mut world = World::with(seed, None, self.workload, profile, topology, target);
         world.tracing = self.tracing;

@@ -6,6 +6,7 @@ use crate::node::{Node, Opened, open};
 use crate::profile::one_in;
 use crate::violation::Violation;
 use crate::world::{Event, Outcomes, Stop, World};
+use fastrand::Rng;
 use std::sync::Arc;
 use stead_core::ids::{Colour, Index};
 use stead_core::record::RecordKey;
@@ -16,13 +17,10 @@ use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::Opened as WalOpened;
 
-/// One flipped bit.
-struct Flip {
+/// The place of a flipped bit.
+pub(crate) struct Flip {
     path: String,
     offset: u64,
-    bit: u8,
-    /// The byte after the flip.
-    flipped: u8,
 }
 
 impl World<'_> {
@@ -31,12 +29,19 @@ impl World<'_> {
         self.recent.borrow_mut().note(format!("life {} of the node begins", self.life));
         let seed = self.rng.u64(..);
         self.workload.restart(&self.topology, seed);
-        if self.life > 1 && self.powered_off && one_in(&mut self.rng, self.profile.crash_everywhere) {
+        if self.life > 1
+            && self.powered_off
+            && one_in(&mut self.rng, self.profile.crash_everywhere)
+            && !self.disk.is_flipped()
+        {
             self.crash_everywhere()?;
         }
-        let flip = if self.life > 1 && one_in(&mut self.rng, self.profile.flip) { self.flip() } else { None };
+        if self.life > 1 && one_in(&mut self.rng, self.profile.flip) && !self.disk.is_flipped() {
+            self.flip();
+        }
+        let (damaged, failed) = (self.disk.is_flipped(), self.disk.failed());
         let mut before = None;
-        if flip.is_none() && one_in(&mut self.rng, self.profile.crash_in_recovery) {
+        if !damaged && one_in(&mut self.rng, self.profile.crash_in_recovery) {
             before = Some(self.disk.fork(0));
             self.plan_crash(60);
         }
@@ -54,17 +59,21 @@ impl World<'_> {
                 if self.tracing {
                     eprintln!("                             {error}");
                 }
-                let Some(flip) = flip else {
+                if self.disk.failed() > failed {
+                    return self.refused();
+                }
+                if !damaged {
                     let violation = Violation::new(2, format!("the node does not come back: {error}"));
                     return Err(self.blame_crash(violation).into());
-                };
-                return self.heal(&flip);
+                }
+                return self.heal();
             }
         };
-        self.came_back(&opened, flip.as_ref())?;
+        self.came_back(&opened, damaged)?;
         // What a recovery made of the log stands; other files it did not look at.
-        if let Some(flip) = flip.filter(|flip| !flip.path.starts_with("wal/")) {
-            self.unflip(&flip);
+        match &self.flipped {
+            Some(flip) if flip.path.starts_with("wal/") => self.disk.keep_flips(),
+            _ => self.disk.unflip(),
         }
         self.recovered_once = true;
         if opened.recovered.report.checkpoint.is_some() {
@@ -79,6 +88,7 @@ impl World<'_> {
         match node {
             Ok(node) => self.node = Some(node),
             Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(before),
+            Err(_) if self.disk.failed() > failed => return self.refused(),
             Err(error) => return Err(Violation::new(0, format!("the node does not start: {error}")).into()),
         }
         self.before_recovery = None;
@@ -152,7 +162,7 @@ impl World<'_> {
     }
 
     /// Holds what came back against the model.
-    fn came_back(&mut self, opened: &Opened, flip: Option<&Flip>) -> Outcomes {
+    fn came_back(&mut self, opened: &Opened, damaged: bool) -> Outcomes {
         if opened.created && self.recovered_once {
             return Err(Violation::new(2, "the node came back with an empty data directory").into());
         }
@@ -162,7 +172,7 @@ impl World<'_> {
             let index = state.position().index;
             kept |= index > self.model.durable(shard);
             lost |= index < self.model.appended(shard);
-            if index < self.model.durable(shard) && flip.is_some() {
+            if index < self.model.durable(shard) && damaged {
                 if index >= self.covered[shard.0 as usize] {
                     // Damage to the last synced batch looks like a tail that never was synced.
                     self.marks.hit(Mark::DamageUncovered);
@@ -174,7 +184,7 @@ impl World<'_> {
             }
             let back = self.model.recovered(state, self.workload);
             back.map_err(|violation| match violation {
-                Violation { invariant: 2, what } if flip.is_some() => Violation::new(16, what),
+                Violation { invariant: 2, what } if damaged => Violation::new(16, what),
                 violation @ Violation { invariant: 2, .. } => self.blame_crash(violation),
                 other => other,
             })?;
@@ -185,7 +195,7 @@ impl World<'_> {
         if lost {
             self.marks.hit(Mark::UnsyncedLost);
         }
-        if flip.is_some() {
+        if damaged {
             self.marks.hit(Mark::DamageHarmless);
         }
         let (decided, found) = (self.decided, opened.recovered.decided);
@@ -198,51 +208,65 @@ impl World<'_> {
         self.learn_durable()
     }
 
-    /// Flips a bit somewhere.
-    fn flip(&mut self) -> Option<Flip> {
+    /// Flips a bit somewhere, while the node is down.
+    fn flip(&mut self) {
         let mut files: Vec<String> = self.disk.files();
-        files.retain(|path| {
-            self.disk.bytes(path).is_some_and(|bytes| !bytes.is_empty()) && !path.ends_with("LOCK")
-        });
-        let path = files.get(self.rng.usize(..files.len().max(1)))?.clone();
-        let bytes = self.disk.bytes(&path)?;
-        // Most of a log is zeros that nothing was written to: there a flip finds little.
-        let written: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] != 0).collect();
-        let offset = match self.rng.bool() {
-            true if !written.is_empty() => written[self.rng.usize(..written.len())],
-            _ => self.rng.usize(..bytes.len()),
-        } as u64;
-        let bit = self.rng.u8(..8);
-        let flipped = bytes[offset as usize] ^ 1 << bit;
-        let flip = Flip { path, offset, bit, flipped };
-        self.disk.flip_bit(&flip.path, flip.offset, flip.bit).ok()?;
-        if self.tracing {
-            eprintln!("                             a bit flips in {} at {}", flip.path, flip.offset);
-        }
-        Some(flip)
+        files.retain(|path| !path.ends_with("LOCK"));
+        let mut rng = std::mem::take(&mut self.rng);
+        self.flip_in(files, &mut rng);
+        self.rng = rng;
     }
 
-    /// Takes a flip back, if its file is still there.
-    fn unflip(&mut self, flip: &Flip) {
-        let there = self.disk.bytes(&flip.path).and_then(|bytes| bytes.get(flip.offset as usize).copied());
-        if there != Some(flip.flipped) {
-            return;
+    /// Flips a bit of the log or of the node's own file, while the node runs.
+    pub(crate) fn flip_inside(&mut self) {
+        let mut files: Vec<String> = self.disk.files();
+        files.retain(|path| path.starts_with("wal/") || path.ends_with("stead.json"));
+        let mut rng = std::mem::take(&mut self.odd);
+        self.flip_in(files, &mut rng);
+        self.odd = rng;
+        self.marks.hit(Mark::FlippedInside);
+    }
+
+    fn flip_in(&mut self, mut files: Vec<String>, rng: &mut Rng) {
+        files.retain(|path| self.disk.bytes(path).is_some_and(|bytes| !bytes.is_empty()));
+        let Some(path) = files.get(rng.usize(..files.len().max(1))).cloned() else { return };
+        let bytes = self.disk.bytes(&path).expect("just listed");
+        // Most of a log is zeros that nothing was written to: there a flip finds little.
+        let written: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] != 0).collect();
+        let offset = match rng.bool() {
+            true if !written.is_empty() => written[rng.usize(..written.len())],
+            _ => rng.usize(..bytes.len()),
+        } as u64;
+        self.disk.flip_bit(&path, offset, rng.u8(..8)).expect("the byte is there");
+        if self.tracing {
+            eprintln!("                             a bit flips in {path} at {offset}");
         }
-        let _ = self.disk.flip_bit(&flip.path, flip.offset, flip.bit);
+        self.flipped = Some(Flip { path, offset });
+    }
+
+    /// An operation failed, and the node refused to start, as it may: it starts again.
+    fn refused(&mut self) -> Outcomes {
+        self.marks.hit(Mark::StartFailed);
+        self.disk.kill_process();
+        self.powered_off = false;
+        self.at(1, Event::Start);
+        Ok(())
     }
 
     /// Damage was refused, as it must be; its file is put back, and the node starts again.
-    fn heal(&mut self, flip: &Flip) -> Outcomes {
-        if self.bug == Some(Bug::CutDamage) && flip.path.starts_with("wal/") {
+    fn heal(&mut self) -> Outcomes {
+        if self.bug == Some(Bug::CutDamage)
+            && let Some(flip) = self.flipped.as_ref().filter(|flip| flip.path.starts_with("wal/"))
+        {
             cut_from(&self.disk, flip);
             let disk = self.node_disk();
             if let Ok(opened) = open(disk, &self.topology, self.profile.segment_bytes) {
-                return self.came_back(&opened, Some(flip));
+                return self.came_back(&opened, true);
             }
             return Err(Stop::Over);
         }
         self.marks.hit(Mark::RecoveredPastDamage);
-        self.unflip(flip);
+        self.disk.unflip();
         self.disk.kill_process();
         self.powered_off = false;
         self.at(1, Event::Start);

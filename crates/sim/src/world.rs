@@ -6,7 +6,7 @@
 use crate::blame::{Blame, Killer};
 use crate::bug::Bug;
 use crate::client::{Clients, Frame};
-use crate::disk::LifeDisk;
+use crate::disk::{LifeDisk, Syncs};
 use crate::disk_log::DiskLog;
 use crate::marks::{Mark, Marks};
 use crate::model::{LATE_MAX, Model, Seen, check_channels, copy, hash_call};
@@ -14,6 +14,7 @@ use crate::node::{NODE, Node};
 use crate::operator::Ordered;
 use crate::profile::{Overrides, Profile, one_in};
 use crate::recent::Recent;
+use crate::starting::Flip;
 use crate::violation::Violation;
 use crate::workload::{CallId, ENDED, Workload};
 use fastrand::Rng;
@@ -35,7 +36,7 @@ use stead_core::state::{Position, State};
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Lane};
 use stead_store::disk::Disk;
-use stead_store::sim_disk::SimDisk;
+use stead_store::sim_disk::{Faults, SimDisk};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The wall clock when a run begins.
@@ -193,7 +194,13 @@ pub(crate) struct World<'w> {
     /// Frames of former lives.
     old: Vec<Frame>,
     effects: Vec<Effect>,
+    /// When there is room on the disk again, and when files can be opened again; 0 if that is so.
     room_at: u64,
+    files_at: u64,
+    /// Syncs that had failed when this life began.
+    pub(crate) failed_syncs: u64,
+    /// The last bit that was flipped.
+    pub(crate) flipped: Option<Flip>,
     /// Ends the present life's access to the disk.
     alive: Arc<AtomicBool>,
     /// The last end took the power with it, so that all that is on the disk is durable.
@@ -203,8 +210,6 @@ pub(crate) struct World<'w> {
     /// The last life ended in order.
     pub(crate) trusted: bool,
     pub(crate) recovered_once: bool,
-    /// The operation at which a planned power cut comes.
-    planned: Option<u64>,
     /// By shard, since when it may work without a stop, in virtual time.
     works_since: Vec<Option<u64>>,
     /// For the planted bug of stale queries: the last answer to a query, by process.
@@ -323,12 +328,14 @@ impl<'w> World<'w> {
             old: Vec::new(),
             effects: Vec::new(),
             room_at: 0,
+            files_at: 0,
+            failed_syncs: 0,
+            flipped: None,
             alive: Arc::default(),
             powered_off: false,
             before_recovery: None,
             trusted: false,
             recovered_once: false,
-            planned: None,
             works_since: vec![None; shards],
             stale: BTreeMap::new(),
             queries: BTreeMap::new(),
@@ -361,7 +368,13 @@ impl<'w> World<'w> {
 
     /// The disk as the node sees it.
     pub(crate) fn node_disk(&mut self) -> Arc<dyn Disk> {
-        let disk = LifeDisk::new(self.disk.clone(), self.bug == Some(Bug::SkipSync));
+        let syncs = match self.bug {
+            Some(Bug::SkipSync) => Syncs::Skipped,
+            Some(Bug::AnswerAfterFailedSync) => Syncs::Trusted,
+            _ => Syncs::Honest,
+        };
+        let disk = LifeDisk::new(self.disk.clone(), syncs);
+        self.failed_syncs = self.disk.failed_syncs();
         (self.alive, self.disk_log) = (disk.alive(), disk.log());
         Arc::new(disk)
     }
@@ -535,6 +548,26 @@ impl<'w> World<'w> {
         if self.room_at != 0 && self.room_at <= self.now {
             self.make_room();
         }
+        if one_in(&mut self.odd, self.profile.files_every) && self.files_at == 0 {
+            self.disk.set_open_files(Some(self.disk.open_files() + self.odd.u32(..3)));
+            self.files_at = self.now + self.odd.u64(..2_000_000);
+            self.marks.hit(Mark::FilesShort);
+        }
+        if self.files_at != 0 && self.files_at <= self.now {
+            self.allow_files();
+        }
+        if one_in(&mut self.odd, self.profile.fault_every) {
+            let mut faults = Faults::default();
+            match self.odd.u8(..3) {
+                0 => faults.reads = 1,
+                1 => faults.writes = 1,
+                _ => faults.changes = 1,
+            }
+            self.disk.set_faults(faults);
+        }
+        if one_in(&mut self.odd, self.profile.flip_inside) && !self.disk.is_flipped() {
+            self.flip_inside();
+        }
         if !self.old.is_empty() && one_in(&mut self.rng, 20) {
             self.old_frame()?;
         }
@@ -573,30 +606,28 @@ impl<'w> World<'w> {
     /// Cuts the power within so many I/O operations.
     pub(crate) fn plan_crash(&mut self, operations: u64) {
         let operations = self.rng.u64(1..=operations);
-        self.planned = Some(self.disk.operations() + operations);
         self.disk.crash_after(operations);
     }
 
     pub(crate) fn power_on(&mut self) {
-        self.planned = None;
         self.disk.restart();
     }
 
-    /// Looks at the disk without the planned power cut coming in between.
+    /// Looks at the disk as if nothing was wrong with it.
     pub(crate) fn quietly<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
         assert!(!self.disk.is_crashed(), "a power cut that the node has not noticed must not be undone");
-        self.disk.restart();
-        let before = self.disk.operations();
-        let found = look(self);
-        if let Some(planned) = self.planned {
-            self.disk.crash_after(planned.saturating_sub(before));
-        }
-        found
+        let disk = self.disk.clone();
+        disk.aside(|| look(self))
     }
 
     pub(crate) fn make_room(&mut self) {
         self.room_at = 0;
         self.disk.set_capacity(None);
+    }
+
+    fn allow_files(&mut self) {
+        self.files_at = 0;
+        self.disk.set_open_files(None);
     }
 
     /// Gives a shard an input, and performs what it asks for.
@@ -769,8 +800,12 @@ impl<'w> World<'w> {
             self.marks.hit(Mark::CheckpointLost);
         }
         self.power_on();
-        self.disk.fail_syncs(0);
+        // What fails next may do so in the recovery.
+        if self.odd.bool() {
+            self.disk.set_faults(Faults::default());
+        }
         self.make_room();
+        self.allow_files();
         if one_in(&mut self.rng, self.profile.jump) {
             let jump = self.rng.u64(..self.profile.jump_max);
             self.jumped = true;
@@ -878,7 +913,8 @@ impl<'w> World<'w> {
         self.calm = true;
         self.profile.calm();
         self.make_room();
-        self.disk.fail_syncs(0);
+        self.allow_files();
+        self.disk.set_faults(Faults::default());
         // A power cut that was planned still comes.
         let until = self.events + CALM_EVENTS;
         let mut last = None;

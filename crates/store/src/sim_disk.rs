@@ -5,6 +5,8 @@
 //! directory become durable by its sync; a crash keeps a prefix of the others, in order. A sync of a file that failed has
 //! forgotten what it should have written: reads still show it, and no later sync writes it.
 //!
+//! Other faults are planned from outside: full disks, open files that run out, operations that fail ([`Faults`]), flipped bits.
+//!
 //! Not modelled: names that a failed sync of a directory has forgotten (file systems that lose them stop), versions of a sector that were overwritten before a sync, and mislaid sectors.
 
 use crate::disk::{Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename, parent};
@@ -41,6 +43,19 @@ pub struct DiskCosts {
     pub per_64_kib: u64,
     /// Microseconds for each sync of a file or directory, in addition.
     pub sync: u64,
+}
+
+/// How many of the next operations of each kind fail, each as a broken device would have it fail; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Reads of files; nothing is read.
+    pub reads: u32,
+    /// Writes to files, and their allocations; a part of it may be written.
+    pub writes: u32,
+    /// Changes of directories, files created included; nothing is changed.
+    pub changes: u32,
+    /// Syncs of files and directories; what those of files should have written is forgotten.
+    pub syncs: u32,
 }
 
 /// Whether an error comes from a simulated crash.
@@ -92,6 +107,8 @@ impl DirChange {
 #[derive(Clone)]
 struct Undo {
     bytes: Box<[u8; SECTOR]>,
+    /// Bits of `bytes` that were flipped, by their place in the file.
+    flips: BTreeMap<usize, u8>,
     /// A sync failed to write the change: no later one does, unless the sector is written again.
     forgotten: bool,
 }
@@ -102,6 +119,8 @@ struct Inode {
     data: Vec<u8>,
     durable_len: usize,
     undo: BTreeMap<usize, Undo>,
+    /// Bits of `data` that were flipped and not written since, by the place of their byte.
+    flips: BTreeMap<usize, u8>,
     handles: u32,
 }
 
@@ -111,15 +130,16 @@ impl Inode {
             return;
         }
         for sector in bytes.start / SECTOR..=(bytes.end - 1) / SECTOR {
-            let data = &self.data;
+            let (data, flips) = (&self.data, &self.flips);
             let undo = self.undo.entry(sector).or_insert_with(|| {
                 let mut old = Box::new([0; SECTOR]);
                 let start = sector * SECTOR;
+                let flips = flips.range(start..start + SECTOR).map(|(at, bits)| (*at, *bits)).collect();
                 if start < data.len() {
                     let end = data.len().min(start + SECTOR);
                     old[..end - start].copy_from_slice(&data[start..end]);
                 }
-                Undo { bytes: old, forgotten: false }
+                Undo { bytes: old, flips, forgotten: false }
             });
             undo.forgotten = false;
         }
@@ -132,12 +152,14 @@ impl Inode {
             self.data.resize(end, 0);
         }
         self.data[offset..end].copy_from_slice(bytes);
+        self.flips.retain(|at, _| !(offset..end).contains(at));
     }
 
     fn resize(&mut self, len: usize) {
         // Only cutting changes sectors: what is added is zeros, as beyond the end.
         if len < self.data.len() {
             self.remember(len..self.data.len());
+            self.flips.retain(|at, _| *at < len);
         }
         self.data.resize(len, 0);
     }
@@ -173,11 +195,52 @@ impl Inode {
             for at in lost {
                 if let Some(byte) = self.data.get_mut(start + at) {
                     *byte = undo.bytes[at];
+                    self.flips.remove(&(start + at));
+                    self.flips.extend(undo.flips.get_key_value(&(start + at)));
                 }
             }
         }
         self.data.truncate(len);
+        self.flips.retain(|at, _| *at < len);
         self.durable_len = len;
+    }
+
+    /// Flips bits of a byte, in all versions of it.
+    fn flip(&mut self, at: usize, bits: u8) {
+        fn toggle(flips: &mut BTreeMap<usize, u8>, at: usize, bits: u8) {
+            let flipped = flips.entry(at).or_default();
+            *flipped ^= bits;
+            if *flipped == 0 {
+                flips.remove(&at);
+            }
+        }
+        self.data[at] ^= bits;
+        toggle(&mut self.flips, at, bits);
+        if let Some(undo) = self.undo.get_mut(&(at / SECTOR)) {
+            undo.bytes[at % SECTOR] ^= bits;
+            toggle(&mut undo.flips, at, bits);
+        }
+    }
+
+    /// Flips all flipped bits once more, and keeps note of them.
+    fn toggle_flips(&mut self) {
+        for (at, bits) in &self.flips {
+            self.data[*at] ^= bits;
+        }
+        for undo in self.undo.values_mut() {
+            for (at, bits) in &undo.flips {
+                undo.bytes[at % SECTOR] ^= bits;
+            }
+        }
+    }
+
+    fn forget_flips(&mut self) {
+        self.flips.clear();
+        self.undo.values_mut().for_each(|undo| undo.flips.clear());
+    }
+
+    fn is_flipped(&self) -> bool {
+        !self.flips.is_empty() || self.undo.values().any(|undo| !undo.flips.is_empty())
     }
 }
 
@@ -206,7 +269,9 @@ struct Inner {
     crashed: bool,
     capacity: Option<u64>,
     files_max: Option<u32>,
-    syncs_to_fail: u32,
+    faults: Faults,
+    failed: u64,
+    failed_syncs: u64,
     costs: DiskCosts,
     micros: u64,
 }
@@ -307,13 +372,20 @@ impl Inner {
         self.may_have_unnamed = self.inodes.len() > named;
     }
 
+    /// Fails an operation, if one of its kind was chosen for it.
+    fn fail(&mut self, kind: impl FnOnce(&mut Faults) -> &mut u32) -> io::Result<()> {
+        let left = kind(&mut self.faults);
+        let Some(fewer) = left.checked_sub(1) else { return Ok(()) };
+        *left = fewer;
+        self.failed += 1;
+        Err(io::Error::from_raw_os_error(Errno::IO.raw_os_error()))
+    }
+
     /// Fails a sync that was chosen for it.
     fn fail_sync(&mut self) -> io::Result<()> {
-        if self.syncs_to_fail == 0 {
-            return Ok(());
-        }
-        self.syncs_to_fail -= 1;
-        Err(io::Error::other("the simulated disk failed to sync"))
+        let failed = self.fail(|faults| &mut faults.syncs);
+        self.failed_syncs += u64::from(failed.is_err());
+        failed
     }
 
     fn check_room(&self, more: usize) -> io::Result<()> {
@@ -354,6 +426,9 @@ impl Inner {
         self.check_dir(parent(path))?;
         if self.files_max.is_some_and(|max| self.open_files() >= max) {
             return Err(io::Error::from_raw_os_error(Errno::MFILE.raw_os_error()));
+        }
+        if matches!(open, Open::New | Open::Replace) {
+            self.fail(|faults| &mut faults.changes)?;
         }
         let id = match (self.file_id(path), open) {
             (Ok(_), Open::New) => return Err(io::ErrorKind::AlreadyExists.into()),
@@ -427,7 +502,9 @@ impl SimDisk {
             crashed: false,
             capacity: None,
             files_max: None,
-            syncs_to_fail: 0,
+            faults: Faults::default(),
+            failed: 0,
+            failed_syncs: 0,
             costs: DiskCosts::default(),
             micros: 0,
         };
@@ -439,11 +516,13 @@ impl SimDisk {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A copy that goes its own way, its crashes decided by `seed`. Files must be opened again.
+    /// A copy that goes its own way, its crashes decided by `seed`, without the faults that were planned. Files must be opened
+    /// again.
     #[must_use]
     pub fn fork(&self, seed: u64) -> Self {
         let mut inner = self.inner().clone();
         inner.rng = fastrand::Rng::with_seed(seed);
+        inner.faults = Faults::default();
         let fork = Self { inner: Arc::new(Mutex::new(inner)) };
         fork.kill_process();
         fork
@@ -515,7 +594,41 @@ impl SimDisk {
 
     /// Fails the next `count` syncs of files and directories; what those of files should have written is forgotten.
     pub fn fail_syncs(&self, count: u32) {
-        self.inner().syncs_to_fail = count;
+        self.inner().faults.syncs = count;
+    }
+
+    /// Plans which of the next operations fail, instead of what was planned before.
+    pub fn set_faults(&self, faults: Faults) {
+        self.inner().faults = faults;
+    }
+
+    /// Operations that failed because that was planned, syncs included.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.inner().failed
+    }
+
+    /// Syncs that failed because that was planned.
+    #[must_use]
+    pub fn failed_syncs(&self) -> u64 {
+        self.inner().failed_syncs
+    }
+
+    /// Runs something as if neither a crash, faults nor a limit of open files were planned, and no bit had flipped. Its
+    /// operations are not counted, and take no time.
+    pub fn aside<T>(&self, run: impl FnOnce() -> T) -> T {
+        let (mut inner, none) = (self.inner(), Faults::default());
+        let planned =
+            (inner.crash_at.take(), std::mem::replace(&mut inner.faults, none), inner.files_max.take());
+        let counted = (inner.operations, inner.micros);
+        inner.inodes.values_mut().for_each(Inode::toggle_flips);
+        drop(inner);
+        let done = run();
+        let mut inner = self.inner();
+        (inner.crash_at, inner.faults, inner.files_max) = planned;
+        (inner.operations, inner.micros) = counted;
+        inner.inodes.values_mut().for_each(Inode::toggle_flips);
+        done
     }
 
     /// Sets how much virtual time operations take from now on.
@@ -538,11 +651,30 @@ impl SimDisk {
         let id = inner.file_id(path)?;
         let at = usize::try_from(offset).map_err(io::Error::other)?;
         let inode = inner.inodes.get_mut(&id).ok_or(io::ErrorKind::NotFound)?;
-        *inode.data.get_mut(at).ok_or(io::ErrorKind::NotFound)? ^= 1 << (bit & 7);
-        if let Some(undo) = inode.undo.get_mut(&(at / SECTOR)) {
-            undo.bytes[at % SECTOR] ^= 1 << (bit & 7);
+        if at >= inode.data.len() {
+            return Err(io::ErrorKind::NotFound.into());
         }
+        inode.flip(at, 1 << (bit & 7));
         Ok(())
+    }
+
+    /// Whether a bit was flipped that was neither written since nor flipped back.
+    #[must_use]
+    pub fn is_flipped(&self) -> bool {
+        self.inner().inodes.values().any(Inode::is_flipped)
+    }
+
+    /// Takes all bits that were flipped for what was written.
+    pub fn keep_flips(&self) {
+        self.inner().inodes.values_mut().for_each(Inode::forget_flips);
+    }
+
+    /// Flips all bits back that were flipped, but for those that were written since.
+    pub fn unflip(&self) {
+        for inode in self.inner().inodes.values_mut() {
+            inode.toggle_flips();
+            inode.forget_flips();
+        }
     }
 
     /// The bytes of a file as the next reader would see them; no operation is counted.
@@ -609,7 +741,7 @@ impl Disk for SimDisk {
     fn create_dir(&self, path: &str) -> io::Result<()> {
         let mut inner = self.inner();
         let begun = inner.begin(0, false)?;
-        let created = inner.create_dir(path);
+        let created = inner.fail(|faults| &mut faults.changes).and_then(|()| inner.create_dir(path));
         inner.end_with(begun, created)
     }
 
@@ -619,7 +751,7 @@ impl Disk for SimDisk {
         let allowed =
             check_rename(from, to).and_then(|()| inner.file_id(from)).and_then(|_| match inner.file_id(to) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
+                _ => inner.fail(|faults| &mut faults.changes),
             });
         if allowed.is_ok() {
             inner.change(DirChange::Rename { from: from.to_owned(), to: to.to_owned() });
@@ -631,6 +763,7 @@ impl Disk for SimDisk {
         let mut inner = self.inner();
         let begun = inner.begin(0, false)?;
         let found = check_path(path).and_then(|()| inner.file_id(path));
+        let found = found.and_then(|id| inner.fail(|faults| &mut faults.changes).map(|()| id));
         if found.is_ok() {
             inner.change(DirChange::Unlink { path: path.to_owned() });
         }
@@ -730,6 +863,7 @@ fn inode(inner: &mut Inner, id: u64) -> io::Result<&mut Inode> {
 impl DiskFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.with(buf.len(), false, |inner, id, _| {
+            inner.fail(|faults| &mut faults.reads)?;
             let data = &inode(inner, id)?.data;
             let start = usize::try_from(offset).map_err(io::Error::other)?.min(data.len());
             let read = buf.len().min(data.len() - start);
@@ -747,6 +881,11 @@ impl DiskFile for SimFile {
             if more > 0 {
                 inner.check_room(more)?;
             }
+            if let Err(error) = inner.fail(|faults| &mut faults.writes) {
+                let written = inner.rng.usize(..=bytes.len());
+                inode(inner, id)?.write(&bytes[..written], offset);
+                return Err(error);
+            }
             inode(inner, id)?.write(bytes, offset);
             Ok(())
         })
@@ -763,6 +902,7 @@ impl DiskFile for SimFile {
             let more = len.saturating_sub(inode(inner, id)?.data.len());
             if more > 0 {
                 inner.check_room(more)?;
+                inner.fail(|faults| &mut faults.writes)?;
                 inode(inner, id)?.resize(len);
             }
             Ok(())

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use stead_store::disk::{Disk, LockError, Open, read_exact_at, read_file, replace_file};
 use stead_store::real_disk::RealDisk;
-use stead_store::sim_disk::{DiskCosts, SimDisk, is_crash};
+use stead_store::sim_disk::{DiskCosts, Faults, SimDisk, is_crash};
 
 fn disk_suite(disk: &dyn Disk) {
     let kind = |result: std::io::Result<()>| result.unwrap_err().kind();
@@ -255,6 +255,51 @@ fn a_failed_sync_forgets_for_good() {
         lost += u32::from(disk.bytes("f").unwrap() == [1; 512]);
     }
     assert!(lost > 5, "{lost}");
+}
+
+#[test]
+fn a_planned_fault_fails_one_operation_and_a_write_in_part() {
+    let disk = SimDisk::new(3);
+    let file = disk.open("f", Open::New).unwrap();
+    let mut partly = 0;
+    for _ in 0..20 {
+        file.write_at(&[1; 100], 0).unwrap();
+        disk.set_faults(Faults { writes: 1, ..Faults::default() });
+        file.write_at(&[2; 100], 0).unwrap_err();
+        let written = disk.bytes("f").unwrap().iter().filter(|byte| **byte == 2).count();
+        partly += u32::from((1..100).contains(&written));
+    }
+    assert!(partly > 10, "{partly}");
+    disk.set_faults(Faults { changes: 1, ..Faults::default() });
+    file.read_at(&mut [0; 4], 0).unwrap();
+    disk.remove("f").unwrap_err();
+    disk.remove("f").unwrap();
+    assert_eq!(disk.failed(), 21);
+}
+
+#[test]
+fn a_flipped_bit_is_known_until_it_is_written() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        let file = disk.open("f", Open::New).unwrap();
+        file.write_at(&[0; 1024], 0).unwrap();
+        file.sync_data().unwrap();
+        disk.sync_dir("").unwrap();
+        disk.flip_bit("f", 7, 0).unwrap();
+        disk.flip_bit("f", 600, 1).unwrap();
+        disk.aside(|| assert_eq!(disk.bytes("f").unwrap(), [0; 1024]));
+        assert_eq!(disk.bytes("f").unwrap()[7], 1, "it is not repaired by a look");
+        // A crash may bring back what the write replaced, and the flipped bit with it.
+        file.write_at(&[9; 512], 0).unwrap();
+        disk.crash();
+        disk.restart();
+        let sector: Vec<u8> = disk.bytes("f").unwrap()[..512].to_vec();
+        disk.unflip();
+        assert!(!disk.is_flipped());
+        let healed = disk.bytes("f").unwrap();
+        assert!(healed[512..].iter().all(|byte| *byte == 0));
+        assert!(healed[..512].iter().all(|byte| matches!(byte, 0 | 9)), "seed {seed}: {sector:?}");
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod options;
 mod plan;
 mod recover;
 mod spawn;
+#[cfg(test)]
+mod tests;
 
 use crate::env::Env;
 use crate::life::Life;

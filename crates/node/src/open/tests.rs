@@ -1,0 +1,349 @@
+//! A node without a thread: its parts are given their turns by hand.
+
+use super::assemble::{Parts, assemble};
+use super::plan::{self, Registered};
+use super::{CheckpointOptions, Options, recover};
+use crate::clock::Clock;
+use crate::env::{Caller, Env, NoAnswer, Program, Reception, StepCall, Watch};
+use crate::memory::MemoryLimits;
+use crate::part::{Part, Turned};
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use stead_core::blob::Blob;
+use stead_core::calls::{Answer, Identity, Query, Request};
+use stead_core::handler::{Call, Handler, Outcome, Txn, View};
+use stead_core::ids::{Colour, ServiceId, ShardId, Time};
+use stead_core::key::Key;
+use stead_core::reply::Reply;
+use stead_core::shard::{Effect, Input, Settings, Shard, StepOutcome};
+use stead_core::start::ServiceLimits;
+use stead_core::state::State;
+use stead_core::topology::Topology;
+use stead_store::sim_disk::SimDisk;
+
+/// Time that passes by itself, a microsecond with each look, and by hand.
+struct Ticking(AtomicU64);
+
+impl Clock for Ticking {
+    fn steady(&self) -> Time {
+        Time(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn wall(&self) -> Time {
+        Time(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// One service, whose processes count their requests and answer with the count; a payload is the key of a process that gets
+/// a message.
+struct Counters;
+
+impl Handler for Counters {
+    fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome {
+        let count = txn.state().map_or(0, |state| state[0]) + 1;
+        if !call.payload.is_empty() {
+            let to = str::from_utf8(call.payload).unwrap();
+            txn.send("counter", Key::new(to).unwrap(), Blob::empty()).unwrap();
+        }
+        txn.put_state(Blob::from(vec![count])).unwrap();
+        Outcome::Replied(Reply::Ok(Blob::from(vec![count])))
+    }
+
+    fn query(&mut self, _: &Call<'_>, view: View<'_>) -> Outcome {
+        read(view)
+    }
+}
+
+fn read(view: View<'_>) -> Outcome {
+    Outcome::Replied(Reply::Ok(view.state().cloned().unwrap_or_else(Blob::empty)))
+}
+
+impl Program for Counters {
+    type Handler = Self;
+
+    fn handler(&self, _: &Arc<Topology>, _: u64) -> Self {
+        Self
+    }
+
+    fn query(&self, _: &Call<'_>, view: View<'_>, _: &Topology) -> Outcome {
+        read(view)
+    }
+
+    fn step(&self, step: &StepCall<'_>) -> StepOutcome {
+        StepOutcome::Failed(format!("no code for task {}", step.name))
+    }
+
+    fn has_service(&self, name: &str) -> bool {
+        name == "counter"
+    }
+
+    fn has_task(&self, _: &str) -> bool {
+        false
+    }
+
+    fn checked_services(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn check(&self, _: &str, _: &Topology, _: &[State]) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+type Answers = Arc<Mutex<Vec<(u32, Result<Answer, NoAnswer>)>>>;
+
+/// Notes the answer to the call of this number.
+struct Noting(u32, Answers);
+
+impl Caller for Noting {
+    fn answer(self, result: Result<Answer, NoAnswer>) {
+        self.1.lock().unwrap().push((self.0, result));
+    }
+
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
+/// Withholds tickets, and counts what passes.
+#[derive(Default)]
+struct Withholding {
+    /// No ticket above it returns.
+    tickets_max: AtomicU64,
+    inputs: AtomicU64,
+    appends: AtomicU64,
+    left: Mutex<Vec<(usize, usize, usize)>>,
+}
+
+impl Watch for Withholding {
+    fn input(&self, _: &Shard, _: &Input) {
+        self.inputs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn effects(&self, _: &Shard, effects: &mut Vec<Effect>) {
+        let appends = effects.iter().filter(|effect| matches!(effect, Effect::Append { .. })).count();
+        self.appends.fetch_add(appends as u64, Ordering::Relaxed);
+    }
+
+    fn leaves(&self, from: usize, to: usize, inputs: &mut Vec<(ShardId, Input)>) {
+        self.left.lock().unwrap().push((from, to, inputs.len()));
+    }
+
+    fn durable(&self, _: usize, ticket: &mut u64) {
+        *ticket = (*ticket).min(self.tickets_max.load(Ordering::Relaxed));
+    }
+}
+
+struct Stepped;
+
+impl Env for Stepped {
+    type Program = Counters;
+    type Caller = Noting;
+    type Clock = Ticking;
+    type Watch = Withholding;
+}
+
+/// The parts of a node over a simulated disk, and the answers to its callers.
+struct Node {
+    parts: Parts<Stepped>,
+    answers: Answers,
+}
+
+impl Node {
+    /// A node with one service of two shards, on so many workers.
+    fn open(disk: &SimDisk, workers: usize) -> Self {
+        let settings = Settings::default();
+        let service = ServiceLimits { name: "counter".to_owned(), shards: Some(2), when_new: 2, settings };
+        let options = Options {
+            threads: workers,
+            task_threads: 1,
+            handler_timeout: Duration::from_secs(10),
+            task_step_timeout: Duration::from_secs(10),
+            shutdown_timeout: Duration::ZERO,
+            clock_confirm: Duration::ZERO,
+            memory: MemoryLimits::default(),
+            segment_bytes: 64 << 10,
+            checkpoints: CheckpointOptions { interval: None, ..CheckpointOptions::default() },
+            copies: None,
+            services: vec![service],
+            without_code: BTreeSet::new(),
+        };
+        let code = Registered { program: &Counters, without_code: &options.without_code };
+        let disk = Arc::new(disk.clone());
+        let found = recover(disk, &code, plan::recover_options(&options), plan::fresh_meta).unwrap();
+        let watch = Withholding { tickets_max: AtomicU64::new(u64::MAX), ..Withholding::default() };
+        let around = (Ticking(AtomicU64::new(1_000_000_000)), watch);
+        let parts = assemble(Counters, around, found, options, Instant::now()).unwrap();
+        Self { parts, answers: Answers::default() }
+    }
+
+    /// Gives a worker a turn, as its bell or its clock would.
+    fn work(&mut self, worker: usize) -> Turned {
+        let shared = &self.parts.life.shared;
+        let worker = &mut self.parts.workers[worker];
+        worker.bell(shared).take_ring();
+        worker.turn(shared, shared.now()).unwrap()
+    }
+
+    /// Gives the log a turn: an append is one, and the sync of what was appended another.
+    fn log(&mut self) -> Turned {
+        let shared = &self.parts.life.shared;
+        shared.log.bell.take_ring();
+        Part::turn(&mut self.parts.log, &**shared, shared.now()).unwrap()
+    }
+
+    /// Gives all parts turns until none has anything to do.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            let mut turned: Vec<Turned> =
+                (0..self.parts.workers.len()).map(|worker| self.work(worker)).collect();
+            turned.push(self.log());
+            let rung = self.parts.life.shared.inboxes.iter().any(|inbox| inbox.bell.is_rung());
+            if !rung && !turned.contains(&Turned::Again) {
+                return;
+            }
+        }
+        panic!("it never settles");
+    }
+
+    fn request(&self, number: u32, key: &str, payload: &[u8]) {
+        let process = Key::new(key).unwrap();
+        let shared = &self.parts.life.shared;
+        let shard = shared.topology.shard_of(ServiceId(0), &process);
+        let request = Request {
+            token: 0,
+            process,
+            payload: Blob::from(payload),
+            principal: "test".into(),
+            identity: Identity::None,
+            colour: Colour(0),
+        };
+        shared.request(shard, request, self.reception(number)).unwrap();
+    }
+
+    fn query(&self, number: u32, key: &str) {
+        let process = Key::new(key).unwrap();
+        let shared = &self.parts.life.shared;
+        let shard = shared.topology.shard_of(ServiceId(0), &process);
+        let query = Query { token: 0, process, payload: Blob::empty(), principal: "test".into() };
+        shared.query(shard, query, self.reception(number)).unwrap();
+    }
+
+    fn reception(&self, number: u32) -> Reception<Noting> {
+        let timeout = Duration::from_secs(1);
+        let deadline = self.parts.life.shared.now().plus_millis(1000);
+        Reception { caller: Noting(number, Arc::clone(&self.answers)), deadline, timeout }
+    }
+
+    /// The numbers of the calls that were answered since this was asked last, in order, with their counts.
+    fn answered(&self) -> Vec<(u32, u8)> {
+        let count = |result: Result<Answer, NoAnswer>| match result.unwrap().result.unwrap() {
+            Reply::Ok(count) => count[0],
+            Reply::Err(_) => unreachable!("the handler returns no error"),
+        };
+        self.answers.lock().unwrap().drain(..).map(|(number, result)| (number, count(result))).collect()
+    }
+
+    fn watch(&self) -> &Withholding {
+        &self.parts.life.shared.watch
+    }
+}
+
+/// The names of this process's threads that a node has given.
+fn threads_of_nodes() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    let ours = ["stead-log", "stead-segments", "stead-worker", "stead-quer", "stead-task", "stead-watchdog"];
+    names.filter(|name| ours.iter().any(|own| name.starts_with(own))).collect()
+}
+
+#[test]
+fn a_node_is_stepped_without_a_thread_and_answers_in_order_once_the_log_is_synced() {
+    let disk = SimDisk::new(1);
+    let mut node = Node::open(&disk, 1);
+    assert_eq!(threads_of_nodes(), Vec::<String>::new());
+    node.settle();
+    for number in 1..=3 {
+        node.request(number, "a", b"");
+    }
+    assert!(node.parts.life.shared.inboxes[0].bell.is_rung());
+    // The worker handles all three and submits them; the log appends them as one batch, and syncs it.
+    assert_eq!(node.work(0), Turned::Again);
+    assert!(matches!(node.work(0), Turned::Until(Some(_))), "it waits for the log");
+    assert_eq!((node.log(), node.answered()), (Turned::Again, vec![]));
+    assert!(!node.parts.life.shared.inboxes[0].bell.is_rung(), "appended is not durable");
+    assert_eq!((node.log(), node.answered()), (Turned::Again, vec![]));
+    assert!(node.parts.life.shared.inboxes[0].bell.is_rung());
+    assert_eq!((node.work(0), node.answered()), (Turned::Again, vec![(1, 1), (2, 2), (3, 3)]));
+    assert_eq!(threads_of_nodes(), Vec::<String>::new());
+    // One with such a name would have been seen.
+    let worker = thread::Builder::new().name("stead-worker-7".to_owned()).spawn(threads_of_nodes);
+    assert_eq!(worker.unwrap().join().unwrap(), ["stead-worker-7\n"]);
+
+    // The next life finds what was answered, and what was appended and not synced may be lost.
+    node.parts.life.kill();
+    drop(node);
+    disk.crash();
+    disk.restart();
+    let mut node = Node::open(&disk, 1);
+    node.settle();
+    node.request(4, "a", b"");
+    node.settle();
+    assert_eq!(node.answered(), [(4, 4)]);
+    node.parts.life.kill();
+}
+
+#[test]
+fn a_watch_sees_what_passes_and_holds_tickets_back() {
+    let disk = SimDisk::new(2);
+    let mut node = Node::open(&disk, 2);
+    node.settle();
+    let before = (node.watch().inputs.load(Ordering::Relaxed), node.watch().appends.load(Ordering::Relaxed));
+    node.watch().left.lock().unwrap().clear();
+    node.watch().tickets_max.store(0, Ordering::Relaxed);
+    let shard_of = |key: &str| node.parts.life.shared.topology.shard_of(ServiceId(0), key);
+    let other =
+        ["b", "c", "d", "e", "f", "g"].into_iter().find(|key| shard_of(key) != shard_of("a")).unwrap();
+    node.request(1, "a", other.as_bytes());
+    node.settle();
+    // Nothing leaves a shard before its entry is committed: neither the answer nor the message.
+    assert_eq!(node.answered(), []);
+    assert!(node.watch().left.lock().unwrap().is_empty());
+    node.watch().tickets_max.store(u64::MAX, Ordering::Relaxed);
+    node.settle();
+    assert_eq!(node.answered(), [(1, 1)]);
+    let left = node.watch().left.lock().unwrap().clone();
+    assert!(
+        left.len() == 1 && left[0].0 != left[0].1 && left[0].2 == 1,
+        "one message left a worker: {left:?}"
+    );
+    let after = (node.watch().inputs.load(Ordering::Relaxed), node.watch().appends.load(Ordering::Relaxed));
+    assert_eq!(after.1 - before.1, 2, "an entry for the request and one for the message");
+    assert!(after.0 - before.0 >= 4, "a request, a message and two entries that were stored");
+    node.parts.life.kill();
+}
+
+#[test]
+fn a_call_over_its_time_is_answered_by_a_turn_on_the_clock_that_the_node_was_given() {
+    let disk = SimDisk::new(3);
+    let mut node = Node::open(&disk, 1);
+    node.settle();
+    node.watch().tickets_max.store(0, Ordering::Relaxed);
+    node.request(1, "a", b"");
+    node.query(2, "a");
+    node.settle();
+    let Turned::Until(Some(until)) = node.work(0) else { panic!("it waits for the log or a deadline") };
+    assert!(until.0 <= node.parts.life.shared.now().0 + 20_000, "it looks for overdue calls in time");
+    node.parts.life.shared.clock.0.fetch_add(1_100_000, Ordering::Relaxed);
+    node.work(0);
+    let after = Duration::from_secs(1);
+    let answers: Vec<_> =
+        node.answers.lock().unwrap().drain(..).map(|(n, result)| (n, result.err())).collect();
+    let timed_out = Some(NoAnswer::TimedOut { after });
+    assert_eq!(answers, [(1, timed_out.clone()), (2, timed_out)]);
+    node.parts.life.kill();
+}

@@ -1,4 +1,4 @@
-//! The commands' way to a running server: blocking HTTP, one request at a time.
+//! Blocking HTTP client that sends the commands' requests to a running server, one at a time.
 
 use crate::failure::{Exit, Failure};
 use clap::Args;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-/// Where the server is.
+/// Address of the server, and the timeout of a request.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ServerArgs {
     /// Address of the server
@@ -19,7 +19,7 @@ pub(crate) struct ServerArgs {
     pub(crate) timeout_ms: u64,
 }
 
-/// An address as it is named in a command, `http://` before it or not.
+/// Parses the address of a server, with or without `http://` before it.
 fn host_and_port(text: &str) -> Result<String, String> {
     let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
     let is_host = |host: &str| {
@@ -32,25 +32,25 @@ fn host_and_port(text: &str) -> Result<String, String> {
     }
 }
 
-/// A service's name or a process's key, which no request can leave out.
+/// Parses the name of a service or the key of a process, which must not be empty.
 pub(crate) fn name(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("it must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
-/// Time that a command waits beyond its timeout, so that the server can still answer that the time is over.
+/// Time that a command waits beyond its timeout, so that the server can still report that the time is over.
 const LATE: Duration = Duration::from_millis(500);
 
 /// Most bytes of an answer that are read: 1 GiB.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
 
-/// A server that commands are sent to.
+/// A server and how to reach it.
 pub(crate) struct Server {
     agent: Agent,
     base: String,
     timeout_ms: u64,
 }
 
-/// What a server answered with success.
+/// A successful answer of a server.
 pub(crate) struct Answer {
     /// The body as JSON.
     pub(crate) body: Value,
@@ -77,7 +77,7 @@ impl Server {
         self.answer(self.agent.delete(format!("{}{path}", self.base)).call())
     }
 
-    /// Posts JSON text as it is: the server tells what is wrong with it.
+    /// Posts JSON text unchanged: the server reports what is wrong with it.
     pub(crate) fn post(&self, path: &str, body: &str, headers: &[(&str, &str)]) -> Result<Answer, Failure> {
         let mut request = self
             .agent
@@ -88,7 +88,7 @@ impl Server {
             request = request.header(*name, *value);
         }
         let answer = self.answer(request.send(body));
-        // The quotes are missing only where it is no JSON without them.
+        // Quotes for the shell are missing only if the text is not valid JSON.
         let is_json = serde_json::from_str::<IgnoredAny>(body).is_ok();
         answer
             .map_err(|failure| if failure.is("bad-json") && !is_json { failure.hint(QUOTE) } else { failure })
@@ -132,7 +132,7 @@ impl Server {
     }
 }
 
-/// A problem document as a failure.
+/// Converts a problem document into a failure.
 fn refused(problem: Value) -> Failure {
     let text = |member: &str| problem[member].as_str().unwrap_or_default().to_owned();
     let exit = if problem.get("error").is_some() { Exit::Service } else { Exit::Failed };
@@ -141,7 +141,7 @@ fn refused(problem: Value) -> Failure {
     Failure::new(exit, what).cause(text("detail")).hint(hint).document(problem)
 }
 
-/// The next command, where the server's hint is a path of its HTTP API or its headers.
+/// Returns the next command to run where the server's hint names a path of its HTTP API or one of its headers.
 fn command_hint(kind: &str) -> Option<&'static str> {
     Some(match kind.strip_prefix("urn:stead:problem:")? {
         "unknown-service" | "unknown-shard" => "`stead status --shards` lists the services and their shards",
@@ -154,7 +154,7 @@ fn command_hint(kind: &str) -> Option<&'static str> {
              as in '\"delete\"', not '{\"delete\": {}}'"
         }
         "timed-out" => {
-            "it may have been applied: repeat a call with the same --idempotency-key to learn that, or raise --timeout-ms"
+            "it may have been applied: repeat the call with the same --idempotency-key to find out, or raise --timeout-ms"
         }
         "idempotency-conflict" => "give a new request a new --idempotency-key",
         "overloaded" | "not-ready" => "try again in a moment; `stead status` shows the server's state",
@@ -173,11 +173,11 @@ fn command_hint(kind: &str) -> Option<&'static str> {
     })
 }
 
-/// For JSON that the shell has taken apart.
+/// Hint for JSON whose quotes the shell has removed.
 const QUOTE: &str = "quote the JSON for the shell, as in '{\"put\": {\"value\": \"hello\"}}', with text in double quotes inside; \
                      or give - and the JSON on standard input";
 
-/// A path segment with all but letters, digits and `-._~` percent-encoded.
+/// Percent-encodes all but letters, digits and `-._~` of a path segment.
 pub(crate) fn segment(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

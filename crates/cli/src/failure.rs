@@ -1,4 +1,4 @@
-//! Why a command failed: what, the cause, what to do, and the exit code that says so to a script.
+//! Failure of a command: what happened, the cause, what to do next, and the exit code for scripts.
 
 use std::fmt;
 
@@ -7,17 +7,17 @@ use std::fmt;
 pub(crate) enum Exit {
     /// The command could not do its work.
     Failed = 1,
-    /// The command's arguments don't make sense.
+    /// The command's arguments are invalid.
     Usage = 2,
     /// The service answered with an error of its own.
     Service = 3,
-    /// The server can't be reached.
+    /// The server cannot be reached.
     Unreachable = 4,
     /// The data directory is in use, damaged or of another version.
     Data = 5,
     /// A checkpoint is inconsistent.
     Inconsistent = 6,
-    /// A signal ended the command before its work was done; what it had begun is put away.
+    /// A signal ended the command before its work was done; its temporary files are removed.
     Stopped = 130,
     /// The server had a fatal error; starting again may help.
     Fatal = 70,
@@ -34,9 +34,9 @@ pub(crate) struct Failure {
     what: String,
     cause: Option<String>,
     hint: Option<String>,
-    /// What the server sent, for `--json`.
+    /// The problem document of the server, for `--json`.
     document: Option<serde_json::Value>,
-    /// Standard output has it already, as the command's result.
+    /// Whether the command has already printed it on standard output, as its result.
     is_reported: bool,
 }
 
@@ -55,7 +55,7 @@ impl Failure {
         self
     }
 
-    /// The same failure of another command.
+    /// Returns the same failure under another title.
     pub(crate) fn titled(mut self, what: impl Into<String>) -> Self {
         self.what = what.into();
         self
@@ -66,7 +66,7 @@ impl Failure {
         self
     }
 
-    /// The result that the command has printed contains it: with `--json` that is the one object on standard output.
+    /// Marks the failure as part of the printed result: with `--json`, standard output has only that one object.
     pub(crate) fn reported(mut self) -> Self {
         self.is_reported = true;
         self
@@ -82,7 +82,7 @@ impl Failure {
         named.and_then(|name| name.strip_prefix("urn:stead:problem:")) == Some(kind)
     }
 
-    /// The failure as one JSON object.
+    /// Returns the failure as one JSON object.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
             "error": self.what,

@@ -39,23 +39,23 @@ fn main() -> ExitCode {
 fn failed(cli: &commands::Cli, failure: &Failure) -> ExitCode {
     if cli.json && !failure.is_reported() {
         let document = failure.to_json();
-        let (done, told) = mpsc::channel();
+        let (done, is_done) = mpsc::channel();
         let print = move || {
-            // Standard output may be closed by now: standard error and the exit code tell it all the same.
+            // Standard output may be closed: standard error and the exit code report the failure as well.
             let _ = output::json(&document);
             let _ = done.send(());
         };
         if !cli.is_server() {
             print();
         } else if std::thread::Builder::new().spawn(print).is_ok() {
-            let _ = told.recv_timeout(stop::LAST_WORDS);
+            let _ = is_done.recv_timeout(stop::LAST_WORDS);
         }
     }
     stderr::line(failure);
     ExitCode::from(failure.exit as u8)
 }
 
-/// Tells wrong usage, as JSON too if that was asked for; help and the version are no failures.
+/// Reports wrong usage, as JSON too if that was requested; help and the version are not failures.
 fn misused(error: &clap::Error) -> ExitCode {
     let json =
         std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
@@ -69,7 +69,7 @@ fn misused(error: &clap::Error) -> ExitCode {
 fn usage(error: &clap::Error) -> Failure {
     let text = error.to_string();
     let (what, hint) = match error.kind() {
-        // Its text is the help.
+        // The text of this error is the help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ("a command is missing", "stead --help"),
         _ => text.split_once("\n\n").unwrap_or((&text, "stead --help")),
     };

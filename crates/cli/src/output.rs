@@ -1,4 +1,4 @@
-//! What goes to standard output: data, as lines for people or as JSON for programs.
+//! Standard output: data, as lines for people or as JSON for programs.
 
 use crate::failure::{Exit, Failure};
 use crate::when;
@@ -13,11 +13,11 @@ use stead::stderr;
 
 /// Prints one line.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
-    // The reader may have seen enough (`stead log | head`); how the command ended is told by its exit code all the same.
+    // The reader may have seen enough (`stead log | head`); the exit code still reports how the command ended.
     line_is_read(text).map(|_| ())
 }
 
-/// Prints one line; false if its reader has closed standard output.
+/// Prints one line; returns false if the reader has closed standard output.
 pub(crate) fn line_is_read(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
@@ -27,11 +27,11 @@ pub(crate) fn line_is_read(text: &str) -> Result<bool, Failure> {
     }
 }
 
-/// Waits, at most so long, while standard output has a reader; false if it has none any more.
+/// Waits for at most `wait` while standard output has a reader; returns false if the reader is gone.
 pub(crate) fn wait_while_read(wait: Duration) -> Result<bool, Failure> {
     let out = io::stdout();
     let wait = Timespec::try_from(wait).ok();
-    // Without any event: poll reports all the same that a pipe's reader is gone.
+    // No event is requested: poll always reports that the reader of a pipe is gone.
     let mut watched = [PollFd::new(&out, PollFlags::empty())];
     match poll(&mut watched, wait.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
@@ -43,14 +43,14 @@ pub(crate) fn wait_while_read(wait: Duration) -> Result<bool, Failure> {
     Ok(!watched[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
 }
 
-/// Prints one line on standard error, for people; whether it can be written changes nothing.
+/// Prints one line on standard error, for people; errors are ignored.
 pub(crate) fn note(text: impl std::fmt::Display) {
     stderr::line(text);
-    // What comes next on the terminal stands below it.
+    // The next output on the terminal must come after it.
     stderr::flush(NOTE_WAIT);
 }
 
-/// How long a command waits for standard error before it goes on.
+/// Time that a command waits for standard error before it continues.
 const NOTE_WAIT: Duration = Duration::from_millis(200);
 
 /// Prints a value as one line of JSON.
@@ -58,13 +58,13 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
     line(&json_text(value)?)
 }
 
-/// A value as one line of JSON.
+/// Returns a value as one line of JSON.
 pub(crate) fn json_text<T: Serialize>(value: &T) -> Result<String, Failure> {
     serde_json::to_string(value)
         .map_err(|error| Failure::new(Exit::Failed, "cannot write the result as JSON").cause(error))
 }
 
-/// Columns for people: the first row is the heading; numbers stand at the right.
+/// A table for people: the first row is the heading, numbers are aligned to the right.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
@@ -99,7 +99,7 @@ impl Table {
             for ((cell, width), right) in row.iter().zip(&widths).zip(&right) {
                 let pad = width - cell.chars().count();
                 let (before, after) = if *right { (pad, 0) } else { (0, pad) };
-                // Writing to a string can't fail.
+                // Writing to a string cannot fail.
                 let _ = write!(text, "{:before$}{cell}{:after$}  ", "", "");
             }
             lines.push(text.trim_end().to_owned());
@@ -108,7 +108,7 @@ impl Table {
     }
 }
 
-/// The members of an object, one a line, for people.
+/// Prints the fields of an object, one a line, for people.
 pub(crate) fn facts(value: &Value) -> Result<(), Failure> {
     let Value::Object(members) = value else { return json(value) };
     let width = members.keys().map(String::len).max().unwrap_or(0);
@@ -126,10 +126,10 @@ pub(crate) fn facts(value: &Value) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Members that are times in microseconds since the Unix epoch.
+/// Fields that are times in microseconds since the Unix epoch.
 const DATES: [&str; 3] = ["at", "created", "time"];
 
-/// A member's value; its name tells what the number counts.
+/// Formats the value of a field, whose name implies the unit.
 pub(crate) fn fact(name: &str, value: &Value) -> String {
     match value {
         Value::Number(number) if name.contains("bytes") => {
@@ -138,7 +138,7 @@ pub(crate) fn fact(name: &str, value: &Value) -> String {
         Value::Number(number) if DATES.contains(&name) => {
             number.as_u64().map_or_else(|| number.to_string(), when::date)
         }
-        // How serde writes a duration.
+        // A duration, in serde's representation.
         Value::Object(parts)
             if parts.len() == 2 && parts.contains_key("secs") && parts.contains_key("nanos") =>
         {
@@ -162,7 +162,7 @@ pub(crate) fn fact(name: &str, value: &Value) -> String {
     }
 }
 
-/// A word for a shell: in quotes if it needs them.
+/// Quotes a word for a shell if it needs quotes.
 pub(crate) fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._/:=@%+,".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
@@ -171,12 +171,12 @@ pub(crate) fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// A number of something: `1 record`, `2 records`.
+/// Formats a number of things: `1 record`, `2 records`.
 pub(crate) fn count(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// Bytes for people: `1.5 MiB`.
+/// Formats bytes for people: `1.5 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     let mut unit = 0;
     let mut value = bytes as f64;

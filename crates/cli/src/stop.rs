@@ -11,19 +11,19 @@ fn failure(error: &std::io::Error) -> Failure {
     Failure::new(Exit::Failed, "cannot listen for signals").cause(error)
 }
 
-/// From now on the end of the thread that started this program counts as SIGTERM.
+/// Treats the end of the thread that started this program as SIGTERM from now on.
 pub(crate) fn end_with_parent() -> Result<(), Failure> {
     use rustix::process::{Signal, set_parent_process_death_signal};
     set_parent_process_death_signal(Some(Signal::TERM))
         .map_err(|error| Failure::new(Exit::Failed, "cannot watch the parent process").cause(error))
 }
 
-/// Ends the program: somebody does not want to wait.
+/// Ends the program at once, after a second signal.
 pub(crate) fn exit() -> ! {
     exit_with(Exit::Stopped as i32)
 }
 
-/// How long the end waits for standard error to take what was said.
+/// Time that the end waits for standard error to take the last messages.
 pub(crate) const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Ends the program with a code.
@@ -32,7 +32,7 @@ pub(crate) fn exit_with(code: i32) -> ! {
     std::process::exit(code)
 }
 
-/// From now on the first signal sets the flag, which the command looks at; a second one, over a second later, ends the
+/// Makes the first signal set the returned flag, which the command reads; a second one, over a second later, ends the
 /// program at once.
 pub(crate) fn listen() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A time in microseconds since the Unix epoch as a date: `2026-11-26 10:12:03 UTC`.
+/// Formats a time in microseconds since the Unix epoch as a date: `2026-11-26 10:12:03 UTC`.
 pub(crate) fn date(micros: u64) -> String {
     let seconds = micros / 1_000_000;
     let (days, second) = (seconds / 86_400, seconds % 86_400);
@@ -11,7 +11,7 @@ pub(crate) fn date(micros: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
-/// The day so many days after 1970-01-01, in the Gregorian calendar.
+/// Returns the year, month and day of a number of days after 1970-01-01, in the Gregorian calendar.
 fn civil(days: u64) -> (u64, u64, u64) {
     // Counted from 0000-03-01, so that a leap day is the last day of its year.
     const TO_1970: u64 = 719_468;
@@ -27,7 +27,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (days / DAYS_400_YEARS * 400 + year + later, month, day)
 }
 
-/// A duration in the unit that fits it: `12.3 ms`, `4.1 s`, `12 min 5 s`, `3 h 20 min`, `2 days 4 h`.
+/// Formats a duration in the unit that fits it: `12.3 ms`, `4.1 s`, `12 min 5 s`, `3 h 20 min`, `2 days 4 h`.
 pub(crate) fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &CallArgs, json: bool) -> Result<(), Failure> {
     print(answer, json)
 }
 
-/// JSON as it was given, or from standard input for `-`.
+/// Returns the JSON argument, or standard input for `-`.
 pub(super) fn json_argument(text: &str) -> Result<Cow<'_, str>, Failure> {
     if text != "-" {
         return Ok(Cow::Borrowed(text));
@@ -49,7 +49,7 @@ pub(super) fn json_argument(text: &str) -> Result<Cow<'_, str>, Failure> {
         .map_err(|error| Failure::new(Exit::Failed, "cannot read standard input").cause(error))
 }
 
-/// A reply for people is its JSON, laid out; with `--json` it comes with its token.
+/// Prints a reply: its JSON, indented, for people; with `--json` the reply and its token.
 pub(super) fn print(answer: crate::client::Answer, json: bool) -> Result<(), Failure> {
     if json {
         return output::json(&serde_json::json!({ "reply": answer.body, "token": answer.token }));

@@ -81,7 +81,7 @@ enum Action {
     },
 }
 
-/// A checkpoint as it is named in a command.
+/// A checkpoint as a command names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Which {
     /// The newest complete one.
@@ -121,7 +121,7 @@ fn newest(checkpoints: &Value) -> Result<u64, Failure> {
     })
 }
 
-/// A server, or a data directory that none runs on.
+/// A server, or a data directory that no server runs on.
 #[derive(Debug, Args)]
 struct Source {
     /// Read this data directory instead of asking a server
@@ -288,7 +288,7 @@ fn as_json(value: &impl Serialize) -> Result<Value, Failure> {
         .map_err(|error| Failure::new(Exit::Failed, "cannot write the result as JSON").cause(error))
 }
 
-/// What went wrong without a server.
+/// Converts an error of the commands that work without a server.
 pub(super) fn offline_failure(error: OfflineError) -> Failure {
     let exit = match error {
         OfflineError::Address(_) => {

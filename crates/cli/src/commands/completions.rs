@@ -1,4 +1,4 @@
-//! `stead completions`: the shell's completion script.
+//! `stead completions`: a shell's completion script.
 
 use crate::failure::Failure;
 use crate::output;
@@ -11,7 +11,7 @@ use clap_complete::Shell;
     after_help = "Example:\n  stead completions bash > ~/.local/share/bash-completion/completions/stead"
 )]
 pub(crate) struct CompletionsArgs {
-    /// The shell
+    /// Shell to complete commands in
     shell: Shell,
 }
 

@@ -30,7 +30,7 @@ enum Action {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Retry a dead letter, or all that fit
+    /// Retry a dead letter, or all that match
     #[command(after_help = "Example:\n  stead dead-letter retry 3 1042\n  \
         stead dead-letter retry --all --service orders --reason 'no stock'\n\n\
         It is handled once: the log entry that handles it removes it. A failed step of a task runs again from the state\n\
@@ -43,7 +43,7 @@ enum Action {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Delete a dead letter, or all that fit, unhandled; their payloads are lost
+    /// Delete a dead letter, or all that match, unhandled; their payloads are lost
     #[command(after_help = "Example:\n  stead dead-letter delete 3 1042\n  \
         stead dead-letter delete --all --reason 'no such customer'\n\n\
         --all can be interrupted: letters deleted by then stay deleted.")]
@@ -58,7 +58,7 @@ enum Action {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("one_or_all").args(["shard", "all"]).required(true))]
 struct Letter {
-    /// The shard that holds it
+    /// Shard that holds it
     #[arg(requires = "index")]
     shard: Option<u32>,
     /// Its index in that shard
@@ -74,17 +74,17 @@ struct Letter {
     reason: Option<String>,
 }
 
-/// An order about many dead letters.
+/// Decision on many dead letters.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
+enum Decision {
     Retry,
     Delete,
 }
 
-/// The outcome of an order, in dead letters.
+/// The outcome of a command for all dead letters, in dead letters.
 #[derive(Default, Serialize)]
 struct Counts {
-    /// Those that fit.
+    /// Those that match.
     matched: u64,
     /// Handled or deleted.
     done: u64,
@@ -97,10 +97,10 @@ struct Counts {
     gone: u64,
 }
 
-fn all(order: Order, letter: &Letter, server: &ServerArgs, json: bool) -> Result<(), Failure> {
+fn all(decision: Decision, letter: &Letter, server: &ServerArgs, json: bool) -> Result<(), Failure> {
     let server = server.server();
     let mut counts = Counts::default();
-    let ended = decide_all(order, letter, &server, &mut counts);
+    let ended = decide_all(decision, letter, &server, &mut counts);
     if json {
         let mut report = json!(counts);
         if let (Err(failure), Value::Object(report)) = (&ended, &mut report)
@@ -111,7 +111,7 @@ fn all(order: Order, letter: &Letter, server: &ServerArgs, json: bool) -> Result
         output::json(&report)?;
     } else if ended.is_ok() || counts.matched > 0 {
         let Counts { matched, done, failed, only_deleted, gone } = &counts;
-        let did = if order == Order::Retry { "retried" } else { "deleted" };
+        let did = if decision == Decision::Retry { "retried" } else { "deleted" };
         output::line(&format!("{done} of {matched} dead letters {did}"))?;
         for (count, what) in [
             (failed, "failed again and stay"),
@@ -126,8 +126,13 @@ fn all(order: Order, letter: &Letter, server: &ServerArgs, json: bool) -> Result
     ended.map_err(|failure| if json { failure.reported() } else { failure })
 }
 
-/// Handles or deletes each dead letter that fits, once; those that come meanwhile may be among them.
-fn decide_all(order: Order, letter: &Letter, server: &Server, counts: &mut Counts) -> Result<(), Failure> {
+/// Retries or deletes each dead letter that matches, once; ones that appear meanwhile may be included.
+fn decide_all(
+    decision: Decision,
+    letter: &Letter,
+    server: &Server,
+    counts: &mut Counts,
+) -> Result<(), Failure> {
     let mut met = BTreeSet::new();
     for service in services(server, letter.service.as_deref())? {
         let mut after = String::new();
@@ -142,7 +147,7 @@ fn decide_all(order: Order, letter: &Letter, server: &Server, counts: &mut Count
                 // A retry that fails may come back under another number, later in the same listing.
                 if fits && met.insert((shard, index)) {
                     counts.matched += 1;
-                    decide(order, server, shard, index, counts)?;
+                    decide(decision, server, shard, index, counts)?;
                 }
             }
             let Some(next) = page["next"].as_str() else { break };
@@ -152,13 +157,19 @@ fn decide_all(order: Order, letter: &Letter, server: &Server, counts: &mut Count
     Ok(())
 }
 
-fn decide(order: Order, server: &Server, shard: u64, index: u64, counts: &mut Counts) -> Result<(), Failure> {
+fn decide(
+    decision: Decision,
+    server: &Server,
+    shard: u64,
+    index: u64,
+    counts: &mut Counts,
+) -> Result<(), Failure> {
     let path = format!("/v1/dead-letters/{shard}/{index}");
     let until = Instant::now() + OVERLOADED_MAX;
     let answer = loop {
-        let answer = match order {
-            Order::Retry => server.post(&format!("{path}/retry"), "", &[]),
-            Order::Delete => server.delete(&path),
+        let answer = match decision {
+            Decision::Retry => server.post(&format!("{path}/retry"), "", &[]),
+            Decision::Delete => server.delete(&path),
         };
         // The node may be busy with the letters that were retried just now.
         match answer {
@@ -178,11 +189,11 @@ fn decide(order: Order, server: &Server, shard: u64, index: u64, counts: &mut Co
     Ok(())
 }
 
-/// Time that a node may be overloaded before one dead letter of many is given up.
+/// Time for which one dead letter is tried again while the node is overloaded.
 const OVERLOADED_MAX: Duration = Duration::from_secs(60);
 /// Pause between two attempts at an overloaded node.
 const OVERLOADED_WAIT: Duration = Duration::from_millis(200);
-/// Dead letters of one request.
+/// Dead letters requested at a time.
 const PAGE: usize = 1000;
 
 fn services(server: &Server, one: Option<&str>) -> Result<Vec<String>, Failure> {
@@ -197,8 +208,8 @@ fn services(server: &Server, one: Option<&str>) -> Result<Vec<String>, Failure> 
 pub(crate) fn run(args: &DeadLetterArgs, json: bool) -> Result<(), Failure> {
     match &args.action {
         Action::List { service, limit, server } => list(service.as_deref(), *limit, server, json),
-        Action::Retry { letter, server } if letter.all => all(Order::Retry, letter, server, json),
-        Action::Delete { letter, server } if letter.all => all(Order::Delete, letter, server, json),
+        Action::Retry { letter, server } if letter.all => all(Decision::Retry, letter, server, json),
+        Action::Delete { letter, server } if letter.all => all(Decision::Delete, letter, server, json),
         Action::Retry { letter, server } => {
             let (shard, index) = (letter.shard.unwrap_or_default(), letter.index.unwrap_or_default());
             let path = format!("/v1/dead-letters/{shard}/{index}/retry");

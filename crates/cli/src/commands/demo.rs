@@ -1,4 +1,4 @@
-//! `stead demo`: real flights through services that are killed again and again, and the totals compared.
+//! `stead demo`: feeds real flights through services that are killed again and again, and compares the totals.
 
 use crate::failure::{Exit, Failure};
 use crate::{output, stop};
@@ -14,13 +14,13 @@ use stead_flights::life::LifeError;
 use stead_flights::protocol::{Checkpoint, Recovery};
 use stead_flights::{Flights, OnMalformed, ReadError, Totals};
 
-/// How long the rows are to take without `--rate`, in seconds.
+/// Time that all rows take without `--rate`, in seconds.
 const PACE_SECONDS: f64 = 20.0;
 
-/// Most malformed rows that are listed one by one.
+/// Malformed rows that are listed individually.
 const MALFORMED_LISTED: usize = 20;
 
-/// The subcommand that the demo starts itself with, as the application that it kills.
+/// The hidden subcommand with which the demo starts itself as the application that it kills.
 const CHILD: &str = "demo-child";
 
 /// Feed real flights through services, kill them, and compare every total
@@ -58,7 +58,7 @@ enum Malformed {
     Skip,
 }
 
-/// What `--json` prints.
+/// The result that `--json` prints.
 #[derive(Serialize)]
 struct Report<'a> {
     rows: u64,
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     let plan = plan(args, dir.path(), seed, rate, stop::listen()?);
     let outcome = match watch(&plan, &flights) {
         Ok(outcome) => outcome,
-        // The child is dead by now, and what it wrote goes.
+        // The child is dead by now, and its files are removed.
         Err(ConductError::Life(LifeError::Stopped)) => {
             return Err(Failure::new(Exit::Stopped, "the demo was stopped before its end"));
         }
@@ -102,9 +102,9 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
         }
     };
     if json {
-        tell_json(&outcome)?
+        print_json(&outcome)?
     } else {
-        tell(&outcome)?
+        print_outcome(&outcome)?
     }
     if outcome.holds() {
         return Ok(());
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
         .reported())
 }
 
-/// The application that the demo kills.
+/// Runs the application that the demo kills.
 pub(crate) fn run_child() -> Result<(), Failure> {
     stead_flights::child::run()
         .map_err(|reason| Failure::new(Exit::Failed, "the flights application failed").cause(reason))
@@ -168,7 +168,7 @@ fn plan(args: &DemoArgs, dir: &Path, seed: u64, rate: f64, stop: Arc<AtomicBool>
     }
 }
 
-/// Runs it, with a progress bar if there is a terminal.
+/// Runs the plan, with a progress bar if there is a terminal.
 fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, ConductError> {
     let style =
         ProgressStyle::with_template("{spinner} {bar:32} {human_pos}/{human_len} rows  {elapsed}  {msg}")
@@ -200,7 +200,7 @@ fn watch(plan: &Plan, flights: &Flights) -> Result<Outcome, ConductError> {
     outcome
 }
 
-fn tell_json(outcome: &Outcome) -> Result<(), Failure> {
+fn print_json(outcome: &Outcome) -> Result<(), Failure> {
     output::json(&Report {
         rows: outcome.rows,
         messages: outcome.totals.messages(),
@@ -216,8 +216,8 @@ fn tell_json(outcome: &Outcome) -> Result<(), Failure> {
     })
 }
 
-/// What happened, then what it proves.
-fn tell(outcome: &Outcome) -> Result<(), Failure> {
+/// Prints the events, then what they prove.
+fn print_outcome(outcome: &Outcome) -> Result<(), Failure> {
     let say =
         |name: &str, value: u64, note: &str| output::line(format!("{name:18} {value:>9}  {note}").trim_end());
     let (requests, again, totals) = (outcome.requests, outcome.again, &outcome.totals);
@@ -273,7 +273,7 @@ fn millis(ms: f64) -> String {
     format!("{ms:.1} ms")
 }
 
-/// The least, the median and the greatest.
+/// Formats the least, the greatest and the median.
 fn range(values: impl Iterator<Item = f64>, show: impl Fn(f64) -> String) -> String {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! `stead log`: the entries of a shard or of one process, readable.
+//! `stead log`: shows the entries of a shard or of one process as text.
 
 use crate::client::{Server, ServerArgs, segment};
 use crate::failure::{Exit, Failure};
@@ -47,7 +47,7 @@ fn process_name(text: &str) -> Result<(String, String), String> {
     Ok((service.to_owned(), key.to_owned()))
 }
 
-/// Whose entries are shown.
+/// Selects the entries to show.
 enum Of<'a> {
     Shard(u32),
     Process(&'a str, &'a str),
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &LogArgs, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// The entries to begin with, of as many pages as they take.
+/// Fetches the first entries, over as many pages as needed.
 fn first(of: &Of<'_>, args: &LogArgs) -> Result<LogPage, Failure> {
     let server = args.server.server();
     let mut page = LogPage { entries: Vec::new(), next: args.from };
@@ -93,7 +93,7 @@ fn first(of: &Of<'_>, args: &LogArgs) -> Result<LogPage, Failure> {
     }
 }
 
-/// Shows entries; false if nobody reads them any more.
+/// Prints entries; returns false if the reader of the output is gone.
 fn show(entries: &[LogEntry], json: bool) -> Result<bool, Failure> {
     for entry in entries {
         let text = if json { output::json_text(entry)? } else { readable(entry) };
@@ -104,9 +104,9 @@ fn show(entries: &[LogEntry], json: bool) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// The shortest time between two requests for what is new.
+/// The shortest time between two requests for new entries.
 const PAUSE: Duration = Duration::from_millis(200);
-/// So much longer than a request the pause after it is: the server reads its log for each.
+/// Factor of a request's duration to pause after it: the server reads its log for each request.
 const PAUSE_TO_REQUEST: u32 = 4;
 
 fn follow(server: &Server, of: &Of<'_>, mut from: u64, limit: u16, json: bool) -> Result<(), Failure> {
@@ -119,7 +119,7 @@ fn follow(server: &Server, of: &Of<'_>, mut from: u64, limit: u16, json: bool) -
         from = page.next;
         let is_behind = page.entries.len() == usize::from(limit);
         let pause = if is_behind { Duration::ZERO } else { PAUSE.max(asked.elapsed() * PAUSE_TO_REQUEST) };
-        // Also while nothing comes, when no write would find that the reader is gone.
+        // Also looks while there are no entries, when no write would discover that the reader is gone.
         if !output::wait_while_read(pause)? {
             return Ok(());
         }
@@ -166,7 +166,7 @@ fn page_of(entries: Vec<LogEntry>, from: u64) -> LogPage {
     LogPage { entries, next }
 }
 
-/// An entry in one line, its effects in lines of their own below it.
+/// Formats an entry as one line, with its effects on lines of their own below.
 fn readable(entry: &LogEntry) -> String {
     let mut text =
         format!("{:>8}  {}  epoch {}  {}", entry.index, when::date(entry.time), entry.epoch, entry.cause);

@@ -53,7 +53,7 @@ enum Command {
 }
 
 impl Cli {
-    /// Whether this is a server, whose end must not wait for a reader of its output.
+    /// Whether this is a server, which must not wait for a reader of its output when it ends.
     pub(crate) fn is_server(&self) -> bool {
         matches!(self.command, Command::Start(_))
     }

@@ -87,12 +87,12 @@ pub(crate) fn run(args: &ProcessArgs, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// The members that a row of the list shows.
+/// The fields that a row of the list shows.
 const COLUMNS: [&str; 7] = ["key", "shard", "bytes", "cells", "cells_bytes", "timers", "tasks"];
-/// Processes of one request.
+/// Processes requested at a time.
 const PAGE: usize = 1000;
 
-/// Gives the pages of a listing to `visit`, until it has enough or there are no more.
+/// Passes the pages of a listing to `visit` until it returns false or there are no more.
 fn pages(
     server: &Server,
     service: &str,
@@ -157,7 +157,7 @@ fn show(server: &Server, service: &str, key: &str, json: bool) -> Result<(), Fai
     output::line(&format!("process  {service}/{key}"))?;
     output::line(&format!("shard    {}", process["shard"]))?;
     if process["exists"] != true {
-        return output::line("exists   no: its first call or message begins it");
+        return output::line("exists   no: its first call or message creates it");
     }
     let version = process["version"]
         .as_u64()
@@ -199,7 +199,7 @@ fn show(server: &Server, service: &str, key: &str, json: bool) -> Result<(), Fai
     }
 }
 
-/// How long it is until a time in microseconds since the Unix epoch.
+/// Formats the time that is left until a time in microseconds since the Unix epoch.
 fn fires_in(at: u64) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let left = u128::from(at).saturating_sub(now.as_micros());
@@ -230,7 +230,7 @@ fn delete_all(server: &Server, service: &str, prefix: &str, json: bool) -> Resul
             let key = process["key"].as_str().unwrap_or_default();
             match server.delete(&path(service, key)) {
                 Ok(_) => count += 1,
-                // It went meanwhile.
+                // Another command deleted it meanwhile.
                 Err(failure) if failure.is("unknown-process") => {}
                 Err(failure) => return Err(failure),
             }

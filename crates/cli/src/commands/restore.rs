@@ -1,4 +1,4 @@
-//! `stead restore`: a checkpoint becomes a new data directory.
+//! `stead restore`: restores a checkpoint into a new data directory.
 
 use super::checkpoint::{Which, offline_failure};
 use crate::failure::Failure;
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
     let progress = |progress: RestoreProgress| {
         if on_terminal {
             let RestoreProgress { shards, shards_all, records, bytes } = progress;
-            // A terminal that is gone is no reason to stop.
+            // A closed terminal does not stop a restore.
             let _ = write!(
                 stderr(),
                 "\r{shards} of {shards_all} shards, {records} records, {}  ",

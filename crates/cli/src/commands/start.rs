@@ -51,7 +51,7 @@ pub(crate) struct StartArgs {
     supervise: bool,
 }
 
-/// The report of a started server on standard output.
+/// The line that a started server prints on standard output.
 #[derive(Serialize)]
 struct Ready {
     event: &'static str,
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
     serve.try_run().map_err(failure)
 }
 
-/// The command line overrides the configuration.
+/// Builds the node from the configuration, which the command line overrides.
 fn builder(
     data: Option<PathBuf>,
     config: Option<&Path>,
@@ -104,7 +104,7 @@ fn failure(error: ServerError) -> Failure {
         ServerError::Failed(reason) => Failure::new(Exit::Fatal, "the node had a fatal error")
             .cause(reason)
             .hint("correct the cause and start again: answered requests are on disk"),
-        // The child has reported its reason on standard error: only the code is passed on.
+        // The child has reported its reason on standard error: only its exit code is passed on.
         ServerError::Ended(status) => match status.code() {
             Some(code) => stop::exit_with(code),
             None => Failure::new(Exit::Fatal, format!("the server died: {status}")),
@@ -122,7 +122,7 @@ fn failure(error: ServerError) -> Failure {
     }
 }
 
-/// The supervisor knows the failures that may pass by their code.
+// The supervisor recognises failures that may be temporary by their exit code.
 const _: () =
     assert!(Exit::Fatal as i32 == Serve::EXIT_MAY_PASS && Exit::Stopped as i32 == Serve::EXIT_STOPPED);
 
@@ -134,12 +134,12 @@ fn listen_failure(error: &http::ServeError) -> Failure {
     Failure::new(exit, "the server cannot listen").cause(error)
 }
 
-/// The data directory if none is named.
+/// The data directory if none is given.
 const DATA_DIR: &str = "stead-data";
-/// Shards of a new `kv` if the configuration names no number: some for each worker of a large machine.
+/// Shards of a new `kv` without a number in the configuration: several for each worker of a large machine.
 const KV_SHARDS: u32 = 16;
 
-/// What may pass is tried again by the supervisor.
+/// Converts an error of opening; the supervisor tries again after those that may be temporary.
 fn open_failure(data: &Path, error: &OpenError) -> Failure {
     let exit = if error.may_pass() { Exit::Fatal } else { Exit::Data };
     Failure::new(exit, format!("cannot open the data directory {}", data.display())).cause(error)

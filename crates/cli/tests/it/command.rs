@@ -36,7 +36,7 @@ fn json_comes_from_standard_input_and_what_cannot_be_read_is_explained() {
     let put = from_input(&["call", "kv", "a"], r#"{"put":{"value":"from a file"}}"#);
     assert!(put.status.success(), "{put:?}");
     assert_eq!(from_input(&["get", "kv", "a"], "\"get\"").stdout, b"\"from a file\"\n");
-    // As the shell leaves it without quotes, and as one writes it who knows the other requests.
+    // JSON that has lost its quotes to the shell, and JSON of a user who knows only the other requests.
     for (request, hint) in [
         ("{put:", "quote the JSON for the shell"),
         (r#"{"delete":{}}"#, r#"'"delete"'"#),
@@ -46,8 +46,8 @@ fn json_comes_from_standard_input_and_what_cannot_be_read_is_explained() {
         let refused = server.command(&["call", "kv", "a", request]);
         assert_eq!(refused.status.code(), Some(1), "{refused:?}");
         let stderr = String::from_utf8_lossy(&refused.stderr);
-        let told = stderr.lines().find(|line| line.starts_with("hint: ")).unwrap();
-        assert!(told.contains(hint) && !told.contains("/v1/"), "{stderr}");
+        let shown = stderr.lines().find(|line| line.starts_with("hint: ")).unwrap();
+        assert!(shown.contains(hint) && !shown.contains("/v1/"), "{stderr}");
     }
     assert!(server.command(&["call", "kv", "a", "\"delete\""]).status.success());
     assert_eq!(server.command(&["get", "kv", "a"]).stdout, b"null\n");
@@ -70,11 +70,11 @@ fn failures_have_their_code_cause_and_hint() {
     assert_eq!(malformed.status.code(), Some(1));
     assert!(malformed.stdout.is_empty(), "only data goes to standard output");
     assert_eq!(run(&["call", "kv"]).status.code(), Some(2));
-    // Nobody listens on a port that was free a moment ago.
+    // No process listens on a port that was free a moment ago.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let unreachable = run(&["get", "kv", "a", "--addr", &free]);
     assert_eq!(unreachable.status.code(), Some(4), "{unreachable:?}");
-    // One that takes connections and never answers is another matter.
+    // A server that accepts connections and never answers gets another exit code.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let late = run(&["get", "kv", "a", "--addr", &address, "--timeout-ms", "1"]);
@@ -91,7 +91,8 @@ fn failures_have_their_code_cause_and_hint() {
     }
 }
 
-/// A server that answers by the request line, for answers that `kv` never gives; returns its address and the request lines.
+/// Starts a server that answers by the request line, for answers that `kv` never gives; returns its address and the
+/// request lines.
 fn answers_by(
     answer: impl Fn(&str) -> (u16, Value) + Send + 'static,
 ) -> (String, std::sync::mpsc::Receiver<String>) {
@@ -127,7 +128,7 @@ fn all_dead_letters_that_fit_are_retried_or_deleted_page_by_page() {
             (200, json!({"dead_letters": letters, "next": "3 4"}))
         }
         "GET /v1/dead-letters/kv?limit=1000&after=3%204" => {
-            // One failed again meanwhile, and one is met a second time.
+            // One failed again meanwhile, and one is listed a second time.
             let letters = [letter(3, "no stock"), letter(5, "no stock"), letter(6, "no stock")];
             (200, json!({"dead_letters": letters, "next": null}))
         }
@@ -146,7 +147,7 @@ fn all_dead_letters_that_fit_are_retried_or_deleted_page_by_page() {
     assert!(delete.status.success(), "{delete:?}");
     assert_eq!(String::from_utf8_lossy(&delete.stdout), "5 of 5 dead letters deleted\n");
     assert!(asked.try_iter().all(|line| line != "GET /v1/services"), "only the named service is looked at");
-    // A failure on the way is a part of the same object, and the counts are too.
+    // A failure on the way is part of the same object, beside the counts.
     let (address, _asked) = answers_by(move |line| match line {
         "DELETE /v1/dead-letters/3/2" => problem(503, "not-ready"),
         line if line.starts_with("DELETE") => (204, json!({})),
@@ -158,10 +159,10 @@ fn all_dead_letters_that_fit_are_retried_or_deleted_page_by_page() {
     let report: Value = serde_json::from_slice(&broken.stdout).unwrap();
     assert_eq!((&report["done"], &report["matched"], &report["exit"]), (&json!(1), &json!(2), &json!(1)));
     assert_eq!(report["problem"]["type"], "urn:stead:problem:not-ready");
-    // 0 is all of them.
+    // 0 lists all of them.
     let all = run(&["dead-letter", "list", "kv", "--limit", "0", "--addr", &address, "--json"]);
     assert_eq!(json_of(&all).as_array().unwrap().len(), 2);
-    // One or all, not both, and not neither.
+    // One or all: not both, and not neither.
     for args in [&["3", "1", "--all"][..], &[], &["3"], &["3", "1", "--reason", "x"]] {
         let wrong = run(&[&["dead-letter", "retry"], args].concat());
         assert_eq!(wrong.status.code(), Some(2), "{args:?}: {wrong:?}");
@@ -208,10 +209,10 @@ fn the_status_is_shown() {
 fn the_log_is_readable_with_and_without_a_server() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
-    let shard = server.put("somebody", 1234).token.unwrap().split('.').nth(2).unwrap().to_owned();
+    let shard = server.put("customer", 1234).token.unwrap().split('.').nth(2).unwrap().to_owned();
     let shown = server.command(&["log", &shard]);
     let text = String::from_utf8_lossy(&shown.stdout).into_owned();
-    assert!(shown.status.success() && text.contains("somebody"), "{shown:?}");
+    assert!(shown.status.success() && text.contains("customer"), "{shown:?}");
     let lines = |output: &std::process::Output| -> Vec<Value> {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stdout)
@@ -223,7 +224,7 @@ fn the_log_is_readable_with_and_without_a_server() {
     assert_eq!(online[0]["index"], json!(1));
     let data = dir.path().to_str().unwrap();
     let owned = run(&["log", &shard, "--data", data]);
-    assert_eq!(owned.status.code(), Some(5), "what a server writes looks like damage: {owned:?}");
+    assert_eq!(owned.status.code(), Some(5), "a log that a server is writing to looks damaged: {owned:?}");
     server.kill();
     let offline = lines(&run(&["log", &shard, "--data", data, "--json"]));
     assert_eq!(offline, online);
@@ -246,7 +247,7 @@ fn wrong_usage_is_told_as_json_too() {
         assert_eq!(failure["exit"], 2);
         assert!(failure["error"].as_str().unwrap().contains(names), "{failure}");
         assert!(!failure["hint"].as_str().unwrap().is_empty(), "{failure}");
-        assert!(!misused.stderr.is_empty(), "people are told, too");
+        assert!(!misused.stderr.is_empty(), "standard error has it, too");
     }
     let plain = run(&["call", "kv", "a", "1", "--nothing", "--", "--json"]);
     assert!(plain.status.code() == Some(2) && plain.stdout.is_empty(), "{plain:?}");
@@ -261,7 +262,7 @@ fn a_benchmark_that_is_told_to_end_leaves_nothing() {
     let arguments = ["bench", "requests", "--data", dir.path().to_str().unwrap()];
     let mut bench = stead(&arguments).stderr(Stdio::null()).spawn().unwrap();
     while count() == 0 {
-        assert!(bench.try_wait().unwrap().is_none(), "it ended before it began");
+        assert!(bench.try_wait().unwrap().is_none(), "it ended before its measurement began");
         std::thread::yield_now();
     }
     signal(bench.id() as i32, Signal::TERM);
@@ -269,7 +270,7 @@ fn a_benchmark_that_is_told_to_end_leaves_nothing() {
     assert_eq!(count(), 0);
 }
 
-/// Long: the machine's own figures, which stand beside all others, take ten seconds.
+/// Slow: the figures of the machine, which accompany all others, take ten seconds.
 #[test]
 fn long_a_benchmark_tells_its_figures_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -328,7 +329,7 @@ fn processes_are_listed_shown_and_deleted() {
     assert_eq!(shown["shard"].to_string(), shard);
     let text = server.command(&["process", "show", "kv", "user/7"]);
     assert!(String::from_utf8_lossy(&text.stdout).contains(&format!("shard    {shard}")), "{text:?}");
-    let none = json_of(&server.command(&["process", "show", "kv", "nobody", "--json"]));
+    let none = json_of(&server.command(&["process", "show", "kv", "missing", "--json"]));
     assert!(none["exists"] == false && none["shard"].is_u64(), "{none}");
 
     let log = lines(&["log", "--process", "kv/user/7", "--json"]);
@@ -361,7 +362,7 @@ fn processes_are_listed_shown_and_deleted() {
     for bad in ["after=x", "after=1.x", "limit=0", "limit=1001", "form=1"] {
         server.get(&format!("/v1/processes/kv?{bad}")).assert_problem(400, "bad-request");
     }
-    // At rest it is the same.
+    // The result is the same without a server.
     server.kill();
     let data = dir.path().to_str().unwrap();
     let offline = run(&["log", "--process", "kv/user/7", "--data", data, "--json"]);
@@ -405,7 +406,7 @@ fn a_followed_log_ends_when_its_reader_does() {
         std::io::BufRead::read_line(&mut stdout, &mut first).unwrap();
         serde_json::from_str::<Value>(&first).unwrap();
         drop(stdout);
-        // No other entry comes, which it could find out by.
+        // No new entry comes whose write would fail.
         assert_eq!(follow.wait().unwrap().code(), Some(0), "{of:?}");
     }
 }

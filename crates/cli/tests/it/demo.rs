@@ -1,4 +1,4 @@
-//! The demo: what it prints, and how it ends.
+//! The demo's output, and its end.
 
 use crate::server::{PATIENCE, json_of, run, signal, stead};
 use rustix::process::Signal;
@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use stead_flights::Flights;
 use stead_flights::conductor::{ConductError, Kills, Plan, Sigkill, conduct};
 
-/// What the demo left in its temporary directory.
+/// Lists the files that the demo left in its temporary directory.
 fn left_in(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.starts_with("stead-demo-")).collect()
 }
 
-/// The processes that work in or were told of a directory.
+/// Lists the processes that work in a directory or have it among their arguments.
 fn processes_of(dir: &str) -> Vec<String> {
     let of = |entry: fs::DirEntry| {
         let open = fs::read_dir(entry.path().join("fd")).ok()?;
@@ -37,7 +37,7 @@ fn bundled() -> String {
     text
 }
 
-/// The totals of a flights file, by the rules of the data's description and nothing of the application's.
+/// Computes the totals of a flights file by the rules of the data's description, without the application's code.
 fn count(csv: &str) -> Value {
     let mut lines = csv.lines();
     let names: Vec<&str> = lines.next().unwrap().split(',').collect();
@@ -79,7 +79,7 @@ fn count(csv: &str) -> Value {
     json!({"carriers": carriers, "airports": airports, "aircraft": aircraft})
 }
 
-/// Checks that everything holds, and that the totals are those of the file.
+/// Checks that every guarantee holds, and that the totals are those of the file.
 fn assert_holds(output: &Output, rows: u64, kills: u64, expected: &Value) -> Value {
     let report = json_of(output);
     for (name, value) in [("rows", rows), ("kills", kills), ("lost", 0), ("doubled", 0), ("recomputed", 0)] {
@@ -89,7 +89,7 @@ fn assert_holds(output: &Output, rows: u64, kills: u64, expected: &Value) -> Val
     for name in ["carriers", "airports", "aircraft"] {
         assert_eq!(report[name], expected[name], "{name}");
     }
-    // Each row is one for the carrier and two for airports; one with a tail number comes by the aircraft.
+    // Each row sends one message to the carrier and two to airports; a row with a tail number comes from the aircraft.
     assert!(report["messages"].as_u64().unwrap() >= 3 * rows, "{report}");
     assert!(report["replayed"].as_u64().unwrap() <= rows, "{report}");
     assert!(!report["checkpoints"].as_array().unwrap().is_empty(), "one was restored");
@@ -140,11 +140,11 @@ fn a_demo_that_is_stopped_ends_its_child_and_leaves_no_files() {
             .spawn()
             .unwrap();
         let mut stderr = BufReader::new(demo.stderr.take().unwrap());
-        let mut told = String::new();
-        stderr.read_line(&mut told).unwrap();
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
         let started = Instant::now();
         let data = dir.path().to_str().unwrap();
-        // Its child has its files open once it runs.
+        // Its child has open files once it runs.
         while processes_of(data).iter().all(|pid| *pid == demo.id().to_string()) {
             assert!(started.elapsed() < PATIENCE, "the demo starts no child");
             std::thread::yield_now();

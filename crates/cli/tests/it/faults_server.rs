@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-/// A small file system of its own; only the superuser can make one.
+/// A small file system of its own; only the superuser can mount one.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -37,14 +37,14 @@ fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
     std::fs::write(&config, "[log]\nsegment_bytes = 262144\n[checkpoints]\ninterval = \"1h\"\n").unwrap();
     let data = dir.path().join("data");
     let more = ["--config", config.to_str().unwrap()];
-    // What the server says has no room either.
+    // There is no space for the server's messages either.
     let log = std::fs::File::create(dir.path().join("log")).unwrap();
     let more = [&more[..], &["--supervise=false", "--log-level=trace"]].concat();
     let server = Server::start_with_stderr(&data, &more, log.into());
     let ballast = dir.path().join("ballast");
     let mut last = 0;
     for round in 0..2 {
-        // Whatever room there is goes to somebody else.
+        // All space that becomes free is taken.
         let mut room = vec![0u8; 4 << 20];
         while std::fs::write(&ballast, &room).is_err() {
             room.truncate(room.len() - (16 << 10));
@@ -76,7 +76,7 @@ fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
 
 #[test]
 fn an_unreadable_data_directory_is_refused_and_left_alone() {
-    const NOBODY: u32 = 65_534;
+    const UNPRIVILEGED: u32 = 65_534;
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let server = Server::start(&data, &[]);
@@ -87,14 +87,14 @@ fn an_unreadable_data_directory_is_refused_and_left_alone() {
     let mut command = stead(&start);
     let own = std::fs::metadata(dir.path()).is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     if own {
-        // Nothing is unreadable for the superuser: someone else starts it, from a place that he can read.
+        // The superuser can read everything: another user starts it, from a directory that this user can read.
         let binary = dir.path().join("stead");
         if std::fs::hard_link(command.get_program(), &binary).is_err() {
             std::fs::copy(command.get_program(), &binary).unwrap();
         }
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         command = Command::new(binary);
-        command.args(start).env_clear().uid(NOBODY).gid(NOBODY);
+        command.args(start).env_clear().uid(UNPRIVILEGED).gid(UNPRIVILEGED);
     }
     let change = |mode| std::fs::set_permissions(&data, PermissionsExt::from_mode(mode)).unwrap();
     change(0o000);
@@ -122,7 +122,7 @@ fn a_damaged_log_is_refused_with_its_place_and_is_whole_again_when_it_is_put_bac
     damaged[4096 + 100] ^= 1;
     std::fs::write(&names[0], &damaged).unwrap();
     let data = dir.path().to_str().unwrap();
-    // A supervisor does not start it again and again: nothing would come of it.
+    // A supervisor does not start it again: that would not help.
     for supervise in ["--supervise=false", "--supervise=true"] {
         let refused = run(&["start", "--json", "--data", data, "--listen", "127.0.0.1:0", supervise]);
         assert_eq!(refused.status.code(), Some(5), "{refused:?}");
@@ -136,7 +136,7 @@ fn a_damaged_log_is_refused_with_its_place_and_is_whole_again_when_it_is_put_bac
     assert_eq!(Server::start(dir.path(), &[]).get("/v1/query/kv/a").json(), 2);
 }
 
-/// A shell that sets limits and becomes the server.
+/// Starts a server from a shell that sets limits first.
 fn limited(data: &Path, limits: &str, more: &[&str]) -> Server {
     Server::start_by_shell(limits, data, &[&["--supervise=false"], more].concat())
 }
@@ -148,7 +148,7 @@ fn connections_leave_descriptors_to_the_log_and_to_checkpoints() {
     std::fs::write(&config, "[log]\nsegment_bytes = 65536\n[checkpoints]\ninterval = \"1h\"\n").unwrap();
     let server = limited(&dir.path().join("data"), "ulimit -n 128", &["--config", config.to_str().unwrap()]);
     let mut kept: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(&server.address).unwrap()).collect();
-    // Those above the limit were refused and are closed; some of the others make place for the requests below.
+    // Those above the limit were refused and are closed; some of the others make room for the requests below.
     drop(kept.drain(..8));
     let put = |value: u64| {
         let body = format!(r#"{{"put":{{"value":"{}"}}}}"#, "x".repeat(4000 + value as usize));
@@ -158,7 +158,7 @@ fn connections_leave_descriptors_to_the_log_and_to_checkpoints() {
     while put(0) != 200 {
         assert!(waited.elapsed() < PATIENCE, "no connection became free");
     }
-    // Several segments' worth.
+    // Fills several segments.
     for value in 1..80 {
         assert_eq!(put(value), 200);
     }
@@ -181,7 +181,7 @@ fn the_soft_limit_of_open_files_is_raised() {
 
 #[test]
 fn a_directory_that_can_only_be_read_is_listed_verified_shown_and_restored() {
-    const NOBODY: u32 = 65_534;
+    const UNPRIVILEGED: u32 = 65_534;
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let server = Server::start(&data, &[]);
@@ -205,7 +205,7 @@ fn a_directory_that_can_only_be_read_is_listed_verified_shown_and_restored() {
     };
     let binary = dir.path().join("stead");
     if own {
-        // The superuser may write everywhere: someone else reads, from a place that he can read.
+        // The superuser may write everywhere: another user restores, from a directory that this user can read.
         if std::fs::hard_link(stead(&[]).get_program(), &binary).is_err() {
             std::fs::copy(stead(&[]).get_program(), &binary).unwrap();
         }
@@ -228,7 +228,7 @@ fn a_directory_that_can_only_be_read_is_listed_verified_shown_and_restored() {
         let mut command = stead(args);
         if own {
             command = Command::new(&binary);
-            command.args(args).env_clear().uid(NOBODY).gid(NOBODY);
+            command.args(args).env_clear().uid(UNPRIVILEGED).gid(UNPRIVILEGED);
         }
         let output = command.output().unwrap();
         if !output.status.success() {

@@ -1,4 +1,4 @@
-//! A server whose standard error is broken: it serves, takes checkpoints, fails in order and ends as any other.
+//! A server whose standard error is broken: it serves, takes checkpoints, fails and ends like any other.
 
 use crate::server::{PATIENCE, Server, signal};
 use rustix::process::Signal;
@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::Instant;
 
-/// A pipe that is full: nobody reads it.
+/// A full pipe without a reader.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
@@ -17,7 +17,7 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     (reader, writer)
 }
 
-/// Serves, takes checkpoints, is killed once under a supervisor, and ends when told to.
+/// Runs a server that serves, takes checkpoints, is killed once under a supervisor, and ends at a signal.
 fn serves(stderr: impl Fn() -> Stdio) {
     let dir = tempfile::tempdir().unwrap();
     for supervise in ["--supervise=false", "--supervise=true"] {
@@ -29,7 +29,7 @@ fn serves(stderr: impl Fn() -> Stdio) {
             let taken = server.post("/v1/checkpoints", "{}");
             assert_eq!(taken.status, 201, "{}", taken.text);
         }
-        // Each request of a bad kind is worth a line.
+        // Each malformed request writes a line.
         for _ in 0..100 {
             assert_eq!(server.get("/nowhere").status, 404);
         }
@@ -79,5 +79,5 @@ fn lines_that_standard_error_does_not_take_are_counted() {
             break dropped;
         }
     };
-    assert!(dropped > 0, "the line that says where it serves was not written");
+    assert!(dropped > 0, "the line with its address was not written");
 }

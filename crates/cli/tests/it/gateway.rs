@@ -1,4 +1,4 @@
-//! What a client sees over HTTP.
+//! The HTTP API as a client sees it.
 
 use crate::server::{PATIENCE, Server};
 use serde_json::{Value, json};
@@ -46,7 +46,7 @@ fn a_token_is_taken_back_and_a_forged_one_is_not() {
         server.post_with("/v1/call/kv/a", put, &[("Stead-Token", bad)]).assert_problem(409, "bad-token");
     }
     server.kill();
-    // It outlives the server.
+    // It is still there after a restart of the server.
     let server = Server::start(dir.path(), &[]);
     assert_eq!(server.post_with("/v1/call/kv/a", put, &[("Stead-Token", &token)]).status, 200);
 }
@@ -60,7 +60,7 @@ fn a_repeated_idempotency_key_is_applied_once() {
     };
     let first = call(&server, "k1", r#"{"compare_and_set":{"expected":null,"value":1}}"#);
     assert_eq!(first.json(), json!({"applied": true, "previous": null}));
-    // The same document in other words.
+    // The same document, formatted differently.
     let again = call(&server, "k1", r#" {"compare_and_set": {"value": 1, "expected": null}} "#);
     assert_eq!((again.status, again.json()), (200, first.json()), "{}", again.text);
     call(&server, "k1", r#"{"put":{"value":2}}"#).assert_problem(422, "idempotency-conflict");
@@ -102,7 +102,7 @@ fn bad_requests_are_refused_with_a_problem() {
     ] {
         server.post(path, body).assert_problem(status, kind);
     }
-    // What is not understood is refused, never passed over.
+    // Unknown parts of a request are refused, never ignored.
     server.put("strict", 1);
     let twice = r#"{"compare_and_set":{"expected":1,"value":2,"value":3}}"#;
     for (body, kind) in [
@@ -138,7 +138,7 @@ fn bad_requests_are_refused_with_a_problem() {
     server.get("/v1/log/0?limit=0").assert_problem(400, "bad-request");
     server.get("/v1/checkpoints/999").assert_problem(404, "unknown-checkpoint");
     server.delete("/v1/checkpoints/999").assert_problem(404, "unknown-checkpoint");
-    // A body of unknown length is measured as it comes.
+    // A body of unknown length is measured as it arrives.
     let mut stream = TcpStream::connect(&server.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = "POST /v1/call/kv/a HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -147,7 +147,7 @@ fn bad_requests_are_refused_with_a_problem() {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 413");
-    // After all of this it serves.
+    // The server still works after all of this.
     server.put("a", 1);
 }
 
@@ -175,7 +175,7 @@ fn one_connection_too_many_is_told_so() {
     drop(first);
     let started = Instant::now();
     while connect().1 != "200" {
-        assert!(started.elapsed() < PATIENCE, "the place of a closed connection was not given back");
+        assert!(started.elapsed() < PATIENCE, "the slot of a closed connection was not released");
     }
 }
 
@@ -247,7 +247,7 @@ fn the_description_is_served() {
     let document = server.get("/openapi.json").json();
     assert!(document["openapi"].as_str().unwrap().starts_with("3."));
     let paths = document["paths"].as_object().unwrap();
-    // A service's own paths stand in place of those of any service.
+    // The paths of a service replace those of any service.
     for path in [
         "/v1/call/kv/{key}",
         "/v1/query/kv/{key}",

@@ -1,8 +1,8 @@
-//! Every command explains itself.
+//! The help of every command.
 
 use crate::server::run;
 
-/// Checks the help of a command and of the commands below it; gives how many there are.
+/// Checks the help of a command and of its subcommands; returns their number.
 fn check(command: &[&str]) -> usize {
     let help = run(&[command, &["--help"]].concat());
     assert!(help.status.success(), "{help:?}");

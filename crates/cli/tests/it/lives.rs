@@ -1,4 +1,4 @@
-//! A server's lives: how it starts, dies, comes back and ends.
+//! Starts, crashes, restarts and ends of a server.
 
 use crate::server::{Server, json_of, run, signal};
 use rustix::process::Signal;
@@ -29,7 +29,7 @@ fn a_supervised_server_comes_back_at_the_same_address() {
     for life in 1..3 {
         server.put("a", life);
         signal(server.pid, Signal::KILL);
-        // The socket outlives the server: this request waits for the next life, and is not refused.
+        // The socket outlives the server: this request waits for the next life instead of being refused.
         assert_eq!(server.get("/v1/query/kv/a").json(), life);
         let ready = server.await_ready();
         assert_eq!(server.address, address);
@@ -42,7 +42,7 @@ fn a_supervised_server_comes_back_at_the_same_address() {
 
 #[test]
 fn a_supervised_server_comes_back_after_its_binary_was_replaced_and_removed() {
-    // Beside the binary, so that links to it can be made.
+    // Next to the binary, so that links to it can be made.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (program, new) = (dir.path().join("stead"), dir.path().join("new"));
     let usual = env!("CARGO_BIN_EXE_stead");
@@ -65,7 +65,7 @@ fn a_supervised_server_comes_back_after_its_binary_was_replaced_and_removed() {
 }
 
 #[test]
-fn a_server_ends_in_order_when_it_is_told_to() {
+fn a_server_shuts_down_at_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     for supervise in ["--supervise=false", "--supervise=true"] {
         let server = Server::start_with(dir.path(), &[supervise]);
@@ -81,7 +81,7 @@ fn a_server_that_does_not_end_is_killed_when_it_is_told_a_second_time() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_with(dir.path(), &[]);
     server.put("a", 1);
-    // Held like this it hears nothing.
+    // A stopped process handles no signal.
     signal(server.pid, Signal::STOP);
     signal(server.own_pid(), Signal::INT);
     let (status, stderr) = server.terminate_impatiently();
@@ -96,7 +96,7 @@ fn a_server_without_a_supervisor_ends_at_once_when_it_is_told_a_second_time() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     server.put("a", 1);
-    // An open request: the server asks for its body, waits for the rest of it, and so does its end.
+    // An open request: the server asks for its body and waits for the rest of it, which delays its end.
     let mut open = TcpStream::connect(&server.address).unwrap();
     let head = "POST /v1/call/kv/a HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\nexpect: 100-continue";
     write!(open, "{head}\r\nhost: {}\r\n\r\n", server.address).unwrap();
@@ -120,7 +120,7 @@ fn signals_within_a_second_count_as_one_and_a_stop_ends_at_its_limit() {
     for supervise in ["--supervise=false", "--supervise=true"] {
         let server = Server::start_with(dir.path(), &[supervise, "--shutdown-timeout", "300ms"]);
         server.put("a", 1);
-        // A request that never comes to its end holds the stop.
+        // A request that never ends delays the stop.
         let mut open = TcpStream::connect(&server.address).unwrap();
         let head = "POST /v1/call/kv/a HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\nexpect: 100-continue";
         write!(open, "{head}\r\nhost: {}\r\n\r\n", server.address).unwrap();
@@ -157,7 +157,7 @@ fn an_address_of_other_machines_is_refused() {
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
     let stderr = String::from_utf8_lossy(&refused.stderr);
     assert!(stderr.contains("TLS") && stderr.contains("127.0.0.1"), "{stderr}");
-    assert!(!data.exists(), "nothing is made for a server that can't be");
+    assert!(!data.exists(), "nothing is created for a server that cannot start");
 }
 
 #[test]

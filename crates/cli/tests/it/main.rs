@@ -1,6 +1,6 @@
-//! The real binary, from its arguments to its exit.
+//! Tests of the real binary, from its arguments to its exit code.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+#![allow(clippy::unwrap_used, reason = "a test ends at the first unexpected result")]
 
 mod checkpoints;
 mod command;

@@ -1,4 +1,4 @@
-//! A server under test: the real binary on a free port, and what it is asked.
+//! A server under test: the real binary on a free port, and requests to it.
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -9,10 +9,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Longer than anything here takes on a busy machine; reached only when something hangs.
+/// Longer than anything here takes on a busy machine; reached only if something hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The `stead` binary with some arguments, in an environment without variables of its own.
+/// The `stead` binary with some arguments, in an environment without variables of Stead.
 pub(crate) fn stead(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
     command.args(args).stdin(Stdio::null());
@@ -24,7 +24,7 @@ pub(crate) fn stead(args: &[&str]) -> Command {
     command
 }
 
-/// As [`stead`], with another file that is the binary.
+/// As [`stead`], with another file as the binary.
 fn stead_at(program: &Path, args: &[&str]) -> Command {
     let usual = stead(args);
     let mut command = Command::new(program);
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &[&str]) -> Output {
     stead(args).output().unwrap()
 }
 
-/// The one JSON document that a successful command printed.
+/// Parses the JSON document that a successful command printed.
 pub(crate) fn json_of(output: &Output) -> Value {
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
@@ -68,22 +68,22 @@ impl Server {
         Self::start_in(data, more, &[])
     }
 
-    /// Starts a server with variables of its own.
+    /// Starts a server with environment variables.
     pub(crate) fn start_in(data: &Path, more: &[&str], vars: &[(&str, &str)]) -> Self {
         Self::spawn(stead(&Self::arguments(data, more)).envs(vars.iter().copied()), Stdio::piped())
     }
 
-    /// Starts a server whose binary is another file.
+    /// Starts a server from another binary.
     pub(crate) fn start_at(program: &Path, data: &Path) -> Self {
         Self::spawn(&mut stead_at(program, &Self::arguments(data, &[])), Stdio::piped())
     }
 
-    /// Starts a server with another standard error than a pipe that is read.
+    /// Starts a server whose standard error is not a pipe that the test reads.
     pub(crate) fn start_with_stderr(data: &Path, more: &[&str], stderr: Stdio) -> Self {
         Self::spawn(&mut stead(&Self::arguments(data, more)), stderr)
     }
 
-    /// Starts a server by a shell that runs a command before, as `ulimit`.
+    /// Starts a server by a shell that first runs a command, such as `ulimit`.
     pub(crate) fn start_by_shell(before: &str, data: &Path, more: &[&str]) -> Self {
         let server = stead(&Self::arguments(data, more));
         let mut shell = Command::new("sh");
@@ -103,8 +103,10 @@ impl Server {
     fn spawn(command: &mut Command, stderr: Stdio) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (tell, lines) = channel();
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).all(|line| tell.send(line).is_ok()));
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())
+        });
         let stderr = child.stderr.take().map(|mut stderr| {
             std::thread::spawn(move || {
                 let mut text = String::new();
@@ -117,7 +119,7 @@ impl Server {
         server
     }
 
-    /// Waits until a server tells that it is ready, and notes who it is.
+    /// Waits until a server reports that it is ready, and notes its address and process.
     pub(crate) fn await_ready(&mut self) -> Value {
         let Ok(line) = self.lines.recv_timeout(PATIENCE) else {
             let _ = self.child.kill();
@@ -130,13 +132,13 @@ impl Server {
         ready
     }
 
-    /// The power goes: nothing is told to the server.
+    /// Kills the server without a warning, as a power failure would.
     pub(crate) fn kill(mut self) {
         signal(self.pid, Signal::KILL);
         self.wait();
     }
 
-    /// The process that was started here.
+    /// The process that this test started: the supervisor, if there is one.
     pub(crate) fn own_pid(&self) -> i32 {
         self.child.id() as i32
     }
@@ -147,7 +149,7 @@ impl Server {
         (status, self.stderr())
     }
 
-    /// Signals again and again until it has ended: only signals over a second apart are two.
+    /// Sends signals until the server has ended: only signals over a second apart count as two.
     pub(crate) fn terminate_impatiently(mut self) -> (ExitStatus, String) {
         let pid = self.own_pid();
         let begun = std::time::Instant::now();
@@ -218,7 +220,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A failed test must not leave a server behind; one that has ended is past harm.
+        // A failed test must not leave a server behind; killing one that has ended does nothing.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! The service of the workloads with much state: processes of a chosen size.
+//! The service of the workloads with a large state: processes of a chosen size.
 
 use super::callers::runtime;
 use super::failed;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use stead::{CallError, Context, Never, NoQuery, Node, Process};
 
-/// Processes that one request makes.
+/// Processes that one request creates.
 const SPREAD: u32 = 5000;
 
 /// A process whose state is mostly bytes.
@@ -20,12 +20,12 @@ pub(super) struct Block {
     body: Bytes,
 }
 
-/// What a process is told.
+/// The messages of a process.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Hold this many random bytes from now on.
+    /// Replace the body by this many random bytes.
     Touch { bytes: u32 },
-    /// Tell this to each process of a range of keys.
+    /// Send `Touch` to each process of a range of keys.
     Spread { from: u32, to: u32, bytes: u32 },
 }
 
@@ -56,7 +56,7 @@ impl Process for Block {
     }
 }
 
-/// Makes `processes` processes with `bytes` bytes of body, and waits until all have handled their message.
+/// Creates `processes` processes with `bytes` bytes of body, and waits until all have handled their message.
 pub(super) fn populate(node: &Node, processes: u32, bytes: u32) -> Result<(), Failure> {
     const AT_A_TIME: u32 = 4;
     let runtime = runtime()?;
@@ -87,7 +87,7 @@ pub(super) fn populate(node: &Node, processes: u32, bytes: u32) -> Result<(), Fa
     wait("the last acknowledgements", || node.status().shards.iter().all(|shard| shard.outbox_messages == 0))
 }
 
-/// Bytes that are stored as such, not as an array of numbers.
+/// Bytes that are encoded as such, not as an array of numbers.
 #[derive(Default)]
 struct Bytes(Vec<u8>);
 

@@ -1,4 +1,4 @@
-//! Closed-loop callers: each has one call open at a time.
+//! Closed-loop callers: each has one open call at a time.
 
 use super::failed;
 use crate::failure::Failure;
@@ -7,10 +7,10 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 
-/// What callers have met.
+/// Results of the callers.
 pub(super) struct Calls {
     pub(super) seconds: f64,
-    /// Of each call, sorted.
+    /// Latency of each call, sorted.
     pub(super) micros: Vec<u32>,
 }
 
@@ -20,12 +20,12 @@ impl Calls {
     }
 }
 
-/// A runtime on the thread that runs it.
+/// Returns a runtime that runs on the current thread.
 pub(super) fn runtime() -> Result<Runtime, Failure> {
     Builder::new_current_thread().enable_all().build().map_err(|error| failed("make a runtime")(&error))
 }
 
-/// Lets async callers call for a time, all on this thread.
+/// Lets async callers call for `time`, all on this thread.
 pub(super) fn drive<C, F, E>(callers: u32, time: Duration, call: C) -> Result<Calls, Failure>
 where
     C: Fn() -> F + Clone + Send + 'static,

@@ -1,4 +1,4 @@
-//! What checkpoints of much state cost: throughput and latency with and without, bytes, compaction included.
+//! Cost of checkpoints of a large state: throughput and latency with and without, and bytes written.
 
 use super::block::{self, Block, Request};
 use super::callers::{Calls, drive, runtime};
@@ -13,16 +13,16 @@ use stead::{CallError, CheckpointOptions, Never, Node, ServiceOptions};
 
 const WORKLOAD: &str = "checkpoint";
 const SHARDS: u32 = 64;
-/// With its names, version and counter, a process of this body stores 1,000 bytes.
+/// Body of a process that stores 1,000 bytes, with its names, version and counter.
 pub(super) const BODY: u32 = 975;
-/// Checkpoints of the measurement of bytes.
+/// Checkpoints taken to measure the written bytes.
 const CHECKPOINTS: u32 = 20;
-/// One process of this many changes between two of them.
+/// Between two checkpoints, one process of this many changes.
 const CHANGED: u32 = 100;
-/// Callers that change processes meanwhile.
+/// Callers that change processes during the measurement.
 const CALLERS: u32 = 256;
 const EACH_SECOND: Option<Duration> = Some(Duration::from_secs(1));
-/// As near to one at once as an interval can be.
+/// Shortest interval between checkpoints: the next one begins at once.
 const AT_ONCE: Option<Duration> = Some(Duration::from_millis(10));
 
 pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> {
@@ -39,14 +39,14 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     let begun = Instant::now();
     one(&node)?;
     report.add(WORKLOAD, "first checkpoint, of everything", "s", &[begun.elapsed().as_secs_f64()], None);
-    // First, so that no merge is counted here that the load of the other measurement has caused.
+    // Runs first, so that it counts no merge that the load of the other measurement causes.
     bytes(args, &node, state_bytes, report)?;
     side_by_side(args, &node, report)?;
     node.shutdown();
     Ok(())
 }
 
-/// Takes one checkpoint, without the services' checks, which read all of it.
+/// Takes one checkpoint without the services' checks, which would read the whole state.
 pub(super) fn one(node: &Node) -> Result<(), Failure> {
     quiet(node)?;
     let before = node.metrics().checkpoints;
@@ -58,7 +58,7 @@ pub(super) fn one(node: &Node) -> Result<(), Failure> {
     wait("a checkpoint", || node.metrics().checkpoints > before)
 }
 
-/// No more checkpoints, and none under way.
+/// Stops further checkpoints, and waits for the end of the running one.
 fn quiet(node: &Node) -> Result<(), Failure> {
     node.set_checkpoint_interval(None);
     wait("the end of a checkpoint", || node.status().checkpoint_running.is_none())
@@ -75,7 +75,7 @@ fn side_by_side(args: &BenchArgs, node: &Node, report: &mut Report) -> Result<()
         let used = usage::process_seconds();
         let calm = load(args, node, args.round())?;
         cost_without.push((usage::process_seconds() - used) * 1e6 / calm.micros.len() as f64);
-        // What the calm round has changed is no part of what a checkpoint each second costs.
+        // Changes of the round without checkpoints do not count for the round with one each second.
         one(node)?;
         let before = node.metrics().checkpoints;
         node.set_checkpoint_interval(EACH_SECOND);
@@ -106,7 +106,7 @@ fn side_by_side(args: &BenchArgs, node: &Node, report: &mut Report) -> Result<()
     Ok(())
 }
 
-/// Callers that change random processes.
+/// Runs callers that change random processes.
 fn load(args: &BenchArgs, node: &Node, time: Duration) -> Result<Calls, Failure> {
     let (client, processes) = (node.client(), args.processes);
     drive(CALLERS, time, move || {
@@ -115,7 +115,7 @@ fn load(args: &BenchArgs, node: &Node, time: Duration) -> Result<Calls, Failure>
     })
 }
 
-/// Bytes that checkpoints and compaction write when a share of the processes changes between each two.
+/// Measures the bytes that checkpoints and compaction write when a share of the processes changes before each.
 fn bytes(args: &BenchArgs, node: &Node, state_bytes: u64, report: &mut Report) -> Result<(), Failure> {
     let settled = settled_bytes(node)?;
     let mut durations = Vec::new();
@@ -130,7 +130,7 @@ fn bytes(args: &BenchArgs, node: &Node, state_bytes: u64, report: &mut Report) -
     report.add(WORKLOAD, "checkpoint after 1 % changed", "s", &durations, None);
     report.add(
         WORKLOAD,
-        format!("written for each of {CHECKPOINTS}, compaction counted, of the state"),
+        format!("written for each of {CHECKPOINTS}, with compaction, of the state"),
         "%",
         &[share],
         Some(Goal::AtMost(3.0)),
@@ -138,7 +138,7 @@ fn bytes(args: &BenchArgs, node: &Node, state_bytes: u64, report: &mut Report) -
     Ok(())
 }
 
-/// Changes one of [`CHANGED`] processes, at random, each once.
+/// Changes one random process of each [`CHANGED`], once.
 fn change(args: &BenchArgs, node: &Node) -> Result<(), Failure> {
     let mut keys = HashSet::new();
     while keys.len() < (args.processes / CHANGED) as usize {
@@ -167,7 +167,7 @@ fn change(args: &BenchArgs, node: &Node) -> Result<(), Failure> {
     })
 }
 
-/// The bytes written for checkpoints, once compaction has come to rest.
+/// Returns the bytes written for checkpoints once compaction has ended.
 fn settled_bytes(node: &Node) -> Result<u64, Failure> {
     let mut last = (node.metrics().checkpoint_bytes, Instant::now());
     wait("the end of the compaction", || {

@@ -1,11 +1,11 @@
-//! What was measured, beside the goals.
+//! The measured figures and their goals.
 
 use crate::failure::Failure;
 use crate::output::{self, Table};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// What a figure should be.
+/// The goal of a figure.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Goal {
@@ -27,7 +27,7 @@ pub(super) struct Figure {
     met: Option<bool>,
 }
 
-/// All that a run measured.
+/// All figures of a run.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
     machine: Map<String, Value>,
@@ -35,7 +35,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Tells something about the machine that is no number.
+    /// Adds a property of the machine that is not a number.
     pub(super) fn fact(&mut self, name: &str, value: impl Into<Value>) {
         self.machine.insert(name.to_owned(), value.into());
     }
@@ -43,7 +43,7 @@ impl Report {
     /// Adds a figure of one or more rounds.
     ///
     /// # Panics
-    /// Without a sample.
+    /// If there are no samples.
     pub(super) fn add(
         &mut self,
         workload: &'static str,
@@ -103,19 +103,19 @@ impl Report {
     }
 }
 
-/// The middle of sorted samples.
+/// Returns the median of sorted samples.
 pub(super) fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
 }
 
-/// A share of sorted samples from below, 0.0 to 1.0; 0 without any.
+/// Returns a quantile of sorted samples, 0.0 to 1.0; 0 without samples.
 pub(super) fn quantile(sorted: &[u32], share: f64) -> f64 {
     let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
     sorted.get(at).map_or(0.0, |&sample| f64::from(sample))
 }
 
-/// A number with as many digits as say something.
+/// Formats a number with as many digits as are significant.
 fn short(value: f64) -> String {
     match value.abs() {
         large if large >= 1000.0 => {

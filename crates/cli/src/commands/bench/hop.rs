@@ -1,4 +1,4 @@
-//! The service of the workload `messages`: each message makes its process send one on to another.
+//! The service of the workload `messages`: each message makes its process send one to another process.
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -10,7 +10,7 @@ use stead::{Context, Never, Process, QueryContext};
 /// Processes of the workload.
 pub(super) const PROCESSES: u32 = 100_000;
 
-/// With these bytes a stored process has 100: version, names and counter included.
+/// Filling with which a stored process has 100 bytes, including version, names and counter.
 const FILLING: usize = 74;
 
 /// A process that counts what it receives.
@@ -20,16 +20,16 @@ pub(super) struct Hop {
     filling: Filling,
 }
 
-/// What a process is told.
+/// The messages of a process.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Request {
     /// Send this many messages to random processes; not counted.
     Begin(u32),
-    /// Count it and send one on.
+    /// Count this message and send one to a random process.
     Hop,
 }
 
-/// What a process can be asked.
+/// The queries of a process.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Query {
     Received,
@@ -70,10 +70,10 @@ impl Process for Hop {
     }
 }
 
-/// Set: messages end where they arrive.
+/// When set, a message is counted but sends no other.
 pub(super) static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// A counter on a cache line of its own: workers that shared one would slow each other.
+/// A counter on a cache line of its own: workers that share one slow each other down.
 #[repr(align(128))]
 struct Padded(AtomicU64);
 
@@ -84,7 +84,7 @@ thread_local! {
     static MINE: Cell<Option<&'static AtomicU64>> = const { Cell::new(None) };
 }
 
-/// Counts one message, or whatever a workload counts, in this process.
+/// Counts one message, or another unit of a workload, in this process.
 pub(super) fn count() {
     let mine = MINE.get().unwrap_or_else(|| {
         let mine = &COUNTERS[THREADS.fetch_add(1, Ordering::Relaxed) % COUNTERS.len()].0;
@@ -94,12 +94,12 @@ pub(super) fn count() {
     mine.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What all threads of this process have counted.
+/// Returns the count of all threads of this process.
 pub(super) fn counted() -> u64 {
     COUNTERS.iter().map(|counter| counter.0.load(Ordering::Relaxed)).sum()
 }
 
-/// Bytes that only take room; stored as such, not as an array of numbers.
+/// Bytes that only take up space; encoded as such, not as an array of numbers.
 struct Filling([u8; FILLING]);
 
 impl Default for Filling {

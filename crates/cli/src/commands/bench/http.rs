@@ -12,7 +12,7 @@ use stead::{Node, ServiceOptions};
 use stead_gateway::http::{self, Limits};
 
 const WORKLOAD: &str = "http";
-/// As `stead start` has.
+/// Shards of `kv`, the same number as in `stead start`.
 const SHARDS: u32 = 16;
 
 pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> {
@@ -62,7 +62,7 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Runs this program as `stead bench` with arguments, and reads the one JSON value that it prints.
+/// Runs this program as `stead bench` with arguments, and reads the JSON value that it prints.
 pub(super) fn child<T: DeserializeOwned>(arguments: &[&str]) -> Result<T, Failure> {
     let child = Command::new(stead_gateway::program::path())
         .arg("bench")

@@ -1,5 +1,5 @@
-//! The load on an HTTP server: connections that each keep one call open. Runs in a child process, for its work is not
-//! the server's.
+//! The load on an HTTP server: connections that each keep one call open. It runs in a child process, so that its work
+//! is not measured as the server's.
 
 use super::callers::runtime;
 use super::figures::quantile;
@@ -14,16 +14,16 @@ use tokio::net::TcpStream;
 
 /// Keys that are written.
 const KEYS: u32 = 100_000;
-/// A response is far smaller.
+/// Upper bound of a response's size; actual ones are far smaller.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
 
-/// What a load has met.
+/// Results of a load.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Answers {
     pub(super) seconds: f64,
     /// Calls answered 200.
     pub(super) answered: u64,
-    /// Other answers.
+    /// Calls answered with another status.
     pub(super) refused: u64,
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
@@ -92,7 +92,7 @@ fn write_call(request: &mut String, key: u32, value: u32) {
     };
     let text = std::str::from_utf8(body).unwrap_or_default();
     request.clear();
-    // Writing to a string can't fail.
+    // Writing to a string cannot fail.
     let _ = write!(
         request,
         "POST /v1/call/kv/k{key} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}",
@@ -100,7 +100,7 @@ fn write_call(request: &mut String, key: u32, value: u32) {
     );
 }
 
-/// Bytes of the response that begins here, once its head is whole.
+/// Returns the length of the response at the start of the bytes, once its head is complete.
 fn response_length(response: &[u8]) -> Option<usize> {
     let head = response.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
     let lines = response[..head].split(|&byte| byte == b'\n');

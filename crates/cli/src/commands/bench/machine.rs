@@ -1,4 +1,4 @@
-//! What the machine can do: the bounds of everything else.
+//! Limits of the machine, which bound all other figures.
 
 use super::figures::Report;
 use super::room::Room;
@@ -16,7 +16,7 @@ const WORKLOAD: &str = "machine";
 /// Bytes of the file that is written, synced and read.
 pub(super) const FILE_BYTES: usize = 1 << 30;
 const PIECE_BYTES: usize = 1 << 20;
-/// More than any cache holds.
+/// Larger than any cache.
 const MEMORY_BYTES: usize = 256 << 20;
 
 pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> {
@@ -42,7 +42,7 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Overwrites a filled file from its beginning to its end and syncs each write, as the log does.
+/// Overwrites a filled file from beginning to end and syncs each write, as the log does.
 pub(super) fn fsync_millis(dir: &Path, bytes: usize, time: Duration) -> Result<Vec<f64>, Failure> {
     let path = dir.join("fsync");
     let io = |error| failed("sync a file")(&error);
@@ -65,7 +65,7 @@ pub(super) fn fsync_millis(dir: &Path, bytes: usize, time: Duration) -> Result<V
     Ok(millis)
 }
 
-/// Writes a file of [`FILE_BYTES`]; MB/s.
+/// Writes a file of [`FILE_BYTES`]; returns MB/s.
 pub(super) fn write_speed(path: &Path) -> Result<f64, Failure> {
     let io = |error| failed("write a file")(&error);
     let mut piece = vec![0; PIECE_BYTES];
@@ -79,7 +79,7 @@ pub(super) fn write_speed(path: &Path) -> Result<f64, Failure> {
     Ok(FILE_BYTES as f64 / start.elapsed().as_secs_f64() / 1e6)
 }
 
-/// Reads a file with a cold cache; MB/s.
+/// Reads a file with a cold cache; returns MB/s.
 pub(super) fn read_speed(path: &Path) -> Result<f64, Failure> {
     let io = |error| failed("read a file")(&error);
     drop_cache(path)?;
@@ -95,9 +95,9 @@ pub(super) fn read_speed(path: &Path) -> Result<f64, Failure> {
     }
 }
 
-/// Makes the cache forget a file, or all files of a directory and below it.
+/// Drops a file, or all files below a directory, from the page cache.
 pub(super) fn drop_cache(path: &Path) -> Result<(), Failure> {
-    // As root the whole cache goes, directories included.
+    // Root can drop the whole cache, directories included.
     if let Ok(mut control) = OpenOptions::new().write(true).open("/proc/sys/vm/drop_caches")
         && control.write_all(b"3").is_ok()
     {
@@ -114,7 +114,7 @@ pub(super) fn drop_cache(path: &Path) -> Result<(), Failure> {
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(|error| io(error.into()))
 }
 
-/// GB/s of copies from memory to memory, each byte counted once.
+/// Returns GB/s of copies from memory to memory; each byte counts once.
 fn copy_speeds() -> Vec<f64> {
     let from = vec![1u8; MEMORY_BYTES];
     let mut to = vec![0u8; MEMORY_BYTES];
@@ -127,7 +127,7 @@ fn copy_speeds() -> Vec<f64> {
     (0..9).map(|_| copy(&mut to)).collect()
 }
 
-/// Microseconds from a byte sent to its echo, both ends blocking.
+/// Returns the microseconds from sending a byte to receiving its echo; both ends block.
 fn loopback_micros(time: Duration) -> Result<Vec<f64>, Failure> {
     let io = |error| failed("use the loopback")(&error);
     let listener = TcpListener::bind("127.0.0.1:0").map_err(io)?;
@@ -137,7 +137,7 @@ fn loopback_micros(time: Duration) -> Result<Vec<f64>, Failure> {
     far.set_nodelay(true).map_err(io)?;
     let echo = std::thread::spawn(move || {
         let mut byte = [0];
-        // Ends when the near end is closed.
+        // Ends when the other end is closed.
         while far.read_exact(&mut byte).and_then(|()| far.write_all(&byte)).is_ok() {}
     });
     let mut micros = Vec::new();

@@ -15,12 +15,12 @@ use stead::{CheckpointOptions, Node, ServiceOptions};
 const WORKLOAD: &str = "memory";
 const SHARDS: u32 = 64;
 const PROCESSES: u32 = 1_000_000;
-/// With its names, version and counter, a process of this body stores 100 bytes.
+/// Body of a process that stores 100 bytes, with its names, version and counter.
 const BODY: u32 = 77;
-/// How long the node rests before its memory is read: allocators give back late.
+/// Rest before the memory of the node is read: allocators return memory late.
 const REST: Duration = Duration::from_secs(2);
 
-/// What a process used.
+/// Memory use of a process.
 #[derive(Debug, Serialize, Deserialize)]
 struct Memory {
     /// Before the node was opened.

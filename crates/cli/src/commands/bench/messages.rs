@@ -12,9 +12,9 @@ use stead::{CheckpointOptions, Client, Node, ServiceOptions};
 
 const WORKLOAD: &str = "messages";
 const SHARDS: u32 = 64;
-/// Processes that set the first messages on their way.
+/// Processes that send the first messages.
 const BEGINNERS: u32 = 256;
-/// Messages before the first round, for each process: so that each has its state, and the log its segments.
+/// Messages of each process before the first round: every process then has its state, and the log its segments.
 const WARM_UP: u64 = 20;
 /// Longest wait for the warm-up, and for the last messages to arrive.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,14 +86,14 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Waits for something that another thread brings about.
+/// Waits until another thread has made the condition true.
 pub(super) fn wait(what: &str, mut is_done: impl FnMut() -> bool) -> Result<(), Failure> {
     let until = Instant::now() + PATIENCE;
     while !is_done() {
         if Instant::now() > until {
             return Err(Failure::new(
                 Exit::Failed,
-                format!("the measurement failed: {what} did not come within {} s", PATIENCE.as_secs()),
+                format!("the measurement failed: {what} took more than {} s", PATIENCE.as_secs()),
             ));
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -101,7 +101,7 @@ pub(super) fn wait(what: &str, mut is_done: impl FnMut() -> bool) -> Result<(), 
     Ok(())
 }
 
-/// What all processes have received, as their committed state tells it.
+/// Sums what all processes have received, according to their committed state.
 fn received(client: &Client) -> Result<u64, Failure> {
     const AT_A_TIME: u32 = 64;
     let runtime = runtime()?;

@@ -1,7 +1,7 @@
 //! `stead bench`: measures this machine, and Stead on it.
 //!
-//! Each workload runs rounds on one node in a directory of its own, which is removed at the end. What needs a fresh
-//! process (memory, a cold start, the load on HTTP) runs in a child of this program.
+//! Each workload runs rounds on one node in a directory of its own, which is removed at the end. Measurements that need
+//! a fresh process (memory, a cold start, the load on HTTP) run in a child of this program.
 
 mod block;
 mod callers;
@@ -31,10 +31,10 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  stead bench messages\n  stead bench all --rounds 5 --json > figures.json\n\n\
-    The whole takes about 6 minutes and 8 GB of disk. Run it on an idle machine, from a release build."
+    All workloads take about 6 minutes and 8 GB of disk. Run it on an idle machine, from a release build."
 )]
 pub(crate) struct BenchArgs {
-    /// What to measure
+    /// Workload to measure
     #[arg(value_enum, default_value_t = Workload::All)]
     workload: Workload,
     /// Rounds of each measurement: the report has the median, the least and the greatest
@@ -58,12 +58,12 @@ pub(crate) struct BenchArgs {
     /// Processes of 1 KB of state of the workloads `checkpoint` and `restart`
     #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
     processes: u32,
-    /// The server that a child process loads
+    /// Address of the server that a child process loads
     #[arg(long, hide = true, value_name = "IP:PORT")]
     address: Option<SocketAddr>,
 }
 
-/// What can be measured.
+/// The workloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Workload {
     /// Everything
@@ -76,7 +76,7 @@ enum Workload {
     Requests,
     /// Answered calls over HTTP
     Http,
-    /// What checkpoints of 1 GB of state cost
+    /// Cost of checkpoints of 1 GB of state
     Checkpoint,
     /// Starting with 1 GB of state and a cold cache
     Restart,
@@ -133,7 +133,7 @@ fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
         (Workload::Restart, restart::run),
         (Workload::Memory, memory::run),
     ];
-    // The machine's figures belong beside every other: of the same run.
+    // The figures of the machine must be of the same run as all others.
     machine::run(args, &mut report)?;
     for (workload, run) in all {
         if args.workload == workload || args.workload == Workload::All {
@@ -144,7 +144,7 @@ fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
     if json { output::json(&report) } else { report.print() }
 }
 
-/// What went wrong in a measurement.
+/// Returns a function that makes a failed measurement out of its cause.
 fn failed(what: &str) -> impl FnOnce(&dyn std::fmt::Display) -> Failure + use<'_> {
     move |cause| Failure::new(Exit::Failed, format!("the measurement failed: cannot {what}")).cause(cause)
 }

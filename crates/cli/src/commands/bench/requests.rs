@@ -1,4 +1,4 @@
-//! Answered requests of callers in the same process, every entry synced: many async callers, and one that blocks.
+//! Answered requests of callers in the same process, every entry synced: many async callers, and one blocking caller.
 
 use super::callers::{Calls, drive};
 use super::figures::{Goal, Report, median, quantile};
@@ -84,7 +84,7 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Async callers of random processes.
+/// Runs async callers of random processes.
 fn many(client: &Client, callers: u32, time: Duration) -> Result<Calls, Failure> {
     let client = client.clone();
     drive(callers, time, move || {
@@ -93,7 +93,7 @@ fn many(client: &Client, callers: u32, time: Duration) -> Result<Calls, Failure>
     })
 }
 
-/// One caller that blocks; gives its sorted latencies in microseconds.
+/// Runs one blocking caller; returns its sorted latencies in microseconds.
 fn one(node: &Node, time: Duration) -> Result<Vec<u32>, Failure> {
     let client = node.blocking_client();
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Starting with much state and a cold cache, beside what the disk can read.
+//! Starting with a large state and a cold cache, compared with the disk's read speed.
 
 use super::block::{self, Block};
 use super::checkpoint::{BODY, one};
@@ -15,7 +15,7 @@ use stead::{CheckpointOptions, Node, ServiceOptions};
 const WORKLOAD: &str = "restart";
 const SHARDS: u32 = 64;
 
-/// How a start went.
+/// Figures of a start.
 #[derive(Debug, Serialize, Deserialize)]
 struct Start {
     seconds: f64,
@@ -35,7 +35,7 @@ pub(super) fn run_child(args: &BenchArgs) -> Result<(), Failure> {
     let path = args.data.as_ref().ok_or_else(|| Failure::new(Exit::Usage, "--data is missing"))?;
     let node = open(path)?;
     let recovery = *node.recovery();
-    // As a crash: what is read next time is what was read now.
+    // Killed, so that the next start reads the same as this one.
     node.kill();
     output::json(&Start {
         seconds: recovery.duration.as_secs_f64(),

@@ -6,9 +6,9 @@ use crate::{output, stop};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The rooms that there are.
+/// The directories in use.
 static ROOMS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-/// How often a directory is removed in which somebody still makes files.
+/// Attempts to remove a directory in which other threads still create files.
 const ATTEMPTS: u32 = 100;
 
 fn lock() -> MutexGuard<'static, Vec<PathBuf>> {
@@ -21,7 +21,7 @@ pub(super) struct Room(tempfile::TempDir);
 impl Room {
     pub(super) fn new(args: &BenchArgs) -> Result<Self, Failure> {
         let parent = args.parent();
-        // Held all along: a directory that is not listed yet would stay.
+        // Held throughout: a directory that is not listed yet would be left behind.
         let mut rooms = lock();
         let made = tempfile::Builder::new().prefix("stead-bench-").tempdir_in(&parent);
         let made = made.map_err(|error| {
@@ -33,7 +33,7 @@ impl Room {
         Ok(Self(made))
     }
 
-    /// Removes all rooms although they are in use, and ends the program.
+    /// Removes all directories although they are in use, and ends the program.
     pub(super) fn remove_all() -> ! {
         let rooms = lock();
         for room in &*rooms {
@@ -45,7 +45,7 @@ impl Room {
         stop::exit()
     }
 
-    /// Doesn't return once [`Room::remove_all`] has begun: what fails then fails because of it.
+    /// Blocks forever once [`Room::remove_all`] has begun: errors after that are its consequence.
     pub(super) fn await_end() {
         drop(lock());
     }

@@ -1,4 +1,4 @@
-//! What this process uses: processor time by thread, memory.
+//! Resource use of this process: processor time by thread, memory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ pub(super) fn threads() -> BTreeMap<String, f64> {
     by_name
 }
 
-/// The name and the processor seconds in a line of `/proc/…/stat`.
+/// Parses the name and the processor seconds out of a line of `/proc/…/stat`.
 fn parse_stat(stat: &str) -> Option<(String, f64)> {
     let (head, rest) = stat.rsplit_once(')')?;
     let name = head.split_once('(')?.1.to_owned();
@@ -29,7 +29,7 @@ fn parse_stat(stat: &str) -> Option<(String, f64)> {
     Some((name, (user + system) / TICKS))
 }
 
-/// The seconds of each thread since an earlier look, over the count of what was done meanwhile, in nanoseconds.
+/// Returns the seconds of each thread since an earlier look over the count of operations since then, in nanoseconds.
 pub(super) fn nanos_each(
     before: &BTreeMap<String, f64>,
     after: &BTreeMap<String, f64>,
@@ -42,7 +42,7 @@ pub(super) fn nanos_each(
     after.iter().map(used).collect()
 }
 
-/// Processor seconds of this process, threads that have ended included.
+/// Returns the processor seconds of this process, including threads that have ended.
 pub(super) fn process_seconds() -> f64 {
     fs::read_to_string("/proc/self/stat")
         .ok()
@@ -50,7 +50,7 @@ pub(super) fn process_seconds() -> f64 {
         .map_or(0.0, |(_, used)| used)
 }
 
-/// This process's memory that is in use, in bytes.
+/// Returns the resident memory of this process, in bytes.
 pub(super) fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

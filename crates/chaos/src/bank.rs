@@ -1,4 +1,4 @@
-//! The bank under kills: the application, and the client that holds it to its answers.
+//! The bank under kills: the application, and a client that checks it against its answers.
 
 use crate::Run;
 use crate::account::{Account, Refused, Request};
@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use stead::{BlockingClient, CallError, CheckpointOptions, Node, ServiceOptions};
 use stead_flights::conductor::Executioner;
 use stead_flights::life::Life;
-use stead_flights::pool::{Clerks, Ticker, say};
+use stead_flights::pool::{Clerks, Ticker, report};
 
 const ACCOUNTS: u32 = 64;
 const PAID_IN: u64 = 1000;
 const AMOUNT_MAX: u64 = 100;
-/// Transfers that are under way at a time.
+/// Transfers that are in flight at a time.
 const WINDOW: usize = 32;
-/// One of so many asks for a transfer that was answered already.
+/// One of this many requests repeats one that was answered already.
 const AGAIN_ONE_IN: u64 = 8;
 const CLERKS: usize = 16;
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(150);
@@ -32,19 +32,19 @@ struct Open {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Ask {
-    /// A request under an idempotency key of its own: its number.
+    /// Perform a request, whose number is also its idempotency key.
     Do {
         number: u64,
         account: u32,
         request: Request,
     },
-    /// All balances, once nothing is on its way.
+    /// Report all balances once no message is in flight.
     Balances,
     Stop,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Said {
+enum Report {
     Ready,
     Done { number: u64, answer: Result<u64, Refused> },
     Undone { number: u64, reason: String },
@@ -54,7 +54,7 @@ enum Said {
     Trouble { reason: String },
 }
 
-/// The bank, told over standard input what to do.
+/// Runs the bank, which reads its commands from standard input.
 pub(crate) fn serve() -> Result<(), String> {
     let mut lines = io::stdin().lock().lines();
     let Some(Ok(open)) = lines.next() else { return Ok(()) };
@@ -65,7 +65,7 @@ pub(crate) fn serve() -> Result<(), String> {
         .checkpoints(CheckpointOptions { interval: None, ..CheckpointOptions::default() })
         .open()
         .map_err(|error| error.to_string())?;
-    say(&Said::Ready);
+    report(&Report::Ready);
     let client = node.blocking_client();
     let clerks =
         Clerks::start(CLERKS, move |(number, account, request)| answer(&client, number, account, request));
@@ -77,9 +77,9 @@ pub(crate) fn serve() -> Result<(), String> {
         let line = line.map_err(|error| error.to_string())?;
         match serde_json::from_str(&line).map_err(|error| error.to_string())? {
             Ask::Do { number, account, request } => clerks.serve((number, account, request)),
-            Ask::Balances => say(&match balances(&node) {
-                Ok(balances) => Said::Balances(balances),
-                Err(reason) => Said::Trouble { reason },
+            Ask::Balances => report(&match balances(&node) {
+                Ok(balances) => Report::Balances(balances),
+                Err(reason) => Report::Trouble { reason },
             }),
             Ask::Stop => break,
         }
@@ -90,32 +90,32 @@ pub(crate) fn serve() -> Result<(), String> {
 }
 
 fn answer(client: &BlockingClient, number: u64, account: u32, request: Request) {
-    say(&match client.call_idempotent::<Account>(&account, &number.to_be_bytes(), request) {
-        Ok(balance) => Said::Done { number, answer: Ok(balance) },
-        Err(CallError::Process(refused)) => Said::Done { number, answer: Err(refused) },
-        Err(CallError::Raw(error)) => Said::Undone { number, reason: error.to_string() },
+    report(&match client.call_idempotent::<Account>(&account, &number.to_be_bytes(), request) {
+        Ok(balance) => Report::Done { number, answer: Ok(balance) },
+        Err(CallError::Process(refused)) => Report::Done { number, answer: Err(refused) },
+        Err(CallError::Raw(error)) => Report::Undone { number, reason: error.to_string() },
     });
 }
 
 fn take_checkpoint(node: &Node) {
-    say(&match node.checkpoint_blocking() {
-        Ok(report) => Said::Checkpoint {
+    report(&match node.checkpoint_blocking() {
+        Ok(report) => Report::Checkpoint {
             failed_checks: report.failed_checks.into_iter().map(|check| check.reason).collect(),
         },
-        Err(error) => Said::CheckpointFailed { reason: error.to_string() },
+        Err(error) => Report::CheckpointFailed { reason: error.to_string() },
     });
 }
 
 fn balances(node: &Node) -> Result<Vec<u64>, String> {
     let until = Instant::now() + SILENCE_MAX / 2;
     let mut quiet = 0;
-    // Shards are looked at one after the other: a few quiet looks in a row show that nothing is on its way.
+    // Shards are looked at one after the other: only several quiet looks in a row show that no message is in flight.
     while quiet < 3 {
         let on_the_way: u64 =
             node.status().shards.iter().map(|shard| shard.outbox_messages + shard.waiting).sum();
         quiet = if on_the_way == 0 { quiet + 1 } else { 0 };
         if Instant::now() > until {
-            return Err(format!("{on_the_way} messages are still on their way"));
+            return Err(format!("{on_the_way} messages are still in flight"));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -125,7 +125,7 @@ fn balances(node: &Node) -> Result<Vec<u64>, String> {
         .collect()
 }
 
-/// What the client knows.
+/// The client: its requests, and the answers so far.
 struct Client {
     rng: fastrand::Rng,
     requests: Vec<(u32, Request)>,
@@ -154,7 +154,7 @@ impl Client {
         }
     }
 
-    /// A new request, or now and then one that was answered already.
+    /// Returns a new request, or occasionally one that was answered already.
     fn next(&mut self) -> u64 {
         if self.rng.u64(..AGAIN_ONE_IN) == 0 {
             return self.rng.u64(..self.requests.len() as u64);
@@ -167,35 +167,35 @@ impl Client {
         number
     }
 
-    fn ask(&self, bank: &mut Life<Said>, number: u64) {
+    fn ask(&self, bank: &mut Life<Report>, number: u64) {
         let (account, request) = self.requests[number as usize].clone();
-        bank.tell(&Ask::Do { number, account, request });
+        bank.send(&Ask::Do { number, account, request });
     }
 
-    /// Takes in what the bank said; true if it was an answer.
-    fn take(&mut self, said: Said) -> Result<bool, String> {
-        match said {
-            Said::Done { number, answer } => {
+    /// Handles a report of the bank; returns true if it was an answer.
+    fn take(&mut self, report: Report) -> Result<bool, String> {
+        match report {
+            Report::Done { number, answer } => {
                 self.answered += 1;
                 self.waiting.remove(&number);
                 let first = self.answers.entry(number).or_insert_with(|| answer.clone());
                 self.contradicted += u64::from(*first != answer);
                 return Ok(true);
             }
-            Said::Checkpoint { failed_checks } => {
+            Report::Checkpoint { failed_checks } => {
                 self.checks += 1;
                 self.failed_checks.extend(failed_checks);
             }
-            Said::CheckpointFailed { reason } => *self.checkpoints_failed.entry(reason).or_default() += 1,
-            // It asks again in the next life.
-            Said::Undone { .. } => return Ok(true),
-            Said::Trouble { reason } => return Err(reason),
-            Said::Ready | Said::Balances(_) => {}
+            Report::CheckpointFailed { reason } => *self.checkpoints_failed.entry(reason).or_default() += 1,
+            // It is asked again in the next life.
+            Report::Undone { .. } => return Ok(true),
+            Report::Trouble { reason } => return Err(reason),
+            Report::Ready | Report::Balances(_) => {}
         }
         Ok(false)
     }
 
-    /// What should be on the accounts, by the answers alone; below 0 only if one of them is wrong.
+    /// Returns the balances according to the answers alone; a negative one shows that an answer is wrong.
     fn balances(&self) -> Vec<i64> {
         let mut balances = vec![0i64; ACCOUNTS as usize];
         for (number, answer) in &self.answers {
@@ -215,19 +215,19 @@ impl Client {
     }
 }
 
-/// Kills the bank, compares, and tells whether all holds.
+/// Kills the bank repeatedly, compares, and returns whether every guarantee holds.
 pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bool, Box<dyn Error>> {
     let mut client = Client::new(run.seed);
     let mut ready = 0;
     for kill in 1..=run.kills {
         let mut bank = start(run, kill)?;
         let wait = run.life_max.mul_f64(client.rng.f64());
-        // One in four is killed wherever it is then, in its recovery perhaps.
+        // One in four is killed at a time from its start, which may be during its recovery.
         let until = if client.rng.u8(..4) == 0 { Ok(bank.started + wait) } else { Err(wait) };
         ready += u32::from(live(&mut client, &mut bank, until)?);
         executioner.end(&mut || bank.kill())?;
-        for said in bank.last_words() {
-            client.take(said)?;
+        for report in bank.remaining() {
+            client.take(report)?;
         }
         if kill % 50 == 0 {
             println!("{kill} kills");
@@ -235,25 +235,25 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
     }
     let mut bank = start(run, run.kills + 1)?;
     let balances = finish(&mut client, &mut bank)?;
-    Ok(tell(&client, run.kills, ready, &balances))
+    Ok(print_result(&client, run.kills, ready, &balances))
 }
 
-fn start(run: &Run<'_>, life: u32) -> Result<Life<Said>, Box<dyn Error>> {
+fn start(run: &Run<'_>, life: u32) -> Result<Life<Report>, Box<dyn Error>> {
     let open = Open { data: run.data_dir.join("bank") };
     Ok(Life::start(&run.command("bank-child"), &open, &run.dir.join(format!("stderr-{life}")))?)
 }
 
-/// Lets it live until a moment, or for a time from when it is ready. True if it got as far as to take requests.
+/// Lets the bank run until a moment, or for a time from when it is ready. Returns whether it became ready.
 fn live(
     client: &mut Client,
-    bank: &mut Life<Said>,
+    bank: &mut Life<Report>,
     until: Result<Instant, Duration>,
 ) -> Result<bool, Box<dyn Error>> {
     let mut ready = false;
     let mut end = until.unwrap_or(bank.started + SILENCE_MAX);
-    while let Some(said) = bank.hear(end)? {
-        let asks = match said {
-            Said::Ready => {
+    while let Some(report) = bank.receive(end)? {
+        let asks = match report {
+            Report::Ready => {
                 ready = true;
                 end = until.unwrap_or_else(|wait| Instant::now() + wait);
                 for number in &client.waiting {
@@ -261,7 +261,7 @@ fn live(
                 }
                 WINDOW.saturating_sub(client.waiting.len())
             }
-            said => usize::from(client.take(said)?),
+            report => usize::from(client.take(report)?),
         };
         for _ in 0..asks {
             let number = client.next();
@@ -274,34 +274,34 @@ fn live(
     }
 }
 
-fn finish(client: &mut Client, bank: &mut Life<Said>) -> Result<Vec<u64>, Box<dyn Error>> {
+fn finish(client: &mut Client, bank: &mut Life<Report>) -> Result<Vec<u64>, Box<dyn Error>> {
     loop {
-        let said = bank.hear(Instant::now() + SILENCE_MAX)?.ok_or_else(|| bank.silent(SILENCE_MAX))?;
-        match said {
-            Said::Ready if client.waiting.is_empty() => bank.tell(&Ask::Balances),
-            Said::Ready => {
+        let report = bank.receive(Instant::now() + SILENCE_MAX)?.ok_or_else(|| bank.silent(SILENCE_MAX))?;
+        match report {
+            Report::Ready if client.waiting.is_empty() => bank.send(&Ask::Balances),
+            Report::Ready => {
                 for number in &client.waiting {
                     client.ask(bank, *number);
                 }
             }
-            Said::Undone { number, .. } => client.ask(bank, number),
-            Said::Balances(balances) => {
-                bank.tell(&Ask::Stop);
-                for said in bank.wait(SILENCE_MAX)? {
-                    client.take(said)?;
+            Report::Undone { number, .. } => client.ask(bank, number),
+            Report::Balances(balances) => {
+                bank.send(&Ask::Stop);
+                for report in bank.wait(SILENCE_MAX)? {
+                    client.take(report)?;
                 }
                 return Ok(balances);
             }
-            said => {
-                if client.take(said)? && client.waiting.is_empty() {
-                    bank.tell(&Ask::Balances);
+            report => {
+                if client.take(report)? && client.waiting.is_empty() {
+                    bank.send(&Ask::Balances);
                 }
             }
         }
     }
 }
 
-fn tell(client: &Client, kills: u32, ready: u32, balances: &[u64]) -> bool {
+fn print_result(client: &Client, kills: u32, ready: u32, balances: &[u64]) -> bool {
     let expected = client.balances();
     let wrong = expected.iter().zip(balances).filter(|(expected, is)| **expected != is.cast_signed()).count();
     let sum: u64 = balances.iter().sum();
@@ -315,7 +315,7 @@ fn tell(client: &Client, kills: u32, ready: u32, balances: &[u64]) -> bool {
         client.checks
     );
     println!(
-        "answers that another one contradicts {}, accounts with a wrong balance {wrong}, all balances {sum} of {paid_in}",
+        "contradicted answers {}, accounts with a wrong balance {wrong}, all balances {sum} of {paid_in}",
         client.contradicted
     );
     for check in &client.failed_checks {

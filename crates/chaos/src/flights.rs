@@ -9,7 +9,7 @@ use stead_flights::conductor::{Event, Executioner, Kills, Plan, conduct};
 
 const ROWS_A_SECOND: f64 = 2000.0;
 
-/// Kills it, compares, and tells whether all holds.
+/// Kills the application repeatedly, compares, and returns whether every guarantee holds.
 pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bool, Box<dyn Error>> {
     let flights = Flights::bundled();
     let plan = Plan {
@@ -44,7 +44,7 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
         outcome.checkpoints.len()
     );
     println!(
-        "lost {}, doubled {}, recomputed {} (begun again before they were committed: {}), totals {}",
+        "lost {}, doubled {}, recomputed {} (run again because not committed: {}), totals {}",
         outcome.lost(),
         outcome.doubled(),
         again.recomputed,

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use stead::{Context, Never, Node, Process, Progress, QueryContext, ServiceOptions, StepContext, Task};
 use stead_flights::conductor::Executioner;
 use stead_flights::life::{Life, LifeError};
-use stead_flights::pool::say;
+use stead_flights::pool::report;
 
 const PROCESSES: u32 = 50;
 const MESSAGES: u64 = 1000;
 const TASKS: u64 = 100;
-/// The message that ends the process stands in the midst of the others.
+/// Position among the other messages of the one that ends the process.
 const POISON_AT: u64 = 500;
 /// Longest time to wait for a life that is not killed.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -30,13 +30,13 @@ struct Open {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Said {
+enum Report {
     Ready,
-    /// Nothing is left to do.
+    /// No work is left.
     Over {
         messages: u64,
         tasks: u64,
-        /// The reasons of dead letters that are not the poison's.
+        /// Reasons of the dead letters other than the poison.
         innocents: Vec<String>,
         poisons: usize,
     },
@@ -113,7 +113,7 @@ impl Task for Work {
     }
 }
 
-/// The application: it begins once, and then lives until nothing is left to do.
+/// Runs the application: it begins once, and then lives until no work is left.
 pub(crate) fn serve() -> Result<(), String> {
     let Some(Ok(open)) = io::stdin().lock().lines().next() else { return Ok(()) };
     let open: Open = serde_json::from_str(&open).map_err(|error| error.to_string())?;
@@ -125,7 +125,7 @@ pub(crate) fn serve() -> Result<(), String> {
         .open()
         .map_err(|error| error.to_string())?;
     let client = node.blocking_client();
-    say(&Said::Ready);
+    report(&Report::Ready);
     let begin = Request::Begin { step: open.step };
     client.call_idempotent::<Counter>(&0, b"begin", begin).map_err(|error| error.to_string())?;
     loop {
@@ -141,7 +141,7 @@ pub(crate) fn serve() -> Result<(), String> {
             let innocents = letters.iter().filter(|letter| letter.payload.as_ref() != Some(&poison));
             let innocents: Vec<String> = innocents.map(|letter| letter.reason.clone()).collect();
             let poisons = letters.len() - innocents.len();
-            say(&Said::Over { messages, tasks, innocents, poisons });
+            report(&Report::Over { messages, tasks, innocents, poisons });
             node.shutdown();
             return Ok(());
         }
@@ -149,7 +149,7 @@ pub(crate) fn serve() -> Result<(), String> {
     }
 }
 
-/// Kills it, and returns whether nothing but the poison was given up.
+/// Kills the application repeatedly, and returns whether only the poison was given up.
 pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bool, Box<dyn Error>> {
     let mut rng = fastrand::Rng::with_seed(run.seed);
     let open =
@@ -158,14 +158,14 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
     loop {
         life += 1;
         let command = run.command("innocents-child");
-        let mut child: Life<Said> = Life::start(&command, &open, &run.dir.join(format!("stderr-{life}")))?;
-        // From outside only while there is work: it lives on once it has been killed often enough.
+        let mut child: Life<Report> = Life::start(&command, &open, &run.dir.join(format!("stderr-{life}")))?;
+        // It is killed only until it has been killed often enough.
         let until = match kills < run.kills {
             true => child.started + run.life_max.mul_f64(0.2 + 0.8 * rng.f64()),
             false => Instant::now() + PATIENCE,
         };
-        match hear_end(&mut child, until) {
-            Ok(Some(Said::Over { messages, tasks, innocents, poisons })) => {
+        match receive_end(&mut child, until) {
+            Ok(Some(Report::Over { messages, tasks, innocents, poisons })) => {
                 child.wait(PATIENCE)?;
                 println!(
                     "{kills} kills, {deaths} ends by the poison, {messages} of {MESSAGES} messages and {tasks} of {TASKS} tasks handled, {poisons} poison and {} innocents given up",
@@ -187,10 +187,10 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
     }
 }
 
-fn hear_end(child: &mut Life<Said>, until: Instant) -> Result<Option<Said>, LifeError> {
-    while let Some(said) = child.hear(until)? {
-        if let Said::Over { .. } = said {
-            return Ok(Some(said));
+fn receive_end(child: &mut Life<Report>, until: Instant) -> Result<Option<Report>, LifeError> {
+    while let Some(report) = child.receive(until)? {
+        if let Report::Over { .. } = report {
+            return Ok(Some(report));
         }
     }
     Ok(None)

@@ -1,5 +1,5 @@
-//! Kills applications on Stead at random moments, or cuts the power of the disk that they write to, and compares what is
-//! left with what was answered.
+//! Kills applications on Stead at random moments, or cuts the power of the disk that they write to, and compares their
+//! state with their answers.
 //!
 //!     stead-chaos kills --app bank --kills 500
 //!     stead-chaos kills --app innocents --kills 20 --life-max-ms 3000
@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use stead_flights::conductor::{Executioner, Sigkill};
 
-/// Kill applications on Stead, and see that nothing is lost or doubled
+/// Kill applications on Stead, and check that nothing is lost or doubled
 #[derive(Debug, Parser)]
 #[command(
     name = "stead-chaos",
@@ -39,7 +39,7 @@ enum Command {
     /// Kill the application with SIGKILL at random moments, recovery included
     #[command(after_help = "Example:\n  stead-chaos kills --app flights --kills 500 --seed 7")]
     Kills {
-        /// How often
+        /// Number of kills
         #[arg(long, default_value_t = 500, value_name = "N")]
         kills: u32,
         #[command(flatten)]
@@ -47,35 +47,35 @@ enum Command {
     },
     /// Cut the power: shut the file system down without flushing its log, and mount it again
     #[command(
-        after_help = "Example:\n  stead-chaos power --cuts 100\n\nNeeds root, loop devices and ext4; without them it says so and does nothing."
+        after_help = "Example:\n  stead-chaos power --cuts 100\n\nNeeds root, loop devices and ext4; without them it prints the reason and does nothing."
     )]
     Power {
-        /// How often
+        /// Number of power cuts
         #[arg(long, default_value_t = 100, value_name = "N")]
         cuts: u32,
         #[command(flatten)]
         run: RunArgs,
     },
-    /// The bank, told over standard input what to do
+    /// Run the bank, which reads its commands from standard input
     #[command(hide = true)]
     BankChild,
-    /// The flights application, told over standard input what to do
+    /// Run the flights application, which reads its commands from standard input
     #[command(hide = true)]
     FlightsChild,
-    /// Messages and tasks beside one that ends the process
+    /// Run messages and tasks beside one that ends the process
     #[command(hide = true)]
     InnocentsChild,
 }
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Which application
+    /// Application to kill
     #[arg(long, value_enum, default_value_t = App::Bank)]
     app: App,
-    /// Seed of all that is random; by default a new one, which is printed
+    /// Seed of all random choices; by default a new one, which is printed
     #[arg(long)]
     seed: Option<u64>,
-    /// Longest time to a kill: from when it takes requests, or, for one in four, from its start
+    /// Longest time until a kill, counted from when the application is ready, or, for one in four, from its start
     #[arg(long, default_value_t = 500, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
     life_max_ms: u64,
 }
@@ -90,13 +90,13 @@ enum App {
     Innocents,
 }
 
-/// What an application is run with.
+/// Settings of a run.
 struct Run<'a> {
-    /// This program's own file.
+    /// File of this program.
     program: PathBuf,
-    /// Where the run keeps its files.
+    /// Directory of the run's files.
     dir: &'a Path,
-    /// Where the application keeps its data.
+    /// Directory of the application's data.
     data_dir: &'a Path,
     kills: u32,
     seed: u64,
@@ -149,7 +149,7 @@ fn cut_power(cuts: u32, args: &RunArgs) -> Result<bool, Box<dyn Error>> {
     keep_unless(dir, held)
 }
 
-/// The files of a run that went wrong are evidence.
+/// Keeps the files of a failed run as evidence.
 fn keep_unless(dir: tempfile::TempDir, held: Result<bool, Box<dyn Error>>) -> Result<bool, Box<dyn Error>> {
     if !matches!(held, Ok(true)) {
         eprintln!("the files of the run are kept in {}", dir.keep().display());

@@ -1,4 +1,4 @@
-//! Power cuts: a file system in a file, shut down without flushing its log, as a machine does that loses its power.
+//! Power cuts: a file system in a file is shut down without flushing its log, as when a machine loses its power.
 
 use rustix::ioctl;
 use std::ffi::OsStr;
@@ -11,9 +11,9 @@ use stead_flights::life::LifeError;
 /// Bytes of the file system.
 const IMAGE_BYTES: u64 = 1 << 30;
 
-/// `EXT4_IOC_SHUTDOWN`: from here on the file system takes and gives nothing any more.
+/// `EXT4_IOC_SHUTDOWN`: after it, every access to the file system fails.
 const SHUTDOWN: ioctl::Opcode = ioctl::opcode::read::<u32>(b'X', 125);
-/// What is not on the disk yet is lost: neither data nor the file system's log is flushed.
+/// Neither data nor the file system's log is flushed: all that is not on the disk yet is lost.
 const NO_LOG_FLUSH: u32 = 2;
 
 /// A mounted ext4 image whose power can be cut. Dropping it unmounts it.
@@ -24,14 +24,14 @@ pub(crate) struct PowerCut {
     mounted: bool,
 }
 
-/// Why power cuts are not possible on this machine.
+/// Power cuts are not possible on this machine.
 #[derive(Debug)]
 pub(crate) struct Skipped {
     pub(crate) reason: String,
 }
 
 impl PowerCut {
-    /// Makes an image in a directory and mounts it.
+    /// Creates an image in a directory and mounts it.
     pub(crate) fn new(dir: &Path) -> Result<Self, Skipped> {
         if !rustix::process::geteuid().is_root() {
             return Err(Skipped { reason: "only root may mount a file system".to_owned() });
@@ -41,7 +41,7 @@ impl PowerCut {
             File::create(&image)?.set_len(IMAGE_BYTES)?;
             std::fs::create_dir(&mount)
         };
-        make().map_err(|error| Skipped { reason: format!("no image can be made: {error}") })?;
+        make().map_err(|error| Skipped { reason: format!("no image can be created: {error}") })?;
         let mut power = Self { image, mount, mounted: false };
         run("mkfs.ext4", [OsStr::new("-q"), OsStr::new("-F"), power.image.as_os_str()], &[0])
             .and_then(|()| power.mount())
@@ -74,10 +74,10 @@ impl PowerCut {
         shut_down(&directory).map_err(|error| format!("cannot shut down the file system: {error}"))
     }
 
-    /// Plays the file system's log back and looks for damage; then mounts it again.
+    /// Replays the file system's log and checks for damage; then mounts it again.
     fn power_on(&mut self) -> Result<(), String> {
         self.unmount()?;
-        // 1 says that the log was played back.
+        // Exit code 1 means that the log was replayed.
         run("e2fsck", [OsStr::new("-p"), self.image.as_os_str()], &[0, 1])?;
         run("e2fsck", [OsStr::new("-f"), OsStr::new("-n"), self.image.as_os_str()], &[0])?;
         self.mount()
@@ -110,15 +110,15 @@ fn shut_down(directory: &File) -> rustix::io::Result<()> {
 }
 
 fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a OsStr>, good: &[i32]) -> Result<(), String> {
-    // Where these programs are is not always on the path of a user's shell.
+    // A user's search path may lack the directories of these programs.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program).args(args).env("PATH", path).output();
     let output = output.map_err(|error| format!("cannot run {program}: {error}"))?;
     match output.status.code() {
         Some(code) if good.contains(&code) => Ok(()),
         _ => {
-            let said = [output.stdout, output.stderr].concat();
-            Err(format!("{program} failed ({}): {}", output.status, String::from_utf8_lossy(&said).trim()))
+            let text = [output.stdout, output.stderr].concat();
+            Err(format!("{program} failed ({}): {}", output.status, String::from_utf8_lossy(&text).trim()))
         }
     }
 }

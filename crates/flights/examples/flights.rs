@@ -1,4 +1,4 @@
-//! The flights application on a node of its own, without anyone who kills it: `stead demo` does that.
+//! The flights application on a node of its own, without kills; `stead demo` runs it with kills.
 //!
 //!     cargo run --example flights [DATA_DIRECTORY]
 
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let node = child::register(Node::builder(&dir)).open()?;
     let client = node.blocking_client();
     let feeder = FEEDER.to_owned();
-    // The feeder's position is its state: a second run goes on with the row after the last one.
+    // The feeder's position is part of its state: a second run continues with the row after the last one.
     client.call::<Feeder>(&feeder, FeedRequest::Start { fingerprint, rows, rate: ROWS_A_SECOND })?;
     loop {
         let position = client.query::<Feeder>(&feeder, ())?;
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             carrier.flights,
             carrier.cancelled,
             carrier.dep_delay_minutes,
-            if carrier == *expected { "" } else { "  (some are still on their way)" }
+            if carrier == *expected { "" } else { "  (some messages are still in flight)" }
         );
     }
     node.shutdown();

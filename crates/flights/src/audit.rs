@@ -1,16 +1,16 @@
-//! Tells from the records of handler runs what was computed again: the evidence is the runs themselves and the logs as
-//! they lay on the disk after each kill, not what the system says of itself.
+//! Finds repeated computation in the records of handler runs: the evidence is these records and the logs on the disk
+//! after each kill, not the system's own reports.
 
 use crate::runs::{ProcessName, Run, Service};
 use std::collections::{HashMap, HashSet};
 
-/// An entry of a log on the disk: which process, and at which epoch and index.
+/// A log entry on the disk: its process, epoch and index.
 pub type Place = (ProcessName, (u64, u64));
 
-/// What was done again, counted in handler runs.
+/// Repeated work, counted in handler runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Again {
-    /// Handler runs in all.
+    /// All handler runs.
     pub runs: u64,
     /// Runs of a cause whose entry was committed: recomputed work.
     pub recomputed: u64,
@@ -27,13 +27,13 @@ pub struct Audit {
     rows_replayed: u64,
     /// The last run of each cause.
     latest: HashMap<(ProcessName, u64), Known>,
-    /// By process, what it ran in its last life: its next one shows how much of that was kept.
+    /// Causes that each process ran in its last life; its first run of the next life shows how many of them were kept.
     unresolved: HashMap<ProcessName, Vec<u64>>,
-    /// By process, what it had handled when this line began: it is not known before its first run.
+    /// Causes that each process had handled when this line began; unknown before its first run.
     base: HashMap<ProcessName, u64>,
-    /// Grows with each restore.
+    /// Number of restores so far.
     line: u32,
-    /// Where the feeder stood in what was committed before the last restore; taken when it next runs.
+    /// Position of the feeder in the committed state before the last restore; taken at its next run.
     fed_before_restore: Option<u64>,
     fed_committed: u64,
     life: u32,
@@ -48,25 +48,25 @@ struct Known {
 }
 
 impl Audit {
-    /// Nothing has run.
+    /// Returns an audit without runs.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What was done again so far.
+    /// Returns the repeated work so far.
     #[must_use]
     pub fn again(&self) -> Again {
         self.again
     }
 
-    /// Rows that were fed again after a restore.
+    /// Returns the number of rows that were fed again after a restore.
     #[must_use]
     pub fn rows_replayed(&self) -> u64 {
         self.rows_replayed
     }
 
-    /// Takes in the runs of a life that has ended, in order, with the entries that its log then held.
+    /// Adds the runs of a life that has ended, in order, and the entries of its log at the end.
     pub fn end_life(&mut self, runs: &[Run], log: &HashSet<Place>) {
         let mut recovered = HashMap::new();
         for run in runs {
@@ -81,7 +81,7 @@ impl Audit {
                 if let Some(fed) = self.fed_before_restore.take() {
                     self.rows_replayed += fed.saturating_sub(run.rows.0);
                 }
-                // What the first run of a life finds was committed before it.
+                // The state that the first run of a life finds was committed before it.
                 let fed = if committed {
                     run.rows.1
                 } else if run.handled == first {
@@ -95,7 +95,7 @@ impl Audit {
         self.life += 1;
     }
 
-    /// The next life begins from a checkpoint.
+    /// Notes that the next life begins from a checkpoint.
     pub fn restore(&mut self) {
         self.line += 1;
         self.base.clear();
@@ -119,8 +119,8 @@ impl Audit {
         }
     }
 
-    /// A process runs for the first time in this life and has handled so much by its state. What it ran in its last life
-    /// below that count is in the state: for what it handled since then, nobody but that life counted.
+    /// Handles the first run of a process in this life: `handled` causes are in its state. Runs of its last life below
+    /// that count are therefore committed.
     fn resolve(&mut self, process: ProcessName, handled: u64) {
         for cause in self.unresolved.remove(&process).unwrap_or_default() {
             if let Some(known) = self.latest.get_mut(&(process, cause)) {

@@ -1,9 +1,9 @@
-//! The application as an operating system process of its own, which a conductor talks to over standard input and output.
+//! The application as a process of the operating system, which a conductor controls over standard input and output.
 //!
-//! It ends when its standard input does: it never outlives who started it.
+//! It ends when its standard input ends, so it never outlives its parent.
 
-use crate::pool::{Clerks, Ticker, say};
-use crate::protocol::{Answer, Ask, Checkpoint, Counts, Open, Question, Recovery, Said};
+use crate::pool::{Clerks, Ticker, report};
+use crate::protocol::{Answer, Ask, Checkpoint, Counts, Open, Question, Recovery, Report};
 use crate::reader::{Flights, OnMalformed};
 use crate::runs;
 use crate::services::{
@@ -19,16 +19,16 @@ use stead::{BlockingClient, CheckpointOptions, Node, NodeBuilder, ServiceOptions
 /// Passengers that are served at a time.
 const CLERKS: usize = 8;
 
-/// How long the application may take to come to rest once all is fed.
+/// Longest time from the last row until no message is in flight.
 const REST_MAX: Duration = Duration::from_secs(50);
 
-/// How many times in a row nothing may move before all is at rest.
+/// Consecutive looks without any change that show that no message is in flight.
 const REST_LOOKS: u32 = 3;
 
-/// Bytes of a segment of the log: small ones are made and read quickly, and it has little to keep.
+/// Bytes of a segment of the log: the log is short, and small segments are quick to create and read.
 const SEGMENT_BYTES: u64 = 4 << 20;
 
-/// The services of the application on a node.
+/// Registers the services of the application.
 #[must_use]
 pub fn register(builder: NodeBuilder) -> NodeBuilder {
     builder
@@ -40,10 +40,10 @@ pub fn register(builder: NodeBuilder) -> NodeBuilder {
         .service::<Desk>(ServiceOptions::default().shards(2))
 }
 
-/// Runs the application until its standard input ends or it is told to stop.
+/// Runs the application until its standard input ends or it receives [`Question::Stop`].
 ///
 /// # Errors
-/// Why it can't; the reason is for people.
+/// The reason, as text for people.
 pub fn run() -> Result<(), String> {
     let mut lines = io::stdin().lock().lines();
     let open = match lines.next() {
@@ -51,7 +51,7 @@ pub fn run() -> Result<(), String> {
         None => return Ok(()),
     };
     let open: Open = serde_json::from_str(&open)
-        .map_err(|error| format!("the first line does not say how to open: {error}"))?;
+        .map_err(|error| format!("the first line is not a valid Open: {error}"))?;
     let on_malformed = if open.skip_malformed { OnMalformed::Skip } else { OnMalformed::Refuse };
     let flights = match &open.input {
         Some(path) => Flights::open(path, on_malformed).map_err(|error| error.to_string())?,
@@ -65,7 +65,7 @@ pub fn run() -> Result<(), String> {
         .checkpoints(checkpoints)
         .open()
         .map_err(|error| error.to_string())?;
-    say(&Said::Ready(recovery(&node)));
+    report(&Report::Ready(recovery(&node)));
 
     let clerks = {
         let client = node.blocking_client();
@@ -89,8 +89,8 @@ fn serve(
     let client = node.blocking_client();
     for line in lines {
         let line = line.map_err(|error| format!("cannot read standard input: {error}"))?;
-        let Ask { id, what } =
-            serde_json::from_str(&line).map_err(|error| format!("no question: {error}"))?;
+        let Ask { id, what } = serde_json::from_str(&line)
+            .map_err(|error| format!("a line is not a valid question: {error}"))?;
         let answer = match what {
             Question::Feed { rows, rate } => feed(&client, rows, rate).map(|_| Answer::Done),
             Question::Finish => ask_feeder(&client, FeedRequest::Finish).map(|_| Answer::Done),
@@ -103,9 +103,9 @@ fn serve(
             Question::Totals => totals(node, &client),
             Question::Stop => return Ok(()),
         };
-        say(&match answer {
-            Ok(answer) => Said::Answered { id, answer },
-            Err(reason) => Said::Failed { id: Some(id), reason },
+        report(&match answer {
+            Ok(answer) => Report::Answered { id, answer },
+            Err(reason) => Report::Failed { id: Some(id), reason },
         });
     }
     Ok(())
@@ -126,16 +126,16 @@ fn recovery(node: &Node) -> Recovery {
 fn check_in(client: &BlockingClient, id: u64, passenger: u64) {
     let key = format!("passenger-{passenger}");
     let booked = client.call_idempotent::<Desk>(&desk_of(passenger), key.as_bytes(), CheckIn { passenger });
-    say(&match booked {
-        Ok(booked) => Said::Answered { id, answer: Answer::Number(booked.number) },
-        Err(error) => Said::Failed { id: Some(id), reason: error.to_string() },
+    report(&match booked {
+        Ok(booked) => Report::Answered { id, answer: Answer::Number(booked.number) },
+        Err(error) => Report::Failed { id: Some(id), reason: error.to_string() },
     });
 }
 
 fn take_checkpoint(node: &Node) {
-    say(&Said::CheckpointBegins);
-    say(&match node.checkpoint_blocking() {
-        Ok(report) => Said::Checkpoint(Checkpoint {
+    report(&Report::CheckpointBegins);
+    report(&match node.checkpoint_blocking() {
+        Ok(report) => Report::Checkpoint(Checkpoint {
             number: report.number,
             bytes: report.bytes_written,
             ms: report.duration.as_secs_f64() * 1e3,
@@ -143,7 +143,7 @@ fn take_checkpoint(node: &Node) {
             in_flight: report.in_flight,
             failed_checks: report.failed_checks.into_iter().map(|check| check.reason).collect(),
         }),
-        Err(error) => Said::CheckpointFailed { reason: error.to_string() },
+        Err(error) => Report::CheckpointFailed { reason: error.to_string() },
     });
 }
 
@@ -203,7 +203,7 @@ fn totals(node: &Node, client: &BlockingClient) -> Result<Answer, String> {
     Ok(Answer::Totals { fed: position(client)?.next_row, totals, processes })
 }
 
-/// Waits until all is fed and no message is on its way.
+/// Waits until all rows are fed and no message is in flight.
 fn rest(node: &Node, client: &BlockingClient) -> Result<Status, String> {
     let until = Instant::now() + REST_MAX;
     let mut before = None;
@@ -213,7 +213,7 @@ fn rest(node: &Node, client: &BlockingClient) -> Result<Status, String> {
         let status = node.status();
         let moving: u64 = status.shards.iter().map(|shard| shard.outbox_messages + shard.waiting).sum();
         let entries: u64 = status.shards.iter().map(|shard| shard.index).sum();
-        // Shards are looked at one after the other: only when nothing has moved over several looks is nothing on its way.
+        // Shards are looked at one after the other: only several looks without a change show that nothing is in flight.
         let quiet = next_row >= rows && moving == 0 && before == Some(entries);
         looks = if quiet { looks + 1 } else { 0 };
         before = Some(entries);
@@ -221,13 +221,13 @@ fn rest(node: &Node, client: &BlockingClient) -> Result<Status, String> {
             return Ok(status);
         }
         if Instant::now() > until {
-            return Err(format!("{moving} messages are still on their way after {} s", REST_MAX.as_secs()));
+            return Err(format!("{moving} messages are still in flight after {} s", REST_MAX.as_secs()));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Records of a service: at rest, without clients' sessions or timers, each is a process.
+/// Returns the records of a service: without messages in flight, sessions and timers, each is a process.
 fn records(status: &Status, service: &str) -> u64 {
     status.shards.iter().filter(|shard| shard.service == service).map(|shard| shard.records).sum()
 }

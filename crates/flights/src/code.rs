@@ -12,7 +12,7 @@ pub struct Code {
     len: u8,
 }
 
-/// A text that is no code.
+/// A text that is not a valid code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid code {text:?}: use 1 to {} printable ASCII characters without spaces", Code::LEN_MAX)]
 pub struct NoCode {
@@ -21,10 +21,10 @@ pub struct NoCode {
 }
 
 impl Code {
-    /// Most characters of a code.
+    /// Maximum number of characters of a code.
     pub const LEN_MAX: usize = 15;
 
-    /// The code's text.
+    /// Returns the text of the code.
     #[must_use]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).expect("ASCII: FromStr checked")

@@ -1,10 +1,10 @@
-//! Runs the application to its end while it is killed again and again, and holds it to all that it promised.
+//! Runs the application to its end while it is killed again and again, and checks all of its guarantees.
 
 use crate::audit::{Again, Audit};
 use crate::life::{Life, LifeError};
 use crate::offline;
 use crate::passengers::{Clientele, Verdict};
-use crate::protocol::{Answer, Ask, Checkpoint, Counts, Open, Question, Recovery, Said};
+use crate::protocol::{Answer, Ask, Checkpoint, Counts, Open, Question, Recovery, Report};
 use crate::reader::Flights;
 use crate::runs;
 use crate::services::{Passengers, Position};
@@ -16,66 +16,66 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// How often the feeder's position is asked for.
+/// Interval at which the feeder's position is requested.
 const POSITION_EVERY: Duration = Duration::from_millis(40);
 
-/// How often a passenger checks in.
+/// Interval at which passengers check in.
 const PASSENGER_EVERY: Duration = Duration::from_millis(5);
 
-/// Most passengers who wait at a time.
+/// Maximum number of passengers that wait at a time.
 const WAITING_MAX: usize = 32;
 
-/// One of so many check-ins is asked a second time after its answer.
+/// One of this many check-ins repeats one that was answered.
 const FORGETFUL_ONE_IN: u64 = 8;
 
-/// Rows of a feed that ends when it is told to.
+/// Rows of a feed that ends only at [`Question::Finish`].
 const ENDLESS: u64 = u64::MAX / 4;
 
-/// What to run.
+/// Settings of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The program that runs the application, [`crate::child::run`], with its arguments.
     pub command: Vec<OsString>,
-    /// Where the run may keep its files: a new directory.
+    /// Directory for the files of the run; it must be new.
     pub dir: PathBuf,
-    /// Where the data directories are to be, if elsewhere.
+    /// Directory for the data directories, if it is another one.
     pub data_dir: Option<PathBuf>,
-    /// The file to feed from; the bundled one if there is none.
+    /// The file to feed from; the bundled one by default.
     pub input: Option<PathBuf>,
-    /// Pass over malformed rows.
+    /// Skip malformed rows.
     pub skip_malformed: bool,
     /// Rows a second.
     pub rate: f64,
-    /// Seed of all that is drawn at random.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// When it is killed.
+    /// Number and times of the kills.
     pub kills: Kills,
-    /// Go back to a checkpoint once, half way through the kills.
+    /// Whether to restore a checkpoint once, after half of the kills.
     pub restore: bool,
     /// The time between two checkpoints.
     pub checkpoint_every: Duration,
-    /// How long nothing that is waited for may happen: an answer, a row, a checkpoint. [`Plan::PATIENCE`] for people.
+    /// Longest wait for the next event: an answer, a row, a checkpoint. [`Plan::PATIENCE`] for people.
     pub patience: Duration,
-    /// Set by whoever wants the run to end before its time.
+    /// Set to end the run early.
     pub stop: Arc<AtomicBool>,
 }
 
 impl Plan {
-    /// 60 s.
+    /// Default of [`Plan::patience`]: 60 s.
     pub const PATIENCE: Duration = Duration::from_secs(60);
 }
 
-/// When the application is killed.
+/// Number and times of the kills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kills {
-    /// So many times, spread at random over one pass through the file.
+    /// This many, at random rows of one pass through the file.
     Spread(u32),
-    /// So many times, each at a random moment: one in four after its start, so that recoveries are killed too, the others
-    /// after it took questions. The file is fed again and again meanwhile.
+    /// Each at a random moment: one in four counted from the start, so that recoveries are killed too, the others from
+    /// when the application is ready. The file is fed again and again meanwhile.
     Timed {
-        /// How many times.
+        /// The number of kills.
         kills: u32,
-        /// The longest time from there to the kill.
+        /// The longest time until a kill.
         life_max: Duration,
     },
 }
@@ -88,68 +88,68 @@ impl Kills {
     }
 }
 
-/// What happens during a run.
+/// An event of a run.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
-    /// The feeder is so far.
+    /// The feeder's position.
     Fed(Position),
-    /// The application was killed, for the so-manieth time.
+    /// The application was killed; the number of kills so far.
     Killed(u32),
-    /// It takes questions again.
+    /// The application is ready again.
     Recovered(&'a Recovery),
     /// A checkpoint is complete.
     Checkpoint(&'a Checkpoint),
     /// A checkpoint failed.
     CheckpointFailed(&'a str),
-    /// It was put back to this checkpoint.
+    /// This checkpoint was restored.
     Restored(u64),
-    /// All is fed: what is in flight arrives, and totals are compared.
+    /// All rows are fed: the messages in flight arrive, and the totals are compared.
     Comparing,
 }
 
-/// Why a run has no result.
+/// Reasons for which a run has no result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConductError {
-    /// The application can't be run.
+    /// The application cannot be run.
     #[error(transparent)]
     Life(#[from] LifeError),
-    /// The application can't do what it was asked.
+    /// The application failed to answer a question.
     #[error("the application cannot continue: {reason}")]
     Failed {
-        /// What it says.
+        /// The reason that it reported.
         reason: String,
     },
-    /// The feeder gets no further.
+    /// The feeder makes no progress.
     #[error("no row has been fed for {} s after row {row}", waited.as_secs())]
     Stuck {
         /// The last row.
         row: u64,
-        /// For how long.
+        /// The time without progress.
         waited: Duration,
     },
-    /// A checkpoint is needed, and none completes.
+    /// A checkpoint is needed, but none completes.
     #[error("no checkpoint was completed within {} s: {reason}", waited.as_secs())]
     NoCheckpoint {
-        /// How long it was waited for.
+        /// The time of the wait.
         waited: Duration,
-        /// Why the last one failed.
+        /// Reason of the last failure.
         reason: String,
     },
-    /// Files of the run can't be read or written.
+    /// Files of the run cannot be read or written.
     #[error("{what} failed: {source}")]
     Io {
-        /// What.
+        /// The operation.
         what: &'static str,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The log of the application can't be read.
+    /// The log of the application cannot be read.
     #[error("cannot read the log in {}: {reason}", dir.display())]
     Log {
         /// The data directory.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         reason: String,
     },
     /// Restoring a checkpoint failed.
@@ -157,24 +157,24 @@ pub enum ConductError {
     Restore {
         /// The checkpoint.
         number: u64,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// What kills the application failed.
+    /// The executioner failed.
     #[error("{0}")]
     Executioner(String),
 }
 
-/// How a life is ended; after it the data directory can be opened again.
+/// Ends a life; afterwards the data directory can be opened again.
 pub trait Executioner {
-    /// Ends it at once, without a word to it; `kill` sends SIGKILL and waits.
+    /// Ends the process at once, without a warning; `kill` sends SIGKILL and waits.
     ///
     /// # Errors
-    /// Why it can't.
+    /// [`ConductError`] if that fails.
     fn end(&mut self, kill: &mut dyn FnMut() -> Result<(), LifeError>) -> Result<(), ConductError>;
 }
 
-/// SIGKILL.
+/// Kills with SIGKILL.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sigkill;
 
@@ -184,22 +184,22 @@ impl Executioner for Sigkill {
     }
 }
 
-/// How a run went.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// Rows that were fed.
     pub rows: u64,
-    /// Times that it was killed.
+    /// Number of kills.
     pub kills: u32,
-    /// The totals as the processes hold them.
+    /// The totals according to the processes.
     pub totals: Totals,
-    /// The totals as they should be.
+    /// The expected totals.
     pub expected: Totals,
-    /// How they differ.
+    /// The difference between the two.
     pub difference: Difference,
-    /// What became of the requests of the outside client.
+    /// The result of the outside client's requests.
     pub requests: Verdict,
-    /// What was computed again.
+    /// Work that was computed again.
     pub again: Again,
     /// Rows fed again after the restore.
     pub rows_replayed: u64,
@@ -207,32 +207,33 @@ pub struct Outcome {
     pub restored: Option<u64>,
     /// All checkpoints.
     pub checkpoints: Vec<Checkpoint>,
-    /// Checkpoints that failed; the work goes on then.
+    /// Checkpoints that failed; the run continues after a failure.
     pub checkpoints_failed: u64,
     /// All recoveries.
     pub recoveries: Vec<Recovery>,
 }
 
 impl Outcome {
-    /// Requests and rows that are lost.
+    /// Returns the number of lost requests and rows.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.difference.missing + self.requests.lost
     }
 
-    /// Requests and rows that were applied twice.
+    /// Returns the number of requests and rows that were applied twice.
     #[must_use]
     pub fn doubled(&self) -> u64 {
         self.difference.extra + self.requests.doubled
     }
 
-    /// All totals are those of the straightforward computation.
+    /// Returns whether all totals equal those of the straightforward computation.
     #[must_use]
     pub fn totals_match(&self) -> bool {
         self.difference.is_none()
     }
 
-    /// Nothing is lost, doubled or recomputed, the totals are right, and the services' checks held at each checkpoint.
+    /// Returns whether nothing is lost, doubled or recomputed, the totals match, and the services' checks held at each
+    /// checkpoint.
     #[must_use]
     pub fn holds(&self) -> bool {
         let checks_hold = self.checkpoints.iter().all(|checkpoint| checkpoint.failed_checks.is_empty());
@@ -244,10 +245,10 @@ impl Outcome {
     }
 }
 
-/// Runs the application on these flights, which must be what the child reads by the plan's input.
+/// Runs the application on these flights, which must be those that the child reads by the plan's input.
 ///
 /// # Errors
-/// [`ConductError`] if it can't be run; a result that is wrong is no error but an [`Outcome`] that does not hold.
+/// [`ConductError`] if it cannot be run; a wrong result is not an error but an [`Outcome`] that does not hold.
 pub fn conduct(
     plan: &Plan,
     flights: &Flights,
@@ -313,22 +314,23 @@ struct Conductor<'a> {
     position: Position,
     checkpoints: Vec<Checkpoint>,
     checkpoints_begun: u64,
-    /// By checkpoint number of this incarnation, how many had begun with it.
+    /// For each checkpoint of this incarnation, the number of checkpoints that had begun by then.
     begun_at: BTreeMap<u64, u64>,
     checkpoints_failed: u64,
-    /// Why the last one failed.
+    /// Reason of the last failure.
     checkpoint_failure: Option<String>,
     recoveries: Vec<Recovery>,
     incarnation: u32,
-    /// The client has yet to see what a restore left of its requests; how many checkpoints had begun with that one.
+    /// Set after a restore until the client has compared its requests with the restored state: the number of
+    /// checkpoints that had begun with the restored one.
     reconciles: Option<u64>,
-    /// Of the present life.
+    /// Open questions of the present life.
     asked: Asked,
     lives: u32,
     rows: u64,
 }
 
-/// What the last life told at the end.
+/// The final reports of the last life.
 struct Last {
     rows: u64,
     totals: Totals,
@@ -336,20 +338,20 @@ struct Last {
     passengers: Passengers,
 }
 
-/// When a life is to end.
+/// The end of a life.
 #[derive(Clone, Copy)]
 enum End {
-    /// Once the feeder is at this row, and a while after.
+    /// A time after the feeder has reached this row.
     Row(u64, Duration),
     /// At this moment, ready or not.
     At(Instant),
-    /// So long after it is ready.
+    /// This long after it is ready.
     After(Duration),
-    /// When all is done.
+    /// When all rows are fed.
     Never,
 }
 
-/// What a life was asked and has not answered.
+/// Open questions of a life.
 #[derive(Default)]
 struct Asked {
     next_id: u64,
@@ -357,8 +359,8 @@ struct Asked {
     position: Option<u64>,
 }
 
-/// What the conductor waits for.
-enum Heard {
+/// The kinds of reports that the conductor may wait for.
+enum Received {
     Position,
     Answer(u64, Answer),
     Else,
@@ -384,7 +386,7 @@ impl Conductor<'_> {
             };
             self.live(&mut life, end, restores)?;
             executioner.end(&mut || life.kill())?;
-            self.bury(&mut life)?;
+            self.take_remaining(&mut life)?;
             (self.watch)(Event::Killed(killed));
             if restores {
                 restored = self.restore()?;
@@ -394,13 +396,13 @@ impl Conductor<'_> {
             let mut life = self.start()?;
             self.live(&mut life, End::Row(self.rows / 2, Duration::ZERO), true)?;
             self.ask(&mut life, Question::Stop);
-            self.bury_peacefully(&mut life)?;
+            self.wait_for_end(&mut life)?;
             restored = self.restore()?;
         }
         let mut life = self.start()?;
         self.live(&mut life, End::Never, false)?;
         let last = self.finish(&mut life)?;
-        self.bury_peacefully(&mut life)?;
+        self.wait_for_end(&mut life)?;
         Ok((restored, last))
     }
 
@@ -413,7 +415,7 @@ impl Conductor<'_> {
         self.plan.dir.join(format!("runs-{}", self.lives))
     }
 
-    fn start(&mut self) -> Result<Life<Said>, ConductError> {
+    fn start(&mut self) -> Result<Life<Report>, ConductError> {
         self.lives += 1;
         self.asked = Asked::default();
         let open = Open {
@@ -427,20 +429,20 @@ impl Conductor<'_> {
         Ok(Life::start(&self.plan.command, &open, &stderr)?.until(&self.plan.stop))
     }
 
-    /// Lets it live until its end is due, and it has completed a checkpoint if it must.
-    fn live(&mut self, life: &mut Life<Said>, end: End, checkpointed: bool) -> Result<(), ConductError> {
+    /// Runs a life until its end is due, and it has completed a checkpoint if `checkpointed`.
+    fn live(&mut self, life: &mut Life<Report>, end: End, checkpointed: bool) -> Result<(), ConductError> {
         if !self.until_ready(life, end)? {
             return Ok(());
         }
         self.ask(life, Question::Feed { rows: self.rows, rate: self.plan.rate });
         self.ask_again(life);
         let (mut next_position, mut next_passenger) = (Instant::now(), Instant::now());
-        let mut heard_at = Instant::now();
-        let mut fed_at = heard_at;
+        let mut received_at = Instant::now();
+        let mut fed_at = received_at;
         let patience = self.plan.patience;
         let mut due = match end {
             End::At(at) => Some(at),
-            End::After(wait) => Some(heard_at + wait),
+            End::After(wait) => Some(received_at + wait),
             End::Row(..) | End::Never => None,
         };
         loop {
@@ -449,10 +451,10 @@ impl Conductor<'_> {
             if due.is_some_and(|due| due <= now) && may_end {
                 return Ok(());
             }
-            if now.duration_since(heard_at) > patience {
+            if now.duration_since(received_at) > patience {
                 return Err(life.silent(patience).into());
             }
-            // It may go on answering without getting anywhere.
+            // It may keep answering without making progress.
             match due {
                 Some(due) if now > due + patience => {
                     let reason = self.checkpoint_failure.take();
@@ -473,18 +475,19 @@ impl Conductor<'_> {
                 next_passenger = now + PASSENGER_EVERY;
             }
             let soon = now + PASSENGER_EVERY;
-            let Some(said) = life.hear(due.filter(|_| may_end).map_or(soon, |due| due.min(soon)))? else {
+            let Some(report) = life.receive(due.filter(|_| may_end).map_or(soon, |due| due.min(soon)))?
+            else {
                 continue;
             };
-            heard_at = Instant::now();
+            received_at = Instant::now();
             let row = self.position.next_row;
-            let Heard::Position = self.take(said)? else { continue };
+            let Received::Position = self.take(report)? else { continue };
             if self.position.next_row != row {
-                fed_at = heard_at;
+                fed_at = received_at;
             }
             match end {
                 End::Row(row, wait) if due.is_none() && self.position.next_row >= row => {
-                    due = Some(heard_at + wait)
+                    due = Some(received_at + wait)
                 }
                 End::Never if self.rows == ENDLESS || self.position.next_row >= self.rows => return Ok(()),
                 End::Row(..) | End::At(_) | End::After(_) | End::Never => {}
@@ -492,16 +495,16 @@ impl Conductor<'_> {
         }
     }
 
-    /// Waits until it takes questions; false if its end comes first.
-    fn until_ready(&mut self, life: &mut Life<Said>, end: End) -> Result<bool, ConductError> {
+    /// Waits until the application is ready; returns false if its end comes first.
+    fn until_ready(&mut self, life: &mut Life<Report>, end: End) -> Result<bool, ConductError> {
         let give_up = life.started + self.plan.patience;
         let until = match end {
             End::At(at) => at.min(give_up),
             End::Row(..) | End::After(_) | End::Never => give_up,
         };
         loop {
-            match life.hear(until)? {
-                Some(Said::Ready(mut recovery)) => {
+            match life.receive(until)? {
+                Some(Report::Ready(mut recovery)) => {
                     recovery.ready_ms = life.started.elapsed().as_secs_f64() * 1e3;
                     recovery.restored = self.reconciles.is_some();
                     if self.lives > 1 {
@@ -514,15 +517,15 @@ impl Conductor<'_> {
                     }
                     return Ok(true);
                 }
-                Some(said) => drop(self.take(said)?),
+                Some(report) => drop(self.take(report)?),
                 None if matches!(end, End::At(_)) => return Ok(false),
                 None => return Err(life.silent(self.plan.patience).into()),
             }
         }
     }
 
-    /// Asks all who wait for an answer of an earlier life, and one who has got it, too.
-    fn ask_again(&mut self, life: &mut Life<Said>) {
+    /// Repeats all check-ins that earlier lives did not answer, and one that was answered.
+    fn ask_again(&mut self, life: &mut Life<Report>) {
         let waiting: Vec<u64> =
             self.clients.waiting().chain(self.clients.forgetful(self.rng.u64(..))).collect();
         for passenger in waiting {
@@ -531,7 +534,7 @@ impl Conductor<'_> {
         }
     }
 
-    fn ask_next(&mut self, life: &mut Life<Said>) {
+    fn ask_next(&mut self, life: &mut Life<Report>) {
         let passenger = match self.rng.u64(..FORGETFUL_ONE_IN) {
             0 => self.clients.forgetful(self.rng.u64(..)),
             _ => None,
@@ -541,60 +544,62 @@ impl Conductor<'_> {
         self.asked.passengers.insert(id, passenger);
     }
 
-    fn ask(&mut self, life: &mut Life<Said>, what: Question) -> u64 {
+    fn ask(&mut self, life: &mut Life<Report>, what: Question) -> u64 {
         let id = self.asked.next_id;
         self.asked.next_id += 1;
-        life.tell(&Ask { id, what });
+        life.send(&Ask { id, what });
         id
     }
 
-    fn take(&mut self, said: Said) -> Result<Heard, ConductError> {
-        match said {
-            Said::Ready(_) => {}
-            Said::CheckpointBegins => self.checkpoints_begun += 1,
-            Said::Checkpoint(checkpoint) => {
+    fn take(&mut self, report: Report) -> Result<Received, ConductError> {
+        match report {
+            Report::Ready(_) => {}
+            Report::CheckpointBegins => self.checkpoints_begun += 1,
+            Report::Checkpoint(checkpoint) => {
                 (self.watch)(Event::Checkpoint(&checkpoint));
                 self.begun_at.insert(checkpoint.number, self.checkpoints_begun);
                 self.checkpoints.push(checkpoint);
             }
-            Said::CheckpointFailed { reason } => {
+            Report::CheckpointFailed { reason } => {
                 (self.watch)(Event::CheckpointFailed(&reason));
                 self.checkpoints_failed += 1;
                 self.checkpoint_failure = Some(reason);
             }
-            Said::Answered { id, answer: Answer::Number(number) } => {
+            Report::Answered { id, answer: Answer::Number(number) } => {
                 if let Some(passenger) = self.asked.passengers.remove(&id) {
                     self.clients.answered(passenger, number, self.checkpoints_begun);
                 }
             }
-            Said::Answered { id, answer: Answer::Position(position) } if self.asked.position == Some(id) => {
+            Report::Answered { id, answer: Answer::Position(position) }
+                if self.asked.position == Some(id) =>
+            {
                 self.asked.position = None;
                 self.position = position;
                 (self.watch)(Event::Fed(position));
-                return Ok(Heard::Position);
+                return Ok(Received::Position);
             }
-            Said::Answered { id, answer } => return Ok(Heard::Answer(id, answer)),
-            // A passenger whom nobody answered asks again later; nothing else may fail.
-            Said::Failed { id: Some(id), .. } if self.asked.passengers.remove(&id).is_some() => {}
-            Said::Failed { reason, .. } => return Err(ConductError::Failed { reason }),
+            Report::Answered { id, answer } => return Ok(Received::Answer(id, answer)),
+            // An unanswered passenger asks again later; nothing else may fail.
+            Report::Failed { id: Some(id), .. } if self.asked.passengers.remove(&id).is_some() => {}
+            Report::Failed { reason, .. } => return Err(ConductError::Failed { reason }),
         }
-        Ok(Heard::Else)
+        Ok(Received::Else)
     }
 
-    /// Asks and waits for the answer.
-    fn answer_of(&mut self, life: &mut Life<Said>, question: Question) -> Result<Answer, ConductError> {
+    /// Asks a question and waits for the answer.
+    fn answer_of(&mut self, life: &mut Life<Report>, question: Question) -> Result<Answer, ConductError> {
         let id = self.ask(life, question);
         let until = Instant::now() + self.plan.patience;
-        while let Some(said) = life.hear(until)? {
-            match self.take(said)? {
-                Heard::Answer(answered, answer) if answered == id => return Ok(answer),
-                Heard::Answer(..) | Heard::Position | Heard::Else => {}
+        while let Some(report) = life.receive(until)? {
+            match self.take(report)? {
+                Received::Answer(answered, answer) if answered == id => return Ok(answer),
+                Received::Answer(..) | Received::Position | Received::Else => {}
             }
         }
         Err(life.silent(self.plan.patience).into())
     }
 
-    fn passengers(&mut self, life: &mut Life<Said>) -> Result<Passengers, ConductError> {
+    fn passengers(&mut self, life: &mut Life<Report>) -> Result<Passengers, ConductError> {
         match self.answer_of(life, Question::Passengers)? {
             Answer::Passengers(passengers) => Ok(passengers),
             other => Err(ConductError::Failed {
@@ -603,17 +608,17 @@ impl Conductor<'_> {
         }
     }
 
-    /// All is fed: lets it come to rest and reads what it holds.
-    fn finish(&mut self, life: &mut Life<Said>) -> Result<Last, ConductError> {
+    /// After all rows are fed: waits until no message is in flight, and reads the totals.
+    fn finish(&mut self, life: &mut Life<Report>) -> Result<Last, ConductError> {
         self.answer_of(life, Question::Finish)?;
         while self.clients.waiting().len() > 0 {
             if self.asked.passengers.is_empty() {
                 self.ask_again(life);
             }
-            let said = life
-                .hear(Instant::now() + self.plan.patience)?
+            let report = life
+                .receive(Instant::now() + self.plan.patience)?
                 .ok_or_else(|| life.silent(self.plan.patience))?;
-            self.take(said)?;
+            self.take(report)?;
         }
         (self.watch)(Event::Comparing);
         let answer = self.answer_of(life, Question::Totals)?;
@@ -627,18 +632,18 @@ impl Conductor<'_> {
         Ok(Last { rows: fed, totals, processes, passengers })
     }
 
-    fn bury_peacefully(&mut self, life: &mut Life<Said>) -> Result<(), ConductError> {
-        for said in life.wait(self.plan.patience)? {
-            self.take(said)?;
+    fn wait_for_end(&mut self, life: &mut Life<Report>) -> Result<(), ConductError> {
+        for report in life.wait(self.plan.patience)? {
+            self.take(report)?;
         }
         self.post_mortem()
     }
 
-    /// Takes in what it said before it was killed: an answer that was on its way counts.
-    fn bury(&mut self, life: &mut Life<Said>) -> Result<(), ConductError> {
-        for said in life.last_words() {
-            match self.take(said) {
-                // What it failed to do while it died is of no interest.
+    /// Handles the reports sent before the kill: an answer in flight counts.
+    fn take_remaining(&mut self, life: &mut Life<Report>) -> Result<(), ConductError> {
+        for report in life.remaining() {
+            match self.take(report) {
+                // Failures while it died are irrelevant.
                 Ok(_) | Err(ConductError::Failed { .. }) => {}
                 Err(error) => return Err(error),
             }

@@ -1,7 +1,7 @@
-//! The flights application: each row of a file of real flights goes through three services, which add up what carriers,
-//! airports and aircraft did, while whoever runs it kills the process at random moments.
+//! The flights application: each row of a file of real flights goes through three services, which add up totals of
+//! carriers, airports and aircraft, while a conductor kills the process at random moments.
 //!
-//! It is what `stead demo` runs, what the chaos tools kill, and an example of an application of some size.
+//! `stead demo` and the chaos tools run and kill it; it is also an example of a medium-sized application.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! One life of the application: an operating system process that the conductor starts, talks to and kills.
+//! One life of the application: an operating system process that the conductor starts, controls and kills.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,18 +14,18 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Most bytes of standard error that an error message repeats.
+/// Bytes of standard error that an error message repeats.
 const STDERR_SHOWN: usize = 2000;
 
-/// How often the wish to stop is looked for while the child is silent.
+/// Interval at which the stop flag is read while the child is silent.
 const STOP_EVERY: Duration = Duration::from_millis(50);
 
-/// A child process that runs an application which says values `S`. Dropping it kills the process.
+/// A child process of an application that prints values of type `S`. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Life<S> {
     child: Child,
     stdin: Option<ChildStdin>,
-    said: Receiver<S>,
+    values: Receiver<S>,
     reader: Option<JoinHandle<()>>,
     stderr: PathBuf,
     stop: Arc<AtomicBool>,
@@ -33,52 +33,52 @@ pub struct Life<S> {
     pub started: Instant,
 }
 
-/// Why a child can't be talked to.
+/// Errors of running a child.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LifeError {
-    /// It can't be started.
+    /// It cannot be started.
     #[error("cannot start {}: {source}", program.display())]
     Spawn {
         /// The program.
         program: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// It ended though nobody killed it.
+    /// It ended without being killed.
     #[error("the application ended by itself ({status}): {stderr}")]
     Ended {
-        /// How.
+        /// The exit status.
         status: String,
         /// The end of its standard error.
         stderr: String,
     },
-    /// It says nothing any more.
+    /// It prints nothing any more.
     #[error("the application has been silent for {seconds} s: {stderr}")]
     Silent {
-        /// For how long.
+        /// The length of the silence.
         seconds: u64,
         /// The end of its standard error.
         stderr: String,
     },
-    /// Whoever runs it wants to stop.
+    /// The stop flag was set.
     #[error("stopped before the end")]
     Stopped,
-    /// The operating system refuses something.
+    /// A call of the operating system failed.
     #[error("{what} failed: {source}")]
     Io {
-        /// What.
+        /// The operation.
         what: &'static str,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
 
 impl<S: DeserializeOwned + Send + 'static> Life<S> {
-    /// Starts a program and tells it how to open. Its standard error goes to the file.
+    /// Starts a program and sends it `open`. Its standard error goes to the file.
     ///
     /// # Errors
-    /// If it can't be started.
+    /// If it cannot be started.
     pub fn start(command: &[OsString], open: &impl Serialize, stderr: &Path) -> Result<Self, LifeError> {
         let started = Instant::now();
         let program = PathBuf::from(command.first().expect("a command names its program"));
@@ -89,42 +89,42 @@ impl<S: DeserializeOwned + Send + 'static> Life<S> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
-            // A Ctrl-C in the terminal is for whoever started it, who then ends it.
+            // A Ctrl-C in the terminal must reach only the parent, which then ends the child.
             .process_group(0)
             .spawn()
             .map_err(|source| LifeError::Spawn { program, source })?;
         let stdin = child.stdin.take().expect("stdin is piped");
         let stdout = child.stdout.take().expect("stdout is piped");
-        let (says, said) = channel();
+        let (sender, values) = channel();
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines() {
-                // A kill may cut the last line; what follows it in the pipe is nothing.
+                // A kill may cut off the last line; the rest of the pipe is ignored.
                 let Ok(line) = line else { break };
                 let Ok(value) = serde_json::from_str(&line) else { break };
-                if says.send(value).is_err() {
+                if sender.send(value).is_err() {
                     break;
                 }
             }
         });
         let (stderr, reader) = (stderr.to_owned(), Some(reader));
         let stop = Arc::default();
-        let mut life = Self { child, stdin: Some(stdin), said, reader, stderr, stop, started };
-        life.tell(open);
+        let mut life = Self { child, stdin: Some(stdin), values, reader, stderr, stop, started };
+        life.send(open);
         Ok(life)
     }
 
-    /// Lets what is waited for end with [`LifeError::Stopped`] when the flag is set.
+    /// Makes waiting fail with [`LifeError::Stopped`] when the flag is set.
     #[must_use]
     pub fn until(mut self, stop: &Arc<AtomicBool>) -> Self {
         self.stop = Arc::clone(stop);
         self
     }
 
-    /// Tells the child something, as a line of JSON. A child that is dead does not hear it.
-    pub fn tell(&mut self, value: &impl Serialize) {
+    /// Sends a value to the child as a line of JSON. A dead child does not receive it.
+    pub fn send(&mut self, value: &impl Serialize) {
         let mut line = serde_json::to_vec(value).expect("plain data has JSON");
         line.push(b'\n');
-        // That the child is gone is told where it is heard.
+        // `receive` reports that the child is gone.
         if let Some(stdin) = &mut self.stdin
             && stdin.write_all(&line).is_err()
         {
@@ -132,18 +132,18 @@ impl<S: DeserializeOwned + Send + 'static> Life<S> {
         }
     }
 
-    /// What the child says next; `None` if it is silent until then.
+    /// Returns the next value of the child; `None` if there is none until then.
     ///
     /// # Errors
-    /// [`LifeError::Ended`] if the child is no more, [`LifeError::Stopped`] if that is wanted.
-    pub fn hear(&mut self, until: Instant) -> Result<Option<S>, LifeError> {
+    /// [`LifeError::Ended`] if the child has ended, [`LifeError::Stopped`] if the stop flag is set.
+    pub fn receive(&mut self, until: Instant) -> Result<Option<S>, LifeError> {
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(LifeError::Stopped);
             }
             let now = Instant::now();
-            match self.said.recv_timeout(until.saturating_duration_since(now).min(STOP_EVERY)) {
-                Ok(said) => return Ok(Some(said)),
+            match self.values.recv_timeout(until.saturating_duration_since(now).min(STOP_EVERY)) {
+                Ok(value) => return Ok(Some(value)),
                 Err(RecvTimeoutError::Timeout) if now + STOP_EVERY < until => {}
                 Err(RecvTimeoutError::Timeout) => return Ok(None),
                 Err(RecvTimeoutError::Disconnected) => {
@@ -154,12 +154,12 @@ impl<S: DeserializeOwned + Send + 'static> Life<S> {
         }
     }
 
-    /// What the child said before it died, in order.
-    pub fn last_words(&mut self) -> Vec<S> {
-        self.said.iter().collect()
+    /// Returns the values that the child printed before it died, in order.
+    pub fn remaining(&mut self) -> Vec<S> {
+        self.values.iter().collect()
     }
 
-    /// Waits until the process has ended by itself, and returns what it said until then.
+    /// Waits until the process has ended by itself, and returns the values that it printed until then.
     ///
     /// # Errors
     /// [`LifeError::Ended`] if it failed, [`LifeError::Silent`] if it has not ended after that time.
@@ -167,8 +167,8 @@ impl<S: DeserializeOwned + Send + 'static> Life<S> {
         let until = Instant::now() + at_most;
         let mut last = Vec::new();
         loop {
-            match self.said.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(said) => last.push(said),
+            match self.values.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(value) => last.push(value),
                 Err(RecvTimeoutError::Timeout) => return Err(self.silent(at_most)),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -185,13 +185,13 @@ impl<S> Life<S> {
     /// Kills the process with SIGKILL and waits until it is gone.
     ///
     /// # Errors
-    /// If the operating system can't.
+    /// If the operating system fails to.
     pub fn kill(&mut self) -> Result<(), LifeError> {
         self.child.kill().map_err(|source| LifeError::Io { what: "killing the application", source })?;
         self.end().map(drop)
     }
 
-    /// The error for a child that says nothing.
+    /// Returns the error for a child that prints nothing.
     #[must_use]
     pub fn silent(&self, waited: Duration) -> LifeError {
         LifeError::Silent { seconds: waited.as_secs(), stderr: self.stderr_tail() }
@@ -204,7 +204,7 @@ impl<S> Life<S> {
             .wait()
             .map_err(|source| LifeError::Io { what: "waiting for the application", source })?;
         if let Some(reader) = self.reader.take() {
-            reader.join().expect("the reader of a pipe doesn't panic");
+            reader.join().expect("the reader of a pipe does not panic");
         }
         Ok(status)
     }

@@ -1,4 +1,4 @@
-//! What lies on the disk while nobody runs the application: its log, and its checkpoints.
+//! Reads and restores the data of the application while it does not run: its log and its checkpoints.
 
 use crate::audit::Place;
 use crate::conductor::ConductError;
@@ -14,7 +14,7 @@ use stead_store::data_dir::DataDir;
 use stead_store::real_disk::RealDisk;
 use stead_store::wal::{Wal, WalError, WalOptions};
 
-/// The entries of the log, as far as the audited services go. Nothing if the node never got as far as a log.
+/// Returns the log entries of the audited services; empty if the node was killed before it created a log.
 pub(crate) fn committed(dir: &Path) -> Result<HashSet<Place>, ConductError> {
     let fail = |reason: String| ConductError::Log { dir: dir.to_owned(), reason };
     let mut found = HashSet::new();

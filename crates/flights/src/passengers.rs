@@ -1,16 +1,16 @@
-//! The outside client: it asks for boarding numbers while the application is killed, retries what was not answered, and
-//! holds the system to every answer that it got.
+//! The outside client: it requests boarding numbers while the application is killed, retries unanswered requests, and
+//! checks every answer that it got.
 
 use crate::services::Passengers;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the client asked and was answered.
+/// The requests and answers of the client.
 #[derive(Debug, Default)]
 pub struct Clientele {
     next: u64,
     waiting: BTreeSet<u64>,
     answered: BTreeMap<u64, Answered>,
-    /// Answers to a retry that differ from the first one.
+    /// Answers to a retry that differ from the first answer.
     contradicted: u64,
     lost_at_restore: u64,
     replayed: u64,
@@ -20,33 +20,33 @@ pub struct Clientele {
 #[derive(Clone, Copy, Debug)]
 struct Answered {
     number: u64,
-    /// The checkpoints that had begun when the answer came.
+    /// Number of checkpoints that had begun when the answer came.
     checkpoint: u64,
 }
 
-/// What became of the answers.
+/// The result of the client's requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Requests that were answered, each counted once.
     pub answered: u64,
-    /// Answers in all, those to retries included.
+    /// All answers, including those to retries.
     pub answers: u64,
     /// Answered requests without their effect.
     pub lost: u64,
     /// Requests that were applied more than once.
     pub doubled: u64,
-    /// Requests that a restore undid, and that were asked again.
+    /// Requests that a restore undid, and that were sent again.
     pub replayed: u64,
 }
 
 impl Clientele {
-    /// A client that has asked nothing.
+    /// Returns a client without requests.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A passenger who has not asked yet.
+    /// Adds a passenger.
     pub fn new_passenger(&mut self) -> u64 {
         let passenger = self.next;
         self.next += 1;
@@ -54,12 +54,12 @@ impl Clientele {
         passenger
     }
 
-    /// Those who wait for an answer.
+    /// Returns the passengers that wait for an answer.
     pub fn waiting(&self) -> impl ExactSizeIterator<Item = u64> {
         self.waiting.iter().copied()
     }
 
-    /// A passenger to ask for a second time though the answer is there, as a client does that lost it.
+    /// Returns a passenger to ask for again although it was answered, like a client that lost the answer.
     #[must_use]
     pub fn forgetful(&self, pick: u64) -> Option<u64> {
         let count = self.answered.len() as u64;
@@ -67,7 +67,7 @@ impl Clientele {
         self.answered.keys().nth(place).copied()
     }
 
-    /// An answer came, after so many checkpoints had begun.
+    /// Handles an answer; `checkpoints_begun` is the number of checkpoints that had begun by then.
     pub fn answered(&mut self, passenger: u64, number: u64, checkpoints_begun: u64) {
         self.waiting.remove(&passenger);
         self.answers += 1;
@@ -78,8 +78,8 @@ impl Clientele {
         }
     }
 
-    /// The system was put back to a checkpoint. What was answered before it began must be there; what was answered later
-    /// and is not there waits again.
+    /// Handles a restore. Requests that were answered before the restored checkpoint began must be in the state; later
+    /// ones that are not in it wait for an answer again.
     pub fn restored(&mut self, passengers: &Passengers, checkpoint_begun: u64) {
         let there: BTreeSet<u64> = passengers.iter().map(|(passenger, _)| *passenger).collect();
         let undone: Vec<u64> =
@@ -94,7 +94,7 @@ impl Clientele {
         }
     }
 
-    /// Compares all answers with what the desks hold at the end.
+    /// Compares all answers with the final state of the desks.
     #[must_use]
     pub fn verdict(&self, passengers: &Passengers) -> Verdict {
         let there: BTreeMap<u64, &Vec<u64>> =

@@ -1,4 +1,4 @@
-//! Threads of an application that is talked to over standard input and output: clerks who serve requests, and a clock.
+//! Threads of an application that is controlled over standard input and output: workers for requests, and a ticker.
 
 use serde::Serialize;
 use std::io::{self, Write};
@@ -7,16 +7,16 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Prints a value as a line of JSON, in one write: lines of several threads don't mix, and a kill leaves whole ones.
-pub fn say(value: &impl Serialize) {
+/// Prints a value as a line of JSON in one write: lines of several threads do not mix, and a kill leaves whole ones.
+pub fn report(value: &impl Serialize) {
     let mut line = serde_json::to_vec(value).expect("plain data has JSON");
     line.push(b'\n');
     let mut stdout = io::stdout().lock();
-    // Without a listener the standard input ends, too, and that ends the work.
+    // Without a reader, standard input ends too, and that ends the work.
     let _ = stdout.write_all(&line).and_then(|()| stdout.flush());
 }
 
-/// Threads that serve jobs as they come. Dropping them waits until the jobs that they have are done.
+/// Threads that run jobs. Dropping it waits until the jobs that were submitted are done.
 #[derive(Debug)]
 pub struct Clerks<J> {
     jobs: Option<Sender<J>>,
@@ -24,7 +24,7 @@ pub struct Clerks<J> {
 }
 
 impl<J: Send + 'static> Clerks<J> {
-    /// Starts so many.
+    /// Starts `count` threads.
     pub fn start(count: usize, serve: impl Fn(J) + Send + Sync + 'static) -> Self {
         let (jobs, queue) = channel();
         let (queue, serve) = (Arc::new(Mutex::new(queue)), Arc::new(serve));
@@ -41,7 +41,7 @@ impl<J: Send + 'static> Clerks<J> {
         Self { jobs: Some(jobs), threads: (0..count).map(clerk).collect() }
     }
 
-    /// Leaves a job to them.
+    /// Submits a job.
     pub fn serve(&self, job: J) {
         let jobs = self.jobs.as_ref().expect("only drop() takes it");
         jobs.send(job).expect("a clerk ends only after drop()");
@@ -58,7 +58,7 @@ impl<J> Drop for Clerks<J> {
     }
 }
 
-/// A thread that does something again and again. Dropping it waits until what it does is done.
+/// A thread that repeats a function. Dropping it waits until the running call has ended.
 #[derive(Debug)]
 pub struct Ticker {
     stopped: Arc<(Mutex<bool>, Condvar)>,
@@ -66,7 +66,7 @@ pub struct Ticker {
 }
 
 impl Ticker {
-    /// Starts it: the first time after `every`.
+    /// Starts the thread; the first call comes after `every`.
     pub fn start(every: Duration, mut tick: impl FnMut() + Send + 'static) -> Self {
         let stopped = Arc::new((Mutex::new(false), Condvar::new()));
         let asked = Arc::clone(&stopped);

@@ -1,4 +1,4 @@
-//! What the conductor and the application that it kills say to each other: one JSON value a line, over the child's
+//! The protocol between the conductor and the application that it kills: one JSON value a line, over the child's
 //! standard input and output, so that no port is needed.
 
 use crate::services::{Passengers, Position};
@@ -6,71 +6,71 @@ use crate::totals::Totals;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// How a child opens; the first line that it reads.
+/// The first line that a child reads: how to open its node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Open {
     /// The data directory.
     pub data: PathBuf,
-    /// Where handler runs are recorded.
+    /// The file for the records of handler runs.
     pub runs: PathBuf,
-    /// The file to feed from; the bundled one if there is none.
+    /// The file to feed from; the bundled one by default.
     pub input: Option<PathBuf>,
-    /// Pass over malformed rows.
+    /// Skip malformed rows.
     pub skip_malformed: bool,
     /// Milliseconds between two checkpoints.
     pub checkpoint_every_ms: u64,
 }
 
-/// What the conductor asks, with a number that the answer carries.
+/// A question of the conductor, with a number that its answer repeats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ask {
     /// The number.
     pub id: u64,
-    /// What.
+    /// The question.
     pub what: Question,
 }
 
-/// What can be asked.
+/// The questions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Question {
-    /// Feed so many rows, so many a second.
+    /// Feed rows at a rate.
     Feed {
         /// Rows.
         rows: u64,
         /// Rows a second.
         rate: f64,
     },
-    /// Feed no more.
+    /// Stop feeding.
     Finish,
-    /// How far is the feeder?
+    /// Report the feeder's position.
     Position,
-    /// Check a passenger in, under an idempotency key of its own.
+    /// Check a passenger in, with an idempotency key of its own.
     CheckIn {
-        /// Who.
+        /// The passenger.
         passenger: u64,
     },
-    /// All passengers of all desks.
+    /// Report all passengers of all desks.
     Passengers,
-    /// Wait until all is fed and nothing is in flight, then read the totals from the processes.
+    /// Wait until all rows are fed and no message is in flight, then report the totals of the processes.
     Totals,
     /// Shut down.
     Stop,
 }
 
-/// What a child says.
+/// A report of a child.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Said {
-    /// It recovered and takes questions.
+pub enum Report {
+    /// It has recovered and takes questions.
     Ready(Recovery),
-    /// A checkpoint begins: what was answered up to now will be in it.
+    /// A checkpoint begins: all that was answered before it is in it.
     CheckpointBegins,
     /// A checkpoint is complete.
     Checkpoint(Checkpoint),
-    /// A checkpoint failed; the work goes on.
+    /// A checkpoint failed; the application continues.
     CheckpointFailed {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The answer to a question.
@@ -82,9 +82,9 @@ pub enum Said {
     },
     /// A question could not be answered.
     Failed {
-        /// The question's number; none if it is about the opening or the whole.
+        /// The question's number; `None` if the failure is not about one question.
         id: Option<u64>,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -93,7 +93,7 @@ pub enum Said {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// It is done.
+    /// The question's action is done.
     Done,
     /// The feeder's position.
     Position(Position),
@@ -123,12 +123,12 @@ pub struct Counts {
     pub carrier: u64,
 }
 
-/// How a child recovered.
+/// Figures of a recovery.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recovery {
-    /// Milliseconds from the start of the operating system process until it took questions; told by the conductor.
+    /// Milliseconds from the start of the operating system process until it took questions; set by the conductor.
     pub ready_ms: f64,
-    /// Milliseconds that the node took of it.
+    /// Milliseconds of it that the node took.
     pub node_ms: f64,
     /// The checkpoint that it began from, if any.
     pub checkpoint: Option<u64>,
@@ -136,7 +136,7 @@ pub struct Recovery {
     pub entries: u64,
     /// Bytes of state read.
     pub state_bytes: u64,
-    /// It began from a restored checkpoint.
+    /// Whether it began from a restored checkpoint.
     pub restored: bool,
 }
 
@@ -149,10 +149,10 @@ pub struct Checkpoint {
     pub bytes: u64,
     /// Milliseconds from its begin to its manifest.
     pub ms: f64,
-    /// The longest that it held a shard, in milliseconds.
+    /// The longest time that it held a shard, in milliseconds.
     pub stall_ms: f64,
     /// Messages in flight at its cut.
     pub in_flight: u64,
-    /// What the services' own checks found wrong at its cut: nothing, if all is well.
+    /// Failures of the services' own checks at its cut; empty if all hold.
     pub failed_checks: Vec<String>,
 }

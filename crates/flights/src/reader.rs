@@ -1,4 +1,4 @@
-//! Reads a flights file, plain or gzip, line by line: a damaged line costs itself only.
+//! Reads a flights file, plain or gzip, line by line: a damaged line affects no other line.
 
 use crate::row::{Layout, Malformed, Reason, Row, parse_row};
 use flate2::bufread::MultiGzDecoder;
@@ -10,58 +10,58 @@ use xxhash_rust::xxh3::Xxh3;
 /// January 2013 from New York City, built in: 27,004 flights.
 pub const BUNDLED: &[u8] = include_bytes!("../../../data/flights-2013-01.csv.gz");
 
-/// Most rows of one file; a row takes 84 bytes of memory.
+/// Maximum number of rows of a file; a row takes 84 bytes of memory.
 pub const ROWS_MAX: usize = 5_000_000;
 
-/// Most bytes of one line.
+/// Maximum number of bytes of a line.
 pub const LINE_MAX: usize = 4096;
 
-/// What to do with a malformed row.
+/// Handling of malformed rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum OnMalformed {
-    /// Read nothing.
+    /// Refuse the file.
     #[default]
     Refuse,
-    /// Go on without it.
+    /// Skip the row.
     Skip,
 }
 
-/// A file that is not read.
+/// Errors of reading a flights file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// It can't be opened.
+    /// It cannot be opened.
     #[error("cannot open {}: {source}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It can't be read to its end.
+    /// It cannot be read to its end.
     #[error("reading failed after line {line}: {source}")]
     Io {
         /// The last line that was read.
         line: u64,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The first line does not name the columns.
     #[error("line 1 is not the header of a flights file: it lacks {}", missing.join(", "))]
     Header {
-        /// What it lacks.
+        /// The missing columns.
         missing: Vec<&'static str>,
     },
-    /// A row is malformed, and such are to be refused.
+    /// A row is malformed, and malformed rows are refused.
     #[error("{0}; skip such rows or correct the file")]
     Malformed(#[from] Malformed),
-    /// More rows than are read.
+    /// The file has too many rows.
     #[error("the file has more than {max} rows; split it")]
     TooMany {
         /// The limit.
         max: usize,
     },
-    /// No rows at all.
+    /// The file has no rows.
     #[error("the file has no rows")]
     Empty,
 }
@@ -76,7 +76,7 @@ pub struct Flights {
 }
 
 impl Flights {
-    /// The flights that are built in.
+    /// Returns the built-in flights.
     #[must_use]
     pub fn bundled() -> Self {
         Self::read(BUNDLED, OnMalformed::Refuse).expect("the bundled file is whole: a test reads it")
@@ -85,7 +85,7 @@ impl Flights {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`ReadError`] says what is wrong and where.
+    /// [`ReadError`], with the place and the reason.
     pub fn open(path: &Path, on_malformed: OnMalformed) -> Result<Self, ReadError> {
         let file = File::open(path).map_err(|source| ReadError::Open { path: path.to_owned(), source })?;
         Self::read(file, on_malformed)
@@ -94,7 +94,7 @@ impl Flights {
     /// Reads a file's bytes, plain or gzip.
     ///
     /// # Errors
-    /// [`ReadError`] says what is wrong and where.
+    /// [`ReadError`], with the place and the reason.
     pub fn read(bytes: impl Read, on_malformed: OnMalformed) -> Result<Self, ReadError> {
         let mut bytes = BufReader::with_capacity(1 << 16, bytes);
         let head = bytes.fill_buf().map_err(|source| ReadError::Io { line: 0, source })?;
@@ -105,7 +105,7 @@ impl Flights {
         }
     }
 
-    /// A name for these rows: equal for equal rows only.
+    /// Returns a fingerprint of these rows, which only equal rows share.
     #[must_use]
     pub fn fingerprint(&self) -> u128 {
         let mut hash = Xxh3::new();
@@ -169,7 +169,7 @@ fn text_of(line: &[u8]) -> Result<&str, Reason> {
     Ok(text.trim_end_matches(['\n', '\r']))
 }
 
-/// Reads to the end of a line, but keeps no more of it than shows that it is too long.
+/// Reads to the end of a line, but keeps only enough of it to show that it is too long.
 fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     let mut some = false;
     loop {

@@ -1,4 +1,4 @@
-//! One flight as a line of the file tells it, and what counts as malformed.
+//! One flight as a line of the file, and the rules for malformed lines.
 
 use crate::code::Code;
 
@@ -25,73 +25,73 @@ pub const COLUMNS: [&str; 19] = [
     "time_hour",
 ];
 
-/// What the application needs of a flight.
+/// The fields of a flight that the application needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Row {
-    /// Who flies it.
+    /// The carrier.
     pub carrier: Code,
-    /// The aircraft; not always known.
+    /// The tail number of the aircraft, if known.
     pub tail: Option<Code>,
-    /// Where it leaves from.
+    /// The airport of departure.
     pub origin: Code,
-    /// Where it goes to.
+    /// The airport of arrival.
     pub dest: Code,
-    /// Minutes that it left late, below 0 when it left early; unknown means that it was cancelled.
+    /// Delay of the departure in minutes, below 0 if early; `None` if the flight was cancelled.
     pub dep_delay: Option<i32>,
-    /// Miles.
+    /// Distance in miles.
     pub distance: u32,
 }
 
-/// A row that is not read, and why.
+/// A malformed row, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct Malformed {
     /// The line in the file, counted from 1, the header included.
     pub line: u64,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: Reason,
 }
 
-/// What is wrong with a row.
+/// Reasons for which a row is malformed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
-    /// More bytes than a row can have.
+    /// The line is too long.
     #[error("longer than {max} bytes")]
     TooLong {
         /// The limit in bytes.
         max: usize,
     },
-    /// Bytes that are no text.
+    /// The line is not text.
     #[error("not UTF-8 text")]
     NotText,
-    /// A number of fields that is not the header's.
+    /// The number of fields differs from the header's.
     #[error("{found} fields where the header has {expected}")]
     Fields {
-        /// How many there are.
+        /// The number of fields found.
         found: usize,
-        /// How many there should be.
+        /// The number of fields expected.
         expected: usize,
     },
-    /// A field without a value that each flight has.
+    /// A field that every flight has is empty.
     #[error("{column} is missing")]
     Missing {
         /// The column.
         column: &'static str,
     },
-    /// A field that can't be read.
+    /// A field is invalid.
     #[error("{column} is {found:?}, which is not {expected}")]
     Field {
         /// The column.
         column: &'static str,
-        /// What stands there, cut to a readable length.
+        /// The field's text, cut to a readable length.
         found: String,
-        /// What should.
+        /// The kind of value expected.
         expected: &'static str,
     },
 }
 
-/// Where each of [`COLUMNS`] stands in a file; files may order them otherwise and have more.
+/// Position of each of [`COLUMNS`] in a file; files may have another order, and more columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     places: [usize; COLUMNS.len()],
@@ -102,7 +102,7 @@ impl Layout {
     /// Finds the columns in a header line.
     ///
     /// # Errors
-    /// The names of the columns that it lacks.
+    /// The names of the missing columns.
     pub fn parse(header: &str) -> Result<Self, Vec<&'static str>> {
         let names: Vec<&str> = header.split(',').map(|name| unquote(name.trim())).collect();
         let mut places = [0; COLUMNS.len()];
@@ -119,11 +119,12 @@ impl Layout {
 
 /// Reads one line, without its line end.
 ///
-/// Each of the columns is checked, also those that the application does without: a line that is wrong in one place is
-/// not trusted in another. A hole is `NA` or nothing; a number may end in `.0`, as some tools write columns with holes.
+/// Each column is checked, including those that the application does not use: a line with one invalid field is not
+/// trusted in the others. A missing value is `NA` or empty; a number may end in `.0`, as some tools write columns with
+/// missing values.
 ///
 /// # Errors
-/// The first thing that is wrong.
+/// The first reason found.
 pub fn parse_row(line: &str, layout: &Layout) -> Result<Row, Reason> {
     let found = line.split(',').count();
     if found != layout.fields {

@@ -1,7 +1,7 @@
-//! A record of each handler run, outside of the system: what was computed, as against what was kept of it.
+//! A record of each handler run, outside of the system: all that was computed, as opposed to what was committed.
 //!
-//! The handlers of this application write one record for each run to a file that a kill leaves as it is. Whoever runs
-//! the application can tell from the records of several lives which work was done again. Never part of any state.
+//! The handlers of this application write one record for each run to a file that survives a kill. The records of
+//! several lives show which work was repeated. They are not part of any state.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -38,7 +38,7 @@ pub struct ProcessName {
 }
 
 impl ProcessName {
-    /// The name of a process.
+    /// Names a process.
     #[must_use]
     pub fn new(service: Service, key: &str) -> Self {
         Self { service, key: xxh3_64(key.as_bytes()) }
@@ -48,27 +48,27 @@ impl ProcessName {
 /// One run of a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Which process.
+    /// The process.
     pub process: ProcessName,
-    /// What it handled: unique within the process.
+    /// The handled message or request: unique within the process.
     pub cause: u64,
-    /// What it had handled before, by its state.
+    /// Number of causes that the process had handled before, according to its state.
     pub handled: u64,
-    /// Where the entry of the run will stand in the shard's log, once it is there.
+    /// Epoch and index of the run's entry in the shard's log.
     pub place: (u64, u64),
-    /// The rows that the run fed: from the first up to the second, without it.
+    /// The rows that the run fed: from the first up to the second, exclusive.
     pub rows: (u64, u64),
 }
 
 impl Run {
-    /// A run of a process.
+    /// Returns a run of a process.
     #[must_use]
     pub fn of(service: Service, key: &str, cause: u64, handled: u64, place: (Epoch, Index)) -> Self {
         let place = (place.0.0, place.1.0);
         Self { process: ProcessName::new(service, key), cause, handled, place, rows: (0, 0) }
     }
 
-    /// The run with the rows that it feeds.
+    /// Returns the run with the rows that it feeds.
     #[must_use]
     pub fn with_rows(self, from: u64, to: u64) -> Self {
         Self { rows: (from, to), ..self }
@@ -77,7 +77,7 @@ impl Run {
     /// Writes the run to the file, if one is open.
     ///
     /// # Panics
-    /// If the file can't be written: a record with gaps proves nothing.
+    /// If the file cannot be written: records with gaps prove nothing.
     pub fn record(&self) {
         if let Some(mut file) = FILE.get() {
             file.write_all(&self.to_bytes()).expect("the file of handler runs takes a record");
@@ -127,17 +127,17 @@ impl Run {
 /// Records the runs of this operating system process in a file from now on.
 ///
 /// # Errors
-/// If the file can't be opened, or another one is open already.
+/// If the file cannot be opened, or runs are being recorded already.
 pub fn record_to(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().create(true).append(true).open(path)?;
     FILE.set(file)
         .map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, "handler runs are recorded already"))
 }
 
-/// Reads the runs of a file; a record that a crash of the machine cut off is not one.
+/// Reads the runs of a file; a record that a crash of the machine cut off is ignored.
 ///
 /// # Errors
-/// If the file can't be read, or holds something else.
+/// If the file cannot be read, or is not such a file.
 pub fn read(path: &Path) -> io::Result<Vec<Run>> {
     let bytes = std::fs::read(path)?;
     let runs: Option<Vec<Run>> = bytes.chunks_exact(RECORD).map(Run::from_bytes).collect();

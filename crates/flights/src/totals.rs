@@ -1,4 +1,4 @@
-//! What the application adds up, by the straightforward computation: one loop over the rows.
+//! The totals of the application by a straightforward computation: one loop over the rows.
 
 use crate::code::Code;
 use crate::row::Row;
@@ -47,14 +47,14 @@ pub struct AircraftTotals {
     pub distance_miles: u64,
 }
 
-/// How totals differ from what they should be, counted in single increments.
+/// The difference between totals and the expected ones, counted in single increments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
     /// Increments that are missing.
     pub missing: u64,
-    /// Increments that are too many.
+    /// Surplus increments.
     pub extra: u64,
-    /// Sums (minutes, miles) that are not equal.
+    /// Number of sums (minutes, miles) that differ.
     pub sums: u64,
 }
 
@@ -77,8 +77,8 @@ impl Totals {
         totals
     }
 
-    /// The messages that rows with these totals make: the feeder tells the aircraft, and it tells two airports and the
-    /// carrier; without a tail number the feeder tells those three itself.
+    /// Returns the number of messages that rows with these totals cause: the feeder sends one to the aircraft, which
+    /// sends one to each of two airports and the carrier; without a tail number the feeder sends those three itself.
     #[must_use]
     pub fn messages(&self) -> u64 {
         let airports: u64 = self.airports.values().map(|airport| airport.departures + airport.arrivals).sum();
@@ -86,7 +86,7 @@ impl Totals {
         self.aircraft.legs + airports + carriers
     }
 
-    /// How these totals differ from the ones that they should be.
+    /// Returns the difference between these totals and the expected ones.
     #[must_use]
     pub fn difference(&self, expected: &Self) -> Difference {
         let mut difference = Difference::default();
@@ -124,7 +124,7 @@ impl CarrierTotals {
 }
 
 impl Difference {
-    /// Nothing differs.
+    /// Returns whether there is no difference.
     #[must_use]
     pub fn is_none(&self) -> bool {
         *self == Self::default()

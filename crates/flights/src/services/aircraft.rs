@@ -6,29 +6,29 @@ use crate::runs::{Run, Service};
 use serde::{Deserialize, Serialize};
 use stead::{Context, Never, Process, QueryContext};
 
-/// An aircraft: what it flew.
+/// The totals of an aircraft.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Aircraft {
     /// Flights.
     pub legs: u64,
-    /// Miles of them.
+    /// Their distance in miles.
     pub distance_miles: u64,
 }
 
 /// A flight of an aircraft.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leg {
-    /// Which row of the feed it is.
+    /// The row of the feed.
     pub row: u64,
-    /// Who flies it.
+    /// The carrier.
     pub carrier: Code,
-    /// From.
+    /// The airport of departure.
     pub origin: Code,
-    /// To.
+    /// The airport of arrival.
     pub dest: Code,
-    /// Minutes late; unknown when it was cancelled.
+    /// Delay of the departure in minutes; `None` if the flight was cancelled.
     pub dep_delay: Option<i32>,
-    /// Miles.
+    /// Distance in miles.
     pub distance: u32,
 }
 
@@ -45,7 +45,7 @@ impl Process for Aircraft {
         Run::of(Service::Aircraft, ctx.key().as_str(), leg.row, self.legs, ctx.place()).record();
         self.legs += 1;
         self.distance_miles += u64::from(leg.distance);
-        tell(ctx, &leg);
+        send_leg(ctx, &leg);
         Ok(())
     }
 
@@ -58,8 +58,8 @@ impl Process for Aircraft {
     }
 }
 
-/// Tells the airports and the carrier of a flight: three messages.
-pub(super) fn tell<P: Process>(ctx: &mut Context<'_, P>, leg: &Leg) {
+/// Sends a flight to its airports and its carrier: three messages.
+pub(super) fn send_leg<P: Process>(ctx: &mut Context<'_, P>, leg: &Leg) {
     ctx.send::<Airport>(&leg.origin, Movement::Departed { row: leg.row });
     ctx.send::<Airport>(&leg.dest, Movement::Arrived { row: leg.row });
     ctx.send::<Carrier>(&leg.carrier, Flight { row: leg.row, dep_delay: leg.dep_delay });

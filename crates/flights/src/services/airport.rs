@@ -6,24 +6,24 @@ use crate::totals::AirportTotals;
 use serde::{Deserialize, Serialize};
 use stead::{Context, Never, Process, QueryContext};
 
-/// An airport: what left and what came.
+/// The departures and arrivals of an airport.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Airport {
     /// The totals.
     pub totals: AirportTotals,
 }
 
-/// What happens at an airport.
+/// An event at an airport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Movement {
     /// A flight leaves.
     Departed {
-        /// Which row of the feed it is.
+        /// The row of the feed.
         row: u64,
     },
     /// A flight arrives.
     Arrived {
-        /// Which row of the feed it is.
+        /// The row of the feed.
         row: u64,
     },
 }

@@ -6,7 +6,7 @@ use crate::totals::CarrierTotals;
 use serde::{Deserialize, Serialize};
 use stead::{Context, Never, Process, QueryContext};
 
-/// A carrier: what became of its flights.
+/// The flights of a carrier.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Carrier {
     /// The totals.
@@ -16,9 +16,9 @@ pub struct Carrier {
 /// A flight of a carrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flight {
-    /// Which row of the feed it is.
+    /// The row of the feed.
     pub row: u64,
-    /// Minutes late; unknown when it was cancelled.
+    /// Delay of the departure in minutes; `None` if the flight was cancelled.
     pub dep_delay: Option<i32>,
 }
 

@@ -1,5 +1,5 @@
-//! `desk`: passengers check in and get a number. It has nothing to do with the rows: it is what an outside client
-//! calls during the kills, to see whether its answers hold.
+//! `desk`: passengers check in and get a number. It has nothing to do with the rows: an outside client calls it during
+//! the kills and checks the answers.
 
 use serde::{Deserialize, Serialize};
 use stead::{Context, Never, Process, QueryContext};
@@ -7,14 +7,14 @@ use stead::{Context, Never, Process, QueryContext};
 /// A check-in desk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desk {
-    /// Numbers given.
+    /// Number of boarding numbers given so far.
     pub given: u64,
 }
 
-/// A passenger wants a boarding number.
+/// A request for a boarding number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckIn {
-    /// Who.
+    /// The passenger.
     pub passenger: u64,
 }
 
@@ -25,7 +25,7 @@ pub struct Booked {
     pub number: u64,
 }
 
-/// All passengers of a desk with the numbers that they hold: one each, if all is well.
+/// All passengers of a desk and their numbers; more than one number shows that a check-in was applied twice.
 pub type Passengers = Vec<(u64, Vec<u64>)>;
 
 impl Process for Desk {
@@ -44,7 +44,7 @@ impl Process for Desk {
     ) -> Result<Booked, Never> {
         self.given += 1;
         let cell = passenger.to_be_bytes();
-        // On purpose no guard against a second check-in: that each is applied once is what is to be seen.
+        // Deliberately without a guard against a second check-in: the run shows whether each is applied once.
         let mut numbers: Vec<u64> = ctx.cell(&cell).unwrap_or_default();
         numbers.push(self.given);
         ctx.put_cell(&cell, &numbers);

@@ -1,7 +1,7 @@
-//! `feeder`: sends the rows of a file into the system. How far it is, is its state: no row is fed twice or left out,
-//! whatever happens to it.
+//! `feeder`: sends the rows of a file into the system. Its position is part of its state, so no row is fed twice or
+//! left out, even across crashes.
 
-use super::aircraft::tell;
+use super::aircraft::send_leg;
 use super::{Aircraft, Airport, Carrier, Leg, Movement};
 use crate::reader::Flights;
 use crate::runs::{Run, Service};
@@ -10,13 +10,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use stead::{Context, Cut, Process, QueryContext, Time};
 
-/// How often the feeder sends.
+/// Interval at which the feeder sends.
 const TICK: Duration = Duration::from_millis(5);
 
-/// Most rows of one call, so that a call stays short and its entry small.
+/// Maximum number of rows of one call, which keeps the call short and its entry small.
 const ROWS_PER_TICK: u64 = 500;
 
-/// After a pause the feeder makes up for this much of it only.
+/// Longest pause that the feeder makes up for.
 const CATCH_UP_MICROS: u64 = 100_000;
 
 static SOURCE: OnceLock<Source> = OnceLock::new();
@@ -29,27 +29,27 @@ pub struct Source {
 }
 
 impl Source {
-    /// Makes these the rows to feed from.
+    /// Installs the source of this operating system process.
     ///
     /// # Errors
-    /// The source, if there is one already.
+    /// The given source, if there is one already.
     pub fn install(flights: Flights) -> Result<(), Self> {
         SOURCE.set(Self::new(flights))
     }
 
-    /// What tells these rows from others.
+    /// Returns the fingerprint of the rows.
     #[must_use]
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// The source that is installed.
+    /// Returns the installed source.
     #[must_use]
     pub fn installed() -> Option<&'static Self> {
         SOURCE.get()
     }
 
-    /// The rows.
+    /// Returns the rows.
     #[must_use]
     pub fn flights(&self) -> &Flights {
         &self.flights
@@ -66,9 +66,9 @@ impl Source {
 pub struct Feeder {
     /// The source that it feeds from; empty before it starts.
     pub fingerprint: String,
-    /// The next row: so many were sent.
+    /// The next row; also the number of rows sent so far.
     pub next_row: u64,
-    /// Where it stops. Beyond the end of the file it begins again.
+    /// The number of rows to send. Beyond the end of the file, the feeder starts over.
     pub rows: u64,
     /// Rows a second.
     pub rate: f64,
@@ -76,32 +76,32 @@ pub struct Feeder {
     pub ticks: u64,
     /// The time of the last one, in microseconds of its shard's clock.
     pub last_tick: u64,
-    /// Part of a row that is due.
+    /// Fraction of a row that is due.
     pub due: f64,
 }
 
-/// What the feeder is asked.
+/// A request to the feeder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FeedRequest {
-    /// Begin; asked again it changes nothing.
+    /// Start feeding; a repetition changes nothing.
     Start {
         /// The source's fingerprint.
         fingerprint: String,
-        /// How many rows, from the first on; more than the file has begin it again.
+        /// The number of rows, from the first on; beyond the end of the file, the feeder starts over.
         rows: u64,
         /// Rows a second, above 0.
         rate: f64,
     },
-    /// The timer.
+    /// A tick of the timer.
     Tick {
-        /// Which one, counted from 0.
+        /// Its number, counted from 0.
         tick: u64,
     },
-    /// Feed no more.
+    /// Stop feeding.
     Finish,
 }
 
-/// Why the feeder does not do it.
+/// Reasons for which the feeder refuses a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
 pub enum FeedError {
     /// It feeds from another file.
@@ -111,10 +111,10 @@ pub enum FeedError {
     OtherSource {
         /// The fingerprint of the file that it feeds from.
         stored: String,
-        /// That of the file which it was now given.
+        /// The fingerprint of the file that was offered.
         offered: String,
     },
-    /// The rate is no number above 0.
+    /// The rate is not above 0.
     #[error("a rate of {rate} rows a second is not possible; it must be above 0")]
     Rate {
         /// The rate.
@@ -122,12 +122,12 @@ pub enum FeedError {
     },
 }
 
-/// How far the feeder is.
+/// The position of the feeder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The next row.
     pub next_row: u64,
-    /// Where it stops.
+    /// The number of rows to send.
     pub rows: u64,
 }
 
@@ -157,7 +157,7 @@ impl Process for Feeder {
         Ok(self.position())
     }
 
-    /// Each row that was fed is counted by its carrier and its airports, or a message on the way there is in flight.
+    /// Checks that each row that was fed is counted by its carrier and its airports, or has a message in flight.
     fn check(cut: &Cut<'_>) -> Result<(), String> {
         let mut fed = 0;
         for feeder in cut.processes::<Self>() {
@@ -249,7 +249,7 @@ impl Feeder {
         let micros = now.0.saturating_sub(self.last_tick).min(CATCH_UP_MICROS);
         self.due += self.rate * micros as f64 / 1e6;
         let count = (self.due as u64).min(ROWS_PER_TICK).min(self.rows.saturating_sub(self.next_row));
-        // What is over the limits of a tick is not owed.
+        // Rows beyond the limit of a tick are not made up for.
         self.due = (self.due - count as f64).min(1.0);
         count
     }
@@ -267,6 +267,6 @@ fn feed(ctx: &mut Context<'_, Feeder>, number: u64, rows: &[crate::row::Row]) {
     };
     match row.tail {
         Some(tail) => ctx.send::<Aircraft>(&tail, leg),
-        None => tell(ctx, &leg),
+        None => send_leg(ctx, &leg),
     }
 }

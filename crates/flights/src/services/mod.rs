@@ -1,5 +1,5 @@
-//! The services: a feeder tells aircraft of their flights, and these tell airports and carriers. A desk beside them
-//! answers whoever asks, so that a run can tell what an answer is worth.
+//! The services: a feeder sends flights to aircraft, which send them on to airports and carriers. A desk beside them
+//! answers an outside client, so that a run can check answers.
 
 mod aircraft;
 mod airport;
@@ -16,10 +16,10 @@ pub use feeder::{FeedError, FeedRequest, Feeder, Position, Source};
 /// The key of the only feeder.
 pub const FEEDER: &str = "feeder";
 
-/// How many desks there are; passenger `n` goes to desk `n % DESKS`.
+/// Number of desks; passenger `n` goes to desk `n % DESKS`.
 pub const DESKS: u64 = 8;
 
-/// The key of a passenger's desk.
+/// Returns the key of a passenger's desk.
 #[must_use]
 pub fn desk_of(passenger: u64) -> String {
     format!("desk-{}", passenger % DESKS)

@@ -19,7 +19,7 @@ fn log(indexes: impl IntoIterator<Item = u64>) -> HashSet<Place> {
 fn what_was_not_committed_may_run_again() {
     let mut audit = Audit::new();
     audit.end_life(&[run(10, 0, 1), run(11, 1, 2), run(12, 2, 3)], &log([1, 2]));
-    // The state holds two: 12 runs again, and that is all.
+    // The state holds two: only 12 is repeated.
     audit.end_life(&[run(12, 2, 4), run(13, 3, 5)], &log([1, 2, 4, 5]));
     assert_eq!(audit.again(), Again { runs: 5, recomputed: 0, replayed: 0, unkept: 1 });
 }
@@ -28,7 +28,7 @@ fn what_was_not_committed_may_run_again() {
 fn a_cause_whose_entry_lay_in_the_log_is_recomputed_even_if_the_state_forgot_it() {
     let mut audit = Audit::new();
     audit.end_life(&[run(10, 0, 1), run(11, 1, 2)], &log([1, 2]));
-    // As a system does that goes back to its last checkpoint and computes everything after it again.
+    // This is the trace of a system that goes back to its last checkpoint and computes everything after it again.
     audit.end_life(&[run(10, 0, 3), run(11, 1, 4)], &log([3, 4]));
     assert_eq!(audit.again(), Again { runs: 4, recomputed: 2, replayed: 0, unkept: 0 });
 }
@@ -37,7 +37,7 @@ fn a_cause_whose_entry_lay_in_the_log_is_recomputed_even_if_the_state_forgot_it(
 fn a_cause_that_the_state_holds_is_recomputed_even_if_the_log_was_trimmed() {
     let mut audit = Audit::new();
     audit.end_life(&[run(10, 0, 1), run(11, 1, 2)], &log([]));
-    // The next life finds both in its state, and is given one of them a second time.
+    // The next life finds both in its state, and receives one of them a second time.
     audit.end_life(&[run(11, 2, 3)], &log([3]));
     assert_eq!(audit.again(), Again { runs: 3, recomputed: 1, replayed: 0, unkept: 0 });
 }

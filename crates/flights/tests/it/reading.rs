@@ -25,7 +25,7 @@ fn the_bundled_month_has_its_known_totals() {
     let flights = Flights::bundled();
     assert_eq!(flights.rows.len(), 27_004);
     let totals = Totals::of(&flights.rows);
-    // Counted by another program.
+    // The expected totals come from another program.
     let ua = totals.carriers[&"UA".parse().expect("a code")];
     assert_eq!((ua.flights, ua.cancelled, ua.dep_delay_minutes), (4637, 32, 38_342));
     assert_eq!(totals.airports[&"EWR".parse().expect("a code")].departures, 9893);

@@ -1,4 +1,4 @@
-//! A service of your own as a server: HTTP, signals, and a supervisor that starts it again when it dies.
+//! A server for a service of your own: HTTP, signals, and a supervisor that restarts it after a crash.
 //!
 //!     cargo run -p stead-gateway --example serve [DATA_DIRECTORY]
 //!     curl --json '{"Add": 5}' localhost:7420/v1/call/counter/a

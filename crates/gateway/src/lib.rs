@@ -1,8 +1,8 @@
-//! A node on the network: the HTTP/JSON gateway, and a server program around a node.
+//! Connects a node to the network: the HTTP/JSON gateway, and a server program around a node.
 //!
-//! [`serve`] makes a program of a node in one line, as `stead start` is one: HTTP, signals, a supervisor that starts the
-//! server again when it dies, events on standard error. [`http`] is the gateway alone, for a program with a tokio runtime
-//! of its own.
+//! [`serve`] turns a node into a server program in one line, like `stead start`: HTTP, signals, a supervisor that
+//! restarts the server after a crash, events on standard error. [`http`] is the gateway alone, for a program with a
+//! tokio runtime of its own.
 //!
 //! ```no_run
 //! use stead::kv::Kv;
@@ -13,8 +13,8 @@
 //! }
 //! ```
 //!
-//! Knows nothing of shards, entries or files but through [`stead`]. HTTP, OpenAPI, signals and the subscriber of events
-//! live here and nowhere else.
+//! Knows shards, entries and files only through [`stead`]. HTTP, OpenAPI, signals and the subscriber of events live
+//! here and nowhere else.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! This program's own file, for the processes that it starts: found once, at the start.
+//! The path of this program's file, for the processes that it starts: determined once, at the start.
 //!
-//! An upgrade replaces the file under a running program. From then on the system names the file that runs with
-//! " (deleted)" behind it, so the path is kept from the start, and a new file at the same path is preferred.
+//! An upgrade replaces the file under a running program. From then on the system reports the path of the running file
+//! with " (deleted)" appended. So the path is kept from the start, and a new file at the same path is preferred.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,17 +12,17 @@ use std::sync::OnceLock;
 
 static PATH: OnceLock<PathBuf> = OnceLock::new();
 
-/// The file that runs, whatever its path has become.
+/// The running file, whatever its path has become.
 const RUNNING: &str = "/proc/self/exe";
 
-/// Notes the path. To be called first in `main`, before the file can be replaced.
+/// Determines the path. Must be called first in `main`, before the file can be replaced.
 pub fn note() {
     let invoked = std::env::args_os().next().map(PathBuf::from);
     let found = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(RUNNING));
     PATH.get_or_init(|| choose(invoked.as_deref(), &found));
 }
 
-/// The file to start: the one at the noted path, or the running one while there is none.
+/// Returns the file to start: the one at the noted path, or the running one while there is none.
 #[must_use]
 pub fn path() -> PathBuf {
     note();
@@ -30,8 +30,8 @@ pub fn path() -> PathBuf {
     if noted.exists() { noted.clone() } else { PathBuf::from(RUNNING) }
 }
 
-/// The path that the program was started by if it leads to the running file, for it follows links that an upgrade
-/// changes; else what the system says.
+/// Returns the path that the program was started by, if it leads to the running file, because it follows links that an
+/// upgrade changes; otherwise the path that the system reports.
 fn choose(invoked: Option<&Path>, found: &Path) -> PathBuf {
     let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     let invoked = invoked.filter(|path| path.as_os_str().as_bytes().contains(&b'/'));
@@ -41,7 +41,7 @@ fn choose(invoked: Option<&Path>, found: &Path) -> PathBuf {
     }
 }
 
-/// The path without the mark of a replaced file, unless a file has that very name.
+/// Returns the path without the mark of a replaced file, unless a file has that very name.
 fn without_mark(path: &Path) -> PathBuf {
     match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
         Some(plain) if !path.exists() => PathBuf::from(OsString::from_vec(plain.to_vec())),

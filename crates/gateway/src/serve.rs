@@ -1,7 +1,8 @@
-//! A node as a server program, in one line: HTTP, signals, and a supervisor that starts it again when it dies.
+//! Serves a node as a program, in one line: HTTP, signals, and a supervisor that restarts it after a crash.
 //!
 //! The supervisor is the program as it was started. It holds the listening socket and runs the program once more as its
-//! child, with the socket as standard input: so clients wait in the socket's queue while a child recovers, and are not refused.
+//! child, with the socket as standard input. So clients wait in the socket's queue while a child recovers, and are not
+//! refused.
 
 mod supervise;
 
@@ -27,7 +28,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Set in a child; its value is the supervisor's process id. Not one of the variables `STEAD_…` that set something.
+/// Set in a child; its value is the supervisor's process id. Not one of the variables `STEAD_…` for users.
 const CHILD_OF: &str = "_STEAD_CHILD_OF";
 /// The address to listen on.
 const LISTEN: &str = "STEAD_LISTEN";
@@ -37,10 +38,12 @@ const LAST_RESORT: Duration = Duration::from_secs(5);
 /// Time that the end of the program waits for standard error.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Reasons for which a server ended or did not start. Its `Debug` is its message, so that a `main` that returns it prints a sentence.
+/// Reasons for which a server ended or did not start. `Debug` prints the message, so that a `main` that returns this
+/// error
+/// prints a sentence.
 #[derive(Error)]
 pub enum ServerError {
-    /// The variable `STEAD_LISTEN` is no address.
+    /// The variable `STEAD_LISTEN` is not an address.
     #[error("STEAD_LISTEN is {text:?}; it must be an address, such as {LISTEN_DEFAULT}")]
     Address {
         /// The value.
@@ -60,12 +63,12 @@ pub enum ServerError {
         /// The reason.
         source: OpenError,
     },
-    /// The system refuses what a server needs.
+    /// The system refused an operation that a server needs.
     #[error("cannot {what}: {source}")]
     System {
-        /// What was tried.
+        /// The attempted operation.
         what: &'static str,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
     /// The supervisor of this process died before the server started.
@@ -79,7 +82,7 @@ pub enum ServerError {
     /// The supervised server ended by itself with a failure, which it has reported.
     #[error("the server ended: {0}")]
     Ended(ExitStatus),
-    /// A second signal ended the server before it had stopped in order.
+    /// A second signal ended the server before its shutdown was complete.
     #[error(
         "the server was killed before its shutdown was complete; its next start recovers all answered requests"
     )]
@@ -93,7 +96,7 @@ impl fmt::Debug for ServerError {
 }
 
 impl ServerError {
-    /// Whether the same start may succeed later without a correction of the data or the configuration.
+    /// Whether another start may succeed without a correction of the data or the configuration.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -108,15 +111,15 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServerError {
     move |source| ServerError::System { what, source }
 }
 
-/// Serves a node over HTTP until SIGTERM or Ctrl-C, as `stead start` does: the address is that of the variable `STEAD_LISTEN`,
-/// 127.0.0.1:7420 without it, and a supervisor starts the server again when it dies of a signal or a fatal error. For other
-/// choices: [`Serve`].
+/// Serves a node over HTTP until SIGTERM or Ctrl-C, like `stead start`: on the address of the variable `STEAD_LISTEN`,
+/// 127.0.0.1:7420 by default, with a supervisor that restarts the server when it dies of a signal or a fatal error.
+/// [`Serve`] has other choices.
 ///
-/// To be called first in `main`, outside of a tokio runtime: the supervisor runs the program again as its child, so that what stands
-/// before is done twice.
+/// Must be called first in `main`, outside of a tokio runtime: the supervisor runs the program again as its child, so
+/// code before the call runs twice.
 ///
 /// # Errors
-/// [`ServerError`]; without one the server has stopped in order.
+/// [`ServerError`]; `Ok` means that the server has shut down.
 ///
 /// # Panics
 /// Inside a tokio runtime.
@@ -127,10 +130,10 @@ pub fn serve(node: NodeBuilder) -> Result<(), ServerError> {
 type Make = Box<dyn FnOnce() -> Result<NodeBuilder, ConfigError>>;
 type OnReady = Box<dyn FnOnce(Ready) + Send>;
 
-/// How a node is served: [`serve`] with other choices.
+/// Settings for serving a node: [`serve`] with other choices.
 ///
-/// The serving process sends its panics to [`stderr`], and events of the node too, unless the program has set a subscriber
-/// for them before.
+/// The serving process sends its panics to [`stderr`], and the node's events too, unless the program has already set a
+/// subscriber for them.
 #[must_use = "it serves only once it runs"]
 pub struct Serve {
     make: Make,
@@ -143,7 +146,7 @@ pub struct Serve {
     last_resort: Duration,
 }
 
-/// A server that has begun to serve.
+/// A server that is ready.
 #[derive(Clone, Debug)]
 pub struct Ready {
     /// The address that it listens on.
@@ -155,18 +158,20 @@ pub struct Ready {
 }
 
 impl Serve {
-    /// The exit code of a process whose failure may pass ([`ServerError::may_pass`]): the supervisor starts it again.
+    /// The exit code of a process whose failure may be temporary ([`ServerError::may_pass`]): the supervisor restarts
+    /// it.
     pub const EXIT_MAY_PASS: i32 = 70;
-    /// The exit code of a process that a second signal, or the end of the time for a stop, ended out of order. After a fatal
-    /// error of the node the end of that time gives [`Self::EXIT_MAY_PASS`].
+    /// The exit code of a process that was ended before its shutdown was complete, by a second signal or because the
+    /// shutdown took too long. After a fatal error of the node, the latter gives [`Self::EXIT_MAY_PASS`].
     pub const EXIT_STOPPED: i32 = 130;
 
-    /// As [`serve`].
+    /// Creates the settings of [`serve`].
     pub fn new(node: NodeBuilder) -> Self {
         Self::with(|| Ok(node))
     }
 
-    /// As [`Self::new`], with a node that is described only in the process that serves it, once what it logs can be read.
+    /// As [`Self::new`], but `make` describes the node only in the process that serves it, once its logged events are
+    /// written.
     pub fn with(make: impl FnOnce() -> Result<NodeBuilder, ConfigError> + 'static) -> Self {
         program::note();
         Self {
@@ -181,46 +186,47 @@ impl Serve {
         }
     }
 
-    /// Listens on this loopback address, whatever `STEAD_LISTEN` is. Port 0 takes any free one.
+    /// Sets the loopback address, which overrides `STEAD_LISTEN`. Port 0 picks a free one.
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
     }
 
-    /// With other limits of the gateway. Two of them are bounds only: fewer connections are taken where the limit of open files
-    /// is low, and a stop takes the node's `shutdown_timeout` for all of it.
+    /// Sets other limits of the gateway. Two of them are upper bounds only: fewer connections are accepted if the limit
+    /// of open files is low, and a stop takes at most the node's `shutdown_timeout` in all.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// With or without a supervisor; with one by default.
+    /// Sets whether to use a supervisor. Default: `true`.
     pub fn supervised(mut self, supervised: bool) -> Self {
         self.is_supervised = supervised;
         self
     }
 
-    /// Which events of the node go to standard error: those of this level and above, [`Level::INFO`] by default. Without effect
+    /// Sets the level from which on the node's events go to standard error; [`Level::INFO`] by default. Without effect
     /// in a program that has set a subscriber.
     pub fn log_level(mut self, level: Level) -> Self {
         self.log_level = level;
         self
     }
 
-    /// Sets a variable of a supervised server's process, unless it is set already: for what is read before `main`, as an
-    /// allocator's settings.
+    /// Sets an environment variable of a supervised server's process, unless it is set already: for settings that are
+    /// read before `main`, such as an allocator's.
     pub fn variable(mut self, name: &'static str, value: &'static str) -> Self {
         self.variables.push((name, value));
         self
     }
 
-    /// Calls a function, on a thread of its own, once the server serves.
+    /// Sets a function that is called, on a thread of its own, once the server is ready.
     pub fn on_ready(mut self, call: impl FnOnce(Ready) + Send + 'static) -> Self {
         self.on_ready = Some(Box::new(call));
         self
     }
 
-    /// Serves until it is stopped. Ends a supervised process whose failure may pass with [`Self::EXIT_MAY_PASS`].
+    /// Serves until it is stopped. Ends a supervised process whose failure may be temporary with
+    /// [`Self::EXIT_MAY_PASS`].
     ///
     /// # Errors
     /// As [`serve`].
@@ -238,8 +244,8 @@ impl Serve {
         }
     }
 
-    /// As [`Self::run`], for a program that reports failures itself: it must end with [`Self::EXIT_MAY_PASS`] after those that
-    /// may pass, for the supervisor starts it again after that code alone.
+    /// As [`Self::run`], for a program that reports failures itself: it must end with [`Self::EXIT_MAY_PASS`] after a
+    /// failure that may be temporary, because the supervisor restarts it only after that code.
     ///
     /// # Errors
     /// As [`serve`].
@@ -250,7 +256,7 @@ impl Serve {
         if is_child() {
             set_parent_process_death_signal(Some(Signal::TERM))
                 .map_err(|error| system("watch the supervisor")(error.into()))?;
-            // It may have died before it was asked for.
+            // It may have died before this process asked to be notified.
             if !is_child() {
                 return Err(ServerError::Orphaned);
             }
@@ -272,7 +278,7 @@ impl Serve {
         log_events(self.log_level);
         let runtime = Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(system("start the server's threads"))?;
-        // Signals are taken from here on, so that an early one stops the server in order.
+        // Signals are handled from here on, so that an early one shuts the server down.
         let _inside = runtime.enter();
         let signalled = first_signal(&runtime, has_supervisor)?;
         let builder = (self.make)()?;
@@ -290,7 +296,8 @@ impl Serve {
                 _ = signalled => None,
             };
             let deadline = Instant::now() + shutdown_timeout;
-            // A failed node is started again though its threads do not end: the cause may be what holds them, as a disk.
+            // A failed node is restarted even if its threads do not end: the cause of the failure may block them, as a
+            // disk does.
             let code = if failure.is_some() { Self::EXIT_MAY_PASS } else { Self::EXIT_STOPPED };
             exit_after(shutdown_timeout + self.last_resort, code);
             server.shutdown().await;
@@ -318,7 +325,8 @@ fn address_of_environment() -> Result<SocketAddr, ServerError> {
     text.parse().map_err(|_| ServerError::Address { text })
 }
 
-/// The process id of the supervisor of this process or, for children inherit variables, of one from which it descends.
+/// Returns the supervisor's process id from the environment; children inherit it, so it may belong to an ancestor's
+/// supervisor.
 fn supervisor() -> Option<Pid> {
     std::env::var(CHILD_OF).ok().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw)
 }
@@ -328,7 +336,9 @@ fn is_child() -> bool {
     supervisor().is_some_and(|supervisor| Some(supervisor) == getppid())
 }
 
-/// Whether a supervisor that is gone started this process: its socket is left. What a server starts has another standard input.
+/// Whether a supervisor that has died started this process: its socket is still standard input. Processes that a server
+/// starts
+/// have another standard input.
 fn is_orphan() -> bool {
     supervisor().is_some() && socket_of_supervisor().is_ok_and(|socket| socket.local_addr().is_ok())
 }
@@ -338,7 +348,9 @@ fn socket_of_supervisor() -> Result<TcpListener, ServerError> {
     Ok(TcpListener::from(socket.map_err(system("take over the supervisor's socket"))?))
 }
 
-/// Libraries report each repetition of a request, the node its outcome once: those of libraries are written from `debug` on.
+/// Libraries report each repetition of a request, the node reports its outcome once: events of libraries are written
+/// from
+/// `debug` on.
 fn log_events(level: Level) {
     let of_libraries = if level >= Level::DEBUG { level } else { Level::ERROR };
     let libraries = ["hyper", "hyper_util", "object_store", "reqwest", "rustls"];
@@ -348,11 +360,11 @@ fn log_events(level: Level) {
         .log_internal_errors(false)
         .with_max_level(level)
         .finish();
-    // The program's own subscriber stays.
+    // A subscriber of the program itself stays.
     let _ = subscriber.with(targets).try_init();
 }
 
-/// Comes with the first signal. With the second one the program ends, unless a supervisor sees to that: a terminal
+/// Completes at the first signal. The second one ends the program, unless there is a supervisor to do so: a terminal
 /// sends its signal to both.
 fn first_signal(runtime: &Runtime, has_supervisor: bool) -> Result<oneshot::Receiver<()>, ServerError> {
     let mut signals = Signals::take().map_err(system("take signals"))?;
@@ -372,7 +384,7 @@ fn first_signal(runtime: &Runtime, has_supervisor: bool) -> Result<oneshot::Rece
     Ok(signalled)
 }
 
-/// Ends the program if it has not ended after this time, because it would then hang for ever.
+/// Ends the program if it has not ended after this time, because it would otherwise hang forever.
 fn exit_after(time: Duration, code: i32) {
     let wait = move || {
         thread::sleep(time);
@@ -381,7 +393,7 @@ fn exit_after(time: Duration, code: i32) {
         ));
         exit(code);
     };
-    // Without a thread there is still the second signal.
+    // If there is no thread, a second signal still ends the program.
     let _ = thread::Builder::new().name("stead-last-resort".to_owned()).spawn(wait);
 }
 
@@ -401,7 +413,7 @@ fn report_ready(data_dir: &Path, server: &Server, node: &Node, on_ready: Option<
     ));
     let Some(on_ready) = on_ready else { return };
     let ready = Ready { address, data_dir: data_dir.to_owned(), recovery };
-    // On a thread of its own, so that a server whose output is not read serves all the same.
+    // On a thread of its own: a server whose output is not read must serve, too.
     let spawned = thread::Builder::new().name("stead-ready".to_owned()).spawn(move || on_ready(ready));
     if let Err(error) = spawned {
         stderr::line(format_args!(
@@ -478,7 +490,7 @@ mod tests {
     /// Set in the life below.
     const LIFE: &str = "_STEAD_TEST_LIFE";
 
-    /// A server whose log fails while a handler holds a worker, so that the node cannot end.
+    /// Runs a server whose log fails while a handler holds a worker, so that the node cannot end.
     #[test]
     #[ignore = "run as a child process"]
     fn life() {

@@ -4,10 +4,10 @@ use std::io;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Signals within this time after one that was taken count as that one: init systems and terminals send more than one.
+/// Signals within this time after a handled one count as the same: init systems and terminals send more than one.
 const SAME: Duration = Duration::from_secs(1);
 
-/// SIGTERM and SIGINT, which from here on no longer end the program at once.
+/// Receiver of SIGTERM and SIGINT, which no longer end the program at once.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -16,10 +16,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes them, for the rest of the process's life.
+    /// Takes over the signals for the rest of the process's life.
     ///
     /// # Errors
-    /// The system's reason.
+    /// The system's error.
     ///
     /// # Panics
     /// Outside a tokio runtime whose I/O is enabled.
@@ -31,7 +31,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next one. Those within a second after the one before are passed over.
+    /// Waits for the next signal. Signals within a second after the previous one are ignored.
     pub async fn next(&mut self) {
         loop {
             tokio::select! {

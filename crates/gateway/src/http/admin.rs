@@ -1,4 +1,4 @@
-//! What an operator asks: health, status, checkpoints, metrics.
+//! Routes for operators: health, status, checkpoints, metrics.
 
 use super::Gateway;
 use super::answers;
@@ -24,26 +24,27 @@ use stead_store::checkpoint::verify::Report as VerifyReport;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::{IntoParams, ToSchema};
 
-/// Whether the server lives, or serves.
+/// The server's health.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Health {
     /// `ok`.
     status: &'static str,
 }
 
-/// A server that serves, and the failed checks that people should look at all the same.
+/// A node that serves, and the failed checks of its services.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Ready {
     /// `ok`.
     status: &'static str,
-    /// The services' checks that failed at the last checkpoint that was checked. They take no server out of rotation: the
-    /// requests that it answers are what mends the state, if anything does. Only for clients that ask by a name of this machine.
+    /// The services' checks that failed at the last checkpoint whose checks ended. They do not take the server out of
+    /// rotation: only requests that it answers can correct the state. Reported only to clients that use a name of this
+    /// machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     failed_check: Option<CheckStatus>,
 }
 
-/// Reports that the process answers at all.
+/// Reports that the process answers.
 #[utoipa::path(get, path = "/healthz", tag = "node", responses((status = 200, description = "It lives", body = Health)))]
 pub(super) async fn healthz() -> Json<Health> {
     Json(Health { status: "ok" })
@@ -65,7 +66,11 @@ pub(super) async fn readyz(
 ) -> Result<Json<Ready>, Problem> {
     let may_see = may_see_reasons(&headers);
     let detail = |reason: NotReady| {
-        if may_see { reason.to_string() } else { "ask by the name localhost for the reason".to_owned() }
+        if may_see {
+            reason.to_string()
+        } else {
+            "send the request to localhost to see the reason".to_owned()
+        }
     };
     match gateway.node.readiness() {
         Ok(()) => {
@@ -91,7 +96,7 @@ pub(super) async fn status(
 pub(super) struct Service {
     /// Its name.
     name: String,
-    /// How many shards hold its processes.
+    /// The number of shards that hold its processes.
     shards: u32,
 }
 
@@ -125,15 +130,15 @@ pub(super) async fn dead_letters(
     gateway.in_background(page).await
 }
 
-/// Which dead letters.
+/// Selects dead letters.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WhichPage {
-    /// The member `next` of the page before; the first page without it.
+    /// The field `next` of the previous page; omit it for the first page.
     #[param(pattern = r"^[0-9]{1,9}\.[0-9]{1,18}$")]
     after: Option<String>,
-    /// How many at most, 1 to 1000; a page ends earlier after 1 MiB of payloads. Default: 100.
+    /// Maximum number of dead letters, 1 to 1000; a page ends earlier after 1 MiB of payloads. Default: 100.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
@@ -143,18 +148,19 @@ pub(super) struct WhichPage {
 pub(super) struct RetriedLetter {
     /// The shard that held it.
     shard: u32,
-    /// Its number there.
+    /// Its index in that shard.
     index: u64,
-    /// The error that the service answered, if it did: it was handled then, but had no effects.
+    /// The service's error, if it answered with one: the letter was handled then, but had no effects.
     #[schema(value_type = Option<Object>)]
     error: Option<serde_json::Value>,
 }
 
-/// Retries a dead letter, and answers when it was handled.
+/// Retries a dead letter, and answers once it was handled.
 ///
-/// The log entry that handles it removes it, so that it is handled once. A failed step of a task runs again from the state
-/// before it. If it fails again it stays a dead letter, with the new reason. A client's request cannot be retried, because
-/// its client was informed that it was given up. Without an answer, repeat it: 404 means that it was done.
+/// The log entry that handles the letter also removes it, so it is handled once. A failed step of a task runs again
+/// from the state before it. If it fails again, it stays a dead letter, with the new reason. A client's request cannot
+/// be retried, because its client was informed that it was given up. If no answer arrives, repeat the call: 404 means
+/// that it was done.
 #[utoipa::path(
     post,
     path = "/v1/dead-letters/{shard}/{index}/retry",
@@ -178,7 +184,7 @@ pub(super) async fn retry_dead_letter(
     Ok(Json(RetriedLetter { shard, index, error }))
 }
 
-/// Deletes a dead letter unhandled.
+/// Deletes a dead letter without handling it.
 #[utoipa::path(
     delete,
     path = "/v1/dead-letters/{shard}/{index}",
@@ -201,7 +207,7 @@ pub(super) async fn drop_dead_letter(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The complete checkpoints, the oldest first.
+/// Lists the complete checkpoints, the oldest first.
 #[utoipa::path(get, path = "/v1/checkpoints", tag = "checkpoints", responses((status = 200, description = "The checkpoints", body = [Object])))]
 pub(super) async fn checkpoints(
     State(gateway): State<Arc<Gateway>>,
@@ -210,10 +216,10 @@ pub(super) async fn checkpoints(
     gateway.in_background(|node| node.checkpoints().map_err(failed)).await
 }
 
-/// Takes a checkpoint, and answers when it is complete and the services' checks have run over it.
+/// Takes a checkpoint, and answers once it is complete and the services' checks have run over it.
 ///
-/// The member `check` is `hold`, `failed` or `not_checked`; `failed_checks` lists the checks that do not hold, `skipped_checks` those that
-/// were not run. A check that fails does not undo the checkpoint.
+/// The field `check` is `hold`, `failed` or `not_checked`; `failed_checks` lists the checks that do not hold,
+/// `skipped_checks` those that were not run. A failed check does not undo the checkpoint.
 #[utoipa::path(
     post,
     path = "/v1/checkpoints",
@@ -233,7 +239,7 @@ pub(super) async fn create_checkpoint(
     Ok(response)
 }
 
-/// One checkpoint.
+/// Shows one checkpoint.
 #[utoipa::path(
     get,
     path = "/v1/checkpoints/{number}",
@@ -252,10 +258,10 @@ pub(super) async fn show_checkpoint(
     gateway.in_background(move |node| find(node, number)).await
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Serialize)]
 struct Verified {
-    /// Whether all holds.
+    /// Whether the cut is consistent and every check holds.
     consistent: bool,
     #[serde(flatten)]
     report: VerifyReport,
@@ -263,8 +269,9 @@ struct Verified {
 
 /// Recomputes a checkpoint's cut from its stored parts alone.
 ///
-/// The member `consistent` is the outcome, `inconsistencies` and `checks` list what does not hold. `check` is `not_checked` if a
-/// service's check was not run: then `consistent` says nothing about it. One verification runs at a time; others wait.
+/// The field `consistent` is the result; `inconsistencies` and `checks` list what does not hold. `check` is
+/// `not_checked` if a service's check was not run: then `consistent` does not include it. One verification runs at a
+/// time; others wait.
 #[utoipa::path(
     post,
     path = "/v1/checkpoints/{number}/verify",
@@ -283,7 +290,7 @@ pub(super) async fn verify_checkpoint(
     gateway.in_background(move |node| find(node, number)).await?;
     let turn = Arc::clone(&gateway.verifying).acquire_owned().await;
     let verify = move |node: &Node| {
-        // Not before it has ended, for it goes on if its client leaves.
+        // Released only at its end: the verification continues if its client disconnects.
         let _turn = turn;
         let report = node.verify(number).map_err(failed)?;
         Ok(Verified { consistent: report.holds(), report })
@@ -291,7 +298,7 @@ pub(super) async fn verify_checkpoint(
     gateway.in_background(verify).await
 }
 
-/// Where a checkpoint is to be copied to.
+/// The target of a copy.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CopyRequest {
@@ -314,7 +321,7 @@ pub(super) struct CopyRequest {
         (status = 400, description = "The request or the address is invalid", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
         (status = 500, description = "It failed; repeating it continues from there", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "As many copies as may be wait for their turn", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Too many copies wait for their turn", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn copy_checkpoint(
@@ -334,7 +341,7 @@ pub(super) async fn copy_checkpoint(
     Ok(Json(report).into_response())
 }
 
-/// Deletes a checkpoint. The newest complete one stays: recovery needs it.
+/// Deletes a checkpoint. The newest complete one cannot be deleted: recovery needs it.
 #[utoipa::path(
     delete,
     path = "/v1/checkpoints/{number}",
@@ -362,7 +369,7 @@ pub(super) async fn delete_checkpoint(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// Figures for Prometheus, in the text format of OpenMetrics.
+/// Returns metrics for Prometheus, in the text format of OpenMetrics.
 #[utoipa::path(
     get,
     path = "/metrics",
@@ -382,7 +389,7 @@ pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Respo
     Ok(response)
 }
 
-/// This description.
+/// Returns this description.
 #[utoipa::path(get, path = "/openapi.json", tag = "node", responses((status = 200, description = "The OpenAPI document", body = Object)))]
 pub(super) async fn openapi(State(gateway): State<Arc<Gateway>>) -> Response {
     let mut response = Response::new(Body::from(gateway.openapi.clone()));
@@ -391,13 +398,13 @@ pub(super) async fn openapi(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 impl Gateway {
-    /// Runs what reads files or waits for the shards away from the threads that answer calls.
+    /// Runs a function that reads files or waits for the shards on a thread that answers no calls.
     pub(super) async fn in_background<T: Serialize + Send + 'static>(
         &self,
         work: impl FnOnce(&Node) -> Result<T, Problem> + Send + 'static,
     ) -> Result<Response, Problem> {
         let node = self.node.clone();
-        // It goes on if the client leaves, and so keeps its place.
+        // It continues if the client disconnects, so it keeps its place.
         let place = place(&self.background).await;
         let work = move || {
             let _place = place;

@@ -1,19 +1,19 @@
-//! The answers of a node as the OpenAPI document describes them.
+//! The answers of a node for the OpenAPI document.
 //!
-//! What is served are the library's own types, which do not know OpenAPI; these describe their JSON, and the tests below
-//! hold each one against the JSON of its type.
+//! The gateway serves the library's own types, which do not know OpenAPI. These types describe their JSON; the tests
+//! below compare each with the JSON of the served type.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::Duration;
 use utoipa::ToSchema;
 
-/// How a node stands.
+/// The status of a node.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct Status {
-    /// The node's epoch: how often its data directory was started.
+    /// The node's epoch: the number of times that its data directory was started.
     epoch: u64,
-    /// The cluster's life since its last restore.
+    /// The cluster's incarnation, which each restore begins.
     incarnation: u64,
     /// The time for which the node has run.
     #[schema(value_type = Object)]
@@ -26,7 +26,7 @@ pub(super) struct Status {
     services: Vec<ServiceStatus>,
     /// The shards that answered in time; a shard that is missing is held by a handler.
     shards: Vec<ShardStatus>,
-    /// The wall clock, as the shards that answered see it.
+    /// The wall clock, as the shards that answered read it.
     #[schema(required = false)]
     clock: ClockStatus,
     /// The log.
@@ -54,7 +54,7 @@ pub(super) struct ServiceStatus {
     name: String,
     /// The first of its shards.
     first_shard: u32,
-    /// How many it has.
+    /// The number of its shards.
     shards: u32,
     /// Whether this program has its code.
     registered: bool,
@@ -112,8 +112,8 @@ pub(super) struct ShardStatus {
     /// The shard's time, on which timers fire, in microseconds since the Unix epoch.
     #[schema(required = false)]
     time: u64,
-    /// By how many microseconds the wall clock is ahead of it; negative if it is behind. The shard runs faster or slower
-    /// until both are the same.
+    /// The lead of the wall clock over it in microseconds; negative if the wall clock is behind. The shard runs faster
+    /// or slower until both are equal.
     #[schema(required = false)]
     clock_ahead_micros: i64,
     /// Whether the wall clock is so far ahead that timers do not follow it yet: see `clock_confirm`.
@@ -124,9 +124,10 @@ pub(super) struct ShardStatus {
 /// The wall clock.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct ClockStatus {
-    /// By how many microseconds it is ahead of the shard whose time differs most; negative if it is behind.
+    /// Its lead over the time of the shard that differs most, in microseconds; negative if it is behind.
     ahead_micros: i64,
-    /// Whether it is so far ahead of a shard that timers do not follow it yet: it is wrong, or the node was down for so long.
+    /// Whether its lead over a shard is so large that timers do not follow it yet: the clock is wrong, or the node was
+    /// down.
     doubted: bool,
 }
 
@@ -143,12 +144,12 @@ pub(super) struct TaskStatus {
     step: u64,
     /// The share that is done, 0.0 to 1.0.
     progress: f64,
-    /// How often the next step has failed so far, to be tried again later.
+    /// The number of failures of the next step so far; it is retried.
     #[schema(required = false)]
     retries: u32,
-    /// Why it failed the last time.
+    /// The reason of the last failure.
     failure: Option<String>,
-    /// When it runs again, in microseconds since the Unix epoch.
+    /// The time of the next attempt, in microseconds since the Unix epoch.
     retry_at: Option<u64>,
 }
 
@@ -168,16 +169,16 @@ pub(super) struct LogStatus {
 pub(super) struct MemoryStatus {
     /// Bytes of entries that are not committed, and of answers that wait for such entries.
     uncommitted_bytes: u64,
-    /// Bytes from which on no handler begins until the log has caught up: `memory.uncommitted_bytes_max`.
+    /// Limit of `uncommitted_bytes` above which no handler begins: `memory.uncommitted_bytes_max`.
     uncommitted_bytes_max: u64,
-    /// Bytes of messages in outboxes: sent, and not yet received for good.
+    /// Bytes of messages in outboxes: sent, and not yet acknowledged.
     outbox_bytes: u64,
     /// Bytes of clients' calls that wait for their answer.
     request_bytes: u64,
-    /// Bytes of queries on the way from their shards to their answers, and of the states that they read.
+    /// Bytes of queries from their arrival until their answers, and of the states that they read.
     #[schema(required = false)]
     query_bytes: u64,
-    /// Bytes of all these together from which on clients' calls are refused as overloaded: `memory.bytes_max`.
+    /// Limit of the sum of these above which clients' calls are refused as overloaded: `memory.bytes_max`.
     bytes_max: u64,
 }
 
@@ -186,7 +187,7 @@ pub(super) struct MemoryStatus {
 pub(super) struct CheckStatus {
     /// The checkpoint.
     number: u64,
-    /// The outcome of all of them.
+    /// The outcome of all checks.
     check: String,
     /// Those that do not hold.
     failed_checks: Vec<FailedCheck>,
@@ -200,7 +201,7 @@ pub(super) struct CheckStatus {
 pub(super) struct FailedCheck {
     /// The service.
     service: String,
-    /// What does not hold.
+    /// The reason, as the check reports it.
     reason: String,
 }
 
@@ -213,14 +214,14 @@ pub(super) struct SkippedCheck {
     reason: String,
 }
 
-/// How the copying to stable storage stands.
+/// The state of copying checkpoints to stable storage.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct CopyStatus {
-    /// Where checkpoints are copied to.
+    /// The address that checkpoints are copied to.
     to: String,
-    /// The newest checkpoint that is there, if this life of the process has copied one.
+    /// The newest checkpoint that was copied since the process started, if any.
     newest: Option<u64>,
-    /// Why the last attempt failed, if it did. It is repeated.
+    /// The reason of the last failure, if the last attempt failed. It is repeated.
     failure: Option<String>,
 }
 
@@ -239,18 +240,19 @@ pub(super) struct StuckQuery {
 /// Some processes of a service.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct ProcessPage {
-    /// The processes, in no order of their keys.
+    /// The processes, not ordered by key.
     processes: Vec<ProcessInfo>,
-    /// Where the next page begins; none after the last one. A page may be short, or empty, though there is a next one.
+    /// The position of the next page; `None` after the last one. A page may be short or empty although there is a next
+    /// one.
     next: Option<String>,
 }
 
-/// A process and how much it holds.
+/// A process and the size of its state.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct ProcessInfo {
     /// Its key.
     key: String,
-    /// The shard that it is on.
+    /// Its shard.
     shard: u32,
     /// Bytes of its stored state, its version included.
     bytes: u64,
@@ -264,21 +266,23 @@ pub(super) struct ProcessInfo {
     tasks: u64,
 }
 
-/// A process and what it holds.
+/// A process and its state.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct ProcessDetail {
     /// Its service.
     service: String,
-    /// How much it holds.
+    /// Its key, shard and sizes.
     #[serde(flatten)]
     info: ProcessInfo,
-    /// Whether it holds anything. Every key has a shard, also before its process is called for the first time.
+    /// Whether it has a state, cells, timers or tasks. Every key has a shard, also before its process is called for the
+    /// first
+    /// time.
     exists: bool,
-    /// The version of its service that its state was stored by; none without a state.
+    /// The version of the service that stored its state; `None` without a state.
     version: Option<u32>,
     /// Its state, as JSON where that is possible.
     state: Option<Value>,
-    /// The next of its timers, 100 at most.
+    /// Its timers that fire first, 100 at most.
     timer_list: Vec<TimerStatus>,
     /// The first of its tasks, 100 at most.
     task_list: Vec<TaskStatus>,
@@ -289,21 +293,21 @@ pub(super) struct ProcessDetail {
 pub(super) struct TimerStatus {
     /// Its number in its shard.
     id: u64,
-    /// When it fires, in microseconds since the Unix epoch.
+    /// The time at which it fires, in microseconds since the Unix epoch.
     at: u64,
-    /// The process that it sends a message to, `SERVICE/KEY`; none if it comes back to its own.
+    /// The process that receives its message, `SERVICE/KEY`; `None` if it fires in its own process.
     to: Option<String>,
-    /// What it brings to the handler, as JSON where that is possible.
+    /// Its payload for the handler, as JSON where that is possible.
     payload: Option<Value>,
 }
 
 /// Some dead letters of a service.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct DeadLetterPage {
-    /// The dead letters, by shard and number.
+    /// The dead letters, by shard and index.
     #[schema(value_type = Vec<Object>)]
     dead_letters: Vec<Value>,
-    /// Where the next page begins; none after the last one. A page may be short though there is a next one.
+    /// The position of the next page; `None` after the last one. A page may be short although there is a next one.
     next: Option<String>,
 }
 
@@ -312,13 +316,13 @@ pub(super) struct DeadLetterPage {
 pub(super) struct LogEntry {
     /// Its position in its shard's log.
     index: u64,
-    /// The epoch whose primary made it.
+    /// The epoch of the primary that appended it.
     epoch: u64,
     /// The shard's time, in microseconds since the Unix epoch.
     time: u64,
-    /// What was handled.
+    /// The input that was handled.
     cause: String,
-    /// The process that handled it; empty when none did.
+    /// The process that handled it; empty if no process did.
     process: String,
     /// The records that it puts or deletes.
     writes: Vec<LogWrite>,
@@ -331,9 +335,9 @@ pub(super) struct LogEntry {
 /// A record that an entry puts or deletes.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct LogWrite {
-    /// What it is and its key.
+    /// Its kind and key.
     record: String,
-    /// Bytes of its value; none if it is deleted.
+    /// Bytes of its value; `None` if it is deleted.
     bytes: Option<u64>,
     /// The value of a process's state, as JSON where that is possible.
     state: Option<Value>,
@@ -346,17 +350,17 @@ pub(super) struct LogSend {
     shard: u32,
     /// The receiving process.
     process: String,
-    /// What it says, as JSON where that is possible.
+    /// Its payload, as JSON where that is possible.
     payload: Option<Value>,
 }
 
-/// An entry's answer.
+/// The answer in an entry.
 #[derive(Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum LogReply {
     /// The reply.
     Ok(Option<Value>),
-    /// The error that the process answered.
+    /// The error that the process answered with.
     Error(Option<Value>),
 }
 
@@ -365,7 +369,7 @@ pub(super) enum LogReply {
 pub(super) struct LogPage {
     /// The entries, oldest first.
     entries: Vec<LogEntry>,
-    /// The index to go on from: all before it was looked at.
+    /// The index to continue from: all entries before it were examined.
     next: u64,
 }
 
@@ -376,7 +380,7 @@ mod tests {
     use serde_json::json;
     use stead::{CheckOutcome, offline};
 
-    /// Fails unless the description keeps the whole JSON of a value: it has each of its members, and no other.
+    /// Panics unless the description keeps the whole JSON of a value: it has each of its fields, and no other.
     fn assert_described<Description: Serialize + DeserializeOwned>(value: &impl Serialize) {
         let json = serde_json::to_value(value).unwrap();
         let described: Description = serde_json::from_value(json.clone()).unwrap();

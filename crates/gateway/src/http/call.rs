@@ -1,4 +1,4 @@
-//! Calls and queries: one process, one JSON document in, one out.
+//! Calls and queries: each takes one JSON document for one process, and returns one.
 
 use super::Gateway;
 use super::measure::Operation;
@@ -23,11 +23,11 @@ use utoipa::IntoParams;
 
 /// Identifies a call: repeating it with the same key and body returns the first answer, for 24 h by default.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// How many milliseconds the client waits; at most the server's own limit.
+/// Time that the client waits, in milliseconds; the server's own limit still holds.
 pub const STEAD_DEADLINE_MS: HeaderName = HeaderName::from_static("stead-deadline-ms");
 /// The position of the answering shard; a client sends the newest one with its next request.
 pub const STEAD_TOKEN: HeaderName = HeaderName::from_static("stead-token");
-/// Who asks, until there is authentication: everyone on this machine is the same.
+/// The principal of all clients while there is no authentication.
 const PRINCIPAL: &str = "local";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -96,19 +96,19 @@ pub(super) async fn query(
     gateway.measured(service, Operation::Query, started, answered).await
 }
 
-/// The query of a GET.
+/// The parameters of a query by GET.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GetQuery {
-    /// The service's query as JSON; `"get"` without it, which `kv` and services like it answer.
+    /// The service's query as JSON. Default: `"get"`, which `kv` and similar services answer.
     #[param(example = "\"get\"")]
     query: Option<String>,
 }
 
 /// Queries a process by GET.
 ///
-/// As POST, with the query as a parameter.
+/// Same as POST, with the query as a parameter.
 #[utoipa::path(
     get,
     path = "/v1/query/{service}/{key}",
@@ -137,13 +137,13 @@ pub(super) async fn query_by_get(
 }
 
 impl Gateway {
-    /// The service that a path names; empty if there is none, for a client could name any number of them.
+    /// The service in a path; empty if there is none of that name, because clients could invent any number of names.
     fn known_service(&self, path: &Result<Segments<OfProcess>, Problem>) -> String {
         let named = path.as_ref().map_or("", |Segments(OfProcess { service, .. })| service);
         self.node.topology().service_id(named).map_or_else(String::new, |_| named.to_owned())
     }
 
-    /// Counts an answer and how long it took.
+    /// Counts an answer and measures its time.
     async fn measured(
         &self,
         service: String,
@@ -207,7 +207,7 @@ impl Gateway {
         self.answer(&service, &key, reply)
     }
 
-    /// How long this request may take.
+    /// Returns the timeout of this request.
     pub(super) fn deadline(&self, headers: &HeaderMap) -> Result<Duration, Problem> {
         let longest = self.limits.request_timeout;
         let Some(header) = single(headers, &STEAD_DEADLINE_MS)? else { return Ok(longest) };
@@ -223,7 +223,8 @@ impl Gateway {
         Ok(longest.min(Duration::from_millis(ms)))
     }
 
-    /// Clients are channels: what this one has seen, the shard that it asks now must have seen, too.
+    /// Clients are channels: the shard that handles this request must have reached the position that the client has
+    /// seen.
     fn heed_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let Some(header) = single(headers, &STEAD_TOKEN)? else { return Ok(()) };
         let text = header.to_str().unwrap_or_default();
@@ -301,7 +302,7 @@ impl Gateway {
     }
 }
 
-/// A header that may come once: one of two would be ignored silently.
+/// Returns a header that may appear only once: otherwise one of two would be ignored silently.
 pub(super) fn single<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,

@@ -1,5 +1,5 @@
-//! A connection's bytes: what hyper answers by itself gets a problem document, and the end of a connection takes no answer
-//! with it.
+//! The bytes of a connection: hyper's own bare answers are replaced by problem documents, and closing a connection
+//! loses no answer.
 
 use super::limits::Limits;
 use super::problem::{Kind, Problem};
@@ -14,27 +14,28 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Sleep, sleep};
 
-/// Most bytes that are read and dropped after the last answer: 64 MiB.
+/// Maximum number of bytes that are read and dropped after the last answer: 64 MiB.
 const REST_BYTES_MAX: usize = 64 << 20;
-/// How long a client may take to send the rest of a refused request and to close: 5 s.
+/// Time that a client may take to send the rest of a refused request and to close: 5 s.
 const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The stream of one connection, as hyper uses it.
 pub(super) struct Stream {
     /// `None` once the end has begun.
     tcp: Option<TokioIo<TcpStream>>,
-    /// What is sent instead of a bare answer of hyper's, and how much of it was.
+    /// The bytes sent instead of a bare answer of hyper, and the number of them sent so far.
     instead: Option<(Vec<u8>, usize)>,
-    /// Runs while the client takes nothing of an answer.
+    /// Runs while the client reads nothing of an answer.
     stall: Option<Pin<Box<Sleep>>>,
     stall_timeout: Duration,
-    /// Its place among the connections that there may be, until it is closed.
+    /// Its slot among the allowed connections; kept until it is closed.
     place: Option<OwnedSemaphorePermit>,
     stopping: watch::Receiver<bool>,
 }
 
 impl Stream {
-    /// `stall_timeout`: time for which the client may take nothing of an answer before the connection is closed.
+    /// Creates the stream; `stall_timeout` is the time without progress of an answer after which the connection is
+    /// closed.
     pub(super) fn new(
         tcp: TcpStream,
         stall_timeout: Duration,
@@ -45,7 +46,7 @@ impl Stream {
         Self { tcp, instead: None, stall: None, stall_timeout, place: Some(place), stopping }
     }
 
-    /// Ends a write that has waited for too long: a client that does not read must not keep its place.
+    /// Fails a write that has waited for too long: a client that does not read must not keep its slot.
     fn unless_stalled<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -73,7 +74,7 @@ impl Stream {
         self.tcp.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Sends what stands for `bare`, if that is an answer of hyper's own.
+    /// Sends the replacement of `bare` if that is an answer of hyper's own.
     fn poll_instead(&mut self, cx: &mut Context<'_>, bare: &[u8]) -> Poll<io::Result<Option<usize>>> {
         let Some((answer, sent)) = &mut self.instead else {
             let Some(answer) = with_problem(bare) else { return Poll::Ready(Ok(None)) };
@@ -92,7 +93,7 @@ impl Stream {
     }
 }
 
-/// The problem document for what is no request, instead of a bare status.
+/// Returns the problem document that replaces a bare answer to an invalid request.
 fn with_problem(bare: &[u8]) -> Option<Vec<u8>> {
     let head = bare.strip_prefix(b"HTTP/1.1 ")?.strip_suffix(b"\r\n\r\n")?;
     let is_bare = head.windows(17).any(|part| part.eq_ignore_ascii_case(b"content-length: 0"));
@@ -108,8 +109,8 @@ fn with_problem(bare: &[u8]) -> Option<Vec<u8>> {
     Some(problem.to_last_answer())
 }
 
-/// Closing with unread bytes would reset the connection, and could take the answer with it: the client may send the rest
-/// of its request before it reads.
+/// Reads and drops the rest of a request before closing. Closing with unread bytes would reset the connection and could
+/// lose the answer: the client may send the rest of its request before it reads.
 async fn end(mut tcp: TcpStream, mut stopping: watch::Receiver<bool>) {
     if tcp.shutdown().await.is_err() {
         return;
@@ -124,7 +125,7 @@ async fn end(mut tcp: TcpStream, mut stopping: watch::Receiver<bool>) {
         }
     };
     tokio::select! {
-        // What has come is read, whatever else there is.
+        // Bytes that have arrived are read first.
         biased;
         () = rest => {}
         () = sleep(REST_TIMEOUT) => {}
@@ -154,7 +155,7 @@ impl Write for Stream {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(tcp) = self.tcp.take() {
             let (place, stopping) = (self.place.take(), self.stopping.clone());
-            // Not here: hyper takes what it has not read for an error, and drops the stream.
+            // In a task of its own: hyper takes unread input for an error, and drops the stream.
             tokio::spawn(async move {
                 end(tcp.into_inner(), stopping).await;
                 drop(place);

@@ -1,18 +1,19 @@
-//! The OpenAPI document of a node: that of the routes, with a path for each service of the node and its schemas.
+//! The OpenAPI document of a node: the document of the routes, with a path for each service of the node and its
+//! schemas.
 
 use super::problem::Kind;
 use serde_json::{Map, Value, json};
 use stead::{Registry, Schemas};
 use stead_core::topology::Topology;
 
-/// The routes whose service is written out.
+/// The routes that are written out for each service.
 const OF_SERVICE: [&str; 2] = ["/v1/call/{service}/{key}", "/v1/query/{service}/{key}"];
 
-/// The routes' document without services, completed.
+/// Returns the completed document of the routes, without services.
 pub(super) fn describe(document: utoipa::openapi::OpenApi) -> Value {
     let mut document = serde_json::to_value(document).expect("a description made by macros: always JSON");
     for (_, _, operation) in operations(&mut document) {
-        mend_parameters(operation);
+        complete_parameters(operation);
         let responses = &mut operation["responses"];
         for (range, what) in
             [("4XX", "The request is refused"), ("5XX", "The request cannot be answered now")]
@@ -25,7 +26,7 @@ pub(super) fn describe(document: utoipa::openapi::OpenApi) -> Value {
     document
 }
 
-/// Writes a path for each service, and what its types look like.
+/// Adds paths and schemas for each service.
 pub(super) fn add_services(document: &mut Value, topology: &Topology, registry: &Registry) {
     let names: Vec<&str> = topology.services().iter().map(|service| service.name.as_str()).collect();
     let generic = OF_SERVICE.map(|path| {
@@ -66,9 +67,9 @@ fn parameters(operation: &mut Value) -> impl Iterator<Item = &mut Value> {
     operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten()
 }
 
-/// What the macros do not say of parameters: none is null, for it is left out then, and formats alone bound nothing for those
-/// who read schemas.
-fn mend_parameters(operation: &mut Value) {
+/// Completes the schemas that the macros write for parameters: an absent parameter is left out, never null, and integer
+/// formats get explicit bounds, which tools that read schemas need.
+fn complete_parameters(operation: &mut Value) {
     for parameter in parameters(operation) {
         let schema = &mut parameter["schema"];
         if let Some(types) = schema["type"].as_array_mut() {
@@ -88,7 +89,7 @@ fn problem(what: &str, schema: Value) -> Value {
     json!({ "description": what, "content": { "application/problem+json": { "schema": schema } } })
 }
 
-/// The names of a service's schemas that are known.
+/// Adds the schemas of a service, and returns references to them by name.
 fn add_schemas(document: &mut Value, service: &str, schemas: Schemas) -> Map<String, Value> {
     let Schemas { request, reply, error, query, answer, definitions } = schemas;
     let components = &mut document["components"]["schemas"];
@@ -108,7 +109,7 @@ fn add_schemas(document: &mut Value, service: &str, schemas: Schemas) -> Map<Str
     own
 }
 
-/// Makes references to a schema's own definitions those of the document's.
+/// Changes references to a schema's own definitions into references to the document's.
 fn rename(schema: &mut Value, service: &str) {
     match schema {
         Value::Array(items) => items.iter_mut().for_each(|item| rename(item, service)),
@@ -128,7 +129,7 @@ fn rename(schema: &mut Value, service: &str) {
     }
 }
 
-/// Makes an operation on any service one on this service.
+/// Turns an operation on any service into one on this service.
 fn specialise(operation: &mut Value, service: &str, method: &str, is_call: bool, own: &Map<String, Value>) {
     let what = if is_call { "call" } else { "query" };
     operation["operationId"] = json!(format!("{what}_{service}_{method}"));

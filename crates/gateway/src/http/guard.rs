@@ -1,8 +1,9 @@
-//! Who may ask: programs on this machine, and no web page behind its reader's back.
+//! Access control: accepts requests of programs on this machine, and refuses requests that a web page makes its reader
+//! send.
 //!
-//! A browser sends what any page asks for to loopback addresses, too. What such a request can't be is JSON by its type
-//! without a question to this server before it (which gets no leave), or without the page's origin. And a page whose own
-//! name was made to mean 127.0.0.1 still tells that name as the host.
+//! A browser sends requests of any page to loopback addresses, too. Such a request cannot have the content type JSON
+//! without a preflight request (which this server refuses), nor hide its page's origin. And a page whose own name was
+//! made to resolve to 127.0.0.1 still sends that name as the host.
 
 use super::call::single;
 use super::problem::{Kind, Problem};
@@ -15,14 +16,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::IpAddr;
 
-/// The header in which a browser names the kind of site that a request comes from.
+/// The header in which a browser names the relation of the requesting site to this one.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Paths that are open to everyone, because a load balancer's probe or HTTP/1.0 knows the server by other names. Only those
-/// that [`may_see_reasons`] learn more than that the server lives and serves.
+/// Paths that are open to everyone, because a load balancer's probe or HTTP/1.0 may use other host names. Only requests
+/// that [`may_see_reasons`] accepts see more than whether the server lives and serves.
 const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 
-/// Lets requests pass that a program on this machine may have sent.
+/// Accepts requests that a program on this machine may have sent.
 pub(super) async fn guard(request: Request, next: Next) -> Response {
     match admit(&request) {
         Ok(()) => next.run(request).await,
@@ -61,7 +62,7 @@ fn admit(request: &Request) -> Result<(), Problem> {
     plain(headers)
 }
 
-/// Refuses coded bodies, which would be read as if they were plain; chunks are allowed.
+/// Refuses encoded bodies, which would be read as if they were plain; chunks are allowed.
 fn plain(headers: &HeaderMap) -> Result<(), Problem> {
     let is = |value: &HeaderValue, word: &str| value.as_bytes().eq_ignore_ascii_case(word.as_bytes());
     for encoding in headers.get_all(CONTENT_ENCODING) {
@@ -79,14 +80,14 @@ fn plain(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// Whether a request to [`HEALTH`] asks by a name of this machine, so that reasons may be given: those of a service contain
+/// Whether a request to [`HEALTH`] uses a name of this machine, so that it may see reasons: those of a service contain
 /// its data.
 pub(super) fn may_see_reasons(headers: &HeaderMap) -> bool {
-    // HTTP/1.0 may name none.
+    // HTTP/1.0 may send no host.
     headers.get(HOST).is_none_or(|host| host.to_str().is_ok_and(is_loopback))
 }
 
-/// The host that is asked for. HTTP/1.0 may name none, and no browser speaks that.
+/// Returns the requested host. HTTP/1.0 may send none, but no browser uses that version.
 fn host(request: &Request) -> Result<Option<&str>, Problem> {
     let headers = request.headers();
     match single(headers, &HOST)? {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_host_and_health_is_told_to_everyone() {
+    fn there_is_one_host_and_health_is_reported_to_everyone() {
         let (local, evil) = (("host", "localhost"), ("host", "evil.example"));
         let get = |version, uri, headers: &[(&str, &str)]| status_of(version, "GET", uri, headers, "");
         let (old, new) = (Version::HTTP_10, Version::HTTP_11);
@@ -190,10 +191,14 @@ mod tests {
             ] {
                 assert_eq!(status(method, &[host, told], ""), 403, "{method} {told:?}");
             }
-            assert_eq!(status(method, &[host], ""), 200, "curl tells no origin");
+            assert_eq!(status(method, &[host], ""), 200, "curl sends no origin");
             assert_eq!(status(method, &[host, ("origin", "http://localhost:7420")], ""), 200);
         }
-        assert_eq!(status("GET", &[host, ("origin", "http://evil.example")], ""), 200, "it can't read it");
+        assert_eq!(
+            status("GET", &[host, ("origin", "http://evil.example")], ""),
+            200,
+            "the page cannot read the answer"
+        );
     }
 
     #[test]
@@ -206,7 +211,7 @@ mod tests {
             assert_eq!(status("POST", &[host, ("content-type", bad)], "{}"), 415, "{bad}");
         }
         assert_eq!(status("POST", &[host], "{}"), 415);
-        assert_eq!(status("POST", &[host], ""), 200, "without a body there is no type to tell");
+        assert_eq!(status("POST", &[host], ""), 200, "a request without a body needs no type");
         let json = ("content-type", "application/json");
         for (coding, wanted) in [
             (("content-encoding", "gzip"), 415),

@@ -1,17 +1,17 @@
-//! What the gateway lets a client use.
+//! Limits of the gateway.
 
 use std::time::Duration;
 
-/// Limits of the gateway. When one is reached a problem document says so. Only a connection that is too slow with a request's
-/// head is closed without one.
+/// Limits of the gateway. A problem document reports each limit that is exceeded. Only a connection that is too slow
+/// with a request's head is closed without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most bytes of a request's body. Default: [`Limits::BODY_BYTES_MAX`].
+    /// Maximum number of bytes of a request's body. Default: [`Limits::BODY_BYTES_MAX`].
     pub body_bytes_max: usize,
-    /// Most connections at a time; one more is answered 503 and closed. Default: [`Limits::CONNECTIONS_MAX`].
+    /// Maximum number of connections; one more is answered 503 and closed. Default: [`Limits::CONNECTIONS_MAX`].
     pub connections_max: usize,
     /// Time that a client may take to send a request's head; an idle connection is closed after it, and so is one whose client
-    /// takes nothing of an answer for so long. Default: [`Limits::HEADER_TIMEOUT`].
+    /// reads nothing of an answer for this long. Default: [`Limits::HEADER_TIMEOUT`].
     pub header_timeout: Duration,
     /// Time that a request may take, its body included; a client's `Stead-Deadline-Ms` can only shorten it.
     /// Default: [`Limits::REQUEST_TIMEOUT`].
@@ -21,19 +21,19 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// 1 MiB.
+    /// Default of [`Limits::body_bytes_max`]: 1 MiB.
     pub const BODY_BYTES_MAX: usize = 1 << 20;
-    /// 1024 connections.
+    /// Default of [`Limits::connections_max`]: 1024.
     pub const CONNECTIONS_MAX: usize = 1024;
-    /// 30 s.
+    /// Default of [`Limits::header_timeout`]: 30 s.
     pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-    /// 30 s.
+    /// Default of [`Limits::request_timeout`]: 30 s.
     pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-    /// 10 s.
+    /// Default of [`Limits::shutdown_timeout`]: 10 s.
     pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
-    /// Most bytes of a request's head: 64 KiB. The keys of processes are a part of it.
+    /// Maximum number of bytes of a request's head: 64 KiB. It includes the key of the process.
     pub const HEAD_BYTES_MAX: usize = 64 << 10;
-    /// Most header fields of a request: 100.
+    /// Maximum number of header fields of a request: 100.
     pub const HEAD_FIELDS_MAX: usize = 100;
 }
 

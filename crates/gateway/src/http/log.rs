@@ -13,21 +13,21 @@ use std::sync::Arc;
 use stead::Node;
 use utoipa::IntoParams;
 
-/// Which entries of a log.
+/// Selects entries of a log.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogRange {
-    /// The index to begin with. Default: that of the oldest entry that is kept.
+    /// The first index. Default: that of the oldest entry in the log.
     from: Option<u64>,
-    /// Most entries, 1 to 1000; an answer ends earlier after 1 MiB of them. Default: 100.
+    /// Maximum number of entries, 1 to 1000; an answer ends earlier after 1 MiB of them. Default: 100.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
-/// The entries of a shard's log, readable.
+/// Returns the entries of a shard's log in readable form.
 ///
-/// Continue with `from` one above the last index, until an answer has no entries.
+/// To continue, set `from` to the last index plus 1, until an answer has no entries.
 #[utoipa::path(
     get,
     path = "/v1/log/{shard}",
@@ -49,13 +49,13 @@ pub(super) async fn log(
     gateway.in_background(page).await
 }
 
-/// The log entries of one process, readable.
+/// Returns the log entries of one process in readable form.
 #[utoipa::path(
     get,
     path = "/v1/processes/{service}/{key}/log",
     tag = "processes",
     params(OfProcess, LogRange),
-    responses((status = 200, description = "Entries, the oldest first, and where to go on", body = answers::LogPage))
+    responses((status = 200, description = "Entries, the oldest first, and the position to continue from", body = answers::LogPage))
 )]
 pub(super) async fn process_log(
     State(gateway): State<Arc<Gateway>>,

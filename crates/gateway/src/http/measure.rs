@@ -1,4 +1,4 @@
-//! What `/metrics` tells: the gateway's own figures, and the node's as they are when asked.
+//! The figures of `/metrics`: the gateway's own, and the node's at the time of the request.
 
 use axum::http::StatusCode;
 use prometheus_client::collector::Collector;
@@ -13,7 +13,7 @@ use std::fmt;
 use std::time::Duration;
 use stead::{CheckOutcome, Node, ServiceMetrics, ShardStatus, stderr};
 
-/// What was asked of a process.
+/// The kind of an HTTP request to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum Operation {
     Call,
@@ -39,7 +39,7 @@ struct OfShard {
     shard: u32,
 }
 
-/// Upper ends of the buckets of a request's time, in seconds: from a query in memory to the longest timeout.
+/// Upper bounds of the buckets of a request's time, in seconds: from a query in memory to the longest timeout.
 const SECONDS: [f64; 14] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
@@ -82,7 +82,7 @@ impl Measure {
         .observe(after.as_secs_f64());
     }
 
-    /// The figures in the text format of OpenMetrics, which Prometheus reads.
+    /// Returns the figures in the text format of OpenMetrics, which Prometheus reads.
     pub(super) fn exposition(&self) -> Result<String, fmt::Error> {
         let mut text = String::with_capacity(16 << 10);
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
@@ -90,7 +90,7 @@ impl Measure {
     }
 }
 
-/// The node's figures, read when they are asked for.
+/// The node's figures, read when they are requested.
 struct OfNode(Node);
 
 impl fmt::Debug for OfNode {
@@ -138,17 +138,17 @@ impl Collector for OfNode {
         let gauges = [
             (
                 "checkpoint_stall_max_microseconds",
-                "The longest that a slice of a checkpoint held its worker",
+                "Longest time that a slice of a checkpoint held its worker",
                 counts.checkpoint_stall_micros,
             ),
             (
                 "worker_hold_max_microseconds",
-                "The longest that a worker went without a look at its inbox",
+                "Longest time that a worker did not look at its inbox",
                 counts.worker_hold_micros,
             ),
             (
                 "uncommitted_bytes",
-                "Bytes of entries that are not committed yet, and of answers that wait for them",
+                "Bytes of uncommitted entries, and of answers that wait for them",
                 counts.uncommitted_bytes,
             ),
             ("outbox_bytes", "Bytes of messages in outboxes", counts.outbox_bytes),
@@ -165,7 +165,7 @@ impl Collector for OfNode {
             ),
             ("queries_waiting", "Queries that wait for a thread", counts.queries_waiting),
             ("queries_stuck", "Queries that were given up and still run", counts.queries_stuck),
-            ("uptime_seconds", "How long the node has run", status.uptime.as_secs()),
+            ("uptime_seconds", "Time since the node was opened", status.uptime.as_secs()),
             ("disk_full", "1 if writes are refused because the disk is full", u64::from(status.full)),
             ("failed", "1 after a fatal error", u64::from(status.failure.is_some())),
             (
@@ -211,8 +211,8 @@ impl Collector for OfNode {
 type Figure<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 const SERVICE_COUNTERS: [Figure<ServiceMetrics>; 8] = [
-    ("requests", "Clients' requests taken in", |service| service.requests),
-    ("queries", "Clients' queries taken in", |service| service.queries),
+    ("requests", "Clients' requests accepted", |service| service.requests),
+    ("queries", "Clients' queries accepted", |service| service.queries),
     ("answers", "Answers given, refusals included", |service| service.answers),
     ("refusals", "Refusals given", |service| service.refusals),
     ("messages", "Messages sent to shards of any service, resends included", |service| service.messages),
@@ -245,7 +245,7 @@ fn encode_services(
     Ok(())
 }
 
-/// A sum of these over the shards of a service would mean nothing.
+/// A sum of these over the shards of a service would be meaningless.
 const SHARD_CLOCKS: [Figure<ShardStatus>; 2] = [
     ("shard_clock_ahead_microseconds", "The wall clock's lead over the shard's time", |shard| {
         shard.clock_ahead_micros.max(0).unsigned_abs()

@@ -1,10 +1,10 @@
-//! The HTTP/JSON gateway: calls and queries of processes, and what an operator asks of a node.
+//! The HTTP/JSON gateway: calls and queries of processes, and operator requests about a node.
 //!
-//! JSON is turned into the services' MessagePack without knowing their types. Every error is a problem document
-//! (RFC 9457) that says what to do next. The OpenAPI document is made from the code of the routes.
+//! It converts JSON to the services' MessagePack without knowing their types. Every error is a problem document
+//! (RFC 9457) that says what to do next. The OpenAPI document is generated from the code of the routes.
 //!
-//! There is no TLS and no authentication here: addresses that other machines can reach are refused, and so is what a
-//! web page on this machine sends.
+//! There is no TLS and no authentication: addresses that other machines can reach are refused, and so are requests of
+//! web pages on this machine.
 
 #[allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 mod admin;
@@ -48,7 +48,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// What the routes share.
+/// State shared by the routes.
 struct Gateway {
     node: Node,
     client: Client,
@@ -57,13 +57,13 @@ struct Gateway {
     limits: Limits,
     measure: Measure,
     openapi: Bytes,
-    /// Places of what blocks a thread: status, pages, lists.
+    /// Slots for requests that block a thread: status, pages, lists.
     background: Arc<Semaphore>,
     /// One verification at a time, because each may hold the whole state.
     verifying: Arc<Semaphore>,
 }
 
-/// Requests that may block a thread at a time; others wait, as long as their clients do.
+/// Maximum number of requests that block a thread at a time; others wait, as long as their clients do.
 const BACKGROUND_MAX: usize = 64;
 
 #[derive(OpenApi)]
@@ -97,15 +97,16 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(admin::openapi))
 }
 
-/// The OpenAPI document of any gateway, as JSON. `/openapi.json` of a node has a path for each of its services besides.
+/// Returns the OpenAPI document of any gateway, as JSON. `/openapi.json` of a node also has a path for each of its
+/// services.
 #[must_use]
 pub fn openapi() -> String {
     description::describe(routes().to_openapi()).to_string()
 }
 
-/// Serves a node over HTTP on a listener that [`listen`] made, until [`Server::shutdown`]. Runs on the calling
-/// task's tokio runtime, whose I/O and time must be enabled. `data_dir` is the node's: the key of the tokens
-/// lies there.
+/// Serves a node over HTTP on a listener made by [`listen`], until [`Server::shutdown`]. Runs on the calling task's
+/// tokio runtime, whose I/O and time must be enabled. `data_dir` is the node's data directory, which has the key of the
+/// tokens.
 ///
 /// # Errors
 /// [`ServeError`] if the listener is not on a loopback address, or it or the key cannot be used.

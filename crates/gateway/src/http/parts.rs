@@ -1,4 +1,4 @@
-//! Parts that requests to several routes have in common: segments of paths, headers and pages.
+//! Extractors that several routes share: segments of paths, headers and pages.
 
 use super::problem::{Kind, Problem};
 use axum::extract::rejection::QueryRejection;
@@ -10,7 +10,7 @@ use std::str::FromStr;
 use stead::NoCursor;
 use utoipa::IntoParams;
 
-/// The segments of a path; the problem if they cannot be read.
+/// The segments of a path; a problem if they cannot be read.
 pub(super) struct Segments<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {
@@ -56,7 +56,7 @@ pub(super) struct OfShard {
 pub(super) struct OfDeadLetter {
     /// The shard that holds it.
     pub(super) shard: u32,
-    /// Its number there.
+    /// Its index in that shard.
     pub(super) index: u64,
 }
 
@@ -88,7 +88,7 @@ pub(super) struct TokenHeader {
     token: Option<String>,
 }
 
-/// Refuses parameters where there are none, so that a misspelt request is not answered as if they had an effect.
+/// Refuses parameters of routes that have none, so that a misspelt request is not answered as if they had an effect.
 pub(super) struct NoParameters;
 
 impl<S: Send + Sync> FromRequestParts<S> for NoParameters {
@@ -106,12 +106,12 @@ impl<S: Send + Sync> FromRequestParts<S> for NoParameters {
     }
 }
 
-/// Most items of a page.
+/// Maximum number of items of a page.
 const LIMIT_MAX: usize = 1000;
-/// Items of a page, unless another number is asked for.
+/// Default number of items of a page.
 const LIMIT: usize = 100;
 
-/// Most items of a page, as asked for or by default.
+/// Returns the number of items of a page, as requested or by default.
 pub(super) fn limit_of(limit: Option<usize>) -> Result<usize, Problem> {
     let limit = limit.unwrap_or(LIMIT);
     if (1..=LIMIT_MAX).contains(&limit) {
@@ -121,13 +121,13 @@ pub(super) fn limit_of(limit: Option<usize>) -> Result<usize, Problem> {
     }
 }
 
-/// The position after which a page begins.
+/// Returns the position after which a page begins.
 pub(super) fn cursor_of<C: FromStr<Err = NoCursor>>(after: Option<String>) -> Result<Option<C>, Problem> {
     let after = after.map(|after| after.parse()).transpose();
     after.map_err(|error: NoCursor| Problem::new(Kind::BadRequest, error.to_string()))
 }
 
-/// Parameters that cannot be read.
+/// Returns the problem for parameters that cannot be read.
 pub(super) fn unreadable(rejection: QueryRejection) -> Problem {
     Problem::new(Kind::BadRequest, rejection.body_text())
 }

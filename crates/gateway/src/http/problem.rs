@@ -1,4 +1,4 @@
-//! Errors as problem documents (RFC 9457): one table of what can go wrong, each with what to do next.
+//! Errors as problem documents (RFC 9457): one table of all kinds, each with a hint on what to do next.
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -11,21 +11,21 @@ use utoipa::ToSchema;
 /// A kind of problem. Its name is the end of the problem's `type`, `urn:stead:problem:NAME`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// No service of this name.
+    /// There is no service of this name.
     UnknownService,
-    /// No route of this path.
+    /// There is no route of this path.
     UnknownRoute,
-    /// The route exists, with other methods.
+    /// The route exists, but not with this method.
     Method,
-    /// The host that was asked for is another one.
+    /// The requested host is not this server.
     WrongHost,
-    /// A web page of another site asks for a change.
+    /// A web page of another site requests a change.
     CrossSite,
     /// The body's type is not JSON.
     MediaType,
-    /// A path, header or parameter that cannot be understood.
+    /// A path, header or parameter is invalid.
     BadRequest,
-    /// The body is no JSON.
+    /// The body is not JSON.
     BadJson,
     /// The service cannot read the request.
     UnreadableRequest,
@@ -45,7 +45,7 @@ pub enum Kind {
     TooManyConnections,
     /// The token is not of this incarnation, or was changed.
     BadToken,
-    /// What the client's token has seen is gone.
+    /// The state that the client's token refers to is lost.
     Lost,
     /// The service answered with an error of its own.
     HandlerError,
@@ -59,7 +59,7 @@ pub enum Kind {
     UnwritableAnswer,
     /// The query ran for longer than a handler may.
     QueryGivenUp,
-    /// Queries of the service run that were given up, as many as may.
+    /// The service has the maximum number of queries that were given up and still run.
     QueriesStuck,
     /// The shard has too much to do.
     Overloaded,
@@ -69,21 +69,21 @@ pub enum Kind {
     Full,
     /// The node had a fatal error.
     NodeFailed,
-    /// No checkpoint of this number.
+    /// There is no checkpoint of this number.
     UnknownCheckpoint,
     /// The checkpoint could not be taken, read or deleted.
     CheckpointFailed,
     /// The checkpoint is the newest one.
     CheckpointNeeded,
-    /// No shard of this number.
+    /// There is no shard of this number.
     UnknownShard,
     /// The log could not be read.
     LogUnreadable,
     /// The position of a page is from before the node's last start.
     StalePage,
-    /// The process holds nothing.
+    /// The process does not exist.
     UnknownProcess,
-    /// No dead letter of this number.
+    /// There is no dead letter of this index.
     UnknownDeadLetter,
     /// The dead letter cannot be retried.
     DeadLetterFinal,
@@ -92,7 +92,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Name, status, title and hint.
+    /// Returns the name, status, title and hint.
     const fn describe(self) -> (&'static str, StatusCode, &'static str, &'static str) {
         use StatusCode as S;
         match self {
@@ -118,13 +118,13 @@ impl Kind {
                 "wrong-host",
                 S::MISDIRECTED_REQUEST,
                 "This server has another name",
-                "ask for localhost, 127.0.0.1 or [::1]; a proxy before this server sets the Host to one of them",
+                "use the host localhost, 127.0.0.1 or [::1]; a proxy in front of this server must set the Host to one of them",
             ),
             Self::CrossSite => (
                 "cross-site",
                 S::FORBIDDEN,
                 "Web pages of other sites may not change anything here",
-                "ask from a program; a proxy before this server decides who may, and drops Origin and Sec-Fetch-Site",
+                "send the request from a program; a proxy in front of this server must check access itself and drop Origin and Sec-Fetch-Site",
             ),
             Self::MediaType => (
                 "unsupported-media-type",
@@ -184,7 +184,7 @@ impl Kind {
                 "timed-out",
                 S::GATEWAY_TIMEOUT,
                 "No answer came in time",
-                "the request may or may not have been applied: repeat it with the same Idempotency-Key to learn which",
+                "the request may or may not have been applied: repeat it with the same Idempotency-Key to find out",
             ),
             Self::TooManyConnections => (
                 "too-many-connections",
@@ -262,7 +262,7 @@ impl Kind {
                 "disk-full",
                 S::INSUFFICIENT_STORAGE,
                 "The disk of the data directory is full",
-                "make room: writes then resume; queries are answered meanwhile",
+                "free disk space: writes then resume; queries are answered meanwhile",
             ),
             Self::NodeFailed => (
                 "node-failed",
@@ -306,7 +306,7 @@ impl Kind {
             Self::UnknownDeadLetter => (
                 "unknown-dead-letter",
                 S::NOT_FOUND,
-                "No dead letter of this number",
+                "No dead letter of this index",
                 "GET /v1/dead-letters/SERVICE lists those of a service",
             ),
             Self::DeadLetterFinal => (
@@ -330,7 +330,7 @@ impl Kind {
         }
     }
 
-    /// The status that this kind is answered with.
+    /// Returns the HTTP status of this kind.
     #[must_use]
     pub const fn status(self) -> StatusCode {
         self.describe().1
@@ -340,7 +340,7 @@ impl Kind {
 /// A problem document (RFC 9457).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// What kind of problem: `urn:stead:problem:NAME`.
+    /// The kind of problem: `urn:stead:problem:NAME`.
     #[serde(rename = "type")]
     #[schema(example = "urn:stead:problem:unknown-service")]
     pub kind: String,
@@ -356,13 +356,13 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Value, required = false)]
     pub error: Option<Value>,
-    /// When to retry, in milliseconds.
+    /// The time after which to retry, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
 }
 
 impl Problem {
-    /// A problem of a kind, with what happened to what.
+    /// Creates a problem of a kind, with what happened and to what.
     #[must_use]
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
         let (name, status, title, hint) = kind.describe();
@@ -377,21 +377,21 @@ impl Problem {
         }
     }
 
-    /// With the service's own error.
+    /// Adds the service's own error.
     #[must_use]
     pub fn with_error(mut self, error: Value) -> Self {
         self.error = Some(error);
         self
     }
 
-    /// With a time after which to retry.
+    /// Adds a time after which to retry.
     #[must_use]
     pub fn retry_after_ms(mut self, ms: u64) -> Self {
         self.retry_after_ms = Some(ms);
         self
     }
 
-    /// A whole answer of HTTP/1.1 with this document, after which the connection is closed.
+    /// Returns a whole HTTP/1.1 answer with this document, after which the connection is closed.
     pub(super) fn to_last_answer(&self) -> Vec<u8> {
         let status = StatusCode::from_u16(self.status).expect("the status came from Kind::describe");
         let (body, reason) = (self.to_json(), status.canonical_reason().unwrap_or_default());
@@ -409,14 +409,14 @@ impl Problem {
         answer
     }
 
-    /// The document's bytes.
+    /// Returns the bytes of the document.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings, numbers and a JSON value: always JSON")
     }
 }
 
-/// The header counts whole seconds; a short wait is one.
+/// Rounds up to whole seconds, the unit of the header.
 fn retry_after_seconds(ms: u64) -> u64 {
     ms.div_ceil(1000).max(1)
 }

@@ -1,4 +1,4 @@
-//! The processes of a service, for an operator: which there are, what one holds and did, and how it is deleted.
+//! Operator requests about processes: listing them, showing one and its log, deleting one.
 
 use super::Gateway;
 use super::answers;
@@ -13,36 +13,36 @@ use std::sync::Arc;
 use stead::Node;
 use utoipa::{IntoParams, ToSchema};
 
-/// Which processes.
+/// Selects processes.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WhichProcesses {
-    /// What their keys begin with; all of the service without it.
+    /// The prefix of their keys; all processes of the service by default.
     prefix: Option<String>,
-    /// The member `next` of the page before; the first page without it.
+    /// The field `next` of the previous page; omit it for the first page.
     #[param(pattern = r"^[0-9]{1,9}\.[0-9]{1,18}\.[0-9]{1,18}$")]
     after: Option<String>,
-    /// How many at most, 1 to 1000. Default: 100.
+    /// Maximum number of processes, 1 to 1000. Default: 100.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
-/// What was deleted.
+/// A deleted process.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Deleted {
     /// The service of the process.
     service: String,
     /// Its key.
     key: String,
-    /// How many records it held: its state, cells, timers and tasks.
+    /// The number of records that it had: its state, cells, timers and tasks.
     records: u64,
 }
 
-/// The processes of a service, in pages.
+/// Lists the processes of a service, in pages.
 ///
-/// They are not ordered by key. A page may be short or empty although there is a next one. Processes created or deleted meanwhile
-/// may be missing or appear twice.
+/// They are not ordered by key. A page may be short or empty although there is a next one. Processes that are created
+/// or deleted meanwhile may be missing or appear twice.
 #[utoipa::path(
     get,
     path = "/v1/processes/{service}",
@@ -65,7 +65,7 @@ pub(super) async fn processes(
     gateway.in_background(page).await
 }
 
-/// A process: its shard, and what it holds.
+/// Shows a process: its shard and its state.
 ///
 /// Every key has a shard; `exists` reports whether the process exists.
 #[utoipa::path(
@@ -85,7 +85,7 @@ pub(super) async fn process(
 
 /// Deletes a process: its state, cells, timers and tasks.
 ///
-/// Replies that are kept for retries stay. A message that comes later begins the process again.
+/// Replies that are kept for retries remain. A later message creates the process again.
 #[utoipa::path(
     delete,
     path = "/v1/processes/{service}/{key}",
@@ -99,7 +99,7 @@ pub(super) async fn delete_process(
     Segments(OfProcess { service, key }): Segments<OfProcess>,
 ) -> Result<Response, Problem> {
     let delete = move |node: &Node| match node.delete_process(&service, &key).map_err(refusal::problem)? {
-        0 => Err(Problem::new(Kind::UnknownProcess, format!("{service}/{key} holds nothing"))),
+        0 => Err(Problem::new(Kind::UnknownProcess, format!("{service}/{key} does not exist"))),
         records => Ok(Deleted { service, key, records }),
     };
     gateway.in_background(delete).await

@@ -1,4 +1,4 @@
-//! The library's errors as problems: one exhaustive match, so that a new variant gets its answer.
+//! Converts the library's errors into problems: one exhaustive match, so that a new variant gets its answer.
 
 use super::problem::{Kind, Problem};
 use stead::RawError;
@@ -7,7 +7,7 @@ use stead::offline::OfflineError;
 use stead_core::handler::Misuse;
 use stead_core::shard::Refusal;
 
-/// The problem of a call or query that has no answer of its process.
+/// Returns the problem for a call or query that its process did not answer.
 pub(super) fn problem(error: RawError) -> Problem {
     let detail = error.to_string();
     let kind = match error {
@@ -47,7 +47,7 @@ pub(super) fn problem(error: RawError) -> Problem {
     Problem::new(kind, detail)
 }
 
-/// The problem of a log that cannot be shown.
+/// Returns the problem for a log that cannot be shown.
 pub(super) fn of_log(error: OfflineError) -> Problem {
     match error {
         OfflineError::Raw(error) => problem(error),

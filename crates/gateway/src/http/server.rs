@@ -1,4 +1,4 @@
-//! The listener and its connections: how many, how long, and how they end.
+//! The listener and its connections: their number, their timeouts and their end.
 
 use super::connection::Stream;
 use super::limits::Limits;
@@ -35,20 +35,20 @@ pub enum ServeError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
     /// The listener or the token key cannot be used.
     #[error("cannot {what}: {source}")]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         what: &'static str,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Listens on a loopback address. Port 0 takes any free one.
+/// Listens on a loopback address. Port 0 picks a free one.
 ///
 /// # Errors
 /// [`ServeError::NotLoopback`] for any other address, [`ServeError::Listen`] if the system refuses.
@@ -61,7 +61,8 @@ fn refuse_non_loopback(address: SocketAddr) -> Result<(), ServeError> {
     if address.ip().is_loopback() { Ok(()) } else { Err(ServeError::NotLoopback { address }) }
 }
 
-/// A running server. Dropping it stops the taking of connections at once; [`Server::shutdown`] is the gentle way.
+/// A running server. Dropping it stops accepting connections at once; [`Server::shutdown`] lets open requests end
+/// first.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -81,13 +82,13 @@ impl Server {
         Ok(Self { address, stop: Some(stop), accepting })
     }
 
-    /// The address that it listens on.
+    /// Returns the address that it listens on.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Takes no more connections, lets open requests end, and returns when they have or
+    /// Accepts no more connections, lets open requests end, and returns when they have, or when
     /// [`Limits::shutdown_timeout`] is over.
     pub async fn shutdown(mut self) {
         drop(self.stop.take());
@@ -116,13 +117,13 @@ async fn accept(
     let graceful = GracefulShutdown::new();
     let (stop, stopping) = watch::channel(false);
     let mut http = http1::Builder::new();
-    // Without `pipeline_flush`: with it, hyper's answer to a head that it can't take stays in its buffer.
+    // Without `pipeline_flush`: with it, hyper's answer to a head that it refuses stays in its buffer.
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         // A client may close its sending side and wait for the answer.
         .half_close(true)
         .max_header_size(Limits::HEAD_BYTES_MAX)
-        // A head that is taken and what came behind it.
+        // Room for a head of maximum size and the bytes that follow it.
         .max_buf_size(2 * Limits::HEAD_BYTES_MAX);
     let mut is_short = false;
     loop {
@@ -135,7 +136,7 @@ async fn accept(
                     stream
                 }
                 Err(error) => {
-                    // Out of file descriptors, mostly: connections that end give some back.
+                    // Usually, file descriptors have run out: connections that end release some.
                     if !std::mem::replace(&mut is_short, true) {
                         events::warn(format_args!("cannot accept connections: {error}"));
                     }
@@ -162,7 +163,7 @@ async fn accept(
         let stream = Stream::new(stream, limits.header_timeout, permit, stopping.clone());
         let connection = graceful.watch(http.serve_connection(stream, service));
         tokio::spawn(async move {
-            // An error here is the client's: it left, was too slow, or spoke no HTTP, and hyper has told it so.
+            // An error here is the client's: it left, was too slow, or sent no HTTP, and hyper has answered that.
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended");
             }
@@ -171,13 +172,13 @@ async fn accept(
     drop(listener);
     stop.send_replace(true);
     if tokio::time::timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
-        events::warn("requests were still open at the end of the shutdown's time");
+        events::warn("requests were still open when the shutdown timeout was over");
     }
 }
 
-/// Most refusals that are told at a time; over it connections are closed without a word.
+/// Maximum number of clients being refused at a time; further connections are closed without an answer.
 const REFUSALS_MAX: usize = 64;
-/// How long a refused client may take to read why.
+/// Time that a refused client may take to read the answer.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 async fn refuse(mut stream: TcpStream, connections_max: usize) {

@@ -1,4 +1,4 @@
-//! The gateway over a node with a service that refuses, panics and takes its time.
+//! Tests of the gateway over a node with a service that refuses, panics and waits.
 
 use super::{Limits, Server, listen, serve};
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ enum Request {
     Pay(u64),
     Panic,
     Wait,
-    /// To itself: panics unless there are so many coins.
+    /// Sent to itself: panics unless the purse has this many coins.
     Remind(u64),
     Need(u64),
 }
@@ -41,7 +41,7 @@ impl fmt::Display for Missing {
     }
 }
 
-/// How many handlers have begun to wait, and how many of them may go on. Only one test has any.
+/// Number of handlers that have begun to wait, and number of those that may continue. Only one test uses it.
 static GATE: (Mutex<(u32, u32)>, Condvar) = (Mutex::new((0, 0)), Condvar::new());
 
 impl Process for Purse {
@@ -81,7 +81,7 @@ fn open_gate(to: u32) {
     GATE.1.notify_all();
 }
 
-/// The directory lives as long as the server.
+/// Starts a server; the directory must live as long as the server.
 fn start(limits: Limits) -> (Server, Node, TempDir) {
     start_on(None, limits)
 }
@@ -136,7 +136,7 @@ async fn get(address: SocketAddr, path: &str) -> Answer {
     ask(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
 }
 
-/// Sends a whole request as it is.
+/// Sends a whole request unchanged.
 async fn ask(address: SocketAddr, request: &str) -> Answer {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let written = stream.write_all(request.as_bytes()).await;
@@ -154,7 +154,7 @@ async fn the_error_of_a_service_is_embedded() {
     let problem = refused.json();
     assert_eq!(problem["type"], "urn:stead:problem:handler-error");
     assert_eq!(problem["error"], json!({"coins": 2}));
-    // The error is the answer: a repetition gets it again, whatever came between.
+    // The error is the stored answer: a repetition returns it again, whatever was called in between.
     assert_eq!(call(server.address(), "", r#"{"Fill":3}"#).await.body, "6");
     let again = call(server.address(), "idempotency-key: k\r\n", r#"{"Pay":5}"#).await;
     assert_eq!(again.json(), problem);
@@ -173,7 +173,7 @@ async fn an_internal_request_is_refused_and_leaves_no_trace() {
         assert_eq!(refused.json()["type"], "urn:stead:problem:internal-request");
     }
     assert_eq!(node.metrics().entries, entries, "a refusal is no entry");
-    // The key was not used, and a process may send it.
+    // The key was not used up, and a process may send this request.
     assert_eq!(call(address, "idempotency-key: k\r\n", r#"{"Pay":1}"#).await.body, "2");
     assert_eq!(call(address, "", r#"{"Remind":2}"#).await.body, "2");
     assert_eq!(
@@ -183,7 +183,7 @@ async fn an_internal_request_is_refused_and_leaves_no_trace() {
 }
 
 #[tokio::test]
-async fn a_panic_is_told_and_leaves_no_trace() {
+async fn a_panic_is_reported_and_leaves_no_trace() {
     let (server, _node, _dir) = start(Limits::default());
     assert_eq!(call(server.address(), "", r#"{"Fill":3}"#).await.body, "3");
     let panicked = call(server.address(), "", "\"Panic\"").await;
@@ -228,7 +228,7 @@ async fn a_dead_letter_is_listed_retried_and_dropped() {
 async fn a_request_ends_at_its_deadline_and_an_open_one_is_answered_at_shutdown() {
     let (server, _node, _dir) = start(Limits::default());
     let address = server.address();
-    // One that is late before its handler begins never runs.
+    // One whose deadline passes before its handler begins never runs.
     while GATE.0.lock().unwrap().0 == 0 {
         let late = call(address, "stead-deadline-ms: 20\r\n", "\"Wait\"").await;
         assert_eq!(late.status, 504, "{}", late.body);
@@ -247,7 +247,7 @@ async fn a_request_ends_at_its_deadline_and_an_open_one_is_answered_at_shutdown(
     open_gate(2);
     assert_eq!(read(open).await.body, "0");
     shutdown.await.unwrap();
-    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(address).await.is_err(), "the server still listens");
 }
 
 #[tokio::test]
@@ -272,7 +272,7 @@ async fn a_node_that_failed_is_not_ready_and_takes_no_calls() {
     let (server, node, _dir) = start_on(Some(&disk), Limits::default());
     disk.fail_syncs(1);
     let mut refused = call(server.address(), "", r#"{"Fill":3}"#).await;
-    // The first sync that fails may be another one than that of this call.
+    // The first sync that fails may belong to another write than this call's.
     for _ in 0..1000 {
         if refused.status != 200 {
             break;
@@ -373,7 +373,7 @@ async fn a_head_over_the_limit_is_refused_at_it_with_a_problem() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_told_to_a_client_that_writes_it_all_first() {
+async fn a_body_over_the_limit_is_refused_for_a_client_that_first_writes_it_all() {
     let (server, node, _dir) = start(Limits::default());
     let large = "x".repeat(3 << 20);
     let json = "host: localhost\r\ncontent-type: application/json\r\n";
@@ -381,7 +381,7 @@ async fn a_body_over_the_limit_is_told_to_a_client_that_writes_it_all_first() {
     for (request, status) in [
         (format!("{json}content-length: {}\r\n\r\n{large}", large.len()), 413),
         (format!("{json}transfer-encoding: chunked\r\n\r\n{chunks}"), 413),
-        // What is refused before its body is read.
+        // Refused before the body is read.
         (format!("host: localhost\r\ncontent-length: {}\r\n\r\n{large}", large.len()), 415),
         (format!("host: evil.example\r\ncontent-length: {}\r\n\r\n{large}", large.len()), 421),
     ] {
@@ -425,7 +425,7 @@ async fn a_slow_client_is_not_waited_for() {
     let mut stream = TcpStream::connect(server.address()).await.unwrap();
     stream.write_all(b"POST /v1/call/purse/p HTTP/1.1\r\nhost").await.unwrap();
     let mut rest = String::new();
-    // Closed, with or without a word.
+    // Closed, with or without an answer.
     let _ = stream.read_to_string(&mut rest).await;
     assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 408"), "{rest}");
     let mut stream = TcpStream::connect(server.address()).await.unwrap();
@@ -445,7 +445,7 @@ async fn a_client_that_does_not_read_loses_its_place() {
     let deaf = TcpStream::connect(server.address()).await.unwrap();
     let (reads, mut writes) = deaf.into_split();
     let request = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(10);
-    // More than the sockets of both sides hold, until the server ends it.
+    // More than the sockets of both sides hold, so that it ends only when the server closes the connection.
     let asks = async { while writes.write_all(request.as_bytes()).await.is_ok() {} };
     tokio::time::timeout(Duration::from_secs(20), asks).await.expect("the connection is never closed");
     let freed = async {
@@ -453,7 +453,7 @@ async fn a_client_that_does_not_read_loses_its_place() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), freed).await.expect("its place is never free");
+    tokio::time::timeout(Duration::from_secs(20), freed).await.expect("its slot is never released");
     drop(reads);
 }
 
@@ -483,7 +483,11 @@ async fn parameters_are_refused_where_there_are_none() {
         assert_eq!(refused.status, status, "{order}: {}", refused.body);
     }
     for path in ["/healthz?verbose", "/readyz?verbose", "/metrics?collect[]=x"] {
-        assert_eq!(get(server.address(), path).await.status, 200, "{path}: who watches adds his own");
+        assert_eq!(
+            get(server.address(), path).await.status,
+            200,
+            "{path}: monitoring systems add parameters of their own"
+        );
     }
 }
 
@@ -517,11 +521,11 @@ async fn an_answer_of_the_log_is_bounded_by_its_bytes() {
     }
 }
 
-/// Its check waits for another one beside it, not for long, and notes whether there was one.
+/// A process whose check waits briefly for another check at the same time, and notes whether there was one.
 #[derive(Default, Serialize, Deserialize)]
 struct Slow;
 
-/// The checks that run, and the most that ran at a time.
+/// The number of running checks, and the maximum so far.
 static CHECKS: (Mutex<(u32, u32)>, Condvar) = (Mutex::new((0, 0)), Condvar::new());
 
 impl Process for Slow {

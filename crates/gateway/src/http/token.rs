@@ -1,6 +1,6 @@
-//! The token of an answer: where the answering shard stood, in a form that only this incarnation can have written.
+//! The token of an answer: the position of the answering shard, in a form that only this incarnation can have written.
 //!
-//! Clients are channels, too: what one has seen of a checkpoint's colour must reach the next shard that it talks to.
+//! Clients are channels, too: the checkpoint colour that a client has seen must reach the next shard that it calls.
 //! A token is text, `v1.incarnation.shard.epoch.index.colour.mac`, so that a person can read it.
 
 use std::fmt;
@@ -10,34 +10,34 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use thiserror::Error;
 
-/// Where a shard stood when it answered.
+/// The position of a shard when it answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// The cluster's life that the answer is of.
+    /// The incarnation of the cluster.
     pub incarnation: u64,
     /// The shard that answered.
     pub shard: u32,
     /// Its epoch.
     pub epoch: u64,
-    /// The entry up to which the answer has seen the shard.
+    /// The last entry that the answer includes.
     pub index: u64,
     /// The shard's colour.
     pub colour: u64,
 }
 
-/// Why a token is not taken.
+/// Reasons for which a token is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TokenError {
     /// It does not have a token's form.
     #[error("its form is not v1.incarnation.shard.epoch.index.colour.mac")]
     Form,
-    /// Its code does not fit: it was changed, or is of another server or incarnation.
+    /// Its authentication code does not match: it was changed, or is of another server or incarnation.
     #[error("it was not written by this server in this incarnation")]
     Foreign,
 }
 
-/// The secret that tokens are authenticated with. It lives beside the data, so that tokens outlive a restart and
-/// end with their incarnation.
+/// The secret key of the tokens. It is stored beside the data, so that tokens survive a restart and end with their
+/// incarnation.
 #[derive(Clone)]
 pub struct TokenKey([u8; 32]);
 
@@ -50,16 +50,16 @@ impl fmt::Debug for TokenKey {
 const MAC_BYTES: usize = 16;
 
 impl TokenKey {
-    /// The file of the key in a data directory.
+    /// The name of the key's file in a data directory.
     pub const FILE: &'static str = "token.key";
 
-    /// A key that was drawn elsewhere.
+    /// Creates a key from random bytes.
     #[must_use]
     pub const fn new(key: [u8; 32]) -> Self {
         Self(key)
     }
 
-    /// Reads the key of a data directory, or draws one.
+    /// Reads the key of a data directory, or creates one.
     ///
     /// # Errors
     /// [`io::Error`] if the file cannot be read or written, or has another length than 32 bytes.
@@ -79,7 +79,7 @@ impl TokenKey {
         }
         let mut key = [0; 32];
         File::open("/dev/urandom")?.read_exact(&mut key)?;
-        // Written beside and renamed, so that a crash never leaves half a key.
+        // Written to another file and renamed, so that a crash never leaves half a key.
         let beside = data.join("token.key.new");
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
@@ -90,7 +90,7 @@ impl TokenKey {
         Ok(Self(key))
     }
 
-    /// The text of a token.
+    /// Returns the text of a token.
     #[must_use]
     pub fn sign(&self, token: &Token) -> String {
         let Token { incarnation, shard, epoch, index, colour } = token;
@@ -105,10 +105,10 @@ impl TokenKey {
         text
     }
 
-    /// Reads the text of a token.
+    /// Parses and verifies the text of a token.
     ///
     /// # Errors
-    /// [`TokenError`] if it has no token's form or this key did not sign it.
+    /// [`TokenError`] if it does not have a token's form or this key did not sign it.
     pub fn verify(&self, text: &str) -> Result<Token, TokenError> {
         let (signed, mac) = text.rsplit_once('.').ok_or(TokenError::Form)?;
         let mut parts = signed.split('.');
@@ -126,7 +126,7 @@ impl TokenKey {
         for (byte, pair) in given.iter_mut().zip(mac.as_bytes().chunks_exact(2)) {
             *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
         }
-        // The whole difference is gathered first: the time taken tells nothing about where it is.
+        // The whole difference is computed first: the time taken does not depend on its place.
         let differs = given.iter().zip(self.mac(signed)).fold(0, |sum, (a, b)| sum | (a ^ b));
         if differs != 0 {
             return Err(TokenError::Foreign);

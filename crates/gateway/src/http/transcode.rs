@@ -1,6 +1,7 @@
-//! JSON in and out, MessagePack inside: the gateway turns one into the other without knowing the types of a service.
+//! Converts between the JSON of clients and the MessagePack of services without knowing the services' types.
 //!
-//! Types that serde writes differently for people and for machines (`IpAddr`, say) have their machine's form here.
+//! Types that serde writes differently for people and for machines (`IpAddr`, for example) have the machines' form
+//! here.
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
@@ -8,13 +9,13 @@ use std::borrow::Cow;
 use std::fmt;
 use thiserror::Error;
 
-/// Levels that JSON may have here.
+/// Maximum nesting depth of JSON.
 const DEPTH_MAX: usize = 128;
 
-/// Why JSON and MessagePack could not be turned into each other.
+/// Errors of converting between JSON and MessagePack.
 #[derive(Debug, Error)]
 pub enum TranscodeError {
-    /// What the client sent is no JSON document, or has a field twice.
+    /// The client's body is not a JSON document, or has a field twice.
     #[error("cannot read the body as JSON: {0}")]
     Json(serde_json::Error),
     /// An integer has more than 64 bits. As a float it would be rounded.
@@ -25,27 +26,27 @@ pub enum TranscodeError {
     Integer {
         /// The integer; its beginning, if it is longer than 40 characters.
         digits: String,
-        /// The line where it begins, counted from 1.
+        /// The line on which it begins, counted from 1.
         line: usize,
-        /// The byte of that line, counted from 1.
+        /// The byte of that line at which it begins, counted from 1.
         column: usize,
     },
-    /// What the service answered has no form in JSON.
+    /// The service's answer has no form in JSON.
     #[error("cannot write the service's answer as JSON: {0}")]
     Answer(serde_json::Error),
 }
 
-/// The MessagePack of a JSON document; an empty one is `null`.
+/// Converts a JSON document to MessagePack; an empty one is `null`.
 ///
 /// # Errors
-/// [`TranscodeError::Json`] if it is no JSON, goes deeper than 128 levels, has a field twice in one object, or something
-/// follows it. [`TranscodeError::Integer`] for an integer over 64 bits.
+/// [`TranscodeError::Json`] if it is not JSON, nests deeper than 128 levels, has a field twice in one object, or is
+/// followed by other text. [`TranscodeError::Integer`] for an integer over 64 bits.
 pub fn json_to_msgpack(json: &[u8]) -> Result<Vec<u8>, TranscodeError> {
     pack(&read(json)?, json.len())
 }
 
-/// As [`json_to_msgpack`], with the fields of every object in one order: documents that say the same get the same bytes,
-/// whatever their spaces and the order of their fields.
+/// As [`json_to_msgpack`], with the fields of every object sorted: documents of the same meaning get the same bytes,
+/// independent of their spaces and the order of their fields.
 ///
 /// # Errors
 /// As [`json_to_msgpack`].
@@ -70,7 +71,7 @@ fn pack(document: &Json<'_>, len: usize) -> Result<Vec<u8>, TranscodeError> {
     Ok(out)
 }
 
-/// A JSON document as it was written: the fields of objects in their order, none of them twice.
+/// A JSON document as written: the fields of objects in their order, none of them twice.
 enum Json<'a> {
     Null,
     Bool(bool),
@@ -100,9 +101,9 @@ impl Json<'_> {
     }
 }
 
-/// The name of a field that stands there twice.
+/// Returns the name of a field that appears twice.
 fn repeated<'a>(fields: &'a [(Cow<'_, str>, Json<'_>)]) -> Option<&'a str> {
-    /// Up to so many fields are compared each with each.
+    /// Up to this many fields are compared pairwise.
     const FEW: usize = 8;
     if fields.len() <= FEW {
         let twice = |(at, (name, _)): (usize, &'a (Cow<'_, str>, Json<'_>))| {
@@ -216,10 +217,10 @@ impl Serialize for Json<'_> {
     }
 }
 
-/// The parser reads an integer over 64 bits as a float, which is another number. It has read the document before: what
-/// stands outside of strings and begins with a digit or a minus is a number.
+/// Refuses integers over 64 bits, which the parser reads as floats of another value. The document has been parsed
+/// before: a digit or minus outside of strings therefore begins a number.
 fn refuse_large_integers(json: &[u8]) -> Result<(), TranscodeError> {
-    /// Fewer digits always fit.
+    /// Integers of this many digits always fit.
     const DIGITS_FIT: usize = 18;
     let mut at = 0;
     while let Some(&byte) = json.get(at) {
@@ -246,7 +247,7 @@ fn refuse_large_integers(json: &[u8]) -> Result<(), TranscodeError> {
     Ok(())
 }
 
-/// The place behind a string's closing quote.
+/// Returns the position after a string's closing quote.
 fn string_end(json: &[u8], mut at: usize) -> usize {
     loop {
         match json.get(at) {
@@ -266,13 +267,15 @@ fn fits(integer: &[u8]) -> bool {
     std::str::from_utf8(integer).is_ok_and(|text| text.parse::<u64>().is_ok() || text.parse::<i64>().is_ok())
 }
 
-/// The JSON of MessagePack.
+/// Converts MessagePack to JSON.
 ///
 /// # Errors
-/// [`TranscodeError::Answer`] if the bytes are no MessagePack or have no form in JSON (an object's key that is a list, say).
+/// [`TranscodeError::Answer`] if the bytes are not MessagePack or have no form in JSON (an object's key that is a list,
+/// for
+/// example).
 pub fn msgpack_to_json(bytes: &[u8]) -> Result<Vec<u8>, TranscodeError> {
     let mut from = rmp_serde::Deserializer::from_read_ref(bytes);
-    // As deep as JSON may be: an answer must not fill the stack of the thread that writes it.
+    // As deep as JSON may be: an answer must not overflow the stack of the thread that writes it.
     from.set_max_depth(DEPTH_MAX);
     let mut out = Vec::with_capacity(bytes.len() + 16);
     serde_transcode::transcode(&mut from, &mut serde_json::Serializer::new(&mut out))
@@ -383,14 +386,14 @@ mod tests {
             assert!(error.contains("as JSON") && error.contains("column"), "{error}");
             assert!(json_to_canonical_msgpack(bad).is_err());
         }
-        // What is let in can be told again.
+        // The deepest accepted document can be converted back.
         let deepest = [b"[".repeat(127), b"]".repeat(127)].concat();
         assert_eq!(msgpack_to_json(&json_to_msgpack(&deepest).unwrap()).unwrap(), deepest);
         assert_eq!(json_to_msgpack(b"").unwrap(), json_to_msgpack(b"null").unwrap());
     }
 
     #[test]
-    fn an_answer_without_a_form_in_json_is_told() {
+    fn an_answer_without_a_form_in_json_is_reported() {
         let keys = std::collections::BTreeMap::from([(vec![1, 2], 3)]);
         assert!(msgpack_to_json(&rmp_serde::to_vec_named(&keys).unwrap()).is_err());
         assert!(msgpack_to_json(b"\xc1").is_err());

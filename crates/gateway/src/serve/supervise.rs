@@ -1,8 +1,8 @@
-//! The server's parent: it holds the listening socket and starts the server again when it dies.
+//! The server's parent: it holds the listening socket and restarts the server after a crash.
 //!
 //! The socket is the child's standard input, so that it outlives the child: while a new one recovers, clients wait in
-//! the socket's queue and are not refused. A child that ends by itself is not started again; one that dies of a signal
-//! or a fatal error is. So a handler that kills the process is met again until the shard gives its cause up.
+//! the socket's queue and are not refused. A child that exits is not restarted, unless it had a fatal error; one that
+//! dies of a signal is. So a handler that kills the process runs again until the shard gives its cause up.
 
 use super::{CHILD_OF, Serve, ServerError, system};
 use crate::program;
@@ -19,7 +19,7 @@ use stead::stderr;
 use tokio::process::{Child, Command};
 use tokio::runtime::Builder;
 
-/// The wait before another start.
+/// The wait before a restart.
 #[derive(Debug)]
 struct Backoff {
     next: Duration,
@@ -50,7 +50,7 @@ type Variables = [(&'static str, &'static str)];
 
 /// Runs the server as a child until it ends by itself or this process is signalled to end.
 pub(super) fn run(listener: &TcpListener, variables: &Variables) -> Result<(), ServerError> {
-    // On one thread, the main one: the child asks to die with the thread that made it.
+    // On the main thread: the child dies with the thread that started it.
     let runtime = Builder::new_current_thread().enable_all().build();
     runtime.map_err(system("start the supervisor"))?.block_on(supervise(listener, variables))
 }
@@ -73,7 +73,7 @@ async fn supervise(listener: &TcpListener, variables: &Variables) -> Result<(), 
                 }
                 (backoff.after(started.elapsed()), format!("the server died ({status}); starting it again"))
             }
-            // Its file is being replaced, or the system has no process to give: both pass.
+            // Its file is being replaced, or the system has no process to give: both are temporary.
             Err(error) if lives > 0 => {
                 (backoff.after(Duration::ZERO), format!("cannot start the server: {error}; trying again"))
             }
@@ -100,8 +100,8 @@ fn spawn(listener: &TcpListener, variables: &Variables) -> io::Result<Child> {
         .spawn()
 }
 
-/// Ends a child in order, or at once at the next signal. A child that the first signal killed had not begun: it takes
-/// signals before it opens the node.
+/// Shuts a child down, or kills it at the next signal. A child that the first signal killed had not opened the node: it
+/// handles signals before that.
 async fn stop(mut child: Child, mut signals: Signals) -> Result<(), ServerError> {
     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
         && let Err(error) = kill_process(pid, Signal::TERM)

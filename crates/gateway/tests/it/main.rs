@@ -1,6 +1,6 @@
-//! The example `serve`, run as a program of its own.
+//! Tests of the example `serve`, run as a program.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+#![allow(clippy::unwrap_used, reason = "a test ends at the first unexpected result")]
 
 #[path = "../../../stead/tests/it/example.rs"]
 mod example;

@@ -34,7 +34,7 @@ fn a_served_node_is_called_killed_started_again_and_stopped() {
     let mut served = Served(command.spawn().unwrap());
     let mut lines = BufReader::new(served.0.stderr.take().unwrap()).lines().map(|line| line.unwrap());
     let mut ready = || {
-        let line = lines.find(|line| line.starts_with("stead: serving ")).expect("it says that it serves");
+        let line = lines.find(|line| line.starts_with("stead: serving ")).expect("it reports that it serves");
         let word = |after: &str| line.split(after).nth(1).unwrap().split(',').next().unwrap().to_owned();
         (word("http://"), word("process ").parse::<i32>().unwrap())
     };
@@ -43,14 +43,14 @@ fn a_served_node_is_called_killed_started_again_and_stopped() {
     let added = post(&address, "/v1/call/counter/a", r#"{"Add":5}"#);
     assert!(added.starts_with("HTTP/1.1 200") && added.ends_with("\r\n\r\n5"), "{added}");
     kill_process(Pid::from_raw(child).unwrap(), Signal::KILL).unwrap();
-    // The socket outlives the child: this one waits for the next.
+    // The socket outlives the child: this request waits for the next one.
     let total = post(&address, "/v1/query/counter/a", "\"Total\"");
     assert!(total.ends_with("\r\n\r\n5"), "{total}");
     let (again, other) = ready();
     assert_eq!(again, address);
     assert_ne!(other, child);
     kill_process(Pid::from_raw(served.0.id() as i32).unwrap(), Signal::TERM).unwrap();
-    assert!(served.0.wait().unwrap().success(), "SIGTERM stops it in order");
+    assert!(served.0.wait().unwrap().success(), "SIGTERM shuts it down");
     assert!(lines.any(|line| line == "stead: stopped"));
 }
 
@@ -66,7 +66,7 @@ fn an_address_that_can_not_be_served_is_reported() {
         assert_eq!(refused.status.code(), Some(1), "{refused:?}");
         let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(stderr.contains(why), "{stderr}");
-        assert!(!data.exists(), "nothing is made for a server that can't be");
+        assert!(!data.exists(), "nothing is created for a server that cannot start");
     }
 }
 

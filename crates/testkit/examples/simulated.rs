@@ -1,10 +1,10 @@
-//! A service under the simulator: many runs with crashes, power cuts, lost and doubled requests, slow and full disks, each
-//! decided by its seed.
+//! A service under the simulator: many runs with crashes, power cuts, lost and duplicated requests, slow and full
+//! disks, each determined by its seed.
 //!
 //!     cargo run --release -p stead-testkit --example simulated -- [--seed FIRST] [--seeds N] [--strict]
 //!
-//! A seed that fails is printed with the command that repeats it. With `--strict` the runs demand what does not hold, that no
-//! message is ever in flight: so you see how a failure looks.
+//! A seed that fails is printed with the command that repeats it. With `--strict` the runs require something false,
+//! that no message is ever in flight, to show what a failure looks like.
 
 use serde::{Deserialize, Serialize};
 use std::process::ExitCode;
@@ -59,7 +59,7 @@ impl Process for Account {
         Ok(self.balance)
     }
 
-    /// Money that has left one account and not reached the other is in messages.
+    /// Money that has left one account and not yet arrived in the other is in messages.
     fn check(cut: &Cut<'_>) -> Result<(), String> {
         let mut sum = 0;
         for account in cut.processes::<Self>() {
@@ -72,7 +72,7 @@ impl Process for Account {
         }
         for letter in cut.dead_letters::<Self>() {
             let letter = letter?;
-            // A request that was given up moved nothing.
+            // A request that was given up moved no money.
             if letter.cause == DeadLetterCause::Message
                 && let Some(Request::Receive(amount)) = letter.request
             {
@@ -83,7 +83,7 @@ impl Process for Account {
     }
 }
 
-/// One run; in every second one the node ends often, and what it does not survive is soon given up.
+/// Runs one seed; every second one crashes often and gives causes up early.
 fn simulate(seed: u64, strict: bool) -> Result<Report, Failed> {
     let mut sim = Sim::new(seed).service::<Account>(3).calls(|rng| {
         let (from, to, amount) = (rng.u8(..9), rng.u8(..9), rng.i64(1..50));
@@ -105,7 +105,7 @@ fn simulate(seed: u64, strict: bool) -> Result<Report, Failed> {
     sim.run()
 }
 
-/// The number after an option.
+/// Returns the number after an option.
 fn number(option: &str) -> Option<u64> {
     std::env::args().skip_while(|arg| arg != option).nth(1)?.parse().ok()
 }

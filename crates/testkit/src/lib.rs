@@ -1,15 +1,16 @@
-//! Your services under the seeded simulator: crashes at any moment, power cuts, lost and doubled requests, slow and full
-//! disks, checkpoints and a restore; from `cargo test`, in milliseconds, and again in the same way for the same seed.
+//! Runs your services under the seeded simulator: crashes at any moment, power cuts, lost and duplicated requests, slow
+//! and full disks, checkpoints and a restore; from `cargo test`, in milliseconds, and reproducibly: the same seed gives
+//! the same run.
 //!
-//! The simulator runs the same core and the same storage code as a node. It checks what Stead promises (each answered request
-//! was applied exactly once, messages arrive once and in order, what was committed is never lost, …), and at each
-//! consistent cut the [`Process::check`] of every service and the check given here. It reports a failure with its
-//! seed and the last entries before it.
+//! The simulator runs the same core and the same storage code as a node. It checks Stead's guarantees (each answered
+//! request was applied exactly once, messages arrive once and in order, committed state is never lost, …), and at each
+//! consistent cut the [`Process::check`] of every service and the check given here. It reports a failure with its seed
+//! and the last entries before it.
 //!
-//! A message is in one of four places, and a check that sums over messages looks at all of them: handled, so part of a
-//! process's state; in flight ([`Cut::in_flight`]); delayed ([`Cut::delayed`]) if the service uses
-//! [`Context::send_after`](stead::Context::send_after); or given up ([`Cut::dead_letters`]), as a message that the process does not
-//! survive `attempts_max` times.
+//! A message is in one of four places, and a check that sums over messages must include all of them: handled, so part
+//! of a process's state; in flight ([`Cut::in_flight`]); delayed ([`Cut::delayed`]) if the service uses
+//! [`Context::send_after`](stead::Context::send_after); or given up ([`Cut::dead_letters`]), if handling it crashed
+//! `attempts_max` times.
 //!
 //! The example `simulated`, which continuous integration runs over thousands of fresh seeds:
 //!
@@ -18,10 +19,10 @@
 //! ```
 //!
 //! In a test of yours, a run is one line: `Sim::new(seed).service::<Account>(3).calls(draw).run()?`, or
-//! `unwrap_or_else(|failed| panic!("{failed}"))` over some seeds. A failure names its seed, the service and what its check
-//! found, and then the last entries, one a line: shard and index, what was handled, and which process handled it. With
-//! that seed the same happens again. [`Sim::faults`], [`Sim::crash_every`] and [`Sim::attempts_max`] help to find which
-//! fault it needs; [`Sim::events`] and [`Sim::calls_max`] make it shorter.
+//! `unwrap_or_else(|failed| panic!("{failed}"))` over some seeds. A failure shows its seed, the service and the
+//! violation that its check found, and then the last entries, one a line: shard and index, the handled cause, and the
+//! process that handled it. The same seed gives the same failure. [`Sim::faults`], [`Sim::crash_every`] and
+//! [`Sim::attempts_max`] help to find which fault it needs; [`Sim::events`] and [`Sim::calls_max`] make it shorter.
 
 #![forbid(unsafe_code)]
 
@@ -57,27 +58,27 @@ pub struct Call {
     query: bool,
 }
 
-/// A run that found something.
+/// The failure of a run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("seed {seed}, event {event}: {violation}; repeat it with Sim::new({seed}){}", indented(.recent))]
 pub struct Failed {
     /// The seed of the run.
     pub seed: u64,
-    /// When it was found.
+    /// The event at which it was found.
     pub event: u64,
-    /// What was found.
+    /// The violation.
     pub violation: Violation,
-    /// The last things that happened before, oldest first: up to 40 entries, with their shards, indices, causes and
-    /// processes, and ends of the node. One line each; they are part of the text of this error.
+    /// The last events before it, oldest first: up to 40 entries, with their shards, indices, causes and processes, and
+    /// crashes of the node. One line each; they are part of the text of this error.
     pub recent: Vec<String>,
 }
 
-/// Lines below a sentence, or nothing without lines.
+/// Formats lines below a sentence; empty without lines.
 fn indented(lines: &[String]) -> String {
     if lines.is_empty() {
         return String::new();
     }
-    lines.iter().fold("\nthe last that happened before:".to_owned(), |text, line| text + "\n  " + line)
+    lines.iter().fold("\nthe last events before it:".to_owned(), |text, line| text + "\n  " + line)
 }
 
 type Draw = Box<dyn FnMut(&mut Rng) -> Call>;
@@ -93,7 +94,7 @@ struct Users {
 }
 
 impl Call {
-    /// A request; its session, retries and doubles are the simulator's.
+    /// A request; the simulator adds its session, retries and duplicates.
     ///
     /// # Panics
     /// If the key or the request cannot be encoded.
@@ -119,8 +120,9 @@ impl Call {
 }
 
 impl Sim {
-    /// A run that this seed decides, without services. It has 2,000 events before its faults end, and at most 500 calls.
-    /// The bounds of attempts and of entries are a node's own (5, and 32 MiB); the seed draws the faults and all other sizes.
+    /// Creates a run that this seed determines, without services. It has 2,000 events before its faults end, and at
+    /// most 500 calls. The limits of attempts and of entries are those of a node (5, and 32 MiB); the seed draws the
+    /// faults and all other sizes.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let users = Users {
@@ -148,7 +150,7 @@ impl Sim {
     /// Adds a service with a number of shards.
     ///
     /// # Panics
-    /// If it is there already.
+    /// If it was added before.
     #[must_use]
     pub fn service<P: Process>(mut self, shards: u32) -> Self {
         registered(self.users.registry.service::<P>());
@@ -159,44 +161,46 @@ impl Sim {
     /// Adds the code of a task.
     ///
     /// # Panics
-    /// If it is there already.
+    /// If it was added before.
     #[must_use]
     pub fn task<T: Task>(mut self) -> Self {
         registered(self.users.registry.task::<T>());
         self
     }
 
-    /// What the simulated clients call: drawn for each call, from a generator that the seed made.
+    /// Sets the function that draws each call of the simulated clients, from a generator that the seed determines.
     #[must_use]
     pub fn calls(mut self, draw: impl FnMut(&mut Rng) -> Call + 'static) -> Self {
         self.users.draw = Some(Box::new(draw));
         self
     }
 
-    /// Most calls that are made.
+    /// Sets the maximum number of calls. Default: 500.
     #[must_use]
     pub fn calls_max(mut self, calls: u64) -> Self {
         self.calls_max = calls;
         self
     }
 
-    /// Events before the faults end and everything has to come to rest.
+    /// Sets the number of events before the faults end and the run has to come to rest. Default: 2,000.
     #[must_use]
     pub fn events(mut self, events: u64) -> Self {
         self.config.events = events;
         self
     }
 
-    /// Whether there are faults; there are by default. Without, nothing crashes, gets lost, comes twice or fails, so that what is
-    /// found is wrong in any run: a first step before the faults. The order of events and the delays are drawn still.
+    /// Sets whether there are faults. Default: `true`. Without them nothing crashes, is lost, is duplicated or fails,
+    /// so a failure happens in any run: a first step before runs with faults. The order of events and the delays are
+    /// still drawn.
     #[must_use]
     pub fn faults(mut self, faults: bool) -> Self {
         self.overrides.no_faults = !faults;
         self
     }
 
-    /// Attempts at one message, timer or step before it becomes a dead letter: 5 by default, as for a node. With fewer,
-    /// what panics or ends the process is given up sooner, for checks that count it ([`Cut::dead_letters`]).
+    /// Sets the number of attempts at one message, timer or step before it becomes a dead letter. Default: 5, as for a
+    /// node. With fewer, causes that panic or crash the process are given up sooner, for checks that count them
+    /// ([`Cut::dead_letters`]).
     ///
     /// # Panics
     /// If it is 0.
@@ -207,15 +211,15 @@ impl Sim {
         self
     }
 
-    /// Events between two crashes of the node on average, also without other faults; 0 for no crashes. By default the seed draws 0,
-    /// or 80 to 1,000.
+    /// Sets the average number of events between two crashes of the node, also without other faults; 0 for no crashes.
+    /// By default the seed draws 0, or 80 to 1,000.
     #[must_use]
     pub fn crash_every(mut self, events: u32) -> Self {
         self.overrides.crash_every = Some(events);
         self
     }
 
-    /// Simulated clients, of which each has up to 4 calls under way. By default the seed draws 1 to 8.
+    /// Sets the number of simulated clients, each with up to 4 open calls. By default the seed draws 1 to 8.
     ///
     /// # Panics
     /// If it is 0.
@@ -226,14 +230,14 @@ impl Sim {
         self
     }
 
-    /// A check for every consistent cut, and for the end; the services' own checks run anyway.
+    /// Sets a check for every consistent cut and for the end; the services' own checks run anyway.
     #[must_use]
     pub fn check(mut self, check: impl FnMut(&Cut<'_>) -> Result<(), String> + 'static) -> Self {
         self.users.check = Some(Box::new(check));
         self
     }
 
-    /// Runs.
+    /// Runs the simulation.
     ///
     /// # Errors
     /// [`Failed`], with the seed that repeats it.

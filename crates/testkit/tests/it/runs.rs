@@ -1,4 +1,4 @@
-//! The test kit finds what is wrong with a user's service.
+//! The test kit finds faults of a user's service.
 
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
@@ -8,15 +8,15 @@ use std::time::Duration;
 use stead::{Context, Cut, DeadLetterCause, Never, NoQuery, Process};
 use stead_testkit::{Call, Failed, Report, Sim};
 
-/// Seeds of the long test: as many as take about 5 seconds in a debug build.
+/// Seeds of the slow test: about 5 seconds in a debug build.
 const SEEDS: u64 = 130;
 
 thread_local! {
-    /// Where the wrong account keeps its balance: crashes and restores know nothing of it.
+    /// The balances of the wrong account, outside of its state: crashes and restores do not change them.
     static BALANCES: RefCell<BTreeMap<u8, i64>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// An account; with `OUTSIDE` it trusts its memory more than its state.
+/// An account; with `OUTSIDE` it uses these balances instead of its state.
 #[derive(Default, Serialize, Deserialize)]
 struct Account<const OUTSIDE: bool> {
     balance: i64,
@@ -33,7 +33,7 @@ enum Request {
         amount: i64,
     },
     Receive(i64),
-    /// Sends [`Request::Lose`], which no account survives.
+    /// Sends [`Request::Lose`], at which every account panics.
     PayLost {
         to: u8,
         amount: i64,
@@ -134,7 +134,7 @@ fn the_same_service_with_its_state_inside_holds() {
     }
 }
 
-/// Long: some seconds. The account of the documentation, over many seeds of short runs; in every second one with many
+/// Slow: some seconds. The account of the documentation, over many seeds of short runs; every second one has many
 /// crashes and few attempts.
 #[test]
 fn the_documented_service_holds_over_many_seeds() {
@@ -154,7 +154,7 @@ fn the_documented_service_holds_over_many_seeds() {
     println!("{SEEDS} seeds, {} dead letters in their cuts, {:?}", letters.get(), begun.elapsed());
 }
 
-/// Long: minutes. As above, with the kit's own options.
+/// Slow: minutes. As above, with the kit's own options.
 #[test]
 #[ignore = "2,000 seeds of full length: minutes in a debug build"]
 fn the_documented_service_holds_over_thousands_of_seeds() {

@@ -1,4 +1,4 @@
-//! The example `simulated`, run as a program of its own.
+//! The example `simulated`, run as a program.
 
 use crate::example::example;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! The engines, each driven the way its documentation says: write the same entries, read them all back.
+//! The engines, each used according to its documentation: all write the same entries and read them back.
 
 use okaywal::{Configuration, Entry as OkayEntry, EntryId, LogManager, SegmentReader, WriteAheadLog};
 use raft::eraftpb::Entry;
@@ -29,14 +29,14 @@ impl Which {
     pub const ALL: [Self; 3] = [Self::Stead, Self::RaftEngine, Self::OkayWal];
 }
 
-/// What is written: `writes` batches from each of `threads`, a sync for each.
+/// The load: `writes` batches from each of `threads`, each batch synced.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub threads: u64,
     pub writes: u64,
-    /// Leave the sync out where the engine can, to fill a log quickly.
+    /// Whether to sync; without, where the engine can, to fill a log quickly.
     pub sync: bool,
-    /// Close properly at the end.
+    /// Whether to close the log properly at the end.
     pub close: bool,
     /// Bytes of each file that the engine fills beforehand, and their number.
     pub file_bytes: u64,
@@ -48,7 +48,7 @@ impl Load {
         self.threads * self.writes * ENTRIES
     }
 
-    /// The shard and index of each entry in a thread's batch: each thread has shards of its own, without gaps.
+    /// Returns the shard and index of each entry in a thread's batch: each thread has shards of its own, without gaps.
     fn batch(&self, thread: u64, write: u64) -> impl Iterator<Item = (u64, u64)> {
         let (threads, own) = (self.threads, SHARDS / self.threads);
         let each = ENTRIES / own;
@@ -56,14 +56,14 @@ impl Load {
     }
 }
 
-/// The only right bytes of an entry; they don't compress.
+/// Returns the expected bytes of an entry, which are incompressible.
 fn content(shard: u64, index: u64) -> [u8; BYTES] {
     let mut bytes = [0; BYTES];
     fastrand::Rng::with_seed(shard << 40 ^ index).fill(&mut bytes);
     bytes
 }
 
-/// What came back.
+/// The entries that were read back.
 #[derive(Default)]
 pub struct ReadBack {
     pub entries: u64,
@@ -246,7 +246,7 @@ fn raft_read(dir: &Path, load: Load) -> Result<ReadBack, String> {
     let load = Load { prefilled: 0, ..load };
     let engine = Engine::open(raft_config(dir, load)).map_err(|error| error.to_string())?;
     let mut back = ReadBack::default();
-    // In the order in which they were written: shard by shard would read each block once for each shard.
+    // In the order of writing: shard by shard would read each block once for each shard.
     let last = (1..=SHARDS).filter_map(|shard| engine.last_index(shard)).max().unwrap_or(0);
     for at in 1..=last {
         for shard in 0..SHARDS {
@@ -313,7 +313,7 @@ fn okay_write(dir: &Path, load: Load) -> Vec<Duration> {
     if load.close {
         log.shutdown().unwrap();
     } else {
-        // No process to kill here: what a proper shutdown would still write isn't written.
+        // Replaces a kill of the process: skips the writes of a proper shutdown.
         std::mem::forget(log);
     }
     latencies

@@ -36,7 +36,7 @@ fn fresh(dir: &Path) -> tempfile::TempDir {
     tempfile::tempdir_in(dir).expect("the directory is writable")
 }
 
-/// Medians of five rounds, the engines in turn so that a change of the machine's mood meets all.
+/// Medians of five rounds, the engines in turn so that changes of the machine's speed affect all.
 fn speed(dir: &Path) {
     println!("engine, threads, entries/s, p50 ms, p99 ms");
     for threads in [1, 8] {
@@ -54,7 +54,7 @@ fn speed(dir: &Path) {
                 let dir = fresh(dir);
                 let mut latencies = write(which, &dir.path().join("log"), load);
                 latencies.sort_unstable();
-                // Opening and prefilling are not part of it: each thread's writes add up to its time.
+                // Without opening and prefilling: each thread's writes add up to its time.
                 let spent = latencies.iter().sum::<std::time::Duration>().as_secs_f64() / threads as f64;
                 let at = |share: f64| {
                     latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3
@@ -82,7 +82,7 @@ fn recover(dir: &Path) {
         let mut seconds = Vec::new();
         for _ in 0..3 {
             if fs::write("/proc/sys/vm/drop_caches", "1").is_err() {
-                eprintln!("the cache can't be dropped without root: these figures are warm");
+                eprintln!("dropping the cache needs root: these figures are with a warm cache");
             }
             let started = Instant::now();
             let back = read(which, &log, load).expect("an undamaged log opens");
@@ -139,7 +139,7 @@ fn damage(dir: &Path) {
     }
 }
 
-/// 0 refused, 1 lost silently, 2 wrong, 3 harmless.
+/// Returns 0 if refused, 1 if lost silently, 2 if wrong, 3 if harmless.
 fn outcome(which: Which, log: &Path, load: Load) -> usize {
     match catch_unwind(AssertUnwindSafe(|| read(which, log, load))) {
         Ok(Ok(back)) if back.wrong > 0 => 2,
@@ -162,7 +162,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The files that hold entries, with the position of their last byte that isn't zero.
+/// Returns the files with entries, and the position of the last nonzero byte of each.
 fn written(dir: &Path) -> Vec<(PathBuf, u64)> {
     let mut written = Vec::new();
     for path in files(dir) {

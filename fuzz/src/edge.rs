@@ -1,4 +1,4 @@
-//! What users and clients hand in: configuration, JSON, tokens, stored state, rows of a file.
+//! Targets for the input of users and clients: configuration, JSON, tokens, stored state, rows of a file.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use stead_gateway::http::{Token, TokenKey};
 use stead::{Config, Context, Never, NoQuery, Process, codec};
 use stead_flights::row::{COLUMNS, Layout, parse_row};
 
-/// A configuration: TOML, and after a zero byte lines of `NAME=VALUE`, as the environment has them.
+/// A configuration: TOML, and after a zero byte lines of `NAME=VALUE` as environment variables.
 pub fn config(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (toml, vars) = text.split_once('\0').unwrap_or((&text, ""));
@@ -20,7 +20,7 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// JSON and MessagePack, as the gateway turns them into each other.
+/// JSON and MessagePack, as the gateway converts them into each other.
 pub fn transcode(data: &[u8]) {
     if let Ok(packed) = json_to_msgpack(data) {
         let given: Value = if data.is_empty() { Value::Null } else { serde_json::from_slice(data).expect("it was JSON") };
@@ -50,7 +50,7 @@ pub fn payload(data: &[u8]) {
     let _ = codec::decode::<Shape>(data, "a request", "shape");
 }
 
-/// A token that a client sends; the key is known, so that the fuzzer may come upon one that is good.
+/// A token of a client; the key is fixed, so that the fuzzer may find a valid one.
 pub fn http_token(data: &[u8]) {
     let key = TokenKey::new([7; 32]);
     if let Ok(text) = std::str::from_utf8(data)
@@ -70,7 +70,7 @@ pub fn http_token(data: &[u8]) {
     assert!(key.verify(&text).is_err(), "{text} was never signed");
 }
 
-/// A process whose state has a bit of everything.
+/// A process whose state has fields of many types.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
     name: String,
@@ -93,7 +93,7 @@ enum Sort {
 }
 
 impl Shape {
-    /// One with something in each field.
+    /// Returns a value with content in each field.
     #[must_use]
     pub fn sample() -> Self {
         let inner = Self { numbers: vec![1, -1, i64::MAX], sort: Sort::Of(7), ..Self::default() };
@@ -126,7 +126,7 @@ impl Process for Shape {
     }
 }
 
-/// A process's stored state, with its version before it.
+/// The stored state of a process, with its version before it.
 pub fn stored_state(data: &[u8]) {
     match codec::decode_state::<Shape>("key", data) {
         Ok(shape) => {
@@ -145,9 +145,9 @@ pub fn flights_row(data: &[u8]) {
     let (header, line) = text.split_once('\n').unwrap_or((&standard, &text));
     let Ok(layout) = Layout::parse(header) else { return };
     let Ok(row) = parse_row(line, &layout) else { return };
-    // Written in the standard order with the columns that a row keeps, it is the same row.
+    // Written in the standard order, with the columns that a row keeps, it is the same row.
     let field = |column: &str| match column {
-        // In quotes, for a code may have quotes of its own.
+        // In quotes, because a code may contain quotes.
         "carrier" => format!("\"{}\"", row.carrier),
         "origin" => format!("\"{}\"", row.origin),
         "dest" => format!("\"{}\"", row.dest),

@@ -1,6 +1,6 @@
-//! Reading structure out of a fuzzer's bytes.
+//! Derives structured values from a fuzzer's bytes.
 
-/// Takes values off the front of a fuzzer's bytes; zeros once they run out, so that every input means something.
+/// Takes values off the front of a fuzzer's bytes; zeros once they run out, so that every input is valid.
 pub(crate) struct Source<'a> {
     rest: &'a [u8],
 }
@@ -22,7 +22,7 @@ impl<'a> Source<'a> {
         u16::from_le_bytes([self.u8(), self.u8()])
     }
 
-    /// Up to `len` bytes.
+    /// Takes up to `len` bytes.
     pub(crate) fn bytes(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.rest.split_at(len.min(self.rest.len()));
         self.rest = rest;
@@ -34,7 +34,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Damages a file as the source says: bytes replaced, ranges moved or zeroed, the end cut off.
+/// Damages a file as the source determines: bytes replaced, ranges moved or zeroed, the end cut off.
 pub(crate) fn damage(source: &mut Source<'_>, file: &mut Vec<u8>) {
     let kind = source.u8();
     if file.is_empty() {

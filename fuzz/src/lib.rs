@@ -1,8 +1,8 @@
 //! Fuzz targets: one for each decoder that reads bytes which a disk, a client or a file may have damaged.
 //!
-//! Each target takes arbitrary bytes and asserts what must hold for all of them: no panic, no allocation that the input's
-//! size does not justify, and that what was decoded survives encoding. Checksums would stop a fuzzer at the door, so
-//! the targets behind one have a mode that mends the checksums of what they were given.
+//! Each target takes arbitrary bytes and asserts what must hold for all of them: no panic, no allocation that the
+//! input's size does not justify, and that decoded values survive encoding. Checksums would stop a fuzzer at once, so
+//! the targets behind one have a mode that corrects the checksums of their input.
 //!
 //! `fuzz_targets/` runs them under libFuzzer, `src/bin/mutate.rs` without it, and `tests/replay.rs` runs each committed
 //! input again.
@@ -24,18 +24,18 @@ pub use protocol::{entry, header, record_key, record_value, records, state};
 use cap::Cap;
 use std::alloc::System;
 
-/// Over its limit it fails, which ends the process: a finding.
+/// Allocations above its limit fail, which ends the process: a finding.
 #[global_allocator]
 static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
 
-/// Bytes that a target may take whatever it was given.
+/// Bytes that a target may allocate for any input.
 const ALLOWANCE: usize = 32 << 20;
-/// Bytes that a target may take for each byte of its input.
+/// Bytes that a target may also allocate for each byte of its input.
 const ALLOWANCE_PER_BYTE: usize = 256;
-/// Longer inputs tell nothing new.
+/// Maximum length of an input; longer ones find nothing new.
 pub const INPUT_MAX: usize = 64 << 10;
 
-/// What is run on each input.
+/// A target's function, which is run on each input.
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
@@ -64,7 +64,7 @@ pub const TARGETS: [(&str, Target); 18] = [
 pub fn run(target: Target, data: &[u8]) {
     let data = &data[..data.len().min(INPUT_MAX)];
     let limit = MEMORY.allocated() + ALLOWANCE + data.len() * ALLOWANCE_PER_BYTE;
-    // Fails only if another thread took more meanwhile; then there is nothing to limit.
+    // Fails only if another thread allocated more meanwhile; then there is nothing to limit.
     let _ = MEMORY.set_limit(limit);
     target(data);
     let _ = MEMORY.set_limit(usize::MAX);

@@ -1,4 +1,4 @@
-//! What the core reads: entries, records and headers.
+//! Targets for the encodings of the core: entries, records and headers.
 
 use crate::edits::Source;
 use minicbor::{Decode, Encode};
@@ -38,7 +38,7 @@ pub fn header(data: &[u8]) {
     }
 }
 
-/// The value of a record, of the kind that the first byte says.
+/// The value of a record, of the kind that the first byte selects.
 pub fn record_value(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
     match kind % 9 {
@@ -93,8 +93,8 @@ pub fn records(data: &[u8]) {
     loaded.check().expect("the sums fit the records");
 }
 
-/// A log: entries folded into a state, which then goes through a checkpoint. Each entry is given the place that it
-/// should have, or no log but a perfect one would be read.
+/// A log: entries folded into a state, which then goes through a checkpoint. Each entry gets the correct position,
+/// because otherwise only a perfect log would be read.
 pub fn state(data: &[u8]) {
     let mut source = Source::new(data);
     let mut state = State::new(ShardId(0));
@@ -124,7 +124,7 @@ pub fn state(data: &[u8]) {
     assert_eq!((loaded.attempts(), loaded.dead_letters()), (state.attempts(), state.dead_letters()));
     for (key, value) in state.records().iter() {
         let key = RecordKey::from_bytes(key).expect("a written record's key was checked");
-        // What the shard reads later without asking again whether it can be read.
+        // The shard later assumes that these can be decoded.
         match key.kind() {
             Kind::Reply => assert!(decode_value::<Reply>(value).is_ok(), "an unreadable reply was let in"),
             Kind::DeadLetter => assert!(decode_value::<DeadLetter>(value).is_ok(), "an unreadable dead letter"),
@@ -133,7 +133,7 @@ pub fn state(data: &[u8]) {
     }
 }
 
-/// A log with every cause and every kind of record.
+/// Returns a log with every cause and every kind of record.
 pub(crate) fn sample_entries() -> Vec<Entry> {
     let key = Key::new("k").expect("a short key");
     let blob = |text: &str| Blob::from(text.as_bytes());

@@ -1,4 +1,4 @@
-//! What the core alone costs: messages between the processes of 64 shards, without codec, log or threads.
+//! The cost of the core alone: messages between the processes of 64 shards, without codec, log or threads.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
@@ -15,7 +15,7 @@ use stead_core::topology::Topology;
 const SHARDS: u32 = 64;
 const PROCESSES: u32 = 100_000;
 
-/// Each message makes its process of 100 bytes send one on.
+/// A process of 100 bytes that sends a message for each message it handles.
 struct Forward {
     rng: fastrand::Rng,
     keys: Vec<Key>,
@@ -91,9 +91,9 @@ impl World {
         }
     }
 
-    /// One group commit: everything that was handled is stored, and what that releases is handled.
+    /// One group commit: stores everything that was handled, and handles what this releases.
     fn round(&mut self) -> usize {
-        // A million messages a second, so that outboxes hold what they would then.
+        // A million messages a second, so that outboxes have their size at that rate.
         self.now = self.now.plus_millis(20);
         for shard in 0..self.shards.len() {
             let position = self.shards[shard].state().position();

@@ -1,5 +1,5 @@
-//! The cost of one operation on each structure that grows, at a size and at ten times that: a cost that grows with the size
-//! shows. All inputs of one shard, as a worker gives them, and every entry is stored at once.
+//! The cost of one operation on each growing structure, at a size and at ten times that size, which reveals costs that
+//! grow with the size. All inputs are for one shard, as a worker would pass them, and every entry is stored at once.
 //!
 //! Instructions, which other load does not change, are counted by callgrind around [`measured`]: see docs/benchmarks.md.
 
@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret};
 const HOME: ShardId = ShardId(0);
 const AWAY: ShardId = ShardId(1);
 
-/// The work that is timed, and that callgrind counts.
+/// Runs the work that is timed, and that callgrind counts.
 #[inline(never)]
 #[expect(clippy::disallowed_methods, reason = "it measures the core, which has no clock itself")]
 fn measured(work: &mut dyn FnMut()) -> Duration {
@@ -34,7 +34,7 @@ fn measured(work: &mut dyn FnMut()) -> Duration {
     begun.elapsed()
 }
 
-/// A handler that makes as many of one thing as the request asks for.
+/// A handler that creates as many items of one kind as the request says.
 struct Makes;
 
 const TIMERS: u8 = 1;
@@ -131,7 +131,7 @@ impl One {
         self.give(Input::Stored { member: NodeId(0), epoch: self.epoch(), upto });
     }
 
-    /// Goes on until nothing is left to do now.
+    /// Continues until there is no more work now.
     fn settle(&mut self) {
         loop {
             self.store();
@@ -153,7 +153,7 @@ impl One {
         }));
     }
 
-    /// Calls that make `count` of something together, with as many in each as one call may.
+    /// Sends calls that create `count` items in all, as many in each as one call may.
     fn make(&mut self, what: u8, count: usize) {
         let mut left = count as u32;
         while left > 0 {
@@ -406,7 +406,7 @@ fn status(count: usize) -> Duration {
     })
 }
 
-/// A structure, its size, and whether the operation goes over all of it or is one whatever the size.
+/// A structure, its size, and whether the operation covers all of it or has a constant size.
 type Case = (&'static str, fn(usize) -> Duration, usize, bool);
 
 const CASES: [Case; 16] = [
@@ -443,7 +443,7 @@ fn structures(c: &mut Criterion) {
     }
 }
 
-/// The cost of the index's secret: see `records.rs`.
+/// The cost of the secret of the index's hash: see `records.rs`.
 fn hashes(c: &mut Criterion) {
     const COUNT: usize = 1_000;
     let secret: Vec<u8> = (0..192u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();

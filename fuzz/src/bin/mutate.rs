@@ -1,7 +1,7 @@
-//! Fuzzing without a C++ compiler: random mutations of the seeds, blind to what they reach.
+//! Fuzzing without a C++ compiler: random mutations of the seeds, without coverage feedback.
 //!
-//! `mutate SECONDS_PER_TARGET [SEED] [TARGET]...`. The input that is about to run stands in `artifacts/TARGET/last`, so
-//! that one which ends the process can be run again: copy it to `regressions/TARGET/`.
+//! `mutate SECONDS_PER_TARGET [SEED] [TARGET]...`. The input that is about to run is kept in `artifacts/TARGET/last`,
+//! so that one that ends the process can be run again: copy it to `regressions/TARGET/`.
 
 use std::time::{Duration, Instant};
 use std::{env, fs, io};

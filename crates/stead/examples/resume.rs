@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release --example resume [DATA_DIRECTORY [TERMS]]
 //!
-//! The program starts itself as a child, kills it with SIGKILL several times, and tells how little was computed again.
-//! With `--child` it is the child: kill that one yourself and start it again.
+//! The program starts itself as a child, kills it with SIGKILL several times, and reports how little was computed
+//! again. With `--child` it is the child: kill that one yourself and start it again.
 
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
@@ -17,7 +17,7 @@ const TERMS: u64 = 1_000_000_000;
 const TERMS_A_STEP: u64 = 2_000_000;
 const KILLS: u32 = 5;
 
-/// The process that wants to know.
+/// The process that requests the computation.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Basel {
     begun: bool,
@@ -29,7 +29,7 @@ enum Request {
     Begin {
         terms: u64,
     },
-    /// The task brings its result.
+    /// The task's result.
     Computed {
         sum: f64,
     },
@@ -65,11 +65,11 @@ impl Process for Basel {
     }
 }
 
-/// The computation: its state between two steps is all that a kill leaves, and all that is needed to go on.
+/// The computation. A kill preserves its state between two steps, from which it continues.
 #[derive(Debug, Serialize, Deserialize)]
 struct Sum {
     terms: u64,
-    /// The smallest terms are added first, so that they are not lost in the sum.
+    /// The smallest terms are added first, so that they do not vanish in rounding.
     next: u64,
     sum: f64,
 }
@@ -93,7 +93,7 @@ impl Task for Sum {
     }
 }
 
-/// A record of the steps that began, outside of the system, so that repeated ones can be counted.
+/// Records that a step begins, outside of the system, so that repeated steps can be counted.
 fn note_step(step: u64) {
     if let Some(path) = std::env::var_os("RESUME_STEPS") {
         let file = OpenOptions::new().create(true).append(true).open(path);
@@ -117,7 +117,7 @@ fn compute(dir: &Path, terms: u64) -> Result<(), Box<dyn std::error::Error>> {
     let node = Node::builder(dir)
         .service::<Basel>(ServiceOptions::default().shards(1))
         .task::<Sum>()
-        // A small log for a small service: a start reads it in no time.
+        // A small log is enough for this service, and is read quickly at a start.
         .segment_bytes(1 << 20)
         .open()?;
     let client = node.blocking_client();
@@ -149,7 +149,7 @@ fn kill_and_resume(dir: &Path, terms: u64) -> Result<(), Box<dyn std::error::Err
     for kill in 1..=KILLS {
         let mut child = start(Stdio::piped())?;
         let mut says = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-        // It says every 50 ms how far it is; some time after it is further than at the last kill it is killed.
+        // It prints its progress every 50 ms; it is killed some time after it has passed the progress of the last kill.
         for line in says.by_ref() {
             let line = line?;
             if line != progress {
@@ -171,7 +171,7 @@ fn kill_and_resume(dir: &Path, terms: u64) -> Result<(), Box<dyn std::error::Err
         100.0 * repeated as f64 / needed as f64,
         began.elapsed().as_secs_f64()
     );
-    // What was killed within a step repeats it: once for each kill at most.
+    // A step that was killed is repeated: at most once for each kill.
     if !status.success() || repeated > u64::from(KILLS) {
         return Err("more was computed again than one step for each kill".into());
     }

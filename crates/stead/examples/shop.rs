@@ -1,9 +1,9 @@
-//! A shop: orders that wait for their payment, run out of time, are cancelled, and go to a warehouse.
+//! A shop: orders that wait for their payment, expire, are cancelled, and go to a warehouse.
 //!
 //!     cargo run -p stead --example shop [DATA_DIRECTORY]
 //!
-//! Its handlers use everything that a handler can do beside changing its own state: cells, messages, timers, tasks. Kill it
-//! at any moment and run it again: no order is charged twice, none is forgotten.
+//! Its handlers use every feature of a handler beside its own state: cells, messages, timers, tasks. Kill it at any
+//! moment and run it again: no order is charged twice, none is forgotten.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -15,7 +15,7 @@ use stead::{
 
 const PAYMENT_TIME: Duration = Duration::from_secs(30 * 60);
 const REMINDER_AFTER: Duration = Duration::from_secs(10 * 60);
-/// Most lines of an order.
+/// Maximum number of lines of an order.
 const LINES_MAX: usize = 100;
 
 /// An order. Its lines are cells, one for each article, so that a change of one line logs that line alone.
@@ -48,15 +48,15 @@ enum Request {
     /// Begins the payment; the customer is reminded, and has half an hour.
     Place,
     Cancel,
-    /// Sends a note to the customer. The note may be of any length, and too long a one is refused.
+    /// Sends a note to the customer; a note that is too long is refused.
     Note(String),
-    /// Delivers a paid order at a time of the clock, and not at once.
+    /// Delivers a paid order at a time of the clock instead of at once.
     DeliverAt(Time),
     /// A timer: the time for the payment is over.
     Expire,
     /// A timer: the time of delivery has come.
     Deliver,
-    /// A task: the money is there.
+    /// A task: the customer was charged.
     Charged,
 }
 
@@ -115,7 +115,8 @@ impl Process for Order {
             }
             Request::Note(text) => {
                 let customer = customer_of(ctx.key());
-                // A process that sends what its callers wrote refuses what is too long, where `send` would panic.
+                // A process that sends text of its callers must refuse text that is too long, at which `send` would
+                // panic.
                 let sent = ctx.try_send::<Customer>(&customer, Mail(text));
                 sent.map_err(|error| Refused::TooLong(error.to_string()))?;
                 Ok("sent".to_owned())
@@ -199,14 +200,14 @@ impl Order {
         if lines.is_empty() {
             return Err(Refused::Empty);
         }
-        // A handler runs once: whatever it draws is what was drawn, also after a kill.
+        // A handler runs once: its random choice is logged, and stays the same after a kill.
         self.discount_percent = if ctx.random().u8(..10) == 0 { 50 } else { 0 };
         self.stage = Stage::Unpaid { since: ctx.time() };
         let customer = customer_of(ctx.key());
         self.timeout = Some(ctx.set_timer(PAYMENT_TIME, Request::Expire));
         let mail = Mail("your order waits for its payment".to_owned());
         self.reminder = Some(ctx.send_after::<Customer>(REMINDER_AFTER, &customer, mail));
-        // No other call of this order ever has the same place: the provider knows a repeated charge by it.
+        // No other call of this order ever has the same place: the provider recognises a repeated charge by it.
         let (epoch, index) = ctx.place();
         let reference = format!("order-{}-{}-{}", ctx.key(), epoch.0, index.0);
         let count: u32 = lines.iter().map(|(_, count)| count).sum();
@@ -222,7 +223,7 @@ impl Order {
         }
     }
 
-    /// Leaves nothing of the order.
+    /// Deletes all state of the order.
     fn end(&mut self, ctx: &mut Context<'_, Self>) {
         self.stop_waiting(ctx);
         for task in ctx.tasks() {
@@ -251,7 +252,7 @@ impl Task for Charge {
             // The provider takes long: the next life calls it.
             return Progress::Retry("the node stops".to_owned());
         }
-        // A step may run again after a kill: the provider must know the same call by its name.
+        // A step may run again after a kill: the provider must recognise the same call by this name.
         let name = format!("{}-{}-{}", self.reference, ctx.id().0, ctx.step());
         match provider(ctx.owner(), &name, self.cents, ctx.retries()) {
             Err(reason) => Progress::Retry(reason),
@@ -282,7 +283,7 @@ fn customer_of(order: &u64) -> u64 {
     order % 100
 }
 
-/// A customer, who gets mail.
+/// A customer, who receives mail.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Customer {
     mails: u64,
@@ -315,7 +316,7 @@ impl Process for Customer {
     }
 }
 
-/// A warehouse, which picks what orders ask for.
+/// A warehouse, which picks the articles of orders.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Warehouse {
     picked: u64,
@@ -375,7 +376,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}", shop.call::<Order>(&order, Request::Note("it is packed".to_owned()))?);
     println!("delivered {}", shop.call::<Order>(&order, Request::DeliverAt(Time(0)))?);
 
-    // Another one is cancelled while it is charged, and nothing of it is left.
+    // Another order is cancelled while it is charged, and all its state is deleted.
     let other = order + 1;
     shop.call::<Order>(&other, Request::Put { article: "cherries".to_owned(), count: 1 })?;
     shop.call::<Order>(&other, Request::Place)?;
@@ -383,7 +384,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(cancelled) => println!("{cancelled}: {}", shop.query::<Order>(&other, Look::Summary)?),
         Err(paid) => println!("{paid}"),
     }
-    // Thanks, and the note; the reminder was taken back.
+    // Thanks, and the note; the reminder was cancelled.
     while shop.query::<Customer>(&customer_of(&order), ())? < 2 {
         std::thread::sleep(Duration::from_millis(5));
     }

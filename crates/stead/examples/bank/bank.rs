@@ -6,43 +6,43 @@ use stead::{Context, Cut, Process, QueryContext};
 /// An account.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Account {
-    /// What is on it.
+    /// The money on the account.
     pub(crate) balance: u64,
-    /// What was paid in from outside.
+    /// The total that was paid in from outside.
     pub(crate) paid_in: u64,
 }
 
-/// What an account is asked.
+/// A request to an account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Money comes from outside.
+    /// Pay money in from outside.
     PayIn {
-        /// How much.
+        /// The amount.
         amount: u64,
     },
-    /// Money goes to another account.
+    /// Transfer money to another account.
     Transfer {
         /// The other account.
         to: u32,
-        /// How much.
+        /// The amount.
         amount: u64,
     },
-    /// Money comes from another account. Clients that send this are refused.
+    /// Receive money from another account. Clients that send this are refused.
     Credit {
-        /// How much.
+        /// The amount.
         amount: u64,
     },
 }
 
-/// Why an account does not do it.
+/// Reasons for which an account refuses a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Refused {
-    /// There is not enough on it.
+    /// The balance is too low.
     Insufficient {
-        /// What is on it.
+        /// The balance.
         balance: u64,
     },
-    /// More than an account can hold.
+    /// The balance would exceed the limit of an account.
     TooMuch,
 }
 
@@ -73,7 +73,7 @@ impl Process for Account {
             Request::Transfer { to, amount } => {
                 let left = self.balance.checked_sub(amount);
                 self.balance = left.ok_or(Refused::Insufficient { balance: self.balance })?;
-                // The money is in the message now: it is taken off and sent in one step, or neither.
+                // The message now carries the money: the deduction and the message take effect together, or not at all.
                 ctx.send::<Account>(&to, Request::Credit { amount });
             }
             Request::Credit { amount } => {
@@ -91,7 +91,7 @@ impl Process for Account {
         Ok(self.balance)
     }
 
-    /// Balances plus what is in flight is what was paid in: money is neither made nor lost.
+    /// Checks that the balances plus the money in flight equal what was paid in: none is created or lost.
     fn check(cut: &Cut<'_>) -> Result<(), String> {
         let (mut balances, mut paid_in, mut in_flight) = (0u128, 0u128, 0u128);
         for account in cut.processes::<Self>() {

@@ -1,8 +1,8 @@
-//! Transfers between accounts: the money that one account sends is on another, or on its way, whatever happens.
+//! Transfers between accounts: the money that one account sends is on another, or in flight, whatever happens.
 //!
 //!     cargo run --example bank [DATA_DIRECTORY]
 //!
-//! Kill it with SIGKILL while it runs, and run it again: it goes on where it was.
+//! Kill it with SIGKILL while it runs, and run it again: it continues where it was.
 
 mod bank;
 
@@ -21,14 +21,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let bank = node.blocking_client();
     for account in 0..ACCOUNTS {
-        // The key makes a repetition known: however often this program starts, each account is paid in once.
+        // With the key a repetition is recognised: however often this program starts, each account is paid in once.
         bank.call_idempotent::<Account>(&account, b"opening", Request::PayIn { amount: PAID_IN })?;
     }
 
     std::thread::scope(|scope| {
         let tellers: Vec<_> = (0..8).map(|_| scope.spawn(|| transfer(&node, TRANSFERS / 8))).collect();
         while !tellers.iter().all(|teller| teller.is_finished()) {
-            // A checkpoint is a consistent cut of the running system; the account's own check is run over it.
+            // A checkpoint is a consistent cut of the running system; the account's own check runs over it.
             let checkpoint = node.checkpoint_blocking()?;
             let holds = node.verify(checkpoint.number)?.holds();
             println!(
@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             std::thread::sleep(Duration::from_millis(200));
         }
         let refused: u32 =
-            tellers.into_iter().map(|teller| teller.join().expect("a teller doesn't panic")).sum();
+            tellers.into_iter().map(|teller| teller.join().expect("a teller does not panic")).sum();
         println!("{TRANSFERS} transfers, {refused} of them refused for lack of money");
         Ok::<_, Box<dyn std::error::Error>>(())
     })?;
@@ -46,7 +46,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// How many were refused. A call that got no answer is not repeated: without an idempotency key it would be another one.
+/// Returns the number of refused transfers. A call without an answer is not repeated: without an idempotency key the
+/// repetition would be another transfer.
 fn transfer(node: &Node, count: u32) -> u32 {
     let bank = node.blocking_client();
     let mut refused = 0;

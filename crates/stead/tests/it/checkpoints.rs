@@ -32,7 +32,7 @@ fn a_check_that_does_not_hold_is_told() {
     assert!(matches!(node.verify(99), Err(CheckpointFailure::Store(_))));
 }
 
-/// The checkpoints of a node, each with what is known of its checks.
+/// Returns the checkpoints of a node, each with the known outcome of its checks.
 fn listed(node: &Node) -> Vec<(u64, CheckOutcome)> {
     node.checkpoints().unwrap().into_iter().map(|checkpoint| (checkpoint.number, checkpoint.check)).collect()
 }
@@ -55,19 +55,19 @@ fn checkpoints_of_the_interval_are_checked_too_and_what_is_not_checked_is_listed
     while !listed(&node).contains(&(failed.number, CheckOutcome::Failed)) {
         std::thread::yield_now();
     }
-    // One that was passed over is checked once it is verified.
+    // A checkpoint that was skipped is checked when it is verified.
     assert!(!node.verify(number).unwrap().holds());
     assert!(listed(&node).contains(&(number, CheckOutcome::Failed)));
     node.shutdown();
 
-    // Without the code its results are known from what is stored, or not at all.
+    // Without the code, the results come from the stored object, if there is one.
     let from = dir.path().display().to_string();
     let report = offline::verify(&from, number, &Registry::new()).unwrap();
     assert_eq!((report.check, report.checks[0].outcome), (CheckOutcome::Failed, CheckOutcome::Failed));
     std::fs::remove_dir_all(dir.path().join("checkpoints/checks")).unwrap();
     let report = offline::verify(&from, number, &Registry::new()).unwrap();
     assert_eq!((report.holds(), report.check), (true, CheckOutcome::NotChecked));
-    // Nor are the checkpoints of the interval checked where they are over the limit.
+    // Checkpoints of the interval that are over the limit are not checked either.
     let options = CheckpointOptions { check_bytes_max: 0, ..options };
     let node = builder(dir.path()).checkpoints(options).open().unwrap();
     node.set_checkpoint_interval(Some(Duration::from_millis(10)));
@@ -77,7 +77,7 @@ fn checkpoints_of_the_interval_are_checked_too_and_what_is_not_checked_is_listed
     assert_eq!((node.failed_check(), node.metrics().checkpoint_checks), (None, 0));
 }
 
-/// The mood of its check, which does nothing, panics, or waits until the mood is another.
+/// Determines the behaviour of the check: it does nothing, panics, or waits for another mood.
 static MOOD: Mutex<Mood> = Mutex::new(Mood::Well);
 static MOOD_NEWS: Condvar = Condvar::new();
 
@@ -132,7 +132,7 @@ fn a_check_that_panics_has_failed_and_one_that_never_ends_holds_nothing_up() {
     let report = node.checkpoint_blocking().unwrap();
     let reason = &report.failed_checks[0].reason;
     assert!(reason.starts_with("the check panicked: bad mood (at "), "{reason}");
-    // It never ends: checkpoints go on, and after its time it has failed.
+    // A check that never ends fails after its timeout, and checkpoints continue.
     set_mood(Mood::Waits);
     let waiting = {
         let node = node.clone();
@@ -145,14 +145,14 @@ fn a_check_that_panics_has_failed_and_one_that_never_ends_holds_nothing_up() {
     let report = waiting.join().unwrap();
     assert_eq!(report.failed_checks[0].reason, "the check has not ended after 1000 ms");
     assert!(number > report.number);
-    // The thread is still held: the next one is complete, and not checked.
+    // It still holds the thread: the next checkpoint is complete, but not checked.
     let report = node.checkpoint_blocking().unwrap();
     assert_eq!((report.check, report.failed_checks.len()), (CheckOutcome::NotChecked, 0));
     set_mood(Mood::Well);
     while node.checkpoint_blocking().unwrap().check != CheckOutcome::Hold {
         std::thread::yield_now();
     }
-    // Nor does the end of the node wait for it.
+    // The end of the node does not wait for it either.
     set_mood(Mood::Waits);
     let waiting = {
         let node = node.clone();
@@ -222,7 +222,7 @@ fn a_checkpoint_is_restored_into_another_directory_with_other_shards() {
     node.blocking_client().call::<Account>(&key("0"), Ask::Move { amount: 50, to: key("1") }).unwrap();
     await_answer(&node, "1", 150);
     assert!(node.checkpoint_blocking().unwrap().number > number);
-    // The original is as it was.
+    // The original is unchanged.
     let node = builder(dir.path()).open().unwrap();
     assert_eq!(node.blocking_client().query::<Account>(&key("0"), Look::Balance).unwrap(), 200);
 }

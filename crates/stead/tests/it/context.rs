@@ -1,4 +1,4 @@
-//! Every method of `Context` and `QueryContext`, as a handler uses it.
+//! Uses every method of `Context` and `QueryContext` in a handler.
 
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -32,7 +32,7 @@ enum Ask {
     },
     Packed,
     StopPacking,
-    /// Begins to call a carrier that fails so often.
+    /// Starts a task that calls a carrier and fails this many times.
     Ship {
         failures: u32,
     },
@@ -52,7 +52,7 @@ enum Ask {
     Wrong(Wrong),
 }
 
-/// What the library refuses by a panic that has to point here.
+/// Uses that the library refuses with a panic, which must point to this file.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 enum Wrong {
     Send,
@@ -105,7 +105,7 @@ impl Task for Packing {
     }
 }
 
-/// Calls a carrier that fails so often.
+/// Calls a carrier, and fails this many times.
 #[derive(Serialize, Deserialize)]
 struct Shipping {
     failures: u32,
@@ -132,7 +132,7 @@ impl Task for Shipping {
     }
 }
 
-/// A task that no node of these tests has.
+/// A task that is registered with no node of these tests.
 #[derive(Serialize, Deserialize)]
 struct Unknown;
 
@@ -149,7 +149,7 @@ impl Task for Unknown {
     }
 }
 
-/// A service that no node of these tests has.
+/// A service that is registered with no node of these tests.
 #[derive(Default, Serialize, Deserialize)]
 struct Nowhere;
 
@@ -279,7 +279,7 @@ impl Process for Order {
     }
 }
 
-/// The first line of `go_wrong`; each of its panics is reported for a line of it.
+/// The lines of `go_wrong`; each of its panics must be reported at one of them.
 const WRONG_LINES: std::ops::Range<u32> = line!()..line!() + 20;
 
 impl Order {
@@ -322,7 +322,7 @@ fn look(client: &BlockingClient, name: &str) -> Seen {
     client.query::<Order>(&key(name), Look::State).unwrap()
 }
 
-/// Looks until it is so.
+/// Looks until the condition holds.
 fn await_seen(client: &BlockingClient, name: &str, is_so: impl Fn(&Seen) -> bool) -> Seen {
     for _ in 0..1_000_000 {
         let seen = look(client, name);
@@ -377,8 +377,8 @@ fn a_step_is_tried_again_until_it_succeeds_and_given_up_after_its_last_retry() {
     await_seen(&client, "b", |seen| seen.tasks.is_empty());
     let letters = node.dead_letters("order", None, 1000).unwrap().dead_letters;
     assert_eq!(letters.len(), 1, "{letters:?}");
-    let told = "step 0 of task shipping failed 4 times, the last time: the carrier is closed (3)";
-    assert_eq!(letters[0].reason, told);
+    let reason = "step 0 of task shipping failed 4 times, the last time: the carrier is closed (3)";
+    assert_eq!(letters[0].reason, reason);
 }
 
 #[test]
@@ -444,10 +444,10 @@ fn a_panic_of_the_library_points_to_the_line_that_called_it() {
     ];
     for wrong in all {
         let error = client.call::<Order>(&key("a"), Ask::Wrong(wrong)).unwrap_err();
-        let CallError::Raw(RawError::Refused(Refusal::Panicked(told))) = error else { panic!("{error:?}") };
-        let place = told.rsplit("tests/it/context.rs:").next().unwrap();
-        let line: u32 = place.split(':').next().unwrap().parse().unwrap_or_else(|_| panic!("{told}"));
-        assert!(WRONG_LINES.contains(&line), "{told}");
+        let CallError::Raw(RawError::Refused(Refusal::Panicked(reason))) = error else { panic!("{error:?}") };
+        let place = reason.rsplit("tests/it/context.rs:").next().unwrap();
+        let line: u32 = place.split(':').next().unwrap().parse().unwrap_or_else(|_| panic!("{reason}"));
+        assert!(WRONG_LINES.contains(&line), "{reason}");
     }
     let error = client.query::<Order>(&key("a"), Look::WrongCell).unwrap_err();
     assert!(error.to_string().contains("tests/it/context.rs"), "{error}");

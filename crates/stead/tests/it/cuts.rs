@@ -1,4 +1,4 @@
-//! The readers that a cut gives to a check, each with a test.
+//! Tests each reader that a cut offers to a check.
 
 use crate::services::key;
 use serde::{Deserialize, Serialize};
@@ -33,13 +33,13 @@ enum Ask {
     },
     /// Sets a timer for an hour.
     Remind,
-    /// Starts a task that fails again and again.
+    /// Starts a task that fails repeatedly.
     Work(u32),
     /// Starts a task whose step panics, or whose result does.
     Sicken {
         by_result: bool,
     },
-    /// Sends itself what it panics over, by a message or by a timer.
+    /// Sends itself a message or sets a timer at which it panics.
     Lose {
         by_timer: bool,
     },
@@ -72,7 +72,7 @@ impl Process for Keeper {
         Ok(())
     }
 
-    /// The number of times that each of its tasks has failed.
+    /// Returns the number of failures of each of its tasks.
     fn query(&self, ctx: &QueryContext<'_, Self>, (): ()) -> Result<Vec<u32>, Never> {
         Ok(ctx.tasks().iter().map(|task| task.retries).collect())
     }
@@ -100,7 +100,7 @@ impl Process for Other {
     }
 }
 
-/// Does one step, and fails in the next.
+/// Completes one step, and fails in the next.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Busy {
     left: u32,
@@ -158,7 +158,7 @@ fn open(dir: &std::path::Path) -> Node {
         .unwrap()
 }
 
-/// Makes these calls of a fresh node, waits until `settled`, and looks at a cut.
+/// Makes these calls to a fresh node, waits until `settled`, and looks at a cut.
 fn look_after(
     asks: impl IntoIterator<Item = (&'static str, Ask)>,
     settled: impl Fn(&Node) -> bool,
@@ -241,7 +241,7 @@ fn delayed_messages_are_apart_from_timers_and_by_their_receiver() {
     });
 }
 
-/// All tasks of `a` have failed once.
+/// Whether all tasks of `a` have failed once.
 fn have_failed(node: &Node) -> bool {
     let retries = node.blocking_client().query::<Keeper>(&key("a"), ()).unwrap();
     retries.iter().all(|retries| *retries == 1)
@@ -299,7 +299,7 @@ fn dead_letters_say_what_they_were() {
             ]
         );
         assert!(letters.iter().all(|letter| letter.reason.contains("panicked: as asked")), "{letters:?}");
-        // The state of a task whose step was given up, for its own kind alone.
+        // The state of a task whose step was given up can be read only as its own type.
         assert_eq!(letters[2].task::<Sick>(), Some(Sick { by_result: false }));
         assert_eq!((letters[2].task::<Busy>(), letters[0].task::<Sick>()), (None, None));
         assert_eq!((cut.dead_letters::<Other>().count(), cut.tasks::<Keeper>().count()), (0, 0));

@@ -1,4 +1,4 @@
-//! What clients may not do, and what an operator sees of processes.
+//! Requests that clients must not send, and an operator's view of processes.
 
 use serde::{Deserialize, Serialize};
 use stead::{
@@ -101,7 +101,7 @@ fn key(name: &str) -> String {
     name.to_owned()
 }
 
-/// Asks until a wallet holds this much.
+/// Queries a wallet until it has this balance.
 fn await_balance(node: &Node, wanted: i64) {
     let client = node.blocking_client();
     for _ in 0..100_000 {
@@ -142,7 +142,7 @@ fn internal_requests_are_refused_from_clients_and_taken_from_processes_and_timer
     assert_eq!(client.query::<Shop>(&key("s"), ()).unwrap(), 1);
 }
 
-/// Holds as many cells and timers as it is told.
+/// Creates as many cells and timers as a request says.
 #[derive(Default, Serialize, Deserialize)]
 struct Hoard {
     kept: u32,
@@ -188,7 +188,7 @@ fn processes_are_paged_counted_and_deleted_however_much_they_hold() {
     for key in 0..150 {
         client.call::<Hoard>(&key, Keep { cells: key % 3, timers: 0 }).unwrap();
     }
-    // More than one look passes and than one entry deletes.
+    // More than one look goes through, and more than one entry deletes.
     for _ in 0..3 {
         client.call::<Hoard>(&7, Keep { cells: 900, timers: 450 }).unwrap();
     }

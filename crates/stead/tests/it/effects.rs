@@ -1,4 +1,4 @@
-//! Timers, tasks, cells, dead letters, idempotency keys: what handlers and clients can do beside a plain call.
+//! Timers, tasks, cells, dead letters, idempotency keys: effects of handlers and clients beyond a plain call.
 
 use crate::services::{Account, Ask, Look, await_answer, builder, key};
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ fn an_idempotency_key_gets_the_first_answer_after_a_restart_too() {
     assert_eq!(client.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(5)).unwrap(), 5);
     let error = client.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(6)).unwrap_err();
     assert_eq!(error, CallError::Raw(RawError::Refused(Refusal::IdempotencyConflict)));
-    // Another principal's key is another one.
+    // The key of another principal is another key.
     let other = client.with_principal("other");
     assert_eq!(other.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(6)).unwrap(), 16);
 }
@@ -65,7 +65,7 @@ fn a_message_whose_handler_panics_becomes_a_dead_letter_and_the_rest_goes_on() {
     assert_eq!(letters.len(), 1);
     assert!(letters[0].reason.contains("as asked"), "{}", letters[0].reason);
     assert_eq!((letters[0].process.as_str(), letters[0].sender.as_str()), ("a", "1"));
-    assert!(matches!(node.dead_letters("nobody", None, 1), Err(RawError::UnknownService { .. })));
+    assert!(matches!(node.dead_letters("unknown", None, 1), Err(RawError::UnknownService { .. })));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn await_letters(node: &Node, wanted: usize) -> Vec<stead::DeadLetterInfo> {
     panic!("there were never {wanted} dead letters");
 }
 
-/// Sends what it is told to send.
+/// Sends the messages of its requests.
 #[derive(Default, Serialize, Deserialize)]
 struct Courier;
 

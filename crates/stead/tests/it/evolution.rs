@@ -130,7 +130,7 @@ impl Version for Third {
     }
 }
 
-/// A shape that can't read the others.
+/// A shape that cannot read the others.
 #[derive(Default, Serialize, Deserialize)]
 struct Stranger {
     number: u64,
@@ -175,7 +175,7 @@ fn fields_come_and_go_variants_are_renamed_and_the_rest_is_migrated_or_refused()
     assert_eq!(show::<Second>(&node).unwrap(), "ada 40 Splendid");
     node.shutdown();
 
-    // Refused with process, version and reason, by calls and queries, and it stays as it is.
+    // Calls and queries are refused with process, version and reason, and the state stays unchanged.
     let node = open::<Stranger>(dir.path());
     for _ in 0..2 {
         let refused = refusal(node.blocking_client().call::<Person<Stranger>>(&key("p"), rename("x")));

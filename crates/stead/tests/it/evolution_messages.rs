@@ -1,4 +1,4 @@
-//! Messages, timers and tasks that an older version of a service left under way.
+//! Messages, timers and tasks of an older version of a service that are still waiting.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,10 +10,10 @@ use stead::{
     StepContext, Task, Time,
 };
 
-/// What one version of the service understands, and what it makes of it.
+/// The messages that one version of the service can read, and its reaction to them.
 trait Words: Serialize + DeserializeOwned + Send + 'static {
     const VERSION: u32;
-    fn hear(self, ctx: &mut Context<'_, Listener<Self>>) -> Option<String>;
+    fn handle(self, ctx: &mut Context<'_, Listener<Self>>) -> Option<String>;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -41,7 +41,7 @@ impl<W: Words> Process for Listener<W> {
     type Answer = Vec<String>;
 
     fn handle(&mut self, ctx: &mut Context<'_, Self>, words: W) -> Result<(), Never> {
-        self.heard.extend(words.hear(ctx));
+        self.heard.extend(words.handle(ctx));
         Ok(())
     }
 
@@ -53,7 +53,7 @@ impl<W: Words> Process for Listener<W> {
 /// The first version.
 #[derive(Serialize, Deserialize)]
 enum Old {
-    /// Holds its shard from when it makes the one file until there is the other.
+    /// Holds its shard from when it creates one file until the other exists.
     Hold {
         entered: PathBuf,
         go: PathBuf,
@@ -70,14 +70,14 @@ enum Old {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn tell(text: &str) -> Old {
+fn old(text: &str) -> Old {
     Old::Tell { text: text.to_owned(), gone: 7 }
 }
 
 impl Words for Old {
     const VERSION: u32 = 1;
 
-    fn hear(self, ctx: &mut Context<'_, Listener<Self>>) -> Option<String> {
+    fn handle(self, ctx: &mut Context<'_, Listener<Self>>) -> Option<String> {
         match self {
             Self::Hold { entered, go } => {
                 std::fs::write(entered, "").unwrap();
@@ -87,8 +87,8 @@ impl Words for Old {
                 None
             }
             Self::Spread { to } => {
-                ctx.send::<Listener<Self>>(&to, tell("message"));
-                ctx.set_timer(HOUR, tell("timer"));
+                ctx.send::<Listener<Self>>(&to, old("message"));
+                ctx.set_timer(HOUR, old("timer"));
                 ctx.start_task(OldTask { text: "task".to_owned(), gone: 7 });
                 None
             }
@@ -114,7 +114,7 @@ impl Task for OldTask {
         Progress::Continue(0.5)
     }
     fn finish(self) -> Old {
-        tell(&self.text)
+        old(&self.text)
     }
 }
 
@@ -135,7 +135,7 @@ fn forty() -> u32 {
 
 impl Words for New {
     const VERSION: u32 = 1;
-    fn hear(self, _: &mut Context<'_, Listener<Self>>) -> Option<String> {
+    fn handle(self, _: &mut Context<'_, Listener<Self>>) -> Option<String> {
         let Self::Told { text, added } = self;
         Some(format!("{text} {added}"))
     }
@@ -159,7 +159,7 @@ impl Task for NewTask {
     }
 }
 
-/// A version that understands nothing of it.
+/// A version that can read none of these messages.
 #[derive(Serialize, Deserialize)]
 enum Stranger {
     Unrelated,
@@ -167,7 +167,7 @@ enum Stranger {
 
 impl Words for Stranger {
     const VERSION: u32 = 2;
-    fn hear(self, _: &mut Context<'_, Listener<Self>>) -> Option<String> {
+    fn handle(self, _: &mut Context<'_, Listener<Self>>) -> Option<String> {
         let Self::Unrelated = self;
         Some("unrelated".to_owned())
     }
@@ -194,7 +194,7 @@ fn builder<T: Task<Owner = Listener<W>>, W: Words>(dir: &Path) -> NodeBuilder {
     Node::builder(dir).service::<Listener<W>>(options).task::<T>().threads(2).segment_bytes(1 << 20)
 }
 
-/// A day later: what was to happen in an hour is due.
+/// Opens the node a day later, when what was set to an hour is due.
 fn open_later<T: Task<Owner = Listener<W>>, W: Words>(dir: &Path) -> Node {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let later = Time((now + 24 * HOUR).as_micros() as u64);
@@ -211,7 +211,7 @@ fn keys(node: &Node) -> (String, String) {
     (on(0), on(1))
 }
 
-/// The old program is killed with a message, a timer and a task under way.
+/// Kills the old program while a message, a timer and a task wait.
 fn leave_under_way(dir: &Path) -> (String, String) {
     let data = dir.join("data");
     let node = builder::<OldTask, Old>(&data).open().unwrap();
@@ -226,7 +226,7 @@ fn leave_under_way(dir: &Path) -> (String, String) {
         }
         client.call::<Listener<Old>>(&sender, Old::Spread { to: receiver.clone() }).unwrap();
         scope.spawn(|| node.kill());
-        // The shard may go on only when it is too late for it to take the message.
+        // The shard continues only when it is too late for it to receive the message.
         while !matches!(
             client.query::<Listener<Old>>(&sender, ()),
             Err(stead::CallError::Raw(RawError::Stopped))
@@ -281,7 +281,7 @@ fn what_can_not_be_read_is_kept_as_a_dead_letter_with_process_version_and_reason
             "nothing of it is lost: {letter:?}"
         );
     }
-    // The service goes on.
+    // The service still works.
     node.blocking_client().call::<Listener<Stranger>>(&receiver, Stranger::Unrelated).unwrap();
     assert_eq!(node.blocking_client().query::<Listener<Stranger>>(&receiver, ()).unwrap(), ["unrelated"]);
 }

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Returns an example's program. `cargo test` builds it with the tests, unless it is to build one of them only: what is
-/// missing or older than its sources is built here, with these features of the package.
+/// Returns an example's program. `cargo test` builds it with the tests, unless it builds only one of them: a program
+/// that is missing or older than its sources is built here, with these features of the package.
 pub(crate) fn example(name: &str, features: &[&str]) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let built = tests.ancestors().nth(2).unwrap();
@@ -21,7 +21,7 @@ pub(crate) fn example(name: &str, features: &[&str]) -> PathBuf {
     program
 }
 
-/// Whether a program is as new as all sources that it was made of, by the list that cargo leaves beside it.
+/// Whether a program is as new as all its sources, according to the list that cargo leaves beside it.
 fn is_fresh(program: &Path) -> bool {
     let time = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
     let (Some(built), Ok(list)) = (time(program), std::fs::read_to_string(program.with_extension("d")))
@@ -29,7 +29,7 @@ fn is_fresh(program: &Path) -> bool {
         return false;
     };
     let sources = list.split_once(": ").map_or("", |(_, sources)| sources).split_whitespace();
-    // Of another checkout otherwise.
+    // Otherwise it is of another checkout.
     let own = |source: &str| source.starts_with(env!("CARGO_MANIFEST_DIR"));
     sources.clone().any(own)
         && sources.map(Path::new).all(|source| time(source).is_some_and(|time| time <= built))

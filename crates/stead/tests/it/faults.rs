@@ -1,4 +1,4 @@
-//! What goes wrong: full disks, failing syncs, second owners, broken configurations.
+//! Faults: full disks, failing syncs, second owners, invalid configurations.
 
 use crate::services::{Account, Ask, Look, builder, key};
 use std::io;
@@ -9,7 +9,7 @@ use stead::{CallError, Node, OpenError, RawError, Refusal, ServiceOptions};
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::real_disk::RealDisk;
 
-/// A disk on which room and syncs can be taken away.
+/// A disk on which space and syncs can be made to fail.
 pub(crate) struct FaultyDisk {
     disk: RealDisk,
     faults: Arc<Faults>,
@@ -55,7 +55,7 @@ impl Faults {
     }
 
     fn grow(&self) -> io::Result<()> {
-        // A full quota is as good as a full disk, which the tests over the simulated disk have.
+        // A full quota stands for a full disk, which the tests over the simulated disk have.
         if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::QuotaExceeded.into()) } else { Ok(()) }
     }
 

@@ -1,4 +1,4 @@
-//! Checks over a cut that do not end: they are given up, and the node goes on without them.
+//! Checks over a cut that do not end: they are given up, and the node continues without them.
 //!
 //! Checks that end the process run in a child: this test binary, started with [`DIR`] set.
 
@@ -12,13 +12,13 @@ use stead::{
     CheckOutcome, CheckpointOptions, Context, Cut, Never, NoQuery, Node, NodeBuilder, Process, ServiceOptions,
 };
 
-/// Where a child keeps its data.
+/// The data directory of a child.
 const DIR: &str = "CHECKS_CHILD_DIR";
 /// The fault of a child's check.
 const FAULT: &str = "CHECKS_CHILD_FAULT";
 const ATTEMPTS: u32 = 2;
 
-/// Its check does not end, or holds.
+/// A service whose check does not end, or holds.
 #[derive(Default, Serialize, Deserialize)]
 struct Checked<const ENDS: bool> {
     calls: u64,
@@ -32,9 +32,9 @@ fn deeper(levels: u64) -> u64 {
     if levels == 0 { 0 } else { deeper(levels - 1) + black_box(frame)[7] }
 }
 
-/// Held by a test: all in this process share [`WAITS`].
+/// Locked by each test: all tests of this process share [`WAITS`].
 static ALONE: Mutex<()> = Mutex::new(());
-/// Whether the check of [`Sick`] waits, where it is not a child's.
+/// Whether the check of [`Sick`] waits, if it does not run in a child.
 static WAITS: Mutex<bool> = Mutex::new(false);
 static NEWS: Condvar = Condvar::new();
 
@@ -86,14 +86,14 @@ fn by_hand() -> CheckpointOptions {
     CheckpointOptions { interval: None, keep: 1000, ..CheckpointOptions::default() }
 }
 
-/// The marks of checks that are on disk.
+/// Counts the marks of checks on disk.
 fn marks(dir: &Path) -> usize {
     let files =
         std::fs::read_dir(dir.join("checkpoints/checks")).unwrap().map(|file| file.unwrap().file_name());
     files.filter(|name| name.to_str().unwrap().starts_with("begun-")).count()
 }
 
-/// One life: it ends by the check, or finds that the check was given up.
+/// One life: its check ends it, or it finds that the check was given up.
 #[test]
 #[ignore = "a life of the tests below, which run it as a child process"]
 fn child() {
@@ -117,7 +117,7 @@ fn child() {
         }
         wait();
     };
-    // The others are checked still, and the one that was given up is not.
+    // The other services are still checked; the one whose check was given up is not.
     let left_out = loop {
         let listed = node.checkpoints().unwrap();
         if let Some(found) =
@@ -163,7 +163,8 @@ fn is_given_up(fault: &str) {
     assert!(output.contains("did not end 2 times in a row, over checkpoints "), "{output}");
     assert!(output.contains("verify a checkpoint to run it again"), "{output}");
 
-    // Where it was given up the checkpoint is listed as failed; where it ended the process before, as not checked.
+    // Listed as failed at the checkpoint where the check was given up, and as not checked where it ended the process
+    // before.
     let from = dir.path().display().to_string();
     let listed = stead::offline::checkpoints(&from).unwrap();
     let failed: Vec<_> = listed.iter().filter(|one| one.check == CheckOutcome::Failed).collect();
@@ -243,17 +244,17 @@ fn long_checks_that_an_end_meets_are_counted_and_one_that_ends_is_trusted_again(
         std::thread::yield_now();
     }
     node.set_checkpoint_interval(None);
-    // A check that is asked for runs all the same.
+    // A check that is requested runs anyway.
     assert_eq!(node.checkpoint_blocking().unwrap().check, CheckOutcome::Hold);
     assert_eq!(marks(dir.path()), 0);
 
-    // An end in order blames no check that it interrupts.
+    // A clean shutdown blames no check that it interrupts.
     set_waits(true);
     begin_check(&node, dir.path());
     node.shutdown();
     assert_eq!(marks(dir.path()), 0);
 
-    // One that is over its time and never ends is to blame for that.
+    // A check that exceeds its timeout and never ends is to blame for that.
     let options = CheckpointOptions { timeout: Duration::from_secs(1), ..by_hand() };
     let open = || builder_with(dir.path(), options.clone(), 1).open().unwrap();
     let node = open();

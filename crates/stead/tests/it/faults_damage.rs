@@ -1,5 +1,5 @@
-//! Each file of a data directory, damaged in each way: the start is refused with the file's name and what to do, nothing
-//! is changed, and with the file put back all that was answered is there.
+//! Damages each file of a data directory in each way: the start is refused with the file's name and a hint, nothing is
+//! changed, and once the file is put back all answered requests are there.
 
 use crate::services::{Account, Ask, Look, builder, key};
 use std::fs;
@@ -43,7 +43,7 @@ fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// Opens damaged data: it must be refused, with these words, and left as it is.
+/// Opens damaged data: it must be refused, with these words, and left unchanged.
 fn refused(dir: &Path, words: &[&str]) {
     let before = files(dir);
     let error = builder(dir).segment_bytes(64 << 10).open().err().expect("damaged data was opened");
@@ -54,12 +54,12 @@ fn refused(dir: &Path, words: &[&str]) {
     assert!(files(dir) == before, "refused data was changed: {text}");
 }
 
-/// The files that matter: the facts, the log's first segment, the newest manifest and its bundle.
+/// Returns the files that matter: the metadata, the log's first segment, the newest manifest and its bundle.
 fn targets(dir: &Path) -> Vec<(PathBuf, &'static [&'static str])> {
     let newest = |sub: &str| {
         let mut names: Vec<_> =
             fs::read_dir(dir.join(sub)).unwrap().map(|entry| entry.unwrap().path()).collect();
-        // What a trimmed segment holds matters to nobody.
+        // The contents of a trimmed segment do not matter.
         names.retain(|path| path.extension().is_none_or(|end| end != "free"));
         names.sort();
         names
@@ -98,7 +98,7 @@ fn a_truncated_file_is_refused() {
 
 #[test]
 fn a_flipped_bit_is_refused() {
-    // Within what was written of a segment; its end is zeros that were never used.
+    // Within the part of a segment that was written; its end is unused zeros.
     let used = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).unwrap();
     each(|_, bytes| {
         let at = used(bytes) / 2;
@@ -109,7 +109,7 @@ fn a_flipped_bit_is_refused() {
 
 #[test]
 fn an_older_or_another_file_in_its_place_is_refused() {
-    // Two directories, each whole in itself.
+    // Two directories, each of them undamaged.
     let (dir, other) = (data(), data());
     for ((path, words), (strange, _)) in targets(dir.path()).into_iter().zip(targets(other.path())) {
         if path.ends_with("stead.json") {
@@ -117,7 +117,7 @@ fn an_older_or_another_file_in_its_place_is_refused() {
         }
         let whole = fs::read(&path).unwrap();
         fs::copy(&strange, &path).unwrap();
-        // A log of another node is told apart as such.
+        // A log of another node is recognised as such.
         refused(
             dir.path(),
             if path.extension().is_some_and(|end| end == "log") {
@@ -155,8 +155,8 @@ fn a_missing_file_is_refused() {
     for (path, _) in targets(dir.path()) {
         let whole = fs::read(&path).unwrap();
         let named = path.file_name().unwrap().to_str().unwrap().to_owned();
-        // Without its newest manifest a data directory is one whose log was trimmed too far, or is not, so that nothing is
-        // missing: then all must be there.
+        // Without its newest manifest, a data directory has either a log that was trimmed too far, or no missing data:
+        // then all of it must be there.
         if named.ends_with(".json") && named != "stead.json" {
             continue;
         }
@@ -182,7 +182,7 @@ fn a_data_directory_without_its_newest_manifest_has_all_or_is_refused() {
 }
 
 #[test]
-fn an_unknown_version_is_told_from_damage() {
+fn an_unknown_version_is_distinguished_from_damage() {
     let dir = data();
     for (path, _) in targets(dir.path()) {
         let whole = fs::read(&path).unwrap();

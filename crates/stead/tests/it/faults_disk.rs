@@ -1,4 +1,4 @@
-//! Disks that are full, fail, or can't be read, and a clock that goes back.
+//! Disks that are full, fail, or cannot be read, and a clock that goes back.
 
 use crate::services::{Account, Ask, Look, await_answer, builder, key};
 use std::path::Path;
@@ -42,7 +42,7 @@ fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
         assert!(node.status().full);
         assert_eq!(balance(&node), answered, "reads go on");
         let checkpoint = node.checkpoint_blocking().unwrap_err();
-        // Which of them depends on how much of the log's last room was used when writes were refused.
+        // The outcome depends on how much of the log's last space was used when writes were refused.
         assert!(
             matches!(checkpoint, CheckpointFailure::GivenUp { .. } | CheckpointFailure::Full),
             "{checkpoint}"
@@ -118,7 +118,7 @@ fn a_node_that_is_killed_on_a_full_disk_starts_there_and_takes_writes_when_there
     }
     node.kill();
     disk.kill_process();
-    // A start writes a little of its own: its epoch and a start entry of each shard.
+    // A start also writes: its epoch, and a start entry of each shard.
     disk.set_capacity(Some(disk.used() + (8 << 10)));
     let node = match builder(Path::new("unused")).segment_bytes(64 << 10).disk(Arc::new(disk.clone())).open()
     {
@@ -166,7 +166,7 @@ fn a_failed_sync_ends_the_node_and_nothing_answered_is_lost() {
             assert_eq!(deposit(&node).unwrap(), wanted);
         }
         disk.fail_syncs(1);
-        // The first sync that fails may be that of a segment made ready, or the idle mark.
+        // The first sync that fails may be that of a prepared segment, or of the idle mark.
         let error = (0..1000).find_map(|_| deposit(&node).err()).unwrap();
         let CallError::Raw(RawError::NodeFailed(reason)) = &error else { panic!("{error}") };
         assert!(reason.contains("cannot sync"), "{reason}");
@@ -228,18 +228,19 @@ fn a_clock_that_jumps_back_turns_no_time_back_and_loses_nothing() {
     client.call_idempotent::<Account>(&key("once"), b"k", Ask::Deposit(7)).unwrap();
     client.call::<Account>(&key("a"), Ask::Later { amount: 100, after_ms: 300 }).unwrap();
     node.kill();
-    // A day back, then to the beginning of all time.
+    // A day back, then to time 0.
     for clock in [976 * HOUR, 0] {
         let node = open(clock);
         let client = node.blocking_client();
         assert_eq!(client.call_idempotent::<Account>(&key("once"), b"k", Ask::Deposit(7)).unwrap(), 7);
         await_answer(&node, "once", 7);
-        // The timer is due 300 ms after it was set in the shard's time, which goes on where it stood, at half the speed.
+        // The timer is due 300 ms after it was set, in the shard's time, which continues from where it was, at half the
+        // speed.
         await_answer(&node, "a", 100);
         node.checkpoint_blocking().unwrap();
         node.kill();
     }
-    // Forward again, by more than the key is kept for: but nothing of that was served.
+    // Forward again, by more than the key is kept for: but the shard served during none of it.
     let node = open(2000 * HOUR);
     assert!(node.status().clock.doubted);
     let client = node.blocking_client();
@@ -268,14 +269,14 @@ fn a_start_two_days_ahead_fires_nothing_and_forgets_nothing_and_is_set_right_whi
     assert_eq!(client.call_idempotent::<Account>(&key("once"), b"k", Ask::Deposit(7)).unwrap(), 7);
     assert_eq!(client.query::<Account>(&key("a"), Look::Balance).unwrap(), 0);
     wall.store(1000 * HOUR, Ordering::SeqCst);
-    // An idle worker notices within a second, and one that is asked at once.
+    // An idle worker notices within a second, and one that receives a request at once.
     client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap();
     client.call::<Account>(&key("once"), Ask::Deposit(1)).unwrap();
     let until = Instant::now() + Duration::from_secs(20);
     while node.status().clock.doubted {
         assert!(Instant::now() < until, "{:?}", node.status().clock);
     }
-    // A jump forward within a life is followed, when there is no doubt: a timer is due at once then.
+    // A jump forward within a life is followed if it is not doubted: then a timer is due at once.
     drop(client);
     node.kill();
     let wall_then = Arc::clone(&wall);

@@ -1,4 +1,6 @@
-//! Handlers and steps of tasks that end the process: each time it is started again, until the cause is given up and the rest goes on.
+//! Handlers and steps of tasks that end the process: it is restarted each time, until the cause is given up and all
+//! else
+//! continues.
 //!
 //! The process is this test binary, run again with [`DIR`] set.
 
@@ -10,11 +12,11 @@ use std::process::{Command, Output};
 use std::time::Duration;
 use stead::{Context, Never, Node, Process, Progress, QueryContext, ServiceOptions, StepContext, Task};
 
-/// Where a child keeps its data.
+/// The data directory of a child.
 const DIR: &str = "FAULTS_CHILD_DIR";
-/// What a child's patient is to suffer.
+/// The fault of a child's patient.
 const FAULT: &str = "FAULTS_CHILD_FAULT";
-/// Who asks for the fault: a client itself, or else a message of another process.
+/// Whether a client itself requests the fault, or a message of another process.
 const BY_CLIENT: &str = "FAULTS_CHILD_BY_CLIENT";
 const ATTEMPTS: u32 = 2;
 const DEPOSITS: u64 = 5;
@@ -131,14 +133,14 @@ fn open(dir: &Path) -> Node {
         .unwrap()
 }
 
-/// A key on the given one of the two shards.
+/// Returns a key on the given one of the two shards.
 fn key_on(node: &Node, shard: u32, name: &str) -> String {
     let service = node.topology().service_id("patient").unwrap();
     let mut keys = (0..).map(|n| format!("{name}-{n}"));
     keys.find(|key| node.topology().shard_of(service, key).0 == shard).unwrap()
 }
 
-/// One life: the first asks for the fault, each waits until it is given up, and then checks that all else is well.
+/// One life: the first one requests the fault, each waits until it is given up, and then checks that all else works.
 #[test]
 #[ignore = "a life of the tests below, which run it as a child process"]
 fn child() {
@@ -149,7 +151,7 @@ fn child() {
         (key_on(&node, 0, "sender"), key_on(&node, 1, "sick"), key_on(&node, 1, "well"));
     let fault: Ask = serde_json::from_str(&std::env::var(FAULT).unwrap()).unwrap();
     if std::env::var_os(BY_CLIENT).is_some() {
-        // In each life the client repeats what it got no answer to.
+        // In each life the client repeats its unanswered request.
         let refused = client.call_idempotent::<Patient>(&sick, b"once", fault).unwrap_err();
         println!("given up: {refused}");
         let calls = client.query::<Patient>(&sick, Calls).unwrap();
@@ -157,14 +159,14 @@ fn child() {
         node.shutdown();
         return;
     }
-    // A task is its process's own, and what started it was handled.
+    // A task belongs to its process, and the request that started it was handled.
     let (from, calls) = if matches!(fault, Ask::Task(_)) { (&sick, 1) } else { (&sender, 0) };
     if node.recovery().created {
         for _ in 0..DEPOSITS {
             client.call::<Patient>(&well, Ask::Count).unwrap();
         }
         let harm = Ask::Harm { sick: sick.clone(), well: well.clone(), fault: Box::new(fault.clone()) };
-        // The process may end before its answer is read: the message is on its way all the same.
+        // The process may end before the answer is read: the message is in flight anyway.
         let _ = client.call::<Patient>(&sender, harm);
     }
     let letter = loop {
@@ -176,7 +178,7 @@ fn child() {
     assert_eq!((&letter.process, &letter.sender), (&sick, from));
     assert!(letter.payload.is_some());
     println!("given up: {}", letter.reason);
-    // What came after it on its channel, and what its shard is asked from now on.
+    // The messages behind it on its channel are handled, and so are later requests to its shard.
     while client.query::<Patient>(&well, Calls).unwrap() < DEPOSITS + 1 {
         std::thread::yield_now();
     }
@@ -192,7 +194,7 @@ fn child() {
 }
 
 fn live(dir: &Path, fault: &Ask, by_client: bool) -> Output {
-    // No core files, and an end to an endless allocation.
+    // No core files, and a limit for an endless allocation.
     let limited = "ulimit -c 0; ulimit -v 4000000; exec \"$0\" \"$@\"";
     Command::new("sh")
         .args(["-c", limited])
@@ -205,37 +207,37 @@ fn live(dir: &Path, fault: &Ask, by_client: bool) -> Output {
         .unwrap()
 }
 
-/// Starts the child again each time it is ended by a signal; gives how often it was, and what it told.
+/// Restarts the child each time a signal ends it; returns the number of such ends, and its output.
 fn lives(fault: &Ask, by_client: bool) -> (u32, String) {
     let dir = tempfile::tempdir().unwrap();
-    let mut told = String::new();
+    let mut text = String::new();
     for deaths in 0..=ATTEMPTS + 3 {
         let output = live(dir.path(), fault, by_client);
-        told += &String::from_utf8_lossy(&output.stdout);
-        told += &String::from_utf8_lossy(&output.stderr);
+        text += &String::from_utf8_lossy(&output.stdout);
+        text += &String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
             // It stays given up.
             assert!(live(dir.path(), fault, by_client).status.success());
-            return (deaths, told);
+            return (deaths, text);
         }
-        assert!(output.status.signal().is_some(), "{}: {told}", output.status);
+        assert!(output.status.signal().is_some(), "{}: {text}", output.status);
     }
-    panic!("the cause was never given up: {told}");
+    panic!("the cause was never given up: {text}");
 }
 
 /// The first life suspects nothing, the second handles the message in a group, and each later one handles it alone.
 fn ends_the_process(fault: &Ask, last_words: &str) {
-    let (deaths, told) = lives(fault, false);
-    assert_eq!(deaths, ATTEMPTS + 2, "{told}");
-    assert!(told.contains(last_words), "{told}");
-    assert!(told.contains("given up: the process ended 2 times while it was handled alone"), "{told}");
+    let (deaths, text) = lives(fault, false);
+    assert_eq!(deaths, ATTEMPTS + 2, "{text}");
+    assert!(text.contains(last_words), "{text}");
+    assert!(text.contains("given up: the process ended 2 times while it was handled alone"), "{text}");
 }
 
 #[test]
 fn a_message_whose_handler_panics_is_given_up_without_a_restart() {
-    let (deaths, told) = lives(&Ask::Panic, false);
-    assert_eq!(deaths, 0, "{told}");
-    assert!(told.contains("given up: the handler panicked: as asked (at "), "{told}");
+    let (deaths, text) = lives(&Ask::Panic, false);
+    assert_eq!(deaths, 0, "{text}");
+    assert!(text.contains("given up: the handler panicked: as asked (at "), "{text}");
 }
 
 #[test]
@@ -258,17 +260,17 @@ fn a_handler_that_allocates_without_end_is_given_up_and_the_rest_goes_on() {
 
 #[test]
 fn a_request_of_a_client_that_ends_the_process_each_time_is_refused_in_the_end() {
-    let (deaths, told) = lives(&Ask::Overflow, true);
-    assert_eq!(deaths, ATTEMPTS + 2, "{told}");
-    assert!(told.contains("has overflowed its stack"), "{told}");
-    assert!(told.contains("given up: the process ended 2 times while it handled this request"), "{told}");
+    let (deaths, text) = lives(&Ask::Overflow, true);
+    assert_eq!(deaths, ATTEMPTS + 2, "{text}");
+    assert!(text.contains("has overflowed its stack"), "{text}");
+    assert!(text.contains("given up: the process ended 2 times while it handled this request"), "{text}");
 }
 
 #[test]
 fn a_step_that_panics_is_given_up_without_a_restart() {
-    let (deaths, told) = lives(&Ask::Task(Box::new(Ask::Panic)), false);
-    assert_eq!(deaths, 0, "{told}");
-    assert!(told.contains("given up: task sick panicked: as asked (at "), "{told}");
+    let (deaths, text) = lives(&Ask::Task(Box::new(Ask::Panic)), false);
+    assert_eq!(deaths, 0, "{text}");
+    assert!(text.contains("given up: task sick panicked: as asked (at "), "{text}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! No shard holds up the others of its worker, and a stop ends whatever the processes do.
+//! No shard delays the others of its worker, and a stop ends whatever the processes do.
 
 use crate::services::builder;
 use serde::{Deserialize, Serialize};
@@ -7,10 +7,10 @@ use std::thread;
 use std::time::Duration;
 use stead::{Context, Never, Node, Process, QueryContext, ServiceOptions};
 
-/// How long to wait for what must come.
+/// Longest wait for an expected event.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Sends messages on, to itself or to others.
+/// Sends messages to itself or to others.
 #[derive(Default, Serialize, Deserialize)]
 struct Busy {
     handled: u64,
@@ -18,9 +18,9 @@ struct Busy {
 
 #[derive(Clone, Serialize, Deserialize)]
 enum Ask {
-    /// Message yourself for ever.
+    /// Send yourself messages forever.
     Spin,
-    /// Send so many messages of a millisecond each.
+    /// Send this many messages that each take a millisecond.
     Burst {
         to: String,
         count: u32,
@@ -70,7 +70,7 @@ fn a_stop_ends_while_a_process_messages_itself() {
         let _ = done.send(());
     });
     ended.recv_timeout(PATIENCE).expect("the stop takes no new work");
-    // What was not handled is in the log, and goes on.
+    // Unhandled messages are in the log, and are handled now.
     let node = open(&dir);
     let client = node.blocking_client();
     let handled = client.query::<Busy>(&"a".to_owned(), ()).unwrap();

@@ -14,11 +14,12 @@ use stead::{
 
 /// Time in which an expected event must come.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Queries of a service that may be stuck, and threads that one service's queries get: docs/limits.md names them.
+/// Queries of a service that may be stuck, and threads that one service's queries get; both are in docs/limits.md.
 const STUCK_MAX: usize = 4;
 const THREADS: usize = 6;
 
-/// By key of a process, which no two tests share: queries that have begun to wait, and whether they may go on.
+/// By key of a process, which no two tests share: number of queries that have begun to wait, and whether they may
+/// continue.
 static GATES: Mutex<BTreeMap<String, (usize, bool)>> = Mutex::new(BTreeMap::new());
 static CHANGED: Condvar = Condvar::new();
 
@@ -30,7 +31,7 @@ fn pass(key: &str) {
     drop(CHANGED.wait_while(gates, |gates| !gates[key].1).unwrap());
 }
 
-/// Waits until so many queries have come to the gate of a key.
+/// Waits until this many queries have reached the gate of a key.
 fn await_begun(key: &str, count: usize) {
     let gates = GATES.lock().unwrap();
     let begun =
@@ -58,7 +59,7 @@ enum Ask {
         cells: u32,
         value: u64,
     },
-    /// Makes the whole-value state so many bytes larger.
+    /// Makes the whole-value state this many bytes larger.
     Pad {
         bytes: usize,
     },
@@ -141,14 +142,14 @@ impl Process for Quick {
     }
 }
 
-/// All processes of a service are on one shard, and all shards on one worker.
+/// Opens a node with all processes of a service on one shard, and all shards on one worker.
 fn node(dir: &tempfile::TempDir, set: impl FnOnce(NodeBuilder) -> NodeBuilder) -> Node {
     let one = ServiceOptions::default().shards(1);
     let builder = builder(dir.path()).threads(1).service::<Slow>(one.clone());
     set(builder.service::<Quick>(one.clone()).service::<Kv>(one)).open().unwrap()
 }
 
-/// As async code asks: no timer but the node's own.
+/// Queries like async code: only the node's own timers apply.
 fn query(client: &Client, key: &str, look: Look) -> Result<(u64, u64), RawError> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     match runtime.block_on(client.query::<Slow>(&key.to_owned(), look)) {
@@ -158,7 +159,7 @@ fn query(client: &Client, key: &str, look: Look) -> Result<(u64, u64), RawError>
     }
 }
 
-/// Asks on a thread of its own.
+/// Queries on a thread of its own.
 fn begin(client: &Client, key: &str, look: Look) -> thread::JoinHandle<Result<(u64, u64), RawError>> {
     let (client, key) = (client.clone(), key.to_owned());
     thread::spawn(move || query(&client, &key, look))
@@ -181,13 +182,13 @@ fn a_query_that_never_ends_is_given_up_at_the_deadline_and_holds_no_shard() {
     calls.call::<Slow>(&key, Ask::Count).unwrap();
     let hung = begin(&client.with_timeout(Duration::from_millis(200)), &key, Look::Wait);
     await_begun(&key, 1);
-    // The same shard, and the same process, answer meanwhile.
+    // The same shard, and the same process, still answer.
     assert_eq!(calls.call::<Slow>(&key, Ask::Count).unwrap(), 2);
     assert_eq!(query(&client, &key, Look::Calls), Ok((2, 0)));
     let after = Duration::from_millis(200);
     assert_eq!(hung.join().unwrap(), Err(RawError::TimedOut { after }));
     assert_eq!(node.metrics().queries_given_up, 1);
-    // One whose client has time is stopped neither by it nor by the end of the node.
+    // A query whose client still waits is stopped neither by the deadline nor by the end of the node.
     let left = begin(&client, &key, Look::Wait);
     await_begun(&key, 2);
     let (done, ended) = mpsc::channel();
@@ -222,11 +223,11 @@ fn queries_over_the_time_limit_are_given_up_and_refused_once_too_many_are_stuck(
     let stuck = node.status().stuck_queries;
     assert_eq!(stuck.iter().map(|query| &query.process).collect::<Vec<_>>(), keys.iter().collect::<Vec<_>>());
     assert!(stuck.iter().all(|query| query.service == "slow" && query.running >= Duration::from_millis(50)));
-    // All else goes on: requests of the service, queries of others.
+    // All else continues: requests of the service, queries of others.
     assert_eq!(calls.call::<Slow>(&"other".to_owned(), Ask::Count).unwrap(), 1);
     assert_eq!(calls.query::<Quick>(&"q".to_owned(), ()).unwrap(), "q");
     assert_eq!(calls.query::<Kv>(&"k".to_owned(), kv::Query::Get).unwrap(), None);
-    // Once they end, queries of the service are taken again.
+    // Once they end, queries of the service run again.
     keys.iter().for_each(|key| open_gate(key));
     until("they have ended", || node.metrics().queries_stuck == 0);
     assert_eq!(query(&client, "other", Look::Calls), Ok((1, 0)));
@@ -249,7 +250,7 @@ fn queries_wait_for_a_thread_and_keep_their_deadlines_while_requests_go_on() {
     let after = Duration::from_millis(50);
     let short = query(&client.with_timeout(after), &key, Look::Calls);
     assert_eq!(short, Err(RawError::TimedOut { after }), "no thread has time for it");
-    // No thread of the queries: what is brief and Stead's own, and all requests.
+    // Stead's own brief queries and all requests need no thread of the queries.
     assert_eq!(calls.call::<Slow>(&key, Ask::Count).unwrap(), 2);
     assert_eq!(calls.query::<Kv>(&"k".to_owned(), kv::Query::Get).unwrap(), None);
     open_gate(&key);
@@ -285,7 +286,7 @@ fn stuck_queries_of_large_states_take_no_memory_from_other_queries() {
     let (client, calls) = (node.client().with_timeout(PATIENCE), node.blocking_client());
     let key = "large".to_owned();
     calls.call::<Slow>(&key, Ask::Pad { bytes: 100_000 }).unwrap();
-    // More than the quarter of the memory that queries have.
+    // More than the quarter of the memory that queries may use.
     for stuck in 1..STUCK_MAX {
         query(&client, &key, Look::Wait).unwrap_err();
         until("it is counted as stuck", || node.metrics().queries_stuck == stuck as u64);
@@ -337,7 +338,7 @@ fn cancelled_queries_give_up_their_threads_and_others_wait_for_them_unrefused() 
     });
     until("their threads are replaced", || node.metrics().queries_stuck == STUCK_MAX as u64);
     assert_eq!(node.metrics().queries_given_up, 0, "no client was answered");
-    // They have not run for as long as they may: what comes now waits.
+    // They have not run for the maximum time: new queries wait.
     let waiting = begin(&client, "patient", Look::Calls);
     until("it waits", || node.metrics().queries_waiting == 1);
     open_gate(&key);
@@ -368,7 +369,7 @@ fn a_query_that_ends_its_node_does_not_wait_for_itself() {
     let calls = node.blocking_client();
     let asked = thread::spawn(move || calls.query::<Quick>(&"ends".to_owned(), ()));
     await_begun("ends", 1);
-    // Another ends the node meanwhile, and waits for the query.
+    // Another thread shuts the node down meanwhile, and waits for the query.
     let (done, ended) = mpsc::channel();
     let calls = node.blocking_client();
     thread::spawn(move || {

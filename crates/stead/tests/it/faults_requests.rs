@@ -1,4 +1,4 @@
-//! Requests that make no sense, through the library: each is refused with its reason, and nothing else notices.
+//! Invalid requests through the library: each is refused with its reason, and has no other effect.
 
 use crate::services::{Account, Ask, Look, builder, key};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A stop that meets a step of a task which does not end.
+//! A stop during a step of a task that does not end.
 
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -9,7 +9,7 @@ use stead::{Context, Never, Node, Process, Progress, QueryContext, ServiceOption
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the steps of a test have come to.
+/// The progress of a test's steps.
 struct Gate {
     state: Mutex<GateState>,
     news: Condvar,
@@ -114,7 +114,7 @@ fn a_shutdown_leaves_a_step_that_does_not_end_and_the_next_start_repeats_it() {
     let begun = Instant::now();
     node.shutdown();
     assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
-    // A stop in order charges nothing: more of them than attempts give up nothing.
+    // A clean shutdown charges no attempt: more of them than attempts give nothing up.
     for runs in 2..=8 {
         let node = open(dir.path());
         GATE.await_begun(&vec![0; runs]);
@@ -126,7 +126,7 @@ fn a_shutdown_leaves_a_step_that_does_not_end_and_the_next_start_repeats_it() {
     loop {
         let results = node.blocking_client().query::<Waiter>(&key, ()).unwrap();
         if !results.is_empty() {
-            // The outcomes of the runs that were left are dropped.
+            // The outcomes of the abandoned runs are dropped.
             assert_eq!(results, [1]);
             break;
         }

@@ -1,4 +1,4 @@
-//! Threads of a node that wait for each other: none of them may wait for ever.
+//! Threads of a node that wait for each other: none of them may wait forever.
 
 use crate::services::builder;
 use serde::{Deserialize, Serialize};
@@ -16,10 +16,10 @@ use stead::{
 };
 use stead_store::sim_disk::SimDisk;
 
-/// How long to wait for what must come.
+/// Longest wait for an expected event.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Much state in few records, so that a test has it at once.
+/// A service with a large state in few records, so that a test creates it quickly.
 #[derive(Default, Serialize, Deserialize)]
 struct Bulk {
     text: String,
@@ -35,9 +35,9 @@ enum Ask {
         to: String,
         bytes: usize,
     },
-    /// Adds so many small records.
+    /// Adds this many small records.
     Cells(u32),
-    /// As `Wait`, and then a panic that can't be caught whole.
+    /// As `Wait`, followed by a panic whose payload panics again.
     Burst(String),
     /// Drops the node's last handle.
     Drop,
@@ -45,7 +45,7 @@ enum Ask {
 
 static LAST: Mutex<Option<Node>> = Mutex::new(None);
 
-/// What panics again when it is dropped.
+/// A panic payload that panics again when it is dropped.
 struct Bomb;
 
 impl Drop for Bomb {
@@ -89,10 +89,10 @@ impl Process for Bulk {
     }
 }
 
-/// A place where a handler waits until the test lets it go on.
+/// A gate at which a handler waits until the test opens it.
 #[derive(Default)]
 struct Gate {
-    /// Somebody has arrived; it is open.
+    /// Whether a handler has arrived, and whether the gate is open.
     state: Mutex<(bool, bool)>,
     news: Condvar,
 }
@@ -126,7 +126,7 @@ impl Gate {
     }
 }
 
-/// Runs something that must end.
+/// Runs a function that must end.
 fn ends(what: impl FnOnce() + Send + 'static) {
     let (done, ended) = mpsc::channel();
     thread::spawn(move || {
@@ -138,7 +138,7 @@ fn ends(what: impl FnOnce() + Send + 'static) {
 
 type Calls<'a> = Vec<Pin<Box<dyn Future<Output = Result<(), CallError<Never>>> + 'a>>>;
 
-/// Makes calls, and waits for none.
+/// Begins calls without waiting for them.
 fn begin<'a>(client: &'a Client, key: &'a String, asks: impl IntoIterator<Item = Ask>) -> Calls<'a> {
     let mut calls: Calls<'a> = Vec::new();
     for ask in asks {
@@ -161,7 +161,7 @@ fn small(disk: &SimDisk) -> Node {
         .segment_bytes(64 << 10)
         .checkpoints(CheckpointOptions {
             interval: None,
-            // Longer than any pause of a loaded machine: a checkpoint that waits for ever is found all the same.
+            // Longer than any pause of a loaded machine; a checkpoint that waits forever is still found.
             timeout: Duration::from_secs(60),
             ..Default::default()
         })
@@ -178,7 +178,7 @@ fn wait_at(node: &Node, gate: &'static str) -> (Arc<Gate>, thread::JoinHandle<Re
     (gate, call)
 }
 
-/// A key on another shard.
+/// Returns a key on another shard.
 fn not_beside(node: &Node, key: &str) -> String {
     let service = node.topology().service_id("bulk").unwrap();
     let shard = |key: &str| node.topology().shard_of(service, key);
@@ -193,7 +193,7 @@ fn fill(node: &Node, key: &str, bytes: usize) -> Result<(), CallError<Never>> {
 fn a_checkpoint_of_more_state_than_may_wait_completes_on_an_idle_node() {
     let options = CheckpointOptions {
         interval: None,
-        // What the first shard hands over is still being written when the worker has handed over too much.
+        // The first shard's parts are still being written when the worker has handed over too much.
         bytes_per_second: 80 << 20,
         timeout: Duration::from_secs(20),
         ..Default::default()
@@ -228,7 +228,7 @@ fn a_checkpoint_is_taken_although_a_shard_learns_late_of_it_and_of_one_that_was_
         .disk(Arc::new(disk.clone()))
         .open()
         .unwrap();
-    // The held shard's snapshot takes many turns of its worker.
+    // The snapshot of the held shard takes many turns of its worker.
     for _ in 0..60 {
         node.blocking_client().call::<Bulk>(&"late".to_owned(), Ask::Cells(200)).unwrap();
     }
@@ -305,7 +305,7 @@ fn failing_checkpoints_leave_a_full_log_its_last_room() {
     for key in 0..10 {
         fill(&node, &key.to_string(), 20 << 10).unwrap();
     }
-    // Room for a checkpoint's beginning, but not for its end, and for no log segment.
+    // Space for a checkpoint's beginning, but not for its end, and not for a segment of the log.
     disk.set_capacity(Some(disk.used() + (20 << 10)));
     while fill(&node, "small", 1).is_ok() {}
     let refused = (0..100).find_map(|_| match node.checkpoint_blocking().unwrap_err() {
@@ -332,7 +332,7 @@ fn a_node_whose_log_waits_for_room_can_be_shut_down() {
     let mut calls = begin(&client, &key, std::iter::once(Ask::Wait("room".to_owned())).chain(asks));
     gate.await_arrival();
     disk.set_capacity(Some(disk.used()));
-    // Together they are far over what the log has ready.
+    // Together they are far over the log's prepared space.
     gate.open();
     while !node.status().full {
         thread::yield_now();
@@ -372,7 +372,7 @@ fn a_node_whose_last_handle_a_handler_drops_ends_whole() {
     let client = node.blocking_client().with_timeout(PATIENCE * 2);
     *LAST.lock().unwrap() = Some(node);
     ends(move || {
-        // Also the thread that the handler was on, which has the call.
+        // The thread that the handler was on, which holds the call, must end, too.
         let ended = client.call::<Bulk>(&"a".to_owned(), Ask::Drop);
         assert_eq!(ended, Err(CallError::Raw(RawError::Stopped)));
     });
@@ -398,7 +398,7 @@ fn a_second_shutdown_waits_for_the_first() {
     while node.is_ready() {
         thread::yield_now();
     }
-    // Time for the others to get where they must not.
+    // Gives the others time to get where they must not.
     (0..1000).for_each(|_| thread::yield_now());
     assert!(ends.iter().all(|ended| ended.try_recv().is_err()));
     gate.open();
@@ -411,7 +411,7 @@ fn a_second_shutdown_waits_for_the_first() {
 }
 
 #[test]
-fn calls_in_the_inbox_of_a_worker_that_panicked_are_told() {
+fn calls_in_the_inbox_of_a_worker_that_panicked_are_reported() {
     let node = small(&SimDisk::new(1));
     let (client, gate, key) = (node.client(), Gate::named("burst"), "a".to_owned());
     let calls = begin(&client, &key, [Ask::Burst("burst".to_owned())]);
@@ -437,7 +437,7 @@ fn a_shard_that_stays_overloaded_says_so_and_not_that_time_is_over() {
     let (gate, held) = wait_at(&node, "overload");
     let (client, key) = (node.blocking_client(), not_beside(&node, "overload"));
     client.call::<Bulk>(&key, Ask::Send { to: "overload".to_owned(), bytes: 2 << 20 }).unwrap();
-    // It is asked again once, and has no time for more.
+    // It is tried once more, and has no time for further attempts.
     let refused = client.with_timeout(Duration::from_millis(80)).call::<Bulk>(&key, Ask::Fill(1));
     let Err(CallError::Raw(RawError::Refused(Refusal::Overloaded { retry_after_ms }))) = refused else {
         panic!("{refused:?}")
@@ -459,12 +459,12 @@ fn a_blocking_call_ends_at_its_timeout_though_a_handler_holds_the_worker() {
     assert_eq!(client.query::<Bulk>(&"a".to_owned(), ()), Err(late));
     gate.open();
     held.join().unwrap().unwrap();
-    // Nobody waited for it any more when its turn came.
+    // No client waited for it any more when its turn came.
     assert_eq!(node.blocking_client().query::<Bulk>(&"a".to_owned(), ()), Ok(0));
 }
 
 #[test]
-fn a_timeout_is_told_and_the_shard_goes_on() {
+fn a_timeout_is_reported_and_the_shard_goes_on() {
     let node = small(&SimDisk::new(1));
     let (gate, held) = wait_at(&node, "overdue");
     let (timeout, key) = (Duration::from_millis(1), "a".to_owned());
@@ -482,10 +482,10 @@ fn a_timeout_is_told_and_the_shard_goes_on() {
     assert_eq!(client.query::<Bulk>(&key, ()), Ok(2));
 }
 
-/// Where a child is told so.
+/// Set in a child.
 const CHILD: &str = "FAULTS_THREADS_CHILD";
 
-/// A life of the test below: its log fails while a handler runs for ever.
+/// A life of the test below: its log fails while a handler runs forever.
 #[test]
 #[ignore = "run as a child process"]
 fn child() {
@@ -517,7 +517,7 @@ fn a_handler_that_runs_for_ever_ends_a_failed_node_too() {
         .env(CHILD, "1")
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("the node failed first"), "{told}");
-    assert!(told.contains("has run for over 100 ms (handler_timeout)"), "{}: {told}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("the node failed first"), "{text}");
+    assert!(text.contains("has run for over 100 ms (handler_timeout)"), "{}: {text}", output.status);
 }

@@ -1,4 +1,4 @@
-//! What a node keeps for its clients and operators has bounds, and no answer holds all of it.
+//! The state that a node keeps for clients and operators is bounded, and so is every answer.
 
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
@@ -14,9 +14,9 @@ struct Hoard;
 
 #[derive(Serialize, Deserialize)]
 enum Ask {
-    /// Answers so many bytes.
+    /// Answers with this many bytes.
     Bytes(usize),
-    /// Sends itself so many messages of so many bytes, which it panics over.
+    /// Sends itself this many messages of this many bytes, at which it panics.
     Poison(usize, usize),
     Panic(Vec<u8>),
 }
@@ -37,7 +37,7 @@ impl Process for Hoard {
                     ctx.send::<Self>(&ctx.key().clone(), Ask::Panic(vec![7; bytes]));
                 }
             }
-            Ask::Panic(_) => assert!(matches!(ctx.caller(), Caller::Client { .. }), "as it was told"),
+            Ask::Panic(_) => assert!(matches!(ctx.caller(), Caller::Client { .. }), "as requested"),
         }
         Ok(String::new())
     }
@@ -102,7 +102,7 @@ fn checkpoints_are_listed_without_reading_each_manifest_again() {
     let (second, again) = cost();
     assert_eq!((first.len(), &first), (10, &second));
     assert!(again * 2 < whole, "{again} operations, after {whole}");
-    // A new checkpoint and a deleted one are seen.
+    // A new checkpoint and a deleted one show.
     let number = node.checkpoint_blocking().unwrap().number;
     node.delete_checkpoint(first[0].number).unwrap();
     let (third, _) = cost();

@@ -1,6 +1,6 @@
-//! The library over a real disk: what users rely on, one subject a module.
+//! The library over a real disk: its guarantees to users, one subject a module.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+#![allow(clippy::unwrap_used, reason = "a test ends at the first unexpected result")]
 
 mod checkpoints;
 mod context;

@@ -1,4 +1,4 @@
-//! The bytes that wait in a node are bounded, however few calls bring them about.
+//! The bytes that wait in a node are bounded, however few calls cause them.
 
 use crate::faults::{Faults, FaultyDisk};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ const MIB: usize = 1 << 20;
 /// Time in which an expected event must come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Holds text, all of which each message writes again.
+/// A process with a text that each message replaces as a whole.
 #[derive(Default, Serialize, Deserialize)]
 struct Board {
     text: String,
@@ -25,7 +25,7 @@ struct Board {
 
 #[derive(Serialize, Deserialize)]
 enum Ask {
-    /// Send so many messages to so many boards; each writes so many bytes.
+    /// Send this many messages to this many boards; each writes this many bytes.
     Spread {
         messages: u32,
         boards: u32,
@@ -37,7 +37,7 @@ enum Ask {
         text: String,
     },
     Text(String),
-    /// Start so many tasks.
+    /// Start this many tasks.
     Tasks(u32),
     Rewrite(usize),
     /// Wait until [`GATE`] is open.
@@ -64,7 +64,7 @@ impl Task for Make {
     }
 }
 
-/// Where handlers wait, and whether it is open.
+/// The gate at which handlers wait, and whether it is open.
 static GATE: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
 impl Process for Board {
@@ -126,12 +126,12 @@ fn builder(dir: &Path, faults: &Arc<Faults>) -> NodeBuilder {
         .disk(FaultyDisk::open(dir, faults))
 }
 
-/// A node on which almost nothing may wait.
+/// Opens a node with very low limits.
 fn narrow(dir: &Path, faults: &Arc<Faults>) -> Node {
     builder(dir, faults).memory_bytes_max(MIB as u64).uncommitted_bytes_max(MIB as u64).open().unwrap()
 }
 
-/// Another key whose process is on another shard, or on the same one.
+/// Returns another key whose process is on another shard, or on the same one.
 fn key(node: &Node, of: u32, is_beside: bool) -> u32 {
     let topology = node.topology();
     let service = topology.service_id("board").unwrap();
@@ -139,7 +139,7 @@ fn key(node: &Node, of: u32, is_beside: bool) -> u32 {
     (of + 1..).find(|key| (shard(*key) == shard(of)) == is_beside).unwrap()
 }
 
-/// Begins a call and does not wait for it.
+/// Begins a call without waiting for it.
 fn begin(node: &Node, key: u32, ask: Ask) -> std::thread::JoinHandle<Result<(), CallError<Never>>> {
     let client = node.blocking_client().with_timeout(PATIENCE);
     std::thread::spawn(move || client.call::<Board>(&key, ask))
@@ -170,7 +170,7 @@ fn what_the_log_is_behind_with_stops_clients_and_a_call_over_the_limit_is_taken_
     let node = narrow(dir.path(), &faults);
     let client = node.blocking_client();
     for _ in 0..3 {
-        // One that alone is over the limit is taken each time: those before it leave nothing behind.
+        // A call that alone exceeds the limit is accepted each time: the earlier ones leave nothing behind.
         client.call::<Board>(&1, Ask::Text("x".repeat(2 * MIB))).unwrap();
     }
     let hanging = faults.hang();
@@ -202,7 +202,7 @@ fn messages_over_the_limits_all_arrive_though_each_entry_is_larger_than_what_may
     let node = narrow(dir.path(), &faults);
     let client = node.blocking_client().with_timeout(PATIENCE);
     client.call::<Board>(&0, Ask::Spread { messages: 24, boards: 3, bytes: 2 * MIB }).unwrap();
-    // Text that is larger than all that may wait, in an outbox too.
+    // Text that is larger than the limit of all that may wait, in an outbox too.
     while let Err(error) = client.call::<Board>(&0, Ask::Send { to: 5, text: "z".repeat(3 * MIB) }) {
         assert!(is_overloaded(&Err::<(), _>(error)));
     }
@@ -261,7 +261,7 @@ fn steps_wait_while_what_they_made_waits_and_all_of_them_end() {
     client.call::<Board>(&0, Ask::Tasks(40)).unwrap();
     let hanging = faults.hang();
     await_memory(&node, |memory| memory.uncommitted_bytes + memory.outbox_bytes > MIB as u64);
-    // Each thread ends the step that it is at, and takes no other.
+    // Each thread completes its current step, and begins no other.
     let before = STEPS.load(Ordering::SeqCst);
     for _ in 0..500 {
         let waiting = node.status().memory;
@@ -277,13 +277,13 @@ fn steps_wait_while_what_they_made_waits_and_all_of_them_end() {
     await_nothing(&node);
 }
 
-/// Which of the two workers has a process's shard.
+/// Returns the worker of a process's shard.
 fn node_worker(node: &Node, key: u32) -> u32 {
     let topology = node.topology();
     topology.shard_of(topology.service_id("board").unwrap(), &key.to_string()).0 % 2
 }
 
-/// A query that is not one, but is as large.
+/// Sends a query with an invalid payload of a given size.
 fn query_raw(client: &stead::BlockingClient, key: &str, payload: Vec<u8>) -> Result<(), RawError> {
     let call = stead::RawCall {
         service: "board",
@@ -296,10 +296,10 @@ fn query_raw(client: &stead::BlockingClient, key: &str, payload: Vec<u8>) -> Res
     client.query_raw(call).map(drop)
 }
 
-/// Messages that a child is to send, and bytes that may wait for the log.
+/// Number of messages that a child sends, and bytes that may wait for the log.
 const FLOOD: &str = "MEMORY_FLOOD";
 
-/// The largest resident size of this process so far, in MiB.
+/// Returns the largest resident size of this process so far, in MiB.
 fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -318,7 +318,7 @@ fn child() {
     let client = node.blocking_client().with_timeout(PATIENCE);
     let boards = 16;
     client.call::<Board>(&0, Ask::Spread { messages, boards, bytes: MIB / 4 }).unwrap();
-    // The log gets no further until as much waits for it as may: the worst that a slow disk can do.
+    // The log makes no progress until as much as possible waits for it: the worst case of a slow disk.
     let hanging = faults.hang();
     let waiting = await_memory(&node, |memory| memory.uncommitted_bytes >= limit);
     drop(hanging);
@@ -331,7 +331,7 @@ fn child() {
     node.shutdown();
 }
 
-/// Runs the child; gives the peak of its memory in MiB.
+/// Runs the child; returns the peak of its memory in MiB.
 fn peak_of(messages: u32, limit: usize) -> u64 {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "memory::child", "--ignored", "--nocapture", "--test-threads=1"])

@@ -1,4 +1,4 @@
-//! Bundles are merged while checkpoints are taken: what the merge writes is kept until a checkpoint refers to it.
+//! Bundles are merged while checkpoints are taken: the output of a merge is kept until a checkpoint refers to it.
 
 use crate::services::{Account, Ask, builder, key};
 use std::io;
@@ -13,10 +13,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 struct Seen {
-    /// The bundle that the merge has named. It is held there.
+    /// The bundle that the merge has named. The merge is held there.
     merged: Option<String>,
     released: bool,
-    /// Looks for bundles that nothing needs, since the merge is held.
+    /// Collections since the merge is held.
     collections: usize,
 }
 

@@ -102,7 +102,7 @@ pub(crate) fn key(name: &str) -> String {
     name.to_owned()
 }
 
-/// Queries until the answer is the one that must come.
+/// Queries until the expected answer comes.
 pub(crate) fn await_answer(node: &Node, account: &str, wanted: i64) {
     let client = node.blocking_client();
     for _ in 0..100_000 {

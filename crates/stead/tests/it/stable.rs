@@ -21,7 +21,7 @@ fn options(dir: &Path) -> CheckpointOptions {
     }
 }
 
-/// Waits until the stage stands as it must.
+/// Waits until the status is the expected one.
 fn await_status(node: &Node, wanted: impl Fn(&CopyStatus) -> bool) -> CopyStatus {
     let mut last = None;
     for _ in 0..100_000 {
@@ -99,7 +99,7 @@ fn the_newest_checkpoints_are_copied_and_kept() {
         let status = await_status(&node, |status| status.newest == Some(number));
         assert_eq!((status.to.as_str(), status.failure), (to.as_str(), None));
         if number == 2 {
-            // What is there is found again.
+            // The copies are found again.
             node.shutdown();
             node = open();
             await_status(&node, |status| status.newest == Some(2));
@@ -125,7 +125,7 @@ fn a_failing_target_is_told_and_never_fails_the_work() {
     std::fs::remove_file(&target).unwrap();
     await_status(&node, |status| status.newest == Some(1) && status.failure.is_none());
 
-    // Another cluster that is told the same address takes nothing away.
+    // Another cluster with the same address changes nothing there.
     let foreign = tempfile::tempdir().unwrap();
     let other_node = builder(foreign.path()).checkpoints(options(&target)).open().unwrap();
     for _ in 0..3 {
@@ -139,7 +139,7 @@ fn a_failing_target_is_told_and_never_fails_the_work() {
 #[test]
 fn a_paced_copy_ends_with_the_node() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    // At a byte a second it would take hours; the checkpoint itself is not taken at that pace.
+    // A copy at a byte a second would take hours; the checkpoint itself is not taken at that pace.
     let node = builder(dir.path()).open().unwrap();
     node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(100)).unwrap();
     node.checkpoint_blocking().unwrap();

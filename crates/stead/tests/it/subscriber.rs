@@ -1,6 +1,6 @@
-//! A program's own subscriber that blocks or panics: no thread of a node may wait for it, or end by it.
+//! A program's own subscriber that blocks or panics: no thread of a node may wait for it, or end because of it.
 //!
-//! In a process of its own, for a subscriber is set once.
+//! In a process of its own, because a subscriber can be set only once.
 
 use crate::services::builder;
 use std::path::Path;
@@ -15,12 +15,12 @@ use stead_store::sim_disk::SimDisk;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// Says in a child what its subscriber does.
+/// Behaviour of the subscriber in a child.
 const DOES: &str = "SUBSCRIBER_DOES";
-/// Longest time to wait for what must come.
+/// Longest wait for an expected event.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs at each event, with the count of events that were met.
+/// A subscriber that runs a function at each event, with the number of events so far.
 pub(crate) struct OnEvent {
     pub(crate) run: fn(&AtomicUsize),
     pub(crate) met: Arc<AtomicUsize>,
@@ -59,7 +59,7 @@ fn put(client: &stead::BlockingClient, key: &str, bytes: usize) -> bool {
     client.call::<Kv>(&key.to_owned(), Request::Put { value }).is_ok()
 }
 
-/// A life that reports much: its disk fills, checkpoints are given up, there is room again, and its log fails.
+/// A life that reports much: its disk fills, checkpoints are given up, space is freed, and its log fails.
 #[test]
 #[ignore = "run as a child process"]
 fn life() {

@@ -32,7 +32,7 @@ fn change(name: &str, change: impl FnOnce(&mut Crowd)) {
     NEWS.notify_all();
 }
 
-/// Waits until it is so, and returns how it is then.
+/// Waits until the condition holds, and returns the state at that time.
 fn wait_until(name: &str, so: impl Fn(&Crowd) -> bool) -> Crowd {
     let crowds = CROWDS.lock().unwrap();
     let waits = |crowds: &mut BTreeMap<String, Crowd>| !crowds.get(name).is_some_and(&so);
@@ -141,7 +141,7 @@ fn a_step_that_is_abandoned_is_reported_once_before_the_node_has_ended() {
     let node = builder(dir.path()).open().unwrap();
     node.blocking_client().call::<Owner>(&0, Some("abandoned".to_owned())).unwrap();
     wait_until("abandoned", |crowd| crowd.running == 1);
-    // A subscriber that takes its time, which the node's end has to wait for.
+    // A slow subscriber, for which the node's end has to wait.
     let run = |met: &AtomicUsize| {
         std::thread::sleep(Duration::from_millis(50));
         met.fetch_add(1, Ordering::SeqCst);

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p stead-store --bench wal`. The disk is that of the target directory. Figures are entries per second.
 
-#![expect(clippy::unwrap_used, reason = "a benchmark that can't go on ends")]
+#![expect(clippy::unwrap_used, reason = "a benchmark ends at an error")]
 #![allow(missing_docs, reason = "criterion's macro makes a public function without any")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -65,7 +65,7 @@ fn one_thread(wal: &mut Wal, writes: u64) -> Duration {
     started.elapsed()
 }
 
-/// Each producer waits for its batch to be durable before it fills the next; the log's owner takes all that wait.
+/// Each producer waits for its batch to be durable before it fills the next; the log's owner writes all that wait.
 fn producers(wal: &mut Wal, count: u64, writes: u64) -> Duration {
     let (to_log, waiting) = mpsc::channel::<(usize, Batch)>();
     let started = Instant::now();

@@ -1,27 +1,27 @@
-//! Memory that begins where a block does, as writes past the system's cache want it.
+//! Memory that begins at a block boundary, as writes that bypass the system's cache need.
 
 use crate::disk::BLOCK_BYTES;
 
-/// Bytes to be written from a block's start on, aligned in memory as in the file.
+/// Bytes to write from a block boundary on, aligned in memory as in the file.
 ///
-/// It never moves while it holds bytes, so room has to be made before. A write of bytes that lie elsewhere is no less
-/// right, only slower.
+/// It never moves while it has bytes, so capacity must be reserved before. Bytes that are not aligned are written
+/// correctly, but more slowly.
 #[derive(Default)]
 pub(crate) struct Aligned {
     bytes: Vec<u8>,
-    /// Where they begin in `bytes`.
+    /// The position in `bytes` at which they begin.
     start: usize,
 }
 
 impl Aligned {
-    /// No bytes, with room for so many.
+    /// Returns an empty buffer with capacity for `len` bytes.
     pub(crate) fn with_room(len: usize) -> Self {
         let mut aligned = Self::default();
         aligned.make_room(len);
         aligned
     }
 
-    /// Forgets all bytes, and makes room for so many.
+    /// Removes all bytes, and reserves capacity for `len` bytes.
     pub(crate) fn make_room(&mut self, len: usize) {
         self.bytes.clear();
         self.bytes.reserve(len + BLOCK_BYTES);
@@ -29,7 +29,7 @@ impl Aligned {
         self.bytes.resize(self.start, 0);
     }
 
-    /// Forgets all bytes, and keeps the room.
+    /// Removes all bytes, and keeps the capacity.
     pub(crate) fn clear(&mut self) {
         self.bytes.truncate(self.start);
     }
@@ -43,7 +43,7 @@ impl Aligned {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Appends zeros until there are so many bytes.
+    /// Appends zeros up to a length of `len` bytes.
     pub(crate) fn pad(&mut self, len: usize) {
         debug_assert!(self.start + len <= self.bytes.capacity(), "room was made for all");
         self.bytes.resize(self.start + len, 0);

@@ -1,4 +1,4 @@
-//! The disk as the storage code sees it: a directory of files whose changes survive a crash only once synced.
+//! The storage code's interface to a disk: a directory of files whose changes survive a crash only once synced.
 
 use rustix::io::Errno;
 use std::io;
@@ -7,9 +7,10 @@ use std::io;
 ///
 /// Paths are relative to the disk's root, use `/`, and have neither `.` nor `..`; `""` is the root. Anything else is
 /// refused with [`io::ErrorKind::InvalidInput`]. A full disk is [`io::ErrorKind::StorageFull`], a full quota
-/// [`io::ErrorKind::QuotaExceeded`], and a file too many is what the system says of it: [`is_full`] knows all of them.
+/// [`io::ErrorKind::QuotaExceeded`], and too many open files are the system's own error: [`is_full`] recognises all of
+/// them.
 ///
-/// What a crash leaves of unsynced changes is undefined, sector by sector and in any order; implementations and
+/// The state of unsynced changes after a crash is undefined, sector by sector and in any order; implementations and
 /// callers must not rely on an operation having reached the disk because a later one did.
 pub trait Disk: Send + Sync {
     /// Opens a file for reading and writing, or for reading only.
@@ -18,11 +19,11 @@ pub trait Disk: Send + Sync {
     /// directory.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`] or [`io::ErrorKind::AlreadyExists`] as `open` demands; whatever the system says.
+    /// [`io::ErrorKind::NotFound`] or [`io::ErrorKind::AlreadyExists`] according to `open`, or the system's error.
     fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>>;
 
-    /// As [`Disk::open`], for much that is written once and not read soon: a write of whole blocks of [`BLOCK_BYTES`] that
-    /// begin so in the file and in memory goes past the system's cache, where there is a way past it.
+    /// As [`Disk::open`], for data that is written once and not read soon: a write of whole blocks of [`BLOCK_BYTES`],
+    /// aligned in the file and in memory, bypasses the system's cache where the system can do so.
     ///
     /// # Errors
     /// As [`Disk::open`].
@@ -30,7 +31,7 @@ pub trait Disk: Send + Sync {
         self.open(path, open)
     }
 
-    /// The names (not the paths) of a directory's entries, sorted.
+    /// Returns the names (not the paths) of a directory's entries, sorted.
     ///
     /// # Errors
     /// [`io::ErrorKind::NotFound`] without such a directory.
@@ -41,11 +42,11 @@ pub trait Disk: Send + Sync {
     /// It survives a crash only after [`Disk::sync_dir`] of its parent.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// The system's error.
     fn create_dir(&self, path: &str) -> io::Result<()>;
 
     /// Renames a file within its directory, and replaces one that has the new name. After a crash there is the old
-    /// or the new name, never neither; the new one for sure only after [`Disk::sync_dir`].
+    /// or the new name, never neither; the new one is certain only after [`Disk::sync_dir`].
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] if the directories differ.
@@ -60,28 +61,28 @@ pub trait Disk: Send + Sync {
     /// Makes the creations, renames and removals in a directory durable.
     ///
     /// MUST NOT return before they survive power loss, and MUST NOT need a file descriptor more than the first call for
-    /// that directory did. After an error nothing may be assumed, and the caller must
-    /// not retry: the system may have forgotten what it failed to write.
+    /// that directory did. After an error the state is unknown, and the caller must
+    /// not retry: the system may have dropped the changes that it failed to write.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// The system's error.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
 
-    /// The length of a file in bytes, or `None` without such a file.
+    /// Returns the length of a file in bytes, or `None` without such a file.
     ///
     /// # Errors
-    /// Whatever the system says, but for "not found".
+    /// The system's error, except "not found".
     fn len(&self, path: &str) -> io::Result<Option<u64>>;
 
-    /// Takes the only ownership of this disk's root by locking `path`, until the guard is dropped or the process ends.
+    /// Takes exclusive ownership of this disk's root by locking `path`, until the guard is dropped or the process ends.
     ///
     /// # Errors
     /// [`LockError::Held`] while another owner lives.
     fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError>;
 
     /// Keeps owners away from this disk's root while it is read, until the guard is dropped or the process ends: a lock
-    /// of `path` that other readers have too. Creates and changes nothing; without the file there is no owner, and `None`
-    /// is returned.
+    /// of `path` that readers share. Creates and changes nothing; if there is no such file, there is no owner, and
+    /// `None` is returned.
     ///
     /// # Errors
     /// [`LockError::Held`] while an owner lives.
@@ -94,7 +95,7 @@ pub trait DiskFile: Send + Sync {
     /// the file. Sees every write that returned before.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// The system's error.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Writes all of `bytes` at `offset`, and lengthens the file if needed. After an error any part may have been
@@ -105,10 +106,10 @@ pub trait DiskFile: Send + Sync {
     /// system copies on write.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
-    /// The length in bytes.
+    /// Returns the length in bytes.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// The system's error.
     fn len(&self) -> io::Result<u64>;
 
     /// Whether the file has no bytes.
@@ -119,17 +120,18 @@ pub trait DiskFile: Send + Sync {
         Ok(self.len()? == 0)
     }
 
-    /// Lengthens the file to `len` bytes of written zeros, so that later writes within it take no space and change no
-    /// metadata. Slow: it writes that many bytes. Doesn't sync all of it: [`DiskFile::sync_data`] must follow.
+    /// Lengthens the file to `len` bytes of written zeros, so that later writes within it need no further space and
+    /// change no metadata. Slow: it writes that many bytes. It may leave some of them unsynced: [`DiskFile::sync_data`]
+    /// must follow.
     ///
     /// # Errors
-    /// [`io::ErrorKind::StorageFull`]: the file may have been lengthened in part.
+    /// [`io::ErrorKind::StorageFull`]: part of the length may have been added.
     fn allocate(&self, len: u64) -> io::Result<()>;
 
     /// Cuts or lengthens (with a hole) the file to `len` bytes.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// The system's error.
     fn truncate(&self, len: u64) -> io::Result<()>;
 
     /// Makes the file's bytes and length durable.
@@ -138,7 +140,7 @@ pub trait DiskFile: Send + Sync {
     /// must not retry: the system may have dropped the bytes, and a second call would succeed without them.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// The system's error.
     fn sync_data(&self) -> io::Result<()>;
 
     /// A hint that the whole file will be read soon.
@@ -148,13 +150,13 @@ pub trait DiskFile: Send + Sync {
     fn let_go(&self, _offset: u64, _len: u64) {}
 }
 
-/// What disks read and write at once.
+/// Unit in which disks read and write, in bytes.
 pub const BLOCK_BYTES: usize = 4096;
 
-/// How [`Disk::open`] treats a file that exists or doesn't.
+/// How [`Disk::open`] treats an existing or a missing file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
-    /// It must exist, and is only read: no permission to write is needed, and a write through it fails.
+    /// It must exist, and is only read: no permission to write is needed, and a write fails.
     Read,
     /// It must exist.
     Existing,
@@ -164,10 +166,10 @@ pub enum Open {
     Replace,
 }
 
-/// The ownership of a disk's root; given up when dropped.
+/// Exclusive ownership of a disk's root; released when dropped.
 pub trait DiskLock: Send + Sync {}
 
-/// Why a disk couldn't be locked.
+/// Reasons for which a disk cannot be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another owner lives.
@@ -178,12 +180,12 @@ pub enum LockError {
         /// The owner's process id, if it could be read.
         owner: Option<u32>,
     },
-    /// The lock file can't be used.
+    /// The lock file cannot be used.
     #[error("cannot lock {path}: {source}; check that the data directory exists and is writable")]
     Io {
         /// The lock file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -210,7 +212,7 @@ pub fn read_file(disk: &dyn Disk, path: &str, len_max: u64) -> io::Result<Vec<u8
 }
 
 /// Replaces a file so that a crash leaves the old or the new bytes, and returns once the new ones are durable: written
-/// beside it as `PATH.tmp`, synced, renamed, and the directory synced.
+/// to `PATH.tmp`, synced, renamed, and the directory synced.
 ///
 /// # Errors
 /// [`is_full`] before anything changed; after another error either version may be found.
@@ -218,7 +220,7 @@ pub fn replace_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()>
     let temporary = format!("{path}.tmp");
     let file = disk.open(&temporary, Open::Replace)?;
     if let Err(error) = file.write_at(bytes, 0) {
-        // Gives the space back; the write's error matters more than that of this.
+        // Frees the space; the error of the write matters more than an error of this removal.
         let _ = disk.remove(&temporary);
         return Err(error);
     }
@@ -230,27 +232,27 @@ pub fn replace_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()>
 /// Fills `buf` from `offset` on.
 ///
 /// # Errors
-/// [`io::ErrorKind::UnexpectedEof`] if the file ends before.
+/// [`io::ErrorKind::UnexpectedEof`] if the file ends earlier.
 pub fn read_exact_at(file: &dyn DiskFile, buf: &mut [u8], offset: u64) -> io::Result<()> {
     let read = file.read_at(buf, offset)?;
     if read == buf.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// Whether there was no room: on the disk, within a quota, or for another open file. It may pass.
+/// Whether an error means lack of space: on the disk, within a quota, or for another open file. It may be temporary.
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         || is_out_of_descriptors(error)
 }
 
-/// Whether the process or the system has as many files open as it may.
+/// Whether an error means that the process or the system has reached its limit of open files.
 #[must_use]
 pub fn is_out_of_descriptors(error: &io::Error) -> bool {
     let limits = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
     error.raw_os_error().is_some_and(|code| limits.contains(&code))
 }
 
-/// The directory of a path: `""` for the root's entries.
+/// Returns the directory of a path; `""` for entries of the root.
 #[must_use]
 pub fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(dir, _)| dir)

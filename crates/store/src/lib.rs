@@ -1,7 +1,7 @@
-//! Stead's storage: what survives a crash.
+//! Stead's storage: all state that survives a crash.
 //!
-//! Everything goes through [`disk::Disk`], which the simulated disk implements too, so that crashes, torn writes and
-//! full disks reach the code that production runs. Nothing here knows the protocol: records are bytes with a shard,
+//! Everything goes through [`disk::Disk`], which the simulated disk also implements, so that crashes, torn writes and
+//! full disks test the code that production runs. Nothing here knows the protocol: records are bytes with a shard,
 //! an epoch and an index.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! A directory of the operating system as a [`Disk`].
+//! A [`Disk`] in a directory of the operating system.
 
 use crate::aligned::Aligned;
 use crate::disk::{BLOCK_BYTES, Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename};
@@ -19,15 +19,16 @@ const ZEROS: usize = 1 << 20;
 #[derive(Debug)]
 pub struct RealDisk {
     root: PathBuf,
-    /// The directories that were synced, by path: the next sync needs no descriptor, of which there may be none left.
+    /// Directories that were synced, by path. They stay open, so that the next sync needs no descriptor when none is
+    /// left.
     dirs: Mutex<BTreeMap<PathBuf, Arc<File>>>,
 }
 
 impl RealDisk {
-    /// Uses a directory, which is created with its missing parents, durably.
+    /// Opens a directory, and creates it durably, with its parents, if it is missing.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// The system's error.
     pub fn open(root: impl Into<PathBuf>) -> io::Result<Self> {
         let root = std::path::absolute(root.into())?;
         let mut missing = Vec::new();
@@ -48,18 +49,18 @@ impl RealDisk {
         Self::open_existing(root)
     }
 
-    /// Uses a directory that must exist; creates and changes nothing by itself, so that it may be one that can only be read.
+    /// Opens a directory that must exist; creates and changes nothing, so it may be read-only.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// The system's error.
     pub fn open_existing(root: impl Into<PathBuf>) -> io::Result<Self> {
         let root = std::path::absolute(root.into())?;
-        // An unreadable or unlistable root is reported here and not at the first file.
+        // An unreadable root is reported here and not at the first file.
         fs::read_dir(&root)?;
         Ok(Self { root, dirs: Mutex::default() })
     }
 
-    /// The directory.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
@@ -98,7 +99,7 @@ impl Disk for RealDisk {
         }
         let mut options = OpenOptions::new();
         options.write(true).custom_flags(OFlags::DIRECT.bits() as i32);
-        // Not every file system can: then everything goes through its cache.
+        // Not every file system supports it: then everything goes through the cache.
         file.direct = options.open(self.path(path)?).ok();
         Ok(Box::new(file))
     }
@@ -106,7 +107,7 @@ impl Disk for RealDisk {
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.path(dir)?)? {
-            // A name that isn't UTF-8 is nobody's here: Stead writes none.
+            // Skips names that are not UTF-8: Stead writes none.
             if let Ok(name) = entry?.file_name().into_string() {
                 names.push(name);
             }
@@ -136,7 +137,7 @@ impl Disk for RealDisk {
         let path = self.path(dir)?;
         let held = self.dirs().get(&path).cloned();
         let held = match held {
-            // Another directory may have its name by now.
+            // Another directory may have this name by now.
             Some(held) if same_file(&held.metadata()?, &fs::metadata(&path)?) => held,
             _ => {
                 let opened = Arc::new(File::open(&path)?);
@@ -160,7 +161,7 @@ impl Disk for RealDisk {
         let failed = |source| LockError::Io { path: name.clone(), source };
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&full);
         let lock = flock(opened.map_err(failed)?, FlockOperation::NonBlockingLockExclusive, &name)?;
-        // The number only serves the message of those who come later; the lock itself is the system's.
+        // The number only serves the error message of later processes; the lock itself is the system's.
         lock.file.set_len(0).map_err(failed)?;
         writeln!(&lock.file, "{}", std::process::id()).map_err(failed)?;
         Ok(Box::new(lock))
@@ -192,12 +193,12 @@ fn same_file(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
-/// How long a lock is asked for again that this very process seems to hold.
+/// Time for which a lock is retried that this very process seems to hold.
 const FORKED_FOR: Duration = Duration::from_secs(2);
 
-/// Takes the system's lock of a file. The lock belongs to the open file, which is closed when another program is started,
-/// but not before: between its fork and its exec a child holds it too, also when the parent has given it up meanwhile. So a
-/// lock whose owner seems to be this process is asked for again for a while.
+/// Takes the system's lock of a file. The lock belongs to the open file, which is closed on exec: between fork and exec
+/// a child process holds the lock, too, even if the parent has released it meanwhile. So a lock whose owner seems to be
+/// this process is retried for a while.
 fn flock(file: File, operation: FlockOperation, name: &str) -> Result<RealLock, LockError> {
     let failed = |source| LockError::Io { path: name.to_owned(), source };
     let id = file.metadata().map(|data| (data.dev(), data.ino())).map_err(failed)?;
@@ -227,7 +228,7 @@ fn flock(file: File, operation: FlockOperation, name: &str) -> Result<RealLock, 
     }
 }
 
-/// The files of the locks that this process really holds as an owner, by device and inode.
+/// Device and inode of each lock file that this process owns.
 fn owned() -> MutexGuard<'static, BTreeSet<(u64, u64)>> {
     static OWNED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
     OWNED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -241,7 +242,7 @@ struct RealLock {
 
 impl Drop for RealLock {
     fn drop(&mut self) {
-        // Before the file is closed: another thread's lock comes after that.
+        // Before the file is closed: only after that can another thread take the lock.
         if self.is_owner {
             owned().remove(&self.id);
         }
@@ -252,7 +253,7 @@ impl DiskLock for RealLock {}
 
 struct RealFile {
     file: File,
-    /// The same file, past the system's cache.
+    /// The same file, opened to bypass the system's cache.
     direct: Option<File>,
 }
 
@@ -275,7 +276,7 @@ impl DiskFile for RealFile {
         match &self.direct {
             Some(direct) if fits(offset as usize) && fits(bytes.len()) && fits(bytes.as_ptr().addr()) => {
                 match direct.write_all_at(bytes, offset) {
-                    // Larger blocks than these are asked for.
+                    // The file system needs larger blocks.
                     Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                         self.file.write_all_at(bytes, offset)
                     }
@@ -295,12 +296,15 @@ impl DiskFile for RealFile {
         if start >= len {
             return Ok(());
         }
-        // Fails at once and whole if there is no room. Not every file system can: then the zeros find out.
+        // Fails at once, without a partial result, if there is no space. Without support by the file system, writing
+        // the zeros
+        // finds that out.
         match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), start, len - start) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(error) => return Err(error.into()),
         }
-        // Reserved blocks are marked unwritten, and the first write to each would change metadata: so write them now.
+        // Reserved blocks are marked unwritten, and the first write to each would change metadata: so they are written
+        // now.
         let mut zeros = Aligned::with_room(ZEROS);
         zeros.pad(ZEROS);
         let mut at = start;
@@ -322,7 +326,7 @@ impl DiskFile for RealFile {
     }
 
     fn read_ahead(&self) {
-        // Only a hint: a file system that refuses it reads correctly all the same.
+        // Only a hint: reading works without it.
         let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::Sequential);
         let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::WillNeed);
     }
@@ -356,7 +360,8 @@ mod tests {
             let (block, blocks) = (rng.usize(0..7), rng.usize(1..=2));
             aligned.make_room(blocks * BLOCK_BYTES);
             aligned.extend(&vec![round; blocks * BLOCK_BYTES]);
-            // Some bytes less go through the cache, and leave a page there that is not on the disk yet.
+            // A write that is shorter by some bytes goes through the cache, and leaves a page there that is not on the
+            // disk yet.
             let bytes = &aligned.bytes()[if rng.bool() { 0 } else { 100 }..];
             let at = block * BLOCK_BYTES;
             file.write_at(bytes, at as u64).unwrap();

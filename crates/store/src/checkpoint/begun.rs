@@ -1,6 +1,7 @@
-//! Checks that have begun: a mark for each, durable before a service's check runs, and deleted once that has ended.
+//! Marks of checks that have begun: each is durable before a service's check runs, and deleted once the check has
+//! ended.
 //!
-//! A check is the user's code, and may end the process. A mark that is left says which check, and over which checkpoint.
+//! A check is the user's code, and may end the process. A mark that is left names that check and its checkpoint.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::checks::CHECKS;
@@ -12,28 +13,28 @@ use stead_core::ids::{Colour, Incarnation};
 
 const KIND_BEGUN: &str = "begun";
 const PREFIX: &str = "begun-";
-/// Most bytes of a mark.
+/// Maximum number of bytes of a mark.
 const BEGUN_MAX: u64 = 4096;
 
 /// The mark of a check that has begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Begun {
-    /// The life of the cluster.
+    /// The incarnation of the cluster.
     #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// The checkpoint.
     #[serde(with = "ColourNumber")]
     pub number: Colour,
-    /// The service whose check it is.
+    /// The service of the check.
     pub service: String,
 }
 
 impl Begun {
-    /// Stores the mark and returns its name, which `serial` distinguishes from those of other marks of the checkpoint.
+    /// Stores the mark and returns its name, which `serial` distinguishes from other marks of the checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError`]; the check must not run then.
+    /// [`CheckpointError`]; then the check must not run.
     pub fn store(&self, store: &dyn BlobStore, mut serial: u64) -> Result<String, CheckpointError> {
         loop {
             let name = format!("{CHECKS}{PREFIX}{:020}-{serial:016x}.json", self.number.0);
@@ -53,7 +54,7 @@ impl Begun {
     }
 }
 
-/// The names of all marks, those of older checkpoints first.
+/// Returns the names of all marks, those of older checkpoints first.
 ///
 /// # Errors
 /// [`StoreError`].

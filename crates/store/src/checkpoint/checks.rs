@@ -1,7 +1,7 @@
-//! The results of the services' checks at a checkpoint: a small object beside the manifest, which is written before they run.
+//! The results of the services' checks at a checkpoint: a small object beside the manifest, written after the checks.
 //!
 //! It has the manifest's envelope, is written once unless a check was left out, and is collected with its checkpoint. A
-//! checkpoint without one, and without results in its manifest, was not checked.
+//! checkpoint without such an object, and without results in its manifest, was not checked.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::begun::is_begun;
@@ -14,15 +14,15 @@ use stead_core::ids::{Colour, Incarnation, Time};
 
 /// The directory of the results of checks.
 pub const CHECKS: &str = "checks/";
-/// Most bytes of such an object.
+/// Maximum number of bytes of such an object.
 const CHECKS_MAX: u64 = 16 << 20;
 const KIND_CHECKS: &str = "checks";
 
-/// The outcome of checks that services declare, as far as it is known.
+/// The known outcome of checks that services declare.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckOutcome {
-    /// They were not run, or not all of them, or no service declares one.
+    /// Some or all of them were not run, or no service declares one.
     #[default]
     NotChecked,
     /// All were run, and hold.
@@ -32,7 +32,7 @@ pub enum CheckOutcome {
 }
 
 impl CheckOutcome {
-    /// The outcome of several checks together.
+    /// Returns the outcome of several checks together.
     #[must_use]
     pub fn of(outcomes: impl IntoIterator<Item = Self>) -> Self {
         let mut all = None;
@@ -74,20 +74,20 @@ impl CheckResult {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checked {
-    /// The life of the cluster.
+    /// The incarnation of the cluster.
     #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// The checkpoint.
     #[serde(with = "ColourNumber")]
     pub number: Colour,
-    /// When the checks ended, in microseconds since the Unix epoch.
+    /// The end of the checks, in microseconds since the Unix epoch.
     #[serde(with = "Micros")]
     pub checked: Time,
     /// The results by service.
     pub results: Vec<CheckResult>,
 }
 
-/// The name of the object with the results of a checkpoint's checks.
+/// Returns the name of the object with the results of a checkpoint's checks.
 #[must_use]
 pub fn checks_name(number: Colour) -> String {
     format!("{CHECKS}{:020}.json", number.0)
@@ -99,7 +99,7 @@ fn checks_number(name: &str) -> Option<Colour> {
 }
 
 impl Checked {
-    /// Stores the results. Those that are there already stay, unless a check was left out and none failed.
+    /// Stores the results. Existing results stay, unless a check was left out of them and none failed.
     ///
     /// # Errors
     /// [`CheckpointError`].
@@ -115,7 +115,7 @@ impl Checked {
         Ok(put)
     }
 
-    /// The outcome of all the checks together.
+    /// Returns the outcome of all checks together.
     #[must_use]
     pub fn outcome(&self) -> CheckOutcome {
         CheckOutcome::of(self.results.iter().map(CheckResult::outcome))
@@ -129,7 +129,7 @@ impl Checked {
 /// Reads the results of a checkpoint's checks: those beside the manifest, or those in it; empty if it was not checked.
 ///
 /// # Errors
-/// [`CheckpointError`] if there are some that can't be read, or are of another checkpoint.
+/// [`CheckpointError`] if results exist but cannot be read, or are of another checkpoint.
 pub fn recorded_checks(
     store: &dyn BlobStore,
     manifest: &Manifest,
@@ -138,8 +138,8 @@ pub fn recorded_checks(
     Ok(beside.unwrap_or_else(|| manifest.checks.clone()))
 }
 
-/// Reads the results of a checkpoint's checks that stand beside its manifest; `None` if there are none yet. They change
-/// only while a check is left out of them.
+/// Reads the results beside a checkpoint's manifest; `None` if there are none yet. They change only while a check is
+/// left out of them.
 ///
 /// # Errors
 /// As [`recorded_checks`].
@@ -159,14 +159,14 @@ pub fn checks_beside(
     Ok(Some(checked.results))
 }
 
-/// Lists the results of checks, with the checkpoint that each is about, if its name says so. Marks of checks that did not
-/// end are none: they are counted.
+/// Lists the results of checks, with the checkpoint that the name gives, if any. Marks of checks that did not end are
+/// left out.
 pub(crate) fn list_checks(store: &dyn BlobStore) -> Result<Vec<(String, Option<Colour>)>, CheckpointError> {
     let names = store.list(CHECKS)?.into_iter().filter(|name| !is_begun(name));
     Ok(names.map(|name| (name.clone(), checks_number(&name))).collect())
 }
 
-/// Copies the results of a checkpoint that is about to be copied, and those that have come since others were.
+/// Copies the results of a checkpoint that is about to be copied, and those that were written since earlier copies.
 pub(crate) fn copy_checks(
     from: &dyn BlobStore,
     to: &dyn BlobStore,

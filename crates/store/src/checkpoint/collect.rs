@@ -1,7 +1,7 @@
-//! Deleting what no checkpoint needs any more, as [`retention`](stead_core::checkpointing::retention) chooses.
+//! Deletes objects that no checkpoint needs any more, as [`retention`](stead_core::checkpointing::retention) selects.
 //!
-//! A manifest that can't be read stops the collection before anything is deleted, because it is not known which bundles it
-//! needs. [`Sealed::store`](crate::checkpoint::write::Sealed::store) refuses to complete a number whose tombstone may have
+//! A manifest that cannot be read stops the collection before anything is deleted, because its bundles are unknown.
+//! [`Sealed::store`](crate::checkpoint::write::Sealed::store) refuses to complete a number whose tombstone may have
 //! been deleted.
 
 use crate::checkpoint::CheckpointError;
@@ -18,7 +18,7 @@ use thiserror::Error;
 /// The directory of bundles.
 const BUNDLES: &str = "bundles/";
 
-/// What a collection deleted.
+/// The objects that a collection deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Checkpoints.
@@ -34,7 +34,7 @@ pub struct Collected {
 /// Takes the inventories of one store. The owner of the store alone may collect: one collector in one process.
 #[derive(Clone, Debug, Default)]
 pub struct Stock {
-    /// The decisions that were read. They never change, so that each is read once.
+    /// The decisions that were read. They never change, so each is read once.
     decided: BTreeMap<Colour, Known>,
 }
 
@@ -42,7 +42,7 @@ pub struct Stock {
 #[derive(Clone, Debug)]
 struct Known {
     incarnation: Incarnation,
-    /// The bundles of a checkpoint; none for a tombstone.
+    /// The bundles of a checkpoint; `None` for a tombstone.
     bundles: Option<Vec<String>>,
 }
 
@@ -60,29 +60,29 @@ impl Known {
 }
 
 impl Stock {
-    /// Nothing is known yet: the first inventory reads every decision.
+    /// Creates an empty one: the first inventory reads every decision.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Lists what the store holds.
+    /// Lists the objects of the store.
     ///
     /// # Errors
-    /// [`CheckpointError`] if any manifest can't be read, or is of another incarnation.
+    /// [`CheckpointError`] if any manifest cannot be read, or is of another incarnation.
     pub fn inventory(
         &mut self,
         store: &dyn BlobStore,
         incarnation: Incarnation,
     ) -> Result<Inventory, CheckpointError> {
-        // Listed first: a bundle that comes after the manifests were read is not in this list.
+        // Listed first: a bundle that is written after the manifests were read is not in this list.
         let bundles = store.list(BUNDLES)?;
         self.read_new(store, incarnation)?;
         let decided = self.decided.iter().map(|(number, known)| (*number, known.bundles.clone())).collect();
         Ok(Inventory { bundles, decided, results: list_checks(store)? })
     }
 
-    /// Reads the decisions that it does not know yet, and forgets those that are gone.
+    /// Reads new decisions, and removes those whose objects are gone.
     fn read_new(&mut self, store: &dyn BlobStore, incarnation: Incarnation) -> Result<(), CheckpointError> {
         let numbers: BTreeSet<Colour> = decided_numbers(store)?.into_iter().collect();
         self.decided.retain(|number, _| numbers.contains(number));
@@ -102,11 +102,11 @@ impl Stock {
     /// Deletes an object.
     ///
     /// # Errors
-    /// The store's: then it may or may not be there.
+    /// The store's; then the object may or may not exist.
     pub fn delete(&mut self, store: &dyn BlobStore, garbage: &Garbage) -> Result<(), CheckpointError> {
         match garbage {
             Garbage::Checkpoint(number) | Garbage::Tombstone(number) => {
-                // It is forgotten first: after an error it is read again if it is still there.
+                // Removed first: after an error it is read again if it still exists.
                 self.decided.remove(number);
                 Ok(store.delete(&manifest_name(*number))?)
             }
@@ -123,7 +123,7 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A collector that has seen nothing yet: it reads every decision once, and every grace period begins.
+    /// Creates a collector that has read nothing: it reads every decision once, and starts every grace period.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -133,8 +133,8 @@ impl Collector {
     /// decided one. `in_use` is as for [`Chooser::choose`].
     ///
     /// # Errors
-    /// [`CheckpointError`] if any manifest can't be read, or is of another incarnation: then nothing was deleted. After the
-    /// store's error some was; the next collection goes on.
+    /// [`CheckpointError`] if any manifest cannot be read, or is of another incarnation: then nothing was deleted.
+    /// After an error of the store some objects may have been deleted; the next collection continues.
     pub fn collect(
         &mut self,
         store: &dyn BlobStore,
@@ -159,21 +159,21 @@ impl Collector {
     }
 }
 
-/// Why a checkpoint was not deleted.
+/// Reasons for which a checkpoint was not deleted.
 #[derive(Debug, Error)]
 pub enum DeleteError {
     /// A restart needs it.
     #[error("checkpoint {0} is the newest: a restart needs it; take another one first")]
     Newest(Colour),
-    /// Somebody reads it.
+    /// It is being read.
     #[error("checkpoint {0} is in use; try again when it is not")]
     Pinned(Colour),
-    /// It does not exist or can't be read.
+    /// It does not exist or cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }
 
-/// Deletes one checkpoint; its bundles go with the next collection.
+/// Deletes one checkpoint; the next collection deletes its bundles.
 ///
 /// # Errors
 /// [`DeleteError`].

@@ -1,4 +1,4 @@
-//! Reading the parts of a checkpoint back into records, every checksum checked.
+//! Reads the parts of a checkpoint back into records, and verifies every checksum.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BLOCK_HEADER_LEN, Block, Bundle, Section};
@@ -11,21 +11,21 @@ use stead_core::record::RecordKey;
 use stead_core::records::{Records, decode_records};
 use stead_core::state::{Header, State};
 
-/// Most bytes that are read at once, unless one block is larger.
+/// Maximum number of bytes read at once, unless one block is larger.
 const READ_BYTES: usize = 4 << 20;
-/// Blocks of other shards are read over if they are no longer than this.
+/// Blocks of other shards up to this length are read along with their neighbours.
 const GAP_BYTES: u64 = 256 << 10;
 
 /// A part as it was at its marker; its hashes are those of the manifest.
 pub struct LoadedPart {
-    /// What it holds beside the records.
+    /// All of the part's state besides its records.
     pub header: Header,
     /// The records; all of them count as held by a snapshot.
     pub records: Records,
 }
 
 impl LoadedPart {
-    /// The shard's state at its marker.
+    /// Returns the shard's state at its marker.
     ///
     /// # Errors
     /// [`CheckpointError::Damaged`] if a record is not of its kind.
@@ -35,7 +35,7 @@ impl LoadedPart {
     }
 }
 
-/// The bundles of a manifest, opened and checked.
+/// The bundles of a manifest, opened and verified.
 pub struct Bundles<'a> {
     manifest: &'a Manifest,
     bundles: Vec<Bundle>,
@@ -45,7 +45,7 @@ impl<'a> Bundles<'a> {
     /// Opens all bundles that a manifest refers to.
     ///
     /// # Errors
-    /// [`CheckpointError`] if one is missing, damaged or another one.
+    /// [`CheckpointError`] if one is missing, damaged or not the one in the manifest.
     pub fn open(store: &dyn BlobStore, manifest: &'a Manifest) -> Result<Self, CheckpointError> {
         let open = |wanted| Bundle::open(store, wanted, manifest.incarnation);
         let bundles = manifest.bundles.iter().map(open).collect::<Result<_, _>>()?;
@@ -76,11 +76,11 @@ impl<'a> Bundles<'a> {
         Ok(header)
     }
 
-    /// Shows every record of the sections of some parts to `visit`: for each shard the oldest sections first. Reads each
-    /// bundle once, in order.
+    /// Passes every record of the sections of some parts to `visit`: for each shard the oldest sections first. Reads
+    /// each bundle once, in order.
     ///
     /// # Errors
-    /// [`CheckpointError`] if something is damaged, or what `visit` returns.
+    /// [`CheckpointError`] if something is damaged, or the error of `visit`.
     pub fn visit_records(
         &self,
         parts: &[&Part],
@@ -117,7 +117,7 @@ impl<'a> Bundles<'a> {
         for part in parts {
             let header = self.header(part)?;
             let mut records = Records::new();
-            // What the number can't be true for is told by the sections that are there; it must not decide an allocation before.
+            // The recorded number may be false: the size of the stored sections bounds the allocation.
             let stored = |section: &SectionRef| self.bundles[section.bundle as usize].section(part.shard);
             let bytes: u64 = part.sections.iter().filter_map(stored).map(Section::bytes).sum();
             records.reserve(header.records.min(bytes / 7) as usize);
@@ -146,7 +146,7 @@ impl<'a> Bundles<'a> {
     }
 }
 
-/// Reads neighbouring blocks together, checks each, and shows its records.
+/// Reads neighbouring blocks together, verifies each, and passes its records on.
 pub(crate) fn visit_blocks(
     bundle: &Bundle,
     mut blocks: &[(ShardId, Block)],
@@ -239,7 +239,7 @@ pub fn load_parts(
 fn groups(parts: &[Part], count: usize) -> Vec<Vec<&Part>> {
     let mut groups: Vec<(u64, Vec<&Part>)> = vec![(0, Vec::new()); count.clamp(1, parts.len().max(1))];
     for part in parts {
-        // The numbers are the manifest's, and nothing has compared them with the sections yet.
+        // The numbers are the manifest's, and have not been compared with the sections yet.
         let bytes = part
             .sections
             .iter()

@@ -1,8 +1,8 @@
-//! Checkpoints as they are stored: bundles of sections, manifests, and all that reads, merges, checks and deletes them.
+//! Stored checkpoints: bundles of sections, manifests, and the code that reads, merges, checks and deletes them.
 //!
 //! A checkpoint exists once its manifest does. The manifest names for each shard the sections that make up its part,
-//! oldest first; sections of all shards of a node lie together in bundles, one new bundle for each checkpoint. Nothing
-//! that is stored is ever changed: compaction writes new bundles, and the next manifest refers to them.
+//! oldest first; sections of all shards of a node are stored together in bundles, one new bundle for each checkpoint.
+//! Stored objects are never changed: compaction writes new bundles, and the next manifest refers to them.
 
 pub mod begun;
 pub mod bundle;
@@ -28,18 +28,18 @@ use stead_core::ids::{Colour, Incarnation, ShardId};
 use stead_core::topology::TopologyError;
 use thiserror::Error;
 
-/// Why a checkpoint can't be written, read or used.
+/// Reasons for which a checkpoint cannot be written, read or used.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An object is not what was written.
+    /// An object differs from the one that was written.
     #[error("{name} is damaged: {reason}; use an older checkpoint or a copy of this one")]
     Damaged {
         /// The object.
         name: String,
-        /// What does not hold.
+        /// The failed check.
         reason: String,
     },
     /// An object of a format that this program does not know.
@@ -49,20 +49,20 @@ pub enum CheckpointError {
         name: String,
         /// Its version.
         found: u64,
-        /// The version that is known.
+        /// The version that this program knows.
         known: u32,
     },
-    /// An object that no reader would take. It was not written.
+    /// An object would be over the limit of readers. It was not written.
     #[error("{name} would have {len} bytes, over the limit of {max}; use fewer shards, or split the cluster")]
     TooLarge {
         /// The object.
         name: String,
         /// Its bytes.
         len: u64,
-        /// What readers take.
+        /// The limit of readers.
         max: u64,
     },
-    /// An object of another life of the cluster.
+    /// An object of another incarnation of the cluster.
     #[error(
         "{name} belongs to incarnation {found}, not to {expected}; files of two clusters or incarnations were mixed"
     )]
@@ -71,10 +71,10 @@ pub enum CheckpointError {
         name: String,
         /// Its incarnation.
         found: Incarnation,
-        /// The one that was expected.
+        /// The expected one.
         expected: Incarnation,
     },
-    /// The number has no object: no such checkpoint, or its manifest was deleted.
+    /// There is no such checkpoint, or its manifest was deleted.
     #[error("checkpoint {0} does not exist in this store; list its checkpoints to see which do")]
     Unknown(Colour),
     /// The checkpoint failed, and its number stays unused.
@@ -82,10 +82,10 @@ pub enum CheckpointError {
     GivenUp {
         /// Its number.
         number: Colour,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The number is decided otherwise, or passed over by a greater one that is.
+    /// The number is decided differently, or a greater one is decided.
     #[error(
         "checkpoint {0} is decided already by another manifest or tombstone, or a greater number is; take the next number"
     )]
@@ -99,33 +99,33 @@ pub enum CheckpointError {
         name: String,
         /// The shard.
         shard: ShardId,
-        /// What differs.
+        /// The quantity that differs.
         what: &'static str,
-        /// As loaded.
+        /// The loaded value.
         found: String,
-        /// As recorded.
+        /// The recorded value.
         expected: String,
     },
-    /// The topology in a manifest can't be.
-    #[error("{name} holds an impossible topology: {source}")]
+    /// The topology in a manifest is invalid.
+    #[error("{name} has an invalid topology: {source}")]
     Topology {
         /// The manifest.
         name: String,
-        /// Why.
+        /// The reason.
         source: TopologyError,
     },
-    /// The parts that were given don't make up the checkpoint.
+    /// The given parts do not make up the checkpoint.
     #[error("cannot complete checkpoint {number}: {reason}")]
     Incomplete {
         /// Its number.
         number: Colour,
-        /// What is missing or too much.
+        /// The missing or surplus part.
         reason: String,
     },
-    /// The target of copies is another's.
+    /// The target of copies belongs to another cluster.
     #[error("cannot copy checkpoints there: {reason}; use another address, or another prefix of this one")]
     Target {
-        /// What is there.
+        /// What the target contains.
         reason: String,
     },
 }
@@ -135,13 +135,13 @@ impl CheckpointError {
         Self::Damaged { name: name.to_owned(), reason: reason.into() }
     }
 
-    /// Checks the length of what is about to be written against what readers take.
+    /// Checks the length of an object before it is written against the limit of readers.
     pub(crate) fn check_len(name: &str, len: usize, max: u64) -> Result<(), Self> {
         let len = len as u64;
         if len > max { Err(Self::TooLarge { name: name.to_owned(), len, max }) } else { Ok(()) }
     }
 
-    /// Whether the cause is a store without room.
+    /// Whether the cause is a full store.
     #[must_use]
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_full())

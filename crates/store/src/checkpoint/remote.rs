@@ -1,5 +1,5 @@
-//! Checkpoints behind an address: `file:///path` is a directory elsewhere, `s3://bucket/prefix` is S3 or a service that
-//! speaks its language, for which the cargo feature `s3` is needed.
+//! Stores of checkpoints by address: `file:///path` is a directory, `s3://bucket/prefix` is S3 or a compatible service,
+//! for which the cargo feature `s3` is needed.
 
 use super::directory::Directory;
 use super::store::{BlobStore, StoreError};
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Breaks off the calls of stores, from any thread: those that run and all later ones fail at once. Clones are one.
+/// Cancels the calls of stores from any thread: running and later calls fail at once. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Cancel(pub(super) Arc<watch::Sender<bool>>);
 
@@ -21,31 +21,31 @@ impl Default for Cancel {
 impl Cancel {
     pub(super) const REASON: &str = "it was interrupted: the node is stopping";
 
-    /// Breaks off, for good.
+    /// Cancels all calls, permanently.
     pub fn cancel(&self) {
         self.0.send_replace(true);
     }
 
-    /// Whether it was.
+    /// Whether the calls were cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         *self.0.borrow()
     }
 }
 
-/// Opens the store behind `file:///path` (the directory is made if it is missing) or `s3://bucket/prefix`. `options` are
-/// those of S3, like `region`, `endpoint`, `access_key_id`, `secret_access_key` or `allow_http`; they come before the
+/// Opens the store behind `file:///path` (the directory is created if it is missing) or `s3://bucket/prefix`. `options`
+/// are those of S3, like `region`, `endpoint`, `access_key_id`, `secret_access_key` or `allow_http`; they override the
 /// environment variables `AWS_…`.
 ///
 /// # Errors
-/// [`StoreError::Address`] if the address or an option is invalid, or credentials are missing. Whether the service answers
-/// is not tried.
+/// [`StoreError::Address`] if the address or an option is invalid, or credentials are missing. The service is not
+/// contacted.
 pub fn open(address: &str, options: &BTreeMap<String, String>) -> Result<Arc<dyn BlobStore>, StoreError> {
     open_until(address, options, Cancel::default())
 }
 
-/// An address with what stands before an `@` of its bucket left out, and whether there is such a thing: a name and a password
-/// in most URLs, but nothing that a bucket's name may have.
+/// Returns an address whose text before an `@` of its bucket is replaced by `...`, and whether there was any: in most
+/// URLs it is a name and a password, and a bucket's name cannot contain an `@`.
 #[must_use]
 pub fn without_credentials(address: &str) -> (Cow<'_, str>, bool) {
     let bucket = address.strip_prefix("s3://").and_then(|rest| rest.split('/').next());
@@ -55,10 +55,10 @@ pub fn without_credentials(address: &str) -> (Cow<'_, str>, bool) {
     }
 }
 
-/// As [`open`], with calls that can be broken off.
+/// As [`open`], with calls that can be cancelled.
 ///
 /// # Errors
-/// As there.
+/// As [`open`].
 pub fn open_until(
     address: &str,
     options: &BTreeMap<String, String>,

@@ -1,7 +1,8 @@
-//! Whether a checkpoint is a consistent cut, recomputed from its stored parts alone.
+//! Verifies that a checkpoint is a consistent cut, recomputed from its stored parts alone.
 //!
-//! A cut is consistent if no message is received in it that is not sent in it. What is sent and not received is in
-//! flight, and must lie in the sender's outbox, whole and in order: nothing is in transit outside the checkpoint.
+//! A cut is consistent if no message is received in it that is not sent in it. Messages that are sent and not received
+//! are in flight, and must be in the sender's outbox, complete and in order: nothing is in transit outside the
+//! checkpoint.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::checks::{CheckOutcome, recorded_checks};
@@ -16,7 +17,7 @@ use stead_core::state::{Header, Message, Outbox, State};
 use stead_core::topology::Topology;
 use thiserror::Error;
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The checkpoint.
@@ -32,11 +33,11 @@ pub struct Report {
     pub received: u64,
     /// Channels with messages in flight, by sender, then receiver.
     pub in_flight: Vec<InFlight>,
-    /// The outcome of the checks that services declare, over all of them.
+    /// The outcome of all checks that services declare.
     pub check: CheckOutcome,
-    /// The same by service. A service whose code is here and declares no check is left out.
+    /// The outcome by service. A service whose code is here and declares no check is left out.
     pub checks: Vec<ServiceCheck>,
-    /// What does not hold; empty for a consistent cut.
+    /// The inconsistencies; empty for a consistent cut.
     #[serde(serialize_with = "texts")]
     pub inconsistencies: Vec<Inconsistency>,
 }
@@ -48,11 +49,11 @@ pub struct ServiceCheck {
     pub service: String,
     /// Whether it holds; `not_checked` if its code is not here and no result is stored.
     pub outcome: CheckOutcome,
-    /// The rule that does not hold, as the check says it.
+    /// The violated rule, in the words of the check.
     pub failure: Option<String>,
 }
 
-/// The result of a service's code on a cut.
+/// The result of a service's check of a cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// It declares no check.
@@ -70,7 +71,7 @@ impl Report {
         self.inconsistencies.is_empty() && self.check != CheckOutcome::Failed
     }
 
-    /// The number of messages in flight.
+    /// Returns the number of messages in flight.
     #[must_use]
     pub fn messages_in_flight(&self) -> u64 {
         self.in_flight.iter().map(|channel| channel.messages).sum()
@@ -81,7 +82,7 @@ fn texts<S: serde::Serializer>(found: &[Inconsistency], serializer: S) -> Result
     serializer.collect_seq(found.iter().map(ToString::to_string))
 }
 
-/// Something that does not hold in a cut.
+/// An inconsistency of a cut.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Inconsistency {
     /// A shard has no part.
@@ -90,7 +91,7 @@ pub enum Inconsistency {
         /// The shard.
         shard: ShardId,
     },
-    /// Two parts of one shard, or a part of none.
+    /// A shard has two parts, or a part is of no shard.
     #[error("the part of shard {shard} is superfluous: the topology has no such shard")]
     Surplus {
         /// The shard.
@@ -141,12 +142,12 @@ pub enum Inconsistency {
         from: ShardId,
         /// The receiver.
         to: ShardId,
-        /// What is there.
+        /// The message found.
         found: Seq,
-        /// What should be.
+        /// The message expected.
         expected: Seq,
     },
-    /// A message in an outbox is from after the marker.
+    /// A message in an outbox was sent after the marker.
     #[error("channel {from} -> {to}: message {seq} was sent after the marker of shard {from}")]
     SentAfterMarker {
         /// The sender.
@@ -164,7 +165,7 @@ pub enum Inconsistency {
         /// The receiver.
         to: ShardId,
     },
-    /// The manifest counts otherwise.
+    /// The manifest has another count.
     #[error(
         "channel {from} -> {to}: {found} messages of {found_bytes} bytes are in flight, and the manifest says {recorded} of {recorded_bytes}"
     )]
@@ -182,24 +183,24 @@ pub enum Inconsistency {
         /// Their bytes in the manifest.
         recorded_bytes: u64,
     },
-    /// A sum of the manifest is not that of the parts.
+    /// A sum in the manifest differs from that of the parts.
     #[error("the parts have {found} {what}, and the manifest says {recorded}")]
     Total {
-        /// Of what.
+        /// The summed quantity.
         what: &'static str,
-        /// As counted.
+        /// The sum of the parts.
         found: u64,
-        /// As recorded.
+        /// The sum in the manifest.
         recorded: u64,
     },
 }
 
-/// The messages of an outbox that the receiver has not received.
+/// Returns the messages of an outbox that the receiver has not received.
 pub(crate) fn undelivered(outbox: &Outbox, received: Seq) -> impl Iterator<Item = &Message> {
     outbox.messages.iter().filter(move |message| message.seq > received)
 }
 
-/// Messages sent and not received, by channel: outbox minus received. Channels without any are left out.
+/// Returns the messages sent and not received, by channel: outbox minus received. Empty channels are left out.
 #[must_use]
 pub fn in_flight(headers: &[Header]) -> Vec<InFlight> {
     let received: BTreeMap<ShardId, &BTreeMap<ShardId, Seq>> =
@@ -224,7 +225,7 @@ pub fn in_flight(headers: &[Header]) -> Vec<InFlight> {
     channels
 }
 
-/// Checks that parts make up a consistent cut. Pure: it reads nothing but what it is given.
+/// Checks that parts make up a consistent cut. Pure: it depends only on its arguments.
 #[must_use]
 pub fn verify_cut(topology: &Topology, number: Colour, headers: &[Header]) -> Vec<Inconsistency> {
     let mut found = Vec::new();
@@ -283,8 +284,8 @@ fn verify_channel(
             found.push(Inconsistency::Order { from, to, found: message.seq, expected });
             return;
         }
-        // What is sent before a marker has a lower colour and a lower index; after a restore, the index at which the new log
-        // begins.
+        // A message sent before a marker has a lower colour and a lower index; after a restore, the index at which the
+        // new log begins.
         if message.index > sender.position.index || message.colour >= sender.position.colour {
             found.push(Inconsistency::SentAfterMarker { from, to, seq: message.seq });
         }
@@ -301,7 +302,7 @@ fn verify_channel(
     }
 }
 
-/// Compares what a manifest says with what its parts hold.
+/// Compares the counts of a manifest with its parts.
 fn verify_counts(manifest: &Manifest, counted: &[InFlight], headers: &[Header]) -> Vec<Inconsistency> {
     type Counts = BTreeMap<(ShardId, ShardId), (u64, u64)>;
     let by_channel = |list: &[InFlight]| -> Counts {
@@ -341,13 +342,13 @@ fn verify_counts(manifest: &Manifest, counted: &[InFlight], headers: &[Header]) 
     found
 }
 
-/// The results of the checks that were run now, and for other services those that are stored.
+/// Returns the results of the checks that were run now, and the stored ones of other services.
 fn checks_of(
     store: &dyn BlobStore,
     manifest: &Manifest,
     mut found: BTreeMap<String, Found>,
 ) -> Vec<ServiceCheck> {
-    // Results that can't be read are as good as none.
+    // Unreadable results are treated as missing.
     let stored = recorded_checks(store, manifest).unwrap_or_default();
     let mut checks = Vec::new();
     for service in &manifest.services {
@@ -366,11 +367,13 @@ fn checks_of(
     checks
 }
 
-/// Verifies a checkpoint from what is stored: every checksum and hash, the cut, the counts, and the checks that `check`
-/// runs over the loaded states, which come in the order of their shards. It returns what the services whose code it has say.
+/// Verifies a checkpoint from its stored objects: every checksum and hash, the cut, the counts, and the checks that
+/// `check` runs over the loaded states, which come in the order of their shards. `check` returns the results of the
+/// services whose
+/// code it has.
 ///
 /// # Errors
-/// [`CheckpointError`] if a part is missing, damaged or not the state that was written. An inconsistent cut is no
+/// [`CheckpointError`] if a part is missing, damaged or not the state that was written. An inconsistent cut is not an
 /// error: it is in the report.
 pub fn verify_checkpoint(
     store: &dyn BlobStore,

@@ -1,4 +1,4 @@
-//! Which of two errors a user sees.
+//! Which of two errors is reported.
 
 use crate::wal_log::{open, put, rec, small};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use stead_store::disk::Disk;
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Record, Wal, WalError, WalOptions};
 
-/// Refuses a gap, as a replay does.
+/// Refuses a gap, like a replay.
 fn replay(last: &mut u64) -> impl FnMut(Record<'_>) -> Result<(), std::io::Error> + '_ {
     |record| {
         let gap = *last > 0 && record.index.0 != *last + 1;
@@ -17,7 +17,7 @@ fn replay(last: &mut u64) -> impl FnMut(Record<'_>) -> Result<(), std::io::Error
 }
 
 #[test]
-fn damage_to_the_log_is_told_rather_than_what_a_reader_makes_of_it() {
+fn damage_to_the_log_is_reported_rather_than_its_effect_on_a_reader() {
     let disk = SimDisk::new(1);
     let (mut wal, _, _) = open(&disk, &small()).unwrap();
     for index in 1..=30 {

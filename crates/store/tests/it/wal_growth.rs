@@ -29,7 +29,7 @@ fn a_log_begins_short_and_its_segments_grow_with_it() {
     let grown = lengths(&disk);
     assert!(grown.windows(2).all(|pair| pair[0] <= pair[1] && pair[1] <= 2 * pair[0]), "{grown:?}");
     assert_eq!(grown.last(), Some(&8), "{grown:?}");
-    // What is trimmed is used again as long as it is long enough.
+    // Trimmed segments are reused as long as they are long enough.
     assert!(wal.trim(|_| Index(written)).unwrap() > 10);
     assert_eq!(wal.segment_bytes_next(), 8 * UNIT);
     assert_eq!(wal.stats().free, 2);
@@ -56,7 +56,7 @@ fn a_batch_of_the_limit_fits_into_a_log_of_short_segments() {
             wal.sync().unwrap();
             expected += 2;
         }
-        // Neither passed segments nor long ones confuse what comes after a crash.
+        // Neither skipped segments nor long ones affect writes after a crash.
         wal.append(&[batch(&[rec(5, 1, &[1; 192 << 10])])]).unwrap();
         disk.crash();
         disk.restart();
@@ -122,7 +122,7 @@ fn a_log_without_a_descriptor_for_its_next_segment_goes_on_when_there_is_one() {
     let (mut wal, _, _) = open(&disk, &options).unwrap();
     let mut written = 0;
     for round in 0..3 {
-        // What is open already is more than that.
+        // More files than this are open already.
         disk.set_open_files(Some(1));
         let error = loop {
             assert!(written < 1000, "round {round}: no descriptor was missing");
@@ -137,7 +137,7 @@ fn a_log_without_a_descriptor_for_its_next_segment_goes_on_when_there_is_one() {
         disk.set_open_files(None);
         written += 1;
         put(&mut wal, &rec(1, written, b"again"));
-        // The next round takes a segment that was trimmed.
+        // The next round reuses a trimmed segment.
         wal.trim(|_| Index(written)).unwrap();
     }
     drop(wal);

@@ -18,7 +18,7 @@ fn large(index: u64) -> Rec {
     rec(0, index, &[index as u8; 10_000])
 }
 
-/// The indexes of the records that are read; `meanwhile` runs before each is taken in.
+/// Returns the indexes of the records that are read; `meanwhile` runs before each is added.
 fn read(reader: &WalReader, mut meanwhile: impl FnMut(u64)) -> Result<Vec<u64>, WalError> {
     let mut seen = Vec::new();
     reader.read(|record| {
@@ -40,7 +40,7 @@ fn what_is_written_and_rolled_meanwhile_is_left_for_later() {
     assert_eq!(seen, [1, 2, 3, 4, 5]);
     assert!(wal.stats().segments > 8, "{:?}", wal.stats());
     assert_eq!(read(&reader, |_| {}).unwrap(), (1..=20).collect::<Vec<_>>());
-    // Appended and not synced: nobody may see it yet.
+    // Appended but not synced: it must not be visible yet.
     wal.append(&[batch(&[large(21)])]).unwrap();
     assert_eq!(read(&reader, |_| {}).unwrap().last(), Some(&20));
 }
@@ -60,7 +60,7 @@ fn what_is_trimmed_and_used_again_meanwhile_is_passed_over() {
     })
     .unwrap();
     assert!(before > 4, "the case needs segments");
-    // The segment that was being read is shown to its end.
+    // The segment that was being read is read to its end.
     let (first, rest) = seen.split_at(3);
     assert_eq!(first, [1, 2, 3]);
     assert!(rest[0] > 4 && rest[0] <= 9, "{seen:?}");
@@ -77,7 +77,7 @@ fn a_reader_that_has_seen_enough_reads_no_further() {
         seen += 1;
         Ok::<_, Infallible>(if seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     };
-    // The damage stands where nobody looks.
+    // The damage is in a segment that is not read.
     let last = disk.files().into_iter().filter(|path| path.ends_with(".log")).nth(3).unwrap();
     disk.flip_bit(&last, 5000, 1).unwrap();
     wal.reader().read(two).unwrap();
@@ -92,7 +92,7 @@ fn a_reader_that_has_seen_enough_reads_no_further() {
 }
 
 #[test]
-fn damage_to_what_is_durable_is_told() {
+fn damage_to_durable_records_is_reported() {
     for (at, damage) in [(1, Damage::Checksum), (0, Damage::Checksum)] {
         let disk = SimDisk::new(4);
         let (mut wal, ..) = open(&disk, &small()).unwrap();
@@ -135,7 +135,7 @@ fn a_reading_goes_on_from_a_batch_that_was_shown_and_from_the_oldest_if_that_is_
     let (rest, cost) = read_from(Some(end));
     assert_eq!(rest.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [12, 13]);
     assert!(cost * 2 < whole, "{cost} operations, {whole} for all");
-    // Its segment is given up, and may be used again.
+    // Its segment is released, and may be reused.
     assert!(wal.trim(|_| Index(8)).unwrap() > 2);
     let (oldest, _) = read_from(None);
     assert!(oldest[0].0 > 5);

@@ -6,7 +6,7 @@ use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Wal, WalError, WalOptions};
 
 #[test]
-fn a_full_disk_is_told_beforehand_and_appends_resume_when_there_is_room() {
+fn a_full_disk_is_reported_beforehand_and_appends_resume_when_there_is_room() {
     let disk = SimDisk::new(1);
     let (mut wal, _, _) = open(&disk, &small()).unwrap();
     disk.set_capacity(Some(disk.used()));
@@ -30,7 +30,7 @@ fn a_full_disk_is_told_beforehand_and_appends_resume_when_there_is_room() {
     assert!(matches!(wal.append(&[batch(&[rec(1, 99, b"x")])]), Err(WalError::NoSpace { .. })));
     wal.sync().unwrap();
 
-    // The same append succeeds later, and nothing of the failed ones is there.
+    // The same append succeeds later, and the failed ones have left nothing.
     disk.set_capacity(None);
     put(&mut wal, &rec(1, written + 1, b"resumed"));
     let (_, _, seen) = open(&disk, &small()).unwrap();
@@ -61,7 +61,7 @@ fn trimming_works_on_a_full_disk_and_makes_room() {
 #[test]
 fn a_trim_that_can_not_be_noted_on_a_full_disk_is_left_for_later() {
     let disk = SimDisk::new(1);
-    // Segments of another length are not reused, so that trimming one makes no segment ready.
+    // Segments of another length are not reused, so trimming one prepares no segment.
     let old = WalOptions { segment_bytes: 16 << 10, ..small() };
     let (mut wal, _, _) = open(&disk, &old).unwrap();
     let mut written = 0;

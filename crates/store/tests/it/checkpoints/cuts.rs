@@ -16,7 +16,7 @@ fn topology() -> Topology {
     topology
 }
 
-/// A part of checkpoint 1: its marker is entry 10.
+/// Returns a part of checkpoint 1, whose marker is entry 10.
 fn part(shard: ShardId) -> Header {
     let position =
         Position { index: Index(10), epoch: Epoch(1), time: Time(0), colour: Colour(1), served: None };
@@ -36,7 +36,7 @@ fn message(seq: u64) -> Message {
     }
 }
 
-/// The shard has sent messages up to `sent`, and its outbox still holds those from `from` on.
+/// Sets the last message sent to `sent`, with the messages from `from` on still in the outbox.
 fn sends(part: &mut Header, to: ShardId, sent: u64, from: u64) {
     let messages: VecDeque<_> = (from..=sent).map(message).collect();
     part.outboxes.insert(to, Outbox { next: Seq(sent + 1), messages });

@@ -1,6 +1,6 @@
-//! Checkpoints: written, loaded, merged, collected, verified, restored and recovered, against a model.
+//! Checkpoints: written, loaded, merged, collected, verified, restored and recovered, compared with a model.
 
-// The lint knows tests by their attribute, and so not what they share.
+// The lint knows tests by their attribute, and does not exempt their shared code.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

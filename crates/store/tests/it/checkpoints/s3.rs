@@ -1,4 +1,4 @@
-//! The suite of the stores against a real server that speaks S3's language; `scripts/s3-server.sh` installs it.
+//! The suite of the stores against a real server with the S3 protocol; `scripts/s3-server.sh` installs it.
 
 #[path = "s3_server.rs"]
 mod s3_server;
@@ -26,7 +26,7 @@ fn s3() {
     suite_of_parts(&*open("parts"));
     suite(&*open("some/where"));
     suite(&*open(""));
-    // Of many that create one object at once, one does, each time.
+    // Of many concurrent creations of one object, exactly one succeeds, in each round.
     let stores: Vec<Arc<dyn BlobStore>> = (0..8).map(|_| open("races")).collect();
     for round in 0..10 {
         let name = format!("manifests/{round}");

@@ -1,4 +1,4 @@
-//! A real server that speaks S3's language; `scripts/s3-server.sh` installs it. The tests of the command line start it, too.
+//! A real server with the S3 protocol; `scripts/s3-server.sh` installs it. The tests of the command line start it, too.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ pub(crate) struct S3Server {
 }
 
 impl S3Server {
-    /// `None` if it is not installed.
+    /// Starts a server; `None` if it is not installed.
     ///
     /// # Panics
     /// If it is not installed and `STEAD_REQUIRE_S3` is 1.
@@ -31,12 +31,12 @@ impl S3Server {
         let mut process = command.spawn().unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let port = loop {
-            let line = lines.next().expect("it tells its port before it ends").unwrap();
+            let line = lines.next().expect("it prints its port before it ends").unwrap();
             if let Some((_, port)) = line.rsplit_once("http://127.0.0.1:") {
                 break port.trim().parse().unwrap();
             }
         };
-        // It writes a line for each request, and would stop when nobody reads them.
+        // It writes a line for each request, and would block if its output were not read.
         std::thread::spawn(move || lines.for_each(drop));
         Some(Self { process, port })
     }

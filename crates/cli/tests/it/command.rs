@@ -170,7 +170,7 @@ fn all_dead_letters_that_fit_are_retried_or_deleted_page_by_page() {
 }
 
 #[test]
-fn dead_letters_are_listed_and_one_that_is_not_there_is_told() {
+fn dead_letters_are_listed_and_a_missing_one_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     for args in [&["dead-letter", "list", "--json"][..], &["dead-letter", "list", "kv", "--json"]] {
@@ -232,7 +232,7 @@ fn the_log_is_readable_with_and_without_a_server() {
 }
 
 #[test]
-fn wrong_usage_is_told_as_json_too() {
+fn wrong_usage_is_reported_as_json_too() {
     for (args, names) in [
         (&["call", "kv", "--json"][..], "<KEY>"),
         (&["--json", "call", "kv", "a", "1", "--nothing"], "--nothing"),
@@ -256,7 +256,7 @@ fn wrong_usage_is_told_as_json_too() {
 }
 
 #[test]
-fn a_benchmark_that_is_told_to_end_leaves_nothing() {
+fn an_interrupted_benchmark_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let count = || std::fs::read_dir(dir.path()).unwrap().count();
     let arguments = ["bench", "requests", "--data", dir.path().to_str().unwrap()];

@@ -152,7 +152,7 @@ fn bad_requests_are_refused_with_a_problem() {
 }
 
 #[test]
-fn one_connection_too_many_is_told_so() {
+fn one_connection_too_many_is_answered_503() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["--connections-max", "2"]);
     let connect = || {

@@ -77,7 +77,7 @@ fn a_server_shuts_down_at_a_signal() {
 }
 
 #[test]
-fn a_server_that_does_not_end_is_killed_when_it_is_told_a_second_time() {
+fn a_server_that_does_not_end_is_killed_by_a_second_signal() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_with(dir.path(), &[]);
     server.put("a", 1);
@@ -92,7 +92,7 @@ fn a_server_that_does_not_end_is_killed_when_it_is_told_a_second_time() {
 }
 
 #[test]
-fn a_server_without_a_supervisor_ends_at_once_when_it_is_told_a_second_time() {
+fn a_server_without_a_supervisor_ends_at_once_at_a_second_signal() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     server.put("a", 1);

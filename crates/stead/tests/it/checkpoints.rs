@@ -13,7 +13,7 @@ use stead::{
 };
 
 #[test]
-fn a_check_that_does_not_hold_is_told() {
+fn a_check_that_does_not_hold_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let node = builder(dir.path()).open().unwrap();
     node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(7)).unwrap();

@@ -144,7 +144,7 @@ impl Process for Courier {
 }
 
 #[test]
-fn raw_calls_get_what_typed_ones_get_and_misuse_is_told() {
+fn raw_calls_get_what_typed_ones_get_and_misuse_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let node = builder(dir.path()).open().unwrap();
     let client = node.blocking_client();

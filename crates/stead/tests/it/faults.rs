@@ -243,7 +243,7 @@ fn what_does_not_fit_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn a_client_without_a_session_is_told_that_the_disk_is_full() {
+fn a_client_without_a_session_is_refused_because_the_disk_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());
     let disk = FaultyDisk::open(dir.path(), &faults);

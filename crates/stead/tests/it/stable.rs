@@ -112,7 +112,7 @@ fn the_newest_checkpoints_are_copied_and_kept() {
 }
 
 #[test]
-fn a_failing_target_is_told_and_never_fails_the_work() {
+fn a_failing_target_is_reported_and_never_fails_the_work() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     // A file is where the directory should be.
     let target = other.path().join("target");

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_are_told_by_their_name() {
+    fn facts_are_formatted_by_their_name() {
         assert_eq!(fact("bytes_written", &Value::from(2048)), "2.0 KiB");
         assert_eq!(fact("records", &Value::from(2048)), "2048");
         assert_eq!(fact("duration", &serde_json::json!({"secs": 1, "nanos": 500_000})), "1.0 s");

@@ -272,7 +272,7 @@ fn an_interrupted_benchmark_leaves_nothing() {
 
 /// Slow: the figures of the machine, which accompany all others, take ten seconds.
 #[test]
-fn long_a_benchmark_tells_its_figures_and_leaves_nothing() {
+fn long_a_benchmark_prints_its_figures_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().to_str().unwrap();
     let tiny = ["--rounds", "1", "--seconds", "1", "--callers", "2", "--data", data, "--json"];

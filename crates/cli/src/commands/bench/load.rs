@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_tells_the_length_of_its_body() {
+    fn a_call_has_the_length_of_its_body() {
         let mut request = String::new();
         write_call(&mut request, 7, u32::MAX);
         assert!(request.starts_with("POST /v1/call/kv/k7 HTTP/1.1\r\n"));

@@ -20,8 +20,8 @@ pub(crate) struct Calls<C> {
     generation: u32,
     /// The slot at which the look for overdue calls goes on.
     looked: usize,
-    /// Bytes of the command that is obeyed, in the account of memory; the call that it opens takes them over.
-    pub(crate) obeyed_bytes: usize,
+    /// Bytes of the command that is performed, in the account of memory; the call that it opens takes them over.
+    pub(crate) command_bytes: usize,
 }
 
 /// A call that waits for its answer.
@@ -37,7 +37,7 @@ pub(crate) struct PendingCall<C> {
 
 impl<C> Default for Calls<C> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), generation: 0, looked: 0, obeyed_bytes: 0 }
+        Self { slots: Vec::new(), free: Vec::new(), generation: 0, looked: 0, command_bytes: 0 }
     }
 }
 
@@ -57,7 +57,7 @@ impl<C> Calls<C> {
     }
 
     /// Gives the memory of a rush of calls back, once it is over.
-    pub(crate) fn give_back(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         const KEPT: usize = 1024;
         if self.slots.capacity() > KEPT && self.is_empty() {
             let last = self.slots.drain(..).map(|(generation, _)| generation).max();
@@ -73,7 +73,7 @@ impl<C> Calls<C> {
     pub(crate) fn open(&mut self, reception: Reception<C>, again: Option<(ShardId, Input)>) -> u64 {
         let token = self.next_token();
         let at = self.free.pop().expect("the next token is that of a free slot");
-        let bytes = std::mem::take(&mut self.obeyed_bytes);
+        let bytes = std::mem::take(&mut self.command_bytes);
         self.slots[at as usize].1 = Some(PendingCall { reception, bytes, again, refused: None });
         token
     }
@@ -136,13 +136,13 @@ mod tests {
     fn a_rush_of_calls_leaves_no_memory_and_no_token_names_another_call() {
         let mut calls = Calls::default();
         let rush: Vec<u64> = (0..5000).map(|_| calls.open(reception(), None)).collect();
-        calls.give_back();
+        calls.shrink();
         assert!(calls.slots.capacity() >= 5000, "all of them wait");
         for (at, token) in rush.iter().enumerate() {
-            calls.obeyed_bytes = at;
+            calls.command_bytes = at;
             assert!(calls.close(*token).is_some());
         }
-        calls.give_back();
+        calls.shrink();
         assert!(calls.is_empty() && calls.slots.capacity() <= 1024 && calls.free.capacity() <= 1024);
         for _ in 0..5000 {
             let token = calls.open(reception(), None);

@@ -20,7 +20,7 @@ pub(crate) enum Command<C> {
     DeadLetter { shard: ShardId, letter: Index, order: Order, reception: Reception<C> },
     /// An operator deletes records of a process.
     Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reception: Reception<C> },
-    /// A client opens a session. Without a reception nobody waits: if it is refused, its requests will be.
+    /// A client opens a session. Without a reception no one waits: if it is refused, its requests will be.
     OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception<C>> },
     /// The same for every shard of this worker, from its so many-th on.
     Every { input: Input, from: usize },

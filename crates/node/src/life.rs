@@ -366,9 +366,9 @@ impl<E: Env> Life<E> {
                 let Some(at) = threads.iter().position(|(other, _)| *other == group) else { return };
                 threads.swap_remove(at).1
             };
-            // A handler may hold the last handle; its own thread can't be waited for.
+            // A handler may hold the last handle; its own thread cannot be waited for.
             if thread.thread().id() != std::thread::current().id() {
-                // A panic was caught in the thread and told.
+                // A panic was caught in the thread and reported.
                 let _ = thread.join();
             }
         }

@@ -1,41 +1,37 @@
-//! A worker thread: it owns shards, gives them their inputs, and performs what they ask for.
+//! The part that owns shards: it gives them their inputs, and performs what they ask for. `commands.rs` is what clients ask
+//! for, `effects.rs` what shards ask for, `snapshots.rs` the slices of their snapshots.
 //!
 //! Decides nothing about the protocol. In each turn it takes all that has come, and then hands on what came of it at
 //! once: one submission to the log, one batch of messages to each other worker.
 
+mod commands;
+mod effects;
+mod snapshots;
+
 use crate::bell::Bell;
-use crate::calls::{Calls, NO_CALL};
+use crate::calls::Calls;
 use crate::clock::Clock;
-use crate::env::{Caller, Env, NoAnswer, Reception, Watch};
+use crate::env::{Caller, Env, Watch};
 use crate::events;
 use crate::guarded::Guarded;
 use crate::inbox::Command;
-use crate::log::Submission;
 use crate::part::{Part, Turned};
 use crate::queries::Job;
 use crate::shared::Shared;
-use crate::snapshots::{Event, PIECE_BYTES};
-use crate::status::{WorkerStatus, shard_status};
-use crate::tasks::Step;
+use snapshots::Draining;
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use stead_core::clock::Now;
 use stead_core::handler::Handler;
-use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
-use stead_core::records::Piece;
+use stead_core::ids::{Epoch, Index, ShardId, Time};
 use stead_core::replica::EpochConfig;
 use stead_core::room;
-use stead_core::shard::{Answer, Effect, Input, Refusal, Shard};
+use stead_core::shard::{Effect, Input, Shard};
 use stead_store::wal::Batch;
 
-/// A submission over this many bytes goes to the log before the turn is over, so that the log never waits for work while
-/// there is some.
-const BATCH_BYTES: usize = 128 << 10;
 /// A change of the bytes that wait that is published in the account of the node's memory at once.
 const WAITING_BYTES: i64 = 4096;
-/// Bytes that the log adds to each entry.
-const RECORD_OVERHEAD: usize = 24;
 /// How long each part of a turn goes on before the next one comes: what was stored, commands, calls that are tried again,
 /// ticks, and what shards sent each other, in microseconds. Only a single call of a handler takes longer.
 const SLICE: u64 = 1_000;
@@ -43,22 +39,12 @@ const SLICE: u64 = 1_000;
 const AHEAD: usize = 16;
 /// The interval at which a worker looks whether the log has caught up, in milliseconds.
 const PRESSED_LOOK_MS: u64 = 2;
-/// Shards whose status is taken before the worker looks at the clock.
-const STATUS_BATCH: usize = 8;
-/// How often overdue calls are looked for, in microseconds.
-const SWEEP: u64 = 20_000;
 /// How long a worker sleeps at most, so that its shards notice a jump of the wall clock, in microseconds.
 const CLOCK_LOOK: u64 = 1_000_000;
 /// A change of the wall clock against the steady one, in microseconds, that shards follow: 10 ms.
 const CLOCK_CHANGE: u64 = 10_000;
 /// A change, in microseconds, that is logged: 10 s.
 const CLOCK_JUMP: u64 = 10_000_000;
-/// How long a request waits that came before its shard served.
-const NOT_READY_RETRY_MS: u64 = 20;
-/// How long a snapshot may hold the worker in one turn, in microseconds.
-const SNAPSHOT_SLICE: u64 = 300;
-/// Records of a snapshot that are taken between two looks at the clock.
-const SNAPSHOT_RECORDS: usize = 64;
 
 /// The part that owns shards: see [`Part`].
 pub struct Worker<E: Env> {
@@ -70,7 +56,7 @@ pub struct Worker<E: Env> {
     /// By shard number: where it is in `shards`, if it is here.
     slots: Vec<Option<u32>>,
     intake: Intake<E::Caller>,
-    /// What was taken in and not obeyed yet.
+    /// What was taken in and not performed yet.
     commands: VecDeque<Command<E::Caller>>,
     effects: Vec<Effect>,
     /// What other shards have for those of this worker, in the order in which it came.
@@ -134,15 +120,6 @@ struct Slot {
     looks_at_clock: bool,
     /// Its bytes that wait for the log, in outboxes, and of queries, as the node's account has them.
     published: (i64, i64, i64),
-}
-
-/// A snapshot that is handed to the checkpoint thread in pieces.
-struct Draining {
-    slot: u32,
-    number: Colour,
-    piece: Piece,
-    /// No checkpoint takes it. It is drained all the same: until then the shard keeps a copy of each record that changes.
-    is_given_up: bool,
 }
 
 /// What a turn counts.
@@ -250,7 +227,7 @@ impl<E: Env> Worker<E> {
         self.look_at_clock(now);
         // Each of these ends with its slice: what is left waits for the next turn, so that none holds up the others.
         let mut busy = self.take_stored(shared, now);
-        busy |= self.obey_commands(shared, now);
+        busy |= self.perform_commands(shared, now);
         busy |= self.retry(shared, now);
         // While the log is far behind no handler may begin: what has been stored is all that matters.
         let is_pressed = shared.memory.is_pressed();
@@ -268,7 +245,7 @@ impl<E: Env> Worker<E> {
 
     /// Until when nothing is left to do, as far as is known.
     fn idle_until(&mut self, shared: &Shared<E>, now: Time, sweep_in: u64) -> Option<Time> {
-        self.give_back();
+        self.shrink();
         self.renew_deadlines();
         let is_pressed = shared.memory.is_pressed();
         let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
@@ -309,28 +286,10 @@ impl<E: Env> Worker<E> {
         until
     }
 
-    /// Obeys for a while; true if there was anything.
-    fn obey_commands(&mut self, shared: &Shared<E>, now: Time) -> bool {
-        let any = !self.commands.is_empty();
-        let until = self.begin_slice(shared);
-        while let Some(command) = self.commands.pop_front() {
-            self.calls.obeyed_bytes = command.request_bytes();
-            self.obey(shared, now, command);
-            // It waits no more, unless a call has taken these over.
-            let bytes = std::mem::take(&mut self.calls.obeyed_bytes);
-            self.note_waiting(shared, [0, 0, -(bytes as i64)]);
-            if shared.clock.steady() >= until {
-                break;
-            }
-        }
-        room::give_back(&mut self.commands);
-        any
-    }
-
     /// A rush is over: what it needed is given back.
-    fn give_back(&mut self) {
+    fn shrink(&mut self) {
         const KEPT: usize = 4096;
-        self.calls.give_back();
+        self.calls.shrink();
         if self.intake.commands.capacity() > KEPT {
             self.intake.commands.shrink_to(KEPT);
         }
@@ -345,106 +304,6 @@ impl<E: Env> Worker<E> {
                 inputs.shrink_to(KEPT);
             }
         }
-    }
-
-    fn obey(&mut self, shared: &Shared<E>, now: Time, command: Command<E::Caller>) {
-        match command {
-            Command::Request { shard, mut request, reception } => {
-                self.count(shared, shard).requests += 1;
-                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
-                request.token = self.calls.next_token();
-                let input = Input::Request(request);
-                self.calls.open(reception, Some((shard, input.clone())));
-                self.give(shared, now, slot, input);
-            }
-            Command::DeadLetter { shard, letter, order, reception } => {
-                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
-                let input = Input::DeadLetter { token: self.calls.next_token(), letter, order };
-                self.calls.open(reception, Some((shard, input.clone())));
-                self.give(shared, now, slot, input);
-            }
-            Command::Delete { shard, process, records, reception } => {
-                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
-                let input = Input::Delete { token: self.calls.next_token(), process, records };
-                self.calls.open(reception, Some((shard, input.clone())));
-                self.give(shared, now, slot, input);
-            }
-            Command::Query { shard, mut query, reception } => {
-                self.count(shared, shard).queries += 1;
-                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
-                query.token = self.calls.next_token();
-                let input = Input::Query(query);
-                self.calls.open(reception, Some((shard, input.clone())));
-                self.give(shared, now, slot, input);
-            }
-            Command::OpenSession { shard, session, principal, reception } => {
-                let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
-                let token = if reception.is_some() { self.calls.next_token() } else { NO_CALL };
-                let input = Input::OpenSession { token, session, principal };
-                if let Some(reception) = reception {
-                    self.calls.open(reception, Some((shard, input.clone())));
-                }
-                self.give(shared, now, slot, input);
-            }
-            Command::Every { input, from } => {
-                let Some(slot) = self.shards.get(from).map(|_| from as u32) else { return };
-                // The others go on before anything that came later.
-                self.commands.push_front(Command::Every { input: input.clone(), from: from + 1 });
-                self.give(shared, now, slot, input);
-            }
-            Command::ForceFull(shard) => {
-                if let Some(slot) = self.slot(shard) {
-                    self.shards[slot as usize].shard.force_full_snapshot();
-                }
-            }
-            Command::GivenUp(number) => {
-                // Only those: the next checkpoint may have begun here already.
-                for draining in self.draining.iter_mut().filter(|draining| draining.number <= number) {
-                    draining.is_given_up = true;
-                }
-            }
-            Command::Status { to, mut taken } => {
-                let topology = &shared.topology;
-                let shards = self.shards.iter().skip(taken.len()).take(STATUS_BATCH).map(|slot| {
-                    let service = topology.service_of(slot.id).map_or("", |id| &topology.service(id).name);
-                    shard_status(&slot.shard, slot.id, service)
-                });
-                taken.extend(shards);
-                if taken.len() < self.shards.len() {
-                    self.commands.push_front(Command::Status { to, taken });
-                } else {
-                    // The caller may have given up.
-                    let _ = to.send(WorkerStatus { shards: taken });
-                }
-            }
-            Command::Look { shard, look } => {
-                if let Some(slot) = self.slot(shard) {
-                    look(self.shards[slot as usize].shard.state());
-                }
-            }
-            Command::Stop => {
-                self.stopping = true;
-                self.code.stop();
-            }
-        }
-    }
-
-    /// The shard's slot; a worker that is about to end takes no more calls, and drops their receptions.
-    fn admit(
-        &self,
-        now: Time,
-        shard: ShardId,
-        reception: Reception<E::Caller>,
-    ) -> Option<(u32, Reception<E::Caller>)> {
-        if self.stopping || reception.caller.is_gone() {
-            return None;
-        }
-        if reception.deadline <= now {
-            // It waited for another's handler for too long: a call whose time is over is not begun.
-            reception.caller.answer(Err(NoAnswer::TimedOut { after: reception.timeout }));
-            return None;
-        }
-        Some((self.slot(shard)?, reception))
     }
 
     fn slot(&self, shard: ShardId) -> Option<u32> {
@@ -492,72 +351,6 @@ impl<E: Env> Worker<E> {
         }
         if self.waiting.iter().any(|bytes| bytes.abs() >= WAITING_BYTES) {
             shared.memory.change(std::mem::take(&mut self.waiting));
-        }
-    }
-
-    fn perform(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
-        let mut effects = std::mem::take(&mut self.effects);
-        let Slot { id: from, service, .. } = self.shards[slot as usize];
-        let service = usize::from(service);
-        for effect in effects.drain(..) {
-            match effect {
-                Effect::Append { epoch, index, bytes } => {
-                    self.turn[service].entries += 1;
-                    self.turn[service].entry_bytes += bytes.len() as u64;
-                    if self.batch.bytes() + bytes.len() + RECORD_OVERHEAD > self.batch_max {
-                        self.submit(shared, now);
-                    }
-                    self.batch.push(from, epoch, index, &bytes);
-                    let appended = &mut self.appended[slot as usize];
-                    if appended.1 == Index(0) {
-                        self.touched.push(slot);
-                    }
-                    *appended = (epoch, index);
-                }
-                Effect::Deliver { to, messages, again } => {
-                    self.turn[service].messages += messages.len() as u64;
-                    self.route(shared, to, Input::Deliver { from, messages, again });
-                }
-                Effect::Ack { to, upto, colour } => self.route(shared, to, Input::Ack { from, upto, colour }),
-                Effect::Answer(answer) => self.answer(shared, now, service, answer),
-                Effect::Query(reading) => {
-                    // Its caller may have given up.
-                    if let Some(call) = self.calls.close(reading.query.token) {
-                        self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
-                        self.queries.push(Job::new(reading, call.reception, &shared.memory));
-                    }
-                }
-                Effect::RunTask { id, run, task, asks, alone } => {
-                    shared.tasks.push(Step { shard: from, id, run, task, asks, alone });
-                }
-                Effect::StepAllowed { id, run, allowed } => shared.tasks.answer(from, id, run, allowed),
-                Effect::WantsTurn(lane) => shared.trials(|trials| trials.wants(from, lane)),
-                Effect::EndsTurn(lane) => shared.trials(|trials| trials.ends(from, lane)),
-                Effect::Marked { header, all } => {
-                    let number = header.position.colour;
-                    // What was left of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.
-                    self.draining.retain(|draining| draining.slot != slot);
-                    let piece = Piece::default();
-                    self.draining.push_back(Draining { slot, number, piece, is_given_up: false });
-                    shared.snapshots.send(Event::Begun { shard: from, number, header, all });
-                }
-                Effect::MarkerCommitted(number) => {
-                    shared.snapshots.send(Event::MarkerCommitted { shard: from, number });
-                }
-                Effect::Active(_) => shared.shard_is_active(),
-            }
-        }
-        self.effects = effects;
-        if self.batch.bytes() >= BATCH_BYTES {
-            self.hand_on(shared, now);
-        }
-    }
-
-    fn route(&mut self, shared: &Shared<E>, to: ShardId, input: Input) {
-        if self.slot(to).is_some() {
-            self.local.push_back((to, input));
-        } else if (to.0 as usize) < self.slots.len() {
-            self.outgoing[shared.worker_of(to)].push((to, input));
         }
     }
 
@@ -642,163 +435,6 @@ impl<E: Env> Worker<E> {
             }
         }
         until.is_some()
-    }
-
-    fn submit(&mut self, shared: &Shared<E>, now: Time) {
-        if self.batch.is_empty() {
-            return;
-        }
-        self.ticket += 1;
-        let mut reached = Vec::with_capacity(self.touched.len());
-        for slot in self.touched.drain(..) {
-            let (epoch, index) = std::mem::take(&mut self.appended[slot as usize]);
-            reached.push((slot, epoch, index));
-        }
-        self.submitted.push_back((self.ticket, reached));
-        let batch = std::mem::replace(&mut self.batch, shared.log.spare());
-        shared.log.submit(now, Submission { worker: self.number, ticket: self.ticket, batch });
-    }
-
-    fn hand_on(&mut self, shared: &Shared<E>, now: Time) {
-        self.submit(shared, now);
-        shared.memory.change(std::mem::take(&mut self.waiting));
-        if !self.queries.is_empty() {
-            shared.queries.push(&mut self.queries);
-        }
-        for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
-            if !inputs.is_empty() {
-                shared.watch.leaves(self.number, worker, inputs);
-                shared.inboxes[worker].push_inputs(inputs);
-            }
-        }
-        for (turn, counters) in self.turn.iter_mut().zip(&shared.counters.services) {
-            let turn = std::mem::take(turn);
-            if turn.entries > 0 {
-                counters.entries.add(turn.entries);
-                counters.entry_bytes.add(turn.entry_bytes);
-            }
-            if turn.messages > 0 {
-                counters.messages.add(turn.messages);
-            }
-            if turn.requests + turn.queries + turn.answers > 0 {
-                counters.requests.add(turn.requests);
-                counters.queries.add(turn.queries);
-                counters.answers.add(turn.answers);
-                counters.refusals.add(turn.refusals);
-            }
-        }
-    }
-
-    /// What this turn counts for the service of a shard.
-    fn count(&mut self, shared: &Shared<E>, shard: ShardId) -> &mut Turn {
-        let service = shared.topology.service_of(shard).expect("clients ask shards that there are");
-        &mut self.turn[usize::from(service.0)]
-    }
-
-    fn answer(&mut self, shared: &Shared<E>, now: Time, service: usize, answer: Answer) {
-        if answer.token == NO_CALL {
-            return;
-        }
-        let wait = match &answer.result {
-            Err(Refusal::NotReady) => Some(NOT_READY_RETRY_MS),
-            Err(Refusal::Overloaded { retry_after_ms }) => Some(*retry_after_ms),
-            _ => None,
-        };
-        if let Some(wait) = wait
-            && let Some(call) = self.calls.find(answer.token).and_then(Option::as_mut)
-            && let Some((shard, input)) = call.again.clone()
-        {
-            let at = now.plus_millis(wait);
-            if at < call.reception.deadline {
-                self.last_retry += 1;
-                self.retries.insert((at, self.last_retry), (answer.token, shard, input));
-                call.refused = Some(answer);
-                return;
-            }
-        }
-        self.turn[service].answers += 1;
-        self.turn[service].refusals += u64::from(answer.result.is_err());
-        if let Some(call) = self.calls.close(answer.token) {
-            self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
-            call.reception.caller.answer(Ok(answer));
-        }
-    }
-
-    /// Asks again for calls whose shard could not take them, for a while; true if there was any.
-    fn retry(&mut self, shared: &Shared<E>, now: Time) -> bool {
-        let is_due = |retries: &BTreeMap<(Time, u64), _>| {
-            retries.first_key_value().is_some_and(|((at, _), _)| *at <= now)
-        };
-        if !is_due(&self.retries) {
-            return false;
-        }
-        let until = self.begin_slice(shared);
-        while is_due(&self.retries)
-            && let Some((_, (token, shard, input))) = self.retries.pop_first()
-        {
-            // The call may have run out of time since.
-            if let Some(call) = self.calls.find(token).and_then(Option::as_mut) {
-                call.refused = None;
-                self.give_to(shared, now, shard, input);
-            }
-            if shared.clock.steady() >= until {
-                break;
-            }
-        }
-        true
-    }
-
-    /// Ends overdue calls from time to time; gives after how many microseconds to look again.
-    fn sweep(&mut self, shared: &Shared<E>, now: Time) -> u64 {
-        let since = now.0.saturating_sub(self.sweep_at.0);
-        if since < SWEEP {
-            return SWEEP - since;
-        }
-        let (overdue, is_through) = self.calls.close_overdue(now);
-        for call in overdue {
-            // What waits to be asked again was not applied.
-            self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
-            let timed_out = NoAnswer::TimedOut { after: call.reception.timeout };
-            call.reception.caller.answer(call.refused.ok_or(timed_out));
-        }
-        if !is_through {
-            return 0;
-        }
-        self.sweep_at = now;
-        SWEEP
-    }
-
-    /// Hands a slice of the running snapshots to the checkpoint thread, unless that is behind.
-    fn drain_snapshots(&mut self, shared: &Shared<E>) -> bool {
-        if self.draining.is_empty() || shared.snapshots.is_behind() {
-            return false;
-        }
-        let begun = shared.clock.steady();
-        while let Some(draining) = self.draining.front_mut() {
-            if draining.piece.is_empty() {
-                draining.piece = shared.snapshots.spare();
-            }
-            let shard = &mut self.shards[draining.slot as usize];
-            let done = shard.shard.drain_snapshot(SNAPSHOT_RECORDS, &mut draining.piece);
-            if done || draining.piece.bytes() >= PIECE_BYTES {
-                if draining.is_given_up {
-                    draining.piece.clear();
-                } else {
-                    let (shard, number) = (shard.id, draining.number);
-                    let piece = std::mem::take(&mut draining.piece);
-                    shared.snapshots.send(Event::Records { shard, number, piece, done });
-                }
-            }
-            if done {
-                self.draining.pop_front();
-            }
-            if shared.clock.steady() >= begun.plus_micros(SNAPSHOT_SLICE) {
-                break;
-            }
-        }
-        let took = shared.clock.steady().0.saturating_sub(begun.0);
-        shared.counters.checkpoint_stall_micros.raise(took);
-        true
     }
 
     /// Answers the calls that still wait with the reason why the node has ended.

@@ -1,0 +1,219 @@
+//! What clients and the node's other parts ask of a worker, and the calls that wait for their answers.
+
+use super::{Turn, Worker};
+use crate::calls::NO_CALL;
+use crate::clock::Clock;
+use crate::env::{Caller, Env, NoAnswer, Reception};
+use crate::inbox::Command;
+use crate::shared::Shared;
+use crate::status::{WorkerStatus, shard_status};
+use std::collections::BTreeMap;
+use stead_core::ids::{ShardId, Time};
+use stead_core::room;
+use stead_core::shard::{Answer, Input, Refusal};
+
+/// Shards whose status is taken before the worker looks at the clock.
+const STATUS_BATCH: usize = 8;
+/// How often overdue calls are looked for, in microseconds.
+const SWEEP: u64 = 20_000;
+/// How long a request waits that came before its shard served.
+const NOT_READY_RETRY_MS: u64 = 20;
+
+impl<E: Env> Worker<E> {
+    /// Obeys for a while; true if there was anything.
+    pub(super) fn perform_commands(&mut self, shared: &Shared<E>, now: Time) -> bool {
+        let any = !self.commands.is_empty();
+        let until = self.begin_slice(shared);
+        while let Some(command) = self.commands.pop_front() {
+            self.calls.command_bytes = command.request_bytes();
+            self.perform_command(shared, now, command);
+            // It waits no more, unless a call has taken these over.
+            let bytes = std::mem::take(&mut self.calls.command_bytes);
+            self.note_waiting(shared, [0, 0, -(bytes as i64)]);
+            if shared.clock.steady() >= until {
+                break;
+            }
+        }
+        room::give_back(&mut self.commands);
+        any
+    }
+
+    pub(super) fn perform_command(&mut self, shared: &Shared<E>, now: Time, command: Command<E::Caller>) {
+        match command {
+            Command::Request { shard, mut request, reception } => {
+                self.count(shared, shard).requests += 1;
+                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+                request.token = self.calls.next_token();
+                let input = Input::Request(request);
+                self.calls.open(reception, Some((shard, input.clone())));
+                self.give(shared, now, slot, input);
+            }
+            Command::DeadLetter { shard, letter, order, reception } => {
+                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+                let input = Input::DeadLetter { token: self.calls.next_token(), letter, order };
+                self.calls.open(reception, Some((shard, input.clone())));
+                self.give(shared, now, slot, input);
+            }
+            Command::Delete { shard, process, records, reception } => {
+                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+                let input = Input::Delete { token: self.calls.next_token(), process, records };
+                self.calls.open(reception, Some((shard, input.clone())));
+                self.give(shared, now, slot, input);
+            }
+            Command::Query { shard, mut query, reception } => {
+                self.count(shared, shard).queries += 1;
+                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+                query.token = self.calls.next_token();
+                let input = Input::Query(query);
+                self.calls.open(reception, Some((shard, input.clone())));
+                self.give(shared, now, slot, input);
+            }
+            Command::OpenSession { shard, session, principal, reception } => {
+                let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
+                let token = if reception.is_some() { self.calls.next_token() } else { NO_CALL };
+                let input = Input::OpenSession { token, session, principal };
+                if let Some(reception) = reception {
+                    self.calls.open(reception, Some((shard, input.clone())));
+                }
+                self.give(shared, now, slot, input);
+            }
+            Command::Every { input, from } => {
+                let Some(slot) = self.shards.get(from).map(|_| from as u32) else { return };
+                // The others go on before anything that came later.
+                self.commands.push_front(Command::Every { input: input.clone(), from: from + 1 });
+                self.give(shared, now, slot, input);
+            }
+            Command::ForceFull(shard) => {
+                if let Some(slot) = self.slot(shard) {
+                    self.shards[slot as usize].shard.force_full_snapshot();
+                }
+            }
+            Command::GivenUp(number) => {
+                // Only those: the next checkpoint may have begun here already.
+                for draining in self.draining.iter_mut().filter(|draining| draining.number <= number) {
+                    draining.is_given_up = true;
+                }
+            }
+            Command::Status { to, mut taken } => {
+                let topology = &shared.topology;
+                let shards = self.shards.iter().skip(taken.len()).take(STATUS_BATCH).map(|slot| {
+                    let service = topology.service_of(slot.id).map_or("", |id| &topology.service(id).name);
+                    shard_status(&slot.shard, slot.id, service)
+                });
+                taken.extend(shards);
+                if taken.len() < self.shards.len() {
+                    self.commands.push_front(Command::Status { to, taken });
+                } else {
+                    // The caller may have given up.
+                    let _ = to.send(WorkerStatus { shards: taken });
+                }
+            }
+            Command::Look { shard, look } => {
+                if let Some(slot) = self.slot(shard) {
+                    look(self.shards[slot as usize].shard.state());
+                }
+            }
+            Command::Stop => {
+                self.stopping = true;
+                self.code.stop();
+            }
+        }
+    }
+
+    /// The shard's slot; a worker that is about to end takes no more calls, and drops their receptions.
+    pub(super) fn admit(
+        &self,
+        now: Time,
+        shard: ShardId,
+        reception: Reception<E::Caller>,
+    ) -> Option<(u32, Reception<E::Caller>)> {
+        if self.stopping || reception.caller.is_gone() {
+            return None;
+        }
+        if reception.deadline <= now {
+            // It waited for another's handler for too long: a call whose time is over is not begun.
+            reception.caller.answer(Err(NoAnswer::TimedOut { after: reception.timeout }));
+            return None;
+        }
+        Some((self.slot(shard)?, reception))
+    }
+
+    /// What this turn counts for the service of a shard.
+    pub(super) fn count(&mut self, shared: &Shared<E>, shard: ShardId) -> &mut Turn {
+        let service = shared.topology.service_of(shard).expect("clients ask shards that there are");
+        &mut self.turn[usize::from(service.0)]
+    }
+
+    pub(super) fn answer(&mut self, shared: &Shared<E>, now: Time, service: usize, answer: Answer) {
+        if answer.token == NO_CALL {
+            return;
+        }
+        let wait = match &answer.result {
+            Err(Refusal::NotReady) => Some(NOT_READY_RETRY_MS),
+            Err(Refusal::Overloaded { retry_after_ms }) => Some(*retry_after_ms),
+            _ => None,
+        };
+        if let Some(wait) = wait
+            && let Some(call) = self.calls.find(answer.token).and_then(Option::as_mut)
+            && let Some((shard, input)) = call.again.clone()
+        {
+            let at = now.plus_millis(wait);
+            if at < call.reception.deadline {
+                self.last_retry += 1;
+                self.retries.insert((at, self.last_retry), (answer.token, shard, input));
+                call.refused = Some(answer);
+                return;
+            }
+        }
+        self.turn[service].answers += 1;
+        self.turn[service].refusals += u64::from(answer.result.is_err());
+        if let Some(call) = self.calls.close(answer.token) {
+            self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
+            call.reception.caller.answer(Ok(answer));
+        }
+    }
+
+    /// Asks again for calls whose shard could not take them, for a while; true if there was any.
+    pub(super) fn retry(&mut self, shared: &Shared<E>, now: Time) -> bool {
+        let is_due = |retries: &BTreeMap<(Time, u64), _>| {
+            retries.first_key_value().is_some_and(|((at, _), _)| *at <= now)
+        };
+        if !is_due(&self.retries) {
+            return false;
+        }
+        let until = self.begin_slice(shared);
+        while is_due(&self.retries)
+            && let Some((_, (token, shard, input))) = self.retries.pop_first()
+        {
+            // The call may have run out of time since.
+            if let Some(call) = self.calls.find(token).and_then(Option::as_mut) {
+                call.refused = None;
+                self.give_to(shared, now, shard, input);
+            }
+            if shared.clock.steady() >= until {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Ends overdue calls from time to time; gives after how many microseconds to look again.
+    pub(super) fn sweep(&mut self, shared: &Shared<E>, now: Time) -> u64 {
+        let since = now.0.saturating_sub(self.sweep_at.0);
+        if since < SWEEP {
+            return SWEEP - since;
+        }
+        let (overdue, is_through) = self.calls.close_overdue(now);
+        for call in overdue {
+            // What waits to be asked again was not applied.
+            self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
+            let timed_out = NoAnswer::TimedOut { after: call.reception.timeout };
+            call.reception.caller.answer(call.refused.ok_or(timed_out));
+        }
+        if !is_through {
+            return 0;
+        }
+        self.sweep_at = now;
+        SWEEP
+    }
+}

@@ -1,0 +1,132 @@
+//! What shards ask for, and what a turn hands on at its end.
+
+use super::snapshots::Draining;
+use super::{Slot, Worker};
+use crate::env::{Env, Watch};
+use crate::log::Submission;
+use crate::queries::Job;
+use crate::shared::Shared;
+use crate::snapshots::Event;
+use crate::tasks::Step;
+use stead_core::ids::{Index, ShardId, Time};
+use stead_core::records::Piece;
+use stead_core::shard::{Effect, Input};
+
+/// A submission over this many bytes goes to the log before the turn is over, so that the log never waits for work while
+/// there is some.
+const BATCH_BYTES: usize = 128 << 10;
+/// Bytes that the log adds to each entry.
+const RECORD_OVERHEAD: usize = 24;
+
+impl<E: Env> Worker<E> {
+    pub(super) fn perform(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
+        let mut effects = std::mem::take(&mut self.effects);
+        let Slot { id: from, service, .. } = self.shards[slot as usize];
+        let service = usize::from(service);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Append { epoch, index, bytes } => {
+                    self.turn[service].entries += 1;
+                    self.turn[service].entry_bytes += bytes.len() as u64;
+                    if self.batch.bytes() + bytes.len() + RECORD_OVERHEAD > self.batch_max {
+                        self.submit(shared, now);
+                    }
+                    self.batch.push(from, epoch, index, &bytes);
+                    let appended = &mut self.appended[slot as usize];
+                    if appended.1 == Index(0) {
+                        self.touched.push(slot);
+                    }
+                    *appended = (epoch, index);
+                }
+                Effect::Deliver { to, messages, again } => {
+                    self.turn[service].messages += messages.len() as u64;
+                    self.route(shared, to, Input::Deliver { from, messages, again });
+                }
+                Effect::Ack { to, upto, colour } => self.route(shared, to, Input::Ack { from, upto, colour }),
+                Effect::Answer(answer) => self.answer(shared, now, service, answer),
+                Effect::Query(reading) => {
+                    // Its caller may have given up.
+                    if let Some(call) = self.calls.close(reading.query.token) {
+                        self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
+                        self.queries.push(Job::new(reading, call.reception, &shared.memory));
+                    }
+                }
+                Effect::RunTask { id, run, task, asks, alone } => {
+                    shared.tasks.push(Step { shard: from, id, run, task, asks, alone });
+                }
+                Effect::StepAllowed { id, run, allowed } => shared.tasks.answer(from, id, run, allowed),
+                Effect::WantsTurn(lane) => shared.trials(|trials| trials.wants(from, lane)),
+                Effect::EndsTurn(lane) => shared.trials(|trials| trials.ends(from, lane)),
+                Effect::Marked { header, all } => {
+                    let number = header.position.colour;
+                    // What was left of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.
+                    self.draining.retain(|draining| draining.slot != slot);
+                    let piece = Piece::default();
+                    self.draining.push_back(Draining { slot, number, piece, is_given_up: false });
+                    shared.snapshots.send(Event::Begun { shard: from, number, header, all });
+                }
+                Effect::MarkerCommitted(number) => {
+                    shared.snapshots.send(Event::MarkerCommitted { shard: from, number });
+                }
+                Effect::Active(_) => shared.shard_is_active(),
+            }
+        }
+        self.effects = effects;
+        if self.batch.bytes() >= BATCH_BYTES {
+            self.hand_on(shared, now);
+        }
+    }
+
+    pub(super) fn route(&mut self, shared: &Shared<E>, to: ShardId, input: Input) {
+        if self.slot(to).is_some() {
+            self.local.push_back((to, input));
+        } else if (to.0 as usize) < self.slots.len() {
+            self.outgoing[shared.worker_of(to)].push((to, input));
+        }
+    }
+
+    pub(super) fn submit(&mut self, shared: &Shared<E>, now: Time) {
+        if self.batch.is_empty() {
+            return;
+        }
+        self.ticket += 1;
+        let mut reached = Vec::with_capacity(self.touched.len());
+        for slot in self.touched.drain(..) {
+            let (epoch, index) = std::mem::take(&mut self.appended[slot as usize]);
+            reached.push((slot, epoch, index));
+        }
+        self.submitted.push_back((self.ticket, reached));
+        let batch = std::mem::replace(&mut self.batch, shared.log.spare());
+        shared.log.submit(now, Submission { worker: self.number, ticket: self.ticket, batch });
+    }
+
+    pub(super) fn hand_on(&mut self, shared: &Shared<E>, now: Time) {
+        self.submit(shared, now);
+        shared.memory.change(std::mem::take(&mut self.waiting));
+        if !self.queries.is_empty() {
+            shared.queries.push(&mut self.queries);
+        }
+        for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
+            if !inputs.is_empty() {
+                shared.watch.leaves(self.number, worker, inputs);
+                shared.inboxes[worker].push_inputs(inputs);
+            }
+        }
+        for (turn, counters) in self.turn.iter_mut().zip(&shared.counters.services) {
+            let turn = std::mem::take(turn);
+            if turn.entries > 0 {
+                counters.entries.add(turn.entries);
+                counters.entry_bytes.add(turn.entry_bytes);
+            }
+            if turn.messages > 0 {
+                counters.messages.add(turn.messages);
+            }
+            if turn.requests + turn.queries + turn.answers > 0 {
+                counters.requests.add(turn.requests);
+                counters.queries.add(turn.queries);
+                counters.answers.add(turn.answers);
+                counters.refusals.add(turn.refusals);
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ use stead_core::ids::{ShardId, TaskId, Time};
 use stead_core::shard::{Answer, Effect, Input, Refusal, Shard, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
+use stead_store::wal::{Wal, WalError};
 use thiserror::Error;
 
 /// The surroundings of a node: a program in production, or a simulator.
@@ -43,6 +44,14 @@ pub trait Watch: Send + Sync + 'static {
     /// A worker is about to take its submissions up to this ticket as durable.
     fn durable(&self, worker: usize, ticket: &mut u64) {
         let _ = (worker, ticket);
+    }
+
+    /// Notes in an idle log that all is synced; returns whether the mark stands there.
+    ///
+    /// # Errors
+    /// As [`Wal::mark`].
+    fn mark(&self, wal: &mut Wal) -> Result<bool, WalError> {
+        wal.mark()
     }
 }
 

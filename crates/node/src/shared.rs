@@ -2,7 +2,7 @@
 
 use crate::checks::Checks;
 use crate::clock::Clock;
-use crate::env::{Env, NoAnswer, Reception, Reply};
+use crate::env::{Env, NoAnswer, Reception, Reply, Watch};
 use crate::events;
 use crate::inbox::{Command, Inbox};
 use crate::log::{LogDesk, LogHub};
@@ -22,6 +22,7 @@ use stead_core::shard::{Input, Order, Query, Refusal, Request, Shard};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
+use stead_store::wal::{Wal, WalError};
 
 /// How long a look at a shard, and the status, wait for a worker that is held by a handler: 500 ms.
 pub const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -113,13 +114,15 @@ impl<E: Env> Shared<E> {
         (shared, events)
     }
 
-    /// Which worker has a shard.
-    pub(crate) fn worker_of(&self, shard: ShardId) -> usize {
+    /// The number of the worker that has a shard.
+    #[must_use]
+    pub fn worker_of(&self, shard: ShardId) -> usize {
         shard.0 as usize % self.inboxes.len()
     }
 
     /// Whether causes that may have ended the last life are still tried, and all else is held.
-    pub(crate) fn is_trying(&self) -> bool {
+    #[must_use]
+    pub fn is_trying(&self) -> bool {
         self.trials.lock().unwrap_or_else(PoisonError::into_inner).is_held()
     }
 
@@ -130,10 +133,10 @@ impl<E: Env> Shared<E> {
         match change(&mut trials) {
             None => {}
             Some(Grant::Turn(shard, lane)) => {
-                self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, Input::Turn(lane))]);
+                self.push(shard, Input::Turn(lane));
             }
             Some(Grant::Yield(shard)) => {
-                self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, Input::Yield)]);
+                self.push(shard, Input::Yield);
             }
             Some(Grant::Open) => {
                 for inbox in &self.inboxes {
@@ -157,6 +160,11 @@ impl<E: Env> Shared<E> {
     #[must_use]
     pub fn topology(&self) -> &Topology {
         &self.topology
+    }
+
+    /// Leaves an input for a shard in the inbox of its worker.
+    pub fn push(&self, shard: ShardId, input: Input) {
+        self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
     }
 
     /// The epoch of this life of the node.
@@ -379,6 +387,10 @@ impl<E: Env> LogHub for Shared<E> {
 
     fn durable(&self, worker: usize, ticket: u64) {
         self.inboxes[worker].set_durable(ticket);
+    }
+
+    fn mark(&self, wal: &mut Wal) -> Result<bool, WalError> {
+        self.watch.mark(wal)
     }
 
     fn full(&self, is_full: bool) {

@@ -200,6 +200,11 @@ impl<E: Env> Worker<E> {
         }
     }
 
+    /// The shards that it owns.
+    pub fn shards(&self) -> impl Iterator<Item = &Shard> {
+        self.shards.iter().map(|slot| &slot.shard)
+    }
+
     /// Starts the shards.
     fn start(&mut self, shared: &Shared<E>, now: Time) {
         for slot in 0..self.shards.len() as u32 {

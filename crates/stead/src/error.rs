@@ -1,7 +1,7 @@
 //! What can go wrong between a user and a node.
 
-use crate::codec::CodecError;
-use crate::registry::RegisteredTwice;
+use crate::service::RegisteredTwice;
+use crate::service::codec::CodecError;
 use std::io;
 use std::time::Duration;
 use stead_core::shard::Refusal;

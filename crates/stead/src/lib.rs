@@ -53,25 +53,19 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
-pub mod codec;
 pub mod config;
-mod context;
-mod cut;
 pub mod descriptors;
+mod embedded;
 mod error;
-pub mod kv;
+mod log_view;
 mod node;
 pub mod offline;
-mod process;
-mod registry;
-mod schema;
-mod task;
+mod service;
 
 pub use client::{BlockingClient, Client, RawCall, RawReply, Retried};
 pub use config::Config;
-pub use context::{Caller, Context, EffectError, QueryContext, TaskState};
-pub use cut::{Cut, CutError, DeadLetter, DeadLetterCause};
 pub use error::{CallError, OpenError, RawError};
+pub use log_view::LogPage;
 pub use node::{
     CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus,
     CopyReport, CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck, LogStatus,
@@ -79,20 +73,21 @@ pub use node::{
     ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, SkippedCheck,
     Status, StuckQuery, TaskStatus, TimerStatus,
 };
-pub use offline::{LogPage, RestoreOptions, RestoreReport, copy_checkpoint, restore};
-pub use process::{Never, NoQuery, Process, ProcessKey};
-pub use registry::{RegisteredTwice, Registry, Runner};
-#[cfg(feature = "schemars")]
-pub use schema::Json;
-pub use schema::Schemas;
+pub use offline::{RestoreOptions, RestoreReport, copy_checkpoint, restore};
 #[cfg(feature = "schemars")]
 pub use schemars;
+#[cfg(feature = "schemars")]
+pub use service::Json;
+pub use service::{
+    Caller, Context, Cut, CutError, DeadLetter, DeadLetterCause, EffectError, Never, NoQuery, Process,
+    ProcessKey, Progress, QueryContext, RegisteredTwice, Registry, RetryPolicy, Runner, Schemas, StepContext,
+    Task, TaskState, codec, kv,
+};
 pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::{Limited, Refusal};
 pub use stead_node::{events, stderr};
 pub use stead_store::checkpoint::checks::CheckOutcome;
-pub use task::{Progress, RetryPolicy, StepContext, Task};
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]

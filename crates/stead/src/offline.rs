@@ -1,22 +1,23 @@
 //! What can be done with data while no node runs on it: restore or copy a checkpoint, look at checkpoints and the log.
 
-use crate::codec;
 use crate::error::RawError;
-use crate::node::{CheckpointInfo, CopyReport, Node};
-use crate::registry::Registry;
+use crate::log_view::Filling;
+use crate::service::Registry;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stead_core::entry::{Cause, Entry, NoEntry, Reply};
+use stead_core::entry::{Entry, NoEntry};
 use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId};
-use stead_core::record::{Kind, RecordKey, Waiting};
 use stead_core::state::State;
 use stead_core::topology::{Topology, TopologyError};
-use stead_node::{Program, copy_stored, list_checkpoints, note_unended, system_time, verify_stored};
+use stead_node::{
+    CheckpointInfo, CopyReport, Program, copy_stored, list_checkpoints, note_unended, system_time,
+    verify_stored,
+};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::bundle::BundleNames;
@@ -31,9 +32,10 @@ use stead_store::checkpoint::verify::Report;
 use stead_store::data_dir::{CHECKPOINTS, DataDir, DataDirError, LOCK_FILE, META_FILE, Meta, ServiceMeta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
-use stead_store::wal::{Position, Record, Wal, WalError, WalOptions};
+use stead_store::wal::{Record, Wal, WalError, WalOptions};
 use thiserror::Error;
 
+pub use crate::log_view::{LogEntry, LogPage, LogReply, LogSend, LogWrite};
 pub use stead_store::checkpoint::restore::Progress as RestoreProgress;
 
 /// What is to be restored, and where.
@@ -307,139 +309,8 @@ pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyRep
     Ok(copy_stored(&local, &*remote_store(to)?, owner, number, to, &Pace::unlimited())?)
 }
 
-/// A log entry for people to read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LogEntry {
-    /// Its position in its shard's log.
-    pub index: u64,
-    /// The epoch whose primary made it.
-    pub epoch: u64,
-    /// The shard's time, in microseconds since the Unix epoch.
-    pub time: u64,
-    /// What was handled.
-    pub cause: String,
-    /// The process that handled it; empty when none did.
-    pub process: String,
-    /// The records that it puts or deletes.
-    pub writes: Vec<LogWrite>,
-    /// The messages that it sends.
-    pub sends: Vec<LogSend>,
-    /// The answer, as JSON where that is possible.
-    pub reply: Option<LogReply>,
-}
-
-/// A record that an entry puts or deletes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogWrite {
-    /// What it is and its key.
-    pub record: String,
-    /// Bytes of its value; none if it is deleted.
-    pub bytes: Option<u64>,
-    /// The value of a process's state, as JSON where that is possible.
-    pub state: Option<serde_json::Value>,
-}
-
-/// A message that an entry sends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogSend {
-    /// The receiving shard.
-    pub shard: u32,
-    /// The receiving process.
-    pub process: String,
-    /// What it says, as JSON where that is possible.
-    pub payload: Option<serde_json::Value>,
-}
-
-/// An entry's answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogReply {
-    /// The reply.
-    Ok(Option<serde_json::Value>),
-    /// The error that the process answered.
-    Error(Option<serde_json::Value>),
-}
-
-impl LogEntry {
-    fn of(entry: &Entry) -> Self {
-        let writes = entry.writes.iter().map(|write| {
-            let stored = write.value.as_ref().filter(|_| write.key.kind() == Kind::Process);
-            LogWrite {
-                record: record_name(&write.key),
-                bytes: write.value.as_ref().map(|value| value.len() as u64),
-                state: stored.and_then(|value| codec::state_to_json(value).ok()).map(|(_, state)| state),
-            }
-        });
-        let sends = entry.sends.iter().map(|send| LogSend {
-            shard: send.to.0,
-            process: send.process.to_string(),
-            payload: codec::payload_to_json(&send.payload).ok(),
-        });
-        Self {
-            index: entry.index.0,
-            epoch: entry.epoch.0,
-            time: entry.time.0,
-            cause: cause_name(&entry.cause),
-            process: entry.process.to_string(),
-            writes: writes.collect(),
-            sends: sends.collect(),
-            reply: entry.reply.as_ref().map(|reply| match reply {
-                Reply::Ok(bytes) => LogReply::Ok(codec::payload_to_json(bytes).ok()),
-                Reply::Err(bytes) => LogReply::Error(codec::payload_to_json(bytes).ok()),
-            }),
-        }
-    }
-}
-
-fn record_name(key: &RecordKey) -> String {
-    match (key.kind(), key.process_key(), key.cell_key()) {
-        (Kind::Process, Some(process), _) => format!("process {process}"),
-        (Kind::Cell, Some(process), Some(cell)) => format!("cell {} of {process}", cell.escape_ascii()),
-        _ => format!("{key:?}"),
-    }
-}
-
-fn cause_name(cause: &Cause) -> String {
-    match cause {
-        Cause::Start => "the epoch starts".to_owned(),
-        Cause::OpenSession { session, principal, .. } => format!("{principal} opens session {session}"),
-        Cause::Request { session, number, .. } => format!("request {number} of session {session}"),
-        Cause::Idempotent { principal, key, .. } => {
-            format!("request of {principal} with idempotency key {:?}", key.escape_ascii().to_string())
-        }
-        Cause::Anonymous | Cause::Suspected { .. } => "a request without a session".to_owned(),
-        Cause::Message { from, seq } => format!("message {seq} of shard {from}"),
-        Cause::Timer { id } => format!("timer {id}"),
-        Cause::Task { id, step } => format!("step {step} of task {id}"),
-        Cause::Marker { colour } => format!("marker of checkpoint {colour}"),
-        Cause::Ack { trims } => {
-            let trims: Vec<String> =
-                trims.iter().map(|trim| format!("{} up to {}", trim.to, trim.upto)).collect();
-            format!("received by shard {}", trims.join(", "))
-        }
-        Cause::Attempt => "attempts are counted".to_owned(),
-        Cause::DeadLetter { cause: Waiting::DeadLetter { letter } } => {
-            format!("dead letter {letter} failed again")
-        }
-        Cause::DeadLetter { cause } => format!("given up: {cause:?}"),
-        Cause::Retry { letter } => format!("dead letter {letter} is handled again"),
-        Cause::Drop { letter } => format!("dead letter {letter} is deleted"),
-        Cause::Delete => "deleted by an operator".to_owned(),
-        Cause::Expire => "sessions and idempotency keys ran out".to_owned(),
-    }
-}
-
-/// Some entries of a shard or of one process.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct LogPage {
-    /// The entries, oldest first.
-    pub entries: Vec<LogEntry>,
-    /// The index to go on from: all before it was looked at.
-    pub next: u64,
-}
-
 /// Shows the entries of a shard's log from an index on, until `visit` breaks. Entries that a checkpoint replaced may be
-/// gone. Of a running node: [`Node::read_log`].
+/// gone. Of a running node: [`Node::read_log`](crate::Node::read_log).
 ///
 /// # Errors
 /// [`OfflineError`] if there is no such shard, the log cannot be read, or a node runs there.
@@ -454,7 +325,7 @@ pub fn read_log(
 
 /// Some of what one process handled: `limit` entries at most, and no more after 1 MiB of values, messages and answers,
 /// from an index of its shard's log on. Entries that a checkpoint
-/// replaced may be gone. Of a running node: [`Node::process_log`].
+/// replaced may be gone. Of a running node: [`Node::process_log`](crate::Node::process_log).
 ///
 /// # Errors
 /// [`OfflineError`] if there is no such service, the log cannot be read, or a node runs there.
@@ -473,84 +344,6 @@ pub fn read_process_log(
     };
     read_entries(data_dir, from, shard, |entry| page.take(&entry, Some(key)))?;
     Ok(page.page)
-}
-
-/// Bytes of values, messages and answers after which a page of entries ends.
-const PAGE_BYTES: usize = 1 << 20;
-
-/// Places at which readings of the log have ended, so that a reader that follows it continues there. The latest is last.
-#[derive(Default)]
-pub(crate) struct Trails(Mutex<VecDeque<Trail>>);
-
-/// No entry of the shard from `next` on stands before the batch.
-#[derive(Clone, Copy)]
-struct Trail {
-    shard: ShardId,
-    next: Index,
-    batch: Position,
-}
-
-impl Trails {
-    /// Readers that can follow the log at a time without each reading all of it.
-    const MAX: usize = 64;
-
-    fn held(&self) -> MutexGuard<'_, VecDeque<Trail>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The batch at which the entries of a shard from an index on begin.
-    fn find(&self, shard: ShardId, from: Index) -> Option<Position> {
-        let trails = self.held();
-        let fit = trails.iter().filter(|trail| trail.shard == shard && trail.next <= from);
-        fit.max_by_key(|trail| trail.next).map(|trail| trail.batch)
-    }
-
-    /// Notes where a reading from an index on has ended.
-    fn note(&self, from: Index, trail: Trail) {
-        let mut trails = self.held();
-        trails.retain(|other| other.shard != trail.shard || other.next != from && other.next != trail.next);
-        if trails.len() >= Self::MAX {
-            trails.pop_front();
-        }
-        trails.push_back(trail);
-    }
-}
-
-/// A page while it is filled.
-struct Filling {
-    page: LogPage,
-    limit: usize,
-    bytes: usize,
-}
-
-impl Filling {
-    fn new(from: u64, limit: usize) -> Self {
-        Self { page: LogPage { entries: Vec::new(), next: from }, limit, bytes: 0 }
-    }
-
-    /// Takes an entry, if it is of this process or no process is named.
-    fn take(&mut self, entry: &Entry, process: Option<&str>) -> ControlFlow<()> {
-        self.page.next = entry.index.0 + 1;
-        if process.is_none_or(|process| *entry.process == *process) {
-            self.page.entries.push(LogEntry::of(entry));
-            self.bytes += shown_bytes(entry);
-        }
-        let has_room = self.page.entries.len() < self.limit && self.bytes < PAGE_BYTES;
-        if has_room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    }
-}
-
-/// Bytes that each write and each message is shown with beside its key and its value.
-const SHOWN_EACH: usize = 64;
-
-/// About as many bytes as an entry is shown with.
-fn shown_bytes(entry: &Entry) -> usize {
-    let writes = entry.writes.iter().map(|write| {
-        SHOWN_EACH + write.key.as_bytes().len() + write.value.as_ref().map_or(0, |value| value.len())
-    });
-    let sends = entry.sends.iter().map(|send| SHOWN_EACH + send.process.len() + send.payload.len());
-    let reply = entry.reply.as_ref().map_or(0, |(Reply::Ok(bytes) | Reply::Err(bytes))| bytes.len());
-    writes.chain(sends).sum::<usize>() + reply
 }
 
 fn read_entries(
@@ -588,122 +381,5 @@ fn entries_of(
             return Ok(ControlFlow::Continue(()));
         }
         Ok(visit(Entry::decode(record.bytes)?))
-    }
-}
-
-impl Node {
-    /// Shows the entries of a shard's log from an index on, until `visit` breaks: those that are on disk now. Entries that a
-    /// checkpoint replaced may be gone. Reads files, unless the shard has no entry from there on. Blocks.
-    ///
-    /// # Errors
-    /// [`OfflineError`] if there is no such shard or the log cannot be read.
-    pub fn read_log(
-        &self,
-        shard: u32,
-        from: u64,
-        mut visit: impl FnMut(LogEntry) -> ControlFlow<()>,
-    ) -> Result<(), OfflineError> {
-        self.visit_log(shard, from, |entry| visit(LogEntry::of(&entry)))
-    }
-
-    /// Some entries of a shard's log, as [`Self::read_log`] shows them: `limit` at most, and no more after 1 MiB of values,
-    /// messages and answers. Blocks.
-    ///
-    /// # Errors
-    /// As [`Self::read_log`].
-    pub fn log_page(&self, shard: u32, from: u64, limit: usize) -> Result<LogPage, OfflineError> {
-        let mut page = Filling::new(from, limit);
-        self.visit_log(shard, from, |entry| page.take(&entry, None))?;
-        Ok(page.page)
-    }
-
-    fn visit_log(
-        &self,
-        shard: u32,
-        from: u64,
-        visit: impl FnMut(Entry) -> ControlFlow<()>,
-    ) -> Result<(), OfflineError> {
-        let shards = self.topology().shard_count();
-        if shard >= shards {
-            return Err(OfflineError::UnknownShard { shard, shards });
-        }
-        // A node that has stopped does not know its shards' ends, but its log can be read.
-        if from > 0 && self.last_index(ShardId(shard)).is_ok_and(|last| from > last) {
-            return Ok(());
-        }
-        self.follow(ShardId(shard), Index(from), visit)
-    }
-
-    /// Shows the entries of a shard. Goes on where an earlier reading has ended, if one has.
-    fn follow(
-        &self,
-        shard: ShardId,
-        from: Index,
-        mut visit: impl FnMut(Entry) -> ControlFlow<()>,
-    ) -> Result<(), OfflineError> {
-        let begin = self.trails().find(shard, from);
-        let mut trail = None;
-        let read = self.log().read_from(begin, |batch, record| {
-            if record.shard != shard || record.index < from {
-                return Ok(ControlFlow::Continue(()));
-            }
-            trail = Some(Trail { shard, next: record.index.next(), batch });
-            Ok::<_, NoEntry>(visit(Entry::decode(record.bytes)?))
-        });
-        if let Some(trail) = trail {
-            self.trails().note(from, trail);
-        }
-        Ok(read?)
-    }
-
-    /// Some of what one process handled: `limit` entries at most, and no more after 1 MiB of values, messages and answers,
-    /// from an index of its shard's log on; those that are on disk
-    /// now. Entries that a checkpoint replaced may be gone. Reads files, unless nothing came since `from`. Blocks.
-    ///
-    /// # Errors
-    /// [`OfflineError::Raw`] if there is no such service or the key is no key; [`OfflineError::Wal`] if the log cannot be read.
-    pub fn process_log(
-        &self,
-        service: &str,
-        key: &str,
-        from: u64,
-        limit: usize,
-    ) -> Result<LogPage, OfflineError> {
-        let (shard, process) = self.place_of(service, key)?;
-        let mut page = Filling::new(from, limit);
-        if from <= self.last_index(shard)? {
-            self.follow(shard, Index(from), |entry| page.take(&entry, Some(&process)))?;
-        }
-        Ok(page.page)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use stead_core::entry::{Cause, Write};
-    use stead_core::ids::{Epoch, Key, Time};
-    use stead_core::record::RecordKey;
-
-    #[test]
-    fn a_page_of_entries_that_only_delete_is_bounded_too() {
-        let key = Key::new(&"k".repeat(500)).unwrap();
-        let delete = Write { key: RecordKey::cell(&key, "c".repeat(500).as_bytes()), value: None };
-        let (epoch, time, process) = (Epoch(1), Time(1), Key::none());
-        let writes = vec![delete; 1000];
-        let entry = |index| Entry {
-            index: Index(index),
-            epoch,
-            time,
-            cause: Cause::Expire,
-            process: process.clone(),
-            writes: writes.clone(),
-            sends: Vec::new(),
-            reply: None,
-            served: None,
-        };
-        let mut page = Filling::new(1, 1000);
-        let taken = (1..100).take_while(|index| page.take(&entry(*index), None).is_continue()).count();
-        assert!(taken <= 1, "{taken} entries of 1 MB in a page");
     }
 }

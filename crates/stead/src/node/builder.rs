@@ -3,9 +3,7 @@
 use super::{CheckpointOptions, Node};
 use crate::config::{CheckpointConfig, Config, ConfigError, Interval, MemoryConfig, ServiceConfig, nearest};
 use crate::error::OpenError;
-use crate::process::Process;
-use crate::registry::{RegisteredTwice, Registry};
-use crate::task::Task;
+use crate::service::{Process, RegisteredTwice, Registry, Task};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -154,7 +154,7 @@ fn info(shard: ShardId, index: Index, letter: DeadLetter) -> DeadLetterInfo {
         process: letter.process.to_string(),
         sender: letter.sender.to_string(),
         cause,
-        payload: crate::codec::payload_to_json(&letter.payload).ok(),
+        payload: crate::service::codec::payload_to_json(&letter.payload).ok(),
         reason: letter.reason,
         time: letter.time.0,
     }

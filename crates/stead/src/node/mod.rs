@@ -2,6 +2,7 @@
 
 mod builder;
 mod dead_letters;
+mod log;
 mod processes;
 
 pub use builder::{NodeBuilder, ServiceOptions};
@@ -13,29 +14,20 @@ pub use stead_node::{
     ServiceMetrics, ServiceStatus, ShardStatus, SkippedCheck, Status, StuckQuery, TaskStatus,
 };
 
-use crate::client::{BlockingClient, Client, Sender, block_on};
+use crate::client::{BlockingClient, Client, block_on};
+use crate::embedded::{Embedded, Waiter};
 use crate::error::RawError;
-use crate::offline::Trails;
-use crate::registry::Registry;
+use crate::log_view::Trails;
+use crate::service::Registry;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::topology::Topology;
-use stead_node::{Env, Life, Reply, Shared, SystemClock};
+use stead_node::{Life, Shared};
 use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::verify::Report;
 use stead_store::wal::WalReader;
 use tokio::sync::oneshot;
-
-/// The surroundings of a node in a program: typed services, and clients of the same process.
-pub(crate) struct Embedded;
-
-impl Env for Embedded {
-    type Program = Registry;
-    type Caller = Sender;
-    type Clock = SystemClock;
-    type Watch = ();
-}
 
 /// A running node. Clones are handles to the same one; when the last is dropped, the node is shut down.
 #[derive(Clone)]
@@ -45,20 +37,6 @@ struct Inner {
     life: Life<Embedded>,
     /// Where readings of the log have ended.
     trails: Trails,
-}
-
-/// A future that waits for a result of the node.
-struct Waiter<T>(oneshot::Sender<T>);
-
-impl<T: Send> Reply<T> for Waiter<T> {
-    fn send(self: Box<Self>, result: T) {
-        // The future may have been dropped.
-        let _ = self.0.send(result);
-    }
-
-    fn is_gone(&self) -> bool {
-        self.0.is_closed()
-    }
 }
 
 impl From<Life<Embedded>> for Node {

@@ -4,8 +4,8 @@
 
 use super::{Node, TaskStatus};
 use crate::client::block_on;
-use crate::codec;
 use crate::error::RawError;
+use crate::service::codec;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -145,7 +145,7 @@ impl Node {
     ///
     /// # Errors
     /// [`RawError::UnknownService`]; [`RawError::StalePage`] if the node was started again since the page before;
-    /// [`Refusal::Overloaded`] if a handler holds a shard for longer than half a second.
+    /// [`Refusal::Overloaded`](crate::Refusal::Overloaded) if a handler holds a shard for longer than half a second.
     pub fn processes(
         &self,
         service: &str,

@@ -104,7 +104,8 @@ fn called(dirs: &[PathBuf]) -> BTreeSet<(&'static str, String)> {
 #[test]
 fn every_method_of_a_context_is_in_an_example_and_in_a_test() {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (context, task) = (include_str!("../../src/context.rs"), include_str!("../../src/task.rs"));
+    let (context, task) =
+        (include_str!("../../src/service/context.rs"), include_str!("../../src/service/task.rs"));
     let kinds = [
         ("&mut Context<", methods(context, "impl<'a, P: Process> Context<'a, P> {")),
         ("&QueryContext<", methods(context, "impl<'a, P: Process> QueryContext<'a, P> {")),

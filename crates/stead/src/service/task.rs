@@ -1,6 +1,6 @@
 //! Expensive work: in steps, off the shard's thread, each step's result an entry.
 
-use crate::process::Process;
+use super::process::Process;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicBool, Ordering};

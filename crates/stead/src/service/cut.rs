@@ -1,9 +1,9 @@
 //! A consistent cut of the whole system, to look at: typed processes and what is in flight between them.
 
-use crate::codec::{self, CodecError, UnreadableState};
-use crate::context::TaskState;
-use crate::process::Process;
-use crate::task::Task;
+use super::codec::{self, CodecError, UnreadableState};
+use super::context::TaskState;
+use super::process::Process;
+use super::task::Task;
 use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::ids::{Blob, Seq, ShardId, TaskId};

@@ -1,8 +1,8 @@
 //! What a user writes: a process, its key, and what it is asked.
 
-use crate::context::{Context, QueryContext};
-use crate::cut::Cut;
-use crate::schema::Schemas;
+use super::context::{Context, QueryContext};
+use super::cut::Cut;
+use super::schema::Schemas;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt::Display;

@@ -1,9 +1,9 @@
 //! What a handler can see and do beside its own state.
 
-use crate::codec;
-use crate::process::Process;
-use crate::registry::TaskNames;
-use crate::task::Task;
+use super::codec;
+use super::process::Process;
+use super::registry::TaskNames;
+use super::task::Task;
 use fastrand::Rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,45 +1,23 @@
-//! Clients of a node in the same process: async under any executor, and blocking.
+//! The client for async code, under any executor.
 
-use crate::codec::{self, CodecError};
+use super::TIMEOUT_DEFAULT;
+use super::sessions::{Session, Sessions};
+use crate::embedded::{Embedded, Receiver, Sender};
 use crate::error::{CallError, RawError};
-use crate::node::Embedded;
-use crate::process::Process;
+use crate::service::Process;
+use crate::service::codec::{self, CodecError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
 use std::future::Future;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use stead_core::entry::Reply;
-use stead_core::ids::{Blob, Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId};
+use stead_core::ids::{Blob, Colour, Epoch, Index, Key, SessionId, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::shard::{Answer, Identity, Order, Query, Refusal, Request};
-use stead_node::{Caller, NoAnswer, Reception, Shared};
+use stead_node::{Reception, Shared};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
-
-/// The time limit of a call by default: 10 s.
-pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
-
-/// A future that waits for an answer.
-pub(crate) struct Sender(oneshot::Sender<Result<Answer, NoAnswer>>);
-
-impl Caller for Sender {
-    fn answer(self, result: Result<Answer, NoAnswer>) {
-        // The future may have been dropped.
-        let _ = self.0.send(result);
-    }
-
-    fn is_gone(&self) -> bool {
-        self.0.is_closed()
-    }
-}
-
-type Receiver = oneshot::Receiver<Result<Answer, NoAnswer>>;
 
 /// Calls processes from async code, under any executor. Cheap to clone; clones share their sessions.
 ///
@@ -54,7 +32,7 @@ type Receiver = oneshot::Receiver<Result<Answer, NoAnswer>>;
 pub struct Client {
     shared: Arc<Shared<Embedded>>,
     principal: Arc<str>,
-    timeout: Duration,
+    pub(super) timeout: Duration,
     sessions: Arc<Sessions>,
 }
 
@@ -104,9 +82,7 @@ pub struct RawCall<'a> {
 
 impl Client {
     pub(crate) fn new(shared: Arc<Shared<Embedded>>) -> Self {
-        let shards = shared.topology().shard_count() as usize;
-        let pools = (0..shards).map(|_| Mutex::new(Vec::new())).collect();
-        let sessions = Arc::new(Sessions { pools, colour: AtomicU64::new(0) });
+        let sessions = Arc::new(Sessions::new(shared.topology().shard_count()));
         Self { shared, principal: Arc::from("local"), timeout: TIMEOUT_DEFAULT, sessions }
     }
 
@@ -291,7 +267,7 @@ impl Client {
         let principal = Arc::clone(&self.principal);
         self.shared.open_session(shard, session, principal, Some(reception))?;
         self.answered(opened.await)?;
-        self.sessions.pool(shard).push(Session::new(session));
+        self.sessions.add(shard, Session::new(session));
         Ok(())
     }
 
@@ -304,7 +280,7 @@ impl Client {
         identity: Identity,
         timeout: Duration,
     ) -> Result<Answer, RawError> {
-        let colour = Colour(self.sessions.colour.load(Ordering::Relaxed));
+        let colour = self.sessions.colour();
         let request = Request { token: 0, process, payload, principal, identity, colour };
         let (reception, answer) = self.receive(timeout);
         self.shared.request(shard, request, reception)?;
@@ -327,10 +303,7 @@ impl Client {
     /// Records a checkpoint's colour that this client, or a caller that it speaks for, has seen elsewhere: its next requests
     /// carry it, so that no cut holds them without what they follow from.
     pub fn saw(&self, colour: Colour) {
-        // Kept from falling, and written only when it rises: many threads read it.
-        if colour.0 > self.sessions.colour.load(Ordering::Relaxed) {
-            self.sessions.colour.fetch_max(colour.0, Ordering::Relaxed);
-        }
+        self.sessions.saw(colour);
     }
 
     fn answered(&self, received: <Receiver as Future>::Output) -> Result<Answer, RawError> {
@@ -366,221 +339,6 @@ fn raw_reply(shard: ShardId, answer: Answer) -> Result<RawReply, RawError> {
         Reply::Err(bytes) => Err(bytes.to_vec()),
     };
     Ok(RawReply { reply, shard, epoch, index, colour })
-}
-
-/// The sessions of a client, by shard.
-struct Sessions {
-    pools: Vec<Mutex<Vec<Session>>>,
-    /// The highest colour that an answer has shown: a client is a channel too.
-    colour: AtomicU64,
-}
-
-struct Session {
-    id: SessionId,
-    /// Replies up to this number have come, or nobody waits for them.
-    confirmed: u64,
-    /// By number from `confirmed + 1` on: whether the reply has come.
-    window: VecDeque<bool>,
-}
-
-impl Session {
-    fn new(id: SessionId) -> Self {
-        Self { id, confirmed: 0, window: VecDeque::new() }
-    }
-}
-
-/// A request's place in a session; given back when dropped, answered or not.
-struct Place<'a> {
-    sessions: &'a Sessions,
-    shard: ShardId,
-    session: SessionId,
-    number: u64,
-    confirmed: u64,
-}
-
-impl Sessions {
-    /// Requests of one session that may be under way at once: far below what a shard allows, to keep its window short.
-    const WINDOW: usize = 4096;
-
-    fn pool(&self, shard: ShardId) -> std::sync::MutexGuard<'_, Vec<Session>> {
-        self.pools[shard.0 as usize].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(&self, shared: &Shared<Embedded>, shard: ShardId, principal: &Arc<str>) -> Place<'_> {
-        let mut pool = self.pool(shard);
-        let at = match pool.iter().position(|session| session.window.len() < Self::WINDOW) {
-            Some(at) => at,
-            None => {
-                let id = SessionId(fastrand::u128(..));
-                pool.push(Session::new(id));
-                let principal = Arc::clone(principal);
-                // Its requests go the same way behind it. If it is refused or lost, so are they.
-                let _ = shared.open_session(shard, id, principal, None);
-                pool.len() - 1
-            }
-        };
-        let session = &mut pool[at];
-        session.window.push_back(false);
-        let number = session.confirmed + session.window.len() as u64;
-        Place { sessions: self, shard, session: session.id, number, confirmed: session.confirmed }
-    }
-
-    fn leave(&self, shard: ShardId, session: SessionId, number: u64) {
-        let mut pool = self.pool(shard);
-        let Some(session) = pool.iter_mut().find(|open| open.id == session) else { return };
-        session.window[(number - session.confirmed - 1) as usize] = true;
-        while session.window.front() == Some(&true) {
-            session.window.pop_front();
-            session.confirmed += 1;
-        }
-    }
-
-    fn forget(&self, shard: ShardId, session: SessionId) {
-        self.pool(shard).retain(|open| open.id != session);
-    }
-}
-
-impl Place<'_> {
-    fn identity(&self) -> Identity {
-        Identity::Session {
-            session: self.session,
-            number: RequestNumber(self.number),
-            confirmed: RequestNumber(self.confirmed),
-        }
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.sessions.leave(self.shard, self.session, self.number);
-    }
-}
-
-/// Calls processes from code that may block. Not for async tasks: it holds their thread.
-///
-/// A call ends at its timeout, or within a tenth of a second after it.
-#[derive(Clone)]
-pub struct BlockingClient(Client);
-
-impl BlockingClient {
-    pub(crate) fn new(client: Client) -> Self {
-        Self(client)
-    }
-
-    /// As [`Client::with_principal`].
-    #[must_use]
-    pub fn with_principal(&self, principal: &str) -> Self {
-        Self(self.0.with_principal(principal))
-    }
-
-    /// As [`Client::with_timeout`].
-    #[must_use]
-    pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self(self.0.with_timeout(timeout))
-    }
-
-    /// As [`Client::call`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn call<P: Process>(
-        &self,
-        key: &P::Key,
-        request: P::Request,
-    ) -> Result<P::Reply, CallError<P::Error>> {
-        wait(self.0.timeout, self.0.call::<P>(key, request))
-    }
-
-    /// As [`Client::call_idempotent`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn call_idempotent<P: Process>(
-        &self,
-        key: &P::Key,
-        idempotency_key: &[u8],
-        request: P::Request,
-    ) -> Result<P::Reply, CallError<P::Error>> {
-        wait(self.0.timeout, self.0.call_idempotent::<P>(key, idempotency_key, request))
-    }
-
-    /// As [`Client::query`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn query<P: Process>(&self, key: &P::Key, query: P::Query) -> Result<P::Answer, CallError<P::Error>> {
-        wait(self.0.timeout, self.0.query::<P>(key, query))
-    }
-
-    /// As [`Client::call_raw`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
-        wait(call.timeout, self.0.call_raw(call))
-    }
-
-    /// As [`Client::query_raw`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn query_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
-        wait(call.timeout, self.0.query_raw(call))
-    }
-
-    /// As [`Client::retry_dead_letter`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn retry_dead_letter(&self, shard: u32, index: u64) -> Result<Retried, RawError> {
-        wait(self.0.timeout, self.0.retry_dead_letter(shard, index))
-    }
-
-    /// As [`Client::drop_dead_letter`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn drop_dead_letter(&self, shard: u32, index: u64) -> Result<(), RawError> {
-        wait(self.0.timeout, self.0.drop_dead_letter(shard, index))
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// How long a call waits over its timeout for the worker's word: that knows more of why there is no answer.
-const GRACE: Duration = Duration::from_millis(100);
-
-/// Runs a call on this thread until its timeout, also if its worker is held.
-fn wait<T, E: From<RawError>>(timeout: Duration, call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    let until = Instant::now().checked_add(timeout.saturating_add(GRACE));
-    block_on_until(call, until).unwrap_or_else(|| Err(RawError::TimedOut { after: timeout }.into()))
-}
-
-/// Runs a future on this thread, which sleeps while it waits.
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    block_on_until(future, None).expect("without a limit it runs to its end")
-}
-
-fn block_on_until<F: Future>(future: F, until: Option<Instant>) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut context = Context::from_waker(&waker);
-    loop {
-        match future.as_mut().poll(&mut context) {
-            Poll::Ready(output) => return Some(output),
-            Poll::Pending => match until.map(|until| until.saturating_duration_since(Instant::now())) {
-                None => std::thread::park(),
-                Some(Duration::ZERO) => return None,
-                Some(left) => std::thread::park_timeout(left),
-            },
-        }
-    }
 }
 
 /// The payload of a typed value, for [`RawCall::payload`].

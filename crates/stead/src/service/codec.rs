@@ -1,6 +1,6 @@
 //! How values become bytes: MessagePack with field names, state with its version before it.
 
-use crate::process::{Process, ProcessKey};
+use super::process::{Process, ProcessKey};
 use serde::Serialize;
 use serde::de::{Deserialize, DeserializeOwned, IgnoredAny};
 use smallvec::SmallVec;

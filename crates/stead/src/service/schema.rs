@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 #[cfg(feature = "schemars")]
 use {
-    crate::process::{Never, Process},
+    super::process::{Never, Process},
     schemars::generate::{SchemaGenerator, SchemaSettings},
     schemars::{JsonSchema, Schema, json_schema},
     std::borrow::Cow,

@@ -1,12 +1,12 @@
 //! Typed services and tasks behind the core's untyped [`Handler`].
 
-use crate::codec::{self, CodecError, UnreadableState};
-use crate::context::{Context, QueryContext};
-use crate::cut::Cut;
-use crate::kv::Kv;
-use crate::process::Process;
-use crate::schema::Schemas;
-use crate::task::{Progress, StepContext, Task};
+use super::codec::{self, CodecError, UnreadableState};
+use super::context::{Context, QueryContext};
+use super::cut::Cut;
+use super::kv::Kv;
+use super::process::Process;
+use super::schema::Schemas;
+use super::task::{Progress, StepContext, Task};
 use std::any::TypeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;

@@ -1,7 +1,7 @@
 //! The built-in service `kv`: each process is one key of a table, and holds a JSON value.
 
-use crate::context::{Context, QueryContext};
-use crate::process::{Never, Process};
+use super::context::{Context, QueryContext};
+use super::process::{Never, Process};
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 
@@ -19,7 +19,7 @@ pub enum Request {
     /// Puts a value; `null` deletes the key.
     Put {
         /// The value.
-        #[cfg_attr(feature = "schemars", schemars(with = "crate::Json"))]
+        #[cfg_attr(feature = "schemars", schemars(with = "super::Json"))]
         value: Value,
     },
     /// Deletes the key.
@@ -29,11 +29,11 @@ pub enum Request {
     CompareAndSet {
         /// What the key must hold; `None`: nothing.
         #[serde(deserialize_with = "Option::deserialize")]
-        #[cfg_attr(feature = "schemars", schemars(with = "crate::Json"))]
+        #[cfg_attr(feature = "schemars", schemars(with = "super::Json"))]
         expected: Option<Value>,
         /// What it shall hold then; `None`: nothing.
         #[serde(deserialize_with = "Option::deserialize")]
-        #[cfg_attr(feature = "schemars", schemars(with = "crate::Json"))]
+        #[cfg_attr(feature = "schemars", schemars(with = "super::Json"))]
         value: Option<Value>,
     },
 }
@@ -67,8 +67,8 @@ impl Process for Kv {
     type Answer = Option<Value>;
 
     #[cfg(feature = "schemars")]
-    fn schemas() -> Option<crate::Schemas> {
-        Some(crate::Schemas::of::<Self>())
+    fn schemas() -> Option<super::Schemas> {
+        Some(super::Schemas::of::<Self>())
     }
 
     fn handle(&mut self, ctx: &mut Context<'_, Self>, request: Request) -> Result<Changed, Never> {
@@ -130,6 +130,7 @@ fn is_integer(float: &Number, integer: i128) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::codec;
     use serde_json::json;
 
     #[test]
@@ -170,12 +171,12 @@ mod tests {
             json!({"delete": {"if": 1}}),
             json!("put"),
         ] {
-            let bytes = crate::codec::json_to_payload(&refused).unwrap();
-            let read = crate::codec::decode::<Request>(&bytes, "a request", "kv");
+            let bytes = codec::json_to_payload(&refused).unwrap();
+            let read = codec::decode::<Request>(&bytes, "a request", "kv");
             assert!(read.is_err(), "{refused}: {read:?}");
         }
         let request = Request::CompareAndSet { expected: None, value: Some(json!(1)) };
-        let bytes = crate::codec::encode(&request, "a request", "kv").unwrap();
-        assert_eq!(crate::codec::decode::<Request>(&bytes, "a request", "kv"), Ok(request));
+        let bytes = codec::encode(&request, "a request", "kv").unwrap();
+        assert_eq!(codec::decode::<Request>(&bytes, "a request", "kv"), Ok(request));
     }
 }

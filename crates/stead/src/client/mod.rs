@@ -1,0 +1,14 @@
+//! Clients of a node in the same process: async under any executor, and blocking.
+
+mod blocking;
+mod calls;
+mod sessions;
+
+pub use blocking::BlockingClient;
+pub(crate) use blocking::block_on;
+pub use calls::{Client, RawCall, RawReply, Retried, payload};
+
+use std::time::Duration;
+
+/// The time limit of a call by default: 10 s.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);

@@ -1,0 +1,46 @@
+//! The surroundings of a node in a program: typed services, and futures that wait for its answers.
+
+use crate::service::Registry;
+use stead_core::shard::Answer;
+use stead_node::{Caller, Env, NoAnswer, Reply, SystemClock};
+use tokio::sync::oneshot;
+
+/// A node's surroundings in a program.
+pub(crate) struct Embedded;
+
+impl Env for Embedded {
+    type Program = Registry;
+    type Caller = Sender;
+    type Clock = SystemClock;
+    type Watch = ();
+}
+
+/// A future that waits for an answer.
+pub(crate) struct Sender(pub(crate) oneshot::Sender<Result<Answer, NoAnswer>>);
+
+impl Caller for Sender {
+    fn answer(self, result: Result<Answer, NoAnswer>) {
+        // The future may have been dropped.
+        let _ = self.0.send(result);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+pub(crate) type Receiver = oneshot::Receiver<Result<Answer, NoAnswer>>;
+
+/// A future that waits for a result of the node.
+pub(crate) struct Waiter<T>(pub(crate) oneshot::Sender<T>);
+
+impl<T: Send> Reply<T> for Waiter<T> {
+    fn send(self: Box<Self>, result: T) {
+        // The future may have been dropped.
+        let _ = self.0.send(result);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
+}

@@ -1,0 +1,95 @@
+//! The log of a running node as an operator reads it.
+
+use super::Node;
+use crate::log_view::{Filling, LogEntry, LogPage, Trail};
+use crate::offline::OfflineError;
+use std::ops::ControlFlow;
+use stead_core::entry::{Entry, NoEntry};
+use stead_core::ids::{Index, ShardId};
+
+impl Node {
+    /// Shows the entries of a shard's log from an index on, until `visit` breaks: those that are on disk now. Entries that a
+    /// checkpoint replaced may be gone. Reads files, unless the shard has no entry from there on. Blocks.
+    ///
+    /// # Errors
+    /// [`OfflineError`] if there is no such shard or the log cannot be read.
+    pub fn read_log(
+        &self,
+        shard: u32,
+        from: u64,
+        mut visit: impl FnMut(LogEntry) -> ControlFlow<()>,
+    ) -> Result<(), OfflineError> {
+        self.visit_log(shard, from, |entry| visit(LogEntry::of(&entry)))
+    }
+
+    /// Some entries of a shard's log, as [`Self::read_log`] shows them: `limit` at most, and no more after 1 MiB of values,
+    /// messages and answers. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::read_log`].
+    pub fn log_page(&self, shard: u32, from: u64, limit: usize) -> Result<LogPage, OfflineError> {
+        let mut page = Filling::new(from, limit);
+        self.visit_log(shard, from, |entry| page.take(&entry, None))?;
+        Ok(page.page)
+    }
+
+    fn visit_log(
+        &self,
+        shard: u32,
+        from: u64,
+        visit: impl FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<(), OfflineError> {
+        let shards = self.topology().shard_count();
+        if shard >= shards {
+            return Err(OfflineError::UnknownShard { shard, shards });
+        }
+        // A node that has stopped does not know its shards' ends, but its log can be read.
+        if from > 0 && self.last_index(ShardId(shard)).is_ok_and(|last| from > last) {
+            return Ok(());
+        }
+        self.follow(ShardId(shard), Index(from), visit)
+    }
+
+    /// Shows the entries of a shard. Goes on where an earlier reading has ended, if one has.
+    fn follow(
+        &self,
+        shard: ShardId,
+        from: Index,
+        mut visit: impl FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<(), OfflineError> {
+        let begin = self.trails().find(shard, from);
+        let mut trail = None;
+        let read = self.log().read_from(begin, |batch, record| {
+            if record.shard != shard || record.index < from {
+                return Ok(ControlFlow::Continue(()));
+            }
+            trail = Some(Trail { shard, next: record.index.next(), batch });
+            Ok::<_, NoEntry>(visit(Entry::decode(record.bytes)?))
+        });
+        if let Some(trail) = trail {
+            self.trails().note(from, trail);
+        }
+        Ok(read?)
+    }
+
+    /// Some of what one process handled: `limit` entries at most, and no more after 1 MiB of values, messages and answers,
+    /// from an index of its shard's log on; those that are on disk
+    /// now. Entries that a checkpoint replaced may be gone. Reads files, unless nothing came since `from`. Blocks.
+    ///
+    /// # Errors
+    /// [`OfflineError::Raw`] if there is no such service or the key is no key; [`OfflineError::Wal`] if the log cannot be read.
+    pub fn process_log(
+        &self,
+        service: &str,
+        key: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<LogPage, OfflineError> {
+        let (shard, process) = self.place_of(service, key)?;
+        let mut page = Filling::new(from, limit);
+        if from <= self.last_index(shard)? {
+            self.follow(shard, Index(from), |entry| page.take(&entry, Some(&process)))?;
+        }
+        Ok(page.page)
+    }
+}

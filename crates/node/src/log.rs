@@ -3,7 +3,6 @@
 
 use crate::bell::Bell;
 use crate::env::Env;
-use crate::events;
 use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use crate::status::LogStatus;
@@ -47,8 +46,8 @@ pub trait LogHub {
     /// The log holds durably all submissions of a worker up to this ticket.
     fn durable(&self, worker: usize, ticket: u64);
 
-    /// New work is refused from now on, or taken again.
-    fn full(&self, is_full: bool);
+    /// New work is refused from now on, or taken again; `shortage` says what there was no room for.
+    fn full(&self, is_full: bool, shortage: &str);
 
     /// What was written together is durable, after so many microseconds.
     fn synced(&self, micros: u64);
@@ -319,13 +318,8 @@ impl LogPart {
                 Notice::Prepare => desk.preparer_bell.ring(),
                 Notice::Full(is_full) => {
                     desk.full.store(is_full, Ordering::Relaxed);
-                    if is_full {
-                        let reason = desk.shortage().clone();
-                        events::warn(format_args!("writes are refused until there is room: {reason}"));
-                    } else {
-                        events::info(format_args!("the log has room again: writes are taken"));
-                    }
-                    hub.full(is_full);
+                    let shortage = desk.shortage().clone();
+                    hub.full(is_full, &shortage);
                 }
             }
         }
@@ -408,7 +402,7 @@ mod tests {
             self.durable.borrow_mut().push((worker, ticket));
         }
 
-        fn full(&self, is_full: bool) {
+        fn full(&self, is_full: bool, _: &str) {
             self.full.borrow_mut().push(is_full);
         }
 

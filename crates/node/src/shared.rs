@@ -393,7 +393,12 @@ impl<E: Env> LogHub for Shared<E> {
         self.watch.mark(wal)
     }
 
-    fn full(&self, is_full: bool) {
+    fn full(&self, is_full: bool, shortage: &str) {
+        if is_full {
+            events::warn(format_args!("writes are refused until there is room: {shortage}"));
+        } else {
+            events::info(format_args!("the log has room again: writes are taken"));
+        }
         for inbox in &self.inboxes {
             inbox.push(Command::every(Input::Full(is_full)));
         }

@@ -10,6 +10,12 @@ pub enum Bug {
     SkipSync,
     /// The log is reported as stored before it is synced.
     StoredBeforeSync,
+    /// A worker counts one submission more as stored than the log reports.
+    TicketPlusOne,
+    /// The mark of an idle log is noted, and not written.
+    ForgetMark,
+    /// A trim waits until what came with it is written.
+    HoldTrim,
     /// Queries are answered from what was read some time ago.
     StaleQuery,
     /// A query reads its process as it is when it runs, not as it was when it came.
@@ -68,6 +74,9 @@ impl Bug {
         Self::ReuseEpoch,
         Self::SkipSync,
         Self::StoredBeforeSync,
+        Self::TicketPlusOne,
+        Self::ForgetMark,
+        Self::HoldTrim,
         Self::StaleQuery,
         Self::LateQuery,
         Self::ForgetIdentity,
@@ -102,6 +111,9 @@ impl Bug {
             Self::ReuseEpoch => "reuse-epoch",
             Self::SkipSync => "skip-sync",
             Self::StoredBeforeSync => "stored-before-sync",
+            Self::TicketPlusOne => "ticket-plus-one",
+            Self::ForgetMark => "forget-mark",
+            Self::HoldTrim => "hold-trim",
             Self::StaleQuery => "stale-query",
             Self::LateQuery => "late-query",
             Self::ForgetIdentity => "forget-identity",
@@ -142,7 +154,10 @@ impl Bug {
         match self {
             Self::ReuseEpoch => 1,
             Self::SkipSync => 2,
-            Self::StoredBeforeSync | Self::OpenedEarly | Self::AnswerAfterFailedSync => 5,
+            Self::StoredBeforeSync
+            | Self::TicketPlusOne
+            | Self::OpenedEarly
+            | Self::AnswerAfterFailedSync => 5,
             Self::StaleQuery | Self::LateQuery => 6,
             Self::ForgetIdentity
             | Self::KeepRetried
@@ -155,8 +170,8 @@ impl Bug {
             Self::LoseSend => 11,
             Self::OverlookManifests | Self::ForgetDecided | Self::TrimTooFar => 13,
             Self::AcceptOldEpoch => 15,
-            Self::CutDamage => 16,
-            Self::DropNextSnapshot | Self::CrowdTrials | Self::LateTimer => 17,
+            Self::CutDamage | Self::ForgetMark => 16,
+            Self::DropNextSnapshot | Self::CrowdTrials | Self::LateTimer | Self::HoldTrim => 17,
             Self::ForgetfulRecovery => 18,
         }
     }

@@ -15,8 +15,20 @@ struct Written {
     number: u64,
     /// The last batch that was durable when this one was written.
     mark: u64,
+    /// The oldest segment that the log needed then.
+    oldest: u64,
     /// The highest index of each shard in it.
     tops: BTreeMap<ShardId, Index>,
+}
+
+/// What has become of the last trim that the node wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Trim {
+    #[default]
+    None,
+    Wanted,
+    /// Entries were written since.
+    Overtaken,
 }
 
 /// The batches that one life of the node wrote.
@@ -30,6 +42,14 @@ pub(crate) struct DiskLog {
     covered: BTreeMap<ShardId, Index>,
     /// The last batch that a durable one calls durable, once there is one.
     mark: Option<u64>,
+    /// The last durable batch with entries.
+    last_entries: u64,
+    /// The oldest segment that is needed, once a batch said so.
+    oldest: Option<u64>,
+    trim: Trim,
+    is_trimmed: bool,
+    /// What the log must not do, and did.
+    wrong: Option<&'static str>,
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -47,7 +67,7 @@ impl Written {
             return None;
         }
         let len = u32_at(bytes, 8) as usize;
-        let (number, mark) = (u64_at(bytes, 24), u64_at(bytes, 32));
+        let (number, mark, oldest) = (u64_at(bytes, 24), u64_at(bytes, 32), u64_at(bytes, 40));
         let mut tops = BTreeMap::new();
         let mut records = &bytes[HEADER..HEADER + len];
         while !records.is_empty() {
@@ -55,7 +75,7 @@ impl Written {
             *top = Index(u64_at(records, 16)).max(*top);
             records = &records[RECORD_HEADER + u32_at(records, 0) as usize..];
         }
-        Some(Self { number, mark, tops })
+        Some(Self { number, mark, oldest, tops })
     }
 }
 
@@ -69,9 +89,40 @@ fn raise(tops: &mut BTreeMap<ShardId, Index>, more: &BTreeMap<ShardId, Index>) {
 impl DiskLog {
     /// Bytes were written to a file.
     pub(crate) fn wrote(&mut self, file: u64, bytes: &[u8]) {
-        if let Some(batch) = Written::parse(bytes) {
-            self.unsynced.entry(file).or_default().push(batch);
+        let Some(batch) = Written::parse(bytes) else { return };
+        if !batch.tops.is_empty() && self.trim == Trim::Wanted {
+            self.trim = Trim::Overtaken;
         }
+        if self.oldest.replace(batch.oldest).is_some_and(|oldest| oldest < batch.oldest) {
+            self.is_trimmed = true;
+            if self.trim == Trim::Overtaken {
+                self.wrong = Some(
+                    "entries were written before a trim that was wanted before, whose room they may need",
+                );
+            }
+            self.trim = Trim::None;
+        }
+        self.unsynced.entry(file).or_default().push(batch);
+    }
+
+    /// The node wants the log to be trimmed.
+    pub(crate) fn wants_trim(&mut self) {
+        self.trim = Trim::Wanted;
+    }
+
+    /// Whether entries were written since the node wanted a trim, which has let nothing go yet.
+    pub(crate) fn has_overtaken_trim(&self) -> bool {
+        self.trim == Trim::Overtaken
+    }
+
+    /// Whether segments were given up since this was asked.
+    pub(crate) fn take_trimmed(&mut self) -> bool {
+        std::mem::take(&mut self.is_trimmed)
+    }
+
+    /// What the log did that it must not do.
+    pub(crate) fn wrong(&self) -> Option<&'static str> {
+        self.wrong
     }
 
     /// A file was synced.
@@ -79,6 +130,9 @@ impl DiskLog {
         for batch in self.unsynced.remove(&file).unwrap_or_default() {
             raise(&mut self.durable, &batch.tops);
             self.mark = self.mark.max(Some(batch.mark));
+            if !batch.tops.is_empty() {
+                self.last_entries = batch.number;
+            }
             self.uncovered.push_back(batch);
         }
         while let Some(batch) = self.uncovered.pop_front_if(|batch| Some(batch.number) <= self.mark) {
@@ -94,6 +148,12 @@ impl DiskLog {
     /// The last entry of a shard that this life wrote and of which the log says that it was synced.
     pub(crate) fn covered(&self, shard: ShardId) -> Index {
         self.covered.get(&shard).copied().unwrap_or_default()
+    }
+
+    /// Whether the log says of all entries of this life that they were synced.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.unsynced.values().flatten().all(|batch| batch.tops.is_empty())
+            && self.mark.unwrap_or(0) >= self.last_entries
     }
 
     /// Whether the log says that what this life found was synced.

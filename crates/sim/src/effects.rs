@@ -72,13 +72,11 @@ impl World<'_> {
                 }
                 _ => {}
             }
-            let node = self.node.as_mut().expect("only a living node has effects");
-            node.log.waiting.push_back((shard, epoch, index, bytes));
+            self.log_entry(shard, epoch, index, &bytes);
             if self.bug == Some(Bug::StoredBeforeSync) && one_in(&mut self.rng, 8) {
                 let stored = Input::Stored { member: NODE, epoch, upto: index };
                 self.inside(1, Inside::Input(shard, stored));
             }
-            self.flush_soon();
             return Ok(());
         }
         if self.tracing {

@@ -15,7 +15,7 @@ mod client;
 mod disk;
 mod disk_log;
 mod effects;
-mod flushing;
+mod logging;
 mod marks;
 mod model;
 mod node;

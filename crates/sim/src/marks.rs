@@ -44,6 +44,8 @@ marks! {
     FlippedInside: "a bit flipped within a life",
     DiskFull: "the log had no room",
     RoomAgain: "room again after a full disk",
+    RoomByTrim: "a checkpoint gave the log room while the disk was full",
+    IdleMarked: "the log went to sleep, all marked as synced",
     CheckpointFull: "a checkpoint failed for want of room",
     SlowDisk: "a slow disk",
     ClockBack: "the clock jumped back",

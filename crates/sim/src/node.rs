@@ -1,13 +1,15 @@
 //! One life of the simulated node: the shell around the real core and the real storage code, without any threads.
 
 use crate::bug::Bug;
+use crate::logging::Log;
+use crate::profile::Profile;
 use crate::taking::Taking;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::coordinator::Coordinator;
-use stead_core::ids::{Colour, Epoch, Index, NodeId, ShardId, TaskId};
+use stead_core::ids::{Colour, Epoch, NodeId, ShardId, TaskId};
 use stead_core::record::TaskRecord;
-use stead_core::shard::{Settings, Shard};
+use stead_core::shard::Shard;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::Trials;
@@ -19,7 +21,7 @@ use stead_store::checkpoint::store::{DiskStore, StoreError};
 use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
 use stead_store::disk::Disk;
 use stead_store::recovery::{Recovered, RecoveryError, recover};
-use stead_store::wal::{Wal, WalOptions};
+use stead_store::wal::WalOptions;
 
 /// The only node of the cluster.
 pub(crate) const NODE: NodeId = NodeId(1);
@@ -51,18 +53,6 @@ pub(crate) struct Node {
     pub(crate) asking: BTreeMap<(ShardId, TaskId, u32), TaskRecord>,
     pub(crate) trials: Trials,
     _data_dir: DataDir,
-}
-
-/// The log with what waits for it.
-pub(crate) struct Log {
-    pub(crate) wal: Wal,
-    /// Entries that wait to be appended.
-    pub(crate) waiting: VecDeque<(ShardId, Epoch, Index, Vec<u8>)>,
-    /// By shard, the last entry that was appended and waits to be synced.
-    pub(crate) unsynced: BTreeMap<ShardId, Index>,
-    /// A flush or a sync is scheduled.
-    pub(crate) busy: bool,
-    pub(crate) full: bool,
 }
 
 /// What a life begins with, read from the disk.
@@ -136,8 +126,8 @@ impl Node {
     pub(crate) fn start(
         opened: Opened,
         topology: &Arc<Topology>,
-        settings: &Settings,
-        writer: u64,
+        profile: &Profile,
+        (now, writer): (u64, u64),
         bug: Option<Bug>,
     ) -> Result<Self, OpenError> {
         let Opened { mut data_dir, store, recovered, .. } = opened;
@@ -149,19 +139,13 @@ impl Node {
         let epoch = data_dir.meta().epoch;
         let seen = recovered.states.iter().map(|s| s.position().colour).max().unwrap_or_default();
         let coordinator = Coordinator::new(topology.shards(), seen.max(recovered.decided));
-        let make = |state: State| Shard::new(state, Arc::clone(topology), settings.clone());
+        let make = |state: State| Shard::new(state, Arc::clone(topology), profile.settings.clone());
         let shards: Vec<Shard> = recovered.states.into_iter().map(make).collect();
         Ok(Self {
             epoch,
             ticks: vec![None; shards.len()],
             shards,
-            log: Log {
-                wal: recovered.wal,
-                waiting: VecDeque::new(),
-                unsynced: BTreeMap::new(),
-                busy: false,
-                full: false,
-            },
+            log: Log::new(recovered.wal, profile.workers, profile.segment_bytes, now, bug),
             store,
             names: BundleNames::new(writer),
             lineage: recovered.lineage,

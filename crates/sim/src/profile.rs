@@ -12,7 +12,8 @@ pub struct Overrides {
     pub no_faults: bool,
     /// Attempts at one cause before it becomes a dead letter, from 1. The seed draws 1 to 3.
     pub attempts_max: Option<u32>,
-    /// Most bytes of an entry. The seed draws half of what its log takes at once, 4 to 28 KiB, or 400 bytes once in four runs.
+    /// Most bytes of an entry, up to half of what the log takes at once, which the seed draws from 4 to 28 KiB. The seed draws this
+    /// half, or 400 bytes once in four runs.
     pub entry_bytes_max: Option<usize>,
     /// Events between two crashes on average, 0 for no crashes: stronger than `no_faults`. The seed draws 80 to 1,000 or none.
     pub crash_every: Option<u32>,
@@ -35,7 +36,11 @@ pub(crate) struct Profile {
     pub(crate) channel_delay: u64,
     pub(crate) channel_drop: u32,
     pub(crate) channel_again: u32,
+    /// Workers of the node, each with its own batches.
+    pub(crate) workers: usize,
+    /// Until a worker leaves its batch for the log, and until a part that was rung has its turn.
     pub(crate) flush_delay: u64,
+    pub(crate) wake_delay: u64,
     pub(crate) stored_delay: u64,
     pub(crate) step_delay: u64,
     /// Events between crashes, on average.
@@ -74,7 +79,7 @@ fn chance(rng: &mut Rng, choices: &[u32]) -> u32 {
     choices[rng.usize(..choices.len())]
 }
 
-fn spread(rng: &mut Rng, choices: &[u64]) -> u64 {
+pub(crate) fn spread(rng: &mut Rng, choices: &[u64]) -> u64 {
     choices[rng.usize(..choices.len())]
 }
 
@@ -110,7 +115,9 @@ impl Profile {
             channel_delay: spread(rng, &[1, 500, 20_000]),
             channel_drop: chance(rng, &[0, 0, 0, 20]),
             channel_again: chance(rng, &[0, 20, 4]),
+            workers: 1,
             flush_delay: spread(rng, &[10, 300, 5_000]),
+            wake_delay: 0,
             stored_delay: spread(rng, &[1, 300, 10_000]),
             step_delay: spread(rng, &[10, 5_000, 300_000]),
             crash_every: chance(rng, &[0, 80, 300, 300, 1000]),
@@ -157,6 +164,8 @@ impl Profile {
         profile.settings.work_max = spread(rng, &[2_048, 2_048, 16, 1]) as usize;
         profile.runs_max = spread(rng, &[u64::MAX, u64::MAX, 3, 1]) as usize;
         profile.confirm_every = spread(rng, &[1, 1, 1, 40]);
+        profile.workers = rng.usize(1..=4);
+        profile.wake_delay = spread(rng, &[0, 10, 300, 5_000]);
         profile.fault_every = chance(rng, &[0, 0, 0, 600]);
         profile.files_every = chance(rng, &[0, 0, 0, 500]);
         profile.flip_inside = chance(rng, &[0, 0, 0, 600]);
@@ -177,7 +186,7 @@ impl Profile {
             self.settings.attempts_max = attempts;
         }
         if let Some(bytes) = overrides.entry_bytes_max {
-            self.settings.entry_bytes_max = bytes;
+            self.settings.entry_bytes_max = bytes.min(entry_bytes_max(self.segment_bytes));
         }
         if let Some(every) = overrides.crash_every {
             self.crash_every = every;

@@ -80,13 +80,16 @@ impl World<'_> {
             self.marks.hit(Mark::RecoveredFromCheckpoint);
         }
         let (decided, writer) = (opened.recovered.decided, self.rng.u64(..));
-        let mut settings = self.profile.settings.clone();
+        let mut profile = self.profile.clone();
         if self.bug == Some(Bug::ShortSession) {
-            settings.session_ttl -= 1;
+            profile.settings.session_ttl -= 1;
         }
-        let node = Node::start(opened, &self.topology, &settings, writer, self.bug);
+        let node = Node::start(opened, &self.topology, &profile, (self.now, writer), self.bug);
         match node {
-            Ok(node) => self.node = Some(node),
+            Ok(node) => {
+                self.node = Some(node);
+                self.heed_bells();
+            }
             Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(before),
             Err(_) if self.disk.failed() > failed => return self.refused(),
             Err(error) => return Err(Violation::new(0, format!("the node does not start: {error}")).into()),

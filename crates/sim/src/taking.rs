@@ -36,7 +36,8 @@ impl World<'_> {
     pub(crate) fn begin_checkpoint(&mut self) -> Outcomes {
         let time = self.time();
         let Some(node) = &mut self.node else { return Ok(()) };
-        if node.taking.is_some() || node.log.full || node.shards.iter().any(|shard| !shard.is_active()) {
+        if node.taking.is_some() || node.log.is_spent() || node.shards.iter().any(|shard| !shard.is_active())
+        {
             return Ok(());
         }
         let deadline = time.plus_micros(self.profile.checkpoint_deadline);
@@ -445,21 +446,14 @@ impl World<'_> {
 
     fn trim(&mut self, manifest: &Manifest) -> Outcomes {
         let too_far = if self.bug == Some(Bug::TrimTooFar) { 1_000_000 } else { 0 };
-        let node = self.node.as_mut().expect("checked by the caller");
         let top =
             |shard: ShardId| manifest.part(shard).map_or(Index(0), |part| Index(part.index.0 + too_far));
-        match node.log.wal.trim(top) {
-            Ok(0) => Ok(()),
-            Ok(_) => {
-                self.marks.hit(Mark::Trimmed);
-                self.check_log(manifest)
-            }
-            Err(error) => self.storage_failed(&error.to_string()),
-        }
+        self.trim_log(manifest, self.topology.shards().map(top).collect());
+        Ok(())
     }
 
     /// Invariant 13 for the log: every entry that the newest checkpoint does not hold is there.
-    fn check_log(&mut self, manifest: &Manifest) -> Outcomes {
+    pub(crate) fn check_log(&mut self, manifest: &Manifest) -> Outcomes {
         let options = wal_options(self.profile.segment_bytes, 0x1d, false);
         let mut first: Vec<Option<Index>> = vec![None; manifest.parts.len()];
         let visit = |record: Record<'_>| {

@@ -12,7 +12,7 @@ use crate::marks::{Mark, Marks};
 use crate::model::{LATE_MAX, Model, Seen, check_channels, copy, hash_call};
 use crate::node::{NODE, Node};
 use crate::operator::Ordered;
-use crate::profile::{Overrides, Profile, one_in};
+use crate::profile::{Overrides, Profile, one_in, spread};
 use crate::recent::Recent;
 use crate::starting::Flip;
 use crate::violation::Violation;
@@ -91,8 +91,12 @@ pub(crate) enum Inside {
         id: TaskId,
         run: u32,
     },
-    Flush,
-    Sync,
+    /// A worker leaves its batch for the log.
+    Submit(usize),
+    /// The log has a turn.
+    Log,
+    /// The part that prepares the log's segments has a turn.
+    Prepare,
     Begin,
     Drain(ShardId, Colour),
     Seal(Colour),
@@ -503,8 +507,12 @@ impl<'w> World<'w> {
             Inside::Step { shard, id, run, task } => self.step(shard, id, run, &task),
             Inside::Query { shard, reading, known } => self.query_runs(shard, *reading, known),
             Inside::AskStep { shard, id, run } => self.give(shard, Input::StepBegins { id, run }),
-            Inside::Flush => self.flush(),
-            Inside::Sync => self.sync(),
+            Inside::Submit(worker) => {
+                self.submit(worker);
+                Ok(())
+            }
+            Inside::Log => self.log_turn(),
+            Inside::Prepare => self.prepare_turn(),
             Inside::Begin => self.begin_checkpoint(),
             Inside::Drain(shard, number) => self.drain(shard, number),
             Inside::Seal(number) => self.seal(number),
@@ -541,7 +549,9 @@ impl<'w> World<'w> {
             self.marks.hit(Mark::SyncFailed);
         }
         if one_in(&mut self.rng, self.profile.full_every) && self.room_at == 0 {
-            let room = self.rng.u64(..4096);
+            // Room for nothing, or for a checkpoint that gives the log room.
+            let most = spread(&mut self.rng, &[4 << 10, 64 << 10]);
+            let room = self.rng.u64(..most);
             self.disk.set_capacity(Some(self.disk.used() + room));
             self.room_at = self.now + self.rng.u64(..2_000_000);
         }
@@ -618,6 +628,11 @@ impl<'w> World<'w> {
         assert!(!self.disk.is_crashed(), "a power cut that the node has not noticed must not be undone");
         let disk = self.disk.clone();
         disk.aside(|| look(self))
+    }
+
+    /// Whether the disk takes only so much now.
+    pub(crate) fn disk_is_limited(&self) -> bool {
+        self.room_at != 0
     }
 
     pub(crate) fn make_room(&mut self) {
@@ -704,7 +719,7 @@ impl<'w> World<'w> {
         let Some(node) = &self.node else { return Ok(()) };
         let (it, settings) = (&node.shards[at], &self.profile.settings);
         let works = it.is_active()
-            && !node.log.full
+            && !node.log.is_full()
             && !node.trials.is_held()
             && !self.model.state(shard).has_begun()
             && it.uncommitted_bytes() < settings.uncommitted_bytes_max
@@ -733,25 +748,6 @@ impl<'w> World<'w> {
     pub(crate) fn give_all(&mut self, input: impl Fn(ShardId) -> Input) -> Outcomes {
         for shard in self.topology.shards() {
             self.give(shard, input(shard))?;
-        }
-        Ok(())
-    }
-
-    /// The node stops in order: what it did is stored, and its next life need not suspect anything.
-    fn stop(&mut self) -> Outcomes {
-        while self.node.as_ref().is_some_and(|node| !node.log.waiting.is_empty() && !node.log.full) {
-            self.flush()?;
-        }
-        match &self.node {
-            None => return Ok(()),
-            Some(node) if node.log.full => return self.end(End::Process),
-            Some(node) if node.log.unsynced.is_empty() => {}
-            Some(_) => self.sync()?,
-        }
-        if self.node.is_some() {
-            self.end(End::Process)?;
-            self.trusted = true;
-            self.marks.hit(Mark::Stopped);
         }
         Ok(())
     }

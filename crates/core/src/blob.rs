@@ -1,11 +1,11 @@
-//! Bytes that are shared, or held in place if they are few.
+//! Bytes that are shared, or stored inline if they are few.
 
 use minicbor::{Decode, Encode};
 use std::fmt;
 use std::sync::Arc;
 
-/// Immutable bytes. Up to [`Blob::SHORT_MAX`] of them are held in place: a small message on its way to another thread
-/// shares no count with its sender. More are shared without copying.
+/// Immutable bytes. Up to [`Blob::SHORT_MAX`] of them are stored inline, so that a small message on its way to another
+/// thread shares no reference count with its sender. Longer ones are shared without copying.
 #[derive(Clone)]
 pub struct Blob(Bytes);
 
@@ -16,17 +16,17 @@ enum Bytes {
 }
 
 impl Blob {
-    /// Most bytes that are held in place.
+    /// Maximum number of bytes that are stored inline.
     pub const SHORT_MAX: usize = 22;
 
-    /// No bytes.
+    /// Returns an empty blob.
     #[must_use]
     pub const fn empty() -> Self {
         Self(Bytes::Short { len: 0, bytes: [0; Self::SHORT_MAX] })
     }
 }
 
-// A blob must not take more room than three words: there is one in each record.
+// A blob must not be larger than three words: there is one in each record.
 const _: () = assert!(size_of::<Blob>() == 24);
 
 impl Default for Blob {

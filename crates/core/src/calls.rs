@@ -1,4 +1,4 @@
-//! What clients and shards ask of a process, and what they are answered.
+//! The calls that clients and shards make to processes, and their answers and refusals.
 
 use crate::blob::Blob;
 use crate::ids::{Colour, Epoch, Index, RequestNumber, ServiceId, SessionId, TaskId, Time, TimerId};
@@ -10,85 +10,85 @@ use thiserror::Error;
 /// A client's request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Comes back with the answer.
+    /// Returned with the answer.
     pub token: u64,
-    /// The process that it is for.
+    /// The receiving process.
     pub process: Key,
-    /// What it asks.
+    /// The request's bytes.
     pub payload: Blob,
-    /// Who asks.
+    /// The client's principal.
     pub principal: Arc<str>,
-    /// What makes a retry of it known.
+    /// The identity by which a retry is recognised.
     pub identity: Identity,
     /// The highest colour that the client has seen.
     pub colour: Colour,
 }
 
-/// What makes a retry of a request known.
+/// The identity by which a retry of a request is recognised.
 #[derive(Clone, Debug)]
 pub enum Identity {
-    /// A place in a session.
+    /// A position in a session.
     Session {
         /// The session.
         session: SessionId,
         /// The request's number; at most [`crate::shard::Shard::SESSION_WINDOW`] over `confirmed`.
         number: RequestNumber,
-        /// The client holds the replies up to this number.
+        /// The client has the replies up to this number.
         confirmed: RequestNumber,
     },
-    /// A key that the client chose, scoped to the principal and the process.
+    /// A key chosen by the client, scoped to the principal and the process.
     Idempotency {
         /// The key: at most [`crate::shard::Shard::IDEMPOTENCY_KEY_MAX`] bytes.
         key: Blob,
-        /// Hash of what the client asks.
+        /// Hash of the request.
         body_hash: [u8; 16],
     },
-    /// Nothing: a retry is a new request.
+    /// None: a retry is a new request.
     None,
 }
 
 /// A client's query.
 #[derive(Clone, Debug)]
 pub struct Query {
-    /// Comes back with the answer.
+    /// Returned with the answer.
     pub token: u64,
-    /// The process that is read.
+    /// The queried process.
     pub process: Key,
-    /// What is asked.
+    /// The query's bytes.
     pub payload: Blob,
-    /// Who asks.
+    /// The client's principal.
     pub principal: Arc<str>,
 }
 
 impl Query {
-    /// The call of the service's code.
+    /// Returns the call of the service's code.
     pub(crate) fn call(&self, service: ServiceId, time: Time, place: (Epoch, Index)) -> Call<'_> {
         let caller = Caller::Client { principal: &self.principal };
         Call { service, key: &self.process, caller, payload: &self.payload, time, place }
     }
 }
 
-/// What a handler is called for.
+/// The input of a handler.
 #[derive(Clone, Debug)]
 pub struct Call<'a> {
     /// The service of the process.
     pub service: ServiceId,
     /// The key of the process.
     pub key: &'a Key,
-    /// Who calls.
+    /// The caller.
     pub caller: Caller<'a>,
     /// The request, message, timer's payload or task's result.
     pub payload: &'a [u8],
     /// The shard's time.
     pub time: Time,
-    /// Where the entry of this call will stand; a name for it that no other call has.
+    /// Epoch and index of this call's entry; they identify the call uniquely.
     pub place: (Epoch, Index),
 }
 
-/// Who calls a handler.
+/// The caller of a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caller<'a> {
-    /// A client, by the name that it authenticated with.
+    /// A client, by the name with which it authenticated.
     Client {
         /// The name.
         principal: &'a str,
@@ -105,43 +105,44 @@ pub enum Caller<'a> {
         /// The timer.
         id: TimerId,
     },
-    /// A task that the process started: it ended, and the payload is what it made.
+    /// A task that the process started: it ended, and the payload is its result.
     Task {
         /// The task.
         id: TaskId,
     },
 }
 
-/// How a handler ended.
+/// The outcome of a handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It answered. With [`Reply::Err`] writes and sends are dropped, but the answer is kept.
     Replied(Reply),
-    /// The call could not be understood or the process's state not be read: nothing is kept, and the caller learns why.
+    /// The call could not be decoded, or the process's state not be read: nothing is kept, and the caller gets the
+    /// reason.
     Refused(Misuse),
     /// It panicked with this message: nothing is kept.
     Panicked(String),
 }
 
-/// Why a call was refused before or instead of being handled.
+/// Reasons for which a call was refused before or instead of being handled.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Misuse {
-    /// The request's bytes are not what the service takes.
+    /// The request's bytes are invalid for the service.
     #[error("cannot read the request: {0}")]
     Request(String),
-    /// The process's stored state can't be read by this version of the service.
+    /// This version of the service cannot read the stored state of the process.
     #[error("cannot read the state of the process: {0}")]
     State(String),
-    /// The service has no code here.
+    /// The service has no code on this node.
     #[error("no code is registered for {0}")]
     NoCode(String),
-    /// A client sent what only processes, timers and tasks of the system may send.
+    /// A client sent a request that only processes, timers and tasks may send.
     #[error(
         "{0} takes this request from other processes only, and refuses it from clients; send one of the requests that the \
          service offers to clients"
     )]
     Internal(String),
-    /// What the call writes, sends and answers together is too large for an entry.
+    /// The writes, messages and answer of the call are together too large for an entry.
     #[error(
         "the call writes, sends and answers {len} bytes, over the limit of {max} bytes of one log entry; spread it over several calls"
     )]
@@ -154,7 +155,7 @@ pub enum Misuse {
 }
 
 impl Misuse {
-    /// Bytes of the text that it carries.
+    /// Returns the length of its text in bytes.
     pub(crate) fn text_len(&self) -> usize {
         match self {
             Self::Request(text) | Self::State(text) | Self::NoCode(text) | Self::Internal(text) => text.len(),
@@ -166,20 +167,20 @@ impl Misuse {
 /// A client's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Which question.
+    /// The token of the request or query.
     pub token: u64,
-    /// The epoch that answered.
+    /// The epoch of the answer.
     pub epoch: Epoch,
-    /// The entry up to which the answer has seen the shard; 0 if it has seen nothing.
+    /// The last entry that the answer includes; 0 if it includes none.
     pub index: Index,
-    /// The shard's colour, as far as it is committed when the answer leaves.
+    /// The committed colour of the shard when the answer leaves.
     pub colour: Colour,
     /// The answer.
     pub result: Result<Reply, Refusal>,
 }
 
 impl Answer {
-    /// About as many bytes as it holds in memory.
+    /// Returns the approximate number of bytes that it occupies in memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let held = match &self.result {
@@ -192,7 +193,7 @@ impl Answer {
     }
 }
 
-/// What a shard keeps no more than its settings say of.
+/// State that a shard's settings limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Limited {
     /// Replies kept for retries, of all principals.
@@ -200,7 +201,7 @@ pub enum Limited {
         "bytes of replies that are kept for retries (kept_bytes_max), which go when their sessions and keys expire"
     )]
     Replies,
-    /// Replies kept for retries of the principal that asks.
+    /// Replies kept for retries of the client's principal.
     #[error(
         "bytes of replies that are kept for retries of one principal (half of kept_bytes_max), which go when they expire"
     )]
@@ -208,7 +209,7 @@ pub enum Limited {
     /// Sessions.
     #[error("sessions (sessions_max)")]
     Sessions,
-    /// Sessions of the principal that asks.
+    /// Sessions of the client's principal.
     #[error("sessions of one principal (half of sessions_max)")]
     SessionsOfPrincipal,
     /// Timers and tasks.
@@ -219,29 +220,29 @@ pub enum Limited {
     DeadLetters,
 }
 
-/// Why a request was not handled.
+/// Reasons for which a request was not handled.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// The session is unknown or ran out.
+    /// The session is unknown or has expired.
     #[error(
         "session {0} is unknown or has expired; open a new one: requests of the old one may have been applied"
     )]
     UnknownSession(SessionId),
-    /// The client said that it holds this reply.
+    /// The client has confirmed this reply.
     #[error(
         "the reply to request {0} was confirmed and is no longer kept; do not retry what has been answered"
     )]
     Confirmed(RequestNumber),
-    /// The request's number is too far ahead of what is confirmed.
+    /// The request's number is too far above the confirmed one.
     #[error(
         "request {number} is more than {window} over the confirmed {confirmed}; confirm replies that have come"
     )]
     Window {
         /// The number.
         number: RequestNumber,
-        /// What is confirmed.
+        /// The confirmed number.
         confirmed: RequestNumber,
-        /// How far ahead a number may be.
+        /// The largest allowed distance.
         window: u64,
     },
     /// The idempotency key was used with another request.
@@ -250,14 +251,14 @@ pub enum Refusal {
     /// An idempotency key or a principal that is too long.
     #[error("{what} of {len} bytes is over the limit of {max}")]
     TooLong {
-        /// What it is.
+        /// The kind of the text.
         what: &'static str,
         /// Its bytes.
         len: usize,
         /// The limit.
         max: usize,
     },
-    /// A request that would not fit into the log if it had to be given up.
+    /// The request would not fit into the log if it had to be given up.
     #[error(
         "the request of {len} bytes is over the limit of {max} bytes of one log entry; split it, or raise log.segment_bytes"
     )]
@@ -267,53 +268,53 @@ pub enum Refusal {
         /// The limit.
         max: usize,
     },
-    /// No such dead letter.
+    /// There is no such dead letter.
     #[error("dead letter {0} does not exist; it may have been retried or deleted meanwhile")]
     NoDeadLetter(Index),
-    /// The dead letter can't be handled again.
+    /// The dead letter cannot be retried.
     #[error("cannot retry dead letter {letter}: {why}; it can only be deleted")]
     NoRetry {
         /// The dead letter.
         letter: Index,
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
-    /// The dead letter was tried again, in vain.
+    /// The dead letter was retried and failed again.
     #[error("dead letter {letter} failed again and stays what it is: {reason}")]
     FailedAgain {
         /// The dead letter.
         letter: Index,
-        /// Why it failed.
+        /// The reason of the failure.
         reason: String,
     },
-    /// The handler or the request's decoder refused.
+    /// The handler or the request's decoder refused it.
     #[error(transparent)]
     Misuse(#[from] Misuse),
-    /// The handler panicked; nothing of it was kept.
+    /// The handler panicked; nothing was changed.
     #[error("the handler panicked: {0}; nothing was changed")]
     Panicked(String),
-    /// The shard has more undelivered messages or uncommitted entries than it may.
+    /// The shard has too many undelivered messages or uncommitted entries.
     #[error("the shard is overloaded; retry after {retry_after_ms} ms")]
     Overloaded {
-        /// When to retry, in milliseconds.
+        /// Time after which to retry, in milliseconds.
         retry_after_ms: u64,
     },
-    /// The shard keeps as much of something as it may.
+    /// The shard has reached the limit of some state.
     #[error("the shard has reached its limit of {max} {what}; retry later")]
     LimitReached {
-        /// What it keeps.
+        /// The limited state.
         what: Limited,
-        /// The limit: a count or bytes, as `what` says.
+        /// The limit: a count or bytes, depending on `what`.
         max: usize,
-        /// When to retry, in milliseconds.
+        /// Time after which to retry, in milliseconds.
         retry_after_ms: u64,
     },
-    /// The process ended again and again while it handled this request; it is a dead letter now.
+    /// The process ended repeatedly while it handled this request, which is a dead letter now.
     #[error(
         "the process ended {attempts} times while it handled this request, so it was given up; see the dead letters"
     )]
     Poisoned {
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: u32,
     },
     /// The query has run for longer than a handler may, and was given up.
@@ -326,7 +327,7 @@ pub enum Refusal {
         /// The limit in milliseconds.
         limit_ms: u64,
     },
-    /// Queries of the service were given up and still run, as many as may.
+    /// The service has the maximum number of queries that were given up and still run.
     #[error(
         "queries of service {service} are refused: {stuck} of them were given up and still run, the first of {process}; \
          correct its code and restart the node"
@@ -342,7 +343,7 @@ pub enum Refusal {
     /// The shard does not serve yet.
     #[error("the shard is starting; retry shortly")]
     NotReady,
-    /// There is no room for the log.
+    /// There is no space for the log.
     #[error(
         "the data directory's disk is full, or too many files are open: writes are refused until there is room; reads go on"
     )]
@@ -350,8 +351,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether it follows from the shard's state, or may tell of it, as a panic does: then it leaves no sooner than an
-    /// answer would. The others must not wait, least of all for room.
+    /// Whether it follows from the shard's state, or may reveal it, as a panic does: then it leaves no sooner than an
+    /// answer would. The others must not wait, least of all for space.
     #[must_use]
     pub fn saw_state(&self) -> bool {
         match self {

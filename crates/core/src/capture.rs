@@ -1,7 +1,7 @@
 //! The view of a query: a process as it was at one entry, apart from its shard.
 //!
-//! The shard captures it when the query comes, and goes on. The query may then run for any time and on any thread: it
-//! holds nothing but memory.
+//! The shard captures the process when the query arrives, and continues. The query may then run for any time and on any
+//! thread: it holds nothing but memory.
 
 use crate::blob::Blob;
 use crate::calls::{Answer, Call, Outcome, Query, Refusal};
@@ -12,8 +12,8 @@ use crate::record::{RecordKey, TaskRecord, decode_value};
 use crate::state::State;
 use std::fmt;
 
-/// A process at one moment: its state, its cells, and its tasks. It shares all of these with the shard's state, so that it
-/// is made in a time that does not depend on their size; what the shard writes later is not in it.
+/// A process at one moment: its state, its cells, and its tasks. All of it is shared with the shard's state, so
+/// capturing takes a time that does not depend on the size; later writes of the shard are not in it.
 #[derive(Clone)]
 pub struct Capture {
     pub(crate) process: Key,
@@ -23,13 +23,13 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// A process of a shard as it is now.
+    /// Captures the current state of a process of a shard.
     #[must_use]
     pub fn new(state: &State, process: &Key) -> Self {
         Self::with(state, process, state.records().get(RecordKey::process(process).as_bytes()))
     }
 
-    /// As [`Self::new`], with the state of the process as it was looked up already.
+    /// As [`Self::new`], with the state of the process already looked up.
     pub(crate) fn with(state: &State, process: &Key, process_state: Option<&Blob>) -> Self {
         Self {
             process: process.clone(),
@@ -39,7 +39,7 @@ impl Capture {
         }
     }
 
-    /// The process as code reads it.
+    /// Returns the view of the process for code.
     #[must_use]
     pub fn view(&self) -> View<'_> {
         View(self)
@@ -56,44 +56,45 @@ impl fmt::Debug for Capture {
     }
 }
 
-/// A query with what it may read.
+/// A query with the captured process that it may read.
 #[derive(Clone, Debug)]
 pub struct Reading {
     /// The query itself.
     pub query: Query,
     /// The service of the process.
     pub service: ServiceId,
-    /// The shard's time then.
+    /// The shard's time at the capture.
     pub time: Time,
     /// The epoch that answers.
     pub epoch: Epoch,
     /// The entry up to which the shard's state was captured: the answer may leave once it is committed.
     pub index: Index,
-    /// The shard's colour then.
+    /// The shard's colour at the capture.
     pub colour: Colour,
-    /// The process then.
+    /// The captured process.
     pub capture: Capture,
 }
 
 impl Reading {
-    /// Bytes that a reading counts for in the accounting of memory, beside those of the query and of the process's state.
+    /// Bytes for which a reading counts in the accounting of memory, besides those of the query and of the process's
+    /// state.
     pub const WEIGHT: usize = 512;
 
-    /// Bytes that the reading counts for in the accounting of memory: the query, the process's state, and
-    /// [`Self::WEIGHT`]. Cells and tasks are not counted: they are the shard's own until it changes them.
+    /// Returns the bytes for which the reading counts in the accounting of memory: the query, the process's state, and
+    /// [`Self::WEIGHT`]. Cells and tasks are not counted: the shard shares them until it changes them.
     #[must_use]
     pub fn weight(&self) -> usize {
         let state = self.capture.state.as_ref().map_or(0, |state| state.len());
         self.query.payload.len() + state + Self::WEIGHT
     }
 
-    /// The call of the service's code.
+    /// Returns the call of the service's code.
     #[must_use]
     pub fn call(&self) -> Call<'_> {
         self.query.call(self.service, self.time, (self.epoch, self.index))
     }
 
-    /// Runs the query and gives its answer. `run` is the service's code; it may run anywhere and for any time.
+    /// Runs the query and returns its answer. `run` is the service's code; it may run anywhere and for any time.
     pub fn answer(&self, run: impl FnOnce(&Call<'_>, View<'_>) -> Outcome) -> Answer {
         let result = match run(&self.call(), self.capture.view()) {
             Outcome::Replied(reply) => Ok(reply),
@@ -104,24 +105,24 @@ impl Reading {
     }
 }
 
-/// A process's state, to read only.
+/// The state of a process, read-only.
 #[derive(Clone, Copy)]
 pub struct View<'a>(&'a Capture);
 
 impl<'a> View<'a> {
-    /// The process's whole-value state.
+    /// Returns the process's whole-value state.
     #[must_use]
     pub fn state(&self) -> Option<&'a Blob> {
         self.0.state.as_ref()
     }
 
-    /// One key of the process's keyed sub-state.
+    /// Returns the value of one key of the process's keyed sub-state.
     #[must_use]
     pub fn cell(&self, cell: &[u8]) -> Option<&'a Blob> {
         self.0.cells.get(RecordKey::cell(&self.0.process, cell).as_bytes())
     }
 
-    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
+    /// Returns the cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
     #[must_use]
     pub fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)> {
         self.cells_from(prefix, from)
@@ -141,13 +142,13 @@ impl<'a> View<'a> {
             .map(move |(key, value)| (&key[head..], value))
     }
 
-    /// A task of this process that is not finished.
+    /// Returns a task of this process that is not finished.
     #[must_use]
     pub fn task(&self, id: TaskId) -> Option<TaskRecord> {
         self.0.tasks.get(&(self.0.process.clone(), id)).map(|value| task_of(value))
     }
 
-    /// All tasks of this process that are not finished.
+    /// Returns all tasks of this process that are not finished.
     #[must_use]
     pub fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
         let Capture { process, tasks, .. } = self.0;

@@ -1,4 +1,4 @@
-//! The channel between two shards: the messages that its sender holds until they are acknowledged.
+//! The channel between two shards: the messages that its sender keeps until they are acknowledged.
 
 use crate::blob::Blob;
 use crate::ids::{Colour, Epoch, Index, Seq};
@@ -12,7 +12,7 @@ pub struct Outbox {
     /// The number of the next message.
     #[n(0)]
     pub next: Seq,
-    /// What the receiver has not acknowledged, in order.
+    /// The messages that the receiver has not acknowledged, in order.
     #[n(1)]
     pub messages: VecDeque<Message>,
 }
@@ -23,10 +23,10 @@ impl Default for Outbox {
     }
 }
 
-/// A message on its way from one shard to another. A resend changes nothing in it.
+/// A message from one shard to another. A resend changes nothing in it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Message {
-    /// Its place in the channel.
+    /// Its number in the channel.
     #[n(0)]
     pub seq: Seq,
     /// The epoch of the entry that sent it.
@@ -35,22 +35,22 @@ pub struct Message {
     /// The index of the entry that sent it.
     #[n(2)]
     pub index: Index,
-    /// The sender's colour then.
+    /// The sender's colour at that entry.
     #[n(3)]
     pub colour: Colour,
     /// The process that sent it.
     #[n(4)]
     pub sender: Key,
-    /// The process that it is for.
+    /// The receiving process.
     #[n(5)]
     pub process: Key,
-    /// What it says.
+    /// The payload.
     #[n(6)]
     pub payload: Blob,
 }
 
 impl Message {
-    /// What the message counts for in the accounting of memory, in bytes.
+    /// Returns the bytes for which the message counts in the accounting of memory.
     #[must_use]
     pub fn weight(&self) -> usize {
         self.payload.len() + size_of::<Self>()

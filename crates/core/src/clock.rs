@@ -1,25 +1,25 @@
 //! The three clocks of a shard.
 //!
-//! - *Steady* time is the shell's: it never jumps, and means something within one process life only. Acknowledgements,
-//!   resends and the like run on it.
-//! - *Served* time counts how long the shard has served, over all lives. Sessions and idempotency keys expire on it.
-//! - The shard's *time* follows the wall clock and never falls. Timers fire on it.
+//! - *Steady* time is the shell's: it never jumps, and is meaningful within one process life only. Acknowledgements,
+//!   resends and the like use it.
+//! - *Served* time is the time that the shard has served, over all lives. Sessions and idempotency keys expire by it.
+//! - The shard's *time* follows the wall clock and never falls. Timers fire by it.
 //!
 //! Never reads a clock: both readings arrive in [`Now`].
 
 use crate::ids::{Served, Time};
 
-/// What the shell's clocks say.
+/// The readings of the shell's clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// Microseconds of a clock that never jumps or goes back within a process life; it may begin anywhere.
     pub steady: Time,
-    /// The wall clock, as the system gives it: it may jump in both directions.
+    /// The wall clock, as the system reports it: it may jump in both directions.
     pub wall: Time,
 }
 
 impl Now {
-    /// The readings of two clocks that agree.
+    /// Returns the readings of two clocks that agree.
     #[must_use]
     pub const fn at(time: Time) -> Self {
         Self { steady: time, wall: time }
@@ -28,22 +28,22 @@ impl Now {
 
 /// A shard's clocks.
 ///
-/// While the shard's time and the wall clock differ, it runs at twice the speed to catch up, or at half the speed until it
-/// is caught up with. Two cases are not left to that:
-/// - at a start, a wall clock that is ahead by [`Clock::FAR`] at most is taken at once: that is the time of a restart;
-/// - one that is ahead by more, at a start or later, may be wrong. It is taken at once when it has stayed so far ahead for
-///   as long as `confirm` says.
+/// While the shard's time is behind the wall clock, it runs at twice the speed; while it is ahead, at half the speed.
+/// There are two exceptions:
+/// - at a start, a wall clock that is ahead by at most [`Clock::FAR`] is adopted at once: that is the time of a restart;
+/// - one that is ahead by more, at a start or later, may be wrong. It is adopted at once when it has stayed that far ahead
+///   for `confirm`.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     steady: Time,
     served: Served,
     time: Time,
     wall: Time,
-    /// Since when the wall clock has been far ahead, in steady time.
+    /// The steady time since which the wall clock has been far ahead.
     far_since: Option<Time>,
-    /// Microseconds for which the wall clock has to stay far ahead before it is believed.
+    /// Microseconds for which the wall clock has to stay far ahead before it is adopted.
     confirm: u64,
-    /// A microsecond of which half was not counted yet, while the clock runs at half the speed.
+    /// Half a microsecond that was not counted yet, while the clock runs at half the speed.
     odd: u64,
 }
 
@@ -51,14 +51,15 @@ impl Clock {
     /// A wall clock that is ahead of a shard's time by more microseconds than this is far ahead: 1 h.
     pub const FAR: u64 = 60 * 60 * 1_000_000;
 
-    /// Clocks that stand where the log ends. They run from [`Clock::start`] on. `confirm` is in milliseconds.
+    /// Creates clocks that continue from the end of the log, once [`Clock::start`] is called. `confirm` is in
+    /// milliseconds.
     #[must_use]
     pub fn new(time: Time, served: Served, confirm: u64) -> Self {
         let (steady, wall, confirm) = (Time(0), time, confirm.saturating_mul(1000));
         Self { steady, served, time, wall, far_since: None, confirm, odd: 0 }
     }
 
-    /// A process life begins. A shard without a past (`fresh`) takes any wall clock at once.
+    /// Begins a process life. A shard without a past (`fresh`) adopts any wall clock at once.
     pub fn start(&mut self, now: Now, fresh: bool) {
         self.steady = now.steady;
         self.wall = now.wall;
@@ -70,7 +71,7 @@ impl Clock {
         }
     }
 
-    /// Time went by; `serves` says whether the shard served meanwhile.
+    /// Advances the clocks; `serves` says whether the shard has served since the last call.
     pub fn advance(&mut self, now: Now, serves: bool) {
         let passed = now.steady.0.saturating_sub(self.steady.0);
         self.steady = self.steady.max(now.steady);
@@ -99,25 +100,25 @@ impl Clock {
         self.wall.0.saturating_sub(self.time.0) > Self::FAR
     }
 
-    /// The shell's steady time.
+    /// Returns the shell's steady time.
     #[must_use]
     pub fn steady(&self) -> Time {
         self.steady
     }
 
-    /// How long the shard has served.
+    /// Returns the time that the shard has served.
     #[must_use]
     pub fn served(&self) -> Served {
         self.served
     }
 
-    /// The shard's time.
+    /// Returns the shard's time.
     #[must_use]
     pub fn time(&self) -> Time {
         self.time
     }
 
-    /// By how many microseconds the wall clock is ahead of the shard's time; negative if it is behind.
+    /// Returns the lead of the wall clock over the shard's time in microseconds; negative if it is behind.
     #[must_use]
     pub fn wall_ahead(&self) -> i64 {
         let micros = i128::from(self.wall.0) - i128::from(self.time.0);
@@ -130,14 +131,14 @@ impl Clock {
         self.far_since.is_some()
     }
 
-    /// When the shard will have served so long, in steady time, if it goes on serving.
+    /// Returns the steady time at which the shard will have served this long, if it continues to serve.
     #[must_use]
     pub fn steady_at_served(&self, at: Served) -> Time {
         self.steady.plus_micros(at.since(self.served))
     }
 
-    /// When the shard's time will have come to `at`, in steady time, if the wall clock goes on as it does. Not later than
-    /// the time at which a wall clock that is far ahead is believed.
+    /// Returns the steady time at which the shard's time will have reached `at`, if the wall clock continues at its
+    /// rate. Not later than the time at which a wall clock that is far ahead is adopted.
     #[must_use]
     pub fn steady_at(&self, at: Time) -> Time {
         let left = at.0.saturating_sub(self.time.0);
@@ -145,10 +146,10 @@ impl Clock {
         let behind = self.time.0.saturating_sub(self.wall.0);
         let wait = match (ahead, behind) {
             (0, 0) => left,
-            // Twice the speed until both are the same, which is when `ahead` has gone by.
+            // Twice the speed until both are equal, which is after `ahead`.
             (_, 0) if left > ahead.saturating_mul(2) => left - ahead,
             (_, 0) => left.div_ceil(2),
-            // Half the speed until both are the same, which is when twice `behind` has gone by.
+            // Half the speed until both are equal, which is after twice `behind`.
             _ if left > behind => left.saturating_add(behind),
             _ => left.saturating_mul(2),
         };
@@ -173,7 +174,7 @@ mod tests {
     }
 
     impl Shell {
-        /// A start with the wall clock ahead of the log by so much, or behind.
+        /// Starts with the wall clock ahead of the log, or behind.
         fn start(wall_ahead: i64) -> Self {
             let logged = Time(1_000 * DAY);
             let mut clock = Clock::new(logged, Served(7), CONFIRM / 1000);
@@ -183,7 +184,7 @@ mod tests {
             Self { clock, now }
         }
 
-        /// Both clocks run, in looks of `step`, and what must hold at each look does.
+        /// Advances both clocks in steps, and checks the invariants at each step.
         fn run(&mut self, micros: u64, step: u64) {
             let mut left = micros;
             while left > 0 {
@@ -222,12 +223,12 @@ mod tests {
         let mut shell = Shell::start(2 * DAY as i64);
         assert!(shell.clock.is_doubted());
         shell.run(5 * MINUTE, 3_001);
-        assert_eq!(shell.clock.time(), Time(1_000 * DAY + 10 * MINUTE), "twice the speed, no more");
+        assert_eq!(shell.clock.time(), Time(1_000 * DAY + 10 * MINUTE), "twice the speed, not more");
         shell.jump(-2 * DAY as i64);
         assert!(!shell.clock.is_doubted());
         assert_eq!(shell.clock.wall_ahead(), -(5 * MINUTE as i64));
         shell.run(10 * MINUTE, 3_001);
-        assert_eq!(shell.clock.wall_ahead(), 0, "half the speed until it is caught up with");
+        assert_eq!(shell.clock.wall_ahead(), 0, "half the speed until the wall clock has caught up");
     }
 
     #[test]
@@ -243,11 +244,11 @@ mod tests {
     fn a_start_three_days_behind_that_is_corrected_catches_up() {
         let mut shell = Shell::start(-3 * DAY as i64);
         shell.run(HOUR, 1_000_000);
-        assert_eq!(shell.clock.time(), Time(1_000 * DAY + HOUR / 2), "it goes on, at half the speed");
+        assert_eq!(shell.clock.time(), Time(1_000 * DAY + HOUR / 2), "it continues at half the speed");
         shell.jump(3 * DAY as i64);
         shell.run(HOUR / 2, 1_000_000);
         assert_eq!(shell.clock.wall_ahead(), 0);
-        // The log was three days behind itself: then the correction is as a downtime.
+        // The log itself was three days behind: the correction has the same effect as a downtime.
         shell.jump(3 * DAY as i64);
         shell.run(CONFIRM, 1_000_000);
         assert_eq!(shell.clock.wall_ahead(), 0);

@@ -1,4 +1,4 @@
-//! A shard's log: what each handled cause did, in one atomic entry.
+//! A shard's log: the effects of each handled cause in one atomic entry.
 
 use crate::blob::Blob;
 use crate::ids::{
@@ -10,39 +10,39 @@ pub use crate::reply::Reply;
 use minicbor::{Decode, Encode};
 use xxhash_rust::xxh3::xxh3_128;
 
-/// One effect of one cause. Replicas fold entries; none of them runs user code.
+/// All effects of one cause. Replicas fold entries; none of them runs user code.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Entry {
     /// Its position in the shard's log.
     #[n(0)]
     pub index: Index,
-    /// The epoch whose primary made it.
+    /// The epoch of the primary that appended it.
     #[n(1)]
     pub epoch: Epoch,
-    /// The shard's time when it was made: it follows the wall clock, and never falls.
+    /// The shard's time when it was appended: it follows the wall clock, and never falls.
     #[n(2)]
     pub time: Time,
-    /// What was handled.
+    /// The handled cause.
     #[n(3)]
     pub cause: Cause,
-    /// The process that handled it; empty when none did.
+    /// The process that handled it; empty if no process did.
     #[n(4)]
     pub process: Key,
-    /// Records put and deleted.
+    /// Records that are put or deleted.
     #[n(5)]
     pub writes: Vec<Write>,
-    /// Messages that leave.
+    /// Messages that are sent.
     #[n(6)]
     pub sends: Vec<Send>,
     /// The answer to a client.
     #[n(7)]
     pub reply: Option<Reply>,
-    /// Microseconds that the shard has served since the entry before; older versions did not say.
+    /// Microseconds that the shard has served since the previous entry; missing in entries of older versions.
     #[n(8)]
     pub served: Option<u64>,
 }
 
-/// What an entry handled.
+/// The cause of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Cause {
     /// A primary begins its epoch.
@@ -54,10 +54,10 @@ pub enum Cause {
         /// Its id.
         #[n(0)]
         session: SessionId,
-        /// Who opens it.
+        /// The principal that opens it.
         #[n(1)]
         principal: String,
-        /// How long it lives unused, in microseconds of served time.
+        /// Time after which it expires unused, in microseconds of served time.
         #[n(2)]
         ttl: u64,
     },
@@ -70,31 +70,31 @@ pub enum Cause {
         /// The request's number in it.
         #[n(1)]
         number: RequestNumber,
-        /// The client holds the replies up to this number.
+        /// The client has the replies up to this number.
         #[n(2)]
         confirmed: RequestNumber,
-        /// How long the session goes on after this use, in microseconds of served time.
+        /// Time after which the session expires without further use, in microseconds of served time.
         #[n(3)]
         ttl: u64,
     },
     /// A request with an idempotency key.
     #[n(3)]
     Idempotent {
-        /// Who asks.
+        /// The client's principal.
         #[n(0)]
         principal: String,
-        /// The key that the client chose.
+        /// The key chosen by the client.
         #[n(1)]
         key: Blob,
         /// Hash of the request.
         #[n(2)]
         #[cbor(with = "minicbor::bytes")]
         body_hash: [u8; 16],
-        /// When the key may be used for a new request.
+        /// Time from which on the key may be used for a new request.
         #[n(3)]
         expires: Served,
     },
-    /// A request that named neither a session nor a key: applied at most once.
+    /// A request without a session and without a key: applied at most once.
     #[n(4)]
     Anonymous,
     /// A message of a channel.
@@ -103,7 +103,7 @@ pub enum Cause {
         /// The sending shard.
         #[n(0)]
         from: ShardId,
-        /// Its place in the channel.
+        /// Its number in the channel.
         #[n(1)]
         seq: Seq,
     },
@@ -131,10 +131,10 @@ pub enum Cause {
         #[n(0)]
         colour: Colour,
     },
-    /// Receivers acknowledged: outboxes are trimmed.
+    /// Receivers have acknowledged messages: outboxes are trimmed.
     #[n(9)]
     Ack {
-        /// By receiver, the last sequence number that it holds.
+        /// The last acknowledged sequence number, by receiver.
         #[n(0)]
         trims: Vec<Trim>,
     },
@@ -148,24 +148,25 @@ pub enum Cause {
         #[n(0)]
         cause: Waiting,
     },
-    /// Sessions and idempotency keys that ran out are forgotten; without writes it only notes how long the shard has served.
+    /// Expired sessions and idempotency keys are deleted; without writes it only records the time that the shard has
+    /// served.
     #[n(12)]
     Expire,
-    /// A dead letter is handled after all, and is none any more.
+    /// A dead letter is retried, and removed.
     #[n(13)]
     Retry {
         /// The number in its record's key.
         #[n(0)]
         letter: Index,
     },
-    /// A dead letter is dropped unhandled.
+    /// A dead letter is deleted unhandled.
     #[n(14)]
     Drop {
         /// The number in its record's key.
         #[n(0)]
         letter: Index,
     },
-    /// An operator deletes a process, or some of what it holds.
+    /// An operator deletes a process, or some of its records.
     #[n(15)]
     Delete,
     /// As [`Cause::Anonymous`], after an attempt at it was logged.
@@ -179,7 +180,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The waiting cause that this one handles, if it is of that sort.
+    /// Returns the waiting cause that this one handles, if it is of that kind.
     #[must_use]
     pub fn waiting(&self) -> Option<Waiting> {
         match *self {
@@ -191,13 +192,13 @@ impl Cause {
         }
     }
 
-    /// A hash of what makes a retry of a request known: its place in a session, or principal, process and key, each with
+    /// Returns a hash of the identity of a request: its place in a session, or principal, process and key, each with
     /// its length.
     ///
-    /// It names attempts and nothing else: the kept reply is found by the whole key. A client that makes two requests
-    /// collide, one of them another client's, and has the first end the process again and again, has the second refused as
-    /// given up, which it never was: nothing is applied twice or answered wrongly by it, and such a client can refuse its
-    /// service to everybody anyway. The hash is stored, so no secret of a process can be in it.
+    /// It only names attempts: the kept reply is found by the whole key. A client could make two requests collide, one
+    /// of them another client's, and let the first end the process repeatedly; then the second is refused as given up,
+    /// which it never was. Nothing is applied twice or answered wrongly by that, and such a client can deny service to
+    /// all anyway. The hash is stored, so it cannot depend on a secret of a process.
     #[must_use]
     pub fn identity(&self, process: &str) -> Option<[u8; 16]> {
         let key = match self {
@@ -209,21 +210,21 @@ impl Cause {
     }
 }
 
-/// The end of a channel that its receiver holds.
+/// The receiving end of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Trim {
     /// The receiver.
     #[n(0)]
     pub to: ShardId,
-    /// The last message that it holds.
+    /// The last received message.
     #[n(1)]
     pub upto: Seq,
 }
 
-/// A record that is put, or deleted when there is no value.
+/// A record that is put, or deleted if it has no value.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Write {
-    /// Which record.
+    /// The record's key.
     #[n(0)]
     pub key: RecordKey,
     /// Its new value.
@@ -231,7 +232,7 @@ pub struct Write {
     pub value: Option<Blob>,
 }
 
-/// A message as its sender's entry holds it; its sequence number follows from the log.
+/// A message in its sender's entry; its sequence number follows from the log.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Send {
     /// The receiving shard.
@@ -240,12 +241,12 @@ pub struct Send {
     /// The receiving process.
     #[n(1)]
     pub process: Key,
-    /// What it is told.
+    /// The payload.
     #[n(2)]
     pub payload: Blob,
 }
 
-/// Bytes that are no entry.
+/// Bytes that are not a valid entry.
 #[derive(Debug, thiserror::Error)]
 #[error("invalid log entry: {0}; the log was written by another version or is damaged")]
 pub struct NoEntry(#[from] minicbor::decode::Error);
@@ -256,10 +257,10 @@ impl Entry {
         minicbor::encode(self, out).expect("writing to a Vec never fails");
     }
 
-    /// Reads an entry that fills the bytes.
+    /// Decodes an entry that fills the bytes.
     ///
     /// # Errors
-    /// [`NoEntry`] if they hold anything else.
+    /// [`NoEntry`] if the bytes are anything else.
     pub fn decode(bytes: &[u8]) -> Result<Self, NoEntry> {
         Ok(decode_value(bytes)?)
     }

@@ -1,4 +1,4 @@
-//! The user's code as the core sees it: it is run once for each cause and leaves its effects in a transaction.
+//! The core's interface to user code: it runs once for each cause and leaves its effects in a transaction.
 
 use crate::blob::Blob;
 use crate::calls::Refusal;
@@ -17,42 +17,43 @@ use crate::writes::Writes;
 use std::cell::{OnceCell, RefCell};
 use thiserror::Error;
 
-/// User code. The library implements it over typed services, the simulator over its workloads.
+/// User code. The library implements it for typed services, the simulator for its workloads.
 pub trait Handler {
-    /// Runs the handler of a process for one cause. What is left in `txn` becomes one entry, unless the outcome says
-    /// otherwise; then nothing of it does.
+    /// Runs the handler of a process for one cause. The effects in `txn` become one entry, unless the outcome drops
+    /// them all.
     fn handle(&mut self, call: &Call<'_>, txn: &mut Txn<'_>) -> Outcome;
 
-    /// Answers a query from what was captured of a process.
+    /// Answers a query from the captured state of a process.
     fn query(&mut self, call: &Call<'_>, view: View<'_>) -> Outcome;
 
-    /// Where a query runs: apart from the shard, unless its code is known to be brief. `state` is that of the process.
+    /// Decides where a query runs: apart from the shard, unless its code is known to be brief. `state` is that of the
+    /// process.
     ///
     /// # Errors
-    /// The refusal of a query that is not taken at all: nothing is captured for it.
+    /// The refusal of a query that is not accepted: nothing is captured for it.
     fn place_query(&mut self, call: &Call<'_>, state: Option<&Blob>) -> Result<QueryPlace, Refusal> {
         let _ = (call, state);
         Ok(QueryPlace::Apart)
     }
 
-    /// Whether the shell has something else to do now: what waits in the shard then waits on, and
-    /// [`Shard::deadline`](crate::shard::Shard::deadline) asks for a tick at once. Looked at before each run of the
-    /// handler but a client's.
+    /// Whether the shell has other work now: the shard's waiting work then continues to wait, and
+    /// [`Shard::deadline`](crate::shard::Shard::deadline) asks for a tick at once. Called before each run of the
+    /// handler except a client's.
     fn is_spent(&self) -> bool {
         false
     }
 }
 
-/// Where a query runs.
+/// The place where a query runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryPlace {
     /// At once, on the shard's thread: only for code that ends soon whatever it reads.
     Here,
-    /// Wherever the shell runs it: see [`Effect::Query`](crate::shard::Effect::Query).
+    /// Where the shell runs it: see [`Effect::Query`](crate::shard::Effect::Query).
     Apart,
 }
 
-/// What one call does, kept apart from the state until the handler has ended well.
+/// The effects of one call, kept apart from the state until the handler has ended successfully.
 pub struct Txn<'a> {
     state: &'a State,
     topology: &'a Topology,
@@ -60,10 +61,10 @@ pub struct Txn<'a> {
     /// The process's state before the call, once it was looked up.
     stored: OnceCell<Option<&'a Blob>>,
     place: Index,
-    /// The timer or task that calls: it has fired or ended, though its record goes only with the entry.
+    /// The timer or task that calls: it has fired or ended, but its record is deleted only by the entry.
     ended: Option<RecordKey>,
     writes: Writes,
-    /// Keys of cells between which a scan has found none: those there were are deleted by this call.
+    /// Keys of cells between which a scan has found none: the cells between them are deleted by this call.
     no_cells: RefCell<Option<(RecordKey, RecordKey)>>,
     sends: Vec<Send>,
     numbered: u16,
@@ -74,19 +75,19 @@ const _: () = assert!(Txn::NUMBERED_MAX as u64 <= IDS_PER_ENTRY);
 // A payload fits into the record of a timer, a task or a dead letter, with names, reasons and numbers around it.
 const _: () =
     assert!(Txn::PAYLOAD_MAX + 3 * Key::LEN_MAX + StepRetry::REASON_MAX + 4096 <= Records::VALUE_MAX);
-// A cell's key fits into the key of its record, behind the kind and the length and key of its process.
+// A cell's key fits into the key of its record, after the kind and the length and key of its process.
 const _: () = assert!(1 + 2 + Key::LEN_MAX + Txn::CELL_KEY_MAX <= RecordKey::LEN_MAX);
 
-/// Why an effect can't be part of an entry.
+/// Reasons for which an effect cannot be part of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Limit {
     /// A message to a service that does not exist.
     #[error("no service {0} exists; register it before messages are sent to it")]
     UnknownService(String),
-    /// A state, message or payload that is too large.
+    /// A state, message or payload is too large.
     #[error("{what} of {len} bytes is over the limit of {max} bytes")]
     TooLarge {
-        /// What it is.
+        /// The kind of value.
         what: &'static str,
         /// Its bytes.
         len: usize,
@@ -96,7 +97,7 @@ pub enum Limit {
     /// Too many messages, timers or tasks in one call.
     #[error("one call makes more than {max} {what}; spread them over several calls")]
     TooMany {
-        /// Of what.
+        /// The kind of effect.
         what: &'static str,
         /// The limit.
         max: usize,
@@ -104,13 +105,13 @@ pub enum Limit {
 }
 
 impl<'a> Txn<'a> {
-    /// Most messages that one call may send.
+    /// Maximum number of messages that one call may send.
     pub const SENDS_MAX: usize = 65_536;
-    /// Most timers and tasks together that one call may make.
+    /// Maximum number of timers and tasks together that one call may create.
     pub const NUMBERED_MAX: usize = u16::MAX as usize;
-    /// Most bytes of a message, a timer's payload or a task's state: 16 MiB.
+    /// Maximum number of bytes of a message, a timer's payload or a task's state: 16 MiB.
     pub const PAYLOAD_MAX: usize = 16 << 20;
-    /// Most bytes of a cell's key.
+    /// Maximum number of bytes of a cell's key.
     pub const CELL_KEY_MAX: usize = 1024;
 
     pub(crate) fn new(state: &'a State, topology: &'a Topology, call: &Call<'a>) -> Self {
@@ -137,13 +138,13 @@ impl<'a> Txn<'a> {
         (self.writes.into_vec(), self.sends)
     }
 
-    /// The services that messages can be sent to.
+    /// Returns the services that messages can be sent to.
     #[must_use]
     pub fn topology(&self) -> &'a Topology {
         self.topology
     }
 
-    /// The process's whole-value state, as last put.
+    /// Returns the process's whole-value state, as last put.
     #[must_use]
     pub fn state(&self) -> Option<&[u8]> {
         let key = || RecordKey::process(self.process);
@@ -166,7 +167,7 @@ impl<'a> Txn<'a> {
         self.writes.set(RecordKey::process(self.process), None);
     }
 
-    /// One key of the process's keyed sub-state.
+    /// Returns the value of one key of the process's keyed sub-state.
     #[must_use]
     pub fn cell(&self, cell: &[u8]) -> Option<&[u8]> {
         self.get(&RecordKey::cell(self.process, cell))
@@ -190,7 +191,7 @@ impl<'a> Txn<'a> {
         self.writes.set(RecordKey::cell(self.process, cell), None);
     }
 
-    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
+    /// Returns the cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
     #[must_use]
     pub fn scan_cells(&self, prefix: &[u8], from: &[u8], limit: usize) -> Vec<(Vec<u8>, Blob)> {
         let mut start = RecordKey::cell(self.process, from.max(prefix));
@@ -262,7 +263,7 @@ impl<'a> Txn<'a> {
         Ok(())
     }
 
-    /// Sets a timer; it fires exactly once, at `at` or as soon after as the shard can.
+    /// Sets a timer; it fires exactly once, at `at` or as soon after that as the shard can.
     ///
     /// # Errors
     /// [`Limit`] for a payload over [`Self::PAYLOAD_MAX`] or too many timers in one call.
@@ -271,8 +272,8 @@ impl<'a> Txn<'a> {
         self.put_timer(at, payload, None)
     }
 
-    /// Sends a message at `at`, or as soon after as the shard can: it leaves then, exactly once, as a message of this
-    /// process. It can be cancelled as a timer until then.
+    /// Sends a message at `at`, or as soon after that as the shard can: it leaves then, exactly once, as a message of
+    /// this process. Until then it can be cancelled like a timer.
     ///
     /// # Errors
     /// [`Limit`] for a payload over [`Self::PAYLOAD_MAX`] or too many timers in one call.
@@ -294,7 +295,7 @@ impl<'a> Txn<'a> {
         Ok(id)
     }
 
-    /// Cancels a timer of this process; false if it fired, or is not this process's.
+    /// Cancels a timer of this process; returns false if it has fired, or is not this process's.
     pub fn cancel_timer(&mut self, id: TimerId) -> bool {
         let key = RecordKey::timer(id);
         let own = self
@@ -320,8 +321,8 @@ impl<'a> Txn<'a> {
         Ok(id)
     }
 
-    /// Cancels a task of this process; a step that runs is not waited for, and its result dropped. False if it ended, or
-    /// is not this process's.
+    /// Cancels a task of this process; a running step is not waited for, and its result is dropped. Returns false if
+    /// the task has ended, or is not this process's.
     pub fn cancel_task(&mut self, id: TaskId) -> bool {
         let own = self.task(id).is_some();
         if own {
@@ -330,14 +331,16 @@ impl<'a> Txn<'a> {
         own
     }
 
-    /// A task of this process that is not finished.
+    /// Returns a task of this process that is not finished.
     #[must_use]
     pub fn task(&self, id: TaskId) -> Option<TaskRecord> {
         let task: TaskRecord = decode_value(self.get(&RecordKey::task(id))?).ok()?;
         (task.process == *self.process).then_some(task)
     }
 
-    /// All tasks of this process that are not finished, with what this call started and cancelled.
+    /// Returns all tasks of this process that are not finished, with those that this call started and without those
+    /// that it
+    /// cancelled.
     #[must_use]
     pub fn tasks(&self) -> Vec<(TaskId, TaskRecord)> {
         let written = self.writes.from(&RecordKey::task(TaskId(0)));
@@ -349,7 +352,7 @@ impl<'a> Txn<'a> {
         ids.into_iter().filter_map(|id| self.task(id).map(|task| (id, task))).collect()
     }
 
-    /// Ids are drawn from the entry's index, so that they never come again and no counter is kept.
+    /// Ids are drawn from the entry's index, so that they are unique without a counter.
     fn number(&mut self, what: &'static str) -> Result<u64, Limit> {
         let n = self.numbered;
         self.numbered = n.checked_add(1).ok_or(Limit::TooMany { what, max: Self::NUMBERED_MAX })?;

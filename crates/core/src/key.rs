@@ -6,7 +6,8 @@ use std::fmt;
 
 /// The key of a process within its service: UTF-8, at most [`Key::LEN_MAX`] bytes.
 ///
-/// Keys of up to 24 bytes are held in place: a message on its way to another thread shares no count with its sender.
+/// Keys of up to 24 bytes are stored inline, so that a message to another thread shares no reference count with its
+/// sender.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(CompactString);
 
@@ -19,10 +20,10 @@ pub struct KeyTooLong {
 }
 
 impl Key {
-    /// Most bytes that a key may have.
+    /// Maximum number of bytes of a key.
     pub const LEN_MAX: usize = 512;
 
-    /// Checks and takes a key.
+    /// Checks and copies a key.
     ///
     /// # Errors
     /// [`KeyTooLong`] over [`Key::LEN_MAX`] bytes.
@@ -33,7 +34,7 @@ impl Key {
         Ok(Self(CompactString::new(key)))
     }
 
-    /// The key of an entry that concerns no process.
+    /// Returns the empty key of an entry that concerns no process.
     #[must_use]
     pub const fn none() -> Self {
         Self(CompactString::const_new(""))

@@ -1,9 +1,9 @@
-//! Decides what the owner of a node's log does next, and when the node takes no new work for want of room.
+//! Decides what the owner of a node's log does next, and when the node accepts no new work for lack of space.
 //!
-//! The owner asks for one [`Step`] at a time, performs it, and reports what came of it, and then the log's [`Event::Room`]
+//! The owner asks for one [`Step`] at a time, performs it, and reports the result, and then the log's [`Event::Room`]
 //! if [`LogRoom::wants_room`]. Never touches the log, never waits, and never reads a clock: time arrives with each call.
 //!
-//! | fact | where it comes from |
+//! | fact | source |
 //! | --- | --- |
 //! | [`Event::Submitted`], [`Event::TrimWanted`] | the desk on which workers and checkpoints leave work for the log |
 //! | [`Event::Ending`], [`Event::Closed`] | the node's shutdown |
@@ -13,129 +13,131 @@
 //!
 //! The rules:
 //!
-//! - Append and sync are separate steps. What was appended is synced before anything else, and all that is submitted meanwhile
-//!   is appended together: one sync for many.
-//! - A trim comes before an append, which may need its room, and a refused append is tried again at once after it.
+//! - Append and sync are separate steps. Appended batches are synced before anything else, and batches submitted meanwhile
+//!   are appended together: one sync for many.
+//! - A trim comes before an append, which may need its space, and a refused append is retried at once after it.
 //! - New work is refused ([`Notice::Full`]) while no further segment can be prepared and the reserve is below
-//!   [`LogRoom::reserve_min`]: what is left is for the work that has begun. A checkpoint is still welcome, for it lets go of
-//!   old segments, until half of that is used as well ([`LogRoom::is_spent`]).
-//! - An idle log notes in itself that all is synced. Only a mark that was written counts; without room for it, it is tried again.
+//!   [`LogRoom::reserve_min`]: the rest is for work that has begun. A checkpoint may still begin, because it releases old
+//!   segments, until half of the rest is used as well ([`LogRoom::is_spent`]).
+//! - An idle log records that all of it is synced. Only a mark that was written counts; without space for it, it is retried.
 
 use crate::ids::Time;
 
-/// What happened.
+/// An event that the owner of the log reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Batches wait to be appended.
     Submitted,
     /// A checkpoint replaces part of the log.
     TrimWanted,
-    /// The node shuts down: nothing waits for room any more.
+    /// The node shuts down: nothing waits for space any more.
     Ending,
-    /// Nothing is submitted any more.
+    /// Nothing more will be submitted.
     Closed,
-    /// [`Step::Trim`] let go of so many segments.
+    /// [`Step::Trim`] released segments.
     Trimmed {
-        /// May be 0.
+        /// Their number; it may be 0.
         segments: usize,
     },
-    /// [`Step::Append`] appended all batches that waited.
+    /// [`Step::Append`] appended all waiting batches.
     Appended,
-    /// [`Step::Append`] found no room and appended nothing: the batches still wait.
+    /// [`Step::Append`] found no space and appended nothing: the batches still wait.
     NoSpace,
-    /// [`Step::Sync`] made all that was appended durable.
+    /// [`Step::Sync`] made all appended batches durable.
     Synced,
-    /// After [`Step::Mark`], whether the mark stands in the log: there may be no room for it.
+    /// Result of [`Step::Mark`]: whether the mark was written, for which there may be no space.
     Marked(bool),
-    /// The preparation of a segment was tried, or found unnecessary.
+    /// The preparation of a segment was tried, or was unnecessary.
     Prepared {
-        /// There was no room for it.
+        /// Whether there was no space for it.
         is_short: bool,
     },
-    /// What the log has left.
+    /// The remaining space of the log.
     Room {
         /// Bytes that can be appended before another segment is needed.
         reserve: u64,
-        /// Bytes that the next segment will have.
+        /// Length of the next segment, in bytes.
         segment_bytes_next: u64,
-        /// Fewer segments are ready than should be.
+        /// Whether fewer segments are ready than should be.
         wants_segment: bool,
     },
 }
 
-/// What the owner of the log does next.
+/// The next step of the log's owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Let go of the segments that a checkpoint replaces.
+    /// Release the segments that a checkpoint replaces.
     Trim,
-    /// Append all batches that wait.
+    /// Append all waiting batches.
     Append,
-    /// Sync, then report to the workers what is durable.
+    /// Sync, then report to the workers which entries are durable.
     Sync,
-    /// Prepare a segment if none is ready: whether there is room for one has to be known before more is taken.
+    /// Prepare a segment if none is ready: it must be known whether there is space for one before more work is
+    /// accepted.
     Prepare,
-    /// Note in the log that all is synced.
+    /// Record in the log that all of it is synced.
     Mark,
-    /// Wait for news, until this time if there is one.
+    /// Wait for an event, until this time if there is one.
     Sleep(Option<Time>),
-    /// Note in the log that all is synced, if there is room for that, and end: all that was submitted is durable.
+    /// Record in the log that all of it is synced, if there is space for that, and end: all submitted batches are
+    /// durable.
     Close,
-    /// Fail: the node shuts down, and there is no room for what was submitted last. It was never answered.
+    /// Fail: the node shuts down, and there is no space for the last submitted batches. None of them was answered.
     GiveUp,
 }
 
-/// What others have to know.
+/// A notice for other parts of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// Whether new work is refused; all shards are given it.
+    /// Whether new work is refused; for all shards.
     Full(bool),
-    /// The part that prepares segments should look.
+    /// The part that prepares segments should look for work.
     Prepare,
 }
 
-/// The room of a node's log, and what its owner does next.
+/// The remaining space of a node's log, and the next step of its owner.
 #[derive(Clone, Debug)]
 pub struct LogRoom {
-    /// Most bytes of a segment.
+    /// Maximum number of bytes of a segment.
     segment_bytes: u64,
-    /// Given out and not reported on yet.
+    /// The step that was given out and not reported yet.
     performing: Option<Step>,
     submitted: bool,
     trim: bool,
     ending: bool,
     closed: bool,
-    /// Something is appended and not synced.
+    /// Batches were appended and not synced.
     unsynced: bool,
-    /// When a refused append is tried again; `None` if none was refused.
+    /// Time of the next attempt of a refused append; `None` if none was refused.
     retry_at: Option<Time>,
     /// An append was refused while the node shuts down.
     gives_up: bool,
-    /// The mark stands in the log.
+    /// The mark is in the log.
     marked: bool,
-    /// When the log will have been idle for long enough.
+    /// Time at which the log will have been idle for long enough.
     idle_at: Time,
     /// No further segment could be prepared.
     short: bool,
     /// A segment was prepared, or tried to be, since the room last changed.
     prepared: bool,
-    /// The reserve, and below what new work is refused; `None` if they may have changed.
+    /// The reserve, and the reserve below which new work is refused; `None` if they may have changed.
     room: Option<(u64, u64)>,
     full: bool,
-    /// As the shards were given it last.
+    /// The last notice that the shards were given.
     full_noticed: bool,
     spent: bool,
     prepare: bool,
 }
 
 impl LogRoom {
-    /// How long the log is idle before it notes in itself that all is synced, in ms.
+    /// Time that the log is idle before it records that all of it is synced, in ms.
     pub const IDLE: u64 = 200;
-    /// How often a full disk is asked for room again, in ms.
+    /// Interval at which a full disk is tried again, in ms.
     pub const RETRY: u64 = 50;
-    /// Least reserve in bytes below which no new work is taken, unless segments are shorter than twice that.
+    /// Reserve in bytes below which no new work is accepted, unless segments are shorter than twice that.
     pub const RESERVE_MIN: u64 = 1 << 20;
 
-    /// The room of a log that was just opened, whose segments have at most so many bytes.
+    /// Creates the state of a log that was just opened, with segments of at most `segment_bytes`.
     #[must_use]
     pub fn new(segment_bytes: u64, now: Time) -> Self {
         Self {
@@ -160,7 +162,7 @@ impl LogRoom {
         }
     }
 
-    /// Takes note of what happened.
+    /// Handles an event.
     ///
     /// # Panics
     /// If a step is reported that was not given out.
@@ -205,7 +207,7 @@ impl LogRoom {
             Event::Prepared { is_short } => {
                 if self.performing == Some(Step::Prepare) {
                     (self.performing, self.prepared) = (None, true);
-                    // The other part goes on trying.
+                    // The other part keeps trying.
                     self.prepare |= is_short;
                 }
                 (self.short, self.room) = (is_short, None);
@@ -218,8 +220,8 @@ impl LogRoom {
         self.judge();
     }
 
-    /// What to do next. Anything but [`Step::Sleep`] has to be performed and reported before this is asked again; nothing is asked
-    /// after [`Step::Close`] and [`Step::GiveUp`].
+    /// Returns the next step. Anything but [`Step::Sleep`] must be performed and reported before the next call; no call
+    /// may follow [`Step::Close`] or [`Step::GiveUp`].
     ///
     /// # Panics
     /// If the last step was not reported, or the room is not known.
@@ -252,7 +254,7 @@ impl LogRoom {
         step
     }
 
-    /// What others have to know now; `None` once they know all.
+    /// Returns the next notice for other parts; `None` if there is none.
     pub fn poll_notice(&mut self) -> Option<Notice> {
         if self.full != self.full_noticed {
             self.full_noticed = self.full;
@@ -273,8 +275,8 @@ impl LogRoom {
         self.full
     }
 
-    /// Whether the log is full and what is left of it is for the work that has begun: not for a checkpoint, which appends a
-    /// marker to each shard.
+    /// Whether the log is full and its remaining space is for work that has begun: not for a checkpoint, which appends
+    /// a marker to each shard.
     #[must_use]
     pub fn is_spent(&self) -> bool {
         self.spent
@@ -286,7 +288,8 @@ impl LogRoom {
         self.short
     }
 
-    /// Bytes of the reserve below which no new work is taken while no further segment, of so many bytes, can be prepared.
+    /// Returns the reserve in bytes below which no new work is accepted while no further segment of this length can be
+    /// prepared.
     #[must_use]
     pub fn reserve_min(&self, segment_bytes_next: u64) -> u64 {
         (segment_bytes_next / 2).max((self.segment_bytes / 2).min(Self::RESERVE_MIN))
@@ -300,7 +303,7 @@ impl LogRoom {
         (self.room, self.prepared) = (None, false);
     }
 
-    /// Decides what is refused, from what is known of the room.
+    /// Decides what is refused, from the known space.
     fn judge(&mut self) {
         let is_refused = self.retry_at.is_some();
         let is_below = |least: u64| self.room.is_some_and(|(reserve, _)| self.short && reserve < least);

@@ -1,37 +1,37 @@
-//! An ordered map whose copies cost nothing: they share what neither of them changes.
+//! An ordered map whose copies cost nothing: they share the unchanged nodes.
 //!
-//! A tree whose nodes are counted. A write copies the nodes on its way that another copy of the map holds as well, and
-//! changes the others in place. So a copy is constant work, and a write is bounded by the depth of the tree.
+//! A tree of reference-counted nodes. A write copies the nodes on its path that another copy of the map shares, and
+//! changes the others in place. So a copy takes constant time, and a write is bounded by the depth of the tree.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-/// Entries of a leaf, or children of an inner node, at most.
+/// Maximum number of entries of a leaf, or children of an inner node.
 const NODE_MAX: usize = 32;
 /// A node with fewer is joined with the one beside it.
 const NODE_MIN: usize = 8;
 
 const _: () = assert!(2 * NODE_MIN <= NODE_MAX, "what is split is not joined again at once");
 
-/// The map that is written.
+/// The writable map.
 #[derive(Clone)]
 pub(crate) struct Ordered<K, V>(Frozen<K, V>);
 
-/// A copy of it, or of a part of it, that is only read.
+/// A read-only copy of it, or of a part of it.
 #[derive(Clone)]
 pub(crate) struct Frozen<K, V> {
     root: Option<Arc<Node<K, V>>>,
 }
 
-/// A child of an inner node, after its bound.
+/// A child of an inner node, with its bound.
 type Child<K, V> = (K, Arc<Node<K, V>>);
 
 #[derive(Clone)]
 enum Node<K, V> {
     Leaf(Vec<(K, V)>),
-    /// Children, each with a bound: none of its keys is below, and all keys of the child before are. The bound of the
-    /// first child says nothing.
+    /// Children, each with a bound: none of its keys is below it, and all keys of the previous child are. The bound of
+    /// the first child is meaningless.
     Inner(Vec<Child<K, V>>),
 }
 
@@ -54,7 +54,7 @@ impl<K: Ord + Clone, V: Clone + PartialEq> PartialEq for Ordered<K, V> {
 }
 
 impl<K: Ord + Clone, V: Clone> Ordered<K, V> {
-    /// Puts a value and gives the old one.
+    /// Puts a value and returns the old one.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let Some(root) = &mut self.0.root else {
             self.0.root = Some(Arc::new(Node::Leaf(vec![(key, value)])));
@@ -68,8 +68,8 @@ impl<K: Ord + Clone, V: Clone> Ordered<K, V> {
         old
     }
 
-    /// The value of a key, to be changed in place. Copies the nodes on the way to it that another copy of the map holds as
-    /// well, even if the key is not there.
+    /// Returns the value of a key, to be changed in place. Copies the nodes on the path to it that another copy of the
+    /// map shares, even if there is no such key.
     pub(crate) fn get_mut<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
     where
         K: Borrow<Q>,
@@ -89,12 +89,12 @@ impl<K: Ord + Clone, V: Clone> Ordered<K, V> {
         }
     }
 
-    /// Removes a key and gives its value.
+    /// Removes a key and returns its value.
     pub(crate) fn remove<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
     {
-        // Nothing is copied for a key that is not there.
+        // Nothing is copied if there is no such key.
         self.0.get(key)?;
         let root = self.0.root.as_mut()?;
         let old = Arc::make_mut(root).remove(key);
@@ -111,13 +111,13 @@ impl<K: Ord + Clone, V: Clone> Ordered<K, V> {
         }
     }
 
-    /// All entries that `place` puts at `Equal`, which stand together; perhaps with a few of their neighbours, but never
-    /// with more than two nodes of them. A copy: it does not follow what is written later.
+    /// Returns all entries for which `place` returns `Equal`, which must be adjacent; possibly with some of their
+    /// neighbours, but at most two nodes of them. The copy does not see later writes.
     pub(crate) fn part(&self, place: impl Fn(&K) -> Ordering) -> Frozen<K, V> {
         Frozen { root: self.0.root.as_ref().and_then(|root| part_of(root, &place)) }
     }
 
-    /// The map as it is now, to be read.
+    /// Returns the current map, read-only.
     pub(crate) fn all(&self) -> &Frozen<K, V> {
         &self.0
     }
@@ -140,7 +140,7 @@ impl<K: Ord, V> Frozen<K, V> {
         }
     }
 
-    /// The entries from a key on, in order.
+    /// Returns the entries from a key on, in order.
     pub(crate) fn from<Q: Ord + ?Sized>(&self, key: &Q) -> Entries<'_, K, V>
     where
         K: Borrow<Q>,
@@ -164,7 +164,7 @@ impl<K: Ord, V> Frozen<K, V> {
         entries
     }
 
-    /// All entries, in order.
+    /// Returns all entries, in order.
     pub(crate) fn iter(&self) -> Entries<'_, K, V> {
         let mut entries = Entries { above: Vec::new(), leaf: [].iter() };
         if let Some(root) = &self.root {
@@ -176,7 +176,7 @@ impl<K: Ord, V> Frozen<K, V> {
 
 /// Entries of a map, in order.
 pub(crate) struct Entries<'a, K, V> {
-    /// The children of each inner node on the way to the leaf that are still to come.
+    /// The remaining children of each inner node on the path to the leaf.
     above: Vec<std::slice::Iter<'a, Child<K, V>>>,
     leaf: std::slice::Iter<'a, (K, V)>,
 }
@@ -216,7 +216,7 @@ impl<'a, K, V> Iterator for Entries<'a, K, V> {
     }
 }
 
-/// The child that a key belongs to.
+/// Returns the child that a key belongs to.
 fn child_of<K: Borrow<Q>, V, Q: Ord + ?Sized>(children: &[(K, V)], key: &Q) -> usize {
     children[1..].partition_point(|(bound, _)| bound.borrow() <= key)
 }
@@ -243,7 +243,7 @@ fn part_of<K: Clone, V>(node: &Arc<Node<K, V>>, place: &impl Fn(&K) -> Ordering)
 }
 
 impl<K: Ord + Clone, V: Clone> Node<K, V> {
-    /// Gives the old value, and what was split off to the right.
+    /// Returns the old value, and the node that was split off to the right.
     fn insert(&mut self, key: K, value: V) -> (Option<V>, Option<Child<K, V>>) {
         match self {
             Self::Leaf(entries) => match entries.binary_search_by(|(other, _)| other.cmp(&key)) {
@@ -261,7 +261,7 @@ impl<K: Ord + Clone, V: Clone> Node<K, V> {
         (None, self.split())
     }
 
-    /// Removes a key that is there.
+    /// Removes an existing key.
     fn remove<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
@@ -308,14 +308,14 @@ impl<K: Ord + Clone, V: Clone> Node<K, V> {
     }
 }
 
-/// Joins a child with the one after it, and splits the two again if they are too many.
+/// Joins a child with the next one, and splits the two again if they are too many.
 fn join<K: Ord + Clone, V: Clone>(children: &mut Vec<Child<K, V>>, at: usize) {
     let (bound, right) = children.remove(at + 1);
     let left = Arc::make_mut(&mut children[at].1);
     match (&mut *left, Arc::unwrap_or_clone(right)) {
         (Node::Leaf(left), Node::Leaf(right)) => left.extend(right),
         (Node::Inner(left), Node::Inner(mut right)) => {
-            // It is no first child any more.
+            // It is no longer a first child.
             right[0].0 = bound;
             left.extend(right);
         }
@@ -347,8 +347,8 @@ mod tests {
         }
     }
 
-    /// Random writes against a model, with copies taken meanwhile: each copy stays what it was, and finds, walks and cuts
-    /// out as the model does.
+    /// Random writes against a model, with copies taken meanwhile: each copy stays unchanged, and lookups, iteration
+    /// and parts equal the model's.
     #[test]
     fn a_copy_stays_as_it_was_and_the_map_is_as_its_model() {
         let seed = fastrand::u64(..);
@@ -360,7 +360,7 @@ mod tests {
             let mut model: BTreeMap<u32, u64> = BTreeMap::new();
             let mut copies = Vec::new();
             for step in 0..6_000 {
-                // It grows at first, and shrinks at last.
+                // It grows at first, and shrinks at the end.
                 let puts = if step < 3_000 { 7 } else { 2 };
                 let key = rng.u32(..keys);
                 if rng.u8(..10) < puts {
@@ -441,7 +441,7 @@ mod tests {
         for key in [50_000, 50_001] {
             assert_eq!((copy.get(&key), map.all().get(&key)), (Some(&u64::from(key)), Some(&0)));
         }
-        // Nor does a part: it shares what lies within.
+        // Nor does a part: it shares the nodes within.
         let part = map.part(|key| if *key < 10 { Ordering::Less } else { Ordering::Equal });
         fn own(node: &Arc<Node<u32, u64>>) -> usize {
             match &**node {
@@ -453,7 +453,7 @@ mod tests {
         let made = own(part.root.as_ref().unwrap());
         assert!(made <= 8, "{made} nodes were made for a part of nearly all, on its two edges");
         drop(part);
-        // Without a copy that is still there nothing is copied.
+        // Without a living copy nothing is copied.
         drop(copy);
         let root = Arc::as_ptr(map.all().root.as_ref().unwrap());
         map.insert(50_001, 0);

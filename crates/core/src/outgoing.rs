@@ -1,7 +1,7 @@
-//! The messages of the outboxes that a snapshot holds, taken in slices as the records are.
+//! The outbox messages that belong to a snapshot, taken in slices like the records.
 //!
-//! A marker notes only from where to where each outbox reaches. Messages at the end of an outbox are newer than the marker
-//! and of no interest; one that is trimmed from its front before a slice came to it is kept here instead.
+//! A marker notes only the range of each outbox. Messages at the end of an outbox are newer than the marker and do not
+//! belong to the snapshot; one that is trimmed from the front before a slice takes it is kept here instead.
 
 use crate::channel::{Message, Outbox};
 use crate::ids::{Seq, ShardId};
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 #[derive(Default)]
 pub(crate) struct Outgoing {
     channels: BTreeMap<ShardId, Channel>,
-    /// Messages kept for snapshots that were given up: dropped in slices, too.
+    /// Messages kept for snapshots that were given up: also dropped in slices.
     garbage: Vec<VecDeque<Message>>,
 }
 
@@ -22,12 +22,12 @@ struct Channel {
     from: Seq,
     /// The one after the last.
     end: Seq,
-    /// The first of them, which the outbox does not have any more.
+    /// The first of them, which are no longer in the outbox.
     kept: VecDeque<Message>,
 }
 
 impl Outgoing {
-    /// Begins with what the outboxes hold now, and gives up what was begun before.
+    /// Begins with the current contents of the outboxes, and gives up the previous snapshot.
     pub(crate) fn begin(&mut self, outboxes: &ShardMap<Outbox>) {
         let given_up = std::mem::take(&mut self.channels).into_values().map(|channel| channel.kept);
         self.garbage.extend(given_up.filter(|kept| !kept.is_empty()));
@@ -38,7 +38,7 @@ impl Outgoing {
         self.channels = outboxes.iter().filter_map(channel).collect();
     }
 
-    /// Keeps a message that is trimmed, if it belongs to the snapshot.
+    /// Keeps a trimmed message, if it belongs to the snapshot.
     pub(crate) fn keep(&mut self, to: ShardId, message: Message) {
         if let Some(channel) = self.channels.get_mut(&to)
             && (channel.from..channel.end).contains(&message.seq)
@@ -47,12 +47,12 @@ impl Outgoing {
         }
     }
 
-    /// Whether all of it is taken.
+    /// Whether all messages are taken.
     pub(crate) fn is_drained(&self) -> bool {
         self.channels.is_empty() && self.garbage.is_empty()
     }
 
-    /// Appends up to `max` more messages to `out`; gives how many.
+    /// Appends up to `max` more messages to `out`; returns their number.
     pub(crate) fn drain(&mut self, outboxes: &ShardMap<Outbox>, max: usize, out: &mut Piece) -> usize {
         self.drop_garbage(max);
         let mut room = max;

@@ -1,4 +1,4 @@
-//! What a shard's state is made of: records, each a key of one kind and its bytes.
+//! The records of which a shard's state consists: each has a key of one kind, and bytes.
 
 use crate::blob::Blob;
 use crate::ids::{Index, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId};
@@ -10,7 +10,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// What a record holds. The numbers are part of the storage format.
+/// The kind of a record. The numbers are part of the storage format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Kind {
@@ -30,7 +30,7 @@ pub enum Kind {
     Task = 7,
     /// A cause that was given up: [`DeadLetter`].
     DeadLetter = 8,
-    /// How often a waiting cause was tried: [`AttemptRecord`].
+    /// The attempts at a waiting cause: [`AttemptRecord`].
     Attempt = 9,
 }
 
@@ -48,7 +48,7 @@ impl Kind {
         Self::Attempt,
     ];
 
-    /// The kind of a number, if there is one.
+    /// Returns the kind of a number, if there is one.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
@@ -60,7 +60,7 @@ impl Kind {
 pub struct RecordKey(SmallVec<[u8; 32]>);
 
 impl RecordKey {
-    /// Most bytes that a record key may have.
+    /// Maximum number of bytes of a record key.
     pub const LEN_MAX: usize = 4096;
 
     fn with(kind: Kind, parts: &[&[u8]]) -> Self {
@@ -72,12 +72,12 @@ impl RecordKey {
         Self(bytes)
     }
 
-    /// The key of a record that is there.
+    /// Returns the key of an existing record.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         Self(SmallVec::from_slice(bytes))
     }
 
-    /// Takes the bytes of a stored key; `None` if they are no record key.
+    /// Parses the bytes of a stored key; `None` if they are not a record key.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let kind = Kind::from_number(*bytes.first()?)?;
@@ -98,31 +98,31 @@ impl RecordKey {
         fits.then(|| Self(SmallVec::from_slice(bytes)))
     }
 
-    /// The state of a process.
+    /// Returns the key of a process's state.
     #[must_use]
     pub fn process(key: &str) -> Self {
         Self::with(Kind::Process, &[key.as_bytes()])
     }
 
-    /// One key of a process's keyed sub-state; with an empty `cell`, the prefix of them all.
+    /// Returns the key of one key of a process's keyed sub-state; with an empty `cell`, the prefix of them all.
     #[must_use]
     pub fn cell(process: &str, cell: &[u8]) -> Self {
         Self::with(Kind::Cell, &[&(process.len() as u16).to_be_bytes(), process.as_bytes(), cell])
     }
 
-    /// A session.
+    /// Returns the key of a session.
     #[must_use]
     pub fn session(id: SessionId) -> Self {
         Self::with(Kind::Session, &[&id.0.to_be_bytes()])
     }
 
-    /// The reply to a session's request.
+    /// Returns the key of the reply to a session's request.
     #[must_use]
     pub fn reply(id: SessionId, number: RequestNumber) -> Self {
         Self::with(Kind::Reply, &[&id.0.to_be_bytes(), &number.0.to_be_bytes()])
     }
 
-    /// The reply to a request with an idempotency key.
+    /// Returns the key of the reply to a request with an idempotency key.
     #[must_use]
     pub fn idempotency(process: &str, principal: &str, key: &[u8]) -> Self {
         Self::with(
@@ -137,25 +137,25 @@ impl RecordKey {
         )
     }
 
-    /// A timer.
+    /// Returns the key of a timer.
     #[must_use]
     pub fn timer(id: TimerId) -> Self {
         Self::with(Kind::Timer, &[&id.0.to_be_bytes()])
     }
 
-    /// A task.
+    /// Returns the key of a task.
     #[must_use]
     pub fn task(id: TaskId) -> Self {
         Self::with(Kind::Task, &[&id.0.to_be_bytes()])
     }
 
-    /// The dead letter that the entry of an index made.
+    /// Returns the key of the dead letter that the entry of an index created.
     #[must_use]
     pub fn dead_letter(index: Index) -> Self {
         Self::with(Kind::DeadLetter, &[&index.0.to_be_bytes()])
     }
 
-    /// The attempts at a waiting cause.
+    /// Returns the key of the attempts at a waiting cause.
     #[must_use]
     pub fn attempt(cause: &Waiting) -> Self {
         let (tag, a, b) = match *cause {
@@ -169,19 +169,19 @@ impl RecordKey {
         Self::with(Kind::Attempt, &[&[tag], &a.to_be_bytes(), &b.to_be_bytes()])
     }
 
-    /// What the record holds.
+    /// Returns the kind of the record.
     #[must_use]
     pub fn kind(&self) -> Kind {
         Kind::from_number(self.0[0]).expect("every constructor writes a kind")
     }
 
-    /// The bytes, kind first.
+    /// Returns the bytes, kind first.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The process that the record belongs to by its key: `Process`, `Cell` and `Idempotency` have one.
+    /// Returns the process that the record belongs to by its key: `Process`, `Cell` and `Idempotency` have one.
     #[must_use]
     pub fn process_key(&self) -> Option<&str> {
         let rest = &self.0[1..];
@@ -193,7 +193,7 @@ impl RecordKey {
         std::str::from_utf8(key).ok()
     }
 
-    /// Whose request a record of kind `Idempotency` answers.
+    /// Returns the principal whose request a record of kind `Idempotency` answers.
     #[must_use]
     pub fn principal(&self) -> Option<&str> {
         if self.kind() != Kind::Idempotency {
@@ -203,13 +203,13 @@ impl RecordKey {
         std::str::from_utf8(split_prefixed(rest)?.0).ok()
     }
 
-    /// The cell's own key, for a record of kind `Cell`.
+    /// Returns the cell's own key, for a record of kind `Cell`.
     #[must_use]
     pub fn cell_key(&self) -> Option<&[u8]> {
         (self.kind() == Kind::Cell).then(|| split_prefixed(&self.0[1..]).map(|(_, cell)| cell))?
     }
 
-    /// Whether these are the attempts at a message or a timer: those wait in the system until they are handled.
+    /// Whether these are the attempts at a message or a timer, which wait in the system until they are handled.
     #[must_use]
     pub fn is_attempt_at_handler(&self) -> bool {
         self.kind() == Kind::Attempt && self.0.get(1).is_some_and(|tag| *tag < 2)
@@ -221,7 +221,7 @@ impl RecordKey {
         self.kind() == Kind::Attempt && self.0.get(1).is_some_and(|tag| *tag > 2)
     }
 
-    /// The number in the key of a timer, task or dead letter.
+    /// Returns the number in the key of a timer, task or dead letter.
     #[must_use]
     pub fn number(&self) -> Option<u64> {
         match self.kind() {
@@ -232,7 +232,7 @@ impl RecordKey {
         }
     }
 
-    /// The session of a `Session` or `Reply` record.
+    /// Returns the session of a `Session` or `Reply` record.
     #[must_use]
     pub fn session_id(&self) -> Option<SessionId> {
         match self.kind() {
@@ -243,7 +243,7 @@ impl RecordKey {
         }
     }
 
-    /// The number of the request that a reply answers, for the key of a reply.
+    /// Returns the number of the request that a reply answers, for the key of a reply.
     #[must_use]
     pub fn request_number(&self) -> Option<RequestNumber> {
         if self.kind() != Kind::Reply {
@@ -258,7 +258,7 @@ fn split_prefixed(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))
 }
 
-/// In the order of their bytes, as the keys themselves are.
+/// Compares by the bytes, like the keys themselves.
 impl Borrow<[u8]> for RecordKey {
     fn borrow(&self) -> &[u8] {
         &self.0
@@ -287,7 +287,7 @@ impl<'b, C> Decode<'b, C> for RecordKey {
     }
 }
 
-/// A cause that waits in the system until it is handled, and that a crash may therefore meet again.
+/// A cause that waits in the system until it is handled, and that may therefore run again after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub enum Waiting {
     /// A message in the outbox of its sender.
@@ -296,7 +296,7 @@ pub enum Waiting {
         /// The sending shard.
         #[n(0)]
         from: ShardId,
-        /// Its place in the channel.
+        /// Its number in the channel.
         #[n(1)]
         seq: Seq,
     },
@@ -317,22 +317,22 @@ pub enum Waiting {
         #[n(1)]
         step: u64,
     },
-    /// A client's request, which its client may bring again.
+    /// A client's request, which its client may repeat.
     #[n(3)]
     Request {
-        /// Hash of what makes a retry of it known: see [`Cause::identity`](crate::entry::Cause::identity).
+        /// Hash of its identity: see [`Cause::identity`](crate::entry::Cause::identity).
         #[n(0)]
         #[cbor(with = "minicbor::bytes")]
         identity: [u8; 16],
     },
-    /// A dead letter that is tried again because an operator said so. A crash forgets that, so it has no attempts.
+    /// A dead letter that an operator retries. A crash forgets the retry, so it has no attempts.
     #[n(4)]
     DeadLetter {
         /// The number in its record's key.
         #[n(0)]
         letter: Index,
     },
-    /// A client's request without a session and without an idempotency key. Its client may bring the same content again.
+    /// A client's request without a session and without an idempotency key. Its client may send the same content again.
     #[n(5)]
     Call {
         /// Hash of process, principal and payload.
@@ -343,10 +343,10 @@ pub enum Waiting {
 }
 
 impl Waiting {
-    /// A request that names neither a session nor an idempotency key, by its content.
+    /// Identifies a request without a session and without an idempotency key by its content.
     #[must_use]
     pub fn call(process: &str, principal: &str, payload: &[u8]) -> Self {
-        // The payload last: without it the key is of bounded length, and the parts cannot run into each other.
+        // The payload comes last: the key without it has a bounded length, and the parts cannot run into each other.
         let mut key = RecordKey::idempotency(process, principal, &[]).0;
         key.extend_from_slice(payload);
         Self::Call { content: xxh3_128(&key).to_be_bytes() }
@@ -356,13 +356,13 @@ impl Waiting {
 /// A client's session.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct SessionRecord {
-    /// Who opened it.
+    /// The principal that opened it.
     #[n(0)]
     pub principal: String,
-    /// When it ends unless it is used.
+    /// The time at which it expires unless it is used.
     #[n(1)]
     pub expires: Served,
-    /// The client holds the replies up to this number.
+    /// The client has the replies up to this number.
     #[n(2)]
     pub confirmed: RequestNumber,
 }
@@ -374,10 +374,10 @@ pub struct IdempotencyRecord {
     #[n(0)]
     #[cbor(with = "minicbor::bytes")]
     pub body_hash: [u8; 16],
-    /// What it was answered.
+    /// The reply.
     #[n(1)]
     pub reply: Reply,
-    /// When the key may be used for a new request.
+    /// The time from which on the key may be used for a new request.
     #[n(2)]
     pub expires: Served,
 }
@@ -385,22 +385,22 @@ pub struct IdempotencyRecord {
 /// A timer that has not fired.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct TimerRecord {
-    /// When it fires.
+    /// The time at which it fires.
     #[n(0)]
     pub at: Time,
-    /// The process that it fires at.
+    /// The process that set it.
     #[n(1)]
     pub process: Key,
-    /// What it brings to the handler.
+    /// The payload for the handler.
     #[n(2)]
     pub payload: Blob,
-    /// Where the payload goes as a message of the process when it fires; `None`, as in older versions, if it comes back to
-    /// the process itself.
+    /// The receiver, if the payload is sent as a message of the process when the timer fires; `None`, as in older
+    /// versions, if the timer fires in the process itself.
     #[n(3)]
     pub send: Option<Receiver>,
 }
 
-/// The process that a message with a delay is for.
+/// The receiver of a message with a delay.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Receiver {
     /// Its service.
@@ -429,12 +429,13 @@ pub struct TaskRecord {
     /// The share that is done, in millionths.
     #[n(4)]
     pub progress: u32,
-    /// The step failed and waits until it is tried again; `None` in older versions, and for a step that has not failed.
+    /// Set if the step failed and waits to be tried again; `None` in older versions, and for a step that has not
+    /// failed.
     #[n(5)]
     pub retry: Option<StepRetry>,
 }
 
-/// A [`TaskRecord`] without the task's state, which may be large: for those that only look.
+/// A [`TaskRecord`] without the task's state, which may be large: for readers that do not need it.
 #[derive(Clone, Debug, PartialEq, Eq, Decode)]
 pub struct TaskHead {
     /// The process that started it.
@@ -449,7 +450,7 @@ pub struct TaskHead {
     /// The share that is done, in millionths.
     #[n(4)]
     pub progress: u32,
-    /// The step failed and waits until it is tried again.
+    /// Set if the step failed and waits to be tried again.
     #[n(5)]
     pub retry: Option<StepRetry>,
 }
@@ -461,65 +462,65 @@ impl From<TaskRecord> for TaskHead {
     }
 }
 
-/// How often a task's step has failed, and when it runs again.
+/// The failures of a task's step, and the time at which it runs again.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct StepRetry {
     /// Failures of this step so far; at least 1.
     #[n(0)]
     pub count: u32,
-    /// When it runs again.
+    /// The time at which it runs again.
     #[n(1)]
     pub at: Time,
-    /// Why it failed the last time, cut to [`StepRetry::REASON_MAX`] bytes.
+    /// The reason of the last failure, cut to [`StepRetry::REASON_MAX`] bytes.
     #[n(2)]
     pub reason: String,
 }
 
 impl StepRetry {
-    /// Bytes of the reason that are kept.
+    /// Maximum number of bytes of the reason.
     pub const REASON_MAX: usize = 1024;
 }
 
 /// A cause that was given up after too many attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct DeadLetter {
-    /// What should have been handled.
+    /// The cause that was given up.
     #[n(0)]
     pub cause: Waiting,
-    /// The process that should have handled it.
+    /// The process for which it was.
     #[n(1)]
     pub process: Key,
-    /// What it would have been given.
+    /// The payload for the handler.
     #[n(2)]
     pub payload: Blob,
     /// The process that sent it, for a message.
     #[n(3)]
     pub sender: Key,
-    /// Why it was given up.
+    /// The reason for which it was given up.
     #[n(4)]
     pub reason: String,
-    /// When.
+    /// The time at which it was given up.
     #[n(5)]
     pub time: Time,
-    /// How it can be handled again; older versions did not say.
+    /// The way to retry it; missing in older versions.
     #[n(6)]
     pub retry: Option<Retry>,
 }
 
-/// How a dead letter can be handled again.
+/// The way to retry a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Retry {
     /// As a message of the sender, which is a process of this service.
     #[n(0)]
     Message {
-        /// The service. The number of the sending shard would not name it any more after a restore onto other shards.
+        /// The service. The number of the sending shard would no longer determine it after a restore onto other shards.
         #[n(0)]
         service: ServiceId,
     },
     /// As the timer that it was.
     #[n(1)]
     Timer,
-    /// As a task that goes on with the step that failed; the payload is its state before that.
+    /// As a task that continues with the failed step; the payload is its state before that step.
     #[n(2)]
     Step {
         /// The name under which the task's code is registered.
@@ -532,41 +533,41 @@ pub enum Retry {
     /// As the result of a task, which is the payload.
     #[n(3)]
     Result,
-    /// Not at all: the client of a request knows that it was given up, and a payload that was too large is gone.
+    /// Not at all: the client of a request knows that it was given up, or the payload was too large to be kept.
     #[n(4)]
     Never,
 }
 
-/// A waiting cause that has begun after a life that did not end in order, and has no entry yet.
+/// A waiting cause that has begun after a life that did not shut down cleanly, and has no entry yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AttemptRecord {
-    /// As `alone`. Older versions counted each attempt here, whatever else had begun beside it.
+    /// Same as `alone`. Older versions counted each attempt here, whatever else had begun beside it.
     #[n(0)]
     pub count: u32,
-    /// When it is forgotten, for a request: its client may never bring it again.
+    /// The time at which it is forgotten, for a request: its client may never repeat it.
     #[n(1)]
     pub expires: Option<Served>,
-    /// The times that it has begun with no other suspect beside it; 0 if it has only begun together with others.
+    /// The number of times that it has begun without another suspect; 0 if it has only begun together with others.
     /// [`AttemptRecord::GIVEN_UP`] for a request that was given up.
     #[n(2)]
     pub alone: Option<u32>,
 }
 
 impl AttemptRecord {
-    /// More attempts than any limit: of a request that was given up.
+    /// More attempts than any limit: marks a request that was given up.
     pub const GIVEN_UP: u32 = u32::MAX;
 
-    /// The attempts that count; `max` is the limit with which an older version gave up.
+    /// Returns the attempts that count; `max` is the limit at which an older version gave up.
     #[must_use]
     pub fn charged(&self, max: u32) -> u32 {
         self.alone.unwrap_or(if self.count > max { Self::GIVEN_UP } else { 0 })
     }
 }
 
-/// Reads the value of a record.
+/// Decodes the value of a record.
 ///
 /// # Errors
-/// The decoder's error: the bytes are not a value of this kind.
+/// The decoder's error if the bytes are not a value of this type.
 pub fn decode_value<'b, T: Decode<'b, ()>>(value: &'b [u8]) -> Result<T, minicbor::decode::Error> {
     let mut decoder = minicbor::Decoder::new(value);
     let decoded = decoder.decode()?;
@@ -576,7 +577,7 @@ pub fn decode_value<'b, T: Decode<'b, ()>>(value: &'b [u8]) -> Result<T, minicbo
     Ok(decoded)
 }
 
-/// The bytes of a record's value.
+/// Encodes the value of a record.
 #[must_use]
 pub fn encode_value<T: Encode<()>>(value: &T) -> Blob {
     Blob::from(minicbor::to_vec(value).expect("writing to a Vec never fails"))

@@ -1,9 +1,9 @@
-//! The records of a shard: a hash index over a slab, with copy-on-write snapshots of what changed.
+//! The records of a shard: a hash index over a slab, with copy-on-write snapshots of the changed records.
 //!
-//! A snapshot begins in constant time. What it holds is then taken in slices, between which writes go on: a write to a
-//! record that the snapshot has not taken yet first gives the snapshot the old value. So the stall is bounded by the
-//! slice, never by the size of the state. The records that are taken share their values with the state: the writer of the
-//! snapshot copies them, on its own time.
+//! A snapshot begins in constant time. Its contents are then taken in slices, between which writes continue: a write to
+//! a record that the snapshot has not taken yet first saves the old value for the snapshot. So the stall is bounded by
+//! the slice, never by the size of the state. The records that are taken share their values with the state; the writer
+//! of the snapshot copies them, on its own time.
 
 use crate::blob::Blob;
 use crate::channel::Message;
@@ -17,11 +17,11 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret, xxh3_128_with_seed};
 
-/// Bytes of the secret that records are indexed by.
+/// Length of the secret with which records are indexed, in bytes.
 pub const SECRET_LEN: usize = 192;
 
 static SECRET: OnceLock<[u8; SECRET_LEN]> = OnceLock::new();
-/// For processes that are not flooded. It is not the hash's own, so that tests see the difference.
+/// For processes without a secret. It differs from the hash's own, so that tests see the difference.
 static NO_SECRET: [u8; SECRET_LEN] = no_secret();
 
 const fn no_secret() -> [u8; SECRET_LEN] {
@@ -35,9 +35,9 @@ const fn no_secret() -> [u8; SECRET_LEN] {
     bytes
 }
 
-/// Indexes all records that are made from now on in this process by a secret, which the shell has drawn: who chooses
-/// keys can't make them fall together then. Nothing that is stored depends on it. The first call counts; without one a
-/// fixed secret is used.
+/// Sets a secret, drawn by the shell, with which all later records in this process are indexed: clients that choose
+/// keys can then not make them collide. Stored data does not depend on it. The first call counts; without one a fixed
+/// secret is used.
 pub fn set_secret(secret: [u8; SECRET_LEN]) {
     let _ = SECRET.set(secret);
 }
@@ -48,13 +48,13 @@ pub struct Records {
     slots: Slab<Slot>,
     index: PlaceIndex,
     free: Vec<u32>,
-    /// The records of the kind `Cell` once more: for scans in order, and for queries, which read a copy of them.
+    /// The records of the kind `Cell` again: for scans in order, and for queries, which read a copy of them.
     cells: Ordered<RecordKey, Blob>,
     /// Slots written since the last snapshot began; each once.
     dirty: Vec<u32>,
     generation: u32,
     snapshot: Option<Snapshot>,
-    /// Values that snapshots saved before they were given up: dropped in slices, too.
+    /// Values saved by snapshots that were given up: also dropped in slices.
     garbage: Piece,
     hash: u128,
     live: usize,
@@ -62,29 +62,29 @@ pub struct Records {
 }
 
 struct Slot {
-    /// Short keys stand in the slot itself: no allocation, and one cache miss less for each look.
+    /// Short keys are stored inline: no allocation, and one cache miss less for each lookup.
     key: SmallVec<[u8; 16]>,
     /// `None`: free, or deleted while a stored snapshot still holds the key.
     value: Option<Blob>,
-    /// Where the index has it: depends on the secret.
+    /// The position in the index, which depends on the secret.
     hash: u64,
-    /// The generation in which the slot was last written; 0 once a snapshot took it.
+    /// The generation in which the slot was last written; 0 once a snapshot has taken it.
     generation: u32,
-    /// A snapshot holds the key, so the next one must hold a delete.
+    /// A snapshot has the key, so the next one must have a delete.
     stored: bool,
 }
 
 struct Snapshot {
     scope: Scope,
     cursor: usize,
-    /// Old values of records that were written before the snapshot came to them.
+    /// Old values of records that were written before the snapshot took them.
     saved: Piece,
 }
 
-/// Records that are looked at together before they are taken: no cache holds them.
+/// Number of records that are prefetched together before they are taken: they are in no cache.
 const AHEAD: usize = 16;
 
-/// Records of a snapshot, sharing their values with the state, and messages of the outboxes that belong to it.
+/// Records of a snapshot, which share their values with the state, and messages of the outboxes that belong to it.
 #[derive(Default)]
 pub struct Piece {
     records: Vec<(SmallVec<[u8; 16]>, Option<Blob>)>,
@@ -93,18 +93,18 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Bytes of a value that are fetched ahead; of more, the processor foresees the rest.
+    /// Bytes of a value that are prefetched; the processor predicts the rest of longer values.
     const AHEAD_BYTES: usize = 1024;
-    /// What the processor fetches at once.
+    /// Bytes that the processor fetches at once.
     const LINE_BYTES: usize = 64;
 
-    /// Bytes that [`Piece::encode`] appends, and about those of the messages.
+    /// Returns the bytes that [`Piece::encode`] appends, plus approximately those of the messages.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Records and messages together.
+    /// Returns the number of records and messages together.
     #[must_use]
     pub fn len(&self) -> usize {
         self.records.len() + self.messages.len()
@@ -116,7 +116,8 @@ impl Piece {
         self.len() == 0
     }
 
-    /// Messages with the shards that they are for: the next ones of the outboxes that the part's [`Header`] begins.
+    /// Returns the messages and their receiving shards: the next ones of the outboxes that the part's [`Header`]
+    /// begins.
     ///
     /// [`Header`]: crate::state::Header
     #[must_use]
@@ -124,12 +125,12 @@ impl Piece {
         &self.messages
     }
 
-    /// Appends the records as they are stored.
+    /// Appends the records in their stored form.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.reserve(self.bytes);
         for (at, (key, value)) in self.records.iter().enumerate() {
             if at.is_multiple_of(AHEAD) {
-                // No cache holds them, and what is asked for together comes together.
+                // They are in no cache, and are fetched in parallel if they are requested together.
                 for (_, value) in self.records[at..].iter().take(AHEAD) {
                     let value = value.as_deref().unwrap_or_default();
                     let lines = value.iter().take(Self::AHEAD_BYTES).step_by(Self::LINE_BYTES);
@@ -140,7 +141,7 @@ impl Piece {
         }
     }
 
-    /// The records as they are stored.
+    /// Returns the records in their stored form.
     #[must_use]
     pub fn to_vec(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -148,7 +149,7 @@ impl Piece {
         out
     }
 
-    /// Forgets what it holds, and keeps the room for other records.
+    /// Removes all contents, and keeps the capacity for other records.
     pub fn clear(&mut self) {
         self.records.clear();
         self.messages = Vec::new();
@@ -165,7 +166,7 @@ impl Piece {
         self.records.push((key.clone(), value.cloned()));
     }
 
-    /// Takes up to `max` of the last records of another piece; gives how many.
+    /// Takes up to `max` of the last records of another piece; returns their number.
     fn take_last(&mut self, other: &mut Self, max: usize) -> usize {
         let left = other.records.len().saturating_sub(max);
         let taken = other.records.len() - left;
@@ -186,7 +187,7 @@ impl Default for Records {
 }
 
 impl Snapshot {
-    /// The slot that comes at a place of the snapshot.
+    /// Returns the slot at a position of the snapshot.
     fn slot(&self, at: usize) -> u32 {
         match &self.scope {
             Scope::Changed(slots) => slots[at],
@@ -196,17 +197,17 @@ impl Snapshot {
 }
 
 enum Scope {
-    /// The slots that were dirty when it began; these carry the previous generation until they are taken.
+    /// The slots that were dirty when it began; these have the previous generation until they are taken.
     Changed(Vec<u32>),
     /// Every slot below this one.
     All(usize),
 }
 
 impl Records {
-    /// Most bytes that a record's value may have: 64 MiB.
+    /// Maximum number of bytes of a record's value: 64 MiB.
     pub const VALUE_MAX: usize = 64 << 20;
 
-    /// No records.
+    /// Creates an empty set of records.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -229,20 +230,20 @@ impl Records {
         xxh3_64_with_secret(key, self.secret)
     }
 
-    /// The value of a record.
+    /// Returns the value of a record.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<&Blob> {
         self.find(key).and_then(|slot| self.slots[slot as usize].value.as_ref())
     }
 
-    /// Looks at a record and the bytes of its value, for nothing but that the processor fetches them.
+    /// Prefetches a record and the bytes of its value.
     pub(crate) fn look_ahead(&self, key: &[u8]) {
         if let Some(value) = self.get(key) {
             std::hint::black_box((value.first(), value.last()));
         }
     }
 
-    /// Puts a value and gives the old one.
+    /// Puts a value and returns the old one.
     pub fn put(&mut self, key: &[u8], value: Blob) -> Option<Blob> {
         let place = self.place(key);
         let slot = match self.find_at(key, place) {
@@ -270,7 +271,7 @@ impl Records {
         old
     }
 
-    /// Deletes a record and gives its value, if there was one.
+    /// Deletes a record and returns its value, if there was one.
     pub fn remove(&mut self, key: &[u8]) -> Option<Blob> {
         let slot = self.find(key)?;
         self.slots[slot as usize].value.as_ref()?;
@@ -293,12 +294,12 @@ impl Records {
         self.bytes -= old.len();
     }
 
-    /// The live cells from a key on, in order of their keys.
+    /// Returns the live cells from a key on, in order of their keys.
     pub fn scan_cells_from(&self, from: &[u8]) -> impl Iterator<Item = (&[u8], &Blob)> + use<'_> {
         self.cells.all().from(from).map(|(key, value)| (key.as_bytes(), value))
     }
 
-    /// The cells of a process as they are now; see [`Ordered::part`].
+    /// Returns the current cells of a process; see [`Ordered::part`].
     pub(crate) fn cells_of(&self, process: &str) -> Frozen<RecordKey, Blob> {
         let all = RecordKey::cell(process, b"");
         let all = all.as_bytes();
@@ -308,13 +309,13 @@ impl Records {
         })
     }
 
-    /// All live records, in no order.
+    /// Returns all live records, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Blob)> {
         self.slots.iter().filter_map(|slot| slot.value.as_ref().map(|value| (&*slot.key, value)))
     }
 
-    /// The live records in some of the slots that hold them, in no order of their keys: a walk in pieces takes one range of
-    /// slots after the other, up to [`Self::slot_count`]. What is put meanwhile may be missed.
+    /// Returns the live records in a range of slots, in no order of their keys: a walk in pieces takes one range after
+    /// the other, up to [`Self::slot_count`]. Records that are put meanwhile may be missed.
     pub fn iter_slots(&self, slots: Range<usize>) -> impl Iterator<Item = (usize, &[u8], &Blob)> {
         let from = slots.start.min(self.slots.len());
         let until = slots.end.clamp(from, self.slots.len());
@@ -322,13 +323,13 @@ impl Records {
         live.filter_map(|(at, slot)| slot.value.as_ref().map(|value| (at, &*slot.key, value)))
     }
 
-    /// The number of slots, empty ones included.
+    /// Returns the number of slots, including empty ones.
     #[must_use]
     pub fn slot_count(&self) -> usize {
         self.slots.len()
     }
 
-    /// The number of live records.
+    /// Returns the number of live records.
     #[must_use]
     pub fn len(&self) -> usize {
         self.live
@@ -340,36 +341,36 @@ impl Records {
         self.live == 0
     }
 
-    /// Bytes of all keys and values.
+    /// Returns the bytes of all keys and values.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The sum of the hashes of all records: equal contents give equal sums, whatever led to them.
+    /// Returns the sum of the hashes of all records: equal contents give equal sums, regardless of history.
     #[must_use]
     pub fn hash(&self) -> u128 {
         self.hash
     }
 
-    /// The number of records that the next snapshot would hold.
+    /// Returns the number of records that the next snapshot would have.
     #[must_use]
     pub fn dirty_len(&self) -> usize {
         self.dirty.len()
     }
 
-    /// Makes room for records that are about to be loaded.
+    /// Reserves capacity for records that are about to be loaded.
     pub fn reserve(&mut self, records: usize) {
         let slots = &self.slots;
         self.index.reserve(records, |slot| slots[slot as usize].hash);
     }
 
-    /// Takes over a stored record: it counts as held by a snapshot already.
+    /// Loads a stored record: it counts as held by a snapshot already.
     pub fn load(&mut self, key: &[u8], value: Option<Blob>) {
         match value {
             Some(value) => drop(self.put(key, value)),
             None => {
-                // Nothing is dirty while loading, so that the slot can be released at once.
+                // Nothing is dirty while loading, so the slot can be released at once.
                 if let Some(slot) = self.find(key) {
                     self.slots[slot as usize].stored = false;
                     self.remove(key);
@@ -378,7 +379,7 @@ impl Records {
         }
     }
 
-    /// Ends a load: all that is here is what the stored snapshots hold.
+    /// Ends a load: all records count as held by the stored snapshots.
     pub fn loaded(&mut self) {
         for slot in self.slots.iter_mut() {
             slot.generation = 0;
@@ -387,12 +388,15 @@ impl Records {
         self.dirty = Vec::new();
     }
 
-    /// Begins a snapshot of what changed since the last one began, or of everything.
+    /// Begins a snapshot of the records that changed since the last one began, or of all.
     ///
     /// # Panics
-    /// If the last snapshot is not drained and this one is not of everything: what that one held would be missed.
+    /// If the last snapshot is not drained and this one is not of all records: the records of that one would be missed.
     pub fn begin_snapshot(&mut self, all: bool) {
-        assert!(all || self.snapshot.is_none(), "what the last snapshot did not give would be in none");
+        assert!(
+            all || self.snapshot.is_none(),
+            "records that the last snapshot did not take would be in none"
+        );
         let changed = std::mem::take(&mut self.dirty);
         self.generation =
             self.generation.checked_add(1).expect("fewer than 2^32 snapshots in a process's life");
@@ -449,7 +453,7 @@ impl Records {
         false
     }
 
-    /// Looks at slots and then at their values, for nothing but that the processor fetches each kind side by side.
+    /// Prefetches slots and then their values, each kind in parallel.
     fn look_at(&self, snapshot: &Snapshot, range: Range<usize>) {
         let slots = || range.clone().map(|at| &self.slots[snapshot.slot(at) as usize]);
         std::hint::black_box(slots().fold(0, |sum, slot| sum ^ slot.generation));
@@ -457,7 +461,7 @@ impl Records {
         std::hint::black_box(slots().fold(0, |sum, slot| sum ^ first(slot)));
     }
 
-    /// Whether the running snapshot still has to take a slot.
+    /// Whether the running snapshot has yet to take a slot.
     fn pending(&self, scope: &Scope, slot: u32) -> bool {
         let generation = self.slots[slot as usize].generation;
         match scope {
@@ -466,19 +470,19 @@ impl Records {
         }
     }
 
-    /// Gives the snapshot a slot's record as it is.
+    /// Gives the current record of a slot to the snapshot.
     fn take(&mut self, slot: u32, all: bool, out: &mut Piece) {
         let slot = &mut self.slots[slot as usize];
         match &slot.value {
             Some(value) => out.push(&slot.key, Some(value)),
-            // A snapshot of everything replaces the stored ones, so that it has nothing to delete.
+            // A snapshot of all records replaces the stored ones, so it has no deletes.
             None if slot.stored && !all => out.push(&slot.key, None),
             None => {}
         }
         slot.stored = slot.value.is_some();
     }
 
-    /// Saves the old value for a running snapshot, and notes that the slot changes.
+    /// Saves the old value for a running snapshot, and marks the slot as changed.
     fn before_write(&mut self, slot: u32) {
         if let Some(mut snapshot) = self.snapshot.take() {
             let ahead = match &snapshot.scope {
@@ -529,7 +533,7 @@ impl Records {
         slot
     }
 
-    /// Frees the slot of a deleted record. It may stay in the list of dirty slots: an empty one is passed over there.
+    /// Frees the slot of a deleted record. It may stay in the list of dirty slots, where empty slots are skipped.
     fn release(&mut self, slot: u32) {
         let hash = self.slots[slot as usize].hash;
         self.index.remove(hash, slot);
@@ -539,10 +543,10 @@ impl Records {
         self.free.push(slot);
     }
 
-    /// Checks what must hold between the slab, its table and its sums.
+    /// Checks the invariants of the slab, its index and its sums.
     ///
     /// # Errors
-    /// A sentence that says what does not hold.
+    /// A sentence that names the violation.
     pub fn check(&self) -> Result<(), String> {
         let mut hash = 0u128;
         let (mut live, mut bytes, mut cells) = (0, 0, 0);
@@ -572,7 +576,7 @@ impl Records {
 /// Bytes of a stored record before its key.
 const RECORD_HEAD_LEN: usize = 6;
 
-/// Bytes that [`encode_record`] appends.
+/// Returns the bytes that [`encode_record`] appends.
 fn record_bytes(key: &[u8], value: Option<&Blob>) -> usize {
     RECORD_HEAD_LEN + key.len() + value.map_or(0, |value| value.len())
 }
@@ -588,18 +592,18 @@ pub fn encode_record(key: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
     out.extend_from_slice(value.unwrap_or_default());
 }
 
-/// Snapshot bytes that hold no record where one should begin.
+/// Snapshot bytes without a valid record where one should begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid snapshot record at byte {at}; the snapshot is damaged or of another version")]
 pub struct NoRecord {
-    /// Where, in bytes from the start.
+    /// The position, in bytes from the start.
     pub at: usize,
 }
 
 /// A record of a snapshot: its key, and its value unless it was deleted.
 pub type StoredRecord<'a> = (&'a [u8], Option<&'a [u8]>);
 
-/// Reads the records of a snapshot section in their order; ends after the first error.
+/// Decodes the records of a snapshot section in order; ends after the first error.
 pub fn decode_records(section: &[u8]) -> impl Iterator<Item = Result<StoredRecord<'_>, NoRecord>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -619,7 +623,7 @@ pub fn decode_records(section: &[u8]) -> impl Iterator<Item = Result<StoredRecor
     })
 }
 
-/// The first record of the bytes, and how many of them it takes.
+/// Returns the first record of the bytes, and its length.
 fn decode_record(bytes: &[u8]) -> Option<(StoredRecord<'_>, usize)> {
     let (key_len, rest) = bytes.split_first_chunk::<2>()?;
     let (value_len, rest) = rest.split_first_chunk::<4>()?;
@@ -707,8 +711,8 @@ mod tests {
         }
     }
 
-    /// Keys that the hash without a secret puts in one place: where four bytes of a key are those of the hash's own secret,
-    /// it multiplies by zero, and what it adds beside that cancels out.
+    /// Keys that collide in the hash without a secret: where four bytes of a key equal those of the hash's own secret,
+    /// it multiplies by zero, and the terms that it adds beside that cancel out.
     #[test]
     fn keys_that_are_made_to_fall_together_do_not() {
         let key = |n: u32| {

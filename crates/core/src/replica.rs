@@ -1,4 +1,4 @@
-//! What is committed: a shard's configuration of one epoch, and how far its members have stored the log.
+//! The commit rule: a shard's configuration of one epoch, and how far its members have stored the log.
 //!
 //! Knows numbers only, no entries. One node is the case of one member.
 
@@ -6,7 +6,7 @@ use crate::ids::{Epoch, Index, NodeId};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
-/// The configuration of a shard that is fixed within an epoch. It is consistent: [`EpochConfig::parse`] checked it.
+/// The configuration of a shard, which is fixed within an epoch. It is consistent: [`EpochConfig::parse`] checked it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EpochConfig {
     epoch: Epoch,
@@ -15,7 +15,7 @@ pub struct EpochConfig {
     primary: NodeId,
 }
 
-/// The reason that a configuration of an epoch is refused.
+/// Reasons for which the configuration of an epoch is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EpochConfigError {
     /// No node holds a replica.
@@ -53,12 +53,12 @@ pub enum EpochConfigError {
 }
 
 impl EpochConfig {
-    /// Checks and takes a configuration. `members` are the nodes that hold a replica, without learners; `acks` is W: the
+    /// Checks a configuration. `members` are the nodes that hold a replica, without learners; `acks` is W: the
     /// replicas that must store an entry before its client is answered; `primary` is the member that executes.
     ///
     /// # Errors
-    /// [`EpochConfigError`] without members, with one that is named twice, with acks out of 1 to the number of members, or
-    /// with a primary that is no member.
+    /// [`EpochConfigError`] without members, with a member that is named twice, with acks out of 1 to the number of
+    /// members, or with a primary that is not a member.
     pub fn parse(
         epoch: Epoch,
         members: Vec<NodeId>,
@@ -81,37 +81,38 @@ impl EpochConfig {
         Ok(Self { epoch, members, acks, primary })
     }
 
-    /// The configuration of a single node.
+    /// Returns the configuration of a single node.
     #[must_use]
     pub fn single(epoch: Epoch, node: NodeId) -> Self {
         Self { epoch, members: vec![node], acks: 1, primary: node }
     }
 
-    /// The epoch.
+    /// Returns the epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// The nodes that hold a replica, without learners: at least one, each once.
+    /// Returns the nodes that hold a replica, without learners: at least one, each once.
     #[must_use]
     pub fn members(&self) -> &[NodeId] {
         &self.members
     }
 
-    /// W: replicas that must store an entry before its client is answered, from 1 to the number of members.
+    /// Returns W: replicas that must store an entry before its client is answered, from 1 to the number of members.
     #[must_use]
     pub fn acks(&self) -> usize {
         self.acks
     }
 
-    /// The member that executes.
+    /// Returns the member that executes.
     #[must_use]
     pub fn primary(&self) -> NodeId {
         self.primary
     }
 
-    /// S = max(W, majority): members that must store an entry before it is committed, from 1 to the number of members.
+    /// Returns S = max(W, majority): members that must store an entry before it is committed, from 1 to the number of
+    /// members.
     #[must_use]
     pub fn commit_quorum(&self) -> usize {
         self.acks.max(self.members.len() / 2 + 1)
@@ -122,28 +123,30 @@ impl EpochConfig {
 #[derive(Clone, Debug)]
 pub struct Replica {
     config: EpochConfig,
-    /// The epoch's start entry: nothing is committed before it is.
+    /// The epoch's start entry: nothing is committed before it.
     start: Index,
     stored: BTreeMap<NodeId, Index>,
     commit: Index,
 }
 
 impl Replica {
-    /// The primary's view at the moment when it appends its start entry.
+    /// Creates the primary's view when it appends its start entry.
     #[must_use]
     pub fn new(config: EpochConfig, start: Index) -> Self {
         let stored = config.members.iter().map(|&member| (member, Index(0))).collect();
         Self { config, start, stored, commit: Index(0) }
     }
 
-    /// A member stored its log up to an index; true if the commit index grew. Old news changes nothing.
+    /// Handles that a member stored its log up to an index; returns true if the commit index grew. Old reports change
+    /// nothing.
     pub fn handle_stored(&mut self, member: NodeId, upto: Index) -> bool {
         let Some(stored) = self.stored.get_mut(&member) else { return false };
         *stored = upto.max(*stored);
         let mut all: Vec<Index> = self.stored.values().copied().collect();
         all.sort_unstable_by(|a, b| b.cmp(a));
         let quorum = *all.get(self.config.commit_quorum() - 1).expect("EpochConfig::parse checked it");
-        // Older entries count as committed once the start entry is: an entry of an older epoch alone proves nothing.
+        // Older entries count as committed once the start entry is: a stored entry of an older epoch alone proves
+        // nothing.
         let grows = quorum >= self.start && quorum > self.commit;
         if grows {
             self.commit = quorum;
@@ -151,19 +154,19 @@ impl Replica {
         grows
     }
 
-    /// The epoch's configuration.
+    /// Returns the epoch's configuration.
     #[must_use]
     pub fn config(&self) -> &EpochConfig {
         &self.config
     }
 
-    /// Whether the start entry is committed: only then is anything served.
+    /// Whether the start entry is committed: nothing is served before that.
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.commit >= self.start
     }
 
-    /// The commit index; 0 until the epoch is active.
+    /// Returns the commit index; 0 until the epoch is active.
     #[must_use]
     pub fn commit(&self) -> Index {
         self.commit

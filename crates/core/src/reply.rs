@@ -1,4 +1,4 @@
-//! The answer of a handler, as entries and records hold it.
+//! The answer of a handler, as stored in entries and records.
 
 use crate::blob::Blob;
 use minicbor::{Decode, Encode};
@@ -6,7 +6,7 @@ use minicbor::{Decode, Encode};
 /// A handler's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Reply {
-    /// It worked.
+    /// The handler succeeded.
     #[n(0)]
     Ok(#[n(0)] Blob),
     /// The handler returned an error, which is an answer too.

@@ -1,12 +1,12 @@
-//! Queues that give back the memory of a rush once it is over.
+//! Queues that release the memory of a burst once it is over.
 
 use std::collections::VecDeque;
 
-/// Elements for which a queue always keeps its room.
+/// Number of elements for which a queue always keeps its capacity.
 const KEPT: usize = 16;
 
-/// Gives back most of a queue's room if it uses little of it. Called after elements were taken: then each call costs
-/// no more than what was taken since the last one.
+/// Releases most of a queue's capacity if it uses little of it. Called after elements were taken: then each call costs
+/// no more than the elements taken since the last one.
 pub fn give_back<T>(queue: &mut VecDeque<T>) {
     if queue.capacity() > KEPT && queue.len() < queue.capacity() / 8 {
         queue.shrink_to((queue.capacity() / 4).max(KEPT));
@@ -24,6 +24,6 @@ mod tests {
             give_back(&mut queue);
             assert!(queue.capacity() <= KEPT.max(queue.len() * 8 + 8));
         }
-        assert!(queue.capacity() >= 1, "what comes next needs no allocation");
+        assert!(queue.capacity() >= 1, "the next element needs no allocation");
     }
 }

@@ -1,19 +1,19 @@
-//! A map from shards to what is known of them, for the few lookups that every message needs.
+//! A map with shards as keys, for the few lookups that every message needs.
 
 use crate::ids::ShardId;
 use std::collections::BTreeMap;
 
-/// Shard numbers from here on are searched for: no number from outside decides an allocation.
+/// Shard numbers from here on are found by a search: no number from outside determines an allocation.
 const DENSE: u32 = 1 << 16;
 
 /// Values by shard: two array accesses a lookup. Costs four bytes for each shard number below the greatest in it, up to
 /// 256 KiB; the few shards of a cluster that has more are found by a search.
 #[derive(Clone, Debug)]
 pub struct ShardMap<T> {
-    /// By shard, one more than the place of its value; 0 where there is none.
+    /// By shard, one more than the position of its value; 0 where there is none.
     places: Vec<u32>,
     values: Vec<(ShardId, T)>,
-    /// The places of the shards from [`DENSE`] on.
+    /// The positions of the shards from [`DENSE`] on.
     far: BTreeMap<ShardId, u32>,
 }
 
@@ -24,7 +24,7 @@ impl<T> Default for ShardMap<T> {
 }
 
 impl<T> ShardMap<T> {
-    /// The place of a shard's value.
+    /// Returns the position of a shard's value.
     fn place(&self, shard: ShardId) -> Option<usize> {
         let place = match self.places.get(shard.0 as usize) {
             Some(place) => place,
@@ -33,18 +33,18 @@ impl<T> ShardMap<T> {
         Some(place.checked_sub(1)? as usize)
     }
 
-    /// The value of a shard.
+    /// Returns the value of a shard.
     #[must_use]
     pub fn get(&self, shard: ShardId) -> Option<&T> {
         self.place(shard).map(|place| &self.values[place].1)
     }
 
-    /// The value of a shard, to change it.
+    /// Returns the value of a shard, to change it.
     pub fn get_mut(&mut self, shard: ShardId) -> Option<&mut T> {
         self.place(shard).map(|place| &mut self.values[place].1)
     }
 
-    /// The value of a shard, made by default if there is none.
+    /// Returns the value of a shard, which is created by default if there is none.
     pub fn get_or_default(&mut self, shard: ShardId) -> &mut T
     where
         T: Default,
@@ -73,7 +73,7 @@ impl<T> ShardMap<T> {
         *self.get_or_default(shard) = value;
     }
 
-    /// All values, in the order of their shards.
+    /// Returns all values, in the order of their shards.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, &T)> {
         self.places.iter().chain(self.far.values()).filter_map(|place| {
             let (shard, value) = &self.values[place.checked_sub(1)? as usize];

@@ -1,5 +1,5 @@
-//! Places for the records of a shard and an index over them, which grow in small steps: a shard with millions of records
-//! holds its worker for no longer than one with thousands when the next one is put.
+//! Storage for the records of a shard and an index over them, which grow in small steps: when a record is put, a shard
+//! with millions of records holds its worker for no longer than one with thousands.
 
 use hashbrown::HashTable;
 use std::ops::{Index, IndexMut};
@@ -7,9 +7,9 @@ use std::ops::{Index, IndexMut};
 /// Places in a chunk: a full chunk never moves.
 const CHUNK: usize = 1 << CHUNK_BITS;
 const CHUNK_BITS: u32 = 12;
-/// Tables of an index. Each grows on its own, at another time than the others.
+/// Tables of an index. Each grows on its own, at a different time from the others.
 const TABLES: usize = 64;
-/// Where the bits of a hash begin that choose the table: a table uses the lowest and the highest ones.
+/// First of the bits of a hash that choose the table: a table itself uses the lowest and the highest ones.
 const TABLE_SHIFT: u32 = 40;
 
 /// A vector in chunks.
@@ -30,7 +30,7 @@ impl<T> Slab<T> {
         match self.chunks.last_mut().filter(|last| last.len() < CHUNK) {
             Some(last) => last.push(value),
             None => {
-                // The first one grows with a small shard.
+                // The first chunk grows with a small shard.
                 let mut chunk = Vec::with_capacity(if self.chunks.is_empty() { 0 } else { CHUNK });
                 chunk.push(value);
                 self.chunks.push(chunk);
@@ -65,7 +65,7 @@ impl<T> IndexMut<usize> for Slab<T> {
 
 /// A hash index of places, in several tables.
 pub(crate) struct PlaceIndex {
-    /// None before the first place.
+    /// Empty before the first place.
     tables: Vec<HashTable<u32>>,
 }
 
@@ -84,7 +84,7 @@ impl PlaceIndex {
         }
     }
 
-    /// Makes room for this many places. `hash` returns the hash of a place that is here.
+    /// Reserves capacity for this many places. `hash` returns the hash of a place in the index.
     pub(crate) fn reserve(&mut self, places: usize, hash: impl Fn(u32) -> u64) {
         self.make_tables();
         for table in &mut self.tables {
@@ -93,13 +93,13 @@ impl PlaceIndex {
         }
     }
 
-    /// The place with this hash for which `is` holds.
+    /// Returns the place with this hash for which `is` holds.
     #[inline]
     pub(crate) fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
         self.tables.get(Self::table(hash))?.find(hash, |&place| is(place)).copied()
     }
 
-    /// Adds a place that is not here. `hash_of` returns the hash of a place that is.
+    /// Adds a place that is not in the index. `hash_of` returns the hash of a place that is.
     pub(crate) fn insert(&mut self, hash: u64, place: u32, hash_of: impl Fn(u32) -> u64) {
         self.make_tables();
         self.tables[Self::table(hash)].insert_unique(hash, place, |&place| hash_of(place));
@@ -112,7 +112,7 @@ impl PlaceIndex {
         }
     }
 
-    /// The most places that one insertion can move.
+    /// Returns the maximum number of places that one insertion can move.
     #[cfg(test)]
     fn largest(&self) -> usize {
         self.tables.iter().map(HashTable::len).max().unwrap_or(0)

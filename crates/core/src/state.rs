@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Everything that a shard knows.
+/// The state of a shard.
 pub struct State {
     shard: ShardId,
     position: Position,
@@ -31,11 +31,11 @@ pub struct State {
     received: ShardMap<Seq>,
     outbox_bytes: usize,
     outbox_messages: usize,
-    /// Of the outboxes at the last marker, what its part does not have yet.
+    /// Messages of the outboxes at the last marker that its part does not have yet.
     outgoing: Outgoing,
-    /// Records that the fold has written and messages that it has moved.
+    /// Number of records that the fold has written, and of messages that it has moved.
     folded: u64,
-    // What follows is derived from the records, so that nothing needs a scan.
+    // The following is derived from the records, so that nothing needs a scan.
     sessions: BTreeMap<SessionId, OpenSession>,
     timers: BTreeSet<(Time, TimerId)>,
     expiries: BTreeSet<(Served, RecordKey)>,
@@ -48,7 +48,8 @@ pub struct State {
     principals: BTreeMap<Arc<str>, OfPrincipal>,
 }
 
-/// What a shard keeps beside its processes, in bytes: of keys and values, and [`State::RECORD_WEIGHT`] for each record.
+/// State that a shard keeps besides its processes, in bytes: of keys and values, and [`State::RECORD_WEIGHT`] for each
+/// record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// Replies that are kept for a retry, in sessions and under idempotency keys.
@@ -59,7 +60,7 @@ pub struct Kept {
     pub dead_letters: usize,
 }
 
-/// What a shard keeps for one principal.
+/// State that a shard keeps for one principal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OfPrincipal {
     /// Its sessions.
@@ -68,7 +69,7 @@ pub struct OfPrincipal {
     pub replies: usize,
 }
 
-/// How far a shard's state has come.
+/// The position of a shard's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Position {
     /// The last applied entry.
@@ -83,44 +84,44 @@ pub struct Position {
     /// The colour of the last marker.
     #[n(3)]
     pub colour: Colour,
-    /// How long the shard has served; see [`Position::served`]. `None` before an entry says so.
+    /// The time that the shard has served; see [`Position::served`]. `None` before an entry has it.
     #[n(4)]
     pub served: Option<Served>,
 }
 
 impl Position {
-    /// How long the shard has served. The count begins at the shard's time then: what older versions noted to expire at some
-    /// time of the wall clock has the same time left to it.
+    /// Returns the time that the shard has served. It starts from the shard's time at that entry, so that expiry times
+    /// of the wall clock, which older versions stored, leave the same remaining time.
     #[must_use]
     pub fn served(&self) -> Served {
         self.served.unwrap_or(Served(self.time.0))
     }
 }
 
-/// A session as the shard keeps it at hand.
+/// The in-memory form of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenSession {
-    /// Who opened it.
+    /// The principal that opened it.
     pub principal: Arc<str>,
-    /// The client holds the replies up to this number.
+    /// The client has the replies up to this number.
     pub confirmed: RequestNumber,
     /// The greatest number that was handled.
     pub highest: RequestNumber,
-    /// When the session ends unless it is used.
+    /// The time at which the session expires unless it is used.
     pub expires: Served,
     /// Its share of [`Kept::replies`].
     pub kept: usize,
-    /// Its record is there. While a part is loaded replies may come before it.
+    /// Whether its record was read. While a part is loaded, replies may come before it.
     known: bool,
 }
 
-/// What a part of a checkpoint holds beside the records.
+/// The content of a checkpoint's part besides the records.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Header {
     /// The shard.
     #[n(0)]
     pub shard: ShardId,
-    /// Where its marker stands.
+    /// The position of its marker.
     #[n(1)]
     pub position: Position,
     /// The sending ends of its channels.
@@ -139,21 +140,21 @@ pub struct Header {
 }
 
 impl Header {
-    /// Adds messages that a slice of the snapshot gave, in their order.
+    /// Adds messages from a slice of the snapshot, in their order.
     pub fn add(&mut self, messages: &[(ShardId, Message)]) {
         for (to, message) in messages {
             self.outboxes.entry(*to).or_default().messages.push_back(message.clone());
         }
     }
 
-    /// The state hash: equal states give equal hashes.
+    /// Returns the state hash: equal states give equal hashes.
     #[must_use]
     pub fn hash(&self) -> u128 {
         xxh3_128(&minicbor::to_vec(self).expect("writing to a Vec never fails"))
     }
 }
 
-/// An entry that does not follow from the state it should be applied to.
+/// An entry that does not follow from the state to which it is applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Misfit {
     /// The index is not the next one.
@@ -204,7 +205,7 @@ pub enum Misfit {
         /// The decoder's reason.
         reason: String,
     },
-    /// A request confirms more replies than can be waiting.
+    /// A request confirms more replies than a session can have.
     #[error(
         "shard {shard}: entry {index} confirms the replies up to {confirmed} after {last}, more than a session has"
     )]
@@ -213,9 +214,9 @@ pub enum Misfit {
         shard: ShardId,
         /// The refused entry.
         index: Index,
-        /// What it confirms.
+        /// The number that it confirms.
         confirmed: RequestNumber,
-        /// What was confirmed before.
+        /// The number that was confirmed before.
         last: RequestNumber,
     },
     /// A marker whose colour does not grow.
@@ -231,16 +232,16 @@ pub enum Misfit {
 }
 
 impl State {
-    /// How far a request's number may be over what its client confirmed.
+    /// Maximum distance of a request's number from the number that its client confirmed.
     pub const SESSION_WINDOW: u64 = 65_536;
-    /// Confirmed replies are dropped once this many are: fewer rewrites of the session's record.
+    /// Confirmed replies are dropped once there are this many: fewer rewrites of the session's record.
     pub(crate) const CONFIRM_STEP: u64 = 16;
-    /// Confirmed replies of a session that keeps so many bytes are dropped at once: 64 KiB.
+    /// Confirmed replies of a session that keeps this many bytes are dropped at once: 64 KiB.
     pub const SESSION_KEPT: usize = 64 << 10;
-    /// What indexes a record takes, in bytes, about.
+    /// Approximate number of bytes of a record's index entries.
     pub const RECORD_WEIGHT: usize = 128;
 
-    /// A shard before its first entry.
+    /// Returns the state of a shard before its first entry.
     #[must_use]
     pub fn new(shard: ShardId) -> Self {
         Self {
@@ -265,10 +266,10 @@ impl State {
         }
     }
 
-    /// A shard as a checkpoint's part holds it.
+    /// Returns the state of a shard from a checkpoint's part.
     ///
     /// # Errors
-    /// [`Misfit::Record`] if a record can't be read.
+    /// [`Misfit::Record`] if a record cannot be read.
     pub fn load(header: Header, records: Records) -> Result<Self, Misfit> {
         let mut state = Self::new(header.shard);
         state.position = header.position;
@@ -310,7 +311,7 @@ impl State {
         }
         self.apply_cause(&entry)?;
         for Write { key, value } in entry.writes {
-            // Those that the fold makes itself need no look; one that an entry brings is read again later.
+            // Replies that the fold creates itself need no check; one in an entry is read again later.
             if let (Kind::Reply, Some(value)) = (key.kind(), &value) {
                 let _: Reply = self.read(&key, value)?;
             }
@@ -377,7 +378,7 @@ impl State {
             Cause::Retry { letter } => self.write(&RecordKey::dead_letter(*letter), None)?,
             Cause::Drop { letter } => {
                 let key = RecordKey::dead_letter(*letter);
-                // The same content may be sent again: it was no promise to anyone that it is refused.
+                // The same content may be sent again: no client was promised that it stays refused.
                 if let Some(cause @ Waiting::Call { .. }) =
                     self.record::<DeadLetter>(&key).map(|letter| letter.cause)
                 {
@@ -440,7 +441,7 @@ impl State {
         Ok(())
     }
 
-    /// A waiting cause is done with: it will not be met again.
+    /// Removes a waiting cause that is handled, with its attempts.
     fn consume(&mut self, index: Index, cause: Waiting) -> Result<(), Misfit> {
         match cause {
             Waiting::Message { from, seq } => {
@@ -451,7 +452,7 @@ impl State {
                 }
                 *last = seq;
                 if from == self.shard {
-                    // One log holds both ends of this channel, so that it needs no acknowledgement.
+                    // One log holds both ends of this channel, so it needs no acknowledgement.
                     self.trim(Trim { to: from, upto: seq });
                 }
             }
@@ -459,7 +460,7 @@ impl State {
             Waiting::Task { .. } => {}
             // Its attempts stay, so that a retry is refused.
             Waiting::Request { .. } | Waiting::Call { .. } => return Ok(()),
-            // It stays what it is, for another reason.
+            // It stays a dead letter, for another reason.
             Waiting::DeadLetter { .. } => return Ok(()),
         }
         if !self.attempts.is_empty() {
@@ -535,7 +536,7 @@ impl State {
             Kind::Reply => {
                 let id = key.session_id().expect("a reply's key holds its session");
                 let number = key.request_number().expect("a reply's key holds its number");
-                // While a part is loaded the reply may come before its session.
+                // While a part is loaded, the reply may come before its session.
                 let session = self.sessions.entry(id).or_insert_with(OpenSession::unknown);
                 session.highest = session.highest.max(number);
                 session.kept += weight;
@@ -645,7 +646,7 @@ impl State {
         Ok(())
     }
 
-    /// What is cancelled after it was tried will not be met again either.
+    /// Deletes the attempts at a cause that was cancelled after it was tried.
     fn forget_attempts(&mut self, key: &RecordKey, waiting: &Waiting) -> Result<(), Misfit> {
         if !self.attempts.is_empty() && self.records.get(key.as_bytes()).is_none() {
             self.write(&RecordKey::attempt(waiting), None)?;
@@ -653,30 +654,30 @@ impl State {
         Ok(())
     }
 
-    /// The shard whose state this is.
+    /// Returns the shard of this state.
     #[must_use]
     pub fn shard(&self) -> ShardId {
         self.shard
     }
 
-    /// How far the state has come.
+    /// Returns the position of the state.
     #[must_use]
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// The records.
+    /// Returns the records.
     #[must_use]
     pub fn records(&self) -> &Records {
         &self.records
     }
 
-    /// Begins a snapshot of the whole state, with the records that changed since the last one or all of them, and gives the
-    /// part's header without the messages in the outboxes: these come with the records. It takes a while for each channel,
-    /// and none for what there is in them.
+    /// Begins a snapshot of the whole state, with the records that changed since the last one or all of them, and
+    /// returns the part's header without the messages in the outboxes: these come with the records. It takes time for
+    /// each channel, but not for the channel's messages.
     ///
     /// # Panics
-    /// If the last snapshot is not drained and this one is not of everything.
+    /// If the last snapshot is not drained and this one is not of all records.
     pub fn begin_snapshot(&mut self, all: bool) -> Header {
         self.records.begin_snapshot(all);
         self.outgoing.begin(&self.outboxes);
@@ -690,20 +691,20 @@ impl State {
         self.records.snapshot_runs()
     }
 
-    /// Appends up to `max` more messages and records of the snapshot to `out`; true once it is complete.
+    /// Appends up to `max` more messages and records of the snapshot to `out`; returns true once it is complete.
     pub fn drain_snapshot(&mut self, max: usize, out: &mut Piece) -> bool {
         let left = max - self.outgoing.drain(&self.outboxes, max, out);
         self.outgoing.is_drained() && self.records.drain_snapshot(left, out)
     }
 
-    /// Records that the fold has written, and messages that it has put into outboxes or taken out, since the state was
-    /// made.
+    /// Returns the number of records that the fold has written, and of messages that it has put into outboxes or
+    /// removed, since the state was created.
     #[must_use]
     pub fn folded(&self) -> u64 {
         self.folded
     }
 
-    /// Reads a record of one of Stead's own kinds. A value that can't be read was refused when it was written or loaded.
+    /// Reads a record of one of Stead's own kinds. Unreadable values were refused when they were written or loaded.
     #[must_use]
     pub fn record<T: for<'b> Decode<'b, ()>>(&self, key: &RecordKey) -> Option<T> {
         self.records
@@ -711,66 +712,66 @@ impl State {
             .map(|v| decode_value(v).expect("checked when it was written or loaded"))
     }
 
-    /// The sending ends of the shard's channels.
+    /// Returns the sending ends of the shard's channels.
     #[must_use]
     pub fn outboxes(&self) -> &ShardMap<Outbox> {
         &self.outboxes
     }
 
-    /// The receiving ends: the last message received, by sender.
+    /// Returns the receiving ends: the last message received, by sender.
     #[must_use]
     pub fn received(&self) -> &ShardMap<Seq> {
         &self.received
     }
 
-    /// Bytes that all outboxes hold, with an allowance for each message.
+    /// Returns the bytes of all outboxes, with an allowance for each message.
     #[must_use]
     pub fn outbox_bytes(&self) -> usize {
         self.outbox_bytes
     }
 
-    /// Messages in all outboxes.
+    /// Returns the number of messages in all outboxes.
     #[must_use]
     pub fn outbox_messages(&self) -> usize {
         self.outbox_messages
     }
 
-    /// A session that is open.
+    /// Returns an open session.
     #[must_use]
     pub fn session(&self, id: SessionId) -> Option<&OpenSession> {
         self.sessions.get(&id)
     }
 
-    /// Timers in the order in which they fire.
+    /// Returns the timers in the order in which they fire.
     #[must_use]
     pub fn timers(&self) -> &BTreeSet<(Time, TimerId)> {
         &self.timers
     }
 
-    /// Sessions and idempotency keys in the order in which they end.
+    /// Returns the sessions and idempotency keys in the order in which they expire.
     #[must_use]
     pub fn expiries(&self) -> &BTreeSet<(Served, RecordKey)> {
         &self.expiries
     }
 
-    /// Tasks that are not finished.
+    /// Returns the tasks that are not finished.
     #[must_use]
     pub fn tasks(&self) -> &BTreeSet<TaskId> {
         &self.tasks
     }
 
-    /// The tasks of a process that are not finished, in the order of their ids.
+    /// Returns the unfinished tasks of a process, in the order of their ids.
     pub fn tasks_of<'a>(&'a self, process: &'a Key) -> impl Iterator<Item = TaskId> + use<'a> {
         let tasks = self.process_tasks.all().from(&(process.clone(), TaskId(0)));
         tasks.map(|(task, _)| task).take_while(move |(owner, _)| owner == process).map(|(_, id)| *id)
     }
 
-    /// The records of these tasks as they are now; see [`Ordered::part`].
+    /// Returns the current records of these tasks; see [`Ordered::part`].
     pub(crate) fn task_records_of(&self, process: &Key) -> Frozen<(Key, TaskId), Blob> {
         self.process_tasks.part(|(owner, _)| owner.cmp(process))
     }
 
-    /// The number of causes with logged attempts.
+    /// Returns the number of causes with logged attempts.
     #[must_use]
     pub fn attempts(&self) -> usize {
         self.attempts.len()
@@ -782,7 +783,7 @@ impl State {
         self.attempts.last().is_some_and(RecordKey::is_attempt_at_request)
     }
 
-    /// The causes with logged attempts, by the keys of their records.
+    /// Returns the causes with logged attempts, by the keys of their records.
     pub(crate) fn attempt_keys(&self) -> &BTreeSet<RecordKey> {
         &self.attempts
     }
@@ -793,40 +794,40 @@ impl State {
         self.attempts.first().is_some_and(RecordKey::is_attempt_at_handler)
     }
 
-    /// The number of dead letters.
+    /// Returns the number of dead letters.
     #[must_use]
     pub fn dead_letters(&self) -> usize {
         self.dead_letters.len()
     }
 
-    /// The numbers of the dead letters from one on, ascending.
+    /// Returns the numbers of the dead letters from one on, ascending.
     pub fn dead_letters_from(&self, from: Index) -> impl Iterator<Item = Index> + use<'_> {
         self.dead_letters.range(from..).copied()
     }
 
-    /// What the shard keeps beside its processes.
+    /// Returns the state that the shard keeps besides its processes.
     #[must_use]
     pub fn kept(&self) -> Kept {
         self.kept
     }
 
-    /// What the shard keeps for a principal.
+    /// Returns the state that the shard keeps for a principal.
     #[must_use]
     pub fn kept_for(&self, principal: &str) -> OfPrincipal {
         self.principals.get(principal).copied().unwrap_or_default()
     }
 
-    /// The number of sessions.
+    /// Returns the number of sessions.
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.sessions.len()
     }
 
-    /// The first of the indexes that another state of the same records does not have alike: they follow from the records,
-    /// whether these were replayed or loaded. The state hash does not show that.
+    /// Returns the name of the first index that differs from that of another state with the same records: indexes
+    /// follow from the records, whether these were replayed or loaded. The state hash does not cover them.
     #[must_use]
     pub fn index_difference(&self, other: &Self) -> Option<&'static str> {
-        // The replies of a session that ran out may go before it; how far they went is of no use then.
+        // The replies of an expired session may be deleted before it; its progress no longer matters then.
         let session = |open: &OpenSession, now: Served| {
             let highest = (open.expires > now).then_some(open.highest);
             (open.principal.clone(), open.confirmed, open.expires, highest)
@@ -849,7 +850,7 @@ impl State {
         alike.into_iter().find(|(_, alike)| !alike).map(|(index, _)| index)
     }
 
-    /// All that a part of a checkpoint would hold beside the records now. Copies all messages in the outboxes.
+    /// Returns the header that a part of a checkpoint would have now. Copies all messages in the outboxes.
     #[must_use]
     pub fn header(&self) -> Header {
         self.header_with(Outbox::clone)
@@ -859,7 +860,7 @@ impl State {
         Header {
             shard: self.shard,
             position: self.position,
-            // An outbox that is empty still counts: its next number is part of the channel.
+            // An empty outbox still counts: its next number is part of the channel.
             outboxes: self.outboxes.iter().map(|(to, outbox)| (to, outbox_of(outbox))).collect(),
             received: self.received.iter().map(|(from, seq)| (from, *seq)).collect(),
             records: self.records.len() as u64,
@@ -867,7 +868,7 @@ impl State {
         }
     }
 
-    /// The state hash: equal states give equal hashes.
+    /// Returns the state hash: equal states give equal hashes.
     #[must_use]
     pub fn hash(&self) -> u128 {
         self.header().hash()
@@ -875,7 +876,7 @@ impl State {
 }
 
 impl OpenSession {
-    /// One whose record is not read yet.
+    /// A session whose record is not read yet.
     fn unknown() -> Self {
         Self {
             principal: Arc::default(),

@@ -1,4 +1,4 @@
-//! Which services there are, and which shard holds which process.
+//! The services of a cluster, and the placement of processes on their shards.
 
 use crate::ids::{Incarnation, ServiceId, ShardId};
 use thiserror::Error;
@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The services of a cluster and their shards. Each service owns a contiguous range of shard numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
-    /// The life of the cluster that this topology belongs to.
+    /// The incarnation of the cluster that this topology belongs to.
     pub incarnation: Incarnation,
     services: Vec<Service>,
 }
@@ -19,20 +19,20 @@ pub struct Service {
     pub name: String,
     /// The first of its shards.
     pub first: ShardId,
-    /// How many shards it has: 1 to [`Topology::SHARDS_MAX`].
+    /// The number of its shards: 1 to [`Topology::SHARDS_MAX`].
     pub shards: u32,
 }
 
 /// The reason that a topology is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TopologyError {
-    /// A name that is empty, too long or has other characters.
+    /// A name is empty, too long or has other characters.
     #[error("invalid service name {name:?}; use 1 to 128 of a-z, A-Z, 0-9, '_', '-' and '.'")]
     Name {
         /// The refused name.
         name: String,
     },
-    /// A number of shards out of range.
+    /// A number of shards is out of range.
     #[error("service {name} has {shards} shards; it must have 1 to {max}", max = Topology::SHARDS_MAX)]
     Shards {
         /// The service.
@@ -40,13 +40,13 @@ pub enum TopologyError {
         /// The refused number.
         shards: u32,
     },
-    /// One service more than a topology may have.
+    /// The topology has the maximum number of services.
     #[error("cannot add service {name}: there are {max} services already, which is the limit", max = Topology::SERVICES_MAX)]
     Services {
         /// The refused name.
         name: String,
     },
-    /// A service that exists with another number of shards.
+    /// A service exists with another number of shards.
     #[error(
         "service {name} has {existing} shards, but {wanted} were requested; request no number to keep them, or restore a checkpoint with the new number"
     )]
@@ -55,7 +55,7 @@ pub enum TopologyError {
         name: String,
         /// Its shards now.
         existing: u32,
-        /// The shards asked for.
+        /// The requested number of shards.
         wanted: u32,
     },
 }
@@ -65,18 +65,18 @@ const _: () = assert!(Topology::SERVICES_MAX - 1 <= u16::MAX as usize);
 const _: () = assert!(Topology::SERVICES_MAX as u64 * Topology::SHARDS_MAX as u64 <= u32::MAX as u64);
 
 impl Topology {
-    /// Most shards that one service may have.
+    /// Maximum number of shards of one service.
     pub const SHARDS_MAX: u32 = 4096;
-    /// Most services of a topology: so many ids there are.
+    /// Maximum number of services of a topology, which is the number of ids.
     pub const SERVICES_MAX: usize = 1 << 16;
 
-    /// A topology without services.
+    /// Creates a topology without services.
     #[must_use]
     pub const fn new(incarnation: Incarnation) -> Self {
         Self { incarnation, services: Vec::new() }
     }
 
-    /// Adds a service after the existing ones, or finds it as it is.
+    /// Adds a service after the existing ones, or finds it unchanged.
     ///
     /// # Errors
     /// [`TopologyError`] if the name or the number is out of range, or the service exists with another number of shards.
@@ -103,30 +103,30 @@ impl Topology {
         Ok(ServiceId((self.services.len() - 1) as u16))
     }
 
-    /// All services, in the order of their ids.
+    /// Returns all services, in the order of their ids.
     #[must_use]
     pub fn services(&self) -> &[Service] {
         &self.services
     }
 
-    /// The number of shards of all services together.
+    /// Returns the number of shards of all services together.
     #[must_use]
     pub fn shard_count(&self) -> u32 {
         self.services.last().map_or(0, |s| s.first.0 + s.shards)
     }
 
-    /// All shards.
+    /// Returns all shards.
     pub fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
         (0..self.shard_count()).map(ShardId)
     }
 
-    /// Finds a service by its name.
+    /// Returns the service of a name.
     #[must_use]
     pub fn service_id(&self, name: &str) -> Option<ServiceId> {
         self.services.iter().position(|s| s.name == name).map(|i| ServiceId(i as u16))
     }
 
-    /// The service of an id.
+    /// Returns the service of an id.
     ///
     /// # Panics
     /// If the id is of another topology.
@@ -135,7 +135,7 @@ impl Topology {
         &self.services[usize::from(id.0)]
     }
 
-    /// The service that a shard belongs to, if the shard exists.
+    /// Returns the service that a shard belongs to, if the shard exists.
     #[must_use]
     pub fn service_of(&self, shard: ShardId) -> Option<ServiceId> {
         let after = self.services.partition_point(|s| s.first <= shard);
@@ -144,7 +144,7 @@ impl Topology {
         (shard.0 - s.first.0 < s.shards).then_some(ServiceId(service as u16))
     }
 
-    /// The shard that holds a process.
+    /// Returns the shard that holds a process.
     #[must_use]
     pub fn shard_of(&self, service: ServiceId, key: &str) -> ShardId {
         let s = self.service(service);

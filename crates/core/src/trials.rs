@@ -1,9 +1,9 @@
-//! Which shard of a node may try what a death of the process may have met: one at a time, so that a further death names
-//! what ended it.
+//! Gives turns to the shards of a node that try causes which may have ended the process: one at a time, so that another
+//! end of the process identifies its cause.
 //!
-//! A cause that has begun and has no entry is *met*. After a start the shards with met messages and timers have their turn
-//! one after the other, while all other handlers of the node are held. From then on turns are given on demand: to requests
-//! that were met and come again, and to steps of tasks.
+//! A cause that has begun and has no entry is *met*. After a start, the shards with met messages and timers get their
+//! turns one after the other, while all other handlers of the node are held. From then on turns are given on demand: to
+//! met requests that come again, and to steps of tasks.
 
 use crate::ids::ShardId;
 use std::collections::VecDeque;
@@ -17,14 +17,14 @@ pub enum Lane {
     Steps,
 }
 
-/// What the shell gives to shards, as [`Input`](crate::shard::Input)s of the same names.
+/// A grant of the shell to shards, passed on as the [`Input`](crate::shard::Input) of the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// It is the turn of this shard.
     Turn(ShardId, Lane),
     /// This shard, which tries a step, has to let a handler be tried.
     Yield(ShardId),
-    /// Everything that was met is tried: no shard is held any more.
+    /// All met causes are tried: no shard is held any more.
     Open,
 }
 
@@ -39,7 +39,7 @@ pub struct Trials {
 }
 
 impl Trials {
-    /// The turns of a life whose log holds met messages or timers at these shards.
+    /// Creates the turns of a life whose log has met messages or timers at these shards.
     #[must_use]
     pub fn new(met: impl IntoIterator<Item = ShardId>) -> Self {
         let handlers: VecDeque<ShardId> = met.into_iter().collect();
@@ -52,19 +52,19 @@ impl Trials {
         self.held
     }
 
-    /// The first turn, once all shards have their `Start`.
+    /// Returns the first turn, once all shards have their `Start`.
     pub fn begin(&mut self) -> Option<Grant> {
         self.next()
     }
 
-    /// A shard wants a turn.
+    /// Handles that a shard requests a turn.
     pub fn wants(&mut self, shard: ShardId, lane: Lane) -> Option<Grant> {
         match lane {
             Lane::Handlers => self.handlers.push_back(shard),
             Lane::Steps => self.steps.push_back(shard),
         }
         match (self.current, lane) {
-            // A step may take minutes, for which no client waits.
+            // A step may take minutes, and no client waits for it.
             (Some((at, Lane::Steps)), Lane::Handlers) if !self.yielding => {
                 self.yielding = true;
                 Some(Grant::Yield(at))
@@ -73,7 +73,7 @@ impl Trials {
         }
     }
 
-    /// A shard has had its turn.
+    /// Handles that a shard has ended its turn.
     pub fn ends(&mut self, shard: ShardId, lane: Lane) -> Option<Grant> {
         assert_eq!(self.current, Some((shard, lane)), "only the shard whose turn it is can end it");
         (self.current, self.yielding) = (None, false);

@@ -1,17 +1,17 @@
-//! What one call writes: each record once, with its last value, in the order of the first writes.
+//! The writes of one call: each record once, with its last value, in the order of the first writes.
 
 use crate::blob::Blob;
 use crate::entry::Write;
 use crate::record::RecordKey;
 use std::collections::BTreeMap;
 
-/// Writes that are looked through one by one: most calls make fewer.
+/// Number of writes up to which they are searched one by one: most calls make fewer.
 const FEW: usize = 16;
 
 #[derive(Default)]
 pub(crate) struct Writes {
     list: Vec<Write>,
-    /// Where each record is in `list`; empty while there are few.
+    /// Position of each record in `list`; empty while there are few.
     index: BTreeMap<RecordKey, usize>,
 }
 
@@ -44,7 +44,7 @@ impl Writes {
         }
     }
 
-    /// The writes of the records from a key on, in the order of their keys.
+    /// Returns the writes of the records from a key on, in the order of their keys.
     pub(crate) fn from<'a>(&'a self, key: &RecordKey) -> Box<dyn Iterator<Item = &'a Write> + 'a> {
         if self.list.len() > FEW {
             return Box::new(self.index.range(key.clone()..).map(|(_, &at)| &self.list[at]));

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A hash of 128 bits; a string of 32 hexadecimal digits where it is stored.
+/// A hash of 128 bits; stored as a string of 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hash(pub u128);
 
@@ -16,7 +16,7 @@ impl fmt::Display for Hash {
 }
 
 impl Hash {
-    /// Reads what `Display` writes, and nothing else.
+    /// Parses the output of `Display`, and nothing else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let hash = u128::from_str_radix(text, 16).ok().map(Self)?;
@@ -45,7 +45,7 @@ pub struct BundleRef {
     pub name: String,
     /// Its size in bytes.
     pub bytes: u64,
-    /// How often what it holds was merged; 0 for a checkpoint's own bundle.
+    /// Number of times that its contents were merged; 0 for a checkpoint's own bundle.
     pub level: u32,
     /// The checksum of its index.
     pub index: Hash,
@@ -61,7 +61,7 @@ pub struct SectionRef {
     pub bytes: u64,
 }
 
-/// Gives bundles names that are never drawn twice.
+/// Draws unique names for bundles.
 #[derive(Debug)]
 pub struct BundleNames {
     writer: u64,
@@ -69,19 +69,19 @@ pub struct BundleNames {
 }
 
 impl BundleNames {
-    /// Names for one life of a process; `writer` is drawn at random by the shell.
+    /// Creates the names of one life of a process; `writer` is drawn at random by the shell.
     #[must_use]
     pub fn new(writer: u64) -> Self {
         Self { writer, serial: AtomicU64::new(0) }
     }
 
-    /// The writer.
+    /// Returns the writer.
     #[must_use]
     pub fn writer(&self) -> u64 {
         self.writer
     }
 
-    /// A name for a bundle that begins at a checkpoint.
+    /// Draws a name for a bundle that begins at a checkpoint.
     pub fn draw(&self, number: Colour) -> String {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         format!("bundles/{:020}-{:016x}-{serial:06}.bundle", number.0, self.writer)

@@ -1,28 +1,27 @@
-//! What the next checkpoint builds upon: the sections that hold each shard's records as of its last snapshot.
+//! The base of the next checkpoint: the sections with each shard's records as of its last snapshot.
 
 use crate::checkpointing::bundle::{BundleRef, SectionRef};
 use crate::checkpointing::merging::Merged;
 use crate::ids::ShardId;
 use std::collections::BTreeMap;
 
-/// Sections by shard, and the bundles that hold them. It is that of a complete checkpoint: the one that was written or
-/// recovered last.
+/// Sections by shard, and their bundles: those of the complete checkpoint that was written or recovered last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
-    /// The oldest first; each is used by some shard.
+    /// The oldest first; each is used by at least one shard.
     bundles: Vec<BundleRef>,
     /// By shard, positions in `bundles` and bytes, ascending.
     sections: BTreeMap<ShardId, Vec<SectionRef>>,
 }
 
 impl Lineage {
-    /// Nothing is stored: the first part of each shard holds all its records.
+    /// Creates an empty lineage: the first part of each shard holds all its records.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The sections of a complete checkpoint, by shard; each is in one of the bundles.
+    /// Creates the lineage of a complete checkpoint: its sections by shard, each in one of the bundles.
     #[must_use]
     pub fn of(
         bundles: Vec<BundleRef>,
@@ -33,25 +32,25 @@ impl Lineage {
         lineage
     }
 
-    /// The bundles, the oldest first.
+    /// Returns the bundles, the oldest first.
     #[must_use]
     pub fn bundles(&self) -> &[BundleRef] {
         &self.bundles
     }
 
-    /// The sections of a shard, the oldest first.
+    /// Returns the sections of a shard, the oldest first.
     #[must_use]
     pub fn sections(&self, shard: ShardId) -> &[SectionRef] {
         self.sections.get(&shard).map_or(&[], Vec::as_slice)
     }
 
-    /// All shards that have sections.
+    /// Returns all shards that have sections.
     pub fn shards(&self) -> impl Iterator<Item = (ShardId, &[SectionRef])> {
         self.sections.iter().map(|(shard, sections)| (*shard, sections.as_slice()))
     }
 
-    /// Adds the sections of a checkpoint's own bundle, by shard: the bytes of its records, and whether they are all that
-    /// the shard has.
+    /// Adds the sections of a checkpoint's own bundle, by shard: the bytes of its records, and whether they are all
+    /// records of the shard.
     pub fn append(&mut self, bundle: &BundleRef, added: impl IntoIterator<Item = (ShardId, AddedSection)>) {
         let position = self.bundles.len() as u32;
         self.bundles.push(bundle.clone());
@@ -67,15 +66,16 @@ impl Lineage {
         self.prune();
     }
 
-    /// Puts a merged bundle in the place of those that it was merged from. False, and nothing happens, if what was
-    /// merged is not here any more as it was.
+    /// Replaces the inputs of a merge by its output. Returns false, and changes nothing, if the merged sections have
+    /// changed meanwhile.
     pub fn apply(&mut self, merged: &Merged) -> bool {
         let Merged { bundle, inputs, sections: merged } = merged;
         let Some(first) = self.bundles.iter().position(|bundle| inputs.contains(&bundle.name)) else {
             return false;
         };
         let is_input = |position: u32| inputs.contains(&self.bundles[position as usize].name);
-        // A base that came meanwhile may have dropped all sections of a shard: then the merged one is dropped, too.
+        // A base that was added meanwhile may have dropped all sections of a shard: then the merged one is dropped,
+        // too.
         let mut sections = self.sections.clone();
         for (shard, sections) in &mut sections {
             let old: Vec<_> = sections.iter().filter(|section| is_input(section.bundle)).collect();
@@ -98,7 +98,7 @@ impl Lineage {
         true
     }
 
-    /// Drops the bundles that no section is in, and shards without sections.
+    /// Drops the bundles without sections, and shards without sections.
     fn prune(&mut self) {
         self.sections.retain(|_, sections| !sections.is_empty());
         let mut used = vec![false; self.bundles.len()];
@@ -122,10 +122,10 @@ impl Lineage {
     }
 }
 
-/// What a checkpoint's own bundle holds of a shard.
+/// The section of a shard in a checkpoint's own bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddedSection {
-    /// It holds every record of the shard, so that older sections do not count.
+    /// Whether it holds every record of the shard, so that older sections do not count.
     pub base: bool,
     /// Bytes of its records.
     pub bytes: u64,

@@ -1,10 +1,9 @@
-//! The choice of bundles to merge, so that a part has few sections and little that was replaced.
+//! The choice of bundles to merge, so that a part has few sections and few replaced records.
 //!
-//! Tiered: a run of bundles of one level becomes one of the next, so that each byte is rewritten once per level. Once
-//! a shard's newer sections hold as many bytes as its oldest one, its next part is to hold all its records, which are at
-//! hand in memory: [`renewals`] names a few such shards for each checkpoint, so that no checkpoint writes all of the
-//! state. Where that is not done, or not enough, everything is merged at last: what is read at a recovery stays about
-//! three times the state at most.
+//! Tiered: a run of bundles of one level becomes one of the next, so that each byte is rewritten once per level. Once a
+//! shard's newer sections hold as many bytes as its oldest one, its next part should hold all its records, which are in
+//! memory: [`renewals`] names a few such shards for each checkpoint, so that no checkpoint writes the whole state. If
+//! that is not done, or not enough, everything is merged at last: a recovery reads at most about three times the state.
 
 use crate::checkpointing::bundle::BundleRef;
 use crate::checkpointing::lineage::Lineage;
@@ -12,10 +11,10 @@ use crate::ids::ShardId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// When bundles are merged.
+/// Policy of merging bundles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// As many neighbouring bundles of one level are merged: 2 to 256. Default 16.
+    /// Number of neighbouring bundles of one level that are merged: 2 to 256. Default 16.
     pub fan_in: usize,
     /// Everything is merged once the newer sections hold this share of the bytes of the oldest ones, in percent: 1 and
     /// more. Default 200.
@@ -23,8 +22,8 @@ pub struct Policy {
     /// A shard is due for renewal once its newer sections hold this share of the bytes of its oldest one, in percent: 1
     /// and more. Default 100.
     pub renewal: u64,
-    /// Most bytes that renewals may add to one checkpoint, as a share of all oldest sections, in percent; one shard is
-    /// renewed however large it is. Default 12.
+    /// Maximum number of bytes that renewals may add to one checkpoint, as a share of all oldest sections, in percent;
+    /// one shard is renewed however large it is. Default 12.
     pub renewal_budget: u64,
     /// Newer sections of fewer bytes than this are not worth a merge of everything. Default 4 MiB.
     pub growth_bytes_min: u64,
@@ -39,15 +38,15 @@ impl Default for Policy {
 /// A merge that is worth its cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merge {
-    /// Neighbours in the lineage, the oldest first.
+    /// Neighbouring bundles in the lineage, the oldest first.
     pub inputs: Vec<BundleRef>,
-    /// The level of the bundle that comes out.
+    /// The level of the output bundle.
     pub level: u32,
-    /// Bytes of the sections that go in.
+    /// Bytes of the input sections.
     pub bytes: u64,
 }
 
-/// Decides what to merge next, if anything. Pure.
+/// Returns the next merge, if one is worth its cost. Pure.
 #[must_use]
 pub fn plan(lineage: &Lineage, policy: &Policy) -> Option<Merge> {
     let bundles = lineage.bundles();
@@ -69,14 +68,14 @@ pub fn plan(lineage: &Lineage, policy: &Policy) -> Option<Merge> {
     {
         return Some(merge(0..bundles.len()));
     }
-    // The newest runs are the smallest, and what they become may complete the run before them.
+    // The newest runs are the smallest, and their outputs may complete the run before them.
     let mut end = bundles.len();
     while end > 0 {
         let level = bundles[end - 1].level;
         let mut start =
             bundles[..end].iter().rposition(|bundle| bundle.level != level).map_or(0, |at| at + 1);
         let next_end = start;
-        // A bundle that outweighs all newer ones of its run would be rewritten for little.
+        // A bundle that outweighs all newer ones of its run would be rewritten for little gain.
         while end - start >= policy.fan_in && bytes[start] > bytes[start + 1..end].iter().sum::<u64>() {
             start += 1;
         }
@@ -88,7 +87,7 @@ pub fn plan(lineage: &Lineage, policy: &Policy) -> Option<Merge> {
     None
 }
 
-/// The shards whose next part should hold all their records, so that what they have stored is replaced. Pure.
+/// Returns the shards whose next part should hold all their records, to replace their stored sections. Pure.
 #[must_use]
 pub fn renewals(lineage: &Lineage, policy: &Policy) -> Vec<ShardId> {
     let bytes_min = policy.growth_bytes_min / lineage.shards().count().max(1) as u64;
@@ -101,7 +100,7 @@ pub fn renewals(lineage: &Lineage, policy: &Policy) -> Vec<ShardId> {
         if newer >= bytes_min.max(1)
             && u128::from(newer) * 100 >= u128::from(oldest) * u128::from(policy.renewal)
         {
-            // What changes between two checkpoints would be written anyway.
+            // Records that change between two checkpoints would be written anyway.
             let last = sections[sections.len() - 1].bytes;
             due.push((
                 u128::from(newer) * 1000 / u128::from(oldest.max(1)),
@@ -121,32 +120,32 @@ pub fn renewals(lineage: &Lineage, policy: &Policy) -> Vec<ShardId> {
     within.map(|(_, shard, _)| shard).collect()
 }
 
-/// A merge that was carried out; it counts once it is applied to a lineage and a manifest is written from that.
+/// A completed merge; it takes effect once it is applied to a lineage and a manifest is written from that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
     /// The new bundle.
     pub bundle: BundleRef,
-    /// The names of the bundles that went in.
+    /// The names of the input bundles.
     pub inputs: BTreeSet<String>,
-    /// By shard, what came out.
+    /// The merged sections, by shard.
     pub sections: BTreeMap<ShardId, MergedSection>,
 }
 
 impl Merged {
-    /// The new bundle.
+    /// Returns the output bundle as a manifest refers to it.
     #[must_use]
     pub fn bundle(&self) -> &BundleRef {
         &self.bundle
     }
 }
 
-/// What a merge made of the sections of one shard.
+/// The output of a merge for one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergedSection {
-    /// How many sections went in.
+    /// Number of input sections.
     pub sources: usize,
-    /// The shard's oldest section was among them, so that deletes were dropped.
+    /// Whether the shard's oldest section was among them, so that deletes were dropped.
     pub oldest: bool,
-    /// Bytes that came out.
+    /// Bytes of the output section.
     pub bytes: u64,
 }

@@ -1,25 +1,26 @@
-//! The choice of what is deleted: what no checkpoint needs any more.
+//! The choice of objects that no checkpoint needs any more, to be deleted.
 //!
-//! Bundles that are kept are marked from all manifests together. A bundle that is not marked is deleted only once it has
-//! been so for the grace period, so that a reader which began with an older manifest can finish.
+//! The bundles to keep are marked from all manifests together. An unmarked bundle is deleted only once it has been
+//! unmarked for the grace period, so that a reader that began with an older manifest can finish.
 //!
-//! Only the tombstone of the greatest decided number is needed: it keeps the next number greater, also after a restart.
-//! No number below it begins again.
+//! Only the tombstone of the greatest decided number is needed: it ensures that the next number is greater, also after
+//! a restart. No number below it begins again.
 
 use crate::ids::{Colour, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Most tombstones that one collection deletes: each costs a sync, and a store may hold thousands of older programs.
+/// Maximum number of tombstones that one collection deletes: each costs a sync, and older programs may have left
+/// thousands.
 const TOMBSTONES_MAX: usize = 64;
 
-/// What is kept.
+/// Policy of retention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// The newest so many checkpoints; at least 1, whatever is set here. Default 3.
+    /// The number of newest checkpoints to keep; at least 1, whatever is set here. Default 3.
     pub keep: usize,
-    /// Checkpoints that are being read or have to be kept.
+    /// Checkpoints that are being read, or must be kept for another reason.
     pub pinned: BTreeSet<Colour>,
-    /// How long a bundle that nothing refers to stays, in microseconds. Default 60 s.
+    /// Time that an unreferenced bundle is kept, in microseconds. Default 60 s.
     pub grace: u64,
 }
 
@@ -29,18 +30,18 @@ impl Default for Retention {
     }
 }
 
-/// What a store holds.
+/// The objects of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
-    /// All bundles, listed before `decided` was read: one that came since is not among them.
+    /// All bundles, listed before `decided` was read: bundles written since then are missing.
     pub bundles: Vec<String>,
-    /// The numbers that are decided: the bundles of a checkpoint, `None` for a tombstone.
+    /// The decided numbers, with the bundles of a checkpoint, or `None` for a tombstone.
     pub decided: BTreeMap<Colour, Option<Vec<String>>>,
-    /// The results of checks, with the checkpoint that they are about, if their names say so.
+    /// The results of checks, with the checkpoint in their names, if any.
     pub results: Vec<(String, Option<Colour>)>,
 }
 
-/// An object that is deleted.
+/// An object to delete.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Garbage {
     /// The manifest of a checkpoint that is not kept.
@@ -49,35 +50,35 @@ pub enum Garbage {
     Tombstone(Colour),
     /// The results of the checks of a checkpoint that is not kept.
     Results(String),
-    /// A bundle that nothing needs.
+    /// A bundle that is not needed.
     Bundle(String),
 }
 
-/// Chooses what is deleted. It remembers since when each bundle has been without use.
+/// Chooses the objects to delete. It remembers since when each bundle has been unreferenced.
 #[derive(Clone, Debug, Default)]
 pub struct Chooser {
     unmarked: BTreeMap<String, Time>,
 }
 
-/// What a collection deletes.
+/// The objects that a collection deletes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// In the order in which it is deleted: manifests go before what they refer to, so that a crash leaves bundles without
-    /// a manifest, never the reverse.
+    /// In the order of deletion: manifests go before the objects that they refer to, so that a crash leaves bundles
+    /// without a manifest, never the reverse.
     pub garbage: Vec<Garbage>,
     /// Bundles that wait for the end of the grace period.
     pub waiting: usize,
 }
 
 impl Chooser {
-    /// Nothing was seen yet: every grace period begins.
+    /// Creates a chooser that has seen nothing: every grace period starts.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Chooses what of an inventory is deleted. `now` is steady; `in_use` are the bundles that no manifest names yet:
-    /// those of a running checkpoint or merge, and of the lineage that the next checkpoint builds upon.
+    /// Chooses the objects of an inventory to delete. `now` is steady; `in_use` are the bundles that no manifest names
+    /// yet: those of a running checkpoint or merge, and of the lineage that the next checkpoint builds upon.
     pub fn choose(
         &mut self,
         inventory: Inventory,

@@ -1,7 +1,7 @@
-//! Dead letters: what is given up, and what an operator makes of it later.
+//! Dead letters: causes that were given up, and an operator's decisions on them.
 //!
-//! A retry is not logged before it is made: if it ends the process, the dead letter is still there, and is not met again
-//! unless someone asks for that.
+//! A retry is not logged before it runs: if it ends the process, the dead letter is still there, and is not retried
+//! unless an operator requests it again.
 
 use super::{Effect, Effects, Order, Refusal, Run, Shard};
 use crate::blob::Blob;
@@ -15,10 +15,10 @@ use crate::record::{
 };
 use crate::reply::Reply;
 
-/// Bytes of a dead letter's reason that are kept.
+/// Maximum number of bytes of a dead letter's reason.
 const REASON_MAX: usize = StepRetry::REASON_MAX;
 
-/// What a dead letter keeps of its job.
+/// The fields that a dead letter takes from its job.
 pub(super) struct Buried {
     pub(super) process: Key,
     pub(super) sender: Key,
@@ -41,7 +41,9 @@ impl Shard {
         let Buried { process, sender, mut payload, mut retry } = job;
         let mut reason = cut(reason);
         let (len, max) = (payload.len(), self.settings.entry_bytes_max);
-        // It was taken when more fitted into the log. An entry that the log can't take would end every life.
+        // The payload was accepted when larger entries fitted into the log. An entry that is too large for the log
+        // would end
+        // every life.
         if len > max {
             reason += &format!(
                 "; its payload of {len} bytes is dropped, over the limit of {max} bytes of one log entry"
@@ -59,7 +61,7 @@ impl Shard {
         self.append(Cause::DeadLetter { cause }, process, Effects::of(writes), out);
     }
 
-    /// Does what an operator says about a dead letter.
+    /// Performs an operator's decision on a dead letter.
     pub(super) fn handle_dead_letter(
         &mut self,
         token: u64,
@@ -124,7 +126,7 @@ impl Shard {
         })
     }
 
-    /// How a dead letter can be handled again; for one of an older version, as far as its cause says.
+    /// Returns the way to retry a dead letter; for one of an older version, as far as its cause determines it.
     fn how(&self, letter: &DeadLetter) -> Retry {
         match (&letter.retry, letter.cause) {
             (Some(retry), _) => retry.clone(),
@@ -136,10 +138,10 @@ impl Shard {
         }
     }
 
-    /// The entry puts the task back; once it is committed, the step runs.
+    /// Appends an entry that restores the task; the step runs once it is committed.
     fn resume_task(&mut self, letter: Index, id: TaskId, task: TaskRecord, out: &mut Vec<Effect>) -> Index {
         let taken = |id| self.state.records().get(RecordKey::task(id).as_bytes()).is_some();
-        // After a restore onto other shards another task may have its id; this entry draws no other.
+        // After a restore onto other shards another task may have its id; this entry draws no other id.
         let id = if taken(id) { TaskId(id_of_entry(self.state.position().index.next(), 0)) } else { id };
         let process = task.process.clone();
         let writes = vec![Write { key: RecordKey::task(id), value: Some(encode_value(&task)) }];
@@ -157,7 +159,7 @@ fn why_never(cause: &Waiting, payload: &[u8]) -> &'static str {
     }
 }
 
-/// A panic may say as much as it likes.
+/// Cuts the text of a panic, which may be of any length.
 pub(super) fn cut(mut reason: String) -> String {
     reason.truncate(reason.floor_char_boundary(REASON_MAX));
     reason

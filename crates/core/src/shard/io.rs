@@ -1,4 +1,4 @@
-//! The inputs of a shard, and the effects that it asks for.
+//! The inputs and effects of a shard.
 
 use crate::blob::Blob;
 use crate::calls::{Answer, Query, Request};
@@ -13,28 +13,29 @@ use crate::trials::Lane;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-/// The messages of one delivery. With many shards most deliveries have one: it needs no allocation, which the
-/// receiving thread would have to give back to the sending one.
+/// The messages of one delivery. With many shards most deliveries have one message, which needs no allocation that the
+/// receiving thread would have to return to the sending one.
 pub type Messages = SmallVec<[Message; 1]>;
 
-/// News from the shell for a shard. An input may come late, twice or never: only `Stored` must be true.
+/// An event for a shard. Every input may come late, twice or never; only `Stored` must be true.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// The control plane makes this replica the primary of an epoch that it has made durable.
     Start(EpochConfig),
     /// A client opens a session.
     ///
-    /// Unlike the others it must not come twice so far apart that the session ran out in between: it would open again,
-    /// empty, and late requests of its first life would be handled a second time. On one node it can't: an id stays in
-    /// the process that drew it, and goes to the shard again only if it was refused. Frames between nodes may be held
-    /// up for any time: what takes them off the wire has to know when the id was drawn, and to answer
-    /// [`Refusal::UnknownSession`](crate::calls::Refusal::UnknownSession) once that is [`super::Settings::session_ttl`] ago.
+    /// Unlike the others it must not come twice so far apart that the session has expired in between: it would be
+    /// opened again, empty, and late requests of its first life would be handled a second time. On one node this is
+    /// impossible: an id stays in the process that drew it, and goes to the shard again only if it was refused. Frames
+    /// between nodes may be delayed for any time: their receiver has to know when the id was drawn, and to answer
+    /// [`Refusal::UnknownSession`](crate::calls::Refusal::UnknownSession) once that is [`super::Settings::session_ttl`]
+    /// ago.
     OpenSession {
-        /// Comes back with the answer.
+        /// Returned with the answer.
         token: u64,
         /// Drawn at random by the shell, for this session alone.
         session: SessionId,
-        /// Who opens it.
+        /// The principal that opens it.
         principal: Arc<str>,
     },
     /// A client's request.
@@ -47,14 +48,14 @@ pub enum Input {
         from: ShardId,
         /// The messages.
         messages: Messages,
-        /// The sender has just started: a crash may have met these before.
+        /// The sender has just started: the messages may have been running when the process crashed.
         again: bool,
     },
-    /// A receiver holds all messages of a channel up to one.
+    /// A receiver has all messages of a channel up to one.
     Ack {
         /// The receiving shard.
         from: ShardId,
-        /// The last message that it holds.
+        /// The last message that it has.
         upto: Seq,
         /// Its colour.
         colour: Colour,
@@ -70,8 +71,8 @@ pub enum Input {
     },
     /// The control plane begins a checkpoint.
     Colour(Colour),
-    /// The checkpoint of this number exists: the shard's next part may hold only what changed after its part of that one.
-    /// Until this comes, each further part holds every record, whatever became of the checkpoints between.
+    /// The checkpoint of this number exists: the shard's next part may omit what has not changed since its part of that
+    /// one. Until this comes, each further part has all records, whatever became of the checkpoints in between.
     Completed(Colour),
     /// A step of a task ended.
     TaskStep {
@@ -79,58 +80,60 @@ pub enum Input {
         id: TaskId,
         /// The step.
         step: u64,
-        /// Which run of it, as [`Effect::RunTask`] said.
+        /// The run of the step, from [`Effect::RunTask`].
         run: u32,
-        /// How it ended.
+        /// Its outcome.
         outcome: StepOutcome,
     },
     /// A thread is about to run a step that asks for it: see [`Effect::RunTask`].
     StepBegins {
         /// The task.
         id: TaskId,
-        /// Which run of it.
+        /// The run of the step.
         run: u32,
     },
-    /// It is this shard's turn to try what the last life may have met: see [`crate::trials`].
+    /// It is this shard's turn to try a cause that may have ended the last life: see [`crate::trials`].
     Turn(Lane),
-    /// A handler has to be tried while a step of this shard is: the step goes on, but its attempt does not count.
+    /// A handler has to be tried while a step of this shard is: the step continues, but its attempt does not count.
     Yield,
-    /// All that the last life had met is tried: nothing is held any more.
+    /// All causes that may have ended the last life are tried: nothing is held any more.
     Open,
     /// An operator decides about a dead letter.
     DeadLetter {
-        /// Comes back with the answer.
+        /// Returned with the answer.
         token: u64,
         /// The number in the dead letter's key.
         letter: Index,
-        /// What is to become of it.
+        /// The decision.
         order: Order,
     },
     /// An operator deletes records of a process.
     Delete {
-        /// Comes back with the answer.
+        /// Returned with the answer.
         token: u64,
         /// The process.
         process: Key,
-        /// Its state, cells, timers and tasks that are to go: [`super::Shard::DELETE_BATCH`] at most, and none of another's.
+        /// Those of its state, cells, timers and tasks that are deleted: at most [`super::Shard::DELETE_BATCH`], and
+        /// none of
+        /// another process.
         records: Vec<RecordKey>,
     },
-    /// Time went by: [`super::Shard::deadline`] has come.
+    /// Time has passed: [`super::Shard::deadline`] has come.
     Tick,
-    /// The log has no room: take no new work until there is.
+    /// The log has no space: accept no new work until it has.
     Full(bool),
 }
 
-/// What is to become of a dead letter.
+/// A decision on a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// It is handled: the entry of that removes it. If it fails again, it stays a dead letter.
+    /// It is retried: the entry of the retry removes it. If it fails again, it stays a dead letter.
     Retry,
     /// It is removed unhandled.
     Drop,
 }
 
-/// How a step of a task ended.
+/// The outcome of a task's step.
 #[derive(Clone, Debug)]
 pub enum StepOutcome {
     /// There is more to do.
@@ -140,16 +143,16 @@ pub enum StepOutcome {
         /// The share that is done, in millionths.
         progress: u32,
     },
-    /// It was the last step; this goes to the process that started the task.
+    /// It was the last step; this is sent to the process that started the task.
     Done(Blob),
     /// The step panicked or its state could not be read: it is tried again at once, [`super::Settings::attempts_max`] times
     /// in all.
     Failed(String),
     /// The step asks to be tried again later, from the state before it.
     Retry {
-        /// In so many microseconds.
+        /// Time after which to retry, in microseconds.
         after: u64,
-        /// Why it failed.
+        /// The reason of the failure.
         reason: String,
     },
     /// The step has failed for good: the task becomes a dead letter.
@@ -157,7 +160,7 @@ pub enum StepOutcome {
 }
 
 impl StepOutcome {
-    /// Bytes that it holds.
+    /// Returns the bytes that it occupies.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let held = match self {
@@ -168,10 +171,10 @@ impl StepOutcome {
     }
 }
 
-/// What a shard asks the shell to do. The shell performs and decides nothing.
+/// A request of a shard to the shell. The shell performs it and decides nothing.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Put an entry into the log; once it is durable, give `Stored`.
+    /// Append an entry to the log; once it is durable, pass `Stored`.
     Append {
         /// The entry's epoch.
         epoch: Epoch,
@@ -180,7 +183,7 @@ pub enum Effect {
         /// Its bytes.
         bytes: Vec<u8>,
     },
-    /// Give messages of the channel to a shard, in order.
+    /// Deliver messages of the channel to a shard, in order.
     Deliver {
         /// The receiving shard.
         to: ShardId,
@@ -189,54 +192,54 @@ pub enum Effect {
         /// This shard has just started.
         again: bool,
     },
-    /// Tell a sender what this shard holds.
+    /// Acknowledge messages to a sender.
     Ack {
         /// The sending shard.
         to: ShardId,
-        /// The last message that this shard holds.
+        /// The last message that this shard has.
         upto: Seq,
-        /// This shard's colour, as far as it is committed.
+        /// The committed colour of this shard.
         colour: Colour,
     },
     /// Answer a client.
     Answer(Answer),
     /// Run a query apart from the shard, and answer its client: all that it reads is captured and committed. It may take any
-    /// time, and be given up: the shard waits for nothing of it.
+    /// time, and be given up: the shard does not wait for it.
     Query(Box<Reading>),
     /// Run a step of a task off the shard's thread.
     RunTask {
         /// The task.
         id: TaskId,
-        /// Which run this is: each has a number of its own in a life of the process.
+        /// The number of this run: unique in a life of the process.
         run: u32,
-        /// What it is.
+        /// The task.
         task: TaskRecord,
-        /// A death of the process may have met it: once a thread has it, and before it runs, give
+        /// It may have been running when the process ended: once a thread has it, and before it runs, pass
         /// [`Input::StepBegins`] and wait for [`Effect::StepAllowed`].
         asks: bool,
-        /// It is tried in its shard's turn, which others wait for: it must begin whatever the shell has no room for.
+        /// It is tried in its shard's turn, for which others wait: it must begin even if the shell lacks space.
         alone: bool,
     },
     /// The answer to [`Input::StepBegins`].
     StepAllowed {
         /// The task.
         id: TaskId,
-        /// Which run of it.
+        /// The run of the step.
         run: u32,
-        /// Whether it may run; otherwise it is of no use any more.
+        /// Whether it may run; otherwise it is no longer needed.
         allowed: bool,
     },
-    /// The shard wants a turn.
+    /// The shard requests a turn.
     WantsTurn(Lane),
-    /// The shard has had its turn.
+    /// The shard has ended its turn.
     EndsTurn(Lane),
     /// The marker of a checkpoint is in the log, and the snapshot has begun: drain it with [`super::Shard::drain_snapshot`].
     Marked {
-        /// All that the part holds beside the records, except the messages in the outboxes: these come in the pieces of the
-        /// snapshot.
+        /// All of the part's state besides the records, except the messages in the outboxes, which come in the pieces
+        /// of the snapshot.
         header: Box<Header>,
-        /// The section will hold every record and replaces the stored ones; otherwise it holds what changed since the
-        /// last marker.
+        /// Whether the section will have every record and replace the stored ones; otherwise it has the records that
+        /// changed since the last marker.
         all: bool,
     },
     /// The marker is committed: the part counts once its snapshot is stored.
@@ -246,7 +249,7 @@ pub enum Effect {
 }
 
 impl Input {
-    /// Whether it brings work from outside, which is refused while there is no room for it: see
+    /// Whether it is new work of clients, which is refused while the shell lacks memory: see
     /// [`super::Shard::set_crowded`].
     #[must_use]
     pub fn is_admitted(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Work that waits in the system: messages, timers and steps of tasks, in the order in which they came.
+//! Work that waits in the system: messages, timers and steps of tasks, in the order of their arrival.
 
 use super::dead_letters::{Buried, cut};
 use super::starting::Starting;
@@ -23,11 +23,11 @@ use crate::trials::Lane;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
-/// Causes that one attempt entry names at most.
+/// Maximum number of causes that one attempt entry names.
 const ATTEMPT_BATCH: usize = 64;
-/// Suspected requests that wait at most; those over it are refused as overload.
+/// Maximum number of suspected requests that wait; further ones are refused as overload.
 const SUSPECTS_MAX: usize = 4096;
-/// Requests that are known to have left this life of the process standing, at most.
+/// Maximum number of requests that are remembered as survived by this life of the process.
 const SURVIVED_MAX: usize = 4096;
 
 #[derive(Default)]
@@ -44,23 +44,23 @@ pub(super) struct Jobs {
     suspects: BTreeSet<Waiting>,
     suspected: usize,
     suspect_bytes: usize,
-    /// Work that the epoch began with and that is not in the queue yet.
+    /// Work with which the epoch began and that is not in the queue yet.
     pub(super) starting: Option<Starting>,
     /// Bytes of the outcomes of steps in the queue.
     pub(super) outcome_bytes: usize,
 }
 
-/// Which timers are in the queue: those up to one, but for those that were set later for a time before it.
+/// The timers in the queue: all up to one, except those that were set later for an earlier time.
 #[derive(Default)]
 pub(super) struct Due {
     upto: (Time, TimerId),
     late: BTreeSet<(Time, TimerId)>,
-    /// How many are in the queue.
+    /// Number of timers in the queue.
     pub(super) queued: usize,
 }
 
 impl Due {
-    /// The first timer that is not in the queue.
+    /// Returns the first timer that is not in the queue.
     fn next(&self, state: &State) -> Option<(Time, TimerId)> {
         let beyond = state.timers().range((Bound::Excluded(self.upto), Bound::Unbounded)).next();
         self.late.first().into_iter().chain(beyond).min().copied()
@@ -76,14 +76,14 @@ impl Due {
     }
 }
 
-/// The runs of steps whose outcome is waited for. Each run has a number of its own in a life of the process, so that an
-/// outcome that comes twice, or after its task was buried and retried, is known as such.
+/// Runs of steps whose outcome is pending. Each run has a unique number in a life of the process, so that an outcome
+/// that comes twice, or after its task was given up and retried, is recognised.
 #[derive(Default)]
 pub(super) struct Runs {
     last: u32,
     /// The number of the run, and whether it has begun after it asked.
     outstanding: BTreeMap<TaskId, (u32, bool)>,
-    /// Steps that failed and wait for their time.
+    /// Steps that failed and wait for their retry.
     pub(super) later: BTreeSet<(Time, TaskId)>,
 }
 
@@ -94,8 +94,8 @@ impl Runs {
         self.last
     }
 
-    /// Runs a task's next step, now or once a step that failed may be tried again; `asks` if a death of the process may
-    /// have met it.
+    /// Runs a task's next step, now or, after a failure, at its retry time; `asks` if the step may have been running
+    /// when the process ended.
     pub(super) fn set_out(
         &mut self,
         id: TaskId,
@@ -118,12 +118,12 @@ impl Runs {
         self.outstanding.get(&id).is_some_and(|(number, _)| *number == run)
     }
 
-    /// Notes that an outstanding run begins; false if that is known.
+    /// Notes that an outstanding run begins; returns false if that is known.
     pub(super) fn note_begun(&mut self, id: TaskId) -> bool {
         self.outstanding.get_mut(&id).is_some_and(|(_, begun)| !std::mem::replace(begun, true))
     }
 
-    /// Whether the outcome of this run was waited for; it is not any more.
+    /// Ends a run; returns whether its outcome was pending.
     fn end(&mut self, id: TaskId, run: u32) -> bool {
         let is_outstanding = self.is_outstanding(id, run);
         if is_outstanding {
@@ -138,14 +138,14 @@ pub(super) struct Job {
     pub(super) attempt: Attempt,
 }
 
-/// Whether a crash may have met the job before, so that an attempt has to be logged first.
+/// State of the attempt at a job that may have been running when the process crashed, and must be logged first.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
     Fresh,
     ToLog,
     /// It may be handled once this entry is committed.
     Logged(Index),
-    /// Likewise, alone: it is what this shard has its turn for.
+    /// Likewise, alone: the shard has its turn for it.
     Alone(Index),
 }
 
@@ -165,9 +165,9 @@ pub(super) enum Work {
     },
     /// Begin a task's step again after a start.
     Resume(TaskId),
-    /// A thread is about to run a step that a death may have met.
+    /// A thread is about to run a step that may have been running when the process ended.
     Begin(TaskId, u32),
-    /// A request that may be what ended the process.
+    /// A request that may have ended the process.
     Request(Box<Request>, Waiting),
 }
 
@@ -180,7 +180,7 @@ impl Jobs {
         self.queue.len()
     }
 
-    /// A shard's messages to itself wait for nothing: one log holds both ends.
+    /// Queues a shard's messages to itself, which need no acknowledgement: one log holds both ends.
     pub(super) fn note_local(&mut self, entry: &Entry, shard: ShardId) {
         if self.starting.as_ref().is_some_and(|starting| starting.has_locals) {
             // Older ones are not in the queue yet; these follow them from the outbox.
@@ -193,7 +193,8 @@ impl Jobs {
         }
     }
 
-    /// A timer may be set for a time that has passed, before others that are in the queue.
+    /// Updates the queue for the timers of an entry. A timer may be set for a time that has passed, before others in
+    /// the queue.
     pub(super) fn note_timers(&mut self, entry: &Entry, before: &State) {
         for write in entry.writes.iter().filter(|write| write.key.kind() == Kind::Timer) {
             let id = TimerId(write.key.number().expect("a timer's key is its id"));
@@ -214,9 +215,9 @@ impl Jobs {
         }
     }
 
-    /// Whether one more request may wait: not one that waits already, and not more than fit.
+    /// Whether one more request may wait: it must not wait already, and must be within the limits.
     pub(super) fn takes_suspect(&self, suspect: &Waiting, bytes_max: usize) -> bool {
-        // Requests without an identity may be alike, and are several all the same.
+        // Requests without an identity may have the same content, and are nevertheless distinct.
         let waits = matches!(suspect, Waiting::Request { .. }) && self.suspects.contains(suspect);
         self.suspected < SUSPECTS_MAX && self.suspect_bytes <= bytes_max && !waits
     }
@@ -247,7 +248,7 @@ impl Jobs {
     }
 
     fn note_survived(&mut self, suspect: Waiting) {
-        // One that is forgotten is suspected again, no more.
+        // A forgotten one is merely suspected again.
         if self.survived.len() >= SURVIVED_MAX {
             self.survived.pop_first();
         }
@@ -267,8 +268,8 @@ impl Jobs {
         self.queue.push_back(Job { work: Work::Step { id, step, run, outcome }, attempt: Attempt::Fresh });
     }
 
-    /// Notes the tasks that an entry writes, and those that it ends: the failures of such a one are not counted any further,
-    /// and its step is not waited for.
+    /// Updates the runs for the tasks that an entry writes or ends: drops the failure count and the pending run of a
+    /// deleted task.
     pub(super) fn note_tasks(&mut self, entry: &Entry, before: &State) {
         let is_idle =
             self.failures.is_empty() && self.runs.outstanding.is_empty() && self.runs.later.is_empty();
@@ -333,19 +334,19 @@ impl Shard {
             } else if message.seq <= *queued {
                 self.release.ack_again(from, self.clock.steady(), &self.settings);
             }
-            // A message after a gap is dropped: its sender sends again what is not acknowledged.
+            // A message after a gap is dropped: its sender repeats unacknowledged messages.
         }
         self.run_jobs(handler, out);
     }
 
-    /// Runs the steps that waited until now to be tried again.
+    /// Runs the steps whose retry time has come.
     pub(super) fn run_due_steps(&mut self) {
         for _ in 0..self.settings.work_max {
             let first = self.jobs.runs.later.first().copied();
             let Some((at, id)) = first.filter(|(at, _)| *at <= self.clock.time()) else { return };
             self.jobs.runs.later.pop_first();
             self.work += 1;
-            // Its task may have been cancelled, or be another one by now.
+            // The task may have been cancelled, and its id be another task's by now.
             let task = self.state.record::<TaskHead>(&RecordKey::task(id));
             if task.and_then(|task| task.retry).is_some_and(|retry| retry.at == at) {
                 self.resume(id);
@@ -353,7 +354,7 @@ impl Shard {
         }
     }
 
-    /// Queues timers that are due. Over the work of one input they wait where they are.
+    /// Queues timers that are due. Beyond the work limit of one input they stay where they are.
     pub(super) fn push_due_timers(&mut self) {
         let now = self.clock.time();
         let mut room = self.settings.work_max;
@@ -362,23 +363,23 @@ impl Shard {
             && let Some(id) = self.jobs.timers.take(&self.state, now)
         {
             room -= 1;
-            // However late it is due: the shard's time may have begun before the death that met it.
+            // However late it is due: the shard's time may have begun before the crash during which it ran.
             self.enqueue(Work::Timer(id), id.place() < self.suspicion.began);
         }
         self.work += (self.settings.work_max - room) / Self::LOOKS_AT_ONCE;
     }
 
-    /// When the next timer is to be queued.
+    /// Returns the time at which the next timer is to be queued.
     pub(super) fn next_timer(&self) -> Option<Time> {
         self.timers_have_room().then(|| self.jobs.timers.next(&self.state)).flatten().map(|(at, _)| at)
     }
 
-    /// While all is held none of them leaves the queue, and the one that was met may be behind them.
+    /// Whether timers may be queued. While all work is held none leaves the queue, and a met one may be behind them.
     fn timers_have_room(&self) -> bool {
         self.suspicion.held || self.jobs.timers.queued < self.settings.work_max
     }
 
-    /// Queues a message or a timer; `again` if the last life of the process may have met it.
+    /// Queues a message or a timer; `again` if it may have been running when the last life of the process ended.
     pub(super) fn enqueue(&mut self, work: Work, again: bool) {
         let held = self.suspicion.held;
         if held && self.waiting_of(&work).is_some_and(|waiting| self.has_begun(&waiting)) {
@@ -389,7 +390,7 @@ impl Shard {
         self.jobs.queue.push_back(Job { work, attempt });
     }
 
-    /// Whether nothing may begin beside what is tried.
+    /// Whether a trial is running, beside which nothing may begin.
     fn is_trying(&self) -> bool {
         self.suspicion.held || self.suspicion.handlers.tried.is_some()
     }
@@ -409,7 +410,7 @@ impl Shard {
             })
     }
 
-    /// Ends a turn that has come too late: what it was wanted for is done, or forgotten.
+    /// Ends a turn that has come too late: its cause is handled, or forgotten.
     fn leave_turn(&mut self, out: &mut Vec<Effect>) {
         let turn = &self.suspicion.handlers;
         if !turn.is_ours || turn.tried.is_some() {
@@ -428,7 +429,7 @@ impl Shard {
             && self.waiting_of(&job.work).is_some_and(|waiting| self.has_begun(&waiting))
     }
 
-    /// Handles what waits, in its order, as far as it may be handled now.
+    /// Handles waiting work in order, as far as it may be handled now.
     pub(super) fn run_jobs(&mut self, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
         if !self.is_active() {
             return;
@@ -493,11 +494,11 @@ impl Shard {
                     return;
                 }
                 if has_run || count == 0 {
-                    // It was refused, so that no entry of its own removes the attempt: it has ended nothing.
+                    // It was refused, so no entry of its own removes the attempt: it has ended nothing.
                     let writes = vec![Write { key: RecordKey::attempt(&suspect), value: None }];
                     self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
                 } else {
-                    // The handler was not reached: this attempt was none.
+                    // The handler was not reached: this attempt does not count.
                     self.log_attempt(&suspect, count - 1, out);
                 }
             }
@@ -511,8 +512,8 @@ impl Shard {
         }
     }
 
-    /// Logs that the first jobs are about to begin: a group that no death has met, which counts for none of them, or one
-    /// that is met, which does.
+    /// Logs that the first jobs are about to begin: either a group of causes that are not met, which counts for none of
+    /// them, or one met cause, for which it counts.
     fn log_attempts(&mut self, out: &mut Vec<Effect>) {
         let mut writes = Vec::new();
         let index = self.state.position().index.next();
@@ -535,7 +536,7 @@ impl Shard {
             }
             let count = self.attempts(&waiting);
             if count == AttemptRecord::GIVEN_UP {
-                // One like it was given up meanwhile: it is refused without an attempt.
+                // A request with the same content was given up meanwhile: this one is refused without an attempt.
                 self.jobs.queue[at].attempt = Attempt::Fresh;
                 break;
             }
@@ -555,14 +556,14 @@ impl Shard {
         }
     }
 
-    /// Gives up what has ended the process as often as it may.
+    /// Gives up a cause that has ended the process the maximum number of times.
     pub(super) fn give_up(&mut self, waiting: Waiting, work: Work, out: &mut Vec<Effect>) {
         if let Work::Timer(_) = work {
             self.jobs.timers.queued -= 1;
         }
         let attempts = self.settings.attempts_max;
         let reason = format!("the process ended {attempts} times while it was handled alone");
-        // Giving it up is a reception too: the marker comes first.
+        // Giving a message up is a reception too: the marker comes first.
         match &work {
             Work::Message { message, .. } => self.mark(message.colour, out),
             Work::Request(request, _) => self.mark(request.colour, out),
@@ -576,7 +577,7 @@ impl Shard {
         }
     }
 
-    /// How often a cause was tried by the log.
+    /// Returns the number of attempts at a cause according to the log.
     pub(super) fn attempts(&self, waiting: &Waiting) -> u32 {
         let key = RecordKey::attempt(waiting);
         self.state
@@ -585,7 +586,7 @@ impl Shard {
     }
 
     pub(super) fn attempt(&self, waiting: &Waiting, count: u32) -> Write {
-        // A client may never bring its request again.
+        // A client may never repeat its request.
         let expires = matches!(waiting, Waiting::Request { .. } | Waiting::Call { .. })
             .then(|| self.clock.served().plus_millis(self.settings.idempotency_ttl));
         let value = encode_value(&AttemptRecord { count, expires, alone: Some(count) });
@@ -612,7 +613,7 @@ impl Shard {
         }
     }
 
-    /// What a job that waits would have given to whom; `None` if it is gone meanwhile.
+    /// Returns the dead letter's fields for a waiting job; `None` if the job is gone.
     fn buried(&self, work: &Work) -> Option<Buried> {
         Some(match work {
             Work::Message { from, message } => self.buried_message(*from, message),
@@ -658,7 +659,7 @@ impl Shard {
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) {
-        // The marker comes first, so that no cut holds a receive without its send.
+        // The marker comes first, so that no cut has a receive without its send.
         self.mark(message.colour, out);
         let Some(service) = self.topology.service_of(from) else { return };
         let waiting = Waiting::Message { from, seq: message.seq };
@@ -682,7 +683,7 @@ impl Shard {
         self.run(Waiting::Timer { id }, &run, process, Retry::Timer, handler, out);
     }
 
-    /// The time of a message has come: it leaves with the entry of its timer.
+    /// Sends a message with a delay whose time has come: it leaves with the entry of its timer.
     fn send_delayed(&mut self, id: TimerId, timer: TimerRecord, out: &mut Vec<Effect>) {
         let TimerRecord { process: sender, payload, send, .. } = timer;
         let Some(receiver) = send else { return };
@@ -708,7 +709,7 @@ impl Shard {
         let Some(task) = self.state.record::<TaskRecord>(&key).filter(|task| task.step == step) else {
             return;
         };
-        // What another run than the outstanding one made came twice, or late.
+        // The outcome of another run than the outstanding one came twice, or late.
         if !self.jobs.runs.end(id, run) {
             return;
         }
@@ -760,7 +761,7 @@ impl Shard {
         }
     }
 
-    /// Handles a waiting cause: it ends with an entry, or is tried again, or is given up.
+    /// Handles a waiting cause: it ends with an entry, is tried again, or is given up.
     fn run(
         &mut self,
         waiting: Waiting,
@@ -776,7 +777,7 @@ impl Shard {
         }
     }
 
-    /// Handles a waiting cause as often as it may be; gives why it failed the last time.
+    /// Handles a waiting cause up to the maximum number of times; returns the reason of the last failure.
     pub(super) fn try_run(
         &mut self,
         waiting: Waiting,
@@ -798,7 +799,7 @@ impl Shard {
         ended
     }
 
-    /// Counts a failure of a waiting cause; true if it was the last one allowed.
+    /// Counts a failure of a waiting cause; returns true if it was the last one allowed.
     fn fails(&mut self, waiting: Waiting) -> bool {
         let failures = self.jobs.failures.entry(waiting).or_default();
         *failures += 1;

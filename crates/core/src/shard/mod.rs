@@ -1,6 +1,6 @@
-//! A shard at its primary: it runs the handlers, makes their effects entries, and lets nothing leave too early.
+//! A shard at its primary: it runs the handlers, turns their effects into entries, and lets nothing leave too early.
 //!
-//! Everything that leaves waits in the release queue until the entry that it came from is committed. Work that can't be
+//! Everything that leaves waits in the release queue until its entry is committed. Work that cannot be
 //! done yet (the epoch is not active, the log is full, an attempt has to be logged first) waits in the job queue.
 
 mod dead_letters;
@@ -51,71 +51,71 @@ pub struct Shard {
     jobs: Jobs,
     trims: BTreeMap<ShardId, Seq>,
     trim_at: Option<Time>,
-    /// By session, up to where its client holds the replies, if one entry could not forget them all.
+    /// By session, the number up to which its client has the replies, if one entry could not delete them all.
     confirms: BTreeMap<SessionId, RequestNumber>,
     all_next: bool,
     /// The checkpoint of the last part, until it is known to exist: nothing can build on that part before.
     unconfirmed: Option<Colour>,
-    /// The highest colour that was heard of before the shard served.
+    /// The highest colour received before the shard served.
     heard: Colour,
     suspicion: Suspicion,
-    /// The session whose replies are being forgotten, and the number of the next one to look for.
+    /// The session whose replies are being deleted, and the number of the next one to look for.
     expiring: Option<(SessionId, u64)>,
-    /// What this input has cost so far, as [`Settings::work_max`] counts.
+    /// Work of this input so far, as counted for [`Settings::work_max`].
     work: usize,
-    /// By entry that is not committed, its bytes; and their sum.
+    /// Index and bytes of each entry that is not committed; and the sum of the bytes.
     uncommitted: VecDeque<(Index, usize)>,
     uncommitted_bytes: usize,
-    /// The shell has no memory for more work of clients.
+    /// The shell lacks memory for more work of clients.
     is_crowded: bool,
-    /// Jobs were left because the input had no more room.
+    /// Jobs are left because this input has reached its limit.
     is_cut: bool,
 }
 
-/// A rule of the design that does not hold.
+/// A violated invariant of the design.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invariant {invariant} is violated at shard {shard}: {what}")]
 pub struct Violation {
     /// Its number in the design.
     pub invariant: u8,
-    /// Where.
+    /// The shard.
     pub shard: ShardId,
-    /// What was found.
+    /// The violation.
     pub what: String,
 }
 
-// The key of an idempotency record holds process, principal and key, each of the first two behind its length.
+// The key of an idempotency record has the process, the principal and the key, the first two with their lengths.
 const _: () = assert!(
     1 + 2 + Key::LEN_MAX + 2 + Shard::PRINCIPAL_MAX + Shard::IDEMPOTENCY_KEY_MAX <= RecordKey::LEN_MAX
 );
-// One entry forgets at least as many replies as the fold does at once, and the window is never smaller than that.
+// One entry deletes at least as many replies as the fold does at once, and the window is never smaller than that.
 const _: () = assert!(State::CONFIRM_STEP <= Shard::EXPIRE_BATCH as u64);
 const _: () = assert!(State::CONFIRM_STEP <= Shard::SESSION_WINDOW);
 
 impl Shard {
-    /// How far a request's number may be over what its client confirmed.
+    /// Maximum distance of a request's number from the number that its client confirmed.
     pub const SESSION_WINDOW: u64 = State::SESSION_WINDOW;
-    /// Most bytes of an idempotency key.
+    /// Maximum number of bytes of an idempotency key.
     pub const IDEMPOTENCY_KEY_MAX: usize = 256;
-    /// When the client of an overloaded shard should come back, in milliseconds.
+    /// Time after which the client of an overloaded shard should retry, in milliseconds.
     pub const RETRY_AFTER_MS: u64 = 50;
-    /// Most bytes of a principal's name.
+    /// Maximum number of bytes of a principal's name.
     pub const PRINCIPAL_MAX: usize = 256;
-    /// Messages of a delivery that are looked ahead to.
+    /// Number of messages of a delivery whose records are prefetched.
     const LOOK_AHEAD: usize = 8;
-    /// Records that one tick looks at to forget them, at most.
+    /// Maximum number of records that one tick looks at to delete expired ones.
     const EXPIRE_BATCH: usize = 1024;
-    /// After serving for so long without an entry the shard logs its clocks, in microseconds: 10 min. The end of a process
-    /// life loses less than that of its served time.
+    /// Served time without an entry after which the shard logs its clocks, in microseconds: 10 min. The end of a
+    /// process life loses less than that of its served time.
     const NOTE_CLOCK: u64 = 10 * 60 * 1_000_000;
-    /// Channels and timers that count as one piece of work where each is only looked at.
+    /// Number of channels and timers that count as one unit of work where each is only looked at.
     const LOOKS_AT_ONCE: usize = 16;
-    /// Bytes of an entry or of a task's state that count as one piece of work.
+    /// Number of bytes of an entry or of a task's state that count as one unit of work.
     const WORK_BYTES: usize = 4096;
-    /// Channels that one entry trims at most, so that it fits into any log.
+    /// Maximum number of channels that one entry trims, so that it fits into any log.
     const TRIM_BATCH: usize = 256;
 
-    /// A shard with what its log says, before it leads an epoch.
+    /// Creates a shard from the state of its log, before it leads an epoch.
     ///
     /// # Panics
     /// If the topology has no such shard.
@@ -152,18 +152,18 @@ impl Shard {
         }
     }
 
-    /// Handles one input. `now` is what the shell's clocks say: see [`Now`]. Effects are appended to `out` in the order in
-    /// which they have to be performed.
+    /// Handles one input. `now` has the readings of the shell's clocks: see [`Now`]. Effects are appended to `out` in
+    /// the order in which they have to be performed.
     ///
     /// # Panics
-    /// If what leaves breaks a rule that a crash would turn into a lost or contradicted promise: see [`Shard::check`].
+    /// If an effect breaks a rule that a crash would turn into a lost or contradicted promise: see [`Shard::check`].
     pub fn handle(&mut self, now: Now, input: Input, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
         let (first, epoch, commit) = (out.len(), self.state.position().epoch, self.commit());
         self.handle_input(now, input, handler, out);
         self.assert_edge(epoch, commit, &out[first..]);
     }
 
-    /// Asserts, in release builds too, what must hold of each input's effects, whatever the input was.
+    /// Asserts the invariants of each input's effects, in release builds too.
     fn assert_edge(&self, epoch_before: Epoch, commit_before: Index, effects: &[Effect]) {
         let (shard, position, commit) = (self.state.shard(), self.state.position(), self.commit());
         assert!(position.epoch >= epoch_before, "shard {shard}: the epoch falls from {epoch_before} [1]");
@@ -261,8 +261,7 @@ impl Shard {
         }
     }
 
-    /// Looks at the records that an input will need, so that the processor fetches them: they are spread over all the
-    /// memory. Changes nothing.
+    /// Prefetches the records that an input will need, which are spread over all the memory. Changes nothing.
     pub fn look_ahead(&self, input: &Input) {
         if let Input::Deliver { messages, .. } = input {
             for message in messages.iter().take(Self::LOOK_AHEAD) {
@@ -271,8 +270,8 @@ impl Shard {
         }
     }
 
-    /// When the shard wants [`Input::Tick`], in the shell's steady time; in the past means at once. It is as the clocks were
-    /// at the last input: after a jump of the wall clock a tick lets the shard look at it again.
+    /// Returns the steady time at which the shard wants [`Input::Tick`]; a past time means at once. It uses the clocks
+    /// of the last input: after a jump of the wall clock a tick lets the shard look at it again.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
         if !self.is_active() {
@@ -294,29 +293,30 @@ impl Shard {
         [timer, served, trim, ready, tasks, self.release.deadline()].into_iter().flatten().min()
     }
 
-    /// Appends up to `records` more records and messages of the running snapshot to `out`; true once it is complete.
+    /// Appends up to `records` more records and messages of the running snapshot to `out`; returns true once it is
+    /// complete.
     pub fn drain_snapshot(&mut self, records: usize, out: &mut Piece) -> bool {
         self.state.drain_snapshot(records, out)
     }
 
-    /// The last life of the process ended in order, so that nothing that waits can have ended it: no attempts are logged.
-    /// Said before the start, and only by a shell that knows.
+    /// The last life of the process shut down cleanly, so no waiting cause can have ended it: no attempts are logged.
+    /// Must be called before the start, and only if this is certain.
     pub fn trust(&mut self) {
         self.suspicion.is_on = false;
     }
 
-    /// The next part holds every record: it replaces what is stored of the shard.
+    /// Makes the next part have every record: it replaces the stored ones of the shard.
     pub fn force_full_snapshot(&mut self) {
         self.all_next = true;
     }
 
-    /// What the shard knows, uncommitted entries included.
+    /// Returns the shard's state, including uncommitted entries.
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// The commit index; 0 until the epoch is active.
+    /// Returns the commit index; 0 until the epoch is active.
     #[must_use]
     pub fn commit(&self) -> Index {
         self.replica.as_ref().map_or(Index(0), Replica::commit)
@@ -328,37 +328,37 @@ impl Shard {
         self.replica.as_ref().is_some_and(Replica::is_active)
     }
 
-    /// Whether more may leave than the last input let go: a tick, or the same [`Input::Stored`] again, lets more of it go.
+    /// Whether more may leave than the last input released: a tick, or the same [`Input::Stored`] again, releases more.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         self.release.is_behind(self.commit())
     }
 
-    /// What the last input cost, as [`Settings::work_max`] counts.
+    /// Returns the work of the last input, as counted for [`Settings::work_max`].
     #[must_use]
     pub fn work(&self) -> usize {
         self.work
     }
 
-    /// Bytes of the entries that are not committed.
+    /// Returns the bytes of the entries that are not committed.
     #[must_use]
     pub fn uncommitted_bytes(&self) -> usize {
         self.uncommitted_bytes
     }
 
-    /// Bytes of the answers that wait for the entry that they have seen.
+    /// Returns the bytes of the answers that wait for a commit.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
         self.release.answer_bytes()
     }
 
-    /// Bytes of the queries that wait until what they read is committed, as [`Reading::weight`] counts.
+    /// Returns the bytes of the queries that wait until their reads are committed, as counted by [`Reading::weight`].
     #[must_use]
     pub fn query_bytes(&self) -> usize {
         self.release.query_bytes()
     }
 
-    /// Bytes of the outcomes of steps that wait to be handled.
+    /// Returns the bytes of the outcomes of steps that wait to be handled.
     #[must_use]
     pub fn outcome_bytes(&self) -> usize {
         self.jobs.outcome_bytes
@@ -369,13 +369,13 @@ impl Shard {
         self.is_crowded = is_crowded;
     }
 
-    /// The work that waits: messages received but not handled, and the like.
+    /// Returns the amount of waiting work: messages received but not handled, and the like.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.jobs.len() + self.suspicion.len() + usize::from(self.jobs.starting.is_some())
     }
 
-    /// The shard's clocks, as they were at the last input.
+    /// Returns the shard's clocks at the last input.
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.clock
@@ -385,10 +385,10 @@ impl Shard {
         self.state.position().served().plus_micros(Self::NOTE_CLOCK)
     }
 
-    /// Checks what must hold between two inputs.
+    /// Checks the invariants that hold between two inputs.
     ///
     /// # Errors
-    /// The first rule that does not hold.
+    /// The first violated rule.
     pub fn check(&self) -> Result<(), Violation> {
         let shard = self.state.shard();
         let violation = |invariant, what| Err(Violation { invariant, shard, what });
@@ -426,7 +426,7 @@ impl Shard {
         self.suspicion.began = self.append(Cause::Start, Key::none(), Effects::default(), out);
     }
 
-    /// The start entry is committed, and with it all before it: what waits in the system sets out again.
+    /// Handles that the start entry is committed, and with it all entries before it: waiting work begins again.
     fn handle_active(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
         out.push(Effect::Active(epoch));
         self.mark(self.heard, out);
@@ -442,7 +442,7 @@ impl Shard {
         if !self.is_active() {
             return;
         }
-        // Else a cut could hold the trim, but not the reception that it stands for.
+        // Otherwise a cut could have the trim, but not the reception that it stands for.
         self.mark(colour, out);
         let Some(outbox) = self.state.outboxes().get(from) else { return };
         let news = outbox.messages.front().is_some_and(|first| first.seq <= upto) && upto < outbox.next;
@@ -482,14 +482,14 @@ impl Shard {
         room::give_back(&mut self.uncommitted);
     }
 
-    /// Lets go what is committed, as far as one input may.
+    /// Releases committed effects, within the limit of one input.
     fn let_go(&mut self, out: &mut Vec<Effect>) {
         let room = self.settings.work_max.saturating_sub(self.work);
         let (commit, runs) = (self.commit(), &mut self.jobs.runs);
         self.work += self.release.commit(commit, &self.state, &self.clock, &self.settings, runs, room, out);
     }
 
-    /// Logs what receivers have acknowledged, as far as one input may.
+    /// Logs the acknowledgements of receivers, within the limit of one input.
     fn trim(&mut self, out: &mut Vec<Effect>) {
         let mut room = self.settings.work_max as u64;
         let mut trims = Vec::new();
@@ -512,7 +512,7 @@ impl Shard {
         }
     }
 
-    /// Forgets more replies that a client holds, where one entry could not forget all of them.
+    /// Deletes further replies that a client has, if one entry could not delete all of them.
     fn confirm(&mut self, out: &mut Vec<Effect>) {
         let Some((id, upto)) = self.confirms.pop_first() else { return };
         let key = RecordKey::session(id);
@@ -543,12 +543,13 @@ impl Shard {
         self.append(Cause::Expire, Key::none(), Effects::of(writes), out);
     }
 
-    /// Replies that one entry forgets at most because their client holds them.
+    /// Returns the maximum number of confirmed replies that one entry deletes.
     fn confirm_batch(&self) -> u64 {
         Self::EXPIRE_BATCH.min(self.settings.work_max).max(State::CONFIRM_STEP as usize) as u64
     }
 
-    /// Forgets what ran out. A session goes with its last replies, in the last of the entries that forget these.
+    /// Deletes expired records. A session is deleted with its last replies, by the last of the entries that delete
+    /// these.
     fn expire(&mut self, out: &mut Vec<Effect>) {
         let served = self.clock.served();
         let mut writes: Vec<Write> = Vec::new();
@@ -599,8 +600,9 @@ impl Shard {
             return;
         }
         let index = self.append(Cause::Marker { colour }, Key::none(), Effects::default(), out);
-        // A checkpoint that is not known to exist may have been given up: the chain of parts ends there. A snapshot that
-        // still runs belongs to such a one, or to one whose number came with a message from before it was given up.
+        // A checkpoint that is not known to exist may have been given up: the chain of parts ends there. A snapshot
+        // that still runs belongs to such a checkpoint, or to one whose number came with a message from before it was
+        // given up.
         let all =
             std::mem::take(&mut self.all_next) || self.unconfirmed.is_some() || self.state.snapshot_runs();
         let header = Box::new(self.state.begin_snapshot(all));
@@ -651,7 +653,8 @@ impl Shard {
         Ok((index, reply))
     }
 
-    /// Makes an entry, gives it to the log, folds it into the state and notes what may leave once it is committed.
+    /// Creates an entry, gives it to the log, folds it into the state and notes the effects to release once it is
+    /// committed.
     fn append(&mut self, cause: Cause, process: Key, effects: Effects, out: &mut Vec<Effect>) -> Index {
         let Effects { writes, sends, reply } = effects;
         let index = self.state.position().index.next();
@@ -684,7 +687,7 @@ impl Shard {
         self.replica.as_ref().expect("entries are made by the primary of an epoch").config().epoch()
     }
 
-    /// Whether nothing new may be handled now, for want of room or because the log is behind.
+    /// Whether no new work may be handled now, for lack of space or because the log is behind.
     fn blocked(&self) -> bool {
         self.full
             || self.uncommitted_bytes >= self.settings.uncommitted_bytes_max
@@ -698,19 +701,19 @@ struct Run<'a> {
     process: &'a Key,
     caller: Caller<'a>,
     payload: &'a [u8],
-    /// What is written even if the handler returns an error.
+    /// Writes that apply even if the handler returns an error.
     kept: Vec<Write>,
 }
 
-/// What the encoding of a message adds to its key and payload, at most.
+/// Maximum number of bytes that the encoding of a message adds to its key and payload.
 const SEND_WEIGHT: usize = 16;
 
-/// About as many bytes as a write takes in the log.
+/// Returns the approximate number of bytes of a write in the log.
 fn write_weight(write: &Write) -> usize {
     write.key.as_bytes().len() + write.value.as_ref().map_or(0, |value| value.len()) + 16
 }
 
-/// What an entry does beside what follows from its cause.
+/// The effects of an entry besides those that follow from its cause.
 #[derive(Default)]
 struct Effects {
     writes: Vec<Write>,
@@ -723,7 +726,7 @@ impl Effects {
         Self { writes, ..Self::default() }
     }
 
-    /// About as many bytes as they take in the log.
+    /// Returns their approximate number of bytes in the log.
     fn weight(&self) -> usize {
         let sends = self.sends.iter().map(|send| send.process.len() + send.payload.len() + SEND_WEIGHT);
         let reply = self.reply.as_ref().map_or(0, |(Reply::Ok(reply) | Reply::Err(reply))| reply.len());
@@ -731,7 +734,7 @@ impl Effects {
     }
 }
 
-/// Why a handler made no entry.
+/// Reasons for which a handler made no entry.
 enum Failure {
     Refused(Misuse),
     Panicked(String),

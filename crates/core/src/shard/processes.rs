@@ -1,4 +1,4 @@
-//! An operator deletes a process.
+//! Deletion of processes by an operator.
 
 use super::{Effect, Effects, Refusal, Shard, write_weight};
 use crate::blob::Blob;
@@ -9,12 +9,12 @@ use crate::record::{Kind, RecordKey, TaskRecord, TimerRecord};
 use crate::reply::Reply;
 
 impl Shard {
-    /// Records that one entry deletes at most.
+    /// Maximum number of records that one entry deletes.
     pub const DELETE_BATCH: usize = 1024;
 
-    /// Deletes those of the records that are the process's own: its state, its cells, its timers and its tasks. The answer
-    /// is the number of them, as 8 bytes with the highest first: fewer than were named if some are another's, gone, or too
-    /// many for one entry.
+    /// Deletes those of the records that belong to the process: its state, its cells, its timers and its tasks. The
+    /// answer is their number, as 8 bytes in big endian: less than requested if some belong to another process, are
+    /// gone, or exceed the limit of one entry.
     pub(super) fn handle_delete(
         &mut self,
         token: u64,
@@ -52,7 +52,7 @@ impl Shard {
         Ok((index, count))
     }
 
-    /// Whether a record is there and belongs to a process.
+    /// Whether a record exists and belongs to a process.
     fn is_own(&self, process: &Key, key: &RecordKey) -> bool {
         match key.kind() {
             Kind::Process | Kind::Cell => {

@@ -1,4 +1,4 @@
-//! What waits for its entry to be committed before it leaves the shard.
+//! Effects that wait until their entry is committed before they leave the shard.
 
 use super::jobs::Runs;
 use super::{Answer, Effect, Messages, Settings, Shard};
@@ -12,28 +12,28 @@ use crate::shard_map::ShardMap;
 use crate::state::State;
 use std::collections::VecDeque;
 
-/// Messages that one delivery holds at most when a channel is sent again.
+/// Maximum number of messages of one delivery when a channel is sent again.
 const RESEND_BATCH: usize = 1024;
 
-/// The queues of what may leave later, each in the order of its entries.
+/// Queues of effects, each in the order of their entries.
 #[derive(Default)]
 pub(super) struct Release {
     held: VecDeque<(Index, Held)>,
     /// Bytes of the answers in `held`.
     answer_bytes: usize,
-    /// Apart from the others, for it is by far the longest.
+    /// Separate from the others, because it is by far the longest.
     moved: VecDeque<(Index, Moved)>,
     channels: ShardMap<Sending>,
-    /// Channels with messages that the epoch began with and that have not left again yet.
+    /// Channels with messages with which the epoch began and that have not left again yet.
     backlog: VecDeque<ShardId>,
     receiving: ShardMap<Receiving>,
     /// Senders that still need an acknowledgement.
     acks: Vec<ShardId>,
     ack_at: Option<Time>,
     resend_at: Option<Time>,
-    /// The colour up to the commit index: the number of a marker that may be lost leaves no shard.
+    /// The colour up to the commit index: the number of a marker that may be lost must not leave the shard.
     colour: Colour,
-    /// Bytes that the queries in `held` count for: see [`Reading::weight`].
+    /// Bytes for which the queries in `held` count: see [`Reading::weight`].
     query_bytes: usize,
 }
 
@@ -51,19 +51,19 @@ enum Moved {
     Received(ShardId, Seq),
 }
 
-/// How far the messages of a channel have left.
+/// Progress of a channel's messages leaving the shard.
 #[derive(Default)]
 struct Sending {
     released: Seq,
-    /// Messages after it that may leave.
+    /// Number of messages after it that may leave.
     ready: u64,
     is_in_backlog: bool,
-    /// A crash may have met the messages up to this one.
+    /// The last message that may have been running when the process crashed.
     met: Seq,
     progress: Time,
 }
 
-/// How far the reception of a channel's messages is committed.
+/// Progress of committing the reception of a channel's messages.
 #[derive(Default)]
 struct Receiving {
     committed: Seq,
@@ -71,13 +71,13 @@ struct Receiving {
 }
 
 impl Sending {
-    /// Lets up to `max` of the ready messages leave as one delivery; gives how many left. None is left that could leave if
-    /// it gives none.
+    /// Lets up to `max` of the ready messages leave as one delivery; returns their number. If it is 0, none could
+    /// leave.
     fn deliver(&mut self, state: &State, to: ShardId, max: usize, out: &mut Vec<Effect>) -> usize {
         let last = Seq(self.released.0 + self.ready);
         let messages = state.outboxes().get(to).map(|outbox| &outbox.messages);
         let front = messages.and_then(|messages| messages.front()).map(|front| front.seq);
-        // Some may have been acknowledged and trimmed: the receiver had them from the life before.
+        // Some may have been acknowledged and trimmed: the receiver has them from the previous life.
         let first = self.released.next().max(front.unwrap_or(last.next()));
         let (Some(messages), Some(front), true) = (messages, front, first <= last) else {
             (self.released, self.ready) = (last, 0);
@@ -96,17 +96,17 @@ impl Sending {
 }
 
 impl Release {
-    /// `colour` is that of the log at the start.
+    /// Creates the queues; `colour` is that of the log at the start.
     pub(super) fn new(colour: Colour) -> Self {
         Self { colour, ..Self::default() }
     }
 
-    /// The colour of what is committed, for what leaves without an entry of its own.
+    /// Returns the committed colour, for effects without an entry of their own.
     pub(super) fn colour(&self) -> Colour {
         self.colour
     }
 
-    /// Notes what leaves with an entry.
+    /// Queues the effects of an entry.
     pub(super) fn hold(&mut self, entry: &Entry, shard: ShardId) {
         let index = entry.index;
         match entry.cause {
@@ -130,11 +130,11 @@ impl Release {
 
     pub(super) fn hold_answer(&mut self, answer: Answer) {
         self.answer_bytes += answer.bytes();
-        // A retry of an old request waits behind the newest entry, so the order of the queue holds.
+        // A retry of an old request waits behind the newest entry, so the order of the queue is kept.
         self.held.push_back((answer.index, Held::Answer(answer)));
     }
 
-    /// Bytes of the answers that wait for their entry.
+    /// Returns the bytes of the answers that wait for their entry.
     pub(super) fn answer_bytes(&self) -> usize {
         self.answer_bytes
     }
@@ -156,14 +156,14 @@ impl Release {
         self.held.push_back((index, Held::Marker(colour)));
     }
 
-    /// Whether something waits that may leave.
+    /// Whether waiting effects may leave.
     pub(super) fn is_behind(&self, commit: Index) -> bool {
         let held = self.held.front().map(|(index, _)| *index);
         let moved = self.moved.front().map(|(index, _)| *index);
         !self.backlog.is_empty() || held.into_iter().chain(moved).any(|index| index <= commit)
     }
 
-    /// Lets go up to `room` of what the commit index has reached; gives how much that was.
+    /// Releases up to `room` effects that the commit index has reached; returns their number.
     #[expect(clippy::too_many_arguments, reason = "the parts of the shard, which holds this one as well")]
     pub(super) fn commit(
         &mut self,
@@ -255,8 +255,8 @@ impl Release {
         }
     }
 
-    /// A new primary sends all that its outboxes hold, and knows all of the log as received. The messages leave with the
-    /// next commits; `again` if a crash may have met them.
+    /// Makes a new primary send all messages in its outboxes, and treat all of the log as received. The messages leave
+    /// with the next commits; `again` if they may have been running when the process crashed.
     pub(super) fn resend_all(&mut self, state: &State, again: bool, now: Time) {
         for (from, &committed) in state.received().iter() {
             self.receiving.get_or_default(from).committed = committed;
@@ -274,7 +274,7 @@ impl Release {
         }
     }
 
-    /// A message came that is received already: its sender has missed an acknowledgement.
+    /// Acknowledges a message that was received before: its sender has missed the acknowledgement.
     pub(super) fn ack_again(&mut self, from: ShardId, now: Time, settings: &Settings) {
         if self.receiving.get_or_default(from).committed > Seq(0) {
             self.ack(from, now, settings);
@@ -285,7 +285,7 @@ impl Release {
         self.channels.get_or_default(to).progress = now;
     }
 
-    /// Sends what is due, as far as one input may; gives how much that was.
+    /// Sends what is due, within the limit of one input; returns the number of effects.
     pub(super) fn tick(
         &mut self,
         state: &State,
@@ -320,7 +320,7 @@ impl Release {
                     let released = outbox.messages.iter().take_while(|m| m.seq <= channel.released);
                     let messages: Messages = released.take(RESEND_BATCH).cloned().collect();
                     work += messages.len();
-                    // Its receiver may have ended over them.
+                    // Its receiver's process may have ended while handling them.
                     out.push(Effect::Deliver { to, messages, again: true });
                 }
             }

@@ -13,7 +13,8 @@ use crate::reply::Reply;
 use crate::state::State;
 
 impl Shard {
-    /// When a client should come back that was refused for what is kept: that takes its time, in milliseconds.
+    /// Time after which a client should retry that was refused because of kept state, which expires slowly; in
+    /// milliseconds.
     const RETRY_KEPT_AFTER_MS: u64 = 60_000;
 
     pub(super) fn handle_open_session(
@@ -61,25 +62,26 @@ impl Shard {
         }
     }
 
-    /// A request that may be what ended the process: it is handled only after an attempt at it is logged.
+    /// Returns the waiting cause for a request that may have ended the process: it is handled only after an attempt is
+    /// logged.
     fn suspect(&self, request: &Request) -> Option<Waiting> {
         let met = self.state.has_begun_requests();
         if !self.is_active() || !met && self.clock.steady() >= self.suspicion.until {
             return None;
         }
         let suspect = self.suspect_of(request);
-        // Of what a death has met it is known that it may end the process, however late its client comes again.
+        // A met cause may have ended the process, however late its client repeats it.
         if self.clock.steady() >= self.suspicion.until && !self.has_begun(&suspect) {
             return None;
         }
-        // Only what would be handled is worth an attempt.
+        // Only a request that would be handled needs an attempt.
         let new = matches!(self.known_reply(request), Ok(None))
             && self.admit_request(request).is_ok()
             && self.check_poison(&suspect).is_ok();
         (new && !self.jobs.survived(&suspect)).then_some(suspect)
     }
 
-    /// What makes a request known that comes again after it has ended the process.
+    /// Returns the identity of a request that comes again after it has ended the process.
     fn suspect_of(&self, request: &Request) -> Waiting {
         match self.cause(request).identity(&request.process) {
             Some(identity) => Waiting::Request { identity },
@@ -87,7 +89,7 @@ impl Shard {
         }
     }
 
-    /// Handles a request; false if it was refused before it could be.
+    /// Handles a request; returns false if it was refused before it could be handled.
     pub(super) fn run_request(
         &mut self,
         request: &Request,
@@ -134,7 +136,7 @@ impl Shard {
                 cause = Cause::Suspected { content };
             }
         }
-        // The client has seen that checkpoint's future.
+        // The client has seen state after that checkpoint.
         self.mark(request.colour, out);
         let caller = Caller::Client { principal: &request.principal };
         let process = &request.process;
@@ -149,14 +151,14 @@ impl Shard {
         Ok(done)
     }
 
-    /// The last reply that the entry of a request may forget, of those that its client confirms.
+    /// Returns the last reply that the entry of a request may delete, of those that its client confirms.
     fn confirmed_at_once(&self, session: SessionId, confirmed: RequestNumber) -> RequestNumber {
         let base = self.state.session(session).map_or(0, |open| open.confirmed.0);
         confirmed.min(RequestNumber(base.saturating_add(self.confirm_batch())))
     }
 
-    /// Leaves what a request confirms and its entry did not forget to the next ticks. A crash may forget that: the client
-    /// confirms it again.
+    /// Leaves confirmed replies that the entry of a request did not delete to the next ticks. A crash may forget this:
+    /// the client confirms them again.
     fn note_confirmed(&mut self, session: SessionId, confirmed: RequestNumber) {
         let Some(open) = self.state.session(session) else { return };
         if confirmed.0.saturating_sub(open.confirmed.0) >= State::CONFIRM_STEP {
@@ -183,27 +185,29 @@ impl Shard {
         }
     }
 
-    /// Refuses what was given up.
+    /// Refuses a request that was given up.
     fn check_poison(&self, suspect: &Waiting) -> Result<(), Refusal> {
         let attempts = self.settings.attempts_max;
         let is_given_up = self.attempts(suspect) == AttemptRecord::GIVEN_UP;
         if is_given_up { Err(Refusal::Poisoned { attempts }) } else { Ok(()) }
     }
 
-    /// The reply to a request that was handled before.
+    /// Returns the reply to a request that was handled before.
     fn known_reply(&self, request: &Request) -> Result<Option<Reply>, Refusal> {
         match &request.identity {
             Identity::None => Ok(None),
             Identity::Session { session, number, confirmed } => {
-                // One that has run out is gone, though its record goes last: its replies go first, over several entries.
+                // An expired session is gone, although its record is deleted last: its replies are deleted first, over
+                // several entries.
                 let open = self.state.session(*session).filter(|open| open.expires > self.clock.served());
-                // Other clients do not learn that there is such a session.
+                // Other clients must not learn that there is such a session.
                 let Some(open) = open.filter(|open| open.principal == request.principal) else {
-                    // What can't be admitted could not have opened a session, and opening another one won't help.
+                    // If the client cannot be admitted, it could not have opened a session, and opening another one
+                    // does not help.
                     self.admit(&request.principal)?;
                     return Err(Refusal::UnknownSession(*session));
                 };
-                // Some of what is confirmed may not be forgotten yet.
+                // Some confirmed replies may not be deleted yet.
                 let before = self.confirms.get(session).copied().unwrap_or_default().max(open.confirmed);
                 if *number <= before {
                     return Err(Refusal::Confirmed(*number));
@@ -216,7 +220,7 @@ impl Shard {
                     return Err(Refusal::Window { number: *number, confirmed: base, window });
                 }
                 if number.0 - before.0 > window {
-                    // A crash forgot some of what is confirmed: the next ticks go on with it.
+                    // A crash forgot some of the confirmations: the next ticks continue.
                     return Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS });
                 }
                 Ok(None)
@@ -246,7 +250,7 @@ impl Shard {
         let keeps = match &request.identity {
             Identity::None => false,
             Identity::Idempotency { .. } => true,
-            // One that confirms gives back as it goes on, and must be let go on for that.
+            // A session that confirms replies frees space as it continues, and must be admitted for that.
             Identity::Session { session, confirmed, .. } => self
                 .state
                 .session(*session)
@@ -260,7 +264,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Admission control stands here, at the edge: internal messages never wait for room.
+    /// Admission control of clients: internal messages never wait for space.
     pub(super) fn admit(&self, principal: &str) -> Result<(), Refusal> {
         if !self.is_active() {
             return Err(Refusal::NotReady);
@@ -277,17 +281,17 @@ impl Shard {
         check_len("a principal", principal.len(), Self::PRINCIPAL_MAX)
     }
 
-    /// An answer that comes with no entry of its own is refused if enough of them wait for the log, or of queries whose
-    /// answers are to come.
+    /// Refuses an answer without an entry of its own if too many of them wait for the log, or too many queries have
+    /// pending answers.
     fn admit_answer(&self) -> Result<(), Refusal> {
         let waiting = self.release.answer_bytes() + self.release.query_bytes();
         let is_full = waiting >= self.settings.uncommitted_bytes_max;
         if is_full { Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS }) } else { Ok(()) }
     }
 
-    /// Captures what the query may read, and goes on: only brief code runs here.
+    /// Captures the process for the query, and continues: only brief code runs here.
     pub(super) fn handle_query(&mut self, query: Query, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
-        // It is user code too, and may end the process beside what is tried.
+        // It is user code too, and may end the process beside a trial.
         if !self.is_active() || self.suspicion.held {
             return self.answer(query.token, Err(Refusal::NotReady), out);
         }
@@ -316,7 +320,7 @@ impl Shard {
         }
     }
 
-    /// Answers once all that the answer has seen is committed.
+    /// Answers once all that the answer includes is committed.
     pub(super) fn answer(
         &mut self,
         token: u64,
@@ -342,7 +346,7 @@ impl Shard {
     }
 }
 
-/// Refuses what would add to something of which there is enough.
+/// Refuses to add to state that has reached its limit.
 fn within(what: Limited, used: usize, max: usize) -> Result<(), Refusal> {
     let retry_after_ms = Shard::RETRY_KEPT_AFTER_MS;
     if used >= max { Err(Refusal::LimitReached { what, max, retry_after_ms }) } else { Ok(()) }

@@ -1,51 +1,51 @@
-//! What an operator may set for the shards of a service.
+//! Settings of a service's shards.
 
 /// Limits and times of a shard. All times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How long a session lives without a request, in served time: 1 h by default.
+    /// Time after which a session expires without a request, in served time: 1 h by default.
     pub session_ttl: u64,
-    /// How long the reply to an idempotency key is kept, in served time: 24 h by default.
+    /// Time that the reply to an idempotency key is kept, in served time: 24 h by default.
     pub idempotency_ttl: u64,
-    /// How often a waiting cause may fail, or end the process with nothing suspected beside it, before it becomes a dead
-    /// letter: 5 by default, at least 1.
+    /// Number of times that a waiting cause may fail, or end the process without another suspect, before it becomes a
+    /// dead letter: 5 by default, at least 1.
     pub attempts_max: u32,
-    /// How long after the start that follows a life which did not end in order clients' requests are suspected to have
-    /// ended it: 60,000 by default.
+    /// Time after the start that follows an unclean shutdown during which clients' requests are suspected to have
+    /// caused it: 60,000 by default.
     pub suspect_for: u64,
-    /// Bytes of undelivered messages, or of requests that wait for their attempt, from which on clients are asked to come
-    /// back later: 64 MiB by default.
+    /// Bytes of undelivered messages, or of requests that wait for their attempt, above which clients are asked to
+    /// retry later: 64 MiB by default.
     pub outbox_bytes_max: usize,
-    /// Bytes of replies that are kept for retries, in sessions and under idempotency keys, from which on requests with a new
-    /// key are refused; half of it for one principal: 64 MiB by default. Requests of a session are refused only if it keeps
-    /// [`State::SESSION_KEPT`](crate::state::State::SESSION_KEPT) itself and confirms nothing.
+    /// Bytes of replies that are kept for retries, in sessions and under idempotency keys, above which requests with a
+    /// new key are refused; half of it for one principal: 64 MiB by default. Requests of a session are refused only if
+    /// it keeps [`State::SESSION_KEPT`](crate::state::State::SESSION_KEPT) itself and confirms nothing.
     pub kept_bytes_max: usize,
-    /// Sessions from which on no other is opened; half of it for one principal: 65,536 by default.
+    /// Maximum number of sessions; half of it for one principal: 65,536 by default.
     pub sessions_max: usize,
-    /// Bytes of timers and tasks from which on clients' requests are refused: 256 MiB by default.
+    /// Bytes of timers and tasks above which clients' requests are refused: 256 MiB by default.
     pub waiting_bytes_max: usize,
-    /// Bytes of dead letters from which on clients' requests are refused until some are retried or dropped: 64 MiB by
+    /// Bytes of dead letters above which clients' requests are refused until some are retried or deleted: 64 MiB by
     /// default.
     pub dead_letter_bytes_max: usize,
-    /// Bytes that one call may write, send and answer together: 32 MiB by default. At least twice as much must fit into the
-    /// log at once, for a dead letter holds a payload and more.
+    /// Maximum number of bytes that one call may write, send and answer together: 32 MiB by default. At least twice as
+    /// much must fit into the log at once, because a dead letter has a payload and more.
     pub entry_bytes_max: usize,
-    /// Entries that may wait to be committed before the shard takes no new work: 65,536 by default.
+    /// Maximum number of entries that may wait to be committed before the shard accepts no new work: 65,536 by default.
     pub uncommitted_max: u64,
-    /// Bytes of entries that may wait to be committed before the shard takes no new work: 64 MiB by default. The one call
-    /// that reaches the limit may go over it. Queries, and retries of what was answered, are refused from as many bytes of
-    /// answers on that wait for the log.
+    /// Maximum number of bytes of entries that may wait to be committed before the shard accepts no new work: 64 MiB by
+    /// default. The one call that reaches the limit may exceed it. Queries, and retries of answered requests, are
+    /// refused above the same number of bytes of answers that wait for the log.
     pub uncommitted_bytes_max: usize,
-    /// Work that one input does at most before the rest waits for a tick, so that no shard holds up the others of its
+    /// Maximum work of one input, after which the rest waits for a tick, so that no shard delays the others of its
     /// thread: 2,048 by default, at least 1. Runs of handlers, records, messages, answers and 4 KiB of the log count one
-    /// each; the one call that reaches the limit may go over it.
+    /// each; the one call that reaches the limit may exceed it.
     pub work_max: usize,
-    /// How long acknowledgements and trims are gathered before they leave: 25 by default.
+    /// Time for which acknowledgements and trims are gathered before they leave: 25 by default.
     pub ack_delay: u64,
-    /// How long a channel may go without progress before its messages are sent again: 2,000 by default.
+    /// Time without progress of a channel after which its messages are sent again: 2,000 by default.
     pub resend_after: u64,
-    /// How long a wall clock that is ahead by more than [`Clock::FAR`](crate::clock::Clock::FAR) has to stay so before
-    /// it is believed; 0 believes any clock at once: 600,000 by default.
+    /// Time for which a wall clock that is ahead by more than [`Clock::FAR`](crate::clock::Clock::FAR) has to stay so
+    /// before it is adopted; 0 adopts any clock at once: 600,000 by default.
     pub clock_confirm: u64,
 }
 

@@ -1,5 +1,5 @@
-//! The work that an epoch begins with: the state's own messages, timers and tasks are queued, and attempts of a life
-//! that ended in order are forgotten. A state may hold hundreds of thousands of each, so that this goes on over several
+//! The work with which an epoch begins: the state's own messages, timers and tasks are queued, and attempts of a life
+//! that shut down cleanly are deleted. A state may have hundreds of thousands of each, so this is spread over several
 //! inputs.
 
 use super::jobs::{Attempt, Job, Work};
@@ -10,16 +10,16 @@ use crate::key::Key;
 use crate::record::{AttemptRecord, RecordKey, TaskHead};
 use std::collections::BTreeSet;
 
-/// Attempts that one entry forgets at most.
+/// Maximum number of attempts that one entry deletes.
 const FORGIVE_BATCH: usize = 256;
 
-/// The progress of a shard through the work that its epoch began with.
+/// Progress of a shard through the work with which its epoch began.
 pub(super) struct Starting {
-    /// The attempts up to this one are still to be forgotten.
+    /// The attempts up to this one are still to be deleted.
     attempts: Option<RecordKey>,
-    /// The messages of the shard to itself that are not queued yet are those in its outbox after the last one that is.
+    /// Whether messages of the shard to itself, in its outbox after the last queued one, are still to be queued.
     pub(super) has_locals: bool,
-    /// The last life of the process may have met those up to this one.
+    /// The last message that may have been running when the last life of the process ended.
     locals_met: Seq,
     /// The tasks from this one on are still to be queued.
     tasks: Option<TaskId>,
@@ -28,7 +28,8 @@ pub(super) struct Starting {
 }
 
 impl Shard {
-    /// Begins with what the state holds when an epoch becomes active: a crash may have met each of it before.
+    /// Begins with the state at the activation of an epoch: all of its work may have been running when the process
+    /// crashed.
     pub(super) fn begin_starting(&mut self) {
         let shard = self.state.shard();
         let next = self.state.outboxes().get(shard).map_or(Seq(1), |outbox| outbox.next);
@@ -43,7 +44,7 @@ impl Shard {
         self.push_due_timers();
     }
 
-    /// Goes on with it, as far as one input may.
+    /// Continues, within the limit of one input.
     pub(super) fn go_on_starting(&mut self, out: &mut Vec<Effect>) {
         let until = self.work + self.settings.work_max;
         while let Some(starting) = &mut self.jobs.starting {
@@ -67,9 +68,9 @@ impl Shard {
         }
     }
 
-    /// After a life that ended in order nothing has ended the process: attempts that were logged before are forgotten, but
-    /// for those of requests that were given up. The last ones go first, so that a crash in between leaves no message met
-    /// behind one that is not. Gives the last one that is left for the next time.
+    /// After a clean shutdown no cause has ended the process: logged attempts are deleted, except those of requests
+    /// that were given up. The last ones are deleted first, so that a crash in between leaves no met message behind one
+    /// that is not met. Returns the last one that is left for the next time.
     fn forgive(&mut self, upto: RecordKey, out: &mut Vec<Effect>) -> Option<RecordKey> {
         let batch = FORGIVE_BATCH.min(self.settings.work_max);
         let mut keys: Vec<RecordKey> =
@@ -88,7 +89,7 @@ impl Shard {
         next
     }
 
-    /// Queues the next message of the shard to itself; `met` is the last one that a crash may have met.
+    /// Queues the next message of the shard to itself; `met` is the last one that may have been running at a crash.
     fn queue_local(&mut self, met: Seq) {
         self.work += 1;
         let shard = self.state.shard();
@@ -117,7 +118,7 @@ impl Shard {
         }
     }
 
-    /// Queues a step that a death of the process may have met, or of which it is known that one has.
+    /// Queues a step that may have been running when the process ended, or is known to have been.
     pub(super) fn resume(&mut self, id: TaskId) {
         let work = Work::Resume(id);
         if self.suspicion.is_on && self.waiting_of(&work).is_some_and(|task| self.has_begun(&task)) {

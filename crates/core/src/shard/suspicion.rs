@@ -1,10 +1,10 @@
-//! Suspicion after a life of the process that did not end in order: what waits may have ended it.
+//! Suspicion after a life of the process that did not shut down cleanly: a waiting cause may have ended it.
 //!
-//! Before such a cause begins, an attempt at it is logged, and its own entry removes that. So a log holds attempts at just
-//! what had begun when the process ended: these causes are *met*. The first time, causes begin in groups, and their attempts
-//! count nothing: with the process they only become met. A cause that is met begins alone on its node, in a turn that
-//! [`Trials`](crate::trials::Trials) gives, and that attempt counts. So only what has begun is charged, and only where
-//! nothing else that is suspected had begun beside it.
+//! Before such a cause begins, an attempt at it is logged, and its own entry removes that. So a log has attempts at
+//! exactly those causes that had begun when the process ended: these causes are *met*. The first time, causes begin in
+//! groups, and their attempts do not count: if the process ends, they only become met. A met cause begins alone on its
+//! node, in a turn that [`Trials`](crate::trials::Trials) gives, and that attempt counts. So only a cause that has
+//! begun is charged, and only if no other suspect had begun beside it.
 
 use super::jobs::{Attempt, Job, Work};
 use super::{Effect, Effects, Shard};
@@ -16,18 +16,18 @@ use crate::record::{RecordKey, TaskHead, TaskRecord, Waiting};
 use crate::trials::Lane;
 use std::collections::VecDeque;
 
-/// What a shard suspects, and its turns to try it.
+/// The suspicions of a shard, and its turns to try causes.
 pub(super) struct Suspicion {
-    /// The last life did not end in order, as far as is known.
+    /// The last life may not have shut down cleanly.
     pub(super) is_on: bool,
-    /// The entry that this life began with.
+    /// The entry with which this life began.
     pub(super) began: Index,
-    /// Until when requests are suspected: their clients may bring again what ended the process. Met tasks wait until then,
-    /// so that no suspected request begins beside them.
+    /// Time until which requests are suspected: their clients may repeat the one that ended the process. Met tasks wait
+    /// until then, so that no suspected request begins beside them.
     pub(super) until: Time,
-    /// Nothing but what is met may begin, and that only in this shard's turn.
+    /// Only met causes may begin, and only in this shard's turn.
     pub(super) held: bool,
-    /// Met messages and timers, while all else is held.
+    /// Met messages and timers, while all other work is held.
     pub(super) met: VecDeque<Job>,
     pub(super) handlers: Turn,
     /// Met tasks.
@@ -43,7 +43,7 @@ pub(super) struct Suspicion {
 pub(super) struct Turn {
     wanted: bool,
     pub(super) is_ours: bool,
-    /// What was tried is over once this entry is committed.
+    /// The trial is over once this entry is committed.
     pub(super) tried: Option<Index>,
 }
 
@@ -67,7 +67,7 @@ impl Suspicion {
         self.met.len() + self.tasks.len()
     }
 
-    /// When met tasks may be tried, if there are any.
+    /// Returns the time at which met tasks may be tried, if there are any.
     pub(super) fn deadline(&self) -> Option<Time> {
         (!self.held && !self.tasks.is_empty() && !self.steps.wanted).then_some(self.until)
     }
@@ -81,12 +81,12 @@ impl Shard {
         self.suspicion.is_on && self.state.has_begun_handlers()
     }
 
-    /// Holds everything but what is met, until [`Input::Open`](super::Input::Open). Said before the start.
+    /// Holds all work except met causes, until [`Input::Open`](super::Input::Open). Must be called before the start.
     pub fn hold(&mut self) {
         self.suspicion.held = true;
     }
 
-    /// Another shard needs the turn of this one for a handler. The step goes on, but not alone any more.
+    /// Handles that another shard needs the turn of this one for a handler. The step continues, but is no longer alone.
     pub(super) fn yield_turn(&mut self, out: &mut Vec<Effect>) {
         if !self.suspicion.steps.is_ours || self.suspicion.steps.tried.is_some() {
             return;
@@ -102,8 +102,8 @@ impl Shard {
         self.end_turns(out);
     }
 
-    /// Met tasks that were charged more than once come last: ends from outside that always come so soon after the start
-    /// that nothing gets done are not the fault of the first one.
+    /// Moves met tasks that were charged more than once to the end: kills from outside that always come so soon after
+    /// the start that nothing completes are not the fault of the first task.
     pub(super) fn order_met_tasks(&mut self) {
         let mut tasks = Vec::from(std::mem::take(&mut self.suspicion.tasks));
         tasks.sort_by_cached_key(|id| {
@@ -153,7 +153,7 @@ impl Shard {
         }
     }
 
-    /// Goes on with a met message or timer; false if nothing can be done now.
+    /// Continues with a met message or timer; returns false if nothing can be done now.
     pub(super) fn try_met(&mut self, handler: &mut dyn Handler, out: &mut Vec<Effect>) -> bool {
         let turn = &self.suspicion.handlers;
         if !turn.is_ours || turn.tried.is_some() || self.blocked() {
@@ -193,7 +193,7 @@ impl Shard {
         true
     }
 
-    /// Begins a met task, if there is one and it may be.
+    /// Begins a met task, if there is one and it may begin.
     pub(super) fn try_met_task(&mut self, out: &mut Vec<Effect>) {
         let Suspicion { held, tasks, steps, task, until, .. } = &self.suspicion;
         let is_starting = self.jobs.starting.is_some();
@@ -222,7 +222,7 @@ impl Shard {
         self.end_turns(out);
     }
 
-    /// A thread is about to run a step that asked for it: an attempt comes first.
+    /// Handles that a thread is about to run a step that asked first: an attempt is logged before it runs.
     pub(super) fn begin_step(&mut self, id: TaskId, run: u32, out: &mut Vec<Effect>) {
         let task = self.state.record::<TaskRecord>(&RecordKey::task(id));
         let Some(task) = task.filter(|_| self.jobs.runs.is_outstanding(id, run)) else {
@@ -239,7 +239,7 @@ impl Shard {
         self.release.hold_step(index, id, run);
     }
 
-    /// The step of a task ended, or is of no use any more.
+    /// Notes that the step of a task ended, or is no longer needed.
     pub(super) fn note_tried_task(&mut self, id: TaskId) {
         if self.suspicion.task == Some(id) {
             self.suspicion.steps.tried = Some(self.state.position().index);

@@ -1,4 +1,4 @@
-//! What the simulator found in the counting of attempts, in a few lines each.
+//! Faults in the counting of attempts that the simulator found, in a few lines each.
 
 use crate::numbered;
 use crate::world::World;
@@ -45,7 +45,7 @@ fn the_attempts_at_a_timer_that_is_cancelled_are_forgotten_17() {
     world.now = world.now.plus_millis(600);
     world.restart();
     let shard = world.shard_of("a");
-    // The start is stored, and the attempt is made; while that is not stored the timer does not fire.
+    // The start is stored, and the attempt is appended; until it is stored the timer does not fire.
     world.store(shard);
     assert_eq!(world.log[&shard].last().unwrap().cause, Cause::Attempt);
     world.request("a", &format!("cancel {}", id.0), Identity::None);
@@ -53,7 +53,7 @@ fn the_attempts_at_a_timer_that_is_cancelled_are_forgotten_17() {
     assert_eq!((world.state("a").as_str(), world.shard("a").state().attempts()), ("", 0));
 }
 
-/// A key on each shard, the given one first.
+/// Returns a key on each shard, the given one first.
 fn keys(world: &World, first: &str) -> Vec<String> {
     let mut keys = vec![first.to_owned()];
     let mut names = (0..).map(|i| format!("k{i}"));
@@ -94,7 +94,7 @@ fn deaths_from_outside_give_up_no_message() {
     let sends: Vec<String> = keys.iter().flat_map(|key| vec![format!("send {key} add x"); 50]).collect();
     world.request("a", &sends.join("\n"), Identity::None);
     world.store(world.shard_of("a"));
-    // Each life ends a little later than the one before, wherever it is then.
+    // Each life ends a little later than the previous one, whatever it is doing then.
     for steps in 0..60 {
         world.crash();
         for _ in 0..steps {
@@ -120,14 +120,18 @@ fn a_task_is_charged_when_its_step_begins_and_nothing_else_does() {
     // All of them run when the process ends, twice: then they are tried one after the other.
     world.crash();
     world.settle();
-    assert_eq!(world.tasks.len(), TASKS, "they go on at once, for no death had met them");
+    assert_eq!(
+        world.tasks.len(),
+        TASKS,
+        "they continue at once, because none was running when the process ended"
+    );
     assert_eq!(world.alone, 0);
     world.crash();
     world.settle();
     assert_eq!(world.tasks.len(), 0, "suspected requests come first");
     world.pass(settings.suspect_for);
     for _ in 0..TASKS {
-        // From outside: each step is met once, alone.
+        // An end from outside: each step is met once, alone.
         assert_eq!(world.tasks.len(), 1);
         world.crash();
         world.settle();
@@ -182,7 +186,7 @@ fn a_call_without_identity_that_ends_the_process_is_given_up_until_its_dead_lett
     let (index, _) = world.letters("a").remove(0);
     assert!(matches!(world.ordered("a", index, Order::Retry), Err(Refusal::NoRetry { .. })));
     assert!(world.ordered("a", index, Order::Drop).is_ok());
-    assert_eq!(call(&mut world), None, "a client may send it again once it is mended");
+    assert_eq!(call(&mut world), None, "a client may send it again once the handler is corrected");
     assert_eq!(world.deaths, 5);
 }
 
@@ -209,7 +213,7 @@ fn a_request_that_was_only_near_is_never_refused_for_it() {
 fn a_turn_that_comes_too_late_is_given_back() {
     let mut world = World::with(Settings { suspect_for: 1000, ..Settings::default() });
     let keys = keys(&world, "a");
-    // Both requests are met by a death.
+    // Both requests run when the process ends.
     for _ in 0..2 {
         world.crash();
         world.store_all();
@@ -219,13 +223,13 @@ fn a_turn_that_comes_too_late_is_given_back() {
         world.settle();
     }
     world.store_all();
-    // The first has the turn; the second waits for it, and then its dead letter's like is handled another way.
+    // The first has the turn; the second waits for it, and then an equal dead letter is handled another way.
     world.script.mended = true;
     let tokens: Vec<u64> = keys[..2].iter().map(|key| world.request(key, "die", Identity::None)).collect();
     world.now = world.now.plus_millis(2000);
     world.settle();
     assert!(tokens.iter().all(|token| world.answer(*token).is_some()));
-    // A third shard gets its turn all the same.
+    // A third shard still gets its turn.
     let last = world.request(&keys[2], "add x", Identity::None);
     world.settle();
     assert!(world.answer(last).is_some());
@@ -313,7 +317,7 @@ fn a_life_that_ends_in_order_forgives() {
     let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
     let keys = keys(&world, "a");
     world.request("a", &format!("send {} die", keys[1]), Identity::None);
-    // Without a request there are no further deaths than those of the message: unsuspected, in a group.
+    // Without a request the process ends only because of the message: unsuspected, then in a group.
     world.store(world.shard_of("a"));
     for _ in 0..2 {
         world.restart_to_first_message();
@@ -343,14 +347,14 @@ fn a_step_lets_a_handler_be_tried_and_is_not_charged_for_it() {
     }
     world.pass(settings.suspect_for);
     assert_eq!(world.tasks.len(), 1, "the step is tried alone");
-    // It comes again while the step runs, and is tried alone, for its part.
+    // It comes again while the step runs, and is tried alone.
     world.request(&keys[1], "die", Identity::None);
     world.settle();
     let token = world.request(&keys[1], "die", Identity::None);
     world.settle();
     assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { attempts: 1 }));
     world.pass(settings.suspect_for);
-    assert_eq!((world.letters("a").len(), world.tasks.len()), (0, 1), "the step stood beside it only");
+    assert_eq!((world.letters("a").len(), world.tasks.len()), (0, 1), "the step only ran beside it");
 }
 
 #[test]
@@ -408,7 +412,7 @@ fn a_request_that_was_not_given_up_is_not_refused_for_a_lower_limit() {
     let token = world.request("a", "die", numbered(session, 1, 0));
     world.settle();
     assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { attempts: 2 }));
-    assert_eq!(world.letters("a").len(), 1, "it is refused by giving it up");
+    assert_eq!(world.letters("a").len(), 1, "giving it up refuses it");
 }
 
 #[test]

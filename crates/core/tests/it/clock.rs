@@ -1,4 +1,4 @@
-//! Clocks that are wrong: what expires does so by served time, and timers follow the wall clock, which is doubted.
+//! Wrong clocks: sessions and keys expire by served time, and timers follow the wall clock, which may be doubted.
 
 use crate::numbered;
 use crate::world::{World, ok};
@@ -15,7 +15,7 @@ fn keyed() -> Identity {
     Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: [1; 16] }
 }
 
-/// The node ends, and starts again with its wall clock ahead of the steady one by so many milliseconds.
+/// Ends the node, and starts it again with its wall clock this many milliseconds ahead of the steady one.
 fn restart(world: &mut World, wall_ahead: i64) {
     world.wall_ahead = wall_ahead;
     world.restart();
@@ -39,7 +39,7 @@ fn a_start_two_days_ahead_applies_no_retry_again_and_fires_no_timer_7() {
     world.settle();
     assert_eq!(retries.map(|token| world.answer(token).unwrap().result.clone()), [Ok(ok("x")), Ok(ok("xy"))]);
     assert_eq!((world.runs("a"), world.state("b").as_str()), (2, ""));
-    // The clock is set right, and the shard is where it was but for the minutes that it ran faster.
+    // The clock is set right, and the shard is where it was, except for the minutes that it ran faster.
     world.wall_ahead = 0;
     world.pass(1);
     assert!(!world.shard("b").clock().is_doubted());
@@ -71,11 +71,11 @@ fn a_shard_that_believed_a_clock_two_days_ahead_still_knows_its_keys_and_gets_ba
 #[test]
 fn a_start_three_days_behind_that_is_corrected_fires_a_timer_on_the_day() {
     let mut world = World::new();
-    // Three days went by, and the clock does not know.
+    // Three days have passed, which the clock does not show.
     restart(&mut world, 0);
     world.call("a", &format!("timer {} add in three days", 3 * DAY + HOUR)).unwrap();
     world.wall_ahead = 3 * DAY as i64;
-    // The shell sees to it that its shards look at the clock again.
+    // The shell makes its shards look at the clock again.
     world.pass(1);
     assert!(world.shard("a").clock().is_doubted());
     world.pass(world.settings.clock_confirm);
@@ -91,7 +91,7 @@ fn a_downtime_of_three_days_fires_what_came_due_and_expires_nothing() {
     world.call("b", &format!("timer {DAY} add due")).unwrap();
     world.now = world.now.plus_millis(3 * DAY);
     restart(&mut world, 0);
-    assert_eq!(world.state("b"), "", "so far ahead the clock may be wrong");
+    assert_eq!(world.state("b"), "", "a clock that far ahead may be wrong");
     world.pass(world.settings.clock_confirm);
     assert_eq!(world.state("b"), "due");
     let retry = world.request("a", "add x", keyed());
@@ -133,7 +133,7 @@ fn an_idle_shard_logs_its_clocks_now_and_then() {
     assert_eq!(noted.served, Some(600_000_000));
 }
 
-/// What a version wrote that had no served time: keys ended at a time of the wall clock.
+/// Entries of a version without served time: keys expired at a time of the wall clock.
 #[test]
 fn what_an_older_version_noted_to_expire_has_the_same_time_left() {
     let mut world = World::new();
@@ -161,7 +161,7 @@ fn what_an_older_version_noted_to_expire_has_the_same_time_left() {
     assert_eq!(
         minicbor::to_vec(state.position()).unwrap()[0],
         0x84,
-        "the hash of an older part stays what it was"
+        "the hash of an older part is unchanged"
     );
     let record = RecordKey::idempotency("a", "alice", b"k");
     let known: IdempotencyRecord = decode_value(state.records().get(record.as_bytes()).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! What an operator makes of dead letters.
+//! An operator's decisions on dead letters.
 
 use crate::world::{World, ok};
 use stead_core::entry::{Cause, Reply};
@@ -6,8 +6,8 @@ use stead_core::ids::{Blob, Index, RequestNumber};
 use stead_core::record::{DeadLetter, Kind, Retry, Waiting, decode_value, encode_value};
 use stead_core::shard::{Identity, Input, Order, Refusal, Settings, StepOutcome};
 
-/// A world whose handlers are broken has a dead letter made of `payload`, sent to the process that is returned; then
-/// the handlers are mended.
+/// Returns a world whose broken handlers have made a dead letter of `payload`, sent to the process that is returned;
+/// then the handlers are corrected.
 fn with_dead_message(payload: &str) -> (World, String, Index) {
     let mut world = World::new();
     let other = world.key_elsewhere("a");
@@ -29,7 +29,7 @@ fn a_retried_message_is_handled_once_and_by_the_entry_that_removes_the_dead_lett
     let (mut world, other, index) = with_dead_message("caller");
     let token = world.order(&other, index, Order::Retry);
     assert_eq!((world.state(&other).as_str(), world.answer(token)), ("a", None), "not committed yet");
-    // Lost before it was stored: as if nobody had asked.
+    // Lost before it was stored: the retry never happened.
     let shard = world.shard_of(&other);
     world.crash_before(shard, 1);
     world.settle();
@@ -70,7 +70,7 @@ fn a_retry_that_fails_again_stays_a_dead_letter_with_the_new_reason() {
     world.settle();
     let letters = world.letters(&other);
     assert_eq!((letters.len(), letters[0].0, &letters[0].1.reason), (1, index, &reason));
-    assert!(matches!(letters[0].1.cause, Waiting::Message { .. }), "it is what it was");
+    assert!(matches!(letters[0].1.cause, Waiting::Message { .. }), "it is unchanged");
     assert_eq!(world.shard(&other).state().dead_letters(), 1);
 }
 
@@ -177,7 +177,7 @@ fn a_shard_that_does_not_serve_or_has_no_room_takes_no_orders() {
     assert_eq!(world.letters(&other).len(), 1);
 }
 
-/// They kept less: a message and a timer can be handled again, a task can't.
+/// Older versions kept less: a message and a timer can be retried, a task cannot.
 #[test]
 fn dead_letters_of_an_older_version_are_read_and_retried_as_far_as_they_go() {
     let (mut world, other, index) = with_dead_message("caller");
@@ -195,8 +195,8 @@ fn dead_letters_of_an_older_version_are_read_and_retried_as_far_as_they_go() {
     assert_eq!(world.ordered(&other, index, Order::Retry), Ok(ok("a")));
 }
 
-/// An outcome from before the burial must neither count as a failure of the retried step nor run it before its entry is
-/// committed: the simulator's seed 15510926725957.
+/// An outcome from before its step was given up must neither count as a failure of the retried step nor run it before
+/// its entry is committed: the simulator's seed 15510926725957.
 #[test]
 fn an_outcome_from_before_the_burial_does_nothing_to_the_retried_step_5() {
     let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });

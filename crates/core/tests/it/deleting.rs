@@ -24,7 +24,7 @@ impl World {
     }
 }
 
-/// Two keys of one shard.
+/// Returns two keys of one shard.
 fn neighbours(world: &World) -> (String, String) {
     let other = (0..).map(|n| format!("a{n}")).find(|key| world.shard_of(key) == world.shard_of("a"));
     ("a".to_owned(), other.unwrap())
@@ -44,7 +44,7 @@ fn a_process_goes_with_its_timers_and_tasks_and_no_other_does() {
     };
     let before = all(&world);
     assert_eq!(before.len(), 6);
-    // Named twice, of another, and not there: only its own three go.
+    // Named twice, of another process, or missing: only its own three records are deleted.
     let named = [before.clone(), before, vec![RecordKey::timer(TimerId(7)), RecordKey::cell(&a, b"none")]];
     assert_eq!(world.delete(&a, named.concat()), Ok(3));
     assert_eq!((world.state(&a).as_str(), world.state(&b).as_str()), ("", "x"));
@@ -52,7 +52,7 @@ fn a_process_goes_with_its_timers_and_tasks_and_no_other_does() {
     assert_eq!((&entry.cause, &*entry.process, entry.writes.len()), (&Cause::Delete, "a", 3));
     assert_eq!(world.delete(&a, all(&world)), Ok(0), "there is nothing more");
     assert_eq!(world.log[&shard].last().unwrap().cause, Cause::Delete, "and no entry says so");
-    // The step that ran has no effect any more, and neither has the timer; a restart knows the same.
+    // The step that ran no longer has an effect, and neither has the timer; the same holds after a restart.
     let (_, id, _) = world.tasks.iter().find(|(_, _, task)| *task.process == *a).unwrap().clone();
     world.end_step(shard, id, 0, StepOutcome::Done(Blob::from(b"add late".as_slice())));
     for _ in 0..2 {
@@ -63,7 +63,7 @@ fn a_process_goes_with_its_timers_and_tasks_and_no_other_does() {
     }
     world.pass(60_000);
     assert_eq!((world.state(&a).as_str(), world.state(&b).as_str()), ("", "xt"));
-    // It may come again.
+    // The process may be created again.
     world.call(&a, "add new").unwrap();
     assert_eq!(world.state(&a), "new");
 }

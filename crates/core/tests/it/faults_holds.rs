@@ -1,4 +1,4 @@
-//! No input holds a shard's thread for long: what is left of it waits for a tick.
+//! No input holds a shard's thread for long: the rest of its work waits for a tick.
 
 use crate::world::{SHARDS, Script, World, ok};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use stead_core::topology::Topology;
 /// [`Settings::work_max`] by default.
 const WORK_MAX: usize = 2_048;
 
-/// Messages of another shard for a process, as one delivery.
+/// Returns messages of another shard for a process, as one delivery.
 fn deliver(world: &World, key: &str, count: u64, payload: &str) -> (ShardId, Input) {
     let to = world.shard_of(key);
     let from = ShardId((to.0 + 1) % SHARDS);
@@ -88,7 +88,7 @@ fn a_shard_takes_no_new_work_while_too_many_bytes_wait_for_their_commit_17() {
     world.give(to, input);
     let handled = world.runs("a");
     let waiting = world.shard("a").uncommitted_bytes();
-    // The state grows with each message, and with it the entries: the last one went over the limit.
+    // The state grows with each message, and with it the entries: the last one exceeded the limit.
     assert!((5..50).contains(&handled), "{handled}");
     assert!((max..2 * max).contains(&waiting), "{waiting} bytes wait");
     let refused = world.request("a", "caller", Identity::None);
@@ -182,7 +182,7 @@ fn many_sessions_end_over_several_ticks_and_look_at_no_reply_twice() {
     assert_eq!(forgotten.map(|entry| entry.writes.len() as u64).sum::<u64>(), 20 * (replies + 1));
 }
 
-/// What the handler does is a function of the transaction.
+/// A handler that calls a function with the transaction.
 struct Does<F>(F);
 
 impl<F: FnMut(&mut Txn<'_>) -> Blob> Handler for Does<F> {
@@ -253,7 +253,7 @@ fn a_call_may_write_read_and_delete_many_cells() {
         }
         Blob::empty()
     });
-    // A queue that is emptied from its front, while its end grows.
+    // A queue that is emptied at its front while its end grows.
     let left = one.call(|txn| {
         let mut taken = 0;
         for at in 0..count - 10 {
@@ -264,7 +264,7 @@ fn a_call_may_write_read_and_delete_many_cells() {
             taken += front.len() as u32;
         }
         txn.put_cell(&cell(3), Blob::empty()).unwrap();
-        assert_eq!(txn.scan_cells(b"", b"", 2)[0].0, cell(3), "what was put where others were deleted");
+        assert_eq!(txn.scan_cells(b"", b"", 2)[0].0, cell(3), "cells put where others were deleted");
         Blob::from(taken.to_string().as_bytes())
     });
     assert_eq!(left, ok(&(count - 10).to_string()));

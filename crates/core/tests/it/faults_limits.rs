@@ -1,4 +1,4 @@
-//! What a handler may do in one call, and what a log may hold: sizes that don't fit are refused before they are made.
+//! Limits of one call of a handler and of a log entry: sizes over them are refused beforehand.
 
 use crate::world::{World, ok};
 use stead_core::entry::{Cause, Entry, Send, Write};
@@ -22,7 +22,7 @@ fn a_call_that_is_too_large_for_an_entry_leaves_no_trace() {
     let index = world.shard("a").state().position().index;
     let refused = world.call("a", &format!("add {}", "y".repeat(ENTRY - 10)));
     let Err(Refusal::Misuse(Misuse::TooLarge { len, max: ENTRY })) = refused else { panic!("{refused:?}") };
-    // The state and the answer, which holds it too.
+    // The state, and the answer, which contains it too.
     assert!(len > 2 * (ENTRY - 10), "{len}");
     let refused = world.call("a", &format!("add {}", "y".repeat(ENTRY)));
     assert_eq!(refused, Err(Refusal::RequestTooLarge { len: ENTRY + 4, max: ENTRY }));
@@ -37,7 +37,7 @@ fn a_call_that_is_too_large_for_an_entry_leaves_no_trace() {
 fn a_message_whose_effects_are_too_large_becomes_a_dead_letter_and_the_rest_goes_on() {
     let mut world = world();
     let other = world.key_elsewhere("a");
-    // The state is answered as well, but a message's reply is not kept: near the limit, then over it.
+    // The state is answered as well, but the reply to a message is not kept: near the limit, then over it.
     let half = format!("add {}", "y".repeat(ENTRY / 2));
     for _ in 0..3 {
         world.call("a", &format!("send {other} {half}")).unwrap();
@@ -179,7 +179,7 @@ fn requests_that_wait_for_their_attempt_are_bounded_17() {
     assert!(world.answer(retry).unwrap().result.is_ok());
 }
 
-/// That no failure of it is counted any more is what the shard checks after every input.
+/// The shard checks after every input that its failures are no longer counted.
 #[test]
 fn a_task_that_is_cancelled_after_a_failed_step_leaves_nothing_17() {
     let mut world = World::new();
@@ -205,7 +205,7 @@ fn a_client_whose_session_can_not_be_opened_is_told_why_and_not_to_open_another(
     let shard = world.shard_of("a");
     world.give(shard, Input::Full(true));
     assert_eq!(ask(&mut world, 2), Err(Refusal::Full));
-    assert_eq!(ask(&mut world, known.0), Ok(ok("x")), "a reply that is kept is given");
+    assert_eq!(ask(&mut world, known.0), Ok(ok("x")), "a kept reply is returned");
     world.give(shard, Input::Full(false));
     assert_eq!(ask(&mut world, 2), Err(Refusal::UnknownSession(SessionId(2))));
 }
@@ -264,7 +264,7 @@ fn answers_that_wait_for_the_log_have_a_bound_in_bytes_and_leave_with_it() {
     let identity = Identity::Session { session, number: RequestNumber(1), confirmed: RequestNumber(0) };
     let first = world.request("a", &format!("add {}", "x".repeat(1000)), identity.clone());
     assert!(world.answer(first).is_none());
-    // Queries and retries make no entry: only their answers wait.
+    // Queries and retries append no entry: only their answers wait.
     let mut waiting = Vec::new();
     let refused = loop {
         let token =

@@ -1,4 +1,4 @@
-//! A state that holds much of something gives, confirms and begins with it in parts: no input takes longer for it.
+//! A state with many items of one kind hands over, confirms and begins in parts: no input takes longer because of it.
 
 use crate::numbered;
 use crate::world::World;
@@ -35,7 +35,7 @@ fn a_marker_gives_the_messages_in_the_outboxes_in_slices_9_10() {
     let given: usize = header.outboxes.values().map(|outbox| outbox.messages.len()).sum();
     assert_eq!((header.outboxes.len(), given), (3, 0), "the marker itself copies none of them");
     assert!(world.shards[shard].work() < 10);
-    // They are received, trimmed and sent while slices are taken.
+    // Messages are received, trimmed and sent while slices are taken.
     let (mut stored, mut slices) = (BTreeMap::new(), 0);
     loop {
         let slice = rng.usize(1..40);
@@ -119,14 +119,14 @@ fn many_confirmed_replies_are_forgotten_over_several_entries_7() {
     assert!((1..count as usize).contains(&left), "{left} are left after the first entry");
     assert!(world.shard("a").work() <= WORK_MAX, "{}", world.shard("a").work());
     assert!(world.shard("a").deadline().is_some_and(|at| at <= world.now), "the rest asks for a tick");
-    // Those that wait to be forgotten are confirmed all the same.
+    // Replies that wait to be deleted are confirmed nevertheless.
     let again = world.request("a", "fail x", numbered(session, count, 0));
     world.store(shard);
     assert!(matches!(
         world.answer(again).unwrap().result,
         Err(stead_core::shard::Refusal::Confirmed(RequestNumber(5_000)))
     ));
-    // A crash in between forgets what was not logged, and the client confirms it again.
+    // A crash in between forgets the confirmations that were not logged, and the client confirms again.
     world.give(shard, Input::Tick);
     world.store(shard);
     world.trusted = true;
@@ -159,7 +159,7 @@ fn an_epoch_begins_with_much_in_parts() {
     let mut world = World::with(Settings { work_max, ..Settings::default() });
     let other = world.key_elsewhere("a");
     let (from, to) = (world.shard_of("a"), world.shard_of(&other));
-    // All in one entry, which is stored before anything of it is done.
+    // All in one entry, which is stored before any of its effects happen.
     let each = [format!("send {other} add x\n"), "send a add y\n".to_owned(), "task 1\n".to_owned()];
     world.request("a", &each.iter().map(|line| line.repeat(count)).collect::<String>(), Identity::None);
     for trusted in [true, false] {
@@ -203,7 +203,7 @@ fn what_is_sent_while_an_epoch_begins_stays_in_order_8() {
         letters(b'a', 60).map(|c| format!("send {other} add {c}\nsend a add {c}\n")).collect();
     world.request("a", &lines, Identity::None);
     world.restart();
-    // It begins, and sends more before it has come to the end of what it began with.
+    // It begins, and sends more before it has reached the end of the work that it began with.
     let upto = world.shard("a").state().position().index;
     let epoch = world.epoch;
     world.give(from, Input::Stored { member: stead_core::ids::NodeId(0), epoch, upto });

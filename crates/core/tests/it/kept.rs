@@ -1,4 +1,4 @@
-//! What a shard keeps beside its processes has bounds, in bytes, as a whole and for each principal.
+//! The state that a shard keeps besides its processes is bounded, in bytes, as a whole and for each principal.
 
 use crate::numbered;
 use crate::world::{World, ok};
@@ -12,14 +12,14 @@ const BIG: usize = 10_000;
 
 fn world(settings: Settings) -> World {
     let mut world = World::with(settings);
-    // Nothing is suspected, so that no request has to wait.
+    // Nothing is suspected, so no request has to wait.
     world.trusted = true;
     world.restart();
     world.settle();
     world
 }
 
-/// A request with a fresh key, whose reply is the state of its process.
+/// Sends a request with a fresh key, whose reply is the state of its process.
 fn keyed(world: &mut World, number: u32) -> Result<Reply, Refusal> {
     let key = Blob::from(number.to_string().as_bytes());
     let token = world.request("a", "caller", Identity::Idempotency { key, body_hash: [1; 16] });
@@ -34,7 +34,7 @@ fn limited(result: &Result<Reply, Refusal>) -> Option<Limited> {
     }
 }
 
-/// The state as a start would load it.
+/// Returns the state as a start would load it.
 fn loaded(state: &State) -> State {
     let mut records = Records::new();
     state.records().iter().for_each(|(key, value)| records.load(key, Some(value.clone())));
@@ -61,7 +61,7 @@ fn overwrites_of_a_large_value_with_fresh_keys_stay_within_the_bound() {
     assert_eq!(others, Some(Limited::Replies));
     assert!(kept(&world) < max + 2 * BIG, "{}", kept(&world));
     assert!(world.shard("a").state().index_difference(&loaded(world.shard("a").state())).is_none());
-    // What keeps nothing goes on, a retry is answered, and so is the next day.
+    // Requests that keep nothing are served, a retry is answered, and so are requests of the next day.
     world.call("a", "caller").unwrap();
     assert!(keyed(&mut world, 1).is_ok());
     world.pass(world.settings.idempotency_ttl + 1);
@@ -110,7 +110,7 @@ fn sessions_are_counted_as_a_whole_and_for_each_principal() {
         assert_eq!(open(&mut world, session, "bob"), None);
     }
     assert_eq!(open(&mut world, 20, "carol"), Some(Limited::Sessions));
-    assert_eq!(open(&mut world, 1, "alice"), None, "one that is open is no new one");
+    assert_eq!(open(&mut world, 1, "alice"), None, "an open session is not opened again");
     assert_eq!(world.shard("a").state().kept_for("alice").sessions, 3);
     world.pass(world.settings.session_ttl + 1);
     assert_eq!((open(&mut world, 20, "carol"), world.shard("a").state().sessions()), (None, 1));
@@ -128,7 +128,7 @@ fn dead_letters_that_are_too_many_stop_clients_until_some_are_dealt_with() {
     let last = world.shard("a").state().dead_letters_from(letters[1].next()).collect::<Vec<_>>();
     assert_eq!(last, letters[2..]);
     assert!(world.shard("a").state().index_difference(&loaded(world.shard("a").state())).is_none());
-    // A retry that fails again stays one; an operator is not refused.
+    // A retry that fails again stays a dead letter; an operator is not refused.
     assert!(matches!(world.ordered("a", letters[0], Order::Retry), Err(Refusal::FailedAgain { .. })));
     assert_eq!(world.shard("a").state().dead_letters(), 3);
     assert!(world.ordered("a", letters[0], Order::Drop).is_ok());

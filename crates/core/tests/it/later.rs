@@ -74,7 +74,7 @@ fn a_step_that_asks_for_it_is_tried_again_later_and_counted_over_restarts() {
     let waited = task.retry.clone().unwrap();
     assert_eq!((task.step, waited.count, waited.reason.as_str()), (0, 1, "no route"));
     assert_eq!(&*task.state, b"7");
-    // Its time is over when the process starts again: it runs at once.
+    // Its time has passed when the process starts again: it runs at once.
     world.end_step(shard, id, 0, retry(1_000_000));
     world.settle();
     world.now = world.now.plus_millis(5_000);

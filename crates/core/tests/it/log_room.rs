@@ -1,4 +1,5 @@
-//! Transcripts of [`LogRoom`]. `next` is what to do; the other lines are what happened. Times are in ms, sizes in KiB.
+//! Transcripts of [`LogRoom`]. `next` asks for the next step; the other lines are events. Times are in ms, sizes in
+//! KiB.
 
 use crate::transcript::replay;
 use stead_core::ids::Time;

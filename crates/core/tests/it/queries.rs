@@ -1,4 +1,4 @@
-//! A query reads what its shard captured when it came, however late it runs.
+//! A query reads the capture of its shard at its arrival, however late it runs.
 
 use crate::world::{World, ok};
 use std::collections::BTreeMap;
@@ -21,13 +21,13 @@ fn a_query_that_runs_late_sees_its_process_as_it_was() {
     let mut world = World::new();
     world.holds_queries = true;
     world.call("a", "add x\ncell k 1\ncell l 1\ntask 0").unwrap();
-    // Neighbours in the order of keys, on whatever shards.
+    // Neighbours in the order of keys, on any shards.
     for other in ["a0", "Z", "b"] {
         world.call(other, "cell k other\ntask 0").unwrap();
     }
     world.request("a", "add y\ncell k 2", Identity::None);
     let token = world.query("a");
-    assert!(world.readings.is_empty(), "what it saw is not committed: it may not run yet");
+    assert!(world.readings.is_empty(), "its capture is not committed: it may not run yet");
     assert!(world.shard("a").query_bytes() > 0);
     // More is written before the commit, and after it.
     world.request("a", "add z\ncell k 3\nuncell l", Identity::None);
@@ -71,7 +71,7 @@ fn a_query_that_is_refused_does_not_wait() {
     assert_eq!((answer.index.0, answer.result.clone()), (0, Err(Refusal::Overloaded { retry_after_ms: 7 })));
 }
 
-/// Captures of processes whose cells are written at random, each compared with a model of its own moment, at the end.
+/// Captures of processes whose cells are written at random, each compared at the end with a model of its own moment.
 #[test]
 fn captures_keep_the_cells_of_their_process_and_of_no_other() {
     let seed = fastrand::u64(..);

@@ -9,7 +9,7 @@ use stead_core::replica::{EpochConfig, Replica};
 use stead_core::shard::{Identity, Input};
 use stead_core::state::Message;
 
-/// The nodes of a list as `1,2,3`; of `none`, none.
+/// Parses a list of nodes such as `1,2,3`, or `none`.
 fn nodes(list: &str) -> Vec<NodeId> {
     list.split(',').filter(|node| *node != "none").map(|node| NodeId(node.parse().unwrap())).collect()
 }
@@ -46,9 +46,9 @@ fn the_commit_rule() {
 /// Two shards whose frames a transcript delivers, loses, delays and repeats.
 struct Channel {
     world: World,
-    /// The entries of each shard that were shown.
+    /// Number of entries of each shard that were shown.
     shown: BTreeMap<ShardId, usize>,
-    /// All frames that have left, in their order; a number from 1 on names one.
+    /// All frames that have left, in order; a number from 1 on names one.
     frames: Vec<(ShardId, Input)>,
 }
 
@@ -94,7 +94,7 @@ impl Channel {
         self.news()
     }
 
-    /// What a shard's ends of the channels hold.
+    /// Shows the shard's ends of its channels.
     fn show(&self, key: &str) -> Vec<String> {
         let state = self.world.shard(key).state();
         let mut out = vec![format!("state {:?}", self.world.state(key))];
@@ -108,7 +108,7 @@ impl Channel {
         out
     }
 
-    /// The entries and frames since the last command.
+    /// Shows the entries and frames since the last command.
     fn news(&mut self) -> Vec<String> {
         let mut out = Vec::new();
         for key in ["a", "b"] {

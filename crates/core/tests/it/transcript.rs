@@ -1,7 +1,7 @@
-//! Readable transcripts: a text of commands, each with what it gave after `->`. Blank lines and lines that begin with `#`
+//! Readable transcripts: a text of commands, each with its output after `->`. Blank lines and lines that begin with `#`
 //! are for the reader.
 
-/// Runs the commands of a transcript, and compares what they give with what stands there.
+/// Runs the commands of a transcript, and compares their output with the text.
 pub(crate) fn replay(name: &str, text: &str, mut perform: impl FnMut(&[&str]) -> Vec<String>) {
     let mut found = String::new();
     for line in text.lines() {

@@ -1,4 +1,4 @@
-//! A shell of one node in a few lines: effects are performed at once, but for what a test holds back.
+//! A shell of one node in a few lines: effects are performed at once, except those that a test holds back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use stead_core::trials::{Grant, Trials};
 
 pub(crate) const SHARDS: u32 = 4;
 
-/// What the test service does is what it is told: `word argument`, one command a line.
+/// The test service performs the commands of its payload: `word argument`, one a line.
 #[derive(Default)]
 pub(crate) struct Script {
     /// Runs of the handler, by process and payload.
     pub(crate) runs: Vec<(String, String)>,
-    /// The handler panics whatever it is told.
+    /// The handler panics at every command.
     pub(crate) broken: bool,
-    /// The commands that end the process do not do so any more.
+    /// The commands that end the process no longer do so.
     pub(crate) mended: bool,
     /// The handler has ended the process.
     killed: bool,
@@ -35,7 +35,7 @@ pub(crate) struct Script {
     pub(crate) brief: bool,
     /// Its next query is refused.
     pub(crate) refusal: Option<Refusal>,
-    /// The shell wants no more than so many runs.
+    /// Number of runs after which the shell has other work.
     pub(crate) runs_max: Option<usize>,
 }
 
@@ -72,7 +72,7 @@ impl Handler for Script {
                     txn.set_timer(Time(micros.parse().unwrap()), Blob::from(rest.as_bytes())).unwrap();
                 }
                 "cancel" => {
-                    // One of the two is what the number names.
+                    // The number names either a timer or a task.
                     let id = argument.parse().unwrap();
                     assert!(txn.cancel_timer(TimerId(id)) || txn.cancel_task(TaskId(id)));
                 }
@@ -136,10 +136,10 @@ pub(crate) struct World {
     pub(crate) script: Script,
     /// The shell's steady time.
     pub(crate) now: Time,
-    /// By how many milliseconds the wall clock is ahead of it.
+    /// The lead of the wall clock over it in milliseconds.
     pub(crate) wall_ahead: i64,
     pub(crate) epoch: Epoch,
-    /// Whether a restart is known to follow a life that ended in order.
+    /// Whether a restart is known to follow a clean shutdown.
     pub(crate) trusted: bool,
     /// All entries, by shard.
     pub(crate) log: BTreeMap<ShardId, Vec<Entry>>,
@@ -152,14 +152,14 @@ pub(crate) struct World {
     /// Queries that run apart are held back, in `readings`.
     pub(crate) holds_queries: bool,
     pub(crate) readings: Vec<Reading>,
-    /// Messages and acknowledgements on their way.
+    /// Messages and acknowledgements in flight.
     pub(crate) wire: VecDeque<(ShardId, Input)>,
-    /// Who asks.
+    /// The principal of requests.
     pub(crate) principal: Arc<str>,
     next_token: u64,
-    /// How often a handler has ended the process.
+    /// Number of times that a handler has ended the process.
     pub(crate) deaths: u32,
-    /// By shard, up to where its log is stored.
+    /// By shard, the last stored entry.
     stored: BTreeMap<ShardId, Index>,
     trials: Trials,
     grants: VecDeque<Grant>,
@@ -211,7 +211,7 @@ impl World {
         world
     }
 
-    /// The process ends; what is in the log comes back, and nothing else does.
+    /// Ends the process and starts it again: only the log survives.
     pub(crate) fn restart(&mut self) {
         self.wire.clear();
         self.tasks.clear();
@@ -260,7 +260,7 @@ impl World {
         }
     }
 
-    /// The process ends before anything that is not stored is.
+    /// Ends the process before anything that is not stored yet is.
     pub(crate) fn crash(&mut self) {
         for (shard, log) in &mut self.log {
             let stored = self.stored.get(shard).copied().unwrap_or_default();
@@ -269,7 +269,7 @@ impl World {
         self.restart();
     }
 
-    /// The process ends before its last entries of a shard are stored.
+    /// Ends the process before the last entries of a shard are stored.
     pub(crate) fn crash_before(&mut self, shard: ShardId, lost: usize) {
         let log = self.log.get_mut(&shard).unwrap();
         log.truncate(log.len() - lost);
@@ -280,7 +280,7 @@ impl World {
         self.topology.shard_of(stead_core::ids::ServiceId(0), key)
     }
 
-    /// A key on another shard than the given one.
+    /// Returns a key on another shard than the given one.
     pub(crate) fn key_elsewhere(&self, key: &str) -> String {
         (0..).map(|i| format!("{key}{i}")).find(|k| self.shard_of(k) != self.shard_of(key)).unwrap()
     }
@@ -348,33 +348,33 @@ impl World {
         self.grant();
     }
 
-    /// A query that is apart from its shard runs, and its client hears of it.
+    /// Runs a query apart from its shard, and answers its client.
     pub(crate) fn run_query(&mut self, reading: &Reading) {
         let answer = reading.answer(|call, view| self.script.query(call, view));
         self.answers.insert(answer.token, answer);
     }
 
-    /// The last run of a task's step ends.
+    /// Ends the last run of a task's step.
     pub(crate) fn end_step(&mut self, shard: ShardId, id: TaskId, step: u64, outcome: StepOutcome) {
         let run = self.task_runs[&(shard, id)];
         self.give(shard, Input::TaskStep { id, step, run, outcome });
     }
 
-    /// A group commit of one shard.
+    /// Commits the appended entries of one shard.
     pub(crate) fn store(&mut self, shard: ShardId) {
         let upto = self.shards[shard.0 as usize].state().position().index;
         self.stored.insert(shard, upto);
         self.give(shard, Input::Stored { member: NodeId(0), epoch: self.epoch, upto });
     }
 
-    /// A group commit of every shard.
+    /// Commits the appended entries of every shard.
     pub(crate) fn store_all(&mut self) {
         for shard in self.topology.clone().shards() {
             self.store(shard);
         }
     }
 
-    /// Another life, whose shards store what they begin with; the first message that they send arrives.
+    /// Starts another life, whose shards store their first entries; the first message that they send arrives.
     pub(crate) fn restart_to_first_message(&mut self) {
         self.restart();
         self.store_all();
@@ -382,7 +382,7 @@ impl World {
         self.give(to, input);
     }
 
-    /// Goes on until nothing moves any more.
+    /// Continues until nothing moves any more.
     pub(crate) fn settle(&mut self) {
         loop {
             self.store_all();
@@ -394,7 +394,7 @@ impl World {
             if self.shards.iter().any(late) {
                 continue;
             }
-            // Time runs as far as the next acknowledgement, but not to timers and resends of the future.
+            // Time advances to the next acknowledgement, but not to timers and resends of the future.
             let soon = self.now.plus_millis(self.settings.ack_delay);
             let due = |shard: &&Shard| shard.deadline().is_some_and(|at| at <= soon);
             let Some(shard) = self.shards.iter().find(due).map(|shard| shard.state().shard()) else { return };
@@ -403,7 +403,7 @@ impl World {
         }
     }
 
-    /// Lets time go by.
+    /// Lets time pass.
     pub(crate) fn pass(&mut self, millis: u64) {
         self.now = self.now.plus_millis(millis);
         for shard in self.topology.clone().shards() {
@@ -430,7 +430,7 @@ impl World {
         self.next_token
     }
 
-    /// A request that is answered, and what it was answered.
+    /// Sends a request and returns its answer.
     pub(crate) fn call(&mut self, key: &str, payload: &str) -> Result<Reply, Refusal> {
         let token = self.request(key, payload, Identity::None);
         self.settle();
@@ -459,7 +459,7 @@ impl World {
         session
     }
 
-    /// The dead letters of the shard of a process.
+    /// Returns the dead letters of the shard of a process.
     pub(crate) fn letters(&self, key: &str) -> Vec<(Index, DeadLetter)> {
         let records = self.shard(key).state().records();
         let letters = records.iter().filter(|(key, _)| key[0] == Kind::DeadLetter as u8);
@@ -470,7 +470,7 @@ impl World {
         letters.map(read).collect()
     }
 
-    /// An operator decides about a dead letter of the shard of a process; the answer may have to wait.
+    /// Passes an operator's decision on a dead letter of the shard of a process; the answer may have to wait.
     pub(crate) fn order(&mut self, key: &str, letter: Index, order: Order) -> u64 {
         self.next_token += 1;
         let token = self.next_token;
@@ -478,7 +478,7 @@ impl World {
         token
     }
 
-    /// As [`World::order`], with the answer.
+    /// As [`World::order`], but returns the answer.
     pub(crate) fn ordered(&mut self, key: &str, letter: Index, order: Order) -> Result<Reply, Refusal> {
         let token = self.order(key, letter, order);
         self.settle();

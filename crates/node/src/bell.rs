@@ -1,4 +1,4 @@
-//! Wakes one thread.
+//! A bell that wakes one thread.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ pub struct Bell {
 }
 
 impl Bell {
-    /// Wants the part to have a turn.
+    /// Requests a turn of the part.
     pub fn ring(&self) {
         // Either the thread sees the ring before it parks, or this sees that it is parked.
         self.rung.store(true, Ordering::SeqCst);
@@ -26,22 +26,22 @@ impl Bell {
         }
     }
 
-    /// Whether it was rung since this was asked last.
+    /// Returns whether it was rung since the last call.
     pub fn take_ring(&self) -> bool {
         self.rung.swap(false, Ordering::SeqCst)
     }
 
-    /// From now on the bell wakes this thread.
+    /// Makes the bell wake the current thread from now on.
     pub(crate) fn attach(&self) {
         let _ = self.thread.set(std::thread::current());
     }
 
-    /// Whether a turn is wanted.
+    /// Whether a turn is requested.
     pub fn is_rung(&self) -> bool {
         self.rung.load(Ordering::SeqCst)
     }
 
-    /// Sleeps until it is rung or it is time; spins a little first, for waking a thread takes long.
+    /// Sleeps until the bell is rung or the time has come; spins a little first, because waking a thread takes long.
     pub(crate) fn park(&self, now: Time, until: Option<Time>, spins: u32) {
         for _ in 0..spins {
             if self.rung.load(Ordering::Relaxed) {

@@ -1,12 +1,12 @@
-//! The calls of clients that wait at a worker for their answer.
+//! The clients' calls that wait for their answer at a worker.
 
 use crate::env::Reception;
 use stead_core::ids::{ShardId, Time};
 use stead_core::shard::{Answer, Input};
 
-/// Overdue calls that are ended before the worker looks at all else again.
+/// Number of overdue calls that are ended before the worker does other work again.
 const OVERDUE_BATCH: usize = 1024;
-/// Calls that one look for overdue ones passes at most.
+/// Maximum number of calls that one search for overdue ones examines.
 const OVERDUE_LOOK: usize = 16_384;
 
 /// The token of an input whose answer no client waits for.
@@ -16,11 +16,11 @@ pub(crate) const NO_CALL: u64 = u64::MAX;
 pub(crate) struct Calls<C> {
     slots: Vec<(u32, Option<PendingCall<C>>)>,
     free: Vec<u32>,
-    /// The generation of further slots: no token of a slot that was given back names a call.
+    /// The generation of further slots: no token of a released slot names a call.
     generation: u32,
-    /// The slot at which the look for overdue calls goes on.
+    /// The slot at which the next search for overdue calls begins.
     looked: usize,
-    /// Bytes of the command that is performed, in the account of memory; the call that it opens takes them over.
+    /// Bytes of the current command, in the account of memory; the call that it opens takes them over.
     pub(crate) command_bytes: usize,
 }
 
@@ -29,9 +29,9 @@ pub(crate) struct PendingCall<C> {
     pub(crate) reception: Reception<C>,
     /// Its bytes in the account of memory.
     pub(crate) bytes: usize,
-    /// To ask again, if its shard cannot take it yet.
+    /// The input to repeat, if its shard cannot accept it yet.
     pub(crate) again: Option<(ShardId, Input)>,
-    /// The refusal after which it waits to be asked again.
+    /// The refusal after which it waits to be repeated.
     pub(crate) refused: Option<Answer>,
 }
 
@@ -46,7 +46,7 @@ impl<C> Calls<C> {
         self.free.len() == self.slots.len()
     }
 
-    /// The token that the next call will have.
+    /// Returns the token of the next call.
     pub(crate) fn next_token(&mut self) -> u64 {
         if self.free.is_empty() {
             self.free.push(self.slots.len() as u32);
@@ -56,7 +56,7 @@ impl<C> Calls<C> {
         u64::from(self.slots[at as usize].0) << 32 | u64::from(at)
     }
 
-    /// Gives the memory of a rush of calls back, once it is over.
+    /// Releases the memory of a burst of calls once it is over.
     pub(crate) fn shrink(&mut self) {
         const KEPT: usize = 1024;
         if self.slots.capacity() > KEPT && self.is_empty() {
@@ -69,7 +69,7 @@ impl<C> Calls<C> {
         }
     }
 
-    /// Notes a call, and returns its token: [`Self::next_token`].
+    /// Adds a call, and returns its token: [`Self::next_token`].
     pub(crate) fn open(&mut self, reception: Reception<C>, again: Option<(ShardId, Input)>) -> u64 {
         let token = self.next_token();
         let at = self.free.pop().expect("the next token is that of a free slot");
@@ -78,7 +78,7 @@ impl<C> Calls<C> {
         token
     }
 
-    /// A token names a call only until that is closed.
+    /// Returns the call of a token, which names it only until it is closed.
     pub(crate) fn find(&mut self, token: u64) -> Option<&mut Option<PendingCall<C>>> {
         let (generation, slot) = self.slots.get_mut((token & u64::from(u32::MAX)) as usize)?;
         (u64::from(*generation) == token >> 32).then_some(slot)
@@ -92,8 +92,8 @@ impl<C> Calls<C> {
         Some(call)
     }
 
-    /// Closes calls that are overdue, as far as one look goes; returns them, and whether all have been looked at since the
-    /// first look.
+    /// Closes overdue calls, as far as one search goes; returns them, and whether all calls have been examined since
+    /// the first search.
     pub(crate) fn close_overdue(&mut self, now: Time) -> (Vec<PendingCall<C>>, bool) {
         let until = self.slots.len().min(self.looked + OVERDUE_LOOK);
         let mut overdue = Vec::new();
@@ -118,7 +118,7 @@ impl<C> Calls<C> {
     }
 }
 
-/// The next generation; the last one is left out, for it would make [`NO_CALL`].
+/// Returns the next generation; the last one is skipped, because it would create [`NO_CALL`].
 fn next_generation(generation: u32) -> u32 {
     (generation + 1) % (u32::MAX - 1)
 }

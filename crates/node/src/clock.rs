@@ -20,12 +20,12 @@ pub type Wall = Box<dyn Fn() -> Time + Send + Sync>;
 pub struct SystemClock {
     begun: Time,
     start: Instant,
-    /// Read instead of the system's wall clock.
+    /// Replaces the system's wall clock.
     wall: Option<Wall>,
 }
 
 impl SystemClock {
-    /// The clocks from now on, with another wall clock than the system's if one is given.
+    /// Starts the clocks, with another wall clock than the system's if one is given.
     #[must_use]
     pub fn new(wall: Option<Wall>) -> Self {
         let begun = wall.as_ref().map_or_else(system_time, |wall| wall());
@@ -43,7 +43,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// The system's wall clock.
+/// Reads the system's wall clock.
 #[must_use]
 pub fn system_time() -> Time {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! The events of a node on their way to the program's `tracing` subscriber: one thread hands them over, so that a
-//! subscriber that blocks or panics holds up, or ends, no thread of a node.
+//! Delivers the events of a node to the program's `tracing` subscriber on a thread of its own, so that a subscriber
+//! that blocks or panics delays or ends no thread of a node.
 //!
-//! Only what the caller of a function logs for itself, before there is a node, goes to the subscriber at once.
+//! Only events that the caller of a function logs itself, before there is a node, go to the subscriber at once.
 
 use crate::outlet::{Delivered, Outlet};
 use std::fmt::Display;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::dispatcher::{self, Dispatch};
 use tracing::{Level, error, info, warn};
 
-/// The end of a node waits at most so long for the delivery of its events.
+/// Longest wait for the delivery of events at the end of a node.
 pub const LAST_WORDS: Duration = Duration::from_millis(500);
 
 static QUEUE: Outlet<Event> = Outlet::new();
@@ -17,11 +17,11 @@ static QUEUE: Outlet<Event> = Outlet::new();
 struct Event {
     level: Level,
     text: String,
-    /// The subscriber of the thread that reports, which may have one of its own.
+    /// The subscriber of the reporting thread, which may have one of its own.
     subscriber: Dispatch,
 }
 
-/// Reports news at the level of information.
+/// Reports information.
 pub fn info(text: impl Display) {
     push(Level::INFO, text.to_string());
 }
@@ -36,7 +36,7 @@ pub fn error(text: impl Display) {
     push(Level::ERROR, text.to_string());
 }
 
-/// Waits until the subscriber has all that was reported, at most so long; whether it has.
+/// Waits until the subscriber has all reported events, at most `wait`; returns whether it has.
 pub fn flush(wait: Duration) -> bool {
     QUEUE.flush(wait)
 }

@@ -1,5 +1,5 @@
-//! What stands around user code on a worker: the watchdog's probe, the slice of the turn, the limits of memory, the
-//! admission of queries, and the end.
+//! Surrounds user code on a worker with the watchdog's probe, the slice of the turn, the limits of memory, the
+//! admission of queries, and the handling of its panics.
 
 use crate::clock::Clock;
 use crate::env::{Env, Program};
@@ -41,13 +41,13 @@ impl<E: Env> Guarded<E> {
         }
     }
 
-    /// Lets handlers begin until then, and no later.
+    /// Begins a slice: handlers may begin until its end.
     pub(crate) fn begin_slice(&mut self, now: Time, until: Time) {
         self.slice.begin(now, until);
         self.is_over.set(self.is_stopped);
     }
 
-    /// Lets no handler begin any more, but for a client's request.
+    /// Lets no further handler begin, except for a client's request.
     pub(crate) fn stop(&mut self) {
         self.is_stopped = true;
         self.is_over.set(true);

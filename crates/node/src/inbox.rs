@@ -1,4 +1,4 @@
-//! Where other threads leave work for a worker.
+//! The queue through which other threads give work to a worker.
 
 use crate::bell::Bell;
 use crate::env::Reception;
@@ -10,39 +10,40 @@ use stead_core::ids::{Colour, Index, Key, SessionId, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::shard::{Input, Order, Query, Request};
 
-/// What a worker is to do.
+/// A command for a worker.
 pub(crate) enum Command<C> {
-    /// A client's request; the answer goes to the reception. The token is the worker's to fill in.
+    /// A client's request; the answer goes to the reception. The worker fills in the token.
     Request { shard: ShardId, request: Request, reception: Reception<C> },
     /// A client's query.
     Query { shard: ShardId, query: Query, reception: Reception<C> },
-    /// An operator decides about a dead letter.
+    /// An operator's decision on a dead letter.
     DeadLetter { shard: ShardId, letter: Index, order: Order, reception: Reception<C> },
     /// An operator deletes records of a process.
     Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reception: Reception<C> },
-    /// A client opens a session. Without a reception no one waits: if it is refused, its requests will be.
+    /// A client opens a session. Without a reception no caller waits: if it is refused, its requests will be refused,
+    /// too.
     OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception<C>> },
-    /// The same for every shard of this worker, from its so many-th on.
+    /// The same input for every shard of this worker, from the one at position `from` on.
     Every { input: Input, from: usize },
-    /// The next part of a shard holds everything.
+    /// The next part of a shard must have every record.
     ForceFull(ShardId),
-    /// The checkpoints up to this one take no more parts: their snapshots are drained to nowhere.
+    /// The checkpoints up to this one accept no more parts: their snapshots are drained and dropped.
     GivenUp(Colour),
     /// Report the status of the shards; `taken` is that of the first ones.
     Status { to: mpsc::Sender<WorkerStatus>, taken: Vec<ShardStatus> },
-    /// Show the records of one shard.
+    /// Pass the state of one shard to a function.
     Look { shard: ShardId, look: Box<dyn FnOnce(&stead_core::state::State) + Send> },
-    /// Commit what was taken on, then end.
+    /// Commit the accepted work, then end.
     Stop,
 }
 
 impl<C> Command<C> {
-    /// The same input for every shard.
+    /// Returns the command that passes an input to every shard.
     pub(crate) fn every(input: Input) -> Self {
         Self::Every { input, from: 0 }
     }
 
-    /// Bytes of a call in the accounting of memory until it is answered; 0 if no caller waits.
+    /// Returns the bytes of a call in the accounting of memory until it is answered; 0 if no caller waits.
     pub(crate) fn request_bytes(&self) -> usize {
         let held = match self {
             Self::Request { request, .. } => request.payload.len() + request.process.len(),
@@ -54,27 +55,28 @@ impl<C> Command<C> {
             Self::DeadLetter { .. } | Self::OpenSession { reception: Some(_), .. } => 0,
             _ => return 0,
         };
-        // In the inbox, and then with what is asked again.
+        // In the inbox, and then among the inputs to repeat.
         held + 2 * size_of::<Self>()
     }
 
-    /// Whether it leaves the state as it is.
+    /// Whether it leaves the state unchanged.
     pub(crate) fn only_reads(&self) -> bool {
         matches!(self, Self::Query { .. })
     }
 }
 
-/// What waits in an inbox. Both are exchanged for empty ones with memory, so that nothing is allocated at full speed.
+/// The contents of an inbox. Both are exchanged for empty ones with capacity, so that nothing is allocated at full
+/// speed.
 struct Queue<C> {
     commands: Vec<Command<C>>,
     inputs: Vec<(ShardId, Input)>,
 }
 
-/// A worker's inbox. Any thread puts in; the worker takes all at once.
+/// A worker's inbox. Any thread adds to it; the worker takes everything at once.
 pub(crate) struct Inbox<C> {
-    /// `None` once the worker has ended: what is put in then is dropped.
+    /// `None` once the worker has ended: later additions are dropped.
     queue: Mutex<Option<Queue<C>>>,
-    /// Something was put in since the worker last took all.
+    /// Whether anything was added since the worker last took everything.
     is_filled: AtomicBool,
     /// The worker's bell.
     pub(crate) bell: Bell,
@@ -92,7 +94,7 @@ impl<C> Inbox<C> {
         }
     }
 
-    /// Puts a command in and wakes the worker if it sleeps.
+    /// Adds a command, and wakes the worker if it sleeps.
     pub(crate) fn push(&self, command: Command<C>) {
         if let Some(queue) = &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             queue.commands.push(command);
@@ -101,7 +103,7 @@ impl<C> Inbox<C> {
         self.bell.ring();
     }
 
-    /// Puts inputs for shards in, which leaves `inputs` empty, and wakes the worker if it sleeps.
+    /// Adds inputs for shards, which empties `inputs`, and wakes the worker if it sleeps.
     pub(crate) fn push_inputs(&self, inputs: &mut Vec<(ShardId, Input)>) {
         match &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(queue) => {
@@ -113,7 +115,7 @@ impl<C> Inbox<C> {
         self.bell.ring();
     }
 
-    /// The log holds all of the worker's submissions up to one.
+    /// Notes that the log has all of the worker's submissions up to one durably.
     pub(crate) fn set_durable(&self, ticket: u64) {
         self.durable.store(ticket, Ordering::Release);
         self.bell.ring();
@@ -123,9 +125,9 @@ impl<C> Inbox<C> {
         self.durable.load(Ordering::Acquire)
     }
 
-    /// Takes everything; both must be empty and give their memory in exchange.
+    /// Takes everything; both arguments must be empty, and their capacity is used in exchange.
     pub(crate) fn take(&self, commands: &mut Vec<Command<C>>, inputs: &mut Vec<(ShardId, Input)>) {
-        // Set before the ring that gave the worker its turn.
+        // Set before the ring that caused the worker's turn.
         if self.is_filled.load(Ordering::Relaxed) {
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
             self.is_filled.store(false, Ordering::Relaxed);
@@ -136,7 +138,7 @@ impl<C> Inbox<C> {
         }
     }
 
-    /// Takes nothing any more, and drops what is in.
+    /// Closes the inbox, and drops its contents.
     pub(crate) fn close(&self) {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         // After the lock: dropping a call wakes its caller.

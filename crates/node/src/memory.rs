@@ -1,7 +1,7 @@
-//! The bytes that wait somewhere in a node, accounted together: over a limit clients' calls are refused as overloaded.
+//! The account of the bytes that wait in a node: over a limit clients' calls are refused as overloaded.
 //!
 //! Messages between processes are never refused. A message in an inbox or a shard's queue shares its payload with the
-//! outbox of its sender, which holds it until the reception is committed: so it is counted there.
+//! outbox of its sender, which keeps it until the reception is committed: so it is counted there.
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -11,26 +11,27 @@ use std::sync::atomic::{AtomicI64, Ordering};
 pub struct MemoryStatus {
     /// Bytes of entries that are not committed, and of answers that wait for such entries.
     pub uncommitted_bytes: u64,
-    /// Bytes from which on no handler begins until the log has caught up: `memory.uncommitted_bytes_max`.
+    /// Limit of `uncommitted_bytes` above which no handler begins: `memory.uncommitted_bytes_max`.
     pub uncommitted_bytes_max: u64,
-    /// Bytes of messages in outboxes: sent, and not yet received for good.
+    /// Bytes of messages in outboxes: sent, and not yet acknowledged.
     pub outbox_bytes: u64,
     /// Bytes of clients' calls that wait for their answer.
     pub request_bytes: u64,
-    /// Bytes of queries on the way from their shards to their answers, and of the states that they read.
+    /// Bytes of queries from their arrival until their answers, and of the states that they read.
     #[serde(default)]
     pub query_bytes: u64,
-    /// Bytes of all these together from which on clients' calls are refused as overloaded: `memory.bytes_max`.
+    /// Limit of the sum of these above which clients' calls are refused as overloaded: `memory.bytes_max`.
     pub bytes_max: u64,
 }
 
 /// The limits of the bytes that wait in a node.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryLimits {
-    /// Bytes that wait in a node from which on clients' requests are refused as overloaded: 1 GiB by default.
+    /// Limit of the bytes that wait in a node, above which clients' requests are refused as overloaded: 1 GiB by
+    /// default.
     pub bytes_max: u64,
-    /// Bytes that wait for the log from which on no handler begins: 256 MiB by default. The log alone brings them down, so that nothing can
-    /// wait for this in a circle.
+    /// Limit of the bytes that wait for the log, above which no handler begins: 256 MiB by default. The log alone
+    /// reduces them, so that this wait cannot be part of a cycle.
     pub uncommitted_bytes_max: u64,
 }
 
@@ -40,10 +41,10 @@ impl Default for MemoryLimits {
     }
 }
 
-/// Queries, and the states that they captured, have this share of [`MemoryLimits::bytes_max`]: a quarter.
+/// Share of [`MemoryLimits::bytes_max`] for queries and the states that they captured: a quarter.
 const QUERY_SHARE: u64 = 4;
 
-/// The account of the bytes that wait. Any thread adds to it and takes away as much as it added.
+/// The account of the waiting bytes. Each thread that adds bytes later subtracts the same number.
 #[derive(Default)]
 pub(crate) struct Memory {
     uncommitted: AtomicI64,
@@ -59,7 +60,7 @@ impl Memory {
         Self { limits, ..Self::default() }
     }
 
-    /// Adds bytes that wait for the log, of messages in outboxes, and of clients' calls; negative ones are taken away.
+    /// Adds bytes that wait for the log, of messages in outboxes, and of clients' calls; negative ones are subtracted.
     pub(crate) fn change(&self, more: [i64; 3]) {
         for (part, more) in self.parts().into_iter().zip(more) {
             if more != 0 {
@@ -79,13 +80,13 @@ impl Memory {
         }
     }
 
-    /// Adds bytes of queries that were given up and still run. They take room from nothing else: they may never end, and
-    /// their number is bounded.
+    /// Adds bytes of queries that were given up and still run. They count against no other limit: they may never end,
+    /// and their number is bounded.
     pub(crate) fn change_stuck_queries(&self, bytes: i64) {
         self.stuck_queries.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of queries that were given up and still run.
+    /// Returns the bytes of queries that were given up and still run.
     pub(crate) fn stuck_queries(&self) -> u64 {
         u64::try_from(self.stuck_queries.load(Ordering::Relaxed)).unwrap_or(0)
     }
@@ -95,22 +96,22 @@ impl Memory {
         self.queries() < self.limits.bytes_max / QUERY_SHARE
     }
 
-    /// Bytes of queries that wait for the commit of what they read, for a thread, or that run.
+    /// Returns the bytes of queries that wait for the commit of what they read, for a thread, or that run.
     pub(crate) fn queries(&self) -> u64 {
         u64::try_from(self.queries.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
-    /// Whether another call may wait for its answer. It holds memory meanwhile, so that it is refused at once if
-    /// there is none; one that only reads does not suffer from messages that wait. Room for one is room for any: a
-    /// call that alone is over the limit must not be refused for ever.
+    /// Whether another call may wait for its answer. It needs memory meanwhile, so it is refused at once if there is
+    /// none; a call that only reads is not affected by waiting messages. Space for one call is space for any: a single
+    /// call that exceeds the limit must not be refused forever.
     pub(crate) fn takes(&self, only_reads: bool) -> bool {
         let [uncommitted, outboxes, requests] = self.waiting();
         let outboxes = if only_reads { 0 } else { outboxes };
         uncommitted + outboxes + requests + self.queries() < self.limits.bytes_max
     }
 
-    /// Whether clients' requests are not to be handled yet. Their own bytes do not count: requests that wait would wait
-    /// for each other.
+    /// Whether clients' requests must not be handled yet. Their own bytes do not count: otherwise waiting requests
+    /// would wait for each other.
     pub(crate) fn is_over(&self) -> bool {
         let [uncommitted, outboxes, _] = self.waiting();
         self.is_pressed() || uncommitted + outboxes >= self.limits.bytes_max
@@ -121,9 +122,9 @@ impl Memory {
         self.waiting()[0] >= self.limits.uncommitted_bytes_max
     }
 
-    /// Bytes that wait for the log, of messages in outboxes, and of clients' calls.
+    /// Returns the bytes that wait for the log, of messages in outboxes, and of clients' calls.
     pub(crate) fn waiting(&self) -> [u64; 3] {
-        // Threads publish in their own time: a sum may be below zero for a moment.
+        // Threads publish independently: a sum may be below zero for a moment.
         self.parts().map(|bytes| u64::try_from(bytes.load(Ordering::Relaxed)).unwrap_or(0))
     }
 
@@ -163,7 +164,7 @@ mod tests {
         assert!(!memory.takes(true));
         memory.change([-400, 0, -600]);
         assert_eq!(memory.waiting(), [0, 0, 0]);
-        // Queries have a share of it, and do not hold up requests that were taken.
+        // Queries have a share of it, and do not delay accepted requests.
         memory.change_queries(249);
         assert!(memory.takes_queries());
         memory.change_queries(1);

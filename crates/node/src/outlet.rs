@@ -1,5 +1,5 @@
-//! A bounded queue before something that may block, fail or panic, such as standard error or a subscriber: one thread
-//! serves it, and no other waits for that. An item that finds the queue full is dropped and counted.
+//! A bounded queue for a target that may block, fail or panic, such as standard error or a subscriber: one thread
+//! serves it, and no other waits for the target. An item that finds the queue full is dropped and counted.
 
 use crate::panics;
 use std::collections::VecDeque;
@@ -7,19 +7,19 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Most bytes that wait in one queue: 1 MiB.
+/// Maximum number of bytes that wait in one queue: 1 MiB.
 pub(crate) const QUEUE_BYTES_MAX: usize = 1 << 20;
 
 /// The result of a delivery.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Delivered {
-    /// The item.
+    /// Whether the item was delivered.
     pub(crate) item: bool,
-    /// The report of what was missing before it.
+    /// Whether the report of missing items before it was delivered.
     pub(crate) report: bool,
 }
 
-/// Delivers an item, and before it a report if items are missing there: so many.
+/// Delivers an item, and before it a report of the number of items that are missing there, if any.
 pub(crate) type Deliver<T> = fn(&T, u64) -> Delivered;
 
 pub(crate) struct Outlet<T> {
@@ -30,14 +30,14 @@ pub(crate) struct Outlet<T> {
 }
 
 struct State<T> {
-    /// With its bytes.
+    /// Items with their bytes.
     items: VecDeque<(T, usize)>,
     bytes: usize,
-    /// An item was taken and is neither delivered nor dropped yet.
+    /// Whether an item was taken and is neither delivered nor dropped yet.
     is_delivering: bool,
     has_thread: bool,
     dropped: u64,
-    /// Of these, how many were reported.
+    /// Number of these that were reported.
     reported: u64,
 }
 
@@ -58,12 +58,12 @@ impl<T: Send + 'static> Outlet<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Items that were dropped: the queue was full, or they could not be delivered.
+    /// Returns the number of dropped items: the queue was full, or they could not be delivered.
     pub(crate) fn dropped(&self) -> u64 {
         self.lock().dropped
     }
 
-    /// Puts an item in; the first one starts the thread, of this name.
+    /// Adds an item; the first one starts the thread, with this name.
     pub(crate) fn push(&'static self, item: T, bytes: usize, thread: &str, deliver: Deliver<T>) {
         let mut state = self.lock();
         if !state.has_thread {
@@ -80,7 +80,7 @@ impl<T: Send + 'static> Outlet<T> {
         self.news.notify_one();
     }
 
-    /// Waits until all that was put in is delivered or dropped, at most `wait`; whether it is.
+    /// Waits until all added items are delivered or dropped, at most `wait`; returns whether they are.
     pub(crate) fn flush(&self, wait: Duration) -> bool {
         let until = Instant::now() + wait;
         let mut state = self.lock();
@@ -106,7 +106,7 @@ impl<T: Send + 'static> Outlet<T> {
             state.is_delivering = true;
             let missing = state.dropped - state.reported;
             drop(state);
-            // A panic is neither printed nor the end of this thread: the item is dropped.
+            // A panic is not printed and does not end this thread: the item is dropped.
             let delivered = panics::catch(|| deliver(&item, missing)).unwrap_or_default();
             drop(item);
             state = self.lock();
@@ -136,7 +136,7 @@ mod tests {
             QUEUE.push(item, 1000, "outlet-test", deliver);
         }
         assert!(!QUEUE.flush(Duration::from_millis(1)));
-        // One guard: two in one statement would wait for each other.
+        // One guard: two in one statement would deadlock.
         let state = QUEUE.lock();
         let (bytes, dropped) = (state.bytes, state.dropped);
         drop(state);

@@ -1,4 +1,5 @@
-//! Panics, caught and told to the caller: printing them could block or panic again, and the panic would be lost.
+//! Catches panics and reports them to the caller: printing them could block or panic again, and the panic would be
+//! lost.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -6,14 +7,14 @@ use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::sync::Once;
 
-/// What the hook does with a panic of this thread.
+/// Handling of a panic of this thread by the hook.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Leaves it to the hook before this one.
+    /// Leave it to the previous hook.
     Pass,
-    /// Notes where it was.
+    /// Record its place.
     Place,
-    /// Notes how it came there too, if the environment asks for backtraces.
+    /// Record its place, and its backtrace if the environment asks for backtraces.
     Backtrace,
 }
 
@@ -24,15 +25,15 @@ thread_local! {
 
 static HOOK: Once = Once::new();
 
-/// Runs user code; a panic becomes its message and where it happened.
+/// Runs user code; converts a panic into its message and place.
 ///
 /// # Errors
-/// The message of the panic, and where it happened.
+/// The message of the panic, and its place.
 pub fn catch<R>(code: impl FnOnce() -> R) -> Result<R, String> {
     catch_in(Mode::Place, code)
 }
 
-/// Runs code of Stead itself; a panic becomes its message, where it happened, and its backtrace if `RUST_BACKTRACE` asks
+/// Runs code of Stead itself; converts a panic into its message, its place, and its backtrace if `RUST_BACKTRACE` asks
 /// for one.
 ///
 /// # Errors
@@ -41,7 +42,8 @@ pub fn catch_own<R>(code: impl FnOnce() -> R) -> Result<R, String> {
     catch_in(Mode::Backtrace, code)
 }
 
-/// Notes a panic of code that is caught here, for its catcher; false if it is another's, which its hook has to report.
+/// Records a panic of code that is caught here, for its catcher; returns false if it is another's, which its hook must
+/// report.
 pub(crate) fn note(info: &PanicHookInfo<'_>) -> bool {
     let mode = MODE.get();
     if mode == Mode::Pass {
@@ -55,7 +57,7 @@ pub(crate) fn note(info: &PanicHookInfo<'_>) -> bool {
     true
 }
 
-/// The backtrace on lines of its own, if the environment asks for backtraces.
+/// Returns the backtrace on lines of its own, if the environment asks for backtraces.
 pub(crate) fn backtrace() -> String {
     let backtrace = Backtrace::capture();
     match backtrace.status() {
@@ -74,7 +76,7 @@ fn catch_in<R>(mode: Mode, code: impl FnOnce() -> R) -> Result<R, String> {
         }));
     });
     let outer = MODE.replace(mode);
-    // Nothing of what the code touched is looked at after a panic: its transaction is dropped.
+    // State that the code has changed is not used after a panic: its transaction is dropped.
     let result = panic::catch_unwind(AssertUnwindSafe(code));
     MODE.set(outer);
     result.map_err(|payload| {

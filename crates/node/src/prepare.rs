@@ -14,13 +14,13 @@ use stead_store::wal::{SegmentPreparer, WalError};
 pub struct PreparePart(SegmentPreparer);
 
 impl PreparePart {
-    /// The part that prepares the segments of a log.
+    /// Creates the part that prepares the segments of a log.
     #[must_use]
     pub fn new(preparer: SegmentPreparer) -> Self {
         Self(preparer)
     }
 
-    /// Prepares one segment, if there should be more.
+    /// Prepares one segment, if more are needed.
     ///
     /// # Errors
     /// [`WalError`], which is fatal for the node: the part must not be given another turn.

@@ -1,23 +1,23 @@
-//! When a slice of a worker's turn is over, without a look at the clock before each run of a handler.
+//! Determines the end of a slice of a worker's turn without reading the clock before each run of a handler.
 //!
-//! A look costs about a thirtieth of what a small message does. So only each fourth run is preceded by one, as long as runs
-//! are short: four of them then take less than a fifth of a slice. After one that was not, each run is preceded by a look
-//! for a while.
+//! Reading the clock costs about a thirtieth of handling a small message. So it is read only before each fourth run, as
+//! long as runs are short: four of them then take less than a fifth of a slice. After a long run, it is read before
+//! each run for a while.
 
 use std::cell::Cell;
 use stead_core::ids::Time;
 
-/// Runs between two looks that need none, while runs are short.
+/// Runs between two readings of the clock while runs are short.
 const UNLOOKED: u32 = 3;
-/// Most time that the runs between two looks may take together to count as short, in microseconds.
+/// Maximum time of the runs between two readings together to count as short, in microseconds.
 const SHORT: u64 = 200;
-/// Looks after which runs that were not short are forgotten.
+/// Readings after which long runs are forgotten.
 const CAREFUL: u32 = 1_000;
 
 /// A slice of a turn.
 #[derive(Default)]
 pub(crate) struct Slice {
-    /// Until when handlers may begin; `None`: at any time.
+    /// Time until which handlers may begin; `None`: at any time.
     until: Option<Time>,
     looked: Cell<Option<Time>>,
     unlooked: Cell<u32>,
@@ -25,7 +25,7 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
-    /// Begins a slice that lasts until then.
+    /// Begins a slice that lasts until `until`.
     pub(crate) fn begin(&mut self, now: Time, until: Time) {
         self.until = Some(until);
         self.looked.set(Some(now));
@@ -52,8 +52,8 @@ impl Slice {
 mod tests {
     use super::*;
 
-    /// Runs of so many microseconds each until the slice of 1 ms is over; gives how many there were, how many looks, and how
-    /// long it took.
+    /// Runs for `micros` each until the slice of 1 ms is over; returns the number of runs, the number of readings, and
+    /// the total time.
     fn run(slice: &mut Slice, now: &mut Time, micros: impl Fn(usize) -> u64) -> (usize, usize, u64) {
         let begun = *now;
         slice.begin(begun, begun.plus_millis(1));
@@ -74,7 +74,7 @@ mod tests {
         let (runs, looks, took) = run(&mut slice, &mut now, |_| 2);
         assert!((500..504).contains(&runs) && looks <= runs / 4 + 2, "{looks} looks for {runs} runs");
         assert!(took < 1_010, "{took}");
-        // Nothing foretold these: no more than four of them begin before the slice is known to be over.
+        // These could not be foreseen: at most four of them begin before the end of the slice is known.
         let (runs, _, _) = run(&mut slice, &mut now, |_| 2_000);
         assert!((1..=4).contains(&runs), "{runs} runs");
         for _ in 0..10 {

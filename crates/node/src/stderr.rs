@@ -1,8 +1,8 @@
-//! Standard error for programs that must go on without it.
+//! Standard error for programs that must continue without it.
 //!
-//! A line that is said here goes into a bounded queue, and one thread writes the queue to standard error. So a full pipe
-//! that is not read holds up that thread and no other; a full disk or a closed pipe costs the lines that meet it, which are
-//! counted. Nothing here panics, and nothing but [`flush`] waits.
+//! A line goes into a bounded queue, and one thread writes the queue to standard error. So a full pipe without a reader
+//! blocks that thread and no other; a full disk or a closed pipe loses the lines written to it, which are counted.
+//! Nothing here panics, and nothing except [`flush`] waits.
 //!
 //! For the events of a node, give [`stderr`] to a subscriber as its writer:
 //! `tracing_subscriber::fmt().with_writer(stead::stderr::stderr).log_internal_errors(false).init()`.
@@ -16,10 +16,10 @@ use std::panic;
 use std::thread;
 use std::time::Duration;
 
-/// Most bytes that wait to be written: 1 MiB. What comes above is dropped and counted.
+/// Maximum number of bytes that wait to be written: 1 MiB. Further lines are dropped and counted.
 pub const QUEUE_BYTES_MAX: usize = outlet::QUEUE_BYTES_MAX;
 
-/// How long the thread waits before it tries a descriptor again that takes nothing at the moment.
+/// Time after which the thread tries a descriptor again that is temporarily not writable.
 const BUSY_RETRY: Duration = Duration::from_millis(10);
 
 static QUEUE: Outlet<Vec<u8>> = Outlet::new();
@@ -29,11 +29,11 @@ fn push(line: Vec<u8>) {
     QUEUE.push(line, bytes, "stead-stderr", |line, missing| write_line(write_stderr, line, missing));
 }
 
-/// A writer that takes everything at once and never fails; each write is one piece, written or dropped as a whole.
+/// A writer that accepts everything at once and never fails; each write is written or dropped as a whole.
 #[derive(Clone, Copy, Debug)]
 pub struct Stderr(());
 
-/// A writer to standard error; all of them share one queue.
+/// Returns a writer to standard error; all of them share one queue.
 #[must_use]
 pub fn stderr() -> Stderr {
     Stderr(())
@@ -50,27 +50,29 @@ impl io::Write for Stderr {
     }
 }
 
-/// Says one line.
+/// Writes one line.
 pub fn line(text: impl fmt::Display) {
     push(format!("{text}\n").into_bytes());
 }
 
-/// Waits until all that was said is written or dropped, at most `wait`; whether it is. For the end of a program.
+/// Waits until all lines are written or dropped, at most `wait`; returns whether they are. For the end of a program.
 pub fn flush(wait: Duration) -> bool {
     QUEUE.flush(wait)
 }
 
-/// Lines that were dropped since the program began: the queue was full, or standard error could not be written.
+/// Returns the number of lines that were dropped since the program began: the queue was full, or standard error could
+/// not
+/// be written.
 #[must_use]
 pub fn dropped() -> u64 {
     QUEUE.dropped()
 }
 
-/// From now on panics are said here too, and not by the hook of the standard library, which waits for standard error.
+/// Makes panics be written here, too, instead of by the hook of the standard library, which waits for standard error.
 /// Panics of handlers, steps and checks are not: these go to the caller, or into the dead letter.
 pub fn take_panics() {
     panic::set_hook(Box::new(|info| {
-        // Also where a node was made before, whose own hook this one replaces.
+        // Also if a node was created before, whose own hook this one replaces.
         if panics::note(info) {
             return;
         }
@@ -81,7 +83,7 @@ pub fn take_panics() {
 }
 
 fn write_stderr(bytes: &[u8]) -> io::Result<usize> {
-    // Not through the standard library's handle: its lock would be held as long as a full pipe is not read.
+    // Not through the standard library's handle: its lock would be held as long as a full pipe has no reader.
     Ok(rustix::io::write(io::stderr().as_fd(), bytes)?)
 }
 
@@ -117,7 +119,7 @@ mod tests {
     fn what_can_not_be_written_is_dropped_counted_and_reported_once_it_works_again() {
         static QUEUE: Outlet<Vec<u8>> = Outlet::new();
         static OUT: Mutex<(u32, Vec<u8>)> = Mutex::new((0, Vec::new()));
-        // A disk that is full for the first three writes, and then takes a byte at a time.
+        // A disk that is full for the first three writes, and then accepts a byte at a time.
         fn sink(bytes: &[u8]) -> io::Result<usize> {
             let mut out = OUT.lock().unwrap();
             out.0 += 1;

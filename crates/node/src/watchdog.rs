@@ -1,5 +1,6 @@
-//! The time limits of handlers and of tasks' steps. One that runs for ever can't be stopped from outside, so the process
-//! ends: after the restart the shard goes on, and a message, timer or task that does it again becomes a dead letter.
+//! The time limits of handlers and of tasks' steps. Code that runs forever cannot be stopped from outside, so the
+//! process ends: after the restart the shard continues, and a message, timer or task that repeats it becomes a dead
+//! letter.
 
 use crate::events::LAST_WORDS;
 use crate::{events, stderr};
@@ -10,15 +11,15 @@ use stead_core::handler::{Call, Caller};
 use stead_core::ids::{ServiceId, TaskId};
 use stead_core::topology::Topology;
 
-/// What a worker's handler or a thread's step is at. Written by that thread for each call, so without locks; read by the watchdog once a call
-/// has run for long.
+/// The current call of a worker's handler, or the current step of a thread. Written by that thread for each call, so
+/// without locks; read by the watchdog once a call has run for long.
 #[derive(Default)]
 pub(crate) struct Probe {
     /// Odd while user code runs; each call adds two.
     calls: AtomicU64,
     /// Odd while the thread is in a turn, from one look at its inbox to the next; a thread without turns stays at 0.
     turns: AtomicU64,
-    /// The service, and in the upper half what kind of cause it is.
+    /// The service, and in the upper half the kind of cause.
     what: AtomicU64,
     /// The number of the timer or task.
     number: AtomicU64,
@@ -33,13 +34,13 @@ const TIMER: u64 = 2;
 const TASK: u64 = 3;
 const STEP: u64 = 4;
 
-/// How long a thread's user code may run.
+/// The time limit of a thread's user code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     pub(crate) time: Duration,
     /// The option that sets it.
     pub(crate) option: &'static str,
-    /// What else to do about it.
+    /// Another way to avoid it.
     pub(crate) advice: &'static str,
 }
 
@@ -56,7 +57,7 @@ impl Limit {
 impl Probe {
     const KEY_WORDS: usize = 8;
 
-    /// A handler is about to run.
+    /// Notes that a handler is about to run.
     pub(crate) fn enter(&self, call: &Call<'_>) {
         let (kind, number) = match call.caller {
             Caller::Client { .. } => (0, 0),
@@ -67,7 +68,7 @@ impl Probe {
         self.begin(kind, number, call.service, call.key);
     }
 
-    /// A task's step is about to run.
+    /// Notes that a task's step is about to run.
     pub(crate) fn enter_step(&self, id: TaskId, service: ServiceId, owner: &str) {
         self.begin(STEP, id.0, service, owner);
     }
@@ -84,18 +85,18 @@ impl Probe {
         self.step();
     }
 
-    /// It has ended.
+    /// Notes that the user code has ended.
     pub(crate) fn leave(&self) {
         self.step();
     }
 
-    /// A turn begins or ends.
+    /// Notes that a turn begins or ends.
     pub(crate) fn step_turn(&self) {
         self.turns.store(self.turns.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
     fn step(&self) {
-        // The worker alone writes: no need of an atomic addition. The release shows what was stored before.
+        // Only the worker writes: an atomic addition is not needed. The release shows the earlier stores.
         self.calls.store(self.calls.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
@@ -118,7 +119,7 @@ impl Probe {
     }
 }
 
-/// Ends the process when user code is over its limit.
+/// Ends the process when user code exceeds its limit.
 pub(crate) struct Watchdog {
     stop: Mutex<bool>,
     news: Condvar,
@@ -134,7 +135,7 @@ impl Watchdog {
         self.news.notify_all();
     }
 
-    /// Looks at the probes until the node ends.
+    /// Reads the probes until the node ends.
     pub(crate) fn run(&self, probes: &[(Arc<Probe>, Limit)], topology: &Topology) {
         let shortest = probes.iter().map(|(_, limit)| limit.time).min().unwrap_or_default();
         let period = (shortest / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
@@ -172,7 +173,7 @@ impl Watchdog {
     }
 }
 
-/// What the watchdog saw of a worker's turns.
+/// The watchdog's view of a worker's turns.
 #[derive(Default)]
 struct Hold {
     turns: u64,
@@ -181,7 +182,7 @@ struct Hold {
 }
 
 impl Hold {
-    /// Whether the turn has lasted for longer than it may; says so once for each turn.
+    /// Whether the turn has lasted longer than the limit; returns true once for each turn.
     fn is_over(&mut self, turns: u64, max: Duration) -> bool {
         if turns != self.turns || self.since.is_none() {
             *self = Self { turns, since: Some(Instant::now()), is_reported: false };
@@ -198,10 +199,10 @@ fn abort(process: &str, limit: Limit) -> ! {
          {advice}, or raise the limit.",
         time.as_millis()
     );
-    // Neither a subscriber nor standard error holds up the end.
+    // The end waits neither for a subscriber nor for standard error.
     events::error(&text);
     events::flush(LAST_WORDS);
-    // Also without a subscriber: this is the last that can be said.
+    // Also without a subscriber: this is the last message.
     stderr::line(text);
     stderr::flush(LAST_WORDS);
     std::process::abort()

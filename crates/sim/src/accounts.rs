@@ -1,6 +1,6 @@
-//! The simulator's own workload: accounts that pay each other through messages, timers and tasks, and count what they
-//! handled. All money is conserved at every cut; every handled call draws a number that no second execution would draw
-//! again; some handlers return errors, some panic, and some end the whole process.
+//! The simulator's own workload: accounts that pay each other through messages, timers and tasks, and count the calls
+//! that they handled. All money is conserved at every cut; every handled call draws a number that no second execution
+//! would draw again; some handlers return errors, some panic, and some end the whole process.
 
 use crate::bug::Bug;
 use crate::workload::{Answered, Call, CallId, ENDED, Workload};
@@ -19,10 +19,10 @@ use stead_core::state::State;
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// A request to an account, by clients, messages, timers and tasks alike.
+/// A request to an account, from clients, messages, timers and tasks alike.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) enum Op {
-    /// Count one, and nothing else.
+    /// Count the call, and nothing else.
     #[n(0)]
     Count,
     /// Pay another account, which passes part of it on `hops` times.
@@ -35,7 +35,7 @@ pub(crate) enum Op {
         #[n(2)]
         hops: u8,
     },
-    /// Take what was paid.
+    /// Take the payment.
     #[n(2)]
     Credit {
         #[n(0)]
@@ -93,7 +93,7 @@ pub(crate) enum Op {
     /// Panic after having written and sent.
     #[n(10)]
     Panic,
-    /// Send money in a message that its receiver can't handle.
+    /// Send money in a message that its receiver cannot handle.
     #[n(11)]
     SendPoison {
         #[n(0)]
@@ -103,7 +103,7 @@ pub(crate) enum Op {
         #[n(2)]
         fate: Fate,
     },
-    /// The message that can't be handled.
+    /// The message that cannot be handled.
     #[n(12)]
     Poison {
         #[n(0)]
@@ -130,7 +130,7 @@ pub(crate) enum Op {
         #[n(2)]
         fate: Fate,
     },
-    /// Put a cell of so many bytes, here or at another account; the payload is large too.
+    /// Put a cell of this many bytes, here or at another account; the payload is large too.
     #[n(17)]
     Fill {
         #[n(0)]
@@ -152,10 +152,10 @@ pub(crate) enum Op {
     },
 }
 
-/// What a poisonous call does.
+/// The effect of a poisonous call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) enum Fate {
-    /// It ends well.
+    /// It succeeds.
     #[n(0)]
     Good,
     /// The handler panics.
@@ -169,7 +169,7 @@ pub(crate) enum Fate {
     Retries,
 }
 
-/// What a client asks: the operation with a ticket that no other call has.
+/// A client's call: the operation with a unique ticket.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 struct Asked {
     #[n(0)]
@@ -185,7 +185,7 @@ struct Account {
     /// Calls handled.
     #[n(1)]
     count: u64,
-    /// Hash over all that was drawn at random; a lost or repeated execution changes it for ever.
+    /// Hash of all random draws; a lost or repeated execution changes it forever.
     #[n(2)]
     chain: u64,
     /// The ticket of the client's call that was handled last, or 0.
@@ -218,12 +218,12 @@ struct Output {
     ticket: u64,
 }
 
-/// How often each kind of call is made; drawn anew for each run, so that runs differ in character.
+/// The frequency of each kind of call; drawn for each run, so that runs differ in character.
 #[derive(Clone, Debug)]
 struct Mix {
     weights: Vec<u32>,
     hops_max: u8,
-    /// Of 64 calls, how many are large.
+    /// Number of large calls out of 64.
     large: u32,
 }
 
@@ -232,12 +232,12 @@ struct Code {
     accounts: u32,
     services: u32,
     killed: bool,
-    /// For the rest of this life, what is poisonous is not any more.
+    /// For the rest of this life, poisonous calls succeed.
     mended: bool,
     bug: Option<Bug>,
 }
 
-/// See the module.
+/// The workload of this module.
 pub struct Accounts {
     code: Code,
     shards: Vec<u32>,
@@ -247,31 +247,31 @@ pub struct Accounts {
     purse: Purse,
 }
 
-/// The money that is not in the accounts' and messages' sum (invariant 11).
+/// The money that is not in the sum of accounts and messages (invariant 11).
 #[derive(Default)]
 struct Purse {
-    /// The sum that the cluster began with.
+    /// The sum at the beginning of the cluster.
     base: i64,
-    /// What each dead letter holds.
+    /// The money in each dead letter.
     letters: BTreeMap<(ShardId, Index), i64>,
-    /// What went with dead letters that were dropped, and the entry that did it.
+    /// The money of dropped dead letters, with the entry that dropped each.
     dropped: Vec<(ShardId, Index, i64)>,
 }
 
-/// The checks on what clients see (invariants 6 and 7).
+/// The checks on the answers of clients (invariants 6 and 7).
 #[derive(Default)]
 struct History {
-    /// By account: the highest count in any answer.
+    /// The highest count in any answer, by account.
     floor: BTreeMap<String, u64>,
-    /// By account, the chain at each committed count.
+    /// The chain at each committed count, by account.
     chains: BTreeMap<String, Chain>,
-    /// The floor when a call went out.
+    /// The floor when a call was sent.
     invoked: BTreeMap<CallId, u64>,
     /// Tickets of committed calls.
     tickets: BTreeMap<u64, Output>,
 }
 
-/// The chain of an account, from the count where it became known.
+/// The chain of an account, from the first known count on.
 #[derive(Default)]
 struct Chain {
     base: u64,
@@ -294,7 +294,7 @@ impl Chain {
 }
 
 impl Accounts {
-    /// A workload drawn from a seed.
+    /// Draws a workload from a seed.
     #[must_use]
     pub fn new(rng: &mut Rng, bug: Option<Bug>) -> Self {
         let services = rng.u32(1..=3);
@@ -303,12 +303,12 @@ impl Accounts {
         let weights = (0..13).map(|_| if rng.u8(..4) == 0 { 0 } else { rng.u32(1..20) }).collect::<Vec<_>>();
         let mut mix = Mix { weights, hops_max: rng.u8(0..=6), large: 0 };
         mix.weights[0] += 1;
-        // What ends the process is rare: each one costs a whole recovery.
+        // Ends of the process are rare: each one costs a whole recovery.
         mix.weights[11] = if rng.u8(..3) == 0 { 1 } else { 0 };
         if bug == Some(Bug::CrowdTrials) {
             mix.weights[11] = 8;
         }
-        // Drawn last, so that the other runs stay as they were.
+        // Drawn last, so that the other draws of a seed are unchanged.
         mix.large = if rng.u8(..4) == 0 { rng.u32(1..16) } else { 0 };
         Self {
             code: Code { rng: Rng::with_seed(0), accounts, services, killed: false, mended: false, bug },
@@ -326,7 +326,7 @@ impl Accounts {
 
     fn draw(&mut self, rng: &mut Rng) -> Op {
         if self.mix.large > 0 && rng.u32(..64) < self.mix.large {
-            // About the limits that profiles draw for an entry: 400 bytes, and half of what the log takes at once.
+            // Around the limits that profiles draw for an entry: 400 bytes, and half of what the log accepts at once.
             let size = |rng: &mut Rng| match rng.u8(..4) {
                 0 => rng.u32(..64),
                 1 => rng.u32(250..450),
@@ -569,7 +569,7 @@ impl Purse {
     }
 }
 
-/// Money in the shards and between them, as the difference to where it began.
+/// Returns the money in the shards and between them, as the difference from the beginning.
 fn money_of_cut(cut: &[State]) -> Result<i64, String> {
     let mut sum = 0;
     for state in cut {
@@ -586,7 +586,7 @@ fn money_of_cut(cut: &[State]) -> Result<i64, String> {
     Ok(sum)
 }
 
-/// Money in a shard, as the difference to where it began.
+/// Returns the money in a shard, as the difference from the beginning.
 fn money_of_state(state: &State) -> Result<i64, String> {
     let mut sum = 0;
     for (key, value) in state.records().iter() {
@@ -608,7 +608,7 @@ fn money_of_state(state: &State) -> Result<i64, String> {
 fn money_of_letter(value: &[u8]) -> Result<i64, String> {
     let letter: DeadLetter =
         decode_value(value).map_err(|e| format!("16: cannot read a dead letter: {e}"))?;
-    // A request that was given up moved nothing.
+    // A request that was given up moved no money.
     if matches!(letter.cause, Waiting::Request { .. } | Waiting::Call { .. }) {
         Ok(0)
     } else {
@@ -635,7 +635,7 @@ impl Code {
         txn.send_to(service, key, encode_value(op))
     }
 
-    /// Runs one operation; what it returns is the handler's own error.
+    /// Runs one operation; an error is the handler's own.
     fn run(
         &mut self,
         op: Op,
@@ -792,7 +792,7 @@ impl Handler for Code {
             Fate::Good | Fate::Retries => {}
         }
         if refuses {
-            // Random, so that a second execution would answer something else.
+            // Random, so that a second execution would answer differently.
             return Outcome::Replied(Reply::Err(Blob::from(&self.rng.u64(..).to_le_bytes()[..])));
         }
         Outcome::Replied(Reply::Ok(encode_value(&Output {

@@ -1,10 +1,12 @@
-//! Who may be given up for ending the process: an account of what had begun whenever the process ended, kept by the world
-//! and not by the code that it checks.
+//! Checks that only guilty causes are given up for ending the process: an account of the causes that had begun whenever
+//! the process ended, kept by the world and not by the checked code.
 //!
-//! A cause is charged for an end that it made itself, and for one that met it while it was tried alone, or while its step
-//! ran: one from outside, or made by what was not tried alone itself. The latter may be anything of which no end is known
-//! yet, as the message of a suspect whose entry was lost with it; what an end has met must not begin but alone. What is given
-//! up must have been charged as often as it may be tried; what merely stood beside what was tried alone never has.
+//! A cause is charged for an end of the process that it caused itself, and for one that came while it was tried alone,
+//! or while its step ran: an end from outside, or one caused by a cause that was not tried alone. The latter may be any
+//! cause without a known end so far, such as the message of a suspect whose entry was lost with it; a cause that was
+//! running at an end must begin only alone. A cause that is given up must have been charged the maximum number of
+//! times; one that merely
+//! ran beside a trial never has.
 
 use crate::model::hash_call;
 use crate::violation::Violation;
@@ -14,19 +16,19 @@ use stead_core::ids::{Index, ShardId, TaskId};
 use stead_core::record::{AttemptRecord, DeadLetter, Kind, RecordKey, TaskRecord, Waiting, decode_value};
 use stead_core::shard::Effect;
 
-/// Start of the reason of a dead letter for what ended the process.
+/// Start of the reason of a dead letter for a cause that ended the process.
 const ENDED: &str = "the process ended";
 
 /// The handler or step that ended the process.
 pub(crate) struct Killer {
     shard: ShardId,
-    /// A hash of the process and the payload.
+    /// Hash of the process and the payload.
     call: u64,
     began: Began,
 }
 
 enum Began {
-    /// In an input that had handled these attempts before; their entries are lost with it.
+    /// In an input that had already handled these attempts; their entries are lost with it.
     Handler {
         handled: Vec<RecordKey>,
     },
@@ -52,46 +54,46 @@ impl Killer {
     }
 }
 
-/// Attempts of a life.
+/// The attempts of a life.
 type Attempts = BTreeMap<(ShardId, RecordKey), Attempt>;
 
-/// An attempt that was logged.
+/// A logged attempt.
 #[derive(Clone, Copy)]
 struct Attempt {
     /// 0 in a group.
     count: u32,
-    /// Its handler was not reached, or its step goes on beside others. The entry that says so may be lost.
+    /// Its handler was not reached, or its step continues beside others. The entry that records this may be lost.
     is_taken_back: bool,
 }
 
-/// Attempts and steps of this life, and the charges of all lives.
+/// The attempts and steps of this life, and the charges of all lives.
 #[derive(Default)]
 pub(crate) struct Blame {
-    /// Steps that run.
+    /// Running steps.
     steps: BTreeMap<(ShardId, TaskId, u64), u64>,
     attempts: Attempts,
-    /// By call, how often it has ended the process, and how often an end met it while its step ran.
+    /// By call, the number of ends that it caused, and the number of ends while its step ran.
     ends: BTreeMap<u64, u32>,
     met_steps: BTreeMap<u64, u32>,
-    /// By attempt that counts, how often an end met it; a step that had begun is not counted here.
+    /// By counting attempt, the number of ends that came during it; steps that had begun are not counted here.
     met: BTreeMap<(ShardId, RecordKey), u32>,
     /// Messages, timers and requests that had begun at an end and have not been handled since.
     suspects: BTreeSet<(ShardId, RecordKey)>,
 }
 
 impl Blame {
-    /// `waits` returns whether an attempt has outlived the life before.
+    /// Begins a life; `waits` returns whether an attempt has outlived the previous life.
     pub(crate) fn life_begins(&mut self, trusted: bool, waits: impl Fn(ShardId, &RecordKey) -> bool) {
         self.suspects.retain(|(shard, key)| !trusted && waits(*shard, key));
     }
 
-    /// A thread begins a step.
+    /// Notes that a thread begins a step.
     pub(crate) fn step_begins(&mut self, shard: ShardId, id: TaskId, task: &TaskRecord) {
         self.steps.insert((shard, id, task.step), hash_call(&task.process, &task.state));
     }
 
-    /// The life ends, by a killer or from outside. `waits` returns whether an attempt is still there, `runs` whether a step
-    /// has no entry.
+    /// Ends the life, by a killer or from outside. `waits` returns whether an attempt still exists, `runs` whether a
+    /// step has no entry.
     pub(crate) fn life_ends(
         &mut self,
         killer: Option<Killer>,
@@ -122,7 +124,7 @@ impl Blame {
         }
     }
 
-    /// An entry is appended: notes attempts, and holds what gives something up against the charges.
+    /// Handles an appended entry: notes attempts, and compares each cause that is given up with its charges.
     pub(crate) fn entry(&mut self, shard: ShardId, entry: &Entry, max: u32) -> Result<(), Violation> {
         if let Some(key) = handled(entry) {
             self.suspects.remove(&(shard, key));
@@ -162,7 +164,7 @@ impl Blame {
         let letters = entry.writes.iter().filter(|write| write.key.kind() == Kind::DeadLetter);
         let letters = letters.filter_map(|write| write.value.as_ref());
         for letter in letters.filter_map(|value| decode_value::<DeadLetter>(value).ok()) {
-            // A payload that was too large is gone from its letter.
+            // A payload that was too large is missing in its letter.
             if !letter.reason.starts_with(ENDED) || letter.payload.is_empty() {
                 continue;
             }
@@ -183,7 +185,7 @@ impl Blame {
     }
 }
 
-/// Whether the killer was tried alone. A handler that is has the only attempt of its shard that counts.
+/// Whether the killer was tried alone. A handler tried alone has the only counting attempt of its shard.
 fn was_alone(killer: &Killer, attempts: &Attempts) -> bool {
     let is_alone = |attempt: &Attempt| attempt.count > 0 && !attempt.is_taken_back;
     let mut alone =
@@ -198,7 +200,7 @@ fn is_of_handler(attempt: &RecordKey) -> bool {
     attempt.is_attempt_at_handler() || attempt.is_attempt_at_request()
 }
 
-/// The attempt at what the entry's handler handled.
+/// Returns the attempt at the cause that the entry's handler handled.
 fn handled(entry: &Entry) -> Option<RecordKey> {
     let waiting = match entry.cause {
         Cause::Suspected { content } => Some(Waiting::Call { content }),
@@ -247,7 +249,7 @@ mod tests {
         entry(Cause::DeadLetter { cause }, RecordKey::dead_letter(Index(1)), encode_value(&letter))
     }
 
-    /// A handler of the other shard ends the process.
+    /// Makes a handler of the other shard end the process.
     fn killer() -> Option<Killer> {
         Some(Killer::handler(OTHER, (Index(1), 7), &[]))
     }
@@ -279,7 +281,7 @@ mod tests {
         assert!(blame.entry(SHARD, &given_up(message(1)), 1).is_ok());
     }
 
-    /// Found by seed 129005872: a step may be met between its attempt and its begin.
+    /// Found by seed 129005872: the process may end between a step's attempt and its begin.
     #[test]
     fn an_end_charges_a_step_that_is_about_to_begin_alone() {
         let task = Waiting::Task { id: TaskId(3), step: 2 };

@@ -1,4 +1,4 @@
-//! Clients: they call, lose answers, retry, ask again for what they have been told, and compare.
+//! Clients: they call, lose answers, retry, repeat answered calls, and compare the answers.
 
 use crate::marks::{Mark, Marks};
 use crate::violation::Violation;
@@ -13,16 +13,16 @@ use stead_core::shard::{Answer, Identity, Input, Query, Refusal, Request};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Something that goes to a shard of the node, if there is one.
+/// A frame to a shard of the node, if the node lives.
 pub(crate) type Frame = (ShardId, Input);
 
 /// All clients of a run.
 pub(crate) struct Clients {
-    /// Calls of a session after which its client confirms replies.
+    /// Number of calls of a session after which its client confirms replies.
     pub(crate) confirm_every: u64,
     clients: Vec<Client>,
     calls: Vec<Calling>,
-    /// Calls that have left, by what makes their retries known.
+    /// Calls that were sent, by the identity of their retries.
     known: BTreeMap<[u8; 16], CallId>,
     sessions: Vec<Session>,
     /// Calls that have been answered.
@@ -34,7 +34,7 @@ struct Client {
     style: Style,
     principal: Arc<str>,
     colour: Colour,
-    /// By shard, the last entry that an answer says to have seen.
+    /// By shard, the last entry that any answer includes.
     seen: BTreeMap<ShardId, Index>,
     /// By shard, the session in use.
     sessions: BTreeMap<ShardId, usize>,
@@ -69,15 +69,15 @@ struct Calling {
     call: Call,
     name: Name,
     attempts: u8,
-    /// Sendings of any kind for this call; only the retry that the last one planned counts.
+    /// Number of sendings of this call; only the retry planned by the last one counts.
     tries: u32,
     born: u64,
-    /// What its client had seen when it first left.
+    /// The entries that its client had seen when it was first sent.
     seen: Option<Vec<(ShardId, Index)>>,
     end: Option<Answered>,
 }
 
-/// What makes the call's retries known.
+/// The identity by which the call's retries are recognised.
 #[derive(Clone, Copy)]
 enum Name {
     Session { session: usize, number: RequestNumber },
@@ -85,22 +85,22 @@ enum Name {
     None,
 }
 
-/// What an answer leads to.
+/// The consequences of an answer.
 #[derive(Default)]
 pub(crate) struct Reaction {
-    /// Calls to send, now.
+    /// Calls to send now.
     pub(crate) send: Vec<CallId>,
     /// A call that was answered just now.
     pub(crate) done: Option<CallId>,
 }
 
-/// The bit of a token that says that a session is being opened.
+/// The bit of a token that marks the opening of a session.
 const OPENING: u64 = 1 << 63;
 
-/// The bit of a token that says that a known idempotency key comes with another body.
+/// The bit of a token that marks a known idempotency key with another body.
 const CONFLICTING: u64 = 1 << 61;
 
-/// The call that a client's token was made for, unless it opens a session or must be refused.
+/// Returns the call of a client's token, unless it opens a session or must be refused.
 pub(crate) fn call_of(token: u64) -> Option<CallId> {
     (token & (OPENING | CONFLICTING) == 0).then_some(token >> 8)
 }
@@ -126,17 +126,17 @@ impl Clients {
         }
     }
 
-    /// Calls that wait for their answers.
+    /// Returns the number of calls that wait for their answers.
     pub(crate) fn pending(&self) -> usize {
         self.clients.iter().map(|c| c.pending.len()).sum()
     }
 
-    /// All calls that wait.
+    /// Returns all calls that wait.
     pub(crate) fn pending_calls(&self) -> Vec<CallId> {
         self.clients.iter().flat_map(|c| c.pending.iter().copied()).collect()
     }
 
-    /// How often a call was sent.
+    /// Returns the number of times that a call was sent.
     pub(crate) fn tries(&self, id: CallId) -> u32 {
         self.calls[id as usize].tries
     }
@@ -146,7 +146,7 @@ impl Clients {
         self.tries(id) == tries && self.clients[self.calls[id as usize].client].pending.contains(&id)
     }
 
-    /// Makes a client's next call, if it may have one more under way.
+    /// Makes a client's next call, if it may have another one open.
     pub(crate) fn call(
         &mut self,
         client: usize,
@@ -209,8 +209,8 @@ impl Clients {
         session
     }
 
-    /// The frame of a call's next attempt; `None` if it may not be tried any more. `keyed_age` is how old a call with an
-    /// idempotency key may get, for after the key's life a retry would be a new request.
+    /// Returns the frame of a call's next attempt; `None` if it may not be tried again. `keyed_age` is the maximum age
+    /// of a call with an idempotency key, because after the key's life a retry would be a new request.
     pub(crate) fn send(&mut self, id: CallId, now: u64, keyed_age: u64, rng: &mut Rng) -> Option<Frame> {
         let calling = &mut self.calls[id as usize];
         calling.tries += 1;
@@ -227,7 +227,7 @@ impl Clients {
                         Input::OpenSession { token, session: session.id, principal },
                     ));
                 }
-                // Not all that could be confirmed is, so that there is something to ask again for.
+                // Some replies are left unconfirmed, so that there are calls to repeat.
                 let limit = session.prefix.0.min(number.0 - 1);
                 let confirms = number.0.is_multiple_of(self.confirm_every);
                 let limit = if confirms { limit } else { limit.min(session.confirmed.0) };
@@ -250,7 +250,7 @@ impl Clients {
                 Identity::Idempotency { key, body_hash: xxh3_128(&calling.call.payload).to_be_bytes() }
             }
             Name::None if calling.attempts > 0 && !calling.call.query => {
-                // Nobody knows whether it was applied.
+                // Whether it was applied stays unknown.
                 self.abandon(id);
                 return None;
             }
@@ -275,8 +275,8 @@ impl Clients {
         Some((shard, input))
     }
 
-    /// A request under the key of an answered call, with the body of another call; `None` if the call has no key, or nothing else
-    /// was asked of its service. It must be refused.
+    /// Returns a request under the key of an answered call, with the body of another call; `None` if the call has no
+    /// key, or no other call was made to its service. It must be refused.
     pub(crate) fn conflict(&self, id: CallId, now: u64, keyed_age: u64, rng: &mut Rng) -> Option<Frame> {
         let calling = &self.calls[id as usize];
         let keyed = matches!(calling.name, Name::Key) && now.saturating_sub(calling.born) <= keyed_age;
@@ -306,24 +306,24 @@ impl Clients {
         Some((calling.shard, input))
     }
 
-    /// The hash of a call's own body, for a planted bug.
+    /// Returns the hash of a call's own body, for a planted bug.
     pub(crate) fn body_hash(&self, token: u64) -> Option<[u8; 16]> {
         let id = (token & CONFLICTING != 0).then_some((token & !CONFLICTING) >> 8)?;
         Some(xxh3_128(&self.calls[id as usize].call.payload).to_be_bytes())
     }
 
-    /// What the client of a request had seen when it first left, by what makes a retry of the request known.
+    /// Returns the entries that the client of a request had seen when it first sent it, by the identity of the request.
     pub(crate) fn seen_before(&self, identity: &[u8; 16]) -> Option<&[(ShardId, Index)]> {
         self.calls[*self.known.get(identity)? as usize].seen.as_deref()
     }
 
-    /// The session that a token was made to open.
+    /// Returns the session that a token opens.
     pub(crate) fn opened_by(&self, token: u64) -> Option<SessionId> {
         let session = (token & OPENING != 0).then_some((token & !OPENING) >> 8)?;
         self.sessions.get(session as usize).map(|session| session.id)
     }
 
-    /// What makes a retry of a call known to its shard.
+    /// Returns the identity by which a shard recognises the retries of a call.
     pub(crate) fn identity(&self, id: CallId) -> Option<[u8; 16]> {
         let calling = self.calls.get(id as usize)?;
         let cause = match calling.name {
@@ -344,7 +344,7 @@ impl Clients {
         cause.identity(&calling.call.key)
     }
 
-    /// Nobody will know how the call ended.
+    /// Gives a call up: its outcome stays unknown.
     pub(crate) fn abandon(&mut self, id: CallId) {
         let calling = &self.calls[id as usize];
         if self.clients[calling.client].pending.remove(&id) {
@@ -353,7 +353,7 @@ impl Clients {
         }
     }
 
-    /// The call is over, so that its number can be confirmed in time.
+    /// Ends a call, so that its number can be confirmed later.
     fn close(&mut self, id: CallId) {
         if let Name::Session { session, number } = self.calls[id as usize].name {
             let session = &mut self.sessions[session];
@@ -364,13 +364,13 @@ impl Clients {
         }
     }
 
-    /// An answered call that may be asked again: one whose reply is kept for its client.
+    /// Whether an answered call may be repeated: its reply is kept for its client.
     pub(crate) fn may_ask_again(&self, id: CallId) -> bool {
         let calling = &self.calls[id as usize];
         matches!(calling.end, Some(Ok(_))) && !matches!(calling.name, Name::None)
     }
 
-    /// An answer arrives at its client.
+    /// Handles an answer that arrives at its client.
     pub(crate) fn answer(
         &mut self,
         answer: Answer,
@@ -388,7 +388,7 @@ impl Clients {
                     marks.hit(Mark::Conflict);
                     Ok(reaction)
                 }
-                // Refused before it was looked at.
+                // Refused without looking at it.
                 Err(refusal) if !refusal.saw_state() => Ok(reaction),
                 result => {
                     let what = format!("call {id}: its key with another body is answered {result:?}");
@@ -475,7 +475,7 @@ impl Clients {
             }
             Err(refusal) => return surprise(refusal.to_string()),
         };
-        // A refusal of one attempt says nothing of the others: a call that is never known by another attempt is over.
+        // The refusal of one attempt says nothing about the others: a call without an identity is over.
         if !finishes {
             // The others try again after the retry time.
             let known = !matches!(calling.name, Name::None) || calling.call.query;
@@ -507,7 +507,7 @@ impl Clients {
         Reaction { send: client.pending.iter().filter(mine).copied().collect(), ..Reaction::default() }
     }
 
-    /// The session of a call is gone: what was under way in it stays unknown, and the next call opens another.
+    /// Ends the session of a call: its open calls stay unknown, and the next call opens another session.
     fn end_session(&mut self, id: CallId) {
         let Name::Session { session, .. } = self.calls[id as usize].name else { return };
         let client = self.sessions[session].client;

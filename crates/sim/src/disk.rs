@@ -1,4 +1,4 @@
-//! The disk as one life of the node sees it.
+//! The disk of one life of the node.
 
 use crate::disk_log::DiskLog;
 use std::io;
@@ -7,23 +7,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::sim_disk::{SimDisk, is_crash};
 
-/// What a planted bug makes of the syncs of the log.
+/// The treatment of the log's syncs by a planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Syncs {
     Honest,
-    /// They are claimed and not done.
+    /// They are reported as done, but not done.
     Skipped,
     /// Their failures are not reported.
     Trusted,
 }
 
-/// A disk that a dead life cannot touch any more, whatever its objects do while they are dropped.
+/// A disk that a dead life cannot change any more, whatever its objects do while they are dropped.
 pub(crate) struct LifeDisk {
     inner: SimDisk,
     alive: Arc<AtomicBool>,
     syncs: Syncs,
     log: Arc<Mutex<DiskLog>>,
-    /// Files of the log that were opened.
+    /// Number of log files that were opened.
     opened: AtomicU64,
 }
 
@@ -33,12 +33,12 @@ impl LifeDisk {
         Self { inner, alive, syncs, log: Arc::default(), opened: AtomicU64::new(0) }
     }
 
-    /// What this life does to the log.
+    /// Returns the record of what this life does to the log.
     pub(crate) fn log(&self) -> Arc<Mutex<DiskLog>> {
         Arc::clone(&self.log)
     }
 
-    /// Set to false, it ends the life.
+    /// Returns the flag that ends the life when it is set to false.
     pub(crate) fn alive(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.alive)
     }

@@ -1,4 +1,4 @@
-//! `stead-sim`: runs seeds, and shows that planted bugs are caught.
+//! `stead-sim`: runs seeds, and checks that planted bugs are caught.
 
 #![forbid(unsafe_code)]
 // The results are this program's output.
@@ -20,7 +20,7 @@ struct Args {
 enum Command {
     /// Run seeds and look for violations; the last line of a failure repeats it.
     Run {
-        /// How many seeds: 100 by default, without a limit if a time is given.
+        /// Number of seeds: 100 by default, unlimited if a time is given.
         #[arg(long)]
         seeds: Option<u64>,
         /// Events of each run before the faults end.
@@ -32,19 +32,19 @@ enum Command {
         /// A bug to plant, by its name.
         #[arg(long, value_parser = parse_bug)]
         bug: Option<Bug>,
-        /// Stop after so many seconds, whatever seeds are left.
+        /// Stop after this many seconds, even if seeds are left.
         #[arg(long)]
         time: Option<u64>,
         /// Print every event on stderr.
         #[arg(long)]
         trace: bool,
-        /// Go on after a failure.
+        /// Continue after a failure.
         #[arg(long)]
         keep_going: bool,
     },
-    /// Plant every bug in turn, and say how many seeds it took to catch it.
+    /// Plant every bug in turn, and print the number of seeds that it took to catch it.
     Bugs {
-        /// Most seeds for one bug.
+        /// Maximum number of seeds for one bug.
         #[arg(long, default_value_t = 400)]
         seeds: u64,
         /// The first seed; drawn from the clock by default.

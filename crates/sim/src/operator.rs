@@ -1,4 +1,4 @@
-//! The operator: orders dead letters to be retried or dropped, twice and late and between crashes.
+//! The operator: requests retries and deletions of dead letters, twice, late and between crashes.
 
 use crate::marks::Mark;
 use crate::violation::Violation;
@@ -8,12 +8,12 @@ use stead_core::record::{Kind, RecordKey};
 use stead_core::shard::{Answer, Input, Order, Refusal};
 use stead_core::state::State;
 
-/// The bit of a token that says that an operator asked.
+/// The bit of a token that marks an operator's request.
 pub(crate) const OPERATOR: u64 = 1 << 62;
-/// Events between two looks of the operator, on average.
+/// Average number of events between two looks of the operator.
 const LOOK_EVERY: u32 = 40;
 
-/// What was ordered; a token names one of them.
+/// A requested decision; a token names it.
 pub(crate) type Ordered = (ShardId, Index, Order);
 
 fn letters(state: &State) -> impl Iterator<Item = (ShardId, Index)> + '_ {
@@ -34,7 +34,7 @@ impl World<'_> {
         if found.is_empty() {
             return;
         }
-        // The records' order is that of their hashes, which is nothing to rely on.
+        // The order of the records is that of their hashes, which must not matter.
         found.sort_unstable();
         let (shard, letter) = found[self.operator.usize(..found.len())];
         let Some(order) = self.workload.order(&mut self.operator) else { return };
@@ -65,7 +65,7 @@ impl World<'_> {
                     return bad("and it is still there");
                 }
             }
-            // One that came later than the order has seen is no news to it.
+            // A dead letter that was created after the request was handled may be missing.
             Err(Refusal::NoDeadLetter(_)) if letter <= answer.index => {
                 let node = self.node.as_ref().expect("only a living node has effects");
                 if node.shards[shard.0 as usize].state().records().get(key.as_bytes()).is_some() {

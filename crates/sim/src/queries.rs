@@ -1,4 +1,4 @@
-//! Queries: each runs some time after its shard has captured what it reads, while the process changes underneath.
+//! Queries: each runs some time after its shard has captured the process, which changes meanwhile.
 
 use crate::bug::Bug;
 use crate::marks::Mark;
@@ -9,9 +9,9 @@ use stead_core::capture::{Capture, Reading};
 use stead_core::ids::ShardId;
 
 impl World<'_> {
-    /// A shard lets a query go, with what it may read: it runs later.
+    /// Handles a query that leaves its shard with its capture: it runs later.
     pub(crate) fn query_leaves(&mut self, shard: ShardId, reading: Box<Reading>) -> Outcomes {
-        // The model knows the process as it was at its own last entry, and that only.
+        // The model knows the process at its own last entry only.
         let known = (reading.index == self.model.durable(shard))
             .then(|| Seen::in_fold(self.model.state(shard), &reading.query.process));
         let delay = self.reads.u64(..=self.profile.step_delay);
@@ -19,7 +19,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// A query runs, on a thread of its own.
+    /// Runs a query, on a thread of its own.
     pub(crate) fn query_runs(
         &mut self,
         shard: ShardId,

@@ -1,14 +1,14 @@
-//! The last things that happened in a run, for the text of its failure.
+//! The last events of a run, for the text of its failure.
 
 use std::collections::VecDeque;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Index, Key, ShardId};
 use stead_core::topology::Topology;
 
-/// Lines that are kept.
+/// Number of lines that are kept.
 const KEPT: usize = 40;
 
-/// A ring of what happened last. Its text is made only if the run fails.
+/// A ring of the last events. Its text is made only if the run fails.
 #[derive(Default)]
 pub(crate) struct Recent(VecDeque<Line>);
 
@@ -18,7 +18,7 @@ enum Line {
 }
 
 impl Recent {
-    /// A shard made an entry, which is not stored yet.
+    /// Adds an entry that a shard appended, which is not stored yet.
     pub(crate) fn entry(&mut self, shard: ShardId, entry: &Entry) {
         self.push(Line::Entry {
             shard,
@@ -40,7 +40,7 @@ impl Recent {
         self.0.push_back(line);
     }
 
-    /// The lines that are kept, oldest first.
+    /// Returns the kept lines, oldest first.
     pub(crate) fn lines(&self, topology: &Topology) -> Vec<String> {
         self.0.iter().map(|line| line.text(topology)).collect()
     }

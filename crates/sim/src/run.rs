@@ -12,23 +12,23 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 
-/// What to run.
+/// The configuration of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Decides everything.
+    /// Determines everything.
     pub seed: u64,
-    /// Events before the faults end and all has to come to rest.
+    /// Number of events before the faults end and all has to come to rest.
     pub events: u64,
     /// A bug to plant.
     pub bug: Option<Bug>,
-    /// Tell every event on stderr.
+    /// Print every event on stderr.
     pub trace: bool,
 }
 
-/// How a run went.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Over every event and the final state: equal for equal configurations.
+    /// Hash of every event and the final state: equal for equal configurations.
     pub hash: u128,
     /// Events that happened.
     pub events: u64,
@@ -40,20 +40,20 @@ pub struct Report {
     pub lives: u64,
     /// Consistent cuts that were checked.
     pub cuts: u64,
-    /// Rare things that happened.
+    /// Rare events that occurred.
     pub marks: Marks,
 }
 
-/// A run that found something.
+/// The failure of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What was run.
+    /// The configuration.
     pub config: Config,
     /// The event at which it was found.
     pub event: u64,
-    /// What was found.
+    /// The violation.
     pub violation: Violation,
-    /// The last things that happened before, oldest first: up to 40 entries, and ends of the node. One line each.
+    /// The last events before it, oldest first: up to 40 entries, and ends of the node. One line each.
     pub recent: Vec<String>,
 }
 
@@ -72,7 +72,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// The commit of the sources in the working directory; a seed means something with it only.
+/// Returns the commit of the sources in the working directory: a seed is meaningful only with it.
 fn commit() -> String {
     let git = Command::new("git").args(["describe", "--always", "--dirty", "--exclude=*"]).output();
     match git {
@@ -90,7 +90,7 @@ pub fn run(config: Config) -> Result<Report, Box<Failure>> {
     run_with(config, &Overrides::default(), &mut accounts)
 }
 
-/// Runs a workload of the caller's, in a world that the seed draws except for what is overridden.
+/// Runs a workload of the caller, in a world that the seed draws except for the overridden settings.
 ///
 /// # Errors
 /// [`Failure`] if an invariant or a check of the workload does not hold, or something panicked.

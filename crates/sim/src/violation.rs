@@ -1,14 +1,14 @@
-//! What a run can find: a rule of the design that does not hold.
+//! Violations: rules of the design that do not hold.
 
 use std::fmt;
 
-/// A broken rule, by its number in the design's list of invariants; 0 is the simulator's own: something that should
-/// work refused to.
+/// A violated rule, by its number in the design's list of invariants; 0 is the simulator's own: something that should
+/// work was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// The invariant's number.
     pub invariant: u8,
-    /// What was found.
+    /// The violation in words.
     pub what: String,
 }
 
@@ -17,7 +17,7 @@ impl Violation {
         Self { invariant, what: what.into() }
     }
 
-    /// Takes a workload's sentence apart, which begins with the invariant's number.
+    /// Parses a workload's sentence, which begins with the invariant's number.
     pub(crate) fn parse(sentence: &str) -> Self {
         let (number, what) = sentence.split_once(": ").unwrap_or(("0", sentence));
         match number.parse() {

@@ -1,4 +1,4 @@
-//! What lies between clients and node, and between shards: frames come late, twice, out of order, or not at all.
+//! The network between clients and node, and between shards: frames come late, twice, out of order, or not at all.
 
 use crate::bug::Bug;
 use crate::client::{Frame, Reaction};
@@ -37,7 +37,7 @@ impl World<'_> {
         }
     }
 
-    /// A client's frame on its way to the node: late, lost or twice. What makes no retry known goes once at most.
+    /// Sends a client's frame to the node: late, lost or twice. A frame without an identity is sent at most once.
     pub(crate) fn transmit(&mut self, (shard, mut input): Frame) {
         let delay = self.random(self.profile.net_delay);
         let known = match &input {
@@ -91,7 +91,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// A frame on a channel between two shards.
+    /// Sends a frame on a channel between two shards.
     pub(crate) fn carry(&mut self, from: ShardId, to: ShardId, input: Input) {
         if one_in(&mut self.rng, self.profile.channel_drop) {
             self.marks.hit(Mark::FrameDropped);

@@ -1,4 +1,4 @@
-//! What runs in the simulated node: the user code, the calls of its clients, and what must hold between them.
+//! Workloads of the simulated node: the user code, the calls of its clients, and the invariants between them.
 
 use fastrand::Rng;
 use std::sync::Arc;
@@ -19,30 +19,30 @@ pub struct Call {
     pub key: Key,
     /// The request or query.
     pub payload: Blob,
-    /// It only reads.
+    /// Whether it only reads.
     pub query: bool,
 }
 
-/// The outcome of a handler or step that ends the process, which the process does not live to see.
+/// The outcome of a handler or step that ends the process, which no one receives.
 pub(crate) const ENDED: &str = "the process ended";
 
-/// A number that names a client's call in a run, through all of its retries.
+/// The number of a client's call in a run, the same in all of its retries.
 pub type CallId = u64;
 
-/// How a call ended, as its client saw it.
+/// The outcome of a call, as its client saw it.
 pub type Answered = Result<Reply, Refusal>;
 
-/// User code with its clients and its own checks. Everything random comes from generators that the run's seed made.
+/// User code with its clients and its own checks. All randomness comes from generators seeded by the run.
 ///
-/// The checks return a sentence that begins with the number of the invariant it breaks.
+/// The checks return a sentence that begins with the number of the violated invariant.
 pub trait Workload {
     /// The services with their numbers of shards, in order.
     fn services(&self) -> Vec<(String, u32)>;
 
-    /// The user code of the node's next life, with a new seed: what it draws differs if anything is executed again.
+    /// Starts the user code of the node's next life, with a new seed: its draws differ if anything is executed again.
     fn restart(&mut self, topology: &Arc<Topology>, seed: u64);
 
-    /// The user code.
+    /// Returns the user code.
     fn handler(&mut self) -> &mut dyn Handler;
 
     /// Whether the call that was just handled or the step that just ran ended the whole process. Its outcome then has
@@ -51,10 +51,10 @@ pub trait Workload {
         false
     }
 
-    /// The next call of a client, or `None` when it has no more.
+    /// Returns the next call of a client, or `None` if it has no more.
     fn next(&mut self, rng: &mut Rng, topology: &Topology, client: usize, id: CallId) -> Option<Call>;
 
-    /// What an operator orders about a dead letter that there is; `None` to leave it.
+    /// Decides on an existing dead letter; `None` leaves it.
     fn order(&mut self, _rng: &mut Rng) -> Option<Order> {
         None
     }
@@ -62,32 +62,33 @@ pub trait Workload {
     /// Runs one step of a task.
     fn step(&mut self, id: TaskId, task: &TaskRecord) -> StepOutcome;
 
-    /// A call goes out for the first time.
+    /// Called when a call is sent for the first time.
     fn invoked(&mut self, _id: CallId, _call: &Call) {}
 
-    /// A call's answer came: the first one only, for the simulator compares the others with it.
+    /// Called when a call's first answer arrives; the simulator compares the others with it.
     ///
     /// # Errors
-    /// What does not hold.
+    /// The violation.
     fn answered(&mut self, _id: CallId, _call: &Call, _answer: &Answered) -> Result<(), String> {
         Ok(())
     }
 
-    /// An entry is on stable storage; each entry comes here once, in the order of its shard.
+    /// Called when an entry is on stable storage; once for each entry, in the order of its shard.
     ///
     /// # Errors
-    /// What does not hold.
+    /// The violation.
     fn committed(&mut self, _shard: ShardId, _entry: &Entry) -> Result<(), String> {
         Ok(())
     }
 
-    /// The cluster goes on from these states; what was learnt of a later past must be forgotten.
+    /// Called when the cluster continues from these states; knowledge of a later past must be dropped.
     fn restored(&mut self, _states: &[State]) {}
 
-    /// Checks a consistent cut: the shards' states in the order of their ids, whose in-flight messages lie in their outboxes.
+    /// Checks a consistent cut: the shards' states in the order of their ids, with the messages in flight in their
+    /// outboxes.
     ///
     /// # Errors
-    /// What does not hold.
+    /// The violation.
     fn check_cut(&mut self, _topology: &Topology, _cut: &[State]) -> Result<(), String> {
         Ok(())
     }

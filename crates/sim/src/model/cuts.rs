@@ -1,4 +1,4 @@
-//! The model's states at markers, and what holds in a cut of them.
+//! The model's states at markers, and the invariants of a cut of them.
 
 use super::{Model, Sent, Shadow, hash_call};
 use crate::violation::Violation;
@@ -11,7 +11,7 @@ use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 
 impl Model {
-    /// Holds the header that a shard made of its part against the state at its marker, and keeps that state.
+    /// Compares the header of a shard's part with the state at its marker, and keeps that state.
     pub(super) fn check_marker(&mut self, shard: ShardId, colour: Colour) -> Result<(), Violation> {
         let shadow = self.shadow(shard);
         let marked = shadow.marked.remove(&colour);
@@ -27,7 +27,7 @@ impl Model {
         Ok(())
     }
 
-    /// A shard begins its part of a checkpoint with this header.
+    /// Notes that a shard begins its part of a checkpoint with this header.
     pub(crate) fn marked(&mut self, shard: ShardId, header: &Header) {
         self.shadow(shard).marked.insert(header.position.colour, header.clone());
     }
@@ -46,13 +46,13 @@ impl Model {
         Ok(())
     }
 
-    /// A request was made an entry whose client had seen these entries before.
+    /// Notes that an entry handled a request whose client had seen these entries before.
     pub(crate) fn caused(&mut self, shard: ShardId, index: Index, seen: Vec<(ShardId, Index)>) {
         self.shadow(shard).causes.insert(index, seen);
     }
 
-    /// Holds what a restore made of the messages in flight against what was sent: by old sending shard, in the order in which
-    /// that one sent them. `old` is the cut that was restored, `new` what it became in the topology `target`.
+    /// Compares the messages in flight after a restore with those that were sent: by old sending shard, in the order in
+    /// which that one sent them. `old` is the restored cut, `new` the result in the topology `target`.
     pub(crate) fn check_order(
         &self,
         old: &[State],
@@ -101,19 +101,19 @@ impl Model {
         Ok(())
     }
 
-    /// The shard's state at its marker.
+    /// Returns the shard's state at its marker.
     pub(crate) fn mark(&self, colour: Colour, shard: ShardId) -> Option<&State> {
         self.cuts.get(&colour)?.iter().find(|state| state.shard() == shard)
     }
 
-    /// Checkpoints below this number will not be asked for again.
+    /// Drops checkpoints below this number, which will not be needed again.
     pub(crate) fn forget_cuts_below(&mut self, colour: Colour) {
         self.cuts = self.cuts.split_off(&colour);
     }
 }
 
-/// Invariant 9 for clients, which are channels too: a cut that holds a request holds all that its client had seen before.
-/// Requests in the cut are in all later ones, and are forgotten.
+/// Invariant 9 for clients, which are channels too: a cut that has a request has all entries that its client had seen
+/// before. Requests in the cut are in all later ones, and are dropped.
 fn check_causes(cut: &[State], shards: &mut [Shadow]) -> Result<(), Violation> {
     for state in cut {
         let causes = &mut shards[state.shard().0 as usize].causes;
@@ -134,7 +134,7 @@ fn check_causes(cut: &[State], shards: &mut [Shadow]) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Invariants 8 and 9 over a cut: nothing is received that was not sent, and all that is in flight lies in an outbox.
+/// Invariants 8 and 9 over a cut: nothing is received that was not sent, and all messages in flight are in an outbox.
 pub(crate) fn check_channels(cut: &[State]) -> Result<(), Violation> {
     let by_shard: BTreeMap<ShardId, &State> = cut.iter().map(|s| (s.shard(), s)).collect();
     for to in cut {
@@ -168,12 +168,12 @@ pub(crate) fn check_channels(cut: &[State]) -> Result<(), Violation> {
     Ok(())
 }
 
-/// A state as a node would load it.
+/// Returns a copy of a state as a node would load it.
 pub(crate) fn copy(state: &State) -> State {
     with_header(state, state.header())
 }
 
-/// The records of a state under a header, as a node would load them.
+/// Returns the records of a state under a header, as a node would load them.
 pub(crate) fn with_header(state: &State, header: Header) -> State {
     let mut records = Records::new();
     records.reserve(state.records().len());
@@ -184,7 +184,7 @@ pub(crate) fn with_header(state: &State, header: Header) -> State {
     State::load(header, records).expect("a copy of a sound state is sound")
 }
 
-/// Says where two states of a shard differ.
+/// Describes a difference between two states of a shard.
 pub(crate) fn differ(wanted: &State, found: &State) -> String {
     let (a, b) = (wanted.header(), found.header());
     if a.position != b.position {

@@ -1,4 +1,6 @@
-//! What must happen by itself: a timer fires once it is due, a session and a key end once they ran out, and not before.
+//! Effects that must happen by themselves: a timer fires once it is due, a session and a key end once they have
+//! expired, and
+//! not before.
 
 use super::Model;
 use crate::violation::Violation;
@@ -7,27 +9,27 @@ use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Index, Served, SessionId, ShardId, Time, TimerId};
 use stead_core::record::{Kind, RecordKey, SessionRecord, decode_value};
 
-/// How long a shard that may work leaves undone what is due, at most, in microseconds of virtual time: 2 s. The slowest disk
-/// and channel of a profile take a tenth of that.
+/// Longest time for which a shard that may work leaves due work undone, in microseconds of virtual time: 2 s. The
+/// slowest disk and channel of a profile take a tenth of that.
 pub(crate) const LATE_MAX: u64 = 2_000_000;
 
-/// What is due at a shard, and since when the model knows.
+/// The due work of a shard, with the time since which the model knows it.
 #[derive(Default)]
 pub(super) struct Due {
     timer: Option<((Time, TimerId), u64)>,
     expiry: Option<((Served, RecordKey), u64)>,
 }
 
-/// The sessions of a shard by what the model saw of their use, not by their records.
+/// The sessions of a shard by the uses that the model saw, not by their records.
 #[derive(Default)]
 pub(super) struct Sessions {
     /// By session, the entry that opened it.
     opened: BTreeMap<SessionId, Index>,
-    /// By session, what the shard had served when it was used last.
+    /// By session, the served time of its last use.
     used: BTreeMap<SessionId, Served>,
 }
 
-/// Since when the first of what is due is known to be so.
+/// Returns the time since which the first due item is known.
 fn since<T: Clone + PartialEq>(known: &mut Option<(T, u64)>, first: Option<&T>, now: u64) -> Option<u64> {
     match (first, &known) {
         (Some(first), Some((before, since))) if first == before => return Some(*since),
@@ -53,7 +55,7 @@ impl Model {
         let is_late =
             |since: Option<u64>| since.is_some_and(|s| now.saturating_sub(s.max(works_since)) > LATE_MAX);
         let seen = since(&mut shadow.due.timer, timer, now);
-        // A clock that was never wrong says when it came to be due, whenever the model looks.
+        // A clock that was never wrong determines when it became due, whenever the model looks.
         let due = right.and_then(|right| Some(now.saturating_sub(right.0 - timer?.0.0)));
         if let Some((at, id)) = timer.filter(|_| is_late(due.or(seen))) {
             let what =
@@ -68,7 +70,7 @@ impl Model {
         Ok(())
     }
 
-    /// Holds what an entry does to sessions against their use. The entry is not folded yet.
+    /// Compares an entry's effect on sessions with their use. The entry is not folded yet.
     pub(super) fn check_sessions(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Violation> {
         let session_life = self.session_life;
         let shadow = self.shadow(shard);
@@ -102,7 +104,7 @@ impl Model {
         Ok(())
     }
 
-    /// Holds the answer to the opening of a session, which says to have seen an entry, against the entry that opened it.
+    /// Compares the answer to the opening of a session, which names an entry, with the entry that opened it.
     pub(crate) fn check_opened(
         &self,
         shard: ShardId,

@@ -1,7 +1,7 @@
-//! A second fold of a shard's entries, in plain maps and without haste: what a node's state is held against.
+//! A second fold of a shard's entries, in plain maps and without optimisation, with which a node's state is compared.
 //!
-//! Uses nothing of the core's own fold. What an entry means is written here once more, after `docs/storage-format.md` and
-//! the core's `entry.rs`, so that a mistake in one of the two shows as a difference.
+//! Uses nothing of the core's own fold. The meaning of an entry is implemented again, after `docs/storage-format.md`
+//! and the core's `entry.rs`, so that a mistake in one of the two shows as a difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::entry::{Cause, Entry, Reply, Trim};
@@ -14,13 +14,13 @@ use stead_core::records::Records;
 use stead_core::state::{Header, Message, Outbox, Position, State};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
-/// Replies that a client has confirmed go once there are so many of them, or once all kept ones of the session weigh so much
-/// in bytes: key, value, and [`RECORD_WEIGHT`] for each.
+/// Replies that a client has confirmed are deleted once there are this many of them, or once all kept ones of the
+/// session have this weight in bytes: key, value, and [`RECORD_WEIGHT`] for each.
 const CONFIRM_STEP: u64 = 16;
 const SESSION_KEPT: usize = 64 << 10;
 const RECORD_WEIGHT: usize = 128;
 
-/// A shard's state as its entries make it.
+/// A shard's state, folded from its entries.
 pub(crate) struct Fold {
     shard: ShardId,
     position: Position,
@@ -31,7 +31,7 @@ pub(crate) struct Fold {
     sum: u128,
     /// The timers among the records, in the order in which they are due.
     timers: BTreeSet<(Time, TimerId)>,
-    /// What runs out among the records, in the order in which it does.
+    /// Records that expire, in the order of their expiry.
     expiries: BTreeSet<(Served, RecordKey)>,
 }
 
@@ -48,7 +48,7 @@ fn timer(key: &RecordKey, value: &[u8]) -> Option<(Time, TimerId)> {
     Some((read::<TimerRecord>(value).at, id))
 }
 
-/// When a record runs out, if it does so by itself.
+/// Returns the time at which a record expires by itself, if it does.
 fn expiry(key: &RecordKey, value: &[u8]) -> Option<Served> {
     match key.kind() {
         Kind::Session => Some(read::<SessionRecord>(value).expires),
@@ -59,7 +59,7 @@ fn expiry(key: &RecordKey, value: &[u8]) -> Option<Served> {
 }
 
 impl Fold {
-    /// A shard before its first entry.
+    /// Creates a shard before its first entry.
     pub(crate) fn new(shard: ShardId) -> Self {
         Self {
             shard,
@@ -73,7 +73,7 @@ impl Fold {
         }
     }
 
-    /// A shard that goes on from a state.
+    /// Creates a shard that continues from a state.
     pub(crate) fn of(state: &State) -> Self {
         let Header { shard, position, outboxes, received, .. } = state.header();
         let mut fold = Self { position, outboxes, received, ..Self::new(shard) };
@@ -84,7 +84,7 @@ impl Fold {
         fold
     }
 
-    /// The entry follows from the state: its index and its place in its channel were checked.
+    /// Folds an entry that follows from the state: its index and its number in its channel were checked.
     pub(crate) fn apply(&mut self, entry: &Entry) {
         let last = self.position;
         self.position.index = entry.index;
@@ -93,7 +93,7 @@ impl Fold {
         if let Some(served) = entry.served {
             self.position.served = Some(last.served().plus_micros(served));
         }
-        // A request that is answered has ended nothing.
+        // An answered request has not ended the process.
         if let Some(identity) = entry.cause.identity(&entry.process) {
             self.forget_attempts(&Waiting::Request { identity });
         }
@@ -143,7 +143,7 @@ impl Fold {
             }
             Cause::Message { from, seq } => self.receive(*from, *seq),
             Cause::Timer { id } => self.remove(&RecordKey::timer(*id)),
-            // The entry itself writes what becomes of the task.
+            // The entry itself writes the task's new record.
             Cause::Task { id, step } => self.forget_attempts(&Waiting::Task { id: *id, step: *step }),
             Cause::DeadLetter { cause } => match *cause {
                 Waiting::Message { from, seq } => self.receive(from, seq),
@@ -158,7 +158,7 @@ impl Fold {
             Cause::Retry { letter } => self.remove(&RecordKey::dead_letter(*letter)),
             Cause::Drop { letter } => {
                 let key = RecordKey::dead_letter(*letter);
-                // The same content may be sent again then.
+                // The same content may then be sent again.
                 if let Some(DeadLetter { cause: cause @ Waiting::Call { .. }, .. }) = self.record(&key) {
                     self.forget_attempts(&cause);
                 }
@@ -169,7 +169,7 @@ impl Fold {
         }
     }
 
-    /// A request of a session: the session goes on, and what its client holds is forgotten, now and then.
+    /// Handles a request of a session: its life is prolonged, and confirmed replies are deleted from time to time.
     fn use_session(&mut self, id: SessionId, confirmed: RequestNumber, ttl: u64) {
         let Some(mut session) = self.session(id) else { return };
         let served = self.position.served();
@@ -214,7 +214,7 @@ impl Fold {
         self.records.insert(key, value);
     }
 
-    /// Removes a record, if it is there, and with a timer or a task the attempts at it.
+    /// Removes a record, if it exists, and with a timer or a task the attempts at it.
     fn remove(&mut self, key: &RecordKey) {
         let Some(old) = self.take(key) else { return };
         let number = key.number().unwrap_or_default();
@@ -268,12 +268,12 @@ impl Fold {
         self.outboxes.get(&to)
     }
 
-    /// The last message of a sender that was received; 0 before the first.
+    /// Returns the last received message of a sender; 0 before the first.
     pub(crate) fn received(&self, from: ShardId) -> Seq {
         self.received.get(&from).copied().unwrap_or_default()
     }
 
-    /// When a record runs out, if it does so by itself; a reply does with its session.
+    /// Returns the time at which a record expires by itself, if it does; a reply expires with its session.
     pub(crate) fn expires(&self, key: &RecordKey) -> Option<Served> {
         match key.kind() {
             Kind::Reply => self.expires(&RecordKey::session(key.session_id()?)),
@@ -296,7 +296,7 @@ impl Fold {
         first.take(1).any(|(key, _)| !key.is_attempt_at_request())
     }
 
-    /// All that a part of a checkpoint would hold beside the records.
+    /// Returns the header that a part of a checkpoint would have.
     pub(crate) fn header(&self) -> Header {
         Header {
             shard: self.shard,
@@ -308,12 +308,12 @@ impl Fold {
         }
     }
 
-    /// The state hash.
+    /// Returns the state hash.
     pub(crate) fn hash(&self) -> u128 {
         self.header().hash()
     }
 
-    /// The same as a node loads it.
+    /// Returns the same state as a node would load it.
     pub(crate) fn to_state(&self) -> State {
         let mut records = Records::new();
         records.reserve(self.records.len());
@@ -324,7 +324,7 @@ impl Fold {
         State::load(self.header(), records).expect("the entries that made it were checked")
     }
 
-    /// Whether a state has what this one has, its records by their number and the sum of their hashes.
+    /// Whether a state equals this one; compares the number of its records and the sum of their hashes.
     pub(crate) fn is_like(&self, found: &State) -> bool {
         let outbox = |(to, outbox): (&ShardId, &Outbox)| {
             found.outboxes().get(*to).is_some_and(|found| found == outbox)
@@ -337,7 +337,7 @@ impl Fold {
             && self.outboxes.iter().all(outbox)
     }
 
-    /// The first record that a state has otherwise, each looked at.
+    /// Returns the first record that differs in a state, by comparing each.
     pub(crate) fn other_record(&self, found: &State) -> Option<RecordKey> {
         let there = |key: &RecordKey, value: &Blob| found.records().get(key.as_bytes()) == Some(value);
         let other = self.records.iter().find(|(key, value)| !there(key, value)).map(|(key, _)| key.clone());

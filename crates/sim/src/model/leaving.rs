@@ -1,4 +1,4 @@
-//! What the model checks of all that leaves a shard.
+//! The model's checks of all effects that leave a shard.
 
 use super::{Model, hash_message};
 use crate::violation::Violation;
@@ -7,7 +7,7 @@ use stead_core::record::{RecordKey, TaskRecord};
 use stead_core::shard::{Answer, Effect, Refusal};
 
 impl Model {
-    /// Holds what leaves a shard against what is synced.
+    /// Compares an effect that leaves a shard with the synced entries.
     pub(crate) fn check_effect(&self, shard: ShardId, effect: &Effect) -> Result<(), Violation> {
         let state = self.state(shard);
         let early = |what: String| {
@@ -52,7 +52,7 @@ impl Model {
                 if *colour > state.position().colour {
                     return early(format!("answer {token} names marker {colour}"));
                 }
-                // An answer that names no entry would pass whatever it had seen.
+                // An answer that names no entry would pass whatever it includes.
                 let saw_state = result.as_ref().err().is_none_or(Refusal::saw_state);
                 if saw_state && *index == Index(0) {
                     return early(format!("answer {token}, which does not say what it saw, leaves"));

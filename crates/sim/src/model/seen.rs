@@ -1,11 +1,11 @@
-//! What a query can see of its process.
+//! The part of a process that a query can see.
 
 use super::Fold;
 use stead_core::handler::View;
 use stead_core::ids::TaskId;
 use stead_core::record::{Kind, RecordKey, TaskRecord, decode_value};
 
-/// All of a process that a query can see.
+/// Everything of a process that a query can see.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     state: Option<Vec<u8>>,
@@ -23,7 +23,7 @@ impl Seen {
         }
     }
 
-    /// From the model's records: not by the indexes that a capture is made of.
+    /// Reads it from the model's records, not from the indexes of which a capture consists.
     pub(crate) fn in_fold(fold: &Fold, process: &str) -> Self {
         let records = fold.records();
         let mut seen = Self {

@@ -1,4 +1,4 @@
-//! Runs of the simulator that are short enough for every test run; `stead-sim run` and `stead-sim bugs` do the rest.
+//! Runs of the simulator that are short enough for every test run; `stead-sim run` and `stead-sim bugs` cover more.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 use stead_sim::{Bug, Config, Mark, Marks, run};
@@ -61,7 +61,7 @@ fn the_same_seed_ends_in_the_same_hash() {
     }
 }
 
-/// One line for each seed that found something once: `SEED EVENTS  # what it was`.
+/// One line for each seed that once found a fault: `SEED EVENTS  # description`.
 #[test]
 fn what_was_found_once_stays_fixed() {
     for line in include_str!("../regressions.txt")
@@ -99,7 +99,7 @@ fn planted_bugs_are_caught() {
     assert!(caught(bug, first), "{} was not caught in {SEEDS_MAX} seeds from {first}", bug.name());
 }
 
-/// Long: run with `--ignored`, as the continuous integration does before a release.
+/// Slow: run with `--ignored`, as the continuous integration does before a release.
 #[test]
 #[ignore = "plants every bug in turn: half a minute"]
 fn every_planted_bug_is_caught() {

@@ -30,6 +30,7 @@ pub mod key;
 pub mod log_room;
 mod ordered;
 mod outgoing;
+pub mod placement;
 pub mod record;
 pub mod records;
 pub mod replica;

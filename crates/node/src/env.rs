@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use stead_core::handler::{Call, Handler, Outcome, View};
 use stead_core::ids::{ShardId, TaskId, Time};
+use stead_core::placement::Place;
 use stead_core::shard::{Answer, Effect, Input, Refusal, Shard, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -72,6 +73,14 @@ pub enum NoAnswer {
     /// The shard refused, or the node on its behalf. Nothing was changed.
     #[error(transparent)]
     Refused(Refusal),
+    /// The shard is not on this node. Nothing was changed.
+    #[error("shard {shard} is not on this node")]
+    NotHere {
+        /// The shard.
+        shard: ShardId,
+        /// Where it is.
+        place: Place,
+    },
     /// No answer came in time. The request may have been applied, or may still be.
     #[error("no answer within {} ms", after.as_millis())]
     TimedOut {

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 use stead_core::ids::{Epoch, Index, Key, NodeId, SessionId, ShardId, Time};
+use stead_core::placement::{Place, Placement};
 use stead_core::record::RecordKey;
 use stead_core::shard::{Input, Order, Query, Refusal, Request, Shard};
 use stead_core::state::State;
@@ -33,6 +34,8 @@ pub struct Shared<E: Env> {
     pub(crate) epoch: Epoch,
     pub(crate) program: E::Program,
     pub(crate) topology: Arc<Topology>,
+    /// The shards that this node has.
+    pub(crate) placement: Placement,
     pub(crate) inboxes: Vec<Inbox<E::Caller>>,
     pub(crate) clock: E::Clock,
     pub(crate) watch: E::Watch,
@@ -74,7 +77,7 @@ pub(crate) mod stage {
 impl<E: Env> Shared<E> {
     pub(crate) fn new(
         program: E::Program,
-        topology: Arc<Topology>,
+        (topology, placement): (Arc<Topology>, Placement),
         workers: usize,
         epoch: Epoch,
         (clock, watch): (E::Clock, E::Watch),
@@ -88,6 +91,7 @@ impl<E: Env> Shared<E> {
             epoch,
             program,
             topology,
+            placement,
             inboxes: (0..workers).map(|_| Inbox::new()).collect(),
             clock,
             watch,
@@ -114,7 +118,7 @@ impl<E: Env> Shared<E> {
         (shared, events)
     }
 
-    /// The number of the worker that has a shard.
+    /// The number of the worker that has a shard of this node.
     #[must_use]
     pub fn worker_of(&self, shard: ShardId) -> usize {
         shard.0 as usize % self.inboxes.len()
@@ -288,6 +292,10 @@ impl<E: Env> Shared<E> {
         if self.stage.load(Ordering::Relaxed) != stage::RUNS || self.failure.get().is_some() {
             return Err(self.end_reason());
         }
+        let place = self.placement.of(shard);
+        if place != Place::Here {
+            return Err(NoAnswer::NotHere { shard, place });
+        }
         let bytes = command.request_bytes();
         if bytes > 0 {
             if !self.memory.takes(command.only_reads()) {
@@ -348,7 +356,7 @@ impl<E: Env> Shared<E> {
     }
 
     pub(crate) fn shard_is_active(&self) {
-        if self.active.fetch_add(1, Ordering::SeqCst) + 1 == self.topology.shard_count() {
+        if self.active.fetch_add(1, Ordering::SeqCst) + 1 == self.placement.count_here() {
             let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
             self.all_active.1.notify_all();
         }
@@ -360,7 +368,7 @@ impl<E: Env> Shared<E> {
             if let Some(reason) = self.failure.get() {
                 return Err(reason.clone());
             }
-            if self.active.load(Ordering::SeqCst) >= self.topology.shard_count() {
+            if self.active.load(Ordering::SeqCst) >= self.placement.count_here() {
                 return Ok(());
             }
             held = self.all_active.1.wait(held).unwrap_or_else(PoisonError::into_inner);
@@ -492,7 +500,8 @@ pub(crate) mod tests {
         let owner = Owner { cluster: 1, incarnation: topology.incarnation };
         let (around, copies) = ((SystemClock::new(None), ()), Copies::new(owner, 0, None));
         let limits = MemoryLimits::default();
-        Arc::new(Shared::new(NoCode, Arc::new(topology), 1, Epoch(1), around, copies, limits).0)
+        let placement = Placement::all_here(&topology);
+        Arc::new(Shared::new(NoCode, (Arc::new(topology), placement), 1, Epoch(1), around, copies, limits).0)
     }
 
     /// The same without services.

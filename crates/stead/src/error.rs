@@ -59,6 +59,8 @@ impl From<NoAnswer> for RawError {
     fn from(none: NoAnswer) -> Self {
         match none {
             NoAnswer::Refused(refusal) => Self::Refused(refusal),
+            // It may be placed here soon.
+            NoAnswer::NotHere { .. } => Self::Refused(Refusal::NotReady),
             NoAnswer::TimedOut { after } => Self::TimedOut { after },
             NoAnswer::Failed(reason) => Self::NodeFailed(reason),
             NoAnswer::Stopped => Self::Stopped,

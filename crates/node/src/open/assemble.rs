@@ -16,11 +16,14 @@ use crate::status::RecoveryReport;
 use crate::unended::CheckLimits;
 use crate::watchdog::{Limit, Probe};
 use crate::worker::Worker;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
-use stead_core::ids::Colour;
+use stead_core::ids::{Colour, ShardId};
+use stead_core::placement::{Place, Placement};
 use stead_core::shard::Shard;
+use stead_core::state::State;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::recovery::Recovered;
@@ -72,10 +75,16 @@ pub(super) fn assemble<E: Env>(
 
     let owner = Owner { cluster: data_dir.meta().cluster, incarnation: topology.incarnation };
     let copies = Copies::new(owner, options.checkpoints.bytes_per_second, options.copies.as_ref());
+    // A node has the shards whose states it has: without a second node, all.
+    let places: BTreeSet<ShardId> = states.iter().map(State::shard).collect();
+    let placement = Placement::new(topology, |shard| match places.contains(&shard) {
+        true => Place::Here,
+        false => Place::Unplaced,
+    });
     let (threads, memory) = (options.threads, options.memory);
     let (epoch, topology) = (plan.promise, Arc::clone(topology));
     let (shared, events) =
-        Shared::<E>::new(program, Arc::clone(&topology), threads, epoch, around, copies, memory);
+        Shared::<E>::new(program, (Arc::clone(&topology), placement), threads, epoch, around, copies, memory);
     let shared = Arc::new(shared);
     let newest = manifest.as_ref().map_or(0, |manifest| manifest.number.0);
     shared.snapshots.newest.store(newest, Ordering::Relaxed);

@@ -7,6 +7,7 @@ use crate::clock::Clock;
 use crate::env::{Caller, Env, NoAnswer, Program, Reception, StepCall, Watch};
 use crate::memory::MemoryLimits;
 use crate::part::{Part, Turned};
+use crate::ready::NotReady;
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use stead_core::calls::{Answer, Identity, Query, Request};
 use stead_core::handler::{Call, Handler, Outcome, Txn, View};
 use stead_core::ids::{Colour, ServiceId, ShardId, Time};
 use stead_core::key::Key;
+use stead_core::placement::Place;
 use stead_core::reply::Reply;
 use stead_core::shard::{Effect, Input, Settings, Shard, StepOutcome};
 use stead_core::start::ServiceLimits;
@@ -156,6 +158,11 @@ struct Node {
 impl Node {
     /// A node with one service of two shards, on so many workers.
     fn open(disk: &SimDisk, workers: usize) -> Self {
+        Self::open_with(disk, workers, |_| true)
+    }
+
+    /// The same with those of the shards alone that are placed on this node.
+    fn open_with(disk: &SimDisk, workers: usize, is_here: impl Fn(ShardId) -> bool) -> Self {
         let settings = Settings::default();
         let service = ServiceLimits { name: "counter".to_owned(), shards: Some(2), when_new: 2, settings };
         let options = Options {
@@ -174,7 +181,8 @@ impl Node {
         };
         let code = Registered { program: &Counters, without_code: &options.without_code };
         let disk = Arc::new(disk.clone());
-        let found = recover(disk, &code, plan::recover_options(&options), plan::fresh_meta).unwrap();
+        let mut found = recover(disk, &code, plan::recover_options(&options), plan::fresh_meta).unwrap();
+        found.recovered.states.retain(|state| is_here(state.shard()));
         let watch = Withholding { tickets_max: AtomicU64::new(u64::MAX), ..Withholding::default() };
         let around = (Ticking(AtomicU64::new(1_000_000_000)), watch);
         let parts = assemble(Counters, around, found, options, Instant::now()).unwrap();
@@ -211,6 +219,10 @@ impl Node {
     }
 
     fn request(&self, number: u32, key: &str, payload: &[u8]) {
+        self.try_request(number, key, payload).unwrap();
+    }
+
+    fn try_request(&self, number: u32, key: &str, payload: &[u8]) -> Result<(), NoAnswer> {
         let process = Key::new(key).unwrap();
         let shared = &self.parts.life.shared;
         let shard = shared.topology.shard_of(ServiceId(0), &process);
@@ -222,7 +234,7 @@ impl Node {
             identity: Identity::None,
             colour: Colour(0),
         };
-        shared.request(shard, request, self.reception(number)).unwrap();
+        shared.request(shard, request, self.reception(number))
     }
 
     fn query(&self, number: u32, key: &str) {
@@ -246,6 +258,16 @@ impl Node {
             Reply::Err(_) => unreachable!("the handler returns no error"),
         };
         self.answers.lock().unwrap().drain(..).map(|(number, result)| (number, count(result))).collect()
+    }
+
+    fn shard_of(&self, key: &str) -> ShardId {
+        self.parts.life.shared.topology.shard_of(ServiceId(0), key)
+    }
+
+    /// A process of the shard that does not have `a`.
+    fn other_key(&self) -> &'static str {
+        let mut keys = ["b", "c", "d", "e", "f", "g"].into_iter();
+        keys.find(|key| self.shard_of(key) != self.shard_of("a")).unwrap()
     }
 
     fn watch(&self) -> &Withholding {
@@ -305,9 +327,7 @@ fn a_watch_sees_what_passes_and_holds_tickets_back() {
     let before = (node.watch().inputs.load(Ordering::Relaxed), node.watch().appends.load(Ordering::Relaxed));
     node.watch().left.lock().unwrap().clear();
     node.watch().tickets_max.store(0, Ordering::Relaxed);
-    let shard_of = |key: &str| node.parts.life.shared.topology.shard_of(ServiceId(0), key);
-    let other =
-        ["b", "c", "d", "e", "f", "g"].into_iter().find(|key| shard_of(key) != shard_of("a")).unwrap();
+    let other = node.other_key();
     node.request(1, "a", other.as_bytes());
     node.settle();
     // Nothing leaves a shard before its entry is committed: neither the answer nor the message.
@@ -345,5 +365,45 @@ fn a_call_over_its_time_is_answered_by_a_turn_on_the_clock_that_the_node_was_giv
         node.answers.lock().unwrap().drain(..).map(|(n, result)| (n, result.err())).collect();
     let timed_out = Some(NoAnswer::TimedOut { after });
     assert_eq!(answers, [(1, timed_out.clone()), (2, timed_out)]);
+    node.parts.life.kill();
+}
+
+#[test]
+fn a_node_serves_the_shards_that_it_has_and_refuses_the_others() {
+    let disk = SimDisk::new(4);
+    let mut node = Node::open(&disk, 1);
+    let (here, other) = (node.shard_of("a"), node.other_key());
+    let elsewhere = node.shard_of(other);
+    node.settle();
+    node.parts.life.kill();
+    drop(node);
+
+    let mut node = Node::open_with(&disk, 1, |shard| shard == here);
+    assert!(matches!(node.parts.life.readiness(), Err(NotReady::Shards { active: 0, shards: 1 })));
+    node.settle();
+    assert_eq!(node.parts.life.readiness(), Ok(()));
+    let refused = NoAnswer::NotHere { shard: elsewhere, place: Place::Unplaced };
+    assert_eq!(node.try_request(1, other, b""), Err(refused.clone()));
+    assert_eq!(
+        node.parts.life.shared.look(ShardId(9), |_| ()).map_err(|error| error.to_string()),
+        Err("shard 9 is not on this node".to_owned())
+    );
+    // What is sent there stays in its outbox.
+    node.request(2, "a", other.as_bytes());
+    node.settle();
+    assert_eq!(node.answered(), [(2, 1)]);
+    let outbox = |node: &Node| {
+        node.parts.workers[0].shards().map(|shard| shard.state().outbox_messages()).sum::<usize>()
+    };
+    assert_eq!((outbox(&node), node.parts.workers[0].shards().count()), (1, 1));
+    node.parts.life.kill();
+    drop(node);
+
+    // Once the shard is here as well, it comes.
+    let mut node = Node::open(&disk, 1);
+    node.settle();
+    node.request(3, other, b"");
+    node.settle();
+    assert_eq!(node.answered(), [(3, 2)]);
     node.parts.life.kill();
 }

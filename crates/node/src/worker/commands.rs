@@ -140,7 +140,7 @@ impl<E: Env> Worker<E> {
 
     /// What this turn counts for the service of a shard.
     pub(super) fn count(&mut self, shared: &Shared<E>, shard: ShardId) -> &mut Turn {
-        let service = shared.topology.service_of(shard).expect("clients ask shards that there are");
+        let service = shared.topology.service_of(shard).expect("a command is sent to a shard of this node");
         &mut self.turn[usize::from(service.0)]
     }
 

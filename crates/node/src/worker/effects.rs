@@ -9,6 +9,7 @@ use crate::shared::Shared;
 use crate::snapshots::Event;
 use crate::tasks::Step;
 use stead_core::ids::{Index, ShardId, Time};
+use stead_core::placement::Place;
 use stead_core::records::Piece;
 use stead_core::shard::{Effect, Input};
 
@@ -80,8 +81,12 @@ impl<E: Env> Worker<E> {
     pub(super) fn route(&mut self, shared: &Shared<E>, to: ShardId, input: Input) {
         if self.slot(to).is_some() {
             self.local.push_back((to, input));
-        } else if (to.0 as usize) < self.slots.len() {
-            self.outgoing[shared.worker_of(to)].push((to, input));
+            return;
+        }
+        match shared.placement.of(to) {
+            Place::Here => self.outgoing[shared.worker_of(to)].push((to, input)),
+            // As if it was lost on the way: what was sent stays in its outbox, and is sent again.
+            Place::Elsewhere | Place::Unplaced => {}
         }
     }
 

@@ -5,7 +5,8 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use stead_flights::conductor::{ConductError, Executioner};
+use stead_flights::ConductError;
+use stead_flights::conductor::Executioner;
 use stead_flights::life::LifeError;
 
 /// Bytes of the file system.

@@ -1,6 +1,7 @@
 //! Runs the application to its end while it is killed again and again, and checks all of its guarantees.
 
 use crate::audit::{Again, Audit};
+use crate::error::ConductError;
 use crate::life::{Life, LifeError};
 use crate::offline;
 use crate::passengers::{Clientele, Verdict};
@@ -105,64 +106,6 @@ pub enum Event<'a> {
     Restored(u64),
     /// All rows are fed: the messages in flight arrive, and the totals are compared.
     Comparing,
-}
-
-/// Reasons for which a run has no result.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConductError {
-    /// The application cannot be run.
-    #[error(transparent)]
-    Life(#[from] LifeError),
-    /// The application failed to answer a question.
-    #[error("the application cannot continue: {reason}")]
-    Failed {
-        /// The reason that it reported.
-        reason: String,
-    },
-    /// The feeder makes no progress.
-    #[error("no row has been fed for {} s after row {row}", waited.as_secs())]
-    Stuck {
-        /// The last row.
-        row: u64,
-        /// The time without progress.
-        waited: Duration,
-    },
-    /// A checkpoint is needed, but none completes.
-    #[error("no checkpoint was completed within {} s: {reason}", waited.as_secs())]
-    NoCheckpoint {
-        /// The time of the wait.
-        waited: Duration,
-        /// Reason of the last failure.
-        reason: String,
-    },
-    /// Files of the run cannot be read or written.
-    #[error("{what} failed: {source}")]
-    Io {
-        /// The operation.
-        what: &'static str,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The log of the application cannot be read.
-    #[error("cannot read the log in {}: {reason}", dir.display())]
-    Log {
-        /// The data directory.
-        dir: PathBuf,
-        /// The cause.
-        reason: String,
-    },
-    /// Restoring a checkpoint failed.
-    #[error("cannot restore checkpoint {number}: {reason}")]
-    Restore {
-        /// The checkpoint.
-        number: u64,
-        /// The cause.
-        reason: String,
-    },
-    /// The executioner failed.
-    #[error("{0}")]
-    Executioner(String),
 }
 
 /// Ends a life; afterwards the data directory can be opened again.

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod child;
 pub mod code;
 pub mod conductor;
+mod error;
 pub mod life;
 mod offline;
 pub mod passengers;
@@ -21,6 +22,7 @@ pub mod services;
 pub mod totals;
 
 pub use code::Code;
+pub use error::ConductError;
 pub use reader::{Flights, OnMalformed, ReadError};
 pub use row::{Malformed, Reason, Row};
 pub use totals::{AircraftTotals, AirportTotals, CarrierTotals, Difference, Totals};

@@ -1,7 +1,7 @@
 //! Reads and restores the data of the application while it does not run: its log and its checkpoints.
 
 use crate::audit::Place;
-use crate::conductor::ConductError;
+use crate::error::ConductError;
 use crate::runs::{ProcessName, Service};
 use std::collections::{BTreeMap, HashSet};
 use std::convert::Infallible;

@@ -10,8 +10,9 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use stead_flights::ConductError;
 use stead_flights::Flights;
-use stead_flights::conductor::{ConductError, Kills, Plan, Sigkill, conduct};
+use stead_flights::conductor::{Kills, Plan, Sigkill, conduct};
 
 /// Lists the files that the demo left in its temporary directory.
 fn left_in(dir: &Path) -> Vec<String> {

@@ -19,8 +19,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use stead::{CheckStatus, CheckpointFailure, CheckpointInfo, Node, NotReady, Retried};
-use stead_store::checkpoint::verify::Report as VerifyReport;
+use stead::{CheckStatus, CheckpointFailure, CheckpointInfo, Node, NotReady, Retried, VerifyReport};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::{IntoParams, ToSchema};
 

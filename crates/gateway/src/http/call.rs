@@ -17,8 +17,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stead::{RawCall, RawError, RawReply};
-use stead_core::ids::Colour;
+use stead::{Colour, RawCall, RawError, RawReply};
 use utoipa::IntoParams;
 
 /// Identifies a call: repeating it with the same key and body returns the first answer, for 24 h by default.

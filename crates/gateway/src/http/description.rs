@@ -3,8 +3,7 @@
 
 use super::problem::Kind;
 use serde_json::{Map, Value, json};
-use stead::{Registry, Schemas};
-use stead_core::topology::Topology;
+use stead::{Registry, Schemas, Topology};
 
 /// The routes that are written out for each service.
 const OF_SERVICE: [&str; 2] = ["/v1/call/{service}/{key}", "/v1/query/{service}/{key}"];

@@ -1,11 +1,9 @@
 //! Converts the library's errors into problems: one exhaustive match, so that a new variant gets its answer.
 
 use super::problem::{Kind, Problem};
-use stead::RawError;
 use stead::codec::CodecError;
 use stead::offline::OfflineError;
-use stead_core::handler::Misuse;
-use stead_core::shard::Refusal;
+use stead::{Misuse, RawError, Refusal};
 
 /// Returns the problem for a call or query that its process did not answer.
 pub(super) fn problem(error: RawError) -> Problem {

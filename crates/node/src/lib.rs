@@ -34,7 +34,7 @@ mod snapshots;
 mod stable;
 mod status;
 pub mod stderr;
-mod tasks;
+mod steps;
 mod unended;
 mod watchdog;
 mod worker;

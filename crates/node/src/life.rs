@@ -271,7 +271,7 @@ impl<E: Env> Life<E> {
         let begun =
             shared.stage.compare_exchange(stage::RUNS, stage::STOPS, Ordering::SeqCst, Ordering::SeqCst);
         if begun.is_ok() {
-            shared.tasks.stop();
+            shared.steps.stop();
             self.join_tasks(self.deadline_of_steps(deadline));
             shared.snapshots.stop();
             shared.copies.stop();
@@ -346,7 +346,7 @@ impl<E: Env> Life<E> {
     /// Waits for the steps of tasks until the deadline. Threads whose step has not ended by then are left to
     /// themselves: nothing that they bring is taken any more.
     fn join_tasks(&self, deadline: Instant) {
-        let left = self.shared.tasks.await_end(deadline);
+        let left = self.shared.steps.await_end(deadline);
         if left.is_empty() {
             return self.join(Group::Tasks);
         }

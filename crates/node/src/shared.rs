@@ -11,7 +11,7 @@ use crate::queries::QueryQueue;
 use crate::snapshots::{Event, SnapshotQueue};
 use crate::stable::Copies;
 use crate::status::Counters;
-use crate::tasks::TaskQueue;
+use crate::steps::StepQueue;
 use crate::watchdog::Watchdog;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -40,7 +40,7 @@ pub struct Shared<E: Env> {
     pub(crate) clock: E::Clock,
     pub(crate) watch: E::Watch,
     pub(crate) log: LogDesk,
-    pub(crate) tasks: TaskQueue,
+    pub(crate) steps: StepQueue,
     pub(crate) queries: Arc<QueryQueue<E::Caller>>,
     /// The turns of shards that try what the last life may have met. Rarely used: its lock is no matter.
     trials: Mutex<Trials>,
@@ -78,7 +78,7 @@ impl<E: Env> Shared<E> {
     pub(crate) fn new(
         program: E::Program,
         (topology, placement): (Arc<Topology>, Placement),
-        workers: usize,
+        (workers, step_parts): (usize, usize),
         epoch: Epoch,
         (clock, watch): (E::Clock, E::Watch),
         copies: Copies,
@@ -96,7 +96,7 @@ impl<E: Env> Shared<E> {
             clock,
             watch,
             log: LogDesk::default(),
-            tasks: TaskQueue::default(),
+            steps: StepQueue::new(step_parts),
             queries: Arc::new(QueryQueue::new(services)),
             trials: Mutex::default(),
             snapshots,
@@ -287,6 +287,11 @@ impl<E: Env> Shared<E> {
         }
     }
 
+    /// Gives an input to a shard.
+    pub(crate) fn push_input(&self, shard: ShardId, input: Input) {
+        self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
+    }
+
     /// Puts a client's command for a shard into the inbox of its worker.
     fn send(&self, shard: ShardId, command: Command<E::Caller>) -> Result<(), NoAnswer> {
         if self.stage.load(Ordering::Relaxed) != stage::RUNS || self.failure.get().is_some() {
@@ -346,7 +351,7 @@ impl<E: Env> Shared<E> {
         }
         self.log.close();
         self.log.preparer_bell.ring();
-        self.tasks.stop();
+        self.steps.stop();
         self.queries.stop();
         self.snapshots.stop();
         self.copies.stop();
@@ -501,7 +506,9 @@ pub(crate) mod tests {
         let (around, copies) = ((SystemClock::new(None), ()), Copies::new(owner, 0, None));
         let limits = MemoryLimits::default();
         let placement = Placement::all_here(&topology);
-        Arc::new(Shared::new(NoCode, (Arc::new(topology), placement), 1, Epoch(1), around, copies, limits).0)
+        Arc::new(
+            Shared::new(NoCode, (Arc::new(topology), placement), (1, 1), Epoch(1), around, copies, limits).0,
+        )
     }
 
     /// The same without services.

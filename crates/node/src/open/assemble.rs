@@ -13,6 +13,7 @@ use crate::shared::Shared;
 use crate::snapshots::{Checkpointer, Event};
 use crate::stable::{Copies, Stage};
 use crate::status::RecoveryReport;
+use crate::steps::StepPart;
 use crate::unended::CheckLimits;
 use crate::watchdog::{Limit, Probe};
 use crate::worker::Worker;
@@ -36,8 +37,7 @@ pub(super) struct Parts<E: Env> {
     pub(super) workers: Vec<Worker<E>>,
     /// What the watchdog looks at, with the limit of each: of the workers first, then of the task threads.
     pub(super) probes: Vec<(Arc<Probe>, Limit)>,
-    /// One for each thread that runs steps.
-    pub(super) step_probes: Vec<Arc<Probe>>,
+    pub(super) steps: Vec<StepPart>,
     pub(super) query_limit: Duration,
     /// Copies checkpoints away, if any are to be.
     pub(super) copies: Option<Stage<E>>,
@@ -83,8 +83,15 @@ pub(super) fn assemble<E: Env>(
     });
     let (threads, memory) = (options.threads, options.memory);
     let (epoch, topology) = (plan.promise, Arc::clone(topology));
-    let (shared, events) =
-        Shared::<E>::new(program, (Arc::clone(&topology), placement), threads, epoch, around, copies, memory);
+    let (shared, events) = Shared::<E>::new(
+        program,
+        (Arc::clone(&topology), placement),
+        (threads, options.task_threads),
+        epoch,
+        around,
+        copies,
+        memory,
+    );
     let shared = Arc::new(shared);
     let newest = manifest.as_ref().map_or(0, |manifest| manifest.number.0);
     shared.snapshots.newest.store(newest, Ordering::Relaxed);
@@ -109,9 +116,12 @@ pub(super) fn assemble<E: Env>(
         Worker::new(&shared, number, shards, code, wal.batch_bytes_max())
     });
     let workers: Vec<Worker<E>> = workers.collect();
-    let step_probes: Vec<Arc<Probe>> = (0..options.task_threads).map(|_| Arc::default()).collect();
-    let limit = || Limit::of_steps(options.task_step_timeout);
-    probes.extend(step_probes.iter().map(|probe| (Arc::clone(probe), limit())));
+    let steps = (0..options.task_threads).map(|number| {
+        let probe = Arc::new(Probe::default());
+        probes.push((Arc::clone(&probe), Limit::of_steps(options.task_step_timeout)));
+        StepPart::new(number, probe)
+    });
+    let steps: Vec<StepPart> = steps.collect();
 
     let checked: Vec<(String, CheckLimits)> =
         shared.program.checked_services().into_iter().map(|name| check_limits(name, &services)).collect();
@@ -141,7 +151,7 @@ pub(super) fn assemble<E: Env>(
         log: LogPart::new(wal, threads, options.segment_bytes, shared.now()),
         workers,
         probes,
-        step_probes,
+        steps,
         query_limit: options.handler_timeout,
         copies,
         checks,

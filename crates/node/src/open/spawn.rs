@@ -23,7 +23,7 @@ impl<E: Env> Parts<E> {
             prepare,
             workers,
             probes,
-            step_probes,
+            steps,
             query_limit,
             copies,
             checks,
@@ -49,12 +49,9 @@ impl<E: Env> Parts<E> {
             shared.queries.watch(&shared, query_limit);
             Ok(())
         })?;
-        for (number, probe) in step_probes.into_iter().enumerate() {
+        for (number, part) in steps.into_iter().enumerate() {
             let shared = Arc::clone(&life.shared);
-            life.spawn(Group::Tasks, &format!("stead-task-{number}"), move || {
-                shared.tasks.run(&shared, &probe);
-                Ok(())
-            })?;
+            life.spawn(Group::Tasks, &format!("stead-task-{number}"), move || drive(&shared, part))?;
         }
         let shared = Arc::clone(&life.shared);
         life.spawn(Group::Watchdog, "stead-watchdog", move || {

@@ -7,7 +7,7 @@ use crate::log::Submission;
 use crate::queries::Job;
 use crate::shared::Shared;
 use crate::snapshots::Event;
-use crate::tasks::Step;
+use crate::steps::Step;
 use stead_core::ids::{Index, ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::records::Piece;
@@ -53,9 +53,9 @@ impl<E: Env> Worker<E> {
                     }
                 }
                 Effect::RunTask { id, run, task, asks, alone } => {
-                    shared.tasks.push(Step { shard: from, id, run, task, asks, alone });
+                    shared.steps.push(Step { shard: from, id, run, task, asks, alone });
                 }
-                Effect::StepAllowed { id, run, allowed } => shared.tasks.answer(from, id, run, allowed),
+                Effect::StepAllowed { id, run, allowed } => shared.steps.answer(from, id, run, allowed),
                 Effect::WantsTurn(lane) => shared.trials(|trials| trials.wants(from, lane)),
                 Effect::EndsTurn(lane) => shared.trials(|trials| trials.ends(from, lane)),
                 Effect::Marked { header, all } => {

@@ -32,16 +32,25 @@ fn change(name: &str, change: impl FnOnce(&mut Crowd)) {
     NEWS.notify_all();
 }
 
-/// Waits until the condition holds, and returns the state at that time.
-fn wait_until(name: &str, so: impl Fn(&Crowd) -> bool) -> Crowd {
+/// Waits until the condition holds, makes a change before another thread sees it, and returns the state before.
+fn change_once(name: &str, so: impl Fn(&Crowd) -> bool, change: impl FnOnce(&mut Crowd)) -> Crowd {
     let crowds = CROWDS.lock().unwrap();
     let waits = |crowds: &mut BTreeMap<String, Crowd>| !crowds.get(name).is_some_and(&so);
-    let (crowds, timeout) = NEWS.wait_timeout_while(crowds, PATIENCE, waits).unwrap();
+    let (mut crowds, timeout) = NEWS.wait_timeout_while(crowds, PATIENCE, waits).unwrap();
     let crowd = crowds[name];
+    if !timeout.timed_out() {
+        change(crowds.entry(name.to_owned()).or_default());
+    }
     // A step that is never released must not poison the lock of the other tests.
     drop(crowds);
     assert!(!timeout.timed_out(), "{name}: {} run", crowd.running);
+    NEWS.notify_all();
     crowd
+}
+
+/// Waits until the condition holds, and returns the state at that time.
+fn wait_until(name: &str, so: impl Fn(&Crowd) -> bool) -> Crowd {
+    change_once(name, so, |_| {})
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -78,11 +87,12 @@ impl Task for Waits {
             crowd.running += 1;
             crowd.most = crowd.most.max(crowd.running);
         });
-        wait_until(&self.crowd, |crowd| crowd.released > crowd.ended);
-        change(&self.crowd, |crowd| {
+        // At once: two steps that saw one release would both end.
+        let end = |crowd: &mut Crowd| {
             crowd.running -= 1;
             crowd.ended += 1;
-        });
+        };
+        change_once(&self.crowd, |crowd| crowd.released > crowd.ended, end);
         Progress::Done
     }
 

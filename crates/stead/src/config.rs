@@ -1,4 +1,4 @@
-//! Configuration: from code, a TOML file, and environment variables `STEAD_CFG_*`, the later ones over the earlier.
+//! Configuration: from code, a TOML file, and environment variables `STEAD_CFG_*`; later sources override earlier ones.
 
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use toml::Value;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The data directory; none by default, for the builder names one.
+    /// The data directory; none by default, because the builder names one.
     pub data_dir: Option<PathBuf>,
     /// Worker threads, which own the shards: 1 to 256. Default: one for each core.
     pub threads: Option<usize>,
@@ -28,16 +28,16 @@ pub struct Config {
     #[serde(deserialize_with = "duration")]
     pub task_step_timeout: Option<Duration>,
     /// Time that a shutdown waits for running steps of tasks, and for open HTTP requests before them: 0 s to 1 h. Those
-    /// that have not ended by then are left; a step is repeated after the next start. Default 10 s.
+    /// that have not ended by then are abandoned; a step is repeated after the next start. Default 10 s.
     #[serde(deserialize_with = "duration")]
     pub shutdown_timeout: Option<Duration>,
     /// Time for which a wall clock that is more than an hour ahead of the shards' time must stay so before timers follow it,
-    /// for it may be wrong: 0 to 24 h. With 0 it is believed at once. Default 10 min.
+    /// because it may be wrong: 0 to 24 h. With 0 it is adopted at once. Default 10 min.
     #[serde(deserialize_with = "duration")]
     pub clock_confirm: Option<Duration>,
-    /// Time for which clients' requests are suspected after a life of the process that did not end in order, for they may have
-    /// ended it: each is then handled only once an attempt at it is on disk. Tasks that were met by such an end wait until
-    /// then. 0 s to 1 h. Default 60 s.
+    /// Time after an unclean shutdown during which clients' requests are suspected to have caused it: each is then
+    /// handled only once an attempt at it is on disk. Tasks that were running at that end wait until then. 0 s to 1 h.
+    /// Default 60 s.
     #[serde(deserialize_with = "duration")]
     pub suspect_for: Option<Duration>,
     /// Limits of the bytes that wait in memory.
@@ -48,25 +48,25 @@ pub struct Config {
     pub checkpoints: CheckpointConfig,
     /// Services, by name.
     pub services: BTreeMap<String, ServiceConfig>,
-    /// The services that only variables name. One of them that the program does not have is ignored with a warning, where
-    /// one of a file is refused. Empty by default.
+    /// Services that only variables name. One that the program does not have is ignored with a warning, while one in a
+    /// file is refused. Empty by default.
     #[serde(skip)]
     pub services_of_variables: BTreeSet<String>,
 }
 
-/// The memory's part of the configuration.
+/// Settings of the memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
-    /// Bytes of entries that are not committed, of messages in outboxes and of clients' calls in all shards together, from
-    /// which on clients' calls are refused as overloaded: 1 MiB to 1 TiB. Default 1 GiB.
+    /// Limit of the bytes of uncommitted entries, of messages in outboxes and of clients' calls in all shards together,
+    /// above which clients' calls are refused as overloaded: 1 MiB to 1 TiB. Default 1 GiB.
     pub bytes_max: Option<u64>,
-    /// Bytes of entries that are not committed in all shards together, with the answers that wait for them, from which on
-    /// no handler begins until the log has caught up: 1 MiB to 1 TiB. Default 256 MiB.
+    /// Limit of the bytes of uncommitted entries in all shards together, with the answers that wait for them, above
+    /// which no handler begins until the log has caught up: 1 MiB to 1 TiB. Default 256 MiB.
     pub uncommitted_bytes_max: Option<u64>,
 }
 
-/// The log's part of the configuration.
+/// Settings of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
@@ -74,44 +74,44 @@ pub struct LogConfig {
     pub segment_bytes: Option<u64>,
 }
 
-/// The checkpoints' part of the configuration.
+/// Settings of the checkpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Time between two checkpoints' beginnings: 10 ms to 7 days, or `off`: only when asked for. Default 10 s.
+    /// Time from one checkpoint's beginning to the next: 10 ms to 7 days, or `off`: only on request. Default 10 s.
     #[serde(deserialize_with = "interval")]
     pub interval: Option<Interval>,
-    /// Checkpoints that are kept: 1 to 10,000. Default 3.
+    /// Number of checkpoints to keep: 1 to 10,000. Default 3.
     pub keep: Option<usize>,
-    /// How long a checkpoint may take before it is given up: 100 ms to 1 day. Default 10 min.
+    /// Time after which a checkpoint is given up: 100 ms to 1 day. Default 10 min.
     #[serde(deserialize_with = "duration")]
     pub timeout: Option<Duration>,
-    /// Most bytes each second that are written for checkpoints; 0 is no limit. Default 0.
+    /// Maximum number of bytes that are written for checkpoints each second; 0 means no limit. Default 0.
     pub bytes_per_second: Option<u64>,
-    /// The services' checks run in the background over checkpoints of the interval of at most so many bytes; 0 is never.
-    /// Default 1 GiB.
+    /// Maximum size in bytes of a checkpoint of the interval over which the services' checks run in the background; 0
+    /// for never. Default 1 GiB.
     pub check_bytes_max: Option<u64>,
-    /// Where checkpoints are copied to, besides the local ones: `file:///directory` or `s3://bucket/prefix`.
-    /// Default: nowhere.
+    /// Target of copies of checkpoints, besides the local ones: `file:///directory` or `s3://bucket/prefix`.
+    /// Default: none.
     pub copy_to: Option<String>,
-    /// Time between two copies' beginnings: 10 ms to 7 days. Default 5 min.
+    /// Time from one copy's beginning to the next: 10 ms to 7 days. Default 5 min.
     #[serde(deserialize_with = "duration")]
     pub copy_interval: Option<Duration>,
-    /// Checkpoints that are kept at `copy_to`: 1 to 10,000. Default 10.
+    /// Number of checkpoints to keep at `copy_to`: 1 to 10,000. Default 10.
     pub copy_keep: Option<usize>,
 }
 
-/// When something is done that is done again and again.
+/// The interval of a repeated action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interval {
-    /// Only when asked for; `off` in files and variables.
+    /// Only on request; `off` in files and variables.
     Off,
-    /// Each time after this.
+    /// Repeated after this time.
     Every(Duration),
 }
 
 impl Interval {
-    /// The time, unless it is off.
+    /// Returns the time, unless it is off.
     #[must_use]
     pub fn time(self) -> Option<Duration> {
         match self {
@@ -121,32 +121,35 @@ impl Interval {
     }
 }
 
-/// A service's part of the configuration.
+/// Settings of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceConfig {
     /// Shards of a new service: 1 to 4096. Default 8.
     pub shards: Option<u32>,
-    /// How long a session lives without a request: 1 s to 30 days. Default 1 h.
+    /// Time after which a session expires without a request: 1 s to 30 days. Default 1 h.
     #[serde(deserialize_with = "duration")]
     pub session_ttl: Option<Duration>,
-    /// How long the reply to an idempotency key is kept: 1 s to 365 days. Default 24 h.
+    /// Time that the reply to an idempotency key is kept: 1 s to 365 days. Default 24 h.
     #[serde(deserialize_with = "duration")]
     pub idempotency_ttl: Option<Duration>,
-    /// How often a message, timer or task is tried before it becomes a dead letter: 1 to 1000. Default 5.
+    /// Number of attempts at a message, timer or task before it becomes a dead letter: 1 to 1000. Default 5.
     pub attempts_max: Option<u32>,
-    /// Bytes of undelivered messages of a shard from which on clients' requests are refused as overloaded: 1 MiB to 64 GiB.
-    /// Default 64 MiB.
+    /// Limit of the bytes of undelivered messages of a shard, above which clients' requests are refused as overloaded:
+    /// 1 MiB to 64 GiB. Default 64 MiB.
     pub outbox_bytes_max: Option<usize>,
-    /// Bytes of replies that a shard keeps for retries, from which on requests with a new idempotency key, or in a session
-    /// that confirms nothing, are refused; half of it for one principal: 1 MiB to 64 GiB. Default 64 MiB.
+    /// Limit of the bytes of replies that a shard keeps for retries, above which requests with a new idempotency key,
+    /// or in a session that confirms nothing, are refused; half of it for one principal: 1 MiB to 64 GiB. Default 64
+    /// MiB.
     pub kept_bytes_max: Option<usize>,
-    /// Sessions of a shard from which on no other is opened; half of it for one principal: 2 to 16777216. Default 65536.
+    /// Maximum number of sessions of a shard; half of it for one principal: 2 to 16777216. Default 65536.
     pub sessions_max: Option<usize>,
-    /// Bytes of timers and tasks of a shard from which on clients' requests are refused: 1 MiB to 64 GiB. Default 256 MiB.
+    /// Limit of the bytes of timers and tasks of a shard, above which clients' requests are refused: 1 MiB to 64 GiB.
+    /// Default
+    /// 256 MiB.
     pub waiting_bytes_max: Option<usize>,
-    /// Bytes of dead letters of a shard from which on clients' requests are refused, until some are retried or deleted: 1
-    /// MiB to 64 GiB. Default 64 MiB.
+    /// Limit of the bytes of dead letters of a shard, above which clients' requests are refused until some are retried
+    /// or deleted: 1 MiB to 64 GiB. Default 64 MiB.
     pub dead_letter_bytes_max: Option<usize>,
 }
 
@@ -158,27 +161,27 @@ pub enum ConfigError {
     File {
         /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// The text is no configuration.
+    /// The text is not a valid configuration.
     #[error("{place}: {reason}{}", hint.as_ref().map_or_else(String::new, |hint| format!("; did you mean {hint:?}?")))]
     Invalid {
         /// The file or variable.
         place: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
-        /// A key that exists.
+        /// A similar key that exists.
         hint: Option<String>,
     },
     /// A value is out of its range.
     #[error("{key} is {value}; it must be {must}")]
     Range {
-        /// Which.
+        /// The key.
         key: String,
         /// Its value.
         value: String,
-        /// What is possible.
+        /// The allowed values.
         must: &'static str,
     },
     /// A service in the configuration that the program does not have.
@@ -187,18 +190,18 @@ pub enum ConfigError {
     UnknownService {
         /// The name.
         name: String,
-        /// A service that it has.
+        /// A similar service that the program has.
         hint: Option<String>,
     },
 }
 
-/// No other program's variables begin like this; an orchestrator's for a service named `stead` begin with `STEAD_`.
+/// Prefix of the variables. Variables that an orchestrator sets for a service named `stead` begin with `STEAD_`.
 const PREFIX: &str = "STEAD_CFG_";
-/// Variables of earlier versions. Only those that the configuration knows are read.
+/// Prefix of earlier versions. Only variables that the configuration knows are read.
 const PREFIX_OLD: &str = "STEAD_";
-/// Those that the command line reads.
+/// Variables that the command line reads.
 const OTHERS: [&str; 3] = ["STEAD_ADDR", "STEAD_CONFIG", "STEAD_LISTEN"];
-/// The keys at the top that have a value.
+/// Keys with a value at the top level.
 const TOP: [&str; 8] = [
     "data_dir",
     "threads",
@@ -209,9 +212,9 @@ const TOP: [&str; 8] = [
     "clock_confirm",
     "suspect_for",
 ];
-/// The tables at the top.
+/// Tables at the top level.
 const TABLES: [&str; 4] = ["memory", "log", "checkpoints", "services"];
-/// The keys in tables that there is one of.
+/// Keys in the tables that exist once.
 const IN_TABLES: [&str; 11] = [
     "memory.bytes_max",
     "memory.uncommitted_bytes_max",
@@ -225,7 +228,7 @@ const IN_TABLES: [&str; 11] = [
     "checkpoints.copy_interval",
     "checkpoints.copy_keep",
 ];
-/// The keys in the table of each service.
+/// Keys in the table of each service.
 const OF_SERVICES: [&str; 9] = [
     "shards",
     "session_ttl",
@@ -239,7 +242,7 @@ const OF_SERVICES: [&str; 9] = [
 ];
 
 impl Config {
-    /// [`Config::shutdown_timeout`] if nothing sets it.
+    /// Default of [`Config::shutdown_timeout`].
     pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
     /// Reads a TOML file.
@@ -259,23 +262,23 @@ impl Config {
         Self::from_table(parse(text, place)?, place)
     }
 
-    /// Reads a TOML file, if one is named, and the environment's variables over it: `STEAD_CFG_THREADS=4`,
-    /// `STEAD_CFG_CHECKPOINTS_INTERVAL=1s`, `STEAD_CFG_SERVICES_BANK_SHARDS=16`. Without `CFG_` they are read too, below
-    /// those with it. Other variables that begin with `STEAD_` are ignored with a warning.
+    /// Reads a TOML file, if one is named, and the environment's variables, which override it: `STEAD_CFG_THREADS=4`,
+    /// `STEAD_CFG_CHECKPOINTS_INTERVAL=1s`, `STEAD_CFG_SERVICES_BANK_SHARDS=16`. Variables without `CFG_` are read too,
+    /// and overridden by those with it. Other variables that begin with `STEAD_` are ignored with a warning.
     ///
     /// # Errors
-    /// As [`Self::from_file`], for values of variables too.
+    /// As [`Self::from_file`], also for values of variables.
     pub fn from_file_and_env(path: Option<&Path>) -> Result<Self, ConfigError> {
         let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value));
         let own = std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with(PREFIX_OLD));
-        // A value that is not text is none that a setting can have, and is shown as far as it is text.
+        // No setting accepts a value that is not UTF-8; the error shows it as far as it is.
         Self::from_file_and_vars(path, own.map(|(name, value)| (name, value.to_string_lossy().into_owned())))
     }
 
-    /// As [`Self::from_file_and_env`], with the variables given.
+    /// As [`Self::from_file_and_env`], with the given variables.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::from_file_and_env`].
     pub fn from_file_and_vars(
         path: Option<&Path>,
         vars: impl IntoIterator<Item = (String, String)>,
@@ -325,7 +328,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Checks the ranges, whatever the configuration was made from.
+    /// Checks the ranges, whatever the source of the configuration.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let hour = Duration::from_secs(3600);
         let second = Duration::from_secs(1);
@@ -391,7 +394,7 @@ impl Config {
 }
 
 impl ServiceConfig {
-    /// The values of `over` where it has some, else these.
+    /// Returns the values of `over` where it has some, otherwise these.
     pub(crate) fn merged(&self, over: Option<&Self>) -> Self {
         let Some(over) = over else { return self.clone() };
         Self {
@@ -439,8 +442,8 @@ fn parse(text: &str, place: &str) -> Result<toml::Table, ConfigError> {
     })
 }
 
-/// Where a variable's value stands in the file, by its name without the prefix: underscores stand for the dots between
-/// tables, too. `None` if it is no variable of the configuration.
+/// Returns the path of a variable's value in the file, by its name without the prefix: underscores also stand for the
+/// dots between tables. `None` if the configuration has no such variable.
 fn path_of(name: &str) -> Option<Vec<String>> {
     let key = name.to_ascii_lowercase();
     if let Some(rest) = key.strip_prefix("services_") {
@@ -454,7 +457,7 @@ fn path_of(name: &str) -> Option<Vec<String>> {
     Some(known.split('.').map(str::to_owned).collect())
 }
 
-/// Puts a variable's value where its name says.
+/// Sets a variable's value at its path.
 fn set(table: &mut toml::Table, path: &[String], text: &str) {
     let value = match text.parse::<i64>() {
         Ok(number) if path != ["data_dir"] => Value::Integer(number),
@@ -469,7 +472,7 @@ fn set(table: &mut toml::Table, path: &[String], text: &str) {
     at.insert(last.clone(), value);
 }
 
-/// Variables that others set or read are no mistake of the node's configuration: they are named in one warning.
+/// Reports variables that belong to other programs, and are not errors of the node's configuration, in one warning.
 fn warn_of_unknown(names: &[String]) {
     if !names.is_empty() {
         tracing::warn!("ignoring unknown variables: {}", with_hints(names));
@@ -501,10 +504,10 @@ fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Interva
     parse_duration(&text).map(|time| Some(Interval::Every(time))).map_err(wrong)
 }
 
-/// Reads a time: a whole number and its unit, `ms`, `s`, `m` or `h`.
+/// Parses a time: a whole number and its unit, `ms`, `s`, `m` or `h`.
 ///
 /// # Errors
-/// A sentence that says what is wrong.
+/// A sentence with the reason.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let refuse = || {
@@ -550,7 +553,7 @@ fn time(
     }
 }
 
-/// What can be told of an address without a look at what is there, which may come and go.
+/// Checks an address without contacting its target, which may not always be reachable.
 fn address(key: &str, value: Option<&str>) -> Result<(), ConfigError> {
     let good = |value: &str| {
         let bucket = value.strip_prefix("s3://");
@@ -566,7 +569,7 @@ fn address(key: &str, value: Option<&str>) -> Result<(), ConfigError> {
     Err(ConfigError::Range { key: key.to_owned(), value: format!("{shown:?}"), must })
 }
 
-/// The key in serde's sentence about an unknown field.
+/// Returns the key in serde's sentence about an unknown field.
 fn unknown_key(reason: &str) -> Option<&str> {
     reason.strip_prefix("unknown field `")?.split('`').next()
 }
@@ -577,7 +580,7 @@ fn nearest_key(key: &str) -> Option<String> {
     nearest(key, whole.copied().chain(parts))
 }
 
-/// The candidate that differs least, if any is near.
+/// Returns the candidate that differs least, if any is near.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
     candidates
         .map(|candidate| (distance(word, candidate), candidate))
@@ -586,7 +589,7 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>)
         .map(|(_, candidate)| candidate.to_owned())
 }
 
-/// Edits that turn one word into the other.
+/// Returns the number of edits that turn one word into the other.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(64).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -685,7 +688,8 @@ mod tests {
         assert!(error.to_string().starts_with("test:1: "), "{error}");
     }
 
-    /// What Kubernetes sets in each container for Services named `stead` and `stead-cfg` with a port named `http`.
+    /// Variables that Kubernetes sets in each container for Services named `stead` and `stead-cfg` with a port named
+    /// `http`.
     #[test]
     fn variables_that_others_set_are_never_fatal() {
         let mut others = vars(&[("STEAD_CFG_CHECKPOINT_KEEP", "3"), ("STEAD_CFG_", "1"), ("STEAD_", "1")]);

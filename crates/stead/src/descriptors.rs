@@ -1,24 +1,24 @@
-//! File descriptors: each connection, log segment and stored object that is open needs one.
+//! The limit of file descriptors: each open connection, log segment and stored object needs one.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that connections leave to the log, to checkpoints and to the rest of a node, where the limit has room for
-/// as many again: 256.
+/// Number of descriptors that connections leave for the log, for checkpoints and for the rest of a node, if the limit
+/// is at least twice as high: 256.
 pub const RESERVE: u64 = 256;
 
-/// Raises this process's limit of open files as far as it may itself, and returns what it is then; `None` is no limit.
+/// Raises this process's limit of open files as far as possible, and returns the new limit; `None` means no limit.
 /// Opening a node does so too.
 pub fn raise_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
-        // What is refused stays as it was.
+        // If this is refused, the limit stays unchanged.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     }
     getrlimit(Resource::Nofile).current
 }
 
-/// Most connections that leave [`RESERVE`] descriptors to the rest of the process, or half of them where the limit is less
-/// than twice that: `wanted` or fewer, which is logged.
+/// Returns the maximum number of connections that leaves [`RESERVE`] descriptors to the rest of the process, or half of
+/// them if the limit is less than twice that: `wanted`, or fewer, which is logged.
 #[must_use]
 pub fn connections_max(wanted: usize) -> usize {
     let Some(limit) = raise_limit() else { return wanted };

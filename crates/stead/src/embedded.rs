@@ -1,11 +1,11 @@
-//! The surroundings of a node in a program: typed services, and futures that wait for its answers.
+//! The environment of an embedded node: typed services, and futures that wait for its answers.
 
 use crate::service::Registry;
 use stead_core::shard::Answer;
 use stead_node::{Caller, Env, NoAnswer, Reply, SystemClock};
 use tokio::sync::oneshot;
 
-/// A node's surroundings in a program.
+/// The environment of an embedded node.
 pub(crate) struct Embedded;
 
 impl Env for Embedded {

@@ -1,4 +1,4 @@
-//! The log for people to read: its entries in words and JSON, in pages, and the places where readers go on.
+//! A readable view of the log: its entries in words and JSON, in pages, and the positions at which readers continue.
 
 use crate::service::codec;
 use serde::{Deserialize, Serialize};
@@ -10,18 +10,18 @@ use stead_core::ids::{Index, ShardId};
 use stead_core::record::{Kind, RecordKey, Waiting};
 use stead_store::wal::Position;
 
-/// A log entry for people to read.
+/// A log entry in readable form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LogEntry {
     /// Its position in its shard's log.
     pub index: u64,
-    /// The epoch whose primary made it.
+    /// The epoch of the primary that appended it.
     pub epoch: u64,
     /// The shard's time, in microseconds since the Unix epoch.
     pub time: u64,
-    /// What was handled.
+    /// The handled cause.
     pub cause: String,
-    /// The process that handled it; empty when none did.
+    /// The process that handled it; empty if no process did.
     pub process: String,
     /// The records that it puts or deletes.
     pub writes: Vec<LogWrite>,
@@ -34,9 +34,9 @@ pub struct LogEntry {
 /// A record that an entry puts or deletes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogWrite {
-    /// What it is and its key.
+    /// Its kind and key.
     pub record: String,
-    /// Bytes of its value; none if it is deleted.
+    /// Bytes of its value; `None` if it is deleted.
     pub bytes: Option<u64>,
     /// The value of a process's state, as JSON where that is possible.
     pub state: Option<serde_json::Value>,
@@ -49,17 +49,17 @@ pub struct LogSend {
     pub shard: u32,
     /// The receiving process.
     pub process: String,
-    /// What it says, as JSON where that is possible.
+    /// The payload, as JSON where that is possible.
     pub payload: Option<serde_json::Value>,
 }
 
-/// An entry's answer.
+/// The answer in an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogReply {
     /// The reply.
     Ok(Option<serde_json::Value>),
-    /// The error that the process answered.
+    /// The error of the process.
     Error(Option<serde_json::Value>),
 }
 
@@ -137,7 +137,7 @@ fn cause_name(cause: &Cause) -> String {
 pub struct LogPage {
     /// The entries, oldest first.
     pub entries: Vec<LogEntry>,
-    /// The index to go on from: all before it was looked at.
+    /// The index to continue from: all entries before it were examined.
     pub next: u64,
 }
 
@@ -156,7 +156,7 @@ impl Filling {
         Self { page: LogPage { entries: Vec::new(), next: from }, limit, bytes: 0 }
     }
 
-    /// Takes an entry, if it is of this process or no process is named.
+    /// Adds an entry, if it is of this process or no process is named.
     pub(crate) fn take(&mut self, entry: &Entry, process: Option<&str>) -> ControlFlow<()> {
         self.page.next = entry.index.0 + 1;
         if process.is_none_or(|process| *entry.process == *process) {
@@ -168,10 +168,10 @@ impl Filling {
     }
 }
 
-/// Bytes that each write and each message is shown with beside its key and its value.
+/// Bytes of each write and each message besides its key and its value.
 const SHOWN_EACH: usize = 64;
 
-/// About as many bytes as an entry is shown with.
+/// Returns the approximate number of bytes of a shown entry.
 fn shown_bytes(entry: &Entry) -> usize {
     let writes = entry.writes.iter().map(|write| {
         SHOWN_EACH + write.key.as_bytes().len() + write.value.as_ref().map_or(0, |value| value.len())
@@ -181,11 +181,12 @@ fn shown_bytes(entry: &Entry) -> usize {
     writes.chain(sends).sum::<usize>() + reply
 }
 
-/// Places at which readings of the log have ended, so that a reader that follows it continues there. The latest is last.
+/// Positions at which readings of the log have ended, so that a reader that follows it continues there. The latest is
+/// last.
 #[derive(Default)]
 pub(crate) struct Trails(Mutex<VecDeque<Trail>>);
 
-/// No entry of the shard from `next` on stands before the batch.
+/// The batch before which the shard has no entry from `next` on.
 #[derive(Clone, Copy)]
 pub(crate) struct Trail {
     pub(crate) shard: ShardId,
@@ -194,21 +195,21 @@ pub(crate) struct Trail {
 }
 
 impl Trails {
-    /// Readers that can follow the log at a time without each reading all of it.
+    /// Maximum number of readers that can follow the log at a time without reading all of it.
     const MAX: usize = 64;
 
     fn held(&self) -> MutexGuard<'_, VecDeque<Trail>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The batch at which the entries of a shard from an index on begin.
+    /// Returns the batch at which the entries of a shard from an index on begin.
     pub(crate) fn find(&self, shard: ShardId, from: Index) -> Option<Position> {
         let trails = self.held();
         let fit = trails.iter().filter(|trail| trail.shard == shard && trail.next <= from);
         fit.max_by_key(|trail| trail.next).map(|trail| trail.batch)
     }
 
-    /// Records where a reading from an index on has ended.
+    /// Records the position at which a reading from an index on has ended.
     pub(crate) fn note(&self, from: Index, trail: Trail) {
         let mut trails = self.held();
         trails.retain(|other| other.shard != trail.shard || other.next != from && other.next != trail.next);

@@ -1,4 +1,4 @@
-//! The client for code that may block, and the executor of one future that it needs.
+//! The client for code that may block, and an executor of one future for it.
 
 use super::calls::{Client, RawCall, RawReply, Retried};
 use crate::error::{CallError, RawError};
@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-/// Calls processes from code that may block. Not for async tasks: it holds their thread.
+/// Calls processes from code that may block. Not for async tasks: it blocks their thread.
 ///
 /// A call ends at its timeout, or within a tenth of a second after it.
 #[derive(Clone)]
@@ -107,10 +107,10 @@ impl Wake for Unpark {
     }
 }
 
-/// How long a call waits over its timeout for the worker's word: that knows more of why there is no answer.
+/// Time beyond its timeout that a call waits for the worker, which knows better why there is no answer.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// Runs a call on this thread until its timeout, also if its worker is held.
+/// Runs a call on this thread until its timeout, even if its worker is held.
 fn wait<T, E: From<RawError>>(timeout: Duration, call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     let until = Instant::now().checked_add(timeout.saturating_add(GRACE));
     block_on_until(call, until).unwrap_or_else(|| Err(RawError::TimedOut { after: timeout }.into()))

@@ -26,8 +26,8 @@ use xxhash_rust::xxh3::xxh3_128;
 /// fails with that reason; if more waits in the node than
 /// [`memory_bytes_max`](crate::NodeBuilder::memory_bytes_max), it fails at once.
 ///
-/// The timeout of a call is kept by the worker that has its shard: while a handler holds that, a call may end later, as
-/// soon as the handler has. Where that matters, use a timer of the executor's, or [`BlockingClient`], which has its own.
+/// The worker of its shard enforces the timeout of a call: while a handler holds the worker, a call may end later, as
+/// soon as the handler has. If that matters, use a timer of the executor, or [`BlockingClient`], which has its own.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared<Embedded>>,
@@ -36,29 +36,29 @@ pub struct Client {
     sessions: Arc<Sessions>,
 }
 
-/// An answer with its place in the log.
+/// An answer with its position in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawReply {
-    /// MessagePack: the reply or, in `Err`, the error that the process answered.
+    /// MessagePack: the reply or, in `Err`, the error of the process.
     pub reply: Result<Vec<u8>, Vec<u8>>,
-    /// The shard that answered.
+    /// The shard of the answer.
     pub shard: ShardId,
-    /// The epoch that answered.
+    /// The epoch of the answer.
     pub epoch: Epoch,
-    /// The entry up to which the answer has seen its shard.
+    /// The last entry that the answer includes.
     pub index: Index,
     /// The shard's colour.
     pub colour: Colour,
 }
 
-/// A dead letter that was retried, and is none any more.
+/// A dead letter that was retried, and is removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retried {
     /// The shard that held it.
     pub shard: u32,
-    /// Its number there.
+    /// Its index in that shard.
     pub index: u64,
-    /// The error that the process answered, if it did: it was handled then, but had no effects.
+    /// The error of the process, if it answered with one: the letter was handled then, but had no effects.
     pub error: Option<serde_json::Value>,
 }
 
@@ -71,12 +71,12 @@ pub struct RawCall<'a> {
     pub key: &'a str,
     /// The request or query in MessagePack; see [`codec::json_to_payload`].
     pub payload: Vec<u8>,
-    /// Who asks: at most 256 bytes.
+    /// The client's principal: at most 256 bytes.
     pub principal: &'a str,
-    /// Makes a retry known for [`idempotency_ttl`](crate::ServiceOptions::idempotency_ttl): at most 256 bytes. Queries
-    /// pay no heed to it.
+    /// Identifies a retry for [`idempotency_ttl`](crate::ServiceOptions::idempotency_ttl): at most 256 bytes. Queries
+    /// ignore it.
     pub idempotency_key: Option<&'a [u8]>,
-    /// How long to wait for the answer.
+    /// Time to wait for the answer.
     pub timeout: Duration,
 }
 
@@ -86,15 +86,15 @@ impl Client {
         Self { shared, principal: Arc::from("local"), timeout: TIMEOUT_DEFAULT, sessions }
     }
 
-    /// The same client under another name, which handlers see as [`Caller::Client`](crate::Caller::Client): at most 256
-    /// bytes, `local` by default.
+    /// Returns the same client with another principal, which handlers see as [`Caller::Client`](crate::Caller::Client):
+    /// at most 256 bytes, `local` by default.
     #[must_use]
     pub fn with_principal(&self, principal: &str) -> Self {
         let fresh = Self::new(Arc::clone(&self.shared));
         Self { principal: Arc::from(principal), timeout: self.timeout, ..fresh }
     }
 
-    /// The same client with another timeout of its calls: 10 s by default.
+    /// Returns the same client with another timeout of its calls: 10 s by default.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
@@ -103,7 +103,7 @@ impl Client {
     /// Calls a process and awaits its committed answer.
     ///
     /// # Errors
-    /// [`CallError::Process`] is the process's own error; [`CallError::Raw`] says why there is no answer.
+    /// [`CallError::Process`] is the process's own error; [`CallError::Raw`] has the reason why there is no answer.
     pub async fn call<P: Process>(
         &self,
         key: &P::Key,
@@ -115,8 +115,8 @@ impl Client {
         read_reply::<P, P::Reply>(answer)
     }
 
-    /// Calls a process with a key that makes a retry known: for [`idempotency_ttl`], the same key with the same request
-    /// gets the first answer, after restarts of this program too. The key is scoped to the principal and the process.
+    /// Calls a process with a key that identifies a retry: for [`idempotency_ttl`], the same key with the same request
+    /// gets the first answer, also after restarts of this program. The key is scoped to the principal and the process.
     ///
     /// # Errors
     /// As [`Self::call`]; [`Refusal::IdempotencyConflict`] if the key was used with another request.
@@ -136,8 +136,8 @@ impl Client {
         read_reply::<P, P::Reply>(answer)
     }
 
-    /// Queries a process. The answer waits until what it saw is committed, so that it cannot be lost. The timeout is kept
-    /// whatever the query does.
+    /// Queries a process. The answer waits until the state that it has read is committed, so that it cannot be lost.
+    /// The timeout holds whatever the query does.
     ///
     /// # Errors
     /// As [`Self::call`]; [`Refusal::QueryGivenUp`], [`Refusal::QueriesStuck`].
@@ -176,14 +176,14 @@ impl Client {
         raw_reply(shard, self.ask_query(shard, query, call.timeout).await?)
     }
 
-    /// Retries a dead letter, for an operator: what was given up is handled after all, by the entry that removes the dead
-    /// letter, and so once. A message, timer or result of a task goes to its process, a failed step of a task runs again
-    /// from the state before it. If it fails again it stays a dead letter, with the new reason. A call that gets no answer
-    /// can be repeated. [`Node::dead_letters`](crate::Node::dead_letters) lists them.
+    /// Retries a dead letter, for an operator: it is handled by the entry that removes it, and so once. A message,
+    /// timer or result of a task goes to its process, a failed step of a task runs again from the state before it. If
+    /// it fails again, it stays a dead letter, with the new reason. A call without an answer can be repeated.
+    /// [`Node::dead_letters`](crate::Node::dead_letters) lists them.
     ///
     /// # Errors
-    /// [`Refusal::FailedAgain`]; [`Refusal::NoDeadLetter`], after a retry that succeeded too; [`Refusal::NoRetry`], for a
-    /// client's request above all: its client was informed that it was given up.
+    /// [`Refusal::FailedAgain`]; [`Refusal::NoDeadLetter`], also after a retry that succeeded; [`Refusal::NoRetry`], in
+    /// particular for a client's request: its client was informed that it was given up.
     pub async fn retry_dead_letter(&self, shard: u32, index: u64) -> Result<Retried, RawError> {
         let answer = self.order(shard, index, Order::Retry).await?;
         let error = match answer.result {
@@ -193,10 +193,10 @@ impl Client {
         Ok(Retried { shard, index, error })
     }
 
-    /// Drops a dead letter unhandled, for an operator. What it held is lost.
+    /// Deletes a dead letter unhandled, for an operator. Its payload is lost.
     ///
     /// # Errors
-    /// [`Refusal::NoDeadLetter`], after it was dropped too.
+    /// [`Refusal::NoDeadLetter`], also after it was deleted.
     pub async fn drop_dead_letter(&self, shard: u32, index: u64) -> Result<(), RawError> {
         self.order(shard, index, Order::Drop).await.map(|_| ())
     }
@@ -243,7 +243,8 @@ impl Client {
         Ok((topology.shard_of(id, &process), process))
     }
 
-    /// A request of a session leaves this client once, so a shard that does not know the session has not seen it.
+    /// Sends a request in a session. It leaves this client once, so a shard that does not know the session has not
+    /// handled it.
     async fn ask_in_session(&self, shard: ShardId, process: Key, payload: Blob) -> Result<Answer, RawError> {
         loop {
             let place = self.sessions.enter(&self.shared, shard, &self.principal);
@@ -253,7 +254,7 @@ impl Client {
             match asked.await {
                 Err(RawError::Refused(Refusal::UnknownSession(session))) => {
                     self.sessions.forget(shard, session);
-                    // It may not have been opened at all; then this tells why.
+                    // It may not have been opened at all; then this returns the reason.
                     self.open_session(shard).await?;
                 }
                 answered => return answered,
@@ -300,8 +301,8 @@ impl Client {
         (Reception { caller: Sender(sender), deadline, timeout }, receiver)
     }
 
-    /// Records a checkpoint's colour that this client, or a caller that it speaks for, has seen elsewhere: its next requests
-    /// carry it, so that no cut holds them without what they follow from.
+    /// Records a checkpoint's colour that this client, or a caller for which it acts, has seen elsewhere: its next
+    /// requests carry it, so that no cut has them without the requests on which they depend.
     pub fn saw(&self, colour: Colour) {
         self.sessions.saw(colour);
     }
@@ -341,7 +342,7 @@ fn raw_reply(shard: ShardId, answer: Answer) -> Result<RawReply, RawError> {
     Ok(RawReply { reply, shard, epoch, index, colour })
 }
 
-/// The payload of a typed value, for [`RawCall::payload`].
+/// Encodes a typed value as [`RawCall::payload`].
 ///
 /// # Errors
 /// [`CodecError::Unwritable`].

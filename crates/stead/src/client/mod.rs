@@ -10,5 +10,5 @@ pub use calls::{Client, RawCall, RawReply, Retried, payload};
 
 use std::time::Duration;
 
-/// The time limit of a call by default: 10 s.
+/// The default timeout of a call: 10 s.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! The sessions of a client: what makes each of its requests exactly once.
+//! The sessions of a client, which make each of its requests exactly once.
 
 use crate::embedded::Embedded;
 use std::collections::VecDeque;
@@ -11,13 +11,13 @@ use stead_node::Shared;
 /// The sessions of a client, by shard.
 pub(super) struct Sessions {
     pools: Vec<Mutex<Vec<Session>>>,
-    /// The highest colour that an answer has shown: a client is a channel too.
+    /// The highest colour in any answer: a client is a channel too.
     colour: AtomicU64,
 }
 
 pub(super) struct Session {
     id: SessionId,
-    /// Replies up to this number have come, or are not waited for any more.
+    /// Replies up to this number have come, or are no longer waited for.
     confirmed: u64,
     /// By number from `confirmed + 1` on: whether the reply has come.
     window: VecDeque<bool>,
@@ -29,7 +29,7 @@ impl Session {
     }
 }
 
-/// A request's place in a session; given back when dropped, answered or not.
+/// A request's place in a session; released when dropped, answered or not.
 pub(super) struct Place<'a> {
     sessions: &'a Sessions,
     shard: ShardId,
@@ -39,7 +39,7 @@ pub(super) struct Place<'a> {
 }
 
 impl Sessions {
-    /// Requests of one session that may be under way at once: far below what a shard allows, to keep its window short.
+    /// Maximum number of open requests of one session: far below the limit of a shard, to keep its window short.
     const WINDOW: usize = 4096;
 
     pub(super) fn new(shards: u32) -> Self {
@@ -47,13 +47,13 @@ impl Sessions {
         Self { pools, colour: AtomicU64::new(0) }
     }
 
-    /// The highest colour that an answer has shown.
+    /// Returns the highest colour in any answer.
     pub(super) fn colour(&self) -> Colour {
         Colour(self.colour.load(Ordering::Relaxed))
     }
 
     pub(super) fn saw(&self, colour: Colour) {
-        // Kept from falling, and written only when it rises: many threads read it.
+        // Never decreased, and written only when it rises: many threads read it.
         if colour > self.colour() {
             self.colour.fetch_max(colour.0, Ordering::Relaxed);
         }
@@ -68,7 +68,7 @@ impl Sessions {
         self.pools[shard.0 as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The place of the next request in a session that has room; opens one if none has.
+    /// Returns the place of the next request in a session with free places; opens a session if there is none.
     pub(super) fn enter(&self, shared: &Shared<Embedded>, shard: ShardId, principal: &Arc<str>) -> Place<'_> {
         let mut pool = self.pool(shard);
         let at = match pool.iter().position(|session| session.window.len() < Self::WINDOW) {
@@ -77,7 +77,7 @@ impl Sessions {
                 let id = SessionId(fastrand::u128(..));
                 pool.push(Session::new(id));
                 let principal = Arc::clone(principal);
-                // Its requests go the same way behind it. If it is refused or lost, so are they.
+                // Its requests take the same way after it. If it is refused or lost, so are they.
                 let _ = shared.open_session(shard, id, principal, None);
                 pool.len() - 1
             }

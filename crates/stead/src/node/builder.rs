@@ -1,4 +1,4 @@
-//! How a node is made up before it is opened.
+//! Builds a node before it is opened.
 
 use super::{CheckpointOptions, Node};
 use crate::config::{CheckpointConfig, Config, ConfigError, Interval, MemoryConfig, ServiceConfig, nearest};
@@ -14,7 +14,7 @@ use stead_node::{CopyTarget, Life, MemoryLimits, Options, ServiceLimits, SystemC
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
 
-/// What a service gets of a node. What the configuration sets stands over it.
+/// Options of a service. The configuration overrides them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceOptions {
     config: ServiceConfig,
@@ -22,62 +22,64 @@ pub struct ServiceOptions {
 }
 
 impl ServiceOptions {
-    /// Its shards: 1 to 4096. A service that exists with another number is refused; only a restore changes it. To name
-    /// a number for a new service alone, use [`Self::shards_when_new`].
+    /// Sets its number of shards: 1 to 4096. An existing service with another number is refused; only a restore changes
+    /// it. To set a number for a new service only, use [`Self::shards_when_new`].
     #[must_use]
     pub fn shards(mut self, shards: u32) -> Self {
         self.config.shards = Some(shards);
         self
     }
 
-    /// Its shards if it is new: 1 to 4096, 8 by default. A service that exists keeps its number, for example that of a
-    /// restore. [`Self::shards`] and the configuration stand over it.
+    /// Sets its number of shards if it is new: 1 to 4096, 8 by default. An existing service keeps its number, for
+    /// example that of a restore. [`Self::shards`] and the configuration override it.
     #[must_use]
     pub fn shards_when_new(mut self, shards: u32) -> Self {
         self.shards_when_new = Some(shards);
         self
     }
 
-    /// How long a session lives without a request: 1 s to 30 days, 1 h by default.
+    /// Sets the time after which a session expires without a request: 1 s to 30 days, 1 h by default.
     #[must_use]
     pub fn session_ttl(mut self, ttl: Duration) -> Self {
         self.config.session_ttl = Some(ttl);
         self
     }
 
-    /// How long the reply to an idempotency key is kept: 1 s to 365 days, 24 h by default. A key that is used again
-    /// later is a new request.
+    /// Sets the time that the reply to an idempotency key is kept: 1 s to 365 days, 24 h by default. A key that is used
+    /// again later is a new request.
     #[must_use]
     pub fn idempotency_ttl(mut self, ttl: Duration) -> Self {
         self.config.idempotency_ttl = Some(ttl);
         self
     }
 
-    /// How often a message, timer or task is tried before it becomes a dead letter: 1 to 1000, 5 by default.
+    /// Sets the number of attempts at a message, timer or task before it becomes a dead letter: 1 to 1000, 5 by
+    /// default.
     #[must_use]
     pub fn attempts_max(mut self, attempts: u32) -> Self {
         self.config.attempts_max = Some(attempts);
         self
     }
 
-    /// Bytes of undelivered messages of a shard from which on clients' requests are refused as overloaded: 1 MiB to 64 GiB, 64
-    /// MiB by default.
+    /// Sets the limit of the bytes of undelivered messages of a shard, above which clients' requests are refused as
+    /// overloaded: 1 MiB to 64 GiB, 64 MiB by default.
     #[must_use]
     pub fn outbox_bytes_max(mut self, bytes: usize) -> Self {
         self.config.outbox_bytes_max = Some(bytes);
         self
     }
 
-    /// Bytes of replies that a shard keeps for retries, from which on requests with a new idempotency key, or in a session
-    /// that confirms nothing, are refused as [`Refusal::LimitReached`](crate::Refusal::LimitReached); half of it for one
-    /// principal: 1 MiB to 64 GiB, 64 MiB by default.
+    /// Sets the limit of the bytes of replies that a shard keeps for retries, above which requests with a new
+    /// idempotency key, or in a session that confirms nothing, are refused as
+    /// [`Refusal::LimitReached`](crate::Refusal::LimitReached); half of it for one principal: 1 MiB to 64 GiB, 64 MiB
+    /// by default.
     #[must_use]
     pub fn kept_bytes_max(mut self, bytes: usize) -> Self {
         self.config.kept_bytes_max = Some(bytes);
         self
     }
 
-    /// Sessions of a shard from which on no other is opened; half of it for one principal: 2 to 16,777,216, 65,536 by
+    /// Sets the maximum number of sessions of a shard; half of it for one principal: 2 to 16,777,216, 65,536 by
     /// default.
     #[must_use]
     pub fn sessions_max(mut self, sessions: usize) -> Self {
@@ -85,16 +87,16 @@ impl ServiceOptions {
         self
     }
 
-    /// Bytes of timers and tasks of a shard from which on clients' requests are refused: 1 MiB to 64 GiB, 256 MiB by
-    /// default.
+    /// Sets the limit of the bytes of timers and tasks of a shard, above which clients' requests are refused: 1 MiB to
+    /// 64 GiB, 256 MiB by default.
     #[must_use]
     pub fn waiting_bytes_max(mut self, bytes: usize) -> Self {
         self.config.waiting_bytes_max = Some(bytes);
         self
     }
 
-    /// Bytes of dead letters of a shard from which on clients' requests are refused, until some are retried or dropped: 1
-    /// MiB to 64 GiB, 64 MiB by default.
+    /// Sets the limit of the bytes of dead letters of a shard, above which clients' requests are refused until some are
+    /// retried or deleted: 1 MiB to 64 GiB, 64 MiB by default.
     #[must_use]
     pub fn dead_letter_bytes_max(mut self, bytes: usize) -> Self {
         self.config.dead_letter_bytes_max = Some(bytes);
@@ -102,7 +104,7 @@ impl ServiceOptions {
     }
 }
 
-/// Makes up a node; [`NodeBuilder::open`] starts it.
+/// Builds a node; [`NodeBuilder::open`] starts it.
 pub struct NodeBuilder {
     pub(crate) path: PathBuf,
     pub(crate) registry: Registry,
@@ -124,10 +126,10 @@ pub struct NodeBuilder {
     pub(crate) clock_confirm: Option<Duration>,
 }
 
-/// Threads that run the steps of tasks unless it is set otherwise.
+/// Default number of threads that run the steps of tasks.
 const TASK_THREADS_DEFAULT: usize = 16;
 
-/// Shards of a new service unless the code or the configuration says otherwise.
+/// Default number of shards of a new service.
 const SHARDS_DEFAULT: u32 = 8;
 
 impl NodeBuilder {
@@ -173,55 +175,56 @@ impl NodeBuilder {
         self
     }
 
-    /// Lets the node open data that holds a service or a waiting task of this name, which it has no code for. Its clients
-    /// are refused, and the messages, timers and steps that come due for it become dead letters, which can be retried
-    /// when the code is back: [`Client::retry_dead_letter`](crate::Client::retry_dead_letter).
+    /// Allows the node to open data with a service or a waiting task of this name, for which it has no code. Clients of
+    /// the service are refused, and its messages, timers and steps that come due become dead letters, which can be
+    /// retried when the code is back: [`Client::retry_dead_letter`](crate::Client::retry_dead_letter).
     #[must_use]
     pub fn without_code(mut self, name: &str) -> Self {
         self.resting.insert(name.to_owned());
         self
     }
 
-    /// Sets when checkpoints are taken and how many are kept.
+    /// Sets the interval and retention of checkpoints.
     #[must_use]
     pub fn checkpoints(mut self, options: CheckpointOptions) -> Self {
         self.checkpoints = options;
         self
     }
 
-    /// Worker threads, which own the shards: 1 to 256; by default one for each core.
+    /// Sets the number of worker threads, which own the shards: 1 to 256; by default one for each core.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
     }
 
-    /// Threads that run the steps of tasks: 1 to 256, 16 by default, for most steps wait for other systems. Steps that compute
-    /// share the cores with the workers: where all tasks compute, as many threads as half the cores do.
+    /// Sets the number of threads that run the steps of tasks: 1 to 256, 16 by default, because most steps wait for
+    /// other systems. Steps that compute share the cores with the workers: if all tasks compute, use half as many
+    /// threads as cores.
     #[must_use]
     pub fn task_threads(mut self, threads: usize) -> Self {
         self.task_threads = Some(threads);
         self
     }
 
-    /// How long clients' requests are suspected after a life of the process that did not end in order: 0 s to 1 h, 60 s by
-    /// default. Each is then handled only once an attempt at it is on disk, and tasks that such an end has met wait until
-    /// then.
+    /// Sets the time after an unclean shutdown during which clients' requests are suspected to have caused it: 0 s to 1
+    /// h, 60 s by default. Each is then handled only once an attempt at it is on disk, and tasks that were running at
+    /// that end wait until then.
     #[must_use]
     pub fn suspect_for(mut self, time: Duration) -> Self {
         self.suspect_for = Some(time);
         self
     }
 
-    /// The time limit of a handler, after which the process ends, and of a query, which is then given up: 10 ms to 1 h, 10 s
-    /// by default.
+    /// Sets the time limit of a handler, after which the process ends, and of a query, which is then given up: 10 ms to
+    /// 1 h, 10 s by default.
     #[must_use]
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.handler_timeout = Some(limit);
         self
     }
 
-    /// How long a step of a task may run before the process ends: 10 ms to 24 h, 10 min by default. After
+    /// Sets the time limit of a step of a task, after which the process ends: 10 ms to 24 h, 10 min by default. After
     /// [`attempts_max`](ServiceOptions::attempts_max) such ends the task is given up.
     #[must_use]
     pub fn task_step_timeout(mut self, limit: Duration) -> Self {
@@ -229,40 +232,40 @@ impl NodeBuilder {
         self
     }
 
-    /// How long [`Node::shutdown`] waits for steps of tasks that run: 0 s to 1 h, 10 s by default. A step that takes
-    /// longer is repeated after the next start.
+    /// Sets the time that [`Node::shutdown`] waits for running steps of tasks: 0 s to 1 h, 10 s by default. A step that
+    /// takes longer is repeated after the next start.
     #[must_use]
     pub fn shutdown_timeout(mut self, limit: Duration) -> Self {
         self.shutdown_timeout = Some(limit);
         self
     }
 
-    /// Bytes that may wait in memory in all shards together, from which on clients' calls are refused as overloaded: entries
-    /// that are not committed, messages in outboxes, and clients' calls. 1 MiB to 1 TiB, 1 GiB by default. Messages and what
-    /// comes due go on, and a call that alone is over the limit is taken.
+    /// Sets the limit of the bytes that wait in memory in all shards together, above which clients' calls are refused
+    /// as overloaded: uncommitted entries, messages in outboxes, and clients' calls. 1 MiB to 1 TiB, 1 GiB by default.
+    /// Messages, timers and steps continue, and a single call that exceeds the limit is accepted.
     #[must_use]
     pub fn memory_bytes_max(mut self, bytes: u64) -> Self {
         self.memory.bytes_max = Some(bytes);
         self
     }
 
-    /// Bytes of entries that may wait for the log in all shards together, with the answers that wait for them, from which
-    /// on no handler begins until the log has caught up: 1 MiB to 1 TiB, 256 MiB by default. One shard has at most 64 MiB.
-    /// The calls that reach the limit may go over it.
+    /// Sets the limit of the bytes of entries that wait for the log in all shards together, with the answers that wait
+    /// for them, above which no handler begins until the log has caught up: 1 MiB to 1 TiB, 256 MiB by default. One
+    /// shard has at most 64 MiB. The calls that reach the limit may exceed it.
     #[must_use]
     pub fn uncommitted_bytes_max(mut self, bytes: u64) -> Self {
         self.memory.uncommitted_bytes_max = Some(bytes);
         self
     }
 
-    /// Bytes of a log segment: a multiple of 4096 from 16 KiB to 1 GiB, 64 MiB by default.
+    /// Sets the length of a log segment in bytes: a multiple of 4096 from 16 KiB to 1 GiB, 64 MiB by default.
     #[must_use]
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = Some(bytes);
         self
     }
 
-    /// Takes a configuration; what it sets stands over what the code set.
+    /// Applies a configuration, which overrides the settings of the code.
     #[must_use]
     pub fn config(mut self, config: Config) -> Self {
         if let Some(path) = &config.data_dir {
@@ -272,7 +275,7 @@ impl NodeBuilder {
         self
     }
 
-    /// The data directory, that of [`Self::config`] if it names one.
+    /// Returns the data directory: that of [`Self::config`] if it names one.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         &self.path
@@ -285,8 +288,8 @@ impl NodeBuilder {
         self
     }
 
-    /// How long a wall clock that is more than an hour ahead of the shards' time must stay so before timers follow it, for it
-    /// may be wrong: 0 to 24 h, 10 min by default. With 0 it is believed at once.
+    /// Sets the time for which a wall clock that is more than an hour ahead of the shards' time must stay so before
+    /// timers follow it, because it may be wrong: 0 to 24 h, 10 min by default. With 0 it is adopted at once.
     #[must_use]
     pub fn clock_confirm(mut self, time: Duration) -> Self {
         self.clock_confirm = Some(time);
@@ -300,10 +303,10 @@ impl NodeBuilder {
         self
     }
 
-    /// Recovers what is in the data directory, or begins it, and starts the node. Returns when all shards serve.
+    /// Recovers the data directory, or creates it, and starts the node. Returns when all shards serve.
     ///
     /// # Errors
-    /// [`OpenError`]; what is stored stays as it was.
+    /// [`OpenError`]; then stored data is unchanged.
     pub fn open(self) -> Result<Node, OpenError> {
         let options = self.options()?;
         crate::descriptors::raise_limit();
@@ -318,7 +321,7 @@ impl NodeBuilder {
         Ok(Life::open(registry, disk, SystemClock::new(wall), options)?.into())
     }
 
-    /// Checks all that code and configuration have set.
+    /// Checks all settings of code and configuration.
     fn options(&self) -> Result<Options, OpenError> {
         if let Some(twice) = &self.twice {
             return Err(twice.clone().into());

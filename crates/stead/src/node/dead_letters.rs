@@ -1,4 +1,4 @@
-//! The dead letters of a service, in pages: there may be more than memory should hold twice.
+//! The dead letters of a service, in pages: there may be too many to copy all of them at once.
 
 use super::Node;
 use super::processes::NoCursor;
@@ -18,32 +18,32 @@ const PAGE_BYTES: usize = 1 << 20;
 pub struct DeadLetterInfo {
     /// The shard that holds it.
     pub shard: u32,
-    /// The entry that made it one.
+    /// The index of the entry that made it a dead letter.
     pub index: u64,
-    /// The process that should have handled it.
+    /// The process for which the cause was.
     pub process: String,
     /// The process that sent it, for a message.
     pub sender: String,
-    /// What should have been handled.
+    /// The cause that was given up.
     pub cause: String,
-    /// What it would have been given, as JSON where that is possible.
+    /// The payload for the handler, as JSON where that is possible.
     pub payload: Option<serde_json::Value>,
-    /// Why it was given up.
+    /// The reason for which it was given up.
     pub reason: String,
-    /// When, in microseconds since the Unix epoch.
+    /// The time at which it was given up, in microseconds since the Unix epoch.
     pub time: u64,
 }
 
 /// Some dead letters of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetterPage {
-    /// The dead letters, by shard and number.
+    /// The dead letters, by shard and index.
     pub dead_letters: Vec<DeadLetterInfo>,
-    /// Where the next page begins; none after the last one. A page may be short though there is a next one.
+    /// The position of the next page; `None` after the last one. A page may be short although there is a next one.
     pub next: Option<DeadLetterCursor>,
 }
 
-/// Where a page of dead letters begins: text that only [`Node::dead_letters`] gives.
+/// The position of a page of dead letters: text that only [`Node::dead_letters`] returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeadLetterCursor {
     shard: u32,
@@ -82,8 +82,8 @@ impl<'de> Deserialize<'de> for DeadLetterCursor {
 }
 
 impl Node {
-    /// Some dead letters of a service: `limit` at most, from 1 to 1000, the first ones without `after`. A page ends earlier
-    /// after 1 MiB of payloads. Blocks.
+    /// Returns some dead letters of a service: `limit` at most, from 1 to 1000, the first ones without `after`. A page
+    /// ends earlier after 1 MiB of payloads. Blocks.
     ///
     /// # Errors
     /// [`RawError::UnknownService`]; [`Refusal::Overloaded`](crate::Refusal::Overloaded) if a handler holds a shard for
@@ -119,7 +119,7 @@ impl Node {
     }
 }
 
-/// Dead letters from a number on, the number that comes next, and the bytes of their payloads.
+/// Returns dead letters from a number on, the number that comes next, and the bytes of their payloads.
 fn walk(
     state: &State,
     from: Index,

@@ -1,4 +1,4 @@
-//! The log of a running node as an operator reads it.
+//! An operator's view of the log of a running node.
 
 use super::Node;
 use crate::log_view::{Filling, LogEntry, LogPage, Trail};
@@ -8,8 +8,9 @@ use stead_core::entry::{Entry, NoEntry};
 use stead_core::ids::{Index, ShardId};
 
 impl Node {
-    /// Shows the entries of a shard's log from an index on, until `visit` breaks: those that are on disk now. Entries that a
-    /// checkpoint replaced may be gone. Reads files, unless the shard has no entry from there on. Blocks.
+    /// Passes the entries of a shard's log from an index on to `visit`, until it breaks: those that are on disk now.
+    /// Entries that a checkpoint replaced may be missing. Reads files, unless the shard has no entry from there on.
+    /// Blocks.
     ///
     /// # Errors
     /// [`OfflineError`] if there is no such shard or the log cannot be read.
@@ -22,8 +23,8 @@ impl Node {
         self.visit_log(shard, from, |entry| visit(LogEntry::of(&entry)))
     }
 
-    /// Some entries of a shard's log, as [`Self::read_log`] shows them: `limit` at most, and no more after 1 MiB of values,
-    /// messages and answers. Blocks.
+    /// Returns some entries of a shard's log, as [`Self::read_log`] passes them: `limit` at most, and no more after 1
+    /// MiB of values, messages and answers. Blocks.
     ///
     /// # Errors
     /// As [`Self::read_log`].
@@ -43,14 +44,14 @@ impl Node {
         if shard >= shards {
             return Err(OfflineError::UnknownShard { shard, shards });
         }
-        // A node that has stopped does not know its shards' ends, but its log can be read.
+        // A node that has stopped does not know the ends of its shards' logs, but its log can be read.
         if from > 0 && self.last_index(ShardId(shard)).is_ok_and(|last| from > last) {
             return Ok(());
         }
         self.follow(ShardId(shard), Index(from), visit)
     }
 
-    /// Shows the entries of a shard. Goes on where an earlier reading has ended, if one has.
+    /// Passes the entries of a shard. Continues where an earlier reading has ended, if there is one.
     fn follow(
         &self,
         shard: ShardId,
@@ -72,12 +73,13 @@ impl Node {
         Ok(read?)
     }
 
-    /// Some of what one process handled: `limit` entries at most, and no more after 1 MiB of values, messages and answers,
-    /// from an index of its shard's log on; those that are on disk
-    /// now. Entries that a checkpoint replaced may be gone. Reads files, unless nothing came since `from`. Blocks.
+    /// Returns some entries of one process: `limit` at most, and no more after 1 MiB of values, messages and answers,
+    /// from an index of its shard's log on; those that are on disk now. Entries that a checkpoint replaced may be
+    /// missing. Reads files, unless there is no entry since `from`. Blocks.
     ///
     /// # Errors
-    /// [`OfflineError::Raw`] if there is no such service or the key is no key; [`OfflineError::Wal`] if the log cannot be read.
+    /// [`OfflineError::Raw`] if there is no such service or the key is invalid; [`OfflineError::Wal`] if the log cannot
+    /// be read.
     pub fn process_log(
         &self,
         service: &str,

@@ -1,4 +1,4 @@
-//! The handle to a running node, and what an operator sees of it.
+//! The handle to a running node, and an operator's view of it.
 
 mod builder;
 mod dead_letters;
@@ -35,7 +35,7 @@ pub struct Node(Arc<Inner>);
 
 struct Inner {
     life: Life<Embedded>,
-    /// Where readings of the log have ended.
+    /// Positions at which readings of the log have ended.
     trails: Trails,
 }
 
@@ -46,30 +46,30 @@ impl From<Life<Embedded>> for Node {
 }
 
 impl Node {
-    /// Begins to make up a node with its data in a directory, which is created if it does not exist.
+    /// Returns a builder of a node with its data in a directory, which is created if it does not exist.
     pub fn builder(data_dir: impl Into<PathBuf>) -> NodeBuilder {
         NodeBuilder::new(data_dir.into())
     }
 
-    /// A client for async code.
+    /// Returns a client for async code.
     #[must_use]
     pub fn client(&self) -> Client {
         Client::new(Arc::clone(self.shared()))
     }
 
-    /// A client for code that may block.
+    /// Returns a client for code that may block.
     #[must_use]
     pub fn blocking_client(&self) -> BlockingClient {
         BlockingClient::new(self.client())
     }
 
-    /// The services and their shards.
+    /// Returns the services and their shards.
     #[must_use]
     pub fn topology(&self) -> &Topology {
         self.shared().topology()
     }
 
-    /// The code of its services and tasks.
+    /// Returns the code of its services and tasks.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         self.shared().program()
@@ -87,13 +87,13 @@ impl Node {
         &self.0.trails
     }
 
-    /// How the last start went.
+    /// Returns the report of the last recovery.
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
         self.0.life.recovery()
     }
 
-    /// How long entries may wait for the log while the node counts as ready: 5 s.
+    /// Time that entries may wait for the log while the node counts as ready: 5 s.
     pub const LOG_LAG_MAX: Duration = stead_node::LOG_LAG_MAX;
 
     /// Whether the node serves: it runs, has not failed, each shard is active, and the log keeps up.
@@ -102,7 +102,7 @@ impl Node {
         self.readiness().is_ok()
     }
 
-    /// As [`Self::is_ready`], with what is not ready.
+    /// As [`Self::is_ready`], with the reason.
     ///
     /// # Errors
     /// [`NotReady`].
@@ -110,32 +110,32 @@ impl Node {
         self.0.life.readiness()
     }
 
-    /// How the node stands. Waits up to half a second for workers that are held by a handler.
+    /// Returns the status of the node. Waits up to half a second for workers that are held by a handler.
     #[must_use]
     pub fn status(&self) -> Status {
         self.0.life.status()
     }
 
-    /// The last checkpoint that was checked, if a service's check failed there; also checks that are not run any more, for they
-    /// did not end [`ServiceOptions::attempts_max`] times in a row.
+    /// Returns the last checked checkpoint, if a service's check failed there; also for checks that no longer run,
+    /// because they did not end [`ServiceOptions::attempts_max`] times in a row.
     #[must_use]
     pub fn failed_check(&self) -> Option<CheckStatus> {
         self.0.life.last_check().filter(|last| last.check == CheckOutcome::Failed)
     }
 
-    /// What the node has counted since it was opened.
+    /// Returns the counters of the node since it was opened.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.0.life.metrics()
     }
 
-    /// What the node has counted for each service since it was opened.
+    /// Returns the counters of each service since the node was opened.
     #[must_use]
     pub fn service_metrics(&self) -> Vec<ServiceMetrics> {
         self.0.life.service_metrics()
     }
 
-    /// Resolves with the reason when the node has a fatal error: the process should end then, and be started again.
+    /// Resolves with the reason when the node has a fatal error: then the process should end, and be started again.
     pub async fn failed(&self) -> String {
         let (reply, from) = oneshot::channel();
         self.shared().on_failure(Box::new(Waiter(reply)));
@@ -143,16 +143,16 @@ impl Node {
         from.await.unwrap_or_default()
     }
 
-    /// Takes a checkpoint now, runs the services' checks over it and returns what they found:
-    /// [`CheckpointReport::check`]. A check that fails does not undo the checkpoint.
+    /// Takes a checkpoint now, runs the services' checks over it and returns their results:
+    /// [`CheckpointReport::check`]. A failed check does not undo the checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointFailure`]; the work goes on.
+    /// [`CheckpointFailure`]; the node continues.
     pub async fn checkpoint(&self) -> Result<CheckpointReport, CheckpointFailure> {
         self.take_checkpoint(true).await
     }
 
-    /// Takes a checkpoint now without the services' checks, which read all of it.
+    /// Takes a checkpoint now without the services' checks, which would read all of it.
     ///
     /// # Errors
     /// As [`Self::checkpoint`].
@@ -173,18 +173,18 @@ impl Node {
     /// As [`Self::checkpoint`], for code that may block.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::checkpoint`].
     pub fn checkpoint_blocking(&self) -> Result<CheckpointReport, CheckpointFailure> {
         block_on(self.checkpoint())
     }
 
-    /// Changes the time between the beginnings of two checkpoints, for the rest of this node's life; `None`: only
-    /// when asked for.
+    /// Changes the time from one checkpoint's beginning to the next, for the rest of this node's life; `None`: only
+    /// on request.
     pub fn set_checkpoint_interval(&self, interval: Option<Duration>) {
         self.0.life.set_checkpoint_interval(interval);
     }
 
-    /// The checkpoints that are stored, the oldest first. Lists files, and reads each manifest once in the node's life.
+    /// Returns the stored checkpoints, the oldest first. Lists files, and reads each manifest once in the node's life.
     ///
     /// # Errors
     /// [`CheckpointFailure::Store`].
@@ -192,7 +192,7 @@ impl Node {
         self.0.life.checkpoints()
     }
 
-    /// A checkpoint, if it is complete. Lists files.
+    /// Returns a checkpoint, if it is complete. Lists files.
     ///
     /// # Errors
     /// [`CheckpointFailure`] if it cannot be read.
@@ -200,11 +200,11 @@ impl Node {
         self.0.life.checkpoint_info(number)
     }
 
-    /// Recomputes a checkpoint from what is stored, and runs the services' checks. Reads all of it. It also runs checks that
-    /// were given up because they did not end; one that ends is trusted again.
+    /// Recomputes a checkpoint from its stored objects, and runs the services' checks. Reads all of it. It also runs
+    /// checks that were given up because they did not end; one that ends runs for every checkpoint again.
     ///
     /// # Errors
-    /// [`CheckpointFailure::Store`] if it is damaged. What is whole but inconsistent is in the report.
+    /// [`CheckpointFailure::Store`] if it is damaged. An undamaged but inconsistent checkpoint is in the report.
     pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
         self.0.life.verify(number)
     }
@@ -217,14 +217,14 @@ impl Node {
         self.0.life.delete_checkpoint(number)
     }
 
-    /// Copies a checkpoint to `file:///directory` or `s3://bucket/prefix`; what is there already is not sent again. S3 takes
-    /// its region, endpoint and credentials from the usual variables `AWS_…`. The target is this cluster's alone, and
-    /// copies to the address of [`CheckpointOptions::copy_to`] fall under its retention. It
-    /// goes on if this future is dropped. One copy runs at a time, and up to 16 run or wait.
+    /// Copies a checkpoint to `file:///directory` or `s3://bucket/prefix`; objects that exist there are not sent again.
+    /// S3 takes its region, endpoint and credentials from the usual variables `AWS_…`. The target belongs to this
+    /// cluster alone, and copies to the address of [`CheckpointOptions::copy_to`] fall under its retention. The copy
+    /// continues if this future is dropped. One copy runs at a time, and up to 16 run or wait.
     ///
     /// # Errors
     /// [`CheckpointFailure`], which is [`CheckpointFailure::Busy`] for one more; the checkpoint does not exist at the target
-    /// then, and a repetition goes on from there.
+    /// then, and a repetition continues from there.
     pub async fn copy_checkpoint(&self, number: u64, to: &str) -> Result<CopyReport, CheckpointFailure> {
         let (reply, from) = oneshot::channel();
         self.0.life.copy_checkpoint(number, to, Box::new(Waiter(reply)))?;
@@ -234,33 +234,33 @@ impl Node {
     /// As [`Self::copy_checkpoint`], for code that may block.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::copy_checkpoint`].
     pub fn copy_checkpoint_blocking(&self, number: u64, to: &str) -> Result<CopyReport, CheckpointFailure> {
         block_on(self.copy_checkpoint(number, to))
     }
 
-    /// Shuts the node down: takes no more calls, waits for running steps of tasks, commits and answers what was taken,
-    /// and ends all threads. What else is under way waits in the log for the next start. A query that was given up is not
-    /// waited for, nor any that still runs after [`NodeBuilder::shutdown_timeout`]: it ends with the program.
+    /// Shuts the node down: accepts no more calls, waits for running steps of tasks, commits and answers the accepted
+    /// calls, and ends all threads. Other open work waits in the log for the next start. A query that was given up is
+    /// not waited for, nor one that still runs after [`NodeBuilder::shutdown_timeout`]: it ends with the program.
     ///
-    /// A step that still runs after [`NodeBuilder::shutdown_timeout`] is left: its outcome is dropped, and the step is
-    /// repeated after the next start. Its thread ends with the step, or with the program.
+    /// A step that still runs after [`NodeBuilder::shutdown_timeout`] is abandoned: its outcome is dropped, and the
+    /// step is repeated after the next start. Its thread ends with the step, or with the program.
     pub fn shutdown(&self) {
         self.shutdown_within(self.0.life.shutdown_timeout());
     }
 
-    /// The time that [`Self::shutdown`] gives steps that run.
+    /// Returns the time that [`Self::shutdown`] waits for running steps.
     #[must_use]
     pub fn shutdown_timeout(&self) -> Duration {
         self.0.life.shutdown_timeout()
     }
 
-    /// As [`Self::shutdown`], with another time limit for steps that run.
+    /// As [`Self::shutdown`], with another time limit for running steps.
     pub fn shutdown_within(&self, limit: Duration) {
         self.0.life.shutdown(limit);
     }
 
-    /// Ends the node as a crash would: nothing is waited for, nothing more is written. For tests.
+    /// Ends the node as a crash would: it waits for nothing and writes nothing more. For tests.
     pub fn kill(&self) {
         self.0.life.kill();
     }

@@ -1,4 +1,4 @@
-//! How values become bytes: MessagePack with field names, state with its version before it.
+//! The encoding of values: MessagePack with field names, state with its version before it.
 
 use super::process::{Process, ProcessKey};
 use serde::Serialize;
@@ -11,17 +11,17 @@ use stead_core::ids::{Blob, Key};
 use thiserror::Error;
 
 thread_local! {
-    /// Grows to the largest value of its thread, so that encoding one allocates its bytes only.
+    /// Grows to the largest value of its thread, so that encoding a value allocates only its bytes.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A scratch buffer over this many bytes is given back.
+/// A scratch buffer over this many bytes is freed.
 const SCRATCH_KEPT: usize = 1 << 20;
 
 /// Reasons for which a value cannot be read or written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CodecError {
-    /// The bytes are no value of the type.
+    /// The bytes are not a value of the type.
     #[error("cannot read {what} of {service}: {reason}")]
     Unreadable {
         /// A request, a reply, …
@@ -31,7 +31,7 @@ pub enum CodecError {
         /// The decoder's reason.
         reason: String,
     },
-    /// The value cannot be written, as a map with keys that are not representable.
+    /// The value cannot be encoded, such as a map with keys that are not representable.
     #[error("cannot encode {what} of {service}: {reason}")]
     Unwritable {
         /// A request, a reply, …
@@ -41,25 +41,25 @@ pub enum CodecError {
         /// The encoder's reason.
         reason: String,
     },
-    /// The key of a process is empty, too long, or none of its service.
+    /// The key of a process is empty, too long, or invalid for its service.
     #[error("invalid key {key:?} of {service}: {reason}")]
     Key {
         /// The service.
         service: String,
         /// The refused key.
         key: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// JSON that MessagePack cannot hold, or the reverse.
+    /// JSON that MessagePack cannot represent, or the reverse.
     #[error("cannot convert the value: {reason}")]
     Json {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// State that this version of a service cannot read. The process stays as it is until a version comes that can.
+/// State that this version of a service cannot read. The process stays unchanged until a version comes that can.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "{service}/{key}: version {current} cannot read state of version {}: {reason}; \
@@ -71,7 +71,7 @@ pub struct UnreadableState {
     pub service: &'static str,
     /// The process.
     pub key: String,
-    /// The version that the state was stored with, if even that can be read.
+    /// The version of the stored state, if even that can be read.
     pub stored: Option<u32>,
     /// The version of the code.
     pub current: u32,
@@ -79,7 +79,7 @@ pub struct UnreadableState {
     pub reason: String,
 }
 
-/// The MessagePack bytes of a value.
+/// Encodes a value as MessagePack.
 ///
 /// # Errors
 /// [`CodecError::Unwritable`] if the value's `Serialize` refuses.
@@ -111,22 +111,22 @@ fn with_scratch<R>(work: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     })
 }
 
-/// Reads a value that fills the bytes.
+/// Decodes a value that fills the bytes.
 ///
 /// # Errors
-/// [`CodecError::Unreadable`] if they hold anything else.
+/// [`CodecError::Unreadable`] if the bytes are anything else.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &'static str, service: &str) -> Result<T, CodecError> {
     decode_exact(bytes).map_err(|reason| CodecError::Unreadable { what, service: service.to_owned(), reason })
 }
 
-/// Nesting over this is refused: no stack may be filled from outside.
+/// Maximum nesting depth: no input may overflow a stack.
 const DEPTH_MAX: usize = 128;
 
 fn decode_exact<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
     deserializer.set_max_depth(DEPTH_MAX);
     let value = T::deserialize(&mut deserializer).map_err(|error| error.to_string())?;
-    // The deserializer does not tell where it stands; only at the end is there nothing more to read.
+    // The deserializer does not report its position; reading one more value fails with this error only at the end.
     match IgnoredAny::deserialize(&mut deserializer) {
         Err(rmp_serde::decode::Error::InvalidMarkerRead(end))
             if end.kind() == io::ErrorKind::UnexpectedEof =>
@@ -137,7 +137,7 @@ fn decode_exact<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     }
 }
 
-/// Takes the version off a stored state: a MessagePack number.
+/// Splits the version, a MessagePack number, from a stored state.
 fn split_version(stored: &[u8]) -> Result<(u32, &[u8]), String> {
     let number = |len: usize| {
         let (digits, rest) = stored[1..].split_at_checked(len)?;
@@ -153,7 +153,7 @@ fn split_version(stored: &[u8]) -> Result<(u32, &[u8]), String> {
     split.ok_or_else(|| "it has no version".to_owned())
 }
 
-/// The stored bytes of a process's state: its version, then the state.
+/// Encodes a process's state in its stored form: its version, then the state.
 ///
 /// # Errors
 /// [`CodecError::Unwritable`] if the state's `Serialize` refuses.
@@ -161,7 +161,7 @@ pub fn encode_state<P: Process>(state: &P) -> Result<Blob, CodecError> {
     with_state_bytes(state, |bytes| Blob::from(bytes))
 }
 
-/// Gives the stored bytes of a state to look at before they are kept.
+/// Passes the stored form of a state to a function without copying it.
 pub(crate) fn with_state_bytes<P: Process, R>(
     state: &P,
     look: impl FnOnce(&[u8]) -> R,
@@ -178,10 +178,10 @@ pub(crate) fn with_state_bytes<P: Process, R>(
     })
 }
 
-/// Reads a process's stored state, through [`Process::migrate`] if it is of an older version.
+/// Decodes a process's stored state, through [`Process::migrate`] if it is of an older version.
 ///
 /// # Errors
-/// [`UnreadableState`]; the caller must leave the stored state as it is.
+/// [`UnreadableState`]; the caller must leave the stored state unchanged.
 pub fn decode_state<P: Process>(key: &str, bytes: &[u8]) -> Result<P, UnreadableState> {
     let refuse = |stored, reason| UnreadableState {
         service: P::SERVICE,
@@ -200,7 +200,7 @@ pub fn decode_state<P: Process>(key: &str, bytes: &[u8]) -> Result<P, Unreadable
     }
 }
 
-/// The text of a typed key, checked.
+/// Returns the checked text of a typed key.
 ///
 /// # Errors
 /// [`CodecError::Key`] if the text is empty or over [`Key::LEN_MAX`] bytes.
@@ -213,13 +213,13 @@ pub fn encode_key<P: Process>(key: &P::Key) -> Result<Key, CodecError> {
         }
     }
     let mut text = Text(SmallVec::new());
-    // A `Display` that fails has written what it could; the length check below catches the empty case.
+    // A `Display` that fails has written part of the text; the length check below catches the empty case.
     let _ = write!(text, "{key}");
     let text = std::str::from_utf8(&text.0).expect("only whole strings were written");
     check_key(P::SERVICE, text)
 }
 
-/// Checks the text of a key as far as its service need not be known.
+/// Checks the text of a key as far as possible without its service.
 pub(crate) fn check_key(service: &str, text: &str) -> Result<Key, CodecError> {
     let refuse = |reason| CodecError::Key {
         service: service.to_owned(),
@@ -232,7 +232,7 @@ pub(crate) fn check_key(service: &str, text: &str) -> Result<Key, CodecError> {
     Key::new(text).map_err(|error| refuse(error.to_string()))
 }
 
-/// Reads a stored key's text.
+/// Parses a stored key's text.
 pub(crate) fn decode_key<P: Process>(text: &str) -> Result<P::Key, CodecError> {
     P::Key::parse_key(text).map_err(|reason| CodecError::Key {
         service: P::SERVICE.to_owned(),
@@ -241,7 +241,7 @@ pub(crate) fn decode_key<P: Process>(text: &str) -> Result<P::Key, CodecError> {
     })
 }
 
-/// The MessagePack bytes of a JSON value: what a typed request in JSON looks like to its service.
+/// Converts a JSON value to MessagePack, in the form of a typed request.
 ///
 /// # Errors
 /// [`CodecError::Json`] if the value cannot be written.
@@ -249,15 +249,15 @@ pub fn json_to_payload(value: &serde_json::Value) -> Result<Vec<u8>, CodecError>
     rmp_serde::to_vec_named(value).map_err(|error| CodecError::Json { reason: error.to_string() })
 }
 
-/// MessagePack bytes as JSON; binary becomes an array of numbers.
+/// Converts MessagePack to JSON; binary becomes an array of numbers.
 ///
 /// # Errors
-/// [`CodecError::Json`] for bytes that are no MessagePack, or that JSON cannot hold.
+/// [`CodecError::Json`] for bytes that are not MessagePack, or that JSON cannot represent.
 pub fn payload_to_json(payload: &[u8]) -> Result<serde_json::Value, CodecError> {
     decode_exact(payload).map_err(|reason| CodecError::Json { reason })
 }
 
-/// A stored state as JSON, with its version: for people who look at it.
+/// Converts a stored state to JSON, and returns it with its version: for people.
 ///
 /// # Errors
 /// As [`payload_to_json`].

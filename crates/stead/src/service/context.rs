@@ -1,4 +1,4 @@
-//! What a handler can see and do beside its own state.
+//! The interface of a handler beyond its own state.
 
 use super::codec;
 use super::process::Process;
@@ -16,10 +16,10 @@ use stead_core::record::{StepRetry, TaskRecord};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Who calls a handler.
+/// The caller of a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caller<'a> {
-    /// A client, by the name that it authenticated with.
+    /// A client, by the name with which it authenticated.
     Client {
         /// The name.
         principal: &'a str,
@@ -67,11 +67,11 @@ pub struct TaskState {
     pub step: u64,
     /// The share that is done, 0.0 to 1.0, as its last step returned it.
     pub progress: f64,
-    /// How often the next step has failed with [`Progress::Retry`](crate::Progress::Retry) so far.
+    /// Number of failures of the next step with [`Progress::Retry`](crate::Progress::Retry) so far.
     pub retries: u32,
-    /// Why it failed the last time; `None` if it has not failed.
+    /// The reason of the last failure; `None` if it has not failed.
     pub failure: Option<String>,
-    /// When it runs again; `None` if it has not failed.
+    /// The time at which it runs again; `None` if it has not failed.
     pub retry_at: Option<Time>,
 }
 
@@ -145,7 +145,7 @@ impl Effects for Txn<'_> {
     }
 }
 
-/// What a handler can see and do beside its own state. All of it is kept with the state, or not at all.
+/// The interface of a handler beyond its own state. All of its effects are kept with the state, or not at all.
 pub struct Context<'a, P: Process> {
     effects: &'a mut (dyn Effects + 'a),
     key: P::Key,
@@ -187,31 +187,31 @@ impl<'a, P: Process> Context<'a, P> {
         self.forget
     }
 
-    /// The key of this process.
+    /// Returns the key of this process.
     #[must_use]
     pub fn key(&self) -> &P::Key {
         &self.key
     }
 
-    /// Who calls.
+    /// Returns the caller.
     #[must_use]
     pub fn caller(&self) -> Caller<'_> {
         Caller::new(self.caller, self.effects.topology())
     }
 
-    /// The shard's time: it never runs backwards, not even over a restart with a clock that was set back.
+    /// Returns the shard's time: it never runs backwards, not even over a restart with a clock that was set back.
     #[must_use]
     pub fn time(&self) -> Time {
         self.time
     }
 
-    /// A name for this call that no other call of this process ever has: for effects outside of the system.
+    /// Returns a unique name for this call within its process: for effects outside of the system.
     #[must_use]
     pub fn place(&self) -> (Epoch, Index) {
         self.place
     }
 
-    /// A random number generator, newly seeded for each call. Not for secrets.
+    /// Returns a random number generator, newly seeded for each call. Not for secrets.
     pub fn random(&mut self) -> &mut Rng {
         let (epoch, index) = self.place;
         let (service, key, seed) = (self.service, self.key_text, self.seed);
@@ -222,10 +222,10 @@ impl<'a, P: Process> Context<'a, P> {
     }
 
     /// Sends a message to a process of any service, this one included. It arrives exactly once, in order with the
-    /// others from this process to that one; an error or a panic of its handler does not come back.
+    /// others from this process to that one; an error or a panic of its handler is not reported back.
     ///
     /// # Panics
-    /// As [`Self::try_send`] has errors; the call then leaves no trace.
+    /// If [`Self::try_send`] would return an error; the call then leaves no trace.
     #[track_caller]
     pub fn send<Q: Process>(&mut self, key: &Q::Key, request: Q::Request) {
         done(self.try_send::<Q>(key, request));
@@ -234,19 +234,20 @@ impl<'a, P: Process> Context<'a, P> {
     /// Sends a message as [`Self::send`] does.
     ///
     /// # Errors
-    /// [`EffectError`] if the service is not registered, the key is none, the message is over 16 MiB, or the call
+    /// [`EffectError`] if the service is not registered, the key is invalid, the message is over 16 MiB, or the call
     /// has sent 65,536 of them.
     pub fn try_send<Q: Process>(&mut self, key: &Q::Key, request: Q::Request) -> Result<(), EffectError> {
         let (service, key, payload) = self.message::<Q>(key, &request)?;
         Ok(self.effects.send_to(service, key, payload)?)
     }
 
-    /// Sends a message to a process of any service, this one included, once the delay is over or as soon after as the shard
-    /// can. It leaves then, exactly once, in the order of what is due; [`Self::cancel_timer`] takes it back until then.
+    /// Sends a message to a process of any service, this one included, after the delay or as soon after that as the
+    /// shard can. It leaves then, exactly once, in the order of due times; [`Self::cancel_timer`] cancels it until
+    /// then.
     ///
     /// # Panics
-    /// If the service is not registered, the key is none, the message is over 16 MiB, or the call makes over 65,535 timers
-    /// and tasks; the call then leaves no trace.
+    /// If the service is not registered, the key is invalid, the message is over 16 MiB, or the call makes over 65,535
+    /// timers and tasks; the call then leaves no trace.
     #[track_caller]
     pub fn send_after<Q: Process>(&mut self, delay: Duration, key: &Q::Key, request: Q::Request) -> TimerId {
         let at = self.time.plus_micros(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX));
@@ -268,7 +269,7 @@ impl<'a, P: Process> Context<'a, P> {
         Ok((service, codec::encode_key::<Q>(key)?, codec::encode(request, "a message", Q::SERVICE)?))
     }
 
-    /// Sets a timer: after the delay, or as soon after as the shard can, the request comes to this process, once.
+    /// Sets a timer: after the delay, or as soon after that as the shard can, the request comes to this process, once.
     ///
     /// # Panics
     /// If the request is over 16 MiB or the call makes over 65,535 timers and tasks; the call then leaves no trace.
@@ -290,7 +291,7 @@ impl<'a, P: Process> Context<'a, P> {
         done(set)
     }
 
-    /// Cancels a timer of this process, or a message of it that waits for its time; false if it has fired, has left or was
+    /// Cancels a timer of this process, or a delayed message of it; returns false if it has fired, has left or was
     /// cancelled.
     pub fn cancel_timer(&mut self, id: TimerId) -> bool {
         self.effects.cancel_timer(id)
@@ -315,24 +316,24 @@ impl<'a, P: Process> Context<'a, P> {
         done(started)
     }
 
-    /// Cancels a task of this process; false if it has ended. What its running step makes is dropped.
+    /// Cancels a task of this process; returns false if it has ended. The outcome of a running step is dropped.
     pub fn cancel_task(&mut self, id: TaskId) -> bool {
         self.effects.cancel_task(id)
     }
 
-    /// A task of this process; `None` once it has ended.
+    /// Returns a task of this process; `None` once it has ended.
     #[must_use]
     pub fn task(&self, id: TaskId) -> Option<TaskState> {
         self.effects.task(id).map(|record| TaskState::new(id, record))
     }
 
-    /// The tasks of this process that are not finished, with those that this call started.
+    /// Returns the tasks of this process that are not finished, with those that this call started.
     #[must_use]
     pub fn tasks(&self) -> Vec<TaskState> {
         self.effects.tasks().into_iter().map(|(id, record)| TaskState::new(id, record)).collect()
     }
 
-    /// One cell of this process's keyed state.
+    /// Returns one cell of this process's keyed state.
     ///
     /// # Panics
     /// If the cell holds another type's bytes.
@@ -343,7 +344,7 @@ impl<'a, P: Process> Context<'a, P> {
         Some(read_cell::<P, V>(bytes))
     }
 
-    /// Puts one cell of the keyed state; of this only the cell is stored.
+    /// Puts one cell of the keyed state; only this cell is stored.
     ///
     /// # Panics
     /// If the cell's key is over 1 KiB, its value over 64 MiB, or it cannot be written; the call then leaves no trace.
@@ -360,7 +361,7 @@ impl<'a, P: Process> Context<'a, P> {
         self.effects.delete_cell(cell);
     }
 
-    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
+    /// Returns the cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
     ///
     /// # Panics
     /// If a cell holds another type's bytes.
@@ -376,13 +377,13 @@ impl<'a, P: Process> Context<'a, P> {
         read_cells::<P, V>(found)
     }
 
-    /// Deletes this process's state when the call ends well: the next call finds `Default`. Its cells stay.
+    /// Deletes this process's state when the call succeeds: the next call finds `Default`. Its cells stay.
     pub fn forget(&mut self) {
         self.forget = true;
     }
 }
 
-/// Takes what a call made, or panics where the user's code called: a closure would point into the library.
+/// Unwraps the result of an effect, or panics where the user's code called: a closure would point into the library.
 #[track_caller]
 fn done<T, E: Display>(made: Result<T, E>) -> T {
     match made {
@@ -405,18 +406,18 @@ fn read_cells<P: Process, V: DeserializeOwned>(found: Vec<(Vec<u8>, Blob)>) -> V
     cells
 }
 
-/// Why an effect of a call is not possible.
+/// Reasons for which an effect of a call is not possible.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EffectError {
-    /// Over a limit, or to a service that is not there.
+    /// Over a limit, or to a service that does not exist.
     #[error(transparent)]
     Limit(#[from] Limit),
-    /// The key or the value cannot be written.
+    /// The key or the value cannot be encoded.
     #[error(transparent)]
     Codec(#[from] codec::CodecError),
 }
 
-/// What a query can see beside the state.
+/// The interface of a query beyond the state.
 pub struct QueryContext<'a, P: Process> {
     view: View<'a>,
     key: P::Key,
@@ -431,19 +432,19 @@ impl<'a, P: Process> QueryContext<'a, P> {
         Self { view, key, caller: call.caller, time: call.time, topology, process: PhantomData }
     }
 
-    /// The key of this process.
+    /// Returns the key of this process.
     #[must_use]
     pub fn key(&self) -> &P::Key {
         &self.key
     }
 
-    /// Who asks.
+    /// Returns the client's principal.
     #[must_use]
     pub fn caller(&self) -> Caller<'_> {
         Caller::new(self.caller, self.topology)
     }
 
-    /// The shard's time.
+    /// Returns the shard's time.
     #[must_use]
     pub fn time(&self) -> Time {
         self.time
@@ -455,7 +456,7 @@ impl<'a, P: Process> QueryContext<'a, P> {
         self.view.state().is_some()
     }
 
-    /// One cell of this process's keyed state.
+    /// Returns one cell of this process's keyed state.
     ///
     /// # Panics
     /// If the cell holds another type's bytes; the caller gets the error.
@@ -466,7 +467,7 @@ impl<'a, P: Process> QueryContext<'a, P> {
         Some(read_cell::<P, V>(bytes))
     }
 
-    /// The cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
+    /// Returns the cells whose key begins with `prefix`, in order, from the key `from` on, `limit` at most.
     ///
     /// # Panics
     /// As [`Self::cell`].
@@ -482,7 +483,7 @@ impl<'a, P: Process> QueryContext<'a, P> {
         read_cells::<P, V>(found)
     }
 
-    /// The tasks of this process that are not finished.
+    /// Returns the tasks of this process that are not finished.
     #[must_use]
     pub fn tasks(&self) -> Vec<TaskState> {
         self.view.tasks().into_iter().map(|(id, record)| TaskState::new(id, record)).collect()

@@ -1,4 +1,4 @@
-//! A consistent cut of the whole system, to look at: typed processes and what is in flight between them.
+//! A consistent cut of the whole system: its typed processes and the messages in flight between them.
 
 use super::codec::{self, CodecError, UnreadableState};
 use super::context::TaskState;
@@ -24,18 +24,18 @@ pub struct Cut<'a> {
     undeclared: Option<&'a AtomicBool>,
 }
 
-/// Something that was given up: a message, a timer, a task or a request that no handler could take, as
-/// [`Cut::dead_letters`] finds it.
+/// A message, timer, task or request that was given up because no handler could handle it, as
+/// [`Cut::dead_letters`] returns it.
 #[derive(Debug)]
 pub struct DeadLetter<P: Process> {
-    /// The process that should have handled it.
+    /// The process for which it was.
     pub key: P::Key,
     /// Its kind.
     pub cause: DeadLetterCause,
-    /// The request that the process did not handle; `None` for a step of a task, and where it was too large to be kept or
+    /// The request that the process did not handle; `None` for a step of a task, and if it was too large to be kept or
     /// cannot be read.
     pub request: Option<P::Request>,
-    /// The reason why it was given up.
+    /// The reason for which it was given up.
     pub reason: String,
     payload: Blob,
 }
@@ -43,24 +43,24 @@ pub struct DeadLetter<P: Process> {
 /// The kind of a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeadLetterCause {
-    /// A message. It was received, and is in flight no more.
+    /// A message. It was received, and is no longer in flight.
     Message,
     /// A timer, which fired.
     Timer,
-    /// A step of the task of this name; [`DeadLetter::task`] gives its state.
+    /// A step of the task of this name; [`DeadLetter::task`] returns its state.
     Step {
         /// The task's name.
         name: String,
     },
     /// The result of a task.
     TaskResult,
-    /// A client's request, which was refused to the client and moved nothing.
+    /// A client's request, which was refused to the client and changed nothing.
     Request,
 }
 
 impl<P: Process> DeadLetter<P> {
-    /// The state of the task whose step was given up, as it was before that step; `None` if it is of another task or cannot
-    /// be read.
+    /// Returns the state of the task whose step was given up, from before that step; `None` if it is of another task or
+    /// cannot be read.
     #[must_use]
     pub fn task<T: Task<Owner = P>>(&self) -> Option<T> {
         let DeadLetterCause::Step { name } = &self.cause else { return None };
@@ -68,7 +68,7 @@ impl<P: Process> DeadLetter<P> {
     }
 }
 
-/// Something in a cut that cannot be read. Turns into a `String`, so that `?` works in [`Process::check`].
+/// Data in a cut that cannot be read. Converts into a `String`, so that `?` works in [`Process::check`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CutError {
     /// A process's state.
@@ -86,13 +86,13 @@ impl From<CutError> for String {
 }
 
 impl<'a> Cut<'a> {
-    /// A cut from the states of all shards of a topology, in the order of their ids.
+    /// Creates a cut from the states of all shards of a topology, in the order of their ids.
     #[must_use]
     pub fn new(topology: &'a Topology, states: &'a [State]) -> Self {
         Self { topology, states, undeclared: None }
     }
 
-    /// A cut of nothing, to find out whether a service declares a check.
+    /// Creates an empty cut, to find out whether a service declares a check.
     pub(crate) fn probe(topology: &'a Topology, undeclared: &'a AtomicBool) -> Self {
         Self { topology, states: &[], undeclared: Some(undeclared) }
     }
@@ -104,7 +104,7 @@ impl<'a> Cut<'a> {
         }
     }
 
-    /// The processes of a service that have state, in no order.
+    /// Returns the processes of a service that have state, in no order.
     pub fn processes<P: Process>(&self) -> impl Iterator<Item = Result<(P::Key, P), CutError>> + use<'a, P> {
         records(self.shards(P::SERVICE), Kind::Process).map(|(key, value)| {
             let key = key.process_key().expect("the key of a process names it");
@@ -112,7 +112,7 @@ impl<'a> Cut<'a> {
         })
     }
 
-    /// The state of one process; `None` if it has none.
+    /// Returns the state of one process; `None` if it has none.
     ///
     /// # Errors
     /// [`CutError`] if its state cannot be read.
@@ -124,7 +124,7 @@ impl<'a> Cut<'a> {
         Ok(stored.map(|bytes| codec::decode_state(&key, bytes)).transpose()?)
     }
 
-    /// The messages to processes of a service that were sent before the cut and not received before it.
+    /// Returns the messages to processes of a service that were sent before the cut and not received before it.
     pub fn in_flight<P: Process>(
         &self,
     ) -> impl Iterator<Item = Result<(P::Key, P::Request), CutError>> + use<'a, P> {
@@ -145,8 +145,8 @@ impl<'a> Cut<'a> {
             })
     }
 
-    /// The messages with a delay ([`Context::send_after`](crate::Context::send_after)) to processes of a service that have
-    /// not left.
+    /// Returns the messages with a delay ([`Context::send_after`](crate::Context::send_after)) to processes of a
+    /// service that have not left.
     pub fn delayed<P: Process>(
         &self,
     ) -> impl Iterator<Item = Result<(P::Key, P::Request), CutError>> + use<'a, P> {
@@ -163,7 +163,7 @@ impl<'a> Cut<'a> {
             })
     }
 
-    /// One cell of a process's keyed state; `None` if there is none.
+    /// Returns one cell of a process's keyed state; `None` if there is none.
     ///
     /// # Errors
     /// [`CutError`] if it cannot be read.
@@ -179,7 +179,7 @@ impl<'a> Cut<'a> {
         Ok(stored.map(|bytes| codec::decode(bytes, "a cell", P::SERVICE)).transpose()?)
     }
 
-    /// The cells of all processes of a service, each with the key of its process and its own, in no order.
+    /// Returns the cells of all processes of a service, each with the key of its process and its own, in no order.
     pub fn cells<P: Process, V: DeserializeOwned>(
         &self,
     ) -> impl Iterator<Item = Result<(P::Key, Vec<u8>, V), CutError>> + use<'a, P, V> {
@@ -190,7 +190,7 @@ impl<'a> Cut<'a> {
         })
     }
 
-    /// The tasks of a service's processes that are not finished, with the keys of the processes.
+    /// Returns the tasks of a service's processes that are not finished, with the keys of the processes.
     pub fn tasks<P: Process>(
         &self,
     ) -> impl Iterator<Item = Result<(P::Key, TaskState), CutError>> + use<'a, P> {
@@ -198,7 +198,7 @@ impl<'a> Cut<'a> {
             .map(|(id, task)| Ok((codec::decode_key::<P>(&task.process)?, TaskState::new(id, task))))
     }
 
-    /// The states of the tasks of one kind that are not finished, with the keys of the processes that started them.
+    /// Returns the states of the unfinished tasks of one kind, with the keys of the processes that started them.
     pub fn task_states<T: Task>(
         &self,
     ) -> impl Iterator<Item = Result<(<T::Owner as Process>::Key, T), CutError>> + use<'a, T> {
@@ -210,8 +210,8 @@ impl<'a> Cut<'a> {
         )
     }
 
-    /// The dead letters of a service's processes: each was given up, and is neither in flight nor handled until an operator
-    /// retries or drops it.
+    /// Returns the dead letters of a service's processes: each was given up, and is neither in flight nor handled until
+    /// an operator retries or deletes it.
     pub fn dead_letters<P: Process>(
         &self,
     ) -> impl Iterator<Item = Result<DeadLetter<P>, CutError>> + use<'a, P> {
@@ -235,7 +235,7 @@ impl<'a> Cut<'a> {
             })
     }
 
-    /// The requests of timers of a service's processes that have not fired.
+    /// Returns the requests of timers of a service's processes that have not fired.
     pub fn timers<P: Process>(
         &self,
     ) -> impl Iterator<Item = Result<(P::Key, P::Request), CutError>> + use<'a, P> {
@@ -255,7 +255,7 @@ impl<'a> Cut<'a> {
     }
 }
 
-/// The records of one kind of some shards.
+/// Returns the records of one kind of some shards.
 fn records<'a>(
     states: impl Iterator<Item = &'a State>,
     kind: Kind,

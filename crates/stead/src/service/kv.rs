@@ -11,7 +11,7 @@ pub struct Kv {
     value: Option<Value>,
 }
 
-/// What a key can be asked to do.
+/// A request to a key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -24,31 +24,31 @@ pub enum Request {
     },
     /// Deletes the key.
     Delete,
-    /// Puts a value, or deletes the key with `null`, only if it now holds what is expected. Numbers are compared by their
-    /// value: 10 and 10.0 are the same. Both fields must be there.
+    /// Puts a value, or deletes the key with `null`, only if it has the expected value. Numbers are compared by their
+    /// value: 10 and 10.0 are equal. Both fields are required.
     CompareAndSet {
-        /// What the key must hold; `None`: nothing.
+        /// The expected value; `None` for no value.
         #[serde(deserialize_with = "Option::deserialize")]
         #[cfg_attr(feature = "schemars", schemars(with = "super::Json"))]
         expected: Option<Value>,
-        /// What it shall hold then; `None`: nothing.
+        /// The new value; `None` for no value.
         #[serde(deserialize_with = "Option::deserialize")]
         #[cfg_attr(feature = "schemars", schemars(with = "super::Json"))]
         value: Option<Value>,
     },
 }
 
-/// What a change did.
+/// The result of a change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Changed {
-    /// Whether the request was carried out; a comparison may have failed.
+    /// Whether the request was applied; a comparison may have failed.
     pub applied: bool,
-    /// What the key held before.
+    /// The previous value of the key.
     pub previous: Option<Value>,
 }
 
-/// What can be read of a key.
+/// A query of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -101,7 +101,7 @@ impl Process for Kv {
     }
 }
 
-/// Whether two values are the same to clients of JSON, which has one kind of number.
+/// Whether two values are equal for clients of JSON, which has one kind of number.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => same_number(a, b),
@@ -122,7 +122,7 @@ fn same_number(a: &Number, b: &Number) -> bool {
     }
 }
 
-/// Whether a float has exactly this value; rounding the integer would make neighbours of 2^53 the same.
+/// Whether a float has exactly this value; rounding the integer would make neighbours of 2^53 equal.
 fn is_integer(float: &Number, integer: i128) -> bool {
     float.as_f64().is_some_and(|float| float.fract() == 0.0 && float.abs() < 1e30 && float as i128 == integer)
 }

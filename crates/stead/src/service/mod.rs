@@ -1,8 +1,8 @@
-//! Typed services: what a user writes, and how it becomes the untyped code that a node runs.
+//! Typed services: the code of a user, and its conversion to the untyped code that a node runs.
 //!
-//! [`process`](Process) and [`task`](Task) are what users implement; [`context`](Context) and [`cut`](Cut) what their code
-//! sees. [`registry`](Registry) runs all of it as the core's handler and the node's program; [`codec`] turns values into bytes,
-//! [`schema`](Schemas) describes them, and [`kv`] is the service that is built in.
+//! Users implement [`process`](Process) and [`task`](Task); [`context`](Context) and [`cut`](Cut) are the interfaces of
+//! their code. [`registry`](Registry) runs it as the core's handler and the node's program; [`codec`] encodes values,
+//! [`schema`](Schemas) describes them, and [`kv`] is the built-in service.
 //!
 //! One concept in several files, which use each other: the only circle of modules in this crate.
 

@@ -1,4 +1,4 @@
-//! Typed services and tasks behind the core's untyped [`Handler`].
+//! Runs typed services and tasks behind the core's untyped [`Handler`].
 
 use super::codec::{self, CodecError, UnreadableState};
 use super::context::{Context, QueryContext};
@@ -32,7 +32,7 @@ pub struct Registry {
     checked: BTreeSet<&'static str>,
 }
 
-/// Something that was registered twice.
+/// A name that was registered twice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {name} is registered twice; names are unique within a node")]
 pub struct RegisteredTwice {
@@ -43,7 +43,7 @@ pub struct RegisteredTwice {
 }
 
 impl Registry {
-    /// No code.
+    /// Creates an empty registry.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -56,7 +56,7 @@ impl Registry {
     pub fn service<P: Process>(&mut self) -> Result<(), RegisteredTwice> {
         let undeclared = AtomicBool::new(false);
         let nothing = Topology::new(Incarnation(1));
-        // Its result for a cut of nothing is of no interest, nor is a panic.
+        // Its result for an empty cut is ignored, and so is a panic.
         let _ = panics::catch(|| P::check(&Cut::probe(&nothing, &undeclared)));
         if !undeclared.into_inner() {
             self.checked.insert(P::SERVICE);
@@ -84,7 +84,7 @@ impl Registry {
         self.services.contains_key(name)
     }
 
-    /// The JSON schemas of a service, if it has code and says them.
+    /// Returns the JSON schemas of a service, if it has code and declares them.
     #[must_use]
     pub fn schemas(&self, name: &str) -> Option<Schemas> {
         self.services.get(name)?.schemas()
@@ -96,7 +96,7 @@ impl Registry {
         self.tasks.contains_key(name)
     }
 
-    /// The services that declare a check: [`Process::check`].
+    /// Returns the services that declare a check: [`Process::check`].
     pub fn checked_services(&self) -> impl Iterator<Item = &'static str> {
         self.checked.iter().copied()
     }
@@ -104,14 +104,14 @@ impl Registry {
     /// Runs the check of one service over a cut. A panic is a failure.
     ///
     /// # Errors
-    /// The reason why it does not hold.
+    /// The reason why the check does not hold.
     pub fn check_service(&self, name: &str, cut: &Cut<'_>) -> Result<(), String> {
         let Some(service) = self.services.get(name) else { return Ok(()) };
         panics::catch(|| service.check(cut))
             .unwrap_or_else(|panic| Err(format!("the check panicked: {panic}")))
     }
 
-    /// Runs every service's check over a cut; returns what does not hold, by service.
+    /// Runs every service's check over a cut; returns the failures by service.
     #[must_use]
     pub fn check(&self, cut: &Cut<'_>) -> Vec<(String, String)> {
         let failures = self.checked_services().filter_map(|name| {
@@ -121,7 +121,7 @@ impl Registry {
         failures.collect()
     }
 
-    /// Runs one step of a task, wherever the caller is.
+    /// Runs one step of a task, on the thread of the caller.
     #[must_use]
     pub fn step(&self, name: &str, state: &[u8], ctx: &StepContext<'_>) -> StepOutcome {
         match self.tasks.get(name) {
@@ -130,8 +130,8 @@ impl Registry {
         }
     }
 
-    /// The handler that runs this code for the shards of a topology. With the same `seed` the same calls draw the same
-    /// random numbers.
+    /// Returns the handler that runs this code for the shards of a topology. With the same `seed` the same calls draw
+    /// the same random numbers.
     #[must_use]
     pub fn runner(&self, topology: &Arc<Topology>, seed: u64) -> Runner {
         let services =
@@ -151,11 +151,11 @@ pub struct Runner {
     env: Env,
 }
 
-/// What every call needs of its surroundings.
+/// The environment of every call.
 struct Env {
     tasks: TaskNames,
     seed: u64,
-    /// The reply that nobody reads, allocated once.
+    /// The reply that no client reads, allocated once.
     empty: Blob,
 }
 
@@ -183,7 +183,7 @@ impl Handler for Runner {
         }
     }
 
-    /// Only code of Stead itself runs here, and only over little: reading the state takes longer the larger it is.
+    /// Only code of Stead itself runs here, and only on small states: reading takes longer for larger ones.
     fn place_query(&mut self, call: &Call<'_>, state: Option<&Blob>) -> Result<QueryPlace, Refusal> {
         let bytes = call.payload.len() + state.map_or(0, |state| state.len());
         let is_brief = self.find(call.service).map_or(true, Service::is_brief);
@@ -236,7 +236,7 @@ fn query(service: &dyn Service, call: &Call<'_>, view: View<'_>, topology: &Topo
 }
 
 trait Service: Send + Sync {
-    /// Whether its queries are known to end soon: they are of Stead itself.
+    /// Whether its queries are known to end soon: they are part of Stead itself.
     fn is_brief(&self) -> bool;
     fn schemas(&self) -> Option<Schemas>;
     fn handle(&self, call: &Call<'_>, txn: &mut Txn<'_>, env: &Env) -> Outcome;
@@ -256,7 +256,7 @@ impl<P: Process> Typed<P> {
         Ok((key, codec::decode(call.payload, what, P::SERVICE).map_err(misuse)?))
     }
 
-    /// An error with the process and the version of its code before it.
+    /// Prefixes an error with the process and the version of its code.
     fn whose(key: &str, error: &CodecError) -> String {
         format!("{}/{key}, version {}: {error}", P::SERVICE, P::VERSION)
     }
@@ -302,7 +302,7 @@ impl<P: Process> Typed<P> {
         })
     }
 
-    /// Puts the state unless it is as it was: what did not change need not be logged.
+    /// Puts the state unless it is unchanged: an unchanged state need not be logged.
     fn keep_state(state: &P, txn: &mut Txn<'_>) -> Result<(), String> {
         let changed =
             codec::with_state_bytes(state, |bytes| (txn.state() != Some(bytes)).then(|| Blob::from(bytes)));

@@ -9,10 +9,11 @@ use {
     std::borrow::Cow,
 };
 
-/// The JSON schemas of a service's types, as far as they are known. What has none is any JSON in the OpenAPI document.
+/// The JSON schemas of a service's types, as far as they are known. A type without a schema is any JSON in the OpenAPI
+/// document.
 ///
-/// With the feature `schemars`, which the crate `stead-gateway` turns on, they are made by [`schemars`], from `#[derive(stead::schemars::JsonSchema)]` with
-/// `#[schemars(crate = "stead::schemars")]` on the types:
+/// With the feature `schemars`, which the crate `stead-gateway` enables, [`schemars`] generates them from
+/// `#[derive(stead::schemars::JsonSchema)]` with `#[schemars(crate = "stead::schemars")]` on the types:
 ///
 /// ```ignore
 /// impl Process for Account {
@@ -20,26 +21,26 @@ use {
 /// }
 /// ```
 ///
-/// A service of which some types have no schema names the others: `Schemas::default().request::<Request>()`.
+/// A service of which some types have no schema lists the others: `Schemas::default().request::<Request>()`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Schemas {
-    /// Of [`Process::Request`](crate::Process::Request).
+    /// Schema of [`Process::Request`](crate::Process::Request).
     pub request: Option<Value>,
-    /// Of [`Process::Reply`](crate::Process::Reply).
+    /// Schema of [`Process::Reply`](crate::Process::Reply).
     pub reply: Option<Value>,
-    /// Of [`Process::Error`](crate::Process::Error).
+    /// Schema of [`Process::Error`](crate::Process::Error).
     pub error: Option<Value>,
-    /// Of [`Process::Query`](crate::Process::Query).
+    /// Schema of [`Process::Query`](crate::Process::Query).
     pub query: Option<Value>,
-    /// Of [`Process::Answer`](crate::Process::Answer).
+    /// Schema of [`Process::Answer`](crate::Process::Answer).
     pub answer: Option<Value>,
-    /// What they refer to as `#/$defs/NAME`, by name.
+    /// Definitions to which they refer as `#/$defs/NAME`, by name.
     pub definitions: Map<String, Value>,
 }
 
 #[cfg(feature = "schemars")]
 impl Schemas {
-    /// The schemas of all types of a service.
+    /// Returns the schemas of all types of a service.
     #[must_use]
     pub fn of<P: Process>() -> Self
     where
@@ -57,35 +58,35 @@ impl Schemas {
             .answer::<P::Answer>()
     }
 
-    /// With the schema of requests.
+    /// Sets the schema of requests.
     #[must_use]
     pub fn request<T: JsonSchema>(mut self) -> Self {
         self.request = Some(self.schema::<T>(false));
         self
     }
 
-    /// With the schema of replies.
+    /// Sets the schema of replies.
     #[must_use]
     pub fn reply<T: JsonSchema>(mut self) -> Self {
         self.reply = Some(self.schema::<T>(true));
         self
     }
 
-    /// With the schema of errors.
+    /// Sets the schema of errors.
     #[must_use]
     pub fn error<T: JsonSchema>(mut self) -> Self {
         self.error = Some(self.schema::<T>(true));
         self
     }
 
-    /// With the schema of queries.
+    /// Sets the schema of queries.
     #[must_use]
     pub fn query<T: JsonSchema>(mut self) -> Self {
         self.query = Some(self.schema::<T>(false));
         self
     }
 
-    /// With the schema of answers to queries.
+    /// Sets the schema of answers to queries.
     #[must_use]
     pub fn answer<T: JsonSchema>(mut self) -> Self {
         self.answer = Some(self.schema::<T>(true));
@@ -106,7 +107,7 @@ impl Schemas {
     }
 }
 
-/// Any JSON that the gateway takes: `#[schemars(with = "stead::Json")]` on a field of the type [`serde_json::Value`].
+/// Any JSON that the gateway accepts: `#[schemars(with = "stead::Json")]` on a field of the type [`serde_json::Value`].
 /// Integers have 64 bits at most.
 #[cfg(feature = "schemars")]
 #[derive(Clone, Copy, Debug)]

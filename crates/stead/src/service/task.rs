@@ -1,4 +1,4 @@
-//! Expensive work: in steps, off the shard's thread, each step's result an entry.
+//! Tasks: expensive work in steps, off the shard's thread; the result of each step is an entry.
 
 use super::process::Process;
 use serde::Serialize;
@@ -11,48 +11,48 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Work that takes too long for a handler. The value is its state between two steps.
 ///
-/// Each step runs on a thread of the node's pool; what it leaves is logged before the next one begins, so that a kill
-/// repeats one step at most. A step may run again after a kill: what it does outside of its state is at least once.
+/// Each step runs on a thread of the node's pool; its result is logged before the next one begins, so that a kill
+/// repeats one step at most. A step may run again after a kill: its effects outside of its state happen at least once.
 pub trait Task: Serialize + DeserializeOwned + Send + 'static {
     /// The name under which the work is stored: 1 to 128 bytes, unique within a node.
     const NAME: &'static str;
     /// The process that starts it and gets its result.
     type Owner: Process;
 
-    /// Does a part of the work: long enough to be worth an entry, short enough to be repeated; 10 ms to 1 s is good.
+    /// Performs part of the work: long enough to be worth an entry, short enough to be repeated; 10 ms to 1 s is good.
     fn step(&mut self, ctx: &StepContext<'_>) -> Progress;
 
-    /// When a step that ends with [`Progress::Retry`] runs again, and how often.
+    /// Returns the policy for repeating a step that ends with [`Progress::Retry`].
     fn retry() -> RetryPolicy {
         RetryPolicy::default()
     }
 
-    /// After the last step: the request that brings the result to the process that started the task.
+    /// Called after the last step: returns the request that brings the result to the process that started the task.
     fn finish(self) -> <Self::Owner as Process>::Request;
 }
 
-/// How far a task has come after a step.
+/// The progress of a task after a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Progress {
     /// There is more to do; this share of the whole, 0.0 to 1.0, is done.
     Continue(f64),
     /// That was the last step.
     Done,
-    /// The step failed, for this reason, and may succeed later: it runs again, from the state before it, when
-    /// [`Task::retry`] says. Meanwhile it holds no thread.
+    /// The step failed, for this reason, and may succeed later: it runs again, from the state before it, according to
+    /// [`Task::retry`]. Meanwhile it holds no thread.
     Retry(String),
 }
 
-/// When a step that failed runs again: after a delay that doubles with each failure. A random part of up to a quarter is
-/// taken off each delay, so that tasks which failed together do not come back together.
+/// The policy for repeating a failed step: after a delay that doubles with each failure. A random part of up to a
+/// quarter is subtracted from each delay, so that tasks that failed together do not repeat together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// The first delay: 100 ms by default.
     pub delay_min: Duration,
     /// The longest delay: 60 s by default.
     pub delay_max: Duration,
-    /// How often one step is tried again: 10 times by default. After that the task becomes a dead letter with the reason of
-    /// the last failure; an operator can retry it from there. 0 is never, `u32::MAX` without an end.
+    /// Maximum number of repetitions of one step: 10 by default. After that the task becomes a dead letter with the
+    /// reason of the last failure; an operator can retry it from there. 0 means never, `u32::MAX` without an end.
     pub retries_max: u32,
 }
 
@@ -63,14 +63,14 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// A policy that tries again without an end.
+    /// Returns a policy that repeats without an end.
     #[must_use]
     pub fn for_ever() -> Self {
         Self { retries_max: u32::MAX, ..Self::default() }
     }
 
-    /// How long a step waits after so many failures, at least 1; `None` if it is given up. The same step of the same task
-    /// waits equally long on every machine.
+    /// Returns the delay of a step after this many failures, at least 1; `None` if it is given up. The same step of the
+    /// same task waits equally long on every machine.
     #[must_use]
     pub fn delay(&self, task: TaskId, step: u64, failures: u32) -> Option<Duration> {
         if self.retries_max != u32::MAX && failures > self.retries_max {
@@ -85,14 +85,14 @@ impl RetryPolicy {
 }
 
 impl Progress {
-    /// The share in millionths, forced into its range.
+    /// Returns the share in millionths, limited to its range.
     pub(crate) fn millionths(share: f64) -> u32 {
-        // `clamp` keeps a NaN, and the cast makes 0 of it.
+        // `clamp` keeps a NaN, which the cast converts to 0.
         (share.clamp(0.0, 1.0) * 1e6) as u32
     }
 }
 
-/// What a step can know of where it runs.
+/// The context of a step.
 #[derive(Debug)]
 pub struct StepContext<'a> {
     pub(crate) id: TaskId,
@@ -103,8 +103,8 @@ pub struct StepContext<'a> {
 }
 
 impl<'a> StepContext<'a> {
-    /// The context of the next step of a task, for a program that runs steps itself, as a test kit does. The step sees
-    /// `stopping` as [`Self::is_stopping`].
+    /// Creates the context of the next step of a task, for a program that runs steps itself, such as a test kit. The
+    /// step sees `stopping` as [`Self::is_stopping`].
     #[must_use]
     pub fn new(id: TaskId, task: &'a TaskRecord, stopping: &'a AtomicBool) -> Self {
         let retries = task.retry.as_ref().map_or(0, |retry| retry.count);
@@ -113,31 +113,31 @@ impl<'a> StepContext<'a> {
 }
 
 impl StepContext<'_> {
-    /// The task; together with [`Self::step`] a stable name for effects outside of the system.
+    /// Returns the task; together with [`Self::step`] a stable name for effects outside of the system.
     #[must_use]
     pub fn id(&self) -> TaskId {
         self.id
     }
 
-    /// The number of the step, counted from 0.
+    /// Returns the number of the step, counted from 0.
     #[must_use]
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// How often this step has ended with [`Progress::Retry`] before: 0 in its first run.
+    /// Returns the number of times that this step has ended with [`Progress::Retry`] before: 0 in its first run.
     #[must_use]
     pub fn retries(&self) -> u32 {
         self.retries
     }
 
-    /// The key of the process that started the task.
+    /// Returns the key of the process that started the task.
     #[must_use]
     pub fn owner(&self) -> &str {
         self.owner
     }
 
-    /// The node is shutting down: a step that ends early now is not waited for in vain.
+    /// Whether the node is shutting down: a shutdown waits for a step only for a limited time, so it should end early.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)

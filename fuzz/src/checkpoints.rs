@@ -13,7 +13,7 @@ use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Decision, Manifest, decode_decision, manifest_name, newest};
 use stead_store::checkpoint::json::Hash;
-use stead_store::checkpoint::store::{DiskStore, Pace};
+use stead_store::checkpoint::store::DiskStore;
 use stead_store::checkpoint::verify::{in_flight, verify_checkpoint, verify_cut};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan};
 use stead_store::sim_disk::SimDisk;
@@ -71,8 +71,9 @@ pub(crate) fn template() -> &'static Template {
     TEMPLATE.get_or_init(|| {
         let disk = SimDisk::new(1);
         let store = DiskStore::open(Arc::new(disk.clone()), ROOT).expect("an empty disk");
-        let plan = Plan { number: NUMBER, created: Time(5), topology: topology(), pace: Pace::unlimited() };
-        let mut writer = CheckpointWriter::create(&store, &BundleNames::new(4), plan).expect("there is room");
+        let bundle = BundleNames::new(4).draw(NUMBER);
+        let plan = Plan { number: NUMBER, created: Time(5), topology: topology(), bundle, writer: 4 };
+        let mut writer = CheckpointWriter::create(&store, plan).expect("there is room");
         let mut headers = Vec::new();
         for shard in topology().shards() {
             let state = state(shard);

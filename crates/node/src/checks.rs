@@ -3,20 +3,20 @@
 //!
 //! Of the checkpoints of the interval the newest one is checked; those between are not when the thread cannot keep up.
 
+use crate::checkpoint::{CheckpointReply, CheckpointReport, FailedCheck, Pin, SkippedCheck, failed, skipped};
 use crate::env::{Env, Program};
 use crate::events;
 use crate::shared::Shared;
-use crate::snapshots::{
-    CheckpointReply, CheckpointReport, FailedCheck, Pin, SkippedCheck, failed, load_states, skipped,
-};
 use crate::unended::Unended;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stead_core::ids::Colour;
+use stead_core::state::State;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::checks::{CheckOutcome, Checked};
+use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{CheckResult, Manifest};
 use stead_store::checkpoint::store::BlobStore;
 
@@ -341,6 +341,11 @@ impl Running {
     fn number(&self) -> Colour {
         self.job.manifest.number
     }
+}
+
+/// Loads the states of all shards at a checkpoint's markers.
+fn load_states(store: &dyn BlobStore, manifest: &Manifest) -> Result<Vec<State>, CheckpointError> {
+    load_parts(store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest)).collect()
 }
 
 /// The end of the thread, also by a panic: from then on no caller waits for it.

@@ -10,6 +10,7 @@
 
 mod bell;
 mod calls;
+pub mod checkpoint;
 mod checks;
 mod clock;
 mod drive;
@@ -23,6 +24,7 @@ mod log;
 mod memory;
 mod open;
 mod outlet;
+mod pace;
 pub mod panics;
 mod part;
 mod prepare;
@@ -30,7 +32,6 @@ mod queries;
 mod ready;
 mod shared;
 mod slice;
-mod snapshots;
 mod stable;
 mod status;
 pub mod stderr;
@@ -40,6 +41,7 @@ mod watchdog;
 mod worker;
 
 pub use bell::Bell;
+pub use checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub use checks::CheckStatus;
 pub use clock::{Clock, SystemClock, Wall, system_time};
 pub use env::{Caller, Env, NoAnswer, Program, Reception, Reply, StepCall, Watch};
@@ -53,7 +55,6 @@ pub use prepare::PreparePart;
 pub use queries::StuckQuery;
 pub use ready::{LOG_LAG_MAX, NotReady};
 pub use shared::{LOOK_TIMEOUT, Shared};
-pub use snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub use stable::{CopyReport, CopyStatus, copy_stored};
 pub use status::{
     ClockStatus, LogStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,

@@ -1,5 +1,6 @@
 //! One life of a node: from its opening to its end.
 
+use crate::checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, Event, Wanted};
 use crate::checks::CheckStatus;
 use crate::env::{Env, Program, Reply};
 use crate::events::{self, LAST_WORDS};
@@ -10,7 +11,6 @@ use crate::panics;
 use crate::queries;
 use crate::ready::NotReady;
 use crate::shared::{LOOK_TIMEOUT, Shared, stage};
-use crate::snapshots::{CheckpointFailure, CheckpointInfo, CheckpointReport, Event, Wanted};
 use crate::stable::{AskedCopy, CopyReport};
 use crate::status::{
     ClockStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,

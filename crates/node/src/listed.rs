@@ -1,7 +1,7 @@
 //! The checkpoints of a store, for a list of them: what was decided never changes, so each manifest is read once.
 
+use crate::checkpoint::CheckpointInfo;
 use crate::env::Program;
-use crate::snapshots::{CheckpointInfo, check_states};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use stead_core::ids::{Colour, Incarnation};
@@ -11,7 +11,7 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::checks::{CheckOutcome, checks_beside};
 use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision, read_manifest};
 use stead_store::checkpoint::store::BlobStore;
-use stead_store::checkpoint::verify::{Report, verify_checkpoint};
+use stead_store::checkpoint::verify::{Found, Report, verify_checkpoint};
 
 /// The checkpoints of a store that were read and are still there.
 #[derive(Default)]
@@ -112,4 +112,25 @@ pub fn verify_stored(
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut check = |topology: &Topology, states: &[State]| check_states(topology, states, program, check);
     verify_checkpoint(store, &manifest, threads, &mut check)
+}
+
+/// Checks the states of all shards with the services whose code is here; `check` runs the check of one of them.
+fn check_states(
+    topology: &Topology,
+    states: &[State],
+    program: &impl Program,
+    check: &mut dyn FnMut(&str, &Topology, &[State]) -> Result<(), String>,
+) -> BTreeMap<String, Found> {
+    let checked = program.checked_services();
+    let mut found = BTreeMap::new();
+    let services = topology.services().iter().map(|service| &service.name);
+    for service in services.filter(|name| program.has_service(name)) {
+        let says = if checked.contains(service) {
+            check(service, topology, states).map_or_else(Found::Failed, |()| Found::Hold)
+        } else {
+            Found::Undeclared
+        };
+        found.insert(service.clone(), says);
+    }
+    found
 }

@@ -1,5 +1,6 @@
 //! What the threads of a node and its clients share.
 
+use crate::checkpoint::SnapshotQueue;
 use crate::checks::Checks;
 use crate::clock::Clock;
 use crate::env::{Env, NoAnswer, Reception, Reply, Watch};
@@ -8,7 +9,6 @@ use crate::inbox::{Command, Inbox};
 use crate::log::{LogDesk, LogHub};
 use crate::memory::{Memory, MemoryLimits};
 use crate::queries::QueryQueue;
-use crate::snapshots::{Event, SnapshotQueue};
 use crate::stable::Copies;
 use crate::status::Counters;
 use crate::steps::StepQueue;
@@ -44,7 +44,7 @@ pub struct Shared<E: Env> {
     pub(crate) queries: Arc<QueryQueue<E::Caller>>,
     /// The turns of shards that try what the last life may have met. Rarely used: its lock is no matter.
     trials: Mutex<Trials>,
-    pub(crate) snapshots: SnapshotQueue,
+    pub(crate) snapshots: Arc<SnapshotQueue>,
     pub(crate) copies: Copies,
     pub(crate) checks: Checks,
     pub(crate) watchdog: Watchdog,
@@ -83,10 +83,9 @@ impl<E: Env> Shared<E> {
         (clock, watch): (E::Clock, E::Watch),
         copies: Copies,
         memory: MemoryLimits,
-    ) -> (Self, mpsc::Receiver<Event>) {
-        let (snapshots, events) = SnapshotQueue::new();
+    ) -> Self {
         let services = topology.services().len();
-        let shared = Self {
+        Self {
             node: NodeId(1),
             epoch,
             program,
@@ -99,7 +98,7 @@ impl<E: Env> Shared<E> {
             steps: StepQueue::new(step_parts),
             queries: Arc::new(QueryQueue::new(services)),
             trials: Mutex::default(),
-            snapshots,
+            snapshots: Arc::new(SnapshotQueue::new(0)),
             copies,
             checks: Checks::default(),
             watchdog: Watchdog::new(),
@@ -114,8 +113,7 @@ impl<E: Env> Shared<E> {
             watchers: Mutex::default(),
             active: AtomicU32::new(0),
             all_active: (Mutex::new(()), Condvar::new()),
-        };
-        (shared, events)
+        }
     }
 
     /// The number of the worker that has a shard of this node.
@@ -506,9 +504,15 @@ pub(crate) mod tests {
         let (around, copies) = ((SystemClock::new(None), ()), Copies::new(owner, 0, None));
         let limits = MemoryLimits::default();
         let placement = Placement::all_here(&topology);
-        Arc::new(
-            Shared::new(NoCode, (Arc::new(topology), placement), (1, 1), Epoch(1), around, copies, limits).0,
-        )
+        Arc::new(Shared::new(
+            NoCode,
+            (Arc::new(topology), placement),
+            (1, 1),
+            Epoch(1),
+            around,
+            copies,
+            limits,
+        ))
     }
 
     /// The same without services.

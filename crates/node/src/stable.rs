@@ -1,23 +1,25 @@
 //! Stable storage: checkpoints that are copied away from the node's own disk, when asked for and by a thread of their own.
 
+use crate::checkpoint::CheckpointFailure;
 use crate::env::Env;
 use crate::events;
 use crate::open::CopyTarget;
+use crate::pace::Pace;
 use crate::panics;
 use crate::shared::Shared;
-use crate::snapshots::CheckpointFailure;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use stead_core::checkpointing::pace::Meter;
 use stead_core::ids::Colour;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::copy::{Owner, copy};
 use stead_store::checkpoint::manifest::read_manifest;
 use stead_store::checkpoint::remote::{self, Cancel};
-use stead_store::checkpoint::store::{BlobStore, Pace};
+use stead_store::checkpoint::store::BlobStore;
 
 /// A checkpoint that was copied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +100,7 @@ impl Copies {
         let status = to.map(|target| CopyStatus { to: target.address.clone(), ..CopyStatus::default() });
         Self {
             owner,
-            pace: Pace::bytes_per_second(bytes_per_second),
+            pace: Pace::new(bytes_per_second),
             cancel: Cancel::default(),
             turn: Mutex::default(),
             asked: AtomicUsize::new(0),
@@ -129,7 +131,7 @@ impl Copies {
     /// Breaks off all copies; what is at the target by then is found and reused by the next attempt.
     pub(crate) fn stop(&self) {
         self.cancel.cancel();
-        // Whoever waits for the pace goes on, and finds that it is over.
+        // A copy that waits for the pace goes on, and finds that it is over.
         self.pace.set(0);
         let _held = self.held();
         self.news.notify_all();
@@ -162,7 +164,8 @@ impl Copies {
     }
 }
 
-/// Copies a stored checkpoint, which must not be collected meanwhile. `address` is that of the target, for the report.
+/// Copies a stored checkpoint, which must not be collected meanwhile. `address` is that of the target, for the report; `paced`
+/// is called with the bytes of each piece before it is sent, and may wait.
 ///
 /// # Errors
 /// [`CheckpointError`]: then the checkpoint does not exist at the target, and a repetition goes on from there.
@@ -172,12 +175,12 @@ pub fn copy_stored(
     owner: Owner,
     number: u64,
     address: &str,
-    pace: &Pace,
+    paced: &mut dyn FnMut(u64),
 ) -> Result<CopyReport, CheckpointError> {
     let begun = Instant::now();
     let manifest = read_manifest(local, Colour(number))?;
     owner.claim(target)?;
-    let copied = copy(local, target, &manifest, pace)?;
+    let copied = copy(local, target, &manifest, paced)?;
     Ok(CopyReport {
         number,
         to: address.to_owned(),
@@ -213,7 +216,9 @@ impl<E: Env> Shared<E> {
         if self.copies.cancel.is_cancelled() {
             return Err(stopped());
         }
-        match copy_stored(local, target, self.copies.owner, number, address, &self.copies.pace) {
+        let mut meter = Meter::default();
+        let mut paced = |bytes| self.copies.pace.wait(&mut meter, &self.clock, bytes);
+        match copy_stored(local, target, self.copies.owner, number, address, &mut paced) {
             Ok(report) => {
                 self.counters.checkpoint_copies.add(1);
                 self.counters.checkpoint_copy_bytes.add(report.bytes_written);

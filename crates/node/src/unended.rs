@@ -4,11 +4,11 @@
 //! before it runs. A mark that is left at the next start counts for its service; a check of the service that ends removes
 //! all of them. At `attempts_max` in a row the check is given up: it runs only when a checkpoint is verified.
 
+use crate::checkpoint::{CheckpointInfo, FailedCheck, SkippedCheck};
 use crate::checks::CheckStatus;
 use crate::env::Env;
 use crate::events;
 use crate::shared::Shared;
-use crate::snapshots::{CheckpointInfo, FailedCheck, SkippedCheck};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

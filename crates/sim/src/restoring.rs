@@ -21,7 +21,7 @@ use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Manifest, decided_numbers, read_manifest};
 use stead_store::checkpoint::restore::{Restore, restore};
-use stead_store::checkpoint::store::{DiskStore, Pace};
+use stead_store::checkpoint::store::DiskStore;
 use stead_store::data_dir::DataDir;
 use stead_store::sim_disk::SimDisk;
 
@@ -80,8 +80,7 @@ impl World<'_> {
         drop(made.map_err(|e| Violation::new(0, format!("cannot create a new data directory: {e}")))?);
         let into = DiskStore::open(Arc::new(target.clone()), CHECKPOINTS);
         let into = into.map_err(|e| broken(&e.into()))?;
-        let options =
-            Restore { incarnation: Incarnation(2), shards, created: self.time(), pace: Pace::unlimited() };
+        let options = Restore { incarnation: Incarnation(2), shards, created: self.time() };
         let names = BundleNames::new(self.rng.u64(..));
         let restored = restore(&store, &manifest, &into, &names, &options, &mut |_| {});
         let restored = restored.map_err(|e| {

@@ -124,8 +124,14 @@ impl World<'_> {
         let node = self.node.as_ref().expect("just begun");
         let last = node.coordinator.last();
         for number in decided.0 + 1..=last.0 {
-            let done =
-                give_up(&node.store, &self.topology, Colour(number), time, &node.names, "the node ended");
+            let done = give_up(
+                &node.store,
+                &self.topology,
+                Colour(number),
+                time,
+                node.names.writer(),
+                "the node ended",
+            );
             match done {
                 Ok(()) | Err(CheckpointError::Decided(_)) => self.decided = self.decided.max(Colour(number)),
                 Err(error) => return self.storage_failed(&error.to_string()),

@@ -10,7 +10,6 @@ use crate::world::{Inside, Outcomes, World};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use stead_core::coordinator::{News, Step};
 use stead_core::ids::{Colour, Index, ShardId};
 use stead_core::records::{Piece, encode_record};
@@ -18,16 +17,17 @@ use stead_core::shard::Input;
 use stead_core::state::{Header, State};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::Retention;
-use stead_store::checkpoint::compact;
+use stead_store::checkpoint::compact::{self, MergeRun};
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Manifest, decided_numbers, manifest_name, newest, read_manifest};
-use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
+use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed, give_up};
 use stead_store::wal::{Record, Wal};
 
 /// A checkpoint that is being taken.
 pub(crate) struct Taking {
     number: Colour,
+    bundle: String,
     writer: Option<CheckpointWriter>,
     sealed: Option<Sealed>,
 }
@@ -42,14 +42,15 @@ impl World<'_> {
         }
         let deadline = time.plus_micros(self.profile.checkpoint_deadline);
         let number = node.coordinator.begin(deadline).expect("none is being taken");
-        let plan =
-            Plan { number, created: time, topology: (*self.topology).clone(), pace: Pace::unlimited() };
-        let writer = CheckpointWriter::create(&node.store, &node.names, plan);
+        let (bundle, writer) = (node.names.draw(number), node.names.writer());
+        let topology = (*self.topology).clone();
+        let plan = Plan { number, created: time, topology, bundle: bundle.clone(), writer };
+        let writer = CheckpointWriter::create(&node.store, plan);
         let (writer, failed) = match writer {
             Ok(writer) => (Some(writer), None),
             Err(error) => (None, Some(error)),
         };
-        node.taking = Some(Taking { number, writer, sealed: None });
+        node.taking = Some(Taking { number, bundle, writer, sealed: None });
         if let Some(error) = failed {
             return self.checkpoint_failed(number, &error);
         }
@@ -226,7 +227,7 @@ impl World<'_> {
         };
         taking.writer = None;
         taking.sealed = None;
-        match give_up(&node.store, &self.topology, number, time, &node.names, reason) {
+        match give_up(&node.store, &self.topology, number, time, node.names.writer(), reason) {
             Ok(()) | Err(CheckpointError::Decided(_)) => {
                 node.coordinator.handle_decided(number);
                 node.taking = None;
@@ -329,7 +330,7 @@ impl World<'_> {
         }
         in_use.extend(node.merged.iter().map(|merged| merged.bundle().name.clone()));
         if let Some(taking) = &node.taking {
-            in_use.extend(taking.writer.iter().map(|writer| writer.bundle_name().to_owned()));
+            in_use.insert(taking.bundle.clone());
             let sealed = taking.sealed.iter().flat_map(|sealed| &sealed.manifest().bundles);
             in_use.extend(sealed.map(|bundle| bundle.name.clone()));
         }
@@ -413,18 +414,20 @@ impl World<'_> {
     pub(crate) fn merge(&mut self) -> Outcomes {
         let node = self.node.as_mut().expect("checked by the caller");
         let Some(merge) = compact::plan(&node.lineage, &self.profile.merge) else { return Ok(()) };
-        let id = (self.topology.incarnation, node.coordinator.last());
-        let stop = AtomicBool::new(false);
-        let merged =
-            compact::run(&node.store, &node.names, id, &node.lineage, &merge, &Pace::unlimited(), &stop);
+        let number = node.coordinator.last();
+        let id = (self.topology.incarnation, number, node.names.writer());
+        let begun = MergeRun::begin(&node.store, node.names.draw(number), id, &node.lineage, &merge);
+        let merged = begun.and_then(|mut run| {
+            while !run.step()? {}
+            run.finish()
+        });
         match merged {
-            Ok(Some(merged)) => {
+            Ok(merged) => {
                 node.merged.push(merged);
                 let delay = self.random(50_000);
                 self.inside(delay, Inside::ApplyMerged);
                 Ok(())
             }
-            Ok(None) => Ok(()),
             Err(error) if error.is_full() => Ok(()),
             Err(CheckpointError::Store(error)) => self.storage_failed(&error.to_string()),
             Err(error) => {

@@ -27,7 +27,7 @@ use stead_store::checkpoint::remote;
 use stead_store::checkpoint::restore::{
     Restore, RestoreError as StoreRestoreError, Restored, restore as restore_store,
 };
-use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace, StoreError};
+use stead_store::checkpoint::store::{BlobStore, DiskStore, StoreError};
 use stead_store::checkpoint::verify::Report;
 use stead_store::data_dir::{CHECKPOINTS, DataDir, DataDirError, LOCK_FILE, META_FILE, Meta, ServiceMeta};
 use stead_store::disk::Disk;
@@ -229,7 +229,6 @@ impl Target<'_> {
             incarnation: data_dir.meta().incarnation,
             shards: options.shards.clone(),
             created: system_time(),
-            pace: Pace::unlimited(),
         };
         let names = BundleNames::new(fastrand::u64(..));
         let restored = restore_store(self.source, self.manifest, &target, &names, &wanted, &mut progress)?;
@@ -306,7 +305,7 @@ pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyRep
     let (meta, _lock) = DataDir::lock_to_read(&*disk)?;
     let owner = Owner { cluster: meta.cluster, incarnation: meta.incarnation };
     let local = DiskStore::attach(disk, CHECKPOINTS);
-    Ok(copy_stored(&local, &*remote_store(to)?, owner, number, to, &Pace::unlimited())?)
+    Ok(copy_stored(&local, &*remote_store(to)?, owner, number, to, &mut |_| {})?)
 }
 
 /// Shows the entries of a shard's log from an index on, until `visit` breaks. Entries that a checkpoint replaced may be

@@ -6,18 +6,17 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use stead_core::ids::{Blob, Colour, Incarnation, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::bundle::BundleNames;
-use stead_store::checkpoint::compact::{self, Policy};
+use stead_store::checkpoint::compact::{MergeRun, Policy, plan};
 use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::Manifest;
-use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
+use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan};
 use stead_store::real_disk::RealDisk;
 
@@ -45,8 +44,9 @@ impl World {
     fn checkpoint(&mut self, all: bool, lineage: &Lineage) -> (Manifest, Lineage) {
         self.number = self.number.next();
         let (number, topology) = (self.number, self.topology.clone());
-        let plan = Plan { number, created: Time(0), topology, pace: Pace::unlimited() };
-        let mut writer = CheckpointWriter::create(&self.store, &self.names, plan).expect("create");
+        let (bundle, writer) = (self.names.draw(number), self.names.writer());
+        let plan = Plan { number, created: Time(0), topology, bundle, writer };
+        let mut writer = CheckpointWriter::create(&self.store, plan).expect("create");
         for (at, records) in self.shards.iter_mut().enumerate() {
             let shard = ShardId(at as u32);
             records.begin_snapshot(all);
@@ -107,16 +107,18 @@ fn checkpoints(c: &mut Criterion) {
         }
         lineage = world.checkpoint(false, &lineage).1;
     }
-    let merge = compact::plan(&lineage, &Policy::default()).expect("sixteen of one level");
+    let merge = plan(&lineage, &Policy::default()).expect("sixteen of one level");
     group.throughput(Throughput::Bytes(merge.bytes));
     group.bench_function("merge", |b| {
-        let (id, stop, pace) = ((Incarnation(1), world.number), AtomicBool::new(false), Pace::unlimited());
+        let id = (Incarnation(1), world.number, world.names.writer());
         b.iter_batched(
             || (),
             |()| {
-                let merged = compact::run(&world.store, &world.names, id, &lineage, &merge, &pace, &stop);
-                let merged = merged.expect("merge").expect("nobody stops it");
-                world.store.delete(&merged.bundle().name).expect("delete");
+                let name = world.names.draw(world.number);
+                let mut run = MergeRun::begin(&world.store, name, id, &lineage, &merge).expect("begin");
+                while !run.step().expect("step") {}
+                let merged = run.finish().expect("finish");
+                world.store.delete(&merged.bundle.name).expect("delete");
             },
             BatchSize::PerIteration,
         );

@@ -16,7 +16,7 @@ use stead_gateway::http;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::manifest::CheckResult;
-use stead_store::checkpoint::store::{DiskStore, Pace};
+use stead_store::checkpoint::store::DiskStore;
 use stead_store::checkpoint::write::{CheckpointWriter, Plan};
 use stead_store::data_dir::DataDir;
 use stead_store::real_disk::RealDisk;
@@ -337,9 +337,9 @@ impl Processes {
     /// Stores the parts as checkpoint 1 of a data directory.
     fn store(self, data: &Path, checks: Vec<CheckResult>) {
         let store = DiskStore::open(Arc::new(RealDisk::open(data).unwrap()), "checkpoints").unwrap();
-        let pace = Pace::unlimited();
-        let plan = Plan { number: Colour(1), created: Time(1), topology: self.topology, pace };
-        let mut writer = CheckpointWriter::create(&store, &BundleNames::new(1), plan).unwrap();
+        let bundle = BundleNames::new(1).draw(Colour(1));
+        let plan = Plan { number: Colour(1), created: Time(1), topology: self.topology, bundle, writer: 1 };
+        let mut writer = CheckpointWriter::create(&store, plan).unwrap();
         for state in &self.states {
             writer.begin_part(state.header(), true).unwrap();
             writer.end_part(state.shard()).unwrap();

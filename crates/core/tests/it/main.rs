@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod attempts;
+mod checkpointing;
 mod clock;
 mod dead_letters;
 mod deleting;

@@ -1,16 +1,16 @@
 //! Makes all parts of a node, without a thread.
 
+use crate::checkpoint::{CheckpointPart, CheckpointSetup, Checkpoints, MergePart, Merges};
 use crate::clock::Clock;
 use crate::env::{Env, Program};
 use crate::guarded::Guarded;
 use crate::life::Life;
 use crate::log::LogPart;
-use crate::open::options::Options;
+use crate::open::options::{CheckpointOptions, Options};
 use crate::open::plan::{check_limits, warn_of_clock};
 use crate::open::{OpenError, Recovery};
 use crate::prepare::PreparePart;
 use crate::shared::Shared;
-use crate::snapshots::{Checkpointer, Event};
 use crate::stable::{Copies, Stage};
 use crate::status::RecoveryReport;
 use crate::steps::StepPart;
@@ -19,8 +19,10 @@ use crate::watchdog::{Limit, Probe};
 use crate::worker::Worker;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use stead_core::checkpointing::driver;
+use stead_core::checkpointing::merging::Policy;
 use stead_core::ids::{Colour, ShardId};
 use stead_core::placement::{Place, Placement};
 use stead_core::shard::Shard;
@@ -28,6 +30,9 @@ use stead_core::state::State;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::recovery::Recovered;
+
+/// How long a bundle stays that no checkpoint needs: a reader that began with an older manifest can finish.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// A node that is ready to run: what its threads share, and each part that is to have one.
 pub(super) struct Parts<E: Env> {
@@ -43,8 +48,8 @@ pub(super) struct Parts<E: Env> {
     pub(super) copies: Option<Stage<E>>,
     /// Services declare checks.
     pub(super) checks: bool,
-    pub(super) checkpoints: Checkpointer<E>,
-    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) merges: Merges,
 }
 
 /// Makes the parts of a life over what was recovered.
@@ -83,7 +88,7 @@ pub(super) fn assemble<E: Env>(
     });
     let (threads, memory) = (options.threads, options.memory);
     let (epoch, topology) = (plan.promise, Arc::clone(topology));
-    let (shared, events) = Shared::<E>::new(
+    let shared = Shared::<E>::new(
         program,
         (Arc::clone(&topology), placement),
         (threads, options.task_threads),
@@ -93,6 +98,7 @@ pub(super) fn assemble<E: Env>(
         memory,
     );
     let shared = Arc::new(shared);
+    shared.snapshots.pace.set(options.checkpoints.bytes_per_second);
     let newest = manifest.as_ref().map_or(0, |manifest| manifest.number.0);
     shared.snapshots.newest.store(newest, Ordering::Relaxed);
 
@@ -143,8 +149,19 @@ pub(super) fn assemble<E: Env>(
         opened: begun,
         shutdown_timeout: options.shutdown_timeout,
     };
-    let checkpoints =
-        Checkpointer::new(Arc::clone(&shared), store, options.checkpoints, lineage, decided, last);
+    let writer = fastrand::u64(..);
+    let merges = Merges(MergePart::new(Arc::clone(&store), topology.incarnation, writer));
+    let CheckpointOptions { interval, keep, timeout, check_bytes_max, .. } = options.checkpoints;
+    let setup = CheckpointSetup {
+        store: Arc::clone(&store),
+        epochs: places.iter().map(|shard| (*shard, epoch)).collect(),
+        topology,
+        writer,
+        options: driver::Options { interval, timeout, keep, grace: GRACE, policy: Policy::default() },
+        recovered: driver::Recovered { lineage, decided, seen: last },
+    };
+    let part = CheckpointPart::new(setup, shared.now());
+    let checkpoints = Checkpoints { part, store, check_timeout: timeout, check_bytes_max };
     Ok(Parts {
         life,
         prepare: PreparePart::new(wal.preparer()),
@@ -156,6 +173,6 @@ pub(super) fn assemble<E: Env>(
         copies,
         checks,
         checkpoints,
-        events,
+        merges,
     })
 }

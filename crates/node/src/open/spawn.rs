@@ -28,7 +28,7 @@ impl<E: Env> Parts<E> {
             copies,
             checks,
             checkpoints,
-            events,
+            merges,
         } = self;
         let shared = Arc::clone(&life.shared);
         life.spawn(Group::Log, "stead-log", move || drive(&shared, log))?;
@@ -68,9 +68,15 @@ impl<E: Env> Parts<E> {
         if checks {
             spawn_checks(&life)?;
         }
+        let shared = Arc::clone(&life.shared);
         life.spawn(Group::Checkpoints, "stead-checkpoint", move || {
             let_others_first();
-            checkpoints.run(&events)
+            drive(&shared, checkpoints)
+        })?;
+        let shared = Arc::clone(&life.shared);
+        life.spawn(Group::Checkpoints, "stead-merge", move || {
+            let_others_first();
+            drive(&shared, merges)
         })?;
         life.shared.await_active().map_err(OpenError::Failed)?;
         life.recovery.duration = life.opened.elapsed();
@@ -95,7 +101,7 @@ fn spawn_checks<E: Env>(life: &Life<E>) -> Result<(), OpenError> {
 }
 
 /// Lowers this thread's priority: what callers wait for comes first when there are fewer cores than threads.
-pub(crate) fn let_others_first() {
+fn let_others_first() {
     const NICE: i32 = 5;
     // Where it is refused, the thread competes as all others do.
     let _ = rustix::process::setpriority_process(None, NICE);

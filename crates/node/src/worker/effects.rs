@@ -2,11 +2,11 @@
 
 use super::snapshots::Draining;
 use super::{Slot, Worker};
+use crate::checkpoint::Event;
 use crate::env::{Env, Watch};
 use crate::log::Submission;
 use crate::queries::Job;
 use crate::shared::Shared;
-use crate::snapshots::Event;
 use crate::steps::Step;
 use stead_core::ids::{Index, ShardId, Time};
 use stead_core::placement::Place;

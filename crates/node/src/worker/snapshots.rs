@@ -1,10 +1,10 @@
 //! Snapshots of shards, which a worker hands to the checkpoint's part in slices.
 
 use super::Worker;
+use crate::checkpoint::{Event, PIECE_BYTES};
 use crate::clock::Clock;
 use crate::env::Env;
 use crate::shared::Shared;
-use crate::snapshots::{Event, PIECE_BYTES};
 use stead_core::ids::Colour;
 use stead_core::records::Piece;
 

@@ -6,7 +6,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::json::Hash;
-use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter, Pace};
+use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter};
 use minicbor::{Decode, Encode};
 use std::collections::BTreeMap;
 pub use stead_core::checkpointing::bundle::{BundleNames, BundleRef};
@@ -128,7 +128,6 @@ impl BundleWriter {
         name: String,
         (incarnation, number, writer): (Incarnation, Colour, u64),
         level: u32,
-        pace: &Pace,
     ) -> Result<Self, CheckpointError> {
         let mut prefix = [0; HEADER_LEN];
         prefix[..8].copy_from_slice(MAGIC);
@@ -139,7 +138,7 @@ impl BundleWriter {
         prefix[32..40].copy_from_slice(&writer.to_le_bytes());
         let crc = crc32fast::hash(&prefix[..60]);
         prefix[60..].copy_from_slice(&crc.to_le_bytes());
-        let out = store.create(&name, pace)?;
+        let out = store.create(&name)?;
         let mut buffer = Vec::with_capacity(WRITE_BYTES);
         buffer.extend_from_slice(&prefix);
         Ok(Self { out, name, level, prefix, at: HEADER_LEN as u64, buffer, index: Index::new() })

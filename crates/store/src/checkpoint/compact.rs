@@ -4,11 +4,10 @@
 //! [`collect`](crate::checkpoint::collect) deletes.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::bundle::{BLOCK_BYTES, Block, Bundle, BundleNames, BundleWriter};
+use crate::checkpoint::bundle::{BLOCK_BYTES, Block, Bundle, BundleWriter};
 use crate::checkpoint::load::visit_blocks;
-use crate::checkpoint::store::{BlobStore, Pace};
+use crate::checkpoint::store::BlobStore;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::checkpointing::lineage::Lineage;
 pub use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Policy, plan, renewals};
 use stead_core::ids::{Colour, Incarnation, ShardId};
@@ -57,7 +56,6 @@ impl MergeRun {
         (incarnation, number, writer): (Incarnation, Colour, u64),
         lineage: &Lineage,
         merge: &Merge,
-        pace: &Pace,
     ) -> Result<Self, CheckpointError> {
         let open = |wanted| Bundle::open(store, wanted, incarnation);
         let bundles = merge.inputs.iter().map(open).collect::<Result<Vec<_>, _>>()?;
@@ -76,7 +74,7 @@ impl MergeRun {
             }
         }
         shards.reverse();
-        let out = BundleWriter::create(store, output, (incarnation, number, writer), merge.level, pace)?;
+        let out = BundleWriter::create(store, output, (incarnation, number, writer), merge.level)?;
         let (buf, piece) = (Vec::new(), Vec::new());
         Ok(Self { bundles, inputs, shards, sections: BTreeMap::new(), out, buf, piece })
     }
@@ -152,30 +150,5 @@ impl MergeRun {
         assert!(self.shards.is_empty(), "a merge is finished before its end");
         let (bundle, _) = self.out.finish()?;
         Ok(Merged { bundle, inputs: self.inputs, sections: self.sections })
-    }
-}
-
-/// Carries out a merge; `None` if `stop` was set meanwhile.
-///
-/// # Errors
-/// As [`MergeRun::begin`].
-pub fn run(
-    store: &dyn BlobStore,
-    names: &BundleNames,
-    (incarnation, number): (Incarnation, Colour),
-    lineage: &Lineage,
-    merge: &Merge,
-    pace: &Pace,
-    stop: &AtomicBool,
-) -> Result<Option<Merged>, CheckpointError> {
-    let id = (incarnation, number, names.writer());
-    let mut run = MergeRun::begin(store, names.draw(number), id, lineage, merge, pace)?;
-    loop {
-        if stop.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        if run.step()? {
-            return run.finish().map(Some);
-        }
     }
 }

@@ -4,7 +4,7 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::Bundle;
 use crate::checkpoint::checks::copy_checks;
 use crate::checkpoint::manifest::{MANIFESTS, Manifest};
-use crate::checkpoint::store::{BlobStore, Pace, Put, StoreError};
+use crate::checkpoint::store::{BlobStore, Put, StoreError};
 use serde::Deserialize;
 use stead_core::ids::Incarnation;
 
@@ -93,7 +93,8 @@ pub struct Copied {
     pub reused: usize,
 }
 
-/// Copies a checkpoint: the bundles that are not there yet, what its checks found, then its manifest. The source must not be collected meanwhile.
+/// Copies a checkpoint: the bundles that are not there yet, what its checks found, then its manifest. The source must not be
+/// collected meanwhile. `paced` is called with the bytes of each piece before it is sent, and may wait.
 ///
 /// Every block that is sent is checked on the way, so that damage is never copied. Of a bundle that is there already the header
 /// and the index are checked, not the blocks: it was checked when it was sent. One whose index is damaged is sent again.
@@ -104,7 +105,7 @@ pub fn copy(
     from: &dyn BlobStore,
     to: &dyn BlobStore,
     manifest: &Manifest,
-    pace: &Pace,
+    paced: &mut dyn FnMut(u64),
 ) -> Result<Copied, CheckpointError> {
     let mut copied = Copied::default();
     for wanted in &manifest.bundles {
@@ -122,7 +123,7 @@ pub fn copy(
             // Nobody can read it as it is, and its name stands for nothing else.
             to.delete(&wanted.name)?;
         }
-        copy_bundle(&source, wanted.bytes, to, pace)?;
+        copy_bundle(&source, wanted.bytes, to, paced)?;
         // What arrived is checked before a manifest says that it is there.
         Bundle::open(to, wanted, manifest.incarnation)?;
         copied.bundles += 1;
@@ -134,10 +135,15 @@ pub fn copy(
 }
 
 /// Sends a bundle in pieces that end with a block; what follows the last block is covered by the check of the index.
-fn copy_bundle(source: &Bundle, bytes: u64, to: &dyn BlobStore, pace: &Pace) -> Result<(), CheckpointError> {
+fn copy_bundle(
+    source: &Bundle,
+    bytes: u64,
+    to: &dyn BlobStore,
+    paced: &mut dyn FnMut(u64),
+) -> Result<(), CheckpointError> {
     let blocks = source.blocks();
     let mut blocks = blocks.iter().peekable();
-    let mut writer = to.create_sized(source.name(), bytes, pace)?;
+    let mut writer = to.create_sized(source.name(), bytes)?;
     let mut buf = Vec::new();
     let mut at = 0;
     while at < bytes {
@@ -155,6 +161,7 @@ fn copy_bundle(source: &Bundle, bytes: u64, to: &dyn BlobStore, pace: &Pace) -> 
         for block in whole {
             source.check(block, &buf[(block.start() - at) as usize..(block.end() - at) as usize])?;
         }
+        paced(buf.len() as u64);
         writer.write(&buf)?;
         at = end;
     }

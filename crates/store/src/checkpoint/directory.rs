@@ -4,7 +4,7 @@
 //! temporary files of others are left alone. An object is written beside its name, synced, and then named.
 
 use super::remote::Cancel;
-use super::store::{BlobReader, BlobStore, BlobWriter, Meter, Pace, Put, StoreError, TEMPORARY, check_name};
+use super::store::{BlobReader, BlobStore, BlobWriter, Put, StoreError, TEMPORARY, check_name};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -105,12 +105,12 @@ impl BlobStore for Directory {
         put().map_err(|source| self.error("create", name, source))
     }
 
-    fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
+    fn create(&self, name: &str) -> Result<Box<dyn BlobWriter>, StoreError> {
         let path = self.path(name)?;
         // Nobody else draws the name, so what a writer left that was killed is overwritten.
         let temporary = self.begin(&path, "").map_err(|source| self.error("create", name, source))?;
         let store = Self { root: self.root.clone(), cancel: self.cancel.clone() };
-        Ok(Box::new(Writer { store, temporary, path, name: name.to_owned(), meter: Meter::new(pace) }))
+        Ok(Box::new(Writer { store, temporary, path, name: name.to_owned() }))
     }
 
     fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
@@ -160,7 +160,6 @@ struct Writer {
     temporary: Temporary,
     path: PathBuf,
     name: String,
-    meter: Meter,
 }
 
 /// Bytes that are written between two looks at whether the writing is broken off.
@@ -169,7 +168,6 @@ const PIECE: usize = 1 << 20;
 impl BlobWriter for Writer {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         for piece in bytes.chunks(PIECE) {
-            self.meter.spend(piece.len());
             let written =
                 not_cancelled(&self.store.cancel).and_then(|()| self.temporary.file.write_all(piece));
             written.map_err(|source| self.store.error("write", &self.name, source))?;

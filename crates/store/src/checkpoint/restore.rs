@@ -8,7 +8,7 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BundleNames, BundleWriter};
 use crate::checkpoint::load::{Bundles, LoadedPart};
 use crate::checkpoint::manifest::{MANIFESTS, Manifest, manifest_name};
-use crate::checkpoint::store::{BlobStore, Pace};
+use crate::checkpoint::store::BlobStore;
 use crate::checkpoint::verify::{Inconsistency, undelivered, verify_cut};
 use crate::checkpoint::write::describe;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,8 +31,6 @@ pub struct Restore {
     pub shards: BTreeMap<String, u32>,
     /// Now.
     pub created: Time,
-    /// How fast it is written.
-    pub pace: Pace,
 }
 
 /// How far a restore is.
@@ -134,7 +132,7 @@ pub fn restore(
         return Err(RestoreError::Inconsistent(found));
     }
     let id = (options.incarnation, manifest.number, names.writer());
-    let out = BundleWriter::create(target, names.draw(manifest.number), id, 0, &options.pace)?;
+    let out = BundleWriter::create(target, names.draw(manifest.number), id, 0)?;
     let mut router = Router::new(&old, &new, manifest, &headers, (names.writer(), out));
     for (done, part) in manifest.parts.iter().enumerate() {
         let loaded = bundles.load(&[part])?.pop().expect("one part was asked for");

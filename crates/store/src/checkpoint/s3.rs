@@ -2,7 +2,7 @@
 //! environment variables.
 
 use super::remote::Cancel;
-use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter, Meter, Pace, Put, StoreError, check_name};
+use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter, Put, StoreError, check_name};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
@@ -183,11 +183,11 @@ impl BlobStore for S3Store {
         }
     }
 
-    fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
-        self.create_sized(name, 0, pace)
+    fn create(&self, name: &str) -> Result<Box<dyn BlobWriter>, StoreError> {
+        self.create_sized(name, 0)
     }
 
-    fn create_sized(&self, name: &str, bytes: u64, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
+    fn create_sized(&self, name: &str, bytes: u64) -> Result<Box<dyn BlobWriter>, StoreError> {
         Ok(Box::new(S3Writer {
             inner: Arc::clone(&self.inner),
             name: name.to_owned(),
@@ -195,7 +195,6 @@ impl BlobStore for S3Store {
             buffer: Vec::new(),
             part_bytes: part_bytes(bytes),
             upload: None,
-            meter: Meter::new(pace),
         }))
     }
 
@@ -236,14 +235,13 @@ struct S3Writer {
     part_bytes: usize,
     /// Begun with the second part: a small object is put at once.
     upload: Option<Box<dyn MultipartUpload>>,
-    meter: Meter,
 }
 
 impl S3Writer {
     fn put_part(&mut self) -> Result<(), StoreError> {
         let inner = Arc::clone(&self.inner);
         let failed = |error| inner.error("write", &self.name, error);
-        self.meter.spend(self.buffer.len());
+
         let part = PutPayload::from(std::mem::take(&mut self.buffer));
         if self.upload.is_none() {
             let upload = inner.wait(inner.store.put_multipart(&self.path));
@@ -276,7 +274,6 @@ impl BlobWriter for S3Writer {
         let done = match self.upload.take() {
             Some(mut upload) => inner.wait(upload.complete()),
             None => {
-                self.meter.spend(self.buffer.len());
                 let payload = PutPayload::from(std::mem::take(&mut self.buffer));
                 inner.wait(inner.store.put(&self.path, payload))
             }
@@ -418,7 +415,6 @@ mod tests {
             buffer: Vec::new(),
             part_bytes: part_bytes(0),
             upload: Some(Box::new(Upload(Arc::clone(&aborted)))),
-            meter: Meter::new(&Pace::unlimited()),
         };
         cancel.cancel();
         drop(writer);

@@ -3,9 +3,7 @@
 use crate::aligned::Aligned;
 use crate::disk::{BLOCK_BYTES, Disk, DiskFile, Open, is_full, read_exact_at};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// A place for objects. All calls block; none may be made from an async task.
@@ -21,20 +19,20 @@ pub trait BlobStore: Send + Sync {
     /// [`StoreError`]; the object may or may not have been created then.
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StoreError>;
 
-    /// Begins a large object, to be written in pieces no faster than `pace`. Its name must be one that nobody else
-    /// draws; it is not taken before [`BlobWriter::finish`].
+    /// Begins a large object, to be written in pieces. Its name must be one that nobody else draws; it is not taken before
+    /// [`BlobWriter::finish`].
     ///
     /// # Errors
     /// [`StoreError`].
-    fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError>;
+    fn create(&self, name: &str) -> Result<Box<dyn BlobWriter>, StoreError>;
 
     /// As [`Self::create`], for an object of known size: some stores need parts that fit it.
     ///
     /// # Errors
     /// As there.
-    fn create_sized(&self, name: &str, bytes: u64, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
+    fn create_sized(&self, name: &str, bytes: u64) -> Result<Box<dyn BlobWriter>, StoreError> {
         let _ = bytes;
-        self.create(name, pace)
+        self.create(name)
     }
 
     /// Opens an object to read parts of it.
@@ -78,7 +76,7 @@ pub trait BlobStore: Send + Sync {
 
 /// An object that is being written. Dropped before it is finished, it never existed.
 pub trait BlobWriter: Send {
-    /// Appends bytes; waits as the pace demands.
+    /// Appends bytes.
     ///
     /// # Errors
     /// [`StoreError`]; the object can't be finished then.
@@ -177,62 +175,6 @@ impl StoreError {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
-    }
-}
-
-/// How fast large objects may be written, so that the log's fsync is not starved. Clones share the rate.
-#[derive(Clone, Debug, Default)]
-pub struct Pace(Arc<AtomicU64>);
-
-impl Pace {
-    /// As fast as it goes; reads no clock.
-    #[must_use]
-    pub fn unlimited() -> Self {
-        Self::default()
-    }
-
-    /// At most so many bytes each second; 0 is unlimited.
-    #[must_use]
-    pub fn bytes_per_second(rate: u64) -> Self {
-        Self(Arc::new(AtomicU64::new(rate)))
-    }
-
-    /// Changes the rate, for running writers too; 0 is unlimited.
-    pub fn set(&self, rate: u64) {
-        self.0.store(rate, Ordering::Relaxed);
-    }
-}
-
-/// Spends a pace: waits after each piece until the next one is due.
-pub(crate) struct Meter {
-    pace: Pace,
-    due: Option<Instant>,
-}
-
-impl Meter {
-    /// A longer wait would keep a change of the rate from being seen.
-    const WAIT_MAX: Duration = Duration::from_millis(100);
-
-    pub(crate) fn new(pace: &Pace) -> Self {
-        Self { pace: pace.clone(), due: None }
-    }
-
-    pub(crate) fn spend(&mut self, bytes: usize) {
-        let rate = self.pace.0.load(Ordering::Relaxed);
-        if rate == 0 {
-            self.due = None;
-            return;
-        }
-        let now = Instant::now();
-        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
-        let due = self.due.map_or(now, |due| due.max(now)) + cost;
-        self.due = Some(due);
-        while let Some(wait) = due.checked_duration_since(Instant::now())
-            && !wait.is_zero()
-            && self.pace.0.load(Ordering::Relaxed) == rate
-        {
-            std::thread::sleep(wait.min(Self::WAIT_MAX));
-        }
     }
 }
 
@@ -345,7 +287,7 @@ impl DiskStore {
         Ok(len.is_some())
     }
 
-    fn writer(&self, name: &str, pace: &Pace) -> Result<Box<DiskWriter>, StoreError> {
+    fn writer(&self, name: &str) -> Result<Box<DiskWriter>, StoreError> {
         self.latch.check(&self.root)?;
         let path = self.path(name);
         let temporary = format!("{path}{TEMPORARY}");
@@ -362,7 +304,6 @@ impl DiskStore {
             blocks: Aligned::with_room(WRITE_BYTES),
             at: 0,
             unsynced: 0,
-            meter: Meter::new(pace),
             finished: false,
         }))
     }
@@ -387,18 +328,18 @@ impl BlobStore for DiskStore {
         if self.exists(name)? {
             return Ok(Put::Exists);
         }
-        let mut writer = self.writer(name, &Pace::unlimited())?;
+        let mut writer = self.writer(name)?;
         writer.write(bytes)?;
         writer.finish()?;
         Ok(Put::Created)
     }
 
-    fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
+    fn create(&self, name: &str) -> Result<Box<dyn BlobWriter>, StoreError> {
         check_name(name)?;
         if self.exists(name)? {
             return Err(self.io("write", name, io::ErrorKind::AlreadyExists.into()));
         }
-        Ok(self.writer(name, pace)?)
+        Ok(self.writer(name)?)
     }
 
     fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
@@ -449,7 +390,6 @@ struct DiskWriter {
     blocks: Aligned,
     at: u64,
     unsynced: usize,
-    meter: Meter,
     finished: bool,
 }
 
@@ -460,7 +400,6 @@ impl DiskWriter {
 
     fn write_blocks(&mut self) -> Result<(), StoreError> {
         let bytes = self.blocks.bytes();
-        self.meter.spend(bytes.len());
         // Only the end of an object is no whole block.
         let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % BLOCK_BYTES);
         for piece in [whole, rest].into_iter().filter(|piece| !piece.is_empty()) {

@@ -1,10 +1,10 @@
 //! Writing a checkpoint: parts arrive in pieces, from many shards in turn; the manifest comes last.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::bundle::{BundleNames, BundleRef, BundleWriter};
+use crate::checkpoint::bundle::{BundleRef, BundleWriter};
 use crate::checkpoint::json::Hash;
 use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombstone, Totals, is_passed};
-use crate::checkpoint::store::{BlobStore, Pace};
+use crate::checkpoint::store::BlobStore;
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;
 use stead_core::checkpointing::lineage::Lineage;
@@ -21,15 +21,16 @@ pub struct Plan {
     pub created: Time,
     /// The services and their shards; all of them have a part.
     pub topology: Topology,
-    /// How fast the bundle is written.
-    pub pace: Pace,
+    /// The name of its bundle, which was drawn for it.
+    pub bundle: String,
+    /// The life of the process that takes it: that of [`BundleNames`](crate::checkpoint::bundle::BundleNames).
+    pub writer: u64,
 }
 
 /// A checkpoint that is being written. Dropped, it leaves nothing; its number then needs a [`Tombstone`].
 pub struct CheckpointWriter {
     plan: Plan,
     bundle: BundleWriter,
-    writer: u64,
     headers: BTreeMap<ShardId, Header>,
     open: BTreeMap<ShardId, bool>,
 }
@@ -46,16 +47,10 @@ impl CheckpointWriter {
     ///
     /// # Errors
     /// [`CheckpointError::Store`].
-    pub fn create(store: &dyn BlobStore, names: &BundleNames, plan: Plan) -> Result<Self, CheckpointError> {
-        let id = (plan.topology.incarnation, plan.number, names.writer());
-        let bundle = BundleWriter::create(store, names.draw(plan.number), id, 0, &plan.pace)?;
-        Ok(Self { plan, bundle, writer: names.writer(), headers: BTreeMap::new(), open: BTreeMap::new() })
-    }
-
-    /// The name of the bundle: [`collect`](crate::checkpoint::collect) must spare it from now on.
-    #[must_use]
-    pub fn bundle_name(&self) -> &str {
-        self.bundle.name()
+    pub fn create(store: &dyn BlobStore, plan: Plan) -> Result<Self, CheckpointError> {
+        let id = (plan.topology.incarnation, plan.number, plan.writer);
+        let bundle = BundleWriter::create(store, plan.bundle.clone(), id, 0)?;
+        Ok(Self { plan, bundle, headers: BTreeMap::new(), open: BTreeMap::new() })
     }
 
     /// Begins a shard's part, as its marker gave it: more messages of its outboxes may come with [`CheckpointWriter::messages`].
@@ -147,7 +142,7 @@ impl CheckpointWriter {
     /// # Errors
     /// [`CheckpointError::Incomplete`] if a part is missing, or the store's error.
     pub fn seal(self, lineage: &Lineage) -> Result<Sealed, CheckpointError> {
-        let Plan { number, created, topology, .. } = self.plan;
+        let Plan { number, created, topology, writer, .. } = self.plan;
         if let Some(shard) = topology.shards().find(|shard| self.open.get(shard) != Some(&false)) {
             let reason = format!("the part of shard {shard} is not complete");
             return Err(CheckpointError::Incomplete { number, reason });
@@ -156,7 +151,7 @@ impl CheckpointWriter {
         let mut lineage = lineage.clone();
         lineage.append(&bundle, sections.iter().map(|(shard, section)| (*shard, section.added())));
         let headers: Vec<Header> = self.headers.into_values().collect();
-        let manifest = describe(&topology, number, created, self.writer, &bundle, &headers, &lineage);
+        let manifest = describe(&topology, number, created, writer, &bundle, &headers, &lineage);
         Ok(Sealed { manifest, headers, lineage })
     }
 }
@@ -236,17 +231,37 @@ impl Sealed {
         self.manifest.checks = checks;
     }
 
-    /// Stores the manifest: the checkpoint exists when this returns. Gives the lineage for the next one.
+    /// What the next checkpoint builds upon, once this one exists.
+    #[must_use]
+    pub fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
+    /// The manifest, to be kept.
+    #[must_use]
+    pub fn into_manifest(self) -> Manifest {
+        self.manifest
+    }
+
+    /// Stores the manifest: the checkpoint exists when this returns.
     ///
     /// # Errors
     /// [`CheckpointError::Decided`] if the number is decided otherwise, or a greater one is: then its tombstone may have
     /// been collected. After the store's error it may or may not exist: a tombstone decides.
-    pub fn store(self, store: &dyn BlobStore) -> Result<(Manifest, Lineage), CheckpointError> {
+    pub fn put(&self, store: &dyn BlobStore) -> Result<(), CheckpointError> {
         let number = self.manifest.number;
         if is_passed(store, number)? {
             return Err(CheckpointError::Decided(number));
         }
-        self.manifest.store(store)?;
+        self.manifest.store(store)
+    }
+
+    /// As [`Self::put`]; gives the manifest, and the lineage for the next checkpoint.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn store(self, store: &dyn BlobStore) -> Result<(Manifest, Lineage), CheckpointError> {
+        self.put(store)?;
         Ok((self.manifest, self.lineage))
     }
 }
@@ -260,14 +275,14 @@ pub fn give_up(
     topology: &Topology,
     number: Colour,
     now: Time,
-    names: &BundleNames,
+    writer: u64,
     reason: &str,
 ) -> Result<(), CheckpointError> {
     let tombstone = Tombstone {
         incarnation: topology.incarnation,
         number,
         created: now,
-        writer: names.writer(),
+        writer,
         reason: reason.to_owned(),
     };
     tombstone.store(store)

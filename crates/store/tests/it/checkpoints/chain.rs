@@ -2,7 +2,6 @@
 
 use super::model::{Cluster, Cut, INCARNATION, sim_store};
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicBool;
 use stead_core::ids::{Blob, Colour, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
@@ -11,12 +10,12 @@ use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::collect::{Collector, DeleteError, Retention, delete_checkpoint};
-use stead_store::checkpoint::compact::{self, Policy};
+use stead_store::checkpoint::compact::{self, Merge, MergeRun, Merged, Policy, renewals};
 use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::load::{load_part, load_parts};
 use stead_store::checkpoint::manifest::{Manifest, decided_numbers, newest, read_manifest};
-use stead_store::checkpoint::store::{BlobStore, Pace};
+use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::verify::verify_checkpoint;
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, give_up};
 use stead_store::sim_disk::SimDisk;
@@ -35,11 +34,22 @@ pub(crate) fn check(store: &dyn BlobStore, manifest: &Manifest, cut: &Cut, threa
 
 pub(crate) fn merge(cluster: &mut Cluster, store: &dyn BlobStore, policy: &Policy) -> bool {
     let Some(merge) = compact::plan(&cluster.lineage, policy) else { return false };
-    let id = (INCARNATION, cluster.number);
-    let (stop, pace) = (AtomicBool::new(false), Pace::unlimited());
-    let merged =
-        compact::run(store, &cluster.names, id, &cluster.lineage, &merge, &pace, &stop).unwrap().unwrap();
+    let merged = run(store, &cluster.names, cluster.number, &cluster.lineage, &merge).unwrap();
     cluster.lineage.apply(&merged)
+}
+
+/// Carries out a merge, step by step.
+pub(crate) fn run(
+    store: &dyn BlobStore,
+    names: &BundleNames,
+    number: Colour,
+    lineage: &Lineage,
+    merge: &Merge,
+) -> Result<Merged, CheckpointError> {
+    let id = (INCARNATION, number, names.writer());
+    let mut run = MergeRun::begin(store, names.draw(number), id, lineage, merge)?;
+    while !run.step()? {}
+    run.finish()
 }
 
 pub(crate) fn in_use(lineage: &Lineage) -> BTreeSet<String> {
@@ -61,8 +71,15 @@ fn every_kept_checkpoint_stays_what_it_was() {
             if seed % 4 == 3 && round % 7 == 0 {
                 let (_, sealed) = cluster.seal(&store);
                 drop(sealed);
-                give_up(&store, &cluster.topology, cluster.number, Time(round), &cluster.names, "a test")
-                    .unwrap();
+                give_up(
+                    &store,
+                    &cluster.topology,
+                    cluster.number,
+                    Time(round),
+                    cluster.names.writer(),
+                    "a test",
+                )
+                .unwrap();
                 // What its snapshots took is in no lineage.
                 cluster.fail_next();
                 cuts.push(Cut::default());
@@ -79,7 +96,7 @@ fn every_kept_checkpoint_stays_what_it_was() {
                 merge(&mut cluster, &store, &policy);
             }
             if round == 15 {
-                copy(&store, &other, &manifest, &Pace::unlimited()).unwrap();
+                copy(&store, &other, &manifest, &mut |_| {}).unwrap();
             }
             let all = if round % 6 == 0 { decided_numbers(&store).unwrap() } else { Vec::new() };
             for number in all {
@@ -139,9 +156,9 @@ fn a_number_is_decided_once() {
     let store = sim_store(&SimDisk::new(1));
     let mut cluster = Cluster::new(1, [1, 1]);
     let (_, sealed) = cluster.seal(&store);
-    give_up(&store, &cluster.topology, Colour(1), Time(0), &cluster.names, "too slow").unwrap();
+    give_up(&store, &cluster.topology, Colour(1), Time(0), cluster.names.writer(), "too slow").unwrap();
     // The same tombstone again is the same decision.
-    give_up(&store, &cluster.topology, Colour(1), Time(0), &cluster.names, "too slow").unwrap();
+    give_up(&store, &cluster.topology, Colour(1), Time(0), cluster.names.writer(), "too slow").unwrap();
     assert!(matches!(sealed.unwrap().store(&store), Err(CheckpointError::Decided(Colour(1)))));
     let found = newest(&store).unwrap();
     assert!(found.manifest.is_none() && found.decided == Colour(1));
@@ -149,7 +166,8 @@ fn a_number_is_decided_once() {
     assert_eq!(error.to_string(), "checkpoint 1 was given up: too slow; use another one");
     cluster.fail_next();
     let (_, manifest) = cluster.checkpoint(&store);
-    let late = give_up(&store, &cluster.topology, manifest.number, Time(0), &cluster.names, "too late");
+    let late =
+        give_up(&store, &cluster.topology, manifest.number, Time(0), cluster.names.writer(), "too late");
     assert!(matches!(late, Err(CheckpointError::Decided(Colour(2)))));
 }
 
@@ -175,9 +193,15 @@ fn merging_costs_little_and_keeps_loads_short() {
     let mut written = Vec::new();
     let mut renewed = 0;
     for number in (1..=130).map(Colour) {
-        let plan = Plan { number, created: Time(0), topology: topology.clone(), pace: Pace::unlimited() };
-        let mut writer = CheckpointWriter::create(&store, &names, plan).unwrap();
-        let all = !compact::renewals(&lineage, &policy).is_empty();
+        let plan = Plan {
+            number,
+            created: Time(0),
+            topology: topology.clone(),
+            bundle: names.draw(number),
+            writer: names.writer(),
+        };
+        let mut writer = CheckpointWriter::create(&store, plan).unwrap();
+        let all = !renewals(&lineage, &policy).is_empty();
         renewed += u32::from(all);
         records.begin_snapshot(all);
         let position = Position { colour: number, ..Position::default() };
@@ -201,9 +225,7 @@ fn merging_costs_little_and_keeps_loads_short() {
         lineage = next;
         let mut bytes = manifest.totals.written_bytes;
         if let Some(merge) = compact::plan(&lineage, &policy) {
-            let (pace, stop) = (Pace::unlimited(), AtomicBool::new(false));
-            let merged = compact::run(&store, &names, (INCARNATION, number), &lineage, &merge, &pace, &stop);
-            let merged = merged.unwrap().unwrap();
+            let merged = run(&store, &names, number, &lineage, &merge).unwrap();
             bytes += merged.bundle().bytes;
             assert!(lineage.apply(&merged));
         }
@@ -231,21 +253,24 @@ fn merging_costs_little_and_keeps_loads_short() {
 
 #[test]
 fn a_merge_of_another_history_changes_nothing() {
-    let store = sim_store(&SimDisk::new(1));
+    let disk = SimDisk::new(1);
+    let store = sim_store(&disk);
     let mut cluster = Cluster::new(4, [1, 1]);
     let policy = Policy { fan_in: 2, growth: 1_000_000, growth_bytes_min: 0, ..Policy::default() };
     for _ in 0..4 {
         cluster.run(20);
         cluster.checkpoint(&store);
     }
-    let plan = compact::plan(&cluster.lineage, &policy).unwrap();
-    let (stop, pace) = (AtomicBool::new(false), Pace::unlimited());
-    let id = (INCARNATION, cluster.number);
-    let merged =
-        compact::run(&store, &cluster.names, id, &cluster.lineage, &plan, &pace, &stop).unwrap().unwrap();
-    let stopped = AtomicBool::new(true);
-    let none = compact::run(&store, &cluster.names, id, &cluster.lineage, &plan, &pace, &stopped).unwrap();
-    assert!(none.is_none());
+    let planned = compact::plan(&cluster.lineage, &policy).unwrap();
+    let merged = run(&store, &cluster.names, cluster.number, &cluster.lineage, &planned).unwrap();
+    // One that is broken off leaves nothing.
+    let before = disk.files();
+    let id = (INCARNATION, cluster.number, cluster.names.writer());
+    let name = cluster.names.draw(cluster.number);
+    let mut broken_off = MergeRun::begin(&store, name, id, &cluster.lineage, &planned).unwrap();
+    broken_off.step().unwrap();
+    drop(broken_off);
+    assert_eq!(disk.files(), before);
     // A checkpoint that is taken while the merge runs doesn't hinder it.
     cluster.run(20);
     let (_, before) = cluster.checkpoint(&store);

@@ -9,7 +9,7 @@ use stead_store::checkpoint::checks::{CHECKS, CheckOutcome, Checked, checks_name
 use stead_store::checkpoint::collect::{Collector, Retention, delete_checkpoint};
 use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::manifest::CheckResult;
-use stead_store::checkpoint::store::{BlobStore, Pace, Put};
+use stead_store::checkpoint::store::{BlobStore, Put};
 use stead_store::sim_disk::SimDisk;
 
 fn checked(number: Colour, failure: Option<&str>) -> Checked {
@@ -24,7 +24,7 @@ fn results_are_read_back_copied_late_and_go_with_their_checkpoint() {
     let mut cluster = Cluster::new(1, [1, 2]);
     let manifests: Vec<_> = (0..3).map(|_| cluster.checkpoint(&store).1).collect();
     assert_eq!(recorded_checks(&store, &manifests[0]).unwrap(), []);
-    copy(&store, &other, &manifests[0], &Pace::unlimited()).unwrap();
+    copy(&store, &other, &manifests[0], &mut |_| {}).unwrap();
     for (manifest, failure) in manifests.iter().zip([Some("one too many"), None, None]) {
         let checked = checked(manifest.number, failure);
         assert_eq!(checked.store(&store).unwrap(), Put::Created);
@@ -32,7 +32,7 @@ fn results_are_read_back_copied_late_and_go_with_their_checkpoint() {
         assert_eq!(recorded_checks(&store, manifest).unwrap(), checked.results);
     }
     // They came after the first copy, and go with the second one.
-    copy(&store, &other, &manifests[1], &Pace::unlimited()).unwrap();
+    copy(&store, &other, &manifests[1], &mut |_| {}).unwrap();
     assert_eq!(other.list(CHECKS).unwrap(), [checks_name(Colour(1)), checks_name(Colour(2))]);
 
     let retention = Retention { keep: 2, pinned: BTreeSet::new(), grace: 0 };
@@ -89,7 +89,7 @@ fn marks_of_checks_outlive_their_checkpoint_stay_at_home_and_are_whole() {
     // Of two with one serial the second gets another.
     let names = [begun.store(&store, u64::MAX).unwrap(), begun.store(&store, u64::MAX).unwrap()];
     assert_ne!(names[0], names[1]);
-    copy(&store, &other, &manifests[0], &Pace::unlimited()).unwrap();
+    copy(&store, &other, &manifests[0], &mut |_| {}).unwrap();
     assert_eq!(begun_names(&other).unwrap(), Vec::<String>::new());
     let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
     let in_use = super::chain::in_use(&cluster.lineage);

@@ -1,9 +1,8 @@
 //! Crashes at each I/O of writing, merging, collecting and restoring checkpoints: the newest complete one stays intact.
 
-use super::chain::{check, in_use, merge};
+use super::chain::{check, in_use, merge, run};
 use super::model::{Cluster, Cut, INCARNATION, sim_store};
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 use stead_core::ids::{Colour, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
@@ -11,7 +10,7 @@ use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::compact::{self, Policy};
 use stead_store::checkpoint::manifest::{manifest_name, newest, read_manifest};
 use stead_store::checkpoint::restore::{Restore, restore};
-use stead_store::checkpoint::store::{BlobStore, Pace};
+use stead_store::checkpoint::store::BlobStore;
 use stead_store::disk::{Disk, Open};
 use stead_store::sim_disk::SimDisk;
 
@@ -33,9 +32,8 @@ fn work(
         cluster.lineage = lineage;
         *acknowledged = manifest.number;
         if let Some(merge) = compact::plan(&cluster.lineage, &POLICY) {
-            let (id, pace, stop) = ((INCARNATION, cluster.number), Pace::unlimited(), AtomicBool::new(false));
-            let merged = compact::run(store, &cluster.names, id, &cluster.lineage, &merge, &pace, &stop)?;
-            assert!(cluster.lineage.apply(&merged.expect("nobody stops it")));
+            let merged = run(store, &cluster.names, cluster.number, &cluster.lineage, &merge)?;
+            assert!(cluster.lineage.apply(&merged));
         }
     }
     let retention = Retention { keep: 1, grace: 0, ..Retention::default() };
@@ -133,7 +131,6 @@ fn a_restore_that_crashed_left_a_whole_checkpoint_or_none() {
             incarnation: Incarnation(8),
             shards: BTreeMap::from([("left".to_owned(), 3)]),
             created: Time(1),
-            pace: Pace::unlimited(),
         };
         let open = || {
             stead_store::checkpoint::store::DiskStore::open(std::sync::Arc::new(disk.clone()), "checkpoints")

@@ -10,7 +10,7 @@ use stead_store::checkpoint::compact::Policy;
 use stead_store::checkpoint::copy::{Owner, copy};
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Totals, manifest_name, newest, read_manifest};
-use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
+use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::checkpoint::verify::{Inconsistency, verify_checkpoint};
 use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
@@ -152,7 +152,7 @@ fn unknown_versions_are_told_from_damage() {
 fn a_collection_stops_at_a_manifest_that_it_can_not_read() {
     let (disk, store, mut cluster) = small(6);
     merge(&mut cluster, &store, &Policy { fan_in: 2, growth: 100, growth_bytes_min: 0, ..Policy::default() });
-    give_up(&store, &cluster.topology, Colour(4), Time(0), &cluster.names, "a test").unwrap();
+    give_up(&store, &cluster.topology, Colour(4), Time(0), cluster.names.writer(), "a test").unwrap();
     for number in 1..=4 {
         let path = format!("checkpoints/{}", manifest_name(Colour(number)));
         disk.flip_bit(&path, 70, 1).unwrap();
@@ -179,7 +179,7 @@ fn a_flipped_bit_anywhere_in_a_bundle_is_never_copied() {
         for at in 0..bundle.bytes {
             disk.flip_bit(&path, at, (at % 8) as u8).unwrap();
             let target = sim_store(&SimDisk::new(1));
-            let error = copy(&store, &target, &manifest, &Pace::unlimited()).unwrap_err();
+            let error = copy(&store, &target, &manifest, &mut |_| {}).unwrap_err();
             assert_eq!(name_of(&error), bundle.name, "byte {at}: {error}");
             assert!(newest(&target).unwrap().manifest.is_none());
             disk.flip_bit(&path, at, (at % 8) as u8).unwrap();
@@ -193,13 +193,13 @@ fn a_bundle_that_can_not_be_read_at_the_target_is_sent_again() {
     let disk = SimDisk::new(1);
     let target = sim_store(&disk);
     let first = newest(&store).unwrap().manifest.unwrap();
-    copy(&store, &target, &first, &Pace::unlimited()).unwrap();
+    copy(&store, &target, &first, &mut |_| {}).unwrap();
     let damaged = &first.bundles[0];
     disk.flip_bit(&format!("checkpoints/{}", damaged.name), damaged.bytes - 60, 1).unwrap();
     assert_eq!(name_of(&load_parts(&target, &first, 1).err().unwrap()), damaged.name);
     let (_, second) = cluster.checkpoint(&store);
     assert!(second.bundles.contains(damaged));
-    assert_eq!(copy(&store, &target, &second, &Pace::unlimited()).unwrap().bundles, 2);
+    assert_eq!(copy(&store, &target, &second, &mut |_| {}).unwrap().bundles, 2);
     for manifest in [first, second] {
         load_parts(&target, &manifest, 1).unwrap();
     }

@@ -48,7 +48,7 @@ fn write() {
         results(number, skipped).store(&store).unwrap();
     }
     begun().store(&store, 0x5eed).unwrap();
-    give_up(&store, &cluster.topology, Colour(4), Time(4), &cluster.names, "a fixture").unwrap();
+    give_up(&store, &cluster.topology, Colour(4), Time(4), cluster.names.writer(), "a fixture").unwrap();
     for path in disk.files() {
         let to = dir().join(path.strip_prefix("checkpoints/").unwrap());
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();

@@ -16,7 +16,7 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::manifest::Manifest;
-use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
+use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed};
 use stead_store::sim_disk::SimDisk;
 
@@ -227,10 +227,11 @@ impl Cluster {
             number: self.number,
             created: Time(self.number.0),
             topology: self.topology.clone(),
-            pace: Pace::unlimited(),
+            bundle: self.names.draw(self.number),
+            writer: self.names.writer(),
         };
         let mut cut = Cut { hashes: vec![0; self.shards.len()], ..Cut::default() };
-        let mut writer = CheckpointWriter::create(store, &self.names, plan);
+        let mut writer = CheckpointWriter::create(store, plan);
         let mut parts: Vec<(Header, bool)> = Vec::new();
         let mut open: Vec<ShardId> = Vec::new();
         let mut unmarked: BTreeSet<ShardId> = self.topology.shards().collect();

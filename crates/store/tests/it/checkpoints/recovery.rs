@@ -99,7 +99,7 @@ fn the_log_is_folded_over_the_newest_checkpoint() {
             &node.cluster.topology,
             Colour(7),
             Time(0),
-            &node.cluster.names,
+            node.cluster.names.writer(),
             "a test",
         )
         .unwrap();
@@ -108,7 +108,8 @@ fn the_log_is_folded_over_the_newest_checkpoint() {
         node.check(&recovered);
         // Once a greater number is decided it goes, and the numbers go on from the greater one.
         let store = sim_store(&node.disk);
-        give_up(&store, &node.cluster.topology, Colour(8), Time(0), &node.cluster.names, "a test").unwrap();
+        give_up(&store, &node.cluster.topology, Colour(8), Time(0), node.cluster.names.writer(), "a test")
+            .unwrap();
         let retention = Retention::default();
         let used = super::chain::in_use(&recovered.lineage);
         let collected = Collector::new().collect(&store, INCARNATION, Time(9), &retention, &used).unwrap();

@@ -10,7 +10,7 @@ use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Manifest, newest};
 use stead_store::checkpoint::restore::{Restore, RestoreError, Restored, restore};
-use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace};
+use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::checkpoint::verify::verify_checkpoint;
 use stead_store::recovery::recover;
 use stead_store::sim_disk::SimDisk;
@@ -21,7 +21,6 @@ fn options(shards: &[(&str, u32)]) -> Restore {
         incarnation: Incarnation(8),
         shards: shards.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
         created: Time(77),
-        pace: Pace::unlimited(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::manifest::newest;
 use stead_store::checkpoint::remote;
-use stead_store::checkpoint::store::{BlobStore, DiskStore, Pace, Put, StoreError};
+use stead_store::checkpoint::store::{BlobStore, DiskStore, Put, StoreError};
 use stead_store::real_disk::RealDisk;
 use stead_store::sim_disk::SimDisk;
 
@@ -24,7 +24,7 @@ pub(crate) fn suite(store: &dyn BlobStore) {
     assert_eq!(store.put_new("manifests/empty", b"").unwrap(), Put::Created);
     assert_eq!(store.get("manifests/empty", 0).unwrap(), b"");
 
-    let mut writer = store.create("bundles/x.bundle", &Pace::unlimited()).unwrap();
+    let mut writer = store.create("bundles/x.bundle").unwrap();
     let piece: Vec<u8> = (0..1_500_000u32).map(|at| (at % 251) as u8).collect();
     for _ in 0..5 {
         writer.write(&piece).unwrap();
@@ -40,11 +40,11 @@ pub(crate) fn suite(store: &dyn BlobStore) {
     assert_eq!(buf[1..], piece[..599_999]);
     assert!(reader.read_at(&mut buf, 7_000_000).is_err(), "it ends before");
     reader.read_at(&mut [], 7_500_000).unwrap();
-    let mut dropped = store.create("bundles/y.bundle", &Pace::unlimited()).unwrap();
+    let mut dropped = store.create("bundles/y.bundle").unwrap();
     dropped.write(&piece).unwrap();
     drop(dropped);
     assert_eq!(store.list("bundles/").unwrap(), ["bundles/x.bundle"]);
-    store.create("bundles/z", &Pace::bytes_per_second(1 << 30)).unwrap().finish().unwrap();
+    store.create("bundles/z").unwrap().finish().unwrap();
     assert_eq!(store.open("bundles/z").unwrap().size(), 0);
 
     assert_eq!(store.list("manifests/").unwrap(), ["manifests/a.json", "manifests/empty"]);
@@ -84,11 +84,11 @@ pub(crate) fn suite(store: &dyn BlobStore) {
     for _ in 0..3 {
         cluster.run(40);
         let (cut, manifest) = cluster.checkpoint(&local);
-        let copied = copy(&local, store, &manifest, &Pace::unlimited()).unwrap();
+        let copied = copy(&local, store, &manifest, &mut |_| {}).unwrap();
         assert_eq!(copied.bundles + copied.reused, manifest.bundles.len());
         let found = newest(store).unwrap().manifest.unwrap();
         check(store, &found, &cut, 2);
-        assert_eq!(copy(&local, store, &manifest, &Pace::unlimited()).unwrap().bundles, 0);
+        assert_eq!(copy(&local, store, &manifest, &mut |_| {}).unwrap().bundles, 0);
     }
 }
 
@@ -102,14 +102,14 @@ fn a_simulated_disk() {
 fn a_store_takes_nothing_more_after_a_failed_sync() {
     type Step = fn(&dyn BlobStore) -> Result<(), StoreError>;
     let put: Step = |store| store.put_new("manifests/a.json", b"one").map(drop);
-    let large: Step = |store| store.create("bundles/large", &Pace::unlimited())?.write(&vec![1; 17 << 20]);
-    let finish: Step = |store| store.create("bundles/small", &Pace::unlimited())?.finish();
+    let large: Step = |store| store.create("bundles/large")?.write(&vec![1; 17 << 20]);
+    let finish: Step = |store| store.create("bundles/small")?.finish();
     let delete: Step = |store| store.delete("bundles/old");
     for step in [put, large, finish, delete] {
         let disk = SimDisk::new(1);
         let store = sim_store(&disk);
-        store.create("bundles/old", &Pace::unlimited()).unwrap().finish().unwrap();
-        let begun = store.create("bundles/begun", &Pace::unlimited()).unwrap();
+        store.create("bundles/old").unwrap().finish().unwrap();
+        let begun = store.create("bundles/begun").unwrap();
         assert_eq!(store.failure(), None);
         disk.fail_syncs(1);
         let first = step(&store).unwrap_err();
@@ -137,13 +137,13 @@ fn a_directory() {
 /// An object of more than one part.
 pub(crate) fn suite_of_parts(store: &dyn BlobStore) {
     let piece: Vec<u8> = (0..9u32 << 20).map(|at| (at % 253) as u8).collect();
-    let mut writer = store.create("bundles/parts", &Pace::unlimited()).unwrap();
+    let mut writer = store.create("bundles/parts").unwrap();
     writer.write(&piece).unwrap();
     writer.write(&piece).unwrap();
     writer.finish().unwrap();
     let whole = store.get("bundles/parts", 18 << 20).unwrap();
     assert!(whole[..piece.len()] == piece && whole[piece.len()..] == piece);
-    let mut dropped = store.create("bundles/dropped", &Pace::unlimited()).unwrap();
+    let mut dropped = store.create("bundles/dropped").unwrap();
     dropped.write(&piece).unwrap();
     dropped.write(&piece).unwrap();
     drop(dropped);

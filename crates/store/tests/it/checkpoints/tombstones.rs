@@ -13,7 +13,7 @@ use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{MANIFESTS, decided_numbers, manifest_name, newest};
-use stead_store::checkpoint::store::{BlobReader, BlobStore, BlobWriter, DiskStore, Pace, Put, StoreError};
+use stead_store::checkpoint::store::{BlobReader, BlobStore, BlobWriter, DiskStore, Put, StoreError};
 use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
 
@@ -24,7 +24,7 @@ fn give_up_next(cluster: &mut Cluster, store: &dyn BlobStore) -> Result<(), Chec
     cluster.fail_next();
     drop(sealed?);
     let now = Time(cluster.number.0);
-    give_up(store, &cluster.topology, cluster.number, now, &cluster.names, "a test")
+    give_up(store, &cluster.topology, cluster.number, now, cluster.names.writer(), "a test")
 }
 
 fn collect(
@@ -73,7 +73,8 @@ fn the_tombstones_of_older_programs_go_in_a_few_collections() {
     let mut cluster = Cluster::new(1, [1, 1]);
     cluster.checkpoint(&store);
     for number in 2..=150 {
-        give_up(&store, &cluster.topology, Colour(number), Time(0), &cluster.names, "a test").unwrap();
+        give_up(&store, &cluster.topology, Colour(number), Time(0), cluster.names.writer(), "a test")
+            .unwrap();
     }
     let mut collector = Collector::new();
     for expected in [2..=65, 66..=129, 130..=149] {
@@ -89,7 +90,7 @@ fn a_number_stays_decided_when_its_tombstone_is_gone() {
     let store = sim_store(&SimDisk::new(1));
     let mut cluster = Cluster::new(1, [1, 1]);
     let (_, late) = cluster.seal(&store);
-    give_up(&store, &cluster.topology, cluster.number, Time(0), &cluster.names, "too slow").unwrap();
+    give_up(&store, &cluster.topology, cluster.number, Time(0), cluster.names.writer(), "too slow").unwrap();
     cluster.fail_next();
     give_up_next(&mut cluster, &store).unwrap();
     let collected = collect(&mut Collector::new(), &store, &cluster.lineage).unwrap();
@@ -165,8 +166,8 @@ impl BlobStore for Counting {
         self.store.put_new(name, bytes)
     }
 
-    fn create(&self, name: &str, pace: &Pace) -> Result<Box<dyn BlobWriter>, StoreError> {
-        self.store.create(name, pace)
+    fn create(&self, name: &str) -> Result<Box<dyn BlobWriter>, StoreError> {
+        self.store.create(name)
     }
 
     fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
@@ -226,7 +227,7 @@ fn a_manifest_that_comes_late_hides_no_newer_one_is_refused_and_collected_again(
     for _ in 0..12 {
         cluster.run(25);
         let (cut, manifest) = cluster.checkpoint(&store);
-        copy(&store, &target, &manifest, &Pace::unlimited()).unwrap();
+        copy(&store, &target, &manifest, &mut |_| {}).unwrap();
         merge(&mut cluster, &store, &policy);
         collect(&mut collector);
         taken.push((cut, manifest));

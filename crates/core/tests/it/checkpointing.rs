@@ -1,0 +1,341 @@
+//! The driver of checkpoints, by transcripts: `testdata/checkpointing/*.txt` holds what happens and, indented, what the
+//! driver asks for. With `STEAD_TRANSCRIPTS=write` the expected part is written anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::time::Duration;
+use stead_core::checkpointing::bundle::{BundleNames, BundleRef, Hash};
+use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, Recovered};
+use stead_core::checkpointing::lineage::{AddedSection, Lineage};
+use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Policy};
+use stead_core::checkpointing::retention::{Garbage, Inventory};
+use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
+
+/// A driver, and the store that it believes in.
+struct Script {
+    driver: Driver,
+    bundles: BTreeSet<String>,
+    decided: BTreeMap<Colour, Option<Vec<String>>>,
+    created: BTreeMap<Colour, String>,
+    sealed: BTreeMap<Colour, Lineage>,
+    merges: Vec<(String, Merge, Lineage)>,
+    deleting: Vec<Garbage>,
+    pinned: BTreeSet<Colour>,
+}
+
+/// The number and the serial number of a bundle's name.
+fn short(name: &str) -> String {
+    let mut parts = name.trim_start_matches("bundles/").trim_end_matches(".bundle").split('-');
+    let mut number = || parts.next().unwrap_or_default().trim_start_matches('0').to_owned();
+    let (checkpoint, _, serial) = (number(), number(), number());
+    format!("{checkpoint}.{}", if serial.is_empty() { "0" } else { &serial })
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> T {
+    text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
+}
+
+/// The values of words like `keep=3`.
+fn option<T: std::str::FromStr>(words: &[&str], name: &str) -> Option<T> {
+    words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(number)
+}
+
+fn bundle(name: &str, bytes: u64, level: u32) -> BundleRef {
+    BundleRef { name: name.to_owned(), bytes, level, index: Hash(1) }
+}
+
+impl Script {
+    /// `node shards=2 decided=0 seen=0 interval=60 timeout=10 keep=1 grace=0 fan-in=2`
+    fn new(words: &[&str]) -> Self {
+        let seconds = |name| option(words, name).map(Duration::from_secs);
+        let shards: u32 = option(words, "shards").unwrap_or(2);
+        let (decided, seen) = (option(words, "decided").unwrap_or(0), option(words, "seen").unwrap_or(0));
+        let policy = Policy {
+            fan_in: option(words, "fan-in").unwrap_or(100),
+            growth: 1_000_000,
+            renewal: option(words, "renewal").unwrap_or(1_000_000),
+            growth_bytes_min: 1,
+            ..Policy::default()
+        };
+        let options = Options {
+            interval: seconds("interval"),
+            timeout: seconds("timeout").unwrap_or(Duration::from_secs(100)),
+            keep: option(words, "keep").unwrap_or(1),
+            grace: seconds("grace").unwrap_or_default(),
+            policy,
+        };
+        let mut lineage = Lineage::new();
+        let (mut bundles, mut decisions) = (BTreeSet::new(), BTreeMap::new());
+        let names = BundleNames::new(1);
+        if decided > 0 {
+            let name = names.draw(Colour(decided));
+            let all = (0..shards).map(|shard| (ShardId(shard), AddedSection { base: true, bytes: 100 }));
+            lineage.append(&bundle(&name, 200, 0), all);
+            bundles.insert(name.clone());
+            decisions.insert(Colour(decided), Some(vec![name]));
+        }
+        let epochs = (0..shards).map(|shard| (ShardId(shard), Epoch(1))).collect();
+        let recovered = Recovered { lineage, decided: Colour(decided), seen: Colour(seen) };
+        Self {
+            driver: Driver::new(Time(0), options, names, epochs, recovered),
+            bundles,
+            decided: decisions,
+            created: BTreeMap::new(),
+            sealed: BTreeMap::new(),
+            merges: Vec::new(),
+            deleting: Vec::new(),
+            pinned: BTreeSet::new(),
+        }
+    }
+
+    /// The lineage with a bundle of these sections: `0=100` or, of all records, `0=100!`.
+    fn seal(&mut self, checkpoint: Colour, words: &[&str]) -> Lineage {
+        let name = self.created[&checkpoint].clone();
+        let sections = words.iter().map(|word| {
+            let (shard, bytes) = word.split_once('=').expect("a section is SHARD=BYTES");
+            let base = bytes.ends_with('!');
+            let bytes = number(bytes.trim_end_matches('!'));
+            (ShardId(number(shard)), AddedSection { base, bytes })
+        });
+        let mut lineage = self.driver.lineage().clone();
+        lineage.append(&bundle(&name, 1000, 0), sections);
+        self.bundles.insert(name);
+        self.sealed.insert(checkpoint, lineage.clone());
+        lineage
+    }
+
+    fn complete(&mut self, checkpoint: Colour) {
+        let bundles = self.sealed[&checkpoint].bundles().iter().map(|bundle| bundle.name.clone());
+        self.decided.insert(checkpoint, Some(bundles.collect()));
+    }
+
+    fn merged(&mut self) -> Merged {
+        let (output, merge, lineage) = self.merges.remove(0);
+        let inputs: BTreeSet<String> = merge.inputs.iter().map(|bundle| bundle.name.clone()).collect();
+        let is_input = |at: u32| inputs.contains(&lineage.bundles()[at as usize].name);
+        let sections = lineage.shards().filter_map(|(shard, sections)| {
+            let went_in: Vec<_> = sections.iter().filter(|section| is_input(section.bundle)).collect();
+            let merged = MergedSection {
+                sources: went_in.len(),
+                oldest: is_input(sections[0].bundle),
+                bytes: went_in.iter().map(|section| section.bytes).sum(),
+            };
+            (!went_in.is_empty()).then_some((shard, merged))
+        });
+        let sections = sections.collect();
+        self.bundles.insert(output.clone());
+        Merged { bundle: bundle(&output, merge.bytes, merge.level), inputs, sections }
+    }
+
+    fn delete(&mut self) {
+        for garbage in self.deleting.drain(..) {
+            match garbage {
+                Garbage::Checkpoint(number) | Garbage::Tombstone(number) => {
+                    assert!(self.decided.remove(&number).is_some(), "{number} is not there");
+                }
+                Garbage::Results(_) => {}
+                Garbage::Bundle(name) => {
+                    assert!(self.bundles.remove(&name), "{name} is not there");
+                    let needed = self.decided.values().flatten().any(|bundles| bundles.contains(&name));
+                    assert!(!needed, "{name} is needed");
+                }
+            }
+        }
+    }
+
+    /// What a line says has happened: its time in seconds, and words.
+    fn input(&mut self, words: &[&str]) -> Input {
+        let shard_of = |word: &str| ShardId(number(word));
+        let reason = || "a test".to_owned();
+        match words {
+            ["tick"] => Input::Tick,
+            ["wanted"] => Input::Wanted,
+            ["interval", "none"] => Input::Interval(None),
+            ["interval", seconds] => Input::Interval(Some(Duration::from_secs(number(seconds)))),
+            ["log", "spent"] => Input::LogSpent(true),
+            ["log", "has", "room"] => Input::LogSpent(false),
+            ["created", checkpoint] => Input::Created(Colour(number(checkpoint))),
+            ["shard", shard, "marked", checkpoint, rest @ ..] => Input::Marked {
+                shard: shard_of(shard),
+                number: Colour(number(checkpoint)),
+                epoch: Epoch(option(rest, "epoch").unwrap_or(1)),
+                index: Index(option(rest, "index").unwrap_or(1)),
+                all: rest.contains(&"all"),
+            },
+            ["shard", shard, "written", checkpoint] => {
+                Input::PartWritten { shard: shard_of(shard), number: Colour(number(checkpoint)) }
+            }
+            ["shard", shard, "committed", checkpoint] => {
+                Input::MarkerCommitted { shard: shard_of(shard), number: Colour(number(checkpoint)) }
+            }
+            ["failed", checkpoint] => Input::Failed { number: Colour(number(checkpoint)), reason: reason() },
+            ["sealed", checkpoint, sections @ ..] => {
+                let number = Colour(number(checkpoint));
+                Input::Sealed { number, lineage: self.seal(number, sections) }
+            }
+            ["stored", checkpoint] => {
+                let number = Colour(number(checkpoint));
+                self.complete(number);
+                Input::Stored(number)
+            }
+            ["store", "failed", checkpoint, rest @ ..] => Input::StoreFailed {
+                number: Colour(number(checkpoint)),
+                reason: reason(),
+                may_exist: rest.contains(&"perhaps"),
+            },
+            ["buried", checkpoint] => {
+                let number = Colour(number(checkpoint));
+                self.decided.insert(number, None);
+                Input::Buried { number, burial: Burial::Tombstone }
+            }
+            ["found", checkpoint] => {
+                let number = Colour(number(checkpoint));
+                self.complete(number);
+                Input::Buried { number, burial: Burial::Complete }
+            }
+            ["not", "buried", checkpoint] => {
+                Input::Buried { number: Colour(number(checkpoint)), burial: Burial::Unknown }
+            }
+            ["looked", pinned @ ..] => {
+                self.pinned = pinned.iter().map(|number| Colour(self::number(number))).collect();
+                let inventory = Inventory {
+                    bundles: self.bundles.iter().cloned().collect(),
+                    decided: self.decided.clone(),
+                    results: Vec::new(),
+                };
+                Input::Inventory { inventory, pinned: self.pinned.clone() }
+            }
+            ["deleted"] => {
+                self.delete();
+                Input::Deleted
+            }
+            ["collect", "failed"] => Input::CollectFailed,
+            ["merged"] => Input::Merged(Some(self.merged())),
+            ["merge", "failed"] => {
+                self.merges.remove(0);
+                Input::Merged(None)
+            }
+            _ => panic!("unknown words {words:?}"),
+        }
+    }
+
+    /// What the driver asks for, in words.
+    fn action(&mut self, action: Action) -> String {
+        match action {
+            Action::Create { number, bundle } => {
+                let text = format!("create {number}, bundle {}", short(&bundle));
+                self.created.insert(number, bundle);
+                text
+            }
+            Action::ForceFull(shards) => {
+                format!("force full {:?}", shards.iter().map(|s| s.0).collect::<Vec<_>>())
+            }
+            Action::Colour(number) => format!("colour {number}"),
+            Action::Discard { shard, number } => format!("discard the part of shard {shard} of {number}"),
+            Action::Seal(number) => format!("seal {number}"),
+            Action::StoreManifest(number) => format!("store the manifest of {number}"),
+            Action::Bury { number, reason } => format!("bury {number}: {reason}"),
+            Action::Completed(number) => format!("completed {number}"),
+            Action::GivenUp { number, reason } => format!("given up {number}: {reason}"),
+            Action::Refuse => "refuse".to_owned(),
+            Action::Trim(tops) => {
+                let tops = tops.iter().map(|(shard, index)| format!("shard {shard} up to {index}"));
+                format!("trim {}", tops.collect::<Vec<_>>().join(", "))
+            }
+            Action::Look => "look".to_owned(),
+            Action::Delete(garbage) => {
+                let names = garbage.iter().map(|garbage| match garbage {
+                    Garbage::Checkpoint(number) => format!("checkpoint {number}"),
+                    Garbage::Tombstone(number) => format!("tombstone {number}"),
+                    Garbage::Results(name) => name.clone(),
+                    Garbage::Bundle(name) => format!("bundle {}", short(name)),
+                });
+                let text = format!("delete {}", names.collect::<Vec<_>>().join(", "));
+                self.deleting = garbage;
+                text
+            }
+            Action::Merge { output, merge, .. } => {
+                let inputs: Vec<_> = merge.inputs.iter().map(|bundle| short(&bundle.name)).collect();
+                let text = format!("merge {} into {}", inputs.join(" + "), short(&output));
+                self.merges.push((output, merge, self.driver.lineage().clone()));
+                text
+            }
+        }
+    }
+}
+
+/// Plays what a transcript says has happened, and writes what the driver asks for under it.
+fn play(text: &str) -> String {
+    let mut script: Option<Script> = None;
+    let mut out = String::new();
+    for line in text.lines().filter(|line| !line.starts_with(' ')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let _ = writeln!(out, "{line}");
+        match words.as_slice() {
+            [] | ["#", ..] => continue,
+            ["node", rest @ ..] => script = Some(Script::new(rest)),
+            [time, rest @ ..] => {
+                let script = script.as_mut().expect("a transcript begins with its node");
+                let now = Time(number::<u64>(time.trim_end_matches('s')) * 1_000_000);
+                let input = script.input(rest);
+                script.driver.handle(now, input);
+            }
+        }
+        let script = script.as_mut().expect("made above");
+        while let Some(action) = script.driver.poll_action() {
+            let _ = writeln!(out, "    {}", script.action(action));
+        }
+    }
+    out
+}
+
+fn transcript(name: &str) {
+    let path = format!("{}/tests/testdata/checkpointing/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    let expected = std::fs::read_to_string(&path).expect("the transcript is there");
+    let played = play(&expected);
+    if std::env::var_os("STEAD_TRANSCRIPTS").is_some_and(|value| value == "write") {
+        std::fs::write(&path, played).expect("the transcript can be written");
+    } else {
+        assert_eq!(played, expected, "{path}");
+    }
+}
+
+#[test]
+fn a_checkpoint_exists_once_every_part_is_durable_and_every_marker_committed() {
+    transcript("complete");
+}
+
+#[test]
+fn a_checkpoint_that_fails_or_takes_too_long_is_given_up() {
+    transcript("give_up");
+}
+
+#[test]
+fn a_colour_above_the_running_number_gives_that_up_at_once() {
+    transcript("higher_colour");
+}
+
+#[test]
+fn a_part_counts_only_upon_a_checkpoint_and_in_the_epoch_of_its_shard() {
+    transcript("parts");
+}
+
+#[test]
+fn a_manifest_that_exists_after_a_failed_store_is_a_checkpoint() {
+    transcript("store_failed");
+}
+
+#[test]
+fn what_is_in_use_is_not_deleted() {
+    transcript("collect");
+}
+
+#[test]
+fn a_merge_waits_for_a_sealed_checkpoint() {
+    transcript("merge");
+}
+
+#[test]
+fn undecided_numbers_are_given_up_at_the_start() {
+    transcript("start");
+}

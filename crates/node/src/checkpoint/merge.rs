@@ -1,0 +1,140 @@
+//! The part that merges bundles, so that checkpoints and callers do not wait for it.
+
+use crate::bell::Bell;
+use crate::checkpoint::{CheckpointHub, Event, Order, Trouble};
+use crate::part::{Part, Turned};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use stead_core::checkpointing::lineage::Lineage;
+use stead_core::checkpointing::merging::Merge;
+use stead_core::checkpointing::pace::Meter;
+use stead_core::ids::{Colour, Incarnation, Time};
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::compact::MergeRun;
+use stead_store::checkpoint::store::BlobStore;
+
+/// A merge that is to be carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MergeOrder {
+    /// The name of the bundle to write.
+    pub output: String,
+    /// The checkpoint that its bundle is named for.
+    pub number: Colour,
+    /// What the bundles belong to.
+    pub lineage: Lineage,
+    /// What is merged.
+    pub merge: Merge,
+}
+
+/// Where the merge part takes its order from; there is one at a time.
+#[derive(Default)]
+pub struct MergeDesk {
+    held: Mutex<Desk>,
+    /// Rung when there is an order.
+    pub bell: Bell,
+}
+
+#[derive(Default)]
+struct Desk {
+    order: Option<MergeOrder>,
+    stopped: bool,
+}
+
+impl MergeDesk {
+    fn held(&self) -> MutexGuard<'_, Desk> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Orders a merge.
+    pub fn put(&self, order: MergeOrder) {
+        self.held().order = Some(order);
+        self.bell.ring();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.held().stopped = true;
+        self.bell.ring();
+    }
+}
+
+/// Merges bundles: a turn reads and writes about a megabyte.
+pub struct MergePart {
+    store: Arc<dyn BlobStore>,
+    incarnation: Incarnation,
+    /// The life of the process, in the bundles' headers.
+    writer: u64,
+    run: Option<MergeRun>,
+    meter: Meter,
+}
+
+impl MergePart {
+    /// Nothing is merged. `writer` is that of the names of bundles.
+    #[must_use]
+    pub fn new(store: Arc<dyn BlobStore>, incarnation: Incarnation, writer: u64) -> Self {
+        Self { store, incarnation, writer, run: None, meter: Meter::default() }
+    }
+
+    fn begin(&mut self, order: &MergeOrder) -> Result<bool, CheckpointError> {
+        let MergeOrder { output, number, lineage, merge } = order;
+        let id = (self.incarnation, *number, self.writer);
+        self.run = Some(MergeRun::begin(&*self.store, output.clone(), id, lineage, merge)?);
+        Ok(false)
+    }
+
+    fn step(run: &mut MergeRun, meter: &mut Meter, rate: u64, now: Time) -> Result<bool, CheckpointError> {
+        let before = run.bytes();
+        let done = run.step()?;
+        meter.spend(rate, now, run.bytes() - before);
+        Ok(done)
+    }
+}
+
+impl<H: CheckpointHub> Part<H> for MergePart {
+    type Error = Infallible;
+
+    fn bell<'h>(&self, hub: &'h H) -> &'h Bell {
+        &hub.queue().merges.bell
+    }
+
+    /// Begins what was ordered, or goes on with it.
+    fn turn(&mut self, hub: &H, now: Time) -> Result<Turned, Infallible> {
+        let queue = hub.queue();
+        let order = {
+            let mut held = queue.merges.held();
+            if held.stopped || hub.is_over() {
+                // What was written so far goes with the writer.
+                self.run = None;
+                return Ok(Turned::Ended);
+            }
+            held.order.take()
+        };
+        if let Some(due) = self.meter.held_until(queue.pace.rate(), now)
+            && order.is_none()
+        {
+            return Ok(Turned::Until(Some(due)));
+        }
+        let done = match (order, &mut self.run) {
+            (Some(order), _) => self.begin(&order),
+            (None, Some(run)) => Self::step(run, &mut self.meter, queue.pace.rate(), now),
+            (None, None) => return Ok(Turned::Until(None)),
+        };
+        let ended = match done {
+            Ok(false) => return Ok(Turned::Again),
+            Ok(true) => self.run.take().expect("it has come to its end").finish(),
+            Err(error) => Err(error),
+        };
+        self.run = None;
+        let merged = match ended {
+            Ok(merged) => {
+                hub.perform(Order::Merged(merged.bundle.bytes));
+                Some(merged)
+            }
+            Err(error) => {
+                hub.perform(Order::Trouble(Trouble::Merge(error)));
+                None
+            }
+        };
+        queue.send(Event::Merged(merged));
+        Ok(Turned::Again)
+    }
+}

@@ -1,0 +1,393 @@
+//! The part that takes checkpoints: it writes what shards hand over, and completes it by a manifest.
+
+use crate::bell::Bell;
+use crate::checkpoint::queue::Next;
+use crate::checkpoint::{CheckpointFailure, CheckpointHub, Event, MergeOrder, Order, Trouble, Wanted};
+use crate::part::{Part, Turned};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use stead_core::checkpointing::bundle::BundleNames;
+use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, Recovered};
+use stead_core::checkpointing::pace::Meter;
+use stead_core::checkpointing::retention::Garbage;
+use stead_core::clock::Now;
+use stead_core::ids::{Colour, Epoch, ShardId, Time};
+use stead_core::records::Piece;
+use stead_core::state::Header;
+use stead_core::topology::Topology;
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::collect::Stock;
+use stead_store::checkpoint::manifest::{Decision, read_decision};
+use stead_store::checkpoint::store::BlobStore;
+use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed, give_up};
+
+/// What the checkpoint part begins with.
+pub struct CheckpointSetup {
+    /// Where checkpoints are kept; this is their only writer.
+    pub store: Arc<dyn BlobStore>,
+    /// The services and their shards.
+    pub topology: Arc<Topology>,
+    /// The epoch of each shard.
+    pub epochs: BTreeMap<ShardId, Epoch>,
+    /// The life of this process, drawn at random.
+    pub writer: u64,
+    /// When checkpoints are taken, and what is kept.
+    pub options: Options,
+    /// What was found at the start.
+    pub recovered: Recovered,
+}
+
+/// Takes checkpoints. A turn performs one action: a piece of at most about 256 KiB is written, a bundle sealed, a manifest
+/// stored, up to 64 objects are deleted.
+pub struct CheckpointPart {
+    store: Arc<dyn BlobStore>,
+    topology: Arc<Topology>,
+    writer: u64,
+    driver: Driver,
+    log_spent: bool,
+    stock: Stock,
+    running: Option<Running>,
+    /// The piece that is written.
+    encoded: Vec<u8>,
+    meter: Meter,
+    wanted: Vec<Wanted>,
+}
+
+/// The checkpoint that is taken.
+struct Running {
+    number: Colour,
+    begun: Time,
+    stage: Stage,
+    wanted: Vec<Wanted>,
+}
+
+enum Stage {
+    /// Nothing is written, or not any more.
+    None,
+    Writing(Box<CheckpointWriter>),
+    Sealed(Box<Sealed>),
+}
+
+/// Why a checkpoint that was wanted is not taken.
+const SHUT_DOWN: &str = "it was shut down while the checkpoint was taken";
+/// Wishes for a checkpoint from which on those whose caller has gone are forgotten.
+const WANTED_MAX: usize = 1024;
+
+impl CheckpointPart {
+    /// Nothing is taken.
+    #[must_use]
+    pub fn new(setup: CheckpointSetup, now: Time) -> Self {
+        let CheckpointSetup { store, topology, epochs, writer, options, recovered } = setup;
+        Self {
+            store,
+            topology,
+            writer,
+            driver: Driver::new(now, options, BundleNames::new(writer), epochs, recovered),
+            log_spent: false,
+            stock: Stock::new(),
+            running: None,
+            encoded: Vec::new(),
+            meter: Meter::default(),
+            wanted: Vec::new(),
+        }
+    }
+
+    /// What decides.
+    #[must_use]
+    pub fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    /// Answers those who wait: nothing is taken any more.
+    fn end(&mut self, reason: &str) {
+        let running = self.running.take().into_iter().flat_map(|running| running.wanted);
+        for wanted in running.chain(self.wanted.drain(..)) {
+            wanted.reply.send(Err(CheckpointFailure::Stopped(reason.to_owned())));
+        }
+    }
+
+    fn take(&mut self, hub: &impl CheckpointHub, now: Time, event: Event) {
+        match event {
+            Event::Begun { shard, number, header, all } => {
+                self.begin_part(hub, now, (shard, number), *header, all);
+            }
+            Event::Records { shard, number, piece, done } => {
+                if hub.queue().took(piece.bytes()) {
+                    hub.perform(Order::CaughtUp);
+                }
+                self.write_piece(hub, now, (shard, number), &piece, done);
+                hub.queue().give_back(piece);
+            }
+            Event::MarkerCommitted { shard, number } => {
+                self.driver.handle(now, Input::MarkerCommitted { shard, number });
+            }
+            Event::Wanted(wanted) => {
+                // The wish of those who have gone is fulfilled with that of the others.
+                if self.wanted.len() >= WANTED_MAX {
+                    self.wanted.retain(|wanted| !wanted.reply.is_gone());
+                }
+                self.wanted.push(wanted);
+                self.driver.handle(now, Input::Wanted);
+            }
+            Event::Interval(interval) => self.driver.handle(now, Input::Interval(interval)),
+            Event::Merged(merged) => self.driver.handle(now, Input::Merged(merged)),
+            Event::Stop => {}
+        }
+    }
+
+    fn begin_part(
+        &mut self,
+        hub: &impl CheckpointHub,
+        now: Time,
+        (shard, number): (ShardId, Colour),
+        header: Header,
+        all: bool,
+    ) {
+        let (epoch, index) = (header.position.epoch, header.position.index);
+        self.driver.handle(now, Input::Marked { shard, number, epoch, index, all });
+        if !self.driver.takes_part(shard, number) {
+            return;
+        }
+        if let Err(error) = self.writer(number).and_then(|writer| writer.begin_part(header, all)) {
+            self.fail(hub, now, number, error);
+        }
+    }
+
+    fn write_piece(
+        &mut self,
+        hub: &impl CheckpointHub,
+        now: Time,
+        (shard, number): (ShardId, Colour),
+        piece: &Piece,
+        done: bool,
+    ) {
+        if !self.driver.takes_part(shard, number) {
+            return;
+        }
+        let mut encoded = std::mem::take(&mut self.encoded);
+        encoded.clear();
+        piece.encode(&mut encoded);
+        let written = self.writer(number).and_then(|writer| {
+            let before = writer.bytes();
+            writer.piece(shard, &encoded)?;
+            writer.messages(shard, piece.messages())?;
+            if done {
+                writer.end_part(shard)?;
+            }
+            Ok(writer.bytes() - before)
+        });
+        self.encoded = encoded;
+        match written {
+            Ok(bytes) => {
+                self.meter.spend(hub.queue().pace.rate(), now, bytes);
+                if done {
+                    self.driver.handle(now, Input::PartWritten { shard, number });
+                }
+            }
+            Err(error) => self.fail(hub, now, number, error),
+        }
+    }
+
+    /// The writer of the checkpoint that is taken.
+    fn writer(&mut self, number: Colour) -> Result<&mut CheckpointWriter, CheckpointError> {
+        match &mut self.running {
+            Some(Running { number: running, stage: Stage::Writing(writer), .. }) if *running == number => {
+                Ok(writer)
+            }
+            _ => Err(CheckpointError::Incomplete { number, reason: "its bundle is not open".to_owned() }),
+        }
+    }
+
+    /// What is left of the checkpoint that is taken, which is nothing from now on.
+    fn take_stage(&mut self, number: Colour) -> Stage {
+        match &mut self.running {
+            Some(running) if running.number == number => std::mem::replace(&mut running.stage, Stage::None),
+            _ => Stage::None,
+        }
+    }
+
+    fn set_stage(&mut self, stage: Stage) {
+        if let Some(running) = &mut self.running {
+            running.stage = stage;
+        }
+    }
+
+    fn fail(&mut self, hub: &impl CheckpointHub, now: Time, number: Colour, error: CheckpointError) {
+        self.driver.handle(now, Input::Failed { number, reason: error.to_string() });
+        hub.perform(Order::Trouble(Trouble::Checkpoint(number, error)));
+    }
+
+    fn perform(&mut self, hub: &impl CheckpointHub, now: Now, action: Action) {
+        let steady = now.steady;
+        match action {
+            Action::Create { number, bundle } => {
+                hub.queue().running.store(number.0, Ordering::Relaxed);
+                let wanted = std::mem::take(&mut self.wanted);
+                self.running = Some(Running { number, begun: steady, stage: Stage::None, wanted });
+                let topology = Topology::clone(&self.topology);
+                let plan = Plan { number, created: now.wall, topology, bundle, writer: self.writer };
+                match CheckpointWriter::create(&*self.store, plan) {
+                    Ok(writer) => {
+                        self.set_stage(Stage::Writing(Box::new(writer)));
+                        self.driver.handle(steady, Input::Created(number));
+                    }
+                    Err(error) => self.fail(hub, steady, number, error),
+                }
+            }
+            Action::ForceFull(shards) => hub.perform(Order::ForceFull(shards)),
+            Action::Colour(number) => hub.perform(Order::Colour(number)),
+            Action::Discard { shard, number } => hub.perform(Order::Discard { shard, number }),
+            Action::Seal(number) => {
+                let Stage::Writing(writer) = self.take_stage(number) else { return };
+                match writer.seal(self.driver.lineage()) {
+                    Ok(sealed) => {
+                        let lineage = sealed.lineage().clone();
+                        self.set_stage(Stage::Sealed(Box::new(sealed)));
+                        self.driver.handle(steady, Input::Sealed { number, lineage });
+                    }
+                    Err(error) => self.fail(hub, steady, number, error),
+                }
+            }
+            Action::StoreManifest(number) => self.store_manifest(hub, steady, number),
+            Action::Bury { number, reason } => {
+                let burial = self.bury(hub, now, number, &reason);
+                self.driver.handle(steady, Input::Buried { number, burial });
+            }
+            Action::Completed(number) => {
+                let Some(Running { begun, stage: Stage::Sealed(sealed), wanted, .. }) = self.running.take()
+                else {
+                    panic!("checkpoint {number} is complete, and its manifest is not here");
+                };
+                hub.queue().newest.store(number.0, Ordering::Relaxed);
+                hub.queue().running.store(0, Ordering::Relaxed);
+                let duration = Duration::from_micros(steady.0.saturating_sub(begun.0));
+                let manifest = Box::new(sealed.into_manifest());
+                hub.perform(Order::Completed { manifest, duration, wanted });
+            }
+            Action::GivenUp { number, reason } => {
+                let running = self.running.take().into_iter().flat_map(|running| running.wanted);
+                let wanted = running.chain(self.wanted.drain(..)).collect();
+                hub.queue().running.store(0, Ordering::Relaxed);
+                hub.perform(Order::GivenUp { number, reason, wanted });
+            }
+            Action::Refuse => hub.perform(Order::Refused(std::mem::take(&mut self.wanted))),
+            Action::Trim(tops) => hub.perform(Order::Trim(tops)),
+            Action::Look => {
+                let input = match self.stock.inventory(&*self.store, self.topology.incarnation) {
+                    Ok(inventory) => Input::Inventory { inventory, pinned: hub.queue().pinned() },
+                    Err(error) => {
+                        hub.perform(Order::Trouble(Trouble::Collection(error)));
+                        Input::CollectFailed
+                    }
+                };
+                self.driver.handle(steady, input);
+            }
+            Action::Delete(garbage) => {
+                let input = match self.delete(&garbage) {
+                    Ok(()) => Input::Deleted,
+                    Err(error) => {
+                        hub.perform(Order::Trouble(Trouble::Collection(error)));
+                        Input::CollectFailed
+                    }
+                };
+                self.driver.handle(steady, input);
+            }
+            Action::Merge { output, number, merge } => {
+                let lineage = self.driver.lineage().clone();
+                hub.perform(Order::Merge(MergeOrder { output, number, lineage, merge }));
+            }
+        }
+    }
+
+    fn store_manifest(&mut self, hub: &impl CheckpointHub, now: Time, number: Colour) {
+        let Some(Running { stage: Stage::Sealed(sealed), .. }) = &self.running else { return };
+        match sealed.put(&*self.store) {
+            Ok(()) => self.driver.handle(now, Input::Stored(number)),
+            Err(error) => {
+                let (reason, may_exist) = (error.to_string(), !error.is_full());
+                self.driver.handle(now, Input::StoreFailed { number, reason, may_exist });
+                hub.perform(Order::Trouble(Trouble::Checkpoint(number, error)));
+            }
+        }
+    }
+
+    /// Gives a number up, unless it is a checkpoint.
+    fn bury(&mut self, hub: &impl CheckpointHub, now: Now, number: Colour, reason: &str) -> Burial {
+        if let Some(running) = self.running.as_mut().filter(|running| running.number == number)
+            && let Stage::Writing(_) = running.stage
+        {
+            // Its space is given back before the tombstone needs some.
+            running.stage = Stage::None;
+        }
+        let buried = give_up(&*self.store, &self.topology, number, now.wall, self.writer, reason);
+        let error = match buried {
+            Ok(()) => return Burial::Tombstone,
+            Err(CheckpointError::Decided(_)) => match read_decision(&*self.store, number) {
+                Ok(Decision::Complete(manifest)) if manifest.writer == self.writer => {
+                    return Burial::Complete;
+                }
+                Ok(Decision::Complete(_) | Decision::GivenUp(_)) => return Burial::Tombstone,
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        hub.perform(Order::Trouble(Trouble::Tombstone(number, error)));
+        Burial::Unknown
+    }
+
+    fn delete(&mut self, garbage: &[Garbage]) -> Result<(), CheckpointError> {
+        garbage.iter().try_for_each(|garbage| self.stock.delete(&*self.store, garbage))
+    }
+}
+
+impl<H: CheckpointHub> Part<H> for CheckpointPart {
+    /// The reason why the store takes nothing more.
+    type Error = String;
+
+    fn bell<'h>(&self, hub: &'h H) -> &'h Bell {
+        &hub.queue().bell
+    }
+
+    /// Performs one action, or takes one event.
+    fn turn(&mut self, hub: &H, steady: Time) -> Result<Turned, String> {
+        if let Some(failure) = self.store.failure() {
+            self.end(&failure);
+            return Err(failure);
+        }
+        if hub.is_over() {
+            self.end(SHUT_DOWN);
+            return Ok(Turned::Ended);
+        }
+        let log_spent = hub.is_log_spent();
+        if log_spent != self.log_spent {
+            self.log_spent = log_spent;
+            self.driver.handle(steady, Input::LogSpent(log_spent));
+        }
+        if let Some(mut action) = self.driver.poll_action() {
+            hub.watch(&mut action);
+            self.perform(hub, Now { steady, wall: hub.wall() }, action);
+            return Ok(Turned::Again);
+        }
+        let deadline = self.driver.deadline();
+        if deadline.is_some_and(|at| at <= steady) {
+            self.driver.handle(steady, Input::Tick);
+            return Ok(Turned::Again);
+        }
+        let held_until = self.meter.held_until(hub.queue().pace.rate(), steady);
+        let is_held = |event: &Event| held_until.is_some() && matches!(event, Event::Records { .. });
+        match hub.queue().next(is_held) {
+            Next::Event(Event::Stop) => {
+                self.end(SHUT_DOWN);
+                Ok(Turned::Ended)
+            }
+            Next::Event(event) => {
+                self.take(hub, steady, event);
+                Ok(Turned::Again)
+            }
+            Next::Held => Ok(Turned::Until(held_until.into_iter().chain(deadline).min())),
+            Next::None => Ok(Turned::Until(deadline)),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The parts of checkpoints in a real node.
+
+use crate::bell::Bell;
+use crate::checkpoint::{
+    CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReport, MergePart, Order, SnapshotQueue,
+    Trouble, Wanted,
+};
+use crate::checks::Job;
+use crate::clock::Clock;
+use crate::env::Env;
+use crate::events;
+use crate::inbox::Command;
+use crate::part::{Part, Turned};
+use crate::shared::Shared;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_core::ids::{Index, ShardId, Time};
+use stead_core::shard::Input;
+use stead_store::checkpoint::checks::CheckOutcome;
+use stead_store::checkpoint::manifest::Manifest;
+use stead_store::checkpoint::store::BlobStore;
+
+/// How often checks that take too long are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The checkpoint part of a real node, which gives up the checks of services that take too long.
+pub(crate) struct Checkpoints {
+    pub(crate) part: CheckpointPart,
+    pub(crate) store: Arc<dyn BlobStore>,
+    /// How long the checks of a checkpoint may take.
+    pub(crate) check_timeout: Duration,
+    pub(crate) check_bytes_max: u64,
+}
+
+impl<E: Env> Part<Shared<E>> for Checkpoints {
+    type Error = String;
+
+    fn bell<'h>(&self, shared: &'h Shared<E>) -> &'h Bell {
+        &shared.snapshots.bell
+    }
+
+    fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, String> {
+        shared.checks.give_up_overdue(shared, &*self.store, self.check_timeout);
+        let hub = Rest { shared, check_bytes_max: self.check_bytes_max };
+        Ok(match self.part.turn(&hub, now)? {
+            Turned::Until(until) => {
+                let look = now.plus_micros(LOOK.as_micros() as u64);
+                Turned::Until(Some(until.map_or(look, |until| until.min(look))))
+            }
+            turned => turned,
+        })
+    }
+}
+
+/// The merge part of a real node.
+pub(crate) struct Merges(pub(crate) MergePart);
+
+impl<E: Env> Part<Shared<E>> for Merges {
+    type Error = Infallible;
+
+    fn bell<'h>(&self, shared: &'h Shared<E>) -> &'h Bell {
+        &shared.snapshots.merges.bell
+    }
+
+    fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, Infallible> {
+        self.0.turn(&Rest { shared, check_bytes_max: 0 }, now)
+    }
+}
+
+/// The rest of a real node.
+struct Rest<'a, E: Env> {
+    shared: &'a Shared<E>,
+    check_bytes_max: u64,
+}
+
+impl<E: Env> CheckpointHub for Rest<'_, E> {
+    fn queue(&self) -> &SnapshotQueue {
+        &self.shared.snapshots
+    }
+
+    fn wall(&self) -> Time {
+        self.shared.clock.wall()
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.is_over()
+    }
+
+    fn is_log_spent(&self) -> bool {
+        self.shared.log.is_spent()
+    }
+
+    fn perform(&self, order: Order) {
+        let shared = self.shared;
+        match order {
+            Order::ForceFull(shards) => {
+                for shard in shards {
+                    shared.inboxes[shared.worker_of(shard)].push(Command::ForceFull(shard));
+                }
+            }
+            Order::Colour(number) => {
+                for inbox in &shared.inboxes {
+                    inbox.push(Command::every(Input::Colour(number)));
+                }
+            }
+            Order::Discard { shard, number } => {
+                shared.inboxes[shared.worker_of(shard)].push(Command::GivenUp(number));
+            }
+            // One that has nothing else to do sleeps.
+            Order::CaughtUp => shared.inboxes.iter().for_each(|inbox| inbox.bell.ring()),
+            Order::Completed { manifest, duration, wanted } => {
+                for inbox in &shared.inboxes {
+                    inbox.push(Command::every(Input::Completed(manifest.number)));
+                }
+                self.completed(*manifest, duration, wanted);
+            }
+            Order::GivenUp { number, reason, wanted } => {
+                events::warn(format_args!("checkpoint {number} is given up: {reason}"));
+                shared.counters.checkpoints_failed.add(1);
+                for inbox in &shared.inboxes {
+                    inbox.push(Command::GivenUp(number));
+                }
+                let failure = CheckpointFailure::GivenUp { number: number.0, reason };
+                answer_all(wanted, &failure);
+            }
+            Order::Refused(wanted) => {
+                events::warn(CheckpointFailure::Full);
+                answer_all(wanted, &CheckpointFailure::Full);
+            }
+            Order::Trim(tops) => shared.log.trim(by_position(&tops)),
+            Order::Merge(order) => shared.snapshots.merges.put(order),
+            Order::Merged(bytes) => shared.counters.checkpoint_bytes.add(bytes),
+            // That it is given up is said with the reason.
+            Order::Trouble(Trouble::Checkpoint(..)) => {}
+            Order::Trouble(trouble) => events::warn(trouble),
+        }
+    }
+}
+
+impl<E: Env> Rest<'_, E> {
+    fn completed(&self, manifest: Manifest, duration: Duration, wanted: Vec<Wanted>) {
+        let shared = self.shared;
+        let counters = &shared.counters;
+        counters.checkpoints.add(1);
+        counters.checkpoint_bytes.add(manifest.totals.written_bytes);
+        shared.copies.completed();
+        let report = CheckpointReport {
+            number: manifest.number.0,
+            duration,
+            bytes_written: manifest.totals.written_bytes,
+            bytes_total: manifest.totals.section_bytes,
+            records: manifest.totals.records,
+            in_flight: manifest.totals.messages,
+            stall_max: Duration::from_micros(counters.checkpoint_stall_micros.get()),
+            check: CheckOutcome::NotChecked,
+            failed_checks: Vec::new(),
+            skipped_checks: Vec::new(),
+        };
+        let of_interval = wanted.is_empty();
+        let (checked, unchecked): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|wanted| wanted.checked);
+        for wanted in unchecked {
+            wanted.reply.send(Ok(report.clone()));
+        }
+        let replies: Vec<_> = checked.into_iter().map(|wanted| wanted.reply).collect();
+        let fits = manifest.totals.section_bytes <= self.check_bytes_max;
+        if (of_interval && fits) || !replies.is_empty() {
+            // Before the next collection.
+            let pin = shared.snapshots.pin(manifest.number);
+            let job = Job { manifest, report, replies, pin };
+            if of_interval {
+                shared.checks.offer(shared, job);
+            } else {
+                shared.checks.want(shared, job);
+            }
+        } else {
+            counters.checkpoints_unchecked.add(1);
+        }
+    }
+}
+
+fn answer_all(wanted: Vec<Wanted>, failure: &CheckpointFailure) {
+    for wanted in wanted {
+        wanted.reply.send(Err(failure.clone()));
+    }
+}
+
+/// By shard number, the index up to which the log is not needed.
+fn by_position(tops: &[(ShardId, Index)]) -> Vec<Index> {
+    let mut all = Vec::new();
+    for (shard, top) in tops {
+        let at = shard.0 as usize;
+        all.resize(all.len().max(at + 1), Index(0));
+        all[at] = *top;
+    }
+    all
+}

@@ -285,11 +285,11 @@ mod tests {
             if wait > 1 {
                 let mut early = Shell { ..shell };
                 early.run(wait - 2, DAY);
-                assert!(early.clock.time() < at, "round {round}: it is told late");
+                assert!(early.clock.time() < at, "round {round}: the deadline is late");
             }
             let doubted = shell.clock.is_doubted();
             shell.run(wait + 1, DAY);
-            assert!(doubted || shell.clock.time() >= at, "round {round}: it is told early");
+            assert!(doubted || shell.clock.time() >= at, "round {round}: the deadline is early");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Takes a checkpoint from its beginning to its manifest: which parts are still missing, and when it has failed.
+//! Guides a checkpoint from its beginning to its manifest: knows the missing parts, and when it has failed.
 
 use crate::ids::{Colour, ShardId, Time};
 use std::collections::BTreeSet;
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug)]
 pub struct Coordinator {
     shards: BTreeSet<ShardId>,
-    /// The highest number that was ever begun: numbers are never used again.
+    /// The highest number that was begun: numbers are never reused.
     last: Colour,
     running: Option<Running>,
 }
@@ -20,7 +20,7 @@ struct Running {
     deadline: Time,
 }
 
-/// What the coordinator learns of the running checkpoint. News of another one changes nothing.
+/// Progress of the running checkpoint. Reports on other checkpoints change nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
     /// All records of a shard's part are on stable storage.
@@ -29,7 +29,7 @@ pub enum News {
     MarkerCommitted(ShardId),
 }
 
-/// What to do about the running checkpoint.
+/// The next step of the running checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Wait.
@@ -40,13 +40,13 @@ pub enum Step {
     GiveUp(Colour),
 }
 
-/// A checkpoint that can't begin, for another one runs.
+/// A checkpoint cannot begin, because another one is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("checkpoint {0} is still being taken; wait for it")]
 pub struct Busy(pub Colour);
 
 impl Coordinator {
-    /// No checkpoint runs, and all up to `last` were begun at some time.
+    /// Creates a coordinator without a running checkpoint, after all numbers up to `last` were used.
     #[must_use]
     pub fn new(shards: impl IntoIterator<Item = ShardId>, last: Colour) -> Self {
         Self { shards: shards.into_iter().collect(), last, running: None }
@@ -67,7 +67,7 @@ impl Coordinator {
         Ok(number)
     }
 
-    /// A shard has news of a checkpoint.
+    /// Handles progress of a shard with a checkpoint.
     pub fn handle_news(&mut self, number: Colour, news: News) -> Step {
         let Some(running) = self.running.as_mut().filter(|running| running.number == number) else {
             return Step::None;
@@ -83,7 +83,7 @@ impl Coordinator {
         }
     }
 
-    /// Time went by.
+    /// Handles that time has passed.
     pub fn handle_tick(&mut self, now: Time) -> Step {
         match &self.running {
             Some(running) if running.deadline <= now => Step::GiveUp(running.number),
@@ -91,25 +91,25 @@ impl Coordinator {
         }
     }
 
-    /// The number is decided: its manifest or its tombstone is on stable storage.
+    /// Handles that the number is decided: its manifest or its tombstone is on stable storage.
     pub fn handle_decided(&mut self, number: Colour) {
         if self.running.as_ref().is_some_and(|running| running.number == number) {
             self.running = None;
         }
     }
 
-    /// A colour was seen that is higher than any that was begun here: no number comes twice.
+    /// Handles a colour that is higher than any number begun here: no number is used twice.
     pub fn handle_seen(&mut self, colour: Colour) {
         self.last = self.last.max(colour);
     }
 
-    /// The checkpoint that runs.
+    /// Returns the running checkpoint.
     #[must_use]
     pub fn running(&self) -> Option<Colour> {
         self.running.as_ref().map(|running| running.number)
     }
 
-    /// The highest number that was begun.
+    /// Returns the highest number that was begun.
     #[must_use]
     pub fn last(&self) -> Colour {
         self.last

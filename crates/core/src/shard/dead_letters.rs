@@ -19,14 +19,14 @@ use crate::reply::Reply;
 const REASON_MAX: usize = StepRetry::REASON_MAX;
 
 /// The fields that a dead letter takes from its job.
-pub(super) struct Buried {
+pub(super) struct DeadLetterDraft {
     pub(super) process: Key,
     pub(super) sender: Key,
     pub(super) payload: Blob,
     pub(super) retry: Retry,
 }
 
-impl Buried {
+impl DeadLetterDraft {
     /// A step of a task, to be run again from the state before it.
     pub(super) fn step(task: TaskRecord) -> Self {
         let TaskRecord { process, name, state, progress, .. } = task;
@@ -36,9 +36,15 @@ impl Buried {
 
 impl Shard {
     /// Gives a waiting cause up: it becomes a dead letter.
-    pub(super) fn bury(&mut self, cause: Waiting, reason: String, job: Buried, out: &mut Vec<Effect>) {
+    pub(super) fn give_up(
+        &mut self,
+        cause: Waiting,
+        reason: String,
+        job: DeadLetterDraft,
+        out: &mut Vec<Effect>,
+    ) {
         self.jobs.failures.remove(&cause);
-        let Buried { process, sender, mut payload, mut retry } = job;
+        let DeadLetterDraft { process, sender, mut payload, mut retry } = job;
         let mut reason = cut(reason);
         let (len, max) = (payload.len(), self.settings.entry_bytes_max);
         // The payload was accepted when larger entries fitted into the log. An entry that is too large for the log

@@ -1,6 +1,6 @@
 //! Work that waits in the system: messages, timers and steps of tasks, in the order of their arrival.
 
-use super::dead_letters::{Buried, cut};
+use super::dead_letters::{DeadLetterDraft, cut};
 use super::starting::Starting;
 use super::suspicion::Turn;
 use super::{Effect, Effects, Failure, Messages, Refusal, Request, Run, Shard, StepOutcome};
@@ -542,7 +542,7 @@ impl Shard {
             }
             if count >= self.settings.attempts_max {
                 let job = self.jobs.pop().expect("it is the first");
-                self.give_up(waiting, job.work, out);
+                self.give_up_poison(waiting, job.work, out);
                 self.suspicion.handlers.tried = Some(self.state.position().index);
                 self.end_turns(out);
                 return;
@@ -557,7 +557,7 @@ impl Shard {
     }
 
     /// Gives up a cause that has ended the process the maximum number of times.
-    pub(super) fn give_up(&mut self, waiting: Waiting, work: Work, out: &mut Vec<Effect>) {
+    pub(super) fn give_up_poison(&mut self, waiting: Waiting, work: Work, out: &mut Vec<Effect>) {
         if let Work::Timer(_) = work {
             self.jobs.timers.queued -= 1;
         }
@@ -569,8 +569,8 @@ impl Shard {
             Work::Request(request, _) => self.mark(request.colour, out),
             _ => {}
         }
-        if let Some(buried) = self.buried(&work) {
-            self.bury(waiting, reason, buried, out);
+        if let Some(draft) = self.draft_of(&work) {
+            self.give_up(waiting, reason, draft, out);
         }
         if let Work::Request(request, _) = work {
             self.answer(request.token, Err(Refusal::Poisoned { attempts }), out);
@@ -614,11 +614,11 @@ impl Shard {
     }
 
     /// Returns the dead letter's fields for a waiting job; `None` if the job is gone.
-    fn buried(&self, work: &Work) -> Option<Buried> {
+    fn draft_of(&self, work: &Work) -> Option<DeadLetterDraft> {
         Some(match work {
-            Work::Message { from, message } => self.buried_message(*from, message),
-            Work::Local(seq) => self.buried_message(self.state.shard(), &self.local_message(*seq)?),
-            Work::Request(request, _) => Buried {
+            Work::Message { from, message } => self.draft_of_message(*from, message),
+            Work::Local(seq) => self.draft_of_message(self.state.shard(), &self.local_message(*seq)?),
+            Work::Request(request, _) => DeadLetterDraft {
                 process: request.process.clone(),
                 sender: Key::none(),
                 payload: request.payload.clone(),
@@ -626,19 +626,19 @@ impl Shard {
             },
             Work::Timer(id) => {
                 let TimerRecord { process, payload, .. } = self.state.record(&RecordKey::timer(*id))?;
-                Buried { sender: process.clone(), process, payload, retry: Retry::Timer }
+                DeadLetterDraft { sender: process.clone(), process, payload, retry: Retry::Timer }
             }
             Work::Step { id, .. } | Work::Resume(id) | Work::Begin(id, _) => {
-                Buried::step(self.state.record(&RecordKey::task(*id))?)
+                DeadLetterDraft::step(self.state.record(&RecordKey::task(*id))?)
             }
         })
     }
 
-    fn buried_message(&self, from: ShardId, message: &Message) -> Buried {
+    fn draft_of_message(&self, from: ShardId, message: &Message) -> DeadLetterDraft {
         let Message { process, sender, payload, .. } = message.clone();
         let service = self.topology.service_of(from);
         let retry = service.map_or(Retry::Never, |service| Retry::Message { service });
-        Buried { process, sender, payload, retry }
+        DeadLetterDraft { process, sender, payload, retry }
     }
 
     fn local_message(&self, seq: Seq) -> Option<Message> {
@@ -690,8 +690,8 @@ impl Shard {
         let max = self.settings.entry_bytes_max;
         if payload.len() > max {
             let reason = format!("cannot send the message to {} any more", receiver.process);
-            let buried = Buried { process: sender.clone(), sender, payload, retry: Retry::Never };
-            return self.bury(Waiting::Timer { id }, reason, buried, out);
+            let draft = DeadLetterDraft { process: sender.clone(), sender, payload, retry: Retry::Never };
+            return self.give_up(Waiting::Timer { id }, reason, draft, out);
         }
         let to = self.topology.shard_of(receiver.service, &receiver.process);
         let sends = vec![Send { to, process: receiver.process, payload }];
@@ -722,7 +722,7 @@ impl Shard {
                 let reason = format!(
                     "the step made {len} bytes, over the limit of {max} bytes of one log entry; make the task's state smaller"
                 );
-                self.bury(waiting, reason, Buried::step(task), out);
+                self.give_up(waiting, reason, DeadLetterDraft::step(task), out);
             }
             StepOutcome::Continue { state, progress } => {
                 let process = task.process.clone();
@@ -748,10 +748,10 @@ impl Shard {
                 self.jobs.failures.remove(&waiting);
                 self.append(Cause::Task { id, step }, process, Effects::of(writes), out);
             }
-            StepOutcome::GivenUp(reason) => self.bury(waiting, reason, Buried::step(task), out),
+            StepOutcome::GivenUp(reason) => self.give_up(waiting, reason, DeadLetterDraft::step(task), out),
             StepOutcome::Failed(reason) => {
                 if self.fails(waiting) {
-                    self.bury(waiting, reason, Buried::step(task), out);
+                    self.give_up(waiting, reason, DeadLetterDraft::step(task), out);
                 } else {
                     let run = self.jobs.runs.begin(id);
                     let (asks, alone) = (self.suspicion.is_on, self.suspicion.task == Some(id));
@@ -773,7 +773,12 @@ impl Shard {
     ) {
         if let Err(reason) = self.try_run(waiting, run, handler, out) {
             let (process, payload) = (run.process.clone(), Blob::from(run.payload));
-            self.bury(waiting, reason, Buried { process, sender: sender.clone(), payload, retry }, out);
+            self.give_up(
+                waiting,
+                reason,
+                DeadLetterDraft { process, sender: sender.clone(), payload, retry },
+                out,
+            );
         }
     }
 

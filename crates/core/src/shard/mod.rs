@@ -53,7 +53,7 @@ pub struct Shard {
     trim_at: Option<Time>,
     /// By session, the number up to which its client has the replies, if one entry could not delete them all.
     confirms: BTreeMap<SessionId, RequestNumber>,
-    all_next: bool,
+    is_full_due: bool,
     /// The checkpoint of the last part, until it is known to exist: nothing can build on that part before.
     unconfirmed: Option<Colour>,
     /// The highest colour received before the shard served.
@@ -138,7 +138,7 @@ impl Shard {
             trims: BTreeMap::new(),
             trim_at: None,
             confirms: BTreeMap::new(),
-            all_next: false,
+            is_full_due: false,
             // The records that the start found in a checkpoint count as held by it, and all others as changed.
             unconfirmed: None,
             heard: Colour(0),
@@ -307,7 +307,7 @@ impl Shard {
 
     /// Makes the next part have every record: it replaces the stored ones of the shard.
     pub fn force_full_snapshot(&mut self) {
-        self.all_next = true;
+        self.is_full_due = true;
     }
 
     /// Returns the shard's state, including uncommitted entries.
@@ -604,7 +604,7 @@ impl Shard {
         // that still runs belongs to such a checkpoint, or to one whose number came with a message from before it was
         // given up.
         let all =
-            std::mem::take(&mut self.all_next) || self.unconfirmed.is_some() || self.state.snapshot_runs();
+            std::mem::take(&mut self.is_full_due) || self.unconfirmed.is_some() || self.state.snapshot_runs();
         let header = Box::new(self.state.begin_snapshot(all));
         self.work += (header.outboxes.len() + header.received.len()) / Self::LOOKS_AT_ONCE;
         self.unconfirmed = Some(colour);

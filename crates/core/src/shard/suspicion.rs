@@ -186,7 +186,7 @@ impl Shard {
                 return false;
             }
             let job = self.suspicion.met.pop_front().expect("looked at above");
-            self.give_up(waiting, job.work, out);
+            self.give_up_poison(waiting, job.work, out);
         }
         self.suspicion.handlers.tried = Some(self.state.position().index);
         self.end_turns(out);
@@ -210,7 +210,7 @@ impl Shard {
             let Some(record) = self.state.record::<TaskRecord>(&RecordKey::task(id)) else { continue };
             let waiting = Waiting::Task { id, step: record.step };
             if self.attempts(&waiting) >= self.settings.attempts_max {
-                self.give_up(waiting, Work::Resume(id), out);
+                self.give_up_poison(waiting, Work::Resume(id), out);
                 break;
             }
             (self.suspicion.task, self.suspicion.charged) = (Some(id), false);

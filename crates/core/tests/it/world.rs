@@ -80,7 +80,7 @@ impl Handler for Script {
                     let cancelled = match call.caller {
                         Caller::Timer { id } => txn.cancel_timer(id),
                         Caller::Task { id } => txn.cancel_task(id) || txn.tasks().iter().any(|t| t.0 == id),
-                        other => panic!("{other:?} can't be cancelled"),
+                        other => panic!("{other:?} cannot be cancelled"),
                     };
                     state.push_str(if cancelled { "cancelled" } else { "over" });
                 }

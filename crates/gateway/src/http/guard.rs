@@ -182,14 +182,14 @@ mod tests {
     fn a_page_of_another_site_changes_nothing() {
         let host = ("host", "localhost:7420");
         for method in ["POST", "DELETE"] {
-            for told in [
+            for header in [
                 ("origin", "http://evil.example"),
                 ("origin", "http://localhost:3000"),
                 ("origin", "https://localhost:7420"),
                 ("origin", "null"),
                 ("sec-fetch-site", "cross-site"),
             ] {
-                assert_eq!(status(method, &[host, told], ""), 403, "{method} {told:?}");
+                assert_eq!(status(method, &[host, header], ""), 403, "{method} {header:?}");
             }
             assert_eq!(status(method, &[host], ""), 200, "curl sends no origin");
             assert_eq!(status(method, &[host, ("origin", "http://localhost:7420")], ""), 200);

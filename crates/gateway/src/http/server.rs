@@ -189,7 +189,7 @@ async fn refuse(mut stream: TcpStream, connections_max: usize) {
     )
     .retry_after_ms(1000)
     .to_last_answer();
-    let told = async {
+    let refusal = async {
         stream.write_all(&answer).await?;
         stream.shutdown().await?;
         // Closing with unread bytes would reset the connection and could take the answer with it.
@@ -197,7 +197,7 @@ async fn refuse(mut stream: TcpStream, connections_max: usize) {
         while stream.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
-    if let Ok(Err(error)) = tokio::time::timeout(REFUSAL_TIMEOUT, told).await {
+    if let Ok(Err(error)) = tokio::time::timeout(REFUSAL_TIMEOUT, refusal).await {
         tracing::debug!(%error, "a refused client left early");
     }
 }

@@ -1,13 +1,16 @@
-//! A disk in memory that forgets, tears and fails as a real one may, decided by a seed.
+//! A disk in memory that loses, tears and fails like a real one, determined by a seed.
 //!
 //! Model: a file's bytes become durable in sectors of 512 bytes, by its sync. Until then a crash keeps, loses or tears
 //! each changed sector independently, and keeps the old length, the new one, or something between. Changes of a
-//! directory become durable by its sync; a crash keeps a prefix of the others, in order. A sync of a file that failed has
-//! forgotten what it should have written: reads still show it, and no later sync writes it.
+//! directory become durable by its sync; a crash keeps a prefix of the others, in order. A file's sync that failed has
+//! dropped the changes that it should have written: reads still show them, and no later sync writes them.
 //!
-//! Other faults are planned from outside: full disks, open files that run out, operations that fail ([`Faults`]), flipped bits.
+//! Other faults are planned from outside: full disks, too many open files, operations that fail ([`Faults`]), flipped
+//! bits.
 //!
-//! Not modelled: names that a failed sync of a directory has forgotten (file systems that lose them stop), versions of a sector that were overwritten before a sync, and mislaid sectors.
+//! Not modelled: names that a failed sync of a directory has dropped (file systems that lose them stop), versions of a
+//! sector
+//! that were overwritten before a sync, and sectors written to a wrong place.
 
 use crate::disk::{Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename, parent};
 use rustix::io::Errno;
@@ -29,7 +32,7 @@ pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
 }
 
-/// What every operation on a crashed disk, or through a file opened before the crash, fails with.
+/// The error of every operation on a crashed disk, or through a file opened before the crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the simulated disk crashed; restart it and open the files again")]
 pub struct Crashed;
@@ -45,7 +48,7 @@ pub struct DiskCosts {
     pub sync: u64,
 }
 
-/// How many of the next operations of each kind fail, each as a broken device would have it fail; none by default.
+/// The number of next operations of each kind that fail, each as on a broken device; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Reads of files; nothing is read.
@@ -54,7 +57,7 @@ pub struct Faults {
     pub writes: u32,
     /// Changes of directories, files created included; nothing is changed.
     pub changes: u32,
-    /// Syncs of files and directories; what those of files should have written is forgotten.
+    /// Syncs of files and directories; changes that those of files should have written are dropped.
     pub syncs: u32,
 }
 
@@ -64,7 +67,7 @@ pub fn is_crash(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Crashed>())
 }
 
-/// What a name stands for.
+/// The object of a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Entry {
     Dir,
@@ -113,13 +116,13 @@ struct Undo {
     forgotten: bool,
 }
 
-/// A file. A sector without an [`Undo`] is durable as it stands in `data`, with zeros beyond its end.
+/// A file. A sector without an [`Undo`] is durable as in `data`, with zeros beyond its end.
 #[derive(Clone, Default)]
 struct Inode {
     data: Vec<u8>,
     durable_len: usize,
     undo: BTreeMap<usize, Undo>,
-    /// Bits of `data` that were flipped and not written since, by the place of their byte.
+    /// Bits of `data` that were flipped and not written since, by the position of their byte.
     flips: BTreeMap<usize, u8>,
     handles: u32,
 }
@@ -156,7 +159,7 @@ impl Inode {
     }
 
     fn resize(&mut self, len: usize) {
-        // Only cutting changes sectors: what is added is zeros, as beyond the end.
+        // Only cutting changes sectors: an extension consists of zeros, as beyond the end.
         if len < self.data.len() {
             self.remember(len..self.data.len());
             self.flips.retain(|at, _| *at < len);
@@ -222,7 +225,7 @@ impl Inode {
         }
     }
 
-    /// Flips all flipped bits once more, and keeps note of them.
+    /// Flips all flipped bits once more, and keeps the record of them.
     fn toggle_flips(&mut self) {
         for (at, bits) in &self.flips {
             self.data[*at] ^= bits;
@@ -244,7 +247,7 @@ impl Inode {
     }
 }
 
-/// What one crash does: real ones are often all or nothing, and tests need those cases often too.
+/// The kind of a crash: real ones are often all or nothing, and tests need those cases often, too.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     KeepAll,
@@ -260,9 +263,9 @@ struct Inner {
     names: BTreeMap<String, Entry>,
     names_durable: BTreeMap<String, Entry>,
     changes: Vec<DirChange>,
-    /// Some file may have no name: one that was removed, replaced, or lost in a crash.
+    /// Whether a file may have no name: one that was removed, replaced, or lost in a crash.
     may_have_unnamed: bool,
-    /// Grows when all open files become invalid.
+    /// Increased when all open files become invalid.
     generation: u64,
     operations: u64,
     crash_at: Option<u64>,
@@ -485,7 +488,7 @@ impl Inner {
 }
 
 impl SimDisk {
-    /// An empty disk whose crashes are decided by `seed`.
+    /// Creates an empty disk whose crashes are determined by `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let inner = Inner {
@@ -512,11 +515,11 @@ impl SimDisk {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // A test that panicked while it held the disk is what must be seen, not a second panic.
+        // A panic of a test that held the disk must be seen, not a second panic.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A copy that goes its own way, its crashes decided by `seed`, without the faults that were planned. Files must be opened
+    /// Returns an independent copy, its crashes determined by `seed`, without the planned faults. Files must be opened
     /// again.
     #[must_use]
     pub fn fork(&self, seed: u64) -> Self {
@@ -528,7 +531,7 @@ impl SimDisk {
         fork
     }
 
-    /// Cuts the power: decides the fate of all that is unsynced, and fails every operation with [`Crashed`] until
+    /// Cuts the power: decides which unsynced changes survive, and fails every operation with [`Crashed`] until
     /// [`SimDisk::restart`].
     pub fn crash(&self) {
         self.inner().crash();
@@ -541,7 +544,7 @@ impl SimDisk {
         inner.crash_at = Some(inner.operations + operations.max(1));
     }
 
-    /// Brings a crashed disk back, and takes back a crash that [`SimDisk::crash_after`] planned.
+    /// Restarts a crashed disk, and cancels a crash that [`SimDisk::crash_after`] planned.
     pub fn restart(&self) {
         let mut inner = self.inner();
         inner.crashed = false;
@@ -558,64 +561,65 @@ impl SimDisk {
         inner.collect();
     }
 
-    /// Whether the disk crashed and wasn't restarted.
+    /// Whether the disk crashed and was not restarted.
     #[must_use]
     pub fn is_crashed(&self) -> bool {
         self.inner().crashed
     }
 
-    /// Operations so far: every call of [`Disk`] and [`DiskFile`], but for locks and hints.
+    /// Returns the number of operations so far: every call of [`Disk`] and [`DiskFile`], except locks and hints.
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.inner().operations
     }
 
-    /// Limits the bytes of all files together; `None` is no limit. What is there already stays.
+    /// Limits the bytes of all files together; `None` means no limit. Existing bytes stay.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.inner().capacity = bytes;
     }
 
-    /// Limits the files that are open at a time, as a limit on a process's descriptors does; `None` is no limit.
+    /// Limits the number of open files, like a limit on a process's descriptors; `None` means no limit.
     pub fn set_open_files(&self, files: Option<u32>) {
         self.inner().files_max = files;
     }
 
-    /// The files that are open.
+    /// Returns the number of open files.
     #[must_use]
     pub fn open_files(&self) -> u32 {
         self.inner().open_files()
     }
 
-    /// Bytes of all files together.
+    /// Returns the bytes of all files together.
     #[must_use]
     pub fn used(&self) -> u64 {
         self.inner().inodes.values().map(|inode| inode.data.len() as u64).sum()
     }
 
-    /// Fails the next `count` syncs of files and directories; what those of files should have written is forgotten.
+    /// Fails the next `count` syncs of files and directories; changes that those of files should have written are
+    /// dropped.
     pub fn fail_syncs(&self, count: u32) {
         self.inner().faults.syncs = count;
     }
 
-    /// Plans which of the next operations fail, instead of what was planned before.
+    /// Plans which of the next operations fail, instead of the earlier plan.
     pub fn set_faults(&self, faults: Faults) {
         self.inner().faults = faults;
     }
 
-    /// Operations that failed because that was planned, syncs included.
+    /// Returns the number of operations that failed as planned, including syncs.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.inner().failed
     }
 
-    /// Syncs that failed because that was planned.
+    /// Returns the number of syncs that failed as planned.
     #[must_use]
     pub fn failed_syncs(&self) -> u64 {
         self.inner().failed_syncs
     }
 
-    /// Runs something as if neither a crash, faults nor a limit of open files were planned, and no bit had flipped. Its
-    /// operations are not counted, and take no time.
+    /// Runs a function as if neither a crash, faults nor a limit of open files were planned, and no bit had flipped.
+    /// Its operations are not counted, and take no time.
     pub fn aside<T>(&self, run: impl FnOnce() -> T) -> T {
         let (mut inner, none) = (self.inner(), Faults::default());
         let planned =
@@ -636,7 +640,7 @@ impl SimDisk {
         self.inner().costs = costs;
     }
 
-    /// Virtual microseconds that all operations have taken.
+    /// Returns the virtual microseconds that all operations have taken.
     #[must_use]
     pub fn micros(&self) -> u64 {
         self.inner().micros
@@ -658,18 +662,18 @@ impl SimDisk {
         Ok(())
     }
 
-    /// Whether a bit was flipped that was neither written since nor flipped back.
+    /// Whether a flipped bit was neither written since nor flipped back.
     #[must_use]
     pub fn is_flipped(&self) -> bool {
         self.inner().inodes.values().any(Inode::is_flipped)
     }
 
-    /// Takes all bits that were flipped for what was written.
+    /// Treats all flipped bits as written.
     pub fn keep_flips(&self) {
         self.inner().inodes.values_mut().for_each(Inode::forget_flips);
     }
 
-    /// Flips all bits back that were flipped, but for those that were written since.
+    /// Flips all flipped bits back, except those that were written since.
     pub fn unflip(&self) {
         for inode in self.inner().inodes.values_mut() {
             inode.toggle_flips();
@@ -677,7 +681,7 @@ impl SimDisk {
         }
     }
 
-    /// The bytes of a file as the next reader would see them; no operation is counted.
+    /// Returns the bytes of a file as the next reader would see them; no operation is counted.
     #[must_use]
     pub fn bytes(&self, path: &str) -> Option<Vec<u8>> {
         let inner = self.inner();
@@ -702,7 +706,7 @@ impl SimDisk {
         inner.collect();
     }
 
-    /// The paths of all files, sorted.
+    /// Returns the paths of all files, sorted.
     #[must_use]
     pub fn files(&self) -> Vec<String> {
         let inner = self.inner();

@@ -1,4 +1,4 @@
-//! One suite for every disk, and what only the simulated one does.
+//! One suite for every disk, and tests of the simulated one.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn disk_suite(disk: &dyn Disk) {
     let mut all = vec![1; 2 << 20];
     read_exact_at(&*file, &mut all, 0).unwrap();
     assert_eq!(all[3], b'h');
-    assert!(all[4..].iter().all(|byte| *byte == 0), "what was cut and allocated is zeros");
+    assert!(all[4..].iter().all(|byte| *byte == 0), "cut and allocated bytes are zeros");
     file.allocate(10).unwrap();
     assert_eq!(file.len().unwrap(), 2 << 20, "allocating never shortens");
     file.truncate(3).unwrap();
@@ -109,7 +109,7 @@ fn a_lock_that_a_forked_child_holds_for_a_moment_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let disk = RealDisk::open(dir.path()).unwrap();
     drop(disk.lock("LOCK").unwrap());
-    // As between a fork and its exec: the lock is held by a copy of the descriptor, and names this process.
+    // As between fork and exec: a copy of the descriptor holds the lock, and names this process.
     let copy = std::fs::File::open(dir.path().join("LOCK")).unwrap();
     rustix::fs::flock(&copy, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
     let exec = std::thread::spawn(move || {
@@ -288,8 +288,8 @@ fn a_flipped_bit_is_known_until_it_is_written() {
         disk.flip_bit("f", 7, 0).unwrap();
         disk.flip_bit("f", 600, 1).unwrap();
         disk.aside(|| assert_eq!(disk.bytes("f").unwrap(), [0; 1024]));
-        assert_eq!(disk.bytes("f").unwrap()[7], 1, "it is not repaired by a look");
-        // A crash may bring back what the write replaced, and the flipped bit with it.
+        assert_eq!(disk.bytes("f").unwrap()[7], 1, "reading does not repair it");
+        // A crash may bring back the replaced bytes, and the flipped bit with them.
         file.write_at(&[9; 512], 0).unwrap();
         disk.crash();
         disk.restart();

@@ -100,8 +100,8 @@ fn damage_to_durable_records_is_reported() {
         let path = disk.files().into_iter().filter(|path| path.ends_with(".log")).nth(at).unwrap();
         disk.flip_bit(&path, 4096 + 100, 3).unwrap();
         match read(&wal.reader(), |_| {}) {
-            Err(WalError::Corrupt { path: found, damage: told, .. }) => {
-                assert_eq!((found, told), (path, damage));
+            Err(WalError::Corrupt { path: found, damage: reported, .. }) => {
+                assert_eq!((found, reported), (path, damage));
             }
             other => panic!("{other:?}"),
         }

@@ -1,4 +1,4 @@
-//! Whether a node serves: what a load balancer and whoever starts the program ask.
+//! Readiness: whether a node serves, for load balancers and supervisors.
 
 use crate::env::Env;
 use crate::shared::{Shared, stage};
@@ -7,13 +7,13 @@ use std::time::Duration;
 use stead_core::ids::Time;
 use thiserror::Error;
 
-/// Why a node does not serve now.
+/// Reasons for which a node does not serve now.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NotReady {
     /// It had a fatal error.
     #[error("the node failed: {0}")]
     Failed(String),
-    /// It was told to end.
+    /// It is shutting down, or has shut down.
     #[error("the node stops or has stopped")]
     Stopped,
     /// It still starts.
@@ -29,13 +29,13 @@ pub enum NotReady {
         "the causes that had begun when the process last ended are tried one by one; all other calls wait"
     )]
     Trying,
-    /// What shards wrote does not get to the disk: nothing is answered meanwhile.
+    /// The log does not reach the disk: nothing is answered meanwhile.
     #[error(
         "entries have waited for the log for {} ms, longer than {} ms; check the disk of the data directory",
         .waits.as_millis(), LOG_LAG_MAX.as_millis()
     )]
     Log {
-        /// How long the oldest of them has waited.
+        /// The time for which the oldest of them has waited.
         waits: Duration,
     },
 }
@@ -73,7 +73,7 @@ mod tests {
     use std::sync::Arc;
     use stead_store::wal::Batch;
 
-    /// What the threads of a node with two shards share, without the threads.
+    /// Returns the shared state of a node with two shards, without its threads.
     fn shared() -> Arc<Shared<Nothing>> {
         shared_with(&[("service", 2)])
     }

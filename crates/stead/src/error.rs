@@ -1,4 +1,4 @@
-//! What can go wrong between a user and a node.
+//! Errors between a user and a node.
 
 use crate::service::RegisteredTwice;
 use crate::service::codec::CodecError;
@@ -14,34 +14,34 @@ use stead_store::recovery::RecoveryError;
 use stead_store::wal::WalError;
 use thiserror::Error;
 
-/// Why a call has no answer of its process.
+/// Reasons for which a call has no answer of its process.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RawError {
-    /// No such service.
+    /// There is no such service.
     #[error("no service {service} exists; `stead status` lists those that do")]
     UnknownService {
         /// The service.
         service: String,
     },
-    /// No such shard.
+    /// There is no such shard.
     #[error("shard {shard} does not exist; the shards are 0 to {}", shards.saturating_sub(1))]
     UnknownShard {
         /// The shard.
         shard: u32,
-        /// How many there are.
+        /// The number of shards.
         shards: u32,
     },
-    /// The key, the request or the answer is not what the service's types say. Nothing was changed, unless it is the
-    /// answer that cannot be read.
+    /// The key, the request or the answer is invalid for the service's types. Nothing was changed, unless only the
+    /// answer cannot be read.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// The shard refused. Nothing was changed.
+    /// The shard refused the call. Nothing was changed.
     #[error(transparent)]
     Refused(Refusal),
     /// No answer came in time. The request may have been applied, or may still be.
     #[error("no answer within {} ms; the request may have been applied: repeat it with the same idempotency key", after.as_millis())]
     TimedOut {
-        /// How long was waited.
+        /// The time of the wait.
         after: Duration,
     },
     /// The node had a fatal error before it could answer. The request may have been applied.
@@ -68,7 +68,7 @@ impl From<NoAnswer> for RawError {
     }
 }
 
-/// Why a typed call did not end well.
+/// Reasons for which a typed call failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CallError<E> {
     /// The process answered with an error of its own: the call was handled, and nothing was changed.
@@ -82,45 +82,45 @@ pub enum CallError<E> {
 /// Reasons for which a node cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// The configuration.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
-    /// A service or task twice.
+    /// A service or task was registered twice.
     #[error(transparent)]
     RegisteredTwice(#[from] RegisteredTwice),
-    /// The services do not fit together or to the data.
+    /// The services do not fit together, or do not fit the data.
     #[error(transparent)]
     Topology(#[from] TopologyError),
-    /// The data holds services or tasks that the node has no code for.
+    /// The data has services or tasks for which the node has no code.
     #[error(
         "the data holds {what}, for which no code is registered here, and nothing was changed; register the code, or name \
-         what may wait in `NodeBuilder::without_code`: whatever comes due for it becomes a dead letter"
+         it in `NodeBuilder::without_code`: messages, timers and steps that come due for it become dead letters"
     )]
     NoCode {
-        /// What they are.
+        /// Their names.
         what: String,
     },
-    /// The directory.
+    /// The directory cannot be used.
     #[error("cannot use the data directory {path}: {source}")]
     Directory {
         /// The directory.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The data directory is in use, damaged, or of another version.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    /// The store of checkpoints.
+    /// The store of checkpoints failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What is stored does not make up a state.
+    /// The stored data does not make up a state.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
     /// The node failed before all its shards served.
     #[error("the node failed while it started: {0}")]
     Failed(String),
-    /// The system gave no thread.
+    /// The system refused to start a thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
 }
@@ -140,8 +140,8 @@ impl From<stead_node::OpenError> for OpenError {
 }
 
 impl OpenError {
-    /// Whether the same start may succeed later though nobody corrects the data or the configuration: the disk was full,
-    /// the system gave no thread, or the node failed while it started.
+    /// Whether another start may succeed without a correction of the data or the configuration: the disk was full,
+    /// the system refused a thread, or the node failed while it started.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {

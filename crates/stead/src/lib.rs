@@ -1,9 +1,9 @@
 //! Stead runs stateful services so that they outlive the process and the machine that they run on.
 //!
-//! A [`Process`] is a struct and a handler. What a handler does (its new state, the messages it sends, its timers, its
-//! answer) is one entry of a log, written before anybody outside sees it. After a kill at any moment the node goes on
-//! where it was: each answered request was applied exactly once, each message arrives exactly once, and nothing that was
-//! computed is computed again.
+//! A [`Process`] is a struct and a handler. The effects of a handler (its new state, the messages it sends, its timers,
+//! its answer) are one entry of a log, written before anything leaves the shard. After a kill at any moment the node
+//! continues where it was: each answered request was applied exactly once, each message arrives exactly once, and
+//! logged work is never repeated.
 //!
 //! A complete service:
 //!

@@ -1,4 +1,4 @@
-//! A node without a thread: its parts are given their turns by hand.
+//! Tests of a node without threads: the test gives its parts their turns.
 
 use super::assemble::{Parts, assemble};
 use super::plan::{self, Registered};
@@ -27,7 +27,7 @@ use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::sim_disk::SimDisk;
 
-/// Time that passes by itself, a microsecond with each look, and by hand.
+/// A clock that advances by a microsecond with each reading, and by hand.
 struct Ticking(AtomicU64);
 
 impl Clock for Ticking {
@@ -40,8 +40,8 @@ impl Clock for Ticking {
     }
 }
 
-/// One service, whose processes count their requests and answer with the count; a payload is the key of a process that gets
-/// a message.
+/// A service whose processes count their requests and answer with the count; a payload is the key of a process that
+/// receives a message.
 struct Counters;
 
 impl Handler for Counters {
@@ -98,7 +98,7 @@ impl Program for Counters {
 
 type Answers = Arc<Mutex<Vec<(u32, Result<Answer, NoAnswer>)>>>;
 
-/// Notes the answer to the call of this number.
+/// Records the answer to the call of this number.
 struct Noting(u32, Answers);
 
 impl Caller for Noting {
@@ -111,10 +111,10 @@ impl Caller for Noting {
     }
 }
 
-/// Withholds tickets, and counts what passes.
+/// Withholds tickets, and counts the effects.
 #[derive(Default)]
 struct Withholding {
-    /// No ticket above it returns.
+    /// No ticket above this one is passed on.
     tickets_max: AtomicU64,
     inputs: AtomicU64,
     appends: AtomicU64,
@@ -156,12 +156,12 @@ struct Node {
 }
 
 impl Node {
-    /// A node with one service of two shards, on so many workers.
+    /// Opens a node with one service of two shards, on a number of workers.
     fn open(disk: &SimDisk, workers: usize) -> Self {
         Self::open_with(disk, workers, |_| true)
     }
 
-    /// The same with those of the shards alone that are placed on this node.
+    /// Opens it with only those of the shards that are placed on this node.
     fn open_with(disk: &SimDisk, workers: usize, is_here: impl Fn(ShardId) -> bool) -> Self {
         let settings = Settings::default();
         let service = ServiceLimits { name: "counter".to_owned(), shards: Some(2), when_new: 2, settings };
@@ -197,14 +197,14 @@ impl Node {
         worker.turn(shared, shared.now()).unwrap()
     }
 
-    /// Gives the log a turn: an append is one, and the sync of what was appended another.
+    /// Gives the log a turn: append and sync take a turn each.
     fn log(&mut self) -> Turned {
         let shared = &self.parts.life.shared;
         shared.log.bell.take_ring();
         Part::turn(&mut self.parts.log, &**shared, shared.now()).unwrap()
     }
 
-    /// Gives all parts turns until none has anything to do.
+    /// Gives all parts turns until none has work left.
     fn settle(&mut self) {
         for _ in 0..1000 {
             let mut turned: Vec<Turned> =
@@ -251,7 +251,7 @@ impl Node {
         Reception { caller: Noting(number, Arc::clone(&self.answers)), deadline, timeout }
     }
 
-    /// The numbers of the calls that were answered since this was asked last, in order, with their counts.
+    /// Returns the numbers of the calls that were answered since the last look, in order, with their counts.
     fn answered(&self) -> Vec<(u32, u8)> {
         let count = |result: Result<Answer, NoAnswer>| match result.unwrap().result.unwrap() {
             Reply::Ok(count) => count[0],
@@ -264,7 +264,7 @@ impl Node {
         self.parts.life.shared.topology.shard_of(ServiceId(0), key)
     }
 
-    /// A process of the shard that does not have `a`.
+    /// Returns a key of the shard that does not have `a`.
     fn other_key(&self) -> &'static str {
         let mut keys = ["b", "c", "d", "e", "f", "g"].into_iter();
         keys.find(|key| self.shard_of(key) != self.shard_of("a")).unwrap()
@@ -275,7 +275,7 @@ impl Node {
     }
 }
 
-/// The names of this process's threads that a node has given.
+/// Returns the names of this process's threads that a node has started.
 fn threads_of_nodes() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
@@ -302,11 +302,11 @@ fn a_node_is_stepped_without_a_thread_and_answers_in_order_once_the_log_is_synce
     assert!(node.parts.life.shared.inboxes[0].bell.is_rung());
     assert_eq!((node.work(0), node.answered()), (Turned::Again, vec![(1, 1), (2, 2), (3, 3)]));
     assert_eq!(threads_of_nodes(), Vec::<String>::new());
-    // One with such a name would have been seen.
+    // A thread with such a name would have been found.
     let worker = thread::Builder::new().name("stead-worker-7".to_owned()).spawn(threads_of_nodes);
     assert_eq!(worker.unwrap().join().unwrap(), ["stead-worker-7\n"]);
 
-    // The next life finds what was answered, and what was appended and not synced may be lost.
+    // The next life finds the answered requests; entries that were appended but not synced may be lost.
     node.parts.life.kill();
     drop(node);
     disk.crash();
@@ -388,7 +388,7 @@ fn a_node_serves_the_shards_that_it_has_and_refuses_the_others() {
         node.parts.life.shared.look(ShardId(9), |_| ()).map_err(|error| error.to_string()),
         Err("shard 9 is not on this node".to_owned())
     );
-    // What is sent there stays in its outbox.
+    // A message to it stays in the outbox.
     node.request(2, "a", other.as_bytes());
     node.settle();
     assert_eq!(node.answered(), [(2, 1)]);
@@ -399,7 +399,7 @@ fn a_node_serves_the_shards_that_it_has_and_refuses_the_others() {
     node.parts.life.kill();
     drop(node);
 
-    // Once the shard is here as well, it comes.
+    // Once the shard is placed here as well, the message arrives.
     let mut node = Node::open(&disk, 1);
     node.settle();
     node.request(3, other, b"");

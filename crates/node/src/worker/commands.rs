@@ -1,4 +1,4 @@
-//! What clients and the node's other parts ask of a worker, and the calls that wait for their answers.
+//! Commands of clients and of the node's other parts to a worker, and the calls that wait for their answers.
 
 use super::{Turn, Worker};
 use crate::calls::NO_CALL;
@@ -12,22 +12,22 @@ use stead_core::ids::{ShardId, Time};
 use stead_core::room;
 use stead_core::shard::{Answer, Input, Refusal};
 
-/// Shards whose status is taken before the worker looks at the clock.
+/// Number of shards whose status is taken before the worker reads the clock.
 const STATUS_BATCH: usize = 8;
-/// How often overdue calls are looked for, in microseconds.
+/// Interval at which overdue calls are searched for, in microseconds.
 const SWEEP: u64 = 20_000;
-/// How long a request waits that came before its shard served.
+/// Delay before the repetition of a request that came before its shard served.
 const NOT_READY_RETRY_MS: u64 = 20;
 
 impl<E: Env> Worker<E> {
-    /// Obeys for a while; true if there was anything.
+    /// Performs commands for a while; returns whether there were any.
     pub(super) fn perform_commands(&mut self, shared: &Shared<E>, now: Time) -> bool {
         let any = !self.commands.is_empty();
         let until = self.begin_slice(shared);
         while let Some(command) = self.commands.pop_front() {
             self.calls.command_bytes = command.request_bytes();
             self.perform_command(shared, now, command);
-            // It waits no more, unless a call has taken these over.
+            // They no longer wait, unless a call has taken these bytes over.
             let bytes = std::mem::take(&mut self.calls.command_bytes);
             self.note_waiting(shared, [0, 0, -(bytes as i64)]);
             if shared.clock.steady() >= until {
@@ -79,7 +79,7 @@ impl<E: Env> Worker<E> {
             }
             Command::Every { input, from } => {
                 let Some(slot) = self.shards.get(from).map(|_| from as u32) else { return };
-                // The others go on before anything that came later.
+                // The other shards continue before anything that came later.
                 self.commands.push_front(Command::Every { input: input.clone(), from: from + 1 });
                 self.give(shared, now, slot, input);
             }
@@ -89,7 +89,7 @@ impl<E: Env> Worker<E> {
                 }
             }
             Command::GivenUp(number) => {
-                // Only those: the next checkpoint may have begun here already.
+                // Only these: the next checkpoint may have begun here already.
                 for draining in self.draining.iter_mut().filter(|draining| draining.number <= number) {
                     draining.is_given_up = true;
                 }
@@ -120,7 +120,7 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// The shard's slot; a worker that is about to end takes no more calls, and drops their receptions.
+    /// Returns the shard's slot; a worker that is about to end accepts no more calls, and drops their receptions.
     pub(super) fn admit(
         &self,
         now: Time,
@@ -131,14 +131,14 @@ impl<E: Env> Worker<E> {
             return None;
         }
         if reception.deadline <= now {
-            // It waited for another's handler for too long: a call whose time is over is not begun.
+            // It waited too long for the handler of another: a call whose time is over is not begun.
             reception.caller.answer(Err(NoAnswer::TimedOut { after: reception.timeout }));
             return None;
         }
         Some((self.slot(shard)?, reception))
     }
 
-    /// What this turn counts for the service of a shard.
+    /// Returns the counters of this turn for the service of a shard.
     pub(super) fn count(&mut self, shared: &Shared<E>, shard: ShardId) -> &mut Turn {
         let service = shared.topology.service_of(shard).expect("a command is sent to a shard of this node");
         &mut self.turn[usize::from(service.0)]
@@ -173,7 +173,7 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Asks again for calls whose shard could not take them, for a while; true if there was any.
+    /// Repeats calls that their shard could not accept, for a while; returns whether there were any.
     pub(super) fn retry(&mut self, shared: &Shared<E>, now: Time) -> bool {
         let is_due = |retries: &BTreeMap<(Time, u64), _>| {
             retries.first_key_value().is_some_and(|((at, _), _)| *at <= now)
@@ -185,7 +185,7 @@ impl<E: Env> Worker<E> {
         while is_due(&self.retries)
             && let Some((_, (token, shard, input))) = self.retries.pop_first()
         {
-            // The call may have run out of time since.
+            // The call may have timed out since then.
             if let Some(call) = self.calls.find(token).and_then(Option::as_mut) {
                 call.refused = None;
                 self.give_to(shared, now, shard, input);
@@ -197,7 +197,7 @@ impl<E: Env> Worker<E> {
         true
     }
 
-    /// Ends overdue calls from time to time; gives after how many microseconds to look again.
+    /// Ends overdue calls from time to time; returns the time until the next search, in microseconds.
     pub(super) fn sweep(&mut self, shared: &Shared<E>, now: Time) -> u64 {
         let since = now.0.saturating_sub(self.sweep_at.0);
         if since < SWEEP {
@@ -205,7 +205,7 @@ impl<E: Env> Worker<E> {
         }
         let (overdue, is_through) = self.calls.close_overdue(now);
         for call in overdue {
-            // What waits to be asked again was not applied.
+            // A call that waits to be repeated was not applied.
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
             let timed_out = NoAnswer::TimedOut { after: call.reception.timeout };
             call.reception.caller.answer(call.refused.ok_or(timed_out));

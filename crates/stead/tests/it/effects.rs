@@ -160,7 +160,7 @@ fn raw_calls_get_what_typed_ones_get_and_misuse_is_refused() {
     assert_eq!(stead::codec::payload_to_json(&reply.reply.unwrap()).unwrap(), 5);
     let answer = client.query_raw(call("account", "a", serde_json::json!("Balance"))).unwrap();
     assert_eq!(stead::codec::payload_to_json(&answer.reply.unwrap()).unwrap(), 5);
-    let error = client.call_raw(call("nobody", "a", serde_json::json!(1))).unwrap_err();
+    let error = client.call_raw(call("unknown", "a", serde_json::json!(1))).unwrap_err();
     assert!(matches!(error, RawError::UnknownService { .. }), "{error}");
     for key in ["", "x".repeat(513).leak()] {
         let error = client.call_raw(call("account", key, serde_json::json!(1))).unwrap_err();

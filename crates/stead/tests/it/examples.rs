@@ -1,11 +1,11 @@
-//! The examples, run as programs of their own.
+//! Tests of the examples, run as programs.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The program of an example, built with this package's own features.
+/// Returns the program of an example, built with this package's own features.
 fn example(name: &str) -> PathBuf {
     let features = [("s3", cfg!(feature = "s3")), ("schemars", cfg!(feature = "schemars"))];
     let features: Vec<&str> =
@@ -57,7 +57,7 @@ fn long_the_computation_is_killed_and_repeats_a_step_at_most_each_time() {
     assert!(repeated <= 5, "{summary}");
 }
 
-/// The public methods of a type that a source file implements.
+/// Returns the public methods of a type that a source file implements.
 fn methods(source: &str, implementation: &str) -> Vec<String> {
     let body = source.split(implementation).nth(1).unwrap_or_else(|| panic!("no {implementation}"));
     let body = body.split("\n}\n").next().unwrap();
@@ -76,7 +76,7 @@ fn sources(dir: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// The methods of each kind of context that functions call which take it as `ctx`.
+/// Returns the methods of each kind of context that are called by functions with a parameter `ctx` of that kind.
 fn called(dirs: &[PathBuf]) -> BTreeSet<(&'static str, String)> {
     let mut files = Vec::new();
     dirs.iter().for_each(|dir| sources(dir, &mut files));

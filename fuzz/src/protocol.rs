@@ -13,7 +13,6 @@ use stead_core::record::{
 };
 use stead_core::records::{Records, decode_records, encode_record};
 use stead_core::state::{Header, State};
-use stead_core::topology::Topology;
 
 /// A log entry.
 pub fn entry(data: &[u8]) {
@@ -41,7 +40,7 @@ pub fn header(data: &[u8]) {
 /// The value of a record, of the kind that the first byte selects.
 pub fn record_value(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
-    match kind % 9 {
+    match kind % 8 {
         0 => drop(survives::<SessionRecord>(data)),
         1 => drop(survives::<Reply>(data)),
         2 => drop(survives::<IdempotencyRecord>(data)),
@@ -49,8 +48,7 @@ pub fn record_value(data: &[u8]) {
         4 => drop(survives::<TaskRecord>(data)),
         5 => drop(survives::<DeadLetter>(data)),
         6 => drop(survives::<AttemptRecord>(data)),
-        7 => drop(survives::<Waiting>(data)),
-        _ => drop(survives::<Topology>(data)),
+        _ => drop(survives::<Waiting>(data)),
     }
 }
 

@@ -40,7 +40,7 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
         add("record_key", &format!("write-{at:02}"), write.key.as_bytes().to_vec());
         encode_record(write.key.as_bytes(), write.value.as_deref(), &mut section);
         if let Some(value) = &write.value {
-            let kind = (write.key.kind() as u8).wrapping_sub(3) % 9;
+            let kind = (write.key.kind() as u8).wrapping_sub(3) % 8;
             add("record_value", &format!("write-{at:02}"), prefixed(&[kind], value));
         }
     }

@@ -1,5 +1,7 @@
 //! A bell that wakes one thread.
 
+#![expect(clippy::disallowed_methods, reason = "a bell parks the thread of its part")]
+
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Thread;

@@ -3,6 +3,8 @@
 //!
 //! Of the checkpoints of the interval the newest one is checked; those between are not when the thread cannot keep up.
 
+#![expect(clippy::disallowed_methods, reason = "the checks run on a thread of their own")]
+
 use crate::checkpoint::{CheckpointReply, CheckpointReport, FailedCheck, Pin, SkippedCheck, failed, skipped};
 use crate::env::{Env, Program};
 use crate::events;

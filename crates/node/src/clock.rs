@@ -1,5 +1,7 @@
 //! The two clocks of a node.
 
+#![expect(clippy::disallowed_methods, reason = "these are the clocks of production")]
+
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use stead_core::ids::Time;
 

@@ -1,5 +1,7 @@
 //! One life of a node: from its opening to its end.
 
+#![expect(clippy::disallowed_methods, reason = "a shutdown waits for threads")]
+
 use crate::checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, Event, Wanted};
 use crate::checks::CheckStatus;
 use crate::env::{Env, Program, Reply};

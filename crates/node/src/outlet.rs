@@ -1,6 +1,8 @@
 //! A bounded queue for a target that may block, fail or panic, such as standard error or a subscriber: one thread
 //! serves it, and no other waits for the target. An item that finds the queue full is dropped and counted.
 
+#![expect(clippy::disallowed_methods, reason = "its thread serves what may block")]
+
 use crate::panics;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

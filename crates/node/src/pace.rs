@@ -25,6 +25,7 @@ impl Pace {
     }
 
     /// Spends so many bytes on a thread of its own, which sleeps until the next piece is due.
+    #[expect(clippy::disallowed_methods, reason = "it runs on a thread of its own, beside the parts")]
     pub(crate) fn wait(&self, meter: &mut Meter, clock: &impl Clock, bytes: u64) {
         meter.spend(self.rate(), clock.steady(), bytes);
         let now = || clock.steady();

@@ -4,6 +4,8 @@
 //! deadline or by `handler_timeout`, whatever the query does. One that goes on after that keeps its thread, which cannot be
 //! taken from it: another thread takes its place, up to a bound for each service.
 
+#![expect(clippy::disallowed_methods, reason = "queries run on threads of their own, for any time")]
+
 use crate::env::{Caller, Env, NoAnswer, Program, Reception};
 use crate::events;
 use crate::memory::Memory;

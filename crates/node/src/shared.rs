@@ -254,6 +254,7 @@ impl<E: Env> Shared<E> {
     /// # Errors
     /// [`Refusal::Overloaded`] if a handler holds the shard for longer than [`LOOK_TIMEOUT`]; [`NoAnswer`] if the node has
     /// ended.
+    #[expect(clippy::disallowed_methods, reason = "a caller of the node waits for its worker")]
     pub fn look<T: Send + 'static>(
         &self,
         shard: ShardId,
@@ -365,6 +366,7 @@ impl<E: Env> Shared<E> {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the start of a node waits for its threads")]
     pub(crate) fn await_active(&self) -> Result<(), String> {
         let mut held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

@@ -1,5 +1,7 @@
 //! Stable storage: checkpoints that are copied away from the node's own disk, when asked for and by a thread of their own.
 
+#![expect(clippy::disallowed_methods, reason = "the copies are made by a thread of their own")]
+
 use crate::checkpoint::CheckpointFailure;
 use crate::env::Env;
 use crate::events;

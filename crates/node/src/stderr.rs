@@ -7,6 +7,8 @@
 //! For the events of a node, give [`stderr`] to a subscriber as its writer:
 //! `tracing_subscriber::fmt().with_writer(stead::stderr::stderr).log_internal_errors(false).init()`.
 
+#![expect(clippy::disallowed_methods, reason = "its thread serves what may block")]
+
 use crate::outlet::{self, Delivered, Outlet};
 use crate::panics;
 use std::fmt;

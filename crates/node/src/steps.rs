@@ -184,6 +184,7 @@ impl StepQueue {
 
     /// Waits for the steps that run, but for one on this thread. Returns the names of those that still run at the deadline;
     /// these are waited for no more.
+    #[expect(clippy::disallowed_methods, reason = "a shutdown waits for threads")]
     pub(crate) fn await_end(&self, deadline: Instant) -> Vec<String> {
         let here = thread::current().id();
         let mut desk = self.desk();
@@ -392,6 +393,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a shutdown waits for threads")]
     fn each_turn_of_a_part_does_one_thing() {
         let hub = shared_with(&[("service", 1)]);
         let mut part = StepPart::new(0, Arc::default());

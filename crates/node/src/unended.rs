@@ -4,6 +4,8 @@
 //! before it runs. A mark that is left at the next start counts for its service; a check of the service that ends removes
 //! all of them. At `attempts_max` in a row the check is given up: it runs only when a checkpoint is verified.
 
+#![expect(clippy::disallowed_methods, reason = "the checks run on a thread of their own")]
+
 use crate::checkpoint::{CheckpointInfo, FailedCheck, SkippedCheck};
 use crate::checks::CheckStatus;
 use crate::env::Env;

@@ -2,6 +2,8 @@
 //! process ends: after the restart the shard continues, and a message, timer or task that repeats it becomes a dead
 //! letter.
 
+#![expect(clippy::disallowed_methods, reason = "the watchdog is a thread, and measures real time")]
+
 use crate::events::LAST_WORDS;
 use crate::{events, stderr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -56,6 +56,7 @@ pub(super) struct Parts<E: Env> {
 ///
 /// # Errors
 /// [`OpenError::Store`] if the marks of the services' checks cannot be read.
+#[expect(clippy::disallowed_methods, reason = "it times the start")]
 pub(super) fn assemble<E: Env>(
     program: E::Program,
     around: (E::Clock, E::Watch),

@@ -73,6 +73,7 @@ impl<E: Env> Life<E> {
     ///
     /// # Errors
     /// [`OpenError`]; what is stored stays as it was.
+    #[expect(clippy::disallowed_methods, reason = "it times the start")]
     pub fn open(
         program: E::Program,
         disk: Arc<dyn Disk>,

@@ -1,5 +1,7 @@
 //! Puts the parts of a node on threads.
 
+#![expect(clippy::disallowed_methods, reason = "it starts the threads, and times the start")]
+
 use crate::drive::drive;
 use crate::env::Env;
 use crate::events;

@@ -1,5 +1,7 @@
 //! Tests of a node without threads: the test gives its parts their turns.
 
+#![expect(clippy::disallowed_methods, reason = "a test opens a node as a thread does")]
+
 use super::assemble::{Parts, assemble};
 use super::plan::{self, Registered};
 use super::{CheckpointOptions, Options, recover};

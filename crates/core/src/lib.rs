@@ -10,7 +10,7 @@
 //! - [`capture::Capture`] is what a query may read: a process as it was at one entry, which holds no shard.
 //! - [`replica::Replica`] decides what is committed.
 //! - [`log_room::LogRoom`] decides what the owner of the log does next, and when it is full.
-//! - [`start`] plans a life of a node from what it finds.
+//! - [`start`] plans a life of a node from what it finds; [`shutdown::Shutdown`] decides in which order it ends.
 //! - [`trials::Trials`] gives turns to shards that try what a death of the process may have met.
 //! - [`coordinator::Coordinator`] takes a checkpoint from its beginning to its manifest.
 
@@ -38,6 +38,7 @@ pub mod reply;
 pub mod room;
 pub mod shard;
 pub mod shard_map;
+pub mod shutdown;
 mod slab;
 pub mod start;
 pub mod state;

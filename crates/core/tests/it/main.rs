@@ -15,6 +15,7 @@ mod later;
 mod log_room;
 mod queries;
 mod rules;
+mod shutdown;
 mod transcript;
 mod world;
 

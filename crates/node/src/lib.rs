@@ -31,6 +31,7 @@ mod prepare;
 mod queries;
 mod ready;
 mod shared;
+mod shutdown;
 mod slice;
 mod stable;
 mod status;
@@ -55,6 +56,7 @@ pub use prepare::PreparePart;
 pub use queries::StuckQuery;
 pub use ready::{LOG_LAG_MAX, NotReady};
 pub use shared::{LOOK_TIMEOUT, Shared};
+pub use shutdown::{EndHub, ShutdownPart};
 pub use stable::{CopyReport, CopyStatus, copy_stored};
 pub use status::{
     ClockStatus, LogStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,

@@ -8,20 +8,23 @@ use crate::env::{Env, Program, Reply};
 use crate::events::{self, LAST_WORDS};
 use crate::inbox::Command;
 use crate::listed::{Listed, verify_stored};
-use crate::open::{Group, Member};
+use crate::open::Member;
 use crate::panics;
-use crate::queries;
+use crate::part::Turned;
 use crate::ready::NotReady;
 use crate::shared::{LOOK_TIMEOUT, Shared, stage};
+use crate::shutdown::{EndHub, ShutdownPart};
 use crate::stable::{AskedCopy, CopyReport};
 use crate::status::{
     ClockStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,
 };
+use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
-use stead_core::ids::Colour;
+use stead_core::ids::{Colour, Time};
+use stead_core::shutdown::Group;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::checks::{CheckOutcome, Checked};
@@ -267,35 +270,10 @@ impl<E: Env> Life<E> {
     /// Shuts the node down: takes no more calls, waits up to `limit` for running steps of tasks, commits and answers what
     /// was taken, and ends all threads.
     pub fn shutdown(&self, limit: Duration) {
-        let deadline = Instant::now() + limit;
+        let until = self.shared.now().plus_micros(micros(limit));
         let Some(_ending) = self.begin_end() else { return };
-        let shared = &self.shared;
-        let begun =
-            shared.stage.compare_exchange(stage::RUNS, stage::STOPS, Ordering::SeqCst, Ordering::SeqCst);
-        if begun.is_ok() {
-            shared.steps.stop();
-            self.join_tasks(self.deadline_of_steps(deadline));
-            shared.snapshots.stop();
-            shared.copies.stop();
-            shared.checks.stop();
-            self.join(Group::Checkpoints);
-            for inbox in &shared.inboxes {
-                inbox.push(Command::Stop);
-            }
-            self.join(Group::Workers);
-            // Queries that the workers let go last are answered too.
-            shared.queries.close(deadline.max(Instant::now() + queries::LAST_ANSWERS));
-            shared.log.close();
-            // A kill that came meanwhile stays one.
-            let _ =
-                shared.stage.compare_exchange(stage::STOPS, stage::ENDED, Ordering::SeqCst, Ordering::SeqCst);
-        }
-        self.end(self.deadline_of_steps(deadline));
-    }
-
-    /// No outcome of a step counts after a fatal error.
-    fn deadline_of_steps(&self, deadline: Instant) -> Instant {
-        if self.shared.failure.get().is_some() { Instant::now() } else { deadline }
+        self.shared.change_stage(stage::RUNS, stage::STOPS);
+        self.end(until);
     }
 
     /// Ends the node as a crash would: nothing is waited for, nothing more is written. For tests.
@@ -304,7 +282,7 @@ impl<E: Env> Life<E> {
         // Also for a shutdown that waits.
         self.shared.wake_all();
         if let Some(_ending) = self.begin_end() {
-            self.end(Instant::now() + self.shutdown_timeout);
+            self.end(self.shared.now().plus_micros(micros(self.shutdown_timeout)));
         }
     }
 
@@ -318,47 +296,17 @@ impl<E: Env> Life<E> {
         Some(self.ending.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Ends what is left and gives the data directory up.
-    fn end(&self, deadline: Instant) {
-        self.shared.wake_all();
-        self.join_tasks(deadline);
-        self.shared.queries.await_end();
-        for group in [Group::Queries, Group::Checkpoints, Group::Workers, Group::Log] {
-            self.join(group);
-        }
-        // Only now: a handler that runs for ever would be waited for as long.
-        self.shared.watchdog.stop();
-        self.join(Group::Watchdog);
-        self.shared.copies.await_end();
-        self.shared.checks.await_end();
-        let data_dir = self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut data_dir) = data_dir
-            && self.shared.stage.load(Ordering::SeqCst) == stage::ENDED
-            && self.shared.failure.get().is_none()
-        {
-            self.shared.checks.unended.forgive(&*self.store);
-            if let Err(error) = data_dir.update(|meta| meta.clean = true) {
-                // The next start then suspects what waits, which costs a little time and nothing else.
-                events::warn(format_args!("cannot record the clean shutdown: {error}"));
-            }
-        }
+    /// Ends all threads and gives the data directory up.
+    fn end(&self, until: Time) {
+        let ending = Ending { life: self, steps: RefCell::default() };
+        let mut part = ShutdownPart::new(until);
+        while part.turn(&ending, self.shared.now()) != Turned::Ended {}
+        drop(self.data_dir().take());
         events::flush(LAST_WORDS);
     }
 
-    /// Waits for the steps of tasks until the deadline. Threads whose step has not ended by then are left to
-    /// themselves: nothing that they bring is taken any more.
-    fn join_tasks(&self, deadline: Instant) {
-        let left = self.shared.steps.await_end(deadline);
-        if left.is_empty() {
-            return self.join(Group::Tasks);
-        }
-        for step in &left {
-            events::warn(format_args!(
-                "{step} is still running and is abandoned; it is repeated after the next start"
-            ));
-        }
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.retain(|(group, _)| *group != Group::Tasks);
+    fn data_dir(&self) -> MutexGuard<'_, Option<DataDir>> {
+        self.data_dir.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn join(&self, group: Group) {
@@ -375,6 +323,114 @@ impl<E: Env> Life<E> {
             }
         }
     }
+}
+
+/// The end of a life. It waits on the thread that ends the node.
+struct Ending<'a, E: Env> {
+    life: &'a Life<E>,
+    /// The names of steps that ran too long.
+    steps: RefCell<Vec<String>>,
+}
+
+impl<E: Env> EndHub for Ending<'_, E> {
+    fn is_failed(&self) -> bool {
+        self.life.shared.failure.get().is_some()
+    }
+
+    fn is_killed(&self) -> bool {
+        self.life.shared.stage.load(Ordering::SeqCst) == stage::KILLED
+    }
+
+    fn stop(&self, group: Group) {
+        let shared = &self.life.shared;
+        match group {
+            Group::Tasks => shared.steps.stop(),
+            Group::Checkpoints => {
+                shared.snapshots.stop();
+                shared.copies.stop();
+                shared.checks.stop();
+            }
+            Group::Workers => {
+                for inbox in &shared.inboxes {
+                    inbox.push(Command::Stop);
+                }
+            }
+            // They end once they are not waited for any more.
+            Group::Queries => {}
+            Group::Log => self.stop_all(),
+            // Not before: a handler that runs for ever would be waited for as long.
+            Group::Watchdog => shared.watchdog.stop(),
+        }
+    }
+
+    fn stop_all(&self) {
+        // A kill that came meanwhile stays one.
+        self.life.shared.change_stage(stage::STOPS, stage::ENDED);
+        self.life.shared.wake_all();
+    }
+
+    fn has_ended(&self, group: Group, until: Option<Time>) -> bool {
+        let (life, shared) = (self.life, &self.life.shared);
+        let left = |until: Time| Duration::from_micros(until.0.saturating_sub(shared.now().0));
+        let deadline = until.map(|until| Instant::now() + left(until));
+        match (group, deadline) {
+            (Group::Tasks, Some(deadline)) => {
+                let steps = shared.steps.await_end(deadline);
+                if !steps.is_empty() {
+                    self.steps.replace(steps);
+                    return false;
+                }
+            }
+            (Group::Queries, Some(deadline)) => {
+                shared.queries.close(deadline);
+                return Instant::now() < deadline;
+            }
+            (Group::Log, _) => {
+                shared.queries.await_end();
+                life.join(Group::Queries);
+            }
+            (Group::Watchdog, _) => {
+                life.join(group);
+                shared.copies.await_end();
+                shared.checks.await_end();
+            }
+            _ => {}
+        }
+        life.join(group);
+        true
+    }
+
+    /// Threads whose step has not ended are left to themselves: nothing that they bring is taken any more.
+    fn abandon(&self, group: Group) {
+        if group != Group::Tasks {
+            return;
+        }
+        let mut steps = self.steps.take();
+        steps.append(&mut self.life.shared.steps.await_end(Instant::now()));
+        if steps.is_empty() {
+            return self.life.join(group);
+        }
+        for step in &steps {
+            events::warn(format_args!(
+                "{step} is still running and is abandoned; it is repeated after the next start"
+            ));
+        }
+        let mut threads = self.life.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|(other, _)| *other != group);
+    }
+
+    fn mark_clean(&self) {
+        let Some(data_dir) = &mut *self.life.data_dir() else { return };
+        self.life.shared.checks.unended.forgive(&*self.life.store);
+        if let Err(error) = data_dir.update(|meta| meta.clean = true) {
+            // The next start then suspects what waits, which costs a little time and nothing else.
+            events::warn(format_args!("cannot record the clean shutdown: {error}"));
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl<E: Env> Drop for Life<E> {

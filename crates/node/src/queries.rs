@@ -44,8 +44,6 @@ const LOOK: Duration = Duration::from_millis(20);
 const LOOK_ON: Duration = Duration::from_secs(1);
 /// The end of a node waits at most so long for threads that have nothing to do.
 const LAST_LOOK: Duration = Duration::from_secs(1);
-/// A shutdown waits so long for queries that were taken, even if its own time is over.
-pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// A query that its shard has let go, and the client that waits for it.
 pub(crate) struct Job<C> {

@@ -317,6 +317,11 @@ impl<E: Env> Shared<E> {
         self.stage.load(Ordering::Relaxed) == stage::KILLED || self.failure.get().is_some()
     }
 
+    /// Goes from one stage to the next, unless another one was reached meanwhile.
+    pub(crate) fn change_stage(&self, from: u8, to: u8) {
+        let _ = self.stage.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     /// Whether the node has ended in any way.
     pub(crate) fn is_ended(&self) -> bool {
         self.stage.load(Ordering::Relaxed) >= stage::ENDED || self.failure.get().is_some()

@@ -17,7 +17,7 @@ use crate::life::Life;
 pub use options::{CheckpointOptions, CopyTarget, Options};
 use plan::Registered;
 pub use recover::{RecoverOptions, Recovery, recover};
-pub(crate) use spawn::{Group, Member};
+pub(crate) use spawn::Member;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;

@@ -12,6 +12,7 @@ use crate::panics;
 use crate::queries::{QUERY_THREADS, QueryQueue};
 use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
+use stead_core::shutdown::Group;
 
 impl<E: Env> Parts<E> {
     /// Starts the threads. Returns when all shards serve.
@@ -107,17 +108,6 @@ fn let_others_first() {
     const NICE: i32 = 5;
     // Where it is refused, the thread competes as all others do.
     let _ = rustix::process::setpriority_process(None, NICE);
-}
-
-/// Which threads end together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Group {
-    Tasks,
-    Queries,
-    Checkpoints,
-    Workers,
-    Log,
-    Watchdog,
 }
 
 /// A thread of the node.

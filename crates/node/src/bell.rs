@@ -63,3 +63,57 @@ impl Bell {
         self.parked.store(false, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+    use std::thread;
+    use std::time::Instant;
+
+    /// Rings that a thread must not miss.
+    const RINGS: u64 = 50_000;
+
+    #[test]
+    fn a_thread_that_parks_misses_no_ring() {
+        let (bell, left) = (Arc::new(Bell::default()), Arc::new(AtomicU64::new(0)));
+        let begun = Instant::now();
+        let part = thread::spawn({
+            let (bell, left) = (Arc::clone(&bell), Arc::clone(&left));
+            move || {
+                bell.attach();
+                let mut taken = 0;
+                while taken < RINGS {
+                    bell.take_ring();
+                    taken += left.swap(0, Ordering::Relaxed);
+                    if taken < RINGS {
+                        // A missed ring would be noticed after a minute.
+                        bell.park(Time(0), Some(Time(60_000_000)), taken as u32 % 30);
+                    }
+                }
+            }
+        });
+        for ring in 0..RINGS {
+            left.fetch_add(1, Ordering::Relaxed);
+            bell.ring();
+            if ring % 64 == 0 {
+                thread::yield_now();
+            }
+        }
+        part.join().unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(60), "a ring was missed");
+    }
+
+    #[test]
+    fn a_bell_that_is_rung_lets_no_thread_sleep_and_time_ends_a_sleep() {
+        let bell = Bell::default();
+        bell.attach();
+        bell.ring();
+        assert!(bell.is_rung());
+        bell.park(Time(0), None, 0);
+        assert!(bell.take_ring() && !bell.take_ring());
+        bell.park(Time(7), Some(Time(3)), 0);
+        bell.park(Time(0), Some(Time(100)), 0);
+    }
+}

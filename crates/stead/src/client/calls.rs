@@ -27,7 +27,8 @@ use xxhash_rust::xxh3::xxh3_128;
 /// [`memory_bytes_max`](crate::NodeBuilder::memory_bytes_max), it fails at once.
 ///
 /// The worker of its shard enforces the timeout of a call: while a handler holds the worker, a call may end later, as
-/// soon as the handler has. If that matters, use a timer of the executor, or [`BlockingClient`], which has its own.
+/// soon as the handler has. If that matters, use a timer of the executor, or
+/// [`BlockingClient`](super::BlockingClient), which has its own.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared<Embedded>>,

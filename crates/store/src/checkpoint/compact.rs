@@ -1,4 +1,4 @@
-//! Merging bundles, as [`merging`](stead_core::checkpointing::merging) decides.
+//! Merges bundles, as [`merging`](stead_core::checkpointing::merging) decides.
 //!
 //! A merge writes a new bundle, which counts once a manifest refers to it; a crash before leaves an object that
 //! [`collect`](crate::checkpoint::collect) deletes.
@@ -13,10 +13,10 @@ pub use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Polic
 use stead_core::ids::{Colour, Incarnation, ShardId};
 use stead_core::records::encode_record;
 
-/// Bytes of blocks that a step of a merge reads, unless one block has more.
+/// Bytes of blocks that a step of a merge reads, unless one block is longer.
 const STEP_BYTES: u64 = 1 << 20;
 
-/// A merge under way. Memory: what a step reads, and the keys of one shard's newer sections. Dropped before
+/// A running merge. It holds in memory the blocks of a step, and the keys of one shard's newer sections. Dropped before
 /// [`MergeRun::finish`], it leaves nothing.
 pub struct MergeRun {
     bundles: Vec<Bundle>,
@@ -29,19 +29,21 @@ pub struct MergeRun {
     piece: Vec<u8>,
 }
 
-/// The merge of the sections of one shard: the newest record of each key. A delete is dropped when nothing older can be under it.
+/// The merge of the sections of one shard: the newest record of each key. A delete is dropped if no older section can
+/// have
+/// the key.
 struct ShardMerge {
     shard: ShardId,
     /// Positions of the bundles that have a section, the oldest first.
     sources: Vec<usize>,
-    /// The shard's oldest section is among them.
+    /// Whether the shard's oldest section is among them.
     oldest: bool,
-    /// Sections that are not read to their end: the newest is read first.
+    /// Number of sections that are not read to their end: the newest is read first.
     unread: usize,
-    /// Blocks of the section that is read which were read.
+    /// Number of blocks of the current section that were read.
     blocks_read: usize,
     seen: HashSet<Box<[u8]>>,
-    /// Bytes that came out so far.
+    /// Bytes written so far.
     bytes: u64,
 }
 
@@ -49,7 +51,7 @@ impl MergeRun {
     /// Begins a merge that writes the bundle `output`, whose name was drawn for it.
     ///
     /// # Errors
-    /// [`CheckpointError`] if a bundle is damaged or the store fails: the lineage goes on as it is.
+    /// [`CheckpointError`] if a bundle is damaged or the store fails: the lineage stays unchanged.
     pub fn begin(
         store: &dyn BlobStore,
         output: String,
@@ -79,7 +81,7 @@ impl MergeRun {
         Ok(Self { bundles, inputs, shards, sections: BTreeMap::new(), out, buf, piece })
     }
 
-    /// Merges about a megabyte more; true once nothing is left to merge.
+    /// Merges about another megabyte; returns true once everything is merged.
     ///
     /// # Errors
     /// As [`MergeRun::begin`].
@@ -106,7 +108,7 @@ impl MergeRun {
         let count = fit.count().max(1).min(left.len());
         let blocks: Vec<(ShardId, Block)> = left[..count].iter().map(|block| (shard, *block)).collect();
         visit_blocks(bundle, &blocks, buf, &mut |_, key, value| {
-            // A section has each key once, so that the last one needs not be remembered.
+            // A section has each key once, so the keys of the last one need not be remembered.
             let new = if at == 0 { !seen.contains(key) } else { seen.insert(key.into()) };
             if new && !(*oldest && value.is_none()) {
                 encode_record(key, value, piece);
@@ -145,7 +147,7 @@ impl MergeRun {
     /// [`CheckpointError::Store`].
     ///
     /// # Panics
-    /// If something is left to merge.
+    /// If the merge is not complete.
     pub fn finish(self) -> Result<Merged, CheckpointError> {
         assert!(self.shards.is_empty(), "a merge is finished before its end");
         let (bundle, _) = self.out.finish()?;

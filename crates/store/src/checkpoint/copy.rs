@@ -1,4 +1,4 @@
-//! Copying a checkpoint to another store: the local disk often, object storage less often.
+//! Copies a checkpoint to another store: to a local disk often, to object storage less often.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::Bundle;
@@ -10,25 +10,26 @@ use stead_core::ids::Incarnation;
 
 /// Bytes that are read and written at once.
 const PIECE: u64 = 4 << 20;
-/// The object that says whose copies a target holds.
+/// The object that names the owner of a target's copies.
 const OWNER: &str = "owner/owner.json";
-/// Most bytes of [`OWNER`].
+/// Maximum number of bytes of [`OWNER`].
 const OWNER_MAX: u64 = 4096;
 /// The version of its format.
 const OWNER_VERSION: u32 = 1;
 
-/// What every version of [`OWNER`] has.
+/// The fields that every version of [`OWNER`] has.
 #[derive(Deserialize)]
 struct AnyFormat {
     format: u64,
 }
 
-/// Whose copies a target holds: one life of one cluster. Two of them use the same numbers for different checkpoints.
+/// The owner of a target's copies: one incarnation of one cluster. Two of them use the same numbers for different
+/// checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// The cluster, as in the data directory's facts.
+    /// The cluster, as in the data directory's metadata.
     pub cluster: u128,
-    /// Its life.
+    /// Its incarnation.
     pub incarnation: Incarnation,
 }
 
@@ -41,12 +42,12 @@ impl Owner {
         .into()
     }
 
-    /// Takes a target for the copies of this cluster and life; again is fine. Before this nothing may be written there
-    /// and nothing collected: what is there might be all that another cluster has left.
+    /// Claims a target for the copies of this cluster and incarnation; repeated claims succeed. Before this nothing may
+    /// be written or collected there: the objects might be the last copies of another cluster.
     ///
     /// # Errors
-    /// [`CheckpointError::Target`] if it is another's, or holds checkpoints that are no copies, as a data directory
-    /// does; [`CheckpointError::Version`]; [`CheckpointError::Store`].
+    /// [`CheckpointError::Target`] if it belongs to another, or has checkpoints that are not copies, like a data
+    /// directory; [`CheckpointError::Version`]; [`CheckpointError::Store`].
     pub fn claim(self, target: &dyn BlobStore) -> Result<(), CheckpointError> {
         let wanted = self.encode();
         let check = |found: Vec<u8>| {
@@ -64,7 +65,7 @@ impl Owner {
             }
             let found = String::from_utf8_lossy(&found);
             Err(CheckpointError::Target {
-                reason: format!("it holds the copies of another cluster or incarnation, {found}"),
+                reason: format!("it has the copies of another cluster or incarnation, {found}"),
             })
         };
         match target.get(OWNER, OWNER_MAX) {
@@ -72,7 +73,7 @@ impl Owner {
             found => return check(found?),
         }
         if !target.list(MANIFESTS)?.is_empty() {
-            let reason = format!("it already holds checkpoints, but no {OWNER} that names their owner");
+            let reason = format!("it already has checkpoints, but no {OWNER} that names their owner");
             return Err(CheckpointError::Target { reason });
         }
         match target.put_new(OWNER, &wanted)? {
@@ -82,25 +83,27 @@ impl Owner {
     }
 }
 
-/// What a copy did.
+/// The result of a copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Copied {
     /// Bundles that were written.
     pub bundles: usize,
     /// Bytes that were written.
     pub bytes: u64,
-    /// Bundles that were there already.
+    /// Bundles that existed already.
     pub reused: usize,
 }
 
-/// Copies a checkpoint: the bundles that are not there yet, what its checks found, then its manifest. The source must not be
+/// Copies a checkpoint: the missing bundles, the results of its checks, then its manifest. The source must not be
 /// collected meanwhile. `paced` is called with the bytes of each piece before it is sent, and may wait.
 ///
-/// Every block that is sent is checked on the way, so that damage is never copied. Of a bundle that is there already the header
-/// and the index are checked, not the blocks: it was checked when it was sent. One whose index is damaged is sent again.
+/// Every block that is sent is checked on the way, so damage is never copied. Of an existing bundle only the header and
+/// the index are checked, not the blocks: these were checked when it was sent. One whose index is damaged is sent
+/// again.
 ///
 /// # Errors
-/// [`CheckpointError`]: then the checkpoint does not exist at the target, and a repetition goes on where this one ended.
+/// [`CheckpointError`]: then the checkpoint does not exist at the target, and a repetition continues where this one
+/// ended.
 pub fn copy(
     from: &dyn BlobStore,
     to: &dyn BlobStore,
@@ -120,11 +123,11 @@ pub fn copy(
         };
         let source = Bundle::open(from, wanted, manifest.incarnation)?;
         if damaged {
-            // Nobody can read it as it is, and its name stands for nothing else.
+            // It is unreadable in this state, and its name has no other use.
             to.delete(&wanted.name)?;
         }
         copy_bundle(&source, wanted.bytes, to, paced)?;
-        // What arrived is checked before a manifest says that it is there.
+        // The copy is checked before a manifest refers to it.
         Bundle::open(to, wanted, manifest.incarnation)?;
         copied.bundles += 1;
         copied.bytes += wanted.bytes;
@@ -134,7 +137,7 @@ pub fn copy(
     Ok(copied)
 }
 
-/// Sends a bundle in pieces that end with a block; what follows the last block is covered by the check of the index.
+/// Sends a bundle in pieces that end with a block; the check of the index covers the bytes after the last block.
 fn copy_bundle(
     source: &Bundle,
     bytes: u64,

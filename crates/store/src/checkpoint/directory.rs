@@ -1,7 +1,7 @@
-//! A directory that others may write to as well, on any file system, as a [`BlobStore`].
+//! A [`BlobStore`] in a directory on any file system that others may write to as well.
 //!
-//! Unlike [`DiskStore`](super::store::DiskStore) it has no owner: who creates a name is decided by the file system, and
-//! temporary files of others are left alone. An object is written beside its name, synced, and then named.
+//! Unlike [`DiskStore`](super::store::DiskStore) it has no owner: the file system decides who creates a name, and
+//! temporary files of others are left alone. An object is written to a temporary file, synced, and then renamed.
 
 use super::remote::Cancel;
 use super::store::{BlobReader, BlobStore, BlobWriter, Put, StoreError, TEMPORARY, check_name};
@@ -18,7 +18,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Uses a directory, which is made with its parents if it is missing.
+    /// Opens a directory, and creates it with its parents if it is missing.
     pub(super) fn open(root: PathBuf, cancel: Cancel) -> io::Result<Self> {
         fs::create_dir_all(&root)?;
         Ok(Self { root, cancel })
@@ -37,7 +37,7 @@ impl Directory {
         Ok(self.root.join(name))
     }
 
-    /// Opens a new file beside a name, in a directory that is made if it is missing.
+    /// Opens a new temporary file for a name, in a directory that is created if it is missing.
     fn begin(&self, path: &Path, mark: &str) -> io::Result<Temporary> {
         not_cancelled(&self.cancel)?;
         let dir = path.parent().expect("a name has a directory");
@@ -70,17 +70,17 @@ struct Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename it is gone; what cannot be removed is overwritten by the next attempt or never read.
+        // After a rename it is gone; one that cannot be removed is overwritten by the next attempt or never read.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Names a file unless the name is taken.
+/// Gives a file its name unless the name is taken.
 fn name_new(file: &Path, name: &Path) -> io::Result<Put> {
     match fs::hard_link(file, name) {
         Ok(()) => Ok(Put::Created),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Put::Exists),
-        // Some file systems have no links.
+        // Some file systems do not support links.
         Err(error) => match renameat_with(CWD, file, CWD, name, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(Put::Created),
             Err(rustix::io::Errno::EXIST) => Ok(Put::Exists),
@@ -93,7 +93,7 @@ impl BlobStore for Directory {
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StoreError> {
         let path = self.path(name)?;
         let put = || {
-            // Several may create one name at the same time.
+            // Several writers may create one name at the same time.
             let mut temporary = self.begin(&path, &format!(".{:016x}", fastrand::u64(..)))?;
             temporary.file.write_all(bytes)?;
             temporary.file.sync_all()?;
@@ -107,7 +107,7 @@ impl BlobStore for Directory {
 
     fn create(&self, name: &str) -> Result<Box<dyn BlobWriter>, StoreError> {
         let path = self.path(name)?;
-        // Nobody else draws the name, so what a writer left that was killed is overwritten.
+        // No other writer draws the name, so the leftover of a killed writer is overwritten.
         let temporary = self.begin(&path, "").map_err(|source| self.error("create", name, source))?;
         let store = Self { root: self.root.clone(), cancel: self.cancel.clone() };
         Ok(Box::new(Writer { store, temporary, path, name: name.to_owned() }))
@@ -162,7 +162,7 @@ struct Writer {
     name: String,
 }
 
-/// Bytes that are written between two looks at whether the writing is broken off.
+/// Bytes that are written between two checks for cancellation.
 const PIECE: usize = 1 << 20;
 
 impl BlobWriter for Writer {

@@ -177,7 +177,7 @@ pub(crate) fn visit_blocks(
                 let record = record.map_err(|error| error.to_string()).and_then(|(key, value)| {
                     match RecordKey::from_bytes(key) {
                         Some(_) => Ok((key, value)),
-                        None => Err("it has a record under an impossible key".to_owned()),
+                        None => Err("it has a record with an invalid key".to_owned()),
                     }
                 });
                 let (key, value) =

@@ -1,8 +1,8 @@
-//! Restoring a checkpoint: onto the same shards or another number of them, as a new incarnation.
+//! Restores a checkpoint onto the same or another number of shards, as a new incarnation.
 //!
 //! Records move with their process. Sessions, the replies kept for them, and counted attempts end. Messages in flight
-//! are numbered anew, in fresh channels. The result is a complete checkpoint of the new incarnation in an empty store:
-//! its manifest is written last, so that a restore that broke off has left nothing that could be taken for one.
+//! are renumbered, in new channels. The result is a complete checkpoint of the new incarnation in an empty store:
+//! its manifest is written last, so that an interrupted restore leaves no checkpoint.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BundleNames, BundleWriter};
@@ -22,21 +22,21 @@ use stead_core::state::{Header, Message, Position};
 use stead_core::topology::{Topology, TopologyError};
 use thiserror::Error;
 
-/// What a restore is to make.
+/// The settings of a restore.
 #[derive(Clone, Debug)]
 pub struct Restore {
-    /// The new life of the cluster; greater than the checkpoint's.
+    /// The new incarnation of the cluster; greater than the checkpoint's.
     pub incarnation: Incarnation,
     /// Other numbers of shards, by service; services that are not named keep theirs.
     pub shards: BTreeMap<String, u32>,
-    /// Now.
+    /// The current time.
     pub created: Time,
 }
 
-/// How far a restore is.
+/// Progress of a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Old shards that are done.
+    /// Old shards that are complete.
     pub shards: usize,
     /// All old shards.
     pub shards_all: usize,
@@ -46,16 +46,16 @@ pub struct Progress {
     pub bytes: u64,
 }
 
-/// What a restore made.
+/// The result of a restore.
 #[derive(Clone, Debug)]
 pub struct Restored {
     /// The new checkpoint; it has the old one's number.
     pub manifest: Manifest,
     /// The new topology.
     pub topology: Topology,
-    /// Records that were taken over.
+    /// Number of restored records.
     pub records: u64,
-    /// Messages in flight that were taken over.
+    /// Number of restored messages in flight.
     pub messages: u64,
     /// Sessions that ended.
     pub sessions_ended: u64,
@@ -63,21 +63,21 @@ pub struct Restored {
     pub renumbered: u64,
 }
 
-/// Why a checkpoint was not restored. The target then holds no checkpoint.
+/// Reasons for which a checkpoint was not restored. The target then has no checkpoint.
 #[derive(Debug, Error)]
 pub enum RestoreError {
-    /// The target has something in it.
-    #[error("the target holds {name} already; restore into an empty directory")]
+    /// The target is not empty.
+    #[error("the target already has {name}; restore into an empty directory")]
     NotEmpty {
         /// An object of the target.
         name: String,
     },
-    /// The new incarnation is not a later one.
+    /// The new incarnation is not later.
     #[error("incarnation {new} does not come after {old}, which the checkpoint is of; choose a greater one")]
     Incarnation {
         /// The checkpoint's.
         old: Incarnation,
-        /// The one that was asked for.
+        /// The requested one.
         new: Incarnation,
     },
     /// A number of shards for a service that the checkpoint does not have.
@@ -87,18 +87,18 @@ pub enum RestoreError {
     UnknownService {
         /// The service.
         service: String,
-        /// The shards asked for.
+        /// The requested number of shards.
         shards: u32,
-        /// The services that there are.
+        /// The services of the checkpoint.
         known: String,
     },
-    /// A number of shards that can't be.
+    /// A number of shards is out of range.
     #[error(transparent)]
     Topology(#[from] TopologyError),
-    /// The checkpoint is no consistent cut.
+    /// The checkpoint is not a consistent cut.
     #[error("checkpoint is inconsistent: {}; restore another one", .0[0])]
     Inconsistent(Vec<Inconsistency>),
-    /// The checkpoint can't be read, or the target not be written.
+    /// The checkpoint cannot be read, or the target cannot be written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }
@@ -106,7 +106,7 @@ pub enum RestoreError {
 /// Restores a checkpoint into an empty store.
 ///
 /// # Errors
-/// [`RestoreError`]; the target then holds no checkpoint.
+/// [`RestoreError`]; the target then has no checkpoint.
 pub fn restore(
     source: &dyn BlobStore,
     manifest: &Manifest,
@@ -161,21 +161,21 @@ fn new_topology(old: &Topology, options: &Restore) -> Result<Topology, RestoreEr
     Ok(new)
 }
 
-/// A new shard while it fills.
+/// A new shard while its records are collected.
 struct Target {
     header: Header,
     hash: u128,
     /// Records that are not written yet.
     pending: Vec<u8>,
-    /// Numbered records that it has: they must not share a number.
+    /// Its numbered records: their numbers must be unique.
     numbered: BTreeSet<RecordKey>,
-    /// The last index from which no number was drawn yet; numbers below come from old shards.
+    /// The last index from which no number was drawn yet; lower numbers come from old shards.
     index: Index,
     /// Numbers drawn from `index`.
     drawn: u64,
 }
 
-/// Sends the records and messages of old shards to the new shards that hold their processes.
+/// Sends the records and messages of old shards to the new shards of their processes.
 struct Router<'a> {
     old: &'a Topology,
     new: &'a Topology,
@@ -183,7 +183,7 @@ struct Router<'a> {
     writer: u64,
     out: BundleWriter,
     targets: Vec<Target>,
-    /// Gives the hash of single records.
+    /// Computes the hash of single records.
     scratch: Records,
     records: u64,
     messages: u64,
@@ -191,7 +191,7 @@ struct Router<'a> {
     renumbered: u64,
 }
 
-/// Bytes of a new shard that wait to be written together.
+/// Bytes of a new shard that are written together.
 const PENDING_BYTES: usize = 256 << 10;
 
 impl<'a> Router<'a> {
@@ -236,7 +236,7 @@ impl<'a> Router<'a> {
         CheckpointError::damaged(&manifest_name(self.manifest.number), reason)
     }
 
-    /// The services keep their order, and so their ids.
+    /// The services keep their order, and therefore their ids.
     fn service(&self, old: ShardId) -> ServiceId {
         self.old.service_of(old).expect("the cut was verified")
     }
@@ -247,11 +247,11 @@ impl<'a> Router<'a> {
 
     fn take(&mut self, part: LoadedPart) -> Result<(), CheckpointError> {
         let shard = part.header.shard;
-        // The order of ids decides who keeps one, so numbered records come in order.
+        // The order of ids decides which record keeps a number, so numbered records are handled in order.
         let mut numbered: BTreeMap<RecordKey, Blob> = BTreeMap::new();
         for (bytes, value) in part.records.iter() {
             let key = RecordKey::from_bytes(bytes)
-                .ok_or_else(|| self.damaged(format!("shard {shard} has a record under an impossible key")))?;
+                .ok_or_else(|| self.damaged(format!("shard {shard} has a record with an invalid key")))?;
             match key.kind() {
                 Kind::Process | Kind::Cell | Kind::Idempotency => {
                     let process = key.process_key().ok_or_else(|| {
@@ -274,7 +274,7 @@ impl<'a> Router<'a> {
         Ok(())
     }
 
-    /// The process that a timer, task or dead letter belongs to, by its value.
+    /// Returns the process that a timer, task or dead letter belongs to, by its value.
     fn process_of(&self, shard: ShardId, key: &RecordKey, value: &[u8]) -> Result<String, CheckpointError> {
         let process = match key.kind() {
             Kind::Timer => decode_value::<TimerRecord>(value).map(|record| record.process),
@@ -286,7 +286,7 @@ impl<'a> Router<'a> {
         Ok(process.to_string())
     }
 
-    /// Processes may hold the ids of their timers and tasks: an id changes only if another shard's has it.
+    /// Changes an id only if another shard's record has it: processes may store the ids of their timers and tasks.
     fn keep_number(&mut self, target: usize, key: RecordKey) -> RecordKey {
         let target = &mut self.targets[target];
         if target.numbered.insert(key.clone()) {
@@ -324,7 +324,7 @@ impl<'a> Router<'a> {
         Ok(())
     }
 
-    /// Messages in flight go to fresh channels, ordered by old sender, then in the order in which it sent them.
+    /// Sends messages in flight to new channels, ordered by old sender, then in the order in which it sent them.
     fn route_messages(&mut self, headers: &[Header]) {
         for sender in headers {
             let mut messages: Vec<(ShardId, &Message)> = Vec::new();
@@ -359,7 +359,7 @@ impl<'a> Router<'a> {
             self.out.base(shard);
             self.out.records(shard, &target.pending)?;
             target.header.records_hash = target.hash.to_be_bytes();
-            // No number that was drawn here may be drawn again.
+            // A number that was drawn here must not be drawn again.
             target.header.position.index = target.index;
             self.out.header(&target.header)?;
             headers.push(target.header);
@@ -381,7 +381,9 @@ impl<'a> Router<'a> {
     }
 }
 
-/// Where a new shard's log begins: at its own marker if its service keeps its shards, else after those of all of them.
+/// Returns the position at which a new shard's log begins: its own marker if its service keeps its shards, otherwise
+/// after
+/// those of all of them.
 fn position(
     old: &Topology,
     new: &Topology,
@@ -394,7 +396,7 @@ fn position(
     let same = before.shards == after.shards;
     let parts = if same { &parts[(shard.0 - after.first.0) as usize..][..1] } else { parts };
     let mut position = Position::default();
-    // What expires moves with its process. It may do so late, so that the count goes on from the lowest.
+    // Expiry times move with their process. A record may expire late, so the count continues from the lowest.
     position.served = match parts {
         [part] => part.position.served,
         parts => parts.iter().map(|part| part.position.served()).min(),

@@ -1,4 +1,4 @@
-//! Checkpoints in S3 or a service that speaks its language, through the `object_store` crate, with the usual `AWS_…`
+//! A store of checkpoints in S3 or a compatible service, through the `object_store` crate, with the usual `AWS_…`
 //! environment variables.
 
 use super::remote::Cancel;
@@ -19,26 +19,26 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
-/// Least bytes of a part of a large object; all but the last have one size, as some services demand.
+/// Minimum size of a part of a large object; all but the last have the same size, as some services require.
 const PART_BYTES: u64 = 16 << 20;
-/// Most parts of an object that S3 takes.
+/// Maximum number of parts of an object in S3.
 const PARTS_MAX: u64 = 10_000;
-/// How long the end of an upload that was broken off is waited for.
+/// Longest wait for the end of a cancelled upload.
 const ABORT_WAIT: Duration = Duration::from_secs(2);
 
-/// The size of the parts of an object of so many bytes.
+/// Returns the size of the parts of an object of this size.
 fn part_bytes(bytes: u64) -> usize {
     bytes.div_ceil(PARTS_MAX).max(PART_BYTES) as usize
 }
 
-/// A bucket, or a part of one.
+/// A bucket, or a prefix of one.
 pub(super) struct S3Store {
     inner: Arc<Inner>,
 }
 
 struct Inner {
     store: Arc<dyn ObjectStore>,
-    /// The calls block, so that the futures run here, on the calling thread. There until it is dropped.
+    /// The calls block: the futures run on the calling thread. Present until this is dropped.
     runtime: Option<Runtime>,
     address: String,
     cancel: Cancel,
@@ -48,7 +48,7 @@ impl S3Store {
     /// As [`super::remote::open_until`].
     ///
     /// # Errors
-    /// A sentence about the address, the option or the credentials.
+    /// A sentence about the invalid address, option or credentials.
     pub(super) fn open(
         address: &str,
         options: &BTreeMap<String, String>,
@@ -64,7 +64,7 @@ impl S3Store {
 }
 
 fn open_client(address: &str, options: &BTreeMap<String, String>) -> Result<Arc<dyn ObjectStore>, String> {
-    // Another part of the process may have installed it before: then that one serves.
+    // Another part of the process may have installed a provider before: then that one is used.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let rest = &address["s3://".len()..];
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -81,7 +81,7 @@ fn open_client(address: &str, options: &BTreeMap<String, String>) -> Result<Arc<
     }
     let store = builder
         .with_bucket_name(bucket)
-        // A checkpoint's number is decided by creating an object that is not there.
+        // A checkpoint's number is decided by creating an object that does not exist.
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_retry(RetryConfig { max_retries: RETRIES, ..RetryConfig::default() })
         .build()
@@ -90,19 +90,19 @@ fn open_client(address: &str, options: &BTreeMap<String, String>) -> Result<Arc<
     Ok(Arc::new(PrefixStore::new(store, prefix)))
 }
 
-/// How often one request to S3 is repeated before it fails: about 3 s. Whoever copies tries again later.
+/// Number of repetitions of one request to S3 before it fails: about 3 s. Copies are tried again later.
 const RETRIES: usize = 5;
 
 const NO_CREDENTIALS: &str = "there are no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
     AWS_SKIP_SIGNATURE=true for a bucket that needs none, or AWS_METADATA_ENDPOINT=http://169.254.169.254 for those of \
     the role of this machine";
 
-/// Whether something names credentials, or where to ask for them. Without it the client would ask the address of a
-/// cloud's metadata service, which is anybody's on a machine that is in no cloud.
+/// Whether credentials, or a place to get them from, are configured. Otherwise the client would contact the address of
+/// a cloud's metadata service, which may belong to anyone if the machine is in no cloud.
 fn has_credentials(builder: &AmazonS3Builder) -> bool {
     use AmazonS3ConfigKey as Key;
     let has = |key| builder.get_config_value(&key).is_some_and(|value| !value.is_empty());
-    // With one half of a pair the client itself names the other half.
+    // If one half of a pair is missing, the client itself reports it.
     has(Key::AccessKeyId)
         || has(Key::SecretAccessKey)
         || has(Key::WebIdentityTokenFile) && has(Key::RoleArn)
@@ -113,7 +113,7 @@ fn has_credentials(builder: &AmazonS3Builder) -> bool {
 }
 
 impl Inner {
-    /// Runs a call to its end, or until it is broken off.
+    /// Runs a call to its end, or until it is cancelled.
     fn wait<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let mut receiver = self.cancel.0.subscribe();
         let runtime = self.runtime.as_ref().expect("it is taken when this is dropped");
@@ -136,7 +136,7 @@ impl Inner {
         if matches!(error, Error::NotFound { .. }) {
             return StoreError::NotFound { name, place };
         }
-        // The system's reason lies below the crate's: a full disk must be known as one.
+        // The system's error is a source of the crate's error: a full disk must be recognised.
         let mut kind = io::ErrorKind::Other;
         let mut below: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(cause) = below {
@@ -151,7 +151,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // What was broken off (a look for a name, say) may take long to end: nobody waits for it.
+        // A cancelled operation (a name lookup, for example) may take long to end: it is not waited for.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -171,8 +171,8 @@ impl BlobStore for S3Store {
         match inner.wait(inner.store.put_opts(&path, payload, options)) {
             Ok(_) => Ok(Put::Created),
             Err(Error::AlreadyExists { .. }) => {
-                // A request that was repeated after its answer got lost meets its own object. What decides anything
-                // names its writer, so that equal bytes are one's own.
+                // A request that was repeated after its answer was lost finds its own object. Objects that decide
+                // anything name their writer, so equal bytes are one's own.
                 match self.get(name, bytes.len() as u64) {
                     Ok(found) if found == bytes => Ok(Put::Created),
                     Ok(_) | Err(StoreError::TooLarge { .. }) => Ok(Put::Exists),
@@ -233,7 +233,7 @@ struct S3Writer {
     path: Path,
     buffer: Vec<u8>,
     part_bytes: usize,
-    /// Begun with the second part: a small object is put at once.
+    /// Begun with the second part: a small object is written at once.
     upload: Option<Box<dyn MultipartUpload>>,
 }
 
@@ -255,7 +255,7 @@ impl S3Writer {
 impl BlobWriter for S3Writer {
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         while !bytes.is_empty() {
-            // A full buffer waits for more: the last part may have any size, and one part alone needs no upload.
+            // A full buffer waits for more: the last part may have any size, and a single part needs no upload.
             if self.buffer.len() == self.part_bytes {
                 self.put_part()?;
             }
@@ -285,8 +285,8 @@ impl BlobWriter for S3Writer {
 impl Drop for S3Writer {
     fn drop(&mut self) {
         if let Some(mut upload) = self.upload.take() {
-            // Also after it was broken off: the parts cost until they are dropped. Nobody sees them, and a service that does
-            // not answer now drops them by its own rules, or keeps them.
+            // Also after a cancellation: the parts cost money until they are dropped. They are invisible, and a service
+            // that does not answer now drops them by its own rules, or keeps them.
             let runtime = self.inner.runtime.as_ref().expect("it is taken when this is dropped");
             let _ = runtime.block_on(async { timeout(ABORT_WAIT, upload.abort()).await });
         }

@@ -1,4 +1,4 @@
-//! Where checkpoints are kept: named objects that are written once, and read, listed and deleted.
+//! Stores of checkpoints: named objects that are written once, and read, listed and deleted.
 
 use crate::aligned::Aligned;
 use crate::disk::{BLOCK_BYTES, Disk, DiskFile, Open, is_full, read_exact_at};
@@ -6,20 +6,20 @@ use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use thiserror::Error;
 
-/// A place for objects. All calls block; none may be made from an async task.
+/// A store of objects. All calls block; none may be made from an async task.
 ///
-/// Names are one directory and a file, like `bundles/7.bundle`, of `a-z 0-9 - . /`; the end `.tmp` is taken. An object
-/// is whole and durable once a call that makes it has returned, and is never seen in part.
+/// Names are one directory and a file, like `bundles/7.bundle`, of `a-z 0-9 - . /`; the end `.tmp` is reserved. An
+/// object is complete and durable once the call that creates it has returned, and never visible in part.
 pub trait BlobStore: Send + Sync {
-    /// Creates an object unless its name is taken: of several callers one creates it.
+    /// Creates an object unless its name is taken: of several callers exactly one creates it.
     ///
     /// MUST NOT return before the object survives power loss.
     ///
     /// # Errors
-    /// [`StoreError`]; the object may or may not have been created then.
+    /// [`StoreError`]; then the object may or may not have been created.
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StoreError>;
 
-    /// Begins a large object, to be written in pieces. Its name must be one that nobody else draws; it is not taken before
+    /// Begins a large object, to be written in pieces. Its name must be unique to the caller; it is not taken before
     /// [`BlobWriter::finish`].
     ///
     /// # Errors
@@ -29,7 +29,7 @@ pub trait BlobStore: Send + Sync {
     /// As [`Self::create`], for an object of known size: some stores need parts that fit it.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::create`].
     fn create_sized(&self, name: &str, bytes: u64) -> Result<Box<dyn BlobWriter>, StoreError> {
         let _ = bytes;
         self.create(name)
@@ -38,13 +38,13 @@ pub trait BlobStore: Send + Sync {
     /// Opens an object to read parts of it.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] or what the store says.
+    /// [`StoreError::NotFound`] or the store's error.
     fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError>;
 
     /// Reads a whole object of at most `len_max` bytes; the limit is checked before anything is allocated.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::TooLarge`] or what the store says.
+    /// [`StoreError::NotFound`], [`StoreError::TooLarge`] or the store's error.
     fn get(&self, name: &str, len_max: u64) -> Result<Vec<u8>, StoreError> {
         let reader = self.open(name)?;
         let len = reader.size();
@@ -56,33 +56,34 @@ pub trait BlobStore: Send + Sync {
         Ok(bytes)
     }
 
-    /// The names of all objects of a directory (`bundles/`), sorted.
+    /// Returns the names of all objects of a directory (`bundles/`), sorted.
     ///
     /// # Errors
     /// [`StoreError`].
     fn list(&self, dir: &str) -> Result<Vec<String>, StoreError>;
 
-    /// Deletes an object; one that does not exist is fine.
+    /// Deletes an object; deleting one that does not exist succeeds.
     ///
     /// # Errors
     /// [`StoreError`].
     fn delete(&self, name: &str) -> Result<(), StoreError>;
 
-    /// The failure since which the store takes nothing more, because nobody knows what it would keep: its owner must end.
+    /// Returns the failure since which the store accepts no writes, because the state on disk is unknown: its owner
+    /// must end.
     fn failure(&self) -> Option<String> {
         None
     }
 }
 
-/// An object that is being written. Dropped before it is finished, it never existed.
+/// An object that is being written. If it is dropped before it is finished, it never exists.
 pub trait BlobWriter: Send {
     /// Appends bytes.
     ///
     /// # Errors
-    /// [`StoreError`]; the object can't be finished then.
+    /// [`StoreError`]; then the object cannot be finished.
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
 
-    /// Completes the object: it is durable and can be read when this returns.
+    /// Completes the object: it is durable and readable when this returns.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -91,29 +92,29 @@ pub trait BlobWriter: Send {
 
 /// An object that is read in parts, from any thread.
 pub trait BlobReader: Send + Sync {
-    /// The object's size in bytes.
+    /// Returns the object's size in bytes.
     fn size(&self) -> u64;
 
     /// Fills `buf` from `offset` on.
     ///
     /// # Errors
-    /// [`StoreError`] if the object ends before.
+    /// [`StoreError`] if the object ends earlier.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError>;
 
     /// A hint that the whole object will be read soon.
     fn read_ahead(&self) {}
 }
 
-/// What [`BlobStore::put_new`] did.
+/// The result of [`BlobStore::put_new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
-    /// The object is new, and it is this one.
+    /// The object was created.
     Created,
     /// Another object has the name.
     Exists,
 }
 
-/// Why a store did not do what it was asked for.
+/// Errors of a store.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The object does not exist.
@@ -124,7 +125,7 @@ pub enum StoreError {
         /// The store.
         place: String,
     },
-    /// An object over the limit of what is read at once.
+    /// An object is over the limit of a single read.
     #[error("{name} has {len} bytes, over the limit of {max}; it is damaged, or Stead did not write it")]
     TooLarge {
         /// The object.
@@ -134,15 +135,15 @@ pub enum StoreError {
         /// The limit.
         max: u64,
     },
-    /// A name or an address that can't be used.
+    /// A name or an address is invalid.
     #[error("cannot use {name:?}: {reason}")]
     Address {
         /// The refused name or address.
         name: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// An earlier failure left it unknown what is on disk.
+    /// The state on disk is unknown after an earlier failure.
     #[error("{place} accepts no writes after a failure: {reason}; restart this process")]
     Failed {
         /// The store.
@@ -150,22 +151,22 @@ pub enum StoreError {
         /// The failure.
         reason: String,
     },
-    /// What the system or the service said.
+    /// The system or the service reported an error.
     #[error("cannot {action} {name} in {place}: {source}")]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         action: &'static str,
         /// The object.
         name: String,
         /// The store.
         place: String,
-        /// The reason.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl StoreError {
-    /// Whether there was no room.
+    /// Whether the store is full.
     #[must_use]
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io { source, .. } if is_full(source))
@@ -196,17 +197,17 @@ pub(super) const TEMPORARY: &str = ".tmp";
 /// Bytes that are written at once.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// A directory of a [`Disk`]. The disk has one owner, so that a lock in memory is enough to decide who creates a name.
+/// A directory of a [`Disk`]. The disk has one owner, so a lock in memory is enough to decide who creates a name.
 pub struct DiskStore {
     disk: Arc<dyn Disk>,
     root: String,
-    /// Held from the look for a name until it is taken, and while one is given up.
+    /// Held from the check of a name until it is taken, and while one is given up.
     create: Mutex<()>,
     latch: Latch,
 }
 
-/// Keeps the first failure to make something durable. What the system forgot then no later success brings back, so that
-/// none may be trusted.
+/// Keeps the first failure to make data durable. No later success brings back data that the system has dropped, so no
+/// later success may be trusted.
 #[derive(Clone, Default)]
 struct Latch(Arc<OnceLock<String>>);
 
@@ -224,21 +225,21 @@ impl Latch {
         error
     }
 
-    /// For what nobody can see yet: a full disk leaves it unmade, and nothing is in doubt.
+    /// For objects that are not visible yet: a full disk means that they do not exist, and nothing is unknown.
     fn fail_unless_full(&self, error: StoreError) -> StoreError {
         if error.is_full() { error } else { self.fail(error) }
     }
 }
 
 impl DiskStore {
-    /// Bytes between two syncs of a large object: few, so that where they go through the system's cache no sync writes
-    /// much at once and holds up the log's.
+    /// Bytes between two syncs of a large object: few, so that, if they go through the system's cache, no sync writes
+    /// much at once and delays that of the log.
     const SYNC_BYTES: usize = 16 << 20;
-    /// Directories of a store, made when it is opened.
+    /// Directories of a store, created when it is opened.
     const DIRS: [&str; 3] = ["bundles", "checks", "manifests"];
 
-    /// Opens or makes the store in a directory of the disk (`""` is its root) and removes what writers that crashed
-    /// have left. Only the disk's owner may do so.
+    /// Opens or creates the store in a directory of the disk (`""` is its root) and removes the leftovers of crashed
+    /// writers. Only the disk's owner may do so.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -262,13 +263,13 @@ impl DiskStore {
                     store.disk.remove(&path).map_err(|source| store.io("remove", &name, source))?;
                 }
             }
-            // A process that was killed between a rename and its sync left a name that a power cut could take back.
+            // A process that was killed between a rename and its sync left a name that a power cut could undo.
             made(dir, store.disk.sync_dir(&path))?;
         }
         Ok(store)
     }
 
-    /// Uses the store of another owner, to read only.
+    /// Opens the store of another owner, read-only.
     #[must_use]
     pub fn attach(disk: Arc<dyn Disk>, root: &str) -> Self {
         Self { disk, root: root.to_owned(), create: Mutex::new(()), latch: Latch::default() }
@@ -386,7 +387,7 @@ struct DiskWriter {
     root: String,
     path: String,
     temporary: String,
-    /// What is to be written at `at`.
+    /// The bytes to write at `at`.
     blocks: Aligned,
     at: u64,
     unsynced: usize,
@@ -400,7 +401,7 @@ impl DiskWriter {
 
     fn write_blocks(&mut self) -> Result<(), StoreError> {
         let bytes = self.blocks.bytes();
-        // Only the end of an object is no whole block.
+        // Only the end of an object is shorter than a block.
         let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % BLOCK_BYTES);
         for piece in [whole, rest].into_iter().filter(|piece| !piece.is_empty()) {
             let written = self.file.write_at(piece, self.at);
@@ -416,7 +417,7 @@ impl DiskWriter {
         let synced = self.file.sync_data();
         synced.map_err(|source| self.latch.fail_unless_full(self.io("sync", source)))?;
         let synced = std::mem::take(&mut self.unsynced) as u64;
-        // What went into the system's cache makes room for the next piece there.
+        // Releases the system's cache for the next piece.
         self.file.let_go(self.at - synced, synced);
         Ok(())
     }
@@ -455,7 +456,7 @@ impl BlobWriter for DiskWriter {
 impl Drop for DiskWriter {
     fn drop(&mut self) {
         if !self.finished {
-            // Gives the space back; if this fails, the next opening of the store removes it.
+            // Frees the space; if this fails, the next opening of the store removes the file.
             let _ = self.disk.remove(&self.temporary);
         }
     }

@@ -1,4 +1,4 @@
-//! Writing a checkpoint: parts arrive in pieces, from many shards in turn; the manifest comes last.
+//! Writes a checkpoint: parts arrive in pieces, from many shards in turn; the manifest comes last.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BundleRef, BundleWriter};
@@ -12,22 +12,22 @@ use stead_core::ids::{Colour, ShardId, Time};
 use stead_core::state::{Header, Message};
 use stead_core::topology::Topology;
 
-/// What a checkpoint is to be.
+/// The description of a checkpoint to write.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Its number: greater than every one that was decided.
+    /// Its number: greater than every decided one.
     pub number: Colour,
-    /// When it began.
+    /// The time at which it began.
     pub created: Time,
-    /// The services and their shards; all of them have a part.
+    /// The services and their shards, each of which has a part.
     pub topology: Topology,
     /// The name of its bundle, which was drawn for it.
     pub bundle: String,
-    /// The life of the process that takes it: that of [`BundleNames`](crate::checkpoint::bundle::BundleNames).
+    /// The life of the process that writes it: that of [`BundleNames`](crate::checkpoint::bundle::BundleNames).
     pub writer: u64,
 }
 
-/// A checkpoint that is being written. Dropped, it leaves nothing; its number then needs a [`Tombstone`].
+/// A checkpoint that is being written. If it is dropped, it leaves nothing; its number then needs a [`Tombstone`].
 pub struct CheckpointWriter {
     plan: Plan,
     bundle: BundleWriter,
@@ -35,7 +35,7 @@ pub struct CheckpointWriter {
     open: BTreeMap<ShardId, bool>,
 }
 
-/// A checkpoint of which all but the manifest is stored.
+/// A checkpoint of which everything except the manifest is stored.
 pub struct Sealed {
     manifest: Manifest,
     headers: Vec<Header>,
@@ -53,12 +53,13 @@ impl CheckpointWriter {
         Ok(Self { plan, bundle, headers: BTreeMap::new(), open: BTreeMap::new() })
     }
 
-    /// Begins a shard's part, as its marker gave it: more messages of its outboxes may come with [`CheckpointWriter::messages`].
-    /// `base` if the snapshot holds all records and not only those that
+    /// Begins a shard's part with the header of its marker: more messages of its outboxes may come with
+    /// [`CheckpointWriter::messages`].
+    /// `base` says whether the snapshot has all records and not only those that
     /// changed since the last one.
     ///
     /// # Errors
-    /// [`CheckpointError::Incomplete`] if the part can't belong to this checkpoint, or the store's error.
+    /// [`CheckpointError::Incomplete`] if the part cannot belong to this checkpoint, or the store's error.
     pub fn begin_part(&mut self, header: Header, base: bool) -> Result<(), CheckpointError> {
         let shard = header.shard;
         let number = self.plan.number;
@@ -80,7 +81,7 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Appends whole records to a part, as a slice of the snapshot gave them.
+    /// Appends whole records to a part, from a slice of the snapshot.
     ///
     /// # Errors
     /// [`CheckpointError::Incomplete`] for a part that is not open, or the store's error.
@@ -89,7 +90,7 @@ impl CheckpointWriter {
         self.bundle.records(shard, records)
     }
 
-    /// Adds messages to the outboxes of a part, as a slice of the snapshot gave them, with the shards that they are for.
+    /// Adds messages to the outboxes of a part, from a slice of the snapshot, with their receiving shards.
     ///
     /// # Errors
     /// [`CheckpointError::Incomplete`] for a part that is not open.
@@ -111,7 +112,7 @@ impl CheckpointWriter {
         Err(CheckpointError::Incomplete { number: self.plan.number, reason })
     }
 
-    /// Ends a shard's part; true once all parts are here.
+    /// Ends a shard's part; returns true once all parts are complete.
     ///
     /// # Errors
     /// [`CheckpointError::Incomplete`] for a part that is not open, or the store's error.
@@ -124,13 +125,13 @@ impl CheckpointWriter {
         Ok(self.is_complete())
     }
 
-    /// Whether all parts are here.
+    /// Whether all parts are complete.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.open.len() == self.plan.topology.shard_count() as usize && self.open.values().all(|open| !open)
     }
 
-    /// Bytes written so far.
+    /// Returns the bytes written so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bundle.bytes()
@@ -156,7 +157,7 @@ impl CheckpointWriter {
     }
 }
 
-/// The manifest of a checkpoint whose headers all lie in one bundle.
+/// Returns the manifest of a checkpoint whose headers are all in one bundle.
 pub(crate) fn describe(
     topology: &Topology,
     number: Colour,
@@ -214,30 +215,30 @@ fn part(header: &Header, own: u32, sections: Vec<SectionRef>) -> Part {
 }
 
 impl Sealed {
-    /// The manifest as it will be stored.
+    /// Returns the manifest as it will be stored.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The headers of all parts.
+    /// Returns the headers of all parts.
     #[must_use]
     pub fn headers(&self) -> &[Header] {
         &self.headers
     }
 
-    /// Adds what the services' checks found.
+    /// Adds the results of the services' checks.
     pub fn set_checks(&mut self, checks: Vec<CheckResult>) {
         self.manifest.checks = checks;
     }
 
-    /// What the next checkpoint builds upon, once this one exists.
+    /// Returns the lineage of the next checkpoint, once this one exists.
     #[must_use]
     pub fn lineage(&self) -> &Lineage {
         &self.lineage
     }
 
-    /// The manifest, to be kept.
+    /// Returns the manifest, to be kept.
     #[must_use]
     pub fn into_manifest(self) -> Manifest {
         self.manifest
@@ -246,8 +247,8 @@ impl Sealed {
     /// Stores the manifest: the checkpoint exists when this returns.
     ///
     /// # Errors
-    /// [`CheckpointError::Decided`] if the number is decided otherwise, or a greater one is: then its tombstone may have
-    /// been collected. After the store's error it may or may not exist: a tombstone decides.
+    /// [`CheckpointError::Decided`] if the number is decided differently, or a greater one is decided: then its
+    /// tombstone may have been collected. After the store's error it may or may not exist: a tombstone decides.
     pub fn put(&self, store: &dyn BlobStore) -> Result<(), CheckpointError> {
         let number = self.manifest.number;
         if is_passed(store, number)? {
@@ -256,17 +257,17 @@ impl Sealed {
         self.manifest.store(store)
     }
 
-    /// As [`Self::put`]; gives the manifest, and the lineage for the next checkpoint.
+    /// As [`Self::put`]; returns the manifest, and the lineage for the next checkpoint.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::put`].
     pub fn store(self, store: &dyn BlobStore) -> Result<(Manifest, Lineage), CheckpointError> {
         self.put(store)?;
         Ok((self.manifest, self.lineage))
     }
 }
 
-/// Gives up a number: it will never be a checkpoint. A number that nobody decided needs this before the next is taken.
+/// Gives up a number: it will never be a checkpoint. An undecided number needs this before the next one is used.
 ///
 /// # Errors
 /// [`CheckpointError::Decided`] if it is a checkpoint after all, or the store's error.

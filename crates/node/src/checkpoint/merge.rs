@@ -13,20 +13,20 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::compact::MergeRun;
 use stead_store::checkpoint::store::BlobStore;
 
-/// A merge that is to be carried out.
+/// A merge to carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MergeOrder {
     /// The name of the bundle to write.
     pub output: String,
-    /// The checkpoint that its bundle is named for.
+    /// The checkpoint in the name of its bundle.
     pub number: Colour,
-    /// What the bundles belong to.
+    /// The lineage of the bundles.
     pub lineage: Lineage,
-    /// What is merged.
+    /// The bundles to merge.
     pub merge: Merge,
 }
 
-/// Where the merge part takes its order from; there is one at a time.
+/// The queue of the merge part's order; there is one at a time.
 #[derive(Default)]
 pub struct MergeDesk {
     held: Mutex<Desk>,
@@ -68,7 +68,7 @@ pub struct MergePart {
 }
 
 impl MergePart {
-    /// Nothing is merged. `writer` is that of the names of bundles.
+    /// Creates an idle part. `writer` is that of the names of bundles.
     #[must_use]
     pub fn new(store: Arc<dyn BlobStore>, incarnation: Incarnation, writer: u64) -> Self {
         Self { store, incarnation, writer, run: None, meter: Meter::default() }
@@ -96,13 +96,13 @@ impl<H: CheckpointHub> Part<H> for MergePart {
         &hub.queue().merges.bell
     }
 
-    /// Begins what was ordered, or goes on with it.
+    /// Begins the ordered merge, or continues it.
     fn turn(&mut self, hub: &H, now: Time) -> Result<Turned, Infallible> {
         let queue = hub.queue();
         let order = {
             let mut held = queue.merges.held();
             if held.stopped || hub.is_over() {
-                // What was written so far goes with the writer.
+                // The bytes written so far are dropped with the writer.
                 self.run = None;
                 return Ok(Turned::Ended);
             }

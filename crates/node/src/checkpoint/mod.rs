@@ -2,7 +2,7 @@
 //! merges bundles beside it.
 //!
 //! Both are stepped: a turn performs one action of bounded size and never waits. In production a thread loops over each, in
-//! the simulator a test does. What concerns the rest of the node leaves them as an [`Order`].
+//! the simulator a test does. Requests to the rest of the node leave them as an [`Order`].
 
 mod merge;
 mod part;
@@ -25,21 +25,21 @@ use stead_core::ids::{Colour, Index, ShardId, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::manifest::Manifest;
 
-/// What the parts of checkpoints need of their node: production and the simulator implement it.
+/// The interface of checkpoint parts to their node: production and the simulator implement it.
 pub trait CheckpointHub {
-    /// Where their work is left.
+    /// Returns the queue of their work.
     fn queue(&self) -> &SnapshotQueue;
 
-    /// The wall clock.
+    /// Reads the wall clock.
     fn wall(&self) -> Time;
 
-    /// Whether the node is abandoned or has failed: its parts end at once, and leave undone what is not done.
+    /// Whether the node is abandoned or has failed: its parts end at once, and leave their work undone.
     fn is_over(&self) -> bool;
 
-    /// Whether the log is full, and what is left of it is for the work that has begun.
+    /// Whether the log is full, and its remaining space is for work that has begun.
     fn is_log_spent(&self) -> bool;
 
-    /// Sees what the driver wants before it is performed. The simulator's planted bugs bend it.
+    /// Sees the driver's action before it is performed. The simulator's planted bugs change it.
     fn watch(&self, action: &mut Action) {
         let _ = action;
     }
@@ -48,66 +48,66 @@ pub trait CheckpointHub {
     fn perform(&self, order: Order);
 }
 
-/// What the parts of checkpoints want from the rest of the node.
+/// A request of checkpoint parts to the rest of the node.
 pub enum Order {
-    /// The next parts of these shards hold all their records.
+    /// The next parts of these shards must have all their records.
     ForceFull(Vec<ShardId>),
     /// All shards get this colour.
     Colour(Colour),
-    /// A shard's snapshot for a number is drained to nowhere.
+    /// A shard's snapshot for a number is drained and dropped.
     Discard {
         /// The shard.
         shard: ShardId,
         /// The number.
         number: Colour,
     },
-    /// Workers that held back may hand on pieces again.
+    /// Workers that held back may hand over pieces again.
     CaughtUp,
-    /// A checkpoint is complete; its shards learn of it before the next colour.
+    /// A checkpoint is complete; its shards must get this before the next colour.
     Completed {
         /// Its manifest.
         manifest: Box<Manifest>,
-        /// How long it took.
+        /// The time that it took.
         duration: Duration,
-        /// Those who want to know.
+        /// The requests that wait for it.
         wanted: Vec<Wanted>,
     },
-    /// A checkpoint is given up: snapshots for it, and for those before it, are drained to nowhere.
+    /// A checkpoint is given up: snapshots for it, and for those before it, are drained and dropped.
     GivenUp {
         /// Its number.
         number: Colour,
-        /// For people.
+        /// The reason, for people.
         reason: String,
-        /// Those who want to know.
+        /// The requests that wait for it.
         wanted: Vec<Wanted>,
     },
-    /// No checkpoint begins, for the log is spent.
+    /// No checkpoint begins, because the log is spent.
     Refused(Vec<Wanted>),
-    /// The log needs no entry up to these indexes any more.
+    /// The log no longer needs entries up to these indexes.
     Trim(Vec<(ShardId, Index)>),
-    /// Bundles are to be merged.
+    /// Bundles must be merged.
     Merge(MergeOrder),
-    /// So many bytes were written by a merge.
+    /// A merge has written this many bytes.
     Merged(u64),
-    /// Something failed; the work goes on.
+    /// An operation failed; the node continues.
     Trouble(Trouble),
 }
 
-/// What failed.
+/// A failed operation.
 #[derive(Debug)]
 pub enum Trouble {
     /// A checkpoint could not be written: it is given up.
     Checkpoint(Colour, CheckpointError),
     /// The tombstone of a number could not be written: the number stays undecided, and is never used again.
     Tombstone(Colour, CheckpointError),
-    /// Old checkpoints could not be deleted: that is tried again after the next checkpoint.
+    /// Old checkpoints could not be deleted: this is tried again after the next checkpoint.
     Collection(CheckpointError),
     /// Bundles could not be merged.
     Merge(CheckpointError),
 }
 
 impl Trouble {
-    /// The error behind it.
+    /// Returns the underlying error.
     #[must_use]
     pub fn error(&self) -> &CheckpointError {
         match self {
@@ -127,7 +127,7 @@ impl fmt::Display for Trouble {
                 write!(f, "cannot write the tombstone of checkpoint {number}: {error}")
             }
             Self::Collection(error) => write!(f, "cannot collect old checkpoints: {error}"),
-            Self::Merge(error) => write!(f, "cannot merge bundles: {error}; they stay as they are"),
+            Self::Merge(error) => write!(f, "cannot merge bundles: {error}; they stay unchanged"),
         }
     }
 }

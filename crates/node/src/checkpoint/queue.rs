@@ -1,4 +1,4 @@
-//! Where workers and callers leave what concerns checkpoints.
+//! The queue through which workers and callers give work to the checkpoint part.
 
 use crate::bell::Bell;
 use crate::checkpoint::merge::MergeDesk;
@@ -14,14 +14,14 @@ use stead_core::ids::{Colour, ShardId};
 use stead_core::records::Piece;
 use stead_core::state::Header;
 
-/// Bytes of snapshots that may wait to be written; over this, workers hold back.
+/// Bytes of snapshots that may wait to be written; above this, workers hold back.
 const BEHIND_BYTES: usize = 16 << 20;
-/// Snapshot bytes that are handed on at once: little enough to stay in a core's cache.
+/// Snapshot bytes that are handed over at once: few enough to stay in a core's cache.
 pub(crate) const PIECE_BYTES: usize = 256 << 10;
-/// Pieces whose room is kept for the next ones.
+/// Number of written pieces whose capacity is kept for the next ones.
 const SPARE_MAX: usize = 16;
 
-/// What the checkpoint part learns.
+/// An event for the checkpoint part.
 pub enum Event {
     /// A shard has appended its marker, and its snapshot has begun.
     Begun {
@@ -29,9 +29,9 @@ pub enum Event {
         shard: ShardId,
         /// Its new colour.
         number: Colour,
-        /// What its part holds beside the records.
+        /// The state of its part besides the records.
         header: Box<Header>,
-        /// The snapshot is of all records.
+        /// Whether the snapshot is of all records.
         all: bool,
     },
     /// A piece of a shard's snapshot.
@@ -42,7 +42,7 @@ pub enum Event {
         number: Colour,
         /// Whole records and messages.
         piece: Piece,
-        /// It is the last one.
+        /// Whether it is the last one.
         done: bool,
     },
     /// A shard's marker is committed.
@@ -52,28 +52,28 @@ pub enum Event {
         /// The checkpoint.
         number: Colour,
     },
-    /// A checkpoint is wanted now.
+    /// A checkpoint is requested now.
     Wanted(Wanted),
-    /// From now on begin one after each such time, or only when asked.
+    /// Begin one after each interval from now on, or only on request.
     Interval(Option<Duration>),
-    /// A merge of bundles has ended, with a durable bundle or in vain.
+    /// A merge of bundles has ended, with a durable bundle or with a failure.
     Merged(Option<Merged>),
     /// The node stops.
     Stop,
 }
 
-/// Where the result of a checkpoint goes that a caller asked for.
+/// The receiver of the result of a checkpoint that a caller requested.
 pub type CheckpointReply = Box<dyn Reply<Result<CheckpointReport, CheckpointFailure>>>;
 
-/// A wish for a checkpoint.
+/// A request for a checkpoint.
 pub struct Wanted {
-    /// Where the result goes.
+    /// The receiver of the result.
     pub reply: CheckpointReply,
-    /// With the services' checks.
+    /// Whether to run the services' checks.
     pub checked: bool,
 }
 
-/// Where the checkpoint part takes its events from, with what it shows to others.
+/// The queue of the checkpoint part's events, with the state that it shows to others.
 pub struct SnapshotQueue {
     events: Mutex<VecDeque<Event>>,
     /// Rung when there is an event.
@@ -81,17 +81,17 @@ pub struct SnapshotQueue {
     /// The rate at which checkpoints and merges are written.
     pub(crate) pace: Pace,
     waiting: AtomicUsize,
-    /// For the status: the newest checkpoint and the one that runs; 0 is none.
+    /// For the status: the newest checkpoint and the running one; 0 for none.
     pub(crate) newest: AtomicU64,
     pub(crate) running: AtomicU64,
-    /// The room of pieces that were written.
+    /// The capacity of written pieces.
     spare: Mutex<Vec<Piece>>,
     pins: Arc<Pins>,
-    /// Where a merge is ordered.
+    /// The desk at which merges are ordered.
     pub merges: MergeDesk,
 }
 
-/// Checkpoints that are read, and how many readers there are of each.
+/// Checkpoints that are being read, with the number of readers of each.
 #[derive(Default)]
 struct Pins(Mutex<BTreeMap<Colour, usize>>);
 
@@ -101,7 +101,7 @@ impl Pins {
     }
 }
 
-/// A checkpoint that is not deleted while this lives.
+/// Keeps a checkpoint from being deleted while this lives.
 pub(crate) struct Pin(Arc<Pins>, Colour);
 
 impl Drop for Pin {
@@ -115,7 +115,7 @@ impl Drop for Pin {
 }
 
 impl SnapshotQueue {
-    /// Nothing waits. At most so many bytes are written each second; 0 is unlimited.
+    /// Creates an empty queue. At most `bytes_per_second` are written; 0 is unlimited.
     #[must_use]
     pub fn new(bytes_per_second: u64) -> Self {
         Self {
@@ -145,7 +145,7 @@ impl SnapshotQueue {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves an event.
+    /// Adds an event.
     pub fn send(&self, event: Event) {
         if let Event::Records { piece, .. } = &event {
             self.waiting.fetch_add(piece.bytes(), Ordering::Relaxed);
@@ -164,14 +164,14 @@ impl SnapshotQueue {
         }
     }
 
-    /// Ends the parts of checkpoints. What waits before the end is no longer written slowly.
+    /// Ends the parts of checkpoints. Work that waits before the end is no longer written slowly.
     pub(crate) fn stop(&self) {
         self.pace.set(0);
         self.send(Event::Stop);
         self.merges.stop();
     }
 
-    /// An empty piece, with room if one is left.
+    /// Returns an empty piece, with capacity if a spare one is left.
     #[must_use]
     pub fn spare(&self) -> Piece {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
@@ -185,23 +185,23 @@ impl SnapshotQueue {
         }
     }
 
-    /// Whether so much waits that no more should be handed on now.
+    /// Whether so much waits that no more should be handed over now.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > BEHIND_BYTES
     }
 
-    /// The checkpoint part has taken so many bytes; true if workers that held back may go on.
+    /// Notes that the checkpoint part has taken this many bytes; returns true if workers that held back may continue.
     pub(crate) fn took(&self, bytes: usize) -> bool {
         let before = self.waiting.fetch_sub(bytes, Ordering::Relaxed);
         before > BEHIND_BYTES && before - bytes <= BEHIND_BYTES
     }
 }
 
-/// What a look at the events gave.
+/// The result of looking for the next event.
 pub(crate) enum Next {
     None,
-    /// The next one has to wait.
+    /// The next event has to wait.
     Held,
     Event(Event),
 }

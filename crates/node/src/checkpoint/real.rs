@@ -21,14 +21,14 @@ use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::manifest::Manifest;
 use stead_store::checkpoint::store::BlobStore;
 
-/// How often checks that take too long are looked for.
+/// Interval at which checks that take too long are searched for.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The checkpoint part of a real node, which gives up the checks of services that take too long.
 pub(crate) struct Checkpoints {
     pub(crate) part: CheckpointPart,
     pub(crate) store: Arc<dyn BlobStore>,
-    /// How long the checks of a checkpoint may take.
+    /// Maximum time of the checks of a checkpoint.
     pub(crate) check_timeout: Duration,
     pub(crate) check_bytes_max: u64,
 }
@@ -107,7 +107,7 @@ impl<E: Env> CheckpointHub for Rest<'_, E> {
             Order::Discard { shard, number } => {
                 shared.inboxes[shared.worker_of(shard)].push(Command::GivenUp(number));
             }
-            // One that has nothing else to do sleeps.
+            // A worker without other work sleeps.
             Order::CaughtUp => shared.inboxes.iter().for_each(|inbox| inbox.bell.ring()),
             Order::Completed { manifest, duration, wanted } => {
                 for inbox in &shared.inboxes {
@@ -131,7 +131,7 @@ impl<E: Env> CheckpointHub for Rest<'_, E> {
             Order::Trim(tops) => shared.log.trim(by_position(&tops)),
             Order::Merge(order) => shared.snapshots.merges.put(order),
             Order::Merged(bytes) => shared.counters.checkpoint_bytes.add(bytes),
-            // That it is given up is said with the reason.
+            // The give-up is reported with its reason.
             Order::Trouble(Trouble::Checkpoint(..)) => {}
             Order::Trouble(trouble) => events::warn(trouble),
         }
@@ -185,7 +185,7 @@ fn answer_all(wanted: Vec<Wanted>, failure: &CheckpointFailure) {
     }
 }
 
-/// By shard number, the index up to which the log is not needed.
+/// Returns, by shard number, the index up to which the log is not needed.
 fn by_position(tops: &[(ShardId, Index)]) -> Vec<Index> {
     let mut all = Vec::new();
     for (shard, top) in tops {

@@ -1,4 +1,4 @@
-//! Checkpoints as callers see them.
+//! Reports on checkpoints for callers.
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -7,22 +7,22 @@ use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::collect::DeleteError;
 use stead_store::checkpoint::manifest::{CheckResult, Manifest};
 
-/// A checkpoint that was taken.
+/// A completed checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointReport {
     /// Its number.
     pub number: u64,
-    /// How long it took.
+    /// The time that it took.
     pub duration: Duration,
     /// Bytes that it wrote.
     pub bytes_written: u64,
-    /// Bytes of all sections that it is made up of.
+    /// Bytes of all its sections.
     pub bytes_total: u64,
     /// Records of all shards.
     pub records: u64,
     /// Messages in flight.
     pub in_flight: u64,
-    /// The longest that a slice of a snapshot has held its worker since the node was opened.
+    /// Longest time that a slice of a snapshot has held its worker since the node was opened.
     pub stall_max: Duration,
     /// The outcome of the services' checks.
     pub check: CheckOutcome,
@@ -38,7 +38,7 @@ pub struct CheckpointReport {
 pub struct FailedCheck {
     /// The service.
     pub service: String,
-    /// What does not hold.
+    /// The reason, as the check reports it.
     pub reason: String,
 }
 
@@ -51,16 +51,16 @@ pub struct SkippedCheck {
     pub reason: String,
 }
 
-/// A checkpoint that is stored.
+/// A stored checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointInfo {
     /// Its number.
     pub number: u64,
-    /// When it began, in microseconds since the Unix epoch.
+    /// The time at which it began, in microseconds since the Unix epoch.
     pub created: u64,
     /// Bytes that it wrote.
     pub bytes_written: u64,
-    /// Bytes of all sections that it is made up of.
+    /// Bytes of all its sections.
     pub bytes_total: u64,
     /// Records of all shards.
     pub records: u64,
@@ -119,7 +119,7 @@ pub(crate) fn failed(checks: &[CheckResult]) -> Vec<FailedCheck> {
     failed.collect()
 }
 
-/// Why there is no checkpoint.
+/// Reasons for which there is no checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointFailure {
     /// It took too long, or could not be written: its number is given up.
@@ -129,19 +129,19 @@ pub enum CheckpointFailure {
     GivenUp {
         /// Its number.
         number: u64,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The disk is full, and what is left of the log is needed for the work that has begun.
+    /// The disk is full, and the remaining space of the log is needed for work that has begun.
     #[error("no checkpoint is taken: the data directory's disk is full; make room and try again")]
     Full,
-    /// As many copies as may wait do so already.
+    /// The maximum number of copies is running or waiting.
     #[error("{0} copies run or wait already; try again when one of them has ended")]
     Busy(usize),
-    /// The stored checkpoints cannot be read, or there is no such one.
+    /// The stored checkpoints cannot be read, or there is no such checkpoint.
     #[error("{0}")]
     Store(String),
-    /// An address that cannot be used.
+    /// An address is invalid.
     #[error("{0}")]
     Address(String),
     /// The node has stopped or failed.

@@ -1,6 +1,6 @@
-//! What decides about checkpoints: what the next one builds upon, what is merged, and what is kept.
+//! Decisions about checkpoints: the base of the next one, merges, and retention.
 //!
-//! Never touches what is stored: it knows names and sizes of bundles, and indexes of markers.
+//! Never touches stored data: it knows names and sizes of bundles, and indexes of markers.
 
 pub mod bundle;
 pub mod driver;

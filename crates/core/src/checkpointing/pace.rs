@@ -2,7 +2,7 @@
 
 use crate::ids::Time;
 
-/// Spends a rate of bytes: after each piece that is written, when the next one is due.
+/// Spends bytes at a rate: knows, after each written piece, when the next one is due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meter {
     rate: u64,
@@ -10,7 +10,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Notes that so many bytes are written, at `rate` bytes each second; a rate of 0 is unlimited.
+    /// Notes that `bytes` are written, at `rate` bytes each second; a rate of 0 is unlimited.
     pub fn spend(&mut self, rate: u64, now: Time, bytes: u64) {
         let micros = u128::from(bytes) * 1_000_000 / u128::from(rate.max(1));
         let from = if rate == self.rate { self.due.max(now) } else { now };
@@ -18,7 +18,8 @@ impl Meter {
         self.rate = rate;
     }
 
-    /// The time until which nothing may be written; `None` if the next piece is due, or the rate has changed since.
+    /// Returns the time until which nothing may be written; `None` if the next piece is due, or the rate has changed
+    /// since.
     #[must_use]
     pub fn held_until(&self, rate: u64, now: Time) -> Option<Time> {
         (rate == self.rate && self.due > now).then_some(self.due)
@@ -37,11 +38,11 @@ mod tests {
         assert_eq!(meter.held_until(100, Time(1_000_000)), Some(Time(1_500_000)));
         meter.spend(100, Time(1_200_000), 10);
         assert_eq!(meter.held_until(100, Time(1_200_000)), Some(Time(1_600_000)));
-        // Time in which nothing was written is not saved up.
+        // Time without writing is not saved up.
         meter.spend(100, Time(9_000_000), 100);
         assert_eq!(meter.held_until(100, Time(9_000_000)), Some(Time(10_000_000)));
         assert_eq!(meter.held_until(100, Time(10_000_000)), None);
-        // A change of the rate is seen at once.
+        // A change of the rate takes effect at once.
         assert_eq!(meter.held_until(0, Time(9_000_000)), None);
         meter.spend(0, Time(9_000_000), u64::MAX);
         assert_eq!(meter.held_until(0, Time(9_000_000)), None);

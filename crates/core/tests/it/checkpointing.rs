@@ -1,5 +1,5 @@
-//! The driver of checkpoints, by transcripts: `testdata/checkpointing/*.txt` holds what happens and, indented, what the
-//! driver asks for. With `STEAD_TRANSCRIPTS=write` the expected part is written anew.
+//! Transcripts of the driver of checkpoints: `testdata/checkpointing/*.txt` has the inputs and, indented, the driver's
+//! actions. With `STEAD_TRANSCRIPTS=write` the expected part is rewritten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -11,7 +11,7 @@ use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Policy};
 use stead_core::checkpointing::retention::{Garbage, Inventory};
 use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
 
-/// A driver, and the store that it believes in.
+/// A driver, and the simulated store.
 struct Script {
     driver: Driver,
     bundles: BTreeSet<String>,
@@ -23,7 +23,7 @@ struct Script {
     pinned: BTreeSet<Colour>,
 }
 
-/// The number and the serial number of a bundle's name.
+/// Returns the number and the serial number of a bundle's name.
 fn short(name: &str) -> String {
     let mut parts = name.trim_start_matches("bundles/").trim_end_matches(".bundle").split('-');
     let mut number = || parts.next().unwrap_or_default().trim_start_matches('0').to_owned();
@@ -35,7 +35,7 @@ fn number<T: std::str::FromStr>(text: &str) -> T {
     text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
 }
 
-/// The values of words like `keep=3`.
+/// Parses the values of words like `keep=3`.
 fn option<T: std::str::FromStr>(words: &[&str], name: &str) -> Option<T> {
     words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(number)
 }
@@ -88,7 +88,7 @@ impl Script {
         }
     }
 
-    /// The lineage with a bundle of these sections: `0=100` or, of all records, `0=100!`.
+    /// Returns the lineage with a bundle of these sections: `0=100` or, of all records, `0=100!`.
     fn seal(&mut self, checkpoint: Colour, words: &[&str]) -> Lineage {
         let name = self.created[&checkpoint].clone();
         let sections = words.iter().map(|word| {
@@ -143,7 +143,7 @@ impl Script {
         }
     }
 
-    /// What a line says has happened: its time in seconds, and words.
+    /// Parses the input of a line: its time in seconds, and words.
     fn input(&mut self, words: &[&str]) -> Input {
         let shard_of = |word: &str| ShardId(number(word));
         let reason = || "a test".to_owned();
@@ -219,7 +219,7 @@ impl Script {
         }
     }
 
-    /// What the driver asks for, in words.
+    /// Formats an action of the driver in words.
     fn action(&mut self, action: Action) -> String {
         match action {
             Action::Create { number, bundle } => {
@@ -264,7 +264,7 @@ impl Script {
     }
 }
 
-/// Plays what a transcript says has happened, and writes what the driver asks for under it.
+/// Plays the inputs of a transcript, and writes the driver's actions under each.
 fn play(text: &str) -> String {
     let mut script: Option<Script> = None;
     let mut out = String::new();

@@ -1,4 +1,5 @@
-//! Chains of incremental checkpoints, merged and collected on the way, against the model; and what merging costs.
+//! Chains of incremental checkpoints, merged and collected on the way, compared with the model; and the cost of
+//! merging.
 
 use super::model::{Cluster, Cut, INCARNATION, sim_store};
 use std::collections::BTreeSet;
@@ -80,7 +81,7 @@ fn every_kept_checkpoint_stays_what_it_was() {
                     "a test",
                 )
                 .unwrap();
-                // What its snapshots took is in no lineage.
+                // The records of its snapshots are in no lineage.
                 cluster.fail_next();
                 cuts.push(Cut::default());
                 continue;
@@ -106,7 +107,7 @@ fn every_kept_checkpoint_stays_what_it_was() {
                     Err(error) => panic!("{error}"),
                 }
             }
-            // One level has at most two bundles that are not merged yet, and a merge waits one round at most.
+            // One level has at most two unmerged bundles, and a merge waits for at most one round.
             let most = manifest.parts.iter().map(|part| part.sections.len()).max().unwrap();
             assert!(most <= 12, "{most} sections");
         }
@@ -172,7 +173,7 @@ fn a_number_is_decided_once() {
 }
 
 /// 1 % of the records changed at random for each checkpoint: over 20 of them, merges included, at most 3 % of the state is
-/// written for each; and what a load reads stays about twice the state, however long the chain gets.
+/// written for each; and a load reads about twice the state, however long the chain gets.
 #[test]
 fn merging_costs_little_and_keeps_loads_short() {
     const RECORDS: u32 = 10_000;
@@ -248,7 +249,7 @@ fn merging_costs_little_and_keeps_loads_short() {
         all as f64 * 100.0 / 129.0 / state as f64
     );
     assert!(all * 100 <= state * 4 * 129);
-    assert!(renewed > 0, "what is read at a recovery is kept small by parts that hold everything");
+    assert!(renewed > 0, "full parts keep the amount small that a recovery reads");
 }
 
 #[test]
@@ -263,7 +264,7 @@ fn a_merge_of_another_history_changes_nothing() {
     }
     let planned = compact::plan(&cluster.lineage, &policy).unwrap();
     let merged = run(&store, &cluster.names, cluster.number, &cluster.lineage, &planned).unwrap();
-    // One that is broken off leaves nothing.
+    // An abandoned merge leaves nothing.
     let before = disk.files();
     let id = (INCARNATION, cluster.number, cluster.names.writer());
     let name = cluster.names.draw(cluster.number);
@@ -271,7 +272,7 @@ fn a_merge_of_another_history_changes_nothing() {
     broken_off.step().unwrap();
     drop(broken_off);
     assert_eq!(disk.files(), before);
-    // A checkpoint that is taken while the merge runs doesn't hinder it.
+    // A checkpoint that is taken while the merge runs does not disturb it.
     cluster.run(20);
     let (_, before) = cluster.checkpoint(&store);
     assert!(cluster.lineage.apply(&merged));
@@ -282,7 +283,7 @@ fn a_merge_of_another_history_changes_nothing() {
     let (cut, after) = cluster.checkpoint(&store);
     check(&store, &after, &cut, 1);
     assert!(after.bundles.len() < before.bundles.len());
-    // Whole parts that came meanwhile leave nothing to put the merge in the place of.
+    // Full parts that were added meanwhile leave no sections for the merge to replace.
     cluster.fail_next();
     cluster.run(5);
     let (cut, manifest) = cluster.checkpoint(&store);

@@ -31,7 +31,7 @@ fn results_are_read_back_copied_late_and_go_with_their_checkpoint() {
         assert_eq!(checked.store(&store).unwrap(), Put::Exists);
         assert_eq!(recorded_checks(&store, manifest).unwrap(), checked.results);
     }
-    // They came after the first copy, and go with the second one.
+    // They were written after the first copy, and are copied with the second one.
     copy(&store, &other, &manifests[1], &mut |_| {}).unwrap();
     assert_eq!(other.list(CHECKS).unwrap(), [checks_name(Colour(1)), checks_name(Colour(2))]);
 

@@ -17,7 +17,7 @@ use stead_store::sim_disk::SimDisk;
 const POLICY: Policy =
     Policy { fan_in: 2, growth: 100, renewal: 100, renewal_budget: 12, growth_bytes_min: 0 };
 
-/// Takes a checkpoint, merges, takes another one and collects; notes what was promised on the way.
+/// Takes a checkpoint, merges, takes another one and collects; notes the acknowledged checkpoints on the way.
 fn work(
     cluster: &mut Cluster,
     store: &dyn BlobStore,
@@ -68,7 +68,7 @@ fn a_crash_at_any_io_leaves_the_newest_checkpoint_whole() {
             );
             check(&store, &found, &cuts[&found.number], 1);
             assert!(disk.files().iter().all(|path| !path.ends_with(".tmp")));
-            // Work goes on from what was found.
+            // Work continues from the state that was found.
             cluster.fail_next();
             cluster.lineage = found.lineage();
             merge(&mut cluster, &store, &POLICY);
@@ -89,8 +89,8 @@ fn a_crash_at_any_io_leaves_the_newest_checkpoint_whole() {
     }
 }
 
-/// A process that is killed loses nothing of what it wrote, but its last rename may not be durable. What the next
-/// process finds, and trims the log by, must survive a power cut.
+/// A process that is killed loses none of its writes, but its last rename may not be durable. The state that the next
+/// process finds, and by which it trims the log, must survive a power cut.
 #[test]
 fn what_a_new_process_finds_is_durable() {
     for seed in 0..40 {
@@ -101,7 +101,7 @@ fn what_a_new_process_finds_is_durable() {
         let (cut, sealed) = cluster.seal(&store);
         let name = manifest_name(Colour(1));
         let bytes = sealed.unwrap().manifest().encode();
-        // All that storing a manifest does but for the last sync.
+        // Everything of storing a manifest except the last sync.
         let (part, path) = (format!("checkpoints/{name}.tmp"), format!("checkpoints/{name}"));
         let file = disk.open(&part, Open::New).unwrap();
         file.write_at(&bytes, 0).unwrap();
@@ -169,9 +169,9 @@ fn a_full_disk_fails_the_checkpoint_and_nothing_else() {
         check(&store, &first, &cut, 1);
         let Some(error) = error else { continue };
         assert!(error.is_full(), "{error}");
-        assert_eq!(store.failure(), None, "it can go on when there is room");
+        assert_eq!(store.failure(), None, "it can continue when there is space");
         assert_eq!(disk.files().iter().filter(|path| path.contains("manifests/")).count(), 1);
-        assert!(disk.files().len() <= before.len() + 1, "the space of a failed bundle is given back");
+        assert!(disk.files().len() <= before.len() + 1, "the space of a failed bundle is freed");
         disk.set_capacity(None);
         cluster.fail_next();
         let (cut, manifest) = cluster.checkpoint(&store);

@@ -49,7 +49,7 @@ fn a_flipped_bit_anywhere_in_a_manifest_is_refused() {
         disk.flip_bit(&path, at, bit).unwrap();
         let error = read_manifest(&store, Colour(3)).unwrap_err();
         assert_eq!(name_of(&error), name, "byte {at}: {error}");
-        assert!(newest(&store).is_err(), "it is not passed over");
+        assert!(newest(&store).is_err(), "it is not skipped");
         disk.flip_bit(&path, at, bit).unwrap();
     }
     read_manifest(&store, Colour(3)).unwrap();
@@ -86,7 +86,7 @@ fn a_flipped_bit_anywhere_in_a_bundle_is_refused_or_changes_nothing_that_is_read
             }
             disk.flip_bit(&path, at, (at % 8) as u8).unwrap();
         }
-        // Only what older checkpoints alone need is not read: their headers.
+        // Only the headers that older checkpoints alone need are not read.
         assert!(refused * 2 > bundle.bytes, "{refused} of {}", bundle.bytes);
         let whole = disk.bytes(&path).unwrap();
         for len in [0, 1, whole.len() / 2, whole.len() - 1] {
@@ -127,7 +127,7 @@ fn exchanged_objects_are_refused() {
 }
 
 #[test]
-fn unknown_versions_are_told_from_damage() {
+fn unknown_versions_are_distinguished_from_damage() {
     let (disk, store, _) = small(5);
     let path = format!("checkpoints/{}", manifest_name(Colour(3)));
     let text = String::from_utf8(disk.bytes(&path).unwrap()).unwrap();
@@ -220,7 +220,7 @@ fn impossible_sizes_in_a_manifest_are_refused() {
 }
 
 #[test]
-fn a_manifest_whose_totals_are_not_those_of_its_parts_is_told() {
+fn a_manifest_whose_totals_are_not_those_of_its_parts_is_reported() {
     let (_, store, _) = small(10);
     let manifest = newest(&store).unwrap().manifest.unwrap();
     let change: [fn(&mut Totals) -> &mut u64; 5] = [

@@ -23,7 +23,7 @@ fn dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoints-v1")
 }
 
-/// Three checkpoints with a merge and a tombstone between them; the hashes come from the model.
+/// Writes three checkpoints with a merge and a tombstone between them; the hashes come from the model.
 fn write() {
     let disk = SimDisk::new(1);
     let store = sim_store(&disk);
@@ -57,7 +57,7 @@ fn write() {
     std::fs::write(dir().join("hashes.txt"), hashes).unwrap();
 }
 
-/// Results of checks: one that failed, and one that holds or was left out.
+/// Returns results of checks: one that failed, and one that holds or was left out.
 fn results(number: u64, skipped: Option<String>) -> Checked {
     let result = |service: &str, failure: Option<&str>, skipped: Option<String>| CheckResult {
         service: service.to_owned(),

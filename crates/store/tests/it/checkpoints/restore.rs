@@ -34,7 +34,7 @@ fn states(store: &dyn BlobStore, manifest: &Manifest) -> Vec<State> {
 
 type Channel = (String, String, String, String);
 
-/// What must not change: by service and key, and by service and process for what has a number.
+/// The state that must not change: by service and key, and by service and process for numbered records.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Content {
     records: BTreeMap<(String, Vec<u8>), Vec<u8>>,
@@ -130,7 +130,7 @@ fn any_number_of_shards_conserves_everything() {
         assert_eq!(report.messages_in_flight(), manifest.totals.messages);
         assert_eq!(done.messages, manifest.totals.messages);
         for state in states(&target, &after) {
-            assert!(state.received().iter().next().is_none(), "channels are fresh");
+            assert!(state.received().iter().next().is_none(), "channels are new");
             assert!(state.outboxes().iter().all(|(_, outbox)| outbox.messages[0].seq == Seq(1)));
             assert_eq!(state.position().colour, Colour(3));
             assert_eq!(state.attempts(), 0);

@@ -11,7 +11,7 @@ use stead_store::checkpoint::store::{BlobStore, DiskStore, Put, StoreError};
 use stead_store::real_disk::RealDisk;
 use stead_store::sim_disk::SimDisk;
 
-/// Every promise of [`BlobStore`], on an empty store.
+/// Tests every guarantee of [`BlobStore`], on an empty store.
 pub(crate) fn suite(store: &dyn BlobStore) {
     assert!(newest(store).unwrap().manifest.is_none());
     assert_eq!(store.put_new("manifests/a.json", b"one").unwrap(), Put::Created);
@@ -97,7 +97,7 @@ fn a_simulated_disk() {
     suite(&sim_store(&SimDisk::new(1)));
 }
 
-/// Whatever fails first, nothing later is trusted, and what is there can still be read.
+/// Whatever fails first, no later success is trusted, and existing objects stay readable.
 #[test]
 fn a_store_takes_nothing_more_after_a_failed_sync() {
     type Step = fn(&dyn BlobStore) -> Result<(), StoreError>;
@@ -134,7 +134,7 @@ fn a_directory() {
     suite(&DiskStore::open(Arc::new(RealDisk::open(dir.path()).unwrap()), "checkpoints").unwrap());
 }
 
-/// An object of more than one part.
+/// Tests an object of more than one part.
 pub(crate) fn suite_of_parts(store: &dyn BlobStore) {
     let piece: Vec<u8> = (0..9u32 << 20).map(|at| (at % 253) as u8).collect();
     let mut writer = store.create("bundles/parts").unwrap();

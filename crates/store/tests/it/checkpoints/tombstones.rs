@@ -1,4 +1,4 @@
-//! Numbers that were given up: their tombstones go, and none of them comes back.
+//! Numbers that were given up: their tombstones are deleted, and none of the numbers is used again.
 
 use super::chain::{check, in_use, merge};
 use super::model::{Cluster, INCARNATION, sim_store};
@@ -17,7 +17,7 @@ use stead_store::checkpoint::store::{BlobReader, BlobStore, BlobWriter, DiskStor
 use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
 
-/// A checkpoint that is given up once all its parts are written.
+/// Gives up a checkpoint after all its parts are written.
 fn give_up_next(cluster: &mut Cluster, store: &dyn BlobStore) -> Result<(), CheckpointError> {
     cluster.run(3);
     let (_, sealed) = cluster.seal(store);
@@ -134,7 +134,7 @@ fn a_crash_at_any_io_of_a_collection_keeps_the_greatest_number() {
         let manifest = found.manifest.expect("three were complete");
         assert_eq!(manifest.number, Colour(6), "crash {crash}");
         check(&store, &manifest, &cuts[&manifest.number], 1);
-        // The next life's collection ends what this one began.
+        // The next life's collection completes the one that this life began.
         let lineage = manifest.lineage();
         collect(&mut Collector::new(), &store, &lineage).unwrap();
         assert_eq!(decided_numbers(&store).unwrap(), [Colour(4), Colour(6), found.decided], "crash {crash}");
@@ -203,7 +203,7 @@ fn a_collection_reads_each_decision_once() {
         assert_eq!(*most.1, 1, "{most:?}");
         assert_eq!(reads.len() as u64, cluster.number.0);
     }
-    // A number whose object was replaced, as a copy by hand does, is read again.
+    // A number whose object was replaced, as a manual copy may do, is read again.
     let kept = decided_numbers(&store).unwrap()[0];
     let bytes = store.store.get(&manifest_name(kept), 1 << 20).unwrap();
     store.delete(&manifest_name(kept)).unwrap();
@@ -213,7 +213,7 @@ fn a_collection_reads_each_decision_once() {
     assert_eq!(store.reads(MANIFESTS)[&manifest_name(kept)], 2);
 }
 
-/// A remote store may carry out a write long after its client has given it up.
+/// A remote store may perform a write long after its client has given it up.
 #[test]
 fn a_manifest_that_comes_late_hides_no_newer_one_is_refused_and_collected_again() {
     let (store, target) = (sim_store(&SimDisk::new(1)), sim_store(&SimDisk::new(2)));
@@ -237,7 +237,7 @@ fn a_manifest_that_comes_late_hides_no_newer_one_is_refused_and_collected_again(
     let kept = decided_numbers(&target).unwrap();
     assert_eq!(kept.len(), 2);
     first.store(&target).unwrap();
-    // A restore that names no number takes the newest one; one that names this says what is missing.
+    // A restore without a number takes the newest one; one with this number reports the missing bundle.
     assert_eq!(newest(&target).unwrap().manifest.unwrap().number, last.number);
     let missing = load_parts(&target, first, 1).map(drop).unwrap_err().to_string();
     assert!(first.bundles.iter().any(|bundle| missing.contains(&bundle.name)), "{missing}");

@@ -1,4 +1,4 @@
-//! Checkpoints through the command line: with a server, without one, and back from one.
+//! Checkpoints on the command line: with a server, without one, and restored.
 
 #[cfg(feature = "s3")]
 use crate::s3_server::S3Server;
@@ -101,13 +101,13 @@ fn a_checkpoint_is_restored_into_a_new_directory() {
     let server = Server::start(&restored, &[]);
     let read = |key: &str| server.get(&format!("/v1/query/kv/{key}")).json();
     assert_eq!((read("a"), read("b"), read("c")), (Value::from(1), Value::from(2), Value::Null));
-    // A token of another incarnation is not taken.
+    // A token of another incarnation is refused.
     let foreign = server.post_with("/v1/call/kv/a", "\"delete\"", &[("Stead-Token", &token)]);
     foreign.assert_problem(409, "bad-token");
     server.put("a", 3);
 }
 
-/// A directory with a checkpoint of some values.
+/// Creates a directory with a checkpoint of some values.
 fn with_checkpoint(data: &Path, vars: &[(&str, &str)]) {
     let server = Server::start_in(data, &["--supervise=false"], vars);
     for key in 0..20 {
@@ -134,7 +134,7 @@ fn a_number_of_shards_that_exists_wins_over_the_default_and_not_over_one_that_is
     assert_eq!((log.status.code(), log.stdout.len()), (Some(0), 0), "{log:?}");
     let stderr = String::from_utf8(report.stderr).unwrap();
     let command = stderr.lines().find_map(|line| line.strip_prefix("start it with: stead ")).unwrap();
-    // The shell takes the command apart as a person's would.
+    // The shell splits the command as it would for a user.
     let words = std::process::Command::new("sh").args(["-c", &format!("printf '%s\\n' {command}")]).output();
     let words = String::from_utf8(words.unwrap().stdout).unwrap();
     assert_eq!(words.lines().collect::<Vec<_>>(), ["start", "--data", into]);
@@ -161,9 +161,9 @@ fn a_refused_restore_leaves_nothing_behind_and_one_that_broke_off_is_named_and_r
     }
     std::fs::create_dir(&into).unwrap();
     assert!(!restore("kw=8").status.success());
-    assert_eq!(std::fs::read_dir(&into).unwrap().count(), 0, "an empty directory stays and stays empty");
+    assert_eq!(std::fs::read_dir(&into).unwrap().count(), 0, "an empty directory is kept, and stays empty");
 
-    // As a restore leaves it that is killed.
+    // The state that a killed restore leaves.
     let meta = DataDir::inspect(&RealDisk::open(&data).unwrap()).unwrap();
     let disk = Arc::new(RealDisk::open(&into).unwrap());
     drop(DataDir::open_for_restore(disk, meta).unwrap().unwrap());
@@ -183,7 +183,7 @@ fn a_refused_restore_leaves_nothing_behind_and_one_that_broke_off_is_named_and_r
 }
 
 #[test]
-fn a_damaged_checkpoint_is_told_and_exits_with_its_code() {
+fn a_damaged_checkpoint_is_reported_and_exits_with_its_code() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     for key in 0..20 {
@@ -201,7 +201,7 @@ fn a_damaged_checkpoint_is_told_and_exits_with_its_code() {
     }
     let verified = run(&["checkpoint", "verify", &number, "--data", dir.path().to_str().unwrap()]);
     assert_eq!(verified.status.code(), Some(6), "{verified:?}");
-    // Without a reader of its report the command fails all the same.
+    // Without a reader of its report the command still fails.
     let mut deaf =
         stead(&["checkpoint", "verify", &number, "--data", dir.path().to_str().unwrap(), "--json"]);
     let (reader, writer) = std::io::pipe().unwrap();
@@ -327,7 +327,7 @@ impl Processes {
         state.apply(entry).unwrap();
     }
 
-    /// The last thing that each does is to take its part of checkpoint 1.
+    /// Makes each process take its part of checkpoint 1, as its last action.
     fn mark_all(&mut self) {
         for shard in [I, J, K] {
             self.append(shard, Cause::Marker { colour: Colour(1) }, &[]);
@@ -365,7 +365,7 @@ fn the_textbook_case_is_verified() {
     assert_eq!(verified["in_flight"][0]["messages"], 1, "{verified}");
 }
 
-/// The same with m1's reception recorded at i and its sending unknown at j.
+/// The same with m1's reception recorded at i, but not its sending at j.
 #[test]
 fn the_textbook_case_with_an_orphan_exits_with_its_code_and_is_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -376,12 +376,12 @@ fn the_textbook_case_with_an_orphan_exits_with_its_code_and_is_named() {
     processes.store(dir.path(), Vec::new());
     let data = dir.path().to_str().unwrap();
     let orphan = "channel 1 -> 0: shard 0 has received message 1, but shard 1 has sent only 0";
-    let told = run(&["checkpoint", "verify", "1", "--data", data]);
-    assert_eq!(told.status.code(), Some(6), "{told:?}");
-    assert!(String::from_utf8_lossy(&told.stderr).contains(orphan), "{told:?}");
-    let told = run(&["checkpoint", "verify", "1", "--data", data, "--json"]);
-    assert_eq!(told.status.code(), Some(6), "{told:?}");
-    let report: Value = serde_json::from_slice(&told.stdout).expect("one object");
+    let output = run(&["checkpoint", "verify", "1", "--data", data]);
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains(orphan), "{output:?}");
+    let output = run(&["checkpoint", "verify", "1", "--data", data, "--json"]);
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one object");
     assert_eq!((&report["consistent"], &report["inconsistencies"][0]), (&false.into(), &orphan.into()));
 }
 
@@ -390,12 +390,12 @@ fn a_declared_check_that_fails_exits_with_its_code_and_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let mut processes = Processes::new();
     processes.mark_all();
-    let failure = "1 coin was made from nothing".to_owned();
+    let failure = "1 coin was created from nothing".to_owned();
     let check = CheckResult { service: "process".to_owned(), failure: Some(failure.clone()), skipped: None };
     processes.store(dir.path(), vec![check]);
-    let told = run(&["checkpoint", "verify", "1", "--data", dir.path().to_str().unwrap()]);
-    assert_eq!(told.status.code(), Some(6), "{told:?}");
-    assert!(String::from_utf8_lossy(&told.stderr).contains(&failure), "{told:?}");
+    let output = run(&["checkpoint", "verify", "1", "--data", dir.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&failure), "{output:?}");
 }
 
 #[test]
@@ -441,7 +441,8 @@ fn a_program_without_s3_says_so() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("cargo feature s3"), "{refused:?}");
 }
 
-/// The failure of copies to S3 after some attempts, as status shows it, and the lines on standard error that speak of it.
+/// Returns the failure of copies to S3 after some attempts, as status shows it, and the lines on standard error about
+/// it.
 #[cfg(feature = "s3")]
 fn failing_copies(attempts: u64, vars: &[(&str, &str)]) -> (String, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
@@ -484,7 +485,7 @@ fn copies_that_fail_are_said_once_and_missing_credentials_by_their_name() {
     let (failure, lines) = failing_copies(5, &[]);
     assert!(failure.contains("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"), "{failure}");
     assert_eq!(lines.len(), 1, "{lines:?}");
-    // An address that refuses.
+    // An address that refuses connections.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", closed.local_addr().unwrap());
     drop(closed);

@@ -1,4 +1,4 @@
-//! What a store of checkpoints holds: bundles and manifests, and the cut that they make up.
+//! Targets for stored checkpoints: bundles and manifests, and the cut that they make up.
 
 use crate::edits::{Source, damage};
 use std::sync::{Arc, OnceLock};
@@ -38,7 +38,7 @@ fn topology() -> Topology {
 }
 
 fn state(shard: ShardId) -> State {
-    let key = Key::new("somebody").expect("a short key");
+    let key = Key::new("customer").expect("a short key");
     let entry = |index, cause| Entry {
         index: Index(index),
         epoch: Epoch(2),
@@ -92,7 +92,7 @@ pub(crate) fn template() -> &'static Template {
     })
 }
 
-/// Loads and verifies all that a manifest names; what is loaded is what the manifest says.
+/// Loads and verifies all objects in a manifest; the loaded state equals the manifest's.
 fn load(store: &DiskStore, manifest: &Manifest) -> Option<Vec<u128>> {
     let loaded = load_parts(store, manifest, 1).ok()?;
     let mut hashes = Vec::new();
@@ -107,8 +107,8 @@ fn load(store: &DiskStore, manifest: &Manifest) -> Option<Vec<u128>> {
     Some(hashes)
 }
 
-/// A bundle that is damaged here and there: refused, or what was written. With mended checksums, its header, index and
-/// trailer may say anything.
+/// A bundle with damage: refused, or equal to the original. With corrected checksums, its header, index and
+/// trailer may have any content.
 pub fn bundle(data: &[u8]) {
     let template = template();
     let disk = template.disk.fork(1);
@@ -124,11 +124,11 @@ pub fn bundle(data: &[u8]) {
         }
         disk.put(&path, &file);
         if let Some(hashes) = load(&store, &manifest) {
-            assert_eq!(hashes, template.hashes, "a damaged bundle was taken for a whole one");
+            assert_eq!(hashes, template.hashes, "a damaged bundle was accepted");
         }
         return;
     }
-    // Blocks from the template, then an index of the fuzzer's, or the template's with some bytes exchanged.
+    // Blocks from the template, then an index of the fuzzer's, or the template's with some bytes replaced.
     let index_at = u64::from_le_bytes(file[file.len() - 48..file.len() - 40].try_into().expect("eight bytes")) as usize;
     let mut index = file[index_at..file.len() - 48].to_vec();
     if source.u8() % 2 == 1 {
@@ -158,8 +158,8 @@ pub fn bundle(data: &[u8]) {
     load(&store, &manifest);
 }
 
-/// A manifest or tombstone: whole, or its body in an envelope that is right, over a store with the bundle that a good
-/// one names.
+/// A manifest or tombstone: whole, or its body in a correct envelope, over a store with the bundle of a valid
+/// manifest.
 pub fn manifest(data: &[u8]) {
     let Some((mode, data)) = data.split_first() else { return };
     let kind = if mode & 2 == 0 { "manifest" } else { "tombstone" };
@@ -188,12 +188,12 @@ pub fn manifest(data: &[u8]) {
         }
         Err(error) => {
             assert!(!error.to_string().is_empty());
-            assert!(found.is_err(), "what can't be read was passed over");
+            assert!(found.is_err(), "an unreadable decision was skipped");
         }
     }
 }
 
-/// The headers of a checkpoint's parts, whatever they claim about their channels.
+/// The headers of a checkpoint's parts, with any claims about their channels.
 pub fn cut(data: &[u8]) {
     let mut source = Source::new(data);
     let mut headers = Vec::new();
@@ -212,6 +212,6 @@ pub fn cut(data: &[u8]) {
         assert_eq!(headers.len(), 2, "a cut has all parts");
         let sent: u64 = channels.iter().map(|channel| channel.messages).sum();
         let waiting: usize = headers.iter().flat_map(|part| part.outboxes.values()).map(|out| out.messages.len()).sum();
-        assert!(sent <= waiting as u64, "what is in flight lies in an outbox");
+        assert!(sent <= waiting as u64, "messages in flight are in an outbox");
     }
 }

@@ -1,4 +1,4 @@
-//! Snapshots of shards, which a worker hands to the checkpoint's part in slices.
+//! Snapshots of shards, which a worker hands to the checkpoint part in slices.
 
 use super::Worker;
 use crate::checkpoint::{Event, PIECE_BYTES};
@@ -8,9 +8,9 @@ use crate::shared::Shared;
 use stead_core::ids::Colour;
 use stead_core::records::Piece;
 
-/// How long a snapshot may hold the worker in one turn, in microseconds.
+/// Maximum time that a snapshot may hold the worker in one turn, in microseconds.
 const SNAPSHOT_SLICE: u64 = 300;
-/// Records of a snapshot that are taken between two looks at the clock.
+/// Number of records of a snapshot that are taken between two readings of the clock.
 const SNAPSHOT_RECORDS: usize = 64;
 
 /// A snapshot that is handed to the checkpoint thread in pieces.
@@ -18,7 +18,7 @@ pub(super) struct Draining {
     pub(super) slot: u32,
     pub(super) number: Colour,
     pub(super) piece: Piece,
-    /// No checkpoint takes it. It is drained all the same: until then the shard keeps a copy of each record that changes.
+    /// Set if no checkpoint takes it. It is drained anyway: until then the shard keeps a copy of each changed record.
     pub(super) is_given_up: bool,
 }
 

@@ -87,6 +87,7 @@ pub use stead_core::handler::{Limit, Misuse};
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
 pub use stead_core::shard::{Limited, Refusal};
 pub use stead_core::topology::Topology;
+#[doc(inline)]
 pub use stead_node::{events, stderr};
 pub use stead_store::checkpoint::checks::CheckOutcome;
 pub use stead_store::checkpoint::verify::Report as VerifyReport;

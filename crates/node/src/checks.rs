@@ -3,27 +3,35 @@
 //!
 //! Of the checkpoints of the interval the newest one is checked; those between are not when the thread cannot keep up.
 
-#![expect(clippy::disallowed_methods, reason = "the checks run on a thread of their own")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the end of a node waits for the checks by the system's clock"
+)]
 
+use crate::bell::Bell;
 use crate::checkpoint::{CheckpointReply, CheckpointReport, FailedCheck, Pin, SkippedCheck, failed, skipped};
 use crate::env::{Env, Program};
 use crate::events;
+use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use crate::unended::Unended;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::convert::Infallible;
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use stead_core::ids::Colour;
+use stead_core::ids::{Colour, Time};
 use stead_core::state::State;
+use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::checks::{CheckOutcome, Checked};
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{CheckResult, Manifest};
 use stead_store::checkpoint::store::BlobStore;
 
-/// After the checks of an interval's checkpoint the thread rests for so many times as long as they took.
-const REST: u32 = 3;
+/// After the checks of an interval's checkpoint the part rests for so many times as long as they took.
+const REST: u64 = 3;
 /// Checkpoints that were asked for and may wait for their checks.
 const WANTED_MAX: usize = 64;
 /// The end of a node waits at most so long for checks that run.
@@ -67,7 +75,7 @@ impl Job {
 
 struct Running {
     job: Job,
-    since: Instant,
+    since: Time,
     service: Option<String>,
     /// The mark of the check that runs.
     mark: Option<String>,
@@ -81,18 +89,20 @@ struct Held {
     running: Option<Running>,
     /// Checks that were given up still hold the thread.
     stuck: bool,
-    rest_until: Option<Instant>,
+    rest_until: Time,
     last: Option<CheckStatus>,
     stopped: bool,
-    /// A thread runs the checks.
-    threads: usize,
+    /// A part runs the checks.
+    has_part: bool,
 }
 
 /// The checkpoints that wait for their checks, and the last results.
 #[derive(Default)]
 pub(crate) struct Checks {
     held: Mutex<Held>,
-    news: Condvar,
+    bell: Bell,
+    /// The part has ended.
+    ended: Condvar,
     pub(crate) unended: Unended,
 }
 
@@ -115,32 +125,40 @@ impl Checks {
         Some(last)
     }
 
-    /// Begins the thread's life, before it is spawned.
-    pub(crate) fn begin(&self) {
-        self.held().threads += 1;
+    /// From now on a part runs the checks, until [`Self::part_ended`].
+    pub(crate) fn part_begins(&self) {
+        self.held().has_part = true;
+    }
+
+    /// The part has ended, also by a panic: from then on no caller waits for it.
+    pub(crate) fn part_ended(&self) {
+        self.stop();
+        self.held().has_part = false;
+        self.ended.notify_all();
     }
 
     /// Takes a checkpoint of the interval, instead of an older one that still waits.
     pub(crate) fn offer<E: Env>(&self, shared: &Shared<E>, job: Job) {
         let mut held = self.held();
-        let passed_over =
-            if held.stopped || held.threads == 0 { Some(job) } else { held.newest.replace(job) };
+        let passed_over = if held.stopped || !held.has_part { Some(job) } else { held.newest.replace(job) };
         if passed_over.is_some() {
             shared.counters.checkpoints_unchecked.add(1);
         }
-        self.news.notify_all();
+        drop(held);
+        self.bell.ring();
     }
 
     /// Takes a checkpoint that was asked for; the callers are answered once it is checked.
     pub(crate) fn want<E: Env>(&self, shared: &Shared<E>, job: Job) {
         let mut held = self.held();
-        if held.stopped || held.stuck || held.threads == 0 || held.wanted.len() >= WANTED_MAX {
+        if held.stopped || held.stuck || !held.has_part || held.wanted.len() >= WANTED_MAX {
             shared.counters.checkpoints_unchecked.add(1);
             drop(held);
             return job.answer(&[]);
         }
         held.wanted.push_back(job);
-        self.news.notify_all();
+        drop(held);
+        self.bell.ring();
     }
 
     /// Takes nothing more; callers that wait get the report of a checkpoint that is not checked.
@@ -150,8 +168,8 @@ impl Checks {
         held.newest = None;
         let running = held.running.take().map(|running| running.job);
         let jobs: Vec<Job> = held.wanted.drain(..).chain(running).collect();
-        self.news.notify_all();
         drop(held);
+        self.bell.ring();
         for job in jobs {
             job.answer(&[]);
         }
@@ -162,103 +180,30 @@ impl Checks {
     pub(crate) fn await_end(&self) {
         let until = Instant::now() + END_TIMEOUT;
         let mut held = self.held();
-        while held.threads > 0 {
+        while held.has_part {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            held = self.news.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
+            held = self.ended.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Runs checks on this thread until the node stops.
-    pub(crate) fn run<E: Env>(&self, shared: &Shared<E>, store: &dyn BlobStore) {
-        let _ending = Ending(self);
-        if let Err(error) = self.unended.record(shared, store) {
-            events::warn(format_args!("cannot store that a check did not end: {error}"));
-        }
-        while let Some((manifest, asked)) = self.next() {
-            let begun = Instant::now();
-            let checked = self.check(shared, store, &manifest, asked);
-            let running = self.held().running.take_if(|running| running.number() == manifest.number);
-            match (running, checked) {
-                (Some(running), Ok(())) => self.finish(shared, store, running),
-                (Some(running), Err(error)) => {
-                    events::warn(format_args!("cannot check checkpoint {}: {error}", manifest.number));
-                    shared.counters.checkpoints_unchecked.add(1);
-                    running.job.answer(&[]);
-                }
-                // It was given up meanwhile.
-                (None, _) => {}
-            }
-            let mut held = self.held();
-            held.stuck = false;
-            if !asked {
-                held.rest_until = Some(Instant::now() + begun.elapsed() * REST);
-            }
-        }
-    }
-
-    /// The next checkpoint to be checked, and whether it was asked for.
-    fn next(&self) -> Option<(Manifest, bool)> {
+    /// Takes the next checkpoint to be checked, if there is one and the part does not rest.
+    fn next(&self, now: Time) -> Next {
         let mut held = self.held();
-        loop {
-            if held.stopped {
-                return None;
-            }
-            let now = Instant::now();
-            let rest = held.rest_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
-            let asked = held.wanted.pop_front();
-            let is_asked = asked.is_some();
-            if let Some(job) = asked.or_else(|| held.newest.take_if(|_| rest.is_zero())) {
-                let manifest = job.manifest.clone();
-                held.running =
-                    Some(Running { job, since: now, service: None, mark: None, results: Vec::new() });
-                return Some((manifest, is_asked));
-            }
-            held = match &held.newest {
-                Some(_) => self.news.wait_timeout(held, rest).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.news.wait(held).unwrap_or_else(PoisonError::into_inner),
-            };
+        if held.stopped {
+            return Next::Ended;
         }
-    }
-
-    fn check<E: Env>(
-        &self,
-        shared: &Shared<E>,
-        store: &dyn BlobStore,
-        manifest: &Manifest,
-        asked: bool,
-    ) -> Result<(), CheckpointError> {
-        let (number, topology) = (manifest.number, manifest.topology()?);
-        let mut open = Vec::new();
-        let checked = shared.program.checked_services();
-        for name in checked.into_iter().filter(|name| topology.service_id(name).is_some()) {
-            match self.unended.refusal(&name, asked) {
-                None => open.push(name),
-                Some(reason) => {
-                    let result = CheckResult { service: name, failure: None, skipped: Some(reason) };
-                    self.note(number, |running| running.results.push(result));
-                }
-            }
-        }
-        if open.is_empty() {
-            return Ok(());
-        }
-        let states = load_states(store, manifest)?;
-        for name in open {
-            // Nothing is written for a checkpoint whose checks were given up: the node may have ended.
-            if shared.is_ended() || !self.note(number, |running| running.service = Some(name.clone())) {
-                return Ok(());
-            }
-            let mark = self.unended.begin(shared, store, number, &name)?;
-            self.note(number, |running| running.mark = Some(mark.clone()));
-            let failure = shared.program.check(&name, &topology, &states).err();
-            self.unended.end(shared, store, mark, &name);
-            let result = CheckResult { service: name, failure, skipped: None };
-            self.note(number, |running| running.results.push(result));
-        }
-        Ok(())
+        let asked = held.wanted.pop_front();
+        let is_asked = asked.is_some();
+        let rests = now < held.rest_until;
+        let Some(job) = asked.or_else(|| held.newest.take_if(|_| !rests)) else {
+            return Next::Sleep(held.newest.as_ref().map(|_| held.rest_until));
+        };
+        let manifest = job.manifest.clone();
+        held.running = Some(Running { job, since: now, service: None, mark: None, results: Vec::new() });
+        Next::Take(manifest, is_asked)
     }
 
     /// Notes how far the checks of a checkpoint have come; false if they were given up.
@@ -271,7 +216,9 @@ impl Checks {
     /// Gives checks up that have run for longer than the limit: the one that runs has failed.
     pub(crate) fn give_up_overdue<E: Env>(&self, shared: &Shared<E>, store: &dyn BlobStore, limit: Duration) {
         let mut held = self.held();
-        let Some(mut running) = held.running.take_if(|running| running.since.elapsed() > limit) else {
+        let (now, limit_micros) = (shared.now(), limit.as_micros() as u64);
+        let is_over = |running: &mut Running| running.since.plus_micros(limit_micros) < now;
+        let Some(mut running) = held.running.take_if(is_over) else {
             return;
         };
         held.stuck = true;
@@ -350,13 +297,140 @@ fn load_states(store: &dyn BlobStore, manifest: &Manifest) -> Result<Vec<State>,
     load_parts(store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest)).collect()
 }
 
-/// The end of the thread, also by a panic: from then on no caller waits for it.
-struct Ending<'a>(&'a Checks);
+/// What the part is to do.
+enum Next {
+    /// Check this checkpoint; and whether it was asked for.
+    Take(Manifest, bool),
+    /// Nothing, until a checkpoint comes or until then.
+    Sleep(Option<Time>),
+    Ended,
+}
 
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.0.stop();
-        self.0.held().threads -= 1;
-        self.0.news.notify_all();
+/// The part that runs the checks: one turn reads a checkpoint, or runs one check.
+pub(crate) struct CheckPart {
+    store: Arc<dyn BlobStore>,
+    /// What earlier lives gave up is recorded.
+    is_recorded: bool,
+    checking: Option<Checking>,
+}
+
+/// A checkpoint that is checked.
+struct Checking {
+    number: Colour,
+    asked: bool,
+    begun: Time,
+    topology: Topology,
+    /// The services whose checks are to run.
+    open: VecDeque<String>,
+    states: Vec<State>,
+}
+
+impl CheckPart {
+    pub(crate) fn new(store: Arc<dyn BlobStore>) -> Self {
+        Self { store, is_recorded: false, checking: None }
+    }
+
+    /// Looks which checks of a checkpoint may run, and reads it for them.
+    fn read<E: Env>(
+        &self,
+        hub: &Shared<E>,
+        manifest: &Manifest,
+        asked: bool,
+        begun: Time,
+    ) -> Result<Checking, CheckpointError> {
+        let (checks, number, topology) = (&hub.checks, manifest.number, manifest.topology()?);
+        let mut open = VecDeque::new();
+        let checked = hub.program.checked_services();
+        for name in checked.into_iter().filter(|name| topology.service_id(name).is_some()) {
+            match checks.unended.refusal(&name, asked, begun) {
+                None => open.push_back(name),
+                Some(reason) => {
+                    let result = CheckResult { service: name, failure: None, skipped: Some(reason) };
+                    checks.note(number, |running| running.results.push(result));
+                }
+            }
+        }
+        let states = if open.is_empty() { Vec::new() } else { load_states(&*self.store, manifest)? };
+        Ok(Checking { number, asked, begun, topology, open, states })
+    }
+
+    /// Runs the next check; false once there is none, or the checks were given up.
+    fn check_next<E: Env>(&self, hub: &Shared<E>, checking: &mut Checking) -> Result<bool, CheckpointError> {
+        let (checks, store, number) = (&hub.checks, &*self.store, checking.number);
+        let Some(name) = checking.open.pop_front() else { return Ok(false) };
+        // Nothing is written for a checkpoint whose checks were given up: the node may have ended.
+        if hub.is_ended() || !checks.note(number, |running| running.service = Some(name.clone())) {
+            return Ok(false);
+        }
+        let mark = checks.unended.begin(hub, store, number, &name)?;
+        checks.note(number, |running| running.mark = Some(mark.clone()));
+        let failure = hub.program.check(&name, &checking.topology, &checking.states).err();
+        checks.unended.end(hub, store, mark, &name);
+        let result = CheckResult { service: name, failure, skipped: None };
+        checks.note(number, |running| running.results.push(result));
+        Ok(true)
+    }
+
+    /// Gives the results of a checkpoint whose checks have ended or broken off.
+    fn finish<E: Env>(
+        &self,
+        hub: &Shared<E>,
+        number: Colour,
+        asked: bool,
+        begun: Time,
+        error: Option<CheckpointError>,
+    ) {
+        let checks = &hub.checks;
+        let running = checks.held().running.take_if(|running| running.number() == number);
+        match (running, error) {
+            (Some(running), None) => checks.finish(hub, &*self.store, running),
+            (Some(running), Some(error)) => {
+                events::warn(format_args!("cannot check checkpoint {number}: {error}"));
+                hub.counters.checkpoints_unchecked.add(1);
+                running.job.answer(&[]);
+            }
+            // It was given up meanwhile.
+            (None, _) => {}
+        }
+        let mut held = checks.held();
+        held.stuck = false;
+        if !asked {
+            let now = hub.now();
+            held.rest_until = now.plus_micros(now.0.saturating_sub(begun.0).saturating_mul(REST));
+        }
+    }
+}
+
+impl<E: Env> Part<Shared<E>> for CheckPart {
+    type Error = Infallible;
+
+    fn bell<'h>(&self, hub: &'h Shared<E>) -> &'h Bell {
+        &hub.checks.bell
+    }
+
+    fn turn(&mut self, hub: &Shared<E>, now: Time) -> Result<Turned, Infallible> {
+        if !mem::replace(&mut self.is_recorded, true)
+            && let Err(error) = hub.checks.unended.record(hub, &*self.store)
+        {
+            events::warn(format_args!("cannot store that a check did not end: {error}"));
+        }
+        if let Some(mut checking) = self.checking.take() {
+            match self.check_next(hub, &mut checking) {
+                Ok(true) => self.checking = Some(checking),
+                ended => self.finish(hub, checking.number, checking.asked, checking.begun, ended.err()),
+            }
+            return Ok(Turned::Again);
+        }
+        match hub.checks.next(now) {
+            Next::Ended => Ok(Turned::Ended),
+            Next::Sleep(until) => Ok(Turned::Until(until)),
+            Next::Take(manifest, asked) => {
+                match self.read(hub, &manifest, asked, now) {
+                    Ok(checking) => self.checking = Some(checking),
+                    Err(error) => self.finish(hub, manifest.number, asked, now, Some(error)),
+                }
+                Ok(Turned::Again)
+            }
+        }
     }
 }

@@ -1,21 +1,24 @@
 //! Stable storage: checkpoints that are copied away from the node's own disk, when asked for and by a thread of their own.
 
-#![expect(clippy::disallowed_methods, reason = "the copies are made by a thread of their own")]
+#![expect(clippy::disallowed_methods, reason = "a copy is timed, and waits for its pace")]
 
+use crate::bell::Bell;
 use crate::checkpoint::CheckpointFailure;
 use crate::env::Env;
 use crate::events;
 use crate::open::CopyTarget;
 use crate::pace::Pace;
 use crate::panics;
+use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::pace::Meter;
-use stead_core::ids::Colour;
+use stead_core::ids::{Colour, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::copy::{Owner, copy};
@@ -80,6 +83,8 @@ impl<E: Env> AskedCopy<E> {
 impl<E: Env> Drop for AskedCopy<E> {
     fn drop(&mut self) {
         self.0.copies.asked.fetch_sub(1, Ordering::Relaxed);
+        // The part may wait for its turn.
+        self.0.copies.bell.ring();
     }
 }
 
@@ -93,8 +98,8 @@ pub(crate) struct Copies {
     /// Copies by hand that run or wait for their turn, each with a thread.
     asked: AtomicUsize,
     status: Mutex<Option<CopyStatus>>,
-    /// A checkpoint is complete, or the node stops.
-    news: Condvar,
+    /// Rung when a checkpoint is complete, a copy by hand has ended, or the node stops.
+    bell: Bell,
 }
 
 impl Copies {
@@ -107,7 +112,7 @@ impl Copies {
             turn: Mutex::default(),
             asked: AtomicUsize::new(0),
             status: Mutex::new(status),
-            news: Condvar::new(),
+            bell: Bell::default(),
         }
     }
 
@@ -126,8 +131,7 @@ impl Copies {
 
     /// The newest checkpoint is another one.
     pub(crate) fn completed(&self) {
-        let _held = self.held();
-        self.news.notify_all();
+        self.bell.ring();
     }
 
     /// Breaks off all copies; what is at the target by then is found and reused by the next attempt.
@@ -135,28 +139,12 @@ impl Copies {
         self.cancel.cancel();
         // A copy that waits for the pace goes on, and finds that it is over.
         self.pace.set(0);
-        let _held = self.held();
-        self.news.notify_all();
+        self.bell.ring();
     }
 
     /// Waits, after [`Self::stop`], until no copy reads the data any more.
     pub(crate) fn await_end(&self) {
         drop(self.turn());
-    }
-
-    /// Waits for a checkpoint that is newer than the one that was copied, and until it is due; false when the node stops.
-    fn await_newer<E: Env>(&self, shared: &Shared<E>, copied: u64, due: Instant) -> bool {
-        let mut held = self.held();
-        while !self.cancel.is_cancelled() {
-            let is_newer = shared.snapshots.newest.load(Ordering::Relaxed) > copied;
-            let wait = due.saturating_duration_since(Instant::now());
-            held = match (is_newer, wait.is_zero()) {
-                (true, true) => return true,
-                (true, false) => self.news.wait_timeout(held, wait).unwrap_or_else(PoisonError::into_inner).0,
-                (false, _) => self.news.wait(held).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
-        false
     }
 
     /// Opens the store behind an address, with calls that end when the node stops.
@@ -238,13 +226,19 @@ impl<E: Env> Shared<E> {
 /// The shortest time after which a failed copy is tried again; it doubles with each failure, up to the interval.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The thread that copies the newest checkpoints to one target, and keeps the newest there.
-pub(crate) struct Stage<E: Env> {
-    shared: Arc<Shared<E>>,
+/// The part that copies the newest checkpoints to one target, and keeps the newest there. One turn is one round of it. The
+/// first checkpoint is copied at once: a node that is started often still copies.
+pub(crate) struct CopyPart {
     local: Arc<dyn BlobStore>,
     to: CopyTarget,
     target: Option<Arc<dyn BlobStore>>,
     collector: Collector,
+    /// The newest checkpoint that this life has copied; 0 is none.
+    copied: u64,
+    due: Time,
+    /// Rounds that copied nothing since the last one that did.
+    failures: u32,
+    has_failed: bool,
 }
 
 /// What one round did.
@@ -253,84 +247,109 @@ struct Round {
     failure: Option<String>,
 }
 
-impl<E: Env> Stage<E> {
-    pub(crate) fn new(shared: Arc<Shared<E>>, local: Arc<dyn BlobStore>, to: CopyTarget) -> Self {
-        Self { shared, local, to, target: None, collector: Collector::new() }
+impl CopyPart {
+    pub(crate) fn new(local: Arc<dyn BlobStore>, to: CopyTarget) -> Self {
+        let (collector, target, due) = (Collector::new(), None, Time(0));
+        Self { local, to, target, collector, copied: 0, due, failures: 0, has_failed: false }
     }
 
-    /// Runs until the node ends. The first checkpoint is copied at once: a node that is started often still copies.
-    pub(crate) fn run(mut self) {
-        let shared = Arc::clone(&self.shared);
-        let (mut copied, mut due, mut failures, mut was_reported) = (0, Instant::now(), 0, false);
-        while shared.copies.await_newer(&shared, copied, due) {
-            let begun = Instant::now();
-            // The work must go on, whatever a service's client does.
-            let round = panics::catch_own(|| self.round()).unwrap_or_else(|panic| {
-                self.target = None;
-                let failure = format!("the copy panicked; this is a bug in Stead: {panic}");
-                Round { copied: None, failure: Some(failure) }
-            });
-            if shared.copies.cancel.is_cancelled() {
-                return;
+    /// Notes what a round that began at `now` did.
+    fn note<E: Env>(&mut self, hub: &Shared<E>, now: Time, round: Round) {
+        let (address, interval) = (&self.to.address, self.to.interval.as_micros() as u64);
+        let had_failed = std::mem::replace(&mut self.has_failed, round.failure.is_some());
+        if let Some(number) = round.copied {
+            (self.copied, self.due, self.failures) = (number, now.plus_micros(interval), 0);
+        } else {
+            let retry = (RETRY.as_micros() as u64) << self.failures.min(20);
+            self.due = hub.now().plus_micros(retry.min(interval));
+            self.failures += 1;
+        }
+        match &round.failure {
+            Some(reason) if !had_failed => {
+                events::warn(format_args!(
+                    "copying checkpoints to {address} fails: {reason}; the node keeps running and retries the copy"
+                ));
             }
-            if let Some(number) = round.copied {
-                (copied, due, failures) = (number, begun + self.to.interval, 0);
-            } else {
-                let wait = RETRY.saturating_mul(1 << failures).min(self.to.interval);
-                (due, failures) = (Instant::now() + wait, (failures + 1).min(20));
-            }
-            let address = &self.to.address;
-            match &round.failure {
-                Some(reason) if !was_reported => {
-                    events::warn(format_args!(
-                        "copying checkpoints to {address} fails: {reason}; the node keeps running and retries the copy"
-                    ));
-                }
-                None if was_reported => events::info(format_args!(
-                    "checkpoint {copied} was copied to {address}: copying works again"
-                )),
-                _ => {}
-            }
-            was_reported = round.failure.is_some();
-            if let Some(status) = &mut *shared.copies.held() {
-                status.newest = round.copied.or(status.newest);
-                status.failure = round.failure;
-            }
+            None if had_failed => events::info(format_args!(
+                "checkpoint {} was copied to {address}: copying works again",
+                self.copied
+            )),
+            _ => {}
+        }
+        if let Some(status) = &mut *hub.copies.held() {
+            status.newest = round.copied.or(status.newest);
+            status.failure = round.failure;
         }
     }
 
-    fn round(&mut self) -> Round {
-        let shared = Arc::clone(&self.shared);
-        let _turn = shared.copies.turn();
+    /// Copies the newest checkpoint; the caller has the turn.
+    fn round<E: Env>(&mut self, hub: &Shared<E>) -> Round {
         let failed = |failure: CheckpointFailure| Round { copied: None, failure: Some(failure.to_string()) };
         let target = match &mut self.target {
             Some(target) => target,
-            none => match shared.copies.open(&self.to.address) {
+            none => match hub.copies.open(&self.to.address) {
                 Ok(target) => none.insert(target),
                 Err(failure) => {
-                    shared.counters.checkpoint_copies_failed.add(1);
+                    hub.counters.checkpoint_copies_failed.add(1);
                     return failed(failure);
                 }
             },
         };
-        let newest = || shared.snapshots.newest.load(Ordering::Relaxed);
+        let newest = || hub.snapshots.newest.load(Ordering::Relaxed);
         let mut number = newest();
-        let mut pin = shared.snapshots.pin(Colour(number));
+        let mut pin = hub.snapshots.pin(Colour(number));
         // A collection that did not see the pin had a newer checkpoint before it.
         while newest() != number {
             number = newest();
-            pin = shared.snapshots.pin(Colour(number));
+            pin = hub.snapshots.pin(Colour(number));
         }
-        let copied = shared.copy_to(&*self.local, &**target, number, &self.to.address);
+        let copied = hub.copy_to(&*self.local, &**target, number, &self.to.address);
         drop(pin);
         if let Err(failure) = copied {
             return failed(failure);
         }
         let retention = Retention { keep: self.to.keep, ..Retention::default() };
-        let (now, incarnation) = (shared.now(), shared.topology.incarnation);
+        let (now, incarnation) = (hub.now(), hub.topology.incarnation);
         let collected = self.collector.collect(&**target, incarnation, now, &retention, &BTreeSet::new());
         let failure = collected.err().map(|error| format!("cannot collect old copies: {error}"));
         Round { copied: Some(number), failure }
+    }
+}
+
+impl<E: Env> Part<Shared<E>> for CopyPart {
+    type Error = Infallible;
+
+    fn bell<'h>(&self, hub: &'h Shared<E>) -> &'h Bell {
+        &hub.copies.bell
+    }
+
+    fn turn(&mut self, hub: &Shared<E>, now: Time) -> Result<Turned, Infallible> {
+        if hub.copies.cancel.is_cancelled() {
+            return Ok(Turned::Ended);
+        }
+        if hub.snapshots.newest.load(Ordering::Relaxed) <= self.copied {
+            return Ok(Turned::Until(None));
+        }
+        if now < self.due {
+            return Ok(Turned::Until(Some(self.due)));
+        }
+        let turn = match hub.copies.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            // A copy by hand has it, whose end rings.
+            Err(TryLockError::WouldBlock) => return Ok(Turned::Until(None)),
+        };
+        // The work must go on, whatever a service's client does.
+        let round = panics::catch_own(|| self.round(hub)).unwrap_or_else(|panic| {
+            self.target = None;
+            let failure = format!("the copy panicked; this is a bug in Stead: {panic}");
+            Round { copied: None, failure: Some(failure) }
+        });
+        drop(turn);
+        if !hub.copies.cancel.is_cancelled() {
+            self.note(hub, now, round);
+        }
+        Ok(Turned::Again)
     }
 }
 
@@ -338,6 +357,8 @@ impl<E: Env> Stage<E> {
 mod tests {
     use super::*;
     use crate::shared::tests::{Nothing, shared};
+    use stead_store::checkpoint::store::DiskStore;
+    use stead_store::sim_disk::SimDisk;
 
     #[test]
     fn a_copy_over_the_limit_is_refused_until_another_has_ended() {
@@ -348,5 +369,34 @@ mod tests {
         assert_eq!(refused, Some(CheckpointFailure::Busy(ASKED_MAX)));
         asked.pop();
         assert!(AskedCopy::admit(&shared).is_ok());
+    }
+
+    #[test]
+    fn a_round_waits_for_copies_by_hand_and_one_that_failed_is_repeated_later() {
+        let hub = shared();
+        let store = DiskStore::open(Arc::new(SimDisk::new(1)), "checkpoints").unwrap();
+        let (address, interval) = ("nowhere".to_owned(), Duration::from_secs(3_600));
+        let mut part = CopyPart::new(Arc::new(store), CopyTarget { address, interval, keep: 1 });
+        let mut turn = |now| part.turn(&*hub, now).unwrap();
+        assert_eq!(turn(hub.now()), Turned::Until(None), "there is no checkpoint");
+        hub.snapshots.newest.store(1, Ordering::Relaxed);
+        let asked = AskedCopy::admit(&hub).unwrap();
+        let held = hub.copies.turn();
+        hub.copies.bell.take_ring();
+        assert_eq!(turn(hub.now()), Turned::Until(None), "a copy by hand has the turn");
+        drop(held);
+        drop(asked);
+        assert!(hub.copies.bell.take_ring(), "its end wants a turn of the part");
+        for seconds in [1, 2, 4] {
+            let before = hub.now();
+            assert_eq!(turn(Time(u64::MAX)), Turned::Again);
+            assert!(hub.copies.status().is_none(), "nothing is copied unless asked for");
+            let Turned::Until(Some(due)) = turn(hub.now()) else { panic!("the address is invalid") };
+            assert!(
+                due >= before.plus_millis(seconds * 1_000) && due <= hub.now().plus_millis(seconds * 1_000)
+            );
+        }
+        hub.copies.stop();
+        assert_eq!(turn(hub.now()), Turned::Ended);
     }
 }

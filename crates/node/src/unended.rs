@@ -4,8 +4,6 @@
 //! before it runs. A mark that is left at the next start counts for its service; a check of the service that ends removes
 //! all of them. At `attempts_max` in a row the check is given up: it runs only when a checkpoint is verified.
 
-#![expect(clippy::disallowed_methods, reason = "the checks run on a thread of their own")]
-
 use crate::checkpoint::{CheckpointInfo, FailedCheck, SkippedCheck};
 use crate::checks::CheckStatus;
 use crate::env::Env;
@@ -13,8 +11,8 @@ use crate::events;
 use crate::shared::Shared;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-use stead_core::ids::{Colour, Incarnation};
+use std::time::Duration;
+use stead_core::ids::{Colour, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::checks::{CheckOutcome, Checked};
@@ -49,18 +47,14 @@ struct Live {
 struct Held {
     services: BTreeMap<String, Service>,
     live: Vec<Live>,
+    /// When the node began, as [`Unended::load`] was given.
+    begun: Time,
 }
 
 /// The checks that did not end, and those that run.
+#[derive(Default)]
 pub(crate) struct Unended {
     held: Mutex<Held>,
-    begun: Instant,
-}
-
-impl Default for Unended {
-    fn default() -> Self {
-        Self { held: Mutex::default(), begun: Instant::now() }
-    }
 }
 
 impl Service {
@@ -91,8 +85,10 @@ impl Unended {
         store: &dyn BlobStore,
         incarnation: Incarnation,
         services: impl Iterator<Item = (String, CheckLimits)>,
+        now: Time,
     ) -> Result<(), StoreError> {
         let mut held = self.held();
+        held.begun = now;
         held.services = services.map(|(name, limits)| (name, Service { limits, left: Vec::new() })).collect();
         for name in begun_names(store)?.into_iter().take(MARKS_MAX) {
             match Begun::read(store, &name) {
@@ -133,14 +129,16 @@ impl Unended {
     }
 
     /// The reason why the check of a service must not run now; `None` if it may.
-    pub(crate) fn refusal(&self, service: &str, asked: bool) -> Option<String> {
+    pub(crate) fn refusal(&self, service: &str, asked: bool, now: Time) -> Option<String> {
         let held = self.held();
+        let begun = held.begun;
         let service = held.services.get(service)?;
         if service.is_given_up() {
             return Some(format!("{}; verify a checkpoint to run it again", service.reason()));
         }
         // Another cause that ended the process is found soon after the start: so the check does not begin beside it.
-        let waits = !service.left.is_empty() && !asked && self.begun.elapsed() < service.limits.suspect_for;
+        let suspect_for = service.limits.suspect_for.as_micros() as u64;
+        let waits = !service.left.is_empty() && !asked && now < begun.plus_micros(suspect_for);
         waits.then(|| {
             let seconds = service.limits.suspect_for.as_secs();
             format!("{}; it is tried again once the node has run for {seconds} s", service.reason())

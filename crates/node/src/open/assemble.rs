@@ -1,6 +1,7 @@
 //! Makes all parts of a node, without a thread.
 
 use crate::checkpoint::{CheckpointPart, CheckpointSetup, Checkpoints, MergePart, Merges};
+use crate::checks::CheckPart;
 use crate::clock::Clock;
 use crate::env::{Env, Program};
 use crate::guarded::Guarded;
@@ -11,7 +12,7 @@ use crate::open::plan::{check_limits, warn_of_clock};
 use crate::open::{OpenError, Recovery};
 use crate::prepare::PreparePart;
 use crate::shared::Shared;
-use crate::stable::{Copies, Stage};
+use crate::stable::{Copies, CopyPart};
 use crate::status::RecoveryReport;
 use crate::steps::StepPart;
 use crate::unended::CheckLimits;
@@ -45,9 +46,9 @@ pub(super) struct Parts<E: Env> {
     pub(super) steps: Vec<StepPart>,
     pub(super) query_limit: Duration,
     /// Copies checkpoints away, if any are to be.
-    pub(super) copies: Option<Stage<E>>,
-    /// Services declare checks.
-    pub(super) checks: bool,
+    pub(super) copies: Option<CopyPart>,
+    /// Runs the services' checks, if any declare one.
+    pub(super) checks: Option<CheckPart>,
     pub(super) checkpoints: Checkpoints,
     pub(super) merges: Merges,
 }
@@ -132,11 +133,12 @@ pub(super) fn assemble<E: Env>(
 
     let checked: Vec<(String, CheckLimits)> =
         shared.program.checked_services().into_iter().map(|name| check_limits(name, &services)).collect();
-    let checks = !checked.is_empty();
-    if checks {
-        shared.checks.unended.load(&*store, topology.incarnation, checked.into_iter())?;
+    let mut checks = None;
+    if !checked.is_empty() {
+        shared.checks.unended.load(&*store, topology.incarnation, checked.into_iter(), shared.now())?;
+        checks = Some(CheckPart::new(Arc::clone(&store)));
     }
-    let copies = options.copies.map(|to| Stage::new(Arc::clone(&shared), Arc::clone(&store), to));
+    let copies = options.copies.map(|to| CopyPart::new(Arc::clone(&store), to));
     let life = Life {
         shared: Arc::clone(&shared),
         threads: Mutex::default(),

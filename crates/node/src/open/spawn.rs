@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "it starts the threads, and times the start")]
 
+use crate::checks::CheckPart;
 use crate::drive::drive;
 use crate::env::Env;
 use crate::events;
@@ -62,14 +63,14 @@ impl<E: Env> Parts<E> {
             Ok(())
         })?;
         if let Some(copies) = copies {
+            let shared = Arc::clone(&life.shared);
             life.spawn(Group::Checkpoints, "stead-stable", move || {
                 let_others_first();
-                copies.run();
-                Ok(())
+                drive(&shared, copies)
             })?;
         }
-        if checks {
-            spawn_checks(&life)?;
+        if let Some(checks) = checks {
+            spawn_checks(&life, checks)?;
         }
         let shared = Arc::clone(&life.shared);
         life.spawn(Group::Checkpoints, "stead-checkpoint", move || {
@@ -89,12 +90,14 @@ impl<E: Env> Parts<E> {
 
 /// Starts the thread of the services' checks. It belongs to no group: the user's code cannot be stopped, and the end of the
 /// node does not wait for ever.
-fn spawn_checks<E: Env>(life: &Life<E>) -> Result<(), OpenError> {
-    let (shared, store) = (Arc::clone(&life.shared), Arc::clone(&life.store));
-    shared.checks.begin();
+fn spawn_checks<E: Env>(life: &Life<E>, part: CheckPart) -> Result<(), OpenError> {
+    let shared = Arc::clone(&life.shared);
+    shared.checks.part_begins();
     let spawned = thread::Builder::new().name("stead-checks".to_owned()).spawn(move || {
         let_others_first();
-        if let Err(panic) = panics::catch_own(|| shared.checks.run(&shared, &*store)) {
+        let ended = panics::catch_own(|| drive(&shared, part));
+        shared.checks.part_ended();
+        if let Err(panic) = ended {
             events::error(format_args!(
                 "no checkpoint is checked any more: the thread panicked; this is a bug in Stead: {panic}"
             ));

@@ -1,16 +1,16 @@
-//! Where the shards of a topology are, as one node sees it.
+//! The placement of the shards of a topology, as one node sees it.
 
 use crate::ids::ShardId;
 use crate::topology::Topology;
 
-/// Where a shard is.
+/// The place of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// On this node.
     Here,
     /// On another node.
     Elsewhere,
-    /// On no node, as far as is known; a shard that does not exist is not placed either.
+    /// On no known node; a shard that does not exist is not placed either.
     Unplaced,
 }
 
@@ -29,25 +29,25 @@ impl Placement {
         Self { places, here }
     }
 
-    /// All shards are on this node.
+    /// Places all shards on this node.
     #[must_use]
     pub fn all_here(topology: &Topology) -> Self {
         Self::new(topology, |_| Place::Here)
     }
 
-    /// The place of a shard.
+    /// Returns the place of a shard.
     #[must_use]
     pub fn of(&self, shard: ShardId) -> Place {
         self.places.get(shard.0 as usize).copied().unwrap_or(Place::Unplaced)
     }
 
-    /// The shards on this node, in the order of their numbers.
+    /// Returns the shards on this node, in the order of their numbers.
     pub fn here(&self) -> impl Iterator<Item = ShardId> {
         let shards = (0..).map(ShardId).zip(&self.places);
         shards.filter(|(_, place)| **place == Place::Here).map(|(shard, _)| shard)
     }
 
-    /// The number of shards on this node.
+    /// Returns the number of shards on this node.
     #[must_use]
     pub fn count_here(&self) -> u32 {
         self.here

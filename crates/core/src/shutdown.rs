@@ -1,40 +1,40 @@
-//! Decides in which order the groups of a node's parts end, and whether its data may be marked as those of a life that ended in
-//! order.
+//! Decides in which order the groups of a node's parts end, and whether its data may be marked as cleanly shut
+//! down.
 //!
 //! The shell asks for one [`Step`] at a time and performs it. Never waits, and never reads a clock: time arrives with each
 //! call.
 //!
-//! | fact | where it comes from |
+//! | fact | source |
 //! | --- | --- |
-//! | [`Event::Ended`] | the parts of the group that is awaited, once all have ended |
+//! | [`Event::Ended`] | the parts of the awaited group, once all have ended |
 //! | [`Event::Failed`] | any part, or storage: the node has a fatal error |
-//! | [`Event::Killed`] | the caller: the node is to be abandoned as by a crash |
+//! | [`Event::Killed`] | the caller: the node is abandoned as by a crash |
 //!
 //! The rules:
 //!
 //! - One group ends after the other, in the order of [`Group::ORDER`], so that each still has what it needs to finish: steps of
-//!   tasks reach their shards, shards their log. What they leave undone waits in the log for the next start.
-//! - Steps of tasks and queries are users' code, and are waited for until a deadline only.
-//! - After a failure or a kill all are stopped at once, and no step's outcome counts any more.
-//! - The data are marked clean only once the log has ended in order, which includes its last mark, and never after a failure or
-//!   a kill. Such a life has ended nothing by accident, so that the next one suspects nothing.
+//!   tasks reach their shards, shards their log. Work that they leave undone waits in the log for the next start.
+//! - Steps of tasks and queries are users' code, and are waited for only until a deadline.
+//! - After a failure or a kill all groups are stopped at once, and no step's outcome counts any more.
+//! - The data are marked clean only once the log has ended regularly, which includes its last mark, and never after a failure
+//!   or a kill. A cause of such a life cannot have ended the process, so the next one suspects none.
 
 use crate::ids::Time;
 
 /// Parts of a node that end together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// Those that run steps of tasks.
+    /// Parts that run steps of tasks.
     Tasks,
-    /// Those that take, copy and check checkpoints.
+    /// Parts that take, copy and check checkpoints.
     Checkpoints,
-    /// Those that own the shards. They commit what they have taken first.
+    /// Parts that own the shards. They first commit the work that they have accepted.
     Workers,
-    /// Those that answer queries.
+    /// Parts that answer queries.
     Queries,
-    /// Those that write the log and prepare its segments.
+    /// Parts that write the log and prepare its segments.
     Log,
-    /// Those that watch over the others, and what of copies and checks still runs.
+    /// Parts that watch over the others, and copies and checks that still run.
     Watchdog,
 }
 
@@ -44,10 +44,10 @@ impl Group {
         [Self::Tasks, Self::Checkpoints, Self::Workers, Self::Queries, Self::Log, Self::Watchdog];
 }
 
-/// What happened.
+/// An event that the shell reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// All parts of the group that is awaited have ended.
+    /// All parts of the awaited group have ended.
     Ended(Group),
     /// The node has a fatal error. Only the first time counts.
     Failed,
@@ -55,48 +55,48 @@ pub enum Event {
     Killed,
 }
 
-/// What the shell does next.
+/// The next step of the shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Ask the parts of a group to end.
     Stop(Group),
-    /// Ask all parts to end at once, and to leave undone what is not done.
+    /// Ask all parts to end at once, and to leave their work undone.
     StopAll,
     /// Wait until the parts of a group have ended, until this time if there is one.
     Await(Group, Option<Time>),
-    /// Wait no longer for the parts of a group: what they still bring is dropped.
+    /// Wait no longer for the parts of a group: their later results are dropped.
     Abandon(Group),
-    /// Record on disk that this life ended in order.
+    /// Record on disk that this life shut down cleanly.
     MarkClean,
-    /// Give the data directory up. Nothing is asked after this.
+    /// Release the data directory. No further step follows.
     Finish,
 }
 
 /// The end of one life of a node.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
-    /// Until when steps of tasks are waited for.
+    /// Time until which steps of tasks are waited for.
     until: Time,
-    /// How many groups have ended.
+    /// Number of groups that have ended.
     ended: usize,
-    /// The next group was asked to end.
+    /// Whether the next group was asked to end.
     stopped: bool,
     stopped_all: bool,
-    /// Until when that group is awaited.
+    /// Time until which that group is awaited.
     limit: Option<Time>,
     failed: bool,
-    /// Neither failed nor killed.
+    /// Whether the node has neither failed nor been killed.
     orderly: bool,
-    /// The log has ended in order.
+    /// Whether the log has ended regularly.
     log_ended: bool,
     marked: bool,
 }
 
 impl Shutdown {
-    /// Time in ms that queries have for their answers, even after the deadline: their shards may let them go last.
+    /// Time in ms that queries have for their answers, even after the deadline: their shards may release them last.
     pub const LAST_ANSWERS: u64 = 1_000;
 
-    /// The end of a life, in which steps of tasks and queries are waited for until a time.
+    /// Creates the end of a life, in which steps of tasks and queries are waited for until a time.
     #[must_use]
     pub fn new(until: Time) -> Self {
         Self {
@@ -112,10 +112,10 @@ impl Shutdown {
         }
     }
 
-    /// Takes note of what happened.
+    /// Handles an event.
     ///
     /// # Panics
-    /// If a group is said to have ended that is not awaited.
+    /// If a group is reported that is not awaited.
     pub fn handle(&mut self, now: Time, event: Event) {
         match event {
             Event::Ended(group) => {
@@ -133,7 +133,7 @@ impl Shutdown {
         }
     }
 
-    /// What to do next. While it is [`Step::Await`] nothing else can be done.
+    /// Returns the next step. While it is [`Step::Await`] there is no other.
     pub fn step(&mut self, now: Time) -> Step {
         if !self.orderly && !self.stopped_all {
             self.stopped_all = true;

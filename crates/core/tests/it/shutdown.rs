@@ -1,4 +1,4 @@
-//! Transcripts of [`Shutdown`]. `next` is what to do; the other lines are what happened. Times are in ms.
+//! Transcripts of [`Shutdown`]. `next` asks for the next step; the other lines are events. Times are in ms.
 
 use crate::transcript::replay;
 use stead_core::ids::Time;

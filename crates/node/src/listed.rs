@@ -1,4 +1,4 @@
-//! The checkpoints of a store, for a list of them: what was decided never changes, so each manifest is read once.
+//! A list of the checkpoints of a store: decided numbers never change, so each manifest is read once.
 
 use crate::checkpoint::CheckpointInfo;
 use crate::env::Program;
@@ -13,7 +13,7 @@ use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::verify::{Found, Report, verify_checkpoint};
 
-/// The checkpoints of a store that were read and are still there.
+/// The checkpoints of a store that were read and still exist.
 #[derive(Default)]
 pub(crate) struct Listed(BTreeMap<Colour, Known>);
 
@@ -21,14 +21,14 @@ enum Known {
     Complete {
         incarnation: Incarnation,
         info: CheckpointInfo,
-        /// The results of its checks are in it, which do not change either.
+        /// Whether it has the results of the checks, which do not change either.
         is_checked: bool,
     },
     GivenUp,
 }
 
 impl Listed {
-    /// The complete checkpoints, the oldest first.
+    /// Returns the complete checkpoints, the oldest first.
     pub(crate) fn all(&mut self, store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, CheckpointError> {
         let numbers = decided_numbers(store)?;
         self.0.retain(|number, _| numbers.binary_search(number).is_ok());
@@ -36,7 +36,7 @@ impl Listed {
         found.collect()
     }
 
-    /// One of them.
+    /// Returns one of them.
     pub(crate) fn one(
         &mut self,
         store: &dyn BlobStore,
@@ -57,7 +57,7 @@ impl Listed {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(vacant) => {
                 let known = match read_decision(store, number) {
-                    // A collection deleted it since it was listed.
+                    // A collection deleted it after it was listed.
                     Err(CheckpointError::Unknown(_)) => return Ok(None),
                     Err(error) => return Err(error),
                     Ok(Decision::GivenUp(_)) => Known::GivenUp,
@@ -79,7 +79,7 @@ impl Listed {
                     *is_checked = info.check != CheckOutcome::NotChecked;
                 }
                 Ok(None) => {}
-                // Results that cannot be read are as good as none.
+                // Unreadable results are treated as missing.
                 Err(error) => {
                     tracing::warn!("cannot read the check results of checkpoint {number}: {error}");
                 }
@@ -89,7 +89,7 @@ impl Listed {
     }
 }
 
-/// The complete checkpoints of a store, the oldest first.
+/// Returns the complete checkpoints of a store, the oldest first.
 ///
 /// # Errors
 /// [`CheckpointError`] if they cannot be read.
@@ -101,7 +101,7 @@ pub fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, Ch
 /// states of all shards.
 ///
 /// # Errors
-/// [`CheckpointError`] if the checkpoint is damaged. What is whole but inconsistent is in the report.
+/// [`CheckpointError`] if the checkpoint is damaged. An undamaged but inconsistent one is in the report.
 pub fn verify_stored(
     store: &dyn BlobStore,
     number: u64,

@@ -1,5 +1,5 @@
-//! The log: workers leave batches on its desk; its part appends all that wait with one write, syncs once, and reports what is
-//! durable. The core's [`LogRoom`] decides, this performs.
+//! The log: workers leave batches on its desk; its part appends all waiting batches with one write, syncs once, and
+//! reports the durable entries. The core's [`LogRoom`] decides, this performs.
 
 use crate::bell::Bell;
 use crate::env::Env;
@@ -13,12 +13,12 @@ use stead_core::ids::{Index, ShardId, Time};
 use stead_core::log_room::{Event, LogRoom, Notice, Step};
 use stead_store::wal::{Batch, Wal, WalError};
 
-/// Batches kept for their memory.
+/// Number of batches kept for their capacity.
 const SPARES: usize = 16;
-/// A batch that has grown over this is not kept.
+/// A batch that has grown above this size is not kept.
 const SPARE_BYTES: usize = 8 << 20;
 
-/// What a worker wants in the log.
+/// A worker's entries for the log.
 #[derive(Debug)]
 pub struct Submission {
     /// The worker's number.
@@ -29,30 +29,32 @@ pub struct Submission {
     pub batch: Batch,
 }
 
-/// What the parts of the log need of their node: production and the simulator implement it.
+/// The interface of the log's parts to their node: production and the simulator implement it.
 pub trait LogHub {
-    /// Where work is left for the log.
+    /// Returns the desk on which work is left for the log.
     fn desk(&self) -> &LogDesk;
 
-    /// Whether the node is abandoned or has failed: its parts end at once, and leave undone what is not done.
+    /// Whether the node is abandoned or has failed: its parts end at once, and leave their work undone.
     fn is_over(&self) -> bool;
 
-    /// Whether the node shuts down: its log waits for room no more.
+    /// Whether the node shuts down: its log no longer waits for space.
     fn is_ending(&self) -> bool;
 
     /// Whether all parts of the node have ended or are about to.
     fn is_ended(&self) -> bool;
 
-    /// The log holds durably all submissions of a worker up to this ticket.
+    /// Notes that all submissions of a worker up to this ticket are durable.
     fn durable(&self, worker: usize, ticket: u64);
 
-    /// New work is refused from now on, or taken again; `shortage` says what there was no room for.
+    /// Refuses new work from now on, or accepts it again; `shortage` names what there was no space for.
     fn full(&self, is_full: bool, shortage: &str);
 
-    /// What was written together is durable, after so many microseconds.
+    /// Notes that a write is durable, after this many microseconds.
     fn synced(&self, micros: u64);
 
-    /// Notes in an idle log that all is synced. Returns whether the mark stands there. The simulator's planted bugs bend it.
+    /// Records in an idle log that all of it is synced. Returns whether the mark was written. The simulator's planted
+    /// bugs
+    /// change it.
     ///
     /// # Errors
     /// As [`Wal::mark`].
@@ -61,7 +63,7 @@ pub trait LogHub {
     }
 }
 
-/// Where workers, checkpoints and the shutdown leave work for the log, and read how it stands.
+/// The desk on which workers, checkpoints and the shutdown leave work for the log, and where they read its state.
 #[derive(Debug, Default)]
 pub struct LogDesk {
     queue: Mutex<Queue>,
@@ -70,12 +72,12 @@ pub struct LogDesk {
     /// Rung when a segment should be prepared.
     pub preparer_bell: Bell,
     spares: Mutex<Vec<Batch>>,
-    /// The log's owner believes that there is no room for another segment.
+    /// Whether the log's owner assumes that there is no space for another segment.
     short: AtomicBool,
-    /// Whether the part that prepares segments found none when it last looked, and whether that is news.
+    /// Whether the part that prepares segments found no space when it last looked, and whether that is new.
     found_short: AtomicBool,
     prepared: AtomicBool,
-    /// Why there was no room.
+    /// The reason for which there was no space.
     shortage: Mutex<String>,
     full: AtomicBool,
     spent: AtomicBool,
@@ -87,7 +89,7 @@ pub struct LogDesk {
 #[derive(Debug, Default)]
 struct Queue {
     submissions: Vec<Submission>,
-    /// When the oldest of `submissions` came, and the oldest of those that are being written.
+    /// Arrival of the oldest of `submissions`, and of the oldest that is being written.
     since: Option<Time>,
     writing_since: Option<Time>,
     /// By shard, the index up to which a checkpoint replaces the log.
@@ -100,7 +102,7 @@ impl LogDesk {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves a worker's entries for the log.
+    /// Adds a worker's entries.
     pub fn submit(&self, now: Time, submission: Submission) {
         let mut queue = self.queue();
         queue.since.get_or_insert(now);
@@ -109,36 +111,36 @@ impl LogDesk {
         self.bell.ring();
     }
 
-    /// Entries up to these indexes, by shard, are in a checkpoint: the log need not hold them any more.
+    /// Notes that entries up to these indexes, by shard, are in a checkpoint: the log no longer needs them.
     pub fn trim(&self, tops: Vec<Index>) {
         self.queue().trim = Some(tops);
         self.bell.ring();
     }
 
-    /// Nothing is submitted any more: the log ends once it holds all that was.
+    /// Notes that nothing more is submitted: the log ends once all submissions are durable.
     pub fn close(&self) {
         self.queue().closed = true;
         self.bell.ring();
     }
 
-    /// An empty batch, with memory if there is one.
+    /// Returns an empty batch, with capacity if a spare one is left.
     pub fn spare(&self) -> Batch {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
-    /// How long the oldest submission that is not durable has waited.
+    /// Returns the time that the oldest submission that is not durable has waited.
     pub(crate) fn lag(&self, now: Time) -> Option<Duration> {
         let queue = self.queue();
         let oldest = queue.writing_since.or(queue.since)?;
         Some(Duration::from_micros(now.0.saturating_sub(oldest.0)))
     }
 
-    /// Whether new work is refused for want of room.
+    /// Whether new work is refused for lack of space.
     pub fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// As [`LogRoom::is_spent`]: no checkpoint may begin. Until then one is welcome, for it lets go of old segments.
+    /// As [`LogRoom::is_spent`]: no checkpoint may begin. Until then one may, because it releases old segments.
     pub fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Relaxed)
     }
@@ -155,7 +157,7 @@ impl LogDesk {
         self.shortage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The part that prepares segments has found room or not.
+    /// Notes whether the part that prepares segments has found space.
     pub(crate) fn note_prepared(&self, is_short: bool, is_made: bool) {
         self.found_short.store(is_short, Ordering::SeqCst);
         if is_made || self.short.load(Ordering::SeqCst) != is_short {
@@ -176,18 +178,18 @@ pub struct LogPart {
     /// By worker, the last ticket among them.
     tickets: Vec<Option<u64>>,
     trim: Option<Vec<Index>>,
-    /// What was appended is not synced yet.
+    /// Whether appended batches are not synced yet.
     is_written: bool,
-    /// When the write of what is being made durable began.
+    /// The time at which the write of the batches being synced began.
     begun: Time,
-    /// The sync has just ended.
+    /// Whether the sync has just ended.
     is_timed: bool,
-    /// Why the last append found no room.
+    /// The error of the last append, which found no space.
     refusal: Option<WalError>,
 }
 
 impl LogPart {
-    /// The part that owns a log, on the desk of which so many workers leave work. Segments have at most `segment_bytes`.
+    /// Creates the part that owns a log, with a desk for this many workers. Segments have at most `segment_bytes`.
     #[must_use]
     pub fn new(wal: Wal, workers: usize, segment_bytes: u64, now: Time) -> Self {
         Self {
@@ -204,8 +206,8 @@ impl LogPart {
         }
     }
 
-    /// Takes what has come, and does one thing: a trim, one write of all that was submitted, one sync, or a mark. Never
-    /// waits for anything but the disk.
+    /// Takes the work that has arrived, and does one thing: a trim, one write of all submissions, one sync, or a mark.
+    /// Never waits for anything but the disk.
     ///
     /// # Errors
     /// [`WalError`], which is fatal for the node: the part must not be given another turn.
@@ -216,7 +218,7 @@ impl LogPart {
         if hub.is_over() {
             return Ok(Turned::Ended);
         }
-        // What was written is synced first, whatever has come.
+        // Written batches are synced first, whatever has arrived.
         if !self.is_written {
             self.take(hub, now);
         }
@@ -266,7 +268,7 @@ impl LogPart {
         Ok(Turned::Again)
     }
 
-    /// Takes what lies on the desk. Submissions stay there while those taken before have found no room.
+    /// Takes the work on the desk. Submissions stay there while earlier ones have found no space.
     fn take<H: LogHub>(&mut self, hub: &H, now: Time) {
         let desk = hub.desk();
         if desk.prepared.swap(false, Ordering::SeqCst) {
@@ -299,7 +301,7 @@ impl LogPart {
         }
     }
 
-    /// Looks how much room there is, if that may have changed, and passes on what follows from it.
+    /// Reads the remaining space, if it may have changed, and passes on the consequences.
     fn look<H: LogHub>(&mut self, hub: &H, now: Time) {
         let desk = hub.desk();
         if self.room.wants_room() {
@@ -325,7 +327,7 @@ impl LogPart {
         }
     }
 
-    /// Gives the workers their tickets back, and the desk the batches' memory.
+    /// Returns the tickets to the workers, and the batches' capacity to the desk.
     fn report<H: LogHub>(&mut self, hub: &H) {
         for (worker, ticket) in self.tickets.iter_mut().enumerate() {
             if let Some(ticket) = ticket.take() {
@@ -372,7 +374,7 @@ mod tests {
     const SHARD: ShardId = ShardId(0);
     const SEGMENT: u64 = 32 << 10;
 
-    /// A node that notes what its log reports.
+    /// A node that records the reports of its log.
     #[derive(Default)]
     struct Hub {
         desk: LogDesk,
@@ -426,7 +428,7 @@ mod tests {
         Wal::open(Arc::new(disk.clone()), options, |_| Ok::<(), Infallible>(())).unwrap().0
     }
 
-    /// A log of several full segments on a disk that has no byte left, and the index of its last entry.
+    /// Returns a log of several full segments on a full disk, and the index of its last entry.
     fn full(disk: &SimDisk) -> (Wal, u64) {
         let mut wal = open(disk);
         for index in 1..=40 {
@@ -476,7 +478,7 @@ mod tests {
         assert_eq!(hub.durable.take(), [(1, 2)]);
     }
 
-    /// The write needs the room that the trim makes, and no other trim follows: a log that is spent takes no checkpoint.
+    /// The write needs the space that the trim frees, and no other trim follows: a spent log accepts no checkpoint.
     #[test]
     fn a_trim_comes_before_the_write_that_needs_its_room() {
         let (disk, hub) = (SimDisk::new(1), Hub::default());
@@ -521,7 +523,7 @@ mod tests {
     fn the_idle_mark_is_written_once_there_is_room() {
         let (disk, hub) = (SimDisk::new(1), Hub::default());
         let (mut wal, _) = full(&disk);
-        assert!(!wal.mark().unwrap(), "a full log has no room for it");
+        assert!(!wal.mark().unwrap(), "a full log has no space for it");
         let mut prepare = PreparePart::new(wal.preparer());
         let mut part = part(wal);
         let ms = |ms| Time(0).plus_millis(ms);
@@ -536,7 +538,7 @@ mod tests {
         assert!(part.wal.is_marked());
     }
 
-    /// Work stops while what has begun still finds its room: not once the log is full to the last byte.
+    /// Work stops while work that has begun still finds space, not once the log is completely full.
     #[test]
     fn new_work_is_refused_before_the_reserve_is_used() {
         let (disk, hub) = (SimDisk::new(1), Hub::default());

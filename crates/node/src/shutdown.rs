@@ -4,7 +4,7 @@ use crate::part::Turned;
 use stead_core::ids::Time;
 use stead_core::shutdown::{Event, Group, Shutdown, Step};
 
-/// What the end of a node needs of it: production and the simulator implement it.
+/// The interface of a node to its shutdown: production and the simulator implement it.
 pub trait EndHub {
     /// Whether the node has a fatal error.
     fn is_failed(&self) -> bool;
@@ -18,13 +18,13 @@ pub trait EndHub {
     /// Asks all parts to end at once.
     fn stop_all(&self);
 
-    /// Whether the parts of a group have ended. It may wait for that until a time, or for as long as it takes without one.
+    /// Whether the parts of a group have ended. It may wait for that until a time, or without a limit if there is none.
     fn has_ended(&self, group: Group, until: Option<Time>) -> bool;
 
-    /// The parts of a group are not waited for any longer.
+    /// Stops waiting for the parts of a group.
     fn abandon(&self, group: Group);
 
-    /// Records on disk that the node ended in order.
+    /// Records on disk that the node shut down cleanly.
     fn mark_clean(&self);
 }
 
@@ -33,13 +33,13 @@ pub trait EndHub {
 pub struct ShutdownPart(Shutdown);
 
 impl ShutdownPart {
-    /// The end of a node that waits until a time for user code.
+    /// Creates the end of a node that waits for user code until a time.
     #[must_use]
     pub fn new(until: Time) -> Self {
         Self(Shutdown::new(until))
     }
 
-    /// Performs one step. It has ended once all parts have, and the data directory may be given up.
+    /// Performs one step. It has ended once all parts have, and the data directory may be released.
     pub fn turn<H: EndHub>(&mut self, hub: &H, now: Time) -> Turned {
         if hub.is_failed() {
             self.0.handle(now, Event::Failed);

@@ -1,8 +1,8 @@
 //! Opening a node, in four steps.
 //!
-//! `plan` answers what the core asks about the program; `recover` reads the data directory and changes nothing until the
-//! core's plan of the start has accepted what it found; `assemble` makes all parts of the node, without a thread; `spawn` puts
-//! them on threads.
+//! `plan` answers the core's questions about the program; `recover` reads the data directory and changes nothing until
+//! the core's plan of the start has accepted its contents; `assemble` creates all parts of the node, without a thread;
+//! `spawn` puts them on threads.
 
 mod assemble;
 mod options;
@@ -33,28 +33,28 @@ use thiserror::Error;
 /// Reasons for which a node cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// The services do not fit together or to the data.
+    /// The services do not fit together, or do not fit the data.
     #[error(transparent)]
     Topology(#[from] TopologyError),
-    /// The data holds services or tasks that the program has no code for.
+    /// The data has services or tasks for which the program has no code.
     #[error("the data holds {what}, for which no code is registered here, and nothing was changed")]
     NoCode {
-        /// What they are.
+        /// Their names.
         what: String,
     },
     /// The data directory is in use, damaged, or of another version.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    /// The store of checkpoints.
+    /// The store of checkpoints failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What is stored does not make up a state.
+    /// The stored data does not make up a state.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
     /// The node failed before all its shards served.
     #[error("the node failed while it started: {0}")]
     Failed(String),
-    /// The system gave no thread.
+    /// The system refused to start a thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
 }
@@ -69,10 +69,10 @@ impl From<StartError> for OpenError {
 }
 
 impl<E: Env> Life<E> {
-    /// Recovers what is on a disk, or begins it, and starts the threads of a node. Returns when all shards serve.
+    /// Recovers the data on a disk, or creates it, and starts the threads of a node. Returns when all shards serve.
     ///
     /// # Errors
-    /// [`OpenError`]; what is stored stays as it was.
+    /// [`OpenError`]; then stored data is unchanged.
     #[expect(clippy::disallowed_methods, reason = "it times the start")]
     pub fn open(
         program: E::Program,

@@ -64,6 +64,8 @@ pub enum Bug {
     ForgetBody,
     /// The node goes on after a sync of the log has failed.
     AnswerAfterFailedSync,
+    /// The data are marked as those of a life that ended in order before its log has ended.
+    CleanTooEarly,
     /// All shards try at once what a death may have met.
     CrowdTrials,
 }
@@ -101,6 +103,7 @@ impl Bug {
         Self::SwapRestored,
         Self::ForgetBody,
         Self::AnswerAfterFailedSync,
+        Self::CleanTooEarly,
         Self::CrowdTrials,
     ];
 
@@ -138,6 +141,7 @@ impl Bug {
             Self::SwapRestored => "swap-restored",
             Self::ForgetBody => "forget-body",
             Self::AnswerAfterFailedSync => "answer-after-failed-sync",
+            Self::CleanTooEarly => "clean-too-early",
             Self::CrowdTrials => "crowd-trials",
         }
     }
@@ -171,7 +175,11 @@ impl Bug {
             Self::OverlookManifests | Self::ForgetDecided | Self::TrimTooFar => 13,
             Self::AcceptOldEpoch => 15,
             Self::CutDamage | Self::ForgetMark => 16,
-            Self::DropNextSnapshot | Self::CrowdTrials | Self::LateTimer | Self::HoldTrim => 17,
+            Self::DropNextSnapshot
+            | Self::CrowdTrials
+            | Self::CleanTooEarly
+            | Self::LateTimer
+            | Self::HoldTrim => 17,
             Self::ForgetfulRecovery => 18,
         }
     }

@@ -14,6 +14,7 @@ use stead_core::handler::Misuse;
 use stead_core::ids::{Colour, Seq, ShardId, TaskId};
 use stead_core::record::{Kind, TaskRecord};
 use stead_core::shard::{Answer, Effect, Input, Refusal, StepOutcome};
+use stead_core::shutdown::Group;
 use stead_core::trials::Grant;
 
 /// The entry of a retry as one that leaves the dead letter where it is.
@@ -123,6 +124,8 @@ impl World<'_> {
                 self.carry_answer(answer);
             }
             Effect::Query(reading) => self.query_leaves(shard, reading)?,
+            // Left for the next life.
+            Effect::RunTask { .. } | Effect::StepAllowed { .. } if self.runs_no(Group::Tasks) => {}
             Effect::RunTask { id, run, task, asks, .. } => {
                 let delay = self.random(self.profile.step_delay);
                 if asks {
@@ -172,6 +175,7 @@ impl World<'_> {
     /// A thread begins a step; it takes a while until it comes to what may end the process.
     fn begin_step(&mut self, delay: u64, shard: ShardId, id: TaskId, run: u32, task: TaskRecord) {
         self.blame.step_begins(shard, id, &task);
+        self.node.as_mut().expect("only a living node has steps").steps_running += 1;
         self.inside(delay, Inside::Step { shard, id, run, task });
     }
 
@@ -203,6 +207,7 @@ impl World<'_> {
     }
 
     pub(crate) fn step(&mut self, shard: ShardId, id: TaskId, run: u32, task: &TaskRecord) -> Outcomes {
+        self.node.as_mut().expect("checked by the caller").steps_running -= 1;
         let outcome = self.workload.step(id, task);
         if self.workload.killed() {
             self.marks.hit(Mark::StepKilled);

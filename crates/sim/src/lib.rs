@@ -26,6 +26,7 @@ mod recent;
 mod restoring;
 mod run;
 mod starting;
+mod stopping;
 mod taking;
 mod violation;
 mod wire;

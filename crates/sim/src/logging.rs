@@ -8,7 +8,7 @@ use crate::node::NODE;
 use crate::profile::one_in;
 use crate::violation::Violation;
 use crate::world::{End, Inside, Outcomes, Stop, World};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use stead_core::ids::{Epoch, Index, ShardId, Time};
@@ -28,6 +28,9 @@ struct Site {
     durable: RefCell<Vec<(usize, u64)>>,
     /// What the shards are to be given.
     full: RefCell<Vec<bool>>,
+    /// The node shuts down, and the log is the last to do so.
+    is_ending: Cell<bool>,
+    is_ended: Cell<bool>,
     /// Planted bug: idle marks are noted, and not written.
     forgets_mark: bool,
 }
@@ -42,11 +45,11 @@ impl LogHub for Site {
     }
 
     fn is_ending(&self) -> bool {
-        false
+        self.is_ending.get()
     }
 
     fn is_ended(&self) -> bool {
-        false
+        self.is_ended.get()
     }
 
     fn durable(&self, worker: usize, ticket: u64) {
@@ -90,6 +93,9 @@ pub(crate) struct Log {
     batch_max: usize,
     /// The checkpoint that the last trim was for.
     trimmed_for: Option<Manifest>,
+    /// Both parts have ended.
+    part_ended: bool,
+    preparer_ended: bool,
     /// Planted bug: a trim that is held back.
     held_trim: Option<Vec<Index>>,
 }
@@ -109,6 +115,8 @@ impl Log {
             prepare_at: None,
             workers: (0..workers).map(|_| Worker::default()).collect(),
             trimmed_for: None,
+            part_ended: false,
+            preparer_ended: false,
             held_trim: None,
         }
     }
@@ -123,8 +131,18 @@ impl Log {
         self.site.desk.is_spent()
     }
 
+    /// The node shuts down.
+    pub(crate) fn shut_down(&self) {
+        self.site.is_ending.set(true);
+    }
+
+    /// Whether the parts of the log have ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.part_ended && self.preparer_ended
+    }
+
     /// Whether something waits to become durable.
-    fn has_waiting(&self) -> bool {
+    pub(crate) fn has_waiting(&self) -> bool {
         self.workers.iter().any(|worker| !worker.batch.is_empty() || !worker.submitted.is_empty())
     }
 }
@@ -242,7 +260,8 @@ impl World<'_> {
         match turned {
             Turned::Again => self.prepare_turn_in(cost + 1),
             Turned::Until(Some(at)) => self.prepare_turn_in(at.0 - now),
-            Turned::Until(None) | Turned::Ended => {}
+            Turned::Until(None) => {}
+            Turned::Ended => self.log().preparer_ended = true,
         }
         Ok(())
     }
@@ -300,7 +319,7 @@ impl World<'_> {
                 }
                 self.marks.hit(Mark::IdleMarked);
             }
-            Turned::Ended => {}
+            Turned::Ended => self.log().part_ended = true,
         }
         Ok(Some(turned))
     }
@@ -334,23 +353,13 @@ impl World<'_> {
         Ok(())
     }
 
-    /// The node stops in order: what it did is stored, and its next life need not suspect anything.
-    pub(crate) fn stop(&mut self) -> Outcomes {
-        for number in 0..self.log().workers.len() {
-            self.submit(number);
-        }
-        while self.log().has_waiting() {
-            match self.turn_log()? {
-                None => return Ok(()),
-                Some(Turned::Again) => {}
-                // There is no room.
-                Some(_) => return self.end(End::Process),
-            }
-        }
-        self.end(End::Process)?;
-        self.trusted = true;
-        self.marks.hit(Mark::Stopped);
-        Ok(())
+    /// Nothing is submitted any more: the log ends once it holds all that was.
+    pub(crate) fn close_log(&mut self) {
+        let Log { site, .. } = self.log();
+        site.is_ended.set(true);
+        site.desk.close();
+        site.desk.preparer_bell.ring();
+        self.heed_bells();
     }
 
     /// Notes what the disk holds of the log.

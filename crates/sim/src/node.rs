@@ -3,6 +3,7 @@
 use crate::bug::Bug;
 use crate::logging::Log;
 use crate::profile::Profile;
+use crate::stopping::Stopping;
 use crate::taking::Taking;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -52,7 +53,12 @@ pub(crate) struct Node {
     /// Steps that ask before they run.
     pub(crate) asking: BTreeMap<(ShardId, TaskId, u32), TaskRecord>,
     pub(crate) trials: Trials,
-    _data_dir: DataDir,
+    /// Steps and queries that run on threads of their own.
+    pub(crate) steps_running: usize,
+    pub(crate) queries_running: usize,
+    /// The end of this life, once it has begun.
+    pub(crate) stopping: Option<Stopping>,
+    pub(crate) data_dir: DataDir,
 }
 
 /// What a life begins with, read from the disk.
@@ -133,9 +139,12 @@ impl Node {
         let Opened { mut data_dir, store, recovered, .. } = opened;
         let logged = recovered.report.epoch;
         let reuse = bug == Some(Bug::ReuseEpoch) && data_dir.meta().epoch > logged;
-        if !reuse {
-            data_dir.update(|meta| meta.epoch = meta.epoch.max(logged).next())?;
-        }
+        data_dir.update(|meta| {
+            meta.clean = false;
+            if !reuse {
+                meta.epoch = meta.epoch.max(logged).next();
+            }
+        })?;
         let epoch = data_dir.meta().epoch;
         let seen = recovered.states.iter().map(|s| s.position().colour).max().unwrap_or_default();
         let coordinator = Coordinator::new(topology.shards(), seen.max(recovered.decided));
@@ -158,7 +167,10 @@ impl Node {
             channels: BTreeMap::new(),
             asking: BTreeMap::new(),
             trials: Trials::default(),
-            _data_dir: data_dir,
+            steps_running: 0,
+            queries_running: 0,
+            stopping: None,
+            data_dir,
         })
     }
 }

@@ -15,6 +15,7 @@ impl World<'_> {
         let known = (reading.index == self.model.durable(shard))
             .then(|| Seen::in_fold(self.model.state(shard), &reading.query.process));
         let delay = self.reads.u64(..=self.profile.step_delay);
+        self.node.as_mut().expect("only a living node has effects").queries_running += 1;
         self.inside(delay, Inside::Query { shard, reading, known });
         Ok(())
     }
@@ -26,7 +27,8 @@ impl World<'_> {
         mut reading: Reading,
         known: Option<Seen>,
     ) -> Outcomes {
-        let node = self.node.as_ref().expect("checked by the caller");
+        let node = self.node.as_mut().expect("checked by the caller");
+        node.queries_running -= 1;
         let now = Capture::new(node.shards[shard.0 as usize].state(), &reading.query.process);
         if self.bug == Some(Bug::LateQuery) {
             reading.capture = now.clone();

@@ -70,6 +70,8 @@ impl World<'_> {
             }
         };
         self.came_back(&opened, damaged)?;
+        let is_clean = opened.data_dir.meta().clean;
+        self.check_clean(is_clean)?;
         // What a recovery made of the log stands; other files it did not look at.
         match &self.flipped {
             Some(flip) if flip.path.starts_with("wal/") => self.disk.keep_flips(),
@@ -97,10 +99,10 @@ impl World<'_> {
         self.before_recovery = None;
         let model = &self.model;
         let waits = |shard, key: &RecordKey| model.state(shard).has(key);
-        self.blame.life_begins(self.trusted, waits);
-        if std::mem::take(&mut self.trusted)
-            && let Some(node) = &mut self.node
-        {
+        self.blame.life_begins(is_clean, waits);
+        self.may_be_clean = false;
+        if is_clean && let Some(node) = &mut self.node {
+            self.marks.hit(Mark::Trusted);
             node.shards.iter_mut().for_each(Shard::trust);
         }
         if let Some(node) = &mut self.node {

@@ -32,6 +32,7 @@ use stead_core::ids::{Blob, Colour, Incarnation, Index, ShardId, TaskId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::replica::EpochConfig;
 use stead_core::shard::{Answer, Effect, Input, Refusal};
+use stead_core::shutdown::Group;
 use stead_core::state::{Position, State};
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Lane};
@@ -97,6 +98,8 @@ pub(crate) enum Inside {
     Log,
     /// The part that prepares the log's segments has a turn.
     Prepare,
+    /// The end of the node has a turn.
+    End,
     Begin,
     Drain(ShardId, Colour),
     Seal(Colour),
@@ -211,8 +214,8 @@ pub(crate) struct World<'w> {
     pub(crate) powered_off: bool,
     /// The disk as it was before the last recovery, if that crashed.
     pub(crate) before_recovery: Option<SimDisk>,
-    /// The last life ended in order.
-    pub(crate) trusted: bool,
+    /// The present or last life may mark its data as those of one that ended in order.
+    pub(crate) may_be_clean: bool,
     pub(crate) recovered_once: bool,
     /// By shard, since when it may work without a stop, in virtual time.
     works_since: Vec<Option<u64>>,
@@ -338,7 +341,7 @@ impl<'w> World<'w> {
             alive: Arc::default(),
             powered_off: false,
             before_recovery: None,
-            trusted: false,
+            may_be_clean: false,
             recovered_once: false,
             works_since: vec![None; shards],
             stale: BTreeMap::new(),
@@ -494,6 +497,9 @@ impl<'w> World<'w> {
     }
 
     fn happen_inside(&mut self, what: Inside) -> Outcomes {
+        if self.is_too_late(&what) {
+            return Ok(());
+        }
         match what {
             Inside::Input(shard, input) => self.give(shard, input),
             Inside::Tick(shard) => {
@@ -513,6 +519,7 @@ impl<'w> World<'w> {
             }
             Inside::Log => self.log_turn(),
             Inside::Prepare => self.prepare_turn(),
+            Inside::End => self.end_turn(),
             Inside::Begin => self.begin_checkpoint(),
             Inside::Drain(shard, number) => self.drain(shard, number),
             Inside::Seal(number) => self.seal(number),
@@ -647,6 +654,10 @@ impl<'w> World<'w> {
 
     /// Gives a shard an input, and performs what it asks for.
     pub(crate) fn give(&mut self, shard: ShardId, input: Input) -> Outcomes {
+        if self.takes_no(&input) {
+            return Ok(());
+        }
+        let is_stopping = self.runs_no(Group::Workers);
         let now = Now { steady: Time(self.now + self.steady_lead()), wall: self.time() };
         self.model.looked(now.wall, self.now);
         let Some(node) = self.node.as_mut() else { return Ok(()) };
@@ -656,8 +667,11 @@ impl<'w> World<'w> {
             _ => None,
         };
         let mut effects = std::mem::take(&mut self.effects);
-        let runs_max =
-            if matches!(input, Input::DeadLetter { .. }) { usize::MAX } else { self.profile.runs_max };
+        let runs_max = match input {
+            _ if is_stopping => 0,
+            Input::DeadLetter { .. } => usize::MAX,
+            _ => self.profile.runs_max,
+        };
         let brief = matches!(input, Input::Query(_)) && self.reads.u8(..4) == 0;
         let mut watched = Watched {
             brief,
@@ -760,7 +774,6 @@ impl<'w> World<'w> {
     /// The node ends, by a handler or step, or from outside.
     pub(crate) fn end_by(&mut self, end: End, killer: Option<Killer>) -> Outcomes {
         self.learn_durable()?;
-        self.trusted = false;
         let model = &self.model;
         self.blame.life_ends(
             killer,
@@ -892,6 +905,7 @@ impl<'w> World<'w> {
     fn rests(&self) -> bool {
         let Some(node) = &self.node else { return false };
         node.taking.is_none()
+            && node.stopping.is_none()
             && self.clients.pending() == 0
             && node.shards.iter().all(|shard| {
                 let state = shard.state();

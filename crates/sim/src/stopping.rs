@@ -1,0 +1,232 @@
+//! The simulated node ends in order: the end of the node that ships, stepped, and what of the world it stops.
+
+use crate::bug::Bug;
+use crate::marks::Mark;
+use crate::violation::Violation;
+use crate::world::{End, Inside, Outcomes, World};
+use std::cell::{Cell, RefCell};
+use std::sync::PoisonError;
+use stead_core::ids::Time;
+use stead_core::shard::{Input, Shard};
+use stead_core::shutdown::Group;
+use stead_node::{EndHub, ShutdownPart, Turned};
+
+/// What the end of the node asks of the world.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Stop(Group),
+    Abandon(Group),
+    MarkClean,
+}
+
+/// What the end of the node sees of it.
+#[derive(Default)]
+struct Site {
+    /// By place in [`Group::ORDER`], whether the group has ended.
+    ended: Cell<[bool; Group::ORDER.len()]>,
+    asked: RefCell<Vec<Asked>>,
+}
+
+fn place(group: Group) -> usize {
+    Group::ORDER.iter().position(|other| *other == group).expect("each group has its place")
+}
+
+impl EndHub for Site {
+    fn is_failed(&self) -> bool {
+        false
+    }
+
+    fn is_killed(&self) -> bool {
+        false
+    }
+
+    fn stop(&self, group: Group) {
+        self.asked.borrow_mut().push(Asked::Stop(group));
+    }
+
+    fn stop_all(&self) {
+        unreachable!("a failure or a kill ends a life of the simulated node at once")
+    }
+
+    fn has_ended(&self, group: Group, _: Option<Time>) -> bool {
+        self.ended.get()[place(group)]
+    }
+
+    fn abandon(&self, group: Group) {
+        self.asked.borrow_mut().push(Asked::Abandon(group));
+    }
+
+    fn mark_clean(&self) {
+        self.asked.borrow_mut().push(Asked::MarkClean);
+    }
+}
+
+/// The end of a life, while it goes on.
+pub(crate) struct Stopping {
+    part: ShutdownPart,
+    site: Site,
+    stopped: [bool; Group::ORDER.len()],
+    /// The outcomes of steps that still run are dropped.
+    steps_abandoned: bool,
+}
+
+impl World<'_> {
+    /// An operator stops the node.
+    pub(crate) fn stop(&mut self) -> Outcomes {
+        let limit = self.random(2 * self.profile.step_delay);
+        let until = Time(self.now + limit);
+        let node = self.node.as_mut().expect("only a living node is stopped");
+        if node.stopping.is_none() {
+            node.stopping = Some(Stopping {
+                part: ShutdownPart::new(until),
+                site: Site::default(),
+                stopped: [false; Group::ORDER.len()],
+                steps_abandoned: false,
+            });
+            node.log.shut_down();
+            self.inside(1, Inside::End);
+        }
+        Ok(())
+    }
+
+    /// The end of the node has a turn.
+    pub(crate) fn end_turn(&mut self) -> Outcomes {
+        let ended = Group::ORDER.map(|group| self.has_ended(group));
+        let now = self.now;
+        let node = self.node.as_mut().expect("checked by the caller");
+        let Some(Stopping { part, site, .. }) = &mut node.stopping else { return Ok(()) };
+        site.ended.set(ended);
+        let turned = part.turn(site, Time(now));
+        for asked in site.asked.take() {
+            match asked {
+                Asked::Stop(group) => self.stop_group(group)?,
+                Asked::Abandon(group) => {
+                    if let Some(stopping) = self.stopping() {
+                        stopping.steps_abandoned |= group == Group::Tasks;
+                    }
+                }
+                Asked::MarkClean => self.mark_clean()?,
+            }
+            if self.node.is_none() {
+                return Ok(());
+            }
+        }
+        match turned {
+            Turned::Again => self.inside(1, Inside::End),
+            Turned::Until(until) => {
+                // In production the thread that ends the node waits for the others.
+                let look = 1 + self.random(1_000);
+                let left = until.map_or(look, |until| look.min((until.0 - now).max(1)));
+                self.inside(left, Inside::End);
+            }
+            Turned::Ended => {
+                self.marks.hit(Mark::Stopped);
+                return self.end(End::Process);
+            }
+        }
+        Ok(())
+    }
+
+    fn stopping(&mut self) -> Option<&mut Stopping> {
+        self.node.as_mut()?.stopping.as_mut()
+    }
+
+    fn is_stopped(&self, group: Group) -> bool {
+        let stopping = self.node.as_ref().and_then(|node| node.stopping.as_ref());
+        stopping.is_some_and(|stopping| stopping.stopped[place(group)])
+    }
+
+    fn stop_group(&mut self, group: Group) -> Outcomes {
+        if let Some(stopping) = self.stopping() {
+            stopping.stopped[place(group)] = true;
+        }
+        match group {
+            Group::Workers if self.bug == Some(Bug::CleanTooEarly) => self.mark_clean(),
+            Group::Log => {
+                self.close_log();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the parts of a group have ended.
+    fn has_ended(&self, group: Group) -> bool {
+        let Some(node) = &self.node else { return true };
+        match group {
+            Group::Tasks => node.steps_running == 0,
+            Group::Workers => {
+                let is_stored = |shard: &Shard| shard.commit() == shard.state().position().index;
+                !node.log.has_waiting() && node.shards.iter().all(is_stored)
+            }
+            Group::Queries => node.queries_running == 0,
+            Group::Log => node.log.has_ended(),
+            // What it does is done within one event.
+            Group::Checkpoints | Group::Watchdog => true,
+        }
+    }
+
+    /// Whether what happens inside of the node does so no more, for what does it has ended.
+    pub(crate) fn is_too_late(&self, what: &Inside) -> bool {
+        let group = match what {
+            Inside::AskStep { .. } => Group::Tasks,
+            Inside::Step { .. } => {
+                let stopping = self.node.as_ref().and_then(|node| node.stopping.as_ref());
+                return stopping.is_some_and(|stopping| stopping.steps_abandoned);
+            }
+            Inside::Tick(_) => Group::Workers,
+            Inside::Begin
+            | Inside::Drain(..)
+            | Inside::Seal(_)
+            | Inside::Decide(_)
+            | Inside::GiveUp(_)
+            | Inside::Housekeep
+            | Inside::Merge
+            | Inside::ApplyMerged => Group::Checkpoints,
+            Inside::Input(..) | Inside::Query { .. } | Inside::Submit(_) | Inside::Log | Inside::Prepare => {
+                return false;
+            }
+            Inside::End => return false,
+        };
+        self.is_stopped(group)
+    }
+
+    /// Whether a shard is given an input no more: its worker only commits what it has taken.
+    pub(crate) fn takes_no(&self, input: &Input) -> bool {
+        !matches!(input, Input::Stored { .. } | Input::Full(_)) && self.is_stopped(Group::Workers)
+    }
+
+    /// Whether the shell wants no handler to run any more, and no step to begin.
+    pub(crate) fn runs_no(&self, group: Group) -> bool {
+        self.is_stopped(group)
+    }
+
+    /// Records that the life ends in order; the next one suspects nothing.
+    fn mark_clean(&mut self) -> Outcomes {
+        let mut all = true;
+        for shard in self.topology.shards() {
+            all &= self.model.appended(shard) == self.model.durable(shard);
+        }
+        let log = self.disk_log.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without room there is no mark.
+        let is_marked = log.is_marked() || self.disk_is_limited();
+        drop(log);
+        let node = self.node.as_mut().expect("only a living node ends in order");
+        let before = !node.data_dir.meta().clean || self.may_be_clean;
+        self.may_be_clean = before && all && is_marked && node.log.has_ended();
+        match node.data_dir.update(|meta| meta.clean = true) {
+            Err(error) if self.disk.is_crashed() => self.storage_failed(&error.to_string()),
+            // The next life then suspects what waits.
+            _ => Ok(()),
+        }
+    }
+
+    /// Holds a life that is to suspect nothing against what was known when the one before said so.
+    pub(crate) fn check_clean(&self, is_clean: bool) -> Outcomes {
+        if !is_clean || self.may_be_clean {
+            return Ok(());
+        }
+        let what = "the data are marked as those of a life that ended in order, and when they were, its log had not ended";
+        Err(Violation::new(17, what).into())
+    }
+}

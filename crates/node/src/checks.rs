@@ -1,7 +1,7 @@
-//! The checks that services declare, over complete checkpoints. They are user code, and read a whole checkpoint: so they
-//! run on a thread of their own, off every checkpoint's path, one checkpoint at a time and within a bound.
+//! Runs the checks that services declare over complete checkpoints. They are user code, and read a whole checkpoint: so
+//! they run on a thread of their own, apart from taking checkpoints, one checkpoint at a time and with a time limit.
 //!
-//! Of the checkpoints of the interval the newest one is checked; those between are not when the thread cannot keep up.
+//! Of the interval's checkpoints the newest one is checked; older ones are skipped if the thread cannot keep up.
 
 #![expect(
     clippy::disallowed_methods,
@@ -30,11 +30,11 @@ use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{CheckResult, Manifest};
 use stead_store::checkpoint::store::BlobStore;
 
-/// After the checks of an interval's checkpoint the part rests for so many times as long as they took.
+/// After the checks of an interval's checkpoint the part rests for this many times their duration.
 const REST: u64 = 3;
-/// Checkpoints that were asked for and may wait for their checks.
+/// Maximum number of requested checkpoints that wait for their checks.
 const WANTED_MAX: usize = 64;
-/// The end of a node waits at most so long for checks that run.
+/// Longest wait for running checks at the end of a node.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The last checkpoint whose checks ended.
@@ -42,7 +42,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct CheckStatus {
     /// The checkpoint.
     pub number: u64,
-    /// The outcome of all of them.
+    /// The outcome of all checks.
     pub check: CheckOutcome,
     /// Those that do not hold.
     pub failed_checks: Vec<FailedCheck>,
@@ -56,7 +56,7 @@ pub(crate) struct Job {
     pub(crate) manifest: Manifest,
     pub(crate) report: CheckpointReport,
     pub(crate) replies: Vec<CheckpointReply>,
-    /// It is read.
+    /// Keeps it from being deleted while it is read.
     pub(crate) pin: Pin,
 }
 
@@ -77,7 +77,7 @@ struct Running {
     job: Job,
     since: Time,
     service: Option<String>,
-    /// The mark of the check that runs.
+    /// The mark of the running check.
     mark: Option<String>,
     results: Vec<CheckResult>,
 }
@@ -87,12 +87,12 @@ struct Held {
     wanted: VecDeque<Job>,
     newest: Option<Job>,
     running: Option<Running>,
-    /// Checks that were given up still hold the thread.
+    /// Whether checks that were given up still hold the thread.
     stuck: bool,
     rest_until: Time,
     last: Option<CheckStatus>,
     stopped: bool,
-    /// A part runs the checks.
+    /// Whether a part runs the checks.
     has_part: bool,
 }
 
@@ -101,7 +101,7 @@ struct Held {
 pub(crate) struct Checks {
     held: Mutex<Held>,
     bell: Bell,
-    /// The part has ended.
+    /// Signalled when the part has ended.
     ended: Condvar,
     pub(crate) unended: Unended,
 }
@@ -111,7 +111,8 @@ impl Checks {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The last checkpoint whose checks ended, if one of them failed, or a check was given up; else the last one.
+    /// Returns the last checkpoint whose checks ended, if one of them failed, or a check was given up; otherwise the
+    /// last one.
     pub(crate) fn last(&self) -> Option<CheckStatus> {
         let last = self.held().last.clone();
         let Some(mut given_up) = self.unended.given_up() else { return last };
@@ -125,19 +126,19 @@ impl Checks {
         Some(last)
     }
 
-    /// From now on a part runs the checks, until [`Self::part_ended`].
+    /// Notes that a part runs the checks from now on, until [`Self::part_ended`].
     pub(crate) fn part_begins(&self) {
         self.held().has_part = true;
     }
 
-    /// The part has ended, also by a panic: from then on no caller waits for it.
+    /// Notes that the part has ended, also by a panic: from then on no caller waits for it.
     pub(crate) fn part_ended(&self) {
         self.stop();
         self.held().has_part = false;
         self.ended.notify_all();
     }
 
-    /// Takes a checkpoint of the interval, instead of an older one that still waits.
+    /// Adds a checkpoint of the interval, replacing an older one that still waits.
     pub(crate) fn offer<E: Env>(&self, shared: &Shared<E>, job: Job) {
         let mut held = self.held();
         let passed_over = if held.stopped || !held.has_part { Some(job) } else { held.newest.replace(job) };
@@ -148,7 +149,7 @@ impl Checks {
         self.bell.ring();
     }
 
-    /// Takes a checkpoint that was asked for; the callers are answered once it is checked.
+    /// Adds a requested checkpoint; the callers are answered once it is checked.
     pub(crate) fn want<E: Env>(&self, shared: &Shared<E>, job: Job) {
         let mut held = self.held();
         if held.stopped || held.stuck || !held.has_part || held.wanted.len() >= WANTED_MAX {
@@ -161,7 +162,7 @@ impl Checks {
         self.bell.ring();
     }
 
-    /// Takes nothing more; callers that wait get the report of a checkpoint that is not checked.
+    /// Accepts nothing more; waiting callers get the report of a checkpoint that is not checked.
     pub(crate) fn stop(&self) {
         let mut held = self.held();
         held.stopped = true;
@@ -175,8 +176,8 @@ impl Checks {
         }
     }
 
-    /// Waits, after [`Self::stop`], until nothing reads the data any more; not for ever, for the user's code cannot be
-    /// stopped.
+    /// Waits, after [`Self::stop`], until nothing reads the data any more; only for a limited time, because user code
+    /// cannot be stopped.
     pub(crate) fn await_end(&self) {
         let until = Instant::now() + END_TIMEOUT;
         let mut held = self.held();
@@ -189,7 +190,7 @@ impl Checks {
         }
     }
 
-    /// Takes the next checkpoint to be checked, if there is one and the part does not rest.
+    /// Returns the next checkpoint to check, if there is one and the part does not rest.
     fn next(&self, now: Time) -> Next {
         let mut held = self.held();
         if held.stopped {
@@ -206,14 +207,14 @@ impl Checks {
         Next::Take(manifest, is_asked)
     }
 
-    /// Notes how far the checks of a checkpoint have come; false if they were given up.
+    /// Notes the progress of a checkpoint's checks; returns false if they were given up.
     fn note(&self, number: Colour, note: impl FnOnce(&mut Running)) -> bool {
         let mut held = self.held();
         let running = held.running.as_mut().filter(|running| running.number() == number);
         running.map(note).is_some()
     }
 
-    /// Gives checks up that have run for longer than the limit: the one that runs has failed.
+    /// Gives up checks that have run for longer than the limit: the running one has failed.
     pub(crate) fn give_up_overdue<E: Env>(&self, shared: &Shared<E>, store: &dyn BlobStore, limit: Duration) {
         let mut held = self.held();
         let (now, limit_micros) = (shared.now(), limit.as_micros() as u64);
@@ -297,11 +298,11 @@ fn load_states(store: &dyn BlobStore, manifest: &Manifest) -> Result<Vec<State>,
     load_parts(store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest)).collect()
 }
 
-/// What the part is to do.
+/// The part's next work.
 enum Next {
-    /// Check this checkpoint; and whether it was asked for.
+    /// Check this checkpoint; the flag says whether it was requested.
     Take(Manifest, bool),
-    /// Nothing, until a checkpoint comes or until then.
+    /// Sleep until a checkpoint comes, or until this time.
     Sleep(Option<Time>),
     Ended,
 }
@@ -309,18 +310,18 @@ enum Next {
 /// The part that runs the checks: one turn reads a checkpoint, or runs one check.
 pub(crate) struct CheckPart {
     store: Arc<dyn BlobStore>,
-    /// What earlier lives gave up is recorded.
+    /// Whether the checks that earlier lives gave up are recorded.
     is_recorded: bool,
     checking: Option<Checking>,
 }
 
-/// A checkpoint that is checked.
+/// A checkpoint that is being checked.
 struct Checking {
     number: Colour,
     asked: bool,
     begun: Time,
     topology: Topology,
-    /// The services whose checks are to run.
+    /// The services whose checks have yet to run.
     open: VecDeque<String>,
     states: Vec<State>,
 }
@@ -330,7 +331,7 @@ impl CheckPart {
         Self { store, is_recorded: false, checking: None }
     }
 
-    /// Looks which checks of a checkpoint may run, and reads it for them.
+    /// Determines which checks of a checkpoint may run, and reads it for them.
     fn read<E: Env>(
         &self,
         hub: &Shared<E>,
@@ -354,7 +355,7 @@ impl CheckPart {
         Ok(Checking { number, asked, begun, topology, open, states })
     }
 
-    /// Runs the next check; false once there is none, or the checks were given up.
+    /// Runs the next check; returns false if there is none, or the checks were given up.
     fn check_next<E: Env>(&self, hub: &Shared<E>, checking: &mut Checking) -> Result<bool, CheckpointError> {
         let (checks, store, number) = (&hub.checks, &*self.store, checking.number);
         let Some(name) = checking.open.pop_front() else { return Ok(false) };
@@ -371,7 +372,7 @@ impl CheckPart {
         Ok(true)
     }
 
-    /// Gives the results of a checkpoint whose checks have ended or broken off.
+    /// Reports the results of a checkpoint whose checks have ended or were interrupted.
     fn finish<E: Env>(
         &self,
         hub: &Shared<E>,

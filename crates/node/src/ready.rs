@@ -40,7 +40,7 @@ pub enum NotReady {
     },
 }
 
-/// How long entries may wait for the log while a node counts as ready: 5 s.
+/// Longest time that entries may wait for the log while a node counts as ready: 5 s.
 pub const LOG_LAG_MAX: Duration = Duration::from_secs(5);
 
 impl<E: Env> Shared<E> {

@@ -1,4 +1,4 @@
-//! Stable storage: checkpoints that are copied away from the node's own disk, when asked for and by a thread of their own.
+//! Copies checkpoints to stable storage apart from the node's own disk, on request and by a thread of its own.
 
 #![expect(clippy::disallowed_methods, reason = "a copy is timed, and waits for its pace")]
 
@@ -26,43 +26,43 @@ use stead_store::checkpoint::manifest::read_manifest;
 use stead_store::checkpoint::remote::{self, Cancel};
 use stead_store::checkpoint::store::BlobStore;
 
-/// A checkpoint that was copied.
+/// A copied checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyReport {
     /// Its number.
     pub number: u64,
-    /// Where the copy is.
+    /// The address of the copy.
     pub to: String,
-    /// How long it took.
+    /// The time that it took.
     pub duration: Duration,
     /// Bundles that were written.
     pub bundles_written: u64,
-    /// Bundles that were there already.
+    /// Bundles that existed already.
     pub bundles_reused: u64,
     /// Bytes that were written.
     pub bytes_written: u64,
 }
 
-/// How the copying to stable storage stands.
+/// The state of copying to stable storage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyStatus {
-    /// Where checkpoints are copied to.
+    /// The address that checkpoints are copied to.
     pub to: String,
-    /// The newest checkpoint that is there, if this life of the process has copied one.
+    /// The newest checkpoint that was copied since the process started, if any.
     pub newest: Option<u64>,
-    /// Why the last attempt failed, if it did. It is repeated.
+    /// The reason of the last failure, if the last attempt failed. It is repeated.
     pub failure: Option<String>,
 }
 
-/// Copies by hand that may run or wait at a time; more are refused.
+/// Maximum number of requested copies that run or wait at a time; more are refused.
 const ASKED_MAX: usize = 16;
 
-/// A copy by hand that may run; it counts until it is dropped.
+/// A requested copy that may run; it counts until it is dropped.
 pub(crate) struct AskedCopy<E: Env>(Arc<Shared<E>>);
 
 impl<E: Env> AskedCopy<E> {
     /// # Errors
-    /// [`CheckpointFailure::Busy`] if as many run or wait as may.
+    /// [`CheckpointFailure::Busy`] if the maximum number is running or waiting.
     pub(crate) fn admit(shared: &Arc<Shared<E>>) -> Result<Self, CheckpointFailure> {
         let admit = |asked| (asked < ASKED_MAX).then_some(asked + 1);
         let asked = shared.copies.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, admit);
@@ -88,17 +88,17 @@ impl<E: Env> Drop for AskedCopy<E> {
     }
 }
 
-/// What all copies of a node share.
+/// State shared by all copies of a node.
 pub(crate) struct Copies {
     owner: Owner,
     pace: Pace,
     cancel: Cancel,
-    /// One copy or collection at a time: a collection must not meet bundles whose manifest is still to come.
+    /// One copy or collection at a time: a collection must not see bundles whose manifest is not written yet.
     turn: Mutex<()>,
-    /// Copies by hand that run or wait for their turn, each with a thread.
+    /// Number of requested copies that run or wait for their turn, each with a thread.
     asked: AtomicUsize,
     status: Mutex<Option<CopyStatus>>,
-    /// Rung when a checkpoint is complete, a copy by hand has ended, or the node stops.
+    /// Rung when a checkpoint is complete, a requested copy has ended, or the node stops.
     bell: Bell,
 }
 
@@ -124,20 +124,20 @@ impl Copies {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None` if nothing is copied unless asked for.
+    /// Returns the status; `None` if copies are made only on request.
     pub(crate) fn status(&self) -> Option<CopyStatus> {
         self.held().clone()
     }
 
-    /// The newest checkpoint is another one.
+    /// Notes that there is a newer checkpoint.
     pub(crate) fn completed(&self) {
         self.bell.ring();
     }
 
-    /// Breaks off all copies; what is at the target by then is found and reused by the next attempt.
+    /// Cancels all copies; objects at the target are found and reused by the next attempt.
     pub(crate) fn stop(&self) {
         self.cancel.cancel();
-        // A copy that waits for the pace goes on, and finds that it is over.
+        // A copy that waits because of the pace continues, and finds that it is cancelled.
         self.pace.set(0);
         self.bell.ring();
     }
@@ -158,7 +158,7 @@ impl Copies {
 /// is called with the bytes of each piece before it is sent, and may wait.
 ///
 /// # Errors
-/// [`CheckpointError`]: then the checkpoint does not exist at the target, and a repetition goes on from there.
+/// [`CheckpointError`]: then the checkpoint does not exist at the target, and a repetition continues from there.
 pub fn copy_stored(
     local: &dyn BlobStore,
     target: &dyn BlobStore,
@@ -233,15 +233,15 @@ pub(crate) struct CopyPart {
     to: CopyTarget,
     target: Option<Arc<dyn BlobStore>>,
     collector: Collector,
-    /// The newest checkpoint that this life has copied; 0 is none.
+    /// The newest checkpoint that this life has copied; 0 for none.
     copied: u64,
     due: Time,
-    /// Rounds that copied nothing since the last one that did.
+    /// Number of rounds that copied nothing since the last one that did.
     failures: u32,
     has_failed: bool,
 }
 
-/// What one round did.
+/// The result of one round.
 struct Round {
     copied: Option<u64>,
     failure: Option<String>,
@@ -253,7 +253,7 @@ impl CopyPart {
         Self { local, to, target, collector, copied: 0, due, failures: 0, has_failed: false }
     }
 
-    /// Notes what a round that began at `now` did.
+    /// Notes the result of a round that began at `now`.
     fn note<E: Env>(&mut self, hub: &Shared<E>, now: Time, round: Round) {
         let (address, interval) = (&self.to.address, self.to.interval.as_micros() as u64);
         let had_failed = std::mem::replace(&mut self.has_failed, round.failure.is_some());
@@ -298,7 +298,7 @@ impl CopyPart {
         let newest = || hub.snapshots.newest.load(Ordering::Relaxed);
         let mut number = newest();
         let mut pin = hub.snapshots.pin(Colour(number));
-        // A collection that did not see the pin had a newer checkpoint before it.
+        // A collection that did not see the pin was preceded by a newer checkpoint.
         while newest() != number {
             number = newest();
             pin = hub.snapshots.pin(Colour(number));
@@ -336,10 +336,10 @@ impl<E: Env> Part<Shared<E>> for CopyPart {
         let turn = match hub.copies.turn.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
-            // A copy by hand has it, whose end rings.
+            // A requested copy has the turn, and rings at its end.
             Err(TryLockError::WouldBlock) => return Ok(Turned::Until(None)),
         };
-        // The work must go on, whatever a service's client does.
+        // The thread must continue, whatever a service's client does.
         let round = panics::catch_own(|| self.round(hub)).unwrap_or_else(|panic| {
             self.target = None;
             let failure = format!("the copy panicked; this is a bug in Stead: {panic}");

@@ -1,8 +1,9 @@
-//! Checks that began and did not end: whether a service's check may still run.
+//! Keeps track of checks that began and did not end: decides whether a service's check may still run.
 //!
-//! A check is the user's code. One that ends the process would do so again over each checkpoint, so each is marked on disk
-//! before it runs. A mark that is left at the next start counts for its service; a check of the service that ends removes
-//! all of them. At `attempts_max` in a row the check is given up: it runs only when a checkpoint is verified.
+//! A check is the user's code. One that ends the process would do so again over each checkpoint, so each is marked on
+//! disk before it runs. A mark that is left at the next start counts against its service; a check of the service that
+//! ends removes all of them. At `attempts_max` in a row the check is given up: it runs only when a checkpoint is
+//! verified.
 
 use crate::checkpoint::{CheckpointInfo, FailedCheck, SkippedCheck};
 use crate::checks::CheckStatus;
@@ -19,15 +20,15 @@ use stead_store::checkpoint::checks::{CheckOutcome, Checked};
 use stead_store::checkpoint::manifest::CheckResult;
 use stead_store::checkpoint::store::{BlobStore, StoreError};
 
-/// Most marks that are read at a start.
+/// Maximum number of marks that are read at a start.
 const MARKS_MAX: usize = 10_000;
 
 /// The limits of the check of one service.
 #[derive(Clone, Copy)]
 pub(crate) struct CheckLimits {
-    /// Ends in a row before it is given up.
+    /// Number of consecutive checks that do not end after which the check is given up.
     pub(crate) attempts_max: u32,
-    /// A node runs for so long before it tries a check again that did not end.
+    /// Time that a node runs before it tries a check again that did not end.
     pub(crate) suspect_for: Duration,
 }
 
@@ -39,7 +40,7 @@ struct Service {
 
 struct Live {
     name: String,
-    /// It has run for longer than the limit: should it not end in this life, that counts.
+    /// Whether it has run for longer than the limit: if it does not end in this life, that counts.
     overdue: bool,
 }
 
@@ -47,7 +48,7 @@ struct Live {
 struct Held {
     services: BTreeMap<String, Service>,
     live: Vec<Live>,
-    /// When the node began, as [`Unended::load`] was given.
+    /// The time at which the node began, as given to [`Unended::load`].
     begun: Time,
 }
 
@@ -105,7 +106,7 @@ impl Unended {
             }
         }
         for (name, service) in &mut held.services {
-            // A verification by hand may have added to those that count.
+            // A manual verification may have added to those that count.
             let more = service.left.len().saturating_sub(service.limits.attempts_max as usize);
             for (mark, _) in service.left.drain(..more) {
                 store.delete(&mark)?;
@@ -115,7 +116,7 @@ impl Unended {
                 Some(_) if service.is_given_up() => {
                     let reason = service.reason();
                     tracing::error!(
-                        "the check of service {name} is not run any more: {reason}; mend it, then verify a checkpoint, which runs it"
+                        "the check of service {name} is not run any more: {reason}; correct it, then verify a checkpoint, which runs it"
                     );
                 }
                 Some((_, number)) => tracing::warn!(
@@ -128,7 +129,7 @@ impl Unended {
         Ok(())
     }
 
-    /// The reason why the check of a service must not run now; `None` if it may.
+    /// Returns the reason for which the check of a service must not run now; `None` if it may.
     pub(crate) fn refusal(&self, service: &str, asked: bool, now: Time) -> Option<String> {
         let held = self.held();
         let begun = held.begun;
@@ -136,7 +137,7 @@ impl Unended {
         if service.is_given_up() {
             return Some(format!("{}; verify a checkpoint to run it again", service.reason()));
         }
-        // Another cause that ended the process is found soon after the start: so the check does not begin beside it.
+        // Another cause that ended the process is found soon after the start, so the check does not begin beside it.
         let suspect_for = service.limits.suspect_for.as_micros() as u64;
         let waits = !service.left.is_empty() && !asked && now < begun.plus_micros(suspect_for);
         waits.then(|| {
@@ -148,7 +149,7 @@ impl Unended {
     /// Marks on disk that a check begins; returns the mark, for [`Self::end`].
     ///
     /// # Errors
-    /// [`CheckpointError`]; the check must not run then.
+    /// [`CheckpointError`]; then the check must not run.
     pub(crate) fn begin<E: Env>(
         &self,
         shared: &Shared<E>,
@@ -163,10 +164,10 @@ impl Unended {
         Ok(name)
     }
 
-    /// A check has ended, whether it holds or not: the marks of its service are removed.
+    /// Notes that a check has ended, whether it holds or not: the marks of its service are removed.
     pub(crate) fn end<E: Env>(&self, shared: &Shared<E>, store: &dyn BlobStore, mark: String, service: &str) {
         if shared.is_ended() {
-            // Another process may own the store soon. An end in order forgives the mark.
+            // Another process may own the store soon. A clean shutdown forgives the mark.
             return;
         }
         let mut held = self.held();
@@ -182,14 +183,14 @@ impl Unended {
         }
     }
 
-    /// The check that runs in the background has run for longer than the limit.
+    /// Notes that the check in the background has run for longer than the limit.
     pub(crate) fn overdue(&self, mark: &str) {
         if let Some(live) = self.held().live.iter_mut().find(|live| live.name == mark) {
             live.overdue = true;
         }
     }
 
-    /// The node ends in order: checks that it interrupts are not to blame.
+    /// Notes that the node shuts down cleanly: checks that it interrupts are not to blame.
     pub(crate) fn forgive(&self, store: &dyn BlobStore) {
         for live in std::mem::take(&mut self.held().live) {
             if !live.overdue
@@ -200,7 +201,7 @@ impl Unended {
         }
     }
 
-    /// The checks that were given up, as failures over the last checkpoint that one of them met.
+    /// Returns the checks that were given up, as failures over the last checkpoint at which one of them did not end.
     pub(crate) fn given_up(&self) -> Option<CheckStatus> {
         let held = self.held();
         let given_up: Vec<_> = held.services.iter().filter(|(_, service)| service.is_given_up()).collect();
@@ -238,7 +239,7 @@ impl Unended {
         checked.store(store).map(drop)
     }
 
-    /// Notes in a list of checkpoints over which ones checks began and did not end.
+    /// Notes in a list of checkpoints which checks began over them and did not end.
     pub(crate) fn note(&self, checkpoints: &mut [CheckpointInfo]) {
         for (name, service) in &self.held().services {
             for (_, number) in &service.left {
@@ -248,7 +249,7 @@ impl Unended {
     }
 }
 
-/// Notes that a check began over a checkpoint and did not end, if nothing else is known of it.
+/// Notes that a check began over a checkpoint and did not end, if nothing else is known about it.
 pub fn note_unended(checkpoints: &mut [CheckpointInfo], number: Colour, service: &str) {
     let open = |info: &&mut CheckpointInfo| {
         let known = info.skipped_checks.iter().any(|skipped| skipped.service == service);

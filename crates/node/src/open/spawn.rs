@@ -19,7 +19,7 @@ impl<E: Env> Parts<E> {
     /// Starts the threads. Returns when all shards serve.
     ///
     /// # Errors
-    /// [`OpenError::Thread`] or [`OpenError::Failed`]; the threads that were started are ended.
+    /// [`OpenError::Thread`] or [`OpenError::Failed`]; then the started threads are ended.
     pub(super) fn spawn(self) -> Result<Life<E>, OpenError> {
         let Self {
             mut life,
@@ -88,8 +88,8 @@ impl<E: Env> Parts<E> {
     }
 }
 
-/// Starts the thread of the services' checks. It belongs to no group: the user's code cannot be stopped, and the end of the
-/// node does not wait for ever.
+/// Starts the thread of the services' checks. It belongs to no group: user code cannot be stopped, and the end of the
+/// node waits for it only for a limited time.
 fn spawn_checks<E: Env>(life: &Life<E>, part: CheckPart) -> Result<(), OpenError> {
     let shared = Arc::clone(&life.shared);
     shared.checks.part_begins();
@@ -106,10 +106,10 @@ fn spawn_checks<E: Env>(life: &Life<E>, part: CheckPart) -> Result<(), OpenError
     spawned.map(drop).map_err(OpenError::Thread)
 }
 
-/// Lowers this thread's priority: what callers wait for comes first when there are fewer cores than threads.
+/// Lowers this thread's priority: work for which callers wait comes first when there are fewer cores than threads.
 fn let_others_first() {
     const NICE: i32 = 5;
-    // Where it is refused, the thread competes as all others do.
+    // If this is refused, the thread competes like all others.
     let _ = rustix::process::setpriority_process(None, NICE);
 }
 

@@ -348,9 +348,9 @@ pub struct Problem {
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What happened, to what.
+    /// The event, and the affected object.
     pub detail: String,
-    /// What to do next.
+    /// The next step for the client.
     pub hint: String,
     /// The service's own error, if it answered with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -153,7 +153,7 @@ pub trait DiskFile: Send + Sync {
 /// Unit in which disks read and write, in bytes.
 pub const BLOCK_BYTES: usize = 4096;
 
-/// How [`Disk::open`] treats an existing or a missing file.
+/// Treatment of an existing or a missing file by [`Disk::open`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
     /// It must exist, and is only read: no permission to write is needed, and a write fails.

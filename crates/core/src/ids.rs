@@ -58,6 +58,16 @@ number! {
     NodeId(u32)
 }
 number! {
+    /// A replica of a shard: its number is new for each stint of membership and never used again for that shard.
+    ReplicaId(u64)
+}
+
+impl ReplicaId {
+    /// The replica of a shard that is created on a node of its own.
+    pub const FIRST: Self = Self(1);
+}
+
+number! {
     /// A shard's configuration number; it only grows.
     Epoch(u64)
 }

@@ -9,6 +9,7 @@
 //! - [`handler::Handler`] is the user's code as the core sees it; it works on a [`handler::Txn`].
 //! - [`capture::Capture`] is what a query may read: a process as it was at one entry, which holds no shard.
 //! - [`replica::Replica`] decides what is committed.
+//! - [`replay::Replay`] finds the entries of a log that survive, and folds them.
 //! - [`log_room::LogRoom`] decides what the owner of the log does next, and when it is full.
 //! - [`start`] plans a life of a node from what it finds; [`shutdown::Shutdown`] decides in which order it ends.
 //! - [`trials::Trials`] gives turns to shards that try what a death of the process may have met.
@@ -33,6 +34,7 @@ mod outgoing;
 pub mod placement;
 pub mod record;
 pub mod records;
+pub mod replay;
 pub mod replica;
 pub mod reply;
 pub mod room;

@@ -14,6 +14,7 @@ mod kept;
 mod later;
 mod log_room;
 mod queries;
+mod replay;
 mod rules;
 mod shutdown;
 mod transcript;

@@ -78,7 +78,7 @@ fn batch_checksum(batch: &[u8]) -> u32 {
 
 /// The batch at the start of the bytes, as far as its length can be true.
 fn batch_span(bytes: &[u8]) -> Option<usize> {
-    let head = bytes.get(..64).filter(|head| head.starts_with(b"SWB1"))?;
+    let head = bytes.get(..64).filter(|head| head.starts_with(b"SWB1") || head.starts_with(b"SWB2"))?;
     let len = u32::from_le_bytes(head[8..12].try_into().expect("four bytes")) as usize;
     let span = (64usize.checked_add(len)?).checked_next_multiple_of(BLOCK)?;
     (span <= bytes.len()).then_some(span)
@@ -191,12 +191,14 @@ pub fn wal_segment(data: &[u8]) {
     let mut source = Source::new(data);
     let disk = SimDisk::new(1);
     stead_store::disk::Disk::create_dir(&disk, "wal").expect("an empty disk");
-    let first = u64::from(source.u8() % 4);
+    // The highest bit chooses the version, so that older inputs mean what they meant.
+    let choice = source.u8();
+    let (first, version) = (u64::from(choice % 4), 1 + (choice >> 7));
     let (mut number, mut previous) = (0u64, 0u32);
     for id in first..first + 1 + u64::from(source.u8() % 3) {
         let mut segment = vec![0; BLOCK];
         segment[0..8].copy_from_slice(b"STEADWAL");
-        segment[8..12].copy_from_slice(&1u32.to_le_bytes());
+        segment[8..12].copy_from_slice(&u32::from(version).to_le_bytes());
         segment[16..24].copy_from_slice(&id.to_le_bytes());
         segment[24..32].copy_from_slice(&LOG.to_le_bytes());
         segment[32..40].copy_from_slice(&(SEGMENT as u64).to_le_bytes());
@@ -211,7 +213,7 @@ pub fn wal_segment(data: &[u8]) {
                 _ => u64::from_le_bytes(std::array::from_fn(|at| if at < 3 || bit == 6 { source.u8() } else { 0 })),
             };
             number = field(0, number + 1);
-            let counted = count(payload);
+            let counted = count(payload, version);
             let fields = [
                 (16, field(1, id)),
                 (24, number),
@@ -225,7 +227,7 @@ pub fn wal_segment(data: &[u8]) {
                 let len = if at == 12 || at == 48 { 4 } else { 8 };
                 batch[at..at + len].copy_from_slice(&value.to_le_bytes()[..len]);
             }
-            batch[0..4].copy_from_slice(b"SWB1");
+            batch[0..4].copy_from_slice(if version == 1 { b"SWB1" } else { b"SWB2" });
             batch.extend_from_slice(payload);
             batch.resize(batch.len().next_multiple_of(BLOCK), 0);
             previous = batch_checksum(&batch);
@@ -240,11 +242,12 @@ pub fn wal_segment(data: &[u8]) {
 }
 
 /// How many records a payload holds, if it is well formed.
-fn count(mut payload: &[u8]) -> u64 {
+fn count(mut payload: &[u8], version: u8) -> u64 {
+    let (head, at) = if version == 1 { (24, 0) } else { (5, 1) };
     let mut count = 0;
-    while let Some(head) = payload.get(..24) {
-        let len = u32::from_le_bytes(head[..4].try_into().expect("four bytes")) as usize;
-        let Some(rest) = payload.get(24 + len..) else { break };
+    while let Some(len) = payload.get(..head).and_then(|head| head.get(at..at + 4)) {
+        let len = u32::from_le_bytes(len.try_into().expect("four bytes")) as usize;
+        let Some(rest) = payload.get(head + len..) else { break };
         payload = rest;
         count += 1;
     }
@@ -254,6 +257,19 @@ fn count(mut payload: &[u8]) -> u64 {
 /// The facts, in the order in which their checksum covers them.
 #[derive(Serialize, Deserialize)]
 struct Body {
+    cluster: String,
+    incarnation: u64,
+    node: u32,
+    lives: u64,
+    epoch_floor: u64,
+    log_id: String,
+    log_created: bool,
+    services: Vec<Service>,
+}
+
+/// Those of version 1.
+#[derive(Serialize, Deserialize)]
+struct BodyV1 {
     cluster: String,
     incarnation: u64,
     epoch: u64,
@@ -269,17 +285,22 @@ struct Service {
     shards: u32,
 }
 
+/// The file around facts, with their checksum.
+fn whole(format: u64, body: &impl Serialize) -> String {
+    let bytes = serde_json::to_vec(body).expect("text and numbers");
+    let checksum = format!("{:08x}", crc32fast::hash(&bytes));
+    serde_json::json!({"format": format, "checksum": checksum, "meta": body}).to_string()
+}
+
 /// `stead.json`: whole, or its facts with a checksum that is right.
 pub fn data_dir(data: &[u8]) {
     let disk = SimDisk::new(1);
     match serde_json::from_slice::<Body>(data) {
-        Ok(body) => {
-            let bytes = serde_json::to_vec(&body).expect("text and numbers");
-            let checksum = format!("{:08x}", crc32fast::hash(&bytes));
-            let file = serde_json::json!({"format": 1, "checksum": checksum, "meta": body});
-            disk.put(META_FILE, file.to_string().as_bytes());
-        }
-        Err(_) => disk.put(META_FILE, data),
+        Ok(body) => disk.put(META_FILE, whole(2, &body).as_bytes()),
+        Err(_) => match serde_json::from_slice::<BodyV1>(data) {
+            Ok(body) => disk.put(META_FILE, whole(1, &body).as_bytes()),
+            Err(_) => disk.put(META_FILE, data),
+        },
     }
     let Ok(meta) = DataDir::inspect(&disk) else {
         let before = files(&disk);
@@ -290,7 +311,7 @@ pub fn data_dir(data: &[u8]) {
     let open = || DataDir::open(Arc::new(disk.clone()), || panic!("a fresh start")).expect("it can be read").0;
     let mut dir = open();
     assert_eq!(*dir.meta(), meta);
-    let changed = Meta { epoch: Epoch(meta.epoch.0 ^ 1), log_created: true, ..meta };
+    let changed = Meta { lives: meta.lives ^ 1, log_created: true, ..meta };
     dir.update(|meta| *meta = changed.clone()).expect("the disk has room");
     assert_eq!(*open().meta(), changed);
 }

@@ -67,6 +67,20 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     add("wal_segment", "three-batches", [&[1, 1, 0, 0, 0][..], &one, &one].concat());
     add("wal_segment", "strange", [&[1, 1, 0, 0, 0][..], &[1, 27, 0], &record, &[9, 0, 0], &one].concat());
 
+    let table = [0x84, 4, 0, 0, 0, 0, 2, 1, 3];
+    let promise = [0x82, 3, 0, 0, 0, 1, 1, 4];
+    let cut = [0x83, 3, 0, 0, 0, 1, 4, 7];
+    let entry = [0x81, 6, 0, 0, 0, 1, 4, 8, b'a', b'b', b'c'];
+    let numbers = [0x01, 1, 0, 0, 0, 9];
+    let payload = [&table[..], &promise, &cut, &entry, &numbers].concat();
+    let second = prefixed(&[0, payload.len() as u8, 0], &payload);
+    add("wal_segment", "version-2", prefixed(&[0x81, 0], &second));
+    let (first, after) = (prefixed(&[0, table.len() as u8, 0], &table), prefixed(&[0, 11, 0], &entry));
+    add("wal_segment", "version-2-two-batches", [&[0x81, 1][..], &first, &after].concat());
+
+    let facts = json!({"cluster": "0f", "incarnation": 1, "node": 1, "lives": 3, "epoch_floor": 2, "log_id": "ff",
+        "log_created": true, "services": [{"name": "kv", "first_shard": 0, "shards": 8}]});
+    add("data_dir", "facts-2", facts.to_string().into_bytes());
     let facts = json!({"cluster": "0f", "incarnation": 1, "epoch": 2, "log_id": "ff", "log_created": true,
         "services": [{"name": "kv", "first_shard": 0, "shards": 8}]});
     add("data_dir", "facts", facts.to_string().into_bytes());

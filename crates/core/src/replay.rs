@@ -412,9 +412,3 @@ impl Track {
         Ok(())
     }
 }
-
-/// The epoch in which a shard is led next: above all that it promised or logged, and above `floor`.
-#[must_use]
-pub fn next_epoch(promised: Epoch, logged: Epoch, floor: Epoch) -> Epoch {
-    promised.max(logged).max(floor).next()
-}

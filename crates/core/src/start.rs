@@ -129,20 +129,29 @@ impl Services {
 /// What a node knows of its earlier lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Past {
-    /// The last epoch that the node made durable for a life; 0 before the first.
-    pub promised: Epoch,
+    /// All epochs up to this one are used, by whatever shard.
+    pub epoch_floor: Epoch,
     /// There was no life before this one.
     pub is_new: bool,
     /// The last life ended in order, with all that it had begun.
     pub ended_cleanly: bool,
 }
 
+/// What the log and the checkpoints know of a shard's epochs; 0 is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownEpochs {
+    /// The shard.
+    pub shard: ShardId,
+    /// The highest epoch that a replica promised.
+    pub promised: Epoch,
+    /// The highest epoch of an entry or a cut, also of those that do not count any more.
+    pub logged: Epoch,
+}
+
 /// What a life begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartPlan {
-    /// The epoch to make durable, with the services, before any shard starts: no epoch of this life is above it.
-    pub promise: Epoch,
-    /// The epoch that each shard begins.
+    /// The epoch that each shard begins. To be promised, durably, before any shard starts.
     pub epochs: BTreeMap<ShardId, Epoch>,
     /// Nothing that waits can have ended a life: no attempts are logged.
     pub assume_clean: bool,
@@ -151,10 +160,9 @@ pub struct StartPlan {
 impl StartPlan {
     /// Plans a life over recovered states.
     #[must_use]
-    pub fn new(past: Past, states: &[State]) -> Self {
-        let epochs = draw_epochs(past.promised, states);
-        let promise = epochs.values().copied().max().unwrap_or(past.promised.next());
-        Self { promise, epochs, assume_clean: past.is_new || past.ended_cleanly }
+    pub fn new(past: Past, known: &[KnownEpochs]) -> Self {
+        let epochs = draw_epochs(past.epoch_floor, known);
+        Self { epochs, assume_clean: past.is_new || past.ended_cleanly }
     }
 
     /// The shards of a life, not yet started, and the turns of those that try what the last life may have met. While the
@@ -183,11 +191,11 @@ impl StartPlan {
     }
 }
 
-/// The epoch that each shard begins: above all that were promised, and above all that any log holds.
-fn draw_epochs(promised: Epoch, states: &[State]) -> BTreeMap<ShardId, Epoch> {
-    let logged = states.iter().map(|state| state.position().epoch).max().unwrap_or_default();
-    let epoch = promised.max(logged).next();
-    states.iter().map(|state| (state.shard(), epoch)).collect()
+/// The epoch that each shard begins: above all that it promised or logged, and above `floor`.
+#[must_use]
+pub fn draw_epochs(floor: Epoch, known: &[KnownEpochs]) -> BTreeMap<ShardId, Epoch> {
+    let draw = |known: &KnownEpochs| (known.shard, known.promised.max(known.logged).max(floor).next());
+    known.iter().map(draw).collect()
 }
 
 fn refuse(unknown: BTreeSet<String>) -> Result<(), StartError> {
@@ -277,20 +285,25 @@ mod tests {
     }
 
     #[test]
-    fn epochs_are_above_all_that_were_promised_or_logged() {
-        let plan = |promised, logged: [u64; 2]| {
-            let states = [state(0, logged[0], vec![]), state(1, logged[1], vec![])];
-            let past = Past { promised: Epoch(promised), is_new: false, ended_cleanly: false };
-            let plan = StartPlan::new(past, &states);
-            assert!(plan.epochs.values().all(|epoch| *epoch <= plan.promise));
-            plan
+    fn epochs_are_above_all_that_their_shard_promised_or_logged() {
+        let known = |shard, promised, logged| KnownEpochs {
+            shard: ShardId(shard),
+            promised: Epoch(promised),
+            logged: Epoch(logged),
         };
-        // A life that ended before it logged anything has used its epoch all the same.
-        assert_eq!(plan(5, [3, 4]).epochs, [(ShardId(0), Epoch(6)), (ShardId(1), Epoch(6))].into());
-        // Facts that are older than the log.
-        assert_eq!(plan(1, [3, 4]).promise, Epoch(5));
-        let past = Past { promised: Epoch(2), is_new: false, ended_cleanly: true };
-        assert_eq!(StartPlan::new(past, &[]).promise, Epoch(3));
+        // A shard that promised and logged nothing is new. A life that ended before it logged anything has used its
+        // epoch all the same.
+        let all = [known(0, 0, 0), known(1, 5, 3), known(4, 2, 3)];
+        let drawn = |floor| {
+            let past = Past { epoch_floor: Epoch(floor), is_new: false, ended_cleanly: false };
+            StartPlan::new(past, &all)
+                .epochs
+                .into_iter()
+                .map(|(shard, epoch)| (shard.0, epoch.0))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(drawn(0), [(0, 1), (1, 6), (4, 4)]);
+        assert_eq!(drawn(4), [(0, 5), (1, 6), (4, 5)]);
     }
 
     #[test]
@@ -301,7 +314,7 @@ mod tests {
         let attempt = || vec![Write { key: RecordKey::attempt(&begun), value: Some(value.clone()) }];
         let held = |is_new, ended_cleanly| {
             let states = vec![state(0, 1, vec![]), state(1, 1, attempt())];
-            let plan = StartPlan::new(Past { promised: Epoch(1), is_new, ended_cleanly }, &states);
+            let plan = StartPlan::new(Past { epoch_floor: Epoch(1), is_new, ended_cleanly }, &[]);
             let (shards, trials) = plan.shards(states, &services);
             assert_eq!(shards.len(), 2);
             trials.is_held()

@@ -109,7 +109,7 @@ impl<E: Env> Life<E> {
         });
         let some = |number: u64| (number > 0).then_some(number);
         Status {
-            epoch: shared.epoch.0,
+            lives: shared.lives,
             incarnation: shared.topology.incarnation.0,
             uptime: self.opened.elapsed(),
             full: shared.log.is_full(),

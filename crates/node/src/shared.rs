@@ -16,7 +16,7 @@ use crate::watchdog::Watchdog;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
-use stead_core::ids::{Epoch, Index, Key, NodeId, SessionId, ShardId, Time};
+use stead_core::ids::{Index, Key, NodeId, SessionId, ShardId, Time};
 use stead_core::placement::{Place, Placement};
 use stead_core::record::RecordKey;
 use stead_core::shard::{Input, Order, Query, Refusal, Request, Shard};
@@ -31,7 +31,8 @@ pub const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 /// What all threads and clients of a node share.
 pub struct Shared<E: Env> {
     pub(crate) node: NodeId,
-    pub(crate) epoch: Epoch,
+    /// The number of starts on the node's data directory, with this one.
+    pub(crate) lives: u64,
     pub(crate) program: E::Program,
     pub(crate) topology: Arc<Topology>,
     /// The shards that this node has.
@@ -79,7 +80,7 @@ impl<E: Env> Shared<E> {
         program: E::Program,
         (topology, placement): (Arc<Topology>, Placement),
         (workers, step_parts): (usize, usize),
-        epoch: Epoch,
+        lives: u64,
         (clock, watch): (E::Clock, E::Watch),
         copies: Copies,
         memory: MemoryLimits,
@@ -87,7 +88,7 @@ impl<E: Env> Shared<E> {
         let services = topology.services().len();
         Self {
             node: NodeId(1),
-            epoch,
+            lives,
             program,
             topology,
             placement,
@@ -169,10 +170,10 @@ impl<E: Env> Shared<E> {
         self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
     }
 
-    /// The epoch of this life of the node.
+    /// The number of starts on the node's data directory, with this one.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
+    pub fn lives(&self) -> u64 {
+        self.lives
     }
 
     /// The node's steady clock, on which calls have their deadlines.
@@ -511,15 +512,7 @@ pub(crate) mod tests {
         let (around, copies) = ((SystemClock::new(None), ()), Copies::new(owner, 0, None));
         let limits = MemoryLimits::default();
         let placement = Placement::all_here(&topology);
-        Arc::new(Shared::new(
-            NoCode,
-            (Arc::new(topology), placement),
-            (1, 1),
-            Epoch(1),
-            around,
-            copies,
-            limits,
-        ))
+        Arc::new(Shared::new(NoCode, (Arc::new(topology), placement), (1, 1), 1, around, copies, limits))
     }
 
     /// The same without services.

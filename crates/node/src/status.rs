@@ -13,8 +13,8 @@ use stead_core::record::TaskHead;
 /// How a node stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// The node's epoch: how often its data directory was started.
-    pub epoch: u64,
+    /// The number of times that a node was started on this data directory.
+    pub lives: u64,
     /// The cluster's life since its last restore.
     pub incarnation: u64,
     /// The time for which the node has run.

@@ -5,9 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use stead_core::ids::{Index, ShardId};
 
 /// A batch begins with this, and a header of so many bytes.
-const MAGIC: &[u8] = b"SWB1";
+const MAGIC: &[u8] = b"SWB2";
 const HEADER: usize = 64;
-const RECORD_HEADER: usize = 24;
+/// A record begins with its kind and its length.
+const RECORD_HEADER: usize = 5;
+/// The kind of an entry.
+const ENTRY: u8 = 0x81;
 
 /// A batch of the log.
 #[derive(Debug)]
@@ -60,6 +63,13 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
 }
 
+/// The number at `at` in the storage format's varints, and where it ends.
+fn varint(bytes: &[u8], at: usize) -> (u64, usize) {
+    let len = 1 + bytes[at..].iter().position(|byte| *byte < 0x80).expect("a varint ends");
+    let digits = bytes[at..at + len].iter().rev();
+    (digits.fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f)), at + len)
+}
+
 impl Written {
     /// The batch that is written with these bytes; `None` if they are none.
     fn parse(bytes: &[u8]) -> Option<Self> {
@@ -71,9 +81,16 @@ impl Written {
         let mut tops = BTreeMap::new();
         let mut records = &bytes[HEADER..HEADER + len];
         while !records.is_empty() {
-            let top = tops.entry(ShardId(u32_at(records, 4))).or_default();
-            *top = Index(u64_at(records, 16)).max(*top);
-            records = &records[RECORD_HEADER + u32_at(records, 0) as usize..];
+            if records[0] == ENTRY {
+                // After the shard comes the epoch.
+                let (shard, at) = varint(records, RECORD_HEADER);
+                let (_, at) = varint(records, at);
+                let (index, _) = varint(records, at);
+                let shard = ShardId(u32::try_from(shard).expect("a shard's number"));
+                let top = tops.entry(shard).or_default();
+                *top = Index(index).max(*top);
+            }
+            records = &records[RECORD_HEADER + u32_at(records, 1) as usize..];
         }
         Some(Self { number, mark, oldest, tops })
     }

@@ -11,6 +11,7 @@ use stead_core::coordinator::Coordinator;
 use stead_core::ids::{Colour, Epoch, NodeId, ShardId, TaskId};
 use stead_core::record::TaskRecord;
 use stead_core::shard::Shard;
+use stead_core::start::draw_epochs;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::Trials;
@@ -31,7 +32,8 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 /// What lives from a start of the process to its end.
 pub(crate) struct Node {
-    pub(crate) epoch: Epoch,
+    /// By shard.
+    pub(crate) epochs: Vec<Epoch>,
     pub(crate) shards: Vec<Shard>,
     /// By shard, when its next tick is scheduled, in virtual time.
     pub(crate) ticks: Vec<Option<u64>>,
@@ -98,7 +100,9 @@ pub(crate) fn fresh(topology: &Topology) -> Meta {
     Meta {
         cluster: 0x5ead,
         incarnation: topology.incarnation,
-        epoch: Epoch(0),
+        node: NODE,
+        lives: 0,
+        epoch_floor: Epoch(0),
         log_id: 0x1d,
         log_created: false,
         clean: false,
@@ -136,22 +140,26 @@ impl Node {
         (now, writer): (u64, u64),
         bug: Option<Bug>,
     ) -> Result<Self, OpenError> {
-        let Opened { mut data_dir, store, recovered, .. } = opened;
-        let logged = recovered.report.epoch;
-        let reuse = bug == Some(Bug::ReuseEpoch) && data_dir.meta().epoch > logged;
+        let Opened { mut data_dir, store, mut recovered, .. } = opened;
         data_dir.update(|meta| {
+            meta.lives += 1;
             meta.clean = false;
-            if !reuse {
-                meta.epoch = meta.epoch.max(logged).next();
-            }
         })?;
-        let epoch = data_dir.meta().epoch;
+        let known = recovered.known_epochs();
+        let reuse = bug == Some(Bug::ReuseEpoch) && known.iter().all(|known| known.promised > known.logged);
+        let epochs = if reuse {
+            known.iter().map(|known| known.promised).collect()
+        } else {
+            let epochs = draw_epochs(data_dir.meta().epoch_floor, &known);
+            recovered.promise(&epochs).map_err(RecoveryError::from)?;
+            epochs.into_values().collect()
+        };
         let seen = recovered.states.iter().map(|s| s.position().colour).max().unwrap_or_default();
         let coordinator = Coordinator::new(topology.shards(), seen.max(recovered.decided));
         let make = |state: State| Shard::new(state, Arc::clone(topology), profile.settings.clone());
         let shards: Vec<Shard> = recovered.states.into_iter().map(make).collect();
         Ok(Self {
-            epoch,
+            epochs,
             ticks: vec![None; shards.len()],
             shards,
             log: Log::new(recovered.wal, profile.workers, profile.segment_bytes, now, bug),

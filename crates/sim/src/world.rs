@@ -833,9 +833,11 @@ impl<'w> World<'w> {
 
     /// Leads all shards in the node's new epoch.
     pub(crate) fn lead(&mut self) -> Outcomes {
-        let epoch = self.node.as_ref().expect("just opened").epoch;
-        self.model.led(epoch, self.life)?;
-        self.give_all(|_| Input::Start(EpochConfig::single(epoch, NODE)))?;
+        let epochs = self.node.as_ref().expect("just opened").epochs.clone();
+        for (shard, epoch) in self.topology.shards().zip(&epochs) {
+            self.model.led(shard, *epoch, self.life)?;
+        }
+        self.give_all(|shard| Input::Start(EpochConfig::single(epochs[shard.0 as usize], NODE)))?;
         let Some(node) = &mut self.node else { return Ok(()) };
         if self.bug == Some(Bug::CrowdTrials) {
             // All at once.
@@ -856,7 +858,8 @@ impl<'w> World<'w> {
         let Some(node) = &self.node else { return Ok(()) };
         let Input::Stored { epoch, upto, .. } = &mut input else { return self.give(shard, input) };
         let it = &node.shards[shard.0 as usize];
-        if *epoch >= node.epoch {
+        let leads = node.epochs[shard.0 as usize];
+        if *epoch >= leads {
             return Ok(());
         }
         self.marks.hit(Mark::OldFrame);
@@ -864,7 +867,7 @@ impl<'w> World<'w> {
         *upto = it.state().position().index;
         let before = (it.commit(), it.is_active(), it.state().position().index);
         if self.bug == Some(Bug::AcceptOldEpoch) {
-            *epoch = node.epoch;
+            *epoch = leads;
         }
         self.give(shard, input).map_err(|stop| match stop {
             Stop::Violation(Violation { invariant: 5, what }) => {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_core::entry::{Entry, NoEntry};
-use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId};
+use stead_core::ids::{Colour, Epoch, Incarnation, Index, NodeId, ShardId};
 use stead_core::state::State;
 use stead_core::topology::{Topology, TopologyError};
 use stead_node::{
@@ -175,11 +175,13 @@ pub fn restore(
     let incarnation = Incarnation(manifest.incarnation.0 + 1);
     let is_new = !options.into.try_exists().unwrap_or(true);
     let disk = real_disk(&options.into)?;
-    let epoch = manifest.parts.iter().map(|part| part.epoch).max().unwrap_or(Epoch(0));
+    let epoch_floor = manifest.parts.iter().map(|part| part.epoch).max().unwrap_or(Epoch(0));
     let unfinished = Meta {
         cluster: fastrand::u128(..),
         incarnation,
-        epoch,
+        node: NodeId(1),
+        lives: 0,
+        epoch_floor,
         log_id: fastrand::u64(..),
         log_created: false,
         clean: false,

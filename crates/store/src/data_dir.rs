@@ -4,14 +4,15 @@
 //! but no `stead.json` has lost it, and is refused: never a silent fresh start.
 
 use crate::disk::{Disk, DiskLock, LockError, is_full, read_file, replace_file};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
-use stead_core::ids::{Epoch, Incarnation, ShardId};
+use stead_core::ids::{Epoch, Incarnation, NodeId, ShardId};
 use stead_core::topology::Topology;
 
-/// The version of the data directory's format.
-pub const FORMAT: u64 = 1;
+/// The version of the data directory's format. Version 1 is read, and replaced by the first change.
+pub const FORMAT: u64 = 2;
 
 /// The file that holds [`Meta`].
 pub const META_FILE: &str = "stead.json";
@@ -32,8 +33,13 @@ pub struct Meta {
     pub cluster: u128,
     /// The cluster's life since its last restore.
     pub incarnation: Incarnation,
-    /// The last epoch that this node began for its shards: each start persists the next before it uses it.
-    pub epoch: Epoch,
+    /// The node of the cluster that the directory belongs to.
+    pub node: NodeId,
+    /// The number of lives that a node had here: each start counts itself before it writes anything else.
+    pub lives: u64,
+    /// All epochs up to this one are used, by whatever shard: those of a time when a node had one epoch for all its shards,
+    /// and those of a checkpoint that was restored here.
+    pub epoch_floor: Epoch,
     /// The write-ahead log's identity, drawn at random.
     pub log_id: u64,
     /// Whether the log was created: from then on, no log means that it was lost.
@@ -113,7 +119,7 @@ pub enum DataDirError {
     },
     /// It was written by a version of Stead that this one doesn't know.
     #[error(
-        "the data directory has format version {found}, and this program reads version {FORMAT}; use the program that wrote it"
+        "the data directory has format version {found}, and this program reads versions 1 to {FORMAT}; use the program that wrote it"
     )]
     Version {
         /// Its version.
@@ -136,6 +142,8 @@ pub enum DataDirError {
 pub struct DataDir {
     disk: Arc<dyn Disk>,
     meta: Meta,
+    /// The version of the file.
+    format: u64,
     fatal: bool,
     _lock: Box<dyn DiskLock>,
 }
@@ -148,18 +156,19 @@ impl DataDir {
     /// [`DataDirError`]; nothing was changed.
     pub fn open(disk: Arc<dyn Disk>, fresh: impl FnOnce() -> Meta) -> Result<(Self, bool), DataDirError> {
         let lock = disk.lock(LOCK_FILE)?;
-        let (meta, created) = match Self::inspect(&*disk) {
-            Ok(meta) => (meta, false),
+        let (meta, format, created) = match Self::read(&*disk) {
+            Ok((meta, _)) if meta.restoring => return Err(DataDirError::RestoreUnfinished),
+            Ok((meta, format)) => (meta, format, false),
             Err(DataDirError::Empty) => {
                 let meta = fresh();
                 write(&*disk, &meta)?;
-                (meta, true)
+                (meta, FORMAT, true)
             }
             Err(error) => return Err(error),
         };
         // After a process was killed between rename and sync, what was read may not be durable yet.
         disk.sync_dir("").map_err(io_error("sync", ""))?;
-        Ok((Self { disk, meta, fatal: false, _lock: lock }, created))
+        Ok((Self { disk, meta, format, fatal: false, _lock: lock }, created))
     }
 
     /// Takes ownership of the data directory at the disk's root for a restore, and gives it the facts `meta`, marked as
@@ -171,14 +180,14 @@ impl DataDir {
     pub fn open_for_restore(disk: Arc<dyn Disk>, meta: Meta) -> Result<Option<Self>, DataDirError> {
         let lock = disk.lock(LOCK_FILE)?;
         match Self::read(&*disk) {
-            Ok(found) if !found.restoring => return Ok(None),
+            Ok((found, _)) if !found.restoring => return Ok(None),
             Ok(_) | Err(DataDirError::Empty) => {}
             Err(error) => return Err(error),
         }
         let meta = Meta { restoring: true, ..meta };
         write(&*disk, &meta)?;
         disk.sync_dir("").map_err(io_error("sync", ""))?;
-        Ok(Some(Self { disk, meta, fatal: false, _lock: lock }))
+        Ok(Some(Self { disk, meta, format: FORMAT, fatal: false, _lock: lock }))
     }
 
     /// Reads the facts, and keeps owners away until the lock is dropped. Changes nothing: the directory may be one that can
@@ -197,11 +206,12 @@ impl DataDir {
     /// [`DataDirError::Empty`] without data, [`DataDirError::RestoreUnfinished`]; [`DataDirError`] if it can't be read or
     /// trusted.
     pub fn inspect(disk: &dyn Disk) -> Result<Meta, DataDirError> {
-        let meta = Self::read(disk)?;
+        let (meta, _) = Self::read(disk)?;
         if meta.restoring { Err(DataDirError::RestoreUnfinished) } else { Ok(meta) }
     }
 
-    fn read(disk: &dyn Disk) -> Result<Meta, DataDirError> {
+    /// The facts, and the version of their file.
+    fn read(disk: &dyn Disk) -> Result<(Meta, u64), DataDirError> {
         match read_file(disk, META_FILE, META_BYTES_MAX) {
             Ok(bytes) => decode(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -232,7 +242,7 @@ impl DataDir {
         &self.disk
     }
 
-    /// Changes the facts, and returns once the change is durable.
+    /// Changes the facts, and returns once the change is durable. The file has today's version then, also if nothing changed.
     ///
     /// # Errors
     /// A full disk, or facts that are too many, leave everything as it was. After any other error every later update is refused.
@@ -242,12 +252,12 @@ impl DataDir {
         }
         let mut meta = self.meta.clone();
         change(&mut meta);
-        if meta == self.meta {
+        if meta == self.meta && self.format == FORMAT {
             return Ok(());
         }
         match write(&*self.disk, &meta) {
             Ok(()) => {
-                self.meta = meta;
+                (self.meta, self.format) = (meta, FORMAT);
                 Ok(())
             }
             Err(error) => {
@@ -271,15 +281,33 @@ impl std::fmt::Debug for DataDir {
 /// `stead.json`. Numbers that use all 64 bits are hexadecimal text, for JSON readers that know only floating point.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct MetaJson {
+struct MetaJson<B> {
     format: u64,
     checksum: String,
-    meta: BodyJson,
+    meta: B,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct BodyJson {
+    cluster: String,
+    incarnation: u64,
+    node: u32,
+    lives: u64,
+    epoch_floor: u64,
+    log_id: String,
+    log_created: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    clean: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    restoring: bool,
+    services: Vec<ServiceJson>,
+}
+
+/// Version 1: one node, which had one epoch for all its shards.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BodyJsonV1 {
     cluster: String,
     incarnation: u64,
     epoch: u64,
@@ -292,6 +320,23 @@ struct BodyJson {
     services: Vec<ServiceJson>,
 }
 
+impl From<BodyJsonV1> for BodyJson {
+    fn from(body: BodyJsonV1) -> Self {
+        Self {
+            cluster: body.cluster,
+            incarnation: body.incarnation,
+            node: 1,
+            lives: body.epoch,
+            epoch_floor: body.epoch,
+            log_id: body.log_id,
+            log_created: body.log_created,
+            clean: body.clean,
+            restoring: body.restoring,
+            services: body.services,
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServiceJson {
@@ -301,7 +346,7 @@ struct ServiceJson {
 }
 
 /// CRC-32 of the compact encoding, so that indenting the file by hand doesn't matter but changing a fact does.
-fn checksum(body: &BodyJson) -> String {
+fn checksum(body: &impl Serialize) -> String {
     let bytes = serde_json::to_vec(body).expect("plain structs of text and numbers encode");
     format!("{:08x}", crc32fast::hash(&bytes))
 }
@@ -315,7 +360,9 @@ fn encode(meta: &Meta) -> Vec<u8> {
     let body = BodyJson {
         cluster: format!("{:032x}", meta.cluster),
         incarnation: meta.incarnation.0,
-        epoch: meta.epoch.0,
+        node: meta.node.0,
+        lives: meta.lives,
+        epoch_floor: meta.epoch_floor.0,
         log_id: format!("{:016x}", meta.log_id),
         log_created: meta.log_created,
         clean: meta.clean,
@@ -328,26 +375,31 @@ fn encode(meta: &Meta) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Result<Meta, DataDirError> {
-    let damaged = |reason: String| DataDirError::MetaDamaged { reason };
+fn damaged(reason: String) -> DataDirError {
+    DataDirError::MetaDamaged { reason }
+}
+
+/// The contents of the file, with the checksum of their version.
+fn decode_body<B: Serialize + DeserializeOwned>(value: serde_json::Value) -> Result<B, DataDirError> {
+    let json: MetaJson<B> = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+    let (found, wanted) = (json.checksum, checksum(&json.meta));
+    if wanted != found {
+        return Err(damaged(format!("its checksum is {found}, and that of its contents is {wanted}")));
+    }
+    Ok(json.meta)
+}
+
+fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
     // The version first: another one may have other fields.
     let value: serde_json::Value =
         serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
     let format = value.get("format").and_then(serde_json::Value::as_u64);
-    match format {
-        Some(FORMAT) => {}
-        Some(found) => return Err(DataDirError::Version { found }),
-        None => return Err(damaged("it has no format version".to_owned())),
-    }
-    let json: MetaJson = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
-    let wanted = checksum(&json.meta);
-    if wanted != json.checksum {
-        return Err(damaged(format!(
-            "its checksum is {}, and that of its contents is {wanted}",
-            json.checksum
-        )));
-    }
-    let body = json.meta;
+    let format = format.ok_or_else(|| damaged("it has no format version".to_owned()))?;
+    let body: BodyJson = match format {
+        1 => decode_body::<BodyJsonV1>(value)?.into(),
+        FORMAT => decode_body(value)?,
+        found => return Err(DataDirError::Version { found }),
+    };
     let hex = |name: &str, text: &str| {
         u128::from_str_radix(text, 16).map_err(|_| damaged(format!("{name} is not a hexadecimal number")))
     };
@@ -356,23 +408,26 @@ fn decode(bytes: &[u8]) -> Result<Meta, DataDirError> {
         first: ShardId(service.first_shard),
         shards: service.shards,
     });
-    Ok(Meta {
+    let meta = Meta {
         cluster: hex("cluster", &body.cluster)?,
         incarnation: Incarnation(body.incarnation),
-        epoch: Epoch(body.epoch),
+        node: NodeId(body.node),
+        lives: body.lives,
+        epoch_floor: Epoch(body.epoch_floor),
         log_id: u64::try_from(hex("log_id", &body.log_id)?)
             .map_err(|_| damaged("log_id is too large".to_owned()))?,
         log_created: body.log_created,
         clean: body.clean,
         restoring: body.restoring,
         services: services.collect(),
-    })
+    };
+    Ok((meta, format))
 }
 
 fn write(disk: &dyn Disk, meta: &Meta) -> Result<(), DataDirError> {
     let bytes = encode(meta);
     // Checked on the way out too: what can't be read back must never replace what can.
-    assert!(matches!(decode(&bytes), Ok(back) if back == *meta), "the facts survive encoding");
+    assert!(matches!(decode(&bytes), Ok((back, FORMAT)) if back == *meta), "the facts survive encoding");
     if bytes.len() as u64 > META_BYTES_MAX {
         return Err(DataDirError::TooLarge { len: bytes.len() });
     }

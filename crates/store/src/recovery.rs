@@ -4,18 +4,21 @@
 //! gives the same states.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::load::load_parts;
+use crate::checkpoint::load::{Bundles, load_parts};
 use crate::checkpoint::manifest::{Manifest, manifest_name, newest};
 use crate::checkpoint::store::BlobStore;
 use crate::disk::Disk;
-use crate::wal::{Opened, Record, Wal, WalError, WalOptions};
+use crate::wal::{Batch, CutRecord, Item, Opened, Promise, Record, Wal, WalError, WalOptions};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use stead_core::checkpointing::lineage::Lineage;
-use stead_core::entry::{Cause, Entry, NoEntry};
-use stead_core::ids::{Colour, Epoch, Index, ShardId};
-use stead_core::state::{Misfit, Position, State};
+use stead_core::ids::{Colour, Epoch, ReplicaId, ShardId};
+use stead_core::replay::{Replay, ReplayError, Replayed};
+use stead_core::start::KnownEpochs;
+use stead_core::state::State;
 use stead_core::topology::Topology;
 use thiserror::Error;
 
@@ -23,6 +26,8 @@ use thiserror::Error;
 pub struct Recovered {
     /// The states of all shards of the topology, in the order of their ids.
     pub states: Vec<State>,
+    /// The highest epoch of each shard that its log or the checkpoint knows.
+    pub epochs: Vec<Epoch>,
     /// The log, open to be appended to.
     pub wal: Wal,
     /// What opening the log found.
@@ -50,8 +55,42 @@ pub struct RecoveryReport {
     pub entries: u64,
     /// Entries of the log that the checkpoint holds already.
     pub entries_skipped: u64,
-    /// The greatest epoch of any shard.
-    pub epoch: Epoch,
+}
+
+impl Recovered {
+    /// Promises so many epochs in one batch: it stays far below the limit of the smallest log.
+    const PROMISES: usize = 256;
+
+    /// What log and checkpoint know of the shards' epochs.
+    #[must_use]
+    pub fn known_epochs(&self) -> Vec<KnownEpochs> {
+        let known = self.states.iter().map(State::shard).zip(&self.epochs);
+        let promised = |shard| self.wal.promises().of(shard);
+        known.map(|(shard, &logged)| KnownEpochs { shard, promised: promised(shard), logged }).collect()
+    }
+
+    /// Promises an epoch for each of these shards: durable, and marked so, when this returns.
+    ///
+    /// # Errors
+    /// As [`Wal::append`] and [`Wal::mark`]. After [`WalError::NoSpace`] nothing was promised.
+    ///
+    /// # Panics
+    /// If a shard promised a higher epoch before.
+    pub fn promise(&mut self, epochs: &BTreeMap<ShardId, Epoch>) -> Result<(), WalError> {
+        let promise =
+            |(&shard, &epoch): (&ShardId, &Epoch)| Promise { shard, replica: ReplicaId::FIRST, epoch };
+        let promises: Vec<Promise> = epochs.iter().map(promise).collect();
+        let batches: Vec<Batch> = promises
+            .chunks(Self::PROMISES)
+            .map(|promises| {
+                let mut batch = Batch::new();
+                promises.iter().for_each(|promise| batch.push_promise(*promise));
+                batch
+            })
+            .collect();
+        self.wal.append(&batches)?;
+        self.wal.mark().map(drop)
+    }
 }
 
 /// Why a node can't be recovered.
@@ -90,140 +129,6 @@ pub enum RecoveryError {
 #[derive(Debug, Error)]
 #[error("{0}")]
 struct Refused(String);
-
-/// Why a record of the log can't be replayed.
-#[derive(Debug, Error)]
-pub enum ReplayError {
-    /// It belongs to a shard that the node does not have.
-    #[error(
-        "entry {index} belongs to shard {shard}, and the node has {shards} shards; its topology was lost or exchanged"
-    )]
-    UnknownShard {
-        /// The shard.
-        shard: ShardId,
-        /// The entry.
-        index: Index,
-        /// How many shards there are.
-        shards: u32,
-    },
-    /// Its bytes are no entry.
-    #[error("cannot read entry {index} of shard {shard}: {source}")]
-    NoEntry {
-        /// The shard.
-        shard: ShardId,
-        /// The entry.
-        index: Index,
-        /// The reason.
-        source: NoEntry,
-    },
-    /// Its place in the log is not the one that it names.
-    #[error("entry {found} of shard {shard} stands in the log as entry {index}; the log is damaged")]
-    Misplaced {
-        /// The shard.
-        shard: ShardId,
-        /// As the log says.
-        index: Index,
-        /// As the entry says.
-        found: Index,
-    },
-    /// It does not follow from the state.
-    #[error(transparent)]
-    Misfit(#[from] Misfit),
-    /// The entry at the checkpoint's marker is another one.
-    #[error(
-        "entry {index} of shard {shard} is not the marker of checkpoint {number}: the log and the checkpoints \
-         are not of one node, or one of them is an older copy; put back the files that belong here, or restore the checkpoint into an \
-         empty directory"
-    )]
-    Unbound {
-        /// The shard.
-        shard: ShardId,
-        /// The marker's index.
-        index: Index,
-        /// The checkpoint.
-        number: Colour,
-    },
-    /// The log lacks entries that were in it when the checkpoint was completed.
-    #[error(
-        "the log's last entry of shard {shard} is {last}, and the checkpoint holds entry {marker}; the log lost its end: \
-         put it back, or restore the checkpoint into an empty directory"
-    )]
-    LogTooShort {
-        /// The shard.
-        shard: ShardId,
-        /// The last entry in the log.
-        last: Index,
-        /// The checkpoint's marker.
-        marker: Index,
-    },
-}
-
-/// Folds the log of each shard over its state.
-struct Replay {
-    states: Vec<State>,
-    /// The marker of the shard's part; all zero without one.
-    markers: Vec<Position>,
-    /// The last entry seen in the log; 0 before the first.
-    last: Vec<Index>,
-    applied: u64,
-    skipped: u64,
-}
-
-impl Replay {
-    fn new(states: Vec<State>) -> Self {
-        let markers: Vec<Position> = states.iter().map(State::position).collect();
-        let last = vec![Index(0); states.len()];
-        Self { states, markers, last, applied: 0, skipped: 0 }
-    }
-
-    fn handle(&mut self, record: &Record<'_>) -> Result<(), ReplayError> {
-        let (shard, index) = (record.shard, record.index);
-        let shards = self.states.len() as u32;
-        let at = shard.0 as usize;
-        let Some(state) = self.states.get_mut(at) else {
-            return Err(ReplayError::UnknownShard { shard, index, shards });
-        };
-        let last = std::mem::replace(&mut self.last[at], index);
-        if last != Index(0) && index != last.next() {
-            return Err(Misfit::Index { shard, last, found: index }.into());
-        }
-        let marker = self.markers[at];
-        if index < marker.index {
-            self.skipped += 1;
-            return Ok(());
-        }
-        let entry =
-            Entry::decode(record.bytes).map_err(|source| ReplayError::NoEntry { shard, index, source })?;
-        if index == marker.index {
-            // Log and checkpoint have no name in common: the marker shows that the one was taken of the other.
-            let number = marker.colour;
-            if (entry.epoch, entry.time, entry.cause)
-                != (marker.epoch, marker.time, Cause::Marker { colour: number })
-            {
-                return Err(ReplayError::Unbound { shard, index, number });
-            }
-            self.skipped += 1;
-            return Ok(());
-        }
-        if entry.index != index || entry.epoch != record.epoch {
-            return Err(ReplayError::Misplaced { shard, index, found: entry.index });
-        }
-        state.apply(entry)?;
-        self.applied += 1;
-        Ok(())
-    }
-
-    fn check(&self) -> Result<(), ReplayError> {
-        for (at, (&last, &marker)) in self.last.iter().zip(&self.markers).enumerate() {
-            // Whole segments are trimmed from the front: if any entry is left, so are all after it.
-            if last != Index(0) && last < marker.index {
-                let (shard, marker) = (ShardId(at as u32), marker.index);
-                return Err(ReplayError::LogTooShort { shard, last, marker });
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Recovers all shards of a node.
 ///
@@ -270,31 +175,88 @@ pub fn recover_checked(
         lineage = manifest.lineage();
     }
     let replay = RefCell::new(Replay::new(states));
-    let visit = |record: Record<'_>| -> Result<(), Box<dyn Error + Send + Sync>> {
-        Ok(replay.borrow_mut().handle(&record)?)
+    let visit = |item: Item<'_>| -> Result<(), Box<dyn Error + Send + Sync>> {
+        match item {
+            Item::Entry(Record { shard, epoch, index, bytes }) => {
+                Ok(replay.borrow_mut().handle_entry(shard, epoch, index, bytes)?)
+            }
+            Item::Cut(CutRecord { shard, epoch, index }) => {
+                Ok(replay.borrow_mut().handle_cut(shard, epoch, index)?)
+            }
+            Item::Promise(_) => Ok(()),
+        }
     };
     // Before the log's tail is cut: a checkpoint may prove that what is damaged there had been synced.
+    let again = (Arc::clone(&disk), wal.clone());
     let opened = Wal::open_checked(disk, wal, visit, || {
-        let replay = replay.borrow();
-        replay.check()?;
-        Ok(accept(&replay.states).map_err(Refused)?)
+        let mut replay = replay.borrow_mut();
+        let void = replay.end_reading()?;
+        if !void.is_empty() {
+            fold_again(&mut replay, &void, store, newest.manifest.as_ref(), &again)?;
+        }
+        Ok(accept(replay.states()).map_err(Refused)?)
     });
     let (wal, log) = opened.map_err(|error| match error {
         WalError::Visit(error) => match error.downcast::<ReplayError>() {
             Ok(error) => RecoveryError::Replay(*error),
             Err(error) => match error.downcast::<Refused>() {
                 Ok(refused) => RecoveryError::Refused(refused.0),
-                Err(error) => RecoveryError::Log(WalError::Visit(error)),
+                Err(error) => match error.downcast::<RecoveryError>() {
+                    Ok(error) => *error,
+                    Err(error) => RecoveryError::Log(WalError::Visit(error)),
+                },
             },
         },
         error => RecoveryError::Log(error),
     })?;
-    let Replay { states, applied, skipped, .. } = replay.into_inner();
-    report.entries = applied;
-    report.entries_skipped = skipped;
+    let Replayed { states, epochs, entries, entries_skipped } = replay.into_inner().finish();
+    (report.entries, report.entries_skipped) = (entries, entries_skipped);
     report.state_bytes = states.iter().map(|state| state.records().bytes() as u64).sum();
-    report.epoch = states.iter().map(|state| state.position().epoch).max().unwrap_or_default();
-    Ok(Recovered { states, wal, log, lineage, manifest: newest.manifest, decided: newest.decided, report })
+    Ok(Recovered {
+        states,
+        epochs,
+        wal,
+        log,
+        lineage,
+        manifest: newest.manifest,
+        decided: newest.decided,
+        report,
+    })
+}
+
+/// Folds shards once more, over the entries that survive: the log is read again, and their parts are loaded again.
+fn fold_again(
+    replay: &mut Replay,
+    shards: &[ShardId],
+    store: &dyn BlobStore,
+    manifest: Option<&Manifest>,
+    (disk, wal): &(Arc<dyn Disk>, WalOptions),
+) -> Result<(), RecoveryError> {
+    let bundles = manifest.map(|manifest| Ok((manifest, Bundles::open(store, manifest)?)));
+    let bundles = bundles.transpose().map_err(|error: CheckpointError| error)?;
+    for &shard in shards {
+        let part = bundles
+            .as_ref()
+            .and_then(|(manifest, bundles)| manifest.part(shard).map(|part| (manifest, bundles, part)));
+        replay.restart(match part {
+            Some((manifest, bundles, part)) => {
+                bundles.load(&[part])?.pop().expect("one part was asked for").into_state(manifest)?
+            }
+            // There is no checkpoint, or the service is newer than it.
+            None => State::new(shard),
+        });
+    }
+    let visit = |Record { shard, epoch, index, bytes }: Record<'_>| {
+        replay.handle_again(shard, epoch, index, bytes).map(ControlFlow::Continue)
+    };
+    match Wal::read(&**disk, wal, visit) {
+        Ok(_) => Ok(()),
+        Err(WalError::Visit(error)) => Err(match error.downcast::<ReplayError>() {
+            Ok(error) => RecoveryError::Replay(*error),
+            Err(error) => RecoveryError::Log(WalError::Visit(error)),
+        }),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn check_topology(manifest: &Manifest, topology: &Topology) -> Result<(), RecoveryError> {

@@ -6,29 +6,39 @@
 //!
 //! Each batch tells which batch was the last durable one when it was written: the *sync mark*. It lets recovery tell an
 //! unsynced tail, which is cut, from corruption, which is refused: see [`Wal::open`]. The layout on disk is described in
-//! `frame.rs` and `segment.rs`.
+//! `frame.rs`, `record.rs` and `segment.rs`.
 //!
-//! Knows nothing of what records mean, and never reads a clock.
+//! Each segment begins with a table of all promises, so that trimming loses none. Knows nothing else of what records mean,
+//! and never reads a clock.
+//!
+//! A log that version 1 wrote goes on in version 2: the segments that it has stay as they are, and leave by trimming. The
+//! last of them still takes marks, and the first records that are appended begin a new segment.
 
 mod batch;
 mod error;
 mod frame;
 mod live;
+mod promises;
+mod record;
 mod recovery;
 mod segment;
+mod spans;
 mod window;
 
-pub use batch::{Batch, Record};
+pub use batch::Batch;
 pub use error::{Damage, WalError};
-pub use live::WalReader;
+pub use live::{ShardReader, WalReader};
+pub use promises::Promises;
+pub use record::{CutRecord, Item, Promise, Record};
 pub use segment::SegmentPreparer;
 
 use crate::aligned::Aligned;
 use crate::disk::{Disk, Open, parent};
-use batch::ShardTops;
 use frame::{BLOCK, FrameHeader, HEADER, span};
 use live::{Extent, Published};
 use segment::{Pool, SEGMENT_MAX, SEGMENT_MIN, Segment, log_path};
+use spans::{SegmentSpans, ShardSpans};
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::error::Error;
 use std::ops::{ControlFlow, Range};
@@ -36,10 +46,14 @@ use std::sync::Arc;
 use stead_core::ids::{Index, ShardId};
 
 /// The version of the log's format, in every segment's header.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The last block of a segment is kept for the batch that a trim writes: trimming must work when the disk is full.
 const RESERVED: u64 = BLOCK as u64;
+
+/// What a segment keeps free for the table of promises beside a batch of the limit. With a longer table such a batch needs a
+/// longer segment.
+const TABLE_ROOM: u64 = 512;
 
 /// How a log is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,9 +130,9 @@ impl WalOptions {
         (self.first_bytes()..=self.segment_bytes).contains(&bytes) && bytes.is_multiple_of(BLOCK as u64)
     }
 
-    /// What fits into one write: a segment less its header and its reserved block, or the set limit.
+    /// What fits into one write: a segment less its header, its table and its reserved block, or the set limit.
     fn payload_max(&self) -> usize {
-        let room = self.segment_bytes - BLOCK as u64 - RESERVED - HEADER as u64;
+        let room = self.segment_bytes - BLOCK as u64 - RESERVED - HEADER as u64 - TABLE_ROOM;
         usize::try_from(room).map_or(self.batch_bytes_max, |room| room.min(self.batch_bytes_max))
     }
 }
@@ -183,7 +197,6 @@ pub struct WalStats {
 struct Sealed {
     id: u64,
     bytes: u64,
-    tops: ShardTops,
 }
 
 /// An open log; its owner is the only one to write it.
@@ -192,7 +205,6 @@ pub struct Wal {
     options: WalOptions,
     sealed: VecDeque<Sealed>,
     active: Segment,
-    active_tops: ShardTops,
     /// Where the next batch goes in the active segment.
     at: u64,
     last: Position,
@@ -203,6 +215,9 @@ pub struct Wal {
     /// The last batch that has records.
     last_records: u64,
     oldest: u64,
+    promises: Promises,
+    /// Their table as it begins a segment.
+    table: Vec<u8>,
     /// For readers on other threads.
     published: Arc<Published>,
     fatal: Option<String>,
@@ -225,12 +240,16 @@ impl Wal {
     pub fn open<E: Into<Box<dyn Error + Send + Sync>>>(
         disk: Arc<dyn Disk>,
         options: WalOptions,
-        visit: impl FnMut(Record<'_>) -> Result<(), E>,
+        mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
     ) -> Result<(Self, Opened), WalError> {
+        let visit = |item: Item<'_>| match item {
+            Item::Entry(record) => visit(record),
+            Item::Promise(_) | Item::Cut(_) => Ok(()),
+        };
         Self::open_checked(disk, options, visit, || Ok(()))
     }
 
-    /// Opens a log as [`Wal::open`] does, but asks `accept` once all records were shown and nothing is changed yet: what
+    /// Opens a log as [`Wal::open`] does and shows all its records, but asks `accept` once all records were shown and nothing is changed yet: what
     /// looks like an unsynced tail may be known to have been synced.
     ///
     /// # Errors
@@ -238,12 +257,12 @@ impl Wal {
     pub fn open_checked<E: Into<Box<dyn Error + Send + Sync>>>(
         disk: Arc<dyn Disk>,
         options: WalOptions,
-        mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
+        mut visit: impl FnMut(Item<'_>) -> Result<(), E>,
         accept: impl FnOnce() -> Result<(), E>,
     ) -> Result<(Self, Opened), WalError> {
         options.check()?;
-        let mut scan = recovery::scan(&*disk, &options, &mut |record| {
-            visit(record).map(ControlFlow::Continue).map_err(Into::into)
+        let mut scan = recovery::scan(&*disk, &options, &mut |item| {
+            visit(item).map(ControlFlow::Continue).map_err(Into::into)
         })?;
         if scan.segments.is_empty() && !options.create {
             return Err(WalError::Missing { dir: options.dir });
@@ -258,41 +277,50 @@ impl Wal {
 
         let new = scan.number == 0;
         let id_next = scan.segments.last().map_or(1, |last| last.id + 1);
-        let mut sealed = VecDeque::new();
+        let (mut sealed, mut spans) = (VecDeque::new(), VecDeque::new());
         let mut outdated = std::mem::take(&mut scan.outdated);
         let mut active = None;
         let mut ready = VecDeque::new();
-        let open = |id: u64, bytes: u64| {
+        let open = |id: u64, bytes: u64, version: u32| {
             let path = log_path(&options.dir, id);
             let file = disk.open_direct(&path, Open::Existing).map_err(WalError::io("open", &path))?;
-            Ok::<_, WalError>(Segment { id, file, bytes })
+            Ok::<_, WalError>(Segment { id, file, bytes, version })
         };
         for (at, found) in scan.segments.into_iter().enumerate() {
+            let recovery::Found { id, bytes, version, spans: shards } = found;
             match at.cmp(&scan.tail) {
-                std::cmp::Ordering::Less if found.id < scan.oldest => outdated.push(found.id),
+                std::cmp::Ordering::Less if id < scan.oldest => outdated.push(id),
                 std::cmp::Ordering::Less => {
-                    sealed.push_back(Sealed { id: found.id, bytes: found.bytes, tops: found.tops })
+                    sealed.push_back(Sealed { id, bytes });
+                    spans.push_back(SegmentSpans { id, shards });
                 }
-                std::cmp::Ordering::Equal => active = Some((open(found.id, found.bytes)?, found.tops)),
-                std::cmp::Ordering::Greater => ready.push_back(open(found.id, found.bytes)?),
+                std::cmp::Ordering::Equal => {
+                    active = Some(open(id, bytes, version)?);
+                    spans.push_back(SegmentSpans { id, shards });
+                }
+                std::cmp::Ordering::Greater => ready.push_back(open(id, bytes, version)?),
             }
         }
         let pool = Arc::new(Pool::new(Arc::clone(&disk), &options, ready, scan.reusable, id_next));
         let has = |active: u64| active + sealed.iter().map(|sealed: &Sealed| sealed.bytes).sum::<u64>();
-        pool.log_has(has(active.as_ref().map_or(0, |(active, _)| active.bytes)));
+        pool.log_has(has(active.as_ref().map_or(0, |active| active.bytes)));
         if !outdated.is_empty() {
             pool.release(&outdated)?;
         }
-        let (active, active_tops) = match active {
+        let active = match active {
             Some(active) => active,
-            None => (pool.take(0)?, ShardTops::default()),
+            None => {
+                let active = pool.take(0)?;
+                spans.push_back(SegmentSpans { id: active.id, shards: ShardSpans::default() });
+                active
+            }
         };
         let at = if new { BLOCK as u64 } else { scan.at };
         let last = Position { batch: scan.number, segment: active.id, offset: scan.last_at };
         let oldest = if new { active.id } else { scan.oldest };
         let mut wal = Self {
             last,
-            published: Arc::new(Published::new(Extent { oldest, last })),
+            published: Arc::new(Published::new(Extent { oldest, last }, spans)),
             last_checksum: scan.checksum,
             synced: scan.number,
             marked: 0,
@@ -302,23 +330,28 @@ impl Wal {
             options,
             sealed,
             active,
-            active_tops,
             at,
+            table: Vec::new(),
+            promises: scan.promises,
             fatal: None,
             buf: Aligned::default(),
         };
+        wal.promises.encode(&mut wal.table);
         if new {
             // Every log has a first batch, so that a segment without any is never taken for an empty log.
-            wal.write(&[])?;
+            wal.write::<Batch>(&[])?;
             wal.sync()?;
         } else {
             wal.mark()?;
         }
-        wal.pool.prepare_unless_delegated()?;
+        // The first segment of another version comes when something is appended: only then the owner has agreed to it.
+        if wal.active.version == FORMAT {
+            wal.pool.prepare_unless_delegated()?;
+        }
         Ok((wal, scan.opened))
     }
 
-    /// Reads a log without changing anything, as [`Wal::open`] would: for inspection while no one owns it. When `visit`
+    /// Reads the entries of a log without changing anything, as [`Wal::open`] would: for inspection while no one owns it. When `visit`
     /// breaks, what stands after that is not looked at.
     ///
     /// # Errors
@@ -329,7 +362,10 @@ impl Wal {
         mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
     ) -> Result<Opened, WalError> {
         options.check()?;
-        let scan = recovery::scan(disk, options, &mut |record| visit(record).map_err(Into::into))?;
+        let scan = recovery::scan(disk, options, &mut |item| match item {
+            Item::Entry(record) => visit(record).map_err(Into::into),
+            Item::Promise(_) | Item::Cut(_) => Ok(ControlFlow::Continue(())),
+        })?;
         if scan.number == 0 {
             return Err(WalError::Missing { dir: options.dir.clone() });
         }
@@ -340,20 +376,31 @@ impl Wal {
     /// only after [`Wal::sync`]. Returns the place of the last write.
     ///
     /// # Errors
-    /// [`WalError::TooLarge`] and [`WalError::NoSpace`]: nothing was appended, and the log stays usable.
-    /// [`WalError::Io`] or [`WalError::Fatal`]: the log refuses everything from now on.
-    pub fn append(&mut self, batches: &[Batch]) -> Result<Position, WalError> {
+    /// [`WalError::TooLarge`], [`WalError::TooManyPromises`] and [`WalError::NoSpace`]: nothing was appended, and the log
+    /// stays usable. [`WalError::Io`] or [`WalError::Fatal`]: the log refuses everything from now on.
+    ///
+    /// # Panics
+    /// If a replica promises a lower epoch than before.
+    pub fn append<B: Borrow<Batch>>(&mut self, batches: &[B]) -> Result<Position, WalError> {
         self.check()?;
         let max = self.options.payload_max();
-        if let Some(batch) = batches.iter().find(|batch| batch.bytes() > max) {
-            return Err(WalError::TooLarge { bytes: batch.bytes(), max });
+        let over = batches.iter().map(|batch| batch.borrow().bytes()).find(|bytes| *bytes > max);
+        if let Some(bytes) = over {
+            return Err(WalError::TooLarge { bytes, max });
+        }
+        let promises: usize = batches.iter().map(|batch| batch.borrow().promises().len()).sum();
+        let count = self.promises.len() + promises;
+        if promises > 0 && count > Promises::COUNT_MAX {
+            return Err(WalError::TooManyPromises { count, max: Promises::COUNT_MAX });
         }
         let writes = split(batches, max);
         // All room is found before anything is written, so that a full disk leaves nothing half done.
-        let spans: Vec<u64> =
-            writes.iter().map(|write| span(bytes(&batches[write.clone()])) as u64).collect();
-        if self.at + spans.iter().sum::<u64>() + RESERVED > self.active.bytes {
-            self.pool.ensure(|ready| self.missing(&spans, ready))?;
+        let payloads: Vec<usize> = writes.iter().map(|write| bytes(&batches[write.clone()])).collect();
+        let needed: u64 = payloads.iter().map(|payload| self.span(BLOCK as u64, *payload)).sum();
+        if self.must_roll(!writes.is_empty()) || self.at + needed + RESERVED > self.active.bytes {
+            // The promises may lengthen the tables of the segments that follow.
+            let table = self.table.len() + promises * Promises::TABLE_BYTES_EACH;
+            self.pool.ensure(|ready| self.missing(&payloads, table, ready))?;
         }
         for write in writes {
             self.write(&batches[write])?;
@@ -394,10 +441,10 @@ impl Wal {
         if self.is_marked() {
             return Ok(true);
         }
-        if self.missing(&[span(0) as u64], &self.pool.ready()).is_some() {
+        if self.missing(&[0], self.table.len(), &self.pool.ready()).is_some() {
             return Ok(false);
         }
-        self.write(&[])?;
+        self.write::<Batch>(&[])?;
         self.sync()?;
         Ok(true)
     }
@@ -411,13 +458,13 @@ impl Wal {
     /// As [`Wal::sync`].
     pub fn trim(&mut self, top: impl Fn(ShardId) -> Index) -> Result<usize, WalError> {
         self.check()?;
-        let unneeded = |sealed: &&Sealed| sealed.tops.iter().all(|(shard, index)| index <= top(shard));
-        let count = self.sealed.iter().take_while(unneeded).count();
+        let is_unneeded = |shards: &ShardSpans| shards.tops().all(|(shard, index)| index <= top(shard));
+        let count = self.published.count_first(self.sealed.len(), is_unneeded);
         if count == 0 {
             return Ok(0);
         }
         // Without room to say so nothing can go: the reserved block was used by an earlier trim, and the disk is full.
-        if self.at + span(0) as u64 > self.active.bytes {
+        if self.at + self.span(self.at, 0) > self.active.bytes {
             match self.pool.ensure(|ready| ready.is_empty().then_some(0)) {
                 Err(WalError::NoSpace { .. }) => return Ok(0),
                 ready => ready?,
@@ -425,9 +472,10 @@ impl Wal {
         }
         // The log says what it no longer needs before that goes: whatever else is missing later is a loss.
         self.oldest = self.sealed.get(count).map_or(self.active.id, |next| next.id);
-        self.write_within(&[], RESERVED)?;
+        self.write_within::<Batch>(&[], RESERVED)?;
         self.sync()?;
         let ids: Vec<u64> = self.sealed.drain(..count).map(|sealed| sealed.id).collect();
+        self.published.drop_first(count);
         self.pool.log_has(self.bytes());
         if let Err(error) = self.pool.release(&ids) {
             return Err(self.fail(error));
@@ -439,9 +487,10 @@ impl Wal {
     /// with [`WalError::NoSpace`], stop accepting what must be logged.
     #[must_use]
     pub fn reserve_left(&self) -> u64 {
-        let active = (self.active.bytes - RESERVED).saturating_sub(self.at);
-        let ready = self.pool.ready();
-        active + ready.iter().map(|bytes| bytes - BLOCK as u64 - RESERVED).sum::<u64>()
+        let active =
+            if self.must_roll(true) { 0 } else { (self.active.bytes - RESERVED).saturating_sub(self.at) };
+        let overhead = BLOCK as u64 + RESERVED + self.table.len() as u64;
+        active + self.pool.ready().iter().map(|bytes| bytes.saturating_sub(overhead)).sum::<u64>()
     }
 
     /// Bytes that the next segment will have, unless a batch needs more.
@@ -476,6 +525,12 @@ impl Wal {
     #[must_use]
     pub fn is_marked(&self) -> bool {
         self.marked >= self.last_records
+    }
+
+    /// The promises that the log holds.
+    #[must_use]
+    pub fn promises(&self) -> &Promises {
+        &self.promises
     }
 
     /// Most bytes that one [`Batch`] may have.
@@ -525,16 +580,34 @@ impl Wal {
         self.sealed.iter().map(|sealed| sealed.bytes).sum::<u64>() + self.active.bytes
     }
 
-    /// The bytes that one more segment must have so that writes of these spans find their places, if the ready ones are
+    /// Bytes on disk of a batch with a payload of `len` bytes that is written at `at`: the first one of a segment begins with
+    /// the table.
+    fn span(&self, at: u64, len: usize) -> u64 {
+        let table = if at == BLOCK as u64 && self.active.version == FORMAT { self.table.len() } else { 0 };
+        span(table + len) as u64
+    }
+
+    /// Whether the active segment takes no records any more, however much room it has.
+    fn must_roll(&self, has_records: bool) -> bool {
+        has_records && self.active.version < FORMAT
+    }
+
+    /// The bytes that one more segment must have so that writes of these payloads find their places, if the ready ones are
     /// not enough. A ready segment that is too short for a write is passed over.
-    fn missing(&self, spans: &[u64], ready: &[u64]) -> Option<u64> {
+    fn missing(&self, payloads: &[usize], table: usize, ready: &[u64]) -> Option<u64> {
         let mut ready = ready.iter();
         let (mut at, mut end) = (self.at, self.active.bytes);
-        for span in spans {
+        let has_records = payloads.iter().any(|payload| *payload > 0);
+        if self.must_roll(has_records) {
+            end = 0;
+        }
+        for payload in payloads {
+            let first = span(table + payload) as u64;
+            let mut span = if at == BLOCK as u64 { first } else { span(*payload) as u64 };
             while at + span + RESERVED > end {
                 match ready.next() {
-                    Some(next) => (at, end) = (BLOCK as u64, *next),
-                    None => return Some(BLOCK as u64 + span + RESERVED),
+                    Some(next) => (at, end, span) = (BLOCK as u64, *next, first),
+                    None => return Some(BLOCK as u64 + first + RESERVED),
                 }
             }
             at += span;
@@ -542,47 +615,60 @@ impl Wal {
         None
     }
 
-    fn write(&mut self, batches: &[Batch]) -> Result<(), WalError> {
+    fn write<B: Borrow<Batch>>(&mut self, batches: &[B]) -> Result<(), WalError> {
         self.write_within(batches, 0)
     }
 
     /// Writes one batch, into the last `reserve` bytes of the segment too.
-    fn write_within(&mut self, batches: &[Batch], reserve: u64) -> Result<(), WalError> {
+    fn write_within<B: Borrow<Batch>>(&mut self, batches: &[B], reserve: u64) -> Result<(), WalError> {
         let payload = bytes(batches);
         // What stands in the log must be told before the buffer is sealed, so the segment comes first.
-        let span = span(payload) as u64;
-        while self.at + span + RESERVED > self.active.bytes + reserve {
-            self.roll(BLOCK as u64 + span + RESERVED)?;
-            if self.at + span + RESERVED > self.active.bytes {
+        while self.must_roll(payload > 0)
+            || self.at + self.span(self.at, payload) + RESERVED > self.active.bytes + reserve
+        {
+            self.roll(BLOCK as u64 + span(self.table.len() + payload) as u64 + RESERVED)?;
+            if self.at + self.span(self.at, payload) + RESERVED > self.active.bytes {
                 // Passed over, but not empty: no segment is.
-                self.write(&[])?;
+                self.write::<Batch>(&[])?;
             }
         }
-        self.buf.make_room(span as usize);
+        let has_table = self.at == BLOCK as u64 && self.active.version == FORMAT;
+        self.buf.make_room(self.span(self.at, payload) as usize);
         self.buf.pad(HEADER);
+        if has_table {
+            self.buf.extend(&self.table);
+        }
         let mut records = 0;
         for batch in batches {
-            self.buf.extend(batch.encoded());
-            records += batch.records();
+            self.buf.extend(batch.borrow().encoded());
+            records += batch.borrow().records();
         }
         let header = FrameHeader {
-            records,
+            records: records + u32::from(has_table),
             segment: self.active.id,
             number: self.last.batch + 1,
             synced: self.synced,
             oldest: self.oldest,
             previous: self.last_checksum,
         };
-        let checksum = frame::seal(&mut self.buf, &header, self.options.log_id);
+        let checksum = frame::seal(&mut self.buf, &header, self.active.version, self.options.log_id);
         if let Err(source) = self.active.file.write_at(self.buf.bytes(), self.at) {
             // A full disk as well: it gets here only on a file system that copies on write, and part may have been written.
             let path = log_path(&self.options.dir, self.active.id);
             return Err(self.fail(WalError::Io { action: "write", path, source }));
         }
-        for batch in batches {
-            self.active_tops.merge(batch.tops());
-        }
         self.last = Position { batch: header.number, segment: header.segment, offset: self.at };
+        self.published.note(batches.iter().map(|batch| batch.borrow().tops()), self.last);
+        let promises = batches.iter().flat_map(|batch| batch.borrow().promises());
+        let mut is_changed = false;
+        for promise in promises {
+            assert!(self.promises.raise(promise), "a promise never falls: {promise:?}");
+            is_changed = true;
+        }
+        if is_changed {
+            self.table.clear();
+            self.promises.encode(&mut self.table);
+        }
         self.last_checksum = checksum;
         self.marked = header.synced;
         if records > 0 {
@@ -598,8 +684,8 @@ impl Wal {
         self.sync()?;
         let next = self.pool.take(bytes)?;
         let full = std::mem::replace(&mut self.active, next);
-        let tops = std::mem::take(&mut self.active_tops);
-        self.sealed.push_back(Sealed { id: full.id, bytes: full.bytes, tops });
+        self.sealed.push_back(Sealed { id: full.id, bytes: full.bytes });
+        self.published.roll(self.active.id);
         self.at = BLOCK as u64;
         self.pool.log_has(self.bytes());
         self.pool.prepare_unless_delegated()
@@ -612,15 +698,15 @@ impl std::fmt::Debug for Wal {
     }
 }
 
-fn bytes(batches: &[Batch]) -> usize {
-    batches.iter().map(Batch::bytes).sum()
+fn bytes<B: Borrow<Batch>>(batches: &[B]) -> usize {
+    batches.iter().map(|batch| batch.borrow().bytes()).sum()
 }
 
 /// The runs of batches that go into one write each. Batches without records are left out at the ends.
-fn split(batches: &[Batch], max: usize) -> Vec<Range<usize>> {
+fn split<B: Borrow<Batch>>(batches: &[B], max: usize) -> Vec<Range<usize>> {
     let mut writes: Vec<Range<usize>> = Vec::new();
     let mut room = 0;
-    for (at, batch) in batches.iter().enumerate().filter(|(_, batch)| !batch.is_empty()) {
+    for (at, batch) in batches.iter().map(Borrow::borrow).enumerate().filter(|(_, batch)| !batch.is_empty()) {
         match writes.last_mut() {
             Some(write) if batch.bytes() <= room => {
                 write.end = at + 1;

@@ -45,7 +45,7 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
         Value::Null => "none yet".to_owned(),
         number => number.to_string(),
     };
-    output::line(&format!("epoch        {}, incarnation {}", status["epoch"], status["incarnation"]))?;
+    output::line(&format!("lives        {}, incarnation {}", status["lives"], status["incarnation"]))?;
     output::line(&format!("uptime       {}", output::fact("uptime", &status["uptime"])))?;
     output::line(&format!(
         "log          {} in {}",

@@ -81,9 +81,8 @@ fn run(name: &str, text: &str) {
             },
             ["again"] => {
                 replay.restart(part(marker));
-                log.iter().try_for_each(|(epoch, index, bytes)| {
-                    replay.handle_again(SHARD, *epoch, *index, bytes)
-                })
+                log.iter()
+                    .try_for_each(|(epoch, index, bytes)| replay.handle_again(SHARD, *epoch, *index, bytes))
             }
             ["state"] => {
                 // Ended, it asserts that it was folded to its end.

@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 /// The status of a node.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct Status {
-    /// The node's epoch: the number of times that its data directory was started.
-    epoch: u64,
+    /// The number of times that a node was started on this data directory.
+    lives: u64,
     /// The cluster's incarnation, which each restore begins.
     incarnation: u64,
     /// The time for which the node has run.

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::driver;
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{Colour, ShardId};
+use stead_core::ids::{Colour, Epoch, ShardId};
 use stead_core::placement::{Place, Placement};
 use stead_core::shard::Shard;
 use stead_core::state::State;
@@ -66,7 +66,7 @@ pub(super) fn assemble<E: Env>(
     begun: Instant,
 ) -> Result<Parts<E>, OpenError> {
     let Recovery { data_dir, created, store, services, recovered, plan } = recovery;
-    let Recovered { states, wal, log, lineage, manifest, decided, report } = recovered;
+    let Recovered { states, wal, log, lineage, manifest, decided, report, .. } = recovered;
     let (topology, store): (_, Arc<dyn BlobStore>) = (services.topology(), Arc::new(store));
     let report = RecoveryReport {
         created,
@@ -89,12 +89,12 @@ pub(super) fn assemble<E: Env>(
         false => Place::Unplaced,
     });
     let (threads, memory) = (options.threads, options.memory);
-    let (epoch, topology) = (plan.promise, Arc::clone(topology));
+    let (lives, topology) = (data_dir.meta().lives, Arc::clone(topology));
     let shared = Shared::<E>::new(
         program,
         (Arc::clone(&topology), placement),
         (threads, options.task_threads),
-        epoch,
+        lives,
         around,
         copies,
         memory,
@@ -105,9 +105,10 @@ pub(super) fn assemble<E: Env>(
     shared.snapshots.newest.store(newest, Ordering::Relaxed);
 
     let (shards, trials) = plan.shards(states, &services);
-    let mut by_worker: Vec<Vec<Shard>> = (0..threads).map(|_| Vec::new()).collect();
+    let mut by_worker: Vec<Vec<(Shard, Epoch)>> = (0..threads).map(|_| Vec::new()).collect();
     for shard in shards {
-        by_worker[shared.worker_of(shard.state().shard())].push(shard);
+        let id = shard.state().shard();
+        by_worker[shared.worker_of(id)].push((shard, plan.epochs[&id]));
     }
     // The first turn waits in its inbox until the shard has started.
     shared.trials(|shared| {
@@ -157,7 +158,7 @@ pub(super) fn assemble<E: Env>(
     let CheckpointOptions { interval, keep, timeout, check_bytes_max, .. } = options.checkpoints;
     let setup = CheckpointSetup {
         store: Arc::clone(&store),
-        epochs: places.iter().map(|shard| (*shard, epoch)).collect(),
+        epochs: places.iter().map(|shard| (*shard, plan.epochs[shard])).collect(),
         topology,
         writer,
         options: driver::Options { interval, timeout, keep, grace: GRACE, policy: Policy::default() },

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::thread;
 use std::time::Duration;
-use stead_core::ids::{Epoch, Incarnation, Time};
+use stead_core::ids::{Epoch, Incarnation, NodeId, Time};
 use stead_core::records::SECRET_LEN;
 use stead_core::shard::Settings;
 use stead_core::start::{Code, Services};
@@ -96,7 +96,9 @@ pub(super) fn fresh_meta() -> Meta {
     Meta {
         cluster: fastrand::u128(..),
         incarnation: Incarnation(1),
-        epoch: Epoch(0),
+        node: NodeId(1),
+        lives: 0,
+        epoch_floor: Epoch(0),
         log_id: fastrand::u64(..),
         log_created: false,
         clean: false,

@@ -8,7 +8,7 @@ use stead_core::topology::Topology;
 use stead_store::checkpoint::store::DiskStore;
 use stead_store::data_dir::{CHECKPOINTS, DataDir, Meta, ServiceMeta};
 use stead_store::disk::Disk;
-use stead_store::recovery::{Recovered, recover_checked};
+use stead_store::recovery::{Recovered, RecoveryError, recover_checked};
 use stead_store::wal::WalOptions;
 
 /// What a recovery has to know.
@@ -64,19 +64,21 @@ pub fn recover(
     let recovered = recover_checked(disk, &store, &topology, wal, options.threads, |states| {
         services.accept(states, code).map_err(|error| refused.insert(error).to_string())
     });
-    let recovered = recovered.map_err(|error| match refused {
+    let mut recovered = recovered.map_err(|error| match refused {
         Some(refused) => OpenError::from(refused),
         None => error.into(),
     })?;
     services.fit(recovered.wal.batch_bytes_max(), options.clock_confirm.as_millis() as u64);
-    let past = Past { promised: meta.epoch, is_new: created, ended_cleanly: meta.clean };
-    let plan = StartPlan::new(past, &recovered.states);
-    // Durable before any shard uses its epoch, and before any entry of a new service.
+    let past = Past { epoch_floor: meta.epoch_floor, is_new: created, ended_cleanly: meta.clean };
+    let plan = StartPlan::new(past, &recovered.known_epochs());
+    // Durable before any entry of a new service is, and before the log has a version that older programs do not know.
     data_dir.update(|meta| {
-        meta.epoch = plan.promise;
+        meta.lives += 1;
         meta.log_created = true;
         meta.clean = false;
         meta.services = ServiceMeta::all_of(&topology);
     })?;
+    // Durable before any shard uses its epoch.
+    recovered.promise(&plan.epochs).map_err(RecoveryError::from)?;
     Ok(Recovery { data_dir, created, store, services, recovered, plan })
 }

@@ -12,12 +12,11 @@ use stead_core::ids::{Index, ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::records::Piece;
 use stead_core::shard::{Effect, Input};
+use stead_store::wal::Batch;
 
 /// A submission over this many bytes goes to the log before the turn is over, so that the log never waits for work while
 /// there is some.
 const BATCH_BYTES: usize = 128 << 10;
-/// Bytes that the log adds to each entry.
-const RECORD_OVERHEAD: usize = 24;
 
 impl<E: Env> Worker<E> {
     pub(super) fn perform(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
@@ -29,7 +28,7 @@ impl<E: Env> Worker<E> {
                 Effect::Append { epoch, index, bytes } => {
                     self.turn[service].entries += 1;
                     self.turn[service].entry_bytes += bytes.len() as u64;
-                    if self.batch.bytes() + bytes.len() + RECORD_OVERHEAD > self.batch_max {
+                    if self.batch.bytes() + bytes.len() + Batch::RECORD_OVERHEAD > self.batch_max {
                         self.submit(shared, now);
                     }
                     self.batch.push(from, epoch, index, &bytes);

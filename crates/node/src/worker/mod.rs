@@ -112,6 +112,8 @@ struct Slot {
     id: ShardId,
     service: u16,
     shard: Shard,
+    /// The epoch in which this life leads it.
+    epoch: Epoch,
     /// As it was when [`Worker::renew_deadlines`] looked.
     deadline: Option<Time>,
     /// The shard was given an input since.
@@ -138,23 +140,24 @@ impl<E: Env> Worker<E> {
     pub(crate) fn new(
         shared: &Shared<E>,
         number: usize,
-        shards: Vec<Shard>,
+        shards: Vec<(Shard, Epoch)>,
         code: Guarded<E>,
         batch_max: usize,
     ) -> Self {
         let mut slots = vec![None; shared.topology.shard_count() as usize];
-        for (at, shard) in shards.iter().enumerate() {
+        for (at, (shard, _)) in shards.iter().enumerate() {
             slots[shard.state().shard().0 as usize] = Some(at as u32);
         }
         let shards: Vec<Slot> = shards
             .into_iter()
-            .map(|shard| {
+            .map(|(shard, epoch)| {
                 let id = shard.state().shard();
                 let service = shared.topology.service_of(id).expect("a shard is made for its topology").0;
                 Slot {
                     id,
                     service,
                     shard,
+                    epoch,
                     deadline: None,
                     is_moved: false,
                     looks_at_clock: false,
@@ -208,7 +211,7 @@ impl<E: Env> Worker<E> {
     /// Starts the shards.
     fn start(&mut self, shared: &Shared<E>, now: Time) {
         for slot in 0..self.shards.len() as u32 {
-            let config = EpochConfig::single(shared.epoch, shared.node);
+            let config = EpochConfig::single(self.shards[slot as usize].epoch, shared.node);
             self.give(shared, now, slot, Input::Start(config));
         }
         self.hand_on(shared, now);

@@ -36,7 +36,7 @@ impl Model {
                 format!("shard {shard}: appends {} where {next} should be", entry.index),
             ));
         }
-        if self.leaders.get(&entry.epoch) != Some(&life) {
+        if self.leaders.get(&(shard, entry.epoch)) != Some(&life) {
             let epoch = entry.epoch;
             return Err(Violation::new(
                 1,

@@ -32,7 +32,7 @@ pub(crate) struct Model {
     /// By channel, what each message was, at the place of its sequence number less one.
     sent: BTreeMap<(ShardId, ShardId), Vec<Sent>>,
     /// Which life of the node led an epoch.
-    leaders: BTreeMap<Epoch, u64>,
+    leaders: BTreeMap<(ShardId, Epoch), u64>,
     /// By colour, the shards' states at their markers.
     cuts: BTreeMap<Colour, Vec<State>>,
     /// Consistent cuts that were checked.
@@ -169,11 +169,12 @@ impl Model {
         Index(shadow.fold.position().index.0 + shadow.tail.len() as u64)
     }
 
-    /// A life of the node leads an epoch.
-    pub(crate) fn led(&mut self, epoch: Epoch, life: u64) -> Result<(), Violation> {
-        match self.leaders.insert(epoch, life) {
+    /// A life of the node leads a shard in an epoch.
+    pub(crate) fn led(&mut self, shard: ShardId, epoch: Epoch, life: u64) -> Result<(), Violation> {
+        match self.leaders.insert((shard, epoch), life) {
             Some(other) if other != life => {
-                Err(Violation::new(1, format!("life {life} leads epoch {epoch}, which life {other} led")))
+                let what = format!("shard {shard}: life {life} leads epoch {epoch}, which life {other} led");
+                Err(Violation::new(1, what))
             }
             _ => Ok(()),
         }

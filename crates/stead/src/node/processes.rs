@@ -95,12 +95,12 @@ pub struct ProcessCursor {
     shard: u32,
     slot: u64,
     /// The node's life, for another one has other slots.
-    epoch: u64,
+    life: u64,
 }
 
 impl fmt::Display for ProcessCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.shard, self.slot, self.epoch)
+        write!(f, "{}.{}.{}", self.shard, self.slot, self.life)
     }
 }
 
@@ -119,8 +119,8 @@ impl FromStr for ProcessCursor {
         let read = || {
             let mut parts = text.split('.');
             let mut next = || parts.next()?.parse::<u64>().ok();
-            let (shard, slot, epoch) = (next()?.try_into().ok()?, next()?, next()?);
-            parts.next().is_none().then_some(Self { shard, slot, epoch })
+            let (shard, slot, life) = (next()?.try_into().ok()?, next()?, next()?);
+            parts.next().is_none().then_some(Self { shard, slot, life })
         };
         read().ok_or_else(|| NoCursor { text: text.chars().take(64).collect() })
     }
@@ -156,9 +156,9 @@ impl Node {
         let (first, shards) = self.shards_of(service)?;
         let limit = limit.clamp(1, 1000);
         let until = Instant::now() + PAGE_TIME;
-        let epoch = self.shared().epoch().0;
-        let mut at = after.unwrap_or(ProcessCursor { shard: 0, slot: 0, epoch });
-        if at.epoch != epoch {
+        let life = self.shared().lives();
+        let mut at = after.unwrap_or(ProcessCursor { shard: 0, slot: 0, life });
+        if at.life != life {
             return Err(RawError::StalePage);
         }
         let mut page = ProcessPage::default();
@@ -173,7 +173,7 @@ impl Node {
             page.processes.append(&mut found);
             at = match next {
                 Some(slot) => ProcessCursor { slot: slot as u64, ..at },
-                None => ProcessCursor { shard: at.shard + 1, slot: 0, epoch },
+                None => ProcessCursor { shard: at.shard + 1, slot: 0, life },
             };
             if page.processes.len() == limit || Instant::now() >= until {
                 break;

@@ -192,13 +192,15 @@ fn an_unknown_version_is_distinguished_from_damage() {
             bytes[8] = 9;
         } else {
             let text = String::from_utf8(bytes).unwrap();
-            let later =
-                text.replace("\"format\": 1", "\"format\": 9").replace("\"format\":1", "\"format\":9");
+            let later = text
+                .replace("\"format\": 2", "\"format\": 9")
+                .replace("\"format\":1", "\"format\":9")
+                .replace("\"format\":2", "\"format\":9");
             bytes = later.into_bytes();
         }
         assert!(bytes != whole, "{name}");
         fs::write(&path, &bytes).unwrap();
-        refused(dir.path(), &["format version 9", "this program reads version 1; use "]);
+        refused(dir.path(), &["format version 9", "this program reads version", "; use "]);
         fs::write(&path, &whole).unwrap();
     }
     opens(dir.path());

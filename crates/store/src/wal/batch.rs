@@ -1,23 +1,10 @@
 //! Records on their way into the log, gathered by each worker thread on its own.
 
+use super::record::{
+    CUT, CutRecord, ENTRY, ENTRY_HEAD_MAX, HEAD, PROMISE, Promise, encode_numbers, put_varint,
+};
 use std::collections::BTreeMap;
 use stead_core::ids::{Epoch, Index, ShardId};
-
-/// Bytes before each record's own: length, shard, epoch, index.
-pub(crate) const RECORD_HEADER: usize = 24;
-
-/// One record as the log gives it back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record<'a> {
-    /// The shard whose log it belongs to.
-    pub shard: ShardId,
-    /// The epoch it was appended in.
-    pub epoch: Epoch,
-    /// Its position in its shard's log.
-    pub index: Index,
-    /// What was appended.
-    pub bytes: &'a [u8],
-}
 
 /// Encoded records, ready to be appended with those of other threads in one write.
 ///
@@ -27,21 +14,25 @@ pub struct Batch {
     bytes: Vec<u8>,
     records: u32,
     tops: ShardTops,
+    promises: Vec<Promise>,
 }
 
 impl Batch {
+    /// Most bytes of an entry's record beside the entry.
+    pub const RECORD_OVERHEAD: usize = ENTRY_HEAD_MAX;
+
     /// A batch without records.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a record after the others.
+    /// Adds an entry after the other records.
     pub fn push(&mut self, shard: ShardId, epoch: Epoch, index: Index, bytes: &[u8]) {
         self.push_with(shard, epoch, index, |out| out.extend_from_slice(bytes));
     }
 
-    /// Adds a record whose bytes `encode` appends to the buffer it is given; it must not touch what is in there.
+    /// Adds an entry whose bytes `encode` appends to the buffer it is given; it must not touch what is in there.
     ///
     /// # Panics
     /// If `encode` shortened the buffer.
@@ -53,18 +44,34 @@ impl Batch {
         encode: impl FnOnce(&mut Vec<u8>),
     ) {
         let start = self.bytes.len();
-        let mut header = [0; RECORD_HEADER];
-        header[4..8].copy_from_slice(&shard.0.to_le_bytes());
-        header[8..16].copy_from_slice(&epoch.0.to_le_bytes());
-        header[16..24].copy_from_slice(&index.0.to_le_bytes());
-        self.bytes.extend_from_slice(&header);
+        let mut head = [0; ENTRY_HEAD_MAX];
+        head[0] = ENTRY;
+        let at = put_varint(&mut head, HEAD, u64::from(shard.0));
+        let at = put_varint(&mut head, at, epoch.0);
+        let end = put_varint(&mut head, at, index.0);
+        self.bytes.extend_from_slice(&head[..end]);
         encode(&mut self.bytes);
-        let len = self.bytes.len().checked_sub(start + RECORD_HEADER).expect("encode only appends");
+        assert!(self.bytes.len() >= start + end, "encode only appends");
         // A length that doesn't fit is never written: a batch of that size is over the log's limit.
-        let len = u32::try_from(len).unwrap_or(u32::MAX);
-        self.bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
+        let len = u32::try_from(self.bytes.len() - start - HEAD).unwrap_or(u32::MAX);
+        self.bytes[start + 1..start + HEAD].copy_from_slice(&len.to_le_bytes());
         self.records += 1;
         self.tops.raise(shard, index);
+    }
+
+    /// Adds a promise. It must not fall below one that the log holds of the same replica.
+    pub fn push_promise(&mut self, promise: Promise) {
+        let Promise { shard, replica, epoch } = promise;
+        encode_numbers(&mut self.bytes, PROMISE, &[u64::from(shard.0), replica.0, epoch.0]);
+        self.records += 1;
+        self.promises.push(promise);
+    }
+
+    /// Adds a cut.
+    pub fn push_cut(&mut self, cut: CutRecord) {
+        let CutRecord { shard, epoch, index } = cut;
+        encode_numbers(&mut self.bytes, CUT, &[u64::from(shard.0), epoch.0, index.0]);
+        self.records += 1;
     }
 
     /// Number of records.
@@ -90,6 +97,7 @@ impl Batch {
         self.bytes.clear();
         self.records = 0;
         self.tops.clear();
+        self.promises.clear();
     }
 
     pub(crate) fn encoded(&self) -> &[u8] {
@@ -99,20 +107,10 @@ impl Batch {
     pub(crate) fn tops(&self) -> &ShardTops {
         &self.tops
     }
-}
 
-/// Takes the first record off `payload`; `None` if its length doesn't fit.
-pub(crate) fn split_record(payload: &[u8]) -> Option<(Record<'_>, &[u8])> {
-    let (header, rest) = payload.split_first_chunk::<RECORD_HEADER>()?;
-    let len = usize::try_from(u32_at(header, 0)).ok()?;
-    let (bytes, rest) = rest.split_at_checked(len)?;
-    let record = Record {
-        shard: ShardId(u32_at(header, 4)),
-        epoch: Epoch(u64_at(header, 8)),
-        index: Index(u64_at(header, 16)),
-        bytes,
-    };
-    Some((record, rest))
+    pub(crate) fn promises(&self) -> &[Promise] {
+        &self.promises
+    }
 }
 
 /// Reads 4 bytes, little-endian. The caller knows that they are there.
@@ -126,9 +124,9 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Shards below this number are kept by position, for this is touched for every record.
-const DENSE: u32 = 4096;
+pub(crate) const DENSE: u32 = 4096;
 
-/// The highest index of each shard in some stretch of the log.
+/// The highest index of each shard in a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ShardTops {
     /// Index + 1 by shard, 0 for none.
@@ -137,7 +135,8 @@ pub(crate) struct ShardTops {
 }
 
 impl ShardTops {
-    pub(crate) fn raise(&mut self, shard: ShardId, index: Index) {
+    #[inline]
+    fn raise(&mut self, shard: ShardId, index: Index) {
         if shard.0 < DENSE {
             let at = shard.0 as usize;
             if at >= self.dense.len() {
@@ -147,18 +146,6 @@ impl ShardTops {
         } else {
             let top = self.sparse.entry(shard).or_insert(index);
             *top = (*top).max(index);
-        }
-    }
-
-    pub(crate) fn merge(&mut self, other: &Self) {
-        if self.dense.len() < other.dense.len() {
-            self.dense.resize(other.dense.len(), 0);
-        }
-        for (mine, other) in self.dense.iter_mut().zip(&other.dense) {
-            *mine = (*mine).max(*other);
-        }
-        for (shard, index) in &other.sparse {
-            self.raise(*shard, *index);
         }
     }
 

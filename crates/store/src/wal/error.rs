@@ -89,15 +89,39 @@ pub enum WalError {
     },
     /// A segment was written by a version of Stead that this one doesn't know.
     #[error(
-        "log segment {path} has format version {found}, and this program reads version {known}; use the program that wrote it"
+        "log segment {path} has format version {found}, and this program reads versions 1 to {known}; use the program that wrote it"
     )]
     Version {
         /// The segment's file.
         path: String,
         /// Its version.
         found: u32,
-        /// The version known here.
+        /// The highest version known here.
         known: u32,
+    },
+    /// A later version of Stead wrote a record that must be understood, and this one does not know its kind. Nothing was
+    /// changed.
+    #[error(
+        "log segment {path} holds a record of kind {kind} in the batch at byte {offset}, which this program does not know; use \
+         the program that wrote it"
+    )]
+    Kind {
+        /// The segment's file.
+        path: String,
+        /// Where its batch begins, in bytes.
+        offset: u64,
+        /// The kind.
+        kind: u8,
+    },
+    /// Promises of more replicas than a log keeps. Nothing was written.
+    #[error(
+        "the log keeps the promises of at most {max} replicas, and {count} were given to it; use fewer shards"
+    )]
+    TooManyPromises {
+        /// How many there would be.
+        count: usize,
+        /// The limit.
+        max: usize,
     },
     /// A segment belongs to another log.
     #[error(
@@ -154,6 +178,10 @@ pub enum Damage {
     },
     /// A batch that is whole but whose records make no sense.
     Records,
+    /// A segment that does not begin with the table of the promises before it, or a table elsewhere.
+    Table,
+    /// A promise of a lower epoch than one before it.
+    Promise,
     /// A segment header that is damaged.
     SegmentHeader,
     /// A segment of another number than its file name says.
@@ -184,6 +212,8 @@ impl fmt::Display for Damage {
             }
             Self::Order { found, wanted: None } => write!(f, "batch {found} cannot be the log's first"),
             Self::Records => write!(f, "the records do not fill their batch"),
+            Self::Table => write!(f, "the table of promises is not the one that belongs here"),
+            Self::Promise => write!(f, "a replica promises a lower epoch than before"),
             Self::SegmentHeader => write!(f, "the segment's header is damaged"),
             Self::Swapped { found } => {
                 write!(f, "the file holds segment {found}; files were swapped or renamed")

@@ -4,7 +4,7 @@
 //!
 //! | bytes | field |
 //! | --- | --- |
-//! | 0..4 | magic and version, `SWB1` |
+//! | 0..4 | magic and version, `SWB2`; `SWB1` in segments of version 1 |
 //! | 4..8 | CRC-32 of the log's identity and of all that follows, with the zeros to the next block |
 //! | 8..12 | length of the records in bytes |
 //! | 12..16 | number of records |
@@ -14,7 +14,7 @@
 //! | 40..48 | the oldest segment that the log needed when this one was written |
 //! | 48..52 | checksum of the batch before it, so that batches of a tail that was cut never follow |
 //! | 52..64 | zeros |
-//! | 64.. | records: length (4), shard (4), epoch (8), index (8), bytes |
+//! | 64.. | records: see `record.rs` |
 
 use super::batch::{u32_at, u64_at};
 use super::error::Damage;
@@ -23,15 +23,20 @@ use crate::aligned::Aligned;
 /// Batches start at multiples of this, so that a torn write can't touch the batch before.
 pub(crate) const BLOCK: usize = 4096;
 pub(crate) const HEADER: usize = 64;
-const MAGIC: [u8; 4] = *b"SWB1";
+const MAGIC_LEN: usize = 4;
 const CHECKED: usize = 8;
 
 const _: () = assert!(HEADER <= BLOCK);
 
+/// The first bytes of a batch in a segment of this version.
+fn magic(version: u32) -> &'static [u8; MAGIC_LEN] {
+    if version == 1 { b"SWB1" } else { b"SWB2" }
+}
+
 /// Makes a batch, whole or torn, none for ever. Nothing else of its block may change: zeros where a recycled segment
 /// held something else could make a torn batch whole, if the power goes while they are written.
 pub(crate) fn unmark(block: &mut [u8; BLOCK]) {
-    block[..MAGIC.len()].fill(0);
+    block[..MAGIC_LEN].fill(0);
 }
 
 /// What a batch says besides its records.
@@ -64,13 +69,13 @@ pub(crate) const fn span(len: usize) -> usize {
 ///
 /// # Panics
 /// If the payload is 4 GiB or longer: the log checked its limit before.
-pub(crate) fn seal(buf: &mut Aligned, header: &FrameHeader, log_id: u64) -> u32 {
+pub(crate) fn seal(buf: &mut Aligned, header: &FrameHeader, version: u32, log_id: u64) -> u32 {
     let len = buf.len() - HEADER;
     buf.pad(span(len));
     let buf = buf.bytes_mut();
     let len = u32::try_from(len).expect("the log's limit is below 4 GiB");
     buf[..HEADER].fill(0);
-    buf[0..4].copy_from_slice(&MAGIC);
+    buf[0..4].copy_from_slice(magic(version));
     buf[8..12].copy_from_slice(&len.to_le_bytes());
     buf[12..16].copy_from_slice(&header.records.to_le_bytes());
     buf[16..24].copy_from_slice(&header.segment.to_le_bytes());
@@ -85,9 +90,9 @@ pub(crate) fn seal(buf: &mut Aligned, header: &FrameHeader, log_id: u64) -> u32 
 
 /// How many of the `rest` bytes of a segment the batch at the start of `bytes`, at least a block of them, claims; a block
 /// if it can't be one.
-pub(crate) fn claimed(bytes: &[u8], rest: usize, segment: u64) -> usize {
+pub(crate) fn claimed(bytes: &[u8], rest: usize, segment: u64, version: u32) -> usize {
     let Some(head) = bytes.get(..HEADER) else { return BLOCK.min(rest) };
-    if head[..4] != MAGIC || u64_at(head, 16) != segment {
+    if head[..4] != *magic(version) || u64_at(head, 16) != segment {
         return BLOCK.min(rest);
     }
     let payload = usize::try_from(u32_at(head, 8)).unwrap_or(usize::MAX);
@@ -95,9 +100,15 @@ pub(crate) fn claimed(bytes: &[u8], rest: usize, segment: u64) -> usize {
 }
 
 /// Reads the batch at the start of `bytes`, which hold what it claims of the `rest` bytes of segment `segment`.
-pub(crate) fn parse(bytes: &[u8], rest: usize, segment: u64, log_id: u64) -> Result<Frame<'_>, Damage> {
+pub(crate) fn parse(
+    bytes: &[u8],
+    rest: usize,
+    segment: u64,
+    version: u32,
+    log_id: u64,
+) -> Result<Frame<'_>, Damage> {
     let Some(head) = bytes.get(..HEADER) else { return Err(Damage::NoBatch) };
-    if head[..4] != MAGIC {
+    if head[..4] != *magic(version) {
         return Err(Damage::NoBatch);
     }
     let found = u64_at(head, 16);

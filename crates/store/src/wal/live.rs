@@ -1,16 +1,20 @@
 //! Reading a log while its owner writes it: only what was durable when the reading began, for what stands after that may
 //! be half written. Segments that are given up meanwhile are passed over.
 
-use super::batch::{Record, split_record};
+use super::batch::ShardTops;
 use super::error::{Damage, WalError};
 use super::frame::{self, BLOCK, Frame};
+use super::record::{Item, Record, Stored, Unreadable, split};
 use super::segment::{SEGMENT_MAX, check_header, log_path};
+use super::spans::{self, SegmentSpans, ShardSpans};
 use super::window::Window;
 use super::{Position, Wal};
 use crate::disk::{Disk, Open};
+use std::collections::VecDeque;
 use std::error::Error;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use stead_core::ids::{Index, ShardId};
 
 /// What of a log is whole on disk: from the oldest segment that it needs to its last durable batch.
 #[derive(Clone, Copy, Debug)]
@@ -19,25 +23,56 @@ pub(super) struct Extent {
     pub(super) last: Position,
 }
 
-/// The extent as the owner tells it, always before it gives segments up.
+/// What the owner says of its log: the extent, always before it gives segments up, and where the shards' entries stand.
 #[derive(Debug)]
-pub(super) struct Published(Mutex<Extent>);
+pub(super) struct Published {
+    extent: Mutex<Extent>,
+    /// Of the segments from the oldest to the active one; also of batches that are not durable yet.
+    spans: Mutex<VecDeque<SegmentSpans>>,
+}
 
 impl Published {
-    pub(super) fn new(extent: Extent) -> Self {
-        Self(Mutex::new(extent))
+    pub(super) fn new(extent: Extent, spans: VecDeque<SegmentSpans>) -> Self {
+        Self { extent: Mutex::new(extent), spans: Mutex::new(spans) }
     }
 
     pub(super) fn set(&self, extent: Extent) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = extent;
+        *self.extent.lock().unwrap_or_else(PoisonError::into_inner) = extent;
     }
 
     fn get(&self) -> Extent {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.extent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spans(&self) -> MutexGuard<'_, VecDeque<SegmentSpans>> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Batches with these entries were written together at the end of the active segment.
+    pub(super) fn note<'a>(&self, tops: impl Iterator<Item = &'a ShardTops>, at: Position) {
+        let mut spans = self.spans();
+        let active = spans.back_mut().expect("there is an active segment");
+        tops.for_each(|tops| active.shards.merge(tops, (at.batch, at.offset)));
+    }
+
+    /// The log goes on in another segment.
+    pub(super) fn roll(&self, id: u64) {
+        self.spans().push_back(SegmentSpans { id, shards: ShardSpans::default() });
+    }
+
+    /// How many of the first `count` segments satisfy a condition, up to the first that does not.
+    pub(super) fn count_first(&self, count: usize, mut condition: impl FnMut(&ShardSpans) -> bool) -> usize {
+        self.spans().iter().take(count).take_while(|spans| condition(&spans.shards)).count()
+    }
+
+    /// The oldest segments are given up.
+    pub(super) fn drop_first(&self, count: usize) {
+        self.spans().drain(..count);
     }
 }
 
 /// Reads a log that another thread of this process owns and writes.
+#[derive(Clone)]
 pub struct WalReader {
     disk: Arc<dyn Disk>,
     dir: String,
@@ -59,7 +94,7 @@ impl Wal {
 }
 
 impl WalReader {
-    /// Shows the records that are durable now, in the order in which they were appended, until `visit` breaks. Those of
+    /// Shows the entries that are durable now, in the order in which they were appended, until `visit` breaks. Those of
     /// segments that the owner gives up meanwhile may be left out.
     ///
     /// # Errors
@@ -71,8 +106,8 @@ impl WalReader {
         self.read_from(None, |_, record| visit(record))
     }
 
-    /// As [`WalReader::read`], beginning with a batch that such a reading has shown: `visit` is also given the batch that
-    /// holds the record. Without one, or if its segment is given up, with the oldest that there is.
+    /// As [`WalReader::read`], beginning with a batch that such a reading has shown, or that [`WalReader::find`] returned:
+    /// `visit` is also given the batch that holds the entry. Without one, or if its segment is given up, with the oldest that there is.
     ///
     /// # Errors
     /// As [`WalReader::read`].
@@ -101,6 +136,90 @@ impl WalReader {
                     (reading.before, reading.from) = (None, None);
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the entries of one shard, in the order in which they were appended, while the log is written: see
+/// [`WalReader::entries`].
+pub struct ShardReader {
+    log: WalReader,
+    shard: ShardId,
+    from: Index,
+    /// The batch of the last entry that was shown, and how many of the shard's entries in it were passed.
+    at: Option<(Position, usize)>,
+}
+
+impl WalReader {
+    /// Finds the first batch, by what is known of the segments, that holds an entry of the shard at `from` or above. Reads
+    /// nothing. Such a batch may not be durable yet.
+    #[must_use]
+    pub fn find(&self, shard: ShardId, from: Index) -> Option<Position> {
+        spans::find(&self.published.spans(), 0, shard, from)
+    }
+
+    /// Gives a reader of one shard's entries from an index on. It reads no segment that holds none of them, and no batch
+    /// before the first of them in a segment.
+    #[must_use]
+    pub fn entries(&self, shard: ShardId, from: Index) -> ShardReader {
+        ShardReader { log: self.clone(), shard, from, at: None }
+    }
+}
+
+impl ShardReader {
+    /// Shows the entries that are durable now and that it did not show before, until `visit` breaks; that entry counts as
+    /// shown. An entry of a higher epoch at an index that was shown voids that one and those after it. An index over the
+    /// one that follows means that what is missing was trimmed.
+    ///
+    /// # Errors
+    /// As [`WalReader::read`]. An entry at which `visit` fails counts as shown.
+    pub fn read<E: Into<Box<dyn Error + Send + Sync>>>(
+        &mut self,
+        mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), WalError> {
+        let Self { log, shard, from, at: reached } = self;
+        let Extent { oldest, last } = log.published.get();
+        let mut next = match *reached {
+            Some((at, _)) if at.segment >= oldest => Some(at),
+            _ => spans::find(&log.published.spans(), 0, *shard, *from),
+        };
+        let mut reading = Reading { last, from: None, before: None, window: Window::default() };
+        // A batch that is not durable yet is read another time.
+        while let Some(begin) = next.filter(|begin| begin.batch <= last.batch) {
+            let (mut batch, mut passed) = (begin.batch, 0);
+            (reading.from, reading.before) = (Some(begin), Some(begin.batch - 1));
+            let read = reading.segment(log, begin.segment, &mut |at, record| {
+                if record.shard != *shard {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                if batch != at.batch {
+                    (batch, passed) = (at.batch, 0);
+                }
+                passed += 1;
+                // A batch may have been shown in part.
+                let is_shown = reached.is_some_and(|(shown, count)| {
+                    at.batch < shown.batch || at.batch == shown.batch && passed <= count
+                });
+                if is_shown {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                *reached = Some((at, passed));
+                if record.index < *from {
+                    Ok(ControlFlow::Continue(()))
+                } else {
+                    visit(record).map_err(Into::into)
+                }
+            });
+            match read {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => break,
+                Err(error @ WalError::Visit(_)) => return Err(error),
+                // Given up meanwhile, its file is gone or used again: no damage.
+                Err(error) if log.published.get().oldest <= begin.segment => return Err(error),
+                Err(_) => {}
+            }
+            next = spans::find(&log.published.spans(), begin.segment + 1, *shard, *from);
         }
         Ok(())
     }
@@ -136,16 +255,17 @@ impl Reading {
         let end = len.ok_or_else(|| corrupt(0, Damage::Range))?;
         let mut window = std::mem::take(&mut self.window);
         window.clear();
-        let head = window.batch(&*file, 0, end, id).map_err(WalError::io("read", &path))?;
-        check_header(head, &path, id, log.log_id, bytes)?;
+        let head = window.header(&*file, end).map_err(WalError::io("read", &path))?;
+        let version = check_header(head, &path, id, log.log_id, bytes)?;
 
         let begin = self.from.take().filter(|from| from.segment == id);
         let begin = begin.map(|from| usize::try_from(from.offset).ok().filter(|offset| *offset < end));
         let mut offset = begin.map_or(Some(BLOCK), |begin| begin).ok_or_else(|| corrupt(0, Damage::Range))?;
         let is_last = id == self.last.segment;
         while offset < end {
-            let head = window.batch(&*file, offset, end, id).map_err(WalError::io("read", &path))?;
-            let found = match frame::parse(head, end - offset, id, log.log_id) {
+            let head = window.batch(&*file, offset, end, (id, version));
+            let head = head.map_err(WalError::io("read", &path))?;
+            let found = match frame::parse(head, end - offset, id, version, log.log_id) {
                 Ok(found) => found,
                 // The end of a segment that is full.
                 Err(Damage::NoBatch | Damage::Stale { .. }) if !is_last => break,
@@ -158,7 +278,11 @@ impl Reading {
             }
             self.before = Some(number);
             let at = Position { batch: number, segment: id, offset: offset as u64 };
-            if self.show(&found, at, visit, |damage| corrupt(offset, damage))?.is_break() {
+            let unreadable = |unreadable| match unreadable {
+                Unreadable::Malformed => corrupt(offset, Damage::Records),
+                Unreadable::Kind(kind) => WalError::Kind { path: path.clone(), offset: offset as u64, kind },
+            };
+            if show(&found, at, version, visit, unreadable)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             if number == self.last.batch {
@@ -169,22 +293,24 @@ impl Reading {
         self.window = window;
         Ok(ControlFlow::Continue(()))
     }
+}
 
-    fn show(
-        &self,
-        found: &Frame<'_>,
-        at: Position,
-        visit: &mut Visitor<'_>,
-        corrupt: impl Fn(Damage) -> WalError,
-    ) -> Result<ControlFlow<()>, WalError> {
-        let mut rest = found.payload;
-        while !rest.is_empty() {
-            let (record, after) = split_record(rest).ok_or_else(|| corrupt(Damage::Records))?;
-            if visit(at, record).map_err(WalError::Visit)?.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            rest = after;
+fn show(
+    found: &Frame<'_>,
+    at: Position,
+    version: u32,
+    visit: &mut Visitor<'_>,
+    unreadable: impl Fn(Unreadable) -> WalError,
+) -> Result<ControlFlow<()>, WalError> {
+    let mut rest = found.payload;
+    while !rest.is_empty() {
+        let (stored, after) = split(version, rest).map_err(&unreadable)?;
+        if let Stored::Item(Item::Entry(record)) = stored
+            && visit(at, record).map_err(WalError::Visit)?.is_break()
+        {
+            return Ok(ControlFlow::Break(()));
         }
-        Ok(ControlFlow::Continue(()))
+        rest = after;
     }
+    Ok(ControlFlow::Continue(()))
 }

@@ -8,14 +8,17 @@
 //! Scanning changes nothing. Repairing then makes the kept end durable and wipes what was cut, before anything new is
 //! written: a crash in between leads to the same result.
 
-use super::batch::{Record, ShardTops, split_record, u64_at};
+use super::batch::u64_at;
 use super::error::{Damage, WalError};
 use super::frame::{self, BLOCK, Frame};
+use super::promises::Promises;
+use super::record::{Item, Stored, Unreadable, split};
 use super::segment::{
     FileKind, Free, SEGMENT_MAX, SEGMENT_MIN, check_header, file_kind, free_path, log_path,
 };
+use super::spans::ShardSpans;
 use super::window::Window;
-use super::{Cut, Opened, WalOptions};
+use super::{Cut, FORMAT, Opened, WalOptions};
 use crate::disk::{Disk, DiskFile, Open, read_exact_at};
 use std::collections::VecDeque;
 use std::error::Error;
@@ -27,7 +30,9 @@ use std::ops::ControlFlow;
 pub(crate) struct Found {
     pub(crate) id: u64,
     pub(crate) bytes: u64,
-    pub(crate) tops: ShardTops,
+    /// 0 until its header was read.
+    pub(crate) version: u32,
+    pub(crate) spans: ShardSpans,
 }
 
 /// A position in a log: the segment by its place in [`Scan::segments`].
@@ -57,6 +62,10 @@ pub(crate) struct Scan {
     /// Where the last batch begins.
     pub(crate) last_at: u64,
     pub(crate) oldest: u64,
+    /// Those of the table that the first segment of version 2 begins with, and those after it.
+    pub(crate) promises: Promises,
+    /// Such a table was found.
+    has_table: bool,
     free: Vec<u64>,
     /// Those of `free` that were kept.
     pub(crate) reusable: Vec<Free>,
@@ -76,7 +85,7 @@ struct Break {
 }
 
 pub(crate) type Visitor<'a> =
-    dyn FnMut(Record<'_>) -> Result<ControlFlow<()>, Box<dyn Error + Send + Sync>> + 'a;
+    dyn FnMut(Item<'_>) -> Result<ControlFlow<()>, Box<dyn Error + Send + Sync>> + 'a;
 
 struct Scanner<'a, 'v> {
     options: &'a WalOptions,
@@ -162,7 +171,7 @@ impl Scanner<'_, '_> {
             let path = log_path(dir, id);
             let len = disk.len(&path).and_then(|len| len.ok_or_else(|| io::ErrorKind::NotFound.into()));
             let bytes = len.map_err(WalError::io("look at", &path))?;
-            self.scan.segments.push(Found { id, bytes, tops: ShardTops::default() });
+            self.scan.segments.push(Found { id, bytes, version: 0, spans: ShardSpans::default() });
         }
         Ok(())
     }
@@ -187,8 +196,9 @@ impl Scanner<'_, '_> {
         }
         let end = usize::try_from(bytes).map_err(|_| self.corrupt(start, Damage::Range))?;
         window.clear();
-        let head = window.batch(file, 0, end, id);
-        check_header(head.map_err(WalError::io("read", &path))?, &path, id, self.options.log_id, bytes)?;
+        let head = window.header(file, end).map_err(WalError::io("read", &path))?;
+        let version = check_header(head, &path, id, self.options.log_id, bytes)?;
+        self.scan.segments[segment].version = version;
         if bytes < SEGMENT_MIN || !bytes.is_multiple_of(BLOCK as u64) {
             return Err(self.corrupt(start, Damage::Range));
         }
@@ -197,9 +207,9 @@ impl Scanner<'_, '_> {
         let mut offset = BLOCK;
         while offset < end && !self.is_done {
             let place = Place { segment, offset };
-            let head = window.batch(file, offset, end, id);
+            let head = window.batch(file, offset, end, (id, version));
             let head = head.map_err(WalError::io("read", &path))?;
-            match frame::parse(head, end - offset, id, self.options.log_id) {
+            match frame::parse(head, end - offset, id, version, self.options.log_id) {
                 Ok(found) => {
                     self.mark = self.mark.max(found.header.synced);
                     // Only the first batch of a segment can explain why the one before stopped.
@@ -266,21 +276,57 @@ impl Scanner<'_, '_> {
         if header.oldest > header.segment || header.synced >= header.number || header.number == u64::MAX {
             return Err(self.corrupt(place, Damage::Range));
         }
+        let version = self.scan.segments[place.segment].version;
+        let at = (header.number, place.offset as u64);
+        // The first batch of a segment begins with the table, and no other record is one.
+        let mut wants_table = version > 1 && place.offset == BLOCK;
         let mut rest = found.payload;
-        let mut records = 0;
+        let (mut records, mut tables) = (0, 0);
         while !rest.is_empty() {
-            let Some((record, after)) = split_record(rest) else {
-                return Err(self.corrupt(place, Damage::Records));
-            };
-            if self.refused.is_none() && !self.is_done {
-                match (self.visit)(record) {
-                    Ok(flow) => self.is_done = flow.is_break(),
-                    Err(refused) => self.refused = Some(refused),
+            let (stored, after) = match split(version, rest) {
+                Ok(split) => split,
+                Err(Unreadable::Malformed) => return Err(self.corrupt(place, Damage::Records)),
+                Err(Unreadable::Kind(kind)) => {
+                    let (path, offset) = (self.path(place.segment), place.offset as u64);
+                    return Err(WalError::Kind { path, offset, kind });
                 }
+            };
+            if wants_table != matches!(stored, Stored::Table(_)) {
+                return Err(self.corrupt(place, Damage::Table));
             }
-            self.scan.segments[place.segment].tops.raise(record.shard, record.index);
+            wants_table = false;
+            match stored {
+                Stored::Item(item) => {
+                    match item {
+                        Item::Entry(record) => {
+                            self.scan.segments[place.segment].spans.raise(record.shard, record.index, at);
+                        }
+                        Item::Promise(promise) => {
+                            let is_kept = self.scan.promises.raise(&promise);
+                            if !is_kept || self.scan.promises.len() > Promises::COUNT_MAX {
+                                return Err(self.corrupt(place, Damage::Promise));
+                            }
+                        }
+                        Item::Cut(_) => {}
+                    }
+                    self.show(item);
+                }
+                Stored::Table(table) => {
+                    let scan = &mut self.scan;
+                    // What trimming left begins with a table that nothing before it confirms.
+                    if std::mem::replace(&mut scan.has_table, true) && scan.promises != table {
+                        return Err(self.corrupt(place, Damage::Table));
+                    }
+                    scan.promises = table;
+                    tables += 1;
+                }
+                Stored::Unknown => {}
+            }
             records += 1;
             rest = after;
+        }
+        if wants_table {
+            return Err(self.corrupt(place, Damage::Table));
         }
         if records != found.header.records {
             return Err(self.corrupt(place, Damage::Records));
@@ -293,7 +339,7 @@ impl Scanner<'_, '_> {
         scan.at = (place.offset + found.span) as u64;
         scan.oldest = scan.oldest.max(found.header.oldest);
         scan.opened.batches += 1;
-        scan.opened.records += u64::from(records);
+        scan.opened.records += u64::from(records - tables);
         scan.opened.bytes += found.span as u64;
         scan.unsynced.push_back(Unsynced { number: scan.number, place, span: found.span });
         let mark = self.mark;
@@ -301,6 +347,15 @@ impl Scanner<'_, '_> {
             scan.unsynced.pop_front();
         }
         Ok(())
+    }
+
+    fn show(&mut self, item: Item<'_>) {
+        if self.refused.is_none() && !self.is_done {
+            match (self.visit)(item) {
+                Ok(flow) => self.is_done = flow.is_break(),
+                Err(refused) => self.refused = Some(refused),
+            }
+        }
     }
 
     fn finish(mut self) -> Result<Scan, WalError> {
@@ -380,9 +435,10 @@ impl Scan {
         }
         self.reusable = free;
 
-        // Prepared segments of a length that is not wanted any more go, last first and each for good before the next: a
+        // Prepared segments of an older version, or of a length that is not wanted any more, go, last first and each for good before the next: a
         // crash leaves no gap.
-        if self.segments.iter().skip(self.tail + 1).any(|spare| !options.is_reusable(spare.bytes)) {
+        let is_wanted = |spare: &Found| spare.version == FORMAT && options.is_reusable(spare.bytes);
+        if self.segments.iter().skip(self.tail + 1).any(|spare| !is_wanted(spare)) {
             while self.segments.len() > self.tail + 1 {
                 let spare = self.segments.pop().expect("longer than the tail's place");
                 let path = log_path(dir, spare.id);

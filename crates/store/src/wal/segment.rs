@@ -64,13 +64,20 @@ pub(crate) fn encode_header(id: u64, log_id: u64, bytes: u64) -> Vec<u8> {
 }
 
 /// Checks the first block of the segment at `path`, which should be number `id` of log `log_id` and `len` bytes long.
-pub(crate) fn check_header(block: &[u8], path: &str, id: u64, log_id: u64, len: u64) -> Result<(), WalError> {
+/// Returns its version.
+pub(crate) fn check_header(
+    block: &[u8],
+    path: &str,
+    id: u64,
+    log_id: u64,
+    len: u64,
+) -> Result<u32, WalError> {
     let corrupt = |damage| WalError::Corrupt { path: path.to_owned(), offset: 0, damage };
     if block.len() < BLOCK || block[..8] != MAGIC {
         return Err(corrupt(Damage::SegmentHeader));
     }
     let version = u32_at(block, 8);
-    if version != FORMAT {
+    if !(1..=FORMAT).contains(&version) {
         return Err(WalError::Version { path: path.to_owned(), found: version, known: FORMAT });
     }
     if crc32fast::hash(&block[16..BLOCK]) != u32_at(block, 12) {
@@ -86,7 +93,7 @@ pub(crate) fn check_header(block: &[u8], path: &str, id: u64, log_id: u64, len: 
     if len != wanted {
         return Err(corrupt(Damage::Truncated { len, wanted }));
     }
-    Ok(())
+    Ok(version)
 }
 
 /// An open segment.
@@ -94,6 +101,7 @@ pub(crate) struct Segment {
     pub(crate) id: u64,
     pub(crate) file: Box<dyn DiskFile>,
     pub(crate) bytes: u64,
+    pub(crate) version: u32,
 }
 
 /// A trimmed segment that is kept for reuse.
@@ -350,7 +358,7 @@ impl Pool {
         file.sync_data().map_err(WalError::io("sync", from))?;
         self.disk.rename(from, to).map_err(WalError::io("rename", from))?;
         self.disk.sync_dir(&self.dir).map_err(WalError::io("sync", &self.dir))?;
-        Ok(Segment { id, file, bytes })
+        Ok(Segment { id, file, bytes, version: FORMAT })
     }
 }
 

@@ -21,6 +21,11 @@ impl Window {
         self.bytes.clear();
     }
 
+    /// The segment's header, or what there is of it.
+    pub(crate) fn header(&mut self, file: &dyn DiskFile, end: usize) -> io::Result<&[u8]> {
+        self.bytes(file, 0, BLOCK.min(end), end)
+    }
+
     /// All of the batch that may begin at `offset`, as far as it claims bytes of the segment that ends at `end`; a block,
     /// if none begins there.
     pub(crate) fn batch(
@@ -28,11 +33,11 @@ impl Window {
         file: &dyn DiskFile,
         offset: usize,
         end: usize,
-        segment: u64,
+        (segment, version): (u64, u32),
     ) -> io::Result<&[u8]> {
         let rest = end - offset;
         let head = self.bytes(file, offset, BLOCK.min(rest), end)?;
-        let claimed = frame::claimed(head, rest, segment);
+        let claimed = frame::claimed(head, rest, segment, version);
         self.bytes(file, offset, claimed, end)
     }
 

@@ -1,7 +1,7 @@
 //! The data directory: one owner, atomic changes, and no silent fresh start.
 
 use std::sync::Arc;
-use stead_core::ids::{Epoch, Incarnation, ShardId};
+use stead_core::ids::{Epoch, Incarnation, NodeId, ShardId};
 use stead_store::data_dir::{DataDir, DataDirError, META_FILE, Meta, ServiceMeta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
@@ -11,7 +11,9 @@ fn meta() -> Meta {
     Meta {
         cluster: 0x0123_4567_89ab_cdef_0000_0000_0000_0001,
         incarnation: Incarnation(1),
-        epoch: Epoch(0),
+        node: NodeId(1),
+        lives: 0,
+        epoch_floor: Epoch(0),
         log_id: u64::MAX,
         log_created: false,
         clean: false,
@@ -34,7 +36,7 @@ fn facts_come_back_as_they_were_changed() {
     let (mut dir, created) = open(&disk, meta).unwrap();
     assert!(created);
     dir.update(|meta| {
-        meta.epoch = meta.epoch.next();
+        meta.lives += 1;
         meta.log_created = true;
     })
     .unwrap();
@@ -42,7 +44,7 @@ fn facts_come_back_as_they_were_changed() {
     disk.restart();
     let (dir, created) = open(&disk, never).unwrap();
     assert!(!created);
-    assert_eq!(*dir.meta(), Meta { epoch: Epoch(1), log_created: true, ..meta() });
+    assert_eq!(*dir.meta(), Meta { lives: 1, log_created: true, ..meta() });
 }
 
 #[test]
@@ -51,13 +53,13 @@ fn a_crash_at_any_operation_leaves_the_old_or_the_new_facts() {
         let disk = SimDisk::new(operation);
         let (mut dir, _) = open(&disk, meta).unwrap();
         disk.crash_after(operation);
-        let done = dir.update(|meta| meta.epoch = Epoch(9)).is_ok();
+        let done = dir.update(|meta| meta.lives = 9).is_ok();
         if !done {
-            assert!(matches!(dir.update(|meta| meta.epoch = Epoch(10)), Err(DataDirError::Fatal)));
+            assert!(matches!(dir.update(|meta| meta.lives = 10), Err(DataDirError::Fatal)));
         }
         disk.restart();
-        let epoch = open(&disk, never).unwrap().0.meta().epoch;
-        assert!(epoch == Epoch(9) || !done && epoch == Epoch(0), "{epoch}");
+        let lives = open(&disk, never).unwrap().0.meta().lives;
+        assert!(lives == 9 || !done && lives == 0, "{lives}");
         if done {
             break;
         }
@@ -83,11 +85,11 @@ fn a_full_disk_changes_nothing_and_can_be_repeated() {
     let disk = SimDisk::new(1);
     let (mut dir, _) = open(&disk, meta).unwrap();
     disk.set_capacity(Some(disk.used()));
-    dir.update(|meta| meta.epoch = Epoch(1)).unwrap_err();
-    assert_eq!(dir.meta().epoch, Epoch(0));
+    dir.update(|meta| meta.lives = 1).unwrap_err();
+    assert_eq!(dir.meta().lives, 0);
     disk.set_capacity(None);
-    dir.update(|meta| meta.epoch = Epoch(2)).unwrap();
-    assert_eq!(open(&disk, never).unwrap().0.meta().epoch, Epoch(2));
+    dir.update(|meta| meta.lives = 2).unwrap();
+    assert_eq!(open(&disk, never).unwrap().0.meta().lives, 2);
 }
 
 #[test]
@@ -96,8 +98,8 @@ fn facts_that_could_not_be_read_back_are_not_written() {
     let (mut dir, _) = open(&disk, meta).unwrap();
     let error = dir.update(|meta| meta.services[0].name = "k".repeat(5 << 20)).unwrap_err();
     assert!(matches!(&error, DataDirError::TooLarge { .. }), "{error}");
-    dir.update(|meta| meta.epoch = Epoch(2)).unwrap();
-    assert_eq!(open(&disk, never).unwrap().0.meta(), &Meta { epoch: Epoch(2), ..meta() });
+    dir.update(|meta| meta.lives = 2).unwrap();
+    assert_eq!(open(&disk, never).unwrap().0.meta(), &Meta { lives: 2, ..meta() });
 }
 
 #[test]
@@ -139,10 +141,13 @@ fn damaged_facts_are_refused_with_the_reason() {
 #[test]
 fn an_unknown_version_is_refused_whatever_else_the_file_says() {
     let disk = SimDisk::new(1);
-    disk.put(META_FILE, br#"{"format": 2, "something": "new"}"#);
+    disk.put(META_FILE, br#"{"format": 3, "something": "new"}"#);
     let error = open(&disk, never).unwrap_err();
-    assert!(matches!(error, DataDirError::Version { found: 2 }), "{error}");
-    assert!(error.to_string().contains("format version 2, and this program reads version 1"), "{error}");
+    assert!(matches!(error, DataDirError::Version { found: 3 }), "{error}");
+    assert!(
+        error.to_string().contains("format version 3, and this program reads versions 1 to 2"),
+        "{error}"
+    );
 }
 
 #[test]

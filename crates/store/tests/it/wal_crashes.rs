@@ -74,7 +74,7 @@ fn random_group(rng: &mut fastrand::Rng, model: &mut Model) -> Vec<Rec> {
         let number = rng.u64(..).to_le_bytes();
         let mut bytes = number.to_vec();
         // Some look like headers of batches, to be found where none was written.
-        let filler = if rng.u8(..8) == 0 { *b"SWB1" } else { [number[0]; 4] };
+        let filler = if rng.u8(..8) == 0 { *b"SWB2" } else { [number[0]; 4] };
         bytes.extend(filler.iter().cycle().take(rng.usize(..2500)));
         rec(shard, *index, &bytes)
     });

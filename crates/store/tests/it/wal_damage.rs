@@ -322,10 +322,10 @@ fn another_version_and_another_log_are_refused() {
     let error = open(&disk, &WalOptions { log_id: 8, ..small() }).unwrap_err();
     assert!(matches!(error, WalError::WrongLog { found: 7, wanted: 8, .. }), "{error}");
     let mut bytes = disk.bytes(&segment(1)).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     disk.put(&segment(1), &bytes);
     let error = refused(&disk);
-    assert!(matches!(error, WalError::Version { found: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, WalError::Version { found: 3, known: 2, .. }), "{error}");
 }
 
 #[test]

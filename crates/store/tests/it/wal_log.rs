@@ -28,6 +28,9 @@ pub(crate) fn batch(records: &[Rec]) -> Batch {
     batch
 }
 
+/// Bytes before an entry of a small shard, epoch and index.
+pub(crate) const HEAD: usize = 8;
+
 /// Segments of eight blocks, of which six hold batches.
 pub(crate) fn small() -> WalOptions {
     WalOptions { segment_bytes: 32 << 10, log_id: 7, create: true, ..WalOptions::default() }
@@ -69,7 +72,7 @@ fn gives_back_what_was_appended_in_order() {
     let mut records = Vec::new();
     for n in 1..=40_u32 {
         // Lengths around the limits of a block, and none at all.
-        let len = [0, 1, 4096 - 64 - 24, 4096 - 64 - 24 + 1, 9000][n as usize % 5];
+        let len = [0, 1, 4096 - 64 - HEAD, 4096 - 64 - HEAD + 1, 9000][n as usize % 5];
         let group = [rec(n % 3, u64::from(n), &vec![n as u8; len]), rec(70_000, u64::from(n), b"sparse")];
         wal.append(&[batch(&group[..1]), Batch::new(), batch(&group[1..])]).unwrap();
         records.extend(group);
@@ -89,7 +92,7 @@ fn appending_nothing_writes_nothing() {
     let disk = SimDisk::new(1);
     let (mut wal, _, _) = open(&disk, &small()).unwrap();
     let before = (wal.position(), disk.operations());
-    wal.append(&[]).unwrap();
+    wal.append::<Batch>(&[]).unwrap();
     wal.append(&[Batch::new()]).unwrap();
     wal.sync().unwrap();
     assert_eq!((wal.position(), disk.operations()), before);
@@ -113,9 +116,9 @@ fn a_batch_over_the_limit_is_refused_and_the_next_accepted() {
     let (mut wal, _, _) = open(&disk, &small()).unwrap();
     let max = wal.batch_bytes_max();
     let error =
-        wal.append(&[batch(&[rec(1, 1, b"x")]), batch(&[rec(1, 2, &vec![0; max - 23])])]).unwrap_err();
+        wal.append(&[batch(&[rec(1, 1, b"x")]), batch(&[rec(1, 2, &vec![0; max - HEAD + 1])])]).unwrap_err();
     assert!(matches!(error, WalError::TooLarge { bytes, max: m } if bytes == max + 1 && m == max), "{error}");
-    put(&mut wal, &rec(1, 1, &vec![0; max - 24]));
+    put(&mut wal, &rec(1, 1, &vec![0; max - HEAD]));
     assert_eq!(open(&disk, &small()).unwrap().2.len(), 1);
 }
 

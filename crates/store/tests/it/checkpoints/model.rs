@@ -42,6 +42,8 @@ pub(crate) struct Cluster {
     pub(crate) names: BundleNames,
     pub(crate) lineage: Lineage,
     pub(crate) number: Colour,
+    /// The epoch of the entries that are made.
+    pub(crate) epoch: Epoch,
     pub(crate) value_max: usize,
     pub(crate) keys: u32,
 }
@@ -72,6 +74,7 @@ impl Cluster {
             names: BundleNames::new(seed),
             lineage: Lineage::new(),
             number: Colour(0),
+            epoch: Epoch(1),
             value_max: 60,
             keys: 30,
         }
@@ -151,7 +154,7 @@ impl Cluster {
         let position = model.state.position();
         let entry = Entry {
             index: position.index.next(),
-            epoch: Epoch(1),
+            epoch: self.epoch,
             time: position.time.plus_micros(1),
             cause,
             process,

@@ -3,7 +3,10 @@
 use super::model::{Cluster, INCARNATION, sim_store};
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId, Time};
+use stead_core::ids::{Colour, Epoch, Incarnation, Index, ReplicaId, ShardId, Time};
+use stead_core::key::Key;
+use stead_core::replay::ReplayError;
+use stead_core::start::draw_epochs;
 use stead_core::state::Misfit;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
@@ -11,9 +14,9 @@ use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::manifest::manifest_name;
 use stead_store::checkpoint::write::give_up;
 use stead_store::disk::Disk;
-use stead_store::recovery::{Recovered, RecoveryError, ReplayError, recover};
+use stead_store::recovery::{Recovered, RecoveryError, recover};
 use stead_store::sim_disk::SimDisk;
-use stead_store::wal::{Batch, Wal, WalError, WalOptions};
+use stead_store::wal::{Batch, CutRecord, Promise, Wal, WalError, WalOptions};
 
 fn options(create: bool) -> WalOptions {
     WalOptions { segment_bytes: 16 << 10, log_id: 5, create, ..WalOptions::default() }
@@ -237,6 +240,137 @@ fn a_log_that_does_not_fit_is_refused() {
         batch.push_with(shard, entry.epoch, entry.index, |out| entry.encode_into(out));
     });
     assert!(matches!(epoch, RecoveryError::Replay(ReplayError::Misfit(Misfit::Epoch { .. }))), "{epoch}");
+}
+
+/// Appends entries of the running epoch that are not the cluster's: those of a primary which never learnt that it was
+/// deposed.
+fn append_lost(node: &mut Node, shard: ShardId, count: u64) {
+    let next = node.cluster.index(shard).0 + 1;
+    let mut batch = Batch::new();
+    for index in (next..next + count).map(Index) {
+        let epoch = node.cluster.epoch;
+        let (time, process) = (Time(index.0), Key::none());
+        let (writes, sends) = (Vec::new(), Vec::new());
+        let entry = Entry {
+            index,
+            epoch,
+            time,
+            cause: Cause::Start,
+            process,
+            writes,
+            sends,
+            reply: None,
+            served: None,
+        };
+        batch.push_with(shard, epoch, index, |out| entry.encode_into(out));
+    }
+    node.wal.append(&[batch]).unwrap();
+}
+
+#[test]
+fn only_what_survives_is_folded() {
+    for seed in 0..8 {
+        println!("seed {seed}");
+        let mut node = Node::new(seed);
+        let checkpointed = seed % 2 == 1;
+        for round in 0..3 {
+            node.cluster.run(40);
+            node.log();
+            if checkpointed && round == 1 {
+                node.checkpoint();
+            }
+            for shard in [ShardId(0), ShardId(3)] {
+                append_lost(&mut node, shard, 1 + seed % 3);
+            }
+            node.cluster.epoch = node.cluster.epoch.next();
+            if seed % 4 > 1 {
+                // A loss that was decided before the next epoch began.
+                let cut = CutRecord {
+                    shard: ShardId(3),
+                    epoch: node.cluster.epoch,
+                    index: node.cluster.index(ShardId(3)),
+                };
+                let mut batch = Batch::new();
+                batch.push_cut(cut);
+                node.wal.append(&[batch]).unwrap();
+            }
+        }
+        node.cluster.run(40);
+        node.log();
+        let recovered = node.recover(&node.cluster.topology).unwrap();
+        node.check(&recovered);
+        assert_eq!(recovered.epochs.iter().max(), Some(&Epoch(4)));
+        // Whole segments stay as they are; what is void leaves with them.
+        node.wal = recovered.wal;
+        node.checkpoint();
+        let recovered = node.recover(&node.cluster.topology).unwrap();
+        node.check(&recovered);
+    }
+}
+
+/// Promises the next epochs of all shards, as a start does.
+fn lead(recovered: &mut Recovered, floor: u64) -> Result<Vec<Epoch>, WalError> {
+    let epochs = draw_epochs(Epoch(floor), &recovered.known_epochs());
+    recovered.promise(&epochs)?;
+    Ok(epochs.into_values().collect())
+}
+
+#[test]
+fn each_shard_is_led_in_an_epoch_above_all_that_it_promised_or_logged() {
+    let mut node = Node::new(1);
+    node.cluster.run(40);
+    node.log();
+    let mut recovered = node.recover(&node.cluster.topology).unwrap();
+    assert_eq!(lead(&mut recovered, 0).unwrap(), [Epoch(2); 4]);
+    assert!(recovered.wal.is_marked());
+    // A start that ended before any shard led: the epochs are used all the same.
+    drop(recovered);
+    node.disk.crash();
+    node.disk.restart();
+    let mut recovered = node.recover(&node.cluster.topology).unwrap();
+    assert_eq!(lead(&mut recovered, 0).unwrap(), [Epoch(3); 4]);
+    // One shard logs in a higher epoch, and another promised one as another replica.
+    let shard = ShardId(1);
+    node.wal = recovered.wal;
+    node.cluster.epoch = Epoch(6);
+    append_lost(&mut node, shard, 1);
+    let mut batch = Batch::new();
+    batch.push_promise(Promise { shard: ShardId(2), replica: ReplicaId(8), epoch: Epoch(9) });
+    node.wal.append(&[batch]).unwrap();
+    node.wal.sync().unwrap();
+    let mut recovered = node.recover(&node.cluster.topology).unwrap();
+    assert_eq!(lead(&mut recovered, 0).unwrap(), [Epoch(4), Epoch(7), Epoch(10), Epoch(4)]);
+    drop(recovered);
+    // Epochs up to the floor are used by a time that had one for all shards.
+    let mut recovered = node.recover(&node.cluster.topology).unwrap();
+    assert_eq!(lead(&mut recovered, 8).unwrap(), [Epoch(9), Epoch(9), Epoch(11), Epoch(9)]);
+}
+
+#[test]
+fn a_crash_at_any_operation_of_promising_leaves_all_or_nothing_of_it_promised() {
+    let mut node = Node::new(2);
+    node.cluster.run(20);
+    node.log();
+    for operation in 1.. {
+        let mut recovered = node.recover(&node.cluster.topology).unwrap();
+        let before = lead(&mut recovered, 0).unwrap();
+        drop(recovered);
+        let mut recovered = node.recover(&node.cluster.topology).unwrap();
+        node.disk.crash_after(operation);
+        let done = lead(&mut recovered, 0);
+        drop(recovered);
+        node.disk.crash();
+        node.disk.restart();
+        let recovered = node.recover(&node.cluster.topology).unwrap();
+        let after: Vec<Epoch> = (0..4).map(|shard| recovered.wal.promises().of(ShardId(shard))).collect();
+        let promised: Vec<Epoch> = before.iter().map(|epoch| epoch.next()).collect();
+        assert!(after == promised || done.is_err() && after == before, "operation {operation}: {after:?}");
+        node.check(&recovered);
+        if done.is_ok() {
+            assert!(operation > 2, "a write, a sync, and the mark");
+            break;
+        }
+    }
 }
 
 /// Another log, which ends before the checkpoint's markers.

@@ -1,0 +1,236 @@
+//! Kinds of records: promises that outlive trimming, cuts, and kinds that this version does not know.
+
+use crate::wal_log::{batch, open, put, rec, small};
+use std::convert::Infallible;
+use std::sync::Arc;
+use stead_core::ids::{Epoch, Index, ReplicaId, ShardId};
+use stead_store::sim_disk::SimDisk;
+use stead_store::wal::{Batch, CutRecord, Damage, Item, Promise, Wal, WalError, WalOptions};
+
+const BLOCK: usize = 4096;
+
+fn promise(shard: u32, epoch: u64) -> Promise {
+    Promise { shard: ShardId(shard), replica: ReplicaId::FIRST, epoch: Epoch(epoch) }
+}
+
+fn promises(wal: &mut Wal, promises: impl IntoIterator<Item = Promise>) {
+    let mut batch = Batch::new();
+    promises.into_iter().for_each(|promise| batch.push_promise(promise));
+    wal.append(&[batch]).unwrap();
+    wal.sync().unwrap();
+}
+
+fn of(wal: &Wal, shards: u32) -> Vec<u64> {
+    (0..shards).map(|shard| wal.promises().of(ShardId(shard)).0).collect()
+}
+
+#[test]
+fn promises_survive_trimming() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    promises(&mut wal, (0..5).map(|shard| promise(shard, 1)));
+    promises(&mut wal, [promise(3, 4)]);
+    let other = Promise { replica: ReplicaId(9), ..promise(2, 7) };
+    promises(&mut wal, [other]);
+    for round in 0..4 {
+        let from = 1 + round * 20;
+        for index in from..from + 20 {
+            put(&mut wal, &rec(1, index, &[1; 3000]));
+        }
+        assert!(wal.trim(|_| Index(u64::MAX)).unwrap() > 1);
+        drop(wal);
+        disk.crash();
+        disk.restart();
+        wal = open(&disk, &WalOptions { create: false, ..small() }).unwrap().0;
+        assert_eq!(of(&wal, 6), [1, 1, 7, 4, 1, 0], "round {round}");
+        assert!(wal.promises().iter().any(|promise| promise == other));
+    }
+}
+
+#[test]
+fn all_records_are_shown_in_their_order() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    let cut = CutRecord { shard: ShardId(u32::MAX), epoch: Epoch(u64::MAX), index: Index(u64::MAX) };
+    let mut batch = Batch::new();
+    batch.push_promise(promise(1, 300));
+    batch.push(ShardId(1), Epoch(1), Index(1), b"entry");
+    batch.push_cut(cut);
+    batch.push(ShardId(u32::MAX), Epoch(u64::MAX), Index(u64::MAX), b"");
+    assert_eq!(batch.records(), 4);
+    wal.append(&[batch]).unwrap();
+    wal.mark().unwrap();
+    let mut seen = Vec::new();
+    let visit = |item: Item<'_>| {
+        seen.push(match item {
+            Item::Entry(record) => {
+                format!("{} {} {} {:?}", record.shard, record.epoch, record.index, record.bytes)
+            }
+            item => format!("{item:?}"),
+        });
+        Ok::<(), Infallible>(())
+    };
+    Wal::open_checked(Arc::new(disk.clone()), small(), visit, || Ok(())).unwrap();
+    let entry = format!("1 1 1 {:?}", b"entry");
+    let last = format!("{} {} {} []", u32::MAX, u64::MAX, u64::MAX);
+    let promise = Item::Promise(promise(1, 300));
+    assert_eq!(seen, [format!("{promise:?}"), entry, format!("{:?}", Item::Cut(cut)), last]);
+}
+
+/// No two shards promise the same, so that the table has a run for each.
+#[test]
+fn a_long_table_of_promises_fits_before_a_batch_of_the_limit() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    for shards in [100_u32, 2000] {
+        promises(&mut wal, (0..shards).map(|shard| promise(shard, 1000 + u64::from(shard % 7))));
+        let longest = vec![1; wal.batch_bytes_max() - 20];
+        for index in 0..6 {
+            put(&mut wal, &rec(1, u64::from(shards) + index, &longest));
+        }
+        wal.mark().unwrap();
+        wal.trim(|_| Index(u64::MAX)).unwrap();
+        drop(wal);
+        wal = open(&disk, &small()).unwrap().0;
+        assert_eq!(wal.promises().iter().count(), shards as usize);
+        assert_eq!(wal.promises().of(ShardId(99)), Epoch(1000 + 99 % 7));
+    }
+}
+
+/// A batch that needs a longer segment than there is room for leaves the log as it was.
+#[test]
+fn promises_without_room_leave_the_log_as_it_was() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    promises(&mut wal, [promise(1, 2)]);
+    disk.set_capacity(Some(disk.used()));
+    let mut batch = Batch::new();
+    (0..2000).for_each(|shard| batch.push_promise(promise(shard, u64::from(shard) + 3)));
+    let before = wal.position();
+    let mut written = 0;
+    let error = loop {
+        match wal.append(&[&batch]) {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 100, "the disk is full");
+    };
+    assert!(matches!(error, WalError::NoSpace { .. }), "{error}");
+    assert!(written > 0 || wal.position() == before);
+    disk.set_capacity(None);
+    wal.append(&[&batch]).unwrap();
+    wal.mark().unwrap();
+    drop(wal);
+    assert_eq!(of(&open(&disk, &small()).unwrap().0, 3), [3, 4, 5]);
+}
+
+#[test]
+fn more_promises_than_a_log_keeps_are_refused() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &WalOptions { segment_bytes: 64 << 20, ..small() }).unwrap();
+    let mut batch = Batch::new();
+    (0..=1 << 18).for_each(|shard| batch.push_promise(promise(shard, 1)));
+    let error = wal.append(&[batch]).unwrap_err();
+    assert!(matches!(error, WalError::TooManyPromises { count: 262_145, max: 262_144 }), "{error}");
+    promises(&mut wal, [promise(1, 2)]);
+}
+
+#[test]
+#[should_panic(expected = "a promise never falls")]
+fn a_promise_never_falls() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    promises(&mut wal, [promise(1, 2)]);
+    promises(&mut wal, [promise(1, 1)]);
+}
+
+const FIRST: &str = "wal/0000000000000001.log";
+
+/// Changes the records of a batch of one block and makes its checksum right.
+fn change(disk: &SimDisk, path: &str, at: usize, change: impl FnOnce(&mut [u8])) {
+    let mut bytes = disk.bytes(path).unwrap();
+    let batch = &mut bytes[at..at + BLOCK];
+    change(&mut batch[64..]);
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&7_u64.to_le_bytes());
+    crc.update(&batch[8..]);
+    batch[4..8].copy_from_slice(&crc.finalize().to_le_bytes());
+    disk.put(path, &bytes);
+}
+
+/// A log whose second batch is its last and holds two entries.
+fn two_entries() -> (SimDisk, usize) {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    let at = wal.append(&[batch(&[rec(1, 1, b"first"), rec(1, 2, b"second")])]).unwrap().offset;
+    wal.sync().unwrap();
+    (disk, at as usize)
+}
+
+#[test]
+fn a_kind_that_must_be_known_is_refused_and_another_skipped() {
+    let (disk, at) = two_entries();
+    change(&disk, FIRST, at, |records| records[0] = 0x80 | 15);
+    let before = disk.bytes(FIRST);
+    let error = open(&disk, &small()).unwrap_err();
+    assert!(matches!(error, WalError::Kind { kind: 15, offset, .. } if offset == at as u64), "{error}");
+    assert_eq!(disk.bytes(FIRST), before, "a refused log was changed");
+
+    change(&disk, FIRST, at, |records| records[0] = 15);
+    let (wal, opened, seen) = open(&disk, &small()).unwrap();
+    assert_eq!((opened.records, seen), (2, vec![rec(1, 2, b"second")]));
+    let mut live = Vec::new();
+    let visit = |record: stead_store::wal::Record<'_>| {
+        live.push(record.index.0);
+        Ok::<_, Infallible>(std::ops::ControlFlow::Continue(()))
+    };
+    wal.reader().read(visit).unwrap();
+    assert_eq!(live, [2]);
+}
+
+#[test]
+fn a_record_that_is_not_well_formed_is_damage() {
+    // An entry without an index, one longer than its batch, a varint of more than 64 bits, and a promise with more behind it.
+    let changes: [fn(&mut [u8]); 4] = [
+        |records| records[1] = 2,
+        |records| records[2] = 1,
+        |records| records[5..15].fill(0xff),
+        |records| records[0] = 0x82,
+    ];
+    for (case, with) in changes.into_iter().enumerate() {
+        let (disk, at) = two_entries();
+        change(&disk, FIRST, at, with);
+        let error = open(&disk, &small()).unwrap_err();
+        assert!(matches!(error, WalError::Corrupt { damage: Damage::Records, .. }), "case {case}: {error}");
+    }
+}
+
+/// The last batch of the log is the first of its segment, and begins with the table's record: kind, length, and one run:
+/// shard 3, one of them, replica 1, epoch 5.
+#[test]
+fn a_segment_begins_with_the_table_of_what_was_promised_before() {
+    type Change = fn(&mut [u8]);
+    let damages: [(Change, Damage); 4] = [
+        (|record| record[0] = 0x01, Damage::Table),
+        (|record| record[8] = 6, Damage::Table),
+        (|record| record[6] = 2, Damage::Table),
+        (|record| record[1] = 5, Damage::Records),
+    ];
+    for (with, damage) in damages {
+        let disk = SimDisk::new(1);
+        let (mut wal, ..) = open(&disk, &small()).unwrap();
+        promises(&mut wal, [promise(3, 5)]);
+        let at = (1..)
+            .map(|index| put(&mut wal, &rec(1, index, &[1; 2000])))
+            .find(|at| at.offset == BLOCK as u64)
+            .unwrap();
+        let path = format!("wal/{:016x}.log", at.segment);
+        let bytes = disk.bytes(&path).unwrap();
+        assert_eq!(bytes[BLOCK + 64..BLOCK + 73], [0x84, 4, 0, 0, 0, 3, 1, 1, 5]);
+        change(&disk, &path, BLOCK, with);
+        match open(&disk, &small()) {
+            Err(WalError::Corrupt { damage: found, .. }) => assert_eq!(found, damage),
+            other => panic!("{:?}", other.map(|_| ())),
+        }
+    }
+}

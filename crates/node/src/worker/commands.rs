@@ -22,7 +22,9 @@ const NOT_READY_RETRY_MS: u64 = 20;
 impl<E: Env> Worker<E> {
     /// Performs commands for a while; returns whether there were any.
     pub(super) fn perform_commands(&mut self, shared: &Shared<E>, now: Time) -> bool {
-        let any = !self.commands.is_empty();
+        if self.commands.is_empty() {
+            return false;
+        }
         let until = self.begin_slice(shared);
         while let Some(command) = self.commands.pop_front() {
             self.calls.command_bytes = command.request_bytes();
@@ -35,7 +37,7 @@ impl<E: Env> Worker<E> {
             }
         }
         room::give_back(&mut self.commands);
-        any
+        true
     }
 
     pub(super) fn perform_command(&mut self, shared: &Shared<E>, now: Time, command: Command<E::Caller>) {

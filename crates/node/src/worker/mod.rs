@@ -298,6 +298,7 @@ impl<E: Env> Worker<E> {
     fn shrink(&mut self) {
         const KEPT: usize = 4096;
         self.calls.shrink();
+        room::give_back(&mut self.commands);
         if self.intake.commands.capacity() > KEPT {
             self.intake.commands.shrink_to(KEPT);
         }
@@ -364,7 +365,9 @@ impl<E: Env> Worker<E> {
 
     /// Handles what other shards have sent, for a while; true if there was anything.
     fn run_local(&mut self, shared: &Shared<E>, now: Time) -> bool {
-        let any = !self.local.is_empty();
+        if self.local.is_empty() {
+            return false;
+        }
         let until = self.begin_slice(shared);
         while !self.local.is_empty() {
             // No cache holds the records that they meet: looked at together, these are fetched side by side.
@@ -386,7 +389,7 @@ impl<E: Env> Worker<E> {
                 break;
             }
         }
-        any
+        true
     }
 
     /// Gives the shards what the log holds of theirs, for a while; true if there was anything.
@@ -400,7 +403,9 @@ impl<E: Env> Worker<E> {
                 }
             }
         }
-        let any = !self.stored.is_empty();
+        if self.stored.is_empty() {
+            return false;
+        }
         let until = self.begin_slice(shared);
         while let Some(slot) = self.stored.pop_front() {
             let (epoch, upto) = std::mem::take(&mut self.stored_upto[slot as usize]);
@@ -413,7 +418,7 @@ impl<E: Env> Worker<E> {
                 break;
             }
         }
-        any
+        true
     }
 
     /// Asks the shards that were given something for their deadlines: once for all that they were given.

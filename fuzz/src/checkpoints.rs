@@ -9,7 +9,7 @@ use stead_core::records::encode_record;
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::bundle::{Bundle, BundleNames};
-use stead_store::checkpoint::lineage::Lineage;
+use stead_core::checkpointing::lineage::Lineage;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Decision, Manifest, decode_decision, manifest_name, newest};
 use stead_store::checkpoint::json::Hash;

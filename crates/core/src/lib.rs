@@ -13,7 +13,7 @@
 //! - [`log_room::LogRoom`] decides what the owner of the log does next, and when it is full.
 //! - [`start`] plans a life of a node from what it finds; [`shutdown::Shutdown`] decides in which order it ends.
 //! - [`trials::Trials`] gives turns to shards that try what a death of the process may have met.
-//! - [`coordinator::Coordinator`] takes a checkpoint from its beginning to its manifest.
+//! - [`checkpointing::driver::Driver`] takes checkpoints, and decides what becomes unnecessary by them.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,6 @@ pub mod capture;
 pub mod channel;
 pub mod checkpointing;
 pub mod clock;
-pub mod coordinator;
 pub mod entry;
 pub mod handler;
 pub mod ids;

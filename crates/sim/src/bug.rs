@@ -30,12 +30,16 @@ pub enum Bug {
     LateSnapshot,
     /// A handler takes the money for a payment, and forgets to send it.
     LoseSend,
-    /// The collection of garbage overlooks the older manifests.
-    OverlookManifests,
+    /// The collection of garbage takes one bundle more, which a checkpoint needs.
+    CollectOneMore,
+    /// The collection of garbage takes what a merge has written, before a checkpoint refers to it.
+    OverlookMerge,
     /// The collection of garbage takes the tombstone of the greatest number along.
     ForgetDecided,
-    /// The log is trimmed above the checkpoint.
-    TrimTooFar,
+    /// The log is trimmed one entry above the checkpoint.
+    TrimOneTooFar,
+    /// The log is trimmed before the manifest of the checkpoint is durable.
+    TrimEarly,
     /// News of an older epoch's log counts for this one.
     AcceptOldEpoch,
     /// Damage to the log is taken for an unsynced tail.
@@ -48,6 +52,8 @@ pub enum Bug {
     BuildOnGivenUp,
     /// A late marker of a checkpoint that was given up ends the snapshot of the next one.
     DropNextSnapshot,
+    /// A shard that has passed the checkpoint that is taken is not noticed.
+    HighColour,
     /// The clock that measures what was served jumps ahead with the wall clock.
     WallAsSteady,
     /// A tick comes late by as much as nothing may be overdue.
@@ -86,15 +92,18 @@ impl Bug {
         Self::StripColours,
         Self::LateSnapshot,
         Self::LoseSend,
-        Self::OverlookManifests,
+        Self::CollectOneMore,
+        Self::OverlookMerge,
         Self::ForgetDecided,
-        Self::TrimTooFar,
+        Self::TrimOneTooFar,
+        Self::TrimEarly,
         Self::AcceptOldEpoch,
         Self::CutDamage,
         Self::ForgetfulRecovery,
         Self::KeepRetried,
         Self::BuildOnGivenUp,
         Self::DropNextSnapshot,
+        Self::HighColour,
         Self::WallAsSteady,
         Self::LateTimer,
         Self::ShortSession,
@@ -124,15 +133,18 @@ impl Bug {
             Self::StripColours => "strip-colours",
             Self::LateSnapshot => "late-snapshot",
             Self::LoseSend => "lose-send",
-            Self::OverlookManifests => "overlook-manifests",
+            Self::CollectOneMore => "collect-one-more",
+            Self::OverlookMerge => "overlook-merge",
             Self::ForgetDecided => "forget-decided",
-            Self::TrimTooFar => "trim-too-far",
+            Self::TrimOneTooFar => "trim-one-too-far",
+            Self::TrimEarly => "trim-early",
             Self::AcceptOldEpoch => "accept-old-epoch",
             Self::CutDamage => "cut-damage",
             Self::ForgetfulRecovery => "forgetful-recovery",
             Self::KeepRetried => "keep-retried",
             Self::BuildOnGivenUp => "build-on-given-up",
             Self::DropNextSnapshot => "drop-next-snapshot",
+            Self::HighColour => "high-colour",
             Self::WallAsSteady => "wall-as-steady",
             Self::LateTimer => "late-timer",
             Self::ShortSession => "short-session",
@@ -172,10 +184,15 @@ impl Bug {
             Self::StripColours | Self::StripRequestColours => 9,
             Self::LateSnapshot | Self::BuildOnGivenUp => 10,
             Self::LoseSend => 11,
-            Self::OverlookManifests | Self::ForgetDecided | Self::TrimTooFar => 13,
+            Self::CollectOneMore
+            | Self::OverlookMerge
+            | Self::ForgetDecided
+            | Self::TrimOneTooFar
+            | Self::TrimEarly => 13,
             Self::AcceptOldEpoch => 15,
             Self::CutDamage | Self::ForgetMark => 16,
             Self::DropNextSnapshot
+            | Self::HighColour
             | Self::CrowdTrials
             | Self::CleanTooEarly
             | Self::LateTimer

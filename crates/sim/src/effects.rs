@@ -164,9 +164,9 @@ impl World<'_> {
                     self.marks.hit(Mark::MarkerByMessage);
                 }
                 self.model.marked(shard, &header);
-                self.marked(shard, *header, all)?;
+                self.marked(shard, *header, all);
             }
-            Effect::MarkerCommitted(colour) => self.marker_committed(shard, colour)?,
+            Effect::MarkerCommitted(colour) => self.marker_committed(shard, colour),
             Effect::Active(epoch) => self.note(epoch.0, &[]),
         }
         Ok(())

@@ -11,6 +11,7 @@
 mod accounts;
 mod blame;
 mod bug;
+mod checkpoints;
 mod client;
 mod disk;
 mod disk_log;
@@ -27,7 +28,6 @@ mod restoring;
 mod run;
 mod starting;
 mod stopping;
-mod taking;
 mod violation;
 mod wire;
 mod workload;

@@ -14,7 +14,6 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use stead_core::ids::{Epoch, Index, ShardId, Time};
 use stead_core::shard::Input;
 use stead_node::{LogDesk, LogHub, LogPart, PreparePart, Submission, Turned};
-use stead_store::checkpoint::manifest::Manifest;
 use stead_store::wal::{Batch, Wal, WalError};
 
 /// Bytes of a record beside the entry's own, as the shell counts them.
@@ -91,8 +90,6 @@ pub(crate) struct Log {
     prepare_at: Option<u64>,
     workers: Vec<Worker>,
     batch_max: usize,
-    /// The checkpoint that the last trim was for.
-    trimmed_for: Option<Manifest>,
     /// Both parts have ended.
     part_ended: bool,
     preparer_ended: bool,
@@ -114,7 +111,6 @@ impl Log {
             turn_at: None,
             prepare_at: None,
             workers: (0..workers).map(|_| Worker::default()).collect(),
-            trimmed_for: None,
             part_ended: false,
             preparer_ended: false,
             held_trim: None,
@@ -189,11 +185,10 @@ impl World<'_> {
     }
 
     /// What a checkpoint holds, the log need not hold any more.
-    pub(crate) fn trim_log(&mut self, manifest: &Manifest, tops: Vec<Index>) {
+    pub(crate) fn trim_log(&mut self, tops: Vec<Index>) {
         self.disk_log().wants_trim();
         let holds = self.bug == Some(Bug::HoldTrim);
         let log = self.log();
-        log.trimmed_for = Some(manifest.clone());
         if holds && log.has_waiting() {
             log.held_trim = Some(tops);
         } else {
@@ -287,8 +282,7 @@ impl World<'_> {
         let is_trimmed = self.disk_log().take_trimmed();
         if is_trimmed {
             self.marks.hit(Mark::Trimmed);
-            let manifest = self.log().trimmed_for.clone().expect("the log trims what it was asked to");
-            self.check_log(&manifest)?;
+            self.check_log()?;
         }
         let is_overtaken = self.disk_log().has_overtaken_trim();
         let log = self.log();

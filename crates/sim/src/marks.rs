@@ -57,6 +57,8 @@ marks! {
     CheckpointGivenUp: "a checkpoint was given up",
     TombstoneCollected: "a collection deleted the tombstone of an older number",
     LateMarker: "a shard learnt of a checkpoint that was given up already",
+    CheckpointRefused: "a checkpoint was refused, for the log had no room to spare",
+    HigherColour: "a shard had a colour above that of the checkpoint that was taken",
     CheckpointLost: "a crash during a checkpoint",
     MarkerByMessage: "a shard learnt of a checkpoint from a message, an acknowledgement or a client",
     SnapshotUnderWrites: "records changed while a snapshot was drained",

@@ -1,24 +1,19 @@
 //! One life of the simulated node: the shell around the real core and the real storage code, without any threads.
 
 use crate::bug::Bug;
+use crate::checkpoints::Checkpoints;
 use crate::logging::Log;
 use crate::profile::Profile;
 use crate::stopping::Stopping;
-use crate::taking::Taking;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use stead_core::coordinator::Coordinator;
-use stead_core::ids::{Colour, Epoch, NodeId, ShardId, TaskId};
+use stead_core::ids::{Epoch, NodeId, ShardId, TaskId};
 use stead_core::record::TaskRecord;
 use stead_core::shard::Shard;
 use stead_core::start::draw_epochs;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::Trials;
-use stead_store::checkpoint::bundle::BundleNames;
-use stead_store::checkpoint::collect::Collector;
-use stead_store::checkpoint::compact::Merged;
-use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::store::{DiskStore, StoreError};
 use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
 use stead_store::disk::Disk;
@@ -38,18 +33,7 @@ pub(crate) struct Node {
     /// By shard, when its next tick is scheduled, in virtual time.
     pub(crate) ticks: Vec<Option<u64>>,
     pub(crate) log: Log,
-    pub(crate) store: DiskStore,
-    pub(crate) names: BundleNames,
-    pub(crate) lineage: Lineage,
-    pub(crate) coordinator: Coordinator,
-    pub(crate) taking: Option<Taking>,
-    /// The last checkpoint that was completed in this life.
-    pub(crate) completed: Option<Colour>,
-    /// Shards whose next slice of a snapshot is not taken: a planted bug.
-    pub(crate) undrained: BTreeSet<ShardId>,
-    pub(crate) collector: Collector,
-    /// Merges that are not part of the lineage yet.
-    pub(crate) merged: Vec<Merged>,
+    pub(crate) checkpoints: Checkpoints,
     /// By channel, when its last frame arrives, for profiles that keep the order.
     pub(crate) channels: BTreeMap<(ShardId, ShardId), u64>,
     /// Steps that ask before they run.
@@ -147,7 +131,7 @@ impl Node {
         })?;
         let known = recovered.known_epochs();
         let reuse = bug == Some(Bug::ReuseEpoch) && known.iter().all(|known| known.promised > known.logged);
-        let epochs = if reuse {
+        let epochs: Vec<Epoch> = if reuse {
             known.iter().map(|known| known.promised).collect()
         } else {
             let epochs = draw_epochs(data_dir.meta().epoch_floor, &known);
@@ -155,7 +139,13 @@ impl Node {
             epochs.into_values().collect()
         };
         let seen = recovered.states.iter().map(|s| s.position().colour).max().unwrap_or_default();
-        let coordinator = Coordinator::new(topology.shards(), seen.max(recovered.decided));
+        let checkpoints = Checkpoints::new(
+            (Arc::new(store), writer),
+            (topology, &epochs),
+            profile,
+            (recovered.lineage, recovered.decided, seen),
+            (now, bug),
+        );
         let make = |state: State| Shard::new(state, Arc::clone(topology), profile.settings.clone());
         let shards: Vec<Shard> = recovered.states.into_iter().map(make).collect();
         Ok(Self {
@@ -163,15 +153,7 @@ impl Node {
             ticks: vec![None; shards.len()],
             shards,
             log: Log::new(recovered.wal, profile.workers, profile.segment_bytes, now, bug),
-            store,
-            names: BundleNames::new(writer),
-            lineage: recovered.lineage,
-            coordinator,
-            taking: None,
-            completed: None,
-            undrained: BTreeSet::new(),
-            collector: Collector::new(),
-            merged: Vec::new(),
+            checkpoints,
             channels: BTreeMap::new(),
             asking: BTreeMap::new(),
             trials: Trials::default(),

@@ -2,8 +2,8 @@
 
 use crate::bug::Bug;
 use fastrand::Rng;
+use stead_core::checkpointing::merging::Policy;
 use stead_core::shard::Settings;
-use stead_store::checkpoint::compact::Policy;
 
 /// Parts of a run's profile that its caller sets; the seed draws the others, and draws them as it would without these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

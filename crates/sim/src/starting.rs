@@ -8,12 +8,10 @@ use crate::violation::Violation;
 use crate::world::{Event, Outcomes, Stop, World};
 use fastrand::Rng;
 use std::sync::Arc;
-use stead_core::ids::{Colour, Index};
+use stead_core::ids::Index;
 use stead_core::record::RecordKey;
 use stead_core::shard::Shard;
 use stead_core::trials::Trials;
-use stead_store::checkpoint::CheckpointError;
-use stead_store::checkpoint::write::give_up;
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::Opened as WalOpened;
 
@@ -81,7 +79,7 @@ impl World<'_> {
         if opened.recovered.report.checkpoint.is_some() {
             self.marks.hit(Mark::RecoveredFromCheckpoint);
         }
-        let (decided, writer) = (opened.recovered.decided, self.rng.u64(..));
+        let writer = self.rng.u64(..);
         let mut profile = self.profile.clone();
         if self.bug == Some(Bug::ShortSession) {
             profile.settings.session_ttl -= 1;
@@ -91,6 +89,7 @@ impl World<'_> {
             Ok(node) => {
                 self.node = Some(node);
                 self.heed_bells();
+                self.heed_checkpoint_bells();
             }
             Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(before),
             Err(_) if self.disk.failed() > failed => return self.refused(),
@@ -113,33 +112,7 @@ impl World<'_> {
                 node.shards.iter_mut().for_each(Shard::hold);
             }
         }
-        self.give_up_undecided(decided)?;
-        if self.node.is_none() {
-            return Ok(());
-        }
         self.lead()
-    }
-
-    /// Numbers that shards have as their colour and that nothing decided: nobody takes them up again.
-    fn give_up_undecided(&mut self, decided: Colour) -> Outcomes {
-        let time = self.time();
-        let node = self.node.as_ref().expect("just begun");
-        let last = node.coordinator.last();
-        for number in decided.0 + 1..=last.0 {
-            let done = give_up(
-                &node.store,
-                &self.topology,
-                Colour(number),
-                time,
-                node.names.writer(),
-                "the node ended",
-            );
-            match done {
-                Ok(()) | Err(CheckpointError::Decided(_)) => self.decided = self.decided.max(Colour(number)),
-                Err(error) => return self.storage_failed(&error.to_string()),
-            }
-        }
-        if last > decided { self.collect() } else { Ok(()) }
     }
 
     /// Says whether a crash in the last recovery is what a violation comes from: without it the node comes back with

@@ -146,6 +146,10 @@ impl World<'_> {
                 self.close_log();
                 Ok(())
             }
+            Group::Checkpoints => {
+                self.stop_checkpoints();
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -161,8 +165,8 @@ impl World<'_> {
             }
             Group::Queries => node.queries_running == 0,
             Group::Log => node.log.has_ended(),
-            // What it does is done within one event.
-            Group::Checkpoints | Group::Watchdog => true,
+            Group::Checkpoints => node.checkpoints.has_ended(),
+            Group::Watchdog => true,
         }
     }
 
@@ -175,18 +179,16 @@ impl World<'_> {
                 return stopping.is_some_and(|stopping| stopping.steps_abandoned);
             }
             Inside::Tick(_) => Group::Workers,
-            Inside::Begin
-            | Inside::Drain(..)
-            | Inside::Seal(_)
-            | Inside::Decide(_)
-            | Inside::GiveUp(_)
-            | Inside::Housekeep
+            Inside::Want => Group::Checkpoints,
+            Inside::Drain(..) | Inside::GivenUp(..) => Group::Workers,
+            Inside::Input(..)
+            | Inside::Query { .. }
+            | Inside::Submit(_)
+            | Inside::Log
+            | Inside::Prepare
+            | Inside::Checkpoint
             | Inside::Merge
-            | Inside::ApplyMerged => Group::Checkpoints,
-            Inside::Input(..) | Inside::Query { .. } | Inside::Submit(_) | Inside::Log | Inside::Prepare => {
-                return false;
-            }
-            Inside::End => return false,
+            | Inside::End => return false,
         };
         self.is_stopped(group)
     }

@@ -5,6 +5,7 @@
 
 use crate::blame::{Blame, Killer};
 use crate::bug::Bug;
+use crate::checkpoints::Rehearsal;
 use crate::client::{Clients, Frame};
 use crate::disk::{LifeDisk, Syncs};
 use crate::disk_log::DiskLog;
@@ -100,14 +101,16 @@ pub(crate) enum Inside {
     Prepare,
     /// The end of the node has a turn.
     End,
-    Begin,
+    /// A checkpoint is wanted.
+    Want,
+    /// A worker hands over a slice of a snapshot.
     Drain(ShardId, Colour),
-    Seal(Colour),
-    Decide(Colour),
-    GiveUp(Colour),
-    Housekeep,
+    /// Snapshots of one shard, or of all, are drained to nowhere up to this number.
+    GivenUp(Option<ShardId>, Colour),
+    /// The part that takes checkpoints has a turn.
+    Checkpoint,
+    /// The part that merges bundles has a turn.
     Merge,
-    ApplyMerged,
 }
 
 struct Scheduled {
@@ -232,8 +235,8 @@ pub(crate) struct World<'w> {
     pub(crate) blame: Blame,
     /// The greatest number of a checkpoint that was completed or given up.
     pub(crate) decided: Colour,
-    /// The checkpoint that is given up at the end of a run, once all its parts are there.
-    pub(crate) spoilt: Option<Colour>,
+    /// What is tried with checkpoints at the end of a run.
+    pub(crate) rehearsal: Rehearsal,
 }
 
 /// The handler, with a note of what it is called for.
@@ -352,7 +355,7 @@ impl<'w> World<'w> {
             ordered: Vec::new(),
             blame: Blame::default(),
             decided: Colour(0),
-            spoilt: None,
+            rehearsal: Rehearsal::None,
             rng,
             profile,
             overrides: Overrides::default(),
@@ -520,14 +523,17 @@ impl<'w> World<'w> {
             Inside::Log => self.log_turn(),
             Inside::Prepare => self.prepare_turn(),
             Inside::End => self.end_turn(),
-            Inside::Begin => self.begin_checkpoint(),
+            Inside::Want => {
+                self.want_checkpoint();
+                Ok(())
+            }
             Inside::Drain(shard, number) => self.drain(shard, number),
-            Inside::Seal(number) => self.seal(number),
-            Inside::Decide(number) => self.decide(number),
-            Inside::GiveUp(number) => self.give_up(number, "it took too long"),
-            Inside::Housekeep => self.housekeep(),
-            Inside::Merge => self.merge(),
-            Inside::ApplyMerged => self.apply_merged(),
+            Inside::GivenUp(only, number) => {
+                self.snapshots_given_up(only, number);
+                Ok(())
+            }
+            Inside::Checkpoint => self.checkpoint_turn(),
+            Inside::Merge => self.merge_turn(),
         }
     }
 
@@ -589,7 +595,7 @@ impl<'w> World<'w> {
             self.old_frame()?;
         }
         if one_in(&mut self.rng, self.profile.checkpoint_every) {
-            self.inside(0, Inside::Begin);
+            self.inside(0, Inside::Want);
         }
         self.operator_acts();
         if one_in(&mut self.clock, self.profile.jump_inside) {
@@ -804,7 +810,7 @@ impl<'w> World<'w> {
             End::Process => Mark::ProcessKilled,
         });
         if let Some(node) = self.node.take()
-            && node.taking.is_some()
+            && node.checkpoints.running().is_some()
         {
             self.marks.hit(Mark::CheckpointLost);
         }
@@ -907,7 +913,7 @@ impl<'w> World<'w> {
     /// Whether nothing is under way any more.
     fn rests(&self) -> bool {
         let Some(node) = &self.node else { return false };
-        node.taking.is_none()
+        node.checkpoints.rests()
             && node.stopping.is_none()
             && self.clients.pending() == 0
             && node.shards.iter().all(|shard| {
@@ -930,25 +936,9 @@ impl<'w> World<'w> {
         self.disk.set_faults(Faults::default());
         // A power cut that was planned still comes.
         let until = self.events + CALM_EVENTS;
-        let mut last = None;
         loop {
-            if self.rests() {
-                match last {
-                    None if self.spoilt.is_none() => {
-                        self.begin_checkpoint()?;
-                        // It is given up once all shards have handed over their parts.
-                        self.spoilt = Some(self.number_taken().unwrap_or_default());
-                        continue;
-                    }
-                    Some((life, number)) if life == self.life => {
-                        self.check_completed(number)?;
-                        break;
-                    }
-                    _ => last = self.begin_last_checkpoint()?.map(|number| (self.life, number)),
-                }
-                if last.is_some() {
-                    continue;
-                }
+            if self.rests() && self.rehearse()? {
+                break;
             }
             let Some(Reverse(next)) = self.queue.pop() else {
                 return Err(Violation::new(17, format!("nothing happens any more: {}", self.unrest())).into());
@@ -982,26 +972,6 @@ impl<'w> World<'w> {
         }
         self.check_all_checkpoints()?;
         if self.nested { Ok(()) } else { self.restore() }
-    }
-
-    /// Begins a checkpoint and gives it up while its colour is on its way, and begins the next one.
-    fn begin_last_checkpoint(&mut self) -> Result<Option<Colour>, Stop> {
-        self.begin_checkpoint()?;
-        if let Some(number) = self.number_taken() {
-            self.give_up(number, "the operator wants the next one")?;
-            self.begin_checkpoint()?;
-        }
-        Ok(self.number_taken())
-    }
-
-    /// Invariant 17 for checkpoints: without faults one comes to its end, whatever became of the one before.
-    fn check_completed(&self, number: Colour) -> Outcomes {
-        let node = self.node.as_ref().expect("a node at rest lives");
-        if node.completed == Some(number) {
-            return Ok(());
-        }
-        let what = format!("checkpoint {number} was begun without faults, and given up");
-        Err(Violation::new(17, what).into())
     }
 
     fn unrest(&self) -> String {

@@ -6,14 +6,15 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
+use stead_core::checkpointing::lineage::Lineage;
+use stead_core::checkpointing::merging::{Policy, plan};
 use stead_core::ids::{Blob, Colour, Incarnation, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::bundle::BundleNames;
-use stead_store::checkpoint::compact::{MergeRun, Policy, plan};
-use stead_store::checkpoint::lineage::Lineage;
+use stead_store::checkpoint::compact::MergeRun;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::Manifest;
 use stead_store::checkpoint::store::{BlobStore, DiskStore};

@@ -366,6 +366,11 @@ impl Driver {
         self.go_on(now);
     }
 
+    /// From the next checkpoint on one is given up after this time.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.options.timeout = timeout;
+    }
+
     /// What to do next. Nothing is left to do until the next input when this is `None`.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()

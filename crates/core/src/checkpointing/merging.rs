@@ -131,14 +131,6 @@ pub struct Merged {
     pub sections: BTreeMap<ShardId, MergedSection>,
 }
 
-impl Merged {
-    /// Returns the output bundle as a manifest refers to it.
-    #[must_use]
-    pub fn bundle(&self) -> &BundleRef {
-        &self.bundle
-    }
-}
-
 /// The output of a merge for one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergedSection {

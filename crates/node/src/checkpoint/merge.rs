@@ -3,7 +3,6 @@
 use crate::bell::Bell;
 use crate::checkpoint::{CheckpointHub, Event, Order, Trouble};
 use crate::part::{Part, Turned};
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::checkpointing::merging::Merge;
@@ -90,14 +89,15 @@ impl MergePart {
 }
 
 impl<H: CheckpointHub> Part<H> for MergePart {
-    type Error = Infallible;
+    /// The reason why the store takes nothing more.
+    type Error = String;
 
     fn bell<'h>(&self, hub: &'h H) -> &'h Bell {
         &hub.queue().merges.bell
     }
 
     /// Begins the ordered merge, or continues it.
-    fn turn(&mut self, hub: &H, now: Time) -> Result<Turned, Infallible> {
+    fn turn(&mut self, hub: &H, now: Time) -> Result<Turned, String> {
         let queue = hub.queue();
         let order = {
             let mut held = queue.merges.held();
@@ -130,6 +130,9 @@ impl<H: CheckpointHub> Part<H> for MergePart {
                 Some(merged)
             }
             Err(error) => {
+                if let Some(failure) = self.store.failure() {
+                    return Err(failure);
+                }
                 hub.perform(Order::Trouble(Trouble::Merge(error)));
                 None
             }

@@ -9,6 +9,8 @@ mod part;
 mod queue;
 mod real;
 mod report;
+#[cfg(test)]
+mod tests;
 
 pub use merge::{MergeOrder, MergePart};
 pub use part::{CheckpointPart, CheckpointSetup};

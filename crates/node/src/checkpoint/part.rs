@@ -94,10 +94,51 @@ impl CheckpointPart {
         }
     }
 
+    /// From the next checkpoint on one is given up after this time.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.driver.set_timeout(timeout);
+    }
+
     /// What decides.
     #[must_use]
     pub fn driver(&self) -> &Driver {
         &self.driver
+    }
+
+    fn step(&mut self, hub: &impl CheckpointHub, steady: Time) -> Turned {
+        if hub.is_over() {
+            self.end(SHUT_DOWN);
+            return Turned::Ended;
+        }
+        let log_spent = hub.is_log_spent();
+        if log_spent != self.log_spent {
+            self.log_spent = log_spent;
+            self.driver.handle(steady, Input::LogSpent(log_spent));
+        }
+        if let Some(mut action) = self.driver.poll_action() {
+            hub.watch(&mut action);
+            self.perform(hub, Now { steady, wall: hub.wall() }, action);
+            return Turned::Again;
+        }
+        let deadline = self.driver.deadline();
+        if deadline.is_some_and(|at| at <= steady) {
+            self.driver.handle(steady, Input::Tick);
+            return Turned::Again;
+        }
+        let held_until = self.meter.held_until(hub.queue().pace.rate(), steady);
+        let is_held = |event: &Event| held_until.is_some() && matches!(event, Event::Records { .. });
+        match hub.queue().next(is_held) {
+            Next::Event(Event::Stop) => {
+                self.end(SHUT_DOWN);
+                Turned::Ended
+            }
+            Next::Event(event) => {
+                self.take(hub, steady, event);
+                Turned::Again
+            }
+            Next::Held => Turned::Until(held_until.into_iter().chain(deadline).min()),
+            Next::None => Turned::Until(deadline),
+        }
     }
 
     /// Answers those who wait: nothing is taken any more.
@@ -352,42 +393,14 @@ impl<H: CheckpointHub> Part<H> for CheckpointPart {
 
     /// Performs one action, or takes one event.
     fn turn(&mut self, hub: &H, steady: Time) -> Result<Turned, String> {
-        if let Some(failure) = self.store.failure() {
-            self.end(&failure);
-            return Err(failure);
-        }
-        if hub.is_over() {
-            self.end(SHUT_DOWN);
-            return Ok(Turned::Ended);
-        }
-        let log_spent = hub.is_log_spent();
-        if log_spent != self.log_spent {
-            self.log_spent = log_spent;
-            self.driver.handle(steady, Input::LogSpent(log_spent));
-        }
-        if let Some(mut action) = self.driver.poll_action() {
-            hub.watch(&mut action);
-            self.perform(hub, Now { steady, wall: hub.wall() }, action);
-            return Ok(Turned::Again);
-        }
-        let deadline = self.driver.deadline();
-        if deadline.is_some_and(|at| at <= steady) {
-            self.driver.handle(steady, Input::Tick);
-            return Ok(Turned::Again);
-        }
-        let held_until = self.meter.held_until(hub.queue().pace.rate(), steady);
-        let is_held = |event: &Event| held_until.is_some() && matches!(event, Event::Records { .. });
-        match hub.queue().next(is_held) {
-            Next::Event(Event::Stop) => {
-                self.end(SHUT_DOWN);
-                Ok(Turned::Ended)
+        let turned = self.step(hub, steady);
+        // Whatever has failed: what the store holds is not known any more.
+        match self.store.failure() {
+            None => Ok(turned),
+            Some(failure) => {
+                self.end(&failure);
+                Err(failure)
             }
-            Next::Event(event) => {
-                self.take(hub, steady, event);
-                Ok(Turned::Again)
-            }
-            Next::Held => Ok(Turned::Until(held_until.into_iter().chain(deadline).min())),
-            Next::None => Ok(Turned::Until(deadline)),
         }
     }
 }

@@ -165,7 +165,7 @@ impl SnapshotQueue {
     }
 
     /// Ends the parts of checkpoints. Work that waits before the end is no longer written slowly.
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         self.pace.set(0);
         self.send(Event::Stop);
         self.merges.stop();

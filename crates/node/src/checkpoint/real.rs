@@ -12,7 +12,6 @@ use crate::events;
 use crate::inbox::Command;
 use crate::part::{Part, Turned};
 use crate::shared::Shared;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::ids::{Index, ShardId, Time};
@@ -57,13 +56,13 @@ impl<E: Env> Part<Shared<E>> for Checkpoints {
 pub(crate) struct Merges(pub(crate) MergePart);
 
 impl<E: Env> Part<Shared<E>> for Merges {
-    type Error = Infallible;
+    type Error = String;
 
     fn bell<'h>(&self, shared: &'h Shared<E>) -> &'h Bell {
         &shared.snapshots.merges.bell
     }
 
-    fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, Infallible> {
+    fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, String> {
         self.0.turn(&Rest { shared, check_bytes_max: 0 }, now)
     }
 }

@@ -9,7 +9,7 @@ use crate::checkpoint::load::visit_blocks;
 use crate::checkpoint::store::BlobStore;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use stead_core::checkpointing::lineage::Lineage;
-pub use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Policy, plan, renewals};
+use stead_core::checkpointing::merging::{Merge, Merged, MergedSection};
 use stead_core::ids::{Colour, Incarnation, ShardId};
 use stead_core::records::encode_record;
 

@@ -23,7 +23,6 @@ pub mod verify;
 pub mod write;
 
 use crate::checkpoint::store::StoreError;
-pub use stead_core::checkpointing::lineage;
 use stead_core::ids::{Colour, Incarnation, ShardId};
 use stead_core::topology::TopologyError;
 use thiserror::Error;

@@ -3,6 +3,8 @@
 
 use super::model::{Cluster, Cut, INCARNATION, sim_store};
 use std::collections::BTreeSet;
+use stead_core::checkpointing::lineage::Lineage;
+use stead_core::checkpointing::merging::{self, Merge, Merged, Policy, renewals};
 use stead_core::ids::{Blob, Colour, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
@@ -11,9 +13,8 @@ use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::collect::{Collector, DeleteError, Retention, delete_checkpoint};
-use stead_store::checkpoint::compact::{self, Merge, MergeRun, Merged, Policy, renewals};
+use stead_store::checkpoint::compact::MergeRun;
 use stead_store::checkpoint::copy::copy;
-use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::load::{load_part, load_parts};
 use stead_store::checkpoint::manifest::{Manifest, decided_numbers, newest, read_manifest};
 use stead_store::checkpoint::store::BlobStore;
@@ -34,7 +35,7 @@ pub(crate) fn check(store: &dyn BlobStore, manifest: &Manifest, cut: &Cut, threa
 }
 
 pub(crate) fn merge(cluster: &mut Cluster, store: &dyn BlobStore, policy: &Policy) -> bool {
-    let Some(merge) = compact::plan(&cluster.lineage, policy) else { return false };
+    let Some(merge) = merging::plan(&cluster.lineage, policy) else { return false };
     let merged = run(store, &cluster.names, cluster.number, &cluster.lineage, &merge).unwrap();
     cluster.lineage.apply(&merged)
 }
@@ -225,9 +226,9 @@ fn merging_costs_little_and_keeps_loads_short() {
         assert!(manifest.parts[0].sections.len() <= 32);
         lineage = next;
         let mut bytes = manifest.totals.written_bytes;
-        if let Some(merge) = compact::plan(&lineage, &policy) {
+        if let Some(merge) = merging::plan(&lineage, &policy) {
             let merged = run(&store, &names, number, &lineage, &merge).unwrap();
-            bytes += merged.bundle().bytes;
+            bytes += merged.bundle.bytes;
             assert!(lineage.apply(&merged));
         }
         written.push(bytes);
@@ -262,7 +263,7 @@ fn a_merge_of_another_history_changes_nothing() {
         cluster.run(20);
         cluster.checkpoint(&store);
     }
-    let planned = compact::plan(&cluster.lineage, &policy).unwrap();
+    let planned = merging::plan(&cluster.lineage, &policy).unwrap();
     let merged = run(&store, &cluster.names, cluster.number, &cluster.lineage, &planned).unwrap();
     // An abandoned merge leaves nothing.
     let before = disk.files();

@@ -3,11 +3,11 @@
 use super::chain::{check, in_use, merge, run};
 use super::model::{Cluster, Cut, INCARNATION, sim_store};
 use std::collections::BTreeMap;
+use stead_core::checkpointing::merging::{self, Policy};
 use stead_core::ids::{Colour, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::collect::{Collector, Retention};
-use stead_store::checkpoint::compact::{self, Policy};
 use stead_store::checkpoint::manifest::{manifest_name, newest, read_manifest};
 use stead_store::checkpoint::restore::{Restore, restore};
 use stead_store::checkpoint::store::BlobStore;
@@ -31,7 +31,7 @@ fn work(
         let (manifest, lineage) = sealed?.store(store)?;
         cluster.lineage = lineage;
         *acknowledged = manifest.number;
-        if let Some(merge) = compact::plan(&cluster.lineage, &POLICY) {
+        if let Some(merge) = merging::plan(&cluster.lineage, &POLICY) {
             let merged = run(store, &cluster.names, cluster.number, &cluster.lineage, &merge)?;
             assert!(cluster.lineage.apply(&merged));
         }

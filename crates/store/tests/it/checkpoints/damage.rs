@@ -3,10 +3,10 @@
 use super::chain::merge;
 use super::model::{Cluster, INCARNATION, sim_store};
 use std::collections::BTreeSet;
+use stead_core::checkpointing::merging::Policy;
 use stead_core::ids::{Colour, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
-use stead_store::checkpoint::compact::Policy;
 use stead_store::checkpoint::copy::{Owner, copy};
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Totals, manifest_name, newest, read_manifest};

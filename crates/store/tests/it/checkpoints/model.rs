@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
     Blob, Colour, Epoch, Incarnation, Index, Key, Served, SessionId, ShardId, TaskId, Time, TimerId,
@@ -14,7 +15,6 @@ use stead_core::state::{Header, Message, State};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
-use stead_store::checkpoint::lineage::Lineage;
 use stead_store::checkpoint::manifest::Manifest;
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed};

@@ -1,0 +1,247 @@
+//! The checkpoint part over a simulated disk, turn by turn.
+
+use super::*;
+use crate::env::Reply;
+use crate::part::{Part, Turned};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use stead_core::checkpointing::driver::{Options, Recovered};
+use stead_core::checkpointing::merging::Policy;
+use stead_core::ids::{Blob, Epoch, Incarnation};
+use stead_core::records::{Piece, Records};
+use stead_core::state::{Header, Position};
+use stead_core::topology::Topology;
+use stead_store::checkpoint::manifest::{MANIFESTS, read_manifest};
+use stead_store::checkpoint::store::{BlobReader, BlobStore, BlobWriter, DiskStore, Put, StoreError};
+use stead_store::sim_disk::SimDisk;
+
+const SHARD: ShardId = ShardId(0);
+const TIMEOUT: u64 = 1_000_000;
+
+/// A node that notes what its checkpoint part asks for.
+struct Hub {
+    queue: SnapshotQueue,
+    orders: RefCell<Vec<Order>>,
+}
+
+impl CheckpointHub for Hub {
+    fn queue(&self) -> &SnapshotQueue {
+        &self.queue
+    }
+
+    fn wall(&self) -> Time {
+        Time(7)
+    }
+
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn is_log_spent(&self) -> bool {
+        false
+    }
+
+    fn perform(&self, order: Order) {
+        self.orders.borrow_mut().push(order);
+    }
+}
+
+/// Where the result of a wanted checkpoint goes.
+struct Slot(Arc<Mutex<Option<Result<CheckpointReport, CheckpointFailure>>>>);
+
+impl Reply<Result<CheckpointReport, CheckpointFailure>> for Slot {
+    fn send(self: Box<Self>, result: Result<CheckpointReport, CheckpointFailure>) {
+        *self.0.lock().unwrap() = Some(result);
+    }
+
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
+/// A store that creates a manifest and says that it failed, as a remote one may whose answer is lost.
+struct Lossy {
+    store: DiskStore,
+    loses: AtomicBool,
+}
+
+impl BlobStore for Lossy {
+    fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StoreError> {
+        let put = self.store.put_new(name, bytes)?;
+        if name.starts_with(MANIFESTS) && self.loses.swap(false, Ordering::Relaxed) {
+            let (name, place) = (name.to_owned(), "far away".to_owned());
+            return Err(StoreError::Io {
+                action: "create",
+                name,
+                place,
+                source: io::ErrorKind::TimedOut.into(),
+            });
+        }
+        Ok(put)
+    }
+
+    fn create(&self, name: &str) -> Result<Box<dyn BlobWriter>, StoreError> {
+        self.store.create(name)
+    }
+
+    fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
+        self.store.open(name)
+    }
+
+    fn list(&self, dir: &str) -> Result<Vec<String>, StoreError> {
+        self.store.list(dir)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.store.delete(name)
+    }
+}
+
+struct Node {
+    hub: Hub,
+    part: CheckpointPart,
+    store: Arc<dyn BlobStore>,
+    now: u64,
+}
+
+impl Node {
+    fn new(store: Arc<dyn BlobStore>, bytes_per_second: u64) -> Self {
+        let mut topology = Topology::new(Incarnation(1));
+        topology.ensure("a", 1).unwrap();
+        let setup = CheckpointSetup {
+            store: Arc::clone(&store),
+            topology: Arc::new(topology),
+            epochs: BTreeMap::from([(SHARD, Epoch(1))]),
+            writer: 5,
+            options: Options {
+                interval: None,
+                timeout: Duration::from_micros(TIMEOUT),
+                keep: 1,
+                grace: Duration::ZERO,
+                policy: Policy::default(),
+            },
+            recovered: Recovered::default(),
+        };
+        let hub = Hub { queue: SnapshotQueue::new(bytes_per_second), orders: RefCell::default() };
+        Self { hub, part: CheckpointPart::new(setup, Time(0)), store, now: 0 }
+    }
+
+    fn want(&self) -> Slot {
+        let slot = Arc::default();
+        let reply = Box::new(Slot(Arc::clone(&slot)));
+        self.hub.queue.send(Event::Wanted(Wanted { reply, checked: false }));
+        Slot(slot)
+    }
+
+    /// Gives turns until the part may sleep. After a failure of the store no turn may look as if all were well.
+    fn turns(&mut self) -> Result<Option<Time>, String> {
+        for _ in 0..1000 {
+            let turned = self.part.turn(&self.hub, Time(self.now))?;
+            assert_eq!(self.store.failure(), None, "the turn that met the failure went on");
+            match turned {
+                Turned::Again => {}
+                Turned::Until(until) => return Ok(until),
+                Turned::Ended => panic!("it ends"),
+            }
+        }
+        panic!("it never sleeps");
+    }
+
+    fn orders(&self) -> Vec<Order> {
+        self.hub.orders.take()
+    }
+
+    /// The shard marks a checkpoint, and hands over one record of so many bytes in each of two pieces.
+    fn mark(&self, number: Colour, bytes: usize) {
+        let mut records = Records::new();
+        for name in ["x", "y"] {
+            let key = stead_core::record::RecordKey::process(&stead_core::ids::Key::new(name).unwrap());
+            records.put(key.as_bytes(), Blob::from(vec![7; bytes]));
+        }
+        records.begin_snapshot(true);
+        let header = Box::new(Header {
+            shard: SHARD,
+            position: Position { colour: number, epoch: Epoch(1), ..Position::default() },
+            outboxes: Default::default(),
+            received: Default::default(),
+            records: records.len() as u64,
+            records_hash: records.hash().to_be_bytes(),
+        });
+        self.hub.queue.send(Event::Begun { shard: SHARD, number, header, all: true });
+        self.hub.queue.send(Event::MarkerCommitted { shard: SHARD, number });
+        let mut done = false;
+        while !done {
+            let mut piece = Piece::default();
+            done = records.drain_snapshot(1, &mut piece);
+            self.hub.queue.send(Event::Records { shard: SHARD, number, piece, done });
+        }
+    }
+}
+
+fn disk_store(disk: &SimDisk) -> DiskStore {
+    DiskStore::open(Arc::new(disk.clone()), "checkpoints").unwrap()
+}
+
+fn completed(orders: &[Order]) -> Vec<Colour> {
+    let numbers = orders.iter().filter_map(|order| match order {
+        Order::Completed { manifest, .. } => Some(manifest.number),
+        _ => None,
+    });
+    numbers.collect()
+}
+
+#[test]
+fn the_turn_that_meets_a_failed_sync_is_the_last_one() {
+    let disk = SimDisk::new(1);
+    let mut node = Node::new(Arc::new(disk_store(&disk)), 0);
+    let slot = node.want();
+    assert_eq!(node.turns().unwrap(), Some(Time(TIMEOUT)));
+    node.mark(Colour(1), 10);
+    disk.fail_syncs(1);
+    node.turns().unwrap_err();
+    assert!(matches!(*slot.0.lock().unwrap(), Some(Err(CheckpointFailure::Stopped(_)))));
+    assert_eq!(completed(&node.orders()), []);
+}
+
+#[test]
+fn what_is_held_at_its_pace_is_given_up_in_time() {
+    let disk = SimDisk::new(1);
+    let mut node = Node::new(Arc::new(disk_store(&disk)), 1000);
+    let slot = node.want();
+    node.turns().unwrap();
+    // The first piece takes more than the time of the checkpoint.
+    node.mark(Colour(1), 2000);
+    assert_eq!(node.turns().unwrap(), Some(Time(TIMEOUT)));
+    assert!(slot.0.lock().unwrap().is_none());
+    node.now = TIMEOUT;
+    node.turns().unwrap();
+    let given_up = |order: &Order| matches!(order, Order::GivenUp { number: Colour(1), .. });
+    assert!(node.orders().iter().any(given_up));
+    // The next one is not held up by what is left of it.
+    node.want();
+    node.turns().unwrap();
+    node.mark(Colour(2), 2000);
+    node.now += 500_000;
+    node.hub.queue.pace.set(0);
+    node.turns().unwrap();
+    assert_eq!(completed(&node.orders()), [Colour(2)]);
+}
+
+#[test]
+fn a_manifest_that_was_stored_in_spite_of_an_error_is_a_checkpoint() {
+    let disk = SimDisk::new(1);
+    let lossy = Lossy { store: disk_store(&disk), loses: AtomicBool::new(true) };
+    let mut node = Node::new(Arc::new(lossy), 0);
+    node.want();
+    node.turns().unwrap();
+    node.mark(Colour(1), 10);
+    node.turns().unwrap();
+    let orders = node.orders();
+    assert_eq!(completed(&orders), [Colour(1)]);
+    assert!(orders.iter().all(|order| !matches!(order, Order::GivenUp { .. })));
+    assert!(orders.iter().any(|order| matches!(order, Order::Trim(_))));
+    read_manifest(&*node.store, Colour(1)).unwrap();
+}

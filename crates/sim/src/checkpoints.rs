@@ -1,0 +1,737 @@
+//! Checkpoints of the simulated node: the parts that ship, stepped over the simulated disk, and in place of the workers what
+//! drains snapshots for them. What they store, delete and let go is held against the model.
+
+use crate::bug::Bug;
+use crate::marks::Mark;
+use crate::model::check_channels;
+use crate::node::{CHECKPOINTS, wal_options};
+use crate::profile::Profile;
+use crate::violation::Violation;
+use crate::world::{Inside, Outcomes, Stop, World};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_core::checkpointing::driver::{Action, Options, Recovered};
+use stead_core::checkpointing::lineage::Lineage;
+use stead_core::checkpointing::retention::Garbage;
+use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
+use stead_core::records::{Piece, Records};
+use stead_core::shard::Input;
+use stead_core::state::{Header, State};
+use stead_core::topology::Topology;
+use stead_node::checkpoint::{
+    CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReport, CheckpointSetup, Event, MergePart,
+    Order, SnapshotQueue, Trouble, Wanted,
+};
+use stead_node::{Part, Reply, Turned};
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::load::load_parts;
+use stead_store::checkpoint::manifest::{Manifest, decided_numbers, manifest_name, newest, read_manifest};
+use stead_store::checkpoint::store::{BlobStore, DiskStore};
+use stead_store::wal::{Record, Wal};
+
+/// Those who want a checkpoint do not wait for it.
+struct Unheard;
+
+impl Reply<Result<CheckpointReport, CheckpointFailure>> for Unheard {
+    fn send(self: Box<Self>, _: Result<CheckpointReport, CheckpointFailure>) {}
+
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
+/// What the parts of checkpoints see of the node.
+struct Site {
+    queue: SnapshotQueue,
+    store: Arc<DiskStore>,
+    wall: Cell<Time>,
+    is_log_spent: Cell<bool>,
+    orders: RefCell<VecDeque<Order>>,
+    /// What the turn looked for or deleted.
+    looked: Cell<bool>,
+    deleted: RefCell<Vec<Garbage>>,
+    /// By shard, the index of its last marker.
+    marked: RefCell<BTreeMap<ShardId, Index>>,
+    bug: Option<Bug>,
+}
+
+impl CheckpointHub for Site {
+    fn queue(&self) -> &SnapshotQueue {
+        &self.queue
+    }
+
+    fn wall(&self) -> Time {
+        self.wall.get()
+    }
+
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn is_log_spent(&self) -> bool {
+        self.is_log_spent.get()
+    }
+
+    fn watch(&self, action: &mut Action) {
+        match (self.bug, &mut *action) {
+            (Some(Bug::TrimOneTooFar), Action::Trim(tops)) => {
+                for (_, top) in tops {
+                    *top = top.next();
+                }
+            }
+            (Some(Bug::TrimEarly), Action::Seal(_)) => {
+                let tops = self.marked.borrow().iter().map(|(shard, index)| (*shard, *index)).collect();
+                self.orders.borrow_mut().push_back(Order::Trim(tops));
+            }
+            (Some(Bug::CollectOneMore), Action::Delete(garbage)) => {
+                let kept = newest(&*self.store).ok().and_then(|newest| newest.manifest);
+                garbage.extend(kept.map(|kept| Garbage::Bundle(kept.bundles[0].name.clone())));
+            }
+            (Some(Bug::DropNextSnapshot), Action::Discard { number, .. }) => *number = number.next(),
+            _ => {}
+        }
+        match action {
+            Action::Look => self.looked.set(true),
+            Action::Delete(garbage) => self.deleted.borrow_mut().extend(garbage.iter().cloned()),
+            _ => {}
+        }
+    }
+
+    fn perform(&self, order: Order) {
+        self.orders.borrow_mut().push_back(order);
+    }
+}
+
+/// A snapshot that is handed over in pieces.
+struct Draining {
+    number: Colour,
+    /// No checkpoint takes it.
+    is_given_up: bool,
+}
+
+/// The checkpoints of one life of the node.
+pub(crate) struct Checkpoints {
+    site: Site,
+    part: CheckpointPart,
+    merges: MergePart,
+    /// When the next turns are due, in virtual time.
+    turn_at: Option<u64>,
+    merge_at: Option<u64>,
+    part_ended: bool,
+    merges_ended: bool,
+    draining: BTreeMap<ShardId, Draining>,
+    /// The last one that was begun, and when its colour left, in virtual time.
+    begun: (Colour, u64),
+    /// The last one that was completed in this life.
+    completed: Option<Colour>,
+    /// A bundle that a merge has written, as long as the next checkpoint may refer to it.
+    merged: Option<String>,
+    /// A number of which it is not known how it was decided.
+    undecided: Option<Colour>,
+}
+
+/// What is tried at the end of a run, when all rests and nothing fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Rehearsal {
+    /// Nothing yet.
+    #[default]
+    None,
+    /// No marker is committed until the checkpoint is given up, all of whose parts are there.
+    Uncommitted,
+    /// A shard has a colour above the checkpoint's: it is given up at once.
+    Overtaken,
+    /// The colour arrives after the checkpoint was given up.
+    LateColour,
+    /// The next one is completed, in this life.
+    Last(u64),
+}
+
+impl Checkpoints {
+    pub(crate) fn new(
+        (store, writer): (Arc<DiskStore>, u64),
+        (topology, epochs): (&Arc<Topology>, &[Epoch]),
+        profile: &Profile,
+        (lineage, decided, seen): (Lineage, Colour, Colour),
+        (now, bug): (u64, Option<Bug>),
+    ) -> Self {
+        let queue = SnapshotQueue::new(0);
+        // The threads begin with a turn.
+        queue.bell.ring();
+        let setup = CheckpointSetup {
+            store: Arc::clone(&store) as Arc<dyn BlobStore>,
+            topology: Arc::clone(topology),
+            epochs: topology.shards().zip(epochs.iter().copied()).collect(),
+            writer,
+            options: Options {
+                interval: None,
+                timeout: Duration::from_micros(profile.checkpoint_deadline),
+                keep: profile.keep,
+                grace: Duration::from_micros(profile.grace),
+                policy: profile.merge,
+            },
+            recovered: Recovered { lineage, decided, seen },
+        };
+        Self {
+            part: CheckpointPart::new(setup, Time(now)),
+            merges: MergePart::new(Arc::clone(&store) as Arc<dyn BlobStore>, topology.incarnation, writer),
+            site: Site {
+                queue,
+                store,
+                wall: Cell::new(Time(0)),
+                is_log_spent: Cell::new(false),
+                orders: RefCell::default(),
+                looked: Cell::new(false),
+                deleted: RefCell::default(),
+                marked: RefCell::default(),
+                bug,
+            },
+            turn_at: None,
+            merge_at: None,
+            part_ended: false,
+            merges_ended: false,
+            draining: BTreeMap::new(),
+            begun: (Colour(0), 0),
+            completed: None,
+            merged: None,
+            undecided: None,
+        }
+    }
+
+    /// The checkpoint that is taken.
+    pub(crate) fn running(&self) -> Option<Colour> {
+        self.part.driver().running()
+    }
+
+    /// Whether nothing is taken, deleted or merged.
+    pub(crate) fn rests(&self) -> bool {
+        self.turn_at.is_none() && self.merge_at.is_none() && self.running().is_none()
+    }
+
+    /// Whether the node stops, and both parts have ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.part_ended && self.merges_ended
+    }
+
+    /// From the next one on a checkpoint may take so many microseconds.
+    pub(crate) fn set_deadline(&mut self, deadline: u64) {
+        self.part.set_timeout(Duration::from_micros(deadline));
+    }
+}
+
+impl World<'_> {
+    fn checkpoints(&mut self) -> &mut Checkpoints {
+        &mut self.node.as_mut().expect("only a living node takes checkpoints").checkpoints
+    }
+
+    /// Wants a checkpoint, if the node lives.
+    pub(crate) fn want_checkpoint(&mut self) {
+        if self.node.is_some() {
+            self.send_event(Event::Wanted(Wanted { reply: Box::new(Unheard), checked: false }));
+        }
+    }
+
+    /// The node stops.
+    pub(crate) fn stop_checkpoints(&mut self) {
+        self.checkpoints().site.queue.stop();
+        self.heed_checkpoint_bells();
+    }
+
+    fn send_event(&mut self, event: Event) {
+        self.checkpoints().site.queue.send(event);
+        self.heed_checkpoint_bells();
+    }
+
+    /// Wakes the parts whose bells were rung.
+    pub(crate) fn heed_checkpoint_bells(&mut self) {
+        let queue = &self.checkpoints().site.queue;
+        let (turn, merge) = (queue.bell.take_ring(), queue.merges.bell.take_ring());
+        if turn {
+            let delay = self.random(self.profile.wake_delay);
+            self.checkpoint_turn_in(delay);
+        }
+        if merge {
+            // Its thread has a low priority.
+            let delay = self.random(20_000);
+            self.merge_turn_in(delay);
+        }
+    }
+
+    fn checkpoint_turn_in(&mut self, delay: u64) {
+        let at = self.now + delay;
+        let turn_at = &mut self.checkpoints().turn_at;
+        if turn_at.is_none_or(|due| at < due) {
+            *turn_at = Some(at);
+            self.inside(delay, Inside::Checkpoint);
+        }
+    }
+
+    fn merge_turn_in(&mut self, delay: u64) {
+        let at = self.now + delay;
+        let turn_at = &mut self.checkpoints().merge_at;
+        if turn_at.is_none_or(|due| at < due) {
+            *turn_at = Some(at);
+            self.inside(delay, Inside::Merge);
+        }
+    }
+
+    /// The checkpoint part may be due.
+    pub(crate) fn checkpoint_turn(&mut self) -> Outcomes {
+        let (now, wall, before) = (self.now, self.time(), self.disk.micros());
+        let node = self.node.as_mut().expect("checked by the caller");
+        let spent = node.log.is_spent();
+        let Checkpoints { site, part, turn_at, part_ended, .. } = &mut node.checkpoints;
+        if turn_at.take_if(|at| *at <= now).is_none() || *part_ended {
+            return Ok(());
+        }
+        site.wall.set(wall);
+        site.is_log_spent.set(spent);
+        let turned = part.turn(&*site, Time(now));
+        let cost = self.disk.micros() - before;
+        let Some(turned) = self.carry_orders(turned)? else { return Ok(()) };
+        match turned {
+            Turned::Again => self.checkpoint_turn_in(cost + 1),
+            Turned::Until(Some(at)) => self.checkpoint_turn_in(at.0.saturating_sub(now).max(1)),
+            Turned::Until(None) => {}
+            Turned::Ended => self.checkpoints().part_ended = true,
+        }
+        Ok(())
+    }
+
+    /// The merge part may be due.
+    pub(crate) fn merge_turn(&mut self) -> Outcomes {
+        let (now, before) = (self.now, self.disk.micros());
+        let Checkpoints { site, merges, merge_at, merges_ended, .. } = self.checkpoints();
+        if merge_at.take_if(|at| *at <= now).is_none() || *merges_ended {
+            return Ok(());
+        }
+        let turned = merges.turn(&*site, Time(now));
+        let cost = self.disk.micros() - before;
+        let pause = self.random(2_000);
+        let Some(turned) = self.carry_orders(turned)? else { return Ok(()) };
+        match turned {
+            Turned::Again => self.merge_turn_in(cost + 1 + pause),
+            Turned::Until(Some(at)) => self.merge_turn_in(at.0.saturating_sub(now).max(1)),
+            Turned::Until(None) => {}
+            Turned::Ended => self.checkpoints().merges_ended = true,
+        }
+        Ok(())
+    }
+
+    /// Carries out what a turn wants, and looks at what it did. `None` if the life has ended.
+    fn carry_orders(&mut self, turned: Result<Turned, String>) -> Result<Option<Turned>, Stop> {
+        if self.disk.is_crashed() {
+            self.storage_failed("the power is gone")?;
+            return Ok(None);
+        }
+        let orders = self.checkpoints().site.orders.take();
+        for order in orders {
+            self.carry_order(order)?;
+        }
+        self.check_collected()?;
+        match turned {
+            Ok(turned) => {
+                self.heed_checkpoint_bells();
+                Ok(Some(turned))
+            }
+            Err(failure) => {
+                self.storage_failed(&failure)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn carry_order(&mut self, order: Order) -> Outcomes {
+        match order {
+            Order::ForceFull(shards) => {
+                let node = self.node.as_mut().expect("it lives");
+                for shard in shards {
+                    node.shards[shard.0 as usize].force_full_snapshot();
+                }
+            }
+            Order::Colour(number) => self.colour(number),
+            Order::Discard { shard, number } => {
+                self.marks.hit(Mark::LateMarker);
+                let delay = self.random(self.profile.channel_delay);
+                self.inside(delay, Inside::GivenUp(Some(shard), number));
+            }
+            Order::CaughtUp => {}
+            Order::Completed { manifest, .. } => self.completed(&manifest)?,
+            Order::GivenUp { number, .. } => self.given_up(number)?,
+            Order::Refused(_) => self.marks.hit(Mark::CheckpointRefused),
+            Order::Trim(tops) => {
+                let mut all = vec![Index(0); self.topology.shard_count() as usize];
+                for (shard, top) in tops {
+                    all[shard.0 as usize] = top;
+                }
+                self.trim_log(all);
+            }
+            Order::Merge(order) => {
+                let checkpoints = self.checkpoints();
+                checkpoints.merged = Some(order.output.clone());
+                checkpoints.site.queue.merges.put(order);
+            }
+            Order::Merged(_) => self.marks.hit(Mark::Compacted),
+            Order::Trouble(trouble) => self.trouble_with_checkpoints(&trouble)?,
+        }
+        Ok(())
+    }
+
+    /// Gives all shards a colour.
+    fn colour(&mut self, number: Colour) {
+        let now = self.now;
+        self.checkpoints().begun = (number, now);
+        let late = match self.rehearsal {
+            Rehearsal::LateColour => self.profile.checkpoint_deadline,
+            _ => 0,
+        };
+        for shard in self.topology.shards() {
+            let delay = late + self.random(self.profile.channel_delay);
+            self.inside(delay, Inside::Input(shard, Input::Colour(number)));
+        }
+        if self.rehearsal == Rehearsal::Overtaken {
+            self.marks.hit(Mark::HigherColour);
+            self.inside(0, Inside::Input(ShardId(0), Input::Colour(number.next())));
+        }
+    }
+
+    /// A checkpoint exists. Its shards learn of it, sometimes late, when they have begun the next one.
+    fn completed(&mut self, manifest: &Manifest) -> Outcomes {
+        let number = manifest.number;
+        self.checkpoints().completed = Some(number);
+        self.decided = self.decided.max(number);
+        self.tell_completed(number);
+        self.marks.hit(Mark::CheckpointDone);
+        self.check_checkpoint(manifest)?;
+        self.model.forget_cuts_below(number);
+        // Those who come before the merge has ended cannot use it.
+        let checkpoints = self.checkpoints();
+        let is_used = |name: &String| manifest.bundles.iter().any(|bundle| bundle.name == *name);
+        if checkpoints.merged.as_ref().is_some_and(is_used) {
+            checkpoints.merged = None;
+        }
+        Ok(())
+    }
+
+    fn tell_completed(&mut self, number: Colour) {
+        for shard in self.topology.shards() {
+            let delay = if number.0.is_multiple_of(4) { self.random(self.profile.channel_delay) } else { 0 };
+            self.inside(delay, Inside::Input(shard, Input::Completed(number)));
+        }
+    }
+
+    fn given_up(&mut self, number: Colour) -> Outcomes {
+        self.marks.hit(Mark::CheckpointGivenUp);
+        let (now, deadline) = (self.now, self.profile.checkpoint_deadline);
+        let checkpoints = self.checkpoints();
+        if checkpoints.undecided.take() != Some(number) {
+            self.decided = self.decided.max(number);
+        }
+        if self.bug == Some(Bug::BuildOnGivenUp) {
+            self.tell_completed(number);
+        }
+        let (begun, since) = self.checkpoints().begun;
+        if self.rehearsal == Rehearsal::Overtaken && begun == number && now >= since + deadline {
+            let what = format!("checkpoint {number} waited until its time was up, and a shard had passed it");
+            return Err(Violation::new(17, what).into());
+        }
+        let delay = self.random(self.profile.channel_delay);
+        self.inside(delay, Inside::GivenUp(None, number));
+        Ok(())
+    }
+
+    /// Snapshots for this number and those before it are drained to nowhere.
+    pub(crate) fn snapshots_given_up(&mut self, only: Option<ShardId>, number: Colour) {
+        for (shard, draining) in &mut self.checkpoints().draining {
+            if only.is_none_or(|only| only == *shard) && draining.number <= number {
+                draining.is_given_up = true;
+            }
+        }
+    }
+
+    fn trouble_with_checkpoints(&mut self, trouble: &Trouble) -> Outcomes {
+        if let Trouble::Tombstone(number, _) = trouble {
+            self.checkpoints().undecided = Some(*number);
+        }
+        if trouble.error().is_full() {
+            self.marks.hit(Mark::CheckpointFull);
+            return Ok(());
+        }
+        // What the disk did, the node has to bear.
+        if matches!(trouble.error(), CheckpointError::Store(_)) {
+            return Ok(());
+        }
+        let invariant =
+            if matches!(trouble, Trouble::Checkpoint(..) | Trouble::Tombstone(..)) { 10 } else { 13 };
+        Err(Violation::new(invariant, trouble.to_string()).into())
+    }
+
+    /// A shard's marker is in its log, and its snapshot has begun.
+    pub(crate) fn marked(&mut self, shard: ShardId, header: Header, all: bool) {
+        let (number, index) = (header.position.colour, header.position.index);
+        let bug = self.bug;
+        let checkpoints = self.checkpoints();
+        checkpoints.site.marked.borrow_mut().insert(shard, index);
+        // What was left of an older snapshot belongs to a checkpoint that was given up.
+        checkpoints.draining.insert(shard, Draining { number, is_given_up: false });
+        let is_above = checkpoints.running().is_some_and(|running| running < number);
+        let all = all || bug == Some(Bug::BuildOnGivenUp);
+        self.inside(1, Inside::Drain(shard, number));
+        if !(is_above && bug == Some(Bug::HighColour)) {
+            self.send_event(Event::Begun { shard, number, header: Box::new(header), all });
+        }
+    }
+
+    pub(crate) fn marker_committed(&mut self, shard: ShardId, number: Colour) {
+        if self.rehearsal != Rehearsal::Uncommitted {
+            self.send_event(Event::MarkerCommitted { shard, number });
+        }
+    }
+
+    /// Hands over a slice of a shard's snapshot.
+    pub(crate) fn drain(&mut self, shard: ShardId, number: Colour) -> Outcomes {
+        let slice = self.profile.drain;
+        let node = self.node.as_mut().expect("checked by the caller");
+        let Checkpoints { site, draining, .. } = &mut node.checkpoints;
+        let Some(current) = draining.get(&shard).filter(|draining| draining.number == number) else {
+            return Ok(());
+        };
+        let is_given_up = current.is_given_up;
+        if site.queue.is_behind() {
+            self.inside(1000, Inside::Drain(shard, number));
+            return Ok(());
+        }
+        let mut piece = site.queue.spare();
+        let it = &mut node.shards[shard.0 as usize];
+        let done = it.drain_snapshot(slice, &mut piece);
+        if piece.len() > slice {
+            let what = format!("shard {shard}: a slice of {slice} of a snapshot has {}", piece.len());
+            return Err(Violation::new(17, what).into());
+        }
+        if done {
+            draining.remove(&shard);
+            if self.bug == Some(Bug::LateSnapshot) {
+                add_present(it.state(), &mut piece);
+            }
+        }
+        let moved = self.model.appended(shard)
+            > self.model.mark(number, shard).map_or(Index(u64::MAX), |mark| mark.position().index);
+        if moved && !done {
+            self.marks.hit(Mark::SnapshotUnderWrites);
+        }
+        if !is_given_up {
+            self.send_event(Event::Records { shard, number, piece, done });
+        }
+        if !done {
+            let delay = self.random(1000);
+            self.inside(delay, Inside::Drain(shard, number));
+        }
+        Ok(())
+    }
+
+    /// Invariants 9, 10 and 11 on what is stored.
+    pub(crate) fn check_checkpoint(&mut self, manifest: &Manifest) -> Outcomes {
+        let number = manifest.number;
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        let loaded = self.quietly(|_| load_parts(&store, manifest, 1));
+        let loaded =
+            loaded.map_err(|e| Violation::new(10, format!("cannot load checkpoint {number}: {e}")))?;
+        let mut states = Vec::new();
+        for part in loaded {
+            let state = part
+                .into_state(manifest)
+                .map_err(|e| Violation::new(10, format!("checkpoint {number}: {e}")))?;
+            let shard = state.shard();
+            let Some(mark) = self.model.mark(number, shard) else {
+                return Err(Violation::new(
+                    10,
+                    format!("checkpoint {number}: the marker of shard {shard} is not committed"),
+                )
+                .into());
+            };
+            if mark.hash() != state.hash() {
+                let what = crate::model::differ(mark, &state);
+                return Err(
+                    Violation::new(10, format!("checkpoint {number}: shard {shard} has {what}")).into()
+                );
+            }
+            states.push(state);
+        }
+        let cut: &[State] = &states;
+        check_channels(cut)?;
+        self.workload.check_cut(&self.topology, cut).map_err(|s| Violation::parse(&s))?;
+        let in_flight: u64 = cut
+            .iter()
+            .flat_map(|from| {
+                from.outboxes().iter().map(move |(to, outbox)| (from.shard(), to, outbox.next.0 - 1))
+            })
+            .map(|(from, to, sent)| sent - cut[to.0 as usize].received().get(from).map_or(0, |seq| seq.0))
+            .sum();
+        if in_flight != manifest.totals.messages {
+            let counted = manifest.totals.messages;
+            let what = format!(
+                "checkpoint {number}: {in_flight} messages are in flight, its manifest counts {counted}"
+            );
+            return Err(Violation::new(9, what).into());
+        }
+        if in_flight > 0 {
+            self.marks.hit(Mark::CutInFlight);
+        }
+        Ok(())
+    }
+
+    /// Invariant 13 for checkpoints, after something was deleted: each that exists can be loaded, and what a merge has
+    /// written for the next one is there.
+    fn check_collected(&mut self) -> Outcomes {
+        let looked = self.checkpoints().site.looked.take();
+        let deleted = self.checkpoints().site.deleted.take();
+        if looked {
+            match self.bug {
+                Some(Bug::OverlookMerge) => self.overlook_merge(),
+                Some(Bug::ForgetDecided) => self.forget_decided(),
+                _ => {}
+            }
+            self.check_merged()?;
+        }
+        if deleted.iter().any(|garbage| matches!(garbage, Garbage::Tombstone(_))) {
+            self.marks.hit(Mark::TombstoneCollected);
+        }
+        if !deleted.iter().any(|garbage| matches!(garbage, Garbage::Bundle(_))) {
+            return Ok(());
+        }
+        self.marks.hit(Mark::Collected);
+        if self.checkpoints().merge_at.is_some() {
+            self.marks.hit(Mark::CollectedInMerge);
+        }
+        self.check_merged()?;
+        self.check_all_checkpoints()
+    }
+
+    /// What a merge has written is there for as long as the next checkpoint is to refer to it.
+    fn check_merged(&mut self) -> Outcomes {
+        let checkpoints = self.checkpoints();
+        let Some(merged) = checkpoints.merged.clone() else { return Ok(()) };
+        let lineage = checkpoints.part.driver().lineage();
+        if lineage.bundles().iter().all(|bundle| bundle.name != merged) {
+            // It is not there yet, or what it was made from is of use no more.
+            return Ok(());
+        }
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        let is_there = self.quietly(|_| store.open(&merged).is_ok());
+        if is_there {
+            return Ok(());
+        }
+        Err(Violation::new(13, format!("{merged} was deleted, and the next checkpoint needs it")).into())
+    }
+
+    /// The planted bug: what a merge has written is taken for garbage.
+    fn overlook_merge(&mut self) {
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        if let Some(merged) = self.checkpoints().merged.clone() {
+            let _ = self.quietly(|_| store.delete(&merged));
+        }
+    }
+
+    /// The planted bug: the tombstone of the greatest number goes, too.
+    fn forget_decided(&mut self) {
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        self.quietly(|_| {
+            let greatest = decided_numbers(&store).ok().and_then(|numbers| numbers.last().copied());
+            let Some(number) = greatest else { return };
+            if let Err(CheckpointError::GivenUp { .. }) = read_manifest(&store, number) {
+                let _ = store.delete(&manifest_name(number));
+            }
+        });
+    }
+
+    /// Invariant 13 for checkpoints: each that exists can be loaded.
+    pub(crate) fn check_all_checkpoints(&mut self) -> Outcomes {
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        let broken = self.quietly(|_| {
+            decided_numbers(&store)?
+                .into_iter()
+                .find_map(|number| {
+                    let manifest = match read_manifest(&store, number) {
+                        Ok(manifest) => manifest,
+                        Err(CheckpointError::GivenUp { .. }) => return None,
+                        Err(error) => return Some((number, error)),
+                    };
+                    load_parts(&store, &manifest, 1).err().map(|error| (number, error))
+                })
+                .map_or(Ok(()), |(number, error)| {
+                    Err(CheckpointError::Incomplete { number, reason: error.to_string() })
+                })
+        });
+        broken.map_err(|error| Violation::new(13, format!("a checkpoint was broken: {error}")).into())
+    }
+
+    /// Invariant 13 for the log: every entry that the newest checkpoint does not hold is there.
+    pub(crate) fn check_log(&mut self) -> Outcomes {
+        let options = wal_options(self.profile.segment_bytes, 0x1d, false);
+        let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
+        let newest = self.quietly(|_| newest(&store));
+        let newest =
+            newest.map_err(|e| Violation::new(13, format!("cannot read the newest checkpoint: {e}")))?;
+        let mut first: Vec<Option<Index>> = vec![None; self.topology.shard_count() as usize];
+        let visit = |record: Record<'_>| {
+            first[record.shard.0 as usize].get_or_insert(record.index);
+            Ok::<_, std::io::Error>(ControlFlow::Continue(()))
+        };
+        let read = self.quietly(|world| Wal::read(&world.disk.clone(), &options, visit));
+        read.map_err(|e| Violation::new(13, format!("cannot read the trimmed log: {e}")))?;
+        for shard in self.topology.shards() {
+            let held = newest.manifest.as_ref().and_then(|manifest| manifest.part(shard));
+            let held = held.map_or(Index(0), |part| part.index);
+            let needed = held.next();
+            let there = match first[shard.0 as usize] {
+                Some(first) => first <= needed,
+                None => self.model.durable(shard) <= held,
+            };
+            if !there {
+                let first = first[shard.0 as usize];
+                let what = format!(
+                    "shard {shard}: the log begins at {first:?}, but entry {needed} is in no checkpoint"
+                );
+                return Err(Violation::new(13, what).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// When all rests: the next thing that is to be tried. Whether all was.
+    pub(crate) fn rehearse(&mut self) -> Result<bool, Stop> {
+        let life = self.life;
+        self.rehearsal = match self.rehearsal {
+            Rehearsal::None => Rehearsal::Uncommitted,
+            Rehearsal::Uncommitted => Rehearsal::Overtaken,
+            Rehearsal::Overtaken => Rehearsal::LateColour,
+            Rehearsal::LateColour => Rehearsal::Last(life),
+            Rehearsal::Last(begun_in) if begun_in == life => {
+                let Checkpoints { completed, begun, .. } = self.checkpoints();
+                if *completed == Some(begun.0) {
+                    return Ok(true);
+                }
+                // Invariant 17 for checkpoints: whatever became of the one before.
+                let what = format!("checkpoint {} was begun without faults, and given up", begun.0);
+                return Err(Violation::new(17, what).into());
+            }
+            Rehearsal::Last(_) => Rehearsal::Last(life),
+        };
+        let deadline = self.profile.checkpoint_deadline;
+        self.checkpoints().set_deadline(deadline);
+        self.want_checkpoint();
+        Ok(false)
+    }
+}
+
+/// The planted bug: what the shard has now comes with what it had at its marker.
+fn add_present(state: &State, piece: &mut Piece) {
+    let mut present = Records::new();
+    for (key, value) in state.records().iter() {
+        present.put(key, value.clone());
+    }
+    present.begin_snapshot(true);
+    while !present.drain_snapshot(usize::MAX, piece) {}
+}

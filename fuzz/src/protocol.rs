@@ -5,7 +5,7 @@ use minicbor::{Decode, Encode};
 use std::fmt::Debug;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, Colour, Epoch, Index, Key, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, BodyHash, Colour, Epoch, Index, Key, Micros, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use stead_core::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, Retry, SessionRecord, TaskRecord, TimerRecord, Waiting,
@@ -152,16 +152,16 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
     };
     let causes: Vec<(Cause, Vec<Write>)> = vec![
         (Cause::Start, Vec::new()),
-        (Cause::OpenSession { session, principal: "me".to_owned(), ttl: 1000 }, Vec::new()),
+        (Cause::OpenSession { session, principal: "me".to_owned(), ttl: Micros(1000) }, Vec::new()),
         (
-            Cause::Request { session, number: RequestNumber(1), confirmed: RequestNumber(0), ttl: 1000 },
+            Cause::Request { session, number: RequestNumber(1), confirmed: RequestNumber(0), ttl: Micros(1000) },
             vec![put(RecordKey::process("k"), blob("state")), put(RecordKey::cell("k", b"c"), blob("cell"))],
         ),
         (
             Cause::Idempotent {
                 principal: "me".to_owned(),
                 key: blob("once"),
-                body_hash: [3; 16],
+                body_hash: BodyHash([3; 16]),
                 expires: Served(9_000),
             },
             vec![put(RecordKey::timer(TimerId(1)), encode_value(&timer))],

@@ -1,7 +1,9 @@
 //! The calls that clients and shards make to processes, and their answers and refusals.
 
 use crate::blob::Blob;
-use crate::ids::{Colour, Epoch, Index, RequestNumber, ServiceId, SessionId, TaskId, Time, TimerId};
+use crate::ids::{
+    BodyHash, Colour, Epoch, Index, RequestNumber, ServiceId, SessionId, TaskId, Time, TimerId,
+};
 use crate::key::Key;
 use crate::reply::Reply;
 use std::sync::Arc;
@@ -41,7 +43,7 @@ pub enum Identity {
         /// The key: at most [`crate::shard::Shard::IDEMPOTENCY_KEY_MAX`] bytes.
         key: Blob,
         /// Hash of the request.
-        body_hash: [u8; 16],
+        body_hash: BodyHash,
     },
     /// None: a retry is a new request.
     None,

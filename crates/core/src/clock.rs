@@ -7,7 +7,7 @@
 //!
 //! Never reads a clock: both readings arrive in [`Now`].
 
-use crate::ids::{Served, Time};
+use crate::ids::{Micros, Served, Time};
 
 /// The readings of the shell's clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +41,8 @@ pub struct Clock {
     wall: Time,
     /// The steady time since which the wall clock has been far ahead.
     far_since: Option<Time>,
-    /// Microseconds for which the wall clock has to stay far ahead before it is adopted.
-    confirm: u64,
+    /// How long the wall clock has to stay far ahead before it is adopted.
+    confirm: Micros,
     /// Half a microsecond that was not counted yet, while the clock runs at half the speed.
     odd: u64,
 }
@@ -51,11 +51,11 @@ impl Clock {
     /// A wall clock that is ahead of a shard's time by more microseconds than this is far ahead: 1 h.
     pub const FAR: u64 = 60 * 60 * 1_000_000;
 
-    /// Creates clocks that continue from the end of the log, once [`Clock::start`] is called. `confirm` is in
-    /// milliseconds.
+    /// Creates clocks that continue from the end of the log, once [`Clock::start`] is called. A wall
+    /// clock that is far ahead must stay so for `confirm` before it is adopted.
     #[must_use]
-    pub fn new(time: Time, served: Served, confirm: u64) -> Self {
-        let (steady, wall, confirm) = (Time(0), time, confirm.saturating_mul(1000));
+    pub fn new(time: Time, served: Served, confirm: Micros) -> Self {
+        let (steady, wall) = (Time(0), time);
         Self { steady, served, time, wall, far_since: None, confirm, odd: 0 }
     }
 
@@ -64,7 +64,7 @@ impl Clock {
         self.steady = now.steady;
         self.wall = now.wall;
         self.far_since = None;
-        if fresh || self.confirm == 0 || !self.wall_is_far() {
+        if fresh || self.confirm == Micros(0) || !self.wall_is_far() {
             self.time = self.time.max(now.wall);
         } else {
             self.far_since = Some(now.steady);
@@ -90,7 +90,7 @@ impl Clock {
         }
         if !self.wall_is_far() {
             self.far_since = None;
-        } else if self.steady.0 - self.far_since.get_or_insert(self.steady).0 >= self.confirm {
+        } else if self.steady.0 - self.far_since.get_or_insert(self.steady).0 >= self.confirm.0 {
             self.time = self.wall;
             self.far_since = None;
         }
@@ -154,7 +154,7 @@ impl Clock {
             _ => left.saturating_mul(2),
         };
         let wait = self.steady.plus_micros(wait);
-        self.far_since.map_or(wait, |since| wait.min(since.plus_micros(self.confirm)))
+        self.far_since.map_or(wait, |since| wait.min(since.plus_micros(self.confirm.0)))
     }
 }
 
@@ -177,7 +177,7 @@ mod tests {
         /// Starts with the wall clock ahead of the log, or behind.
         fn start(wall_ahead: i64) -> Self {
             let logged = Time(1_000 * DAY);
-            let mut clock = Clock::new(logged, Served(7), CONFIRM / 1000);
+            let mut clock = Clock::new(logged, Served(7), Micros(CONFIRM));
             let wall = Time(logged.0.saturating_add_signed(wall_ahead));
             let now = Now { steady: Time(5), wall };
             clock.start(now, false);

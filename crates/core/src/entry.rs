@@ -2,7 +2,8 @@
 
 use crate::blob::Blob;
 use crate::ids::{
-    Colour, Epoch, Index, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
+    BodyHash, Colour, Epoch, Index, Micros, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time,
+    TimerId,
 };
 use crate::key::Key;
 use crate::record::{RecordKey, Waiting, decode_value};
@@ -57,9 +58,9 @@ pub enum Cause {
         /// The principal that opens it.
         #[n(1)]
         principal: String,
-        /// Time after which it expires unused, in microseconds of served time.
+        /// Time after which it expires unused, in served time.
         #[n(2)]
-        ttl: u64,
+        ttl: Micros,
     },
     /// A request in a session.
     #[n(2)]
@@ -73,9 +74,9 @@ pub enum Cause {
         /// The client has the replies up to this number.
         #[n(2)]
         confirmed: RequestNumber,
-        /// Time after which the session expires without further use, in microseconds of served time.
+        /// Time after which the session expires without further use, in served time.
         #[n(3)]
-        ttl: u64,
+        ttl: Micros,
     },
     /// A request with an idempotency key.
     #[n(3)]
@@ -88,8 +89,7 @@ pub enum Cause {
         key: Blob,
         /// Hash of the request.
         #[n(2)]
-        #[cbor(with = "minicbor::bytes")]
-        body_hash: [u8; 16],
+        body_hash: BodyHash,
         /// Time from which on the key may be used for a new request.
         #[n(3)]
         expires: Served,

@@ -140,7 +140,7 @@ impl Time {
     /// This time plus a number of milliseconds; stops at the greatest time.
     #[must_use]
     pub const fn plus_millis(self, millis: u64) -> Self {
-        self.plus_micros(millis.saturating_mul(1000))
+        self.plus_micros(Micros::from_millis(millis).0)
     }
 }
 
@@ -160,13 +160,59 @@ impl Served {
     /// This time plus a number of milliseconds; stops at the greatest time.
     #[must_use]
     pub const fn plus_millis(self, millis: u64) -> Self {
-        self.plus_micros(millis.saturating_mul(1000))
+        self.plus_micros(Micros::from_millis(millis).0)
+    }
+
+    /// This time plus a span; stops at the greatest time.
+    #[must_use]
+    pub const fn plus(self, span: Micros) -> Self {
+        self.plus_micros(span.0)
     }
 
     /// Microseconds from an earlier time to this one; 0 if that is a later one.
     #[must_use]
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A span of time in microseconds. Settings are in milliseconds: [`Micros::from_millis`] is where the one becomes the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Micros(#[n(0)] pub u64);
+
+impl Micros {
+    /// A number of milliseconds; stops at the longest span.
+    #[must_use]
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis.saturating_mul(1000))
+    }
+
+    /// Half of the span.
+    #[must_use]
+    pub const fn half(self) -> Self {
+        Self(self.0 / 2)
+    }
+}
+
+/// A hash of what a request asks: a key that a client uses again with another one is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BodyHash(pub [u8; 16]);
+
+impl<C> Encode<C> for BodyHash {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.bytes(&self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for BodyHash {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let bytes = d.bytes()?.try_into();
+        bytes.map(Self).map_err(|_| minicbor::decode::Error::message("a body's hash has 16 bytes"))
     }
 }
 

@@ -1,7 +1,9 @@
 //! The records of which a shard's state consists: each has a key of one kind, and bytes.
 
 use crate::blob::Blob;
-use crate::ids::{Index, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId};
+use crate::ids::{
+    BodyHash, Index, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
+};
 use crate::key::Key;
 use crate::reply::Reply;
 use minicbor::{Decode, Encode};
@@ -372,8 +374,7 @@ pub struct SessionRecord {
 pub struct IdempotencyRecord {
     /// Hash of the request that the key was first used with.
     #[n(0)]
-    #[cbor(with = "minicbor::bytes")]
-    pub body_hash: [u8; 16],
+    pub body_hash: BodyHash,
     /// The reply.
     #[n(1)]
     pub reply: Reply,

@@ -121,7 +121,7 @@ impl EpochConfig {
 
 /// The commit rule of one epoch, at its primary.
 #[derive(Clone, Debug)]
-pub struct Replica {
+pub struct CommitTracker {
     config: EpochConfig,
     /// The epoch's start entry: nothing is committed before it.
     start: Index,
@@ -129,7 +129,7 @@ pub struct Replica {
     commit: Index,
 }
 
-impl Replica {
+impl CommitTracker {
     /// Creates the primary's view when it appends its start entry.
     #[must_use]
     pub fn new(config: EpochConfig, start: Index) -> Self {

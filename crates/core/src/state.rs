@@ -4,7 +4,7 @@ use crate::blob::Blob;
 pub use crate::channel::{Message, Outbox};
 use crate::entry::{Cause, Entry, Trim, Write};
 use crate::ids::{
-    Colour, Epoch, Index, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
+    Colour, Epoch, Index, Micros, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use crate::key::Key;
 use crate::ordered::{Frozen, Ordered};
@@ -351,7 +351,7 @@ impl State {
             Cause::OpenSession { session, principal, ttl } => {
                 let record = SessionRecord {
                     principal: principal.clone(),
-                    expires: self.position.served().plus_micros(*ttl),
+                    expires: self.position.served().plus(*ttl),
                     confirmed: RequestNumber(0),
                 };
                 self.write(&RecordKey::session(*session), Some(encode_value(&record)))?;
@@ -408,7 +408,7 @@ impl State {
         id: SessionId,
         number: RequestNumber,
         confirmed: RequestNumber,
-        ttl: u64,
+        ttl: Micros,
     ) -> Result<(), Misfit> {
         if let Some(reply) = &entry.reply {
             self.write(&RecordKey::reply(id, number), Some(encode_value(reply)))?;
@@ -425,7 +425,7 @@ impl State {
         }
         let confirms = step >= Self::CONFIRM_STEP || (step > 0 && session.kept >= Self::SESSION_KEPT);
         let served = self.position.served();
-        let extends = session.expires < served.plus_micros(ttl / 2);
+        let extends = session.expires < served.plus(ttl.half());
         if confirms || extends {
             for number in session.confirmed.0 + 1..=confirmed.0.min(session.highest.0) {
                 self.write(&RecordKey::reply(id, RequestNumber(number)), None)?;
@@ -434,7 +434,7 @@ impl State {
             if let Some(value) = self.records.get(key.as_bytes()) {
                 let mut record: SessionRecord = self.read(&key, value)?;
                 record.confirmed = session.confirmed.max(confirmed);
-                record.expires = session.expires.max(served.plus_micros(ttl));
+                record.expires = session.expires.max(served.plus(ttl));
                 self.write(&key, Some(encode_value(&record)))?;
             }
         }

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::entry::Cause;
 use stead_core::handler::Misuse;
-use stead_core::ids::{Blob, Colour, Incarnation, Index, RequestNumber, Served, SessionId, ShardId};
+use stead_core::ids::{
+    Blob, BodyHash, Colour, Incarnation, Index, Micros, RequestNumber, Served, SessionId, ShardId,
+};
 use stead_core::shard::{Answer, Identity, Input, Query, Refusal, Request};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_128;
@@ -247,7 +249,10 @@ impl Clients {
                     return None;
                 }
                 let key = Blob::from(&id.to_be_bytes()[..]);
-                Identity::Idempotency { key, body_hash: xxh3_128(&calling.call.payload).to_be_bytes() }
+                Identity::Idempotency {
+                    key,
+                    body_hash: BodyHash(xxh3_128(&calling.call.payload).to_be_bytes()),
+                }
             }
             Name::None if calling.attempts > 0 && !calling.call.query => {
                 // Whether it was applied stays unknown.
@@ -293,7 +298,7 @@ impl Clients {
         let client = &self.clients[calling.client];
         let identity = Identity::Idempotency {
             key: Blob::from(&id.to_be_bytes()[..]),
-            body_hash: xxh3_128(&payload).to_be_bytes(),
+            body_hash: BodyHash(xxh3_128(&payload).to_be_bytes()),
         };
         let input = Input::Request(Request {
             token: CONFLICTING | id << 8,
@@ -307,9 +312,9 @@ impl Clients {
     }
 
     /// Returns the hash of a call's own body, for a planted bug.
-    pub(crate) fn body_hash(&self, token: u64) -> Option<[u8; 16]> {
+    pub(crate) fn body_hash(&self, token: u64) -> Option<BodyHash> {
         let id = (token & CONFLICTING != 0).then_some((token & !CONFLICTING) >> 8)?;
-        Some(xxh3_128(&self.calls[id as usize].call.payload).to_be_bytes())
+        Some(BodyHash(xxh3_128(&self.calls[id as usize].call.payload).to_be_bytes()))
     }
 
     /// Returns the entries that the client of a request had seen when it first sent it, by the identity of the request.
@@ -331,12 +336,12 @@ impl Clients {
                 session: self.sessions[session].id,
                 number,
                 confirmed: RequestNumber(0),
-                ttl: 0,
+                ttl: Micros(0),
             },
             Name::Key => Cause::Idempotent {
                 principal: self.clients[calling.client].principal.to_string(),
                 key: Blob::from(&id.to_be_bytes()[..]),
-                body_hash: [0; 16],
+                body_hash: BodyHash([0; 16]),
                 expires: Served(0),
             },
             Name::None => return None,

@@ -23,11 +23,13 @@ use crate::capture::Reading;
 use crate::clock::{Clock, Now};
 use crate::entry::{Cause, Entry, Send, Trim, Write};
 use crate::handler::{Handler, Txn};
-use crate::ids::{Colour, Epoch, Index, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, Time};
+use crate::ids::{
+    Colour, Epoch, Index, Micros, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, Time,
+};
 use crate::key::Key;
 use crate::record::{RecordKey, SessionRecord, encode_value};
 use crate::records::Piece;
-use crate::replica::{EpochConfig, Replica};
+use crate::replica::{CommitTracker, EpochConfig};
 use crate::reply::Reply;
 use crate::room;
 use crate::state::State;
@@ -44,7 +46,7 @@ pub struct Shard {
     service: ServiceId,
     topology: Arc<Topology>,
     settings: Settings,
-    replica: Option<Replica>,
+    replica: Option<CommitTracker>,
     clock: Clock,
     full: bool,
     release: Release,
@@ -107,7 +109,7 @@ impl Shard {
     const EXPIRE_BATCH: usize = 1024;
     /// Served time without an entry after which the shard logs its clocks, in microseconds: 10 min. The end of a
     /// process life loses less than that of its served time.
-    const NOTE_CLOCK: u64 = 10 * 60 * 1_000_000;
+    const NOTE_CLOCK: Micros = Micros::from_millis(10 * 60 * 1000);
     /// Number of channels and timers that count as one unit of work where each is only looked at.
     const LOOKS_AT_ONCE: usize = 16;
     /// Number of bytes of an entry or of a task's state that count as one unit of work.
@@ -123,7 +125,7 @@ impl Shard {
     pub fn new(state: State, topology: Arc<Topology>, settings: Settings) -> Self {
         let service = topology.service_of(state.shard()).expect("a shard is made for its topology");
         let position = state.position();
-        let clock = Clock::new(position.time, position.served(), settings.clock_confirm);
+        let clock = Clock::new(position.time, position.served(), Micros::from_millis(settings.clock_confirm));
         let (colour, jobs) = (position.colour, Jobs::new(&state));
         Self {
             state,
@@ -319,13 +321,13 @@ impl Shard {
     /// Returns the commit index; 0 until the epoch is active.
     #[must_use]
     pub fn commit(&self) -> Index {
-        self.replica.as_ref().map_or(Index(0), Replica::commit)
+        self.replica.as_ref().map_or(Index(0), CommitTracker::commit)
     }
 
     /// Whether the shard serves.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        self.replica.as_ref().is_some_and(Replica::is_active)
+        self.replica.as_ref().is_some_and(CommitTracker::is_active)
     }
 
     /// Whether more may leave than the last input released: a tick, or the same [`Input::Stored`] again, releases more.
@@ -382,7 +384,7 @@ impl Shard {
     }
 
     fn note_clock_at(&self) -> Served {
-        self.state.position().served().plus_micros(Self::NOTE_CLOCK)
+        self.state.position().served().plus(Self::NOTE_CLOCK)
     }
 
     /// Checks the invariants that hold between two inputs.
@@ -422,7 +424,7 @@ impl Shard {
             return;
         }
         self.clock.start(now, self.state.position().index == Index(0));
-        self.replica = Some(Replica::new(config, self.state.position().index.next()));
+        self.replica = Some(CommitTracker::new(config, self.state.position().index.next()));
         self.suspicion.began = self.append(Cause::Start, Key::none(), Effects::default(), out);
     }
 

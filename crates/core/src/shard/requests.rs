@@ -6,7 +6,7 @@ use crate::calls::Caller;
 use crate::capture::{Capture, Reading};
 use crate::entry::Cause;
 use crate::handler::{Handler, QueryPlace};
-use crate::ids::{Index, RequestNumber, SessionId};
+use crate::ids::{Index, Micros, RequestNumber, SessionId};
 use crate::key::Key;
 use crate::record::{AttemptRecord, IdempotencyRecord, RecordKey, Waiting};
 use crate::reply::Reply;
@@ -34,7 +34,7 @@ impl Shard {
             let max = self.settings.sessions_max;
             within(Limited::Sessions, self.state.sessions(), max)?;
             within(Limited::SessionsOfPrincipal, self.state.kept_for(principal).sessions, max / 2)?;
-            let ttl = self.settings.session_ttl * 1000;
+            let ttl = Micros::from_millis(self.settings.session_ttl);
             let cause = Cause::OpenSession { session, principal: principal.to_owned(), ttl };
             let index = self.append(cause, Key::none(), Effects::default(), out);
             Ok((index, Reply::Ok(Blob::empty())))
@@ -173,7 +173,7 @@ impl Shard {
                 session: *session,
                 number: *number,
                 confirmed: self.confirmed_at_once(*session, *confirmed),
-                ttl: self.settings.session_ttl * 1000,
+                ttl: Micros::from_millis(self.settings.session_ttl),
             },
             Identity::Idempotency { key, body_hash } => Cause::Idempotent {
                 principal: request.principal.to_string(),

@@ -3,7 +3,7 @@
 use crate::numbered;
 use crate::world::{World, ok};
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{Blob, Epoch, Index, Key, Served, Time};
+use stead_core::ids::{Blob, BodyHash, Epoch, Index, Key, Served, Time};
 use stead_core::record::{IdempotencyRecord, RecordKey, decode_value};
 use stead_core::shard::{Identity, Input};
 use stead_core::state::State;
@@ -12,7 +12,7 @@ const HOUR: u64 = 3_600_000;
 const DAY: u64 = 24 * HOUR;
 
 fn keyed() -> Identity {
-    Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: [1; 16] }
+    Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: BodyHash([1; 16]) }
 }
 
 /// Ends the node, and starts it again with its wall clock this many milliseconds ahead of the steady one.
@@ -151,7 +151,7 @@ fn what_an_older_version_noted_to_expire_has_the_same_time_left() {
     };
     let expires = Served(world.now.0 + 100_000_000);
     let (principal, key) = ("alice".to_owned(), Blob::from(b"k".as_slice()));
-    let keyed = Cause::Idempotent { principal, key, body_hash: [1; 16], expires };
+    let keyed = Cause::Idempotent { principal, key, body_hash: BodyHash([1; 16]), expires };
     let log = vec![old(1, Cause::Start, ""), old(2, keyed, "a")];
     let mut bytes = Vec::new();
     log[1].encode_into(&mut bytes);

@@ -2,7 +2,7 @@
 
 use crate::world::World;
 use stead_core::entry::{Cause, Reply};
-use stead_core::ids::{Blob, Key, ShardId, TaskId, TimerId};
+use stead_core::ids::{Blob, BodyHash, Key, ShardId, TaskId, TimerId};
 use stead_core::record::{Kind, RecordKey};
 use stead_core::shard::{Identity, Input, Refusal, StepOutcome};
 
@@ -71,7 +71,8 @@ fn a_process_goes_with_its_timers_and_tasks_and_no_other_does() {
 #[test]
 fn a_kept_reply_outlives_its_process() {
     let mut world = World::new();
-    let identity = || Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: [1; 16] };
+    let identity =
+        || Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: BodyHash([1; 16]) };
     let first = world.request("a", "add x", identity());
     world.settle();
     let mut named = world.keys("a", Kind::Idempotency);

@@ -3,7 +3,7 @@
 use crate::numbered;
 use crate::world::{World, ok};
 use stead_core::entry::Reply;
-use stead_core::ids::{Blob, Index, SessionId};
+use stead_core::ids::{Blob, BodyHash, Index, SessionId};
 use stead_core::records::Records;
 use stead_core::shard::{Identity, Input, Limited, Order, Refusal, Settings};
 use stead_core::state::State;
@@ -22,7 +22,7 @@ fn world(settings: Settings) -> World {
 /// Sends a request with a fresh key, whose reply is the state of its process.
 fn keyed(world: &mut World, number: u32) -> Result<Reply, Refusal> {
     let key = Blob::from(number.to_string().as_bytes());
-    let token = world.request("a", "caller", Identity::Idempotency { key, body_hash: [1; 16] });
+    let token = world.request("a", "caller", Identity::Idempotency { key, body_hash: BodyHash([1; 16]) });
     world.settle();
     world.answer(token).unwrap().result.clone()
 }

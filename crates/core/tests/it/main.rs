@@ -21,7 +21,7 @@ mod transcript;
 mod world;
 
 use stead_core::entry::{Cause, Entry, Reply};
-use stead_core::ids::{Blob, Colour, Epoch, Index, NodeId, RequestNumber, SessionId};
+use stead_core::ids::{Blob, BodyHash, Colour, Epoch, Index, NodeId, RequestNumber, SessionId};
 use stead_core::record::{DeadLetter, RecordKey};
 use stead_core::records::{Piece, Records, decode_records};
 use stead_core::shard::{Identity, Input, Refusal, Settings, StepOutcome};
@@ -76,7 +76,8 @@ fn a_refusal_waits_until_what_it_tells_of_is_committed_5() {
     world.settle();
     let session = world.open("a", 9);
     let shard = world.shard_of("a");
-    let key = |body| Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: [body; 16] };
+    let key =
+        |body| Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: BodyHash([body; 16]) };
     world.request("a", "add x", key(1));
     let conflict = world.request("a", "add y", key(2));
     let panic = world.request("a", "panic x is there", Identity::None);
@@ -200,7 +201,8 @@ fn confirmed_and_unknown_requests_are_never_executed_again_7() {
 #[test]
 fn an_idempotency_key_stands_for_one_request_until_it_expires() {
     let mut world = World::new();
-    let key = |hash| Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: [hash; 16] };
+    let key =
+        |hash| Identity::Idempotency { key: Blob::from(b"k".as_slice()), body_hash: BodyHash([hash; 16]) };
     for _ in 0..2 {
         let token = world.request("a", "add x", key(1));
         world.settle();

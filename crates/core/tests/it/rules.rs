@@ -5,7 +5,7 @@ use crate::world::World;
 use std::collections::BTreeMap;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Epoch, Index, NodeId, ShardId};
-use stead_core::replica::{EpochConfig, Replica};
+use stead_core::replica::{CommitTracker, EpochConfig};
 use stead_core::shard::{Identity, Input};
 use stead_core::state::Message;
 
@@ -16,7 +16,7 @@ fn nodes(list: &str) -> Vec<NodeId> {
 
 #[test]
 fn the_commit_rule() {
-    let mut replica = None;
+    let mut tracker = None;
     replay("commit_rule", include_str!("../testdata/commit_rule.txt"), |words| {
         vec![match *words {
             ["epoch", epoch, "members", members, "acks", acks, "primary", primary, "start", start] => {
@@ -26,17 +26,17 @@ fn the_commit_rule() {
                     Err(error) => error.to_string(),
                     Ok(config) => {
                         let quorum = config.commit_quorum();
-                        replica = Some(Replica::new(config, Index(start.parse().unwrap())));
+                        tracker = Some(CommitTracker::new(config, Index(start.parse().unwrap())));
                         format!("{quorum} must store an entry")
                     }
                 }
             }
             ["stored", member, upto] => {
-                let replica: &mut Replica = replica.as_mut().unwrap();
+                let tracker: &mut CommitTracker = tracker.as_mut().unwrap();
                 let (member, upto) = (NodeId(member.parse().unwrap()), Index(upto.parse().unwrap()));
-                let grows = if replica.handle_stored(member, upto) { "" } else { " as before" };
-                let active = if replica.is_active() { "active" } else { "starting" };
-                format!("{active}, commit {}{grows}", replica.commit())
+                let grows = if tracker.handle_stored(member, upto) { "" } else { " as before" };
+                let active = if tracker.is_active() { "active" } else { "starting" };
+                format!("{active}, commit {}{grows}", tracker.commit())
             }
             _ => panic!("no command {words:?}"),
         }]

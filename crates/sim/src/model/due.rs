@@ -78,8 +78,8 @@ impl Model {
         let bad = |what: String| Err(Violation::new(7, format!("shard {shard}: entry {index} {what}")));
         let served = shadow.fold.position().served().plus_micros(entry.served.unwrap_or(0));
         if let Cause::OpenSession { session, ttl, .. } | Cause::Request { session, ttl, .. } = &entry.cause {
-            if *ttl != session_life {
-                return bad(format!("lets session {session} live for {ttl} µs, which is {session_life}"));
+            if ttl.0 != session_life {
+                return bad(format!("lets session {session} live for {} µs, which is {session_life}", ttl.0));
             }
             shadow.sessions.used.insert(*session, served);
         }

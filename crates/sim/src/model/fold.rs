@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::entry::{Cause, Entry, Reply, Trim};
-use stead_core::ids::{Blob, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId};
+use stead_core::ids::{Blob, Micros, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId};
 use stead_core::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord,
     Waiting, decode_value, encode_value,
@@ -124,7 +124,7 @@ impl Fold {
             Cause::Start | Cause::Anonymous | Cause::Attempt | Cause::Expire | Cause::Delete => {}
             Cause::Suspected { content } => self.forget_attempts(&Waiting::Call { content: *content }),
             Cause::OpenSession { session, principal, ttl } => {
-                let expires = self.position.served().plus_micros(*ttl);
+                let expires = self.position.served().plus(*ttl);
                 let record =
                     SessionRecord { principal: principal.clone(), expires, confirmed: RequestNumber(0) };
                 self.put(RecordKey::session(*session), encode_value(&record));
@@ -170,7 +170,7 @@ impl Fold {
     }
 
     /// Handles a request of a session: its life is prolonged, and confirmed replies are deleted from time to time.
-    fn use_session(&mut self, id: SessionId, confirmed: RequestNumber, ttl: u64) {
+    fn use_session(&mut self, id: SessionId, confirmed: RequestNumber, ttl: Micros) {
         let Some(mut session) = self.session(id) else { return };
         let served = self.position.served();
         let steps = confirmed.0.saturating_sub(session.confirmed.0);
@@ -178,7 +178,7 @@ impl Fold {
         let kept: usize =
             replies().map(|(key, value)| key.as_bytes().len() + value.len() + RECORD_WEIGHT).sum();
         let forgets = steps >= CONFIRM_STEP || (steps > 0 && kept >= SESSION_KEPT);
-        if !forgets && session.expires >= served.plus_micros(ttl / 2) {
+        if !forgets && session.expires >= served.plus_micros(ttl.0 / 2) {
             return;
         }
         let is_confirmed = |key: &RecordKey| key.request_number() <= Some(confirmed);
@@ -186,7 +186,7 @@ impl Fold {
             replies().map(|(key, _)| key).filter(|k| is_confirmed(k)).cloned().collect();
         gone.iter().for_each(|key| self.remove(key));
         session.confirmed = session.confirmed.max(confirmed);
-        session.expires = session.expires.max(served.plus_micros(ttl));
+        session.expires = session.expires.max(served.plus(ttl));
         self.put(RecordKey::session(id), encode_value(&session));
     }
 

@@ -12,7 +12,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::entry::Reply;
-use stead_core::ids::{Blob, Colour, Epoch, Index, Key, SessionId, ShardId};
+use stead_core::ids::{Blob, BodyHash, Colour, Epoch, Index, Key, SessionId, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::shard::{Answer, Identity, Order, Query, Refusal, Request};
 use stead_node::{Reception, Shared};
@@ -320,7 +320,7 @@ impl Client {
 }
 
 fn idempotency(key: &[u8], payload: &[u8]) -> Identity {
-    Identity::Idempotency { key: Blob::from(key), body_hash: xxh3_128(payload).to_be_bytes() }
+    Identity::Idempotency { key: Blob::from(key), body_hash: BodyHash(xxh3_128(payload).to_be_bytes()) }
 }
 
 fn read_reply<P: Process, R: DeserializeOwned>(answer: Answer) -> Result<R, CallError<P::Error>> {

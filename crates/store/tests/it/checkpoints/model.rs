@@ -5,7 +5,7 @@ use std::sync::Arc;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, Colour, Epoch, Incarnation, Index, Key, Served, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, BodyHash, Colour, Epoch, Incarnation, Index, Key, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use stead_core::record::{
     IdempotencyRecord, RecordKey, SessionRecord, TaskRecord, TimerRecord, encode_value,
@@ -118,8 +118,11 @@ impl Cluster {
                     (RecordKey::task(TaskId(id)), encode_value(&record))
                 }
                 8 => {
-                    let record =
-                        IdempotencyRecord { body_hash: [1; 16], reply: Reply::Ok(blob), expires: Served(9) };
+                    let record = IdempotencyRecord {
+                        body_hash: BodyHash([1; 16]),
+                        reply: Reply::Ok(blob),
+                        expires: Served(9),
+                    };
                     (RecordKey::idempotency(&process, "me", &[self.rng.u8(0..4)]), encode_value(&record))
                 }
                 _ => {

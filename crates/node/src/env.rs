@@ -7,6 +7,7 @@ use std::time::Duration;
 use stead_core::handler::{Call, Handler, Outcome, View};
 use stead_core::ids::{ShardId, TaskId, Time};
 use stead_core::placement::Place;
+use stead_core::record::TaskRecord;
 use stead_core::shard::{Answer, Effect, Input, Refusal, Shard, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -40,6 +41,11 @@ pub trait Watch: Send + Sync + 'static {
     /// Inputs are about to be left in the inbox of a worker by another one.
     fn leaves(&self, from: usize, to: usize, inputs: &mut Vec<(ShardId, Input)>) {
         let _ = (from, to, inputs);
+    }
+
+    /// A step of a task is about to run.
+    fn begins(&self, shard: ShardId, id: TaskId, task: &TaskRecord) {
+        let _ = (shard, id, task);
     }
 
     /// A worker is about to take its submissions up to this ticket as durable.

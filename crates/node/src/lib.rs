@@ -36,6 +36,7 @@ mod slice;
 mod stable;
 mod status;
 pub mod stderr;
+mod stepped;
 mod steps;
 mod unended;
 mod watchdog;
@@ -63,5 +64,7 @@ pub use status::{
     TaskStatus,
 };
 pub use stead_core::start::ServiceLimits;
+pub use stepped::{Shape, Stepped};
+pub use steps::StepPart;
 pub use unended::note_unended;
 pub use worker::Worker;

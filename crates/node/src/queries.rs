@@ -295,59 +295,76 @@ impl<C: Caller> QueryQueue<C> {
     /// Runs queries on this thread.
     fn run<E: Env<Caller = C>>(&self, shared: &Shared<E>) {
         let thread = QueryThread::current();
-        let mut queue = self.queue();
         loop {
-            let Some(job) = queue.pop() else {
-                if queue.is_over || queue.is_closing && !queue.is_waiting() {
-                    queue.threads -= 1;
-                    self.ended.notify_all();
-                    return;
-                }
-                queue.idle += 1;
-                queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                queue.idle -= 1;
-                continue;
-            };
-            let service = job.reading.service;
-            self.waiting[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
-            if job.reception.deadline <= shared.now() || job.reception.caller.is_gone() {
-                drop(queue);
-                self.give_up(shared, Over::late(job));
-                queue = self.queue();
-                continue;
-            }
-            let (number, reading) = queue.begin(job, thread);
-            if queue.idle > 0 && queue.next_lane().is_some() {
-                self.news.notify_one();
-            }
-            drop(queue);
-            let answer = reading.answer(|call, view| shared.program.query(call, view, &shared.topology));
-            // The capture may be large by now: it goes before the answer shows that the query has ended.
-            drop(reading);
-            queue = self.queue();
-            let Running { reception, is_stuck, charge, .. } = queue.end(number);
-            drop(charge);
-            if is_stuck {
+            match self.run_next(shared, thread) {
+                Ran::One => {}
                 // Another thread serves in its place.
-                self.stuck[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
-                self.ended.notify_all();
-                // One that was held back for it may begin.
-                self.news.notify_one();
-                return;
-            }
-            let Some(reception) = reception else { continue };
-            drop(queue);
-            let counters = &shared.counters.services[usize::from(service.0)];
-            counters.answers.add(1);
-            if answer.result.is_err() {
-                counters.refusals.add(1);
-            }
-            reception.caller.answer(Ok(answer));
-            queue = self.queue();
-            if queue.is_closing || queue.is_over {
-                self.ended.notify_all();
+                Ran::Stuck => return,
+                Ran::None => {
+                    let mut queue = self.queue();
+                    if queue.next_lane().is_some() {
+                        continue;
+                    }
+                    if queue.is_over || queue.is_closing && !queue.is_waiting() {
+                        queue.threads -= 1;
+                        self.ended.notify_all();
+                        return;
+                    }
+                    queue.idle += 1;
+                    queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    queue.idle -= 1;
+                }
             }
         }
+    }
+
+    /// Runs the next query that waits, or gives it up if it is not waited for any more.
+    fn run_next<E: Env<Caller = C>>(&self, shared: &Shared<E>, thread: QueryThread) -> Ran {
+        let mut queue = self.queue();
+        let Some(job) = queue.pop() else { return Ran::None };
+        let service = job.reading.service;
+        self.waiting[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
+        if job.reception.deadline <= shared.now() || job.reception.caller.is_gone() {
+            drop(queue);
+            self.give_up(shared, Over::late(job));
+            return Ran::One;
+        }
+        let (number, reading) = queue.begin(job, thread);
+        if queue.idle > 0 && queue.next_lane().is_some() {
+            self.news.notify_one();
+        }
+        drop(queue);
+        let answer = reading.answer(|call, view| shared.program.query(call, view, &shared.topology));
+        // The capture may be large by now: it goes before the answer shows that the query has ended.
+        drop(reading);
+        let mut queue = self.queue();
+        let Running { reception, is_stuck, charge, .. } = queue.end(number);
+        drop(charge);
+        if is_stuck {
+            self.stuck[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
+            self.ended.notify_all();
+            // One that was held back for it may begin.
+            self.news.notify_one();
+            return Ran::Stuck;
+        }
+        let Some(reception) = reception else { return Ran::One };
+        drop(queue);
+        let counters = &shared.counters.services[usize::from(service.0)];
+        counters.answers.add(1);
+        if answer.result.is_err() {
+            counters.refusals.add(1);
+        }
+        reception.caller.answer(Ok(answer));
+        let queue = self.queue();
+        if queue.is_closing || queue.is_over {
+            self.ended.notify_all();
+        }
+        Ran::One
+    }
+
+    /// As a thread of queries does, runs the next one that waits. Returns whether there was one.
+    pub(crate) fn step<E: Env<Caller = C>>(&self, shared: &Shared<E>) -> bool {
+        !matches!(self.run_next(shared, QueryThread::current()), Ran::None)
     }
 
     /// Answers the client of a query that is not waited for any more, unless that one has gone.
@@ -473,6 +490,14 @@ impl<C: Caller> QueryQueue<C> {
 
 fn sum(counts: &[AtomicUsize]) -> usize {
     counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+}
+
+/// What became of a look for the next query.
+enum Ran {
+    One,
+    /// One that was given up meanwhile, and with it its thread.
+    Stuck,
+    None,
 }
 
 /// A query that is not waited for any more.

@@ -170,6 +170,11 @@ impl<E: Env> Shared<E> {
         self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
     }
 
+    /// Where work is left for the log.
+    pub fn log(&self) -> &LogDesk {
+        &self.log
+    }
+
     /// The number of starts on the node's data directory, with this one.
     #[must_use]
     pub fn lives(&self) -> u64 {
@@ -285,11 +290,6 @@ impl<E: Env> Shared<E> {
                 watchers.push(reply);
             }
         }
-    }
-
-    /// Gives an input to a shard.
-    pub(crate) fn push_input(&self, shard: ShardId, input: Input) {
-        self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
     }
 
     /// Puts a client's command for a shard into the inbox of its worker.
@@ -408,10 +408,6 @@ impl<E: Env> LogHub for Shared<E> {
         self.inboxes[worker].set_durable(ticket);
     }
 
-    fn mark(&self, wal: &mut Wal) -> Result<bool, WalError> {
-        self.watch.mark(wal)
-    }
-
     fn full(&self, is_full: bool, shortage: &str) {
         if is_full {
             events::warn(format_args!("writes are refused until there is room: {shortage}"));
@@ -421,6 +417,10 @@ impl<E: Env> LogHub for Shared<E> {
         for inbox in &self.inboxes {
             inbox.push(Command::every(Input::Full(is_full)));
         }
+    }
+
+    fn mark(&self, wal: &mut Wal) -> Result<bool, WalError> {
+        self.watch.mark(wal)
     }
 
     fn synced(&self, micros: u64) {

@@ -1,7 +1,7 @@
 //! Steps of tasks: those that wait, and the parts that run them.
 
 use crate::bell::Bell;
-use crate::env::{Env, Program, StepCall};
+use crate::env::{Env, Program, StepCall, Watch};
 use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use crate::watchdog::Probe;
@@ -216,7 +216,7 @@ impl Drop for Ending<'_> {
 }
 
 /// A part that runs steps, one at a time.
-pub(crate) struct StepPart {
+pub struct StepPart {
     number: usize,
     probe: Arc<Probe>,
     at: At,
@@ -249,12 +249,13 @@ impl StepPart {
             stopping: &hub.steps.stopping,
         };
         let service = hub.topology.service_of(shard).expect("each shard is of a service");
+        hub.watch.begins(shard, id, &task);
         self.probe.enter_step(id, service, &task.process);
         let outcome = hub.program.step(&call);
         self.probe.leave();
         hub.counters.services[usize::from(service.0)].task_steps.add(1);
         hub.memory.change([0, outcome.bytes() as i64, 0]);
-        hub.push_input(shard, Input::TaskStep { id, step: task.step, run, outcome });
+        hub.push(shard, Input::TaskStep { id, step: task.step, run, outcome });
     }
 }
 
@@ -283,7 +284,7 @@ impl<E: Env> Part<Shared<E>> for StepPart {
                 let Step { shard, id, run, .. } = step;
                 queue.desk().ask(self.number, &step);
                 self.at = At::Asked(step);
-                hub.push_input(shard, Input::StepBegins { id, run });
+                hub.push(shard, Input::StepBegins { id, run });
                 Ok(Turned::Until(None))
             }
             At::Asked(step) => {

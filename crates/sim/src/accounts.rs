@@ -609,7 +609,8 @@ fn money_of_letter(value: &[u8]) -> Result<i64, String> {
     let letter: DeadLetter =
         decode_value(value).map_err(|e| format!("16: cannot read a dead letter: {e}"))?;
     // A request that was given up moved no money.
-    if matches!(letter.cause, Waiting::Request { .. } | Waiting::Call { .. }) {
+    // Nor did a payload that was too large for its letter: no payment is.
+    if matches!(letter.cause, Waiting::Request { .. } | Waiting::Call { .. }) || letter.payload.is_empty() {
         Ok(0)
     } else {
         money_of(&letter.payload)

@@ -18,7 +18,7 @@ pub enum Bug {
     HoldTrim,
     /// Queries are answered from what was read some time ago.
     StaleQuery,
-    /// A query reads its process as it is when it runs, not as it was when it came.
+    /// A query reads its process as an earlier query did, not as it was when it came.
     LateQuery,
     /// A retry reaches the shard under another identity.
     ForgetIdentity,

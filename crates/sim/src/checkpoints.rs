@@ -105,13 +105,6 @@ impl CheckpointHub for Site {
     }
 }
 
-/// A snapshot that is handed over in pieces.
-struct Draining {
-    number: Colour,
-    /// No checkpoint takes it.
-    is_given_up: bool,
-}
-
 /// The checkpoints of one life of the node.
 pub(crate) struct Checkpoints {
     site: Site,
@@ -122,7 +115,6 @@ pub(crate) struct Checkpoints {
     merge_at: Option<u64>,
     part_ended: bool,
     merges_ended: bool,
-    draining: BTreeMap<ShardId, Draining>,
     /// The last one that was begun, and when its colour left, in virtual time.
     begun: (Colour, u64),
     /// The last one that was completed in this life.
@@ -192,7 +184,6 @@ impl Checkpoints {
             merge_at: None,
             part_ended: false,
             merges_ended: false,
-            draining: BTreeMap::new(),
             begun: (Colour(0), 0),
             completed: None,
             merged: None,
@@ -221,7 +212,7 @@ impl Checkpoints {
     }
 }
 
-impl World<'_> {
+impl World {
     fn checkpoints(&mut self) -> &mut Checkpoints {
         &mut self.node.as_mut().expect("only a living node takes checkpoints").checkpoints
     }
@@ -281,7 +272,7 @@ impl World<'_> {
     pub(crate) fn checkpoint_turn(&mut self) -> Outcomes {
         let (now, wall, before) = (self.now, self.time(), self.disk.micros());
         let node = self.node.as_mut().expect("checked by the caller");
-        let spent = node.log.is_spent();
+        let spent = node.parts.shared.log().is_spent();
         let Checkpoints { site, part, turn_at, part_ended, .. } = &mut node.checkpoints;
         if turn_at.take_if(|at| *at <= now).is_none() || *part_ended {
             return Ok(());
@@ -348,7 +339,7 @@ impl World<'_> {
             Order::ForceFull(shards) => {
                 let node = self.node.as_mut().expect("it lives");
                 for shard in shards {
-                    node.shards[shard.0 as usize].force_full_snapshot();
+                    node.parts.force_full(shard);
                 }
             }
             Order::Colour(number) => self.colour(number),
@@ -444,11 +435,9 @@ impl World<'_> {
 
     /// Snapshots for this number and those before it are drained to nowhere.
     pub(crate) fn snapshots_given_up(&mut self, only: Option<ShardId>, number: Colour) {
-        for (shard, draining) in &mut self.checkpoints().draining {
-            if only.is_none_or(|only| only == *shard) && draining.number <= number {
-                draining.is_given_up = true;
-            }
-        }
+        let node = self.node.as_ref().expect("checked by the caller");
+        node.parts.give_up(only, number);
+        self.heed_bells();
     }
 
     fn trouble_with_checkpoints(&mut self, trouble: &Trouble) -> Outcomes {
@@ -468,67 +457,51 @@ impl World<'_> {
         Err(Violation::new(invariant, trouble.to_string()).into())
     }
 
+    /// Carries what workers tell of their snapshots to the part that takes checkpoints.
+    pub(crate) fn carry_snapshots(&mut self) {
+        while let Some(node) = &self.node
+            && let Some(event) = node.parts.next_event()
+        {
+            match event {
+                Event::Begun { shard, header, all, .. } => self.marked(shard, *header, all),
+                Event::Records { shard, number, piece, done } => self.records(shard, number, piece, done),
+                Event::MarkerCommitted { shard, number } => self.marker_committed(shard, number),
+                other => self.send_event(other),
+            }
+        }
+    }
+
     /// A shard's marker is in its log, and its snapshot has begun.
-    pub(crate) fn marked(&mut self, shard: ShardId, header: Header, all: bool) {
+    fn marked(&mut self, shard: ShardId, header: Header, all: bool) {
         let (number, index) = (header.position.colour, header.position.index);
         let bug = self.bug;
         let checkpoints = self.checkpoints();
         checkpoints.site.marked.borrow_mut().insert(shard, index);
-        // What was left of an older snapshot belongs to a checkpoint that was given up.
-        checkpoints.draining.insert(shard, Draining { number, is_given_up: false });
         let is_above = checkpoints.running().is_some_and(|running| running < number);
         let all = all || bug == Some(Bug::BuildOnGivenUp);
-        self.inside(1, Inside::Drain(shard, number));
         if !(is_above && bug == Some(Bug::HighColour)) {
             self.send_event(Event::Begun { shard, number, header: Box::new(header), all });
         }
     }
 
-    pub(crate) fn marker_committed(&mut self, shard: ShardId, number: Colour) {
+    fn marker_committed(&mut self, shard: ShardId, number: Colour) {
         if self.rehearsal != Rehearsal::Uncommitted {
             self.send_event(Event::MarkerCommitted { shard, number });
         }
     }
 
-    /// Hands over a slice of a shard's snapshot.
-    pub(crate) fn drain(&mut self, shard: ShardId, number: Colour) -> Outcomes {
-        let slice = self.profile.drain;
-        let node = self.node.as_mut().expect("checked by the caller");
-        let Checkpoints { site, draining, .. } = &mut node.checkpoints;
-        let Some(current) = draining.get(&shard).filter(|draining| draining.number == number) else {
-            return Ok(());
-        };
-        let is_given_up = current.is_given_up;
-        if site.queue.is_behind() {
-            self.inside(1000, Inside::Drain(shard, number));
-            return Ok(());
-        }
-        let mut piece = site.queue.spare();
-        let it = &mut node.shards[shard.0 as usize];
-        let done = it.drain_snapshot(slice, &mut piece);
-        if piece.len() > slice {
-            let what = format!("shard {shard}: a slice of {slice} of a snapshot has {}", piece.len());
-            return Err(Violation::new(17, what).into());
-        }
-        if done {
-            draining.remove(&shard);
-            if self.bug == Some(Bug::LateSnapshot) {
-                add_present(it.state(), &mut piece);
-            }
+    /// A worker hands over a piece of a shard's snapshot.
+    fn records(&mut self, shard: ShardId, number: Colour, mut piece: Piece, done: bool) {
+        let node = self.node.as_ref().expect("its worker lives");
+        if done && self.bug == Some(Bug::LateSnapshot) {
+            add_present(node.shard(shard).state(), &mut piece);
         }
         let moved = self.model.appended(shard)
             > self.model.mark(number, shard).map_or(Index(u64::MAX), |mark| mark.position().index);
-        if moved && !done {
+        if moved {
             self.marks.hit(Mark::SnapshotUnderWrites);
         }
-        if !is_given_up {
-            self.send_event(Event::Records { shard, number, piece, done });
-        }
-        if !done {
-            let delay = self.random(1000);
-            self.inside(delay, Inside::Drain(shard, number));
-        }
-        Ok(())
+        self.send_event(Event::Records { shard, number, piece, done });
     }
 
     /// Invariants 9, 10 and 11 on what is stored.
@@ -561,7 +534,7 @@ impl World<'_> {
         }
         let cut: &[State] = &states;
         check_channels(cut)?;
-        self.workload.check_cut(&self.topology, cut).map_err(|s| Violation::parse(&s))?;
+        self.workload.borrow_mut().check_cut(&self.topology, cut).map_err(|s| Violation::parse(&s))?;
         let in_flight: u64 = cut
             .iter()
             .flat_map(|from| {

@@ -1,24 +1,18 @@
-//! The shell of the simulated node: performs the effects of shards, runs the steps of tasks, and hands out turns.
+//! What the world sees of the effects of shards.
 
-use crate::blame::Killer;
 use crate::bug::Bug;
 use crate::client::call_of;
 use crate::marks::Mark;
-use crate::node::NODE;
-use crate::operator::OPERATOR;
-use crate::profile::one_in;
 use crate::violation::Violation;
-use crate::world::{End, Inside, Outcomes, World};
+use crate::world::{Inside, Outcomes, World};
 use stead_core::entry::{Cause, Entry, Write};
 use stead_core::handler::Misuse;
-use stead_core::ids::{Colour, Seq, ShardId, TaskId};
-use stead_core::record::{Kind, TaskRecord};
-use stead_core::shard::{Answer, Effect, Input, Refusal, StepOutcome};
-use stead_core::shutdown::Group;
-use stead_core::trials::Grant;
+use stead_core::ids::ShardId;
+use stead_core::record::Kind;
+use stead_core::shard::{Answer, Effect, Input, Refusal};
 
 /// The entry of a retry as one that leaves the dead letter where it is.
-fn without_retry(bytes: Vec<u8>) -> Vec<u8> {
+pub(crate) fn without_retry(bytes: Vec<u8>) -> Vec<u8> {
     match Entry::decode(&bytes) {
         Ok(entry) if matches!(entry.cause, Cause::Retry { .. }) => {
             let mut bent = Vec::new();
@@ -29,12 +23,10 @@ fn without_retry(bytes: Vec<u8>) -> Vec<u8> {
     }
 }
 
-impl World<'_> {
-    pub(crate) fn perform(&mut self, shard: ShardId, effect: Effect, colour_news: bool) -> Outcomes {
-        if let Effect::Append { epoch, index, mut bytes } = effect {
-            if self.bug == Some(Bug::KeepRetried) {
-                bytes = without_retry(bytes);
-            }
+impl World {
+    /// A shard wants something, and its worker performs it.
+    pub(crate) fn see_effect(&mut self, shard: ShardId, effect: Effect, colour_news: bool) -> Outcomes {
+        if let Effect::Append { index, bytes, .. } = effect {
             self.note(index.0, &bytes);
             if self.tracing {
                 eprintln!("                             shard {shard}: {:?}", Entry::decode(&bytes));
@@ -73,67 +65,27 @@ impl World<'_> {
                 }
                 _ => {}
             }
-            self.log_entry(shard, epoch, index, &bytes);
-            if self.bug == Some(Bug::StoredBeforeSync) && one_in(&mut self.rng, 8) {
-                let stored = Input::Stored { member: NODE, epoch, upto: index };
-                self.inside(1, Inside::Input(shard, stored));
-            }
             return Ok(());
         }
         if self.tracing {
             eprintln!("                             shard {shard}: {effect:?}");
         }
-        self.model.check_effect(shard, &effect)?;
-        if self.disk.failed_syncs() > self.failed_syncs {
-            let what = format!("shard {shard}: {effect:?} after a sync had failed");
-            return Err(Violation::new(5, what).into());
-        }
-        if let Effect::Answer(answer) = &effect
-            && answer.result.is_ok()
-            && let Some(session) = self.clients.opened_by(answer.token)
-        {
-            self.model.check_opened(shard, session, answer.index)?;
-        }
+        self.check_leaving(shard, &effect)?;
         match effect {
-            Effect::Append { .. } => unreachable!("handled above"),
-            Effect::Deliver { to, mut messages, again } => {
-                if self.bug == Some(Bug::ShiftSequence) && one_in(&mut self.rng, 4) {
-                    for message in &mut messages {
-                        message.seq = message.seq.next();
-                    }
-                    if let Some(first) = messages.first().filter(|m| m.seq == Seq(2)).cloned() {
-                        messages.insert(0, stead_core::state::Message { seq: Seq(1), ..first });
-                    }
-                }
-                if self.bug == Some(Bug::StripColours) {
-                    for message in &mut messages {
-                        message.colour = Colour(0);
-                    }
-                }
-                self.carry(shard, to, Input::Deliver { from: shard, messages, again });
-            }
-            Effect::Ack { to, upto, mut colour } => {
-                if self.bug == Some(Bug::StripColours) {
-                    colour = Colour(0);
-                }
-                self.carry(shard, to, Input::Ack { from: shard, upto, colour });
-            }
-            Effect::Answer(answer) if answer.token & OPERATOR != 0 => self.operator_hears(&answer)?,
-            Effect::Answer(answer) => {
-                self.note_refusal(shard, &answer);
-                self.carry_answer(answer);
-            }
-            Effect::Query(reading) => self.query_leaves(shard, reading)?,
-            // Left for the next life.
-            Effect::RunTask { .. } | Effect::StepAllowed { .. } if self.runs_no(Group::Tasks) => {}
+            // Answers are seen where they end.
+            Effect::Append { .. }
+            | Effect::Deliver { .. }
+            | Effect::Ack { .. }
+            | Effect::Answer(_)
+            | Effect::MarkerCommitted(_)
+            | Effect::EndsTurn(_) => {}
+            Effect::Query(reading) => self.query_leaves(shard, &reading),
             Effect::RunTask { id, run, task, asks, .. } => {
-                let delay = self.random(self.profile.step_delay);
                 if asks {
                     let node = self.node.as_mut().expect("only a living node has effects");
                     node.asking.insert((shard, id, run), task);
-                    self.inside(delay, Inside::AskStep { shard, id, run });
                 } else {
-                    self.begin_step(delay, shard, id, run, task);
+                    self.blame.step_begins(shard, id, &task);
                 }
             }
             Effect::StepAllowed { id, run, allowed } => {
@@ -141,56 +93,33 @@ impl World<'_> {
                 if let Some(task) = node.asking.remove(&(shard, id, run))
                     && allowed
                 {
-                    let delay = self.random(self.profile.step_delay);
-                    self.begin_step(delay, shard, id, run, task);
+                    self.blame.step_begins(shard, id, &task);
                 }
             }
             Effect::WantsTurn(lane) => {
-                let node = self.node.as_mut().expect("only a living node has effects");
-                let grant = match self.bug {
-                    Some(Bug::CrowdTrials) => Some(Grant::Turn(shard, lane)),
-                    _ => node.trials.wants(shard, lane),
-                };
-                self.grant(grant);
+                if self.bug == Some(Bug::CrowdTrials) {
+                    self.inside(1, Inside::Input(shard, Input::Turn(lane)));
+                }
             }
-            Effect::EndsTurn(lane) => {
-                let node = self.node.as_mut().expect("only a living node has effects");
-                let grant =
-                    if self.bug == Some(Bug::CrowdTrials) { None } else { node.trials.ends(shard, lane) };
-                self.grant(grant);
-            }
-            Effect::Marked { header, all } => {
+            Effect::Marked { header, .. } => {
                 if !colour_news {
                     self.marks.hit(Mark::MarkerByMessage);
                 }
                 self.model.marked(shard, &header);
-                self.marked(shard, *header, all);
             }
-            Effect::MarkerCommitted(colour) => self.marker_committed(shard, colour),
             Effect::Active(epoch) => self.note(epoch.0, &[]),
         }
         Ok(())
     }
 
-    /// A thread begins a step; it takes a while until it comes to what may end the process.
-    fn begin_step(&mut self, delay: u64, shard: ShardId, id: TaskId, run: u32, task: TaskRecord) {
-        self.blame.step_begins(shard, id, &task);
-        self.node.as_mut().expect("only a living node has steps").steps_running += 1;
-        self.inside(delay, Inside::Step { shard, id, run, task });
-    }
-
-    /// Carries a grant to its shards.
-    pub(crate) fn grant(&mut self, grant: Option<Grant>) {
-        match grant {
-            None => {}
-            Some(Grant::Turn(shard, lane)) => self.inside(1, Inside::Input(shard, Input::Turn(lane))),
-            Some(Grant::Yield(shard)) => self.inside(1, Inside::Input(shard, Input::Yield)),
-            Some(Grant::Open) => {
-                for shard in self.topology.shards() {
-                    self.inside(1, Inside::Input(shard, Input::Open));
-                }
-            }
+    /// Holds what leaves a shard against what is committed.
+    pub(crate) fn check_leaving(&self, shard: ShardId, effect: &Effect) -> Outcomes {
+        self.model.check_effect(shard, effect)?;
+        if self.disk.failed_syncs() > self.failed_syncs {
+            let what = format!("shard {shard}: {effect:?} after a sync had failed");
+            return Err(Violation::new(5, what).into());
         }
+        Ok(())
     }
 
     /// A call that a client knows to be over may not be applied later. One that was too large may be: its process may
@@ -204,26 +133,5 @@ impl World<'_> {
         if over && let Some(identity) = call_of(answer.token).and_then(|id| self.clients.identity(id)) {
             self.model.refused(shard, identity);
         }
-    }
-
-    pub(crate) fn step(&mut self, shard: ShardId, id: TaskId, run: u32, task: &TaskRecord) -> Outcomes {
-        self.node.as_mut().expect("checked by the caller").steps_running -= 1;
-        let outcome = self.workload.step(id, task);
-        if self.workload.killed() {
-            self.marks.hit(Mark::StepKilled);
-            return self.end_by(End::Process, Some(Killer::step(shard, id, task)));
-        }
-        if matches!(outcome, StepOutcome::Done(_)) {
-            self.marks.hit(Mark::TaskDone);
-        }
-        if task.retry.is_some() {
-            self.marks.hit(Mark::StepRetried);
-        }
-        let input = Input::TaskStep { id, step: task.step, run, outcome };
-        if one_in(&mut self.rng, self.profile.channel_again) {
-            self.inside(self.profile.step_delay, Inside::Input(shard, input.clone()));
-        }
-        self.inside(1, Inside::Input(shard, input));
-        Ok(())
     }
 }

@@ -80,6 +80,7 @@ marks! {
     SessionEnded: "a session ran out under its client",
     Confirmed: "a confirmed reply was asked for",
     ConfirmedRest: "confirmed replies were forgotten in several entries",
+    TimedOut: "a call ran out of time at the node",
     Overloaded: "a client was asked to retry later",
     LimitReached: "a client was refused for what its shard keeps",
     RefusedFull: "a client was refused because the disk is full",

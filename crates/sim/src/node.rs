@@ -2,18 +2,21 @@
 
 use crate::bug::Bug;
 use crate::checkpoints::Checkpoints;
-use crate::logging::Log;
+use crate::model::Seen;
 use crate::profile::Profile;
+use crate::stage::{Clocks, Observer, Services, SimEnv};
 use crate::stopping::Stopping;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use stead_core::ids::{Epoch, NodeId, ShardId, TaskId};
+use stead_core::ids::{Epoch, Index, NodeId, ShardId, TaskId, Time};
+use stead_core::key::Key;
 use stead_core::record::TaskRecord;
 use stead_core::shard::Shard;
 use stead_core::start::draw_epochs;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::Trials;
+use stead_node::{LogPart, MemoryLimits, PreparePart, Shape, Stepped};
 use stead_store::checkpoint::store::{DiskStore, StoreError};
 use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
 use stead_store::disk::Disk;
@@ -25,23 +28,36 @@ pub(crate) const NODE: NodeId = NodeId(1);
 /// Where the node keeps its checkpoints.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
+/// A part of the node that gets turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum PartId {
+    Worker(usize),
+    Step(usize),
+    Log,
+    /// What prepares the log's segments.
+    Preparer,
+}
+
 /// What lives from a start of the process to its end.
 pub(crate) struct Node {
     /// By shard.
     pub(crate) epochs: Vec<Epoch>,
-    pub(crate) shards: Vec<Shard>,
-    /// By shard, when its next tick is scheduled, in virtual time.
-    pub(crate) ticks: Vec<Option<u64>>,
-    pub(crate) log: Log,
+    pub(crate) parts: Stepped<SimEnv>,
+    pub(crate) log: LogPart,
+    pub(crate) preparer: PreparePart,
+    /// By part, when its next turn is due, in virtual time.
+    pub(crate) due: BTreeMap<PartId, u64>,
+    /// Planted bug: a trim that is held back.
+    pub(crate) held_trim: Option<Vec<Index>>,
     pub(crate) checkpoints: Checkpoints,
     /// By channel, when its last frame arrives, for profiles that keep the order.
     pub(crate) channels: BTreeMap<(ShardId, ShardId), u64>,
-    /// Steps that ask before they run.
+    /// By task, the steps that wait for their shard's word.
     pub(crate) asking: BTreeMap<(ShardId, TaskId, u32), TaskRecord>,
-    pub(crate) trials: Trials,
-    /// Steps and queries that run on threads of their own.
-    pub(crate) steps_running: usize,
-    pub(crate) queries_running: usize,
+    /// What queries have to see, if the model knows: by shard, entry and process.
+    pub(crate) queries: BTreeMap<(ShardId, Index, Key), Seen>,
+    /// Parts that have ended.
+    pub(crate) ended: BTreeSet<PartId>,
     /// The end of this life, once it has begun.
     pub(crate) stopping: Option<Stopping>,
     pub(crate) data_dir: DataDir,
@@ -122,6 +138,7 @@ impl Node {
         topology: &Arc<Topology>,
         profile: &Profile,
         (now, writer): (u64, u64),
+        trusted: bool,
         bug: Option<Bug>,
     ) -> Result<Self, OpenError> {
         let Opened { mut data_dir, store, mut recovered, .. } = opened;
@@ -146,21 +163,52 @@ impl Node {
             (recovered.lineage, recovered.decided, seen),
             (now, bug),
         );
-        let make = |state: State| Shard::new(state, Arc::clone(topology), profile.settings.clone());
-        let shards: Vec<Shard> = recovered.states.into_iter().map(make).collect();
+        let make = |state: State| {
+            let mut shard = Shard::new(state, Arc::clone(topology), profile.settings.clone());
+            if trusted {
+                shard.trust();
+            }
+            shard
+        };
+        let mut shards: Vec<Shard> = recovered.states.into_iter().map(make).collect();
+        let trials =
+            Trials::new(shards.iter().filter(|shard| shard.has_met()).map(|shard| shard.state().shard()));
+        if trials.is_held() {
+            shards.iter_mut().for_each(Shard::hold);
+        }
+        let wal = recovered.wal;
+        let shape = Shape {
+            workers: profile.workers,
+            steps: profile.step_parts,
+            memory: MemoryLimits::default(),
+            batch_bytes_max: wal.batch_bytes_max(),
+        };
+        let lives = data_dir.meta().lives;
+        let led = shards.into_iter().zip(epochs.iter().copied()).collect();
+        let around = (Clocks, Observer);
         Ok(Self {
+            parts: Stepped::new(Services, topology, lives, around, (led, trials), shape),
             epochs,
-            ticks: vec![None; shards.len()],
-            shards,
-            log: Log::new(recovered.wal, profile.workers, profile.segment_bytes, now, bug),
+            preparer: PreparePart::new(wal.preparer()),
+            log: LogPart::new(wal, profile.workers, profile.segment_bytes, Time(now)),
+            due: BTreeMap::new(),
+            held_trim: None,
             checkpoints,
             channels: BTreeMap::new(),
             asking: BTreeMap::new(),
-            trials: Trials::default(),
-            steps_running: 0,
-            queries_running: 0,
+            queries: BTreeMap::new(),
+            ended: BTreeSet::new(),
             stopping: None,
             data_dir,
         })
+    }
+
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &Shard> {
+        self.parts.shards()
+    }
+
+    pub(crate) fn shard(&self, id: ShardId) -> &Shard {
+        let worker = &self.parts.workers[self.parts.worker_of(id)];
+        worker.shards().find(|shard| shard.state().shard() == id).expect("each shard has a worker")
     }
 }

@@ -23,21 +23,21 @@ fn letters(state: &State) -> impl Iterator<Item = (ShardId, Index)> + '_ {
     keys.filter_map(number).map(|number| (state.shard(), Index(number)))
 }
 
-impl World<'_> {
+impl World {
     pub(crate) fn operator_acts(&mut self) {
         if self.operator.u32(..LOOK_EVERY) != 0 {
             return;
         }
         let Some(node) = &self.node else { return };
         let mut found: Vec<(ShardId, Index)> =
-            node.shards.iter().flat_map(|shard| letters(shard.state())).collect();
+            node.shards().flat_map(|shard| letters(shard.state())).collect();
         if found.is_empty() {
             return;
         }
         // The order of the records is that of their hashes, which must not matter.
         found.sort_unstable();
         let (shard, letter) = found[self.operator.usize(..found.len())];
-        let Some(order) = self.workload.order(&mut self.operator) else { return };
+        let Some(order) = self.workload.borrow_mut().order(&mut self.operator) else { return };
         let token = OPERATOR | self.ordered.len() as u64;
         self.ordered.push((shard, letter, order));
         // It may arrive in a later life, and twice.
@@ -68,7 +68,7 @@ impl World<'_> {
             // A dead letter that was created after the request was handled may be missing.
             Err(Refusal::NoDeadLetter(_)) if letter <= answer.index => {
                 let node = self.node.as_ref().expect("only a living node has effects");
-                if node.shards[shard.0 as usize].state().records().get(key.as_bytes()).is_some() {
+                if node.shard(shard).state().records().get(key.as_bytes()).is_some() {
                     return bad("but it was not found, and it is there");
                 }
             }

@@ -38,10 +38,13 @@ pub(crate) struct Profile {
     pub(crate) channel_again: u32,
     /// Workers of the node, each with its own batches.
     pub(crate) workers: usize,
-    /// Until a worker leaves its batch for the log, and until a part that was rung has its turn.
-    pub(crate) flush_delay: u64,
     pub(crate) wake_delay: u64,
-    pub(crate) stored_delay: u64,
+    /// Parts that run steps of tasks.
+    pub(crate) step_parts: usize,
+    /// Microseconds that a look at the clock takes: slices end sooner.
+    pub(crate) look_cost: u64,
+    /// How long a call waits at the node.
+    pub(crate) call_timeout: u64,
     pub(crate) step_delay: u64,
     /// Events between crashes, on average.
     pub(crate) crash_every: u32,
@@ -64,7 +67,6 @@ pub(crate) struct Profile {
     pub(crate) disk_cost: u64,
     pub(crate) checkpoint_every: u32,
     pub(crate) checkpoint_deadline: u64,
-    pub(crate) drain: usize,
     pub(crate) keep: usize,
     /// How long garbage waits before it is collected.
     pub(crate) grace: u64,
@@ -116,9 +118,10 @@ impl Profile {
             channel_drop: chance(rng, &[0, 0, 0, 20]),
             channel_again: chance(rng, &[0, 20, 4]),
             workers: 1,
-            flush_delay: spread(rng, &[10, 300, 5_000]),
             wake_delay: 0,
-            stored_delay: spread(rng, &[1, 300, 10_000]),
+            step_parts: 1,
+            look_cost: 0,
+            call_timeout: 5_000_000,
             step_delay: spread(rng, &[10, 5_000, 300_000]),
             crash_every: chance(rng, &[0, 80, 300, 300, 1000]),
             kill_share: rng.u8(0..=4),
@@ -136,7 +139,6 @@ impl Profile {
             disk_cost: spread(rng, &[0, 0, 50, 5_000]),
             checkpoint_every: chance(rng, &[0, 60, 150, 400]),
             checkpoint_deadline: spread(rng, &[200_000, 5_000_000, 60_000_000]),
-            drain: rng.usize(1..=40),
             keep: rng.usize(1..=4),
             grace: spread(rng, &[0, 100_000, 5_000_000]),
             merge: Policy {
@@ -166,6 +168,9 @@ impl Profile {
         profile.confirm_every = spread(rng, &[1, 1, 1, 40]);
         profile.workers = rng.usize(1..=4);
         profile.wake_delay = spread(rng, &[0, 10, 300, 5_000]);
+        profile.step_parts = rng.usize(1..=4);
+        profile.look_cost = spread(rng, &[0, 0, 1, 100]);
+        profile.call_timeout = spread(rng, &[200_000, 5_000_000]);
         profile.fault_every = chance(rng, &[0, 0, 0, 600]);
         profile.files_every = chance(rng, &[0, 0, 0, 500]);
         profile.flip_inside = chance(rng, &[0, 0, 0, 600]);

@@ -47,7 +47,7 @@ fn swap_messages(state: &State) -> State {
     with_header(state, header)
 }
 
-impl World<'_> {
+impl World {
     /// Restores one of the checkpoints that are left.
     pub(crate) fn restore(&mut self) -> Outcomes {
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
@@ -65,8 +65,8 @@ impl World<'_> {
         }
         let manifest = manifests.swap_remove(self.rng.usize(..manifests.len()));
         let old = states_of(&self.disk, &manifest).map_err(|e| broken(&e))?;
-        self.workload.check_cut(&self.topology, &old).map_err(|s| Violation::parse(&s))?;
-        self.workload.restored(&old);
+        self.workload.borrow_mut().check_cut(&self.topology, &old).map_err(|s| Violation::parse(&s))?;
+        self.workload.borrow_mut().restored(&old);
 
         let (mut topology, mut shards) = (Topology::new(Incarnation(2)), BTreeMap::new());
         let reshard = self.rng.bool();
@@ -102,8 +102,8 @@ impl World<'_> {
         profile.segment_bytes = profile.segment_bytes.max(self.profile.segment_bytes);
         let settings = &mut profile.settings;
         settings.entry_bytes_max = settings.entry_bytes_max.max(self.profile.settings.entry_bytes_max);
-        self.workload.restored(&new);
-        let mut world = World::with(seed, None, self.workload, profile, topology, target);
+        self.workload.borrow_mut().restored(&new);
+        let mut world = World::with(seed, None, Rc::clone(&self.workload), profile, topology, target);
         world.tracing = self.tracing;
         world.recent = Rc::clone(&self.recent);
         world.recent.borrow_mut().note(format!("checkpoint {} is restored", manifest.number));
@@ -160,7 +160,7 @@ impl World<'_> {
             }
         }
         check_channels(new)?;
-        self.workload.check_cut(topology, new).map_err(|s| Violation::parse(&s))?;
+        self.workload.borrow_mut().check_cut(topology, new).map_err(|s| Violation::parse(&s))?;
         Ok(())
     }
 }

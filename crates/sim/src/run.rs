@@ -4,13 +4,16 @@ use crate::accounts::Accounts;
 use crate::bug::Bug;
 use crate::marks::Marks;
 use crate::profile::{Overrides, Profile};
+use crate::stage::{Code, set_code};
 use crate::violation::Violation;
 use crate::workload::Workload;
 use crate::world::{Stop, World};
 use fastrand::Rng;
+use std::cell::RefCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
+use std::rc::Rc;
 
 /// The configuration of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +89,8 @@ fn commit() -> String {
 /// # Errors
 /// [`Failure`] if an invariant does not hold, or something panicked.
 pub fn run(config: Config) -> Result<Report, Box<Failure>> {
-    let mut accounts = Accounts::new(&mut Rng::with_seed(config.seed ^ 0xacc0), config.bug);
-    run_with(config, &Overrides::default(), &mut accounts)
+    let accounts = Accounts::new(&mut Rng::with_seed(config.seed ^ 0xacc0), config.bug);
+    run_with(config, &Overrides::default(), accounts)
 }
 
 /// Runs a workload of the caller, in a world that the seed draws except for the overridden settings.
@@ -97,11 +100,13 @@ pub fn run(config: Config) -> Result<Report, Box<Failure>> {
 pub fn run_with(
     config: Config,
     overrides: &Overrides,
-    workload: &mut dyn Workload,
+    workload: impl Workload + 'static,
 ) -> Result<Report, Box<Failure>> {
     let profile =
         Profile::new(&mut Rng::with_seed(config.seed ^ 0xfa17)).with(overrides).with_bug(config.bug);
-    let mut world = World::new(config.seed, config.bug, workload, profile);
+    let code: Code = Rc::new(RefCell::new(workload));
+    set_code(&code);
+    let mut world = World::new(config.seed, config.bug, code, profile);
     world.overrides = *overrides;
     if config.trace {
         eprintln!("{:#?}", world.profile);

@@ -4,14 +4,13 @@ use crate::bug::Bug;
 use crate::marks::Mark;
 use crate::node::{Node, Opened, open};
 use crate::profile::one_in;
+use crate::stage;
 use crate::violation::Violation;
 use crate::world::{Event, Outcomes, Stop, World};
 use fastrand::Rng;
 use std::sync::Arc;
 use stead_core::ids::Index;
 use stead_core::record::RecordKey;
-use stead_core::shard::Shard;
-use stead_core::trials::Trials;
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::Opened as WalOpened;
 
@@ -21,12 +20,13 @@ pub(crate) struct Flip {
     offset: u64,
 }
 
-impl World<'_> {
+impl World {
     pub(crate) fn start(&mut self) -> Outcomes {
         self.life += 1;
         self.recent.borrow_mut().note(format!("life {} of the node begins", self.life));
         let seed = self.rng.u64(..);
-        self.workload.restart(&self.topology, seed);
+        self.workload.borrow_mut().restart(&self.topology, seed);
+        stage::begin_life(seed);
         if self.life > 1
             && self.powered_off
             && one_in(&mut self.rng, self.profile.crash_everywhere)
@@ -84,13 +84,11 @@ impl World<'_> {
         if self.bug == Some(Bug::ShortSession) {
             profile.settings.session_ttl -= 1;
         }
-        let node = Node::start(opened, &self.topology, &profile, (self.now, writer), self.bug);
+        let (topology, now, bug) = (Arc::clone(&self.topology), self.now, self.bug);
+        let start = || Node::start(opened, &topology, &profile, (now, writer), is_clean, bug);
+        let (node, _) = stage::play(self.scene(), start);
         match node {
-            Ok(node) => {
-                self.node = Some(node);
-                self.heed_bells();
-                self.heed_checkpoint_bells();
-            }
+            Ok(node) => self.node = Some(node),
             Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(before),
             Err(_) if self.disk.failed() > failed => return self.refused(),
             Err(error) => return Err(Violation::new(0, format!("the node does not start: {error}")).into()),
@@ -100,17 +98,11 @@ impl World<'_> {
         let waits = |shard, key: &RecordKey| model.state(shard).has(key);
         self.blame.life_begins(is_clean, waits);
         self.may_be_clean = false;
-        if is_clean && let Some(node) = &mut self.node {
+        if is_clean {
             self.marks.hit(Mark::Trusted);
-            node.shards.iter_mut().for_each(Shard::trust);
         }
-        if let Some(node) = &mut self.node {
-            node.trials =
-                Trials::new(node.shards.iter().filter(|shard| shard.has_met()).map(|s| s.state().shard()));
-            if node.trials.is_held() {
-                self.marks.hit(Mark::Held);
-                node.shards.iter_mut().for_each(Shard::hold);
-            }
+        if self.node.as_ref().is_some_and(|node| node.parts.shared.is_trying()) {
+            self.marks.hit(Mark::Held);
         }
         self.lead()
     }
@@ -166,7 +158,7 @@ impl World<'_> {
                 let what = format!("shard {shard}: after damage it serves {index} entries of {durable}");
                 return Err(Violation::new(16, what).into());
             }
-            let back = self.model.recovered(state, self.workload);
+            let back = self.model.recovered(state, &mut *self.workload.borrow_mut());
             back.map_err(|violation| match violation {
                 Violation { invariant: 2, what } if damaged => Violation::new(16, what),
                 violation @ Violation { invariant: 2, .. } => self.blame_crash(violation),

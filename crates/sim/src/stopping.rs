@@ -2,12 +2,12 @@
 
 use crate::bug::Bug;
 use crate::marks::Mark;
+use crate::node::PartId;
 use crate::violation::Violation;
 use crate::world::{End, Inside, Outcomes, World};
 use std::cell::{Cell, RefCell};
 use std::sync::PoisonError;
 use stead_core::ids::Time;
-use stead_core::shard::{Input, Shard};
 use stead_core::shutdown::Group;
 use stead_node::{EndHub, ShutdownPart, Turned};
 
@@ -15,7 +15,6 @@ use stead_node::{EndHub, ShutdownPart, Turned};
 #[derive(Clone, Copy, Debug)]
 enum Asked {
     Stop(Group),
-    Abandon(Group),
     MarkClean,
 }
 
@@ -52,9 +51,8 @@ impl EndHub for Site {
         self.ended.get()[place(group)]
     }
 
-    fn abandon(&self, group: Group) {
-        self.asked.borrow_mut().push(Asked::Abandon(group));
-    }
+    // A part that has a step does not begin it any more.
+    fn abandon(&self, _: Group) {}
 
     fn mark_clean(&self) {
         self.asked.borrow_mut().push(Asked::MarkClean);
@@ -66,11 +64,9 @@ pub(crate) struct Stopping {
     part: ShutdownPart,
     site: Site,
     stopped: [bool; Group::ORDER.len()],
-    /// The outcomes of steps that still run are dropped.
-    steps_abandoned: bool,
 }
 
-impl World<'_> {
+impl World {
     /// An operator stops the node.
     pub(crate) fn stop(&mut self) -> Outcomes {
         let limit = self.random(2 * self.profile.step_delay);
@@ -81,9 +77,8 @@ impl World<'_> {
                 part: ShutdownPart::new(until),
                 site: Site::default(),
                 stopped: [false; Group::ORDER.len()],
-                steps_abandoned: false,
             });
-            node.log.shut_down();
+            node.parts.begin_end();
             self.inside(1, Inside::End);
         }
         Ok(())
@@ -100,11 +95,6 @@ impl World<'_> {
         for asked in site.asked.take() {
             match asked {
                 Asked::Stop(group) => self.stop_group(group)?,
-                Asked::Abandon(group) => {
-                    if let Some(stopping) = self.stopping() {
-                        stopping.steps_abandoned |= group == Group::Tasks;
-                    }
-                }
                 Asked::MarkClean => self.mark_clean()?,
             }
             if self.node.is_none() {
@@ -140,12 +130,14 @@ impl World<'_> {
         if let Some(stopping) = self.stopping() {
             stopping.stopped[place(group)] = true;
         }
+        let node = self.node.as_ref().expect("it is being stopped");
+        node.parts.stop(group);
+        if group == Group::Queries {
+            while self.run_query()? {}
+        }
+        self.heed_bells();
         match group {
             Group::Workers if self.bug == Some(Bug::CleanTooEarly) => self.mark_clean(),
-            Group::Log => {
-                self.close_log();
-                Ok(())
-            }
             Group::Checkpoints => {
                 self.stop_checkpoints();
                 Ok(())
@@ -157,54 +149,25 @@ impl World<'_> {
     /// Whether the parts of a group have ended.
     fn has_ended(&self, group: Group) -> bool {
         let Some(node) = &self.node else { return true };
+        let ended = |part| node.ended.contains(&part);
         match group {
-            Group::Tasks => node.steps_running == 0,
-            Group::Workers => {
-                let is_stored = |shard: &Shard| shard.commit() == shard.state().position().index;
-                !node.log.has_waiting() && node.shards.iter().all(is_stored)
-            }
-            Group::Queries => node.queries_running == 0,
-            Group::Log => node.log.has_ended(),
+            Group::Tasks => (0..node.parts.steps.len()).all(|number| ended(PartId::Step(number))),
+            Group::Workers => (0..node.parts.workers.len()).all(|number| ended(PartId::Worker(number))),
+            Group::Log => ended(PartId::Log) && ended(PartId::Preparer),
             Group::Checkpoints => node.checkpoints.has_ended(),
-            Group::Watchdog => true,
+            // What is asked by then is done within one event.
+            Group::Queries | Group::Watchdog => true,
         }
     }
 
     /// Whether what happens inside of the node does so no more, for what does it has ended.
     pub(crate) fn is_too_late(&self, what: &Inside) -> bool {
-        let group = match what {
-            Inside::AskStep { .. } => Group::Tasks,
-            Inside::Step { .. } => {
-                let stopping = self.node.as_ref().and_then(|node| node.stopping.as_ref());
-                return stopping.is_some_and(|stopping| stopping.steps_abandoned);
-            }
-            Inside::Tick(_) => Group::Workers,
-            Inside::Want => Group::Checkpoints,
-            Inside::Drain(..) | Inside::GivenUp(..) => Group::Workers,
-            Inside::Input(..)
-            | Inside::Query { .. }
-            | Inside::Submit(_)
-            | Inside::Log
-            | Inside::Prepare
-            | Inside::Checkpoint
-            | Inside::Merge
-            | Inside::End => return false,
-        };
-        self.is_stopped(group)
-    }
-
-    /// Whether a shard is given an input no more: its worker only commits what it has taken.
-    pub(crate) fn takes_no(&self, input: &Input) -> bool {
-        !matches!(input, Input::Stored { .. } | Input::Full(_)) && self.is_stopped(Group::Workers)
-    }
-
-    /// Whether the shell wants no handler to run any more, and no step to begin.
-    pub(crate) fn runs_no(&self, group: Group) -> bool {
-        self.is_stopped(group)
+        matches!(what, Inside::Want) && self.is_stopped(Group::Checkpoints)
     }
 
     /// Records that the life ends in order; the next one suspects nothing.
     fn mark_clean(&mut self) -> Outcomes {
+        let log_ended = self.has_ended(Group::Log);
         let mut all = true;
         for shard in self.topology.shards() {
             all &= self.model.appended(shard) == self.model.durable(shard);
@@ -215,7 +178,7 @@ impl World<'_> {
         drop(log);
         let node = self.node.as_mut().expect("only a living node ends in order");
         let before = !node.data_dir.meta().clean || self.may_be_clean;
-        self.may_be_clean = before && all && is_marked && node.log.has_ended();
+        self.may_be_clean = before && all && is_marked && log_ended;
         match node.data_dir.update(|meta| meta.clean = true) {
             Err(error) if self.disk.is_crashed() => self.storage_failed(&error.to_string()),
             // The next life then suspects what waits.

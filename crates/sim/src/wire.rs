@@ -9,7 +9,7 @@ use crate::world::{Event, Inside, Outcomes, World};
 use stead_core::ids::{Colour, ShardId};
 use stead_core::shard::{Answer, Identity, Input};
 
-impl World<'_> {
+impl World {
     pub(crate) fn keyed_age(&self) -> u64 {
         self.profile.settings.idempotency_ttl * 1000 / 2
     }
@@ -19,7 +19,14 @@ impl World<'_> {
             return Ok(());
         }
         let (window, now) = (self.profile.window, self.now);
-        let call = self.clients.call(client, window, now, &mut self.rng, &self.topology, self.workload);
+        let call = self.clients.call(
+            client,
+            window,
+            now,
+            &mut self.rng,
+            &self.topology,
+            &mut *self.workload.borrow_mut(),
+        );
         if let Some(id) = call {
             self.send_call(id);
         }
@@ -77,7 +84,8 @@ impl World<'_> {
 
     pub(crate) fn client_hears(&mut self, answer: Answer) -> Outcomes {
         self.note(answer.token, &[]);
-        let Reaction { send, done } = self.clients.answer(answer, self.workload, &mut self.marks)?;
+        let Reaction { send, done } =
+            self.clients.answer(answer, &mut *self.workload.borrow_mut(), &mut self.marks)?;
         for id in send {
             self.send_call(id);
         }

@@ -10,14 +10,15 @@ use crate::client::{Clients, Frame};
 use crate::disk::{LifeDisk, Syncs};
 use crate::disk_log::DiskLog;
 use crate::marks::{Mark, Marks};
-use crate::model::{LATE_MAX, Model, Seen, check_channels, copy, hash_call};
-use crate::node::{NODE, Node};
+use crate::model::{Model, check_channels, copy};
+use crate::node::{NODE, Node, PartId};
 use crate::operator::Ordered;
 use crate::profile::{Overrides, Profile, one_in, spread};
 use crate::recent::Recent;
+use crate::stage::{Code, Scene};
 use crate::starting::Flip;
 use crate::violation::Violation;
-use crate::workload::{CallId, ENDED, Workload};
+use crate::workload::CallId;
 use fastrand::Rng;
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -25,28 +26,18 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use stead_core::capture::Reading;
-use stead_core::clock::Now;
-use stead_core::entry::Reply;
-use stead_core::handler::{Call as HandlerCall, Caller, Handler, Outcome, QueryPlace, Txn, View};
-use stead_core::ids::{Blob, Colour, Incarnation, Index, ShardId, TaskId, Time};
+use stead_core::ids::{Colour, Incarnation, Index, ShardId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
-use stead_core::replica::EpochConfig;
-use stead_core::shard::{Answer, Effect, Input, Refusal};
-use stead_core::shutdown::Group;
-use stead_core::state::{Position, State};
+use stead_core::shard::{Answer, Input};
+use stead_core::state::State;
 use stead_core::topology::Topology;
-use stead_core::trials::{Grant, Lane};
+use stead_core::trials::Lane;
 use stead_store::disk::Disk;
 use stead_store::sim_disk::{Faults, SimDisk};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The wall clock when a run begins.
 const WALL: u64 = 1_700_000_000_000_000;
-/// How often over the limit of work one input may be, for it takes parts of several kinds of work; and the work of the
-/// calls that reach the limit.
-const HOLD_MAX: usize = 4;
-const CALL_WORK_MAX: usize = 1_500;
 /// Events within which a world without faults must come to rest.
 const CALM_EVENTS: u64 = 200_000;
 /// In the key of an attempt's record, what says that it is about a client's request.
@@ -74,37 +65,14 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) enum Inside {
     Input(ShardId, Input),
-    Tick(ShardId),
-    Step {
-        shard: ShardId,
-        id: TaskId,
-        run: u32,
-        task: TaskRecord,
-    },
-    /// A query runs; with what it has to see, if the model knows.
-    Query {
-        shard: ShardId,
-        reading: Box<Reading>,
-        known: Option<Seen>,
-    },
-    /// A thread takes a step that asks before it runs.
-    AskStep {
-        shard: ShardId,
-        id: TaskId,
-        run: u32,
-    },
-    /// A worker leaves its batch for the log.
-    Submit(usize),
-    /// The log has a turn.
-    Log,
-    /// The part that prepares the log's segments has a turn.
-    Prepare,
+    /// A part may be due.
+    Turn(PartId),
+    /// A query runs.
+    Query,
     /// The end of the node has a turn.
     End,
     /// A checkpoint is wanted.
     Want,
-    /// A worker hands over a slice of a snapshot.
-    Drain(ShardId, Colour),
     /// Snapshots of one shard, or of all, are drained to nowhere up to this number.
     GivenUp(Option<ShardId>, Colour),
     /// The part that takes checkpoints has a turn.
@@ -164,7 +132,7 @@ impl From<Violation> for Stop {
 pub(crate) type Outcomes = Result<(), Stop>;
 
 /// Everything in a run.
-pub(crate) struct World<'w> {
+pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) bug: Option<Bug>,
     pub(crate) profile: Profile,
@@ -177,7 +145,7 @@ pub(crate) struct World<'w> {
     pub(crate) disk: SimDisk,
     pub(crate) topology: Arc<Topology>,
     pub(crate) node: Option<Node>,
-    pub(crate) workload: &'w mut dyn Workload,
+    pub(crate) workload: Code,
     pub(crate) clients: Clients,
     pub(crate) life: u64,
     pub(crate) calm: bool,
@@ -203,7 +171,6 @@ pub(crate) struct World<'w> {
     trace: u64,
     /// Frames of former lives.
     old: Vec<Frame>,
-    effects: Vec<Effect>,
     /// When there is room on the disk again, and when files can be opened again; 0 if that is so.
     room_at: u64,
     files_at: u64,
@@ -239,57 +206,11 @@ pub(crate) struct World<'w> {
     pub(crate) rehearsal: Rehearsal,
 }
 
-/// The handler, with a note of what it is called for.
-struct Watched<'a> {
-    inner: &'a mut dyn Handler,
-    calls: Vec<(Index, u64)>,
-    /// Place and call of what ended the process.
-    killer: Option<(Index, u64)>,
-    /// Runs that the shell wants, a client's not counted.
-    runs_max: usize,
-    runs: usize,
-    /// Runs that it did not want.
-    unwanted: usize,
-    last: Option<Index>,
-    /// Queries run at once, on the shard's thread.
-    brief: bool,
-}
-
-impl Handler for Watched<'_> {
-    fn handle(&mut self, call: &HandlerCall<'_>, txn: &mut Txn<'_>) -> Outcome {
-        let hash = hash_call(call.key, call.payload);
-        self.calls.push((call.place.1, hash));
-        if !matches!(call.caller, Caller::Client { .. }) {
-            // A handler that panics is tried again at once.
-            self.unwanted += usize::from(self.is_spent() && self.last != Some(call.place.1));
-            self.runs += 1;
-            self.last = Some(call.place.1);
-        }
-        let outcome = self.inner.handle(call, txn);
-        if self.killer.is_none() && outcome == Outcome::Panicked(ENDED.to_owned()) {
-            self.killer = Some((call.place.1, hash));
-        }
-        outcome
-    }
-
-    fn query(&mut self, call: &HandlerCall<'_>, view: View<'_>) -> Outcome {
-        self.inner.query(call, view)
-    }
-
-    fn place_query(&mut self, _: &HandlerCall<'_>, _: Option<&Blob>) -> Result<QueryPlace, Refusal> {
-        Ok(if self.brief { QueryPlace::Here } else { QueryPlace::Apart })
-    }
-
-    fn is_spent(&self) -> bool {
-        self.runs >= self.runs_max
-    }
-}
-
-impl<'w> World<'w> {
+impl World {
     /// A world with an empty disk.
-    pub(crate) fn new(seed: u64, bug: Option<Bug>, workload: &'w mut dyn Workload, profile: Profile) -> Self {
+    pub(crate) fn new(seed: u64, bug: Option<Bug>, workload: Code, profile: Profile) -> Self {
         let mut topology = Topology::new(Incarnation(1));
-        for (name, shards) in workload.services() {
+        for (name, shards) in workload.borrow().services() {
             topology.ensure(&name, shards).expect("a workload's services can be");
         }
         let disk = SimDisk::new(seed ^ 0xd15c);
@@ -300,7 +221,7 @@ impl<'w> World<'w> {
     pub(crate) fn with(
         seed: u64,
         bug: Option<Bug>,
-        workload: &'w mut dyn Workload,
+        workload: Code,
         profile: Profile,
         topology: Topology,
         disk: SimDisk,
@@ -336,7 +257,6 @@ impl<'w> World<'w> {
             events: 0,
             trace: seed,
             old: Vec::new(),
-            effects: Vec::new(),
             room_at: 0,
             files_at: 0,
             failed_syncs: 0,
@@ -408,7 +328,7 @@ impl<'w> World<'w> {
     }
 
     /// By how much the steady clock is ahead of virtual time: only a bug lets it be.
-    fn steady_lead(&self) -> u64 {
+    pub(crate) fn steady_lead(&self) -> u64 {
         if self.bug == Some(Bug::WallAsSteady) { self.offset.max(0).unsigned_abs() } else { 0 }
     }
 
@@ -475,14 +395,20 @@ impl<'w> World<'w> {
                 Ok(())
             }
             // A request that outlives its idempotency key is a new one, as is documented; so none does.
-            Event::Arrive(_, sent) if self.now - sent > self.keyed_age() => Ok(()),
+            Event::Arrive(_, sent) if self.now - sent + self.profile.call_timeout > self.keyed_age() => {
+                Ok(())
+            }
             // Nor may an opening outlive its session: see `Input::OpenSession`.
             Event::Arrive((_, Input::OpenSession { .. }), sent)
-                if self.now - sent >= self.profile.settings.session_ttl * 1000 =>
+                if self.now - sent + self.profile.call_timeout
+                    >= self.profile.settings.session_ttl * 1000 =>
             {
                 Ok(())
             }
-            Event::Arrive((shard, input), _) => self.give(shard, input),
+            Event::Arrive((shard, input), _) => {
+                self.arrive(shard, input);
+                Ok(())
+            }
             Event::Answer(answer) => self.client_hears(answer),
             Event::Start => self.start(),
             Event::Inside { life, what } if life == self.life && self.node.is_some() => {
@@ -504,30 +430,17 @@ impl<'w> World<'w> {
             return Ok(());
         }
         match what {
-            Inside::Input(shard, input) => self.give(shard, input),
-            Inside::Tick(shard) => {
-                let node = self.node.as_mut().expect("checked by the caller");
-                if node.ticks[shard.0 as usize].is_some_and(|at| at <= self.now) {
-                    node.ticks[shard.0 as usize] = None;
-                    return self.give(shard, Input::Tick);
-                }
+            Inside::Input(shard, input) => {
+                self.push(shard, input);
                 Ok(())
             }
-            Inside::Step { shard, id, run, task } => self.step(shard, id, run, &task),
-            Inside::Query { shard, reading, known } => self.query_runs(shard, *reading, known),
-            Inside::AskStep { shard, id, run } => self.give(shard, Input::StepBegins { id, run }),
-            Inside::Submit(worker) => {
-                self.submit(worker);
-                Ok(())
-            }
-            Inside::Log => self.log_turn(),
-            Inside::Prepare => self.prepare_turn(),
             Inside::End => self.end_turn(),
+            Inside::Turn(part) => self.turn_if_due(part),
+            Inside::Query => self.run_query().map(|_| ()),
             Inside::Want => {
                 self.want_checkpoint();
                 Ok(())
             }
-            Inside::Drain(shard, number) => self.drain(shard, number),
             Inside::GivenUp(only, number) => {
                 self.snapshots_given_up(only, number);
                 Ok(())
@@ -599,7 +512,7 @@ impl<'w> World<'w> {
         }
         self.operator_acts();
         if one_in(&mut self.clock, self.profile.jump_inside) {
-            self.jump_inside()?;
+            self.jump_inside();
         }
         if one_in(&mut self.rng, 64) {
             self.compare()?;
@@ -608,7 +521,7 @@ impl<'w> World<'w> {
     }
 
     /// Somebody sets the clock while the node runs, or sets it right.
-    fn jump_inside(&mut self) -> Outcomes {
+    fn jump_inside(&mut self) {
         let jump = self.clock.u64(..self.profile.jump_max) as i64;
         self.jumped = true;
         match self.clock.u8(..3) {
@@ -617,8 +530,6 @@ impl<'w> World<'w> {
             _ => self.offset -= jump,
         }
         self.marks.hit(Mark::ClockInside);
-        // The shell sees to it that its shards notice; here some do so late.
-        if self.clock.bool() { self.give_all(|_| Input::Tick) } else { Ok(()) }
     }
 
     /// Whether no clock was ever wrong in this run, so that the shards' time must be the wall clock's.
@@ -658,89 +569,22 @@ impl<'w> World<'w> {
         self.disk.set_open_files(None);
     }
 
-    /// Gives a shard an input, and performs what it asks for.
-    pub(crate) fn give(&mut self, shard: ShardId, input: Input) -> Outcomes {
-        if self.takes_no(&input) {
-            return Ok(());
+    /// Leaves an input for a shard with its worker.
+    pub(crate) fn push(&mut self, shard: ShardId, input: Input) {
+        if let Some(node) = &self.node {
+            node.parts.shared.push(shard, input);
+            self.heed_bells();
         }
-        let is_stopping = self.runs_no(Group::Workers);
-        let now = Now { steady: Time(self.now + self.steady_lead()), wall: self.time() };
-        self.model.looked(now.wall, self.now);
-        let Some(node) = self.node.as_mut() else { return Ok(()) };
-        let colour_news = matches!(input, Input::Colour(_));
-        let opening = match (&input, self.bug) {
-            (Input::OpenSession { token, .. }, Some(Bug::OpenedEarly)) => Some(*token),
-            _ => None,
-        };
-        let mut effects = std::mem::take(&mut self.effects);
-        let runs_max = match input {
-            _ if is_stopping => 0,
-            Input::DeadLetter { .. } => usize::MAX,
-            _ => self.profile.runs_max,
-        };
-        let brief = matches!(input, Input::Query(_)) && self.reads.u8(..4) == 0;
-        let mut watched = Watched {
-            brief,
-            inner: self.workload.handler(),
-            calls: Vec::new(),
-            killer: None,
-            runs_max,
-            runs: 0,
-            unwanted: 0,
-            last: None,
-        };
-        let it = &mut node.shards[shard.0 as usize];
-        it.handle(now, input, &mut watched, &mut effects);
-        if let Some(token) = opening
-            && it.is_active()
-        {
-            let Position { epoch, colour, .. } = it.state().position();
-            let answer =
-                Answer { token, epoch, index: it.commit(), colour, result: Ok(Reply::Ok(Blob::empty())) };
-            effects.push(Effect::Answer(answer));
-        }
-        if it.clock().is_doubted() {
-            self.marks.hit(Mark::ClockDoubted);
-        }
-        let unwanted = watched.unwanted;
-        let (calls, killer) = (watched.calls, watched.killer);
-        if self.workload.killed() {
-            let killer = killer.map(|killer| Killer::handler(shard, killer, &effects));
-            effects.clear();
-            self.effects = effects;
-            self.marks.hit(Mark::HandlerKilled);
-            return self.end_by(End::Process, killer);
-        }
-        it.check().map_err(Violation::from)?;
-        let work_max = HOLD_MAX * self.profile.settings.work_max + CALL_WORK_MAX;
-        if unwanted > 0 || it.work() > work_max {
-            let work = it.work();
-            let what =
-                format!("shard {shard}: one input made {work} of {work_max} work, {unwanted} unwanted runs");
-            return Err(Violation::new(17, what).into());
-        }
-        if it.deadline().is_some_and(|at| at <= now.steady) && it.waiting() > 0 {
-            self.marks.hit(Mark::HeldBack);
-        }
-        for (index, call) in calls {
-            self.model.called(shard, index, call);
-        }
-        for effect in effects.drain(..) {
-            self.perform(shard, effect, colour_news)?;
-        }
-        self.effects = effects;
-        self.schedule_tick(shard);
-        self.check_due(shard)
     }
 
     /// Checks that a shard leaves nothing undone that is due.
-    fn check_due(&mut self, shard: ShardId) -> Outcomes {
+    pub(crate) fn check_due(&mut self, shard: ShardId) -> Outcomes {
         let at = shard.0 as usize;
         let Some(node) = &self.node else { return Ok(()) };
-        let (it, settings) = (&node.shards[at], &self.profile.settings);
+        let (it, settings) = (node.shard(shard), &self.profile.settings);
         let works = it.is_active()
-            && !node.log.is_full()
-            && !node.trials.is_held()
+            && !node.parts.shared.log().is_full()
+            && !node.parts.shared.is_trying()
             && !self.model.state(shard).has_begun()
             && it.uncommitted_bytes() < settings.uncommitted_bytes_max
             && it.state().position().index.0 - it.commit().0 < settings.uncommitted_max;
@@ -748,28 +592,6 @@ impl<'w> World<'w> {
         let Some(since) = self.works_since[at] else { return Ok(()) };
         let right = self.clock_is_right().then(|| self.time());
         Ok(self.model.check_due(shard, (self.now, right), since)?)
-    }
-
-    fn schedule_tick(&mut self, shard: ShardId) {
-        let lead = self.steady_lead();
-        let Some(node) = self.node.as_mut() else { return };
-        let Some(deadline) = node.shards[shard.0 as usize].deadline() else { return };
-        let mut at = deadline.0.saturating_sub(lead).max(self.now + 1);
-        if self.bug == Some(Bug::LateTimer) && at > self.now + 1 {
-            at += LATE_MAX + 1;
-        }
-        let tick = &mut node.ticks[shard.0 as usize];
-        if tick.is_none_or(|scheduled| scheduled > at) {
-            *tick = Some(at);
-            self.inside(at - self.now, Inside::Tick(shard));
-        }
-    }
-
-    pub(crate) fn give_all(&mut self, input: impl Fn(ShardId) -> Input) -> Outcomes {
-        for shard in self.topology.shards() {
-            self.give(shard, input(shard))?;
-        }
-        Ok(())
     }
 
     /// The node ends; it will start again.
@@ -809,10 +631,17 @@ impl<'w> World<'w> {
             End::Power => Mark::PowerCut,
             End::Process => Mark::ProcessKilled,
         });
-        if let Some(node) = self.node.take()
-            && node.checkpoints.running().is_some()
-        {
-            self.marks.hit(Mark::CheckpointLost);
+        if let Some(node) = self.node.take() {
+            if node.checkpoints.running().is_some() {
+                self.marks.hit(Mark::CheckpointLost);
+            }
+            if self.old.len() < 64 {
+                let shard = ShardId(self.odd.u32(..self.topology.shard_count()));
+                self.old.push((
+                    shard,
+                    Input::Stored { member: NODE, epoch: node.epochs[shard.0 as usize], upto: Index(0) },
+                ));
+            }
         }
         self.power_on();
         // What fails next may do so in the recovery.
@@ -837,24 +666,25 @@ impl<'w> World<'w> {
         Ok(())
     }
 
-    /// Leads all shards in the node's new epoch.
+    /// Leads all shards in the node's new epoch: the first turns of the workers start them.
     pub(crate) fn lead(&mut self) -> Outcomes {
         let epochs = self.node.as_ref().expect("just opened").epochs.clone();
         for (shard, epoch) in self.topology.shards().zip(&epochs) {
             self.model.led(shard, *epoch, self.life)?;
         }
-        self.give_all(|shard| Input::Start(EpochConfig::single(epochs[shard.0 as usize], NODE)))?;
-        let Some(node) = &mut self.node else { return Ok(()) };
+        // As threads do, each part begins with a turn.
+        for part in self.parts() {
+            let delay = self.random(self.profile.wake_delay);
+            self.turn_in(part, delay);
+        }
         if self.bug == Some(Bug::CrowdTrials) {
             // All at once.
             for shard in self.topology.shards() {
-                self.grant(Some(Grant::Turn(shard, Lane::Handlers)));
+                self.inside(50, Inside::Input(shard, Input::Turn(Lane::Handlers)));
+                self.inside(51, Inside::Input(shard, Input::Open));
             }
-            self.grant(Some(Grant::Open));
-            return Ok(());
         }
-        let grant = node.trials.begin();
-        self.grant(grant);
+        self.heed_bells();
         Ok(())
     }
 
@@ -862,43 +692,33 @@ impl<'w> World<'w> {
     fn old_frame(&mut self) -> Outcomes {
         let (shard, mut input) = self.old.swap_remove(self.rng.usize(..self.old.len()));
         let Some(node) = &self.node else { return Ok(()) };
-        let Input::Stored { epoch, upto, .. } = &mut input else { return self.give(shard, input) };
-        let it = &node.shards[shard.0 as usize];
+        let Input::Stored { epoch, upto, .. } = &mut input else {
+            self.push(shard, input);
+            return Ok(());
+        };
+        // As far as the log goes: what a former life had stored may be what this one has not.
+        let last = node.shard(shard).state().position().index;
         let leads = node.epochs[shard.0 as usize];
-        if *epoch >= leads {
+        if *epoch >= leads || last <= self.model.durable(shard) {
             return Ok(());
         }
         self.marks.hit(Mark::OldFrame);
-        // As far as the log goes: what a former life had stored may be what this one has not.
-        *upto = it.state().position().index;
-        let before = (it.commit(), it.is_active(), it.state().position().index);
+        *upto = last;
         if self.bug == Some(Bug::AcceptOldEpoch) {
             *epoch = leads;
         }
-        self.give(shard, input).map_err(|stop| match stop {
-            Stop::Violation(Violation { invariant: 5, what }) => {
-                Violation::new(15, format!("after a frame of an older epoch: {what}")).into()
-            }
-            other => other,
-        })?;
-        let Some(node) = &self.node else { return Ok(()) };
-        let it = &node.shards[shard.0 as usize];
-        if (it.commit(), it.is_active(), it.state().position().index) == before {
-            return Ok(());
-        }
-        let what = format!(
-            "shard {shard}: a frame of an older epoch moved it from {before:?} to commit {}",
-            it.commit()
-        );
-        Err(Violation::new(15, what).into())
+        let worker = PartId::Worker(node.parts.worker_of(shard));
+        node.parts.shared.push(shard, input);
+        let scene = Scene { old: Some((shard, last)), ..self.scene() };
+        self.give_turn_in(worker, scene).map(|_| ())
     }
 
     /// Compares the shards that have no entry under way with the model.
     fn compare(&mut self) -> Outcomes {
         let Some(node) = &self.node else { return Ok(()) };
         // One of them thoroughly, for that takes a while.
-        let thorough = self.events % node.shards.len() as u64;
-        for shard in &node.shards {
+        let thorough = self.events % u64::from(self.topology.shard_count());
+        for shard in node.shards() {
             let state = shard.state();
             if state.position().index == self.model.durable(state.shard()) {
                 self.model.same(state)?;
@@ -916,7 +736,7 @@ impl<'w> World<'w> {
         node.checkpoints.rests()
             && node.stopping.is_none()
             && self.clients.pending() == 0
-            && node.shards.iter().all(|shard| {
+            && node.shards().all(|shard| {
                 let state = shard.state();
                 shard.is_active()
                     && shard.waiting() == 0
@@ -952,9 +772,10 @@ impl<'w> World<'w> {
         self.power_on();
         self.compare()?;
         let node = self.node.as_ref().expect("a node at rest lives");
-        let cut: Vec<State> = node.shards.iter().map(|shard| copy(shard.state())).collect();
+        let mut cut: Vec<State> = node.shards().map(|shard| copy(shard.state())).collect();
+        cut.sort_by_key(State::shard);
         check_channels(&cut)?;
-        self.workload.check_cut(&self.topology, &cut).map_err(|s| Violation::parse(&s))?;
+        self.workload.borrow_mut().check_cut(&self.topology, &cut).map_err(|s| Violation::parse(&s))?;
         for state in &cut {
             // The attempts at requests are kept for as long as their clients may come again.
             let left = state
@@ -977,7 +798,7 @@ impl<'w> World<'w> {
     fn unrest(&self) -> String {
         let Some(node) = &self.node else { return "the node is down".to_owned() };
         let mut text = format!("calls {:?} wait;", self.clients.pending_calls());
-        for shard in &node.shards {
+        for shard in node.shards() {
             let state = shard.state();
             let kept: usize = state.outboxes().iter().map(|(_, o)| o.messages.len()).sum();
             text += &format!(

@@ -247,7 +247,7 @@ impl Sim {
     pub fn run(mut self) -> Result<Report, Failed> {
         assert!(!self.users.services.is_empty(), "a run needs a service: add one with Sim::service");
         self.users.left = self.calls_max;
-        run_with(self.config, &self.overrides, &mut self.users).map_err(|failure| Failed {
+        run_with(self.config, &self.overrides, self.users).map_err(|failure| Failed {
             seed: self.config.seed,
             event: failure.event,
             violation: failure.violation,

@@ -15,7 +15,7 @@ mod tests;
 pub use merge::{MergeOrder, MergePart};
 pub use part::{CheckpointPart, CheckpointSetup};
 pub use queue::{CheckpointReply, Event, SnapshotQueue, Wanted};
-pub(crate) use queue::{PIECE_BYTES, Pin};
+pub(crate) use queue::{Next, PIECE_BYTES, Pin};
 pub(crate) use real::{Checkpoints, Merges};
 pub use report::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub(crate) use report::{failed, skipped};

@@ -4,7 +4,6 @@ use crate::checkpoint::{CheckpointPart, CheckpointSetup, Checkpoints, MergePart,
 use crate::checks::CheckPart;
 use crate::clock::Clock;
 use crate::env::{Env, Program};
-use crate::guarded::Guarded;
 use crate::life::Life;
 use crate::log::LogPart;
 use crate::open::options::{CheckpointOptions, Options};
@@ -14,6 +13,7 @@ use crate::prepare::PreparePart;
 use crate::shared::Shared;
 use crate::stable::{Copies, CopyPart};
 use crate::status::RecoveryReport;
+use crate::stepped::workers;
 use crate::steps::StepPart;
 use crate::unended::CheckLimits;
 use crate::watchdog::{Limit, Probe};
@@ -24,9 +24,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::driver;
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{Colour, Epoch, ShardId};
+use stead_core::ids::{Colour, ShardId};
 use stead_core::placement::{Place, Placement};
-use stead_core::shard::Shard;
 use stead_core::state::State;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::BlobStore;
@@ -105,26 +104,17 @@ pub(super) fn assemble<E: Env>(
     shared.snapshots.newest.store(newest, Ordering::Relaxed);
 
     let (shards, trials) = plan.shards(states, &services);
-    let mut by_worker: Vec<Vec<(Shard, Epoch)>> = (0..threads).map(|_| Vec::new()).collect();
-    for shard in shards {
-        let id = shard.state().shard();
-        by_worker[shared.worker_of(id)].push((shard, plan.epochs[&id]));
-    }
-    // The first turn waits in its inbox until the shard has started.
-    shared.trials(|shared| {
-        *shared = trials;
-        shared.begin()
-    });
-    let seed = fastrand::u64(..);
-    let mut probes = Vec::new();
-    let workers = by_worker.into_iter().enumerate().map(|(number, shards)| {
-        let probe = Arc::new(Probe::default());
-        probes.push((Arc::clone(&probe), Limit::of_handlers(options.handler_timeout)));
-        let handler = shared.program.handler(&topology, seed);
-        let code = Guarded::new(handler, &shared, probe);
-        Worker::new(&shared, number, shards, code, wal.batch_bytes_max())
-    });
-    let workers: Vec<Worker<E>> = workers.collect();
+    let shards: Vec<_> = shards
+        .into_iter()
+        .map(|shard| {
+            let epoch = plan.epochs[&shard.state().shard()];
+            (shard, epoch)
+        })
+        .collect();
+    let made = workers(&shared, shards, trials, fastrand::u64(..), wal.batch_bytes_max());
+    let (workers, probes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+    let limit = || Limit::of_handlers(options.handler_timeout);
+    let mut probes: Vec<_> = probes.into_iter().map(|probe| (probe, limit())).collect();
     let steps = (0..options.task_threads).map(|number| {
         let probe = Arc::new(Probe::default());
         probes.push((Arc::clone(&probe), Limit::of_steps(options.task_step_timeout)));

@@ -210,6 +210,8 @@ impl<E: Env> Worker<E> {
 
     /// Starts the shards.
     fn start(&mut self, shared: &Shared<E>, now: Time) {
+        self.wall = shared.clock.wall();
+        self.wall_ahead = ahead(self.wall, now);
         for slot in 0..self.shards.len() as u32 {
             let config = EpochConfig::single(self.shards[slot as usize].epoch, shared.node);
             self.give(shared, now, slot, Input::Start(config));

@@ -1,0 +1,389 @@
+//! Gives the parts of the simulated node their turns, when their bells are rung or their time has come, and carries on what
+//! comes of them.
+
+use crate::blame::Killer;
+use crate::bug::Bug;
+use crate::disk_log::DiskLog;
+use crate::marks::Mark;
+use crate::model::LATE_MAX;
+use crate::node::PartId;
+use crate::operator::OPERATOR;
+use crate::stage::{self, Handled, Scene, Shown, Turn, Wire};
+use crate::violation::Violation;
+use crate::world::{End, Inside, Outcomes, Stop, World};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+use stead_core::calls::{Answer, Refusal};
+use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
+use stead_core::shard::{Effect, Input};
+use stead_node::{NoAnswer, Part, Reception, Turned};
+
+/// How often over the limit of work one input may be, for it takes parts of several kinds of work; and the work of the
+/// calls that reach the limit.
+const HOLD_MAX: usize = 4;
+const CALL_WORK_MAX: usize = 1_500;
+
+impl World {
+    fn disk_log(&self) -> MutexGuard<'_, DiskLog> {
+        self.disk_log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a checkpoint holds, the log need not hold any more.
+    pub(crate) fn trim_log(&mut self, tops: Vec<Index>) {
+        self.disk_log().wants_trim();
+        let holds = self.bug == Some(Bug::HoldTrim) && self.waits_for_log();
+        let node = self.node.as_mut().expect("only a living node has a log");
+        if holds {
+            node.held_trim = Some(tops);
+        } else {
+            node.parts.shared.log().trim(tops);
+        }
+        self.heed_bells();
+    }
+
+    /// Whether an entry waits to become durable.
+    pub(crate) fn waits_for_log(&self) -> bool {
+        self.topology.shards().any(|shard| self.model.appended(shard) > self.model.durable(shard))
+    }
+
+    pub(crate) fn parts(&self) -> Vec<PartId> {
+        let Some(node) = &self.node else { return Vec::new() };
+        let workers = (0..node.parts.workers.len()).map(PartId::Worker);
+        let steps = (0..node.parts.steps.len()).map(PartId::Step);
+        workers.chain(steps).chain([PartId::Log, PartId::Preparer]).collect()
+    }
+
+    /// Wakes the parts whose bells were rung.
+    pub(crate) fn heed_bells(&mut self) {
+        for part in self.parts() {
+            let node = self.node.as_ref().expect("it has parts");
+            let shared = &node.parts.shared;
+            let bell = match part {
+                PartId::Worker(number) => node.parts.workers[number].bell(shared),
+                PartId::Step(number) => node.parts.steps[number].bell(shared),
+                PartId::Log => &shared.log().bell,
+                PartId::Preparer => &shared.log().preparer_bell,
+            };
+            if bell.take_ring() && !node.ended.contains(&part) {
+                let delay = match part {
+                    PartId::Step(_) => self.random(self.profile.step_delay),
+                    _ => self.random(self.profile.wake_delay),
+                };
+                self.turn_in(part, delay);
+            }
+        }
+    }
+
+    /// A part is due in so long, if it is not before.
+    pub(crate) fn turn_in(&mut self, part: PartId, delay: u64) {
+        let at = self.now + delay;
+        let node = self.node.as_mut().expect("only a living node has parts");
+        if node.due.get(&part).is_none_or(|due| at < *due) {
+            node.due.insert(part, at);
+            self.inside(delay, Inside::Turn(part));
+        }
+    }
+
+    /// A part may be due.
+    pub(crate) fn turn_if_due(&mut self, part: PartId) -> Outcomes {
+        let node = self.node.as_mut().expect("checked by the caller");
+        if node.due.get(&part).is_some_and(|at| *at <= self.now) && !node.ended.contains(&part) {
+            node.due.remove(&part);
+            self.give_turn(part)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn scene(&self) -> Scene {
+        Scene {
+            steady: Time(self.now + self.steady_lead()),
+            wall: self.time(),
+            look_cost: self.profile.look_cost,
+            bug: self.bug,
+            runs_max: self.profile.runs_max,
+            old: None,
+        }
+    }
+
+    /// Gives a part a turn. `None` if the life has ended.
+    fn give_turn(&mut self, part: PartId) -> Result<Option<Turned>, Stop> {
+        self.give_turn_in(part, self.scene())
+    }
+
+    pub(crate) fn give_turn_in(&mut self, part: PartId, scene: Scene) -> Result<Option<Turned>, Stop> {
+        let (life, now, before) = (self.life, self.now, self.disk.micros());
+        let node = self.node.as_mut().expect("only a living node has parts");
+        let shared = Arc::clone(&node.parts.shared);
+        let was_full = shared.log().is_full();
+        let (turned, turn) = stage::play(scene, || {
+            let at = scene.steady;
+            match part {
+                PartId::Worker(number) => {
+                    node.parts.workers[number].turn(&shared, at).map_err(|e| match e {})
+                }
+                PartId::Step(number) => node.parts.steps[number].turn(&shared, at).map_err(|e| match e {}),
+                PartId::Log => Part::turn(&mut node.log, &*shared, at).map_err(|e| e.to_string()),
+                PartId::Preparer => Part::turn(&mut node.preparer, &*shared, at).map_err(|e| e.to_string()),
+            }
+        });
+        let cost = turn.took + self.disk.micros() - before;
+        if part == PartId::Log {
+            // Whatever came of the turn.
+            self.learn_durable()?;
+            if let Some(what) = self.disk_log().wrong() {
+                return Err(Violation::new(17, what).into());
+            }
+        }
+        let turned = match turned {
+            Ok(turned) => turned,
+            Err(error) => {
+                self.storage_failed(&error)?;
+                return Ok(None);
+            }
+        };
+        self.carry_on(turn)?;
+        if self.node.is_none() || self.life != life {
+            return Ok(None);
+        }
+        if part == PartId::Log {
+            self.log_had_turn(was_full, turned)?;
+        }
+        self.carry_snapshots();
+        if self.node.is_none() || self.life != life {
+            return Ok(None);
+        }
+        self.heed_bells();
+        match turned {
+            Turned::Again => self.turn_in(part, cost + 1),
+            Turned::Until(Some(at)) => {
+                let mut wait = at.0.saturating_sub(scene.steady.0).max(1);
+                if self.bug == Some(Bug::LateTimer) && matches!(part, PartId::Worker(_)) && at.0 > now {
+                    wait += LATE_MAX + 1;
+                }
+                self.turn_in(part, cost + wait);
+            }
+            Turned::Until(None) => {}
+            Turned::Ended => {
+                self.node.as_mut().expect("it had a turn").ended.insert(part);
+            }
+        }
+        Ok(Some(turned))
+    }
+
+    /// Checks what a turn of the log did.
+    fn log_had_turn(&mut self, was_full: bool, turned: Turned) -> Outcomes {
+        let is_trimmed = self.disk_log().take_trimmed();
+        if is_trimmed {
+            self.marks.hit(Mark::Trimmed);
+            self.check_log()?;
+        }
+        let is_overtaken = self.disk_log().has_overtaken_trim();
+        let waits = self.waits_for_log();
+        let is_limited = self.disk_is_limited();
+        let node = self.node.as_mut().expect("it had a turn");
+        if (is_overtaken || !waits)
+            && let Some(tops) = node.held_trim.take()
+        {
+            node.parts.shared.log().trim(tops);
+        }
+        match (was_full, node.parts.shared.log().is_full()) {
+            (false, true) => self.marks.hit(Mark::DiskFull),
+            (true, false) => {
+                self.marks.hit(Mark::RoomAgain);
+                if is_limited {
+                    self.marks.hit(Mark::RoomByTrim);
+                }
+            }
+            _ => {}
+        }
+        if turned == Turned::Until(None) {
+            if !self.disk_log().is_marked() {
+                let what = "the log sleeps, and does not say of its last entries that they were synced";
+                return Err(Violation::new(16, what).into());
+            }
+            self.marks.hit(Mark::IdleMarked);
+        }
+        Ok(())
+    }
+
+    /// Carries on what came of a turn, in its order.
+    fn carry_on(&mut self, turn: Turn) -> Outcomes {
+        let life = self.life;
+        for shown in turn.shown {
+            match shown {
+                Shown::Handled(handled) => self.handled(*handled)?,
+                Shown::Queried { shard, index, process, seen } => {
+                    self.queried(shard, index, &process, &seen)?;
+                }
+                Shown::Stepped { is_done, is_retry } => {
+                    if is_done {
+                        self.marks.hit(Mark::TaskDone);
+                    }
+                    if is_retry {
+                        self.marks.hit(Mark::StepRetried);
+                    }
+                }
+                Shown::Died(killer) => {
+                    self.marks.hit(Mark::HandlerKilled);
+                    return self.end_by(End::Process, Some(killer));
+                }
+                Shown::DiedInStep { shard, id, task } => {
+                    self.marks.hit(Mark::StepKilled);
+                    return self.end_by(End::Process, Some(Killer::step(shard, id, &task)));
+                }
+                Shown::Wrong(violation) => return Err(violation.into()),
+            }
+            if self.node.is_none() || self.life != life {
+                return Ok(());
+            }
+        }
+        for (shard, token, result) in turn.answers {
+            self.answered(shard, token, result)?;
+        }
+        for (to, input) in turn.left {
+            if let Input::Deliver { from, .. } | Input::Ack { from, .. } = input {
+                self.carry(from, to, input);
+            }
+        }
+        Ok(())
+    }
+
+    /// A shard has handled an input.
+    fn handled(&mut self, handled: Handled) -> Outcomes {
+        let Handled { shard, effects, calls, stored, is_colour, work, unwanted, .. } = handled;
+        self.model.looked(self.time(), self.now);
+        if handled.is_doubted {
+            self.marks.hit(Mark::ClockDoubted);
+        }
+        if handled.is_held_back {
+            self.marks.hit(Mark::HeldBack);
+        }
+        let durable = self.model.durable(shard);
+        if let Some(upto) = stored.filter(|upto| *upto > durable) {
+            let what =
+                format!("shard {shard}: entry {upto} is reported as stored, and the disk holds {durable}");
+            return Err(Violation::new(5, what).into());
+        }
+        let work_max = HOLD_MAX * self.profile.settings.work_max + CALL_WORK_MAX;
+        if unwanted > 0 || work > work_max {
+            let what =
+                format!("shard {shard}: one input made {work} of {work_max} work, {unwanted} unwanted runs");
+            return Err(Violation::new(17, what).into());
+        }
+        for (index, call) in calls {
+            self.model.called(shard, index, call);
+        }
+        for effect in effects {
+            self.see_effect(shard, effect, is_colour)?;
+            if self.node.is_none() {
+                return Ok(());
+            }
+        }
+        self.check_due(shard)
+    }
+
+    /// A client's frame arrives at the node, if it lives.
+    pub(crate) fn arrive(&mut self, shard: ShardId, input: Input) {
+        let Some(node) = &self.node else { return };
+        let shared = &node.parts.shared;
+        let timeout = Duration::from_micros(self.profile.call_timeout);
+        let deadline = Time(self.now + self.steady_lead()).plus_micros(self.profile.call_timeout);
+        let reception = |token| Reception { caller: Wire { shard, token }, deadline, timeout };
+        let (token, sent) = match input {
+            Input::Request(request) => {
+                let token = request.token;
+                (token, shared.request(shard, request, reception(token)))
+            }
+            Input::Query(query) => {
+                let token = query.token;
+                (token, shared.query(shard, query, reception(token)))
+            }
+            Input::OpenSession { token, session, principal } => {
+                (token, shared.open_session(shard, session, principal, Some(reception(token))))
+            }
+            Input::DeadLetter { token, letter, order } => {
+                (token, shared.dead_letter(shard, letter, order, reception(token)))
+            }
+            _ => return,
+        };
+        if let Err(NoAnswer::Refused(refusal)) = sent
+            && token & OPERATOR == 0
+        {
+            self.carry_answer(refused(token, refusal));
+        }
+        self.heed_bells();
+    }
+
+    /// A call of a client has ended at the node.
+    fn answered(&mut self, shard: ShardId, token: u64, result: Result<Answer, NoAnswer>) -> Outcomes {
+        let answer = match result {
+            Ok(answer) => Answer { token, ..answer },
+            Err(NoAnswer::Refused(refusal)) => refused(token, refusal),
+            // The client waits no longer, and asks again.
+            Err(NoAnswer::TimedOut { .. }) => {
+                self.marks.hit(Mark::TimedOut);
+                return Ok(());
+            }
+            Err(NoAnswer::NotHere { .. }) => {
+                return Err(Violation::new(0, format!("shard {shard} is not on the only node")).into());
+            }
+            Err(NoAnswer::Failed(_) | NoAnswer::Stopped) => return Ok(()),
+        };
+        self.check_leaving(shard, &Effect::Answer(answer.clone()))?;
+        if token & OPERATOR != 0 {
+            return self.operator_hears(&answer);
+        }
+        if answer.result.is_ok()
+            && let Some(session) = self.clients.opened_by(token)
+        {
+            self.model.check_opened(shard, session, answer.index)?;
+        }
+        self.note_refusal(shard, &answer);
+        self.carry_answer(answer);
+        Ok(())
+    }
+
+    /// A thread of queries runs the next one. Returns whether there was one.
+    pub(crate) fn run_query(&mut self) -> Result<bool, Stop> {
+        let scene = self.scene();
+        let node = self.node.as_ref().expect("checked by the caller");
+        let (ran, turn) = stage::play(scene, || node.parts.run_query());
+        self.carry_on(turn)?;
+        if self.node.is_some() {
+            self.heed_bells();
+        }
+        Ok(ran && self.node.is_some())
+    }
+
+    /// Notes what the disk holds of the log.
+    pub(crate) fn learn_durable(&mut self) -> Outcomes {
+        let log = Arc::clone(&self.disk_log);
+        let log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        for (shard, covered) in self.topology.shards().zip(&mut self.covered) {
+            if log.covers_the_past() {
+                *covered = (*covered).max(self.recovered[shard.0 as usize]).max(log.covered(shard));
+            }
+            self.model.synced(shard, log.durable(shard), &mut *self.workload.borrow_mut())?;
+        }
+        Ok(())
+    }
+
+    /// Storage failed: either the power is gone, or the process has to end for it knows no longer what is on its disk.
+    pub(crate) fn storage_failed(&mut self, error: &str) -> Outcomes {
+        if self.tracing {
+            eprintln!("                             {error}");
+        }
+        if self.disk.is_crashed() {
+            self.marks.hit(Mark::CrashInIo);
+            self.end(End::Power)
+        } else {
+            self.marks.hit(Mark::IoFailed);
+            self.end(End::Process)
+        }
+    }
+}
+
+/// The answer to a call that the node refuses for itself.
+fn refused(token: u64, refusal: Refusal) -> Answer {
+    Answer { token, epoch: Epoch(0), index: Index(0), colour: Colour(0), result: Err(refusal) }
+}

@@ -258,7 +258,14 @@ impl LogPart {
             Step::Mark => Event::Marked(hub.mark(&mut self.wal)?),
             Step::Sleep(until) => return Ok(Turned::Until(until)),
             Step::Close => {
-                self.wal.mark()?;
+                // The active segment may be full, and the part that prepares the next one may have ended.
+                if !self.wal.mark()? {
+                    match self.wal.prepare_now() {
+                        Ok(()) => drop(self.wal.mark()?),
+                        Err(WalError::NoSpace { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
                 return Ok(Turned::Ended);
             }
             Step::GiveUp => return Err(self.refusal.take().expect("an append was refused")),

@@ -9,7 +9,7 @@ use crate::profile::Profile;
 use crate::violation::Violation;
 use crate::world::{Inside, Outcomes, Stop, World};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,6 +123,8 @@ pub(crate) struct Checkpoints {
     merged: Option<String>,
     /// A number of which it is not known how it was decided.
     undecided: Option<Colour>,
+    /// For a planted bug: snapshots that are taken for those of a checkpoint that was given up.
+    dropped: BTreeSet<(ShardId, Colour)>,
 }
 
 /// What is tried at the end of a run, when all rests and nothing fails.
@@ -188,6 +190,7 @@ impl Checkpoints {
             completed: None,
             merged: None,
             undecided: None,
+            dropped: BTreeSet::new(),
         }
     }
 
@@ -345,6 +348,9 @@ impl World {
             Order::Colour(number) => self.colour(number),
             Order::Discard { shard, number } => {
                 self.marks.hit(Mark::LateMarker);
+                if self.bug == Some(Bug::DropNextSnapshot) {
+                    self.checkpoints().dropped.insert((shard, number));
+                }
                 let delay = self.random(self.profile.channel_delay);
                 self.inside(delay, Inside::GivenUp(Some(shard), number));
             }
@@ -492,6 +498,9 @@ impl World {
 
     /// A worker hands over a piece of a shard's snapshot.
     fn records(&mut self, shard: ShardId, number: Colour, mut piece: Piece, done: bool) {
+        if self.checkpoints().dropped.contains(&(shard, number)) {
+            return;
+        }
         let node = self.node.as_ref().expect("its worker lives");
         if done && self.bug == Some(Bug::LateSnapshot) {
             add_present(node.shard(shard).state(), &mut piece);

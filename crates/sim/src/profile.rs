@@ -208,10 +208,21 @@ impl Profile {
 
     /// This profile, such that what a planted bug needs is common.
     pub(crate) fn with_bug(mut self, bug: Option<Bug>) -> Self {
-        if bug == Some(Bug::StripRequestColours) {
+        match bug {
             // A client is fast, and checkpoints are frequent and slow to be heard of.
-            (self.net_delay, self.think, self.retry) = (10, 100, 20_000);
-            (self.channel_delay, self.checkpoint_every) = (20_000, 60);
+            Some(Bug::StripRequestColours) => {
+                (self.net_delay, self.think, self.retry) = (10, 100, 20_000);
+                (self.channel_delay, self.checkpoint_every) = (20_000, 60);
+            }
+            // Much is in flight at a checkpoint.
+            Some(Bug::SwapRestored) => {
+                (self.channel_delay, self.checkpoint_every, self.workers) = (20_000, 60, 4);
+            }
+            // Checkpoints are given up, and lives are short.
+            Some(Bug::ForgetDecided) => {
+                (self.checkpoint_deadline, self.checkpoint_every, self.crash_every) = (200_000, 60, 80);
+            }
+            _ => {}
         }
         self
     }

@@ -1,7 +1,7 @@
 //! A deterministic simulator of one Stead node.
 //!
-//! It runs the real core and the real storage code over a simulated disk, and owns everything else: time, the order of
-//! events, clients, what is lost or late or comes twice, full and slow disks, failed syncs, flipped bits, and crashes at
+//! It runs the real core, the real storage code and the parts of the real node over a simulated disk, and owns everything
+//! else: time, the order of turns, clients, what is lost or late or comes twice, full and slow disks, failed syncs, flipped bits, and crashes at
 //! any I/O operation. A seed decides all of it, so that a run can be repeated to the same final hash. After each step the
 //! design's invariants are checked against a model that outlives the crashes; [`Bug`]s that are planted from outside show
 //! that the checks catch what they are there for. `README.md` maps each invariant to its check.

@@ -359,6 +359,8 @@ impl<E: Env> Shared<E> {
         self.steps.stop();
         self.queries.stop();
         self.snapshots.stop();
+        // A checkpoint part that panicked does not do so, and what waits in its queue has callers.
+        self.snapshots.close();
         self.copies.stop();
         self.checks.stop();
         let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! The part that merges bundles, so that checkpoints and callers do not wait for it.
 
 use crate::bell::Bell;
-use crate::checkpoint::{CheckpointHub, Event, Order, Trouble};
+use crate::checkpoint::{CheckpointHub, Event, Order, SnapshotQueue, Trouble};
 use crate::part::{Part, Turned};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_core::checkpointing::lineage::Lineage;
@@ -71,6 +71,12 @@ impl MergePart {
     #[must_use]
     pub fn new(store: Arc<dyn BlobStore>, incarnation: Incarnation, writer: u64) -> Self {
         Self { store, incarnation, writer, run: None, meter: Meter::default() }
+    }
+
+    /// Drops the running merge: the bundles stay unchanged.
+    pub(crate) fn give_up(&mut self, queue: &SnapshotQueue) {
+        self.run = None;
+        queue.send(Event::Merged(None));
     }
 
     fn begin(&mut self, order: &MergeOrder) -> Result<bool, CheckpointError> {

@@ -107,7 +107,7 @@ impl CheckpointPart {
 
     fn step(&mut self, hub: &impl CheckpointHub, steady: Time) -> Turned {
         if hub.is_over() {
-            self.end(SHUT_DOWN);
+            self.end(hub, SHUT_DOWN);
             return Turned::Ended;
         }
         let log_spent = hub.is_log_spent();
@@ -128,8 +128,8 @@ impl CheckpointPart {
         let held_until = self.meter.held_until(hub.queue().pace.rate(), steady);
         let is_held = |event: &Event| held_until.is_some() && matches!(event, Event::Records { .. });
         match hub.queue().next(is_held) {
-            Next::Event(Event::Stop) => {
-                self.end(SHUT_DOWN);
+            Next::Event(Event::Stop) | Next::Closed => {
+                self.end(hub, SHUT_DOWN);
                 Turned::Ended
             }
             Next::Event(event) => {
@@ -142,7 +142,8 @@ impl CheckpointPart {
     }
 
     /// Answers those who wait: nothing is taken any more.
-    fn end(&mut self, reason: &str) {
+    fn end(&mut self, hub: &impl CheckpointHub, reason: &str) {
+        hub.queue().close();
         let running = self.running.take().into_iter().flat_map(|running| running.wanted);
         for wanted in running.chain(self.wanted.drain(..)) {
             wanted.reply.send(Err(CheckpointFailure::Stopped(reason.to_owned())));
@@ -398,7 +399,7 @@ impl<H: CheckpointHub> Part<H> for CheckpointPart {
         match self.store.failure() {
             None => Ok(turned),
             Some(failure) => {
-                self.end(&failure);
+                self.end(hub, &failure);
                 Err(failure)
             }
         }

@@ -75,7 +75,8 @@ pub struct Wanted {
 
 /// The queue of the checkpoint part's events, with the state that it shows to others.
 pub struct SnapshotQueue {
-    events: Mutex<VecDeque<Event>>,
+    /// `None` once the checkpoint part has ended: an event that is added then is dropped, with the reply that it holds.
+    events: Mutex<Option<VecDeque<Event>>>,
     /// Rung when there is an event.
     pub bell: Bell,
     /// The rate at which checkpoints and merges are written.
@@ -119,7 +120,7 @@ impl SnapshotQueue {
     #[must_use]
     pub fn new(bytes_per_second: u64) -> Self {
         Self {
-            events: Mutex::default(),
+            events: Mutex::new(Some(VecDeque::new())),
             bell: Bell::default(),
             pace: Pace::new(bytes_per_second),
             waiting: AtomicUsize::new(0),
@@ -141,22 +142,37 @@ impl SnapshotQueue {
         self.pins.held().keys().copied().collect()
     }
 
-    fn events(&self) -> MutexGuard<'_, VecDeque<Event>> {
+    fn events(&self) -> MutexGuard<'_, Option<VecDeque<Event>>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event.
+    /// Adds an event. Once the checkpoint part has ended it is dropped instead.
     pub fn send(&self, event: Event) {
-        if let Event::Records { piece, .. } = &event {
-            self.waiting.fetch_add(piece.bytes(), Ordering::Relaxed);
+        let bytes = if let Event::Records { piece, .. } = &event { piece.bytes() } else { 0 };
+        // Dropped after the lock, for a reply runs code of its caller then.
+        let refused = match &mut *self.events() {
+            Some(events) => {
+                self.waiting.fetch_add(bytes, Ordering::Relaxed);
+                events.push_back(event);
+                None
+            }
+            None => Some(event),
+        };
+        if refused.is_none() {
+            self.bell.ring();
         }
-        self.events().push_back(event);
-        self.bell.ring();
+    }
+
+    /// Drops the events that wait and those that are added from now on: no part takes them any more.
+    pub fn close(&self) {
+        let dropped = self.events().take();
+        drop(dropped);
     }
 
     /// Takes the next event, unless it is `held`.
     pub(crate) fn next(&self, held: impl Fn(&Event) -> bool) -> Next {
         let mut events = self.events();
+        let Some(events) = &mut *events else { return Next::Closed };
         match events.front() {
             None => Next::None,
             Some(event) if held(event) => Next::Held,
@@ -204,4 +220,6 @@ pub(crate) enum Next {
     /// The next event has to wait.
     Held,
     Event(Event),
+    /// Nothing comes any more.
+    Closed,
 }

@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::env::Env;
 use crate::events;
 use crate::inbox::Command;
+use crate::panics;
 use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use std::sync::Arc;
@@ -63,7 +64,15 @@ impl<E: Env> Part<Shared<E>> for Merges {
     }
 
     fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, String> {
-        self.0.turn(&Rest { shared, check_bytes_max: 0 }, now)
+        let hub = Rest { shared, check_bytes_max: 0 };
+        panics::catch_own(|| self.0.turn(&hub, now)).unwrap_or_else(|panic| {
+            // Bundles that are not merged cost room, and the next life would meet the same ones.
+            events::warn(format_args!(
+                "cannot merge bundles: the merge panicked; this is a bug in Stead: {panic}; they stay unchanged"
+            ));
+            self.0.give_up(&shared.snapshots);
+            Ok(Turned::Again)
+        })
     }
 }
 

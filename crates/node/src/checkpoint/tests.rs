@@ -245,3 +245,20 @@ fn a_manifest_that_was_stored_in_spite_of_an_error_is_a_checkpoint() {
     assert!(orders.iter().any(|order| matches!(order, Order::Trim(_))));
     read_manifest(&*node.store, Colour(1)).unwrap();
 }
+
+#[test]
+fn a_checkpoint_that_is_wanted_when_the_part_ends_or_later_has_an_end_too() {
+    let disk = SimDisk::new(9);
+    let store: Arc<dyn BlobStore> = Arc::new(DiskStore::open(Arc::new(disk), "checkpoints").unwrap());
+    let mut node = Node::new(store, 0);
+    let before = node.want();
+    node.turns().unwrap();
+    node.hub.queue.stop();
+    let behind = node.want();
+    while node.part.turn(&node.hub, Time(node.now)).unwrap() != Turned::Ended {}
+    let after = node.want();
+    assert!(matches!(*before.0.lock().unwrap(), Some(Err(CheckpointFailure::Stopped(_)))));
+    for slot in [behind, after] {
+        assert_eq!(Arc::strong_count(&slot.0), 1, "its reply is kept, and the caller waits for ever");
+    }
+}

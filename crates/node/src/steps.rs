@@ -100,8 +100,12 @@ impl StepDesk {
             self.running.insert(part, Running { thread: thread::current().id(), name: step.name() });
             return Next::Take(step);
         }
+        if !self.waiting.is_empty() {
+            // It looks again by its own clock: the ring of the next step is for a part that sleeps.
+            return Next::Crowded;
+        }
         self.idle.insert(part);
-        if self.waiting.is_empty() { Next::Sleep } else { Next::Crowded }
+        Next::Sleep
     }
 
     /// A part is about to ask the shard of its step.
@@ -363,6 +367,16 @@ mod tests {
         assert_eq!(desk.push(step(3, false, false)), Some(2));
         assert_eq!(desk.push(step(4, false, false)), None, "all have something to do");
         assert_eq!([1, 2, 0].map(|part| take(&mut desk, part, false)), [Some(2), Some(3), Some(4)]);
+    }
+
+    #[test]
+    fn a_part_that_waits_for_memory_takes_no_ring_from_one_that_sleeps() {
+        let mut desk = StepDesk::default();
+        assert!(matches!(desk.next(0, false), Next::Sleep));
+        assert!(matches!(desk.next(1, false), Next::Sleep));
+        assert_eq!(desk.push(step(1, false, false)), Some(0));
+        assert!(matches!(desk.next(0, true), Next::Crowded));
+        assert_eq!(desk.push(step(2, false, false)), Some(1));
     }
 
     #[test]

@@ -75,10 +75,13 @@ pub fn recover(
     data_dir.update(|meta| {
         meta.lives += 1;
         meta.log_created = true;
-        meta.clean = false;
         meta.services = ServiceMeta::all_of(&topology);
     })?;
     // Durable before any shard uses its epoch.
     recovered.promise(&plan.epochs).map_err(RecoveryError::from)?;
+    // Not before: a start that finds no room for its promises has run no handler, and the next one has nothing to suspect.
+    if data_dir.meta().clean {
+        data_dir.update(|meta| meta.clean = false)?;
+    }
     Ok(Recovery { data_dir, created, store, services, recovered, plan })
 }

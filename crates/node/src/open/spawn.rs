@@ -34,58 +34,72 @@ impl<E: Env> Parts<E> {
             checkpoints,
             merges,
         } = self;
-        let shared = Arc::clone(&life.shared);
-        life.spawn(Group::Log, "stead-log", move || drive(&shared, log))?;
-        let shared = Arc::clone(&life.shared);
-        life.spawn(Group::Log, "stead-segments", move || {
-            let_others_first();
-            drive(&shared, prepare)
-        })?;
-        for (number, worker) in workers.into_iter().enumerate() {
+        let spawned = spawn_all(&life, |life| {
             let shared = Arc::clone(&life.shared);
-            life.spawn(Group::Workers, &format!("stead-worker-{number}"), move || drive(&shared, worker))?;
-        }
-        for _ in 0..QUERY_THREADS {
-            QueryQueue::start_thread(&life.shared).map_err(OpenError::Thread)?;
-        }
-        let shared = Arc::clone(&life.shared);
-        life.spawn(Group::Queries, "stead-queries", move || {
-            shared.queries.watch(&shared, query_limit);
-            Ok(())
-        })?;
-        for (number, part) in steps.into_iter().enumerate() {
+            life.spawn(Group::Log, "stead-log", move || drive(&shared, log))?;
             let shared = Arc::clone(&life.shared);
-            life.spawn(Group::Tasks, &format!("stead-task-{number}"), move || drive(&shared, part))?;
-        }
-        let shared = Arc::clone(&life.shared);
-        life.spawn(Group::Watchdog, "stead-watchdog", move || {
-            shared.watchdog.run(&probes, &shared.topology);
-            Ok(())
-        })?;
-        if let Some(copies) = copies {
-            let shared = Arc::clone(&life.shared);
-            life.spawn(Group::Checkpoints, "stead-stable", move || {
+            life.spawn(Group::Log, "stead-segments", move || {
                 let_others_first();
-                drive(&shared, copies)
+                drive(&shared, prepare)
             })?;
-        }
-        if let Some(checks) = checks {
-            spawn_checks(&life, checks)?;
-        }
-        let shared = Arc::clone(&life.shared);
-        life.spawn(Group::Checkpoints, "stead-checkpoint", move || {
-            let_others_first();
-            drive(&shared, checkpoints)
-        })?;
-        let shared = Arc::clone(&life.shared);
-        life.spawn(Group::Checkpoints, "stead-merge", move || {
-            let_others_first();
-            drive(&shared, merges)
-        })?;
-        life.shared.await_active().map_err(OpenError::Failed)?;
+            for (number, worker) in workers.into_iter().enumerate() {
+                let shared = Arc::clone(&life.shared);
+                life.spawn(Group::Workers, &format!("stead-worker-{number}"), move || {
+                    drive(&shared, worker)
+                })?;
+            }
+            for _ in 0..QUERY_THREADS {
+                QueryQueue::start_thread(&life.shared).map_err(OpenError::Thread)?;
+            }
+            let shared = Arc::clone(&life.shared);
+            life.spawn(Group::Queries, "stead-queries", move || {
+                shared.queries.watch(&shared, query_limit);
+                Ok(())
+            })?;
+            for (number, part) in steps.into_iter().enumerate() {
+                let shared = Arc::clone(&life.shared);
+                life.spawn(Group::Tasks, &format!("stead-task-{number}"), move || drive(&shared, part))?;
+            }
+            let shared = Arc::clone(&life.shared);
+            life.spawn(Group::Watchdog, "stead-watchdog", move || {
+                shared.watchdog.run(&probes, &shared.topology);
+                Ok(())
+            })?;
+            if let Some(copies) = copies {
+                let shared = Arc::clone(&life.shared);
+                life.spawn(Group::Checkpoints, "stead-stable", move || {
+                    let_others_first();
+                    drive(&shared, copies)
+                })?;
+            }
+            if let Some(checks) = checks {
+                spawn_checks(life, checks)?;
+            }
+            let shared = Arc::clone(&life.shared);
+            life.spawn(Group::Checkpoints, "stead-checkpoint", move || {
+                let_others_first();
+                drive(&shared, checkpoints)
+            })?;
+            let shared = Arc::clone(&life.shared);
+            life.spawn(Group::Checkpoints, "stead-merge", move || {
+                let_others_first();
+                drive(&shared, merges)
+            })?;
+            life.shared.await_active().map_err(OpenError::Failed)
+        });
+        spawned?;
         life.recovery.duration = life.opened.elapsed();
         Ok(life)
     }
+}
+
+/// Starts all threads. If one cannot be started, the life is ended as by a crash: a clean end would forgive the causes that
+/// may have ended the last one.
+pub(super) fn spawn_all<E: Env>(
+    life: &Life<E>,
+    start: impl FnOnce(&Life<E>) -> Result<(), OpenError>,
+) -> Result<(), OpenError> {
+    start(life).inspect_err(|_| life.kill())
 }
 
 /// Starts the thread of the services' checks. It belongs to no group: user code cannot be stopped, and the end of the

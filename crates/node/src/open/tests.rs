@@ -4,7 +4,8 @@
 
 use super::assemble::{Parts, assemble};
 use super::plan::{self, Registered};
-use super::{CheckpointOptions, Options, recover};
+use super::spawn::spawn_all;
+use super::{CheckpointOptions, OpenError, Options, Recovery, recover};
 use crate::clock::Clock;
 use crate::env::{Caller, Env, NoAnswer, Program, Reception, StepCall, Watch};
 use crate::memory::MemoryLimits;
@@ -165,9 +166,19 @@ impl Node {
 
     /// Opens it with only those of the shards that are placed on this node.
     fn open_with(disk: &SimDisk, workers: usize, is_here: impl Fn(ShardId) -> bool) -> Self {
+        let options = Self::options(workers);
+        let mut found = Self::recover(disk, &options).unwrap();
+        found.recovered.states.retain(|state| is_here(state.shard()));
+        let watch = Withholding { tickets_max: AtomicU64::new(u64::MAX), ..Withholding::default() };
+        let around = (Ticking(AtomicU64::new(1_000_000_000)), watch);
+        let parts = assemble(Counters, around, found, options, Instant::now()).unwrap();
+        Self { parts, answers: Answers::default() }
+    }
+
+    fn options(workers: usize) -> Options {
         let settings = Settings::default();
         let service = ServiceLimits { name: "counter".to_owned(), shards: Some(2), when_new: 2, settings };
-        let options = Options {
+        Options {
             threads: workers,
             task_threads: 1,
             handler_timeout: Duration::from_secs(10),
@@ -180,15 +191,17 @@ impl Node {
             copies: None,
             services: vec![service],
             without_code: BTreeSet::new(),
-        };
+        }
+    }
+
+    fn recover(disk: &SimDisk, options: &Options) -> Result<Recovery, OpenError> {
         let code = Registered { program: &Counters, without_code: &options.without_code };
-        let disk = Arc::new(disk.clone());
-        let mut found = recover(disk, &code, plan::recover_options(&options), plan::fresh_meta).unwrap();
-        found.recovered.states.retain(|state| is_here(state.shard()));
-        let watch = Withholding { tickets_max: AtomicU64::new(u64::MAX), ..Withholding::default() };
-        let around = (Ticking(AtomicU64::new(1_000_000_000)), watch);
-        let parts = assemble(Counters, around, found, options, Instant::now()).unwrap();
-        Self { parts, answers: Answers::default() }
+        recover(Arc::new(disk.clone()), &code, plan::recover_options(options), plan::fresh_meta)
+    }
+
+    /// Whether the next start would take it that the last life ended in order.
+    fn ended_in_order(disk: &SimDisk) -> bool {
+        Self::recover(disk, &Self::options(1)).unwrap().plan.assume_clean
     }
 
     /// Gives a worker a turn, as its bell or its clock would.
@@ -319,6 +332,20 @@ fn a_node_is_stepped_without_a_thread_and_answers_in_order_once_the_log_is_synce
     node.settle();
     assert_eq!(node.answered(), [(4, 4)]);
     node.parts.life.kill();
+}
+
+#[test]
+fn a_life_whose_threads_cannot_all_start_has_not_ended_in_order() {
+    let disk = SimDisk::new(5);
+    let node = Node::open(&disk, 1);
+    node.parts.life.kill();
+    drop(node);
+    assert!(!Node::ended_in_order(&disk), "it was killed");
+    let node = Node::open(&disk, 1);
+    let failed = spawn_all(&node.parts.life, |_| Err(OpenError::Failed("no thread".to_owned())));
+    assert!(matches!(failed, Err(OpenError::Failed(_))));
+    drop(node);
+    assert!(!Node::ended_in_order(&disk));
 }
 
 #[test]

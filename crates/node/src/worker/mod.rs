@@ -263,8 +263,9 @@ impl<E: Env> Worker<E> {
         let retry = self.retries.first_key_value().map(|((at, _), _)| *at);
         let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in));
         let look = Some(now.plus_micros(CLOCK_LOOK));
-        // Another worker's entries may be those that the log is behind with.
-        let pressed = is_pressed.then(|| now.plus_millis(PRESSED_LOOK_MS));
+        // Another worker's entries may be those that the log is behind with. What was left because of them waits here, also if
+        // the log has caught up since.
+        let pressed = (is_pressed || !self.local.is_empty()).then(|| now.plus_millis(PRESSED_LOOK_MS));
         [deadline, retry, sweep, look, pressed].into_iter().flatten().min()
     }
 

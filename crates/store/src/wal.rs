@@ -389,7 +389,7 @@ impl Wal {
             return Err(WalError::TooLarge { bytes, max });
         }
         let promises: usize = batches.iter().map(|batch| batch.borrow().promises().len()).sum();
-        let count = self.promises.len() + promises;
+        let count = self.promises.count_with(batches.iter().flat_map(|batch| batch.borrow().promises()));
         if promises > 0 && count > Promises::COUNT_MAX {
             return Err(WalError::TooManyPromises { count, max: Promises::COUNT_MAX });
         }

@@ -1,7 +1,7 @@
 //! The promises that a log holds. Each segment begins with all of them, so that trimming loses none.
 
 use super::record::{Promise, TABLE, encode_numbers};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use stead_core::ids::{Epoch, ReplicaId, ShardId};
 
 /// By shard and replica, the lowest epoch in which the replica still takes part.
@@ -28,6 +28,13 @@ impl Promises {
 
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Returns the number of promises that there are when these are added.
+    pub(crate) fn count_with<'a>(&self, promises: impl Iterator<Item = &'a Promise>) -> usize {
+        let keys = promises.map(|promise| (promise.shard, promise.replica));
+        let added: BTreeSet<_> = keys.filter(|key| !self.0.contains_key(key)).collect();
+        self.len() + added.len()
     }
 
     /// Takes a promise; false if it falls below one that the replica made.

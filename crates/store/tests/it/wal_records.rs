@@ -135,6 +135,21 @@ fn more_promises_than_a_log_keeps_are_refused() {
     promises(&mut wal, [promise(1, 2)]);
 }
 
+/// Each start promises all shards again: only those that the log does not know count.
+#[test]
+fn shards_that_promise_again_do_not_count_twice() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &WalOptions { segment_bytes: 64 << 20, ..small() }).unwrap();
+    let shards = (1 << 17) + 1;
+    for epoch in [1, 2] {
+        promises(&mut wal, (0..shards).map(|shard| promise(shard, epoch)));
+    }
+    let twice = [promise(shards, 3), promise(shards, 4)];
+    promises(&mut wal, twice);
+    assert_eq!(wal.promises().iter().count(), shards as usize + 1);
+    assert_eq!([0, shards - 1, shards].map(|shard| wal.promises().of(ShardId(shard)).0), [2, 2, 4]);
+}
+
 #[test]
 #[should_panic(expected = "a promise never falls")]
 fn a_promise_never_falls() {

@@ -380,7 +380,7 @@ impl Wal {
     /// stays usable. [`WalError::Io`] or [`WalError::Fatal`]: the log refuses everything from now on.
     ///
     /// # Panics
-    /// If a replica promises a lower epoch than before.
+    /// If a replica promises a lower epoch than before: nothing was appended.
     pub fn append<B: Borrow<Batch>>(&mut self, batches: &[B]) -> Result<Position, WalError> {
         self.check()?;
         let max = self.options.payload_max();
@@ -389,7 +389,9 @@ impl Wal {
             return Err(WalError::TooLarge { bytes, max });
         }
         let promises: usize = batches.iter().map(|batch| batch.borrow().promises().len()).sum();
+        // Before anything is written: a log with a promise that falls cannot be opened.
         let count = self.promises.count_with(batches.iter().flat_map(|batch| batch.borrow().promises()));
+        let count = count.unwrap_or_else(|promise| panic!("a promise never falls: {promise:?}"));
         if promises > 0 && count > Promises::COUNT_MAX {
             return Err(WalError::TooManyPromises { count, max: Promises::COUNT_MAX });
         }
@@ -662,7 +664,7 @@ impl Wal {
         let promises = batches.iter().flat_map(|batch| batch.borrow().promises());
         let mut is_changed = false;
         for promise in promises {
-            assert!(self.promises.raise(promise), "a promise never falls: {promise:?}");
+            assert!(self.promises.raise(promise), "checked before it was written: {promise:?}");
             is_changed = true;
         }
         if is_changed {

@@ -1,7 +1,7 @@
 //! The promises that a log holds. Each segment begins with all of them, so that trimming loses none.
 
 use super::record::{Promise, TABLE, encode_numbers};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use stead_core::ids::{Epoch, ReplicaId, ShardId};
 
 /// By shard and replica, the lowest epoch in which the replica still takes part.
@@ -30,11 +30,26 @@ impl Promises {
         self.0.len()
     }
 
-    /// Returns the number of promises that there are when these are added.
-    pub(crate) fn count_with<'a>(&self, promises: impl Iterator<Item = &'a Promise>) -> usize {
-        let keys = promises.map(|promise| (promise.shard, promise.replica));
-        let added: BTreeSet<_> = keys.filter(|key| !self.0.contains_key(key)).collect();
-        self.len() + added.len()
+    /// Returns the number of promises that there are when these are added in their order.
+    ///
+    /// # Errors
+    /// The first promise that falls below one that its replica made before.
+    pub(crate) fn count_with<'a>(
+        &self,
+        promises: impl Iterator<Item = &'a Promise>,
+    ) -> Result<usize, Promise> {
+        let mut added: BTreeMap<(ShardId, ReplicaId), Epoch> = BTreeMap::new();
+        let mut count = self.len();
+        for promise in promises {
+            let key = (promise.shard, promise.replica);
+            let held = self.0.get(&key).copied();
+            let before = added.insert(key, promise.epoch);
+            count += usize::from(held.or(before).is_none());
+            if before.or(held).is_some_and(|before| promise.epoch < before) {
+                return Err(*promise);
+            }
+        }
+        Ok(count)
     }
 
     /// Takes a promise; false if it falls below one that the replica made.

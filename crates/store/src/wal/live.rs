@@ -267,9 +267,20 @@ impl Reading {
             let head = head.map_err(WalError::io("read", &path))?;
             let found = match frame::parse(head, end - offset, id, version, log.log_id) {
                 Ok(found) => found,
-                // The end of a segment that is full.
-                Err(Damage::NoBatch | Damage::Stale { .. }) if !is_last => break,
-                Err(damage) => return Err(corrupt(offset, damage)),
+                Err(damage) => {
+                    let is_other = damage == Damage::NoBatch
+                        && window
+                            .is_of_other_version(&*file, offset, end, (id, version), log.log_id)
+                            .map_err(WalError::io("read", &path))?;
+                    if is_other {
+                        return Err(corrupt(0, Damage::SegmentHeader));
+                    }
+                    // The end of a segment that is full.
+                    if !is_last && matches!(damage, Damage::NoBatch | Damage::Stale { .. }) {
+                        break;
+                    }
+                    return Err(corrupt(offset, damage));
+                }
             };
             let number = found.header.number;
             let wanted = self.before.map(|before| before + 1);

@@ -232,6 +232,14 @@ impl Scanner<'_, '_> {
                     if damage != Damage::NoBatch && u64_at(head, 16) == id {
                         self.scan.stray.push(place);
                     }
+                    let is_other = damage == Damage::NoBatch
+                        && window
+                            .is_of_other_version(file, offset, end, (id, version), self.options.log_id)
+                            .map_err(WalError::io("read", &path))?;
+                    // Taken for a segment without batches, it would lose what it holds.
+                    if is_other {
+                        return Err(self.corrupt(start, Damage::SegmentHeader));
+                    }
                     stop.get_or_insert(Break { place, damage });
                     offset += BLOCK;
                 }

@@ -1,5 +1,6 @@
 //! A segment that is read from its start to its end, a piece of it in memory at a time.
 
+use super::FORMAT;
 use super::frame::{self, BLOCK};
 use crate::disk::{DiskFile, read_exact_at};
 use std::io;
@@ -39,6 +40,25 @@ impl Window {
         let head = self.bytes(file, offset, BLOCK.min(rest), end)?;
         let claimed = frame::claimed(head, rest, segment, version);
         self.bytes(file, offset, claimed, end)
+    }
+
+    /// Whether a whole batch of this segment and log begins at `offset` that is of another version than the segment's header
+    /// names. No checksum covers the version there, so then it is damaged.
+    pub(crate) fn is_of_other_version(
+        &mut self,
+        file: &dyn DiskFile,
+        offset: usize,
+        end: usize,
+        (segment, version): (u64, u32),
+        log_id: u64,
+    ) -> io::Result<bool> {
+        for other in (1..=FORMAT).filter(|other| *other != version) {
+            let batch = self.batch(file, offset, end, (segment, other))?;
+            if frame::parse(batch, end - offset, segment, other, log_id).is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn bytes(&mut self, file: &dyn DiskFile, offset: usize, len: usize, end: usize) -> io::Result<&[u8]> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use stead_core::ids::{Epoch, Incarnation, Index, NodeId, ReplicaId, ShardId};
 use stead_store::data_dir::{DataDir, Meta, ServiceMeta};
 use stead_store::sim_disk::SimDisk;
-use stead_store::wal::{Batch, CutRecord, Promise, Wal, WalError, WalOptions};
+use stead_store::wal::{Batch, CutRecord, Damage, Promise, Wal, WalError, WalOptions};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -124,6 +124,30 @@ fn a_log_of_version_1_opens_and_goes_on_in_the_version_of_today() {
     let versions = disk.files().into_iter().filter(|path| path.ends_with(".log"));
     let versions: Vec<u8> = versions.map(|path| disk.bytes(&path).unwrap()[8]).collect();
     assert!(versions.iter().all(|version| *version == 2), "{versions:?}");
+}
+
+/// A log of version 1 with a segment whose version byte says 2: refused if the segment holds batches.
+#[test]
+fn a_segment_of_version_1_that_says_2_is_refused() {
+    let reopen = WalOptions { create: false, ..options() };
+    let (closed, wal) = open_wal(1);
+    let last = wal.position().segment;
+    drop(wal);
+    for id in [last - 1, last] {
+        let disk = closed.fork(1);
+        let path = format!("wal/{id:016x}.log");
+        let mut bytes = disk.bytes(&path).unwrap();
+        assert_eq!(bytes[8], 1);
+        bytes[8] = 2;
+        disk.put(&path, &bytes);
+        let files = disk.files();
+        let error = open(&disk, &reopen).unwrap_err();
+        assert!(
+            matches!(&error, WalError::Corrupt { path: at, offset: 0, damage: Damage::SegmentHeader } if *at == path),
+            "{error}"
+        );
+        assert_eq!((disk.files(), disk.bytes(&path).unwrap()), (files, bytes), "nothing was changed");
+    }
 }
 
 /// The first record that is appended after the log was opened, as a node promises its epochs before it does anything else.

@@ -328,6 +328,53 @@ fn another_version_and_another_log_are_refused() {
     assert!(matches!(error, WalError::Version { found: 3, known: 2, .. }), "{error}");
 }
 
+fn set_version(disk: &SimDisk, path: &str, version: u8) {
+    let mut bytes = disk.bytes(path).unwrap();
+    assert_ne!(bytes[8], version);
+    bytes[8] = version;
+    disk.put(path, &bytes);
+}
+
+/// No checksum covers the version. A segment of version 1 without batches is removed as one that was only prepared, so the
+/// last segment with data must not be taken for one.
+#[test]
+fn a_version_that_is_not_that_of_the_batches_is_refused() {
+    let disk = SimDisk::new(1);
+    closed_log(&disk);
+    for id in 1..=4 {
+        let disk = disk.fork(1);
+        set_version(&disk, &segment(id), 1);
+        let error = refused(&disk);
+        let WalError::Corrupt { path, offset: 0, damage: Damage::SegmentHeader } = error else {
+            panic!("segment {id}: {error}");
+        };
+        assert_eq!(path, segment(id));
+    }
+    // A segment that is only prepared holds nothing that could be lost.
+    set_version(&disk, &segment(5), 1);
+    assert_eq!(open(&disk, &small()).unwrap().2.len(), 20);
+}
+
+#[test]
+fn a_version_that_changes_while_the_log_is_open_is_reported() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    for index in 1..=9 {
+        put(&mut wal, &rec(1, index, &[1; 9000]));
+    }
+    let (reader, last) = (wal.reader(), wal.position().segment);
+    assert!(last > 2);
+    for id in [1, last] {
+        set_version(&disk, &segment(id), 1);
+        let error = reader.read(|_| Ok::<_, Infallible>(ControlFlow::Continue(()))).unwrap_err();
+        assert!(
+            matches!(error, WalError::Corrupt { offset: 0, damage: Damage::SegmentHeader, .. }),
+            "segment {id}: {error}"
+        );
+        set_version(&disk, &segment(id), 2);
+    }
+}
+
 #[test]
 fn reading_changes_nothing() {
     let disk = SimDisk::new(5);

@@ -148,6 +148,14 @@ pub struct KnownEpochs {
     pub logged: Epoch,
 }
 
+impl KnownEpochs {
+    /// The highest epoch that is used.
+    #[must_use]
+    pub fn highest(&self) -> Epoch {
+        self.promised.max(self.logged)
+    }
+}
+
 /// What a life begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartPlan {
@@ -159,6 +167,9 @@ pub struct StartPlan {
 
 impl StartPlan {
     /// Plans a life over recovered states.
+    ///
+    /// # Panics
+    /// As [`draw_epochs`].
     #[must_use]
     pub fn new(past: Past, known: &[KnownEpochs]) -> Self {
         let epochs = draw_epochs(past.epoch_floor, known);
@@ -192,9 +203,15 @@ impl StartPlan {
 }
 
 /// The epoch that each shard begins: above all that it promised or logged, and above `floor`.
+///
+/// # Panics
+/// If one of them is `u64::MAX`. A shell that reads its data refuses such.
 #[must_use]
 pub fn draw_epochs(floor: Epoch, known: &[KnownEpochs]) -> BTreeMap<ShardId, Epoch> {
-    let draw = |known: &KnownEpochs| (known.shard, known.promised.max(known.logged).max(floor).next());
+    let draw = |known: &KnownEpochs| {
+        let next = known.highest().max(floor).0.checked_add(1);
+        (known.shard, Epoch(next.expect("data that leaves no epoch is refused")))
+    };
     known.iter().map(draw).collect()
 }
 
@@ -304,6 +321,14 @@ mod tests {
         };
         assert_eq!(drawn(0), [(0, 1), (1, 6), (4, 4)]);
         assert_eq!(drawn(4), [(0, 5), (1, 6), (4, 5)]);
+    }
+
+    /// Also where arithmetic wraps: a shard must never begin with epoch 0.
+    #[test]
+    #[should_panic(expected = "leaves no epoch")]
+    fn there_is_no_epoch_above_the_last() {
+        let (promised, logged) = (Epoch(u64::MAX), Epoch(1));
+        let _ = draw_epochs(Epoch(0), &[KnownEpochs { shard: ShardId(0), promised, logged }]);
     }
 
     #[test]

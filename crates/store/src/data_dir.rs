@@ -400,6 +400,9 @@ fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
         FORMAT => decode_body(value)?,
         found => return Err(DataDirError::Version { found }),
     };
+    if body.epoch_floor == u64::MAX {
+        return Err(damaged("no epoch is above its epoch_floor".to_owned()));
+    }
     let hex = |name: &str, text: &str| {
         u128::from_str_radix(text, 16).map_err(|_| damaged(format!("{name} is not a hexadecimal number")))
     };
@@ -427,7 +430,7 @@ fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
 fn write(disk: &dyn Disk, meta: &Meta) -> Result<(), DataDirError> {
     let bytes = encode(meta);
     // Checked on the way out too: what can't be read back must never replace what can.
-    assert!(matches!(decode(&bytes), Ok((back, FORMAT)) if back == *meta), "the facts survive encoding");
+    assert!(decode(&bytes)? == (meta.clone(), FORMAT), "the facts survive encoding");
     if bytes.len() as u64 > META_BYTES_MAX {
         return Err(DataDirError::TooLarge { len: bytes.len() });
     }

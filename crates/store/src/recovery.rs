@@ -120,6 +120,17 @@ pub enum RecoveryError {
     /// A record of the log is no entry, or does not follow.
     #[error("cannot replay the log: {0}")]
     Replay(#[from] ReplayError),
+    /// A shard cannot begin another epoch.
+    #[error(
+        "log or checkpoint name epoch {epoch} of shard {shard}, and there is none above it; they are damaged: restore an \
+         older checkpoint into an empty directory"
+    )]
+    NoEpochLeft {
+        /// The shard.
+        shard: ShardId,
+        /// The last epoch that there is.
+        epoch: Epoch,
+    },
     /// Whoever asked can't do with what would be recovered.
     #[error("{0}")]
     Refused(String),
@@ -212,7 +223,7 @@ pub fn recover_checked(
     let Replayed { states, epochs, entries, entries_skipped } = replay.into_inner().finish();
     (report.entries, report.entries_skipped) = (entries, entries_skipped);
     report.state_bytes = states.iter().map(|state| state.records().bytes() as u64).sum();
-    Ok(Recovered {
+    let recovered = Recovered {
         states,
         epochs,
         wal,
@@ -221,7 +232,12 @@ pub fn recover_checked(
         manifest: newest.manifest,
         decided: newest.decided,
         report,
-    })
+    };
+    let last = recovered.known_epochs().into_iter().find(|known| known.highest() == Epoch(u64::MAX));
+    match last {
+        Some(known) => Err(RecoveryError::NoEpochLeft { shard: known.shard, epoch: known.highest() }),
+        None => Ok(recovered),
+    }
 }
 
 /// Folds shards once more, over the entries that survive: the log is read again, and their parts are loaded again.

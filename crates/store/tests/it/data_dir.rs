@@ -138,6 +138,28 @@ fn damaged_facts_are_refused_with_the_reason() {
     }
 }
 
+/// A start needs an epoch above the floor.
+#[test]
+fn a_floor_that_leaves_no_epoch_is_refused() {
+    let create = |floor| {
+        let disk = SimDisk::new(1);
+        (open(&disk, || Meta { epoch_floor: Epoch(floor), ..meta() }).map(drop), disk)
+    };
+    let (created, disk) = create(u64::MAX - 1);
+    created.unwrap();
+    assert_eq!(DataDir::inspect(&disk).unwrap().epoch_floor, Epoch(u64::MAX - 1));
+    // Version 1 has its epoch in the floor's place.
+    let body = r#"{"cluster":"1","incarnation":1,"epoch":18446744073709551615,"log_id":"1","log_created":true,"services":[]}"#;
+    let checksum = crc32fast::hash(body.as_bytes());
+    let file = format!(r#"{{"format":1,"checksum":"{checksum:08x}","meta":{body}}}"#);
+    disk.put(META_FILE, file.as_bytes());
+    let error = DataDir::inspect(&disk).unwrap_err();
+    assert!(error.to_string().contains("no epoch is above its epoch_floor"), "{error}");
+    let (created, disk) = create(u64::MAX);
+    assert!(matches!(created, Err(DataDirError::MetaDamaged { .. })), "{created:?}");
+    assert_eq!(disk.bytes(META_FILE), None, "what cannot be read back is not written");
+}
+
 #[test]
 fn an_unknown_version_is_refused_whatever_else_the_file_says() {
     let disk = SimDisk::new(1);

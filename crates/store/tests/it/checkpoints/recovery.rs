@@ -315,6 +315,31 @@ fn lead(recovered: &mut Recovered, floor: u64) -> Result<Vec<Epoch>, WalError> {
     Ok(epochs.into_values().collect())
 }
 
+/// A start would draw the epoch after it.
+#[test]
+fn a_shard_without_another_epoch_is_refused() {
+    let last = Epoch(u64::MAX);
+    for is_promised in [true, false] {
+        let mut node = Node::new(1);
+        node.cluster.run(40);
+        node.log();
+        let shard = ShardId(2);
+        if is_promised {
+            let mut batch = Batch::new();
+            batch.push_promise(Promise { shard, replica: ReplicaId(8), epoch: last });
+            node.wal.append(&[batch]).unwrap();
+            node.wal.sync().unwrap();
+        } else {
+            node.cluster.epoch = last;
+            append_lost(&mut node, shard, 1);
+        }
+        let error = failure(node.recover(&node.cluster.topology));
+        let is_right =
+            matches!(error, RecoveryError::NoEpochLeft { shard: ShardId(2), epoch } if epoch == last);
+        assert!(is_right, "{error}");
+    }
+}
+
 #[test]
 fn each_shard_is_led_in_an_epoch_above_all_that_it_promised_or_logged() {
     let mut node = Node::new(1);

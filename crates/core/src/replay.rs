@@ -197,6 +197,8 @@ struct Track {
     epoch: Epoch,
     /// Entries that were folded are void: the state is of no use.
     is_void: bool,
+    /// It is folded again, in the second reading.
+    is_restarted: bool,
     applied: u64,
     skipped: u64,
 }
@@ -233,6 +235,7 @@ impl Replay {
             fault: None,
             epoch: state.position().epoch,
             is_void: false,
+            is_restarted: false,
             applied: 0,
             skipped: 0,
         };
@@ -320,7 +323,8 @@ impl Replay {
         let at = state.shard().0 as usize;
         let track = &mut self.tracks[at];
         assert_eq!(state.position(), track.marker, "the state that the first reading began with");
-        (track.is_void, track.applied, track.skipped) = (false, 0, 0);
+        (track.is_void, track.is_restarted) = (false, true);
+        (track.applied, track.skipped) = (0, 0);
         self.states[at] = state;
     }
 
@@ -338,6 +342,9 @@ impl Replay {
     ) -> Result<(), ReplayError> {
         let at = self.at(shard, index)?;
         let (track, state) = (&mut self.tracks[at], &mut self.states[at]);
+        if !track.is_restarted {
+            return Ok(());
+        }
         // An entry that was voided may have been appended once more: its first copy was folded.
         let next = state.position().index.0 + 1;
         if index.0 > next || index.0 < next && index > track.marker.index || !track.chain.has(epoch, index) {

@@ -136,3 +136,33 @@ fn an_entry_that_names_another_place_is_refused() {
     let error = replay.end_reading().expect_err("it survives");
     assert!(error.to_string().contains("entry 2 of shard 0 stands in the log as entry 1"), "{error}");
 }
+
+#[test]
+fn a_second_reading_counts_no_entry_of_other_shards_again() {
+    let (folded, void) = (SHARD, ShardId(1));
+    let mut replay = Replay::new(vec![part(Some((Index(2), Epoch(1)))), State::new(void)]);
+    let marker = Cause::Marker { colour: Colour(1) };
+    let log = [
+        (folded, 1, 1, Cause::Start),
+        (folded, 1, 2, marker),
+        (folded, 1, 3, Cause::Start),
+        (void, 1, 1, Cause::Start),
+        (void, 1, 2, Cause::Start),
+        (void, 2, 2, Cause::Start),
+    ];
+    let log = log.map(|(shard, epoch, index, cause)| {
+        let (epoch, index) = (Epoch(epoch), Index(index));
+        (shard, epoch, index, entry(index, epoch, cause))
+    });
+    for (shard, epoch, index, bytes) in &log {
+        replay.handle_entry(*shard, *epoch, *index, bytes).expect("a log can hold it");
+    }
+    assert_eq!(replay.end_reading().expect("it can be folded"), [void]);
+    replay.restart(State::new(void));
+    for (shard, epoch, index, bytes) in &log {
+        replay.handle_again(*shard, *epoch, *index, bytes).expect("it can be folded");
+    }
+    let ended = replay.finish();
+    assert_eq!([shown(&ended.states[0]), shown(&ended.states[1])], ["1/1 2/1 3/1", "1/1 2/2"]);
+    assert_eq!((ended.entries, ended.entries_skipped), (3, 2));
+}

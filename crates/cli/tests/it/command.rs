@@ -108,10 +108,11 @@ fn answers_by(
             let (status, body) = answer(&line);
             let body = body.to_string();
             let head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}", body.len());
-            let _ = write!(stream, "{head}\r\ncontent-type: application/json\r\n\r\n{body}");
+            // Before the answer: who has that may look for the request.
             if asks.send(line).is_err() {
                 return;
             }
+            let _ = write!(stream, "{head}\r\ncontent-type: application/json\r\n\r\n{body}");
         }
     });
     (address, asked)

@@ -117,8 +117,8 @@ pub(crate) struct Checkpoints {
     merges_ended: bool,
     /// The last one that was begun, and when its colour left, in virtual time.
     begun: (Colour, u64),
-    /// The last one that was completed in this life.
-    completed: Option<Colour>,
+    /// Result of the last one that was wanted in this life and has ended: its number, or why there is none.
+    ended: Option<Result<Colour, String>>,
     /// A bundle that a merge has written, as long as the next checkpoint may refer to it.
     merged: Option<String>,
     /// A number of which it is not known how it was decided.
@@ -187,7 +187,7 @@ impl Checkpoints {
             part_ended: false,
             merges_ended: false,
             begun: (Colour(0), 0),
-            completed: None,
+            ended: None,
             merged: None,
             undecided: None,
             dropped: BTreeSet::new(),
@@ -356,8 +356,14 @@ impl World {
             }
             Order::CaughtUp => {}
             Order::Completed { manifest, .. } => self.completed(&manifest)?,
-            Order::GivenUp { number, .. } => self.given_up(number)?,
-            Order::Refused(_) => self.marks.hit(Mark::CheckpointRefused),
+            Order::GivenUp { number, reason, .. } => {
+                self.checkpoints().ended = Some(Err(format!("checkpoint {number} was given up: {reason}")));
+                self.given_up(number)?;
+            }
+            Order::Refused(_) => {
+                self.checkpoints().ended = Some(Err("it was refused, because the log is spent".to_owned()));
+                self.marks.hit(Mark::CheckpointRefused);
+            }
             Order::Trim(tops) => {
                 let mut all = vec![Index(0); self.topology.shard_count() as usize];
                 for (shard, top) in tops {
@@ -397,7 +403,7 @@ impl World {
     /// A checkpoint exists. Its shards learn of it, sometimes late, when they have begun the next one.
     fn completed(&mut self, manifest: &Manifest) -> Outcomes {
         let number = manifest.number;
-        self.checkpoints().completed = Some(number);
+        self.checkpoints().ended = Some(Ok(number));
         self.decided = self.decided.max(number);
         self.tell_completed(number);
         self.marks.hit(Mark::CheckpointDone);
@@ -691,18 +697,21 @@ impl World {
             Rehearsal::Overtaken => Rehearsal::LateColour,
             Rehearsal::LateColour => Rehearsal::Last(life),
             Rehearsal::Last(begun_in) if begun_in == life => {
-                let Checkpoints { completed, begun, .. } = self.checkpoints();
-                if *completed == Some(begun.0) {
-                    return Ok(true);
-                }
                 // Invariant 17 for checkpoints: whatever became of the one before.
-                let what = format!("checkpoint {} was begun without faults, and given up", begun.0);
+                let reason = match &self.checkpoints().ended {
+                    Some(Ok(_)) => return Ok(true),
+                    Some(Err(reason)) => reason.clone(),
+                    None => "it was never begun".to_owned(),
+                };
+                let what = format!("a checkpoint was wanted without faults and not completed: {reason}");
                 return Err(Violation::new(17, what).into());
             }
             Rehearsal::Last(_) => Rehearsal::Last(life),
         };
         let deadline = self.profile.checkpoint_deadline;
-        self.checkpoints().set_deadline(deadline);
+        let checkpoints = self.checkpoints();
+        checkpoints.set_deadline(deadline);
+        checkpoints.ended = None;
         self.want_checkpoint();
         Ok(false)
     }

@@ -730,11 +730,13 @@ impl World {
         self.topology.shards().try_for_each(|shard| self.check_due(shard))
     }
 
-    /// Whether nothing is under way any more.
+    /// Whether nothing is under way any more, and new work is accepted: a log that was full has found the space that the
+    /// disk has again, for which it looks from time to time.
     fn rests(&self) -> bool {
         let Some(node) = &self.node else { return false };
         node.checkpoints.rests()
             && node.stopping.is_none()
+            && !node.parts.shared.log().is_full()
             && self.clients.pending() == 0
             && node.shards().all(|shard| {
                 let state = shard.state();
@@ -797,7 +799,8 @@ impl World {
 
     fn unrest(&self) -> String {
         let Some(node) = &self.node else { return "the node is down".to_owned() };
-        let mut text = format!("calls {:?} wait;", self.clients.pending_calls());
+        let full = if node.parts.shared.log().is_full() { "the log is full; " } else { "" };
+        let mut text = format!("{full}calls {:?} wait;", self.clients.pending_calls());
         for shard in node.shards() {
             let state = shard.state();
             let kept: usize = state.outboxes().iter().map(|(_, o)| o.messages.len()).sum();

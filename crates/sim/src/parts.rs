@@ -164,6 +164,9 @@ impl World {
             }
             Turned::Until(None) => {}
             Turned::Ended => {
+                if part == PartId::Log {
+                    self.log_ended_short = self.may_be_short();
+                }
                 self.node.as_mut().expect("it had a turn").ended.insert(part);
             }
         }

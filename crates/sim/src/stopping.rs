@@ -173,8 +173,8 @@ impl World {
             all &= self.model.appended(shard) == self.model.durable(shard);
         }
         let log = self.disk_log.lock().unwrap_or_else(PoisonError::into_inner);
-        // Without room there is no mark.
-        let is_marked = log.is_marked() || self.disk_is_limited();
+        // A log that ended without room has no mark, though there is room again since.
+        let is_marked = log.is_marked() || self.log_ended_short;
         drop(log);
         let node = self.node.as_mut().expect("only a living node ends in order");
         let before = !node.data_dir.meta().clean || self.may_be_clean;

@@ -186,6 +186,8 @@ pub(crate) struct World {
     pub(crate) before_recovery: Option<SimDisk>,
     /// The present or last life may mark its data as those of one that ended in order.
     pub(crate) may_be_clean: bool,
+    /// Whether the disk took no more bytes or files when the log of the last life that shut down cleanly ended.
+    pub(crate) log_ended_short: bool,
     pub(crate) recovered_once: bool,
     /// By shard, since when it may work without a stop, in virtual time.
     works_since: Vec<Option<u64>>,
@@ -265,6 +267,7 @@ impl World {
             powered_off: false,
             before_recovery: None,
             may_be_clean: false,
+            log_ended_short: false,
             recovered_once: false,
             works_since: vec![None; shards],
             stale: BTreeMap::new(),
@@ -557,6 +560,11 @@ impl World {
     /// Whether the disk takes only so much now.
     pub(crate) fn disk_is_limited(&self) -> bool {
         self.room_at != 0
+    }
+
+    /// Whether the disk has a limit now, of bytes or of open files: then there may be no other segment.
+    pub(crate) fn may_be_short(&self) -> bool {
+        self.disk_is_limited() || self.files_at != 0
     }
 
     pub(crate) fn make_room(&mut self) {

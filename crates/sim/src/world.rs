@@ -38,8 +38,13 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The wall clock when a run begins.
 const WALL: u64 = 1_700_000_000_000_000;
-/// Events within which a world without faults must come to rest.
+/// Events within which a world without faults must come to rest, if its time is over too; and with which it is over in any
+/// case.
 const CALM_EVENTS: u64 = 200_000;
+const CALM_EVENTS_MAX: u64 = 10 * CALM_EVENTS;
+/// The time that a world without faults has for its rest: so many repetitions of lost messages, and deadlines of checkpoints.
+const CALM_RESENDS: u64 = 10;
+const CALM_CHECKPOINTS: u64 = 4;
 /// In the key of an attempt's record, what says that it is about a client's request.
 const REQUEST_TAG: u8 = 3;
 
@@ -765,7 +770,11 @@ impl World {
         self.allow_files();
         self.disk.set_faults(Faults::default());
         // A power cut that was planned still comes.
-        let until = self.events + CALM_EVENTS;
+        let (until, most) = (self.events + CALM_EVENTS, self.events + CALM_EVENTS_MAX);
+        // While a lost message is waited for, the node may try many calls many times.
+        let until_time = self.now
+            + CALM_RESENDS * self.profile.settings.resend_after * 1_000
+            + CALM_CHECKPOINTS * self.profile.checkpoint_deadline;
         loop {
             if self.rests() && self.rehearse()? {
                 break;
@@ -773,7 +782,7 @@ impl World {
             let Some(Reverse(next)) = self.queue.pop() else {
                 return Err(Violation::new(17, format!("nothing happens any more: {}", self.unrest())).into());
             };
-            if self.events >= until {
+            if self.events >= most || (self.events >= until && self.now >= until_time) {
                 return Err(Violation::new(17, format!("no rest without faults: {}", self.unrest())).into());
             }
             self.happen(next)?;

@@ -41,7 +41,7 @@ pub struct Clock {
     wall: Time,
     /// The steady time since which the wall clock has been far ahead.
     far_since: Option<Time>,
-    /// How long the wall clock has to stay far ahead before it is adopted.
+    /// The time for which the wall clock has to stay far ahead before it is adopted.
     confirm: Micros,
     /// Half a microsecond that was not counted yet, while the clock runs at half the speed.
     odd: u64,

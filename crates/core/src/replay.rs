@@ -13,7 +13,7 @@ use crate::ids::{Colour, Epoch, Index, ShardId};
 use crate::state::{Misfit, Position, State};
 use thiserror::Error;
 
-/// Why a log cannot be replayed.
+/// Reasons for which a log cannot be replayed.
 #[derive(Debug, Error)]
 pub enum ReplayError {
     /// A record belongs to a shard that the node does not have.
@@ -25,7 +25,7 @@ pub enum ReplayError {
         shard: ShardId,
         /// The entry.
         index: Index,
-        /// How many shards there are.
+        /// The number of shards.
         shards: u32,
     },
     /// Its bytes are no entry.
@@ -265,7 +265,7 @@ impl Replay {
         match track.chain.add(shard, epoch, index) {
             Ok(false) => {}
             Ok(true) => track.void(state, index),
-            // What was wrong before is the likelier cause.
+            // The earlier fault is the likelier cause.
             Err(misfit) => return Err(track.fault.take().map_or(misfit.into(), |(_, error)| error)),
         }
         track.epoch = track.epoch.max(epoch);

@@ -26,7 +26,7 @@ pub trait Code {
     fn has_task(&self, name: &str, service: &str) -> bool;
 }
 
-/// What a program asks for one of its services.
+/// The shards and settings that a program wants for one of its services.
 #[derive(Clone, Debug)]
 pub struct ServiceLimits {
     /// Its name.
@@ -48,7 +48,7 @@ pub enum StartError {
     /// The data holds services or tasks that the program has no code for.
     #[error("the data holds {what}, for which no code is registered here, and nothing was changed")]
     NoCode {
-        /// What they are.
+        /// Their kind and names.
         what: String,
     },
 }
@@ -126,7 +126,7 @@ impl Services {
     }
 }
 
-/// What a node knows of its earlier lives.
+/// Facts that a node knows of its earlier lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Past {
     /// All epochs up to this one are used, by whatever shard.
@@ -137,7 +137,7 @@ pub struct Past {
     pub ended_cleanly: bool,
 }
 
-/// What the log and the checkpoints know of a shard's epochs; 0 is none.
+/// The epochs of a shard in the log and the checkpoints; 0 is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownEpochs {
     /// The shard.
@@ -156,7 +156,7 @@ impl KnownEpochs {
     }
 }
 
-/// What a life begins with.
+/// The decisions with which a life begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartPlan {
     /// The epoch that each shard begins. To be promised, durably, before any shard starts.

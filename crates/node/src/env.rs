@@ -1,4 +1,4 @@
-//! What a node takes from its surroundings. All of it is generic, so that nothing is dynamic for each message.
+//! The surroundings of a node, as traits. All of them are generic, so that nothing is dynamic for each message.
 
 use crate::clock::Clock;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub trait Env: 'static {
     type Caller: Caller;
     /// The clocks.
     type Clock: Clock;
-    /// What sees and bends what passes between the parts: `()` in production.
+    /// The observer of what passes between the parts, which may change it: `()` in production.
     type Watch: Watch;
 }
 
@@ -166,7 +166,7 @@ pub struct StepCall<'a> {
     pub step: u64,
     /// The key of the process that started the task.
     pub owner: &'a str,
-    /// How often this step has failed before.
+    /// The number of times that this step has failed.
     pub retries: u32,
     /// Set once the node stops.
     pub stopping: &'a AtomicBool,

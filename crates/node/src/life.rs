@@ -49,12 +49,12 @@ pub struct Life<E: Env> {
     pub(crate) listed: Mutex<Listed>,
     pub(crate) recovery: RecoveryReport,
     pub(crate) opened: Instant,
-    /// How long a shutdown waits for steps of tasks.
+    /// The time for which a shutdown waits for steps of tasks.
     pub(crate) shutdown_timeout: Duration,
 }
 
 impl<E: Env> Life<E> {
-    /// What the threads share, for clients.
+    /// The state that the threads share, for clients.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared<E>> {
         &self.shared
@@ -66,7 +66,7 @@ impl<E: Env> Life<E> {
         &self.log
     }
 
-    /// How the start went.
+    /// The report of the start.
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
         &self.recovery

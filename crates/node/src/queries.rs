@@ -492,7 +492,7 @@ fn sum(counts: &[AtomicUsize]) -> usize {
     counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
 }
 
-/// What became of a look for the next query.
+/// The result of looking for the next query.
 enum Ran {
     One,
     /// One that was given up meanwhile, and with it its thread.

@@ -1,4 +1,4 @@
-//! What the threads of a node and its clients share.
+//! The state that the threads of a node and its clients share.
 
 use crate::checkpoint::SnapshotQueue;
 use crate::checks::Checks;
@@ -25,10 +25,10 @@ use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
 use stead_store::wal::{Wal, WalError};
 
-/// How long a look at a shard, and the status, wait for a worker that is held by a handler: 500 ms.
+/// The time for which a look at a shard, and the status, wait for a worker that is held by a handler: 500 ms.
 pub const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What all threads and clients of a node share.
+/// The state that all threads and clients of a node share.
 pub struct Shared<E: Env> {
     pub(crate) node: NodeId,
     /// The number of starts on the node's data directory, with this one.
@@ -504,7 +504,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// What the threads of a node with these services share, without the threads; one worker.
+    /// The shared state of a node with these services and one worker, without threads.
     pub(crate) fn shared_with(services: &[(&str, u32)]) -> Arc<Shared<Nothing>> {
         let mut topology = Topology::new(Incarnation(1));
         for (name, shards) in services {

@@ -20,7 +20,7 @@ use stead_core::topology::Topology;
 use stead_core::trials::Trials;
 use stead_store::checkpoint::copy::Owner;
 
-/// How many parts of each kind a node has, and what each of them may hold.
+/// The number of parts of each kind that a node has, and the limits of each.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Workers: at least 1.
@@ -35,7 +35,7 @@ pub struct Shape {
 
 /// The parts of a node that run user code, and what all parts share.
 pub struct Stepped<E: Env> {
-    /// What the parts share: the hub of each.
+    /// The state that the parts share: the hub of each.
     pub shared: Arc<Shared<E>>,
     /// The workers, by their numbers.
     pub workers: Vec<Worker<E>>,

@@ -44,7 +44,7 @@ impl Step {
     }
 }
 
-/// What a part is to do.
+/// The next thing for a part to do.
 #[derive(Debug)]
 enum Next {
     Take(Step),
@@ -226,7 +226,7 @@ pub struct StepPart {
     at: At,
 }
 
-/// How far a part has come with its step.
+/// The progress of a part with its step.
 enum At {
     Idle,
     /// The step's shard was asked whether it may run.

@@ -43,14 +43,14 @@ impl Reply<Result<CheckpointReport, CheckpointFailure>> for Unheard {
     }
 }
 
-/// What the parts of checkpoints see of the node.
+/// The node as the parts of checkpoints see it.
 struct Site {
     queue: SnapshotQueue,
     store: Arc<DiskStore>,
     wall: Cell<Time>,
     is_log_spent: Cell<bool>,
     orders: RefCell<VecDeque<Order>>,
-    /// What the turn looked for or deleted.
+    /// The objects that the turn looked for or deleted.
     looked: Cell<bool>,
     deleted: RefCell<Vec<Garbage>>,
     /// By shard, the index of its last marker.
@@ -127,7 +127,7 @@ pub(crate) struct Checkpoints {
     dropped: BTreeSet<(ShardId, Colour)>,
 }
 
-/// What is tried at the end of a run, when all rests and nothing fails.
+/// The trials at the end of a run, when all rests and nothing fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Rehearsal {
     /// Nothing yet.
@@ -460,7 +460,7 @@ impl World {
             self.marks.hit(Mark::CheckpointFull);
             return Ok(());
         }
-        // What the disk did, the node has to bear.
+        // The node has to bear the faults of the disk.
         if matches!(trouble.error(), CheckpointError::Store(_)) {
             return Ok(());
         }
@@ -469,7 +469,7 @@ impl World {
         Err(Violation::new(invariant, trouble.to_string()).into())
     }
 
-    /// Carries what workers tell of their snapshots to the part that takes checkpoints.
+    /// Carries the events of workers' snapshots to the part that takes checkpoints.
     pub(crate) fn carry_snapshots(&mut self) {
         while let Some(node) = &self.node
             && let Some(event) = node.parts.next_event()
@@ -597,7 +597,7 @@ impl World {
         self.check_all_checkpoints()
     }
 
-    /// What a merge has written is there for as long as the next checkpoint is to refer to it.
+    /// The output of a merge is there for as long as the next checkpoint is to refer to it.
     fn check_merged(&mut self) -> Outcomes {
         let checkpoints = self.checkpoints();
         let Some(merged) = checkpoints.merged.clone() else { return Ok(()) };

@@ -1,5 +1,5 @@
-//! What of the log is on the disk, read off what passes to it. It is apart from the node and from the storage code: what
-//! the node says of its log is held against this.
+//! The part of the log that is on the disk, read off what passes to it. It is apart from the node and from the storage
+//! code: what the node says of its log is held against this.
 
 use std::collections::{BTreeMap, VecDeque};
 use stead_core::ids::{Index, ShardId};
@@ -24,7 +24,7 @@ struct Written {
     tops: BTreeMap<ShardId, Index>,
 }
 
-/// What has become of the last trim that the node wanted.
+/// The state of the last trim that the node wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Trim {
     #[default]
@@ -51,7 +51,7 @@ pub(crate) struct DiskLog {
     oldest: Option<u64>,
     trim: Trim,
     is_trimmed: bool,
-    /// What the log must not do, and did.
+    /// A violation by the log.
     wrong: Option<&'static str>,
 }
 
@@ -137,7 +137,7 @@ impl DiskLog {
         std::mem::take(&mut self.is_trimmed)
     }
 
-    /// What the log did that it must not do.
+    /// Returns a violation by the log, if there was one.
     pub(crate) fn wrong(&self) -> Option<&'static str> {
         self.wrong
     }

@@ -1,4 +1,4 @@
-//! What the world sees of the effects of shards.
+//! The effects of shards as the world sees them.
 
 use crate::bug::Bug;
 use crate::client::call_of;

@@ -34,7 +34,7 @@ pub(crate) enum PartId {
     Worker(usize),
     Step(usize),
     Log,
-    /// What prepares the log's segments.
+    /// The part that prepares the log's segments.
     Preparer,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Node {
     pub(crate) channels: BTreeMap<(ShardId, ShardId), u64>,
     /// By task, the steps that wait for their shard's word.
     pub(crate) asking: BTreeMap<(ShardId, TaskId, u32), TaskRecord>,
-    /// What queries have to see, if the model knows: by shard, entry and process.
+    /// The state that queries have to see, if the model knows: by shard, entry and process.
     pub(crate) queries: BTreeMap<(ShardId, Index, Key), Seen>,
     /// Parts that have ended.
     pub(crate) ended: BTreeSet<PartId>,

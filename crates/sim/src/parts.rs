@@ -18,8 +18,8 @@ use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
 use stead_core::shard::{Effect, Input};
 use stead_node::{NoAnswer, Part, Reception, Turned};
 
-/// How often over the limit of work one input may be, for it takes parts of several kinds of work; and the work of the
-/// calls that reach the limit.
+/// The factor by which one input may exceed the limit of work, for it takes parts of several kinds of work; and the
+/// work of the calls that reach the limit.
 const HOLD_MAX: usize = 4;
 const CALL_WORK_MAX: usize = 1_500;
 
@@ -28,7 +28,7 @@ impl World {
         self.disk_log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a checkpoint holds, the log need not hold any more.
+    /// The log need not hold any more what a checkpoint holds.
     pub(crate) fn trim_log(&mut self, tops: Vec<Index>) {
         self.disk_log().wants_trim();
         let holds = self.bug == Some(Bug::HoldTrim) && self.waits_for_log();

@@ -43,7 +43,7 @@ pub(crate) struct Profile {
     pub(crate) step_parts: usize,
     /// Microseconds that a look at the clock takes: slices end sooner.
     pub(crate) look_cost: u64,
-    /// How long a call waits at the node.
+    /// The time for which a call waits at the node.
     pub(crate) call_timeout: u64,
     pub(crate) step_delay: u64,
     /// Events between crashes, on average.

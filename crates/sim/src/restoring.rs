@@ -98,7 +98,7 @@ impl World {
         let mut profile = Profile::new(&mut Rng::with_seed(seed)).with(&self.overrides);
         profile.flip = 0;
         profile.flip_inside = 0;
-        // What was accepted has to fit: the payload of a dead letter that is over the limit is dropped, and its money with it.
+        // Accepted payloads have to fit: that of a dead letter over the limit is dropped, and its money with it.
         profile.segment_bytes = profile.segment_bytes.max(self.profile.segment_bytes);
         let settings = &mut profile.settings;
         settings.entry_bytes_max = settings.entry_bytes_max.max(self.profile.settings.entry_bytes_max);

@@ -47,7 +47,7 @@ fn code() -> Code {
     CODE.with_borrow(|code| Rc::clone(code.as_ref().expect("a world sets it before it has a node")))
 }
 
-/// What one input does at a shard.
+/// The effects of one input at a shard.
 pub(crate) struct Handled {
     pub(crate) shard: ShardId,
     pub(crate) effects: Vec<Effect>,
@@ -65,7 +65,7 @@ pub(crate) struct Handled {
     pub(crate) is_held_back: bool,
 }
 
-/// What the world sees of a turn, in its order.
+/// The events of a turn that the world sees, in their order.
 pub(crate) enum Shown {
     Handled(Box<Handled>),
     /// A query ran, with what it saw of its process.
@@ -91,19 +91,19 @@ pub(crate) enum Shown {
     Wrong(Violation),
 }
 
-/// What has come of a turn.
+/// The results of a turn.
 #[derive(Default)]
 pub(crate) struct Turn {
     pub(crate) shown: Vec<Shown>,
     /// The answers to calls: the shard, the client's token, the result.
     pub(crate) answers: Vec<(ShardId, u64, Result<Answer, NoAnswer>)>,
-    /// What leaves for shards of other workers.
+    /// Inputs that leave for shards of other workers.
     pub(crate) left: Vec<(ShardId, Input)>,
     /// Microseconds that its looks at the clock took.
     pub(crate) took: u64,
 }
 
-/// How a turn finds the world.
+/// The world as a turn finds it.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Scene {
     /// Virtual time, with what only a bug adds to it.

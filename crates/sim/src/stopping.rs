@@ -11,14 +11,14 @@ use stead_core::ids::Time;
 use stead_core::shutdown::Group;
 use stead_node::{EndHub, ShutdownPart, Turned};
 
-/// What the end of the node asks of the world.
+/// A request of the node's end to the world.
 #[derive(Clone, Copy, Debug)]
 enum Asked {
     Stop(Group),
     MarkClean,
 }
 
-/// What the end of the node sees of it.
+/// The world as the end of the node sees it.
 #[derive(Default)]
 struct Site {
     /// By place in [`Group::ORDER`], whether the group has ended.
@@ -155,7 +155,7 @@ impl World {
             Group::Workers => (0..node.parts.workers.len()).all(|number| ended(PartId::Worker(number))),
             Group::Log => ended(PartId::Log) && ended(PartId::Preparer),
             Group::Checkpoints => node.checkpoints.has_ended(),
-            // What is asked by then is done within one event.
+            // Requests that were made by then are done within one event.
             Group::Queries | Group::Watchdog => true,
         }
     }

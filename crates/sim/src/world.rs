@@ -162,7 +162,7 @@ pub(crate) struct World {
     pub(crate) covered: Vec<Index>,
     /// By shard, the last entry that the present life found.
     pub(crate) recovered: Vec<Index>,
-    /// What the present life does to the log on its disk.
+    /// The log on the disk, as the present life changes it.
     pub(crate) disk_log: Arc<Mutex<DiskLog>>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
@@ -203,13 +203,13 @@ pub(crate) struct World {
     pub(crate) operator: Rng,
     /// When and where queries run is drawn apart as well.
     pub(crate) reads: Rng,
-    /// What clients do wrong, and the disk within a life, is drawn apart as well.
+    /// The faults of clients, and of the disk within a life, are drawn apart as well.
     pub(crate) odd: Rng,
     pub(crate) ordered: Vec<Ordered>,
     pub(crate) blame: Blame,
     /// The greatest number of a checkpoint that was completed or given up.
     pub(crate) decided: Colour,
-    /// What is tried with checkpoints at the end of a run.
+    /// The trials of checkpoints at the end of a run.
     pub(crate) rehearsal: Rehearsal,
 }
 
@@ -657,7 +657,7 @@ impl World {
             }
         }
         self.power_on();
-        // What fails next may do so in the recovery.
+        // The next failure may come in the recovery.
         if self.odd.bool() {
             self.disk.set_faults(Faults::default());
         }

@@ -61,7 +61,7 @@ impl Recovered {
     /// Promises so many epochs in one batch: it stays far below the limit of the smallest log.
     const PROMISES: usize = 256;
 
-    /// What log and checkpoint know of the shards' epochs.
+    /// The epochs of the shards in log and checkpoint.
     #[must_use]
     pub fn known_epochs(&self) -> Vec<KnownEpochs> {
         let known = self.states.iter().map(State::shard).zip(&self.epochs);

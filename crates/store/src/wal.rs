@@ -51,8 +51,8 @@ pub const FORMAT: u32 = 2;
 /// The last block of a segment is kept for the batch that a trim writes: trimming must work when the disk is full.
 const RESERVED: u64 = BLOCK as u64;
 
-/// What a segment keeps free for the table of promises beside a batch of the limit. With a longer table such a batch needs a
-/// longer segment.
+/// Bytes that a segment keeps free for the table of promises beside a batch of the limit. With a longer table such a
+/// batch needs a longer segment.
 const TABLE_ROOM: u64 = 512;
 
 /// How a log is kept.
@@ -130,7 +130,7 @@ impl WalOptions {
         (self.first_bytes()..=self.segment_bytes).contains(&bytes) && bytes.is_multiple_of(BLOCK as u64)
     }
 
-    /// What fits into one write: a segment less its header, its table and its reserved block, or the set limit.
+    /// Bytes that fit into one write: a segment less its header, its table and its reserved block, or the set limit.
     fn payload_max(&self) -> usize {
         let room = self.segment_bytes - BLOCK as u64 - RESERVED - HEADER as u64 - TABLE_ROOM;
         usize::try_from(room).map_or(self.batch_bytes_max, |room| room.min(self.batch_bytes_max))

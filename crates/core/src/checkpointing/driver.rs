@@ -16,7 +16,7 @@ use std::time::Duration;
 /// Most objects that one action deletes: each costs a sync.
 const DELETE_MAX: usize = 64;
 
-/// What the driver is asked to do by people.
+/// The settings of the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The time between the beginnings of two checkpoints; `None`: only when one is wanted.
@@ -25,13 +25,13 @@ pub struct Options {
     pub timeout: Duration,
     /// The newest so many checkpoints are kept; at least 1, whatever is set here.
     pub keep: usize,
-    /// How long a bundle that nothing refers to stays.
+    /// The time for which a bundle that nothing refers to stays.
     pub grace: Duration,
     /// When bundles are merged.
     pub policy: Policy,
 }
 
-/// What a life begins with.
+/// The checkpoints that a life finds at its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
     /// That of the newest complete checkpoint.
@@ -42,7 +42,7 @@ pub struct Recovered {
     pub seen: Colour,
 }
 
-/// What happened.
+/// An event that the driver reacts to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// Time went by.
@@ -113,17 +113,17 @@ pub enum Input {
     Buried {
         /// The number.
         number: Colour,
-        /// What it is now.
+        /// The new value.
         burial: Burial,
     },
-    /// What the store holds, and the checkpoints that are being read.
+    /// The contents of the store, and the checkpoints that are being read.
     Inventory {
-        /// What the store holds.
+        /// The contents of the store.
         inventory: Inventory,
         /// Checkpoints that are being read or have to be kept.
         pinned: BTreeSet<Colour>,
     },
-    /// What [`Action::Delete`] names is deleted.
+    /// The objects that [`Action::Delete`] names are deleted.
     Deleted,
     /// [`Action::Look`] or [`Action::Delete`] failed: the next collection tries again.
     CollectFailed,
@@ -131,7 +131,7 @@ pub enum Input {
     Merged(Option<Merged>),
 }
 
-/// What became of a number that was to be given up.
+/// The result of giving up a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Burial {
     /// Its tombstone is durable.
@@ -142,7 +142,7 @@ pub enum Burial {
     Unknown,
 }
 
-/// What is to be done.
+/// An action for the caller to perform.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Begin the bundle of a checkpoint: [`Input::Created`] or [`Input::Failed`].
@@ -197,7 +197,7 @@ pub enum Action {
         output: String,
         /// The greatest number that was begun.
         number: Colour,
-        /// What is merged.
+        /// The bundles to merge.
         merge: Merge,
     },
 }
@@ -371,7 +371,7 @@ impl Driver {
         self.options.timeout = timeout;
     }
 
-    /// What to do next. Nothing is left to do until the next input when this is `None`.
+    /// The next action; `None` if there is none until the next input.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -386,7 +386,7 @@ impl Driver {
         }
     }
 
-    /// What the next bundle is sealed upon.
+    /// The lineage upon which the next bundle is sealed.
     #[must_use]
     pub fn lineage(&self) -> &Lineage {
         &self.lineage
@@ -575,7 +575,7 @@ impl Driver {
             return;
         }
         running.stage = Stage::Burying { reason: reason.clone(), stored: None };
-        // What it would have done next is not done.
+        // Its further actions are dropped.
         self.actions.retain(|action| {
             !matches!(
                 action,

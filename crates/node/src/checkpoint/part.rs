@@ -23,7 +23,7 @@ use stead_store::checkpoint::manifest::{Decision, read_decision};
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed, give_up};
 
-/// What the checkpoint part begins with.
+/// The settings and facts with which the checkpoint part begins.
 pub struct CheckpointSetup {
     /// Where checkpoints are kept; this is their only writer.
     pub store: Arc<dyn BlobStore>,
@@ -35,7 +35,7 @@ pub struct CheckpointSetup {
     pub writer: u64,
     /// When checkpoints are taken, and what is kept.
     pub options: Options,
-    /// What was found at the start.
+    /// The checkpoints that were found at the start.
     pub recovered: Recovered,
 }
 
@@ -70,7 +70,7 @@ enum Stage {
     Sealed(Box<Sealed>),
 }
 
-/// Why a checkpoint that was wanted is not taken.
+/// The reason for which a requested checkpoint is not taken.
 const SHUT_DOWN: &str = "it was shut down while the checkpoint was taken";
 /// Wishes for a checkpoint from which on those whose caller has gone are forgotten.
 const WANTED_MAX: usize = 1024;
@@ -99,7 +99,7 @@ impl CheckpointPart {
         self.driver.set_timeout(timeout);
     }
 
-    /// What decides.
+    /// The driver, which decides.
     #[must_use]
     pub fn driver(&self) -> &Driver {
         &self.driver
@@ -242,7 +242,7 @@ impl CheckpointPart {
         }
     }
 
-    /// What is left of the checkpoint that is taken, which is nothing from now on.
+    /// Takes the stage of the checkpoint with this number, if that runs; its stage is none from now on.
     fn take_stage(&mut self, number: Colour) -> Stage {
         match &mut self.running {
             Some(running) if running.number == number => std::mem::replace(&mut running.stage, Stage::None),

@@ -31,7 +31,7 @@ use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::recovery::Recovered;
 
-/// How long a bundle stays that no checkpoint needs: a reader that began with an older manifest can finish.
+/// The time for which a bundle stays that no checkpoint needs: a reader that began with an older manifest can finish.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// A node that is ready to run: what its threads share, and each part that is to have one.
@@ -40,7 +40,7 @@ pub(super) struct Parts<E: Env> {
     pub(super) log: LogPart,
     pub(super) prepare: PreparePart,
     pub(super) workers: Vec<Worker<E>>,
-    /// What the watchdog looks at, with the limit of each: of the workers first, then of the task threads.
+    /// The probes of the watchdog, each with its limit: those of the workers first, then those of the task threads.
     pub(super) probes: Vec<(Arc<Probe>, Limit)>,
     pub(super) steps: Vec<StepPart>,
     pub(super) query_limit: Duration,

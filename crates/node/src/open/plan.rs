@@ -1,4 +1,4 @@
-//! What a start asks about the program and its options.
+//! The questions of a start about the program and its options.
 
 use crate::env::Program;
 use crate::open::options::Options;
@@ -36,7 +36,7 @@ const SEGMENTS_READY: usize = 2;
 /// Trimmed log segments that are kept: what is written between two checkpoints finds its segments again.
 const SEGMENTS_FREE: usize = 16;
 
-/// What a recovery takes of a node's options.
+/// The options of a recovery, from those of a node.
 pub(super) fn recover_options(options: &Options) -> RecoverOptions<'_> {
     RecoverOptions {
         services: &options.services,

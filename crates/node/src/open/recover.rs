@@ -11,14 +11,14 @@ use stead_store::disk::Disk;
 use stead_store::recovery::{Recovered, RecoveryError, recover_checked};
 use stead_store::wal::WalOptions;
 
-/// What a recovery has to know.
+/// The options of a recovery.
 #[derive(Clone, Debug)]
 pub struct RecoverOptions<'a> {
     /// The services of the program.
     pub services: &'a [ServiceLimits],
-    /// How long a wall clock that is far ahead must stay so before timers follow it.
+    /// The time for which a wall clock must stay far ahead before timers follow it.
     pub clock_confirm: Duration,
-    /// How the log is kept. Its identity and whether it is created come from the data directory.
+    /// The options of the log. Its identity and whether it is created come from the data directory.
     pub wal: WalOptions,
     /// Threads that load a checkpoint: at least 1. With 1 the order of all I/O is fixed.
     pub threads: usize,
@@ -36,7 +36,7 @@ pub struct Recovery {
     pub services: Services,
     /// The states of all shards, and the log.
     pub recovered: Recovered,
-    /// What the life begins with.
+    /// The decisions with which the life begins.
     pub plan: StartPlan,
 }
 

@@ -1,4 +1,4 @@
-//! What shards ask for, and what a turn hands on at its end.
+//! Performs the effects of shards, and hands on at the end of a turn what came of them.
 
 use super::snapshots::Draining;
 use super::{Slot, Worker};
@@ -59,7 +59,7 @@ impl<E: Env> Worker<E> {
                 Effect::EndsTurn(lane) => shared.trials(|trials| trials.ends(from, lane)),
                 Effect::Marked { header, all } => {
                     let number = header.position.colour;
-                    // What was left of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.
+                    // The rest of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.
                     self.draining.retain(|draining| draining.slot != slot);
                     let piece = Piece::default();
                     self.draining.push_back(Draining { slot, number, piece, is_given_up: false });

@@ -32,14 +32,14 @@ use stead_store::wal::Batch;
 
 /// A change of the bytes that wait that is published in the account of the node's memory at once.
 const WAITING_BYTES: i64 = 4096;
-/// How long each part of a turn goes on before the next one comes: what was stored, commands, calls that are tried again,
-/// ticks, and what shards sent each other, in microseconds. Only a single call of a handler takes longer.
+/// The time after which each part of a turn makes way for the next: what was stored, commands, calls that are tried
+/// again, ticks, and what shards sent each other, in microseconds. Only a single call of a handler takes longer.
 const SLICE: u64 = 1_000;
 /// Inputs whose records are looked at together before they are handled.
 const AHEAD: usize = 16;
 /// The interval at which a worker looks whether the log has caught up, in milliseconds.
 const PRESSED_LOOK_MS: u64 = 2;
-/// How long a worker sleeps at most, so that its shards notice a jump of the wall clock, in microseconds.
+/// The longest sleep of a worker, so that its shards notice a jump of the wall clock, in microseconds.
 const CLOCK_LOOK: u64 = 1_000_000;
 /// A change of the wall clock against the steady one, in microseconds, that shards follow: 10 ms.
 const CLOCK_CHANGE: u64 = 10_000;
@@ -56,10 +56,10 @@ pub struct Worker<E: Env> {
     /// By shard number: where it is in `shards`, if it is here.
     slots: Vec<Option<u32>>,
     intake: Intake<E::Caller>,
-    /// What was taken in and not performed yet.
+    /// Commands that were taken in and not performed yet.
     commands: VecDeque<Command<E::Caller>>,
     effects: Vec<Effect>,
-    /// What other shards have for those of this worker, in the order in which it came.
+    /// Inputs from other shards for those of this worker, in the order in which they came.
     local: VecDeque<(ShardId, Input)>,
     /// By worker, inputs for its shards.
     outgoing: Vec<Vec<(ShardId, Input)>>,
@@ -68,7 +68,7 @@ pub struct Worker<E: Env> {
     batch: Batch,
     /// Most bytes of a batch that the log takes.
     batch_max: usize,
-    /// What `batch` reaches to, by slot; `touched` names the slots.
+    /// The last entry in `batch`, by slot; `touched` names the slots.
     appended: Vec<(Epoch, Index)>,
     touched: Vec<u32>,
     ticket: u64,
@@ -100,7 +100,7 @@ pub struct Worker<E: Env> {
     turn: Vec<Turn>,
 }
 
-/// What has come to a worker since its last turn.
+/// The input that has come to a worker since its last turn.
 struct Intake<C> {
     /// The last of the worker's submissions that the log holds durably.
     durable: u64,
@@ -124,7 +124,7 @@ struct Slot {
     published: (i64, i64, i64),
 }
 
-/// What a turn counts.
+/// The counts of a turn.
 #[derive(Default)]
 struct Turn {
     requests: u64,
@@ -323,7 +323,7 @@ impl<E: Env> Worker<E> {
     }
 
     fn give_to(&mut self, shared: &Shared<E>, now: Time, shard: ShardId, input: Input) {
-        // What comes between the stop and the end would only be handled half.
+        // Input that comes between the stop and the end would only be handled half.
         if let (Some(slot), false) = (self.slot(shard), self.stopping) {
             self.give(shared, now, slot, input);
         }

@@ -1,4 +1,4 @@
-//! What the model checks of each entry: when it is given to the log, and when it is known to be synced.
+//! The checks of each entry: when it is given to the log, and when it is known to be synced.
 
 use super::{Model, Sent, hash_call};
 use crate::violation::Violation;

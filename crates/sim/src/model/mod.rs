@@ -1,5 +1,5 @@
-//! What the simulator knows of each shard, apart from the node: every entry that was ever given to the log, how much of
-//! it is known to be synced, and the state that follows. It outlives the crashes of the node, which is held to it.
+//! The simulator's knowledge of each shard, apart from the node: every entry that was ever given to the log, how much
+//! of it is known to be synced, and the state that follows. It outlives the crashes of the node, which is held to it.
 
 mod cuts;
 mod due;
@@ -39,18 +39,18 @@ pub(crate) struct Model {
     pub(crate) cuts_checked: u64,
     /// The greatest lead of any wall clock over virtual time. A shard whose clock was set back goes on, slower.
     lead: u64,
-    /// How long an idempotency key stands for one request, in microseconds.
+    /// The time for which an idempotency key stands for one request, in microseconds.
     key_life: u64,
-    /// How long a session lives after its last use, in microseconds.
+    /// The time for which a session lives after its last use, in microseconds.
     session_life: u64,
     pub(crate) entries: u64,
 }
 
 /// One shard.
 struct Shadow {
-    /// What is known to be synced, folded.
+    /// The entries that are known to be synced, folded.
     fold: Fold,
-    /// What was given to the log after that.
+    /// The entries that were given to the log after those.
     tail: VecDeque<Entry>,
     /// Requests of sessions that were applied.
     requests: BTreeSet<(SessionId, RequestNumber)>,

@@ -57,7 +57,7 @@ impl Section {
         self.blocks.iter().map(|block| u64::from(block.len)).sum()
     }
 
-    /// What a lineage has to know of it.
+    /// Its description in a lineage.
     #[must_use]
     pub fn added(&self) -> AddedSection {
         AddedSection { base: self.base, bytes: self.bytes() }

@@ -256,7 +256,7 @@ impl Manifest {
         Ok(topology)
     }
 
-    /// What a checkpoint after this one builds upon.
+    /// The lineage that a checkpoint after this one builds upon.
     #[must_use]
     pub fn lineage(&self) -> Lineage {
         let sections = self.parts.iter().map(|part| (part.shard, part.sections.clone()));

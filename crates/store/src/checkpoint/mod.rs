@@ -124,7 +124,7 @@ pub enum CheckpointError {
     /// The target of copies belongs to another cluster.
     #[error("cannot copy checkpoints there: {reason}; use another address, or another prefix of this one")]
     Target {
-        /// What the target contains.
+        /// The contents of the target.
         reason: String,
     },
 }

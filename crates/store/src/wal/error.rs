@@ -118,7 +118,7 @@ pub enum WalError {
         "the log keeps the promises of at most {max} replicas, and {count} were given to it; use fewer shards"
     )]
     TooManyPromises {
-        /// How many there would be.
+        /// The number that there would be.
         count: usize,
         /// The limit.
         max: usize,

@@ -23,7 +23,7 @@ pub(super) struct Extent {
     pub(super) last: Position,
 }
 
-/// What the owner says of its log: the extent, always before it gives segments up, and where the shards' entries stand.
+/// The owner's report of its log: the extent, always before it gives segments up, and where the shards' entries stand.
 #[derive(Debug)]
 pub(super) struct Published {
     extent: Mutex<Extent>,
@@ -60,7 +60,7 @@ impl Published {
         self.spans().push_back(SegmentSpans { id, shards: ShardSpans::default() });
     }
 
-    /// How many of the first `count` segments satisfy a condition, up to the first that does not.
+    /// The number of the first `count` segments that satisfy a condition, up to the first that does not.
     pub(super) fn count_first(&self, count: usize, mut condition: impl FnMut(&ShardSpans) -> bool) -> usize {
         self.spans().iter().take(count).take_while(|spans| condition(&spans.shards)).count()
     }

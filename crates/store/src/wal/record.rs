@@ -45,7 +45,7 @@ pub struct Record<'a> {
     pub epoch: Epoch,
     /// Its position in its shard's log.
     pub index: Index,
-    /// What was appended.
+    /// The bytes that were appended.
     pub bytes: &'a [u8],
 }
 
@@ -91,7 +91,7 @@ pub(crate) enum Stored<'a> {
     Unknown,
 }
 
-/// Why a record cannot be read.
+/// Reasons for which a record cannot be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
     /// It does not fill its place.

@@ -321,7 +321,7 @@ impl Scanner<'_, '_> {
                 }
                 Stored::Table(table) => {
                     let scan = &mut self.scan;
-                    // What trimming left begins with a table that nothing before it confirms.
+                    // The log that trimming left begins with a table that nothing before it confirms.
                     if std::mem::replace(&mut scan.has_table, true) && scan.promises != table {
                         return Err(self.corrupt(place, Damage::Table));
                     }

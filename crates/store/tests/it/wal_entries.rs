@@ -45,7 +45,7 @@ fn a_reader_follows_what_is_durable() {
     fill(&mut wal, 9, 12, 3);
     assert_eq!(take(&mut busy, 99), [5, 6, 7, 8, 9, 10, 11, 12]);
     assert_eq!(take(&mut calm, 9), [3, 4]);
-    // What is not durable is not shown, nor twice afterwards.
+    // Entries that are not durable are not shown, nor are any shown twice afterwards.
     let group: Vec<Rec> = (13..=15).map(|index| rec(BUSY, index, b"group")).collect();
     wal.append(&[batch(&group)]).unwrap();
     assert!(take(&mut busy, 9).is_empty());

@@ -337,6 +337,7 @@ impl Wal {
             buf: Aligned::default(),
         };
         wal.promises.encode(&mut wal.table);
+        wal.pool.need(wal.least_bytes(0))?;
         if new {
             // Every log has a first batch, so that a segment without any is never taken for an empty log.
             wal.write::<Batch>(&[])?;
@@ -394,6 +395,9 @@ impl Wal {
         let count = count.unwrap_or_else(|promise| panic!("a promise never falls: {promise:?}"));
         if promises > 0 && count > Promises::COUNT_MAX {
             return Err(WalError::TooManyPromises { count, max: Promises::COUNT_MAX });
+        }
+        if promises > 0 {
+            self.pool.need(self.least_bytes(promises))?;
         }
         let writes = split(batches, max);
         // All room is found before anything is written, so that a full disk leaves nothing half done.
@@ -589,6 +593,11 @@ impl Wal {
         span(table + len) as u64
     }
 
+    /// Bytes without which a segment cannot begin with the table once it has so many more promises.
+    fn least_bytes(&self, promises: usize) -> u64 {
+        BLOCK as u64 + span(self.table.len() + promises * Promises::TABLE_BYTES_EACH) as u64 + RESERVED
+    }
+
     /// Whether the active segment takes no records any more, however much room it has.
     fn must_roll(&self, has_records: bool) -> bool {
         has_records && self.active.version < FORMAT
@@ -624,13 +633,14 @@ impl Wal {
     /// Writes one batch, into the last `reserve` bytes of the segment too.
     fn write_within<B: Borrow<Batch>>(&mut self, batches: &[B], reserve: u64) -> Result<(), WalError> {
         let payload = bytes(batches);
-        // What stands in the log must be told before the buffer is sealed, so the segment comes first.
+        // The batch names its segment, so that is chosen before the buffer is sealed.
         while self.must_roll(payload > 0)
             || self.at + self.span(self.at, payload) + RESERVED > self.active.bytes + reserve
         {
             self.roll(BLOCK as u64 + span(self.table.len() + payload) as u64 + RESERVED)?;
             if self.at + self.span(self.at, payload) + RESERVED > self.active.bytes {
                 // Passed over, but not empty: no segment is.
+                assert!(payload > 0, "a segment of {} bytes is too short for the table", self.active.bytes);
                 self.write::<Batch>(&[])?;
             }
         }

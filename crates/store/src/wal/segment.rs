@@ -128,6 +128,8 @@ struct PoolState {
     free: Vec<Free>,
     /// Bytes that the next segments should have: the longer the log is, the more.
     wanted_bytes: u64,
+    /// Bytes without which a segment cannot begin with the table of promises.
+    least_bytes: u64,
     id_next: u64,
     preparing: bool,
     /// Someone promised to prepare on another thread.
@@ -187,7 +189,34 @@ impl Pool {
 
     /// Bytes that the next segment will have, unless a batch needs more.
     pub(crate) fn wanted_bytes(&self) -> u64 {
-        self.state().wanted_bytes
+        let state = self.state();
+        state.wanted_bytes.max(state.least_bytes)
+    }
+
+    /// Every segment that is taken from now on has at least `bytes`. Ready ones that are shorter go, and those after them,
+    /// whose numbers follow.
+    pub(crate) fn need(&self, bytes: u64) -> Result<(), WalError> {
+        let mut state = self.state();
+        state.least_bytes = bytes;
+        while state.preparing {
+            state = self.prepared.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let Some(short) = state.ready.iter().position(|segment| segment.bytes < bytes) else { return Ok(()) };
+        // The last one first, each durably before the next: a crash leaves no gap.
+        while state.ready.len() > short {
+            let segment = state.ready.pop_back().expect("longer than the place of the short one");
+            state.id_next = segment.id;
+            let path = log_path(&self.dir, segment.id);
+            drop(segment);
+            let removed = self.disk.remove(&path).map_err(WalError::io("remove", &path));
+            let removed =
+                removed.and_then(|()| self.disk.sync_dir(&self.dir).map_err(WalError::io("sync", &self.dir)));
+            if let Err(error) = removed {
+                state.fatal = Some(error.to_string());
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of each ready segment, in the order in which they are used.
@@ -213,7 +242,7 @@ impl Pool {
                 return Ok(false);
             }
             state.preparing = true;
-            let bytes = bytes.max(state.wanted_bytes);
+            let bytes = bytes.max(state.wanted_bytes).max(state.least_bytes);
             let free = state.free.iter().rposition(|free| free.bytes >= bytes);
             (state.id_next, bytes, free.map(|at| state.free.swap_remove(at)))
         };

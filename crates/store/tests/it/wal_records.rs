@@ -98,6 +98,32 @@ fn a_long_table_of_promises_fits_before_a_batch_of_the_limit() {
     }
 }
 
+/// A table that is longer than a whole segment used to make the log take one short segment after the other without end.
+#[test]
+fn a_table_longer_than_a_segment_gets_longer_segments() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    let shards = 4000;
+    for round in 0..3 {
+        for first in (0..shards).step_by(1000) {
+            let some = first..first + 1000;
+            promises(&mut wal, some.map(|shard| promise(shard, 1000 + u64::from(shard % 7 + round))));
+        }
+        for index in 0..20 {
+            put(&mut wal, &rec(1, u64::from(round) * 20 + index, &[1; 3000]));
+            wal.mark().unwrap();
+        }
+        assert!(wal.stats().segments < 30, "{:?}", wal.stats());
+        wal.trim(|_| Index(u64::MAX)).unwrap();
+        drop(wal);
+        disk.crash();
+        disk.restart();
+        wal = open(&disk, &small()).unwrap().0;
+        assert_eq!(wal.promises().iter().count(), shards as usize);
+        assert_eq!(wal.promises().of(ShardId(99)), Epoch(1000 + u64::from(99 % 7 + round)));
+    }
+}
+
 /// A batch that needs a longer segment than there is room for leaves the log as it was.
 #[test]
 fn promises_without_room_leave_the_log_as_it_was() {

@@ -2,6 +2,7 @@
 
 use crate::edits::{Source, damage};
 use std::sync::{Arc, OnceLock};
+use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Send, Write};
 use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Index, Key, ShardId, Time};
 use stead_core::record::{RecordKey, decode_value};
@@ -9,10 +10,9 @@ use stead_core::records::encode_record;
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::bundle::{Bundle, BundleNames};
-use stead_core::checkpointing::lineage::Lineage;
+use stead_store::checkpoint::json::Hash;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Decision, Manifest, decode_decision, manifest_name, newest};
-use stead_store::checkpoint::json::Hash;
 use stead_store::checkpoint::store::DiskStore;
 use stead_store::checkpoint::verify::{in_flight, verify_checkpoint, verify_cut};
 use stead_store::checkpoint::write::{CheckpointWriter, Plan};
@@ -57,8 +57,11 @@ fn state(shard: ShardId) -> State {
     };
     let mut worked = entry(2, Cause::Anonymous);
     worked.writes = (0..20).map(put).collect();
-    worked.writes.push(Write { key: RecordKey::cell("process-1", b"c"), value: Some(Blob::from(b"cell".as_slice())) });
-    worked.sends = vec![Send { to: ShardId(1), process: key.clone(), payload: Blob::from(b"a message".as_slice()) }];
+    worked
+        .writes
+        .push(Write { key: RecordKey::cell("process-1", b"c"), value: Some(Blob::from(b"cell".as_slice())) });
+    worked.sends =
+        vec![Send { to: ShardId(1), process: key.clone(), payload: Blob::from(b"a message".as_slice()) }];
     let marker = Cause::Marker { colour: NUMBER };
     for entry in [entry(1, Cause::Start), worked, entry(3, marker)] {
         state.apply(entry).expect("it follows");
@@ -86,7 +89,8 @@ pub(crate) fn template() -> &'static Template {
             writer.end_part(shard).expect("it was begun");
             headers.push(state.header());
         }
-        let (manifest, _) = writer.seal(&Lineage::new()).and_then(|sealed| sealed.store(&store)).expect("all parts");
+        let (manifest, _) =
+            writer.seal(&Lineage::new()).and_then(|sealed| sealed.store(&store)).expect("all parts");
         let hashes = headers.iter().map(Header::hash).collect();
         Template { disk, manifest, headers, hashes }
     })
@@ -102,7 +106,8 @@ fn load(store: &DiskStore, manifest: &Manifest) -> Option<Vec<u128>> {
         assert_eq!(manifest.part(shard).map(|part| part.hash), Some(Hash(state.hash())));
         hashes.push(state.hash());
     }
-    let report = verify_checkpoint(store, manifest, 1, &mut |_, _| Default::default()).expect("it was loaded");
+    let report =
+        verify_checkpoint(store, manifest, 1, &mut |_, _| Default::default()).expect("it was loaded");
     let _ = report.holds();
     Some(hashes)
 }
@@ -129,7 +134,8 @@ pub fn bundle(data: &[u8]) {
         return;
     }
     // Blocks from the template, then an index of the fuzzer's, or the template's with some bytes replaced.
-    let index_at = u64::from_le_bytes(file[file.len() - 48..file.len() - 40].try_into().expect("eight bytes")) as usize;
+    let index_at =
+        u64::from_le_bytes(file[file.len() - 48..file.len() - 40].try_into().expect("eight bytes")) as usize;
     let mut index = file[index_at..file.len() - 48].to_vec();
     if source.u8() % 2 == 1 {
         damage(&mut source, &mut index);
@@ -211,7 +217,8 @@ pub fn cut(data: &[u8]) {
     if found.is_empty() {
         assert_eq!(headers.len(), 2, "a cut has all parts");
         let sent: u64 = channels.iter().map(|channel| channel.messages).sum();
-        let waiting: usize = headers.iter().flat_map(|part| part.outboxes.values()).map(|out| out.messages.len()).sum();
+        let waiting: usize =
+            headers.iter().flat_map(|part| part.outboxes.values()).map(|out| out.messages.len()).sum();
         assert!(sent <= waiting as u64, "messages in flight are in an outbox");
     }
 }

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use stead_gateway::http::transcode::{json_to_canonical_msgpack, json_to_msgpack, msgpack_to_json};
-use stead_gateway::http::{Token, TokenKey};
 use stead::{Config, Context, Never, NoQuery, Process, codec};
 use stead_flights::row::{COLUMNS, Layout, parse_row};
+use stead_gateway::http::transcode::{json_to_canonical_msgpack, json_to_msgpack, msgpack_to_json};
+use stead_gateway::http::{Token, TokenKey};
 
 /// A configuration: TOML, and after a zero byte lines of `NAME=VALUE` as environment variables.
 pub fn config(data: &[u8]) {
@@ -23,7 +23,8 @@ pub fn config(data: &[u8]) {
 /// JSON and MessagePack, as the gateway converts them into each other.
 pub fn transcode(data: &[u8]) {
     if let Ok(packed) = json_to_msgpack(data) {
-        let given: Value = if data.is_empty() { Value::Null } else { serde_json::from_slice(data).expect("it was JSON") };
+        let given: Value =
+            if data.is_empty() { Value::Null } else { serde_json::from_slice(data).expect("it was JSON") };
         let back = msgpack_to_json(&packed).expect("what was JSON can be JSON again");
         let back: Value = serde_json::from_slice(&back).expect("the gateway writes JSON");
         assert_eq!(back, given);
@@ -58,7 +59,8 @@ pub fn http_token(data: &[u8]) {
     {
         assert_eq!(key.verify(&key.sign(&token)), Ok(token));
     }
-    let mut numbers = data.chunks(8).map(|chunk| chunk.iter().fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte)));
+    let mut numbers =
+        data.chunks(8).map(|chunk| chunk.iter().fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte)));
     let mut number = || numbers.next().unwrap_or_default();
     let (incarnation, epoch, index, colour) = (number(), number(), number(), number());
     let token = Token { incarnation, shard: number() as u32, epoch, index, colour };

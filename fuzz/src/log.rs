@@ -1,4 +1,4 @@
-//! What a node's data directory holds beside checkpoints: the log's segments and `stead.json`.
+//! Targets for the files of a data directory besides checkpoints: the log's segments and `stead.json`.
 
 use crate::edits::{Source, damage};
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ fn batch(record: &Record) -> Batch {
     batch
 }
 
-/// A log of some segments, closed with a mark; after each batch, how many records the log has.
+/// A log of some segments, closed with a mark, and the number of its records after each batch.
 struct Template {
     disk: SimDisk,
     records: Vec<Record>,
@@ -76,7 +76,7 @@ fn batch_checksum(batch: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// The batch at the start of the bytes, as far as its length can be true.
+/// Returns the batch at the start of the bytes, if its length is plausible.
 fn batch_span(bytes: &[u8]) -> Option<usize> {
     let head = bytes.get(..64).filter(|head| head.starts_with(b"SWB1") || head.starts_with(b"SWB2"))?;
     let len = u32::from_le_bytes(head[8..12].try_into().expect("four bytes")) as usize;
@@ -84,7 +84,7 @@ fn batch_span(bytes: &[u8]) -> Option<usize> {
     (span <= bytes.len()).then_some(span)
 }
 
-/// Makes every checksum in a segment right, whatever stands there.
+/// Corrects every checksum in a segment.
 fn mend(segment: &mut [u8]) {
     if segment.len() < BLOCK {
         return;
@@ -102,7 +102,7 @@ fn mend(segment: &mut [u8]) {
     }
 }
 
-/// The highest sync mark of any whole batch of the segment.
+/// Returns the highest sync mark of the whole batches in a segment.
 fn highest_mark(segment: &[u8], id: u64) -> u64 {
     let mut highest = 0;
     let mut at = BLOCK;
@@ -119,7 +119,8 @@ fn highest_mark(segment: &[u8], id: u64) -> u64 {
     highest
 }
 
-/// Opens what may be a log. Refused, it is as it was; opened, it opens again with the same records and takes new ones.
+/// Opens a possible log. If it is refused, it must be unchanged; otherwise it must open again with the same records and
+/// accept new ones.
 fn open_twice(disk: &SimDisk) -> Option<Vec<Record>> {
     let before = files(disk);
     let Ok((wal, seen)) = open(disk, options()) else {
@@ -134,12 +135,15 @@ fn open_twice(disk: &SimDisk) -> Option<Vec<Record>> {
     wal.sync().expect("the disk is well");
     drop(wal);
     let (_, more) = open(disk, options()).expect("what was written opens");
-    assert!(more[..seen.len()] == seen && more[seen.len()..] == [record], "the appended record follows the others");
+    assert!(
+        more[..seen.len()] == seen && more[seen.len()..] == [record],
+        "the appended record follows the others"
+    );
     Some(seen)
 }
 
-/// A real log whose files are damaged here and there. Without mended checksums nothing that a mark covers is missing,
-/// and nothing is shown that was not appended.
+/// A real log whose files are damaged. Unless checksums were corrected, no record that a mark covers is missing, and no
+/// record is shown that was not appended.
 pub fn wal_damage(data: &[u8]) {
     let mut source = Source::new(data);
     let template = template();
@@ -160,7 +164,7 @@ pub fn wal_damage(data: &[u8]) {
         let original = disk.bytes(path).unwrap_or_default();
         damage(&mut source, file);
         if !mended {
-            // A fuzzer that sees comparisons would forge the checksums: they stay what they were.
+            // A fuzzer that sees comparisons would forge the checksums: they stay unchanged.
             for block in 0..file.len().min(original.len()) / BLOCK {
                 let at = block * BLOCK + if block == 0 { 12 } else { 4 };
                 file[at..at + 4].copy_from_slice(&original[at..at + 4]);
@@ -186,12 +190,12 @@ pub fn wal_damage(data: &[u8]) {
     }
 }
 
-/// A log made up from nothing, with right checksums: what stands in it is what the fuzzer wants.
+/// A made-up log with valid checksums; the fuzzer determines its contents.
 pub fn wal_segment(data: &[u8]) {
     let mut source = Source::new(data);
     let disk = SimDisk::new(1);
     stead_store::disk::Disk::create_dir(&disk, "wal").expect("an empty disk");
-    // The highest bit chooses the version, so that older inputs mean what they meant.
+    // The highest bit selects the version, so that older inputs keep their meaning.
     let choice = source.u8();
     let (first, version) = (u64::from(choice % 4), 1 + (choice >> 7));
     let (mut number, mut previous) = (0u64, 0u32);
@@ -207,11 +211,14 @@ pub fn wal_segment(data: &[u8]) {
             let len = usize::from(source.u16()) % (SEGMENT - segment.len() - 63);
             let payload = source.bytes(len);
             let mut batch = vec![0; 64];
-            // A strange field is anything; the others are as in a log that is well.
-            let mut field = |bit: u8, right: u64| match strange >> bit & 1 {
-                0 => right,
-                _ => u64::from_le_bytes(std::array::from_fn(|at| if at < 3 || bit == 6 { source.u8() } else { 0 })),
-            };
+            // One field may have any value; the others are those of a valid log.
+            let mut field =
+                |bit: u8, right: u64| match strange >> bit & 1 {
+                    0 => right,
+                    _ => u64::from_le_bytes(std::array::from_fn(|at| {
+                        if at < 3 || bit == 6 { source.u8() } else { 0 }
+                    })),
+                };
             number = field(0, number + 1);
             let counted = count(payload, version);
             let fields = [
@@ -241,7 +248,7 @@ pub fn wal_segment(data: &[u8]) {
     open_twice(&disk);
 }
 
-/// How many records a payload holds, if it is well formed.
+/// Returns the number of records in a payload, if it is well formed.
 fn count(mut payload: &[u8], version: u8) -> u64 {
     let (head, at) = if version == 1 { (24, 0) } else { (5, 1) };
     let mut count = 0;
@@ -254,7 +261,7 @@ fn count(mut payload: &[u8], version: u8) -> u64 {
     count
 }
 
-/// The facts, in the order in which their checksum covers them.
+/// The metadata, in the order in which its checksum covers the fields.
 #[derive(Serialize, Deserialize)]
 struct Body {
     cluster: String,
@@ -267,7 +274,7 @@ struct Body {
     services: Vec<Service>,
 }
 
-/// Those of version 1.
+/// The metadata of version 1.
 #[derive(Serialize, Deserialize)]
 struct BodyV1 {
     cluster: String,
@@ -285,14 +292,14 @@ struct Service {
     shards: u32,
 }
 
-/// The file around facts, with their checksum.
+/// Returns the file with this metadata and its checksum.
 fn whole(format: u64, body: &impl Serialize) -> String {
     let bytes = serde_json::to_vec(body).expect("text and numbers");
     let checksum = format!("{:08x}", crc32fast::hash(&bytes));
     serde_json::json!({"format": format, "checksum": checksum, "meta": body}).to_string()
 }
 
-/// `stead.json`: whole, or its facts with a checksum that is right.
+/// `stead.json`: the whole file, or its metadata with a correct checksum.
 pub fn data_dir(data: &[u8]) {
     let disk = SimDisk::new(1);
     match serde_json::from_slice::<Body>(data) {
@@ -308,7 +315,8 @@ pub fn data_dir(data: &[u8]) {
         assert!(files(&disk) == before, "a refused data directory was changed");
         return;
     };
-    let open = || DataDir::open(Arc::new(disk.clone()), || panic!("a fresh start")).expect("it can be read").0;
+    let open =
+        || DataDir::open(Arc::new(disk.clone()), || panic!("a fresh start")).expect("it can be read").0;
     let mut dir = open();
     assert_eq!(*dir.meta(), meta);
     let changed = Meta { lives: meta.lives ^ 1, log_created: true, ..meta };

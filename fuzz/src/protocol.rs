@@ -5,11 +5,12 @@ use minicbor::{Decode, Encode};
 use std::fmt::Debug;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, BodyHash, Colour, Epoch, Index, Key, Micros, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, BodyHash, Colour, Epoch, Index, Key, Micros, RequestNumber, Seq, Served, ServiceId, SessionId,
+    ShardId, TaskId, Time, TimerId,
 };
 use stead_core::record::{
-    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, Retry, SessionRecord, TaskRecord, TimerRecord, Waiting,
-    decode_value, encode_value,
+    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, Retry, SessionRecord, TaskRecord,
+    TimerRecord, Waiting, decode_value, encode_value,
 };
 use stead_core::records::{Records, decode_records, encode_record};
 use stead_core::state::{Header, State};
@@ -125,7 +126,9 @@ pub fn state(data: &[u8]) {
         // The shard later assumes that these can be decoded.
         match key.kind() {
             Kind::Reply => assert!(decode_value::<Reply>(value).is_ok(), "an unreadable reply was let in"),
-            Kind::DeadLetter => assert!(decode_value::<DeadLetter>(value).is_ok(), "an unreadable dead letter"),
+            Kind::DeadLetter => {
+                assert!(decode_value::<DeadLetter>(value).is_ok(), "an unreadable dead letter")
+            }
             _ => {}
         }
     }
@@ -138,8 +141,14 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
     let session = SessionId(5);
     let put = |key: RecordKey, value: Blob| Write { key, value: Some(value) };
     let timer = TimerRecord { at: Time(50), process: key.clone(), payload: blob("t"), send: None };
-    let task =
-        TaskRecord { process: key.clone(), name: "sum".to_owned(), step: 1, state: blob("s"), progress: 500_000, retry: None };
+    let task = TaskRecord {
+        process: key.clone(),
+        name: "sum".to_owned(),
+        step: 1,
+        state: blob("s"),
+        progress: 500_000,
+        retry: None,
+    };
     let waiting = Waiting::Message { from: ShardId(1), seq: Seq(1) };
     let letter = DeadLetter {
         cause: waiting,
@@ -154,7 +163,12 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
         (Cause::Start, Vec::new()),
         (Cause::OpenSession { session, principal: "me".to_owned(), ttl: Micros(1000) }, Vec::new()),
         (
-            Cause::Request { session, number: RequestNumber(1), confirmed: RequestNumber(0), ttl: Micros(1000) },
+            Cause::Request {
+                session,
+                number: RequestNumber(1),
+                confirmed: RequestNumber(0),
+                ttl: Micros(1000),
+            },
             vec![put(RecordKey::process("k"), blob("state")), put(RecordKey::cell("k", b"c"), blob("cell"))],
         ),
         (
@@ -167,13 +181,16 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
             vec![put(RecordKey::timer(TimerId(1)), encode_value(&timer))],
         ),
         (Cause::Anonymous, vec![put(RecordKey::task(TaskId(2)), encode_value(&task))]),
-        (Cause::Attempt, vec![put(RecordKey::attempt(&waiting), encode_value(&AttemptRecord { count: 1, expires: None, alone: Some(1) }))]),
+        (
+            Cause::Attempt,
+            vec![put(
+                RecordKey::attempt(&waiting),
+                encode_value(&AttemptRecord { count: 1, expires: None, alone: Some(1) }),
+            )],
+        ),
         (Cause::Message { from: ShardId(1), seq: Seq(1) }, Vec::new()),
         (Cause::Timer { id: TimerId(1) }, Vec::new()),
-        (
-            Cause::Task { id: TaskId(2), step: 1 },
-            vec![put(RecordKey::task(TaskId(2)), encode_value(&task))],
-        ),
+        (Cause::Task { id: TaskId(2), step: 1 }, vec![put(RecordKey::task(TaskId(2)), encode_value(&task))]),
         (Cause::Marker { colour: Colour(1) }, Vec::new()),
         (Cause::Ack { trims: vec![Trim { to: ShardId(2), upto: Seq(1) }] }, Vec::new()),
         (
@@ -189,7 +206,10 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
         (Cause::Delete, vec![Write { key: RecordKey::process("k"), value: None }]),
         (
             Cause::Expire,
-            vec![Write { key: RecordKey::cell("k", b"c"), value: None }, Write { key: RecordKey::session(session), value: None }],
+            vec![
+                Write { key: RecordKey::cell("k", b"c"), value: None },
+                Write { key: RecordKey::session(session), value: None },
+            ],
         ),
     ];
     let entry = |(at, (cause, writes)): (usize, (Cause, Vec<Write>))| {

@@ -87,9 +87,11 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     let file = json!({"format": 1, "checksum": "00000000", "meta": facts});
     add("data_dir", "file", file.to_string().into_bytes());
     let toml = "threads = 2\nhandler_timeout = \"3s\"\n[checkpoints]\ninterval = \"1s\"\nkeep = 3\n[services.a]\nshards = 4\n";
-    let vars = "THREADS=4\nCHECKPOINTS_KEEP=9\nSERVICES_A_SESSION_TTL=1m\nDATA_DIR=/x\nLOG_SEGMENT_BYTES=65536\n";
+    let vars =
+        "THREADS=4\nCHECKPOINTS_KEEP=9\nSERVICES_A_SESSION_TTL=1m\nDATA_DIR=/x\nLOG_SEGMENT_BYTES=65536\n";
     add("config", "both", format!("{toml}\0{vars}").into_bytes());
-    let document = json!({"put": {"value": [1, -2, 2.5, "é", null, true, {"y": {}}, 18_446_744_073_709_551_615u64]}});
+    let document =
+        json!({"put": {"value": [1, -2, 2.5, "é", null, true, {"y": {}}, 18_446_744_073_709_551_615u64]}});
     add("transcode", "json", document.to_string().into_bytes());
     let packed = rmp_serde::to_vec_named(&document).expect("plain JSON");
     add("transcode", "msgpack", packed.clone());

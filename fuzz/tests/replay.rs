@@ -33,6 +33,10 @@ fn the_seeds_are_what_the_encoders_write() {
             std::fs::write(&path, &bytes).unwrap();
         }
         let committed = std::fs::read(&path).unwrap_or_default();
-        assert!(committed == bytes, "{} is outdated: a format changed; STEAD_WRITE_SEEDS=1 writes it", path.display());
+        assert!(
+            committed == bytes,
+            "{} is outdated: a format changed; STEAD_WRITE_SEEDS=1 writes it",
+            path.display()
+        );
     }
 }

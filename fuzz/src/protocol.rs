@@ -9,8 +9,8 @@ use stead_core::ids::{
     ShardId, TaskId, Time, TimerId,
 };
 use stead_core::record::{
-    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, Retry, SessionRecord, TaskRecord,
-    TimerRecord, Waiting, decode_value, encode_value,
+    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, Pending, RecordKey, Retry, SessionRecord, TaskRecord,
+    TimerRecord, decode_value, encode_value,
 };
 use stead_core::records::{Records, decode_records, encode_record};
 use stead_core::state::{Header, State};
@@ -49,7 +49,7 @@ pub fn record_value(data: &[u8]) {
         4 => drop(survives::<TaskRecord>(data)),
         5 => drop(survives::<DeadLetter>(data)),
         6 => drop(survives::<AttemptRecord>(data)),
-        _ => drop(survives::<Waiting>(data)),
+        _ => drop(survives::<Pending>(data)),
     }
 }
 
@@ -149,9 +149,9 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
         progress: 500_000,
         retry: None,
     };
-    let waiting = Waiting::Message { from: ShardId(1), seq: Seq(1) };
+    let pending = Pending::Message { from: ShardId(1), seq: Seq(1) };
     let letter = DeadLetter {
-        cause: waiting,
+        cause: pending,
         process: key.clone(),
         payload: blob("p"),
         sender: key.clone(),
@@ -184,7 +184,7 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
         (
             Cause::Attempt,
             vec![put(
-                RecordKey::attempt(&waiting),
+                RecordKey::attempt(&pending),
                 encode_value(&AttemptRecord { count: 1, expires: None, alone: Some(1) }),
             )],
         ),
@@ -194,11 +194,11 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
         (Cause::Marker { colour: Colour(1) }, Vec::new()),
         (Cause::Ack { trims: vec![Trim { to: ShardId(2), upto: Seq(1) }] }, Vec::new()),
         (
-            Cause::DeadLetter { cause: Waiting::Message { from: ShardId(1), seq: Seq(2) } },
+            Cause::DeadLetter { cause: Pending::Message { from: ShardId(1), seq: Seq(2) } },
             vec![put(RecordKey::dead_letter(Index(12)), encode_value(&letter))],
         ),
         (
-            Cause::DeadLetter { cause: Waiting::DeadLetter { letter: Index(12) } },
+            Cause::DeadLetter { cause: Pending::DeadLetter { letter: Index(12) } },
             vec![put(RecordKey::dead_letter(Index(12)), encode_value(&letter))],
         ),
         (Cause::Retry { letter: Index(12) }, Vec::new()),

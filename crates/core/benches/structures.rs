@@ -14,7 +14,7 @@ use stead_core::ids::{
     Blob, Colour, Epoch, Incarnation, Index, Key, NodeId, RequestNumber, Seq, ServiceId, SessionId, ShardId,
     Time,
 };
-use stead_core::record::{AttemptRecord, RecordKey, TaskHead, Waiting, encode_value};
+use stead_core::record::{AttemptRecord, Pending, RecordKey, TaskHead, encode_value};
 use stead_core::records::{Piece, Records};
 use stead_core::replica::EpochConfig;
 use stead_core::shard::{Effect, Identity, Input, Order, Request, Settings, Shard, StepOutcome};
@@ -321,8 +321,8 @@ fn attempts(count: usize) -> Duration {
     let mut state = State::new(HOME);
     let value = encode_value(&AttemptRecord { count: 0, expires: None, alone: Some(0) });
     for index in 1..=count as u64 {
-        let waiting = Waiting::Message { from: AWAY, seq: Seq(index) };
-        let writes = vec![Write { key: RecordKey::attempt(&waiting), value: Some(value.clone()) }];
+        let pending = Pending::Message { from: AWAY, seq: Seq(index) };
+        let writes = vec![Write { key: RecordKey::attempt(&pending), value: Some(value.clone()) }];
         let (index, epoch, time) = (Index(index), Epoch(1), Time(1));
         let (process, sends) = (Key::none(), Vec::new());
         let entry = Entry {

@@ -6,7 +6,7 @@ use crate::ids::{
     TimerId,
 };
 use crate::key::Key;
-use crate::record::{RecordKey, Waiting, decode_value};
+use crate::record::{Pending, RecordKey, decode_value};
 pub use crate::reply::Reply;
 use minicbor::{Decode, Encode};
 use xxhash_rust::xxh3::xxh3_128;
@@ -146,7 +146,7 @@ pub enum Cause {
     DeadLetter {
         /// The cause.
         #[n(0)]
-        cause: Waiting,
+        cause: Pending,
     },
     /// Expired sessions and idempotency keys are deleted; without writes it only records the time that the shard has
     /// served.
@@ -172,7 +172,7 @@ pub enum Cause {
     /// As [`Cause::Anonymous`], after an attempt at it was logged.
     #[n(16)]
     Suspected {
-        /// Hash of its content: see [`Waiting::Call`].
+        /// Hash of its content: see [`Pending::Call`].
         #[n(0)]
         #[cbor(with = "minicbor::bytes")]
         content: [u8; 16],
@@ -182,12 +182,12 @@ pub enum Cause {
 impl Cause {
     /// Returns the waiting cause that this one handles, if it is of that kind.
     #[must_use]
-    pub fn waiting(&self) -> Option<Waiting> {
+    pub fn pending(&self) -> Option<Pending> {
         match *self {
-            Self::Message { from, seq } => Some(Waiting::Message { from, seq }),
-            Self::Timer { id } => Some(Waiting::Timer { id }),
-            Self::Task { id, step } => Some(Waiting::Task { id, step }),
-            Self::Retry { letter } => Some(Waiting::DeadLetter { letter }),
+            Self::Message { from, seq } => Some(Pending::Message { from, seq }),
+            Self::Timer { id } => Some(Pending::Timer { id }),
+            Self::Task { id, step } => Some(Pending::Task { id, step }),
+            Self::Retry { letter } => Some(Pending::DeadLetter { letter }),
             _ => None,
         }
     }

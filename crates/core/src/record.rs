@@ -159,14 +159,14 @@ impl RecordKey {
 
     /// Returns the key of the attempts at a waiting cause.
     #[must_use]
-    pub fn attempt(cause: &Waiting) -> Self {
+    pub fn attempt(cause: &Pending) -> Self {
         let (tag, a, b) = match *cause {
-            Waiting::Message { from, seq } => (0u8, u64::from(from.0), seq.0),
-            Waiting::Timer { id } => (1, id.0, 0),
-            Waiting::Task { id, step } => (2, id.0, step),
-            Waiting::Request { identity } => return Self::with(Kind::Attempt, &[&[3], &identity]),
-            Waiting::DeadLetter { letter } => (4, letter.0, 0),
-            Waiting::Call { content } => return Self::with(Kind::Attempt, &[&[5], &content]),
+            Pending::Message { from, seq } => (0u8, u64::from(from.0), seq.0),
+            Pending::Timer { id } => (1, id.0, 0),
+            Pending::Task { id, step } => (2, id.0, step),
+            Pending::Request { identity } => return Self::with(Kind::Attempt, &[&[3], &identity]),
+            Pending::DeadLetter { letter } => (4, letter.0, 0),
+            Pending::Call { content } => return Self::with(Kind::Attempt, &[&[5], &content]),
         };
         Self::with(Kind::Attempt, &[&[tag], &a.to_be_bytes(), &b.to_be_bytes()])
     }
@@ -289,9 +289,9 @@ impl<'b, C> Decode<'b, C> for RecordKey {
     }
 }
 
-/// A cause that waits in the system until it is handled, and that may therefore run again after a crash.
+/// A cause that is pending until it is handled, and that may therefore be handled again after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-pub enum Waiting {
+pub enum Pending {
     /// A message in the outbox of its sender.
     #[n(0)]
     Message {
@@ -344,7 +344,7 @@ pub enum Waiting {
     },
 }
 
-impl Waiting {
+impl Pending {
     /// Identifies a request without a session and without an idempotency key by its content.
     #[must_use]
     pub fn call(process: &str, principal: &str, payload: &[u8]) -> Self {
@@ -487,7 +487,7 @@ impl StepRetry {
 pub struct DeadLetter {
     /// The cause that was given up.
     #[n(0)]
-    pub cause: Waiting,
+    pub cause: Pending,
     /// The process for which it was.
     #[n(1)]
     pub process: Key,

@@ -228,7 +228,7 @@ mod tests {
     use crate::entry::{Cause, Entry, Write};
     use crate::ids::{Incarnation, Index, Seq, TaskId, Time};
     use crate::key::Key;
-    use crate::record::{AttemptRecord, TaskRecord, Waiting, encode_value};
+    use crate::record::{AttemptRecord, Pending, TaskRecord, encode_value};
 
     /// Code for the services and tasks of these names.
     struct Names(&'static [&'static str]);
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn all_shards_are_held_while_one_tries_what_the_last_life_met() {
         let services = Services::plan(stored(&[("a", 2)]), &[], &Names(&["a"])).unwrap();
-        let begun = Waiting::Message { from: ShardId(0), seq: Seq(1) };
+        let begun = Pending::Message { from: ShardId(0), seq: Seq(1) };
         let value = encode_value(&AttemptRecord { count: 0, expires: None, alone: Some(0) });
         let attempt = || vec![Write { key: RecordKey::attempt(&begun), value: Some(value.clone()) }];
         let held = |is_new, ended_cleanly| {

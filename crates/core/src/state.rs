@@ -10,8 +10,8 @@ use crate::key::Key;
 use crate::ordered::{Frozen, Ordered};
 use crate::outgoing::Outgoing;
 use crate::record::{
-    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord,
-    Waiting, decode_value, encode_value,
+    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, Pending, RecordKey, SessionRecord, TaskRecord,
+    TimerRecord, decode_value, encode_value,
 };
 use crate::records::{Piece, Records};
 use crate::reply::Reply;
@@ -341,12 +341,12 @@ impl State {
         if !self.attempts.is_empty()
             && let Some(identity) = entry.cause.identity(&entry.process)
         {
-            self.write(&RecordKey::attempt(&Waiting::Request { identity }), None)?;
+            self.write(&RecordKey::attempt(&Pending::Request { identity }), None)?;
         }
         match &entry.cause {
             Cause::Start | Cause::Anonymous | Cause::Attempt | Cause::Expire | Cause::Delete => {}
             Cause::Suspected { content } => {
-                self.write(&RecordKey::attempt(&Waiting::Call { content: *content }), None)?;
+                self.write(&RecordKey::attempt(&Pending::Call { content: *content }), None)?;
             }
             Cause::OpenSession { session, principal, ttl } => {
                 let record = SessionRecord {
@@ -366,12 +366,12 @@ impl State {
                 self.write(&key, Some(encode_value(&record)))?;
             }
             Cause::Message { .. } | Cause::Timer { .. } | Cause::Task { .. } => {
-                let waiting = entry.cause.waiting().expect("these three wait");
-                self.consume(entry.index, waiting)?;
+                let pending = entry.cause.pending().expect("these three wait");
+                self.consume(entry.index, pending)?;
             }
             Cause::DeadLetter { cause } => {
                 self.consume(entry.index, *cause)?;
-                if let Waiting::Task { id, .. } = cause {
+                if let Pending::Task { id, .. } = cause {
                     self.write(&RecordKey::task(*id), None)?;
                 }
             }
@@ -379,7 +379,7 @@ impl State {
             Cause::Drop { letter } => {
                 let key = RecordKey::dead_letter(*letter);
                 // The same content may be sent again: no client was promised that it stays refused.
-                if let Some(cause @ Waiting::Call { .. }) =
+                if let Some(cause @ Pending::Call { .. }) =
                     self.record::<DeadLetter>(&key).map(|letter| letter.cause)
                 {
                     self.write(&RecordKey::attempt(&cause), None)?;
@@ -442,9 +442,9 @@ impl State {
     }
 
     /// Removes a waiting cause that is handled, with its attempts.
-    fn consume(&mut self, index: Index, cause: Waiting) -> Result<(), Misfit> {
+    fn consume(&mut self, index: Index, cause: Pending) -> Result<(), Misfit> {
         match cause {
-            Waiting::Message { from, seq } => {
+            Pending::Message { from, seq } => {
                 let last = self.received.get_or_default(from);
                 if seq != last.next() {
                     let (shard, last) = (self.shard, *last);
@@ -456,12 +456,12 @@ impl State {
                     self.trim(Trim { to: from, upto: seq });
                 }
             }
-            Waiting::Timer { id } => self.write(&RecordKey::timer(id), None)?,
-            Waiting::Task { .. } => {}
+            Pending::Timer { id } => self.write(&RecordKey::timer(id), None)?,
+            Pending::Task { .. } => {}
             // Its attempts stay, so that a retry is refused.
-            Waiting::Request { .. } | Waiting::Call { .. } => return Ok(()),
+            Pending::Request { .. } | Pending::Call { .. } => return Ok(()),
             // It stays a dead letter, for another reason.
-            Waiting::DeadLetter { .. } => return Ok(()),
+            Pending::DeadLetter { .. } => return Ok(()),
         }
         if !self.attempts.is_empty() {
             self.write(&RecordKey::attempt(&cause), None)?;
@@ -614,7 +614,7 @@ impl State {
                 let id = TimerId(key.number().expect("a timer's key is its id"));
                 self.timers.remove(&(record.at, id));
                 self.kept.waiting -= weight;
-                self.forget_attempts(key, &Waiting::Timer { id })?;
+                self.forget_attempts(key, &Pending::Timer { id })?;
             }
             Kind::Task => {
                 let record: TaskRecord = self.read(key, old)?;
@@ -624,7 +624,7 @@ impl State {
                     self.process_tasks.remove(&(record.process, id));
                 }
                 self.kept.waiting -= weight;
-                self.forget_attempts(key, &Waiting::Task { id, step: record.step })?;
+                self.forget_attempts(key, &Pending::Task { id, step: record.step })?;
             }
             Kind::DeadLetter => {
                 self.kept.dead_letters -= weight;
@@ -647,9 +647,9 @@ impl State {
     }
 
     /// Deletes the attempts at a cause that was cancelled after it was tried.
-    fn forget_attempts(&mut self, key: &RecordKey, waiting: &Waiting) -> Result<(), Misfit> {
+    fn forget_attempts(&mut self, key: &RecordKey, pending: &Pending) -> Result<(), Misfit> {
         if !self.attempts.is_empty() && self.records.get(key.as_bytes()).is_none() {
-            self.write(&RecordKey::attempt(waiting), None)?;
+            self.write(&RecordKey::attempt(pending), None)?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use stead_core::entry::{Cause, Entry, Reply};
 use stead_core::handler::{Call as HandlerCall, Caller, Handler, Limit, Misuse, Outcome, Txn, View};
 use stead_core::ids::{Blob, Index, Key, ServiceId, ShardId, TaskId, TimerId};
 use stead_core::record::{
-    DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, Waiting, decode_value, encode_value,
+    DeadLetter, Kind, Pending, RecordKey, TaskRecord, TimerRecord, decode_value, encode_value,
 };
 use stead_core::shard::{Order, StepOutcome};
 use stead_core::state::State;
@@ -610,7 +610,7 @@ fn money_of_letter(value: &[u8]) -> Result<i64, String> {
         decode_value(value).map_err(|e| format!("16: cannot read a dead letter: {e}"))?;
     // A request that was given up moved no money.
     // Nor did a payload that was too large for its letter: no payment is.
-    if matches!(letter.cause, Waiting::Request { .. } | Waiting::Call { .. }) || letter.payload.is_empty() {
+    if matches!(letter.cause, Pending::Request { .. } | Pending::Call { .. }) || letter.payload.is_empty() {
         Ok(0)
     } else {
         money_of(&letter.payload)

@@ -13,7 +13,7 @@ use crate::violation::Violation;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Index, ShardId, TaskId};
-use stead_core::record::{AttemptRecord, DeadLetter, Kind, RecordKey, TaskRecord, Waiting, decode_value};
+use stead_core::record::{AttemptRecord, DeadLetter, Kind, Pending, RecordKey, TaskRecord, decode_value};
 use stead_core::shard::Effect;
 
 /// Start of the reason of a dead letter for a cause that ended the process.
@@ -49,7 +49,7 @@ impl Killer {
 
     pub(crate) fn step(shard: ShardId, id: TaskId, task: &TaskRecord) -> Self {
         let call = hash_call(&task.process, &task.state);
-        let attempt = RecordKey::attempt(&Waiting::Task { id, step: task.step });
+        let attempt = RecordKey::attempt(&Pending::Task { id, step: task.step });
         Self { shard, call, began: Began::Step { attempt } }
     }
 }
@@ -112,7 +112,7 @@ impl Blame {
             }
         }
         for &(shard, id, step) in steps.keys() {
-            attempts.remove(&(shard, RecordKey::attempt(&Waiting::Task { id, step })));
+            attempts.remove(&(shard, RecordKey::attempt(&Pending::Task { id, step })));
         }
         for (attempt, _) in attempts.into_iter().filter(|(_, attempt)| attempt.count > 0) {
             *self.met.entry(attempt).or_default() += 1;
@@ -158,7 +158,7 @@ impl Blame {
 
     fn check(&self, shard: ShardId, entry: &Entry, max: u32) -> Result<(), Violation> {
         let Cause::DeadLetter { cause } = &entry.cause else { return Ok(()) };
-        if matches!(cause, Waiting::DeadLetter { .. }) {
+        if matches!(cause, Pending::DeadLetter { .. }) {
             return Ok(());
         }
         let letters = entry.writes.iter().filter(|write| write.key.kind() == Kind::DeadLetter);
@@ -171,7 +171,7 @@ impl Blame {
             let call = hash_call(&letter.process, &letter.payload);
             let of = |counts: &BTreeMap<u64, u32>| counts.get(&call).copied().unwrap_or(0);
             let met = self.met.get(&(shard, RecordKey::attempt(cause))).copied().unwrap_or(0);
-            let met_steps = if let Waiting::Task { .. } = cause { of(&self.met_steps) } else { 0 };
+            let met_steps = if let Pending::Task { .. } = cause { of(&self.met_steps) } else { 0 };
             let charged = of(&self.ends) + met + met_steps;
             if charged < max {
                 let index = entry.index;
@@ -202,12 +202,12 @@ fn is_of_handler(attempt: &RecordKey) -> bool {
 
 /// Returns the attempt at the cause that the entry's handler handled.
 fn handled(entry: &Entry) -> Option<RecordKey> {
-    let waiting = match entry.cause {
-        Cause::Suspected { content } => Some(Waiting::Call { content }),
-        _ => entry.cause.waiting(),
+    let pending = match entry.cause {
+        Cause::Suspected { content } => Some(Pending::Call { content }),
+        _ => entry.cause.pending(),
     };
-    let request = || Some(Waiting::Request { identity: entry.cause.identity(&entry.process)? });
-    waiting.or_else(request).map(|waiting| RecordKey::attempt(&waiting))
+    let request = || Some(Pending::Request { identity: entry.cause.identity(&entry.process)? });
+    pending.or_else(request).map(|pending| RecordKey::attempt(&pending))
 }
 
 #[cfg(test)]
@@ -220,8 +220,8 @@ mod tests {
     const SHARD: ShardId = ShardId(1);
     const OTHER: ShardId = ShardId(2);
 
-    fn message(seq: u64) -> Waiting {
-        Waiting::Message { from: ShardId(0), seq: Seq(seq) }
+    fn message(seq: u64) -> Pending {
+        Pending::Message { from: ShardId(0), seq: Seq(seq) }
     }
 
     fn entry(cause: Cause, key: RecordKey, value: Blob) -> Entry {
@@ -230,12 +230,12 @@ mod tests {
         Entry { index, epoch, time, cause, process, writes, sends: Vec::new(), reply: None, served: None }
     }
 
-    fn attempt(waiting: &Waiting, count: u32) -> Entry {
+    fn attempt(pending: &Pending, count: u32) -> Entry {
         let record = AttemptRecord { count, expires: None, alone: Some(count) };
-        entry(Cause::Attempt, RecordKey::attempt(waiting), encode_value(&record))
+        entry(Cause::Attempt, RecordKey::attempt(pending), encode_value(&record))
     }
 
-    fn given_up(cause: Waiting) -> Entry {
+    fn given_up(cause: Pending) -> Entry {
         let (process, payload) = (Key::new("a").expect("a valid key"), Blob::from(&b"innocent"[..]));
         let letter = DeadLetter {
             cause,
@@ -284,7 +284,7 @@ mod tests {
     /// Found by seed 129005872: the process may end between a step's attempt and its begin.
     #[test]
     fn an_end_charges_a_step_that_is_about_to_begin_alone() {
-        let task = Waiting::Task { id: TaskId(3), step: 2 };
+        let task = Pending::Task { id: TaskId(3), step: 2 };
         let mut blame = Blame::default();
         assert!(blame.entry(SHARD, &attempt(&task, 1), 1).is_ok());
         blame.life_ends(killer(), |_, _| true, |_, _, _| true);

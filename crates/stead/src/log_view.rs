@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use stead_core::entry::{Cause, Entry, Reply};
 use stead_core::ids::{Index, ShardId};
-use stead_core::record::{Kind, RecordKey, Waiting};
+use stead_core::record::{Kind, Pending, RecordKey};
 use stead_store::wal::Position;
 
 /// A log entry in readable form.
@@ -121,7 +121,7 @@ fn cause_name(cause: &Cause) -> String {
             format!("received by shard {}", trims.join(", "))
         }
         Cause::Attempt => "attempts are counted".to_owned(),
-        Cause::DeadLetter { cause: Waiting::DeadLetter { letter } } => {
+        Cause::DeadLetter { cause: Pending::DeadLetter { letter } } => {
             format!("dead letter {letter} failed again")
         }
         Cause::DeadLetter { cause } => format!("given up: {cause:?}"),

@@ -11,7 +11,7 @@ use crate::handler::Handler;
 use crate::ids::{Index, TaskId, id_of_entry};
 use crate::key::Key;
 use crate::record::{
-    AttemptRecord, DeadLetter, RecordKey, Retry, StepRetry, TaskRecord, Waiting, encode_value,
+    AttemptRecord, DeadLetter, Pending, RecordKey, Retry, StepRetry, TaskRecord, encode_value,
 };
 use crate::reply::Reply;
 
@@ -38,7 +38,7 @@ impl Shard {
     /// Gives a waiting cause up: it becomes a dead letter.
     pub(super) fn give_up(
         &mut self,
-        cause: Waiting,
+        cause: Pending,
         reason: String,
         job: DeadLetterDraft,
         out: &mut Vec<Effect>,
@@ -60,7 +60,7 @@ impl Shard {
         let letter = DeadLetter { cause, process: process.clone(), payload, sender, reason, time, retry };
         let key = RecordKey::dead_letter(self.state.position().index.next());
         let mut writes = vec![Write { key, value: Some(encode_value(&letter)) }];
-        if let Waiting::Request { .. } | Waiting::Call { .. } = cause {
+        if let Pending::Request { .. } | Pending::Call { .. } = cause {
             // A retry of it is refused.
             writes.push(self.attempt(&cause, AttemptRecord::GIVEN_UP));
         }
@@ -110,9 +110,9 @@ impl Shard {
         let DeadLetter { process, payload, sender, .. } = &letter;
         let caller = match (self.how(&letter), letter.cause) {
             (Retry::Message { service }, _) => Caller::Process { service, key: sender },
-            (Retry::Timer, Waiting::Timer { id }) => Caller::Timer { id },
-            (Retry::Result, Waiting::Task { id, .. }) => Caller::Task { id },
-            (Retry::Step { name, progress }, Waiting::Task { id, step }) => {
+            (Retry::Timer, Pending::Timer { id }) => Caller::Timer { id },
+            (Retry::Result, Pending::Task { id, .. }) => Caller::Task { id },
+            (Retry::Step { name, progress }, Pending::Task { id, step }) => {
                 let (process, state) = (process.clone(), payload.clone());
                 let task = TaskRecord { process, name, step, state, progress, retry: None };
                 return Ok((self.resume_task(index, id, task, out), Reply::Ok(Blob::empty())));
@@ -121,13 +121,13 @@ impl Shard {
         };
         let cause = Cause::Retry { letter: index };
         let run = Run { cause, process, caller, payload, kept: Vec::new() };
-        let waiting = Waiting::DeadLetter { letter: index };
-        self.try_run(waiting, &run, handler, out).map_err(|reason| {
+        let pending = Pending::DeadLetter { letter: index };
+        self.try_run(pending, &run, handler, out).map_err(|reason| {
             let reason = cut(reason);
             let letter = DeadLetter { reason: reason.clone(), time: self.clock.time(), ..letter };
             let value = Some(encode_value(&letter));
             let writes = vec![Write { key: RecordKey::dead_letter(index), value }];
-            self.append(Cause::DeadLetter { cause: waiting }, letter.process, Effects::of(writes), out);
+            self.append(Cause::DeadLetter { cause: pending }, letter.process, Effects::of(writes), out);
             Refusal::FailedAgain { letter: index, reason }
         })
     }
@@ -136,10 +136,10 @@ impl Shard {
     fn how(&self, letter: &DeadLetter) -> Retry {
         match (&letter.retry, letter.cause) {
             (Some(retry), _) => retry.clone(),
-            (None, Waiting::Message { from, .. }) => {
+            (None, Pending::Message { from, .. }) => {
                 self.topology.service_of(from).map_or(Retry::Never, |service| Retry::Message { service })
             }
-            (None, Waiting::Timer { .. }) => Retry::Timer,
+            (None, Pending::Timer { .. }) => Retry::Timer,
             (None, _) => Retry::Never,
         }
     }
@@ -155,9 +155,9 @@ impl Shard {
     }
 }
 
-fn why_never(cause: &Waiting, payload: &[u8]) -> &'static str {
+fn why_never(cause: &Pending, payload: &[u8]) -> &'static str {
     match cause {
-        Waiting::Request { .. } | Waiting::Call { .. } => {
+        Pending::Request { .. } | Pending::Call { .. } => {
             "its client was informed that it was given up, and may have acted on that"
         }
         _ if payload.is_empty() => "its payload was too large to be kept",

@@ -12,7 +12,7 @@ use crate::handler::Handler;
 use crate::ids::{Index, Seq, ShardId, TaskId, Time, TimerId};
 use crate::key::Key;
 use crate::record::{
-    AttemptRecord, Kind, RecordKey, Retry, StepRetry, TaskHead, TaskRecord, TimerRecord, Waiting,
+    AttemptRecord, Kind, Pending, RecordKey, Retry, StepRetry, TaskHead, TaskRecord, TimerRecord,
     decode_value, encode_value,
 };
 use crate::reply::Reply;
@@ -36,12 +36,12 @@ pub(super) struct Jobs {
     /// By sender, the last message that is received or in the queue.
     pub(super) queued: ShardMap<Seq>,
     pub(super) timers: Due,
-    pub(super) failures: BTreeMap<Waiting, u32>,
+    pub(super) failures: BTreeMap<Pending, u32>,
     pub(super) runs: Runs,
     /// Requests that this life of the process has survived, so that a retry is no further attempt.
-    survived: BTreeSet<Waiting>,
+    survived: BTreeSet<Pending>,
     /// Requests in the queue, and the bytes of their payloads.
-    suspects: BTreeSet<Waiting>,
+    suspects: BTreeSet<Pending>,
     suspected: usize,
     suspect_bytes: usize,
     /// Work with which the epoch began and that is not in the queue yet.
@@ -168,7 +168,7 @@ pub(super) enum Work {
     /// A thread is about to run a step that may have been running when the process ended.
     Begin(TaskId, u32),
     /// A request that may have ended the process.
-    Request(Box<Request>, Waiting),
+    Request(Box<Request>, Pending),
 }
 
 impl Jobs {
@@ -216,13 +216,13 @@ impl Jobs {
     }
 
     /// Whether one more request may wait: it must not wait already, and must be within the limits.
-    pub(super) fn takes_suspect(&self, suspect: &Waiting, bytes_max: usize) -> bool {
+    pub(super) fn takes_suspect(&self, suspect: &Pending, bytes_max: usize) -> bool {
         // Requests without an identity may have the same content, and are nevertheless distinct.
-        let waits = matches!(suspect, Waiting::Request { .. }) && self.suspects.contains(suspect);
+        let waits = matches!(suspect, Pending::Request { .. }) && self.suspects.contains(suspect);
         self.suspected < SUSPECTS_MAX && self.suspect_bytes <= bytes_max && !waits
     }
 
-    pub(super) fn push_suspect(&mut self, request: Request, suspect: Waiting) {
+    pub(super) fn push_suspect(&mut self, request: Request, suspect: Pending) {
         self.suspects.insert(suspect);
         self.suspected += 1;
         self.suspect_bytes += request.payload.len();
@@ -243,11 +243,11 @@ impl Jobs {
         Some(job)
     }
 
-    pub(super) fn survived(&self, suspect: &Waiting) -> bool {
+    pub(super) fn survived(&self, suspect: &Pending) -> bool {
         self.survived.contains(suspect)
     }
 
-    fn note_survived(&mut self, suspect: Waiting) {
+    fn note_survived(&mut self, suspect: Pending) {
         // A forgotten one is merely suspected again.
         if self.survived.len() >= SURVIVED_MAX {
             self.survived.pop_first();
@@ -288,7 +288,7 @@ impl Jobs {
             if let Some(retry) = before.record::<TaskHead>(&write.key).and_then(|task| task.retry) {
                 self.runs.later.remove(&(retry.at, id));
             }
-            let steps = Waiting::Task { id, step: 0 }..=Waiting::Task { id, step: u64::MAX };
+            let steps = Pending::Task { id, step: 0 }..=Pending::Task { id, step: u64::MAX };
             while let Some((failed, _)) = self.failures.range(steps.clone()).next() {
                 let failed = *failed;
                 self.failures.remove(&failed);
@@ -298,9 +298,9 @@ impl Jobs {
 
     pub(super) fn check(&self, state: &State) -> Result<(), String> {
         let gone =
-            |waiting: &&Waiting| matches!(waiting, Waiting::Task { id, .. } if !state.tasks().contains(id));
+            |pending: &&Pending| matches!(pending, Pending::Task { id, .. } if !state.tasks().contains(id));
         match self.failures.keys().find(gone) {
-            Some(waiting) => Err(format!("the failures of {waiting:?} are counted, which is gone")),
+            Some(pending) => Err(format!("the failures of {pending:?} are counted, which is gone")),
             None => Ok(()),
         }
     }
@@ -382,7 +382,7 @@ impl Shard {
     /// Queues a message or a timer; `again` if it may have been running when the last life of the process ended.
     pub(super) fn enqueue(&mut self, work: Work, again: bool) {
         let held = self.suspicion.held;
-        if held && self.waiting_of(&work).is_some_and(|waiting| self.has_begun(&waiting)) {
+        if held && self.pending_of(&work).is_some_and(|pending| self.has_begun(&pending)) {
             self.suspicion.met.push_back(Job { work, attempt: Attempt::ToLog });
             return;
         }
@@ -426,7 +426,7 @@ impl Shard {
     /// Whether a job that waits for its attempt has to begin alone.
     fn is_met(&self, job: &Job) -> bool {
         job.attempt == Attempt::ToLog
-            && self.waiting_of(&job.work).is_some_and(|waiting| self.has_begun(&waiting))
+            && self.pending_of(&job.work).is_some_and(|pending| self.has_begun(&pending))
     }
 
     /// Handles waiting work in order, as far as it may be handled now.
@@ -522,19 +522,19 @@ impl Shard {
             if job.attempt != Attempt::ToLog {
                 break;
             }
-            let Some(waiting) = self.waiting_of(&job.work) else {
+            let Some(pending) = self.pending_of(&job.work) else {
                 self.jobs.queue[at].attempt = Attempt::Fresh;
                 break;
             };
-            if !self.has_begun(&waiting) {
-                writes.push(self.attempt(&waiting, 0));
+            if !self.has_begun(&pending) {
+                writes.push(self.attempt(&pending, 0));
                 self.jobs.queue[at].attempt = Attempt::Logged(index);
                 continue;
             }
             if at > 0 {
                 break;
             }
-            let count = self.attempts(&waiting);
+            let count = self.attempts(&pending);
             if count == AttemptRecord::GIVEN_UP {
                 // A request with the same content was given up meanwhile: this one is refused without an attempt.
                 self.jobs.queue[at].attempt = Attempt::Fresh;
@@ -542,12 +542,12 @@ impl Shard {
             }
             if count >= self.settings.attempts_max {
                 let job = self.jobs.pop().expect("it is the first");
-                self.give_up_poison(waiting, job.work, out);
+                self.give_up_poison(pending, job.work, out);
                 self.suspicion.handlers.tried = Some(self.state.position().index);
                 self.end_turns(out);
                 return;
             }
-            writes.push(self.attempt(&waiting, count + 1));
+            writes.push(self.attempt(&pending, count + 1));
             self.jobs.queue[at].attempt = Attempt::Alone(index);
             break;
         }
@@ -557,7 +557,7 @@ impl Shard {
     }
 
     /// Gives up a cause that has ended the process the maximum number of times.
-    pub(super) fn give_up_poison(&mut self, waiting: Waiting, work: Work, out: &mut Vec<Effect>) {
+    pub(super) fn give_up_poison(&mut self, pending: Pending, work: Work, out: &mut Vec<Effect>) {
         if let Work::Timer(_) = work {
             self.jobs.timers.queued -= 1;
         }
@@ -570,7 +570,7 @@ impl Shard {
             _ => {}
         }
         if let Some(draft) = self.draft_of(&work) {
-            self.give_up(waiting, reason, draft, out);
+            self.give_up(pending, reason, draft, out);
         }
         if let Work::Request(request, _) = work {
             self.answer(request.token, Err(Refusal::Poisoned { attempts }), out);
@@ -578,37 +578,37 @@ impl Shard {
     }
 
     /// Returns the number of attempts at a cause according to the log.
-    pub(super) fn attempts(&self, waiting: &Waiting) -> u32 {
-        let key = RecordKey::attempt(waiting);
+    pub(super) fn attempts(&self, pending: &Pending) -> u32 {
+        let key = RecordKey::attempt(pending);
         self.state
             .record::<AttemptRecord>(&key)
             .map_or(0, |record| record.charged(self.settings.attempts_max))
     }
 
-    pub(super) fn attempt(&self, waiting: &Waiting, count: u32) -> Write {
+    pub(super) fn attempt(&self, pending: &Pending, count: u32) -> Write {
         // A client may never repeat its request.
-        let expires = matches!(waiting, Waiting::Request { .. } | Waiting::Call { .. })
+        let expires = matches!(pending, Pending::Request { .. } | Pending::Call { .. })
             .then(|| self.clock.served().plus_millis(self.settings.idempotency_ttl));
         let value = encode_value(&AttemptRecord { count, expires, alone: Some(count) });
-        Write { key: RecordKey::attempt(waiting), value: Some(value) }
+        Write { key: RecordKey::attempt(pending), value: Some(value) }
     }
 
-    pub(super) fn waiting_of(&self, work: &Work) -> Option<Waiting> {
+    pub(super) fn pending_of(&self, work: &Work) -> Option<Pending> {
         match work {
-            Work::Message { from, message } => Some(Waiting::Message { from: *from, seq: message.seq }),
-            Work::Local(seq) => Some(Waiting::Message { from: self.state.shard(), seq: *seq }),
+            Work::Message { from, message } => Some(Pending::Message { from: *from, seq: message.seq }),
+            Work::Local(seq) => Some(Pending::Message { from: self.state.shard(), seq: *seq }),
             Work::Request(_, suspect) => Some(*suspect),
             Work::Begin(..) => None,
             // It may have been cancelled while it waited: then there is nothing to try. One that sends a message runs no user
             // code that could have ended the process.
             Work::Timer(id) => {
                 let timer: TimerRecord = self.state.record(&RecordKey::timer(*id))?;
-                timer.send.is_none().then_some(Waiting::Timer { id: *id })
+                timer.send.is_none().then_some(Pending::Timer { id: *id })
             }
-            Work::Step { id, step, .. } => Some(Waiting::Task { id: *id, step: *step }),
+            Work::Step { id, step, .. } => Some(Pending::Task { id: *id, step: *step }),
             Work::Resume(id) => {
                 let task: TaskHead = self.state.record(&RecordKey::task(*id))?;
-                Some(Waiting::Task { id: *id, step: task.step })
+                Some(Pending::Task { id: *id, step: task.step })
             }
         }
     }
@@ -662,12 +662,12 @@ impl Shard {
         // The marker comes first, so that no cut has a receive without its send.
         self.mark(message.colour, out);
         let Some(service) = self.topology.service_of(from) else { return };
-        let waiting = Waiting::Message { from, seq: message.seq };
+        let pending = Pending::Message { from, seq: message.seq };
         let caller = Caller::Process { service, key: &message.sender };
         let Message { process, payload, sender, .. } = message;
         let cause = Cause::Message { from, seq: message.seq };
         let run = Run { cause, process, caller, payload, kept: Vec::new() };
-        self.run(waiting, &run, sender, Retry::Message { service }, handler, out);
+        self.run(pending, &run, sender, Retry::Message { service }, handler, out);
     }
 
     fn run_timer(&mut self, id: TimerId, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
@@ -680,7 +680,7 @@ impl Shard {
         let TimerRecord { process, payload, .. } = &timer;
         let caller = Caller::Timer { id };
         let run = Run { cause: Cause::Timer { id }, process, caller, payload, kept: Vec::new() };
-        self.run(Waiting::Timer { id }, &run, process, Retry::Timer, handler, out);
+        self.run(Pending::Timer { id }, &run, process, Retry::Timer, handler, out);
     }
 
     /// Sends a message with a delay whose time has come: it leaves with the entry of its timer.
@@ -691,7 +691,7 @@ impl Shard {
         if payload.len() > max {
             let reason = format!("cannot send the message to {} any more", receiver.process);
             let draft = DeadLetterDraft { process: sender.clone(), sender, payload, retry: Retry::Never };
-            return self.give_up(Waiting::Timer { id }, reason, draft, out);
+            return self.give_up(Pending::Timer { id }, reason, draft, out);
         }
         let to = self.topology.shard_of(receiver.service, &receiver.process);
         let sends = vec![Send { to, process: receiver.process, payload }];
@@ -713,7 +713,7 @@ impl Shard {
         if !self.jobs.runs.end(id, run) {
             return;
         }
-        let waiting = Waiting::Task { id, step };
+        let pending = Pending::Task { id, step };
         match outcome {
             StepOutcome::Continue { state: made, .. } | StepOutcome::Done(made)
                 if made.len() > self.settings.entry_bytes_max =>
@@ -722,13 +722,13 @@ impl Shard {
                 let reason = format!(
                     "the step made {len} bytes, over the limit of {max} bytes of one log entry; make the task's state smaller"
                 );
-                self.give_up(waiting, reason, DeadLetterDraft::step(task), out);
+                self.give_up(pending, reason, DeadLetterDraft::step(task), out);
             }
             StepOutcome::Continue { state, progress } => {
                 let process = task.process.clone();
                 let next = TaskRecord { step: step + 1, state, progress, retry: None, ..task };
                 let writes = vec![Write { key, value: Some(encode_value(&next)) }];
-                self.jobs.failures.remove(&waiting);
+                self.jobs.failures.remove(&pending);
                 self.append(Cause::Task { id, step }, process, Effects::of(writes), out);
             }
             StepOutcome::Done(result) => {
@@ -736,7 +736,7 @@ impl Shard {
                 let caller = Caller::Task { id };
                 let process = &task.process;
                 let run = Run { cause: Cause::Task { id, step }, process, caller, payload: &result, kept };
-                self.run(waiting, &run, process, Retry::Result, handler, out);
+                self.run(pending, &run, process, Retry::Result, handler, out);
             }
             StepOutcome::Retry { after, reason } => {
                 let process = task.process.clone();
@@ -745,13 +745,13 @@ impl Shard {
                     StepRetry { count, at: self.clock.time().plus_micros(after), reason: cut(reason) };
                 let next = TaskRecord { retry: Some(retry), ..task };
                 let writes = vec![Write { key, value: Some(encode_value(&next)) }];
-                self.jobs.failures.remove(&waiting);
+                self.jobs.failures.remove(&pending);
                 self.append(Cause::Task { id, step }, process, Effects::of(writes), out);
             }
-            StepOutcome::GivenUp(reason) => self.give_up(waiting, reason, DeadLetterDraft::step(task), out),
+            StepOutcome::GivenUp(reason) => self.give_up(pending, reason, DeadLetterDraft::step(task), out),
             StepOutcome::Failed(reason) => {
-                if self.fails(waiting) {
-                    self.give_up(waiting, reason, DeadLetterDraft::step(task), out);
+                if self.fails(pending) {
+                    self.give_up(pending, reason, DeadLetterDraft::step(task), out);
                 } else {
                     let run = self.jobs.runs.begin(id);
                     let (asks, alone) = (self.suspicion.is_on, self.suspicion.task == Some(id));
@@ -764,17 +764,17 @@ impl Shard {
     /// Handles a waiting cause: it ends with an entry, is tried again, or is given up.
     fn run(
         &mut self,
-        waiting: Waiting,
+        pending: Pending,
         run: &Run<'_>,
         sender: &Key,
         retry: Retry,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) {
-        if let Err(reason) = self.try_run(waiting, run, handler, out) {
+        if let Err(reason) = self.try_run(pending, run, handler, out) {
             let (process, payload) = (run.process.clone(), Blob::from(run.payload));
             self.give_up(
-                waiting,
+                pending,
                 reason,
                 DeadLetterDraft { process, sender: sender.clone(), payload, retry },
                 out,
@@ -785,7 +785,7 @@ impl Shard {
     /// Handles a waiting cause up to the maximum number of times; returns the reason of the last failure.
     pub(super) fn try_run(
         &mut self,
-        waiting: Waiting,
+        pending: Pending,
         run: &Run<'_>,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
@@ -793,20 +793,20 @@ impl Shard {
         let ended = loop {
             match self.execute(run, handler, out) {
                 Ok(done) => break Ok(done),
-                Err(Failure::Panicked(_)) if !self.fails(waiting) => {}
+                Err(Failure::Panicked(_)) if !self.fails(pending) => {}
                 Err(Failure::Panicked(why)) => break Err(format!("the handler panicked: {why}")),
                 Err(Failure::Refused(misuse)) => break Err(misuse.to_string()),
             }
         };
         if !self.jobs.failures.is_empty() {
-            self.jobs.failures.remove(&waiting);
+            self.jobs.failures.remove(&pending);
         }
         ended
     }
 
     /// Counts a failure of a waiting cause; returns true if it was the last one allowed.
-    fn fails(&mut self, waiting: Waiting) -> bool {
-        let failures = self.jobs.failures.entry(waiting).or_default();
+    fn fails(&mut self, pending: Pending) -> bool {
+        let failures = self.jobs.failures.entry(pending).or_default();
         *failures += 1;
         *failures >= self.settings.attempts_max
     }

@@ -645,7 +645,7 @@ impl Shard {
         };
         writes.extend(kept.iter().cloned());
         // No client waits for the reply to a cause that waited in the system.
-        let answer = cause.waiting().is_none().then(|| reply.clone());
+        let answer = cause.pending().is_none().then(|| reply.clone());
         let effects = Effects { writes, sends, reply: answer };
         let (len, max) = (effects.weight(), self.settings.entry_bytes_max);
         if len > max {

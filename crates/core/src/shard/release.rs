@@ -6,7 +6,7 @@ use crate::capture::Reading;
 use crate::clock::Clock;
 use crate::entry::{Cause, Entry};
 use crate::ids::{Colour, Index, Seq, ShardId, TaskId, Time};
-use crate::record::{Kind, RecordKey, TaskRecord, Waiting};
+use crate::record::{Kind, Pending, RecordKey, TaskRecord};
 use crate::room;
 use crate::shard_map::ShardMap;
 use crate::state::State;
@@ -110,7 +110,7 @@ impl Release {
     pub(super) fn hold(&mut self, entry: &Entry, shard: ShardId) {
         let index = entry.index;
         match entry.cause {
-            Cause::Message { from, seq } | Cause::DeadLetter { cause: Waiting::Message { from, seq } }
+            Cause::Message { from, seq } | Cause::DeadLetter { cause: Pending::Message { from, seq } }
                 if from != shard =>
             {
                 self.moved.push_back((index, Moved::Received(from, seq)));

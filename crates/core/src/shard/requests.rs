@@ -8,7 +8,7 @@ use crate::entry::Cause;
 use crate::handler::{Handler, QueryPlace};
 use crate::ids::{Index, Micros, RequestNumber, SessionId};
 use crate::key::Key;
-use crate::record::{AttemptRecord, IdempotencyRecord, RecordKey, Waiting};
+use crate::record::{AttemptRecord, IdempotencyRecord, Pending, RecordKey};
 use crate::reply::Reply;
 use crate::state::State;
 
@@ -64,7 +64,7 @@ impl Shard {
 
     /// Returns the waiting cause for a request that may have ended the process: it is handled only after an attempt is
     /// logged.
-    fn suspect(&self, request: &Request) -> Option<Waiting> {
+    fn suspect(&self, request: &Request) -> Option<Pending> {
         let met = self.state.has_begun_requests();
         if !self.is_active() || !met && self.clock.steady() >= self.suspicion.until {
             return None;
@@ -82,10 +82,10 @@ impl Shard {
     }
 
     /// Returns the identity of a request that comes again after it has ended the process.
-    fn suspect_of(&self, request: &Request) -> Waiting {
+    fn suspect_of(&self, request: &Request) -> Pending {
         match self.cause(request).identity(&request.process) {
-            Some(identity) => Waiting::Request { identity },
-            None => Waiting::call(&request.process, &request.principal, &request.payload),
+            Some(identity) => Pending::Request { identity },
+            None => Pending::call(&request.process, &request.principal, &request.payload),
         }
     }
 
@@ -130,7 +130,7 @@ impl Shard {
         if self.state.has_begun_requests() {
             let suspect = self.suspect_of(request);
             self.check_poison(&suspect)?;
-            if let Waiting::Call { content } = suspect
+            if let Pending::Call { content } = suspect
                 && self.has_begun(&suspect)
             {
                 cause = Cause::Suspected { content };
@@ -186,7 +186,7 @@ impl Shard {
     }
 
     /// Refuses a request that was given up.
-    fn check_poison(&self, suspect: &Waiting) -> Result<(), Refusal> {
+    fn check_poison(&self, suspect: &Pending) -> Result<(), Refusal> {
         let attempts = self.settings.attempts_max;
         let is_given_up = self.attempts(suspect) == AttemptRecord::GIVEN_UP;
         if is_given_up { Err(Refusal::Poisoned { attempts }) } else { Ok(()) }

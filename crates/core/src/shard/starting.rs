@@ -121,7 +121,7 @@ impl Shard {
     /// Queues a step that may have been running when the process ended, or is known to have been.
     pub(super) fn resume(&mut self, id: TaskId) {
         let work = Work::Resume(id);
-        if self.suspicion.is_on && self.waiting_of(&work).is_some_and(|task| self.has_begun(&task)) {
+        if self.suspicion.is_on && self.pending_of(&work).is_some_and(|task| self.has_begun(&task)) {
             self.suspicion.tasks.push_back(id);
         } else {
             self.jobs.push(Job { work, attempt: Attempt::Fresh });

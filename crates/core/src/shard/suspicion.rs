@@ -12,7 +12,7 @@ use crate::entry::Cause;
 use crate::handler::Handler;
 use crate::ids::{Index, TaskId, Time};
 use crate::key::Key;
-use crate::record::{RecordKey, TaskHead, TaskRecord, Waiting};
+use crate::record::{Pending, RecordKey, TaskHead, TaskRecord};
 use crate::trials::Lane;
 use std::collections::VecDeque;
 
@@ -94,8 +94,8 @@ impl Shard {
         if let Some(id) = self.suspicion.task.take() {
             let task = self.state.record::<TaskRecord>(&RecordKey::task(id));
             if let Some(task) = task.filter(|_| self.suspicion.charged) {
-                let waiting = Waiting::Task { id, step: task.step };
-                self.log_attempt(&waiting, self.attempts(&waiting).saturating_sub(1), out);
+                let pending = Pending::Task { id, step: task.step };
+                self.log_attempt(&pending, self.attempts(&pending).saturating_sub(1), out);
             }
         }
         self.suspicion.steps.tried = Some(self.state.position().index);
@@ -108,7 +108,7 @@ impl Shard {
         let mut tasks = Vec::from(std::mem::take(&mut self.suspicion.tasks));
         tasks.sort_by_cached_key(|id| {
             let task = self.state.record::<TaskHead>(&RecordKey::task(*id));
-            task.map_or(0, |task| self.attempts(&Waiting::Task { id: *id, step: task.step }).max(1))
+            task.map_or(0, |task| self.attempts(&Pending::Task { id: *id, step: task.step }).max(1))
         });
         self.suspicion.tasks = tasks.into();
     }
@@ -121,9 +121,9 @@ impl Shard {
     }
 
     /// Whether a cause has begun in a life that ended, or in this one.
-    pub(super) fn has_begun(&self, waiting: &Waiting) -> bool {
+    pub(super) fn has_begun(&self, pending: &Pending) -> bool {
         self.state.attempts() > 0
-            && self.state.records().get(RecordKey::attempt(waiting).as_bytes()).is_some()
+            && self.state.records().get(RecordKey::attempt(pending).as_bytes()).is_some()
     }
 
     pub(super) fn want_turn(&mut self, lane: Lane, out: &mut Vec<Effect>) {
@@ -165,7 +165,7 @@ impl Shard {
             return false;
         }
         let Some(job) = self.suspicion.met.front() else { return false };
-        let Some(waiting) = self.waiting_of(&job.work) else {
+        let Some(pending) = self.pending_of(&job.work) else {
             let dropped = self.suspicion.met.pop_front();
             if dropped.is_some_and(|job| matches!(job.work, Work::Timer(_))) {
                 self.jobs.timers.queued -= 1;
@@ -179,14 +179,14 @@ impl Shard {
             let job = self.suspicion.met.pop_front().expect("looked at above");
             self.run_work(job.work, handler, out);
         } else {
-            let count = self.attempts(&waiting);
+            let count = self.attempts(&pending);
             if count < self.settings.attempts_max {
-                let index = self.log_attempt(&waiting, count + 1, out);
+                let index = self.log_attempt(&pending, count + 1, out);
                 self.suspicion.met[0].attempt = Attempt::Logged(index);
                 return false;
             }
             let job = self.suspicion.met.pop_front().expect("looked at above");
-            self.give_up_poison(waiting, job.work, out);
+            self.give_up_poison(pending, job.work, out);
         }
         self.suspicion.handlers.tried = Some(self.state.position().index);
         self.end_turns(out);
@@ -208,9 +208,9 @@ impl Shard {
         }
         while let Some(id) = self.suspicion.tasks.pop_front() {
             let Some(record) = self.state.record::<TaskRecord>(&RecordKey::task(id)) else { continue };
-            let waiting = Waiting::Task { id, step: record.step };
-            if self.attempts(&waiting) >= self.settings.attempts_max {
-                self.give_up_poison(waiting, Work::Resume(id), out);
+            let pending = Pending::Task { id, step: record.step };
+            if self.attempts(&pending) >= self.settings.attempts_max {
+                self.give_up_poison(pending, Work::Resume(id), out);
                 break;
             }
             (self.suspicion.task, self.suspicion.charged) = (Some(id), false);
@@ -232,10 +232,10 @@ impl Shard {
         if !self.jobs.runs.note_begun(id) {
             return;
         }
-        let waiting = Waiting::Task { id, step: task.step };
+        let pending = Pending::Task { id, step: task.step };
         // A step that failed and runs again in the same turn is not charged twice.
         let alone = self.suspicion.task == Some(id) && !std::mem::replace(&mut self.suspicion.charged, true);
-        let index = self.log_attempt(&waiting, self.attempts(&waiting) + u32::from(alone), out);
+        let index = self.log_attempt(&pending, self.attempts(&pending) + u32::from(alone), out);
         self.release.hold_step(index, id, run);
     }
 
@@ -246,8 +246,8 @@ impl Shard {
         }
     }
 
-    pub(super) fn log_attempt(&mut self, waiting: &Waiting, count: u32, out: &mut Vec<Effect>) -> Index {
-        let writes = vec![self.attempt(waiting, count)];
+    pub(super) fn log_attempt(&mut self, pending: &Pending, count: u32, out: &mut Vec<Effect>) -> Index {
+        let writes = vec![self.attempt(pending, count)];
         self.append(Cause::Attempt, Key::none(), Effects::of(writes), out)
     }
 }

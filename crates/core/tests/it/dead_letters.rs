@@ -3,7 +3,7 @@
 use crate::world::{World, ok};
 use stead_core::entry::{Cause, Reply};
 use stead_core::ids::{Blob, Index, RequestNumber};
-use stead_core::record::{DeadLetter, Kind, Retry, Waiting, decode_value, encode_value};
+use stead_core::record::{DeadLetter, Kind, Pending, Retry, decode_value, encode_value};
 use stead_core::shard::{Identity, Input, Order, Refusal, Settings, StepOutcome};
 
 /// Returns a world whose broken handlers have made a dead letter of `payload`, sent to the process that is returned;
@@ -70,7 +70,7 @@ fn a_retry_that_fails_again_stays_a_dead_letter_with_the_new_reason() {
     world.settle();
     let letters = world.letters(&other);
     assert_eq!((letters.len(), letters[0].0, &letters[0].1.reason), (1, index, &reason));
-    assert!(matches!(letters[0].1.cause, Waiting::Message { .. }), "it is unchanged");
+    assert!(matches!(letters[0].1.cause, Pending::Message { .. }), "it is unchanged");
     assert_eq!(world.shard(&other).state().dead_letters(), 1);
 }
 
@@ -101,7 +101,7 @@ fn a_retried_timer_fires_as_the_timer_that_it_was() {
     world.pass(600);
     world.script.broken = false;
     let (index, letter) = world.letters("a").remove(0);
-    assert!(matches!(letter.cause, Waiting::Timer { .. }));
+    assert!(matches!(letter.cause, Pending::Timer { .. }));
     assert_eq!(world.ordered("a", index, Order::Retry), Ok(ok("timer")));
     world.restart();
     world.pass(10_000);

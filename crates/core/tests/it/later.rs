@@ -2,7 +2,7 @@
 
 use crate::world::{World, ok};
 use stead_core::entry::Cause;
-use stead_core::record::{RecordKey, TaskRecord, Waiting};
+use stead_core::record::{Pending, RecordKey, TaskRecord};
 use stead_core::shard::{Order, Settings, StepOutcome};
 
 fn retry(after: u64) -> StepOutcome {
@@ -102,7 +102,7 @@ fn a_step_that_is_given_up_can_be_retried_and_one_that_waits_can_be_cancelled() 
     let (index, letter) = world.letters("a").pop().unwrap();
     assert_eq!(
         (letter.cause, letter.reason.as_str()),
-        (Waiting::Task { id, step: 0 }, "no route after 2 tries")
+        (Pending::Task { id, step: 0 }, "no route after 2 tries")
     );
     world.tasks.clear();
     world.ordered("a", index, Order::Retry).unwrap();

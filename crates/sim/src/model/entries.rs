@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Index, Seq, ShardId, Time};
 use stead_core::record::{
-    DeadLetter, Kind, RecordKey, Retry, SessionRecord, TaskRecord, TimerRecord, Waiting, decode_value,
+    DeadLetter, Kind, Pending, RecordKey, Retry, SessionRecord, TaskRecord, TimerRecord, decode_value,
 };
 
 impl Model {
@@ -180,10 +180,10 @@ impl Model {
                 }
             }
             Cause::Message { from, seq } => self.check_receive(shard, entry, *from, *seq, true)?,
-            Cause::DeadLetter { cause: Waiting::Message { from, seq } } => {
+            Cause::DeadLetter { cause: Pending::Message { from, seq } } => {
                 self.check_receive(shard, entry, *from, *seq, false)?;
             }
-            Cause::Timer { id } | Cause::DeadLetter { cause: Waiting::Timer { id } } => {
+            Cause::Timer { id } | Cause::DeadLetter { cause: Pending::Timer { id } } => {
                 let Some(timer) = shadow.fold.record::<TimerRecord>(&RecordKey::timer(*id)) else {
                     return bad(7, format!("fires timer {id}, which is not set"));
                 };
@@ -191,7 +191,7 @@ impl Model {
                     return bad(7, format!("fires timer {id} at {:?}, before {:?}", entry.time, timer.at));
                 }
             }
-            Cause::Task { id, step } | Cause::DeadLetter { cause: Waiting::Task { id, step } } => {
+            Cause::Task { id, step } | Cause::DeadLetter { cause: Pending::Task { id, step } } => {
                 let task: Option<TaskRecord> = shadow.fold.record(&RecordKey::task(*id));
                 if task.as_ref().map(|t| t.step) != Some(*step) {
                     return bad(
@@ -200,10 +200,10 @@ impl Model {
                     );
                 }
             }
-            Cause::DeadLetter { cause: Waiting::Request { .. } | Waiting::Call { .. } } => {}
+            Cause::DeadLetter { cause: Pending::Request { .. } | Pending::Call { .. } } => {}
             Cause::Retry { letter }
             | Cause::Drop { letter }
-            | Cause::DeadLetter { cause: Waiting::DeadLetter { letter } } => {
+            | Cause::DeadLetter { cause: Pending::DeadLetter { letter } } => {
                 let Some(known) = shadow.fold.record::<DeadLetter>(&RecordKey::dead_letter(*letter)) else {
                     return bad(7, format!("is about dead letter {letter}, which is not there"));
                 };

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use stead_core::entry::{Cause, Entry, Reply, Trim};
 use stead_core::ids::{Blob, Micros, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId};
 use stead_core::record::{
-    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, RecordKey, SessionRecord, TaskRecord, TimerRecord,
-    Waiting, decode_value, encode_value,
+    AttemptRecord, DeadLetter, IdempotencyRecord, Kind, Pending, RecordKey, SessionRecord, TaskRecord,
+    TimerRecord, decode_value, encode_value,
 };
 use stead_core::records::Records;
 use stead_core::state::{Header, Message, Outbox, Position, State};
@@ -95,7 +95,7 @@ impl Fold {
         }
         // An answered request has not ended the process.
         if let Some(identity) = entry.cause.identity(&entry.process) {
-            self.forget_attempts(&Waiting::Request { identity });
+            self.forget_attempts(&Pending::Request { identity });
         }
         self.apply_cause(entry);
         for write in &entry.writes {
@@ -122,7 +122,7 @@ impl Fold {
     fn apply_cause(&mut self, entry: &Entry) {
         match &entry.cause {
             Cause::Start | Cause::Anonymous | Cause::Attempt | Cause::Expire | Cause::Delete => {}
-            Cause::Suspected { content } => self.forget_attempts(&Waiting::Call { content: *content }),
+            Cause::Suspected { content } => self.forget_attempts(&Pending::Call { content: *content }),
             Cause::OpenSession { session, principal, ttl } => {
                 let expires = self.position.served().plus(*ttl);
                 let record =
@@ -144,22 +144,22 @@ impl Fold {
             Cause::Message { from, seq } => self.receive(*from, *seq),
             Cause::Timer { id } => self.remove(&RecordKey::timer(*id)),
             // The entry itself writes the task's new record.
-            Cause::Task { id, step } => self.forget_attempts(&Waiting::Task { id: *id, step: *step }),
+            Cause::Task { id, step } => self.forget_attempts(&Pending::Task { id: *id, step: *step }),
             Cause::DeadLetter { cause } => match *cause {
-                Waiting::Message { from, seq } => self.receive(from, seq),
-                Waiting::Timer { id } => self.remove(&RecordKey::timer(id)),
-                Waiting::Task { id, step } => {
-                    self.forget_attempts(&Waiting::Task { id, step });
+                Pending::Message { from, seq } => self.receive(from, seq),
+                Pending::Timer { id } => self.remove(&RecordKey::timer(id)),
+                Pending::Task { id, step } => {
+                    self.forget_attempts(&Pending::Task { id, step });
                     self.remove(&RecordKey::task(id));
                 }
                 // The attempts at a request stay, so that a retry is refused; a dead letter stays one.
-                Waiting::Request { .. } | Waiting::Call { .. } | Waiting::DeadLetter { .. } => {}
+                Pending::Request { .. } | Pending::Call { .. } | Pending::DeadLetter { .. } => {}
             },
             Cause::Retry { letter } => self.remove(&RecordKey::dead_letter(*letter)),
             Cause::Drop { letter } => {
                 let key = RecordKey::dead_letter(*letter);
                 // The same content may then be sent again.
-                if let Some(DeadLetter { cause: cause @ Waiting::Call { .. }, .. }) = self.record(&key) {
+                if let Some(DeadLetter { cause: cause @ Pending::Call { .. }, .. }) = self.record(&key) {
                     self.forget_attempts(&cause);
                 }
                 self.remove(&key);
@@ -192,7 +192,7 @@ impl Fold {
 
     fn receive(&mut self, from: ShardId, seq: Seq) {
         self.received.insert(from, seq);
-        self.forget_attempts(&Waiting::Message { from, seq });
+        self.forget_attempts(&Pending::Message { from, seq });
         // A message to the own shard needs no acknowledgement.
         if from == self.shard {
             self.trim(Trim { to: from, upto: seq });
@@ -219,10 +219,10 @@ impl Fold {
         let Some(old) = self.take(key) else { return };
         let number = key.number().unwrap_or_default();
         match key.kind() {
-            Kind::Timer => self.forget_attempts(&Waiting::Timer { id: TimerId(number) }),
+            Kind::Timer => self.forget_attempts(&Pending::Timer { id: TimerId(number) }),
             Kind::Task => {
                 let step = read::<TaskRecord>(&old).step;
-                self.forget_attempts(&Waiting::Task { id: TaskId(number), step });
+                self.forget_attempts(&Pending::Task { id: TaskId(number), step });
             }
             _ => {}
         }
@@ -240,8 +240,8 @@ impl Fold {
         Some(old)
     }
 
-    fn forget_attempts(&mut self, waiting: &Waiting) {
-        self.take(&RecordKey::attempt(waiting));
+    fn forget_attempts(&mut self, pending: &Pending) {
+        self.take(&RecordKey::attempt(pending));
     }
 
     pub(crate) fn position(&self) -> Position {
@@ -292,7 +292,7 @@ impl Fold {
     /// Whether a message, a timer or a step has begun that has no entry yet.
     pub(crate) fn has_begun(&self) -> bool {
         let first =
-            self.records.range(RecordKey::attempt(&Waiting::Message { from: ShardId(0), seq: Seq(0) })..);
+            self.records.range(RecordKey::attempt(&Pending::Message { from: ShardId(0), seq: Seq(0) })..);
         first.take(1).any(|(key, _)| !key.is_attempt_at_request())
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use stead_core::ids::{Index, ShardId};
-use stead_core::record::{DeadLetter, RecordKey, Waiting};
+use stead_core::record::{DeadLetter, Pending, RecordKey};
 use stead_core::state::State;
 
 /// Bytes of payloads after which a page ends.
@@ -141,12 +141,12 @@ fn walk(
 
 fn info(shard: ShardId, index: Index, letter: DeadLetter) -> DeadLetterInfo {
     let cause = match letter.cause {
-        Waiting::Message { from, seq } => format!("message {seq} of shard {from}"),
-        Waiting::Timer { id } => format!("timer {id}"),
-        Waiting::Task { id, step } => format!("step {step} of task {id}"),
-        Waiting::Request { .. } => "a client's request".to_owned(),
-        Waiting::Call { .. } => "a client's request without a session".to_owned(),
-        Waiting::DeadLetter { letter } => format!("dead letter {letter}"),
+        Pending::Message { from, seq } => format!("message {seq} of shard {from}"),
+        Pending::Timer { id } => format!("timer {id}"),
+        Pending::Task { id, step } => format!("step {step} of task {id}"),
+        Pending::Request { .. } => "a client's request".to_owned(),
+        Pending::Call { .. } => "a client's request without a session".to_owned(),
+        Pending::DeadLetter { letter } => format!("dead letter {letter}"),
     };
     DeadLetterInfo {
         shard: shard.0,

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::ids::{Blob, Seq, ShardId, TaskId};
 use stead_core::record::{
-    DeadLetter as Letter, Kind, RecordKey, Retry, TaskRecord, TimerRecord, Waiting, decode_value,
+    DeadLetter as Letter, Kind, Pending, RecordKey, Retry, TaskRecord, TimerRecord, decode_value,
 };
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -219,12 +219,12 @@ impl<'a> Cut<'a> {
             .filter_map(|(_, value)| decode_value::<Letter>(value).ok())
             .map(|letter| {
                 let cause = match (letter.cause, letter.retry) {
-                    (Waiting::Message { .. } | Waiting::DeadLetter { .. }, _) => DeadLetterCause::Message,
-                    (Waiting::Timer { .. }, _) => DeadLetterCause::Timer,
-                    (Waiting::Request { .. } | Waiting::Call { .. }, _) => DeadLetterCause::Request,
-                    (Waiting::Task { .. }, Some(Retry::Result)) => DeadLetterCause::TaskResult,
-                    (Waiting::Task { .. }, Some(Retry::Step { name, .. })) => DeadLetterCause::Step { name },
-                    (Waiting::Task { .. }, _) => DeadLetterCause::Step { name: String::new() },
+                    (Pending::Message { .. } | Pending::DeadLetter { .. }, _) => DeadLetterCause::Message,
+                    (Pending::Timer { .. }, _) => DeadLetterCause::Timer,
+                    (Pending::Request { .. } | Pending::Call { .. }, _) => DeadLetterCause::Request,
+                    (Pending::Task { .. }, Some(Retry::Result)) => DeadLetterCause::TaskResult,
+                    (Pending::Task { .. }, Some(Retry::Step { name, .. })) => DeadLetterCause::Step { name },
+                    (Pending::Task { .. }, _) => DeadLetterCause::Step { name: String::new() },
                 };
                 let request = match cause {
                     DeadLetterCause::Step { .. } => None,

@@ -17,7 +17,7 @@ use stead_core::ids::{
 use stead_core::record::{AttemptRecord, Pending, RecordKey, TaskHead, encode_value};
 use stead_core::records::{Piece, Records};
 use stead_core::replica::EpochConfig;
-use stead_core::shard::{Effect, Identity, Input, Order, Request, Settings, Shard, StepOutcome};
+use stead_core::shard::{DeadLetterAction, Effect, Identity, Input, Request, Settings, Shard, StepOutcome};
 use stead_core::state::{Message, State};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret};
@@ -290,7 +290,7 @@ fn dead_letters(count: usize) -> Duration {
     let before = one.shard.state().dead_letters();
     let time = measured(&mut || {
         for &letter in &letters {
-            one.give(Input::DeadLetter { token: 1, letter, order: Order::Drop });
+            one.give(Input::DeadLetter { token: 1, letter, action: DeadLetterAction::Drop });
             one.store();
         }
     });

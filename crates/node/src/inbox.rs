@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use stead_core::ids::{Colour, Index, Key, SessionId, ShardId};
 use stead_core::record::RecordKey;
-use stead_core::shard::{Input, Order, Query, Request};
+use stead_core::shard::{DeadLetterAction, Input, Query, Request};
 
 /// A command for a worker.
 pub(crate) enum Command<C> {
@@ -17,7 +17,7 @@ pub(crate) enum Command<C> {
     /// A client's query.
     Query { shard: ShardId, query: Query, reception: Reception<C> },
     /// An operator's decision on a dead letter.
-    DeadLetter { shard: ShardId, letter: Index, order: Order, reception: Reception<C> },
+    DeadLetter { shard: ShardId, letter: Index, action: DeadLetterAction, reception: Reception<C> },
     /// An operator deletes records of a process.
     Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reception: Reception<C> },
     /// A client opens a session. Without a reception no caller waits: if it is refused, its requests will be refused,

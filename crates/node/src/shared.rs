@@ -19,7 +19,7 @@ use std::time::Duration;
 use stead_core::ids::{Index, Key, NodeId, SessionId, ShardId, Time};
 use stead_core::placement::{Place, Placement};
 use stead_core::record::RecordKey;
-use stead_core::shard::{Input, Order, Query, Refusal, Request, Shard};
+use stead_core::shard::{DeadLetterAction, Input, Query, Refusal, Request, Shard};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
@@ -235,10 +235,10 @@ impl<E: Env> Shared<E> {
         &self,
         shard: ShardId,
         letter: Index,
-        order: Order,
+        action: DeadLetterAction,
         reception: Reception<E::Caller>,
     ) -> Result<(), NoAnswer> {
-        self.send(shard, Command::DeadLetter { shard, letter, order, reception })
+        self.send(shard, Command::DeadLetter { shard, letter, action, reception })
     }
 
     /// Deletes records of a process, for an operator: at most [`Shard::DELETE_BATCH`] of them.

@@ -14,7 +14,7 @@ use stead_core::ids::{Blob, Index, Key, ServiceId, ShardId, TaskId, TimerId};
 use stead_core::record::{
     DeadLetter, Kind, Pending, RecordKey, TaskRecord, TimerRecord, decode_value, encode_value,
 };
-use stead_core::shard::{Order, StepOutcome};
+use stead_core::shard::{DeadLetterAction, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -405,9 +405,9 @@ impl Workload for Accounts {
         Some(Call { service, key, payload, query })
     }
 
-    fn order(&mut self, rng: &mut Rng) -> Option<Order> {
+    fn dead_letter_action(&mut self, rng: &mut Rng) -> Option<DeadLetterAction> {
         self.code.mended |= rng.bool();
-        Some(if rng.u8(..4) == 0 { Order::Drop } else { Order::Retry })
+        Some(if rng.u8(..4) == 0 { DeadLetterAction::Drop } else { DeadLetterAction::Retry })
     }
 
     fn step(&mut self, _id: TaskId, task: &TaskRecord) -> StepOutcome {

@@ -22,8 +22,8 @@ use stead_core::shard::Input;
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use stead_node::checkpoint::{
-    CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReport, CheckpointSetup, Event, MergePart,
-    Order, SnapshotQueue, Trouble, Wanted,
+    CheckpointCommand, CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReport, CheckpointSetup,
+    Event, MergePart, SnapshotQueue, Trouble, Wanted,
 };
 use stead_node::{Part, Reply, Turned};
 use stead_store::checkpoint::CheckpointError;
@@ -49,7 +49,7 @@ struct Site {
     store: Arc<DiskStore>,
     wall: Cell<Time>,
     is_log_spent: Cell<bool>,
-    orders: RefCell<VecDeque<Order>>,
+    commands: RefCell<VecDeque<CheckpointCommand>>,
     /// The objects that the turn looked for or deleted.
     looked: Cell<bool>,
     deleted: RefCell<Vec<Garbage>>,
@@ -84,7 +84,7 @@ impl CheckpointHub for Site {
             }
             (Some(Bug::TrimEarly), Action::Seal(_)) => {
                 let tops = self.marked.borrow().iter().map(|(shard, index)| (*shard, *index)).collect();
-                self.orders.borrow_mut().push_back(Order::Trim(tops));
+                self.commands.borrow_mut().push_back(CheckpointCommand::Trim(tops));
             }
             (Some(Bug::CollectOneMore), Action::Delete(garbage)) => {
                 let kept = newest(&*self.store).ok().and_then(|newest| newest.manifest);
@@ -100,8 +100,8 @@ impl CheckpointHub for Site {
         }
     }
 
-    fn perform(&self, order: Order) {
-        self.orders.borrow_mut().push_back(order);
+    fn perform(&self, command: CheckpointCommand) {
+        self.commands.borrow_mut().push_back(command);
     }
 }
 
@@ -176,7 +176,7 @@ impl Checkpoints {
                 store,
                 wall: Cell::new(Time(0)),
                 is_log_spent: Cell::new(false),
-                orders: RefCell::default(),
+                commands: RefCell::default(),
                 looked: Cell::new(false),
                 deleted: RefCell::default(),
                 marked: RefCell::default(),
@@ -320,9 +320,9 @@ impl World {
             self.storage_failed("the power is gone")?;
             return Ok(None);
         }
-        let orders = self.checkpoints().site.orders.take();
-        for order in orders {
-            self.carry_order(order)?;
+        let commands = self.checkpoints().site.commands.take();
+        for command in commands {
+            self.carry_command(command)?;
         }
         self.check_collected()?;
         match turned {
@@ -337,16 +337,16 @@ impl World {
         }
     }
 
-    fn carry_order(&mut self, order: Order) -> Outcomes {
-        match order {
-            Order::ForceFull(shards) => {
+    fn carry_command(&mut self, command: CheckpointCommand) -> Outcomes {
+        match command {
+            CheckpointCommand::ForceFull(shards) => {
                 let node = self.node.as_mut().expect("it lives");
                 for shard in shards {
                     node.parts.force_full(shard);
                 }
             }
-            Order::Colour(number) => self.colour(number),
-            Order::Discard { shard, number } => {
+            CheckpointCommand::Colour(number) => self.colour(number),
+            CheckpointCommand::Discard { shard, number } => {
                 self.marks.hit(Mark::LateMarker);
                 if self.bug == Some(Bug::DropNextSnapshot) {
                     self.checkpoints().dropped.insert((shard, number));
@@ -354,30 +354,30 @@ impl World {
                 let delay = self.random(self.profile.channel_delay);
                 self.inside(delay, Inside::GivenUp(Some(shard), number));
             }
-            Order::CaughtUp => {}
-            Order::Completed { manifest, .. } => self.completed(&manifest)?,
-            Order::GivenUp { number, reason, .. } => {
+            CheckpointCommand::CaughtUp => {}
+            CheckpointCommand::Completed { manifest, .. } => self.completed(&manifest)?,
+            CheckpointCommand::GivenUp { number, reason, .. } => {
                 self.checkpoints().ended = Some(Err(format!("checkpoint {number} was given up: {reason}")));
                 self.given_up(number)?;
             }
-            Order::Refused(_) => {
+            CheckpointCommand::Refused(_) => {
                 self.checkpoints().ended = Some(Err("it was refused, because the log is spent".to_owned()));
                 self.marks.hit(Mark::CheckpointRefused);
             }
-            Order::Trim(tops) => {
+            CheckpointCommand::Trim(tops) => {
                 let mut all = vec![Index(0); self.topology.shard_count() as usize];
                 for (shard, top) in tops {
                     all[shard.0 as usize] = top;
                 }
                 self.trim_log(all);
             }
-            Order::Merge(order) => {
+            CheckpointCommand::Merge(job) => {
                 let checkpoints = self.checkpoints();
-                checkpoints.merged = Some(order.output.clone());
-                checkpoints.site.queue.merges.put(order);
+                checkpoints.merged = Some(job.output.clone());
+                checkpoints.site.queue.merges.put(job);
             }
-            Order::Merged(_) => self.marks.hit(Mark::Compacted),
-            Order::Trouble(trouble) => self.trouble_with_checkpoints(&trouble)?,
+            CheckpointCommand::Merged(_) => self.marks.hit(Mark::Compacted),
+            CheckpointCommand::Trouble(trouble) => self.trouble_with_checkpoints(&trouble)?,
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::violation::Violation;
 use crate::world::{Event, Outcomes, World};
 use stead_core::ids::{Index, ShardId};
 use stead_core::record::{Kind, RecordKey};
-use stead_core::shard::{Answer, Input, Order, Refusal};
+use stead_core::shard::{Answer, DeadLetterAction, Input, Refusal};
 use stead_core::state::State;
 
 /// The bit of a token that marks an operator's request.
@@ -14,7 +14,7 @@ pub(crate) const OPERATOR: u64 = 1 << 62;
 const LOOK_EVERY: u32 = 40;
 
 /// A requested decision; a token names it.
-pub(crate) type Ordered = (ShardId, Index, Order);
+pub(crate) type Decision = (ShardId, Index, DeadLetterAction);
 
 fn letters(state: &State) -> impl Iterator<Item = (ShardId, Index)> + '_ {
     let records = (state.dead_letters() > 0).then(|| state.records().iter());
@@ -37,29 +37,29 @@ impl World {
         // The order of the records is that of their hashes, which must not matter.
         found.sort_unstable();
         let (shard, letter) = found[self.operator.usize(..found.len())];
-        let Some(order) = self.workload.borrow_mut().order(&mut self.operator) else { return };
-        let token = OPERATOR | self.ordered.len() as u64;
-        self.ordered.push((shard, letter, order));
+        let Some(action) = self.workload.borrow_mut().dead_letter_action(&mut self.operator) else { return };
+        let token = OPERATOR | self.decisions.len() as u64;
+        self.decisions.push((shard, letter, action));
         // It may arrive in a later life, and twice.
         for _ in 0..self.operator.u8(1..=2) {
             let delay = self.operator.u64(..200_000);
-            let input = Input::DeadLetter { token, letter, order };
+            let input = Input::DeadLetter { token, letter, action };
             self.at(delay, Event::Arrive((shard, input), self.now));
         }
     }
 
     pub(crate) fn operator_hears(&mut self, answer: &Answer) -> Outcomes {
-        let (shard, letter, order) = self.ordered[(answer.token & !OPERATOR) as usize];
+        let (shard, letter, action) = self.decisions[(answer.token & !OPERATOR) as usize];
         let key = RecordKey::dead_letter(letter);
         let bad = |what: &str| {
-            let what = format!("shard {shard}: {order:?} of dead letter {letter} is answered, {what}");
+            let what = format!("shard {shard}: {action:?} of dead letter {letter} is answered, {what}");
             Err(Violation::new(7, what).into())
         };
         match &answer.result {
             Ok(_) => {
-                self.marks.hit(match order {
-                    Order::Retry => Mark::DeadLetterRetried,
-                    Order::Drop => Mark::DeadLetterDropped,
+                self.marks.hit(match action {
+                    DeadLetterAction::Retry => Mark::DeadLetterRetried,
+                    DeadLetterAction::Drop => Mark::DeadLetterDropped,
                 });
                 if self.model.state(shard).has(&key) {
                     return bad("and it is still there");

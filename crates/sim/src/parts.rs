@@ -304,8 +304,8 @@ impl World {
             Input::OpenSession { token, session, principal } => {
                 (token, shared.open_session(shard, session, principal, Some(reception(token))))
             }
-            Input::DeadLetter { token, letter, order } => {
-                (token, shared.dead_letter(shard, letter, order, reception(token)))
+            Input::DeadLetter { token, letter, action } => {
+                (token, shared.dead_letter(shard, letter, action, reception(token)))
             }
             _ => return,
         };

@@ -6,7 +6,7 @@ use stead_core::entry::{Entry, Reply};
 use stead_core::handler::Handler;
 use stead_core::ids::{Blob, Key, ServiceId, ShardId, TaskId};
 use stead_core::record::TaskRecord;
-use stead_core::shard::{Order, Refusal, StepOutcome};
+use stead_core::shard::{DeadLetterAction, Refusal, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 
@@ -55,7 +55,7 @@ pub trait Workload {
     fn next(&mut self, rng: &mut Rng, topology: &Topology, client: usize, id: CallId) -> Option<Call>;
 
     /// Decides on an existing dead letter; `None` leaves it.
-    fn order(&mut self, _rng: &mut Rng) -> Option<Order> {
+    fn dead_letter_action(&mut self, _rng: &mut Rng) -> Option<DeadLetterAction> {
         None
     }
 

@@ -12,7 +12,7 @@ use crate::disk_log::DiskLog;
 use crate::marks::{Mark, Marks};
 use crate::model::{Model, check_channels, copy};
 use crate::node::{NODE, Node, PartId};
-use crate::operator::Ordered;
+use crate::operator::Decision;
 use crate::profile::{Overrides, Profile, one_in, spread};
 use crate::recent::Recent;
 use crate::stage::{Code, Scene};
@@ -205,7 +205,7 @@ pub(crate) struct World {
     pub(crate) reads: Rng,
     /// The faults of clients, and of the disk within a life, are drawn apart as well.
     pub(crate) odd: Rng,
-    pub(crate) ordered: Vec<Ordered>,
+    pub(crate) decisions: Vec<Decision>,
     pub(crate) blame: Blame,
     /// The greatest number of a checkpoint that was completed or given up.
     pub(crate) decided: Colour,
@@ -280,7 +280,7 @@ impl World {
             operator: Rng::with_seed(seed ^ 0x09e7),
             reads: Rng::with_seed(seed ^ 0x4ead),
             odd: Rng::with_seed(seed ^ 0x0dd),
-            ordered: Vec::new(),
+            decisions: Vec::new(),
             blame: Blame::default(),
             decided: Colour(0),
             rehearsal: Rehearsal::None,

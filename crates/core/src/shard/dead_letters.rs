@@ -3,7 +3,7 @@
 //! A retry is not logged before it runs: if it ends the process, the dead letter is still there, and is not retried
 //! unless an operator requests it again.
 
-use super::{Effect, Effects, Order, Refusal, Run, Shard};
+use super::{DeadLetterAction, Effect, Effects, Refusal, Run, Shard};
 use crate::blob::Blob;
 use crate::calls::Caller;
 use crate::entry::{Cause, Write};
@@ -72,27 +72,27 @@ impl Shard {
         &mut self,
         token: u64,
         letter: Index,
-        order: Order,
+        action: DeadLetterAction,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) {
-        let done = self.order(letter, order, handler, out);
+        let done = self.decide(letter, action, handler, out);
         self.answer(token, done, out);
     }
 
-    fn order(
+    fn decide(
         &mut self,
         index: Index,
-        order: Order,
+        action: DeadLetterAction,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) -> Result<(Index, Reply), Refusal> {
         self.admit("")?;
         let letter: DeadLetter =
             self.state.record(&RecordKey::dead_letter(index)).ok_or(Refusal::NoDeadLetter(index))?;
-        match order {
-            Order::Retry => self.retry(index, letter, handler, out),
-            Order::Drop => {
+        match action {
+            DeadLetterAction::Retry => self.retry(index, letter, handler, out),
+            DeadLetterAction::Drop => {
                 let cause = Cause::Drop { letter: index };
                 let index = self.append(cause, letter.process, Effects::default(), out);
                 Ok((index, Reply::Ok(Blob::empty())))

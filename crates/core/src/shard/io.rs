@@ -105,7 +105,7 @@ pub enum Input {
         /// The number in the dead letter's key.
         letter: Index,
         /// The decision.
-        order: Order,
+        action: DeadLetterAction,
     },
     /// An operator deletes records of a process.
     Delete {
@@ -126,7 +126,7 @@ pub enum Input {
 
 /// A decision on a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum DeadLetterAction {
     /// It is retried: the entry of the retry removes it. If it fails again, it stays a dead letter.
     Retry,
     /// It is removed unhandled.

@@ -14,7 +14,7 @@ mod starting;
 mod suspicion;
 
 pub use crate::calls::{Answer, Identity, Limited, Query, Refusal, Request};
-pub use io::{Effect, Input, Messages, Order, StepOutcome};
+pub use io::{DeadLetterAction, Effect, Input, Messages, StepOutcome};
 pub use settings::Settings;
 
 use crate::calls::{Call, Caller, Misuse, Outcome};
@@ -250,8 +250,8 @@ impl Shard {
                 self.suspicion.held = false;
                 self.run_jobs(handler, out);
             }
-            Input::DeadLetter { token, letter, order } => {
-                self.handle_dead_letter(token, letter, order, handler, out);
+            Input::DeadLetter { token, letter, action } => {
+                self.handle_dead_letter(token, letter, action, handler, out);
                 self.run_jobs(handler, out);
             }
             Input::Delete { token, process, records } => self.handle_delete(token, process, records, out),

@@ -4,7 +4,7 @@ use crate::numbered;
 use crate::world::World;
 use stead_core::entry::{Cause, Reply};
 use stead_core::ids::{Colour, RequestNumber, TaskId};
-use stead_core::shard::{Identity, Input, Order, Refusal, Settings, StepOutcome};
+use stead_core::shard::{DeadLetterAction, Identity, Input, Refusal, Settings, StepOutcome};
 
 #[test]
 fn a_message_is_given_up_only_after_the_marker_of_its_colour_9() {
@@ -184,8 +184,8 @@ fn a_call_without_identity_that_ends_the_process_is_given_up_until_its_dead_lett
     assert_eq!((world.deaths, world.letters("a").len()), (4, 1));
     assert_eq!(world.call("a", "add x"), Ok(Reply::Ok(b"x".as_slice().into())));
     let (index, _) = world.letters("a").remove(0);
-    assert!(matches!(world.ordered("a", index, Order::Retry), Err(Refusal::NoRetry { .. })));
-    assert!(world.ordered("a", index, Order::Drop).is_ok());
+    assert!(matches!(world.decided("a", index, DeadLetterAction::Retry), Err(Refusal::NoRetry { .. })));
+    assert!(world.decided("a", index, DeadLetterAction::Drop).is_ok());
     assert_eq!(call(&mut world), None, "a client may send it again once the handler is corrected");
     assert_eq!(world.deaths, 5);
 }

@@ -4,7 +4,7 @@ use crate::world::{World, ok};
 use stead_core::entry::{Cause, Reply};
 use stead_core::ids::{Blob, Index, RequestNumber};
 use stead_core::record::{DeadLetter, Kind, Pending, Retry, decode_value, encode_value};
-use stead_core::shard::{Identity, Input, Order, Refusal, Settings, StepOutcome};
+use stead_core::shard::{DeadLetterAction, Identity, Input, Refusal, Settings, StepOutcome};
 
 /// Returns a world whose broken handlers have made a dead letter of `payload`, sent to the process that is returned;
 /// then the handlers are corrected.
@@ -27,18 +27,18 @@ fn with_dead_message(payload: &str) -> (World, String, Index) {
 #[test]
 fn a_retried_message_is_handled_once_and_by_the_entry_that_removes_the_dead_letter_7() {
     let (mut world, other, index) = with_dead_message("caller");
-    let token = world.order(&other, index, Order::Retry);
+    let token = world.decide(&other, index, DeadLetterAction::Retry);
     assert_eq!((world.state(&other).as_str(), world.answer(token)), ("a", None), "not committed yet");
     // Lost before it was stored: the retry never happened.
     let shard = world.shard_of(&other);
     world.crash_before(shard, 1);
     world.settle();
     assert_eq!((world.state(&other).as_str(), world.letters(&other).len()), ("", 1));
-    assert_eq!(world.ordered(&other, index, Order::Retry), Ok(ok("a")));
+    assert_eq!(world.decided(&other, index, DeadLetterAction::Retry), Ok(ok("a")));
     let entry = world.log[&shard].last().unwrap();
     assert_eq!((&entry.cause, &entry.reply), (&Cause::Retry { letter: index }, &None));
     for _ in 0..2 {
-        assert_eq!(world.ordered(&other, index, Order::Retry), Err(Refusal::NoDeadLetter(index)));
+        assert_eq!(world.decided(&other, index, DeadLetterAction::Retry), Err(Refusal::NoDeadLetter(index)));
         world.restart();
         world.settle();
         assert_eq!((world.state(&other).as_str(), world.letters(&other).len()), ("a", 0));
@@ -48,7 +48,8 @@ fn a_retried_message_is_handled_once_and_by_the_entry_that_removes_the_dead_lett
 #[test]
 fn two_retries_at_once_handle_it_once() {
     let (mut world, other, index) = with_dead_message("add y");
-    let tokens = [Order::Retry, Order::Retry, Order::Drop].map(|order| world.order(&other, index, order));
+    let tokens = [DeadLetterAction::Retry, DeadLetterAction::Retry, DeadLetterAction::Drop]
+        .map(|action| world.decide(&other, index, action));
     world.settle();
     assert_eq!(world.answer(tokens[0]).unwrap().result, Ok(ok("y")));
     for token in &tokens[1..] {
@@ -62,7 +63,7 @@ fn a_retry_that_fails_again_stays_a_dead_letter_with_the_new_reason() {
     let (mut world, other, index) = with_dead_message("panic still");
     let runs = world.runs(&other);
     world.now = world.now.plus_millis(1000);
-    let refused = world.ordered(&other, index, Order::Retry);
+    let refused = world.decided(&other, index, DeadLetterAction::Retry);
     let reason = "the handler panicked: still".to_owned();
     assert_eq!(refused, Err(Refusal::FailedAgain { letter: index, reason: reason.clone() }));
     assert_eq!(world.runs(&other), runs + world.settings.attempts_max as usize);
@@ -78,19 +79,19 @@ fn a_retry_that_fails_again_stays_a_dead_letter_with_the_new_reason() {
 fn an_error_that_a_retried_handler_returns_is_an_answer_and_ends_it() {
     let (mut world, other, index) = with_dead_message("fail no money");
     let error = Reply::Err(Blob::from(b"no money".as_slice()));
-    assert_eq!(world.ordered(&other, index, Order::Retry), Ok(error));
+    assert_eq!(world.decided(&other, index, DeadLetterAction::Retry), Ok(error));
     assert_eq!((world.state(&other).as_str(), world.letters(&other).len()), ("", 0));
 }
 
 #[test]
 fn a_dropped_dead_letter_is_gone_for_good() {
     let (mut world, other, index) = with_dead_message("add y");
-    assert_eq!(world.ordered(&other, index, Order::Drop), Ok(ok("")));
+    assert_eq!(world.decided(&other, index, DeadLetterAction::Drop), Ok(ok("")));
     assert_eq!(world.log[&world.shard_of(&other)].last().unwrap().cause, Cause::Drop { letter: index });
     world.restart();
     world.settle();
     assert_eq!((world.state(&other).as_str(), world.letters(&other).len()), ("", 0));
-    assert_eq!(world.ordered(&other, index, Order::Drop), Err(Refusal::NoDeadLetter(index)));
+    assert_eq!(world.decided(&other, index, DeadLetterAction::Drop), Err(Refusal::NoDeadLetter(index)));
 }
 
 #[test]
@@ -102,7 +103,7 @@ fn a_retried_timer_fires_as_the_timer_that_it_was() {
     world.script.broken = false;
     let (index, letter) = world.letters("a").remove(0);
     assert!(matches!(letter.cause, Pending::Timer { .. }));
-    assert_eq!(world.ordered("a", index, Order::Retry), Ok(ok("timer")));
+    assert_eq!(world.decided("a", index, DeadLetterAction::Retry), Ok(ok("timer")));
     world.restart();
     world.pass(10_000);
     assert_eq!(world.state("a"), "timer");
@@ -125,7 +126,7 @@ fn a_retried_task_goes_on_with_the_step_that_failed_and_its_result_with_the_hand
     }
     let (index, _) = world.letters("a").remove(0);
     assert!(world.tasks.is_empty() && world.shard("a").state().tasks().is_empty());
-    assert_eq!(world.ordered("a", index, Order::Retry), Ok(ok("")));
+    assert_eq!(world.decided("a", index, DeadLetterAction::Retry), Ok(ok("")));
     let (_, again, task) = world.tasks.pop().unwrap();
     assert_eq!((again, task.step, &*task.state, task.name.as_str()), (id, 1, b"8".as_slice(), "count"));
 
@@ -136,7 +137,7 @@ fn a_retried_task_goes_on_with_the_step_that_failed_and_its_result_with_the_hand
     world.script.broken = false;
     let (index, letter) = world.letters("a").remove(0);
     assert_eq!(letter.retry, Some(Retry::Result));
-    assert_eq!(world.ordered("a", index, Order::Retry), Ok(ok("task!")));
+    assert_eq!(world.decided("a", index, DeadLetterAction::Retry), Ok(ok("task!")));
     world.restart();
     world.settle();
     assert!(world.tasks.is_empty() && world.letters("a").is_empty());
@@ -154,8 +155,8 @@ fn a_request_that_was_given_up_can_only_be_dropped_and_its_client_is_still_refus
     }
     world.settle();
     let (index, _) = world.letters("a").remove(0);
-    assert!(matches!(world.ordered("a", index, Order::Retry), Err(Refusal::NoRetry { .. })));
-    assert_eq!(world.ordered("a", index, Order::Drop), Ok(ok("")));
+    assert!(matches!(world.decided("a", index, DeadLetterAction::Retry), Err(Refusal::NoRetry { .. })));
+    assert_eq!(world.decided("a", index, DeadLetterAction::Drop), Ok(ok("")));
     let token = world.request("a", "add poison", identity());
     world.settle();
     assert!(matches!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { .. })));
@@ -167,11 +168,11 @@ fn a_shard_that_does_not_serve_or_has_no_room_takes_no_orders() {
     let (mut world, other, index) = with_dead_message("add y");
     let shard = world.shard_of(&other);
     world.give(shard, Input::Full(true));
-    for order in [Order::Retry, Order::Drop] {
-        assert_eq!(world.ordered(&other, index, order), Err(Refusal::Full));
+    for action in [DeadLetterAction::Retry, DeadLetterAction::Drop] {
+        assert_eq!(world.decided(&other, index, action), Err(Refusal::Full));
     }
     world.restart();
-    let token = world.order(&other, index, Order::Drop);
+    let token = world.decide(&other, index, DeadLetterAction::Drop);
     assert_eq!(world.answer(token).unwrap().result, Err(Refusal::NotReady));
     world.settle();
     assert_eq!(world.letters(&other).len(), 1);
@@ -192,7 +193,7 @@ fn dead_letters_of_an_older_version_are_read_and_retried_as_far_as_they_go() {
     world.restart();
     world.settle();
     assert_eq!(world.letters(&other)[0].1.retry, None);
-    assert_eq!(world.ordered(&other, index, Order::Retry), Ok(ok("a")));
+    assert_eq!(world.decided(&other, index, DeadLetterAction::Retry), Ok(ok("a")));
 }
 
 /// An outcome from before its step was given up must neither count as a failure of the retried step nor run it before
@@ -207,7 +208,7 @@ fn an_outcome_from_before_the_burial_does_nothing_to_the_retried_step_5() {
     world.give(shard, late());
     world.settle();
     let index = world.letters("a")[0].0;
-    world.order("a", index, Order::Retry);
+    world.decide("a", index, DeadLetterAction::Retry);
     world.give(shard, late());
     assert!(world.tasks.is_empty(), "the retry is not committed yet");
     world.settle();

@@ -6,7 +6,7 @@ use stead_core::handler::Misuse;
 use stead_core::ids::{Blob, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
 use stead_core::record::{DeadLetter, RecordKey};
 use stead_core::records::Records;
-use stead_core::shard::{Identity, Input, Order, Refusal, Settings, StepOutcome};
+use stead_core::shard::{DeadLetterAction, Identity, Input, Refusal, Settings, StepOutcome};
 use stead_core::state::{Misfit, State};
 
 const ENTRY: usize = 1000;
@@ -78,7 +78,7 @@ fn a_task_that_makes_more_than_fits_is_given_up_with_its_last_state() {
             letter.reason
         );
         assert_eq!(&*letter.payload, b"begin");
-        world.ordered("a", index, Order::Retry).unwrap();
+        world.decided("a", index, DeadLetterAction::Retry).unwrap();
         assert_eq!(world.tasks.pop().unwrap(), (shard, id, task), "the same step from the same state");
     }
 }
@@ -95,7 +95,7 @@ fn no_entry_is_larger_than_the_log_takes_even_if_the_limit_was_higher_once() {
     world.settle();
     let (index, letter) = world.letters(&other).remove(0);
     assert!(letter.payload.is_empty() && letter.reason.contains("its payload of 5006 bytes is dropped"));
-    let refused = world.ordered(&other, index, Order::Retry);
+    let refused = world.decided(&other, index, DeadLetterAction::Retry);
     assert!(matches!(refused, Err(Refusal::NoRetry { why: "its payload was too large to be kept", .. })));
     let mut bytes = Vec::new();
     world.log[&world.shard_of(&other)].iter().for_each(|entry| {
@@ -298,14 +298,14 @@ fn a_crowded_shell_refuses_orders_about_dead_letters_and_deletions_as_well_as_re
     let shard = world.shard_of(&other).0 as usize;
     let overloaded = |result| assert!(matches!(result, Err(Refusal::Overloaded { .. })), "{result:?}");
     world.shards[shard].set_crowded(true);
-    for order in [Order::Retry, Order::Drop] {
-        overloaded(world.ordered(&other, index, order));
+    for action in [DeadLetterAction::Retry, DeadLetterAction::Drop] {
+        overloaded(world.decided(&other, index, action));
     }
     let (process, records) = (Key::new(&other).unwrap(), vec![RecordKey::process(&other)]);
     world.give(ShardId(shard as u32), Input::Delete { token: 4000, process, records });
     overloaded(world.answer(4000).unwrap().result.clone());
     world.shards[shard].set_crowded(false);
-    world.ordered(&other, index, Order::Drop).unwrap();
+    world.decided(&other, index, DeadLetterAction::Drop).unwrap();
 }
 
 #[test]

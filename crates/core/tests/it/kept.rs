@@ -5,7 +5,7 @@ use crate::world::{World, ok};
 use stead_core::entry::Reply;
 use stead_core::ids::{Blob, BodyHash, Index, SessionId};
 use stead_core::records::Records;
-use stead_core::shard::{Identity, Input, Limited, Order, Refusal, Settings};
+use stead_core::shard::{DeadLetterAction, Identity, Input, Limited, Refusal, Settings};
 use stead_core::state::State;
 
 const BIG: usize = 10_000;
@@ -129,9 +129,12 @@ fn dead_letters_that_are_too_many_stop_clients_until_some_are_dealt_with() {
     assert_eq!(last, letters[2..]);
     assert!(world.shard("a").state().index_difference(&loaded(world.shard("a").state())).is_none());
     // A retry that fails again stays a dead letter; an operator is not refused.
-    assert!(matches!(world.ordered("a", letters[0], Order::Retry), Err(Refusal::FailedAgain { .. })));
+    assert!(matches!(
+        world.decided("a", letters[0], DeadLetterAction::Retry),
+        Err(Refusal::FailedAgain { .. })
+    ));
     assert_eq!(world.shard("a").state().dead_letters(), 3);
-    assert!(world.ordered("a", letters[0], Order::Drop).is_ok());
+    assert!(world.decided("a", letters[0], DeadLetterAction::Drop).is_ok());
     assert_eq!(world.call("b", "add x"), Ok(ok("x")));
     assert!(world.call("a", "add x").is_ok());
 }

@@ -3,7 +3,7 @@
 use crate::world::{World, ok};
 use stead_core::entry::Cause;
 use stead_core::record::{Pending, RecordKey, TaskRecord};
-use stead_core::shard::{Order, Settings, StepOutcome};
+use stead_core::shard::{DeadLetterAction, Settings, StepOutcome};
 
 fn retry(after: u64) -> StepOutcome {
     StepOutcome::Retry { after, reason: "no route".to_owned() }
@@ -105,7 +105,7 @@ fn a_step_that_is_given_up_can_be_retried_and_one_that_waits_can_be_cancelled() 
         (Pending::Task { id, step: 0 }, "no route after 2 tries")
     );
     world.tasks.clear();
-    world.ordered("a", index, Order::Retry).unwrap();
+    world.decided("a", index, DeadLetterAction::Retry).unwrap();
     let (_, _, task) = world.tasks.pop().unwrap();
     assert_eq!(task.retry, None, "it is counted from the beginning");
     world.end_step(shard, id, 0, retry(1_000_000));

@@ -12,7 +12,7 @@ use stead_core::ids::{
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, decode_value};
 use stead_core::replica::EpochConfig;
 use stead_core::shard::{
-    Answer, Effect, Identity, Input, Order, Query, Refusal, Request, Settings, Shard, StepOutcome,
+    Answer, DeadLetterAction, Effect, Identity, Input, Query, Refusal, Request, Settings, Shard, StepOutcome,
 };
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
@@ -471,16 +471,21 @@ impl World {
     }
 
     /// Passes an operator's decision on a dead letter of the shard of a process; the answer may have to wait.
-    pub(crate) fn order(&mut self, key: &str, letter: Index, order: Order) -> u64 {
+    pub(crate) fn decide(&mut self, key: &str, letter: Index, action: DeadLetterAction) -> u64 {
         self.next_token += 1;
         let token = self.next_token;
-        self.give(self.shard_of(key), Input::DeadLetter { token, letter, order });
+        self.give(self.shard_of(key), Input::DeadLetter { token, letter, action });
         token
     }
 
-    /// As [`World::order`], but returns the answer.
-    pub(crate) fn ordered(&mut self, key: &str, letter: Index, order: Order) -> Result<Reply, Refusal> {
-        let token = self.order(key, letter, order);
+    /// As [`World::decide`], but returns the answer.
+    pub(crate) fn decided(
+        &mut self,
+        key: &str,
+        letter: Index,
+        action: DeadLetterAction,
+    ) -> Result<Reply, Refusal> {
+        let token = self.decide(key, letter, action);
         self.settle();
         self.answers[&token].result.clone()
     }

@@ -1,7 +1,7 @@
 //! The part that merges bundles, so that checkpoints and callers do not wait for it.
 
 use crate::bell::Bell;
-use crate::checkpoint::{CheckpointHub, Event, Order, SnapshotQueue, Trouble};
+use crate::checkpoint::{CheckpointCommand, CheckpointHub, Event, SnapshotQueue, Trouble};
 use crate::part::{Part, Turned};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_core::checkpointing::lineage::Lineage;
@@ -14,7 +14,7 @@ use stead_store::checkpoint::store::BlobStore;
 
 /// A merge to carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MergeOrder {
+pub struct MergeJob {
     /// The name of the bundle to write.
     pub output: String,
     /// The checkpoint in the name of its bundle.
@@ -25,17 +25,17 @@ pub struct MergeOrder {
     pub merge: Merge,
 }
 
-/// The queue of the merge part's order; there is one at a time.
+/// The queue of the merge part's job; there is one at a time.
 #[derive(Default)]
 pub struct MergeDesk {
     held: Mutex<Desk>,
-    /// Rung when there is an order.
+    /// Rung when there is a job.
     pub bell: Bell,
 }
 
 #[derive(Default)]
 struct Desk {
-    order: Option<MergeOrder>,
+    job: Option<MergeJob>,
     stopped: bool,
 }
 
@@ -45,8 +45,8 @@ impl MergeDesk {
     }
 
     /// Orders a merge.
-    pub fn put(&self, order: MergeOrder) {
-        self.held().order = Some(order);
+    pub fn put(&self, job: MergeJob) {
+        self.held().job = Some(job);
         self.bell.ring();
     }
 
@@ -79,8 +79,8 @@ impl MergePart {
         queue.send(Event::Merged(None));
     }
 
-    fn begin(&mut self, order: &MergeOrder) -> Result<bool, CheckpointError> {
-        let MergeOrder { output, number, lineage, merge } = order;
+    fn begin(&mut self, job: &MergeJob) -> Result<bool, CheckpointError> {
+        let MergeJob { output, number, lineage, merge } = job;
         let id = (self.incarnation, *number, self.writer);
         self.run = Some(MergeRun::begin(&*self.store, output.clone(), id, lineage, merge)?);
         Ok(false)
@@ -102,25 +102,25 @@ impl<H: CheckpointHub> Part<H> for MergePart {
         &hub.queue().merges.bell
     }
 
-    /// Begins the ordered merge, or continues it.
+    /// Begins the requested merge, or continues it.
     fn turn(&mut self, hub: &H, now: Time) -> Result<Turned, String> {
         let queue = hub.queue();
-        let order = {
+        let job = {
             let mut held = queue.merges.held();
             if held.stopped || hub.is_over() {
                 // The bytes written so far are dropped with the writer.
                 self.run = None;
                 return Ok(Turned::Ended);
             }
-            held.order.take()
+            held.job.take()
         };
         if let Some(due) = self.meter.held_until(queue.pace.rate(), now)
-            && order.is_none()
+            && job.is_none()
         {
             return Ok(Turned::Until(Some(due)));
         }
-        let done = match (order, &mut self.run) {
-            (Some(order), _) => self.begin(&order),
+        let done = match (job, &mut self.run) {
+            (Some(job), _) => self.begin(&job),
             (None, Some(run)) => Self::step(run, &mut self.meter, queue.pace.rate(), now),
             (None, None) => return Ok(Turned::Until(None)),
         };
@@ -132,14 +132,14 @@ impl<H: CheckpointHub> Part<H> for MergePart {
         self.run = None;
         let merged = match ended {
             Ok(merged) => {
-                hub.perform(Order::Merged(merged.bundle.bytes));
+                hub.perform(CheckpointCommand::Merged(merged.bundle.bytes));
                 Some(merged)
             }
             Err(error) => {
                 if let Some(failure) = self.store.failure() {
                     return Err(failure);
                 }
-                hub.perform(Order::Trouble(Trouble::Merge(error)));
+                hub.perform(CheckpointCommand::Trouble(Trouble::Merge(error)));
                 None
             }
         };

@@ -2,7 +2,7 @@
 //! merges bundles beside it.
 //!
 //! Both are stepped: a turn performs one action of bounded size and never waits. In production a thread loops over each, in
-//! the simulator a test does. Requests to the rest of the node leave them as an [`Order`].
+//! the simulator a test does. Requests to the rest of the node leave them as a [`CheckpointCommand`].
 
 mod merge;
 mod part;
@@ -12,7 +12,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use merge::{MergeOrder, MergePart};
+pub use merge::{MergeJob, MergePart};
 pub use part::{CheckpointPart, CheckpointSetup};
 pub use queue::{CheckpointReply, Event, SnapshotQueue, Wanted};
 pub(crate) use queue::{Next, PIECE_BYTES, Pin};
@@ -46,12 +46,12 @@ pub trait CheckpointHub {
         let _ = action;
     }
 
-    /// Performs an order.
-    fn perform(&self, order: Order);
+    /// Performs a command.
+    fn perform(&self, command: CheckpointCommand);
 }
 
 /// A request of checkpoint parts to the rest of the node.
-pub enum Order {
+pub enum CheckpointCommand {
     /// The next parts of these shards must have all their records.
     ForceFull(Vec<ShardId>),
     /// All shards get this colour.
@@ -88,7 +88,7 @@ pub enum Order {
     /// The log no longer needs entries up to these indexes.
     Trim(Vec<(ShardId, Index)>),
     /// Bundles must be merged.
-    Merge(MergeOrder),
+    Merge(MergeJob),
     /// A merge has written this many bytes.
     Merged(u64),
     /// An operation failed; the node continues.

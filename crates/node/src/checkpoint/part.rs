@@ -2,7 +2,9 @@
 
 use crate::bell::Bell;
 use crate::checkpoint::queue::Next;
-use crate::checkpoint::{CheckpointFailure, CheckpointHub, Event, MergeOrder, Order, Trouble, Wanted};
+use crate::checkpoint::{
+    CheckpointCommand, CheckpointFailure, CheckpointHub, Event, MergeJob, Trouble, Wanted,
+};
 use crate::part::{Part, Turned};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -157,7 +159,7 @@ impl CheckpointPart {
             }
             Event::Records { shard, number, piece, done } => {
                 if hub.queue().took(piece.bytes()) {
-                    hub.perform(Order::CaughtUp);
+                    hub.perform(CheckpointCommand::CaughtUp);
                 }
                 self.write_piece(hub, now, (shard, number), &piece, done);
                 hub.queue().give_back(piece);
@@ -258,7 +260,7 @@ impl CheckpointPart {
 
     fn fail(&mut self, hub: &impl CheckpointHub, now: Time, number: Colour, error: CheckpointError) {
         self.driver.handle(now, Input::Failed { number, reason: error.to_string() });
-        hub.perform(Order::Trouble(Trouble::Checkpoint(number, error)));
+        hub.perform(CheckpointCommand::Trouble(Trouble::Checkpoint(number, error)));
     }
 
     fn perform(&mut self, hub: &impl CheckpointHub, now: Now, action: Action) {
@@ -278,9 +280,9 @@ impl CheckpointPart {
                     Err(error) => self.fail(hub, steady, number, error),
                 }
             }
-            Action::ForceFull(shards) => hub.perform(Order::ForceFull(shards)),
-            Action::Colour(number) => hub.perform(Order::Colour(number)),
-            Action::Discard { shard, number } => hub.perform(Order::Discard { shard, number }),
+            Action::ForceFull(shards) => hub.perform(CheckpointCommand::ForceFull(shards)),
+            Action::Colour(number) => hub.perform(CheckpointCommand::Colour(number)),
+            Action::Discard { shard, number } => hub.perform(CheckpointCommand::Discard { shard, number }),
             Action::Seal(number) => {
                 let Stage::Writing(writer) = self.take_stage(number) else { return };
                 match writer.seal(self.driver.lineage()) {
@@ -306,21 +308,21 @@ impl CheckpointPart {
                 hub.queue().running.store(0, Ordering::Relaxed);
                 let duration = Duration::from_micros(steady.0.saturating_sub(begun.0));
                 let manifest = Box::new(sealed.into_manifest());
-                hub.perform(Order::Completed { manifest, duration, wanted });
+                hub.perform(CheckpointCommand::Completed { manifest, duration, wanted });
             }
             Action::GivenUp { number, reason } => {
                 let running = self.running.take().into_iter().flat_map(|running| running.wanted);
                 let wanted = running.chain(self.wanted.drain(..)).collect();
                 hub.queue().running.store(0, Ordering::Relaxed);
-                hub.perform(Order::GivenUp { number, reason, wanted });
+                hub.perform(CheckpointCommand::GivenUp { number, reason, wanted });
             }
-            Action::Refuse => hub.perform(Order::Refused(std::mem::take(&mut self.wanted))),
-            Action::Trim(tops) => hub.perform(Order::Trim(tops)),
+            Action::Refuse => hub.perform(CheckpointCommand::Refused(std::mem::take(&mut self.wanted))),
+            Action::Trim(tops) => hub.perform(CheckpointCommand::Trim(tops)),
             Action::Look => {
                 let input = match self.stock.inventory(&*self.store, self.topology.incarnation) {
                     Ok(inventory) => Input::Inventory { inventory, pinned: hub.queue().pinned() },
                     Err(error) => {
-                        hub.perform(Order::Trouble(Trouble::Collection(error)));
+                        hub.perform(CheckpointCommand::Trouble(Trouble::Collection(error)));
                         Input::CollectFailed
                     }
                 };
@@ -330,7 +332,7 @@ impl CheckpointPart {
                 let input = match self.delete(&garbage) {
                     Ok(()) => Input::Deleted,
                     Err(error) => {
-                        hub.perform(Order::Trouble(Trouble::Collection(error)));
+                        hub.perform(CheckpointCommand::Trouble(Trouble::Collection(error)));
                         Input::CollectFailed
                     }
                 };
@@ -338,7 +340,7 @@ impl CheckpointPart {
             }
             Action::Merge { output, number, merge } => {
                 let lineage = self.driver.lineage().clone();
-                hub.perform(Order::Merge(MergeOrder { output, number, lineage, merge }));
+                hub.perform(CheckpointCommand::Merge(MergeJob { output, number, lineage, merge }));
             }
         }
     }
@@ -350,7 +352,7 @@ impl CheckpointPart {
             Err(error) => {
                 let (reason, may_exist) = (error.to_string(), !error.is_full());
                 self.driver.handle(now, Input::StoreFailed { number, reason, may_exist });
-                hub.perform(Order::Trouble(Trouble::Checkpoint(number, error)));
+                hub.perform(CheckpointCommand::Trouble(Trouble::Checkpoint(number, error)));
             }
         }
     }
@@ -375,7 +377,7 @@ impl CheckpointPart {
             },
             Err(error) => error,
         };
-        hub.perform(Order::Trouble(Trouble::Tombstone(number, error)));
+        hub.perform(CheckpointCommand::Trouble(Trouble::Tombstone(number, error)));
         Burial::Unknown
     }
 

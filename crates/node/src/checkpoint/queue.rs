@@ -88,7 +88,7 @@ pub struct SnapshotQueue {
     /// The capacity of written pieces.
     spare: Mutex<Vec<Piece>>,
     pins: Arc<Pins>,
-    /// The desk at which merges are ordered.
+    /// The desk at which merges are requested.
     pub merges: MergeDesk,
 }
 

@@ -2,8 +2,8 @@
 
 use crate::bell::Bell;
 use crate::checkpoint::{
-    CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReport, MergePart, Order, SnapshotQueue,
-    Trouble, Wanted,
+    CheckpointCommand, CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReport, MergePart,
+    SnapshotQueue, Trouble, Wanted,
 };
 use crate::checks::Job;
 use crate::clock::Clock;
@@ -99,31 +99,31 @@ impl<E: Env> CheckpointHub for Rest<'_, E> {
         self.shared.log.is_spent()
     }
 
-    fn perform(&self, order: Order) {
+    fn perform(&self, command: CheckpointCommand) {
         let shared = self.shared;
-        match order {
-            Order::ForceFull(shards) => {
+        match command {
+            CheckpointCommand::ForceFull(shards) => {
                 for shard in shards {
                     shared.inboxes[shared.worker_of(shard)].push(Command::ForceFull(shard));
                 }
             }
-            Order::Colour(number) => {
+            CheckpointCommand::Colour(number) => {
                 for inbox in &shared.inboxes {
                     inbox.push(Command::every(Input::Colour(number)));
                 }
             }
-            Order::Discard { shard, number } => {
+            CheckpointCommand::Discard { shard, number } => {
                 shared.inboxes[shared.worker_of(shard)].push(Command::GivenUp(number));
             }
             // A worker without other work sleeps.
-            Order::CaughtUp => shared.inboxes.iter().for_each(|inbox| inbox.bell.ring()),
-            Order::Completed { manifest, duration, wanted } => {
+            CheckpointCommand::CaughtUp => shared.inboxes.iter().for_each(|inbox| inbox.bell.ring()),
+            CheckpointCommand::Completed { manifest, duration, wanted } => {
                 for inbox in &shared.inboxes {
                     inbox.push(Command::every(Input::Completed(manifest.number)));
                 }
                 self.completed(*manifest, duration, wanted);
             }
-            Order::GivenUp { number, reason, wanted } => {
+            CheckpointCommand::GivenUp { number, reason, wanted } => {
                 events::warn(format_args!("checkpoint {number} is given up: {reason}"));
                 shared.counters.checkpoints_failed.add(1);
                 for inbox in &shared.inboxes {
@@ -132,16 +132,16 @@ impl<E: Env> CheckpointHub for Rest<'_, E> {
                 let failure = CheckpointFailure::GivenUp { number: number.0, reason };
                 answer_all(wanted, &failure);
             }
-            Order::Refused(wanted) => {
+            CheckpointCommand::Refused(wanted) => {
                 events::warn(CheckpointFailure::Full);
                 answer_all(wanted, &CheckpointFailure::Full);
             }
-            Order::Trim(tops) => shared.log.trim(by_position(&tops)),
-            Order::Merge(order) => shared.snapshots.merges.put(order),
-            Order::Merged(bytes) => shared.counters.checkpoint_bytes.add(bytes),
+            CheckpointCommand::Trim(tops) => shared.log.trim(by_position(&tops)),
+            CheckpointCommand::Merge(job) => shared.snapshots.merges.put(job),
+            CheckpointCommand::Merged(bytes) => shared.counters.checkpoint_bytes.add(bytes),
             // The give-up is reported with its reason.
-            Order::Trouble(Trouble::Checkpoint(..)) => {}
-            Order::Trouble(trouble) => events::warn(trouble),
+            CheckpointCommand::Trouble(Trouble::Checkpoint(..)) => {}
+            CheckpointCommand::Trouble(trouble) => events::warn(trouble),
         }
     }
 }

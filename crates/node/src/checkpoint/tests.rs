@@ -24,7 +24,7 @@ const TIMEOUT: u64 = 1_000_000;
 /// A node that notes what its checkpoint part asks for.
 struct Hub {
     queue: SnapshotQueue,
-    orders: RefCell<Vec<Order>>,
+    commands: RefCell<Vec<CheckpointCommand>>,
 }
 
 impl CheckpointHub for Hub {
@@ -44,8 +44,8 @@ impl CheckpointHub for Hub {
         false
     }
 
-    fn perform(&self, order: Order) {
-        self.orders.borrow_mut().push(order);
+    fn perform(&self, command: CheckpointCommand) {
+        self.commands.borrow_mut().push(command);
     }
 }
 
@@ -125,7 +125,7 @@ impl Node {
             },
             recovered: Recovered::default(),
         };
-        let hub = Hub { queue: SnapshotQueue::new(bytes_per_second), orders: RefCell::default() };
+        let hub = Hub { queue: SnapshotQueue::new(bytes_per_second), commands: RefCell::default() };
         Self { hub, part: CheckpointPart::new(setup, Time(0)), store, now: 0 }
     }
 
@@ -150,8 +150,8 @@ impl Node {
         panic!("it never sleeps");
     }
 
-    fn orders(&self) -> Vec<Order> {
-        self.hub.orders.take()
+    fn commands(&self) -> Vec<CheckpointCommand> {
+        self.hub.commands.take()
     }
 
     /// The shard marks a checkpoint, and hands over one record of so many bytes in each of two pieces.
@@ -185,9 +185,9 @@ fn disk_store(disk: &SimDisk) -> DiskStore {
     DiskStore::open(Arc::new(disk.clone()), "checkpoints").unwrap()
 }
 
-fn completed(orders: &[Order]) -> Vec<Colour> {
-    let numbers = orders.iter().filter_map(|order| match order {
-        Order::Completed { manifest, .. } => Some(manifest.number),
+fn completed(commands: &[CheckpointCommand]) -> Vec<Colour> {
+    let numbers = commands.iter().filter_map(|command| match command {
+        CheckpointCommand::Completed { manifest, .. } => Some(manifest.number),
         _ => None,
     });
     numbers.collect()
@@ -203,7 +203,7 @@ fn the_turn_that_meets_a_failed_sync_is_the_last_one() {
     disk.fail_syncs(1);
     node.turns().unwrap_err();
     assert!(matches!(*slot.0.lock().unwrap(), Some(Err(CheckpointFailure::Stopped(_)))));
-    assert_eq!(completed(&node.orders()), []);
+    assert_eq!(completed(&node.commands()), []);
 }
 
 #[test]
@@ -218,8 +218,9 @@ fn what_is_held_at_its_pace_is_given_up_in_time() {
     assert!(slot.0.lock().unwrap().is_none());
     node.now = TIMEOUT;
     node.turns().unwrap();
-    let given_up = |order: &Order| matches!(order, Order::GivenUp { number: Colour(1), .. });
-    assert!(node.orders().iter().any(given_up));
+    let given_up =
+        |command: &CheckpointCommand| matches!(command, CheckpointCommand::GivenUp { number: Colour(1), .. });
+    assert!(node.commands().iter().any(given_up));
     // The next one is not held up by what is left of it.
     node.want();
     node.turns().unwrap();
@@ -227,7 +228,7 @@ fn what_is_held_at_its_pace_is_given_up_in_time() {
     node.now += 500_000;
     node.hub.queue.pace.set(0);
     node.turns().unwrap();
-    assert_eq!(completed(&node.orders()), [Colour(2)]);
+    assert_eq!(completed(&node.commands()), [Colour(2)]);
 }
 
 #[test]
@@ -239,10 +240,10 @@ fn a_manifest_that_was_stored_in_spite_of_an_error_is_a_checkpoint() {
     node.turns().unwrap();
     node.mark(Colour(1), 10);
     node.turns().unwrap();
-    let orders = node.orders();
-    assert_eq!(completed(&orders), [Colour(1)]);
-    assert!(orders.iter().all(|order| !matches!(order, Order::GivenUp { .. })));
-    assert!(orders.iter().any(|order| matches!(order, Order::Trim(_))));
+    let commands = node.commands();
+    assert_eq!(completed(&commands), [Colour(1)]);
+    assert!(commands.iter().all(|command| !matches!(command, CheckpointCommand::GivenUp { .. })));
+    assert!(commands.iter().any(|command| matches!(command, CheckpointCommand::Trim(_))));
     read_manifest(&*node.store, Colour(1)).unwrap();
 }
 

@@ -50,9 +50,9 @@ impl<E: Env> Worker<E> {
                 self.calls.open(reception, Some((shard, input.clone())));
                 self.give(shared, now, slot, input);
             }
-            Command::DeadLetter { shard, letter, order, reception } => {
+            Command::DeadLetter { shard, letter, action, reception } => {
                 let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
-                let input = Input::DeadLetter { token: self.calls.next_token(), letter, order };
+                let input = Input::DeadLetter { token: self.calls.next_token(), letter, action };
                 self.calls.open(reception, Some((shard, input.clone())));
                 self.give(shared, now, slot, input);
             }

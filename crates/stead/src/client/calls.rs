@@ -14,7 +14,7 @@ use std::time::Duration;
 use stead_core::entry::Reply;
 use stead_core::ids::{Blob, BodyHash, Colour, Epoch, Index, Key, SessionId, ShardId};
 use stead_core::record::RecordKey;
-use stead_core::shard::{Answer, Identity, Order, Query, Refusal, Request};
+use stead_core::shard::{Answer, DeadLetterAction, Identity, Query, Refusal, Request};
 use stead_node::{Reception, Shared};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
@@ -186,7 +186,7 @@ impl Client {
     /// [`Refusal::FailedAgain`]; [`Refusal::NoDeadLetter`], also after a retry that succeeded; [`Refusal::NoRetry`], in
     /// particular for a client's request: its client was informed that it was given up.
     pub async fn retry_dead_letter(&self, shard: u32, index: u64) -> Result<Retried, RawError> {
-        let answer = self.order(shard, index, Order::Retry).await?;
+        let answer = self.decide(shard, index, DeadLetterAction::Retry).await?;
         let error = match answer.result {
             Ok(Reply::Err(error)) => Some(codec::payload_to_json(&error)?),
             _ => None,
@@ -199,17 +199,17 @@ impl Client {
     /// # Errors
     /// [`Refusal::NoDeadLetter`], also after it was deleted.
     pub async fn drop_dead_letter(&self, shard: u32, index: u64) -> Result<(), RawError> {
-        self.order(shard, index, Order::Drop).await.map(|_| ())
+        self.decide(shard, index, DeadLetterAction::Drop).await.map(|_| ())
     }
 
-    async fn order(&self, shard: u32, index: u64, order: Order) -> Result<Answer, RawError> {
+    async fn decide(&self, shard: u32, index: u64, action: DeadLetterAction) -> Result<Answer, RawError> {
         let shards = self.shared.topology().shard_count();
         if shard >= shards {
             return Err(RawError::UnknownShard { shard, shards });
         }
         let (shard, letter) = (ShardId(shard), Index(index));
         let (reception, answer) = self.receive(self.timeout);
-        self.shared.dead_letter(shard, letter, order, reception)?;
+        self.shared.dead_letter(shard, letter, action, reception)?;
         self.answered(answer.await)
     }
 

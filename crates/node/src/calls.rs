@@ -1,6 +1,6 @@
 //! The clients' calls that wait for their answer at a worker.
 
-use crate::env::Reception;
+use crate::env::ReplyTo;
 use stead_core::ids::{ShardId, Time};
 use stead_core::shard::{Answer, Input};
 
@@ -26,7 +26,7 @@ pub(crate) struct Calls<C> {
 
 /// A call that waits for its answer.
 pub(crate) struct PendingCall<C> {
-    pub(crate) reception: Reception<C>,
+    pub(crate) reply_to: ReplyTo<C>,
     /// Its bytes in the account of memory.
     pub(crate) bytes: usize,
     /// The input to repeat, if its shard cannot accept it yet.
@@ -70,11 +70,11 @@ impl<C> Calls<C> {
     }
 
     /// Adds a call, and returns its token: [`Self::next_token`].
-    pub(crate) fn open(&mut self, reception: Reception<C>, again: Option<(ShardId, Input)>) -> u64 {
+    pub(crate) fn open(&mut self, reply_to: ReplyTo<C>, again: Option<(ShardId, Input)>) -> u64 {
         let token = self.next_token();
         let at = self.free.pop().expect("the next token is that of a free slot");
         let bytes = std::mem::take(&mut self.command_bytes);
-        self.slots[at as usize].1 = Some(PendingCall { reception, bytes, again, refused: None });
+        self.slots[at as usize].1 = Some(PendingCall { reply_to, bytes, again, refused: None });
         token
     }
 
@@ -99,7 +99,7 @@ impl<C> Calls<C> {
         let mut overdue = Vec::new();
         while self.looked < until && overdue.len() < OVERDUE_BATCH {
             let (generation, slot) = &self.slots[self.looked];
-            if slot.as_ref().is_some_and(|call| call.reception.deadline <= now) {
+            if slot.as_ref().is_some_and(|call| call.reply_to.deadline <= now) {
                 let token = u64::from(*generation) << 32 | self.looked as u64;
                 overdue.extend(self.close(token));
             }
@@ -128,14 +128,14 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn reception() -> Reception<()> {
-        Reception { caller: (), deadline: Time(1), timeout: Duration::ZERO }
+    fn reply_to() -> ReplyTo<()> {
+        ReplyTo { caller: (), deadline: Time(1), timeout: Duration::ZERO }
     }
 
     #[test]
     fn a_rush_of_calls_leaves_no_memory_and_no_token_names_another_call() {
         let mut calls = Calls::default();
-        let rush: Vec<u64> = (0..5000).map(|_| calls.open(reception(), None)).collect();
+        let rush: Vec<u64> = (0..5000).map(|_| calls.open(reply_to(), None)).collect();
         calls.shrink();
         assert!(calls.slots.capacity() >= 5000, "all of them wait");
         for (at, token) in rush.iter().enumerate() {
@@ -145,7 +145,7 @@ mod tests {
         calls.shrink();
         assert!(calls.is_empty() && calls.slots.capacity() <= 1024 && calls.free.capacity() <= 1024);
         for _ in 0..5000 {
-            let token = calls.open(reception(), None);
+            let token = calls.open(reply_to(), None);
             assert!(!rush.contains(&token));
         }
         assert!(rush.iter().all(|token| calls.close(*token).is_none()));
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn a_look_for_overdue_calls_goes_on_where_the_last_one_ended() {
         let mut calls = Calls::default();
-        let tokens: Vec<u64> = (0..40_000).map(|_| calls.open(reception(), None)).collect();
+        let tokens: Vec<u64> = (0..40_000).map(|_| calls.open(reply_to(), None)).collect();
         assert!(calls.close_overdue(Time(0)).0.is_empty());
         assert_eq!(calls.looked, OVERDUE_LOOK);
         let (mut closed, mut looks) = (0, 0);

@@ -103,7 +103,7 @@ pub enum NoAnswer {
 
 /// A caller, and until when it waits.
 #[derive(Debug)]
-pub struct Reception<C> {
+pub struct ReplyTo<C> {
     /// Where the answer goes.
     pub caller: C,
     /// When the call ends without an answer, on the node's steady clock: [`Shared::now`](crate::Shared::now).

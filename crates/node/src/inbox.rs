@@ -1,7 +1,7 @@
 //! The queue through which other threads give work to a worker.
 
 use crate::bell::Bell;
-use crate::env::Reception;
+use crate::env::ReplyTo;
 use crate::status::{ShardStatus, WorkerStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,17 +12,17 @@ use stead_core::shard::{DeadLetterAction, Input, Query, Request};
 
 /// A command for a worker.
 pub(crate) enum Command<C> {
-    /// A client's request; the answer goes to the reception. The worker fills in the token.
-    Request { shard: ShardId, request: Request, reception: Reception<C> },
+    /// A client's request; the answer goes to `reply_to`. The worker fills in the token.
+    Request { shard: ShardId, request: Request, reply_to: ReplyTo<C> },
     /// A client's query.
-    Query { shard: ShardId, query: Query, reception: Reception<C> },
+    Query { shard: ShardId, query: Query, reply_to: ReplyTo<C> },
     /// An operator's decision on a dead letter.
-    DeadLetter { shard: ShardId, letter: Index, action: DeadLetterAction, reception: Reception<C> },
+    DeadLetter { shard: ShardId, letter: Index, action: DeadLetterAction, reply_to: ReplyTo<C> },
     /// An operator deletes records of a process.
-    Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reception: Reception<C> },
-    /// A client opens a session. Without a reception no caller waits: if it is refused, its requests will be refused,
+    Delete { shard: ShardId, process: Key, records: Vec<RecordKey>, reply_to: ReplyTo<C> },
+    /// A client opens a session. Without `reply_to` no caller waits: if it is refused, its requests will be refused,
     /// too.
-    OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reception: Option<Reception<C>> },
+    OpenSession { shard: ShardId, session: SessionId, principal: Arc<str>, reply_to: Option<ReplyTo<C>> },
     /// The same input for every shard of this worker, from the one at position `from` on.
     Every { input: Input, from: usize },
     /// The next part of a shard must have every record.
@@ -52,7 +52,7 @@ impl<C> Command<C> {
                 let keys: usize = records.iter().map(|record| record.as_bytes().len()).sum();
                 process.len() + keys + records.len() * size_of::<RecordKey>()
             }
-            Self::DeadLetter { .. } | Self::OpenSession { reception: Some(_), .. } => 0,
+            Self::DeadLetter { .. } | Self::OpenSession { reply_to: Some(_), .. } => 0,
             _ => return 0,
         };
         // In the inbox, and then among the inputs to repeat.

@@ -46,7 +46,7 @@ pub use bell::Bell;
 pub use checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub use checks::CheckStatus;
 pub use clock::{Clock, SystemClock, Wall, system_time};
-pub use env::{Caller, Env, NoAnswer, Program, Reception, Reply, StepCall, Watch};
+pub use env::{Caller, Env, NoAnswer, Program, Reply, ReplyTo, StepCall, Watch};
 pub use life::Life;
 pub use listed::{list_checkpoints, verify_stored};
 pub use log::{LogDesk, LogHub, LogPart, Submission};

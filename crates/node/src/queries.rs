@@ -6,7 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "queries run on threads of their own, for any time")]
 
-use crate::env::{Caller, Env, NoAnswer, Program, Reception};
+use crate::env::{Caller, Env, NoAnswer, Program, ReplyTo};
 use crate::events;
 use crate::memory::Memory;
 use crate::panics;
@@ -50,14 +50,14 @@ pub(crate) struct Job<C> {
     reading: Box<Reading>,
     /// As the reading has it: copied before the queue is locked.
     process: Key,
-    reception: Reception<C>,
+    reply_to: ReplyTo<C>,
     charge: Charge,
 }
 
 impl<C> Job<C> {
-    pub(crate) fn new(reading: Box<Reading>, reception: Reception<C>, memory: &Arc<Memory>) -> Self {
+    pub(crate) fn new(reading: Box<Reading>, reply_to: ReplyTo<C>, memory: &Arc<Memory>) -> Self {
         let charge = Charge::new(memory, reading.weight());
-        Self { process: reading.query.process.clone(), reading, reception, charge }
+        Self { process: reading.query.process.clone(), reading, reply_to, charge }
     }
 }
 
@@ -152,7 +152,7 @@ struct Running<C> {
     process: Key,
     since: Instant,
     /// The client that waits, until an answer is given.
-    reception: Option<Reception<C>>,
+    reply_to: Option<ReplyTo<C>>,
     deadline: Time,
     /// It was given up, and its thread replaced.
     is_stuck: bool,
@@ -324,7 +324,7 @@ impl<C: Caller> QueryQueue<C> {
         let Some(job) = queue.pop() else { return Ran::None };
         let service = job.reading.service;
         self.waiting[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
-        if job.reception.deadline <= shared.now() || job.reception.caller.is_gone() {
+        if job.reply_to.deadline <= shared.now() || job.reply_to.caller.is_gone() {
             drop(queue);
             self.give_up(shared, Over::late(job));
             return Ran::One;
@@ -338,7 +338,7 @@ impl<C: Caller> QueryQueue<C> {
         // The capture may be large by now: it goes before the answer shows that the query has ended.
         drop(reading);
         let mut queue = self.queue();
-        let Running { reception, is_stuck, charge, .. } = queue.end(number);
+        let Running { reply_to, is_stuck, charge, .. } = queue.end(number);
         drop(charge);
         if is_stuck {
             self.stuck[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
@@ -347,14 +347,14 @@ impl<C: Caller> QueryQueue<C> {
             self.news.notify_one();
             return Ran::Stuck;
         }
-        let Some(reception) = reception else { return Ran::One };
+        let Some(reply_to) = reply_to else { return Ran::One };
         drop(queue);
         let counters = &shared.counters.services[usize::from(service.0)];
         counters.answers.add(1);
         if answer.result.is_err() {
             counters.refusals.add(1);
         }
-        reception.caller.answer(Ok(answer));
+        reply_to.caller.answer(Ok(answer));
         let queue = self.queue();
         if queue.is_closing || queue.is_over {
             self.ended.notify_all();
@@ -369,9 +369,9 @@ impl<C: Caller> QueryQueue<C> {
 
     /// Answers the client of a query that is not waited for any more, unless that one has gone.
     fn give_up<E: Env<Caller = C>>(&self, shared: &Shared<E>, over: Over<C>) {
-        let Over { service, reception, error, job } = over;
+        let Over { service, reply_to, error, job } = over;
         drop(job);
-        if reception.caller.is_gone() {
+        if reply_to.caller.is_gone() {
             return;
         }
         if !matches!(error, NoAnswer::Refused(Refusal::QueriesStuck { .. })) {
@@ -380,7 +380,7 @@ impl<C: Caller> QueryQueue<C> {
         let counters = &shared.counters.services[usize::from(service.0)];
         counters.answers.add(1);
         counters.refusals.add(1);
-        reception.caller.answer(Err(error));
+        reply_to.caller.answer(Err(error));
     }
 
     /// Answers those whose time is over, and replaces threads that do not come back, until the node ends.
@@ -450,7 +450,7 @@ impl<C: Caller> QueryQueue<C> {
         self.news.notify_all();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let runs = |running: &Running<C>| running.reception.is_some() && running.thread.id != here;
+            let runs = |running: &Running<C>| running.reply_to.is_some() && running.thread.id != here;
             if left.is_zero() || !queue.is_waiting() && !queue.running.iter().any(runs) {
                 return;
             }
@@ -464,13 +464,13 @@ impl<C: Caller> QueryQueue<C> {
         let mut queue = self.queue();
         queue.is_over = true;
         let waiting: Vec<_> = queue.lanes.iter_mut().map(|lane| std::mem::take(&mut lane.waiting)).collect();
-        let receptions: Vec<_> = queue.running.iter_mut().filter_map(|r| r.reception.take()).collect();
+        let callers: Vec<_> = queue.running.iter_mut().filter_map(|r| r.reply_to.take()).collect();
         self.waiting.iter().for_each(|waiting| waiting.store(0, Ordering::Relaxed));
         drop(queue);
         self.news.notify_all();
         self.watch.notify_all();
         // After the lock: dropping a call wakes its caller.
-        drop((waiting, receptions));
+        drop((waiting, callers));
     }
 
     /// Waits until the threads that run nothing have ended, or for a moment.
@@ -503,7 +503,7 @@ enum Ran {
 /// A query that is not waited for any more.
 struct Over<C> {
     service: ServiceId,
-    reception: Reception<C>,
+    reply_to: ReplyTo<C>,
     error: NoAnswer,
     /// If it has not begun; dropped after the lock.
     job: Option<(Charge, Box<Reading>)>,
@@ -512,19 +512,19 @@ struct Over<C> {
 impl<C> Over<C> {
     /// One that has waited for too long.
     fn late(job: Job<C>) -> Self {
-        let after = job.reception.timeout;
+        let after = job.reply_to.timeout;
         Self::refused(job, NoAnswer::TimedOut { after })
     }
 
     fn refused(job: Job<C>, error: NoAnswer) -> Self {
-        let Job { reading, reception, charge, .. } = job;
-        Self { service: reading.service, reception, error, job: Some((charge, reading)) }
+        let Job { reading, reply_to, charge, .. } = job;
+        Self { service: reading.service, reply_to, error, job: Some((charge, reading)) }
     }
 }
 
 impl<C> Lane<C> {
     fn push(&mut self, job: Job<C>) {
-        self.deadline_min = self.deadline_min.min(job.reception.deadline);
+        self.deadline_min = self.deadline_min.min(job.reply_to.deadline);
         self.waiting.push_back(job);
     }
 
@@ -536,7 +536,7 @@ impl<C> Lane<C> {
         self.deadline_min = Time(u64::MAX);
         for _ in 0..self.waiting.len() {
             let job = self.waiting.pop_front().expect("as many as were counted");
-            if job.reception.deadline <= now {
+            if job.reply_to.deadline <= now {
                 over.push(Over::late(job));
             } else {
                 self.push(job);
@@ -581,15 +581,15 @@ impl<C: Caller> Queue<C> {
     }
 
     fn begin(&mut self, job: Job<C>, thread: QueryThread) -> (u64, Box<Reading>) {
-        let Job { reading, process, reception, charge } = job;
+        let Job { reading, process, reply_to, charge } = job;
         self.begun += 1;
         self.running.push(Running {
             number: self.begun,
             service: reading.service,
             process,
             since: Instant::now(),
-            deadline: reception.deadline,
-            reception: Some(reception),
+            deadline: reply_to.deadline,
+            reply_to: Some(reply_to),
             is_stuck: false,
             charge,
             thread,
@@ -616,7 +616,7 @@ impl<C: Caller> Queue<C> {
         })
     }
 
-    /// Takes those from the queue whose time is over or whose service is stuck, and from those that run their receptions.
+    /// Takes those from the queue whose time is over or whose service is stuck, and `reply_to` from those that run.
     fn take_over(&mut self, now: Time, topology: &Topology) -> Vec<Over<C>> {
         let mut over = Vec::new();
         for number in 0..self.lanes.len() {
@@ -631,9 +631,9 @@ impl<C: Caller> Queue<C> {
             }
         }
         for running in &mut self.running {
-            let Some(reception) = &running.reception else { continue };
-            let after = reception.timeout;
-            let error = if running.deadline <= now || reception.caller.is_gone() {
+            let Some(reply_to) = &running.reply_to else { continue };
+            let after = reply_to.timeout;
+            let error = if running.deadline <= now || reply_to.caller.is_gone() {
                 NoAnswer::TimedOut { after }
             } else if running.since.elapsed() >= self.limit {
                 let process = format!("{}/{}", topology.service(running.service).name, running.process);
@@ -642,8 +642,8 @@ impl<C: Caller> Queue<C> {
             } else {
                 continue;
             };
-            let reception = running.reception.take().expect("it was there above");
-            over.push(Over { service: running.service, reception, error, job: None });
+            let reply_to = running.reply_to.take().expect("it was there above");
+            over.push(Over { service: running.service, reply_to, error, job: None });
         }
         over
     }
@@ -653,7 +653,7 @@ impl<C: Caller> Queue<C> {
         let after = self.limit.min(STUCK_AFTER);
         let mut stuck = Vec::new();
         for running in &mut self.running {
-            if running.is_stuck || running.reception.is_some() || running.since.elapsed() < after {
+            if running.is_stuck || running.reply_to.is_some() || running.since.elapsed() < after {
                 continue;
             }
             running.is_stuck = true;

@@ -3,7 +3,7 @@
 use crate::checkpoint::SnapshotQueue;
 use crate::checks::Checks;
 use crate::clock::Clock;
-use crate::env::{Env, NoAnswer, Reception, Reply, Watch};
+use crate::env::{Env, NoAnswer, Reply, ReplyTo, Watch};
 use crate::events;
 use crate::inbox::{Command, Inbox};
 use crate::log::{LogDesk, LogHub};
@@ -190,30 +190,25 @@ impl<E: Env> Shared<E> {
     /// Sends a client's request to its shard. The request's token is the node's to fill in.
     ///
     /// # Errors
-    /// [`NoAnswer`] if the node takes no calls now; the reception is dropped.
+    /// [`NoAnswer`] if the node takes no calls now; `reply_to` is dropped.
     pub fn request(
         &self,
         shard: ShardId,
         request: Request,
-        reception: Reception<E::Caller>,
+        reply_to: ReplyTo<E::Caller>,
     ) -> Result<(), NoAnswer> {
-        self.send(shard, Command::Request { shard, request, reception })
+        self.send(shard, Command::Request { shard, request, reply_to })
     }
 
     /// Sends a client's query to its shard. The query's token is the node's to fill in.
     ///
     /// # Errors
     /// As [`Self::request`].
-    pub fn query(
-        &self,
-        shard: ShardId,
-        query: Query,
-        reception: Reception<E::Caller>,
-    ) -> Result<(), NoAnswer> {
-        self.send(shard, Command::Query { shard, query, reception })
+    pub fn query(&self, shard: ShardId, query: Query, reply_to: ReplyTo<E::Caller>) -> Result<(), NoAnswer> {
+        self.send(shard, Command::Query { shard, query, reply_to })
     }
 
-    /// Opens a session at a shard. Without a reception no one waits: if it is refused, its requests will be.
+    /// Opens a session at a shard. Without `reply_to` no caller waits: if it is refused, its requests will be.
     ///
     /// # Errors
     /// As [`Self::request`].
@@ -222,9 +217,9 @@ impl<E: Env> Shared<E> {
         shard: ShardId,
         session: SessionId,
         principal: Arc<str>,
-        reception: Option<Reception<E::Caller>>,
+        reply_to: Option<ReplyTo<E::Caller>>,
     ) -> Result<(), NoAnswer> {
-        self.send(shard, Command::OpenSession { shard, session, principal, reception })
+        self.send(shard, Command::OpenSession { shard, session, principal, reply_to })
     }
 
     /// Sends an operator's decision about a dead letter to its shard.
@@ -236,9 +231,9 @@ impl<E: Env> Shared<E> {
         shard: ShardId,
         letter: Index,
         action: DeadLetterAction,
-        reception: Reception<E::Caller>,
+        reply_to: ReplyTo<E::Caller>,
     ) -> Result<(), NoAnswer> {
-        self.send(shard, Command::DeadLetter { shard, letter, action, reception })
+        self.send(shard, Command::DeadLetter { shard, letter, action, reply_to })
     }
 
     /// Deletes records of a process, for an operator: at most [`Shard::DELETE_BATCH`] of them.
@@ -250,9 +245,9 @@ impl<E: Env> Shared<E> {
         shard: ShardId,
         process: Key,
         records: Vec<RecordKey>,
-        reception: Reception<E::Caller>,
+        reply_to: ReplyTo<E::Caller>,
     ) -> Result<(), NoAnswer> {
-        self.send(shard, Command::Delete { shard, process, records, reception })
+        self.send(shard, Command::Delete { shard, process, records, reply_to })
     }
 
     /// Looks at the state of a shard on its worker, which waits meanwhile. Blocks.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use stead_core::calls::{Answer, Refusal};
 use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
 use stead_core::shard::{Effect, Input};
-use stead_node::{NoAnswer, Part, Reception, Turned};
+use stead_node::{NoAnswer, Part, ReplyTo, Turned};
 
 /// The factor by which one input may exceed the limit of work, for it takes parts of several kinds of work; and the
 /// work of the calls that reach the limit.
@@ -291,21 +291,21 @@ impl World {
         let shared = &node.parts.shared;
         let timeout = Duration::from_micros(self.profile.call_timeout);
         let deadline = Time(self.now + self.steady_lead()).plus_micros(self.profile.call_timeout);
-        let reception = |token| Reception { caller: Wire { shard, token }, deadline, timeout };
+        let reply_to = |token| ReplyTo { caller: Wire { shard, token }, deadline, timeout };
         let (token, sent) = match input {
             Input::Request(request) => {
                 let token = request.token;
-                (token, shared.request(shard, request, reception(token)))
+                (token, shared.request(shard, request, reply_to(token)))
             }
             Input::Query(query) => {
                 let token = query.token;
-                (token, shared.query(shard, query, reception(token)))
+                (token, shared.query(shard, query, reply_to(token)))
             }
             Input::OpenSession { token, session, principal } => {
-                (token, shared.open_session(shard, session, principal, Some(reception(token))))
+                (token, shared.open_session(shard, session, principal, Some(reply_to(token))))
             }
             Input::DeadLetter { token, letter, action } => {
-                (token, shared.dead_letter(shard, letter, action, reception(token)))
+                (token, shared.dead_letter(shard, letter, action, reply_to(token)))
             }
             _ => return,
         };

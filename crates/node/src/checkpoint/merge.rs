@@ -44,7 +44,7 @@ impl MergeDesk {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Orders a merge.
+    /// Requests a merge.
     pub fn put(&self, job: MergeJob) {
         self.held().job = Some(job);
         self.bell.ring();

@@ -7,7 +7,7 @@ use super::plan::{self, Registered};
 use super::spawn::spawn_all;
 use super::{CheckpointOptions, OpenError, Options, Recovery, recover};
 use crate::clock::Clock;
-use crate::env::{Caller, Env, NoAnswer, Program, Reception, StepCall, Watch};
+use crate::env::{Caller, Env, NoAnswer, Program, ReplyTo, StepCall, Watch};
 use crate::memory::MemoryLimits;
 use crate::part::{Part, Turned};
 use crate::ready::NotReady;
@@ -249,7 +249,7 @@ impl Node {
             identity: Identity::None,
             colour: Colour(0),
         };
-        shared.request(shard, request, self.reception(number))
+        shared.request(shard, request, self.reply_to(number))
     }
 
     fn query(&self, number: u32, key: &str) {
@@ -257,13 +257,13 @@ impl Node {
         let shared = &self.parts.life.shared;
         let shard = shared.topology.shard_of(ServiceId(0), &process);
         let query = Query { token: 0, process, payload: Blob::empty(), principal: "test".into() };
-        shared.query(shard, query, self.reception(number)).unwrap();
+        shared.query(shard, query, self.reply_to(number)).unwrap();
     }
 
-    fn reception(&self, number: u32) -> Reception<Noting> {
+    fn reply_to(&self, number: u32) -> ReplyTo<Noting> {
         let timeout = Duration::from_secs(1);
         let deadline = self.parts.life.shared.now().plus_millis(1000);
-        Reception { caller: Noting(number, Arc::clone(&self.answers)), deadline, timeout }
+        ReplyTo { caller: Noting(number, Arc::clone(&self.answers)), deadline, timeout }
     }
 
     /// Returns the numbers of the calls that were answered since the last look, in order, with their counts.

@@ -3,7 +3,7 @@
 use super::{Turn, Worker};
 use crate::calls::NO_CALL;
 use crate::clock::Clock;
-use crate::env::{Caller, Env, NoAnswer, Reception};
+use crate::env::{Caller, Env, NoAnswer, ReplyTo};
 use crate::inbox::Command;
 use crate::shared::Shared;
 use crate::status::{WorkerStatus, shard_status};
@@ -42,40 +42,40 @@ impl<E: Env> Worker<E> {
 
     pub(super) fn perform_command(&mut self, shared: &Shared<E>, now: Time, command: Command<E::Caller>) {
         match command {
-            Command::Request { shard, mut request, reception } => {
+            Command::Request { shard, mut request, reply_to } => {
                 self.count(shared, shard).requests += 1;
-                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+                let Some((slot, reply_to)) = self.admit(now, shard, reply_to) else { return };
                 request.token = self.calls.next_token();
                 let input = Input::Request(request);
-                self.calls.open(reception, Some((shard, input.clone())));
+                self.calls.open(reply_to, Some((shard, input.clone())));
                 self.give(shared, now, slot, input);
             }
-            Command::DeadLetter { shard, letter, action, reception } => {
-                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+            Command::DeadLetter { shard, letter, action, reply_to } => {
+                let Some((slot, reply_to)) = self.admit(now, shard, reply_to) else { return };
                 let input = Input::DeadLetter { token: self.calls.next_token(), letter, action };
-                self.calls.open(reception, Some((shard, input.clone())));
+                self.calls.open(reply_to, Some((shard, input.clone())));
                 self.give(shared, now, slot, input);
             }
-            Command::Delete { shard, process, records, reception } => {
-                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+            Command::Delete { shard, process, records, reply_to } => {
+                let Some((slot, reply_to)) = self.admit(now, shard, reply_to) else { return };
                 let input = Input::Delete { token: self.calls.next_token(), process, records };
-                self.calls.open(reception, Some((shard, input.clone())));
+                self.calls.open(reply_to, Some((shard, input.clone())));
                 self.give(shared, now, slot, input);
             }
-            Command::Query { shard, mut query, reception } => {
+            Command::Query { shard, mut query, reply_to } => {
                 self.count(shared, shard).queries += 1;
-                let Some((slot, reception)) = self.admit(now, shard, reception) else { return };
+                let Some((slot, reply_to)) = self.admit(now, shard, reply_to) else { return };
                 query.token = self.calls.next_token();
                 let input = Input::Query(query);
-                self.calls.open(reception, Some((shard, input.clone())));
+                self.calls.open(reply_to, Some((shard, input.clone())));
                 self.give(shared, now, slot, input);
             }
-            Command::OpenSession { shard, session, principal, reception } => {
+            Command::OpenSession { shard, session, principal, reply_to } => {
                 let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
-                let token = if reception.is_some() { self.calls.next_token() } else { NO_CALL };
+                let token = if reply_to.is_some() { self.calls.next_token() } else { NO_CALL };
                 let input = Input::OpenSession { token, session, principal };
-                if let Some(reception) = reception {
-                    self.calls.open(reception, Some((shard, input.clone())));
+                if let Some(reply_to) = reply_to {
+                    self.calls.open(reply_to, Some((shard, input.clone())));
                 }
                 self.give(shared, now, slot, input);
             }
@@ -122,22 +122,22 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Returns the shard's slot; a worker that is about to end accepts no more calls, and drops their receptions.
+    /// Returns the shard's slot; a worker that is about to end accepts no more calls, and drops `reply_to`.
     pub(super) fn admit(
         &self,
         now: Time,
         shard: ShardId,
-        reception: Reception<E::Caller>,
-    ) -> Option<(u32, Reception<E::Caller>)> {
-        if self.stopping || reception.caller.is_gone() {
+        reply_to: ReplyTo<E::Caller>,
+    ) -> Option<(u32, ReplyTo<E::Caller>)> {
+        if self.stopping || reply_to.caller.is_gone() {
             return None;
         }
-        if reception.deadline <= now {
+        if reply_to.deadline <= now {
             // It waited too long for the handler of another: a call whose time is over is not begun.
-            reception.caller.answer(Err(NoAnswer::TimedOut { after: reception.timeout }));
+            reply_to.caller.answer(Err(NoAnswer::TimedOut { after: reply_to.timeout }));
             return None;
         }
-        Some((self.slot(shard)?, reception))
+        Some((self.slot(shard)?, reply_to))
     }
 
     /// Returns the counters of this turn for the service of a shard.
@@ -160,7 +160,7 @@ impl<E: Env> Worker<E> {
             && let Some((shard, input)) = call.again.clone()
         {
             let at = now.plus_millis(wait);
-            if at < call.reception.deadline {
+            if at < call.reply_to.deadline {
                 self.last_retry += 1;
                 self.retries.insert((at, self.last_retry), (answer.token, shard, input));
                 call.refused = Some(answer);
@@ -171,7 +171,7 @@ impl<E: Env> Worker<E> {
         self.turn[service].refusals += u64::from(answer.result.is_err());
         if let Some(call) = self.calls.close(answer.token) {
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
-            call.reception.caller.answer(Ok(answer));
+            call.reply_to.caller.answer(Ok(answer));
         }
     }
 
@@ -209,8 +209,8 @@ impl<E: Env> Worker<E> {
         for call in overdue {
             // A call that waits to be repeated was not applied.
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
-            let timed_out = NoAnswer::TimedOut { after: call.reception.timeout };
-            call.reception.caller.answer(call.refused.ok_or(timed_out));
+            let timed_out = NoAnswer::TimedOut { after: call.reply_to.timeout };
+            call.reply_to.caller.answer(call.refused.ok_or(timed_out));
         }
         if !is_through {
             return 0;

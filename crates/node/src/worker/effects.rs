@@ -48,7 +48,7 @@ impl<E: Env> Worker<E> {
                     // Its caller may have given up.
                     if let Some(call) = self.calls.close(reading.query.token) {
                         self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
-                        self.queries.push(Job::new(reading, call.reception, &shared.memory));
+                        self.queries.push(Job::new(reading, call.reply_to, &shared.memory));
                     }
                 }
                 Effect::RunTask { id, run, task, asks, alone } => {

@@ -457,7 +457,7 @@ impl<E: Env> Worker<E> {
     fn end(&mut self, shared: &Shared<E>) {
         let reason = shared.end_reason();
         for call in self.calls.drain() {
-            call.reception.caller.answer(Err(reason.clone()));
+            call.reply_to.caller.answer(Err(reason.clone()));
         }
         shared.workers_running.fetch_sub(1, Ordering::SeqCst);
         shared.inboxes[self.number].close();

@@ -15,7 +15,7 @@ use stead_core::entry::Reply;
 use stead_core::ids::{Blob, BodyHash, Colour, Epoch, Index, Key, SessionId, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::shard::{Answer, DeadLetterAction, Identity, Query, Refusal, Request};
-use stead_node::{Reception, Shared};
+use stead_node::{ReplyTo, Shared};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -208,8 +208,8 @@ impl Client {
             return Err(RawError::UnknownShard { shard, shards });
         }
         let (shard, letter) = (ShardId(shard), Index(index));
-        let (reception, answer) = self.receive(self.timeout);
-        self.shared.dead_letter(shard, letter, action, reception)?;
+        let (reply_to, answer) = self.receive(self.timeout);
+        self.shared.dead_letter(shard, letter, action, reply_to)?;
         self.answered(answer.await)
     }
 
@@ -219,8 +219,8 @@ impl Client {
         process: Key,
         records: Vec<RecordKey>,
     ) -> Result<Answer, RawError> {
-        let (reception, answer) = self.receive(self.timeout);
-        self.shared.delete(shard, process, records, reception)?;
+        let (reply_to, answer) = self.receive(self.timeout);
+        self.shared.delete(shard, process, records, reply_to)?;
         self.answered(answer.await)
     }
 
@@ -265,9 +265,9 @@ impl Client {
 
     async fn open_session(&self, shard: ShardId) -> Result<(), RawError> {
         let session = SessionId(fastrand::u128(..));
-        let (reception, opened) = self.receive(self.timeout);
+        let (reply_to, opened) = self.receive(self.timeout);
         let principal = Arc::clone(&self.principal);
-        self.shared.open_session(shard, session, principal, Some(reception))?;
+        self.shared.open_session(shard, session, principal, Some(reply_to))?;
         self.answered(opened.await)?;
         self.sessions.add(shard, Session::new(session));
         Ok(())
@@ -284,22 +284,22 @@ impl Client {
     ) -> Result<Answer, RawError> {
         let colour = self.sessions.colour();
         let request = Request { token: 0, process, payload, principal, identity, colour };
-        let (reception, answer) = self.receive(timeout);
-        self.shared.request(shard, request, reception)?;
+        let (reply_to, answer) = self.receive(timeout);
+        self.shared.request(shard, request, reply_to)?;
         self.answered(answer.await)
     }
 
     async fn ask_query(&self, shard: ShardId, query: Query, timeout: Duration) -> Result<Answer, RawError> {
-        let (reception, answer) = self.receive(timeout);
-        self.shared.query(shard, query, reception)?;
+        let (reply_to, answer) = self.receive(timeout);
+        self.shared.query(shard, query, reply_to)?;
         self.answered(answer.await)
     }
 
-    fn receive(&self, timeout: Duration) -> (Reception<Sender>, Receiver) {
+    fn receive(&self, timeout: Duration) -> (ReplyTo<Sender>, Receiver) {
         let (sender, receiver) = oneshot::channel();
         let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
         let deadline = self.shared.now().plus_micros(micros);
-        (Reception { caller: Sender(sender), deadline, timeout }, receiver)
+        (ReplyTo { caller: Sender(sender), deadline, timeout }, receiver)
     }
 
     /// Records a checkpoint's colour that this client, or a caller for which it acts, has seen elsewhere: its next

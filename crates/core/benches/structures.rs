@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_core::clock::Now;
+use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::{Cause, Entry, Reply, Write};
 use stead_core::handler::{Call, Caller, Handler, Outcome, Txn, View};
 use stead_core::ids::{
@@ -16,7 +17,6 @@ use stead_core::ids::{
 };
 use stead_core::record::{AttemptRecord, Pending, RecordKey, TaskHead, encode_value};
 use stead_core::records::{Piece, Records};
-use stead_core::replica::EpochConfig;
 use stead_core::shard::{DeadLetterAction, Effect, Identity, Input, Request, Settings, Shard, StepOutcome};
 use stead_core::state::{Message, State};
 use stead_core::topology::Topology;
@@ -105,7 +105,7 @@ impl One {
             ..Settings::default()
         };
         let mut shard = Shard::new(state, Arc::new(topology), settings);
-        shard.trust();
+        shard.assume_clean();
         let mut one = Self { shard, now: Time(1), tasks: Vec::new(), out: Vec::new() };
         let epoch = one.epoch().next();
         one.give(Input::Start(EpochConfig::single(epoch, NodeId(0))));

@@ -8,7 +8,7 @@
 //! - [`calls`] is what clients and shards ask of a process, and what they are answered.
 //! - [`handler::Handler`] is the user's code as the core sees it; it works on a [`handler::Txn`].
 //! - [`capture::Capture`] is what a query may read: a process as it was at one entry, which holds no shard.
-//! - [`replica::CommitTracker`] decides what is committed.
+//! - [`commit_tracker::CommitTracker`] decides what is committed.
 //! - [`replay::Replay`] finds the entries of a log that survive, and folds them.
 //! - [`log_room::LogRoom`] decides what the owner of the log does next, and when it is full.
 //! - [`start`] plans a life of a node from what it finds; [`shutdown::Shutdown`] decides in which order it ends.
@@ -23,6 +23,7 @@ pub mod capture;
 pub mod channel;
 pub mod checkpointing;
 pub mod clock;
+pub mod commit_tracker;
 pub mod entry;
 pub mod handler;
 pub mod ids;
@@ -34,11 +35,10 @@ pub mod placement;
 pub mod record;
 pub mod records;
 pub mod replay;
-pub mod replica;
 pub mod reply;
-pub mod room;
 pub mod shard;
 pub mod shard_map;
+pub mod shrink;
 pub mod shutdown;
 mod slab;
 pub mod start;

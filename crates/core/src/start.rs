@@ -188,7 +188,7 @@ impl StartPlan {
             let settings = services.settings(service.expect("each state is of a shard of the topology"));
             let mut shard = Shard::new(state, Arc::clone(&services.topology), settings.clone());
             if self.assume_clean {
-                shard.trust();
+                shard.assume_clean();
             }
             shard
         };

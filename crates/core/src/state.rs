@@ -15,8 +15,8 @@ use crate::record::{
 };
 use crate::records::{Piece, Records};
 use crate::reply::Reply;
-use crate::room;
 use crate::shard_map::ShardMap;
+use crate::shrink;
 use minicbor::{Decode, Encode};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -480,7 +480,7 @@ impl State {
             let message = outbox.messages.pop_front().expect("it was looked at");
             self.outgoing.keep(trim.to, message);
         }
-        room::give_back(&mut outbox.messages);
+        shrink::release_spare(&mut outbox.messages);
     }
 
     fn write(&mut self, key: &RecordKey, value: Option<Blob>) -> Result<(), Misfit> {

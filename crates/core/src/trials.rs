@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 /// The kind of work that a turn is for. All turns exclude each other, and those for handlers come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
+pub enum TrialKind {
     /// Messages, timers and requests.
     Handlers,
     /// Steps of tasks.
@@ -21,7 +21,7 @@ pub enum Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// It is the turn of this shard.
-    Turn(ShardId, Lane),
+    Turn(ShardId, TrialKind),
     /// This shard, which tries a step, has to let a handler be tried.
     Yield(ShardId),
     /// All met causes are tried: no shard is held any more.
@@ -32,7 +32,7 @@ pub enum Grant {
 #[derive(Clone, Debug, Default)]
 pub struct Trials {
     held: bool,
-    current: Option<(ShardId, Lane)>,
+    current: Option<(ShardId, TrialKind)>,
     yielding: bool,
     handlers: VecDeque<ShardId>,
     steps: VecDeque<ShardId>,
@@ -58,14 +58,14 @@ impl Trials {
     }
 
     /// Handles that a shard requests a turn.
-    pub fn wants(&mut self, shard: ShardId, lane: Lane) -> Option<Grant> {
-        match lane {
-            Lane::Handlers => self.handlers.push_back(shard),
-            Lane::Steps => self.steps.push_back(shard),
+    pub fn wants(&mut self, shard: ShardId, kind: TrialKind) -> Option<Grant> {
+        match kind {
+            TrialKind::Handlers => self.handlers.push_back(shard),
+            TrialKind::Steps => self.steps.push_back(shard),
         }
-        match (self.current, lane) {
+        match (self.current, kind) {
             // A step may take minutes, and no client waits for it.
-            (Some((at, Lane::Steps)), Lane::Handlers) if !self.yielding => {
+            (Some((at, TrialKind::Steps)), TrialKind::Handlers) if !self.yielding => {
                 self.yielding = true;
                 Some(Grant::Yield(at))
             }
@@ -74,8 +74,8 @@ impl Trials {
     }
 
     /// Handles that a shard has ended its turn.
-    pub fn ends(&mut self, shard: ShardId, lane: Lane) -> Option<Grant> {
-        assert_eq!(self.current, Some((shard, lane)), "only the shard whose turn it is can end it");
+    pub fn ends(&mut self, shard: ShardId, kind: TrialKind) -> Option<Grant> {
+        assert_eq!(self.current, Some((shard, kind)), "only the shard whose turn it is can end it");
         (self.current, self.yielding) = (None, false);
         if self.held && self.handlers.is_empty() {
             self.held = false;
@@ -88,34 +88,35 @@ impl Trials {
         if self.current.is_some() {
             return None;
         }
-        let handlers = self.handlers.pop_front().map(|shard| (shard, Lane::Handlers));
-        self.current = handlers.or_else(|| self.steps.pop_front().map(|shard| (shard, Lane::Steps)));
-        self.current.map(|(shard, lane)| Grant::Turn(shard, lane))
+        let handlers = self.handlers.pop_front().map(|shard| (shard, TrialKind::Handlers));
+        self.current = handlers.or_else(|| self.steps.pop_front().map(|shard| (shard, TrialKind::Steps)));
+        self.current.map(|(shard, kind)| Grant::Turn(shard, kind))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::TrialKind::{Handlers, Steps};
     use super::*;
 
     #[test]
     fn met_shards_come_first_one_at_a_time_and_then_all_is_open() {
         let mut trials = Trials::new([ShardId(2), ShardId(5)]);
         assert!(trials.is_held());
-        assert_eq!(trials.begin(), Some(Grant::Turn(ShardId(2), Lane::Handlers)));
-        assert_eq!(trials.ends(ShardId(2), Lane::Handlers), Some(Grant::Turn(ShardId(5), Lane::Handlers)));
-        assert_eq!(trials.ends(ShardId(5), Lane::Handlers), Some(Grant::Open));
+        assert_eq!(trials.begin(), Some(Grant::Turn(ShardId(2), Handlers)));
+        assert_eq!(trials.ends(ShardId(2), Handlers), Some(Grant::Turn(ShardId(5), Handlers)));
+        assert_eq!(trials.ends(ShardId(5), Handlers), Some(Grant::Open));
         assert!(!trials.is_held());
-        assert_eq!(trials.wants(ShardId(1), Lane::Handlers), Some(Grant::Turn(ShardId(1), Lane::Handlers)));
-        assert_eq!(trials.wants(ShardId(3), Lane::Steps), None);
-        assert_eq!(trials.wants(ShardId(3), Lane::Handlers), None);
-        assert_eq!(trials.ends(ShardId(1), Lane::Handlers), Some(Grant::Turn(ShardId(3), Lane::Handlers)));
-        assert_eq!(trials.ends(ShardId(3), Lane::Handlers), Some(Grant::Turn(ShardId(3), Lane::Steps)));
-        assert_eq!(trials.wants(ShardId(1), Lane::Handlers), Some(Grant::Yield(ShardId(3))));
-        assert_eq!(trials.wants(ShardId(2), Lane::Handlers), None, "it yields already");
-        assert_eq!(trials.ends(ShardId(3), Lane::Steps), Some(Grant::Turn(ShardId(1), Lane::Handlers)));
-        assert_eq!(trials.ends(ShardId(1), Lane::Handlers), Some(Grant::Turn(ShardId(2), Lane::Handlers)));
-        assert_eq!(trials.ends(ShardId(2), Lane::Handlers), None);
+        assert_eq!(trials.wants(ShardId(1), Handlers), Some(Grant::Turn(ShardId(1), Handlers)));
+        assert_eq!(trials.wants(ShardId(3), Steps), None);
+        assert_eq!(trials.wants(ShardId(3), Handlers), None);
+        assert_eq!(trials.ends(ShardId(1), Handlers), Some(Grant::Turn(ShardId(3), Handlers)));
+        assert_eq!(trials.ends(ShardId(3), Handlers), Some(Grant::Turn(ShardId(3), Steps)));
+        assert_eq!(trials.wants(ShardId(1), Handlers), Some(Grant::Yield(ShardId(3))));
+        assert_eq!(trials.wants(ShardId(2), Handlers), None, "it yields already");
+        assert_eq!(trials.ends(ShardId(3), Steps), Some(Grant::Turn(ShardId(1), Handlers)));
+        assert_eq!(trials.ends(ShardId(1), Handlers), Some(Grant::Turn(ShardId(2), Handlers)));
+        assert_eq!(trials.ends(ShardId(2), Handlers), None);
     }
 
     #[test]

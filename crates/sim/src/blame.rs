@@ -83,8 +83,8 @@ pub(crate) struct Blame {
 
 impl Blame {
     /// Begins a life; `waits` returns whether an attempt has outlived the previous life.
-    pub(crate) fn life_begins(&mut self, trusted: bool, waits: impl Fn(ShardId, &RecordKey) -> bool) {
-        self.suspects.retain(|(shard, key)| !trusted && waits(*shard, key));
+    pub(crate) fn life_begins(&mut self, is_clean: bool, waits: impl Fn(ShardId, &RecordKey) -> bool) {
+        self.suspects.retain(|(shard, key)| !is_clean && waits(*shard, key));
     }
 
     /// Notes that a thread begins a step.

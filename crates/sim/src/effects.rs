@@ -96,9 +96,9 @@ impl World {
                     self.blame.step_begins(shard, id, &task);
                 }
             }
-            Effect::WantsTurn(lane) => {
+            Effect::WantsTurn(kind) => {
                 if self.bug == Some(Bug::CrowdTrials) {
-                    self.inside(1, Inside::Input(shard, Input::Turn(lane)));
+                    self.inside(1, Inside::Input(shard, Input::Turn(kind)));
                 }
             }
             Effect::Marked { header, .. } => {

@@ -28,7 +28,7 @@ macro_rules! marks {
 marks! {
     PowerCut: "power cut",
     Stopped: "a stop in order",
-    Trusted: "a life that suspected nothing, for the one before ended in order",
+    CleanStart: "a life that suspected nothing, for the one before ended in order",
     ProcessKilled: "process killed",
     CrashInIo: "power cut in the middle of an I/O operation",
     CrashInRecovery: "crash during a recovery",

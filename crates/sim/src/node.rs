@@ -138,7 +138,7 @@ impl Node {
         topology: &Arc<Topology>,
         profile: &Profile,
         (now, writer): (u64, u64),
-        trusted: bool,
+        is_clean: bool,
         bug: Option<Bug>,
     ) -> Result<Self, OpenError> {
         let Opened { mut data_dir, store, mut recovered, .. } = opened;
@@ -165,8 +165,8 @@ impl Node {
         );
         let make = |state: State| {
             let mut shard = Shard::new(state, Arc::clone(topology), profile.settings.clone());
-            if trusted {
-                shard.trust();
+            if is_clean {
+                shard.assume_clean();
             }
             shard
         };

@@ -99,7 +99,7 @@ impl World {
         self.blame.life_begins(is_clean, waits);
         self.may_be_clean = false;
         if is_clean {
-            self.marks.hit(Mark::Trusted);
+            self.marks.hit(Mark::CleanStart);
         }
         if self.node.as_ref().is_some_and(|node| node.parts.shared.is_trying()) {
             self.marks.hit(Mark::Held);

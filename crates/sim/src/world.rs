@@ -31,7 +31,7 @@ use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::shard::{Answer, Input};
 use stead_core::state::State;
 use stead_core::topology::Topology;
-use stead_core::trials::Lane;
+use stead_core::trials::TrialKind;
 use stead_store::disk::Disk;
 use stead_store::sim_disk::{Faults, SimDisk};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -693,7 +693,7 @@ impl World {
         if self.bug == Some(Bug::CrowdTrials) {
             // All at once.
             for shard in self.topology.shards() {
-                self.inside(50, Inside::Input(shard, Input::Turn(Lane::Handlers)));
+                self.inside(50, Inside::Input(shard, Input::Turn(TrialKind::Handlers)));
                 self.inside(51, Inside::Input(shard, Input::Open));
             }
         }

@@ -4,12 +4,12 @@ use crate::blob::Blob;
 use crate::calls::{Answer, Query, Request};
 use crate::capture::Reading;
 use crate::channel::Message;
+use crate::commit_tracker::EpochConfig;
 use crate::ids::{Colour, Epoch, Index, NodeId, Seq, SessionId, ShardId, TaskId};
 use crate::key::Key;
 use crate::record::{RecordKey, TaskRecord};
-use crate::replica::EpochConfig;
 use crate::state::Header;
-use crate::trials::Lane;
+use crate::trials::TrialKind;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -93,7 +93,7 @@ pub enum Input {
         run: u32,
     },
     /// It is this shard's turn to try a cause that may have ended the last life: see [`crate::trials`].
-    Turn(Lane),
+    Turn(TrialKind),
     /// A handler has to be tried while a step of this shard is: the step continues, but its attempt does not count.
     Yield,
     /// All causes that may have ended the last life are tried: nothing is held any more.
@@ -230,9 +230,9 @@ pub enum Effect {
         allowed: bool,
     },
     /// The shard requests a turn.
-    WantsTurn(Lane),
+    WantsTurn(TrialKind),
     /// The shard has ended its turn.
-    EndsTurn(Lane),
+    EndsTurn(TrialKind),
     /// The marker of a checkpoint is in the log, and the snapshot has begun: drain it with [`super::Shard::drain_snapshot`].
     Marked {
         /// All of the part's state besides the records, except the messages in the outboxes, which come in the pieces

@@ -16,10 +16,10 @@ use crate::record::{
     decode_value, encode_value,
 };
 use crate::reply::Reply;
-use crate::room;
 use crate::shard_map::ShardMap;
+use crate::shrink;
 use crate::state::State;
-use crate::trials::Lane;
+use crate::trials::TrialKind;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
@@ -419,7 +419,7 @@ impl Shard {
         let needs = |job: &Job| matches!(job.attempt, Attempt::Alone(_)) || self.is_met(job);
         if !self.jobs.queue.front().is_some_and(needs) {
             self.suspicion.handlers = Turn::default();
-            out.push(Effect::EndsTurn(Lane::Handlers));
+            out.push(Effect::EndsTurn(TrialKind::Handlers));
         }
     }
 
@@ -453,7 +453,7 @@ impl Shard {
             self.leave_turn(out);
             if !self.job_is_ready() {
                 if self.jobs.queue.front().is_some_and(|job| self.is_met(job)) {
-                    self.want_turn(Lane::Handlers, out);
+                    self.want_turn(TrialKind::Handlers, out);
                 }
                 return;
             }
@@ -462,7 +462,7 @@ impl Shard {
                 continue;
             }
             let job = self.jobs.pop().expect("ready means that there is one");
-            room::give_back(&mut self.jobs.queue);
+            shrink::release_spare(&mut self.jobs.queue);
             self.run_work(job.work, handler, out);
             if let Attempt::Alone(_) = job.attempt {
                 self.suspicion.handlers.tried = Some(self.state.position().index);

@@ -21,6 +21,7 @@ use crate::calls::{Call, Caller, Misuse, Outcome};
 #[cfg(doc)]
 use crate::capture::Reading;
 use crate::clock::{Clock, Now};
+use crate::commit_tracker::{CommitTracker, EpochConfig};
 use crate::entry::{Cause, Entry, Send, Trim, Write};
 use crate::handler::{Handler, Txn};
 use crate::ids::{
@@ -29,9 +30,8 @@ use crate::ids::{
 use crate::key::Key;
 use crate::record::{RecordKey, SessionRecord, encode_value};
 use crate::records::Piece;
-use crate::replica::{CommitTracker, EpochConfig};
 use crate::reply::Reply;
-use crate::room;
+use crate::shrink;
 use crate::state::State;
 use crate::topology::Topology;
 use jobs::Jobs;
@@ -238,8 +238,8 @@ impl Shard {
                 self.jobs.push_begin(id, run);
                 self.run_jobs(handler, out);
             }
-            Input::Turn(lane) => {
-                self.handle_turn(lane);
+            Input::Turn(kind) => {
+                self.handle_turn(kind);
                 self.run_jobs(handler, out);
             }
             Input::Yield => {
@@ -303,7 +303,7 @@ impl Shard {
 
     /// The last life of the process shut down cleanly, so no waiting cause can have ended it: no attempts are logged.
     /// Must be called before the start, and only if this is certain.
-    pub fn trust(&mut self) {
+    pub fn assume_clean(&mut self) {
         self.suspicion.is_on = false;
     }
 
@@ -481,7 +481,7 @@ impl Shard {
         while let Some((_, bytes)) = self.uncommitted.pop_front_if(|(index, _)| *index <= commit) {
             self.uncommitted_bytes -= bytes;
         }
-        room::give_back(&mut self.uncommitted);
+        shrink::release_spare(&mut self.uncommitted);
     }
 
     /// Releases committed effects, within the limit of one input.

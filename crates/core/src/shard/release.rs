@@ -7,8 +7,8 @@ use crate::clock::Clock;
 use crate::entry::{Cause, Entry};
 use crate::ids::{Colour, Index, Seq, ShardId, TaskId, Time};
 use crate::record::{Kind, Pending, RecordKey, TaskRecord};
-use crate::room;
 use crate::shard_map::ShardMap;
+use crate::shrink;
 use crate::state::State;
 use std::collections::VecDeque;
 
@@ -234,8 +234,8 @@ impl Release {
                 }
             }
         }
-        room::give_back(&mut self.held);
-        room::give_back(&mut self.moved);
+        shrink::release_spare(&mut self.held);
+        shrink::release_spare(&mut self.moved);
         for to in ready {
             let channel = self.channels.get_or_default(to);
             while channel.ready > 0 {

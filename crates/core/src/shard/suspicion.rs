@@ -13,7 +13,7 @@ use crate::handler::Handler;
 use crate::ids::{Index, TaskId, Time};
 use crate::key::Key;
 use crate::record::{Pending, RecordKey, TaskHead, TaskRecord};
-use crate::trials::Lane;
+use crate::trials::TrialKind;
 use std::collections::VecDeque;
 
 /// The suspicions of a shard, and its turns to try causes.
@@ -38,7 +38,7 @@ pub(super) struct Suspicion {
     charged: bool,
 }
 
-/// A shard's turn in a lane.
+/// A shard's turn for a kind of trial.
 #[derive(Default)]
 pub(super) struct Turn {
     wanted: bool,
@@ -113,10 +113,10 @@ impl Shard {
         self.suspicion.tasks = tasks.into();
     }
 
-    pub(super) fn handle_turn(&mut self, lane: Lane) {
-        match lane {
-            Lane::Handlers => self.suspicion.handlers.is_ours = true,
-            Lane::Steps => self.suspicion.steps.is_ours = true,
+    pub(super) fn handle_turn(&mut self, kind: TrialKind) {
+        match kind {
+            TrialKind::Handlers => self.suspicion.handlers.is_ours = true,
+            TrialKind::Steps => self.suspicion.steps.is_ours = true,
         }
     }
 
@@ -126,13 +126,13 @@ impl Shard {
             && self.state.records().get(RecordKey::attempt(pending).as_bytes()).is_some()
     }
 
-    pub(super) fn want_turn(&mut self, lane: Lane, out: &mut Vec<Effect>) {
-        let turn = match lane {
-            Lane::Handlers => &mut self.suspicion.handlers,
-            Lane::Steps => &mut self.suspicion.steps,
+    pub(super) fn want_turn(&mut self, kind: TrialKind, out: &mut Vec<Effect>) {
+        let turn = match kind {
+            TrialKind::Handlers => &mut self.suspicion.handlers,
+            TrialKind::Steps => &mut self.suspicion.steps,
         };
         if !std::mem::replace(&mut turn.wanted, true) {
-            out.push(Effect::WantsTurn(lane));
+            out.push(Effect::WantsTurn(kind));
         }
     }
 
@@ -144,12 +144,12 @@ impl Shard {
             handlers.tried = None;
             if !*held {
                 *handlers = Turn::default();
-                out.push(Effect::EndsTurn(Lane::Handlers));
+                out.push(Effect::EndsTurn(TrialKind::Handlers));
             }
         }
         if steps.tried.is_some_and(|tried| tried <= commit) {
             (*steps, *task) = (Turn::default(), None);
-            out.push(Effect::EndsTurn(Lane::Steps));
+            out.push(Effect::EndsTurn(TrialKind::Steps));
         }
     }
 
@@ -161,7 +161,7 @@ impl Shard {
         }
         if !self.state.has_begun_handlers() {
             self.suspicion.handlers = Turn::default();
-            out.push(Effect::EndsTurn(Lane::Handlers));
+            out.push(Effect::EndsTurn(TrialKind::Handlers));
             return false;
         }
         let Some(job) = self.suspicion.met.front() else { return false };
@@ -202,7 +202,7 @@ impl Shard {
         }
         if !steps.is_ours {
             if !tasks.is_empty() && *until <= self.clock.steady() {
-                self.want_turn(Lane::Steps, out);
+                self.want_turn(TrialKind::Steps, out);
             }
             return;
         }

@@ -323,7 +323,7 @@ fn a_life_that_ends_in_order_forgives() {
         world.restart_to_first_message();
     }
     assert_eq!(world.shard(&keys[1]).state().attempts(), 1);
-    world.trusted = true;
+    world.is_clean = true;
     world.script.mended = true;
     world.restart();
     world.settle();
@@ -388,8 +388,8 @@ fn a_request_that_was_given_up_stays_so_whatever_the_limit_is_later() {
     assert_eq!(world.letters("a").len(), 1);
     world.settings.attempts_max = 9;
     world.script.mended = true;
-    for trusted in [false, true] {
-        world.trusted = trusted;
+    for is_clean in [false, true] {
+        world.is_clean = is_clean;
         world.restart();
         world.settle();
         assert_eq!(ask(&mut world), Some(Err(Refusal::Poisoned { attempts: 9 })));

@@ -4,12 +4,12 @@ use crate::world::{SHARDS, Script, World, ok};
 use std::sync::Arc;
 use stead_core::capture::Capture;
 use stead_core::clock::Now;
+use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::{Cause, Reply};
 use stead_core::handler::{Call, Handler, Outcome, Txn, View};
 use stead_core::ids::{
     Blob, Epoch, Incarnation, Key, NodeId, RequestNumber, ServiceId, SessionId, ShardId, Time,
 };
-use stead_core::replica::EpochConfig;
 use stead_core::shard::{Effect, Identity, Input, Refusal, Request, Settings, Shard};
 use stead_core::state::{Message, State};
 use stead_core::topology::Topology;
@@ -203,7 +203,7 @@ impl One {
         let mut topology = Topology::new(Incarnation(1));
         topology.ensure("one", 1).unwrap();
         let mut shard = Shard::new(State::new(ShardId(0)), Arc::new(topology), Settings::default());
-        shard.trust();
+        shard.assume_clean();
         let mut out = Vec::new();
         let start = Input::Start(EpochConfig::single(Epoch(1), NodeId(0)));
         shard.handle(Now::at(Time(1)), start, &mut Script::default(), &mut out);

@@ -129,7 +129,7 @@ fn many_confirmed_replies_are_forgotten_over_several_entries_7() {
     // A crash in between forgets the confirmations that were not logged, and the client confirms again.
     world.give(shard, Input::Tick);
     world.store(shard);
-    world.trusted = true;
+    world.is_clean = true;
     world.crash();
     world.settle();
     let kept = replies(&world, "a");
@@ -162,8 +162,8 @@ fn an_epoch_begins_with_much_in_parts() {
     // All in one entry, which is stored before any of its effects happen.
     let each = [format!("send {other} add x\n"), "send a add y\n".to_owned(), "task 1\n".to_owned()];
     world.request("a", &each.iter().map(|line| line.repeat(count)).collect::<String>(), Identity::None);
-    for trusted in [true, false] {
-        world.trusted = trusted;
+    for is_clean in [true, false] {
+        world.is_clean = is_clean;
         world.restart();
         let mut inputs = 0;
         let delivered = |world: &World| -> usize {

@@ -13,7 +13,7 @@ const BIG: usize = 10_000;
 fn world(settings: Settings) -> World {
     let mut world = World::with(settings);
     // Nothing is suspected, so no request has to wait.
-    world.trusted = true;
+    world.is_clean = true;
     world.restart();
     world.settle();
     world

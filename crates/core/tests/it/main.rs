@@ -71,7 +71,7 @@ fn a_message_leaves_when_its_entry_is_committed_5() {
 #[test]
 fn a_refusal_waits_until_what_it_tells_of_is_committed_5() {
     let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
-    world.trusted = true;
+    world.is_clean = true;
     world.restart();
     world.settle();
     let session = world.open("a", 9);
@@ -85,7 +85,7 @@ fn a_refusal_waits_until_what_it_tells_of_is_committed_5() {
     world.store(shard);
     assert_eq!(world.answer(conflict).unwrap().result, Err(Refusal::IdempotencyConflict));
     assert!(matches!(world.answer(panic).unwrap().result, Err(Refusal::Panicked(_))));
-    world.trusted = false;
+    world.is_clean = false;
     let mut given_up = 0;
     for _ in 0..3 {
         world.restart();
@@ -102,7 +102,7 @@ fn a_refusal_waits_until_what_it_tells_of_is_committed_5() {
 fn a_retried_request_gets_the_same_answer_and_runs_once_7() {
     let mut world = World::new();
     // Nothing is suspected, so that the retry need not come back later.
-    world.trusted = true;
+    world.is_clean = true;
     world.restart();
     world.settle();
     let session = world.open("a", 9);
@@ -561,7 +561,7 @@ fn after_a_life_that_ended_in_order_nothing_is_suspected() {
     let other = world.key_elsewhere("a");
     world.request("a", &format!("send {other} add y"), Identity::None);
     world.store(world.shard_of("a"));
-    world.trusted = true;
+    world.is_clean = true;
     world.restart();
     world.settle();
     world.request("a", "add x", numbered(session, 1, 0));
@@ -614,7 +614,7 @@ fn frames_of_an_older_epoch_change_nothing_15() {
     world.give(shard, Input::Stored { member: NodeId(7), epoch: world.epoch, upto: Index(u64::MAX) });
     assert_eq!(world.answer(token), None);
     let entries = world.log[&shard].len();
-    world.give(shard, Input::Start(stead_core::replica::EpochConfig::single(Epoch(1), NodeId(0))));
+    world.give(shard, Input::Start(stead_core::commit_tracker::EpochConfig::single(Epoch(1), NodeId(0))));
     assert_eq!(world.log[&shard].len(), entries);
 }
 

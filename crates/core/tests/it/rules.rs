@@ -3,9 +3,9 @@
 use crate::transcript::replay;
 use crate::world::World;
 use std::collections::BTreeMap;
+use stead_core::commit_tracker::{CommitTracker, EpochConfig};
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Epoch, Index, NodeId, ShardId};
-use stead_core::replica::{CommitTracker, EpochConfig};
 use stead_core::shard::{Identity, Input};
 use stead_core::state::Message;
 

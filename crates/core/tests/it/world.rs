@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use stead_core::capture::Reading;
 use stead_core::clock::Now;
+use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::{Entry, Reply};
 use stead_core::handler::{Call, Caller, Handler, Outcome, QueryPlace, Txn, View};
 use stead_core::ids::{
     Blob, Colour, Epoch, Incarnation, Index, Key, NodeId, SessionId, ShardId, TaskId, Time, TimerId,
 };
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, decode_value};
-use stead_core::replica::EpochConfig;
 use stead_core::shard::{
     Answer, DeadLetterAction, Effect, Identity, Input, Query, Refusal, Request, Settings, Shard, StepOutcome,
 };
@@ -140,7 +140,7 @@ pub(crate) struct World {
     pub(crate) wall_ahead: i64,
     pub(crate) epoch: Epoch,
     /// Whether a restart is known to follow a clean shutdown.
-    pub(crate) trusted: bool,
+    pub(crate) is_clean: bool,
     /// All entries, by shard.
     pub(crate) log: BTreeMap<ShardId, Vec<Entry>>,
     pub(crate) answers: BTreeMap<u64, Answer>,
@@ -186,7 +186,7 @@ impl World {
             wall_ahead: 0,
             epoch: Epoch(0),
             // There was no life before.
-            trusted: true,
+            is_clean: true,
             log: BTreeMap::new(),
             answers: BTreeMap::new(),
             marked: Vec::new(),
@@ -207,7 +207,7 @@ impl World {
         };
         world.restart();
         world.settle();
-        world.trusted = false;
+        world.is_clean = false;
         world
     }
 
@@ -228,8 +228,8 @@ impl World {
                     state.apply(entry.clone()).unwrap();
                 }
                 let mut shard = Shard::new(state, self.topology.clone(), self.settings.clone());
-                if self.trusted {
-                    shard.trust();
+                if self.is_clean {
+                    shard.assume_clean();
                 }
                 shard
             })
@@ -249,7 +249,7 @@ impl World {
     fn grant(&mut self) {
         while let Some(grant) = self.grants.pop_front() {
             match grant {
-                Grant::Turn(shard, lane) => self.give(shard, Input::Turn(lane)),
+                Grant::Turn(shard, kind) => self.give(shard, Input::Turn(kind)),
                 Grant::Yield(shard) => self.give(shard, Input::Yield),
                 Grant::Open => {
                     for shard in self.topology.clone().shards() {
@@ -337,8 +337,8 @@ impl World {
                         self.tasks.push((to, id, task));
                     }
                 }
-                Effect::WantsTurn(lane) => self.grants.extend(self.trials.wants(to, lane)),
-                Effect::EndsTurn(lane) => self.grants.extend(self.trials.ends(to, lane)),
+                Effect::WantsTurn(kind) => self.grants.extend(self.trials.wants(to, kind)),
+                Effect::EndsTurn(kind) => self.grants.extend(self.trials.ends(to, kind)),
                 Effect::Marked { header, all } => self.marked.push((*header, all)),
                 Effect::MarkerCommitted(colour) => self.committed_markers.push((to, colour)),
                 Effect::Active(epoch) => assert_eq!(epoch, self.epoch),

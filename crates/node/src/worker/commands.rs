@@ -9,8 +9,8 @@ use crate::shared::Shared;
 use crate::status::{WorkerStatus, shard_status};
 use std::collections::BTreeMap;
 use stead_core::ids::{ShardId, Time};
-use stead_core::room;
 use stead_core::shard::{Answer, Input, Refusal};
+use stead_core::shrink;
 
 /// Number of shards whose status is taken before the worker reads the clock.
 const STATUS_BATCH: usize = 8;
@@ -36,7 +36,7 @@ impl<E: Env> Worker<E> {
                 break;
             }
         }
-        room::give_back(&mut self.commands);
+        shrink::release_spare(&mut self.commands);
         true
     }
 

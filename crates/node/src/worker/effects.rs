@@ -55,8 +55,8 @@ impl<E: Env> Worker<E> {
                     shared.steps.push(Step { shard: from, id, run, task, asks, alone });
                 }
                 Effect::StepAllowed { id, run, allowed } => shared.steps.answer(from, id, run, allowed),
-                Effect::WantsTurn(lane) => shared.trials(|trials| trials.wants(from, lane)),
-                Effect::EndsTurn(lane) => shared.trials(|trials| trials.ends(from, lane)),
+                Effect::WantsTurn(kind) => shared.trials(|trials| trials.wants(from, kind)),
+                Effect::EndsTurn(kind) => shared.trials(|trials| trials.ends(from, kind)),
                 Effect::Marked { header, all } => {
                     let number = header.position.colour;
                     // The rest of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.

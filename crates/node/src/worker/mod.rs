@@ -23,11 +23,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use stead_core::clock::Now;
+use stead_core::commit_tracker::EpochConfig;
 use stead_core::handler::Handler;
 use stead_core::ids::{Epoch, Index, ShardId, Time};
-use stead_core::replica::EpochConfig;
-use stead_core::room;
 use stead_core::shard::{Effect, Input, Shard};
+use stead_core::shrink;
 use stead_store::wal::Batch;
 
 /// A change of the bytes that wait that is published in the account of the node's memory at once.
@@ -301,7 +301,7 @@ impl<E: Env> Worker<E> {
     fn shrink(&mut self) {
         const KEPT: usize = 4096;
         self.calls.shrink();
-        room::give_back(&mut self.commands);
+        shrink::release_spare(&mut self.commands);
         if self.intake.commands.capacity() > KEPT {
             self.intake.commands.shrink_to(KEPT);
         }
@@ -386,7 +386,7 @@ impl<E: Env> Worker<E> {
                     break;
                 }
             }
-            room::give_back(&mut self.local);
+            shrink::release_spare(&mut self.local);
             // A worker that stops drops what is left.
             if !self.stopping && (self.code.is_over() || shared.clock.steady() >= until) {
                 break;

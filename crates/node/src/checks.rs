@@ -9,12 +9,12 @@
 )]
 
 use crate::bell::Bell;
+use crate::check_marks::CheckMarks;
 use crate::checkpoint::{CheckpointReply, CheckpointReport, FailedCheck, Pin, SkippedCheck, failed, skipped};
 use crate::env::{Env, Program};
 use crate::events;
 use crate::part::{Part, Turned};
 use crate::shared::Shared;
-use crate::unended::Unended;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -103,7 +103,7 @@ pub(crate) struct Checks {
     bell: Bell,
     /// Signalled when the part has ended.
     ended: Condvar,
-    pub(crate) unended: Unended,
+    pub(crate) marks: CheckMarks,
 }
 
 impl Checks {
@@ -115,7 +115,7 @@ impl Checks {
     /// last one.
     pub(crate) fn last(&self) -> Option<CheckStatus> {
         let last = self.held().last.clone();
-        let Some(mut given_up) = self.unended.given_up() else { return last };
+        let Some(mut given_up) = self.marks.given_up() else { return last };
         let Some(mut last) = last.filter(|last| last.check == CheckOutcome::Failed) else {
             return Some(given_up);
         };
@@ -224,7 +224,7 @@ impl Checks {
         };
         held.stuck = true;
         if let Some(mark) = &running.mark {
-            self.unended.overdue(mark);
+            self.marks.overdue(mark);
         }
         let waiting: Vec<Job> = held.wanted.drain(..).collect();
         drop(held);
@@ -343,7 +343,7 @@ impl CheckPart {
         let mut open = VecDeque::new();
         let checked = hub.program.checked_services();
         for name in checked.into_iter().filter(|name| topology.service_id(name).is_some()) {
-            match checks.unended.refusal(&name, asked, begun) {
+            match checks.marks.refusal(&name, asked, begun) {
                 None => open.push_back(name),
                 Some(reason) => {
                     let result = CheckResult { service: name, failure: None, skipped: Some(reason) };
@@ -363,10 +363,10 @@ impl CheckPart {
         if hub.is_ended() || !checks.note(number, |running| running.service = Some(name.clone())) {
             return Ok(false);
         }
-        let mark = checks.unended.begin(hub, store, number, &name)?;
+        let mark = checks.marks.begin(hub, store, number, &name)?;
         checks.note(number, |running| running.mark = Some(mark.clone()));
         let failure = hub.program.check(&name, &checking.topology, &checking.states).err();
-        checks.unended.end(hub, store, mark, &name);
+        checks.marks.end(hub, store, mark, &name);
         let result = CheckResult { service: name, failure, skipped: None };
         checks.note(number, |running| running.results.push(result));
         Ok(true)
@@ -411,7 +411,7 @@ impl<E: Env> Part<Shared<E>> for CheckPart {
 
     fn turn(&mut self, hub: &Shared<E>, now: Time) -> Result<Turned, Infallible> {
         if !mem::replace(&mut self.is_recorded, true)
-            && let Err(error) = hub.checks.unended.record(hub, &*self.store)
+            && let Err(error) = hub.checks.marks.record(hub, &*self.store)
         {
             events::warn(format_args!("cannot store that a check did not end: {error}"));
         }

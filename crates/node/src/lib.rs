@@ -10,9 +10,11 @@
 
 mod bell;
 mod calls;
+mod check_marks;
 pub mod checkpoint;
 mod checks;
 mod clock;
+mod copies;
 mod drive;
 mod env;
 pub mod events;
@@ -33,19 +35,19 @@ mod ready;
 mod shared;
 mod shutdown;
 mod slice;
-mod stable;
 mod status;
 pub mod stderr;
 mod stepped;
 mod steps;
-mod unended;
 mod watchdog;
 mod worker;
 
 pub use bell::Bell;
+pub use check_marks::note_unended;
 pub use checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub use checks::CheckStatus;
 pub use clock::{Clock, SystemClock, Wall, system_time};
+pub use copies::{CopyReport, CopyStatus, copy_stored};
 pub use env::{Caller, Env, NoAnswer, Program, Reply, ReplyTo, StepCall, Watch};
 pub use life::Life;
 pub use listed::{list_checkpoints, verify_stored};
@@ -58,7 +60,6 @@ pub use queries::StuckQuery;
 pub use ready::{LOG_LAG_MAX, NotReady};
 pub use shared::{LOOK_TIMEOUT, Shared};
 pub use shutdown::{EndHub, ShutdownPart};
-pub use stable::{CopyReport, CopyStatus, copy_stored};
 pub use status::{
     ClockStatus, LogStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,
     TaskStatus,
@@ -66,5 +67,4 @@ pub use status::{
 pub use stead_core::start::ServiceLimits;
 pub use stepped::{Shape, Stepped};
 pub use steps::StepPart;
-pub use unended::note_unended;
 pub use worker::Worker;

@@ -4,6 +4,7 @@
 
 use crate::checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, Event, Wanted};
 use crate::checks::CheckStatus;
+use crate::copies::{AskedCopy, CopyReport};
 use crate::env::{Env, Program, Reply};
 use crate::events::{self, LAST_WORDS};
 use crate::inbox::Command;
@@ -14,7 +15,6 @@ use crate::part::Turned;
 use crate::ready::NotReady;
 use crate::shared::{LOOK_TIMEOUT, Shared, stage};
 use crate::shutdown::{EndHub, ShutdownPart};
-use crate::stable::{AskedCopy, CopyReport};
 use crate::status::{
     ClockStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,
 };
@@ -180,7 +180,7 @@ impl<E: Env> Life<E> {
     /// [`CheckpointFailure::Store`].
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, CheckpointFailure> {
         let mut found = self.listed().all(&*self.store)?;
-        self.shared.checks.unended.note(&mut found);
+        self.shared.checks.marks.note(&mut found);
         Ok(found)
     }
 
@@ -190,7 +190,7 @@ impl<E: Env> Life<E> {
     /// [`CheckpointFailure::Store`].
     pub fn checkpoint_info(&self, number: u64) -> Result<Option<CheckpointInfo>, CheckpointFailure> {
         let mut found: Vec<_> = self.listed().one(&*self.store, Colour(number))?.into_iter().collect();
-        self.shared.checks.unended.note(&mut found);
+        self.shared.checks.marks.note(&mut found);
         Ok(found.pop())
     }
 
@@ -199,20 +199,20 @@ impl<E: Env> Life<E> {
     }
 
     /// Recomputes a checkpoint from what is stored, and runs the services' checks. Reads all of it. It also runs checks that
-    /// were given up because they did not end; one that ends is trusted again.
+    /// were given up because they did not end; one that ends counts as sound again.
     ///
     /// # Errors
     /// [`CheckpointFailure::Store`] if it is damaged. What is whole but inconsistent is in the report.
     pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
         let shared = &self.shared;
         let _pin = shared.snapshots.pin(Colour(number));
-        let (store, unended) = (&*self.store, &shared.checks.unended);
+        let (store, marks) = (&*self.store, &shared.checks.marks);
         let mut check = |service: &str, topology: &Topology, cut: &[State]| {
             // On a full disk it runs without a mark: a person waits for it.
-            let mark = unended.begin(shared, store, Colour(number), service);
+            let mark = marks.begin(shared, store, Colour(number), service);
             let found = shared.program.check(service, topology, cut);
             if let Ok(mark) = mark {
-                unended.end(shared, store, mark, service);
+                marks.end(shared, store, mark, service);
             }
             found
         };
@@ -421,7 +421,7 @@ impl<E: Env> EndHub for Ending<'_, E> {
 
     fn mark_clean(&self) {
         let Some(data_dir) = &mut *self.life.data_dir() else { return };
-        self.life.shared.checks.unended.forgive(&*self.life.store);
+        self.life.shared.checks.marks.forgive(&*self.life.store);
         if let Err(error) = data_dir.update(|meta| meta.clean = true) {
             // The next start then suspects what waits, which costs a little time and nothing else.
             events::warn(format_args!("cannot record the clean shutdown: {error}"));

@@ -120,7 +120,7 @@ pub(crate) struct QueryQueue<C> {
 
 struct Queue<C> {
     /// By service: they take turns.
-    lanes: Vec<Lane<C>>,
+    by_service: Vec<ServiceQueue<C>>,
     /// The service whose turn it is.
     turn: usize,
     running: Vec<Running<C>>,
@@ -139,7 +139,7 @@ struct Queue<C> {
 }
 
 /// Queries of a service that wait for a thread.
-struct Lane<C> {
+struct ServiceQueue<C> {
     waiting: VecDeque<Job<C>>,
     /// None of their deadlines is before it.
     deadline_min: Time,
@@ -181,9 +181,9 @@ impl QueryThread {
 impl<C: Caller> QueryQueue<C> {
     pub(crate) fn new(services: usize) -> Self {
         let zeros = || (0..services).map(|_| AtomicUsize::new(0)).collect();
-        let lane = || Lane { waiting: VecDeque::new(), deadline_min: Time(u64::MAX) };
+        let empty = || ServiceQueue { waiting: VecDeque::new(), deadline_min: Time(u64::MAX) };
         let queue = Queue {
-            lanes: std::iter::repeat_with(lane).take(services).collect(),
+            by_service: std::iter::repeat_with(empty).take(services).collect(),
             turn: 0,
             running: Vec::new(),
             limit: Duration::MAX,
@@ -244,7 +244,7 @@ impl<C: Caller> QueryQueue<C> {
         }
         for job in jobs.drain(..) {
             let service = job.reading.service;
-            queue.lanes[usize::from(service.0)].push(job);
+            queue.by_service[usize::from(service.0)].push(job);
             self.waiting[usize::from(service.0)].fetch_add(1, Ordering::Relaxed);
         }
         let (wakes_thread, wakes_watcher) = (queue.idle > 0, queue.watcher_sleeps);
@@ -302,7 +302,7 @@ impl<C: Caller> QueryQueue<C> {
                 Ran::Stuck => return,
                 Ran::None => {
                     let mut queue = self.queue();
-                    if queue.next_lane().is_some() {
+                    if queue.next_queue().is_some() {
                         continue;
                     }
                     if queue.is_over || queue.is_closing && !queue.is_waiting() {
@@ -330,7 +330,7 @@ impl<C: Caller> QueryQueue<C> {
             return Ran::One;
         }
         let (number, reading) = queue.begin(job, thread);
-        if queue.idle > 0 && queue.next_lane().is_some() {
+        if queue.idle > 0 && queue.next_queue().is_some() {
             self.news.notify_one();
         }
         drop(queue);
@@ -463,7 +463,8 @@ impl<C: Caller> QueryQueue<C> {
     pub(crate) fn stop(&self) {
         let mut queue = self.queue();
         queue.is_over = true;
-        let waiting: Vec<_> = queue.lanes.iter_mut().map(|lane| std::mem::take(&mut lane.waiting)).collect();
+        let waiting: Vec<_> =
+            queue.by_service.iter_mut().map(|queue| std::mem::take(&mut queue.waiting)).collect();
         let callers: Vec<_> = queue.running.iter_mut().filter_map(|r| r.reply_to.take()).collect();
         self.waiting.iter().for_each(|waiting| waiting.store(0, Ordering::Relaxed));
         drop(queue);
@@ -522,7 +523,7 @@ impl<C> Over<C> {
     }
 }
 
-impl<C> Lane<C> {
+impl<C> ServiceQueue<C> {
     fn push(&mut self, job: Job<C>) {
         self.deadline_min = self.deadline_min.min(job.reply_to.deadline);
         self.waiting.push_back(job);
@@ -557,27 +558,27 @@ impl<C> Running<C> {
 
 impl<C: Caller> Queue<C> {
     fn is_waiting(&self) -> bool {
-        self.lanes.iter().any(|lane| !lane.waiting.is_empty())
+        self.by_service.iter().any(|queue| !queue.waiting.is_empty())
     }
 
     /// The next service whose query may begin.
-    fn next_lane(&self) -> Option<usize> {
-        let (lanes, mut busy) = (self.lanes.len(), None);
-        (self.turn..lanes).chain(0..self.turn).find(|&lane| {
-            if self.lanes[lane].waiting.is_empty() {
+    fn next_queue(&self) -> Option<usize> {
+        let (services, mut busy) = (self.by_service.len(), None);
+        (self.turn..services).chain(0..self.turn).find(|&service| {
+            if self.by_service[service].waiting.is_empty() {
                 return false;
             }
-            let of_lane = || self.running.iter().filter(|r| usize::from(r.service.0) == lane);
+            let of_service = || self.running.iter().filter(|r| usize::from(r.service.0) == service);
             let busy = *busy.get_or_insert_with(|| self.running.iter().filter(|r| !r.is_stuck).count());
-            of_lane().filter(|r| r.is_stuck).count() < STUCK_MAX
-                && (busy < QUERY_THREADS - SPARE_THREADS || of_lane().all(|r| r.is_stuck))
+            of_service().filter(|r| r.is_stuck).count() < STUCK_MAX
+                && (busy < QUERY_THREADS - SPARE_THREADS || of_service().all(|r| r.is_stuck))
         })
     }
 
     fn pop(&mut self) -> Option<Job<C>> {
-        let lane = self.next_lane()?;
-        self.turn = (lane + 1) % self.lanes.len();
-        self.lanes[lane].waiting.pop_front()
+        let service = self.next_queue()?;
+        self.turn = (service + 1) % self.by_service.len();
+        self.by_service[service].waiting.pop_front()
     }
 
     fn begin(&mut self, job: Job<C>, thread: QueryThread) -> (u64, Box<Reading>) {
@@ -619,15 +620,15 @@ impl<C: Caller> Queue<C> {
     /// Takes those from the queue whose time is over or whose service is stuck, and `reply_to` from those that run.
     fn take_over(&mut self, now: Time, topology: &Topology) -> Vec<Over<C>> {
         let mut over = Vec::new();
-        for number in 0..self.lanes.len() {
-            if self.lanes[number].waiting.is_empty() {
+        for number in 0..self.by_service.len() {
+            if self.by_service[number].waiting.is_empty() {
                 continue;
             }
-            self.lanes[number].take_late(now, &mut over);
+            self.by_service[number].take_late(now, &mut over);
             let service = ServiceId(number as u16);
             if let Some(refusal) = self.stuck_refusal(service, topology) {
                 let refused = |job| Over::refused(job, NoAnswer::Refused(refusal.clone()));
-                over.extend(self.lanes[number].waiting.drain(..).map(refused));
+                over.extend(self.by_service[number].waiting.drain(..).map(refused));
             }
         }
         for running in &mut self.running {

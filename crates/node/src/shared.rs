@@ -3,13 +3,13 @@
 use crate::checkpoint::SnapshotQueue;
 use crate::checks::Checks;
 use crate::clock::Clock;
+use crate::copies::Copies;
 use crate::env::{Env, NoAnswer, Reply, ReplyTo, Watch};
 use crate::events;
 use crate::inbox::{Command, Inbox};
 use crate::log::{LogDesk, LogHub};
 use crate::memory::{Memory, MemoryLimits};
 use crate::queries::QueryQueue;
-use crate::stable::Copies;
 use crate::status::Counters;
 use crate::steps::StepQueue;
 use crate::watchdog::Watchdog;
@@ -135,8 +135,8 @@ impl<E: Env> Shared<E> {
         let mut trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
         match change(&mut trials) {
             None => {}
-            Some(Grant::Turn(shard, lane)) => {
-                self.push(shard, Input::Turn(lane));
+            Some(Grant::Turn(shard, kind)) => {
+                self.push(shard, Input::Turn(kind));
             }
             Some(Grant::Yield(shard)) => {
                 self.push(shard, Input::Yield);

@@ -1,9 +1,9 @@
 //! How a node stands, for people and for metrics.
 
 use crate::checks::CheckStatus;
+use crate::copies::CopyStatus;
 use crate::memory::MemoryStatus;
 use crate::queries::StuckQuery;
-use crate::stable::CopyStatus;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,12 +1,12 @@
 //! The parts of a node without threads, for a simulator: it gives them their turns.
 
 use crate::checkpoint::{Event, Next};
+use crate::copies::Copies;
 use crate::env::{Env, Program};
 use crate::guarded::Guarded;
 use crate::inbox::Command;
 use crate::memory::MemoryLimits;
 use crate::shared::{Shared, stage};
-use crate::stable::Copies;
 use crate::steps::StepPart;
 use crate::watchdog::Probe;
 use crate::worker::Worker;

@@ -1,8 +1,10 @@
 //! Makes all parts of a node, without a thread.
 
+use crate::check_marks::CheckLimits;
 use crate::checkpoint::{CheckpointPart, CheckpointSetup, Checkpoints, MergePart, Merges};
 use crate::checks::CheckPart;
 use crate::clock::Clock;
+use crate::copies::{Copies, CopyPart};
 use crate::env::{Env, Program};
 use crate::life::Life;
 use crate::log::LogPart;
@@ -11,11 +13,9 @@ use crate::open::plan::{check_limits, warn_of_clock};
 use crate::open::{OpenError, Recovery};
 use crate::prepare::PreparePart;
 use crate::shared::Shared;
-use crate::stable::{Copies, CopyPart};
 use crate::status::RecoveryReport;
 use crate::stepped::workers;
 use crate::steps::StepPart;
-use crate::unended::CheckLimits;
 use crate::watchdog::{Limit, Probe};
 use crate::worker::Worker;
 use std::collections::BTreeSet;
@@ -126,7 +126,7 @@ pub(super) fn assemble<E: Env>(
         shared.program.checked_services().into_iter().map(|name| check_limits(name, &services)).collect();
     let mut checks = None;
     if !checked.is_empty() {
-        shared.checks.unended.load(&*store, topology.incarnation, checked.into_iter(), shared.now())?;
+        shared.checks.marks.load(&*store, topology.incarnation, checked.into_iter(), shared.now())?;
         checks = Some(CheckPart::new(Arc::clone(&store)));
     }
     let copies = options.copies.map(|to| CopyPart::new(Arc::clone(&store), to));

@@ -1,9 +1,9 @@
 //! The questions of a start about the program and its options.
 
+use crate::check_marks::CheckLimits;
 use crate::env::Program;
 use crate::open::options::Options;
 use crate::open::recover::RecoverOptions;
-use crate::unended::CheckLimits;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::thread;

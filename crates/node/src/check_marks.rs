@@ -48,13 +48,13 @@ struct Live {
 struct Held {
     services: BTreeMap<String, Service>,
     live: Vec<Live>,
-    /// The time at which the node began, as given to [`Unended::load`].
+    /// The time at which the node began, as given to [`CheckMarks::load`].
     begun: Time,
 }
 
 /// The checks that did not end, and those that run.
 #[derive(Default)]
-pub(crate) struct Unended {
+pub(crate) struct CheckMarks {
     held: Mutex<Held>,
 }
 
@@ -72,7 +72,7 @@ impl Service {
     }
 }
 
-impl Unended {
+impl CheckMarks {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -24,12 +24,12 @@ mod life;
 mod listed;
 mod log;
 mod memory;
+mod metrics;
 mod open;
 mod outlet;
 mod pace;
 pub mod panics;
 mod part;
-mod prepare;
 mod queries;
 mod ready;
 mod shared;
@@ -51,19 +51,16 @@ pub use copies::{CopyReport, CopyStatus, copy_stored};
 pub use env::{Caller, Env, NoAnswer, Program, Reply, ReplyTo, StepCall, Watch};
 pub use life::Life;
 pub use listed::{list_checkpoints, verify_stored};
-pub use log::{LogDesk, LogHub, LogPart, Submission};
+pub use log::{LogDesk, LogHub, LogPart, PreparePart, Submission};
 pub use memory::{MemoryLimits, MemoryStatus};
+pub use metrics::{Metrics, ServiceMetrics};
 pub use open::{CheckpointOptions, CopyTarget, OpenError, Options, RecoverOptions, Recovery, recover};
 pub use part::{Part, Turned};
-pub use prepare::PreparePart;
 pub use queries::StuckQuery;
 pub use ready::{LOG_LAG_MAX, NotReady};
 pub use shared::{LOOK_TIMEOUT, Shared};
 pub use shutdown::{EndHub, ShutdownPart};
-pub use status::{
-    ClockStatus, LogStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,
-    TaskStatus,
-};
+pub use status::{ClockStatus, LogStatus, RecoveryReport, ServiceStatus, ShardStatus, Status, TaskStatus};
 pub use stead_core::start::ServiceLimits;
 pub use stepped::{Shape, Stepped};
 pub use steps::StepPart;

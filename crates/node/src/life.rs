@@ -9,15 +9,14 @@ use crate::env::{Env, Program, Reply};
 use crate::events::{self, LAST_WORDS};
 use crate::inbox::Command;
 use crate::listed::{Listed, verify_stored};
+use crate::metrics::{Metrics, ServiceMetrics};
 use crate::open::Member;
 use crate::panics;
 use crate::part::Turned;
 use crate::ready::NotReady;
 use crate::shared::{LOOK_TIMEOUT, Shared, stage};
 use crate::shutdown::{EndHub, ShutdownPart};
-use crate::status::{
-    ClockStatus, Metrics, RecoveryReport, ServiceMetrics, ServiceStatus, ShardStatus, Status,
-};
+use crate::status::{ClockStatus, RecoveryReport, ServiceStatus, ShardStatus, Status};
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};

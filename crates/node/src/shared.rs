@@ -4,13 +4,13 @@ use crate::checkpoint::SnapshotQueue;
 use crate::checks::Checks;
 use crate::clock::Clock;
 use crate::copies::Copies;
-use crate::env::{Env, NoAnswer, Reply, ReplyTo, Watch};
+use crate::env::{Env, NoAnswer, Reply, ReplyTo};
 use crate::events;
 use crate::inbox::{Command, Inbox};
-use crate::log::{LogDesk, LogHub};
+use crate::log::LogDesk;
 use crate::memory::{Memory, MemoryLimits};
+use crate::metrics::Counters;
 use crate::queries::QueryQueue;
-use crate::status::Counters;
 use crate::steps::StepQueue;
 use crate::watchdog::Watchdog;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -23,7 +23,6 @@ use stead_core::shard::{DeadLetterAction, Input, Query, Refusal, Request, Shard}
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
-use stead_store::wal::{Wal, WalError};
 
 /// The time for which a look at a shard, and the status, wait for a worker that is held by a handler: 500 ms.
 pub const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -381,49 +380,6 @@ impl<E: Env> Shared<E> {
             }
             held = self.all_active.1.wait(held).unwrap_or_else(PoisonError::into_inner);
         }
-    }
-}
-
-impl<E: Env> LogHub for Shared<E> {
-    fn desk(&self) -> &LogDesk {
-        &self.log
-    }
-
-    fn is_over(&self) -> bool {
-        self.is_over()
-    }
-
-    fn is_ending(&self) -> bool {
-        self.stage.load(Ordering::Relaxed) == stage::STOPS
-    }
-
-    fn is_ended(&self) -> bool {
-        self.is_ended()
-    }
-
-    fn durable(&self, worker: usize, ticket: u64) {
-        self.inboxes[worker].set_durable(ticket);
-    }
-
-    fn full(&self, is_full: bool, shortage: &str) {
-        if is_full {
-            events::warn(format_args!("writes are refused until there is room: {shortage}"));
-        } else {
-            events::info(format_args!("the log has room again: writes are taken"));
-        }
-        for inbox in &self.inboxes {
-            inbox.push(Command::every(Input::Full(is_full)));
-        }
-    }
-
-    fn mark(&self, wal: &mut Wal) -> Result<bool, WalError> {
-        self.watch.mark(wal)
-    }
-
-    fn synced(&self, micros: u64) {
-        self.counters.log_sync_micros.add(micros);
-        self.counters.log_syncs.add(1);
-        self.counters.log_writes.add(1);
     }
 }
 

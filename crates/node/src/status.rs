@@ -1,16 +1,15 @@
-//! How a node stands, for people and for metrics.
+//! The status of a node, for people and for metrics.
 
 use crate::checks::CheckStatus;
 use crate::copies::CopyStatus;
 use crate::memory::MemoryStatus;
 use crate::queries::StuckQuery;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use stead_core::ids::{ShardId, TaskId};
 use stead_core::record::TaskHead;
 
-/// How a node stands.
+/// The status of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The number of times that a node was started on this data directory.
@@ -19,7 +18,7 @@ pub struct Status {
     pub incarnation: u64,
     /// The time for which the node has run.
     pub uptime: Duration,
-    /// The disk has no room: writes are refused, reads go on.
+    /// Whether the disk is full: writes are refused, reads continue.
     pub full: bool,
     /// The fatal error that ended the node's work.
     pub failure: Option<String>,
@@ -27,7 +26,7 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// The shards that answered in time; a shard that is missing is held by a handler.
     pub shards: Vec<ShardStatus>,
-    /// The wall clock, as the shards that answered see it.
+    /// The wall clock, as the shards that answered read it.
     #[serde(default)]
     pub clock: ClockStatus,
     /// The log.
@@ -57,7 +56,7 @@ pub struct ServiceStatus {
     pub name: String,
     /// The first of its shards.
     pub first_shard: u32,
-    /// How many it has.
+    /// The number of its shards.
     pub shards: u32,
     /// Whether this program has its code.
     pub registered: bool,
@@ -115,8 +114,8 @@ pub struct ShardStatus {
     /// The shard's time, on which timers fire, in microseconds since the Unix epoch.
     #[serde(default)]
     pub time: u64,
-    /// By how many microseconds the wall clock is ahead of it; negative if it is behind. The shard runs faster or slower
-    /// until both are the same.
+    /// The lead of the wall clock over it in microseconds; negative if the wall clock is behind. The shard's time runs
+    /// faster or slower until both are equal.
     #[serde(default)]
     pub clock_ahead_micros: i64,
     /// Whether the wall clock is so far ahead that timers do not follow it yet: see
@@ -128,9 +127,9 @@ pub struct ShardStatus {
 /// The wall clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockStatus {
-    /// By how many microseconds it is ahead of the shard whose time differs most; negative if it is behind.
+    /// Its lead over the time of the shard that differs most, in microseconds; negative if it is behind.
     pub ahead_micros: i64,
-    /// Whether it is so far ahead of a shard that timers do not follow it yet: it is wrong, or the node was down for so long.
+    /// Whether its lead over a shard is so large that timers do not follow it yet: the clock is wrong, or the node was down.
     pub doubted: bool,
 }
 
@@ -157,13 +156,13 @@ pub struct TaskStatus {
     pub step: u64,
     /// The share that is done, 0.0 to 1.0.
     pub progress: f64,
-    /// How often the next step has failed so far, to be tried again later.
+    /// The number of failures of the next step so far; it is retried.
     #[serde(default)]
     pub retries: u32,
-    /// Why it failed the last time.
+    /// The reason of the last failure.
     #[serde(default)]
     pub failure: Option<String>,
-    /// When it runs again, in microseconds since the Unix epoch.
+    /// The time of the next attempt, in microseconds since the Unix epoch.
     #[serde(default)]
     pub retry_at: Option<u64>,
 }
@@ -179,248 +178,33 @@ pub struct LogStatus {
     pub reserve: u64,
 }
 
-/// Tasks of a shard that its status lists.
+/// Maximum number of tasks in the status of a shard.
 const TASKS_LISTED: usize = 100;
 
-/// What one worker tells of its shards.
+/// The status of one worker's shards.
 pub(crate) struct WorkerStatus {
     pub(crate) shards: Vec<ShardStatus>,
 }
 
-/// What a node counts, since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Metrics {
-    /// Clients' requests taken in.
-    pub requests: u64,
-    /// Clients' queries taken in.
-    pub queries: u64,
-    /// Answers given, refusals included.
-    pub answers: u64,
-    /// Refusals given.
-    pub refusals: u64,
-    /// Messages delivered from shard to shard, resends included.
-    pub messages: u64,
-    /// Entries appended to the log.
-    pub entries: u64,
-    /// Bytes of these entries.
-    pub entry_bytes: u64,
-    /// Steps of tasks that were run.
-    pub task_steps: u64,
-    /// Writes to the log.
-    pub log_writes: u64,
-    /// Syncs of the log.
-    pub log_syncs: u64,
-    /// Time that the writes to the log and its syncs took together, in microseconds.
-    pub log_sync_micros: u64,
-    /// Checkpoints completed.
-    pub checkpoints: u64,
-    /// Checkpoints given up.
-    pub checkpoints_failed: u64,
-    /// Bytes written for checkpoints.
-    pub checkpoint_bytes: u64,
-    /// The longest that a slice of a checkpoint held its worker, in microseconds.
-    pub checkpoint_stall_micros: u64,
-    /// The longest that a worker went without a look at its inbox, in microseconds. Over about 10,000 it was held by one
-    /// call of a handler.
-    #[serde(default)]
-    pub worker_hold_micros: u64,
-    /// Checkpoints whose services' checks ended.
-    #[serde(default)]
-    pub checkpoint_checks: u64,
-    /// Those of them with a check that failed.
-    #[serde(default)]
-    pub checkpoint_checks_failed: u64,
-    /// Checkpoints that were completed and not checked: because the caller declined it, no service declares a check, they were
-    /// over `checkpoints.check_bytes_max`, or newer ones came before their turn.
-    #[serde(default)]
-    pub checkpoints_unchecked: u64,
-    /// Bytes of entries that are not committed yet, and of answers that wait for them, now.
-    #[serde(default)]
-    pub uncommitted_bytes: u64,
-    /// Bytes of messages in outboxes, now: sent, and not yet received for good.
-    #[serde(default)]
-    pub outbox_bytes: u64,
-    /// Bytes of clients' calls that wait for their answer, now.
-    #[serde(default)]
-    pub request_bytes: u64,
-    /// Bytes of clients' queries on the way from their shards to their answers, and of the states that they read, now.
-    #[serde(default)]
-    pub query_bytes: u64,
-    /// Bytes of queries that were given up and still run, and of the states that they read, now. Not in
-    /// [`Self::query_bytes`].
-    #[serde(default)]
-    pub stuck_query_bytes: u64,
-    /// Queries that wait for a thread, now.
-    #[serde(default)]
-    pub queries_waiting: u64,
-    /// Queries that were given up and still run, now.
-    #[serde(default)]
-    pub queries_stuck: u64,
-    /// Queries whose clients were answered by the time limit or their deadline, and not by the process.
-    #[serde(default)]
-    pub queries_given_up: u64,
-    /// Checkpoints copied to other stores.
-    pub checkpoint_copies: u64,
-    /// Copies that failed.
-    pub checkpoint_copies_failed: u64,
-    /// Bytes written for copies.
-    pub checkpoint_copy_bytes: u64,
-}
-
-/// What a node counts for one service, since it was opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceMetrics {
-    /// The service.
-    pub service: String,
-    /// Clients' requests taken in.
-    pub requests: u64,
-    /// Clients' queries taken in.
-    pub queries: u64,
-    /// Answers given, refusals included.
-    pub answers: u64,
-    /// Refusals given.
-    pub refusals: u64,
-    /// Messages that its shards delivered to shards of any service, resends included.
-    pub messages: u64,
-    /// Entries appended to the log.
-    pub entries: u64,
-    /// Bytes of these entries.
-    pub entry_bytes: u64,
-    /// Steps of its tasks that were run.
-    pub task_steps: u64,
-}
-
-/// A figure of [`Metrics`] that any thread may add to.
-#[derive(Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
-    }
-
-    pub(crate) fn raise(&self, to: u64) {
-        self.0.fetch_max(to, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// What is counted for one service; workers add to it once for each turn of their loop.
-#[derive(Default)]
-pub(crate) struct ServiceCounters {
-    pub(crate) requests: Counter,
-    pub(crate) queries: Counter,
-    pub(crate) answers: Counter,
-    pub(crate) refusals: Counter,
-    pub(crate) messages: Counter,
-    pub(crate) entries: Counter,
-    pub(crate) entry_bytes: Counter,
-    pub(crate) task_steps: Counter,
-}
-
-impl ServiceCounters {
-    pub(crate) fn snapshot(&self, service: &str) -> ServiceMetrics {
-        ServiceMetrics {
-            service: service.to_owned(),
-            requests: self.requests.get(),
-            queries: self.queries.get(),
-            answers: self.answers.get(),
-            refusals: self.refusals.get(),
-            messages: self.messages.get(),
-            entries: self.entries.get(),
-            entry_bytes: self.entry_bytes.get(),
-            task_steps: self.task_steps.get(),
-        }
-    }
-}
-
-/// What is counted.
-#[derive(Default)]
-pub(crate) struct Counters {
-    /// By service.
-    pub(crate) services: Vec<ServiceCounters>,
-    pub(crate) log_writes: Counter,
-    pub(crate) log_syncs: Counter,
-    pub(crate) log_sync_micros: Counter,
-    pub(crate) checkpoints: Counter,
-    pub(crate) checkpoints_failed: Counter,
-    pub(crate) checkpoint_bytes: Counter,
-    pub(crate) checkpoint_stall_micros: Counter,
-    pub(crate) worker_hold_micros: Counter,
-    pub(crate) queries_given_up: Counter,
-    pub(crate) checkpoint_checks: Counter,
-    pub(crate) checkpoint_checks_failed: Counter,
-    pub(crate) checkpoints_unchecked: Counter,
-    pub(crate) checkpoint_copies: Counter,
-    pub(crate) checkpoint_copies_failed: Counter,
-    pub(crate) checkpoint_copy_bytes: Counter,
-}
-
-impl Counters {
-    pub(crate) fn new(services: usize) -> Self {
-        Self { services: (0..services).map(|_| ServiceCounters::default()).collect(), ..Self::default() }
-    }
-
-    pub(crate) fn snapshot(&self) -> Metrics {
-        let sum =
-            |of: fn(&ServiceCounters) -> &Counter| self.services.iter().map(|each| of(each).get()).sum();
-        Metrics {
-            requests: sum(|each| &each.requests),
-            queries: sum(|each| &each.queries),
-            answers: sum(|each| &each.answers),
-            refusals: sum(|each| &each.refusals),
-            messages: sum(|each| &each.messages),
-            entries: sum(|each| &each.entries),
-            entry_bytes: sum(|each| &each.entry_bytes),
-            task_steps: sum(|each| &each.task_steps),
-            log_writes: self.log_writes.get(),
-            log_syncs: self.log_syncs.get(),
-            log_sync_micros: self.log_sync_micros.get(),
-            checkpoints: self.checkpoints.get(),
-            checkpoints_failed: self.checkpoints_failed.get(),
-            checkpoint_bytes: self.checkpoint_bytes.get(),
-            checkpoint_stall_micros: self.checkpoint_stall_micros.get(),
-            worker_hold_micros: self.worker_hold_micros.get(),
-            checkpoint_checks: self.checkpoint_checks.get(),
-            checkpoint_checks_failed: self.checkpoint_checks_failed.get(),
-            checkpoints_unchecked: self.checkpoints_unchecked.get(),
-            uncommitted_bytes: 0,
-            outbox_bytes: 0,
-            request_bytes: 0,
-            query_bytes: 0,
-            stuck_query_bytes: 0,
-            queries_waiting: 0,
-            queries_stuck: 0,
-            queries_given_up: self.queries_given_up.get(),
-            checkpoint_copies: self.checkpoint_copies.get(),
-            checkpoint_copies_failed: self.checkpoint_copies_failed.get(),
-            checkpoint_copy_bytes: self.checkpoint_copy_bytes.get(),
-        }
-    }
-}
-
-/// How a start went.
+/// The report of a start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryReport {
     /// Whether the data directory was new.
     pub created: bool,
-    /// How long it took until the shards were started.
+    /// The time until all shards served.
     pub duration: Duration,
     /// The checkpoint that was loaded, if there was one.
     pub checkpoint: Option<u64>,
-    /// Entries of the log that were applied on top of it.
+    /// Entries of the log that were applied after it.
     pub entries_replayed: u64,
-    /// Whether the unsynced remains of a crash were cut off the log.
+    /// Whether the unsynced tail of a crash was cut off the log.
     pub tail_cut: bool,
-    /// Bytes of records after it.
+    /// Bytes of all records after the start.
     pub state_bytes: u64,
 }
 
 impl TaskStatus {
-    /// A task as its record has it.
+    /// Returns the status of a task from its record.
     #[must_use]
     pub fn of(id: TaskId, record: TaskHead) -> Self {
         Self {

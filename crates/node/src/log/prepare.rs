@@ -1,10 +1,7 @@
 //! Prepares log segments beside the log's owner, so that filling one with zeros delays nothing.
 
-use crate::bell::Bell;
-use crate::env::Env;
 use crate::log::LogHub;
-use crate::part::{Part, Turned};
-use crate::shared::Shared;
+use crate::part::Turned;
 use std::fmt;
 use stead_core::ids::Time;
 use stead_core::log_room::LogRoom;
@@ -41,18 +38,6 @@ impl PreparePart {
             }
             Err(error) => Err(error),
         }
-    }
-}
-
-impl<E: Env> Part<Shared<E>> for PreparePart {
-    type Error = WalError;
-
-    fn bell<'h>(&self, shared: &'h Shared<E>) -> &'h Bell {
-        &shared.log.preparer_bell
-    }
-
-    fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, WalError> {
-        self.turn(shared, now)
     }
 }
 

@@ -1,0 +1,177 @@
+//! The part that owns the log.
+
+use crate::log::LogHub;
+use crate::log::desk::{Submission, Taken};
+use crate::part::Turned;
+use stead_core::ids::{Index, ShardId, Time};
+use stead_core::log_room::{Event, LogRoom, Notice, Step};
+use stead_store::wal::{Batch, Wal, WalError};
+
+/// The log's owner.
+#[derive(Debug)]
+pub struct LogPart {
+    pub(super) wal: Wal,
+    room: LogRoom,
+    /// Taken from the desk and not durable yet.
+    submissions: Vec<Submission>,
+    batches: Vec<Batch>,
+    /// By worker, the last ticket among them.
+    tickets: Vec<Option<u64>>,
+    trim: Option<Vec<Index>>,
+    /// Whether appended batches are not synced yet.
+    is_written: bool,
+    /// The time at which the write of the batches being synced began.
+    begun: Time,
+    /// Whether the sync has just ended.
+    is_timed: bool,
+    /// The error of the last append, which found no space.
+    refusal: Option<WalError>,
+}
+
+impl LogPart {
+    /// Creates the part that owns a log, with a desk for this many workers. Segments have at most `segment_bytes`.
+    #[must_use]
+    pub fn new(wal: Wal, workers: usize, segment_bytes: u64, now: Time) -> Self {
+        Self {
+            wal,
+            room: LogRoom::new(segment_bytes, now),
+            submissions: Vec::new(),
+            batches: Vec::new(),
+            tickets: vec![None; workers],
+            trim: None,
+            is_written: false,
+            begun: now,
+            is_timed: false,
+            refusal: None,
+        }
+    }
+
+    /// Takes the work that has arrived, and does one thing: a trim, one write of all submissions, one sync, or a mark.
+    /// Never waits for anything but the disk.
+    ///
+    /// # Errors
+    /// [`WalError`], which is fatal for the node: the part must not be given another turn.
+    pub fn turn<H: LogHub>(&mut self, hub: &H, now: Time) -> Result<Turned, WalError> {
+        if std::mem::take(&mut self.is_timed) {
+            hub.synced(now.0.saturating_sub(self.begun.0));
+        }
+        if hub.is_over() {
+            return Ok(Turned::Ended);
+        }
+        // Written batches are synced first, whatever has arrived.
+        if !self.is_written {
+            self.take(hub, now);
+        }
+        self.look(hub, now);
+        let done = match self.room.step(now) {
+            Step::Trim => {
+                let tops = self.trim.take().expect("asked for once one was taken from the desk");
+                let top = |shard: ShardId| tops.get(shard.0 as usize).copied().unwrap_or(Index(0));
+                Event::Trimmed { segments: self.wal.trim(top)? }
+            }
+            Step::Append => match self.wal.append(&self.batches) {
+                Ok(_) => {
+                    (self.begun, self.is_written) = (now, true);
+                    Event::Appended
+                }
+                Err(error @ WalError::NoSpace { .. }) => {
+                    *hub.desk().shortage() = error.to_string();
+                    self.refusal = Some(error);
+                    Event::NoSpace
+                }
+                Err(error) => return Err(error),
+            },
+            Step::Sync => {
+                self.wal.sync()?;
+                (self.is_written, self.is_timed) = (false, true);
+                self.report(hub);
+                Event::Synced
+            }
+            Step::Prepare => match self.wal.prepare_now() {
+                Ok(()) => Event::Prepared { is_short: false },
+                Err(error @ WalError::NoSpace { .. }) => {
+                    *hub.desk().shortage() = error.to_string();
+                    Event::Prepared { is_short: true }
+                }
+                Err(error) => return Err(error),
+            },
+            Step::Mark => Event::Marked(hub.mark(&mut self.wal)?),
+            Step::Sleep(until) => return Ok(Turned::Until(until)),
+            Step::Close => {
+                // The active segment may be full, and the part that prepares the next one may have ended.
+                if !self.wal.mark()? {
+                    match self.wal.prepare_now() {
+                        Ok(()) => drop(self.wal.mark()?),
+                        Err(WalError::NoSpace { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                return Ok(Turned::Ended);
+            }
+            Step::GiveUp => return Err(self.refusal.take().expect("an append was refused")),
+        };
+        self.room.handle(now, done);
+        self.look(hub, now);
+        Ok(Turned::Again)
+    }
+
+    /// Takes the work on the desk. Submissions stay there while earlier ones have found no space.
+    fn take<H: LogHub>(&mut self, hub: &H, now: Time) {
+        let desk = hub.desk();
+        if let Some(is_short) = desk.take_prepared() {
+            self.room.handle(now, Event::Prepared { is_short });
+        }
+        if hub.is_ending() {
+            self.room.handle(now, Event::Ending);
+        }
+        let submissions = self.batches.is_empty().then_some(&mut self.submissions);
+        let Taken { trim, is_closed } = desk.take(submissions);
+        if let Some(tops) = trim {
+            self.trim = Some(tops);
+            self.room.handle(now, Event::TrimWanted);
+        }
+        if !self.submissions.is_empty() {
+            for Submission { worker, ticket, batch } in self.submissions.drain(..) {
+                self.tickets[worker] = Some(ticket);
+                self.batches.push(batch);
+            }
+            self.room.handle(now, Event::Submitted);
+        }
+        if is_closed {
+            self.room.handle(now, Event::Closed);
+        }
+    }
+
+    /// Reads the remaining space, if it may have changed, and passes on the consequences.
+    fn look<H: LogHub>(&mut self, hub: &H, now: Time) {
+        let desk = hub.desk();
+        if self.room.wants_room() {
+            let (stats, reserve) = (self.wal.stats(), self.wal.reserve_left());
+            desk.note_size(stats.bytes, stats.segments as u64, reserve);
+            let (segment_bytes_next, wants_segment) =
+                (self.wal.segment_bytes_next(), self.wal.wants_segment());
+            self.room.handle(now, Event::Room { reserve, segment_bytes_next, wants_segment });
+        }
+        desk.note_room(self.room.is_short(), self.room.is_spent());
+        while let Some(notice) = self.room.poll_notice() {
+            match notice {
+                Notice::Prepare => desk.preparer_bell.ring(),
+                Notice::Full(is_full) => {
+                    desk.note_full(is_full);
+                    let shortage = desk.shortage().clone();
+                    hub.full(is_full, &shortage);
+                }
+            }
+        }
+    }
+
+    /// Returns the tickets to the workers, and the batches' capacity to the desk.
+    fn report<H: LogHub>(&mut self, hub: &H) {
+        for (worker, ticket) in self.tickets.iter_mut().enumerate() {
+            if let Some(ticket) = ticket.take() {
+                hub.durable(worker, ticket);
+            }
+        }
+        hub.desk().keep_spares(self.batches.drain(..));
+    }
+}

@@ -1,0 +1,205 @@
+//! The log's part over a simulated disk, turn by turn.
+
+use super::*;
+use crate::part::Turned;
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_core::ids::{Epoch, Index, ShardId, Time};
+use stead_core::log_room::LogRoom;
+use stead_store::sim_disk::SimDisk;
+use stead_store::wal::{Batch, WalOptions};
+
+const SHARD: ShardId = ShardId(0);
+const SEGMENT: u64 = 32 << 10;
+
+/// A node that records the reports of its log.
+#[derive(Default)]
+struct Hub {
+    desk: LogDesk,
+    ending: Cell<bool>,
+    durable: RefCell<Vec<(usize, u64)>>,
+    full: RefCell<Vec<bool>>,
+}
+
+impl LogHub for Hub {
+    fn desk(&self) -> &LogDesk {
+        &self.desk
+    }
+
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
+    fn is_ended(&self) -> bool {
+        false
+    }
+
+    fn durable(&self, worker: usize, ticket: u64) {
+        self.durable.borrow_mut().push((worker, ticket));
+    }
+
+    fn full(&self, is_full: bool, _: &str) {
+        self.full.borrow_mut().push(is_full);
+    }
+
+    fn synced(&self, _: u64) {}
+}
+
+impl Hub {
+    fn submit(&self, worker: usize, ticket: u64, index: u64) {
+        self.desk.submit(Time(0), Submission { worker, ticket, batch: batch(index, 4000) });
+    }
+}
+
+fn batch(index: u64, bytes: usize) -> Batch {
+    let mut batch = Batch::new();
+    batch.push(SHARD, Epoch(1), Index(index), &vec![7; bytes]);
+    batch
+}
+
+fn open(disk: &SimDisk) -> Wal {
+    let options = WalOptions { segment_bytes: SEGMENT, log_id: 7, create: true, ..WalOptions::default() };
+    Wal::open(Arc::new(disk.clone()), options, |_| Ok::<(), Infallible>(())).unwrap().0
+}
+
+/// Returns a log of several full segments on a full disk, and the index of its last entry.
+fn full(disk: &SimDisk) -> (Wal, u64) {
+    let mut wal = open(disk);
+    for index in 1..=40 {
+        wal.append(&[batch(index, 4000)]).unwrap();
+        wal.sync().unwrap();
+    }
+    disk.set_capacity(Some(disk.used()));
+    let mut last = 40;
+    while wal.append(&[batch(last + 1, 4000)]).is_ok() {
+        last += 1;
+    }
+    wal.sync().unwrap();
+    (wal, last)
+}
+
+fn part(wal: Wal) -> LogPart {
+    LogPart::new(wal, 2, SEGMENT, Time(0))
+}
+
+/// Gives turns until the part wants to sleep or has ended.
+fn run(part: &mut LogPart, hub: &Hub, now: Time) -> Turned {
+    for _ in 0..20 {
+        match part.turn(hub, now).unwrap() {
+            Turned::Again => {}
+            turned => return turned,
+        }
+    }
+    panic!("the part never sleeps");
+}
+
+#[test]
+fn a_ticket_comes_back_after_the_sync_and_not_before() {
+    let (disk, hub) = (SimDisk::new(1), Hub::default());
+    let mut part = part(open(&disk));
+    hub.submit(0, 1, 1);
+    hub.submit(1, 1, 2);
+    hub.submit(0, 2, 3);
+    let syncs = |part: &LogPart| part.wal.stats().synced;
+    let before = syncs(&part);
+    assert_eq!(part.turn(&hub, Time(0)).unwrap(), Turned::Again);
+    hub.submit(1, 2, 4);
+    assert!(hub.durable.borrow().is_empty() && syncs(&part) == before);
+    assert_eq!(part.turn(&hub, Time(0)).unwrap(), Turned::Again);
+    assert_eq!(hub.durable.take(), [(0, 2), (1, 1)]);
+    assert_eq!(syncs(&part), before + 1, "three submissions are one batch");
+    run(&mut part, &hub, Time(0));
+    assert_eq!(hub.durable.take(), [(1, 2)]);
+}
+
+/// The write needs the space that the trim frees, and no other trim follows: a spent log accepts no checkpoint.
+#[test]
+fn a_trim_comes_before_the_write_that_needs_its_room() {
+    let (disk, hub) = (SimDisk::new(1), Hub::default());
+    let (wal, last) = full(&disk);
+    let mut part = part(wal);
+    hub.desk.trim(vec![Index(last)]);
+    hub.submit(0, 1, last + 1);
+    hub.desk.close();
+    assert_eq!(run(&mut part, &hub, Time(0)), Turned::Ended);
+    assert_eq!(hub.durable.take(), [(0, 1)]);
+}
+
+#[test]
+fn a_refused_write_is_tried_again_and_a_trim_makes_it_at_once() {
+    let (disk, hub) = (SimDisk::new(1), Hub::default());
+    let (wal, last) = full(&disk);
+    let mut part = part(wal);
+    hub.submit(0, 1, last + 1);
+    let retry = Turned::Until(Some(Time(0).plus_millis(LogRoom::RETRY)));
+    assert_eq!(run(&mut part, &hub, Time(0)), retry);
+    assert!(hub.desk.is_full() && hub.desk.is_spent() && hub.full.take() == [true]);
+    assert_eq!(hub.desk.lag(Time(7)), Some(Duration::from_micros(7)));
+    hub.desk.trim(vec![Index(last)]);
+    run(&mut part, &hub, Time(1));
+    assert_eq!((hub.durable.take(), hub.full.take()), (vec![(0, 1)], vec![false]));
+    assert!(!hub.desk.is_full() && hub.desk.lag(Time(7)).is_none());
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_room() {
+    let (disk, hub) = (SimDisk::new(1), Hub::default());
+    let (wal, last) = full(&disk);
+    let mut part = part(wal);
+    hub.submit(0, 1, last + 1);
+    hub.ending.set(true);
+    while !matches!(part.turn(&hub, Time(0)), Err(WalError::NoSpace { .. })) {
+        assert!(hub.durable.borrow().is_empty());
+    }
+}
+
+#[test]
+fn the_idle_mark_is_written_once_there_is_room() {
+    let (disk, hub) = (SimDisk::new(1), Hub::default());
+    let (mut wal, _) = full(&disk);
+    assert!(!wal.mark().unwrap(), "a full log has no space for it");
+    let mut prepare = PreparePart::new(wal.preparer());
+    let mut part = part(wal);
+    let ms = |ms| Time(0).plus_millis(ms);
+    assert_eq!(run(&mut part, &hub, ms(0)), Turned::Until(Some(ms(LogRoom::IDLE))));
+    assert_eq!(run(&mut part, &hub, ms(LogRoom::IDLE)), Turned::Until(Some(ms(2 * LogRoom::IDLE))));
+    assert!(!part.wal.is_marked());
+    assert_eq!(prepare.turn(&hub, ms(0)).unwrap(), Turned::Until(Some(ms(LogRoom::RETRY))));
+    disk.set_capacity(None);
+    assert_eq!(prepare.turn(&hub, ms(0)).unwrap(), Turned::Again);
+    assert!(hub.desk.bell.take_ring(), "the log looks again");
+    assert_eq!(run(&mut part, &hub, ms(2 * LogRoom::IDLE)), Turned::Until(None));
+    assert!(part.wal.is_marked());
+}
+
+/// Work stops while work that has begun still finds space, not once the log is completely full.
+#[test]
+fn new_work_is_refused_before_the_reserve_is_used() {
+    let (disk, hub) = (SimDisk::new(1), Hub::default());
+    let mut wal = open(&disk);
+    let mut prepare = PreparePart::new(wal.preparer());
+    wal.append(&[batch(1, 100)]).unwrap();
+    let mut part = part(wal);
+    while prepare.turn(&hub, Time(0)).unwrap() == Turned::Again {}
+    disk.set_capacity(Some(disk.used()));
+    let mut index = 2;
+    while !hub.desk.is_full() {
+        hub.submit(0, index, index);
+        run(&mut part, &hub, Time(0));
+        prepare.turn(&hub, Time(0)).unwrap();
+        run(&mut part, &hub, Time(0));
+        assert_eq!(hub.durable.take(), [(0, index)]);
+        index += 1;
+    }
+    assert!(part.wal.reserve_left() > 0 && !hub.desk.is_spent(), "{}", part.wal.reserve_left());
+    disk.set_capacity(None);
+    prepare.turn(&hub, Time(0)).unwrap();
+    run(&mut part, &hub, Time(0));
+    assert_eq!(hub.full.take(), [true, false]);
+}

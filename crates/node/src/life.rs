@@ -269,8 +269,14 @@ impl<E: Env> Life<E> {
     /// Shuts the node down: takes no more calls, waits up to `limit` for running steps of tasks, commits and answers what
     /// was taken, and ends all threads.
     pub fn shutdown(&self, limit: Duration) {
-        let until = self.shared.now().plus_micros(micros(limit));
+        let begun = Instant::now();
         let Some(_ending) = self.begin_end() else { return };
+        if self.data_dir().is_none() {
+            // It has ended: the directory is given up last.
+            return;
+        }
+        let left = limit.saturating_sub(begun.elapsed());
+        let until = self.shared.now().plus_micros(micros(left));
         self.shared.change_stage(stage::RUNS, stage::STOPS);
         self.end(until);
     }
@@ -302,6 +308,22 @@ impl<E: Env> Life<E> {
         while part.turn(&ending, self.shared.now()) != Turned::Ended {}
         drop(self.data_dir().take());
         events::flush(LAST_WORDS);
+    }
+
+    /// Marks the data as those of a life that ended in order, so that the next one suspects nothing.
+    pub(crate) fn mark_clean(&self) {
+        let Some(data_dir) = &mut *self.data_dir() else { return };
+        self.shared.checks.marks.forgive(&*self.store);
+        if let Err(error) = data_dir.update(|meta| meta.clean = true) {
+            // The next start then suspects what waits, which costs a little time and nothing else.
+            events::warn(format_args!("cannot record the clean shutdown: {error}"));
+        }
+    }
+
+    /// Gives up a life that has no threads, as a crash does.
+    pub(crate) fn abandon(&self) {
+        self.shared.stage.store(stage::KILLED, Ordering::SeqCst);
+        drop(self.data_dir().take());
     }
 
     fn data_dir(&self) -> MutexGuard<'_, Option<DataDir>> {
@@ -419,12 +441,7 @@ impl<E: Env> EndHub for Ending<'_, E> {
     }
 
     fn mark_clean(&self) {
-        let Some(data_dir) = &mut *self.life.data_dir() else { return };
-        self.life.shared.checks.marks.forgive(&*self.life.store);
-        if let Err(error) = data_dir.update(|meta| meta.clean = true) {
-            // The next start then suspects what waits, which costs a little time and nothing else.
-            events::warn(format_args!("cannot record the clean shutdown: {error}"));
-        }
+        self.life.mark_clean();
     }
 }
 

@@ -1,71 +1,80 @@
 //! The parts of a node without threads, for a simulator: it gives them their turns.
 
-use crate::checkpoint::{Event, Next};
-use crate::copies::Copies;
-use crate::env::{Env, Program};
-use crate::guarded::Guarded;
+use crate::checkpoint::{CheckpointPart, Event, MergePart, Next};
+use crate::env::Env;
 use crate::inbox::Command;
-use crate::memory::MemoryLimits;
+use crate::life::Life;
+use crate::log::{LogPart, PreparePart};
+use crate::open::{Drawn, OpenError, Options, Parts, Recovery, assemble};
 use crate::shared::{Shared, stage};
 use crate::steps::StepPart;
-use crate::watchdog::Probe;
 use crate::worker::Worker;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use stead_core::ids::{Colour, Epoch, ShardId};
-use stead_core::placement::{Place, Placement};
+use std::time::Instant;
+use stead_core::ids::{Colour, ShardId};
 use stead_core::shard::Shard;
 use stead_core::shutdown::Group;
-use stead_core::topology::Topology;
-use stead_core::trials::Trials;
-use stead_store::checkpoint::copy::Owner;
+use stead_store::checkpoint::store::BlobStore;
 
-/// The number of parts of each kind that a node has, and the limits of each.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// Workers: at least 1.
-    pub workers: usize,
-    /// Parts that run steps of tasks: at least 1.
-    pub steps: usize,
-    /// The limits of the bytes that wait in memory.
-    pub memory: MemoryLimits,
-    /// Most bytes of a batch that the log takes.
-    pub batch_bytes_max: usize,
-}
-
-/// The parts of a node that run user code, and what all parts share.
+/// The parts of a node that run user code and keep its log, and what all parts share.
 pub struct Stepped<E: Env> {
     /// The state that the parts share: the hub of each.
     pub shared: Arc<Shared<E>>,
-    /// The workers, by their numbers.
+    /// The workers, by their numbers. The first turn of a worker starts its shards.
     pub workers: Vec<Worker<E>>,
     /// The parts that run steps of tasks.
     pub steps: Vec<StepPart>,
+    /// The part that writes the log.
+    pub log: LogPart,
+    /// The part that prepares the log's segments.
+    pub preparer: PreparePart,
+    life: Unthreaded<E>,
+}
+
+/// The parts of a node that take checkpoints and merge them, and where they keep them.
+pub struct SteppedCheckpoints {
+    /// Takes checkpoints.
+    pub part: CheckpointPart,
+    /// Merges bundles.
+    pub merges: MergePart,
+    /// Where checkpoints are kept.
+    pub store: Arc<dyn BlobStore>,
+}
+
+/// A life without threads: when it is dropped there is nothing to wait for.
+struct Unthreaded<E: Env>(Life<E>);
+
+impl<E: Env> Drop for Unthreaded<E> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
 }
 
 impl<E: Env> Stepped<E> {
-    /// The parts of a life over shards that are not yet started, each with the epoch that it begins; `lives` counts the starts. The first turn of a worker starts its shards.
-    pub fn new(
+    /// Assembles a life over what was recovered, as [`Life::open`] does, but starts no thread.
+    ///
+    /// # Errors
+    /// As [`Life::open`].
+    #[expect(clippy::disallowed_methods, reason = "it times the start")]
+    pub fn assemble(
         program: E::Program,
-        topology: &Arc<Topology>,
-        lives: u64,
         around: (E::Clock, E::Watch),
-        (shards, trials): (Vec<(Shard, Epoch)>, Trials),
-        shape: Shape,
-    ) -> Self {
-        let owner = Owner { cluster: 0, incarnation: topology.incarnation };
-        let copies = Copies::new(owner, 0, None);
-        let here = Placement::new(topology, |_| Place::Here);
-        let placed = (Arc::clone(topology), here);
-        let counts = (shape.workers, shape.steps);
-        let shared = Shared::new(program, placed, counts, lives, around, copies, shape.memory);
-        let shared = Arc::new(shared);
-        let workers = workers(&shared, shards, trials, 0, shape.batch_bytes_max);
-        Self {
-            workers: workers.into_iter().map(|(worker, _)| worker).collect(),
-            steps: (0..shape.steps).map(|number| StepPart::new(number, Arc::default())).collect(),
-            shared,
-        }
+        recovery: Recovery,
+        options: Options,
+        drawn: Drawn,
+    ) -> Result<(Self, SteppedCheckpoints), OpenError> {
+        let parts = assemble(program, around, recovery, options, drawn, Instant::now())?;
+        let Parts { life, log, prepare: preparer, workers, steps, checkpoints, merges, .. } = parts;
+        let checkpoints =
+            SteppedCheckpoints { part: checkpoints.part, merges: merges.0, store: checkpoints.store };
+        let shared = Arc::clone(&life.shared);
+        Ok((Self { shared, workers, steps, log, preparer, life: Unthreaded(life) }, checkpoints))
+    }
+
+    /// Marks the data as those of a life that ended in order: its end asks for it.
+    pub fn mark_clean(&self) {
+        self.life.0.mark_clean();
     }
 
     /// The shards of all workers.
@@ -133,30 +142,4 @@ impl<E: Env> Stepped<E> {
             Group::Checkpoints | Group::Queries | Group::Watchdog => {}
         }
     }
-}
-
-/// The workers of a node, each with its watchdog's probe. The first turn of the trials waits in its inbox until the shard has
-/// started.
-pub(crate) fn workers<E: Env>(
-    shared: &Arc<Shared<E>>,
-    shards: Vec<(Shard, Epoch)>,
-    trials: Trials,
-    seed: u64,
-    batch_bytes_max: usize,
-) -> Vec<(Worker<E>, Arc<Probe>)> {
-    let mut by_worker: Vec<Vec<(Shard, Epoch)>> = shared.inboxes.iter().map(|_| Vec::new()).collect();
-    for (shard, epoch) in shards {
-        by_worker[shared.worker_of(shard.state().shard())].push((shard, epoch));
-    }
-    shared.trials(|shared| {
-        *shared = trials;
-        shared.begin()
-    });
-    let workers = by_worker.into_iter().enumerate().map(|(number, shards)| {
-        let probe = Arc::new(Probe::default());
-        let handler = shared.program.handler(&shared.topology, seed);
-        let code = Guarded::new(handler, shared, Arc::clone(&probe));
-        (Worker::new(shared, number, shards, code, batch_bytes_max), probe)
-    });
-    workers.collect()
 }

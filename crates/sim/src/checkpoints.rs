@@ -5,7 +5,6 @@ use crate::bug::Bug;
 use crate::marks::Mark;
 use crate::model::check_channels;
 use crate::node::{CHECKPOINTS, wal_options};
-use crate::profile::Profile;
 use crate::violation::Violation;
 use crate::world::{Inside, Outcomes, Stop, World};
 use std::cell::{Cell, RefCell};
@@ -13,19 +12,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::checkpointing::driver::{Action, Options, Recovered};
-use stead_core::checkpointing::lineage::Lineage;
+use stead_core::checkpointing::driver::Action;
 use stead_core::checkpointing::retention::Garbage;
-use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
+use stead_core::ids::{Colour, Index, ShardId, Time};
 use stead_core::records::{Piece, Records};
 use stead_core::shard::Input;
 use stead_core::state::{Header, State};
-use stead_core::topology::Topology;
 use stead_node::checkpoint::{
-    CheckpointCommand, CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReport, CheckpointSetup,
-    Event, MergePart, SnapshotQueue, Trouble, Wanted,
+    CheckpointCommand, CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReport, Event, MergePart,
+    SnapshotQueue, Trouble, Wanted,
 };
-use stead_node::{Part, Reply, Turned};
+use stead_node::{Part, Reply, SteppedCheckpoints, Turned};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Manifest, decided_numbers, manifest_name, newest, read_manifest};
@@ -46,7 +43,7 @@ impl Reply<Result<CheckpointReport, CheckpointFailure>> for Unheard {
 /// The node as the parts of checkpoints see it.
 struct Site {
     queue: SnapshotQueue,
-    store: Arc<DiskStore>,
+    store: Arc<dyn BlobStore>,
     wall: Cell<Time>,
     is_log_spent: Cell<bool>,
     commands: RefCell<VecDeque<CheckpointCommand>>,
@@ -144,33 +141,14 @@ pub(crate) enum Rehearsal {
 }
 
 impl Checkpoints {
-    pub(crate) fn new(
-        (store, writer): (Arc<DiskStore>, u64),
-        (topology, epochs): (&Arc<Topology>, &[Epoch]),
-        profile: &Profile,
-        (lineage, decided, seen): (Lineage, Colour, Colour),
-        (now, bug): (u64, Option<Bug>),
-    ) -> Self {
+    pub(crate) fn new(made: SteppedCheckpoints, bug: Option<Bug>) -> Self {
+        let SteppedCheckpoints { part, merges, store } = made;
         let queue = SnapshotQueue::new(0);
         // The threads begin with a turn.
         queue.bell.ring();
-        let setup = CheckpointSetup {
-            store: Arc::clone(&store) as Arc<dyn BlobStore>,
-            topology: Arc::clone(topology),
-            epochs: topology.shards().zip(epochs.iter().copied()).collect(),
-            writer,
-            options: Options {
-                interval: None,
-                timeout: Duration::from_micros(profile.checkpoint_deadline),
-                keep: profile.keep,
-                grace: Duration::from_micros(profile.grace),
-                policy: profile.merge,
-            },
-            recovered: Recovered { lineage, decided, seen },
-        };
         Self {
-            part: CheckpointPart::new(setup, Time(now)),
-            merges: MergePart::new(Arc::clone(&store) as Arc<dyn BlobStore>, topology.incarnation, writer),
+            part,
+            merges,
             site: Site {
                 queue,
                 store,

@@ -64,10 +64,10 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// The number at `at` in the storage format's varints, and where it ends.
-fn varint(bytes: &[u8], at: usize) -> (u64, usize) {
-    let len = 1 + bytes[at..].iter().position(|byte| *byte < 0x80).expect("a varint ends");
+fn varint(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
+    let len = 1 + bytes.get(at..)?.iter().position(|byte| *byte < 0x80)?;
     let digits = bytes[at..at + len].iter().rev();
-    (digits.fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f)), at + len)
+    Some((digits.fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f)), at + len))
 }
 
 impl Written {
@@ -79,21 +79,27 @@ impl Written {
         let len = u32_at(bytes, 8) as usize;
         let (number, mark, oldest) = (u64_at(bytes, 24), u64_at(bytes, 32), u64_at(bytes, 40));
         let mut tops = BTreeMap::new();
-        let mut records = &bytes[HEADER..HEADER + len];
+        let mut records = bytes.get(HEADER..HEADER + len)?;
         while !records.is_empty() {
             if records[0] == ENTRY {
                 // After the shard comes the epoch.
-                let (shard, at) = varint(records, RECORD_HEADER);
-                let (_, at) = varint(records, at);
-                let (index, _) = varint(records, at);
-                let shard = ShardId(u32::try_from(shard).expect("a shard's number"));
+                let (shard, at) = varint(records, RECORD_HEADER)?;
+                let (_, at) = varint(records, at)?;
+                let (index, _) = varint(records, at)?;
+                let shard = ShardId(u32::try_from(shard).ok()?);
                 let top = tops.entry(shard).or_default();
                 *top = Index(index).max(*top);
             }
-            records = &records[RECORD_HEADER + u32_at(records, 1) as usize..];
+            let len = records.get(..RECORD_HEADER).map(|header| u32_at(header, 1) as usize)?;
+            records = records.get(RECORD_HEADER + len..)?;
         }
         Some(Self { number, mark, oldest, tops })
     }
+}
+
+/// The number of the batch that begins with these bytes, if it is one and has entries.
+pub(crate) fn number_of_entries(bytes: &[u8]) -> Option<u64> {
+    Written::parse(bytes).filter(|batch| !batch.tops.is_empty()).map(|batch| batch.number)
 }
 
 fn raise(tops: &mut BTreeMap<ShardId, Index>, more: &BTreeMap<ShardId, Index>) {

@@ -40,6 +40,7 @@ marks! {
     UnsyncedLost: "entries that were not synced were lost in a crash",
     SyncFailed: "a sync failed",
     StartFailed: "a start was refused after an I/O operation had failed",
+    NoCode: "a start by a program that lacks code was refused",
     IoFailed: "an I/O operation failed within a life",
     FilesShort: "files could not be opened for a while",
     FlippedInside: "a bit flipped within a life",

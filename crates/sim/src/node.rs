@@ -1,4 +1,4 @@
-//! One life of the simulated node: the shell around the real core and the real storage code, without any threads.
+//! One life of the simulated node: recovered and assembled by the code that ships, without any threads.
 
 use crate::bug::Bug;
 use crate::checkpoints::Checkpoints;
@@ -8,19 +8,19 @@ use crate::stage::{Clocks, Observer, Services, SimEnv};
 use crate::stopping::Stopping;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use stead_core::ids::{Epoch, Index, NodeId, ShardId, TaskId, Time};
+use std::time::Duration;
+use stead_core::ids::{Epoch, Incarnation, Index, NodeId, ShardId, TaskId};
 use stead_core::key::Key;
 use stead_core::record::TaskRecord;
 use stead_core::shard::Shard;
-use stead_core::start::draw_epochs;
 use stead_core::state::State;
 use stead_core::topology::Topology;
-use stead_core::trials::Trials;
-use stead_node::{LogPart, MemoryLimits, PreparePart, Shape, Stepped};
-use stead_store::checkpoint::store::{DiskStore, StoreError};
-use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
+use stead_node::{
+    CheckpointOptions, Drawn, MemoryLimits, OpenError, Options, RecoverOptions, Recovery, ServiceLimits,
+    Stepped, recover,
+};
+use stead_store::data_dir::Meta;
 use stead_store::disk::Disk;
-use stead_store::recovery::{Recovered, RecoveryError, recover};
 use stead_store::wal::WalOptions;
 
 /// The only node of the cluster.
@@ -43,8 +43,6 @@ pub(crate) struct Node {
     /// By shard.
     pub(crate) epochs: Vec<Epoch>,
     pub(crate) parts: Stepped<SimEnv>,
-    pub(crate) log: LogPart,
-    pub(crate) preparer: PreparePart,
     /// By part, when its next turn is due, in virtual time.
     pub(crate) due: BTreeMap<PartId, u64>,
     /// Planted bug: a trim that is held back.
@@ -60,28 +58,6 @@ pub(crate) struct Node {
     pub(crate) ended: BTreeSet<PartId>,
     /// The end of this life, once it has begun.
     pub(crate) stopping: Option<Stopping>,
-    pub(crate) data_dir: DataDir,
-}
-
-/// What a life begins with, read from the disk.
-pub(crate) struct Opened {
-    pub(crate) data_dir: DataDir,
-    pub(crate) store: DiskStore,
-    pub(crate) recovered: Recovered,
-    pub(crate) created: bool,
-}
-
-/// Why a life can't begin.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
-    #[error(transparent)]
-    DataDir(#[from] DataDirError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Recovery(#[from] RecoveryError),
-    #[error("the data directory has other services than it was made with")]
-    Topology,
 }
 
 /// How the log is kept.
@@ -91,15 +67,11 @@ pub(crate) fn wal_options(segment_bytes: u64, log_id: u64, create: bool) -> WalO
     WalOptions { segment_bytes, segment_bytes_min, log_id, create, free_max: 2, ..WalOptions::default() }
 }
 
-pub(crate) fn fresh(topology: &Topology) -> Meta {
-    let services = topology.services().iter().map(|service| ServiceMeta {
-        name: service.name.clone(),
-        first: service.first,
-        shards: service.shards,
-    });
+/// The facts of a new data directory.
+pub(crate) fn fresh(incarnation: Incarnation) -> Meta {
     Meta {
         cluster: 0x5ead,
-        incarnation: topology.incarnation,
+        incarnation,
         node: NODE,
         lives: 0,
         epoch_floor: Epoch(0),
@@ -107,99 +79,117 @@ pub(crate) fn fresh(topology: &Topology) -> Meta {
         log_created: false,
         clean: false,
         restoring: false,
-        services: services.collect(),
+        services: Vec::new(),
     }
 }
 
-/// Opens the data directory and recovers, as a node does that starts.
+/// The time limits of user code on threads, which the simulated node has none of.
+const UNLIMITED: Duration = Duration::from_secs(3600);
+
+/// The settings of a node with these services.
+fn options(topology: &Topology, profile: &Profile) -> Options {
+    let services = topology.services().iter().map(|service| ServiceLimits {
+        name: service.name.clone(),
+        shards: Some(service.shards),
+        when_new: service.shards,
+        settings: profile.settings.clone(),
+    });
+    Options {
+        threads: profile.workers,
+        task_threads: profile.step_parts,
+        handler_timeout: UNLIMITED,
+        task_step_timeout: UNLIMITED,
+        shutdown_timeout: Duration::ZERO,
+        clock_confirm: Duration::from_millis(profile.settings.clock_confirm),
+        memory: MemoryLimits::default(),
+        segment_bytes: profile.segment_bytes,
+        checkpoints: CheckpointOptions {
+            interval: None,
+            keep: profile.keep,
+            timeout: Duration::from_micros(profile.checkpoint_deadline),
+            ..CheckpointOptions::default()
+        },
+        copies: None,
+        services: services.collect(),
+        without_code: BTreeSet::new(),
+    }
+}
+
+/// A program that has all code, or lacks that of some services or tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    All,
+    NoService,
+    NoTask,
+}
+
+impl stead_core::start::Code for Code {
+    fn has_service(&self, _: &str) -> bool {
+        *self != Self::NoService
+    }
+
+    fn has_task(&self, _: &str, _: &str) -> bool {
+        *self != Self::NoTask
+    }
+}
+
+/// Recovers the data directory, as a node does that starts.
 pub(crate) fn open(
     disk: Arc<dyn Disk>,
+    code: Code,
     topology: &Topology,
-    segment_bytes: u64,
-) -> Result<Opened, OpenError> {
-    let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), || fresh(topology))?;
-    if data_dir.meta().services != fresh(topology).services
-        || data_dir.meta().incarnation != topology.incarnation
-    {
-        return Err(OpenError::Topology);
+    profile: &Profile,
+) -> Result<Recovery, OpenError> {
+    let options = options(topology, profile);
+    let recover_options = RecoverOptions {
+        services: &options.services,
+        clock_confirm: options.clock_confirm,
+        wal: wal_options(profile.segment_bytes, 0, false),
+        threads: 1,
+    };
+    recover(disk, &code, recover_options, || fresh(topology.incarnation))
+}
+
+/// The planted bug: a shard leads the epoch before once more, unless that would show in its log.
+fn reuse_epochs(recovery: &mut Recovery) {
+    let logged = recovery.recovered.states.iter().map(State::shard).zip(&recovery.recovered.epochs);
+    for (shard, logged) in logged {
+        let epoch = recovery.plan.epochs.get_mut(&shard).expect("each shard has an epoch");
+        let before = Epoch(epoch.0 - 1);
+        if before > *logged {
+            *epoch = before;
+        }
     }
-    let store = DiskStore::open(Arc::clone(&disk), CHECKPOINTS)?;
-    let meta = data_dir.meta();
-    let options = wal_options(segment_bytes, meta.log_id, !meta.log_created);
-    let recovered = recover(disk, &store, topology, options, 1)?;
-    data_dir.update(|meta| meta.log_created = true)?;
-    Ok(Opened { data_dir, store, recovered, created })
 }
 
 impl Node {
-    /// Begins a life: its epoch is durable before any shard leads it.
+    /// Begins a life over what was recovered.
     pub(crate) fn start(
-        opened: Opened,
-        topology: &Arc<Topology>,
+        mut recovery: Recovery,
+        topology: &Topology,
         profile: &Profile,
-        (now, writer): (u64, u64),
-        is_clean: bool,
+        writer: u64,
         bug: Option<Bug>,
     ) -> Result<Self, OpenError> {
-        let Opened { mut data_dir, store, mut recovered, .. } = opened;
-        data_dir.update(|meta| {
-            meta.lives += 1;
-            meta.clean = false;
-        })?;
-        let known = recovered.known_epochs();
-        let reuse = bug == Some(Bug::ReuseEpoch) && known.iter().all(|known| known.promised > known.logged);
-        let epochs: Vec<Epoch> = if reuse {
-            known.iter().map(|known| known.promised).collect()
-        } else {
-            let epochs = draw_epochs(data_dir.meta().epoch_floor, &known);
-            recovered.promise(&epochs).map_err(RecoveryError::from)?;
-            epochs.into_values().collect()
-        };
-        let seen = recovered.states.iter().map(|s| s.position().colour).max().unwrap_or_default();
-        let checkpoints = Checkpoints::new(
-            (Arc::new(store), writer),
-            (topology, &epochs),
-            profile,
-            (recovered.lineage, recovered.decided, seen),
-            (now, bug),
-        );
-        let make = |state: State| {
-            let mut shard = Shard::new(state, Arc::clone(topology), profile.settings.clone());
-            if is_clean {
-                shard.assume_clean();
-            }
-            shard
-        };
-        let mut shards: Vec<Shard> = recovered.states.into_iter().map(make).collect();
-        let trials =
-            Trials::new(shards.iter().filter(|shard| shard.has_met()).map(|shard| shard.state().shard()));
-        if trials.is_held() {
-            shards.iter_mut().for_each(Shard::hold);
+        if bug == Some(Bug::ReuseEpoch) {
+            reuse_epochs(&mut recovery);
         }
-        let wal = recovered.wal;
-        let shape = Shape {
-            workers: profile.workers,
-            steps: profile.step_parts,
-            memory: MemoryLimits::default(),
-            batch_bytes_max: wal.batch_bytes_max(),
-        };
-        let lives = data_dir.meta().lives;
-        let led = shards.into_iter().zip(epochs.iter().copied()).collect();
-        let around = (Clocks, Observer);
+        let epochs = recovery.plan.epochs.values().copied().collect();
+        let grace = Duration::from_micros(profile.grace);
+        let drawn = Drawn { handlers: 0, writer, grace, merging: profile.merge };
+        let (options, around) = (options(topology, profile), (Clocks, Observer));
+        let (parts, checkpoints) = Stepped::assemble(Services, around, recovery, options, drawn)?;
         Ok(Self {
-            parts: Stepped::new(Services, topology, lives, around, (led, trials), shape),
             epochs,
-            preparer: PreparePart::new(wal.preparer()),
-            log: LogPart::new(wal, profile.workers, profile.segment_bytes, Time(now)),
+            parts,
             due: BTreeMap::new(),
             held_trim: None,
-            checkpoints,
+            checkpoints: Checkpoints::new(checkpoints, bug),
             channels: BTreeMap::new(),
             asking: BTreeMap::new(),
             queries: BTreeMap::new(),
             ended: BTreeSet::new(),
             stopping: None,
-            data_dir,
         })
     }
 

@@ -122,8 +122,10 @@ impl World {
                     node.parts.workers[number].turn(&shared, at).map_err(|e| match e {})
                 }
                 PartId::Step(number) => node.parts.steps[number].turn(&shared, at).map_err(|e| match e {}),
-                PartId::Log => Part::turn(&mut node.log, &*shared, at).map_err(|e| e.to_string()),
-                PartId::Preparer => Part::turn(&mut node.preparer, &*shared, at).map_err(|e| e.to_string()),
+                PartId::Log => Part::turn(&mut node.parts.log, &*shared, at).map_err(|e| e.to_string()),
+                PartId::Preparer => {
+                    Part::turn(&mut node.parts.preparer, &*shared, at).map_err(|e| e.to_string())
+                }
             }
         });
         let cost = turn.took + self.disk.micros() - before;

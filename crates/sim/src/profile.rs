@@ -86,9 +86,9 @@ pub(crate) fn spread(rng: &mut Rng, choices: &[u64]) -> u64 {
 }
 
 /// Most bytes of an entry in a log with such segments. As in a node, twice as much fits into the log at once: into a segment
-/// without the blocks of its header and its reserve, and the header of a batch.
+/// without the blocks of its header and its reserve, the header of a batch, and what is kept for the table.
 fn entry_bytes_max(segment_bytes: u64) -> usize {
-    (segment_bytes as usize - 2 * 4096 - 64) / 2
+    (segment_bytes as usize - 2 * 4096 - 64 - 512) / 2
 }
 
 impl Profile {

@@ -22,7 +22,7 @@ use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Manifest, decided_numbers, read_manifest};
 use stead_store::checkpoint::restore::{Restore, restore};
 use stead_store::checkpoint::store::DiskStore;
-use stead_store::data_dir::DataDir;
+use stead_store::data_dir::{DataDir, Meta, ServiceMeta};
 use stead_store::sim_disk::SimDisk;
 
 /// Events of the restored cluster's life.
@@ -76,7 +76,9 @@ impl World {
             topology.ensure(&service.name, count).expect("the same names as before");
         }
         let target = SimDisk::new(self.rng.u64(..));
-        let made = DataDir::open(Arc::new(target.clone()), || fresh(&topology));
+        let services = ServiceMeta::all_of(&topology);
+        let meta = Meta { services, ..fresh(topology.incarnation) };
+        let made = DataDir::open(Arc::new(target.clone()), || meta);
         drop(made.map_err(|e| Violation::new(0, format!("cannot create a new data directory: {e}")))?);
         let into = DiskStore::open(Arc::new(target.clone()), CHECKPOINTS);
         let into = into.map_err(|e| broken(&e.into()))?;

@@ -1,18 +1,23 @@
 //! The node starts: recovery, with crashes in the middle of it and damage before it.
 
 use crate::bug::Bug;
+use crate::disk_log::number_of_entries;
 use crate::marks::Mark;
-use crate::node::{Node, Opened, open};
+use crate::node::{Code, Node, open};
 use crate::profile::one_in;
 use crate::stage;
 use crate::violation::Violation;
 use crate::world::{Event, Outcomes, Stop, World};
 use fastrand::Rng;
 use std::sync::Arc;
-use stead_core::ids::Index;
+use stead_core::ids::{Epoch, Index};
 use stead_core::record::RecordKey;
+use stead_node::{OpenError, Recovery};
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::Opened as WalOpened;
+
+/// One of so many starts is tried before by a program that lacks code.
+const REFUSED_STARTS: u64 = 8;
 
 /// The place of a flipped bit.
 pub(crate) struct Flip {
@@ -34,6 +39,9 @@ impl World {
         {
             self.crash_everywhere()?;
         }
+        if self.recovered_once && !self.disk.is_flipped() && seed.is_multiple_of(REFUSED_STARTS) {
+            self.refuse_without_code(seed)?;
+        }
         if self.life > 1 && one_in(&mut self.rng, self.profile.flip) && !self.disk.is_flipped() {
             self.flip();
         }
@@ -50,8 +58,12 @@ impl World {
         if self.tracing {
             eprintln!("                             life {} opens its disk", self.life);
         }
-        let opened = match open(disk, &self.topology, self.profile.segment_bytes) {
-            Ok(opened) => opened,
+        let mut profile = self.profile.clone();
+        if self.bug == Some(Bug::ShortSession) {
+            profile.settings.session_ttl -= 1;
+        }
+        let recovery = match open(disk, Code::All, &self.topology, &profile) {
+            Ok(recovery) => recovery,
             Err(_) if self.disk.is_crashed() => return self.crashed_in_recovery(before),
             Err(error) => {
                 if self.tracing {
@@ -67,8 +79,8 @@ impl World {
                 return self.heal();
             }
         };
-        self.came_back(&opened, damaged)?;
-        let is_clean = opened.data_dir.meta().clean;
+        self.came_back(&recovery, damaged)?;
+        let is_clean = recovery.plan.assume_clean;
         self.check_clean(is_clean)?;
         // What a recovery made of the log stands; other files it did not look at.
         match &self.flipped {
@@ -76,16 +88,12 @@ impl World {
             _ => self.disk.unflip(),
         }
         self.recovered_once = true;
-        if opened.recovered.report.checkpoint.is_some() {
+        if recovery.recovered.report.checkpoint.is_some() {
             self.marks.hit(Mark::RecoveredFromCheckpoint);
         }
         let writer = self.rng.u64(..);
-        let mut profile = self.profile.clone();
-        if self.bug == Some(Bug::ShortSession) {
-            profile.settings.session_ttl -= 1;
-        }
-        let (topology, now, bug) = (Arc::clone(&self.topology), self.now, self.bug);
-        let start = || Node::start(opened, &topology, &profile, (now, writer), is_clean, bug);
+        let (topology, bug) = (Arc::clone(&self.topology), self.bug);
+        let start = || Node::start(recovery, &topology, &profile, writer, bug);
         let (node, _) = stage::play(self.scene(), start);
         match node {
             Ok(node) => self.node = Some(node),
@@ -98,7 +106,7 @@ impl World {
         let waits = |shard, key: &RecordKey| model.state(shard).has(key);
         self.blame.life_begins(is_clean, waits);
         self.may_be_clean = false;
-        if is_clean {
+        if is_clean && self.life > 1 {
             self.marks.hit(Mark::CleanStart);
         }
         if self.node.as_ref().is_some_and(|node| node.parts.shared.is_trying()) {
@@ -112,8 +120,11 @@ impl World {
     fn blame_crash(&self, violation: Violation) -> Violation {
         let Some(before) = &self.before_recovery else { return violation };
         before.restart();
-        let sound = self.recovered_hash(before).is_ok_and(|(states, _)| {
-            self.topology.shards().zip(states).all(|(shard, (index, _))| index >= self.model.durable(shard))
+        let sound = self.recovered_hash(before).is_ok_and(|found| {
+            self.topology
+                .shards()
+                .zip(found.states)
+                .all(|(shard, (index, _))| index >= self.model.durable(shard))
         });
         if !sound {
             return violation;
@@ -138,12 +149,26 @@ impl World {
     }
 
     /// Holds what came back against the model.
-    fn came_back(&mut self, opened: &Opened, damaged: bool) -> Outcomes {
-        if opened.created && self.recovered_once {
+    fn came_back(&mut self, recovery: &Recovery, damaged: bool) -> Outcomes {
+        if recovery.created && self.recovered_once {
             return Err(Violation::new(2, "the node came back with an empty data directory").into());
         }
+        let services = &recovery.services;
+        if **services.topology() != *self.topology {
+            let what = format!("the node came back with other services: {:?}", services.topology());
+            return Err(Violation::new(2, what).into());
+        }
+        let all =
+            self.topology.services().iter().filter_map(|service| self.topology.service_id(&service.name));
+        let entry_bytes_max = self.profile.settings.entry_bytes_max;
+        if let Some(other) =
+            all.map(|id| services.settings(id).entry_bytes_max).find(|bytes| *bytes != entry_bytes_max)
+        {
+            let what = format!("the limit of an entry is {other} bytes, and should be {entry_bytes_max}");
+            return Err(Violation::new(0, what).into());
+        }
         let (mut kept, mut lost) = (false, false);
-        for state in &opened.recovered.states {
+        for state in &recovery.recovered.states {
             let shard = state.shard();
             let index = state.position().index;
             kept |= index > self.model.durable(shard);
@@ -174,7 +199,7 @@ impl World {
         if damaged {
             self.marks.hit(Mark::DamageHarmless);
         }
-        let (decided, found) = (self.decided, opened.recovered.decided);
+        let (decided, found) = (self.decided, recovery.recovered.decided);
         if found < decided {
             let what = format!("checkpoint {decided} was decided, and the node came back with {found}");
             return Err(Violation::new(13, what).into());
@@ -236,8 +261,8 @@ impl World {
         {
             cut_from(&self.disk, flip);
             let disk = self.node_disk();
-            if let Ok(opened) = open(disk, &self.topology, self.profile.segment_bytes) {
-                return self.came_back(&opened, true);
+            if let Ok(recovery) = open(disk, Code::All, &self.topology, &self.profile) {
+                return self.came_back(&recovery, true);
             }
             return Err(Stop::Over);
         }
@@ -269,7 +294,13 @@ impl World {
                 forget_end(&disk);
             }
             let found = self.recovered_hash(&disk);
-            if found.as_ref().map(|found| &found.0).ok() != Some(&wanted.0) {
+            let is_same = found.as_ref().is_ok_and(|found| {
+                // What a start that crashed has promised may be there or not.
+                found.states == wanted.states
+                    && found.epochs.iter().zip(&wanted.epochs).all(|(found, wanted)| found >= wanted)
+                    && (!found.assume_clean || (wanted.assume_clean && crashed.is_err()))
+            });
+            if !is_same {
                 let reason =
                     found.map_or_else(|error| error, |found| format!("{found:?} instead of {wanted:?}"));
                 let what = format!(
@@ -283,14 +314,45 @@ impl World {
         Ok(())
     }
 
-    /// The last index and the hash of each shard that a recovery gives, and what it says of the log.
-    fn recovered_hash(&self, disk: &SimDisk) -> Result<(Vec<(Index, u128)>, WalOpened), String> {
-        let opened = open(Arc::new(disk.clone()), &self.topology, self.profile.segment_bytes);
-        let opened = opened.map_err(|error| error.to_string())?;
-        let states =
-            opened.recovered.states.iter().map(|state| (state.position().index, state.hash())).collect();
-        Ok((states, opened.recovered.log))
+    /// The last index and the hash of each shard that a recovery gives, and what else the next life begins with.
+    fn recovered_hash(&self, disk: &SimDisk) -> Result<Begins, String> {
+        let recovery = open(Arc::new(disk.clone()), Code::All, &self.topology, &self.profile);
+        let Recovery { recovered, plan, .. } = recovery.map_err(|error| error.to_string())?;
+        let states = recovered.states.iter().map(|state| (state.position().index, state.hash())).collect();
+        let epochs = plan.epochs.into_values().collect();
+        Ok(Begins { states, epochs, assume_clean: plan.assume_clean, log: recovered.log })
     }
+
+    /// A program that lacks code is refused, and leaves the data as they are.
+    fn refuse_without_code(&mut self, seed: u64) -> Outcomes {
+        let code = if seed / REFUSED_STARTS % 2 == 0 { Code::NoService } else { Code::NoTask };
+        let disk = self.disk.fork(0);
+        let files = |disk: &SimDisk| -> Vec<_> {
+            disk.files().into_iter().map(|path| (disk.bytes(&path), path)).collect()
+        };
+        let before = files(&disk);
+        match open(Arc::new(disk.clone()), code, &self.topology, &self.profile) {
+            Err(OpenError::NoCode { .. }) => self.marks.hit(Mark::NoCode),
+            // There are no tasks, or the disk has other troubles.
+            Ok(_) if code == Code::NoTask => return Ok(()),
+            Ok(_) => return Err(Violation::new(0, "data without code were opened").into()),
+            Err(_) => return Ok(()),
+        }
+        if files(&disk) == before {
+            return Ok(());
+        }
+        Err(Violation::new(0, "a start that was refused for want of code has changed the data").into())
+    }
+}
+
+/// What a life begins with.
+#[derive(Debug)]
+struct Begins {
+    states: Vec<(Index, u128)>,
+    epochs: Vec<Epoch>,
+    assume_clean: bool,
+    #[expect(dead_code, reason = "it is printed")]
+    log: WalOpened,
 }
 
 fn log_files(disk: &SimDisk) -> Vec<String> {
@@ -302,18 +364,19 @@ fn log_files(disk: &SimDisk) -> Vec<String> {
 /// A block of the log.
 const BLOCK: usize = 4096;
 
-/// Wipes the last blocks of the log that hold something.
+/// Wipes the last batch of the log that has entries, and what follows it.
 fn forget_end(disk: &SimDisk) {
-    for path in log_files(disk).into_iter().rev() {
-        let mut bytes = disk.bytes(&path).expect("just listed");
-        let last = bytes.chunks(BLOCK).rposition(|block| block.iter().any(|&byte| byte != 0)).unwrap_or(0);
-        if last > 0 {
-            for block in bytes.chunks_mut(BLOCK).skip(1).skip(last.saturating_sub(3)) {
-                block.fill(0);
+    let mut last = None;
+    for path in log_files(disk) {
+        let bytes = disk.bytes(&path).expect("just listed");
+        for at in (0..bytes.len()).step_by(BLOCK) {
+            if let Some(number) = number_of_entries(&bytes[at..]) {
+                last = last.max(Some((number, path.clone(), at as u64)));
             }
-            disk.put(&path, &bytes);
-            return;
         }
+    }
+    if let Some((_, path, offset)) = last {
+        cut_from(disk, &Flip { path, offset });
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) struct Stopping {
     part: ShutdownPart,
     site: Site,
     stopped: [bool; Group::ORDER.len()],
+    /// The data were marked as those of a life that ended in order.
+    is_marked: bool,
 }
 
 impl World {
@@ -77,6 +79,7 @@ impl World {
                 part: ShutdownPart::new(until),
                 site: Site::default(),
                 stopped: [false; Group::ORDER.len()],
+                is_marked: false,
             });
             node.parts.begin_end();
             self.inside(1, Inside::End);
@@ -176,19 +179,20 @@ impl World {
         // A log that ended without room has no mark, though there is room again since.
         let is_marked = log.is_marked() || self.log_ended_short;
         drop(log);
-        let node = self.node.as_mut().expect("only a living node ends in order");
-        let before = !node.data_dir.meta().clean || self.may_be_clean;
-        self.may_be_clean = before && all && is_marked && log_ended;
-        match node.data_dir.update(|meta| meta.clean = true) {
-            Err(error) if self.disk.is_crashed() => self.storage_failed(&error.to_string()),
-            // The next life then suspects what waits.
-            _ => Ok(()),
+        let stopping = self.stopping().expect("only a life that ends in order is marked");
+        let was_early = std::mem::replace(&mut stopping.is_marked, true) && !self.may_be_clean;
+        self.may_be_clean = !was_early && all && is_marked && log_ended;
+        self.node.as_ref().expect("it is being stopped").parts.mark_clean();
+        if self.disk.is_crashed() {
+            return self.storage_failed("the power is gone");
         }
+        Ok(())
     }
 
     /// Holds a life that is to suspect nothing against what was known when the one before said so.
     pub(crate) fn check_clean(&self, is_clean: bool) -> Outcomes {
-        if !is_clean || self.may_be_clean {
+        // Before the first life nothing was begun.
+        if !is_clean || self.may_be_clean || !self.recovered_once {
             return Ok(());
         }
         let what = "the data are marked as those of a life that ended in order, and when they were, its log had not ended";

@@ -6,14 +6,14 @@ use crate::checks::CheckPart;
 use crate::clock::Clock;
 use crate::copies::{Copies, CopyPart};
 use crate::env::{Env, Program};
+use crate::guarded::Guarded;
 use crate::life::Life;
 use crate::log::{LogPart, PreparePart};
-use crate::open::options::{CheckpointOptions, Options};
+use crate::open::options::{CheckpointOptions, Drawn, Options};
 use crate::open::plan::{check_limits, warn_of_clock};
 use crate::open::{OpenError, Recovery};
 use crate::shared::Shared;
 use crate::status::RecoveryReport;
-use crate::stepped::workers;
 use crate::steps::StepPart;
 use crate::watchdog::{Limit, Probe};
 use crate::worker::Worker;
@@ -22,33 +22,31 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::driver;
-use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{Colour, ShardId};
+use stead_core::ids::{Colour, Epoch, ShardId};
 use stead_core::placement::{Place, Placement};
+use stead_core::shard::Shard;
 use stead_core::state::State;
+use stead_core::trials::Trials;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::recovery::Recovered;
 
-/// The time for which a bundle stays that no checkpoint needs: a reader that began with an older manifest can finish.
-const GRACE: Duration = Duration::from_secs(60);
-
 /// A node that is ready to run: what its threads share, and each part that is to have one.
-pub(super) struct Parts<E: Env> {
-    pub(super) life: Life<E>,
-    pub(super) log: LogPart,
-    pub(super) prepare: PreparePart,
-    pub(super) workers: Vec<Worker<E>>,
+pub(crate) struct Parts<E: Env> {
+    pub(crate) life: Life<E>,
+    pub(crate) log: LogPart,
+    pub(crate) prepare: PreparePart,
+    pub(crate) workers: Vec<Worker<E>>,
     /// The probes of the watchdog, each with its limit: those of the workers first, then those of the task threads.
-    pub(super) probes: Vec<(Arc<Probe>, Limit)>,
-    pub(super) steps: Vec<StepPart>,
-    pub(super) query_limit: Duration,
+    pub(crate) probes: Vec<(Arc<Probe>, Limit)>,
+    pub(crate) steps: Vec<StepPart>,
+    pub(crate) query_limit: Duration,
     /// Copies checkpoints away, if any are to be.
-    pub(super) copies: Option<CopyPart>,
+    pub(crate) copies: Option<CopyPart>,
     /// Runs the services' checks, if any declare one.
-    pub(super) checks: Option<CheckPart>,
-    pub(super) checkpoints: Checkpoints,
-    pub(super) merges: Merges,
+    pub(crate) checks: Option<CheckPart>,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) merges: Merges,
 }
 
 /// Makes the parts of a life over what was recovered.
@@ -56,11 +54,12 @@ pub(super) struct Parts<E: Env> {
 /// # Errors
 /// [`OpenError::Store`] if the marks of the services' checks cannot be read.
 #[expect(clippy::disallowed_methods, reason = "it times the start")]
-pub(super) fn assemble<E: Env>(
+pub(crate) fn assemble<E: Env>(
     program: E::Program,
     around: (E::Clock, E::Watch),
     recovery: Recovery,
     options: Options,
+    drawn: Drawn,
     begun: Instant,
 ) -> Result<Parts<E>, OpenError> {
     let Recovery { data_dir, created, store, services, recovered, plan } = recovery;
@@ -110,7 +109,7 @@ pub(super) fn assemble<E: Env>(
             (shard, epoch)
         })
         .collect();
-    let made = workers(&shared, shards, trials, fastrand::u64(..), wal.batch_bytes_max());
+    let made = workers(&shared, shards, trials, drawn.handlers, wal.batch_bytes_max());
     let (workers, probes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     let limit = || Limit::of_handlers(options.handler_timeout);
     let mut probes: Vec<_> = probes.into_iter().map(|probe| (probe, limit())).collect();
@@ -142,7 +141,7 @@ pub(super) fn assemble<E: Env>(
         opened: begun,
         shutdown_timeout: options.shutdown_timeout,
     };
-    let writer = fastrand::u64(..);
+    let Drawn { writer, grace, merging: policy, .. } = drawn;
     let merges = Merges(MergePart::new(Arc::clone(&store), topology.incarnation, writer));
     let CheckpointOptions { interval, keep, timeout, check_bytes_max, .. } = options.checkpoints;
     let setup = CheckpointSetup {
@@ -150,7 +149,7 @@ pub(super) fn assemble<E: Env>(
         epochs: places.iter().map(|shard| (*shard, plan.epochs[shard])).collect(),
         topology,
         writer,
-        options: driver::Options { interval, timeout, keep, grace: GRACE, policy: Policy::default() },
+        options: driver::Options { interval, timeout, keep, grace, policy },
         recovered: driver::Recovered { lineage, decided, seen: last },
     };
     let part = CheckpointPart::new(setup, shared.now());
@@ -168,4 +167,30 @@ pub(super) fn assemble<E: Env>(
         checkpoints,
         merges,
     })
+}
+
+/// The workers of a node, each with its watchdog's probe. The first turn of the trials waits in its inbox until the shard has
+/// started.
+fn workers<E: Env>(
+    shared: &Arc<Shared<E>>,
+    shards: Vec<(Shard, Epoch)>,
+    trials: Trials,
+    seed: u64,
+    batch_bytes_max: usize,
+) -> Vec<(Worker<E>, Arc<Probe>)> {
+    let mut by_worker: Vec<Vec<(Shard, Epoch)>> = shared.inboxes.iter().map(|_| Vec::new()).collect();
+    for (shard, epoch) in shards {
+        by_worker[shared.worker_of(shard.state().shard())].push((shard, epoch));
+    }
+    shared.trials(|shared| {
+        *shared = trials;
+        shared.begin()
+    });
+    let workers = by_worker.into_iter().enumerate().map(|(number, shards)| {
+        let probe = Arc::new(Probe::default());
+        let handler = shared.program.handler(&shared.topology, seed);
+        let code = Guarded::new(handler, shared, Arc::clone(&probe));
+        (Worker::new(shared, number, shards, code, batch_bytes_max), probe)
+    });
+    workers.collect()
 }

@@ -14,7 +14,8 @@ mod tests;
 
 use crate::env::Env;
 use crate::life::Life;
-pub use options::{CheckpointOptions, CopyTarget, Options};
+pub(crate) use assemble::{Parts, assemble};
+pub use options::{CheckpointOptions, CopyTarget, Drawn, Options};
 use plan::Registered;
 pub use recover::{RecoverOptions, Recovery, recover};
 pub(crate) use spawn::Member;
@@ -87,6 +88,6 @@ impl<E: Env> Life<E> {
         set_secret(plan::fresh_secret());
         let code = Registered { program: &program, without_code: &options.without_code };
         let recovery = recover(disk, &code, plan::recover_options(&options), plan::fresh_meta)?;
-        assemble::assemble(program, (clock, ()), recovery, options, begun)?.spawn()
+        assemble(program, (clock, ()), recovery, options, Drawn::fresh(), begun)?.spawn()
     }
 }

@@ -3,6 +3,7 @@
 use crate::memory::MemoryLimits;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use stead_core::checkpointing::merging::Policy;
 use stead_core::start::ServiceLimits;
 
 /// Interval and retention of checkpoints.
@@ -82,4 +83,28 @@ pub struct Options {
     pub services: Vec<ServiceLimits>,
     /// Services and tasks that may remain in the data without code.
     pub without_code: BTreeSet<String>,
+}
+
+/// The time for which a bundle stays that no checkpoint needs: a reader that began with an older manifest can finish.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// What production draws at random or never changes, and a simulator draws from its seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawn {
+    /// The seed of the user code's random numbers.
+    pub handlers: u64,
+    /// The life of this process, of which the names of its bundles are made: no two lives draw the same.
+    pub writer: u64,
+    /// The time for which a bundle stays that no checkpoint needs.
+    pub grace: Duration,
+    /// When bundles are merged, and shards written anew.
+    pub merging: Policy,
+}
+
+impl Drawn {
+    /// Draws as production does.
+    pub(super) fn fresh() -> Self {
+        let (handlers, writer) = (fastrand::u64(..), fastrand::u64(..));
+        Self { handlers, writer, grace: GRACE, merging: Policy::default() }
+    }
 }

@@ -2,10 +2,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test opens a node as a thread does")]
 
-use super::assemble::{Parts, assemble};
 use super::plan::{self, Registered};
 use super::spawn::spawn_all;
-use super::{CheckpointOptions, OpenError, Options, Recovery, recover};
+use super::{CheckpointOptions, Drawn, OpenError, Options, Parts, Recovery, assemble, recover};
 use crate::clock::Clock;
 use crate::env::{Caller, Env, NoAnswer, Program, ReplyTo, StepCall, Watch};
 use crate::memory::MemoryLimits;
@@ -171,7 +170,7 @@ impl Node {
         found.recovered.states.retain(|state| is_here(state.shard()));
         let watch = Withholding { tickets_max: AtomicU64::new(u64::MAX), ..Withholding::default() };
         let around = (Ticking(AtomicU64::new(1_000_000_000)), watch);
-        let parts = assemble(Counters, around, found, options, Instant::now()).unwrap();
+        let parts = assemble(Counters, around, found, options, Drawn::fresh(), Instant::now()).unwrap();
         Self { parts, answers: Answers::default() }
     }
 

@@ -325,10 +325,12 @@ impl World {
 
     /// A program that lacks code is refused, and leaves the data as they are.
     fn refuse_without_code(&mut self, seed: u64) -> Outcomes {
-        let code = if seed / REFUSED_STARTS % 2 == 0 { Code::NoService } else { Code::NoTask };
+        let code = if (seed / REFUSED_STARTS).is_multiple_of(2) { Code::NoService } else { Code::NoTask };
         let disk = self.disk.fork(0);
+        // Files that an earlier life did not finish are no data.
         let files = |disk: &SimDisk| -> Vec<_> {
-            disk.files().into_iter().map(|path| (disk.bytes(&path), path)).collect()
+            let files = disk.files().into_iter().filter(|path| !path.ends_with(".tmp"));
+            files.map(|path| (disk.bytes(&path), path)).collect()
         };
         let before = files(&disk);
         match open(Arc::new(disk.clone()), code, &self.topology, &self.profile) {

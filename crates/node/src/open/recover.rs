@@ -43,7 +43,8 @@ pub struct Recovery {
 /// Recovers a data directory, or begins it with the facts from `fresh`.
 ///
 /// # Errors
-/// [`OpenError`]; what is stored stays as it was, but for the log's unsynced tail.
+/// [`OpenError`]; what is stored stays as it was, but for the log's unsynced tail and unfinished objects of the checkpoints. After
+/// [`OpenError::NoCode`] the tail is there, too.
 pub fn recover(
     disk: Arc<dyn Disk>,
     code: &dyn Code,

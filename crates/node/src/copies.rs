@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::pace::Meter;
 use stead_core::ids::{Colour, Time};
@@ -83,8 +83,6 @@ impl<E: Env> AskedCopy<E> {
 impl<E: Env> Drop for AskedCopy<E> {
     fn drop(&mut self) {
         self.0.copies.asked.fetch_sub(1, Ordering::Relaxed);
-        // The part may wait for its turn.
-        self.0.copies.bell.ring();
     }
 }
 
@@ -94,12 +92,35 @@ pub(crate) struct Copies {
     pace: Pace,
     cancel: Cancel,
     /// One copy or collection at a time: a collection must not see bundles whose manifest is not written yet.
-    turn: Mutex<()>,
+    turns: Mutex<Turns>,
+    /// Signalled when a turn has ended, or the part no longer waits for one.
+    turn_ended: Condvar,
     /// Number of requested copies that run or wait for their turn, each with a thread.
     asked: AtomicUsize,
     status: Mutex<Option<CopyStatus>>,
-    /// Rung when a checkpoint is complete, a requested copy has ended, or the node stops.
+    /// Rung when a checkpoint is complete, a copy has ended, or the node stops.
     bell: Bell,
+}
+
+/// Who has the turn to copy, and who waits for it.
+#[derive(Default)]
+struct Turns {
+    is_taken: bool,
+    /// The part was refused a turn: it has the next one, so that requested copies that overlap for ever do not keep it
+    /// from copying.
+    part_waits: bool,
+}
+
+/// The turn to copy, until it is dropped.
+struct Turn<'a>(&'a Copies);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.turns().is_taken = false;
+        self.0.turn_ended.notify_all();
+        // The part may wait for it.
+        self.0.bell.ring();
+    }
 }
 
 impl Copies {
@@ -109,7 +130,8 @@ impl Copies {
             owner,
             pace: Pace::new(bytes_per_second),
             cancel: Cancel::default(),
-            turn: Mutex::default(),
+            turns: Mutex::default(),
+            turn_ended: Condvar::new(),
             asked: AtomicUsize::new(0),
             status: Mutex::new(status),
             bell: Bell::default(),
@@ -120,8 +142,29 @@ impl Copies {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no copy has the turn and the part does not wait for it, and takes it.
+    fn turn(&self) -> Turn<'_> {
+        let mut turns = self.turns();
+        while turns.is_taken || turns.part_waits && !self.cancel.is_cancelled() {
+            turns = self.turn_ended.wait(turns).unwrap_or_else(PoisonError::into_inner);
+        }
+        turns.is_taken = true;
+        Turn(self)
+    }
+
+    /// Takes the turn for the part if it is free; otherwise the part has the next one.
+    fn turn_of_part(&self) -> Option<Turn<'_>> {
+        let mut turns = self.turns();
+        turns.part_waits = turns.is_taken;
+        if turns.is_taken {
+            return None;
+        }
+        turns.is_taken = true;
+        Some(Turn(self))
     }
 
     /// Returns the status; `None` if copies are made only on request.
@@ -139,6 +182,9 @@ impl Copies {
         self.cancel.cancel();
         // A copy that waits because of the pace continues, and finds that it is cancelled.
         self.pace.set(0);
+        // So does one that waits behind the part.
+        drop(self.turns());
+        self.turn_ended.notify_all();
         self.bell.ring();
     }
 
@@ -333,12 +379,8 @@ impl<E: Env> Part<Shared<E>> for CopyPart {
         if now < self.due {
             return Ok(Turned::Until(Some(self.due)));
         }
-        let turn = match hub.copies.turn.try_lock() {
-            Ok(turn) => turn,
-            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
-            // A requested copy has the turn, and rings at its end.
-            Err(TryLockError::WouldBlock) => return Ok(Turned::Until(None)),
-        };
+        // The bell is rung at the end of the requested copy that has it.
+        let Some(turn) = hub.copies.turn_of_part() else { return Ok(Turned::Until(None)) };
         // The thread must continue, whatever a service's client does.
         let round = panics::catch_own(|| self.round(hub)).unwrap_or_else(|panic| {
             self.target = None;
@@ -357,6 +399,8 @@ impl<E: Env> Part<Shared<E>> for CopyPart {
 mod tests {
     use super::*;
     use crate::shared::tests::{Nothing, shared};
+    use std::sync::mpsc;
+    use std::thread;
     use stead_store::checkpoint::store::DiskStore;
     use stead_store::sim_disk::SimDisk;
 
@@ -380,12 +424,10 @@ mod tests {
         let mut turn = |now| part.turn(&*hub, now).unwrap();
         assert_eq!(turn(hub.now()), Turned::Until(None), "there is no checkpoint");
         hub.snapshots.newest.store(1, Ordering::Relaxed);
-        let asked = AskedCopy::admit(&hub).unwrap();
         let held = hub.copies.turn();
         hub.copies.bell.take_ring();
         assert_eq!(turn(hub.now()), Turned::Until(None), "a copy by hand has the turn");
         drop(held);
-        drop(asked);
         assert!(hub.copies.bell.take_ring(), "its end wants a turn of the part");
         for seconds in [1, 2, 4] {
             let before = hub.now();
@@ -398,5 +440,39 @@ mod tests {
         }
         hub.copies.stop();
         assert_eq!(turn(hub.now()), Turned::Ended);
+    }
+    #[test]
+    fn copies_by_hand_that_overlap_let_the_automatic_one_go_first() {
+        let hub = shared();
+        let first = hub.copies.turn();
+        assert!(hub.copies.turn_of_part().is_none(), "a copy by hand has the turn");
+        let (ends, second_ends) = mpsc::channel();
+        let second = thread::spawn({
+            let hub = Arc::clone(&hub);
+            move || {
+                let turn = hub.copies.turn();
+                second_ends.recv().unwrap();
+                drop(turn);
+            }
+        });
+        drop(first);
+        let part = hub.copies.turn_of_part().expect("the part has the next turn");
+        drop(part);
+        ends.send(()).unwrap();
+        second.join().unwrap();
+    }
+
+    #[test]
+    fn a_copy_by_hand_does_not_wait_for_a_part_that_has_ended() {
+        let hub = shared();
+        let first = hub.copies.turn();
+        assert!(hub.copies.turn_of_part().is_none(), "a copy by hand has the turn");
+        let second = thread::spawn({
+            let hub = Arc::clone(&hub);
+            move || drop(hub.copies.turn())
+        });
+        drop(first);
+        hub.copies.stop();
+        second.join().unwrap();
     }
 }

@@ -18,7 +18,7 @@ use crate::shared::{LOOK_TIMEOUT, Shared, stage};
 use crate::shutdown::{EndHub, ShutdownPart};
 use crate::status::{ClockStatus, RecoveryReport, ServiceStatus, ShardStatus, Status};
 use std::cell::RefCell;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -39,6 +39,8 @@ pub struct Life<E: Env> {
     pub(crate) shared: Arc<Shared<E>>,
     pub(crate) threads: Mutex<Vec<Member>>,
     pub(crate) own_threads: Mutex<Vec<ThreadId>>,
+    /// Whether its parts were put on threads.
+    pub(crate) is_spawned: AtomicBool,
     /// Held by the thread that ends the node: a second one waits for it.
     pub(crate) ending: Mutex<()>,
     /// Owned until the last thread has ended.
@@ -269,6 +271,10 @@ impl<E: Env> Life<E> {
     /// Shuts the node down: takes no more calls, waits up to `limit` for running steps of tasks, commits and answers what
     /// was taken, and ends all threads.
     pub fn shutdown(&self, limit: Duration) {
+        if !self.is_spawned.load(Ordering::SeqCst) {
+            // Nothing has run, and nothing will: the data must not be marked as those of a life that ended in order.
+            return self.kill();
+        }
         let begun = Instant::now();
         let Some(_ending) = self.begin_end() else { return };
         if self.data_dir().is_none() {

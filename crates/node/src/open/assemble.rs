@@ -18,7 +18,7 @@ use crate::steps::StepPart;
 use crate::watchdog::{Limit, Probe};
 use crate::worker::Worker;
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::driver;
@@ -132,6 +132,7 @@ pub(crate) fn assemble<E: Env>(
         shared: Arc::clone(&shared),
         threads: Mutex::default(),
         own_threads: Mutex::default(),
+        is_spawned: AtomicBool::new(false),
         ending: Mutex::default(),
         data_dir: Mutex::new(Some(data_dir)),
         store: Arc::clone(&store),

@@ -10,6 +10,7 @@ use crate::life::Life;
 use crate::open::{OpenError, Parts};
 use crate::panics;
 use crate::queries::{QUERY_THREADS, QueryQueue};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use stead_core::shutdown::Group;
@@ -33,6 +34,7 @@ impl<E: Env> Parts<E> {
             checkpoints,
             merges,
         } = self;
+        life.is_spawned.store(true, Ordering::SeqCst);
         let spawned = spawn_all(&life, |life| {
             let shared = Arc::clone(&life.shared);
             life.spawn(Group::Log, "stead-log", move || drive(&shared, log))?;

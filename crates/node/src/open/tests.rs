@@ -27,6 +27,7 @@ use stead_core::shard::{Effect, Input, Settings, Shard, StepOutcome};
 use stead_core::start::ServiceLimits;
 use stead_core::state::State;
 use stead_core::topology::Topology;
+use stead_store::data_dir::DataDir;
 use stead_store::sim_disk::SimDisk;
 
 /// A clock that advances by a microsecond with each reading, and by hand.
@@ -434,4 +435,18 @@ fn a_node_serves_the_shards_that_it_has_and_refuses_the_others() {
     node.settle();
     assert_eq!(node.answered(), [(3, 2)]);
     node.parts.life.kill();
+}
+
+#[test]
+fn a_node_whose_parts_never_ran_leaves_its_data_as_after_a_crash() {
+    let disk = SimDisk::new(5);
+    let begun = Instant::now();
+    let node = Node::open(&disk, 1);
+    node.parts.life.shutdown(Duration::from_secs(3_600));
+    drop(node);
+    let node = Node::open(&disk, 1);
+    drop(node);
+    assert!(begun.elapsed() < Duration::from_secs(60), "it waited for parts that do not run");
+    let (data_dir, _) = DataDir::open(Arc::new(disk), || unreachable!("it exists")).unwrap();
+    assert!(!data_dir.meta().clean, "its log has no last mark");
 }

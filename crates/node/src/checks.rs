@@ -97,8 +97,9 @@ struct Held {
 }
 
 /// The checkpoints that wait for their checks, and the last results.
-#[derive(Default)]
 pub(crate) struct Checks {
+    /// Maximum size of a checkpoint of the interval that is checked, in bytes.
+    bytes_max: u64,
     held: Mutex<Held>,
     bell: Bell,
     /// Signalled when the part has ended.
@@ -107,6 +108,22 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
+    /// Runs no checks, until there is a part. Checkpoints of the interval over `bytes_max` bytes are not checked.
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self {
+            bytes_max,
+            held: Mutex::default(),
+            bell: Bell::default(),
+            ended: Condvar::new(),
+            marks: CheckMarks::default(),
+        }
+    }
+
+    /// Maximum size of a checkpoint of the interval that is checked, in bytes.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -212,6 +229,12 @@ impl Checks {
         let mut held = self.held();
         let running = held.running.as_mut().filter(|running| running.number() == number);
         running.map(note).is_some()
+    }
+
+    /// The time at which [`Self::give_up_overdue`] gives up those that run.
+    pub(crate) fn overdue_at(&self, limit: Duration) -> Option<Time> {
+        let held = self.held();
+        Some(held.running.as_ref()?.since.plus_micros(limit.as_micros() as u64 + 1))
     }
 
     /// Gives up checks that have run for longer than the limit: the running one has failed.
@@ -426,6 +449,8 @@ impl<E: Env> Part<Shared<E>> for CheckPart {
             Next::Ended => Ok(Turned::Ended),
             Next::Sleep(until) => Ok(Turned::Until(until)),
             Next::Take(manifest, asked) => {
+                // The checkpoint part gives it up when it takes too long.
+                hub.snapshots.bell.ring();
                 match self.read(hub, &manifest, asked, now) {
                     Ok(checking) => self.checking = Some(checking),
                     Err(error) => self.finish(hub, manifest.number, asked, now, Some(error)),

@@ -1,9 +1,11 @@
 //! The surroundings of a node, as traits. All of them are generic, so that nothing is dynamic for each message.
 
+use crate::checkpoint::{CheckpointCommand, Event, News};
 use crate::clock::Clock;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use stead_core::checkpointing::driver::Action;
 use stead_core::handler::{Call, Handler, Outcome, View};
 use stead_core::ids::{ShardId, TaskId, Time};
 use stead_core::placement::Place;
@@ -51,6 +53,28 @@ pub trait Watch: Send + Sync + 'static {
     /// A worker is about to take its submissions up to this ticket as durable.
     fn durable(&self, worker: usize, ticket: &mut u64) {
         let _ = (worker, ticket);
+    }
+
+    /// The driver of checkpoints has decided on an action, which is about to be performed.
+    fn action(&self, action: &mut Action) {
+        let _ = action;
+    }
+
+    /// A command of the checkpoint part or the merge part is about to be performed; `None` withholds it.
+    fn command(&self, command: CheckpointCommand) -> Option<CheckpointCommand> {
+        Some(command)
+    }
+
+    /// News of checkpoints is about to be left in the inbox of a worker; `None` withholds it, until
+    /// [`Shared::pass_on`](crate::Shared::pass_on).
+    fn news(&self, worker: usize, news: News) -> Option<News> {
+        let _ = worker;
+        Some(news)
+    }
+
+    /// An event of a shard's snapshot is about to be left for the checkpoint part; `None` drops it.
+    fn snapshot(&self, event: Event) -> Option<Event> {
+        Some(event)
     }
 
     /// Notes in an idle log that all is synced; returns whether the mark stands there.

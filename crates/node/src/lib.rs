@@ -62,6 +62,6 @@ pub use shared::{LOOK_TIMEOUT, Shared};
 pub use shutdown::{EndHub, ShutdownPart};
 pub use status::{ClockStatus, LogStatus, RecoveryReport, ServiceStatus, ShardStatus, Status, TaskStatus};
 pub use stead_core::start::ServiceLimits;
-pub use stepped::{Stepped, SteppedCheckpoints};
+pub use stepped::Stepped;
 pub use steps::StepPart;
 pub use worker::Worker;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shutdown waits for threads")]
 
-use crate::checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, Event, Wanted};
+use crate::checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, Event};
 use crate::checks::CheckStatus;
 use crate::copies::{AskedCopy, CopyReport};
 use crate::env::{Env, Program, Reply};
@@ -167,7 +167,7 @@ impl<E: Env> Life<E> {
         checked: bool,
         reply: Box<dyn Reply<Result<CheckpointReport, CheckpointFailure>>>,
     ) {
-        self.shared.snapshots.send(Event::Wanted(Wanted { reply, checked }));
+        self.shared.checkpoint(checked, reply);
     }
 
     /// Sets the time between the beginnings of two checkpoints; `None`: only when asked for.
@@ -283,7 +283,7 @@ impl<E: Env> Life<E> {
         }
         let left = limit.saturating_sub(begun.elapsed());
         let until = self.shared.now().plus_micros(micros(left));
-        self.shared.change_stage(stage::RUNS, stage::STOPS);
+        self.shared.begin_end();
         self.end(until);
     }
 
@@ -369,31 +369,11 @@ impl<E: Env> EndHub for Ending<'_, E> {
     }
 
     fn stop(&self, group: Group) {
-        let shared = &self.life.shared;
-        match group {
-            Group::Tasks => shared.steps.stop(),
-            Group::Checkpoints => {
-                shared.snapshots.stop();
-                shared.copies.stop();
-                shared.checks.stop();
-            }
-            Group::Workers => {
-                for inbox in &shared.inboxes {
-                    inbox.push(Command::Stop);
-                }
-            }
-            // They end once they are not waited for any more.
-            Group::Queries => {}
-            Group::Log => self.stop_all(),
-            // Not before: a handler that runs for ever would be waited for as long.
-            Group::Watchdog => shared.watchdog.stop(),
-        }
+        self.life.shared.stop(group);
     }
 
     fn stop_all(&self) {
-        // A kill that came meanwhile stays one.
-        self.life.shared.change_stage(stage::STOPS, stage::ENDED);
-        self.life.shared.wake_all();
+        self.life.shared.stop_all();
     }
 
     fn has_ended(&self, group: Group, until: Option<Time>) -> bool {

@@ -20,6 +20,7 @@ use stead_core::ids::{Index, Key, NodeId, SessionId, ShardId, Time};
 use stead_core::placement::{Place, Placement};
 use stead_core::record::RecordKey;
 use stead_core::shard::{DeadLetterAction, Input, Query, Refusal, Request, Shard};
+use stead_core::shutdown::Group;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
@@ -81,7 +82,7 @@ impl<E: Env> Shared<E> {
         (workers, step_parts): (usize, usize),
         lives: u64,
         (clock, watch): (E::Clock, E::Watch),
-        copies: Copies,
+        (copies, checks): (Copies, Checks),
         memory: MemoryLimits,
     ) -> Self {
         let services = topology.services().len();
@@ -100,7 +101,7 @@ impl<E: Env> Shared<E> {
             trials: Mutex::default(),
             snapshots: Arc::new(SnapshotQueue::new(0)),
             copies,
-            checks: Checks::default(),
+            checks,
             watchdog: Watchdog::new(),
             counters: Counters::new(services),
             memory: Arc::new(Memory::new(memory)),
@@ -342,6 +343,40 @@ impl<E: Env> Shared<E> {
         events::error(text);
     }
 
+    /// Takes no more calls from now on.
+    pub fn begin_end(&self) {
+        self.change_stage(stage::RUNS, stage::STOPS);
+    }
+
+    /// Asks the parts of a group to end, in the order of [`Group::ORDER`].
+    pub fn stop(&self, group: Group) {
+        match group {
+            Group::Tasks => self.steps.stop(),
+            Group::Checkpoints => {
+                self.snapshots.stop();
+                self.copies.stop();
+                self.checks.stop();
+            }
+            Group::Workers => {
+                for inbox in &self.inboxes {
+                    inbox.push(Command::Stop);
+                }
+            }
+            // They end once they are not waited for any more.
+            Group::Queries => {}
+            Group::Log => self.stop_all(),
+            // Not before: a handler that runs for ever would be waited for as long.
+            Group::Watchdog => self.watchdog.stop(),
+        }
+    }
+
+    /// Asks all parts to end at once.
+    pub(crate) fn stop_all(&self) {
+        // A kill that came meanwhile stays one.
+        self.change_stage(stage::STOPS, stage::ENDED);
+        self.wake_all();
+    }
+
     pub(crate) fn wake_all(&self) {
         for inbox in &self.inboxes {
             // A worker that panicked does not do so, and what waits in its inbox has callers.
@@ -462,7 +497,8 @@ pub(crate) mod tests {
             topology.ensure(name, *shards).unwrap();
         }
         let owner = Owner { cluster: 1, incarnation: topology.incarnation };
-        let (around, copies) = ((SystemClock::new(None), ()), Copies::new(owner, 0, None));
+        let around = (SystemClock::new(None), ());
+        let copies = (Copies::new(owner, 0, None), Checks::new(u64::MAX));
         let limits = MemoryLimits::default();
         let placement = Placement::all_here(&topology);
         Arc::new(Shared::new(NoCode, (Arc::new(topology), placement), (1, 1), 1, around, copies, limits))

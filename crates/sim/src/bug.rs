@@ -26,7 +26,7 @@ pub enum Bug {
     ShiftSequence,
     /// Messages, acknowledgements and requests lose their colour on the way.
     StripColours,
-    /// A snapshot takes what the records hold when it is drained.
+    /// A snapshot takes what the entry after its marker wrote as well.
     LateSnapshot,
     /// A handler takes the money for a payment, and forgets to send it.
     LoseSend,

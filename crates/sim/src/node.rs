@@ -9,12 +9,13 @@ use crate::stopping::Stopping;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::ids::{Epoch, Incarnation, Index, NodeId, ShardId, TaskId};
+use stead_core::ids::{Colour, Epoch, Incarnation, Index, NodeId, ShardId, TaskId};
 use stead_core::key::Key;
 use stead_core::record::TaskRecord;
 use stead_core::shard::Shard;
 use stead_core::state::State;
 use stead_core::topology::Topology;
+use stead_node::checkpoint::CheckpointCommand;
 use stead_node::{
     CheckpointOptions, Drawn, MemoryLimits, OpenError, Options, RecoverOptions, Recovery, ServiceLimits,
     Stepped, recover,
@@ -36,6 +37,10 @@ pub(crate) enum PartId {
     Log,
     /// The part that prepares the log's segments.
     Preparer,
+    /// The part that takes checkpoints.
+    Checkpoints,
+    /// The part that merges bundles.
+    Merges,
 }
 
 /// What lives from a start of the process to its end.
@@ -46,7 +51,7 @@ pub(crate) struct Node {
     /// By part, when its next turn is due, in virtual time.
     pub(crate) due: BTreeMap<PartId, u64>,
     /// Planted bug: a trim that is held back.
-    pub(crate) held_trim: Option<Vec<Index>>,
+    pub(crate) held_trim: Option<CheckpointCommand>,
     pub(crate) checkpoints: Checkpoints,
     /// By channel, when its last frame arrives, for profiles that keep the order.
     pub(crate) channels: BTreeMap<(ShardId, ShardId), u64>,
@@ -178,19 +183,24 @@ impl Node {
         let grace = Duration::from_micros(profile.grace);
         let drawn = Drawn { handlers: 0, writer, grace, merging: profile.merge };
         let (options, around) = (options(topology, profile), (Clocks, Observer));
-        let (parts, checkpoints) = Stepped::assemble(Services, around, recovery, options, drawn)?;
+        let parts = Stepped::assemble(Services, around, recovery, options, drawn)?;
         Ok(Self {
             epochs,
             parts,
             due: BTreeMap::new(),
             held_trim: None,
-            checkpoints: Checkpoints::new(checkpoints, bug),
+            checkpoints: Checkpoints::default(),
             channels: BTreeMap::new(),
             asking: BTreeMap::new(),
             queries: BTreeMap::new(),
             ended: BTreeSet::new(),
             stopping: None,
         })
+    }
+
+    /// The checkpoint that is taken.
+    pub(crate) fn running_checkpoint(&self) -> Option<Colour> {
+        self.parts.checkpoints.part.driver().running()
     }
 
     pub(crate) fn shards(&self) -> impl Iterator<Item = &Shard> {

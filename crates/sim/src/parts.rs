@@ -3,6 +3,7 @@
 
 use crate::blame::Killer;
 use crate::bug::Bug;
+use crate::checkpoints::Rehearsal;
 use crate::disk_log::DiskLog;
 use crate::marks::Mark;
 use crate::model::LATE_MAX;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use stead_core::calls::{Answer, Refusal};
 use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
 use stead_core::shard::{Effect, Input};
+use stead_node::checkpoint::CheckpointHub;
 use stead_node::{NoAnswer, Part, ReplyTo, Turned};
 
 /// The factor by which one input may exceed the limit of work, for it takes parts of several kinds of work; and the
@@ -24,21 +26,8 @@ const HOLD_MAX: usize = 4;
 const CALL_WORK_MAX: usize = 1_500;
 
 impl World {
-    fn disk_log(&self) -> MutexGuard<'_, DiskLog> {
+    pub(crate) fn disk_log(&self) -> MutexGuard<'_, DiskLog> {
         self.disk_log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The log need not hold any more what a checkpoint holds.
-    pub(crate) fn trim_log(&mut self, tops: Vec<Index>) {
-        self.disk_log().wants_trim();
-        let holds = self.bug == Some(Bug::HoldTrim) && self.waits_for_log();
-        let node = self.node.as_mut().expect("only a living node has a log");
-        if holds {
-            node.held_trim = Some(tops);
-        } else {
-            node.parts.shared.log().trim(tops);
-        }
-        self.heed_bells();
     }
 
     /// Whether an entry waits to become durable.
@@ -50,7 +39,8 @@ impl World {
         let Some(node) = &self.node else { return Vec::new() };
         let workers = (0..node.parts.workers.len()).map(PartId::Worker);
         let steps = (0..node.parts.steps.len()).map(PartId::Step);
-        workers.chain(steps).chain([PartId::Log, PartId::Preparer]).collect()
+        let others = [PartId::Log, PartId::Preparer, PartId::Checkpoints, PartId::Merges];
+        workers.chain(steps).chain(others).collect()
     }
 
     /// Wakes the parts whose bells were rung.
@@ -63,10 +53,14 @@ impl World {
                 PartId::Step(number) => node.parts.steps[number].bell(shared),
                 PartId::Log => &shared.log().bell,
                 PartId::Preparer => &shared.log().preparer_bell,
+                PartId::Checkpoints => node.parts.checkpoints.bell(shared),
+                PartId::Merges => node.parts.merges.bell(&**shared),
             };
             if bell.take_ring() && !node.ended.contains(&part) {
                 let delay = match part {
                     PartId::Step(_) => self.random(self.profile.step_delay),
+                    // Its thread has a low priority.
+                    PartId::Merges => self.random(20_000),
                     _ => self.random(self.profile.wake_delay),
                 };
                 self.turn_in(part, delay);
@@ -102,6 +96,8 @@ impl World {
             bug: self.bug,
             runs_max: self.profile.runs_max,
             old: None,
+            holds_trim: self.bug == Some(Bug::HoldTrim) && self.waits_for_log(),
+            holds_markers: self.rehearsal == Rehearsal::Uncommitted,
         }
     }
 
@@ -126,6 +122,8 @@ impl World {
                 PartId::Preparer => {
                     Part::turn(&mut node.parts.preparer, &*shared, at).map_err(|e| e.to_string())
                 }
+                PartId::Checkpoints => node.parts.checkpoints.turn(&shared, at),
+                PartId::Merges => node.parts.merges.turn(&*shared, at),
             }
         });
         let cost = turn.took + self.disk.micros() - before;
@@ -136,6 +134,14 @@ impl World {
                 return Err(Violation::new(17, what).into());
             }
         }
+        if self.disk.is_crashed() {
+            self.storage_failed("the power is gone")?;
+            return Ok(None);
+        }
+        self.carry_on(turn)?;
+        if self.node.is_none() || self.life != life {
+            return Ok(None);
+        }
         let turned = match turned {
             Ok(turned) => turned,
             Err(error) => {
@@ -143,20 +149,15 @@ impl World {
                 return Ok(None);
             }
         };
-        self.carry_on(turn)?;
-        if self.node.is_none() || self.life != life {
-            return Ok(None);
-        }
         if part == PartId::Log {
             self.log_had_turn(was_full, turned)?;
         }
-        self.carry_snapshots();
-        if self.node.is_none() || self.life != life {
-            return Ok(None);
-        }
         self.heed_bells();
         match turned {
-            Turned::Again => self.turn_in(part, cost + 1),
+            Turned::Again => {
+                let pause = if part == PartId::Merges { self.random(2_000) } else { 0 };
+                self.turn_in(part, cost + 1 + pause);
+            }
             Turned::Until(Some(at)) => {
                 let mut wait = at.0.saturating_sub(scene.steady.0).max(1);
                 if self.bug == Some(Bug::LateTimer) && matches!(part, PartId::Worker(_)) && at.0 > now {
@@ -185,11 +186,12 @@ impl World {
         let is_overtaken = self.disk_log().has_overtaken_trim();
         let waits = self.waits_for_log();
         let is_limited = self.disk_is_limited();
+        let scene = Scene { holds_trim: false, ..self.scene() };
         let node = self.node.as_mut().expect("it had a turn");
         if (is_overtaken || !waits)
-            && let Some(tops) = node.held_trim.take()
+            && let Some(command) = node.held_trim.take()
         {
-            node.parts.shared.log().trim(tops);
+            stage::play(scene, || node.parts.shared.perform(command));
         }
         match (was_full, node.parts.shared.log().is_full()) {
             (false, true) => self.marks.hit(Mark::DiskFull),
@@ -236,6 +238,7 @@ impl World {
                     self.marks.hit(Mark::StepKilled);
                     return self.end_by(End::Process, Some(Killer::step(shard, id, &task)));
                 }
+                Shown::Checkpoint(done) => self.checkpoint_went_on(done)?,
                 Shown::Wrong(violation) => return Err(violation.into()),
             }
             if self.node.is_none() || self.life != life {
@@ -244,6 +247,10 @@ impl World {
         }
         for (shard, token, result) in turn.answers {
             self.answered(shard, token, result)?;
+        }
+        self.checkpoints_answered(turn.checkpoints);
+        for (worker, news) in turn.news {
+            self.carry_news(worker, news);
         }
         for (to, input) in turn.left {
             if let Input::Deliver { from, .. } | Input::Ack { from, .. } = input {

@@ -13,21 +13,26 @@ use crate::violation::Violation;
 use crate::workload::{ENDED, Workload};
 use fastrand::Rng;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Refusal};
 use stead_core::capture::Capture;
+use stead_core::checkpointing::driver::Action;
+use stead_core::checkpointing::retention::Garbage;
+use stead_core::entry::{Entry, Write};
 use stead_core::handler::{Call, Caller as CalledBy, Handler, Outcome, QueryPlace, Txn, View};
 use stead_core::ids::{Colour, Epoch, Index, Seq, ShardId, TaskId, Time};
 use stead_core::key::Key;
-use stead_core::record::{StepRetry, TaskRecord};
-use stead_core::reply::Reply;
+use stead_core::record::{RecordKey, StepRetry, TaskRecord};
+use stead_core::records::{Piece, Records};
+use stead_core::reply;
 use stead_core::shard::{Effect, Input, Shard, StepOutcome};
 use stead_core::state::{Message, Position, State};
 use stead_core::topology::Topology;
-use stead_node::{Caller, Clock, Env, NoAnswer, Program, StepCall, Watch};
+use stead_node::checkpoint::{CheckpointCommand, CheckpointFailure, CheckpointReport, Event, News, Trouble};
+use stead_node::{Caller, Clock, Env, NoAnswer, Program, Reply, StepCall, Watch};
 use stead_store::wal::{Wal, WalError};
 
 /// The workload of a run, which user code, clients and checks share.
@@ -88,7 +93,35 @@ pub(crate) enum Shown {
         is_done: bool,
         is_retry: bool,
     },
+    /// The parts of checkpoints did something.
+    Checkpoint(Done),
     Wrong(Violation),
+}
+
+/// What the parts of checkpoints did.
+pub(crate) enum Done {
+    /// All shards get this colour.
+    Coloured(Colour),
+    /// A shard handed over a piece of its snapshot.
+    Drained(ShardId, Colour),
+    /// A shard's marker came late: its snapshot is dropped.
+    Discarded,
+    Completed(Colour),
+    GivenUp(Colour),
+    Refused,
+    /// The log is to be trimmed.
+    Trim,
+    /// The same, and a planted bug holds it back.
+    HeldTrim(CheckpointCommand),
+    /// Planted bug: the log is to be trimmed up to these markers.
+    TrimEarly(BTreeMap<ShardId, Index>),
+    /// A merge with this output is to begin.
+    Merge(String),
+    Merged,
+    Trouble(Trouble),
+    /// The store was looked through for what is not needed.
+    Looked,
+    Deleted(Vec<Garbage>),
 }
 
 /// The results of a turn.
@@ -99,6 +132,10 @@ pub(crate) struct Turn {
     pub(crate) answers: Vec<(ShardId, u64, Result<Answer, NoAnswer>)>,
     /// Inputs that leave for shards of other workers.
     pub(crate) left: Vec<(ShardId, Input)>,
+    /// News of checkpoints for workers.
+    pub(crate) news: Vec<(usize, News)>,
+    /// The results of checkpoints that were wanted.
+    pub(crate) checkpoints: Vec<Result<CheckpointReport, CheckpointFailure>>,
     /// Microseconds that its looks at the clock took.
     pub(crate) took: u64,
 }
@@ -115,6 +152,10 @@ pub(crate) struct Scene {
     pub(crate) runs_max: usize,
     /// A frame of an older life is among the inputs: it says that this shard's log is stored up to there.
     pub(crate) old: Option<(ShardId, Index)>,
+    /// Planted bug: a trim waits.
+    pub(crate) holds_trim: bool,
+    /// The checkpoint part does not learn that markers are committed.
+    pub(crate) holds_markers: bool,
 }
 
 #[derive(Default)]
@@ -129,6 +170,14 @@ struct Stage {
     step: Option<(ShardId, TaskId, TaskRecord)>,
     /// For a planted bug: by process, what an earlier query read.
     captures: BTreeMap<(ShardId, Key), Capture>,
+    /// For planted bugs: the checkpoint that is taken, a bundle of the newest one, the markers of shards, and snapshots that
+    /// are taken for those of a checkpoint that was given up.
+    running: Option<Colour>,
+    bundle: Option<String>,
+    marked: BTreeMap<ShardId, Index>,
+    dropped: BTreeSet<(ShardId, Colour)>,
+    /// For a planted bug: by shard, what the entry after its marker writes.
+    late: BTreeMap<ShardId, Vec<(RecordKey, Blob)>>,
 }
 
 /// The input that is being handled.
@@ -362,6 +411,24 @@ impl Watch for Observer {
         STAGE.with_borrow_mut(|stage| stage.step = Some((shard, id, task.clone())));
     }
 
+    fn action(&self, action: &mut Action) {
+        STAGE.with_borrow_mut(|stage| stage.act(action));
+    }
+
+    fn command(&self, command: CheckpointCommand) -> Option<CheckpointCommand> {
+        STAGE.with_borrow_mut(|stage| stage.command(command))
+    }
+
+    // They arrive when the world says so.
+    fn news(&self, worker: usize, news: News) -> Option<News> {
+        STAGE.with_borrow_mut(|stage| stage.turn.news.push((worker, news)));
+        None
+    }
+
+    fn snapshot(&self, event: Event) -> Option<Event> {
+        STAGE.with_borrow_mut(|stage| stage.snapshot(event))
+    }
+
     fn mark(&self, wal: &mut Wal) -> Result<bool, WalError> {
         let forgets = STAGE.with_borrow(|stage| stage.scene.bug == Some(Bug::ForgetMark));
         if forgets { Ok(true) } else { wal.mark() }
@@ -376,7 +443,136 @@ impl Watch for Observer {
     }
 }
 
+/// Where the result of a wanted checkpoint goes.
+pub(crate) struct Wanting;
+
+impl Reply<Result<CheckpointReport, CheckpointFailure>> for Wanting {
+    fn send(self: Box<Self>, result: Result<CheckpointReport, CheckpointFailure>) {
+        STAGE.with_borrow_mut(|stage| stage.turn.checkpoints.push(result));
+    }
+
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
 impl Stage {
+    fn done(&mut self, done: Done) {
+        self.turn.shown.push(Shown::Checkpoint(done));
+    }
+
+    /// The driver of checkpoints has decided on an action.
+    fn act(&mut self, action: &mut Action) {
+        match (self.scene.bug, &mut *action) {
+            (Some(Bug::TrimOneTooFar), Action::Trim(tops)) => {
+                for (_, top) in tops {
+                    *top = top.next();
+                }
+            }
+            (Some(Bug::TrimEarly), Action::Seal(_)) => {
+                let marked = self.marked.clone();
+                self.done(Done::TrimEarly(marked));
+            }
+            (Some(Bug::CollectOneMore), Action::Delete(garbage)) => {
+                garbage.extend(self.bundle.clone().map(Garbage::Bundle));
+            }
+            (Some(Bug::DropNextSnapshot), Action::Discard { shard, number }) => {
+                *number = number.next();
+                self.dropped.insert((*shard, *number));
+            }
+            _ => {}
+        }
+        match action {
+            Action::Create { number, .. } => self.running = Some(*number),
+            Action::Completed(_) | Action::GivenUp { .. } => self.running = None,
+            Action::Discard { .. } => self.done(Done::Discarded),
+            Action::Look => self.done(Done::Looked),
+            Action::Delete(garbage) => self.done(Done::Deleted(garbage.clone())),
+            _ => {}
+        }
+    }
+
+    /// The parts of checkpoints want something of the rest of the node.
+    fn command(&mut self, command: CheckpointCommand) -> Option<CheckpointCommand> {
+        match command {
+            CheckpointCommand::Colour(number) => self.done(Done::Coloured(number)),
+            CheckpointCommand::Completed { ref manifest, .. } => {
+                self.bundle = manifest.bundles.first().map(|bundle| bundle.name.clone());
+                self.done(Done::Completed(manifest.number));
+            }
+            CheckpointCommand::GivenUp { number, .. } => self.done(Done::GivenUp(number)),
+            CheckpointCommand::Refused(_) => self.done(Done::Refused),
+            CheckpointCommand::Trim(_) => {
+                self.done(Done::Trim);
+                if self.scene.holds_trim {
+                    self.done(Done::HeldTrim(command));
+                    return None;
+                }
+            }
+            CheckpointCommand::Merge(ref job) => self.done(Done::Merge(job.output.clone())),
+            CheckpointCommand::Merged(_) => self.done(Done::Merged),
+            CheckpointCommand::Trouble(trouble) => {
+                // All that the node does with it is to report it.
+                self.done(Done::Trouble(trouble));
+                return None;
+            }
+            CheckpointCommand::ForceFull(_)
+            | CheckpointCommand::Discard { .. }
+            | CheckpointCommand::CaughtUp => {}
+        }
+        Some(command)
+    }
+
+    /// A worker leaves an event of a snapshot.
+    fn snapshot(&mut self, mut event: Event) -> Option<Event> {
+        if self.is_dead {
+            return None;
+        }
+        let bug = self.scene.bug;
+        match &mut event {
+            Event::Begun { number, all, .. } => {
+                let is_above = self.running.is_some_and(|running| running < *number);
+                if is_above && bug == Some(Bug::HighColour) {
+                    return None;
+                }
+                *all |= bug == Some(Bug::BuildOnGivenUp);
+            }
+            Event::Records { shard, number, piece, done } => {
+                if self.dropped.contains(&(*shard, *number)) {
+                    return None;
+                }
+                if *done && let Some(writes) = self.late.remove(shard) {
+                    add(&writes, piece);
+                }
+                let (shard, number) = (*shard, *number);
+                self.done(Done::Drained(shard, number));
+            }
+            Event::MarkerCommitted { .. } if self.scene.holds_markers => return None,
+            _ => {}
+        }
+        Some(event)
+    }
+
+    /// Notes markers, and what comes right after them, for planted bugs.
+    fn note_markers(&mut self, id: ShardId, effects: &[Effect]) {
+        for effect in effects {
+            match effect {
+                Effect::Marked { header, .. } => {
+                    self.marked.insert(id, header.position.index);
+                    self.late.remove(&id);
+                }
+                Effect::Append { index, bytes, .. } if self.scene.bug == Some(Bug::LateSnapshot) => {
+                    if self.marked.get(&id).is_some_and(|marked| marked.next() == *index) {
+                        let writes = Entry::decode(bytes).map(|entry| entry.writes).unwrap_or_default();
+                        let put = |write: Write| Some((write.key, write.value?));
+                        self.late.insert(id, writes.into_iter().filter_map(put).collect());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn see(&mut self, shard: &Shard, effects: &mut Vec<Effect>) {
         let id = shard.state().shard();
         let now = std::mem::take(&mut self.now);
@@ -399,6 +595,7 @@ impl Stage {
             self.turn.shown.push(Shown::Wrong(Violation::new(15, what)));
         }
         self.bend(shard, &now, effects);
+        self.note_markers(id, effects);
         let seen = effects.clone();
         self.bend_on_the_way(id, effects);
         self.turn.shown.push(Shown::Handled(Box::new(Handled {
@@ -422,7 +619,7 @@ impl Stage {
         if let (Some(Bug::OpenedEarly), Some(token), true) = (self.scene.bug, now.opening, shard.is_active())
         {
             let Position { epoch, colour, .. } = shard.state().position();
-            let (index, result) = (shard.commit(), Ok(Reply::Ok(Blob::empty())));
+            let (index, result) = (shard.commit(), Ok(reply::Reply::Ok(Blob::empty())));
             effects.push(Effect::Answer(Answer { token, epoch, index, colour, result }));
         }
         for effect in effects {
@@ -463,4 +660,14 @@ impl Stage {
             }
         }
     }
+}
+
+/// The planted bug: what the entry after a marker writes comes with what the shard had at its marker.
+fn add(writes: &[(RecordKey, Blob)], piece: &mut Piece) {
+    let mut present = Records::new();
+    for (key, value) in writes {
+        present.put(key.as_bytes(), value.clone());
+    }
+    present.begin_snapshot(true);
+    while !present.drain_snapshot(usize::MAX, piece) {}
 }

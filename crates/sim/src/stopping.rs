@@ -81,7 +81,7 @@ impl World {
                 stopped: [false; Group::ORDER.len()],
                 is_marked: false,
             });
-            node.parts.begin_end();
+            node.parts.shared.begin_end();
             self.inside(1, Inside::End);
         }
         Ok(())
@@ -134,17 +134,13 @@ impl World {
             stopping.stopped[place(group)] = true;
         }
         let node = self.node.as_ref().expect("it is being stopped");
-        node.parts.stop(group);
+        node.parts.shared.stop(group);
         if group == Group::Queries {
             while self.run_query()? {}
         }
         self.heed_bells();
         match group {
             Group::Workers if self.bug == Some(Bug::CleanTooEarly) => self.mark_clean(),
-            Group::Checkpoints => {
-                self.stop_checkpoints();
-                Ok(())
-            }
             _ => Ok(()),
         }
     }
@@ -157,7 +153,7 @@ impl World {
             Group::Tasks => (0..node.parts.steps.len()).all(|number| ended(PartId::Step(number))),
             Group::Workers => (0..node.parts.workers.len()).all(|number| ended(PartId::Worker(number))),
             Group::Log => ended(PartId::Log) && ended(PartId::Preparer),
-            Group::Checkpoints => node.checkpoints.has_ended(),
+            Group::Checkpoints => ended(PartId::Checkpoints) && ended(PartId::Merges),
             // Requests that were made by then are done within one event.
             Group::Queries | Group::Watchdog => true,
         }

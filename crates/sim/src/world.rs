@@ -32,6 +32,7 @@ use stead_core::shard::{Answer, Input};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::TrialKind;
+use stead_node::checkpoint::News;
 use stead_store::disk::Disk;
 use stead_store::sim_disk::{Faults, SimDisk};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -78,12 +79,8 @@ pub(crate) enum Inside {
     End,
     /// A checkpoint is wanted.
     Want,
-    /// Snapshots of one shard, or of all, are drained to nowhere up to this number.
-    GivenUp(Option<ShardId>, Colour),
-    /// The part that takes checkpoints has a turn.
-    Checkpoint,
-    /// The part that merges bundles has a turn.
-    Merge,
+    /// News of checkpoints arrives at a worker.
+    News(usize, News),
 }
 
 struct Scheduled {
@@ -449,12 +446,10 @@ impl World {
                 self.want_checkpoint();
                 Ok(())
             }
-            Inside::GivenUp(only, number) => {
-                self.snapshots_given_up(only, number);
+            Inside::News(worker, news) => {
+                self.news_arrives(worker, news);
                 Ok(())
             }
-            Inside::Checkpoint => self.checkpoint_turn(),
-            Inside::Merge => self.merge_turn(),
         }
     }
 
@@ -645,7 +640,7 @@ impl World {
             End::Process => Mark::ProcessKilled,
         });
         if let Some(node) = self.node.take() {
-            if node.checkpoints.running().is_some() {
+            if node.running_checkpoint().is_some() {
                 self.marks.hit(Mark::CheckpointLost);
             }
             if self.old.len() < 64 {
@@ -747,7 +742,7 @@ impl World {
     /// disk has again, for which it looks from time to time.
     fn rests(&self) -> bool {
         let Some(node) = &self.node else { return false };
-        node.checkpoints.rests()
+        self.checkpoints_rest()
             && node.stopping.is_none()
             && !node.parts.shared.log().is_full()
             && self.clients.pending() == 0

@@ -4,19 +4,20 @@
 //! Both are stepped: a turn performs one action of bounded size and never waits. In production a thread loops over each, in
 //! the simulator a test does. Requests to the rest of the node leave them as a [`CheckpointCommand`].
 
+mod hub;
 mod merge;
 mod part;
 mod queue;
-mod real;
 mod report;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use hub::Merges;
+pub use hub::{Checkpoints, News};
 pub use merge::{MergeJob, MergePart};
 pub use part::{CheckpointPart, CheckpointSetup};
 pub use queue::{CheckpointReply, Event, SnapshotQueue, Wanted};
-pub(crate) use queue::{Next, PIECE_BYTES, Pin};
-pub(crate) use real::{Checkpoints, Merges};
+pub(crate) use queue::{PIECE_BYTES, Pin};
 pub use report::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub(crate) use report::{failed, skipped};
 
@@ -27,7 +28,7 @@ use stead_core::ids::{Colour, Index, ShardId, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::manifest::Manifest;
 
-/// The interface of checkpoint parts to their node: production and the simulator implement it.
+/// The interface of checkpoint parts to their node, which is [`Shared`](crate::Shared).
 pub trait CheckpointHub {
     /// Returns the queue of their work.
     fn queue(&self) -> &SnapshotQueue;
@@ -41,7 +42,7 @@ pub trait CheckpointHub {
     /// Whether the log is full, and its remaining space is for work that has begun.
     fn is_log_spent(&self) -> bool;
 
-    /// Sees the driver's action before it is performed. The simulator's planted bugs change it.
+    /// Sees the driver's action before it is performed, and may change it.
     fn watch(&self, action: &mut Action) {
         let _ = action;
     }

@@ -2,7 +2,7 @@
 
 use crate::check_marks::CheckLimits;
 use crate::checkpoint::{CheckpointPart, CheckpointSetup, Checkpoints, MergePart, Merges};
-use crate::checks::CheckPart;
+use crate::checks::{CheckPart, Checks};
 use crate::clock::Clock;
 use crate::copies::{Copies, CopyPart};
 use crate::env::{Env, Program};
@@ -93,7 +93,7 @@ pub(crate) fn assemble<E: Env>(
         (threads, options.task_threads),
         lives,
         around,
-        copies,
+        (copies, Checks::new(options.checkpoints.check_bytes_max)),
         memory,
     );
     let shared = Arc::new(shared);
@@ -144,7 +144,7 @@ pub(crate) fn assemble<E: Env>(
     };
     let Drawn { writer, grace, merging: policy, .. } = drawn;
     let merges = Merges(MergePart::new(Arc::clone(&store), topology.incarnation, writer));
-    let CheckpointOptions { interval, keep, timeout, check_bytes_max, .. } = options.checkpoints;
+    let CheckpointOptions { interval, keep, timeout, .. } = options.checkpoints;
     let setup = CheckpointSetup {
         store: Arc::clone(&store),
         epochs: places.iter().map(|shard| (*shard, plan.epochs[shard])).collect(),
@@ -154,7 +154,7 @@ pub(crate) fn assemble<E: Env>(
         recovered: driver::Recovered { lineage, decided, seen: last },
     };
     let part = CheckpointPart::new(setup, shared.now());
-    let checkpoints = Checkpoints { part, store, check_timeout: timeout, check_bytes_max };
+    let checkpoints = Checkpoints::new(part, store, timeout);
     Ok(Parts {
         life,
         prepare: PreparePart::new(wal.preparer()),

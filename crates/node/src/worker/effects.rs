@@ -63,10 +63,10 @@ impl<E: Env> Worker<E> {
                     self.draining.retain(|draining| draining.slot != slot);
                     let piece = Piece::default();
                     self.draining.push_back(Draining { slot, number, piece, is_given_up: false });
-                    shared.snapshots.send(Event::Begun { shard: from, number, header, all });
+                    shared.leave_snapshot(Event::Begun { shard: from, number, header, all });
                 }
                 Effect::MarkerCommitted(number) => {
-                    shared.snapshots.send(Event::MarkerCommitted { shard: from, number });
+                    shared.leave_snapshot(Event::MarkerCommitted { shard: from, number });
                 }
                 Effect::Active(_) => shared.shard_is_active(),
             }

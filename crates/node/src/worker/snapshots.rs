@@ -41,7 +41,7 @@ impl<E: Env> Worker<E> {
                 } else {
                     let (shard, number) = (shard.id, draining.number);
                     let piece = std::mem::take(&mut draining.piece);
-                    shared.snapshots.send(Event::Records { shard, number, piece, done });
+                    shared.leave_snapshot(Event::Records { shard, number, piece, done });
                 }
             }
             if done {

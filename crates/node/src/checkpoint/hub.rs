@@ -1,13 +1,13 @@
-//! The parts of checkpoints in a real node.
+//! The node as its checkpoint parts see it: the state that all its parts share performs their commands.
 
 use crate::bell::Bell;
 use crate::checkpoint::{
-    CheckpointCommand, CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReport, MergePart,
-    SnapshotQueue, Trouble, Wanted,
+    CheckpointCommand, CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReply, CheckpointReport,
+    Event, MergePart, SnapshotQueue, Trouble, Wanted,
 };
 use crate::checks::Job;
 use crate::clock::Clock;
-use crate::env::Env;
+use crate::env::{Env, Watch};
 use crate::events;
 use crate::inbox::Command;
 use crate::panics;
@@ -15,22 +15,39 @@ use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::ids::{Index, ShardId, Time};
+use stead_core::checkpointing::driver::Action;
+use stead_core::ids::{Colour, Index, ShardId, Time};
 use stead_core::shard::Input;
 use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::manifest::Manifest;
 use stead_store::checkpoint::store::BlobStore;
 
-/// Interval at which checks that take too long are searched for.
-const LOOK: Duration = Duration::from_secs(1);
+/// News of checkpoints for the shards of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// They get this colour.
+    Colour(Colour),
+    /// This checkpoint is complete.
+    Completed(Colour),
+    /// The checkpoints up to this one are given up: their snapshots are drained and dropped.
+    GivenUp(Colour),
+}
 
-/// The checkpoint part of a real node, which gives up the checks of services that take too long.
-pub(crate) struct Checkpoints {
-    pub(crate) part: CheckpointPart,
-    pub(crate) store: Arc<dyn BlobStore>,
-    /// Maximum time of the checks of a checkpoint.
-    pub(crate) check_timeout: Duration,
-    pub(crate) check_bytes_max: u64,
+/// The checkpoint part of a node, which also gives up the checks of services that take too long: their own part is held by
+/// them.
+pub struct Checkpoints {
+    /// The part.
+    pub part: CheckpointPart,
+    store: Arc<dyn BlobStore>,
+    check_timeout: Duration,
+}
+
+impl Checkpoints {
+    /// `check_timeout` is the maximum time of the checks of a checkpoint, whose marks are in `store`.
+    #[must_use]
+    pub fn new(part: CheckpointPart, store: Arc<dyn BlobStore>, check_timeout: Duration) -> Self {
+        Self { part, store, check_timeout }
+    }
 }
 
 impl<E: Env> Part<Shared<E>> for Checkpoints {
@@ -42,18 +59,17 @@ impl<E: Env> Part<Shared<E>> for Checkpoints {
 
     fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, String> {
         shared.checks.give_up_overdue(shared, &*self.store, self.check_timeout);
-        let hub = Rest { shared, check_bytes_max: self.check_bytes_max };
-        Ok(match self.part.turn(&hub, now)? {
+        Ok(match self.part.turn(shared, now)? {
             Turned::Until(until) => {
-                let look = now.plus_micros(LOOK.as_micros() as u64);
-                Turned::Until(Some(until.map_or(look, |until| until.min(look))))
+                let overdue_at = shared.checks.overdue_at(self.check_timeout);
+                Turned::Until(until.into_iter().chain(overdue_at).min())
             }
             turned => turned,
         })
     }
 }
 
-/// The merge part of a real node.
+/// The merge part of a node, which survives its panics.
 pub(crate) struct Merges(pub(crate) MergePart);
 
 impl<E: Env> Part<Shared<E>> for Merges {
@@ -64,8 +80,7 @@ impl<E: Env> Part<Shared<E>> for Merges {
     }
 
     fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, String> {
-        let hub = Rest { shared, check_bytes_max: 0 };
-        panics::catch_own(|| self.0.turn(&hub, now)).unwrap_or_else(|panic| {
+        panics::catch_own(|| self.0.turn(shared, now)).unwrap_or_else(|panic| {
             // Bundles that are not merged cost room, and the next life would meet the same ones.
             events::warn(format_args!(
                 "cannot merge bundles: the merge panicked; this is a bug in Stead: {panic}; they stay unchanged"
@@ -76,59 +91,49 @@ impl<E: Env> Part<Shared<E>> for Merges {
     }
 }
 
-/// The rest of a real node.
-struct Rest<'a, E: Env> {
-    shared: &'a Shared<E>,
-    check_bytes_max: u64,
-}
-
-impl<E: Env> CheckpointHub for Rest<'_, E> {
+impl<E: Env> CheckpointHub for Shared<E> {
     fn queue(&self) -> &SnapshotQueue {
-        &self.shared.snapshots
+        &self.snapshots
     }
 
     fn wall(&self) -> Time {
-        self.shared.clock.wall()
+        self.clock.wall()
     }
 
     fn is_over(&self) -> bool {
-        self.shared.is_over()
+        self.is_over()
     }
 
     fn is_log_spent(&self) -> bool {
-        self.shared.log.is_spent()
+        self.log.is_spent()
+    }
+
+    fn watch(&self, action: &mut Action) {
+        self.watch.action(action);
     }
 
     fn perform(&self, command: CheckpointCommand) {
-        let shared = self.shared;
+        let Some(command) = self.watch.command(command) else { return };
         match command {
             CheckpointCommand::ForceFull(shards) => {
                 for shard in shards {
-                    shared.inboxes[shared.worker_of(shard)].push(Command::ForceFull(shard));
+                    self.inboxes[self.worker_of(shard)].push(Command::ForceFull(shard));
                 }
             }
-            CheckpointCommand::Colour(number) => {
-                for inbox in &shared.inboxes {
-                    inbox.push(Command::every(Input::Colour(number)));
-                }
-            }
+            CheckpointCommand::Colour(number) => self.announce(News::Colour(number)),
             CheckpointCommand::Discard { shard, number } => {
-                shared.inboxes[shared.worker_of(shard)].push(Command::GivenUp(number));
+                self.leave_news(self.worker_of(shard), News::GivenUp(number));
             }
             // A worker without other work sleeps.
-            CheckpointCommand::CaughtUp => shared.inboxes.iter().for_each(|inbox| inbox.bell.ring()),
+            CheckpointCommand::CaughtUp => self.inboxes.iter().for_each(|inbox| inbox.bell.ring()),
             CheckpointCommand::Completed { manifest, duration, wanted } => {
-                for inbox in &shared.inboxes {
-                    inbox.push(Command::every(Input::Completed(manifest.number)));
-                }
+                self.announce(News::Completed(manifest.number));
                 self.completed(*manifest, duration, wanted);
             }
             CheckpointCommand::GivenUp { number, reason, wanted } => {
                 events::warn(format_args!("checkpoint {number} is given up: {reason}"));
-                shared.counters.checkpoints_failed.add(1);
-                for inbox in &shared.inboxes {
-                    inbox.push(Command::GivenUp(number));
-                }
+                self.counters.checkpoints_failed.add(1);
+                self.announce(News::GivenUp(number));
                 let failure = CheckpointFailure::GivenUp { number: number.0, reason };
                 answer_all(wanted, &failure);
             }
@@ -136,9 +141,9 @@ impl<E: Env> CheckpointHub for Rest<'_, E> {
                 events::warn(CheckpointFailure::Full);
                 answer_all(wanted, &CheckpointFailure::Full);
             }
-            CheckpointCommand::Trim(tops) => shared.log.trim(by_position(&tops)),
-            CheckpointCommand::Merge(job) => shared.snapshots.merges.put(job),
-            CheckpointCommand::Merged(bytes) => shared.counters.checkpoint_bytes.add(bytes),
+            CheckpointCommand::Trim(tops) => self.log.trim(by_position(&tops)),
+            CheckpointCommand::Merge(job) => self.snapshots.merges.put(job),
+            CheckpointCommand::Merged(bytes) => self.counters.checkpoint_bytes.add(bytes),
             // The give-up is reported with its reason.
             CheckpointCommand::Trouble(Trouble::Checkpoint(..)) => {}
             CheckpointCommand::Trouble(trouble) => events::warn(trouble),
@@ -146,13 +151,43 @@ impl<E: Env> CheckpointHub for Rest<'_, E> {
     }
 }
 
-impl<E: Env> Rest<'_, E> {
+impl<E: Env> Shared<E> {
+    /// Leaves an event of a shard's snapshot for the checkpoint part.
+    pub(crate) fn leave_snapshot(&self, event: Event) {
+        if let Some(event) = self.watch.snapshot(event) {
+            self.snapshots.send(event);
+        }
+    }
+
+    /// Takes a checkpoint now, with the services' checks or without. The reply is dropped if the node has ended.
+    pub fn checkpoint(&self, checked: bool, reply: CheckpointReply) {
+        self.snapshots.send(Event::Wanted(Wanted { reply, checked }));
+    }
+
+    fn announce(&self, news: News) {
+        (0..self.inboxes.len()).for_each(|worker| self.leave_news(worker, news));
+    }
+
+    fn leave_news(&self, worker: usize, news: News) {
+        if let Some(news) = self.watch.news(worker, news) {
+            self.pass_on(worker, news);
+        }
+    }
+
+    /// Leaves news of checkpoints in the inbox of a worker.
+    pub fn pass_on(&self, worker: usize, news: News) {
+        self.inboxes[worker].push(match news {
+            News::Colour(number) => Command::every(Input::Colour(number)),
+            News::Completed(number) => Command::every(Input::Completed(number)),
+            News::GivenUp(number) => Command::GivenUp(number),
+        });
+    }
+
     fn completed(&self, manifest: Manifest, duration: Duration, wanted: Vec<Wanted>) {
-        let shared = self.shared;
-        let counters = &shared.counters;
+        let counters = &self.counters;
         counters.checkpoints.add(1);
         counters.checkpoint_bytes.add(manifest.totals.written_bytes);
-        shared.copies.completed();
+        self.copies.completed();
         let report = CheckpointReport {
             number: manifest.number.0,
             duration,
@@ -171,15 +206,15 @@ impl<E: Env> Rest<'_, E> {
             wanted.reply.send(Ok(report.clone()));
         }
         let replies: Vec<_> = checked.into_iter().map(|wanted| wanted.reply).collect();
-        let fits = manifest.totals.section_bytes <= self.check_bytes_max;
+        let fits = manifest.totals.section_bytes <= self.checks.bytes_max();
         if (of_interval && fits) || !replies.is_empty() {
             // Before the next collection.
-            let pin = shared.snapshots.pin(manifest.number);
+            let pin = self.snapshots.pin(manifest.number);
             let job = Job { manifest, report, replies, pin };
             if of_interval {
-                shared.checks.offer(shared, job);
+                self.checks.offer(self, job);
             } else {
-                shared.checks.want(shared, job);
+                self.checks.want(self, job);
             }
         } else {
             counters.checkpoints_unchecked.add(1);

@@ -3,7 +3,7 @@
 use crate::services::{Account, Ask, builder, key};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stead::CheckpointOptions;
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::sim_disk::SimDisk;
@@ -110,15 +110,20 @@ fn checkpoints_are_collected_during_a_merge_and_what_it_wrote_is_used() {
     // No manifest refers to what the merge wrote: it is in use all the same.
     held.wait(|seen| seen.collections > 0);
     held.change(|seen| seen.released = true);
-    let collections = held.seen.lock().unwrap().collections;
-    held.wait(|seen| seen.collections > collections);
-    let number = checkpoint();
-    let manifest = disk.bytes(&format!("checkpoints/manifests/{number:020}.json")).unwrap();
     let name = merged.strip_prefix("checkpoints/").unwrap();
-    assert!(
-        String::from_utf8(manifest).unwrap().contains(name),
-        "checkpoint {number} is not built on {name}"
-    );
+    let is_built_on_it = |number: u64| {
+        let manifest = disk.bytes(&format!("checkpoints/manifests/{number:020}.json")).unwrap();
+        String::from_utf8(manifest).unwrap().contains(name)
+    };
+    // Those that are sealed before the merge has reported its end are not.
+    let begun = Instant::now();
+    let number = loop {
+        let number = checkpoint();
+        if is_built_on_it(number) {
+            break number;
+        }
+        assert!(begun.elapsed() < PATIENCE, "checkpoint {number} is not built on {name}");
+    };
     assert!(disk.bytes(&merged).is_some());
     assert!(node.verify(number).unwrap().holds());
 }

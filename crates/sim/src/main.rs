@@ -64,10 +64,11 @@ fn fresh_seed() -> u64 {
 }
 
 fn main() -> ExitCode {
-    // A panic of the simulated node is a finding, printed with its seed; its backtrace is for a debugger.
-    std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
     match Args::parse().command {
         Command::Run { seeds, events, seed, bug, time, trace, keep_going } => {
+            // A panic of the simulated node is a finding, printed with its seed; its backtrace is for a debugger.
+            let label = bug.map(|bug| format!("planted bug {}: ", bug.name())).unwrap_or_default();
+            std::panic::set_hook(Box::new(move |info| eprintln!("{label}{info}")));
             let seed = seed.unwrap_or_else(fresh_seed);
             let seeds = seeds.unwrap_or(if time.is_some() { u64::MAX } else { 100 });
             let config = Config { seed, events, bug, trace };
@@ -117,6 +118,8 @@ fn run_seeds(config: Config, seeds: u64, time: Option<Duration>, keep_going: boo
 }
 
 fn run_bugs(first: u64, seeds: u64) -> ExitCode {
+    // Some bugs end in a panic: the table shows its message.
+    std::panic::set_hook(Box::new(|_| {}));
     let mut missed = 0;
     println!("{:<20} {:>6} {:>6}  found as", "bug", "breaks", "seeds");
     for &bug in Bug::ALL {

@@ -1,4 +1,4 @@
-//! What can be done with data while no node runs on it: restore or copy a checkpoint, look at checkpoints and the log.
+//! Operations on data while no node runs on it: restoring and copying checkpoints, listing them, reading the log.
 
 use crate::error::RawError;
 use crate::log_view::Filling;
@@ -38,37 +38,37 @@ use thiserror::Error;
 pub use crate::log_view::{LogEntry, LogPage, LogReply, LogSend, LogWrite};
 pub use stead_store::checkpoint::restore::Progress as RestoreProgress;
 
-/// What is to be restored, and where.
+/// The source and the target of a restore.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
     /// A data directory, or the address of a store: `s3://bucket/prefix` or `file:///path`.
     pub from: String,
     /// The checkpoint; the newest one if none is named.
     pub number: Option<u64>,
-    /// The data directory to be made; it must not exist or be empty.
+    /// The data directory to create; it must not exist or be empty.
     pub into: PathBuf,
     /// Other numbers of shards, by service: 1 to 4096. Services that are not named keep theirs.
     pub shards: BTreeMap<String, u32>,
 }
 
-/// What a restore did.
+/// The report of a restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreReport {
     /// The checkpoint.
     pub number: u64,
-    /// The new life of the cluster.
+    /// The new incarnation of the cluster.
     pub incarnation: u64,
-    /// Records that were taken over.
+    /// Number of restored records.
     pub records: u64,
-    /// Messages in flight that were taken over.
+    /// Number of restored messages in flight.
     pub messages: u64,
-    /// Sessions that ended; requests in them are refused.
+    /// Number of sessions that ended; requests in them are refused.
     pub sessions_ended: u64,
-    /// Time that it took.
+    /// The time that it took.
     pub duration: Duration,
 }
 
-/// Reasons for which something cannot be done with data at rest.
+/// Reasons for which an operation on data without a node fails.
 #[derive(Debug, Error)]
 pub enum OfflineError {
     /// A directory cannot be used.
@@ -76,10 +76,10 @@ pub enum OfflineError {
     Directory {
         /// The directory.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The data directory.
+    /// The data directory is in use, damaged, or of another version.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// The target of a restore has data.
@@ -88,7 +88,7 @@ pub enum OfflineError {
         /// The directory.
         path: String,
     },
-    /// There is nothing to restore.
+    /// There is no complete checkpoint to restore.
     #[error("{from} holds no complete checkpoint")]
     NoCheckpoint {
         /// The directory or address.
@@ -97,16 +97,16 @@ pub enum OfflineError {
     /// An address cannot be used.
     #[error(transparent)]
     Address(StoreError),
-    /// The store.
+    /// The store of checkpoints failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The restore.
+    /// The restore failed.
     #[error(transparent)]
     Restore(#[from] StoreRestoreError),
-    /// The log.
+    /// The log cannot be read.
     #[error(transparent)]
     Wal(#[from] WalError),
     /// The service does not exist.
@@ -126,7 +126,7 @@ pub enum OfflineError {
     UnknownShard {
         /// The shard.
         shard: u32,
-        /// How many there are.
+        /// The number of shards.
         shards: u32,
     },
 }
@@ -136,7 +136,7 @@ fn real_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
     Ok(Arc::new(RealDisk::open(path).map_err(failed)?))
 }
 
-/// A disk at a directory that must exist, and may be one that can only be read.
+/// Opens the disk at an existing directory, which may be read-only.
 fn existing_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
     let failed = |source| OfflineError::Directory { path: path.display().to_string(), source };
     Ok(Arc::new(RealDisk::open_existing(path).map_err(failed)?))
@@ -153,11 +153,11 @@ fn remote_store(address: &str) -> Result<Arc<dyn BlobStore>, OfflineError> {
     remote::open(address, &BTreeMap::new()).map_err(OfflineError::Address)
 }
 
-/// Restores a checkpoint into a new data directory, as a new incarnation. It is there as a whole or not at all: a
-/// directory in which a restore was killed is refused by every later start, and taken by a later restore.
+/// Restores a checkpoint into a new data directory, as a new incarnation. The restore is complete or has no effect: if
+/// it is killed, every later start refuses the directory, and a later restore may use it.
 ///
 /// # Errors
-/// [`OfflineError`], saying what cannot be used. The directory is then as it was before.
+/// [`OfflineError`]; the directory is then unchanged.
 pub fn restore(
     options: &RestoreOptions,
     progress: impl FnMut(RestoreProgress),
@@ -208,7 +208,7 @@ pub fn restore(
     }
 }
 
-/// A restore into a directory that is marked as unfinished.
+/// Restores into a directory that is marked as unfinished.
 struct Target<'a> {
     source: &'a dyn BlobStore,
     manifest: &'a Manifest,
@@ -223,7 +223,7 @@ impl Target<'_> {
         options: &RestoreOptions,
         mut progress: impl FnMut(RestoreProgress),
     ) -> Result<Restored, OfflineError> {
-        // What a restore left that was killed.
+        // Left by a restore that was killed.
         remove_checkpoints(self.path)
             .map_err(|source| OfflineError::Directory { path: self.path.display().to_string(), source })?;
         let target = DiskStore::open(self.disk, CHECKPOINTS)?;
@@ -249,14 +249,15 @@ fn remove_checkpoints(data_dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what a failed restore wrote. What cannot be removed stays marked as unfinished: a later restore takes it.
+/// Removes the files of a failed restore. If some cannot be removed, the directory stays marked as unfinished, and a
+/// later restore may use it.
 fn undo_restore(path: &Path, data_dir: DataDir, is_new: bool) {
     let removed = remove_checkpoints(path)
         .and_then(|()| std::fs::remove_file(path.join(META_FILE)))
         .and_then(|()| std::fs::remove_file(path.join(LOCK_FILE)));
     drop(data_dir);
     if removed.is_ok() && is_new {
-        // Another may have put something there meanwhile: then the directory stays.
+        // Another program may have created a file in it meanwhile: then the directory stays.
         let _ = std::fs::remove_dir(path);
     }
 }
@@ -269,7 +270,7 @@ fn topology_of(meta: &Meta) -> Result<Topology, OfflineError> {
     Ok(topology)
 }
 
-/// The complete checkpoints of a data directory or a store's address, the oldest first.
+/// Returns the complete checkpoints of a data directory or a store's address, the oldest first.
 ///
 /// # Errors
 /// [`OfflineError`] if they cannot be read.
@@ -277,7 +278,7 @@ pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
     let store = source_store(from)?;
     let mut found = list_checkpoints(&*store)?;
     for name in begun_names(&*store)? {
-        // A mark that cannot be read counts as none.
+        // An unreadable mark is treated as missing.
         if let Ok(begun) = Begun::read(&*store, &name) {
             note_unended(&mut found, begun.number, &begun.service);
         }
@@ -285,23 +286,24 @@ pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
     Ok(found)
 }
 
-/// Recomputes a checkpoint of a data directory or a store's address from what is stored, and runs the checks of the
+/// Recomputes a checkpoint of a data directory or a store's address from its stored objects, and runs the checks of the
 /// services in `registry`.
 ///
 /// # Errors
-/// [`OfflineError`] if it is damaged. What is whole but inconsistent is in the report.
+/// [`OfflineError`] if it is damaged. An undamaged but inconsistent checkpoint is in the report.
 pub fn verify(from: &str, number: u64, registry: &Registry) -> Result<Report, OfflineError> {
     let mut check =
         |service: &str, topology: &Topology, cut: &[State]| Program::check(registry, service, topology, cut);
     Ok(verify_stored(&*source_store(from)?, number, registry, &mut check)?)
 }
 
-/// Copies a checkpoint of a data directory that no node runs on to `file:///directory` or `s3://bucket/prefix`; what is
-/// there already is not sent again. S3 takes its region, endpoint and credentials from the usual variables `AWS_…`.
+/// Copies a checkpoint of a data directory without a running node to `file:///directory` or `s3://bucket/prefix`;
+/// objects that exist there are not sent again. S3 takes its region, endpoint and credentials from the usual variables
+/// `AWS_…`.
 ///
 /// # Errors
-/// [`OfflineError`]: then the checkpoint does not exist at the target, and a repetition goes on from there. A directory
-/// that a node runs on is refused, for the node might collect the checkpoint meanwhile.
+/// [`OfflineError`]: then the checkpoint does not exist at the target, and a repetition continues from there. A
+/// directory on which a node runs is refused, because the node might collect the checkpoint meanwhile.
 pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyReport, OfflineError> {
     let disk = existing_disk(data_dir)?;
     let (meta, _lock) = DataDir::lock_to_read(&*disk)?;
@@ -310,8 +312,8 @@ pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyRep
     Ok(copy_stored(&local, &*remote_store(to)?, owner, number, to, &mut |_| {})?)
 }
 
-/// Shows the entries of a shard's log from an index on, until `visit` breaks. Entries that a checkpoint replaced may be
-/// gone. Of a running node: [`Node::read_log`](crate::Node::read_log).
+/// Passes the entries of a shard's log from an index on to `visit`, until it breaks. Entries that a checkpoint replaced
+/// may be missing. For a running node: [`Node::read_log`](crate::Node::read_log).
 ///
 /// # Errors
 /// [`OfflineError`] if there is no such shard, the log cannot be read, or a node runs there.
@@ -324,9 +326,9 @@ pub fn read_log(
     read_entries(data_dir, from, |_| Ok(shard), |entry| visit(LogEntry::of(&entry)))
 }
 
-/// Some of what one process handled: `limit` entries at most, and no more after 1 MiB of values, messages and answers,
-/// from an index of its shard's log on. Entries that a checkpoint
-/// replaced may be gone. Of a running node: [`Node::process_log`](crate::Node::process_log).
+/// Returns some entries of one process: `limit` at most, and no more after 1 MiB of values, messages and answers, from
+/// an index of its shard's log on. Entries that a checkpoint replaced may be missing. For a running node:
+/// [`Node::process_log`](crate::Node::process_log).
 ///
 /// # Errors
 /// [`OfflineError`] if there is no such service, the log cannot be read, or a node runs there.
@@ -354,7 +356,7 @@ fn read_entries(
     visit: impl FnMut(Entry) -> ControlFlow<()>,
 ) -> Result<(), OfflineError> {
     let disk = existing_disk(data_dir)?;
-    // What a node writes meanwhile looks like damage.
+    // Entries that a node writes meanwhile would look like damage.
     let (meta, _lock) = DataDir::lock_to_read(&*disk)?;
     let topology = topology_of(&meta)?;
     let shard = shard(&topology)?;
@@ -363,7 +365,7 @@ fn read_entries(
         return Err(OfflineError::UnknownShard { shard, shards });
     }
     if !meta.log_created {
-        // A fresh restore: nothing was logged in it yet.
+        // After a restore nothing has been logged yet.
         return Ok(());
     }
     let options = WalOptions { log_id: meta.log_id, ..WalOptions::default() };
@@ -371,7 +373,7 @@ fn read_entries(
     Ok(())
 }
 
-/// Shows the entries of one shard to a visitor of them.
+/// Passes the entries of one shard to a visitor.
 fn entries_of(
     shard: ShardId,
     from: Index,

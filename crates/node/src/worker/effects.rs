@@ -1,4 +1,4 @@
-//! Performs the effects of shards, and hands on at the end of a turn what came of them.
+//! Performs the effects of shards, and passes on the results at the end of a turn.
 
 use super::snapshots::Draining;
 use super::{Slot, Worker};
@@ -14,8 +14,8 @@ use stead_core::records::Piece;
 use stead_core::shard::{Effect, Input};
 use stead_store::wal::Batch;
 
-/// A submission over this many bytes goes to the log before the turn is over, so that the log never waits for work while
-/// there is some.
+/// A submission over this many bytes goes to the log before the end of the turn, so that the log is never idle while
+/// there is work for it.
 const BATCH_BYTES: usize = 128 << 10;
 
 impl<E: Env> Worker<E> {
@@ -45,7 +45,7 @@ impl<E: Env> Worker<E> {
                 Effect::Ack { to, upto, colour } => self.route(shared, to, Input::Ack { from, upto, colour }),
                 Effect::Answer(answer) => self.answer(shared, now, service, answer),
                 Effect::Query(reading) => {
-                    // Its caller may have given up.
+                    // The caller may have given up.
                     if let Some(call) = self.calls.close(reading.query.token) {
                         self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
                         self.queries.push(Job::new(reading, call.reply_to, &shared.memory));
@@ -84,7 +84,7 @@ impl<E: Env> Worker<E> {
         }
         match shared.placement.of(to) {
             Place::Here => self.outgoing[shared.worker_of(to)].push((to, input)),
-            // As if it was lost on the way: what was sent stays in its outbox, and is sent again.
+            // Treated as lost: the messages stay in the outbox, and are sent again.
             Place::Elsewhere | Place::Unplaced => {}
         }
     }

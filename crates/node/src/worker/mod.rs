@@ -1,8 +1,8 @@
-//! The part that owns shards: it gives them their inputs, and performs what they ask for. `commands.rs` is what clients ask
-//! for, `effects.rs` what shards ask for, `snapshots.rs` the slices of their snapshots.
+//! The part that owns shards: it passes them their inputs and performs their effects. `commands.rs` performs the
+//! commands of clients, `effects.rs` the effects of shards; `snapshots.rs` hands over their snapshots in slices.
 //!
-//! Decides nothing about the protocol. In each turn it takes all that has come, and then hands on what came of it at
-//! once: one submission to the log, one batch of messages to each other worker.
+//! Decides nothing about the protocol. Each turn takes all work that has arrived, and passes on its results at the end:
+//! one submission to the log, and one batch of messages to each other worker.
 
 mod commands;
 mod effects;
@@ -30,20 +30,20 @@ use stead_core::shard::{Effect, Input, Shard};
 use stead_core::shrink;
 use stead_store::wal::Batch;
 
-/// A change of the bytes that wait that is published in the account of the node's memory at once.
+/// Change of the waiting bytes that is published in the account of the node's memory at once.
 const WAITING_BYTES: i64 = 4096;
-/// The time after which each part of a turn makes way for the next: what was stored, commands, calls that are tried
-/// again, ticks, and what shards sent each other, in microseconds. Only a single call of a handler takes longer.
+/// Maximum time of each part of a turn, in microseconds: stored entries, commands, calls that are retried, ticks, and
+/// inputs from other shards. Only a single call of a handler takes longer.
 const SLICE: u64 = 1_000;
-/// Inputs whose records are looked at together before they are handled.
+/// Number of inputs whose records are prefetched together before they are handled.
 const AHEAD: usize = 16;
-/// The interval at which a worker looks whether the log has caught up, in milliseconds.
+/// The interval at which a worker checks whether the log has caught up, in milliseconds.
 const PRESSED_LOOK_MS: u64 = 2;
-/// The longest sleep of a worker, so that its shards notice a jump of the wall clock, in microseconds.
+/// Longest sleep of a worker in microseconds, so that its shards notice a jump of the wall clock.
 const CLOCK_LOOK: u64 = 1_000_000;
-/// A change of the wall clock against the steady one, in microseconds, that shards follow: 10 ms.
+/// Change of the wall clock against the steady one that shards follow, in microseconds: 10 ms.
 const CLOCK_CHANGE: u64 = 10_000;
-/// A change, in microseconds, that is logged: 10 s.
+/// Change of the wall clock that is logged, in microseconds: 10 s.
 const CLOCK_JUMP: u64 = 10_000_000;
 
 /// The part that owns shards: see [`Part`].
@@ -53,46 +53,46 @@ pub struct Worker<E: Env> {
     /// The slots whose deadline may have changed.
     moved: Vec<u32>,
     code: Guarded<E>,
-    /// By shard number: where it is in `shards`, if it is here.
+    /// By shard number, the position in `shards` if the shard is here.
     slots: Vec<Option<u32>>,
     intake: Intake<E::Caller>,
-    /// Commands that were taken in and not performed yet.
+    /// Commands that were received and not performed yet.
     commands: VecDeque<Command<E::Caller>>,
     effects: Vec<Effect>,
-    /// Inputs from other shards for those of this worker, in the order in which they came.
+    /// Inputs from other shards for this worker's shards, in the order of their arrival.
     local: VecDeque<(ShardId, Input)>,
-    /// By worker, inputs for its shards.
+    /// By worker, the inputs for its shards.
     outgoing: Vec<Vec<(ShardId, Input)>>,
-    /// Queries that their shards have let go.
+    /// Queries that their shards have released.
     queries: Vec<Job<E::Caller>>,
     batch: Batch,
-    /// Most bytes of a batch that the log takes.
+    /// Maximum number of bytes of a batch that the log accepts.
     batch_max: usize,
     /// The last entry in `batch`, by slot; `touched` names the slots.
     appended: Vec<(Epoch, Index)>,
     touched: Vec<u32>,
     ticket: u64,
     submitted: VecDeque<(u64, Vec<(u32, Epoch, Index)>)>,
-    /// By slot, up to where the log holds what its shard has not been given yet; `stored` names the slots.
+    /// By slot, the end of the log's durable entries that was not reported to the shard yet; `stored` names the slots.
     stored_upto: Vec<(Epoch, Index)>,
     stored: VecDeque<u32>,
-    /// The slot that is asked first whether a tick is due.
+    /// The slot at which the next search for due ticks begins.
     tick_from: u32,
     calls: Calls<E::Caller>,
-    /// Calls to be tried again, with their tokens: by time, and then in the order in which they were refused.
+    /// Calls to be retried, with their tokens: by time, then in the order of their refusals.
     retries: BTreeMap<(Time, u64), (u64, ShardId, Input)>,
     last_retry: u64,
-    /// When overdue calls were last looked for.
+    /// The time of the last search for overdue calls.
     sweep_at: Time,
-    /// Bytes that are not yet published in the account of the node's memory: those that wait for the log, in outboxes, and of
-    /// calls.
+    /// Bytes that are not yet published in the account of the node's memory: of entries that wait for the log, of
+    /// messages in outboxes, and of calls.
     waiting: [i64; 3],
     /// The longest turn so far, in microseconds.
     longest_hold: u64,
     draining: VecDeque<Draining>,
     /// The wall clock when the turn began.
     wall: Time,
-    /// By how much the wall clock was ahead of the steady one when the shards last looked at it.
+    /// The lead of the wall clock over the steady one when the shards last looked at it, in microseconds.
     wall_ahead: i64,
     is_started: bool,
     stopping: bool,
@@ -100,7 +100,7 @@ pub struct Worker<E: Env> {
     turn: Vec<Turn>,
 }
 
-/// The input that has come to a worker since its last turn.
+/// The work that has arrived at a worker since its last turn.
 struct Intake<C> {
     /// The last of the worker's submissions that the log holds durably.
     durable: u64,
@@ -114,13 +114,13 @@ struct Slot {
     shard: Shard,
     /// The epoch in which this life leads it.
     epoch: Epoch,
-    /// As it was when [`Worker::renew_deadlines`] looked.
+    /// The deadline at the last [`Worker::renew_deadlines`].
     deadline: Option<Time>,
-    /// The shard was given an input since.
+    /// Whether the shard has handled an input since then.
     is_moved: bool,
-    /// The wall clock has changed, and the shard's timers with it.
+    /// Whether the wall clock has changed, and with it the due times of the shard's timers.
     looks_at_clock: bool,
-    /// Its bytes that wait for the log, in outboxes, and of queries, as the node's account has them.
+    /// Its bytes in the node's account: of entries that wait for the log, of messages in outboxes, and of queries.
     published: (i64, i64, i64),
 }
 
@@ -203,7 +203,7 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// The shards that it owns.
+    /// Returns the shards that it owns.
     pub fn shards(&self) -> impl Iterator<Item = &Shard> {
         self.shards.iter().map(|slot| &slot.shard)
     }
@@ -219,7 +219,7 @@ impl<E: Env> Worker<E> {
         self.hand_on(shared, now);
     }
 
-    /// Takes in what has come. Input comes in here alone.
+    /// Receives the work that has arrived. This is the only place where input comes in.
     fn receive(&mut self, shared: &Shared<E>) {
         let Self { intake, .. } = self;
         let inbox = &shared.inboxes[self.number];
@@ -230,16 +230,17 @@ impl<E: Env> Worker<E> {
         self.local.extend(intake.inputs.drain(..));
     }
 
-    /// Takes what has come, gives the shards their inputs, and hands on what came of it; true if there was anything.
+    /// Does the work that has arrived, and passes on its results; returns whether there was any, and the time until the
+    /// next search for overdue calls in microseconds.
     fn work(&mut self, shared: &Shared<E>, now: Time) -> (bool, u64) {
         self.receive(shared);
         self.wall = shared.clock.wall();
         self.look_at_clock(now);
-        // Each of these ends with its slice: what is left waits for the next turn, so that none holds up the others.
+        // Each of these ends with its slice: the rest waits for the next turn, so that none delays the others.
         let mut busy = self.take_stored(shared, now);
         busy |= self.perform_commands(shared, now);
         busy |= self.retry(shared, now);
-        // While the log is far behind no handler may begin: what has been stored is all that matters.
+        // While the log is far behind no handler may begin, and only stored entries matter.
         let is_pressed = shared.memory.is_pressed();
         if !self.stopping && !is_pressed {
             busy |= self.tick(shared, now);
@@ -253,7 +254,7 @@ impl<E: Env> Worker<E> {
         (busy, sweep_in)
     }
 
-    /// Until when nothing is left to do, as far as is known.
+    /// Returns the time until which nothing is left to do, as far as is known.
     fn idle_until(&mut self, shared: &Shared<E>, now: Time, sweep_in: u64) -> Option<Time> {
         self.shrink();
         self.renew_deadlines();
@@ -263,21 +264,21 @@ impl<E: Env> Worker<E> {
         let retry = self.retries.first_key_value().map(|((at, _), _)| *at);
         let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in));
         let look = Some(now.plus_micros(CLOCK_LOOK));
-        // Another worker's entries may be those that the log is behind with. What was left because of them waits here, also if
-        // the log has caught up since.
+        // The log may be behind because of another worker's entries. Inputs that were left because of that wait here,
+        // even if the log has caught up since.
         let pressed = (is_pressed || !self.local.is_empty()).then(|| now.plus_millis(PRESSED_LOOK_MS));
         [deadline, retry, sweep, look, pressed].into_iter().flatten().min()
     }
 
-    /// Lets the shards look again if the wall clock jumped, or drifted, since they last did: their timers are due at other
-    /// times then.
+    /// Lets the shards look at the wall clock if it has jumped or drifted since they last did, because their timers are
+    /// then due at other times.
     fn look_at_clock(&mut self, now: Time) {
         let wall_ahead = ahead(self.wall, now);
         let change = wall_ahead.abs_diff(self.wall_ahead);
         if change < CLOCK_CHANGE {
             return;
         }
-        // One worker speaks for all.
+        // One worker reports it for all.
         if change >= CLOCK_JUMP && self.number == 0 {
             let seconds = (i128::from(wall_ahead) - i128::from(self.wall_ahead)) as f64 / 1e6;
             events::warn(format_args!(
@@ -297,7 +298,7 @@ impl<E: Env> Worker<E> {
         until
     }
 
-    /// A rush is over: what it needed is given back.
+    /// Releases the memory of a burst once it is over.
     fn shrink(&mut self) {
         const KEPT: usize = 4096;
         self.calls.shrink();
@@ -323,7 +324,7 @@ impl<E: Env> Worker<E> {
     }
 
     fn give_to(&mut self, shared: &Shared<E>, now: Time, shard: ShardId, input: Input) {
-        // Input that comes between the stop and the end would only be handled half.
+        // Input that arrives between the stop and the end could be handled only in part.
         if let (Some(slot), false) = (self.slot(shard), self.stopping) {
             self.give(shared, now, slot, input);
         }
@@ -335,7 +336,7 @@ impl<E: Env> Worker<E> {
         if input.is_admitted() {
             shard.set_crowded(shared.memory.is_over());
         }
-        // It was counted when it was put into the inbox, and is by its shard from now on.
+        // The inbox has counted its bytes; from now on its shard counts them.
         let left_inbox = match &input {
             Input::TaskStep { outcome, .. } => outcome.bytes() as i64,
             _ => 0,
@@ -351,12 +352,13 @@ impl<E: Env> Worker<E> {
         if !std::mem::replace(is_moved, true) {
             moved.push(slot);
         }
-        // Before it is performed: a client that gets its answer finds the room that it gave back.
+        // Before the effects are performed: a client that gets its answer must find the space that its call has
+        // released.
         self.note_waiting(shared, [bytes.0 - before.0, bytes.1 - before.1 - left_inbox, 0]);
         self.perform(shared, now, slot);
     }
 
-    /// Notes bytes that wait, and publishes them in the node's account if they are many.
+    /// Notes waiting bytes, and publishes them in the node's account if they are many.
     fn note_waiting(&mut self, shared: &Shared<E>, more: [i64; 3]) {
         for (waiting, more) in self.waiting.iter_mut().zip(more) {
             *waiting += more;
@@ -366,14 +368,14 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Handles what other shards have sent, for a while; true if there was anything.
+    /// Handles inputs from other shards, for a while; returns whether there were any.
     fn run_local(&mut self, shared: &Shared<E>, now: Time) -> bool {
         if self.local.is_empty() {
             return false;
         }
         let until = self.begin_slice(shared);
         while !self.local.is_empty() {
-            // No cache holds the records that they meet: looked at together, these are fetched side by side.
+            // The records that they need are in no cache: prefetched together, they are fetched in parallel.
             for (shard, input) in self.local.iter().take(AHEAD) {
                 if let Some(slot) = self.slot(*shard) {
                     self.shards[slot as usize].shard.look_ahead(input);
@@ -387,7 +389,7 @@ impl<E: Env> Worker<E> {
                 }
             }
             shrink::release_spare(&mut self.local);
-            // A worker that stops drops what is left.
+            // A worker that stops drops the remaining inputs.
             if !self.stopping && (self.code.is_over() || shared.clock.steady() >= until) {
                 break;
             }
@@ -395,7 +397,7 @@ impl<E: Env> Worker<E> {
         true
     }
 
-    /// Gives the shards what the log holds of theirs, for a while; true if there was anything.
+    /// Reports to the shards which of their entries are durable, for a while; returns whether there were any.
     fn take_stored(&mut self, shared: &Shared<E>, now: Time) -> bool {
         let durable = self.intake.durable;
         while let Some((_, reached)) = self.submitted.pop_front_if(|(ticket, _)| *ticket <= durable) {
@@ -424,7 +426,7 @@ impl<E: Env> Worker<E> {
         true
     }
 
-    /// Asks the shards that were given something for their deadlines: once for all that they were given.
+    /// Reads the deadlines of the shards that have handled inputs: once for all their inputs.
     fn renew_deadlines(&mut self) {
         for slot in self.moved.drain(..) {
             let Slot { shard, deadline, is_moved, .. } = &mut self.shards[slot as usize];
@@ -433,7 +435,7 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Ticks the shards whose time has come, for a while; true if there was any.
+    /// Ticks the shards that are due, for a while; returns whether there were any.
     fn tick(&mut self, shared: &Shared<E>, now: Time) -> bool {
         self.renew_deadlines();
         let mut until = None;
@@ -453,7 +455,7 @@ impl<E: Env> Worker<E> {
         until.is_some()
     }
 
-    /// Answers the calls that still wait with the reason why the node has ended.
+    /// Answers the calls that still wait with the reason for the node's end.
     fn end(&mut self, shared: &Shared<E>) {
         let reason = shared.end_reason();
         for call in self.calls.drain() {
@@ -472,7 +474,7 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
     }
 
     fn spins(&self, shared: &Shared<E>) -> u32 {
-        // While the log works on a submission its news is near.
+        // While the log works on a submission, its report comes soon.
         if self.submitted.is_empty() { shared.spins_idle } else { shared.spins_waiting }
     }
 
@@ -482,7 +484,7 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
             return Ok(Turned::Again);
         }
         let is_done = self.submitted.is_empty() && self.stored.is_empty() && self.batch.is_empty();
-        // A stop that did not wait for this thread, for it came from a handler here, has ended without it.
+        // If a handler on this thread stopped the node, the stop has ended without waiting for this thread.
         if shared.is_ended() || (self.stopping && is_done) {
             self.end(shared);
             return Ok(Turned::Ended);
@@ -499,7 +501,7 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
     }
 }
 
-/// By how many microseconds the wall clock is ahead of the steady one.
+/// Returns the lead of the wall clock over the steady one in microseconds.
 fn ahead(wall: Time, steady: Time) -> i64 {
     (i128::from(wall.0) - i128::from(steady.0)).clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }

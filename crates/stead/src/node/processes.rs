@@ -1,6 +1,7 @@
-//! The processes of a service as an operator sees them: which there are, what they hold, and how they are deleted.
+//! An operator's view of the processes of a service: listing them, showing one, deleting one.
 //!
-//! A shard may hold millions of records. So each is looked at in pieces, between which its worker does its work.
+//! A shard may hold millions of records. So they are read in pieces, between which the shard's worker does its own
+//! work.
 
 use super::{Node, TaskStatus};
 use crate::client::block_on;
@@ -19,30 +20,31 @@ use stead_core::record::{Kind, RecordKey, TaskRecord, TimerRecord};
 use stead_core::shard::Shard;
 use stead_core::state::State;
 
-/// Slots of records that one look passes: less than a millisecond.
+/// Number of slots of records that one look examines: less than a millisecond.
 const SLOTS: usize = 8192;
-/// Cells, timers or tasks that one look passes.
+/// Number of cells, timers or tasks that one look examines.
 const RECORDS: usize = 1024;
-/// How long a page may look for processes before it is given as it is.
+/// Time after which a page ends although it is not full.
 const PAGE_TIME: Duration = Duration::from_secs(1);
-/// Timers and tasks of one process that are listed.
+/// Maximum number of timers, and of tasks, that are listed of one process.
 const LISTED: usize = 100;
 
 /// Some processes of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessPage {
-    /// The processes, in no order of their keys.
+    /// The processes, not ordered by key.
     pub processes: Vec<ProcessInfo>,
-    /// Where the next page begins; none after the last one. A page may be short, or empty, though there is a next one.
+    /// The position of the next page; `None` after the last one. A page may be short or empty although there is a next
+    /// one.
     pub next: Option<ProcessCursor>,
 }
 
-/// A process and how much it holds.
+/// A process and the size of its state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessInfo {
     /// Its key.
     pub key: String,
-    /// The shard that it is on.
+    /// Its shard.
     pub shard: u32,
     /// Bytes of its stored state, its version included.
     pub bytes: u64,
@@ -56,21 +58,22 @@ pub struct ProcessInfo {
     pub tasks: u64,
 }
 
-/// A process and what it holds.
+/// A process and its state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessDetail {
     /// Its service.
     pub service: String,
-    /// How much it holds.
+    /// Its key, shard and sizes.
     #[serde(flatten)]
     pub info: ProcessInfo,
-    /// Whether it holds anything. Every key has a shard, also before its process is called for the first time.
+    /// Whether it has a state, cells, timers or tasks. Every key has a shard, also before its process is called for the
+    /// first time.
     pub exists: bool,
-    /// The version of its service that its state was stored by; none without a state.
+    /// The version of the service that stored its state; `None` without a state.
     pub version: Option<u32>,
     /// Its state, as JSON where that is possible.
     pub state: Option<serde_json::Value>,
-    /// The next of its timers, 100 at most.
+    /// Its timers that fire first, 100 at most.
     pub timer_list: Vec<TimerStatus>,
     /// The first of its tasks, 100 at most.
     pub task_list: Vec<TaskStatus>,
@@ -81,20 +84,20 @@ pub struct ProcessDetail {
 pub struct TimerStatus {
     /// Its number in its shard.
     pub id: u64,
-    /// When it fires, in microseconds since the Unix epoch.
+    /// The time at which it fires, in microseconds since the Unix epoch.
     pub at: u64,
-    /// The process that it sends a message to, `SERVICE/KEY`; none if it comes back to its own.
+    /// The process that receives its message, `SERVICE/KEY`; `None` if it fires in its own process.
     pub to: Option<String>,
-    /// What it brings to the handler, as JSON where that is possible.
+    /// Its payload for the handler, as JSON where that is possible.
     pub payload: Option<serde_json::Value>,
 }
 
-/// Where a page of processes begins: text that only [`Node::processes`] gives.
+/// The position of a page of processes: text that only [`Node::processes`] returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessCursor {
     shard: u32,
     slot: u64,
-    /// The node's life, for another one has other slots.
+    /// The node's life: another life has other slots.
     life: u64,
 }
 
@@ -104,7 +107,7 @@ impl fmt::Display for ProcessCursor {
     }
 }
 
-/// Text that is no place of a page.
+/// Text that is not the position of a page.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid page position {text:?}; use the value of `next` from the previous page")]
 pub struct NoCursor {
@@ -139,12 +142,12 @@ impl<'de> Deserialize<'de> for ProcessCursor {
 }
 
 impl Node {
-    /// Some processes of a service whose keys begin with `prefix`: `limit` at most, from 1 to 1000, the first ones without
-    /// `after`. What is created or deleted meanwhile may be missed or named twice, and a process whose state was forgotten is
-    /// left out, though cells of it may be left. Blocks.
+    /// Returns some processes of a service whose keys begin with `prefix`: `limit` at most, from 1 to 1000, the first
+    /// ones without `after`. Processes that are created or deleted meanwhile may be missing or appear twice. A process
+    /// without a state is missing, even if it still has cells. Blocks.
     ///
     /// # Errors
-    /// [`RawError::UnknownService`]; [`RawError::StalePage`] if the node was started again since the page before;
+    /// [`RawError::UnknownService`]; [`RawError::StalePage`] if the node was restarted since the previous page;
     /// [`Refusal::Overloaded`](crate::Refusal::Overloaded) if a handler holds a shard for longer than half a second.
     pub fn processes(
         &self,
@@ -183,7 +186,7 @@ impl Node {
         Ok(page)
     }
 
-    /// A process, which shard it is on, and what it holds. Blocks.
+    /// Returns a process with its shard and its state. Blocks.
     ///
     /// # Errors
     /// As [`Self::processes`]; [`RawError::Codec`] if the key is empty or too long.
@@ -213,17 +216,17 @@ impl Node {
         Ok(ProcessDetail { service: service.to_owned(), info, exists, version, state, timer_list, task_list })
     }
 
-    /// Deletes a process: its state, its cells, its timers, its messages with a delay and its tasks; gives how many records that were. Up to 1024 of them go
-    /// with one log entry, the state with the first; a larger process that is called meanwhile may find some of its cells
-    /// gone and some not yet. Replies that are kept for retries stay. A message that comes later begins the process again
-    /// as its `Default`. Blocks.
+    /// Deletes a process: its state, its cells, its timers, its messages with a delay and its tasks. Returns the number
+    /// of deleted records. One log entry deletes up to 1024 of them, the first one the state too; calls of a larger
+    /// process meanwhile may find only some of its cells. Replies that are kept for retries stay. A later message
+    /// creates the process again from its `Default`. Blocks.
     ///
     /// # Errors
-    /// As [`Self::process`], and as [`Client::call_raw`](crate::Client::call_raw). If it breaks off, repeat it.
+    /// As [`Self::process`], and as [`Client::call_raw`](crate::Client::call_raw). After an error, repeat the call.
     pub fn delete_process(&self, service: &str, key: &str) -> Result<u64, RawError> {
         let (shard, process) = self.place_of(service, key)?;
         let mut deleted = 0;
-        // The second time for what was set or put between the looks and the entries.
+        // The second round deletes records that were put between the looks and the entries.
         for _ in 0..2 {
             let mut records = vec![RecordKey::process(&process)];
             records.extend(self.timers_of(shard, &process)?.iter().map(|(id, _)| RecordKey::timer(*id)));
@@ -271,7 +274,7 @@ impl Node {
         Ok((topology.shard_of(id, &process), process))
     }
 
-    /// The last entry of a shard.
+    /// Returns the last entry of a shard.
     pub(crate) fn last_index(&self, shard: ShardId) -> Result<u64, RawError> {
         Ok(self.shared().look(shard, |state| state.position().index.0)?)
     }
@@ -287,7 +290,7 @@ impl Node {
                 process.cells_bytes += bytes;
             }
             let Some(rest) = rest else { break };
-            // The last one was not finished.
+            // The cells of the last process are not complete.
             at += counts.len() - 1;
             from = Some(rest);
         }
@@ -322,7 +325,7 @@ impl Node {
         let (mut timers, process) = (Vec::new(), process.clone());
         let own = move |id, timer: TimerRecord| (timer.process == process).then_some((id, timer));
         self.each_timer(shard, own, |(id, mut timer)| {
-            // Of what no list shows only the ids are needed: there may be as many bytes as timers may hold.
+            // Only the ids are needed of items that are not listed: the payloads of all timers may be large.
             if timers.len() >= LISTED {
                 timer.payload = Blob::empty();
             }
@@ -343,7 +346,7 @@ impl Node {
         Ok(tasks)
     }
 
-    /// Picks of a shard's timers, in the order in which they fire.
+    /// Returns selected timers of a shard, in the order in which they fire.
     fn each_timer<T: Send + 'static>(
         &self,
         shard: ShardId,
@@ -356,7 +359,7 @@ impl Node {
         self.each(shard, State::timers, pick, take)
     }
 
-    /// Picks of a shard's tasks.
+    /// Returns selected tasks of a shard.
     fn each_task<T: Send + 'static>(
         &self,
         shard: ShardId,
@@ -369,7 +372,7 @@ impl Node {
         self.each(shard, State::tasks, pick, take)
     }
 
-    /// Walks a set of a shard in pieces.
+    /// Visits a set of a shard in pieces.
     fn each<K: Ord + Copy + Send + 'static, T: Send + 'static>(
         &self,
         shard: ShardId,
@@ -394,7 +397,7 @@ impl Node {
     }
 }
 
-/// Processes of some slots, and the slot to go on from, unless that was the last one.
+/// Returns the processes of some slots, and the slot to continue from, unless that was the last one.
 fn walk_processes(
     state: &State,
     from: usize,
@@ -421,7 +424,8 @@ fn walk_processes(
 
 type CellCounts = Vec<(u64, u64)>;
 
-/// Cells and their bytes of some processes, and the cell to go on from with the last of them, if there were too many.
+/// Returns the numbers of cells of some processes and their bytes. If there were too many, also returns the cell of the
+/// last process to continue from.
 fn walk_cells(
     state: &State,
     processes: &[String],

@@ -6,10 +6,10 @@
 //! verified.
 
 use crate::checkpoint::{CheckpointInfo, FailedCheck, SkippedCheck};
-use crate::checks::CheckStatus;
 use crate::env::Env;
 use crate::events;
 use crate::shared::Shared;
+use crate::status::CheckStatus;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

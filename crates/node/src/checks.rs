@@ -10,12 +10,12 @@
 
 use crate::bell::Bell;
 use crate::check_marks::CheckMarks;
-use crate::checkpoint::{CheckpointReply, CheckpointReport, FailedCheck, Pin, SkippedCheck, failed, skipped};
+use crate::checkpoint::{CheckpointReply, CheckpointReport, FailedCheck, Pin, failed, skipped};
 use crate::env::{Env, Program};
 use crate::events;
 use crate::part::{Part, Turned};
 use crate::shared::Shared;
-use serde::{Deserialize, Serialize};
+use crate::status::CheckStatus;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::mem;
@@ -36,20 +36,6 @@ const REST: u64 = 3;
 const WANTED_MAX: usize = 64;
 /// Longest wait for running checks at the end of a node.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The last checkpoint whose checks ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckStatus {
-    /// The checkpoint.
-    pub number: u64,
-    /// The outcome of all checks.
-    pub check: CheckOutcome,
-    /// Those that do not hold.
-    pub failed_checks: Vec<FailedCheck>,
-    /// Those that were not run.
-    #[serde(default)]
-    pub skipped_checks: Vec<SkippedCheck>,
-}
 
 /// A checkpoint to be checked, and the callers that wait for that.
 pub(crate) struct Job {

@@ -11,6 +11,7 @@ use crate::pace::Pace;
 use crate::panics;
 use crate::part::{Part, Turned};
 use crate::shared::Shared;
+use crate::status::CopyStatus;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -41,17 +42,6 @@ pub struct CopyReport {
     pub bundles_reused: u64,
     /// Bytes that were written.
     pub bytes_written: u64,
-}
-
-/// The state of copying to stable storage.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyStatus {
-    /// The address that checkpoints are copied to.
-    pub to: String,
-    /// The newest checkpoint that was copied since the process started, if any.
-    pub newest: Option<u64>,
-    /// The reason of the last failure, if the last attempt failed. It is repeated.
-    pub failure: Option<String>,
 }
 
 /// Maximum number of requested copies that run or wait at a time; more are refused.

@@ -45,9 +45,8 @@ mod worker;
 pub use bell::Bell;
 pub use check_marks::note_unended;
 pub use checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
-pub use checks::CheckStatus;
 pub use clock::{Clock, SystemClock, Wall, system_time};
-pub use copies::{CopyReport, CopyStatus, copy_stored};
+pub use copies::{CopyReport, copy_stored};
 pub use env::{Caller, Env, NoAnswer, Program, Reply, ReplyTo, StepCall, Watch};
 pub use life::Life;
 pub use listed::{list_checkpoints, verify_stored};
@@ -56,11 +55,13 @@ pub use memory::{MemoryLimits, MemoryStatus};
 pub use metrics::{Metrics, ServiceMetrics};
 pub use open::{CheckpointOptions, CopyTarget, Drawn, OpenError, Options, RecoverOptions, Recovery, recover};
 pub use part::{Part, Turned};
-pub use queries::StuckQuery;
 pub use ready::{LOG_LAG_MAX, NotReady};
 pub use shared::{LOOK_TIMEOUT, Shared};
 pub use shutdown::{EndHub, ShutdownPart};
-pub use status::{ClockStatus, LogStatus, RecoveryReport, ServiceStatus, ShardStatus, Status, TaskStatus};
+pub use status::{
+    CheckStatus, ClockStatus, CopyStatus, LogStatus, RecoveryReport, ServiceStatus, ShardStatus, Status,
+    StuckQuery, TaskStatus,
+};
 pub use stead_core::start::ServiceLimits;
 pub use stepped::Stepped;
 pub use steps::StepPart;

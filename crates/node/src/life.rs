@@ -3,7 +3,6 @@
 #![expect(clippy::disallowed_methods, reason = "a shutdown waits for threads")]
 
 use crate::checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, Event};
-use crate::checks::CheckStatus;
 use crate::copies::{AskedCopy, CopyReport};
 use crate::env::{Env, Program, Reply};
 use crate::events::{self, LAST_WORDS};
@@ -16,7 +15,7 @@ use crate::part::Turned;
 use crate::ready::NotReady;
 use crate::shared::{LOOK_TIMEOUT, Shared, stage};
 use crate::shutdown::{EndHub, ShutdownPart};
-use crate::status::{ClockStatus, RecoveryReport, ServiceStatus, ShardStatus, Status};
+use crate::status::{CheckStatus, ClockStatus, RecoveryReport, ServiceStatus, ShardStatus, Status};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};

@@ -1,13 +1,12 @@
 //! The status of a node, for people and for metrics.
 
-use crate::checks::CheckStatus;
-use crate::copies::CopyStatus;
+use crate::checkpoint::{FailedCheck, SkippedCheck};
 use crate::memory::MemoryStatus;
-use crate::queries::StuckQuery;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use stead_core::ids::{ShardId, TaskId};
 use stead_core::record::TaskHead;
+use stead_store::checkpoint::checks::CheckOutcome;
 
 /// The status of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -176,6 +175,42 @@ pub struct LogStatus {
     pub segments: u64,
     /// Bytes that can be appended before another segment is needed.
     pub reserve: u64,
+}
+
+/// The last checkpoint whose checks ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// The checkpoint.
+    pub number: u64,
+    /// The outcome of all checks.
+    pub check: CheckOutcome,
+    /// Those that do not hold.
+    pub failed_checks: Vec<FailedCheck>,
+    /// Those that were not run.
+    #[serde(default)]
+    pub skipped_checks: Vec<SkippedCheck>,
+}
+
+/// The state of copying to stable storage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// The address that checkpoints are copied to.
+    pub to: String,
+    /// The newest checkpoint that was copied since the process started, if any.
+    pub newest: Option<u64>,
+    /// The reason of the last failure, if the last attempt failed. It is repeated.
+    pub failure: Option<String>,
+}
+
+/// A query that was given up and still runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StuckQuery {
+    /// The service of the process.
+    pub service: String,
+    /// The key of the process.
+    pub process: String,
+    /// The time for which it has run.
+    pub running: Duration,
 }
 
 /// Maximum number of tasks in the status of a shard.

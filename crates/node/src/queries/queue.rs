@@ -1,19 +1,11 @@
-//! The threads that run clients' queries.
-//!
-//! A query reads what its shard captured, so that it holds no shard and may run for ever. Its client gets an answer by its
-//! deadline or by `handler_timeout`, whatever the query does. One that goes on after that keeps its thread, which cannot be
-//! taken from it: another thread takes its place, up to a bound for each service.
+//! The queue of queries: those that wait for a thread, those that run, and those that were given up.
 
 #![expect(clippy::disallowed_methods, reason = "queries run on threads of their own, for any time")]
 
-use crate::env::{Caller, Env, NoAnswer, Program, ReplyTo};
-use crate::events;
+use crate::env::{Caller, NoAnswer, ReplyTo};
 use crate::memory::Memory;
-use crate::panics;
-use crate::shared::Shared;
-use serde::{Deserialize, Serialize};
+use crate::status::StuckQuery;
 use std::collections::VecDeque;
-use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -23,34 +15,35 @@ use stead_core::ids::{Key, ServiceId, Time};
 use stead_core::shard::Refusal;
 use stead_core::topology::Topology;
 
-/// Threads that run queries. Those of given-up queries come on top.
+/// Number of threads that run queries, besides those of queries that were given up.
 pub(crate) const QUERY_THREADS: usize = 8;
-/// Those of them that take queries only of services that run none.
+/// Number of these threads that take only queries of services that run none.
 const SPARE_THREADS: usize = 2;
-/// Queries of a service that were given up and still run, from which on no other of it begins. Those that run then may be
-/// given up too: so a service holds `STUCK_MAX - 1 + QUERY_THREADS - SPARE_THREADS` threads of such at most.
+/// Number of queries of a service that were given up and still run, from which on no other query of it begins. Queries that
+/// run by then may be given up too, so such queries of one service hold at most
+/// `STUCK_MAX - 1 + QUERY_THREADS - SPARE_THREADS` threads.
 pub(crate) const STUCK_MAX: usize = 4;
-/// A query for which no client waits any more may run so long before its thread is replaced; less if `handler_timeout` is.
+/// Time after which the thread of a query without a waiting client is replaced, or `handler_timeout` if that is less.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
-/// Queries that may wait for a thread; others are overloaded.
+/// Maximum number of queries that wait for a thread; further ones are refused as overloaded.
 const WAITING_MAX: usize = 16_384;
-/// Those of one service.
+/// Maximum number of these of one service.
 const SERVICE_WAITING_MAX: usize = WAITING_MAX / 2;
-/// When the client of a query that found no room should come back, in milliseconds.
+/// Time after which the client of a query that found no space should retry, in milliseconds.
 const RETRY_AFTER_MS: u64 = 50;
-/// The interval at which the watcher looks for queries whose time is over.
-const LOOK: Duration = Duration::from_millis(20);
-/// The watcher goes on to look for so long after the last query, so that a query seldom has to wake it.
-const LOOK_ON: Duration = Duration::from_secs(1);
-/// The end of a node waits at most so long for threads that have nothing to do.
+/// Interval at which the watcher looks for overdue queries.
+pub(super) const LOOK: Duration = Duration::from_millis(20);
+/// Time for which the watcher continues to look after the last query, so that queries seldom have to wake it.
+pub(super) const LOOK_ON: Duration = Duration::from_secs(1);
+/// Longest wait for idle threads at the end of a node.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
-/// A query that its shard has let go, and the client that waits for it.
+/// A query that its shard has released, and the client that waits for it.
 pub(crate) struct Job<C> {
-    reading: Box<Reading>,
-    /// As the reading has it: copied before the queue is locked.
+    pub(super) reading: Box<Reading>,
+    /// The process of the reading, copied before the queue is locked.
     process: Key,
-    reply_to: ReplyTo<C>,
+    pub(super) reply_to: ReplyTo<C>,
     charge: Charge,
 }
 
@@ -62,7 +55,7 @@ impl<C> Job<C> {
 }
 
 /// Bytes of a query in the account of the node's memory.
-struct Charge {
+pub(super) struct Charge {
     memory: Arc<Memory>,
     bytes: i64,
     is_stuck: bool,
@@ -75,7 +68,7 @@ impl Charge {
         Self { memory: Arc::clone(memory), bytes, is_stuck: false }
     }
 
-    /// It may be held for ever, so that it no longer takes room from other queries.
+    /// Moves the bytes to the account of stuck queries: they may be held for ever, and must not take space from others.
     fn become_stuck(&mut self) {
         self.memory.change_stuck_queries(self.bytes);
         self.memory.change_queries(-self.bytes);
@@ -93,83 +86,72 @@ impl Drop for Charge {
     }
 }
 
-/// A query that was given up and still runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StuckQuery {
-    /// The service of the process.
-    pub service: String,
-    /// The key of the process.
-    pub process: String,
-    /// The time for which it has run.
-    pub running: Duration,
-}
-
 /// Queries that wait for a thread, and those that run.
 pub(crate) struct QueryQueue<C> {
     queue: Mutex<Queue<C>>,
-    /// For the threads: a query waits, or the node ends.
-    news: Condvar,
-    /// For the watcher: there are queries again, or the node ends.
-    watch: Condvar,
-    /// A query or a thread has ended.
-    ended: Condvar,
-    /// By service, as the queue has it, for a look without its lock.
-    waiting: Vec<AtomicUsize>,
-    stuck: Vec<AtomicUsize>,
+    /// Signals the threads that a query waits, or that the node ends.
+    pub(super) news: Condvar,
+    /// Signals the watcher that there are queries again, or that the node ends.
+    pub(super) watch: Condvar,
+    /// Signals that a query or a thread has ended.
+    pub(super) ended: Condvar,
+    /// By service, the numbers in the queue, to be read without its lock.
+    pub(super) waiting: Vec<AtomicUsize>,
+    pub(super) stuck: Vec<AtomicUsize>,
 }
 
-struct Queue<C> {
-    /// By service: they take turns.
+pub(super) struct Queue<C> {
+    /// The queries that wait, by service. The services take turns.
     by_service: Vec<ServiceQueue<C>>,
     /// The service whose turn it is.
     turn: usize,
-    running: Vec<Running<C>>,
-    /// The time limit of a query: known before any is found to be stuck.
-    limit: Duration,
-    /// Threads that serve; those whose query was given up do not count any more.
-    threads: usize,
-    idle: usize,
+    pub(super) running: Vec<Running<C>>,
+    /// The time limit of a query; set before any query can be stuck.
+    pub(super) limit: Duration,
+    /// Number of threads, except those whose query was given up.
+    pub(super) threads: usize,
+    pub(super) idle: usize,
     /// The number of queries that have begun.
-    begun: u64,
-    watcher_sleeps: bool,
-    /// No more come: threads end when none waits.
-    is_closing: bool,
-    /// The node has ended.
-    is_over: bool,
+    pub(super) begun: u64,
+    pub(super) watcher_sleeps: bool,
+    /// Whether no more queries come: threads end when none waits.
+    pub(super) is_closing: bool,
+    /// Whether the node has ended.
+    pub(super) is_over: bool,
 }
 
 /// Queries of a service that wait for a thread.
 struct ServiceQueue<C> {
     waiting: VecDeque<Job<C>>,
-    /// None of their deadlines is before it.
+    /// A lower bound of their deadlines.
     deadline_min: Time,
 }
 
-/// A query that a thread is at.
-struct Running<C> {
+/// A query that a thread runs.
+pub(super) struct Running<C> {
     number: u64,
     service: ServiceId,
     process: Key,
     since: Instant,
     /// The client that waits, until an answer is given.
-    reply_to: Option<ReplyTo<C>>,
+    pub(super) reply_to: Option<ReplyTo<C>>,
     deadline: Time,
-    /// It was given up, and its thread replaced.
-    is_stuck: bool,
-    charge: Charge,
+    /// Whether it was given up, and its thread replaced.
+    pub(super) is_stuck: bool,
+    pub(super) charge: Charge,
     thread: QueryThread,
 }
 
 /// A thread that runs queries, as the system knows it.
 #[derive(Clone, Copy)]
-struct QueryThread {
+pub(super) struct QueryThread {
     id: ThreadId,
     #[cfg(target_os = "linux")]
     system_id: rustix::process::Pid,
 }
 
 impl QueryThread {
-    fn current() -> Self {
+    pub(super) fn current() -> Self {
         Self {
             id: thread::current().id(),
             #[cfg(target_os = "linux")]
@@ -204,11 +186,11 @@ impl<C: Caller> QueryQueue<C> {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue<C>> {
+    pub(super) fn queue(&self) -> MutexGuard<'_, Queue<C>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a query of a service is taken now.
+    /// Checks whether a query of a service is accepted now.
     ///
     /// # Errors
     /// [`Refusal::QueriesStuck`] or [`Refusal::Overloaded`].
@@ -233,7 +215,7 @@ impl<C: Caller> QueryQueue<C> {
         Ok(())
     }
 
-    /// Takes on what shards have let go, which leaves `jobs` empty.
+    /// Adds the queries that shards have released; empties `jobs`.
     pub(crate) fn push(&self, jobs: &mut Vec<Job<C>>) {
         let mut queue = self.queue();
         if queue.is_over {
@@ -249,7 +231,7 @@ impl<C: Caller> QueryQueue<C> {
         }
         let (wakes_thread, wakes_watcher) = (queue.idle > 0, queue.watcher_sleeps);
         drop(queue);
-        // One thread wakes the next, if there is more to do: the worker wakes one only.
+        // The worker wakes only one thread, which wakes the next if there is more to do.
         if wakes_thread {
             self.news.notify_one();
         }
@@ -258,7 +240,7 @@ impl<C: Caller> QueryQueue<C> {
         }
     }
 
-    /// Queries that wait for a thread, and those that were given up and still run.
+    /// Returns the number of queries that wait for a thread, and of those that were given up and still run.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (sum(&self.waiting) as u64, sum(&self.stuck) as u64)
     }
@@ -268,7 +250,7 @@ impl<C: Caller> QueryQueue<C> {
         self.queue().running.iter().any(|running| running.thread.id == thread)
     }
 
-    /// The queries that were given up and still run, the one that has run for the longest first.
+    /// Returns the queries that were given up and still run, the one that has run for the longest first.
     pub(crate) fn stuck(&self, topology: &Topology) -> Vec<StuckQuery> {
         let queue = self.queue();
         let mut stuck: Vec<&Running<C>> = queue.running.iter().filter(|running| running.is_stuck).collect();
@@ -276,173 +258,7 @@ impl<C: Caller> QueryQueue<C> {
         stuck.into_iter().map(|running| running.show(topology)).collect()
     }
 
-    /// Starts a thread that runs queries until the node ends.
-    pub(crate) fn start_thread<E: Env<Caller = C>>(shared: &Arc<Shared<E>>) -> io::Result<()> {
-        shared.queries.queue().threads += 1;
-        let node = Arc::clone(shared);
-        // It belongs to no group: the user's code cannot be stopped, and the end of the node does not wait for ever.
-        let spawned = thread::Builder::new().name("stead-query".to_owned()).spawn(move || {
-            if let Err(panic) = panics::catch_own(|| node.queries.run(&node)) {
-                node.fail(format!("a query thread panicked; this is a bug in Stead: {panic}"));
-            }
-        });
-        if spawned.is_err() {
-            shared.queries.queue().threads -= 1;
-        }
-        spawned.map(drop)
-    }
-
-    /// Runs queries on this thread.
-    fn run<E: Env<Caller = C>>(&self, shared: &Shared<E>) {
-        let thread = QueryThread::current();
-        loop {
-            match self.run_next(shared, thread) {
-                Ran::One => {}
-                // Another thread serves in its place.
-                Ran::Stuck => return,
-                Ran::None => {
-                    let mut queue = self.queue();
-                    if queue.next_queue().is_some() {
-                        continue;
-                    }
-                    if queue.is_over || queue.is_closing && !queue.is_waiting() {
-                        queue.threads -= 1;
-                        self.ended.notify_all();
-                        return;
-                    }
-                    queue.idle += 1;
-                    queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                    queue.idle -= 1;
-                }
-            }
-        }
-    }
-
-    /// Runs the next query that waits, or gives it up if it is not waited for any more.
-    fn run_next<E: Env<Caller = C>>(&self, shared: &Shared<E>, thread: QueryThread) -> Ran {
-        let mut queue = self.queue();
-        let Some(job) = queue.pop() else { return Ran::None };
-        let service = job.reading.service;
-        self.waiting[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
-        if job.reply_to.deadline <= shared.now() || job.reply_to.caller.is_gone() {
-            drop(queue);
-            self.give_up(shared, Over::late(job));
-            return Ran::One;
-        }
-        let (number, reading) = queue.begin(job, thread);
-        if queue.idle > 0 && queue.next_queue().is_some() {
-            self.news.notify_one();
-        }
-        drop(queue);
-        let answer = reading.answer(|call, view| shared.program.query(call, view, &shared.topology));
-        // The capture may be large by now: it goes before the answer shows that the query has ended.
-        drop(reading);
-        let mut queue = self.queue();
-        let Running { reply_to, is_stuck, charge, .. } = queue.end(number);
-        drop(charge);
-        if is_stuck {
-            self.stuck[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
-            self.ended.notify_all();
-            // One that was held back for it may begin.
-            self.news.notify_one();
-            return Ran::Stuck;
-        }
-        let Some(reply_to) = reply_to else { return Ran::One };
-        drop(queue);
-        let counters = &shared.counters.services[usize::from(service.0)];
-        counters.answers.add(1);
-        if answer.result.is_err() {
-            counters.refusals.add(1);
-        }
-        reply_to.caller.answer(Ok(answer));
-        let queue = self.queue();
-        if queue.is_closing || queue.is_over {
-            self.ended.notify_all();
-        }
-        Ran::One
-    }
-
-    /// As a thread of queries does, runs the next one that waits. Returns whether there was one.
-    pub(crate) fn step<E: Env<Caller = C>>(&self, shared: &Shared<E>) -> bool {
-        !matches!(self.run_next(shared, QueryThread::current()), Ran::None)
-    }
-
-    /// Answers the client of a query that is not waited for any more, unless that one has gone.
-    fn give_up<E: Env<Caller = C>>(&self, shared: &Shared<E>, over: Over<C>) {
-        let Over { service, reply_to, error, job } = over;
-        drop(job);
-        if reply_to.caller.is_gone() {
-            return;
-        }
-        if !matches!(error, NoAnswer::Refused(Refusal::QueriesStuck { .. })) {
-            shared.counters.queries_given_up.add(1);
-        }
-        let counters = &shared.counters.services[usize::from(service.0)];
-        counters.answers.add(1);
-        counters.refusals.add(1);
-        reply_to.caller.answer(Err(error));
-    }
-
-    /// Answers those whose time is over, and replaces threads that do not come back, until the node ends.
-    pub(crate) fn watch<E: Env<Caller = C>>(&self, shared: &Arc<Shared<E>>, limit: Duration) {
-        let mut queue = self.queue();
-        queue.limit = limit;
-        let (mut begun, mut last) = (0, Instant::now());
-        let mut can_start = true;
-        while !queue.is_over {
-            if queue.begun != begun || queue.is_waiting() || queue.running.iter().any(|r| !r.is_stuck) {
-                (begun, last) = (queue.begun, Instant::now());
-            }
-            queue.watcher_sleeps = last.elapsed() >= LOOK_ON && queue.threads >= QUERY_THREADS;
-            queue = if queue.watcher_sleeps {
-                self.watch.wait(queue).unwrap_or_else(PoisonError::into_inner)
-            } else {
-                self.watch.wait_timeout(queue, LOOK).unwrap_or_else(PoisonError::into_inner).0
-            };
-            queue.watcher_sleeps = false;
-            let over = queue.take_over(shared.now(), &shared.topology);
-            for job in over.iter().filter_map(|over| over.job.as_ref()) {
-                self.waiting[usize::from(job.1.service.0)].fetch_sub(1, Ordering::Relaxed);
-            }
-            let stuck = queue.leave_stuck(&shared.topology);
-            for (service, _) in &stuck {
-                self.stuck[usize::from(service.0)].fetch_add(1, Ordering::Relaxed);
-            }
-            let missing = if queue.is_closing { 0 } else { QUERY_THREADS.saturating_sub(queue.threads) };
-            if over.is_empty() && stuck.is_empty() && missing == 0 {
-                continue;
-            }
-            drop(queue);
-            for over in over {
-                self.give_up(shared, over);
-            }
-            for _ in 0..missing {
-                let started = Self::start_thread(shared);
-                let could_start = std::mem::replace(&mut can_start, started.is_ok());
-                let Err(error) = started else { continue };
-                if could_start {
-                    events::warn(format_args!(
-                        "cannot start another thread for queries, and tries again: {error}"
-                    ));
-                }
-                break;
-            }
-            for (_, query) in stuck {
-                events::warn(format_args!(
-                    "a query of {}/{} was given up and still runs, for {:.1} s now: its thread was replaced; at {STUCK_MAX} \
-                     of a service its other queries wait, and are refused if these run for as long as a handler may, until \
-                     one ends or the node restarts",
-                    query.service,
-                    query.process,
-                    query.running.as_secs_f64()
-                ));
-            }
-            queue = self.queue();
-        }
-    }
-
-    /// No more queries come: waits for those that there are, but not for the ones that were given up, and not after the
-    /// deadline.
+    /// Accepts no more queries, and waits until a deadline for those that wait or run, except those that were given up.
     pub(crate) fn close(&self, deadline: Instant) {
         let here = thread::current().id();
         let mut queue = self.queue();
@@ -459,7 +275,7 @@ impl<C: Caller> QueryQueue<C> {
         }
     }
 
-    /// The node has ended: clients that still wait learn it, and threads end as soon as they can.
+    /// Ends the queue with the node: clients that still wait get no answer, and threads end as soon as they can.
     pub(crate) fn stop(&self) {
         let mut queue = self.queue();
         queue.is_over = true;
@@ -474,7 +290,7 @@ impl<C: Caller> QueryQueue<C> {
         drop((waiting, callers));
     }
 
-    /// Waits until the threads that run nothing have ended, or for a moment.
+    /// Waits until the idle threads have ended, at most for a second.
     pub(crate) fn await_end(&self) {
         let deadline = Instant::now() + LAST_LOOK;
         let mut queue = self.queue();
@@ -493,26 +309,18 @@ fn sum(counts: &[AtomicUsize]) -> usize {
     counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
 }
 
-/// The result of looking for the next query.
-enum Ran {
-    One,
-    /// One that was given up meanwhile, and with it its thread.
-    Stuck,
-    None,
-}
-
 /// A query that is not waited for any more.
-struct Over<C> {
-    service: ServiceId,
-    reply_to: ReplyTo<C>,
-    error: NoAnswer,
-    /// If it has not begun; dropped after the lock.
-    job: Option<(Charge, Box<Reading>)>,
+pub(super) struct Over<C> {
+    pub(super) service: ServiceId,
+    pub(super) reply_to: ReplyTo<C>,
+    pub(super) error: NoAnswer,
+    /// Set if it has not begun; dropped after the lock.
+    pub(super) job: Option<(Charge, Box<Reading>)>,
 }
 
 impl<C> Over<C> {
-    /// One that has waited for too long.
-    fn late(job: Job<C>) -> Self {
+    /// Returns the end of a query that has waited until its deadline.
+    pub(super) fn late(job: Job<C>) -> Self {
         let after = job.reply_to.timeout;
         Self::refused(job, NoAnswer::TimedOut { after })
     }
@@ -529,7 +337,7 @@ impl<C> ServiceQueue<C> {
         self.waiting.push_back(job);
     }
 
-    /// Takes those out whose time is over.
+    /// Removes the queries whose deadline has passed.
     fn take_late(&mut self, now: Time, over: &mut Vec<Over<C>>) {
         if self.deadline_min > now {
             return;
@@ -557,12 +365,12 @@ impl<C> Running<C> {
 }
 
 impl<C: Caller> Queue<C> {
-    fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         self.by_service.iter().any(|queue| !queue.waiting.is_empty())
     }
 
-    /// The next service whose query may begin.
-    fn next_queue(&self) -> Option<usize> {
+    /// Returns the next service of which a query may begin.
+    pub(super) fn next_queue(&self) -> Option<usize> {
         let (services, mut busy) = (self.by_service.len(), None);
         (self.turn..services).chain(0..self.turn).find(|&service| {
             if self.by_service[service].waiting.is_empty() {
@@ -575,13 +383,13 @@ impl<C: Caller> Queue<C> {
         })
     }
 
-    fn pop(&mut self) -> Option<Job<C>> {
+    pub(super) fn pop(&mut self) -> Option<Job<C>> {
         let service = self.next_queue()?;
         self.turn = (service + 1) % self.by_service.len();
         self.by_service[service].waiting.pop_front()
     }
 
-    fn begin(&mut self, job: Job<C>, thread: QueryThread) -> (u64, Box<Reading>) {
+    pub(super) fn begin(&mut self, job: Job<C>, thread: QueryThread) -> (u64, Box<Reading>) {
         let Job { reading, process, reply_to, charge } = job;
         self.begun += 1;
         self.running.push(Running {
@@ -598,13 +406,13 @@ impl<C: Caller> Queue<C> {
         (self.begun, reading)
     }
 
-    fn end(&mut self, number: u64) -> Running<C> {
+    pub(super) fn end(&mut self, number: u64) -> Running<C> {
         let at = self.running.iter().position(|running| running.number == number);
         self.running.swap_remove(at.expect("its own thread alone takes it off the list"))
     }
 
-    /// The reason why queries of a service are refused, if they are: as many as may be stuck have run for longer than any
-    /// may.
+    /// Returns the reason for which queries of a service are refused: the maximum number of stuck queries have run for longer
+    /// than the time limit.
     fn stuck_refusal(&self, service: ServiceId, topology: &Topology) -> Option<Refusal> {
         let is_of = |r: &&Running<C>| r.is_stuck && r.service == service && r.since.elapsed() >= self.limit;
         let stuck = || self.running.iter().filter(is_of);
@@ -617,8 +425,9 @@ impl<C: Caller> Queue<C> {
         })
     }
 
-    /// Takes those from the queue whose time is over or whose service is stuck, and `reply_to` from those that run.
-    fn take_over(&mut self, now: Time, topology: &Topology) -> Vec<Over<C>> {
+    /// Removes the waiting queries that are overdue or whose service is stuck, and takes the clients of running queries that
+    /// are overdue.
+    pub(super) fn take_over(&mut self, now: Time, topology: &Topology) -> Vec<Over<C>> {
         let mut over = Vec::new();
         for number in 0..self.by_service.len() {
             if self.by_service[number].waiting.is_empty() {
@@ -649,8 +458,8 @@ impl<C: Caller> Queue<C> {
         over
     }
 
-    /// Takes the threads whose query was given up and goes on out of service; gives these queries.
-    fn leave_stuck(&mut self, topology: &Topology) -> Vec<(ServiceId, StuckQuery)> {
+    /// Takes threads out of service whose query was given up and still runs; returns these queries.
+    pub(super) fn leave_stuck(&mut self, topology: &Topology) -> Vec<(ServiceId, StuckQuery)> {
         let after = self.limit.min(STUCK_AFTER);
         let mut stuck = Vec::new();
         for running in &mut self.running {
@@ -660,7 +469,7 @@ impl<C: Caller> Queue<C> {
             running.is_stuck = true;
             running.charge.become_stuck();
             self.threads -= 1;
-            // Queries for which no client waits get the time that the others leave.
+            // Queries without a waiting client get only the time that the others leave.
             #[cfg(target_os = "linux")]
             let _ = rustix::process::setpriority_process(Some(running.thread.system_id), STUCK_NICE);
             stuck.push((running.service, running.show(topology)));

@@ -123,7 +123,13 @@ impl WalReader {
         let mut id = from.map_or(oldest, |from| from.segment);
         while id <= last.segment {
             match reading.segment(self, id, &mut |at, record| visit(at, record).map_err(Into::into)) {
-                Ok(ControlFlow::Continue(())) => id += 1,
+                Ok(ControlFlow::Continue(())) => {
+                    // Given up meanwhile and used again, it may have ended early.
+                    if self.published.get().oldest > id {
+                        reading.before = None;
+                    }
+                    id += 1;
+                }
                 Ok(ControlFlow::Break(())) => break,
                 Err(error @ WalError::Visit(_)) => return Err(error),
                 Err(error) => {

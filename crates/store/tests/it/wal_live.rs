@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 use stead_core::ids::Index;
 use stead_store::sim_disk::SimDisk;
-use stead_store::wal::{Damage, Wal, WalError, WalReader};
+use stead_store::wal::{Damage, Wal, WalError, WalOptions, WalReader};
 
 /// Puts records `from..=to` of shard 0, each of which fills half a segment.
 fn put_all(wal: &mut Wal, from: u64, to: u64) {
@@ -65,6 +65,40 @@ fn what_is_trimmed_and_used_again_meanwhile_is_passed_over() {
     assert_eq!(first, [1, 2, 3]);
     assert!(rest[0] > 4 && rest[0] <= 9, "{seen:?}");
     assert_eq!(rest.to_vec(), (rest[0]..=12).collect::<Vec<_>>());
+}
+
+/// A reader holds a piece of a segment in memory. By the time that it wants the next piece, the segment may have been trimmed
+/// and filled again as another one: it then ends early, and the next batch does not follow.
+#[test]
+fn a_segment_that_is_used_again_under_a_slow_reader_is_no_damage() {
+    const MIB: u64 = 1 << 20;
+    let options = WalOptions { segment_bytes: 4 * MIB, segment_bytes_min: 4 * MIB, ..small() };
+    let disk = SimDisk::new(2);
+    let (mut wal, ..) = open(&disk, &options).unwrap();
+    let fill = |wal: &mut Wal, from: u64, segments: usize| {
+        let until = wal.position().segment + segments as u64;
+        let mut index = from;
+        while wal.position().segment < until {
+            put(wal, &rec(0, index, &[index as u8; 200 << 10]));
+            index += 1;
+        }
+        index - 1
+    };
+    let last = fill(&mut wal, 1, 2);
+    let mut seen = Vec::new();
+    let reader = wal.reader();
+    let visit = |record: stead_store::wal::Record<'_>| {
+        seen.push(record.index.0);
+        if record.index == Index(2) {
+            assert_eq!(wal.trim(|_| Index(25)).unwrap(), 1);
+            fill(&mut wal, last + 1, 3);
+        }
+        Ok::<_, Infallible>(ControlFlow::Continue(()))
+    };
+    reader.read(visit).unwrap();
+    let gap = seen.windows(2).position(|pair| pair[1] != pair[0] + 1).expect("a segment ended early") + 1;
+    assert!((2..10).contains(&gap) && seen[gap] > 12, "{seen:?}");
+    assert_eq!(seen[gap..], (seen[gap]..=last).collect::<Vec<_>>());
 }
 
 #[test]

@@ -69,27 +69,38 @@ impl Recovered {
         known.map(|(shard, &logged)| KnownEpochs { shard, promised: promised(shard), logged }).collect()
     }
 
+    /// Finds room in the log for what [`Self::promise`] writes for these shards, and writes nothing.
+    ///
+    /// # Errors
+    /// As [`Wal::append`].
+    ///
+    /// # Panics
+    /// If a shard promised a higher epoch before.
+    pub fn make_room_to_promise(&mut self, epochs: &BTreeMap<ShardId, Epoch>) -> Result<(), WalError> {
+        self.wal.make_room(&Self::promises(epochs))
+    }
+
     /// Promises an epoch for each of these shards: durable, and marked so, when this returns.
     ///
     /// # Errors
-    /// As [`Wal::append`] and [`Wal::mark`]. After [`WalError::NoSpace`] nothing was promised.
+    /// As [`Wal::append_marked`]. After [`WalError::NoSpace`] nothing was promised.
     ///
     /// # Panics
     /// If a shard promised a higher epoch before.
     pub fn promise(&mut self, epochs: &BTreeMap<ShardId, Epoch>) -> Result<(), WalError> {
+        self.wal.append_marked(&Self::promises(epochs))
+    }
+
+    fn promises(epochs: &BTreeMap<ShardId, Epoch>) -> Vec<Batch> {
         let promise =
             |(&shard, &epoch): (&ShardId, &Epoch)| Promise { shard, replica: ReplicaId::FIRST, epoch };
         let promises: Vec<Promise> = epochs.iter().map(promise).collect();
-        let batches: Vec<Batch> = promises
-            .chunks(Self::PROMISES)
-            .map(|promises| {
-                let mut batch = Batch::new();
-                promises.iter().for_each(|promise| batch.push_promise(*promise));
-                batch
-            })
-            .collect();
-        self.wal.append(&batches)?;
-        self.wal.mark().map(drop)
+        let batch = |promises: &[Promise]| {
+            let mut batch = Batch::new();
+            promises.iter().for_each(|promise| batch.push_promise(*promise));
+            batch
+        };
+        promises.chunks(Self::PROMISES).map(batch).collect()
     }
 }
 

@@ -337,7 +337,7 @@ impl Wal {
             buf: Aligned::default(),
         };
         wal.promises.encode(&mut wal.table);
-        wal.pool.need(wal.least_bytes(0))?;
+        wal.pool.need(least_bytes(wal.table.len()))?;
         if new {
             // Every log has a first batch, so that a segment without any is never taken for an empty log.
             wal.write::<Batch>(&[])?;
@@ -383,35 +383,95 @@ impl Wal {
     /// # Panics
     /// If a replica promises a lower epoch than before: nothing was appended.
     pub fn append<B: Borrow<Batch>>(&mut self, batches: &[B]) -> Result<Position, WalError> {
+        for write in self.find_room(batches, false)? {
+            self.write(&batches[write])?;
+        }
+        Ok(self.last)
+    }
+
+    /// Appends as [`Wal::append`] does, and records in the log that all of it is synced: the records are durable, and
+    /// marked so, when this returns.
+    ///
+    /// # Errors
+    /// As [`Wal::append`]. After [`WalError::NoSpace`] nothing was appended: there is room for the records and the mark,
+    /// or neither is written.
+    ///
+    /// # Panics
+    /// As [`Wal::append`].
+    pub fn append_marked<B: Borrow<Batch>>(&mut self, batches: &[B]) -> Result<(), WalError> {
+        for write in self.find_room(batches, true)? {
+            self.write(&batches[write])?;
+        }
+        let is_marked = self.mark()?;
+        assert!(is_marked, "there was room for the mark");
+        Ok(())
+    }
+
+    /// Prepares the segments without which [`Wal::append_marked`] of these batches would find no room. Writes no record.
+    ///
+    /// # Errors
+    /// As [`Wal::append`].
+    ///
+    /// # Panics
+    /// As [`Wal::append`].
+    pub fn make_room<B: Borrow<Batch>>(&mut self, batches: &[B]) -> Result<(), WalError> {
+        self.find_room(batches, true).map(drop)
+    }
+
+    /// Returns the runs of batches that go into one write each, once there is room for all of them, and for a mark after
+    /// them if one follows: a full disk leaves nothing half done.
+    fn find_room<B: Borrow<Batch>>(
+        &mut self,
+        batches: &[B],
+        is_marked: bool,
+    ) -> Result<Vec<Range<usize>>, WalError> {
         self.check()?;
         let max = self.options.payload_max();
         let over = batches.iter().map(|batch| batch.borrow().bytes()).find(|bytes| *bytes > max);
         if let Some(bytes) = over {
             return Err(WalError::TooLarge { bytes, max });
         }
-        let promises: usize = batches.iter().map(|batch| batch.borrow().promises().len()).sum();
-        // Before anything is written: a log with a promise that falls cannot be opened.
-        let count = self.promises.count_with(batches.iter().flat_map(|batch| batch.borrow().promises()));
-        let count = count.unwrap_or_else(|promise| panic!("a promise never falls: {promise:?}"));
-        if promises > 0 && count > Promises::COUNT_MAX {
-            return Err(WalError::TooManyPromises { count, max: Promises::COUNT_MAX });
-        }
-        if promises > 0 {
-            self.pool.need(self.least_bytes(promises))?;
-        }
         let writes = split(batches, max);
-        // All room is found before anything is written, so that a full disk leaves nothing half done.
-        let payloads: Vec<usize> = writes.iter().map(|write| bytes(&batches[write.clone()])).collect();
+        let table = self.longest_table(batches, &writes)?;
+        self.pool.need(least_bytes(table))?;
+        let mut payloads: Vec<usize> = writes.iter().map(|write| bytes(&batches[write.clone()])).collect();
+        payloads.extend(is_marked.then_some(0));
         let needed: u64 = payloads.iter().map(|payload| self.span(BLOCK as u64, *payload)).sum();
         if self.must_roll(!writes.is_empty()) || self.at + needed + RESERVED > self.active.bytes {
-            // The promises may lengthen the tables of the segments that follow.
-            let table = self.table.len() + promises * Promises::TABLE_BYTES_EACH;
-            self.pool.ensure(|ready| self.missing(&payloads, table, ready))?;
+            let found = self.pool.ensure(|ready| self.missing(&payloads, table, ready));
+            if let Err(error @ WalError::NoSpace { .. }) = found {
+                // The log goes on as it was, in segments of the length that it had.
+                self.pool.need(least_bytes(self.table.len()))?;
+                self.pool.prepare_unless_delegated()?;
+                return Err(error);
+            }
+            found?;
         }
+        Ok(writes)
+    }
+
+    /// Returns the bytes of the longest table with which a segment may begin during or after these writes.
+    fn longest_table<B: Borrow<Batch>>(
+        &self,
+        batches: &[B],
+        writes: &[Range<usize>],
+    ) -> Result<usize, WalError> {
+        let mut longest = self.table.len();
+        if batches.iter().all(|batch| batch.borrow().promises().is_empty()) {
+            return Ok(longest);
+        }
+        let (mut promises, mut table) = (self.promises.clone(), Vec::new());
         for write in writes {
-            self.write(&batches[write])?;
+            for promise in batches[write.clone()].iter().flat_map(|batch| batch.borrow().promises()) {
+                // Before anything is written: a log with a promise that falls cannot be opened.
+                assert!(promises.raise(promise), "a promise never falls: {promise:?}");
+            }
+            table.clear();
+            promises.encode(&mut table);
+            longest = longest.max(table.len());
         }
-        Ok(self.last)
+        let (count, max) = (promises.len(), Promises::COUNT_MAX);
+        if count > max { Err(WalError::TooManyPromises { count, max }) } else { Ok(longest) }
     }
 
     /// Makes all that was appended durable.
@@ -593,11 +653,6 @@ impl Wal {
         span(table + len) as u64
     }
 
-    /// Bytes without which a segment cannot begin with the table once it has so many more promises.
-    fn least_bytes(&self, promises: usize) -> u64 {
-        BLOCK as u64 + span(self.table.len() + promises * Promises::TABLE_BYTES_EACH) as u64 + RESERVED
-    }
-
     /// Whether the active segment takes no records any more, however much room it has.
     fn must_roll(&self, has_records: bool) -> bool {
         has_records && self.active.version < FORMAT
@@ -708,6 +763,11 @@ impl std::fmt::Debug for Wal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Wal").field("last", &self.last).field("stats", &self.stats()).finish_non_exhaustive()
     }
+}
+
+/// Fewest bytes of a segment that begins with a table of this length: at least half of it is for records.
+fn least_bytes(table: usize) -> u64 {
+    BLOCK as u64 + span(2 * table) as u64 + RESERVED
 }
 
 fn bytes<B: Borrow<Batch>>(batches: &[B]) -> usize {

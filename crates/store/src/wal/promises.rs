@@ -11,8 +11,6 @@ pub struct Promises(BTreeMap<(ShardId, ReplicaId), Epoch>);
 impl Promises {
     /// Most promises that a log holds: far more than a node has shards.
     pub(crate) const COUNT_MAX: usize = 1 << 18;
-    /// Most bytes that one promise adds to a table: a run of four varints.
-    pub(crate) const TABLE_BYTES_EACH: usize = 5 + 3 * 10;
 
     /// The greatest epoch that a replica of a shard promised; 0 if it promised none.
     #[must_use]
@@ -28,28 +26,6 @@ impl Promises {
 
     pub(crate) fn len(&self) -> usize {
         self.0.len()
-    }
-
-    /// Returns the number of promises that there are when these are added in their order.
-    ///
-    /// # Errors
-    /// The first promise that falls below one that its replica made before.
-    pub(crate) fn count_with<'a>(
-        &self,
-        promises: impl Iterator<Item = &'a Promise>,
-    ) -> Result<usize, Promise> {
-        let mut added: BTreeMap<(ShardId, ReplicaId), Epoch> = BTreeMap::new();
-        let mut count = self.len();
-        for promise in promises {
-            let key = (promise.shard, promise.replica);
-            let held = self.0.get(&key).copied();
-            let before = added.insert(key, promise.epoch);
-            count += usize::from(held.or(before).is_none());
-            if before.or(held).is_some_and(|before| promise.epoch < before) {
-                return Err(*promise);
-            }
-        }
-        Ok(count)
     }
 
     /// Takes a promise; false if it falls below one that the replica made.

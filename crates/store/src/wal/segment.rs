@@ -8,7 +8,7 @@ use super::batch::{u32_at, u64_at};
 use super::error::{Damage, WalError};
 use super::frame::BLOCK;
 use super::{FORMAT, WalOptions};
-use crate::disk::{Disk, DiskFile, Open, is_full};
+use crate::disk::{Disk, DiskFile, Open, is_full, is_out_of_descriptors};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -193,11 +193,16 @@ impl Pool {
         state.wanted_bytes.max(state.least_bytes)
     }
 
-    /// Every segment that is taken from now on has at least `bytes`. Ready ones that are shorter go, and those after them,
+    /// Takes only segments of at least `bytes` from now on. Ready ones that are shorter are removed, and those after them,
     /// whose numbers follow.
     pub(crate) fn need(&self, bytes: u64) -> Result<(), WalError> {
         let mut state = self.state();
+        let is_more = bytes > state.least_bytes;
         state.least_bytes = bytes;
+        if !is_more {
+            return Ok(());
+        }
+        // A segment that another thread prepares now may be too short as well.
         while state.preparing {
             state = self.prepared.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -248,7 +253,7 @@ impl Pool {
         };
         let made = match free {
             Some(free) => self.recycle(free, id),
-            None => self.make(id, bytes),
+            None => self.make_or_free(id, bytes),
         };
         let mut state = self.state();
         state.preparing = false;
@@ -315,7 +320,7 @@ impl Pool {
     pub(crate) fn release(&self, ids: &[u64]) -> Result<(), WalError> {
         let (wanted, small) = {
             let mut state = self.state();
-            let wanted = state.wanted_bytes;
+            let wanted = state.wanted_bytes.max(state.least_bytes);
             // The log has outgrown these.
             let small: Vec<Free> = state.free.extract_if(.., |free| free.bytes < wanted).collect();
             (wanted, small)
@@ -350,6 +355,26 @@ impl Pool {
             Err(source) => return Err(WalError::Io { action: "open", path: from, source }),
         };
         self.finish(file, &from, &to, id, free.bytes)
+    }
+
+    /// Makes a segment. If the disk is too full for it, free segments that are shorter go to make room.
+    fn make_or_free(&self, id: u64, bytes: u64) -> Result<Segment, WalError> {
+        match self.make(id, bytes) {
+            Err(WalError::NoSpace { source, .. }) if !is_out_of_descriptors(&source) => {
+                let free = std::mem::take(&mut self.state().free);
+                if free.is_empty() {
+                    return Err(self.no_space(bytes, source));
+                }
+                for free in free {
+                    let path = free_path(&self.dir, free.id);
+                    self.disk.remove(&path).map_err(WalError::io("remove", &path))?;
+                }
+                // Only a removal that is durable gives its room back.
+                self.disk.sync_dir(&self.dir).map_err(WalError::io("sync", &self.dir))?;
+                self.make(id, bytes)
+            }
+            made => made,
+        }
     }
 
     fn make(&self, id: u64, bytes: u64) -> Result<Segment, WalError> {

@@ -151,6 +151,138 @@ fn promises_without_room_leave_the_log_as_it_was() {
     assert_eq!(of(&open(&disk, &small()).unwrap().0, 3), [3, 4, 5]);
 }
 
+/// A promise that splits a run of the table lengthens it by two runs, of the longest numbers there are.
+#[test]
+fn promises_that_split_runs_of_the_longest_numbers_fit_into_the_table() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    let longest =
+        |shard: u32, epoch| Promise { replica: ReplicaId(u64::MAX), ..promise(u32::MAX - shard, epoch) };
+    for first in [0, 500] {
+        promises(&mut wal, (first..first + 500).map(|shard| longest(shard, u64::MAX - 1)));
+    }
+    promises(&mut wal, (0..500).map(|shard| longest(2 * shard, u64::MAX)));
+    for index in 1..=20 {
+        put(&mut wal, &rec(1, index, &[1; 3000]));
+    }
+    drop(wal);
+    let wal = open(&disk, &small()).unwrap().0;
+    assert_eq!(wal.promises().iter().filter(|promise| promise.epoch == Epoch(u64::MAX)).count(), 500);
+}
+
+/// Promises of 500 shards. Twice as many make a table that needs longer segments.
+fn many(first: u32) -> Batch {
+    let mut batch = Batch::new();
+    for shard in first..first + 500 {
+        let epoch = Epoch(u64::MAX - u64::from(shard));
+        batch.push_promise(Promise { shard: ShardId(shard), replica: ReplicaId(u64::MAX), epoch });
+    }
+    batch
+}
+
+#[test]
+fn promises_that_find_no_room_for_longer_segments_leave_the_ready_ones() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    wal.append_marked(&[many(0)]).unwrap();
+    disk.set_capacity(Some(disk.used()));
+    let before = (wal.position(), wal.reserve_left(), wal.stats(), wal.segment_bytes_next());
+    assert!(before.2.ready == 1 && before.3 == 32 << 10, "{before:?}");
+    let error = wal.append(&[many(500), many(1000)]).unwrap_err();
+    assert!(matches!(error, WalError::NoSpace { .. }), "{error}");
+    assert_eq!((wal.position(), wal.reserve_left(), wal.stats(), wal.segment_bytes_next()), before);
+    put(&mut wal, &rec(1, 1, &[1; 2000]));
+    drop(wal);
+    let (wal, _, seen) = open(&disk, &small()).unwrap();
+    assert_eq!((wal.promises().iter().count(), seen.len()), (500, 1));
+}
+
+/// Trimmed segments that are too short for the table are of no use but for their room.
+#[test]
+fn free_segments_that_are_too_short_make_room_for_longer_ones() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    wal.append_marked(&[many(0)]).unwrap();
+    for index in 1..=10 {
+        put(&mut wal, &rec(1, index, &[1; 2000]));
+    }
+    wal.trim(|_| Index(u64::MAX)).unwrap();
+    assert_eq!(wal.stats().free, 2);
+    disk.set_capacity(Some(disk.used()));
+    wal.append_marked(&[many(500)]).unwrap();
+    assert_eq!(wal.stats().free, 0);
+    assert!(wal.segment_bytes_next() > 32 << 10, "{}", wal.segment_bytes_next());
+    disk.set_capacity(None);
+    for index in 11..=20 {
+        put(&mut wal, &rec(1, index, &[1; 2000]));
+        wal.trim(|_| Index(index)).unwrap();
+    }
+    drop(wal);
+    let (wal, _, seen) = open(&disk, &small()).unwrap();
+    assert_eq!((wal.promises().iter().count(), seen.last().unwrap().index), (1000, 20));
+}
+
+/// The ready segments that are too short go one after the other, and longer ones come.
+#[test]
+fn a_crash_while_ready_segments_give_way_to_longer_ones_loses_nothing_18() {
+    let options = WalOptions { spares: 4, ..small() };
+    let begin = |seed| {
+        let disk = SimDisk::new(seed);
+        let (mut wal, ..) = open(&disk, &options).unwrap();
+        wal.append_marked(&[many(0)]).unwrap();
+        put(&mut wal, &rec(1, 1, b"entry"));
+        while wal.preparer().prepare_next().unwrap() {}
+        let before = disk.operations();
+        (disk, wal, before)
+    };
+    let (disk, mut wal, before) = begin(1);
+    assert_eq!(wal.stats().ready, 4);
+    wal.append_marked(&[many(500)]).unwrap();
+    let operations = disk.operations() - before;
+    assert!(operations > 12, "{operations}");
+    for operation in 1..=operations {
+        let (disk, mut wal, _) = begin(operation);
+        disk.crash_after(operation);
+        let done = wal.append_marked(&[many(500)]);
+        drop(wal);
+        disk.crash();
+        disk.restart();
+        let (mut wal, _, seen) = open(&disk, &options).unwrap();
+        assert_eq!(seen.len(), 1, "crash at operation {operation}");
+        let count = wal.promises().iter().count();
+        assert!(count == 1000 || done.is_err() && count == 500, "crash at operation {operation}: {count}");
+        wal.append_marked(&[many(500)]).unwrap();
+        put(&mut wal, &rec(1, 2, b"next"));
+        drop(wal);
+        let (wal, _, seen) = open(&disk, &options).unwrap();
+        assert_eq!((seen.len(), wal.promises().iter().count()), (2, 1000));
+    }
+}
+
+/// The thread that prepares segments may be preparing one that is too short, or be about to.
+#[test]
+fn longer_tables_do_not_meet_short_segments_of_a_preparer() {
+    let disk = SimDisk::new(1);
+    let options = WalOptions { spares: 3, ..small() };
+    let (mut wal, ..) = open(&disk, &options).unwrap();
+    let preparer = wal.preparer();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                preparer.prepare_next().unwrap();
+            }
+        });
+        for round in 0..20 {
+            wal.append_marked(&[many(round * 500)]).unwrap();
+            put(&mut wal, &rec(1, u64::from(round) + 1, &[1; 5000]));
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    drop(wal);
+    assert_eq!(open(&disk, &options).unwrap().0.promises().iter().count(), 20 * 500);
+}
+
 #[test]
 fn more_promises_than_a_log_keeps_are_refused() {
     let disk = SimDisk::new(1);

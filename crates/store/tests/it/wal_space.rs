@@ -38,6 +38,32 @@ fn a_full_disk_is_reported_beforehand_and_appends_resume_when_there_is_room() {
 }
 
 #[test]
+fn records_are_appended_with_their_mark_or_not_at_all() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    disk.set_capacity(Some(disk.used()));
+    let mut written = 0;
+    while wal.reserve_left() > 8192 {
+        written += 1;
+        put(&mut wal, &rec(1, written, &[0; 3000]));
+    }
+    let one = |index| [batch(&[rec(1, index, b"x")])];
+    wal.append(&one(written + 1)).unwrap();
+    let before = wal.position();
+    assert_eq!(wal.reserve_left(), 4096, "room for one block");
+    for _ in 0..2 {
+        assert!(matches!(wal.make_room(&one(written + 2)), Err(WalError::NoSpace { .. })));
+        assert!(matches!(wal.append_marked(&one(written + 2)), Err(WalError::NoSpace { .. })));
+        assert_eq!(wal.position(), before);
+    }
+    disk.set_capacity(None);
+    wal.make_room(&one(written + 2)).unwrap();
+    disk.set_capacity(Some(disk.used()));
+    wal.append_marked(&one(written + 2)).unwrap();
+    assert!(wal.is_marked());
+}
+
+#[test]
 fn trimming_works_on_a_full_disk_and_makes_room() {
     let disk = SimDisk::new(1);
     let (mut wal, _, _) = open(&disk, &small()).unwrap();

@@ -35,7 +35,8 @@ pub struct Meta {
     pub incarnation: Incarnation,
     /// The node of the cluster that the directory belongs to.
     pub node: NodeId,
-    /// The number of lives that a node had here: each start counts itself before it writes anything else.
+    /// The number of lives that a node had here. Each start counts itself before it promises an epoch, and so before any
+    /// shard of it takes part in anything.
     pub lives: u64,
     /// All epochs up to this one are used, by whatever shard: those of a time when a node had one epoch for all its shards,
     /// and those of a checkpoint that was restored here.
@@ -402,6 +403,9 @@ fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
     };
     if body.epoch_floor == u64::MAX {
         return Err(damaged("no epoch is above its epoch_floor".to_owned()));
+    }
+    if body.lives == u64::MAX {
+        return Err(damaged("no start can be counted above its lives".to_owned()));
     }
     let hex = |name: &str, text: &str| {
         u128::from_str_radix(text, 16).map_err(|_| damaged(format!("{name} is not a hexadecimal number")))

@@ -72,17 +72,17 @@ pub fn recover(
     services.fit(recovered.wal.batch_bytes_max(), options.clock_confirm.as_millis() as u64);
     let past = Past { epoch_floor: meta.epoch_floor, is_new: created, ended_cleanly: meta.clean };
     let plan = StartPlan::new(past, &recovered.known_epochs());
-    // Durable before any entry of a new service is, and before the log has a version that older programs do not know.
+    // Before anything says that this life has begun. A start that finds no room changes no fact: an older program can
+    // still open what it wrote, and the next start has nothing to suspect.
+    recovered.make_room_to_promise(&plan.epochs).map_err(RecoveryError::from)?;
+    // Durable before any entry of a new service is, and before the log has a record that older programs do not know.
     data_dir.update(|meta| {
         meta.lives += 1;
         meta.log_created = true;
+        meta.clean = false;
         meta.services = ServiceMeta::all_of(&topology);
     })?;
     // Durable before any shard uses its epoch.
     recovered.promise(&plan.epochs).map_err(RecoveryError::from)?;
-    // Not before: a start that finds no room for its promises has run no handler, and the next one has nothing to suspect.
-    if data_dir.meta().clean {
-        data_dir.update(|meta| meta.clean = false)?;
-    }
     Ok(Recovery { data_dir, created, store, services, recovered, plan })
 }

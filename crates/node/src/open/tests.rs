@@ -27,8 +27,10 @@ use stead_core::shard::{Effect, Input, Settings, Shard, StepOutcome};
 use stead_core::start::ServiceLimits;
 use stead_core::state::State;
 use stead_core::topology::Topology;
-use stead_store::data_dir::DataDir;
+use stead_store::data_dir::{DataDir, META_FILE, Meta};
+use stead_store::recovery::RecoveryError;
 use stead_store::sim_disk::SimDisk;
+use stead_store::wal::WalError;
 
 /// A clock that advances by a microsecond with each reading, and by hand.
 struct Ticking(AtomicU64);
@@ -449,4 +451,47 @@ fn a_node_whose_parts_never_ran_leaves_its_data_as_after_a_crash() {
     assert!(begun.elapsed() < Duration::from_secs(60), "it waited for parts that do not run");
     let (data_dir, _) = DataDir::open(Arc::new(disk), || unreachable!("it exists")).unwrap();
     assert!(!data_dir.meta().clean, "its log has no last mark");
+}
+
+/// The facts of a clean directory as version 1 stored them.
+const META_V1: &str = r#"{"format":1,"checksum":"47cb0980","meta":{"cluster":"00000000000000000000000000000001","incarnation":1,"epoch":1000,"log_id":"0000000000000007","log_created":true,"clean":true,"services":[{"name":"counter","first_shard":0,"shards":2}]}}"#;
+
+/// A start that finds no room for its promises leaves the facts as they were: their version, so that an older program can
+/// still open them, and the mark of a clean end, because no handler has run.
+#[test]
+fn a_start_without_room_for_its_promises_changes_no_fact() {
+    let disk = SimDisk::new(6);
+    let options = Node::options(1);
+    let code = Registered { program: &Counters, without_code: &options.without_code };
+    let fresh = || Meta { log_id: 7, ..plan::fresh_meta() };
+    let start = || recover(Arc::new(disk.clone()), &code, plan::recover_options(&options), fresh);
+    let end_in_order = || {
+        let (mut data_dir, _) = DataDir::open(Arc::new(disk.clone()), fresh).unwrap();
+        data_dir.update(|meta| meta.clean = true).unwrap();
+        disk.bytes(META_FILE).unwrap()
+    };
+    drop(start().unwrap());
+    // There is room for the facts, but not for another segment of the log.
+    disk.set_capacity(Some(disk.used() + 4096));
+    let mut lives = 1;
+    let before = loop {
+        let before = end_in_order();
+        match start() {
+            Ok(found) => assert!(!found.data_dir.meta().clean && found.data_dir.meta().lives == lives + 1),
+            Err(OpenError::Recovery(RecoveryError::Log(WalError::NoSpace { .. }))) => break before,
+            Err(error) => panic!("{error}"),
+        }
+        lives += 1;
+        assert!(lives < 100, "the log is never full");
+    };
+    assert!(disk.bytes(META_FILE).unwrap() == before, "after {lives} lives");
+    disk.put(META_FILE, META_V1.as_bytes());
+    assert!(matches!(start(), Err(OpenError::Recovery(RecoveryError::Log(WalError::NoSpace { .. })))));
+    assert_eq!(disk.bytes(META_FILE).unwrap(), META_V1.as_bytes());
+
+    disk.set_capacity(None);
+    let found = start().unwrap();
+    assert!(found.plan.assume_clean, "the life before ended in order");
+    assert_eq!((found.data_dir.meta().lives, found.data_dir.meta().clean), (1001, false));
+    assert!(found.recovered.wal.is_marked());
 }

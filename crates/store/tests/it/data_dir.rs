@@ -160,6 +160,18 @@ fn a_floor_that_leaves_no_epoch_is_refused() {
     assert_eq!(disk.bytes(META_FILE), None, "what cannot be read back is not written");
 }
 
+/// A start counts itself among the lives.
+#[test]
+fn lives_that_leave_no_room_for_another_are_refused() {
+    let disk = SimDisk::new(1);
+    let (mut dir, _) = open(&disk, || Meta { lives: u64::MAX - 2, ..meta() }).unwrap();
+    dir.update(|meta| meta.lives += 1).unwrap();
+    let error = dir.update(|meta| meta.lives += 1).unwrap_err();
+    assert!(error.to_string().contains("no start can be counted above its lives"), "{error}");
+    drop(dir);
+    assert_eq!(DataDir::inspect(&disk).unwrap().lives, u64::MAX - 1);
+}
+
 #[test]
 fn an_unknown_version_is_refused_whatever_else_the_file_says() {
     let disk = SimDisk::new(1);

@@ -4,7 +4,7 @@ use crate::edits::{Source, damage};
 use std::sync::{Arc, OnceLock};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Send, Write};
-use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Index, Key, ShardId, Time};
+use stead_core::ids::{Blob, CheckpointNumber, Epoch, Incarnation, Index, Key, ShardId, Time};
 use stead_core::record::{RecordKey, decode_value};
 use stead_core::records::encode_record;
 use stead_core::state::{Header, State};
@@ -20,7 +20,7 @@ use stead_store::sim_disk::SimDisk;
 use xxhash_rust::xxh3::xxh3_128;
 
 const ROOT: &str = "checkpoints";
-const NUMBER: Colour = Colour(3);
+const NUMBER: CheckpointNumber = CheckpointNumber(3);
 
 /// A store with one checkpoint of two shards, between which a message is in flight.
 pub(crate) struct Template {
@@ -62,7 +62,7 @@ fn state(shard: ShardId) -> State {
         .push(Write { key: RecordKey::cell("process-1", b"c"), value: Some(Blob::from(b"cell".as_slice())) });
     worked.sends =
         vec![Send { to: ShardId(1), process: key.clone(), payload: Blob::from(b"a message".as_slice()) }];
-    let marker = Cause::Marker { colour: NUMBER };
+    let marker = Cause::Marker { colour: NUMBER.colour() };
     for entry in [entry(1, Cause::Start), worked, entry(3, marker)] {
         state.apply(entry).expect("it follows");
     }

@@ -80,9 +80,31 @@ number! {
     Seq(u64)
 }
 number! {
-    /// The number of a checkpoint; a shard's colour is that of its last marker.
+    /// The number of a checkpoint; the first one is 1.
+    CheckpointNumber(u64)
+}
+
+impl CheckpointNumber {
+    /// The colour of a shard that has taken its part of this checkpoint.
+    #[must_use]
+    pub const fn colour(self) -> Colour {
+        Colour(self.0)
+    }
+}
+
+number! {
+    /// The number of the last checkpoint whose marker a shard has appended; everything that leaves the shard carries it.
     Colour(u64)
 }
+
+impl Colour {
+    /// The last checkpoint whose marker a shard of this colour has.
+    #[must_use]
+    pub const fn number(self) -> CheckpointNumber {
+        CheckpointNumber(self.0)
+    }
+}
+
 number! {
     /// A cluster's life since its last restore.
     Incarnation(u64)

@@ -9,7 +9,7 @@
 //! Knows no log and no checkpoint: entries and cuts are passed in.
 
 use crate::entry::{Cause, Entry, NoEntry};
-use crate::ids::{Colour, Epoch, Index, ShardId};
+use crate::ids::{CheckpointNumber, Epoch, Index, ShardId};
 use crate::state::{Misfit, Position, State};
 use thiserror::Error;
 
@@ -78,7 +78,7 @@ pub enum ReplayError {
         /// The marker's index.
         index: Index,
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
     },
     /// The log lacks entries that were in it when the checkpoint was completed.
     #[error(
@@ -402,11 +402,10 @@ impl Track {
         let entry = Entry::decode(bytes).map_err(|source| ReplayError::NoEntry { shard, index, source })?;
         if index == marker.index {
             // Log and checkpoint have no name in common: the marker shows that the one was taken of the other.
-            let number = marker.colour;
-            if (entry.epoch, entry.time, entry.cause)
-                != (marker.epoch, marker.time, Cause::Marker { colour: number })
+            let colour = marker.colour;
+            if (entry.epoch, entry.time, entry.cause) != (marker.epoch, marker.time, Cause::Marker { colour })
             {
-                return Err(ReplayError::Unbound { shard, index, number });
+                return Err(ReplayError::Unbound { shard, index, number: colour.number() });
             }
             self.skipped += 1;
             return Ok(());

@@ -13,7 +13,7 @@ use crate::status::CheckStatus;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use stead_core::ids::{Colour, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::checks::{CheckOutcome, Checked};
@@ -35,7 +35,7 @@ pub(crate) struct CheckLimits {
 struct Service {
     limits: CheckLimits,
     /// The marks that earlier lives have left, with their checkpoints, oldest first.
-    left: Vec<(String, Colour)>,
+    left: Vec<(String, CheckpointNumber)>,
 }
 
 struct Live {
@@ -154,7 +154,7 @@ impl CheckMarks {
         &self,
         shared: &Shared<E>,
         store: &dyn BlobStore,
-        number: Colour,
+        number: CheckpointNumber,
         service: &str,
     ) -> Result<String, CheckpointError> {
         let incarnation = shared.topology.incarnation;
@@ -232,7 +232,7 @@ impl CheckMarks {
         };
         let checked = Checked {
             incarnation: shared.topology.incarnation,
-            number: Colour(status.number),
+            number: CheckpointNumber(status.number),
             checked: shared.now(),
             results: status.failed_checks.into_iter().map(result).collect(),
         };
@@ -250,7 +250,7 @@ impl CheckMarks {
 }
 
 /// Notes that a check began over a checkpoint and did not end, if nothing else is known about it.
-pub fn note_unended(checkpoints: &mut [CheckpointInfo], number: Colour, service: &str) {
+pub fn note_unended(checkpoints: &mut [CheckpointInfo], number: CheckpointNumber, service: &str) {
     let open = |info: &&mut CheckpointInfo| {
         let known = info.skipped_checks.iter().any(|skipped| skipped.service == service);
         info.number == number.0 && info.check == CheckOutcome::NotChecked && !known

@@ -21,7 +21,7 @@ use std::convert::Infallible;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use stead_core::ids::{Colour, Time};
+use stead_core::ids::{CheckpointNumber, Time};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
@@ -211,7 +211,7 @@ impl Checks {
     }
 
     /// Notes the progress of a checkpoint's checks; returns false if they were given up.
-    fn note(&self, number: Colour, note: impl FnOnce(&mut Running)) -> bool {
+    fn note(&self, number: CheckpointNumber, note: impl FnOnce(&mut Running)) -> bool {
         let mut held = self.held();
         let running = held.running.as_mut().filter(|running| running.number() == number);
         running.map(note).is_some()
@@ -297,7 +297,7 @@ impl Checks {
 }
 
 impl Running {
-    fn number(&self) -> Colour {
+    fn number(&self) -> CheckpointNumber {
         self.job.manifest.number
     }
 }
@@ -326,7 +326,7 @@ pub(crate) struct CheckPart {
 
 /// A checkpoint that is being checked.
 struct Checking {
-    number: Colour,
+    number: CheckpointNumber,
     asked: bool,
     begun: Time,
     topology: Topology,
@@ -385,7 +385,7 @@ impl CheckPart {
     fn finish<E: Env>(
         &self,
         hub: &Shared<E>,
-        number: Colour,
+        number: CheckpointNumber,
         asked: bool,
         begun: Time,
         error: Option<CheckpointError>,

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::pace::Meter;
-use stead_core::ids::{Colour, Time};
+use stead_core::ids::{CheckpointNumber, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::copy::{Owner, copy};
@@ -204,7 +204,7 @@ pub fn copy_stored(
     paced: &mut dyn FnMut(u64),
 ) -> Result<CopyReport, CheckpointError> {
     let begun = Instant::now();
-    let manifest = read_manifest(local, Colour(number))?;
+    let manifest = read_manifest(local, CheckpointNumber(number))?;
     owner.claim(target)?;
     let copied = copy(local, target, &manifest, paced)?;
     Ok(CopyReport {
@@ -226,7 +226,7 @@ impl<E: Env> Shared<E> {
         address: &str,
     ) -> Result<CopyReport, CheckpointFailure> {
         let _turn = self.copies.turn();
-        let _pin = self.snapshots.pin(Colour(number));
+        let _pin = self.snapshots.pin(CheckpointNumber(number));
         let target = self.copies.open(address)?;
         self.copy_to(local, &*target, number, address)
     }
@@ -333,11 +333,11 @@ impl CopyPart {
         };
         let newest = || hub.snapshots.newest.load(Ordering::Relaxed);
         let mut number = newest();
-        let mut pin = hub.snapshots.pin(Colour(number));
+        let mut pin = hub.snapshots.pin(CheckpointNumber(number));
         // A collection that did not see the pin was preceded by a newer checkpoint.
         while newest() != number {
             number = newest();
-            pin = hub.snapshots.pin(Colour(number));
+            pin = hub.snapshots.pin(CheckpointNumber(number));
         }
         let copied = hub.copy_to(&*self.local, &**target, number, &self.to.address);
         drop(pin);

@@ -6,7 +6,7 @@ use crate::status::{ShardStatus, WorkerStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
-use stead_core::ids::{Colour, Index, Key, SessionId, ShardId};
+use stead_core::ids::{CheckpointNumber, Index, Key, SessionId, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::shard::{DeadLetterAction, Input, Query, Request};
 
@@ -28,7 +28,7 @@ pub(crate) enum Command<C> {
     /// The next part of a shard must have every record.
     ForceFull(ShardId),
     /// The checkpoints up to this one accept no more parts: their snapshots are drained and dropped.
-    GivenUp(Colour),
+    GivenUp(CheckpointNumber),
     /// Report the status of the shards; `taken` is that of the first ones.
     Status { to: mpsc::Sender<WorkerStatus>, taken: Vec<ShardStatus> },
     /// Pass the state of one shard to a function.

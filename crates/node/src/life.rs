@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
-use stead_core::ids::{Colour, Time};
+use stead_core::ids::{CheckpointNumber, Time};
 use stead_core::shutdown::Group;
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -189,7 +189,8 @@ impl<E: Env> Life<E> {
     /// # Errors
     /// [`CheckpointFailure::Store`].
     pub fn checkpoint_info(&self, number: u64) -> Result<Option<CheckpointInfo>, CheckpointFailure> {
-        let mut found: Vec<_> = self.listed().one(&*self.store, Colour(number))?.into_iter().collect();
+        let mut found: Vec<_> =
+            self.listed().one(&*self.store, CheckpointNumber(number))?.into_iter().collect();
         self.shared.checks.marks.note(&mut found);
         Ok(found.pop())
     }
@@ -205,11 +206,11 @@ impl<E: Env> Life<E> {
     /// [`CheckpointFailure::Store`] if it is damaged. What is whole but inconsistent is in the report.
     pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
         let shared = &self.shared;
-        let _pin = shared.snapshots.pin(Colour(number));
+        let _pin = shared.snapshots.pin(CheckpointNumber(number));
         let (store, marks) = (&*self.store, &shared.checks.marks);
         let mut check = |service: &str, topology: &Topology, cut: &[State]| {
             // On a full disk it runs without a mark: a person waits for it.
-            let mark = marks.begin(shared, store, Colour(number), service);
+            let mark = marks.begin(shared, store, CheckpointNumber(number), service);
             let found = shared.program.check(service, topology, cut);
             if let Ok(mark) = mark {
                 marks.end(shared, store, mark, service);
@@ -227,7 +228,7 @@ impl<E: Env> Life<E> {
             };
             let results = report.checks.iter().map(result).collect();
             let (incarnation, checked) = (shared.topology.incarnation, shared.now());
-            Checked { incarnation, number: Colour(number), checked, results }.store(store)?;
+            Checked { incarnation, number: CheckpointNumber(number), checked, results }.store(store)?;
         }
         Ok(report)
     }
@@ -237,7 +238,7 @@ impl<E: Env> Life<E> {
     /// # Errors
     /// [`CheckpointFailure`].
     pub fn delete_checkpoint(&self, number: u64) -> Result<(), CheckpointFailure> {
-        Ok(delete_checkpoint(&*self.store, Colour(number), &self.shared.snapshots.pinned())?)
+        Ok(delete_checkpoint(&*self.store, CheckpointNumber(number), &self.shared.snapshots.pinned())?)
     }
 
     /// Copies a checkpoint to an address, `file:///directory` or `s3://bucket/prefix`, on a thread of its own. The reply is

@@ -4,7 +4,7 @@ use crate::checkpoint::CheckpointInfo;
 use crate::env::Program;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use stead_core::ids::{Colour, Incarnation};
+use stead_core::ids::{CheckpointNumber, Incarnation};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
@@ -15,7 +15,7 @@ use stead_store::checkpoint::verify::{Found, Report, verify_checkpoint};
 
 /// The checkpoints of a store that were read and still exist.
 #[derive(Default)]
-pub(crate) struct Listed(BTreeMap<Colour, Known>);
+pub(crate) struct Listed(BTreeMap<CheckpointNumber, Known>);
 
 enum Known {
     Complete {
@@ -40,7 +40,7 @@ impl Listed {
     pub(crate) fn one(
         &mut self,
         store: &dyn BlobStore,
-        number: Colour,
+        number: CheckpointNumber,
     ) -> Result<Option<CheckpointInfo>, CheckpointError> {
         if decided_numbers(store)?.binary_search(&number).is_err() {
             return Ok(None);
@@ -51,7 +51,7 @@ impl Listed {
     fn look(
         &mut self,
         store: &dyn BlobStore,
-        number: Colour,
+        number: CheckpointNumber,
     ) -> Result<Option<CheckpointInfo>, CheckpointError> {
         let known = match self.0.entry(number) {
             Entry::Occupied(known) => known.into_mut(),
@@ -108,7 +108,7 @@ pub fn verify_stored(
     program: &impl Program,
     check: &mut dyn FnMut(&str, &Topology, &[State]) -> Result<(), String>,
 ) -> Result<Report, CheckpointError> {
-    let manifest = read_manifest(store, Colour(number))?;
+    let manifest = read_manifest(store, CheckpointNumber(number))?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut check = |topology: &Topology, states: &[State]| check_states(topology, states, program, check);
     verify_checkpoint(store, &manifest, threads, &mut check)

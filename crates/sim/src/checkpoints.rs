@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::checkpointing::retention::Garbage;
-use stead_core::ids::{Colour, Index, ShardId};
+use stead_core::ids::{CheckpointNumber, Index, ShardId};
 use stead_core::shard::Input;
 use stead_core::state::State;
 use stead_node::checkpoint::{CheckpointFailure, CheckpointReport, News, Trouble};
@@ -29,13 +29,13 @@ pub(crate) struct Checkpoints {
     /// Number of wanted ones whose results have not come.
     wanted: u64,
     /// The last one that was begun, and when its colour left, in virtual time.
-    begun: (Colour, u64),
+    begun: (CheckpointNumber, u64),
     /// Whether the last one that was decided since this was reset is complete.
     is_complete: Option<bool>,
     /// A bundle that a merge has written, as long as the next checkpoint may refer to it.
     merged: Option<String>,
     /// A number of which it is not known how it was decided.
-    undecided: Option<Colour>,
+    undecided: Option<CheckpointNumber>,
 }
 
 /// The trials at the end of a run, when all rests and nothing fails.
@@ -87,12 +87,12 @@ impl World {
     /// The parts of checkpoints did something.
     pub(crate) fn checkpoint_went_on(&mut self, done: Done) -> Outcomes {
         match done {
-            Done::Coloured(number) => {
+            Done::Coloured(colour) => {
                 let now = self.now;
-                self.checkpoints().begun = (number, now);
+                self.checkpoints().begun = (colour.number(), now);
                 if self.rehearsal == Rehearsal::Overtaken {
                     self.marks.hit(Mark::HigherColour);
-                    self.inside(0, Inside::Input(ShardId(0), Input::Colour(number.next())));
+                    self.inside(0, Inside::Input(ShardId(0), Input::Colour(colour.next())));
                 }
             }
             Done::Drained(shard, number) => {
@@ -150,7 +150,7 @@ impl World {
     }
 
     /// A checkpoint exists.
-    fn completed(&mut self, number: Colour) -> Outcomes {
+    fn completed(&mut self, number: CheckpointNumber) -> Outcomes {
         self.checkpoints().is_complete = Some(true);
         self.decided = self.decided.max(number);
         self.marks.hit(Mark::CheckpointDone);
@@ -169,7 +169,7 @@ impl World {
         Ok(())
     }
 
-    fn given_up(&mut self, number: Colour) -> Outcomes {
+    fn given_up(&mut self, number: CheckpointNumber) -> Outcomes {
         self.marks.hit(Mark::CheckpointGivenUp);
         let (now, deadline) = (self.now, self.profile.checkpoint_deadline);
         let checkpoints = self.checkpoints();

@@ -9,7 +9,7 @@ use crate::stopping::Stopping;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::ids::{Colour, Epoch, Incarnation, Index, NodeId, ShardId, TaskId};
+use stead_core::ids::{CheckpointNumber, Epoch, Incarnation, Index, NodeId, ShardId, TaskId};
 use stead_core::key::Key;
 use stead_core::record::TaskRecord;
 use stead_core::shard::Shard;
@@ -199,7 +199,7 @@ impl Node {
     }
 
     /// The checkpoint that is taken.
-    pub(crate) fn running_checkpoint(&self) -> Option<Colour> {
+    pub(crate) fn running_checkpoint(&self) -> Option<CheckpointNumber> {
         self.parts.checkpoints.part.driver().running()
     }
 

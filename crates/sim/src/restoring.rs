@@ -12,7 +12,7 @@ use fastrand::Rng;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use stead_core::ids::{Colour, Incarnation};
+use stead_core::ids::{CheckpointNumber, Incarnation};
 use stead_core::record::{Kind, RecordKey};
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -125,7 +125,7 @@ impl World {
         old: &[State],
         new: &[State],
         topology: &Topology,
-        number: Colour,
+        number: CheckpointNumber,
     ) -> Outcomes {
         let bad =
             |what: String| Err(Violation::new(10, format!("restored checkpoint {number}: {what}")).into());

@@ -23,7 +23,7 @@ use stead_core::checkpointing::driver::Action;
 use stead_core::checkpointing::retention::Garbage;
 use stead_core::entry::{Entry, Write};
 use stead_core::handler::{Call, Caller as CalledBy, Handler, Outcome, QueryPlace, Txn, View};
-use stead_core::ids::{Colour, Epoch, Index, Seq, ShardId, TaskId, Time};
+use stead_core::ids::{CheckpointNumber, Colour, Epoch, Index, Seq, ShardId, TaskId, Time};
 use stead_core::key::Key;
 use stead_core::record::{RecordKey, StepRetry, TaskRecord};
 use stead_core::records::{Piece, Records};
@@ -103,11 +103,11 @@ pub(crate) enum Done {
     /// All shards get this colour.
     Coloured(Colour),
     /// A shard handed over a piece of its snapshot.
-    Drained(ShardId, Colour),
+    Drained(ShardId, CheckpointNumber),
     /// A shard's marker came late: its snapshot is dropped.
     Discarded,
-    Completed(Colour),
-    GivenUp(Colour),
+    Completed(CheckpointNumber),
+    GivenUp(CheckpointNumber),
     Refused,
     /// The log is to be trimmed.
     Trim,
@@ -172,10 +172,10 @@ struct Stage {
     captures: BTreeMap<(ShardId, Key), Capture>,
     /// For planted bugs: the checkpoint that is taken, a bundle of the newest one, the markers of shards, and snapshots that
     /// are taken for those of a checkpoint that was given up.
-    running: Option<Colour>,
+    running: Option<CheckpointNumber>,
     bundle: Option<String>,
     marked: BTreeMap<ShardId, Index>,
-    dropped: BTreeSet<(ShardId, Colour)>,
+    dropped: BTreeSet<(ShardId, CheckpointNumber)>,
     /// For a planted bug: by shard, what the entry after its marker writes.
     late: BTreeMap<ShardId, Vec<(RecordKey, Blob)>>,
 }
@@ -495,7 +495,7 @@ impl Stage {
     /// The parts of checkpoints want something of the rest of the node.
     fn command(&mut self, command: CheckpointCommand) -> Option<CheckpointCommand> {
         match command {
-            CheckpointCommand::Colour(number) => self.done(Done::Coloured(number)),
+            CheckpointCommand::Colour(colour) => self.done(Done::Coloured(colour)),
             CheckpointCommand::Completed { ref manifest, .. } => {
                 self.bundle = manifest.bundles.first().map(|bundle| bundle.name.clone());
                 self.done(Done::Completed(manifest.number));

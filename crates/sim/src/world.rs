@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use stead_core::ids::{Colour, Incarnation, Index, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Incarnation, Index, ShardId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::shard::{Answer, Input};
 use stead_core::state::State;
@@ -205,7 +205,7 @@ pub(crate) struct World {
     pub(crate) decisions: Vec<Decision>,
     pub(crate) blame: Blame,
     /// The greatest number of a checkpoint that was completed or given up.
-    pub(crate) decided: Colour,
+    pub(crate) decided: CheckpointNumber,
     /// The trials of checkpoints at the end of a run.
     pub(crate) rehearsal: Rehearsal,
 }
@@ -279,7 +279,7 @@ impl World {
             odd: Rng::with_seed(seed ^ 0x0dd),
             decisions: Vec::new(),
             blame: Blame::default(),
-            decided: Colour(0),
+            decided: CheckpointNumber(0),
             rehearsal: Rehearsal::None,
             rng,
             profile,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_core::entry::{Entry, NoEntry};
-use stead_core::ids::{Colour, Epoch, Incarnation, Index, NodeId, ShardId};
+use stead_core::ids::{CheckpointNumber, Epoch, Incarnation, Index, NodeId, ShardId};
 use stead_core::state::State;
 use stead_core::topology::{Topology, TopologyError};
 use stead_node::{
@@ -165,7 +165,7 @@ pub fn restore(
     let begun = Instant::now();
     let source = source_store(&options.from)?;
     let number = match options.number {
-        Some(number) => Colour(number),
+        Some(number) => CheckpointNumber(number),
         None => {
             let newest = newest(&*source)?.manifest;
             newest.ok_or_else(|| OfflineError::NoCheckpoint { from: options.from.clone() })?.number

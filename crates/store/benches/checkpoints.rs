@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::checkpointing::merging::{Policy, plan};
-use stead_core::ids::{Blob, Colour, Incarnation, ShardId, Time};
+use stead_core::ids::{Blob, CheckpointNumber, Incarnation, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
@@ -31,7 +31,7 @@ struct World {
     topology: Topology,
     shards: Vec<Records>,
     rng: fastrand::Rng,
-    number: Colour,
+    number: CheckpointNumber,
 }
 
 impl World {
@@ -53,7 +53,7 @@ impl World {
             records.begin_snapshot(all);
             let header = Header {
                 shard,
-                position: Position { colour: number, ..Position::default() },
+                position: Position { colour: number.colour(), ..Position::default() },
                 outboxes: BTreeMap::new(),
                 received: BTreeMap::new(),
                 records: records.len() as u64,
@@ -83,7 +83,7 @@ fn checkpoints(c: &mut Criterion) {
         topology,
         shards: (0..SHARDS).map(|_| Records::new()).collect(),
         rng: fastrand::Rng::with_seed(1),
-        number: Colour(0),
+        number: CheckpointNumber(0),
     };
     (0..RECORDS).for_each(|key| world.put(key));
     let mut group = c.benchmark_group("checkpoints");

@@ -15,7 +15,7 @@ use std::error::Error;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use stead_core::checkpointing::lineage::Lineage;
-use stead_core::ids::{Colour, Epoch, ReplicaId, ShardId};
+use stead_core::ids::{CheckpointNumber, Epoch, ReplicaId, ShardId};
 use stead_core::replay::{Replay, ReplayError, Replayed};
 use stead_core::start::KnownEpochs;
 use stead_core::state::State;
@@ -37,7 +37,7 @@ pub struct Recovered {
     /// The newest complete checkpoint, if there is one.
     pub manifest: Option<Manifest>,
     /// The greatest number that a checkpoint or a given-up one has; the next is greater.
-    pub decided: Colour,
+    pub decided: CheckpointNumber,
     /// Counts for people to read.
     pub report: RecoveryReport,
 }
@@ -46,7 +46,7 @@ pub struct Recovered {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
     /// The checkpoint that it began with; none for a log that was read from its beginning.
-    pub checkpoint: Option<Colour>,
+    pub checkpoint: Option<CheckpointNumber>,
     /// Bytes of the checkpoint's sections that were read.
     pub section_bytes: u64,
     /// Bytes of all keys and values of the recovered states.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use stead::{CheckpointOptions, Context, Cut, Never, NoQuery, Node, Process, ServiceOptions};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Send};
-use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Key, Seq, ShardId, Time};
+use stead_core::ids::{Blob, CheckpointNumber, Colour, Epoch, Incarnation, Key, Seq, ShardId, Time};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_gateway::http;
@@ -337,8 +337,14 @@ impl Processes {
     /// Stores the parts as checkpoint 1 of a data directory.
     fn store(self, data: &Path, checks: Vec<CheckResult>) {
         let store = DiskStore::open(Arc::new(RealDisk::open(data).unwrap()), "checkpoints").unwrap();
-        let bundle = BundleNames::new(1).draw(Colour(1));
-        let plan = Plan { number: Colour(1), created: Time(1), topology: self.topology, bundle, writer: 1 };
+        let bundle = BundleNames::new(1).draw(CheckpointNumber(1));
+        let plan = Plan {
+            number: CheckpointNumber(1),
+            created: Time(1),
+            topology: self.topology,
+            bundle,
+            writer: 1,
+        };
         let mut writer = CheckpointWriter::create(&store, plan).unwrap();
         for state in &self.states {
             writer.begin_part(state.header(), true).unwrap();

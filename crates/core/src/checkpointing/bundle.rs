@@ -1,6 +1,6 @@
 //! Bundles as manifests refer to them, and their names.
 
-use crate::ids::Colour;
+use crate::ids::CheckpointNumber;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,7 +82,7 @@ impl BundleNames {
     }
 
     /// Draws a name for a bundle that begins at a checkpoint.
-    pub fn draw(&self, number: Colour) -> String {
+    pub fn draw(&self, number: CheckpointNumber) -> String {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         format!("bundles/{:020}-{:016x}-{serial:06}.bundle", number.0, self.writer)
     }

@@ -9,7 +9,7 @@ use crate::checkpointing::bundle::BundleNames;
 use crate::checkpointing::lineage::Lineage;
 use crate::checkpointing::merging::{Merge, Merged, Policy, plan, renewals};
 use crate::checkpointing::retention::{Chooser, Garbage, Inventory, Retention};
-use crate::ids::{Colour, Epoch, Index, ShardId, Time};
+use crate::ids::{CheckpointNumber, Colour, Epoch, Index, ShardId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -37,9 +37,9 @@ pub struct Recovered {
     /// That of the newest complete checkpoint.
     pub lineage: Lineage,
     /// The greatest number that is decided.
-    pub decided: Colour,
+    pub decided: CheckpointNumber,
     /// The greatest number that any shard has as its colour.
-    pub seen: Colour,
+    pub seen: CheckpointNumber,
 }
 
 /// An event that the driver reacts to.
@@ -55,14 +55,14 @@ pub enum Input {
     /// appends a marker to each shard.
     LogSpent(bool),
     /// The bundle of [`Action::Create`] is begun.
-    Created(Colour),
+    Created(CheckpointNumber),
     /// A shard has appended a marker, and a snapshot has begun: of all its records, or of those that changed since the last
     /// one.
     Marked {
         /// The shard.
         shard: ShardId,
         /// The shard's new colour.
-        number: Colour,
+        number: CheckpointNumber,
         /// The epoch of the marker.
         epoch: Epoch,
         /// The index of the marker.
@@ -75,35 +75,35 @@ pub enum Input {
         /// The shard.
         shard: ShardId,
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
     },
     /// A shard's marker is committed.
     MarkerCommitted {
         /// The shard.
         shard: ShardId,
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
     },
     /// The bundle could not be begun, written or sealed, or the checkpoint is not wanted any more.
     Failed {
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
         /// For people.
         reason: String,
     },
     /// The bundle is durable.
     Sealed {
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
         /// [`Driver::lineage`] with the sections of the bundle.
         lineage: Lineage,
     },
     /// The manifest is durable: the checkpoint exists.
-    Stored(Colour),
+    Stored(CheckpointNumber),
     /// The manifest was not stored.
     StoreFailed {
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
         /// For people.
         reason: String,
         /// It may be there all the same, or come to be there.
@@ -112,7 +112,7 @@ pub enum Input {
     /// [`Action::Bury`] was tried.
     Buried {
         /// The number.
-        number: Colour,
+        number: CheckpointNumber,
         /// The new value.
         burial: Burial,
     },
@@ -121,7 +121,7 @@ pub enum Input {
         /// The contents of the store.
         inventory: Inventory,
         /// Checkpoints that are being read or have to be kept.
-        pinned: BTreeSet<Colour>,
+        pinned: BTreeSet<CheckpointNumber>,
     },
     /// The objects that [`Action::Delete`] names are deleted.
     Deleted,
@@ -148,7 +148,7 @@ pub enum Action {
     /// Begin the bundle of a checkpoint: [`Input::Created`] or [`Input::Failed`].
     Create {
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
         /// The name of the bundle.
         bundle: String,
     },
@@ -161,25 +161,25 @@ pub enum Action {
         /// The shard.
         shard: ShardId,
         /// Its colour.
-        number: Colour,
+        number: CheckpointNumber,
     },
     /// Complete the bundle: [`Input::Sealed`] or [`Input::Failed`].
-    Seal(Colour),
+    Seal(CheckpointNumber),
     /// Store the manifest: [`Input::Stored`] or [`Input::StoreFailed`].
-    StoreManifest(Colour),
+    StoreManifest(CheckpointNumber),
     /// Give the number up for ever, by a tombstone: [`Input::Buried`].
     Bury {
         /// The number.
-        number: Colour,
+        number: CheckpointNumber,
         /// For people.
         reason: String,
     },
     /// The checkpoint exists: say so to its shards, before the next colour, and to those who want it.
-    Completed(Colour),
+    Completed(CheckpointNumber),
     /// The checkpoint never will exist, or may not be counted on: say so to its shards and to those who want it.
     GivenUp {
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
         /// For people.
         reason: String,
     },
@@ -196,7 +196,7 @@ pub enum Action {
         /// The name of the bundle to write.
         output: String,
         /// The greatest number that was begun.
-        number: Colour,
+        number: CheckpointNumber,
         /// The bundles to merge.
         merge: Merge,
     },
@@ -211,11 +211,11 @@ pub struct Driver {
     epochs: BTreeMap<ShardId, Epoch>,
     lineage: Lineage,
     /// The greatest number that was begun or seen: none comes twice.
-    last: Colour,
+    last: CheckpointNumber,
     running: Option<Running>,
     /// The last snapshot of each shard, unless its checkpoint exists: the shard's next part must hold everything. The shard
     /// sees to that by itself; this is the check of it.
-    unconfirmed: BTreeMap<ShardId, Colour>,
+    unconfirmed: BTreeMap<ShardId, CheckpointNumber>,
     is_wanted: bool,
     due: Option<Time>,
     log_spent: bool,
@@ -231,7 +231,7 @@ pub struct Driver {
 /// The checkpoint that is taken.
 #[derive(Debug)]
 struct Running {
-    number: Colour,
+    number: CheckpointNumber,
     bundle: String,
     deadline: Time,
     stage: Stage,
@@ -311,7 +311,7 @@ impl Driver {
         };
         for number in decided.0 + 1..=driver.last.0 {
             let reason = "the process ended while it was taken".to_owned();
-            driver.actions.push_back(Action::Bury { number: Colour(number), reason });
+            driver.actions.push_back(Action::Bury { number: CheckpointNumber(number), reason });
         }
         if driver.last > decided {
             // A node that ends again and again before it completes a checkpoint must not pile up tombstones either.
@@ -394,19 +394,19 @@ impl Driver {
 
     /// The checkpoint that is taken.
     #[must_use]
-    pub fn running(&self) -> Option<Colour> {
+    pub fn running(&self) -> Option<CheckpointNumber> {
         self.running.as_ref().map(|running| running.number)
     }
 
     /// The greatest number that was begun or seen.
     #[must_use]
-    pub fn last(&self) -> Colour {
+    pub fn last(&self) -> CheckpointNumber {
         self.last
     }
 
     /// Whether a shard's part of a checkpoint is to be written: its marker counts, and the rest of it is missing.
     #[must_use]
-    pub fn takes_part(&self, shard: ShardId, number: Colour) -> bool {
+    pub fn takes_part(&self, shard: ShardId, number: CheckpointNumber) -> bool {
         self.running.as_ref().is_some_and(|running| {
             running.number == number
                 && matches!(running.stage, Stage::Writing)
@@ -440,7 +440,7 @@ impl Driver {
         names
     }
 
-    fn running_as(&mut self, number: Colour) -> Option<&mut Running> {
+    fn running_as(&mut self, number: CheckpointNumber) -> Option<&mut Running> {
         self.running.as_mut().filter(|running| running.number == number)
     }
 
@@ -483,7 +483,7 @@ impl Driver {
         assert!(before.is_none(), "checkpoint {number} begins while another one is taken");
     }
 
-    fn handle_created(&mut self, number: Colour) {
+    fn handle_created(&mut self, number: CheckpointNumber) {
         let Some(running) = self.running_as(number) else { return };
         if !matches!(running.stage, Stage::Creating) {
             return;
@@ -493,10 +493,16 @@ impl Driver {
         if !full.is_empty() {
             self.actions.push_back(Action::ForceFull(full));
         }
-        self.actions.push_back(Action::Colour(number));
+        self.actions.push_back(Action::Colour(number.colour()));
     }
 
-    fn handle_marked(&mut self, shard: ShardId, number: Colour, (epoch, index): (Epoch, Index), all: bool) {
+    fn handle_marked(
+        &mut self,
+        shard: ShardId,
+        number: CheckpointNumber,
+        (epoch, index): (Epoch, Index),
+        all: bool,
+    ) {
         if self.epochs.get(&shard) != Some(&epoch) {
             // It was the shard's primary once: what it marks is in no log that counts.
             self.actions.push_back(Action::Discard { shard, number });
@@ -525,7 +531,7 @@ impl Driver {
         running.marked.insert(shard, index);
     }
 
-    fn handle_written(&mut self, shard: ShardId, number: Colour) {
+    fn handle_written(&mut self, shard: ShardId, number: CheckpointNumber) {
         if !self.takes_part(shard, number) {
             return;
         }
@@ -548,7 +554,7 @@ impl Driver {
         }
     }
 
-    fn handle_stored(&mut self, number: Colour) {
+    fn handle_stored(&mut self, number: CheckpointNumber) {
         match self.running.take() {
             Some(Running { number: running, stage: Stage::Storing(lineage), marked, committed, .. })
                 if running == number =>
@@ -559,7 +565,7 @@ impl Driver {
         }
     }
 
-    fn handle_store_failed(&mut self, number: Colour, reason: String, may_exist: bool) {
+    fn handle_store_failed(&mut self, number: CheckpointNumber, reason: String, may_exist: bool) {
         let Some(running) = self.running_as(number) else { return };
         if let Stage::Storing(lineage) = &mut running.stage {
             let stored = may_exist.then(|| std::mem::take(lineage));
@@ -569,7 +575,7 @@ impl Driver {
     }
 
     /// The work goes on, and the next checkpoint begins anew. One whose manifest is being stored is decided by that.
-    fn give_up(&mut self, number: Colour, reason: String) {
+    fn give_up(&mut self, number: CheckpointNumber, reason: String) {
         let Some(running) = self.running_as(number) else { return };
         if let Stage::Storing(_) | Stage::Burying { .. } = running.stage {
             return;
@@ -585,7 +591,7 @@ impl Driver {
         self.actions.push_back(Action::Bury { number, reason });
     }
 
-    fn handle_buried(&mut self, number: Colour, burial: Burial) {
+    fn handle_buried(&mut self, number: CheckpointNumber, burial: Burial) {
         // Numbers of the life before are none that run.
         let Some(Running { bundle, stage, marked, committed, .. }) =
             self.running.take_if(|running| running.number == number)
@@ -616,7 +622,7 @@ impl Driver {
 
     fn complete(
         &mut self,
-        number: Colour,
+        number: CheckpointNumber,
         lineage: Lineage,
         marked: &BTreeMap<ShardId, Index>,
         committed: &BTreeSet<ShardId>,
@@ -646,7 +652,7 @@ impl Driver {
         }
     }
 
-    fn handle_inventory(&mut self, now: Time, inventory: Inventory, pinned: BTreeSet<Colour>) {
+    fn handle_inventory(&mut self, now: Time, inventory: Inventory, pinned: BTreeSet<CheckpointNumber>) {
         if !matches!(self.collection.stage, Collecting::Looking) {
             return;
         }

@@ -6,7 +6,7 @@
 //! Only the tombstone of the greatest decided number is needed: it ensures that the next number is greater, also after
 //! a restart. No number below it begins again.
 
-use crate::ids::{Colour, Time};
+use crate::ids::{CheckpointNumber, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Maximum number of tombstones that one collection deletes: each costs a sync, and older programs may have left
@@ -19,7 +19,7 @@ pub struct Retention {
     /// The number of newest checkpoints to keep; at least 1, whatever is set here. Default 3.
     pub keep: usize,
     /// Checkpoints that are being read, or must be kept for another reason.
-    pub pinned: BTreeSet<Colour>,
+    pub pinned: BTreeSet<CheckpointNumber>,
     /// Time that an unreferenced bundle is kept, in microseconds. Default 60 s.
     pub grace: u64,
 }
@@ -36,18 +36,18 @@ pub struct Inventory {
     /// All bundles, listed before `decided` was read: bundles written since then are missing.
     pub bundles: Vec<String>,
     /// The decided numbers, with the bundles of a checkpoint, or `None` for a tombstone.
-    pub decided: BTreeMap<Colour, Option<Vec<String>>>,
+    pub decided: BTreeMap<CheckpointNumber, Option<Vec<String>>>,
     /// The results of checks, with the checkpoint in their names, if any.
-    pub results: Vec<(String, Option<Colour>)>,
+    pub results: Vec<(String, Option<CheckpointNumber>)>,
 }
 
 /// An object to delete.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Garbage {
     /// The manifest of a checkpoint that is not kept.
-    Checkpoint(Colour),
+    Checkpoint(CheckpointNumber),
     /// The tombstone of a number that is not the greatest.
-    Tombstone(Colour),
+    Tombstone(CheckpointNumber),
     /// The results of the checks of a checkpoint that is not kept.
     Results(String),
     /// A bundle that is not needed.
@@ -107,7 +107,7 @@ impl Chooser {
             }
         }
         garbage.extend(tombstones);
-        let needless = |number: Option<Colour>| number.is_none_or(|number| !kept.contains(&number));
+        let needless = |number: Option<CheckpointNumber>| number.is_none_or(|number| !kept.contains(&number));
         let results = inventory.results.into_iter().filter(|(_, number)| needless(*number));
         garbage.extend(results.map(|(name, _)| Garbage::Results(name)));
         let mut unmarked = BTreeMap::new();

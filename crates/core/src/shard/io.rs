@@ -5,7 +5,7 @@ use crate::calls::{Answer, Query, Request};
 use crate::capture::Reading;
 use crate::channel::Message;
 use crate::commit_tracker::EpochConfig;
-use crate::ids::{Colour, Epoch, Index, NodeId, Seq, SessionId, ShardId, TaskId};
+use crate::ids::{CheckpointNumber, Colour, Epoch, Index, NodeId, Seq, SessionId, ShardId, TaskId};
 use crate::key::Key;
 use crate::record::{RecordKey, TaskRecord};
 use crate::state::Header;
@@ -73,7 +73,7 @@ pub enum Input {
     Colour(Colour),
     /// The checkpoint of this number exists: the shard's next part may omit what has not changed since its part of that
     /// one. Until this comes, each further part has all records, whatever became of the checkpoints in between.
-    Completed(Colour),
+    Completed(CheckpointNumber),
     /// A step of a task ended.
     TaskStep {
         /// The task.

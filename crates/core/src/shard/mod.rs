@@ -227,8 +227,8 @@ impl Shard {
             }
             Input::Ack { from, upto, colour } => self.handle_ack(from, upto, colour, out),
             Input::Colour(colour) => self.mark(colour, out),
-            Input::Completed(colour) => {
-                self.unconfirmed = self.unconfirmed.filter(|unconfirmed| *unconfirmed != colour);
+            Input::Completed(number) => {
+                self.unconfirmed = self.unconfirmed.filter(|unconfirmed| unconfirmed.number() != number);
             }
             Input::TaskStep { id, step, run, outcome } => {
                 self.jobs.push_step(id, step, run, outcome);

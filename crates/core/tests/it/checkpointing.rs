@@ -9,18 +9,18 @@ use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, 
 use stead_core::checkpointing::lineage::{AddedSection, Lineage};
 use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Policy};
 use stead_core::checkpointing::retention::{Garbage, Inventory};
-use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Epoch, Index, ShardId, Time};
 
 /// A driver, and the simulated store.
 struct Script {
     driver: Driver,
     bundles: BTreeSet<String>,
-    decided: BTreeMap<Colour, Option<Vec<String>>>,
-    created: BTreeMap<Colour, String>,
-    sealed: BTreeMap<Colour, Lineage>,
+    decided: BTreeMap<CheckpointNumber, Option<Vec<String>>>,
+    created: BTreeMap<CheckpointNumber, String>,
+    sealed: BTreeMap<CheckpointNumber, Lineage>,
     merges: Vec<(String, Merge, Lineage)>,
     deleting: Vec<Garbage>,
-    pinned: BTreeSet<Colour>,
+    pinned: BTreeSet<CheckpointNumber>,
 }
 
 /// Returns the number and the serial number of a bundle's name.
@@ -68,14 +68,15 @@ impl Script {
         let (mut bundles, mut decisions) = (BTreeSet::new(), BTreeMap::new());
         let names = BundleNames::new(1);
         if decided > 0 {
-            let name = names.draw(Colour(decided));
+            let name = names.draw(CheckpointNumber(decided));
             let all = (0..shards).map(|shard| (ShardId(shard), AddedSection { base: true, bytes: 100 }));
             lineage.append(&bundle(&name, 200, 0), all);
             bundles.insert(name.clone());
-            decisions.insert(Colour(decided), Some(vec![name]));
+            decisions.insert(CheckpointNumber(decided), Some(vec![name]));
         }
         let epochs = (0..shards).map(|shard| (ShardId(shard), Epoch(1))).collect();
-        let recovered = Recovered { lineage, decided: Colour(decided), seen: Colour(seen) };
+        let recovered =
+            Recovered { lineage, decided: CheckpointNumber(decided), seen: CheckpointNumber(seen) };
         Self {
             driver: Driver::new(Time(0), options, names, epochs, recovered),
             bundles,
@@ -89,7 +90,7 @@ impl Script {
     }
 
     /// Returns the lineage with a bundle of these sections: `0=100` or, of all records, `0=100!`.
-    fn seal(&mut self, checkpoint: Colour, words: &[&str]) -> Lineage {
+    fn seal(&mut self, checkpoint: CheckpointNumber, words: &[&str]) -> Lineage {
         let name = self.created[&checkpoint].clone();
         let sections = words.iter().map(|word| {
             let (shard, bytes) = word.split_once('=').expect("a section is SHARD=BYTES");
@@ -104,7 +105,7 @@ impl Script {
         lineage
     }
 
-    fn complete(&mut self, checkpoint: Colour) {
+    fn complete(&mut self, checkpoint: CheckpointNumber) {
         let bundles = self.sealed[&checkpoint].bundles().iter().map(|bundle| bundle.name.clone());
         self.decided.insert(checkpoint, Some(bundles.collect()));
     }
@@ -154,50 +155,53 @@ impl Script {
             ["interval", seconds] => Input::Interval(Some(Duration::from_secs(number(seconds)))),
             ["log", "spent"] => Input::LogSpent(true),
             ["log", "has", "room"] => Input::LogSpent(false),
-            ["created", checkpoint] => Input::Created(Colour(number(checkpoint))),
+            ["created", checkpoint] => Input::Created(CheckpointNumber(number(checkpoint))),
             ["shard", shard, "marked", checkpoint, rest @ ..] => Input::Marked {
                 shard: shard_of(shard),
-                number: Colour(number(checkpoint)),
+                number: CheckpointNumber(number(checkpoint)),
                 epoch: Epoch(option(rest, "epoch").unwrap_or(1)),
                 index: Index(option(rest, "index").unwrap_or(1)),
                 all: rest.contains(&"all"),
             },
             ["shard", shard, "written", checkpoint] => {
-                Input::PartWritten { shard: shard_of(shard), number: Colour(number(checkpoint)) }
+                Input::PartWritten { shard: shard_of(shard), number: CheckpointNumber(number(checkpoint)) }
             }
-            ["shard", shard, "committed", checkpoint] => {
-                Input::MarkerCommitted { shard: shard_of(shard), number: Colour(number(checkpoint)) }
+            ["shard", shard, "committed", checkpoint] => Input::MarkerCommitted {
+                shard: shard_of(shard),
+                number: CheckpointNumber(number(checkpoint)),
+            },
+            ["failed", checkpoint] => {
+                Input::Failed { number: CheckpointNumber(number(checkpoint)), reason: reason() }
             }
-            ["failed", checkpoint] => Input::Failed { number: Colour(number(checkpoint)), reason: reason() },
             ["sealed", checkpoint, sections @ ..] => {
-                let number = Colour(number(checkpoint));
+                let number = CheckpointNumber(number(checkpoint));
                 Input::Sealed { number, lineage: self.seal(number, sections) }
             }
             ["stored", checkpoint] => {
-                let number = Colour(number(checkpoint));
+                let number = CheckpointNumber(number(checkpoint));
                 self.complete(number);
                 Input::Stored(number)
             }
             ["store", "failed", checkpoint, rest @ ..] => Input::StoreFailed {
-                number: Colour(number(checkpoint)),
+                number: CheckpointNumber(number(checkpoint)),
                 reason: reason(),
                 may_exist: rest.contains(&"perhaps"),
             },
             ["buried", checkpoint] => {
-                let number = Colour(number(checkpoint));
+                let number = CheckpointNumber(number(checkpoint));
                 self.decided.insert(number, None);
                 Input::Buried { number, burial: Burial::Tombstone }
             }
             ["found", checkpoint] => {
-                let number = Colour(number(checkpoint));
+                let number = CheckpointNumber(number(checkpoint));
                 self.complete(number);
                 Input::Buried { number, burial: Burial::Complete }
             }
             ["not", "buried", checkpoint] => {
-                Input::Buried { number: Colour(number(checkpoint)), burial: Burial::Unknown }
+                Input::Buried { number: CheckpointNumber(number(checkpoint)), burial: Burial::Unknown }
             }
             ["looked", pinned @ ..] => {
-                self.pinned = pinned.iter().map(|number| Colour(self::number(number))).collect();
+                self.pinned = pinned.iter().map(|number| CheckpointNumber(self::number(number))).collect();
                 let inventory = Inventory {
                     bundles: self.bundles.iter().cloned().collect(),
                     decided: self.decided.clone(),

@@ -21,7 +21,9 @@ mod transcript;
 mod world;
 
 use stead_core::entry::{Cause, Entry, Reply};
-use stead_core::ids::{Blob, BodyHash, Colour, Epoch, Index, NodeId, RequestNumber, SessionId};
+use stead_core::ids::{
+    Blob, BodyHash, CheckpointNumber, Colour, Epoch, Index, NodeId, RequestNumber, SessionId,
+};
 use stead_core::record::{DeadLetter, RecordKey};
 use stead_core::records::{Piece, Records, decode_records};
 use stead_core::shard::{Identity, Input, Refusal, Settings, StepOutcome};
@@ -645,11 +647,11 @@ fn records_of_a_failed_checkpoint_are_in_the_next_one() {
     let keys: Vec<_> = decode_records(&piece.to_vec()).map(|record| record.unwrap().0.to_vec()).collect();
     assert!(keys.contains(&RecordKey::process("a").as_bytes().to_vec()));
     // Neither did the second one come to its end.
-    world.give(shard, Input::Completed(Colour(1)));
+    world.give(shard, Input::Completed(CheckpointNumber(1)));
     world.give(shard, Input::Colour(Colour(3)));
     assert!(world.marked[2].1);
     while !world.shards[shard.0 as usize].drain_snapshot(10, &mut piece) {}
-    world.give(shard, Input::Completed(Colour(3)));
+    world.give(shard, Input::Completed(CheckpointNumber(3)));
     world.give(shard, Input::Colour(Colour(4)));
     assert!(!world.marked[3].1);
 }

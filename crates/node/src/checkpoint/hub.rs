@@ -16,7 +16,7 @@ use crate::shared::Shared;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::checkpointing::driver::Action;
-use stead_core::ids::{Colour, Index, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Colour, Index, ShardId, Time};
 use stead_core::shard::Input;
 use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::manifest::Manifest;
@@ -28,9 +28,9 @@ pub enum News {
     /// They get this colour.
     Colour(Colour),
     /// This checkpoint is complete.
-    Completed(Colour),
+    Completed(CheckpointNumber),
     /// The checkpoints up to this one are given up: their snapshots are drained and dropped.
-    GivenUp(Colour),
+    GivenUp(CheckpointNumber),
 }
 
 /// The checkpoint part of a node, which also gives up the checks of services that take too long: their own part is held by
@@ -120,7 +120,7 @@ impl<E: Env> CheckpointHub for Shared<E> {
                     self.inboxes[self.worker_of(shard)].push(Command::ForceFull(shard));
                 }
             }
-            CheckpointCommand::Colour(number) => self.announce(News::Colour(number)),
+            CheckpointCommand::Colour(colour) => self.announce(News::Colour(colour)),
             CheckpointCommand::Discard { shard, number } => {
                 self.leave_news(self.worker_of(shard), News::GivenUp(number));
             }
@@ -177,7 +177,7 @@ impl<E: Env> Shared<E> {
     /// Leaves news of checkpoints in the inbox of a worker.
     pub fn pass_on(&self, worker: usize, news: News) {
         self.inboxes[worker].push(match news {
-            News::Colour(number) => Command::every(Input::Colour(number)),
+            News::Colour(colour) => Command::every(Input::Colour(colour)),
             News::Completed(number) => Command::every(Input::Completed(number)),
             News::GivenUp(number) => Command::GivenUp(number),
         });

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::checkpointing::merging::Merge;
 use stead_core::checkpointing::pace::Meter;
-use stead_core::ids::{Colour, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::compact::MergeRun;
 use stead_store::checkpoint::store::BlobStore;
@@ -18,7 +18,7 @@ pub struct MergeJob {
     /// The name of the bundle to write.
     pub output: String,
     /// The checkpoint in the name of its bundle.
-    pub number: Colour,
+    pub number: CheckpointNumber,
     /// The lineage of the bundles.
     pub lineage: Lineage,
     /// The bundles to merge.

@@ -24,7 +24,7 @@ pub(crate) use report::{failed, skipped};
 use std::fmt;
 use std::time::Duration;
 use stead_core::checkpointing::driver::Action;
-use stead_core::ids::{Colour, Index, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Colour, Index, ShardId, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::manifest::Manifest;
 
@@ -62,7 +62,7 @@ pub enum CheckpointCommand {
         /// The shard.
         shard: ShardId,
         /// The number.
-        number: Colour,
+        number: CheckpointNumber,
     },
     /// Workers that held back may hand over pieces again.
     CaughtUp,
@@ -78,7 +78,7 @@ pub enum CheckpointCommand {
     /// A checkpoint is given up: snapshots for it, and for those before it, are drained and dropped.
     GivenUp {
         /// Its number.
-        number: Colour,
+        number: CheckpointNumber,
         /// The reason, for people.
         reason: String,
         /// The requests that wait for it.
@@ -100,9 +100,9 @@ pub enum CheckpointCommand {
 #[derive(Debug)]
 pub enum Trouble {
     /// A checkpoint could not be written: it is given up.
-    Checkpoint(Colour, CheckpointError),
+    Checkpoint(CheckpointNumber, CheckpointError),
     /// The tombstone of a number could not be written: the number stays undecided, and is never used again.
-    Tombstone(Colour, CheckpointError),
+    Tombstone(CheckpointNumber, CheckpointError),
     /// Old checkpoints could not be deleted: this is tried again after the next checkpoint.
     Collection(CheckpointError),
     /// Bundles could not be merged.

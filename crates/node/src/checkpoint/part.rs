@@ -15,7 +15,7 @@ use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, 
 use stead_core::checkpointing::pace::Meter;
 use stead_core::checkpointing::retention::Garbage;
 use stead_core::clock::Now;
-use stead_core::ids::{Colour, Epoch, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Epoch, ShardId, Time};
 use stead_core::records::Piece;
 use stead_core::state::Header;
 use stead_core::topology::Topology;
@@ -59,7 +59,7 @@ pub struct CheckpointPart {
 
 /// The checkpoint that is taken.
 struct Running {
-    number: Colour,
+    number: CheckpointNumber,
     begun: Time,
     stage: Stage,
     wanted: Vec<Wanted>,
@@ -185,7 +185,7 @@ impl CheckpointPart {
         &mut self,
         hub: &impl CheckpointHub,
         now: Time,
-        (shard, number): (ShardId, Colour),
+        (shard, number): (ShardId, CheckpointNumber),
         header: Header,
         all: bool,
     ) {
@@ -203,7 +203,7 @@ impl CheckpointPart {
         &mut self,
         hub: &impl CheckpointHub,
         now: Time,
-        (shard, number): (ShardId, Colour),
+        (shard, number): (ShardId, CheckpointNumber),
         piece: &Piece,
         done: bool,
     ) {
@@ -235,7 +235,7 @@ impl CheckpointPart {
     }
 
     /// The writer of the checkpoint that is taken.
-    fn writer(&mut self, number: Colour) -> Result<&mut CheckpointWriter, CheckpointError> {
+    fn writer(&mut self, number: CheckpointNumber) -> Result<&mut CheckpointWriter, CheckpointError> {
         match &mut self.running {
             Some(Running { number: running, stage: Stage::Writing(writer), .. }) if *running == number => {
                 Ok(writer)
@@ -245,7 +245,7 @@ impl CheckpointPart {
     }
 
     /// Takes the stage of the checkpoint with this number, if that runs; its stage is none from now on.
-    fn take_stage(&mut self, number: Colour) -> Stage {
+    fn take_stage(&mut self, number: CheckpointNumber) -> Stage {
         match &mut self.running {
             Some(running) if running.number == number => std::mem::replace(&mut running.stage, Stage::None),
             _ => Stage::None,
@@ -258,7 +258,13 @@ impl CheckpointPart {
         }
     }
 
-    fn fail(&mut self, hub: &impl CheckpointHub, now: Time, number: Colour, error: CheckpointError) {
+    fn fail(
+        &mut self,
+        hub: &impl CheckpointHub,
+        now: Time,
+        number: CheckpointNumber,
+        error: CheckpointError,
+    ) {
         self.driver.handle(now, Input::Failed { number, reason: error.to_string() });
         hub.perform(CheckpointCommand::Trouble(Trouble::Checkpoint(number, error)));
     }
@@ -281,7 +287,7 @@ impl CheckpointPart {
                 }
             }
             Action::ForceFull(shards) => hub.perform(CheckpointCommand::ForceFull(shards)),
-            Action::Colour(number) => hub.perform(CheckpointCommand::Colour(number)),
+            Action::Colour(colour) => hub.perform(CheckpointCommand::Colour(colour)),
             Action::Discard { shard, number } => hub.perform(CheckpointCommand::Discard { shard, number }),
             Action::Seal(number) => {
                 let Stage::Writing(writer) = self.take_stage(number) else { return };
@@ -345,7 +351,7 @@ impl CheckpointPart {
         }
     }
 
-    fn store_manifest(&mut self, hub: &impl CheckpointHub, now: Time, number: Colour) {
+    fn store_manifest(&mut self, hub: &impl CheckpointHub, now: Time, number: CheckpointNumber) {
         let Some(Running { stage: Stage::Sealed(sealed), .. }) = &self.running else { return };
         match sealed.put(&*self.store) {
             Ok(()) => self.driver.handle(now, Input::Stored(number)),
@@ -358,7 +364,7 @@ impl CheckpointPart {
     }
 
     /// Gives a number up, unless it is a checkpoint.
-    fn bury(&mut self, hub: &impl CheckpointHub, now: Now, number: Colour, reason: &str) -> Burial {
+    fn bury(&mut self, hub: &impl CheckpointHub, now: Now, number: CheckpointNumber, reason: &str) -> Burial {
         if let Some(running) = self.running.as_mut().filter(|running| running.number == number)
             && let Stage::Writing(_) = running.stage
         {

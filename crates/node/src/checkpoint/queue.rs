@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_core::checkpointing::merging::Merged;
-use stead_core::ids::{Colour, ShardId};
+use stead_core::ids::{CheckpointNumber, ShardId};
 use stead_core::records::Piece;
 use stead_core::state::Header;
 
@@ -28,7 +28,7 @@ pub enum Event {
         /// The shard.
         shard: ShardId,
         /// Its new colour.
-        number: Colour,
+        number: CheckpointNumber,
         /// The state of its part besides the records.
         header: Box<Header>,
         /// Whether the snapshot is of all records.
@@ -39,7 +39,7 @@ pub enum Event {
         /// The shard.
         shard: ShardId,
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
         /// Whole records and messages.
         piece: Piece,
         /// Whether it is the last one.
@@ -50,7 +50,7 @@ pub enum Event {
         /// The shard.
         shard: ShardId,
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
     },
     /// A checkpoint is requested now.
     Wanted(Wanted),
@@ -94,16 +94,16 @@ pub struct SnapshotQueue {
 
 /// Checkpoints that are being read, with the number of readers of each.
 #[derive(Default)]
-struct Pins(Mutex<BTreeMap<Colour, usize>>);
+struct Pins(Mutex<BTreeMap<CheckpointNumber, usize>>);
 
 impl Pins {
-    fn held(&self) -> MutexGuard<'_, BTreeMap<Colour, usize>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<CheckpointNumber, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Keeps a checkpoint from being deleted while this lives.
-pub(crate) struct Pin(Arc<Pins>, Colour);
+pub(crate) struct Pin(Arc<Pins>, CheckpointNumber);
 
 impl Drop for Pin {
     fn drop(&mut self) {
@@ -133,12 +133,12 @@ impl SnapshotQueue {
     }
 
     /// Keeps a checkpoint while it is read.
-    pub(crate) fn pin(&self, number: Colour) -> Pin {
+    pub(crate) fn pin(&self, number: CheckpointNumber) -> Pin {
         *self.pins.held().entry(number).or_default() += 1;
         Pin(Arc::clone(&self.pins), number)
     }
 
-    pub(crate) fn pinned(&self) -> BTreeSet<Colour> {
+    pub(crate) fn pinned(&self) -> BTreeSet<CheckpointNumber> {
         self.pins.held().keys().copied().collect()
     }
 

@@ -155,7 +155,7 @@ impl Node {
     }
 
     /// The shard marks a checkpoint, and hands over one record of so many bytes in each of two pieces.
-    fn mark(&self, number: Colour, bytes: usize) {
+    fn mark(&self, number: CheckpointNumber, bytes: usize) {
         let mut records = Records::new();
         for name in ["x", "y"] {
             let key = stead_core::record::RecordKey::process(&stead_core::ids::Key::new(name).unwrap());
@@ -164,7 +164,7 @@ impl Node {
         records.begin_snapshot(true);
         let header = Box::new(Header {
             shard: SHARD,
-            position: Position { colour: number, epoch: Epoch(1), ..Position::default() },
+            position: Position { colour: number.colour(), epoch: Epoch(1), ..Position::default() },
             outboxes: Default::default(),
             received: Default::default(),
             records: records.len() as u64,
@@ -185,7 +185,7 @@ fn disk_store(disk: &SimDisk) -> DiskStore {
     DiskStore::open(Arc::new(disk.clone()), "checkpoints").unwrap()
 }
 
-fn completed(commands: &[CheckpointCommand]) -> Vec<Colour> {
+fn completed(commands: &[CheckpointCommand]) -> Vec<CheckpointNumber> {
     let numbers = commands.iter().filter_map(|command| match command {
         CheckpointCommand::Completed { manifest, .. } => Some(manifest.number),
         _ => None,
@@ -199,7 +199,7 @@ fn the_turn_that_meets_a_failed_sync_is_the_last_one() {
     let mut node = Node::new(Arc::new(disk_store(&disk)), 0);
     let slot = node.want();
     assert_eq!(node.turns().unwrap(), Some(Time(TIMEOUT)));
-    node.mark(Colour(1), 10);
+    node.mark(CheckpointNumber(1), 10);
     disk.fail_syncs(1);
     node.turns().unwrap_err();
     assert!(matches!(*slot.0.lock().unwrap(), Some(Err(CheckpointFailure::Stopped(_)))));
@@ -213,22 +213,23 @@ fn what_is_held_at_its_pace_is_given_up_in_time() {
     let slot = node.want();
     node.turns().unwrap();
     // The first piece takes more than the time of the checkpoint.
-    node.mark(Colour(1), 2000);
+    node.mark(CheckpointNumber(1), 2000);
     assert_eq!(node.turns().unwrap(), Some(Time(TIMEOUT)));
     assert!(slot.0.lock().unwrap().is_none());
     node.now = TIMEOUT;
     node.turns().unwrap();
-    let given_up =
-        |command: &CheckpointCommand| matches!(command, CheckpointCommand::GivenUp { number: Colour(1), .. });
+    let given_up = |command: &CheckpointCommand| {
+        matches!(command, CheckpointCommand::GivenUp { number: CheckpointNumber(1), .. })
+    };
     assert!(node.commands().iter().any(given_up));
     // The next one is not held up by what is left of it.
     node.want();
     node.turns().unwrap();
-    node.mark(Colour(2), 2000);
+    node.mark(CheckpointNumber(2), 2000);
     node.now += 500_000;
     node.hub.queue.pace.set(0);
     node.turns().unwrap();
-    assert_eq!(completed(&node.commands()), [Colour(2)]);
+    assert_eq!(completed(&node.commands()), [CheckpointNumber(2)]);
 }
 
 #[test]
@@ -238,13 +239,13 @@ fn a_manifest_that_was_stored_in_spite_of_an_error_is_a_checkpoint() {
     let mut node = Node::new(Arc::new(lossy), 0);
     node.want();
     node.turns().unwrap();
-    node.mark(Colour(1), 10);
+    node.mark(CheckpointNumber(1), 10);
     node.turns().unwrap();
     let commands = node.commands();
-    assert_eq!(completed(&commands), [Colour(1)]);
+    assert_eq!(completed(&commands), [CheckpointNumber(1)]);
     assert!(commands.iter().all(|command| !matches!(command, CheckpointCommand::GivenUp { .. })));
     assert!(commands.iter().any(|command| matches!(command, CheckpointCommand::Trim(_))));
-    read_manifest(&*node.store, Colour(1)).unwrap();
+    read_manifest(&*node.store, CheckpointNumber(1)).unwrap();
 }
 
 #[test]

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::driver;
-use stead_core::ids::{Colour, Epoch, ShardId};
+use stead_core::ids::{CheckpointNumber, Epoch, ShardId};
 use stead_core::placement::{Place, Placement};
 use stead_core::shard::Shard;
 use stead_core::state::State;
@@ -73,7 +73,8 @@ pub(crate) fn assemble<E: Env>(
         tail_cut: log.cut.is_some(),
         state_bytes: report.state_bytes,
     };
-    let last = states.iter().map(|state| state.position().colour).max().unwrap_or(Colour(0));
+    let last =
+        states.iter().map(|state| state.position().colour.number()).max().unwrap_or(CheckpointNumber(0));
     let logged = states.iter().map(|state| state.position().time).max().unwrap_or_default();
     warn_of_clock(logged, around.0.wall(), options.clock_confirm);
 

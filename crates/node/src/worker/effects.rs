@@ -58,14 +58,15 @@ impl<E: Env> Worker<E> {
                 Effect::WantsTurn(kind) => shared.trials(|trials| trials.wants(from, kind)),
                 Effect::EndsTurn(kind) => shared.trials(|trials| trials.ends(from, kind)),
                 Effect::Marked { header, all } => {
-                    let number = header.position.colour;
+                    let number = header.position.colour.number();
                     // The rest of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.
                     self.draining.retain(|draining| draining.slot != slot);
                     let piece = Piece::default();
                     self.draining.push_back(Draining { slot, number, piece, is_given_up: false });
                     shared.leave_snapshot(Event::Begun { shard: from, number, header, all });
                 }
-                Effect::MarkerCommitted(number) => {
+                Effect::MarkerCommitted(colour) => {
+                    let number = colour.number();
                     shared.leave_snapshot(Event::MarkerCommitted { shard: from, number });
                 }
                 Effect::Active(_) => shared.shard_is_active(),

@@ -5,7 +5,7 @@ use crate::checkpoint::{Event, PIECE_BYTES};
 use crate::clock::Clock;
 use crate::env::Env;
 use crate::shared::Shared;
-use stead_core::ids::Colour;
+use stead_core::ids::CheckpointNumber;
 use stead_core::records::Piece;
 
 /// Maximum time that a snapshot may hold the worker in one turn, in microseconds.
@@ -16,7 +16,7 @@ const SNAPSHOT_RECORDS: usize = 64;
 /// A snapshot that is handed to the checkpoint thread in pieces.
 pub(super) struct Draining {
     pub(super) slot: u32,
-    pub(super) number: Colour,
+    pub(super) number: CheckpointNumber,
     pub(super) piece: Piece,
     /// Set if no checkpoint takes it. It is drained anyway: until then the shard keeps a copy of each changed record.
     pub(super) is_given_up: bool,

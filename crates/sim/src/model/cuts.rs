@@ -4,7 +4,7 @@ use super::{Model, Sent, Shadow, hash_call};
 use crate::violation::Violation;
 use crate::workload::Workload;
 use std::collections::{BTreeMap, BTreeSet};
-use stead_core::ids::{Colour, Index, Key, ShardId};
+use stead_core::ids::{CheckpointNumber, Index, Key, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::records::Records;
 use stead_core::state::{Header, State};
@@ -12,29 +12,33 @@ use stead_core::topology::Topology;
 
 impl Model {
     /// Compares the header of a shard's part with the state at its marker, and keeps that state.
-    pub(super) fn check_marker(&mut self, shard: ShardId, colour: Colour) -> Result<(), Violation> {
+    pub(super) fn check_marker(&mut self, shard: ShardId, number: CheckpointNumber) -> Result<(), Violation> {
         let shadow = self.shadow(shard);
-        let marked = shadow.marked.remove(&colour);
+        let marked = shadow.marked.remove(&number);
         if let Some(header) = marked.filter(|header| !shadow.fold.is_marked_as(header)) {
             let what = format!(
-                "shard {shard}: the part of checkpoint {colour} begins with {header:?}, its entries make {:?}",
+                "shard {shard}: the part of checkpoint {number} begins with {header:?}, its entries make {:?}",
                 shadow.fold.header()
             );
             return Err(Violation::new(10, what));
         }
         let state = shadow.fold.to_state();
-        self.cuts.entry(colour).or_default().push(state);
+        self.cuts.entry(number).or_default().push(state);
         Ok(())
     }
 
     /// Notes that a shard begins its part of a checkpoint with this header.
     pub(crate) fn marked(&mut self, shard: ShardId, header: &Header) {
-        self.shadow(shard).marked.insert(header.position.colour, header.clone());
+        self.shadow(shard).marked.insert(header.position.colour.number(), header.clone());
     }
 
-    /// Checks the cut of a colour once every shard has its marker in the log.
-    pub(super) fn check_cut(&mut self, colour: Colour, workload: &mut dyn Workload) -> Result<(), Violation> {
-        let cut = self.cuts.get_mut(&colour).expect("one of its states was just added");
+    /// Checks the cut of a checkpoint once every shard has its marker in the log.
+    pub(super) fn check_cut(
+        &mut self,
+        number: CheckpointNumber,
+        workload: &mut dyn Workload,
+    ) -> Result<(), Violation> {
+        let cut = self.cuts.get_mut(&number).expect("one of its states was just added");
         if cut.len() < self.shards.len() {
             return Ok(());
         }
@@ -102,13 +106,13 @@ impl Model {
     }
 
     /// Returns the shard's state at its marker.
-    pub(crate) fn mark(&self, colour: Colour, shard: ShardId) -> Option<&State> {
-        self.cuts.get(&colour)?.iter().find(|state| state.shard() == shard)
+    pub(crate) fn mark(&self, number: CheckpointNumber, shard: ShardId) -> Option<&State> {
+        self.cuts.get(&number)?.iter().find(|state| state.shard() == shard)
     }
 
     /// Drops checkpoints below this number, which will not be needed again.
-    pub(crate) fn forget_cuts_below(&mut self, colour: Colour) {
-        self.cuts = self.cuts.split_off(&colour);
+    pub(crate) fn forget_cuts_below(&mut self, number: CheckpointNumber) {
+        self.cuts = self.cuts.split_off(&number);
     }
 }
 

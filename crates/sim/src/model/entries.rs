@@ -91,7 +91,7 @@ impl Model {
         self.check_sessions(shard, &entry)?;
         workload.committed(shard, &entry).map_err(|s| Violation::parse(&s))?;
         let marker = match entry.cause {
-            Cause::Marker { colour } => Some(colour),
+            Cause::Marker { colour } => Some(colour.number()),
             _ => None,
         };
         let shadow = &mut self.shards[shard.0 as usize];
@@ -114,9 +114,9 @@ impl Model {
         }
         shadow.called.retain(|&at, _| at > index);
         shadow.made.retain(|&at, _| at > index);
-        if let Some(colour) = marker {
-            self.check_marker(shard, colour)?;
-            self.check_cut(colour, workload)?;
+        if let Some(number) = marker {
+            self.check_marker(shard, number)?;
+            self.check_cut(number, workload)?;
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use due::{Due, Sessions};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::entry::Entry;
-use stead_core::ids::{Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
 use stead_core::shard::Settings;
 use stead_core::state::{Header, Message, State};
 use stead_core::topology::Topology;
@@ -33,8 +33,8 @@ pub(crate) struct Model {
     sent: BTreeMap<(ShardId, ShardId), Vec<Sent>>,
     /// Which life of the node led an epoch.
     leaders: BTreeMap<(ShardId, Epoch), u64>,
-    /// By colour, the shards' states at their markers.
-    cuts: BTreeMap<Colour, Vec<State>>,
+    /// By checkpoint, the shards' states at their markers.
+    cuts: BTreeMap<CheckpointNumber, Vec<State>>,
     /// Consistent cuts that were checked.
     pub(crate) cuts_checked: u64,
     /// The greatest lead of any wall clock over virtual time. A shard whose clock was set back goes on, slower.
@@ -60,8 +60,8 @@ struct Shadow {
     called: BTreeMap<Index, u64>,
     /// By index, when an entry that is not folded yet was made, in virtual time.
     made: BTreeMap<Index, u64>,
-    /// By colour, the header of the part that the shard began in this life, until its marker is folded.
-    marked: BTreeMap<Colour, Header>,
+    /// By checkpoint, the header of the part that the shard began in this life, until its marker is folded.
+    marked: BTreeMap<CheckpointNumber, Header>,
     /// By request that is in no checked cut yet, what its client had seen before.
     causes: BTreeMap<Index, Vec<(ShardId, Index)>>,
     due: Due,

@@ -5,11 +5,11 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::checks::CHECKS;
-use crate::checkpoint::json::{ColourNumber, IncarnationNumber};
+use crate::checkpoint::json::IncarnationNumber;
 use crate::checkpoint::manifest::{encode, read_object};
 use crate::checkpoint::store::{BlobStore, Put, StoreError};
 use serde::{Deserialize, Serialize};
-use stead_core::ids::{Colour, Incarnation};
+use stead_core::ids::{CheckpointNumber, Incarnation};
 
 const KIND_BEGUN: &str = "begun";
 const PREFIX: &str = "begun-";
@@ -24,8 +24,7 @@ pub struct Begun {
     #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// The checkpoint.
-    #[serde(with = "ColourNumber")]
-    pub number: Colour,
+    pub number: CheckpointNumber,
     /// The service of the check.
     pub service: String,
 }

@@ -11,7 +11,7 @@ use minicbor::{Decode, Encode};
 use std::collections::BTreeMap;
 pub use stead_core::checkpointing::bundle::{BundleNames, BundleRef};
 use stead_core::checkpointing::lineage::AddedSection;
-use stead_core::ids::{Colour, Incarnation, ShardId};
+use stead_core::ids::{CheckpointNumber, Incarnation, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::records::Records;
 use stead_core::state::Header;
@@ -126,7 +126,7 @@ impl BundleWriter {
     pub fn create(
         store: &dyn BlobStore,
         name: String,
-        (incarnation, number, writer): (Incarnation, Colour, u64),
+        (incarnation, number, writer): (Incarnation, CheckpointNumber, u64),
         level: u32,
     ) -> Result<Self, CheckpointError> {
         let mut prefix = [0; HEADER_LEN];
@@ -284,7 +284,7 @@ fn block_len(records: &[u8]) -> usize {
 pub struct Bundle {
     name: String,
     reader: Box<dyn BlobReader>,
-    number: Colour,
+    number: CheckpointNumber,
     index: Index,
 }
 
@@ -347,7 +347,7 @@ impl Bundle {
 
     /// The checkpoint for which it was written.
     #[must_use]
-    pub fn number(&self) -> Colour {
+    pub fn number(&self) -> CheckpointNumber {
         self.number
     }
 
@@ -449,7 +449,7 @@ fn check_prefix(
     name: &str,
     prefix: &[u8; HEADER_LEN],
     incarnation: Incarnation,
-) -> Result<Colour, CheckpointError> {
+) -> Result<CheckpointNumber, CheckpointError> {
     if prefix[..8] != *MAGIC {
         return Err(CheckpointError::damaged(name, "it is not a bundle"));
     }
@@ -469,7 +469,7 @@ fn check_prefix(
     if found != incarnation {
         return Err(CheckpointError::Incarnation { name: name.to_owned(), found, expected: incarnation });
     }
-    Ok(Colour(read_u64(prefix, 24)))
+    Ok(CheckpointNumber(read_u64(prefix, 24)))
 }
 
 /// Reads an index whose blocks lie between the header and `end`, in order and apart.

@@ -5,12 +5,12 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::begun::is_begun;
-use crate::checkpoint::json::{ColourNumber, IncarnationNumber, Micros};
+use crate::checkpoint::json::{IncarnationNumber, Micros};
 use crate::checkpoint::manifest::{CheckResult, Manifest, decided_numbers, encode, read_object};
 use crate::checkpoint::store::{BlobStore, Put};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use stead_core::ids::{Colour, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, Incarnation, Time};
 
 /// The directory of the results of checks.
 pub const CHECKS: &str = "checks/";
@@ -78,8 +78,7 @@ pub struct Checked {
     #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// The checkpoint.
-    #[serde(with = "ColourNumber")]
-    pub number: Colour,
+    pub number: CheckpointNumber,
     /// The end of the checks, in microseconds since the Unix epoch.
     #[serde(with = "Micros")]
     pub checked: Time,
@@ -89,12 +88,12 @@ pub struct Checked {
 
 /// Returns the name of the object with the results of a checkpoint's checks.
 #[must_use]
-pub fn checks_name(number: Colour) -> String {
+pub fn checks_name(number: CheckpointNumber) -> String {
     format!("{CHECKS}{:020}.json", number.0)
 }
 
-fn checks_number(name: &str) -> Option<Colour> {
-    let number = Colour(name.strip_prefix(CHECKS)?.strip_suffix(".json")?.parse().ok()?);
+fn checks_number(name: &str) -> Option<CheckpointNumber> {
+    let number = CheckpointNumber(name.strip_prefix(CHECKS)?.strip_suffix(".json")?.parse().ok()?);
     (checks_name(number) == name).then_some(number)
 }
 
@@ -146,7 +145,7 @@ pub fn recorded_checks(
 pub fn checks_beside(
     store: &dyn BlobStore,
     incarnation: Incarnation,
-    number: Colour,
+    number: CheckpointNumber,
 ) -> Result<Option<Vec<CheckResult>>, CheckpointError> {
     let name = checks_name(number);
     let checked = match Checked::read(store, &name) {
@@ -161,7 +160,9 @@ pub fn checks_beside(
 
 /// Lists the results of checks, with the checkpoint that the name gives, if any. Marks of checks that did not end are
 /// left out.
-pub(crate) fn list_checks(store: &dyn BlobStore) -> Result<Vec<(String, Option<Colour>)>, CheckpointError> {
+pub(crate) fn list_checks(
+    store: &dyn BlobStore,
+) -> Result<Vec<(String, Option<CheckpointNumber>)>, CheckpointError> {
     let names = store.list(CHECKS)?.into_iter().filter(|name| !is_begun(name));
     Ok(names.map(|name| (name.clone(), checks_number(&name))).collect())
 }
@@ -170,7 +171,7 @@ pub(crate) fn list_checks(store: &dyn BlobStore) -> Result<Vec<(String, Option<C
 pub(crate) fn copy_checks(
     from: &dyn BlobStore,
     to: &dyn BlobStore,
-    number: Colour,
+    number: CheckpointNumber,
 ) -> Result<(), CheckpointError> {
     let there: BTreeSet<String> = to.list(CHECKS)?.into_iter().collect();
     let names = decided_numbers(to)?.into_iter().chain([number]).map(checks_name);

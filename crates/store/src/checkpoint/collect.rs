@@ -12,7 +12,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 pub use stead_core::checkpointing::retention::Retention;
 use stead_core::checkpointing::retention::{Chooser, Garbage, Inventory};
-use stead_core::ids::{Colour, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, Incarnation, Time};
 use thiserror::Error;
 
 /// The directory of bundles.
@@ -22,9 +22,9 @@ const BUNDLES: &str = "bundles/";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Checkpoints.
-    pub checkpoints: Vec<Colour>,
+    pub checkpoints: Vec<CheckpointNumber>,
     /// Numbers of given-up checkpoints whose tombstones are not needed any more; at most 64, the oldest first.
-    pub tombstones: Vec<Colour>,
+    pub tombstones: Vec<CheckpointNumber>,
     /// Bundles.
     pub bundles: Vec<String>,
     /// Bundles that wait for the end of the grace period.
@@ -35,7 +35,7 @@ pub struct Collected {
 #[derive(Clone, Debug, Default)]
 pub struct Stock {
     /// The decisions that were read. They never change, so each is read once.
-    decided: BTreeMap<Colour, Known>,
+    decided: BTreeMap<CheckpointNumber, Known>,
 }
 
 /// The part of a decision that a collection needs.
@@ -84,7 +84,7 @@ impl Stock {
 
     /// Reads new decisions, and removes those whose objects are gone.
     fn read_new(&mut self, store: &dyn BlobStore, incarnation: Incarnation) -> Result<(), CheckpointError> {
-        let numbers: BTreeSet<Colour> = decided_numbers(store)?.into_iter().collect();
+        let numbers: BTreeSet<CheckpointNumber> = decided_numbers(store)?.into_iter().collect();
         self.decided.retain(|number, _| numbers.contains(number));
         for number in numbers {
             let known = match self.decided.entry(number) {
@@ -164,10 +164,10 @@ impl Collector {
 pub enum DeleteError {
     /// A restart needs it.
     #[error("checkpoint {0} is the newest: a restart needs it; take another one first")]
-    Newest(Colour),
+    Newest(CheckpointNumber),
     /// It is being read.
     #[error("checkpoint {0} is in use; try again when it is not")]
-    Pinned(Colour),
+    Pinned(CheckpointNumber),
     /// It does not exist or cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -179,8 +179,8 @@ pub enum DeleteError {
 /// [`DeleteError`].
 pub fn delete_checkpoint(
     store: &dyn BlobStore,
-    number: Colour,
-    pinned: &BTreeSet<Colour>,
+    number: CheckpointNumber,
+    pinned: &BTreeSet<CheckpointNumber>,
 ) -> Result<(), DeleteError> {
     let newest = newest(store)?.manifest.map(|manifest| manifest.number);
     if newest == Some(number) {

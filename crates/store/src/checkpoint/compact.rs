@@ -10,7 +10,7 @@ use crate::checkpoint::store::BlobStore;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::checkpointing::merging::{Merge, Merged, MergedSection};
-use stead_core::ids::{Colour, Incarnation, ShardId};
+use stead_core::ids::{CheckpointNumber, Incarnation, ShardId};
 use stead_core::records::encode_record;
 
 /// Bytes of blocks that a step of a merge reads, unless one block is longer.
@@ -55,7 +55,7 @@ impl MergeRun {
     pub fn begin(
         store: &dyn BlobStore,
         output: String,
-        (incarnation, number, writer): (Incarnation, Colour, u64),
+        (incarnation, number, writer): (Incarnation, CheckpointNumber, u64),
         lineage: &Lineage,
         merge: &Merge,
     ) -> Result<Self, CheckpointError> {

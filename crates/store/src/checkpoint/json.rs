@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 pub use stead_core::checkpointing::bundle::Hash;
-use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId, Time};
+use stead_core::ids::{Epoch, Incarnation, Index, ShardId, Time};
 
 // The core knows no JSON, so its numbers are described here.
 macro_rules! number {
@@ -16,6 +16,5 @@ macro_rules! number {
 number!(ShardNumber as "ShardId" is u32);
 number!(EpochNumber as "Epoch" is u64);
 number!(IndexNumber as "Index" is u64);
-number!(ColourNumber as "Colour" is u64);
 number!(IncarnationNumber as "Incarnation" is u64);
 number!(Micros as "Time" is u64);

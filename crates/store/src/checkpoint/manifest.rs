@@ -5,16 +5,14 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::BundleRef;
-use crate::checkpoint::json::{
-    ColourNumber, EpochNumber, Hash, IncarnationNumber, IndexNumber, Micros, ShardNumber,
-};
+use crate::checkpoint::json::{EpochNumber, Hash, IncarnationNumber, IndexNumber, Micros, ShardNumber};
 use crate::checkpoint::store::{BlobStore, Put};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 pub use stead_core::checkpointing::bundle::SectionRef;
 use stead_core::checkpointing::lineage::Lineage;
-use stead_core::ids::{Colour, Epoch, Incarnation, Index, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Colour, Epoch, Incarnation, Index, ShardId, Time};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -33,8 +31,7 @@ pub struct Manifest {
     #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// Its number, which is the colour of all parts.
-    #[serde(with = "ColourNumber")]
-    pub number: Colour,
+    pub number: CheckpointNumber,
     /// When it began, in microseconds since the Unix epoch.
     #[serde(with = "Micros")]
     pub created: Time,
@@ -82,7 +79,6 @@ pub struct Part {
     #[serde(with = "Micros")]
     pub time: Time,
     /// The shard's colour: the number of the checkpoint.
-    #[serde(with = "ColourNumber")]
     pub colour: Colour,
     /// The state hash at the marker.
     pub hash: Hash,
@@ -149,8 +145,7 @@ pub struct Tombstone {
     #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// The number.
-    #[serde(with = "ColourNumber")]
-    pub number: Colour,
+    pub number: CheckpointNumber,
     /// When it was given up, in microseconds since the Unix epoch.
     #[serde(with = "Micros")]
     pub created: Time,
@@ -172,7 +167,7 @@ pub enum Decision {
 impl Decision {
     /// The number that was decided.
     #[must_use]
-    pub fn number(&self) -> Colour {
+    pub fn number(&self) -> CheckpointNumber {
         match self {
             Self::Complete(manifest) => manifest.number,
             Self::GivenUp(tombstone) => tombstone.number,
@@ -211,14 +206,14 @@ const KIND_TOMBSTONE: &str = "tombstone";
 
 /// The name of the object that decides a number.
 #[must_use]
-pub fn manifest_name(number: Colour) -> String {
+pub fn manifest_name(number: CheckpointNumber) -> String {
     format!("{MANIFESTS}{:020}.json", number.0)
 }
 
 /// The number that a name decides, if it is the name of such an object.
 #[must_use]
-pub fn manifest_number(name: &str) -> Option<Colour> {
-    let number = Colour(name.strip_prefix(MANIFESTS)?.strip_suffix(".json")?.parse().ok()?);
+pub fn manifest_number(name: &str) -> Option<CheckpointNumber> {
+    let number = CheckpointNumber(name.strip_prefix(MANIFESTS)?.strip_suffix(".json")?.parse().ok()?);
     (manifest_name(number) == name).then_some(number)
 }
 
@@ -293,7 +288,7 @@ impl Manifest {
             if shard.0 as usize != at {
                 return Err(damaged(format!("the part of shard {shard} stands at place {at}")));
             }
-            if part.colour != self.number {
+            if part.colour.number() != self.number {
                 return Err(damaged(format!("the part of shard {shard} has colour {}", part.colour)));
             }
             let ascending = part.sections.windows(2).all(|pair| pair[0].bundle < pair[1].bundle);
@@ -325,7 +320,7 @@ impl Tombstone {
     }
 }
 
-fn decide(store: &dyn BlobStore, number: Colour, bytes: &[u8]) -> Result<(), CheckpointError> {
+fn decide(store: &dyn BlobStore, number: CheckpointNumber, bytes: &[u8]) -> Result<(), CheckpointError> {
     let name = manifest_name(number);
     CheckpointError::check_len(&name, bytes.len(), MANIFEST_MAX)?;
     match store.put_new(&name, bytes)? {
@@ -337,7 +332,7 @@ fn decide(store: &dyn BlobStore, number: Colour, bytes: &[u8]) -> Result<(), Che
 }
 
 /// Whether a greater number than this one is decided.
-pub(crate) fn is_passed(store: &dyn BlobStore, number: Colour) -> Result<bool, CheckpointError> {
+pub(crate) fn is_passed(store: &dyn BlobStore, number: CheckpointNumber) -> Result<bool, CheckpointError> {
     let names = store.list(MANIFESTS)?;
     Ok(names.iter().filter_map(|name| manifest_number(name)).any(|decided| decided > number))
 }
@@ -346,7 +341,7 @@ pub(crate) fn is_passed(store: &dyn BlobStore, number: Colour) -> Result<bool, C
 ///
 /// # Errors
 /// [`CheckpointError::Unknown`] if the number is not decided; [`CheckpointError`] if what is there can't be used.
-pub fn read_decision(store: &dyn BlobStore, number: Colour) -> Result<Decision, CheckpointError> {
+pub fn read_decision(store: &dyn BlobStore, number: CheckpointNumber) -> Result<Decision, CheckpointError> {
     let name = manifest_name(number);
     let bytes = match store.get(&name, MANIFEST_MAX) {
         Err(error) if error.is_not_found() => return Err(CheckpointError::Unknown(number)),
@@ -433,7 +428,7 @@ fn unknown_version(name: &str, found: u64) -> CheckpointError {
 ///
 /// # Errors
 /// [`CheckpointError::GivenUp`] or [`CheckpointError::Unknown`] if there is none; [`CheckpointError`] if it can't be used.
-pub fn read_manifest(store: &dyn BlobStore, number: Colour) -> Result<Manifest, CheckpointError> {
+pub fn read_manifest(store: &dyn BlobStore, number: CheckpointNumber) -> Result<Manifest, CheckpointError> {
     match read_decision(store, number)? {
         Decision::Complete(manifest) => Ok(*manifest),
         Decision::GivenUp(tombstone) => Err(CheckpointError::GivenUp { number, reason: tombstone.reason }),
@@ -444,7 +439,7 @@ pub fn read_manifest(store: &dyn BlobStore, number: Colour) -> Result<Manifest, 
 ///
 /// # Errors
 /// [`CheckpointError::Store`], or [`CheckpointError::Damaged`] for an object that has no such name.
-pub fn decided_numbers(store: &dyn BlobStore) -> Result<Vec<Colour>, CheckpointError> {
+pub fn decided_numbers(store: &dyn BlobStore) -> Result<Vec<CheckpointNumber>, CheckpointError> {
     let mut numbers = Vec::new();
     for name in store.list(MANIFESTS)? {
         let number = manifest_number(&name);
@@ -463,7 +458,7 @@ pub struct Newest {
     /// The newest complete checkpoint.
     pub manifest: Option<Manifest>,
     /// The greatest number that is decided; 0 if there is none.
-    pub decided: Colour,
+    pub decided: CheckpointNumber,
 }
 
 /// Finds the newest complete checkpoint.
@@ -480,7 +475,7 @@ pub fn newest(store: &dyn BlobStore) -> Result<Newest, CheckpointError> {
     }
 }
 
-fn newest_of(store: &dyn BlobStore, numbers: Vec<Colour>) -> Result<Newest, CheckpointError> {
+fn newest_of(store: &dyn BlobStore, numbers: Vec<CheckpointNumber>) -> Result<Newest, CheckpointError> {
     let mut newest = Newest { manifest: None, decided: numbers.last().copied().unwrap_or_default() };
     for number in numbers.into_iter().rev() {
         if let Decision::Complete(manifest) = read_decision(store, number)? {

@@ -23,7 +23,7 @@ pub mod verify;
 pub mod write;
 
 use crate::checkpoint::store::StoreError;
-use stead_core::ids::{Colour, Incarnation, ShardId};
+use stead_core::ids::{CheckpointNumber, Incarnation, ShardId};
 use stead_core::topology::TopologyError;
 use thiserror::Error;
 
@@ -75,12 +75,12 @@ pub enum CheckpointError {
     },
     /// There is no such checkpoint, or its manifest was deleted.
     #[error("checkpoint {0} does not exist in this store; list its checkpoints to see which do")]
-    Unknown(Colour),
+    Unknown(CheckpointNumber),
     /// The checkpoint failed, and its number stays unused.
     #[error("checkpoint {number} was given up: {reason}; use another one")]
     GivenUp {
         /// Its number.
-        number: Colour,
+        number: CheckpointNumber,
         /// The reason.
         reason: String,
     },
@@ -88,7 +88,7 @@ pub enum CheckpointError {
     #[error(
         "checkpoint {0} is decided already by another manifest or tombstone, or a greater number is; take the next number"
     )]
-    Decided(Colour),
+    Decided(CheckpointNumber),
     /// A loaded part is not the state that was written.
     #[error(
         "shard {shard} of {name} has {what} {found} where {expected} was recorded; use an older checkpoint or a copy of this one"
@@ -117,7 +117,7 @@ pub enum CheckpointError {
     #[error("cannot complete checkpoint {number}: {reason}")]
     Incomplete {
         /// Its number.
-        number: Colour,
+        number: CheckpointNumber,
         /// The missing or surplus part.
         reason: String,
     },

@@ -6,13 +6,12 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::checks::{CheckOutcome, recorded_checks};
-use crate::checkpoint::json::ColourNumber;
 use crate::checkpoint::load::load_parts;
 use crate::checkpoint::manifest::{InFlight, Manifest, manifest_name};
 use crate::checkpoint::store::BlobStore;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use stead_core::ids::{Colour, Seq, ShardId};
+use stead_core::ids::{CheckpointNumber, Colour, Seq, ShardId};
 use stead_core::state::{Header, Message, Outbox, State};
 use stead_core::topology::Topology;
 use thiserror::Error;
@@ -21,8 +20,7 @@ use thiserror::Error;
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The checkpoint.
-    #[serde(with = "ColourNumber")]
-    pub number: Colour,
+    pub number: CheckpointNumber,
     /// Its shards.
     pub shards: usize,
     /// Records of all shards.
@@ -105,7 +103,7 @@ pub enum Inconsistency {
         /// Its colour.
         found: Colour,
         /// The checkpoint.
-        number: Colour,
+        number: CheckpointNumber,
     },
     /// A message is received that was not sent.
     #[error(
@@ -227,7 +225,7 @@ pub fn in_flight(headers: &[Header]) -> Vec<InFlight> {
 
 /// Checks that parts make up a consistent cut. Pure: it depends only on its arguments.
 #[must_use]
-pub fn verify_cut(topology: &Topology, number: Colour, headers: &[Header]) -> Vec<Inconsistency> {
+pub fn verify_cut(topology: &Topology, number: CheckpointNumber, headers: &[Header]) -> Vec<Inconsistency> {
     let mut found = Vec::new();
     let mut parts: BTreeMap<ShardId, &Header> = BTreeMap::new();
     for header in headers {
@@ -235,7 +233,7 @@ pub fn verify_cut(topology: &Topology, number: Colour, headers: &[Header]) -> Ve
         if topology.service_of(shard).is_none() || parts.insert(shard, header).is_some() {
             found.push(Inconsistency::Surplus { shard });
         }
-        if header.position.colour != number {
+        if header.position.colour.number() != number {
             found.push(Inconsistency::Colour { shard, found: header.position.colour, number });
         }
     }

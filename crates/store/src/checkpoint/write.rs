@@ -8,7 +8,7 @@ use crate::checkpoint::store::BlobStore;
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;
 use stead_core::checkpointing::lineage::Lineage;
-use stead_core::ids::{Colour, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, ShardId, Time};
 use stead_core::state::{Header, Message};
 use stead_core::topology::Topology;
 
@@ -16,7 +16,7 @@ use stead_core::topology::Topology;
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Its number: greater than every decided one.
-    pub number: Colour,
+    pub number: CheckpointNumber,
     /// The time at which it began.
     pub created: Time,
     /// The services and their shards, each of which has a part.
@@ -67,7 +67,7 @@ impl CheckpointWriter {
         if self.plan.topology.service_of(shard).is_none() {
             return refuse(format!("shard {shard} is not in its topology"));
         }
-        if header.position.colour != number {
+        if header.position.colour.number() != number {
             return refuse(format!("the part of shard {shard} has colour {}", header.position.colour));
         }
         if self.headers.contains_key(&shard) {
@@ -160,7 +160,7 @@ impl CheckpointWriter {
 /// Returns the manifest of a checkpoint whose headers are all in one bundle.
 pub(crate) fn describe(
     topology: &Topology,
-    number: Colour,
+    number: CheckpointNumber,
     created: Time,
     writer: u64,
     own: &BundleRef,
@@ -274,7 +274,7 @@ impl Sealed {
 pub fn give_up(
     store: &dyn BlobStore,
     topology: &Topology,
-    number: Colour,
+    number: CheckpointNumber,
     now: Time,
     writer: u64,
     reason: &str,

@@ -5,7 +5,7 @@ use super::model::{Cluster, Cut, INCARNATION, sim_store};
 use std::collections::BTreeSet;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::checkpointing::merging::{self, Merge, Merged, Policy, renewals};
-use stead_core::ids::{Blob, Colour, ShardId, Time};
+use stead_core::ids::{Blob, CheckpointNumber, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
@@ -44,7 +44,7 @@ pub(crate) fn merge(cluster: &mut Cluster, store: &dyn BlobStore, policy: &Polic
 pub(crate) fn run(
     store: &dyn BlobStore,
     names: &BundleNames,
-    number: Colour,
+    number: CheckpointNumber,
     lineage: &Lineage,
     merge: &Merge,
 ) -> Result<Merged, CheckpointError> {
@@ -90,7 +90,7 @@ fn every_kept_checkpoint_stays_what_it_was() {
             let (cut, manifest) = cluster.checkpoint(&store);
             check(&store, &manifest, &cut, 1 + (round % 3) as usize);
             cuts.push(cut);
-            let pinned = BTreeSet::from([Colour(5)]);
+            let pinned = BTreeSet::from([CheckpointNumber(5)]);
             let retention = Retention { keep: 3, pinned, grace: 2 };
             let running = in_use(&cluster.lineage);
             collector.collect(&store, INCARNATION, Time(round), &retention, &running).unwrap();
@@ -114,7 +114,9 @@ fn every_kept_checkpoint_stays_what_it_was() {
         }
         let kept = decided_numbers(&store).unwrap();
         assert!(
-            kept.contains(&Colour(5)) && kept.contains(&Colour(18)) && !kept.contains(&Colour(4)),
+            kept.contains(&CheckpointNumber(5))
+                && kept.contains(&CheckpointNumber(18))
+                && !kept.contains(&CheckpointNumber(4)),
             "{kept:?}"
         );
         let copied = newest(&other).unwrap().manifest.unwrap();
@@ -130,16 +132,16 @@ fn the_newest_checkpoint_and_pinned_ones_are_not_deleted() {
         cluster.run(10);
         cluster.checkpoint(&store);
     }
-    let pinned = BTreeSet::from([Colour(2)]);
-    assert!(matches!(delete_checkpoint(&store, Colour(3), &pinned), Err(DeleteError::Newest(_))));
-    assert!(matches!(delete_checkpoint(&store, Colour(2), &pinned), Err(DeleteError::Pinned(_))));
-    delete_checkpoint(&store, Colour(1), &pinned).unwrap();
-    let gone = delete_checkpoint(&store, Colour(1), &pinned);
-    assert!(matches!(gone, Err(DeleteError::Checkpoint(CheckpointError::Unknown(Colour(1))))));
+    let pinned = BTreeSet::from([CheckpointNumber(2)]);
+    assert!(matches!(delete_checkpoint(&store, CheckpointNumber(3), &pinned), Err(DeleteError::Newest(_))));
+    assert!(matches!(delete_checkpoint(&store, CheckpointNumber(2), &pinned), Err(DeleteError::Pinned(_))));
+    delete_checkpoint(&store, CheckpointNumber(1), &pinned).unwrap();
+    let gone = delete_checkpoint(&store, CheckpointNumber(1), &pinned);
+    assert!(matches!(gone, Err(DeleteError::Checkpoint(CheckpointError::Unknown(CheckpointNumber(1))))));
     let mut collector = Collector::new();
     let retention = Retention { keep: 0, pinned: BTreeSet::new(), grace: 10 };
     let first = collector.collect(&store, INCARNATION, Time(0), &retention, &BTreeSet::new()).unwrap();
-    assert_eq!(first.checkpoints, [Colour(2)]);
+    assert_eq!(first.checkpoints, [CheckpointNumber(2)]);
     assert!(first.bundles.is_empty());
     let (waiting, before) = (first.waiting, store.list("bundles/").unwrap().len());
     assert_eq!(
@@ -158,19 +160,21 @@ fn a_number_is_decided_once() {
     let store = sim_store(&SimDisk::new(1));
     let mut cluster = Cluster::new(1, [1, 1]);
     let (_, sealed) = cluster.seal(&store);
-    give_up(&store, &cluster.topology, Colour(1), Time(0), cluster.names.writer(), "too slow").unwrap();
+    give_up(&store, &cluster.topology, CheckpointNumber(1), Time(0), cluster.names.writer(), "too slow")
+        .unwrap();
     // The same tombstone again is the same decision.
-    give_up(&store, &cluster.topology, Colour(1), Time(0), cluster.names.writer(), "too slow").unwrap();
-    assert!(matches!(sealed.unwrap().store(&store), Err(CheckpointError::Decided(Colour(1)))));
+    give_up(&store, &cluster.topology, CheckpointNumber(1), Time(0), cluster.names.writer(), "too slow")
+        .unwrap();
+    assert!(matches!(sealed.unwrap().store(&store), Err(CheckpointError::Decided(CheckpointNumber(1)))));
     let found = newest(&store).unwrap();
-    assert!(found.manifest.is_none() && found.decided == Colour(1));
-    let error = read_manifest(&store, Colour(1)).unwrap_err();
+    assert!(found.manifest.is_none() && found.decided == CheckpointNumber(1));
+    let error = read_manifest(&store, CheckpointNumber(1)).unwrap_err();
     assert_eq!(error.to_string(), "checkpoint 1 was given up: too slow; use another one");
     cluster.fail_next();
     let (_, manifest) = cluster.checkpoint(&store);
     let late =
         give_up(&store, &cluster.topology, manifest.number, Time(0), cluster.names.writer(), "too late");
-    assert!(matches!(late, Err(CheckpointError::Decided(Colour(2)))));
+    assert!(matches!(late, Err(CheckpointError::Decided(CheckpointNumber(2)))));
 }
 
 /// 1 % of the records changed at random for each checkpoint: over 20 of them, merges included, at most 3 % of the state is
@@ -194,7 +198,7 @@ fn merging_costs_little_and_keeps_loads_short() {
     let mut lineage = Lineage::new();
     let mut written = Vec::new();
     let mut renewed = 0;
-    for number in (1..=130).map(Colour) {
+    for number in (1..=130).map(CheckpointNumber) {
         let plan = Plan {
             number,
             created: Time(0),
@@ -206,7 +210,7 @@ fn merging_costs_little_and_keeps_loads_short() {
         let all = !renewals(&lineage, &policy).is_empty();
         renewed += u32::from(all);
         records.begin_snapshot(all);
-        let position = Position { colour: number, ..Position::default() };
+        let position = Position { colour: number.colour(), ..Position::default() };
         let (count, records_hash) = (records.len() as u64, records.hash().to_be_bytes());
         let (outboxes, received) = Default::default();
         writer

@@ -2,7 +2,7 @@
 
 use super::model::{Cluster, INCARNATION, sim_store};
 use std::collections::BTreeSet;
-use stead_core::ids::{Colour, Time};
+use stead_core::ids::{CheckpointNumber, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::checks::{CHECKS, CheckOutcome, Checked, checks_name, recorded_checks};
@@ -12,7 +12,7 @@ use stead_store::checkpoint::manifest::CheckResult;
 use stead_store::checkpoint::store::{BlobStore, Put};
 use stead_store::sim_disk::SimDisk;
 
-fn checked(number: Colour, failure: Option<&str>) -> Checked {
+fn checked(number: CheckpointNumber, failure: Option<&str>) -> Checked {
     let service = "service".to_owned();
     let results = vec![CheckResult { service, failure: failure.map(str::to_owned), skipped: None }];
     Checked { incarnation: INCARNATION, number, checked: Time(7), results }
@@ -33,14 +33,20 @@ fn results_are_read_back_copied_late_and_go_with_their_checkpoint() {
     }
     // They were written after the first copy, and are copied with the second one.
     copy(&store, &other, &manifests[1], &mut |_| {}).unwrap();
-    assert_eq!(other.list(CHECKS).unwrap(), [checks_name(Colour(1)), checks_name(Colour(2))]);
+    assert_eq!(
+        other.list(CHECKS).unwrap(),
+        [checks_name(CheckpointNumber(1)), checks_name(CheckpointNumber(2))]
+    );
 
     let retention = Retention { keep: 2, pinned: BTreeSet::new(), grace: 0 };
     let in_use = super::chain::in_use(&cluster.lineage);
     Collector::new().collect(&store, INCARNATION, Time(9), &retention, &in_use).unwrap();
-    assert_eq!(store.list(CHECKS).unwrap(), [checks_name(Colour(2)), checks_name(Colour(3))]);
-    delete_checkpoint(&store, Colour(2), &BTreeSet::new()).unwrap();
-    assert_eq!(store.list(CHECKS).unwrap(), [checks_name(Colour(3))]);
+    assert_eq!(
+        store.list(CHECKS).unwrap(),
+        [checks_name(CheckpointNumber(2)), checks_name(CheckpointNumber(3))]
+    );
+    delete_checkpoint(&store, CheckpointNumber(2), &BTreeSet::new()).unwrap();
+    assert_eq!(store.list(CHECKS).unwrap(), [checks_name(CheckpointNumber(3))]);
 }
 
 #[test]
@@ -85,7 +91,8 @@ fn marks_of_checks_outlive_their_checkpoint_stay_at_home_and_are_whole() {
     let (store, other) = (sim_store(&SimDisk::new(5)), sim_store(&SimDisk::new(6)));
     let mut cluster = Cluster::new(5, [1, 2]);
     let manifests: Vec<_> = (0..3).map(|_| cluster.checkpoint(&store).1).collect();
-    let begun = Begun { incarnation: INCARNATION, number: Colour(1), service: "Bank_2.x".to_owned() };
+    let begun =
+        Begun { incarnation: INCARNATION, number: CheckpointNumber(1), service: "Bank_2.x".to_owned() };
     // Of two with one serial the second gets another.
     let names = [begun.store(&store, u64::MAX).unwrap(), begun.store(&store, u64::MAX).unwrap()];
     assert_ne!(names[0], names[1]);

@@ -4,7 +4,7 @@ use super::chain::{check, in_use, merge, run};
 use super::model::{Cluster, Cut, INCARNATION, sim_store};
 use std::collections::BTreeMap;
 use stead_core::checkpointing::merging::{self, Policy};
-use stead_core::ids::{Colour, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::collect::{Collector, Retention};
@@ -21,8 +21,8 @@ const POLICY: Policy =
 fn work(
     cluster: &mut Cluster,
     store: &dyn BlobStore,
-    cuts: &mut BTreeMap<Colour, Cut>,
-    acknowledged: &mut Colour,
+    cuts: &mut BTreeMap<CheckpointNumber, Cut>,
+    acknowledged: &mut CheckpointNumber,
 ) -> Result<(), CheckpointError> {
     for _ in 0..2 {
         cluster.run(8);
@@ -49,7 +49,7 @@ fn a_crash_at_any_io_leaves_the_newest_checkpoint_whole() {
             let disk = SimDisk::new(seed << 32 | crash);
             let store = sim_store(&disk);
             let mut cluster = Cluster::new(seed, [2, 1]);
-            let (mut cuts, mut acknowledged) = (BTreeMap::new(), Colour(0));
+            let (mut cuts, mut acknowledged) = (BTreeMap::new(), CheckpointNumber(0));
             for _ in 0..2 {
                 cluster.run(10);
                 let (cut, manifest) = cluster.checkpoint(&store);
@@ -99,7 +99,7 @@ fn what_a_new_process_finds_is_durable() {
         let mut cluster = Cluster::new(1, [2, 1]);
         cluster.run(10);
         let (cut, sealed) = cluster.seal(&store);
-        let name = manifest_name(Colour(1));
+        let name = manifest_name(CheckpointNumber(1));
         let bytes = sealed.unwrap().manifest().encode();
         // Everything of storing a manifest except the last sync.
         let (part, path) = (format!("checkpoints/{name}.tmp"), format!("checkpoints/{name}"));
@@ -123,7 +123,7 @@ fn a_restore_that_crashed_left_a_whole_checkpoint_or_none() {
     let mut cluster = Cluster::new(1, [2, 1]);
     cluster.run(50);
     cluster.checkpoint(&source);
-    let manifest = read_manifest(&source, Colour(1)).unwrap();
+    let manifest = read_manifest(&source, CheckpointNumber(1)).unwrap();
     for crash in 1.. {
         let disk = SimDisk::new(crash);
         disk.crash_after(crash);

@@ -1,7 +1,7 @@
 //! Consistent and inconsistent cuts, by the pure check.
 
 use std::collections::{BTreeMap, VecDeque};
-use stead_core::ids::{Blob, Colour, Epoch, Incarnation, Index, Key, Seq, ShardId, Time};
+use stead_core::ids::{Blob, CheckpointNumber, Colour, Epoch, Incarnation, Index, Key, Seq, ShardId, Time};
 use stead_core::state::{Header, Message, Outbox, Position};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::verify::{Inconsistency, in_flight, verify_cut};
@@ -49,7 +49,7 @@ fn the_textbook_case_is_consistent() {
     let (i, mut j, k) = (part(I), part(J), part(K));
     sends(&mut j, K, 1, 1);
     let cut = [i, j, k];
-    assert_eq!(verify_cut(&topology(), Colour(1), &cut), []);
+    assert_eq!(verify_cut(&topology(), CheckpointNumber(1), &cut), []);
     let flying = in_flight(&cut);
     assert_eq!(flying.len(), 1);
     assert_eq!((flying[0].from, flying[0].to, flying[0].messages, flying[0].bytes), (J, K, 1, 1));
@@ -61,7 +61,7 @@ fn the_textbook_case_with_an_orphan_is_inconsistent() {
     let (mut i, mut j, k) = (part(I), part(J), part(K));
     i.received.insert(J, Seq(1));
     sends(&mut j, K, 1, 1);
-    let found = verify_cut(&topology(), Colour(1), &[i, j, k]);
+    let found = verify_cut(&topology(), CheckpointNumber(1), &[i, j, k]);
     assert_eq!(found, [Inconsistency::ReceivedNotSent { from: J, to: I, received: Seq(1), sent: Seq(0) }]);
     assert_eq!(
         found[0].to_string(),
@@ -80,14 +80,14 @@ fn planted_inconsistencies_are_named() {
         j.received.insert(J, Seq(1));
         vec![i, j, k]
     };
-    assert_eq!(verify_cut(&topology(), Colour(1), &sound()), []);
+    assert_eq!(verify_cut(&topology(), CheckpointNumber(1), &sound()), []);
     let cases: [(Plant, Inconsistency); 13] = [
         (|cut| drop(cut.remove(2)), Inconsistency::NoPart { shard: K }),
         (|cut| cut.push(cut[1].clone()), Inconsistency::Surplus { shard: J }),
         (|cut| cut[2].shard = ShardId(7), Inconsistency::Surplus { shard: ShardId(7) }),
         (
             |cut| cut[2].position.colour = Colour(2),
-            Inconsistency::Colour { shard: K, found: Colour(2), number: Colour(1) },
+            Inconsistency::Colour { shard: K, found: Colour(2), number: CheckpointNumber(1) },
         ),
         (
             |cut| assert!(cut[1].received.insert(I, Seq(10)).is_some()),
@@ -132,7 +132,7 @@ fn planted_inconsistencies_are_named() {
     for (plant, expected) in cases {
         let mut cut = sound();
         plant(&mut cut);
-        let found = verify_cut(&topology(), Colour(1), &cut);
+        let found = verify_cut(&topology(), CheckpointNumber(1), &cut);
         assert!(found.contains(&expected), "{expected}: {found:?}");
     }
 }

@@ -4,7 +4,7 @@ use super::chain::merge;
 use super::model::{Cluster, INCARNATION, sim_store};
 use std::collections::BTreeSet;
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{Colour, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::copy::{Owner, copy};
@@ -41,27 +41,27 @@ fn name_of(error: &CheckpointError) -> &str {
 #[test]
 fn a_flipped_bit_anywhere_in_a_manifest_is_refused() {
     let (disk, store, _) = small(1);
-    let name = manifest_name(Colour(3));
+    let name = manifest_name(CheckpointNumber(3));
     let path = format!("checkpoints/{name}");
     let len = disk.bytes(&path).unwrap().len() as u64;
     for at in 0..len {
         let bit = (at % 8) as u8;
         disk.flip_bit(&path, at, bit).unwrap();
-        let error = read_manifest(&store, Colour(3)).unwrap_err();
+        let error = read_manifest(&store, CheckpointNumber(3)).unwrap_err();
         assert_eq!(name_of(&error), name, "byte {at}: {error}");
         assert!(newest(&store).is_err(), "it is not skipped");
         disk.flip_bit(&path, at, bit).unwrap();
     }
-    read_manifest(&store, Colour(3)).unwrap();
+    read_manifest(&store, CheckpointNumber(3)).unwrap();
     let whole = disk.bytes(&path).unwrap();
     for len in 0..whole.len() {
         disk.put(&path, &whole[..len]);
-        assert_eq!(name_of(&read_manifest(&store, Colour(3)).unwrap_err()), name, "cut to {len}");
+        assert_eq!(name_of(&read_manifest(&store, CheckpointNumber(3)).unwrap_err()), name, "cut to {len}");
     }
     let mut longer = whole.clone();
     longer.push(b'\n');
     disk.put(&path, &longer);
-    assert!(read_manifest(&store, Colour(3)).is_err());
+    assert!(read_manifest(&store, CheckpointNumber(3)).is_err());
 }
 
 #[test]
@@ -113,30 +113,33 @@ fn exchanged_objects_are_refused() {
         assert_eq!(name_of(&load_parts(&store, &manifest, 1).err().unwrap()), manifest.bundles[at].name);
         disk.put(&paths[at], &whole);
     }
-    let name = manifest_name(Colour(3));
+    let name = manifest_name(CheckpointNumber(3));
     disk.put(
         &format!("checkpoints/{name}"),
-        &disk.bytes(&format!("checkpoints/{}", manifest_name(Colour(2)))).unwrap(),
+        &disk.bytes(&format!("checkpoints/{}", manifest_name(CheckpointNumber(2)))).unwrap(),
     );
-    let error = read_manifest(&store, Colour(3)).unwrap_err();
+    let error = read_manifest(&store, CheckpointNumber(3)).unwrap_err();
     assert_eq!(name_of(&error), name);
     assert!(error.to_string().contains("about checkpoint 2"), "{error}");
     store.delete(&manifest.bundles[0].name).unwrap();
-    let missing = load_parts(&store, &read_manifest(&store, Colour(2)).unwrap(), 1).err().unwrap();
+    let missing = load_parts(&store, &read_manifest(&store, CheckpointNumber(2)).unwrap(), 1).err().unwrap();
     assert!(matches!(&missing, CheckpointError::Store(error) if error.is_not_found()), "{missing}");
 }
 
 #[test]
 fn unknown_versions_are_distinguished_from_damage() {
     let (disk, store, _) = small(5);
-    let path = format!("checkpoints/{}", manifest_name(Colour(3)));
+    let path = format!("checkpoints/{}", manifest_name(CheckpointNumber(3)));
     let text = String::from_utf8(disk.bytes(&path).unwrap()).unwrap();
     disk.put(&path, text.replace("\"format\":1", "\"format\":2").as_bytes());
-    let error = read_manifest(&store, Colour(3)).unwrap_err();
+    let error = read_manifest(&store, CheckpointNumber(3)).unwrap_err();
     assert!(matches!(error, CheckpointError::Version { found: 2, known: 1, .. }), "{error}");
     disk.put(&path, br#"{"stead":"manifest","format":9,"blocks":[]}"#);
-    assert!(matches!(read_manifest(&store, Colour(3)), Err(CheckpointError::Version { found: 9, .. })));
-    let manifest = read_manifest(&store, Colour(2)).unwrap();
+    assert!(matches!(
+        read_manifest(&store, CheckpointNumber(3)),
+        Err(CheckpointError::Version { found: 9, .. })
+    ));
+    let manifest = read_manifest(&store, CheckpointNumber(2)).unwrap();
     let bundle = format!("checkpoints/{}", manifest.bundles.last().unwrap().name);
     let mut bytes = disk.bytes(&bundle).unwrap();
     bytes[8] = 2;
@@ -152,14 +155,15 @@ fn unknown_versions_are_distinguished_from_damage() {
 fn a_collection_stops_at_a_manifest_that_it_can_not_read() {
     let (disk, store, mut cluster) = small(6);
     merge(&mut cluster, &store, &Policy { fan_in: 2, growth: 100, growth_bytes_min: 0, ..Policy::default() });
-    give_up(&store, &cluster.topology, Colour(4), Time(0), cluster.names.writer(), "a test").unwrap();
+    give_up(&store, &cluster.topology, CheckpointNumber(4), Time(0), cluster.names.writer(), "a test")
+        .unwrap();
     for number in 1..=4 {
-        let path = format!("checkpoints/{}", manifest_name(Colour(number)));
+        let path = format!("checkpoints/{}", manifest_name(CheckpointNumber(number)));
         disk.flip_bit(&path, 70, 1).unwrap();
         let before = disk.files();
         let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
         let result = Collector::new().collect(&store, INCARNATION, Time(1), &retention, &BTreeSet::new());
-        assert_eq!(name_of(&result.unwrap_err()), manifest_name(Colour(number)));
+        assert_eq!(name_of(&result.unwrap_err()), manifest_name(CheckpointNumber(number)));
         assert_eq!(disk.files(), before);
         disk.flip_bit(&path, 70, 1).unwrap();
     }
@@ -167,7 +171,7 @@ fn a_collection_stops_at_a_manifest_that_it_can_not_read() {
     let foreign = Collector::new().collect(&store, Incarnation(8), Time(1), &retention, &BTreeSet::new());
     assert!(matches!(foreign, Err(CheckpointError::Incarnation { found: INCARNATION, .. })));
     Collector::new().collect(&store, INCARNATION, Time(1), &retention, &BTreeSet::new()).unwrap();
-    load_parts(&store, &read_manifest(&store, Colour(3)).unwrap(), 1).unwrap();
+    load_parts(&store, &read_manifest(&store, CheckpointNumber(3)).unwrap(), 1).unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{Colour, Time};
+use stead_core::ids::{CheckpointNumber, Time};
 use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::checks::{Checked, recorded_checks};
 use stead_store::checkpoint::load::load_parts;
@@ -48,7 +48,8 @@ fn write() {
         results(number, skipped).store(&store).unwrap();
     }
     begun().store(&store, 0x5eed).unwrap();
-    give_up(&store, &cluster.topology, Colour(4), Time(4), cluster.names.writer(), "a fixture").unwrap();
+    give_up(&store, &cluster.topology, CheckpointNumber(4), Time(4), cluster.names.writer(), "a fixture")
+        .unwrap();
     for path in disk.files() {
         let to = dir().join(path.strip_prefix("checkpoints/").unwrap());
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
@@ -68,20 +69,20 @@ fn results(number: u64, skipped: Option<String>) -> Checked {
     let results = vec![result("first", failure, None), result("second", None, skipped)];
     Checked {
         incarnation: INCARNATION,
-        number: Colour(number),
+        number: CheckpointNumber(number),
         checked: Time(1_700_000_000_000_000),
         results,
     }
 }
 
 fn begun() -> Begun {
-    Begun { incarnation: INCARNATION, number: Colour(3), service: "second".to_owned() }
+    Begun { incarnation: INCARNATION, number: CheckpointNumber(3), service: "second".to_owned() }
 }
 
 #[test]
 fn results_and_marks_of_checks_of_version_1_are_read() {
     let store = DiskStore::attach(Arc::new(RealDisk::open(dir()).unwrap()), "");
-    let manifests = [1, 2].map(|number| read_manifest(&store, Colour(number)).unwrap());
+    let manifests = [1, 2].map(|number| read_manifest(&store, CheckpointNumber(number)).unwrap());
     let skipped = Some("it did not end 5 times in a row".to_owned());
     assert_eq!(recorded_checks(&store, &manifests[0]).unwrap(), results(1, None).results);
     assert_eq!(recorded_checks(&store, &manifests[1]).unwrap(), results(2, skipped).results);
@@ -96,11 +97,11 @@ fn a_store_of_version_1_loads() {
         write();
     }
     let store = DiskStore::attach(Arc::new(RealDisk::open(dir()).unwrap()), "");
-    assert_eq!(decided_numbers(&store).unwrap(), [1, 2, 3, 4].map(Colour));
+    assert_eq!(decided_numbers(&store).unwrap(), [1, 2, 3, 4].map(CheckpointNumber));
     let found = newest(&store).unwrap();
-    assert_eq!(found.decided, Colour(4));
+    assert_eq!(found.decided, CheckpointNumber(4));
     let manifest = found.manifest.unwrap();
-    assert_eq!(manifest.number, Colour(3));
+    assert_eq!(manifest.number, CheckpointNumber(3));
     let parts = load_parts(&store, &manifest, 1).unwrap();
     let hashes: Vec<String> = parts.iter().map(|part| format!("{:032x}", part.header.hash())).collect();
     let expected = std::fs::read_to_string(dir().join("hashes.txt")).unwrap();

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, BodyHash, Colour, Epoch, Incarnation, Index, Key, Served, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, BodyHash, CheckpointNumber, Colour, Epoch, Incarnation, Index, Key, Served, SessionId, ShardId,
+    TaskId, Time, TimerId,
 };
 use stead_core::record::{
     IdempotencyRecord, RecordKey, SessionRecord, TaskRecord, TimerRecord, encode_value,
@@ -41,7 +42,7 @@ pub(crate) struct Cluster {
     pub(crate) log: Vec<(ShardId, Entry)>,
     pub(crate) names: BundleNames,
     pub(crate) lineage: Lineage,
-    pub(crate) number: Colour,
+    pub(crate) number: CheckpointNumber,
     /// The epoch of the entries that are made.
     pub(crate) epoch: Epoch,
     pub(crate) value_max: usize,
@@ -73,7 +74,7 @@ impl Cluster {
             log: Vec::new(),
             names: BundleNames::new(seed),
             lineage: Lineage::new(),
-            number: Colour(0),
+            number: CheckpointNumber(0),
             epoch: Epoch(1),
             value_max: 60,
             keys: 30,
@@ -244,13 +245,13 @@ impl Cluster {
         let number = self.number;
         while !unmarked.is_empty() || !open.is_empty() {
             let mut mark = |cluster: &mut Self, shard: ShardId, colour: Colour| {
-                if colour == number && unmarked.remove(&shard) {
+                if colour == number.colour() && unmarked.remove(&shard) {
                     parts.push(cluster.mark(shard, &mut cut));
                 }
             };
             if self.rng.u8(0..4) == 0 {
                 let shard = ShardId(self.rng.u32(0..self.topology.shard_count()));
-                mark(self, shard, number);
+                mark(self, shard, number.colour());
             } else {
                 self.step(&mut mark);
             }
@@ -303,7 +304,7 @@ impl Cluster {
     }
 
     fn mark(&mut self, shard: ShardId, cut: &mut Cut) -> (Header, bool) {
-        self.append(shard, Cause::Marker { colour: self.number }, Key::none(), vec![], vec![]);
+        self.append(shard, Cause::Marker { colour: self.number.colour() }, Key::none(), vec![], vec![]);
         let model = &mut self.shards[shard.0 as usize];
         let full = std::mem::take(&mut model.full_next);
         model.mirror.begin_snapshot(full);

@@ -3,7 +3,7 @@
 use super::model::{Cluster, INCARNATION, sim_store};
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{Colour, Epoch, Incarnation, Index, ReplicaId, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Colour, Epoch, Incarnation, Index, ReplicaId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::replay::ReplayError;
 use stead_core::start::draw_epochs;
@@ -87,38 +87,51 @@ fn the_log_is_folded_over_the_newest_checkpoint() {
             node.log();
             let recovered = node.recover(&node.cluster.topology).unwrap();
             node.check(&recovered);
-            assert_eq!(recovered.decided, Colour(round));
+            assert_eq!(recovered.decided, CheckpointNumber(round));
             assert_eq!(recovered.lineage, node.cluster.lineage);
             node.wal = recovered.wal;
             node.checkpoint();
         }
         let recovered = node.recover(&node.cluster.topology).unwrap();
         node.check(&recovered);
-        assert_eq!(recovered.report.checkpoint, Some(Colour(6)));
+        assert_eq!(recovered.report.checkpoint, Some(CheckpointNumber(6)));
         assert!(recovered.report.entries < 100, "{:?}", recovered.report);
         // A tombstone is passed over.
         give_up(
             &sim_store(&node.disk),
             &node.cluster.topology,
-            Colour(7),
+            CheckpointNumber(7),
             Time(0),
             node.cluster.names.writer(),
             "a test",
         )
         .unwrap();
         let recovered = node.recover(&node.cluster.topology).unwrap();
-        assert_eq!((recovered.report.checkpoint, recovered.decided), (Some(Colour(6)), Colour(7)));
+        assert_eq!(
+            (recovered.report.checkpoint, recovered.decided),
+            (Some(CheckpointNumber(6)), CheckpointNumber(7))
+        );
         node.check(&recovered);
         // Once a greater number is decided it goes, and the numbers go on from the greater one.
         let store = sim_store(&node.disk);
-        give_up(&store, &node.cluster.topology, Colour(8), Time(0), node.cluster.names.writer(), "a test")
-            .unwrap();
+        give_up(
+            &store,
+            &node.cluster.topology,
+            CheckpointNumber(8),
+            Time(0),
+            node.cluster.names.writer(),
+            "a test",
+        )
+        .unwrap();
         let retention = Retention::default();
         let used = super::chain::in_use(&recovered.lineage);
         let collected = Collector::new().collect(&store, INCARNATION, Time(9), &retention, &used).unwrap();
-        assert_eq!(collected.tombstones, [Colour(7)]);
+        assert_eq!(collected.tombstones, [CheckpointNumber(7)]);
         let recovered = node.recover(&node.cluster.topology).unwrap();
-        assert_eq!((recovered.report.checkpoint, recovered.decided), (Some(Colour(6)), Colour(8)));
+        assert_eq!(
+            (recovered.report.checkpoint, recovered.decided),
+            (Some(CheckpointNumber(6)), CheckpointNumber(8))
+        );
     }
 }
 
@@ -175,7 +188,7 @@ fn a_damaged_newest_checkpoint_is_an_error_and_not_passed_over() {
         node.cluster.run(30);
         node.checkpoint();
     }
-    let path = format!("checkpoints/{}", manifest_name(Colour(2)));
+    let path = format!("checkpoints/{}", manifest_name(CheckpointNumber(2)));
     node.disk.flip_bit(&path, 100, 3).unwrap();
     let before = node.disk.files();
     let error = failure(node.recover(&node.cluster.topology));

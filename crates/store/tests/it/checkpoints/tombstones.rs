@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{Colour, Time};
+use stead_core::ids::{CheckpointNumber, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collected, Collector, Retention};
 use stead_store::checkpoint::copy::copy;
@@ -52,7 +52,7 @@ fn many_given_up_numbers_leave_one_tombstone() {
             give_up_next(&mut cluster, &store).unwrap();
         }
         collect(&mut collector, &store, &cluster.lineage).unwrap();
-        let mut left: BTreeSet<Colour> = complete.iter().rev().take(2).copied().collect();
+        let mut left: BTreeSet<CheckpointNumber> = complete.iter().rev().take(2).copied().collect();
         left.insert(cluster.number);
         assert_eq!(decided_numbers(&store).unwrap(), Vec::from_iter(left), "round {round}");
     }
@@ -73,16 +73,23 @@ fn the_tombstones_of_older_programs_go_in_a_few_collections() {
     let mut cluster = Cluster::new(1, [1, 1]);
     cluster.checkpoint(&store);
     for number in 2..=150 {
-        give_up(&store, &cluster.topology, Colour(number), Time(0), cluster.names.writer(), "a test")
-            .unwrap();
+        give_up(
+            &store,
+            &cluster.topology,
+            CheckpointNumber(number),
+            Time(0),
+            cluster.names.writer(),
+            "a test",
+        )
+        .unwrap();
     }
     let mut collector = Collector::new();
     for expected in [2..=65, 66..=129, 130..=149] {
         let collected = collect(&mut collector, &store, &cluster.lineage).unwrap();
-        assert_eq!(collected.tombstones, expected.map(Colour).collect::<Vec<_>>());
+        assert_eq!(collected.tombstones, expected.map(CheckpointNumber).collect::<Vec<_>>());
     }
     assert_eq!(collect(&mut collector, &store, &cluster.lineage).unwrap(), Collected::default());
-    assert_eq!(decided_numbers(&store).unwrap(), [1, 150].map(Colour));
+    assert_eq!(decided_numbers(&store).unwrap(), [1, 150].map(CheckpointNumber));
 }
 
 #[test]
@@ -94,9 +101,9 @@ fn a_number_stays_decided_when_its_tombstone_is_gone() {
     cluster.fail_next();
     give_up_next(&mut cluster, &store).unwrap();
     let collected = collect(&mut Collector::new(), &store, &cluster.lineage).unwrap();
-    assert_eq!(collected.tombstones, [Colour(1)]);
-    assert!(matches!(late.unwrap().store(&store), Err(CheckpointError::Decided(Colour(1)))));
-    assert_eq!(decided_numbers(&store).unwrap(), [Colour(2)]);
+    assert_eq!(collected.tombstones, [CheckpointNumber(1)]);
+    assert!(matches!(late.unwrap().store(&store), Err(CheckpointError::Decided(CheckpointNumber(1)))));
+    assert_eq!(decided_numbers(&store).unwrap(), [CheckpointNumber(2)]);
 }
 
 #[test]
@@ -132,12 +139,16 @@ fn a_crash_at_any_io_of_a_collection_keeps_the_greatest_number() {
         let found = newest(&store).unwrap();
         assert!(found.decided >= decided, "crash {crash}: {} < {decided}", found.decided);
         let manifest = found.manifest.expect("three were complete");
-        assert_eq!(manifest.number, Colour(6), "crash {crash}");
+        assert_eq!(manifest.number, CheckpointNumber(6), "crash {crash}");
         check(&store, &manifest, &cuts[&manifest.number], 1);
         // The next life's collection completes the one that this life began.
         let lineage = manifest.lineage();
         collect(&mut Collector::new(), &store, &lineage).unwrap();
-        assert_eq!(decided_numbers(&store).unwrap(), [Colour(4), Colour(6), found.decided], "crash {crash}");
+        assert_eq!(
+            decided_numbers(&store).unwrap(),
+            [CheckpointNumber(4), CheckpointNumber(6), found.decided],
+            "crash {crash}"
+        );
         if done {
             break;
         }

@@ -98,6 +98,11 @@ impl Disk for LifeDisk {
         self.inner.remove(path)
     }
 
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        self.check()?;
+        self.inner.remove_dir(path)
+    }
+
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         self.check()?;
         self.inner.sync_dir(dir)

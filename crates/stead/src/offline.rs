@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_core::entry::{Entry, NoEntry};
-use stead_core::ids::{CheckpointNumber, Epoch, Incarnation, Index, NodeId, ShardId};
+use stead_core::ids::{CheckpointNumber, Epoch, Index, NodeId, ShardId};
 use stead_core::state::State;
 use stead_core::topology::{Topology, TopologyError};
 use stead_node::{
@@ -20,18 +20,16 @@ use stead_node::{
 };
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
-use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::copy::Owner;
-use stead_store::checkpoint::manifest::{Manifest, newest, read_manifest};
+use stead_store::checkpoint::manifest::{newest, read_manifest};
 use stead_store::checkpoint::remote;
-use stead_store::checkpoint::restore::{
-    Restore, RestoreError as StoreRestoreError, Restored, restore as restore_store,
-};
+use stead_store::checkpoint::restore::RestoreError as StoreRestoreError;
 use stead_store::checkpoint::store::{BlobStore, DiskStore, StoreError};
 use stead_store::checkpoint::verify::Report;
-use stead_store::data_dir::{CHECKPOINTS, DataDir, DataDirError, LOCK_FILE, META_FILE, Meta, ServiceMeta};
+use stead_store::data_dir::{CHECKPOINTS, DataDir, DataDirError, Meta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
+use stead_store::restoring::{RestoreIntoError, RestoreOptions as IntoOptions, restore_into};
 use stead_store::wal::{Record, Wal, WalError, WalOptions};
 use thiserror::Error;
 
@@ -157,10 +155,10 @@ fn remote_store(address: &str) -> Result<Arc<dyn BlobStore>, OfflineError> {
 /// it is killed, every later start refuses the directory, and a later restore may use it.
 ///
 /// # Errors
-/// [`OfflineError`]; the directory is then unchanged.
+/// [`OfflineError`]; the directory is then unchanged, or marked as unfinished if the undoing fails, too.
 pub fn restore(
     options: &RestoreOptions,
-    progress: impl FnMut(RestoreProgress),
+    mut progress: impl FnMut(RestoreProgress),
 ) -> Result<RestoreReport, OfflineError> {
     let begun = Instant::now();
     let source = source_store(&options.from)?;
@@ -172,94 +170,45 @@ pub fn restore(
         }
     };
     let manifest = read_manifest(&*source, number)?;
-    let incarnation = Incarnation(manifest.incarnation.0 + 1);
     let is_new = !options.into.try_exists().unwrap_or(true);
     let disk = real_disk(&options.into)?;
-    let epoch_floor = manifest.parts.iter().map(|part| part.epoch).max().unwrap_or(Epoch(0));
-    let unfinished = Meta {
+    let fresh = Meta {
         cluster: fastrand::u128(..),
-        incarnation,
+        incarnation: manifest.incarnation,
         node: NodeId(1),
         lives: 0,
-        epoch_floor,
+        epoch_floor: Epoch(0),
         log_id: fastrand::u64(..),
         log_created: false,
         clean: false,
         restoring: true,
         services: Vec::new(),
     };
-    let Some(mut data_dir) = DataDir::open_for_restore(Arc::clone(&disk), unfinished)? else {
-        return Err(OfflineError::NotEmpty { path: options.into.display().to_string() });
-    };
-    let target = Target { source: &*source, manifest: &manifest, disk, path: &options.into };
-    match target.fill(&mut data_dir, options, progress) {
-        Ok(restored) => Ok(RestoreReport {
-            number: number.0,
-            incarnation: incarnation.0,
-            records: restored.records,
-            messages: restored.messages,
-            sessions_ended: restored.sessions_ended,
-            duration: begun.elapsed(),
-        }),
-        Err(error) => {
-            undo_restore(&options.into, data_dir, is_new);
-            Err(error)
+    let into =
+        IntoOptions { shards: options.shards.clone(), created: system_time(), writer: fastrand::u64(..) };
+    let restored = restore_into(disk, &*source, &manifest, fresh, &into, &mut progress);
+    let restored = restored.map_err(|error| {
+        if is_new {
+            // It is refused if it is not empty.
+            let _ = std::fs::remove_dir(&options.into);
         }
-    }
-}
-
-/// Restores into a directory that is marked as unfinished.
-struct Target<'a> {
-    source: &'a dyn BlobStore,
-    manifest: &'a Manifest,
-    disk: Arc<dyn Disk>,
-    path: &'a Path,
-}
-
-impl Target<'_> {
-    fn fill(
-        self,
-        data_dir: &mut DataDir,
-        options: &RestoreOptions,
-        mut progress: impl FnMut(RestoreProgress),
-    ) -> Result<Restored, OfflineError> {
-        // Left by a restore that was killed.
-        remove_checkpoints(self.path)
-            .map_err(|source| OfflineError::Directory { path: self.path.display().to_string(), source })?;
-        let target = DiskStore::open(self.disk, CHECKPOINTS)?;
-        let wanted = Restore {
-            incarnation: data_dir.meta().incarnation,
-            shards: options.shards.clone(),
-            created: system_time(),
-        };
-        let names = BundleNames::new(fastrand::u64(..));
-        let restored = restore_store(self.source, self.manifest, &target, &names, &wanted, &mut progress)?;
-        data_dir.update(|meta| {
-            meta.restoring = false;
-            meta.services = ServiceMeta::all_of(&restored.topology);
-        })?;
-        Ok(restored)
-    }
-}
-
-fn remove_checkpoints(data_dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(data_dir.join(CHECKPOINTS)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Removes the files of a failed restore. If some cannot be removed, the directory stays marked as unfinished, and a
-/// later restore may use it.
-fn undo_restore(path: &Path, data_dir: DataDir, is_new: bool) {
-    let removed = remove_checkpoints(path)
-        .and_then(|()| std::fs::remove_file(path.join(META_FILE)))
-        .and_then(|()| std::fs::remove_file(path.join(LOCK_FILE)));
-    drop(data_dir);
-    if removed.is_ok() && is_new {
-        // Another program may have created a file in it meanwhile: then the directory stays.
-        let _ = std::fs::remove_dir(path);
-    }
+        let path = options.into.display().to_string();
+        match error {
+            RestoreIntoError::NotEmpty => OfflineError::NotEmpty { path },
+            RestoreIntoError::Remove(source) => OfflineError::Directory { path, source },
+            RestoreIntoError::DataDir(error) => error.into(),
+            RestoreIntoError::Store(error) => error.into(),
+            RestoreIntoError::Restore(error) => error.into(),
+        }
+    })?;
+    Ok(RestoreReport {
+        number: number.0,
+        incarnation: restored.manifest.incarnation.0,
+        records: restored.records,
+        messages: restored.messages,
+        sessions_ended: restored.sessions_ended,
+        duration: begun.elapsed(),
+    })
 }
 
 fn topology_of(meta: &Meta) -> Result<Topology, OfflineError> {

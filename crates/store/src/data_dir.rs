@@ -237,6 +237,11 @@ impl DataDir {
         &self.meta
     }
 
+    /// Whether an update has failed so that it is unknown what is on disk: every later one is refused.
+    pub(crate) fn is_fatal(&self) -> bool {
+        self.fatal
+    }
+
     /// The disk that the directory is on.
     #[must_use]
     pub fn disk(&self) -> &Arc<dyn Disk> {

@@ -58,6 +58,12 @@ pub trait Disk: Send + Sync {
     /// [`io::ErrorKind::NotFound`] without such a file.
     fn remove(&self, path: &str) -> io::Result<()>;
 
+    /// Removes an empty directory. It may come back after a crash, until [`Disk::sync_dir`] of its parent.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] without such a directory, [`io::ErrorKind::DirectoryNotEmpty`], or the system's error.
+    fn remove_dir(&self, path: &str) -> io::Result<()>;
+
     /// Makes the creations, renames and removals in a directory durable.
     ///
     /// MUST NOT return before they survive power loss, and MUST NOT need a file descriptor more than the first call for
@@ -227,6 +233,28 @@ pub fn replace_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()>
     file.sync_data()?;
     disk.rename(&temporary, path)?;
     disk.sync_dir(parent(path))
+}
+
+/// Removes a directory and everything in it, and returns once that is durable. A missing one is removed already.
+///
+/// # Errors
+/// The system's error; then part of it may be left.
+pub fn remove_tree(disk: &dyn Disk, dir: &str) -> io::Result<()> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        names => names?,
+    };
+    for name in names {
+        let path = format!("{dir}/{name}");
+        match disk.list(&path) {
+            Ok(_) => remove_tree(disk, &path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => disk.remove(&path)?,
+            Err(error) => return Err(error),
+        }
+    }
+    disk.sync_dir(dir)?;
+    disk.remove_dir(dir)?;
+    disk.sync_dir(parent(dir))
 }
 
 /// Fills `buf` from `offset` on.

@@ -12,5 +12,6 @@ pub mod data_dir;
 pub mod disk;
 pub mod real_disk;
 pub mod recovery;
+pub mod restoring;
 pub mod sim_disk;
 pub mod wal;

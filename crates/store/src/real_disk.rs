@@ -133,6 +133,13 @@ impl Disk for RealDisk {
         fs::remove_file(self.path(path)?)
     }
 
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        let path = self.path(path)?;
+        fs::remove_dir(&path)?;
+        self.dirs().remove(&path);
+        Ok(())
+    }
+
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         let path = self.path(dir)?;
         let held = self.dirs().get(&path).cloned();

@@ -95,7 +95,10 @@ impl DirChange {
                 names.insert(path, entry);
             }
             Self::Unlink { path } => {
-                names.remove(&path);
+                if names.remove(&path) == Some(Entry::Dir) {
+                    // Another directory of this name begins empty.
+                    names.retain(|other, _| !is_within(other, &path));
+                }
             }
             Self::Rename { from, to } => {
                 if let Some(entry) = names.remove(&from) {
@@ -104,6 +107,11 @@ impl DirChange {
             }
         }
     }
+}
+
+/// Whether a path is below a directory.
+fn is_within(path: &str, dir: &str) -> bool {
+    path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// The durable bytes of a sector that was changed since.
@@ -474,6 +482,23 @@ impl Inner {
         }
     }
 
+    fn remove_dir(&mut self, path: &str) -> io::Result<()> {
+        check_path(path)?;
+        match self.names.get(path) {
+            Some(Entry::Dir) => {}
+            Some(Entry::File(_)) => return Err(io::ErrorKind::NotADirectory.into()),
+            None => return Err(io::ErrorKind::NotFound.into()),
+        }
+        if self.names.keys().any(|other| is_within(other, path)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        self.fail(|faults| &mut faults.changes)?;
+        // What was not synced in it is not synced any more.
+        self.changes.retain(|change| change.dir() != path);
+        self.change(DirChange::Unlink { path: path.to_owned() });
+        Ok(())
+    }
+
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         check_path(dir)?;
         self.check_dir(dir)?;
@@ -772,6 +797,13 @@ impl Disk for SimDisk {
             inner.change(DirChange::Unlink { path: path.to_owned() });
         }
         inner.end_with(begun, found).map(|_| ())
+    }
+
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        let mut inner = self.inner();
+        let begun = inner.begin(0, false)?;
+        let removed = inner.remove_dir(path);
+        inner.end_with(begun, removed)
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {

@@ -88,6 +88,9 @@ impl Disk for FaultyDisk {
     fn remove(&self, path: &str) -> io::Result<()> {
         self.disk.remove(path)
     }
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        self.disk.remove_dir(path)
+    }
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         if dir.starts_with("checkpoints") && self.faults.checkpoint_sync_fails.load(Ordering::SeqCst) {
             return Err(io::Error::other("the disk is gone"));

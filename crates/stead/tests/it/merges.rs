@@ -68,6 +68,9 @@ impl Disk for HeldMerge {
     fn remove(&self, path: &str) -> io::Result<()> {
         self.disk.remove(path)
     }
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        self.disk.remove_dir(path)
+    }
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         self.disk.sync_dir(dir)
     }

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use stead_store::disk::{Disk, LockError, Open, read_exact_at, read_file, replace_file};
+use stead_store::disk::{Disk, LockError, Open, read_exact_at, read_file, remove_tree, replace_file};
 use stead_store::real_disk::RealDisk;
 use stead_store::sim_disk::{DiskCosts, Faults, SimDisk, is_crash};
 
@@ -61,6 +61,24 @@ fn disk_suite(disk: &dyn Disk) {
         assert_eq!(kind(disk.open(bad, Open::Replace).map(drop)), ErrorKind::InvalidInput, "{bad}");
         assert_eq!(kind(disk.remove(bad)), ErrorKind::InvalidInput, "{bad}");
     }
+
+    // Directories that go.
+    disk.create_dir("going").unwrap();
+    disk.create_dir("going/deep").unwrap();
+    drop(disk.open("going/x", Open::New).unwrap());
+    drop(disk.open("going/deep/y", Open::New).unwrap());
+    disk.sync_dir("going/deep").unwrap();
+    assert_eq!(kind(disk.remove_dir("going")), ErrorKind::DirectoryNotEmpty);
+    assert_eq!(kind(disk.remove_dir("none")), ErrorKind::NotFound);
+    assert_eq!(kind(disk.remove_dir("going/x")), ErrorKind::NotADirectory);
+    assert!(disk.remove("going/deep").is_err());
+    remove_tree(disk, "going").unwrap();
+    remove_tree(disk, "going").unwrap();
+    assert_eq!(disk.list("").unwrap(), ["a", "dir"]);
+    disk.create_dir("going").unwrap();
+    assert_eq!(disk.list("going").unwrap(), [] as [&str; 0]);
+    disk.sync_dir("going").unwrap();
+    remove_tree(disk, "going").unwrap();
 
     // A removed file can be used while it is open.
     let file = disk.open("gone", Open::New).unwrap();
@@ -330,4 +348,31 @@ fn virtual_time_adds_up() {
     file.sync_data().unwrap();
     assert_eq!(disk.micros(), 1 + (1 + 20) + (1 + 100));
     let _: Arc<dyn Disk> = Arc::new(disk);
+}
+
+#[test]
+fn a_removed_directory_may_come_back_as_it_was_synced_and_a_new_one_of_its_name_is_empty() {
+    for seed in 0..40 {
+        let disk = SimDisk::new(seed);
+        disk.create_dir("dir").unwrap();
+        drop(disk.open("dir/synced", Open::New).unwrap());
+        disk.sync_dir("dir").unwrap();
+        disk.sync_dir("").unwrap();
+        drop(disk.open("dir/unsynced", Open::New).unwrap());
+        disk.remove("dir/synced").unwrap();
+        disk.remove("dir/unsynced").unwrap();
+        disk.remove_dir("dir").unwrap();
+        if seed % 2 == 1 {
+            disk.sync_dir("").unwrap();
+            disk.create_dir("dir").unwrap();
+            disk.sync_dir("").unwrap();
+        }
+        disk.crash();
+        disk.restart();
+        let found = disk.list("dir");
+        match seed % 2 {
+            0 => assert!(found.is_err() || found.unwrap() == ["synced"], "seed {seed}"),
+            _ => assert_eq!(found.unwrap(), [] as [&str; 0], "seed {seed}"),
+        }
+    }
 }

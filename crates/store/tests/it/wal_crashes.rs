@@ -291,6 +291,10 @@ impl Disk for PreparedMeanwhile {
         self.disk.remove(path)
     }
 
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        self.disk.remove_dir(path)
+    }
+
     fn len(&self, path: &str) -> io::Result<Option<u64>> {
         self.disk.len(path)
     }

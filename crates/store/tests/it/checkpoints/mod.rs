@@ -16,6 +16,7 @@ mod fixture;
 pub(crate) mod model;
 mod recovery;
 mod restore;
+mod restoring;
 #[cfg(feature = "s3")]
 mod s3;
 mod stores;

@@ -9,7 +9,6 @@ use crate::events::{self, LAST_WORDS};
 use crate::inbox::Command;
 use crate::listed::{Listed, verify_stored};
 use crate::metrics::{Metrics, ServiceMetrics};
-use crate::open::Member;
 use crate::panics;
 use crate::part::Turned;
 use crate::ready::NotReady;
@@ -19,7 +18,7 @@ use crate::status::{CheckStatus, ClockStatus, RecoveryReport, ServiceStatus, Sha
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::ThreadId;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 use stead_core::ids::{CheckpointNumber, Time};
 use stead_core::shutdown::Group;
@@ -36,7 +35,8 @@ use stead_store::wal::WalReader;
 /// One life of a node. When it is dropped the node is shut down.
 pub struct Life<E: Env> {
     pub(crate) shared: Arc<Shared<E>>,
-    pub(crate) threads: Mutex<Vec<Member>>,
+    /// The threads, each with its group.
+    pub(crate) threads: Mutex<Vec<(Group, JoinHandle<()>)>>,
     pub(crate) own_threads: Mutex<Vec<ThreadId>>,
     /// Whether its parts were put on threads.
     pub(crate) is_spawned: AtomicBool,

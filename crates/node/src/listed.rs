@@ -1,4 +1,4 @@
-//! A list of the checkpoints of a store: decided numbers never change, so each manifest is read once.
+//! The list of a store's checkpoints: decided numbers never change, so each manifest is read once.
 
 use crate::checkpoint::CheckpointInfo;
 use crate::env::Program;
@@ -21,7 +21,7 @@ enum Known {
     Complete {
         incarnation: Incarnation,
         info: CheckpointInfo,
-        /// Whether it has the results of the checks, which do not change either.
+        /// Whether it has the results of the checks, which do not change any more.
         is_checked: bool,
     },
     GivenUp,
@@ -36,7 +36,7 @@ impl Listed {
         found.collect()
     }
 
-    /// Returns one of them.
+    /// Returns one complete checkpoint.
     pub(crate) fn one(
         &mut self,
         store: &dyn BlobStore,
@@ -75,7 +75,7 @@ impl Listed {
             match checks_beside(store, *incarnation, number) {
                 Ok(Some(checks)) => {
                     info.note_checks(&checks);
-                    // While a check is left out, its result may still come.
+                    // The result of a skipped check may still come.
                     *is_checked = info.check != CheckOutcome::NotChecked;
                 }
                 Ok(None) => {}

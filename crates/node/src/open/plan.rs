@@ -31,12 +31,12 @@ impl<P: Program> Code for Registered<'_, P> {
     }
 }
 
-/// Log segments that are kept ready: at full speed one is used up in a fraction of a second.
+/// Number of log segments that are kept ready: at full speed one is used up in a fraction of a second.
 const SEGMENTS_READY: usize = 2;
-/// Trimmed log segments that are kept: what is written between two checkpoints finds its segments again.
+/// Number of trimmed log segments that are kept for reuse: enough for the entries between two checkpoints.
 const SEGMENTS_FREE: usize = 16;
 
-/// The options of a recovery, from those of a node.
+/// Returns the options of a recovery, from those of a node.
 pub(super) fn recover_options(options: &Options) -> RecoverOptions<'_> {
     RecoverOptions {
         services: &options.services,
@@ -52,7 +52,7 @@ pub(super) fn recover_options(options: &Options) -> RecoverOptions<'_> {
     }
 }
 
-/// The limits of the check of a service: those of its causes.
+/// Returns the limits of a service's check, which are those of its causes.
 pub(super) fn check_limits(name: String, services: &Services) -> (String, CheckLimits) {
     let standard = Settings::default();
     let settings = services.topology().service_id(&name).map_or(&standard, |id| services.settings(id));
@@ -60,7 +60,7 @@ pub(super) fn check_limits(name: String, services: &Services) -> (String, CheckL
     (name, CheckLimits { attempts_max: settings.attempts_max, suspect_for })
 }
 
-/// Warns if the wall clock is far from the last time in the log: it, or the one of the last life, may be wrong.
+/// Warns if the wall clock is far from the last time in the log: this clock, or that of the last life, may be wrong.
 pub(super) fn warn_of_clock(logged: Time, wall: Time, confirm: Duration) {
     let far = Duration::from_micros(stead_core::clock::Clock::FAR);
     let (ahead, behind) = (wall.0.saturating_sub(logged.0), logged.0.saturating_sub(wall.0));
@@ -81,8 +81,8 @@ pub(super) fn warn_of_clock(logged: Time, wall: Time, confirm: Duration) {
     }
 }
 
-/// Bytes that no one outside of this process can know: made of the system's randomness, which seeds the standard
-/// library's hash maps.
+/// Returns bytes that are unknown outside of this process. They come from the system's randomness, which seeds the
+/// standard library's hash maps.
 pub(super) fn fresh_secret() -> [u8; SECRET_LEN] {
     let mut secret = [0; SECRET_LEN];
     for (at, word) in secret.chunks_mut(8).enumerate() {
@@ -91,7 +91,7 @@ pub(super) fn fresh_secret() -> [u8; SECRET_LEN] {
     secret
 }
 
-/// The facts of a new data directory.
+/// Returns the metadata of a new data directory.
 pub(super) fn fresh_meta() -> Meta {
     Meta {
         cluster: fastrand::u128(..),

@@ -1,4 +1,4 @@
-//! Recovers what a data directory holds, as the core plans the start of a life from it.
+//! Recovers the contents of a data directory, as the core plans the start of a life from it.
 
 use crate::open::OpenError;
 use std::sync::Arc;
@@ -24,11 +24,11 @@ pub struct RecoverOptions<'a> {
     pub threads: usize,
 }
 
-/// A data directory that was recovered, and the plan of the life that follows. The plan's epochs are durable.
+/// A recovered data directory, and the plan of the life that follows. The plan's epochs are durable.
 pub struct Recovery {
     /// The directory, owned until this is dropped.
     pub data_dir: DataDir,
-    /// The directory was empty, and was begun.
+    /// Whether the directory was empty, and was created.
     pub created: bool,
     /// The directory's checkpoints.
     pub store: DiskStore,
@@ -36,15 +36,14 @@ pub struct Recovery {
     pub services: Services,
     /// The states of all shards, and the log.
     pub recovered: Recovered,
-    /// The decisions with which the life begins.
+    /// The decisions for the life that begins.
     pub plan: StartPlan,
 }
 
-/// Recovers a data directory, or begins it with the facts from `fresh`.
+/// Recovers a data directory, or creates it with the metadata from `fresh`.
 ///
 /// # Errors
-/// [`OpenError`]; what is stored stays as it was, but for the log's unsynced tail and unfinished objects of the checkpoints. After
-/// [`OpenError::NoCode`] the tail is there, too.
+/// [`OpenError`]; stored data is then unchanged, except that the log's unsynced tail may be cut.
 pub fn recover(
     disk: Arc<dyn Disk>,
     code: &dyn Code,
@@ -72,17 +71,17 @@ pub fn recover(
     services.fit(recovered.wal.batch_bytes_max(), options.clock_confirm.as_millis() as u64);
     let past = Past { epoch_floor: meta.epoch_floor, is_new: created, ended_cleanly: meta.clean };
     let plan = StartPlan::new(past, &recovered.known_epochs());
-    // Before anything says that this life has begun. A start that finds no room changes no fact: an older program can
-    // still open what it wrote, and the next start has nothing to suspect.
+    // Must come first: a start that finds no space changes no metadata, so an older program can still open its data, and
+    // the next start has nothing to suspect.
     recovered.make_room_to_promise(&plan.epochs).map_err(RecoveryError::from)?;
-    // Durable before any entry of a new service is, and before the log has a record that older programs do not know.
+    // Must be durable before any entry of a new service, and before the log has a record that older programs do not know.
     data_dir.update(|meta| {
         meta.lives += 1;
         meta.log_created = true;
         meta.clean = false;
         meta.services = ServiceMeta::all_of(&topology);
     })?;
-    // Durable before any shard uses its epoch.
+    // Must be durable before any shard uses its epoch.
     recovered.promise(&plan.epochs).map_err(RecoveryError::from)?;
     Ok(Recovery { data_dir, created, store, services, recovered, plan })
 }

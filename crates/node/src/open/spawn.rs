@@ -12,7 +12,7 @@ use crate::panics;
 use crate::queries::{QUERY_THREADS, QueryQueue};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use stead_core::shutdown::Group;
 
 impl<E: Env> Parts<E> {
@@ -127,9 +127,6 @@ fn let_others_first() {
     // If this is refused, the thread competes like all others.
     let _ = rustix::process::setpriority_process(None, NICE);
 }
-
-/// A thread of the node.
-pub(crate) type Member = (Group, JoinHandle<()>);
 
 impl<E: Env> Life<E> {
     /// Starts a thread whose error or panic is fatal for the node.

@@ -1,24 +1,24 @@
-//! Planted bugs: each breaks one rule from outside, by bending what passes between the core, the storage code, the user
-//! code and the world. That the checks catch every one of them is what makes their silence mean something.
+//! Planted bugs: each breaks one rule from outside, by changing what passes between the core, the storage code, the
+//! user code and the world. The silence of the checks means something only because they catch every planted bug.
 
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// A restarted node leads its old epoch again.
     ReuseEpoch,
-    /// The disk says that it has synced, and has not.
+    /// Syncs of the log are reported as done, but not done.
     SkipSync,
     /// The log is reported as stored before it is synced.
     StoredBeforeSync,
-    /// A worker counts one submission more as stored than the log reports.
+    /// A worker takes one more submission for durable than the log reports.
     TicketPlusOne,
-    /// The mark of an idle log is noted, and not written.
+    /// The mark of an idle log is reported as written, but not written.
     ForgetMark,
-    /// A trim waits until what came with it is written.
+    /// A trim is delayed until the entries that arrived with it are written.
     HoldTrim,
-    /// Queries are answered from what was read some time ago.
+    /// Queries are answered from an earlier answer.
     StaleQuery,
-    /// A query reads its process as an earlier query did, not as it was when it came.
+    /// A query reads the state that an earlier query of its process has read.
     LateQuery,
     /// A retry reaches the shard under another identity.
     ForgetIdentity,
@@ -26,41 +26,41 @@ pub enum Bug {
     ShiftSequence,
     /// Messages, acknowledgements and requests lose their colour on the way.
     StripColours,
-    /// A snapshot takes what the entry after its marker wrote as well.
+    /// A snapshot also takes the writes of the entry after its marker.
     LateSnapshot,
-    /// A handler takes the money for a payment, and forgets to send it.
+    /// A handler deducts the money of a payment, but does not send it.
     LoseSend,
-    /// The collection of garbage takes one bundle more, which a checkpoint needs.
+    /// A collection deletes one bundle that a checkpoint needs.
     CollectOneMore,
-    /// The collection of garbage takes what a merge has written, before a checkpoint refers to it.
+    /// A collection deletes the output of a merge before a checkpoint refers to it.
     OverlookMerge,
-    /// The collection of garbage takes the tombstone of the greatest number along.
+    /// A collection deletes the tombstone of the greatest number.
     ForgetDecided,
-    /// The log is trimmed one entry above the checkpoint.
+    /// The log is trimmed one entry beyond the checkpoint.
     TrimOneTooFar,
     /// The log is trimmed before the manifest of the checkpoint is durable.
     TrimEarly,
-    /// News of an older epoch's log counts for this one.
+    /// Reports about the log of an older epoch count for the current one.
     AcceptOldEpoch,
-    /// Damage to the log is taken for an unsynced tail.
+    /// Damage to the log is cut as if it were an unsynced tail.
     CutDamage,
     /// A recovery that follows a crashed one drops the end of the log.
     ForgetfulRecovery,
-    /// The entry that handles a dead letter again does not remove it.
+    /// The entry of a retried dead letter does not remove it.
     KeepRetried,
-    /// A part builds upon one of a checkpoint that was given up.
+    /// A part builds upon a part of a checkpoint that was given up.
     BuildOnGivenUp,
-    /// A late marker of a checkpoint that was given up ends the snapshot of the next one.
+    /// A late marker of a checkpoint that was given up drops the snapshot of the next one.
     DropNextSnapshot,
-    /// A shard that has passed the checkpoint that is taken is not noticed.
+    /// A shard with a greater colour than the running checkpoint goes unnoticed.
     HighColour,
-    /// The clock that measures what was served jumps ahead with the wall clock.
+    /// The clock of served time jumps with the wall clock.
     WallAsSteady,
-    /// A tick comes late by as much as nothing may be overdue.
+    /// A tick is late by the maximum time that work may be overdue.
     LateTimer,
-    /// A session lives a millisecond less than it is set to.
+    /// A session expires a millisecond early.
     ShortSession,
-    /// A client hears that its session is open before the entry is committed.
+    /// The opening of a session is answered before its entry is committed.
     OpenedEarly,
     /// Requests lose their colour on the way.
     StripRequestColours,
@@ -68,11 +68,11 @@ pub enum Bug {
     SwapRestored,
     /// A request under a known idempotency key arrives with the hash of another body.
     ForgetBody,
-    /// The node goes on after a sync of the log has failed.
+    /// The node continues after a failed sync of the log.
     AnswerAfterFailedSync,
-    /// The data are marked as those of a life that ended in order before its log has ended.
+    /// The data are marked as cleanly shut down before the log has ended.
     CleanTooEarly,
-    /// All shards try at once what a death may have met.
+    /// All shards try suspected causes at once.
     CrowdTrials,
 }
 
@@ -116,7 +116,7 @@ impl Bug {
         Self::CrowdTrials,
     ];
 
-    /// Its name on the command line.
+    /// Returns its name on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -158,13 +158,13 @@ impl Bug {
         }
     }
 
-    /// The bug of a name.
+    /// Returns the bug of a name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|bug| bug.name() == name)
     }
 
-    /// The invariant that it breaks.
+    /// Returns the number of the invariant that it breaks.
     #[must_use]
     pub fn breaks(self) -> u8 {
         match self {

@@ -1,5 +1,5 @@
-//! Checkpoints of the simulated node: what its parts store, delete and let go is held against the model, and the news of
-//! them reaches the workers as late as the seed says.
+//! Checkpoints of the simulated node: compares what its parts store, delete and trim with the model, and delays the
+//! news of checkpoints for workers as the seed draws.
 
 use crate::bug::Bug;
 use crate::marks::Mark;
@@ -23,34 +23,34 @@ use stead_store::checkpoint::manifest::{Manifest, decided_numbers, manifest_name
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::wal::{Record, Wal};
 
-/// What is known of the checkpoints of one life of the node.
+/// The known state of checkpoints in one life of the node.
 #[derive(Default)]
 pub(crate) struct Checkpoints {
-    /// Number of wanted ones whose results have not come.
+    /// Number of wanted checkpoints whose results have not come.
     wanted: u64,
-    /// The last one that was begun, and when its colour left, in virtual time.
+    /// The last checkpoint that was begun, and the virtual time at which its colour left.
     begun: (CheckpointNumber, u64),
-    /// Whether the last one that was decided since this was reset is complete.
+    /// Whether the last checkpoint that was decided is complete; `None` after a reset.
     is_complete: Option<bool>,
-    /// A bundle that a merge has written, as long as the next checkpoint may refer to it.
+    /// The output of a merge, while the next checkpoint may refer to it.
     merged: Option<String>,
-    /// A number of which it is not known how it was decided.
+    /// A number whose decision is unknown.
     undecided: Option<CheckpointNumber>,
 }
 
-/// The trials at the end of a run, when all rests and nothing fails.
+/// The rehearsals of checkpoints at the end of a run, when all rests and nothing fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Rehearsal {
-    /// Nothing yet.
+    /// None yet.
     #[default]
     None,
-    /// No marker is committed until the checkpoint is given up, all of whose parts are there.
+    /// No marker is committed until the checkpoint is given up, with all its parts stored.
     Uncommitted,
-    /// A shard has a colour above the checkpoint's: it is given up at once.
+    /// A shard has a greater colour than the checkpoint, which is given up at once.
     Overtaken,
     /// The colour arrives after the checkpoint was given up.
     LateColour,
-    /// The next one is completed, in this life.
+    /// The next checkpoint is completed in this life.
     Last(u64),
 }
 
@@ -59,7 +59,7 @@ impl World {
         &mut self.node.as_mut().expect("only a living node takes checkpoints").checkpoints
     }
 
-    /// Wants a checkpoint, if the node lives.
+    /// Requests a checkpoint, if the node lives.
     pub(crate) fn want_checkpoint(&mut self) {
         let checked = self.odd.bool();
         if let Some(node) = &mut self.node {
@@ -69,12 +69,12 @@ impl World {
         }
     }
 
-    /// The results of wanted checkpoints have come.
+    /// Handles the results of wanted checkpoints.
     pub(crate) fn checkpoints_answered(&mut self, results: Vec<Result<CheckpointReport, CheckpointFailure>>) {
         self.checkpoints().wanted -= results.len() as u64;
     }
 
-    /// Whether nothing is taken, deleted or merged, and no result is waited for.
+    /// Whether no checkpoint is taken, nothing is deleted or merged, and no result is outstanding.
     pub(crate) fn checkpoints_rest(&self) -> bool {
         let Some(node) = &self.node else { return false };
         let is_due = |part| node.due.contains_key(&part);
@@ -84,7 +84,7 @@ impl World {
             && node.checkpoints.wanted == 0
     }
 
-    /// The parts of checkpoints did something.
+    /// Handles what the parts of checkpoints did.
     pub(crate) fn checkpoint_went_on(&mut self, done: Done) -> Outcomes {
         match done {
             Done::Coloured(colour) => {
@@ -129,8 +129,8 @@ impl World {
         Ok(())
     }
 
-    /// News of checkpoints has left for a worker, and arrives sometimes late: that of a completed one when the next one has
-    /// begun.
+    /// Carries the news of checkpoints to a worker, sometimes late: that of a completed checkpoint even after the next
+    /// one has begun.
     pub(crate) fn carry_news(&mut self, worker: usize, news: News) {
         let late = match (news, self.rehearsal) {
             (News::Colour(_), Rehearsal::LateColour) => self.profile.checkpoint_deadline,
@@ -149,7 +149,7 @@ impl World {
         self.heed_bells();
     }
 
-    /// A checkpoint exists.
+    /// Handles that a checkpoint exists.
     fn completed(&mut self, number: CheckpointNumber) -> Outcomes {
         self.checkpoints().is_complete = Some(true);
         self.decided = self.decided.max(number);
@@ -160,7 +160,7 @@ impl World {
             manifest.map_err(|e| Violation::new(10, format!("checkpoint {number} is complete: {e}")))?;
         self.check_checkpoint(&manifest)?;
         self.model.forget_cuts_below(number);
-        // Those who come before the merge has ended cannot use it.
+        // Checkpoints before the end of the merge cannot use its output.
         let checkpoints = self.checkpoints();
         let is_used = |name: &String| manifest.bundles.iter().any(|bundle| bundle.name == *name);
         if checkpoints.merged.as_ref().is_some_and(is_used) {
@@ -190,7 +190,7 @@ impl World {
         Ok(())
     }
 
-    /// The planted bug: the log is trimmed before the manifest is durable.
+    /// Plants the bug: the log is trimmed before the manifest is durable.
     fn trim_early(&mut self, marked: &BTreeMap<ShardId, Index>) {
         self.disk_log().wants_trim();
         let top = |shard| marked.get(&shard).copied().unwrap_or_default();
@@ -206,7 +206,7 @@ impl World {
             self.marks.hit(Mark::CheckpointFull);
             return Ok(());
         }
-        // The node has to bear the faults of the disk.
+        // The node has to survive the faults of the disk.
         if matches!(trouble.error(), CheckpointError::Store(_)) {
             return Ok(());
         }
@@ -215,7 +215,7 @@ impl World {
         Err(Violation::new(invariant, trouble.to_string()).into())
     }
 
-    /// Invariants 9, 10 and 11 on what is stored.
+    /// Checks invariants 9, 10 and 11 on the stored checkpoint.
     pub(crate) fn check_checkpoint(&mut self, manifest: &Manifest) -> Outcomes {
         let number = manifest.number;
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
@@ -266,8 +266,8 @@ impl World {
         Ok(())
     }
 
-    /// Invariant 13 for checkpoints, after something was deleted: each that exists can be loaded, and what a merge has
-    /// written for the next one is there.
+    /// Checks invariant 13 for checkpoints after a deletion: each existing checkpoint can be loaded, and the output of
+    /// a merge for the next one exists.
     fn check_collected(&mut self, deleted: &[Garbage]) -> Outcomes {
         if deleted.iter().any(|garbage| matches!(garbage, Garbage::Tombstone(_))) {
             self.marks.hit(Mark::TombstoneCollected);
@@ -283,13 +283,13 @@ impl World {
         self.check_all_checkpoints()
     }
 
-    /// The output of a merge is there for as long as the next checkpoint is to refer to it.
+    /// Checks that the output of a merge exists while the next checkpoint may refer to it.
     fn check_merged(&mut self) -> Outcomes {
         let node = self.node.as_ref().expect("only a living node merges");
         let Some(merged) = node.checkpoints.merged.clone() else { return Ok(()) };
         let lineage = node.parts.checkpoints.part.driver().lineage();
         if lineage.bundles().iter().all(|bundle| bundle.name != merged) {
-            // It is not there yet, or what it was made from is of use no more.
+            // It is not written yet, or its inputs are not used any more.
             return Ok(());
         }
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
@@ -300,7 +300,7 @@ impl World {
         Err(Violation::new(13, format!("{merged} was deleted, and the next checkpoint needs it")).into())
     }
 
-    /// The planted bug: what a merge has written is taken for garbage.
+    /// Plants the bug: the output of a merge is deleted.
     fn overlook_merge(&mut self) {
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
         if let Some(merged) = self.checkpoints().merged.clone() {
@@ -308,7 +308,7 @@ impl World {
         }
     }
 
-    /// The planted bug: the tombstone of the greatest number goes, too.
+    /// Plants the bug: the tombstone of the greatest number is deleted too.
     fn forget_decided(&mut self) {
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
         self.quietly(|_| {
@@ -320,7 +320,7 @@ impl World {
         });
     }
 
-    /// Invariant 13 for checkpoints: each that exists can be loaded.
+    /// Checks invariant 13 for checkpoints: each existing one can be loaded.
     pub(crate) fn check_all_checkpoints(&mut self) -> Outcomes {
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
         let broken = self.quietly(|_| {
@@ -341,7 +341,7 @@ impl World {
         broken.map_err(|error| Violation::new(13, format!("a checkpoint was broken: {error}")).into())
     }
 
-    /// Invariant 13 for the log: every entry that the newest checkpoint does not hold is there.
+    /// Checks invariant 13 for the log: it has every entry that the newest checkpoint lacks.
     pub(crate) fn check_log(&mut self) -> Outcomes {
         let options = wal_options(self.profile.segment_bytes, 0x1d, false);
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
@@ -374,7 +374,7 @@ impl World {
         Ok(())
     }
 
-    /// When all rests: the next thing that is to be tried. Whether all was.
+    /// Begins the next rehearsal once all rests; returns whether all were done.
     pub(crate) fn rehearse(&mut self) -> Result<bool, Stop> {
         let life = self.life;
         self.rehearsal = match self.rehearsal {
@@ -383,7 +383,7 @@ impl World {
             Rehearsal::Overtaken => Rehearsal::LateColour,
             Rehearsal::LateColour => Rehearsal::Last(life),
             Rehearsal::Last(begun_in) if begun_in == life => {
-                // Invariant 17 for checkpoints: whatever became of the one before.
+                // Invariant 17 for checkpoints, regardless of the previous one's outcome.
                 if self.checkpoints().is_complete == Some(true) {
                     return Ok(true);
                 }

@@ -1,13 +1,13 @@
-//! The part of the log that is on the disk, read off what passes to it. It is apart from the node and from the storage
-//! code: what the node says of its log is held against this.
+//! The log on the disk, decoded from the writes that reach the disk. Independent of the node and of the storage code,
+//! whose reports about the log are compared with it.
 
 use std::collections::{BTreeMap, VecDeque};
 use stead_core::ids::{Index, ShardId};
 
-/// A batch begins with this, and a header of so many bytes.
+/// The magic of a batch, and the bytes of its header.
 const MAGIC: &[u8] = b"SWB2";
 const HEADER: usize = 64;
-/// A record begins with its kind and its length.
+/// The bytes of a record's kind and length.
 const RECORD_HEADER: usize = 5;
 /// The kind of an entry.
 const ENTRY: u8 = 0x81;
@@ -30,24 +30,24 @@ enum Trim {
     #[default]
     None,
     Wanted,
-    /// Entries were written since.
+    /// Entries were written since then.
     Overtaken,
 }
 
 /// The batches that one life of the node wrote.
 #[derive(Debug, Default)]
 pub(crate) struct DiskLog {
-    /// By file, what was written since its last sync.
+    /// By file, the batches written since its last sync.
     unsynced: BTreeMap<u64, Vec<Written>>,
     durable: BTreeMap<ShardId, Index>,
-    /// Durable batches that no durable batch calls so.
+    /// Durable batches that no later durable batch records as synced.
     uncovered: VecDeque<Written>,
     covered: BTreeMap<ShardId, Index>,
-    /// The last batch that a durable one calls durable, once there is one.
+    /// The last batch that a durable batch records as synced, if any.
     mark: Option<u64>,
     /// The last durable batch with entries.
     last_entries: u64,
-    /// The oldest segment that is needed, once a batch said so.
+    /// The oldest needed segment, once a batch has recorded one.
     oldest: Option<u64>,
     trim: Trim,
     is_trimmed: bool,
@@ -63,7 +63,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
 }
 
-/// The number at `at` in the storage format's varints, and where it ends.
+/// Returns the varint at `at`, and its end.
 fn varint(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
     let len = 1 + bytes.get(at..)?.iter().position(|byte| *byte < 0x80)?;
     let digits = bytes[at..at + len].iter().rev();
@@ -71,7 +71,7 @@ fn varint(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
 }
 
 impl Written {
-    /// The batch that is written with these bytes; `None` if they are none.
+    /// Returns the batch that these bytes write; `None` if they write none.
     fn parse(bytes: &[u8]) -> Option<Self> {
         if bytes.len() < HEADER || !bytes.starts_with(MAGIC) {
             return None;
@@ -82,7 +82,7 @@ impl Written {
         let mut records = bytes.get(HEADER..HEADER + len)?;
         while !records.is_empty() {
             if records[0] == ENTRY {
-                // After the shard comes the epoch.
+                // The epoch follows the shard.
                 let (shard, at) = varint(records, RECORD_HEADER)?;
                 let (_, at) = varint(records, at)?;
                 let (index, _) = varint(records, at)?;
@@ -97,7 +97,7 @@ impl Written {
     }
 }
 
-/// The number of the batch that begins with these bytes, if it is one and has entries.
+/// Returns the number of the batch at the start of these bytes, if there is one and it has entries.
 pub(crate) fn number_of_entries(bytes: &[u8]) -> Option<u64> {
     Written::parse(bytes).filter(|batch| !batch.tops.is_empty()).map(|batch| batch.number)
 }
@@ -110,7 +110,7 @@ fn raise(tops: &mut BTreeMap<ShardId, Index>, more: &BTreeMap<ShardId, Index>) {
 }
 
 impl DiskLog {
-    /// Bytes were written to a file.
+    /// Notes that bytes were written to a file.
     pub(crate) fn wrote(&mut self, file: u64, bytes: &[u8]) {
         let Some(batch) = Written::parse(bytes) else { return };
         if !batch.tops.is_empty() && self.trim == Trim::Wanted {
@@ -128,17 +128,17 @@ impl DiskLog {
         self.unsynced.entry(file).or_default().push(batch);
     }
 
-    /// The node wants the log to be trimmed.
+    /// Notes that the node wants the log to be trimmed.
     pub(crate) fn wants_trim(&mut self) {
         self.trim = Trim::Wanted;
     }
 
-    /// Whether entries were written since the node wanted a trim, which has let nothing go yet.
+    /// Whether entries were written since the node wanted a trim that has not released anything yet.
     pub(crate) fn has_overtaken_trim(&self) -> bool {
         self.trim == Trim::Overtaken
     }
 
-    /// Whether segments were given up since this was asked.
+    /// Whether segments were released since the last call.
     pub(crate) fn take_trimmed(&mut self) -> bool {
         std::mem::take(&mut self.is_trimmed)
     }
@@ -148,7 +148,7 @@ impl DiskLog {
         self.wrong
     }
 
-    /// A file was synced.
+    /// Notes that a file was synced.
     pub(crate) fn synced(&mut self, file: u64) {
         for batch in self.unsynced.remove(&file).unwrap_or_default() {
             raise(&mut self.durable, &batch.tops);
@@ -163,23 +163,23 @@ impl DiskLog {
         }
     }
 
-    /// The last entry of a shard that this life made durable.
+    /// Returns the last entry of a shard that this life made durable.
     pub(crate) fn durable(&self, shard: ShardId) -> Index {
         self.durable.get(&shard).copied().unwrap_or_default()
     }
 
-    /// The last entry of a shard that this life wrote and of which the log says that it was synced.
+    /// Returns the last entry of a shard that this life wrote and that the log records as synced.
     pub(crate) fn covered(&self, shard: ShardId) -> Index {
         self.covered.get(&shard).copied().unwrap_or_default()
     }
 
-    /// Whether the log says of all entries of this life that they were synced.
+    /// Whether the log records all entries of this life as synced.
     pub(crate) fn is_marked(&self) -> bool {
         self.unsynced.values().flatten().all(|batch| batch.tops.is_empty())
             && self.mark.unwrap_or(0) >= self.last_entries
     }
 
-    /// Whether the log says that what this life found was synced.
+    /// Whether the log records the entries that this life found as synced.
     pub(crate) fn covers_the_past(&self) -> bool {
         self.mark.is_some()
     }

@@ -1,4 +1,4 @@
-//! The effects of shards as the world sees them.
+//! The world's side of the effects of shards.
 
 use crate::bug::Bug;
 use crate::client::call_of;
@@ -11,7 +11,7 @@ use stead_core::ids::ShardId;
 use stead_core::record::Kind;
 use stead_core::shard::{Answer, Effect, Input, Refusal};
 
-/// The entry of a retry as one that leaves the dead letter where it is.
+/// Returns the entry of a retry changed so that it leaves the dead letter.
 pub(crate) fn without_retry(bytes: Vec<u8>) -> Vec<u8> {
     match Entry::decode(&bytes) {
         Ok(entry) if matches!(entry.cause, Cause::Retry { .. }) => {
@@ -24,7 +24,7 @@ pub(crate) fn without_retry(bytes: Vec<u8>) -> Vec<u8> {
 }
 
 impl World {
-    /// A shard wants something, and its worker performs it.
+    /// Handles an effect of a shard, which its worker performs.
     pub(crate) fn see_effect(&mut self, shard: ShardId, effect: Effect, colour_news: bool) -> Outcomes {
         if let Effect::Append { index, bytes, .. } = effect {
             self.note(index.0, &bytes);
@@ -72,7 +72,7 @@ impl World {
         }
         self.check_leaving(shard, &effect)?;
         match effect {
-            // Answers are seen where they end.
+            // Answers are handled where they arrive.
             Effect::Append { .. }
             | Effect::Deliver { .. }
             | Effect::Ack { .. }
@@ -112,7 +112,7 @@ impl World {
         Ok(())
     }
 
-    /// Holds what leaves a shard against what is committed.
+    /// Compares what leaves a shard with what is committed.
     pub(crate) fn check_leaving(&self, shard: ShardId, effect: &Effect) -> Outcomes {
         self.model.check_effect(shard, effect)?;
         if self.disk.failed_syncs() > self.failed_syncs {
@@ -122,8 +122,8 @@ impl World {
         Ok(())
     }
 
-    /// A call that a client knows to be over may not be applied later. One that was too large may be: its process may
-    /// have shrunk until a late frame of it comes.
+    /// Checks that a call which its client knows to be over is not applied later. One that was too large may be: its
+    /// process may shrink before a late frame of it arrives.
     pub(crate) fn note_refusal(&mut self, shard: ShardId, answer: &Answer) {
         let over = match &answer.result {
             Err(Refusal::Misuse(misuse)) => !matches!(misuse, Misuse::TooLarge { .. }),

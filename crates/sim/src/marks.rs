@@ -14,7 +14,7 @@ macro_rules! marks {
             /// Every mark.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// What it stands for.
+            /// Returns the name of the event.
             #[must_use]
             pub fn text(self) -> &'static str {
                 match self {
@@ -103,7 +103,7 @@ marks! {
     OldFrame: "a frame of an older life arrived",
 }
 
-/// How often each mark was reached.
+/// The number of times that each mark was reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marks(Vec<u64>);
 
@@ -118,7 +118,7 @@ impl Marks {
         self.0[mark as usize] += 1;
     }
 
-    /// How often a mark was reached.
+    /// Returns the number of times that a mark was reached.
     #[must_use]
     pub fn count(&self, mark: Mark) -> u64 {
         self.0[mark as usize]

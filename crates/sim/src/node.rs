@@ -1,4 +1,4 @@
-//! One life of the simulated node: recovered and assembled by the code that ships, without any threads.
+//! One life of the simulated node, recovered and assembled by the code that ships, without threads.
 
 use crate::bug::Bug;
 use crate::checkpoints::Checkpoints;
@@ -26,7 +26,7 @@ use stead_store::wal::WalOptions;
 
 /// The only node of the cluster.
 pub(crate) const NODE: NodeId = NodeId(1);
-/// Where the node keeps its checkpoints.
+/// The directory of the node's checkpoints.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 /// A part of the node that gets turns.
@@ -43,21 +43,21 @@ pub(crate) enum PartId {
     Merges,
 }
 
-/// What lives from a start of the process to its end.
+/// The state of one life of the process.
 pub(crate) struct Node {
     /// By shard.
     pub(crate) epochs: Vec<Epoch>,
     pub(crate) parts: Stepped<SimEnv>,
-    /// By part, when its next turn is due, in virtual time.
+    /// By part, the virtual time at which its next turn is due.
     pub(crate) due: BTreeMap<PartId, u64>,
-    /// Planted bug: a trim that is held back.
+    /// Planted bug: a trim that is delayed.
     pub(crate) held_trim: Option<CheckpointCommand>,
     pub(crate) checkpoints: Checkpoints,
-    /// By channel, when its last frame arrives, for profiles that keep the order.
+    /// By channel, the arrival time of its last frame, for profiles that keep the order.
     pub(crate) channels: BTreeMap<(ShardId, ShardId), u64>,
-    /// By task, the steps that wait for their shard's word.
+    /// By task, the steps that wait for their shard's answer.
     pub(crate) asking: BTreeMap<(ShardId, TaskId, u32), TaskRecord>,
-    /// The state that queries have to see, if the model knows: by shard, entry and process.
+    /// The state that queries must see, if the model knows it: by shard, entry and process.
     pub(crate) queries: BTreeMap<(ShardId, Index, Key), Seen>,
     /// Parts that have ended.
     pub(crate) ended: BTreeSet<PartId>,
@@ -65,14 +65,14 @@ pub(crate) struct Node {
     pub(crate) stopping: Option<Stopping>,
 }
 
-/// How the log is kept.
+/// Returns the options of the log.
 pub(crate) fn wal_options(segment_bytes: u64, log_id: u64, create: bool) -> WalOptions {
-    // As short at first as segments may be, so that those that may grow do.
+    // The first segments have the minimum length, so that later ones grow if they may.
     let segment_bytes_min = 16 << 10;
     WalOptions { segment_bytes, segment_bytes_min, log_id, create, free_max: 2, ..WalOptions::default() }
 }
 
-/// The facts of a new data directory.
+/// Returns the metadata of a new data directory.
 pub(crate) fn fresh(incarnation: Incarnation) -> Meta {
     Meta {
         cluster: 0x5ead,
@@ -88,10 +88,10 @@ pub(crate) fn fresh(incarnation: Incarnation) -> Meta {
     }
 }
 
-/// The time limits of user code on threads, which the simulated node has none of.
+/// The time limits of user code on threads; the simulated node has no threads.
 const UNLIMITED: Duration = Duration::from_secs(3600);
 
-/// The settings of a node with these services.
+/// Returns the settings of a node with these services.
 fn options(topology: &Topology, profile: &Profile) -> Options {
     let services = topology.services().iter().map(|service| ServiceLimits {
         name: service.name.clone(),
@@ -120,7 +120,7 @@ fn options(topology: &Topology, profile: &Profile) -> Options {
     }
 }
 
-/// A program that has all code, or lacks that of some services or tasks.
+/// A program that has all code, or lacks the code of some services or tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
     All,
@@ -138,7 +138,7 @@ impl stead_core::start::Code for Code {
     }
 }
 
-/// Recovers the data directory, as a node does that starts.
+/// Recovers the data directory, as the start of a node does.
 pub(crate) fn open(
     disk: Arc<dyn Disk>,
     code: Code,
@@ -155,7 +155,7 @@ pub(crate) fn open(
     recover(disk, &code, recover_options, || fresh(topology.incarnation))
 }
 
-/// The planted bug: a shard leads the epoch before once more, unless that would show in its log.
+/// Plants the bug: a shard leads its previous epoch again, unless its log would show that.
 fn reuse_epochs(recovery: &mut Recovery) {
     let logged = recovery.recovered.states.iter().map(State::shard).zip(&recovery.recovered.epochs);
     for (shard, logged) in logged {
@@ -168,7 +168,7 @@ fn reuse_epochs(recovery: &mut Recovery) {
 }
 
 impl Node {
-    /// Begins a life over what was recovered.
+    /// Begins a life over the recovered data.
     pub(crate) fn start(
         mut recovery: Recovery,
         topology: &Topology,
@@ -198,7 +198,7 @@ impl Node {
         })
     }
 
-    /// The checkpoint that is taken.
+    /// Returns the running checkpoint.
     pub(crate) fn running_checkpoint(&self) -> Option<CheckpointNumber> {
         self.parts.checkpoints.part.driver().running()
     }

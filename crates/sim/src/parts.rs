@@ -1,5 +1,5 @@
-//! Gives the parts of the simulated node their turns, when their bells are rung or their time has come, and carries on what
-//! comes of them.
+//! Gives the parts of the simulated node their turns when their bells are rung or their time has come, and handles the
+//! results.
 
 use crate::blame::Killer;
 use crate::bug::Bug;
@@ -20,8 +20,8 @@ use stead_core::shard::{Effect, Input};
 use stead_node::checkpoint::CheckpointHub;
 use stead_node::{NoAnswer, Part, ReplyTo, Turned};
 
-/// The factor by which one input may exceed the limit of work, for it takes parts of several kinds of work; and the
-/// work of the calls that reach the limit.
+/// The factor by which one input may exceed the limit of work, because it has several kinds of work, and the work of
+/// the calls that reach the limit.
 const HOLD_MAX: usize = 4;
 const CALL_WORK_MAX: usize = 1_500;
 
@@ -30,7 +30,7 @@ impl World {
         self.disk_log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an entry waits to become durable.
+    /// Whether an entry is not durable yet.
     pub(crate) fn waits_for_log(&self) -> bool {
         self.topology.shards().any(|shard| self.model.appended(shard) > self.model.durable(shard))
     }
@@ -68,7 +68,7 @@ impl World {
         }
     }
 
-    /// A part is due in so long, if it is not before.
+    /// Makes a part due after this time, unless it is due earlier.
     pub(crate) fn turn_in(&mut self, part: PartId, delay: u64) {
         let at = self.now + delay;
         let node = self.node.as_mut().expect("only a living node has parts");
@@ -78,7 +78,7 @@ impl World {
         }
     }
 
-    /// A part may be due.
+    /// Gives a part its turn if it is due.
     pub(crate) fn turn_if_due(&mut self, part: PartId) -> Outcomes {
         let node = self.node.as_mut().expect("checked by the caller");
         if node.due.get(&part).is_some_and(|at| *at <= self.now) && !node.ended.contains(&part) {
@@ -128,7 +128,7 @@ impl World {
         });
         let cost = turn.took + self.disk.micros() - before;
         if part == PartId::Log {
-            // Whatever came of the turn.
+            // Regardless of the turn's result.
             self.learn_durable()?;
             if let Some(what) = self.disk_log().wrong() {
                 return Err(Violation::new(17, what).into());
@@ -213,7 +213,7 @@ impl World {
         Ok(())
     }
 
-    /// Carries on what came of a turn, in its order.
+    /// Handles the results of a turn in their order.
     fn carry_on(&mut self, turn: Turn) -> Outcomes {
         let life = self.life;
         for shown in turn.shown {
@@ -260,7 +260,7 @@ impl World {
         Ok(())
     }
 
-    /// A shard has handled an input.
+    /// Handles that a shard has handled an input.
     fn handled(&mut self, handled: Handled) -> Outcomes {
         let Handled { shard, effects, calls, stored, is_colour, work, unwanted, .. } = handled;
         self.model.looked(self.time(), self.now);
@@ -294,7 +294,7 @@ impl World {
         self.check_due(shard)
     }
 
-    /// A client's frame arrives at the node, if it lives.
+    /// Handles a client's frame that arrives at the node, if it lives.
     pub(crate) fn arrive(&mut self, shard: ShardId, input: Input) {
         let Some(node) = &self.node else { return };
         let shared = &node.parts.shared;
@@ -326,12 +326,12 @@ impl World {
         self.heed_bells();
     }
 
-    /// A call of a client has ended at the node.
+    /// Handles the end of a client's call at the node.
     fn answered(&mut self, shard: ShardId, token: u64, result: Result<Answer, NoAnswer>) -> Outcomes {
         let answer = match result {
             Ok(answer) => Answer { token, ..answer },
             Err(NoAnswer::Refused(refusal)) => refused(token, refusal),
-            // The client waits no longer, and asks again.
+            // The client does not wait any longer, and retries.
             Err(NoAnswer::TimedOut { .. }) => {
                 self.marks.hit(Mark::TimedOut);
                 return Ok(());
@@ -355,7 +355,7 @@ impl World {
         Ok(())
     }
 
-    /// A thread of queries runs the next one. Returns whether there was one.
+    /// Runs the next query, as a thread for queries does; returns whether there was one.
     pub(crate) fn run_query(&mut self) -> Result<bool, Stop> {
         let scene = self.scene();
         let node = self.node.as_ref().expect("checked by the caller");
@@ -367,7 +367,7 @@ impl World {
         Ok(ran && self.node.is_some())
     }
 
-    /// Notes what the disk holds of the log.
+    /// Notes the contents of the log on the disk.
     pub(crate) fn learn_durable(&mut self) -> Outcomes {
         let log = Arc::clone(&self.disk_log);
         let log = log.lock().unwrap_or_else(PoisonError::into_inner);
@@ -380,7 +380,8 @@ impl World {
         Ok(())
     }
 
-    /// Storage failed: either the power is gone, or the process has to end for it knows no longer what is on its disk.
+    /// Handles a failure of storage: the power is gone, or the process must end because it no longer knows the contents
+    /// of its disk.
     pub(crate) fn storage_failed(&mut self, error: &str) -> Outcomes {
         if self.tracing {
             eprintln!("                             {error}");
@@ -395,7 +396,7 @@ impl World {
     }
 }
 
-/// The answer to a call that the node refuses for itself.
+/// Returns the answer to a call that the node itself refuses.
 fn refused(token: u64, refusal: Refusal) -> Answer {
     Answer { token, epoch: Epoch(0), index: Index(0), colour: Colour(0), result: Err(refusal) }
 }

@@ -1,34 +1,38 @@
-//! What a run is like: drawn from its seed, so that runs differ in character and rare things are common somewhere.
+//! The profile of a run, drawn from its seed, so that runs differ in character and rare events are common in some of
+//! them.
 
 use crate::bug::Bug;
 use fastrand::Rng;
 use stead_core::checkpointing::merging::Policy;
 use stead_core::shard::Settings;
 
-/// Parts of a run's profile that its caller sets; the seed draws the others, and draws them as it would without these.
+/// Settings of a run's profile that its caller overrides. The seed draws the others, and its draws do not depend on
+/// these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// No faults from the beginning: nothing crashes, gets lost, comes twice or is slow.
+    /// No faults at all: nothing crashes, is lost, is duplicated or is slow.
     pub no_faults: bool,
-    /// Attempts at one cause before it becomes a dead letter, from 1. The seed draws 1 to 3.
+    /// Number of attempts at one cause before it becomes a dead letter, at least 1. The seed draws 1 to 3.
     pub attempts_max: Option<u32>,
-    /// Most bytes of an entry, up to half of what the log takes at once, which the seed draws from 4 to 28 KiB. The seed draws this
-    /// half, or 400 bytes once in four runs.
+    /// Maximum number of bytes of an entry: at most half of the bytes that the log accepts at once, of which the seed
+    /// draws 4 to 28 KiB. The seed draws this half, or 400 bytes in one of four runs.
     pub entry_bytes_max: Option<usize>,
-    /// Events between two crashes on average, 0 for no crashes: stronger than `no_faults`. The seed draws 80 to 1,000 or none.
+    /// Average number of events between two crashes, 0 for no crashes; overrides `no_faults`. The seed draws 80 to
+    /// 1,000 or none.
     pub crash_every: Option<u32>,
-    /// Simulated clients, from 1. The seed draws 1 to 8.
+    /// Number of simulated clients, at least 1. The seed draws 1 to 8.
     pub clients: Option<usize>,
 }
 
-/// The faults and sizes of one run. Times are in microseconds of virtual time, chances in 1 of so many, 0 for never.
+/// The faults and sizes of one run. Times are in microseconds of virtual time; chances are 1 in this number, or 0 for
+/// never.
 #[derive(Clone, Debug)]
 pub(crate) struct Profile {
     pub(crate) clients: usize,
     pub(crate) think: u64,
     pub(crate) retry: u64,
     pub(crate) window: usize,
-    /// Calls of a session after which its client confirms replies.
+    /// Number of calls of a session after which its client confirms replies.
     pub(crate) confirm_every: u64,
     pub(crate) net_delay: u64,
     pub(crate) net_drop: u32,
@@ -36,31 +40,31 @@ pub(crate) struct Profile {
     pub(crate) channel_delay: u64,
     pub(crate) channel_drop: u32,
     pub(crate) channel_again: u32,
-    /// Workers of the node, each with its own batches.
+    /// Number of workers of the node, each with its own batches.
     pub(crate) workers: usize,
     pub(crate) wake_delay: u64,
-    /// Parts that run steps of tasks.
+    /// Number of parts that run steps of tasks.
     pub(crate) step_parts: usize,
-    /// Microseconds that a look at the clock takes: slices end sooner.
+    /// Microseconds that reading the clock takes: slices end sooner.
     pub(crate) look_cost: u64,
     /// The time for which a call waits at the node.
     pub(crate) call_timeout: u64,
     pub(crate) step_delay: u64,
-    /// Events between crashes, on average.
+    /// Average number of events between crashes.
     pub(crate) crash_every: u32,
-    /// Of the crashes, how many leave the machine on.
+    /// Share of the crashes that leave the machine on.
     pub(crate) kill_share: u8,
     pub(crate) crash_in_recovery: u32,
     pub(crate) crash_everywhere: u32,
     pub(crate) jump: u32,
     pub(crate) jump_max: u64,
-    /// Events between jumps of the clock within a life, on average.
+    /// Average number of events between jumps of the clock within a life.
     pub(crate) jump_inside: u32,
     pub(crate) full_every: u32,
     pub(crate) fail_sync_every: u32,
     pub(crate) flip: u32,
-    /// Events between operations of the disk that fail, between times in which no files can be opened, and between bits
-    /// that flip while the node runs, on average.
+    /// Average number of events between failing operations of the disk, between times in which no files can be opened,
+    /// and between bits that flip while the node runs.
     pub(crate) fault_every: u32,
     pub(crate) files_every: u32,
     pub(crate) flip_inside: u32,
@@ -68,11 +72,11 @@ pub(crate) struct Profile {
     pub(crate) checkpoint_every: u32,
     pub(crate) checkpoint_deadline: u64,
     pub(crate) keep: usize,
-    /// How long garbage waits before it is collected.
+    /// Time after which garbage is collected.
     pub(crate) grace: u64,
     pub(crate) merge: Policy,
     pub(crate) segment_bytes: u64,
-    /// Runs of handlers that the shell wants of one input at most.
+    /// Maximum number of handler runs that the shell accepts for one input.
     pub(crate) runs_max: usize,
     pub(crate) settings: Settings,
 }
@@ -85,14 +89,15 @@ pub(crate) fn spread(rng: &mut Rng, choices: &[u64]) -> u64 {
     choices[rng.usize(..choices.len())]
 }
 
-/// Most bytes of an entry in a log with such segments. As in a node, twice as much fits into the log at once: into a segment
-/// without the blocks of its header and its reserve, the header of a batch, and what is kept for the table.
+/// Returns the maximum number of bytes of an entry in a log with segments of this length. As in a node, twice as much
+/// fits into the log at once: into a segment without the blocks of its header and its reserve, the header of a batch,
+/// and the space for the table.
 fn entry_bytes_max(segment_bytes: u64) -> usize {
     (segment_bytes as usize - 2 * 4096 - 64 - 512) / 2
 }
 
 impl Profile {
-    /// A profile drawn at random.
+    /// Draws a profile.
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let settings = Settings {
             session_ttl: spread(rng, &[3_600_000, 3_600_000, 20_000]),
@@ -152,12 +157,12 @@ impl Profile {
             runs_max: usize::MAX,
             settings,
         };
-        // Sometimes so small that sessions end over several entries and some calls don't fit into one. Drawn last, so that
-        // the other runs stay as they were.
+        // Sometimes so small that sessions end over several entries, and some calls do not fit into one. Drawn last, so
+        // that the other draws of a seed are unchanged.
         profile.settings.entry_bytes_max = spread(rng, &[32 << 20, 32 << 20, 32 << 20, 400]) as usize;
         profile.jump_inside = chance(rng, &[0, 0, 200, 40]);
         if rng.bool() {
-            // Three days: no clock that is so far ahead is believed at once.
+            // Three days: a clock that is this far ahead is never adopted at once.
             profile.jump_max = 3 * 24 * 3_600_000_000;
         }
         profile.settings.kept_bytes_max = spread(rng, &[64 << 20, 64 << 20, 64 << 20, 8_000]) as usize;
@@ -179,7 +184,7 @@ impl Profile {
         profile
     }
 
-    /// This profile, with what the caller sets instead of what was drawn.
+    /// Returns this profile with the caller's overrides.
     pub(crate) fn with(mut self, overrides: &Overrides) -> Self {
         if overrides.no_faults {
             self.calm();
@@ -206,15 +211,15 @@ impl Profile {
         self
     }
 
-    /// This profile, such that what a planted bug needs is common.
+    /// Returns this profile, changed so that the events that a planted bug needs are common.
     pub(crate) fn with_bug(mut self, bug: Option<Bug>) -> Self {
         match bug {
-            // A client is fast, and checkpoints are frequent and slow to be heard of.
+            // Clients are fast; checkpoints are frequent, and their colours arrive late.
             Some(Bug::StripRequestColours) => {
                 (self.net_delay, self.think, self.retry) = (10, 100, 20_000);
                 (self.channel_delay, self.checkpoint_every) = (20_000, 60);
             }
-            // Much is in flight at a checkpoint.
+            // Many messages are in flight at a checkpoint.
             Some(Bug::SwapRestored) => {
                 (self.channel_delay, self.checkpoint_every, self.workers) = (20_000, 60, 4);
             }
@@ -227,7 +232,7 @@ impl Profile {
         self
     }
 
-    /// No more faults: what is under way must now come to its end.
+    /// Returns this profile without faults: all running work must come to its end.
     pub(crate) fn calm(&mut self) {
         self.net_drop = 0;
         self.channel_drop = 0;
@@ -242,7 +247,7 @@ impl Profile {
         self.jump_inside = 0;
         self.crash_in_recovery = 0;
         self.crash_everywhere = 0;
-        // Nothing without a fault takes that long.
+        // Without faults nothing takes that long.
         self.checkpoint_deadline = 60_000_000;
     }
 }

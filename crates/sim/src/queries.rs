@@ -9,9 +9,9 @@ use stead_core::ids::{Index, ShardId};
 use stead_core::key::Key;
 
 impl World {
-    /// A shard lets a query go, with what it may read: it runs later.
+    /// Handles a query that its shard has captured: it runs later.
     pub(crate) fn query_leaves(&mut self, shard: ShardId, reading: &Reading) {
-        // The model knows the process as it was at its own last entry, and that only.
+        // The model knows the process only as of its own last entry.
         if reading.index == self.model.durable(shard) {
             let process = &reading.query.process;
             let known = Seen::in_fold(self.model.state(shard), process);
@@ -22,7 +22,7 @@ impl World {
         self.inside(delay, Inside::Query);
     }
 
-    /// A query ran, on a thread of its own.
+    /// Handles a query that has run on a thread of its own.
     pub(crate) fn queried(&mut self, shard: ShardId, index: Index, process: &Key, seen: &Seen) -> Outcomes {
         let node = self.node.as_ref().expect("it ran there");
         let Some(known) = node.queries.get(&(shard, index, process.clone())) else { return Ok(()) };

@@ -1,5 +1,5 @@
-//! A checkpoint is restored at the end of a run, onto the same or other numbers of shards, and the new incarnation has to
-//! live with it.
+//! Restores a checkpoint at the end of a run, onto the same or other numbers of shards; the new incarnation must
+//! continue from it.
 
 use crate::bug::Bug;
 use crate::marks::Mark;
@@ -25,7 +25,7 @@ use stead_store::checkpoint::store::DiskStore;
 use stead_store::data_dir::{DataDir, Meta, ServiceMeta};
 use stead_store::sim_disk::SimDisk;
 
-/// Events of the restored cluster's life.
+/// Number of events of the restored cluster.
 const EVENTS: u64 = 150;
 
 fn broken(error: &CheckpointError) -> Stop {
@@ -37,7 +37,7 @@ fn states_of(disk: &SimDisk, manifest: &Manifest) -> Result<Vec<State>, Checkpoi
     load_parts(&store, manifest, 1)?.into_iter().map(|part| part.into_state(manifest)).collect()
 }
 
-/// The planted bug: the first two messages of each channel change places.
+/// Plants the bug: the first two messages of each channel are swapped.
 fn swap_messages(state: &State) -> State {
     let mut header = state.header();
     for outbox in header.outboxes.values_mut().filter(|outbox| outbox.messages.len() > 1) {
@@ -48,7 +48,7 @@ fn swap_messages(state: &State) -> State {
 }
 
 impl World {
-    /// Restores one of the checkpoints that are left.
+    /// Restores one of the remaining checkpoints.
     pub(crate) fn restore(&mut self) -> Outcomes {
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
         let numbers = decided_numbers(&store).map_err(|e| broken(&e))?;
@@ -100,7 +100,7 @@ impl World {
         let mut profile = Profile::new(&mut Rng::with_seed(seed)).with(&self.overrides);
         profile.flip = 0;
         profile.flip_inside = 0;
-        // Accepted payloads have to fit: that of a dead letter over the limit is dropped, and its money with it.
+        // All payloads must fit: a dead letter over the limit loses its payload, and its money with it.
         profile.segment_bytes = profile.segment_bytes.max(self.profile.segment_bytes);
         let settings = &mut profile.settings;
         settings.entry_bytes_max = settings.entry_bytes_max.max(self.profile.settings.entry_bytes_max);
@@ -119,7 +119,7 @@ impl World {
         ended
     }
 
-    /// Invariants 9 to 11 between a checkpoint and what was restored from it.
+    /// Checks invariants 9 to 11 between a checkpoint and the states restored from it.
     fn check_restored(
         &mut self,
         old: &[State],

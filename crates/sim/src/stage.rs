@@ -1,8 +1,8 @@
-//! Where the parts of the simulated node meet its world: the user's code, the clocks, the callers, and the watch that sees and
-//! bends what passes.
+//! The stage on which the parts of the simulated node meet their world: user code, clocks, callers, and the watch,
+//! which sees what passes between the parts and changes it for planted bugs.
 //!
-//! The parts are made for threads, so that all that they hold has to be `Send`. A run of the simulator is one thread, and what
-//! its parts meet lies on a stage that belongs to the thread.
+//! The parts are made for threads, so everything that they hold must be `Send`. A run of the simulator is one thread,
+//! and the stage belongs to this thread.
 
 use crate::blame::Killer;
 use crate::bug::Bug;
@@ -58,31 +58,31 @@ pub(crate) struct Handled {
     pub(crate) effects: Vec<Effect>,
     /// The entries for which the handler was called, with hashes of the calls.
     pub(crate) calls: Vec<(Index, u64)>,
-    /// The input said that the log holds the shard's entries up to one.
+    /// The input reported that the log holds the shard's entries up to one.
     pub(crate) stored: Option<Index>,
-    /// It was news of a checkpoint from the control plane.
+    /// The input was news of a checkpoint from the control plane.
     pub(crate) is_colour: bool,
     pub(crate) work: usize,
-    /// Runs of handlers that the shell did not want.
+    /// Number of handler runs that the shell did not want.
     pub(crate) unwanted: usize,
     pub(crate) is_doubted: bool,
-    /// Work was left for a tick.
+    /// Whether work was left for a tick.
     pub(crate) is_held_back: bool,
 }
 
 /// The events of a turn that the world sees, in their order.
 pub(crate) enum Shown {
     Handled(Box<Handled>),
-    /// A query ran, with what it saw of its process.
+    /// A query ran; with the state of its process that it saw.
     Queried {
         shard: ShardId,
         index: Index,
         process: Key,
         seen: Seen,
     },
-    /// The user's code ended the process.
+    /// User code ended the process.
     Died(Killer),
-    /// The same, in a step.
+    /// User code ended the process in a step.
     DiedInStep {
         shard: ShardId,
         id: TaskId,
@@ -93,12 +93,12 @@ pub(crate) enum Shown {
         is_done: bool,
         is_retry: bool,
     },
-    /// The parts of checkpoints did something.
+    /// The parts of checkpoints did this.
     Checkpoint(Done),
     Wrong(Violation),
 }
 
-/// What the parts of checkpoints did.
+/// An action of the parts of checkpoints.
 pub(crate) enum Done {
     /// All shards get this colour.
     Coloured(Colour),
@@ -111,7 +111,7 @@ pub(crate) enum Done {
     Refused,
     /// The log is to be trimmed.
     Trim,
-    /// The same, and a planted bug holds it back.
+    /// The log is to be trimmed, and a planted bug delays it.
     HeldTrim(CheckpointCommand),
     /// Planted bug: the log is to be trimmed up to these markers.
     TrimEarly(BTreeMap<ShardId, Index>),
@@ -119,7 +119,7 @@ pub(crate) enum Done {
     Merge(String),
     Merged,
     Trouble(Trouble),
-    /// The store was looked through for what is not needed.
+    /// The store was searched for objects that are not needed.
     Looked,
     Deleted(Vec<Garbage>),
 }
@@ -134,27 +134,27 @@ pub(crate) struct Turn {
     pub(crate) left: Vec<(ShardId, Input)>,
     /// News of checkpoints for workers.
     pub(crate) news: Vec<(usize, News)>,
-    /// The results of checkpoints that were wanted.
+    /// The results of wanted checkpoints.
     pub(crate) checkpoints: Vec<Result<CheckpointReport, CheckpointFailure>>,
-    /// Microseconds that its looks at the clock took.
+    /// Microseconds that its readings of the clock took.
     pub(crate) took: u64,
 }
 
-/// The world as a turn finds it.
+/// The world at the beginning of a turn.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Scene {
-    /// Virtual time, with what only a bug adds to it.
+    /// Virtual time, with the lead that only a bug adds.
     pub(crate) steady: Time,
     pub(crate) wall: Time,
-    /// Microseconds that each look at the steady clock takes.
+    /// Microseconds that each reading of the steady clock takes.
     pub(crate) look_cost: u64,
     pub(crate) bug: Option<Bug>,
     pub(crate) runs_max: usize,
-    /// A frame of an older life is among the inputs: it says that this shard's log is stored up to there.
+    /// A frame of an older life is among the inputs: it reports that this shard's log is stored up to there.
     pub(crate) old: Option<(ShardId, Index)>,
     /// Planted bug: a trim waits.
     pub(crate) holds_trim: bool,
-    /// The checkpoint part does not learn that markers are committed.
+    /// Whether the commits of markers are withheld from the checkpoint part.
     pub(crate) holds_markers: bool,
 }
 
@@ -164,19 +164,19 @@ struct Stage {
     turn: Turn,
     rng: Rng,
     now: Now,
-    /// The process has ended: what still runs in the turn does not exist.
+    /// The process has ended: the rest of the turn has no effect.
     is_dead: bool,
     /// The step that runs.
     step: Option<(ShardId, TaskId, TaskRecord)>,
     /// For a planted bug: by process, what an earlier query read.
     captures: BTreeMap<(ShardId, Key), Capture>,
-    /// For planted bugs: the checkpoint that is taken, a bundle of the newest one, the markers of shards, and snapshots that
+    /// For planted bugs: the running checkpoint, a bundle of the newest one, the markers of shards, and snapshots that
     /// are taken for those of a checkpoint that was given up.
     running: Option<CheckpointNumber>,
     bundle: Option<String>,
     marked: BTreeMap<ShardId, Index>,
     dropped: BTreeSet<(ShardId, CheckpointNumber)>,
-    /// For a planted bug: by shard, what the entry after its marker writes.
+    /// For a planted bug: by shard, the writes of the entry after its marker.
     late: BTreeMap<ShardId, Vec<(RecordKey, Blob)>>,
 }
 
@@ -184,7 +184,7 @@ struct Stage {
 #[derive(Default)]
 struct Now {
     calls: Vec<(Index, u64)>,
-    /// Place and call of what ended the process.
+    /// Place and call of the code that ended the process.
     killer: Option<(Index, u64)>,
     runs_max: usize,
     runs: usize,
@@ -199,12 +199,12 @@ struct Now {
     before: (Index, bool, Index),
 }
 
-/// Begins a life: what the watch draws follows from the seed.
+/// Begins a life. The seed determines the draws of the watch.
 pub(crate) fn begin_life(seed: u64) {
     STAGE.set(Stage { rng: Rng::with_seed(seed), ..Stage::default() });
 }
 
-/// Runs something that gives a part its turn, and takes what came of it.
+/// Runs a function that gives a part its turn; returns the results of the turn.
 pub(crate) fn play<T>(scene: Scene, turn: impl FnOnce() -> T) -> (T, Turn) {
     STAGE.with_borrow_mut(|stage| stage.scene = scene);
     let done = turn();
@@ -261,7 +261,7 @@ impl Caller for Wire {
     }
 }
 
-/// The workload's code as the node sees it.
+/// The workload's code as a program for the node.
 pub(crate) struct Services;
 
 /// The handlers of the workload.
@@ -274,7 +274,7 @@ impl Handler for Handlers {
             let now = &mut stage.now;
             now.calls.push((call.place.1, hash));
             if !matches!(call.caller, CalledBy::Client { .. }) {
-                // A handler that panics is tried again at once.
+                // A handler that panics is retried at once.
                 now.unwanted += usize::from(now.runs >= now.runs_max && now.last != Some(call.place.1));
                 now.runs += 1;
                 now.last = Some(call.place.1);
@@ -366,7 +366,7 @@ impl Program for Services {
     }
 }
 
-/// Sees what passes between the parts, and bends it for the planted bugs.
+/// Sees what passes between the parts, and changes it for the planted bugs.
 pub(crate) struct Observer;
 
 impl Watch for Observer {
@@ -419,7 +419,7 @@ impl Watch for Observer {
         STAGE.with_borrow_mut(|stage| stage.command(command))
     }
 
-    // They arrive when the world says so.
+    // The world decides when they arrive.
     fn news(&self, worker: usize, news: News) -> Option<News> {
         STAGE.with_borrow_mut(|stage| stage.turn.news.push((worker, news)));
         None
@@ -443,7 +443,7 @@ impl Watch for Observer {
     }
 }
 
-/// Where the result of a wanted checkpoint goes.
+/// The receiver of the result of a wanted checkpoint.
 pub(crate) struct Wanting;
 
 impl Reply<Result<CheckpointReport, CheckpointFailure>> for Wanting {
@@ -461,7 +461,7 @@ impl Stage {
         self.turn.shown.push(Shown::Checkpoint(done));
     }
 
-    /// The driver of checkpoints has decided on an action.
+    /// Handles an action that the driver of checkpoints has decided on.
     fn act(&mut self, action: &mut Action) {
         match (self.scene.bug, &mut *action) {
             (Some(Bug::TrimOneTooFar), Action::Trim(tops)) => {
@@ -492,7 +492,7 @@ impl Stage {
         }
     }
 
-    /// The parts of checkpoints want something of the rest of the node.
+    /// Handles a command of the parts of checkpoints to the rest of the node.
     fn command(&mut self, command: CheckpointCommand) -> Option<CheckpointCommand> {
         match command {
             CheckpointCommand::Colour(colour) => self.done(Done::Coloured(colour)),
@@ -512,7 +512,7 @@ impl Stage {
             CheckpointCommand::Merge(ref job) => self.done(Done::Merge(job.output.clone())),
             CheckpointCommand::Merged(_) => self.done(Done::Merged),
             CheckpointCommand::Trouble(trouble) => {
-                // All that the node does with it is to report it.
+                // The node only reports it.
                 self.done(Done::Trouble(trouble));
                 return None;
             }
@@ -523,7 +523,7 @@ impl Stage {
         Some(command)
     }
 
-    /// A worker leaves an event of a snapshot.
+    /// Handles an event of a snapshot that a worker leaves.
     fn snapshot(&mut self, mut event: Event) -> Option<Event> {
         if self.is_dead {
             return None;
@@ -553,7 +553,7 @@ impl Stage {
         Some(event)
     }
 
-    /// Notes markers, and what comes right after them, for planted bugs.
+    /// Notes markers and the entries right after them, for planted bugs.
     fn note_markers(&mut self, id: ShardId, effects: &[Effect]) {
         for effect in effects {
             match effect {
@@ -614,7 +614,7 @@ impl Stage {
         })));
     }
 
-    /// Plants the bugs in what a shard wants.
+    /// Plants the bugs in the effects of a shard.
     fn bend(&mut self, shard: &Shard, now: &Now, effects: &mut Vec<Effect>) {
         if let (Some(Bug::OpenedEarly), Some(token), true) = (self.scene.bug, now.opening, shard.is_active())
         {
@@ -629,10 +629,10 @@ impl Stage {
         }
     }
 
-    /// Plants the bugs in what has left a shard.
+    /// Plants the bugs in the inputs that leave for other shards.
     fn bend_on_the_way(&mut self, id: ShardId, effects: &mut Vec<Effect>) {
         if self.scene.bug == Some(Bug::CrowdTrials) {
-            // The world grants what is wanted here.
+            // The world handles this.
             effects.retain(|effect| !matches!(effect, Effect::WantsTurn(_) | Effect::EndsTurn(_)));
         }
         for effect in effects {
@@ -662,7 +662,7 @@ impl Stage {
     }
 }
 
-/// The planted bug: what the entry after a marker writes comes with what the shard had at its marker.
+/// Plants the bug: adds the writes of the entry after a marker to the shard's state at the marker.
 fn add(writes: &[(RecordKey, Blob)], piece: &mut Piece) {
     let mut present = Records::new();
     for (key, value) in writes {

@@ -1,4 +1,4 @@
-//! The node starts: recovery, with crashes in the middle of it and damage before it.
+//! Starts of the node: recovery, with damage before it and crashes within it.
 
 use crate::bug::Bug;
 use crate::disk_log::number_of_entries;
@@ -16,7 +16,7 @@ use stead_node::{OpenError, Recovery};
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::Opened as WalOpened;
 
-/// One of so many starts is tried before by a program that lacks code.
+/// One in this number of starts is preceded by a start of a program that lacks code.
 const REFUSED_STARTS: u64 = 8;
 
 /// The place of a flipped bit.
@@ -82,7 +82,7 @@ impl World {
         self.came_back(&recovery, damaged)?;
         let is_clean = recovery.plan.assume_clean;
         self.check_clean(is_clean)?;
-        // What a recovery made of the log stands; other files it did not look at.
+        // The recovery's changes of the log stay; it has not read other files.
         match &self.flipped {
             Some(flip) if flip.path.starts_with("wal/") => self.disk.keep_flips(),
             _ => self.disk.unflip(),
@@ -115,8 +115,8 @@ impl World {
         self.lead()
     }
 
-    /// Says whether a crash in the last recovery is what a violation comes from: without it the node comes back with
-    /// all that was committed.
+    /// Reports whether a crash in the last recovery causes a violation: without the crash the node comes back with all
+    /// that was committed.
     fn blame_crash(&self, violation: Violation) -> Violation {
         let Some(before) = &self.before_recovery else { return violation };
         before.restart();
@@ -148,7 +148,7 @@ impl World {
         Ok(())
     }
 
-    /// Holds what came back against the model.
+    /// Compares the recovered states with the model.
     fn came_back(&mut self, recovery: &Recovery, damaged: bool) -> Outcomes {
         if recovery.created && self.recovered_once {
             return Err(Violation::new(2, "the node came back with an empty data directory").into());
@@ -175,7 +175,7 @@ impl World {
             lost |= index < self.model.appended(shard);
             if index < self.model.durable(shard) && damaged {
                 if index >= self.covered[shard.0 as usize] {
-                    // Damage to the last synced batch looks like a tail that never was synced.
+                    // Damage to the last synced batch looks like a tail that was never synced.
                     self.marks.hit(Mark::DamageUncovered);
                     return Err(Stop::Over);
                 }
@@ -204,12 +204,12 @@ impl World {
             let what = format!("checkpoint {decided} was decided, and the node came back with {found}");
             return Err(Violation::new(13, what).into());
         }
-        // A full disk had no room for the mark: then damage to what came after the last one looks like a torn tail.
+        // The full disk had no space for the mark: damage to the batches after the last mark looks like a torn tail.
         self.recovered = self.topology.shards().map(|shard| self.model.durable(shard)).collect();
         self.learn_durable()
     }
 
-    /// Flips a bit somewhere, while the node is down.
+    /// Flips a bit of any file while the node is down.
     fn flip(&mut self) {
         let mut files: Vec<String> = self.disk.files();
         files.retain(|path| !path.ends_with("LOCK"));
@@ -218,7 +218,7 @@ impl World {
         self.rng = rng;
     }
 
-    /// Flips a bit of the log or of the node's own file, while the node runs.
+    /// Flips a bit of the log or of the node's metadata while the node runs.
     pub(crate) fn flip_inside(&mut self) {
         let mut files: Vec<String> = self.disk.files();
         files.retain(|path| path.starts_with("wal/") || path.ends_with("stead.json"));
@@ -232,7 +232,7 @@ impl World {
         files.retain(|path| self.disk.bytes(path).is_some_and(|bytes| !bytes.is_empty()));
         let Some(path) = files.get(rng.usize(..files.len().max(1))).cloned() else { return };
         let bytes = self.disk.bytes(&path).expect("just listed");
-        // Most of a log is zeros that nothing was written to: there a flip finds little.
+        // Most of a log is unused zeros, where a flip has no effect.
         let written: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] != 0).collect();
         let offset = match rng.bool() {
             true if !written.is_empty() => written[rng.usize(..written.len())],
@@ -245,7 +245,7 @@ impl World {
         self.flipped = Some(Flip { path, offset });
     }
 
-    /// An operation failed, and the node refused to start, as it may: it starts again.
+    /// Handles a failed operation: the node may refuse to start, and starts again.
     fn refused(&mut self) -> Outcomes {
         self.marks.hit(Mark::StartFailed);
         self.disk.kill_process();
@@ -254,7 +254,7 @@ impl World {
         Ok(())
     }
 
-    /// Damage was refused, as it must be; its file is put back, and the node starts again.
+    /// Handles refused damage: the damaged file is put back, and the node starts again.
     fn heal(&mut self) -> Outcomes {
         if self.bug == Some(Bug::CutDamage)
             && let Some(flip) = self.flipped.as_ref().filter(|flip| flip.path.starts_with("wal/"))
@@ -274,7 +274,8 @@ impl World {
         Ok(())
     }
 
-    /// Invariant 18: crashes a recovery at each of its I/O operations, on copies of the disk, and recovers again.
+    /// Checks invariant 18: crashes a recovery at each of its I/O operations, on copies of the disk, and recovers
+    /// again.
     fn crash_everywhere(&mut self) -> Outcomes {
         let first = self.disk.fork(0);
         let Ok(wanted) = self.recovered_hash(&first) else { return Ok(()) };
@@ -286,7 +287,7 @@ impl World {
             disk.crash_after(at);
             let crashed = self.recovered_hash(&disk);
             disk.restart();
-            // The recovery that follows is cut short as well.
+            // The following recovery crashes as well.
             disk.crash_after(at.min(operations - at).max(1));
             let _ = self.recovered_hash(&disk);
             disk.restart();
@@ -295,7 +296,7 @@ impl World {
             }
             let found = self.recovered_hash(&disk);
             let is_same = found.as_ref().is_ok_and(|found| {
-                // What a start that crashed has promised may be there or not.
+                // The promises of a crashed start may exist or not.
                 found.states == wanted.states
                     && found.epochs.iter().zip(&wanted.epochs).all(|(found, wanted)| found >= wanted)
                     && (!found.assume_clean || (wanted.assume_clean && crashed.is_err()))
@@ -314,7 +315,7 @@ impl World {
         Ok(())
     }
 
-    /// The last index and the hash of each shard that a recovery gives, and what else the next life begins with.
+    /// The last index and the hash of each recovered shard, and the other facts with which the next life begins.
     fn recovered_hash(&self, disk: &SimDisk) -> Result<Begins, String> {
         let recovery = open(Arc::new(disk.clone()), Code::All, &self.topology, &self.profile);
         let Recovery { recovered, plan, .. } = recovery.map_err(|error| error.to_string())?;
@@ -323,11 +324,11 @@ impl World {
         Ok(Begins { states, epochs, assume_clean: plan.assume_clean, log: recovered.log })
     }
 
-    /// A program that lacks code is refused, and leaves the data as they are.
+    /// Checks that a program without the code is refused, and that the data stay unchanged.
     fn refuse_without_code(&mut self, seed: u64) -> Outcomes {
         let code = if (seed / REFUSED_STARTS).is_multiple_of(2) { Code::NoService } else { Code::NoTask };
         let disk = self.disk.fork(0);
-        // Files that an earlier life did not finish are no data.
+        // Unfinished files of an earlier life are not data.
         let files = |disk: &SimDisk| -> Vec<_> {
             let files = disk.files().into_iter().filter(|path| !path.ends_with(".tmp"));
             files.map(|path| (disk.bytes(&path), path)).collect()
@@ -335,7 +336,7 @@ impl World {
         let before = files(&disk);
         match open(Arc::new(disk.clone()), code, &self.topology, &self.profile) {
             Err(OpenError::NoCode { .. }) => self.marks.hit(Mark::NoCode),
-            // There are no tasks, or the disk has other troubles.
+            // There are no tasks, or the disk fails.
             Ok(_) if code == Code::NoTask => return Ok(()),
             Ok(_) => return Err(Violation::new(0, "data without code were opened").into()),
             Err(_) => return Ok(()),
@@ -347,7 +348,7 @@ impl World {
     }
 }
 
-/// What a life begins with.
+/// The beginning of a life.
 #[derive(Debug)]
 struct Begins {
     states: Vec<(Index, u128)>,
@@ -366,7 +367,7 @@ fn log_files(disk: &SimDisk) -> Vec<String> {
 /// A block of the log.
 const BLOCK: usize = 4096;
 
-/// Wipes the last batch of the log that has entries, and what follows it.
+/// Wipes the last batch of the log that has entries, and everything after it.
 fn forget_end(disk: &SimDisk) {
     let mut last = None;
     for path in log_files(disk) {
@@ -382,7 +383,7 @@ fn forget_end(disk: &SimDisk) {
     }
 }
 
-/// Wipes the log from a damaged place on.
+/// Wipes the log from the damage on.
 fn cut_from(disk: &SimDisk, flip: &Flip) {
     for path in log_files(disk).into_iter().filter(|path| *path >= flip.path) {
         let mut bytes = disk.bytes(&path).expect("just listed");

@@ -1,4 +1,4 @@
-//! The simulated node ends in order: the end of the node that ships, stepped, and what of the world it stops.
+//! A clean shutdown of the simulated node: the code that ships, stepped, and the parts of the world that it stops.
 
 use crate::bug::Bug;
 use crate::marks::Mark;
@@ -11,14 +11,14 @@ use stead_core::ids::Time;
 use stead_core::shutdown::Group;
 use stead_node::{EndHub, ShutdownPart, Turned};
 
-/// A request of the node's end to the world.
+/// A request of the shutdown to the world.
 #[derive(Clone, Copy, Debug)]
 enum Asked {
     Stop(Group),
     MarkClean,
 }
 
-/// The world as the end of the node sees it.
+/// The world for the shutdown.
 #[derive(Default)]
 struct Site {
     /// By place in [`Group::ORDER`], whether the group has ended.
@@ -51,7 +51,7 @@ impl EndHub for Site {
         self.ended.get()[place(group)]
     }
 
-    // A part that has a step does not begin it any more.
+    // A part that has taken a step does not begin it any more.
     fn abandon(&self, _: Group) {}
 
     fn mark_clean(&self) {
@@ -59,17 +59,17 @@ impl EndHub for Site {
     }
 }
 
-/// The end of a life, while it goes on.
+/// A running shutdown.
 pub(crate) struct Stopping {
     part: ShutdownPart,
     site: Site,
     stopped: [bool; Group::ORDER.len()],
-    /// The data were marked as those of a life that ended in order.
+    /// Whether the data were marked as cleanly shut down.
     is_marked: bool,
 }
 
 impl World {
-    /// An operator stops the node.
+    /// Begins a shutdown by an operator.
     pub(crate) fn stop(&mut self) -> Outcomes {
         let limit = self.random(2 * self.profile.step_delay);
         let until = Time(self.now + limit);
@@ -87,7 +87,7 @@ impl World {
         Ok(())
     }
 
-    /// The end of the node has a turn.
+    /// Gives the shutdown a turn.
     pub(crate) fn end_turn(&mut self) -> Outcomes {
         let ended = Group::ORDER.map(|group| self.has_ended(group));
         let now = self.now;
@@ -154,17 +154,17 @@ impl World {
             Group::Workers => (0..node.parts.workers.len()).all(|number| ended(PartId::Worker(number))),
             Group::Log => ended(PartId::Log) && ended(PartId::Preparer),
             Group::Checkpoints => ended(PartId::Checkpoints) && ended(PartId::Merges),
-            // Requests that were made by then are done within one event.
+            // Requests that were made before are performed within one event.
             Group::Queries | Group::Watchdog => true,
         }
     }
 
-    /// Whether what happens inside of the node does so no more, for what does it has ended.
+    /// Whether an event inside of the node is dropped, because the part that it belongs to has ended.
     pub(crate) fn is_too_late(&self, what: &Inside) -> bool {
         matches!(what, Inside::Want) && self.is_stopped(Group::Checkpoints)
     }
 
-    /// Records that the life ends in order; the next one suspects nothing.
+    /// Records a clean shutdown; the next life suspects nothing.
     fn mark_clean(&mut self) -> Outcomes {
         let log_ended = self.has_ended(Group::Log);
         let mut all = true;
@@ -172,7 +172,7 @@ impl World {
             all &= self.model.appended(shard) == self.model.durable(shard);
         }
         let log = self.disk_log.lock().unwrap_or_else(PoisonError::into_inner);
-        // A log that ended without room has no mark, though there is room again since.
+        // A log that ended without space has no mark, even if there is space again by now.
         let is_marked = log.is_marked() || self.log_ended_short;
         drop(log);
         let stopping = self.stopping().expect("only a life that ends in order is marked");
@@ -185,9 +185,9 @@ impl World {
         Ok(())
     }
 
-    /// Holds a life that is to suspect nothing against what was known when the one before said so.
+    /// Checks, for a life that suspects nothing, the facts at the clean mark of the previous one.
     pub(crate) fn check_clean(&self, is_clean: bool) -> Outcomes {
-        // Before the first life nothing was begun.
+        // There is no life before the first one.
         if !is_clean || self.may_be_clean || !self.recovered_once {
             return Ok(());
         }

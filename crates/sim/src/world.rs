@@ -1,7 +1,7 @@
-//! The simulated world: virtual time, what happens in it and in which order, and the crashes.
+//! The simulated world: virtual time, its events in their order, and the crashes.
 //!
-//! One queue of events, one generator: a seed and a profile say all that happens. Whatever leaves the node is held
-//! against the [`Model`] before it goes on.
+//! There is one queue of events and one generator: seed and profile determine all events. What leaves the node is
+//! compared with the [`Model`] before it is delivered.
 
 use crate::blame::{Blame, Killer};
 use crate::bug::Bug;
@@ -37,32 +37,33 @@ use stead_store::disk::Disk;
 use stead_store::sim_disk::{Faults, SimDisk};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The wall clock when a run begins.
+/// The wall clock at the beginning of a run.
 const WALL: u64 = 1_700_000_000_000_000;
-/// Events within which a world without faults must come to rest, if its time is over too; and with which it is over in any
-/// case.
+/// Number of events within which a world without faults must come to rest, if its time is over too; and after which its
+/// time is over in any case.
 const CALM_EVENTS: u64 = 200_000;
 const CALM_EVENTS_MAX: u64 = 10 * CALM_EVENTS;
-/// The time that a world without faults has for its rest: so many repetitions of lost messages, and deadlines of checkpoints.
+/// The time in which a world without faults must come to rest, as numbers of resends of lost messages and of deadlines
+/// of checkpoints.
 const CALM_RESENDS: u64 = 10;
 const CALM_CHECKPOINTS: u64 = 4;
-/// In the key of an attempt's record, what says that it is about a client's request.
+/// The byte in the key of an attempt's record that marks a client's request.
 const REQUEST_TAG: u8 = 3;
 
-/// What happens at some time.
+/// An event at some time.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A client may make a call.
     Client(usize),
-    /// A call is tried again unless it is answered.
+    /// A call is retried unless it is answered.
     Retry(CallId, u32),
-    /// An answered call is asked again.
+    /// An answered call is repeated.
     AskAgain(CallId),
-    /// A client's frame arrives at the node, if it lives; with the time when it was sent.
+    /// A client's frame, with the time at which it was sent, arrives at the node, if it lives.
     Arrive(Frame, u64),
     /// An answer arrives at its client.
     Answer(Answer),
-    /// Something within one life of the node.
+    /// An event within one life of the node.
     Inside { life: u64, what: Inside },
     /// The node starts.
     Start,
@@ -75,9 +76,9 @@ pub(crate) enum Inside {
     Turn(PartId),
     /// A query runs.
     Query,
-    /// The end of the node has a turn.
+    /// The shutdown has a turn.
     End,
-    /// A checkpoint is wanted.
+    /// A checkpoint is requested.
     Want,
     /// News of checkpoints arrives at a worker.
     News(usize, News),
@@ -109,19 +110,19 @@ impl Ord for Scheduled {
     }
 }
 
-/// How the node ends.
+/// The way in which the node ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// The machine loses its power.
     Power,
-    /// The process ends, the machine goes on.
+    /// The process ends, and the machine continues.
     Process,
 }
 
-/// A run that can't go on, without being wrong.
+/// The end of a run that cannot continue, without a violation.
 pub(crate) enum Stop {
     Violation(Violation),
-    /// Damage was done that nobody can be asked to notice.
+    /// The damage cannot be detected.
     Over,
 }
 
@@ -133,14 +134,14 @@ impl From<Violation> for Stop {
 
 pub(crate) type Outcomes = Result<(), Stop>;
 
-/// Everything in a run.
+/// The state of a run.
 pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) bug: Option<Bug>,
     pub(crate) profile: Profile,
-    /// Of the profile, what the caller set: a restored cluster has it too.
+    /// The caller's overrides of the profile, which also hold for a restored cluster.
     pub(crate) overrides: Overrides,
-    /// The last things that happened, of this world and the one that it was restored from.
+    /// The last events of this world, and of the one that it was restored from.
     pub(crate) recent: Rc<RefCell<Recent>>,
     pub(crate) marks: Marks,
     pub(crate) model: Model,
@@ -153,13 +154,13 @@ pub(crate) struct World {
     pub(crate) calm: bool,
     pub(crate) tracing: bool,
     nested: bool,
-    /// The final hash of the cluster that was restored at the end.
+    /// The final hash of the restored cluster.
     pub(crate) restored_hash: u128,
-    /// By shard, the last entry of which the log says that it was synced: only damage above it may go unnoticed.
+    /// By shard, the last entry that the log records as synced: only damage above it may go unnoticed.
     pub(crate) covered: Vec<Index>,
-    /// By shard, the last entry that the present life found.
+    /// By shard, the last entry at the start of this life.
     pub(crate) recovered: Vec<Index>,
-    /// The log on the disk, as the present life changes it.
+    /// The log on the disk, as this life changes it.
     pub(crate) disk_log: Arc<Mutex<DiskLog>>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
@@ -167,51 +168,51 @@ pub(crate) struct World {
     /// The wall clock's lead over virtual time.
     offset: i64,
     jumped: bool,
-    /// The clock's faults are drawn apart from all else: they change nothing in a run without them.
+    /// The clock's faults have their own generator: they change nothing in a run without them.
     clock: Rng,
     pub(crate) events: u64,
     trace: u64,
-    /// Frames of former lives.
+    /// Frames of earlier lives.
     old: Vec<Frame>,
-    /// When there is room on the disk again, and when files can be opened again; 0 if that is so.
+    /// The times at which the disk has space again, and at which files can be opened again; 0 if that is so now.
     room_at: u64,
     files_at: u64,
-    /// Syncs that had failed when this life began.
+    /// Number of failed syncs at the beginning of this life.
     pub(crate) failed_syncs: u64,
     /// The last bit that was flipped.
     pub(crate) flipped: Option<Flip>,
-    /// Ends the present life's access to the disk.
+    /// Ends this life's access to the disk.
     alive: Arc<AtomicBool>,
-    /// The last end took the power with it, so that all that is on the disk is durable.
+    /// Whether the last life ended with a power cut, so that everything on the disk is durable.
     pub(crate) powered_off: bool,
-    /// The disk as it was before the last recovery, if that crashed.
+    /// The disk before the last recovery, if that crashed.
     pub(crate) before_recovery: Option<SimDisk>,
-    /// The present or last life may mark its data as those of one that ended in order.
+    /// Whether the current or last life may mark its data as cleanly shut down.
     pub(crate) may_be_clean: bool,
-    /// Whether the disk took no more bytes or files when the log of the last life that shut down cleanly ended.
+    /// Whether the disk accepted no more bytes or files when the log of the last clean shutdown ended.
     pub(crate) log_ended_short: bool,
     pub(crate) recovered_once: bool,
-    /// By shard, since when it may work without a stop, in virtual time.
+    /// By shard, the virtual time since which it may work without interruption.
     works_since: Vec<Option<u64>>,
-    /// For the planted bug of stale queries: the last answer to a query, by process.
+    /// For the planted bug `stale-query`: by process, the last answer to a query.
     pub(crate) stale: BTreeMap<String, Answer>,
     pub(crate) queries: BTreeMap<u64, String>,
-    /// What the operator does is drawn apart from all else: it changes nothing in a run without dead letters.
+    /// The operator has its own generator: it changes nothing in a run without dead letters.
     pub(crate) operator: Rng,
-    /// When and where queries run is drawn apart as well.
+    /// The times at which queries run have their own generator as well.
     pub(crate) reads: Rng,
-    /// The faults of clients, and of the disk within a life, are drawn apart as well.
+    /// The faults of clients, and of the disk within a life, have their own generators as well.
     pub(crate) odd: Rng,
     pub(crate) decisions: Vec<Decision>,
     pub(crate) blame: Blame,
-    /// The greatest number of a checkpoint that was completed or given up.
+    /// The greatest number of a completed or given-up checkpoint.
     pub(crate) decided: CheckpointNumber,
-    /// The trials of checkpoints at the end of a run.
+    /// The rehearsals of checkpoints at the end of a run.
     pub(crate) rehearsal: Rehearsal,
 }
 
 impl World {
-    /// A world with an empty disk.
+    /// Creates a world with an empty disk.
     pub(crate) fn new(seed: u64, bug: Option<Bug>, workload: Code, profile: Profile) -> Self {
         let mut topology = Topology::new(Incarnation(1));
         for (name, shards) in workload.borrow().services() {
@@ -221,7 +222,7 @@ impl World {
         Self::with(seed, bug, workload, profile, topology, disk)
     }
 
-    /// A world whose disk holds something already.
+    /// Creates a world whose disk holds data.
     pub(crate) fn with(
         seed: u64,
         bug: Option<Bug>,
@@ -301,7 +302,7 @@ impl World {
         world
     }
 
-    /// The disk as the node sees it.
+    /// Returns the disk for the node.
     pub(crate) fn node_disk(&mut self) -> Arc<dyn Disk> {
         let syncs = match self.bug {
             Some(Bug::SkipSync) => Syncs::Skipped,
@@ -332,7 +333,7 @@ impl World {
         (WALL + self.now).saturating_add_signed(self.offset)
     }
 
-    /// By how much the steady clock is ahead of virtual time: only a bug lets it be.
+    /// Returns the lead of the steady clock over virtual time, which only a bug makes.
     pub(crate) fn steady_lead(&self) -> u64 {
         if self.bug == Some(Bug::WallAsSteady) { self.offset.max(0).unsigned_abs() } else { 0 }
     }
@@ -341,7 +342,7 @@ impl World {
         Time(self.wall())
     }
 
-    /// A hash over all that happened.
+    /// Returns a hash over all events.
     pub(crate) fn hash(&self) -> u128 {
         u128::from(self.trace) << 64
             ^ self.model.hash()
@@ -353,7 +354,7 @@ impl World {
         self.trace = xxh3_64_with_seed(more, self.trace ^ what.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     }
 
-    /// Lets `events` events happen, then comes to rest and looks at what is left.
+    /// Runs `events` events, then comes to rest and checks the final state.
     pub(crate) fn run(&mut self, events: u64) -> Outcomes {
         while self.events < events {
             let Some(Reverse(next)) = self.queue.pop() else { break };
@@ -363,7 +364,7 @@ impl World {
         self.settle()
     }
 
-    /// As [`World::run`], but without a restore at its end.
+    /// Runs like [`World::run`], without a restore at the end.
     pub(crate) fn run_restored(&mut self, events: u64) -> Outcomes {
         self.nested = true;
         self.run(events)
@@ -399,11 +400,11 @@ impl World {
                 }
                 Ok(())
             }
-            // A request that outlives its idempotency key is a new one, as is documented; so none does.
+            // A request that outlives its idempotency key would be a new one, as documented, so none does.
             Event::Arrive(_, sent) if self.now - sent + self.profile.call_timeout > self.keyed_age() => {
                 Ok(())
             }
-            // Nor may an opening outlive its session: see `Input::OpenSession`.
+            // Neither may an opening outlive its session: see `Input::OpenSession`.
             Event::Arrive((_, Input::OpenSession { .. }), sent)
                 if self.now - sent + self.profile.call_timeout
                     >= self.profile.settings.session_ttl * 1000 =>
@@ -453,14 +454,14 @@ impl World {
         }
     }
 
-    /// What the profile does to the world between two events.
+    /// Applies the profile's faults between two events.
     fn trouble(&mut self) -> Outcomes {
         if self.node.is_none() {
             return Ok(());
         }
         if one_in(&mut self.rng, self.profile.crash_every) {
             return match self.rng.u8(..3) {
-                // The next I/O operations meet the end of the power.
+                // The power ends within the next I/O operations.
                 0 => {
                     self.plan_crash(12);
                     Ok(())
@@ -468,7 +469,7 @@ impl World {
                 _ => {
                     let end =
                         if self.rng.u8(..4) < self.profile.kill_share { End::Process } else { End::Power };
-                    // An operator may stop it as well.
+                    // An operator may shut it down instead.
                     if end == End::Process && self.operator.bool() { self.stop() } else { self.end(end) }
                 }
             };
@@ -478,7 +479,7 @@ impl World {
             self.marks.hit(Mark::SyncFailed);
         }
         if one_in(&mut self.rng, self.profile.full_every) && self.room_at == 0 {
-            // Room for nothing, or for a checkpoint that gives the log room.
+            // Space for nothing, or for a checkpoint that gives the log space.
             let most = spread(&mut self.rng, &[4 << 10, 64 << 10]);
             let room = self.rng.u64(..most);
             self.disk.set_capacity(Some(self.disk.used() + room));
@@ -523,7 +524,7 @@ impl World {
         Ok(())
     }
 
-    /// Somebody sets the clock while the node runs, or sets it right.
+    /// Sets the wall clock wrong while the node runs, or sets it right.
     fn jump_inside(&mut self) {
         let jump = self.clock.u64(..self.profile.jump_max) as i64;
         self.jumped = true;
@@ -535,12 +536,12 @@ impl World {
         self.marks.hit(Mark::ClockInside);
     }
 
-    /// Whether no clock was ever wrong in this run, so that the shards' time must be the wall clock's.
+    /// Whether the clocks were always right in this run, so that the shards' time must be the wall clock's.
     pub(crate) fn clock_is_right(&self) -> bool {
         !self.nested && !self.jumped
     }
 
-    /// Cuts the power within so many I/O operations.
+    /// Cuts the power within this number of I/O operations.
     pub(crate) fn plan_crash(&mut self, operations: u64) {
         let operations = self.rng.u64(1..=operations);
         self.disk.crash_after(operations);
@@ -550,19 +551,19 @@ impl World {
         self.disk.restart();
     }
 
-    /// Looks at the disk as if nothing was wrong with it.
+    /// Runs a function on the disk without its faults.
     pub(crate) fn quietly<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
         assert!(!self.disk.is_crashed(), "a power cut that the node has not noticed must not be undone");
         let disk = self.disk.clone();
         disk.aside(|| look(self))
     }
 
-    /// Whether the disk takes only so much now.
+    /// Whether the space of the disk is limited now.
     pub(crate) fn disk_is_limited(&self) -> bool {
         self.room_at != 0
     }
 
-    /// Whether the disk has a limit now, of bytes or of open files: then there may be no other segment.
+    /// Whether the disk has a limit of bytes or of open files now: then there may be no space for another segment.
     pub(crate) fn may_be_short(&self) -> bool {
         self.disk_is_limited() || self.files_at != 0
     }
@@ -602,12 +603,12 @@ impl World {
         Ok(self.model.check_due(shard, (self.now, right), since)?)
     }
 
-    /// The node ends; it will start again.
+    /// Ends the node; it will start again.
     pub(crate) fn end(&mut self, end: End) -> Outcomes {
         self.end_by(end, None)
     }
 
-    /// The node ends, by a handler or step, or from outside.
+    /// Ends the node, by a handler or step, or from outside.
     pub(crate) fn end_by(&mut self, end: End, killer: Option<Killer>) -> Outcomes {
         self.learn_durable()?;
         let model = &self.model;
@@ -626,7 +627,7 @@ impl World {
             End::Power => format!("the power is cut, life {} of the node ends", self.life),
             End::Process => format!("life {} of the node ends, the machine goes on", self.life),
         });
-        // Before the node is dropped: a dead process closes nothing and tidies nothing up.
+        // Before the node is dropped, because a dead process closes and cleans up nothing.
         self.powered_off = end == End::Power;
         match end {
             _ if self.disk.is_crashed() => self.powered_off = true,
@@ -652,7 +653,7 @@ impl World {
             }
         }
         self.power_on();
-        // The next failure may come in the recovery.
+        // The next power cut may come within the recovery.
         if self.odd.bool() {
             self.disk.set_faults(Faults::default());
         }
@@ -674,13 +675,13 @@ impl World {
         Ok(())
     }
 
-    /// Leads all shards in the node's new epoch: the first turns of the workers start them.
+    /// Makes the node lead all shards in new epochs: the first turns of the workers start them.
     pub(crate) fn lead(&mut self) -> Outcomes {
         let epochs = self.node.as_ref().expect("just opened").epochs.clone();
         for (shard, epoch) in self.topology.shards().zip(&epochs) {
             self.model.led(shard, *epoch, self.life)?;
         }
-        // As threads do, each part begins with a turn.
+        // Each part begins with a turn, as on a thread.
         for part in self.parts() {
             let delay = self.random(self.profile.wake_delay);
             self.turn_in(part, delay);
@@ -696,7 +697,7 @@ impl World {
         Ok(())
     }
 
-    /// A frame of a former life arrives. It must change nothing but what it would have changed then.
+    /// Delivers a frame of an earlier life. It must change nothing that it would not have changed then.
     fn old_frame(&mut self) -> Outcomes {
         let (shard, mut input) = self.old.swap_remove(self.rng.usize(..self.old.len()));
         let Some(node) = &self.node else { return Ok(()) };
@@ -704,7 +705,7 @@ impl World {
             self.push(shard, input);
             return Ok(());
         };
-        // As far as the log goes: what a former life had stored may be what this one has not.
+        // Limited to the end of the log: an earlier life may have stored entries that this one does not have.
         let last = node.shard(shard).state().position().index;
         let leads = node.epochs[shard.0 as usize];
         if *epoch >= leads || last <= self.model.durable(shard) {
@@ -721,10 +722,10 @@ impl World {
         self.give_turn_in(worker, scene).map(|_| ())
     }
 
-    /// Compares the shards that have no entry under way with the model.
+    /// Compares the shards without entries on their way to the log with the model.
     fn compare(&mut self) -> Outcomes {
         let Some(node) = &self.node else { return Ok(()) };
-        // One of them thoroughly, for that takes a while.
+        // Only one of them record by record, because this is slow.
         let thorough = self.events % u64::from(self.topology.shard_count());
         for shard in node.shards() {
             let state = shard.state();
@@ -738,8 +739,8 @@ impl World {
         self.topology.shards().try_for_each(|shard| self.check_due(shard))
     }
 
-    /// Whether nothing is under way any more, and new work is accepted: a log that was full has found the space that the
-    /// disk has again, for which it looks from time to time.
+    /// Whether all work has ended and new work is accepted: a log that was full has found that the disk has space
+    /// again, for which it looks from time to time.
     fn rests(&self) -> bool {
         let Some(node) = &self.node else { return false };
         self.checkpoints_rest()
@@ -757,16 +758,16 @@ impl World {
             })
     }
 
-    /// Ends all faults; then everything that is under way must come to its end.
+    /// Ends all faults; then all running work must come to its end.
     fn settle(&mut self) -> Outcomes {
         self.calm = true;
         self.profile.calm();
         self.make_room();
         self.allow_files();
         self.disk.set_faults(Faults::default());
-        // A power cut that was planned still comes.
+        // A planned power cut still comes.
         let (until, most) = (self.events + CALM_EVENTS, self.events + CALM_EVENTS_MAX);
-        // While a lost message is waited for, the node may try many calls many times.
+        // While it waits for the resend of a lost message, the node may retry many calls many times.
         let until_time = self.now
             + CALM_RESENDS * self.profile.settings.resend_after * 1_000
             + CALM_CHECKPOINTS * self.profile.checkpoint_deadline;
@@ -782,7 +783,7 @@ impl World {
             }
             self.happen(next)?;
         }
-        // A power cut that has not come by now will not.
+        // A planned power cut that has not come by now does not come any more.
         self.power_on();
         self.compare()?;
         let node = self.node.as_ref().expect("a node at rest lives");
@@ -791,7 +792,7 @@ impl World {
         check_channels(&cut)?;
         self.workload.borrow_mut().check_cut(&self.topology, &cut).map_err(|s| Violation::parse(&s))?;
         for state in &cut {
-            // The attempts at requests are kept for as long as their clients may come again.
+            // The attempts at requests are kept as long as their clients may retry.
             let left = state
                 .records()
                 .iter()

@@ -1,6 +1,7 @@
-//! A newtype for every number, so that an epoch can't be passed as an index.
+//! A newtype for every number, so that an epoch cannot be passed as an index.
 //!
-//! The numbers have serde as well, as the plain number: a user's process stores the id of its timer or task in its state.
+//! The newtypes serialize with serde as plain numbers: a user's process stores the id of its timer or task in its
+//! state.
 
 pub use crate::blob::Blob;
 pub use crate::key::{Key, KeyTooLong};
@@ -125,12 +126,12 @@ number! {
 /// Timers and tasks that one entry can number.
 pub const IDS_PER_ENTRY: u64 = 1 << 16;
 
-/// The number of a timer or task: that of the entry which makes it, and the `n`-th of that entry, from 0 on. So no number
-/// comes twice, and no counter is kept.
+/// Returns the number of a timer or task: the `n`-th of the entry with this index, from 0 on. So no number is used
+/// twice, and no counter is kept.
 ///
 /// # Panics
-/// If `n` is [`IDS_PER_ENTRY`] or more, or the index is 2^48 or more: a shard that appends a million entries a second comes
-/// there after nine years, and two of its timers would have one number then.
+/// If `n` is [`IDS_PER_ENTRY`] or more, or the index is 2^48 or more, from which on two timers would have the same
+/// number: a shard that appends a million entries a second reaches it after nine years.
 #[must_use]
 pub const fn id_of_entry(place: Index, n: u64) -> u64 {
     assert!(n < IDS_PER_ENTRY, "an entry numbers no more timers and tasks than that");
@@ -153,71 +154,71 @@ impl TimerId {
 pub struct Time(#[n(0)] pub u64);
 
 impl Time {
-    /// This time plus a number of microseconds; stops at the greatest time.
+    /// Returns this time plus a number of microseconds, at most the greatest time.
     #[must_use]
     pub const fn plus_micros(self, micros: u64) -> Self {
         Self(self.0.saturating_add(micros))
     }
 
-    /// This time plus a number of milliseconds; stops at the greatest time.
+    /// Returns this time plus a number of milliseconds, at most the greatest time.
     #[must_use]
     pub const fn plus_millis(self, millis: u64) -> Self {
         self.plus_micros(Micros::from_millis(millis).0)
     }
 }
 
-/// The time that a shard has served, in microseconds: it advances only while the shard serves, and no jump of a clock and no
-/// downtime advances it. Where it began to count does not matter: only differences mean anything.
+/// The time that a shard has served, in microseconds. It advances only while the shard serves: no jump of a clock and
+/// no downtime advances it. Its beginning is arbitrary: only differences are meaningful.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(transparent)]
 pub struct Served(#[n(0)] pub u64);
 
 impl Served {
-    /// This time plus a number of microseconds; stops at the greatest time.
+    /// Returns this time plus a number of microseconds, at most the greatest time.
     #[must_use]
     pub const fn plus_micros(self, micros: u64) -> Self {
         Self(self.0.saturating_add(micros))
     }
 
-    /// This time plus a number of milliseconds; stops at the greatest time.
+    /// Returns this time plus a number of milliseconds, at most the greatest time.
     #[must_use]
     pub const fn plus_millis(self, millis: u64) -> Self {
         self.plus_micros(Micros::from_millis(millis).0)
     }
 
-    /// This time plus a span; stops at the greatest time.
+    /// Returns this time plus a span, at most the greatest time.
     #[must_use]
     pub const fn plus(self, span: Micros) -> Self {
         self.plus_micros(span.0)
     }
 
-    /// Microseconds from an earlier time to this one; 0 if that is a later one.
+    /// Returns the microseconds from an earlier time to this one; 0 if the other time is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 }
 
-/// A span of time in microseconds. Settings are in milliseconds: [`Micros::from_millis`] is where the one becomes the other.
+/// A span of time in microseconds. [`Micros::from_millis`] converts settings, which are in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(transparent)]
 pub struct Micros(#[n(0)] pub u64);
 
 impl Micros {
-    /// A number of milliseconds; stops at the longest span.
+    /// Returns a span of milliseconds, at most the longest span.
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis.saturating_mul(1000))
     }
 
-    /// Half of the span.
+    /// Returns half of the span.
     #[must_use]
     pub const fn half(self) -> Self {
         Self(self.0 / 2)
     }
 }
 
-/// A hash of what a request asks: a key that a client uses again with another one is refused.
+/// The hash of a request: its idempotency key is refused with another request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BodyHash(pub [u8; 16]);
 

@@ -1,10 +1,10 @@
 //! Recovery's fold: a log, read in its own order, over the states of a checkpoint's parts.
 //!
-//! A log may hold entries of a shard that do not count any more (protocol, rules 10, 15, 18 and 19): an entry of a higher
-//! epoch at an index that the shard's log has already voids what stands there and above it, and a cut voids what stands
-//! above its index. So the entries that *survive* are found first, and only those are folded. As long as nothing that was
-//! folded is voided, one reading does both; otherwise [`Replay::end_reading`] names the shards that a second reading has to
-//! fold again from their parts.
+//! A log may hold entries of a shard that do not count any more (protocol, rules 10, 15, 18 and 19). An entry of a
+//! higher epoch at an existing index voids the entries at that index and above it; a cut voids the entries above its
+//! index. So the entries that *survive* are found first, and only those are folded. As long as no folded entry is
+//! voided, one reading does both; otherwise [`Replay::end_reading`] names the shards that a second reading has to fold
+//! again from their parts.
 //!
 //! Knows no log and no checkpoint: entries and cuts are passed in.
 
@@ -191,13 +191,13 @@ struct Track {
     /// The marker of its part; all zero without one.
     marker: Position,
     chain: Chain,
-    /// The first entry that could not be folded, and the reason. An error only if that entry survives.
+    /// The first entry that could not be folded, and the reason. This is an error only if the entry survives.
     fault: Option<(Index, ReplayError)>,
     /// The highest epoch of all entries and cuts, also of those that are void.
     epoch: Epoch,
-    /// Entries that were folded are void: the state is of no use.
+    /// Whether folded entries are void, so that the state is unusable.
     is_void: bool,
-    /// It is folded again, in the second reading.
+    /// Whether it is folded again, in the second reading.
     is_restarted: bool,
     applied: u64,
     skipped: u64,
@@ -353,7 +353,7 @@ impl Replay {
         track.fold(state, epoch, index, bytes)
     }
 
-    /// The states as far as the log was read, in the order of their shards.
+    /// Returns the states as far as the log was read, in the order of their shards.
     #[must_use]
     pub fn states(&self) -> &[State] {
         &self.states
@@ -379,14 +379,14 @@ impl Replay {
 }
 
 impl Track {
-    /// Entries from an index on are void.
+    /// Notes that the entries from an index on are void.
     fn void(&mut self, state: &State, from: Index) {
         let is_fault_void = self.fault.take_if(|(index, _)| *index >= from).is_some();
         let position = state.position().index;
         self.is_void |= is_fault_void || position > self.marker.index && position >= from;
     }
 
-    /// Folds an entry over the state, unless that holds it already.
+    /// Folds an entry over the state, unless the state already has it.
     fn fold(
         &mut self,
         state: &mut State,
@@ -401,7 +401,7 @@ impl Track {
         }
         let entry = Entry::decode(bytes).map_err(|source| ReplayError::NoEntry { shard, index, source })?;
         if index == marker.index {
-            // Log and checkpoint have no name in common: the marker shows that the one was taken of the other.
+            // Log and checkpoint have no name in common: the marker shows that the checkpoint was taken of this log.
             let colour = marker.colour;
             if (entry.epoch, entry.time, entry.cause) != (marker.epoch, marker.time, Cause::Marker { colour })
             {

@@ -1,7 +1,7 @@
-//! The plan of a start: what a node begins a life with, decided from what it found.
+//! The plan of a start: decides how a node begins a life, from the data that it found.
 //!
-//! Knows no disk and no code of a user: what was found arrives as values, and questions about the code go to [`Code`]. A shell
-//! asks in this order, and changes nothing before it has the last answer:
+//! Knows no disk and no user code: found data arrives as values, and questions about the code go to [`Code`]. A shell
+//! calls in this order, and changes nothing before the last answer:
 //!
 //! 1. [`Services::plan`], once it has read which services the data has;
 //! 2. [`Services::accept`], once it has recovered the states, and before it cuts the log's tail;
@@ -110,13 +110,13 @@ impl Services {
         }
     }
 
-    /// The services and their shards.
+    /// Returns the services and their shards.
     #[must_use]
     pub fn topology(&self) -> &Arc<Topology> {
         &self.topology
     }
 
-    /// The settings of the shards of a service.
+    /// Returns the settings of the shards of a service.
     ///
     /// # Panics
     /// If the id is of another topology.
@@ -129,11 +129,11 @@ impl Services {
 /// Facts that a node knows of its earlier lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Past {
-    /// All epochs up to this one are used, by whatever shard.
+    /// All epochs up to this one count as used, for every shard.
     pub epoch_floor: Epoch,
-    /// There was no life before this one.
+    /// Whether there was no life before this one.
     pub is_new: bool,
-    /// The last life ended in order, with all that it had begun.
+    /// Whether the last life was shut down cleanly, with all its work.
     pub ended_cleanly: bool,
 }
 
@@ -149,7 +149,7 @@ pub struct KnownEpochs {
 }
 
 impl KnownEpochs {
-    /// The highest epoch that is used.
+    /// Returns the highest epoch that is used.
     #[must_use]
     pub fn highest(&self) -> Epoch {
         self.promised.max(self.logged)
@@ -159,9 +159,9 @@ impl KnownEpochs {
 /// The decisions with which a life begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartPlan {
-    /// The epoch that each shard begins. To be promised, durably, before any shard starts.
+    /// The epoch that each shard begins; it must be promised durably before any shard starts.
     pub epochs: BTreeMap<ShardId, Epoch>,
-    /// Nothing that waits can have ended a life: no attempts are logged.
+    /// Whether no waiting cause can have ended a life: no attempts are logged.
     pub assume_clean: bool,
 }
 
@@ -176,8 +176,8 @@ impl StartPlan {
         Self { epochs, assume_clean: past.is_new || past.ended_cleanly }
     }
 
-    /// The shards of a life, not yet started, and the turns of those that try what the last life may have met. While the
-    /// turns hold all others, so does each shard.
+    /// Returns the shards of a life, not yet started, and the turns of those that try suspected causes. While the turns
+    /// hold all others, each shard is held too.
     ///
     /// # Panics
     /// If a state is of no shard of the topology.
@@ -202,10 +202,10 @@ impl StartPlan {
     }
 }
 
-/// The epoch that each shard begins: above all that it promised or logged, and above `floor`.
+/// Returns the epoch that each shard begins: above all epochs that it promised or logged, and above `floor`.
 ///
 /// # Panics
-/// If one of them is `u64::MAX`. A shell that reads its data refuses such.
+/// If one of them is `u64::MAX`; a shell that reads its data refuses such.
 #[must_use]
 pub fn draw_epochs(floor: Epoch, known: &[KnownEpochs]) -> BTreeMap<ShardId, Epoch> {
     let draw = |known: &KnownEpochs| {
@@ -308,8 +308,8 @@ mod tests {
             promised: Epoch(promised),
             logged: Epoch(logged),
         };
-        // A shard that promised and logged nothing is new. A life that ended before it logged anything has used its
-        // epoch all the same.
+        // A shard without promises and entries is new. A life that ended before it logged anything has used its epoch
+        // nevertheless.
         let all = [known(0, 0, 0), known(1, 5, 3), known(4, 2, 3)];
         let drawn = |floor| {
             let past = Past { epoch_floor: Epoch(floor), is_new: false, ended_cleanly: false };
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(drawn(4), [(0, 5), (1, 6), (4, 5)]);
     }
 
-    /// Also where arithmetic wraps: a shard must never begin with epoch 0.
+    /// Even where arithmetic wraps, a shard must never begin with epoch 0.
     #[test]
     #[should_panic(expected = "leaves no epoch")]
     fn there_is_no_epoch_above_the_last() {

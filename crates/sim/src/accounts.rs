@@ -326,7 +326,8 @@ impl Accounts {
 
     fn draw(&mut self, rng: &mut Rng) -> Op {
         if self.mix.large > 0 && rng.u32(..64) < self.mix.large {
-            // Around the limits that profiles draw for an entry: 400 bytes, and half of what the log accepts at once.
+            // Around the limits that profiles draw for an entry: 400 bytes, and half of the bytes that the log accepts
+            // at once.
             let size = |rng: &mut Rng| match rng.u8(..4) {
                 0 => rng.u32(..64),
                 1 => rng.u32(250..450),

@@ -52,7 +52,7 @@ pub(crate) struct Profile {
     pub(crate) step_delay: u64,
     /// Average number of events between crashes.
     pub(crate) crash_every: u32,
-    /// Share of the crashes that leave the machine on.
+    /// Share of the crashes that leave the machine on, in quarters.
     pub(crate) kill_share: u8,
     pub(crate) crash_in_recovery: u32,
     pub(crate) crash_everywhere: u32,

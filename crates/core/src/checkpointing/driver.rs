@@ -1,9 +1,9 @@
-//! Takes checkpoints, one after the other: when one begins, which parts count, when it exists or is given up, and what
-//! becomes unnecessary by it.
+//! Takes checkpoints one after the other: decides when one begins, which parts count, when it exists or is given up,
+//! and what becomes unnecessary by it.
 //!
-//! Inputs go in by [`Driver::handle`], and what is to be done comes out of [`Driver::poll_action`], to be done in that order.
-//! An action that reads or writes what is stored has an outcome, which is the next input about it. Times are those of a
-//! steady clock.
+//! Inputs go in through [`Driver::handle`], and actions come out of [`Driver::poll_action`], to be performed in that
+//! order. An action that reads or writes stored data has an outcome, which is the next input about it. Times are those
+//! of a steady clock.
 
 use crate::checkpointing::bundle::BundleNames;
 use crate::checkpointing::lineage::Lineage;
@@ -13,45 +13,45 @@ use crate::ids::{CheckpointNumber, Colour, Epoch, Index, ShardId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// Most objects that one action deletes: each costs a sync.
+/// Maximum number of objects that one action deletes: each costs a sync.
 const DELETE_MAX: usize = 64;
 
 /// The settings of the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The time between the beginnings of two checkpoints; `None`: only when one is wanted.
+    /// The time between the beginnings of two checkpoints; `None`: only on request.
     pub interval: Option<Duration>,
     /// The time after which a checkpoint is given up.
     pub timeout: Duration,
-    /// The newest so many checkpoints are kept; at least 1, whatever is set here.
+    /// Number of newest checkpoints to keep; at least 1, whatever is set here.
     pub keep: usize,
-    /// The time for which a bundle that nothing refers to stays.
+    /// The time for which an unreferenced bundle is kept.
     pub grace: Duration,
     /// When bundles are merged.
     pub policy: Policy,
 }
 
-/// The checkpoints that a life finds at its start.
+/// The checkpoints at the start of a life.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// That of the newest complete checkpoint.
+    /// The lineage of the newest complete checkpoint.
     pub lineage: Lineage,
-    /// The greatest number that is decided.
+    /// The greatest decided number.
     pub decided: CheckpointNumber,
-    /// The greatest number that any shard has as its colour.
+    /// The greatest colour of any shard.
     pub seen: CheckpointNumber,
 }
 
 /// An event that the driver reacts to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// Time went by.
+    /// Time has passed.
     Tick,
-    /// A checkpoint is wanted now.
+    /// A checkpoint is requested now.
     Wanted,
-    /// From now on begin one after each such time, or only when one is wanted.
+    /// Begin checkpoints after each such time from now on, or only on request.
     Interval(Option<Duration>),
-    /// Whether the log is full and what is left of it is needed for the work that has begun: no checkpoint begins, for it
+    /// Whether the log is full, and its remaining space is for work that has begun: no checkpoint begins, because it
     /// appends a marker to each shard.
     LogSpent(bool),
     /// The bundle of [`Action::Create`] is begun.
@@ -70,7 +70,7 @@ pub enum Input {
         /// The snapshot is of all records.
         all: bool,
     },
-    /// All of a shard's part is handed to the bundle; it need not be durable.
+    /// A shard's whole part is handed to the bundle; it need not be durable.
     PartWritten {
         /// The shard.
         shard: ShardId,
@@ -84,11 +84,11 @@ pub enum Input {
         /// The checkpoint.
         number: CheckpointNumber,
     },
-    /// The bundle could not be begun, written or sealed, or the checkpoint is not wanted any more.
+    /// The bundle could not be created, written or sealed, or the checkpoint is not wanted any more.
     Failed {
         /// The checkpoint.
         number: CheckpointNumber,
-        /// For people.
+        /// The reason, for people.
         reason: String,
     },
     /// The bundle is durable.
@@ -104,9 +104,9 @@ pub enum Input {
     StoreFailed {
         /// The checkpoint.
         number: CheckpointNumber,
-        /// For people.
+        /// The reason, for people.
         reason: String,
-        /// It may be there all the same, or come to be there.
+        /// Whether it may exist nevertheless, or come to exist.
         may_exist: bool,
     },
     /// [`Action::Bury`] was tried.
@@ -120,14 +120,14 @@ pub enum Input {
     Inventory {
         /// The contents of the store.
         inventory: Inventory,
-        /// Checkpoints that are being read or have to be kept.
+        /// Checkpoints that are being read or must be kept.
         pinned: BTreeSet<CheckpointNumber>,
     },
     /// The objects that [`Action::Delete`] names are deleted.
     Deleted,
     /// [`Action::Look`] or [`Action::Delete`] failed: the next collection tries again.
     CollectFailed,
-    /// The merge has ended: with a durable bundle, or in vain.
+    /// The merge has ended, with a durable bundle or with a failure.
     Merged(Option<Merged>),
 }
 
@@ -138,7 +138,7 @@ pub enum Burial {
     Tombstone,
     /// It is a checkpoint: its manifest was stored after all.
     Complete,
-    /// It is not known. It is never used again, and no manifest is stored under it.
+    /// Unknown. The number is never used again, and no manifest is stored under it.
     Unknown,
 }
 
@@ -154,9 +154,9 @@ pub enum Action {
     },
     /// The next parts of these shards hold all their records. Comes before the colour.
     ForceFull(Vec<ShardId>),
-    /// Give all shards the colour.
+    /// Pass the colour to all shards.
     Colour(Colour),
-    /// Drain a shard's snapshot to nowhere: no checkpoint takes it.
+    /// Drain and drop a shard's snapshot: no checkpoint takes it.
     Discard {
         /// The shard.
         shard: ShardId,
@@ -171,27 +171,28 @@ pub enum Action {
     Bury {
         /// The number.
         number: CheckpointNumber,
-        /// For people.
+        /// The reason, for people.
         reason: String,
     },
-    /// The checkpoint exists: say so to its shards, before the next colour, and to those who want it.
+    /// The checkpoint exists: report it to its shards, before the next colour, and to those who requested it.
     Completed(CheckpointNumber),
-    /// The checkpoint never will exist, or may not be counted on: say so to its shards and to those who want it.
+    /// The checkpoint will never exist, or must not be relied upon: report it to its shards and to those who requested
+    /// it.
     GivenUp {
         /// The checkpoint.
         number: CheckpointNumber,
-        /// For people.
+        /// The reason, for people.
         reason: String,
     },
-    /// No checkpoint begins, for the log is spent: say so to those who want one.
+    /// No checkpoint begins, because the log is spent: report it to those who requested one.
     Refuse,
-    /// The log needs no entry up to these indexes any more.
+    /// The log no longer needs entries up to these indexes.
     Trim(Vec<(ShardId, Index)>),
-    /// List what the store holds: [`Input::Inventory`] or [`Input::CollectFailed`].
+    /// List the contents of the store: [`Input::Inventory`] or [`Input::CollectFailed`].
     Look,
     /// Delete these in this order: [`Input::Deleted`] or [`Input::CollectFailed`].
     Delete(Vec<Garbage>),
-    /// Merge bundles, beside all that follows: [`Input::Merged`].
+    /// Merge bundles, beside all later actions: [`Input::Merged`].
     Merge {
         /// The name of the bundle to write.
         output: String,
@@ -202,19 +203,19 @@ pub enum Action {
     },
 }
 
-/// Decides about the checkpoints of a fixed set of shards.
+/// Decides on the checkpoints of a fixed set of shards.
 #[derive(Debug)]
 pub struct Driver {
     options: Options,
     names: BundleNames,
-    /// The epoch of each shard: a part of another one does not count.
+    /// The epoch of each shard: a part of another epoch does not count.
     epochs: BTreeMap<ShardId, Epoch>,
     lineage: Lineage,
-    /// The greatest number that was begun or seen: none comes twice.
+    /// The greatest number that was begun or seen: no number is used twice.
     last: CheckpointNumber,
     running: Option<Running>,
-    /// The last snapshot of each shard, unless its checkpoint exists: the shard's next part must hold everything. The shard
-    /// sees to that by itself; this is the check of it.
+    /// The last snapshot of each shard, unless its checkpoint exists: then the shard's next part must hold all records.
+    /// The shard itself ensures that; this checks it.
     unconfirmed: BTreeMap<ShardId, CheckpointNumber>,
     is_wanted: bool,
     due: Option<Time>,
@@ -222,13 +223,12 @@ pub struct Driver {
     chooser: Chooser,
     collection: Collection,
     merge: Option<RunningMerge>,
-    /// Bundles of numbers of which it is not known whether they are checkpoints, until a greater number is one: then no start
-    /// needs them.
+    /// Bundles of numbers that may or may not be checkpoints, until a greater number is one: then no start needs them.
     doubtful: BTreeSet<String>,
     actions: VecDeque<Action>,
 }
 
-/// The checkpoint that is taken.
+/// The running checkpoint.
 #[derive(Debug)]
 struct Running {
     number: CheckpointNumber,
@@ -243,7 +243,7 @@ struct Running {
 
 #[derive(Debug)]
 enum Stage {
-    /// The bundle is begun.
+    /// The bundle is being created.
     Creating,
     /// Parts are handed to the bundle.
     Writing,
@@ -260,7 +260,7 @@ enum Stage {
 #[derive(Debug, Default)]
 struct Collection {
     stage: Collecting,
-    /// Something became unnecessary meanwhile.
+    /// Whether something became unnecessary meanwhile.
     again: bool,
 }
 
@@ -276,13 +276,13 @@ enum Collecting {
 struct RunningMerge {
     output: String,
     inputs: BTreeSet<String>,
-    /// It has ended, and waits until the lineage of the sealed checkpoint is the one to change.
+    /// It has ended, and waits until the sealed checkpoint's lineage is the current one.
     held: Option<Merged>,
 }
 
 impl Driver {
-    /// Nothing runs. Numbers that the life before left undecided are given up first. `names` gives the bundles their names,
-    /// `epochs` is the epoch of each shard.
+    /// Creates a driver without a running checkpoint. Numbers that the previous life left undecided are given up first.
+    /// `names` gives the bundles their names, `epochs` is the epoch of each shard.
     #[must_use]
     pub fn new(
         now: Time,
@@ -314,13 +314,13 @@ impl Driver {
             driver.actions.push_back(Action::Bury { number: CheckpointNumber(number), reason });
         }
         if driver.last > decided {
-            // A node that ends again and again before it completes a checkpoint must not pile up tombstones either.
+            // A node that ends repeatedly before it completes a checkpoint must not accumulate tombstones.
             driver.collect();
         }
         driver
     }
 
-    /// Takes note of what happened.
+    /// Handles an event.
     pub fn handle(&mut self, now: Time, input: Input) {
         match input {
             Input::Tick => {}
@@ -336,7 +336,7 @@ impl Driver {
             }
             Input::PartWritten { shard, number } => self.handle_written(shard, number),
             Input::MarkerCommitted { shard, number } => {
-                // Of a marker that does not count nothing else does.
+                // If a marker does not count, the rest of its part does not either.
                 if let Some(running) = self.running_as(number)
                     && running.marked.contains_key(&shard)
                 {
@@ -366,17 +366,17 @@ impl Driver {
         self.go_on(now);
     }
 
-    /// From the next checkpoint on one is given up after this time.
+    /// Sets the time after which a checkpoint is given up, from the next one on.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.options.timeout = timeout;
     }
 
-    /// The next action; `None` if there is none until the next input.
+    /// Returns the next action; `None` if there is none until the next input.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// The time at which a [`Input::Tick`] makes a difference.
+    /// Returns the time at which an [`Input::Tick`] is due.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
         match &self.running {
@@ -386,25 +386,25 @@ impl Driver {
         }
     }
 
-    /// The lineage upon which the next bundle is sealed.
+    /// Returns the lineage upon which the next bundle is sealed.
     #[must_use]
     pub fn lineage(&self) -> &Lineage {
         &self.lineage
     }
 
-    /// The checkpoint that is taken.
+    /// The running checkpoint.
     #[must_use]
     pub fn running(&self) -> Option<CheckpointNumber> {
         self.running.as_ref().map(|running| running.number)
     }
 
-    /// The greatest number that was begun or seen.
+    /// Returns the greatest number that was begun or seen.
     #[must_use]
     pub fn last(&self) -> CheckpointNumber {
         self.last
     }
 
-    /// Whether a shard's part of a checkpoint is to be written: its marker counts, and the rest of it is missing.
+    /// Whether a shard's part of a checkpoint is to be written: its marker counts, and the rest is missing.
     #[must_use]
     pub fn takes_part(&self, shard: ShardId, number: CheckpointNumber) -> bool {
         self.running.as_ref().is_some_and(|running| {
@@ -415,8 +415,8 @@ impl Driver {
         })
     }
 
-    /// The bundles that must not be deleted though no manifest may name them: those of the lineage, of the checkpoint that is
-    /// taken, and what a merge reads and writes.
+    /// Returns the bundles that must not be deleted although no manifest may name them: those of the lineage and of the
+    /// running checkpoint, and the input and output of a merge.
     #[must_use]
     pub fn in_use(&self) -> BTreeSet<String> {
         let mut names: BTreeSet<String> = self.doubtful.clone();
@@ -444,7 +444,7 @@ impl Driver {
         self.running.as_mut().filter(|running| running.number == number)
     }
 
-    /// Gives up what takes too long, and begins what is due.
+    /// Gives up a checkpoint that takes too long, and begins one that is due.
     fn go_on(&mut self, now: Time) {
         if let Some(running) = &self.running
             && running.deadline <= now
@@ -504,7 +504,7 @@ impl Driver {
         all: bool,
     ) {
         if self.epochs.get(&shard) != Some(&epoch) {
-            // It was the shard's primary once: what it marks is in no log that counts.
+            // It was the shard's primary once: its markers are in no log that counts.
             self.actions.push_back(Action::Discard { shard, number });
             return;
         }
@@ -514,13 +514,13 @@ impl Driver {
             && number > running.number
             && matches!(running.stage, Stage::Creating | Stage::Writing)
         {
-            // Its marker of the running one may be left out for good.
+            // Its marker of the running checkpoint may never come.
             let (running, reason) = (running.number, format!("shard {shard} has colour {number} already"));
             self.give_up(running, reason);
         }
         let running = self.running_as(number).filter(|running| matches!(running.stage, Stage::Writing));
         let Some(running) = running else {
-            // A colour of a checkpoint that was given up has come to the shard late, with a message.
+            // The colour of a given-up checkpoint has reached the shard late, with a message.
             self.actions.push_back(Action::Discard { shard, number });
             return;
         };
@@ -544,7 +544,7 @@ impl Driver {
         }
     }
 
-    /// Every part is durable and every marker committed: the manifest may be stored.
+    /// Stores the manifest once every part is durable and every marker committed.
     fn store_if_complete(&mut self) {
         let Some(running) = &mut self.running else { return };
         let is_complete = self.epochs.keys().all(|shard| running.committed.contains(shard));
@@ -574,7 +574,8 @@ impl Driver {
         }
     }
 
-    /// The work goes on, and the next checkpoint begins anew. One whose manifest is being stored is decided by that.
+    /// Gives the running checkpoint up; the next one begins anew. A checkpoint whose manifest is being stored is
+    /// decided by that.
     fn give_up(&mut self, number: CheckpointNumber, reason: String) {
         let Some(running) = self.running_as(number) else { return };
         if let Stage::Storing(_) | Stage::Burying { .. } = running.stage {
@@ -592,7 +593,7 @@ impl Driver {
     }
 
     fn handle_buried(&mut self, number: CheckpointNumber, burial: Burial) {
-        // Numbers of the life before are none that run.
+        // Numbers of the previous life are not running.
         let Some(Running { bundle, stage, marked, committed, .. }) =
             self.running.take_if(|running| running.number == number)
         else {
@@ -609,14 +610,14 @@ impl Driver {
                 self.doubtful.insert(bundle);
                 self.doubtful.extend(lineage.bundles().iter().map(|bundle| bundle.name.clone()));
             }
-            // Without a manifest of its own it is not this life's, whatever it is.
+            // Without a manifest of its own, the checkpoint is not of this life.
             (Burial::Tombstone, _) | (Burial::Complete | Burial::Unknown, None) => {}
         }
-        // Those who want the next one hear of this failure, too.
+        // Those who requested the next one get this failure, too.
         self.is_wanted = false;
         self.actions.push_back(Action::GivenUp { number, reason });
         self.apply_held();
-        // While none is completed, tombstones must not pile up; and a full disk may get room.
+        // While no checkpoint is completed, tombstones must not accumulate, and a full disk may get space.
         self.collect();
     }
 
@@ -642,7 +643,7 @@ impl Driver {
         self.merge();
     }
 
-    /// Looks for what is needed no more, now or once the collection that runs has ended.
+    /// Begins a collection of what is not needed any more, now or once the running one has ended.
     fn collect(&mut self) {
         if let Collecting::No = self.collection.stage {
             self.collection.stage = Collecting::Looking;
@@ -681,7 +682,7 @@ impl Driver {
         }
     }
 
-    /// Merges bundles, if that is worth its cost; the next checkpoint builds upon the result.
+    /// Begins a merge of bundles if it is worth its cost; the next checkpoint builds upon the result.
     fn merge(&mut self) {
         if self.merge.is_some() {
             return;
@@ -689,7 +690,7 @@ impl Driver {
         let Some(merge) = plan(&self.lineage, &self.options.policy) else { return };
         let output = self.names.draw(self.last);
         let inputs = merge.inputs.iter().map(|bundle| bundle.name.clone()).collect();
-        // From now on it is in use.
+        // Its output is in use from now on.
         self.merge = Some(RunningMerge { output: output.clone(), inputs, held: None });
         self.actions.push_back(Action::Merge { output, number: self.last, merge });
     }
@@ -700,7 +701,7 @@ impl Driver {
             Some(merged) => {
                 assert_eq!(merged.bundle.name, merge.output, "a merge has written another bundle");
                 merge.held = Some(merged);
-                // A checkpoint that is sealed builds upon the lineage as it was then: its own takes the merge over.
+                // A sealed checkpoint builds upon the lineage of that time: its own lineage takes over the merge.
                 let is_sealed = self.running.as_ref().is_some_and(|running| match running.stage {
                     Stage::Creating | Stage::Writing => false,
                     Stage::Sealing | Stage::Sealed(_) | Stage::Storing(_) | Stage::Burying { .. } => true,
@@ -716,7 +717,7 @@ impl Driver {
         }
     }
 
-    /// Puts a merge that has ended in the place of what it was made from, if that is there still.
+    /// Replaces the inputs of a completed merge by its output, if they are still there.
     fn apply_held(&mut self) {
         if let Some(merge) = self.merge.take_if(|merge| merge.held.is_some()) {
             self.lineage.apply(&merge.held.expect("checked above"));

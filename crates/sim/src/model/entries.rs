@@ -11,7 +11,7 @@ use stead_core::record::{
 };
 
 impl Model {
-    /// A shard gives an entry to the log, at some virtual time; with what the wall clock shows, if it was never wrong.
+    /// Handles that a shard gives an entry to the log at some virtual time; with the wall clock, if it was never wrong.
     pub(crate) fn append(
         &mut self,
         shard: ShardId,
@@ -59,12 +59,12 @@ impl Model {
         Ok(())
     }
 
-    /// The entry that was appended last.
+    /// Returns the entry that was appended last.
     pub(crate) fn last_entry(&self, shard: ShardId) -> Option<&Entry> {
         self.shards[shard.0 as usize].tail.back()
     }
 
-    /// Entries up to an index are synced.
+    /// Handles that the entries up to an index are synced.
     pub(crate) fn synced(
         &mut self,
         shard: ShardId,
@@ -121,7 +121,7 @@ impl Model {
         Ok(())
     }
 
-    /// Holds what an entry says of time against the clocks of the world.
+    /// Compares the times in an entry with the clocks of the world.
     fn check_time(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Violation> {
         let key_life = self.key_life;
         let shadow = self.shadow(shard);
@@ -149,7 +149,7 @@ impl Model {
         Ok(())
     }
 
-    /// Holds an entry against what was known before it.
+    /// Compares an entry with the state before it.
     fn check_entry(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Violation> {
         let index = entry.index;
         let shadow = &self.shards[shard.0 as usize];
@@ -225,7 +225,7 @@ impl Model {
                 }
             }
             Cause::Expire => {
-                // Or what its client holds goes.
+                // Otherwise replies that its client holds would be deleted.
                 let sessions = entry.writes.iter().filter(|write| write.key.kind() == Kind::Session);
                 let confirmed = |id| {
                     let session = sessions.clone().find(|write| write.key.session_id() == id)?;
@@ -233,7 +233,8 @@ impl Model {
                     Some(record.confirmed)
                 };
                 for key in entry.writes.iter().filter(|w| w.value.is_none()).map(|w| &w.key) {
-                    // A reply lives as long as its session, which is refused from then on, whenever it goes itself.
+                    // A reply lives as long as its session, whose requests are refused from then on, whenever the reply
+                    // itself is deleted.
                     let expires = match key.kind() {
                         Kind::Reply
                             if confirmed(key.session_id())

@@ -1,5 +1,5 @@
-//! The simulator's knowledge of each shard, apart from the node: every entry that was ever given to the log, how much
-//! of it is known to be synced, and the state that follows. It outlives the crashes of the node, which is held to it.
+//! The simulator's own knowledge of each shard: every entry that was ever given to the log, how far the log is known to
+//! be synced, and the state that follows. It outlives the crashes of the node, which is compared with it.
 
 mod cuts;
 mod due;
@@ -29,46 +29,46 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 pub(crate) struct Model {
     topology: Arc<Topology>,
     shards: Vec<Shadow>,
-    /// By channel, what each message was, at the place of its sequence number less one.
+    /// By channel, the messages, each at the position of its sequence number minus one.
     sent: BTreeMap<(ShardId, ShardId), Vec<Sent>>,
-    /// Which life of the node led an epoch.
+    /// The life of the node that led each epoch.
     leaders: BTreeMap<(ShardId, Epoch), u64>,
     /// By checkpoint, the shards' states at their markers.
     cuts: BTreeMap<CheckpointNumber, Vec<State>>,
-    /// Consistent cuts that were checked.
+    /// Number of consistent cuts that were checked.
     pub(crate) cuts_checked: u64,
-    /// The greatest lead of any wall clock over virtual time. A shard whose clock was set back goes on, slower.
+    /// The greatest lead of any wall clock over virtual time. A shard whose clock was set back continues more slowly.
     lead: u64,
-    /// The time for which an idempotency key stands for one request, in microseconds.
+    /// The time for which an idempotency key identifies one request, in microseconds.
     key_life: u64,
     /// The time for which a session lives after its last use, in microseconds.
     session_life: u64,
     pub(crate) entries: u64,
 }
 
-/// One shard.
+/// The model of a shard.
 struct Shadow {
-    /// The entries that are known to be synced, folded.
+    /// The state after the entries that are known to be synced.
     fold: Fold,
-    /// The entries that were given to the log after those.
+    /// The later entries that were given to the log.
     tail: VecDeque<Entry>,
     /// Requests of sessions that were applied.
     requests: BTreeSet<(SessionId, RequestNumber)>,
-    /// Requests whose clients know that they never will be, by what makes a retry of them known.
+    /// Requests that will never be applied, as their clients know, by the identity of their retries.
     refused: BTreeSet<[u8; 16]>,
-    /// By index, a hash of what the handler was called with for an entry that is not folded yet.
+    /// By index, a hash of the handler's call for an entry that is not folded yet.
     called: BTreeMap<Index, u64>,
-    /// By index, when an entry that is not folded yet was made, in virtual time.
+    /// By index, the virtual time at which an entry was made that is not folded yet.
     made: BTreeMap<Index, u64>,
     /// By checkpoint, the header of the part that the shard began in this life, until its marker is folded.
     marked: BTreeMap<CheckpointNumber, Header>,
-    /// By request that is in no checked cut yet, what its client had seen before.
+    /// By request that is in no checked cut yet, the entries that its client had seen before.
     causes: BTreeMap<Index, Vec<(ShardId, Index)>>,
     due: Due,
     sessions: Sessions,
-    /// By what makes a retry of it known, when a request with an idempotency key was applied last, in virtual time.
+    /// By the identity of its retries, the virtual time at which a request with an idempotency key was last applied.
     keyed: BTreeMap<[u8; 16], u64>,
-    /// The sum of what the entries say to have been served.
+    /// The sum of the served times in the entries.
     served: u64,
 }
 
@@ -132,7 +132,7 @@ impl Model {
         }
     }
 
-    /// The cluster begins from restored states. Its channels are new: all that was sent in them is still kept.
+    /// Begins from restored states. The channels are new: all messages that were sent in them are still kept.
     pub(crate) fn adopt(&mut self, states: &[State]) {
         for state in states {
             let from = state.shard();
@@ -145,7 +145,7 @@ impl Model {
         }
     }
 
-    /// A wall clock shows this, at some virtual time.
+    /// Notes the wall clock at some virtual time.
     pub(crate) fn looked(&mut self, wall: Time, now: u64) {
         self.lead = self.lead.max(wall.0.saturating_sub(now));
     }
@@ -154,7 +154,7 @@ impl Model {
         &mut self.shards[shard.0 as usize]
     }
 
-    /// The state of what is known to be synced.
+    /// Returns the state after the entries that are known to be synced.
     pub(crate) fn state(&self, shard: ShardId) -> &Fold {
         &self.shards[shard.0 as usize].fold
     }
@@ -163,13 +163,13 @@ impl Model {
         self.state(shard).position().index
     }
 
-    /// The last entry that was given to the log.
+    /// Returns the last entry that was given to the log.
     pub(crate) fn appended(&self, shard: ShardId) -> Index {
         let shadow = &self.shards[shard.0 as usize];
         Index(shadow.fold.position().index.0 + shadow.tail.len() as u64)
     }
 
-    /// A life of the node leads a shard in an epoch.
+    /// Handles that a life of the node leads a shard in an epoch.
     pub(crate) fn led(&mut self, shard: ShardId, epoch: Epoch, life: u64) -> Result<(), Violation> {
         match self.leaders.insert((shard, epoch), life) {
             Some(other) if other != life => {
@@ -180,17 +180,17 @@ impl Model {
         }
     }
 
-    /// A request is refused for good, as its client knows.
+    /// Notes that a request was refused for good, as its client knows.
     pub(crate) fn refused(&mut self, shard: ShardId, identity: [u8; 16]) {
         self.shadow(shard).refused.insert(identity);
     }
 
-    /// The handler is called for the entry that will have this index.
+    /// Notes that the handler is called for the entry with this index.
     pub(crate) fn called(&mut self, shard: ShardId, index: Index, call: u64) {
         self.shadow(shard).called.insert(index, call);
     }
 
-    /// The node came back with a shard at this state. Nothing synced may be missing, nothing else may be there.
+    /// Checks the recovered state of a shard: no synced entry may be missing, and no other entry may exist.
     pub(crate) fn recovered(&mut self, found: &State, workload: &mut dyn Workload) -> Result<(), Violation> {
         let shard = found.shard();
         let index = found.position().index;
@@ -218,7 +218,7 @@ impl Model {
         self.same_records(found)
     }
 
-    /// The shard has the state that its entries make.
+    /// Checks that the shard has the state that its entries make.
     pub(crate) fn same(&self, found: &State) -> Result<(), Violation> {
         let shard = found.shard();
         let known = self.state(shard);
@@ -231,7 +231,7 @@ impl Model {
         Err(Violation::new(2, what))
     }
 
-    /// As [`Model::same`], looking at each record, and at all that the shard keeps at hand of them.
+    /// As [`Model::same`], comparing each record and each index over the records.
     pub(crate) fn same_records(&self, found: &State) -> Result<(), Violation> {
         let shard = found.shard();
         let index = found.position().index;
@@ -247,7 +247,7 @@ impl Model {
         Ok(())
     }
 
-    /// A hash over everything that is durable.
+    /// Returns a hash over everything that is durable.
     pub(crate) fn hash(&self) -> u128 {
         self.shards.iter().fold(0, |sum: u128, s| sum.rotate_left(7) ^ s.fold.hash())
     }

@@ -193,6 +193,7 @@ mod tests {
         assert_eq!(parse(&[1, 2, 3], 4, 1), Err(EpochConfigError::Acks { epoch, acks: 4, members: 3 }));
         assert_eq!(parse(&[1, 2, 3], 2, 4), Err(EpochConfigError::Primary { epoch, primary: NodeId(4) }));
         assert_eq!(parse(&[1], 1, 1), Ok(EpochConfig::single(epoch, NodeId(1))));
+        assert_eq!(parse(&[1, 2, 3], 2, 2).map(|config| config.primary()), Ok(NodeId(2)));
     }
 
     #[test]

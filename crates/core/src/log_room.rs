@@ -269,12 +269,6 @@ impl LogRoom {
         self.room.is_none()
     }
 
-    /// Whether new work is refused.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.full
-    }
-
     /// Whether the log is full and its remaining space is for work that has begun: not for a checkpoint, which appends
     /// a marker to each shard.
     #[must_use]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use stead_core::checkpointing::bundle::{BundleNames, BundleRef, Hash};
 use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, Recovered};
 use stead_core::checkpointing::lineage::{AddedSection, Lineage};
-use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Policy};
+use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Policy, plan, renewals};
 use stead_core::checkpointing::retention::{Garbage, Inventory};
 use stead_core::ids::{CheckpointNumber, Epoch, Index, ShardId, Time};
 
@@ -342,4 +342,54 @@ fn a_merge_waits_for_a_sealed_checkpoint() {
 #[test]
 fn undecided_numbers_are_given_up_at_the_start() {
     transcript("start");
+}
+
+#[test]
+fn the_driver_wants_a_tick_when_one_is_due_or_has_to_be_given_up() {
+    let mut driver = Script::new(&["shards=1", "interval=60", "timeout=10"]).driver;
+    let seconds = |seconds: u64| Time(seconds * 1_000_000);
+    assert_eq!(driver.deadline(), Some(seconds(60)));
+    driver.handle(seconds(60), Input::Tick);
+    assert_eq!((driver.running(), driver.deadline()), (Some(CheckpointNumber(1)), Some(seconds(70))));
+    driver.handle(seconds(70), Input::Tick);
+    assert_eq!(driver.deadline(), None, "its tombstone is written");
+    driver.handle(seconds(71), Input::Buried { number: CheckpointNumber(1), burial: Burial::Tombstone });
+    assert_eq!((driver.running(), driver.deadline()), (None, Some(seconds(120))));
+}
+
+#[test]
+fn a_bundle_that_outweighs_the_newer_ones_of_its_level_is_not_merged_with_them() {
+    let policy = Policy { fan_in: 2, growth_bytes_min: u64::MAX, ..Policy::default() };
+    let merged = |bytes: &[u64]| {
+        let mut lineage = Lineage::new();
+        for (at, &bytes) in bytes.iter().enumerate() {
+            let section = AddedSection { base: at == 0, bytes };
+            lineage.append(&bundle(&at.to_string(), bytes, 0), [(ShardId(0), section)]);
+        }
+        let merge = plan(&lineage, &policy)?;
+        Some((merge.inputs.into_iter().map(|bundle| bundle.name).collect::<Vec<_>>().concat(), merge.bytes))
+    };
+    assert_eq!(merged(&[1000, 600, 500]), Some(("012".to_owned(), 2100)));
+    assert_eq!(merged(&[1000, 5, 10]), Some(("12".to_owned(), 15)));
+    assert_eq!(merged(&[1000, 10, 5]), None);
+}
+
+#[test]
+fn renewals_add_no_more_bytes_than_their_budget_but_for_the_first() {
+    let mut lineage = Lineage::new();
+    // By shard: each is due, the first one most. A renewal adds the oldest bytes but those that would change anyway.
+    let sections = [[100, 80, 60], [100, 70, 50], [100, 60, 45]];
+    for at in 0..3 {
+        let added =
+            (0..).map(ShardId).zip(sections.map(|bytes| AddedSection { base: at == 0, bytes: bytes[at] }));
+        lineage.append(&bundle(&at.to_string(), 1000, 0), added);
+    }
+    let due = |renewal_budget| {
+        let policy = Policy { renewal_budget, growth_bytes_min: 0, ..Policy::default() };
+        renewals(&lineage, &policy)
+    };
+    assert_eq!(due(0), [ShardId(0)]);
+    assert_eq!(due(29), [ShardId(0)]);
+    assert_eq!(due(30), [ShardId(0), ShardId(1)]);
+    assert_eq!(due(100), [ShardId(0), ShardId(1), ShardId(2)]);
 }

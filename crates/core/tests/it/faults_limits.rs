@@ -172,8 +172,15 @@ fn requests_that_wait_for_their_attempt_are_bounded_17() {
     let more: Vec<u64> = (2..100).map(|number| ask(&mut world, number)).collect();
     assert_eq!(world.shard("a").waiting(), 3);
     assert!(more[2..].iter().all(|token| refused(&world, *token)));
+    // One of them runs: there is room for one more.
+    world.script.runs_max = Some(1);
+    world.store(shard);
+    assert_eq!((world.shard("a").waiting(), world.runs("a")), (2, 1));
+    let (next, last) = (ask(&mut world, 100), ask(&mut world, 101));
+    assert!(world.answer(next).is_none() && refused(&world, last));
+    world.script.runs_max = None;
     world.settle();
-    assert_eq!((world.shard("a").waiting(), world.runs("a")), (0, 3));
+    assert_eq!((world.shard("a").waiting(), world.runs("a")), (0, 4));
     let retry = ask(&mut world, 99);
     world.settle();
     assert!(world.answer(retry).unwrap().result.is_ok());

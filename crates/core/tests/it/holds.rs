@@ -88,6 +88,7 @@ fn a_marker_that_gives_a_snapshot_up_drops_what_that_kept_in_slices() {
     let shard = from.0 as usize;
     world.request("a", &format!("send {other} add x\n").repeat(500), Identity::None);
     world.give(from, Input::Colour(Colour(1)));
+    let at_first = world.shards[shard].state().hash();
     world.settle();
     world.request("a", &format!("send {other} add y\n").repeat(100), Identity::None);
     world.give(from, Input::Colour(Colour(2)));
@@ -102,6 +103,7 @@ fn a_marker_that_gives_a_snapshot_up_drops_what_that_kept_in_slices() {
     header.add(piece.messages());
     assert_eq!(header.outboxes[&world.shard_of(&other)].messages.len(), 100);
     assert_eq!(header.hash(), at_marker);
+    assert_ne!(at_first, at_marker, "other states have other hashes");
 }
 
 #[test]
@@ -150,6 +152,23 @@ fn many_confirmed_replies_are_forgotten_over_several_entries_7() {
     let most =
         world.log[&shard].iter().filter(|entry| forgetting(&entry.cause)).map(|entry| entry.writes.len());
     assert!(most.max().unwrap() <= 1_025);
+}
+
+#[test]
+fn several_entries_delete_all_confirmed_replies_and_no_other_7() {
+    let mut world = World::with(Settings { work_max: 64, ..Settings::default() });
+    let session = world.open("a", 7);
+    for number in 1..=300 {
+        world.request("a", "fail x", numbered(session, number, 0));
+        world.settle();
+    }
+    world.request("a", "fail x", numbered(session, 301, 200));
+    world.settle();
+    assert_eq!(replies(&world, "a"), 101, "from 201 on");
+    let again = world.request("a", "fail x", numbered(session, 201, 200));
+    world.settle();
+    assert!(world.answer(again).unwrap().result.is_ok(), "a reply that is not confirmed is known");
+    assert_eq!(world.runs("a"), 301);
 }
 
 #[test]

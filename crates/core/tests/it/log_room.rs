@@ -80,6 +80,7 @@ transcripts! {
     a_trim_comes_before_the_append_that_needs_its_room,
     only_a_written_mark_counts,
     full_comes_before_the_last_reserve,
+    short_segments_leave_the_reserve_of_long_ones,
     a_refused_append_is_tried_again,
     a_log_ends_with_all_durable,
 }

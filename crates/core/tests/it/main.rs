@@ -62,12 +62,18 @@ fn a_message_leaves_when_its_entry_is_committed_5() {
     let other = world.key_elsewhere("a");
     world.request("a", &format!("send {other} add y"), Identity::None);
     assert!(world.wire.is_empty());
+    let counted = |world: &World| {
+        let state = world.shard("a").state();
+        (state.outbox_messages(), state.outbox_bytes())
+    };
+    assert!(matches!(counted(&world), (1, bytes) if bytes > "add y".len()), "{:?}", counted(&world));
     world.store(world.shard_of("a"));
     assert_eq!(world.wire.len(), 1);
     world.settle();
     assert_eq!(world.state(&other), "y");
     let outbox = world.shard("a").state().outboxes().get(world.shard_of(&other)).unwrap();
     assert!(outbox.messages.is_empty(), "the acknowledgement trimmed it");
+    assert_eq!(counted(&world), (0, 0));
 }
 
 #[test]
@@ -157,12 +163,17 @@ fn a_crash_between_confirmations_shuts_no_session_out_7() {
     world.settle();
     assert_eq!(world.answer(again).unwrap().result, first);
     let mut answers = (0..200).map(|_| {
-        let next = world.request("a", "add z", numbered(session, last + 1, window));
+        let next = world.request("a", "add z", numbered(session, last + 1, last));
         world.pass(100);
         world.answer(next).unwrap().result.clone()
     });
     let answer = answers.find(|answer| !matches!(answer, Err(Refusal::Overloaded { .. })));
     assert_eq!(answer, Some(Ok(ok("xyz"))));
+    let keeps = |number| {
+        let key = RecordKey::reply(session, RequestNumber(number));
+        world.shard("a").state().records().get(key.as_bytes()).is_some()
+    };
+    assert_eq!([keeps(last), keeps(last + 1)], [false, true]);
 }
 
 #[test]

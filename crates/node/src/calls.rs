@@ -1,6 +1,6 @@
 //! The clients' calls that wait for their answer at a worker.
 
-use crate::env::ReplyTo;
+use crate::reply::ReplyTo;
 use stead_core::ids::{ShardId, Time};
 use stead_core::shard::{Answer, Input};
 

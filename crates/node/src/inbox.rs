@@ -1,7 +1,7 @@
 //! The queue through which other threads give work to a worker.
 
 use crate::bell::Bell;
-use crate::env::ReplyTo;
+use crate::reply::ReplyTo;
 use crate::status::{ShardStatus, WorkerStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -3,7 +3,7 @@
 use crate::bell::Bell;
 use crate::checkpoint::{
     CheckpointCommand, CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReply, CheckpointReport,
-    Event, MergePart, SnapshotQueue, Trouble, Wanted,
+    Event, MergePart, News, SnapshotQueue, Trouble, Wanted,
 };
 use crate::checks::Job;
 use crate::clock::Clock;
@@ -16,22 +16,11 @@ use crate::shared::Shared;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::checkpointing::driver::Action;
-use stead_core::ids::{CheckpointNumber, Colour, Index, ShardId, Time};
+use stead_core::ids::{Index, ShardId, Time};
 use stead_core::shard::Input;
 use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::manifest::Manifest;
 use stead_store::checkpoint::store::BlobStore;
-
-/// News of checkpoints for the shards of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
-    /// They get this colour.
-    Colour(Colour),
-    /// This checkpoint is complete.
-    Completed(CheckpointNumber),
-    /// The checkpoints up to this one are given up: their snapshots are drained and dropped.
-    GivenUp(CheckpointNumber),
-}
 
 /// The checkpoint part of a node, which also gives up the checks of services that take too long: their own part is held by
 /// them.

@@ -1,60 +1,14 @@
-//! The part that merges bundles, so that checkpoints and callers do not wait for it.
+//! The part that merges bundles, so that checkpoints and callers do not wait for that.
 
 use crate::bell::Bell;
-use crate::checkpoint::{CheckpointCommand, CheckpointHub, Event, SnapshotQueue, Trouble};
+use crate::checkpoint::{CheckpointCommand, CheckpointHub, Event, MergeJob, SnapshotQueue, Trouble};
 use crate::part::{Part, Turned};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use stead_core::checkpointing::lineage::Lineage;
-use stead_core::checkpointing::merging::Merge;
+use std::sync::Arc;
 use stead_core::checkpointing::pace::Meter;
-use stead_core::ids::{CheckpointNumber, Incarnation, Time};
+use stead_core::ids::{Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::compact::MergeRun;
 use stead_store::checkpoint::store::BlobStore;
-
-/// A merge to carry out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MergeJob {
-    /// The name of the bundle to write.
-    pub output: String,
-    /// The checkpoint in the name of its bundle.
-    pub number: CheckpointNumber,
-    /// The lineage of the bundles.
-    pub lineage: Lineage,
-    /// The bundles to merge.
-    pub merge: Merge,
-}
-
-/// The queue of the merge part's job; there is one at a time.
-#[derive(Default)]
-pub struct MergeDesk {
-    held: Mutex<Desk>,
-    /// Rung when there is a job.
-    pub bell: Bell,
-}
-
-#[derive(Default)]
-struct Desk {
-    job: Option<MergeJob>,
-    stopped: bool,
-}
-
-impl MergeDesk {
-    fn held(&self) -> MutexGuard<'_, Desk> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Requests a merge.
-    pub fn put(&self, job: MergeJob) {
-        self.held().job = Some(job);
-        self.bell.ring();
-    }
-
-    pub(crate) fn stop(&self) {
-        self.held().stopped = true;
-        self.bell.ring();
-    }
-}
 
 /// Merges bundles: a turn reads and writes about a megabyte.
 pub struct MergePart {
@@ -95,7 +49,7 @@ impl MergePart {
 }
 
 impl<H: CheckpointHub> Part<H> for MergePart {
-    /// The reason why the store takes nothing more.
+    /// The reason why the store accepts nothing more.
     type Error = String;
 
     fn bell<'h>(&self, hub: &'h H) -> &'h Bell {
@@ -105,15 +59,12 @@ impl<H: CheckpointHub> Part<H> for MergePart {
     /// Begins the requested merge, or continues it.
     fn turn(&mut self, hub: &H, now: Time) -> Result<Turned, String> {
         let queue = hub.queue();
-        let job = {
-            let mut held = queue.merges.held();
-            if held.stopped || hub.is_over() {
-                // The bytes written so far are dropped with the writer.
-                self.run = None;
-                return Ok(Turned::Ended);
-            }
-            held.job.take()
-        };
+        if queue.merges.is_stopped() || hub.is_over() {
+            // The bytes written so far are dropped with the writer.
+            self.run = None;
+            return Ok(Turned::Ended);
+        }
+        let job = queue.merges.take();
         if let Some(due) = self.meter.held_until(queue.pace.rate(), now)
             && job.is_none()
         {

@@ -4,6 +4,7 @@
 //! Both are stepped: a turn performs one action of bounded size and never waits. In production a thread loops over each, in
 //! the simulator a test does. Requests to the rest of the node leave them as a [`CheckpointCommand`].
 
+mod desk;
 mod hub;
 mod merge;
 mod part;
@@ -12,9 +13,10 @@ mod report;
 #[cfg(test)]
 mod tests;
 
+pub use desk::MergeJob;
+pub use hub::Checkpoints;
 pub(crate) use hub::Merges;
-pub use hub::{Checkpoints, News};
-pub use merge::{MergeJob, MergePart};
+pub use merge::MergePart;
 pub use part::{CheckpointPart, CheckpointSetup};
 pub use queue::{CheckpointReply, Event, SnapshotQueue, Wanted};
 pub(crate) use queue::{PIECE_BYTES, Pin};
@@ -94,6 +96,17 @@ pub enum CheckpointCommand {
     Merged(u64),
     /// An operation failed; the node continues.
     Trouble(Trouble),
+}
+
+/// News of checkpoints for the shards of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// They get this colour.
+    Colour(Colour),
+    /// This checkpoint is complete.
+    Completed(CheckpointNumber),
+    /// The checkpoints up to this one are given up: their snapshots are drained and dropped.
+    GivenUp(CheckpointNumber),
 }
 
 /// A failed operation.

@@ -25,9 +25,9 @@ use stead_store::checkpoint::manifest::{Decision, read_decision};
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed, give_up};
 
-/// The settings and facts with which the checkpoint part begins.
+/// The settings and facts for a new checkpoint part.
 pub struct CheckpointSetup {
-    /// Where checkpoints are kept; this is their only writer.
+    /// The store of checkpoints; this part is its only writer.
     pub store: Arc<dyn BlobStore>,
     /// The services and their shards.
     pub topology: Arc<Topology>,
@@ -37,7 +37,7 @@ pub struct CheckpointSetup {
     pub writer: u64,
     /// When checkpoints are taken, and what is kept.
     pub options: Options,
-    /// The checkpoints that were found at the start.
+    /// The checkpoints at the start.
     pub recovered: Recovered,
 }
 
@@ -51,13 +51,13 @@ pub struct CheckpointPart {
     log_spent: bool,
     stock: Stock,
     running: Option<Running>,
-    /// The piece that is written.
+    /// The piece that is being written.
     encoded: Vec<u8>,
     meter: Meter,
     wanted: Vec<Wanted>,
 }
 
-/// The checkpoint that is taken.
+/// The running checkpoint.
 struct Running {
     number: CheckpointNumber,
     begun: Time,
@@ -66,19 +66,19 @@ struct Running {
 }
 
 enum Stage {
-    /// Nothing is written, or not any more.
+    /// Nothing is being written.
     None,
     Writing(Box<CheckpointWriter>),
     Sealed(Box<Sealed>),
 }
 
-/// The reason for which a requested checkpoint is not taken.
+/// The reason why a requested checkpoint is not taken.
 const SHUT_DOWN: &str = "it was shut down while the checkpoint was taken";
-/// Wishes for a checkpoint from which on those whose caller has gone are forgotten.
+/// Number of requests from which on those whose caller has gone are dropped.
 const WANTED_MAX: usize = 1024;
 
 impl CheckpointPart {
-    /// Nothing is taken.
+    /// No checkpoint is running.
     #[must_use]
     pub fn new(setup: CheckpointSetup, now: Time) -> Self {
         let CheckpointSetup { store, topology, epochs, writer, options, recovered } = setup;
@@ -96,12 +96,12 @@ impl CheckpointPart {
         }
     }
 
-    /// From the next checkpoint on one is given up after this time.
+    /// Sets the time after which a checkpoint is given up, from the next one on.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.driver.set_timeout(timeout);
     }
 
-    /// The driver, which decides.
+    /// Returns the driver, which decides.
     #[must_use]
     pub fn driver(&self) -> &Driver {
         &self.driver
@@ -143,7 +143,7 @@ impl CheckpointPart {
         }
     }
 
-    /// Answers those who wait: nothing is taken any more.
+    /// Answers all requests: no checkpoint is taken any more.
     fn end(&mut self, hub: &impl CheckpointHub, reason: &str) {
         hub.queue().close();
         let running = self.running.take().into_iter().flat_map(|running| running.wanted);
@@ -168,7 +168,7 @@ impl CheckpointPart {
                 self.driver.handle(now, Input::MarkerCommitted { shard, number });
             }
             Event::Wanted(wanted) => {
-                // The wish of those who have gone is fulfilled with that of the others.
+                // Requests whose callers have gone are fulfilled with the others.
                 if self.wanted.len() >= WANTED_MAX {
                     self.wanted.retain(|wanted| !wanted.reply.is_gone());
                 }
@@ -234,7 +234,7 @@ impl CheckpointPart {
         }
     }
 
-    /// The writer of the checkpoint that is taken.
+    /// Returns the writer of the running checkpoint.
     fn writer(&mut self, number: CheckpointNumber) -> Result<&mut CheckpointWriter, CheckpointError> {
         match &mut self.running {
             Some(Running { number: running, stage: Stage::Writing(writer), .. }) if *running == number => {
@@ -244,7 +244,7 @@ impl CheckpointPart {
         }
     }
 
-    /// Takes the stage of the checkpoint with this number, if that runs; its stage is none from now on.
+    /// Takes the stage of the checkpoint with this number, if it is running; leaves none.
     fn take_stage(&mut self, number: CheckpointNumber) -> Stage {
         match &mut self.running {
             Some(running) if running.number == number => std::mem::replace(&mut running.stage, Stage::None),
@@ -363,12 +363,12 @@ impl CheckpointPart {
         }
     }
 
-    /// Gives a number up, unless it is a checkpoint.
+    /// Gives a number up, unless its checkpoint exists.
     fn bury(&mut self, hub: &impl CheckpointHub, now: Now, number: CheckpointNumber, reason: &str) -> Burial {
         if let Some(running) = self.running.as_mut().filter(|running| running.number == number)
             && let Stage::Writing(_) = running.stage
         {
-            // Its space is given back before the tombstone needs some.
+            // Its space is released before the tombstone needs some.
             running.stage = Stage::None;
         }
         let buried = give_up(&*self.store, &self.topology, number, now.wall, self.writer, reason);
@@ -400,10 +400,10 @@ impl<H: CheckpointHub> Part<H> for CheckpointPart {
         &hub.queue().bell
     }
 
-    /// Performs one action, or takes one event.
+    /// Performs one action, or handles one event.
     fn turn(&mut self, hub: &H, steady: Time) -> Result<Turned, String> {
         let turned = self.step(hub, steady);
-        // Whatever has failed: what the store holds is not known any more.
+        // After any failure the contents of the store are unknown.
         match self.store.failure() {
             None => Ok(turned),
             Some(failure) => {

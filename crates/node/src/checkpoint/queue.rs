@@ -1,10 +1,10 @@
 //! The queue through which workers and callers give work to the checkpoint part.
 
 use crate::bell::Bell;
-use crate::checkpoint::merge::MergeDesk;
+use crate::checkpoint::desk::MergeDesk;
 use crate::checkpoint::report::{CheckpointFailure, CheckpointReport};
-use crate::env::Reply;
 use crate::pace::Pace;
+use crate::reply::Reply;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -149,7 +149,7 @@ impl SnapshotQueue {
     /// Adds an event. Once the checkpoint part has ended it is dropped instead.
     pub fn send(&self, event: Event) {
         let bytes = if let Event::Records { piece, .. } = &event { piece.bytes() } else { 0 };
-        // Dropped after the lock, for a reply runs code of its caller then.
+        // Dropped after the lock, because dropping a reply runs code of its caller.
         let refused = match &mut *self.events() {
             Some(events) => {
                 self.waiting.fetch_add(bytes, Ordering::Relaxed);
@@ -163,7 +163,7 @@ impl SnapshotQueue {
         }
     }
 
-    /// Drops the events that wait and those that are added from now on: no part takes them any more.
+    /// Drops the waiting events and all later ones: no part takes them any more.
     pub fn close(&self) {
         let dropped = self.events().take();
         drop(dropped);
@@ -180,7 +180,7 @@ impl SnapshotQueue {
         }
     }
 
-    /// Ends the parts of checkpoints. Work that waits before the end is no longer written slowly.
+    /// Ends the parts of checkpoints. The remaining work is written without a limit of the rate.
     pub fn stop(&self) {
         self.pace.set(0);
         self.send(Event::Stop);
@@ -201,7 +201,7 @@ impl SnapshotQueue {
         }
     }
 
-    /// Whether so much waits that no more should be handed over now.
+    /// Whether so many bytes wait that no more should be handed over now.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > BEHIND_BYTES
@@ -220,6 +220,6 @@ pub(crate) enum Next {
     /// The next event has to wait.
     Held,
     Event(Event),
-    /// Nothing comes any more.
+    /// No further event comes.
     Closed,
 }

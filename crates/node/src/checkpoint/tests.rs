@@ -1,8 +1,8 @@
 //! The checkpoint part over a simulated disk, turn by turn.
 
 use super::*;
-use crate::env::Reply;
 use crate::part::{Part, Turned};
+use crate::reply::Reply;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;

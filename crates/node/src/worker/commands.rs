@@ -3,8 +3,9 @@
 use super::{Turn, Worker};
 use crate::calls::NO_CALL;
 use crate::clock::Clock;
-use crate::env::{Caller, Env, NoAnswer, ReplyTo};
+use crate::env::Env;
 use crate::inbox::Command;
+use crate::reply::{Caller, NoAnswer, ReplyTo};
 use crate::shared::Shared;
 use crate::status::{WorkerStatus, shard_status};
 use std::collections::BTreeMap;

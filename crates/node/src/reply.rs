@@ -1,0 +1,65 @@
+//! The receivers of answers and results, and the reasons for which there is none.
+
+use std::time::Duration;
+use stead_core::ids::{ShardId, Time};
+use stead_core::placement::Place;
+use stead_core::shard::{Answer, Refusal};
+use thiserror::Error;
+
+/// The receiver of the answer to one call. A caller that is dropped unanswered belongs to a node that has ended.
+pub trait Caller: Send + 'static {
+    /// Sends the answer, which ends the call.
+    fn answer(self, result: Result<Answer, NoAnswer>);
+
+    /// Whether nothing waits for the answer any more.
+    fn is_gone(&self) -> bool;
+}
+
+/// Reasons for which a node has no answer of a shard.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum NoAnswer {
+    /// The shard refused, or the node on its behalf. Nothing was changed.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// The shard is not on this node. Nothing was changed.
+    #[error("shard {shard} is not on this node")]
+    NotHere {
+        /// The shard.
+        shard: ShardId,
+        /// Its place.
+        place: Place,
+    },
+    /// No answer came in time. The request may have been applied, or may still be.
+    #[error("no answer within {} ms", after.as_millis())]
+    TimedOut {
+        /// The time limit of the call.
+        after: Duration,
+    },
+    /// The node had a fatal error before it could answer. The request may have been applied.
+    #[error("the node failed: {0}")]
+    Failed(String),
+    /// The node is shutting down or has shut down. The request may have been applied.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// A caller, and the time until which it waits.
+#[derive(Debug)]
+pub struct ReplyTo<C> {
+    /// The receiver of the answer.
+    pub caller: C,
+    /// The time at which the call ends without an answer, on the node's steady clock:
+    /// [`Shared::now`](crate::Shared::now).
+    pub deadline: Time,
+    /// The time limit that gave the deadline, for [`NoAnswer::TimedOut`].
+    pub timeout: Duration,
+}
+
+/// The receiver of the result of an operator's request.
+pub trait Reply<T>: Send {
+    /// Sends the result.
+    fn send(self: Box<Self>, result: T);
+
+    /// Whether nothing waits for the result any more.
+    fn is_gone(&self) -> bool;
+}

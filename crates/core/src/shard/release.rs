@@ -60,6 +60,7 @@ struct Sending {
     is_in_backlog: bool,
     /// The last message that may have been running when the process crashed.
     met: Seq,
+    /// When the first message without an acknowledgement was sent or, if that is later, its channel last made progress.
     progress: Time,
 }
 
@@ -73,7 +74,7 @@ struct Receiving {
 impl Sending {
     /// Lets up to `max` of the ready messages leave as one delivery; returns their number. If it is 0, none could
     /// leave.
-    fn deliver(&mut self, state: &State, to: ShardId, max: usize, out: &mut Vec<Effect>) -> usize {
+    fn deliver(&mut self, state: &State, to: ShardId, max: usize, now: Time, out: &mut Vec<Effect>) -> usize {
         let last = Seq(self.released.0 + self.ready);
         let messages = state.outboxes().get(to).map(|outbox| &outbox.messages);
         let front = messages.and_then(|messages| messages.front()).map(|front| front.seq);
@@ -83,6 +84,9 @@ impl Sending {
             (self.released, self.ready) = (last, 0);
             return 0;
         };
+        if front > self.released {
+            self.progress = now;
+        }
         let again = first <= self.met;
         let end = last.0.min(first.0.saturating_add(max as u64 - 1));
         let end = if again { end.min(self.met.0) } else { end };
@@ -208,7 +212,7 @@ impl Release {
         {
             let channel = self.channels.get_or_default(to);
             channel.progress = now;
-            left -= channel.deliver(state, to, left.min(RESEND_BATCH), out).max(1);
+            left -= channel.deliver(state, to, left.min(RESEND_BATCH), now, out).max(1);
             if channel.ready == 0 {
                 channel.is_in_backlog = false;
                 self.backlog.pop_front();
@@ -239,7 +243,7 @@ impl Release {
         for to in ready {
             let channel = self.channels.get_or_default(to);
             while channel.ready > 0 {
-                channel.deliver(state, to, usize::MAX, out);
+                channel.deliver(state, to, usize::MAX, now, out);
             }
             self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
         }
@@ -305,12 +309,13 @@ impl Release {
         }
         if self.resend_at.is_some_and(|at| at <= now) {
             self.resend_at = None;
+            // All channels are looked at, so not for each of them at its own time.
+            let soon = now.plus_millis(settings.ack_delay);
             for (to, outbox) in state.outboxes().iter().filter(|(to, _)| *to != state.shard()) {
                 let channel = self.channels.get_or_default(to);
                 if outbox.messages.front().is_none_or(|first| first.seq > channel.released) {
                     continue;
                 }
-                self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
                 if channel.progress.plus_millis(settings.resend_after) <= now {
                     if work >= RESEND_BATCH {
                         self.resend_at = Some(now);
@@ -323,6 +328,8 @@ impl Release {
                     // Its receiver's process may have ended while handling them.
                     out.push(Effect::Deliver { to, messages, again: true });
                 }
+                let at = channel.progress.plus_millis(settings.resend_after).max(soon);
+                self.resend_at = Some(self.resend_at.map_or(at, |next| next.min(at)));
             }
         }
         work

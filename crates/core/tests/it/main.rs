@@ -259,6 +259,30 @@ fn messages_are_received_once_and_in_order_whatever_the_wire_does_8() {
 }
 
 #[test]
+fn a_lost_message_is_sent_again_once_resend_after_has_passed_since_it_was_sent_17() {
+    let mut world = World::new();
+    let other = world.key_elsewhere("a");
+    world.call("a", &format!("send {other} add 1")).unwrap();
+    world.settle();
+    assert_eq!(world.state(&other), "1");
+    world.pass(world.settings.resend_after / 2);
+    world.request("a", &format!("send {other} add 2"), Identity::None);
+    let sender = world.shard_of("a");
+    world.store(sender);
+    world.wire.clear();
+    let sent = world.now;
+    // The first one's time for a repetition comes in between.
+    while world.wire.is_empty() {
+        let wanted = world.shard("a").deadline().expect("a message is not acknowledged");
+        world.now = world.now.max(wanted);
+        world.give(sender, Input::Tick);
+    }
+    assert_eq!(world.now, sent.plus_millis(world.settings.resend_after));
+    world.settle();
+    assert_eq!(world.state(&other), "12");
+}
+
+#[test]
 fn a_receiver_that_forgets_what_was_not_stored_gets_it_again_8() {
     let mut world = World::new();
     let other = world.key_elsewhere("a");

@@ -6,8 +6,8 @@
 //! of a steady clock.
 
 use crate::checkpointing::bundle::BundleNames;
-use crate::checkpointing::lineage::Lineage;
-use crate::checkpointing::merging::{Merge, Merged, Policy, plan, renewals};
+use crate::checkpointing::lineage::{Lineage, Merged};
+use crate::checkpointing::merging::{Merge, Policy, plan, renewals};
 use crate::checkpointing::retention::{Chooser, Garbage, Inventory, Retention};
 use crate::ids::{CheckpointNumber, Colour, Epoch, Index, ShardId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -1,9 +1,8 @@
 //! The base of the next checkpoint: the sections with each shard's records as of its last snapshot.
 
 use crate::checkpointing::bundle::{BundleRef, SectionRef};
-use crate::checkpointing::merging::Merged;
 use crate::ids::ShardId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Sections by shard, and their bundles: those of the complete checkpoint that was written or recovered last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -128,5 +127,27 @@ pub struct AddedSection {
     /// Whether it holds every record of the shard, so that older sections do not count.
     pub base: bool,
     /// Bytes of its records.
+    pub bytes: u64,
+}
+
+/// A completed merge; it takes effect once it is applied to a lineage and a manifest is written from that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// The new bundle.
+    pub bundle: BundleRef,
+    /// The names of the input bundles.
+    pub inputs: BTreeSet<String>,
+    /// The merged sections, by shard.
+    pub sections: BTreeMap<ShardId, MergedSection>,
+}
+
+/// The output of a merge for one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MergedSection {
+    /// Number of input sections.
+    pub sources: usize,
+    /// Whether the shard's oldest section was among them, so that deletes were dropped.
+    pub oldest: bool,
+    /// Bytes of the output section.
     pub bytes: u64,
 }

@@ -8,7 +8,6 @@
 use crate::checkpointing::bundle::BundleRef;
 use crate::checkpointing::lineage::Lineage;
 use crate::ids::ShardId;
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Policy of merging bundles.
@@ -118,26 +117,4 @@ pub fn renewals(lineage: &Lineage, policy: &Policy) -> Vec<ShardId> {
         first || added <= budget
     });
     within.map(|(_, shard, _)| shard).collect()
-}
-
-/// A completed merge; it takes effect once it is applied to a lineage and a manifest is written from that.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Merged {
-    /// The new bundle.
-    pub bundle: BundleRef,
-    /// The names of the input bundles.
-    pub inputs: BTreeSet<String>,
-    /// The merged sections, by shard.
-    pub sections: BTreeMap<ShardId, MergedSection>,
-}
-
-/// The output of a merge for one shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MergedSection {
-    /// Number of input sections.
-    pub sources: usize,
-    /// Whether the shard's oldest section was among them, so that deletes were dropped.
-    pub oldest: bool,
-    /// Bytes of the output section.
-    pub bytes: u64,
 }

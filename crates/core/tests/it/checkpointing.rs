@@ -6,8 +6,8 @@ use std::fmt::Write;
 use std::time::Duration;
 use stead_core::checkpointing::bundle::{BundleNames, BundleRef, Hash};
 use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, Recovered};
-use stead_core::checkpointing::lineage::{AddedSection, Lineage};
-use stead_core::checkpointing::merging::{Merge, Merged, MergedSection, Policy, plan, renewals};
+use stead_core::checkpointing::lineage::{AddedSection, Lineage, Merged, MergedSection};
+use stead_core::checkpointing::merging::{Merge, Policy, plan, renewals};
 use stead_core::checkpointing::retention::{Garbage, Inventory};
 use stead_core::ids::{CheckpointNumber, Epoch, Index, ShardId, Time};
 

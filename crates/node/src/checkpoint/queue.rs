@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use stead_core::checkpointing::merging::Merged;
+use stead_core::checkpointing::lineage::Merged;
 use stead_core::ids::{CheckpointNumber, ShardId};
 use stead_core::records::Piece;
 use stead_core::state::Header;

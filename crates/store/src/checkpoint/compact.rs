@@ -8,8 +8,8 @@ use crate::checkpoint::bundle::{BLOCK_BYTES, Block, Bundle, BundleWriter};
 use crate::checkpoint::load::visit_blocks;
 use crate::checkpoint::store::BlobStore;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use stead_core::checkpointing::lineage::Lineage;
-use stead_core::checkpointing::merging::{Merge, Merged, MergedSection};
+use stead_core::checkpointing::lineage::{Lineage, Merged, MergedSection};
+use stead_core::checkpointing::merging::Merge;
 use stead_core::ids::{CheckpointNumber, Incarnation, ShardId};
 use stead_core::records::encode_record;
 

@@ -3,8 +3,8 @@
 
 use super::model::{Cluster, Cut, INCARNATION, sim_store};
 use std::collections::BTreeSet;
-use stead_core::checkpointing::lineage::Lineage;
-use stead_core::checkpointing::merging::{self, Merge, Merged, Policy, renewals};
+use stead_core::checkpointing::lineage::{Lineage, Merged};
+use stead_core::checkpointing::merging::{self, Merge, Policy, renewals};
 use stead_core::ids::{Blob, CheckpointNumber, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};

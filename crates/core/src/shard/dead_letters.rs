@@ -3,15 +3,17 @@
 //! A retry is not logged before it runs: if it ends the process, the dead letter is still there, and is not retried
 //! unless an operator requests it again.
 
+use super::queue::Work;
 use super::{DeadLetterAction, Effect, Effects, Refusal, Run, Shard};
 use crate::blob::Blob;
 use crate::calls::Caller;
+use crate::channel::Message;
 use crate::entry::{Cause, Write};
 use crate::handler::Handler;
-use crate::ids::{Index, TaskId, id_of_entry};
+use crate::ids::{Index, ShardId, TaskId, id_of_entry};
 use crate::key::Key;
 use crate::record::{
-    AttemptRecord, DeadLetter, Pending, RecordKey, Retry, StepRetry, TaskRecord, encode_value,
+    AttemptRecord, DeadLetter, Pending, RecordKey, Retry, StepRetry, TaskRecord, TimerRecord, encode_value,
 };
 use crate::reply::Reply;
 
@@ -35,6 +37,27 @@ impl DeadLetterDraft {
 }
 
 impl Shard {
+    /// Gives up a cause that has ended the process the maximum number of times.
+    pub(super) fn give_up_poison(&mut self, pending: Pending, work: Work, out: &mut Vec<Effect>) {
+        if let Work::Timer(_) = work {
+            self.jobs.timers.queued -= 1;
+        }
+        let attempts = self.settings.attempts_max;
+        let reason = format!("the process ended {attempts} times while it was handled alone");
+        // Giving a message up is a reception too: the marker comes first.
+        match &work {
+            Work::Message { message, .. } => self.mark(message.colour, out),
+            Work::Request(request, _) => self.mark(request.colour, out),
+            _ => {}
+        }
+        if let Some(draft) = self.draft_of(&work) {
+            self.give_up(pending, reason, draft, out);
+        }
+        if let Work::Request(request, _) = work {
+            self.answer(request.token, Err(Refusal::Poisoned { attempts }), out);
+        }
+    }
+
     /// Gives a waiting cause up: it becomes a dead letter.
     pub(super) fn give_up(
         &mut self,
@@ -152,6 +175,34 @@ impl Shard {
         let process = task.process.clone();
         let writes = vec![Write { key: RecordKey::task(id), value: Some(encode_value(&task)) }];
         self.append(Cause::Retry { letter }, process, Effects::of(writes), out)
+    }
+
+    /// Returns the dead letter's fields for a waiting job; `None` if the job is gone.
+    fn draft_of(&self, work: &Work) -> Option<DeadLetterDraft> {
+        Some(match work {
+            Work::Message { from, message } => self.draft_of_message(*from, message),
+            Work::Local(seq) => self.draft_of_message(self.state.shard(), &self.local_message(*seq)?),
+            Work::Request(request, _) => DeadLetterDraft {
+                process: request.process.clone(),
+                sender: Key::none(),
+                payload: request.payload.clone(),
+                retry: Retry::Never,
+            },
+            Work::Timer(id) => {
+                let TimerRecord { process, payload, .. } = self.state.record(&RecordKey::timer(*id))?;
+                DeadLetterDraft { sender: process.clone(), process, payload, retry: Retry::Timer }
+            }
+            Work::Step { id, .. } | Work::Resume(id) | Work::Begin(id, _) => {
+                DeadLetterDraft::step(self.state.record(&RecordKey::task(*id))?)
+            }
+        })
+    }
+
+    fn draft_of_message(&self, from: ShardId, message: &Message) -> DeadLetterDraft {
+        let Message { process, sender, payload, .. } = message.clone();
+        let service = self.topology.service_of(from);
+        let retry = service.map_or(Retry::Never, |service| Retry::Message { service });
+        DeadLetterDraft { process, sender, payload, retry }
     }
 }
 

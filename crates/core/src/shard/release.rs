@@ -1,6 +1,6 @@
 //! Effects that wait until their entry is committed before they leave the shard.
 
-use super::jobs::Runs;
+use super::queue::Runs;
 use super::{Answer, Effect, Messages, Settings, Shard};
 use crate::capture::Reading;
 use crate::clock::Clock;

@@ -2,7 +2,7 @@
 //! that shut down cleanly are deleted. A state may have hundreds of thousands of each, so this is spread over several
 //! inputs.
 
-use super::jobs::{Attempt, Job, Work};
+use super::queue::{Attempt, Job, Starting, Work};
 use super::{Effect, Effects, Shard};
 use crate::entry::{Cause, Write};
 use crate::ids::{Seq, TaskId};
@@ -12,20 +12,6 @@ use std::collections::BTreeSet;
 
 /// Maximum number of attempts that one entry deletes.
 const FORGIVE_BATCH: usize = 256;
-
-/// Progress of a shard through the work with which its epoch began.
-pub(super) struct Starting {
-    /// The attempts up to this one are still to be deleted.
-    attempts: Option<RecordKey>,
-    /// Whether messages of the shard to itself, in its outbox after the last queued one, are still to be queued.
-    pub(super) has_locals: bool,
-    /// The last message that may have been running when the last life of the process ended.
-    locals_met: Seq,
-    /// The tasks from this one on are still to be queued.
-    tasks: Option<TaskId>,
-    /// Tasks that entries of this epoch have written: their steps need not be begun again.
-    pub(super) written: BTreeSet<TaskId>,
-}
 
 impl Shard {
     /// Begins with the state at the activation of an epoch: all of its work may have been running when the process

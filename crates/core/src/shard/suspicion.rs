@@ -6,15 +6,18 @@
 //! node, in a turn that [`Trials`](crate::trials::Trials) gives, and that attempt counts. So only a cause that has
 //! begun is charged, and only if no other suspect had begun beside it.
 
-use super::jobs::{Attempt, Job, Work};
+use super::queue::{Attempt, Job, Work};
 use super::{Effect, Effects, Shard};
-use crate::entry::Cause;
+use crate::entry::{Cause, Write};
 use crate::handler::Handler;
 use crate::ids::{Index, TaskId, Time};
 use crate::key::Key;
-use crate::record::{Pending, RecordKey, TaskHead, TaskRecord};
+use crate::record::{AttemptRecord, Pending, RecordKey, TaskHead, TaskRecord, encode_value};
 use crate::trials::TrialKind;
 use std::collections::VecDeque;
+
+/// Maximum number of causes that one attempt entry names.
+const ATTEMPT_BATCH: usize = 64;
 
 /// The suspicions of a shard, and its turns to try causes.
 pub(super) struct Suspicion {
@@ -249,5 +252,88 @@ impl Shard {
     pub(super) fn log_attempt(&mut self, pending: &Pending, count: u32, out: &mut Vec<Effect>) -> Index {
         let writes = vec![self.attempt(pending, count)];
         self.append(Cause::Attempt, Key::none(), Effects::of(writes), out)
+    }
+    /// Whether a trial is running, beside which nothing may begin.
+    pub(super) fn is_trying(&self) -> bool {
+        self.suspicion.held || self.suspicion.handlers.tried.is_some()
+    }
+
+    /// Ends a turn that has come too late: its cause is handled, or forgotten.
+    pub(super) fn leave_turn(&mut self, out: &mut Vec<Effect>) {
+        let turn = &self.suspicion.handlers;
+        if !turn.is_ours || turn.tried.is_some() {
+            return;
+        }
+        let needs = |job: &Job| matches!(job.attempt, Attempt::Alone(_)) || self.is_met(job);
+        if !self.jobs.queue.front().is_some_and(needs) {
+            self.suspicion.handlers = Turn::default();
+            out.push(Effect::EndsTurn(TrialKind::Handlers));
+        }
+    }
+
+    /// Whether a job that waits for its attempt has to begin alone.
+    pub(super) fn is_met(&self, job: &Job) -> bool {
+        job.attempt == Attempt::ToLog
+            && self.pending_of(&job.work).is_some_and(|pending| self.has_begun(&pending))
+    }
+
+    /// Logs that the first jobs are about to begin: either a group of causes that are not met, which counts for none of
+    /// them, or one met cause, for which it counts.
+    pub(super) fn log_attempts(&mut self, out: &mut Vec<Effect>) {
+        let mut writes = Vec::new();
+        let index = self.state.position().index.next();
+        for at in 0..self.jobs.queue.len().min(ATTEMPT_BATCH) {
+            let job = &self.jobs.queue[at];
+            if job.attempt != Attempt::ToLog {
+                break;
+            }
+            let Some(pending) = self.pending_of(&job.work) else {
+                self.jobs.queue[at].attempt = Attempt::Fresh;
+                break;
+            };
+            if !self.has_begun(&pending) {
+                writes.push(self.attempt(&pending, 0));
+                self.jobs.queue[at].attempt = Attempt::Logged(index);
+                continue;
+            }
+            if at > 0 {
+                break;
+            }
+            let count = self.attempts(&pending);
+            if count == AttemptRecord::GIVEN_UP {
+                // A request with the same content was given up meanwhile: this one is refused without an attempt.
+                self.jobs.queue[at].attempt = Attempt::Fresh;
+                break;
+            }
+            if count >= self.settings.attempts_max {
+                let job = self.jobs.pop().expect("it is the first");
+                self.give_up_poison(pending, job.work, out);
+                self.suspicion.handlers.tried = Some(self.state.position().index);
+                self.end_turns(out);
+                return;
+            }
+            writes.push(self.attempt(&pending, count + 1));
+            self.jobs.queue[at].attempt = Attempt::Alone(index);
+            break;
+        }
+        if !writes.is_empty() {
+            self.append(Cause::Attempt, Key::none(), Effects::of(writes), out);
+        }
+    }
+
+    /// Returns the number of attempts at a cause according to the log.
+    pub(super) fn attempts(&self, pending: &Pending) -> u32 {
+        let key = RecordKey::attempt(pending);
+        self.state
+            .record::<AttemptRecord>(&key)
+            .map_or(0, |record| record.charged(self.settings.attempts_max))
+    }
+
+    pub(super) fn attempt(&self, pending: &Pending, count: u32) -> Write {
+        // A client may never repeat its request.
+        let expires = matches!(pending, Pending::Request { .. } | Pending::Call { .. })
+            .then(|| self.clock.served().plus_millis(self.settings.idempotency_ttl));
+        let value = encode_value(&AttemptRecord { count, expires, alone: Some(count) });
+        Write { key: RecordKey::attempt(pending), value: Some(value) }
     }
 }

@@ -1,14 +1,10 @@
-//! A readable view of the log: its entries in words and JSON, in pages, and the positions at which readers continue.
+//! A readable view of the log: its entries in words and JSON, in pages.
 
 use crate::service::codec;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use stead_core::entry::{Cause, Entry, Reply};
-use stead_core::ids::{Index, ShardId};
 use stead_core::record::{Kind, Pending, RecordKey};
-use stead_store::wal::Position;
 
 /// A log entry in readable form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -181,50 +177,11 @@ fn shown_bytes(entry: &Entry) -> usize {
     writes.chain(sends).sum::<usize>() + reply
 }
 
-/// Positions at which readings of the log have ended, so that a reader that follows it continues there. The latest is
-/// last.
-#[derive(Default)]
-pub(crate) struct Trails(Mutex<VecDeque<Trail>>);
-
-/// The batch before which the shard has no entry from `next` on.
-#[derive(Clone, Copy)]
-pub(crate) struct Trail {
-    pub(crate) shard: ShardId,
-    pub(crate) next: Index,
-    pub(crate) batch: Position,
-}
-
-impl Trails {
-    /// Maximum number of readers that can follow the log at a time without reading all of it.
-    const MAX: usize = 64;
-
-    fn held(&self) -> MutexGuard<'_, VecDeque<Trail>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the batch at which the entries of a shard from an index on begin.
-    pub(crate) fn find(&self, shard: ShardId, from: Index) -> Option<Position> {
-        let trails = self.held();
-        let fit = trails.iter().filter(|trail| trail.shard == shard && trail.next <= from);
-        fit.max_by_key(|trail| trail.next).map(|trail| trail.batch)
-    }
-
-    /// Records the position at which a reading from an index on has ended.
-    pub(crate) fn note(&self, from: Index, trail: Trail) {
-        let mut trails = self.held();
-        trails.retain(|other| other.shard != trail.shard || other.next != from && other.next != trail.next);
-        if trails.len() >= Self::MAX {
-            trails.pop_front();
-        }
-        trails.push_back(trail);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use stead_core::entry::{Cause, Write};
-    use stead_core::ids::{Epoch, Key, Time};
+    use stead_core::ids::{Epoch, Index, Key, Time};
     use stead_core::record::RecordKey;
 
     #[test]

@@ -287,16 +287,16 @@ impl Wal {
             Ok::<_, WalError>(Segment { id, file, bytes, version })
         };
         for (at, found) in scan.segments.into_iter().enumerate() {
-            let recovery::Found { id, bytes, version, spans: shards } = found;
+            let recovery::Found { id, bytes, version, last, spans: shards } = found;
             match at.cmp(&scan.tail) {
                 std::cmp::Ordering::Less if id < scan.oldest => outdated.push(id),
                 std::cmp::Ordering::Less => {
                     sealed.push_back(Sealed { id, bytes });
-                    spans.push_back(SegmentSpans { id, shards });
+                    spans.push_back(SegmentSpans { id, last, shards });
                 }
                 std::cmp::Ordering::Equal => {
                     active = Some(open(id, bytes, version)?);
-                    spans.push_back(SegmentSpans { id, shards });
+                    spans.push_back(SegmentSpans { id, last, shards });
                 }
                 std::cmp::Ordering::Greater => ready.push_back(open(id, bytes, version)?),
             }
@@ -311,7 +311,7 @@ impl Wal {
             Some(active) => active,
             None => {
                 let active = pool.take(0)?;
-                spans.push_back(SegmentSpans { id: active.id, shards: ShardSpans::default() });
+                spans.push_back(SegmentSpans { id: active.id, last: 0, shards: ShardSpans::default() });
                 active
             }
         };

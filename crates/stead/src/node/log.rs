@@ -1,7 +1,7 @@
 //! An operator's view of the log of a running node.
 
 use super::Node;
-use crate::log_view::{Filling, LogEntry, LogPage, Trail};
+use crate::log_view::{Filling, LogEntry, LogPage};
 use crate::offline::OfflineError;
 use std::ops::ControlFlow;
 use stead_core::entry::{Entry, NoEntry};
@@ -51,26 +51,15 @@ impl Node {
         self.follow(ShardId(shard), Index(from), visit)
     }
 
-    /// Passes the entries of a shard. Continues where an earlier reading has ended, if there is one.
+    /// Passes the entries of a shard from an index on.
     fn follow(
         &self,
         shard: ShardId,
         from: Index,
         mut visit: impl FnMut(Entry) -> ControlFlow<()>,
     ) -> Result<(), OfflineError> {
-        let begin = self.trails().find(shard, from);
-        let mut trail = None;
-        let read = self.log().read_from(begin, |batch, record| {
-            if record.shard != shard || record.index < from {
-                return Ok(ControlFlow::Continue(()));
-            }
-            trail = Some(Trail { shard, next: record.index.next(), batch });
-            Ok::<_, NoEntry>(visit(Entry::decode(record.bytes)?))
-        });
-        if let Some(trail) = trail {
-            self.trails().note(from, trail);
-        }
-        Ok(read?)
+        let mut reader = self.log().entries(shard, from);
+        Ok(reader.read(|record| Ok::<_, NoEntry>(visit(Entry::decode(record.bytes)?)))?)
     }
 
     /// Returns some entries of one process: `limit` at most, and no more after 1 MiB of values, messages and answers,

@@ -17,7 +17,6 @@ pub use stead_node::{
 use crate::client::{BlockingClient, Client, block_on};
 use crate::embedded::{Embedded, Waiter};
 use crate::error::RawError;
-use crate::log_view::Trails;
 use crate::service::Registry;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,17 +30,11 @@ use tokio::sync::oneshot;
 
 /// A running node. Clones are handles to the same one; when the last is dropped, the node is shut down.
 #[derive(Clone)]
-pub struct Node(Arc<Inner>);
-
-struct Inner {
-    life: Life<Embedded>,
-    /// Positions at which readings of the log have ended.
-    trails: Trails,
-}
+pub struct Node(Arc<Life<Embedded>>);
 
 impl From<Life<Embedded>> for Node {
     fn from(life: Life<Embedded>) -> Self {
-        Self(Arc::new(Inner { life, trails: Trails::default() }))
+        Self(Arc::new(life))
     }
 }
 
@@ -76,21 +69,17 @@ impl Node {
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared<Embedded>> {
-        self.0.life.shared()
+        self.0.shared()
     }
 
     pub(crate) fn log(&self) -> &WalReader {
-        self.0.life.log()
-    }
-
-    pub(crate) fn trails(&self) -> &Trails {
-        &self.0.trails
+        self.0.log()
     }
 
     /// Returns the report of the last recovery.
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
-        self.0.life.recovery()
+        self.0.recovery()
     }
 
     /// Time that entries may wait for the log while the node counts as ready: 5 s.
@@ -107,32 +96,32 @@ impl Node {
     /// # Errors
     /// [`NotReady`].
     pub fn readiness(&self) -> Result<(), NotReady> {
-        self.0.life.readiness()
+        self.0.readiness()
     }
 
     /// Returns the status of the node. Waits up to half a second for workers that are held by a handler.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.0.life.status()
+        self.0.status()
     }
 
     /// Returns the last checked checkpoint, if a service's check failed there; also for checks that no longer run,
     /// because they did not end [`ServiceOptions::attempts_max`] times in a row.
     #[must_use]
     pub fn failed_check(&self) -> Option<CheckStatus> {
-        self.0.life.last_check().filter(|last| last.check == CheckOutcome::Failed)
+        self.0.last_check().filter(|last| last.check == CheckOutcome::Failed)
     }
 
     /// Returns the counters of the node since it was opened.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        self.0.life.metrics()
+        self.0.metrics()
     }
 
     /// Returns the counters of each service since the node was opened.
     #[must_use]
     pub fn service_metrics(&self) -> Vec<ServiceMetrics> {
-        self.0.life.service_metrics()
+        self.0.service_metrics()
     }
 
     /// Resolves with the reason when the node has a fatal error: then the process should end, and be started again.
@@ -162,7 +151,7 @@ impl Node {
 
     async fn take_checkpoint(&self, checked: bool) -> Result<CheckpointReport, CheckpointFailure> {
         let (reply, from) = oneshot::channel();
-        self.0.life.checkpoint(checked, Box::new(Waiter(reply)));
+        self.0.checkpoint(checked, Box::new(Waiter(reply)));
         from.await.unwrap_or_else(|_| self.has_ended())
     }
 
@@ -181,7 +170,7 @@ impl Node {
     /// Changes the time from one checkpoint's beginning to the next, for the rest of this node's life; `None`: only
     /// on request.
     pub fn set_checkpoint_interval(&self, interval: Option<Duration>) {
-        self.0.life.set_checkpoint_interval(interval);
+        self.0.set_checkpoint_interval(interval);
     }
 
     /// Returns the stored checkpoints, the oldest first. Lists files, and reads each manifest once in the node's life.
@@ -189,7 +178,7 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure::Store`].
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, CheckpointFailure> {
-        self.0.life.checkpoints()
+        self.0.checkpoints()
     }
 
     /// Returns a checkpoint, if it is complete. Lists files.
@@ -197,7 +186,7 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure`] if it cannot be read.
     pub fn checkpoint_info(&self, number: u64) -> Result<Option<CheckpointInfo>, CheckpointFailure> {
-        self.0.life.checkpoint_info(number)
+        self.0.checkpoint_info(number)
     }
 
     /// Recomputes a checkpoint from its stored objects, and runs the services' checks. Reads all of it. It also runs
@@ -206,7 +195,7 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure::Store`] if it is damaged. An undamaged but inconsistent checkpoint is in the report.
     pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
-        self.0.life.verify(number)
+        self.0.verify(number)
     }
 
     /// Deletes a checkpoint, unless it is the newest one, which a restart needs.
@@ -214,7 +203,7 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure`].
     pub fn delete_checkpoint(&self, number: u64) -> Result<(), CheckpointFailure> {
-        self.0.life.delete_checkpoint(number)
+        self.0.delete_checkpoint(number)
     }
 
     /// Copies a checkpoint to `file:///directory` or `s3://bucket/prefix`; objects that exist there are not sent again.
@@ -227,7 +216,7 @@ impl Node {
     /// then, and a repetition continues from there.
     pub async fn copy_checkpoint(&self, number: u64, to: &str) -> Result<CopyReport, CheckpointFailure> {
         let (reply, from) = oneshot::channel();
-        self.0.life.copy_checkpoint(number, to, Box::new(Waiter(reply)))?;
+        self.0.copy_checkpoint(number, to, Box::new(Waiter(reply)))?;
         from.await.unwrap_or_else(|_| self.has_ended())
     }
 
@@ -246,22 +235,22 @@ impl Node {
     /// A step that still runs after [`NodeBuilder::shutdown_timeout`] is abandoned: its outcome is dropped, and the
     /// step is repeated after the next start. Its thread ends with the step, or with the program.
     pub fn shutdown(&self) {
-        self.shutdown_within(self.0.life.shutdown_timeout());
+        self.shutdown_within(self.0.shutdown_timeout());
     }
 
     /// Returns the time that [`Self::shutdown`] waits for running steps.
     #[must_use]
     pub fn shutdown_timeout(&self) -> Duration {
-        self.0.life.shutdown_timeout()
+        self.0.shutdown_timeout()
     }
 
     /// As [`Self::shutdown`], with another time limit for running steps.
     pub fn shutdown_within(&self, limit: Duration) {
-        self.0.life.shutdown(limit);
+        self.0.shutdown(limit);
     }
 
     /// Ends the node as a crash would: it waits for nothing and writes nothing more. For tests.
     pub fn kill(&self) {
-        self.0.life.kill();
+        self.0.kill();
     }
 }

@@ -1,9 +1,9 @@
-//! Reading a log while its owner writes it: only what was durable when the reading began, for what stands after that may
-//! be half written. Segments that are given up meanwhile are passed over.
+//! Reading one shard's entries while the log's owner writes it: only what was durable when the reading began, for what
+//! stands after that may be half written. Segments that are given up meanwhile are passed over.
 
 use super::batch::ShardTops;
 use super::error::{Damage, WalError};
-use super::frame::{self, BLOCK, Frame};
+use super::frame::{self, Frame};
 use super::record::{Item, Record, Stored, Unreadable, split};
 use super::segment::{SEGMENT_MAX, check_header, log_path};
 use super::spans::{self, SegmentSpans, ShardSpans};
@@ -52,12 +52,13 @@ impl Published {
     pub(super) fn note<'a>(&self, tops: impl Iterator<Item = &'a ShardTops>, at: Position) {
         let mut spans = self.spans();
         let active = spans.back_mut().expect("there is an active segment");
+        active.last = at.batch;
         tops.for_each(|tops| active.shards.merge(tops, (at.batch, at.offset)));
     }
 
     /// The log goes on in another segment.
     pub(super) fn roll(&self, id: u64) {
-        self.spans().push_back(SegmentSpans { id, shards: ShardSpans::default() });
+        self.spans().push_back(SegmentSpans { id, last: 0, shards: ShardSpans::default() });
     }
 
     /// The number of the first `count` segments that satisfy a condition, up to the first that does not.
@@ -93,60 +94,6 @@ impl Wal {
     }
 }
 
-impl WalReader {
-    /// Shows the entries that are durable now, in the order in which they were appended, until `visit` breaks. Those of
-    /// segments that the owner gives up meanwhile may be left out.
-    ///
-    /// # Errors
-    /// [`WalError::Corrupt`] and the like if what is durable is damaged. [`WalError::Visit`] carries `visit`'s error.
-    pub fn read<E: Into<Box<dyn Error + Send + Sync>>>(
-        &self,
-        mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
-    ) -> Result<(), WalError> {
-        self.read_from(None, |_, record| visit(record))
-    }
-
-    /// As [`WalReader::read`], beginning with a batch that such a reading has shown, or that [`WalReader::find`] returned:
-    /// `visit` is also given the batch that holds the entry. Without one, or if its segment is given up, with the oldest that there is.
-    ///
-    /// # Errors
-    /// As [`WalReader::read`].
-    pub fn read_from<E: Into<Box<dyn Error + Send + Sync>>>(
-        &self,
-        from: Option<Position>,
-        mut visit: impl FnMut(Position, Record<'_>) -> Result<ControlFlow<()>, E>,
-    ) -> Result<(), WalError> {
-        let Extent { oldest, last } = self.published.get();
-        let from = from.filter(|from| from.segment >= oldest && from.batch <= last.batch);
-        let before = from.map(|from| from.batch - 1);
-        let mut reading = Reading { last, from, before, window: Window::default() };
-        let mut id = from.map_or(oldest, |from| from.segment);
-        while id <= last.segment {
-            match reading.segment(self, id, &mut |at, record| visit(at, record).map_err(Into::into)) {
-                Ok(ControlFlow::Continue(())) => {
-                    // Given up meanwhile and used again, it may have ended early.
-                    if self.published.get().oldest > id {
-                        reading.before = None;
-                    }
-                    id += 1;
-                }
-                Ok(ControlFlow::Break(())) => break,
-                Err(error @ WalError::Visit(_)) => return Err(error),
-                Err(error) => {
-                    // Given up meanwhile, its file is gone or used again: no damage.
-                    let oldest = self.published.get().oldest;
-                    if oldest <= id {
-                        return Err(error);
-                    }
-                    id = oldest;
-                    (reading.before, reading.from) = (None, None);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Reads the entries of one shard, in the order in which they were appended, while the log is written: see
 /// [`WalReader::entries`].
 pub struct ShardReader {
@@ -158,15 +105,15 @@ pub struct ShardReader {
 }
 
 impl WalReader {
-    /// Finds the first batch, by what is known of the segments, that holds an entry of the shard at `from` or above. Reads
-    /// nothing. Such a batch may not be durable yet.
+    /// Finds a batch from which all entries of the shard at `from` or above can be read, by what is known of the segments:
+    /// reads nothing. The batch may not be durable yet.
     #[must_use]
     pub fn find(&self, shard: ShardId, from: Index) -> Option<Position> {
         spans::find(&self.published.spans(), 0, shard, from)
     }
 
-    /// Gives a reader of one shard's entries from an index on. It reads no segment that holds none of them, and no batch
-    /// before the first of them in a segment.
+    /// Returns a reader of one shard's entries from an index on. It reads no segment that holds none of them, and about a
+    /// megabyte of a segment before the first of them, however long the log is.
     #[must_use]
     pub fn entries(&self, shard: ShardId, from: Index) -> ShardReader {
         ShardReader { log: self.clone(), shard, from, at: None }
@@ -179,23 +126,23 @@ impl ShardReader {
     /// one that follows means that what is missing was trimmed.
     ///
     /// # Errors
-    /// As [`WalReader::read`]. An entry at which `visit` fails counts as shown.
+    /// [`WalError::Corrupt`] and the like if what is durable is damaged. [`WalError::Visit`] carries `visit`'s error; the
+    /// entry at which it failed counts as shown.
     pub fn read<E: Into<Box<dyn Error + Send + Sync>>>(
         &mut self,
         mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
     ) -> Result<(), WalError> {
         let Self { log, shard, from, at: reached } = self;
         let Extent { oldest, last } = log.published.get();
+        let mut window = Window::default();
         let mut next = match *reached {
             Some((at, _)) if at.segment >= oldest => Some(at),
             _ => spans::find(&log.published.spans(), 0, *shard, *from),
         };
-        let mut reading = Reading { last, from: None, before: None, window: Window::default() };
         // A batch that is not durable yet is read another time.
         while let Some(begin) = next.filter(|begin| begin.batch <= last.batch) {
             let (mut batch, mut passed) = (begin.batch, 0);
-            (reading.from, reading.before) = (Some(begin), Some(begin.batch - 1));
-            let read = reading.segment(log, begin.segment, &mut |at, record| {
+            let read = log.read_segment(begin, last.batch, &mut window, &mut |at, record| {
                 if record.shard != *shard {
                     return Ok(ControlFlow::Continue(()));
                 }
@@ -221,8 +168,8 @@ impl ShardReader {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => break,
                 Err(error @ WalError::Visit(_)) => return Err(error),
-                // Given up meanwhile, its file is gone or used again: no damage.
                 Err(error) if log.published.get().oldest <= begin.segment => return Err(error),
+                // The log has given the segment up, and its file is gone or used again: no damage.
                 Err(_) => {}
             }
             next = spans::find(&log.published.spans(), begin.segment + 1, *shard, *from);
@@ -234,66 +181,57 @@ impl ShardReader {
 type Visitor<'a> =
     dyn FnMut(Position, Record<'_>) -> Result<ControlFlow<()>, Box<dyn Error + Send + Sync>> + 'a;
 
-struct Reading {
-    /// The last batch that is shown.
-    last: Position,
-    /// The batch that the reading begins with, in its segment.
-    from: Option<Position>,
-    /// The batch before the next one, unless segments were passed over.
-    before: Option<u64>,
-    window: Window,
-}
-
-impl Reading {
-    fn segment(
-        &mut self,
-        log: &WalReader,
-        id: u64,
+impl WalReader {
+    /// Shows the entries of a segment from a batch on, up to its last batch or to batch `last`, whichever comes first.
+    fn read_segment(
+        &self,
+        begin: Position,
+        last: u64,
+        window: &mut Window,
         visit: &mut Visitor<'_>,
     ) -> Result<ControlFlow<()>, WalError> {
-        let path = log_path(&log.dir, id);
+        let id = begin.segment;
+        // Otherwise the log has given it up.
+        let Some(last) = spans::last_batch(&self.published.spans(), id).map(|of| of.min(last)) else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let path = log_path(&self.dir, id);
         let corrupt =
             |offset: usize, damage| WalError::Corrupt { path: path.clone(), offset: offset as u64, damage };
-        let file = log.disk.open(&path, Open::Read).map_err(WalError::io("open", &path))?;
+        let file = self.disk.open(&path, Open::Read).map_err(WalError::io("open", &path))?;
         let bytes = file.len().map_err(WalError::io("look at", &path))?;
         // The limit stands before the allocation: the length is the file system's word.
         let len = usize::try_from(bytes).ok().filter(|_| bytes <= SEGMENT_MAX);
         let end = len.ok_or_else(|| corrupt(0, Damage::Range))?;
-        let mut window = std::mem::take(&mut self.window);
         window.clear();
         let head = window.header(&*file, end).map_err(WalError::io("read", &path))?;
-        let version = check_header(head, &path, id, log.log_id, bytes)?;
-
-        let begin = self.from.take().filter(|from| from.segment == id);
-        let begin = begin.map(|from| usize::try_from(from.offset).ok().filter(|offset| *offset < end));
-        let mut offset = begin.map_or(Some(BLOCK), |begin| begin).ok_or_else(|| corrupt(0, Damage::Range))?;
-        let is_last = id == self.last.segment;
-        while offset < end {
+        let version = check_header(head, &path, id, self.log_id, bytes)?;
+        let offset = usize::try_from(begin.offset).ok().filter(|offset| *offset < end);
+        let mut offset = offset.ok_or_else(|| corrupt(0, Damage::Range))?;
+        for number in begin.batch..=last {
+            if offset == end {
+                return Err(corrupt(offset, Damage::NoBatch));
+            }
             let head = window.batch(&*file, offset, end, (id, version));
             let head = head.map_err(WalError::io("read", &path))?;
-            let found = match frame::parse(head, end - offset, id, version, log.log_id) {
+            let found = match frame::parse(head, end - offset, id, version, self.log_id) {
                 Ok(found) => found,
                 Err(damage) => {
                     let is_other = damage == Damage::NoBatch
                         && window
-                            .is_of_other_version(&*file, offset, end, (id, version), log.log_id)
+                            .is_of_other_version(&*file, offset, end, (id, version), self.log_id)
                             .map_err(WalError::io("read", &path))?;
-                    if is_other {
-                        return Err(corrupt(0, Damage::SegmentHeader));
-                    }
-                    // The end of a segment that is full.
-                    if !is_last && matches!(damage, Damage::NoBatch | Damage::Stale { .. }) {
-                        break;
-                    }
-                    return Err(corrupt(offset, damage));
+                    return Err(if is_other {
+                        corrupt(0, Damage::SegmentHeader)
+                    } else {
+                        corrupt(offset, damage)
+                    });
                 }
             };
-            let number = found.header.number;
-            let wanted = self.before.map(|before| before + 1);
-            if wanted.is_some_and(|wanted| wanted != number) || number > self.last.batch {
-                return Err(corrupt(offset, Damage::Order { found: number, wanted }));
+            if found.header.number != number {
+                let damage = Damage::Order { found: found.header.number, wanted: Some(number) };
+                return Err(corrupt(offset, damage));
             }
-            self.before = Some(number);
             let at = Position { batch: number, segment: id, offset: offset as u64 };
             let unreadable = |unreadable| match unreadable {
                 Unreadable::Malformed => corrupt(offset, Damage::Records),
@@ -302,12 +240,8 @@ impl Reading {
             if show(&found, at, version, visit, unreadable)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            if number == self.last.batch {
-                break;
-            }
             offset += found.span;
         }
-        self.window = window;
         Ok(ControlFlow::Continue(()))
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Found {
     pub(crate) bytes: u64,
     /// 0 until its header was read.
     pub(crate) version: u32,
+    /// The last batch of the chain in it; 0 if there is none.
+    pub(crate) last: u64,
     pub(crate) spans: ShardSpans,
 }
 
@@ -171,7 +173,7 @@ impl Scanner<'_, '_> {
             let path = log_path(dir, id);
             let len = disk.len(&path).and_then(|len| len.ok_or_else(|| io::ErrorKind::NotFound.into()));
             let bytes = len.map_err(WalError::io("look at", &path))?;
-            self.scan.segments.push(Found { id, bytes, version: 0, spans: ShardSpans::default() });
+            self.scan.segments.push(Found { id, bytes, version: 0, last: 0, spans: ShardSpans::default() });
         }
         Ok(())
     }
@@ -343,6 +345,7 @@ impl Scanner<'_, '_> {
         scan.number = found.header.number;
         scan.checksum = found.checksum;
         scan.tail = place.segment;
+        scan.segments[place.segment].last = scan.number;
         scan.last_at = place.offset as u64;
         scan.at = (place.offset + found.span) as u64;
         scan.oldest = scan.oldest.max(found.header.oldest);

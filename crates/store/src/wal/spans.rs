@@ -5,6 +5,12 @@ use super::batch::{DENSE, ShardTops};
 use std::collections::{BTreeMap, VecDeque};
 use stead_core::ids::{Index, ShardId};
 
+/// Bytes of a segment between two waypoints of a shard, at least: as many as are read at once.
+const WAYPOINT_BYTES: u64 = 1 << 20;
+/// Bytes of a segment for each waypoint, at least, however many shards have entries there: a 256th of the log is memory for
+/// waypoints at most.
+const BYTES_PER_WAYPOINT: u64 = 256 * size_of::<Waypoint>() as u64;
+
 /// A shard's entries in one segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
@@ -14,6 +20,18 @@ pub(crate) struct Span {
     batch: u64,
     /// Where that batch begins in the segment.
     offset: u64,
+    /// Where the batch of the last waypoint begins, or of the first entry without any.
+    marked: u64,
+}
+
+/// A batch from which a reader can begin that wants none of a shard's entries below an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Waypoint {
+    shard: ShardId,
+    /// The highest index of the shard in the segment before the batch.
+    before: Index,
+    batch: u64,
+    offset: u64,
 }
 
 /// The entries of all shards in one segment.
@@ -21,10 +39,14 @@ pub(crate) struct Span {
 pub(crate) struct ShardSpans {
     dense: Vec<Span>,
     sparse: BTreeMap<ShardId, Span>,
+    /// Number of shards that have entries.
+    shards: u64,
+    /// In the order of the log.
+    waypoints: Vec<Waypoint>,
 }
 
 impl ShardSpans {
-    /// A batch of this number at this offset holds an entry of the shard.
+    /// Adds an entry of a shard, in the batch of this number at this offset.
     #[inline]
     pub(crate) fn raise(&mut self, shard: ShardId, index: Index, (batch, offset): (u64, u64)) {
         let span = if shard.0 < DENSE {
@@ -37,7 +59,11 @@ impl ShardSpans {
             self.sparse.entry(shard).or_default()
         };
         if span.batch == 0 {
-            (span.batch, span.offset) = (batch, offset);
+            (span.batch, span.offset, span.marked) = (batch, offset, offset);
+            self.shards += 1;
+        } else if offset - span.marked >= WAYPOINT_BYTES.max(self.shards * BYTES_PER_WAYPOINT) {
+            span.marked = offset;
+            self.waypoints.push(Waypoint { shard, before: span.top, batch, offset });
         }
         span.top = span.top.max(index);
     }
@@ -55,9 +81,14 @@ impl ShardSpans {
         all.filter(|(_, span)| span.batch > 0).map(|(shard, span)| (shard, span.top))
     }
 
-    fn get(&self, shard: ShardId) -> Option<&Span> {
+    /// The last known batch before which no entry of the shard is at `from` or above, and where it begins; `None` if no
+    /// entry here is.
+    fn find(&self, shard: ShardId, from: Index) -> Option<(u64, u64)> {
         let span = if shard.0 < DENSE { self.dense.get(shard.0 as usize) } else { self.sparse.get(&shard) };
-        span.filter(|span| span.batch > 0)
+        let span = span.filter(|span| span.batch > 0 && span.top >= from)?;
+        let is_fit = |waypoint: &&Waypoint| waypoint.shard == shard && waypoint.before < from;
+        let waypoint = self.waypoints.iter().rev().find(is_fit);
+        Some(waypoint.map_or((span.batch, span.offset), |waypoint| (waypoint.batch, waypoint.offset)))
     }
 }
 
@@ -65,10 +96,18 @@ impl ShardSpans {
 #[derive(Debug)]
 pub(crate) struct SegmentSpans {
     pub(crate) id: u64,
+    /// Its last batch, durable or not; 0 before the first.
+    pub(crate) last: u64,
     pub(crate) shards: ShardSpans,
 }
 
-/// Finds the first batch, in this segment or a later one, that may hold an entry of the shard at `from` or above.
+/// Returns the last batch of a segment; `None` if the log has given it up.
+pub(crate) fn last_batch(segments: &VecDeque<SegmentSpans>, segment: u64) -> Option<u64> {
+    let at = segments.binary_search_by_key(&segment, |spans| spans.id).ok()?;
+    Some(segments[at].last)
+}
+
+/// Finds a batch, in this segment or a later one, from which all entries of the shard at `from` or above can be read.
 pub(crate) fn find(
     segments: &VecDeque<SegmentSpans>,
     segment: u64,
@@ -76,8 +115,8 @@ pub(crate) fn find(
     from: Index,
 ) -> Option<Position> {
     let begin = segments.partition_point(|spans| spans.id < segment);
-    segments.range(begin..).find_map(|SegmentSpans { id, shards }| {
-        let span = shards.get(shard).filter(|span| span.top >= from)?;
-        Some(Position { batch: span.batch, segment: *id, offset: span.offset })
+    segments.range(begin..).find_map(|SegmentSpans { id, shards, .. }| {
+        let (batch, offset) = shards.find(shard, from)?;
+        Some(Position { batch, segment: *id, offset })
     })
 }

@@ -3,7 +3,7 @@
 use crate::wal_log::{Rec, batch, open, put, rec, small};
 use std::convert::Infallible;
 use std::ops::ControlFlow;
-use stead_core::ids::Index;
+use stead_core::ids::{Index, ShardId};
 use stead_store::disk::Disk;
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Damage, Wal, WalError, WalOptions};
@@ -366,7 +366,8 @@ fn a_version_that_changes_while_the_log_is_open_is_reported() {
     assert!(last > 2);
     for id in [1, last] {
         set_version(&disk, &segment(id), 1);
-        let error = reader.read(|_| Ok::<_, Infallible>(ControlFlow::Continue(()))).unwrap_err();
+        let mut entries = reader.entries(ShardId(1), Index(0));
+        let error = entries.read(|_| Ok::<_, Infallible>(ControlFlow::Continue(()))).unwrap_err();
         assert!(
             matches!(error, WalError::Corrupt { offset: 0, damage: Damage::SegmentHeader, .. }),
             "segment {id}: {error}"

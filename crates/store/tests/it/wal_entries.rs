@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 use stead_core::ids::{Index, ShardId};
 use stead_store::sim_disk::SimDisk;
-use stead_store::wal::{ShardReader, Wal};
+use stead_store::wal::{ShardReader, Wal, WalOptions};
 
 const BUSY: u32 = 0;
 const CALM: u32 = 70_001;
@@ -91,6 +91,39 @@ fn segments_without_the_shard_are_not_read() {
         disk.operations() - before
     };
     assert_eq!(cost(10), cost(100));
+}
+
+/// A megabyte of a long segment is read before the first entry, whatever stands before that.
+#[test]
+fn a_long_segment_is_read_from_near_the_first_entry() {
+    let disk = SimDisk::new(1);
+    let options = WalOptions { segment_bytes: 32 << 20, segment_bytes_min: 32 << 20, ..small() };
+    let (mut wal, ..) = open(&disk, &options).unwrap();
+    let entry = vec![1; 30 << 10];
+    for index in 1..=800 {
+        wal.append(&[batch(&[rec(BUSY, index, &entry)])]).unwrap();
+        if index % 100 == 0 {
+            wal.append(&[batch(&[rec(CALM, index / 100, b"calm")])]).unwrap();
+        }
+    }
+    wal.sync().unwrap();
+    let places = |wal: &Wal| {
+        let find = |shard, from| wal.reader().find(ShardId(shard), Index(from)).unwrap();
+        let first = find(BUSY, 1);
+        for from in (1..=800).step_by(7) {
+            let at = find(BUSY, from);
+            assert_eq!(at.segment, first.segment);
+            let begins = (from - 1) * (32 << 10) + (from - 1) / 100 * 4096;
+            let before = begins - (at.offset - first.offset);
+            assert!(before <= (1 << 20) + (64 << 10), "{before} bytes before entry {from}");
+            assert_eq!(take(&mut wal.reader().entries(ShardId(BUSY), Index(from)), 2)[0], from);
+        }
+        (1..=8).map(|from| find(CALM, from)).collect::<Vec<_>>()
+    };
+    let before = places(&wal);
+    assert!(before.windows(2).all(|pair| pair[0] < pair[1]), "{before:?}");
+    drop(wal);
+    assert_eq!(places(&open(&disk, &options).unwrap().0), before);
 }
 
 #[test]

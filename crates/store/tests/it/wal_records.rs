@@ -372,7 +372,7 @@ fn a_kind_that_must_be_known_is_refused_and_another_skipped() {
         live.push(record.index.0);
         Ok::<_, Infallible>(std::ops::ControlFlow::Continue(()))
     };
-    wal.reader().read(visit).unwrap();
+    wal.reader().entries(ShardId(1), Index(0)).read(visit).unwrap();
     assert_eq!(live, [2]);
 }
 

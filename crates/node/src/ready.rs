@@ -97,7 +97,7 @@ mod tests {
         let now = shared.now();
         let later = now.plus_micros(2 * LOG_LAG_MAX.as_micros() as u64);
         assert_eq!(shared.readiness(later), Ok(()), "nothing waits");
-        shared.log.submit(now, Submission { worker: 0, ticket: 1, batch: Batch::new() });
+        shared.log.submit(now, Submission { worker: 0, ticket: 1, batch: Batch::new().into() });
         assert_eq!(shared.readiness(now), Ok(()), "it came just now");
         assert!(matches!(shared.readiness(later), Err(NotReady::Log { waits }) if waits > LOG_LAG_MAX));
     }

@@ -3,7 +3,7 @@
 use crate::bell::Bell;
 use crate::status::LogStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_core::ids::{Index, Time};
 use stead_store::wal::Batch;
@@ -20,8 +20,8 @@ pub struct Submission {
     pub worker: usize,
     /// Counts the worker's submissions, from 1.
     pub ticket: u64,
-    /// The entries.
-    pub batch: Batch,
+    /// The entries, as they are stored. A replica elsewhere can be sent the same bytes without a copy.
+    pub batch: Arc<Batch>,
 }
 
 /// The desk on which workers, checkpoints and the shutdown leave work for the log, and where they read its state.
@@ -32,7 +32,7 @@ pub struct LogDesk {
     pub bell: Bell,
     /// Rung when a segment should be prepared.
     pub preparer_bell: Bell,
-    spares: Mutex<Vec<Batch>>,
+    spares: Mutex<Vec<Arc<Batch>>>,
     /// Whether the log's owner assumes that there is no space for another segment.
     short: AtomicBool,
     /// Whether the part that prepares segments found no space when it last looked, and whether that is new.
@@ -92,17 +92,22 @@ impl LogDesk {
         self.bell.ring();
     }
 
-    /// Returns an empty batch, with capacity if a spare one is left.
-    pub fn spare(&self) -> Batch {
-        self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    /// Takes the entries out of a batch to share them, and leaves it empty: with the capacity of a spare one, if one is
+    /// left.
+    pub(crate) fn share(&self, batch: &mut Batch) -> Arc<Batch> {
+        let spare = self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut shared = spare.unwrap_or_default();
+        std::mem::swap(Arc::get_mut(&mut shared).expect("a spare batch has no other holder"), batch);
+        shared
     }
 
-    /// Keeps the capacity of some durable batches.
-    pub(super) fn keep_spares(&self, batches: impl Iterator<Item = Batch>) {
+    /// Keeps the capacity of some durable batches. One that is held elsewhere is left to its last holder.
+    pub(super) fn keep_spares(&self, batches: impl Iterator<Item = Arc<Batch>>) {
         let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
         for mut batch in batches {
-            if spares.len() < SPARES && batch.bytes() <= SPARE_BYTES {
-                batch.clear();
+            let own = Arc::get_mut(&mut batch).filter(|batch| batch.bytes() <= SPARE_BYTES);
+            if let Some(own) = own.filter(|_| spares.len() < SPARES) {
+                own.clear();
                 spares.push(batch);
             }
         }

@@ -3,6 +3,7 @@
 use crate::log::LogHub;
 use crate::log::desk::{Submission, Taken};
 use crate::part::Turned;
+use std::sync::Arc;
 use stead_core::ids::{Index, ShardId, Time};
 use stead_core::log_room::{Event, LogRoom, Notice, Step};
 use stead_store::wal::{Batch, Wal, WalError};
@@ -14,7 +15,7 @@ pub struct LogPart {
     room: LogRoom,
     /// Taken from the desk and not durable yet.
     submissions: Vec<Submission>,
-    batches: Vec<Batch>,
+    batches: Vec<Arc<Batch>>,
     /// By worker, the last ticket among them.
     tickets: Vec<Option<u64>>,
     trim: Option<Vec<Index>>,

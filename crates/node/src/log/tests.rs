@@ -53,7 +53,7 @@ impl LogHub for Hub {
 
 impl Hub {
     fn submit(&self, worker: usize, ticket: u64, index: u64) {
-        self.desk.submit(Time(0), Submission { worker, ticket, batch: batch(index, 4000) });
+        self.desk.submit(Time(0), Submission { worker, ticket, batch: batch(index, 4000).into() });
     }
 }
 
@@ -116,6 +116,25 @@ fn a_ticket_comes_back_after_the_sync_and_not_before() {
     assert_eq!(syncs(&part), before + 1, "three submissions are one batch");
     run(&mut part, &hub, Time(0));
     assert_eq!(hub.durable.take(), [(1, 2)]);
+}
+
+/// A batch that is held elsewhere, as for a replica, is left alone; another one serves again, with its capacity.
+#[test]
+fn a_batch_is_used_again_once_it_is_durable_and_has_no_other_holder() {
+    let (disk, hub) = (SimDisk::new(1), Hub::default());
+    let mut part = part(open(&disk));
+    for is_held in [true, false] {
+        let mut filled = batch(1 + u64::from(is_held), 4000);
+        let shared = hub.desk.share(&mut filled);
+        assert!(filled.is_empty() && shared.records() == 1);
+        let first = Arc::as_ptr(&shared);
+        let held = is_held.then(|| Arc::clone(&shared));
+        hub.desk.submit(Time(0), Submission { worker: 0, ticket: 1, batch: shared });
+        run(&mut part, &hub, Time(0));
+        assert!(held.as_ref().is_none_or(|held| held.records() == 1), "it is as it was submitted");
+        let next = hub.desk.share(&mut batch(3, 10));
+        assert_eq!(Arc::as_ptr(&next) == first, !is_held);
+    }
 }
 
 /// The write needs the space that the trim frees, and no other trim follows: a spent log accepts no checkpoint.

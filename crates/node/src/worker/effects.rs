@@ -101,7 +101,7 @@ impl<E: Env> Worker<E> {
             reached.push((slot, epoch, index));
         }
         self.submitted.push_back((self.ticket, reached));
-        let batch = std::mem::replace(&mut self.batch, shared.log.spare());
+        let batch = shared.log.share(&mut self.batch);
         shared.log.submit(now, Submission { worker: self.number, ticket: self.ticket, batch });
     }
 

@@ -37,7 +37,7 @@ fn rows(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// What is told of a shard, summed over the shards of a service.
+/// The figures of a shard that are shown as sums over the shards of a service.
 const SUMS: [&str; 6] = ["records", "records_bytes", "outbox_messages", "waiting", "dead_letters", "commit"];
 
 fn print(status: &Value, shards: bool) -> Result<(), Failure> {

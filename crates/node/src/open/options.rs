@@ -88,7 +88,7 @@ pub struct Options {
 /// The time for which a bundle stays that no checkpoint needs: a reader that began with an older manifest can finish.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// What production draws at random or never changes, and a simulator draws from its seed.
+/// Values that production draws at random or never changes, and that a simulator draws from its seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Drawn {
     /// The seed of the user code's random numbers.

@@ -1,4 +1,4 @@
-//! What can go wrong with a log.
+//! The errors of a log.
 
 use crate::disk::is_out_of_descriptors;
 use std::error::Error;
@@ -13,11 +13,11 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Why the log refused or failed.
+/// Reasons for which a log refuses an operation or has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
-    /// There is no room for another segment, or no descriptor for its file. Nothing was written: the same call may be
-    /// repeated when there is.
+    /// There is no space for another segment, or no descriptor for its file. Nothing was written: the same call may be
+    /// repeated once there is.
     #[error(
         "no room for another log segment of {bytes} bytes in {dir}: {source}; {}, then retry",
         remedy(source)
@@ -25,9 +25,9 @@ pub enum WalError {
     NoSpace {
         /// The log's directory.
         dir: String,
-        /// Bytes that were asked for.
+        /// The requested bytes.
         bytes: u64,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -41,7 +41,7 @@ pub enum WalError {
         /// The limit.
         max: usize,
     },
-    /// An earlier failure left it unknown what is on disk.
+    /// After an earlier failure the contents of the disk are unknown.
     #[error("the log accepts nothing after a failure: {reason}; restart this process to recover")]
     Fatal {
         /// The failure.
@@ -50,15 +50,15 @@ pub enum WalError {
     /// The system failed an operation.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         action: &'static str,
         /// The file or directory.
         path: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Bytes that had been synced are damaged. Nothing was changed.
+    /// Synced bytes are damaged. Nothing was changed.
     #[error(
         "log segment {path} is corrupt at byte {offset}: {damage}; this had been synced, so it is not the tail of a crash: \
          get the data from another replica or a checkpoint"
@@ -66,12 +66,12 @@ pub enum WalError {
     Corrupt {
         /// The segment's file.
         path: String,
-        /// Where in it, in bytes.
+        /// The position in it, in bytes.
         offset: u64,
-        /// What is wrong there.
+        /// The damage.
         damage: Damage,
     },
-    /// A segment that the log needs isn't there. Nothing was changed.
+    /// A segment that the log needs is missing. Nothing was changed.
     #[error(
         "log segment {path} is missing; put it back, or get the data from another replica or a checkpoint"
     )]
@@ -79,7 +79,7 @@ pub enum WalError {
         /// The segment's file.
         path: String,
     },
-    /// There is no log where one must be. Nothing was changed.
+    /// The log is missing. Nothing was changed.
     #[error(
         "the log in {dir} is missing; put it back, or restore a checkpoint into an empty directory: a new log would lose data"
     )]
@@ -87,7 +87,7 @@ pub enum WalError {
         /// The log's directory.
         dir: String,
     },
-    /// A segment was written by a version of Stead that this one doesn't know.
+    /// A segment was written by an unknown version of Stead.
     #[error(
         "log segment {path} has format version {found}, and this program reads versions 1 to {known}; use the program that wrote it"
     )]
@@ -96,11 +96,10 @@ pub enum WalError {
         path: String,
         /// Its version.
         found: u32,
-        /// The highest version known here.
+        /// The highest known version.
         known: u32,
     },
-    /// A later version of Stead wrote a record that must be understood, and this one does not know its kind. Nothing was
-    /// changed.
+    /// A later version of Stead wrote a record of an unknown kind that must be understood. Nothing was changed.
     #[error(
         "log segment {path} holds a record of kind {kind} in the batch at byte {offset}, which this program does not know; use \
          the program that wrote it"
@@ -108,17 +107,17 @@ pub enum WalError {
     Kind {
         /// The segment's file.
         path: String,
-        /// Where its batch begins, in bytes.
+        /// The position of its batch, in bytes.
         offset: u64,
         /// The kind.
         kind: u8,
     },
-    /// Promises of more replicas than a log keeps. Nothing was written.
+    /// The log would have promises of too many replicas. Nothing was written.
     #[error(
         "the log keeps the promises of at most {max} replicas, and {count} were given to it; use fewer shards"
     )]
     TooManyPromises {
-        /// The number that there would be.
+        /// The resulting number.
         count: usize,
         /// The limit.
         max: usize,
@@ -132,17 +131,17 @@ pub enum WalError {
         path: String,
         /// The log that it belongs to.
         found: u64,
-        /// The log that is opened.
+        /// The opened log.
         wanted: u64,
     },
-    /// Options that can't be.
+    /// An option is invalid.
     #[error("log option {option} is {value}; it must be {must}")]
     Options {
-        /// Which option.
+        /// The option.
         option: &'static str,
         /// The refused value.
         value: u64,
-        /// What is possible.
+        /// The allowed values.
         must: String,
     },
     /// The visitor refused a record.
@@ -150,7 +149,7 @@ pub enum WalError {
     Visit(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// What is wrong with a piece of a log.
+/// The damage in a piece of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Damage {
     /// No batch starts here.
@@ -160,23 +159,23 @@ pub enum Damage {
         /// That number.
         found: u64,
     },
-    /// A length that can't be.
+    /// An impossible length.
     Length {
         /// The length in bytes.
         len: u32,
-        /// The most possible here.
+        /// The maximum there.
         max: usize,
     },
-    /// A checksum that is wrong.
+    /// A wrong checksum.
     Checksum,
-    /// A whole batch that doesn't follow the one before it.
+    /// A whole batch that does not follow the previous one.
     Order {
         /// Its number.
         found: u64,
-        /// The number that should stand here, if known.
+        /// The expected number, if known.
         wanted: Option<u64>,
     },
-    /// A batch that is whole but whose records make no sense.
+    /// A whole batch whose records are invalid.
     Records,
     /// A segment that does not begin with the table of the promises before it, or a table elsewhere.
     Table,

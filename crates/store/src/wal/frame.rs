@@ -1,4 +1,4 @@
-//! A batch as it stands on disk: header, records, zeros to the next block.
+//! The format of a batch on disk: header, records, zeros to the next block.
 //!
 //! Little-endian:
 //!
@@ -20,7 +20,7 @@ use super::batch::{u32_at, u64_at};
 use super::error::Damage;
 use crate::aligned::Aligned;
 
-/// Batches start at multiples of this, so that a torn write can't touch the batch before.
+/// Batches start at multiples of this, so that a torn write cannot touch the previous batch.
 pub(crate) const BLOCK: usize = 4096;
 pub(crate) const HEADER: usize = 64;
 const MAGIC_LEN: usize = 4;
@@ -28,18 +28,18 @@ const CHECKED: usize = 8;
 
 const _: () = assert!(HEADER <= BLOCK);
 
-/// The first bytes of a batch in a segment of this version.
+/// Returns the first bytes of a batch in a segment of this version.
 fn magic(version: u32) -> &'static [u8; MAGIC_LEN] {
     if version == 1 { b"SWB1" } else { b"SWB2" }
 }
 
-/// Makes a batch, whole or torn, none for ever. Nothing else of its block may change: zeros where a recycled segment
-/// held something else could make a torn batch whole, if the power goes while they are written.
+/// Makes a batch, whole or torn, permanently invalid. Nothing else of its block may change: zeros over the old contents
+/// of a recycled segment could complete a torn batch if the power fails while they are written.
 pub(crate) fn unmark(block: &mut [u8; BLOCK]) {
     block[..MAGIC_LEN].fill(0);
 }
 
-/// What a batch says besides its records.
+/// The facts in a batch besides its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FrameHeader {
     pub(crate) records: u32,
@@ -50,7 +50,7 @@ pub(crate) struct FrameHeader {
     pub(crate) previous: u32,
 }
 
-/// A batch whose checksum is right.
+/// A batch with a correct checksum.
 #[derive(Debug)]
 pub(crate) struct Frame<'a> {
     pub(crate) header: FrameHeader,
@@ -60,12 +60,12 @@ pub(crate) struct Frame<'a> {
     pub(crate) span: usize,
 }
 
-/// Bytes on disk of a batch with a payload of `len` bytes.
+/// Returns the bytes on disk of a batch with a payload of `len` bytes.
 pub(crate) const fn span(len: usize) -> usize {
     (HEADER + len).next_multiple_of(BLOCK)
 }
 
-/// Completes a batch whose payload stands after [`HEADER`] unused bytes in `buf`, and returns its checksum.
+/// Completes a batch whose payload follows [`HEADER`] unused bytes in `buf`, and returns its checksum.
 ///
 /// # Panics
 /// If the payload is 4 GiB or longer: the log checked its limit before.
@@ -88,8 +88,8 @@ pub(crate) fn seal(buf: &mut Aligned, header: &FrameHeader, version: u32, log_id
     checksum
 }
 
-/// How many of the `rest` bytes of a segment the batch at the start of `bytes`, at least a block of them, claims; a block
-/// if it can't be one.
+/// Returns the number of bytes, of the `rest` of a segment, that the batch at the start of `bytes` claims; a block if
+/// there is no batch. `bytes` has at least a block of them.
 pub(crate) fn claimed(bytes: &[u8], rest: usize, segment: u64, version: u32) -> usize {
     let Some(head) = bytes.get(..HEADER) else { return BLOCK.min(rest) };
     if head[..4] != *magic(version) || u64_at(head, 16) != segment {
@@ -99,7 +99,7 @@ pub(crate) fn claimed(bytes: &[u8], rest: usize, segment: u64, version: u32) -> 
     if payload > rest.saturating_sub(HEADER) { BLOCK.min(rest) } else { span(payload).min(rest) }
 }
 
-/// Reads the batch at the start of `bytes`, which hold what it claims of the `rest` bytes of segment `segment`.
+/// Reads the batch at the start of `bytes`, which have all that it claims of the `rest` bytes of segment `segment`.
 pub(crate) fn parse(
     bytes: &[u8],
     rest: usize,

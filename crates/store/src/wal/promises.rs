@@ -1,4 +1,4 @@
-//! The promises that a log holds. Each segment begins with all of them, so that trimming loses none.
+//! The promises in a log. Each segment begins with all of them, so that trimming loses none.
 
 use super::record::{Promise, TABLE, encode_numbers};
 use std::collections::BTreeMap;
@@ -9,17 +9,17 @@ use stead_core::ids::{Epoch, ReplicaId, ShardId};
 pub struct Promises(BTreeMap<(ShardId, ReplicaId), Epoch>);
 
 impl Promises {
-    /// Most promises that a log holds: far more than a node has shards.
+    /// Maximum number of promises in a log: far more than a node has shards.
     pub(crate) const COUNT_MAX: usize = 1 << 18;
 
-    /// The greatest epoch that a replica of a shard promised; 0 if it promised none.
+    /// Returns the greatest epoch that a replica of a shard has promised; 0 if it has promised none.
     #[must_use]
     pub fn of(&self, shard: ShardId) -> Epoch {
         let range = (shard, ReplicaId(0))..=(shard, ReplicaId(u64::MAX));
         self.0.range(range).map(|(_, epoch)| *epoch).max().unwrap_or_default()
     }
 
-    /// All promises, ascending by shard and replica.
+    /// Returns all promises, ascending by shard and replica.
     pub fn iter(&self) -> impl Iterator<Item = Promise> + '_ {
         self.0.iter().map(|(&(shard, replica), &epoch)| Promise { shard, replica, epoch })
     }
@@ -28,7 +28,7 @@ impl Promises {
         self.0.len()
     }
 
-    /// Takes a promise; false if it falls below one that the replica made.
+    /// Adds a promise; returns false if it is below an earlier one of the replica.
     #[must_use]
     pub(crate) fn raise(&mut self, promise: &Promise) -> bool {
         let epoch = self.0.entry((promise.shard, promise.replica)).or_default();

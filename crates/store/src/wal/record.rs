@@ -10,7 +10,7 @@
 //! | 3 cut | shard, epoch, index: of the shard's entries before this record none above the index counts |
 //! | 4 table | all promises: runs of shards of the same replica number and epoch, as first shard, count, replica, epoch |
 //!
-//! The highest bit of the kind says that a reader which does not know the kind must refuse the log. It is set in all kinds
+//! The highest bit of the kind is set if a reader that does not know the kind must refuse the log, as in all kinds
 //! above; a kind without it may be skipped.
 //!
 //! In version 1 all records are entries: length (4), shard (4), epoch (8), index (8), and the entry.
@@ -19,24 +19,24 @@ use super::batch::{u32_at, u64_at};
 use super::promises::Promises;
 use stead_core::ids::{Epoch, Index, ReplicaId, ShardId};
 
-/// The bit of a kind that must be known.
+/// The bit of kinds that must be known.
 const REQUIRED: u8 = 0x80;
 pub(crate) const ENTRY: u8 = REQUIRED | 1;
 pub(crate) const PROMISE: u8 = REQUIRED | 2;
 pub(crate) const CUT: u8 = REQUIRED | 3;
 pub(crate) const TABLE: u8 = REQUIRED | 4;
 
-/// Bytes before what follows: kind and length.
+/// Bytes of a record's kind and length.
 pub(crate) const HEAD: usize = 5;
-/// Most bytes of a varint of 32 bits, and of 64.
+/// Maximum number of bytes of a varint of 32 bits, and of 64.
 const VARINT32_MAX: usize = 5;
 const VARINT64_MAX: usize = 10;
-/// Most bytes of an entry's record before the entry.
+/// Maximum number of bytes of an entry's record before the entry.
 pub(crate) const ENTRY_HEAD_MAX: usize = HEAD + VARINT32_MAX + 2 * VARINT64_MAX;
 /// Bytes before an entry in version 1: length, shard, epoch, index.
 const ENTRY_HEAD_V1: usize = 24;
 
-/// An entry's record as the log gives it back.
+/// An entry's record, as read from the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     /// The shard whose log it belongs to.
@@ -60,14 +60,14 @@ pub struct Promise {
     pub epoch: Epoch,
 }
 
-/// The end of a shard's log was cut off.
+/// A cut of the end of a shard's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutRecord {
     /// The shard.
     pub shard: ShardId,
-    /// The epoch in which it was cut; above those of all entries that are void by it.
+    /// The epoch of the cut, above those of all entries that it voids.
     pub epoch: Epoch,
-    /// Of the shard's entries that stand before the cut none above this index counts.
+    /// The shard's entries before the cut and above this index are void.
     pub index: Index,
 }
 
@@ -82,12 +82,12 @@ pub enum Item<'a> {
     Cut(CutRecord),
 }
 
-/// A record as it stands in a batch.
+/// A record in a batch.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Stored<'a> {
     Item(Item<'a>),
     Table(Promises),
-    /// Of a kind that may be skipped and is not known.
+    /// A record of an unknown kind that may be skipped.
     Unknown,
 }
 
@@ -96,11 +96,11 @@ pub(crate) enum Stored<'a> {
 pub(crate) enum Unreadable {
     /// It does not fill its place.
     Malformed,
-    /// Of a kind that must be known and is not.
+    /// It is of an unknown kind that must be known.
     Kind(u8),
 }
 
-/// Writes a varint at `at`, where there is room, and returns where it ends.
+/// Writes a varint at `at`, where there must be space, and returns its end.
 #[inline]
 pub(crate) fn put_varint(out: &mut [u8], mut at: usize, mut value: u64) -> usize {
     while value >= 0x80 {
@@ -112,7 +112,7 @@ pub(crate) fn put_varint(out: &mut [u8], mut at: usize, mut value: u64) -> usize
     at + 1
 }
 
-/// Takes a varint off `bytes`; `None` if there is none of 64 bits.
+/// Takes a varint of at most 64 bits off `bytes`; `None` if there is none.
 #[inline]
 fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
@@ -199,7 +199,7 @@ fn cut(mut body: &[u8]) -> Option<CutRecord> {
 
 fn table(mut body: &[u8]) -> Option<Promises> {
     let mut promises = Promises::default();
-    // A run may stand for more shards than there can be memory for.
+    // A run may stand for more shards than fit into memory.
     let mut shards_left = Promises::COUNT_MAX as u64;
     while !body.is_empty() {
         let (first, count) = (take_shard(&mut body)?, take_varint(&mut body)?);

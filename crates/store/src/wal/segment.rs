@@ -1,4 +1,4 @@
-//! Segment files: names, headers, and how the next one is made ready before it is needed.
+//! Segment files: their names and headers, and the preparation of the next one before it is needed.
 //!
 //! In the log's directory, by hexadecimal number: `N.log` is a segment, live or prepared; `N.free` is one that was trimmed
 //! and will be reused; `N.tmp` is one being made. A file is called `.log` only once it is whole and synced, so a live
@@ -15,12 +15,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 const MAGIC: [u8; 8] = *b"STEADWAL";
 
-/// Most bytes that a segment may have.
+/// Maximum number of bytes of a segment.
 pub(crate) const SEGMENT_MAX: u64 = 1 << 30;
-/// Fewest bytes that a segment may have.
+/// Minimum number of bytes of a segment.
 pub(crate) const SEGMENT_MIN: u64 = 4 * BLOCK as u64;
 
-/// What a file in the log's directory is by its name.
+/// The kind of a file in the log's directory, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Log(u64),
@@ -126,13 +126,13 @@ pub(crate) struct Pool {
 struct PoolState {
     ready: VecDeque<Segment>,
     free: Vec<Free>,
-    /// Bytes that the next segments should have: the longer the log is, the more.
+    /// The wanted bytes of the next segments, which grow with the log.
     wanted_bytes: u64,
-    /// Bytes without which a segment cannot begin with the table of promises.
+    /// Minimum bytes of a segment that begins with the table of promises.
     least_bytes: u64,
     id_next: u64,
     preparing: bool,
-    /// Someone promised to prepare on another thread.
+    /// Another thread is going to prepare segments.
     delegated: bool,
     fatal: Option<String>,
 }
@@ -158,7 +158,7 @@ impl Pool {
     }
 
     fn state(&self) -> MutexGuard<'_, PoolState> {
-        // The state is consistent between statements; a panic elsewhere doesn't change that.
+        // The state is consistent between statements; a panic elsewhere does not change that.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -174,26 +174,26 @@ impl Pool {
         self.state().delegated = true;
     }
 
-    /// Whether a preparation would be worth its while now.
+    /// Whether a segment should be prepared now.
     pub(crate) fn wants(&self) -> bool {
         let state = self.state();
         state.ready.len() < self.options.spares && !state.preparing
     }
 
-    /// The log has so many bytes in segments that it needs: the next ones are made to fit it.
+    /// Sets the wanted length of the next segments from the bytes of all needed ones.
     pub(crate) fn log_has(&self, bytes: u64) {
         let first = self.options.first_bytes();
         let doublings = (bytes / first).checked_ilog2().unwrap_or(0);
         self.state().wanted_bytes = (first << doublings).min(self.options.segment_bytes);
     }
 
-    /// Bytes that the next segment will have, unless a batch needs more.
+    /// Returns the bytes of the next segment, unless a batch needs more.
     pub(crate) fn wanted_bytes(&self) -> u64 {
         let state = self.state();
         state.wanted_bytes.max(state.least_bytes)
     }
 
-    /// Takes only segments of at least `bytes` from now on. Ready ones that are shorter are removed, and those after them,
+    /// Accepts only segments of at least `bytes` from now on. Shorter ready ones are removed, and those after them,
     /// whose numbers follow.
     pub(crate) fn need(&self, bytes: u64) -> Result<(), WalError> {
         let mut state = self.state();
@@ -202,7 +202,7 @@ impl Pool {
         if !is_more {
             return Ok(());
         }
-        // A segment that another thread prepares now may be too short as well.
+        // A segment that another thread is preparing may be too short as well.
         while state.preparing {
             state = self.prepared.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -224,19 +224,19 @@ impl Pool {
         Ok(())
     }
 
-    /// Bytes of each ready segment, in the order in which they are used.
+    /// Returns the bytes of each ready segment, in the order in which they are used.
     pub(crate) fn ready(&self) -> Vec<u64> {
         self.state().ready.iter().map(|segment| segment.bytes).collect()
     }
 
-    /// The number of free segments, and their bytes.
+    /// Returns the number of free segments, and their bytes.
     pub(crate) fn free(&self) -> (usize, u64) {
         let state = self.state();
         (state.free.len(), state.free.iter().map(|free| free.bytes).sum())
     }
 
-    /// Prepares a segment of at least `bytes` and of what is wanted, if fewer than `count` are ready; false if there was
-    /// nothing to do.
+    /// Prepares a segment of at least `bytes` and of the wanted length, if fewer than `count` are ready; returns false
+    /// if there was nothing to do.
     fn prepare(&self, count: usize, bytes: u64) -> Result<bool, WalError> {
         let (id, bytes, free) = {
             let mut state = self.state();
@@ -275,13 +275,13 @@ impl Pool {
         }
     }
 
-    /// Prepares a segment if fewer than the wanted spares are ready; false if there was nothing to do.
+    /// Prepares a segment if fewer than the wanted spares are ready; returns false if there was nothing to do.
     fn prepare_spare(&self) -> Result<bool, WalError> {
         self.prepare(self.options.spares, 0)
     }
 
-    /// Prepares until nothing is missing, and waits for other threads that prepare. `missing` is given the bytes of the
-    /// ready segments, and says how many the next one must have.
+    /// Prepares until nothing is missing, and waits for other threads that prepare. `missing` gets the bytes of the
+    /// ready segments, and returns the bytes that the next one must have.
     pub(crate) fn ensure(&self, missing: impl Fn(&[u64]) -> Option<u64>) -> Result<(), WalError> {
         loop {
             {
@@ -295,7 +295,7 @@ impl Pool {
         }
     }
 
-    /// Takes the next segment; makes one of at least `bytes` if there is none.
+    /// Takes the next segment; creates one of at least `bytes` if there is none.
     pub(crate) fn take(&self, bytes: u64) -> Result<Segment, WalError> {
         loop {
             if let Some(segment) = self.state().ready.pop_front() {
@@ -305,7 +305,7 @@ impl Pool {
         }
     }
 
-    /// Prepares here and now if no other thread does. A full disk shows later, when the segment is needed.
+    /// Prepares on this thread if no other one does. A full disk shows later, when the segment is needed.
     pub(crate) fn prepare_unless_delegated(&self) -> Result<(), WalError> {
         if self.state().delegated {
             return Ok(());
@@ -316,12 +316,12 @@ impl Pool {
         }
     }
 
-    /// Gives up segments that the log no longer needs, oldest first: some are kept for reuse, the others removed.
+    /// Releases segments that the log no longer needs, oldest first: some are kept for reuse, the others are removed.
     pub(crate) fn release(&self, ids: &[u64]) -> Result<(), WalError> {
         let (wanted, small) = {
             let mut state = self.state();
             let wanted = state.wanted_bytes.max(state.least_bytes);
-            // The log has outgrown these.
+            // The log has outgrown these segments.
             let small: Vec<Free> = state.free.extract_if(.., |free| free.bytes < wanted).collect();
             (wanted, small)
         };
@@ -342,7 +342,7 @@ impl Pool {
             }
         }
         self.disk.sync_dir(&self.dir).map_err(WalError::io("sync", &self.dir))?;
-        // Not before: a power cut could give a segment its old name back, and it would have another one's header by then.
+        // Must come last: after a power cut a segment could have its old name again, with the header of another one.
         self.state().free.append(&mut kept);
         Ok(())
     }
@@ -357,7 +357,7 @@ impl Pool {
         self.finish(file, &from, &to, id, free.bytes)
     }
 
-    /// Makes a segment. If the disk is too full for it, free segments that are shorter go to make room.
+    /// Creates a segment. If the disk is too full, shorter free segments are removed first.
     fn make_or_free(&self, id: u64, bytes: u64) -> Result<Segment, WalError> {
         match self.make(id, bytes) {
             Err(WalError::NoSpace { source, .. }) if !is_out_of_descriptors(&source) => {
@@ -369,7 +369,7 @@ impl Pool {
                     let path = free_path(&self.dir, free.id);
                     self.disk.remove(&path).map_err(WalError::io("remove", &path))?;
                 }
-                // Only a removal that is durable gives its room back.
+                // Only a durable removal releases its space.
                 self.disk.sync_dir(&self.dir).map_err(WalError::io("sync", &self.dir))?;
                 self.make(id, bytes)
             }
@@ -386,7 +386,8 @@ impl Pool {
         match made {
             Ok(file) => self.finish(file, &temporary, &log_path(&self.dir, id), id, bytes),
             Err(source) if is_full(&source) => {
-                // What was allocated would only keep the disk full; if it can't be removed, the next attempt replaces it.
+                // The allocated bytes would only keep the disk full; if they cannot be removed, the next attempt
+                // replaces the file.
                 let _ = self.disk.remove(&temporary);
                 Err(self.no_space(bytes, source))
             }
@@ -398,7 +399,7 @@ impl Pool {
         WalError::NoSpace { dir: self.dir.clone(), bytes, source }
     }
 
-    /// The header is durable before the file is called a segment.
+    /// The header must be durable before the file is named as a segment.
     fn finish(
         &self,
         file: Box<dyn DiskFile>,
@@ -416,8 +417,8 @@ impl Pool {
     }
 }
 
-/// Prepares segments on a thread of the caller's, so that appends never wait for it: filling a segment with zeros takes
-/// some tenths of a second.
+/// Prepares segments on a thread of the caller, so that appends never wait: filling a segment with zeros takes some
+/// tenths of a second.
 #[derive(Clone)]
 pub struct SegmentPreparer {
     pub(crate) pool: Arc<Pool>,
@@ -427,7 +428,7 @@ impl SegmentPreparer {
     /// Prepares the next segment if fewer than [`WalOptions::spares`] are ready; returns whether it did.
     ///
     /// # Errors
-    /// [`WalError::NoSpace`]: call again when there may be room. Anything else: the log refuses everything from now on.
+    /// [`WalError::NoSpace`]: call again when there may be space. After any other error the log refuses everything.
     pub fn prepare_next(&self) -> Result<bool, WalError> {
         self.pool.prepare_spare()
     }

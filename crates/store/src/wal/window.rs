@@ -1,4 +1,4 @@
-//! A segment that is read from its start to its end, a piece of it in memory at a time.
+//! Reads a segment from its start to its end, with one piece of it in memory at a time.
 
 use super::FORMAT;
 use super::frame::{self, BLOCK};
@@ -8,27 +8,27 @@ use std::io;
 /// The piece that is in memory.
 #[derive(Default)]
 pub(crate) struct Window {
-    /// Where it begins in the segment.
+    /// Its position in the segment.
     from: usize,
     bytes: Vec<u8>,
 }
 
 impl Window {
-    /// Bytes that are read at once, unless a batch has more: little enough to stay in the processor's cache.
+    /// Number of bytes that are read at once, unless a batch has more: few enough to stay in the processor's cache.
     const LEN: usize = 1 << 20;
 
-    /// Forgets what it holds: the next bytes are another segment's.
+    /// Drops the piece: the next bytes are another segment's.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
     }
 
-    /// The segment's header, or what there is of it.
+    /// Returns the segment's header, or the existing part of it.
     pub(crate) fn header(&mut self, file: &dyn DiskFile, end: usize) -> io::Result<&[u8]> {
         self.bytes(file, 0, BLOCK.min(end), end)
     }
 
-    /// All of the batch that may begin at `offset`, as far as it claims bytes of the segment that ends at `end`; a block,
-    /// if none begins there.
+    /// Returns all bytes of the possible batch at `offset`, as far as it claims bytes of the segment that ends at
+    /// `end`; a block, if none begins there.
     pub(crate) fn batch(
         &mut self,
         file: &dyn DiskFile,
@@ -42,8 +42,8 @@ impl Window {
         self.bytes(file, offset, claimed, end)
     }
 
-    /// Whether a whole batch of this segment and log begins at `offset` that is of another version than the segment's header
-    /// names. No checksum covers the version there, so then it is damaged.
+    /// Whether a whole batch of this segment and log begins at `offset`, but of another version than the segment's
+    /// header names. No checksum covers the version in the header, so then the header is damaged.
     pub(crate) fn is_of_other_version(
         &mut self,
         file: &dyn DiskFile,

@@ -66,6 +66,8 @@ pub enum Bug {
     StripRequestColours,
     /// A restore swaps two messages in flight.
     SwapRestored,
+    /// A restore that broke off is not marked as such.
+    ForgetRestore,
     /// A request under a known idempotency key arrives with the hash of another body.
     ForgetBody,
     /// The node continues after a failed sync of the log.
@@ -110,6 +112,7 @@ impl Bug {
         Self::OpenedEarly,
         Self::StripRequestColours,
         Self::SwapRestored,
+        Self::ForgetRestore,
         Self::ForgetBody,
         Self::AnswerAfterFailedSync,
         Self::CleanTooEarly,
@@ -151,6 +154,7 @@ impl Bug {
             Self::OpenedEarly => "opened-early",
             Self::StripRequestColours => "strip-request-colours",
             Self::SwapRestored => "swap-restored",
+            Self::ForgetRestore => "forget-restore",
             Self::ForgetBody => "forget-body",
             Self::AnswerAfterFailedSync => "answer-after-failed-sync",
             Self::CleanTooEarly => "clean-too-early",
@@ -182,7 +186,7 @@ impl Bug {
             | Self::ForgetBody => 7,
             Self::ShiftSequence | Self::SwapRestored => 8,
             Self::StripColours | Self::StripRequestColours => 9,
-            Self::LateSnapshot | Self::BuildOnGivenUp => 10,
+            Self::LateSnapshot | Self::BuildOnGivenUp | Self::ForgetRestore => 10,
             Self::LoseSend => 11,
             Self::CollectOneMore
             | Self::OverlookMerge

@@ -4,7 +4,7 @@
 use crate::bug::Bug;
 use crate::marks::Mark;
 use crate::model::check_channels;
-use crate::node::{CHECKPOINTS, PartId, wal_options};
+use crate::node::{PartId, wal_options};
 use crate::stage::{Done, Wanting};
 use crate::violation::Violation;
 use crate::world::{Inside, Outcomes, Stop, World};
@@ -21,6 +21,7 @@ use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Manifest, decided_numbers, manifest_name, newest, read_manifest};
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
+use stead_store::data_dir::CHECKPOINTS;
 use stead_store::wal::{Record, Wal};
 
 /// The known state of checkpoints in one life of the node.

@@ -26,8 +26,6 @@ use stead_store::wal::WalOptions;
 
 /// The only node of the cluster.
 pub(crate) const NODE: NodeId = NodeId(1);
-/// The directory of the node's checkpoints.
-pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 /// A part of the node that gets turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,8 +4,8 @@
 use crate::bug::Bug;
 use crate::marks::Mark;
 use crate::model::{check_channels, with_header};
-use crate::node::{CHECKPOINTS, fresh};
-use crate::profile::Profile;
+use crate::node::{Code, fresh, open};
+use crate::profile::{Profile, spread};
 use crate::violation::Violation;
 use crate::world::{Outcomes, Stop, World};
 use fastrand::Rng;
@@ -16,14 +16,15 @@ use stead_core::ids::{CheckpointNumber, Incarnation};
 use stead_core::record::{Kind, RecordKey};
 use stead_core::state::State;
 use stead_core::topology::Topology;
+use stead_node::OpenError;
 use stead_store::checkpoint::CheckpointError;
-use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::load::load_parts;
-use stead_store::checkpoint::manifest::{Manifest, decided_numbers, read_manifest};
-use stead_store::checkpoint::restore::{Restore, restore};
+use stead_store::checkpoint::manifest::{Manifest, decided_numbers, newest, read_manifest};
+use stead_store::checkpoint::restore::Progress;
 use stead_store::checkpoint::store::DiskStore;
-use stead_store::data_dir::{DataDir, Meta, ServiceMeta};
-use stead_store::sim_disk::SimDisk;
+use stead_store::data_dir::{CHECKPOINTS, DataDir, DataDirError, ServiceMeta};
+use stead_store::restoring::{RestoreIntoError, RestoreOptions, restore_into};
+use stead_store::sim_disk::{Faults, SimDisk};
 
 /// Number of events of the restored cluster.
 const EVENTS: u64 = 150;
@@ -47,6 +48,80 @@ fn swap_messages(state: &State) -> State {
     with_header(state, header)
 }
 
+/// The planted bug: a restore that broke off is not marked as such.
+fn forget_restore(disk: &SimDisk, topology: &Topology) {
+    let unfinished = DataDir::inspect(disk);
+    if !matches!(unfinished, Err(DataDirError::RestoreUnfinished)) {
+        return;
+    }
+    let made = DataDir::open_for_restore(Arc::new(disk.clone()), fresh(topology.incarnation));
+    let mut data_dir = made.expect("the disk works").expect("it is marked");
+    let finished = data_dir.update(|meta| {
+        meta.restoring = false;
+        meta.services = ServiceMeta::all_of(topology);
+    });
+    finished.expect("the disk works");
+}
+
+/// Breaks a restore off.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    None,
+    /// The power is cut at an operation from its beginning on.
+    Crash {
+        at: u64,
+    },
+    /// The disk has room for so many bytes.
+    Full {
+        bytes: u64,
+    },
+    /// Once so many shards are read, operations fail; then the power may be cut, too, while the restore is undone.
+    Fail {
+        after: usize,
+        faults: Faults,
+        crash: Option<u64>,
+    },
+}
+
+impl Trouble {
+    fn draw(rng: &mut Rng) -> Self {
+        match rng.u8(..4) {
+            0 | 1 => Self::Crash { at: rng.u64(1..=60) },
+            2 => Self::Full { bytes: spread(rng, &[1 << 10, 8 << 10]) },
+            _ => {
+                let faults = match rng.u8(..3) {
+                    0 => Faults { writes: 1, ..Faults::default() },
+                    1 => Faults { changes: rng.u32(1..=3), ..Faults::default() },
+                    _ => Faults { syncs: 1, ..Faults::default() },
+                };
+                let crash = rng.bool().then(|| rng.u64(1..=20));
+                Self::Fail { after: rng.usize(1..=4), faults, crash }
+            }
+        }
+    }
+
+    /// The restore begins.
+    fn begin(self, target: &SimDisk) {
+        match self {
+            Self::Crash { at } => target.crash_after(at),
+            Self::Full { bytes } => target.set_capacity(Some(target.used() + bytes)),
+            Self::None | Self::Fail { .. } => {}
+        }
+    }
+
+    /// So many shards are read.
+    fn happen(self, target: &SimDisk, shards: usize) {
+        if let Self::Fail { after, faults, crash } = self
+            && after == shards
+        {
+            target.set_faults(faults);
+            if let Some(at) = crash {
+                target.crash_after(at);
+            }
+        }
+    }
+}
+
 impl World {
     /// Restores one of the remaining checkpoints.
     pub(crate) fn restore(&mut self) -> Outcomes {
@@ -63,7 +138,13 @@ impl World {
         if manifests.is_empty() {
             return Ok(());
         }
-        let manifest = manifests.swap_remove(self.rng.usize(..manifests.len()));
+        let chosen = self.rng.usize(..manifests.len());
+        let manifest = if self.bug == Some(Bug::SwapRestored) {
+            // That with the most to swap.
+            manifests.into_iter().max_by_key(|manifest| manifest.totals.messages).expect("not empty")
+        } else {
+            manifests.swap_remove(chosen)
+        };
         let old = states_of(&self.disk, &manifest).map_err(|e| broken(&e))?;
         self.workload.borrow_mut().check_cut(&self.topology, &old).map_err(|s| Violation::parse(&s))?;
         self.workload.borrow_mut().restored(&old);
@@ -76,19 +157,8 @@ impl World {
             topology.ensure(&service.name, count).expect("the same names as before");
         }
         let target = SimDisk::new(self.rng.u64(..));
-        let services = ServiceMeta::all_of(&topology);
-        let meta = Meta { services, ..fresh(topology.incarnation) };
-        let made = DataDir::open(Arc::new(target.clone()), || meta);
-        drop(made.map_err(|e| Violation::new(0, format!("cannot create a new data directory: {e}")))?);
-        let into = DiskStore::open(Arc::new(target.clone()), CHECKPOINTS);
-        let into = into.map_err(|e| broken(&e.into()))?;
-        let options = Restore { incarnation: Incarnation(2), shards, created: self.time() };
-        let names = BundleNames::new(self.rng.u64(..));
-        let restored = restore(&store, &manifest, &into, &names, &options, &mut |_| {});
-        let restored = restored.map_err(|e| {
-            Violation::new(10, format!("checkpoint {} is not restored: {e}", manifest.number))
-        })?;
-        let mut new = states_of(&target, &restored.manifest).map_err(|e| broken(&e))?;
+        let restored = self.restore_manifest(&store, &manifest, &target, (&topology, shards))?;
+        let mut new = states_of(&target, &restored).map_err(|e| broken(&e))?;
         if self.bug == Some(Bug::SwapRestored) {
             new = new.iter().map(swap_messages).collect();
         }
@@ -117,6 +187,93 @@ impl World {
         self.events += events;
         self.restored_hash = hash;
         ended
+    }
+
+    /// Restores a checkpoint into the data directory of a disk, which may break off before it succeeds. Returns the manifest of
+    /// the new cluster.
+    fn restore_manifest(
+        &mut self,
+        store: &DiskStore,
+        manifest: &Manifest,
+        target: &SimDisk,
+        (topology, shards): (&Topology, BTreeMap<String, u32>),
+    ) -> Result<Manifest, Stop> {
+        let number = manifest.number;
+        let mut troubles = if self.bug == Some(Bug::ForgetRestore) { 2 } else { self.rng.u8(..3) };
+        loop {
+            let options =
+                RestoreOptions { shards: shards.clone(), created: self.time(), writer: self.rng.u64(..) };
+            let is_troubled = troubles > 0;
+            troubles = troubles.saturating_sub(1);
+            let kind = if is_troubled { Trouble::draw(&mut self.rng) } else { Trouble::None };
+            kind.begin(target);
+            let disk = Arc::new(target.clone());
+            let begun = fresh(self.topology.incarnation);
+            let progress = &mut |progress: Progress| kind.happen(target, progress.shards);
+            let restored = restore_into(disk, store, manifest, begun, &options, progress);
+            let is_crashed = target.is_crashed();
+            target.set_capacity(None);
+            target.set_faults(Faults::default());
+            target.restart();
+            match restored {
+                Ok(restored) => return Ok(restored.manifest),
+                Err(error) if !is_troubled => {
+                    let what = format!("checkpoint {number} is not restored: {error}");
+                    return Err(Violation::new(10, what).into());
+                }
+                Err(_) => {}
+            }
+            if !self.broke_off(target, topology, is_crashed)? {
+                continue;
+            }
+            // Only its answer was lost: there is nothing to restore again.
+            let disk = Arc::new(target.clone());
+            let again =
+                restore_into(disk, store, manifest, fresh(self.topology.incarnation), &options, &mut |_| {});
+            if !matches!(again, Err(RestoreIntoError::NotEmpty)) {
+                let what = format!("checkpoint {number} was restored over data: {again:?}");
+                return Err(Violation::new(10, what).into());
+            }
+            let target = DiskStore::attach(Arc::new(target.clone()), CHECKPOINTS);
+            let found = newest(&target).map_err(|e| broken(&e))?.manifest;
+            return Ok(found.expect("a start found it"));
+        }
+    }
+
+    /// Looks at what a start finds after a restore has broken off: nothing, a restore that did not end, or all of it. Returns
+    /// whether it is all of it.
+    fn broke_off(&mut self, target: &SimDisk, topology: &Topology, is_crashed: bool) -> Result<bool, Stop> {
+        let disk = target.fork(self.rng.u64(..));
+        if self.bug == Some(Bug::ForgetRestore) {
+            forget_restore(&disk, topology);
+        }
+        let wrong = |what: String| {
+            let how = if is_crashed { "crashed" } else { "failed" };
+            Err(Violation::new(10, format!("a restore {how}, and a start after it {what}")).into())
+        };
+        match open(Arc::new(disk), Code::All, topology, &self.profile) {
+            Err(OpenError::DataDir(DataDirError::RestoreUnfinished)) => {
+                self.marks.hit(Mark::RestoreBroken);
+                Ok(false)
+            }
+            Ok(recovery) if recovery.created => {
+                self.marks.hit(Mark::RestoreUndone);
+                Ok(false)
+            }
+            Ok(recovery) => {
+                self.marks.hit(Mark::RestoreWhole);
+                let store = DiskStore::attach(Arc::new(target.clone()), CHECKPOINTS);
+                let found = newest(&store).map_err(|e| broken(&e))?.manifest;
+                let Some(manifest) = found else {
+                    return wrong("found data without a checkpoint".to_owned());
+                };
+                let stored = states_of(target, &manifest).map_err(|e| broken(&e))?;
+                let is_same =
+                    recovery.recovered.states.iter().map(State::hash).eq(stored.iter().map(State::hash));
+                if is_same { Ok(true) } else { wrong("found other states than are stored".to_owned()) }
+            }
+            Err(error) => wrong(format!("was refused: {error}")),
+        }
     }
 
     /// Checks invariants 9 to 11 between a checkpoint and the states restored from it.

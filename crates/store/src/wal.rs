@@ -4,9 +4,9 @@
 //! them. Segments of a fixed length are filled with zeros beforehand and reused when trimmed, so that a sync writes data and
 //! nothing else.
 //!
-//! Each batch tells which batch was the last durable one when it was written: the *sync mark*. It lets recovery tell an
-//! unsynced tail, which is cut, from corruption, which is refused: see [`Wal::open`]. The layout on disk is described in
-//! `frame.rs`, `record.rs` and `segment.rs`.
+//! Each batch records the last batch that was durable when it was written: the *sync mark*. By it a recovery
+//! distinguishes an unsynced tail, which is cut, from corruption, which is refused: see [`Wal::open`]. The layout on
+//! disk is described in `frame.rs`, `record.rs` and `segment.rs`.
 //!
 //! Each segment begins with a table of all promises, so that trimming loses none. Knows nothing else of what records mean,
 //! and never reads a clock.
@@ -55,21 +55,22 @@ const RESERVED: u64 = BLOCK as u64;
 /// batch needs a longer segment.
 const TABLE_ROOM: u64 = 512;
 
-/// How a log is kept.
+/// The options of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WalOptions {
-    /// Its directory on the disk, of which the parent exists. Default `wal`.
+    /// The log's directory on the disk, whose parent must exist. Default `wal`.
     pub dir: String,
-    /// Most bytes of a new segment: 16 KiB to 1 GiB, a multiple of 4 KiB. Default 64 MiB.
+    /// Maximum bytes of a new segment: 16 KiB to 1 GiB, a multiple of 4 KiB. Default 64 MiB.
     pub segment_bytes: u64,
     /// Bytes of the segments of a short log, from 16 KiB, a multiple of 4 KiB; [`Self::segment_bytes`] if that is less.
     /// They double as the log gets longer. Default 1 MiB.
     pub segment_bytes_min: u64,
-    /// Most bytes of records in one write, and so in one [`Batch`]; less if a segment holds less. Default 16 MiB, most 256 MiB.
+    /// Maximum bytes of records in one write, and so in one [`Batch`]; less if a segment holds less. Default 16 MiB,
+    /// maximum 256 MiB.
     pub batch_bytes_max: usize,
-    /// Segments kept ready to be written: 1 to 16. Default 1.
+    /// Number of segments kept ready to be written: 1 to 16. Default 1.
     pub spares: usize,
-    /// Trimmed segments kept for reuse: 1 to 1024; more are removed. Default 2.
+    /// Maximum number of trimmed segments kept for reuse: 1 to 1024. Default 2.
     pub free_max: usize,
     /// The log's identity, drawn at random when it is created: segments of another log are refused. Default 0.
     pub log_id: u64,
@@ -125,12 +126,13 @@ impl WalOptions {
         self.segment_bytes_min.min(self.segment_bytes)
     }
 
-    /// Whether an empty segment of this length may be one of this log's next.
+    /// Whether an empty segment of this length may become one of this log's next.
     fn is_reusable(&self, bytes: u64) -> bool {
         (self.first_bytes()..=self.segment_bytes).contains(&bytes) && bytes.is_multiple_of(BLOCK as u64)
     }
 
-    /// Bytes that fit into one write: a segment less its header, its table and its reserved block, or the set limit.
+    /// Returns the bytes that fit into one write: a segment without its header, its table and its reserved block, or
+    /// the set limit.
     fn payload_max(&self) -> usize {
         let room = self.segment_bytes - BLOCK as u64 - RESERVED - HEADER as u64 - TABLE_ROOM;
         usize::try_from(room).map_or(self.batch_bytes_max, |room| room.min(self.batch_bytes_max))
@@ -144,46 +146,46 @@ pub struct Position {
     pub batch: u64,
     /// Its segment's number, from 1.
     pub segment: u64,
-    /// Where in the segment it begins, in bytes.
+    /// Its position in the segment, in bytes.
     pub offset: u64,
 }
 
-/// What opening a log found.
+/// The report of opening a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// Segments, with the prepared ones.
+    /// Number of segments, prepared ones included.
     pub segments: u64,
-    /// Batches, with those that hold only a sync mark.
+    /// Number of batches, those that hold only a sync mark included.
     pub batches: u64,
-    /// Records.
+    /// Number of records.
     pub records: u64,
     /// Bytes of the batches on disk.
     pub bytes: u64,
-    /// Whole batches at the end that no sync mark covered. They are kept: nobody can tell whether they had been synced.
+    /// Number of whole batches at the end that no sync mark covered. They are kept, because they may have been synced.
     pub unsynced: u64,
-    /// The unsynced remains of a crash that were wiped.
+    /// The unsynced tail of a crash that was wiped.
     pub cut: Option<Cut>,
 }
 
-/// Where the unsynced tail of a log was cut, and what stood there.
+/// The place at which the unsynced tail of a log was cut, and the damage there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// The segment's file.
     pub path: String,
     /// The first byte that was cut.
     pub offset: u64,
-    /// What was wrong there.
+    /// The damage.
     pub damage: Damage,
 }
 
-/// How a log stands.
+/// The state of a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WalStats {
-    /// Segments that hold batches still needed, with the active one.
+    /// Number of segments with needed batches, the active one included.
     pub segments: usize,
-    /// Segments ready to be written.
+    /// Number of segments ready to be written.
     pub ready: usize,
-    /// Trimmed segments kept for reuse.
+    /// Number of trimmed segments kept for reuse.
     pub free: usize,
     /// Bytes of all those files together.
     pub bytes: u64,
@@ -205,7 +207,7 @@ pub struct Wal {
     options: WalOptions,
     sealed: VecDeque<Sealed>,
     active: Segment,
-    /// Where the next batch goes in the active segment.
+    /// The position of the next batch in the active segment.
     at: u64,
     last: Position,
     last_checksum: u32,
@@ -216,7 +218,7 @@ pub struct Wal {
     last_records: u64,
     oldest: u64,
     promises: Promises,
-    /// Their table as it begins a segment.
+    /// Their table, as at the beginning of a segment.
     table: Vec<u8>,
     /// For readers on other threads.
     published: Arc<Published>,
@@ -339,21 +341,21 @@ impl Wal {
         wal.promises.encode(&mut wal.table);
         wal.pool.need(least_bytes(wal.table.len()))?;
         if new {
-            // Every log has a first batch, so that a segment without any is never taken for an empty log.
+            // Every log has a first batch, so that a segment without batches is never taken for an empty log.
             wal.write::<Batch>(&[])?;
             wal.sync()?;
         } else {
             wal.mark()?;
         }
-        // The first segment of another version comes when something is appended: only then the owner has agreed to it.
+        // The first segment of another version is created by the first append: only then the owner has agreed to it.
         if wal.active.version == FORMAT {
             wal.pool.prepare_unless_delegated()?;
         }
         Ok((wal, scan.opened))
     }
 
-    /// Reads the entries of a log without changing anything, as [`Wal::open`] would: for inspection while no one owns it. When `visit`
-    /// breaks, what stands after that is not looked at.
+    /// Reads the entries of a log without changing anything, as [`Wal::open`] would: for inspection without an owner.
+    /// When `visit` breaks, the rest is not read.
     ///
     /// # Errors
     /// As [`Wal::open`]; [`WalError::Missing`] also if [`WalOptions::create`] is set.
@@ -440,7 +442,7 @@ impl Wal {
         if self.must_roll(!writes.is_empty()) || self.at + needed + RESERVED > self.active.bytes {
             let found = self.pool.ensure(|ready| self.missing(&payloads, table, ready));
             if let Err(error @ WalError::NoSpace { .. }) = found {
-                // The log goes on as it was, in segments of the length that it had.
+                // The log continues unchanged, in segments of the previous length.
                 self.pool.need(least_bytes(self.table.len()))?;
                 self.pool.prepare_unless_delegated()?;
                 return Err(error);
@@ -463,7 +465,7 @@ impl Wal {
         let (mut promises, mut table) = (self.promises.clone(), Vec::new());
         for write in writes {
             for promise in batches[write.clone()].iter().flat_map(|batch| batch.borrow().promises()) {
-                // Before anything is written: a log with a promise that falls cannot be opened.
+                // Must come before any write: a log with a promise that falls cannot be opened.
                 assert!(promises.raise(promise), "a promise never falls: {promise:?}");
             }
             table.clear();
@@ -474,10 +476,11 @@ impl Wal {
         if count > max { Err(WalError::TooManyPromises { count, max }) } else { Ok(longest) }
     }
 
-    /// Makes all that was appended durable.
+    /// Makes all appended records durable.
     ///
     /// # Errors
-    /// [`WalError::Io`], then [`WalError::Fatal`] for ever: what a failed sync left on disk is unknown, so end the process.
+    /// [`WalError::Io`], then [`WalError::Fatal`] for ever: after a failed sync the contents of the disk are unknown,
+    /// so end the process.
     pub fn sync(&mut self) -> Result<(), WalError> {
         self.check()?;
         if self.synced == self.last.batch {
@@ -496,9 +499,10 @@ impl Wal {
         }
     }
 
-    /// Syncs, and records that in the log with a small batch, unless it says so already: until the next batch is
-    /// written, nothing else tells damage to the last one from a tail that never was synced. For when the log goes idle
-    /// and before it is closed. Returns whether the mark stands there: on a full disk there may be no room for it.
+    /// Syncs, and records that in the log with a small batch, unless the log records it already. Until the next batch
+    /// is written, only this mark distinguishes damage to the last batch from a tail that was never synced. For an idle
+    /// log, and before a log is closed. Returns whether the mark is in the log: on a full disk there may be no space
+    /// for it.
     ///
     /// # Errors
     /// As [`Wal::sync`].
@@ -515,10 +519,11 @@ impl Wal {
         Ok(true)
     }
 
-    /// Gives up the oldest segments of which each record's index is at most `top` of its shard, and returns how many.
-    /// The active segment stays, and all do while the disk is too full to note it. Syncs if there is something to give up.
+    /// Releases the oldest segments in which each record's index is at most `top` of its shard, and returns their
+    /// number. The active segment stays, and all segments stay while the disk is too full to record the release. Syncs
+    /// if there is something to release.
     ///
-    /// For a shard whose records nobody needs, let `top` be `Index(u64::MAX)`.
+    /// For a shard whose records are not needed any more, let `top` be `Index(u64::MAX)`.
     ///
     /// # Errors
     /// As [`Wal::sync`].
@@ -529,14 +534,15 @@ impl Wal {
         if count == 0 {
             return Ok(0);
         }
-        // Without room to say so nothing can go: the reserved block was used by an earlier trim, and the disk is full.
+        // Without space to record it nothing can be released: an earlier trim has used the reserved block, and the disk
+        // is full.
         if self.at + self.span(self.at, 0) > self.active.bytes {
             match self.pool.ensure(|ready| ready.is_empty().then_some(0)) {
                 Err(WalError::NoSpace { .. }) => return Ok(0),
                 ready => ready?,
             }
         }
-        // The log says what it no longer needs before that goes: whatever else is missing later is a loss.
+        // The log records what it no longer needs before it is deleted, so that any other missing file is a loss.
         self.oldest = self.sealed.get(count).map_or(self.active.id, |next| next.id);
         self.write_within::<Batch>(&[], RESERVED)?;
         self.sync()?;
@@ -549,8 +555,8 @@ impl Wal {
         Ok(count)
     }
 
-    /// Bytes that can be appended before the log needs another segment of the disk. When this gets low and preparing fails
-    /// with [`WalError::NoSpace`], stop accepting what must be logged.
+    /// Returns the bytes that can be appended before the log needs another segment of the disk. When this gets low and
+    /// preparing fails with [`WalError::NoSpace`], accept no more work that must be logged.
     #[must_use]
     pub fn reserve_left(&self) -> u64 {
         let active =
@@ -559,7 +565,7 @@ impl Wal {
         active + self.pool.ready().iter().map(|bytes| bytes.saturating_sub(overhead)).sum::<u64>()
     }
 
-    /// Bytes that the next segment will have, unless a batch needs more.
+    /// Returns the bytes of the next segment, unless a batch needs more.
     #[must_use]
     pub fn segment_bytes_next(&self) -> u64 {
         self.pool.wanted_bytes()
@@ -579,39 +585,39 @@ impl Wal {
         self.pool.ensure(|ready| ready.is_empty().then_some(0))
     }
 
-    /// Gives a handle that prepares segments on another thread. From now on the log prepares by itself only if it would
-    /// stop otherwise.
+    /// Returns a handle that prepares segments on another thread. From now on the log prepares by itself only if it
+    /// would stop otherwise.
     #[must_use]
     pub fn preparer(&self) -> SegmentPreparer {
         self.pool.delegate();
         SegmentPreparer { pool: Arc::clone(&self.pool) }
     }
 
-    /// Whether the log itself says of all that was appended that it was synced, as after [`Wal::mark`].
+    /// Whether the log itself records that everything appended was synced, as after [`Wal::mark`].
     #[must_use]
     pub fn is_marked(&self) -> bool {
         self.marked >= self.last_records
     }
 
-    /// The promises that the log holds.
+    /// Returns the promises in the log.
     #[must_use]
     pub fn promises(&self) -> &Promises {
         &self.promises
     }
 
-    /// Most bytes that one [`Batch`] may have.
+    /// Returns the maximum number of bytes of one [`Batch`].
     #[must_use]
     pub fn batch_bytes_max(&self) -> usize {
         self.options.payload_max()
     }
 
-    /// The place of the last batch.
+    /// Returns the place of the last batch.
     #[must_use]
     pub fn position(&self) -> Position {
         self.last
     }
 
-    /// How the log stands.
+    /// Returns the state of the log.
     #[must_use]
     pub fn stats(&self) -> WalStats {
         let ready = self.pool.ready();
@@ -641,25 +647,25 @@ impl Wal {
         error
     }
 
-    /// Bytes of the segments that are needed.
+    /// Returns the bytes of the needed segments.
     fn bytes(&self) -> u64 {
         self.sealed.iter().map(|sealed| sealed.bytes).sum::<u64>() + self.active.bytes
     }
 
-    /// Bytes on disk of a batch with a payload of `len` bytes that is written at `at`: the first one of a segment begins with
-    /// the table.
+    /// Returns the bytes on disk of a batch with a payload of `len` bytes at `at`: the first one of a segment begins
+    /// with the table.
     fn span(&self, at: u64, len: usize) -> u64 {
         let table = if at == BLOCK as u64 && self.active.version == FORMAT { self.table.len() } else { 0 };
         span(table + len) as u64
     }
 
-    /// Whether the active segment takes no records any more, however much room it has.
+    /// Whether the active segment takes no records any more, however much space it has.
     fn must_roll(&self, has_records: bool) -> bool {
         has_records && self.active.version < FORMAT
     }
 
-    /// The bytes that one more segment must have so that writes of these payloads find their places, if the ready ones are
-    /// not enough. A ready segment that is too short for a write is passed over.
+    /// Returns the bytes that one more segment must have so that writes of these payloads find their places, if the
+    /// ready ones are not enough. A ready segment that is too short for a write is passed over.
     fn missing(&self, payloads: &[usize], table: usize, ready: &[u64]) -> Option<u64> {
         let mut ready = ready.iter();
         let (mut at, mut end) = (self.at, self.active.bytes);
@@ -694,7 +700,7 @@ impl Wal {
         {
             self.roll(BLOCK as u64 + span(self.table.len() + payload) as u64 + RESERVED)?;
             if self.at + self.span(self.at, payload) + RESERVED > self.active.bytes {
-                // Passed over, but not empty: no segment is.
+                // The segment is passed over, but must not be empty.
                 assert!(payload > 0, "a segment of {} bytes is too short for the table", self.active.bytes);
                 self.write::<Batch>(&[])?;
             }
@@ -720,7 +726,8 @@ impl Wal {
         };
         let checksum = frame::seal(&mut self.buf, &header, self.active.version, self.options.log_id);
         if let Err(source) = self.active.file.write_at(self.buf.bytes(), self.at) {
-            // A full disk as well: it gets here only on a file system that copies on write, and part may have been written.
+            // Also a full disk, which fails here only on a file system that copies on write; part may have been
+            // written.
             let path = log_path(&self.options.dir, self.active.id);
             return Err(self.fail(WalError::Io { action: "write", path, source }));
         }
@@ -745,8 +752,8 @@ impl Wal {
         Ok(())
     }
 
-    /// Goes on in the next segment. What stands in this one is durable before: then a tail that must be cut never reaches
-    /// over two segments, and one sync is enough for all that is unsynced.
+    /// Continues in the next segment. This one is made durable first: then a tail that must be cut never spans two
+    /// segments, and one sync is enough for everything unsynced.
     fn roll(&mut self, bytes: u64) -> Result<(), WalError> {
         self.sync()?;
         let next = self.pool.take(bytes)?;
@@ -765,7 +772,7 @@ impl std::fmt::Debug for Wal {
     }
 }
 
-/// Fewest bytes of a segment that begins with a table of this length: at least half of it is for records.
+/// Returns the minimum bytes of a segment that begins with a table of this length: at least half of it is for records.
 fn least_bytes(table: usize) -> u64 {
     BLOCK as u64 + span(2 * table) as u64 + RESERVED
 }
@@ -774,7 +781,7 @@ fn bytes<B: Borrow<Batch>>(batches: &[B]) -> usize {
     batches.iter().map(|batch| batch.borrow().bytes()).sum()
 }
 
-/// The runs of batches that go into one write each. Batches without records are left out at the ends.
+/// Returns the runs of batches that go into one write each. Batches without records are left out at the ends.
 fn split<B: Borrow<Batch>>(batches: &[B], max: usize) -> Vec<Range<usize>> {
     let mut writes: Vec<Range<usize>> = Vec::new();
     let mut room = 0;

@@ -1,4 +1,4 @@
-//! Records on their way into the log, gathered by each worker thread on its own.
+//! Records for the log, which each worker thread gathers on its own.
 
 use super::record::{
     CUT, CutRecord, ENTRY, ENTRY_HEAD_MAX, HEAD, PROMISE, Promise, encode_numbers, put_varint,
@@ -18,10 +18,10 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Most bytes of an entry's record beside the entry.
+    /// Maximum number of bytes of an entry's record besides the entry.
     pub const RECORD_OVERHEAD: usize = ENTRY_HEAD_MAX;
 
-    /// A batch without records.
+    /// Creates a batch without records.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -52,7 +52,7 @@ impl Batch {
         self.bytes.extend_from_slice(&head[..end]);
         encode(&mut self.bytes);
         assert!(self.bytes.len() >= start + end, "encode only appends");
-        // A length that doesn't fit is never written: a batch of that size is over the log's limit.
+        // A length that does not fit is never written: a batch of that size is over the log's limit.
         let len = u32::try_from(self.bytes.len() - start - HEAD).unwrap_or(u32::MAX);
         self.bytes[start + 1..start + HEAD].copy_from_slice(&len.to_le_bytes());
         self.records += 1;
@@ -74,13 +74,13 @@ impl Batch {
         self.records += 1;
     }
 
-    /// Number of records.
+    /// Returns the number of records.
     #[must_use]
     pub fn records(&self) -> u32 {
         self.records
     }
 
-    /// Encoded size in bytes.
+    /// Returns the encoded size in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.len()
@@ -113,23 +113,23 @@ impl Batch {
     }
 }
 
-/// Reads 4 bytes, little-endian. The caller knows that they are there.
+/// Reads 4 bytes, little-endian, which must exist.
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
 }
 
-/// Reads 8 bytes, little-endian. The caller knows that they are there.
+/// Reads 8 bytes, little-endian, which must exist.
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
 }
 
-/// Shards below this number are kept by position, for this is touched for every record.
+/// Shards below this number are kept by position, because this is used for every record.
 pub(crate) const DENSE: u32 = 4096;
 
 /// The highest index of each shard in a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ShardTops {
-    /// Index + 1 by shard, 0 for none.
+    /// By shard, the index plus 1, or 0 for none.
     dense: Vec<u64>,
     sparse: BTreeMap<ShardId, Index>,
 }

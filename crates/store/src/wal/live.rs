@@ -1,5 +1,5 @@
-//! Reading one shard's entries while the log's owner writes it: only what was durable when the reading began, for what
-//! stands after that may be half written. Segments that are given up meanwhile are passed over.
+//! Reads one shard's entries while the log's owner writes the log: only those that were durable when the reading began,
+//! because later ones may be half written. Segments that are released meanwhile are skipped.
 
 use super::batch::ShardTops;
 use super::error::{Damage, WalError};
@@ -16,18 +16,19 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_core::ids::{Index, ShardId};
 
-/// What of a log is whole on disk: from the oldest segment that it needs to its last durable batch.
+/// The range of a log that is whole on disk: from the oldest needed segment to the last durable batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extent {
     pub(super) oldest: u64,
     pub(super) last: Position,
 }
 
-/// The owner's report of its log: the extent, always before it gives segments up, and where the shards' entries stand.
+/// The owner's report of its log: the extent, always updated before segments are released, and the places of the
+/// shards' entries.
 #[derive(Debug)]
 pub(super) struct Published {
     extent: Mutex<Extent>,
-    /// Of the segments from the oldest to the active one; also of batches that are not durable yet.
+    /// The places in the segments from the oldest to the active one, also of batches that are not durable yet.
     spans: Mutex<VecDeque<SegmentSpans>>,
 }
 
@@ -48,7 +49,7 @@ impl Published {
         self.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Batches with these entries were written together at the end of the active segment.
+    /// Notes that batches with these entries were written together at the end of the active segment.
     pub(super) fn note<'a>(&self, tops: impl Iterator<Item = &'a ShardTops>, at: Position) {
         let mut spans = self.spans();
         let active = spans.back_mut().expect("there is an active segment");
@@ -56,17 +57,17 @@ impl Published {
         tops.for_each(|tops| active.shards.merge(tops, (at.batch, at.offset)));
     }
 
-    /// The log goes on in another segment.
+    /// Notes that the log continues in another segment.
     pub(super) fn roll(&self, id: u64) {
         self.spans().push_back(SegmentSpans { id, last: 0, shards: ShardSpans::default() });
     }
 
-    /// The number of the first `count` segments that satisfy a condition, up to the first that does not.
+    /// Returns the number of the first `count` segments that satisfy a condition, up to the first that does not.
     pub(super) fn count_first(&self, count: usize, mut condition: impl FnMut(&ShardSpans) -> bool) -> usize {
         self.spans().iter().take(count).take_while(|spans| condition(&spans.shards)).count()
     }
 
-    /// The oldest segments are given up.
+    /// Notes that the oldest segments are released.
     pub(super) fn drop_first(&self, count: usize) {
         self.spans().drain(..count);
     }
@@ -82,7 +83,7 @@ pub struct WalReader {
 }
 
 impl Wal {
-    /// Gives a handle that reads this log from another thread.
+    /// Returns a handle that reads this log from another thread.
     #[must_use]
     pub fn reader(&self) -> WalReader {
         WalReader {
@@ -105,8 +106,8 @@ pub struct ShardReader {
 }
 
 impl WalReader {
-    /// Finds a batch from which all entries of the shard at `from` or above can be read, by what is known of the segments:
-    /// reads nothing. The batch may not be durable yet.
+    /// Finds a batch from which all entries of the shard at `from` or above can be read, from the places of the
+    /// segments, without reading files. The batch may not be durable yet.
     #[must_use]
     pub fn find(&self, shard: ShardId, from: Index) -> Option<Position> {
         spans::find(&self.published.spans(), 0, shard, from)
@@ -121,9 +122,9 @@ impl WalReader {
 }
 
 impl ShardReader {
-    /// Shows the entries that are durable now and that it did not show before, until `visit` breaks; that entry counts as
-    /// shown. An entry of a higher epoch at an index that was shown voids that one and those after it. An index over the
-    /// one that follows means that what is missing was trimmed.
+    /// Passes the durable entries that it has not passed before to `visit`, until that breaks; the entry at which it
+    /// breaks counts as passed. An entry of a higher epoch at an index that was passed voids that one and those after
+    /// it. A gap in the indexes means that the missing entries were trimmed.
     ///
     /// # Errors
     /// [`WalError::Corrupt`] and the like if what is durable is damaged. [`WalError::Visit`] carries `visit`'s error; the
@@ -139,7 +140,7 @@ impl ShardReader {
             Some((at, _)) if at.segment >= oldest => Some(at),
             _ => spans::find(&log.published.spans(), 0, *shard, *from),
         };
-        // A batch that is not durable yet is read another time.
+        // A batch that is not durable yet is read later.
         while let Some(begin) = next.filter(|begin| begin.batch <= last.batch) {
             let (mut batch, mut passed) = (begin.batch, 0);
             let read = log.read_segment(begin, last.batch, &mut window, &mut |at, record| {
@@ -169,7 +170,7 @@ impl ShardReader {
                 Ok(ControlFlow::Break(())) => break,
                 Err(error @ WalError::Visit(_)) => return Err(error),
                 Err(error) if log.published.get().oldest <= begin.segment => return Err(error),
-                // The log has given the segment up, and its file is gone or used again: no damage.
+                // The log has released the segment, and its file is deleted or reused: no damage.
                 Err(_) => {}
             }
             next = spans::find(&log.published.spans(), begin.segment + 1, *shard, *from);
@@ -182,7 +183,7 @@ type Visitor<'a> =
     dyn FnMut(Position, Record<'_>) -> Result<ControlFlow<()>, Box<dyn Error + Send + Sync>> + 'a;
 
 impl WalReader {
-    /// Shows the entries of a segment from a batch on, up to its last batch or to batch `last`, whichever comes first.
+    /// Passes the entries of a segment from a batch on, up to its last batch or to batch `last`, whichever comes first.
     fn read_segment(
         &self,
         begin: Position,
@@ -191,7 +192,7 @@ impl WalReader {
         visit: &mut Visitor<'_>,
     ) -> Result<ControlFlow<()>, WalError> {
         let id = begin.segment;
-        // Otherwise the log has given it up.
+        // Otherwise the log has released it.
         let Some(last) = spans::last_batch(&self.published.spans(), id).map(|of| of.min(last)) else {
             return Ok(ControlFlow::Continue(()));
         };
@@ -200,7 +201,7 @@ impl WalReader {
             |offset: usize, damage| WalError::Corrupt { path: path.clone(), offset: offset as u64, damage };
         let file = self.disk.open(&path, Open::Read).map_err(WalError::io("open", &path))?;
         let bytes = file.len().map_err(WalError::io("look at", &path))?;
-        // The limit stands before the allocation: the length is the file system's word.
+        // The limit comes before the allocation, because the length is only what the file system reports.
         let len = usize::try_from(bytes).ok().filter(|_| bytes <= SEGMENT_MAX);
         let end = len.ok_or_else(|| corrupt(0, Damage::Range))?;
         window.clear();

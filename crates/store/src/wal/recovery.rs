@@ -1,9 +1,9 @@
-//! Reading a log back, and telling the unsynced tail of a crash from corruption.
+//! Reads a log back, and distinguishes the unsynced tail of a crash from corruption.
 //!
-//! The batches of a log form a chain: consecutive numbers, and in each the checksum of the one before. Reading follows
-//! it to the first place where it breaks, and from there goes on looking for whole batches to the end of the last
-//! segment. If any batch anywhere says that a batch which the chain doesn't reach had been synced, then the break is
-//! corruption. Otherwise nothing from the break on had been synced, so nobody was promised any of it, and it is cut.
+//! The batches of a log form a chain: consecutive numbers, and in each the checksum of the previous one. Reading
+//! follows the chain to the first place where it breaks, and then looks for whole batches up to the end of the last
+//! segment. If any batch records that a batch beyond the break had been synced, the break is corruption. Otherwise
+//! nothing from the break on had been synced, so no promise depends on it, and it is cut.
 //!
 //! Scanning changes nothing. Repairing then makes the kept end durable and wipes what was cut, before anything new is
 //! written: a crash in between leads to the same result.
@@ -25,8 +25,8 @@ use std::error::Error;
 use std::io;
 use std::ops::ControlFlow;
 
-/// A segment as it was found. Its file is opened when it is read, and closed after that: a log may have more segments
-/// than a process may have files open.
+/// A segment as found. Its file is opened when it is read, and closed after that: a log may have more segments than a
+/// process may have open files.
 pub(crate) struct Found {
     pub(crate) id: u64,
     pub(crate) bytes: u64,
@@ -51,25 +51,25 @@ struct Unsynced {
     span: usize,
 }
 
-/// All that reading a log finds out.
+/// The results of reading a log.
 #[derive(Default)]
 pub(crate) struct Scan {
     pub(crate) segments: Vec<Found>,
     /// The last batch of the chain; 0 if there is none.
     pub(crate) number: u64,
     pub(crate) checksum: u32,
-    /// The segment that holds the last batch, and where that ends.
+    /// The segment of the last batch, and the end of that batch.
     pub(crate) tail: usize,
     pub(crate) at: u64,
-    /// Where the last batch begins.
+    /// The position of the last batch.
     pub(crate) last_at: u64,
     pub(crate) oldest: u64,
-    /// Those of the table that the first segment of version 2 begins with, and those after it.
+    /// The promises of the table in the first segment of version 2, and the later ones.
     pub(crate) promises: Promises,
-    /// Such a table was found.
+    /// Whether such a table was found.
     has_table: bool,
     free: Vec<u64>,
-    /// Those of `free` that were kept.
+    /// The segments of `free` that were kept.
     pub(crate) reusable: Vec<Free>,
     /// Segments before a gap, unread: none of them is needed.
     pub(crate) outdated: Vec<u64>,
@@ -80,7 +80,7 @@ pub(crate) struct Scan {
     stray: Vec<Place>,
 }
 
-/// Where the chain stops, and why.
+/// The end of the chain, and its reason.
 struct Break {
     place: Place,
     damage: Damage,
@@ -94,18 +94,18 @@ struct Scanner<'a, 'v> {
     scan: Scan,
     /// The highest sync mark in any whole batch.
     mark: u64,
-    /// The first stop of the chain that the next segment didn't explain.
+    /// The first break of the chain that the next segment does not explain.
     broken: Option<Break>,
-    /// A whole batch stands after a stop.
+    /// Whether a whole batch follows a break.
     leapt: bool,
     visit: &'a mut Visitor<'v>,
     /// The visitor's error: it sees no more records.
     refused: Option<Box<dyn Error + Send + Sync>>,
-    /// The visitor has seen enough.
+    /// Whether the visitor wants no more records.
     is_done: bool,
 }
 
-/// Reads the log and shows its records to `visit`, until that breaks; changes nothing.
+/// Reads the log and passes its records to `visit`, until that breaks; changes nothing.
 pub(crate) fn scan(disk: &dyn Disk, options: &WalOptions, visit: &mut Visitor<'_>) -> Result<Scan, WalError> {
     let mut scanner = Scanner {
         options,
@@ -164,8 +164,9 @@ impl Scanner<'_, '_> {
             }
         }
         logs.sort_unstable();
-        // Several trimmed segments go in any order, and a power cut may keep some names and not others. So what stands before
-        // a gap is outdated, or what is missing is: the first segment after the gap tells.
+        // Several trimmed segments are deleted in any order, and a power cut may undo some of these deletions. So
+        // either the segments before a gap are outdated, or the missing ones are a loss: the first segment after the
+        // gap decides that.
         let gap = logs.windows(2).rposition(|pair| pair[1] != pair[0] + 1);
         let live = logs.split_off(gap.map_or(0, |gap| gap + 1));
         self.scan.outdated = logs;
@@ -214,7 +215,7 @@ impl Scanner<'_, '_> {
             match frame::parse(head, end - offset, id, version, self.options.log_id) {
                 Ok(found) => {
                     self.mark = self.mark.max(found.header.synced);
-                    // Only the first batch of a segment can explain why the one before stopped.
+                    // Only the first batch of a segment can explain a break in the previous one.
                     let may_follow =
                         stop.is_none() && (self.broken.is_none() || offset == BLOCK && !self.leapt);
                     if may_follow && self.follows(&found, id) {
@@ -238,7 +239,7 @@ impl Scanner<'_, '_> {
                         && window
                             .is_of_other_version(file, offset, end, (id, version), self.options.log_id)
                             .map_err(WalError::io("read", &path))?;
-                    // Taken for a segment without batches, it would lose what it holds.
+                    // As a segment without batches it would lose its contents.
                     if is_other {
                         return Err(self.corrupt(start, Damage::SegmentHeader));
                     }
@@ -251,8 +252,8 @@ impl Scanner<'_, '_> {
         Ok(())
     }
 
-    /// Remembers where the chain stopped in `segment`, unless it stopped before. A stop that looks like the mere end of
-    /// the segment before gives way to damage at the start of this one, which then is the likelier cause.
+    /// Notes the break of the chain in `segment`, unless it broke before. A break that looks like the mere end of the
+    /// previous segment is replaced by damage at the start of this one, which is then the likelier cause.
     fn stopped(&mut self, stop: Option<Break>, segment: usize) {
         let has_strays = |segment: usize| self.scan.stray.iter().any(|stray| stray.segment == segment);
         let gives_way = match &self.broken {
@@ -273,7 +274,7 @@ impl Scanner<'_, '_> {
     fn follows(&self, found: &Frame<'_>, segment: u64) -> bool {
         let header = &found.header;
         if self.scan.number == 0 {
-            // Where trimming left off, the chain begins anywhere; a log's very first batch follows nothing.
+            // After trimming the chain begins anywhere; a log's very first batch follows nothing.
             let first = segment == self.scan.segments[0].id;
             return first && header.number > 0 && (segment > 1 || header.number == 1 && header.previous == 0);
         }
@@ -282,7 +283,7 @@ impl Scanner<'_, '_> {
 
     fn take(&mut self, found: &Frame<'_>, place: Place) -> Result<(), WalError> {
         let header = &found.header;
-        // No log was ever written that says so; followed, it would let go of segments that it needs.
+        // No valid log records this; followed, it would release needed segments.
         if header.oldest > header.segment || header.synced >= header.number || header.number == u64::MAX {
             return Err(self.corrupt(place, Damage::Range));
         }
@@ -323,7 +324,7 @@ impl Scanner<'_, '_> {
                 }
                 Stored::Table(table) => {
                     let scan = &mut self.scan;
-                    // The log that trimming left begins with a table that nothing before it confirms.
+                    // After trimming, the log begins with a table that no earlier record confirms.
                     if std::mem::replace(&mut scan.has_table, true) && scan.promises != table {
                         return Err(self.corrupt(place, Damage::Table));
                     }
@@ -371,7 +372,7 @@ impl Scanner<'_, '_> {
 
     fn finish(mut self) -> Result<Scan, WalError> {
         let Some(first) = self.scan.segments.first() else { return Ok(self.scan) };
-        // Only prepared segments are left: no log begins with one, but for the first of all.
+        // Only prepared segments are left: no log begins with one, except the very first.
         let none_written =
             self.scan.number == 0 && self.mark == 0 && !self.leapt && self.scan.stray.is_empty();
         if none_written && first.id > 1 {
@@ -390,7 +391,7 @@ impl Scanner<'_, '_> {
         if first.id > self.scan.oldest && self.scan.number > 0 {
             return Err(WalError::MissingSegment { path: log_path(&self.options.dir, first.id - 1) });
         }
-        // What is wrong with the log itself is the likelier cause, and says more.
+        // The damage of the log itself is the likelier cause, and the better message.
         if let Some(refused) = self.refused.take() {
             return Err(WalError::Visit(refused));
         }
@@ -408,8 +409,8 @@ impl Scanner<'_, '_> {
 }
 
 impl Scan {
-    /// The file of a segment that is changed; the one before is synced and closed. What is changed comes in the order of
-    /// the segments, so that few change more than once.
+    /// Opens the file of a segment to be changed; the previous one is synced and closed. Changes come in the order of
+    /// the segments, so that few segments change more than once.
     fn touch<'f>(
         &self,
         disk: &dyn Disk,
@@ -429,7 +430,7 @@ impl Scan {
         Ok((&*open.insert((segment, file)).1, path))
     }
 
-    /// Makes what [`scan`] found durable and wipes what it cut.
+    /// Makes the records that [`scan`] found durable, and wipes the rest.
     pub(crate) fn repair(&mut self, disk: &dyn Disk, options: &WalOptions) -> Result<(), WalError> {
         let dir = &options.dir;
         for path in std::mem::take(&mut self.temporary) {
@@ -446,8 +447,8 @@ impl Scan {
         }
         self.reusable = free;
 
-        // Prepared segments of an older version, or of a length that is not wanted any more, go, last first and each for good before the next: a
-        // crash leaves no gap.
+        // Prepared segments of an older version, or of an unwanted length, are removed, the last one first and each
+        // durably before the next: a crash leaves no gap.
         let is_wanted = |spare: &Found| spare.version == FORMAT && options.is_reusable(spare.bytes);
         if self.segments.iter().skip(self.tail + 1).any(|spare| !is_wanted(spare)) {
             while self.segments.len() > self.tail + 1 {
@@ -467,7 +468,7 @@ impl Scan {
             frame::unmark(&mut block);
             file.write_at(&block, offset).map_err(WalError::io("write", &path))?;
         }
-        // Reading them back proves nothing: after a failed sync the system's cache may hold what the disk doesn't. So they
+        // Reading them back proves nothing: after a failed sync the system's cache may differ from the disk. So they
         // are written again.
         for unsynced in std::mem::take(&mut self.unsynced) {
             let (file, path) = self.touch(disk, dir, unsynced.place.segment, &mut open)?;
@@ -480,7 +481,7 @@ impl Scan {
             let path = log_path(dir, self.segments[segment].id);
             file.sync_data().map_err(WalError::io("sync", &path))?;
         }
-        // The names that were found may be newer than what the disk knows.
+        // The found names may not be durable yet.
         disk.sync_dir(dir).map_err(WalError::io("sync", dir))
     }
 }

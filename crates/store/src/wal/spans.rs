@@ -1,14 +1,15 @@
-//! Where each shard's entries stand in the log's segments: for trimming, and to find one without reading the others.
+//! The places of each shard's entries in the log's segments: for trimming, and to find an entry without reading the
+//! other segments.
 
 use super::Position;
 use super::batch::{DENSE, ShardTops};
 use std::collections::{BTreeMap, VecDeque};
 use stead_core::ids::{Index, ShardId};
 
-/// Bytes of a segment between two waypoints of a shard, at least: as many as are read at once.
+/// Minimum bytes of a segment between two waypoints of a shard: as many as are read at once.
 const WAYPOINT_BYTES: u64 = 1 << 20;
-/// Bytes of a segment for each waypoint, at least, however many shards have entries there: a 256th of the log is memory for
-/// waypoints at most.
+/// Minimum bytes of a segment for each waypoint, however many shards have entries there: waypoints take at most a 256th
+/// of the log in memory.
 const BYTES_PER_WAYPOINT: u64 = 256 * size_of::<Waypoint>() as u64;
 
 /// A shard's entries in one segment.
@@ -18,13 +19,13 @@ pub(crate) struct Span {
     pub(crate) top: Index,
     /// The first batch that holds one; 0 if there is none.
     batch: u64,
-    /// Where that batch begins in the segment.
+    /// The position of that batch in the segment.
     offset: u64,
-    /// Where the batch of the last waypoint begins, or of the first entry without any.
+    /// The position of the batch of the last waypoint, or of the first entry without waypoints.
     marked: u64,
 }
 
-/// A batch from which a reader can begin that wants none of a shard's entries below an index.
+/// A batch from which a reader can begin that needs no entry of a shard below an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Waypoint {
     shard: ShardId,
@@ -41,7 +42,7 @@ pub(crate) struct ShardSpans {
     sparse: BTreeMap<ShardId, Span>,
     /// Number of shards that have entries.
     shards: u64,
-    /// In the order of the log.
+    /// The waypoints, in the order of the log.
     waypoints: Vec<Waypoint>,
 }
 
@@ -74,15 +75,15 @@ impl ShardSpans {
         }
     }
 
-    /// The highest index of each shard that has entries here.
+    /// Returns the highest index of each shard that has entries here.
     pub(crate) fn tops(&self) -> impl Iterator<Item = (ShardId, Index)> + '_ {
         let dense = (0..).map(ShardId).zip(&self.dense);
         let all = dense.chain(self.sparse.iter().map(|(shard, span)| (*shard, span)));
         all.filter(|(_, span)| span.batch > 0).map(|(shard, span)| (shard, span.top))
     }
 
-    /// The last known batch before which no entry of the shard is at `from` or above, and where it begins; `None` if no
-    /// entry here is.
+    /// Returns the last known batch before which no entry of the shard is at `from` or above, and its position; `None`
+    /// if no entry here is.
     fn find(&self, shard: ShardId, from: Index) -> Option<(u64, u64)> {
         let span = if shard.0 < DENSE { self.dense.get(shard.0 as usize) } else { self.sparse.get(&shard) };
         let span = span.filter(|span| span.batch > 0 && span.top >= from)?;
@@ -92,7 +93,7 @@ impl ShardSpans {
     }
 }
 
-/// A segment with what it holds.
+/// A segment with the places of its entries.
 #[derive(Debug)]
 pub(crate) struct SegmentSpans {
     pub(crate) id: u64,
@@ -101,7 +102,7 @@ pub(crate) struct SegmentSpans {
     pub(crate) shards: ShardSpans,
 }
 
-/// Returns the last batch of a segment; `None` if the log has given it up.
+/// Returns the last batch of a segment; `None` if the log has released it.
 pub(crate) fn last_batch(segments: &VecDeque<SegmentSpans>, segment: u64) -> Option<u64> {
     let at = segments.binary_search_by_key(&segment, |spans| spans.id).ok()?;
     Some(segments[at].last)

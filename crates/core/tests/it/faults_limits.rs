@@ -139,8 +139,12 @@ fn a_session_that_is_half_forgotten_applies_nothing_again_7() {
         ask(&mut world, number).unwrap();
     }
     let runs = world.runs("a");
-    world.now = world.now.plus_millis(2 * world.settings.session_ttl);
+    // Exactly when it expires.
     world.give(world.shard_of("a"), Input::Tick);
+    let expires = world.shard("a").state().session(session).unwrap().expires;
+    world.now = world.now.plus_micros(expires.since(world.shard("a").clock().served()));
+    world.give(world.shard_of("a"), Input::Tick);
+    assert_eq!(world.shard("a").clock().served(), expires);
     let state = world.shard("a").state();
     let first = RecordKey::reply(session, RequestNumber(1));
     assert!(state.session(session).is_some() && state.records().get(first.as_bytes()).is_none());
@@ -326,4 +330,20 @@ fn outcomes_of_steps_that_wait_to_be_handled_are_counted() {
     assert_eq!(world.shard("a").outcome_bytes(), outcome);
     world.settle();
     assert_eq!((world.shard("a").outcome_bytes(), world.state("a").as_str()), (0, "xdone"));
+}
+
+#[test]
+fn a_suspected_request_that_is_refused_as_overload_leaves_no_attempt() {
+    let mut world = World::new();
+    world.restart();
+    let shard = world.shard_of("a");
+    world.store(shard);
+    let token = world.request("a", "add x", Identity::None);
+    assert_eq!(world.shard("a").state().attempts(), 1);
+    world.shards[shard.0 as usize].set_crowded(true);
+    world.settle();
+    assert!(matches!(world.answer(token).unwrap().result, Err(Refusal::Overloaded { .. })));
+    assert_eq!((world.shard("a").state().attempts(), world.runs("a")), (0, 0));
+    world.shards[shard.0 as usize].set_crowded(false);
+    assert_eq!(world.call("a", "add x"), Ok(ok("x")));
 }

@@ -4,10 +4,10 @@ use crate::numbered;
 use crate::world::World;
 use std::collections::BTreeMap;
 use stead_core::entry::Cause;
-use stead_core::ids::{Blob, Colour, Key, RequestNumber};
+use stead_core::ids::{Blob, Colour, Key, RequestNumber, TaskId};
 use stead_core::record::{RecordKey, TaskHead, TaskRecord, decode_value, encode_value};
 use stead_core::records::{Piece, Records, decode_records};
-use stead_core::shard::{Identity, Input, Settings};
+use stead_core::shard::{Identity, Input, Settings, StepOutcome};
 use stead_core::state::State;
 
 /// [`Settings::work_max`] by default.
@@ -172,6 +172,23 @@ fn several_entries_delete_all_confirmed_replies_and_no_other_7() {
 }
 
 #[test]
+fn jobs_that_do_nothing_count_as_work_too() {
+    let mut world = World::with(Settings { work_max: 8, ..Settings::default() });
+    let shard = world.shard_of("a");
+    world.give(shard, Input::Full(true));
+    for step in 0..100 {
+        let outcome = StepOutcome::Done(Blob::empty());
+        // Of no task.
+        world.give(shard, Input::TaskStep { id: TaskId(9), step, run: 1, outcome });
+    }
+    assert_eq!(world.shard("a").waiting(), 100);
+    world.give(shard, Input::Full(false));
+    assert!((92..100).contains(&world.shard("a").waiting()), "{}", world.shard("a").waiting());
+    world.settle();
+    assert_eq!(world.shard("a").waiting(), 0);
+}
+
+#[test]
 fn an_epoch_begins_with_much_in_parts() {
     let work_max = 256;
     let count = 3 * work_max;
@@ -248,5 +265,5 @@ fn a_task_is_looked_at_without_its_state() {
     };
     let head: TaskHead = decode_value(&encode_value(&task)).unwrap();
     assert_eq!((head.process, head.name, head.step, head.progress), (task.process, task.name, 3, 5));
-    assert_eq!(RecordKey::task(stead_core::ids::TaskId(1)).request_number(), None);
+    assert_eq!(RecordKey::task(TaskId(1)).request_number(), None);
 }

@@ -126,9 +126,14 @@ fn a_task_is_charged_when_its_step_begins_and_nothing_else_does() {
         "they continue at once, because none was running when the process ended"
     );
     assert_eq!(world.alone, 0);
+    let until = world.now.plus_millis(settings.suspect_for);
     world.crash();
     world.settle();
     assert_eq!(world.tasks.len(), 0, "suspected requests come first");
+    assert_eq!(world.shard("a").deadline(), Some(until), "the shard wants a tick for them");
+    world.give(world.shard_of("a"), Input::Full(true));
+    assert!(world.shard("a").deadline().is_none_or(|at| at > until), "but not while it cannot log one");
+    world.give(world.shard_of("a"), Input::Full(false));
     world.pass(settings.suspect_for);
     for _ in 0..TASKS {
         // An end from outside: each step is met once, alone.
@@ -431,4 +436,31 @@ fn a_timer_that_ends_the_process_before_the_clock_is_believed_is_given_up() {
         }
         assert_eq!((world.deaths, world.letters("a").len(), world.state("a").as_str()), (3, 1, "x"));
     }
+}
+
+#[test]
+fn a_life_that_ends_in_order_forgives_what_began_before_it() {
+    let mut world = World::new();
+    world.restart();
+    world.store(world.shard_of("a"));
+    // The process ends when the request has begun, and its client never repeats it.
+    world.request("a", "add x", Identity::None);
+    world.is_clean = true;
+    world.restart();
+    assert_eq!(world.shard("a").state().attempts(), 1);
+    world.settle();
+    assert_eq!(world.shard("a").state().attempts(), 0);
+}
+
+#[test]
+fn the_entry_of_a_suspected_request_removes_its_attempt() {
+    let mut world = World::new();
+    let session = world.open("a", 1);
+    world.restart();
+    world.settle();
+    world.request("a", "add x", numbered(session, 1, 0));
+    world.settle();
+    let causes = world.log[&world.shard_of("a")].iter().rev().map(|entry| &entry.cause).take(2);
+    assert!(matches!(*causes.collect::<Vec<_>>(), [Cause::Request { .. }, Cause::Attempt]));
+    assert_eq!(world.shard("a").state().attempts(), 0);
 }

@@ -393,3 +393,12 @@ fn renewals_add_no_more_bytes_than_their_budget_but_for_the_first() {
     assert_eq!(due(30), [ShardId(0), ShardId(1)]);
     assert_eq!(due(100), [ShardId(0), ShardId(1), ShardId(2)]);
 }
+
+#[test]
+fn a_bundle_is_named_by_its_checkpoint_its_writer_and_a_serial_number() {
+    let names = BundleNames::new(0xab);
+    assert_eq!(names.writer(), 0xab);
+    let drawn = [3, 3].map(|number| names.draw(CheckpointNumber(number)));
+    let name = |serial| format!("bundles/{:020}-{:016x}-{serial:06}.bundle", 3, 0xab);
+    assert_eq!(drawn, [name(0), name(1)]);
+}

@@ -158,6 +158,7 @@ fn a_second_reading_counts_no_entry_of_other_shards_again() {
         replay.handle_entry(*shard, *epoch, *index, bytes).expect("a log can hold it");
     }
     assert_eq!(replay.end_reading().expect("it can be folded"), [void]);
+    assert_eq!(replay.states().iter().map(State::shard).collect::<Vec<_>>(), [folded, void]);
     replay.restart(State::new(void));
     for (shard, epoch, index, bytes) in &log {
         replay.handle_again(*shard, *epoch, *index, bytes).expect("it can be folded");

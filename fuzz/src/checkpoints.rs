@@ -4,12 +4,14 @@ use crate::edits::{Source, damage};
 use std::sync::{Arc, OnceLock};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Send, Write};
-use stead_core::ids::{Blob, CheckpointNumber, Epoch, Incarnation, Index, Key, ShardId, Time};
+use stead_core::ids::{
+    Blob, CheckpointNumber, ClusterId, Epoch, Incarnation, Index, Key, NodeId, ShardId, Time,
+};
 use stead_core::record::{RecordKey, decode_value};
 use stead_core::records::encode_record;
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
-use stead_store::checkpoint::bundle::{Bundle, BundleNames};
+use stead_store::checkpoint::bundle::{Author, Bundle, BundleNames};
 use stead_store::checkpoint::json::Hash;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Decision, Manifest, decode_decision, manifest_name, newest};
@@ -74,8 +76,10 @@ pub(crate) fn template() -> &'static Template {
     TEMPLATE.get_or_init(|| {
         let disk = SimDisk::new(1);
         let store = DiskStore::open(Arc::new(disk.clone()), ROOT).expect("an empty disk");
-        let bundle = BundleNames::new(4).draw(NUMBER);
-        let plan = Plan { number: NUMBER, created: Time(5), topology: topology(), bundle, writer: 4 };
+        let author = Author { cluster: ClusterId(6), node: NodeId(2), writer: 4 };
+        let bundle = BundleNames::new(author).draw(NUMBER);
+        let parts = topology().shards().map(|shard| (shard, Epoch(2))).collect();
+        let plan = Plan { number: NUMBER, created: Time(5), topology: topology(), parts, bundle, author };
         let mut writer = CheckpointWriter::create(&store, plan).expect("there is room");
         let mut headers = Vec::new();
         for shard in topology().shards() {
@@ -156,7 +160,7 @@ pub fn bundle(data: &[u8]) {
     disk.put(&path, &file);
     manifest.bundles[0].index = Hash(hash);
     manifest.bundles[0].bytes = file.len() as u64;
-    if let Ok(bundle) = Bundle::open(&store, &manifest.bundles[0], manifest.incarnation) {
+    if let Ok(bundle) = Bundle::open(&store, &manifest.bundles[0], manifest.belonging()) {
         for (shard, section) in bundle.sections() {
             let _ = (bundle.header(shard), section.bytes());
         }
@@ -169,10 +173,12 @@ pub fn bundle(data: &[u8]) {
 pub fn manifest(data: &[u8]) {
     let Some((mode, data)) = data.split_first() else { return };
     let kind = if mode & 2 == 0 { "manifest" } else { "tombstone" };
+    let format = if mode & 4 == 0 { 1 } else { 2 };
     let bytes = match (mode & 1, std::str::from_utf8(data)) {
         (1, Ok(body)) => {
-            let checksum = Hash(xxh3_128(format!("{kind} 1 {body}").as_bytes()));
-            format!(r#"{{"stead":"{kind}","format":1,"checksum":"{checksum}","body":{body}}}"#).into_bytes()
+            let checksum = Hash(xxh3_128(format!("{kind} {format} {body}").as_bytes()));
+            format!(r#"{{"stead":"{kind}","format":{format},"checksum":"{checksum}","body":{body}}}"#)
+                .into_bytes()
         }
         _ => data.to_vec(),
     };

@@ -4,6 +4,7 @@ use crate::checkpoints;
 use crate::edge::Shape;
 use crate::protocol::sample_entries;
 use serde_json::json;
+use stead_core::ids::NodeId;
 use stead_core::record::encode_value;
 use stead_core::records::encode_record;
 
@@ -54,9 +55,17 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     let manifest = template.manifest.encode();
     let body = serde_json::to_vec(&template.manifest).expect("a manifest is JSON");
     add("manifest", "whole", prefixed(&[0], &manifest));
+    add("manifest", "body-2", prefixed(&[5], &body));
+    let mut older = template.manifest.clone();
+    older.cluster = None;
+    older.bundles.iter_mut().for_each(|bundle| bundle.node = NodeId::FIRST);
+    older.parts.iter_mut().for_each(|part| part.node = NodeId::FIRST);
+    let body = serde_json::to_vec(&older).expect("a manifest is JSON");
     add("manifest", "body", prefixed(&[1], &body));
-    let tombstone = json!({"incarnation": 9, "number": 3, "created": 5, "writer": 4, "reason": "full"});
+    let mut tombstone = json!({"incarnation": 9, "number": 3, "created": 5, "writer": 4, "reason": "full"});
     add("manifest", "tombstone", prefixed(&[3], tombstone.to_string().as_bytes()));
+    tombstone["cluster"] = format!("{:032x}", 6).into();
+    add("manifest", "tombstone-2", prefixed(&[7], tombstone.to_string().as_bytes()));
     add("bundle", "flip", vec![0, 0, 40, 0, 3]);
     add("bundle", "index", vec![1, 1, 0, 2, 0, 5]);
     add("wal_damage", "flip", vec![0, 1, 0, 0, 3, 1]);

@@ -6,7 +6,7 @@
 pub use crate::blob::Blob;
 pub use crate::key::{Key, KeyTooLong};
 use minicbor::{Decode, Encode};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
 macro_rules! number {
@@ -58,6 +58,12 @@ number! {
     /// A node of the cluster.
     NodeId(u32)
 }
+
+impl NodeId {
+    /// The first node of a cluster.
+    pub const FIRST: Self = Self(1);
+}
+
 number! {
     /// A replica of a shard: its number is new for each stint of membership and never used again for that shard.
     ReplicaId(u64)
@@ -121,6 +127,31 @@ number! {
 number! {
     /// A task, unique within its shard for ever.
     TaskId(u64)
+}
+
+/// A cluster, drawn at random when it is created. Written as 32 hexadecimal digits, also with serde.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId(pub u128);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl Serialize for ClusterId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ClusterId {
+    /// Takes the output of `Display`, and nothing else.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let id = u128::from_str_radix(&text, 16).ok().map(Self).filter(|id| id.to_string() == text);
+        id.ok_or_else(|| serde::de::Error::custom("a cluster has 32 hexadecimal digits"))
+    }
 }
 
 /// Timers and tasks that one entry can number.

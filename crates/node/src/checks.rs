@@ -205,7 +205,7 @@ impl Checks {
         let Some(job) = asked.or_else(|| held.newest.take_if(|_| !rests)) else {
             return Next::Sleep(held.newest.as_ref().map(|_| held.rest_until));
         };
-        let manifest = job.manifest.clone();
+        let manifest = Box::new(job.manifest.clone());
         held.running = Some(Running { job, since: now, service: None, mark: None, results: Vec::new() });
         Next::Take(manifest, is_asked)
     }
@@ -310,7 +310,7 @@ fn load_states(store: &dyn BlobStore, manifest: &Manifest) -> Result<Vec<State>,
 /// The part's next work.
 enum Next {
     /// Check this checkpoint; the flag says whether it was requested.
-    Take(Manifest, bool),
+    Take(Box<Manifest>, bool),
     /// Sleep until a checkpoint comes, or until this time.
     Sleep(Option<Time>),
     Ended,

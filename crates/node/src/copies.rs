@@ -78,7 +78,7 @@ impl<E: Env> Drop for AskedCopy<E> {
 
 /// State shared by all copies of a node.
 pub(crate) struct Copies {
-    owner: Owner,
+    pub(crate) owner: Owner,
     pace: Pace,
     cancel: Cancel,
     /// One copy or collection at a time: a collection must not see bundles whose manifest is not written yet.
@@ -205,6 +205,7 @@ pub fn copy_stored(
 ) -> Result<CopyReport, CheckpointError> {
     let begun = Instant::now();
     let manifest = read_manifest(local, CheckpointNumber(number))?;
+    manifest.check_cluster(owner.cluster)?;
     owner.claim(target)?;
     let copied = copy(local, target, &manifest, paced)?;
     Ok(CopyReport {
@@ -345,8 +346,8 @@ impl CopyPart {
             return failed(failure);
         }
         let retention = Retention { keep: self.to.keep, ..Retention::default() };
-        let (now, incarnation) = (hub.now(), hub.topology.incarnation);
-        let collected = self.collector.collect(&**target, incarnation, now, &retention, &BTreeSet::new());
+        let (now, owner) = (hub.now(), hub.copies.owner);
+        let collected = self.collector.collect(&**target, owner, now, &retention, &BTreeSet::new());
         let failure = collected.err().map(|error| format!("cannot collect old copies: {error}"));
         Round { copied: Some(number), failure }
     }

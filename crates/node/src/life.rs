@@ -217,7 +217,8 @@ impl<E: Env> Life<E> {
             }
             found
         };
-        let report = verify_stored(store, number, &shared.program, &mut check)?;
+        let report =
+            verify_stored(store, number, Some(shared.copies.owner.cluster), &shared.program, &mut check)?;
         // A checkpoint that was passed over is checked now.
         if report.check != CheckOutcome::NotChecked && !shared.is_ended() {
             let result = |check: &ServiceCheck| CheckResult {

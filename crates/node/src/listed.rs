@@ -4,7 +4,7 @@ use crate::checkpoint::CheckpointInfo;
 use crate::env::Program;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use stead_core::ids::{CheckpointNumber, Incarnation};
+use stead_core::ids::{CheckpointNumber, ClusterId, Incarnation};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
@@ -97,18 +97,20 @@ pub fn list_checkpoints(store: &dyn BlobStore) -> Result<Vec<CheckpointInfo>, Ch
     Listed::default().all(store)
 }
 
-/// Verifies a stored checkpoint with the checks of the services of a program; `check` runs the one of a service over the
-/// states of all shards.
+/// Verifies a stored checkpoint, which must be of `cluster` if one is given, with the checks of the services of a program;
+/// `check` runs the one of a service over the states of all shards.
 ///
 /// # Errors
-/// [`CheckpointError`] if the checkpoint is damaged. An undamaged but inconsistent one is in the report.
+/// [`CheckpointError`] if the checkpoint is damaged or of another cluster. An undamaged but inconsistent one is in the report.
 pub fn verify_stored(
     store: &dyn BlobStore,
     number: u64,
+    cluster: Option<ClusterId>,
     program: &impl Program,
     check: &mut dyn FnMut(&str, &Topology, &[State]) -> Result<(), String>,
 ) -> Result<Report, CheckpointError> {
     let manifest = read_manifest(store, CheckpointNumber(number))?;
+    cluster.map_or(Ok(()), |cluster| manifest.check_cluster(cluster))?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut check = |topology: &Topology, states: &[State]| check_states(topology, states, program, check);
     verify_checkpoint(store, &manifest, threads, &mut check)

@@ -424,7 +424,7 @@ pub(crate) mod tests {
     use crate::clock::SystemClock;
     use crate::env::{Caller, Program, StepCall};
     use stead_core::handler::{Call, Handler, Misuse, Outcome, Txn, View};
-    use stead_core::ids::Incarnation;
+    use stead_core::ids::{ClusterId, Incarnation};
     use stead_core::shard::{Answer, StepOutcome};
     use stead_store::checkpoint::copy::Owner;
 
@@ -496,7 +496,7 @@ pub(crate) mod tests {
         for (name, shards) in services {
             topology.ensure(name, *shards).unwrap();
         }
-        let owner = Owner { cluster: 1, incarnation: topology.incarnation };
+        let owner = Owner { cluster: ClusterId(1), incarnation: topology.incarnation };
         let around = (SystemClock::new(None), ());
         let copies = (Copies::new(owner, 0, None), Checks::new(u64::MAX));
         let limits = MemoryLimits::default();

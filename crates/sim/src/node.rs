@@ -9,7 +9,7 @@ use crate::stopping::Stopping;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::ids::{CheckpointNumber, Epoch, Incarnation, Index, NodeId, ShardId, TaskId};
+use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Incarnation, Index, NodeId, ShardId, TaskId};
 use stead_core::key::Key;
 use stead_core::record::TaskRecord;
 use stead_core::shard::Shard;
@@ -25,7 +25,7 @@ use stead_store::disk::Disk;
 use stead_store::wal::WalOptions;
 
 /// The only node of the cluster.
-pub(crate) const NODE: NodeId = NodeId(1);
+pub(crate) const NODE: NodeId = NodeId::FIRST;
 
 /// A part of the node that gets turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +73,7 @@ pub(crate) fn wal_options(segment_bytes: u64, log_id: u64, create: bool) -> WalO
 /// Returns the metadata of a new data directory.
 pub(crate) fn fresh(incarnation: Incarnation) -> Meta {
     Meta {
-        cluster: 0x5ead,
+        cluster: ClusterId(0x5ead),
         incarnation,
         node: NODE,
         lives: 0,

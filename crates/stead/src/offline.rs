@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_core::entry::{Entry, NoEntry};
-use stead_core::ids::{CheckpointNumber, Epoch, Index, NodeId, ShardId};
+use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Index, NodeId, ShardId};
 use stead_core::state::State;
 use stead_core::topology::{Topology, TopologyError};
 use stead_node::{
@@ -20,7 +20,7 @@ use stead_node::{
 };
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
-use stead_store::checkpoint::copy::Owner;
+use stead_store::checkpoint::copy::{Owner, cluster_of_copies};
 use stead_store::checkpoint::manifest::{newest, read_manifest};
 use stead_store::checkpoint::remote;
 use stead_store::checkpoint::restore::RestoreError as StoreRestoreError;
@@ -140,11 +140,24 @@ fn existing_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
     Ok(Arc::new(RealDisk::open_existing(path).map_err(failed)?))
 }
 
-fn source_store(from: &str) -> Result<Arc<dyn BlobStore>, OfflineError> {
-    if from.contains("://") {
-        return remote_store(from);
+/// The checkpoints of a data directory or of an address, and the cluster whose they are, if that is known there.
+struct Source {
+    store: Arc<dyn BlobStore>,
+    cluster: Option<ClusterId>,
+}
+
+impl Source {
+    fn open(from: &str) -> Result<Self, OfflineError> {
+        if from.contains("://") {
+            let store = remote_store(from)?;
+            let cluster = cluster_of_copies(&*store)?;
+            return Ok(Self { store, cluster });
+        }
+        let disk = existing_disk(Path::new(from))?;
+        // Checkpoints can be read, and restored, without the facts of their directory.
+        let cluster = DataDir::inspect(&*disk).ok().map(|meta| meta.cluster);
+        Ok(Self { store: Arc::new(DiskStore::attach(disk, CHECKPOINTS)), cluster })
     }
-    Ok(Arc::new(DiskStore::attach(existing_disk(Path::new(from))?, CHECKPOINTS)))
 }
 
 fn remote_store(address: &str) -> Result<Arc<dyn BlobStore>, OfflineError> {
@@ -161,7 +174,7 @@ pub fn restore(
     mut progress: impl FnMut(RestoreProgress),
 ) -> Result<RestoreReport, OfflineError> {
     let begun = Instant::now();
-    let source = source_store(&options.from)?;
+    let Source { store: source, cluster } = Source::open(&options.from)?;
     let number = match options.number {
         Some(number) => CheckpointNumber(number),
         None => {
@@ -170,12 +183,13 @@ pub fn restore(
         }
     };
     let manifest = read_manifest(&*source, number)?;
+    cluster.map_or(Ok(()), |cluster| manifest.check_cluster(cluster))?;
     let is_new = !options.into.try_exists().unwrap_or(true);
     let disk = real_disk(&options.into)?;
     let fresh = Meta {
-        cluster: fastrand::u128(..),
+        cluster: ClusterId(fastrand::u128(..)),
         incarnation: manifest.incarnation,
-        node: NodeId(1),
+        node: NodeId::FIRST,
         lives: 0,
         epoch_floor: Epoch(0),
         log_id: fastrand::u64(..),
@@ -224,7 +238,7 @@ fn topology_of(meta: &Meta) -> Result<Topology, OfflineError> {
 /// # Errors
 /// [`OfflineError`] if they cannot be read.
 pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
-    let store = source_store(from)?;
+    let store = Source::open(from)?.store;
     let mut found = list_checkpoints(&*store)?;
     for name in begun_names(&*store)? {
         // An unreadable mark is treated as missing.
@@ -243,7 +257,8 @@ pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
 pub fn verify(from: &str, number: u64, registry: &Registry) -> Result<Report, OfflineError> {
     let mut check =
         |service: &str, topology: &Topology, cut: &[State]| Program::check(registry, service, topology, cut);
-    Ok(verify_stored(&*source_store(from)?, number, registry, &mut check)?)
+    let Source { store, cluster } = Source::open(from)?;
+    Ok(verify_stored(&*store, number, cluster, registry, &mut check)?)
 }
 
 /// Copies a checkpoint of a data directory without a running node to `file:///directory` or `s3://bucket/prefix`;

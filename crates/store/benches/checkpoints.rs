@@ -8,12 +8,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::checkpointing::merging::{Policy, plan};
-use stead_core::ids::{Blob, CheckpointNumber, Incarnation, ShardId, Time};
+use stead_core::ids::{Blob, CheckpointNumber, ClusterId, Epoch, Incarnation, NodeId, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
-use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::bundle::{Author, BundleNames, Origin};
 use stead_store::checkpoint::compact::MergeRun;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::Manifest;
@@ -45,8 +45,9 @@ impl World {
     fn checkpoint(&mut self, all: bool, lineage: &Lineage) -> (Manifest, Lineage) {
         self.number = self.number.next();
         let (number, topology) = (self.number, self.topology.clone());
-        let (bundle, writer) = (self.names.draw(number), self.names.writer());
-        let plan = Plan { number, created: Time(0), topology, bundle, writer };
+        let (bundle, author) = (self.names.draw(number), self.names.author());
+        let parts = topology.shards().map(|shard| (shard, Epoch(0))).collect();
+        let plan = Plan { number, created: Time(0), topology, parts, bundle, author };
         let mut writer = CheckpointWriter::create(&self.store, plan).expect("create");
         for (at, records) in self.shards.iter_mut().enumerate() {
             let shard = ShardId(at as u32);
@@ -79,7 +80,7 @@ fn checkpoints(c: &mut Criterion) {
     topology.ensure("s", SHARDS).expect("a service");
     let mut world = World {
         store: DiskStore::open(disk, "checkpoints").expect("a store"),
-        names: BundleNames::new(1),
+        names: BundleNames::new(Author { cluster: ClusterId(1), node: NodeId::FIRST, writer: 1 }),
         topology,
         shards: (0..SHARDS).map(|_| Records::new()).collect(),
         rng: fastrand::Rng::with_seed(1),
@@ -111,7 +112,8 @@ fn checkpoints(c: &mut Criterion) {
     let merge = plan(&lineage, &Policy::default()).expect("sixteen of one level");
     group.throughput(Throughput::Bytes(merge.bytes));
     group.bench_function("merge", |b| {
-        let id = (Incarnation(1), world.number, world.names.writer());
+        let (author, number) = (world.names.author(), world.number);
+        let id = Origin { author, incarnation: Incarnation(1), number };
         b.iter_batched(
             || (),
             |()| {

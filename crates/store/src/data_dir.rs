@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
-use stead_core::ids::{Epoch, Incarnation, NodeId, ShardId};
+use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId, ShardId};
 use stead_core::topology::Topology;
 
 /// The version of the data directory's format. Version 1 is read, and replaced by the first change.
@@ -30,7 +30,7 @@ const META_BYTES_MAX: u64 = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
     /// The cluster, drawn at random when it is created.
-    pub cluster: u128,
+    pub cluster: ClusterId,
     /// The cluster's life since its last restore.
     pub incarnation: Incarnation,
     /// The node of the cluster that the directory belongs to.
@@ -364,7 +364,7 @@ fn encode(meta: &Meta) -> Vec<u8> {
         shards: service.shards,
     });
     let body = BodyJson {
-        cluster: format!("{:032x}", meta.cluster),
+        cluster: meta.cluster.to_string(),
         incarnation: meta.incarnation.0,
         node: meta.node.0,
         lives: meta.lives,
@@ -421,7 +421,7 @@ fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
         shards: service.shards,
     });
     let meta = Meta {
-        cluster: hex("cluster", &body.cluster)?,
+        cluster: ClusterId(hex("cluster", &body.cluster)?),
         incarnation: Incarnation(body.incarnation),
         node: NodeId(body.node),
         lives: body.lives,

@@ -15,7 +15,7 @@ use std::error::Error;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use stead_core::checkpointing::lineage::Lineage;
-use stead_core::ids::{CheckpointNumber, Epoch, ReplicaId, ShardId};
+use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, ReplicaId, ShardId};
 use stead_core::replay::{Replay, ReplayError, Replayed};
 use stead_core::start::KnownEpochs;
 use stead_core::state::State;
@@ -152,10 +152,18 @@ pub enum RecoveryError {
 #[error("{0}")]
 struct Refused(String);
 
+/// The facts of a node that its data must fit.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The cluster of the node's metadata.
+    pub cluster: ClusterId,
+    /// The topology of the node's metadata: it has every service of the checkpoint, and may have more.
+    pub topology: &'a Topology,
+}
+
 /// Recovers all shards of a node.
 ///
-/// `topology` is that of the node's metadata: it has every service of the checkpoint, and may have more. `threads` load
-/// the parts; with 1 no thread is started and the order of all I/O is fixed.
+/// `threads` load the parts; with 1 no thread is started and the order of all I/O is fixed.
 ///
 /// # Errors
 /// [`RecoveryError`], saying what can't be used and what to do. A damaged newest checkpoint is never passed over for an
@@ -163,11 +171,11 @@ struct Refused(String);
 pub fn recover(
     disk: Arc<dyn Disk>,
     store: &dyn BlobStore,
-    topology: &Topology,
+    facts: Facts<'_>,
     wal: WalOptions,
     threads: usize,
 ) -> Result<Recovered, RecoveryError> {
-    recover_checked(disk, store, topology, wal, threads, |_| Ok(()))
+    recover_checked(disk, store, facts, wal, threads, |_| Ok(()))
 }
 
 /// Recovers as [`recover`] does, but asks `accept` once all states are known and nothing is changed yet.
@@ -177,16 +185,18 @@ pub fn recover(
 pub fn recover_checked(
     disk: Arc<dyn Disk>,
     store: &dyn BlobStore,
-    topology: &Topology,
+    facts: Facts<'_>,
     wal: WalOptions,
     threads: usize,
     accept: impl FnOnce(&[State]) -> Result<(), String>,
 ) -> Result<Recovered, RecoveryError> {
+    let Facts { cluster, topology } = facts;
     let newest = newest(store)?;
     let mut states: Vec<State> = topology.shards().map(State::new).collect();
     let mut report = RecoveryReport::default();
     let mut lineage = Lineage::new();
     if let Some(manifest) = &newest.manifest {
+        manifest.check_cluster(cluster)?;
         check_topology(manifest, topology)?;
         for part in load_parts(store, manifest, threads)? {
             let at = part.header.shard.0 as usize;

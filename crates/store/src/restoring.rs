@@ -3,7 +3,7 @@
 //! The facts of the directory come first, marked as [`Meta::restoring`], and the mark goes last. So a restore that breaks off leaves
 //! a directory that every start refuses and a later restore takes.
 
-use crate::checkpoint::bundle::BundleNames;
+use crate::checkpoint::bundle::{Author, BundleNames};
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::restore::{Progress, Restore, RestoreError, Restored, restore};
 use crate::checkpoint::store::{BlobStore, DiskStore, StoreError};
@@ -95,7 +95,8 @@ fn fill(
     remove_tree(&**data_dir.disk(), CHECKPOINTS).map_err(RestoreIntoError::Remove)?;
     let target = DiskStore::open(Arc::clone(data_dir.disk()), CHECKPOINTS)?;
     let wanted = Restore { incarnation: data_dir.meta().incarnation, shards, created };
-    let names = BundleNames::new(writer);
+    let Meta { cluster, node, .. } = *data_dir.meta();
+    let names = BundleNames::new(Author { cluster, node, writer });
     Ok(restore(source, manifest, &target, &names, &wanted, progress)?)
 }
 

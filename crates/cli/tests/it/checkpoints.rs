@@ -10,11 +10,13 @@ use std::sync::Arc;
 use stead::{CheckpointOptions, Context, Cut, Never, NoQuery, Node, Process, ServiceOptions};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Send};
-use stead_core::ids::{Blob, CheckpointNumber, Colour, Epoch, Incarnation, Key, Seq, ShardId, Time};
+use stead_core::ids::{
+    Blob, CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Key, NodeId, Seq, ShardId, Time,
+};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_gateway::http;
-use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::bundle::{Author, BundleNames};
 use stead_store::checkpoint::manifest::CheckResult;
 use stead_store::checkpoint::store::DiskStore;
 use stead_store::checkpoint::write::{CheckpointWriter, Plan};
@@ -337,14 +339,11 @@ impl Processes {
     /// Stores the parts as checkpoint 1 of a data directory.
     fn store(self, data: &Path, checks: Vec<CheckResult>) {
         let store = DiskStore::open(Arc::new(RealDisk::open(data).unwrap()), "checkpoints").unwrap();
-        let bundle = BundleNames::new(1).draw(CheckpointNumber(1));
-        let plan = Plan {
-            number: CheckpointNumber(1),
-            created: Time(1),
-            topology: self.topology,
-            bundle,
-            writer: 1,
-        };
+        let author = Author { cluster: ClusterId(1), node: NodeId::FIRST, writer: 1 };
+        let (number, created) = (CheckpointNumber(1), Time(1));
+        let bundle = BundleNames::new(author).draw(number);
+        let parts = [I, J, K].map(|shard| (shard, Epoch(1))).into();
+        let plan = Plan { number, created, topology: self.topology, parts, bundle, author };
         let mut writer = CheckpointWriter::create(&store, plan).unwrap();
         for state in &self.states {
             writer.begin_part(state.header(), true).unwrap();

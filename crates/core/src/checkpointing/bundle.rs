@@ -1,6 +1,6 @@
 //! Bundles as manifests refer to them, and their names.
 
-use crate::ids::CheckpointNumber;
+use crate::ids::{CheckpointNumber, ClusterId, NodeId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,12 +43,27 @@ impl<'de> Deserialize<'de> for Hash {
 pub struct BundleRef {
     /// Its name in the store.
     pub name: String,
+    /// The node that wrote it; the first one is not written.
+    #[serde(default = "first_node", skip_serializing_if = "is_first_node")]
+    pub node: NodeId,
     /// Its size in bytes.
     pub bytes: u64,
     /// Number of times that its contents were merged; 0 for a checkpoint's own bundle.
     pub level: u32,
     /// The checksum of its index.
     pub index: Hash,
+}
+
+/// Returns the node of objects that name none.
+#[must_use]
+pub const fn first_node() -> NodeId {
+    NodeId::FIRST
+}
+
+/// Whether a node is that of objects that name none.
+#[must_use]
+pub fn is_first_node(node: &NodeId) -> bool {
+    *node == NodeId::FIRST
 }
 
 /// A section that a part uses.
@@ -61,29 +76,41 @@ pub struct SectionRef {
     pub bytes: u64,
 }
 
+/// The author of stored objects: a life of a process on a node of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Author {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// The life of the process, drawn at random by the shell.
+    pub writer: u64,
+}
+
 /// Draws unique names for bundles.
 #[derive(Debug)]
 pub struct BundleNames {
-    writer: u64,
+    author: Author,
     serial: AtomicU64,
 }
 
 impl BundleNames {
-    /// Creates the names of one life of a process; `writer` is drawn at random by the shell.
+    /// Creates the names of one life of a process.
     #[must_use]
-    pub fn new(writer: u64) -> Self {
-        Self { writer, serial: AtomicU64::new(0) }
+    pub fn new(author: Author) -> Self {
+        Self { author, serial: AtomicU64::new(0) }
     }
 
-    /// Returns the writer.
+    /// Returns the author of the bundles.
     #[must_use]
-    pub fn writer(&self) -> u64 {
-        self.writer
+    pub fn author(&self) -> Author {
+        self.author
     }
 
     /// Draws a name for a bundle that begins at a checkpoint.
     pub fn draw(&self, number: CheckpointNumber) -> String {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        format!("bundles/{:020}-{:016x}-{serial:06}.bundle", number.0, self.writer)
+        let Author { node, writer, .. } = self.author;
+        format!("bundles/{:020}-{:04}-{writer:016x}-{serial:06}.bundle", number.0, node.0)
     }
 }

@@ -151,6 +151,8 @@ pub enum Action {
         number: CheckpointNumber,
         /// The name of the bundle.
         bundle: String,
+        /// The shards that it is of, each with its epoch.
+        parts: BTreeMap<ShardId, Epoch>,
     },
     /// The next parts of these shards hold all their records. Comes before the colour.
     ForceFull(Vec<ShardId>),
@@ -233,6 +235,8 @@ pub struct Driver {
 struct Running {
     number: CheckpointNumber,
     bundle: String,
+    /// The shards that it is of, each with its epoch.
+    epochs: BTreeMap<ShardId, Epoch>,
     deadline: Time,
     stage: Stage,
     /// By shard, the index of its marker, if its part counts.
@@ -470,10 +474,12 @@ impl Driver {
         self.last = number;
         let bundle = self.names.draw(number);
         assert!(!self.in_use().contains(&bundle), "the name {bundle} was drawn twice");
-        self.actions.push_back(Action::Create { number, bundle: bundle.clone() });
+        let (epochs, parts) = (self.epochs.clone(), self.epochs.clone());
+        self.actions.push_back(Action::Create { number, bundle: bundle.clone(), parts });
         let before = self.running.replace(Running {
             number,
             bundle,
+            epochs,
             deadline: plus(now, self.options.timeout),
             stage: Stage::Creating,
             marked: BTreeMap::new(),
@@ -535,10 +541,9 @@ impl Driver {
         if !self.takes_part(shard, number) {
             return;
         }
-        let shards = self.epochs.len();
         let running = self.running.as_mut().expect("it takes parts");
         running.written.insert(shard);
-        if running.written.len() == shards {
+        if running.written.len() == running.epochs.len() {
             running.stage = Stage::Sealing;
             self.actions.push_back(Action::Seal(number));
         }
@@ -547,7 +552,7 @@ impl Driver {
     /// Stores the manifest once every part is durable and every marker committed.
     fn store_if_complete(&mut self) {
         let Some(running) = &mut self.running else { return };
-        let is_complete = self.epochs.keys().all(|shard| running.committed.contains(shard));
+        let is_complete = running.epochs.keys().all(|shard| running.committed.contains(shard));
         if let (true, Stage::Sealed(lineage)) = (is_complete, &mut running.stage) {
             running.stage = Stage::Storing(std::mem::take(lineage));
             self.actions.push_back(Action::StoreManifest(running.number));
@@ -556,10 +561,15 @@ impl Driver {
 
     fn handle_stored(&mut self, number: CheckpointNumber) {
         match self.running.take() {
-            Some(Running { number: running, stage: Stage::Storing(lineage), marked, committed, .. })
-                if running == number =>
-            {
-                self.complete(number, lineage, &marked, &committed);
+            Some(Running {
+                number: running,
+                stage: Stage::Storing(lineage),
+                epochs,
+                marked,
+                committed,
+                ..
+            }) if running == number => {
+                self.complete(number, lineage, &epochs, &marked, &committed);
             }
             other => self.running = other,
         }
@@ -594,7 +604,7 @@ impl Driver {
 
     fn handle_buried(&mut self, number: CheckpointNumber, burial: Burial) {
         // Numbers of the previous life are not running.
-        let Some(Running { bundle, stage, marked, committed, .. }) =
+        let Some(Running { bundle, stage, epochs, marked, committed, .. }) =
             self.running.take_if(|running| running.number == number)
         else {
             return;
@@ -604,7 +614,7 @@ impl Driver {
         };
         match (burial, stored) {
             (Burial::Complete, Some(lineage)) => {
-                return self.complete(number, lineage, &marked, &committed);
+                return self.complete(number, lineage, &epochs, &marked, &committed);
             }
             (Burial::Unknown, Some(lineage)) => {
                 self.doubtful.insert(bundle);
@@ -625,10 +635,11 @@ impl Driver {
         &mut self,
         number: CheckpointNumber,
         lineage: Lineage,
+        epochs: &BTreeMap<ShardId, Epoch>,
         marked: &BTreeMap<ShardId, Index>,
         committed: &BTreeSet<ShardId>,
     ) {
-        for shard in self.epochs.keys() {
+        for shard in epochs.keys() {
             let is_whole = marked.contains_key(shard) && committed.contains(shard);
             assert!(is_whole, "checkpoint {number} is complete without the marker of shard {shard}");
         }

@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
-use stead_core::checkpointing::bundle::{BundleNames, BundleRef, Hash};
+use stead_core::checkpointing::bundle::{Author, BundleNames, BundleRef, Hash};
 use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, Recovered};
 use stead_core::checkpointing::lineage::{AddedSection, Lineage, Merged, MergedSection};
 use stead_core::checkpointing::merging::{Merge, Policy, plan, renewals};
 use stead_core::checkpointing::retention::{Garbage, Inventory};
-use stead_core::ids::{CheckpointNumber, Epoch, Index, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Index, NodeId, ShardId, Time};
 
 /// A driver, and the simulated store.
 struct Script {
@@ -27,7 +27,7 @@ struct Script {
 fn short(name: &str) -> String {
     let mut parts = name.trim_start_matches("bundles/").trim_end_matches(".bundle").split('-');
     let mut number = || parts.next().unwrap_or_default().trim_start_matches('0').to_owned();
-    let (checkpoint, _, serial) = (number(), number(), number());
+    let (checkpoint, _, _, serial) = (number(), number(), number(), number());
     format!("{checkpoint}.{}", if serial.is_empty() { "0" } else { &serial })
 }
 
@@ -41,7 +41,7 @@ fn option<T: std::str::FromStr>(words: &[&str], name: &str) -> Option<T> {
 }
 
 fn bundle(name: &str, bytes: u64, level: u32) -> BundleRef {
-    BundleRef { name: name.to_owned(), bytes, level, index: Hash(1) }
+    BundleRef { name: name.to_owned(), node: NodeId::FIRST, bytes, level, index: Hash(1) }
 }
 
 impl Script {
@@ -66,7 +66,7 @@ impl Script {
         };
         let mut lineage = Lineage::new();
         let (mut bundles, mut decisions) = (BTreeSet::new(), BTreeMap::new());
-        let names = BundleNames::new(1);
+        let names = BundleNames::new(Author { cluster: ClusterId(1), node: NodeId::FIRST, writer: 1 });
         if decided > 0 {
             let name = names.draw(CheckpointNumber(decided));
             let all = (0..shards).map(|shard| (ShardId(shard), AddedSection { base: true, bytes: 100 }));
@@ -226,7 +226,7 @@ impl Script {
     /// Formats an action of the driver in words.
     fn action(&mut self, action: Action) -> String {
         match action {
-            Action::Create { number, bundle } => {
+            Action::Create { number, bundle, .. } => {
                 let text = format!("create {number}, bundle {}", short(&bundle));
                 self.created.insert(number, bundle);
                 text
@@ -395,10 +395,11 @@ fn renewals_add_no_more_bytes_than_their_budget_but_for_the_first() {
 }
 
 #[test]
-fn a_bundle_is_named_by_its_checkpoint_its_writer_and_a_serial_number() {
-    let names = BundleNames::new(0xab);
-    assert_eq!(names.writer(), 0xab);
+fn a_bundle_is_named_by_its_checkpoint_its_node_its_writer_and_a_serial_number() {
+    let author = Author { cluster: ClusterId(1), node: NodeId(12), writer: 0xab };
+    let names = BundleNames::new(author);
+    assert_eq!(names.author(), author);
     let drawn = [3, 3].map(|number| names.draw(CheckpointNumber(number)));
-    let name = |serial| format!("bundles/{:020}-{:016x}-{serial:06}.bundle", 3, 0xab);
+    let name = |serial| format!("bundles/{:020}-0012-{:016x}-{serial:06}.bundle", 3, 0xab);
     assert_eq!(drawn, [name(0), name(1)]);
 }

@@ -4,9 +4,11 @@ use crate::bell::Bell;
 use crate::checkpoint::{CheckpointCommand, CheckpointHub, Event, MergeJob, SnapshotQueue, Trouble};
 use crate::part::{Part, Turned};
 use std::sync::Arc;
+use stead_core::checkpointing::bundle::Author;
 use stead_core::checkpointing::pace::Meter;
 use stead_core::ids::{Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::bundle::Origin;
 use stead_store::checkpoint::compact::MergeRun;
 use stead_store::checkpoint::store::BlobStore;
 
@@ -15,16 +17,16 @@ pub struct MergePart {
     store: Arc<dyn BlobStore>,
     incarnation: Incarnation,
     /// The life of the process, in the bundles' headers.
-    writer: u64,
+    author: Author,
     run: Option<MergeRun>,
     meter: Meter,
 }
 
 impl MergePart {
-    /// Creates an idle part. `writer` is that of the names of bundles.
+    /// Creates an idle part. `author` is that of the names of bundles.
     #[must_use]
-    pub fn new(store: Arc<dyn BlobStore>, incarnation: Incarnation, writer: u64) -> Self {
-        Self { store, incarnation, writer, run: None, meter: Meter::default() }
+    pub fn new(store: Arc<dyn BlobStore>, incarnation: Incarnation, author: Author) -> Self {
+        Self { store, incarnation, author, run: None, meter: Meter::default() }
     }
 
     /// Drops the running merge: the bundles stay unchanged.
@@ -35,8 +37,8 @@ impl MergePart {
 
     fn begin(&mut self, job: &MergeJob) -> Result<bool, CheckpointError> {
         let MergeJob { output, number, lineage, merge } = job;
-        let id = (self.incarnation, *number, self.writer);
-        self.run = Some(MergeRun::begin(&*self.store, output.clone(), id, lineage, merge)?);
+        let origin = Origin { author: self.author, incarnation: self.incarnation, number: *number };
+        self.run = Some(MergeRun::begin(&*self.store, output.clone(), origin, lineage, merge)?);
         Ok(false)
     }
 

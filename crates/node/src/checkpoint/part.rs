@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use stead_core::checkpointing::bundle::BundleNames;
+use stead_core::checkpointing::bundle::{Author, BundleNames};
 use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, Recovered};
 use stead_core::checkpointing::pace::Meter;
 use stead_core::checkpointing::retention::Garbage;
@@ -21,6 +21,7 @@ use stead_core::state::Header;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::Stock;
+use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::manifest::{Decision, read_decision};
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed, give_up};
@@ -33,8 +34,8 @@ pub struct CheckpointSetup {
     pub topology: Arc<Topology>,
     /// The epoch of each shard.
     pub epochs: BTreeMap<ShardId, Epoch>,
-    /// The life of this process, drawn at random.
-    pub writer: u64,
+    /// The life of this process.
+    pub author: Author,
     /// When checkpoints are taken, and what is kept.
     pub options: Options,
     /// The checkpoints at the start.
@@ -46,7 +47,7 @@ pub struct CheckpointSetup {
 pub struct CheckpointPart {
     store: Arc<dyn BlobStore>,
     topology: Arc<Topology>,
-    writer: u64,
+    author: Author,
     driver: Driver,
     log_spent: bool,
     stock: Stock,
@@ -81,12 +82,12 @@ impl CheckpointPart {
     /// No checkpoint is running.
     #[must_use]
     pub fn new(setup: CheckpointSetup, now: Time) -> Self {
-        let CheckpointSetup { store, topology, epochs, writer, options, recovered } = setup;
+        let CheckpointSetup { store, topology, epochs, author, options, recovered } = setup;
         Self {
             store,
             topology,
-            writer,
-            driver: Driver::new(now, options, BundleNames::new(writer), epochs, recovered),
+            author,
+            driver: Driver::new(now, options, BundleNames::new(author), epochs, recovered),
             log_spent: false,
             stock: Stock::new(),
             running: None,
@@ -272,12 +273,13 @@ impl CheckpointPart {
     fn perform(&mut self, hub: &impl CheckpointHub, now: Now, action: Action) {
         let steady = now.steady;
         match action {
-            Action::Create { number, bundle } => {
+            Action::Create { number, bundle, parts } => {
                 hub.queue().running.store(number.0, Ordering::Relaxed);
                 let wanted = std::mem::take(&mut self.wanted);
                 self.running = Some(Running { number, begun: steady, stage: Stage::None, wanted });
                 let topology = Topology::clone(&self.topology);
-                let plan = Plan { number, created: now.wall, topology, bundle, writer: self.writer };
+                let (created, author) = (now.wall, self.author);
+                let plan = Plan { number, created, topology, parts, bundle, author };
                 match CheckpointWriter::create(&*self.store, plan) {
                     Ok(writer) => {
                         self.set_stage(Stage::Writing(Box::new(writer)));
@@ -325,7 +327,8 @@ impl CheckpointPart {
             Action::Refuse => hub.perform(CheckpointCommand::Refused(std::mem::take(&mut self.wanted))),
             Action::Trim(tops) => hub.perform(CheckpointCommand::Trim(tops)),
             Action::Look => {
-                let input = match self.stock.inventory(&*self.store, self.topology.incarnation) {
+                let (cluster, incarnation) = (self.author.cluster, self.topology.incarnation);
+                let input = match self.stock.inventory(&*self.store, Owner { cluster, incarnation }) {
                     Ok(inventory) => Input::Inventory { inventory, pinned: hub.queue().pinned() },
                     Err(error) => {
                         hub.perform(CheckpointCommand::Trouble(Trouble::Collection(error)));
@@ -371,11 +374,11 @@ impl CheckpointPart {
             // Its space is released before the tombstone needs some.
             running.stage = Stage::None;
         }
-        let buried = give_up(&*self.store, &self.topology, number, now.wall, self.writer, reason);
+        let buried = give_up(&*self.store, &self.topology, number, now.wall, self.author, reason);
         let error = match buried {
             Ok(()) => return Burial::Tombstone,
             Err(CheckpointError::Decided(_)) => match read_decision(&*self.store, number) {
-                Ok(Decision::Complete(manifest)) if manifest.writer == self.writer => {
+                Ok(Decision::Complete(manifest)) if manifest.writer == self.author.writer => {
                     return Burial::Complete;
                 }
                 Ok(Decision::Complete(_) | Decision::GivenUp(_)) => return Burial::Tombstone,

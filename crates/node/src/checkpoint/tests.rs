@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use stead_core::checkpointing::bundle::Author;
 use stead_core::checkpointing::driver::{Options, Recovered};
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{Blob, Epoch, Incarnation};
+use stead_core::ids::{Blob, ClusterId, Epoch, Incarnation, NodeId};
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
@@ -115,7 +116,7 @@ impl Node {
             store: Arc::clone(&store),
             topology: Arc::new(topology),
             epochs: BTreeMap::from([(SHARD, Epoch(1))]),
-            writer: 5,
+            author: Author { cluster: ClusterId(1), node: NodeId::FIRST, writer: 5 },
             options: Options {
                 interval: None,
                 timeout: Duration::from_micros(TIMEOUT),

@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use stead_core::checkpointing::bundle::Author;
 use stead_core::checkpointing::driver;
 use stead_core::ids::{CheckpointNumber, Epoch, ShardId};
 use stead_core::placement::{Place, Placement};
@@ -88,6 +89,8 @@ pub(crate) fn assemble<E: Env>(
     });
     let (threads, memory) = (options.threads, options.memory);
     let (lives, topology) = (data_dir.meta().lives, Arc::clone(topology));
+    let author =
+        Author { cluster: data_dir.meta().cluster, node: data_dir.meta().node, writer: drawn.writer };
     let shared = Shared::<E>::new(
         program,
         (Arc::clone(&topology), placement),
@@ -143,14 +146,14 @@ pub(crate) fn assemble<E: Env>(
         opened: begun,
         shutdown_timeout: options.shutdown_timeout,
     };
-    let Drawn { writer, grace, merging: policy, .. } = drawn;
-    let merges = Merges(MergePart::new(Arc::clone(&store), topology.incarnation, writer));
+    let Drawn { grace, merging: policy, .. } = drawn;
+    let merges = Merges(MergePart::new(Arc::clone(&store), topology.incarnation, author));
     let CheckpointOptions { interval, keep, timeout, .. } = options.checkpoints;
     let setup = CheckpointSetup {
         store: Arc::clone(&store),
         epochs: places.iter().map(|shard| (*shard, plan.epochs[shard])).collect(),
         topology,
-        writer,
+        author,
         options: driver::Options { interval, timeout, keep, grace, policy },
         recovered: driver::Recovered { lineage, decided, seen: last },
     };

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::thread;
 use std::time::Duration;
-use stead_core::ids::{Epoch, Incarnation, NodeId, Time};
+use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId, Time};
 use stead_core::records::SECRET_LEN;
 use stead_core::shard::Settings;
 use stead_core::start::{Code, Services};
@@ -94,9 +94,9 @@ pub(super) fn fresh_secret() -> [u8; SECRET_LEN] {
 /// Returns the metadata of a new data directory.
 pub(super) fn fresh_meta() -> Meta {
     Meta {
-        cluster: fastrand::u128(..),
+        cluster: ClusterId(fastrand::u128(..)),
         incarnation: Incarnation(1),
-        node: NodeId(1),
+        node: NodeId::FIRST,
         lives: 0,
         epoch_floor: Epoch(0),
         log_id: fastrand::u64(..),

@@ -8,7 +8,7 @@ use stead_core::topology::Topology;
 use stead_store::checkpoint::store::DiskStore;
 use stead_store::data_dir::{CHECKPOINTS, DataDir, Meta, ServiceMeta};
 use stead_store::disk::Disk;
-use stead_store::recovery::{Recovered, RecoveryError, recover_checked};
+use stead_store::recovery::{Facts, Recovered, RecoveryError, recover_checked};
 use stead_store::wal::WalOptions;
 
 /// The options of a recovery.
@@ -61,7 +61,8 @@ pub fn recover(
     let wal = WalOptions { log_id: meta.log_id, create: !meta.log_created, ..options.wal };
     let topology = Arc::clone(services.topology());
     let mut refused = None;
-    let recovered = recover_checked(disk, &store, &topology, wal, options.threads, |states| {
+    let facts = Facts { cluster: meta.cluster, topology: &topology };
+    let recovered = recover_checked(disk, &store, facts, wal, options.threads, |states| {
         services.accept(states, code).map_err(|error| refused.insert(error).to_string())
     });
     let mut recovered = recovered.map_err(|error| match refused {

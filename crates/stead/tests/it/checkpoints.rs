@@ -227,6 +227,40 @@ fn a_checkpoint_is_restored_into_another_directory_with_other_shards() {
     assert_eq!(node.blocking_client().query::<Account>(&key("0"), Look::Balance).unwrap(), 200);
 }
 
+/// The checkpoints of two data directories were mixed: nothing starts from, verifies, copies or restores the foreign one.
+#[test]
+fn a_checkpoint_of_another_cluster_is_refused() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    for dir in &dirs {
+        let node = builder(dir.path()).open().unwrap();
+        node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(100)).unwrap();
+        node.checkpoint_blocking().unwrap();
+        node.shutdown();
+    }
+    let [own, foreign] = dirs.each_ref().map(|dir| dir.path().join("checkpoints"));
+    std::fs::remove_dir_all(&own).unwrap();
+    std::fs::rename(&foreign, &own).unwrap();
+    let (dir, other) = (dirs[0].path(), tempfile::tempdir().unwrap());
+    let from = dir.display().to_string();
+    let mixed = "files of two clusters were mixed";
+    let error = builder(dir).open().err().unwrap().to_string();
+    assert!(error.contains(mixed) && error.contains("nothing was changed"), "{error}");
+    let error = offline::verify(&from, 1, &Registry::new()).unwrap_err().to_string();
+    assert!(error.contains(mixed), "{error}");
+    let copies = other.path().join("copies");
+    let to = format!("file://{}", copies.display());
+    let error = offline::copy_checkpoint(dir, 1, &to).unwrap_err().to_string();
+    assert!(error.contains(mixed) && !copies.join("manifests").exists(), "{error}");
+    let into = other.path().join("restored");
+    let options = RestoreOptions { from, number: None, into: into.clone(), shards: BTreeMap::new() };
+    let error = stead::restore(&options, |_| {}).unwrap_err().to_string();
+    assert!(error.contains(mixed) && !into.exists(), "{error}");
+    // Without the facts that say whose directory it is, the checkpoint is restored, as a cluster of its own.
+    std::fs::remove_file(dir.join("stead.json")).unwrap();
+    stead::restore(&options, |_| {}).unwrap();
+    await_answer(&builder(&into).open().unwrap(), "a", 100);
+}
+
 #[test]
 fn verify_and_the_log_can_be_read_at_rest() {
     let dir = tempfile::tempdir().unwrap();

@@ -144,7 +144,13 @@ fn the_facts_of_another_node_do_not_open_this_ones_log() {
     let path = dir.path().join("stead.json");
     let whole = fs::read(&path).unwrap();
     fs::copy(other.path().join("stead.json"), &path).unwrap();
+    refused(dir.path(), &["files of two clusters were mixed"]);
+    // The log knows its own as well.
+    let (checkpoints, aside) = (dir.path().join("checkpoints"), other.path().join("aside"));
+    fs::rename(&checkpoints, &aside).unwrap();
     refused(dir.path(), &["belongs to log"]);
+    fs::remove_dir_all(&checkpoints).unwrap();
+    fs::rename(&aside, &checkpoints).unwrap();
     fs::write(&path, whole).unwrap();
     opens(dir.path());
 }

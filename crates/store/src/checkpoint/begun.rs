@@ -37,7 +37,7 @@ impl Begun {
     pub fn store(&self, store: &dyn BlobStore, mut serial: u64) -> Result<String, CheckpointError> {
         loop {
             let name = format!("{CHECKS}{PREFIX}{:020}-{serial:016x}.json", self.number.0);
-            match store.put_new(&name, &encode(KIND_BEGUN, self))? {
+            match store.put_new(&name, &encode(KIND_BEGUN, 1, self))? {
                 Put::Created => return Ok(name),
                 Put::Exists => serial = serial.wrapping_add(1),
             }

@@ -4,21 +4,21 @@
 //! they came; an index of all sections; a trailer of 48 bytes that says where the index is. The manifest carries the
 //! checksum of the index, and the index those of the blocks, so that nothing can be exchanged unseen.
 
-use crate::checkpoint::CheckpointError;
 use crate::checkpoint::json::Hash;
 use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter};
+use crate::checkpoint::{Belonging, CheckpointError};
 use minicbor::{Decode, Encode};
 use std::collections::BTreeMap;
-pub use stead_core::checkpointing::bundle::{BundleNames, BundleRef};
+pub use stead_core::checkpointing::bundle::{Author, BundleNames, BundleRef};
 use stead_core::checkpointing::lineage::AddedSection;
-use stead_core::ids::{CheckpointNumber, Incarnation, ShardId};
+use stead_core::ids::{CheckpointNumber, ClusterId, Incarnation, NodeId, ShardId};
 use stead_core::record::RecordKey;
 use stead_core::records::Records;
 use stead_core::state::Header;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// The version of the layout.
-pub const BUNDLE_VERSION: u32 = 1;
+/// The version of the layout. A bundle of version 1 names no cluster, and is of its first node.
+pub const BUNDLE_VERSION: u32 = 2;
 /// Most bytes of one block: any record fits.
 pub const BLOCK_MAX: usize = Records::VALUE_MAX + RecordKey::LEN_MAX + 1024;
 /// Larger pieces are cut between records into blocks of about this size.
@@ -35,6 +35,17 @@ pub(crate) const BLOCK_HEADER_LEN: usize = 16;
 const WRITE_BYTES: usize = 256 << 10;
 
 const _: () = assert!(BLOCK_MAX < u32::MAX as usize);
+
+/// The origin of a bundle, which its header names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The life that writes it.
+    pub author: Author,
+    /// The incarnation of the cluster.
+    pub incarnation: Incarnation,
+    /// The checkpoint for which it is written.
+    pub number: CheckpointNumber,
+}
 
 /// What a bundle holds of one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -110,6 +121,7 @@ type Index = BTreeMap<ShardId, Section>;
 pub struct BundleWriter {
     out: Box<dyn BlobWriter>,
     name: String,
+    node: NodeId,
     level: u32,
     prefix: [u8; HEADER_LEN],
     /// Bytes that are written or wait in `buffer`.
@@ -126,9 +138,10 @@ impl BundleWriter {
     pub fn create(
         store: &dyn BlobStore,
         name: String,
-        (incarnation, number, writer): (Incarnation, CheckpointNumber, u64),
+        origin: Origin,
         level: u32,
     ) -> Result<Self, CheckpointError> {
+        let Origin { author: Author { cluster, node, writer }, incarnation, number } = origin;
         let mut prefix = [0; HEADER_LEN];
         prefix[..8].copy_from_slice(MAGIC);
         prefix[8..12].copy_from_slice(&BUNDLE_VERSION.to_le_bytes());
@@ -136,12 +149,14 @@ impl BundleWriter {
         prefix[16..24].copy_from_slice(&incarnation.0.to_le_bytes());
         prefix[24..32].copy_from_slice(&number.0.to_le_bytes());
         prefix[32..40].copy_from_slice(&writer.to_le_bytes());
+        prefix[40..56].copy_from_slice(&cluster.0.to_le_bytes());
+        prefix[56..60].copy_from_slice(&node.0.to_le_bytes());
         let crc = crc32fast::hash(&prefix[..60]);
         prefix[60..].copy_from_slice(&crc.to_le_bytes());
         let out = store.create(&name)?;
         let mut buffer = Vec::with_capacity(WRITE_BYTES);
         buffer.extend_from_slice(&prefix);
-        Ok(Self { out, name, level, prefix, at: HEADER_LEN as u64, buffer, index: Index::new() })
+        Ok(Self { out, name, node, level, prefix, at: HEADER_LEN as u64, buffer, index: Index::new() })
     }
 
     /// The name under which the bundle will be found.
@@ -242,7 +257,8 @@ impl BundleWriter {
         self.out.write(&trailer)?;
         let bytes = self.at + (encoded.len() + TRAILER_LEN) as u64;
         self.out.finish()?;
-        Ok((BundleRef { name: self.name, bytes, level: self.level, index: hash }, self.index))
+        let Self { name, node, level, index, .. } = self;
+        Ok((BundleRef { name, node, bytes, level, index: hash }, index))
     }
 }
 
@@ -292,11 +308,11 @@ impl Bundle {
     /// Opens a bundle that a manifest refers to.
     ///
     /// # Errors
-    /// [`CheckpointError`] if it is damaged, another one, or of another incarnation or version.
+    /// [`CheckpointError`] if it is damaged, another one, of another node, or not of the `owner` that it should have.
     pub fn open(
         store: &dyn BlobStore,
         wanted: &BundleRef,
-        incarnation: Incarnation,
+        owner: Belonging,
     ) -> Result<Self, CheckpointError> {
         let name = wanted.name.as_str();
         let damaged = |reason: String| CheckpointError::damaged(name, reason);
@@ -311,7 +327,10 @@ impl Bundle {
         }
         let mut prefix = [0; HEADER_LEN];
         reader.read_at(&mut prefix, 0)?;
-        let number = check_prefix(name, &prefix, incarnation)?;
+        let (number, node) = check_prefix(name, &prefix, owner)?;
+        if node != wanted.node {
+            return Err(damaged(format!("it is of node {node} where the manifest says {}", wanted.node)));
+        }
         let mut trailer = [0; TRAILER_LEN];
         reader.read_at(&mut trailer, size - TRAILER_LEN as u64)?;
         if trailer[40..] != *TRAILER_MAGIC
@@ -445,31 +464,31 @@ impl Bundle {
     }
 }
 
+/// Checks the header of a bundle. Returns the checkpoint for which it was written, and the node.
 fn check_prefix(
     name: &str,
     prefix: &[u8; HEADER_LEN],
-    incarnation: Incarnation,
-) -> Result<CheckpointNumber, CheckpointError> {
+    owner: Belonging,
+) -> Result<(CheckpointNumber, NodeId), CheckpointError> {
     if prefix[..8] != *MAGIC {
         return Err(CheckpointError::damaged(name, "it is not a bundle"));
     }
     // Before the checksum: another version may have it elsewhere.
     let version = read_u32(prefix, 8);
-    if version != BUNDLE_VERSION {
-        return Err(CheckpointError::Version {
-            name: name.to_owned(),
-            found: u64::from(version),
-            known: BUNDLE_VERSION,
-        });
+    if !(1..=BUNDLE_VERSION).contains(&version) {
+        let (found, known) = (u64::from(version), BUNDLE_VERSION);
+        return Err(CheckpointError::Version { name: name.to_owned(), found, known });
     }
     if read_u32(prefix, 60) != crc32fast::hash(&prefix[..60]) {
         return Err(CheckpointError::damaged(name, "its header fails its checksum"));
     }
-    let found = Incarnation(read_u64(prefix, 16));
-    if found != incarnation {
-        return Err(CheckpointError::Incarnation { name: name.to_owned(), found, expected: incarnation });
-    }
-    Ok(CheckpointNumber(read_u64(prefix, 24)))
+    let cluster = u128::from_le_bytes(prefix[40..56].try_into().expect("16 bytes"));
+    let (cluster, node) = match version {
+        1 => (None, NodeId::FIRST),
+        _ => (Some(ClusterId(cluster)), NodeId(read_u32(prefix, 56))),
+    };
+    Belonging { cluster, incarnation: Incarnation(read_u64(prefix, 16)) }.check(name, owner)?;
+    Ok((CheckpointNumber(read_u64(prefix, 24)), node))
 }
 
 /// Reads an index whose blocks lie between the header and `end`, in order and apart.

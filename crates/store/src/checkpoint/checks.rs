@@ -103,7 +103,7 @@ impl Checked {
     /// # Errors
     /// [`CheckpointError`].
     pub fn store(&self, store: &dyn BlobStore) -> Result<Put, CheckpointError> {
-        let (name, bytes) = (checks_name(self.number), encode(KIND_CHECKS, self));
+        let (name, bytes) = (checks_name(self.number), encode(KIND_CHECKS, 1, self));
         CheckpointError::check_len(&name, bytes.len(), CHECKS_MAX)?;
         let put = store.put_new(&name, &bytes)?;
         let is_open = |found: Self| found.outcome() == CheckOutcome::NotChecked;

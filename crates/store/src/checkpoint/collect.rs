@@ -4,15 +4,16 @@
 //! [`Sealed::store`](crate::checkpoint::write::Sealed::store) refuses to complete a number whose tombstone may have
 //! been deleted.
 
-use crate::checkpoint::CheckpointError;
 use crate::checkpoint::checks::{checks_name, list_checks};
+use crate::checkpoint::copy::Owner;
 use crate::checkpoint::manifest::{Decision, decided_numbers, manifest_name, newest, read_decision};
 use crate::checkpoint::store::BlobStore;
+use crate::checkpoint::{Belonging, CheckpointError};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 pub use stead_core::checkpointing::retention::Retention;
 use stead_core::checkpointing::retention::{Chooser, Garbage, Inventory};
-use stead_core::ids::{CheckpointNumber, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, Time};
 use thiserror::Error;
 
 /// The directory of bundles.
@@ -41,21 +42,21 @@ pub struct Stock {
 /// The part of a decision that a collection needs.
 #[derive(Clone, Debug)]
 struct Known {
-    incarnation: Incarnation,
+    belonging: Belonging,
     /// The bundles of a checkpoint; `None` for a tombstone.
     bundles: Option<Vec<String>>,
 }
 
 impl Known {
     fn of(decision: Decision) -> Self {
-        let incarnation = decision.incarnation();
+        let belonging = decision.belonging();
         let bundles = match decision {
             Decision::Complete(manifest) => {
                 Some(manifest.bundles.into_iter().map(|bundle| bundle.name).collect())
             }
             Decision::GivenUp(_) => None,
         };
-        Self { incarnation, bundles }
+        Self { belonging, bundles }
     }
 }
 
@@ -69,21 +70,17 @@ impl Stock {
     /// Lists the objects of the store.
     ///
     /// # Errors
-    /// [`CheckpointError`] if any manifest cannot be read, or is of another incarnation.
-    pub fn inventory(
-        &mut self,
-        store: &dyn BlobStore,
-        incarnation: Incarnation,
-    ) -> Result<Inventory, CheckpointError> {
+    /// [`CheckpointError`] if any manifest cannot be read, or is of another owner.
+    pub fn inventory(&mut self, store: &dyn BlobStore, owner: Owner) -> Result<Inventory, CheckpointError> {
         // Listed first: a bundle that is written after the manifests were read is not in this list.
         let bundles = store.list(BUNDLES)?;
-        self.read_new(store, incarnation)?;
+        self.read_new(store, owner)?;
         let decided = self.decided.iter().map(|(number, known)| (*number, known.bundles.clone())).collect();
         Ok(Inventory { bundles, decided, results: list_checks(store)? })
     }
 
     /// Reads new decisions, and removes those whose objects are gone.
-    fn read_new(&mut self, store: &dyn BlobStore, incarnation: Incarnation) -> Result<(), CheckpointError> {
+    fn read_new(&mut self, store: &dyn BlobStore, owner: Owner) -> Result<(), CheckpointError> {
         let numbers: BTreeSet<CheckpointNumber> = decided_numbers(store)?.into_iter().collect();
         self.decided.retain(|number, _| numbers.contains(number));
         for number in numbers {
@@ -91,10 +88,7 @@ impl Stock {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(unknown) => unknown.insert(Known::of(read_decision(store, number)?)),
             };
-            if known.incarnation != incarnation {
-                let (name, found) = (manifest_name(number), known.incarnation);
-                return Err(CheckpointError::Incarnation { name, found, expected: incarnation });
-            }
+            known.belonging.check(&manifest_name(number), owner.belonging())?;
         }
         Ok(())
     }
@@ -133,17 +127,17 @@ impl Collector {
     /// decided one. `in_use` is as for [`Chooser::choose`].
     ///
     /// # Errors
-    /// [`CheckpointError`] if any manifest cannot be read, or is of another incarnation: then nothing was deleted.
+    /// [`CheckpointError`] if any manifest cannot be read, or is of another owner: then nothing was deleted.
     /// After an error of the store some objects may have been deleted; the next collection continues.
     pub fn collect(
         &mut self,
         store: &dyn BlobStore,
-        incarnation: Incarnation,
+        owner: Owner,
         now: Time,
         retention: &Retention,
         in_use: &BTreeSet<String>,
     ) -> Result<Collected, CheckpointError> {
-        let inventory = self.stock.inventory(store, incarnation)?;
+        let inventory = self.stock.inventory(store, owner)?;
         let choice = self.chooser.choose(inventory, now, retention, in_use);
         let mut collected = Collected { waiting: choice.waiting, ..Collected::default() };
         for garbage in choice.garbage {

@@ -3,14 +3,14 @@
 //! A merge writes a new bundle, which counts once a manifest refers to it; a crash before leaves an object that
 //! [`collect`](crate::checkpoint::collect) deletes.
 
-use crate::checkpoint::CheckpointError;
-use crate::checkpoint::bundle::{BLOCK_BYTES, Block, Bundle, BundleWriter};
+use crate::checkpoint::bundle::{BLOCK_BYTES, Block, Bundle, BundleWriter, Origin};
 use crate::checkpoint::load::visit_blocks;
 use crate::checkpoint::store::BlobStore;
+use crate::checkpoint::{Belonging, CheckpointError};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use stead_core::checkpointing::lineage::{Lineage, Merged, MergedSection};
 use stead_core::checkpointing::merging::Merge;
-use stead_core::ids::{CheckpointNumber, Incarnation, ShardId};
+use stead_core::ids::ShardId;
 use stead_core::records::encode_record;
 
 /// Bytes of blocks that a step of a merge reads, unless one block is longer.
@@ -55,11 +55,13 @@ impl MergeRun {
     pub fn begin(
         store: &dyn BlobStore,
         output: String,
-        (incarnation, number, writer): (Incarnation, CheckpointNumber, u64),
+        origin: Origin,
         lineage: &Lineage,
         merge: &Merge,
     ) -> Result<Self, CheckpointError> {
-        let open = |wanted| Bundle::open(store, wanted, incarnation);
+        let cluster = Some(origin.author.cluster);
+        let owner = Belonging { cluster, incarnation: origin.incarnation };
+        let open = |wanted| Bundle::open(store, wanted, owner);
         let bundles = merge.inputs.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let inputs: BTreeSet<String> = merge.inputs.iter().map(|bundle| bundle.name.clone()).collect();
         let all = lineage.bundles();
@@ -76,7 +78,7 @@ impl MergeRun {
             }
         }
         shards.reverse();
-        let out = BundleWriter::create(store, output, (incarnation, number, writer), merge.level)?;
+        let out = BundleWriter::create(store, output, origin, merge.level)?;
         let (buf, piece) = (Vec::new(), Vec::new());
         Ok(Self { bundles, inputs, shards, sections: BTreeMap::new(), out, buf, piece })
     }

@@ -1,12 +1,12 @@
 //! Copies a checkpoint to another store: to a local disk often, to object storage less often.
 
-use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::Bundle;
 use crate::checkpoint::checks::copy_checks;
 use crate::checkpoint::manifest::{MANIFESTS, Manifest};
 use crate::checkpoint::store::{BlobStore, Put, StoreError};
+use crate::checkpoint::{Belonging, CheckpointError};
 use serde::Deserialize;
-use stead_core::ids::Incarnation;
+use stead_core::ids::{ClusterId, Incarnation};
 
 /// Bytes that are read and written at once.
 const PIECE: u64 = 4 << 20;
@@ -23,21 +23,33 @@ struct AnyFormat {
     format: u64,
 }
 
+/// The fields of [`OWNER`] that tell whose it is.
+#[derive(Deserialize)]
+struct OwnerFile {
+    cluster: ClusterId,
+}
+
 /// The owner of a target's copies: one incarnation of one cluster. Two of them use the same numbers for different
 /// checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The cluster, as in the data directory's metadata.
-    pub cluster: u128,
+    pub cluster: ClusterId,
     /// Its incarnation.
     pub incarnation: Incarnation,
 }
 
 impl Owner {
+    /// What an object of this owner belongs to.
+    #[must_use]
+    pub fn belonging(self) -> Belonging {
+        Belonging { cluster: Some(self.cluster), incarnation: self.incarnation }
+    }
+
     fn encode(self) -> Vec<u8> {
         let Self { cluster, incarnation } = self;
         format!(
-            r#"{{"stead":"copies","format":{OWNER_VERSION},"cluster":"{cluster:032x}","incarnation":{incarnation}}}"#
+            r#"{{"stead":"copies","format":{OWNER_VERSION},"cluster":"{cluster}","incarnation":{incarnation}}}"#
         )
         .into()
     }
@@ -83,6 +95,21 @@ impl Owner {
     }
 }
 
+/// Returns the cluster whose copies a store has; `None` if it names none.
+///
+/// # Errors
+/// [`CheckpointError::Damaged`]; [`CheckpointError::Store`].
+pub fn cluster_of_copies(store: &dyn BlobStore) -> Result<Option<ClusterId>, CheckpointError> {
+    let bytes = match store.get(OWNER, OWNER_MAX) {
+        Err(error) if error.is_not_found() => return Ok(None),
+        bytes => bytes?,
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(OwnerFile { cluster }) => Ok(Some(cluster)),
+        Err(error) => Err(CheckpointError::damaged(OWNER, error.to_string())),
+    }
+}
+
 /// The result of a copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Copied {
@@ -112,7 +139,7 @@ pub fn copy(
 ) -> Result<Copied, CheckpointError> {
     let mut copied = Copied::default();
     for wanted in &manifest.bundles {
-        let damaged = match Bundle::open(to, wanted, manifest.incarnation) {
+        let damaged = match Bundle::open(to, wanted, manifest.belonging()) {
             Ok(_) => {
                 copied.reused += 1;
                 continue;
@@ -121,14 +148,14 @@ pub fn copy(
             Err(CheckpointError::Damaged { .. }) => true,
             Err(error) => return Err(error),
         };
-        let source = Bundle::open(from, wanted, manifest.incarnation)?;
+        let source = Bundle::open(from, wanted, manifest.belonging())?;
         if damaged {
             // It is unreadable in this state, and its name has no other use.
             to.delete(&wanted.name)?;
         }
         copy_bundle(&source, wanted.bytes, to, paced)?;
         // The copy is checked before a manifest refers to it.
-        Bundle::open(to, wanted, manifest.incarnation)?;
+        Bundle::open(to, wanted, manifest.belonging())?;
         copied.bundles += 1;
         copied.bytes += wanted.bytes;
     }

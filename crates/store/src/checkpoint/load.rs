@@ -47,7 +47,7 @@ impl<'a> Bundles<'a> {
     /// # Errors
     /// [`CheckpointError`] if one is missing, damaged or not the one in the manifest.
     pub fn open(store: &dyn BlobStore, manifest: &'a Manifest) -> Result<Self, CheckpointError> {
-        let open = |wanted| Bundle::open(store, wanted, manifest.incarnation);
+        let open = |wanted| Bundle::open(store, wanted, manifest.belonging());
         let bundles = manifest.bundles.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { manifest, bundles })
     }

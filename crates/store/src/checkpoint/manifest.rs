@@ -1,23 +1,26 @@
 //! The manifest: one JSON object that decides what a checkpoint is, or, as a tombstone, that there is none.
 //!
-//! The file is `{"stead":"…","format":1,"checksum":"…","body":{…}}` without any white space around it; the checksum
+//! The file is `{"stead":"…","format":2,"checksum":"…","body":{…}}` without any white space around it; the checksum
 //! covers the bytes of the body.
 
-use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::BundleRef;
 use crate::checkpoint::json::{EpochNumber, Hash, IncarnationNumber, IndexNumber, Micros, ShardNumber};
 use crate::checkpoint::store::{BlobStore, Put};
+use crate::checkpoint::{Belonging, CheckpointError, check_cluster};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 pub use stead_core::checkpointing::bundle::SectionRef;
+use stead_core::checkpointing::bundle::{first_node, is_first_node};
 use stead_core::checkpointing::lineage::Lineage;
-use stead_core::ids::{CheckpointNumber, Colour, Epoch, Incarnation, Index, ShardId, Time};
+use stead_core::ids::{
+    CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Index, NodeId, ShardId, Time,
+};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// The version of the manifest's format.
-pub const MANIFEST_VERSION: u32 = 1;
+/// The version of the format of manifests and tombstones. Version 1 names no cluster, and is of its first node.
+pub const MANIFEST_VERSION: u32 = 2;
 /// Most bytes of a manifest.
 pub const MANIFEST_MAX: u64 = 256 << 20;
 /// The directory of manifests and tombstones.
@@ -27,6 +30,9 @@ pub const MANIFESTS: &str = "manifests/";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// The cluster, as in the data directory's metadata; `None` in a manifest of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterId>,
     /// The life of the cluster.
     #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
@@ -41,7 +47,8 @@ pub struct Manifest {
     pub services: Vec<ServiceShards>,
     /// The bundles that parts refer to, the oldest first.
     pub bundles: Vec<BundleRef>,
-    /// One part for each shard, in the order of their ids.
+    /// One part for each shard that the checkpoint is of, in the order of their ids. Other shards of the services have their
+    /// parts elsewhere.
     pub parts: Vec<Part>,
     /// Channels with messages in flight, by sender, then receiver.
     pub in_flight: Vec<InFlight>,
@@ -69,7 +76,10 @@ pub struct Part {
     /// The shard.
     #[serde(with = "ShardNumber")]
     pub shard: ShardId,
-    /// The epoch of its marker.
+    /// The node that led the shard and wrote the part; the first one is not written.
+    #[serde(default = "first_node", skip_serializing_if = "is_first_node")]
+    pub node: NodeId,
+    /// The epoch of its marker, in which that node led the shard: a part of another one does not count.
     #[serde(with = "EpochNumber")]
     pub epoch: Epoch,
     /// The index of its marker.
@@ -141,6 +151,9 @@ pub struct CheckResult {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tombstone {
+    /// The cluster; `None` in a tombstone of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterId>,
     /// The life of the cluster.
     #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
@@ -174,12 +187,14 @@ impl Decision {
         }
     }
 
-    /// The life of the cluster in which it was.
+    /// The cluster and incarnation in which it was.
     #[must_use]
-    pub fn incarnation(&self) -> Incarnation {
+    pub fn belonging(&self) -> Belonging {
         match self {
-            Self::Complete(manifest) => manifest.incarnation,
-            Self::GivenUp(tombstone) => tombstone.incarnation,
+            Self::Complete(manifest) => manifest.belonging(),
+            Self::GivenUp(Tombstone { cluster, incarnation, .. }) => {
+                Belonging { cluster: *cluster, incarnation: *incarnation }
+            }
         }
     }
 }
@@ -217,24 +232,59 @@ pub fn manifest_number(name: &str) -> Option<CheckpointNumber> {
     (manifest_name(number) == name).then_some(number)
 }
 
-pub(crate) fn encode(kind: &str, body: &impl Serialize) -> Vec<u8> {
+pub(crate) fn encode(kind: &str, format: u32, body: &impl Serialize) -> Vec<u8> {
     let body = serde_json::value::to_raw_value(body).expect("manifests have string keys only");
-    let checksum = checksum(kind, body.get());
-    let envelope = Envelope { stead: kind, format: MANIFEST_VERSION, checksum: &checksum, body: &body };
+    let checksum = checksum(kind, format, body.get());
+    let envelope = Envelope { stead: kind, format, checksum: &checksum, body: &body };
     serde_json::to_vec(&envelope).expect("manifests have string keys only")
 }
 
-fn checksum(kind: &str, body: &str) -> String {
-    let mut bytes = format!("{kind} {MANIFEST_VERSION} ").into_bytes();
+fn checksum(kind: &str, format: u32, body: &str) -> String {
+    let mut bytes = format!("{kind} {format} ").into_bytes();
     bytes.extend_from_slice(body.as_bytes());
     Hash(xxh3_128(&bytes)).to_string()
+}
+
+/// Returns the highest known version of a kind of objects.
+fn known_version(kind: &str) -> u32 {
+    match kind {
+        KIND_MANIFEST | KIND_TOMBSTONE => MANIFEST_VERSION,
+        _ => 1,
+    }
+}
+
+/// Returns the version of a manifest or tombstone. One that was read keeps its own, so that a copy has the same bytes.
+fn format_of(cluster: Option<ClusterId>) -> u32 {
+    if cluster.is_none() { 1 } else { MANIFEST_VERSION }
+}
+
+fn check_format(cluster: Option<ClusterId>, format: u32) -> Result<(), &'static str> {
+    match (cluster, format) {
+        (Some(_), 1) => Err("it names a cluster, which version 1 does not"),
+        (None, 2..) => Err("it names no cluster"),
+        _ => Ok(()),
+    }
 }
 
 impl Manifest {
     /// The bytes of the manifest's object.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        encode(KIND_MANIFEST, self)
+        encode(KIND_MANIFEST, format_of(self.cluster), self)
+    }
+
+    /// The cluster and incarnation of the checkpoint.
+    #[must_use]
+    pub fn belonging(&self) -> Belonging {
+        Belonging { cluster: self.cluster, incarnation: self.incarnation }
+    }
+
+    /// Checks that the checkpoint is of a cluster. One of version 1 may be of any.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Cluster`].
+    pub fn check_cluster(&self, expected: ClusterId) -> Result<(), CheckpointError> {
+        check_cluster(&manifest_name(self.number), self.cluster, Some(expected))
     }
 
     /// The topology of the checkpoint.
@@ -261,7 +311,8 @@ impl Manifest {
     /// The part of a shard.
     #[must_use]
     pub fn part(&self, shard: ShardId) -> Option<&Part> {
-        self.parts.get(shard.0 as usize)
+        let at = self.parts.binary_search_by_key(&shard, |part| part.shard).ok()?;
+        Some(&self.parts[at])
     }
 
     /// The services of a topology as a manifest lists them.
@@ -274,19 +325,32 @@ impl Manifest {
             .collect()
     }
 
-    /// Checks what must hold within a manifest, whoever wrote it.
-    fn check(&self) -> Result<(), CheckpointError> {
+    /// Checks what must hold within a manifest of a version, whatever wrote it.
+    fn check(&self, format: u32) -> Result<(), CheckpointError> {
         let name = manifest_name(self.number);
         let damaged = |reason: String| CheckpointError::damaged(&name, reason);
-        let shards = self.topology()?.shard_count();
-        if self.parts.len() != shards as usize {
+        check_format(self.cluster, format).map_err(|reason| damaged(reason.to_owned()))?;
+        let topology = self.topology()?;
+        let shards = topology.shard_count();
+        // A node was all of the cluster.
+        if format == 1 && self.parts.len() != shards as usize {
             return Err(damaged(format!("it has {} parts for {shards} shards", self.parts.len())));
         }
+        let nodes = self.bundles.iter().map(|bundle| bundle.node);
+        if format == 1
+            && nodes.chain(self.parts.iter().map(|part| part.node)).any(|node| node != NodeId::FIRST)
+        {
+            return Err(damaged("version 1 has one node only".to_owned()));
+        }
+        if let Some(pair) = self.parts.windows(2).find(|pair| pair[0].shard >= pair[1].shard) {
+            let (before, shard) = (pair[0].shard, pair[1].shard);
+            return Err(damaged(format!("the part of shard {shard} stands after that of shard {before}")));
+        }
         let bundles = self.bundles.len();
-        for (at, part) in self.parts.iter().enumerate() {
+        for part in &self.parts {
             let shard = part.shard;
-            if shard.0 as usize != at {
-                return Err(damaged(format!("the part of shard {shard} stands at place {at}")));
+            if topology.service_of(shard).is_none() {
+                return Err(damaged(format!("it has a part of shard {shard}, and services with {shards}")));
             }
             if part.colour.number() != self.number {
                 return Err(damaged(format!("the part of shard {shard} has colour {}", part.colour)));
@@ -295,6 +359,12 @@ impl Manifest {
             let known = part.sections.iter().all(|section| (section.bundle as usize) < bundles);
             if !ascending || !known || part.header as usize >= bundles {
                 return Err(damaged(format!("the part of shard {shard} refers to impossible bundles")));
+            }
+            let (node, of) = (part.node, self.bundles[part.header as usize].node);
+            if node != of {
+                return Err(damaged(format!(
+                    "the part of shard {shard} is of node {node}, its bundle of {of}"
+                )));
             }
         }
         Ok(())
@@ -316,7 +386,7 @@ impl Tombstone {
     /// # Errors
     /// [`CheckpointError::Decided`] if the number is decided otherwise, or the store's error.
     pub fn store(&self, store: &dyn BlobStore) -> Result<(), CheckpointError> {
-        decide(store, self.number, &encode(KIND_TOMBSTONE, self))
+        decide(store, self.number, &encode(KIND_TOMBSTONE, format_of(self.cluster), self))
     }
 }
 
@@ -361,15 +431,18 @@ fn open_envelope<'a>(name: &str, bytes: &'a [u8]) -> Result<Envelope<'a>, Checkp
         Ok(envelope) => envelope,
         Err(error) => {
             return Err(match serde_json::from_str::<AnyFormat>(text) {
-                Ok(any) if any.format != u64::from(MANIFEST_VERSION) => unknown_version(name, any.format),
+                Ok(any) if !(1..=u64::from(MANIFEST_VERSION)).contains(&any.format) => {
+                    unknown_version(name, any.format, MANIFEST_VERSION)
+                }
                 _ => damaged(error.to_string()),
             });
         }
     };
-    if envelope.format != MANIFEST_VERSION {
-        return Err(unknown_version(name, u64::from(envelope.format)));
+    let known = known_version(envelope.stead);
+    if !(1..=known).contains(&envelope.format) {
+        return Err(unknown_version(name, u64::from(envelope.format), known));
     }
-    let computed = checksum(envelope.stead, envelope.body.get());
+    let computed = checksum(envelope.stead, envelope.format, envelope.body.get());
     if computed != envelope.checksum {
         return Err(damaged(format!("its checksum is {computed} where {} was written", envelope.checksum)));
     }
@@ -408,10 +481,14 @@ pub fn decode_decision(name: &str, bytes: &[u8]) -> Result<Decision, CheckpointE
     let decision = match envelope.stead {
         KIND_MANIFEST => {
             let manifest: Manifest = serde_json::from_str(envelope.body.get()).map_err(read_failed)?;
-            manifest.check()?;
+            manifest.check(envelope.format)?;
             Decision::Complete(Box::new(manifest))
         }
-        KIND_TOMBSTONE => Decision::GivenUp(serde_json::from_str(envelope.body.get()).map_err(read_failed)?),
+        KIND_TOMBSTONE => {
+            let tombstone: Tombstone = serde_json::from_str(envelope.body.get()).map_err(read_failed)?;
+            check_format(tombstone.cluster, envelope.format).map_err(|reason| damaged(reason.to_owned()))?;
+            Decision::GivenUp(tombstone)
+        }
         kind => return Err(damaged(format!("it is a {kind:?}, not a manifest"))),
     };
     if manifest_number(name) != Some(decision.number()) {
@@ -420,8 +497,8 @@ pub fn decode_decision(name: &str, bytes: &[u8]) -> Result<Decision, CheckpointE
     Ok(decision)
 }
 
-fn unknown_version(name: &str, found: u64) -> CheckpointError {
-    CheckpointError::Version { name: name.to_owned(), found, known: MANIFEST_VERSION }
+fn unknown_version(name: &str, found: u64, known: u32) -> CheckpointError {
+    CheckpointError::Version { name: name.to_owned(), found, known }
 }
 
 /// Reads the manifest of a checkpoint.

@@ -23,9 +23,43 @@ pub mod verify;
 pub mod write;
 
 use crate::checkpoint::store::StoreError;
-use stead_core::ids::{CheckpointNumber, Incarnation, ShardId};
+use stead_core::ids::{CheckpointNumber, ClusterId, Incarnation, ShardId};
 use stead_core::topology::TopologyError;
 use thiserror::Error;
+
+/// The cluster and the incarnation that a stored object belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Belonging {
+    /// The cluster; `None` for an object of version 1, which names none.
+    pub cluster: Option<ClusterId>,
+    /// The incarnation.
+    pub incarnation: Incarnation,
+}
+
+impl Belonging {
+    /// Checks the belonging of the object `name` against the expected one. An unknown cluster fits any.
+    pub(crate) fn check(self, name: &str, expected: Self) -> Result<(), CheckpointError> {
+        check_cluster(name, self.cluster, expected.cluster)?;
+        let (found, expected) = (self.incarnation, expected.incarnation);
+        if found != expected {
+            return Err(CheckpointError::Incarnation { name: name.to_owned(), found, expected });
+        }
+        Ok(())
+    }
+}
+
+fn check_cluster(
+    name: &str,
+    found: Option<ClusterId>,
+    expected: Option<ClusterId>,
+) -> Result<(), CheckpointError> {
+    match (found, expected) {
+        (Some(found), Some(expected)) if found != expected => {
+            Err(CheckpointError::Cluster { name: name.to_owned(), found, expected })
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Reasons for which a checkpoint cannot be written, read or used.
 #[derive(Debug, Error)]
@@ -42,13 +76,15 @@ pub enum CheckpointError {
         reason: String,
     },
     /// An object of a format that this program does not know.
-    #[error("{name} has format version {found}, and this program reads version {known}; use a newer program")]
+    #[error(
+        "{name} has format version {found}, and this program reads versions up to {known}; use a newer program"
+    )]
     Version {
         /// The object.
         name: String,
         /// Its version.
         found: u64,
-        /// The version that this program knows.
+        /// The highest version that this program knows.
         known: u32,
     },
     /// An object would be over the limit of readers. It was not written.
@@ -60,6 +96,16 @@ pub enum CheckpointError {
         len: u64,
         /// The limit of readers.
         max: u64,
+    },
+    /// An object of another cluster.
+    #[error("{name} belongs to cluster {found}, not to {expected}; files of two clusters were mixed")]
+    Cluster {
+        /// The object.
+        name: String,
+        /// Its cluster.
+        found: ClusterId,
+        /// The expected one.
+        expected: ClusterId,
     },
     /// An object of another incarnation of the cluster.
     #[error(

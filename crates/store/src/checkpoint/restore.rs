@@ -5,7 +5,7 @@
 //! its manifest is written last, so that an interrupted restore leaves no checkpoint.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::bundle::{BundleNames, BundleWriter};
+use crate::checkpoint::bundle::{Author, BundleNames, BundleWriter, Origin};
 use crate::checkpoint::load::{Bundles, LoadedPart};
 use crate::checkpoint::manifest::{MANIFESTS, Manifest, manifest_name};
 use crate::checkpoint::store::BlobStore;
@@ -103,7 +103,7 @@ pub enum RestoreError {
     Checkpoint(#[from] CheckpointError),
 }
 
-/// Restores a checkpoint into an empty store.
+/// Restores a checkpoint into an empty store, as a checkpoint of the cluster and node that `names` has.
 ///
 /// # Errors
 /// [`RestoreError`]; the target then has no checkpoint.
@@ -131,9 +131,10 @@ pub fn restore(
     if !found.is_empty() {
         return Err(RestoreError::Inconsistent(found));
     }
-    let id = (options.incarnation, manifest.number, names.writer());
-    let out = BundleWriter::create(target, names.draw(manifest.number), id, 0)?;
-    let mut router = Router::new(&old, &new, manifest, &headers, (names.writer(), out));
+    let (author, number) = (names.author(), manifest.number);
+    let origin = Origin { author, incarnation: options.incarnation, number };
+    let out = BundleWriter::create(target, names.draw(number), origin, 0)?;
+    let mut router = Router::new(&old, &new, manifest, &headers, (author, out));
     for (done, part) in manifest.parts.iter().enumerate() {
         let loaded = bundles.load(&[part])?.pop().expect("one part was asked for");
         router.take(loaded)?;
@@ -180,7 +181,7 @@ struct Router<'a> {
     old: &'a Topology,
     new: &'a Topology,
     manifest: &'a Manifest,
-    writer: u64,
+    author: Author,
     out: BundleWriter,
     targets: Vec<Target>,
     /// Computes the hash of single records.
@@ -200,7 +201,7 @@ impl<'a> Router<'a> {
         new: &'a Topology,
         manifest: &'a Manifest,
         headers: &[Header],
-        (writer, out): (u64, BundleWriter),
+        (author, out): (Author, BundleWriter),
     ) -> Self {
         let target = |shard: ShardId| {
             let service = new.service_of(shard).expect("a shard of this topology");
@@ -221,7 +222,7 @@ impl<'a> Router<'a> {
             old,
             new,
             manifest,
-            writer,
+            author,
             out,
             targets,
             scratch: Records::new(),
@@ -368,7 +369,7 @@ impl<'a> Router<'a> {
         let mut lineage = Lineage::new();
         lineage.append(&bundle, sections.iter().map(|(shard, section)| (*shard, section.added())));
         let number = self.manifest.number;
-        let manifest = describe(self.new, number, options.created, self.writer, &bundle, &headers, &lineage);
+        let manifest = describe(self.new, number, options.created, self.author, &bundle, &headers, &lineage);
         manifest.store(store)?;
         Ok(Restored {
             manifest,

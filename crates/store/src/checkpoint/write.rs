@@ -1,14 +1,14 @@
 //! Writes a checkpoint: parts arrive in pieces, from many shards in turn; the manifest comes last.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::bundle::{BundleRef, BundleWriter};
+use crate::checkpoint::bundle::{Author, BundleRef, BundleWriter, Origin};
 use crate::checkpoint::json::Hash;
 use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombstone, Totals, is_passed};
 use crate::checkpoint::store::BlobStore;
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;
 use stead_core::checkpointing::lineage::Lineage;
-use stead_core::ids::{CheckpointNumber, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Epoch, NodeId, ShardId, Time};
 use stead_core::state::{Header, Message};
 use stead_core::topology::Topology;
 
@@ -19,12 +19,15 @@ pub struct Plan {
     pub number: CheckpointNumber,
     /// The time at which it began.
     pub created: Time,
-    /// The services and their shards, each of which has a part.
+    /// The services and their shards.
     pub topology: Topology,
+    /// The shards that it is of, each with the epoch in which this node leads it: a part of another epoch is that of a
+    /// deposed primary, and does not count.
+    pub parts: BTreeMap<ShardId, Epoch>,
     /// The name of its bundle, which was drawn for it.
     pub bundle: String,
-    /// The life of the process that writes it: that of [`BundleNames`](crate::checkpoint::bundle::BundleNames).
-    pub writer: u64,
+    /// The life that writes it: that of [`BundleNames`](crate::checkpoint::bundle::BundleNames).
+    pub author: Author,
 }
 
 /// A checkpoint that is being written. If it is dropped, it leaves nothing; its number then needs a [`Tombstone`].
@@ -48,8 +51,9 @@ impl CheckpointWriter {
     /// # Errors
     /// [`CheckpointError::Store`].
     pub fn create(store: &dyn BlobStore, plan: Plan) -> Result<Self, CheckpointError> {
-        let id = (plan.topology.incarnation, plan.number, plan.writer);
-        let bundle = BundleWriter::create(store, plan.bundle.clone(), id, 0)?;
+        let Plan { number, author, .. } = plan;
+        let origin = Origin { author, incarnation: plan.topology.incarnation, number };
+        let bundle = BundleWriter::create(store, plan.bundle.clone(), origin, 0)?;
         Ok(Self { plan, bundle, headers: BTreeMap::new(), open: BTreeMap::new() })
     }
 
@@ -66,6 +70,15 @@ impl CheckpointWriter {
         let refuse = |reason: String| Err(CheckpointError::Incomplete { number, reason });
         if self.plan.topology.service_of(shard).is_none() {
             return refuse(format!("shard {shard} is not in its topology"));
+        }
+        let Some(&epoch) = self.plan.parts.get(&shard) else {
+            return refuse(format!("shard {shard} has no part in it here"));
+        };
+        if header.position.epoch != epoch {
+            let found = header.position.epoch;
+            return refuse(format!(
+                "the part of shard {shard} is of epoch {found}, and it is led in {epoch}"
+            ));
         }
         if header.position.colour.number() != number {
             return refuse(format!("the part of shard {shard} has colour {}", header.position.colour));
@@ -128,7 +141,7 @@ impl CheckpointWriter {
     /// Whether all parts are complete.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.open.len() == self.plan.topology.shard_count() as usize && self.open.values().all(|open| !open)
+        self.open.len() == self.plan.parts.len() && self.open.values().all(|open| !open)
     }
 
     /// Returns the bytes written so far.
@@ -143,8 +156,8 @@ impl CheckpointWriter {
     /// # Errors
     /// [`CheckpointError::Incomplete`] if a part is missing, or the store's error.
     pub fn seal(self, lineage: &Lineage) -> Result<Sealed, CheckpointError> {
-        let Plan { number, created, topology, writer, .. } = self.plan;
-        if let Some(shard) = topology.shards().find(|shard| self.open.get(shard) != Some(&false)) {
+        let Plan { number, created, topology, parts, author, .. } = self.plan;
+        if let Some(shard) = parts.keys().find(|shard| self.open.get(shard) != Some(&false)) {
             let reason = format!("the part of shard {shard} is not complete");
             return Err(CheckpointError::Incomplete { number, reason });
         }
@@ -152,7 +165,7 @@ impl CheckpointWriter {
         let mut lineage = lineage.clone();
         lineage.append(&bundle, sections.iter().map(|(shard, section)| (*shard, section.added())));
         let headers: Vec<Header> = self.headers.into_values().collect();
-        let manifest = describe(&topology, number, created, writer, &bundle, &headers, &lineage);
+        let manifest = describe(&topology, number, created, author, &bundle, &headers, &lineage);
         Ok(Sealed { manifest, headers, lineage })
     }
 }
@@ -162,7 +175,7 @@ pub(crate) fn describe(
     topology: &Topology,
     number: CheckpointNumber,
     created: Time,
-    writer: u64,
+    author: Author,
     own: &BundleRef,
     headers: &[Header],
     lineage: &Lineage,
@@ -174,7 +187,7 @@ pub(crate) fn describe(
     });
     let parts: Vec<Part> = headers
         .iter()
-        .map(|header| part(header, own_position as u32, lineage.sections(header.shard).to_vec()))
+        .map(|header| part(header, author.node, own_position as u32, lineage.sections(header.shard).to_vec()))
         .collect();
     let in_flight = verify::in_flight(headers);
     let totals = Totals {
@@ -185,10 +198,11 @@ pub(crate) fn describe(
         message_bytes: in_flight.iter().map(|channel| channel.bytes).sum(),
     };
     Manifest {
+        cluster: Some(author.cluster),
         incarnation: topology.incarnation,
         number,
         created,
-        writer,
+        writer: author.writer,
         services: Manifest::services_of(topology),
         bundles,
         parts,
@@ -198,10 +212,11 @@ pub(crate) fn describe(
     }
 }
 
-fn part(header: &Header, own: u32, sections: Vec<SectionRef>) -> Part {
+fn part(header: &Header, node: NodeId, own: u32, sections: Vec<SectionRef>) -> Part {
     let position = header.position;
     Part {
         shard: header.shard,
+        node,
         epoch: position.epoch,
         index: position.index,
         time: position.time,
@@ -276,14 +291,15 @@ pub fn give_up(
     topology: &Topology,
     number: CheckpointNumber,
     now: Time,
-    writer: u64,
+    author: Author,
     reason: &str,
 ) -> Result<(), CheckpointError> {
     let tombstone = Tombstone {
+        cluster: Some(author.cluster),
         incarnation: topology.incarnation,
         number,
         created: now,
-        writer,
+        writer: author.writer,
         reason: reason.to_owned(),
     };
     tombstone.store(store)

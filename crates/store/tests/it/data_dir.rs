@@ -1,7 +1,7 @@
 //! The data directory: one owner, atomic changes, and no silent fresh start.
 
 use std::sync::Arc;
-use stead_core::ids::{Epoch, Incarnation, NodeId, ShardId};
+use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId, ShardId};
 use stead_store::data_dir::{DataDir, DataDirError, META_FILE, Meta, ServiceMeta};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
@@ -9,7 +9,7 @@ use stead_store::sim_disk::SimDisk;
 
 fn meta() -> Meta {
     Meta {
-        cluster: 0x0123_4567_89ab_cdef_0000_0000_0000_0001,
+        cluster: ClusterId(0x0123_4567_89ab_cdef_0000_0000_0000_0001),
         incarnation: Incarnation(1),
         node: NodeId(1),
         lives: 0,

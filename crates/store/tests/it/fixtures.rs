@@ -6,7 +6,7 @@
 use crate::wal_log::{Rec, open, put, rec, small};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use stead_core::ids::{Epoch, Incarnation, Index, NodeId, ReplicaId, ShardId};
+use stead_core::ids::{ClusterId, Epoch, Incarnation, Index, NodeId, ReplicaId, ShardId};
 use stead_store::data_dir::{DataDir, Meta, ServiceMeta};
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Batch, CutRecord, Damage, Promise, Wal, WalError, WalOptions};
@@ -51,7 +51,7 @@ fn meta() -> Meta {
         shards,
     });
     Meta {
-        cluster: 0xfeed_0000_0000_0000_0000_0000_0000_beef,
+        cluster: ClusterId(0xfeed_0000_0000_0000_0000_0000_0000_beef),
         incarnation: Incarnation(3),
         node: NodeId(3),
         lives: 14,

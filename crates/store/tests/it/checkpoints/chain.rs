@@ -1,17 +1,17 @@
 //! Chains of incremental checkpoints, merged and collected on the way, compared with the model; and the cost of
 //! merging.
 
-use super::model::{Cluster, Cut, INCARNATION, sim_store};
+use super::model::{Cluster, Cut, INCARNATION, OWNER, author, sim_store};
 use std::collections::BTreeSet;
 use stead_core::checkpointing::lineage::{Lineage, Merged};
 use stead_core::checkpointing::merging::{self, Merge, Policy, renewals};
-use stead_core::ids::{Blob, CheckpointNumber, ShardId, Time};
+use stead_core::ids::{Blob, CheckpointNumber, Epoch, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
-use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::bundle::{BundleNames, Origin};
 use stead_store::checkpoint::collect::{Collector, DeleteError, Retention, delete_checkpoint};
 use stead_store::checkpoint::compact::MergeRun;
 use stead_store::checkpoint::copy::copy;
@@ -48,7 +48,7 @@ pub(crate) fn run(
     lineage: &Lineage,
     merge: &Merge,
 ) -> Result<Merged, CheckpointError> {
-    let id = (INCARNATION, number, names.writer());
+    let id = Origin { author: names.author(), incarnation: INCARNATION, number };
     let mut run = MergeRun::begin(store, names.draw(number), id, lineage, merge)?;
     while !run.step()? {}
     run.finish()
@@ -78,7 +78,7 @@ fn every_kept_checkpoint_stays_what_it_was() {
                     &cluster.topology,
                     cluster.number,
                     Time(round),
-                    cluster.names.writer(),
+                    cluster.names.author(),
                     "a test",
                 )
                 .unwrap();
@@ -93,7 +93,7 @@ fn every_kept_checkpoint_stays_what_it_was() {
             let pinned = BTreeSet::from([CheckpointNumber(5)]);
             let retention = Retention { keep: 3, pinned, grace: 2 };
             let running = in_use(&cluster.lineage);
-            collector.collect(&store, INCARNATION, Time(round), &retention, &running).unwrap();
+            collector.collect(&store, OWNER, Time(round), &retention, &running).unwrap();
             if round % 2 == 0 {
                 merge(&mut cluster, &store, &policy);
             }
@@ -140,15 +140,15 @@ fn the_newest_checkpoint_and_pinned_ones_are_not_deleted() {
     assert!(matches!(gone, Err(DeleteError::Checkpoint(CheckpointError::Unknown(CheckpointNumber(1))))));
     let mut collector = Collector::new();
     let retention = Retention { keep: 0, pinned: BTreeSet::new(), grace: 10 };
-    let first = collector.collect(&store, INCARNATION, Time(0), &retention, &BTreeSet::new()).unwrap();
+    let first = collector.collect(&store, OWNER, Time(0), &retention, &BTreeSet::new()).unwrap();
     assert_eq!(first.checkpoints, [CheckpointNumber(2)]);
     assert!(first.bundles.is_empty());
     let (waiting, before) = (first.waiting, store.list("bundles/").unwrap().len());
     assert_eq!(
-        collector.collect(&store, INCARNATION, Time(9), &retention, &BTreeSet::new()).unwrap().waiting,
+        collector.collect(&store, OWNER, Time(9), &retention, &BTreeSet::new()).unwrap().waiting,
         waiting
     );
-    let last = collector.collect(&store, INCARNATION, Time(10), &retention, &BTreeSet::new()).unwrap();
+    let last = collector.collect(&store, OWNER, Time(10), &retention, &BTreeSet::new()).unwrap();
     assert_eq!(last.bundles.len(), waiting);
     assert_eq!(store.list("bundles/").unwrap().len(), before - waiting);
     let manifest = newest(&store).unwrap().manifest.unwrap();
@@ -160,10 +160,10 @@ fn a_number_is_decided_once() {
     let store = sim_store(&SimDisk::new(1));
     let mut cluster = Cluster::new(1, [1, 1]);
     let (_, sealed) = cluster.seal(&store);
-    give_up(&store, &cluster.topology, CheckpointNumber(1), Time(0), cluster.names.writer(), "too slow")
+    give_up(&store, &cluster.topology, CheckpointNumber(1), Time(0), cluster.names.author(), "too slow")
         .unwrap();
     // The same tombstone again is the same decision.
-    give_up(&store, &cluster.topology, CheckpointNumber(1), Time(0), cluster.names.writer(), "too slow")
+    give_up(&store, &cluster.topology, CheckpointNumber(1), Time(0), cluster.names.author(), "too slow")
         .unwrap();
     assert!(matches!(sealed.unwrap().store(&store), Err(CheckpointError::Decided(CheckpointNumber(1)))));
     let found = newest(&store).unwrap();
@@ -173,7 +173,7 @@ fn a_number_is_decided_once() {
     cluster.fail_next();
     let (_, manifest) = cluster.checkpoint(&store);
     let late =
-        give_up(&store, &cluster.topology, manifest.number, Time(0), cluster.names.writer(), "too late");
+        give_up(&store, &cluster.topology, manifest.number, Time(0), cluster.names.author(), "too late");
     assert!(matches!(late, Err(CheckpointError::Decided(CheckpointNumber(2)))));
 }
 
@@ -185,7 +185,7 @@ fn merging_costs_little_and_keeps_loads_short() {
     let (mut rng, store) = (fastrand::Rng::with_seed(3), sim_store(&SimDisk::new(3)));
     let mut topology = Topology::new(INCARNATION);
     topology.ensure("s", 1).unwrap();
-    let (shard, names) = (ShardId(0), BundleNames::new(1));
+    let (shard, names) = (ShardId(0), BundleNames::new(author(1)));
     let mut records = Records::new();
     let put = |records: &mut Records, rng: &mut fastrand::Rng, key: u32| {
         let value: Vec<u8> = (0..100).map(|_| rng.u8(..)).collect();
@@ -203,8 +203,9 @@ fn merging_costs_little_and_keeps_loads_short() {
             number,
             created: Time(0),
             topology: topology.clone(),
+            parts: [(shard, Epoch(0))].into(),
             bundle: names.draw(number),
-            writer: names.writer(),
+            author: names.author(),
         };
         let mut writer = CheckpointWriter::create(&store, plan).unwrap();
         let all = !renewals(&lineage, &policy).is_empty();
@@ -271,7 +272,8 @@ fn a_merge_of_another_history_changes_nothing() {
     let merged = run(&store, &cluster.names, cluster.number, &cluster.lineage, &planned).unwrap();
     // An abandoned merge leaves nothing.
     let before = disk.files();
-    let id = (INCARNATION, cluster.number, cluster.names.writer());
+    let (author, number) = (cluster.names.author(), cluster.number);
+    let id = Origin { author, incarnation: INCARNATION, number };
     let name = cluster.names.draw(cluster.number);
     let mut broken_off = MergeRun::begin(&store, name, id, &cluster.lineage, &planned).unwrap();
     broken_off.step().unwrap();

@@ -1,6 +1,6 @@
 //! The results of checks beside a checkpoint's manifest.
 
-use super::model::{Cluster, INCARNATION, sim_store};
+use super::model::{Cluster, INCARNATION, OWNER, sim_store};
 use std::collections::BTreeSet;
 use stead_core::ids::{CheckpointNumber, Time};
 use stead_store::checkpoint::CheckpointError;
@@ -40,7 +40,7 @@ fn results_are_read_back_copied_late_and_go_with_their_checkpoint() {
 
     let retention = Retention { keep: 2, pinned: BTreeSet::new(), grace: 0 };
     let in_use = super::chain::in_use(&cluster.lineage);
-    Collector::new().collect(&store, INCARNATION, Time(9), &retention, &in_use).unwrap();
+    Collector::new().collect(&store, OWNER, Time(9), &retention, &in_use).unwrap();
     assert_eq!(
         store.list(CHECKS).unwrap(),
         [checks_name(CheckpointNumber(2)), checks_name(CheckpointNumber(3))]
@@ -100,7 +100,7 @@ fn marks_of_checks_outlive_their_checkpoint_stay_at_home_and_are_whole() {
     assert_eq!(begun_names(&other).unwrap(), Vec::<String>::new());
     let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
     let in_use = super::chain::in_use(&cluster.lineage);
-    Collector::new().collect(&store, INCARNATION, Time(9), &retention, &in_use).unwrap();
+    Collector::new().collect(&store, OWNER, Time(9), &retention, &in_use).unwrap();
     assert_eq!(begun_names(&store).unwrap().len(), 2);
     assert_eq!(Begun::read(&store, &names[0]).unwrap(), begun);
 

@@ -1,7 +1,7 @@
 //! Crashes at each I/O of writing, merging, collecting and restoring checkpoints: the newest complete one stays intact.
 
 use super::chain::{check, in_use, merge, run};
-use super::model::{Cluster, Cut, INCARNATION, sim_store};
+use super::model::{Cluster, Cut, OWNER, author, sim_store};
 use std::collections::BTreeMap;
 use stead_core::checkpointing::merging::{self, Policy};
 use stead_core::ids::{CheckpointNumber, Incarnation, Time};
@@ -37,7 +37,7 @@ fn work(
         }
     }
     let retention = Retention { keep: 1, grace: 0, ..Retention::default() };
-    Collector::new().collect(store, INCARNATION, Time(9), &retention, &in_use(&cluster.lineage))?;
+    Collector::new().collect(store, OWNER, Time(9), &retention, &in_use(&cluster.lineage))?;
     Ok(())
 }
 
@@ -76,7 +76,7 @@ fn a_crash_at_any_io_leaves_the_newest_checkpoint_whole() {
             check(&store, &manifest, &cut, 1);
             let retention = Retention { keep: 1, grace: 0, ..Retention::default() };
             let used = in_use(&cluster.lineage);
-            Collector::new().collect(&store, INCARNATION, Time(9), &retention, &used).unwrap();
+            Collector::new().collect(&store, OWNER, Time(9), &retention, &used).unwrap();
             let left = store.list("bundles/").unwrap();
             assert_eq!(left.len(), manifest.bundles.len(), "nothing is left behind");
             if done.is_ok() {
@@ -136,7 +136,7 @@ fn a_restore_that_crashed_left_a_whole_checkpoint_or_none() {
             stead_store::checkpoint::store::DiskStore::open(std::sync::Arc::new(disk.clone()), "checkpoints")
         };
         let done = open().is_ok_and(|target| {
-            restore(&source, &manifest, &target, &BundleNames::new(1), &options, &mut |_| {}).is_ok()
+            restore(&source, &manifest, &target, &BundleNames::new(author(1)), &options, &mut |_| {}).is_ok()
         });
         disk.restart();
         let found = newest(&open().unwrap()).unwrap();

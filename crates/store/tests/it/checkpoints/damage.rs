@@ -1,10 +1,10 @@
 //! Damaged, exchanged and foreign objects are refused with the object's name and the reason.
 
 use super::chain::merge;
-use super::model::{Cluster, INCARNATION, sim_store};
+use super::model::{Cluster, INCARNATION, OWNER, sim_store};
 use std::collections::BTreeSet;
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{CheckpointNumber, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, ClusterId, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::copy::{Owner, copy};
@@ -131,9 +131,12 @@ fn unknown_versions_are_distinguished_from_damage() {
     let (disk, store, _) = small(5);
     let path = format!("checkpoints/{}", manifest_name(CheckpointNumber(3)));
     let text = String::from_utf8(disk.bytes(&path).unwrap()).unwrap();
-    disk.put(&path, text.replace("\"format\":1", "\"format\":2").as_bytes());
+    disk.put(&path, text.replace("\"format\":2", "\"format\":3").as_bytes());
     let error = read_manifest(&store, CheckpointNumber(3)).unwrap_err();
-    assert!(matches!(error, CheckpointError::Version { found: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, CheckpointError::Version { found: 3, known: 2, .. }), "{error}");
+    // Versions below have another checksum.
+    disk.put(&path, text.replace("\"format\":2", "\"format\":1").as_bytes());
+    assert!(matches!(read_manifest(&store, CheckpointNumber(3)), Err(CheckpointError::Damaged { .. })));
     disk.put(&path, br#"{"stead":"manifest","format":9,"blocks":[]}"#);
     assert!(matches!(
         read_manifest(&store, CheckpointNumber(3)),
@@ -142,12 +145,12 @@ fn unknown_versions_are_distinguished_from_damage() {
     let manifest = read_manifest(&store, CheckpointNumber(2)).unwrap();
     let bundle = format!("checkpoints/{}", manifest.bundles.last().unwrap().name);
     let mut bytes = disk.bytes(&bundle).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     disk.put(&bundle, &bytes);
     let error = load_parts(&store, &manifest, 1).err().unwrap();
-    assert!(matches!(error, CheckpointError::Version { found: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, CheckpointError::Version { found: 3, known: 2, .. }), "{error}");
     disk.put("checkpoints/owner/owner.json", br#"{"stead":"copies","format":3,"clusters":[]}"#);
-    let error = Owner { cluster: 1, incarnation: INCARNATION }.claim(&store).unwrap_err();
+    let error = Owner { cluster: ClusterId(1), incarnation: INCARNATION }.claim(&store).unwrap_err();
     assert!(matches!(error, CheckpointError::Version { found: 3, known: 1, .. }), "{error}");
 }
 
@@ -155,22 +158,28 @@ fn unknown_versions_are_distinguished_from_damage() {
 fn a_collection_stops_at_a_manifest_that_it_can_not_read() {
     let (disk, store, mut cluster) = small(6);
     merge(&mut cluster, &store, &Policy { fan_in: 2, growth: 100, growth_bytes_min: 0, ..Policy::default() });
-    give_up(&store, &cluster.topology, CheckpointNumber(4), Time(0), cluster.names.writer(), "a test")
+    give_up(&store, &cluster.topology, CheckpointNumber(4), Time(0), cluster.names.author(), "a test")
         .unwrap();
     for number in 1..=4 {
         let path = format!("checkpoints/{}", manifest_name(CheckpointNumber(number)));
         disk.flip_bit(&path, 70, 1).unwrap();
         let before = disk.files();
         let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
-        let result = Collector::new().collect(&store, INCARNATION, Time(1), &retention, &BTreeSet::new());
+        let result = Collector::new().collect(&store, OWNER, Time(1), &retention, &BTreeSet::new());
         assert_eq!(name_of(&result.unwrap_err()), manifest_name(CheckpointNumber(number)));
         assert_eq!(disk.files(), before);
         disk.flip_bit(&path, 70, 1).unwrap();
     }
     let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
-    let foreign = Collector::new().collect(&store, Incarnation(8), Time(1), &retention, &BTreeSet::new());
+    let foreign = Collector::new().collect(
+        &store,
+        Owner { incarnation: Incarnation(8), ..OWNER },
+        Time(1),
+        &retention,
+        &BTreeSet::new(),
+    );
     assert!(matches!(foreign, Err(CheckpointError::Incarnation { found: INCARNATION, .. })));
-    Collector::new().collect(&store, INCARNATION, Time(1), &retention, &BTreeSet::new()).unwrap();
+    Collector::new().collect(&store, OWNER, Time(1), &retention, &BTreeSet::new()).unwrap();
     load_parts(&store, &read_manifest(&store, CheckpointNumber(3)).unwrap(), 1).unwrap();
 }
 

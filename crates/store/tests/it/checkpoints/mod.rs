@@ -14,6 +14,7 @@ mod cuts;
 mod damage;
 mod fixture;
 pub(crate) mod model;
+mod nodes;
 mod recovery;
 mod restore;
 mod restoring;

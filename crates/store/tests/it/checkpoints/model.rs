@@ -5,8 +5,8 @@ use std::sync::Arc;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, BodyHash, CheckpointNumber, Colour, Epoch, Incarnation, Index, Key, Served, SessionId, ShardId,
-    TaskId, Time, TimerId,
+    Blob, BodyHash, CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Index, Key, NodeId, Served,
+    SessionId, ShardId, TaskId, Time, TimerId,
 };
 use stead_core::record::{
     IdempotencyRecord, RecordKey, SessionRecord, TaskRecord, TimerRecord, encode_value,
@@ -15,13 +15,22 @@ use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Message, State};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
-use stead_store::checkpoint::bundle::BundleNames;
+use stead_store::checkpoint::bundle::{Author, BundleNames};
+use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::manifest::Manifest;
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
+use stead_store::checkpoint::verify::in_flight;
 use stead_store::checkpoint::write::{CheckpointWriter, Plan, Sealed};
 use stead_store::sim_disk::SimDisk;
 
 pub(crate) const INCARNATION: Incarnation = Incarnation(7);
+pub(crate) const CLUSTER: ClusterId = ClusterId(0xfeed_0000_0000_0000_0000_0000_0000_beef);
+pub(crate) const OWNER: Owner = Owner { cluster: CLUSTER, incarnation: INCARNATION };
+
+/// A life of the cluster's first node.
+pub(crate) fn author(writer: u64) -> Author {
+    Author { cluster: CLUSTER, node: NodeId::FIRST, writer }
+}
 
 pub(crate) fn sim_store(disk: &SimDisk) -> DiskStore {
     DiskStore::open(Arc::new(disk.clone()), "checkpoints").expect("a disk that works")
@@ -40,8 +49,11 @@ pub(crate) struct Cluster {
     pub(crate) shards: Vec<ModelShard>,
     pub(crate) rng: fastrand::Rng,
     pub(crate) log: Vec<(ShardId, Entry)>,
+    /// The names and the lineage of the first node.
     pub(crate) names: BundleNames,
     pub(crate) lineage: Lineage,
+    /// Those of the other nodes. The nodes have the shards in turn.
+    pub(crate) others: Vec<(BundleNames, Lineage)>,
     pub(crate) number: CheckpointNumber,
     /// The epoch of the entries that are made.
     pub(crate) epoch: Epoch,
@@ -72,8 +84,9 @@ impl Cluster {
             shards,
             rng: fastrand::Rng::with_seed(seed),
             log: Vec::new(),
-            names: BundleNames::new(seed),
+            names: BundleNames::new(author(seed)),
             lineage: Lineage::new(),
+            others: Vec::new(),
             number: CheckpointNumber(0),
             epoch: Epoch(1),
             value_max: 60,
@@ -227,18 +240,48 @@ impl Cluster {
         }
     }
 
-    /// Takes a checkpoint while work goes on, up to the manifest. An error leaves the snapshots lost, as in a node.
-    pub(crate) fn seal(&mut self, store: &dyn BlobStore) -> (Cut, Result<Sealed, CheckpointError>) {
-        self.number = self.number.next();
-        let plan = Plan {
+    /// Puts a second node beside the first one.
+    pub(crate) fn add_node(&mut self) {
+        let node = NodeId(2 + self.others.len() as u32);
+        let author = Author { node, ..self.names.author() };
+        self.others.push((BundleNames::new(author), Lineage::new()));
+    }
+
+    /// Returns the position of the node that has a shard.
+    fn node_of(&self, shard: ShardId) -> usize {
+        shard.0 as usize % (1 + self.others.len())
+    }
+
+    fn plan(&self, node: usize) -> Plan {
+        let names = if node == 0 { &self.names } else { &self.others[node - 1].0 };
+        let here = self.topology.shards().filter(|shard| self.node_of(*shard) == node);
+        Plan {
             number: self.number,
             created: Time(self.number.0),
             topology: self.topology.clone(),
-            bundle: self.names.draw(self.number),
-            writer: self.names.writer(),
+            parts: here.map(|shard| (shard, self.epoch)).collect(),
+            bundle: names.draw(self.number),
+            author: names.author(),
+        }
+    }
+
+    /// Takes a checkpoint of one node while work goes on, up to the manifest. An error leaves the snapshots lost, as in a
+    /// node.
+    pub(crate) fn seal(&mut self, store: &dyn BlobStore) -> (Cut, Result<Sealed, CheckpointError>) {
+        let (cut, sealed) = self.seal_all(store);
+        let only = |mut sealed: Vec<Sealed>| {
+            assert_eq!(sealed.len(), 1);
+            sealed.remove(0)
         };
+        (cut, sealed.map(only))
+    }
+
+    /// Takes a checkpoint of all nodes, as [`Self::seal`] does, to one store.
+    pub(crate) fn seal_all(&mut self, store: &dyn BlobStore) -> (Cut, Result<Vec<Sealed>, CheckpointError>) {
+        self.number = self.number.next();
+        let mut writers: Vec<_> =
+            (0..=self.others.len()).map(|node| CheckpointWriter::create(store, self.plan(node))).collect();
         let mut cut = Cut { hashes: vec![0; self.shards.len()], ..Cut::default() };
-        let mut writer = CheckpointWriter::create(store, plan);
         let mut parts: Vec<(Header, bool)> = Vec::new();
         let mut open: Vec<ShardId> = Vec::new();
         let mut unmarked: BTreeSet<ShardId> = self.topology.shards().collect();
@@ -257,7 +300,7 @@ impl Cluster {
             }
             for (header, full) in parts.drain(..) {
                 open.push(header.shard);
-                if let Ok(writer) = &mut writer
+                if let Ok(writer) = &mut writers[self.node_of(header.shard)]
                     && let Err(error) = writer.begin_part(header, full)
                 {
                     return (cut, Err(self.fail(error)));
@@ -270,7 +313,7 @@ impl Cluster {
             let slice = self.rng.usize(1..9);
             let mut piece = Piece::default();
             let done = self.shards[open[at].0 as usize].mirror.drain_snapshot(slice, &mut piece);
-            if let Ok(writer) = &mut writer {
+            if let Ok(writer) = &mut writers[self.node_of(open[at])] {
                 let written = writer.piece(open[at], &piece.to_vec()).and_then(|()| match done {
                     true => writer.end_part(open[at]).map(drop),
                     false => Ok(()),
@@ -283,7 +326,9 @@ impl Cluster {
                 open.swap_remove(at);
             }
         }
-        let sealed = writer.and_then(|writer| writer.seal(&self.lineage));
+        let lineages = [&self.lineage].into_iter().chain(self.others.iter().map(|(_, lineage)| lineage));
+        let seal = |(writer, lineage): (Result<CheckpointWriter, _>, &Lineage)| writer?.seal(lineage);
+        let sealed: Result<Vec<Sealed>, _> = writers.into_iter().zip(lineages).map(seal).collect();
         (cut, sealed.map_err(|error| self.fail(error)))
     }
 
@@ -332,7 +377,43 @@ impl Cluster {
         (cut, manifest)
     }
 
+    /// Takes a whole checkpoint of all nodes: one manifest over the bundles of each.
+    pub(crate) fn checkpoint_of_all(&mut self, store: &dyn BlobStore) -> (Cut, Manifest) {
+        let (cut, sealed) = self.seal_all(store);
+        let sealed = sealed.unwrap();
+        let manifest = join(&sealed);
+        manifest.store(store).unwrap();
+        self.lineage = sealed[0].lineage().clone();
+        for ((_, lineage), sealed) in self.others.iter_mut().zip(&sealed[1..]) {
+            *lineage = sealed.lineage().clone();
+        }
+        (cut, manifest)
+    }
+
     pub(crate) fn index(&self, shard: ShardId) -> Index {
         self.shards[shard.0 as usize].state.position().index
     }
+}
+
+/// Joins the manifests of several nodes to that of the checkpoint.
+fn join(sealed: &[Sealed]) -> Manifest {
+    let headers: Vec<Header> = sealed.iter().flat_map(|sealed| sealed.headers().to_vec()).collect();
+    let mut all = sealed[0].manifest().clone();
+    for other in sealed[1..].iter().map(Sealed::manifest) {
+        let before = all.bundles.len() as u32;
+        all.bundles.extend_from_slice(&other.bundles);
+        for mut part in other.parts.iter().cloned() {
+            part.header += before;
+            part.sections.iter_mut().for_each(|section| section.bundle += before);
+            all.parts.push(part);
+        }
+        all.totals.records += other.totals.records;
+        all.totals.section_bytes += other.totals.section_bytes;
+        all.totals.written_bytes += other.totals.written_bytes;
+    }
+    all.parts.sort_by_key(|part| part.shard);
+    all.in_flight = in_flight(&headers);
+    all.totals.messages = all.in_flight.iter().map(|channel| channel.messages).sum();
+    all.totals.message_bytes = all.in_flight.iter().map(|channel| channel.bytes).sum();
+    all
 }

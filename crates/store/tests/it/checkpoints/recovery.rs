@@ -1,6 +1,6 @@
 //! Recovery: checkpoint and log together give the states that the shards had.
 
-use super::model::{Cluster, INCARNATION, sim_store};
+use super::model::{CLUSTER, Cluster, INCARNATION, OWNER, sim_store};
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{CheckpointNumber, Colour, Epoch, Incarnation, Index, ReplicaId, ShardId, Time};
@@ -14,7 +14,7 @@ use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::manifest::manifest_name;
 use stead_store::checkpoint::write::give_up;
 use stead_store::disk::Disk;
-use stead_store::recovery::{Recovered, RecoveryError, recover};
+use stead_store::recovery::{Facts, Recovered, RecoveryError, recover};
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Batch, CutRecord, Promise, Wal, WalError, WalOptions};
 
@@ -63,7 +63,7 @@ impl Node {
         let store =
             stead_store::checkpoint::store::DiskStore::open(Arc::new(self.disk.clone()), "checkpoints")
                 .map_err(CheckpointError::from)?;
-        recover(Arc::new(self.disk.clone()), &store, topology, options(false), 1)
+        recover(Arc::new(self.disk.clone()), &store, Facts { cluster: CLUSTER, topology }, options(false), 1)
     }
 
     fn check(&self, recovered: &Recovered) {
@@ -102,7 +102,7 @@ fn the_log_is_folded_over_the_newest_checkpoint() {
             &node.cluster.topology,
             CheckpointNumber(7),
             Time(0),
-            node.cluster.names.writer(),
+            node.cluster.names.author(),
             "a test",
         )
         .unwrap();
@@ -119,13 +119,13 @@ fn the_log_is_folded_over_the_newest_checkpoint() {
             &node.cluster.topology,
             CheckpointNumber(8),
             Time(0),
-            node.cluster.names.writer(),
+            node.cluster.names.author(),
             "a test",
         )
         .unwrap();
         let retention = Retention::default();
         let used = super::chain::in_use(&recovered.lineage);
-        let collected = Collector::new().collect(&store, INCARNATION, Time(9), &retention, &used).unwrap();
+        let collected = Collector::new().collect(&store, OWNER, Time(9), &retention, &used).unwrap();
         assert_eq!(collected.tombstones, [CheckpointNumber(7)]);
         let recovered = node.recover(&node.cluster.topology).unwrap();
         assert_eq!(

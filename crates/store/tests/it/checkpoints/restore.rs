@@ -1,6 +1,6 @@
 //! Restores onto the same and other numbers of shards: nothing is lost, doubled or out of order.
 
-use super::model::{Cluster, sim_store};
+use super::model::{CLUSTER, Cluster, author, sim_store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_core::ids::{CheckpointNumber, Colour, Incarnation, Seq, ShardId, Time};
@@ -12,7 +12,7 @@ use stead_store::checkpoint::manifest::{Manifest, newest};
 use stead_store::checkpoint::restore::{Restore, RestoreError, Restored, restore};
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::checkpoint::verify::verify_checkpoint;
-use stead_store::recovery::recover;
+use stead_store::recovery::{Facts, recover};
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::WalOptions;
 
@@ -96,9 +96,10 @@ fn restored(cluster: &Cluster, source: &DiskStore, target: &SimDisk, shards: &[(
     assert_eq!(manifest.incarnation, cluster.topology.incarnation);
     let target = sim_store(target);
     let mut last = None;
-    let done = restore(source, &manifest, &target, &BundleNames::new(9), &options(shards), &mut |at| {
-        last = Some(at)
-    });
+    let done =
+        restore(source, &manifest, &target, &BundleNames::new(author(9)), &options(shards), &mut |at| {
+            last = Some(at)
+        });
     let done = done.unwrap();
     let last = last.unwrap();
     assert_eq!((last.shards, last.records), (last.shards_all, done.records));
@@ -137,7 +138,8 @@ fn any_number_of_shards_conserves_everything() {
         }
         // A node starts from it with an empty log.
         let wal = WalOptions { segment_bytes: 16 << 10, create: true, ..WalOptions::default() };
-        let recovered = recover(Arc::new(disk.clone()), &target, &done.topology, wal, 1).unwrap();
+        let facts = Facts { cluster: CLUSTER, topology: &done.topology };
+        let recovered = recover(Arc::new(disk.clone()), &target, facts, wal, 1).unwrap();
         assert_eq!(recovered.decided, CheckpointNumber(3));
     }
 }
@@ -175,7 +177,7 @@ fn what_can_not_be_restored_is_refused() {
     cluster.run(50);
     let (_, manifest) = cluster.checkpoint(&source);
     let attempt = |target: &DiskStore, options: &Restore, manifest: &Manifest| {
-        restore(&source, manifest, target, &BundleNames::new(9), options, &mut |_| {})
+        restore(&source, manifest, target, &BundleNames::new(author(9)), options, &mut |_| {})
     };
     let empty = || sim_store(&SimDisk::new(2));
     let target = empty();

@@ -3,7 +3,7 @@
 use super::model::{Cluster, sim_store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use stead_core::ids::{Epoch, Incarnation, NodeId, Time};
+use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId, Time};
 use stead_core::state::State;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Manifest, newest};
@@ -37,7 +37,7 @@ fn source() -> Source {
 
 fn fresh() -> Meta {
     Meta {
-        cluster: 5,
+        cluster: ClusterId(5),
         incarnation: Incarnation(1),
         node: NodeId(1),
         lives: 0,

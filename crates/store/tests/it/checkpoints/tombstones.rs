@@ -1,7 +1,7 @@
 //! Numbers that were given up: their tombstones are deleted, and none of the numbers is used again.
 
 use super::chain::{check, in_use, merge};
-use super::model::{Cluster, INCARNATION, sim_store};
+use super::model::{Cluster, OWNER, sim_store};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +24,7 @@ fn give_up_next(cluster: &mut Cluster, store: &dyn BlobStore) -> Result<(), Chec
     cluster.fail_next();
     drop(sealed?);
     let now = Time(cluster.number.0);
-    give_up(store, &cluster.topology, cluster.number, now, cluster.names.writer(), "a test")
+    give_up(store, &cluster.topology, cluster.number, now, cluster.names.author(), "a test")
 }
 
 fn collect(
@@ -33,7 +33,7 @@ fn collect(
     lineage: &Lineage,
 ) -> Result<Collected, CheckpointError> {
     let retention = Retention { keep: 2, grace: 0, ..Retention::default() };
-    collector.collect(store, INCARNATION, Time(9), &retention, &in_use(lineage))
+    collector.collect(store, OWNER, Time(9), &retention, &in_use(lineage))
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn the_tombstones_of_older_programs_go_in_a_few_collections() {
             &cluster.topology,
             CheckpointNumber(number),
             Time(0),
-            cluster.names.writer(),
+            cluster.names.author(),
             "a test",
         )
         .unwrap();
@@ -97,7 +97,7 @@ fn a_number_stays_decided_when_its_tombstone_is_gone() {
     let store = sim_store(&SimDisk::new(1));
     let mut cluster = Cluster::new(1, [1, 1]);
     let (_, late) = cluster.seal(&store);
-    give_up(&store, &cluster.topology, cluster.number, Time(0), cluster.names.writer(), "too slow").unwrap();
+    give_up(&store, &cluster.topology, cluster.number, Time(0), cluster.names.author(), "too slow").unwrap();
     cluster.fail_next();
     give_up_next(&mut cluster, &store).unwrap();
     let collected = collect(&mut Collector::new(), &store, &cluster.lineage).unwrap();
@@ -233,7 +233,7 @@ fn a_manifest_that_comes_late_hides_no_newer_one_is_refused_and_collected_again(
     let (mut collector, mut taken) = (Collector::new(), Vec::new());
     let collect = |collector: &mut Collector| {
         let retention = Retention { keep: 2, grace: 0, ..Retention::default() };
-        collector.collect(&target, INCARNATION, Time(9), &retention, &BTreeSet::new()).unwrap()
+        collector.collect(&target, OWNER, Time(9), &retention, &BTreeSet::new()).unwrap()
     };
     for _ in 0..12 {
         cluster.run(25);

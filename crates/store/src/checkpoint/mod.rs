@@ -192,3 +192,17 @@ impl CheckpointError {
         matches!(self, Self::Store(error) if error.is_full())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_over_the_limit_of_its_readers_is_not_written() {
+        assert!(CheckpointError::check_len("it", 10, 10).is_ok());
+        for len in [11, 12] {
+            let error = CheckpointError::check_len("it", len, 10).expect_err("it is too long");
+            assert!(matches!(error, CheckpointError::TooLarge { max: 10, .. }), "{error}");
+        }
+    }
+}

@@ -209,6 +209,8 @@ fn impossible_options_are_refused() {
         WalOptions { segment_bytes: 4096, ..small() },
         WalOptions { segment_bytes: (1 << 20) + 1, ..small() },
         WalOptions { segment_bytes: 2 << 30, ..small() },
+        WalOptions { segment_bytes_min: 4096, ..small() },
+        WalOptions { segment_bytes_min: (1 << 20) + 1, ..small() },
         WalOptions { batch_bytes_max: 0, ..small() },
         WalOptions { spares: 0, ..small() },
         WalOptions { free_max: 0, ..small() },

@@ -265,3 +265,13 @@ fn a_checkpoint_that_is_wanted_when_the_part_ends_or_later_has_an_end_too() {
         assert_eq!(Arc::strong_count(&slot.0), 1, "its reply is kept, and the caller waits for ever");
     }
 }
+
+#[test]
+fn a_checkpoint_is_pinned_until_its_last_reader_has_gone() {
+    let queue = SnapshotQueue::new(0);
+    let [first, second] = [0; 2].map(|_| queue.pin(CheckpointNumber(7)));
+    drop(first);
+    assert_eq!(queue.pinned().into_iter().collect::<Vec<_>>(), [CheckpointNumber(7)]);
+    drop(second);
+    assert!(queue.pinned().is_empty());
+}

@@ -1,7 +1,7 @@
-//! A node's data directory: one owner, one format, and the few facts that must outlive every start.
+//! A node's data directory: one owner, one format, and the metadata that must outlive every start.
 //!
-//! The facts stand in `stead.json`, replaced as a whole. It is written before anything else, so a directory that has files
-//! but no `stead.json` has lost it, and is refused: never a silent fresh start.
+//! The metadata is in `stead.json`, which is replaced as a whole. It is written before anything else, so a directory
+//! that has files but no `stead.json` has lost it, and is refused: never a silent fresh start.
 
 use crate::disk::{Disk, DiskLock, LockError, is_full, read_file, replace_file};
 use serde::de::DeserializeOwned;
@@ -23,10 +23,10 @@ pub const LOCK_FILE: &str = "LOCK";
 /// The directory of the checkpoints of the node.
 pub const CHECKPOINTS: &str = "checkpoints";
 
-/// Most bytes that [`META_FILE`] may have: enough for thousands of services.
+/// Maximum number of bytes of [`META_FILE`]: enough for thousands of services.
 const META_BYTES_MAX: u64 = 4 << 20;
 
-/// What a node knows about itself before it reads anything else.
+/// The metadata of a node, which it reads before anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
     /// The cluster, drawn at random when it is created.
@@ -35,19 +35,20 @@ pub struct Meta {
     pub incarnation: Incarnation,
     /// The node of the cluster that the directory belongs to.
     pub node: NodeId,
-    /// The number of lives that a node had here. Each start counts itself before it promises an epoch, and so before any
-    /// shard of it takes part in anything.
+    /// The number of lives of a node here. Each start counts itself before it promises an epoch, and so before any of
+    /// its shards takes part in anything.
     pub lives: u64,
-    /// All epochs up to this one are used, by whatever shard: those of a time when a node had one epoch for all its shards,
-    /// and those of a checkpoint that was restored here.
+    /// All epochs up to this one count as used, for every shard: those of a time when a node had one epoch for all its
+    /// shards, and those of a checkpoint that was restored here.
     pub epoch_floor: Epoch,
     /// The write-ahead log's identity, drawn at random.
     pub log_id: u64,
     /// Whether the log was created: from then on, no log means that it was lost.
     pub log_created: bool,
-    /// Whether the last owner ended in order. The next one unsets it before it begins, so that a crash leaves it unset.
+    /// Whether the last owner shut down cleanly. The next one unsets it before it begins, so that a crash leaves it
+    /// unset.
     pub clean: bool,
-    /// Whether a restore into this directory has begun and not ended: what is in it is not whole.
+    /// Whether a restore into this directory has begun and not ended: its contents are incomplete.
     pub restoring: bool,
     /// The services and their shards.
     pub services: Vec<ServiceMeta>,
@@ -60,12 +61,12 @@ pub struct ServiceMeta {
     pub name: String,
     /// The first of its shards.
     pub first: ShardId,
-    /// How many it has.
+    /// The number of its shards.
     pub shards: u32,
 }
 
 impl ServiceMeta {
-    /// The services of a topology.
+    /// Returns the services of a topology.
     #[must_use]
     pub fn all_of(topology: &Topology) -> Vec<Self> {
         let services = topology.services().iter();
@@ -75,24 +76,24 @@ impl ServiceMeta {
     }
 }
 
-/// Why a data directory can't be used.
+/// Reasons for which a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    /// It has another owner, or can't be locked.
+    /// It has another owner, or cannot be locked.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The system failed an operation.
     #[error("cannot {action} {path} in the data directory: {source}")]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         action: &'static str,
         /// The file or directory.
         path: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// There are files, but not the one that says whose they are.
+    /// There are files, but no metadata.
     #[error(
         "the data directory has {found:?} but no {META_FILE}: it was lost, or this is not a data directory of Stead; \
          put it back, restore a checkpoint into an empty directory, or use another directory"
@@ -101,24 +102,24 @@ pub enum DataDirError {
         /// One of the files.
         found: String,
     },
-    /// A restore into it broke off.
+    /// A restore into it did not end.
     #[error(
         "a restore into this data directory did not end, so what it holds is not whole; repeat the restore, which begins \
          again, or delete the directory"
     )]
     RestoreUnfinished,
-    /// There is no data here.
+    /// There is no data.
     #[error("this directory holds no data of Stead: {META_FILE} is missing")]
     Empty,
-    /// The facts can't be trusted.
+    /// The metadata is damaged.
     #[error(
         "{META_FILE} is damaged: {reason}; put it back from a backup, or restore a checkpoint into an empty directory"
     )]
     MetaDamaged {
-        /// What is wrong.
+        /// The damage.
         reason: String,
     },
-    /// It was written by a version of Stead that this one doesn't know.
+    /// It was written by an unknown version of Stead.
     #[error(
         "the data directory has format version {found}, and this program reads versions 1 to {FORMAT}; use the program that wrote it"
     )]
@@ -126,7 +127,7 @@ pub enum DataDirError {
         /// Its version.
         found: u64,
     },
-    /// The facts are more than a reader takes. Nothing was written.
+    /// The metadata exceeds the limit of its readers. Nothing was written.
     #[error(
         "{META_FILE} would have {len} bytes, over the limit of {META_BYTES_MAX}; use fewer services or shorter names"
     )]
@@ -134,7 +135,7 @@ pub enum DataDirError {
         /// Its bytes.
         len: usize,
     },
-    /// An earlier failure left it unknown what is on disk.
+    /// After an earlier failure the contents of the disk are unknown.
     #[error("the data directory accepts no changes after a failure; restart this process")]
     Fatal,
 }
@@ -150,8 +151,8 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Takes ownership of the data directory at the disk's root, and creates it with the facts from `fresh` if it is
-    /// empty. Returns whether it was.
+    /// Takes ownership of the data directory at the disk's root, and creates it with the metadata from `fresh` if it is
+    /// empty. Returns whether it was empty.
     ///
     /// # Errors
     /// [`DataDirError`]; nothing was changed.
@@ -167,14 +168,14 @@ impl DataDir {
             }
             Err(error) => return Err(error),
         };
-        // After a process was killed between rename and sync, what was read may not be durable yet.
+        // The file may not be durable yet, if a process was killed between rename and sync.
         disk.sync_dir("").map_err(io_error("sync", ""))?;
         Ok((Self { disk, meta, format, fatal: false, _lock: lock }, created))
     }
 
-    /// Takes ownership of the data directory at the disk's root for a restore, and gives it the facts `meta`, marked as
-    /// [`Meta::restoring`] until the first [`Self::update`] that unsets it. The directory must be empty or hold a restore
-    /// that broke off, of which everything but the facts is still there. Returns `None` if it holds data.
+    /// Takes ownership of the data directory at the disk's root for a restore, and gives it the metadata `meta`, marked
+    /// as [`Meta::restoring`] until the first [`Self::update`] that unsets it. The directory must be empty, or hold an
+    /// unfinished restore, whose files except the metadata are still there. Returns `None` if it holds data.
     ///
     /// # Errors
     /// [`DataDirError`]; nothing was changed.
@@ -191,8 +192,8 @@ impl DataDir {
         Ok(Some(Self { disk, meta, format: FORMAT, fatal: false, _lock: lock }))
     }
 
-    /// Reads the facts, and keeps owners away until the lock is dropped. Changes nothing: the directory may be one that can
-    /// only be read. Without a lock file nobody ever owned the directory at this place, and there is nothing to hold.
+    /// Reads the metadata, and prevents other owners until the lock is dropped. Changes nothing: the directory may be
+    /// read-only. Without a lock file the directory never had an owner at this place, and nothing is locked.
     ///
     /// # Errors
     /// As [`Self::inspect`]; [`DataDirError::Lock`] while an owner lives.
@@ -201,23 +202,23 @@ impl DataDir {
         Ok((Self::inspect(disk)?, lock))
     }
 
-    /// Reads the facts without owning the directory.
+    /// Reads the metadata without owning the directory.
     ///
     /// # Errors
-    /// [`DataDirError::Empty`] without data, [`DataDirError::RestoreUnfinished`]; [`DataDirError`] if it can't be read or
-    /// trusted.
+    /// [`DataDirError::Empty`] without data, [`DataDirError::RestoreUnfinished`]; [`DataDirError`] if it cannot be read
+    /// or is damaged.
     pub fn inspect(disk: &dyn Disk) -> Result<Meta, DataDirError> {
         let (meta, _) = Self::read(disk)?;
         if meta.restoring { Err(DataDirError::RestoreUnfinished) } else { Ok(meta) }
     }
 
-    /// The facts, and the version of their file.
+    /// Returns the metadata, and the version of its file.
     fn read(disk: &dyn Disk) -> Result<(Meta, u64), DataDirError> {
         match read_file(disk, META_FILE, META_BYTES_MAX) {
             Ok(bytes) => decode(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let names = disk.list("").map_err(io_error("list", ""))?;
-                // A file system's own directory at the root of a disk is nobody's data.
+                // A file system's own directory at the root of a disk is not data.
                 let known = [LOCK_FILE, "stead.json.tmp", "lost+found"];
                 match names.into_iter().find(|name| !known.contains(&name.as_str())) {
                     Some(found) => Err(DataDirError::MetaMissing { found }),
@@ -231,27 +232,29 @@ impl DataDir {
         }
     }
 
-    /// The facts, all durable.
+    /// Returns the metadata, all of it durable.
     #[must_use]
     pub fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    /// Whether an update has failed so that it is unknown what is on disk: every later one is refused.
+    /// Whether an update has failed such that the contents of the disk are unknown: every later one is refused.
     pub(crate) fn is_fatal(&self) -> bool {
         self.fatal
     }
 
-    /// The disk that the directory is on.
+    /// Returns the disk of the directory.
     #[must_use]
     pub fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
     }
 
-    /// Changes the facts, and returns once the change is durable. The file has today's version then, also if nothing changed.
+    /// Changes the metadata, and returns once the change is durable. The file then has the current version, even if
+    /// nothing changed.
     ///
     /// # Errors
-    /// A full disk, or facts that are too many, leave everything as it was. After any other error every later update is refused.
+    /// A full disk, or metadata over the limit, leave everything unchanged. After any other error every later update is
+    /// refused.
     pub fn update(&mut self, change: impl FnOnce(&mut Meta)) -> Result<(), DataDirError> {
         if self.fatal {
             return Err(DataDirError::Fatal);
@@ -351,7 +354,7 @@ struct ServiceJson {
     shards: u32,
 }
 
-/// CRC-32 of the compact encoding, so that indenting the file by hand doesn't matter but changing a fact does.
+/// CRC-32 of the compact encoding, so that the file may be indented by hand, but not changed.
 fn checksum(body: &impl Serialize) -> String {
     let bytes = serde_json::to_vec(body).expect("plain structs of text and numbers encode");
     format!("{:08x}", crc32fast::hash(&bytes))
@@ -385,7 +388,7 @@ fn damaged(reason: String) -> DataDirError {
     DataDirError::MetaDamaged { reason }
 }
 
-/// The contents of the file, with the checksum of their version.
+/// Returns the contents of the file, with the checksum of their version.
 fn decode_body<B: Serialize + DeserializeOwned>(value: serde_json::Value) -> Result<B, DataDirError> {
     let json: MetaJson<B> = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
     let (found, wanted) = (json.checksum, checksum(&json.meta));
@@ -396,7 +399,7 @@ fn decode_body<B: Serialize + DeserializeOwned>(value: serde_json::Value) -> Res
 }
 
 fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
-    // The version first: another one may have other fields.
+    // The version comes first: another one may have other fields.
     let value: serde_json::Value =
         serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
     let format = value.get("format").and_then(serde_json::Value::as_u64);
@@ -438,7 +441,7 @@ fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
 
 fn write(disk: &dyn Disk, meta: &Meta) -> Result<(), DataDirError> {
     let bytes = encode(meta);
-    // Checked on the way out too: what can't be read back must never replace what can.
+    // Checked before writing too: unreadable metadata must never replace readable one.
     assert!(decode(&bytes)? == (meta.clone(), FORMAT), "the facts survive encoding");
     if bytes.len() as u64 > META_BYTES_MAX {
         return Err(DataDirError::TooLarge { len: bytes.len() });

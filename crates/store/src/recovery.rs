@@ -22,7 +22,7 @@ use stead_core::state::State;
 use stead_core::topology::Topology;
 use thiserror::Error;
 
-/// What was recovered.
+/// The recovered data.
 pub struct Recovered {
     /// The states of all shards of the topology, in the order of their ids.
     pub states: Vec<State>,
@@ -30,9 +30,9 @@ pub struct Recovered {
     pub epochs: Vec<Epoch>,
     /// The log, open to be appended to.
     pub wal: Wal,
-    /// What opening the log found.
+    /// The report of opening the log.
     pub log: Opened,
-    /// What the next checkpoint builds upon.
+    /// The base of the next checkpoint.
     pub lineage: Lineage,
     /// The newest complete checkpoint, if there is one.
     pub manifest: Option<Manifest>,
@@ -42,7 +42,7 @@ pub struct Recovered {
     pub report: RecoveryReport,
 }
 
-/// What a recovery did.
+/// The report of a recovery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
     /// The checkpoint that it began with; none for a log that was read from its beginning.
@@ -104,10 +104,10 @@ impl Recovered {
     }
 }
 
-/// Why a node can't be recovered.
+/// Reasons for which a node cannot be recovered.
 #[derive(Debug, Error)]
 pub enum RecoveryError {
-    /// The newest checkpoint can't be used.
+    /// The newest checkpoint cannot be used.
     #[error(
         "cannot use the newest local checkpoint: {0}; nothing was changed: repair that file from a copy, or restore \
          an older checkpoint into an empty directory"
@@ -122,10 +122,10 @@ pub enum RecoveryError {
         service: String,
         /// Its shards in the manifest.
         shards: u32,
-        /// What to do.
+        /// The next step for a person.
         hint: &'static str,
     },
-    /// The log can't be used.
+    /// The log cannot be used.
     #[error(transparent)]
     Log(#[from] WalError),
     /// A record of the log is no entry, or does not follow.
@@ -142,7 +142,7 @@ pub enum RecoveryError {
         /// The last epoch that there is.
         epoch: Epoch,
     },
-    /// Whoever asked can't do with what would be recovered.
+    /// The caller rejected the recovered state.
     #[error("{0}")]
     Refused(String),
 }

@@ -47,10 +47,10 @@ pub struct Origin {
     pub number: CheckpointNumber,
 }
 
-/// What a bundle holds of one shard.
+/// The section of one shard in a bundle.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Section {
-    /// It holds every record of the shard, so that older sections don't count.
+    /// Whether it holds every record of the shard, so that older sections do not count.
     #[n(0)]
     pub base: bool,
     /// The part's [`Header`], for a checkpoint's own bundle.
@@ -239,7 +239,7 @@ impl BundleWriter {
     /// [`CheckpointError::Store`].
     pub fn finish(mut self) -> Result<(BundleRef, BTreeMap<ShardId, Section>), CheckpointError> {
         let sections: Vec<_> = self.index.iter().collect();
-        // The header is part of what is hashed, so that a bundle can't carry another's index.
+        // The hash covers the header, so that a bundle cannot carry the index of another one.
         let mut hashed = self.prefix.to_vec();
         minicbor::encode(&sections, &mut hashed).expect("writing to a Vec never fails");
         let hash = Hash(xxh3_128(&hashed));
@@ -277,7 +277,7 @@ fn block_crc(head: &[u8; BLOCK_HEADER_LEN], content: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// How many bytes of whole records the next block takes.
+/// Returns the bytes of whole records that the next block takes.
 fn block_len(records: &[u8]) -> usize {
     if records.len() <= BLOCK_BYTES {
         return records.len();
@@ -370,7 +370,7 @@ impl Bundle {
         self.number
     }
 
-    /// What it holds of a shard.
+    /// Returns the section of a shard.
     #[must_use]
     pub fn section(&self, shard: ShardId) -> Option<&Section> {
         self.index.get(&shard)

@@ -65,7 +65,7 @@ pub struct Manifest {
 pub struct ServiceShards {
     /// Its name.
     pub name: String,
-    /// How many shards it has.
+    /// The number of its shards.
     pub shards: u32,
 }
 
@@ -98,7 +98,7 @@ pub struct Part {
     pub records_hash: Hash,
     /// The position in `bundles` of the one that holds the part's header.
     pub header: u32,
-    /// What makes up the records, the oldest first; a newer record replaces an older one.
+    /// The sections with its records, the oldest first; a newer record replaces an older one.
     pub sections: Vec<SectionRef>,
 }
 
@@ -112,7 +112,7 @@ pub struct InFlight {
     /// The receiver.
     #[serde(with = "ShardNumber")]
     pub to: ShardId,
-    /// How many.
+    /// The number of messages.
     pub messages: u64,
     /// Bytes of their payloads.
     pub bytes: u64,
@@ -134,13 +134,13 @@ pub struct Totals {
     pub message_bytes: u64,
 }
 
-/// What the check that a service declares found.
+/// The result of the check that a service declares.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckResult {
     /// The service.
     pub service: String,
-    /// What does not hold; nothing when all is well.
+    /// The violation; `None` if the check holds.
     pub failure: Option<String>,
     /// The reason that the check was not run; `None` if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -164,11 +164,11 @@ pub struct Tombstone {
     pub created: Time,
     /// The life of the process that gave it up.
     pub writer: u64,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// What was decided about a number.
+/// The decision on a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It is a checkpoint.
@@ -210,7 +210,7 @@ struct Envelope<'a> {
     body: &'a RawValue,
 }
 
-/// Read first, so that a later format is told from a damaged file.
+/// Read first, so that a later format is distinguished from a damaged file.
 #[derive(Deserialize)]
 struct AnyFormat {
     format: u64,
@@ -410,7 +410,7 @@ pub(crate) fn is_passed(store: &dyn BlobStore, number: CheckpointNumber) -> Resu
 /// Reads the object that decides a number.
 ///
 /// # Errors
-/// [`CheckpointError::Unknown`] if the number is not decided; [`CheckpointError`] if what is there can't be used.
+/// [`CheckpointError::Unknown`] if the number is not decided; [`CheckpointError`] if the object is damaged.
 pub fn read_decision(store: &dyn BlobStore, number: CheckpointNumber) -> Result<Decision, CheckpointError> {
     let name = manifest_name(number);
     let bytes = match store.get(&name, MANIFEST_MAX) {
@@ -504,7 +504,7 @@ fn unknown_version(name: &str, found: u64, known: u32) -> CheckpointError {
 /// Reads the manifest of a checkpoint.
 ///
 /// # Errors
-/// [`CheckpointError::GivenUp`] or [`CheckpointError::Unknown`] if there is none; [`CheckpointError`] if it can't be used.
+/// [`CheckpointError::GivenUp`] or [`CheckpointError::Unknown`] if there is none; [`CheckpointError`] if it is damaged.
 pub fn read_manifest(store: &dyn BlobStore, number: CheckpointNumber) -> Result<Manifest, CheckpointError> {
     match read_decision(store, number)? {
         Decision::Complete(manifest) => Ok(*manifest),
@@ -528,8 +528,8 @@ pub fn decided_numbers(store: &dyn BlobStore) -> Result<Vec<CheckpointNumber>, C
     Ok(numbers)
 }
 
-/// The newest decisions down to the newest complete checkpoint: tombstones are passed over, anything that can't be
-/// read is an error and never skipped.
+/// Returns the newest decisions down to the newest complete checkpoint: tombstones are passed over; an unreadable
+/// object is an error and never skipped.
 #[derive(Clone, Debug, Default)]
 pub struct Newest {
     /// The newest complete checkpoint.

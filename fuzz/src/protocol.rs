@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
     Blob, BodyHash, Colour, Epoch, Index, Key, Micros, RequestNumber, Seq, Served, ServiceId, SessionId,
-    ShardId, TaskId, Time, TimerId,
+    ShardId, StepNumber, TaskId, Time, TimerId,
 };
 use stead_core::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, Pending, RecordKey, Retry, SessionRecord, TaskRecord,
@@ -144,7 +144,7 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
     let task = TaskRecord {
         process: key.clone(),
         name: "sum".to_owned(),
-        step: 1,
+        step: StepNumber(1),
         state: blob("s"),
         progress: 500_000,
         retry: None,
@@ -190,7 +190,10 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
         ),
         (Cause::Message { from: ShardId(1), seq: Seq(1) }, Vec::new()),
         (Cause::Timer { id: TimerId(1) }, Vec::new()),
-        (Cause::Task { id: TaskId(2), step: 1 }, vec![put(RecordKey::task(TaskId(2)), encode_value(&task))]),
+        (
+            Cause::Task { id: TaskId(2), step: StepNumber(1) },
+            vec![put(RecordKey::task(TaskId(2)), encode_value(&task))],
+        ),
         (Cause::Marker { colour: Colour(1) }, Vec::new()),
         (Cause::Ack { trims: vec![Trim { to: ShardId(2), upto: Seq(1) }] }, Vec::new()),
         (

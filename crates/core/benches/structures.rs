@@ -13,7 +13,7 @@ use stead_core::entry::{Cause, Entry, Reply, Write};
 use stead_core::handler::{Call, Caller, Handler, Outcome, Txn, View};
 use stead_core::ids::{
     Blob, Colour, Epoch, Incarnation, Index, Key, NodeId, RequestNumber, Seq, ServiceId, SessionId, ShardId,
-    Time,
+    StepNumber, StepRun, TaskId, Time,
 };
 use stead_core::record::{AttemptRecord, Pending, RecordKey, TaskHead, encode_value};
 use stead_core::records::{Piece, Records};
@@ -83,7 +83,7 @@ impl Handler for Makes {
 struct One {
     shard: Shard,
     now: Time,
-    tasks: Vec<(stead_core::ids::TaskId, u64, u32)>,
+    tasks: Vec<(TaskId, StepNumber, StepRun)>,
     out: Vec<Effect>,
 }
 

@@ -2,8 +2,8 @@
 
 use crate::blob::Blob;
 use crate::ids::{
-    BodyHash, Colour, Epoch, Index, Micros, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time,
-    TimerId,
+    BodyHash, Colour, Epoch, Index, Micros, RequestNumber, Seq, Served, SessionId, ShardId, StepNumber,
+    TaskId, Time, TimerId,
 };
 use crate::key::Key;
 use crate::record::{Pending, RecordKey, decode_value};
@@ -122,7 +122,7 @@ pub enum Cause {
         id: TaskId,
         /// The step that ended, counted from 0.
         #[n(1)]
-        step: u64,
+        step: StepNumber,
     },
     /// The shard takes its part of a checkpoint.
     #[n(8)]

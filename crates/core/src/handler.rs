@@ -5,7 +5,7 @@ use crate::calls::Refusal;
 pub use crate::calls::{Call, Caller, Misuse, Outcome};
 pub use crate::capture::View;
 use crate::entry::{Send, Write};
-use crate::ids::{IDS_PER_ENTRY, Index, ServiceId, TaskId, Time, TimerId, id_of_entry};
+use crate::ids::{IDS_PER_ENTRY, Index, ServiceId, StepNumber, TaskId, Time, TimerId, id_of_entry};
 use crate::key::Key;
 use crate::record::{
     Kind, Receiver, RecordKey, StepRetry, TaskRecord, TimerRecord, decode_value, encode_value,
@@ -316,7 +316,14 @@ impl<'a> Txn<'a> {
         check_len("a task's state", state.len(), Self::PAYLOAD_MAX)?;
         let id = TaskId(self.number("tasks")?);
         let process = self.process.clone();
-        let record = TaskRecord { process, name: name.to_owned(), step: 0, state, progress: 0, retry: None };
+        let record = TaskRecord {
+            process,
+            name: name.to_owned(),
+            step: StepNumber(0),
+            state,
+            progress: 0,
+            retry: None,
+        };
         self.writes.set(RecordKey::task(id), Some(encode_value(&record)));
         Ok(id)
     }

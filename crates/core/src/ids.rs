@@ -154,6 +154,15 @@ impl<'de> Deserialize<'de> for ClusterId {
     }
 }
 
+number! {
+    /// The position of a step in its task; the first one is 0.
+    StepNumber(u64)
+}
+number! {
+    /// A run of a step of a task, unique among those of its shard whose outcome may still come in this life of the process.
+    StepRun(u32)
+}
+
 /// Timers and tasks that one entry can number.
 pub const IDS_PER_ENTRY: u64 = 1 << 16;
 

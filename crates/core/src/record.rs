@@ -2,7 +2,8 @@
 
 use crate::blob::Blob;
 use crate::ids::{
-    BodyHash, Index, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, TaskId, Time, TimerId,
+    BodyHash, Index, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId, StepNumber, TaskId, Time,
+    TimerId,
 };
 use crate::key::Key;
 use crate::reply::Reply;
@@ -163,7 +164,7 @@ impl RecordKey {
         let (tag, a, b) = match *cause {
             Pending::Message { from, seq } => (0u8, u64::from(from.0), seq.0),
             Pending::Timer { id } => (1, id.0, 0),
-            Pending::Task { id, step } => (2, id.0, step),
+            Pending::Task { id, step } => (2, id.0, step.0),
             Pending::Request { identity } => return Self::with(Kind::Attempt, &[&[3], &identity]),
             Pending::DeadLetter { letter } => (4, letter.0, 0),
             Pending::Call { content } => return Self::with(Kind::Attempt, &[&[5], &content]),
@@ -317,7 +318,7 @@ pub enum Pending {
         id: TaskId,
         /// The step, counted from 0.
         #[n(1)]
-        step: u64,
+        step: StepNumber,
     },
     /// A client's request, which its client may repeat.
     #[n(3)]
@@ -423,7 +424,7 @@ pub struct TaskRecord {
     pub name: String,
     /// The next step, counted from 0.
     #[n(2)]
-    pub step: u64,
+    pub step: StepNumber,
     /// Its state, as its code encoded it.
     #[n(3)]
     pub state: Blob,
@@ -447,7 +448,7 @@ pub struct TaskHead {
     pub name: String,
     /// The next step, counted from 0.
     #[n(2)]
-    pub step: u64,
+    pub step: StepNumber,
     /// The share that is done, in millionths.
     #[n(4)]
     pub progress: u32,

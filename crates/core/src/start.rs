@@ -226,7 +226,7 @@ fn refuse(unknown: BTreeSet<String>) -> Result<(), StartError> {
 mod tests {
     use super::*;
     use crate::entry::{Cause, Entry, Write};
-    use crate::ids::{Incarnation, Index, Seq, TaskId, Time};
+    use crate::ids::{Incarnation, Index, Seq, StepNumber, TaskId, Time};
     use crate::key::Key;
     use crate::record::{AttemptRecord, Pending, TaskRecord, encode_value};
 
@@ -268,8 +268,14 @@ mod tests {
 
     fn task(name: &str) -> Write {
         let (process, name) = (Key::new("p").unwrap(), name.to_owned());
-        let record =
-            TaskRecord { process, name, step: 0, state: b"".as_slice().into(), progress: 0, retry: None };
+        let record = TaskRecord {
+            process,
+            name,
+            step: StepNumber(0),
+            state: b"".as_slice().into(),
+            progress: 0,
+            retry: None,
+        };
         Write { key: RecordKey::task(TaskId(7)), value: Some(encode_value(&record)) }
     }
 

@@ -246,7 +246,7 @@ impl TaskStatus {
             id: id.0,
             name: record.name,
             process: record.process.to_string(),
-            step: record.step,
+            step: record.step.0,
             progress: f64::from(record.progress) / 1e6,
             retries: record.retry.as_ref().map_or(0, |retry| retry.count),
             retry_at: record.retry.as_ref().map(|retry| retry.at.0),

@@ -12,7 +12,7 @@ use crate::model::hash_call;
 use crate::violation::Violation;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{Index, ShardId, TaskId};
+use stead_core::ids::{Index, ShardId, StepNumber, TaskId};
 use stead_core::record::{AttemptRecord, DeadLetter, Kind, Pending, RecordKey, TaskRecord, decode_value};
 use stead_core::shard::Effect;
 
@@ -70,7 +70,7 @@ struct Attempt {
 #[derive(Default)]
 pub(crate) struct Blame {
     /// Running steps.
-    steps: BTreeMap<(ShardId, TaskId, u64), u64>,
+    steps: BTreeMap<(ShardId, TaskId, StepNumber), u64>,
     attempts: Attempts,
     /// By call, the number of ends that it caused, and the number of ends while its step ran.
     ends: BTreeMap<u64, u32>,
@@ -98,7 +98,7 @@ impl Blame {
         &mut self,
         killer: Option<Killer>,
         waits: impl Fn(ShardId, &RecordKey) -> bool,
-        runs: impl Fn(ShardId, TaskId, u64) -> bool,
+        runs: impl Fn(ShardId, TaskId, StepNumber) -> bool,
     ) {
         let mut attempts = std::mem::take(&mut self.attempts);
         attempts.retain(|(shard, key), _| waits(*shard, key));
@@ -284,7 +284,7 @@ mod tests {
     /// Found by seed 129005872: the process may end between a step's attempt and its begin.
     #[test]
     fn an_end_charges_a_step_that_is_about_to_begin_alone() {
-        let task = Pending::Task { id: TaskId(3), step: 2 };
+        let task = Pending::Task { id: TaskId(3), step: StepNumber(2) };
         let mut blame = Blame::default();
         assert!(blame.entry(SHARD, &attempt(&task, 1), 1).is_ok());
         blame.life_ends(killer(), |_, _| true, |_, _, _| true);

@@ -9,7 +9,9 @@ use crate::stopping::Stopping;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Incarnation, Index, NodeId, ShardId, TaskId};
+use stead_core::ids::{
+    CheckpointNumber, ClusterId, Epoch, Incarnation, Index, NodeId, ShardId, StepRun, TaskId,
+};
 use stead_core::key::Key;
 use stead_core::record::TaskRecord;
 use stead_core::shard::Shard;
@@ -54,7 +56,7 @@ pub(crate) struct Node {
     /// By channel, the arrival time of its last frame, for profiles that keep the order.
     pub(crate) channels: BTreeMap<(ShardId, ShardId), u64>,
     /// By task, the steps that wait for their shard's answer.
-    pub(crate) asking: BTreeMap<(ShardId, TaskId, u32), TaskRecord>,
+    pub(crate) asking: BTreeMap<(ShardId, TaskId, StepRun), TaskRecord>,
     /// The state that queries must see, if the model knows it: by shard, entry and process.
     pub(crate) queries: BTreeMap<(ShardId, Index, Key), Seen>,
     /// Parts that have ended.

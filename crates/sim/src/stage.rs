@@ -23,7 +23,7 @@ use stead_core::checkpointing::driver::Action;
 use stead_core::checkpointing::retention::Garbage;
 use stead_core::entry::{Entry, Write};
 use stead_core::handler::{Call, Caller as CalledBy, Handler, Outcome, QueryPlace, Txn, View};
-use stead_core::ids::{CheckpointNumber, Colour, Epoch, Index, Seq, ShardId, TaskId, Time};
+use stead_core::ids::{CheckpointNumber, Colour, Epoch, Index, Seq, ShardId, StepNumber, TaskId, Time};
 use stead_core::key::Key;
 use stead_core::record::{RecordKey, StepRetry, TaskRecord};
 use stead_core::records::{Piece, Records};
@@ -329,7 +329,7 @@ impl Program for Services {
         let task = TaskRecord {
             process: Key::new(step.owner).expect("the key of a process"),
             name: step.name.to_owned(),
-            step: step.step,
+            step: StepNumber(step.step),
             state: Blob::from(step.state),
             progress: 0,
             retry: (step.retries > 0).then(|| retry(step.retries)),

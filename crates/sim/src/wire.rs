@@ -6,12 +6,12 @@ use crate::marks::Mark;
 use crate::profile::one_in;
 use crate::workload::CallId;
 use crate::world::{Event, Inside, Outcomes, World};
-use stead_core::ids::{Colour, ShardId};
+use stead_core::ids::{Colour, Micros, ShardId};
 use stead_core::shard::{Answer, Identity, Input};
 
 impl World {
     pub(crate) fn keyed_age(&self) -> u64 {
-        self.profile.settings.idempotency_ttl * 1000 / 2
+        Micros::from_millis(self.profile.settings.idempotency_ttl).half().0
     }
 
     pub(crate) fn client_acts(&mut self, client: usize) -> Outcomes {

@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use stead_core::ids::{CheckpointNumber, Incarnation, Index, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Incarnation, Index, Micros, ShardId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::shard::{Answer, Input};
 use stead_core::state::State;
@@ -407,7 +407,7 @@ impl World {
             // Neither may an opening outlive its session: see `Input::OpenSession`.
             Event::Arrive((_, Input::OpenSession { .. }), sent)
                 if self.now - sent + self.profile.call_timeout
-                    >= self.profile.settings.session_ttl * 1000 =>
+                    >= Micros::from_millis(self.profile.settings.session_ttl).0 =>
             {
                 Ok(())
             }
@@ -769,7 +769,7 @@ impl World {
         let (until, most) = (self.events + CALM_EVENTS, self.events + CALM_EVENTS_MAX);
         // While it waits for the resend of a lost message, the node may retry many calls many times.
         let until_time = self.now
-            + CALM_RESENDS * self.profile.settings.resend_after * 1_000
+            + CALM_RESENDS * Micros::from_millis(self.profile.settings.resend_after).0
             + CALM_CHECKPOINTS * self.profile.checkpoint_deadline;
         loop {
             if self.rests() && self.rehearse()? {

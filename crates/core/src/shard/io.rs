@@ -5,7 +5,9 @@ use crate::calls::{Answer, Query, Request};
 use crate::capture::Reading;
 use crate::channel::Message;
 use crate::commit_tracker::EpochConfig;
-use crate::ids::{CheckpointNumber, Colour, Epoch, Index, NodeId, Seq, SessionId, ShardId, TaskId};
+use crate::ids::{
+    CheckpointNumber, Colour, Epoch, Index, NodeId, Seq, SessionId, ShardId, StepNumber, StepRun, TaskId,
+};
 use crate::key::Key;
 use crate::record::{RecordKey, TaskRecord};
 use crate::state::Header;
@@ -79,9 +81,9 @@ pub enum Input {
         /// The task.
         id: TaskId,
         /// The step.
-        step: u64,
+        step: StepNumber,
         /// The run of the step, from [`Effect::RunTask`].
-        run: u32,
+        run: StepRun,
         /// Its outcome.
         outcome: StepOutcome,
     },
@@ -90,7 +92,7 @@ pub enum Input {
         /// The task.
         id: TaskId,
         /// The run of the step.
-        run: u32,
+        run: StepRun,
     },
     /// It is this shard's turn to try a cause that may have ended the last life: see [`crate::trials`].
     Turn(TrialKind),
@@ -211,7 +213,7 @@ pub enum Effect {
         /// The task.
         id: TaskId,
         /// The number of this run: unique in a life of the process.
-        run: u32,
+        run: StepRun,
         /// The task.
         task: TaskRecord,
         /// It may have been running when the process ended: once a thread has it, and before it runs, pass
@@ -225,7 +227,7 @@ pub enum Effect {
         /// The task.
         id: TaskId,
         /// The run of the step.
-        run: u32,
+        run: StepRun,
         /// Whether it may run; otherwise it is no longer needed.
         allowed: bool,
     },

@@ -8,7 +8,7 @@ use crate::calls::Caller;
 use crate::channel::Message;
 use crate::entry::{Cause, Send, Write};
 use crate::handler::Handler;
-use crate::ids::{Index, Seq, ShardId, TaskId, Time, TimerId};
+use crate::ids::{Index, Seq, ShardId, StepNumber, StepRun, TaskId, Time, TimerId};
 use crate::key::Key;
 use crate::record::{
     AttemptRecord, Pending, RecordKey, Retry, StepRetry, TaskHead, TaskRecord, TimerRecord, encode_value,
@@ -274,7 +274,7 @@ impl Shard {
 
     fn run_step(
         &mut self,
-        (id, step, run): (TaskId, u64, u32),
+        (id, step, run): (TaskId, StepNumber, StepRun),
         outcome: StepOutcome,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
@@ -300,7 +300,7 @@ impl Shard {
             }
             StepOutcome::Continue { state, progress } => {
                 let process = task.process.clone();
-                let next = TaskRecord { step: step + 1, state, progress, retry: None, ..task };
+                let next = TaskRecord { step: step.next(), state, progress, retry: None, ..task };
                 let writes = vec![Write { key, value: Some(encode_value(&next)) }];
                 self.jobs.failures.remove(&pending);
                 self.append(Cause::Task { id, step }, process, Effects::of(writes), out);

@@ -7,7 +7,7 @@ use super::Effect;
 use super::{Request, StepOutcome};
 use crate::channel::Message;
 use crate::entry::Entry;
-use crate::ids::{Index, Seq, ShardId, TaskId, Time, TimerId};
+use crate::ids::{Index, Seq, ShardId, StepNumber, StepRun, TaskId, Time, TimerId};
 use crate::record::{Kind, Pending, RecordKey, TaskHead, TaskRecord, TimerRecord, decode_value};
 use crate::shard_map::ShardMap;
 use crate::state::State;
@@ -83,16 +83,16 @@ impl Due {
 /// that comes twice, or after its task was given up and retried, is recognised.
 #[derive(Default)]
 pub(super) struct Runs {
-    last: u32,
+    last: StepRun,
     /// The number of the run, and whether it has begun after it asked.
-    outstanding: BTreeMap<TaskId, (u32, bool)>,
+    outstanding: BTreeMap<TaskId, (StepRun, bool)>,
     /// Steps that failed and wait for their retry.
     pub(super) later: BTreeSet<(Time, TaskId)>,
 }
 
 impl Runs {
-    pub(super) fn begin(&mut self, id: TaskId) -> u32 {
-        self.last = self.last.wrapping_add(1);
+    pub(super) fn begin(&mut self, id: TaskId) -> StepRun {
+        self.last = StepRun(self.last.0.wrapping_add(1));
         self.outstanding.insert(id, (self.last, false));
         self.last
     }
@@ -117,7 +117,7 @@ impl Runs {
         self.outstanding.contains_key(&id)
     }
 
-    pub(super) fn is_outstanding(&self, id: TaskId, run: u32) -> bool {
+    pub(super) fn is_outstanding(&self, id: TaskId, run: StepRun) -> bool {
         self.outstanding.get(&id).is_some_and(|(number, _)| *number == run)
     }
 
@@ -127,7 +127,7 @@ impl Runs {
     }
 
     /// Ends a run; returns whether its outcome was pending.
-    pub(super) fn end(&mut self, id: TaskId, run: u32) -> bool {
+    pub(super) fn end(&mut self, id: TaskId, run: StepRun) -> bool {
         let is_outstanding = self.is_outstanding(id, run);
         if is_outstanding {
             self.outstanding.remove(&id);
@@ -162,14 +162,14 @@ pub(super) enum Work {
     Timer(TimerId),
     Step {
         id: TaskId,
-        step: u64,
-        run: u32,
+        step: StepNumber,
+        run: StepRun,
         outcome: StepOutcome,
     },
     /// Begin a task's step again after a start.
     Resume(TaskId),
     /// A thread is about to run a step that may have been running when the process ended.
-    Begin(TaskId, u32),
+    Begin(TaskId, StepRun),
     /// A request that may have ended the process.
     Request(Box<Request>, Pending),
 }
@@ -262,11 +262,11 @@ impl Jobs {
         self.queue.push_back(job);
     }
 
-    pub(super) fn push_begin(&mut self, id: TaskId, run: u32) {
+    pub(super) fn push_begin(&mut self, id: TaskId, run: StepRun) {
         self.queue.push_back(Job { work: Work::Begin(id, run), attempt: Attempt::Fresh });
     }
 
-    pub(super) fn push_step(&mut self, id: TaskId, step: u64, run: u32, outcome: StepOutcome) {
+    pub(super) fn push_step(&mut self, id: TaskId, step: StepNumber, run: StepRun, outcome: StepOutcome) {
         self.outcome_bytes += outcome.bytes();
         self.queue.push_back(Job { work: Work::Step { id, step, run, outcome }, attempt: Attempt::Fresh });
     }
@@ -291,7 +291,8 @@ impl Jobs {
             if let Some(retry) = before.record::<TaskHead>(&write.key).and_then(|task| task.retry) {
                 self.runs.later.remove(&(retry.at, id));
             }
-            let steps = Pending::Task { id, step: 0 }..=Pending::Task { id, step: u64::MAX };
+            let steps =
+                Pending::Task { id, step: StepNumber(0) }..=Pending::Task { id, step: StepNumber(u64::MAX) };
             while let Some((failed, _)) = self.failures.range(steps.clone()).next() {
                 let failed = *failed;
                 self.failures.remove(&failed);

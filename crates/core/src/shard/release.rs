@@ -5,7 +5,7 @@ use super::{Answer, Effect, Messages, Settings, Shard};
 use crate::capture::Reading;
 use crate::clock::Clock;
 use crate::entry::{Cause, Entry};
-use crate::ids::{Colour, Index, Seq, ShardId, TaskId, Time};
+use crate::ids::{Colour, Index, Seq, ShardId, StepRun, TaskId, Time};
 use crate::record::{Kind, Pending, RecordKey, TaskRecord};
 use crate::shard_map::ShardMap;
 use crate::shrink;
@@ -41,7 +41,7 @@ enum Held {
     Answer(Answer),
     Query(Box<Reading>),
     Task(TaskId),
-    Step(TaskId, u32),
+    Step(TaskId, StepRun),
     Marker(Colour),
 }
 
@@ -152,7 +152,7 @@ impl Release {
         self.query_bytes
     }
 
-    pub(super) fn hold_step(&mut self, index: Index, id: TaskId, run: u32) {
+    pub(super) fn hold_step(&mut self, index: Index, id: TaskId, run: StepRun) {
         self.held.push_back((index, Held::Step(id, run)));
     }
 

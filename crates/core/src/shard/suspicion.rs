@@ -10,7 +10,7 @@ use super::queue::{Attempt, Job, Work};
 use super::{Effect, Effects, Shard};
 use crate::entry::{Cause, Write};
 use crate::handler::Handler;
-use crate::ids::{Index, TaskId, Time};
+use crate::ids::{Index, StepRun, TaskId, Time};
 use crate::key::Key;
 use crate::record::{AttemptRecord, Pending, RecordKey, TaskHead, TaskRecord, encode_value};
 use crate::trials::TrialKind;
@@ -226,7 +226,7 @@ impl Shard {
     }
 
     /// Handles that a thread is about to run a step that asked first: an attempt is logged before it runs.
-    pub(super) fn begin_step(&mut self, id: TaskId, run: u32, out: &mut Vec<Effect>) {
+    pub(super) fn begin_step(&mut self, id: TaskId, run: StepRun, out: &mut Vec<Effect>) {
         let task = self.state.record::<TaskRecord>(&RecordKey::task(id));
         let Some(task) = task.filter(|_| self.jobs.runs.is_outstanding(id, run)) else {
             out.push(Effect::StepAllowed { id, run, allowed: false });

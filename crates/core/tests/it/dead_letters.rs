@@ -2,7 +2,7 @@
 
 use crate::world::{World, ok};
 use stead_core::entry::{Cause, Reply};
-use stead_core::ids::{Blob, Index, RequestNumber};
+use stead_core::ids::{Blob, Index, RequestNumber, StepNumber, StepRun};
 use stead_core::record::{DeadLetter, Kind, Pending, Retry, decode_value, encode_value};
 use stead_core::shard::{DeadLetterAction, Identity, Input, Refusal, Settings, StepOutcome};
 
@@ -115,24 +115,24 @@ fn a_retried_task_goes_on_with_the_step_that_failed_and_its_result_with_the_hand
     world.call("a", "task 7").unwrap();
     let (shard, id, _) = world.tasks.pop().unwrap();
     let outcome = StepOutcome::Continue { state: Blob::from(b"8".as_slice()), progress: 5 };
-    world.end_step(shard, id, 0, outcome);
+    world.end_step(shard, id, StepNumber(0), outcome);
     world.settle();
     for _ in 0..world.settings.attempts_max {
         let (_, _, task) = world.tasks.pop().unwrap();
-        assert_eq!((task.step, &*task.state, task.progress), (1, b"8".as_slice(), 5));
+        assert_eq!((task.step.0, &*task.state, task.progress), (1, b"8".as_slice(), 5));
         let outcome = StepOutcome::Failed("no".to_owned());
-        world.end_step(shard, id, 1, outcome);
+        world.end_step(shard, id, StepNumber(1), outcome);
         world.settle();
     }
     let (index, _) = world.letters("a").remove(0);
     assert!(world.tasks.is_empty() && world.shard("a").state().tasks().is_empty());
     assert_eq!(world.decided("a", index, DeadLetterAction::Retry), Ok(ok("")));
     let (_, again, task) = world.tasks.pop().unwrap();
-    assert_eq!((again, task.step, &*task.state, task.name.as_str()), (id, 1, b"8".as_slice(), "count"));
+    assert_eq!((again, task.step.0, &*task.state, task.name.as_str()), (id, 1, b"8".as_slice(), "count"));
 
     world.script.broken = true;
     let outcome = StepOutcome::Done(Blob::from(b"caller\nadd !".as_slice()));
-    world.end_step(shard, id, 1, outcome);
+    world.end_step(shard, id, StepNumber(1), outcome);
     world.settle();
     world.script.broken = false;
     let (index, letter) = world.letters("a").remove(0);
@@ -203,8 +203,12 @@ fn an_outcome_from_before_the_burial_does_nothing_to_the_retried_step_5() {
     let mut world = World::with(Settings { attempts_max: 1, ..Settings::default() });
     world.call("a", "task 0").unwrap();
     let (shard, id, task) = world.tasks.pop().unwrap();
-    let late =
-        || Input::TaskStep { id, step: task.step, run: 1, outcome: StepOutcome::Failed("in vain".into()) };
+    let late = || Input::TaskStep {
+        id,
+        step: task.step,
+        run: StepRun(1),
+        outcome: StepOutcome::Failed("in vain".into()),
+    };
     world.give(shard, late());
     world.settle();
     let index = world.letters("a")[0].0;

@@ -2,7 +2,7 @@
 
 use crate::world::World;
 use stead_core::entry::{Cause, Reply};
-use stead_core::ids::{Blob, BodyHash, Key, ShardId, TaskId, TimerId};
+use stead_core::ids::{Blob, BodyHash, Key, ShardId, StepNumber, TaskId, TimerId};
 use stead_core::record::{Kind, RecordKey};
 use stead_core::shard::{Identity, Input, Refusal, StepOutcome};
 
@@ -54,7 +54,7 @@ fn a_process_goes_with_its_timers_and_tasks_and_no_other_does() {
     assert_eq!(world.log[&shard].last().unwrap().cause, Cause::Delete, "and no entry says so");
     // The step that ran no longer has an effect, and neither has the timer; the same holds after a restart.
     let (_, id, _) = world.tasks.iter().find(|(_, _, task)| *task.process == *a).unwrap().clone();
-    world.end_step(shard, id, 0, StepOutcome::Done(Blob::from(b"add late".as_slice())));
+    world.end_step(shard, id, StepNumber(0), StepOutcome::Done(Blob::from(b"add late".as_slice())));
     for _ in 0..2 {
         world.settle();
         assert_eq!(all(&world).len(), 3);

@@ -4,7 +4,7 @@ use crate::numbered;
 use crate::world::World;
 use std::collections::BTreeMap;
 use stead_core::entry::Cause;
-use stead_core::ids::{Blob, Colour, Key, RequestNumber, TaskId};
+use stead_core::ids::{Blob, Colour, Key, RequestNumber, StepNumber, StepRun, TaskId};
 use stead_core::record::{RecordKey, TaskHead, TaskRecord, decode_value, encode_value};
 use stead_core::records::{Piece, Records, decode_records};
 use stead_core::shard::{Identity, Input, Settings, StepOutcome};
@@ -176,10 +176,10 @@ fn jobs_that_do_nothing_count_as_work_too() {
     let mut world = World::with(Settings { work_max: 8, ..Settings::default() });
     let shard = world.shard_of("a");
     world.give(shard, Input::Full(true));
-    for step in 0..100 {
+    for step in (0..100).map(StepNumber) {
         let outcome = StepOutcome::Done(Blob::empty());
         // Of no task.
-        world.give(shard, Input::TaskStep { id: TaskId(9), step, run: 1, outcome });
+        world.give(shard, Input::TaskStep { id: TaskId(9), step, run: StepRun(1), outcome });
     }
     assert_eq!(world.shard("a").waiting(), 100);
     world.give(shard, Input::Full(false));
@@ -258,12 +258,15 @@ fn a_task_is_looked_at_without_its_state() {
     let task = TaskRecord {
         process: Key::new("p").unwrap(),
         name: "count".to_owned(),
-        step: 3,
+        step: StepNumber(3),
         state: Blob::from(vec![7; 100_000]),
         progress: 5,
         retry: None,
     };
     let head: TaskHead = decode_value(&encode_value(&task)).unwrap();
-    assert_eq!((head.process, head.name, head.step, head.progress), (task.process, task.name, 3, 5));
+    assert_eq!(
+        (head.process, head.name, head.step, head.progress),
+        (task.process, task.name, StepNumber(3), 5)
+    );
     assert_eq!(RecordKey::task(TaskId(1)).request_number(), None);
 }

@@ -22,7 +22,8 @@ mod world;
 
 use stead_core::entry::{Cause, Entry, Reply};
 use stead_core::ids::{
-    Blob, BodyHash, CheckpointNumber, Colour, Epoch, Index, NodeId, RequestNumber, SessionId,
+    Blob, BodyHash, CheckpointNumber, Colour, Epoch, Index, NodeId, RequestNumber, SessionId, StepNumber,
+    StepRun,
 };
 use stead_core::record::{DeadLetter, RecordKey};
 use stead_core::records::{Piece, Records, decode_records};
@@ -474,14 +475,15 @@ fn what_calls_can_not_be_cancelled_any_more() {
 fn a_task_repeats_one_step_at_most() {
     let mut world = World::new();
     world.call("a", "task 0").unwrap();
-    for step in 0..3 {
+    for number in 0..3 {
+        let step = StepNumber(number);
         let (shard, id, task) = world.tasks.pop().unwrap();
         assert_eq!((task.step, world.tasks.len()), (step, 0));
-        let outcome = StepOutcome::Continue { state: Blob::from(vec![step as u8]), progress: 1 };
+        let outcome = StepOutcome::Continue { state: Blob::from(vec![number as u8]), progress: 1 };
         world.end_step(shard, id, step, outcome.clone());
         assert!(world.tasks.is_empty(), "the next step waits until this one's result is stored");
         world.settle();
-        if step == 1 {
+        if number == 1 {
             world.restart();
             world.settle();
             world.end_step(shard, id, step, outcome);
@@ -496,17 +498,17 @@ fn a_task_repeats_one_step_at_most() {
 }
 
 #[test]
-fn a_failed_step_counts_once_however_often_it_is_told() {
+fn a_failed_step_counts_once_however_often_it_is_reported() {
     let mut world = World::with(Settings { attempts_max: 3, ..Settings::default() });
     world.call("a", "task 0").unwrap();
     let (shard, id, task) = world.tasks.pop().unwrap();
     let step = task.step;
     let failed = |run| Input::TaskStep { id, step, run, outcome: StepOutcome::Failed("in vain".into()) };
-    for run in [1, 1, 2, 1, 2] {
+    for run in [1, 1, 2, 1, 2].map(StepRun) {
         world.give(shard, failed(run));
     }
     assert_eq!((world.tasks.len(), world.shard("a").state().dead_letters()), (2, 0));
-    world.give(shard, failed(3));
+    world.give(shard, failed(StepRun(3)));
     assert_eq!((world.tasks.len(), world.shard("a").state().dead_letters()), (2, 1));
 }
 

@@ -8,7 +8,8 @@ use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::{Entry, Reply};
 use stead_core::handler::{Call, Caller, Handler, Outcome, QueryPlace, Txn, View};
 use stead_core::ids::{
-    Blob, Colour, Epoch, Incarnation, Index, Key, NodeId, SessionId, ShardId, TaskId, Time, TimerId,
+    Blob, Colour, Epoch, Incarnation, Index, Key, NodeId, SessionId, ShardId, StepNumber, StepRun, TaskId,
+    Time, TimerId,
 };
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, decode_value};
 use stead_core::shard::{
@@ -148,7 +149,7 @@ pub(crate) struct World {
     pub(crate) committed_markers: Vec<(ShardId, Colour)>,
     pub(crate) tasks: Vec<(ShardId, TaskId, TaskRecord)>,
     /// The last run of each task's step.
-    task_runs: BTreeMap<(ShardId, TaskId), u32>,
+    task_runs: BTreeMap<(ShardId, TaskId), StepRun>,
     /// Queries that run apart are held back, in `readings`.
     pub(crate) holds_queries: bool,
     pub(crate) readings: Vec<Reading>,
@@ -355,7 +356,7 @@ impl World {
     }
 
     /// Ends the last run of a task's step.
-    pub(crate) fn end_step(&mut self, shard: ShardId, id: TaskId, step: u64, outcome: StepOutcome) {
+    pub(crate) fn end_step(&mut self, shard: ShardId, id: TaskId, step: StepNumber, outcome: StepOutcome) {
         let run = self.task_runs[&(shard, id)];
         self.give(shard, Input::TaskStep { id, step, run, outcome });
     }

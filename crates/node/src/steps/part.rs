@@ -44,7 +44,7 @@ impl StepPart {
             name: &task.name,
             state: &task.state,
             id,
-            step: task.step,
+            step: task.step.0,
             owner: &task.process,
             retries: task.retry.as_ref().map_or(0, |retry| retry.count),
             stopping: &hub.steps.stopping,

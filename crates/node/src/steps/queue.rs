@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
-use stead_core::ids::{ShardId, TaskId};
+use stead_core::ids::{ShardId, StepRun, TaskId};
 use stead_core::record::TaskRecord;
 
 /// A step of a task that is due.
@@ -14,7 +14,7 @@ use stead_core::record::TaskRecord;
 pub(crate) struct Step {
     pub(crate) shard: ShardId,
     pub(crate) id: TaskId,
-    pub(crate) run: u32,
+    pub(crate) run: StepRun,
     pub(crate) task: TaskRecord,
     /// It may have been running when the process ended: its shard logs an attempt before it runs.
     pub(crate) asks: bool,
@@ -23,7 +23,7 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    pub(super) fn key(&self) -> (ShardId, TaskId, u32) {
+    pub(super) fn key(&self) -> (ShardId, TaskId, StepRun) {
         (self.shard, self.id, self.run)
     }
 
@@ -52,7 +52,7 @@ pub(super) struct StepDesk {
     /// Parts that sleep, and look for a step when they are rung.
     idle: BTreeSet<usize>,
     /// Steps whose shard was asked whether they may run: the part that has it, and the answer.
-    pub(super) asked: BTreeMap<(ShardId, TaskId, u32), (usize, Option<bool>)>,
+    pub(super) asked: BTreeMap<(ShardId, TaskId, StepRun), (usize, Option<bool>)>,
     pub(super) running: BTreeMap<usize, Running>,
     is_stopped: bool,
 }
@@ -104,7 +104,7 @@ impl StepDesk {
     }
 
     /// Notes the answer of a step's shard. Returns the part to ring; `None` if no part waits for the answer any more.
-    pub(super) fn answer(&mut self, key: (ShardId, TaskId, u32), allowed: bool) -> Option<usize> {
+    pub(super) fn answer(&mut self, key: (ShardId, TaskId, StepRun), allowed: bool) -> Option<usize> {
         let (part, answer) = self.asked.get_mut(&key)?;
         *answer = Some(allowed);
         Some(*part)
@@ -164,7 +164,7 @@ impl StepQueue {
     }
 
     /// Passes the answer of a shard to the part that asked.
-    pub(crate) fn answer(&self, shard: ShardId, id: TaskId, run: u32, allowed: bool) {
+    pub(crate) fn answer(&self, shard: ShardId, id: TaskId, run: StepRun, allowed: bool) {
         let part = self.desk().answer((shard, id, run), allowed);
         self.ring(part);
     }

@@ -7,7 +7,7 @@ use crate::part::{Part, Turned};
 use crate::shared::tests::shared_with;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stead_core::ids::{Blob, Key, ShardId, TaskId, Time};
+use stead_core::ids::{Blob, Key, ShardId, StepNumber, StepRun, TaskId, Time};
 use stead_core::record::TaskRecord;
 use stead_core::shard::{Input, StepOutcome};
 
@@ -15,12 +15,12 @@ fn step(id: u64, asks: bool, alone: bool) -> Step {
     let task = TaskRecord {
         process: Key::none(),
         name: "task".into(),
-        step: 0,
+        step: StepNumber(0),
         state: Blob::empty(),
         progress: 0,
         retry: None,
     };
-    Step { shard: ShardId(0), id: TaskId(id), run: 1, task, asks, alone }
+    Step { shard: ShardId(0), id: TaskId(id), run: StepRun(1), task, asks, alone }
 }
 
 /// The task of the step that a part takes.
@@ -74,7 +74,7 @@ fn an_answer_goes_to_the_part_that_asked_and_to_no_other_run() {
     let Next::Take(asked) = desk.next(3, false) else { panic!("a step waits") };
     desk.ask(3, &asked);
     assert_eq!(desk.take_answer(&asked), None);
-    assert_eq!(desk.answer((ShardId(0), TaskId(7), 2), true), None, "another run");
+    assert_eq!(desk.answer((ShardId(0), TaskId(7), StepRun(2)), true), None, "another run");
     assert_eq!(desk.answer(asked.key(), true), Some(3));
     assert_eq!(desk.take_answer(&asked), Some(true));
     assert_eq!(desk.answer(asked.key(), true), None, "it is not waited for any more");
@@ -106,7 +106,7 @@ fn each_turn_of_a_part_does_one_thing() {
     assert!(hub.steps.bell(0).take_ring());
     assert_eq!(turn(), Turned::Until(None), "it asks");
     assert_eq!(turn(), Turned::Until(None), "no answer has come");
-    hub.steps.answer(ShardId(0), TaskId(1), 1, true);
+    hub.steps.answer(ShardId(0), TaskId(1), StepRun(1), true);
     assert!(hub.steps.bell(0).take_ring());
     assert_eq!(turn(), Turned::Again, "it may begin");
     assert_eq!(hub.steps.desk().running.len(), 1);

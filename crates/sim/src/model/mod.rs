@@ -19,7 +19,9 @@ use due::{Due, Sessions};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::entry::Entry;
-use stead_core::ids::{CheckpointNumber, Colour, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
+use stead_core::ids::{
+    CheckpointNumber, Colour, Epoch, Index, Key, Micros, RequestNumber, SessionId, ShardId, Time,
+};
 use stead_core::shard::Settings;
 use stead_core::state::{Header, Message, State};
 use stead_core::topology::Topology;
@@ -126,8 +128,8 @@ impl Model {
             cuts: BTreeMap::new(),
             cuts_checked: 0,
             lead: 0,
-            key_life: settings.idempotency_ttl * 1000,
-            session_life: settings.session_ttl * 1000,
+            key_life: Micros::from_millis(settings.idempotency_ttl).0,
+            session_life: Micros::from_millis(settings.session_ttl).0,
             entries: 0,
         }
     }

@@ -82,7 +82,7 @@ impl TaskState {
             None => (0, None, None),
         };
         let progress = f64::from(record.progress) / 1e6;
-        Self { id, name: record.name, step: record.step, progress, retries, failure, retry_at }
+        Self { id, name: record.name, step: record.step.0, progress, retries, failure, retry_at }
     }
 }
 

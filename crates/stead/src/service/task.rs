@@ -108,7 +108,7 @@ impl<'a> StepContext<'a> {
     #[must_use]
     pub fn new(id: TaskId, task: &'a TaskRecord, stopping: &'a AtomicBool) -> Self {
         let retries = task.retry.as_ref().map_or(0, |retry| retry.count);
-        Self { id, step: task.step, owner: &task.process, retries, stopping }
+        Self { id, step: task.step.0, owner: &task.process, retries, stopping }
     }
 }
 

@@ -6,7 +6,7 @@ use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
 use stead_core::ids::{
     Blob, BodyHash, CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Index, Key, NodeId, Served,
-    SessionId, ShardId, TaskId, Time, TimerId,
+    SessionId, ShardId, StepNumber, TaskId, Time, TimerId,
 };
 use stead_core::record::{
     IdempotencyRecord, RecordKey, SessionRecord, TaskRecord, TimerRecord, encode_value,
@@ -124,7 +124,7 @@ impl Cluster {
                     let record = TaskRecord {
                         process,
                         name: "t".into(),
-                        step: 0,
+                        step: StepNumber(0),
                         state: blob,
                         progress: 0,
                         retry: None,

@@ -2,11 +2,11 @@
 
 use crate::edits::{Source, damage};
 use std::sync::{Arc, OnceLock};
+use stead_core::blob::Blob;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Send, Write};
-use stead_core::ids::{
-    Blob, CheckpointNumber, ClusterId, Epoch, Incarnation, Index, Key, NodeId, ShardId, Time,
-};
+use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Incarnation, Index, NodeId, ShardId, Time};
+use stead_core::key::Key;
 use stead_core::record::{RecordKey, decode_value};
 use stead_core::records::encode_record;
 use stead_core::state::{Header, State};

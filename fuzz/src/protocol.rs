@@ -3,16 +3,19 @@
 use crate::edits::Source;
 use minicbor::{Decode, Encode};
 use std::fmt::Debug;
-use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
+use stead_core::blob::Blob;
+use stead_core::entry::{Cause, Entry, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, BodyHash, Colour, Epoch, Index, Key, Micros, RequestNumber, Seq, Served, ServiceId, SessionId,
-    ShardId, StepNumber, TaskId, Time, TimerId,
+    BodyHash, Colour, Epoch, Index, Micros, RequestNumber, Seq, Served, ServiceId, SessionId, ShardId,
+    StepNumber, TaskId, Time, TimerId,
 };
+use stead_core::key::Key;
 use stead_core::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, Pending, RecordKey, Retry, SessionRecord, TaskRecord,
     TimerRecord, decode_value, encode_value,
 };
 use stead_core::records::{Records, decode_records, encode_record};
+use stead_core::reply::Reply;
 use stead_core::state::{Header, State};
 
 /// A log entry.

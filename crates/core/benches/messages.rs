@@ -3,12 +3,16 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::sync::Arc;
+use stead_core::blob::Blob;
+use stead_core::calls::{Call, Identity, Outcome, Request};
+use stead_core::capture::View;
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
-use stead_core::entry::Reply;
-use stead_core::handler::{Call, Handler, Outcome, Txn, View};
-use stead_core::ids::{Blob, Epoch, Incarnation, Key, NodeId, ServiceId, ShardId, Time};
-use stead_core::shard::{Effect, Identity, Input, Request, Settings, Shard};
+use stead_core::handler::{Handler, Txn};
+use stead_core::ids::{Epoch, Incarnation, NodeId, ServiceId, ShardId, Time};
+use stead_core::key::Key;
+use stead_core::reply::Reply;
+use stead_core::shard::{Effect, Input, Settings, Shard};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 

@@ -7,18 +7,24 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use stead_core::blob::Blob;
+use stead_core::calls::{Call, Caller, Identity, Outcome, Request};
+use stead_core::capture::View;
+use stead_core::channel::Message;
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
-use stead_core::entry::{Cause, Entry, Reply, Write};
-use stead_core::handler::{Call, Caller, Handler, Outcome, Txn, View};
+use stead_core::entry::{Cause, Entry, Write};
+use stead_core::handler::{Handler, Txn};
 use stead_core::ids::{
-    Blob, Colour, Epoch, Incarnation, Index, Key, NodeId, RequestNumber, Seq, ServiceId, SessionId, ShardId,
-    StepNumber, StepRun, TaskId, Time,
+    Colour, Epoch, Incarnation, Index, NodeId, RequestNumber, Seq, ServiceId, SessionId, ShardId, StepNumber,
+    StepRun, TaskId, Time,
 };
+use stead_core::key::Key;
 use stead_core::record::{AttemptRecord, Pending, RecordKey, TaskHead, encode_value};
 use stead_core::records::{Piece, Records};
-use stead_core::shard::{DeadLetterAction, Effect, Identity, Input, Request, Settings, Shard, StepOutcome};
-use stead_core::state::{Message, State};
+use stead_core::reply::Reply;
+use stead_core::shard::{DeadLetterAction, Effect, Input, Settings, Shard, StepOutcome};
+use stead_core::state::State;
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret};
 

@@ -7,7 +7,7 @@ use crate::ids::{
 };
 use crate::key::Key;
 use crate::record::{Pending, RecordKey, decode_value};
-pub use crate::reply::Reply;
+use crate::reply::Reply;
 use minicbor::{Decode, Encode};
 use xxhash_rust::xxh3::xxh3_128;
 

@@ -1,9 +1,8 @@
 //! The core's interface to user code: it runs once for each cause and leaves its effects in a transaction.
 
 use crate::blob::Blob;
-use crate::calls::Refusal;
-pub use crate::calls::{Call, Caller, Misuse, Outcome};
-pub use crate::capture::View;
+use crate::calls::{Call, Caller, Outcome, Refusal};
+use crate::capture::View;
 use crate::entry::{Send, Write};
 use crate::ids::{IDS_PER_ENTRY, Index, ServiceId, StepNumber, TaskId, Time, TimerId, id_of_entry};
 use crate::key::Key;

@@ -3,8 +3,6 @@
 //! The newtypes serialize with serde as plain numbers: a user's process stores the id of its timer or task in its
 //! state.
 
-pub use crate::blob::Blob;
-pub use crate::key::{Key, KeyTooLong};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;

@@ -1,8 +1,9 @@
 //! The clients' calls that wait for their answer at a worker.
 
 use crate::reply::ReplyTo;
+use stead_core::calls::Answer;
 use stead_core::ids::{ShardId, Time};
-use stead_core::shard::{Answer, Input};
+use stead_core::shard::Input;
 
 /// Number of overdue calls that are ended before the worker does other work again.
 const OVERDUE_BATCH: usize = 1024;

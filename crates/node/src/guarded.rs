@@ -9,9 +9,11 @@ use crate::slice::Slice;
 use crate::watchdog::Probe;
 use std::cell::Cell;
 use std::sync::Arc;
-use stead_core::handler::{Call, Handler, Outcome, QueryPlace, Txn, View};
-use stead_core::ids::{Blob, Time};
-use stead_core::shard::Refusal;
+use stead_core::blob::Blob;
+use stead_core::calls::{Call, Outcome, Refusal};
+use stead_core::capture::View;
+use stead_core::handler::{Handler, QueryPlace, Txn};
+use stead_core::ids::Time;
 
 /// A program's handler, guarded.
 pub(crate) struct Guarded<E: Env> {

@@ -6,9 +6,11 @@ use crate::status::{ShardStatus, WorkerStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
-use stead_core::ids::{CheckpointNumber, Index, Key, SessionId, ShardId};
+use stead_core::calls::{Query, Request};
+use stead_core::ids::{CheckpointNumber, Index, SessionId, ShardId};
+use stead_core::key::Key;
 use stead_core::record::RecordKey;
-use stead_core::shard::{DeadLetterAction, Input, Query, Request};
+use stead_core::shard::{DeadLetterAction, Input};
 
 /// A command for a worker.
 pub(crate) enum Command<C> {

@@ -1,9 +1,9 @@
 //! The receivers of answers and results, and the reasons for which there is none.
 
 use std::time::Duration;
+use stead_core::calls::{Answer, Refusal};
 use stead_core::ids::{ShardId, Time};
 use stead_core::placement::Place;
-use stead_core::shard::{Answer, Refusal};
 use thiserror::Error;
 
 /// The receiver of the answer to one call. A caller that is dropped unanswered belongs to a node that has ended.

@@ -16,10 +16,12 @@ use crate::watchdog::Watchdog;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
-use stead_core::ids::{Index, Key, NodeId, SessionId, ShardId, Time};
+use stead_core::calls::{Query, Refusal, Request};
+use stead_core::ids::{Index, NodeId, SessionId, ShardId, Time};
+use stead_core::key::Key;
 use stead_core::placement::{Place, Placement};
 use stead_core::record::RecordKey;
-use stead_core::shard::{DeadLetterAction, Input, Query, Refusal, Request, Shard};
+use stead_core::shard::{DeadLetterAction, Input, Shard};
 use stead_core::shutdown::Group;
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -423,9 +425,11 @@ pub(crate) mod tests {
     use super::*;
     use crate::clock::SystemClock;
     use crate::env::{Caller, Program, StepCall};
-    use stead_core::handler::{Call, Handler, Misuse, Outcome, Txn, View};
+    use stead_core::calls::{Answer, Call, Misuse, Outcome};
+    use stead_core::capture::View;
+    use stead_core::handler::{Handler, Txn};
     use stead_core::ids::{ClusterId, Incarnation};
-    use stead_core::shard::{Answer, StepOutcome};
+    use stead_core::shard::StepOutcome;
     use stead_store::checkpoint::copy::Owner;
 
     /// The surroundings of a node without code, whose callers drop their answers.

@@ -9,7 +9,7 @@ use crate::{events, stderr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use stead_core::handler::{Call, Caller};
+use stead_core::calls::{Call, Caller};
 use stead_core::ids::{ServiceId, TaskId};
 use stead_core::topology::Topology;
 

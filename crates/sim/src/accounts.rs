@@ -8,12 +8,17 @@ use fastrand::Rng;
 use minicbor::{Decode, Encode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use stead_core::entry::{Cause, Entry, Reply};
-use stead_core::handler::{Call as HandlerCall, Caller, Handler, Limit, Misuse, Outcome, Txn, View};
-use stead_core::ids::{Blob, Index, Key, ServiceId, ShardId, TaskId, TimerId};
+use stead_core::blob::Blob;
+use stead_core::calls::{Call as HandlerCall, Caller, Misuse, Outcome};
+use stead_core::capture::View;
+use stead_core::entry::{Cause, Entry};
+use stead_core::handler::{Handler, Limit, Txn};
+use stead_core::ids::{Index, ServiceId, ShardId, TaskId, TimerId};
+use stead_core::key::Key;
 use stead_core::record::{
     DeadLetter, Kind, Pending, RecordKey, TaskRecord, TimerRecord, decode_value, encode_value,
 };
+use stead_core::reply::Reply;
 use stead_core::shard::{DeadLetterAction, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;

@@ -213,8 +213,10 @@ fn handled(entry: &Entry) -> Option<RecordKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stead_core::blob::Blob;
     use stead_core::entry::Write;
-    use stead_core::ids::{Blob, Epoch, Key, Seq, Time};
+    use stead_core::ids::{Epoch, Seq, Time};
+    use stead_core::key::Key;
     use stead_core::record::{Retry, encode_value};
 
     const SHARD: ShardId = ShardId(1);

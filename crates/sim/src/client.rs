@@ -6,12 +6,13 @@ use crate::workload::{Answered, Call, CallId, Workload};
 use fastrand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use stead_core::blob::Blob;
+use stead_core::calls::{Answer, Identity, Misuse, Query, Refusal, Request};
 use stead_core::entry::Cause;
-use stead_core::handler::Misuse;
 use stead_core::ids::{
-    Blob, BodyHash, Colour, Incarnation, Index, Micros, RequestNumber, Served, SessionId, ShardId,
+    BodyHash, Colour, Incarnation, Index, Micros, RequestNumber, Served, SessionId, ShardId,
 };
-use stead_core::shard::{Answer, Identity, Input, Query, Refusal, Request};
+use stead_core::shard::Input;
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -489,7 +490,7 @@ impl Clients {
             }
             return Ok(reaction);
         }
-        if matches!(answer.result, Ok(stead_core::entry::Reply::Err(_))) {
+        if matches!(answer.result, Ok(stead_core::reply::Reply::Err(_))) {
             marks.hit(Mark::AnsweredError);
         }
         workload.answered(id, &calling.call, &answer.result).map_err(|s| Violation::parse(&s))?;

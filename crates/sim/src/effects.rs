@@ -5,11 +5,11 @@ use crate::client::call_of;
 use crate::marks::Mark;
 use crate::violation::Violation;
 use crate::world::{Inside, Outcomes, World};
+use stead_core::calls::{Answer, Misuse, Refusal};
 use stead_core::entry::{Cause, Entry, Write};
-use stead_core::handler::Misuse;
 use stead_core::ids::ShardId;
 use stead_core::record::Kind;
-use stead_core::shard::{Answer, Effect, Input, Refusal};
+use stead_core::shard::{Effect, Input};
 
 /// Returns the entry of a retry changed so that it leaves the dead letter.
 pub(crate) fn without_retry(bytes: Vec<u8>) -> Vec<u8> {

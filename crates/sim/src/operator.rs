@@ -3,9 +3,10 @@
 use crate::marks::Mark;
 use crate::violation::Violation;
 use crate::world::{Event, Outcomes, World};
+use stead_core::calls::{Answer, Refusal};
 use stead_core::ids::{Index, ShardId};
 use stead_core::record::{Kind, RecordKey};
-use stead_core::shard::{Answer, DeadLetterAction, Input, Refusal};
+use stead_core::shard::{DeadLetterAction, Input};
 use stead_core::state::State;
 
 /// The bit of a token that marks an operator's request.

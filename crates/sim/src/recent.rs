@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{Index, Key, ShardId};
+use stead_core::ids::{Index, ShardId};
+use stead_core::key::Key;
 use stead_core::topology::Topology;
 
 /// Number of lines that are kept.

@@ -6,8 +6,9 @@ use crate::marks::Mark;
 use crate::profile::one_in;
 use crate::workload::CallId;
 use crate::world::{Event, Inside, Outcomes, World};
+use stead_core::calls::{Answer, Identity};
 use stead_core::ids::{Colour, Micros, ShardId};
-use stead_core::shard::{Answer, Identity, Input};
+use stead_core::shard::Input;
 
 impl World {
     pub(crate) fn keyed_age(&self) -> u64 {

@@ -2,11 +2,15 @@
 
 use fastrand::Rng;
 use std::sync::Arc;
-use stead_core::entry::{Entry, Reply};
+use stead_core::blob::Blob;
+use stead_core::calls::Refusal;
+use stead_core::entry::Entry;
 use stead_core::handler::Handler;
-use stead_core::ids::{Blob, Key, ServiceId, ShardId, TaskId};
+use stead_core::ids::{ServiceId, ShardId, TaskId};
+use stead_core::key::Key;
 use stead_core::record::TaskRecord;
-use stead_core::shard::{DeadLetterAction, Refusal, StepOutcome};
+use stead_core::reply::Reply;
+use stead_core::shard::{DeadLetterAction, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 

@@ -1,7 +1,7 @@
 //! The environment of an embedded node: typed services, and futures that wait for its answers.
 
 use crate::service::Registry;
-use stead_core::shard::Answer;
+use stead_core::calls::Answer;
 use stead_node::{Caller, Env, NoAnswer, Reply, SystemClock};
 use tokio::sync::oneshot;
 

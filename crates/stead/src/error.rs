@@ -4,7 +4,7 @@ use crate::service::RegisteredTwice;
 use crate::service::codec::CodecError;
 use std::io;
 use std::time::Duration;
-use stead_core::shard::Refusal;
+use stead_core::calls::Refusal;
 use stead_core::topology::TopologyError;
 use stead_node::NoAnswer;
 use stead_store::checkpoint::store::StoreError;

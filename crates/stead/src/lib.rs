@@ -83,9 +83,10 @@ pub use service::{
     ProcessKey, Progress, QueryContext, RegisteredTwice, Registry, RetryPolicy, Runner, Schemas, StepContext,
     Task, TaskState, codec, kv,
 };
-pub use stead_core::handler::{Limit, Misuse};
+pub use stead_core::calls::Misuse;
+pub use stead_core::calls::{Limited, Refusal};
+pub use stead_core::handler::Limit;
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
-pub use stead_core::shard::{Limited, Refusal};
 pub use stead_core::topology::Topology;
 #[doc(inline)]
 pub use stead_node::{events, stderr};

@@ -3,8 +3,9 @@
 use crate::service::codec;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
-use stead_core::entry::{Cause, Entry, Reply};
+use stead_core::entry::{Cause, Entry};
 use stead_core::record::{Kind, Pending, RecordKey};
+use stead_core::reply::Reply;
 
 /// A log entry in readable form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -181,7 +182,8 @@ fn shown_bytes(entry: &Entry) -> usize {
 mod tests {
     use super::*;
     use stead_core::entry::{Cause, Write};
-    use stead_core::ids::{Epoch, Index, Key, Time};
+    use stead_core::ids::{Epoch, Index, Time};
+    use stead_core::key::Key;
     use stead_core::record::RecordKey;
 
     #[test]

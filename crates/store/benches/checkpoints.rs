@@ -6,9 +6,10 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
+use stead_core::blob::Blob;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::checkpointing::merging::{Policy, plan};
-use stead_core::ids::{Blob, CheckpointNumber, ClusterId, Epoch, Incarnation, NodeId, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Incarnation, NodeId, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};

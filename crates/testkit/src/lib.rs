@@ -29,11 +29,12 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use stead::{Cut, Process, RegisteredTwice, Registry, Runner, StepContext, Task, codec};
+use stead_core::blob::Blob;
 use stead_core::handler::Handler;
-use stead_core::ids::{Blob, Key, TaskId};
+use stead_core::ids::TaskId;
+use stead_core::key::Key;
 use stead_core::record::TaskRecord;
-use stead_core::shard::Settings;
-use stead_core::shard::StepOutcome;
+use stead_core::shard::{Settings, StepOutcome};
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_sim::{CallId, Config, Overrides, Violation, Workload, run_with};

@@ -8,11 +8,11 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use stead::{CheckpointOptions, Context, Cut, Never, NoQuery, Node, Process, ServiceOptions};
+use stead_core::blob::Blob;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Send};
-use stead_core::ids::{
-    Blob, CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Key, NodeId, Seq, ShardId, Time,
-};
+use stead_core::ids::{CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, NodeId, Seq, ShardId, Time};
+use stead_core::key::Key;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_gateway::http;

@@ -4,9 +4,9 @@
 //! unless an operator requests it again.
 
 use super::queue::Work;
-use super::{DeadLetterAction, Effect, Effects, Refusal, Run, Shard};
+use super::{DeadLetterAction, Effect, Effects, Run, Shard};
 use crate::blob::Blob;
-use crate::calls::Caller;
+use crate::calls::{Caller, Refusal};
 use crate::channel::Message;
 use crate::entry::{Cause, Write};
 use crate::handler::Handler;

@@ -14,7 +14,6 @@ mod settings;
 mod starting;
 mod suspicion;
 
-pub use crate::calls::{Answer, Identity, Limited, Query, Refusal, Request};
 pub use io::{DeadLetterAction, Effect, Input, Messages, StepOutcome};
 pub use settings::Settings;
 

@@ -1,7 +1,8 @@
 //! Deletion of processes by an operator.
 
-use super::{Effect, Effects, Refusal, Shard, write_weight};
+use super::{Effect, Effects, Shard, write_weight};
 use crate::blob::Blob;
+use crate::calls::Refusal;
 use crate::entry::{Cause, Write};
 use crate::ids::Index;
 use crate::key::Key;

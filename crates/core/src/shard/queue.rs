@@ -4,7 +4,8 @@
 //! Knows no handler and appends nothing: `jobs.rs` handles what is in it, `starting.rs` fills it at the start of an epoch.
 
 use super::Effect;
-use super::{Request, StepOutcome};
+use super::StepOutcome;
+use crate::calls::Request;
 use crate::channel::Message;
 use crate::entry::Entry;
 use crate::ids::{Index, Seq, ShardId, StepNumber, StepRun, TaskId, Time, TimerId};

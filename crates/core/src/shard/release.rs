@@ -1,7 +1,8 @@
 //! Effects that wait until their entry is committed before they leave the shard.
 
 use super::queue::Runs;
-use super::{Answer, Effect, Messages, Settings, Shard};
+use super::{Effect, Messages, Settings, Shard};
+use crate::calls::Answer;
 use crate::capture::Reading;
 use crate::clock::Clock;
 use crate::entry::{Cause, Entry};

@@ -1,8 +1,8 @@
 //! Clients: sessions, requests and their retries, queries.
 
-use super::{Answer, Effect, Effects, Failure, Identity, Limited, Query, Refusal, Request, Run, Shard};
+use super::{Effect, Effects, Failure, Run, Shard};
 use crate::blob::Blob;
-use crate::calls::Caller;
+use crate::calls::{Answer, Caller, Identity, Limited, Query, Refusal, Request};
 use crate::capture::{Capture, Reading};
 use crate::entry::Cause;
 use crate::handler::{Handler, QueryPlace};

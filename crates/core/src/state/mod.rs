@@ -7,7 +7,7 @@ mod indexes;
 pub use header::{Header, Position};
 
 use crate::blob::Blob;
-pub use crate::channel::{Message, Outbox};
+use crate::channel::{Message, Outbox};
 use crate::ids::{
     Colour, Epoch, Index, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId,
 };

@@ -2,9 +2,11 @@
 
 use crate::numbered;
 use crate::world::World;
-use stead_core::entry::{Cause, Reply};
+use stead_core::calls::{Identity, Refusal};
+use stead_core::entry::Cause;
 use stead_core::ids::{Colour, RequestNumber, TaskId};
-use stead_core::shard::{DeadLetterAction, Identity, Input, Refusal, Settings, StepOutcome};
+use stead_core::reply::Reply;
+use stead_core::shard::{DeadLetterAction, Input, Settings, StepOutcome};
 
 #[test]
 fn a_message_is_given_up_only_after_the_marker_of_its_colour_9() {

@@ -2,10 +2,13 @@
 
 use crate::numbered;
 use crate::world::{World, ok};
+use stead_core::blob::Blob;
+use stead_core::calls::Identity;
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{Blob, BodyHash, Epoch, Index, Key, Served, Time};
+use stead_core::ids::{BodyHash, Epoch, Index, Served, Time};
+use stead_core::key::Key;
 use stead_core::record::{IdempotencyRecord, RecordKey, decode_value};
-use stead_core::shard::{Identity, Input};
+use stead_core::shard::Input;
 use stead_core::state::State;
 
 const HOUR: u64 = 3_600_000;

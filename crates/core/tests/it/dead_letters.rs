@@ -1,10 +1,13 @@
 //! An operator's decisions on dead letters.
 
 use crate::world::{World, ok};
-use stead_core::entry::{Cause, Reply};
-use stead_core::ids::{Blob, Index, RequestNumber, StepNumber, StepRun};
+use stead_core::blob::Blob;
+use stead_core::calls::{Identity, Refusal};
+use stead_core::entry::Cause;
+use stead_core::ids::{Index, RequestNumber, StepNumber, StepRun};
 use stead_core::record::{DeadLetter, Kind, Pending, Retry, decode_value, encode_value};
-use stead_core::shard::{DeadLetterAction, Identity, Input, Refusal, Settings, StepOutcome};
+use stead_core::reply::Reply;
+use stead_core::shard::{DeadLetterAction, Input, Settings, StepOutcome};
 
 /// Returns a world whose broken handlers have made a dead letter of `payload`, sent to the process that is returned;
 /// then the handlers are corrected.

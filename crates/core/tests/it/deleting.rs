@@ -1,10 +1,14 @@
 //! An operator deletes processes.
 
 use crate::world::World;
-use stead_core::entry::{Cause, Reply};
-use stead_core::ids::{Blob, BodyHash, Key, ShardId, StepNumber, TaskId, TimerId};
+use stead_core::blob::Blob;
+use stead_core::calls::{Identity, Refusal};
+use stead_core::entry::Cause;
+use stead_core::ids::{BodyHash, ShardId, StepNumber, TaskId, TimerId};
+use stead_core::key::Key;
 use stead_core::record::{Kind, RecordKey};
-use stead_core::shard::{Identity, Input, Refusal, StepOutcome};
+use stead_core::reply::Reply;
+use stead_core::shard::{Input, StepOutcome};
 
 impl World {
     fn delete(&mut self, process: &str, records: Vec<RecordKey>) -> Result<u64, Refusal> {

@@ -2,16 +2,19 @@
 
 use crate::world::{SHARDS, Script, World, ok};
 use std::sync::Arc;
-use stead_core::capture::Capture;
+use stead_core::blob::Blob;
+use stead_core::calls::{Call, Identity, Outcome, Refusal, Request};
+use stead_core::capture::{Capture, View};
+use stead_core::channel::Message;
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
-use stead_core::entry::{Cause, Reply};
-use stead_core::handler::{Call, Handler, Outcome, Txn, View};
-use stead_core::ids::{
-    Blob, Epoch, Incarnation, Key, NodeId, RequestNumber, ServiceId, SessionId, ShardId, Time,
-};
-use stead_core::shard::{Effect, Identity, Input, Refusal, Request, Settings, Shard};
-use stead_core::state::{Message, State};
+use stead_core::entry::Cause;
+use stead_core::handler::{Handler, Txn};
+use stead_core::ids::{Epoch, Incarnation, NodeId, RequestNumber, ServiceId, SessionId, ShardId, Time};
+use stead_core::key::Key;
+use stead_core::reply::Reply;
+use stead_core::shard::{Effect, Input, Settings, Shard};
+use stead_core::state::State;
 use stead_core::topology::Topology;
 
 /// [`Settings::work_max`] by default.

@@ -1,12 +1,14 @@
 //! Limits of one call of a handler and of a log entry: sizes over them are refused beforehand.
 
 use crate::world::{World, ok};
+use stead_core::blob::Blob;
+use stead_core::calls::{Identity, Misuse, Refusal};
 use stead_core::entry::{Cause, Entry, Send, Write};
-use stead_core::handler::Misuse;
-use stead_core::ids::{Blob, Epoch, Index, Key, RequestNumber, SessionId, ShardId, Time};
+use stead_core::ids::{Epoch, Index, RequestNumber, SessionId, ShardId, Time};
+use stead_core::key::Key;
 use stead_core::record::{DeadLetter, RecordKey};
 use stead_core::records::Records;
-use stead_core::shard::{DeadLetterAction, Identity, Input, Refusal, Settings, StepOutcome};
+use stead_core::shard::{DeadLetterAction, Input, Settings, StepOutcome};
 use stead_core::state::{Misfit, State};
 
 const ENTRY: usize = 1000;

@@ -3,11 +3,14 @@
 use crate::numbered;
 use crate::world::World;
 use std::collections::BTreeMap;
+use stead_core::blob::Blob;
+use stead_core::calls::Identity;
 use stead_core::entry::Cause;
-use stead_core::ids::{Blob, Colour, Key, RequestNumber, StepNumber, StepRun, TaskId};
+use stead_core::ids::{Colour, RequestNumber, StepNumber, StepRun, TaskId};
+use stead_core::key::Key;
 use stead_core::record::{RecordKey, TaskHead, TaskRecord, decode_value, encode_value};
 use stead_core::records::{Piece, Records, decode_records};
-use stead_core::shard::{Identity, Input, Settings, StepOutcome};
+use stead_core::shard::{Input, Settings, StepOutcome};
 use stead_core::state::State;
 
 /// [`Settings::work_max`] by default.
@@ -126,7 +129,7 @@ fn many_confirmed_replies_are_forgotten_over_several_entries_7() {
     world.store(shard);
     assert!(matches!(
         world.answer(again).unwrap().result,
-        Err(stead_core::shard::Refusal::Confirmed(RequestNumber(5_000)))
+        Err(stead_core::calls::Refusal::Confirmed(RequestNumber(5_000)))
     ));
     // A crash in between forgets the confirmations that were not logged, and the client confirms again.
     world.give(shard, Input::Tick);

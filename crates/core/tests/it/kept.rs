@@ -2,10 +2,12 @@
 
 use crate::numbered;
 use crate::world::{World, ok};
-use stead_core::entry::Reply;
-use stead_core::ids::{Blob, BodyHash, Index, SessionId};
+use stead_core::blob::Blob;
+use stead_core::calls::{Identity, Limited, Refusal};
+use stead_core::ids::{BodyHash, Index, SessionId};
 use stead_core::records::Records;
-use stead_core::shard::{DeadLetterAction, Identity, Input, Limited, Refusal, Settings};
+use stead_core::reply::Reply;
+use stead_core::shard::{DeadLetterAction, Input, Settings};
 use stead_core::state::State;
 
 const BIG: usize = 10_000;

@@ -20,14 +20,16 @@ mod shutdown;
 mod transcript;
 mod world;
 
-use stead_core::entry::{Cause, Entry, Reply};
+use stead_core::blob::Blob;
+use stead_core::calls::{Identity, Refusal};
+use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{
-    Blob, BodyHash, CheckpointNumber, Colour, Epoch, Index, NodeId, RequestNumber, SessionId, StepNumber,
-    StepRun,
+    BodyHash, CheckpointNumber, Colour, Epoch, Index, NodeId, RequestNumber, SessionId, StepNumber, StepRun,
 };
 use stead_core::record::{DeadLetter, RecordKey};
 use stead_core::records::{Piece, Records, decode_records};
-use stead_core::shard::{Identity, Input, Refusal, Settings, StepOutcome};
+use stead_core::reply::Reply;
+use stead_core::shard::{Input, Settings, StepOutcome};
 use stead_core::state::{Misfit, State};
 use world::{World, ok};
 

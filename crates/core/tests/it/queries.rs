@@ -2,10 +2,10 @@
 
 use crate::world::{World, ok};
 use std::collections::BTreeMap;
-use stead_core::capture::Capture;
-use stead_core::handler::View;
-use stead_core::ids::{Blob, Key};
-use stead_core::shard::{Identity, Refusal};
+use stead_core::blob::Blob;
+use stead_core::calls::{Identity, Refusal};
+use stead_core::capture::{Capture, View};
+use stead_core::key::Key;
 
 fn text(value: &[u8]) -> String {
     String::from_utf8(value.to_vec()).unwrap()

@@ -2,8 +2,10 @@
 //! index/epoch. `end` ends the first reading, `again` repeats all entries in a second one.
 
 use crate::transcript;
+use stead_core::blob::Blob;
 use stead_core::entry::{Cause, Entry, Write};
-use stead_core::ids::{Blob, Colour, Epoch, Index, Key, ShardId, Time};
+use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
+use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::replay::Replay;
 use stead_core::state::State;

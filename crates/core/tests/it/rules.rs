@@ -3,11 +3,12 @@
 use crate::transcript::replay;
 use crate::world::World;
 use std::collections::BTreeMap;
+use stead_core::calls::Identity;
+use stead_core::channel::Message;
 use stead_core::commit_tracker::{CommitTracker, EpochConfig};
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Epoch, Index, NodeId, ShardId};
-use stead_core::shard::{Identity, Input};
-use stead_core::state::Message;
+use stead_core::shard::Input;
 
 /// Parses a list of nodes such as `1,2,3`, or `none`.
 fn nodes(list: &str) -> Vec<NodeId> {

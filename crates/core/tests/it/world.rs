@@ -2,19 +2,20 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use stead_core::capture::Reading;
+use stead_core::blob::Blob;
+use stead_core::calls::{Answer, Call, Caller, Identity, Outcome, Query, Refusal, Request};
+use stead_core::capture::{Reading, View};
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
-use stead_core::entry::{Entry, Reply};
-use stead_core::handler::{Call, Caller, Handler, Outcome, QueryPlace, Txn, View};
+use stead_core::entry::Entry;
+use stead_core::handler::{Handler, QueryPlace, Txn};
 use stead_core::ids::{
-    Blob, Colour, Epoch, Incarnation, Index, Key, NodeId, SessionId, ShardId, StepNumber, StepRun, TaskId,
-    Time, TimerId,
+    Colour, Epoch, Incarnation, Index, NodeId, SessionId, ShardId, StepNumber, StepRun, TaskId, Time, TimerId,
 };
+use stead_core::key::Key;
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, decode_value};
-use stead_core::shard::{
-    Answer, DeadLetterAction, Effect, Identity, Input, Query, Refusal, Request, Settings, Shard, StepOutcome,
-};
+use stead_core::reply::Reply;
+use stead_core::shard::{DeadLetterAction, Effect, Input, Settings, Shard, StepOutcome};
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use stead_core::blob::Blob;
 use stead_core::checkpointing::bundle::Author;
 use stead_core::checkpointing::driver::{Options, Recovered};
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{Blob, ClusterId, Epoch, Incarnation, NodeId};
+use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId};
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
@@ -159,7 +160,7 @@ impl Node {
     fn mark(&self, number: CheckpointNumber, bytes: usize) {
         let mut records = Records::new();
         for name in ["x", "y"] {
-            let key = stead_core::record::RecordKey::process(&stead_core::ids::Key::new(name).unwrap());
+            let key = stead_core::record::RecordKey::process(&stead_core::key::Key::new(name).unwrap());
             records.put(key.as_bytes(), Blob::from(vec![7; bytes]));
         }
         records.begin_snapshot(true);

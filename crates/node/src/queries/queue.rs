@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
+use stead_core::calls::Refusal;
 use stead_core::capture::Reading;
-use stead_core::ids::{Key, ServiceId, Time};
-use stead_core::shard::Refusal;
+use stead_core::ids::{ServiceId, Time};
+use stead_core::key::Key;
 use stead_core::topology::Topology;
 
 /// Number of threads that run queries, besides those of queries that were given up.

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use stead_core::shard::Refusal;
+use stead_core::calls::Refusal;
 
 impl<C: Caller> QueryQueue<C> {
     /// Starts a thread that runs queries until the node ends.

@@ -7,7 +7,9 @@ use crate::part::{Part, Turned};
 use crate::shared::tests::shared_with;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stead_core::ids::{Blob, Key, ShardId, StepNumber, StepRun, TaskId, Time};
+use stead_core::blob::Blob;
+use stead_core::ids::{ShardId, StepNumber, StepRun, TaskId, Time};
+use stead_core::key::Key;
 use stead_core::record::TaskRecord;
 use stead_core::shard::{Input, StepOutcome};
 

@@ -9,8 +9,9 @@ use crate::reply::{Caller, NoAnswer, ReplyTo};
 use crate::shared::Shared;
 use crate::status::{WorkerStatus, shard_status};
 use std::collections::BTreeMap;
+use stead_core::calls::{Answer, Refusal};
 use stead_core::ids::{ShardId, Time};
-use stead_core::shard::{Answer, Input, Refusal};
+use stead_core::shard::Input;
 use stead_core::shrink;
 
 /// Number of shards whose status is taken before the worker reads the clock.

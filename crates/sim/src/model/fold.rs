@@ -4,14 +4,17 @@
 //! and the core's `entry.rs`, so that a mistake in one of the two shows as a difference.
 
 use std::collections::{BTreeMap, BTreeSet};
-use stead_core::entry::{Cause, Entry, Reply, Trim};
-use stead_core::ids::{Blob, Micros, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId};
+use stead_core::blob::Blob;
+use stead_core::channel::{Message, Outbox};
+use stead_core::entry::{Cause, Entry, Trim};
+use stead_core::ids::{Micros, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId};
 use stead_core::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, Pending, RecordKey, SessionRecord, TaskRecord,
     TimerRecord, decode_value, encode_value,
 };
 use stead_core::records::Records;
-use stead_core::state::{Header, Message, Outbox, Position, State};
+use stead_core::reply::Reply;
+use stead_core::state::{Header, Position, State};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 /// Replies that a client has confirmed are deleted once there are this many of them, or once all kept ones of the

@@ -2,9 +2,10 @@
 
 use super::{Model, hash_message};
 use crate::violation::Violation;
+use stead_core::calls::{Answer, Refusal};
 use stead_core::ids::{Index, Seq, ShardId, TaskId};
 use stead_core::record::{RecordKey, TaskRecord};
-use stead_core::shard::{Answer, Effect, Refusal};
+use stead_core::shard::Effect;
 
 impl Model {
     /// Compares an effect that leaves a shard with the synced entries.

@@ -18,12 +18,14 @@ use crate::workload::Workload;
 use due::{Due, Sessions};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use stead_core::channel::Message;
 use stead_core::entry::Entry;
 use stead_core::ids::{
-    CheckpointNumber, Colour, Epoch, Index, Key, Micros, RequestNumber, SessionId, ShardId, Time,
+    CheckpointNumber, Colour, Epoch, Index, Micros, RequestNumber, SessionId, ShardId, Time,
 };
+use stead_core::key::Key;
 use stead_core::shard::Settings;
-use stead_core::state::{Header, Message, State};
+use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 

@@ -1,7 +1,7 @@
 //! The part of a process that a query can see.
 
 use super::Fold;
-use stead_core::handler::View;
+use stead_core::capture::View;
 use stead_core::ids::TaskId;
 use stead_core::record::{Kind, RecordKey, TaskRecord, decode_value};
 

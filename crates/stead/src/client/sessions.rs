@@ -4,8 +4,8 @@ use crate::embedded::Embedded;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use stead_core::calls::Identity;
 use stead_core::ids::{Colour, RequestNumber, SessionId, ShardId};
-use stead_core::shard::Identity;
 use stead_node::Shared;
 
 /// The sessions of a client, by shard.

@@ -14,9 +14,11 @@ use std::ops::Bound;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stead_core::entry::Reply;
-use stead_core::ids::{Blob, Key, ShardId, TaskId, Time, TimerId};
+use stead_core::blob::Blob;
+use stead_core::ids::{ShardId, TaskId, Time, TimerId};
+use stead_core::key::Key;
 use stead_core::record::{Kind, RecordKey, TaskRecord, TimerRecord};
+use stead_core::reply::Reply;
 use stead_core::shard::Shard;
 use stead_core::state::State;
 

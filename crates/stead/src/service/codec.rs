@@ -7,7 +7,8 @@ use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 use std::io;
-use stead_core::ids::{Blob, Key};
+use stead_core::blob::Blob;
+use stead_core::key::Key;
 use thiserror::Error;
 
 thread_local! {

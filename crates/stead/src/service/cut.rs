@@ -6,7 +6,8 @@ use super::process::Process;
 use super::task::Task;
 use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicBool, Ordering};
-use stead_core::ids::{Blob, Seq, ShardId, TaskId};
+use stead_core::blob::Blob;
+use stead_core::ids::{Seq, ShardId, TaskId};
 use stead_core::record::{
     DeadLetter as Letter, Kind, Pending, RecordKey, Retry, TaskRecord, TimerRecord, decode_value,
 };

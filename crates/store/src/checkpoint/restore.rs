@@ -12,13 +12,15 @@ use crate::checkpoint::store::BlobStore;
 use crate::checkpoint::verify::{Inconsistency, undelivered, verify_cut};
 use crate::checkpoint::write::describe;
 use std::collections::{BTreeMap, BTreeSet};
+use stead_core::blob::Blob;
+use stead_core::channel::Message;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{
-    Blob, IDS_PER_ENTRY, Incarnation, Index, Seq, ServiceId, ShardId, TaskId, Time, TimerId, id_of_entry,
+    IDS_PER_ENTRY, Incarnation, Index, Seq, ServiceId, ShardId, TaskId, Time, TimerId, id_of_entry,
 };
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, TimerRecord, decode_value};
 use stead_core::records::{Records, encode_record};
-use stead_core::state::{Header, Message, Position};
+use stead_core::state::{Header, Position};
 use stead_core::topology::{Topology, TopologyError};
 use thiserror::Error;
 

@@ -11,8 +11,9 @@ use crate::checkpoint::manifest::{InFlight, Manifest, manifest_name};
 use crate::checkpoint::store::BlobStore;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use stead_core::channel::{Message, Outbox};
 use stead_core::ids::{CheckpointNumber, Colour, Seq, ShardId};
-use stead_core::state::{Header, Message, Outbox, State};
+use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use thiserror::Error;
 

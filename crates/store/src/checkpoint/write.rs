@@ -7,9 +7,10 @@ use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombs
 use crate::checkpoint::store::BlobStore;
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;
+use stead_core::channel::Message;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{CheckpointNumber, Epoch, NodeId, ShardId, Time};
-use stead_core::state::{Header, Message};
+use stead_core::state::Header;
 use stead_core::topology::Topology;
 
 /// The description of a checkpoint to write.

@@ -3,9 +3,10 @@
 
 use super::model::{Cluster, Cut, INCARNATION, OWNER, author, sim_store};
 use std::collections::BTreeSet;
+use stead_core::blob::Blob;
 use stead_core::checkpointing::lineage::{Lineage, Merged};
 use stead_core::checkpointing::merging::{self, Merge, Policy, renewals};
-use stead_core::ids::{Blob, CheckpointNumber, Epoch, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Epoch, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};

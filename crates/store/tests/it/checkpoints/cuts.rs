@@ -1,8 +1,11 @@
 //! Consistent and inconsistent cuts, by the pure check.
 
 use std::collections::{BTreeMap, VecDeque};
-use stead_core::ids::{Blob, CheckpointNumber, Colour, Epoch, Incarnation, Index, Key, Seq, ShardId, Time};
-use stead_core::state::{Header, Message, Outbox, Position};
+use stead_core::blob::Blob;
+use stead_core::channel::{Message, Outbox};
+use stead_core::ids::{CheckpointNumber, Colour, Epoch, Incarnation, Index, Seq, ShardId, Time};
+use stead_core::key::Key;
+use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::verify::{Inconsistency, in_flight, verify_cut};
 

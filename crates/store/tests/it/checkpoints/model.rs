@@ -2,17 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use stead_core::blob::Blob;
+use stead_core::channel::Message;
 use stead_core::checkpointing::lineage::Lineage;
-use stead_core::entry::{Cause, Entry, Reply, Send, Trim, Write};
+use stead_core::entry::{Cause, Entry, Send, Trim, Write};
 use stead_core::ids::{
-    Blob, BodyHash, CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Index, Key, NodeId, Served,
-    SessionId, ShardId, StepNumber, TaskId, Time, TimerId,
+    BodyHash, CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Index, NodeId, Served, SessionId,
+    ShardId, StepNumber, TaskId, Time, TimerId,
 };
+use stead_core::key::Key;
 use stead_core::record::{
     IdempotencyRecord, RecordKey, SessionRecord, TaskRecord, TimerRecord, encode_value,
 };
 use stead_core::records::{Piece, Records};
-use stead_core::state::{Header, Message, State};
+use stead_core::reply::Reply;
+use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::{Author, BundleNames};

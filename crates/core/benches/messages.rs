@@ -9,7 +9,7 @@ use stead_core::capture::View;
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::handler::{Handler, Txn};
-use stead_core::ids::{Epoch, Incarnation, NodeId, ServiceId, ShardId, Time};
+use stead_core::ids::{CallToken, Epoch, Incarnation, NodeId, ServiceId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::reply::Reply;
 use stead_core::shard::{Effect, Input, Settings, Shard};
@@ -68,7 +68,7 @@ impl World {
         for (token, key) in world.handler.keys.clone().into_iter().take(20_000).enumerate() {
             let shard = topology.shard_of(ServiceId(0), &key);
             let request = Request {
-                token: token as u64,
+                token: CallToken(token as u64),
                 process: key,
                 payload: Blob::from([7u8; 16].as_slice()),
                 principal: "bench".into(),

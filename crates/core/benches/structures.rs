@@ -16,8 +16,8 @@ use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::{Cause, Entry, Write};
 use stead_core::handler::{Handler, Txn};
 use stead_core::ids::{
-    Colour, Epoch, Incarnation, Index, NodeId, RequestNumber, Seq, ServiceId, SessionId, ShardId, StepNumber,
-    StepRun, TaskId, Time,
+    CallToken, Colour, Epoch, Incarnation, Index, NodeId, RequestNumber, Seq, ServiceId, SessionId, ShardId,
+    StepNumber, StepRun, TaskId, Time,
 };
 use stead_core::key::Key;
 use stead_core::record::{AttemptRecord, Pending, RecordKey, TaskHead, encode_value};
@@ -150,7 +150,7 @@ impl One {
 
     fn request(&mut self, payload: &[u8], identity: Identity) {
         self.give(Input::Request(Request {
-            token: 1,
+            token: CallToken(1),
             process: Key::new("bench").expect("short"),
             payload: Blob::from(payload),
             principal: "bench".into(),
@@ -198,7 +198,7 @@ fn sessions(count: usize) -> Duration {
     one.settle();
     for id in 1..=count as u128 {
         let session = SessionId(id);
-        one.give(Input::OpenSession { token: 1, session, principal: "bench".into() });
+        one.give(Input::OpenSession { token: CallToken(1), session, principal: "bench".into() });
         let (number, confirmed) = (RequestNumber(1), RequestNumber(0));
         one.request(&[], Identity::Session { session, number, confirmed });
         one.store();
@@ -296,7 +296,7 @@ fn dead_letters(count: usize) -> Duration {
     let before = one.shard.state().dead_letters();
     let time = measured(&mut || {
         for &letter in &letters {
-            one.give(Input::DeadLetter { token: 1, letter, action: DeadLetterAction::Drop });
+            one.give(Input::DeadLetter { token: CallToken(1), letter, action: DeadLetterAction::Drop });
             one.store();
         }
     });
@@ -308,7 +308,7 @@ fn replies(count: usize) -> Duration {
     let mut one = One::new();
     one.settle();
     let session = SessionId(1);
-    one.give(Input::OpenSession { token: 1, session, principal: "bench".into() });
+    one.give(Input::OpenSession { token: CallToken(1), session, principal: "bench".into() });
     let count = count as u64;
     for number in (1..=count).map(RequestNumber) {
         one.request(&[], Identity::Session { session, number, confirmed: RequestNumber(0) });

@@ -2,7 +2,7 @@
 
 use crate::blob::Blob;
 use crate::ids::{
-    BodyHash, Colour, Epoch, Index, RequestNumber, ServiceId, SessionId, TaskId, Time, TimerId,
+    BodyHash, CallToken, Colour, Epoch, Index, RequestNumber, ServiceId, SessionId, TaskId, Time, TimerId,
 };
 use crate::key::Key;
 use crate::reply::Reply;
@@ -13,7 +13,7 @@ use thiserror::Error;
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Returned with the answer.
-    pub token: u64,
+    pub token: CallToken,
     /// The receiving process.
     pub process: Key,
     /// The request's bytes.
@@ -53,7 +53,7 @@ pub enum Identity {
 #[derive(Clone, Debug)]
 pub struct Query {
     /// Returned with the answer.
-    pub token: u64,
+    pub token: CallToken,
     /// The queried process.
     pub process: Key,
     /// The query's bytes.
@@ -170,7 +170,7 @@ impl Misuse {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The token of the request or query.
-    pub token: u64,
+    pub token: CallToken,
     /// The epoch of the answer.
     pub epoch: Epoch,
     /// The last entry that the answer includes; 0 if it includes none.

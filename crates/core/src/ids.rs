@@ -161,6 +161,11 @@ number! {
     StepRun(u32)
 }
 
+number! {
+    /// A call that waits for its answer, as its caller names it; the core returns it with the answer.
+    CallToken(u64)
+}
+
 /// Timers and tasks that one entry can number.
 pub const IDS_PER_ENTRY: u64 = 1 << 16;
 

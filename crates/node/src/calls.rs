@@ -2,7 +2,7 @@
 
 use crate::reply::ReplyTo;
 use stead_core::calls::Answer;
-use stead_core::ids::{ShardId, Time};
+use stead_core::ids::{CallToken, ShardId, Time};
 use stead_core::shard::Input;
 
 /// Number of overdue calls that are ended before the worker does other work again.
@@ -11,7 +11,7 @@ const OVERDUE_BATCH: usize = 1024;
 const OVERDUE_LOOK: usize = 16_384;
 
 /// The token of an input whose answer no client waits for.
-pub(crate) const NO_CALL: u64 = u64::MAX;
+pub(crate) const NO_CALL: CallToken = CallToken(u64::MAX);
 
 /// The calls that wait for their answer, by token.
 pub(crate) struct Calls<C> {
@@ -48,13 +48,13 @@ impl<C> Calls<C> {
     }
 
     /// Returns the token of the next call.
-    pub(crate) fn next_token(&mut self) -> u64 {
+    pub(crate) fn next_token(&mut self) -> CallToken {
         if self.free.is_empty() {
             self.free.push(self.slots.len() as u32);
             self.slots.push((self.generation, None));
         }
         let at = *self.free.last().expect("one was pushed");
-        u64::from(self.slots[at as usize].0) << 32 | u64::from(at)
+        token(self.slots[at as usize].0, at)
     }
 
     /// Releases the memory of a burst of calls once it is over.
@@ -71,7 +71,7 @@ impl<C> Calls<C> {
     }
 
     /// Adds a call, and returns its token: [`Self::next_token`].
-    pub(crate) fn open(&mut self, reply_to: ReplyTo<C>, again: Option<(ShardId, Input)>) -> u64 {
+    pub(crate) fn open(&mut self, reply_to: ReplyTo<C>, again: Option<(ShardId, Input)>) -> CallToken {
         let token = self.next_token();
         let at = self.free.pop().expect("the next token is that of a free slot");
         let bytes = std::mem::take(&mut self.command_bytes);
@@ -80,14 +80,14 @@ impl<C> Calls<C> {
     }
 
     /// Returns the call of a token, which names it only until it is closed.
-    pub(crate) fn find(&mut self, token: u64) -> Option<&mut Option<PendingCall<C>>> {
-        let (generation, slot) = self.slots.get_mut((token & u64::from(u32::MAX)) as usize)?;
-        (u64::from(*generation) == token >> 32).then_some(slot)
+    pub(crate) fn find(&mut self, token: CallToken) -> Option<&mut Option<PendingCall<C>>> {
+        let (generation, slot) = self.slots.get_mut(slot_of(token))?;
+        (u64::from(*generation) == token.0 >> 32).then_some(slot)
     }
 
-    pub(crate) fn close(&mut self, token: u64) -> Option<PendingCall<C>> {
+    pub(crate) fn close(&mut self, token: CallToken) -> Option<PendingCall<C>> {
         let call = self.find(token)?.take()?;
-        let at = (token & u64::from(u32::MAX)) as usize;
+        let at = slot_of(token);
         self.slots[at].0 = next_generation(self.slots[at].0);
         self.free.push(at as u32);
         Some(call)
@@ -101,7 +101,7 @@ impl<C> Calls<C> {
         while self.looked < until && overdue.len() < OVERDUE_BATCH {
             let (generation, slot) = &self.slots[self.looked];
             if slot.as_ref().is_some_and(|call| call.reply_to.deadline <= now) {
-                let token = u64::from(*generation) << 32 | self.looked as u64;
+                let token = token(*generation, self.looked as u32);
                 overdue.extend(self.close(token));
             }
             self.looked += 1;
@@ -120,6 +120,16 @@ impl<C> Calls<C> {
 }
 
 /// Returns the next generation; the last one is skipped, because it would create [`NO_CALL`].
+/// The token of the call in a slot: the slot's generation, and its number.
+fn token(generation: u32, slot: u32) -> CallToken {
+    CallToken(u64::from(generation) << 32 | u64::from(slot))
+}
+
+/// The slot that a token names.
+fn slot_of(token: CallToken) -> usize {
+    (token.0 & u64::from(u32::MAX)) as usize
+}
+
 fn next_generation(generation: u32) -> u32 {
     (generation + 1) % (u32::MAX - 1)
 }
@@ -136,7 +146,7 @@ mod tests {
     #[test]
     fn a_rush_of_calls_leaves_no_memory_and_no_token_names_another_call() {
         let mut calls = Calls::default();
-        let rush: Vec<u64> = (0..5000).map(|_| calls.open(reply_to(), None)).collect();
+        let rush: Vec<CallToken> = (0..5000).map(|_| calls.open(reply_to(), None)).collect();
         calls.shrink();
         assert!(calls.slots.capacity() >= 5000, "all of them wait");
         for (at, token) in rush.iter().enumerate() {
@@ -155,7 +165,7 @@ mod tests {
     #[test]
     fn a_look_for_overdue_calls_goes_on_where_the_last_one_ended() {
         let mut calls = Calls::default();
-        let tokens: Vec<u64> = (0..40_000).map(|_| calls.open(reply_to(), None)).collect();
+        let tokens: Vec<CallToken> = (0..40_000).map(|_| calls.open(reply_to(), None)).collect();
         assert!(calls.close_overdue(Time(0)).0.is_empty());
         assert_eq!(calls.looked, OVERDUE_LOOK);
         let (mut closed, mut looks) = (0, 0);

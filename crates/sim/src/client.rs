@@ -10,7 +10,7 @@ use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Identity, Misuse, Query, Refusal, Request};
 use stead_core::entry::Cause;
 use stead_core::ids::{
-    BodyHash, Colour, Incarnation, Index, Micros, RequestNumber, Served, SessionId, ShardId,
+    BodyHash, CallToken, Colour, Incarnation, Index, Micros, RequestNumber, Served, SessionId, ShardId,
 };
 use stead_core::shard::Input;
 use stead_core::topology::Topology;
@@ -104,8 +104,8 @@ const OPENING: u64 = 1 << 63;
 const CONFLICTING: u64 = 1 << 61;
 
 /// Returns the call of a client's token, unless it opens a session or must be refused.
-pub(crate) fn call_of(token: u64) -> Option<CallId> {
-    (token & (OPENING | CONFLICTING) == 0).then_some(token >> 8)
+pub(crate) fn call_of(token: CallToken) -> Option<CallId> {
+    (token.0 & (OPENING | CONFLICTING) == 0).then_some(token.0 >> 8)
 }
 
 impl Clients {
@@ -223,7 +223,7 @@ impl Clients {
                 let session = &mut self.sessions[at];
                 if !session.open {
                     session.attempts = session.attempts.wrapping_add(1);
-                    let token = OPENING | (at as u64) << 8 | u64::from(session.attempts);
+                    let token = CallToken(OPENING | (at as u64) << 8 | u64::from(session.attempts));
                     let principal = Arc::clone(&client.principal);
                     return Some((
                         session.shard,
@@ -266,7 +266,7 @@ impl Clients {
         if calling.seen.is_none() && !calling.call.query {
             calling.seen = Some(client.seen.iter().map(|(shard, index)| (*shard, *index)).collect());
         }
-        let token = id << 8 | u64::from(calling.attempts);
+        let token = CallToken(id << 8 | u64::from(calling.attempts));
         let (process, payload) = (calling.call.key.clone(), calling.call.payload.clone());
         let principal = Arc::clone(&client.principal);
         let input = if calling.call.query {
@@ -302,7 +302,7 @@ impl Clients {
             body_hash: BodyHash(xxh3_128(&payload).to_be_bytes()),
         };
         let input = Input::Request(Request {
-            token: CONFLICTING | id << 8,
+            token: CallToken(CONFLICTING | id << 8),
             process: calling.call.key.clone(),
             payload,
             principal: Arc::clone(&client.principal),
@@ -313,8 +313,8 @@ impl Clients {
     }
 
     /// Returns the hash of a call's own body, for a planted bug.
-    pub(crate) fn body_hash(&self, token: u64) -> Option<BodyHash> {
-        let id = (token & CONFLICTING != 0).then_some((token & !CONFLICTING) >> 8)?;
+    pub(crate) fn body_hash(&self, token: CallToken) -> Option<BodyHash> {
+        let id = (token.0 & CONFLICTING != 0).then_some((token.0 & !CONFLICTING) >> 8)?;
         Some(BodyHash(xxh3_128(&self.calls[id as usize].call.payload).to_be_bytes()))
     }
 
@@ -324,8 +324,8 @@ impl Clients {
     }
 
     /// Returns the session that a token opens.
-    pub(crate) fn opened_by(&self, token: u64) -> Option<SessionId> {
-        let session = (token & OPENING != 0).then_some((token & !OPENING) >> 8)?;
+    pub(crate) fn opened_by(&self, token: CallToken) -> Option<SessionId> {
+        let session = (token.0 & OPENING != 0).then_some((token.0 & !OPENING) >> 8)?;
         self.sessions.get(session as usize).map(|session| session.id)
     }
 
@@ -383,12 +383,12 @@ impl Clients {
         workload: &mut dyn Workload,
         marks: &mut Marks,
     ) -> Result<Reaction, Violation> {
-        if answer.token & OPENING != 0 {
-            return Ok(self.opened(((answer.token & !OPENING) >> 8) as usize, &answer));
+        if answer.token.0 & OPENING != 0 {
+            return Ok(self.opened(((answer.token.0 & !OPENING) >> 8) as usize, &answer));
         }
         let mut reaction = Reaction::default();
-        if answer.token & CONFLICTING != 0 {
-            let id = (answer.token & !CONFLICTING) >> 8;
+        if answer.token.0 & CONFLICTING != 0 {
+            let id = (answer.token.0 & !CONFLICTING) >> 8;
             return match answer.result {
                 Err(Refusal::IdempotencyConflict) => {
                     marks.hit(Mark::Conflict);
@@ -402,7 +402,7 @@ impl Clients {
                 }
             };
         }
-        let id = answer.token >> 8;
+        let id = answer.token.0 >> 8;
         let calling = &mut self.calls[id as usize];
         let client = &mut self.clients[calling.client];
         client.colour = client.colour.max(answer.colour);

@@ -4,7 +4,7 @@ use crate::marks::Mark;
 use crate::violation::Violation;
 use crate::world::{Event, Outcomes, World};
 use stead_core::calls::{Answer, Refusal};
-use stead_core::ids::{Index, ShardId};
+use stead_core::ids::{CallToken, Index, ShardId};
 use stead_core::record::{Kind, RecordKey};
 use stead_core::shard::{DeadLetterAction, Input};
 use stead_core::state::State;
@@ -39,7 +39,7 @@ impl World {
         found.sort_unstable();
         let (shard, letter) = found[self.operator.usize(..found.len())];
         let Some(action) = self.workload.borrow_mut().dead_letter_action(&mut self.operator) else { return };
-        let token = OPERATOR | self.decisions.len() as u64;
+        let token = CallToken(OPERATOR | self.decisions.len() as u64);
         self.decisions.push((shard, letter, action));
         // It may arrive in a later life, and twice.
         for _ in 0..self.operator.u8(1..=2) {
@@ -50,7 +50,7 @@ impl World {
     }
 
     pub(crate) fn operator_hears(&mut self, answer: &Answer) -> Outcomes {
-        let (shard, letter, action) = self.decisions[(answer.token & !OPERATOR) as usize];
+        let (shard, letter, action) = self.decisions[(answer.token.0 & !OPERATOR) as usize];
         let key = RecordKey::dead_letter(letter);
         let bad = |what: &str| {
             let what = format!("shard {shard}: {action:?} of dead letter {letter} is answered, {what}");

@@ -15,7 +15,7 @@ use crate::world::{End, Inside, Outcomes, Stop, World};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_core::calls::{Answer, Refusal};
-use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
+use stead_core::ids::{CallToken, Colour, Epoch, Index, ShardId, Time};
 use stead_core::shard::{Effect, Input};
 use stead_node::checkpoint::CheckpointHub;
 use stead_node::{NoAnswer, Part, ReplyTo, Turned};
@@ -319,7 +319,7 @@ impl World {
             _ => return,
         };
         if let Err(NoAnswer::Refused(refusal)) = sent
-            && token & OPERATOR == 0
+            && token.0 & OPERATOR == 0
         {
             self.carry_answer(refused(token, refusal));
         }
@@ -327,7 +327,7 @@ impl World {
     }
 
     /// Handles the end of a client's call at the node.
-    fn answered(&mut self, shard: ShardId, token: u64, result: Result<Answer, NoAnswer>) -> Outcomes {
+    fn answered(&mut self, shard: ShardId, token: CallToken, result: Result<Answer, NoAnswer>) -> Outcomes {
         let answer = match result {
             Ok(answer) => Answer { token, ..answer },
             Err(NoAnswer::Refused(refusal)) => refused(token, refusal),
@@ -342,7 +342,7 @@ impl World {
             Err(NoAnswer::Failed(_) | NoAnswer::Stopped) => return Ok(()),
         };
         self.check_leaving(shard, &Effect::Answer(answer.clone()))?;
-        if token & OPERATOR != 0 {
+        if token.0 & OPERATOR != 0 {
             return self.operator_hears(&answer);
         }
         if answer.result.is_ok()
@@ -397,6 +397,6 @@ impl World {
 }
 
 /// Returns the answer to a call that the node itself refuses.
-fn refused(token: u64, refusal: Refusal) -> Answer {
+fn refused(token: CallToken, refusal: Refusal) -> Answer {
     Answer { token, epoch: Epoch(0), index: Index(0), colour: Colour(0), result: Err(refusal) }
 }

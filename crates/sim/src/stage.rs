@@ -24,7 +24,9 @@ use stead_core::checkpointing::driver::Action;
 use stead_core::checkpointing::retention::Garbage;
 use stead_core::entry::{Entry, Write};
 use stead_core::handler::{Handler, QueryPlace, Txn};
-use stead_core::ids::{CheckpointNumber, Colour, Epoch, Index, Seq, ShardId, StepNumber, TaskId, Time};
+use stead_core::ids::{
+    CallToken, CheckpointNumber, Colour, Epoch, Index, Seq, ShardId, StepNumber, TaskId, Time,
+};
 use stead_core::key::Key;
 use stead_core::record::{RecordKey, StepRetry, TaskRecord};
 use stead_core::records::{Piece, Records};
@@ -130,7 +132,7 @@ pub(crate) enum Done {
 pub(crate) struct Turn {
     pub(crate) shown: Vec<Shown>,
     /// The answers to calls: the shard, the client's token, the result.
-    pub(crate) answers: Vec<(ShardId, u64, Result<Answer, NoAnswer>)>,
+    pub(crate) answers: Vec<(ShardId, CallToken, Result<Answer, NoAnswer>)>,
     /// Inputs that leave for shards of other workers.
     pub(crate) left: Vec<(ShardId, Input)>,
     /// News of checkpoints for workers.
@@ -195,7 +197,7 @@ struct Now {
     stored: Option<(Epoch, Index)>,
     is_colour: bool,
     /// The token of the session that it opens.
-    opening: Option<u64>,
+    opening: Option<CallToken>,
     /// Commit, activity and last entry before it.
     before: (Index, bool, Index),
 }
@@ -245,7 +247,7 @@ impl Clock for Clocks {
 /// The end of a client's call at the node, under the client's own token.
 pub(crate) struct Wire {
     pub(crate) shard: ShardId,
-    pub(crate) token: u64,
+    pub(crate) token: CallToken,
 }
 
 impl Caller for Wire {

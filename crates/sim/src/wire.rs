@@ -84,7 +84,7 @@ impl World {
     }
 
     pub(crate) fn client_hears(&mut self, answer: Answer) -> Outcomes {
-        self.note(answer.token, &[]);
+        self.note(answer.token.0, &[]);
         let Reaction { send, done } =
             self.clients.answer(answer, &mut *self.workload.borrow_mut(), &mut self.marks)?;
         for id in send {

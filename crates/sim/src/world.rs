@@ -27,7 +27,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use stead_core::calls::Answer;
-use stead_core::ids::{CheckpointNumber, Incarnation, Index, Micros, ShardId, Time};
+use stead_core::ids::{CallToken, CheckpointNumber, Incarnation, Index, Micros, ShardId, Time};
 use stead_core::record::{Kind, RecordKey, TaskRecord};
 use stead_core::shard::Input;
 use stead_core::state::State;
@@ -197,7 +197,7 @@ pub(crate) struct World {
     works_since: Vec<Option<u64>>,
     /// For the planted bug `stale-query`: by process, the last answer to a query.
     pub(crate) stale: BTreeMap<String, Answer>,
-    pub(crate) queries: BTreeMap<u64, String>,
+    pub(crate) queries: BTreeMap<CallToken, String>,
     /// The operator has its own generator: it changes nothing in a run without dead letters.
     pub(crate) operator: Rng,
     /// The times at which queries run have their own generator as well.

@@ -10,7 +10,7 @@ use crate::calls::{Caller, Refusal};
 use crate::channel::Message;
 use crate::entry::{Cause, Write};
 use crate::handler::Handler;
-use crate::ids::{Index, ShardId, TaskId, id_of_entry};
+use crate::ids::{CallToken, Index, ShardId, TaskId, id_of_entry};
 use crate::key::Key;
 use crate::record::{
     AttemptRecord, DeadLetter, Pending, RecordKey, Retry, StepRetry, TaskRecord, TimerRecord, encode_value,
@@ -93,7 +93,7 @@ impl Shard {
     /// Performs an operator's decision on a dead letter.
     pub(super) fn handle_dead_letter(
         &mut self,
-        token: u64,
+        token: CallToken,
         letter: Index,
         action: DeadLetterAction,
         handler: &mut dyn Handler,

@@ -6,7 +6,8 @@ use crate::capture::Reading;
 use crate::channel::Message;
 use crate::commit_tracker::EpochConfig;
 use crate::ids::{
-    CheckpointNumber, Colour, Epoch, Index, NodeId, Seq, SessionId, ShardId, StepNumber, StepRun, TaskId,
+    CallToken, CheckpointNumber, Colour, Epoch, Index, NodeId, Seq, SessionId, ShardId, StepNumber, StepRun,
+    TaskId,
 };
 use crate::key::Key;
 use crate::record::{RecordKey, TaskRecord};
@@ -34,7 +35,7 @@ pub enum Input {
     /// ago.
     OpenSession {
         /// Returned with the answer.
-        token: u64,
+        token: CallToken,
         /// Drawn at random by the shell, for this session alone.
         session: SessionId,
         /// The principal that opens it.
@@ -103,7 +104,7 @@ pub enum Input {
     /// An operator decides about a dead letter.
     DeadLetter {
         /// Returned with the answer.
-        token: u64,
+        token: CallToken,
         /// The number in the dead letter's key.
         letter: Index,
         /// The decision.
@@ -112,7 +113,7 @@ pub enum Input {
     /// An operator deletes records of a process.
     Delete {
         /// Returned with the answer.
-        token: u64,
+        token: CallToken,
         /// The process.
         process: Key,
         /// Those of its state, cells, timers and tasks that are deleted: at most [`super::Shard::DELETE_BATCH`], and

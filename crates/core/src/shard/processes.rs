@@ -4,7 +4,7 @@ use super::{Effect, Effects, Shard, write_weight};
 use crate::blob::Blob;
 use crate::calls::Refusal;
 use crate::entry::{Cause, Write};
-use crate::ids::Index;
+use crate::ids::{CallToken, Index};
 use crate::key::Key;
 use crate::record::{Kind, RecordKey, TaskRecord, TimerRecord};
 use crate::reply::Reply;
@@ -18,7 +18,7 @@ impl Shard {
     /// gone, or exceed the limit of one entry.
     pub(super) fn handle_delete(
         &mut self,
-        token: u64,
+        token: CallToken,
         process: Key,
         records: Vec<RecordKey>,
         out: &mut Vec<Effect>,

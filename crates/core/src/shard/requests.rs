@@ -6,7 +6,7 @@ use crate::calls::{Answer, Caller, Identity, Limited, Query, Refusal, Request};
 use crate::capture::{Capture, Reading};
 use crate::entry::Cause;
 use crate::handler::{Handler, QueryPlace};
-use crate::ids::{Index, Micros, RequestNumber, SessionId};
+use crate::ids::{CallToken, Index, Micros, RequestNumber, SessionId};
 use crate::key::Key;
 use crate::record::{AttemptRecord, IdempotencyRecord, Pending, RecordKey};
 use crate::reply::Reply;
@@ -19,7 +19,7 @@ impl Shard {
 
     pub(super) fn handle_open_session(
         &mut self,
-        token: u64,
+        token: CallToken,
         session: SessionId,
         principal: &str,
         out: &mut Vec<Effect>,
@@ -323,7 +323,7 @@ impl Shard {
     /// Answers once all that the answer includes is committed.
     pub(super) fn answer(
         &mut self,
-        token: u64,
+        token: CallToken,
         result: Result<(Index, Reply), Refusal>,
         out: &mut Vec<Effect>,
     ) {

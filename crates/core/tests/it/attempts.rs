@@ -4,7 +4,7 @@ use crate::numbered;
 use crate::world::World;
 use stead_core::calls::{Identity, Refusal};
 use stead_core::entry::Cause;
-use stead_core::ids::{Colour, RequestNumber, TaskId};
+use stead_core::ids::{CallToken, Colour, RequestNumber, TaskId};
 use stead_core::reply::Reply;
 use stead_core::shard::{DeadLetterAction, Input, Settings, StepOutcome};
 
@@ -232,7 +232,8 @@ fn a_turn_that_comes_too_late_is_given_back() {
     world.store_all();
     // The first has the turn; the second waits for it, and then an equal dead letter is handled another way.
     world.script.mended = true;
-    let tokens: Vec<u64> = keys[..2].iter().map(|key| world.request(key, "die", Identity::None)).collect();
+    let tokens: Vec<CallToken> =
+        keys[..2].iter().map(|key| world.request(key, "die", Identity::None)).collect();
     world.now = world.now.plus_millis(2000);
     world.settle();
     assert!(tokens.iter().all(|token| world.answer(*token).is_some()));

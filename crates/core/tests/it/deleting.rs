@@ -4,7 +4,7 @@ use crate::world::World;
 use stead_core::blob::Blob;
 use stead_core::calls::{Identity, Refusal};
 use stead_core::entry::Cause;
-use stead_core::ids::{BodyHash, ShardId, StepNumber, TaskId, TimerId};
+use stead_core::ids::{BodyHash, CallToken, ShardId, StepNumber, TaskId, TimerId};
 use stead_core::key::Key;
 use stead_core::record::{Kind, RecordKey};
 use stead_core::reply::Reply;
@@ -12,7 +12,7 @@ use stead_core::shard::{Input, StepOutcome};
 
 impl World {
     fn delete(&mut self, process: &str, records: Vec<RecordKey>) -> Result<u64, Refusal> {
-        let (token, shard) = (1 << 40, self.shard_of(process));
+        let (token, shard) = (CallToken(1 << 40), self.shard_of(process));
         let process = Key::new(process).unwrap();
         self.give(shard, Input::Delete { token, process, records });
         self.settle();

@@ -10,7 +10,9 @@ use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::Cause;
 use stead_core::handler::{Handler, Txn};
-use stead_core::ids::{Epoch, Incarnation, NodeId, RequestNumber, ServiceId, SessionId, ShardId, Time};
+use stead_core::ids::{
+    CallToken, Epoch, Incarnation, NodeId, RequestNumber, ServiceId, SessionId, ShardId, Time,
+};
 use stead_core::key::Key;
 use stead_core::reply::Reply;
 use stead_core::shard::{Effect, Input, Settings, Shard};
@@ -225,7 +227,7 @@ impl One {
 
     fn call(&mut self, does: impl FnMut(&mut Txn<'_>) -> Blob) -> Reply {
         let request = Request {
-            token: 1,
+            token: CallToken(1),
             process: Key::new("p").unwrap(),
             payload: Blob::empty(),
             principal: "alice".into(),

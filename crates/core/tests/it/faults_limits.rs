@@ -4,7 +4,7 @@ use crate::world::{World, ok};
 use stead_core::blob::Blob;
 use stead_core::calls::{Identity, Misuse, Refusal};
 use stead_core::entry::{Cause, Entry, Send, Write};
-use stead_core::ids::{Epoch, Index, RequestNumber, SessionId, ShardId, Time};
+use stead_core::ids::{CallToken, Epoch, Index, RequestNumber, SessionId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::record::{DeadLetter, RecordKey};
 use stead_core::records::Records;
@@ -151,9 +151,9 @@ fn a_session_that_is_half_forgotten_applies_nothing_again_7() {
     let first = RecordKey::reply(session, RequestNumber(1));
     assert!(state.session(session).is_some() && state.records().get(first.as_bytes()).is_none());
     let (shard, principal) = (world.shard_of("a"), "alice".into());
-    world.give(shard, Input::OpenSession { token: 1_000, session, principal });
+    world.give(shard, Input::OpenSession { token: CallToken(1_000), session, principal });
     assert_eq!(ask(&mut world, 1), Err(Refusal::UnknownSession(session)));
-    assert_eq!(world.answer(1_000).unwrap().result, Err(Refusal::UnknownSession(session)));
+    assert_eq!(world.answer(CallToken(1_000)).unwrap().result, Err(Refusal::UnknownSession(session)));
     assert_eq!(ask(&mut world, 201), Err(Refusal::UnknownSession(session)));
     assert_eq!(world.runs("a"), runs);
 }
@@ -175,7 +175,7 @@ fn requests_that_wait_for_their_attempt_are_bounded_17() {
     let first = ask(&mut world, 1);
     let again = ask(&mut world, 1);
     assert!(world.answer(first).is_none() && refused(&world, again));
-    let more: Vec<u64> = (2..100).map(|number| ask(&mut world, number)).collect();
+    let more: Vec<CallToken> = (2..100).map(|number| ask(&mut world, number)).collect();
     assert_eq!(world.shard("a").waiting(), 3);
     assert!(more[2..].iter().all(|token| refused(&world, *token)));
     // One of them runs: there is room for one more.
@@ -315,8 +315,8 @@ fn a_crowded_shell_refuses_orders_about_dead_letters_and_deletions_as_well_as_re
         overloaded(world.decided(&other, index, action));
     }
     let (process, records) = (Key::new(&other).unwrap(), vec![RecordKey::process(&other)]);
-    world.give(ShardId(shard as u32), Input::Delete { token: 4000, process, records });
-    overloaded(world.answer(4000).unwrap().result.clone());
+    world.give(ShardId(shard as u32), Input::Delete { token: CallToken(4000), process, records });
+    overloaded(world.answer(CallToken(4000)).unwrap().result.clone());
     world.shards[shard].set_crowded(false);
     world.decided(&other, index, DeadLetterAction::Drop).unwrap();
 }

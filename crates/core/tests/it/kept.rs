@@ -4,7 +4,7 @@ use crate::numbered;
 use crate::world::{World, ok};
 use stead_core::blob::Blob;
 use stead_core::calls::{Identity, Limited, Refusal};
-use stead_core::ids::{BodyHash, Index, SessionId};
+use stead_core::ids::{BodyHash, CallToken, Index, SessionId};
 use stead_core::records::Records;
 use stead_core::reply::Reply;
 use stead_core::shard::{DeadLetterAction, Input, Settings};
@@ -100,7 +100,7 @@ fn sessions_are_counted_as_a_whole_and_for_each_principal() {
     let mut world = world(Settings { sessions_max: 6, ..Settings::default() });
     let shard = world.shard_of("a");
     let open = |world: &mut World, session: u128, principal: &str| {
-        let token = 1_000 + session as u64;
+        let token = CallToken(1_000 + session as u64);
         let session = SessionId(session);
         world.give(shard, Input::OpenSession { token, session, principal: principal.into() });
         world.settle();

@@ -24,7 +24,8 @@ use stead_core::blob::Blob;
 use stead_core::calls::{Identity, Refusal};
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{
-    BodyHash, CheckpointNumber, Colour, Epoch, Index, NodeId, RequestNumber, SessionId, StepNumber, StepRun,
+    BodyHash, CallToken, CheckpointNumber, Colour, Epoch, Index, NodeId, RequestNumber, SessionId,
+    StepNumber, StepRun,
 };
 use stead_core::record::{DeadLetter, RecordKey};
 use stead_core::records::{Piece, Records, decode_records};
@@ -97,7 +98,7 @@ fn a_refusal_waits_until_what_it_tells_of_is_committed_5() {
     assert_eq!(world.answer(conflict).unwrap().result, Err(Refusal::IdempotencyConflict));
     assert!(matches!(world.answer(panic).unwrap().result, Err(Refusal::Panicked(_))));
     world.is_clean = false;
-    let mut given_up = 0;
+    let mut given_up = CallToken(0);
     for _ in 0..3 {
         world.restart();
         world.store(shard);
@@ -138,11 +139,11 @@ fn a_session_serves_none_but_its_principal() {
     world.principal = "mallory".into();
     let shard = world.shard_of("a");
     let principal = world.principal.clone();
-    world.give(shard, Input::OpenSession { token: 77, session, principal });
+    world.give(shard, Input::OpenSession { token: CallToken(77), session, principal });
     let reply = world.request("a", "add x", numbered(session, 1, 0));
     let new = world.request("a", "add y", numbered(session, 2, 0));
     world.settle();
-    for token in [77, reply, new] {
+    for token in [CallToken(77), reply, new] {
         assert_eq!(world.answer(token).unwrap().result, Err(Refusal::UnknownSession(session)));
     }
     assert_eq!((world.answer(first).unwrap().result.clone(), world.runs("a")), (Ok(ok("x")), 1));
@@ -637,7 +638,7 @@ fn a_full_log_refuses_writes_and_answers_reads() {
 #[test]
 fn an_overloaded_shard_says_when_to_come_back() {
     let mut world = World::with(Settings { uncommitted_max: 4, ..Settings::default() });
-    let tokens: Vec<u64> = (0..6).map(|_| world.request("a", "add x", Identity::None)).collect();
+    let tokens: Vec<CallToken> = (0..6).map(|_| world.request("a", "add x", Identity::None)).collect();
     assert!(matches!(world.answer(tokens[5]).unwrap().result, Err(Refusal::Overloaded { .. })));
     world.settle();
     assert_eq!(world.state("a"), "xxxx");

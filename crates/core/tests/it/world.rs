@@ -10,7 +10,8 @@ use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::Entry;
 use stead_core::handler::{Handler, QueryPlace, Txn};
 use stead_core::ids::{
-    Colour, Epoch, Incarnation, Index, NodeId, SessionId, ShardId, StepNumber, StepRun, TaskId, Time, TimerId,
+    CallToken, Colour, Epoch, Incarnation, Index, NodeId, SessionId, ShardId, StepNumber, StepRun, TaskId,
+    Time, TimerId,
 };
 use stead_core::key::Key;
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, decode_value};
@@ -145,7 +146,7 @@ pub(crate) struct World {
     pub(crate) is_clean: bool,
     /// All entries, by shard.
     pub(crate) log: BTreeMap<ShardId, Vec<Entry>>,
-    pub(crate) answers: BTreeMap<u64, Answer>,
+    pub(crate) answers: BTreeMap<CallToken, Answer>,
     pub(crate) marked: Vec<(Header, bool)>,
     pub(crate) committed_markers: Vec<(ShardId, Colour)>,
     pub(crate) tasks: Vec<(ShardId, TaskId, TaskRecord)>,
@@ -158,7 +159,7 @@ pub(crate) struct World {
     pub(crate) wire: VecDeque<(ShardId, Input)>,
     /// The principal of requests.
     pub(crate) principal: Arc<str>,
-    next_token: u64,
+    next_token: CallToken,
     /// Number of times that a handler has ended the process.
     pub(crate) deaths: u32,
     /// By shard, the last stored entry.
@@ -199,7 +200,7 @@ impl World {
             readings: Vec::new(),
             wire: VecDeque::new(),
             principal: "alice".into(),
-            next_token: 0,
+            next_token: CallToken(0),
             deaths: 0,
             stored: BTreeMap::new(),
             trials: Trials::default(),
@@ -414,12 +415,18 @@ impl World {
         self.settle();
     }
 
-    pub(crate) fn request(&mut self, key: &str, payload: &str, identity: Identity) -> u64 {
+    pub(crate) fn request(&mut self, key: &str, payload: &str, identity: Identity) -> CallToken {
         self.request_at(key, payload, identity, Colour(0))
     }
 
-    pub(crate) fn request_at(&mut self, key: &str, payload: &str, identity: Identity, colour: Colour) -> u64 {
-        self.next_token += 1;
+    pub(crate) fn request_at(
+        &mut self,
+        key: &str,
+        payload: &str,
+        identity: Identity,
+        colour: Colour,
+    ) -> CallToken {
+        self.next_token = self.next_token.next();
         let request = Request {
             token: self.next_token,
             process: Key::new(key).unwrap(),
@@ -439,8 +446,8 @@ impl World {
         self.answers[&token].result.clone()
     }
 
-    pub(crate) fn query(&mut self, key: &str) -> u64 {
-        self.next_token += 1;
+    pub(crate) fn query(&mut self, key: &str) -> CallToken {
+        self.next_token = self.next_token.next();
         let query = Query {
             token: self.next_token,
             process: Key::new(key).unwrap(),
@@ -453,7 +460,7 @@ impl World {
 
     pub(crate) fn open(&mut self, key: &str, session: u128) -> SessionId {
         let session = SessionId(session);
-        self.next_token += 1;
+        self.next_token = self.next_token.next();
         let token = self.next_token;
         self.give(self.shard_of(key), Input::OpenSession { token, session, principal: "alice".into() });
         self.settle();
@@ -473,8 +480,8 @@ impl World {
     }
 
     /// Passes an operator's decision on a dead letter of the shard of a process; the answer may have to wait.
-    pub(crate) fn decide(&mut self, key: &str, letter: Index, action: DeadLetterAction) -> u64 {
-        self.next_token += 1;
+    pub(crate) fn decide(&mut self, key: &str, letter: Index, action: DeadLetterAction) -> CallToken {
+        self.next_token = self.next_token.next();
         let token = self.next_token;
         self.give(self.shard_of(key), Input::DeadLetter { token, letter, action });
         token
@@ -492,7 +499,7 @@ impl World {
         self.answers[&token].result.clone()
     }
 
-    pub(crate) fn answer(&self, token: u64) -> Option<&Answer> {
+    pub(crate) fn answer(&self, token: CallToken) -> Option<&Answer> {
         self.answers.get(&token)
     }
 

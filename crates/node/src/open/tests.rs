@@ -20,7 +20,7 @@ use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Call, Identity, Outcome, Query, Request};
 use stead_core::capture::View;
 use stead_core::handler::{Handler, Txn};
-use stead_core::ids::{Colour, ServiceId, ShardId, Time};
+use stead_core::ids::{CallToken, Colour, ServiceId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::placement::Place;
 use stead_core::reply::Reply;
@@ -245,7 +245,7 @@ impl Node {
         let shared = &self.parts.life.shared;
         let shard = shared.topology.shard_of(ServiceId(0), &process);
         let request = Request {
-            token: 0,
+            token: CallToken(0),
             process,
             payload: Blob::from(payload),
             principal: "test".into(),
@@ -259,7 +259,7 @@ impl Node {
         let process = Key::new(key).unwrap();
         let shared = &self.parts.life.shared;
         let shard = shared.topology.shard_of(ServiceId(0), &process);
-        let query = Query { token: 0, process, payload: Blob::empty(), principal: "test".into() };
+        let query = Query { token: CallToken(0), process, payload: Blob::empty(), principal: "test".into() };
         shared.query(shard, query, self.reply_to(number)).unwrap();
     }
 

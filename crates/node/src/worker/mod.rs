@@ -26,7 +26,7 @@ use std::sync::atomic::Ordering;
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::handler::Handler;
-use stead_core::ids::{Epoch, Index, ShardId, Time};
+use stead_core::ids::{CallToken, Epoch, Index, ShardId, Time};
 use stead_core::shard::{Effect, Input, Shard};
 use stead_core::shrink;
 use stead_store::wal::Batch;
@@ -81,7 +81,7 @@ pub struct Worker<E: Env> {
     tick_from: u32,
     calls: Calls<E::Caller>,
     /// Calls to be retried, with their tokens: by time, then in the order of their refusals.
-    retries: BTreeMap<(Time, u64), (u64, ShardId, Input)>,
+    retries: BTreeMap<(Time, u64), (CallToken, ShardId, Input)>,
     last_retry: u64,
     /// The time of the last search for overdue calls.
     sweep_at: Time,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Identity, Query, Refusal, Request};
-use stead_core::ids::{BodyHash, Colour, Epoch, Index, SessionId, ShardId};
+use stead_core::ids::{BodyHash, CallToken, Colour, Epoch, Index, SessionId, ShardId};
 use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::reply::Reply;
@@ -152,7 +152,7 @@ impl Client {
     ) -> Result<P::Answer, CallError<P::Error>> {
         let (shard, process) = self.locate::<P>(key)?;
         let payload = codec::encode(&query, "a query", P::SERVICE).map_err(RawError::from)?;
-        let query = Query { token: 0, process, payload, principal: Arc::clone(&self.principal) };
+        let query = Query { token: CallToken(0), process, payload, principal: Arc::clone(&self.principal) };
         let answer = self.ask_query(shard, query, self.timeout).await?;
         read_reply::<P, P::Answer>(answer)
     }
@@ -176,7 +176,7 @@ impl Client {
     pub async fn query_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
         let (shard, process) = self.locate_raw(call.service, call.key)?;
         let principal = self.principal_for(call.principal);
-        let query = Query { token: 0, process, payload: Blob::from(call.payload), principal };
+        let query = Query { token: CallToken(0), process, payload: Blob::from(call.payload), principal };
         raw_reply(shard, self.ask_query(shard, query, call.timeout).await?)
     }
 
@@ -286,7 +286,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<Answer, RawError> {
         let colour = self.sessions.colour();
-        let request = Request { token: 0, process, payload, principal, identity, colour };
+        let request = Request { token: CallToken(0), process, payload, principal, identity, colour };
         let (reply_to, answer) = self.receive(timeout);
         self.shared.request(shard, request, reply_to)?;
         self.answered(answer.await)

@@ -20,6 +20,9 @@ use super::batch::{u32_at, u64_at};
 use super::error::Damage;
 use crate::aligned::Aligned;
 
+/// The version of the log's format, in every segment's header.
+pub const FORMAT: u32 = 2;
+
 /// Batches start at multiples of this, so that a torn write cannot touch the previous batch.
 pub(crate) const BLOCK: usize = 4096;
 pub(crate) const HEADER: usize = 64;
@@ -37,6 +40,17 @@ fn magic(version: u32) -> &'static [u8; MAGIC_LEN] {
 /// of a recycled segment could complete a torn batch if the power fails while they are written.
 pub(crate) fn unmark(block: &mut [u8; BLOCK]) {
     block[..MAGIC_LEN].fill(0);
+}
+
+/// A place in the log. Later places are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The batch's number over the whole log, from 1.
+    pub batch: u64,
+    /// Its segment's number, from 1.
+    pub segment: u64,
+    /// Its position in the segment, in bytes.
+    pub offset: u64,
 }
 
 /// The facts in a batch besides its records.

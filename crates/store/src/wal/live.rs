@@ -3,12 +3,11 @@
 
 use super::batch::ShardTops;
 use super::error::{Damage, WalError};
-use super::frame::{self, Frame};
+use super::frame::{self, Frame, Position};
 use super::record::{Item, Record, Stored, Unreadable, split};
 use super::segment::{SEGMENT_MAX, check_header, log_path};
 use super::spans::{self, SegmentSpans, ShardSpans};
 use super::window::Window;
-use super::{Position, Wal};
 use crate::disk::{Disk, Open};
 use std::collections::VecDeque;
 use std::error::Error;
@@ -82,19 +81,6 @@ pub struct WalReader {
     published: Arc<Published>,
 }
 
-impl Wal {
-    /// Returns a handle that reads this log from another thread.
-    #[must_use]
-    pub fn reader(&self) -> WalReader {
-        WalReader {
-            disk: Arc::clone(self.pool.disk()),
-            dir: self.options.dir.clone(),
-            log_id: self.options.log_id,
-            published: Arc::clone(&self.published),
-        }
-    }
-}
-
 /// Reads the entries of one shard, in the order in which they were appended, while the log is written: see
 /// [`WalReader::entries`].
 pub struct ShardReader {
@@ -106,6 +92,10 @@ pub struct ShardReader {
 }
 
 impl WalReader {
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: String, log_id: u64, published: Arc<Published>) -> Self {
+        Self { disk, dir, log_id, published }
+    }
+
     /// Finds a batch from which all entries of the shard at `from` or above can be read, from the places of the
     /// segments, without reading files. The batch may not be durable yet.
     #[must_use]

@@ -10,7 +10,8 @@
 
 use super::batch::u64_at;
 use super::error::{Damage, WalError};
-use super::frame::{self, BLOCK, Frame};
+use super::frame::{self, BLOCK, FORMAT, Frame};
+use super::options::WalOptions;
 use super::promises::Promises;
 use super::record::{Item, Stored, Unreadable, split};
 use super::segment::{
@@ -18,12 +19,39 @@ use super::segment::{
 };
 use super::spans::ShardSpans;
 use super::window::Window;
-use super::{Cut, FORMAT, Opened, WalOptions};
 use crate::disk::{Disk, DiskFile, Open, read_exact_at};
 use std::collections::VecDeque;
 use std::error::Error;
 use std::io;
 use std::ops::ControlFlow;
+
+/// The report of opening a log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Number of segments, prepared ones included.
+    pub segments: u64,
+    /// Number of batches, those that hold only a sync mark included.
+    pub batches: u64,
+    /// Number of records.
+    pub records: u64,
+    /// Bytes of the batches on disk.
+    pub bytes: u64,
+    /// Number of whole batches at the end that no sync mark covered. They are kept, because they may have been synced.
+    pub unsynced: u64,
+    /// The unsynced tail of a crash that was wiped.
+    pub cut: Option<Cut>,
+}
+
+/// The place at which the unsynced tail of a log was cut, and the damage there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The segment's file.
+    pub path: String,
+    /// The first byte that was cut.
+    pub offset: u64,
+    /// The damage.
+    pub damage: Damage,
+}
 
 /// A segment as found. Its file is opened when it is read, and closed after that: a log may have more segments than a
 /// process may have open files.

@@ -6,8 +6,8 @@
 
 use super::batch::{u32_at, u64_at};
 use super::error::{Damage, WalError};
-use super::frame::BLOCK;
-use super::{FORMAT, WalOptions};
+use super::frame::{BLOCK, FORMAT};
+use super::options::WalOptions;
 use crate::disk::{Disk, DiskFile, Open, is_full, is_out_of_descriptors};
 use std::collections::VecDeque;
 use std::io;

@@ -1,8 +1,8 @@
 //! The places of each shard's entries in the log's segments: for trimming, and to find an entry without reading the
 //! other segments.
 
-use super::Position;
 use super::batch::{DENSE, ShardTops};
+use super::frame::Position;
 use std::collections::{BTreeMap, VecDeque};
 use stead_core::ids::{Index, ShardId};
 

@@ -1,7 +1,6 @@
 //! Reads a segment from its start to its end, with one piece of it in memory at a time.
 
-use super::FORMAT;
-use super::frame::{self, BLOCK};
+use super::frame::{self, BLOCK, FORMAT};
 use crate::disk::{DiskFile, read_exact_at};
 use std::io;
 

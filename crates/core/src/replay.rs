@@ -10,6 +10,7 @@
 
 use crate::entry::{Cause, Entry, NoEntry};
 use crate::ids::{CheckpointNumber, Epoch, Index, ShardId};
+use crate::shard_map::ShardMap;
 use crate::state::{Misfit, Position, State};
 use thiserror::Error;
 
@@ -18,7 +19,7 @@ use thiserror::Error;
 pub enum ReplayError {
     /// A record belongs to a shard that the node does not have.
     #[error(
-        "entry {index} belongs to shard {shard}, and the node has {shards} shards; its topology was lost or exchanged"
+        "entry {index} belongs to shard {shard}, and its topology has {shards} shards; the topology was lost or exchanged"
     )]
     UnknownShard {
         /// The shard.
@@ -207,6 +208,10 @@ struct Track {
 pub struct Replay {
     states: Vec<State>,
     tracks: Vec<Track>,
+    /// The positions of the shards.
+    places: ShardMap<usize>,
+    /// The number of shards of the topology.
+    shards: u32,
 }
 
 /// The result of a replay.
@@ -222,13 +227,14 @@ pub struct Replayed {
 }
 
 impl Replay {
-    /// Begins a reading over the states of the shards 0, 1, ..., which are those of a checkpoint's parts, or new.
+    /// Begins a reading over the states of the shards that are placed on this node, which are those of a checkpoint's parts,
+    /// or new. Entries of the other shards of the topology, which has `shards`, are passed over.
     ///
     /// # Panics
     /// If the states are not in the order of their shards.
     #[must_use]
-    pub fn new(states: Vec<State>) -> Self {
-        assert!(states.iter().zip(0..).all(|(state, at)| state.shard() == ShardId(at)), "shards in order");
+    pub fn new(states: Vec<State>, shards: u32) -> Self {
+        assert!(states.is_sorted_by(|a, b| a.shard() < b.shard()), "shards in order");
         let track = |state: &State| Track {
             marker: state.position(),
             chain: Chain::default(),
@@ -240,12 +246,18 @@ impl Replay {
             skipped: 0,
         };
         let tracks = states.iter().map(track).collect();
-        Self { states, tracks }
+        let places = states.iter().zip(0..).map(|(state, at)| (state.shard(), at)).collect();
+        Self { states, tracks, places, shards }
     }
 
-    fn at(&self, shard: ShardId, index: Index) -> Result<usize, ReplayError> {
-        let (at, shards) = (shard.0 as usize, self.states.len() as u32);
-        if shard.0 < shards { Ok(at) } else { Err(ReplayError::UnknownShard { shard, index, shards }) }
+    /// Returns the position of a shard; `None` if it is not placed here.
+    fn at(&self, shard: ShardId, index: Index) -> Result<Option<usize>, ReplayError> {
+        match self.places.get(shard) {
+            None if shard.0 >= self.shards => {
+                Err(ReplayError::UnknownShard { shard, index, shards: self.shards })
+            }
+            at => Ok(at.copied()),
+        }
     }
 
     /// Takes the log's next entry in the first reading.
@@ -260,7 +272,7 @@ impl Replay {
         index: Index,
         bytes: &[u8],
     ) -> Result<(), ReplayError> {
-        let at = self.at(shard, index)?;
+        let Some(at) = self.at(shard, index)? else { return Ok(()) };
         let (track, state) = (&mut self.tracks[at], &mut self.states[at]);
         match track.chain.add(shard, epoch, index) {
             Ok(false) => {}
@@ -283,7 +295,7 @@ impl Replay {
     /// # Errors
     /// As [`Self::handle_entry`].
     pub fn handle_cut(&mut self, shard: ShardId, epoch: Epoch, index: Index) -> Result<(), ReplayError> {
-        let at = self.at(shard, index)?;
+        let Some(at) = self.at(shard, index)? else { return Ok(()) };
         let track = &mut self.tracks[at];
         track.epoch = track.epoch.max(epoch);
         if track.chain.cut(shard, epoch, index)? {
@@ -299,7 +311,7 @@ impl Replay {
     /// [`ReplayError`] if an entry that survives cannot be folded, or entries that the checkpoint holds are gone.
     pub fn end_reading(&mut self) -> Result<Vec<ShardId>, ReplayError> {
         let mut void = Vec::new();
-        for (track, shard) in self.tracks.iter_mut().zip((0..).map(ShardId)) {
+        for (track, shard) in self.tracks.iter_mut().zip(self.states.iter().map(State::shard)) {
             if let Some((_, error)) = track.fault.take() {
                 return Err(error);
             }
@@ -320,7 +332,7 @@ impl Replay {
     /// # Panics
     /// If the state is another one.
     pub fn restart(&mut self, state: State) {
-        let at = state.shard().0 as usize;
+        let at = *self.places.get(state.shard()).expect("a shard of the first reading");
         let track = &mut self.tracks[at];
         assert_eq!(state.position(), track.marker, "the state that the first reading began with");
         (track.is_void, track.is_restarted) = (false, true);
@@ -340,7 +352,7 @@ impl Replay {
         index: Index,
         bytes: &[u8],
     ) -> Result<(), ReplayError> {
-        let at = self.at(shard, index)?;
+        let Some(at) = self.at(shard, index)? else { return Ok(()) };
         let (track, state) = (&mut self.tracks[at], &mut self.states[at]);
         if !track.is_restarted {
             return Ok(());

@@ -151,6 +151,7 @@ pub(crate) fn open(
         clock_confirm: options.clock_confirm,
         wal: wal_options(profile.segment_bytes, 0, false),
         threads: 1,
+        elsewhere: BTreeSet::new(),
     };
     recover(disk, &code, recover_options, || fresh(topology.incarnation))
 }

@@ -4,7 +4,7 @@
 //! gives the same states.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::load::{Bundles, load_parts};
+use crate::checkpoint::load::{Bundles, load_parts_of};
 use crate::checkpoint::manifest::{Manifest, manifest_name, newest};
 use crate::checkpoint::store::BlobStore;
 use crate::disk::Disk;
@@ -16,6 +16,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, ReplicaId, ShardId};
+use stead_core::placement::{Place, Placement};
 use stead_core::replay::{Replay, ReplayError, Replayed};
 use stead_core::start::KnownEpochs;
 use stead_core::state::State;
@@ -159,6 +160,8 @@ pub struct Facts<'a> {
     pub cluster: ClusterId,
     /// The topology of the node's metadata: it has every service of the checkpoint, and may have more.
     pub topology: &'a Topology,
+    /// The placement of its shards: those that are not here are passed over.
+    pub placement: &'a Placement,
 }
 
 /// Recovers all shards of a node.
@@ -190,23 +193,27 @@ pub fn recover_checked(
     threads: usize,
     accept: impl FnOnce(&[State]) -> Result<(), String>,
 ) -> Result<Recovered, RecoveryError> {
-    let Facts { cluster, topology } = facts;
+    let Facts { cluster, topology, placement } = facts;
+    let is_here = |shard| placement.of(shard) == Place::Here;
     let newest = newest(store)?;
-    let mut states: Vec<State> = topology.shards().map(State::new).collect();
+    let mut states: Vec<State> = placement.here().map(State::new).collect();
     let mut report = RecoveryReport::default();
     let mut lineage = Lineage::new();
     if let Some(manifest) = &newest.manifest {
         manifest.check_cluster(cluster)?;
         check_topology(manifest, topology)?;
-        for part in load_parts(store, manifest, threads)? {
-            let at = part.header.shard.0 as usize;
-            states[at] = part.into_state(manifest)?;
+        for part in load_parts_of(store, manifest, threads, is_here)? {
+            let at = states.binary_search_by_key(&part.header.shard, State::shard);
+            states[at.expect("only parts of shards on this node are loaded")] = part.into_state(manifest)?;
         }
+        let parts = manifest.parts.iter().filter(|part| is_here(part.shard));
         report.checkpoint = Some(manifest.number);
-        report.section_bytes = manifest.totals.section_bytes;
-        lineage = manifest.lineage();
+        report.section_bytes =
+            parts.clone().flat_map(|part| &part.sections).map(|section| section.bytes).sum();
+        let sections = parts.map(|part| (part.shard, part.sections.clone()));
+        lineage = Lineage::of(manifest.bundles.clone(), sections);
     }
-    let replay = RefCell::new(Replay::new(states));
+    let replay = RefCell::new(Replay::new(states, topology.shard_count()));
     let visit = |item: Item<'_>| -> Result<(), Box<dyn Error + Send + Sync>> {
         match item {
             Item::Entry(Record { shard, epoch, index, bytes }) => {

@@ -54,14 +54,14 @@ fn part(marker: Option<(Index, Epoch)>) -> State {
 
 fn run(name: &str, text: &str) {
     let mut marker = None;
-    let mut replay = Replay::new(vec![part(marker)]);
+    let mut replay = Replay::new(vec![part(marker)], 1);
     let mut log: Vec<(Epoch, Index, Vec<u8>)> = Vec::new();
     transcript::replay(name, text, |words| {
         let number = |at: usize| words[at].parse::<u64>().expect("a number");
         let result = match words {
             ["part", "at", ..] => {
                 marker = Some((Index(number(2)), Epoch(number(4))));
-                replay = Replay::new(vec![part(marker)]);
+                replay = Replay::new(vec![part(marker)], 1);
                 return Vec::new();
             }
             [kind @ ("entry" | "marker" | "mangled"), ..] => {
@@ -88,7 +88,7 @@ fn run(name: &str, text: &str) {
             }
             ["state"] => {
                 // Ended, it asserts that it was folded to its end.
-                let ended = std::mem::replace(&mut replay, Replay::new(Vec::new())).finish();
+                let ended = std::mem::replace(&mut replay, Replay::new(Vec::new(), 0)).finish();
                 let counts = format!("{} folded, {} skipped", ended.entries, ended.entries_skipped);
                 return vec![shown(&ended.states[0]), counts];
             }
@@ -123,16 +123,16 @@ transcripts! {
 }
 
 #[test]
-fn a_shard_that_is_not_here_is_refused() {
-    let mut replay = Replay::new(vec![State::new(SHARD)]);
+fn a_shard_that_does_not_exist_is_refused() {
+    let mut replay = Replay::new(vec![State::new(SHARD)], 1);
     let bytes = entry(Index(1), Epoch(1), Cause::Start);
     let error = replay.handle_entry(ShardId(1), Epoch(1), Index(1), &bytes).expect_err("there is one shard");
-    assert!(error.to_string().contains("shard 1, and the node has 1 shards"), "{error}");
+    assert!(error.to_string().contains("shard 1, and its topology has 1 shards"), "{error}");
 }
 
 #[test]
 fn an_entry_that_names_another_place_is_refused() {
-    let mut replay = Replay::new(vec![State::new(SHARD)]);
+    let mut replay = Replay::new(vec![State::new(SHARD)], 1);
     let bytes = entry(Index(2), Epoch(1), Cause::Start);
     replay.handle_entry(SHARD, Epoch(1), Index(1), &bytes).expect("its contents count only if it survives");
     let error = replay.end_reading().expect_err("it survives");
@@ -142,7 +142,7 @@ fn an_entry_that_names_another_place_is_refused() {
 #[test]
 fn a_second_reading_counts_no_entry_of_other_shards_again() {
     let (folded, void) = (SHARD, ShardId(1));
-    let mut replay = Replay::new(vec![part(Some((Index(2), Epoch(1)))), State::new(void)]);
+    let mut replay = Replay::new(vec![part(Some((Index(2), Epoch(1)))), State::new(void)], 2);
     let marker = Cause::Marker { colour: Colour(1) };
     let log = [
         (folded, 1, 1, Cause::Start),

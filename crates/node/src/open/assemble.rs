@@ -17,16 +17,13 @@ use crate::status::RecoveryReport;
 use crate::steps::StepPart;
 use crate::watchdog::{Limit, Probe};
 use crate::worker::Worker;
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::bundle::Author;
 use stead_core::checkpointing::driver;
-use stead_core::ids::{CheckpointNumber, Epoch, ShardId};
-use stead_core::placement::{Place, Placement};
+use stead_core::ids::{CheckpointNumber, Epoch};
 use stead_core::shard::Shard;
-use stead_core::state::State;
 use stead_core::trials::Trials;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::BlobStore;
@@ -63,7 +60,7 @@ pub(crate) fn assemble<E: Env>(
     drawn: Drawn,
     begun: Instant,
 ) -> Result<Parts<E>, OpenError> {
-    let Recovery { data_dir, created, store, services, recovered, plan } = recovery;
+    let Recovery { data_dir, created, store, services, placement, recovered, plan } = recovery;
     let Recovered { states, wal, log, lineage, manifest, decided, report, .. } = recovered;
     let (topology, store): (_, Arc<dyn BlobStore>) = (services.topology(), Arc::new(store));
     let report = RecoveryReport {
@@ -81,12 +78,6 @@ pub(crate) fn assemble<E: Env>(
 
     let owner = Owner { cluster: data_dir.meta().cluster, incarnation: topology.incarnation };
     let copies = Copies::new(owner, options.checkpoints.bytes_per_second, options.copies.as_ref());
-    // A node has the shards whose states it has: without a second node, all.
-    let places: BTreeSet<ShardId> = states.iter().map(State::shard).collect();
-    let placement = Placement::new(topology, |shard| match places.contains(&shard) {
-        true => Place::Here,
-        false => Place::Unplaced,
-    });
     let (threads, memory) = (options.threads, options.memory);
     let (lives, topology) = (data_dir.meta().lives, Arc::clone(topology));
     let author =
@@ -151,7 +142,7 @@ pub(crate) fn assemble<E: Env>(
     let CheckpointOptions { interval, keep, timeout, .. } = options.checkpoints;
     let setup = CheckpointSetup {
         store: Arc::clone(&store),
-        epochs: places.iter().map(|shard| (*shard, plan.epochs[shard])).collect(),
+        epochs: plan.epochs,
         topology,
         author,
         options: driver::Options { interval, timeout, keep, grace, policy },

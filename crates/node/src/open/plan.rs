@@ -49,6 +49,7 @@ pub(super) fn recover_options(options: &Options) -> RecoverOptions<'_> {
             ..WalOptions::default()
         },
         threads: thread::available_parallelism().map_or(1, usize::from),
+        elsewhere: BTreeSet::new(),
     }
 }
 

@@ -1,8 +1,11 @@
 //! Recovers the contents of a data directory, as the core plans the start of a life from it.
 
 use crate::open::OpenError;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use stead_core::ids::ShardId;
+use stead_core::placement::{Place, Placement};
 use stead_core::start::{Code, Past, ServiceLimits, Services, StartPlan};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::store::DiskStore;
@@ -22,6 +25,8 @@ pub struct RecoverOptions<'a> {
     pub wal: WalOptions,
     /// Threads that load a checkpoint: at least 1. With 1 the order of all I/O is fixed.
     pub threads: usize,
+    /// The shards of the data that are led on other nodes; none without a second node.
+    pub elsewhere: BTreeSet<ShardId>,
 }
 
 /// A recovered data directory, and the plan of the life that follows. The plan's epochs are durable.
@@ -34,7 +39,9 @@ pub struct Recovery {
     pub store: DiskStore,
     /// The services and the settings of their shards.
     pub services: Services,
-    /// The states of all shards, and the log.
+    /// The placement of the shards.
+    pub placement: Placement,
+    /// The states of the shards on this node, and the log.
     pub recovered: Recovered,
     /// The decisions for the life that begins.
     pub plan: StartPlan,
@@ -61,7 +68,11 @@ pub fn recover(
     let wal = WalOptions { log_id: meta.log_id, create: !meta.log_created, ..options.wal };
     let topology = Arc::clone(services.topology());
     let mut refused = None;
-    let facts = Facts { cluster: meta.cluster, topology: &topology };
+    let placement = Placement::new(&topology, |shard| match options.elsewhere.contains(&shard) {
+        true => Place::Elsewhere,
+        false => Place::Here,
+    });
+    let facts = Facts { cluster: meta.cluster, topology: &topology, placement: &placement };
     let recovered = recover_checked(disk, &store, facts, wal, options.threads, |states| {
         services.accept(states, code).map_err(|error| refused.insert(error).to_string())
     });
@@ -84,5 +95,5 @@ pub fn recover(
     })?;
     // Must be durable before any shard uses its epoch.
     recovered.promise(&plan.epochs).map_err(RecoveryError::from)?;
-    Ok(Recovery { data_dir, created, store, services, recovered, plan })
+    Ok(Recovery { data_dir, created, store, services, placement, recovered, plan })
 }

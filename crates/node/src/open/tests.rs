@@ -5,6 +5,7 @@
 use super::plan::{self, Registered};
 use super::spawn::spawn_all;
 use super::{CheckpointOptions, Drawn, OpenError, Options, Parts, Recovery, assemble, recover};
+use crate::RecoverOptions;
 use crate::clock::Clock;
 use crate::env::{Caller, Env, NoAnswer, Program, ReplyTo, StepCall, Watch};
 use crate::memory::MemoryLimits;
@@ -164,14 +165,13 @@ struct Node {
 impl Node {
     /// Opens a node with one service of two shards, on a number of workers.
     fn open(disk: &SimDisk, workers: usize) -> Self {
-        Self::open_with(disk, workers, |_| true)
+        Self::open_with(disk, workers, &[])
     }
 
-    /// Opens it with only those of the shards that are placed on this node.
-    fn open_with(disk: &SimDisk, workers: usize, is_here: impl Fn(ShardId) -> bool) -> Self {
+    /// Opens it with some of the shards on another node.
+    fn open_with(disk: &SimDisk, workers: usize, elsewhere: &[ShardId]) -> Self {
         let options = Self::options(workers);
-        let mut found = Self::recover(disk, &options).unwrap();
-        found.recovered.states.retain(|state| is_here(state.shard()));
+        let found = Self::recover_with(disk, &options, elsewhere).unwrap();
         let watch = Withholding { tickets_max: AtomicU64::new(u64::MAX), ..Withholding::default() };
         let around = (Ticking(AtomicU64::new(1_000_000_000)), watch);
         let parts = assemble(Counters, around, found, options, Drawn::fresh(), Instant::now()).unwrap();
@@ -198,8 +198,14 @@ impl Node {
     }
 
     fn recover(disk: &SimDisk, options: &Options) -> Result<Recovery, OpenError> {
+        Self::recover_with(disk, options, &[])
+    }
+
+    fn recover_with(disk: &SimDisk, options: &Options, elsewhere: &[ShardId]) -> Result<Recovery, OpenError> {
         let code = Registered { program: &Counters, without_code: &options.without_code };
-        recover(Arc::new(disk.clone()), &code, plan::recover_options(options), plan::fresh_meta)
+        let elsewhere = elsewhere.iter().copied().collect();
+        let wanted = RecoverOptions { elsewhere, ..plan::recover_options(options) };
+        recover(Arc::new(disk.clone()), &code, wanted, plan::fresh_meta)
     }
 
     /// Whether the next start would take it that the last life ended in order.
@@ -404,17 +410,17 @@ fn a_call_over_its_time_is_answered_by_a_turn_on_the_clock_that_the_node_was_giv
 fn a_node_serves_the_shards_that_it_has_and_refuses_the_others() {
     let disk = SimDisk::new(4);
     let mut node = Node::open(&disk, 1);
-    let (here, other) = (node.shard_of("a"), node.other_key());
+    let other = node.other_key();
     let elsewhere = node.shard_of(other);
     node.settle();
     node.parts.life.kill();
     drop(node);
 
-    let mut node = Node::open_with(&disk, 1, |shard| shard == here);
+    let mut node = Node::open_with(&disk, 1, &[elsewhere]);
     assert!(matches!(node.parts.life.readiness(), Err(NotReady::Shards { active: 0, shards: 1 })));
     node.settle();
     assert_eq!(node.parts.life.readiness(), Ok(()));
-    let refused = NoAnswer::NotHere { shard: elsewhere, place: Place::Unplaced };
+    let refused = NoAnswer::NotHere { shard: elsewhere, place: Place::Elsewhere };
     assert_eq!(node.try_request(1, other, b""), Err(refused.clone()));
     assert_eq!(
         node.parts.life.shared.look(ShardId(9), |_| ()).map_err(|error| error.to_string()),

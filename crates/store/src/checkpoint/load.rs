@@ -217,8 +217,22 @@ pub fn load_parts(
     manifest: &Manifest,
     threads: usize,
 ) -> Result<Vec<LoadedPart>, CheckpointError> {
+    load_parts_of(store, manifest, threads, |_| true)
+}
+
+/// Loads the parts of some shards, as [`load_parts`] does.
+///
+/// # Errors
+/// As [`load_parts`].
+pub fn load_parts_of(
+    store: &dyn BlobStore,
+    manifest: &Manifest,
+    threads: usize,
+    is_wanted: impl Fn(ShardId) -> bool,
+) -> Result<Vec<LoadedPart>, CheckpointError> {
     let bundles = Bundles::open(store, manifest)?;
-    let groups = groups(&manifest.parts, threads);
+    let parts: Vec<&Part> = manifest.parts.iter().filter(|part| is_wanted(part.shard)).collect();
+    let groups = groups(&parts, threads);
     let mut loaded = Vec::new();
     if groups.len() == 1 {
         loaded = bundles.load(&groups[0])?;
@@ -237,9 +251,9 @@ pub fn load_parts(
 }
 
 /// Spreads parts over groups of about equal bytes; at least one group.
-fn groups(parts: &[Part], count: usize) -> Vec<Vec<&Part>> {
+fn groups<'p>(parts: &[&'p Part], count: usize) -> Vec<Vec<&'p Part>> {
     let mut groups: Vec<(u64, Vec<&Part>)> = vec![(0, Vec::new()); count.clamp(1, parts.len().max(1))];
-    for part in parts {
+    for &part in parts {
         // The numbers are the manifest's, and have not been compared with the sections yet.
         let bytes = part
             .sections

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::checkpointing::merging::{Policy, plan};
 use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Incarnation, NodeId, ShardId, Time};
+use stead_core::placement::Placement;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::{Author, Bundle, BundleNames};
 use stead_store::checkpoint::collect::{Collector, Retention};
@@ -140,7 +141,8 @@ fn objects_of_another_cluster_are_refused() {
     };
     assert!(is_other(&manifest.check_cluster(OTHER).unwrap_err()));
     manifest.check_cluster(CLUSTER).unwrap();
-    let facts = Facts { cluster: OTHER, topology: &cluster.topology };
+    let placement = Placement::all_here(&cluster.topology);
+    let facts = Facts { cluster: OTHER, topology: &cluster.topology, placement: &placement };
     let wal = WalOptions { log_id: 1, create: true, ..WalOptions::default() };
     let before = disk.files();
     let Err(RecoveryError::Checkpoint(error)) = recover(Arc::new(disk.clone()), &store, facts, wal, 1) else {

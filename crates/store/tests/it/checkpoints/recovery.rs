@@ -5,6 +5,7 @@ use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{CheckpointNumber, Colour, Epoch, Incarnation, Index, ReplicaId, ShardId, Time};
 use stead_core::key::Key;
+use stead_core::placement::{Place, Placement};
 use stead_core::replay::ReplayError;
 use stead_core::start::draw_epochs;
 use stead_core::state::Misfit;
@@ -12,6 +13,7 @@ use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::manifest::manifest_name;
+use stead_store::checkpoint::store::DiskStore;
 use stead_store::checkpoint::write::give_up;
 use stead_store::disk::Disk;
 use stead_store::recovery::{Facts, Recovered, RecoveryError, recover};
@@ -60,14 +62,19 @@ impl Node {
     }
 
     fn recover(&self, topology: &Topology) -> Result<Recovered, RecoveryError> {
-        let store =
-            stead_store::checkpoint::store::DiskStore::open(Arc::new(self.disk.clone()), "checkpoints")
-                .map_err(CheckpointError::from)?;
-        recover(Arc::new(self.disk.clone()), &store, Facts { cluster: CLUSTER, topology }, options(false), 1)
+        self.recover_placed(topology, &Placement::all_here(topology))
+    }
+
+    fn recover_placed(&self, topology: &Topology, placement: &Placement) -> Result<Recovered, RecoveryError> {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let store = DiskStore::open(Arc::clone(&disk), "checkpoints").map_err(CheckpointError::from)?;
+        let facts = Facts { cluster: CLUSTER, topology, placement };
+        recover(disk, &store, facts, options(false), 1)
     }
 
     fn check(&self, recovered: &Recovered) {
-        for (state, model) in recovered.states.iter().zip(&self.cluster.shards) {
+        for state in &recovered.states {
+            let model = &self.cluster.shards[state.shard().0 as usize];
             assert_eq!(state.hash(), model.state.hash(), "shard {}", state.shard());
         }
     }
@@ -156,6 +163,41 @@ fn a_recovery_that_crashes_at_any_io_and_begins_again_gives_the_same() {
                 break;
             }
         }
+    }
+}
+
+/// Parts and entries of the other shards are passed over; what the next checkpoint builds upon is of those here.
+#[test]
+fn only_the_shards_on_this_node_are_recovered() {
+    for seed in 0..4 {
+        println!("seed {seed}");
+        let mut node = Node::new(seed);
+        node.cluster.run(60);
+        if seed % 2 == 1 {
+            node.checkpoint();
+        }
+        node.cluster.run(60);
+        node.log();
+        let topology = node.cluster.topology.clone();
+        let placement = Placement::new(&topology, |shard| match shard.0 {
+            0 | 3 => Place::Here,
+            1 => Place::Elsewhere,
+            _ => Place::Unplaced,
+        });
+        let recovered = node.recover_placed(&topology, &placement).unwrap();
+        let here: Vec<u32> = recovered.states.iter().map(|state| state.shard().0).collect();
+        assert_eq!(here, [0, 3]);
+        node.check(&recovered);
+        assert_eq!(recovered.epochs, [Epoch(1); 2]);
+        let known: Vec<ShardId> = recovered.known_epochs().iter().map(|known| known.shard).collect();
+        assert_eq!(known, [0, 3].map(ShardId));
+        assert!(recovered.lineage.shards().all(|(shard, _)| [0, 3].contains(&shard.0)));
+        assert_eq!(recovered.lineage.shards().count() > 0, seed % 2 == 1);
+        let folded = recovered.report.entries;
+        drop(recovered);
+        let all = node.recover(&topology).unwrap();
+        node.check(&all);
+        assert!(all.states.len() == 4 && all.report.entries > folded && folded > 0);
     }
 }
 

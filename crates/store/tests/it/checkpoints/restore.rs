@@ -4,6 +4,7 @@ use super::model::{CLUSTER, Cluster, author, sim_store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_core::ids::{CheckpointNumber, Colour, Incarnation, Seq, ShardId, Time};
+use stead_core::placement::Placement;
 use stead_core::record::{Kind, RecordKey, TaskRecord, TimerRecord, decode_value};
 use stead_core::state::State;
 use stead_store::checkpoint::bundle::BundleNames;
@@ -138,7 +139,8 @@ fn any_number_of_shards_conserves_everything() {
         }
         // A node starts from it with an empty log.
         let wal = WalOptions { segment_bytes: 16 << 10, create: true, ..WalOptions::default() };
-        let facts = Facts { cluster: CLUSTER, topology: &done.topology };
+        let placement = Placement::all_here(&done.topology);
+        let facts = Facts { cluster: CLUSTER, topology: &done.topology, placement: &placement };
         let recovered = recover(Arc::new(disk.clone()), &target, facts, wal, 1).unwrap();
         assert_eq!(recovered.decided, CheckpointNumber(3));
     }

@@ -50,6 +50,8 @@ struct Held {
     live: Vec<Live>,
     /// The time at which the node began, as given to [`CheckMarks::load`].
     begun: Time,
+    /// In the name of the last mark.
+    serial: u64,
 }
 
 /// The checks that did not end, and those that run.
@@ -80,16 +82,17 @@ impl CheckMarks {
     /// Reads the marks that earlier lives have left, at a start.
     ///
     /// # Errors
-    /// [`StoreError`]. A mark that cannot be read is deleted.
+    /// [`StoreError`]. A mark that is damaged is deleted. `serial` distinguishes the marks of this life from those of others.
     pub(crate) fn load(
         &self,
         store: &dyn BlobStore,
         incarnation: Incarnation,
         services: impl Iterator<Item = (String, CheckLimits)>,
         now: Time,
+        serial: u64,
     ) -> Result<(), StoreError> {
         let mut held = self.held();
-        held.begun = now;
+        (held.begun, held.serial) = (now, serial);
         held.services = services.map(|(name, limits)| (name, Service { limits, left: Vec::new() })).collect();
         for name in begun_names(store)?.into_iter().take(MARKS_MAX) {
             match Begun::read(store, &name) {
@@ -99,6 +102,8 @@ impl CheckMarks {
                     }
                 }
                 Ok(_) => store.delete(&name)?,
+                // It may be sound.
+                Err(CheckpointError::Store(error)) => return Err(error),
                 Err(error) => {
                     tracing::warn!("cannot read the mark of a check, which is deleted: {error}");
                     store.delete(&name)?;
@@ -159,7 +164,12 @@ impl CheckMarks {
     ) -> Result<String, CheckpointError> {
         let incarnation = shared.topology.incarnation;
         let begun = Begun { incarnation, number, service: service.to_owned() };
-        let name = begun.store(store, fastrand::u64(..))?;
+        let serial = {
+            let mut held = self.held();
+            held.serial = held.serial.wrapping_add(1);
+            held.serial
+        };
+        let name = begun.store(store, serial)?;
         self.held().live.push(Live { name: name.clone(), overdue: false });
         Ok(name)
     }

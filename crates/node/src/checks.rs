@@ -17,7 +17,6 @@ use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use crate::status::CheckStatus;
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -317,7 +316,7 @@ enum Next {
 }
 
 /// The part that runs the checks: one turn reads a checkpoint, or runs one check.
-pub(crate) struct CheckPart {
+pub struct CheckPart {
     store: Arc<dyn BlobStore>,
     /// Whether the checks that earlier lives gave up are recorded.
     is_recorded: bool,
@@ -377,7 +376,11 @@ impl CheckPart {
         let failure = hub.program.check(&name, &checking.topology, &checking.states).err();
         checks.marks.end(hub, store, mark, &name);
         let result = CheckResult { service: name, failure, skipped: None };
-        checks.note(number, |running| running.results.push(result));
+        checks.note(number, |running| {
+            running.results.push(result);
+            // From here on until the next one begins, no check is late.
+            running.service = None;
+        });
         Ok(true)
     }
 
@@ -412,13 +415,22 @@ impl CheckPart {
 }
 
 impl<E: Env> Part<Shared<E>> for CheckPart {
-    type Error = Infallible;
+    /// The reason why the store takes nothing more.
+    type Error = String;
 
     fn bell<'h>(&self, hub: &'h Shared<E>) -> &'h Bell {
         &hub.checks.bell
     }
 
-    fn turn(&mut self, hub: &Shared<E>, now: Time) -> Result<Turned, Infallible> {
+    fn turn(&mut self, hub: &Shared<E>, now: Time) -> Result<Turned, String> {
+        let turned = self.step(hub, now);
+        // Whatever has failed: the contents of the store are not known any more.
+        self.store.failure().map_or(Ok(turned), Err)
+    }
+}
+
+impl CheckPart {
+    fn step<E: Env>(&mut self, hub: &Shared<E>, now: Time) -> Turned {
         if !mem::replace(&mut self.is_recorded, true)
             && let Err(error) = hub.checks.marks.record(hub, &*self.store)
         {
@@ -429,11 +441,11 @@ impl<E: Env> Part<Shared<E>> for CheckPart {
                 Ok(true) => self.checking = Some(checking),
                 ended => self.finish(hub, checking.number, checking.asked, checking.begun, ended.err()),
             }
-            return Ok(Turned::Again);
+            return Turned::Again;
         }
         match hub.checks.next(now) {
-            Next::Ended => Ok(Turned::Ended),
-            Next::Sleep(until) => Ok(Turned::Until(until)),
+            Next::Ended => Turned::Ended,
+            Next::Sleep(until) => Turned::Until(until),
             Next::Take(manifest, asked) => {
                 // The checkpoint part gives it up when it takes too long.
                 hub.snapshots.bell.ring();
@@ -441,7 +453,7 @@ impl<E: Env> Part<Shared<E>> for CheckPart {
                     Ok(checking) => self.checking = Some(checking),
                     Err(error) => self.finish(hub, manifest.number, asked, now, Some(error)),
                 }
-                Ok(Turned::Again)
+                Turned::Again
             }
         }
     }

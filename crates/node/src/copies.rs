@@ -265,7 +265,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The part that copies the newest checkpoints to one target, and keeps the newest there. One turn is one round of it. The
 /// first checkpoint is copied at once: a node that is started often still copies.
-pub(crate) struct CopyPart {
+pub struct CopyPart {
     local: Arc<dyn BlobStore>,
     to: CopyTarget,
     target: Option<Arc<dyn BlobStore>>,
@@ -288,6 +288,17 @@ impl CopyPart {
     pub(crate) fn new(local: Arc<dyn BlobStore>, to: CopyTarget) -> Self {
         let (collector, target, due) = (Collector::new(), None, Time(0));
         Self { local, to, target, collector, copied: 0, due, failures: 0, has_failed: false }
+    }
+
+    /// Makes a store the target, which is otherwise the one at the target's address.
+    pub fn set_target(&mut self, target: Arc<dyn BlobStore>) {
+        self.target = Some(target);
+    }
+
+    /// The newest checkpoint that this life has copied; 0 for none.
+    #[must_use]
+    pub fn copied(&self) -> u64 {
+        self.copied
     }
 
     /// Notes the result of a round that began at `now`.

@@ -83,7 +83,9 @@ impl<E: Env> Handler for Guarded<E> {
     fn place_query(&mut self, call: &Call<'_>, state: Option<&Blob>) -> Result<QueryPlace, Refusal> {
         let place = self.handler.place_query(call, state)?;
         if place == QueryPlace::Apart {
-            self.shared.queries.admit(call.service, &self.shared.topology, &self.memory)?;
+            self.shared
+                .queries
+                .admit(call.service, &self.shared.topology, &self.memory, || self.shared.now())?;
         }
         Ok(place)
     }

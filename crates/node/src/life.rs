@@ -123,7 +123,7 @@ impl<E: Env> Life<E> {
             checkpoint_running: some(shared.snapshots.running.load(Ordering::Relaxed)),
             checkpoint_check: shared.checks.last(),
             checkpoint_copies: shared.copies.status(),
-            stuck_queries: shared.queries.stuck(&shared.topology),
+            stuck_queries: shared.queries.stuck(&shared.topology, shared.now()),
         }
     }
 
@@ -274,7 +274,7 @@ impl<E: Env> Life<E> {
     pub fn shutdown(&self, limit: Duration) {
         if !self.is_spawned.load(Ordering::SeqCst) {
             // Nothing has run, and nothing will: the data must not be marked as those of a life that ended in order.
-            return self.kill();
+            return self.abandon();
         }
         let begun = Instant::now();
         let Some(_ending) = self.begin_end() else { return };
@@ -390,7 +390,7 @@ impl<E: Env> EndHub for Ending<'_, E> {
                 }
             }
             (Group::Queries, Some(deadline)) => {
-                shared.queries.close(deadline);
+                shared.queries.await_answers(deadline);
                 return Instant::now() < deadline;
             }
             (Group::Log, _) => {

@@ -21,7 +21,7 @@ pub trait Part<H> {
     type Error: Display;
 
     /// Returns the bell that requests a turn. The caller takes the ring before the turn.
-    fn bell<'h>(&self, hub: &'h H) -> &'h Bell;
+    fn bell<'a>(&'a self, hub: &'a H) -> &'a Bell;
 
     /// Number of times that its thread checks for a ring before it sleeps: 0 if no other part waits for its work.
     fn spins(&self, hub: &H) -> u32 {
@@ -30,8 +30,7 @@ pub trait Part<H> {
     }
 
     /// Performs the work that has arrived, for a bounded time. `now` is on the node's steady clock. MUST NOT wait for
-    /// anything
-    /// but the disk.
+    /// anything but the disk.
     ///
     /// # Errors
     /// Those that are fatal for the node: the part must not be given another turn.

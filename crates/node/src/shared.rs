@@ -365,11 +365,17 @@ impl<E: Env> Shared<E> {
                 }
             }
             // They end once they are not waited for any more.
-            Group::Queries => {}
+            Group::Queries => self.queries.close(),
             Group::Log => self.stop_all(),
             // Not before: a handler that runs for ever would be waited for as long.
             Group::Watchdog => self.watchdog.stop(),
         }
+    }
+
+    /// Whether no client waits any more for a query that runs, or is to run, apart from its shard.
+    #[must_use]
+    pub fn queries_are_answered(&self) -> bool {
+        self.queries.has_answered()
     }
 
     /// Asks all parts to end at once.

@@ -1,14 +1,18 @@
 //! The parts of a node without threads, for a simulator: it gives them their turns.
 
 use crate::checkpoint::{Checkpoints, MergePart};
+use crate::checks::CheckPart;
+use crate::copies::CopyPart;
 use crate::env::Env;
 use crate::life::Life;
 use crate::log::{LogPart, PreparePart};
 use crate::open::{Drawn, OpenError, Options, Parts, Recovery, assemble};
+use crate::queries::{QUERY_THREADS, QueryPart, QueryWatch};
 use crate::shared::Shared;
 use crate::steps::StepPart;
 use crate::worker::Worker;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use stead_core::ids::ShardId;
 use stead_core::shard::Shard;
@@ -29,16 +33,17 @@ pub struct Stepped<E: Env> {
     pub checkpoints: Checkpoints,
     /// The part that merges bundles.
     pub merges: MergePart,
-    life: Unthreaded<E>,
-}
-
-/// A life without threads: when it is dropped there is nothing to wait for.
-struct Unthreaded<E: Env>(Life<E>);
-
-impl<E: Env> Drop for Unthreaded<E> {
-    fn drop(&mut self) {
-        self.0.abandon();
-    }
+    /// The part that runs the services' checks, if any declare one.
+    pub checks: Option<CheckPart>,
+    /// The part that copies checkpoints, if any are to be.
+    pub copies: Option<CopyPart>,
+    /// The parts that run queries.
+    pub queries: Vec<QueryPart>,
+    /// The part that watches over them.
+    pub query_watch: QueryWatch,
+    /// Parts for queries that it has asked for.
+    wanted_queries: Arc<AtomicUsize>,
+    life: Life<E>,
 }
 
 impl<E: Env> Stepped<E> {
@@ -56,13 +61,36 @@ impl<E: Env> Stepped<E> {
     ) -> Result<Self, OpenError> {
         let parts = assemble(program, around, recovery, options, drawn, Instant::now())?;
         let Parts { life, log, prepare: preparer, workers, steps, checkpoints, merges, .. } = parts;
-        let (shared, merges, life) = (Arc::clone(&life.shared), merges.0, Unthreaded(life));
-        Ok(Self { shared, workers, steps, log, preparer, checkpoints, merges, life })
+        let (shared, merges) = (Arc::clone(&life.shared), merges.0);
+        if parts.checks.is_some() {
+            shared.checks.part_begins();
+        }
+        let wanted_queries = Arc::new(AtomicUsize::new(0));
+        let wanted = Arc::clone(&wanted_queries);
+        let start = Box::new(move || {
+            wanted.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        Ok(Self {
+            workers,
+            steps,
+            log,
+            preparer,
+            checkpoints,
+            merges,
+            checks: parts.checks,
+            copies: parts.copies,
+            queries: (0..QUERY_THREADS).map(|_| QueryPart::new(&shared)).collect(),
+            query_watch: QueryWatch::new(&shared, parts.query_limit, start),
+            wanted_queries,
+            shared,
+            life,
+        })
     }
 
     /// Marks the data as those of a life that ended in order: its end asks for it.
     pub fn mark_clean(&self) {
-        self.life.0.mark_clean();
+        self.life.mark_clean();
     }
 
     /// The shards of all workers.
@@ -76,8 +104,10 @@ impl<E: Env> Stepped<E> {
         self.shared.worker_of(shard)
     }
 
-    /// Runs the next query that waits for a thread. Returns whether there was one.
-    pub fn run_query(&self) -> bool {
-        self.shared.queries.step(&self.shared)
+    /// Makes the parts for queries that the watcher has asked for since this was called. Returns their number.
+    pub fn start_queries(&mut self) -> usize {
+        let wanted = self.wanted_queries.swap(0, Ordering::Relaxed);
+        self.queries.extend((0..wanted).map(|_| QueryPart::new(&self.shared)));
+        wanted
     }
 }

@@ -34,7 +34,7 @@ pub enum Bug {
     CollectOneMore,
     /// A collection deletes the output of a merge before a checkpoint refers to it.
     OverlookMerge,
-    /// A collection deletes the tombstone of the greatest number.
+    /// The tombstone of the greatest number is deleted as if it was garbage.
     ForgetDecided,
     /// The log is trimmed one entry beyond the checkpoint.
     TrimOneTooFar,
@@ -74,6 +74,14 @@ pub enum Bug {
     AnswerAfterFailedSync,
     /// The data are marked as cleanly shut down before the log has ended.
     CleanTooEarly,
+    /// A check reads one shard's state from an earlier checkpoint.
+    MixedCut,
+    /// The mark of a check that has begun is lost with its process.
+    ForgetCheckMark,
+    /// A copy of a checkpoint is reported as made before it is durable.
+    HastyCopy,
+    /// Nothing watches over the queries that run.
+    DeafWatch,
     /// All shards try suspected causes at once.
     CrowdTrials,
 }
@@ -116,6 +124,10 @@ impl Bug {
         Self::ForgetBody,
         Self::AnswerAfterFailedSync,
         Self::CleanTooEarly,
+        Self::MixedCut,
+        Self::ForgetCheckMark,
+        Self::HastyCopy,
+        Self::DeafWatch,
         Self::CrowdTrials,
     ];
 
@@ -158,6 +170,10 @@ impl Bug {
             Self::ForgetBody => "forget-body",
             Self::AnswerAfterFailedSync => "answer-after-failed-sync",
             Self::CleanTooEarly => "clean-too-early",
+            Self::MixedCut => "mixed-cut",
+            Self::ForgetCheckMark => "forget-check-mark",
+            Self::HastyCopy => "hasty-copy",
+            Self::DeafWatch => "deaf-watch",
             Self::CrowdTrials => "crowd-trials",
         }
     }
@@ -186,7 +202,11 @@ impl Bug {
             | Self::ForgetBody => 7,
             Self::ShiftSequence | Self::SwapRestored => 8,
             Self::StripColours | Self::StripRequestColours => 9,
-            Self::LateSnapshot | Self::BuildOnGivenUp | Self::ForgetRestore => 10,
+            Self::LateSnapshot
+            | Self::BuildOnGivenUp
+            | Self::MixedCut
+            | Self::HastyCopy
+            | Self::ForgetRestore => 10,
             Self::LoseSend => 11,
             Self::CollectOneMore
             | Self::OverlookMerge
@@ -198,6 +218,8 @@ impl Bug {
             Self::DropNextSnapshot
             | Self::HighColour
             | Self::CrowdTrials
+            | Self::ForgetCheckMark
+            | Self::DeafWatch
             | Self::CleanTooEarly
             | Self::LateTimer
             | Self::HoldTrim => 17,

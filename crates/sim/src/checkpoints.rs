@@ -5,7 +5,8 @@ use crate::bug::Bug;
 use crate::marks::Mark;
 use crate::model::check_channels;
 use crate::node::{PartId, wal_options};
-use crate::stage::{Done, Wanting};
+use crate::profile::one_in;
+use crate::stage::{Checked, Done, Wanting};
 use crate::violation::Violation;
 use crate::world::{Inside, Outcomes, Stop, World};
 use std::collections::BTreeMap;
@@ -62,17 +63,26 @@ impl World {
 
     /// Requests a checkpoint, if the node lives.
     pub(crate) fn want_checkpoint(&mut self) {
-        let checked = self.odd.bool();
+        let checked = if one_in(&mut self.odd, self.profile.checked) { Checked::Yes } else { Checked::No };
         if let Some(node) = &mut self.node {
             node.checkpoints.wanted += 1;
-            node.parts.shared.checkpoint(checked, Box::new(Wanting));
+            node.parts.shared.checkpoint(checked == Checked::Yes, Box::new(Wanting(checked)));
             self.heed_bells();
         }
     }
 
     /// Handles the results of wanted checkpoints.
-    pub(crate) fn checkpoints_answered(&mut self, results: Vec<Result<CheckpointReport, CheckpointFailure>>) {
-        self.checkpoints().wanted -= results.len() as u64;
+    pub(crate) fn checkpoints_answered(
+        &mut self,
+        results: Vec<(Checked, Result<CheckpointReport, CheckpointFailure>)>,
+    ) -> Outcomes {
+        for (checked, result) in results {
+            self.checkpoints().wanted -= 1;
+            if let (Checked::Yes, Ok(report)) = (checked, result) {
+                self.check_report(&report)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether no checkpoint is taken, nothing is deleted or merged, and no result is outstanding.
@@ -104,7 +114,12 @@ impl World {
             }
             Done::Discarded => self.marks.hit(Mark::LateMarker),
             Done::Completed(number) => self.completed(number)?,
-            Done::GivenUp(number) => self.given_up(number)?,
+            Done::GivenUp(number) => {
+                self.given_up(number)?;
+                if self.bug == Some(Bug::ForgetDecided) {
+                    self.forget_decided();
+                }
+            }
             Done::Refused => {
                 self.checkpoints().is_complete = Some(false);
                 self.marks.hit(Mark::CheckpointRefused);
@@ -118,10 +133,8 @@ impl World {
             Done::Merged => self.marks.hit(Mark::Compacted),
             Done::Trouble(trouble) => self.trouble_with_checkpoints(&trouble)?,
             Done::Looked => {
-                match self.bug {
-                    Some(Bug::OverlookMerge) => self.overlook_merge(),
-                    Some(Bug::ForgetDecided) => self.forget_decided(),
-                    _ => {}
+                if self.bug == Some(Bug::OverlookMerge) {
+                    self.overlook_merge();
                 }
                 self.check_merged()?;
             }

@@ -433,7 +433,7 @@ impl Clients {
         }
         let finishes = match &answer.result {
             Ok(_) => true,
-            Err(Refusal::NotReady) => false,
+            Err(Refusal::NotReady | Refusal::QueryGivenUp { .. } | Refusal::QueriesStuck { .. }) => false,
             Err(Refusal::Overloaded { .. }) => {
                 marks.hit(Mark::Overloaded);
                 false

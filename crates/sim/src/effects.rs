@@ -5,6 +5,7 @@ use crate::client::call_of;
 use crate::marks::Mark;
 use crate::violation::Violation;
 use crate::world::{Inside, Outcomes, World};
+use std::sync::atomic::Ordering;
 use stead_core::calls::{Answer, Misuse, Refusal};
 use stead_core::entry::{Cause, Entry, Write};
 use stead_core::ids::ShardId;
@@ -115,7 +116,7 @@ impl World {
     /// Compares what leaves a shard with what is committed.
     pub(crate) fn check_leaving(&self, shard: ShardId, effect: &Effect) -> Outcomes {
         self.model.check_effect(shard, effect)?;
-        if self.disk.failed_syncs() > self.failed_syncs {
+        if self.disk.failed_syncs() > self.failed_syncs + self.failed_copies.load(Ordering::Relaxed) {
             let what = format!("shard {shard}: {effect:?} after a sync had failed");
             return Err(Violation::new(5, what).into());
         }

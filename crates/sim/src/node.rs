@@ -19,8 +19,8 @@ use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_node::checkpoint::CheckpointCommand;
 use stead_node::{
-    CheckpointOptions, Drawn, MemoryLimits, OpenError, Options, RecoverOptions, Recovery, ServiceLimits,
-    Stepped, recover,
+    Bell, CheckpointOptions, CopyTarget, Drawn, MemoryLimits, OpenError, Options, Part, RecoverOptions,
+    Recovery, ServiceLimits, Shared, Stepped, recover,
 };
 use stead_store::data_dir::Meta;
 use stead_store::disk::Disk;
@@ -28,6 +28,8 @@ use stead_store::wal::WalOptions;
 
 /// The only node of the cluster.
 pub(crate) const NODE: NodeId = NodeId::FIRST;
+/// The directory to which the node copies its checkpoints.
+pub(crate) const COPIES: &str = "copies";
 
 /// A part of the node that gets turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +43,14 @@ pub(crate) enum PartId {
     Checkpoints,
     /// The part that merges bundles.
     Merges,
+    /// The part that runs services' checks.
+    Checks,
+    /// The part that copies checkpoints.
+    Copies,
+    /// A part that runs queries.
+    Query(usize),
+    /// The part that watches over queries.
+    QueryWatch,
 }
 
 /// The state of one life of the process.
@@ -59,6 +69,8 @@ pub(crate) struct Node {
     pub(crate) asking: BTreeMap<(ShardId, TaskId, StepRun), TaskRecord>,
     /// The state that queries must see, if the model knows it: by shard, entry and process.
     pub(crate) queries: BTreeMap<(ShardId, Index, Key), Seen>,
+    /// Calls of clients for queries, by the time when they are over.
+    pub(crate) open_queries: BTreeSet<(u64, u64)>,
     /// Parts that have ended.
     pub(crate) ended: BTreeSet<PartId>,
     /// The end of this life, once it has begun.
@@ -88,7 +100,7 @@ pub(crate) fn fresh(incarnation: Incarnation) -> Meta {
     }
 }
 
-/// The time limits of user code on threads; the simulated node has no threads.
+/// The time limit of a step; the simulated node has no watchdog.
 const UNLIMITED: Duration = Duration::from_secs(3600);
 
 /// Returns the settings of a node with these services.
@@ -102,7 +114,7 @@ fn options(topology: &Topology, profile: &Profile) -> Options {
     Options {
         threads: profile.workers,
         task_threads: profile.step_parts,
-        handler_timeout: UNLIMITED,
+        handler_timeout: Duration::from_micros(profile.query_limit),
         task_step_timeout: UNLIMITED,
         shutdown_timeout: Duration::ZERO,
         clock_confirm: Duration::from_millis(profile.settings.clock_confirm),
@@ -114,7 +126,11 @@ fn options(topology: &Topology, profile: &Profile) -> Options {
             timeout: Duration::from_micros(profile.checkpoint_deadline),
             ..CheckpointOptions::default()
         },
-        copies: None,
+        copies: (profile.copy_interval > 0).then(|| CopyTarget {
+            address: COPIES.to_owned(),
+            interval: Duration::from_micros(profile.copy_interval),
+            keep: profile.keep,
+        }),
         services: services.collect(),
         without_code: BTreeSet::new(),
     }
@@ -194,9 +210,31 @@ impl Node {
             channels: BTreeMap::new(),
             asking: BTreeMap::new(),
             queries: BTreeMap::new(),
+            open_queries: BTreeSet::new(),
             ended: BTreeSet::new(),
             stopping: None,
         })
+    }
+
+    /// Returns the parts with their bells.
+    pub(crate) fn bells(&self) -> impl Iterator<Item = (PartId, &Bell)> {
+        let Stepped { shared, workers, steps, queries, checks, copies, .. } = &self.parts;
+        let hub: &Shared<SimEnv> = shared;
+        let workers =
+            workers.iter().enumerate().map(|(number, part)| (PartId::Worker(number), part.bell(hub)));
+        let steps = steps.iter().enumerate().map(|(number, part)| (PartId::Step(number), part.bell(hub)));
+        let queries =
+            queries.iter().enumerate().map(|(number, part)| (PartId::Query(number), part.bell(hub)));
+        let others = [
+            (PartId::Log, &hub.log().bell),
+            (PartId::Preparer, &hub.log().preparer_bell),
+            (PartId::Checkpoints, self.parts.checkpoints.bell(hub)),
+            (PartId::Merges, self.parts.merges.bell(hub)),
+            (PartId::QueryWatch, self.parts.query_watch.bell(hub)),
+        ];
+        let checks = checks.iter().map(|part| (PartId::Checks, part.bell(hub)));
+        let copies = copies.iter().map(|part| (PartId::Copies, part.bell(hub)));
+        workers.chain(steps).chain(queries).chain(others).chain(checks).chain(copies)
     }
 
     /// Returns the running checkpoint.

@@ -9,7 +9,7 @@ use crate::marks::Mark;
 use crate::model::LATE_MAX;
 use crate::node::PartId;
 use crate::operator::OPERATOR;
-use crate::stage::{self, Handled, Scene, Shown, Turn, Wire};
+use crate::stage::{self, Handled, Scene, Shown, SimEnv, Turn, Wire};
 use crate::violation::Violation;
 use crate::world::{End, Inside, Outcomes, Stop, World};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use stead_core::calls::{Answer, Refusal};
 use stead_core::ids::{CallToken, Colour, Epoch, Index, ShardId, Time};
 use stead_core::shard::{Effect, Input};
 use stead_node::checkpoint::CheckpointHub;
-use stead_node::{NoAnswer, Part, ReplyTo, Turned};
+use stead_node::{Bell, NoAnswer, Part, ReplyTo, Shared, Turned};
 
 /// The factor by which one input may exceed the limit of work, because it has several kinds of work, and the work of
 /// the calls that reach the limit.
@@ -35,36 +35,22 @@ impl World {
         self.topology.shards().any(|shard| self.model.appended(shard) > self.model.durable(shard))
     }
 
-    pub(crate) fn parts(&self) -> Vec<PartId> {
-        let Some(node) = &self.node else { return Vec::new() };
-        let workers = (0..node.parts.workers.len()).map(PartId::Worker);
-        let steps = (0..node.parts.steps.len()).map(PartId::Step);
-        let others = [PartId::Log, PartId::Preparer, PartId::Checkpoints, PartId::Merges];
-        workers.chain(steps).chain(others).collect()
-    }
-
     /// Wakes the parts whose bells were rung.
     pub(crate) fn heed_bells(&mut self) {
-        for part in self.parts() {
-            let node = self.node.as_ref().expect("it has parts");
-            let shared = &node.parts.shared;
-            let bell = match part {
-                PartId::Worker(number) => node.parts.workers[number].bell(shared),
-                PartId::Step(number) => node.parts.steps[number].bell(shared),
-                PartId::Log => &shared.log().bell,
-                PartId::Preparer => &shared.log().preparer_bell,
-                PartId::Checkpoints => node.parts.checkpoints.bell(shared),
-                PartId::Merges => node.parts.merges.bell(&**shared),
-            };
-            if bell.take_ring() && !node.ended.contains(&part) {
-                let delay = match part {
-                    PartId::Step(_) => self.random(self.profile.step_delay),
-                    // Its thread has a low priority.
-                    PartId::Merges => self.random(20_000),
-                    _ => self.random(self.profile.wake_delay),
-                };
-                self.turn_in(part, delay);
+        let Some(node) = &self.node else { return };
+        let is_rung = |(_, bell): &(PartId, &Bell)| bell.is_rung() && bell.take_ring();
+        let rung: Vec<PartId> = node.bells().filter(is_rung).map(|(part, _)| part).collect();
+        for part in rung {
+            if self.node.as_ref().is_some_and(|node| node.ended.contains(&part)) {
+                continue;
             }
+            let delay = match part {
+                PartId::Step(_) => self.random(self.profile.step_delay),
+                // Their threads have a low priority.
+                PartId::Merges | PartId::Checks | PartId::Copies => self.random(20_000),
+                _ => self.random(self.profile.wake_delay),
+            };
+            self.turn_in(part, delay);
         }
     }
 
@@ -83,6 +69,9 @@ impl World {
         let node = self.node.as_mut().expect("checked by the caller");
         if node.due.get(&part).is_some_and(|at| *at <= self.now) && !node.ended.contains(&part) {
             node.due.remove(&part);
+            if part == PartId::QueryWatch && self.bug == Some(Bug::DeafWatch) {
+                return Ok(());
+            }
             self.give_turn(part)?;
         }
         Ok(())
@@ -96,6 +85,7 @@ impl World {
             bug: self.bug,
             runs_max: self.profile.runs_max,
             old: None,
+            check_kills: self.profile.check_kills,
             holds_trim: self.bug == Some(Bug::HoldTrim) && self.waits_for_log(),
             holds_markers: self.rehearsal == Rehearsal::Uncommitted,
         }
@@ -124,6 +114,10 @@ impl World {
                 }
                 PartId::Checkpoints => node.parts.checkpoints.turn(&shared, at),
                 PartId::Merges => node.parts.merges.turn(&*shared, at),
+                PartId::Query(number) => node.parts.queries[number].turn(&shared, at).map_err(|e| match e {}),
+                PartId::QueryWatch => node.parts.query_watch.turn(&shared, at).map_err(|e| match e {}),
+                PartId::Checks => turn_if_made(node.parts.checks.as_mut(), &shared, at),
+                PartId::Copies => turn_if_made(node.parts.copies.as_mut(), &shared, at),
             }
         });
         let cost = turn.took + self.disk.micros() - before;
@@ -149,13 +143,25 @@ impl World {
                 return Ok(None);
             }
         };
-        if part == PartId::Log {
-            self.log_had_turn(was_full, turned)?;
+        match part {
+            PartId::Log => self.log_had_turn(was_full, turned)?,
+            PartId::Copies => self.copies_had_turn()?,
+            PartId::QueryWatch => self.start_queries(),
+            _ => {}
         }
+        self.check_queries()?;
         self.heed_bells();
         match turned {
             Turned::Again => {
-                let pause = if part == PartId::Merges { self.random(2_000) } else { 0 };
+                let pause = match part {
+                    PartId::Merges => self.random(2_000),
+                    PartId::Checks => self.odd.u64(..=self.profile.check_delay),
+                    PartId::Query(number) => {
+                        let node = self.node.as_ref().expect("it had a turn");
+                        if node.parts.queries[number].has_begun() { self.query_runs_for() } else { 0 }
+                    }
+                    _ => 0,
+                };
                 self.turn_in(part, cost + 1 + pause);
             }
             Turned::Until(Some(at)) => {
@@ -239,6 +245,8 @@ impl World {
                     return self.end_by(End::Process, Some(Killer::step(shard, id, &task)));
                 }
                 Shown::Checkpoint(done) => self.checkpoint_went_on(done)?,
+                Shown::Checked { service, seen, result } => self.checked(&service, &seen, result)?,
+                Shown::DiedInCheck(service) => return self.died_in_check(&service),
                 Shown::Wrong(violation) => return Err(violation.into()),
             }
             if self.node.is_none() || self.life != life {
@@ -248,7 +256,7 @@ impl World {
         for (shard, token, result) in turn.answers {
             self.answered(shard, token, result)?;
         }
-        self.checkpoints_answered(turn.checkpoints);
+        self.checkpoints_answered(turn.checkpoints)?;
         for (worker, news) in turn.news {
             self.carry_news(worker, news);
         }
@@ -296,11 +304,13 @@ impl World {
 
     /// Handles a client's frame that arrives at the node, if it lives.
     pub(crate) fn arrive(&mut self, shard: ShardId, input: Input) {
-        let Some(node) = &self.node else { return };
-        let shared = &node.parts.shared;
         let timeout = Duration::from_micros(self.profile.call_timeout);
         let deadline = Time(self.now + self.steady_lead()).plus_micros(self.profile.call_timeout);
-        let reply_to = |token| ReplyTo { caller: Wire { shard, token }, deadline, timeout };
+        self.arrived += 1;
+        let call = (self.now + self.profile.call_timeout, self.arrived);
+        let Some(node) = &mut self.node else { return };
+        let shared = Arc::clone(&node.parts.shared);
+        let reply_to = |token| ReplyTo { caller: Wire { shard, token, call }, deadline, timeout };
         let (token, sent) = match input {
             Input::Request(request) => {
                 let token = request.token;
@@ -308,6 +318,7 @@ impl World {
             }
             Input::Query(query) => {
                 let token = query.token;
+                node.open_queries.insert(call);
                 (token, shared.query(shard, query, reply_to(token)))
             }
             Input::OpenSession { token, session, principal } => {
@@ -330,7 +341,14 @@ impl World {
     fn answered(&mut self, shard: ShardId, token: CallToken, result: Result<Answer, NoAnswer>) -> Outcomes {
         let answer = match result {
             Ok(answer) => Answer { token, ..answer },
-            Err(NoAnswer::Refused(refusal)) => refused(token, refusal),
+            Err(NoAnswer::Refused(refusal)) => {
+                match refusal {
+                    Refusal::QueryGivenUp { .. } => self.marks.hit(Mark::QueryGivenUp),
+                    Refusal::QueriesStuck { .. } => self.marks.hit(Mark::QueriesStuck),
+                    _ => {}
+                }
+                refused(token, refusal)
+            }
             // The client does not wait any longer, and retries.
             Err(NoAnswer::TimedOut { .. }) => {
                 self.marks.hit(Mark::TimedOut);
@@ -353,18 +371,6 @@ impl World {
         self.note_refusal(shard, &answer);
         self.carry_answer(answer);
         Ok(())
-    }
-
-    /// Runs the next query, as a thread for queries does; returns whether there was one.
-    pub(crate) fn run_query(&mut self) -> Result<bool, Stop> {
-        let scene = self.scene();
-        let node = self.node.as_ref().expect("checked by the caller");
-        let (ran, turn) = stage::play(scene, || node.parts.run_query());
-        self.carry_on(turn)?;
-        if self.node.is_some() {
-            self.heed_bells();
-        }
-        Ok(ran && self.node.is_some())
     }
 
     /// Notes the contents of the log on the disk.
@@ -399,4 +405,13 @@ impl World {
 /// Returns the answer to a call that the node itself refuses.
 fn refused(token: CallToken, refusal: Refusal) -> Answer {
     Answer { token, epoch: Epoch(0), index: Index(0), colour: Colour(0), result: Err(refusal) }
+}
+
+/// Gives a part a turn that only some nodes have.
+fn turn_if_made<P: Part<Shared<SimEnv>>>(
+    part: Option<&mut P>,
+    shared: &Shared<SimEnv>,
+    now: Time,
+) -> Result<Turned, String> {
+    part.map_or(Ok(Turned::Ended), |part| part.turn(shared, now).map_err(|error| error.to_string()))
 }

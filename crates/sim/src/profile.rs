@@ -76,6 +76,16 @@ pub(crate) struct Profile {
     pub(crate) grace: u64,
     pub(crate) merge: Policy,
     pub(crate) segment_bytes: u64,
+    /// The time after which a running query is given up.
+    pub(crate) query_limit: u64,
+    /// Queries that run for up to 3 s.
+    pub(crate) slow_queries: u32,
+    /// Wanted checkpoints whose services' checks run, checks that end the process, and the longest pause before the next check.
+    pub(crate) checked: u32,
+    pub(crate) check_kills: u32,
+    pub(crate) check_delay: u64,
+    /// The time from one copy of a checkpoint to the next; 0 for no copies.
+    pub(crate) copy_interval: u64,
     /// Maximum number of handler runs that the shell accepts for one input.
     pub(crate) runs_max: usize,
     pub(crate) settings: Settings,
@@ -154,6 +164,12 @@ impl Profile {
                 growth_bytes_min: 1,
             },
             segment_bytes: spread(rng, &[16 << 10, 16 << 10, 32 << 10, 64 << 10]),
+            query_limit: 0,
+            slow_queries: 0,
+            checked: 0,
+            check_kills: 0,
+            check_delay: 0,
+            copy_interval: 0,
             runs_max: usize::MAX,
             settings,
         };
@@ -179,6 +195,12 @@ impl Profile {
         profile.fault_every = chance(rng, &[0, 0, 0, 600]);
         profile.files_every = chance(rng, &[0, 0, 0, 500]);
         profile.flip_inside = chance(rng, &[0, 0, 0, 600]);
+        profile.query_limit = spread(rng, &[3_600_000_000, 1_000_000, 100_000]);
+        profile.slow_queries = chance(rng, &[0, 0, 20, 4]);
+        profile.checked = chance(rng, &[0, 0, 0, 8, 1]);
+        profile.check_kills = if profile.crash_every > 0 { chance(rng, &[0, 20, 3]) } else { 0 };
+        profile.check_delay = spread(rng, &[1_000, 20_000, 500_000]);
+        profile.copy_interval = spread(rng, &[0, 0, 0, 0, 20_000, 2_000_000]);
         let settings = &mut profile.settings;
         settings.entry_bytes_max = settings.entry_bytes_max.min(entry_bytes_max(profile.segment_bytes));
         profile
@@ -203,6 +225,7 @@ impl Profile {
             if every == 0 {
                 self.crash_in_recovery = 0;
                 self.crash_everywhere = 0;
+                self.check_kills = 0;
             }
         }
         if let Some(clients) = overrides.clients {
@@ -225,7 +248,28 @@ impl Profile {
             }
             // Checkpoints are given up, and lives are short.
             Some(Bug::ForgetDecided) => {
-                (self.checkpoint_deadline, self.checkpoint_every, self.crash_every) = (200_000, 60, 80);
+                (self.checkpoint_deadline, self.checkpoint_every, self.crash_every) = (1_000, 60, 80);
+                // Its colour, of which a shard's log would know, comes later.
+                self.channel_delay = 500_000;
+            }
+            // One end of the process is enough to give a cause up, and much waits at each.
+            Some(Bug::CrowdTrials) => {
+                self.settings.attempts_max = 1;
+                (self.clients, self.think, self.workers) = (8, 100, 4);
+                (self.channel_delay, self.wake_delay) = (20_000, 5_000);
+            }
+            Some(Bug::MixedCut) => {
+                (self.checked, self.check_kills, self.checkpoint_every) = (1, 0, 60);
+            }
+            Some(Bug::ForgetCheckMark) => {
+                (self.checked, self.check_kills, self.checkpoint_every) = (1, 1, 60);
+            }
+            Some(Bug::HastyCopy) => {
+                (self.copy_interval, self.checkpoint_every) = (20_000, 60);
+                (self.crash_every, self.kill_share) = (80, 0);
+            }
+            Some(Bug::DeafWatch) => {
+                (self.query_limit, self.slow_queries, self.call_timeout) = (100_000, 4, 200_000);
             }
             _ => {}
         }
@@ -247,6 +291,8 @@ impl Profile {
         self.jump_inside = 0;
         self.crash_in_recovery = 0;
         self.crash_everywhere = 0;
+        self.slow_queries = 0;
+        self.check_kills = 0;
         // Without faults nothing takes that long.
         self.checkpoint_deadline = 60_000_000;
     }

@@ -2,11 +2,20 @@
 
 use crate::marks::Mark;
 use crate::model::Seen;
+use crate::node::PartId;
+use crate::profile::one_in;
+use crate::stage;
 use crate::violation::Violation;
-use crate::world::{Inside, Outcomes, World};
+use crate::world::{Outcomes, World};
 use stead_core::capture::{Capture, Reading};
 use stead_core::ids::{Index, ShardId};
 use stead_core::key::Key;
+
+/// The longest time for which a slow query runs, in microseconds.
+const SLOW_MAX: u64 = 3_000_000;
+/// The time in microseconds by which an answer may come after the time of its call: the parts that end calls look for them every
+/// 20 ms, and get their turns late.
+const ANSWER_LATE_MAX: u64 = 500_000;
 
 impl World {
     /// Handles a query that its shard has captured: it runs later.
@@ -18,8 +27,42 @@ impl World {
             let node = self.node.as_mut().expect("only a living node has queries");
             node.queries.insert((shard, reading.index, process.clone()), known);
         }
-        let delay = self.reads.u64(..=self.profile.step_delay);
-        self.inside(delay, Inside::Query);
+    }
+
+    /// The pause before a part goes on with the query that it has taken: as long as the query runs.
+    pub(crate) fn query_runs_for(&mut self) -> u64 {
+        if one_in(&mut self.odd, self.profile.slow_queries) {
+            self.odd.u64(..SLOW_MAX)
+        } else {
+            self.reads.u64(..=self.profile.step_delay)
+        }
+    }
+
+    /// Invariant 17 for queries: a client's call is answered when its time is over, whatever its query does.
+    pub(crate) fn check_queries(&mut self) -> Outcomes {
+        let now = self.now;
+        let Some(node) = &mut self.node else { return Ok(()) };
+        for call in stage::take_gone() {
+            node.open_queries.remove(&call);
+        }
+        match node.open_queries.first() {
+            Some((until, _)) if until + ANSWER_LATE_MAX < now => {
+                let what = format!("a query was to be answered by {until}, and is not at {now} \u{b5}s");
+                Err(Violation::new(17, what).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The watcher had a turn: the parts that it asked for begin.
+    pub(crate) fn start_queries(&mut self) {
+        let node = self.node.as_mut().expect("it had a turn");
+        let first = node.parts.queries.len();
+        for number in first..first + node.parts.start_queries() {
+            self.marks.hit(Mark::QueryReplaced);
+            let delay = self.random(self.profile.wake_delay);
+            self.turn_in(PartId::Query(number), delay);
+        }
     }
 
     /// Handles a query that has run on a thread of its own.

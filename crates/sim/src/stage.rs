@@ -7,7 +7,7 @@
 use crate::blame::Killer;
 use crate::bug::Bug;
 use crate::effects::without_retry;
-use crate::model::{Seen, hash_call};
+use crate::model::{Seen, copy, hash_call};
 use crate::profile::one_in;
 use crate::violation::Violation;
 use crate::workload::{ENDED, Workload};
@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Call, Caller as CalledBy, Outcome, Refusal};
 use stead_core::capture::{Capture, View};
@@ -98,6 +99,14 @@ pub(crate) enum Shown {
     },
     /// The parts of checkpoints did this.
     Checkpoint(Done),
+    /// A service's check ran over the states of these shards, each with its position and hash.
+    Checked {
+        service: String,
+        seen: Vec<(ShardId, Position, u128)>,
+        result: Result<(), String>,
+    },
+    /// A service's check ended the process.
+    DiedInCheck(String),
     Wrong(Violation),
 }
 
@@ -138,7 +147,7 @@ pub(crate) struct Turn {
     /// News of checkpoints for workers.
     pub(crate) news: Vec<(usize, News)>,
     /// The results of wanted checkpoints.
-    pub(crate) checkpoints: Vec<Result<CheckpointReport, CheckpointFailure>>,
+    pub(crate) checkpoints: Vec<(Checked, Result<CheckpointReport, CheckpointFailure>)>,
     /// Microseconds that its readings of the clock took.
     pub(crate) took: u64,
 }
@@ -155,6 +164,8 @@ pub(crate) struct Scene {
     pub(crate) runs_max: usize,
     /// A frame of an older life is among the inputs: it reports that this shard's log is stored up to there.
     pub(crate) old: Option<(ShardId, Index)>,
+    /// How many checks end the process, as 1 in so many.
+    pub(crate) check_kills: u32,
     /// Planted bug: a trim waits.
     pub(crate) holds_trim: bool,
     /// Whether the commits of markers are withheld from the checkpoint part.
@@ -181,6 +192,12 @@ struct Stage {
     dropped: BTreeSet<(ShardId, CheckpointNumber)>,
     /// For a planted bug: by shard, the writes of the entry after its marker.
     late: BTreeMap<ShardId, Vec<(RecordKey, Blob)>>,
+    /// For a planted bug: by service, the first state of the last cut that its check read.
+    first: BTreeMap<String, State>,
+    /// Ends the life's access to its disk.
+    alive: Arc<AtomicBool>,
+    /// Calls that are waited for no more.
+    gone: Vec<(u64, u64)>,
 }
 
 /// The input that is being handled.
@@ -205,6 +222,16 @@ struct Now {
 /// Begins a life. The seed determines the draws of the watch.
 pub(crate) fn begin_life(seed: u64) {
     STAGE.set(Stage { rng: Rng::with_seed(seed), ..Stage::default() });
+}
+
+/// Gives the flag that ends the life's access to its disk.
+pub(crate) fn set_alive(alive: Arc<AtomicBool>) {
+    STAGE.with_borrow_mut(|stage| stage.alive = alive);
+}
+
+/// Takes the calls that have come to their end since this was called.
+pub(crate) fn take_gone() -> Vec<(u64, u64)> {
+    STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.gone))
 }
 
 /// Runs a function that gives a part its turn; returns the results of the turn.
@@ -248,6 +275,14 @@ impl Clock for Clocks {
 pub(crate) struct Wire {
     pub(crate) shard: ShardId,
     pub(crate) token: CallToken,
+    /// When the call is over, in virtual time, and its number.
+    pub(crate) call: (u64, u64),
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        STAGE.with_borrow_mut(|stage| stage.gone.push(self.call));
+    }
 }
 
 impl Caller for Wire {
@@ -361,11 +396,29 @@ impl Program for Services {
     }
 
     fn checked_services(&self) -> Vec<String> {
-        Vec::new()
+        code().borrow().services().into_iter().map(|(name, _)| name).collect()
     }
 
-    fn check(&self, _: &str, _: &Topology, _: &[State]) -> Result<(), String> {
-        Ok(())
+    fn check(&self, service: &str, topology: &Topology, cut: &[State]) -> Result<(), String> {
+        let bent = STAGE.with_borrow_mut(|stage| stage.mix(service, cut));
+        let cut = bent.as_deref().unwrap_or(cut);
+        let seen = cut.iter().map(|state| (state.shard(), state.position(), state.hash())).collect();
+        let dies = STAGE.with_borrow_mut(|stage| {
+            let dies = one_in(&mut stage.rng, stage.scene.check_kills);
+            if dies {
+                stage.turn.shown.push(Shown::DiedInCheck(service.to_owned()));
+                stage.is_dead = true;
+                stage.alive.store(false, Ordering::Relaxed);
+            }
+            dies
+        });
+        if dies {
+            return Err(ENDED.to_owned());
+        }
+        let result = code().borrow_mut().check_cut(topology, cut);
+        let checked = Shown::Checked { service: service.to_owned(), seen, result: result.clone() };
+        STAGE.with_borrow_mut(|stage| stage.turn.shown.push(checked));
+        result
     }
 }
 
@@ -447,11 +500,22 @@ impl Watch for Observer {
 }
 
 /// The receiver of the result of a wanted checkpoint.
-pub(crate) struct Wanting;
+pub(crate) struct Wanting(pub(crate) Checked);
+
+/// Whether the services' checks of a checkpoint are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checked {
+    Yes,
+    No,
+}
 
 impl Reply<Result<CheckpointReport, CheckpointFailure>> for Wanting {
     fn send(self: Box<Self>, result: Result<CheckpointReport, CheckpointFailure>) {
-        STAGE.with_borrow_mut(|stage| stage.turn.checkpoints.push(result));
+        STAGE.with_borrow_mut(|stage| {
+            if !stage.is_dead {
+                stage.turn.checkpoints.push((self.0, result));
+            }
+        });
     }
 
     fn is_gone(&self) -> bool {
@@ -460,6 +524,18 @@ impl Reply<Result<CheckpointReport, CheckpointFailure>> for Wanting {
 }
 
 impl Stage {
+    /// The planted bug: a check reads the first state of an earlier cut with the others of this one.
+    fn mix(&mut self, service: &str, cut: &[State]) -> Option<Vec<State>> {
+        if self.scene.bug != Some(Bug::MixedCut) {
+            return None;
+        }
+        let mut mixed: Vec<State> = cut.iter().map(copy).collect();
+        if let Some(before) = self.first.insert(service.to_owned(), copy(&cut[0])) {
+            mixed[0] = before;
+        }
+        Some(mixed)
+    }
+
     fn done(&mut self, done: Done) {
         self.turn.shown.push(Shown::Checkpoint(done));
     }

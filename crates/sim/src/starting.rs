@@ -3,7 +3,7 @@
 use crate::bug::Bug;
 use crate::disk_log::number_of_entries;
 use crate::marks::Mark;
-use crate::node::{Code, Node, open};
+use crate::node::{COPIES, Code, Node, open};
 use crate::profile::one_in;
 use crate::stage;
 use crate::violation::Violation;
@@ -229,6 +229,8 @@ impl World {
     }
 
     fn flip_in(&mut self, mut files: Vec<String>, rng: &mut Rng) {
+        // What is damaged there is damaged no more before anything reads it.
+        files.retain(|path| !path.starts_with(COPIES));
         files.retain(|path| self.disk.bytes(path).is_some_and(|bytes| !bytes.is_empty()));
         let Some(path) = files.get(rng.usize(..files.len().max(1))).cloned() else { return };
         let bytes = self.disk.bytes(&path).expect("just listed");

@@ -135,9 +135,6 @@ impl World {
         }
         let node = self.node.as_ref().expect("it is being stopped");
         node.parts.shared.stop(group);
-        if group == Group::Queries {
-            while self.run_query()? {}
-        }
         self.heed_bells();
         match group {
             Group::Workers if self.bug == Some(Bug::CleanTooEarly) => self.mark_clean(),
@@ -153,9 +150,12 @@ impl World {
             Group::Tasks => (0..node.parts.steps.len()).all(|number| ended(PartId::Step(number))),
             Group::Workers => (0..node.parts.workers.len()).all(|number| ended(PartId::Worker(number))),
             Group::Log => ended(PartId::Log) && ended(PartId::Preparer),
-            Group::Checkpoints => ended(PartId::Checkpoints) && ended(PartId::Merges),
-            // Requests that were made before are performed within one event.
-            Group::Queries | Group::Watchdog => true,
+            Group::Checkpoints => {
+                let is_copying = node.parts.copies.is_some() && !ended(PartId::Copies);
+                ended(PartId::Checkpoints) && ended(PartId::Merges) && !is_copying
+            }
+            Group::Queries => node.parts.shared.queries_are_answered(),
+            Group::Watchdog => node.parts.checks.is_none() || ended(PartId::Checks),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::node::{NODE, Node, PartId};
 use crate::operator::Decision;
 use crate::profile::{Overrides, Profile, one_in, spread};
 use crate::recent::Recent;
-use crate::stage::{Code, Scene};
+use crate::stage::{self, Code, Scene};
 use crate::starting::Flip;
 use crate::violation::Violation;
 use crate::workload::CallId;
@@ -24,7 +24,7 @@ use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use stead_core::calls::Answer;
 use stead_core::ids::{CallToken, CheckpointNumber, Incarnation, Index, Micros, ShardId, Time};
@@ -75,8 +75,6 @@ pub(crate) enum Inside {
     Input(ShardId, Input),
     /// A part may be due.
     Turn(PartId),
-    /// A query runs.
-    Query,
     /// The shutdown has a turn.
     End,
     /// A checkpoint is requested.
@@ -180,8 +178,18 @@ pub(crate) struct World {
     files_at: u64,
     /// Number of failed syncs at the beginning of this life.
     pub(crate) failed_syncs: u64,
+    /// Those of copies of checkpoints since then.
+    pub(crate) failed_copies: Arc<AtomicU64>,
     /// The last bit that was flipped.
     pub(crate) flipped: Option<Flip>,
+    /// The disk as the present life has it.
+    pub(crate) life_disk: Option<Arc<dyn Disk>>,
+    /// The number of calls that have arrived at the node.
+    pub(crate) arrived: u64,
+    /// The newest checkpoint that the node has reported as copied; 0 for none.
+    pub(crate) copied: u64,
+    /// By service, how often its check has ended the process since it last came to its own end.
+    pub(crate) check_deaths: BTreeMap<String, u32>,
     /// Ends this life's access to the disk.
     alive: Arc<AtomicBool>,
     /// Whether the last life ended with a power cut, so that everything on the disk is durable.
@@ -266,7 +274,12 @@ impl World {
             room_at: 0,
             files_at: 0,
             failed_syncs: 0,
+            failed_copies: Arc::default(),
             flipped: None,
+            life_disk: None,
+            arrived: 0,
+            copied: 0,
+            check_deaths: BTreeMap::new(),
             alive: Arc::default(),
             powered_off: false,
             before_recovery: None,
@@ -308,12 +321,15 @@ impl World {
         let syncs = match self.bug {
             Some(Bug::SkipSync) => Syncs::Skipped,
             Some(Bug::AnswerAfterFailedSync) => Syncs::Trusted,
+            Some(Bug::HastyCopy) => Syncs::SkippedForCopies,
             _ => Syncs::Honest,
         };
         let disk = LifeDisk::new(self.disk.clone(), syncs);
-        self.failed_syncs = self.disk.failed_syncs();
+        (self.failed_syncs, self.failed_copies) = (self.disk.failed_syncs(), disk.failed_copies());
         (self.alive, self.disk_log) = (disk.alive(), disk.log());
-        Arc::new(disk)
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        self.life_disk = Some(Arc::clone(&disk));
+        disk
     }
 
     pub(crate) fn at(&mut self, delay: u64, event: Event) {
@@ -443,7 +459,6 @@ impl World {
             }
             Inside::End => self.end_turn(),
             Inside::Turn(part) => self.turn_if_due(part),
-            Inside::Query => self.run_query().map(|_| ()),
             Inside::Want => {
                 self.want_checkpoint();
                 Ok(())
@@ -682,8 +697,18 @@ impl World {
         for (shard, epoch) in self.topology.shards().zip(&epochs) {
             self.model.led(shard, *epoch, self.life)?;
         }
+        stage::set_alive(Arc::clone(&self.alive));
+        self.begin_copies()?;
+        if self.node.is_none() {
+            return Ok(());
+        }
         // Each part begins with a turn, as on a thread.
-        for part in self.parts() {
+        let parts: Vec<PartId> = self
+            .node
+            .iter()
+            .flat_map(|node| node.bells().map(|(part, _)| part).collect::<Vec<_>>())
+            .collect();
+        for part in parts {
             let delay = self.random(self.profile.wake_delay);
             self.turn_in(part, delay);
         }
@@ -814,7 +839,12 @@ impl World {
     fn unrest(&self) -> String {
         let Some(node) = &self.node else { return "the node is down".to_owned() };
         let full = if node.parts.shared.log().is_full() { "the log is full; " } else { "" };
-        let mut text = format!("{full}calls {:?} wait;", self.clients.pending_calls());
+        let running = node.running_checkpoint();
+        let rests = self.checkpoints_rest();
+        let mut text = format!(
+            "{full}checkpoint {running:?}, at rest {rests}; calls {:?} wait;",
+            self.clients.pending_calls()
+        );
         for shard in node.shards() {
             let state = shard.state();
             let kept: usize = state.outboxes().iter().map(|(_, o)| o.messages.len()).sum();

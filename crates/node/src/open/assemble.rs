@@ -119,7 +119,8 @@ pub(crate) fn assemble<E: Env>(
         shared.program.checked_services().into_iter().map(|name| check_limits(name, &services)).collect();
     let mut checks = None;
     if !checked.is_empty() {
-        shared.checks.marks.load(&*store, topology.incarnation, checked.into_iter(), shared.now())?;
+        let (now, serial) = (shared.now(), drawn.writer);
+        shared.checks.marks.load(&*store, topology.incarnation, checked.into_iter(), now, serial)?;
         checks = Some(CheckPart::new(Arc::clone(&store)));
     }
     let copies = options.copies.map(|to| CopyPart::new(Arc::clone(&store), to));

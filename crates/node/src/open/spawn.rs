@@ -9,7 +9,7 @@ use crate::events;
 use crate::life::Life;
 use crate::open::{OpenError, Parts};
 use crate::panics;
-use crate::queries::{QUERY_THREADS, QueryQueue};
+use crate::queries::{QUERY_THREADS, QueryQueue, QueryWatch};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -53,10 +53,10 @@ impl<E: Env> Parts<E> {
                 QueryQueue::start_thread(&life.shared).map_err(OpenError::Thread)?;
             }
             let shared = Arc::clone(&life.shared);
-            life.spawn(Group::Queries, "stead-queries", move || {
-                shared.queries.watch(&shared, query_limit);
-                Ok(())
-            })?;
+            let node = Arc::clone(&shared);
+            let start = Box::new(move || QueryQueue::start_thread(&node));
+            let watch = QueryWatch::new(&shared, query_limit, start);
+            life.spawn(Group::Queries, "stead-queries", move || drive(&shared, watch))?;
             for (number, part) in steps.into_iter().enumerate() {
                 let shared = Arc::clone(&life.shared);
                 life.spawn(Group::Tasks, &format!("stead-task-{number}"), move || drive(&shared, part))?;
@@ -112,10 +112,12 @@ fn spawn_checks<E: Env>(life: &Life<E>, part: CheckPart) -> Result<(), OpenError
         let_others_first();
         let ended = panics::catch_own(|| drive(&shared, part));
         shared.checks.part_ended();
-        if let Err(panic) = ended {
-            events::error(format_args!(
+        match ended {
+            Ok(Err(reason)) if !shared.is_ended() => shared.fail(reason),
+            Ok(_) => {}
+            Err(panic) => events::error(format_args!(
                 "no checkpoint is checked any more: the thread panicked; this is a bug in Stead: {panic}"
-            ));
+            )),
         }
     });
     spawned.map(drop).map_err(OpenError::Thread)

@@ -1,7 +1,8 @@
-//! The queue of queries: those that wait for a thread, those that run, and those that were given up.
+//! The queue of queries: those that wait for a part, those that run, and those that were given up.
 
-#![expect(clippy::disallowed_methods, reason = "queries run on threads of their own, for any time")]
+#![expect(clippy::disallowed_methods, reason = "the end of a node waits for queries by the system's clock")]
 
+use crate::bell::Bell;
 use crate::env::{Caller, NoAnswer, ReplyTo};
 use crate::memory::Memory;
 use crate::status::StuckQuery;
@@ -16,7 +17,7 @@ use stead_core::ids::{ServiceId, Time};
 use stead_core::key::Key;
 use stead_core::topology::Topology;
 
-/// Number of threads that run queries, besides those of queries that were given up.
+/// Number of parts that run queries, each on a thread, besides those of queries that were given up.
 pub(crate) const QUERY_THREADS: usize = 8;
 /// Number of these threads that take only queries of services that run none.
 const SPARE_THREADS: usize = 2;
@@ -32,10 +33,10 @@ const WAITING_MAX: usize = 16_384;
 const SERVICE_WAITING_MAX: usize = WAITING_MAX / 2;
 /// Time after which the client of a query that found no space should retry, in milliseconds.
 const RETRY_AFTER_MS: u64 = 50;
-/// Interval at which the watcher looks for overdue queries.
-pub(super) const LOOK: Duration = Duration::from_millis(20);
-/// Time for which the watcher continues to look after the last query, so that queries seldom have to wake it.
-pub(super) const LOOK_ON: Duration = Duration::from_secs(1);
+/// Interval at which the watcher looks for overdue queries, in milliseconds.
+pub(super) const LOOK_MS: u64 = 20;
+/// Time for which the watcher continues to look after the last query, in milliseconds, so that queries seldom have to wake it.
+pub(super) const LOOK_ON_MS: u64 = 200;
 /// Longest wait for idle threads at the end of a node.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
@@ -90,11 +91,9 @@ impl Drop for Charge {
 /// Queries that wait for a thread, and those that run.
 pub(crate) struct QueryQueue<C> {
     queue: Mutex<Queue<C>>,
-    /// Signals the threads that a query waits, or that the node ends.
-    pub(super) news: Condvar,
-    /// Signals the watcher that there are queries again, or that the node ends.
-    pub(super) watch: Condvar,
-    /// Signals that a query or a thread has ended.
+    /// Rung for the watcher when there are queries again, or the node ends.
+    pub(super) watch_bell: Bell,
+    /// Signals that a query or a part has ended.
     pub(super) ended: Condvar,
     /// By service, the numbers in the queue, to be read without its lock.
     pub(super) waiting: Vec<AtomicUsize>,
@@ -109,9 +108,10 @@ pub(super) struct Queue<C> {
     pub(super) running: Vec<Running<C>>,
     /// The time limit of a query; set before any query can be stuck.
     pub(super) limit: Duration,
-    /// Number of threads, except those whose query was given up.
+    /// Number of parts, each on a thread, except those whose query was given up.
     pub(super) threads: usize,
-    pub(super) idle: usize,
+    /// The bells of those that have nothing to do.
+    pub(super) idle: Vec<Arc<Bell>>,
     /// The number of queries that have begun.
     pub(super) begun: u64,
     pub(super) watcher_sleeps: bool,
@@ -133,7 +133,7 @@ pub(super) struct Running<C> {
     number: u64,
     service: ServiceId,
     process: Key,
-    since: Instant,
+    since: Time,
     /// The client that waits, until an answer is given.
     pub(super) reply_to: Option<ReplyTo<C>>,
     deadline: Time,
@@ -171,7 +171,7 @@ impl<C: Caller> QueryQueue<C> {
             running: Vec::new(),
             limit: Duration::MAX,
             threads: 0,
-            idle: 0,
+            idle: Vec::new(),
             begun: 0,
             watcher_sleeps: false,
             is_closing: false,
@@ -179,8 +179,7 @@ impl<C: Caller> QueryQueue<C> {
         };
         Self {
             queue: Mutex::new(queue),
-            news: Condvar::new(),
-            watch: Condvar::new(),
+            watch_bell: Bell::default(),
             ended: Condvar::new(),
             waiting: zeros(),
             stuck: zeros(),
@@ -200,10 +199,11 @@ impl<C: Caller> QueryQueue<C> {
         service: ServiceId,
         topology: &Topology,
         memory: &Memory,
+        now: impl FnOnce() -> Time,
     ) -> Result<(), Refusal> {
         let at = usize::from(service.0);
         if self.stuck[at].load(Ordering::Relaxed) >= STUCK_MAX
-            && let Some(refusal) = self.queue().stuck_refusal(service, topology)
+            && let Some(refusal) = self.queue().stuck_refusal(service, topology, now())
         {
             return Err(refusal);
         }
@@ -230,14 +230,14 @@ impl<C: Caller> QueryQueue<C> {
             queue.by_service[usize::from(service.0)].push(job);
             self.waiting[usize::from(service.0)].fetch_add(1, Ordering::Relaxed);
         }
-        let (wakes_thread, wakes_watcher) = (queue.idle > 0, queue.watcher_sleeps);
+        // The worker wakes only one part, which wakes the next if there is more to do.
+        let (idle, wakes_watcher) = (queue.idle.pop(), queue.watcher_sleeps);
         drop(queue);
-        // The worker wakes only one thread, which wakes the next if there is more to do.
-        if wakes_thread {
-            self.news.notify_one();
+        if let Some(bell) = idle {
+            bell.ring();
         }
         if wakes_watcher {
-            self.watch.notify_one();
+            self.watch_bell.ring();
         }
     }
 
@@ -252,27 +252,39 @@ impl<C: Caller> QueryQueue<C> {
     }
 
     /// Returns the queries that were given up and still run, the one that has run for the longest first.
-    pub(crate) fn stuck(&self, topology: &Topology) -> Vec<StuckQuery> {
+    pub(crate) fn stuck(&self, topology: &Topology, now: Time) -> Vec<StuckQuery> {
         let queue = self.queue();
         let mut stuck: Vec<&Running<C>> = queue.running.iter().filter(|running| running.is_stuck).collect();
         stuck.sort_unstable_by_key(|running| running.since);
-        stuck.into_iter().map(|running| running.show(topology)).collect()
+        stuck.into_iter().map(|running| running.show(topology, now)).collect()
     }
 
-    /// Accepts no more queries, and waits until a deadline for those that wait or run, except those that were given up.
-    pub(crate) fn close(&self, deadline: Instant) {
-        let here = thread::current().id();
+    /// Accepts no more queries: parts end when none waits.
+    pub(crate) fn close(&self) {
         let mut queue = self.queue();
         queue.is_closing = true;
-        self.news.notify_all();
+        let idle = std::mem::take(&mut queue.idle);
+        drop(queue);
+        idle.iter().for_each(|bell| bell.ring());
+    }
+
+    /// Whether no client waits for a query. One that was given up may still run.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.queue().has_answered(None)
+    }
+
+    /// Waits after [`Self::close`] until no client waits for a query of another thread, at most until a deadline.
+    pub(crate) fn await_answers(&self, deadline: Instant) {
+        let here = thread::current().id();
+        let mut queue = self.queue();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let runs = |running: &Running<C>| running.reply_to.is_some() && running.thread.id != here;
-            if left.is_zero() || !queue.is_waiting() && !queue.running.iter().any(runs) {
+            if left.is_zero() || queue.has_answered(Some(here)) {
                 return;
             }
             // The watcher gives queries up without a signal to this thread.
-            queue = self.ended.wait_timeout(queue, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner).0;
+            let left = left.min(Duration::from_millis(LOOK_MS));
+            queue = self.ended.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -284,9 +296,10 @@ impl<C: Caller> QueryQueue<C> {
             queue.by_service.iter_mut().map(|queue| std::mem::take(&mut queue.waiting)).collect();
         let callers: Vec<_> = queue.running.iter_mut().filter_map(|r| r.reply_to.take()).collect();
         self.waiting.iter().for_each(|waiting| waiting.store(0, Ordering::Relaxed));
+        let idle = std::mem::take(&mut queue.idle);
         drop(queue);
-        self.news.notify_all();
-        self.watch.notify_all();
+        idle.iter().for_each(|bell| bell.ring());
+        self.watch_bell.ring();
         // After the lock: dropping a call wakes its caller.
         drop((waiting, callers));
     }
@@ -356,11 +369,15 @@ impl<C> ServiceQueue<C> {
 }
 
 impl<C> Running<C> {
-    fn show(&self, topology: &Topology) -> StuckQuery {
+    fn elapsed(&self, now: Time) -> Duration {
+        Duration::from_micros(now.0.saturating_sub(self.since.0))
+    }
+
+    fn show(&self, topology: &Topology, now: Time) -> StuckQuery {
         StuckQuery {
             service: topology.service(self.service).name.clone(),
             process: self.process.to_string(),
-            running: self.since.elapsed(),
+            running: self.elapsed(now),
         }
     }
 }
@@ -368,6 +385,12 @@ impl<C> Running<C> {
 impl<C: Caller> Queue<C> {
     pub(super) fn is_waiting(&self) -> bool {
         self.by_service.iter().any(|queue| !queue.waiting.is_empty())
+    }
+
+    /// Whether no client waits for a query, except for one that runs on this thread.
+    fn has_answered(&self, here: Option<ThreadId>) -> bool {
+        let runs = |running: &Running<C>| running.reply_to.is_some() && Some(running.thread.id) != here;
+        !self.is_waiting() && !self.running.iter().any(runs)
     }
 
     /// Returns the next service of which a query may begin.
@@ -390,14 +413,14 @@ impl<C: Caller> Queue<C> {
         self.by_service[service].waiting.pop_front()
     }
 
-    pub(super) fn begin(&mut self, job: Job<C>, thread: QueryThread) -> (u64, Box<Reading>) {
+    pub(super) fn begin(&mut self, job: Job<C>, thread: QueryThread, now: Time) -> (u64, Box<Reading>) {
         let Job { reading, process, reply_to, charge } = job;
         self.begun += 1;
         self.running.push(Running {
             number: self.begun,
             service: reading.service,
             process,
-            since: Instant::now(),
+            since: now,
             deadline: reply_to.deadline,
             reply_to: Some(reply_to),
             is_stuck: false,
@@ -414,8 +437,8 @@ impl<C: Caller> Queue<C> {
 
     /// Returns the reason for which queries of a service are refused: the maximum number of stuck queries have run for longer
     /// than the time limit.
-    fn stuck_refusal(&self, service: ServiceId, topology: &Topology) -> Option<Refusal> {
-        let is_of = |r: &&Running<C>| r.is_stuck && r.service == service && r.since.elapsed() >= self.limit;
+    fn stuck_refusal(&self, service: ServiceId, topology: &Topology, now: Time) -> Option<Refusal> {
+        let is_of = |r: &&Running<C>| r.is_stuck && r.service == service && r.elapsed(now) >= self.limit;
         let stuck = || self.running.iter().filter(is_of);
         let first = stuck().min_by_key(|running| running.since)?;
         let count = stuck().count();
@@ -436,7 +459,7 @@ impl<C: Caller> Queue<C> {
             }
             self.by_service[number].take_late(now, &mut over);
             let service = ServiceId(number as u16);
-            if let Some(refusal) = self.stuck_refusal(service, topology) {
+            if let Some(refusal) = self.stuck_refusal(service, topology, now) {
                 let refused = |job| Over::refused(job, NoAnswer::Refused(refusal.clone()));
                 over.extend(self.by_service[number].waiting.drain(..).map(refused));
             }
@@ -446,7 +469,7 @@ impl<C: Caller> Queue<C> {
             let after = reply_to.timeout;
             let error = if running.deadline <= now || reply_to.caller.is_gone() {
                 NoAnswer::TimedOut { after }
-            } else if running.since.elapsed() >= self.limit {
+            } else if running.elapsed(now) >= self.limit {
                 let process = format!("{}/{}", topology.service(running.service).name, running.process);
                 let limit_ms = self.limit.as_millis() as u64;
                 NoAnswer::Refused(Refusal::QueryGivenUp { process, limit_ms })
@@ -460,11 +483,11 @@ impl<C: Caller> Queue<C> {
     }
 
     /// Takes threads out of service whose query was given up and still runs; returns these queries.
-    pub(super) fn leave_stuck(&mut self, topology: &Topology) -> Vec<(ServiceId, StuckQuery)> {
+    pub(super) fn leave_stuck(&mut self, topology: &Topology, now: Time) -> Vec<(ServiceId, StuckQuery)> {
         let after = self.limit.min(STUCK_AFTER);
         let mut stuck = Vec::new();
         for running in &mut self.running {
-            if running.is_stuck || running.reply_to.is_some() || running.since.elapsed() < after {
+            if running.is_stuck || running.reply_to.is_some() || running.elapsed(now) < after {
                 continue;
             }
             running.is_stuck = true;
@@ -473,7 +496,7 @@ impl<C: Caller> Queue<C> {
             // Queries without a waiting client get only the time that the others leave.
             #[cfg(target_os = "linux")]
             let _ = rustix::process::setpriority_process(Some(running.thread.system_id), STUCK_NICE);
-            stuck.push((running.service, running.show(topology)));
+            stuck.push((running.service, running.show(topology, now)));
         }
         stuck
     }

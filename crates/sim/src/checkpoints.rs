@@ -325,13 +325,17 @@ impl World {
     /// Plants the bug: the tombstone of the greatest number is deleted too.
     fn forget_decided(&mut self) {
         let store = DiskStore::attach(Arc::new(self.disk.clone()), CHECKPOINTS);
-        self.quietly(|_| {
+        let is_forgotten = self.quietly(|_| {
             let greatest = decided_numbers(&store).ok().and_then(|numbers| numbers.last().copied());
-            let Some(number) = greatest else { return };
-            if let Err(CheckpointError::GivenUp { .. }) = read_manifest(&store, number) {
-                let _ = store.delete(&manifest_name(number));
-            }
+            greatest.is_some_and(|number| {
+                matches!(read_manifest(&store, number), Err(CheckpointError::GivenUp { .. }))
+                    && store.delete(&manifest_name(number)).is_ok()
+            })
         });
+        if is_forgotten && !self.calm {
+            // The next number would hide it.
+            self.plan_crash(12);
+        }
     }
 
     /// Checks invariant 13 for checkpoints: each existing one can be loaded.

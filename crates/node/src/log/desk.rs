@@ -135,7 +135,8 @@ impl LogDesk {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// As [`LogRoom::is_spent`]: no checkpoint may begin. Until then one may, because it releases old segments.
+    /// As [`LogRoom::is_spent`](stead_core::log_room::LogRoom::is_spent): no checkpoint may begin. Until then one may, because it
+    /// releases old segments.
     pub fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Relaxed)
     }

@@ -21,7 +21,7 @@ pub struct WalOptions {
     /// Bytes of the segments of a short log, from 16 KiB, a multiple of 4 KiB; [`Self::segment_bytes`] if that is less.
     /// They double as the log gets longer. Default 1 MiB.
     pub segment_bytes_min: u64,
-    /// Maximum bytes of records in one write, and so in one [`Batch`]; less if a segment holds less. Default 16 MiB,
+    /// Maximum bytes of records in one write, and so in one [`Batch`](super::Batch); less if a segment holds less. Default 16 MiB,
     /// maximum 256 MiB.
     pub batch_bytes_max: usize,
     /// Number of segments kept ready to be written: 1 to 16. Default 1.

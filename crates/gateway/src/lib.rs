@@ -23,5 +23,5 @@ pub mod program;
 mod serve;
 pub mod signals;
 
-pub use serve::{Ready, Serve, ServerError, serve};
+pub use serve::{Ready, Serve, ServerError, log_events, serve};
 pub use tracing::Level;

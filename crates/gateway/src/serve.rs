@@ -348,10 +348,12 @@ fn socket_of_supervisor() -> Result<TcpListener, ServerError> {
     Ok(TcpListener::from(socket.map_err(system("take over the supervisor's socket"))?))
 }
 
+/// Writes events of at least this level to [`stderr`], unless the program has already set a subscriber for them. A
+/// server does so itself.
+///
 /// Libraries report each repetition of a request, the node reports its outcome once: events of libraries are written
-/// from
-/// `debug` on.
-fn log_events(level: Level) {
+/// from `debug` on.
+pub fn log_events(level: Level) {
     let of_libraries = if level >= Level::DEBUG { level } else { Level::ERROR };
     let libraries = ["hyper", "hyper_util", "object_store", "reqwest", "rustls"];
     let targets = Targets::new().with_default(level).with_targets(libraries.map(|name| (name, of_libraries)));

@@ -140,23 +140,34 @@ fn existing_disk(path: &Path) -> Result<Arc<dyn Disk>, OfflineError> {
     Ok(Arc::new(RealDisk::open_existing(path).map_err(failed)?))
 }
 
-/// The checkpoints of a data directory or of an address, and the cluster whose they are, if that is known there.
+/// The checkpoints of a data directory or of an address.
 struct Source {
     store: Arc<dyn BlobStore>,
-    cluster: Option<ClusterId>,
+    /// The disk of a data directory.
+    disk: Option<Arc<dyn Disk>>,
 }
 
 impl Source {
     fn open(from: &str) -> Result<Self, OfflineError> {
         if from.contains("://") {
-            let store = remote_store(from)?;
-            let cluster = cluster_of_copies(&*store)?;
-            return Ok(Self { store, cluster });
+            return Ok(Self { store: remote_store(from)?, disk: None });
         }
         let disk = existing_disk(Path::new(from))?;
-        // Checkpoints can be read, and restored, without the facts of their directory.
-        let cluster = DataDir::inspect(&*disk).ok().map(|meta| meta.cluster);
-        Ok(Self { store: Arc::new(DiskStore::attach(disk, CHECKPOINTS)), cluster })
+        Ok(Self { store: Arc::new(DiskStore::attach(Arc::clone(&disk), CHECKPOINTS)), disk: Some(disk) })
+    }
+
+    /// Returns the cluster whose checkpoints they are; `None` if that is not known there. They can be read, and
+    /// restored, without it: it must not be the reason that the last copy of the data is refused.
+    fn cluster(&self) -> Option<ClusterId> {
+        let Some(disk) = &self.disk else {
+            return cluster_of_copies(&*self.store).unwrap_or_else(|error| {
+                tracing::warn!(
+                    "cannot read which cluster the checkpoints belong to, and uses them whichever it is: {error}"
+                );
+                None
+            });
+        };
+        DataDir::inspect(&**disk).ok().map(|meta| meta.cluster)
     }
 }
 
@@ -174,16 +185,17 @@ pub fn restore(
     mut progress: impl FnMut(RestoreProgress),
 ) -> Result<RestoreReport, OfflineError> {
     let begun = Instant::now();
-    let Source { store: source, cluster } = Source::open(&options.from)?;
+    let from = Source::open(&options.from)?;
+    let source = &from.store;
     let number = match options.number {
         Some(number) => CheckpointNumber(number),
         None => {
-            let newest = newest(&*source)?.manifest;
+            let newest = newest(&**source)?.manifest;
             newest.ok_or_else(|| OfflineError::NoCheckpoint { from: options.from.clone() })?.number
         }
     };
-    let manifest = read_manifest(&*source, number)?;
-    cluster.map_or(Ok(()), |cluster| manifest.check_cluster(cluster))?;
+    let manifest = read_manifest(&**source, number)?;
+    from.cluster().map_or(Ok(()), |cluster| manifest.check_cluster(cluster))?;
     let is_new = !options.into.try_exists().unwrap_or(true);
     let disk = real_disk(&options.into)?;
     let fresh = Meta {
@@ -200,7 +212,7 @@ pub fn restore(
     };
     let into =
         IntoOptions { shards: options.shards.clone(), created: system_time(), writer: fastrand::u64(..) };
-    let restored = restore_into(disk, &*source, &manifest, fresh, &into, &mut progress);
+    let restored = restore_into(disk, &**source, &manifest, fresh, &into, &mut progress);
     let restored = restored.map_err(|error| {
         if is_new {
             // It is refused if it is not empty.
@@ -257,8 +269,8 @@ pub fn checkpoints(from: &str) -> Result<Vec<CheckpointInfo>, OfflineError> {
 pub fn verify(from: &str, number: u64, registry: &Registry) -> Result<Report, OfflineError> {
     let mut check =
         |service: &str, topology: &Topology, cut: &[State]| Program::check(registry, service, topology, cut);
-    let Source { store, cluster } = Source::open(from)?;
-    Ok(verify_stored(&*store, number, cluster, registry, &mut check)?)
+    let source = Source::open(from)?;
+    Ok(verify_stored(&*source.store, number, source.cluster(), registry, &mut check)?)
 }
 
 /// Copies a checkpoint of a data directory without a running node to `file:///directory` or `s3://bucket/prefix`;

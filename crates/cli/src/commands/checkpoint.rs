@@ -12,6 +12,7 @@ use std::str::FromStr;
 use stead::Registry;
 use stead::kv::Kv;
 use stead::offline::{self, OfflineError};
+use stead_gateway::{Level, log_events};
 
 /// Take, list, show, verify, copy and delete checkpoints
 #[derive(Debug, Args)]
@@ -231,6 +232,7 @@ fn verify(number: u64, source: &Source, json: bool) -> Result<(), Failure> {
     show(number, source)?;
     let report = match source.directory()? {
         Some(data) => {
+            log_events(Level::WARN);
             let mut registry = Registry::new();
             registry.service::<Kv>().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
             let report = offline::verify(data, number, &registry).map_err(|error| damaged(number, &error))?;

@@ -9,6 +9,7 @@ use std::io::{IsTerminal, Write, stderr};
 use std::path::PathBuf;
 use stead::offline::RestoreProgress;
 use stead::{RestoreOptions, restore};
+use stead_gateway::{Level, log_events};
 
 /// Restore a checkpoint into a new data directory, as a new incarnation
 #[derive(Debug, Args)]
@@ -47,6 +48,7 @@ pub(crate) fn run(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
         into: args.into.clone(),
         shards: args.shards.iter().cloned().collect::<BTreeMap<_, _>>(),
     };
+    log_events(Level::WARN);
     let on_terminal = stderr().is_terminal();
     let progress = |progress: RestoreProgress| {
         if on_terminal {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use stead::offline;
-use stead::{CheckpointFailure, CheckpointOptions, CopyStatus, Node, RestoreOptions};
+use stead::{CheckpointFailure, CheckpointOptions, CopyStatus, Node, Registry, RestoreOptions};
 
 fn address(dir: &Path) -> String {
     format!("file://{}", dir.display())
@@ -85,6 +85,27 @@ fn a_checkpoint_is_copied_and_restored_from_there() {
     assert_eq!(numbers(&to), [first, second]);
     restored_balance(&to, Some(first), 100);
     restored_balance(&to, None, 200);
+}
+
+/// The copies may be the last ones of the data: what names their cluster is only a check.
+#[test]
+fn copies_are_used_though_the_file_that_names_their_owner_cannot_be_read() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let to = address(other.path());
+    let node = builder(dir.path()).open().unwrap();
+    node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(100)).unwrap();
+    let number = node.checkpoint_blocking().unwrap().number;
+    node.shutdown();
+    stead::copy_checkpoint(dir.path(), number, &to).unwrap();
+    let owner = other.path().join("owner/owner.json");
+    for damaged in [&br#"{"stead":"copies","form"#[..], br#"{"stead":"copies","format":2,"clusters":[]}"#] {
+        std::fs::write(&owner, damaged).unwrap();
+        assert_eq!(numbers(&to), [number]);
+        assert!(offline::verify(&to, number, &Registry::new()).unwrap().holds());
+        restored_balance(&to, None, 100);
+        // Nothing is written beside what may belong to another cluster.
+        stead::copy_checkpoint(dir.path(), number, &to).unwrap_err();
+    }
 }
 
 #[test]

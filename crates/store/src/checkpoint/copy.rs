@@ -66,15 +66,7 @@ impl Owner {
             if found == wanted {
                 return Ok(());
             }
-            if let Ok(AnyFormat { format }) = serde_json::from_slice(&found)
-                && format != u64::from(OWNER_VERSION)
-            {
-                return Err(CheckpointError::Version {
-                    name: OWNER.to_owned(),
-                    found: format,
-                    known: OWNER_VERSION,
-                });
-            }
+            check_version(&found)?;
             let found = String::from_utf8_lossy(&found);
             Err(CheckpointError::Target {
                 reason: format!("it has the copies of another cluster or incarnation, {found}"),
@@ -95,15 +87,27 @@ impl Owner {
     }
 }
 
-/// Returns the cluster whose copies a store has; `None` if it names none.
+/// Checks the version of [`OWNER`], if its bytes name one.
+fn check_version(bytes: &[u8]) -> Result<(), CheckpointError> {
+    match serde_json::from_slice(bytes) {
+        Ok(AnyFormat { format }) if format != u64::from(OWNER_VERSION) => {
+            Err(CheckpointError::Version { name: OWNER.to_owned(), found: format, known: OWNER_VERSION })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the cluster whose copies a store has; `None` if it names none. The copies are sound whether or not this
+/// fails.
 ///
 /// # Errors
-/// [`CheckpointError::Damaged`]; [`CheckpointError::Store`].
+/// [`CheckpointError::Version`]; [`CheckpointError::Damaged`]; [`CheckpointError::Store`].
 pub fn cluster_of_copies(store: &dyn BlobStore) -> Result<Option<ClusterId>, CheckpointError> {
     let bytes = match store.get(OWNER, OWNER_MAX) {
         Err(error) if error.is_not_found() => return Ok(None),
         bytes => bytes?,
     };
+    check_version(&bytes)?;
     match serde_json::from_slice(&bytes) {
         Ok(OwnerFile { cluster }) => Ok(Some(cluster)),
         Err(error) => Err(CheckpointError::damaged(OWNER, error.to_string())),

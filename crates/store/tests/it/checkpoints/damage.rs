@@ -7,7 +7,7 @@ use stead_core::checkpointing::merging::Policy;
 use stead_core::ids::{CheckpointNumber, ClusterId, Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
-use stead_store::checkpoint::copy::{Owner, copy};
+use stead_store::checkpoint::copy::{Owner, cluster_of_copies, copy};
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Totals, manifest_name, newest, read_manifest};
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
@@ -150,8 +150,10 @@ fn unknown_versions_are_distinguished_from_damage() {
     let error = load_parts(&store, &manifest, 1).err().unwrap();
     assert!(matches!(error, CheckpointError::Version { found: 3, known: 2, .. }), "{error}");
     disk.put("checkpoints/owner/owner.json", br#"{"stead":"copies","format":3,"clusters":[]}"#);
-    let error = Owner { cluster: ClusterId(1), incarnation: INCARNATION }.claim(&store).unwrap_err();
-    assert!(matches!(error, CheckpointError::Version { found: 3, known: 1, .. }), "{error}");
+    let claimed = Owner { cluster: ClusterId(1), incarnation: INCARNATION }.claim(&store);
+    for error in [claimed.unwrap_err(), cluster_of_copies(&store).unwrap_err()] {
+        assert!(matches!(error, CheckpointError::Version { found: 3, known: 1, .. }), "{error}");
+    }
 }
 
 #[test]

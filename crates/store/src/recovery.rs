@@ -126,6 +126,19 @@ pub enum RecoveryError {
         /// The next step for a person.
         hint: &'static str,
     },
+    /// The checkpoint lacks the part of a shard that is on this node, and existed when it was taken.
+    #[error(
+        "{name} has no part of shard {shard} of service {service}, which is on this node; nothing was changed: repair \
+         that file from a copy that has the part, or restore an older checkpoint into an empty directory"
+    )]
+    Incomplete {
+        /// The manifest.
+        name: String,
+        /// The shard.
+        shard: ShardId,
+        /// Its service.
+        service: String,
+    },
     /// The log cannot be used.
     #[error(transparent)]
     Log(#[from] WalError),
@@ -202,6 +215,7 @@ pub fn recover_checked(
     if let Some(manifest) = &newest.manifest {
         manifest.check_cluster(cluster)?;
         check_topology(manifest, topology)?;
+        check_parts(manifest, placement)?;
         for part in load_parts_of(store, manifest, threads, is_here)? {
             let at = states.binary_search_by_key(&part.header.shard, State::shard);
             states[at.expect("only parts of shards on this node are loaded")] = part.into_state(manifest)?;
@@ -301,6 +315,21 @@ fn fold_again(
         }),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Checks that there is a part of each shard on this node that existed when the checkpoint was taken. The log may be
+/// trimmed, so such a shard must not begin anew.
+fn check_parts(manifest: &Manifest, placement: &Placement) -> Result<(), RecoveryError> {
+    let then = manifest.topology()?;
+    for shard in placement.here() {
+        // Later services have no part in it.
+        let Some(service) = then.service_of(shard) else { break };
+        if manifest.part(shard).is_none() {
+            let service = then.service(service).name.clone();
+            return Err(RecoveryError::Incomplete { name: manifest_name(manifest.number), shard, service });
+        }
+    }
+    Ok(())
 }
 
 fn check_topology(manifest: &Manifest, topology: &Topology) -> Result<(), RecoveryError> {

@@ -12,7 +12,7 @@ use stead_core::state::Misfit;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
-use stead_store::checkpoint::manifest::manifest_name;
+use stead_store::checkpoint::manifest::{manifest_name, read_manifest};
 use stead_store::checkpoint::store::DiskStore;
 use stead_store::checkpoint::write::give_up;
 use stead_store::disk::Disk;
@@ -199,6 +199,33 @@ fn only_the_shards_on_this_node_are_recovered() {
         node.check(&all);
         assert!(all.states.len() == 4 && all.report.entries > folded && folded > 0);
     }
+}
+
+/// Without its part, a shard whose log is trimmed would begin anew, and the next checkpoint would make that final.
+#[test]
+fn a_checkpoint_without_the_part_of_a_shard_on_this_node_is_refused() {
+    let mut node = Node::new(6);
+    node.cluster.run(60);
+    node.checkpoint();
+    let mut topology = node.cluster.topology.clone();
+    let path = format!("checkpoints/{}", manifest_name(CheckpointNumber(1)));
+    let mut manifest = read_manifest(&sim_store(&node.disk), CheckpointNumber(1)).unwrap();
+    manifest.parts.remove(1);
+    node.disk.put(&path, &manifest.encode());
+    let before = node.disk.files();
+    let error = failure(node.recover(&topology));
+    assert!(matches!(error, RecoveryError::Incomplete { shard: ShardId(1), .. }), "{error}");
+    assert!(error.to_string().contains("no part of shard 1 of service left"), "{error}");
+    assert_eq!(node.disk.files(), before);
+    // It is not missing where the shard is on another node; a service that is new has no part in it.
+    topology.ensure("new", 1).unwrap();
+    let placement = Placement::new(&topology, |shard| match shard.0 {
+        1 => Place::Elsewhere,
+        _ => Place::Here,
+    });
+    let recovered = node.recover_placed(&topology, &placement).unwrap();
+    let here: Vec<u32> = recovered.states.iter().map(|state| state.shard().0).collect();
+    assert_eq!(here, [0, 2, 3, 4]);
 }
 
 #[test]

@@ -7,10 +7,11 @@ use crate::env::Env;
 use crate::life::Life;
 use crate::log::{LogPart, PreparePart};
 use crate::open::{Drawn, OpenError, Options, Parts, Recovery, assemble};
-use crate::queries::{QUERY_THREADS, QueryPart, QueryWatch};
+use crate::queries::{QUERY_THREADS, QueryPart, QueryThread, QueryThreads, QueryWatch};
 use crate::shared::Shared;
 use crate::steps::StepPart;
 use crate::worker::Worker;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -46,6 +47,21 @@ pub struct Stepped<E: Env> {
     life: Life<E>,
 }
 
+/// The parts have no threads: the simulator's own runs them all.
+struct NoThreads {
+    /// Parts for queries that the watcher has asked for.
+    wanted: Arc<AtomicUsize>,
+}
+
+impl QueryThreads for NoThreads {
+    fn start(&mut self) -> io::Result<()> {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn let_others_first(&mut self, _: QueryThread) {}
+}
+
 impl<E: Env> Stepped<E> {
     /// Assembles a life over what was recovered, as [`Life::open`] does, but starts no thread.
     ///
@@ -66,11 +82,7 @@ impl<E: Env> Stepped<E> {
             shared.checks.part_begins();
         }
         let wanted_queries = Arc::new(AtomicUsize::new(0));
-        let wanted = Arc::clone(&wanted_queries);
-        let start = Box::new(move || {
-            wanted.fetch_add(1, Ordering::Relaxed);
-            Ok(())
-        });
+        let threads = Box::new(NoThreads { wanted: Arc::clone(&wanted_queries) });
         Ok(Self {
             workers,
             steps,
@@ -81,7 +93,7 @@ impl<E: Env> Stepped<E> {
             checks: parts.checks,
             copies: parts.copies,
             queries: (0..QUERY_THREADS).map(|_| QueryPart::new(&shared)).collect(),
-            query_watch: QueryWatch::new(&shared, parts.query_limit, start),
+            query_watch: QueryWatch::new(&shared, parts.query_limit, threads),
             wanted_queries,
             shared,
             life,

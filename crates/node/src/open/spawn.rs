@@ -9,7 +9,7 @@ use crate::events;
 use crate::life::Life;
 use crate::open::{OpenError, Parts};
 use crate::panics;
-use crate::queries::{QUERY_THREADS, QueryQueue, QueryWatch};
+use crate::queries::{OwnThreads, QUERY_THREADS, QueryQueue, QueryWatch};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -53,9 +53,8 @@ impl<E: Env> Parts<E> {
                 QueryQueue::start_thread(&life.shared).map_err(OpenError::Thread)?;
             }
             let shared = Arc::clone(&life.shared);
-            let node = Arc::clone(&shared);
-            let start = Box::new(move || QueryQueue::start_thread(&node));
-            let watch = QueryWatch::new(&shared, query_limit, start);
+            let threads = Box::new(OwnThreads(Arc::clone(&shared)));
+            let watch = QueryWatch::new(&shared, query_limit, threads);
             life.spawn(Group::Queries, "stead-queries", move || drive(&shared, watch))?;
             for (number, part) in steps.into_iter().enumerate() {
                 let shared = Arc::clone(&life.shared);

@@ -10,7 +10,9 @@ use crate::clock::Clock;
 use crate::env::{Caller, Env, NoAnswer, Program, ReplyTo, StepCall, Watch};
 use crate::memory::MemoryLimits;
 use crate::part::{Part, Turned};
+use crate::queries::Job;
 use crate::ready::NotReady;
+use crate::stepped;
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,9 +21,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Call, Identity, Outcome, Query, Request};
-use stead_core::capture::View;
+use stead_core::capture::{Capture, Reading, View};
 use stead_core::handler::{Handler, Txn};
-use stead_core::ids::{CallToken, Colour, ServiceId, ShardId, Time};
+use stead_core::ids::{CallToken, Colour, Epoch, Index, ServiceId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::placement::Place;
 use stead_core::reply::Reply;
@@ -404,6 +406,47 @@ fn a_call_over_its_time_is_answered_by_a_turn_on_the_clock_that_the_node_was_giv
     let timed_out = Some(NoAnswer::TimedOut { after });
     assert_eq!(answers, [(1, timed_out.clone()), (2, timed_out)]);
     node.parts.life.kill();
+}
+
+/// The thread that steps the parts is a simulator's, or that of a program's tests.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stepped_query_that_is_given_up_leaves_the_priority_of_the_thread() {
+    let disk = SimDisk::new(8);
+    let options = Node::options(1);
+    let found = Node::recover(&disk, &options).unwrap();
+    let around = (Ticking(AtomicU64::new(1_000_000_000)), Withholding::default());
+    let node = stepped::Stepped::<Stepped>::assemble(Counters, around, found, options, Drawn::fresh());
+    let mut node = node.unwrap();
+    let (hub, answers) = (Arc::clone(&node.shared), Answers::default());
+    let shared = &*hub;
+    let process = Key::new("a").unwrap();
+    let shard = shared.topology.shard_of(ServiceId(0), &process);
+    let reading = Reading {
+        capture: Capture::new(&State::new(shard), &process),
+        query: Query { token: CallToken(0), process, payload: Blob::empty(), principal: "test".into() },
+        service: ServiceId(0),
+        time: shared.now(),
+        epoch: Epoch(1),
+        index: Index(0),
+        colour: Colour(0),
+    };
+    let after = Duration::from_secs(1);
+    let deadline = shared.now().plus_millis(1000);
+    let reply_to = ReplyTo { caller: Noting(1, Arc::clone(&answers)), deadline, timeout: after };
+    shared.queries.push(&mut vec![Job::new(Box::new(reading), reply_to, &shared.memory)]);
+    let priority = || rustix::process::getpriority_process(None).unwrap();
+    let before = priority();
+    assert_eq!(node.queries[0].turn(shared, shared.now()).unwrap(), Turned::Again);
+    assert!(node.queries[0].has_begun());
+    shared.clock.0.fetch_add(2_000_000, Ordering::Relaxed);
+    node.query_watch.turn(shared, shared.now()).unwrap();
+    assert_eq!((shared.queries.counts(), node.start_queries()), ((0, 1), 1), "it is stuck, and replaced");
+    assert_eq!(priority(), before);
+    let given_up = answers.lock().unwrap().drain(..).next().unwrap().1;
+    assert_eq!(given_up.err(), Some(NoAnswer::TimedOut { after }));
+    assert_eq!(node.queries[0].turn(shared, shared.now()).unwrap(), Turned::Ended);
+    assert_eq!(shared.queries.counts(), (0, 0));
 }
 
 #[test]

@@ -7,5 +7,6 @@
 mod parts;
 mod queue;
 
+pub(crate) use parts::{OwnThreads, QueryThreads};
 pub use parts::{QueryPart, QueryWatch};
-pub(crate) use queue::{Job, QUERY_THREADS, QueryQueue};
+pub(crate) use queue::{Job, QUERY_THREADS, QueryQueue, QueryThread};

@@ -158,12 +158,35 @@ impl<E: Env> Part<Shared<E>> for QueryPart {
     }
 }
 
-/// Starts another part that runs queries, on a thread of its own in production.
-pub(crate) type StartQueries = Box<dyn FnMut() -> io::Result<()> + Send>;
+/// The watcher's means over the threads of the parts that run queries.
+pub(crate) trait QueryThreads: Send {
+    /// Starts another part.
+    ///
+    /// # Errors
+    /// The system's, if there is no thread for it.
+    fn start(&mut self) -> io::Result<()>;
+
+    /// Lowers the priority of a thread whose query was given up and still runs: without a waiting client it gets only
+    /// the time that the others leave.
+    fn let_others_first(&mut self, thread: QueryThread);
+}
+
+/// In production each part has a thread of its own.
+pub(crate) struct OwnThreads<E: Env>(pub(crate) Arc<Shared<E>>);
+
+impl<E: Env> QueryThreads for OwnThreads<E> {
+    fn start(&mut self) -> io::Result<()> {
+        QueryQueue::start_thread(&self.0)
+    }
+
+    fn let_others_first(&mut self, thread: QueryThread) {
+        thread.let_others_first();
+    }
+}
 
 /// The part that watches over queries: it answers those whose time is over, and replaces parts that do not come back.
 pub struct QueryWatch {
-    start: StartQueries,
+    threads: Box<dyn QueryThreads>,
     /// Queries that had begun at the last turn, and the time at which there was one last.
     begun: u64,
     last: Time,
@@ -173,14 +196,14 @@ pub struct QueryWatch {
 
 impl QueryWatch {
     /// Creates the watcher. A query that has run for `limit` is given up.
-    pub(crate) fn new<E: Env>(hub: &Shared<E>, limit: Duration, start: StartQueries) -> Self {
+    pub(crate) fn new<E: Env>(hub: &Shared<E>, limit: Duration, threads: Box<dyn QueryThreads>) -> Self {
         hub.queries.queue().limit = limit;
-        Self { start, begun: 0, last: hub.now(), could_start: true }
+        Self { threads, begun: 0, last: hub.now(), could_start: true }
     }
 
     fn start_missing(&mut self, missing: usize) {
         for _ in 0..missing {
-            let started = (self.start)();
+            let started = self.threads.start();
             let could_start = std::mem::replace(&mut self.could_start, started.is_ok());
             let Err(error) = started else { continue };
             if could_start {
@@ -215,8 +238,10 @@ impl<E: Env> Part<Shared<E>> for QueryWatch {
             queries.waiting[usize::from(job.1.service.0)].fetch_sub(1, Ordering::Relaxed);
         }
         let stuck = queue.leave_stuck(topology, now);
-        for (service, _) in &stuck {
+        for (service, _, thread) in &stuck {
             queries.stuck[usize::from(service.0)].fetch_add(1, Ordering::Relaxed);
+            // Within the lock: the thread exists.
+            self.threads.let_others_first(*thread);
         }
         let missing = if queue.is_closing { 0 } else { QUERY_THREADS.saturating_sub(queue.threads) };
         let is_quiet = now >= self.last.plus_millis(LOOK_ON_MS) && missing == 0;
@@ -226,7 +251,7 @@ impl<E: Env> Part<Shared<E>> for QueryWatch {
             queries.give_up(hub, over);
         }
         self.start_missing(missing);
-        for (_, query) in stuck {
+        for (_, query, _) in stuck {
             events::warn(format_args!(
                 "a query of {}/{} was given up and still runs, for {:.1} s now: its thread was replaced; at {STUCK_MAX} \
                  of a service its other queries wait, and are refused if these run for as long as a handler may, until \

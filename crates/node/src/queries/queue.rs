@@ -145,7 +145,7 @@ pub(super) struct Running<C> {
 
 /// A thread that runs queries, as the system knows it.
 #[derive(Clone, Copy)]
-pub(super) struct QueryThread {
+pub(crate) struct QueryThread {
     id: ThreadId,
     #[cfg(target_os = "linux")]
     system_id: rustix::process::Pid,
@@ -158,6 +158,13 @@ impl QueryThread {
             #[cfg(target_os = "linux")]
             system_id: rustix::thread::gettid(),
         }
+    }
+
+    /// Gives the thread the lowest priority. It must not have ended: the system may use its id again.
+    pub(super) fn let_others_first(self) {
+        // If this is refused, the thread competes like all others.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::process::setpriority_process(Some(self.system_id), STUCK_NICE);
     }
 }
 
@@ -482,8 +489,13 @@ impl<C: Caller> Queue<C> {
         over
     }
 
-    /// Takes threads out of service whose query was given up and still runs; returns these queries.
-    pub(super) fn leave_stuck(&mut self, topology: &Topology, now: Time) -> Vec<(ServiceId, StuckQuery)> {
+    /// Takes threads out of service whose query was given up and still runs; returns these queries and threads. The
+    /// threads do not end while the queue is locked.
+    pub(super) fn leave_stuck(
+        &mut self,
+        topology: &Topology,
+        now: Time,
+    ) -> Vec<(ServiceId, StuckQuery, QueryThread)> {
         let after = self.limit.min(STUCK_AFTER);
         let mut stuck = Vec::new();
         for running in &mut self.running {
@@ -493,10 +505,7 @@ impl<C: Caller> Queue<C> {
             running.is_stuck = true;
             running.charge.become_stuck();
             self.threads -= 1;
-            // Queries without a waiting client get only the time that the others leave.
-            #[cfg(target_os = "linux")]
-            let _ = rustix::process::setpriority_process(Some(running.thread.system_id), STUCK_NICE);
-            stuck.push((running.service, running.show(topology, now)));
+            stuck.push((running.service, running.show(topology, now), running.thread));
         }
         stuck
     }

@@ -84,6 +84,8 @@ pub enum Bug {
     DeafWatch,
     /// All shards try suspected causes at once.
     CrowdTrials,
+    /// The log ends the process without a cause.
+    FailTurn,
 }
 
 impl Bug {
@@ -129,6 +131,7 @@ impl Bug {
         Self::HastyCopy,
         Self::DeafWatch,
         Self::CrowdTrials,
+        Self::FailTurn,
     ];
 
     /// Returns its name on the command line.
@@ -175,6 +178,7 @@ impl Bug {
             Self::HastyCopy => "hasty-copy",
             Self::DeafWatch => "deaf-watch",
             Self::CrowdTrials => "crowd-trials",
+            Self::FailTurn => "fail-turn",
         }
     }
 
@@ -188,6 +192,7 @@ impl Bug {
     #[must_use]
     pub fn breaks(self) -> u8 {
         match self {
+            Self::FailTurn => 0,
             Self::ReuseEpoch => 1,
             Self::SkipSync => 2,
             Self::StoredBeforeSync

@@ -216,16 +216,19 @@ impl World {
         if let Trouble::Tombstone(number, _) = trouble {
             self.checkpoints().undecided = Some(*number);
         }
-        if trouble.error().is_full() {
+        if trouble.error().is_full() && self.may_be_short() {
             self.marks.hit(Mark::CheckpointFull);
             return Ok(());
         }
-        // The node has to survive the faults of the disk.
-        if matches!(trouble.error(), CheckpointError::Store(_)) {
-            return Ok(());
-        }
-        let invariant =
-            if matches!(trouble, Trouble::Checkpoint(..) | Trouble::Tombstone(..)) { 10 } else { 13 };
+        let invariant = match (trouble.error(), trouble) {
+            // No fault removes an object: it was deleted too early.
+            (CheckpointError::Store(error), _) if error.is_not_found() => 13,
+            // The node has to survive the faults of the disk.
+            (CheckpointError::Store(error), _) if !error.is_full() && self.has_fault() => return Ok(()),
+            (CheckpointError::Store(_), _) => 0,
+            (_, Trouble::Checkpoint(..) | Trouble::Tombstone(..)) => 10,
+            (_, Trouble::Collection(_) | Trouble::Merge(_)) => 13,
+        };
         Err(Violation::new(invariant, trouble.to_string()).into())
     }
 

@@ -120,6 +120,8 @@ impl World {
                 PartId::Copies => turn_if_made(node.parts.copies.as_mut(), &shared, at),
             }
         });
+        let fails = self.bug == Some(Bug::FailTurn) && part == PartId::Log && self.odd.u8(..) == 0;
+        let turned = if fails { Err("it ends without a cause".to_owned()) } else { turned };
         let cost = turn.took + self.disk.micros() - before;
         if part == PartId::Log {
             // Regardless of the turn's result.
@@ -139,6 +141,7 @@ impl World {
         let turned = match turned {
             Ok(turned) => turned,
             Err(error) => {
+                self.check_failure(part, &error)?;
                 self.storage_failed(&error)?;
                 return Ok(None);
             }
@@ -384,6 +387,15 @@ impl World {
             self.model.synced(shard, log.durable(shard), &mut *self.workload.borrow_mut())?;
         }
         Ok(())
+    }
+
+    /// Checks that a part which ends the process has a cause: a fault of the disk, or want of space.
+    fn check_failure(&self, part: PartId, error: &str) -> Outcomes {
+        if self.had_trouble() {
+            return Ok(());
+        }
+        let what = format!("{part:?} ends the process, and the disk did not fail: {error}");
+        Err(Violation::new(0, what).into())
     }
 
     /// Handles a failure of storage: the power is gone, or the process must end because it no longer knows the contents

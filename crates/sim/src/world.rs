@@ -176,8 +176,11 @@ pub(crate) struct World {
     /// The times at which the disk has space again, and at which files can be opened again; 0 if that is so now.
     room_at: u64,
     files_at: u64,
-    /// Number of failed syncs at the beginning of this life.
+    /// Number of operations that the disk had failed at the beginning of this life, and that of syncs among them.
+    failed: u64,
     pub(crate) failed_syncs: u64,
+    /// Whether the disk had a limit of bytes or of open files at any time within this life.
+    was_short: bool,
     /// Those of copies of checkpoints since then.
     pub(crate) failed_copies: Arc<AtomicU64>,
     /// The last bit that was flipped.
@@ -273,7 +276,9 @@ impl World {
             old: Vec::new(),
             room_at: 0,
             files_at: 0,
+            failed: 0,
             failed_syncs: 0,
+            was_short: false,
             failed_copies: Arc::default(),
             flipped: None,
             life_disk: None,
@@ -325,6 +330,7 @@ impl World {
             _ => Syncs::Honest,
         };
         let disk = LifeDisk::new(self.disk.clone(), syncs);
+        (self.failed, self.was_short) = (self.disk.failed(), self.may_be_short());
         (self.failed_syncs, self.failed_copies) = (self.disk.failed_syncs(), disk.failed_copies());
         (self.alive, self.disk_log) = (disk.alive(), disk.log());
         let disk: Arc<dyn Disk> = Arc::new(disk);
@@ -500,6 +506,7 @@ impl World {
             let room = self.rng.u64(..most);
             self.disk.set_capacity(Some(self.disk.used() + room));
             self.room_at = self.now + self.rng.u64(..2_000_000);
+            self.was_short = true;
         }
         if self.room_at != 0 && self.room_at <= self.now {
             self.make_room();
@@ -507,6 +514,7 @@ impl World {
         if one_in(&mut self.odd, self.profile.files_every) && self.files_at == 0 {
             self.disk.set_open_files(Some(self.disk.open_files() + self.odd.u32(..3)));
             self.files_at = self.now + self.odd.u64(..2_000_000);
+            self.was_short = true;
             self.marks.hit(Mark::FilesShort);
         }
         if self.files_at != 0 && self.files_at <= self.now {
@@ -582,6 +590,16 @@ impl World {
     /// Whether the disk has a limit of bytes or of open files now: then there may be no space for another segment.
     pub(crate) fn may_be_short(&self) -> bool {
         self.disk_is_limited() || self.files_at != 0
+    }
+
+    /// Whether the disk has failed an operation of this life, or holds a flipped bit.
+    pub(crate) fn has_fault(&self) -> bool {
+        self.disk.failed() > self.failed || self.disk.is_flipped()
+    }
+
+    /// Whether a fault of the disk may have ended this life. What found no space may report that once there is some.
+    pub(crate) fn had_trouble(&self) -> bool {
+        self.has_fault() || self.was_short
     }
 
     pub(crate) fn make_room(&mut self) {

@@ -86,6 +86,8 @@ pub enum Bug {
     CrowdTrials,
     /// The log ends the process without a cause.
     FailTurn,
+    /// The node drops calls in place of their answers.
+    DropAnswer,
 }
 
 impl Bug {
@@ -132,6 +134,7 @@ impl Bug {
         Self::DeafWatch,
         Self::CrowdTrials,
         Self::FailTurn,
+        Self::DropAnswer,
     ];
 
     /// Returns its name on the command line.
@@ -179,6 +182,7 @@ impl Bug {
             Self::DeafWatch => "deaf-watch",
             Self::CrowdTrials => "crowd-trials",
             Self::FailTurn => "fail-turn",
+            Self::DropAnswer => "drop-answer",
         }
     }
 
@@ -225,6 +229,7 @@ impl Bug {
             | Self::CrowdTrials
             | Self::ForgetCheckMark
             | Self::DeafWatch
+            | Self::DropAnswer
             | Self::CleanTooEarly
             | Self::LateTimer
             | Self::HoldTrim => 17,

@@ -4,7 +4,7 @@ use crate::bug::Bug;
 use crate::checkpoints::Checkpoints;
 use crate::model::Seen;
 use crate::profile::Profile;
-use crate::stage::{Clocks, Observer, Services, SimEnv};
+use crate::stage::{Clocks, Observer, OpenCall, Services, SimEnv};
 use crate::stopping::Stopping;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -70,7 +70,9 @@ pub(crate) struct Node {
     /// The state that queries must see, if the model knows it: by shard, entry and process.
     pub(crate) queries: BTreeMap<(ShardId, Index, Key), Seen>,
     /// Calls of clients for queries, by the time when they are over.
-    pub(crate) open_queries: BTreeSet<(u64, u64)>,
+    pub(crate) open_queries: BTreeSet<OpenCall>,
+    /// Number of queries that this life has given up, or whose time was over.
+    pub(crate) late_queries: usize,
     /// Parts that have ended.
     pub(crate) ended: BTreeSet<PartId>,
     /// The end of this life, once it has begun.
@@ -211,6 +213,7 @@ impl Node {
             asking: BTreeMap::new(),
             queries: BTreeMap::new(),
             open_queries: BTreeSet::new(),
+            late_queries: 0,
             ended: BTreeSet::new(),
             stopping: None,
         })

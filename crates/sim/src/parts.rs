@@ -9,7 +9,7 @@ use crate::marks::Mark;
 use crate::model::LATE_MAX;
 use crate::node::PartId;
 use crate::operator::OPERATOR;
-use crate::stage::{self, Handled, Scene, Shown, SimEnv, Turn, Wire};
+use crate::stage::{self, Answered, Handled, OpenCall, Scene, Shown, SimEnv, Turn, Wire};
 use crate::violation::Violation;
 use crate::world::{End, Inside, Outcomes, Stop, World};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -256,8 +256,8 @@ impl World {
                 return Ok(());
             }
         }
-        for (shard, token, result) in turn.answers {
-            self.answered(shard, token, result)?;
+        for answered in turn.answers {
+            self.answered(answered)?;
         }
         self.checkpoints_answered(turn.checkpoints)?;
         for (worker, news) in turn.news {
@@ -306,14 +306,16 @@ impl World {
     }
 
     /// Handles a client's frame that arrives at the node, if it lives.
-    pub(crate) fn arrive(&mut self, shard: ShardId, input: Input) {
+    pub(crate) fn arrive(&mut self, shard: ShardId, input: Input) -> Outcomes {
         let timeout = Duration::from_micros(self.profile.call_timeout);
         let deadline = Time(self.now + self.steady_lead()).plus_micros(self.profile.call_timeout);
         self.arrived += 1;
-        let call = (self.now + self.profile.call_timeout, self.arrived);
-        let Some(node) = &mut self.node else { return };
+        let (since, until) = (self.now, self.now + self.profile.call_timeout);
+        let call = OpenCall { until, since, number: self.arrived };
+        let Some(node) = &mut self.node else { return Ok(()) };
         let shared = Arc::clone(&node.parts.shared);
-        let reply_to = |token| ReplyTo { caller: Wire { shard, token, call }, deadline, timeout };
+        let reply_to =
+            |token| ReplyTo { caller: Wire { shard, token, call, is_answered: false }, deadline, timeout };
         let (token, sent) = match input {
             Input::Request(request) => {
                 let token = request.token;
@@ -330,18 +332,33 @@ impl World {
             Input::DeadLetter { token, letter, action } => {
                 (token, shared.dead_letter(shard, letter, action, reply_to(token)))
             }
-            _ => return,
+            _ => return Ok(()),
         };
-        if let Err(NoAnswer::Refused(refusal)) = sent
-            && token.0 & OPERATOR == 0
-        {
-            self.carry_answer(refused(token, refusal));
+        if let Err(error) = sent {
+            // The result of the call takes the place of an answer.
+            let is_stopping = node.stopping.is_some();
+            node.open_queries.remove(&call);
+            stage::take_unanswered();
+            match error {
+                NoAnswer::Refused(refusal) if token.0 & OPERATOR == 0 => {
+                    self.carry_answer(refused(token, refusal));
+                }
+                NoAnswer::Refused(_) => {}
+                NoAnswer::Stopped if is_stopping => {}
+                error => {
+                    let what = format!("shard {shard}: the living node accepts no call: {error}");
+                    return Err(Violation::new(17, what).into());
+                }
+            }
         }
         self.heed_bells();
+        Ok(())
     }
 
     /// Handles the end of a client's call at the node.
-    fn answered(&mut self, shard: ShardId, token: CallToken, result: Result<Answer, NoAnswer>) -> Outcomes {
+    fn answered(&mut self, answered: Answered) -> Outcomes {
+        self.check_no_answer(&answered)?;
+        let Answered { shard, token, result, .. } = answered;
         let answer = match result {
             Ok(answer) => Answer { token, ..answer },
             Err(NoAnswer::Refused(refusal)) => {

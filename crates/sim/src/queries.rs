@@ -4,12 +4,14 @@ use crate::marks::Mark;
 use crate::model::Seen;
 use crate::node::PartId;
 use crate::profile::one_in;
-use crate::stage;
+use crate::stage::{self, Answered, OpenCall};
 use crate::violation::Violation;
 use crate::world::{Outcomes, World};
+use stead_core::calls::Refusal;
 use stead_core::capture::{Capture, Reading};
 use stead_core::ids::{Index, ShardId};
 use stead_core::key::Key;
+use stead_node::NoAnswer;
 
 /// The longest time for which a slow query runs, in microseconds.
 const SLOW_MAX: u64 = 3_000_000;
@@ -38,15 +40,53 @@ impl World {
         }
     }
 
-    /// Invariant 17 for queries: a client's call is answered when its time is over, whatever its query does.
+    /// Invariant 17 for calls without a result: none ends before its time, and only a node that stops ends them without one.
+    pub(crate) fn check_no_answer(&mut self, answered: &Answered) -> Outcomes {
+        let Answered { shard, call, at, result, .. } = answered;
+        let OpenCall { until, since, .. } = *call;
+        let limit = self.profile.query_limit;
+        let Some(node) = &mut self.node else { return Ok(()) };
+        let is_query = node.open_queries.contains(call);
+        let is_wrong = match result {
+            Err(NoAnswer::TimedOut { .. }) => {
+                node.late_queries += usize::from(is_query);
+                *at < until
+            }
+            Err(NoAnswer::Refused(Refusal::QueryGivenUp { .. })) => {
+                node.late_queries += 1;
+                !is_query || *at < since + limit
+            }
+            Err(NoAnswer::Refused(Refusal::QueriesStuck { stuck, .. })) => {
+                !is_query || node.late_queries < *stuck
+            }
+            Err(NoAnswer::Stopped) => node.stopping.is_none(),
+            Err(NoAnswer::Failed(_)) => true,
+            Ok(_) | Err(NoAnswer::Refused(_) | NoAnswer::NotHere { .. }) => false,
+        };
+        if !is_wrong {
+            return Ok(());
+        }
+        let what =
+            format!("shard {shard}: a call that arrived at {since} until {until} ends at {at}: {result:?}");
+        Err(Violation::new(17, what).into())
+    }
+
+    /// Invariant 17 for queries: a client's call is answered when its time is over, whatever its query does. None is dropped
+    /// without an answer, except by a node that stops.
     pub(crate) fn check_queries(&mut self) -> Outcomes {
         let now = self.now;
         let Some(node) = &mut self.node else { return Ok(()) };
-        for call in stage::take_gone() {
+        for call in stage::take_answered() {
             node.open_queries.remove(&call);
         }
+        if let Some(OpenCall { since, .. }) = stage::take_unanswered().first()
+            && node.stopping.is_none()
+        {
+            let what = format!("a call that arrived at {since} was dropped without an answer");
+            return Err(Violation::new(17, what).into());
+        }
         match node.open_queries.first() {
-            Some((until, _)) if until + ANSWER_LATE_MAX < now => {
+            Some(OpenCall { until, .. }) if until + ANSWER_LATE_MAX < now => {
                 let what = format!("a query was to be answered by {until}, and is not at {now} \u{b5}s");
                 Err(Violation::new(17, what).into())
             }

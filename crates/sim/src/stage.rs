@@ -136,12 +136,32 @@ pub(crate) enum Done {
     Deleted(Vec<Garbage>),
 }
 
+/// The answer to a client's call.
+pub(crate) struct Answered {
+    pub(crate) shard: ShardId,
+    pub(crate) token: CallToken,
+    pub(crate) call: OpenCall,
+    /// When it was answered.
+    pub(crate) at: u64,
+    pub(crate) result: Result<Answer, NoAnswer>,
+}
+
+/// A client's call at the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct OpenCall {
+    /// The virtual time at which it is over.
+    pub(crate) until: u64,
+    /// The virtual time at which it arrived.
+    pub(crate) since: u64,
+    pub(crate) number: u64,
+}
+
 /// The results of a turn.
 #[derive(Default)]
 pub(crate) struct Turn {
     pub(crate) shown: Vec<Shown>,
-    /// The answers to calls: the shard, the client's token, the result.
-    pub(crate) answers: Vec<(ShardId, CallToken, Result<Answer, NoAnswer>)>,
+    /// The answers to calls.
+    pub(crate) answers: Vec<Answered>,
     /// Inputs that leave for shards of other workers.
     pub(crate) left: Vec<(ShardId, Input)>,
     /// News of checkpoints for workers.
@@ -196,8 +216,9 @@ struct Stage {
     first: BTreeMap<String, State>,
     /// Ends the life's access to its disk.
     alive: Arc<AtomicBool>,
-    /// Calls that are waited for no more.
-    gone: Vec<(u64, u64)>,
+    /// Calls that were answered, and those that were dropped without an answer.
+    answered: Vec<OpenCall>,
+    unanswered: Vec<OpenCall>,
 }
 
 /// The input that is being handled.
@@ -229,9 +250,14 @@ pub(crate) fn set_alive(alive: Arc<AtomicBool>) {
     STAGE.with_borrow_mut(|stage| stage.alive = alive);
 }
 
-/// Takes the calls that have come to their end since this was called.
-pub(crate) fn take_gone() -> Vec<(u64, u64)> {
-    STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.gone))
+/// Takes the calls that were answered since this was called.
+pub(crate) fn take_answered() -> Vec<OpenCall> {
+    STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.answered))
+}
+
+/// Takes the calls that were dropped without an answer since this was called.
+pub(crate) fn take_unanswered() -> Vec<OpenCall> {
+    STAGE.with_borrow_mut(|stage| std::mem::take(&mut stage.unanswered))
 }
 
 /// Runs a function that gives a part its turn; returns the results of the turn.
@@ -275,21 +301,30 @@ impl Clock for Clocks {
 pub(crate) struct Wire {
     pub(crate) shard: ShardId,
     pub(crate) token: CallToken,
-    /// When the call is over, in virtual time, and its number.
-    pub(crate) call: (u64, u64),
+    pub(crate) call: OpenCall,
+    pub(crate) is_answered: bool,
 }
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        STAGE.with_borrow_mut(|stage| stage.gone.push(self.call));
+        if !self.is_answered {
+            STAGE.with_borrow_mut(|stage| stage.unanswered.push(self.call));
+        }
     }
 }
 
 impl Caller for Wire {
-    fn answer(self, result: Result<Answer, NoAnswer>) {
+    fn answer(mut self, result: Result<Answer, NoAnswer>) {
         STAGE.with_borrow_mut(|stage| {
+            if stage.scene.bug == Some(Bug::DropAnswer) && stage.rng.u8(..) == 0 {
+                return;
+            }
+            self.is_answered = true;
+            stage.answered.push(self.call);
             if !stage.is_dead {
-                stage.turn.answers.push((self.shard, self.token, result));
+                let at = stage.scene.steady.0 + stage.turn.took;
+                let Self { shard, token, call, .. } = &self;
+                stage.turn.answers.push(Answered { shard: *shard, token: *token, call: *call, at, result });
             }
         });
     }

@@ -434,10 +434,7 @@ impl World {
             {
                 Ok(())
             }
-            Event::Arrive((shard, input), _) => {
-                self.arrive(shard, input);
-                Ok(())
-            }
+            Event::Arrive((shard, input), _) => self.arrive(shard, input),
             Event::Answer(answer) => self.client_hears(answer),
             Event::Start => self.start(),
             Event::Inside { life, what } if life == self.life && self.node.is_some() => {

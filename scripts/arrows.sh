@@ -25,12 +25,17 @@ normal=$(direct normal)
 
 # Arrows between the crates of Stead. There is none from store to node, from node to stead, from stead to sim or to gateway.
 arrows='stead-store -> stead-core
+stead-control -> stead-core
+stead-control -> stead-store
+stead-net -> stead-core
 stead-node -> stead-core
+stead-node -> stead-net
 stead-node -> stead-store
 stead-sim -> stead-core
 stead-sim -> stead-node
 stead-sim -> stead-store
 stead -> stead-core
+stead -> stead-net
 stead -> stead-node
 stead -> stead-store
 stead-gateway -> stead
@@ -56,6 +61,8 @@ homes='axum stead-gateway
 http-body-util stead-gateway
 hyper stead-gateway
 hyper-util stead-gateway
+mio stead-net
+openraft stead-control
 prometheus-client stead-gateway
 tracing-subscriber stead-gateway
 utoipa stead-gateway
@@ -70,6 +77,7 @@ clap stead-chaos
 clap stead-sim
 tokio stead
 tokio stead-cli
+tokio stead-control
 tokio stead-gateway
 tokio stead-store'
 while read -r foreign; do

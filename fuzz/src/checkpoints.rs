@@ -3,16 +3,18 @@
 use crate::edits::{Source, damage};
 use std::sync::{Arc, OnceLock};
 use stead_core::blob::Blob;
+use stead_core::checkpointing::bundle::Hash;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Send, Write};
-use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Incarnation, Index, NodeId, ShardId, Time};
+use stead_core::ids::{
+    CheckpointNumber, ClusterId, Epoch, Incarnation, Index, Micros, NodeId, ShardId, Time,
+};
 use stead_core::key::Key;
 use stead_core::record::{RecordKey, decode_value};
 use stead_core::records::encode_record;
 use stead_core::state::{Header, State};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::bundle::{Author, Bundle, BundleNames};
-use stead_store::checkpoint::json::Hash;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Decision, Manifest, decode_decision, manifest_name, newest};
 use stead_store::checkpoint::store::DiskStore;
@@ -50,7 +52,7 @@ fn state(shard: ShardId) -> State {
         writes: Vec::new(),
         sends: Vec::new(),
         reply: None,
-        served: Some(5),
+        served: Some(Micros(5)),
     };
     let mut state = State::new(shard);
     let put = |n: u32| Write {

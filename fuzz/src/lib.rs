@@ -1,4 +1,4 @@
-//! Fuzz targets: one for each decoder that reads bytes which a disk, a client or a file may have damaged.
+//! Fuzz targets: one for each decoder that reads bytes which a disk, a network, a client or a file may have damaged.
 //!
 //! Each target takes arbitrary bytes and asserts what must hold for all of them: no panic, no allocation that the
 //! input's size does not justify, and that decoded values survive encoding. Checksums would stop a fuzzer at once, so
@@ -13,12 +13,14 @@ mod checkpoints;
 mod edge;
 mod edits;
 mod log;
+mod network;
 mod protocol;
 pub mod seeds;
 
 pub use checkpoints::{bundle, cut, manifest};
 pub use edge::{config, flights_row, http_token, payload, stored_state, transcode};
 pub use log::{data_dir, wal_damage, wal_segment};
+pub use network::frames;
 pub use protocol::{entry, header, record_key, record_value, records, state};
 
 use cap::Cap;
@@ -39,13 +41,14 @@ pub const INPUT_MAX: usize = 64 << 10;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("bundle", bundle),
     ("config", config),
     ("cut", cut),
     ("data_dir", data_dir),
     ("entry", entry),
     ("flights_row", flights_row),
+    ("frames", frames),
     ("header", header),
     ("http_token", http_token),
     ("manifest", manifest),

@@ -231,7 +231,7 @@ pub(crate) fn sample_entries() -> Vec<Entry> {
                 _ => Vec::new(),
             },
             reply: reply.then(|| Reply::Ok(blob("reply"))),
-            served: Some(at as u64),
+            served: Some(Micros(at as u64)),
             cause,
             writes,
         }

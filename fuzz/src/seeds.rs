@@ -2,6 +2,7 @@
 
 use crate::checkpoints;
 use crate::edge::Shape;
+use crate::network::sample_frames;
 use crate::protocol::sample_entries;
 use serde_json::json;
 use stead_core::ids::NodeId;
@@ -75,6 +76,10 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     let one = prefixed(&[0, 27, 0], &record);
     add("wal_segment", "three-batches", [&[1, 1, 0, 0, 0][..], &one, &one].concat());
     add("wal_segment", "strange", [&[1, 1, 0, 0, 0][..], &[1, 27, 0], &record, &[9, 0, 0], &one].concat());
+
+    let frames = sample_frames();
+    add("frames", "whole", prefixed(&[0, 44, 1, 30, 0, 200, 3, 1, 9], &frames));
+    add("frames", "mended", prefixed(&[1, 0, 0, 0, 0, 0, 0, 0, 0], &frames));
 
     let table = [0x84, 4, 0, 0, 0, 0, 2, 1, 3];
     let promise = [0x82, 3, 0, 0, 0, 1, 1, 4];

@@ -160,6 +160,7 @@ fn command_hint(kind: &str) -> Option<&'static str> {
         "overloaded" | "not-ready" => "try again in a moment; `stead status` shows the server's state",
         "unknown-checkpoint" => "`stead checkpoint list` lists the complete ones",
         "checkpoint-needed" => "take another one first: `stead checkpoint create`",
+        "checkpoint-in-use" => "try again once its verification, its check or its copy has ended",
         "unknown-process" => "`stead process list SERVICE` lists those of a service",
         "unknown-dead-letter" => "`stead dead-letter list` lists them",
         "bad-request" => "correct the part that the cause names",

@@ -50,6 +50,23 @@ pub(crate) fn note(text: impl std::fmt::Display) {
     stderr::flush(NOTE_WAIT);
 }
 
+/// Returns the shards that an answer's member `shards_not_here` names, each with its place; `None` if there are none.
+pub(crate) fn shards_not_here(answer: &Value) -> Option<String> {
+    let shards = answer["shards_not_here"].as_array().filter(|shards| !shards.is_empty())?;
+    let named = shards.iter().map(|shard| {
+        let place = if shard["place"] == "elsewhere" { "on another node" } else { "on no known node" };
+        format!("shard {} of {} ({place})", shard["shard"], shard["service"].as_str().unwrap_or_default())
+    });
+    Some(named.collect::<Vec<_>>().join(", "))
+}
+
+/// Notes the shards that a list of their contents leaves out.
+pub(crate) fn note_not_here(page: &Value) {
+    if let Some(shards) = shards_not_here(page) {
+        note(format_args!("stead: the list leaves out what is not on this node: {shards}"));
+    }
+}
+
 /// Time that a command waits for standard error before it continues.
 const NOTE_WAIT: Duration = Duration::from_millis(200);
 
@@ -192,6 +209,17 @@ const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shards_that_are_not_here_are_named_with_their_places() {
+        let answer = serde_json::json!({ "shards_not_here": [
+            { "shard": 1, "service": "bank", "place": "elsewhere" },
+            { "shard": 4, "service": "kv", "place": "unplaced" },
+        ] });
+        let named = "shard 1 of bank (on another node), shard 4 of kv (on no known node)";
+        assert_eq!(shards_not_here(&answer).as_deref(), Some(named));
+        assert_eq!(shards_not_here(&serde_json::json!({ "shards_not_here": [] })), None);
+    }
 
     #[test]
     fn columns_stand_under_their_heading() {

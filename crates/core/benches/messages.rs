@@ -9,7 +9,7 @@ use stead_core::capture::View;
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::handler::{Handler, Txn};
-use stead_core::ids::{CallToken, Epoch, Incarnation, NodeId, ServiceId, ShardId, Time};
+use stead_core::ids::{CallToken, Epoch, Incarnation, ReplicaId, ServiceId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::reply::Reply;
 use stead_core::shard::{Effect, Input, Settings, Shard};
@@ -62,7 +62,7 @@ impl World {
         let handler = Forward { rng: fastrand::Rng::with_seed(1), keys };
         let mut world = Self { shards, handler, now: Time(1), inbox: Vec::new(), out: Vec::new() };
         for shard in topology.shards() {
-            world.give(shard, Input::Start(EpochConfig::single(Epoch(1), NodeId(0))));
+            world.give(shard, Input::Start(EpochConfig::single(Epoch(1), ReplicaId(0))));
         }
         world.round();
         for (token, key) in world.handler.keys.clone().into_iter().take(20_000).enumerate() {
@@ -101,7 +101,7 @@ impl World {
         self.now = self.now.plus_millis(20);
         for shard in 0..self.shards.len() {
             let position = self.shards[shard].state().position();
-            let stored = Input::Stored { member: NodeId(0), epoch: Epoch(1), upto: position.index };
+            let stored = Input::Stored { member: ReplicaId(0), epoch: Epoch(1), upto: position.index };
             self.give(ShardId(shard as u32), stored);
             if self.shards[shard].deadline().is_some_and(|at| at <= self.now) {
                 self.give(ShardId(shard as u32), Input::Tick);

@@ -16,8 +16,8 @@ use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::{Cause, Entry, Write};
 use stead_core::handler::{Handler, Txn};
 use stead_core::ids::{
-    CallToken, Colour, Epoch, Incarnation, Index, NodeId, RequestNumber, Seq, ServiceId, SessionId, ShardId,
-    StepNumber, StepRun, TaskId, Time,
+    CallToken, Colour, Epoch, Incarnation, Index, ReplicaId, RequestNumber, Seq, ServiceId, SessionId,
+    ShardId, StepNumber, StepRun, TaskId, Time,
 };
 use stead_core::key::Key;
 use stead_core::record::{AttemptRecord, Pending, RecordKey, TaskHead, encode_value};
@@ -114,7 +114,7 @@ impl One {
         shard.assume_clean();
         let mut one = Self { shard, now: Time(1), tasks: Vec::new(), out: Vec::new() };
         let epoch = one.epoch().next();
-        one.give(Input::Start(EpochConfig::single(epoch, NodeId(0))));
+        one.give(Input::Start(EpochConfig::single(epoch, ReplicaId(0))));
         one
     }
 
@@ -126,7 +126,7 @@ impl One {
         self.shard.handle(Now::at(self.now), input, &mut Makes, &mut self.out);
         for effect in self.out.drain(..) {
             match effect {
-                Effect::RunTask { id, run, task, .. } => self.tasks.push((id, task.step, run)),
+                Effect::RunStep { id, run, task, .. } => self.tasks.push((id, task.step, run)),
                 other => drop(black_box(other)),
             }
         }
@@ -134,7 +134,7 @@ impl One {
 
     fn store(&mut self) {
         let upto = self.shard.state().position().index;
-        self.give(Input::Stored { member: NodeId(0), epoch: self.epoch(), upto });
+        self.give(Input::Stored { member: ReplicaId(0), epoch: self.epoch(), upto });
     }
 
     /// Continues until there is no more work now.
@@ -449,7 +449,7 @@ fn structures(c: &mut Criterion) {
     }
 }
 
-/// The cost of the secret of the index's hash: see `records.rs`.
+/// The cost of the secret of the index's hash: see `records/`.
 fn hashes(c: &mut Criterion) {
     const COUNT: usize = 1_000;
     let secret: Vec<u8> = (0..192u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();

@@ -7,6 +7,7 @@ use crate::ids::{
 use crate::key::Key;
 use crate::reply::Reply;
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error;
 
 /// A client's request.
@@ -296,10 +297,10 @@ pub enum Refusal {
     #[error("the handler panicked: {0}; nothing was changed")]
     Panicked(String),
     /// The shard has too many undelivered messages or uncommitted entries.
-    #[error("the shard is overloaded; retry after {retry_after_ms} ms")]
+    #[error("the shard is overloaded; retry after {} ms", .retry_after.as_millis())]
     Overloaded {
-        /// Time after which to retry, in milliseconds.
-        retry_after_ms: u64,
+        /// Time after which to retry.
+        retry_after: Duration,
     },
     /// The shard has reached the limit of some state.
     #[error("the shard has reached its limit of {max} {what}; retry later")]
@@ -308,8 +309,8 @@ pub enum Refusal {
         what: Limited,
         /// The limit: a count or bytes, depending on `what`.
         max: usize,
-        /// Time after which to retry, in milliseconds.
-        retry_after_ms: u64,
+        /// Time after which to retry.
+        retry_after: Duration,
     },
     /// The process ended repeatedly while it handled this request, which is a dead letter now.
     #[error(
@@ -321,13 +322,14 @@ pub enum Refusal {
     },
     /// The query has run for longer than a handler may, and was given up.
     #[error(
-        "the query of {process} has run for over {limit_ms} ms (handler_timeout) and was given up; ask for less at once, or raise the limit"
+        "the query of {process} has run for over {} ms (handler_timeout) and was given up; ask for less at once, or raise the limit",
+        .limit.as_millis()
     )]
     QueryGivenUp {
         /// Service and key of the process.
         process: String,
-        /// The limit in milliseconds.
-        limit_ms: u64,
+        /// The limit.
+        limit: Duration,
     },
     /// The service has the maximum number of queries that were given up and still run.
     #[error(

@@ -48,8 +48,8 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A wall clock that is ahead of a shard's time by more microseconds than this is far ahead: 1 h.
-    pub const FAR: u64 = 60 * 60 * 1_000_000;
+    /// A wall clock that is ahead of a shard's time by more than this is far ahead: 1 h.
+    pub const FAR: Micros = Micros::from_secs(60 * 60);
 
     /// Creates clocks that continue from the end of the log, once [`Clock::start`] is called. A wall
     /// clock that is far ahead must stay so for `confirm` before it is adopted.
@@ -73,11 +73,11 @@ impl Clock {
 
     /// Advances the clocks; `serves` says whether the shard has served since the last call.
     pub fn advance(&mut self, now: Now, serves: bool) {
-        let passed = now.steady.0.saturating_sub(self.steady.0);
+        let passed = now.steady.since(self.steady).0;
         self.steady = self.steady.max(now.steady);
         self.wall = now.wall;
         if serves {
-            self.served = self.served.plus_micros(passed);
+            self.served = self.served.plus(Micros(passed));
         }
         let even = self.time.plus_micros(passed);
         if even > now.wall {
@@ -90,14 +90,14 @@ impl Clock {
         }
         if !self.wall_is_far() {
             self.far_since = None;
-        } else if self.steady.0 - self.far_since.get_or_insert(self.steady).0 >= self.confirm.0 {
+        } else if self.steady.since(*self.far_since.get_or_insert(self.steady)) >= self.confirm {
             self.time = self.wall;
             self.far_since = None;
         }
     }
 
     fn wall_is_far(&self) -> bool {
-        self.wall.0.saturating_sub(self.time.0) > Self::FAR
+        self.wall.since(self.time) > Self::FAR
     }
 
     /// Returns the shell's steady time.
@@ -134,16 +134,16 @@ impl Clock {
     /// Returns the steady time at which the shard will have served this long, if it continues to serve.
     #[must_use]
     pub fn steady_at_served(&self, at: Served) -> Time {
-        self.steady.plus_micros(at.since(self.served))
+        self.steady.plus(at.since(self.served))
     }
 
     /// Returns the steady time at which the shard's time will have reached `at`, if the wall clock continues at its
     /// rate. Not later than the time at which a wall clock that is far ahead is adopted.
     #[must_use]
     pub fn steady_at(&self, at: Time) -> Time {
-        let left = at.0.saturating_sub(self.time.0);
-        let ahead = self.wall.0.saturating_sub(self.time.0);
-        let behind = self.time.0.saturating_sub(self.wall.0);
+        let left = at.since(self.time).0;
+        let ahead = self.wall.since(self.time).0;
+        let behind = self.time.since(self.wall).0;
         let wait = match (ahead, behind) {
             (0, 0) => left,
             // Twice the speed until both are equal, which is after `ahead`.
@@ -154,7 +154,7 @@ impl Clock {
             _ => left.saturating_mul(2),
         };
         let wait = self.steady.plus_micros(wait);
-        self.far_since.map_or(wait, |since| wait.min(since.plus_micros(self.confirm.0)))
+        self.far_since.map_or(wait, |since| wait.min(since.plus(self.confirm)))
     }
 }
 
@@ -200,7 +200,7 @@ mod tests {
                 assert!(moved >= passed / 2, "{moved} of {passed}: slower than half the speed");
                 let stepped = before.is_doubted() && !self.clock.is_doubted();
                 assert!(moved <= 2 * passed || stepped, "{moved} of {passed}: faster than twice the speed");
-                assert_eq!(self.clock.served().since(before.served()), passed);
+                assert_eq!(self.clock.served().since(before.served()), Micros(passed));
             }
         }
 

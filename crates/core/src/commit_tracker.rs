@@ -2,35 +2,40 @@
 //!
 //! Knows numbers only, no entries. One node is the case of one member.
 
-use crate::ids::{Epoch, Index, NodeId};
+use crate::ids::{Epoch, Index, ReplicaId};
+use minicbor::Encode;
 use std::collections::BTreeMap;
 use thiserror::Error;
 
 /// The configuration of a shard, which is fixed within an epoch. It is consistent: [`EpochConfig::parse`] checked it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode)]
 pub struct EpochConfig {
+    #[n(0)]
     epoch: Epoch,
-    members: Vec<NodeId>,
+    #[n(1)]
+    members: Vec<ReplicaId>,
+    #[n(2)]
     acks: usize,
-    primary: NodeId,
+    #[n(3)]
+    primary: ReplicaId,
 }
 
 /// Reasons for which the configuration of an epoch is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EpochConfigError {
-    /// No node holds a replica.
+    /// No replica is named.
     #[error("epoch {epoch} has no members; name at least one")]
     NoMembers {
         /// The epoch.
         epoch: Epoch,
     },
-    /// A node is named twice: its one copy of the log would count as two.
+    /// A replica is named twice: its one copy of the log would count as two.
     #[error("epoch {epoch} names member {member} twice; name each member once")]
     MemberTwice {
         /// The epoch.
         epoch: Epoch,
-        /// The node.
-        member: NodeId,
+        /// The replica.
+        member: ReplicaId,
     },
     /// W is 0, or more than there are members.
     #[error("epoch {epoch} asks for {acks} acks of {members} members; ask for 1 to {members}")]
@@ -42,18 +47,21 @@ pub enum EpochConfigError {
         /// The number of members.
         members: usize,
     },
-    /// The primary holds no replica.
+    /// The primary is no member.
     #[error("epoch {epoch} has primary {primary}, which is no member; name one of the members")]
     Primary {
         /// The epoch.
         epoch: Epoch,
         /// The refused primary.
-        primary: NodeId,
+        primary: ReplicaId,
     },
 }
 
 impl EpochConfig {
-    /// Checks a configuration. `members` are the nodes that hold a replica, without learners; `acks` is W: the
+    /// Greatest number of members that is taken from outside.
+    pub const MEMBERS_MAX: usize = 32;
+
+    /// Checks a configuration. `members` are the replicas that count, without learners; `acks` is W: the
     /// replicas that must store an entry before its client is answered; `primary` is the member that executes.
     ///
     /// # Errors
@@ -61,9 +69,9 @@ impl EpochConfig {
     /// members, or with a primary that is not a member.
     pub fn parse(
         epoch: Epoch,
-        members: Vec<NodeId>,
+        members: Vec<ReplicaId>,
         acks: usize,
-        primary: NodeId,
+        primary: ReplicaId,
     ) -> Result<Self, EpochConfigError> {
         if members.is_empty() {
             return Err(EpochConfigError::NoMembers { epoch });
@@ -81,10 +89,10 @@ impl EpochConfig {
         Ok(Self { epoch, members, acks, primary })
     }
 
-    /// Returns the configuration of a single node.
+    /// Returns the configuration of a single replica.
     #[must_use]
-    pub fn single(epoch: Epoch, node: NodeId) -> Self {
-        Self { epoch, members: vec![node], acks: 1, primary: node }
+    pub fn single(epoch: Epoch, replica: ReplicaId) -> Self {
+        Self { epoch, members: vec![replica], acks: 1, primary: replica }
     }
 
     /// Returns the epoch.
@@ -93,9 +101,9 @@ impl EpochConfig {
         self.epoch
     }
 
-    /// Returns the nodes that hold a replica, without learners: at least one, each once.
+    /// Returns the replicas that count, without learners: at least one, each once.
     #[must_use]
-    pub fn members(&self) -> &[NodeId] {
+    pub fn members(&self) -> &[ReplicaId] {
         &self.members
     }
 
@@ -107,7 +115,7 @@ impl EpochConfig {
 
     /// Returns the member that executes.
     #[must_use]
-    pub fn primary(&self) -> NodeId {
+    pub fn primary(&self) -> ReplicaId {
         self.primary
     }
 
@@ -120,12 +128,12 @@ impl EpochConfig {
 }
 
 /// The commit rule of one epoch, at its primary.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CommitTracker {
     config: EpochConfig,
     /// The epoch's start entry: nothing is committed before it.
     start: Index,
-    stored: BTreeMap<NodeId, Index>,
+    stored: BTreeMap<ReplicaId, Index>,
     commit: Index,
 }
 
@@ -139,12 +147,10 @@ impl CommitTracker {
 
     /// Handles that a member stored its log up to an index; returns true if the commit index grew. Old reports change
     /// nothing.
-    pub fn handle_stored(&mut self, member: NodeId, upto: Index) -> bool {
+    pub fn handle_stored(&mut self, member: ReplicaId, upto: Index) -> bool {
         let Some(stored) = self.stored.get_mut(&member) else { return false };
         *stored = upto.max(*stored);
-        let mut all: Vec<Index> = self.stored.values().copied().collect();
-        all.sort_unstable_by(|a, b| b.cmp(a));
-        let quorum = *all.get(self.config.commit_quorum() - 1).expect("EpochConfig::parse checked it");
+        let quorum = self.stored_by(self.config.commit_quorum());
         // Older entries count as committed once the start entry is: a stored entry of an older epoch alone proves
         // nothing.
         let grows = quorum >= self.start && quorum > self.commit;
@@ -152,6 +158,20 @@ impl CommitTracker {
             self.commit = quorum;
         }
         grows
+    }
+
+    /// Returns the highest index that so many members have stored.
+    fn stored_by(&self, members: usize) -> Index {
+        let is_enough =
+            |upto: &Index| self.stored.values().filter(|stored| *stored >= upto).count() >= members;
+        self.stored.values().copied().filter(is_enough).max().expect("EpochConfig::parse checked it")
+    }
+
+    /// Returns the index up to which W members have stored the log: clients may be answered up to it, under a lease if it is
+    /// above the commit index. 0 until the epoch is active.
+    #[must_use]
+    pub fn answerable(&self) -> Index {
+        if self.is_active() { self.stored_by(self.config.acks) } else { Index(0) }
     }
 
     /// Returns the epoch's configuration.
@@ -177,31 +197,46 @@ impl CommitTracker {
 mod tests {
     use super::*;
 
-    fn nodes(numbers: &[u32]) -> Vec<NodeId> {
-        numbers.iter().copied().map(NodeId).collect()
+    fn replicas(numbers: &[u64]) -> Vec<ReplicaId> {
+        numbers.iter().copied().map(ReplicaId).collect()
     }
 
     #[test]
     fn a_configuration_that_no_quorum_can_satisfy_is_refused() {
-        let parse = |members: &[u32], acks, primary| {
-            EpochConfig::parse(Epoch(4), nodes(members), acks, NodeId(primary))
+        let parse = |members: &[u64], acks, primary| {
+            EpochConfig::parse(Epoch(4), replicas(members), acks, ReplicaId(primary))
         };
         let epoch = Epoch(4);
         assert_eq!(parse(&[], 1, 1), Err(EpochConfigError::NoMembers { epoch }));
-        assert_eq!(parse(&[1, 2, 1], 2, 1), Err(EpochConfigError::MemberTwice { epoch, member: NodeId(1) }));
+        assert_eq!(
+            parse(&[1, 2, 1], 2, 1),
+            Err(EpochConfigError::MemberTwice { epoch, member: ReplicaId(1) })
+        );
         assert_eq!(parse(&[1, 2, 3], 0, 1), Err(EpochConfigError::Acks { epoch, acks: 0, members: 3 }));
         assert_eq!(parse(&[1, 2, 3], 4, 1), Err(EpochConfigError::Acks { epoch, acks: 4, members: 3 }));
-        assert_eq!(parse(&[1, 2, 3], 2, 4), Err(EpochConfigError::Primary { epoch, primary: NodeId(4) }));
-        assert_eq!(parse(&[1], 1, 1), Ok(EpochConfig::single(epoch, NodeId(1))));
-        assert_eq!(parse(&[1, 2, 3], 2, 2).map(|config| config.primary()), Ok(NodeId(2)));
+        assert_eq!(parse(&[1, 2, 3], 2, 4), Err(EpochConfigError::Primary { epoch, primary: ReplicaId(4) }));
+        assert_eq!(parse(&[1], 1, 1), Ok(EpochConfig::single(epoch, ReplicaId(1))));
+        assert_eq!(parse(&[1, 2, 3], 2, 2).map(|config| config.primary()), Ok(ReplicaId(2)));
+    }
+
+    #[test]
+    fn clients_are_answered_by_the_acks_and_never_before_the_epoch_is_active() {
+        let config = EpochConfig::parse(Epoch(2), replicas(&[1, 2, 3]), 1, ReplicaId(1)).unwrap();
+        let mut tracker = CommitTracker::new(config, Index(5));
+        assert!(!tracker.handle_stored(ReplicaId(1), Index(7)));
+        assert_eq!((tracker.commit(), tracker.answerable()), (Index(0), Index(0)));
+        assert!(tracker.handle_stored(ReplicaId(3), Index(5)));
+        assert_eq!((tracker.commit(), tracker.answerable()), (Index(5), Index(7)));
+        assert!(!tracker.handle_stored(ReplicaId(9), Index(9)), "a learner");
+        assert_eq!((tracker.commit(), tracker.answerable()), (Index(5), Index(7)));
     }
 
     #[test]
     fn the_commit_quorum_is_the_larger_of_acks_and_majority_and_never_more_than_the_members() {
         for members in 1..=7 {
             for acks in 1..=members {
-                let all: Vec<NodeId> = (1..=members as u32).map(NodeId).collect();
-                let config = EpochConfig::parse(Epoch(1), all, acks, NodeId(1)).unwrap();
+                let all: Vec<ReplicaId> = (1..=members as u64).map(ReplicaId).collect();
+                let config = EpochConfig::parse(Epoch(1), all, acks, ReplicaId(1)).unwrap();
                 assert_eq!(config.commit_quorum(), acks.max(members / 2 + 1));
                 assert!(config.commit_quorum() <= members);
             }

@@ -38,9 +38,9 @@ pub struct Entry {
     /// The answer to a client.
     #[n(7)]
     pub reply: Option<Reply>,
-    /// Microseconds that the shard has served since the previous entry; missing in entries of older versions.
+    /// Time that the shard has served since the previous entry; missing in entries of older versions.
     #[n(8)]
-    pub served: Option<u64>,
+    pub served: Option<Micros>,
 }
 
 /// The cause of an entry.

@@ -6,6 +6,7 @@
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+use std::time::Duration;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -29,7 +30,7 @@ macro_rules! number {
         pub struct $name(#[n(0)] pub $inner);
 
         impl $name {
-            /// The number that follows this one.
+            /// Returns the next number.
             #[must_use]
             pub const fn next(self) -> Self {
                 Self(self.0 + 1)
@@ -76,10 +77,38 @@ number! {
     /// A shard's configuration number; it only grows.
     Epoch(u64)
 }
+
+impl Epoch {
+    /// The greatest epoch that is taken from outside. No shard reaches it by failovers.
+    pub const MAX: Self = Self(1 << 48);
+}
+
+number! {
+    /// A generation of a shard's channels: it grows with each takeover that may have lost committed entries.
+    Generation(u64)
+}
+number! {
+    /// A start of a node on its data directory; the first one is 1.
+    Life(u64)
+}
+number! {
+    /// A disk of a node, numbered within the node: replicas on an older one are lost. The first one is 1.
+    DiskNumber(u64)
+}
+number! {
+    /// A round in which a primary asks for confirmations, numbered within its epoch; the first one is 1.
+    Round(u64)
+}
 number! {
     /// The position of an entry in its shard's log; the first entry is 1.
     Index(u64)
 }
+
+impl Index {
+    /// The greatest index that is taken from outside: a shard that appends a million entries a second reaches it after nine years.
+    pub const MAX: Self = Self(u64::MAX / IDS_PER_ENTRY);
+}
+
 number! {
     /// The position of a message in its channel; the first message is 1.
     Seq(u64)
@@ -90,7 +119,7 @@ number! {
 }
 
 impl CheckpointNumber {
-    /// The colour of a shard that has taken its part of this checkpoint.
+    /// Returns the colour of a shard that has taken its part of this checkpoint.
     #[must_use]
     pub const fn colour(self) -> Colour {
         Colour(self.0)
@@ -103,7 +132,7 @@ number! {
 }
 
 impl Colour {
-    /// The last checkpoint whose marker a shard of this colour has.
+    /// Returns the last checkpoint whose marker a shard of this colour has appended.
     #[must_use]
     pub const fn number(self) -> CheckpointNumber {
         CheckpointNumber(self.0)
@@ -183,7 +212,7 @@ pub const fn id_of_entry(place: Index, n: u64) -> u64 {
 }
 
 impl TimerId {
-    /// The entry that set the timer, or an earlier place if a restore has given it another number.
+    /// Returns the index of the entry that set the timer, or an earlier one if a restore has given it another number.
     pub(crate) const fn place(self) -> Index {
         Index(self.0 / IDS_PER_ENTRY)
     }
@@ -206,7 +235,19 @@ impl Time {
     /// Returns this time plus a number of milliseconds, at most the greatest time.
     #[must_use]
     pub const fn plus_millis(self, millis: u64) -> Self {
-        self.plus_micros(Micros::from_millis(millis).0)
+        self.plus(Micros::from_millis(millis))
+    }
+
+    /// Returns this time plus a span, at most the greatest time.
+    #[must_use]
+    pub const fn plus(self, span: Micros) -> Self {
+        self.plus_micros(span.0)
+    }
+
+    /// Returns the span from an earlier time to this one; 0 if the other time is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Micros {
+        Micros(self.0.saturating_sub(earlier.0))
     }
 }
 
@@ -217,32 +258,20 @@ impl Time {
 pub struct Served(#[n(0)] pub u64);
 
 impl Served {
-    /// Returns this time plus a number of microseconds, at most the greatest time.
-    #[must_use]
-    pub const fn plus_micros(self, micros: u64) -> Self {
-        Self(self.0.saturating_add(micros))
-    }
-
-    /// Returns this time plus a number of milliseconds, at most the greatest time.
-    #[must_use]
-    pub const fn plus_millis(self, millis: u64) -> Self {
-        self.plus_micros(Micros::from_millis(millis).0)
-    }
-
     /// Returns this time plus a span, at most the greatest time.
     #[must_use]
     pub const fn plus(self, span: Micros) -> Self {
-        self.plus_micros(span.0)
+        Self(self.0.saturating_add(span.0))
     }
 
-    /// Returns the microseconds from an earlier time to this one; 0 if the other time is later.
+    /// Returns the span from an earlier time to this one; 0 if the other time is later.
     #[must_use]
-    pub const fn since(self, earlier: Self) -> u64 {
-        self.0.saturating_sub(earlier.0)
+    pub const fn since(self, earlier: Self) -> Micros {
+        Micros(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// A span of time in microseconds. [`Micros::from_millis`] converts settings, which are in milliseconds.
+/// A span of time in microseconds. All times of the protocol, its settings and its formats have this unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(transparent)]
 pub struct Micros(#[n(0)] pub u64);
@@ -251,13 +280,57 @@ impl Micros {
     /// Returns a span of milliseconds, at most the longest span.
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {
-        Self(millis.saturating_mul(1000))
+        Self(millis.saturating_mul(1_000))
+    }
+
+    /// Returns a span of seconds, at most the longest span.
+    #[must_use]
+    pub const fn from_secs(seconds: u64) -> Self {
+        Self(seconds.saturating_mul(1_000_000))
+    }
+
+    /// Returns the sum of two spans, at most the longest span.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// Returns the rest of this span after another one; 0 if the other one is longer.
+    #[must_use]
+    pub const fn minus(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
+    /// Returns a multiple of the span, at most the longest span.
+    #[must_use]
+    pub const fn times(self, count: u64) -> Self {
+        Self(self.0.saturating_mul(count))
     }
 
     /// Returns half of the span.
     #[must_use]
     pub const fn half(self) -> Self {
         Self(self.0 / 2)
+    }
+}
+
+impl From<Duration> for Micros {
+    /// Drops the part below a microsecond; at most the longest span.
+    fn from(duration: Duration) -> Self {
+        // Without the 128 bits of `as_micros`: a clock is read for each slice of a turn.
+        Self::from_secs(duration.as_secs()).plus(Self(u64::from(duration.subsec_micros())))
+    }
+}
+
+impl From<Micros> for Duration {
+    fn from(span: Micros) -> Self {
+        Self::from_micros(span.0)
+    }
+}
+
+impl fmt::Display for Micros {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} µs", self.0)
     }
 }
 
@@ -283,8 +356,9 @@ impl<'b, C> Decode<'b, C> for BodyHash {
 }
 
 /// A client's session, drawn at random by the shell that opens it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct SessionId(pub u128);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Encode, Decode)]
+#[cbor(transparent)]
+pub struct SessionId(#[cbor(n(0), with = "bytes16")] pub u128);
 
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -298,22 +372,21 @@ impl fmt::Display for SessionId {
     }
 }
 
-impl<C> Encode<C> for SessionId {
-    fn encode<W: minicbor::encode::Write>(
-        &self,
-        e: &mut minicbor::Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), minicbor::encode::Error<W::Error>> {
-        e.bytes(&self.0.to_be_bytes())?.ok()
-    }
-}
+/// The encoding of random numbers of 128 bits: 16 bytes, the most significant one first.
+pub(crate) mod bytes16 {
+    use minicbor::decode::{self, Decoder};
+    use minicbor::encode::{self, Encoder};
 
-impl<'b, C> Decode<'b, C> for SessionId {
-    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
-        let bytes: [u8; 16] = d
-            .bytes()?
-            .try_into()
-            .map_err(|_| minicbor::decode::Error::message("a session id has 16 bytes"))?;
-        Ok(Self(u128::from_be_bytes(bytes)))
+    pub(crate) fn encode<C, W: encode::Write>(
+        number: &u128,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        e.bytes(&number.to_be_bytes())?.ok()
+    }
+
+    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<u128, decode::Error> {
+        let bytes = d.bytes()?.try_into();
+        bytes.map(u128::from_be_bytes).map_err(|_| decode::Error::message("a random number has 16 bytes"))
     }
 }

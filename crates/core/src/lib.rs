@@ -4,15 +4,18 @@
 //! never waits, never touches a file or a socket. The same code runs in production and in the simulator.
 //!
 //! - [`shard::Shard`] is the protocol: it handles an [`shard::Input`] and gives [`shard::Effect`]s.
-//! - [`state::State`] is what a shard knows: the fold of its [`entry::Entry`]s, held as [`records::Records`].
-//! - [`calls`] is what clients and shards ask of a process, and what they are answered.
+//! - [`state::State`] is a shard's state: the fold of its [`entry::Entry`]s, kept as [`records::Records`].
+//! - [`calls`] has the calls of clients and shards to processes, with their answers and refusals.
 //! - [`handler::Handler`] is the user's code as the core sees it; it works on a [`handler::Txn`].
-//! - [`capture::Capture`] is what a query may read: a process as it was at one entry, which holds no shard.
+//! - [`capture::Capture`] is the view of a query: a process as it was at one entry, apart from its shard.
 //! - [`commit_tracker::CommitTracker`] decides what is committed.
+//! - [`replication`] decides what replicas promise and acknowledge, and when an epoch may follow another.
+//! - [`shard_replica::ShardReplica`] is a replica of a shard on a node: its log, its state, and the shard while it leads.
+//! - [`control`] is what a cluster agrees on: its nodes, services, epochs and replicas.
 //! - [`replay::Replay`] finds the entries of a log that survive, and folds them.
 //! - [`log_room::LogRoom`] decides what the owner of the log does next, and when it is full.
-//! - [`start`] plans a life of a node from what it finds; [`shutdown::Shutdown`] decides in which order it ends.
-//! - [`trials::Trials`] gives turns to shards that try what a death of the process may have met.
+//! - [`start`] plans a life of a node from its stored data; [`shutdown::Shutdown`] decides in which order its parts end.
+//! - [`trials::Trials`] gives turns to the shards that try causes which may have ended the process.
 //! - [`checkpointing::driver::Driver`] takes checkpoints, and decides what becomes unnecessary by them.
 
 #![forbid(unsafe_code)]
@@ -24,6 +27,7 @@ pub mod channel;
 pub mod checkpointing;
 pub mod clock;
 pub mod commit_tracker;
+pub mod control;
 pub mod entry;
 pub mod handler;
 pub mod ids;
@@ -35,12 +39,13 @@ pub mod placement;
 pub mod record;
 pub mod records;
 pub mod replay;
+pub mod replication;
 pub mod reply;
 pub mod shard;
 pub mod shard_map;
+pub mod shard_replica;
 pub mod shrink;
 pub mod shutdown;
-mod slab;
 pub mod start;
 pub mod state;
 pub mod topology;

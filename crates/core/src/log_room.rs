@@ -18,10 +18,13 @@
 //! - A trim comes before an append, which may need its space, and a refused append is retried at once after it.
 //! - New work is refused ([`Notice::Full`]) while no further segment can be prepared and the reserve is below
 //!   [`LogRoom::reserve_min`]: the rest is for work that has begun. A checkpoint may still begin, because it releases old
-//!   segments, until half of the rest is used as well ([`LogRoom::is_spent`]).
+//!   segments, until half of the rest is used as well ([`LogRoom::is_spent`]). The other half has space for all markers that
+//!   may be on their way, unless segments are too short for that.
+//! - A promise is marked at once: the mark is the next step after it was reported as durable, unless a batch follows, which carries
+//!   it (protocol, rule 18). Otherwise damage to the promise could be taken for a tail that was never synced.
 //! - An idle log records that all of it is synced. Only a mark that was written counts; without space for it, it is retried.
 
-use crate::ids::Time;
+use crate::ids::{Micros, Time};
 
 /// An event that the owner of the log reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +43,10 @@ pub enum Event {
         segments: usize,
     },
     /// [`Step::Append`] appended all waiting batches.
-    Appended,
+    Appended {
+        /// Whether there is a promise among them.
+        has_promise: bool,
+    },
     /// [`Step::Append`] found no space and appended nothing: the batches still wait.
     NoSpace,
     /// [`Step::Sync`] made all appended batches durable.
@@ -100,6 +106,8 @@ pub enum Notice {
 pub struct LogRoom {
     /// Maximum number of bytes of a segment.
     segment_bytes: u64,
+    /// Bytes of the markers of checkpoints that may be on their way to the log at once.
+    marker_bytes: u64,
     /// The step that was given out and not reported yet.
     performing: Option<Step>,
     submitted: bool,
@@ -108,6 +116,8 @@ pub struct LogRoom {
     closed: bool,
     /// Batches were appended and not synced.
     unsynced: bool,
+    /// There is a promise among them.
+    has_promise: bool,
     /// Time of the next attempt of a refused append; `None` if none was refused.
     retry_at: Option<Time>,
     /// An append was refused while the node shuts down.
@@ -130,28 +140,32 @@ pub struct LogRoom {
 }
 
 impl LogRoom {
-    /// Time that the log is idle before it records that all of it is synced, in ms.
-    pub const IDLE: u64 = 200;
-    /// Interval at which a full disk is tried again, in ms.
-    pub const RETRY: u64 = 50;
-    /// Reserve in bytes below which no new work is accepted, unless segments are shorter than twice that.
+    /// Time that the log is idle before it records that all of it is synced.
+    pub const IDLE: Micros = Micros::from_millis(200);
+    /// Interval at which a full disk is tried again.
+    pub const RETRY: Micros = Micros::from_millis(50);
+    /// Reserve in bytes below which no new work is accepted, unless segments are shorter than twice that, or the markers of
+    /// many shards need more.
     pub const RESERVE_MIN: u64 = 1 << 20;
 
-    /// Creates the state of a log that was just opened, with segments of at most `segment_bytes`.
+    /// Creates the state of a log that was just opened, with segments of at most `segment_bytes`. The markers of checkpoints
+    /// that may be on their way to it at once have at most `marker_bytes`.
     #[must_use]
-    pub fn new(segment_bytes: u64, now: Time) -> Self {
+    pub fn new(segment_bytes: u64, marker_bytes: u64, now: Time) -> Self {
         Self {
             segment_bytes,
+            marker_bytes,
             performing: None,
             submitted: false,
             trim: false,
             ending: false,
             closed: false,
             unsynced: false,
+            has_promise: false,
             retry_at: None,
             gives_up: false,
             marked: false,
-            idle_at: now.plus_millis(Self::IDLE),
+            idle_at: now.plus(Self::IDLE),
             short: false,
             prepared: false,
             room: None,
@@ -181,8 +195,9 @@ impl LogRoom {
                     self.retry_at = self.retry_at.map(|_| now);
                 }
             }
-            Event::Appended => {
+            Event::Appended { has_promise } => {
                 self.performed(Step::Append);
+                self.has_promise |= has_promise;
                 (self.submitted, self.unsynced, self.marked) = (false, true, false);
                 self.retry_at = None;
                 self.room_changed();
@@ -190,18 +205,19 @@ impl LogRoom {
             Event::NoSpace => {
                 self.performed(Step::Append);
                 self.gives_up = self.ending;
-                self.retry_at = Some(now.plus_millis(Self::RETRY));
+                self.retry_at = Some(now.plus(Self::RETRY));
                 self.room_changed();
             }
             Event::Synced => {
                 self.performed(Step::Sync);
                 self.unsynced = false;
-                self.idle_at = now.plus_millis(Self::IDLE);
+                let is_urgent = std::mem::take(&mut self.has_promise);
+                self.idle_at = if is_urgent { now } else { now.plus(Self::IDLE) };
             }
             Event::Marked(is_written) => {
                 self.performed(Step::Mark);
                 self.marked = is_written;
-                self.idle_at = now.plus_millis(Self::IDLE);
+                self.idle_at = now.plus(Self::IDLE);
                 self.room_changed();
             }
             Event::Prepared { is_short } => {
@@ -286,7 +302,8 @@ impl LogRoom {
     /// prepared.
     #[must_use]
     pub fn reserve_min(&self, segment_bytes_next: u64) -> u64 {
-        (segment_bytes_next / 2).max((self.segment_bytes / 2).min(Self::RESERVE_MIN))
+        let least = Self::RESERVE_MIN.max(self.marker_bytes.saturating_mul(2));
+        (segment_bytes_next / 2).max((self.segment_bytes / 2).min(least))
     }
 
     fn performed(&mut self, step: Step) {

@@ -390,7 +390,8 @@ mod tests {
                     }
                 }
             }
-            check(map.all().root.as_ref().unwrap(), true);
+            // With few keys, the last one may be removed at the end.
+            map.all().root.as_ref().map(|root| check(root, true));
             assert_eq!(entries(map.all()), model.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>());
             for (copy, model, within, more_max) in copies {
                 let expected: Vec<_> = model.range(within.clone()).map(|(k, v)| (*k, *v)).collect();

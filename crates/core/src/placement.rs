@@ -1,16 +1,19 @@
 //! The placement of the shards of a topology, as one node sees it.
 
-use crate::ids::ShardId;
+use crate::ids::{Index, ShardId};
 use crate::topology::Topology;
+use serde::{Deserialize, Serialize};
 
 /// The place of a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Place {
     /// On this node.
     Here,
-    /// On another node.
+    /// On another node: this one needs nothing of the shard.
     Elsewhere,
-    /// On no known node; a shard that does not exist is not placed either.
+    /// On no known node, so that what this one still has of it may be all there is; a shard that does not exist is not
+    /// placed either.
     Unplaced,
 }
 
@@ -47,6 +50,29 @@ impl Placement {
         shards.filter(|(_, place)| **place == Place::Here).map(|(shard, _)| shard)
     }
 
+    /// Returns the shards of the topology that are not on this node, in the order of their numbers, with their places.
+    pub fn not_here(&self) -> impl Iterator<Item = (ShardId, Place)> {
+        let shards = (0..).map(ShardId).zip(self.places.iter().copied());
+        shards.filter(|(_, place)| *place != Place::Here)
+    }
+
+    /// Returns the shards on other nodes, in the order of their numbers.
+    pub fn elsewhere(&self) -> impl Iterator<Item = ShardId> {
+        self.not_here().filter(|(_, place)| *place == Place::Elsewhere).map(|(shard, _)| shard)
+    }
+
+    /// Returns, by shard number, the index up to which this node's log needs no entry, once a checkpoint replaces it up to
+    /// these: nothing of a shard that is elsewhere, everything of one that is not placed.
+    #[must_use]
+    pub fn trim_tops(&self, replaced: &[(ShardId, Index)]) -> Vec<Index> {
+        let top = |place: &Place| if *place == Place::Elsewhere { Index(u64::MAX) } else { Index(0) };
+        let mut tops: Vec<Index> = self.places.iter().map(top).collect();
+        for (shard, top) in replaced {
+            tops[shard.0 as usize] = *top;
+        }
+        tops
+    }
+
     /// Returns the number of shards on this node.
     #[must_use]
     pub fn count_here(&self) -> u32 {
@@ -70,5 +96,9 @@ mod tests {
         assert_eq!((placement.count_here(), Placement::all_here(&topology).count_here()), (2, 4));
         assert_eq!([0, 1, 2, 3, 4].map(|shard| placement.of(ShardId(shard)))[..4], places);
         assert_eq!(placement.of(ShardId(4)), Place::Unplaced, "it does not exist");
+        let others = [(ShardId(1), Place::Elsewhere), (ShardId(2), Place::Unplaced)];
+        assert_eq!(placement.not_here().collect::<Vec<_>>(), others);
+        let tops = placement.trim_tops(&[(ShardId(3), Index(7))]);
+        assert_eq!(tops, [0, u64::MAX, 0, 7].map(Index), "shard 0 is newer than the checkpoint");
     }
 }

@@ -4,13 +4,20 @@
 //! higher epoch at an existing index voids the entries at that index and above it; a cut voids the entries above its
 //! index. So the entries that *survive* are found first, and only those are folded. As long as no folded entry is
 //! voided, one reading does both; otherwise [`Replay::end_reading`] names the shards that a second reading has to fold
-//! again from their parts.
+//! again from their parts. An install begins the log of a shard anew behind another snapshot, from which the shard then
+//! begins as well.
 //!
-//! Knows no log and no checkpoint: entries and cuts are passed in.
+//! A shard of several replicas is *kept*: of its entries none is known to be committed, so none is folded (rule 16); what survives is
+//! collected for its [`ShardReplica`](crate::shard_replica::ShardReplica).
+//!
+//! Knows no log and no checkpoint: entries, cuts and installs are passed in.
 
+use crate::blob::Blob;
 use crate::entry::{Cause, Entry, NoEntry};
 use crate::ids::{CheckpointNumber, Epoch, Index, ShardId};
+use crate::replication::table::{EpochTable, LogPoint};
 use crate::shard_map::ShardMap;
+use crate::shard_replica::{LogEntry, Record, ReplicaLog};
 use crate::state::{Misfit, Position, State};
 use thiserror::Error;
 
@@ -67,6 +74,21 @@ pub enum ReplayError {
         /// The epoch of the last entry.
         last: Epoch,
     },
+    /// A snapshot was installed in an epoch that was over, or below an installed one.
+    #[error(
+        "shard {shard}: a snapshot up to entry {index} was installed in epoch {epoch}, in a log of epoch {last} that holds more; the \
+         log is of two histories"
+    )]
+    Install {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch of the install.
+        epoch: Epoch,
+        /// The last entry that the snapshot covers.
+        index: Index,
+        /// The epoch of the last entry or cut.
+        last: Epoch,
+    },
     /// The entry at the checkpoint's marker is another one.
     #[error(
         "entry {index} of shard {shard} is not the marker of checkpoint {number}: the log and the checkpoints \
@@ -96,53 +118,56 @@ pub enum ReplayError {
     },
 }
 
-/// Entries of one epoch without a gap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
-    epoch: Epoch,
-    first: Index,
-    last: Index,
-}
-
 /// The entries of one shard's log that survive.
 #[derive(Clone, Debug, Default)]
 struct Chain {
-    /// Ascending in index and epoch, each beginning where the one before ends.
-    runs: Vec<Run>,
-    /// The last index; `None` before the log's first entry or cut.
-    end: Option<Index>,
-    /// The epoch of a cut that left no run.
+    /// They follow a base that stands for whatever came before; `None` before the log's first entry.
+    table: Option<EpochTable>,
+    /// The epoch of the last cut or install.
     cut: Epoch,
+    /// The last entry that an installed snapshot covers: it is committed, as are all before it.
+    floor: Index,
 }
 
 impl Chain {
+    /// Returns the last index; `None` before the log's first entry.
+    fn end(&self) -> Option<Index> {
+        self.table.as_ref().map(|table| table.last().index)
+    }
+
+    /// Returns the epoch above which an entry or a cut has to be that voids entries.
+    fn last_epoch(&self) -> Epoch {
+        let table = self.table.as_ref().filter(|table| table.last() != table.base());
+        table.map_or(self.cut, |table| table.last().epoch)
+    }
+
     /// Adds an entry; true if it voids entries before it.
     ///
     /// # Errors
     /// [`Misfit::Index`] for a gap and for an entry of the same epoch again; [`Misfit::Epoch`] for one of a lower epoch.
     fn add(&mut self, shard: ShardId, epoch: Epoch, index: Index) -> Result<bool, Misfit> {
-        // The log begins wherever trimming left off.
-        let Some(end) = self.end else {
-            self.push(epoch, index);
-            return Ok(false);
+        let before = index.0.checked_sub(1).map(Index).filter(|before| *before >= self.floor);
+        let Some(before) = before else {
+            return Err(Misfit::Index { shard, last: self.end().unwrap_or_default(), found: index });
         };
-        if end.0.checked_add(1) == Some(index.0) {
-            let last = self.runs.last().map_or(Epoch(0), |run| run.epoch);
-            if epoch < last {
-                return Err(Misfit::Epoch { shard, index, last, found: epoch });
+        // The log begins wherever trimming left off.
+        let table = self.table.get_or_insert_with(|| behind(before));
+        let end = table.last();
+        if end.index == before {
+            if epoch < end.epoch {
+                return Err(Misfit::Epoch { shard, index, last: end.epoch, found: epoch });
             }
-            self.push(epoch, index);
+            table.push(LogPoint { epoch, index });
             return Ok(false);
         }
-        let last = self.runs.last().map_or(self.cut, |run| run.epoch);
-        if index > end || epoch == last {
-            return Err(Misfit::Index { shard, last: end, found: index });
+        let last = self.last_epoch();
+        if index > end.index || epoch == last {
+            return Err(Misfit::Index { shard, last: end.index, found: index });
         }
         if epoch < last {
             return Err(Misfit::Epoch { shard, index, last, found: epoch });
         }
-        self.void(index);
-        self.push(epoch, index);
+        self.keep(before).push(LogPoint { epoch, index });
         Ok(true)
     }
 
@@ -151,40 +176,50 @@ impl Chain {
     /// # Errors
     /// [`ReplayError::Cut`] if an entry that it would void is of its epoch or of a higher one.
     fn cut(&mut self, shard: ShardId, epoch: Epoch, index: Index) -> Result<bool, ReplayError> {
-        if self.end.is_none_or(|end| end <= index) {
+        if self.end().is_none_or(|end| end <= index) {
             return Ok(false);
         }
-        let last = self.runs.last().map_or(self.cut, |run| run.epoch);
-        if epoch <= last {
+        let last = self.last_epoch();
+        if epoch <= last || index < self.floor {
             return Err(ReplayError::Cut { shard, epoch, index, last });
         }
-        self.void(Index(index.0 + 1));
+        self.keep(index);
         self.cut = epoch;
-        self.end = Some(index);
         Ok(true)
     }
 
-    fn push(&mut self, epoch: Epoch, index: Index) {
-        match self.runs.last_mut() {
-            Some(run) if run.epoch == epoch => run.last = index,
-            _ => self.runs.push(Run { epoch, first: index, last: index }),
+    /// Begins anew behind an installed snapshot.
+    ///
+    /// # Errors
+    /// [`ReplayError::Install`] if an entry or a cut before it is of a higher epoch, or the snapshot is, or covers less than an earlier one.
+    fn install(&mut self, shard: ShardId, epoch: Epoch, base: LogPoint) -> Result<(), ReplayError> {
+        let last = self.last_epoch().max(base.epoch);
+        if epoch < last || base.index < self.floor {
+            return Err(ReplayError::Install { shard, epoch, index: base.index, last });
         }
-        self.end = Some(index);
+        *self = Self { table: Some(EpochTable::new(base)), cut: epoch, floor: base.index };
+        Ok(())
     }
 
-    /// Drops the entries from an index on.
-    fn void(&mut self, from: Index) {
-        while self.runs.pop_if(|run| run.first >= from).is_some() {}
-        if let Some(run) = self.runs.last_mut() {
-            // Its first index is below `from`, so that is at least 1.
-            run.last = run.last.min(Index(from.0 - 1));
+    /// Drops the entries behind an index, which may be below all of them.
+    fn keep(&mut self, index: Index) -> &mut EpochTable {
+        let table = self.table.get_or_insert_with(|| behind(index));
+        if index < table.base().index {
+            *table = behind(index);
+        } else {
+            table.truncate(index);
         }
+        table
     }
 
     fn has(&self, epoch: Epoch, index: Index) -> bool {
-        let run = self.runs.binary_search_by_key(&epoch, |run| run.epoch);
-        run.is_ok_and(|at| (self.runs[at].first..=self.runs[at].last).contains(&index))
+        self.table.as_ref().is_some_and(|table| table.has(LogPoint { epoch, index }))
     }
+}
+
+/// The table of a log that begins behind an index. The entry there is unknown: no entry is of epoch 0.
+fn behind(index: Index) -> EpochTable {
+    EpochTable::new(LogPoint { epoch: Epoch(0), index })
 }
 
 /// A shard on its way through the log.
@@ -200,6 +235,10 @@ struct Track {
     is_void: bool,
     /// Whether it is folded again, in the second reading.
     is_restarted: bool,
+    /// The last entry that an installed snapshot covers, which is newer than the part.
+    installed: Option<LogPoint>,
+    /// The entries that survive, if they are not folded.
+    kept: Option<ReplicaLog>,
     applied: u64,
     skipped: u64,
 }
@@ -224,6 +263,8 @@ pub struct Replayed {
     pub entries: u64,
     /// Entries that the states held already.
     pub entries_skipped: u64,
+    /// The logs of the shards that were kept, in the order of the states; `None` for a shard that was folded.
+    pub logs: Vec<Option<ReplicaLog>>,
 }
 
 impl Replay {
@@ -242,12 +283,38 @@ impl Replay {
             epoch: state.position().epoch,
             is_void: false,
             is_restarted: false,
+            installed: None,
+            kept: None,
             applied: 0,
             skipped: 0,
         };
         let tracks = states.iter().map(track).collect();
         let places = states.iter().zip(0..).map(|(state, at)| (state.shard(), at)).collect();
         Self { states, tracks, places, shards }
+    }
+
+    /// Keeps a shard: its entries are not folded over its state, but collected, the last ones of up to `bytes_max` bytes together.
+    /// Call it before the first reading.
+    ///
+    /// # Panics
+    /// If the shard is not placed here.
+    pub fn keep(&mut self, shard: ShardId, bytes_max: u64) {
+        let track = &mut self.tracks[*self.places.get(shard).expect("a shard on this node")];
+        let Position { epoch, index, .. } = track.marker;
+        track.kept = Some(ReplicaLog::new(LogPoint { epoch, index }, bytes_max));
+    }
+
+    /// Whether a shard is kept.
+    #[must_use]
+    pub fn is_kept(&self, shard: ShardId) -> bool {
+        self.places.get(shard).is_some_and(|at| self.tracks[*at].kept.is_some())
+    }
+
+    /// Returns the last entry that the installed snapshot of a shard covers, from which it has to begin in place of the checkpoint's
+    /// part; `None` if it begins from that.
+    #[must_use]
+    pub fn installed(&self, shard: ShardId) -> Option<LogPoint> {
+        self.places.get(shard).and_then(|at| self.tracks[*at].installed)
     }
 
     /// Returns the position of a shard; `None` if it is not placed here.
@@ -281,11 +348,15 @@ impl Replay {
             Err(misfit) => return Err(track.fault.take().map_or(misfit.into(), |(_, error)| error)),
         }
         track.epoch = track.epoch.max(epoch);
-        if !track.is_void
-            && track.fault.is_none()
-            && let Err(error) = track.fold(state, epoch, index, bytes)
-        {
-            track.fault = Some((index, error));
+        let taken = if track.kept.is_some() {
+            track.collect(shard, LogPoint { epoch, index }, bytes)
+        } else if track.is_void || track.fault.is_some() {
+            return Ok(());
+        } else {
+            track.fold(state, epoch, index, bytes)
+        };
+        if let Err(error) = taken {
+            track.fault.get_or_insert((index, error));
         }
         Ok(())
     }
@@ -301,11 +372,40 @@ impl Replay {
         if track.chain.cut(shard, epoch, index)? {
             track.void(&self.states[at], Index(index.0 + 1));
         }
+        if let Some(log) = &mut track.kept {
+            log.handle_record(Record::Cut { epoch, keep: index });
+        }
         Ok(())
     }
 
-    /// Ends the first reading. Returns the shards of which entries were folded that do not survive: for each, call
-    /// [`Self::restart`] and then [`Self::handle_again`] with all of the log's entries once more. Usually there are none.
+    /// Takes an install in the first reading: the shard's entries before it do not count, and the next one follows `base`, the last
+    /// one that a snapshot covers.
+    ///
+    /// # Errors
+    /// As [`Self::handle_entry`].
+    pub fn handle_install(
+        &mut self,
+        shard: ShardId,
+        epoch: Epoch,
+        base: LogPoint,
+    ) -> Result<(), ReplayError> {
+        let Some(at) = self.at(shard, base.index)? else { return Ok(()) };
+        let track = &mut self.tracks[at];
+        track.chain.install(shard, epoch, base)?;
+        track.epoch = track.epoch.max(epoch);
+        track.void(&self.states[at], Index(0));
+        if base.index > track.marker.index {
+            (track.installed, track.is_void) = (Some(base), true);
+        }
+        if let Some(log) = &mut track.kept {
+            log.handle_record(Record::Install { epoch, base });
+        }
+        Ok(())
+    }
+
+    /// Ends the first reading. Returns the shards of which entries were folded that do not survive, or that begin from an installed
+    /// snapshot: for each, call [`Self::restart`] and then, unless it is kept, [`Self::handle_again`] with all of the log's entries
+    /// once more. Usually there are none.
     ///
     /// # Errors
     /// [`ReplayError`] if an entry that survives cannot be folded, or entries that the checkpoint holds are gone.
@@ -316,8 +416,8 @@ impl Replay {
                 return Err(error);
             }
             // Whole segments are trimmed from the front: if any entry is left, so are all after it.
-            let marker = track.marker.index;
-            if let Some(last) = track.chain.end.filter(|last| *last < marker) {
+            let marker = track.installed.map_or(track.marker.index, |base| base.index);
+            if let Some(last) = track.chain.end().filter(|last| *last < marker) {
                 return Err(ReplayError::LogTooShort { shard, last, marker });
             }
             if track.is_void {
@@ -327,15 +427,26 @@ impl Replay {
         Ok(void)
     }
 
-    /// Begins to fold a shard again, from the state that it had at first.
+    /// Begins to fold a shard again, from the state that it had at first, or from that of the [installed](Self::installed) snapshot.
     ///
     /// # Panics
     /// If the state is another one.
     pub fn restart(&mut self, state: State) {
         let at = *self.places.get(state.shard()).expect("a shard of the first reading");
         let track = &mut self.tracks[at];
-        assert_eq!(state.position(), track.marker, "the state that the first reading began with");
-        (track.is_void, track.is_restarted) = (false, true);
+        let position = state.position();
+        match track.installed {
+            Some(base) => {
+                assert_eq!(
+                    (position.epoch, position.index),
+                    (base.epoch, base.index),
+                    "the installed snapshot"
+                );
+                track.marker = position;
+            }
+            None => assert_eq!(position, track.marker, "the state that the first reading began with"),
+        }
+        (track.is_void, track.is_restarted) = (false, track.kept.is_none());
         (track.applied, track.skipped) = (0, 0);
         self.states[at] = state;
     }
@@ -355,6 +466,10 @@ impl Replay {
         let Some(at) = self.at(shard, index)? else { return Ok(()) };
         let (track, state) = (&mut self.tracks[at], &mut self.states[at]);
         if !track.is_restarted {
+            return Ok(());
+        }
+        // Behind the base of an installed snapshot nothing of it is in the log.
+        if track.installed.is_some() && index <= track.marker.index {
             return Ok(());
         }
         // An entry that was voided may have been appended once more: its first copy was folded.
@@ -380,13 +495,15 @@ impl Replay {
         for (track, state) in self.tracks.iter().zip(&self.states) {
             let position = state.position().index;
             assert!(!track.is_void && track.fault.is_none(), "shard {} is folded", state.shard());
-            let end = track.chain.end.unwrap_or(position).max(track.marker.index);
+            let end = track.chain.end().unwrap_or(position).max(track.marker.index);
+            let end = track.kept.as_ref().map_or(end, |log| log.snapshot().index);
             assert_eq!(position, end, "shard {} is folded to its end", state.shard());
         }
         let sum = |count: fn(&Track) -> u64| self.tracks.iter().map(count).sum();
         let (entries, entries_skipped) = (sum(|track| track.applied), sum(|track| track.skipped));
         let epochs = self.tracks.iter().map(|track| track.epoch).collect();
-        Replayed { states: self.states, epochs, entries, entries_skipped }
+        let logs = self.tracks.into_iter().map(|track| track.kept).collect();
+        Replayed { states: self.states, epochs, entries, entries_skipped, logs }
     }
 }
 
@@ -394,6 +511,9 @@ impl Track {
     /// Notes that the entries from an index on are void.
     fn void(&mut self, state: &State, from: Index) {
         let is_fault_void = self.fault.take_if(|(index, _)| *index >= from).is_some();
+        if self.kept.is_some() {
+            return;
+        }
         let position = state.position().index;
         self.is_void |= is_fault_void || position > self.marker.index && position >= from;
     }
@@ -406,10 +526,51 @@ impl Track {
         index: Index,
         bytes: &[u8],
     ) -> Result<(), ReplayError> {
-        let (shard, marker) = (state.shard(), self.marker);
+        if let Some(entry) = self.decode(state.shard(), epoch, index, bytes)? {
+            state.apply(entry)?;
+            self.applied += 1;
+        }
+        Ok(())
+    }
+
+    /// Adds an entry to the log of a shard that is kept.
+    fn collect(&mut self, shard: ShardId, point: LogPoint, bytes: &[u8]) -> Result<(), ReplayError> {
+        let LogPoint { epoch, index } = point;
+        let log = self.kept.as_mut().expect("its caller looked");
+        let snapshot = log.snapshot();
+        if index > snapshot.index {
+            // The chain may follow something else than the snapshot.
+            match log.table().epoch_at(Index(index.0 - 1)) {
+                Some(last) if last > epoch => {
+                    return Err(Misfit::Epoch { shard, index, last, found: epoch }.into());
+                }
+                Some(_) => {}
+                None => {
+                    let last = log.table().last().index;
+                    return Err(Misfit::Index { shard, last, found: index }.into());
+                }
+            }
+        }
+        log.handle_record(Record::Entry(LogEntry { point, bytes: Blob::from(bytes) }));
+        // The chain lets no entry at an installed snapshot pass.
+        if self.installed.is_none() || index > snapshot.index {
+            self.decode(shard, epoch, index, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Decodes and checks an entry; `None` if the part has it already.
+    fn decode(
+        &mut self,
+        shard: ShardId,
+        epoch: Epoch,
+        index: Index,
+        bytes: &[u8],
+    ) -> Result<Option<Entry>, ReplayError> {
+        let marker = self.marker;
         if index < marker.index {
             self.skipped += 1;
-            return Ok(());
+            return Ok(None);
         }
         let entry = Entry::decode(bytes).map_err(|source| ReplayError::NoEntry { shard, index, source })?;
         if index == marker.index {
@@ -420,13 +581,11 @@ impl Track {
                 return Err(ReplayError::Unbound { shard, index, number: colour.number() });
             }
             self.skipped += 1;
-            return Ok(());
+            return Ok(None);
         }
         if entry.index != index || entry.epoch != epoch {
             return Err(ReplayError::Misplaced { shard, index, found: entry.index });
         }
-        state.apply(entry)?;
-        self.applied += 1;
-        Ok(())
+        Ok(Some(entry))
     }
 }

@@ -14,12 +14,12 @@
 //!
 //! - One group ends after the other, in the order of [`Group::ORDER`], so that each still has what it needs to finish: steps of
 //!   tasks reach their shards, shards their log. Work that they leave undone waits in the log for the next start.
-//! - Steps of tasks and queries are users' code, and are waited for only until a deadline.
+//! - Steps of tasks, queries and services' checks are users' code, and are waited for only until a deadline.
 //! - After a failure or a kill all groups are stopped at once, and no step's outcome counts any more.
 //! - The data are marked clean only once the log has ended regularly, which includes its last mark, and never after a failure
 //!   or a kill. A cause of such a life cannot have ended the process, so the next one suspects none.
 
-use crate::ids::Time;
+use crate::ids::{Micros, Time};
 
 /// Parts of a node that end together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +30,11 @@ pub enum Group {
     Checkpoints,
     /// Parts that own the shards. They first commit the work that they have accepted.
     Workers,
-    /// Parts that answer queries.
+    /// Parts that answer queries, until no client waits for one.
     Queries,
-    /// Parts that write the log and prepare its segments.
+    /// Parts that write the log and prepare its segments, and the one that watches over queries.
     Log,
-    /// Parts that watch over the others, and copies and checks that still run.
+    /// Parts that watch over the others, that run services' checks, and idle ones that answer queries.
     Watchdog,
 }
 
@@ -51,8 +51,8 @@ pub enum Event {
     Ended(Group),
     /// The node has a fatal error. Only the first time counts.
     Failed,
-    /// The node is abandoned.
-    Killed,
+    /// The node is abandoned: users' code is waited for until this time at most. Only the first time counts.
+    Killed(Time),
 }
 
 /// The next step of the shell.
@@ -85,6 +85,7 @@ pub struct Shutdown {
     /// Time until which that group is awaited.
     limit: Option<Time>,
     failed: bool,
+    killed: bool,
     /// Whether the node has neither failed nor been killed.
     orderly: bool,
     /// Whether the log has ended regularly.
@@ -93,8 +94,10 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Time in ms that queries have for their answers, even after the deadline: their shards may release them last.
-    pub const LAST_ANSWERS: u64 = 1_000;
+    /// Time that queries have for their answers, even after the deadline: their shards may release them last.
+    pub const LAST_ANSWERS: Micros = Micros::from_secs(1);
+    /// Time that services' checks have to end, even after the deadline: they are users' code, and cannot be stopped.
+    pub const LAST_READS: Micros = Micros::from_secs(2);
 
     /// Creates the end of a life, in which steps of tasks and queries are waited for until a time.
     #[must_use]
@@ -106,6 +109,7 @@ impl Shutdown {
             stopped_all: false,
             limit: None,
             failed: false,
+            killed: false,
             orderly: true,
             log_ended: false,
             marked: false,
@@ -129,7 +133,12 @@ impl Shutdown {
                 self.until = self.until.min(now);
                 self.limit = self.limit.map(|limit| limit.min(now));
             }
-            Event::Killed => self.orderly = false,
+            Event::Killed(_) if self.killed => {}
+            Event::Killed(until) => {
+                (self.killed, self.orderly) = (true, false);
+                self.until = self.until.min(until);
+                self.limit = self.limit.map(|limit| limit.min(until));
+            }
         }
     }
 
@@ -151,8 +160,9 @@ impl Shutdown {
             self.stopped = true;
             self.limit = match group {
                 Group::Tasks => Some(self.until),
-                Group::Queries => Some(self.until.max(now.plus_millis(Self::LAST_ANSWERS))),
-                _ => None,
+                Group::Queries => Some(self.until.max(now.plus(Self::LAST_ANSWERS))),
+                Group::Watchdog => Some(now.plus(Self::LAST_READS)),
+                Group::Checkpoints | Group::Workers | Group::Log => None,
             };
             if !self.stopped_all || group == Group::Watchdog {
                 return Step::Stop(group);

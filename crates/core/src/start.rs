@@ -7,9 +7,14 @@
 //! 2. [`Services::accept`], once it has recovered the states, and before it cuts the log's tail;
 //! 3. [`StartPlan::new`], whose epochs it makes durable before any shard uses one.
 
-use crate::ids::{Epoch, ServiceId, ShardId};
+use crate::commit_tracker::EpochConfig;
+use crate::ids::{Epoch, Generation, Life, Micros, ReplicaId, ServiceId, ShardId};
 use crate::record::{RecordKey, TaskHead};
-use crate::shard::{Settings, Shard};
+use crate::replication::epoch::EpochRecord;
+use crate::replication::lease::Grants;
+use crate::replication::table::Losses;
+use crate::shard::Settings;
+use crate::shard_replica::{self, Recovery, ReplicaName, ReplicaSettings, ShardReplica};
 use crate::state::State;
 use crate::topology::{Topology, TopologyError};
 use crate::trials::Trials;
@@ -65,8 +70,9 @@ impl Services {
     /// Adds the services of a program to those that the data has.
     ///
     /// # Errors
-    /// [`StartError::NoCode`] if the data has a service without code: all that comes due for it would become dead letters.
-    /// [`StartError::Topology`] if a service is asked for that cannot be.
+    /// [`StartError::NoCode`] if the data has a service without code, because all of its work that comes due would become
+    /// dead letters.
+    /// [`StartError::Topology`] if a service of the program is invalid.
     pub fn plan(stored: Topology, asked: &[ServiceLimits], code: &dyn Code) -> Result<Self, StartError> {
         let unknown = stored.services().iter().filter(|service| !code.has_service(&service.name));
         refuse(unknown.map(|service| format!("service {}", service.name)).collect())?;
@@ -82,7 +88,7 @@ impl Services {
         Ok(Self { topology: Arc::new(topology), settings })
     }
 
-    /// Accepts recovered states, of which all that waits has code.
+    /// Accepts recovered states if there is code for all that waits in them.
     ///
     /// # Errors
     /// [`StartError::NoCode`], naming each kind of task without code.
@@ -102,8 +108,8 @@ impl Services {
     }
 
     /// Fits the settings to the node: no entry may be larger than half of what the log takes in one write,
-    /// `batch_bytes_max`, and a wall clock that is far ahead is confirmed for `clock_confirm` milliseconds.
-    pub fn fit(&mut self, batch_bytes_max: usize, clock_confirm: u64) {
+    /// `batch_bytes_max`, and a wall clock that is far ahead is confirmed for `clock_confirm`.
+    pub fn fit(&mut self, batch_bytes_max: usize, clock_confirm: Micros) {
         for settings in &mut self.settings {
             settings.entry_bytes_max = settings.entry_bytes_max.min(batch_bytes_max / 2);
             settings.clock_confirm = clock_confirm;
@@ -176,29 +182,48 @@ impl StartPlan {
         Self { epochs, assume_clean: past.is_new || past.ended_cleanly }
     }
 
-    /// Returns the shards of a life, not yet started, and the turns of those that try suspected causes. While the turns
-    /// hold all others, each shard is held too.
+    /// Returns the replicas of a life that has no peers, each with the epoch that it is to lead alone, and the turns of those that
+    /// try suspected causes. While the turns hold all others, each shard begins held too. `states` are folded to the end of the log.
     ///
     /// # Panics
-    /// If a state is of no shard of the topology.
+    /// If a state is of no shard of the topology, or none of this plan.
     #[must_use]
-    pub fn shards(&self, states: Vec<State>, services: &Services) -> (Vec<Shard>, Trials) {
+    pub fn replicas(
+        &self,
+        life: Life,
+        states: Vec<State>,
+        services: &Services,
+    ) -> (Vec<(ShardReplica, Box<EpochRecord>)>, Trials) {
         let make = |state: State| {
-            let service = services.topology.service_of(state.shard());
+            let shard = state.shard();
+            let service = services.topology.service_of(shard);
             let settings = services.settings(service.expect("each state is of a shard of the topology"));
-            let mut shard = Shard::new(state, Arc::clone(&services.topology), settings.clone());
+            let (name, epoch) = (ReplicaName { id: ReplicaId::FIRST, life }, self.epochs[&shard]);
+            let mut recovery = Recovery::new(state);
+            recovery.handle_record(shard_replica::Record::Promise(epoch));
+            let (topology, limits) = (Arc::clone(&services.topology), ReplicaSettings::default());
+            let mut replica =
+                ShardReplica::new(name, recovery, Grants::new(), topology, settings.clone(), limits);
             if self.assume_clean {
-                shard.assume_clean();
+                replica.assume_clean();
             }
-            shard
+            let record = Box::new(EpochRecord {
+                config: EpochConfig::single(epoch, ReplicaId::FIRST),
+                life,
+                lease: Micros(0),
+                generation: Generation(0),
+                base: replica.replica().table().last(),
+                losses: Losses::default(),
+            });
+            (shard, replica, record)
         };
-        let mut shards: Vec<Shard> = states.into_iter().map(make).collect();
-        let met = shards.iter().filter(|shard| shard.has_met()).map(|shard| shard.state().shard());
+        let mut replicas: Vec<_> = states.into_iter().map(make).collect();
+        let met = replicas.iter().filter(|(_, replica, _)| replica.has_met()).map(|(shard, ..)| *shard);
         let trials = Trials::new(met);
         if trials.is_held() {
-            shards.iter_mut().for_each(Shard::hold);
+            replicas.iter_mut().for_each(|(_, replica, _)| replica.hold());
         }
-        (shards, trials)
+        (replicas.into_iter().map(|(_, replica, record)| (replica, record)).collect(), trials)
     }
 }
 
@@ -345,9 +370,14 @@ mod tests {
         let attempt = || vec![Write { key: RecordKey::attempt(&begun), value: Some(value.clone()) }];
         let held = |is_new, ended_cleanly| {
             let states = vec![state(0, 1, vec![]), state(1, 1, attempt())];
-            let plan = StartPlan::new(Past { epoch_floor: Epoch(1), is_new, ended_cleanly }, &[]);
-            let (shards, trials) = plan.shards(states, &services);
-            assert_eq!(shards.len(), 2);
+            let known = [0, 1].map(|shard| KnownEpochs {
+                shard: ShardId(shard),
+                promised: Epoch(0),
+                logged: Epoch(1),
+            });
+            let plan = StartPlan::new(Past { epoch_floor: Epoch(1), is_new, ended_cleanly }, &known);
+            let (replicas, trials) = plan.replicas(Life(1), states, &services);
+            assert_eq!(replicas.len(), 2);
             trials.is_held()
         };
         assert!(held(false, false));

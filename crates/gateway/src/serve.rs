@@ -39,8 +39,7 @@ const LAST_RESORT: Duration = Duration::from_secs(5);
 const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Reasons for which a server ended or did not start. `Debug` prints the message, so that a `main` that returns this
-/// error
-/// prints a sentence.
+/// error prints a sentence.
 #[derive(Error)]
 pub enum ServerError {
     /// The variable `STEAD_LISTEN` is not an address.
@@ -151,6 +150,8 @@ pub struct Serve {
 pub struct Ready {
     /// The address that it listens on.
     pub address: SocketAddr,
+    /// The address at which the node serves native clients, if it does.
+    pub native: Option<SocketAddr>,
     /// The data directory.
     pub data_dir: PathBuf,
     /// The recovery of the node at its start.
@@ -286,7 +287,8 @@ impl Serve {
         let open = |source| ServerError::Open { data_dir: data_dir.clone(), source };
         let node = builder.open().map_err(open)?;
         let shutdown_timeout = node.shutdown_timeout();
-        let connections_max = descriptors::connections_max(self.limits.connections_max);
+        let native = node.native_address().map_or(0, |_| descriptors::native_connections_max());
+        let connections_max = descriptors::connections_max(self.limits.connections_max + native) - native;
         let limits = Limits { connections_max, shutdown_timeout, ..self.limits };
         let server = http::serve(&node, listener, &data_dir, limits)?;
         report_ready(&data_dir, &server, &node, self.on_ready);
@@ -337,8 +339,7 @@ fn is_child() -> bool {
 }
 
 /// Whether a supervisor that has died started this process: its socket is still standard input. Processes that a server
-/// starts
-/// have another standard input.
+/// starts have another standard input.
 fn is_orphan() -> bool {
     supervisor().is_some() && socket_of_supervisor().is_ok_and(|socket| socket.local_addr().is_ok())
 }
@@ -405,16 +406,17 @@ fn exit(code: i32) -> ! {
 }
 
 fn report_ready(data_dir: &Path, server: &Server, node: &Node, on_ready: Option<OnReady>) {
-    let (address, recovery) = (server.address(), *node.recovery());
+    let (address, native, recovery) = (server.address(), node.native_address(), *node.recovery());
+    let clients = native.map_or_else(String::new, |native| format!(", native clients on {native}"));
     stderr::line(format_args!(
-        "stead: serving {} on http://{address}, process {}, {} entries replayed in {} ms",
+        "stead: serving {} on http://{address}{clients}, process {}, {} entries replayed in {} ms",
         data_dir.display(),
         std::process::id(),
         recovery.entries_replayed,
         recovery.duration.as_millis()
     ));
     let Some(on_ready) = on_ready else { return };
-    let ready = Ready { address, data_dir: data_dir.to_owned(), recovery };
+    let ready = Ready { address, native, data_dir: data_dir.to_owned(), recovery };
     // On a thread of its own: a server whose output is not read must serve, too.
     let spawned = thread::Builder::new().name("stead-ready".to_owned()).spawn(move || on_ready(ready));
     if let Err(error) = spawned {

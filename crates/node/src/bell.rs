@@ -7,24 +7,44 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 use stead_core::ids::Time;
+use stead_net::network::Wake;
 
-/// The bell of one part. Any thread rings it; the part's thread parks until it is rung. The simulator takes the ring instead.
+/// The bell of one thread: a part's, or that of a client's connections. Any thread rings it; its own sleeps until it is rung:
+/// parked, or in a wait for its network.
+/// The simulator takes the ring instead.
 #[derive(Debug, Default)]
 pub struct Bell {
     rung: AtomicBool,
-    parked: AtomicBool,
-    thread: OnceLock<Thread>,
+    sleeps: AtomicBool,
+    sleeper: OnceLock<Sleeper>,
+}
+
+/// The thread that a bell wakes.
+#[derive(Debug)]
+enum Sleeper {
+    Parked(Thread),
+    AtNetwork(Wake),
+}
+
+impl Sleeper {
+    fn wake(&self) {
+        match self {
+            Self::Parked(thread) => thread.unpark(),
+            // If the system refuses it, the sleep still ends at its time.
+            Self::AtNetwork(wake) => drop(wake.wake()),
+        }
+    }
 }
 
 impl Bell {
     /// Requests a turn of the part.
     pub fn ring(&self) {
-        // Either the thread sees the ring before it parks, or this sees that it is parked.
+        // Either the thread sees the ring before it sleeps, or this sees that it sleeps.
         self.rung.store(true, Ordering::SeqCst);
-        if self.parked.swap(false, Ordering::SeqCst)
-            && let Some(thread) = self.thread.get()
+        if self.sleeps.swap(false, Ordering::SeqCst)
+            && let Some(sleeper) = self.sleeper.get()
         {
-            thread.unpark();
+            sleeper.wake();
         }
     }
 
@@ -34,8 +54,13 @@ impl Bell {
     }
 
     /// Makes the bell wake the current thread from now on.
-    pub(crate) fn attach(&self) {
-        let _ = self.thread.set(std::thread::current());
+    pub fn attach(&self) {
+        let _ = self.sleeper.set(Sleeper::Parked(std::thread::current()));
+    }
+
+    /// Makes the bell end a wait for a network from now on.
+    pub fn attach_to(&self, network: Wake) {
+        let _ = self.sleeper.set(Sleeper::AtNetwork(network));
     }
 
     /// Whether a turn is requested.
@@ -44,23 +69,27 @@ impl Bell {
     }
 
     /// Sleeps until the bell is rung or the time has come; spins a little first, because waking a thread takes long.
-    pub(crate) fn park(&self, now: Time, until: Option<Time>, spins: u32) {
+    pub fn park(&self, now: Time, until: Option<Time>, spins: u32) {
+        self.sleep(now, until, spins, |time| match time {
+            Some(time) => std::thread::park_timeout(time),
+            None => std::thread::park(),
+        });
+    }
+
+    /// Sleeps as a parked part does, but by `wait`, at the network to which the bell is attached: for this time, or without one
+    /// until it is woken.
+    pub fn sleep(&self, now: Time, until: Option<Time>, spins: u32, wait: impl FnOnce(Option<Duration>)) {
         for _ in 0..spins {
             if self.rung.load(Ordering::Relaxed) {
                 return;
             }
             std::hint::spin_loop();
         }
-        self.parked.store(true, Ordering::SeqCst);
+        self.sleeps.store(true, Ordering::SeqCst);
         if !self.rung.load(Ordering::SeqCst) {
-            match until {
-                Some(until) => {
-                    std::thread::park_timeout(Duration::from_micros(until.0.saturating_sub(now.0)));
-                }
-                None => std::thread::park(),
-            }
+            wait(until.map(|until| until.since(now).into()));
         }
-        self.parked.store(false, Ordering::SeqCst);
+        self.sleeps.store(false, Ordering::SeqCst);
     }
 }
 

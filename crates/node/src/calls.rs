@@ -125,7 +125,7 @@ fn token(generation: u32, slot: u32) -> CallToken {
     CallToken(u64::from(generation) << 32 | u64::from(slot))
 }
 
-/// The slot that a token names.
+/// Returns the slot of a token.
 fn slot_of(token: CallToken) -> usize {
     (token.0 & u64::from(u32::MAX)) as usize
 }

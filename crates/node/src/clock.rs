@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "these are the clocks of production")]
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use stead_core::ids::Time;
+use stead_core::ids::{Micros, Time};
 
 /// The clocks that a node reads.
 pub trait Clock: Send + Sync + 'static {
@@ -37,9 +37,8 @@ impl SystemClock {
 
 impl Clock for SystemClock {
     fn steady(&self) -> Time {
-        // Read for each slice of a turn: without the 128 bits of `as_micros`.
         let since = self.start.elapsed();
-        self.begun.plus_micros(since.as_secs() * 1_000_000 + u64::from(since.subsec_micros()))
+        self.begun.plus(since.into())
     }
 
     fn wall(&self) -> Time {
@@ -51,5 +50,5 @@ impl Clock for SystemClock {
 #[must_use]
 pub fn system_time() -> Time {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    Time(Micros::from(since).0)
 }

@@ -2,16 +2,17 @@
 
 use crate::checkpoint::{CheckpointCommand, Event, News};
 use crate::clock::Clock;
-pub(crate) use crate::reply::{Caller, NoAnswer, Reply, ReplyTo};
+use crate::reply::Caller;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use stead_core::calls::{Call, Outcome};
 use stead_core::capture::View;
 use stead_core::checkpointing::driver::Action;
 use stead_core::handler::Handler;
-use stead_core::ids::{ShardId, TaskId};
+use stead_core::ids::{CheckpointNumber, ShardId, TaskId, Time};
 use stead_core::record::TaskRecord;
 use stead_core::shard::{Effect, Input, Shard, StepOutcome};
+use stead_core::shutdown::Step;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::wal::{Wal, WalError};
@@ -30,12 +31,12 @@ pub trait Env: 'static {
 
 /// Sees what passes between the parts of a node, and may change it, for a simulator. By default it does nothing.
 pub trait Watch: Send + Sync + 'static {
-    /// A shard is about to be given an input.
+    /// Called before a shard handles an input.
     fn input(&self, shard: &Shard, input: &Input) {
         let _ = (shard, input);
     }
 
-    /// A shard has handled the input, and these effects are about to be performed.
+    /// Called after a shard has handled an input, before these effects are performed.
     fn effects(&self, shard: &Shard, effects: &mut Vec<Effect>) {
         let _ = (shard, effects);
     }
@@ -45,24 +46,36 @@ pub trait Watch: Send + Sync + 'static {
         let _ = (from, to, inputs);
     }
 
-    /// A step of a task is about to run.
+    /// Called before a step of a task runs.
     fn begins(&self, shard: ShardId, id: TaskId, task: &TaskRecord) {
         let _ = (shard, id, task);
     }
 
-    /// A worker is about to treat its submissions up to this ticket as durable.
+    /// Called before a worker treats its submissions up to this ticket as durable.
     fn durable(&self, worker: usize, ticket: &mut u64) {
         let _ = (worker, ticket);
     }
 
-    /// The driver of checkpoints has decided on an action, which is about to be performed.
+    /// Called before a worker adds these bytes to the account of the node's memory, or subtracts negative ones: of entries
+    /// that wait for the log, of messages in outboxes, and of clients' calls.
+    fn account(&self, bytes: &mut [i64; 3]) {
+        let _ = bytes;
+    }
+
+    /// Called before an action of the driver of checkpoints is performed.
     fn action(&self, action: &mut Action) {
         let _ = action;
     }
 
-    /// A command of the checkpoint part or the merge part is about to be performed; `None` withholds it.
+    /// Called before a command of the checkpoint part or the merge part is performed; `None` withholds it.
     fn command(&self, command: CheckpointCommand) -> Option<CheckpointCommand> {
         Some(command)
+    }
+
+    /// A checkpoint is about to be read, and to be kept from deletion meanwhile: `false` leaves it without that.
+    fn pin(&self, number: CheckpointNumber) -> bool {
+        let _ = number;
+        true
     }
 
     /// News of checkpoints is about to be left in the inbox of a worker; `None` withholds it, until
@@ -72,9 +85,35 @@ pub trait Watch: Send + Sync + 'static {
         Some(news)
     }
 
-    /// An event of a shard's snapshot is about to be left for the checkpoint part; `None` drops it.
+    /// Called before an event of a shard's snapshot is left for the checkpoint part; `None` drops it.
     fn snapshot(&self, event: Event) -> Option<Event> {
         Some(event)
+    }
+
+    /// Called when a worker has looked whether it must keep its snapshots because so much waits to be written.
+    fn holds_back(&self, holds: &mut bool) {
+        let _ = holds;
+    }
+
+    /// Called when the queue of queries has looked whether it has no room for one that its shard has released.
+    fn is_full(&self, is_full: &mut bool) {
+        let _ = is_full;
+    }
+
+    /// Called when the node is about to fail, for this reason; false withholds it.
+    fn fails(&self, reason: &str) -> bool {
+        let _ = reason;
+        true
+    }
+
+    /// Called when the node is about to be abandoned; its end waits for users' code until this time.
+    fn kills(&self, until: &mut Time) {
+        let _ = until;
+    }
+
+    /// Called before a step of the end of the node is performed.
+    fn shutdown(&self, step: &mut Step) {
+        let _ = step;
     }
 
     /// Records in an idle log that all of it is synced; returns whether the mark was written.

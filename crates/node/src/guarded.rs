@@ -2,7 +2,7 @@
 //! admission of queries, and the handling of its panics.
 
 use crate::clock::Clock;
-use crate::env::{Env, Program};
+use crate::env::{Env, Program, Watch};
 use crate::memory::Memory;
 use crate::shared::Shared;
 use crate::slice::Slice;
@@ -14,6 +14,7 @@ use stead_core::calls::{Call, Outcome, Refusal};
 use stead_core::capture::View;
 use stead_core::handler::{Handler, QueryPlace, Txn};
 use stead_core::ids::Time;
+use stead_core::shard::{Effect, Input, Shard};
 
 /// A program's handler, guarded.
 pub(crate) struct Guarded<E: Env> {
@@ -92,10 +93,20 @@ impl<E: Env> Handler for Guarded<E> {
 
     fn is_spent(&self) -> bool {
         let is_over = self.is_over.get()
+            // Perhaps by the handler that has just run.
+            || self.shared.is_ended()
             || self.memory.is_pressed()
             || self.slice.is_over(|| self.shared.clock.steady())
             || self.handler.is_spent();
         self.is_over.set(is_over);
         is_over
+    }
+
+    fn sees_input(&mut self, shard: &Shard, input: &Input) {
+        self.shared.watch.input(shard, input);
+    }
+
+    fn sees_effects(&mut self, shard: &Shard, effects: &mut Vec<Effect>) {
+        self.shared.watch.effects(shard, effects);
     }
 }

@@ -11,6 +11,7 @@ use stead_core::ids::{CheckpointNumber, Index, SessionId, ShardId};
 use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::shard::{DeadLetterAction, Input};
+use stead_core::shard_replica;
 
 /// A command for a worker.
 pub(crate) enum Command<C> {
@@ -29,12 +30,14 @@ pub(crate) enum Command<C> {
     Every { input: Input, from: usize },
     /// The next part of a shard must have every record.
     ForceFull(ShardId),
-    /// The checkpoints up to this one accept no more parts: their snapshots are drained and dropped.
-    GivenUp(CheckpointNumber),
+    /// The checkpoints up to this one take no more parts, of one shard or of any: their snapshots are drained and dropped.
+    Discard { shard: Option<ShardId>, number: CheckpointNumber },
     /// Report the status of the shards; `taken` is that of the first ones.
     Status { to: mpsc::Sender<WorkerStatus>, taken: Vec<ShardStatus> },
     /// Pass the state of one shard to a function.
     Look { shard: ShardId, look: Box<dyn FnOnce(&stead_core::state::State) + Send> },
+    /// An input for a replica of a shard, from the control plane or from a peer.
+    Replica { shard: ShardId, input: shard_replica::Input },
     /// Commit the accepted work, then end.
     Stop,
 }
@@ -81,7 +84,7 @@ pub(crate) struct Inbox<C> {
     /// Whether anything was added since the worker last took everything.
     is_filled: AtomicBool,
     /// The worker's bell.
-    pub(crate) bell: Bell,
+    pub(crate) bell: Arc<Bell>,
     /// The last of the worker's submissions that the log holds durably.
     durable: AtomicU64,
 }
@@ -91,7 +94,7 @@ impl<C> Inbox<C> {
         Self {
             queue: Mutex::new(Some(Queue { commands: Vec::new(), inputs: Vec::new() })),
             is_filled: AtomicBool::new(false),
-            bell: Bell::default(),
+            bell: Arc::default(),
             durable: AtomicU64::new(0),
         }
     }

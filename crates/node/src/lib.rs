@@ -10,22 +10,25 @@
 
 mod bell;
 mod calls;
-mod check_marks;
 pub mod checkpoint;
 mod checks;
 mod clock;
 mod copies;
+mod data;
 mod drive;
 mod env;
 pub mod events;
 mod guarded;
 mod inbox;
 mod life;
+mod lifecycle;
 mod listed;
 mod log;
 mod memory;
 mod metrics;
+mod native;
 mod open;
+mod operator;
 mod outlet;
 mod pace;
 pub mod panics;
@@ -33,9 +36,11 @@ mod part;
 mod queries;
 mod ready;
 mod reply;
+mod roster;
 mod shared;
 mod shutdown;
 mod slice;
+mod starting;
 mod status;
 pub mod stderr;
 mod stepped;
@@ -44,29 +49,34 @@ mod watchdog;
 mod worker;
 
 pub use bell::Bell;
-pub use check_marks::note_unended;
 pub use checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
-pub use checks::CheckPart;
+pub use checks::{CheckPart, note_unended};
 pub use clock::{Clock, SystemClock, Wall, system_time};
-pub use copies::{CopyPart, CopyReport, copy_stored};
+pub use copies::{CopyFailure, CopyPart, CopyReply, CopyReport, CopyTarget, Opener, begin_copy};
 pub use env::{Env, Program, StepCall, Watch};
-pub use life::Life;
+pub use life::{AskedStatus, Life};
+pub use lifecycle::EndOrder;
 pub use listed::{list_checkpoints, verify_stored};
 pub use log::{LogDesk, LogHub, LogPart, PreparePart, Submission};
 pub use memory::{MemoryLimits, MemoryStatus};
 pub use metrics::{Metrics, ServiceMetrics};
-pub use open::{CheckpointOptions, CopyTarget, Drawn, OpenError, Options, RecoverOptions, Recovery, recover};
+pub use open::{
+    CheckpointOptions, Drawn, NativeOptions, OpenError, Options, RecoverOptions, Recovery, Registered, Sizes,
+    recover, recover_options,
+};
+pub use operator::{Deletion, Verification};
 pub use part::{Part, Turned};
 pub use queries::{QueryPart, QueryWatch};
 pub use ready::{LOG_LAG_MAX, NotReady};
 pub use reply::{Caller, NoAnswer, Reply, ReplyTo};
+pub use roster::PartId;
 pub use shared::{LOOK_TIMEOUT, Shared};
-pub use shutdown::{EndHub, ShutdownPart};
+pub use shutdown::EndPart;
 pub use status::{
-    CheckStatus, ClockStatus, CopyStatus, LogStatus, RecoveryReport, ServiceStatus, ShardStatus, Status,
-    StuckQuery, TaskStatus,
+    CheckStatus, ClockStatus, CopyStatus, LogStatus, RecoveryReport, ServiceStatus, ShardNotHere,
+    ShardStatus, Status, StuckQuery, TaskStatus,
 };
 pub use stead_core::start::ServiceLimits;
-pub use stepped::Stepped;
+pub use stepped::{Ender, Fill, Started, Stepped};
 pub use steps::StepPart;
 pub use worker::Worker;

@@ -3,47 +3,44 @@
 #![expect(clippy::disallowed_methods, reason = "a shutdown waits for threads")]
 
 use crate::checkpoint::{CheckpointFailure, CheckpointInfo, CheckpointReport, Event};
-use crate::copies::{AskedCopy, CopyReport};
-use crate::env::{Env, Program, Reply};
+use crate::copies::CopyReply;
+use crate::data::Data;
+use crate::drive::drive;
+use crate::env::{Env, Program};
 use crate::events::{self, LAST_WORDS};
 use crate::inbox::Command;
-use crate::listed::{Listed, verify_stored};
+use crate::lifecycle::{EndOrder, Lifecycle};
+use crate::listed::Listed;
 use crate::metrics::{Metrics, ServiceMetrics};
-use crate::panics;
-use crate::part::Turned;
 use crate::ready::NotReady;
+use crate::reply::Reply;
+use crate::roster::PartId;
 use crate::shared::{LOOK_TIMEOUT, Shared, stage};
-use crate::shutdown::{EndHub, ShutdownPart};
-use crate::status::{CheckStatus, ClockStatus, RecoveryReport, ServiceStatus, ShardStatus, Status};
-use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::{JoinHandle, ThreadId};
+use crate::shutdown::EndPart;
+use crate::status::{
+    CheckStatus, ClockStatus, RecoveryReport, ServiceStatus, ShardStatus, Status, WorkerStatus,
+};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use stead_core::ids::{CheckpointNumber, Time};
-use stead_core::shutdown::Group;
-use stead_core::state::State;
-use stead_core::topology::Topology;
-use stead_store::checkpoint::checks::{CheckOutcome, Checked};
-use stead_store::checkpoint::collect::delete_checkpoint;
-use stead_store::checkpoint::manifest::CheckResult;
+use stead_store::checkpoint::load::Loaders;
 use stead_store::checkpoint::store::BlobStore;
-use stead_store::checkpoint::verify::{Report, ServiceCheck};
-use stead_store::data_dir::DataDir;
 use stead_store::wal::WalReader;
 
 /// One life of a node. When it is dropped the node is shut down.
 pub struct Life<E: Env> {
     pub(crate) shared: Arc<Shared<E>>,
-    /// The threads, each with its group.
-    pub(crate) threads: Mutex<Vec<(Group, JoinHandle<()>)>>,
-    pub(crate) own_threads: Mutex<Vec<ThreadId>>,
-    /// Whether its parts were put on threads.
-    pub(crate) is_spawned: AtomicBool,
-    /// Held by the thread that ends the node: a second one waits for it.
-    pub(crate) ending: Mutex<()>,
-    /// Owned until the last thread has ended.
-    pub(crate) data_dir: Mutex<Option<DataDir>>,
+    /// The threads of its parts.
+    pub(crate) threads: Mutex<Vec<(PartId, JoinHandle<()>)>>,
+    /// Decides who ends the node.
+    pub(crate) lifecycle: Mutex<Lifecycle>,
+    /// Notified when an end is over.
+    pub(crate) end_is_over: Condvar,
+    pub(crate) data: Arc<Data>,
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) log: WalReader,
     pub(crate) listed: Mutex<Listed>,
@@ -51,28 +48,66 @@ pub struct Life<E: Env> {
     pub(crate) opened: Instant,
     /// The time for which a shutdown waits for steps of tasks.
     pub(crate) shutdown_timeout: Duration,
+    /// The loaders of a checkpoint that is verified.
+    pub(crate) readers: Loaders,
+    /// The address at which it serves clients.
+    pub(crate) native: Option<SocketAddr>,
+}
+
+/// The status of the shards, which their workers answer one by one.
+pub struct AskedStatus {
+    from: mpsc::Receiver<WorkerStatus>,
+    shards: Vec<ShardStatus>,
+}
+
+impl AskedStatus {
+    /// Waits for the workers, for a limited time. Returns the shards of those that have answered.
+    fn wait(mut self, limit: Duration) -> Vec<ShardStatus> {
+        let until = Instant::now() + limit;
+        while let Ok(worker) = self.from.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            self.shards.extend(worker.shards);
+        }
+        self.shards
+    }
+
+    /// Takes the answers that have come. Returns the shards once all workers have answered or ended.
+    pub fn take(&mut self) -> Option<Vec<ShardStatus>> {
+        loop {
+            match self.from.try_recv() {
+                Ok(worker) => self.shards.extend(worker.shards),
+                Err(mpsc::TryRecvError::Empty) => return None,
+                Err(mpsc::TryRecvError::Disconnected) => return Some(std::mem::take(&mut self.shards)),
+            }
+        }
+    }
 }
 
 impl<E: Env> Life<E> {
-    /// The state that the threads share, for clients.
+    /// Returns the state that the threads and the clients share.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared<E>> {
         &self.shared
     }
 
-    /// The log, for readers.
+    /// Returns the log, for readers.
     #[must_use]
     pub fn log(&self) -> &WalReader {
         &self.log
     }
 
-    /// The report of the start.
+    /// Returns the address at which it serves clients by the native protocol, if it does.
+    #[must_use]
+    pub fn native_address(&self) -> Option<SocketAddr> {
+        self.native
+    }
+
+    /// Returns the report of the start.
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
         &self.recovery
     }
 
-    /// The time that a shutdown gives to running steps, from [`Options`](crate::Options).
+    /// Returns the time that a shutdown gives to running steps, from [`Options`](crate::Options).
     #[must_use]
     pub fn shutdown_timeout(&self) -> Duration {
         self.shutdown_timeout
@@ -86,20 +121,26 @@ impl<E: Env> Life<E> {
         self.shared.readiness(self.shared.now())
     }
 
-    /// The state of the node. Waits up to [`LOOK_TIMEOUT`] for workers that are held by a handler.
+    /// Returns the state of the node. Waits up to [`LOOK_TIMEOUT`] for workers that are held by a handler.
     #[must_use]
     pub fn status(&self) -> Status {
-        let shared = &self.shared;
+        self.status_of(self.ask_status().wait(LOOK_TIMEOUT))
+    }
+
+    /// Asks the workers for the status of their shards.
+    #[must_use]
+    pub fn ask_status(&self) -> AskedStatus {
         let (to, from) = mpsc::channel();
-        for inbox in &shared.inboxes {
+        for inbox in &self.shared.inboxes {
             inbox.push(Command::Status { to: to.clone(), taken: Vec::new() });
         }
-        drop(to);
-        let until = Instant::now() + LOOK_TIMEOUT;
-        let mut shards: Vec<ShardStatus> = Vec::new();
-        while let Ok(worker) = from.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            shards.extend(worker.shards);
-        }
+        AskedStatus { from, shards: Vec::new() }
+    }
+
+    /// The state of the node, with that of the shards that have answered.
+    #[must_use]
+    pub fn status_of(&self, mut shards: Vec<ShardStatus>) -> Status {
+        let shared = &self.shared;
         shards.sort_by_key(|shard| shard.shard);
         let services = shared.topology.services().iter().map(|service| ServiceStatus {
             name: service.name.clone(),
@@ -117,6 +158,7 @@ impl<E: Env> Life<E> {
             services: services.collect(),
             clock: ClockStatus::of(&shards),
             shards,
+            shards_not_here: shared.not_here().collect(),
             log: shared.log.status(),
             memory: shared.memory.status(),
             checkpoint: some(shared.snapshots.newest.load(Ordering::Relaxed)),
@@ -127,13 +169,13 @@ impl<E: Env> Life<E> {
         }
     }
 
-    /// The last checkpoint whose checks ended, if one of them failed, or a check was given up; else the last one.
+    /// Returns the last checkpoint with a failed or given-up check or, if there is none, the last one whose checks ended.
     #[must_use]
     pub fn last_check(&self) -> Option<CheckStatus> {
         self.shared.checks.last()
     }
 
-    /// Counts since the node was opened.
+    /// Returns the node's metrics, counted since it was opened.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         let shared = &self.shared;
@@ -174,7 +216,7 @@ impl<E: Env> Life<E> {
         self.shared.snapshots.send(Event::Interval(interval));
     }
 
-    /// The checkpoints that are stored, the oldest first. Lists files, and reads each manifest once in the node's life.
+    /// Returns the stored checkpoints, the oldest first. Lists files, and reads each manifest once in the node's life.
     ///
     /// # Errors
     /// [`CheckpointFailure::Store`].
@@ -184,7 +226,7 @@ impl<E: Env> Life<E> {
         Ok(found)
     }
 
-    /// A checkpoint, if it is complete. Lists files.
+    /// Returns a checkpoint; `None` if it is not complete. Lists files.
     ///
     /// # Errors
     /// [`CheckpointFailure::Store`].
@@ -199,153 +241,116 @@ impl<E: Env> Life<E> {
         self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Recomputes a checkpoint from what is stored, and runs the services' checks. Reads all of it. It also runs checks that
-    /// were given up because they did not end; one that ends counts as sound again.
+    /// Requests a copy of a checkpoint, as [`Shared::copy_checkpoint`].
     ///
     /// # Errors
-    /// [`CheckpointFailure::Store`] if it is damaged. What is whole but inconsistent is in the report.
-    pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
-        let shared = &self.shared;
-        let _pin = shared.snapshots.pin(CheckpointNumber(number));
-        let (store, marks) = (&*self.store, &shared.checks.marks);
-        let mut check = |service: &str, topology: &Topology, cut: &[State]| {
-            // On a full disk it runs without a mark: a person waits for it.
-            let mark = marks.begin(shared, store, CheckpointNumber(number), service);
-            let found = shared.program.check(service, topology, cut);
-            if let Ok(mark) = mark {
-                marks.end(shared, store, mark, service);
-            }
-            found
-        };
-        let report =
-            verify_stored(store, number, Some(shared.copies.owner.cluster), &shared.program, &mut check)?;
-        // A checkpoint that was passed over is checked now.
-        if report.check != CheckOutcome::NotChecked && !shared.is_ended() {
-            let result = |check: &ServiceCheck| CheckResult {
-                service: check.service.clone(),
-                failure: check.failure.clone(),
-                skipped: (check.outcome == CheckOutcome::NotChecked)
-                    .then(|| "the service's code was not there".to_owned()),
-            };
-            let results = report.checks.iter().map(result).collect();
-            let (incarnation, checked) = (shared.topology.incarnation, shared.now());
-            Checked { incarnation, number: CheckpointNumber(number), checked, results }.store(store)?;
-        }
-        Ok(report)
-    }
-
-    /// Deletes a checkpoint, unless it is the newest one, which a restart needs.
-    ///
-    /// # Errors
-    /// [`CheckpointFailure`].
-    pub fn delete_checkpoint(&self, number: u64) -> Result<(), CheckpointFailure> {
-        Ok(delete_checkpoint(&*self.store, CheckpointNumber(number), &self.shared.snapshots.pinned())?)
-    }
-
-    /// Copies a checkpoint to an address, `file:///directory` or `s3://bucket/prefix`, on a thread of its own. The reply is
-    /// dropped if the node ends.
-    ///
-    /// # Errors
-    /// [`CheckpointFailure::Busy`] if as many copies run or wait as may; [`CheckpointFailure::Store`] if the system gives no
-    /// thread.
-    pub fn copy_checkpoint(
-        &self,
-        number: u64,
-        to: &str,
-        reply: Box<dyn Reply<Result<CopyReport, CheckpointFailure>>>,
-    ) -> Result<(), CheckpointFailure> {
-        let asked = AskedCopy::admit(&self.shared)?;
-        let (store, to) = (Arc::clone(&self.store), to.to_owned());
-        let spawned = std::thread::Builder::new().name("stead-copy".to_owned()).spawn(move || {
-            let copied = panics::catch_own(|| asked.run(&*store, number, &to));
-            drop(asked);
-            reply.send(copied.unwrap_or_else(|panic| {
-                let text = format!("the copy panicked; this is a bug in Stead: {panic}");
-                Err(CheckpointFailure::Store(text))
-            }));
-        });
-        spawned.map(drop).map_err(|error| {
-            CheckpointFailure::Store(format!("cannot start a thread to copy checkpoint {number}: {error}"))
-        })
+    /// As [`Shared::copy_checkpoint`].
+    pub fn copy_checkpoint(&self, number: u64, to: &str, reply: CopyReply) -> Result<(), CheckpointFailure> {
+        self.shared.copy_checkpoint(number, to, reply)
     }
 
     /// Shuts the node down: takes no more calls, waits up to `limit` for running steps of tasks, commits and answers what
-    /// was taken, and ends all threads.
+    /// was taken, ends all threads, and releases the data directory. Waits for another caller that ends the node. Called by one of
+    /// the node's own threads, it waits neither for that thread nor for another caller.
     pub fn shutdown(&self, limit: Duration) {
-        if !self.is_spawned.load(Ordering::SeqCst) {
-            // Nothing has run, and nothing will: the data must not be marked as those of a life that ended in order.
-            return self.abandon();
-        }
-        let begun = Instant::now();
-        let Some(_ending) = self.begin_end() else { return };
-        if self.data_dir().is_none() {
-            // It has ended: the directory is given up last.
-            return;
-        }
-        let left = limit.saturating_sub(begun.elapsed());
-        let until = self.shared.now().plus_micros(micros(left));
-        self.shared.begin_end();
-        self.end(until);
+        self.end_here(Ending::InOrder, limit);
     }
 
-    /// Ends the node as a crash would: nothing is waited for, nothing more is written. For tests.
+    /// Ends the node as a crash would: no work is finished, and nothing more is written. Users' code that runs is waited for, up
+    /// to [`Self::shutdown_timeout`], also if a shutdown with more time has begun. For tests.
     pub fn kill(&self) {
-        self.shared.stage.store(stage::KILLED, Ordering::SeqCst);
-        // Also for a shutdown that waits.
-        self.shared.wake_all();
-        if let Some(_ending) = self.begin_end() {
-            self.end(self.shared.now().plus_micros(micros(self.shutdown_timeout)));
+        self.end_here(Ending::Kill, self.shutdown_timeout);
+    }
+
+    /// Ends the node on this thread, or waits for the one that does so.
+    fn end_here(&self, ending: Ending, limit: Duration) {
+        let by = self.shared.roster.part_on(thread::current().id());
+        let until = self.shared.now().plus(limit.into());
+        loop {
+            match self.ask_end(ending, until, by) {
+                (EndOrder::Begin, Some(part)) => return self.drive_end(part),
+                (EndOrder::Wait, _) => self.await_end(),
+                _ => return,
+            }
         }
     }
 
-    /// Waits for another that ends the node. `None` on a thread of the node itself, if there is one: that one waits for it.
-    fn begin_end(&self) -> Option<MutexGuard<'_, ()>> {
-        let here = std::thread::current().id();
-        let is_own = self.own_threads.lock().unwrap_or_else(PoisonError::into_inner).contains(&here);
-        if is_own || self.shared.queries.is_own_thread(here) {
-            return self.ending.try_lock().ok();
-        }
-        Some(self.ending.lock().unwrap_or_else(PoisonError::into_inner))
+    fn lifecycle(&self) -> MutexGuard<'_, Lifecycle> {
+        self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends all threads and gives the data directory up.
-    fn end(&self, until: Time) {
-        let ending = Ending { life: self, steps: RefCell::default() };
-        let mut part = ShutdownPart::new(until);
-        while part.turn(&ending, self.shared.now()) != Turned::Ended {}
-        drop(self.data_dir().take());
+    /// Begins a part, whose turns begin with `run`. From the first one on the life has an end.
+    ///
+    /// # Errors
+    /// That of `run`: the system has refused a thread. The part has then not begun.
+    pub(crate) fn begin_part<T>(&self, id: PartId, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.lifecycle().begin();
+        self.shared.begin_part(id, run)
+    }
+
+    /// Asks for the end of the node, which waits for users' code until a time. `by` is the part that asks, `None` for a caller from
+    /// outside. Returns the caller's order, and for [`EndOrder::Begin`] the part that needs its turns.
+    pub(crate) fn ask_end(
+        &self,
+        ending: Ending,
+        until: Time,
+        by: Option<PartId>,
+    ) -> (EndOrder, Option<EndPart>) {
+        if ending == Ending::Kill {
+            // Also for an end that has begun.
+            self.shared.kill(until);
+        }
+        let order = self.lifecycle().end(by);
+        let part = match order {
+            EndOrder::Begin => {
+                self.shared.begin_end();
+                Some(EndPart::new(&self.shared, Arc::clone(&self.data), until, by))
+            }
+            EndOrder::Abandon => {
+                self.abandon();
+                None
+            }
+            EndOrder::Wait | EndOrder::Nothing => None,
+        };
+        (order, part)
+    }
+
+    /// Waits until no other thread ends the node.
+    fn await_end(&self) {
+        let mut lifecycle = self.lifecycle();
+        while lifecycle.is_ending() {
+            lifecycle = self.end_is_over.wait(lifecycle).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Gives the end its turns on this thread, and waits for the threads of the other parts.
+    fn drive_end(&self, mut part: EndPart) {
+        let _over = EndOver(self);
+        drive(&self.shared, &mut part).expect("the end of a node has no error");
+        self.join();
         events::flush(LAST_WORDS);
+        self.note_ended();
     }
 
-    /// Marks the data as those of a life that ended in order, so that the next one suspects nothing.
-    pub(crate) fn mark_clean(&self) {
-        let Some(data_dir) = &mut *self.data_dir() else { return };
-        self.shared.checks.marks.forgive(&*self.store);
-        if let Err(error) = data_dir.update(|meta| meta.clean = true) {
-            // The next start then suspects what waits, which costs a little time and nothing else.
-            events::warn(format_args!("cannot record the clean shutdown: {error}"));
-        }
+    /// Notes that the node has ended: callers that wait for that go on.
+    pub(crate) fn note_ended(&self) {
+        self.lifecycle().note_ended();
+        self.end_is_over.notify_all();
     }
 
-    /// Gives up a life that has no threads, as a crash does.
+    /// Abandons the life as a crash does: its data stay as they are.
     pub(crate) fn abandon(&self) {
         self.shared.stage.store(stage::KILLED, Ordering::SeqCst);
-        drop(self.data_dir().take());
+        self.data.release();
+        self.note_ended();
     }
 
-    fn data_dir(&self) -> MutexGuard<'_, Option<DataDir>> {
-        self.data_dir.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn join(&self, group: Group) {
-        loop {
-            let thread = {
-                let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(at) = threads.iter().position(|(other, _)| *other == group) else { return };
-                threads.swap_remove(at).1
-            };
-            // A handler may hold the last handle; its own thread cannot be waited for.
-            if thread.thread().id() != std::thread::current().id() {
+    /// Waits for the threads of the parts that have ended.
+    fn join(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for (part, thread) in threads {
+            // A handler may hold the last handle of the node; its own thread cannot be waited for.
+            if !self.shared.roster.is_left(part) && thread.thread().id() != thread::current().id() {
                 // A panic was caught in the thread and reported.
                 let _ = thread.join();
             }
@@ -353,91 +358,29 @@ impl<E: Env> Life<E> {
     }
 }
 
-/// The end of a life. It waits on the thread that ends the node.
-struct Ending<'a, E: Env> {
-    life: &'a Life<E>,
-    /// The names of steps that ran too long.
-    steps: RefCell<Vec<String>>,
+/// The two ways to end a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Its work is finished, and its data are marked as those of a life that ended in order.
+    InOrder,
+    /// Its work is left undone, as by a crash.
+    Kill,
 }
 
-impl<E: Env> EndHub for Ending<'_, E> {
-    fn is_failed(&self) -> bool {
-        self.life.shared.failure.get().is_some()
-    }
+/// Lets another caller end the node if this one panics before the end.
+struct EndOver<'a, E: Env>(&'a Life<E>);
 
-    fn is_killed(&self) -> bool {
-        self.life.shared.stage.load(Ordering::SeqCst) == stage::KILLED
+impl<E: Env> Drop for EndOver<'_, E> {
+    fn drop(&mut self) {
+        self.0.lifecycle().note_broken_off();
+        self.0.end_is_over.notify_all();
     }
-
-    fn stop(&self, group: Group) {
-        self.life.shared.stop(group);
-    }
-
-    fn stop_all(&self) {
-        self.life.shared.stop_all();
-    }
-
-    fn has_ended(&self, group: Group, until: Option<Time>) -> bool {
-        let (life, shared) = (self.life, &self.life.shared);
-        let left = |until: Time| Duration::from_micros(until.0.saturating_sub(shared.now().0));
-        let deadline = until.map(|until| Instant::now() + left(until));
-        match (group, deadline) {
-            (Group::Tasks, Some(deadline)) => {
-                let steps = shared.steps.await_end(deadline);
-                if !steps.is_empty() {
-                    self.steps.replace(steps);
-                    return false;
-                }
-            }
-            (Group::Queries, Some(deadline)) => {
-                shared.queries.await_answers(deadline);
-                return Instant::now() < deadline;
-            }
-            (Group::Log, _) => {
-                shared.queries.await_end();
-                life.join(Group::Queries);
-            }
-            (Group::Watchdog, _) => {
-                life.join(group);
-                shared.copies.await_end();
-                shared.checks.await_end();
-            }
-            _ => {}
-        }
-        life.join(group);
-        true
-    }
-
-    /// Threads whose step has not ended are left to themselves: nothing that they bring is taken any more.
-    fn abandon(&self, group: Group) {
-        if group != Group::Tasks {
-            return;
-        }
-        let mut steps = self.steps.take();
-        steps.append(&mut self.life.shared.steps.await_end(Instant::now()));
-        if steps.is_empty() {
-            return self.life.join(group);
-        }
-        for step in &steps {
-            events::warn(format_args!(
-                "{step} is still running and is abandoned; it is repeated after the next start"
-            ));
-        }
-        let mut threads = self.life.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.retain(|(other, _)| *other != group);
-    }
-
-    fn mark_clean(&self) {
-        self.life.mark_clean();
-    }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl<E: Env> Drop for Life<E> {
     fn drop(&mut self) {
-        self.shutdown(self.shutdown_timeout);
+        if !self.lifecycle().has_ended() {
+            self.shutdown(self.shutdown_timeout);
+        }
     }
 }

@@ -9,6 +9,7 @@ use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::checks::{CheckOutcome, checks_beside};
+use stead_store::checkpoint::load::Loaders;
 use stead_store::checkpoint::manifest::{Decision, decided_numbers, read_decision, read_manifest};
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::checkpoint::verify::{Found, Report, verify_checkpoint};
@@ -106,17 +107,18 @@ pub fn verify_stored(
     store: &dyn BlobStore,
     number: u64,
     cluster: Option<ClusterId>,
+    loaders: impl Into<Loaders>,
     program: &impl Program,
     check: &mut dyn FnMut(&str, &Topology, &[State]) -> Result<(), String>,
 ) -> Result<Report, CheckpointError> {
     let manifest = read_manifest(store, CheckpointNumber(number))?;
     cluster.map_or(Ok(()), |cluster| manifest.check_cluster(cluster))?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut check = |topology: &Topology, states: &[State]| check_states(topology, states, program, check);
-    verify_checkpoint(store, &manifest, threads, &mut check)
+    verify_checkpoint(store, &manifest, loaders, &mut check)
 }
 
-/// Checks the states of all shards with the services whose code is here; `check` runs the check of one of them.
+/// Checks the states of a checkpoint with the services whose code is here; `check` runs the check of one of them. No check
+/// runs without the states of all shards.
 fn check_states(
     topology: &Topology,
     states: &[State],
@@ -124,15 +126,16 @@ fn check_states(
     check: &mut dyn FnMut(&str, &Topology, &[State]) -> Result<(), String>,
 ) -> BTreeMap<String, Found> {
     let checked = program.checked_services();
+    let is_whole = states.len() == topology.shard_count() as usize;
     let mut found = BTreeMap::new();
     let services = topology.services().iter().map(|service| &service.name);
     for service in services.filter(|name| program.has_service(name)) {
-        let says = if checked.contains(service) {
-            check(service, topology, states).map_or_else(Found::Failed, |()| Found::Hold)
-        } else {
-            Found::Undeclared
-        };
-        found.insert(service.clone(), says);
+        if !checked.contains(service) {
+            found.insert(service.clone(), Found::Undeclared);
+        } else if is_whole {
+            let says = check(service, topology, states).map_or_else(Found::Failed, |()| Found::Hold);
+            found.insert(service.clone(), says);
+        }
     }
     found
 }

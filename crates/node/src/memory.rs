@@ -128,6 +128,13 @@ impl Memory {
         self.parts().map(|bytes| u64::try_from(bytes.load(Ordering::Relaxed)).unwrap_or(0))
     }
 
+    /// Returns the account as it stands: bytes that wait for the log, of messages in outboxes, of clients' calls, of
+    /// queries, and of queries that were given up.
+    pub(crate) fn account(&self) -> [i64; 5] {
+        let Self { uncommitted, outboxes, requests, queries, stuck_queries, .. } = self;
+        [uncommitted, outboxes, requests, queries, stuck_queries].map(|bytes| bytes.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn status(&self) -> MemoryStatus {
         let [uncommitted_bytes, outbox_bytes, request_bytes] = self.waiting();
         let MemoryLimits { bytes_max, uncommitted_bytes_max } = self.limits;

@@ -42,7 +42,7 @@ pub fn catch_own<R>(code: impl FnOnce() -> R) -> Result<R, String> {
     catch_in(Mode::Backtrace, code)
 }
 
-/// Records a panic of code that is caught here, for its catcher; returns false if it is another's, which its hook must
+/// Records a panic of code that is caught here, for its catcher. Returns false for any other panic, which the hook must
 /// report.
 pub(crate) fn note(info: &PanicHookInfo<'_>) -> bool {
     let mode = MODE.get();

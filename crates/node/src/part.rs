@@ -23,10 +23,22 @@ pub trait Part<H> {
     /// Returns the bell that requests a turn. The caller takes the ring before the turn.
     fn bell<'a>(&'a self, hub: &'a H) -> &'a Bell;
 
-    /// Number of times that its thread checks for a ring before it sleeps: 0 if no other part waits for its work.
+    /// Returns the number of times that its thread checks for a ring before it sleeps: 0 if no other part waits for its
+    /// work.
     fn spins(&self, hub: &H) -> u32 {
         let _ = hub;
         0
+    }
+
+    /// Makes its bell wake the current thread, which gives the turns.
+    fn attach(&self, hub: &H) {
+        self.bell(hub).attach();
+    }
+
+    /// Sleeps between two turns, until the bell is rung or the time has come: for the thread that gives the turns. `now` is
+    /// when the last turn began.
+    fn sleep(&mut self, hub: &H, now: Time, until: Option<Time>) {
+        self.bell(hub).park(now, until, self.spins(hub));
     }
 
     /// Performs the work that has arrived, for a bounded time. `now` is on the node's steady clock. MUST NOT wait for

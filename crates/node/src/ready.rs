@@ -95,7 +95,7 @@ mod tests {
         shared.shard_is_active();
         shared.shard_is_active();
         let now = shared.now();
-        let later = now.plus_micros(2 * LOG_LAG_MAX.as_micros() as u64);
+        let later = now.plus((2 * LOG_LAG_MAX).into());
         assert_eq!(shared.readiness(later), Ok(()), "nothing waits");
         shared.log.submit(now, Submission { worker: 0, ticket: 1, batch: Batch::new().into() });
         assert_eq!(shared.readiness(now), Ok(()), "it came just now");

@@ -1,27 +1,34 @@
 //! The state that the threads of a node and its clients share.
 
 use crate::checkpoint::SnapshotQueue;
-use crate::checks::Checks;
+use crate::checks::CheckDesk;
 use crate::clock::Clock;
-use crate::copies::Copies;
-use crate::env::{Env, NoAnswer, Reply, ReplyTo};
+use crate::copies::CopyDesk;
+use crate::env::{Env, Watch};
 use crate::events;
 use crate::inbox::{Command, Inbox};
 use crate::log::LogDesk;
 use crate::memory::{Memory, MemoryLimits};
 use crate::metrics::Counters;
+use crate::native::{Native, Recipient};
+use crate::open::Sizes;
 use crate::queries::QueryQueue;
+use crate::reply::{NoAnswer, Reply, ReplyTo};
+use crate::roster::{PartId, Roster};
+use crate::status::ShardNotHere;
 use crate::steps::StepQueue;
 use crate::watchdog::Watchdog;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 use stead_core::calls::{Query, Refusal, Request};
-use stead_core::ids::{Index, NodeId, SessionId, ShardId, Time};
+use stead_core::ids::{Index, SessionId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::placement::{Place, Placement};
 use stead_core::record::RecordKey;
 use stead_core::shard::{DeadLetterAction, Input, Shard};
+use stead_core::shard_replica;
 use stead_core::shutdown::Group;
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -32,34 +39,40 @@ pub const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The state that all threads and clients of a node share.
 pub struct Shared<E: Env> {
-    pub(crate) node: NodeId,
-    /// The number of starts on the node's data directory, with this one.
+    /// Returns the number of starts on the node's data directory, including this one.
     pub(crate) lives: u64,
     pub(crate) program: E::Program,
     pub(crate) topology: Arc<Topology>,
     /// The shards that this node has.
     pub(crate) placement: Placement,
-    pub(crate) inboxes: Vec<Inbox<E::Caller>>,
+    pub(crate) inboxes: Vec<Inbox<Recipient<E::Caller>>>,
     pub(crate) clock: E::Clock,
     pub(crate) watch: E::Watch,
     pub(crate) log: LogDesk,
     pub(crate) steps: StepQueue,
-    pub(crate) queries: Arc<QueryQueue<E::Caller>>,
+    pub(crate) queries: Arc<QueryQueue<Recipient<E::Caller>>>,
     /// The turns of shards that try what the last life may have met. Rarely used: its lock is no matter.
     trials: Mutex<Trials>,
     pub(crate) snapshots: Arc<SnapshotQueue>,
-    pub(crate) copies: Copies,
-    pub(crate) checks: Checks,
+    pub(crate) copies: CopyDesk,
+    pub(crate) checks: CheckDesk,
     pub(crate) watchdog: Watchdog,
     pub(crate) counters: Counters,
     pub(crate) memory: Arc<Memory>,
-    pub(crate) workers_running: AtomicUsize,
+    pub(crate) sizes: Sizes,
+    pub(crate) roster: Roster,
     /// Turns that a thread spins before it sleeps, for waking it takes long.
     pub(crate) spins_idle: u32,
     pub(crate) spins_waiting: u32,
     pub(crate) spins_log: u32,
     pub(crate) stage: AtomicU8,
+    /// The time until which an end that abandons the node waits for users' code, in microseconds of the steady clock.
+    killed_until: AtomicU64,
     pub(crate) failure: OnceLock<String>,
+    /// The highest colour of a checkpoint that has begun: a client over the network cannot have seen a higher one.
+    pub(crate) colour: AtomicU64,
+    /// The connections to clients of workers that have ended, for answers that still come.
+    connections: Mutex<Vec<Native>>,
     /// Those who wait for a fatal error.
     watchers: Mutex<Vec<Box<dyn Reply<String>>>>,
     pub(crate) active: AtomicU32,
@@ -84,12 +97,11 @@ impl<E: Env> Shared<E> {
         (workers, step_parts): (usize, usize),
         lives: u64,
         (clock, watch): (E::Clock, E::Watch),
-        (copies, checks): (Copies, Checks),
-        memory: MemoryLimits,
+        (copies, checks): (CopyDesk, CheckDesk),
+        (memory, sizes): (MemoryLimits, Sizes),
     ) -> Self {
         let services = topology.services().len();
         Self {
-            node: NodeId(1),
             lives,
             program,
             topology,
@@ -99,27 +111,31 @@ impl<E: Env> Shared<E> {
             watch,
             log: LogDesk::default(),
             steps: StepQueue::new(step_parts),
-            queries: Arc::new(QueryQueue::new(services)),
+            queries: Arc::new(QueryQueue::new(services, sizes)),
             trials: Mutex::default(),
-            snapshots: Arc::new(SnapshotQueue::new(0)),
+            snapshots: Arc::new(SnapshotQueue::new(0, sizes.behind_bytes)),
             copies,
             checks,
             watchdog: Watchdog::new(),
             counters: Counters::new(services),
             memory: Arc::new(Memory::new(memory)),
-            workers_running: AtomicUsize::new(workers),
+            sizes,
+            roster: Roster::default(),
             spins_idle: 100,
             spins_waiting: 1000,
             spins_log: 20,
             stage: AtomicU8::new(stage::RUNS),
+            killed_until: AtomicU64::new(u64::MAX),
             failure: OnceLock::new(),
+            colour: AtomicU64::new(0),
+            connections: Mutex::default(),
             watchers: Mutex::default(),
             active: AtomicU32::new(0),
             all_active: (Mutex::new(()), Condvar::new()),
         }
     }
 
-    /// The number of the worker that has a shard of this node.
+    /// Returns the number of the worker that has a shard of this node.
     #[must_use]
     pub fn worker_of(&self, shard: ShardId) -> usize {
         shard.0 as usize % self.inboxes.len()
@@ -155,16 +171,25 @@ impl<E: Env> Shared<E> {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The user's code.
+    /// Returns the user's code.
     #[must_use]
     pub fn program(&self) -> &E::Program {
         &self.program
     }
 
-    /// The services and their shards.
+    /// Returns the services and their shards.
     #[must_use]
     pub fn topology(&self) -> &Topology {
         &self.topology
+    }
+
+    /// Returns the shards that are not on this node, in the order of their numbers.
+    pub fn not_here(&self) -> impl Iterator<Item = ShardNotHere> {
+        self.placement.not_here().map(|(shard, place)| {
+            let service =
+                self.topology.service_of(shard).expect("a placement is of the shards of the topology");
+            ShardNotHere { shard: shard.0, service: self.topology.service(service).name.clone(), place }
+        })
     }
 
     /// Leaves an input for a shard in the inbox of its worker.
@@ -172,18 +197,23 @@ impl<E: Env> Shared<E> {
         self.inboxes[self.worker_of(shard)].push_inputs(&mut vec![(shard, input)]);
     }
 
-    /// Where work is left for the log.
+    /// Leaves an input for the replica of a shard on this node, which comes from the control plane or from a peer.
+    pub fn push_replica(&self, shard: ShardId, input: shard_replica::Input) {
+        self.inboxes[self.worker_of(shard)].push(Command::Replica { shard, input });
+    }
+
+    /// Returns the desk where work is left for the log.
     pub fn log(&self) -> &LogDesk {
         &self.log
     }
 
-    /// The number of starts on the node's data directory, with this one.
+    /// Returns the number of starts on the node's data directory, including this one.
     #[must_use]
     pub fn lives(&self) -> u64 {
         self.lives
     }
 
-    /// The node's steady clock, on which calls have their deadlines.
+    /// Returns the time of the node's steady clock, on which calls have their deadlines.
     #[must_use]
     pub fn now(&self) -> Time {
         self.clock.steady()
@@ -199,7 +229,7 @@ impl<E: Env> Shared<E> {
         request: Request,
         reply_to: ReplyTo<E::Caller>,
     ) -> Result<(), NoAnswer> {
-        self.send(shard, Command::Request { shard, request, reply_to })
+        self.send(shard, Command::Request { shard, request, reply_to: reply_to.here() })
     }
 
     /// Sends a client's query to its shard. The query's token is the node's to fill in.
@@ -207,7 +237,7 @@ impl<E: Env> Shared<E> {
     /// # Errors
     /// As [`Self::request`].
     pub fn query(&self, shard: ShardId, query: Query, reply_to: ReplyTo<E::Caller>) -> Result<(), NoAnswer> {
-        self.send(shard, Command::Query { shard, query, reply_to })
+        self.send(shard, Command::Query { shard, query, reply_to: reply_to.here() })
     }
 
     /// Opens a session at a shard. Without `reply_to` no caller waits: if it is refused, its requests will be.
@@ -221,6 +251,7 @@ impl<E: Env> Shared<E> {
         principal: Arc<str>,
         reply_to: Option<ReplyTo<E::Caller>>,
     ) -> Result<(), NoAnswer> {
+        let reply_to = reply_to.map(ReplyTo::here);
         self.send(shard, Command::OpenSession { shard, session, principal, reply_to })
     }
 
@@ -235,7 +266,7 @@ impl<E: Env> Shared<E> {
         action: DeadLetterAction,
         reply_to: ReplyTo<E::Caller>,
     ) -> Result<(), NoAnswer> {
-        self.send(shard, Command::DeadLetter { shard, letter, action, reply_to })
+        self.send(shard, Command::DeadLetter { shard, letter, action, reply_to: reply_to.here() })
     }
 
     /// Deletes records of a process, for an operator: at most [`Shard::DELETE_BATCH`] of them.
@@ -249,7 +280,19 @@ impl<E: Env> Shared<E> {
         records: Vec<RecordKey>,
         reply_to: ReplyTo<E::Caller>,
     ) -> Result<(), NoAnswer> {
-        self.send(shard, Command::Delete { shard, process, records, reply_to })
+        self.send(shard, Command::Delete { shard, process, records, reply_to: reply_to.here() })
+    }
+
+    /// Leaves a function for the worker of a shard, which passes the shard's state to it, and waits meanwhile.
+    ///
+    /// # Errors
+    /// [`NoAnswer`] if the node takes no calls now. Otherwise the function is dropped if the node ends first.
+    pub fn leave_look(
+        &self,
+        shard: ShardId,
+        look: impl FnOnce(&State) + Send + 'static,
+    ) -> Result<(), NoAnswer> {
+        self.send(shard, Command::Look { shard, look: Box::new(look) })
     }
 
     /// Looks at the state of a shard on its worker, which waits meanwhile. Blocks.
@@ -264,14 +307,13 @@ impl<E: Env> Shared<E> {
         look: impl FnOnce(&State) -> T + Send + 'static,
     ) -> Result<T, NoAnswer> {
         let (to, from) = mpsc::channel();
-        let look = Box::new(move |state: &State| {
+        self.leave_look(shard, move |state| {
             // The caller may have given up.
             let _ = to.send(look(state));
-        });
-        self.send(shard, Command::Look { shard, look })?;
+        })?;
         from.recv_timeout(LOOK_TIMEOUT).map_err(|error| match error {
             mpsc::RecvTimeoutError::Timeout => {
-                NoAnswer::Refused(Refusal::Overloaded { retry_after_ms: LOOK_TIMEOUT.as_millis() as u64 })
+                NoAnswer::Refused(Refusal::Overloaded { retry_after: LOOK_TIMEOUT })
             }
             mpsc::RecvTimeoutError::Disconnected => self.end_reason(),
         })
@@ -290,7 +332,21 @@ impl<E: Env> Shared<E> {
     }
 
     /// Puts a client's command for a shard into the inbox of its worker.
-    fn send(&self, shard: ShardId, command: Command<E::Caller>) -> Result<(), NoAnswer> {
+    fn send(&self, shard: ShardId, command: Command<Recipient<E::Caller>>) -> Result<(), NoAnswer> {
+        self.accept(shard, &command)?;
+        self.inboxes[self.worker_of(shard)].push(command);
+        Ok(())
+    }
+
+    /// Counts a client's command, which goes to the worker of its shard at once.
+    ///
+    /// # Errors
+    /// [`NoAnswer`] if the node takes no calls now: nothing was counted.
+    pub(crate) fn accept(
+        &self,
+        shard: ShardId,
+        command: &Command<Recipient<E::Caller>>,
+    ) -> Result<(), NoAnswer> {
         if self.stage.load(Ordering::Relaxed) != stage::RUNS || self.failure.get().is_some() {
             return Err(self.end_reason());
         }
@@ -301,12 +357,11 @@ impl<E: Env> Shared<E> {
         let bytes = command.request_bytes();
         if bytes > 0 {
             if !self.memory.takes(command.only_reads()) {
-                let retry_after_ms = Shard::RETRY_AFTER_MS;
-                return Err(NoAnswer::Refused(Refusal::Overloaded { retry_after_ms }));
+                let retry_after = Shard::RETRY_AFTER;
+                return Err(NoAnswer::Refused(Refusal::Overloaded { retry_after }));
             }
             self.memory.change([0, 0, bytes as i64]);
         }
-        self.inboxes[self.worker_of(shard)].push(command);
         Ok(())
     }
 
@@ -325,7 +380,7 @@ impl<E: Env> Shared<E> {
         self.stage.load(Ordering::Relaxed) >= stage::ENDED || self.failure.get().is_some()
     }
 
-    /// The reason for which a node that has ended gives no answers.
+    /// Returns the reason for which a node that has ended gives no answers.
     pub fn end_reason(&self) -> NoAnswer {
         match self.failure.get() {
             Some(reason) => NoAnswer::Failed(reason.clone()),
@@ -333,8 +388,11 @@ impl<E: Env> Shared<E> {
         }
     }
 
-    /// A fatal error: the node takes and answers nothing any more.
+    /// Records a fatal error: the node accepts and answers nothing any more.
     pub(crate) fn fail(&self, reason: String) {
+        if !self.watch.fails(&reason) {
+            return;
+        }
         let text = format!("the node failed: {reason}");
         let _ = self.failure.set(reason);
         let watchers = std::mem::take(&mut *self.watchers());
@@ -345,13 +403,107 @@ impl<E: Env> Shared<E> {
         events::error(text);
     }
 
+    /// Returns the node's fatal error, if it has had one.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Notes that a part begins.
+    pub(crate) fn part_begins(&self, part: PartId) {
+        match part {
+            PartId::Checks => self.checks.part_begins(),
+            PartId::Query(_) => self.queries.part_begins(),
+            _ => {}
+        }
+        self.roster.begin(part);
+    }
+
+    /// Begins a part, which `run` puts on its thread.
+    ///
+    /// # Errors
+    /// That of `run`, if the system refuses a thread: the part has not begun.
+    pub(crate) fn begin_part<T>(&self, part: PartId, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.part_begins(part);
+        run().inspect_err(|_| self.part_refused(part))
+    }
+
+    /// Notes that a part has panicked, which ends it. This is fatal for the node, except for the part that runs services' checks:
+    /// no caller waits for a check, and the data do not depend on it.
+    pub(crate) fn part_panicked(&self, part: PartId, panic: &str) {
+        let name = part.thread_name();
+        let ended = if part == PartId::Checks {
+            events::error(format_args!(
+                "no checkpoint is checked any more: the thread panicked; this is a bug in Stead: {panic}"
+            ));
+            Ok(())
+        } else {
+            Err(format!("thread {name} panicked; this is a bug in Stead: {panic}"))
+        };
+        self.part_ended(part, ended);
+    }
+
+    /// Notes that a part has ended. Its error is fatal for the node.
+    pub(crate) fn part_ended(&self, part: PartId, ended: Result<(), String>) {
+        if let Err(reason) = ended
+            // The end of the node does not always wait for the checks.
+            && (part != PartId::Checks || !self.is_ended())
+        {
+            self.fail(reason);
+        }
+        if part == PartId::Checks {
+            self.checks.part_ended();
+        }
+        self.roster.end(part);
+    }
+
+    /// Notes that a part does not begin after all: the system refuses its thread.
+    fn part_refused(&self, part: PartId) {
+        if let PartId::Query(_) = part {
+            self.queries.part_refused();
+        }
+        self.part_ended(part, Ok(()));
+    }
+
+    /// Abandons the node as a crash does: its parts leave their work undone. Its end waits for users' code until a time.
+    pub(crate) fn kill(&self, mut until: Time) {
+        self.watch.kills(&mut until);
+        self.killed_until.fetch_min(until.0, Ordering::SeqCst);
+        self.stage.store(stage::KILLED, Ordering::SeqCst);
+        // Also for a shutdown that waits.
+        self.wake_all();
+    }
+
+    /// Returns the time until which the end waits for users' code if the node was abandoned.
+    pub(crate) fn killed_until(&self) -> Option<Time> {
+        let is_killed = self.stage.load(Ordering::SeqCst) == stage::KILLED;
+        is_killed.then(|| Time(self.killed_until.load(Ordering::SeqCst)))
+    }
+
+    /// Keeps the connections of a worker that ends: other workers and queries may still answer their clients.
+    pub(crate) fn keep_connections(&self, native: Native) {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(native);
+    }
+
+    /// Gives the kept connections a turn; returns whether all answers have left.
+    pub(crate) fn serve_connections(&self, now: Time) -> bool {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that the system serves no more is closed.
+        connections.retain_mut(|native| native.drain(now, self.clock.wall()).is_ok());
+        connections.iter().all(|native| native.is_flushed())
+    }
+
+    /// Closes the kept connections.
+    pub(crate) fn close_connections(&self) {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Takes no more calls from now on.
-    pub fn begin_end(&self) {
+    pub(crate) fn begin_end(&self) {
         self.change_stage(stage::RUNS, stage::STOPS);
     }
 
     /// Asks the parts of a group to end, in the order of [`Group::ORDER`].
-    pub fn stop(&self, group: Group) {
+    pub(crate) fn stop(&self, group: Group) {
         match group {
             Group::Tasks => self.steps.stop(),
             Group::Checkpoints => {
@@ -370,12 +522,6 @@ impl<E: Env> Shared<E> {
             // Not before: a handler that runs for ever would be waited for as long.
             Group::Watchdog => self.watchdog.stop(),
         }
-    }
-
-    /// Whether no client waits any more for a query that runs, or is to run, apart from its shard.
-    #[must_use]
-    pub fn queries_are_answered(&self) -> bool {
-        self.queries.has_answered()
     }
 
     /// Asks all parts to end at once.
@@ -400,6 +546,7 @@ impl<E: Env> Shared<E> {
         self.snapshots.close();
         self.copies.stop();
         self.checks.stop();
+        self.roster.ring();
         let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
         self.all_active.1.notify_all();
     }
@@ -411,16 +558,18 @@ impl<E: Env> Shared<E> {
         }
     }
 
+    /// Whether all shards serve, or the failure that came before; `None` while the node starts.
+    pub(crate) fn started(&self) -> Option<Result<(), String>> {
+        if let Some(reason) = self.failure.get() {
+            return Some(Err(reason.clone()));
+        }
+        (self.active.load(Ordering::SeqCst) >= self.placement.count_here()).then_some(Ok(()))
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the start of a node waits for its threads")]
-    pub(crate) fn await_active(&self) -> Result<(), String> {
+    pub(crate) fn await_start(&self) {
         let mut held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(reason) = self.failure.get() {
-                return Err(reason.clone());
-            }
-            if self.active.load(Ordering::SeqCst) >= self.placement.count_here() {
-                return Ok(());
-            }
+        while self.started().is_none() {
             held = self.all_active.1.wait(held).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -430,7 +579,8 @@ impl<E: Env> Shared<E> {
 pub(crate) mod tests {
     use super::*;
     use crate::clock::SystemClock;
-    use crate::env::{Caller, Program, StepCall};
+    use crate::env::{Program, StepCall};
+    use crate::reply::Caller;
     use stead_core::calls::{Answer, Call, Misuse, Outcome};
     use stead_core::capture::View;
     use stead_core::handler::{Handler, Txn};
@@ -500,21 +650,30 @@ pub(crate) mod tests {
         }
     }
 
-    /// The shared state of a node with these services and one worker, without threads.
+    /// Creates the shared state of a node with these services and one worker, without threads.
     pub(crate) fn shared_with(services: &[(&str, u32)]) -> Arc<Shared<Nothing>> {
+        shared_in(SystemClock::new(None), services)
+    }
+
+    /// The same in other surroundings.
+    pub(crate) fn shared_in<E>(clock: E::Clock, services: &[(&str, u32)]) -> Arc<Shared<E>>
+    where
+        E: Env<Program = NoCode, Watch = ()>,
+    {
         let mut topology = Topology::new(Incarnation(1));
         for (name, shards) in services {
             topology.ensure(name, *shards).unwrap();
         }
+        let topology = Arc::new(topology);
         let owner = Owner { cluster: ClusterId(1), incarnation: topology.incarnation };
-        let around = (SystemClock::new(None), ());
-        let copies = (Copies::new(owner, 0, None), Checks::new(u64::MAX));
-        let limits = MemoryLimits::default();
-        let placement = Placement::all_here(&topology);
-        Arc::new(Shared::new(NoCode, (Arc::new(topology), placement), (1, 1), 1, around, copies, limits))
+        let around = (clock, ());
+        let copies = (CopyDesk::new(owner, 0, None), CheckDesk::new(u64::MAX));
+        let (limits, sizes) = (MemoryLimits::default(), Sizes::default());
+        let placed = (Arc::clone(&topology), Placement::all_here(&topology));
+        Arc::new(Shared::new(NoCode, placed, (1, 1), 1, around, copies, (limits, sizes)))
     }
 
-    /// The same without services.
+    /// As [`shared_with`] without services.
     pub(crate) fn shared() -> Arc<Shared<Nothing>> {
         shared_with(&[])
     }

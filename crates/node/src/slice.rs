@@ -5,12 +5,12 @@
 //! each run for a while.
 
 use std::cell::Cell;
-use stead_core::ids::Time;
+use stead_core::ids::{Micros, Time};
 
 /// Runs between two readings of the clock while runs are short.
 const UNLOOKED: u32 = 3;
-/// Maximum time of the runs between two readings together to count as short, in microseconds.
-const SHORT: u64 = 200;
+/// Maximum time of the runs between two readings together to count as short.
+const SHORT: Micros = Micros(200);
 /// Readings after which long runs are forgotten.
 const CAREFUL: u32 = 1_000;
 
@@ -40,7 +40,7 @@ impl Slice {
             return false;
         }
         let now = now();
-        let took = self.looked.replace(Some(now)).map_or(0, |looked| now.0 - looked.0);
+        let took = self.looked.replace(Some(now)).map_or(Micros(0), |looked| now.since(looked));
         let careful = if took > SHORT { CAREFUL } else { self.careful.get().saturating_sub(1) };
         self.careful.set(careful);
         self.unlooked.set(if careful == 0 { UNLOOKED } else { 0 });

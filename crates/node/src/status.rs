@@ -4,8 +4,10 @@ use crate::checkpoint::{FailedCheck, SkippedCheck};
 use crate::memory::MemoryStatus;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use stead_core::ids::{ShardId, TaskId};
+use stead_core::ids::TaskId;
+use stead_core::placement::Place;
 use stead_core::record::TaskHead;
+use stead_core::shard_replica::ShardReplica;
 use stead_store::checkpoint::checks::CheckOutcome;
 
 /// The status of a node.
@@ -23,8 +25,11 @@ pub struct Status {
     pub failure: Option<String>,
     /// The services.
     pub services: Vec<ServiceStatus>,
-    /// The shards that answered in time; a shard that is missing is held by a handler.
+    /// The shards of this node that answered in time; one that is missing is held by a handler.
     pub shards: Vec<ShardStatus>,
+    /// The shards of the services that are not on this node: no figure here includes them.
+    #[serde(default)]
+    pub shards_not_here: Vec<ShardNotHere>,
     /// The wall clock, as the shards that answered read it.
     #[serde(default)]
     pub clock: ClockStatus,
@@ -121,6 +126,17 @@ pub struct ShardStatus {
     /// [`Options::clock_confirm`](crate::Options::clock_confirm).
     #[serde(default)]
     pub clock_doubted: bool,
+}
+
+/// A shard that is not on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardNotHere {
+    /// Its number.
+    pub shard: u32,
+    /// Its service.
+    pub service: String,
+    /// Its place: on another node, or on no known one.
+    pub place: Place,
 }
 
 /// The wall clock.
@@ -255,36 +271,44 @@ impl TaskStatus {
     }
 }
 
-pub(crate) fn shard_status(shard: &stead_core::shard::Shard, id: ShardId, service: &str) -> ShardStatus {
-    let state = shard.state();
-    let (position, kept) = (state.position(), state.kept());
-    let tasks = state.tasks().iter().filter_map(|&task| {
-        let head: TaskHead = state.record(&stead_core::record::RecordKey::task(task))?;
-        Some(TaskStatus::of(task, head))
-    });
-    ShardStatus {
-        shard: id.0,
+pub(crate) fn shard_status(replica: &ShardReplica, service: &str) -> ShardStatus {
+    let log = replica.replica();
+    let mut status = ShardStatus {
+        shard: replica.shard_id().0,
         service: service.to_owned(),
-        epoch: position.epoch.0,
-        active: shard.is_active(),
-        index: position.index.0,
-        commit: shard.commit().0,
-        colour: position.colour.0,
-        records: state.records().len() as u64,
-        records_bytes: state.records().bytes() as u64,
-        outbox_messages: state.outbox_messages() as u64,
-        outbox_bytes: state.outbox_bytes() as u64,
-        waiting: shard.waiting() as u64,
-        dead_letters: state.dead_letters() as u64,
-        dead_letters_bytes: kept.dead_letters as u64,
-        sessions: state.sessions() as u64,
-        kept_bytes: kept.replies as u64,
-        timers: state.timers().len() as u64,
-        tasks_all: state.tasks().len() as u64,
-        waiting_bytes: kept.waiting as u64,
-        tasks: tasks.take(TASKS_LISTED).collect(),
-        time: shard.clock().time().0,
-        clock_ahead_micros: shard.clock().wall_ahead(),
-        clock_doubted: shard.clock().is_doubted(),
+        epoch: log.promised().0,
+        index: log.table().last().index.0,
+        commit: log.commit().0,
+        ..ShardStatus::default()
+    };
+    if let Some(state) = replica.state() {
+        let kept = state.kept();
+        let tasks = state.tasks().iter().filter_map(|&task| {
+            let head: TaskHead = state.record(&stead_core::record::RecordKey::task(task))?;
+            Some(TaskStatus::of(task, head))
+        });
+        status.tasks = tasks.take(TASKS_LISTED).collect();
+        status.colour = state.position().colour.0;
+        status.records = state.records().len() as u64;
+        status.records_bytes = state.records().bytes() as u64;
+        status.outbox_messages = state.outbox_messages() as u64;
+        status.outbox_bytes = state.outbox_bytes() as u64;
+        status.dead_letters = state.dead_letters() as u64;
+        status.dead_letters_bytes = kept.dead_letters as u64;
+        status.sessions = state.sessions() as u64;
+        status.kept_bytes = kept.replies as u64;
+        status.timers = state.timers().len() as u64;
+        status.tasks_all = state.tasks().len() as u64;
+        status.waiting_bytes = kept.waiting as u64;
     }
+    if let Some(shard) = replica.shard() {
+        status.epoch = shard.state().position().epoch.0;
+        status.active = shard.is_active();
+        status.commit = shard.commit().0;
+        status.waiting = shard.waiting() as u64;
+        status.time = shard.clock().time().0;
+        status.clock_ahead_micros = shard.clock().wall_ahead();
+        status.clock_doubted = shard.clock().is_doubted();
+    }
+    status
 }

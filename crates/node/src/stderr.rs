@@ -63,8 +63,7 @@ pub fn flush(wait: Duration) -> bool {
 }
 
 /// Returns the number of lines that were dropped since the program began: the queue was full, or standard error could
-/// not
-/// be written.
+/// not be written.
 #[must_use]
 pub fn dropped() -> u64 {
     QUEUE.dropped()

@@ -97,6 +97,11 @@ impl Probe {
         self.turns.store(self.turns.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
+    /// Returns the number of calls that have begun or ended: odd while one runs.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Acquire)
+    }
+
     fn step(&self) {
         // Only the worker writes: an atomic addition is not needed. The release shows the earlier stores.
         self.calls.store(self.calls.load(Ordering::Relaxed) + 1, Ordering::Release);
@@ -154,7 +159,7 @@ impl Watchdog {
             }
             drop(stop);
             for ((probe, limit), (calls, since)) in probes.iter().zip(&mut seen) {
-                let now = probe.calls.load(Ordering::Acquire);
+                let now = probe.calls();
                 if now != *calls || now % 2 == 0 {
                     (*calls, *since) = (now, Instant::now());
                 } else if since.elapsed() >= limit.time {

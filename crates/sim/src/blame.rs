@@ -5,8 +5,7 @@
 //! or while its step ran: an end from outside, or one caused by a cause that was not tried alone. The latter may be any
 //! cause without a known end so far, such as the message of a suspect whose entry was lost with it; a cause that was
 //! running at an end must begin only alone. A cause that is given up must have been charged the maximum number of
-//! times; one that merely
-//! ran beside a trial never has.
+//! times; one that merely ran beside a trial never has.
 
 use crate::model::hash_call;
 use crate::violation::Violation;

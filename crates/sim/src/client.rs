@@ -1,6 +1,7 @@
 //! Clients: they call, lose answers, retry, repeat answered calls, and compare the answers.
 
 use crate::marks::{Mark, Marks};
+use crate::profile::one_in;
 use crate::violation::Violation;
 use crate::workload::{Answered, Call, CallId, Workload};
 use fastrand::Rng;
@@ -23,6 +24,8 @@ pub(crate) type Frame = (ShardId, Input);
 pub(crate) struct Clients {
     /// Number of calls of a session after which its client confirms replies.
     pub(crate) confirm_every: u64,
+    /// One in this many sessions is opened without waiting for the answer; 0 for none.
+    pub(crate) unawaited: u32,
     clients: Vec<Client>,
     calls: Vec<Calling>,
     /// Calls that were sent, by the identity of their retries.
@@ -56,6 +59,8 @@ struct Session {
     shard: ShardId,
     id: SessionId,
     open: bool,
+    /// Whether its requests follow its opening, whose answer is not waited for.
+    is_unawaited: bool,
     next: RequestNumber,
     /// The highest number that any request confirmed.
     confirmed: RequestNumber,
@@ -100,6 +105,9 @@ pub(crate) struct Reaction {
 /// The bit of a token that marks the opening of a session.
 const OPENING: u64 = 1 << 63;
 
+/// The token of the opening of a session for whose answer no caller waits.
+pub(crate) const UNAWAITED: CallToken = CallToken(u64::MAX);
+
 /// The bit of a token that marks a known idempotency key with another body.
 const CONFLICTING: u64 = 1 << 61;
 
@@ -124,6 +132,7 @@ impl Clients {
             known: BTreeMap::new(),
             sessions: Vec::new(),
             confirm_every: 1,
+            unawaited: 0,
             answered: 0,
             abandoned: 0,
         }
@@ -196,11 +205,13 @@ impl Clients {
         if let Some(&session) = self.clients[client].sessions.get(&shard) {
             return session;
         }
+        let is_unawaited = one_in(rng, self.unawaited);
         self.sessions.push(Session {
             client,
             shard,
             id: SessionId(rng.u128(..)),
             open: false,
+            is_unawaited,
             next: RequestNumber(1),
             confirmed: RequestNumber(0),
             over: BTreeSet::new(),
@@ -210,6 +221,18 @@ impl Clients {
         let session = self.sessions.len() - 1;
         self.clients[client].sessions.insert(shard, session);
         session
+    }
+
+    /// Returns the opening of a call's session, if it is not open and the call does not wait for that; it counts as open then.
+    pub(crate) fn open_unawaited(&mut self, id: CallId) -> Option<Frame> {
+        let Name::Session { session, .. } = self.calls[id as usize].name else { return None };
+        let session = &mut self.sessions[session];
+        if !session.is_unawaited || session.open {
+            return None;
+        }
+        session.open = true;
+        let principal = Arc::clone(&self.clients[session.client].principal);
+        Some((session.shard, Input::OpenSession { token: UNAWAITED, session: session.id, principal }))
     }
 
     /// Returns the frame of a call's next attempt; `None` if it may not be tried again. `keyed_age` is the maximum age
@@ -489,6 +512,11 @@ impl Clients {
                 self.abandon(id);
             }
             return Ok(reaction);
+        }
+        if let (Name::Session { session, .. }, Ok(_)) = (&calling.name, &answer.result)
+            && self.sessions[*session].is_unawaited
+        {
+            marks.hit(Mark::SessionUnawaited);
         }
         if matches!(answer.result, Ok(stead_core::reply::Reply::Err(_))) {
             marks.hit(Mark::AnsweredError);

@@ -1,12 +1,35 @@
 //! The disk of one life of the node.
 
 use crate::disk_log::DiskLog;
-use crate::node::COPIES;
+use crate::refusals::Counter;
+use crate::stage;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use stead_store::checkpoint::manifest::{decided_numbers, manifest_name, read_manifest};
+use stead_store::checkpoint::store::{BlobStore, DiskStore};
+use stead_store::data_dir::CHECKPOINTS;
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::sim_disk::{SimDisk, is_crash};
+
+/// The directory to which the node copies its checkpoints.
+pub(crate) const COPIES: &str = "copies";
+/// The directory to which it copies those that an operator requests.
+pub(crate) const BY_HAND: &str = "copies-by-hand";
+
+/// A planted bug in what the disk deletes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removals {
+    Honest,
+    /// With the manifest of a checkpoint goes a bundle that another manifest names.
+    WithNeededBundle,
+    /// Those of marks of checks are reported as done, but not done.
+    NotOfCheckMarks,
+}
+
+/// The beginnings of the paths of manifests, and of marks of checks that have begun.
+const MANIFEST_PATHS: &str = "checkpoints/manifests/";
+pub(crate) const CHECK_MARK_PATHS: &str = "checkpoints/checks/begun-";
 
 /// The treatment of the log's syncs by a planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +39,7 @@ pub(crate) enum Syncs {
     Skipped,
     /// Their failures are not reported.
     Trusted,
-    /// Those of copies of checkpoints are reported as done, but not done.
+    /// Those of copied bundles are reported as done, but not done.
     SkippedForCopies,
 }
 
@@ -25,18 +48,47 @@ pub(crate) struct LifeDisk {
     inner: SimDisk,
     alive: Arc<AtomicBool>,
     syncs: Syncs,
+    removals: Removals,
     log: Arc<Mutex<DiskLog>>,
     /// Number of log files that were opened.
     opened: AtomicU64,
-    /// Number of failed syncs of copies of checkpoints.
-    failed_copies: Arc<AtomicU64>,
+    refusals: Counter,
+    /// Planted bug: a bit of each copied bundle is flipped.
+    garbles_copies: bool,
+    /// Whether the life owns its data directory.
+    is_locked: Arc<AtomicBool>,
+}
+
+/// The lock of a data directory, which notes its release.
+struct Lock {
+    _inner: Box<dyn DiskLock>,
+    is_locked: Arc<AtomicBool>,
+}
+
+impl DiskLock for Lock {}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.is_locked.store(false, Ordering::Relaxed);
+    }
 }
 
 impl LifeDisk {
-    pub(crate) fn new(inner: SimDisk, syncs: Syncs) -> Self {
+    pub(crate) fn new(inner: SimDisk, syncs: Syncs, removals: Removals) -> Self {
         let alive = Arc::new(AtomicBool::new(true));
-        let (log, opened, failed_copies) = (Arc::default(), AtomicU64::new(0), Arc::default());
-        Self { inner, alive, syncs, log, opened, failed_copies }
+        let (log, opened, refusals) = (Arc::default(), AtomicU64::new(0), Counter::default());
+        let is_locked = Arc::default();
+        Self { inner, alive, syncs, removals, log, opened, refusals, garbles_copies: false, is_locked }
+    }
+
+    /// Returns whether the life owns its data directory, as it changes.
+    pub(crate) fn is_locked(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_locked)
+    }
+
+    /// Plants the bug: a bit of each copied bundle is flipped.
+    pub(crate) fn garble_copies(&mut self) {
+        self.garbles_copies = true;
     }
 
     /// Returns the record of what this life does to the log.
@@ -44,9 +96,9 @@ impl LifeDisk {
         Arc::clone(&self.log)
     }
 
-    /// Returns the number of failed syncs of copies, which the node survives.
-    pub(crate) fn failed_copies(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.failed_copies)
+    /// Returns the count of what it refuses.
+    pub(crate) fn refusals(&self) -> Counter {
+        self.refusals.clone()
     }
 
     /// Returns the flag that ends the life when it is set to false.
@@ -54,7 +106,26 @@ impl LifeDisk {
         Arc::clone(&self.alive)
     }
 
+    /// Plants the bug: deletes a bundle that this manifest and another one name.
+    fn remove_needed(&self, manifest: &str) {
+        let store = DiskStore::attach(Arc::new(self.inner.clone()), CHECKPOINTS);
+        let name = manifest.strip_prefix("checkpoints/").unwrap_or(manifest);
+        self.inner.aside(|| {
+            let (mut gone, mut needed) = (Vec::new(), Vec::new());
+            for number in decided_numbers(&store).unwrap_or_default() {
+                let Ok(found) = read_manifest(&store, number) else { continue };
+                let bundles = if manifest_name(number) == name { &mut gone } else { &mut needed };
+                bundles.extend(found.bundles.into_iter().map(|bundle| bundle.name));
+            }
+            if let Some(shared) = gone.iter().find(|name| needed.contains(name)) {
+                // The disk works meanwhile.
+                let _ = store.delete(shared);
+            }
+        });
+    }
+
     fn check(&self) -> io::Result<()> {
+        stage::pass();
         if self.alive.load(Ordering::Relaxed) {
             Ok(())
         } else {
@@ -77,13 +148,13 @@ impl LogFile {
     }
 }
 
-/// A file of copies of checkpoints: its failed syncs are not those of the node's data.
+/// A bundle of a copy, with planted bugs.
 struct CopyFile {
     inner: Box<dyn DiskFile>,
-    /// Planted bug: it is never synced.
+    /// Planted bug: its bytes are never synced.
     is_hasty: bool,
-    disk: SimDisk,
-    failed: Arc<AtomicU64>,
+    /// Planted bug: a bit of its first piece is flipped.
+    is_garbled: bool,
 }
 
 impl DiskFile for CopyFile {
@@ -92,7 +163,13 @@ impl DiskFile for CopyFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.inner.write_at(bytes, offset)
+        if !self.is_garbled || offset > 0 {
+            return self.inner.write_at(bytes, offset);
+        }
+        let mut bytes = bytes.to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        self.inner.write_at(&bytes, offset)
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -108,24 +185,22 @@ impl DiskFile for CopyFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if self.is_hasty {
-            return Ok(());
-        }
-        let before = self.disk.failed_syncs();
-        let synced = self.inner.sync_data();
-        self.failed.fetch_add(self.disk.failed_syncs() - before, Ordering::Relaxed);
-        synced
+        if self.is_hasty { Ok(()) } else { self.inner.sync_data() }
     }
 }
 
 impl Disk for LifeDisk {
     fn open(&self, path: &str, open: Open) -> io::Result<Box<dyn DiskFile>> {
         self.check()?;
-        let inner = self.inner.open(path, open)?;
-        if path.starts_with(COPIES) {
-            let (disk, failed) = (self.inner.clone(), Arc::clone(&self.failed_copies));
-            let is_hasty = self.syncs == Syncs::SkippedForCopies;
-            return Ok(Box::new(CopyFile { inner, is_hasty, disk, failed }));
+        let opened = self.inner.open(path, open);
+        let inner = match open {
+            Open::Read | Open::Existing => self.refusals.note_read(path, opened)?,
+            Open::New | Open::Replace => self.refusals.note(path, opened)?,
+        };
+        let inner = self.refusals.watch(path, inner);
+        if path.starts_with(COPIES) && path.contains("/bundles/") {
+            let (is_hasty, is_garbled) = (self.syncs == Syncs::SkippedForCopies, self.garbles_copies);
+            return Ok(Box::new(CopyFile { inner, is_hasty, is_garbled }));
         }
         if !path.starts_with("wal/") {
             return Ok(inner);
@@ -137,46 +212,53 @@ impl Disk for LifeDisk {
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         self.check()?;
-        self.inner.list(dir)
+        self.refusals.note_read(dir, self.inner.list(dir))
     }
 
     fn create_dir(&self, path: &str) -> io::Result<()> {
         self.check()?;
-        self.inner.create_dir(path)
+        self.refusals.note(path, self.inner.create_dir(path))
+    }
+
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        self.check()?;
+        self.refusals.note(to, self.inner.rename_new(from, to))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.check()?;
-        self.inner.rename(from, to)
+        self.refusals.note(to, self.inner.rename(from, to))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
         self.check()?;
-        self.inner.remove(path)
+        match self.removals {
+            Removals::NotOfCheckMarks if path.starts_with(CHECK_MARK_PATHS) => return Ok(()),
+            Removals::WithNeededBundle if path.starts_with(MANIFEST_PATHS) => self.remove_needed(path),
+            _ => {}
+        }
+        self.refusals.note(path, self.inner.remove(path))
     }
 
     fn remove_dir(&self, path: &str) -> io::Result<()> {
         self.check()?;
-        self.inner.remove_dir(path)
+        self.refusals.note(path, self.inner.remove_dir(path))
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         self.check()?;
-        let before = self.inner.failed_syncs();
-        let synced = self.inner.sync_dir(dir);
-        if dir.starts_with(COPIES) {
-            self.failed_copies.fetch_add(self.inner.failed_syncs() - before, Ordering::Relaxed);
-        }
-        synced
+        self.refusals.note_sync(dir, self.inner.sync_dir(dir))
     }
 
     fn len(&self, path: &str) -> io::Result<Option<u64>> {
         self.check()?;
-        self.inner.len(path)
+        self.refusals.note_read(path, self.inner.len(path))
     }
 
     fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
-        self.inner.lock(path)
+        let inner = self.inner.lock(path)?;
+        self.is_locked.store(true, Ordering::Relaxed);
+        Ok(Box::new(Lock { _inner: inner, is_locked: Arc::clone(&self.is_locked) }))
     }
 
     fn lock_to_read(&self, path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError> {
@@ -208,6 +290,7 @@ impl DiskFile for LogFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        stage::pass();
         match self.syncs {
             Syncs::Honest | Syncs::SkippedForCopies => self.inner.sync_data()?,
             Syncs::Skipped => {}

@@ -2,11 +2,16 @@
 //! whose reports about the log are compared with it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use stead_core::ids::{Index, ShardId};
 
+/// The identity of the node's log.
+pub(crate) const LOG_ID: u64 = 0x1d;
 /// The magic of a batch, and the bytes of its header.
 const MAGIC: &[u8] = b"SWB2";
 const HEADER: usize = 64;
+/// A block: each batch begins with one.
+pub(crate) const BLOCK: usize = 4096;
 /// The bytes of a record's kind and length.
 const RECORD_HEADER: usize = 5;
 /// The kind of an entry.
@@ -51,8 +56,10 @@ pub(crate) struct DiskLog {
     oldest: Option<u64>,
     trim: Trim,
     is_trimmed: bool,
-    /// A violation by the log.
-    wrong: Option<&'static str>,
+    /// Whether the node has failed or was abandoned.
+    is_over: bool,
+    /// A violation by the log, with the number of its invariant.
+    wrong: Option<(u8, &'static str)>,
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -102,6 +109,32 @@ pub(crate) fn number_of_entries(bytes: &[u8]) -> Option<u64> {
     Written::parse(bytes).filter(|batch| !batch.tops.is_empty()).map(|batch| batch.number)
 }
 
+/// Returns the places of the entries in a segment of the log.
+pub(crate) fn entries_of(segment: &[u8]) -> Vec<Range<usize>> {
+    let mut places = Vec::new();
+    for start in (0..segment.len()).step_by(BLOCK) {
+        let batch = &segment[start..];
+        if Written::parse(batch).is_none() {
+            continue;
+        }
+        let end = HEADER + u32_at(batch, 8) as usize;
+        let mut at = HEADER;
+        while at < end {
+            let next = at + RECORD_HEADER + u32_at(batch, at + 1) as usize;
+            // Shard, epoch and index come first.
+            let mut from = Some(at + RECORD_HEADER);
+            for _ in 0..3 {
+                from = from.and_then(|from| Some(varint(batch, from)?.1));
+            }
+            if let Some(from) = from.filter(|_| batch[at] == ENTRY) {
+                places.push(start + from..start + next);
+            }
+            at = next;
+        }
+    }
+    places
+}
+
 fn raise(tops: &mut BTreeMap<ShardId, Index>, more: &BTreeMap<ShardId, Index>) {
     for (shard, index) in more {
         let top = tops.entry(*shard).or_default();
@@ -113,19 +146,28 @@ impl DiskLog {
     /// Notes that bytes were written to a file.
     pub(crate) fn wrote(&mut self, file: u64, bytes: &[u8]) {
         let Some(batch) = Written::parse(bytes) else { return };
+        if self.is_over {
+            self.wrong = Some((5, "the log was written after the node had failed or was abandoned"));
+        }
         if !batch.tops.is_empty() && self.trim == Trim::Wanted {
             self.trim = Trim::Overtaken;
         }
         if self.oldest.replace(batch.oldest).is_some_and(|oldest| oldest < batch.oldest) {
             self.is_trimmed = true;
             if self.trim == Trim::Overtaken {
-                self.wrong = Some(
+                self.wrong = Some((
+                    17,
                     "entries were written before a trim that was wanted before, whose room they may need",
-                );
+                ));
             }
             self.trim = Trim::None;
         }
         self.unsynced.entry(file).or_default().push(batch);
+    }
+
+    /// Notes that the node has failed or was abandoned: nothing is written any more.
+    pub(crate) fn is_over(&mut self) {
+        self.is_over = true;
     }
 
     /// Notes that the node wants the log to be trimmed.
@@ -143,8 +185,8 @@ impl DiskLog {
         std::mem::take(&mut self.is_trimmed)
     }
 
-    /// Returns a violation by the log, if there was one.
-    pub(crate) fn wrong(&self) -> Option<&'static str> {
+    /// Returns a violation by the log, if there was one, with the number of its invariant.
+    pub(crate) fn wrong(&self) -> Option<(u8, &'static str)> {
         self.wrong
     }
 

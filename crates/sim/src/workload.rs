@@ -8,7 +8,7 @@ use stead_core::entry::Entry;
 use stead_core::handler::Handler;
 use stead_core::ids::{ServiceId, ShardId, TaskId};
 use stead_core::key::Key;
-use stead_core::record::TaskRecord;
+use stead_core::record::{RecordKey, TaskRecord};
 use stead_core::reply::Reply;
 use stead_core::shard::{DeadLetterAction, StepOutcome};
 use stead_core::state::State;
@@ -63,6 +63,17 @@ pub trait Workload {
         None
     }
 
+    /// Adds a service that the program has from its next life on, and that its clients call. Returns its name and its number of
+    /// shards; `None` for no more.
+    fn add_service(&mut self, _rng: &mut Rng) -> Option<(String, u32)> {
+        None
+    }
+
+    /// Whether an operator may delete any process, with its timers and tasks.
+    fn allows_deletion(&self) -> bool {
+        false
+    }
+
     /// Runs one step of a task.
     fn step(&mut self, id: TaskId, task: &TaskRecord) -> StepOutcome;
 
@@ -82,6 +93,19 @@ pub trait Workload {
     /// # Errors
     /// The violation.
     fn committed(&mut self, _shard: ShardId, _entry: &Entry) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Called before [`Self::committed`] for an entry that deletes these records of a process.
+    ///
+    /// # Errors
+    /// The violation.
+    fn deleted(
+        &mut self,
+        _shard: ShardId,
+        _entry: &Entry,
+        _records: &[(RecordKey, Blob)],
+    ) -> Result<(), String> {
         Ok(())
     }
 

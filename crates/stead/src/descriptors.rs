@@ -32,6 +32,14 @@ pub fn connections_max(wanted: usize) -> usize {
     wanted.min(left)
 }
 
+/// Returns the maximum number of connections to native clients of a node: 1,024, or a quarter of the descriptors that
+/// [`RESERVE`] leaves.
+#[must_use]
+pub fn native_connections_max() -> usize {
+    const WANTED: usize = 1024;
+    raise_limit().map_or(WANTED, |limit| WANTED.min(left_by_reserve(limit) / 4))
+}
+
 fn left_by_reserve(limit: u64) -> usize {
     usize::try_from(limit - RESERVE.min(limit / 2)).unwrap_or(usize::MAX)
 }

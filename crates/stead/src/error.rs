@@ -5,7 +5,9 @@ use crate::service::codec::CodecError;
 use std::io;
 use std::time::Duration;
 use stead_core::calls::Refusal;
+use stead_core::placement::Place;
 use stead_core::topology::TopologyError;
+use stead_net::network::AddressError;
 use stead_node::NoAnswer;
 use stead_store::checkpoint::store::StoreError;
 use stead_store::data_dir::DataDirError;
@@ -38,6 +40,17 @@ pub enum RawError {
     /// The shard refused the call. Nothing was changed.
     #[error(transparent)]
     Refused(Refusal),
+    /// The shard is not on this node. Nothing was changed.
+    #[error(
+        "shard {shard} is not on this node: it is {}; `stead status` lists such shards",
+        if *place == Place::Elsewhere { "on another one" } else { "on no known node" }
+    )]
+    NotHere {
+        /// The shard.
+        shard: u32,
+        /// Its place.
+        place: Place,
+    },
     /// No answer came in time. The request may have been applied, or may still be.
     #[error("no answer within {} ms; the request may have been applied: repeat it with the same idempotency key", after.as_millis())]
     TimedOut {
@@ -50,6 +63,24 @@ pub enum RawError {
     /// The node is shutting down or has shut down. The request may have been applied.
     #[error("the node has stopped; the request may have been applied unless it was made after that")]
     Stopped,
+    /// There is no connection to a node that serves, or it was lost before the answer.
+    #[error(
+        "{reason}; {}",
+        if *sent {
+            "the request may have been applied: repeat it with the same idempotency key"
+        } else {
+            "the request was not sent: check that the node runs and listens for native clients at this address, and call again"
+        }
+    )]
+    Network {
+        /// The reason.
+        reason: String,
+        /// Whether the request was sent, so that it may have been applied.
+        sent: bool,
+    },
+    /// The node does not take the request. It was not applied, unless it was sent before.
+    #[error("the node does not take the request: {0}")]
+    Invalid(String),
     /// The position of a page of processes is from an earlier life of the node, in which they had another order.
     #[error("the page position is from before the node's last start; begin again with the first page")]
     StalePage,
@@ -59,13 +90,37 @@ impl From<NoAnswer> for RawError {
     fn from(none: NoAnswer) -> Self {
         match none {
             NoAnswer::Refused(refusal) => Self::Refused(refusal),
-            // It may be placed here soon.
-            NoAnswer::NotHere { .. } => Self::Refused(Refusal::NotReady),
+            NoAnswer::NotHere { shard, place } => Self::NotHere { shard: shard.0, place },
             NoAnswer::TimedOut { after } => Self::TimedOut { after },
             NoAnswer::Failed(reason) => Self::NodeFailed(reason),
             NoAnswer::Stopped => Self::Stopped,
         }
     }
+}
+
+/// Reasons for which a client has no connection to a cluster.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// No address was given.
+    #[error("no address was given; name at least one, as in 127.0.0.1:7421")]
+    NoAddress,
+    /// An address cannot be resolved.
+    #[error("cannot use the address {address:?}: {source}; write it as host:port, as in 127.0.0.1:7421")]
+    Resolve {
+        /// The address.
+        address: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// An address is not a loopback address.
+    #[error(transparent)]
+    Address(AddressError),
+    /// The system refused a thread or a descriptor.
+    #[error("cannot start the client: {0}")]
+    System(#[source] io::Error),
+    /// No node answered.
+    #[error(transparent)]
+    Raw(#[from] RawError),
 }
 
 /// Reasons for which a typed call failed.
@@ -117,6 +172,12 @@ pub enum OpenError {
     /// The stored data does not make up a state.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
+    /// The address for native clients cannot be used.
+    #[error(transparent)]
+    Address(AddressError),
+    /// The system refused to serve clients on the socket that listens for them.
+    #[error("cannot serve clients over the network: {0}")]
+    Native(io::Error),
     /// The node failed before all its shards served.
     #[error("the node failed while it started: {0}")]
     Failed(String),
@@ -133,6 +194,7 @@ impl From<stead_node::OpenError> for OpenError {
             stead_node::OpenError::DataDir(error) => Self::DataDir(error),
             stead_node::OpenError::Store(error) => Self::Store(error),
             stead_node::OpenError::Recovery(error) => Self::Recovery(error),
+            stead_node::OpenError::Native(error) => Self::Native(error),
             stead_node::OpenError::Failed(reason) => Self::Failed(reason),
             stead_node::OpenError::Thread(error) => Self::Thread(error),
         }

@@ -64,14 +64,14 @@ mod service;
 
 pub use client::{BlockingClient, Client, RawCall, RawReply, Retried};
 pub use config::Config;
-pub use error::{CallError, OpenError, RawError};
+pub use error::{CallError, ConnectError, OpenError, RawError};
 pub use log_view::LogPage;
 pub use node::{
     CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus,
     CopyReport, CopyStatus, DeadLetterCursor, DeadLetterInfo, DeadLetterPage, FailedCheck, LogStatus,
     MemoryStatus, Metrics, NoCursor, Node, NodeBuilder, NotReady, ProcessCursor, ProcessDetail, ProcessInfo,
-    ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardStatus, SkippedCheck,
-    Status, StuckQuery, TaskStatus, TimerStatus,
+    ProcessPage, RecoveryReport, ServiceMetrics, ServiceOptions, ServiceStatus, ShardNotHere, ShardStatus,
+    SkippedCheck, Status, StuckQuery, TaskStatus, TimerStatus,
 };
 pub use offline::{RestoreOptions, RestoreReport, copy_checkpoint, restore};
 #[cfg(feature = "schemars")]
@@ -87,7 +87,9 @@ pub use stead_core::calls::Misuse;
 pub use stead_core::calls::{Limited, Refusal};
 pub use stead_core::handler::Limit;
 pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
+pub use stead_core::placement::Place;
 pub use stead_core::topology::Topology;
+pub use stead_net::network::AddressError;
 #[doc(inline)]
 pub use stead_node::{events, stderr};
 pub use stead_store::checkpoint::checks::CheckOutcome;

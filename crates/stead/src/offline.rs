@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_core::entry::{Entry, NoEntry};
-use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Index, NodeId, ShardId};
+use stead_core::ids::{CheckpointNumber, ClusterId, Index, NodeId, ShardId};
 use stead_core::state::State;
 use stead_core::topology::{Topology, TopologyError};
 use stead_node::{
-    CheckpointInfo, CopyReport, Program, copy_stored, list_checkpoints, note_unended, system_time,
+    CheckpointInfo, CopyReport, Program, begin_copy, list_checkpoints, note_unended, system_time,
     verify_stored,
 };
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
-use stead_store::checkpoint::copy::{Owner, cluster_of_copies};
+use stead_store::checkpoint::copy::{CopyRun, Owner, cluster_of_copies};
 use stead_store::checkpoint::manifest::{newest, read_manifest};
 use stead_store::checkpoint::remote;
 use stead_store::checkpoint::restore::RestoreError as StoreRestoreError;
@@ -45,7 +45,7 @@ pub struct RestoreOptions {
     pub number: Option<u64>,
     /// The data directory to create; it must not exist or be empty.
     pub into: PathBuf,
-    /// Other numbers of shards, by service: 1 to 4096. Services that are not named keep theirs.
+    /// New numbers of shards by service: 1 to 4096. Services that are not named keep theirs.
     pub shards: BTreeMap<String, u32>,
 }
 
@@ -198,18 +198,8 @@ pub fn restore(
     from.cluster().map_or(Ok(()), |cluster| manifest.check_cluster(cluster))?;
     let is_new = !options.into.try_exists().unwrap_or(true);
     let disk = real_disk(&options.into)?;
-    let fresh = Meta {
-        cluster: ClusterId(fastrand::u128(..)),
-        incarnation: manifest.incarnation,
-        node: NodeId::FIRST,
-        lives: 0,
-        epoch_floor: Epoch(0),
-        log_id: fastrand::u64(..),
-        log_created: false,
-        clean: false,
-        restoring: true,
-        services: Vec::new(),
-    };
+    let cluster = ClusterId(fastrand::u128(..));
+    let fresh = Meta::new(cluster, manifest.incarnation, NodeId::FIRST, fastrand::u64(..));
     let into =
         IntoOptions { shards: options.shards.clone(), created: system_time(), writer: fastrand::u64(..) };
     let restored = restore_into(disk, &**source, &manifest, fresh, &into, &mut progress);
@@ -270,7 +260,8 @@ pub fn verify(from: &str, number: u64, registry: &Registry) -> Result<Report, Of
     let mut check =
         |service: &str, topology: &Topology, cut: &[State]| Program::check(registry, service, topology, cut);
     let source = Source::open(from)?;
-    Ok(verify_stored(&*source.store, number, source.cluster(), registry, &mut check)?)
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(verify_stored(&*source.store, number, source.cluster(), threads, registry, &mut check)?)
 }
 
 /// Copies a checkpoint of a data directory without a running node to `file:///directory` or `s3://bucket/prefix`;
@@ -285,7 +276,10 @@ pub fn copy_checkpoint(data_dir: &Path, number: u64, to: &str) -> Result<CopyRep
     let (meta, _lock) = DataDir::lock_to_read(&*disk)?;
     let owner = Owner { cluster: meta.cluster, incarnation: meta.incarnation };
     let local = DiskStore::attach(disk, CHECKPOINTS);
-    Ok(copy_stored(&local, &*remote_store(to)?, owner, number, to, &mut |_| {})?)
+    let (target, begun) = (remote_store(to)?, Instant::now());
+    let mut run = begin_copy(&local, &*target, owner, CheckpointNumber(number))?;
+    while !run.step(&local, &*target, CopyRun::PIECE_BYTES)? {}
+    Ok(CopyReport::new(CheckpointNumber(number), to.to_owned(), begun.elapsed(), run.copied()))
 }
 
 /// Passes the entries of a shard's log from an index on to `visit`, until it breaks. Entries that a checkpoint replaced

@@ -15,7 +15,7 @@ use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::bundle::{Author, BundleNames, Origin};
-use stead_store::checkpoint::compact::MergeRun;
+use stead_store::checkpoint::compact::Merger;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::Manifest;
 use stead_store::checkpoint::store::{BlobStore, DiskStore};
@@ -119,9 +119,9 @@ fn checkpoints(c: &mut Criterion) {
             || (),
             |()| {
                 let name = world.names.draw(world.number);
-                let mut run = MergeRun::begin(&world.store, name, id, &lineage, &merge).expect("begin");
-                while !run.step().expect("step") {}
-                let merged = run.finish().expect("finish");
+                let mut merger = Merger::begin(&world.store, name, id, &lineage, &merge).expect("begin");
+                while !merger.step().expect("step") {}
+                let merged = merger.finish().expect("finish");
                 world.store.delete(&merged.bundle.name).expect("delete");
             },
             BatchSize::PerIteration,

@@ -1,7 +1,7 @@
 //! A node's data directory: one owner, one format, and the metadata that must outlive every start.
 //!
 //! The metadata is in `stead.json`, which is replaced as a whole. It is written before anything else, so a directory
-//! that has files but no `stead.json` has lost it, and is refused: never a silent fresh start.
+//! that has files but no `stead.json` has lost it. It is refused, so that lost metadata never looks like a new node.
 
 use crate::disk::{Disk, DiskLock, LockError, is_full, read_file, replace_file};
 use serde::de::DeserializeOwned;
@@ -52,6 +52,25 @@ pub struct Meta {
     pub restoring: bool,
     /// The services and their shards.
     pub services: Vec<ServiceMeta>,
+}
+
+impl Meta {
+    /// Creates the metadata of a new data directory, before the first life in it. `cluster` and `log_id` are drawn at random.
+    #[must_use]
+    pub fn new(cluster: ClusterId, incarnation: Incarnation, node: NodeId, log_id: u64) -> Self {
+        Self {
+            cluster,
+            incarnation,
+            node,
+            lives: 0,
+            epoch_floor: Epoch(0),
+            log_id,
+            log_created: false,
+            clean: false,
+            restoring: false,
+            services: Vec::new(),
+        }
+    }
 }
 
 /// A service in the topology.

@@ -52,6 +52,12 @@ pub trait Disk: Send + Sync {
     /// [`io::ErrorKind::InvalidInput`] if the directories differ.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
+    /// As [`Disk::rename`], unless the new name is taken: of several callers, also in other processes, exactly one takes it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] if it is taken: then the file keeps its old name; as [`Disk::rename`].
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()>;
+
     /// Removes a file. It may come back after a crash, until [`Disk::sync_dir`] of its directory.
     ///
     /// # Errors
@@ -149,10 +155,10 @@ pub trait DiskFile: Send + Sync {
     /// The system's error.
     fn sync_data(&self) -> io::Result<()>;
 
-    /// A hint that the whole file will be read soon.
+    /// Hints that the whole file will be read soon.
     fn read_ahead(&self) {}
 
-    /// A hint that a range, which is durable, will not be read soon.
+    /// Hints that a range, which is durable, will not be read soon.
     fn let_go(&self, _offset: u64, _len: u64) {}
 }
 

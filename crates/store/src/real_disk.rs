@@ -2,7 +2,7 @@
 
 use crate::aligned::Aligned;
 use crate::disk::{BLOCK_BYTES, Disk, DiskFile, DiskLock, LockError, Open, check_path, check_rename};
-use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{Advice, CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -129,6 +129,23 @@ impl Disk for RealDisk {
         fs::rename(self.path(from)?, self.path(to)?)
     }
 
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        check_rename(from, to)?;
+        let (from, to) = (self.path(from)?, self.path(to)?);
+        match fs::hard_link(&from, &to) {
+            // It has the new name. The old one is only a leftover.
+            Ok(()) => drop(fs::remove_file(&from)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            // Some file systems do not support links.
+            Err(error) => match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => return Err(Errno::EXIST.into()),
+                Err(_) => return Err(error),
+            },
+        }
+        Ok(())
+    }
+
     fn remove(&self, path: &str) -> io::Result<()> {
         fs::remove_file(self.path(path)?)
     }
@@ -164,10 +181,10 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &str) -> Result<Box<dyn DiskLock>, LockError> {
-        let (full, name) = self.lock_path(path)?;
+        let (full, name) = self.path_and_name(path)?;
         let failed = |source| LockError::Io { path: name.clone(), source };
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&full);
-        let lock = flock(opened.map_err(failed)?, FlockOperation::NonBlockingLockExclusive, &name)?;
+        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&full);
+        let lock = lock_path((&full, &name), FlockOperation::NonBlockingLockExclusive, open)?;
         // The number only serves the error message of later processes; the lock itself is the system's.
         lock.file.set_len(0).map_err(failed)?;
         writeln!(&lock.file, "{}", std::process::id()).map_err(failed)?;
@@ -175,12 +192,11 @@ impl Disk for RealDisk {
     }
 
     fn lock_to_read(&self, path: &str) -> Result<Option<Box<dyn DiskLock>>, LockError> {
-        let (full, name) = self.lock_path(path)?;
-        let file = match File::open(&full) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(|source| LockError::Io { path: name.clone(), source })?,
-        };
-        Ok(Some(Box::new(flock(file, FlockOperation::NonBlockingLockShared, &name)?)))
+        let (full, name) = self.path_and_name(path)?;
+        match lock_path((&full, &name), FlockOperation::NonBlockingLockShared, || File::open(&full)) {
+            Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            locked => Ok(Some(Box::new(locked?))),
+        }
     }
 }
 
@@ -189,7 +205,7 @@ impl RealDisk {
         self.dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_path(&self, path: &str) -> Result<(PathBuf, String), LockError> {
+    fn path_and_name(&self, path: &str) -> Result<(PathBuf, String), LockError> {
         let full = self.path(path).map_err(|source| LockError::Io { path: path.to_owned(), source })?;
         let name = full.display().to_string();
         Ok((full, name))
@@ -198,6 +214,24 @@ impl RealDisk {
 
 fn same_file(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// Opens a file and takes the system's lock of it. Its owner may remove the file between the two, and a lock of a removed
+/// file does not exclude processes that open the path after that: then the file that has the path now is locked.
+fn lock_path(
+    (path, name): (&Path, &str),
+    operation: FlockOperation,
+    mut open: impl FnMut() -> io::Result<File>,
+) -> Result<RealLock, LockError> {
+    let failed = |source| LockError::Io { path: name.to_owned(), source };
+    loop {
+        let lock = flock(open().map_err(failed)?, operation, name)?;
+        match fs::metadata(path) {
+            Ok(data) if (data.dev(), data.ino()) == lock.id => return Ok(lock),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+    }
 }
 
 /// Time for which a lock is retried that this very process seems to hold.
@@ -304,8 +338,7 @@ impl DiskFile for RealFile {
             return Ok(());
         }
         // Fails at once, without a partial result, if there is no space. Without support by the file system, writing
-        // the zeros
-        // finds that out.
+        // the zeros finds that out.
         match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), start, len - start) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(error) => return Err(error.into()),
@@ -346,6 +379,46 @@ impl DiskFile for RealFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lock_of_a_file_that_was_removed_meanwhile_is_not_the_lock_of_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(dir.path()).unwrap();
+        let path = dir.path().join("LOCK");
+        let lock = |operation, between: &mut dyn FnMut()| {
+            let open = || {
+                let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+                between();
+                file
+            };
+            lock_path((&path, "LOCK"), operation, open)
+        };
+        for operation in [FlockOperation::NonBlockingLockExclusive, FlockOperation::NonBlockingLockShared] {
+            let mut owners = vec![disk.lock("LOCK").unwrap()];
+            let mut others = Vec::new();
+            // The owner removes the file and releases its lock, and another owner comes.
+            let mut replace = || {
+                if let Some(owner) = owners.pop() {
+                    disk.remove("LOCK").unwrap();
+                    drop(owner);
+                    others.push(disk.lock("LOCK").unwrap());
+                }
+            };
+            assert!(matches!(lock(operation, &mut replace), Err(LockError::Held { .. })));
+            drop(others);
+            // Without another owner the path is locked, not the removed file.
+            let mut removals = 1;
+            let mut remove = || {
+                if removals > 0 {
+                    removals -= 1;
+                    disk.remove("LOCK").unwrap();
+                }
+            };
+            let locked = lock(operation, &mut remove).unwrap();
+            assert!(matches!(disk.lock("LOCK"), Err(LockError::Held { .. })));
+            drop(locked);
+        }
+    }
 
     #[test]
     fn what_goes_past_the_cache_and_what_goes_through_it_is_read_alike() {

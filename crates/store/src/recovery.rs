@@ -1,16 +1,18 @@
-//! Recovery: the newest complete checkpoint, and the log's entries after it, folded into the states of all shards.
+//! Recovery: the newest complete checkpoint, and the log's entries after it, folded into the states of all shards. Of a shard with
+//! several replicas nothing is folded, for no entry is known to be committed: its state is that of its snapshot, beside its log.
 //!
-//! Nothing is changed but the unsynced tail of the log, so that a crash during a recovery changes nothing: the next one
-//! gives the same states.
+//! Nothing is changed but the unsynced tail of the log, which is cut, and snapshots of replicas that no install switched to, which are
+//! removed; so a crash during a recovery changes nothing: the next one gives the same states.
 
-use crate::checkpoint::CheckpointError;
-use crate::checkpoint::load::{Bundles, load_parts_of};
+use crate::checkpoint::load::{Bundles, Loaders, load_parts_of};
 use crate::checkpoint::manifest::{Manifest, manifest_name, newest};
-use crate::checkpoint::store::BlobStore;
+use crate::checkpoint::store::{BlobStore, StoreError};
+use crate::checkpoint::{Belonging, CheckpointError};
 use crate::disk::Disk;
-use crate::wal::{Batch, CutRecord, Item, Opened, Promise, Record, Wal, WalError, WalOptions};
+use crate::snapshots::{SnapshotName, Snapshots};
+use crate::wal::{Batch, CutRecord, InstallRecord, Item, Opened, Promise, Record, Wal, WalError, WalOptions};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, ReplicaId, ShardId};
 use stead_core::placement::{Place, Placement};
 use stead_core::replay::{Replay, ReplayError, Replayed};
+use stead_core::shard_replica::{self, ReplicaLog};
 use stead_core::start::KnownEpochs;
 use stead_core::state::State;
 use stead_core::topology::Topology;
@@ -25,21 +28,25 @@ use thiserror::Error;
 
 /// The recovered data.
 pub struct Recovered {
-    /// The states of all shards of the topology, in the order of their ids.
+    /// The states of the shards on this node, in the order of their ids: folded to the log's end, or the snapshots of the shards with
+    /// several replicas.
     pub states: Vec<State>,
+    /// In the order of the states, the logs behind these snapshots, for [`Recovery`](shard_replica::Recovery); `None` for a shard that
+    /// was folded.
+    pub logs: Vec<Option<ReplicaLog>>,
     /// The highest epoch of each shard that its log or the checkpoint knows.
     pub epochs: Vec<Epoch>,
     /// The log, open to be appended to.
     pub wal: Wal,
     /// The report of opening the log.
     pub log: Opened,
-    /// The base of the next checkpoint.
+    /// The lineage that the next checkpoint builds upon.
     pub lineage: Lineage,
     /// The newest complete checkpoint, if there is one.
     pub manifest: Option<Manifest>,
-    /// The greatest number that a checkpoint or a given-up one has; the next is greater.
+    /// The greatest number of a checkpoint or a given-up one; the next number is greater.
     pub decided: CheckpointNumber,
-    /// Counts for people to read.
+    /// The figures of the recovery.
     pub report: RecoveryReport,
 }
 
@@ -48,13 +55,13 @@ pub struct Recovered {
 pub struct RecoveryReport {
     /// The checkpoint that it began with; none for a log that was read from its beginning.
     pub checkpoint: Option<CheckpointNumber>,
-    /// Bytes of the checkpoint's sections that were read.
+    /// Number of bytes of the checkpoint's sections that were read.
     pub section_bytes: u64,
-    /// Bytes of all keys and values of the recovered states.
+    /// Number of bytes of all keys and values of the recovered states.
     pub state_bytes: u64,
-    /// Entries folded over the checkpoint.
+    /// Number of entries folded over the checkpoint.
     pub entries: u64,
-    /// Entries of the log that the checkpoint holds already.
+    /// Number of entries of the log that the checkpoint includes already.
     pub entries_skipped: u64,
 }
 
@@ -62,7 +69,7 @@ impl Recovered {
     /// Promises so many epochs in one batch: it stays far below the limit of the smallest log.
     const PROMISES: usize = 256;
 
-    /// The epochs of the shards in log and checkpoint.
+    /// Returns the epochs of the shards in the log and the checkpoint.
     #[must_use]
     pub fn known_epochs(&self) -> Vec<KnownEpochs> {
         let known = self.states.iter().map(State::shard).zip(&self.epochs);
@@ -123,7 +130,7 @@ pub enum RecoveryError {
         service: String,
         /// Its shards in the manifest.
         shards: u32,
-        /// The next step for a person.
+        /// The suggested next step.
         hint: &'static str,
     },
     /// The checkpoint lacks the part of a shard that is on this node, and existed when it was taken.
@@ -139,10 +146,24 @@ pub enum RecoveryError {
         /// Its service.
         service: String,
     },
+    /// The snapshot cannot be used behind which the log of a replica begins.
+    #[error(
+        "cannot use the snapshot behind which the log of shard {shard} begins: {source}; nothing was changed: put it back, or bring \
+         the node back with an empty directory, as a new replica"
+    )]
+    Snapshot {
+        /// The shard.
+        shard: ShardId,
+        /// The reason.
+        source: CheckpointError,
+    },
+    /// Snapshots that are not needed cannot be removed.
+    #[error("cannot remove snapshots that are not needed: {0}")]
+    Clean(StoreError),
     /// The log cannot be used.
     #[error(transparent)]
     Log(#[from] WalError),
-    /// A record of the log is no entry, or does not follow.
+    /// A record of the log is not an entry, or does not follow from the state.
     #[error("cannot replay the log: {0}")]
     Replay(#[from] ReplayError),
     /// A shard cannot begin another epoch.
@@ -161,7 +182,7 @@ pub enum RecoveryError {
     Refused(String),
 }
 
-/// On its way through the log, which knows nothing of it.
+/// The error of a visitor of the log, which passes it on.
 #[derive(Debug, Error)]
 #[error("{0}")]
 struct Refused(String);
@@ -175,23 +196,27 @@ pub struct Facts<'a> {
     pub topology: &'a Topology,
     /// The placement of its shards: those that are not here are passed over.
     pub placement: &'a Placement,
+    /// The shards on this node that have other replicas: their entries may not be committed, so they are not folded.
+    pub replicated: &'a BTreeSet<ShardId>,
+    /// Maximum bytes of the entries of each of these that are kept in memory; the others stay in the log.
+    pub log_bytes_max: u64,
 }
 
 /// Recovers all shards of a node.
 ///
-/// `threads` load the parts; with 1 no thread is started and the order of all I/O is fixed.
+/// With [`Loaders::InTurn`], or one thread, the order of all I/O is fixed.
 ///
 /// # Errors
-/// [`RecoveryError`], saying what can't be used and what to do. A damaged newest checkpoint is never passed over for an
-/// older one, for the log is trimmed to the newest.
+/// [`RecoveryError`], which says what is unusable and what to do. If the newest checkpoint is damaged, no older one is
+/// used instead, because the log is trimmed to the newest.
 pub fn recover(
     disk: Arc<dyn Disk>,
     store: &dyn BlobStore,
     facts: Facts<'_>,
     wal: WalOptions,
-    threads: usize,
+    loaders: impl Into<Loaders>,
 ) -> Result<Recovered, RecoveryError> {
-    recover_checked(disk, store, facts, wal, threads, |_| Ok(()))
+    recover_checked(disk, store, facts, wal, loaders, |_| Ok(()))
 }
 
 /// Recovers as [`recover`] does, but asks `accept` once all states are known and nothing is changed yet.
@@ -203,10 +228,10 @@ pub fn recover_checked(
     store: &dyn BlobStore,
     facts: Facts<'_>,
     wal: WalOptions,
-    threads: usize,
+    loaders: impl Into<Loaders>,
     accept: impl FnOnce(&[State]) -> Result<(), String>,
 ) -> Result<Recovered, RecoveryError> {
-    let Facts { cluster, topology, placement } = facts;
+    let Facts { cluster, topology, placement, replicated, log_bytes_max } = facts;
     let is_here = |shard| placement.of(shard) == Place::Here;
     let newest = newest(store)?;
     let mut states: Vec<State> = placement.here().map(State::new).collect();
@@ -216,7 +241,7 @@ pub fn recover_checked(
         manifest.check_cluster(cluster)?;
         check_topology(manifest, topology)?;
         check_parts(manifest, placement)?;
-        for part in load_parts_of(store, manifest, threads, is_here)? {
+        for part in load_parts_of(store, manifest, loaders, is_here)? {
             let at = states.binary_search_by_key(&part.header.shard, State::shard);
             states[at.expect("only parts of shards on this node are loaded")] = part.into_state(manifest)?;
         }
@@ -227,7 +252,11 @@ pub fn recover_checked(
         let sections = parts.map(|part| (part.shard, part.sections.clone()));
         lineage = Lineage::of(manifest.bundles.clone(), sections);
     }
-    let replay = RefCell::new(Replay::new(states, topology.shard_count()));
+    let mut replay = Replay::new(states, topology.shard_count());
+    replicated.iter().for_each(|shard| replay.keep(*shard, log_bytes_max));
+    let (replay, installs) = (RefCell::new(replay), RefCell::new(BTreeMap::new()));
+    let snapshots = Snapshots::new(Arc::clone(&disk));
+    let belonging = Belonging { cluster: Some(cluster), incarnation: topology.incarnation };
     let visit = |item: Item<'_>| -> Result<(), Box<dyn Error + Send + Sync>> {
         match item {
             Item::Entry(Record { shard, epoch, index, bytes }) => {
@@ -236,6 +265,10 @@ pub fn recover_checked(
             Item::Cut(CutRecord { shard, epoch, index }) => {
                 Ok(replay.borrow_mut().handle_cut(shard, epoch, index)?)
             }
+            Item::Install(InstallRecord { shard, replica, epoch, base }) => {
+                installs.borrow_mut().insert(shard, SnapshotName { shard, replica, base });
+                Ok(replay.borrow_mut().handle_install(shard, epoch, base)?)
+            }
             Item::Promise(_) => Ok(()),
         }
     };
@@ -243,9 +276,21 @@ pub fn recover_checked(
     let again = (Arc::clone(&disk), wal.clone());
     let opened = Wal::open_checked(disk, wal, visit, || {
         let mut replay = replay.borrow_mut();
-        let void = replay.end_reading()?;
+        let mut void = replay.end_reading()?;
+        // These begin from an installed snapshot, and the others from the same part as before.
+        let installed: Vec<ShardId> =
+            void.iter().copied().filter(|shard| replay.installed(*shard).is_some()).collect();
+        let mut begin: BTreeMap<ShardId, State> = BTreeMap::new();
+        for shard in installed {
+            let state = snapshots.load(installs.borrow()[&shard], belonging);
+            begin.insert(shard, state.map_err(|source| RecoveryError::Snapshot { shard, source })?);
+        }
+        let kept: Vec<ShardId> = void.extract_if(.., |shard| replay.is_kept(*shard)).collect();
+        for shard in kept {
+            replay.restart(begin.remove(&shard).expect("an install is the only reason"));
+        }
         if !void.is_empty() {
-            fold_again(&mut replay, &void, store, newest.manifest.as_ref(), &again)?;
+            fold_again(&mut replay, &void, begin, store, newest.manifest.as_ref(), &again)?;
         }
         Ok(accept(replay.states()).map_err(Refused)?)
     });
@@ -262,11 +307,23 @@ pub fn recover_checked(
         },
         error => RecoveryError::Log(error),
     })?;
-    let Replayed { states, epochs, entries, entries_skipped } = replay.into_inner().finish();
+    let replay = replay.into_inner();
+    let mut needed = installs.into_inner();
+    needed.retain(|shard, _| replay.installed(*shard).is_some());
+    // No checkpoint has the records of an installed snapshot.
+    lineage.retain(|shard| !needed.contains_key(&shard));
+    snapshots.clean(&needed.into_values().collect()).map_err(RecoveryError::Clean)?;
+    let Replayed { states, epochs, entries, entries_skipped, mut logs } = replay.finish();
+    for (log, state) in logs.iter_mut().zip(&states) {
+        if let Some(log) = log {
+            log.handle_record(shard_replica::Record::Promise(wal.promises().of(state.shard())));
+        }
+    }
     (report.entries, report.entries_skipped) = (entries, entries_skipped);
     report.state_bytes = states.iter().map(|state| state.records().bytes() as u64).sum();
     let recovered = Recovered {
         states,
+        logs,
         epochs,
         wal,
         log,
@@ -282,10 +339,12 @@ pub fn recover_checked(
     }
 }
 
-/// Folds shards once more, over the entries that survive: the log is read again, and their parts are loaded again.
+/// Folds shards once more, over the entries that survive: the log is read again, and their parts are loaded again, unless a snapshot
+/// was installed.
 fn fold_again(
     replay: &mut Replay,
     shards: &[ShardId],
+    mut installed: BTreeMap<ShardId, State>,
     store: &dyn BlobStore,
     manifest: Option<&Manifest>,
     (disk, wal): &(Arc<dyn Disk>, WalOptions),
@@ -293,6 +352,10 @@ fn fold_again(
     let bundles = manifest.map(|manifest| Ok((manifest, Bundles::open(store, manifest)?)));
     let bundles = bundles.transpose().map_err(|error: CheckpointError| error)?;
     for &shard in shards {
+        if let Some(state) = installed.remove(&shard) {
+            replay.restart(state);
+            continue;
+        }
         let part = bundles
             .as_ref()
             .and_then(|(manifest, bundles)| manifest.part(shard).map(|part| (manifest, bundles, part)));

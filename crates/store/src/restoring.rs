@@ -1,7 +1,7 @@
 //! Restores a checkpoint into a data directory, as the beginning of a new incarnation: as a whole or not at all.
 //!
-//! The facts of the directory come first, marked as [`Meta::restoring`], and the mark goes last. So a restore that breaks off leaves
-//! a directory that every start refuses and a later restore takes.
+//! The facts of the directory come first, marked as [`Meta::restoring`], and the mark goes last. So an interrupted restore leaves a
+//! directory that every start refuses and a later restore accepts.
 
 use crate::checkpoint::bundle::{Author, BundleNames};
 use crate::checkpoint::manifest::Manifest;
@@ -18,11 +18,11 @@ use thiserror::Error;
 /// The settings of a restore into a data directory.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
-    /// Other numbers of shards, by service; services that are not named keep theirs.
+    /// New numbers of shards by service. Services that are not named keep theirs.
     pub shards: BTreeMap<String, u32>,
     /// The current time.
     pub created: Time,
-    /// Names the bundle; drawn at random.
+    /// The life of the process in the bundle's name, drawn at random.
     pub writer: u64,
 }
 
@@ -35,7 +35,7 @@ pub enum RestoreIntoError {
     /// The directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    /// What an earlier restore left cannot be removed.
+    /// The remains of an earlier restore cannot be removed.
     #[error("cannot remove what an earlier restore left in the directory: {0}")]
     Remove(#[source] io::Error),
     /// The store in the directory failed.
@@ -46,8 +46,8 @@ pub enum RestoreIntoError {
     Restore(#[from] RestoreError),
 }
 
-/// Restores a checkpoint of `source` into the data directory at the root of `disk`, which is empty or holds a restore that broke
-/// off. `fresh` has the identities of the new cluster; its incarnation and epochs follow those of the checkpoint.
+/// Restores a checkpoint of `source` into the data directory at the root of `disk`, which must be empty or hold an unfinished
+/// restore. `fresh` has the identities of the new cluster; its incarnation and epochs follow those of the checkpoint.
 ///
 /// # Errors
 /// [`RestoreIntoError`]. Then the directory is as it was before, or, if that fails too, marked as an unfinished restore. An error
@@ -106,7 +106,8 @@ fn undo(disk: &dyn Disk) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    // The mark goes once all else is durably gone.
+    // The mark goes once all else is durably gone. The lock goes last, while it is held: another process may own the
+    // directory from then on.
     let _ = remove_tree(disk, CHECKPOINTS)
         .and_then(|()| remove(format!("{META_FILE}.tmp")))
         .and_then(|()| remove(META_FILE.to_owned()))

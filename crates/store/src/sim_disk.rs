@@ -8,9 +8,8 @@
 //! Other faults are planned from outside: full disks, too many open files, operations that fail ([`Faults`]), flipped
 //! bits.
 //!
-//! Not modelled: names that a failed sync of a directory has dropped (file systems that lose them stop), versions of a
-//! sector
-//! that were overwritten before a sync, and sectors written to a wrong place.
+//! Not modelled: names that a failed sync of a directory has dropped (file systems that lose them stop), versions of
+//! a sector that were overwritten before a sync, and sectors written to a wrong place.
 
 mod file;
 mod inode;
@@ -55,7 +54,7 @@ impl SimDisk {
     pub fn fork(&self, seed: u64) -> Self {
         let mut inner = self.inner().clone();
         inner.rng = fastrand::Rng::with_seed(seed);
-        inner.faults = Faults::default();
+        (inner.faults, inner.refuse_at) = (Faults::default(), None);
         let fork = Self { inner: Arc::new(Mutex::new(inner)) };
         fork.kill_process();
         fork
@@ -74,11 +73,11 @@ impl SimDisk {
         inner.crash_at = Some(inner.operations + operations.max(1));
     }
 
-    /// Restarts a crashed disk, and cancels a crash that [`SimDisk::crash_after`] planned.
+    /// Restarts a crashed disk, and cancels what [`SimDisk::crash_after`] and [`SimDisk::refuse_after`] planned.
     pub fn restart(&self) {
         let mut inner = self.inner();
         inner.crashed = false;
-        inner.crash_at = None;
+        (inner.crash_at, inner.refuse_at) = (None, None);
     }
 
     /// Ends the process but not the machine: open files become invalid, and nothing is lost.
@@ -136,6 +135,12 @@ impl SimDisk {
         self.inner().faults = faults;
     }
 
+    /// Fails the `operations`-th operation from now (1 is the next), whatever it is, as on a broken device: it changes nothing.
+    pub fn refuse_after(&self, operations: u64) {
+        let mut inner = self.inner();
+        inner.refuse_at = Some(inner.operations + operations.max(1));
+    }
+
     /// Returns the number of operations that failed as planned, including syncs.
     #[must_use]
     pub fn failed(&self) -> u64 {
@@ -152,14 +157,15 @@ impl SimDisk {
     /// Its operations are not counted, and take no time.
     pub fn aside<T>(&self, run: impl FnOnce() -> T) -> T {
         let (mut inner, none) = (self.inner(), Faults::default());
-        let planned =
-            (inner.crash_at.take(), std::mem::replace(&mut inner.faults, none), inner.files_max.take());
+        let planned = (inner.crash_at.take(), std::mem::replace(&mut inner.faults, none));
+        let limits = (inner.refuse_at.take(), inner.files_max.take());
         let counted = (inner.operations, inner.micros);
         inner.inodes.values_mut().for_each(Inode::toggle_flips);
         drop(inner);
         let done = run();
         let mut inner = self.inner();
-        (inner.crash_at, inner.faults, inner.files_max) = planned;
+        (inner.crash_at, inner.faults) = planned;
+        (inner.refuse_at, inner.files_max) = limits;
         (inner.operations, inner.micros) = counted;
         inner.inodes.values_mut().for_each(Inode::toggle_flips);
         done
@@ -291,6 +297,20 @@ impl Disk for SimDisk {
             inner.change(DirChange::Rename { from: from.to_owned(), to: to.to_owned() });
         }
         inner.end_with(begun, allowed)
+    }
+
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut inner = self.inner();
+        let begun = inner.begin(0, false)?;
+        let found = check_rename(from, to).and_then(|()| inner.file_id(from));
+        let found = found.and_then(|_| match inner.names.contains_key(to) {
+            true => Err(io::ErrorKind::AlreadyExists.into()),
+            false => inner.fail(|faults| &mut faults.changes),
+        });
+        if found.is_ok() {
+            inner.change(DirChange::Rename { from: from.to_owned(), to: to.to_owned() });
+        }
+        inner.end_with(begun, found)
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {

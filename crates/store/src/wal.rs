@@ -19,6 +19,8 @@ mod batch;
 mod error;
 mod frame;
 mod live;
+mod log_reader;
+mod numbers;
 mod open;
 mod options;
 mod promises;
@@ -31,10 +33,11 @@ mod window;
 pub use batch::Batch;
 pub use error::{Damage, WalError};
 pub use frame::{FORMAT, Position};
-pub use live::{ShardReader, WalReader};
+pub use live::{Reading, ShardReader, WalReader};
+pub use log_reader::{LogReader, Progress};
 pub use options::WalOptions;
-pub use promises::Promises;
-pub use record::{CutRecord, Item, Promise, Record};
+pub use promises::{Promise, Promises};
+pub use record::{CutRecord, InstallRecord, Item, Record};
 pub use recovery::{Cut, Opened};
 pub use segment::SegmentPreparer;
 
@@ -88,9 +91,9 @@ pub struct Wal {
     last_records: u64,
     oldest: u64,
     promises: Promises,
-    /// Their table, as at the beginning of a segment.
+    /// The table of the promises, as at the beginning of a segment.
     table: Vec<u8>,
-    /// For readers on other threads.
+    /// The facts for readers on other threads.
     published: Arc<Published>,
     fatal: Option<String>,
     /// The batch being written; kept for its memory.
@@ -150,9 +153,32 @@ impl Wal {
     /// # Errors
     /// As [`Wal::sync`].
     pub fn trim(&mut self, top: impl Fn(ShardId) -> Index) -> Result<usize, WalError> {
+        self.trim_pinned(top, |_| Index(u64::MAX), 0)
+    }
+
+    /// Trims as [`Wal::trim`] does, but keeps the entries of a shard behind `pin`, which other nodes still read, as long as the needed
+    /// segments together have at most `bytes_max` bytes. Beyond that the oldest ones are released as well, and these nodes need a snapshot.
+    ///
+    /// # Errors
+    /// As [`Wal::trim`].
+    pub fn trim_pinned(
+        &mut self,
+        top: impl Fn(ShardId) -> Index,
+        pin: impl Fn(ShardId) -> Index,
+        bytes_max: u64,
+    ) -> Result<usize, WalError> {
         self.check()?;
-        let is_unneeded = |shards: &ShardSpans| shards.tops().all(|(shard, index)| index <= top(shard));
-        let count = self.published.count_first(self.sealed.len(), is_unneeded);
+        let unneeded = |top: &dyn Fn(ShardId) -> Index| {
+            let is_unneeded = |shards: &ShardSpans| shards.tops().all(|(shard, index)| index <= top(shard));
+            self.published.count_first(self.sealed.len(), is_unneeded)
+        };
+        let count_max = unneeded(&top);
+        let mut count = unneeded(&|shard| top(shard).min(pin(shard)));
+        let mut left = self.bytes() - self.sealed.iter().take(count).map(|sealed| sealed.bytes).sum::<u64>();
+        while count < count_max && left > bytes_max {
+            left -= self.sealed[count].bytes;
+            count += 1;
+        }
         if count == 0 {
             return Ok(0);
         }

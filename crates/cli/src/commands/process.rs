@@ -109,7 +109,10 @@ fn pages(
         let more = visit(processes)?;
         match page["next"].as_str() {
             Some(next) if more => path = format!("{first}&after={}", segment(next)),
-            _ => return Ok(()),
+            _ => {
+                output::note_not_here(&page);
+                return Ok(());
+            }
         }
     }
 }

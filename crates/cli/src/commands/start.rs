@@ -10,7 +10,7 @@ use std::time::Duration;
 use stead::config::ConfigError;
 use stead::kv::Kv;
 use stead::stderr;
-use stead::{Config, Node, NodeBuilder, OpenError, RecoveryReport, ServiceOptions};
+use stead::{AddressError, Config, Node, NodeBuilder, OpenError, RecoveryReport, ServiceOptions};
 use stead_gateway::http::{self, Limits};
 use stead_gateway::{Serve, ServerError};
 
@@ -27,6 +27,10 @@ pub(crate) struct StartArgs {
     /// Loopback address to listen on; port 0 picks a free one
     #[arg(long, env = "STEAD_LISTEN", default_value = "127.0.0.1:7420", value_name = "IP:PORT")]
     listen: SocketAddr,
+    /// Loopback address for native clients (`Client::connect` of the Rust library); port 0 picks a free one [default: the
+    /// configuration's native.listen, or none]
+    #[arg(long, value_name = "IP:PORT")]
+    listen_native: Option<SocketAddr>,
     /// Configuration file (TOML)
     #[arg(long, env = "STEAD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -56,6 +60,8 @@ pub(crate) struct StartArgs {
 struct Ready {
     event: &'static str,
     address: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    native: Option<SocketAddr>,
     data: String,
     pid: u32,
     recovery: RecoveryReport,
@@ -69,7 +75,8 @@ pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
         ..Limits::default()
     };
     let (data, config, shutdown_timeout) = (args.data.clone(), args.config.clone(), args.shutdown_timeout);
-    let mut serve = Serve::with(move || builder(data, config.as_deref(), shutdown_timeout))
+    let native = args.listen_native;
+    let mut serve = Serve::with(move || builder(data, config.as_deref(), shutdown_timeout, native))
         .listen(args.listen)
         .limits(limits)
         .supervised(args.supervise)
@@ -88,11 +95,13 @@ fn builder(
     data: Option<PathBuf>,
     config: Option<&Path>,
     shutdown_timeout: Option<Duration>,
+    native: Option<SocketAddr>,
 ) -> Result<NodeBuilder, ConfigError> {
     let mut config = Config::from_file_and_env(config)?;
     let data = data.or_else(|| config.data_dir.take()).unwrap_or_else(|| PathBuf::from(DATA_DIR));
     config.data_dir = Some(data.clone());
     config.shutdown_timeout = shutdown_timeout.or(config.shutdown_timeout);
+    config.native.listen = native.or(config.native.listen);
     Ok(Node::builder(data).service::<Kv>(ServiceOptions::default().shards_when_new(KV_SHARDS)).config(config))
 }
 
@@ -141,14 +150,21 @@ const KV_SHARDS: u32 = 16;
 
 /// Converts an error of opening; the supervisor tries again after those that may be temporary.
 fn open_failure(data: &Path, error: &OpenError) -> Failure {
-    let exit = if error.may_pass() { Exit::Fatal } else { Exit::Data };
-    Failure::new(exit, format!("cannot open the data directory {}", data.display())).cause(error)
+    let native = "the server cannot serve native clients".to_owned();
+    let directory = || format!("cannot open the data directory {}", data.display());
+    let (exit, what) = match error {
+        OpenError::Address(AddressError::NotLoopback { .. }) => (Exit::Usage, native),
+        OpenError::Address(AddressError::System { .. }) | OpenError::Native(_) => (Exit::Failed, native),
+        error if error.may_pass() => (Exit::Fatal, directory()),
+        _ => (Exit::Data, directory()),
+    };
+    Failure::new(exit, what).cause(error)
 }
 
 fn print_ready(ready: stead_gateway::Ready) {
-    let stead_gateway::Ready { address, data_dir, recovery } = ready;
+    let stead_gateway::Ready { address, native, data_dir, recovery } = ready;
     let data = data_dir.display().to_string();
-    let ready = Ready { event: "ready", address, data, pid: std::process::id(), recovery };
+    let ready = Ready { event: "ready", address, native, data, pid: std::process::id(), recovery };
     if let Err(failure) = output::json(&ready) {
         stderr::line(failure);
     }

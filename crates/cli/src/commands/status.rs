@@ -107,6 +107,9 @@ fn print(status: &Value, shards: bool) -> Result<(), Failure> {
             output::fact("running", &query["running"])
         ))?;
     }
+    if let Some(shards) = output::shards_not_here(status) {
+        output::line(&format!("not here     {shards}: no figure includes them"))?;
+    }
     if let Some(failure) = status["failure"].as_str() {
         output::line(&format!("failed       {failure}"))?;
     }

@@ -1,6 +1,8 @@
 //! Checkpoints on the command line: with a server, without one, and restored.
 
 #[cfg(feature = "s3")]
+use crate::patience::await_some;
+#[cfg(feature = "s3")]
 use crate::s3_server::S3Server;
 use crate::server::{Server, json_of, run, stead};
 use serde::{Deserialize, Serialize};
@@ -470,22 +472,17 @@ fn failing_copies(attempts: u64, vars: &[(&str, &str)]) -> (String, Vec<String>)
     all.extend(vars);
     let server = Server::start_in(dir.path(), &["--supervise=false"], &all);
     server.put("a", 1);
-    let begun = std::time::Instant::now();
     let attempted = |text: &str| {
         let mut lines = text.lines();
         let count = lines.find_map(|line| line.strip_prefix("stead_checkpoint_copies_failed_total "));
         count.unwrap().parse::<u64>().unwrap()
     };
-    let failure = loop {
-        let copies = server.get("/v1/status").json()["checkpoint_copies"].clone();
-        if let Some(failure) = copies["failure"].as_str()
-            && attempted(&server.get("/metrics").text) >= attempts
-        {
-            break failure.to_owned();
-        }
-        assert!(begun.elapsed() < crate::server::PATIENCE, "{copies}");
+    let failure = await_some("copies fail", || {
         server.put("a", 2);
-    };
+        let status = server.get("/v1/status").json();
+        let failure = status["checkpoint_copies"]["failure"].as_str()?;
+        (attempted(&server.get("/metrics").text) >= attempts).then(|| failure.to_owned())
+    });
     let (_, stderr) = server.terminate();
     let of_s3 = |line: &&str| {
         let line = line.to_ascii_lowercase();
@@ -539,14 +536,10 @@ fn checkpoints_go_to_s3_and_come_back() {
     let copy = ["checkpoint", "copy", &number.to_string(), "--to", "s3://stead/by/hand", "--json"];
     assert_eq!(json_of(&server.command(&copy))["number"], number);
     let copied = || json_of(&server.command(&["status", "--json"]))["checkpoint_copies"].clone();
-    let mut status = copied();
-    for _ in 0..1000 {
-        if status["newest"].as_u64() >= Some(number) {
-            break;
-        }
-        status = copied();
-    }
-    assert!(status["newest"].as_u64() >= Some(number) && status["failure"].is_null(), "{status}");
+    let status = await_some("the node's own copy", || {
+        Some(copied()).filter(|status| status["newest"].as_u64() >= Some(number))
+    });
+    assert!(status["failure"].is_null(), "{status}");
     server.terminate();
     for prefix in ["hand", "itself"] {
         let (from, into) = (format!("s3://stead/by/{prefix}"), dir.path().join(prefix));

@@ -1,5 +1,6 @@
 //! The commands against a running server.
 
+use crate::patience::await_until;
 use crate::server::{Server, json_of, run, signal, stead};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -262,10 +263,10 @@ fn an_interrupted_benchmark_leaves_nothing() {
     let count = || std::fs::read_dir(dir.path()).unwrap().count();
     let arguments = ["bench", "requests", "--data", dir.path().to_str().unwrap()];
     let mut bench = stead(&arguments).stderr(Stdio::null()).spawn().unwrap();
-    while count() == 0 {
+    await_until("its measurement begins", || {
         assert!(bench.try_wait().unwrap().is_none(), "it ended before its measurement began");
-        std::thread::yield_now();
-    }
+        count() > 0
+    });
     signal(bench.id() as i32, Signal::TERM);
     assert_eq!(bench.wait().unwrap().code(), Some(130));
     assert_eq!(count(), 0);

@@ -1,6 +1,7 @@
 //! The demo's output, and its end.
 
-use crate::server::{PATIENCE, json_of, run, signal, stead};
+use crate::patience::await_until;
+use crate::server::{json_of, run, signal, stead};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +10,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stead_flights::ConductError;
 use stead_flights::Flights;
 use stead_flights::conductor::{Kills, Plan, Sigkill, conduct};
@@ -143,13 +144,11 @@ fn a_demo_that_is_stopped_ends_its_child_and_leaves_no_files() {
         let mut stderr = BufReader::new(demo.stderr.take().unwrap());
         let mut line = String::new();
         stderr.read_line(&mut line).unwrap();
-        let started = Instant::now();
         let data = dir.path().to_str().unwrap();
         // Its child has open files once it runs.
-        while processes_of(data).iter().all(|pid| *pid == demo.id().to_string()) {
-            assert!(started.elapsed() < PATIENCE, "the demo starts no child");
-            std::thread::yield_now();
-        }
+        await_until("the demo starts a child", || {
+            processes_of(data).iter().any(|pid| *pid != demo.id().to_string())
+        });
         assert_eq!(left_in(dir.path()).len(), 1);
         signal(demo.id() as i32, stop);
         let output = demo.wait_with_output().unwrap();

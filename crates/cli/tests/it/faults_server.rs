@@ -1,11 +1,12 @@
 //! A server whose disk is full, damaged or out of reach.
 
-use crate::server::{PATIENCE, Server, run, stead};
+use crate::patience::{PATIENCE, await_until};
+use crate::server::{Server, run, stead};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 /// A small file system of its own; only the superuser can mount one.
 struct SmallDisk(PathBuf);
@@ -62,11 +63,9 @@ fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
         assert!(server.get("/metrics").text.contains("stead_disk_full 1"), "round {round}");
 
         std::fs::remove_file(&ballast).unwrap();
-        let waited = Instant::now();
-        while server.post("/v1/call/kv/a", &format!(r#"{{"put":{{"value":{}}}}}"#, last + 1)).status != 200 {
-            assert!(waited.elapsed() < PATIENCE, "writes never resumed");
-        }
         last += 1;
+        let put = format!(r#"{{"put":{{"value":{last}}}}}"#);
+        await_until("writes resume", || server.post("/v1/call/kv/a", &put).status == 200);
     }
     server.kill();
     let server = Server::start_with(&data, &more);
@@ -148,16 +147,19 @@ fn connections_leave_descriptors_to_the_log_and_to_checkpoints() {
     std::fs::write(&config, "[log]\nsegment_bytes = 65536\n[checkpoints]\ninterval = \"1h\"\n").unwrap();
     let server = limited(&dir.path().join("data"), "ulimit -n 128", &["--config", config.to_str().unwrap()]);
     let mut kept: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(&server.address).unwrap()).collect();
-    // Those above the limit were refused and are closed; some of the others make room for the requests below.
+    // Connections are accepted in their order: once the last one is refused and closed, none waits for a place any more.
+    let last = kept.last_mut().unwrap();
+    last.set_read_timeout(Some(PATIENCE)).unwrap();
+    if let Err(error) = last.read_to_end(&mut Vec::new()) {
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "the last connection is not closed");
+    }
+    // Some of the others make room for the requests below.
     drop(kept.drain(..8));
     let put = |value: u64| {
         let body = format!(r#"{{"put":{{"value":"{}"}}}}"#, "x".repeat(4000 + value as usize));
         server.post("/v1/call/kv/a", &body).status
     };
-    let waited = Instant::now();
-    while put(0) != 200 {
-        assert!(waited.elapsed() < PATIENCE, "no connection became free");
-    }
+    await_until("a connection is free", || put(0) == 200);
     // Fills several segments.
     for value in 1..80 {
         assert_eq!(put(value), 200);

@@ -1,11 +1,11 @@
 //! A server whose standard error is broken: it serves, takes checkpoints, fails and ends like any other.
 
-use crate::server::{PATIENCE, Server, signal};
+use crate::patience::await_until;
+use crate::server::{Server, signal};
 use rustix::process::Signal;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::process::Stdio;
-use std::time::Instant;
 
 /// A full pipe without a reader.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
@@ -69,15 +69,10 @@ fn lines_that_standard_error_does_not_take_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let full = Stdio::from(File::options().write(true).open("/dev/full").unwrap());
     let server = Server::start_with_stderr(dir.path(), &["--supervise=false"], full);
-    let begun = Instant::now();
-    let dropped = loop {
+    await_until("the line with its address is not written, and counted", || {
         let metrics = server.get("/metrics").text;
         let line =
             metrics.lines().find(|line| line.starts_with("stead_stderr_lines_dropped_total ")).unwrap();
-        let dropped: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
-        if dropped > 0 || begun.elapsed() > PATIENCE {
-            break dropped;
-        }
-    };
-    assert!(dropped > 0, "the line with its address was not written");
+        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap() > 0
+    });
 }

@@ -1,10 +1,10 @@
 //! The HTTP API as a client sees it.
 
-use crate::server::{PATIENCE, Server};
+use crate::patience::{PATIENCE, await_until};
+use crate::server::Server;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Instant;
 
 #[test]
 fn a_process_is_called_and_queried() {
@@ -173,10 +173,7 @@ fn one_connection_too_many_is_answered_503() {
     third.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("urn:stead:problem:too-many-connections"), "{rest}");
     drop(first);
-    let started = Instant::now();
-    while connect().1 != "200" {
-        assert!(started.elapsed() < PATIENCE, "the slot of a closed connection was not released");
-    }
+    await_until("the slot of the closed connection is released", || connect().1 == "200");
 }
 
 #[test]

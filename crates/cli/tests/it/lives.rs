@@ -1,5 +1,6 @@
 //! Starts, crashes, restarts and ends of a server.
 
+use crate::patience::await_until;
 use crate::server::{Server, json_of, run, signal};
 use rustix::process::Signal;
 use serde_json::json;
@@ -104,9 +105,7 @@ fn a_server_without_a_supervisor_ends_at_once_at_a_second_signal() {
     open.read_exact(&mut asked).unwrap();
     assert_eq!(&asked, b"HTTP/1.1 100");
     signal(server.own_pid(), Signal::INT);
-    while TcpStream::connect(&server.address).is_ok() {
-        std::thread::yield_now();
-    }
+    await_until("the server takes no connection", || TcpStream::connect(&server.address).is_err());
     let (status, stderr) = server.terminate_impatiently();
     assert_eq!(status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("shutdown was cut short"), "{stderr}");

@@ -10,6 +10,9 @@ mod faults_stderr;
 mod gateway;
 mod help;
 mod lives;
+// The same waits as in the tests of `stead`.
+#[path = "../../../stead/tests/it/patience.rs"]
+mod patience;
 #[cfg(feature = "s3")]
 #[path = "../../../store/tests/it/checkpoints/s3_server.rs"]
 mod s3_server;

@@ -1,5 +1,6 @@
 //! A server under test: the real binary on a free port, and requests to it.
 
+use crate::patience::{PATIENCE, await_some};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
@@ -8,9 +9,6 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// Longer than anything here takes on a busy machine; reached only if something hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The `stead` binary with some arguments, in an environment without variables of Stead.
 pub(crate) fn stead(args: &[&str]) -> Command {
@@ -152,15 +150,14 @@ impl Server {
     /// Sends signals until the server has ended: only signals over a second apart count as two.
     pub(crate) fn terminate_impatiently(mut self) -> (ExitStatus, String) {
         let pid = self.own_pid();
-        let begun = std::time::Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
+        let status = await_some("the server ends", || {
+            let ended = self.child.try_wait().unwrap();
+            if ended.is_none() {
+                signal(pid, Signal::TERM);
+                std::thread::sleep(Duration::from_millis(20));
             }
-            assert!(begun.elapsed() < PATIENCE, "the server did not end");
-            signal(pid, Signal::TERM);
-            std::thread::sleep(Duration::from_millis(20));
-        };
+            ended
+        });
         (status, self.stderr())
     }
 

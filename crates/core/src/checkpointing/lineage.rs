@@ -97,6 +97,12 @@ impl Lineage {
         true
     }
 
+    /// Drops the sections of the shards that are not to be kept.
+    pub fn retain(&mut self, mut keep: impl FnMut(ShardId) -> bool) {
+        self.sections.retain(|shard, _| keep(*shard));
+        self.prune();
+    }
+
     /// Drops the bundles without sections, and shards without sections.
     fn prune(&mut self) {
         self.sections.retain(|_, sections| !sections.is_empty());

@@ -1,9 +1,9 @@
 //! The choice of bundles to merge, so that a part has few sections and few replaced records.
 //!
-//! Tiered: a run of bundles of one level becomes one of the next, so that each byte is rewritten once per level. Once a
+//! Tiered: neighbouring bundles of one level become one of the next, so that each byte is rewritten once per level. Once a
 //! shard's newer sections hold as many bytes as its oldest one, its next part should hold all its records, which are in
 //! memory: [`renewals`] names a few such shards for each checkpoint, so that no checkpoint writes the whole state. If
-//! that is not done, or not enough, everything is merged at last: a recovery reads at most about three times the state.
+//! that is not done, or not enough, everything is merged in the end: a recovery reads at most about three times the state.
 
 use crate::checkpointing::bundle::BundleRef;
 use crate::checkpointing::lineage::Lineage;
@@ -67,14 +67,14 @@ pub fn plan(lineage: &Lineage, policy: &Policy) -> Option<Merge> {
     {
         return Some(merge(0..bundles.len()));
     }
-    // The newest runs are the smallest, and their outputs may complete the run before them.
+    // The newest groups are the smallest, and their outputs may complete the group before them.
     let mut end = bundles.len();
     while end > 0 {
         let level = bundles[end - 1].level;
         let mut start =
             bundles[..end].iter().rposition(|bundle| bundle.level != level).map_or(0, |at| at + 1);
         let next_end = start;
-        // A bundle that outweighs all newer ones of its run would be rewritten for little gain.
+        // A bundle that outweighs all newer ones of its group would be rewritten for little gain.
         while end - start >= policy.fan_in && bytes[start] > bytes[start + 1..end].iter().sum::<u64>() {
             start += 1;
         }

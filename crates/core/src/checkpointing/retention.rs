@@ -1,12 +1,15 @@
 //! The choice of objects that no checkpoint needs any more, to be deleted.
 //!
+//! A checkpoint has parts of the shards that its node led. The newest part of a shard that is on no known node may be all
+//! there is of it, so the checkpoint with that part is kept, whatever its age.
+//!
 //! The bundles to keep are marked from all manifests together. An unmarked bundle is deleted only once it has been
 //! unmarked for the grace period, so that a reader that began with an older manifest can finish.
 //!
 //! Only the tombstone of the greatest decided number is needed: it ensures that the next number is greater, also after
 //! a restart. No number below it begins again.
 
-use crate::ids::{CheckpointNumber, Time};
+use crate::ids::{CheckpointNumber, Micros, ShardId, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Maximum number of tombstones that one collection deletes: each costs a sync, and older programs may have left
@@ -20,13 +23,16 @@ pub struct Retention {
     pub keep: usize,
     /// Checkpoints that are being read, or must be kept for another reason.
     pub pinned: BTreeSet<CheckpointNumber>,
-    /// Time that an unreferenced bundle is kept, in microseconds. Default 60 s.
-    pub grace: u64,
+    /// Shards on other nodes. Of each other shard the checkpoint with the newest part of it is kept. Default none.
+    pub elsewhere: BTreeSet<ShardId>,
+    /// Time that an unreferenced bundle is kept. Default 60 s.
+    pub grace: Micros,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { keep: 3, pinned: BTreeSet::new(), grace: 60_000_000 }
+        let (pinned, elsewhere) = (BTreeSet::new(), BTreeSet::new());
+        Self { keep: 3, pinned, elsewhere, grace: Micros::from_secs(60) }
     }
 }
 
@@ -37,6 +43,8 @@ pub struct Inventory {
     pub bundles: Vec<String>,
     /// The decided numbers, with the bundles of a checkpoint, or `None` for a tombstone.
     pub decided: BTreeMap<CheckpointNumber, Option<Vec<String>>>,
+    /// The shards of which each checkpoint has a part.
+    pub parts: BTreeMap<CheckpointNumber, Vec<ShardId>>,
     /// The results of checks, with the checkpoint in their names, if any.
     pub results: Vec<(String, Option<CheckpointNumber>)>,
 }
@@ -97,9 +105,10 @@ impl Chooser {
         }
         tombstones.truncate(TOMBSTONES_MAX);
         let first_kept = complete.len() - complete.len().min(retention.keep.max(1));
+        let with_newest = with_newest_parts(&inventory.parts, &retention.elsewhere);
         let (mut garbage, mut kept, mut marked) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         for (at, (number, bundles)) in complete.into_iter().enumerate() {
-            if at < first_kept && !retention.pinned.contains(&number) {
+            if at < first_kept && !retention.pinned.contains(&number) && !with_newest.contains(&number) {
                 garbage.push(Garbage::Checkpoint(number));
             } else {
                 kept.insert(number);
@@ -116,7 +125,7 @@ impl Chooser {
         for bundle in inventory.bundles.iter().filter(|bundle| !is_marked(bundle)) {
             let since = self.unmarked.get(bundle).copied().unwrap_or(now);
             unmarked.insert(bundle.clone(), since);
-            if since.plus_micros(retention.grace) <= now {
+            if since.plus(retention.grace) <= now {
                 garbage.push(Garbage::Bundle(bundle.clone()));
             } else {
                 waiting += 1;
@@ -125,4 +134,17 @@ impl Chooser {
         self.unmarked = unmarked;
         Choice { garbage, waiting }
     }
+}
+
+/// Returns the checkpoints with the newest part of any shard, except of the shards elsewhere.
+#[must_use]
+pub fn with_newest_parts(
+    parts: &BTreeMap<CheckpointNumber, Vec<ShardId>>,
+    elsewhere: &BTreeSet<ShardId>,
+) -> BTreeSet<CheckpointNumber> {
+    let parts = parts.iter().flat_map(|(number, shards)| shards.iter().map(|shard| (*shard, *number)));
+    // In the order of the numbers: the newest one of a shard remains.
+    let newest: BTreeMap<ShardId, CheckpointNumber> =
+        parts.filter(|(shard, _)| !elsewhere.contains(shard)).collect();
+    newest.into_values().collect()
 }

@@ -4,7 +4,7 @@
 //! unless an operator requests it again.
 
 use super::queue::Work;
-use super::{DeadLetterAction, Effect, Effects, Run, Shard};
+use super::{DeadLetterAction, Effect, Effects, Invocation, Shard};
 use crate::blob::Blob;
 use crate::calls::{Caller, Refusal};
 use crate::channel::Message;
@@ -29,7 +29,7 @@ pub(super) struct DeadLetterDraft {
 }
 
 impl DeadLetterDraft {
-    /// A step of a task, to be run again from the state before it.
+    /// Creates the draft for a step of a task, which a retry runs again from the state before it.
     pub(super) fn step(task: TaskRecord) -> Self {
         let TaskRecord { process, name, state, progress, .. } = task;
         Self { sender: process.clone(), process, payload: state, retry: Retry::Step { name, progress } }
@@ -71,8 +71,7 @@ impl Shard {
         let mut reason = cut(reason);
         let (len, max) = (payload.len(), self.settings.entry_bytes_max);
         // The payload was accepted when larger entries fitted into the log. An entry that is too large for the log
-        // would end
-        // every life.
+        // would end every life.
         if len > max {
             reason += &format!(
                 "; its payload of {len} bytes is dropped, over the limit of {max} bytes of one log entry"
@@ -143,9 +142,9 @@ impl Shard {
             (_, cause) => return Err(Refusal::NoRetry { letter: index, why: why_never(&cause, payload) }),
         };
         let cause = Cause::Retry { letter: index };
-        let run = Run { cause, process, caller, payload, kept: Vec::new() };
+        let invocation = Invocation { cause, process, caller, payload, kept: Vec::new() };
         let pending = Pending::DeadLetter { letter: index };
-        self.try_run(pending, &run, handler, out).map_err(|reason| {
+        self.execute_with_retries(pending, &invocation, handler, out).map_err(|reason| {
             let reason = cut(reason);
             let letter = DeadLetter { reason: reason.clone(), time: self.clock.time(), ..letter };
             let value = Some(encode_value(&letter));

@@ -6,8 +6,8 @@ use crate::capture::Reading;
 use crate::channel::Message;
 use crate::commit_tracker::EpochConfig;
 use crate::ids::{
-    CallToken, CheckpointNumber, Colour, Epoch, Index, NodeId, Seq, SessionId, ShardId, StepNumber, StepRun,
-    TaskId,
+    CallToken, CheckpointNumber, Colour, Epoch, Index, Micros, ReplicaId, Seq, SessionId, ShardId,
+    StepNumber, StepRun, TaskId,
 };
 use crate::key::Key;
 use crate::record::{RecordKey, TaskRecord};
@@ -66,7 +66,7 @@ pub enum Input {
     /// A member has the log of an epoch on stable storage up to an index.
     Stored {
         /// The member.
-        member: NodeId,
+        member: ReplicaId,
         /// The epoch of the log.
         epoch: Epoch,
         /// The index.
@@ -83,12 +83,12 @@ pub enum Input {
         id: TaskId,
         /// The step.
         step: StepNumber,
-        /// The run of the step, from [`Effect::RunTask`].
+        /// The run of the step, from [`Effect::RunStep`].
         run: StepRun,
         /// Its outcome.
         outcome: StepOutcome,
     },
-    /// A thread is about to run a step that asks for it: see [`Effect::RunTask`].
+    /// A thread is about to run a step that asks for it: see [`Effect::RunStep`].
     StepBegins {
         /// The task.
         id: TaskId,
@@ -117,8 +117,7 @@ pub enum Input {
         /// The process.
         process: Key,
         /// Those of its state, cells, timers and tasks that are deleted: at most [`super::Shard::DELETE_BATCH`], and
-        /// none of
-        /// another process.
+        /// none of another process.
         records: Vec<RecordKey>,
     },
     /// Time has passed: [`super::Shard::deadline`] has come.
@@ -153,8 +152,8 @@ pub enum StepOutcome {
     Failed(String),
     /// The step asks to be tried again later, from the state before it.
     Retry {
-        /// Time after which to retry, in microseconds.
-        after: u64,
+        /// Time after which to retry.
+        after: Micros,
         /// The reason of the failure.
         reason: String,
     },
@@ -210,7 +209,7 @@ pub enum Effect {
     /// time, and be given up: the shard does not wait for it.
     Query(Box<Reading>),
     /// Run a step of a task off the shard's thread.
-    RunTask {
+    RunStep {
         /// The task.
         id: TaskId,
         /// The number of this run: unique in a life of the process.
@@ -252,6 +251,19 @@ pub enum Effect {
 }
 
 impl Input {
+    /// Returns the token of a call, whose caller waits for an answer.
+    #[must_use]
+    pub fn token(&self) -> Option<CallToken> {
+        match self {
+            Self::OpenSession { token, .. } | Self::DeadLetter { token, .. } | Self::Delete { token, .. } => {
+                Some(*token)
+            }
+            Self::Request(request) => Some(request.token),
+            Self::Query(query) => Some(query.token),
+            _ => None,
+        }
+    }
+
     /// Whether it is new work of clients, which is refused while the shell lacks memory: see
     /// [`super::Shard::set_crowded`].
     #[must_use]

@@ -2,7 +2,7 @@
 
 use super::dead_letters::{DeadLetterDraft, cut};
 use super::queue::{Attempt, Job, Work};
-use super::{Effect, Effects, Failure, Messages, Run, Shard, StepOutcome};
+use super::{Effect, Effects, Failure, Invocation, Messages, Shard, StepOutcome};
 use crate::blob::Blob;
 use crate::calls::Caller;
 use crate::channel::Message;
@@ -49,9 +49,9 @@ impl Shard {
     /// Runs the steps whose retry time has come.
     pub(super) fn run_due_steps(&mut self) {
         for _ in 0..self.settings.work_max {
-            let first = self.jobs.runs.later.first().copied();
+            let first = self.jobs.step_runs.later.first().copied();
             let Some((at, id)) = first.filter(|(at, _)| *at <= self.clock.time()) else { return };
-            self.jobs.runs.later.pop_first();
+            self.jobs.step_runs.later.pop_first();
             self.work += 1;
             // The task may have been cancelled, and its id be another task's by now.
             let task = self.state.record::<TaskHead>(&RecordKey::task(id));
@@ -160,9 +160,9 @@ impl Shard {
             Work::Local(seq) => self.run_local(seq, handler, out),
             Work::Timer(id) => self.run_timer(id, handler, out),
             Work::Step { id, step, run, outcome } => {
-                self.run_step((id, step, run), outcome, handler, out);
+                self.handle_step_outcome((id, step, run), outcome, handler, out);
                 // A step that failed and runs again keeps the turn.
-                if !self.jobs.runs.is_outstanding_task(id) {
+                if !self.jobs.step_runs.is_outstanding_task(id) {
                     self.note_tried_task(id);
                     self.end_turns(out);
                 }
@@ -188,7 +188,7 @@ impl Shard {
             Work::Resume(id) => {
                 if let Some(task) = self.state.record::<TaskRecord>(&RecordKey::task(id)) {
                     self.work += task.state.len() / Self::WORK_BYTES;
-                    self.jobs.runs.set_out(id, task, self.suspicion.is_on, self.clock.time(), out);
+                    self.jobs.step_runs.set_out(id, task, self.suspicion.is_on, self.clock.time(), out);
                 }
             }
             Work::Begin(id, run) => self.begin_step(id, run, out),
@@ -240,8 +240,8 @@ impl Shard {
         let caller = Caller::Process { service, key: &message.sender };
         let Message { process, payload, sender, .. } = message;
         let cause = Cause::Message { from, seq: message.seq };
-        let run = Run { cause, process, caller, payload, kept: Vec::new() };
-        self.run(pending, &run, sender, Retry::Message { service }, handler, out);
+        let invocation = Invocation { cause, process, caller, payload, kept: Vec::new() };
+        self.execute_or_give_up(pending, &invocation, sender, Retry::Message { service }, handler, out);
     }
 
     fn run_timer(&mut self, id: TimerId, handler: &mut dyn Handler, out: &mut Vec<Effect>) {
@@ -253,8 +253,9 @@ impl Shard {
         }
         let TimerRecord { process, payload, .. } = &timer;
         let caller = Caller::Timer { id };
-        let run = Run { cause: Cause::Timer { id }, process, caller, payload, kept: Vec::new() };
-        self.run(Pending::Timer { id }, &run, process, Retry::Timer, handler, out);
+        let invocation =
+            Invocation { cause: Cause::Timer { id }, process, caller, payload, kept: Vec::new() };
+        self.execute_or_give_up(Pending::Timer { id }, &invocation, process, Retry::Timer, handler, out);
     }
 
     /// Sends a message with a delay whose time has come: it leaves with the entry of its timer.
@@ -272,7 +273,7 @@ impl Shard {
         self.append(Cause::Timer { id }, sender, Effects { sends, ..Effects::default() }, out);
     }
 
-    fn run_step(
+    fn handle_step_outcome(
         &mut self,
         (id, step, run): (TaskId, StepNumber, StepRun),
         outcome: StepOutcome,
@@ -284,7 +285,7 @@ impl Shard {
             return;
         };
         // The outcome of another run than the outstanding one came twice, or late.
-        if !self.jobs.runs.end(id, run) {
+        if !self.jobs.step_runs.end(id, run) {
             return;
         }
         let pending = Pending::Task { id, step };
@@ -309,14 +310,14 @@ impl Shard {
                 let kept = vec![Write { key, value: None }];
                 let caller = Caller::Task { id };
                 let process = &task.process;
-                let run = Run { cause: Cause::Task { id, step }, process, caller, payload: &result, kept };
-                self.run(pending, &run, process, Retry::Result, handler, out);
+                let invocation =
+                    Invocation { cause: Cause::Task { id, step }, process, caller, payload: &result, kept };
+                self.execute_or_give_up(pending, &invocation, process, Retry::Result, handler, out);
             }
             StepOutcome::Retry { after, reason } => {
                 let process = task.process.clone();
                 let count = task.retry.as_ref().map_or(0, |retry| retry.count).saturating_add(1);
-                let retry =
-                    StepRetry { count, at: self.clock.time().plus_micros(after), reason: cut(reason) };
+                let retry = StepRetry { count, at: self.clock.time().plus(after), reason: cut(reason) };
                 let next = TaskRecord { retry: Some(retry), ..task };
                 let writes = vec![Write { key, value: Some(encode_value(&next)) }];
                 self.jobs.failures.remove(&pending);
@@ -327,26 +328,26 @@ impl Shard {
                 if self.fails(pending) {
                     self.give_up(pending, reason, DeadLetterDraft::step(task), out);
                 } else {
-                    let run = self.jobs.runs.begin(id);
+                    let run = self.jobs.step_runs.begin(id);
                     let (asks, alone) = (self.suspicion.is_on, self.suspicion.task == Some(id));
-                    out.push(Effect::RunTask { id, run, task, asks, alone });
+                    out.push(Effect::RunStep { id, run, task, asks, alone });
                 }
             }
         }
     }
 
     /// Handles a waiting cause: it ends with an entry, is tried again, or is given up.
-    fn run(
+    fn execute_or_give_up(
         &mut self,
         pending: Pending,
-        run: &Run<'_>,
+        invocation: &Invocation<'_>,
         sender: &Key,
         retry: Retry,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) {
-        if let Err(reason) = self.try_run(pending, run, handler, out) {
-            let (process, payload) = (run.process.clone(), Blob::from(run.payload));
+        if let Err(reason) = self.execute_with_retries(pending, invocation, handler, out) {
+            let (process, payload) = (invocation.process.clone(), Blob::from(invocation.payload));
             self.give_up(
                 pending,
                 reason,
@@ -357,15 +358,15 @@ impl Shard {
     }
 
     /// Handles a waiting cause up to the maximum number of times; returns the reason of the last failure.
-    pub(super) fn try_run(
+    pub(super) fn execute_with_retries(
         &mut self,
         pending: Pending,
-        run: &Run<'_>,
+        invocation: &Invocation<'_>,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) -> Result<(Index, Reply), String> {
         let ended = loop {
-            match self.execute(run, handler, out) {
+            match self.execute(invocation, handler, out) {
                 Ok(done) => break Ok(done),
                 Err(Failure::Panicked(_)) if !self.fails(pending) => {}
                 Err(Failure::Panicked(why)) => break Err(format!("the handler panicked: {why}")),

@@ -38,6 +38,7 @@ use queue::Jobs;
 use release::Release;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 use suspicion::Suspicion;
 
 /// A shard at its primary.
@@ -99,17 +100,17 @@ impl Shard {
     pub const SESSION_WINDOW: u64 = State::SESSION_WINDOW;
     /// Maximum number of bytes of an idempotency key.
     pub const IDEMPOTENCY_KEY_MAX: usize = 256;
-    /// Time after which the client of an overloaded shard should retry, in milliseconds.
-    pub const RETRY_AFTER_MS: u64 = 50;
+    /// Time after which the client of an overloaded shard should retry.
+    pub const RETRY_AFTER: Duration = Duration::from_millis(50);
     /// Maximum number of bytes of a principal's name.
     pub const PRINCIPAL_MAX: usize = 256;
     /// Number of messages of a delivery whose records are prefetched.
     const LOOK_AHEAD: usize = 8;
     /// Maximum number of records that one tick looks at to delete expired ones.
     const EXPIRE_BATCH: usize = 1024;
-    /// Served time without an entry after which the shard logs its clocks, in microseconds: 10 min. The end of a
+    /// Served time without an entry after which the shard logs its clocks: 10 min. The end of a
     /// process life loses less than that of its served time.
-    const NOTE_CLOCK: Micros = Micros::from_millis(10 * 60 * 1000);
+    const NOTE_CLOCK: Micros = Micros::from_secs(10 * 60);
     /// Number of channels and timers that count as one unit of work where each is only looked at.
     const LOOKS_AT_ONCE: usize = 16;
     /// Number of bytes of an entry or of a task's state that count as one unit of work.
@@ -125,7 +126,7 @@ impl Shard {
     pub fn new(state: State, topology: Arc<Topology>, settings: Settings) -> Self {
         let service = topology.service_of(state.shard()).expect("a shard is made for its topology");
         let position = state.position();
-        let clock = Clock::new(position.time, position.served(), Micros::from_millis(settings.clock_confirm));
+        let clock = Clock::new(position.time, position.served(), settings.clock_confirm);
         let (colour, jobs) = (position.colour, Jobs::new(&state));
         Self {
             state,
@@ -301,7 +302,8 @@ impl Shard {
         self.state.drain_snapshot(records, out)
     }
 
-    /// The last life of the process shut down cleanly, so no waiting cause can have ended it: no attempts are logged.
+    /// Notes that the last life of the process shut down cleanly, so that no waiting cause can have ended it: no attempts
+    /// are logged.
     /// Must be called before the start, and only if this is certain.
     pub fn assume_clean(&mut self) {
         self.suspicion.is_on = false;
@@ -316,6 +318,16 @@ impl Shard {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Ends the shard, and returns its state, with uncommitted entries.
+    pub(crate) fn into_state(self) -> State {
+        self.state
+    }
+
+    /// Returns the commit rule of the epoch that it leads.
+    pub(crate) fn tracker(&self) -> Option<&CommitTracker> {
+        self.replica.as_ref()
     }
 
     /// Returns the commit index; 0 until the epoch is active.
@@ -435,7 +447,7 @@ impl Shard {
         self.release.resend_all(&self.state, self.suspicion.is_on, self.clock.steady());
         self.work += self.state.outboxes().iter().count() / Self::LOOKS_AT_ONCE;
         if self.suspicion.is_on {
-            self.suspicion.until = self.clock.steady().plus_millis(self.settings.suspect_for);
+            self.suspicion.until = self.clock.steady().plus(self.settings.suspect_for);
         }
         self.begin_starting();
     }
@@ -451,7 +463,7 @@ impl Shard {
         if news {
             let trim = self.trims.entry(from).or_default();
             *trim = upto.max(*trim);
-            self.trim_at.get_or_insert(self.clock.steady().plus_millis(self.settings.ack_delay));
+            self.trim_at.get_or_insert(self.clock.steady().plus(self.settings.ack_delay));
             self.release.progress(from, self.clock.steady());
         }
     }
@@ -487,8 +499,9 @@ impl Shard {
     /// Releases committed effects, within the limit of one input.
     fn let_go(&mut self, out: &mut Vec<Effect>) {
         let room = self.settings.work_max.saturating_sub(self.work);
-        let (commit, runs) = (self.commit(), &mut self.jobs.runs);
-        self.work += self.release.commit(commit, &self.state, &self.clock, &self.settings, runs, room, out);
+        let (commit, step_runs) = (self.commit(), &mut self.jobs.step_runs);
+        self.work +=
+            self.release.commit(commit, &self.state, &self.clock, &self.settings, step_runs, room, out);
     }
 
     /// Logs the acknowledgements of receivers, within the limit of one input.
@@ -617,11 +630,11 @@ impl Shard {
     /// Runs the handler for one cause and appends its entry.
     fn execute(
         &mut self,
-        run: &Run<'_>,
+        invocation: &Invocation<'_>,
         handler: &mut dyn Handler,
         out: &mut Vec<Effect>,
     ) -> Result<(Index, Reply), Failure> {
-        let Run { cause, process, caller, payload, kept } = run;
+        let Invocation { cause, process, caller, payload, kept } = invocation;
         let place = self.state.position().index.next();
         let epoch = self.epoch();
         let call = Call {
@@ -697,8 +710,8 @@ impl Shard {
     }
 }
 
-/// One run of a handler.
-struct Run<'a> {
+/// One execution of a handler, for a cause.
+struct Invocation<'a> {
     cause: Cause,
     process: &'a Key,
     caller: Caller<'a>,
@@ -740,4 +753,67 @@ impl Effects {
 enum Failure {
     Refused(Misuse),
     Panicked(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::Blob;
+    use crate::calls::Answer;
+    use crate::ids::{CallToken, Incarnation, ReplicaId};
+
+    /// Returns a shard without an entry, and with this commit index.
+    fn shard(commit: u64) -> Shard {
+        let mut topology = Topology::new(Incarnation(1));
+        topology.ensure("a", 1).unwrap();
+        let mut shard = Shard::new(State::new(ShardId(0)), Arc::new(topology), Settings::default());
+        if commit > 0 {
+            let mut replica =
+                CommitTracker::new(EpochConfig::single(Epoch(1), ReplicaId::FIRST), Index(commit));
+            replica.handle_stored(ReplicaId::FIRST, Index(commit));
+            shard.replica = Some(replica);
+        }
+        shard
+    }
+
+    fn answer(index: u64) -> Effect {
+        let (token, epoch, index, colour) = (CallToken(1), Epoch(0), Index(index), Colour(0));
+        Effect::Answer(Answer { token, epoch, index, colour, result: Ok(Reply::Ok(Blob::empty())) })
+    }
+
+    #[test]
+    fn what_is_committed_may_leave() {
+        shard(0).assert_edge(Epoch(0), Index(0), &[answer(0)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the epoch falls from 1")]
+    fn the_epoch_never_falls() {
+        shard(0).assert_edge(Epoch(1), Index(0), &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the commit index falls from 1")]
+    fn the_commit_index_never_falls() {
+        shard(0).assert_edge(Epoch(0), Index(1), &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "commits 5 of 0 entries")]
+    fn no_more_is_committed_than_there_is() {
+        shard(5).assert_edge(Epoch(0), Index(0), &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "appends an entry of another epoch")]
+    fn an_entry_is_of_the_epoch_that_is_led() {
+        let append = Effect::Append { epoch: Epoch(1), index: Index(1), bytes: Vec::new() };
+        shard(0).assert_edge(Epoch(0), Index(0), &[append]);
+    }
+
+    #[test]
+    #[should_panic(expected = "entry 1 shows before it is committed")]
+    fn no_answer_leaves_over_the_commit_index() {
+        shard(0).assert_edge(Epoch(0), Index(0), &[answer(0), answer(1)]);
+    }
 }

@@ -27,7 +27,7 @@ pub(super) struct Jobs {
     pub(super) queued: ShardMap<Seq>,
     pub(super) timers: Due,
     pub(super) failures: BTreeMap<Pending, u32>,
-    pub(super) runs: Runs,
+    pub(super) step_runs: StepRuns,
     /// Requests that this life of the process has survived, so that a retry is no further attempt.
     survived: BTreeSet<Pending>,
     /// Requests in the queue, and the bytes of their payloads.
@@ -83,7 +83,7 @@ impl Due {
 /// Runs of steps whose outcome is pending. Each run has a unique number in a life of the process, so that an outcome
 /// that comes twice, or after its task was given up and retried, is recognised.
 #[derive(Default)]
-pub(super) struct Runs {
+pub(super) struct StepRuns {
     last: StepRun,
     /// The number of the run, and whether it has begun after it asked.
     outstanding: BTreeMap<TaskId, (StepRun, bool)>,
@@ -91,7 +91,7 @@ pub(super) struct Runs {
     pub(super) later: BTreeSet<(Time, TaskId)>,
 }
 
-impl Runs {
+impl StepRuns {
     pub(super) fn begin(&mut self, id: TaskId) -> StepRun {
         self.last = StepRun(self.last.0.wrapping_add(1));
         self.outstanding.insert(id, (self.last, false));
@@ -110,7 +110,7 @@ impl Runs {
     ) {
         match &task.retry {
             Some(retry) if retry.at > now => drop(self.later.insert((retry.at, id))),
-            _ => out.push(Effect::RunTask { id, run: self.begin(id), task, asks, alone: false }),
+            _ => out.push(Effect::RunStep { id, run: self.begin(id), task, asks, alone: false }),
         }
     }
 
@@ -275,8 +275,9 @@ impl Jobs {
     /// Updates the runs for the tasks that an entry writes or ends: drops the failure count and the pending run of a
     /// deleted task.
     pub(super) fn note_tasks(&mut self, entry: &Entry, before: &State) {
-        let is_idle =
-            self.failures.is_empty() && self.runs.outstanding.is_empty() && self.runs.later.is_empty();
+        let is_idle = self.failures.is_empty()
+            && self.step_runs.outstanding.is_empty()
+            && self.step_runs.later.is_empty();
         if is_idle && self.starting.is_none() {
             return;
         }
@@ -288,9 +289,9 @@ impl Jobs {
                 }
                 continue;
             }
-            self.runs.outstanding.remove(&id);
+            self.step_runs.outstanding.remove(&id);
             if let Some(retry) = before.record::<TaskHead>(&write.key).and_then(|task| task.retry) {
-                self.runs.later.remove(&(retry.at, id));
+                self.step_runs.later.remove(&(retry.at, id));
             }
             let steps =
                 Pending::Task { id, step: StepNumber(0) }..=Pending::Task { id, step: StepNumber(u64::MAX) };
@@ -311,6 +312,6 @@ impl Jobs {
     }
 
     pub(super) fn next_retry(&self) -> Option<Time> {
-        self.runs.later.first().map(|(at, _)| *at)
+        self.step_runs.later.first().map(|(at, _)| *at)
     }
 }

@@ -1,6 +1,6 @@
 //! Effects that wait until their entry is committed before they leave the shard.
 
-use super::queue::Runs;
+use super::queue::StepRuns;
 use super::{Effect, Messages, Settings, Shard};
 use crate::calls::Answer;
 use crate::capture::Reading;
@@ -176,7 +176,7 @@ impl Release {
         state: &State,
         clock: &Clock,
         settings: &Settings,
-        runs: &mut Runs,
+        step_runs: &mut StepRuns,
         room: usize,
         out: &mut Vec<Effect>,
     ) -> usize {
@@ -198,7 +198,7 @@ impl Release {
                 Held::Task(id) => {
                     if let Some(task) = state.record::<TaskRecord>(&RecordKey::task(id)) {
                         left = left.saturating_sub(task.state.len() / Shard::WORK_BYTES);
-                        runs.set_out(id, task, false, clock.time(), out);
+                        step_runs.set_out(id, task, false, clock.time(), out);
                     }
                 }
                 Held::Step(id, run) => out.push(Effect::StepAllowed { id, run, allowed: true }),
@@ -218,7 +218,7 @@ impl Release {
                 channel.is_in_backlog = false;
                 self.backlog.pop_front();
             }
-            self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
+            self.resend_at.get_or_insert(now.plus(settings.resend_after));
         }
         let mut ready = Vec::new();
         while left > 0
@@ -246,7 +246,7 @@ impl Release {
             while channel.ready > 0 {
                 channel.deliver(state, to, usize::MAX, now, out);
             }
-            self.resend_at.get_or_insert(now.plus_millis(settings.resend_after));
+            self.resend_at.get_or_insert(now.plus(settings.resend_after));
         }
         room - left
     }
@@ -256,7 +256,7 @@ impl Release {
         if !receiving.ack_due {
             receiving.ack_due = true;
             self.acks.push(from);
-            self.ack_at.get_or_insert(now.plus_millis(settings.ack_delay));
+            self.ack_at.get_or_insert(now.plus(settings.ack_delay));
         }
     }
 
@@ -311,13 +311,13 @@ impl Release {
         if self.resend_at.is_some_and(|at| at <= now) {
             self.resend_at = None;
             // All channels are looked at, so not for each of them at its own time.
-            let soon = now.plus_millis(settings.ack_delay);
+            let soon = now.plus(settings.ack_delay);
             for (to, outbox) in state.outboxes().iter().filter(|(to, _)| *to != state.shard()) {
                 let channel = self.channels.get_or_default(to);
                 if outbox.messages.front().is_none_or(|first| first.seq > channel.released) {
                     continue;
                 }
-                if channel.progress.plus_millis(settings.resend_after) <= now {
+                if channel.progress.plus(settings.resend_after) <= now {
                     if work >= RESEND_BATCH {
                         self.resend_at = Some(now);
                         break;
@@ -329,7 +329,7 @@ impl Release {
                     // Its receiver's process may have ended while handling them.
                     out.push(Effect::Deliver { to, messages, again: true });
                 }
-                let at = channel.progress.plus_millis(settings.resend_after).max(soon);
+                let at = channel.progress.plus(settings.resend_after).max(soon);
                 self.resend_at = Some(self.resend_at.map_or(at, |next| next.min(at)));
             }
         }

@@ -1,21 +1,21 @@
 //! Clients: sessions, requests and their retries, queries.
 
-use super::{Effect, Effects, Failure, Run, Shard};
+use super::{Effect, Effects, Failure, Invocation, Shard};
 use crate::blob::Blob;
 use crate::calls::{Answer, Caller, Identity, Limited, Query, Refusal, Request};
 use crate::capture::{Capture, Reading};
 use crate::entry::Cause;
 use crate::handler::{Handler, QueryPlace};
-use crate::ids::{CallToken, Index, Micros, RequestNumber, SessionId};
+use crate::ids::{CallToken, Index, RequestNumber, SessionId};
 use crate::key::Key;
 use crate::record::{AttemptRecord, IdempotencyRecord, Pending, RecordKey};
 use crate::reply::Reply;
 use crate::state::State;
+use std::time::Duration;
 
 impl Shard {
-    /// Time after which a client should retry that was refused because of kept state, which expires slowly; in
-    /// milliseconds.
-    const RETRY_KEPT_AFTER_MS: u64 = 60_000;
+    /// Time after which a client should retry that was refused because of kept state, which expires slowly.
+    const RETRY_KEPT_AFTER: Duration = Duration::from_secs(60);
 
     pub(super) fn handle_open_session(
         &mut self,
@@ -34,7 +34,7 @@ impl Shard {
             let max = self.settings.sessions_max;
             within(Limited::Sessions, self.state.sessions(), max)?;
             within(Limited::SessionsOfPrincipal, self.state.kept_for(principal).sessions, max / 2)?;
-            let ttl = Micros::from_millis(self.settings.session_ttl);
+            let ttl = self.settings.session_ttl;
             let cause = Cause::OpenSession { session, principal: principal.to_owned(), ttl };
             let index = self.append(cause, Key::none(), Effects::default(), out);
             Ok((index, Reply::Ok(Blob::empty())))
@@ -53,8 +53,8 @@ impl Shard {
                 self.jobs.push_suspect(request, suspect);
             }
             Some(_) => {
-                let retry_after_ms = Self::RETRY_AFTER_MS;
-                self.answer(request.token, Err(Refusal::Overloaded { retry_after_ms }), out);
+                let retry_after = Self::RETRY_AFTER;
+                self.answer(request.token, Err(Refusal::Overloaded { retry_after }), out);
             }
             None => {
                 self.run_request(&request, handler, out);
@@ -140,8 +140,8 @@ impl Shard {
         self.mark(request.colour, out);
         let caller = Caller::Client { principal: &request.principal };
         let process = &request.process;
-        let run = Run { cause, process, caller, payload: &request.payload, kept: Vec::new() };
-        let done = self.execute(&run, handler, out).map_err(|failure| match failure {
+        let invocation = Invocation { cause, process, caller, payload: &request.payload, kept: Vec::new() };
+        let done = self.execute(&invocation, handler, out).map_err(|failure| match failure {
             Failure::Refused(misuse) => Refusal::Misuse(misuse),
             Failure::Panicked(why) => Refusal::Panicked(why),
         })?;
@@ -173,13 +173,13 @@ impl Shard {
                 session: *session,
                 number: *number,
                 confirmed: self.confirmed_at_once(*session, *confirmed),
-                ttl: Micros::from_millis(self.settings.session_ttl),
+                ttl: self.settings.session_ttl,
             },
             Identity::Idempotency { key, body_hash } => Cause::Idempotent {
                 principal: request.principal.to_string(),
                 key: key.clone(),
                 body_hash: *body_hash,
-                expires: self.clock.served().plus_millis(self.settings.idempotency_ttl),
+                expires: self.clock.served().plus(self.settings.idempotency_ttl),
             },
             Identity::None => Cause::Anonymous,
         }
@@ -221,7 +221,7 @@ impl Shard {
                 }
                 if number.0 - before.0 > window {
                     // A crash forgot some of the confirmations: the next ticks continue.
-                    return Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS });
+                    return Err(Refusal::Overloaded { retry_after: Self::RETRY_AFTER });
                 }
                 Ok(None)
             }
@@ -276,7 +276,7 @@ impl Shard {
             return Err(Refusal::NotReady);
         }
         if self.blocked() || self.is_crowded || self.state.outbox_bytes() > self.settings.outbox_bytes_max {
-            return Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS });
+            return Err(Refusal::Overloaded { retry_after: Self::RETRY_AFTER });
         }
         check_len("a principal", principal.len(), Self::PRINCIPAL_MAX)
     }
@@ -286,7 +286,7 @@ impl Shard {
     fn admit_answer(&self) -> Result<(), Refusal> {
         let waiting = self.release.answer_bytes() + self.release.query_bytes();
         let is_full = waiting >= self.settings.uncommitted_bytes_max;
-        if is_full { Err(Refusal::Overloaded { retry_after_ms: Self::RETRY_AFTER_MS }) } else { Ok(()) }
+        if is_full { Err(Refusal::Overloaded { retry_after: Self::RETRY_AFTER }) } else { Ok(()) }
     }
 
     /// Captures the process for the query, and continues: only brief code runs here.
@@ -348,8 +348,8 @@ impl Shard {
 
 /// Refuses to add to state that has reached its limit.
 fn within(what: Limited, used: usize, max: usize) -> Result<(), Refusal> {
-    let retry_after_ms = Shard::RETRY_KEPT_AFTER_MS;
-    if used >= max { Err(Refusal::LimitReached { what, max, retry_after_ms }) } else { Ok(()) }
+    let retry_after = Shard::RETRY_KEPT_AFTER;
+    if used >= max { Err(Refusal::LimitReached { what, max, retry_after }) } else { Ok(()) }
 }
 
 fn check_len(what: &'static str, len: usize, max: usize) -> Result<(), Refusal> {

@@ -1,18 +1,20 @@
 //! Settings of a service's shards.
 
-/// Limits and times of a shard. All times are in milliseconds.
+use crate::ids::Micros;
+
+/// Limits and times of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Time after which a session expires without a request, in served time: 1 h by default.
-    pub session_ttl: u64,
+    pub session_ttl: Micros,
     /// Time that the reply to an idempotency key is kept, in served time: 24 h by default.
-    pub idempotency_ttl: u64,
+    pub idempotency_ttl: Micros,
     /// Number of times that a waiting cause may fail, or end the process without another suspect, before it becomes a
     /// dead letter: 5 by default, at least 1.
     pub attempts_max: u32,
     /// Time after the start that follows an unclean shutdown during which clients' requests are suspected to have
-    /// caused it: 60,000 by default.
-    pub suspect_for: u64,
+    /// caused it: 60 s by default.
+    pub suspect_for: Micros,
     /// Bytes of undelivered messages, or of requests that wait for their attempt, above which clients are asked to
     /// retry later: 64 MiB by default.
     pub outbox_bytes_max: usize,
@@ -40,22 +42,22 @@ pub struct Settings {
     /// thread: 2,048 by default, at least 1. Runs of handlers, records, messages, answers and 4 KiB of the log count one
     /// each; the one call that reaches the limit may exceed it.
     pub work_max: usize,
-    /// Time for which acknowledgements and trims are gathered before they leave: 25 by default.
-    pub ack_delay: u64,
-    /// Time without progress of a channel after which its messages are sent again: 2,000 by default.
-    pub resend_after: u64,
+    /// Time for which acknowledgements and trims are gathered before they leave: 25 ms by default.
+    pub ack_delay: Micros,
+    /// Time without progress of a channel after which its messages are sent again: 2 s by default.
+    pub resend_after: Micros,
     /// Time for which a wall clock that is ahead by more than [`Clock::FAR`](crate::clock::Clock::FAR) has to stay so
-    /// before it is adopted; 0 adopts any clock at once: 600,000 by default.
-    pub clock_confirm: u64,
+    /// before it is adopted; 0 adopts any clock at once: 10 min by default.
+    pub clock_confirm: Micros,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            session_ttl: 60 * 60 * 1000,
-            idempotency_ttl: 24 * 60 * 60 * 1000,
+            session_ttl: Micros::from_secs(60 * 60),
+            idempotency_ttl: Micros::from_secs(24 * 60 * 60),
             attempts_max: 5,
-            suspect_for: 60_000,
+            suspect_for: Micros::from_secs(60),
             outbox_bytes_max: 64 << 20,
             kept_bytes_max: 64 << 20,
             sessions_max: 65_536,
@@ -65,9 +67,9 @@ impl Default for Settings {
             uncommitted_max: 65_536,
             uncommitted_bytes_max: 64 << 20,
             work_max: 2_048,
-            ack_delay: 25,
-            resend_after: 2_000,
-            clock_confirm: 600_000,
+            ack_delay: Micros::from_millis(25),
+            resend_after: Micros::from_secs(2),
+            clock_confirm: Micros::from_secs(600),
         }
     }
 }

@@ -99,7 +99,9 @@ impl Shard {
         }
         let task: Option<TaskHead> = self.state.record(&RecordKey::task(id));
         match task.and_then(|task| task.retry) {
-            Some(retry) if retry.at > self.clock.time() => drop(self.jobs.runs.later.insert((retry.at, id))),
+            Some(retry) if retry.at > self.clock.time() => {
+                self.jobs.step_runs.later.insert((retry.at, id));
+            }
             _ => self.resume(id),
         }
     }

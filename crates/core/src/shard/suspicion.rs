@@ -217,8 +217,8 @@ impl Shard {
                 break;
             }
             (self.suspicion.task, self.suspicion.charged) = (Some(id), false);
-            let run = self.jobs.runs.begin(id);
-            out.push(Effect::RunTask { id, run, task: record, asks: true, alone: true });
+            let run = self.jobs.step_runs.begin(id);
+            out.push(Effect::RunStep { id, run, task: record, asks: true, alone: true });
             return;
         }
         self.suspicion.steps.tried = Some(self.state.position().index);
@@ -228,11 +228,11 @@ impl Shard {
     /// Handles that a thread is about to run a step that asked first: an attempt is logged before it runs.
     pub(super) fn begin_step(&mut self, id: TaskId, run: StepRun, out: &mut Vec<Effect>) {
         let task = self.state.record::<TaskRecord>(&RecordKey::task(id));
-        let Some(task) = task.filter(|_| self.jobs.runs.is_outstanding(id, run)) else {
+        let Some(task) = task.filter(|_| self.jobs.step_runs.is_outstanding(id, run)) else {
             out.push(Effect::StepAllowed { id, run, allowed: false });
             return;
         };
-        if !self.jobs.runs.note_begun(id) {
+        if !self.jobs.step_runs.note_begun(id) {
             return;
         }
         let pending = Pending::Task { id, step: task.step };
@@ -332,7 +332,7 @@ impl Shard {
     pub(super) fn attempt(&self, pending: &Pending, count: u32) -> Write {
         // A client may never repeat its request.
         let expires = matches!(pending, Pending::Request { .. } | Pending::Call { .. })
-            .then(|| self.clock.served().plus_millis(self.settings.idempotency_ttl));
+            .then(|| self.clock.served().plus(self.settings.idempotency_ttl));
         let value = encode_value(&AttemptRecord { count, expires, alone: Some(count) });
         Write { key: RecordKey::attempt(pending), value: Some(value) }
     }

@@ -1,4 +1,4 @@
-//! What an entry does to the state.
+//! Folds entries into a shard's state.
 
 use super::{Misfit, State};
 use crate::blob::Blob;
@@ -27,7 +27,7 @@ impl State {
         self.position.epoch = entry.epoch;
         self.position.time = last.time.max(entry.time);
         if let Some(served) = entry.served {
-            self.position.served = Some(last.served().plus_micros(served));
+            self.position.served = Some(last.served().plus(served));
         }
         self.apply_cause(&entry)?;
         for Write { key, value } in entry.writes {

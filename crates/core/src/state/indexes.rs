@@ -1,4 +1,4 @@
-//! What is derived from the records, so that nothing needs a scan: kept up to date by each write.
+//! Indexes over the records, so that nothing needs a scan. Each write keeps them up to date.
 
 use super::{Misfit, OfPrincipal, OpenSession, State};
 use crate::blob::Blob;

@@ -4,7 +4,7 @@ use crate::numbered;
 use crate::world::World;
 use stead_core::calls::{Identity, Refusal};
 use stead_core::entry::Cause;
-use stead_core::ids::{CallToken, Colour, RequestNumber, TaskId};
+use stead_core::ids::{CallToken, Colour, Micros, RequestNumber, TaskId};
 use stead_core::reply::Reply;
 use stead_core::shard::{DeadLetterAction, Input, Settings, StepOutcome};
 
@@ -41,7 +41,7 @@ fn the_attempts_at_a_task_that_is_cancelled_are_forgotten_17() {
 #[test]
 fn the_attempts_at_a_timer_that_is_cancelled_are_forgotten_17() {
     // The request that cancels it must not wait behind it.
-    let mut world = World::with(Settings { suspect_for: 0, ..Settings::default() });
+    let mut world = World::with(Settings { suspect_for: Micros(0), ..Settings::default() });
     world.call("a", "timer 500 add t").unwrap();
     let id = world.shard("a").state().timers().first().unwrap().1;
     world.now = world.now.plus_millis(600);
@@ -128,7 +128,7 @@ fn a_task_is_charged_when_its_step_begins_and_nothing_else_does() {
         "they continue at once, because none was running when the process ended"
     );
     assert_eq!(world.alone, 0);
-    let until = world.now.plus_millis(settings.suspect_for);
+    let until = world.now.plus(settings.suspect_for);
     world.crash();
     world.settle();
     assert_eq!(world.tasks.len(), 0, "suspected requests come first");
@@ -136,13 +136,13 @@ fn a_task_is_charged_when_its_step_begins_and_nothing_else_does() {
     world.give(world.shard_of("a"), Input::Full(true));
     assert!(world.shard("a").deadline().is_none_or(|at| at > until), "but not while it cannot log one");
     world.give(world.shard_of("a"), Input::Full(false));
-    world.pass(settings.suspect_for);
+    world.pass_span(settings.suspect_for);
     for _ in 0..TASKS {
         // An end from outside: each step is met once, alone.
         assert_eq!(world.tasks.len(), 1);
         world.crash();
         world.settle();
-        world.pass(settings.suspect_for);
+        world.pass_span(settings.suspect_for);
         let (shard, id, task) = world.tasks.remove(0);
         world.end_step(shard, id, task.step, StepOutcome::Done(b"add x".as_slice().into()));
         world.settle();
@@ -169,7 +169,7 @@ fn a_step_that_ends_the_process_is_given_up_and_no_other() {
         } else if let Some((shard, id, task)) = world.tasks.pop() {
             world.end_step(shard, id, task.step, StepOutcome::Done(b"add x".as_slice().into()));
         } else {
-            world.pass(settings.suspect_for);
+            world.pass_span(settings.suspect_for);
         }
         assert!(deaths < 10);
     }
@@ -218,7 +218,7 @@ fn a_request_that_was_only_near_is_never_refused_for_it() {
 
 #[test]
 fn a_turn_that_comes_too_late_is_given_back() {
-    let mut world = World::with(Settings { suspect_for: 1000, ..Settings::default() });
+    let mut world = World::with(Settings { suspect_for: Micros::from_secs(1), ..Settings::default() });
     let keys = keys(&world, "a");
     // Both requests run when the process ends.
     for _ in 0..2 {
@@ -285,7 +285,7 @@ fn a_query_waits_while_something_is_tried() {
 
 #[test]
 fn a_request_that_was_met_is_tried_alone_however_late_it_comes_again() {
-    let settings = Settings { attempts_max: 2, suspect_for: 1000, ..Settings::default() };
+    let settings = Settings { attempts_max: 2, suspect_for: Micros::from_secs(1), ..Settings::default() };
     let mut world = World::with(settings);
     world.crash();
     world.settle();
@@ -308,7 +308,7 @@ fn a_step_that_fails_before_it_ends_the_process_is_given_up() {
     let mut deaths = 0;
     while !world.shard("a").state().tasks().is_empty() {
         world.settle();
-        world.pass(settings.suspect_for);
+        world.pass_span(settings.suspect_for);
         let Some((shard, id, task)) = world.tasks.pop() else { continue };
         world.end_step(shard, id, task.step, StepOutcome::Failed("once".into()));
         world.settle();
@@ -341,7 +341,7 @@ fn a_life_that_ends_in_order_forgives() {
 
 #[test]
 fn a_step_lets_a_handler_be_tried_and_is_not_charged_for_it() {
-    let settings = Settings { attempts_max: 1, suspect_for: 1000, ..Settings::default() };
+    let settings = Settings { attempts_max: 1, suspect_for: Micros::from_secs(1), ..Settings::default() };
     let mut world = World::with(settings.clone());
     let keys = keys(&world, "a");
     world.call("a", "task 0").unwrap();
@@ -353,7 +353,7 @@ fn a_step_lets_a_handler_be_tried_and_is_not_charged_for_it() {
         world.request(&keys[1], "die", Identity::None);
         world.settle();
     }
-    world.pass(settings.suspect_for);
+    world.pass_span(settings.suspect_for);
     assert_eq!(world.tasks.len(), 1, "the step is tried alone");
     // It comes again while the step runs, and is tried alone.
     world.request(&keys[1], "die", Identity::None);
@@ -361,7 +361,7 @@ fn a_step_lets_a_handler_be_tried_and_is_not_charged_for_it() {
     let token = world.request(&keys[1], "die", Identity::None);
     world.settle();
     assert_eq!(world.answer(token).unwrap().result, Err(Refusal::Poisoned { attempts: 1 }));
-    world.pass(settings.suspect_for);
+    world.pass_span(settings.suspect_for);
     assert_eq!((world.letters("a").len(), world.tasks.len()), (0, 1), "the step only ran beside it");
 }
 
@@ -376,7 +376,7 @@ fn deaths_from_outside_that_meet_the_first_step_of_each_life_give_up_none() {
         world.settle();
     }
     for _ in 0..8 {
-        world.pass(settings.suspect_for);
+        world.pass_span(settings.suspect_for);
         assert_eq!((world.tasks.len(), world.letters("a").len()), (1, 0));
         world.crash();
         world.settle();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 use stead_core::checkpointing::bundle::{Author, BundleNames, BundleRef, Hash};
-use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, Recovered};
+use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, LogSpace, Options, Recovered};
 use stead_core::checkpointing::lineage::{AddedSection, Lineage, Merged, MergedSection};
 use stead_core::checkpointing::merging::{Merge, Policy, plan, renewals};
 use stead_core::checkpointing::retention::{Garbage, Inventory};
@@ -14,8 +14,12 @@ use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Index, NodeId, ShardId
 /// A driver, and the simulated store.
 struct Script {
     driver: Driver,
+    /// The shards at the beginning, each with its epoch.
+    epochs: BTreeMap<ShardId, Epoch>,
     bundles: BTreeSet<String>,
     decided: BTreeMap<CheckpointNumber, Option<Vec<String>>>,
+    /// The shards of each checkpoint that was begun.
+    parts: BTreeMap<CheckpointNumber, Vec<ShardId>>,
     created: BTreeMap<CheckpointNumber, String>,
     sealed: BTreeMap<CheckpointNumber, Lineage>,
     merges: Vec<(String, Merge, Lineage)>,
@@ -45,7 +49,8 @@ fn bundle(name: &str, bytes: u64, level: u32) -> BundleRef {
 }
 
 impl Script {
-    /// `node shards=2 decided=0 seen=0 interval=60 timeout=10 keep=1 grace=0 fan-in=2`
+    /// `node shards=2 led=2 elsewhere=1 decided=0 seen=0 interval=60 timeout=10 keep=1 grace=0 fan-in=2`: the node leads
+    /// the first ones of the shards, and another node has one, or none.
     fn new(words: &[&str]) -> Self {
         let seconds = |name| option(words, name).map(Duration::from_secs);
         let shards: u32 = option(words, "shards").unwrap_or(2);
@@ -61,11 +66,12 @@ impl Script {
             interval: seconds("interval"),
             timeout: seconds("timeout").unwrap_or(Duration::from_secs(100)),
             keep: option(words, "keep").unwrap_or(1),
+            elsewhere: option(words, "elsewhere").map(ShardId).into_iter().collect(),
             grace: seconds("grace").unwrap_or_default(),
             policy,
         };
         let mut lineage = Lineage::new();
-        let (mut bundles, mut decisions) = (BTreeSet::new(), BTreeMap::new());
+        let (mut bundles, mut decisions, mut parts) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
         let names = BundleNames::new(Author { cluster: ClusterId(1), node: NodeId::FIRST, writer: 1 });
         if decided > 0 {
             let name = names.draw(CheckpointNumber(decided));
@@ -73,14 +79,18 @@ impl Script {
             lineage.append(&bundle(&name, 200, 0), all);
             bundles.insert(name.clone());
             decisions.insert(CheckpointNumber(decided), Some(vec![name]));
+            parts.insert(CheckpointNumber(decided), (0..shards).map(ShardId).collect());
         }
-        let epochs = (0..shards).map(|shard| (ShardId(shard), Epoch(1))).collect();
+        let led = option(words, "led").unwrap_or(shards);
+        let epochs: BTreeMap<_, _> = (0..led).map(|shard| (ShardId(shard), Epoch(1))).collect();
         let recovered =
             Recovered { lineage, decided: CheckpointNumber(decided), seen: CheckpointNumber(seen) };
         Self {
-            driver: Driver::new(Time(0), options, names, epochs, recovered),
+            driver: Driver::new(Time(0), options, names, epochs.clone(), recovered),
+            epochs,
             bundles,
             decided: decisions,
+            parts,
             created: BTreeMap::new(),
             sealed: BTreeMap::new(),
             merges: Vec::new(),
@@ -108,6 +118,12 @@ impl Script {
     fn complete(&mut self, checkpoint: CheckpointNumber) {
         let bundles = self.sealed[&checkpoint].bundles().iter().map(|bundle| bundle.name.clone());
         self.decided.insert(checkpoint, Some(bundles.collect()));
+    }
+
+    /// The shards of each checkpoint that exists.
+    fn parts_of_complete(&self) -> BTreeMap<CheckpointNumber, Vec<ShardId>> {
+        let is_complete = |number: &CheckpointNumber| matches!(self.decided.get(number), Some(Some(_)));
+        self.parts.clone().into_iter().filter(|(number, _)| is_complete(number)).collect()
     }
 
     fn merged(&mut self) -> Merged {
@@ -153,8 +169,14 @@ impl Script {
             ["wanted"] => Input::Wanted,
             ["interval", "none"] => Input::Interval(None),
             ["interval", seconds] => Input::Interval(Some(Duration::from_secs(number(seconds)))),
-            ["log", "spent"] => Input::LogSpent(true),
-            ["log", "has", "room"] => Input::LogSpent(false),
+            ["log", "spent"] => Input::LogSpace(LogSpace::Spent),
+            ["log", "full"] => Input::LogSpace(LogSpace::Full),
+            ["log", "has", "room"] => Input::LogSpace(LogSpace::Enough),
+            ["shard", shard, "leads", epoch] => {
+                let epoch = Epoch(option(&[epoch], "epoch").expect("an epoch"));
+                Input::Leads { shard: shard_of(shard), epoch }
+            }
+            ["shard", shard, "left"] => Input::Left(shard_of(shard)),
             ["created", checkpoint] => Input::Created(CheckpointNumber(number(checkpoint))),
             ["shard", shard, "marked", checkpoint, rest @ ..] => Input::Marked {
                 shard: shard_of(shard),
@@ -205,6 +227,7 @@ impl Script {
                 let inventory = Inventory {
                     bundles: self.bundles.iter().cloned().collect(),
                     decided: self.decided.clone(),
+                    parts: self.parts_of_complete(),
                     results: Vec::new(),
                 };
                 Input::Inventory { inventory, pinned: self.pinned.clone() }
@@ -226,9 +249,18 @@ impl Script {
     /// Formats an action of the driver in words.
     fn action(&mut self, action: Action) -> String {
         match action {
-            Action::Create { number, bundle, .. } => {
-                let text = format!("create {number}, bundle {}", short(&bundle));
+            Action::Create { number, bundle, parts } => {
+                let mut text = format!("create {number}, bundle {}", short(&bundle));
+                if parts != self.epochs {
+                    let of: Vec<_> = parts
+                        .iter()
+                        .map(|(shard, epoch)| format!("shard {shard} in epoch {epoch}"))
+                        .collect();
+                    let of = if of.is_empty() { "no shard".to_owned() } else { of.join(", ") };
+                    let _ = write!(text, ", of {of}");
+                }
                 self.created.insert(number, bundle);
+                self.parts.insert(number, parts.into_keys().collect());
                 text
             }
             Action::ForceFull(shards) => {
@@ -315,6 +347,11 @@ fn a_checkpoint_that_fails_or_takes_too_long_is_given_up() {
 }
 
 #[test]
+fn the_markers_on_their_way_to_a_slow_log_are_bounded() {
+    transcript("slow_log");
+}
+
+#[test]
 fn a_colour_above_the_running_number_gives_that_up_at_once() {
     transcript("higher_colour");
 }
@@ -342,6 +379,28 @@ fn a_merge_waits_for_a_sealed_checkpoint() {
 #[test]
 fn undecided_numbers_are_given_up_at_the_start() {
     transcript("start");
+}
+
+#[test]
+fn a_checkpoint_needs_the_shards_that_are_led_here() {
+    transcript("shards");
+}
+
+#[test]
+fn the_newest_part_of_a_shard_that_is_not_placed_is_kept() {
+    transcript("unplaced");
+}
+
+#[test]
+fn the_parts_of_a_shard_elsewhere_are_not_kept() {
+    transcript("elsewhere");
+}
+
+#[test]
+#[should_panic(expected = "shard 0 falls from epoch 1 to 0")]
+fn the_epoch_of_a_shard_never_falls() {
+    let mut driver = Script::new(&["shards=1"]).driver;
+    driver.handle(Time(0), Input::Leads { shard: ShardId(0), epoch: Epoch(0) });
 }
 
 #[test]

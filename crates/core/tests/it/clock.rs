@@ -5,7 +5,7 @@ use crate::world::{World, ok};
 use stead_core::blob::Blob;
 use stead_core::calls::Identity;
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{BodyHash, Epoch, Index, Served, Time};
+use stead_core::ids::{BodyHash, Epoch, Index, Micros, Served, Time};
 use stead_core::key::Key;
 use stead_core::record::{IdempotencyRecord, RecordKey, decode_value};
 use stead_core::shard::Input;
@@ -58,7 +58,7 @@ fn a_shard_that_believed_a_clock_two_days_ahead_still_knows_its_keys_and_gets_ba
     let mut world = World::new();
     world.request("a", "add x", keyed());
     restart(&mut world, 2 * DAY as i64);
-    world.pass(world.settings.clock_confirm);
+    world.pass_span(world.settings.clock_confirm);
     assert_eq!(world.shard("a").clock().wall_ahead(), 0);
     restart(&mut world, 0);
     assert_eq!(world.shard("a").clock().wall_ahead(), -(2 * DAY as i64) * 1000);
@@ -81,7 +81,7 @@ fn a_start_three_days_behind_that_is_corrected_fires_a_timer_on_the_day() {
     // The shell makes its shards look at the clock again.
     world.pass(1);
     assert!(world.shard("a").clock().is_doubted());
-    world.pass(world.settings.clock_confirm);
+    world.pass_span(world.settings.clock_confirm);
     assert_eq!(world.shard("a").clock().wall_ahead(), 0);
     world.pass(2 * HOUR);
     assert_eq!(world.state("a"), "in three days");
@@ -95,7 +95,7 @@ fn a_downtime_of_three_days_fires_what_came_due_and_expires_nothing() {
     world.now = world.now.plus_millis(3 * DAY);
     restart(&mut world, 0);
     assert_eq!(world.state("b"), "", "a clock that far ahead may be wrong");
-    world.pass(world.settings.clock_confirm);
+    world.pass_span(world.settings.clock_confirm);
     assert_eq!(world.state("b"), "due");
     let retry = world.request("a", "add x", keyed());
     world.settle();
@@ -109,14 +109,14 @@ fn a_key_lives_through_many_lives_for_as_long_as_it_was_served() {
     world.request("a", "add x", keyed());
     world.settle();
     for _ in 0..4 {
-        world.pass(ttl / 5);
+        world.pass_span(Micros(ttl.0 / 5));
         world.now = world.now.plus_millis(10 * DAY);
         restart(&mut world, 0);
     }
     world.request("a", "add x", keyed());
     world.settle();
     assert_eq!(world.runs("a"), 1);
-    world.pass(ttl / 4);
+    world.pass_span(Micros(ttl.0 / 4));
     world.request("a", "add x", keyed());
     world.settle();
     assert_eq!(world.runs("a"), 2, "an idle life counts, too: the shard logs its clocks");
@@ -128,12 +128,12 @@ fn an_idle_shard_logs_its_clocks_now_and_then() {
     let shard = world.shard_of("a");
     let before = world.log[&shard].len();
     let deadline = world.shard("a").deadline().unwrap();
-    assert!(deadline.0 - world.now.0 <= 600_000_000);
+    assert!(deadline.since(world.now) <= Micros::from_secs(600));
     world.now = deadline;
     world.give(shard, Input::Tick);
     let noted = world.log[&shard].last().unwrap().clone();
     assert_eq!((world.log[&shard].len(), noted.cause, noted.writes.len()), (before + 1, Cause::Expire, 0));
-    assert_eq!(noted.served, Some(600_000_000));
+    assert_eq!(noted.served, Some(Micros::from_secs(600)));
 }
 
 /// Entries of a version without served time: keys expired at a time of the wall clock.

@@ -11,7 +11,7 @@ use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::Cause;
 use stead_core::handler::{Handler, Txn};
 use stead_core::ids::{
-    CallToken, Epoch, Incarnation, NodeId, RequestNumber, ServiceId, SessionId, ShardId, Time,
+    CallToken, Epoch, Incarnation, ReplicaId, RequestNumber, ServiceId, SessionId, ShardId, Time,
 };
 use stead_core::key::Key;
 use stead_core::reply::Reply;
@@ -173,7 +173,7 @@ fn many_sessions_end_over_several_ticks_and_look_at_no_reply_twice() {
         }
     }
     world.settle();
-    world.now = world.now.plus_millis(2 * world.settings.session_ttl);
+    world.now = world.now.plus(world.settings.session_ttl.times(2));
     let shard = world.shard_of("a");
     let mut ticks = 0;
     while world.shard("a").state().session(SessionId(20)).is_some() {
@@ -210,7 +210,7 @@ impl One {
         let mut shard = Shard::new(State::new(ShardId(0)), Arc::new(topology), Settings::default());
         shard.assume_clean();
         let mut out = Vec::new();
-        let start = Input::Start(EpochConfig::single(Epoch(1), NodeId(0)));
+        let start = Input::Start(EpochConfig::single(Epoch(1), ReplicaId(0)));
         shard.handle(Now::at(Time(1)), start, &mut Script::default(), &mut out);
         let mut one = Self(shard);
         one.store();
@@ -220,7 +220,7 @@ impl One {
     fn store(&mut self) -> Vec<Effect> {
         let mut out = Vec::new();
         let upto = self.0.state().position().index;
-        let stored = Input::Stored { member: NodeId(0), epoch: Epoch(1), upto };
+        let stored = Input::Stored { member: ReplicaId(0), epoch: Epoch(1), upto };
         self.0.handle(Now::at(Time(2)), stored, &mut Script::default(), &mut out);
         out
     }

@@ -118,7 +118,7 @@ fn sessions_that_end_with_many_replies_end_over_several_entries() {
         world.settle();
     }
     assert!(world.shard("a").state().session(session).is_some());
-    world.pass(2 * world.settings.session_ttl);
+    world.pass_span(world.settings.session_ttl.times(2));
     assert!(world.shard("a").state().session(session).is_none());
     let shard = world.shard_of("a");
     let expired = world.log[&shard].iter().filter(|entry| entry.cause == Cause::Expire);
@@ -144,7 +144,7 @@ fn a_session_that_is_half_forgotten_applies_nothing_again_7() {
     // Exactly when it expires.
     world.give(world.shard_of("a"), Input::Tick);
     let expires = world.shard("a").state().session(session).unwrap().expires;
-    world.now = world.now.plus_micros(expires.since(world.shard("a").clock().served()));
+    world.now = world.now.plus(expires.since(world.shard("a").clock().served()));
     world.give(world.shard_of("a"), Input::Tick);
     assert_eq!(world.shard("a").clock().served(), expires);
     let state = world.shard("a").state();

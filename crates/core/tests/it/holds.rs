@@ -245,7 +245,7 @@ fn what_is_sent_while_an_epoch_begins_stays_in_order_8() {
     // It begins, and sends more before it has reached the end of the work that it began with.
     let upto = world.shard("a").state().position().index;
     let epoch = world.epoch;
-    world.give(from, Input::Stored { member: stead_core::ids::NodeId(0), epoch, upto });
+    world.give(from, Input::Stored { member: stead_core::ids::ReplicaId(0), epoch, upto });
     let lines: String =
         letters(b'A', 20).map(|c| format!("send {other} add {c}\nsend a add {c}\n")).collect();
     world.request("a", &lines, Identity::None);

@@ -4,7 +4,7 @@ use crate::numbered;
 use crate::world::{World, ok};
 use stead_core::blob::Blob;
 use stead_core::calls::{Identity, Limited, Refusal};
-use stead_core::ids::{BodyHash, CallToken, Index, SessionId};
+use stead_core::ids::{BodyHash, CallToken, Index, Micros, SessionId};
 use stead_core::records::Records;
 use stead_core::reply::Reply;
 use stead_core::shard::{DeadLetterAction, Input, Settings};
@@ -66,7 +66,7 @@ fn overwrites_of_a_large_value_with_fresh_keys_stay_within_the_bound() {
     // Requests that keep nothing are served, a retry is answered, and so are requests of the next day.
     world.call("a", "caller").unwrap();
     assert!(keyed(&mut world, 1).is_ok());
-    world.pass(world.settings.idempotency_ttl + 1);
+    world.pass_span(world.settings.idempotency_ttl.plus(Micros::from_millis(1)));
     assert_eq!(kept(&world), 0);
     assert!(keyed(&mut world, 1_000).is_ok());
 }
@@ -114,7 +114,7 @@ fn sessions_are_counted_as_a_whole_and_for_each_principal() {
     assert_eq!(open(&mut world, 20, "carol"), Some(Limited::Sessions));
     assert_eq!(open(&mut world, 1, "alice"), None, "an open session is not opened again");
     assert_eq!(world.shard("a").state().kept_for("alice").sessions, 3);
-    world.pass(world.settings.session_ttl + 1);
+    world.pass_span(world.settings.session_ttl.plus(Micros::from_millis(1)));
     assert_eq!((open(&mut world, 20, "carol"), world.shard("a").state().sessions()), (None, 1));
 }
 

@@ -2,11 +2,11 @@
 
 use crate::world::{World, ok};
 use stead_core::entry::Cause;
-use stead_core::ids::StepNumber;
+use stead_core::ids::{Micros, StepNumber};
 use stead_core::record::{Pending, RecordKey, TaskRecord};
 use stead_core::shard::{DeadLetterAction, Settings, StepOutcome};
 
-fn retry(after: u64) -> StepOutcome {
+fn retry(after: Micros) -> StepOutcome {
     StepOutcome::Retry { after, reason: "no route".to_owned() }
 }
 
@@ -62,8 +62,8 @@ fn a_step_that_asks_for_it_is_tried_again_later_and_counted_over_restarts() {
     world.call("a", "task 7").unwrap();
     let (shard, id, task) = world.tasks.pop().unwrap();
     assert_eq!(task.retry, None);
-    world.end_step(shard, id, StepNumber(0), retry(1_000_000));
-    world.end_step(shard, id, StepNumber(0), retry(1_000_000));
+    world.end_step(shard, id, StepNumber(0), retry(Micros::from_secs(1)));
+    world.end_step(shard, id, StepNumber(0), retry(Micros::from_secs(1)));
     world.settle();
     world.pass(500);
     assert!(world.tasks.is_empty(), "it waits");
@@ -76,7 +76,7 @@ fn a_step_that_asks_for_it_is_tried_again_later_and_counted_over_restarts() {
     assert_eq!((task.step.0, waited.count, waited.reason.as_str()), (0, 1, "no route"));
     assert_eq!(&*task.state, b"7");
     // Its time has passed when the process starts again: it runs at once.
-    world.end_step(shard, id, StepNumber(0), retry(1_000_000));
+    world.end_step(shard, id, StepNumber(0), retry(Micros::from_secs(1)));
     world.settle();
     world.now = world.now.plus_millis(5_000);
     world.restart();
@@ -95,7 +95,7 @@ fn a_step_that_is_given_up_can_be_retried_and_one_that_waits_can_be_cancelled() 
     let mut world = World::new();
     world.call("a", "task 7").unwrap();
     let (shard, id, _) = world.tasks.pop().unwrap();
-    world.end_step(shard, id, StepNumber(0), retry(1_000_000));
+    world.end_step(shard, id, StepNumber(0), retry(Micros::from_secs(1)));
     world.settle();
     world.pass(2_000);
     world.end_step(shard, id, StepNumber(0), StepOutcome::GivenUp("no route after 2 tries".to_owned()));
@@ -109,7 +109,7 @@ fn a_step_that_is_given_up_can_be_retried_and_one_that_waits_can_be_cancelled() 
     world.decided("a", index, DeadLetterAction::Retry).unwrap();
     let (_, _, task) = world.tasks.pop().unwrap();
     assert_eq!(task.retry, None, "it is counted from the beginning");
-    world.end_step(shard, id, StepNumber(0), retry(1_000_000));
+    world.end_step(shard, id, StepNumber(0), retry(Micros::from_secs(1)));
     world.settle();
     assert_eq!(world.call("a", &format!("cancel {}\nadd c", id.0)), Ok(ok("c")));
     assert_eq!(world.shard("a").state().record::<TaskRecord>(&RecordKey::task(id)), None);
@@ -122,9 +122,10 @@ fn a_step_that_waits_to_be_tried_again_is_forgotten_with_its_task() {
     let mut world = World::new();
     world.call("a", "task 7").unwrap();
     let (shard, id, _) = world.tasks.pop().unwrap();
-    world.end_step(shard, id, StepNumber(0), retry(60_000_000));
+    world.end_step(shard, id, StepNumber(0), retry(Micros::from_secs(60)));
     world.settle();
-    let wakes = |world: &World| world.shard("a").deadline().unwrap().0 - world.now.0 <= 60_000_000;
+    let wakes =
+        |world: &World| world.shard("a").deadline().unwrap().since(world.now) <= Micros::from_secs(60);
     assert!(wakes(&world));
     world.call("a", &format!("cancel {}", id.0)).unwrap();
     world.settle();

@@ -11,8 +11,12 @@ fn run(name: &str, text: &str) {
     replay(name, text, |words| {
         let number = |at: usize| words[at].parse::<u64>().expect("a number");
         let event = match words {
-            ["log", "of", _] => {
-                room = Some(LogRoom::new(number(2) << 10, now));
+            ["log", "of", _, rest @ ..] => {
+                let markers = match rest {
+                    ["markers", _] => number(4) << 10,
+                    _ => 0,
+                };
+                room = Some(LogRoom::new(number(2) << 10, markers, now));
                 return Vec::new();
             }
             ["at", _] => {
@@ -38,7 +42,8 @@ fn run(name: &str, text: &str) {
             ["ending"] => Event::Ending,
             ["closed"] => Event::Closed,
             ["trimmed", _] => Event::Trimmed { segments: number(1) as usize },
-            ["appended"] => Event::Appended,
+            ["appended"] => Event::Appended { has_promise: false },
+            ["appended", "with", "a", "promise"] => Event::Appended { has_promise: true },
             ["no", "space"] => Event::NoSpace,
             ["synced"] => Event::Synced,
             ["marked"] => Event::Marked(true),
@@ -79,8 +84,10 @@ transcripts! {
     one_sync_for_many,
     a_trim_comes_before_the_append_that_needs_its_room,
     only_a_written_mark_counts,
+    a_promise_is_marked_at_once,
     full_comes_before_the_last_reserve,
     short_segments_leave_the_reserve_of_long_ones,
+    the_last_reserve_has_room_for_the_markers_on_their_way,
     a_refused_append_is_tried_again,
     a_log_ends_with_all_durable,
 }
@@ -88,14 +95,14 @@ transcripts! {
 #[test]
 #[should_panic(expected = "only a step that was given out is reported")]
 fn a_mark_that_was_not_asked_for_does_not_count() {
-    let mut room = LogRoom::new(64 << 10, Time(0));
+    let mut room = LogRoom::new(64 << 10, 0, Time(0));
     room.handle(Time(0), Event::Marked(true));
 }
 
 #[test]
 #[should_panic(expected = "a step is reported before the next one is given out")]
 fn what_was_appended_is_reported() {
-    let mut room = LogRoom::new(64 << 10, Time(0));
+    let mut room = LogRoom::new(64 << 10, 0, Time(0));
     room.handle(
         Time(0),
         Event::Room { reserve: 64 << 10, segment_bytes_next: 16 << 10, wants_segment: false },

@@ -24,7 +24,7 @@ use stead_core::blob::Blob;
 use stead_core::calls::{Identity, Refusal};
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{
-    BodyHash, CallToken, CheckpointNumber, Colour, Epoch, Index, NodeId, RequestNumber, SessionId,
+    BodyHash, CallToken, CheckpointNumber, Colour, Epoch, Index, Micros, ReplicaId, RequestNumber, SessionId,
     StepNumber, StepRun,
 };
 use stead_core::record::{DeadLetter, RecordKey};
@@ -208,7 +208,7 @@ fn confirmed_and_unknown_requests_are_never_executed_again_7() {
     let far = world.request("a", "add x", numbered(session, u64::MAX, 0));
     assert!(matches!(world.answer(far).unwrap().result, Err(Refusal::Window { .. })));
     assert_eq!(world.runs("a"), 40);
-    world.pass(world.settings.session_ttl + 1);
+    world.pass_span(world.settings.session_ttl.plus(Micros::from_millis(1)));
     let expired = world.request("a", "add x", numbered(session, 41, 0));
     assert_eq!(world.answer(expired).unwrap().result, Err(Refusal::UnknownSession(session)));
     let left = world.shard("a").state().records().iter().filter(|(key, _)| matches!(key[0], 3 | 4)).count();
@@ -227,7 +227,7 @@ fn an_idempotency_key_stands_for_one_request_until_it_expires() {
     }
     let other = world.request("a", "add y", key(2));
     assert_eq!(world.answer(other).unwrap().result, Err(Refusal::IdempotencyConflict));
-    world.pass(world.settings.idempotency_ttl + 1);
+    world.pass_span(world.settings.idempotency_ttl.plus(Micros::from_millis(1)));
     let token = world.request("a", "add x", key(2));
     world.settle();
     assert_eq!(world.answer(token).unwrap().result, Ok(ok("xx")));
@@ -257,8 +257,8 @@ fn messages_are_received_once_and_in_order_whatever_the_wire_does_8() {
     }
     world.settle();
     assert_eq!(world.state(&other), "1");
-    world.pass(world.settings.resend_after + 1);
-    world.pass(world.settings.resend_after + 1);
+    world.pass_span(world.settings.resend_after.plus(Micros::from_millis(1)));
+    world.pass_span(world.settings.resend_after.plus(Micros::from_millis(1)));
     assert_eq!(world.state(&other), "123");
 }
 
@@ -269,7 +269,7 @@ fn a_lost_message_is_sent_again_once_resend_after_has_passed_since_it_was_sent_1
     world.call("a", &format!("send {other} add 1")).unwrap();
     world.settle();
     assert_eq!(world.state(&other), "1");
-    world.pass(world.settings.resend_after / 2);
+    world.pass_span(world.settings.resend_after.half());
     world.request("a", &format!("send {other} add 2"), Identity::None);
     let sender = world.shard_of("a");
     world.store(sender);
@@ -281,7 +281,7 @@ fn a_lost_message_is_sent_again_once_resend_after_has_passed_since_it_was_sent_1
         world.now = world.now.max(wanted);
         world.give(sender, Input::Tick);
     }
-    assert_eq!(world.now, sent.plus_millis(world.settings.resend_after));
+    assert_eq!(world.now, sent.plus(world.settings.resend_after));
     world.settle();
     assert_eq!(world.state(&other), "12");
 }
@@ -384,7 +384,7 @@ fn an_acknowledgement_does_not_name_a_marker_that_is_not_committed_5() {
     world.give(to, delivery);
     world.store(receiver);
     world.give(receiver, Input::Colour(Colour(1)));
-    world.now = world.now.plus_millis(world.settings.ack_delay);
+    world.now = world.now.plus(world.settings.ack_delay);
     world.give(receiver, Input::Tick);
     let ack = world.wire.pop_front();
     assert!(matches!(ack, Some((_, Input::Ack { colour: Colour(0), .. }))), "{ack:?}");
@@ -576,7 +576,7 @@ fn a_request_that_ends_the_process_again_and_again_is_given_up() {
     }
     assert_eq!((world.runs("a"), world.shard("a").state().dead_letters()), (0, 1));
     assert_eq!(world.call("a", "add good"), Ok(ok("good")));
-    world.pass(world.settings.idempotency_ttl + 1);
+    world.pass_span(world.settings.idempotency_ttl.plus(Micros::from_millis(1)));
     assert_eq!(world.shard("a").state().attempts(), 0);
 }
 
@@ -651,12 +651,12 @@ fn frames_of_an_older_epoch_change_nothing_15() {
     world.settle();
     let token = world.request("a", "add x", Identity::None);
     let shard = world.shard_of("a");
-    let old = Input::Stored { member: NodeId(0), epoch: Epoch(1), upto: Index(u64::MAX) };
+    let old = Input::Stored { member: ReplicaId(0), epoch: Epoch(1), upto: Index(u64::MAX) };
     world.give(shard, old);
-    world.give(shard, Input::Stored { member: NodeId(7), epoch: world.epoch, upto: Index(u64::MAX) });
+    world.give(shard, Input::Stored { member: ReplicaId(7), epoch: world.epoch, upto: Index(u64::MAX) });
     assert_eq!(world.answer(token), None);
     let entries = world.log[&shard].len();
-    world.give(shard, Input::Start(stead_core::commit_tracker::EpochConfig::single(Epoch(1), NodeId(0))));
+    world.give(shard, Input::Start(stead_core::commit_tracker::EpochConfig::single(Epoch(1), ReplicaId(0))));
     assert_eq!(world.log[&shard].len(), entries);
 }
 

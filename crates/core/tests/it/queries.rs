@@ -2,6 +2,7 @@
 
 use crate::world::{World, ok};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use stead_core::blob::Blob;
 use stead_core::calls::{Identity, Refusal};
 use stead_core::capture::{Capture, View};
@@ -64,11 +65,14 @@ fn a_brief_query_runs_at_once_and_waits_for_the_commit_like_any_other() {
 #[test]
 fn a_query_that_is_refused_does_not_wait() {
     let mut world = World::new();
-    world.script.refusal = Some(Refusal::Overloaded { retry_after_ms: 7 });
+    world.script.refusal = Some(Refusal::Overloaded { retry_after: Duration::from_millis(7) });
     world.request("a", "add x", Identity::None);
     let token = world.query("a");
     let answer = world.answer(token).unwrap();
-    assert_eq!((answer.index.0, answer.result.clone()), (0, Err(Refusal::Overloaded { retry_after_ms: 7 })));
+    assert_eq!(
+        (answer.index.0, answer.result.clone()),
+        (0, Err(Refusal::Overloaded { retry_after: Duration::from_millis(7) }))
+    );
 }
 
 /// Captures of processes whose cells are written at random, each compared at the end with a model of its own moment.

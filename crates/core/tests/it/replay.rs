@@ -1,5 +1,6 @@
 //! Transcripts of [`Replay`] over one shard. `entry I of E` has index I and epoch E; `state` lists what was folded, as
-//! index/epoch. `end` ends the first reading, `again` repeats all entries in a second one.
+//! index/epoch. `end` ends the first reading, `again` repeats all entries in a second one. `kept` keeps the shard, of which `log` lists the
+//! snapshot and what survives behind it.
 
 use crate::transcript;
 use stead_core::blob::Blob;
@@ -8,6 +9,8 @@ use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::replay::Replay;
+use stead_core::replication::table::LogPoint;
+use stead_core::shard_replica::Recovery;
 use stead_core::state::State;
 
 const SHARD: ShardId = ShardId(0);
@@ -75,6 +78,28 @@ fn run(name: &str, text: &str) {
                 log.push((epoch, index, bytes));
                 taken
             }
+            ["install", "up", "to", ..] => {
+                let base = LogPoint { epoch: Epoch(number(5)), index: Index(number(3)) };
+                let taken = replay.handle_install(SHARD, Epoch(number(7)), base);
+                if taken.is_ok() && marker.is_none_or(|(index, _)| index < base.index) {
+                    marker = Some((base.index, base.epoch));
+                }
+                taken
+            }
+            ["kept"] => {
+                replay.keep(SHARD, u64::MAX);
+                return Vec::new();
+            }
+            ["log"] => {
+                if replay.installed(SHARD).is_some() {
+                    replay.restart(part(marker));
+                }
+                let ended = std::mem::replace(&mut replay, Replay::new(Vec::new(), 0)).finish();
+                let [state] = <[State; 1]>::try_from(ended.states).unwrap_or_else(|_| panic!("one shard"));
+                let log = ended.logs.into_iter().next().flatten().expect("it is kept");
+                let snapshot = format!("behind {}", state.position().index);
+                return vec![snapshot, shown(&Recovery::with_log(state, log).fold(Index(u64::MAX)))];
+            }
             ["cut", "after", ..] => replay.handle_cut(SHARD, Epoch(number(4)), Index(number(2))),
             ["end"] => match replay.end_reading() {
                 Ok(void) if void.is_empty() => return vec!["all folded".to_owned()],
@@ -120,6 +145,12 @@ transcripts! {
     a_cut_of_no_higher_epoch_is_damage,
     a_cut_below_the_marker_is_a_loss,
     an_entry_that_was_cut_may_come_again,
+    an_install_begins_the_log_anew,
+    a_checkpoint_that_is_newer_than_an_install_stands_for_it,
+    what_contradicts_an_installed_snapshot_is_damage,
+    what_is_kept_is_not_folded,
+    what_is_kept_may_begin_from_an_installed_snapshot,
+    what_is_kept_fits_its_snapshot,
 }
 
 #[test]

@@ -7,12 +7,12 @@ use stead_core::calls::Identity;
 use stead_core::channel::Message;
 use stead_core::commit_tracker::{CommitTracker, EpochConfig};
 use stead_core::entry::{Cause, Entry};
-use stead_core::ids::{Epoch, Index, NodeId, ShardId};
+use stead_core::ids::{Epoch, Index, ReplicaId, ShardId};
 use stead_core::shard::Input;
 
-/// Parses a list of nodes such as `1,2,3`, or `none`.
-fn nodes(list: &str) -> Vec<NodeId> {
-    list.split(',').filter(|node| *node != "none").map(|node| NodeId(node.parse().unwrap())).collect()
+/// Parses a list of replicas such as `1,2,3`, or `none`.
+fn replicas(list: &str) -> Vec<ReplicaId> {
+    list.split(',').filter(|id| *id != "none").map(|id| ReplicaId(id.parse().unwrap())).collect()
 }
 
 #[test]
@@ -21,8 +21,9 @@ fn the_commit_rule() {
     replay("commit_rule", include_str!("../testdata/commit_rule.txt"), |words| {
         vec![match *words {
             ["epoch", epoch, "members", members, "acks", acks, "primary", primary, "start", start] => {
-                let (acks, primary) = (acks.parse().unwrap(), NodeId(primary.parse().unwrap()));
-                let config = EpochConfig::parse(Epoch(epoch.parse().unwrap()), nodes(members), acks, primary);
+                let (acks, primary) = (acks.parse().unwrap(), ReplicaId(primary.parse().unwrap()));
+                let config =
+                    EpochConfig::parse(Epoch(epoch.parse().unwrap()), replicas(members), acks, primary);
                 match config {
                     Err(error) => error.to_string(),
                     Ok(config) => {
@@ -34,7 +35,7 @@ fn the_commit_rule() {
             }
             ["stored", member, upto] => {
                 let tracker: &mut CommitTracker = tracker.as_mut().unwrap();
-                let (member, upto) = (NodeId(member.parse().unwrap()), Index(upto.parse().unwrap()));
+                let (member, upto) = (ReplicaId(member.parse().unwrap()), Index(upto.parse().unwrap()));
                 let grows = if tracker.handle_stored(member, upto) { "" } else { " as before" };
                 let active = if tracker.is_active() { "active" } else { "starting" };
                 format!("{active}, commit {}{grows}", tracker.commit())

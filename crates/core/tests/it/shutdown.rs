@@ -22,7 +22,7 @@ fn run(name: &str, text: &str) {
                 handle(Event::Ended(group.expect("a group")));
             }
             ["failed"] => handle(Event::Failed),
-            ["killed"] => handle(Event::Killed),
+            ["killed", "until", _] => handle(Event::Killed(time(2))),
             ["next"] => {
                 return vec![match shutdown.as_mut().expect("begins with a shutdown").step(now) {
                     Step::Stop(group) => format!("stop {}", name_of(group)),
@@ -57,6 +57,7 @@ transcripts! {
     what_runs_too_long_is_abandoned,
     a_failure_stops_all_at_once,
     a_kill_leaves_the_data_unmarked,
+    a_kill_does_not_wait_as_long_as_the_shutdown_that_it_meets,
 }
 
 #[test]

@@ -10,8 +10,8 @@ use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::Entry;
 use stead_core::handler::{Handler, QueryPlace, Txn};
 use stead_core::ids::{
-    CallToken, Colour, Epoch, Incarnation, Index, NodeId, SessionId, ShardId, StepNumber, StepRun, TaskId,
-    Time, TimerId,
+    CallToken, Colour, Epoch, Incarnation, Index, Micros, ReplicaId, SessionId, ShardId, StepNumber, StepRun,
+    TaskId, Time, TimerId,
 };
 use stead_core::key::Key;
 use stead_core::record::{DeadLetter, Kind, RecordKey, TaskRecord, decode_value};
@@ -243,7 +243,7 @@ impl World {
             self.shards.iter_mut().for_each(Shard::hold);
         }
         for shard in self.topology.clone().shards() {
-            self.give(shard, Input::Start(EpochConfig::single(self.epoch, NodeId(0))));
+            self.give(shard, Input::Start(EpochConfig::single(self.epoch, ReplicaId(0))));
         }
         self.grants.extend(self.trials.begin());
         self.grant();
@@ -324,7 +324,7 @@ impl World {
                 Effect::Answer(answer) => drop(self.answers.insert(answer.token, answer)),
                 Effect::Query(reading) if self.holds_queries => self.readings.push(*reading),
                 Effect::Query(reading) => self.run_query(&reading),
-                Effect::RunTask { id, run, task, asks, alone } => {
+                Effect::RunStep { id, run, task, asks, alone } => {
                     self.alone += usize::from(alone);
                     self.task_runs.insert((to, id), run);
                     if asks {
@@ -367,7 +367,7 @@ impl World {
     pub(crate) fn store(&mut self, shard: ShardId) {
         let upto = self.shards[shard.0 as usize].state().position().index;
         self.stored.insert(shard, upto);
-        self.give(shard, Input::Stored { member: NodeId(0), epoch: self.epoch, upto });
+        self.give(shard, Input::Stored { member: ReplicaId(0), epoch: self.epoch, upto });
     }
 
     /// Commits the appended entries of every shard.
@@ -398,7 +398,7 @@ impl World {
                 continue;
             }
             // Time advances to the next acknowledgement, but not to timers and resends of the future.
-            let soon = self.now.plus_millis(self.settings.ack_delay);
+            let soon = self.now.plus(self.settings.ack_delay);
             let due = |shard: &&Shard| shard.deadline().is_some_and(|at| at <= soon);
             let Some(shard) = self.shards.iter().find(due).map(|shard| shard.state().shard()) else { return };
             self.now = soon;
@@ -406,9 +406,14 @@ impl World {
         }
     }
 
-    /// Lets time pass.
+    /// Lets milliseconds pass.
     pub(crate) fn pass(&mut self, millis: u64) {
-        self.now = self.now.plus_millis(millis);
+        self.pass_span(Micros::from_millis(millis));
+    }
+
+    /// Lets a span of time pass.
+    pub(crate) fn pass_span(&mut self, span: Micros) {
+        self.now = self.now.plus(span);
         for shard in self.topology.clone().shards() {
             self.give(shard, Input::Tick);
         }

@@ -340,7 +340,8 @@ pub(super) async fn copy_checkpoint(
     Ok(Json(report).into_response())
 }
 
-/// Deletes a checkpoint. The newest complete one cannot be deleted: recovery needs it.
+/// Deletes a checkpoint. The newest complete one cannot be deleted: recovery needs it. Neither can one that is being verified,
+/// checked or copied.
 #[utoipa::path(
     delete,
     path = "/v1/checkpoints/{number}",
@@ -349,6 +350,7 @@ pub(super) async fn copy_checkpoint(
     responses(
         (status = 204, description = "It is deleted"),
         (status = 404, description = "No such checkpoint", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is the newest one, or it is being read", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn delete_checkpoint(
@@ -433,10 +435,26 @@ fn find(node: &Node, number: u64) -> Result<CheckpointInfo, Problem> {
 fn failed(failure: CheckpointFailure) -> Problem {
     let kind = match failure {
         CheckpointFailure::GivenUp { .. } | CheckpointFailure::Store(_) => Kind::CheckpointFailed,
+        CheckpointFailure::InUse(_) => Kind::CheckpointInUse,
         CheckpointFailure::Full => Kind::Full,
         CheckpointFailure::Busy(_) => Kind::Overloaded,
         CheckpointFailure::Address(_) => Kind::BadRequest,
         CheckpointFailure::Stopped(_) => Kind::NotReady,
     };
     Problem::new(kind, failure.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deletion_of_a_checkpoint_that_is_read_is_a_conflict() {
+        let problem = failed(CheckpointFailure::InUse(3));
+        let json: serde_json::Value = serde_json::from_slice(&problem.to_json()).unwrap();
+        assert_eq!(
+            (&json["type"], &json["status"]),
+            (&"urn:stead:problem:checkpoint-in-use".into(), &409.into())
+        );
+    }
 }

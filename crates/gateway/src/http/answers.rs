@@ -24,8 +24,11 @@ pub(super) struct Status {
     failure: Option<String>,
     /// The services.
     services: Vec<ServiceStatus>,
-    /// The shards that answered in time; a shard that is missing is held by a handler.
+    /// The shards of this node that answered in time; one that is missing is held by a handler.
     shards: Vec<ShardStatus>,
+    /// The shards of the services that are not on this node: no figure here includes them.
+    #[schema(required = false)]
+    shards_not_here: Vec<ShardNotHere>,
     /// The wall clock, as the shards that answered read it.
     #[schema(required = false)]
     clock: ClockStatus,
@@ -58,6 +61,29 @@ pub(super) struct ServiceStatus {
     shards: u32,
     /// Whether this program has its code.
     registered: bool,
+}
+
+/// A shard that is not on this node.
+#[derive(Serialize, Deserialize, ToSchema)]
+pub(super) struct ShardNotHere {
+    /// Its number.
+    shard: u32,
+    /// Its service.
+    service: String,
+    /// Its place: on another node, or on no known one.
+    place: Place,
+}
+
+/// The place of a shard.
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Place {
+    /// On this node.
+    Here,
+    /// On another node.
+    Elsewhere,
+    /// On no known node.
+    Unplaced,
 }
 
 /// A shard.
@@ -245,6 +271,9 @@ pub(super) struct ProcessPage {
     /// The position of the next page; `None` after the last one. A page may be short or empty although there is a next
     /// one.
     next: Option<String>,
+    /// The shards of the service that are not on this node: no page has their processes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    shards_not_here: Vec<ShardNotHere>,
 }
 
 /// A process and the size of its state.
@@ -275,8 +304,7 @@ pub(super) struct ProcessDetail {
     #[serde(flatten)]
     info: ProcessInfo,
     /// Whether it has a state, cells, timers or tasks. Every key has a shard, also before its process is called for the
-    /// first
-    /// time.
+    /// first time.
     exists: bool,
     /// The version of the service that stored its state; `None` without a state.
     version: Option<u32>,
@@ -309,6 +337,9 @@ pub(super) struct DeadLetterPage {
     dead_letters: Vec<Value>,
     /// The position of the next page; `None` after the last one. A page may be short although there is a next one.
     next: Option<String>,
+    /// The shards of the service that are not on this node: no page has their dead letters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    shards_not_here: Vec<ShardNotHere>,
 }
 
 /// A log entry for people to read.
@@ -408,6 +439,12 @@ mod tests {
         stead::ShardStatus { clock_ahead_micros: -1, tasks: vec![task()], ..Default::default() }
     }
 
+    fn not_here() -> Vec<stead::ShardNotHere> {
+        [stead::Place::Elsewhere, stead::Place::Unplaced]
+            .map(|place| stead::ShardNotHere { shard: 1, service: "bank".to_owned(), place })
+            .to_vec()
+    }
+
     #[test]
     fn the_status_is_described_as_it_is_served() {
         assert_described::<Status>(&stead::Status::default());
@@ -433,6 +470,7 @@ mod tests {
                 registered: true,
             }],
             shards: vec![shard()],
+            shards_not_here: not_here(),
             checkpoint: Some(3),
             checkpoint_running: Some(4),
             checkpoint_check: Some(check),
@@ -448,7 +486,12 @@ mod tests {
         let info = stead::ProcessInfo { key: "a".to_owned(), shard: 1, ..Default::default() };
         assert_described::<ProcessPage>(&stead::ProcessPage::default());
         let next = Some("1.2.3".parse().unwrap());
-        assert_described::<ProcessPage>(&stead::ProcessPage { processes: vec![info.clone()], next });
+        let shards_not_here = not_here();
+        assert_described::<ProcessPage>(&stead::ProcessPage {
+            processes: vec![info.clone()],
+            next,
+            shards_not_here,
+        });
         let timer = stead::TimerStatus {
             id: 1,
             at: 2,
@@ -466,7 +509,11 @@ mod tests {
         assert_described::<ProcessDetail>(&detail);
         assert_described::<DeadLetterPage>(&stead::DeadLetterPage::default());
         let next = Some("1.2".parse().unwrap());
-        assert_described::<DeadLetterPage>(&stead::DeadLetterPage { next, ..Default::default() });
+        assert_described::<DeadLetterPage>(&stead::DeadLetterPage {
+            next,
+            shards_not_here: not_here(),
+            ..Default::default()
+        });
     }
 
     #[test]

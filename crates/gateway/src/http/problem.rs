@@ -75,8 +75,12 @@ pub enum Kind {
     CheckpointFailed,
     /// The checkpoint is the newest one.
     CheckpointNeeded,
+    /// The checkpoint is being read, and cannot be deleted now.
+    CheckpointInUse,
     /// There is no shard of this number.
     UnknownShard,
+    /// The shard is not on this node.
+    ShardNotHere,
     /// The log could not be read.
     LogUnreadable,
     /// The position of a page is from before the node's last start.
@@ -288,9 +292,21 @@ impl Kind {
                 "The newest checkpoint is needed to recover the node",
                 "take another checkpoint first: POST /v1/checkpoints",
             ),
+            Self::CheckpointInUse => (
+                "checkpoint-in-use",
+                S::CONFLICT,
+                "The checkpoint is being read",
+                "try again once its verification, its check or its copy has ended",
+            ),
             Self::UnknownShard => {
                 ("unknown-shard", S::NOT_FOUND, "No shard of this number", "GET /v1/status lists the shards")
             }
+            Self::ShardNotHere => (
+                "shard-not-here",
+                S::MISDIRECTED_REQUEST,
+                "The shard is not on this node",
+                "nothing was changed; GET /v1/status lists the shards that are not here: send the request to their node",
+            ),
             Self::StalePage => (
                 "stale-page",
                 S::CONFLICT,

@@ -11,12 +11,14 @@ pub(super) fn problem(error: RawError) -> Problem {
     let kind = match error {
         RawError::UnknownService { .. } => Kind::UnknownService,
         RawError::UnknownShard { .. } => Kind::UnknownShard,
+        RawError::NotHere { .. } => Kind::ShardNotHere,
         RawError::Codec(CodecError::Unreadable { .. }) => Kind::UnreadableRequest,
         RawError::Codec(CodecError::Unwritable { .. } | CodecError::Json { .. }) => Kind::UnwritableAnswer,
         RawError::Codec(CodecError::Key { .. }) => Kind::BadRequest,
         RawError::TimedOut { .. } => Kind::TimedOut,
         RawError::NodeFailed(_) => Kind::NodeFailed,
-        RawError::Stopped => Kind::NotReady,
+        // The gateway's own node is in this process.
+        RawError::Stopped | RawError::Network { .. } | RawError::Invalid(_) => Kind::NotReady,
         RawError::StalePage => Kind::StalePage,
         RawError::Refused(refusal) => match refusal {
             Refusal::UnknownSession(_)
@@ -33,8 +35,8 @@ pub(super) fn problem(error: RawError) -> Problem {
             Refusal::NoRetry { .. } => Kind::DeadLetterFinal,
             Refusal::FailedAgain { .. } => Kind::DeadLetterFailed,
             Refusal::Panicked(_) | Refusal::Poisoned { .. } => Kind::HandlerPanicked,
-            Refusal::Overloaded { retry_after_ms } | Refusal::LimitReached { retry_after_ms, .. } => {
-                return Problem::new(Kind::Overloaded, detail).retry_after_ms(retry_after_ms);
+            Refusal::Overloaded { retry_after } | Refusal::LimitReached { retry_after, .. } => {
+                return Problem::new(Kind::Overloaded, detail).retry_after_ms(retry_after.as_millis() as u64);
             }
             Refusal::QueryGivenUp { .. } => Kind::QueryGivenUp,
             Refusal::QueriesStuck { .. } => Kind::QueriesStuck,

@@ -271,8 +271,7 @@ fn fits(integer: &[u8]) -> bool {
 ///
 /// # Errors
 /// [`TranscodeError::Answer`] if the bytes are not MessagePack or have no form in JSON (an object's key that is a list,
-/// for
-/// example).
+/// for example).
 pub fn msgpack_to_json(bytes: &[u8]) -> Result<Vec<u8>, TranscodeError> {
     let mut from = rmp_serde::Deserializer::from_read_ref(bytes);
     // As deep as JSON may be: an answer must not overflow the stack of the thread that writes it.

@@ -3,10 +3,11 @@
 use crate::bell::Bell;
 use crate::checkpoint::{
     CheckpointCommand, CheckpointFailure, CheckpointHub, CheckpointPart, CheckpointReply, CheckpointReport,
-    Event, MergePart, News, SnapshotQueue, Trouble, Wanted,
+    Event, MergePart, News, Pin, SnapshotQueue, Trouble, Wanted,
 };
-use crate::checks::Job;
+use crate::checks::CheckJob;
 use crate::clock::Clock;
+use crate::copies::CopyReply;
 use crate::env::{Env, Watch};
 use crate::events;
 use crate::inbox::Command;
@@ -14,9 +15,10 @@ use crate::panics;
 use crate::part::{Part, Turned};
 use crate::shared::Shared;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use stead_core::checkpointing::driver::Action;
-use stead_core::ids::{Index, ShardId, Time};
+use stead_core::checkpointing::driver::{Action, LogSpace};
+use stead_core::ids::{CheckpointNumber, Time};
 use stead_core::shard::Input;
 use stead_store::checkpoint::checks::CheckOutcome;
 use stead_store::checkpoint::manifest::Manifest;
@@ -37,6 +39,12 @@ impl Checkpoints {
     pub fn new(part: CheckpointPart, store: Arc<dyn BlobStore>, check_timeout: Duration) -> Self {
         Self { part, store, check_timeout }
     }
+
+    /// Sets the time after which a checkpoint is given up, from the next one on, and its checks.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.part.set_timeout(timeout);
+        self.check_timeout = timeout;
+    }
 }
 
 impl<E: Env> Part<Shared<E>> for Checkpoints {
@@ -47,7 +55,7 @@ impl<E: Env> Part<Shared<E>> for Checkpoints {
     }
 
     fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, String> {
-        shared.checks.give_up_overdue(shared, &*self.store, self.check_timeout);
+        shared.give_up_overdue_checks(&*self.store, self.check_timeout);
         Ok(match self.part.turn(shared, now)? {
             Turned::Until(until) => {
                 let overdue_at = shared.checks.overdue_at(self.check_timeout);
@@ -59,7 +67,22 @@ impl<E: Env> Part<Shared<E>> for Checkpoints {
 }
 
 /// The merge part of a node, which survives its panics.
-pub(crate) struct Merges(pub(crate) MergePart);
+pub struct Merges {
+    part: MergePart,
+    panics: u64,
+}
+
+impl Merges {
+    pub(crate) fn new(part: MergePart) -> Self {
+        Self { part, panics: 0 }
+    }
+
+    /// Returns the number of its panics.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.panics
+    }
+}
 
 impl<E: Env> Part<Shared<E>> for Merges {
     type Error = String;
@@ -69,12 +92,13 @@ impl<E: Env> Part<Shared<E>> for Merges {
     }
 
     fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, String> {
-        panics::catch_own(|| self.0.turn(shared, now)).unwrap_or_else(|panic| {
+        panics::catch_own(|| self.part.turn(shared, now)).unwrap_or_else(|panic| {
+            self.panics += 1;
             // Bundles that are not merged cost room, and the next life would meet the same ones.
             events::warn(format_args!(
                 "cannot merge bundles: the merge panicked; this is a bug in Stead: {panic}; they stay unchanged"
             ));
-            self.0.give_up(&shared.snapshots);
+            self.part.give_up(&shared.snapshots);
             Ok(Turned::Again)
         })
     }
@@ -93,8 +117,8 @@ impl<E: Env> CheckpointHub for Shared<E> {
         self.is_over()
     }
 
-    fn is_log_spent(&self) -> bool {
-        self.log.is_spent()
+    fn log_space(&self) -> LogSpace {
+        self.log.space()
     }
 
     fn watch(&self, action: &mut Action) {
@@ -111,7 +135,7 @@ impl<E: Env> CheckpointHub for Shared<E> {
             }
             CheckpointCommand::Colour(colour) => self.announce(News::Colour(colour)),
             CheckpointCommand::Discard { shard, number } => {
-                self.leave_news(self.worker_of(shard), News::GivenUp(number));
+                self.leave_news(self.worker_of(shard), News::Discarded(shard, number));
             }
             // A worker without other work sleeps.
             CheckpointCommand::CaughtUp => self.inboxes.iter().for_each(|inbox| inbox.bell.ring()),
@@ -130,7 +154,7 @@ impl<E: Env> CheckpointHub for Shared<E> {
                 events::warn(CheckpointFailure::Full);
                 answer_all(wanted, &CheckpointFailure::Full);
             }
-            CheckpointCommand::Trim(tops) => self.log.trim(by_position(&tops)),
+            CheckpointCommand::Trim(tops) => self.log.trim(self.placement.trim_tops(&tops)),
             CheckpointCommand::Merge(job) => self.snapshots.merges.put(job),
             CheckpointCommand::Merged(bytes) => self.counters.checkpoint_bytes.add(bytes),
             // The give-up is reported with its reason.
@@ -153,6 +177,20 @@ impl<E: Env> Shared<E> {
         self.snapshots.send(Event::Wanted(Wanted { reply, checked }));
     }
 
+    /// Copies a checkpoint to an address, `file:///directory` or `s3://bucket/prefix`, after the copies that were requested
+    /// before. The reply is dropped if the node fails.
+    ///
+    /// # Errors
+    /// [`CheckpointFailure::Busy`] if as many copies run or wait as may; [`CheckpointFailure::Stopped`].
+    pub fn copy_checkpoint(&self, number: u64, to: &str, reply: CopyReply) -> Result<(), CheckpointFailure> {
+        self.copies.ask(CheckpointNumber(number), to.to_owned(), reply)
+    }
+
+    /// Keeps a checkpoint from being deleted while it is read.
+    pub(crate) fn pin(&self, number: CheckpointNumber) -> Option<Pin> {
+        self.watch.pin(number).then(|| self.snapshots.pin(number))
+    }
+
     fn announce(&self, news: News) {
         (0..self.inboxes.len()).for_each(|worker| self.leave_news(worker, news));
     }
@@ -166,9 +204,13 @@ impl<E: Env> Shared<E> {
     /// Leaves news of checkpoints in the inbox of a worker.
     pub fn pass_on(&self, worker: usize, news: News) {
         self.inboxes[worker].push(match news {
-            News::Colour(colour) => Command::every(Input::Colour(colour)),
+            News::Colour(colour) => {
+                self.colour.fetch_max(colour.0, Ordering::Relaxed);
+                Command::every(Input::Colour(colour))
+            }
             News::Completed(number) => Command::every(Input::Completed(number)),
-            News::GivenUp(number) => Command::GivenUp(number),
+            News::GivenUp(number) => Command::Discard { shard: None, number },
+            News::Discarded(shard, number) => Command::Discard { shard: Some(shard), number },
         });
     }
 
@@ -198,12 +240,11 @@ impl<E: Env> Shared<E> {
         let fits = manifest.totals.section_bytes <= self.checks.bytes_max();
         if (of_interval && fits) || !replies.is_empty() {
             // Before the next collection.
-            let pin = self.snapshots.pin(manifest.number);
-            let job = Job { manifest, report, replies, pin };
-            if of_interval {
-                self.checks.offer(self, job);
-            } else {
-                self.checks.want(self, job);
+            let pin = self.pin(manifest.number);
+            let job = CheckJob { manifest, report, replies, pin };
+            let is_taken = if of_interval { self.checks.offer(job) } else { self.checks.want(job) };
+            if !is_taken {
+                counters.checkpoints_unchecked.add(1);
             }
         } else {
             counters.checkpoints_unchecked.add(1);
@@ -215,15 +256,4 @@ fn answer_all(wanted: Vec<Wanted>, failure: &CheckpointFailure) {
     for wanted in wanted {
         wanted.reply.send(Err(failure.clone()));
     }
-}
-
-/// Returns, by shard number, the index up to which the log is not needed.
-fn by_position(tops: &[(ShardId, Index)]) -> Vec<Index> {
-    let mut all = Vec::new();
-    for (shard, top) in tops {
-        let at = shard.0 as usize;
-        all.resize(all.len().max(at + 1), Index(0));
-        all[at] = *top;
-    }
-    all
 }

@@ -9,7 +9,7 @@ use stead_core::checkpointing::pace::Meter;
 use stead_core::ids::{Incarnation, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::Origin;
-use stead_store::checkpoint::compact::MergeRun;
+use stead_store::checkpoint::compact::Merger;
 use stead_store::checkpoint::store::BlobStore;
 
 /// Merges bundles: a turn reads and writes about a megabyte.
@@ -18,34 +18,42 @@ pub struct MergePart {
     incarnation: Incarnation,
     /// The life of the process, in the bundles' headers.
     author: Author,
-    run: Option<MergeRun>,
+    block_bytes: usize,
+    merger: Option<Merger>,
     meter: Meter,
 }
 
 impl MergePart {
-    /// Creates an idle part. `author` is that of the names of bundles.
+    /// Creates an idle part. `author` is that of the names of bundles, whose blocks have about `block_bytes`.
     #[must_use]
-    pub fn new(store: Arc<dyn BlobStore>, incarnation: Incarnation, author: Author) -> Self {
-        Self { store, incarnation, author, run: None, meter: Meter::default() }
+    pub fn new(
+        store: Arc<dyn BlobStore>,
+        incarnation: Incarnation,
+        author: Author,
+        block_bytes: usize,
+    ) -> Self {
+        Self { store, incarnation, author, block_bytes, merger: None, meter: Meter::default() }
     }
 
     /// Drops the running merge: the bundles stay unchanged.
     pub(crate) fn give_up(&mut self, queue: &SnapshotQueue) {
-        self.run = None;
+        self.merger = None;
         queue.send(Event::Merged(None));
     }
 
     fn begin(&mut self, job: &MergeJob) -> Result<bool, CheckpointError> {
         let MergeJob { output, number, lineage, merge } = job;
         let origin = Origin { author: self.author, incarnation: self.incarnation, number: *number };
-        self.run = Some(MergeRun::begin(&*self.store, output.clone(), origin, lineage, merge)?);
+        let mut merger = Merger::begin(&*self.store, output.clone(), origin, lineage, merge)?;
+        merger.set_block_bytes(self.block_bytes);
+        self.merger = Some(merger);
         Ok(false)
     }
 
-    fn step(run: &mut MergeRun, meter: &mut Meter, rate: u64, now: Time) -> Result<bool, CheckpointError> {
-        let before = run.bytes();
-        let done = run.step()?;
-        meter.spend(rate, now, run.bytes() - before);
+    fn step(merger: &mut Merger, meter: &mut Meter, rate: u64, now: Time) -> Result<bool, CheckpointError> {
+        let before = merger.bytes();
+        let done = merger.step()?;
+        meter.spend(rate, now, merger.bytes() - before);
         Ok(done)
     }
 }
@@ -63,7 +71,7 @@ impl<H: CheckpointHub> Part<H> for MergePart {
         let queue = hub.queue();
         if queue.merges.is_stopped() || hub.is_over() {
             // The bytes written so far are dropped with the writer.
-            self.run = None;
+            self.merger = None;
             return Ok(Turned::Ended);
         }
         let job = queue.merges.take();
@@ -72,17 +80,17 @@ impl<H: CheckpointHub> Part<H> for MergePart {
         {
             return Ok(Turned::Until(Some(due)));
         }
-        let done = match (job, &mut self.run) {
+        let done = match (job, &mut self.merger) {
             (Some(job), _) => self.begin(&job),
-            (None, Some(run)) => Self::step(run, &mut self.meter, queue.pace.rate(), now),
+            (None, Some(merger)) => Self::step(merger, &mut self.meter, queue.pace.rate(), now),
             (None, None) => return Ok(Turned::Until(None)),
         };
         let ended = match done {
             Ok(false) => return Ok(Turned::Again),
-            Ok(true) => self.run.take().expect("it has come to its end").finish(),
+            Ok(true) => self.merger.take().expect("it has come to its end").finish(),
             Err(error) => Err(error),
         };
-        self.run = None;
+        self.merger = None;
         let merged = match ended {
             Ok(merged) => {
                 hub.perform(CheckpointCommand::Merged(merged.bundle.bytes));

@@ -14,18 +14,17 @@ mod report;
 mod tests;
 
 pub use desk::MergeJob;
-pub use hub::Checkpoints;
-pub(crate) use hub::Merges;
+pub use hub::{Checkpoints, Merges};
 pub use merge::MergePart;
 pub use part::{CheckpointPart, CheckpointSetup};
+pub(crate) use queue::Pin;
 pub use queue::{CheckpointReply, Event, SnapshotQueue, Wanted};
-pub(crate) use queue::{PIECE_BYTES, Pin};
 pub use report::{CheckpointFailure, CheckpointInfo, CheckpointReport, FailedCheck, SkippedCheck};
 pub(crate) use report::{failed, skipped};
 
 use std::fmt;
 use std::time::Duration;
-use stead_core::checkpointing::driver::Action;
+use stead_core::checkpointing::driver::{Action, LogSpace};
 use stead_core::ids::{CheckpointNumber, Colour, Index, ShardId, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::manifest::Manifest;
@@ -41,8 +40,8 @@ pub trait CheckpointHub {
     /// Whether the node is abandoned or has failed: its parts end at once, and leave their work undone.
     fn is_over(&self) -> bool;
 
-    /// Whether the log is full, and its remaining space is for work that has begun.
-    fn is_log_spent(&self) -> bool;
+    /// Returns the space that the log has for markers.
+    fn log_space(&self) -> LogSpace;
 
     /// Sees the driver's action before it is performed, and may change it.
     fn watch(&self, action: &mut Action) {
@@ -107,6 +106,8 @@ pub enum News {
     Completed(CheckpointNumber),
     /// The checkpoints up to this one are given up: their snapshots are drained and dropped.
     GivenUp(CheckpointNumber),
+    /// The checkpoints up to this one take no part of this shard: its snapshots are drained and dropped.
+    Discarded(ShardId, CheckpointNumber),
 }
 
 /// A failed operation.

@@ -3,7 +3,7 @@
 use crate::bell::Bell;
 use crate::checkpoint::queue::Next;
 use crate::checkpoint::{
-    CheckpointCommand, CheckpointFailure, CheckpointHub, Event, MergeJob, Trouble, Wanted,
+    CheckpointCommand, CheckpointFailure, CheckpointHub, Event, MergeJob, SnapshotQueue, Trouble, Wanted,
 };
 use crate::part::{Part, Turned};
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use stead_core::checkpointing::bundle::{Author, BundleNames};
-use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, Options, Recovered};
+use stead_core::checkpointing::driver::{Action, Burial, Driver, Input, LogSpace, Options, Recovered};
 use stead_core::checkpointing::pace::Meter;
 use stead_core::checkpointing::retention::Garbage;
 use stead_core::clock::Now;
@@ -36,20 +36,23 @@ pub struct CheckpointSetup {
     pub epochs: BTreeMap<ShardId, Epoch>,
     /// The life of this process.
     pub author: Author,
+    /// Approximate bytes of the blocks of its bundles.
+    pub block_bytes: usize,
     /// When checkpoints are taken, and what is kept.
     pub options: Options,
     /// The checkpoints at the start.
     pub recovered: Recovered,
 }
 
-/// Takes checkpoints. A turn performs one action: a piece of at most about 256 KiB is written, a bundle sealed, a manifest
+/// Takes checkpoints. A turn performs one action: a piece of about 256 KiB is written, a bundle sealed, a manifest
 /// stored, up to 64 objects are deleted.
 pub struct CheckpointPart {
     store: Arc<dyn BlobStore>,
     topology: Arc<Topology>,
     author: Author,
+    block_bytes: usize,
     driver: Driver,
-    log_spent: bool,
+    log_space: LogSpace,
     stock: Stock,
     running: Option<Running>,
     /// The piece that is being written.
@@ -82,13 +85,14 @@ impl CheckpointPart {
     /// No checkpoint is running.
     #[must_use]
     pub fn new(setup: CheckpointSetup, now: Time) -> Self {
-        let CheckpointSetup { store, topology, epochs, author, options, recovered } = setup;
+        let CheckpointSetup { store, topology, epochs, author, block_bytes, options, recovered } = setup;
         Self {
             store,
             topology,
             author,
+            block_bytes,
             driver: Driver::new(now, options, BundleNames::new(author), epochs, recovered),
-            log_spent: false,
+            log_space: LogSpace::default(),
             stock: Stock::new(),
             running: None,
             encoded: Vec::new(),
@@ -113,10 +117,10 @@ impl CheckpointPart {
             self.end(hub, SHUT_DOWN);
             return Turned::Ended;
         }
-        let log_spent = hub.is_log_spent();
-        if log_spent != self.log_spent {
-            self.log_spent = log_spent;
-            self.driver.handle(steady, Input::LogSpent(log_spent));
+        let log_space = hub.log_space();
+        if log_space != self.log_space {
+            self.log_space = log_space;
+            self.driver.handle(steady, Input::LogSpace(log_space));
         }
         if let Some(mut action) = self.driver.poll_action() {
             hub.watch(&mut action);
@@ -281,7 +285,8 @@ impl CheckpointPart {
                 let (created, author) = (now.wall, self.author);
                 let plan = Plan { number, created, topology, parts, bundle, author };
                 match CheckpointWriter::create(&*self.store, plan) {
-                    Ok(writer) => {
+                    Ok(mut writer) => {
+                        writer.set_block_bytes(self.block_bytes);
                         self.set_stage(Stage::Writing(Box::new(writer)));
                         self.driver.handle(steady, Input::Created(number));
                     }
@@ -314,7 +319,7 @@ impl CheckpointPart {
                 };
                 hub.queue().newest.store(number.0, Ordering::Relaxed);
                 hub.queue().running.store(0, Ordering::Relaxed);
-                let duration = Duration::from_micros(steady.0.saturating_sub(begun.0));
+                let duration = steady.since(begun).into();
                 let manifest = Box::new(sealed.into_manifest());
                 hub.perform(CheckpointCommand::Completed { manifest, duration, wanted });
             }
@@ -338,8 +343,9 @@ impl CheckpointPart {
                 self.driver.handle(steady, input);
             }
             Action::Delete(garbage) => {
-                let input = match self.delete(&garbage) {
-                    Ok(()) => Input::Deleted,
+                let input = match self.delete(hub.queue(), &garbage) {
+                    Ok(true) => Input::Deleted,
+                    Ok(false) => Input::CollectFailed,
                     Err(error) => {
                         hub.perform(CheckpointCommand::Trouble(Trouble::Collection(error)));
                         Input::CollectFailed
@@ -390,8 +396,20 @@ impl CheckpointPart {
         Burial::Unknown
     }
 
-    fn delete(&mut self, garbage: &[Garbage]) -> Result<(), CheckpointError> {
-        garbage.iter().try_for_each(|garbage| self.stock.delete(&*self.store, garbage))
+    /// Deletes objects; returns false if a reader has come since they were listed, and needs those that follow.
+    fn delete(&mut self, queue: &SnapshotQueue, garbage: &[Garbage]) -> Result<bool, CheckpointError> {
+        let Self { stock, store, .. } = self;
+        for garbage in garbage {
+            let mut delete = || stock.delete(&**store, garbage);
+            match garbage {
+                Garbage::Checkpoint(number) => match queue.unless_pinned(*number, delete) {
+                    Some(deleted) => deleted?,
+                    None => return Ok(false),
+                },
+                Garbage::Tombstone(_) | Garbage::Results(_) | Garbage::Bundle(_) => delete()?,
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -14,10 +14,6 @@ use stead_core::ids::{CheckpointNumber, ShardId};
 use stead_core::records::Piece;
 use stead_core::state::Header;
 
-/// Bytes of snapshots that may wait to be written; above this, workers hold back.
-const BEHIND_BYTES: usize = 16 << 20;
-/// Snapshot bytes that are handed over at once: few enough to stay in a core's cache.
-pub(crate) const PIECE_BYTES: usize = 256 << 10;
 /// Number of written pieces whose capacity is kept for the next ones.
 const SPARE_MAX: usize = 16;
 
@@ -81,7 +77,9 @@ pub struct SnapshotQueue {
     pub bell: Bell,
     /// The rate at which checkpoints and merges are written.
     pub(crate) pace: Pace,
+    /// Bytes of snapshots that wait to be written, and their limit, above which workers hold back.
     waiting: AtomicUsize,
+    behind_bytes: usize,
     /// For the status: the newest checkpoint and the running one; 0 for none.
     pub(crate) newest: AtomicU64,
     pub(crate) running: AtomicU64,
@@ -116,14 +114,16 @@ impl Drop for Pin {
 }
 
 impl SnapshotQueue {
-    /// Creates an empty queue. At most `bytes_per_second` are written; 0 is unlimited.
+    /// Creates an empty queue. At most `bytes_per_second` are written; 0 is unlimited. Workers hold back while more than
+    /// `behind_bytes` wait.
     #[must_use]
-    pub fn new(bytes_per_second: u64) -> Self {
+    pub fn new(bytes_per_second: u64, behind_bytes: usize) -> Self {
         Self {
             events: Mutex::new(Some(VecDeque::new())),
             bell: Bell::default(),
             pace: Pace::new(bytes_per_second),
             waiting: AtomicUsize::new(0),
+            behind_bytes,
             newest: AtomicU64::new(0),
             running: AtomicU64::new(0),
             spare: Mutex::default(),
@@ -138,6 +138,15 @@ impl SnapshotQueue {
         Pin(Arc::clone(&self.pins), number)
     }
 
+    /// Deletes a checkpoint's manifest, unless it is pinned: then returns `None`. A reader that pins it afterwards finds that it
+    /// is gone.
+    pub(crate) fn unless_pinned<T>(&self, number: CheckpointNumber, delete: impl FnOnce() -> T) -> Option<T> {
+        let pins = self.pins.held();
+        (!pins.contains_key(&number)).then(delete)
+    }
+
+    /// Returns the checkpoints that are being read. They may change at once: what is deleted on this account must ask
+    /// [`Self::unless_pinned`].
     pub(crate) fn pinned(&self) -> BTreeSet<CheckpointNumber> {
         self.pins.held().keys().copied().collect()
     }
@@ -204,13 +213,19 @@ impl SnapshotQueue {
     /// Whether so many bytes wait that no more should be handed over now.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > BEHIND_BYTES
+        self.waiting() > self.behind_bytes
+    }
+
+    /// Returns the bytes of snapshots that wait to be written.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Notes that the checkpoint part has taken this many bytes; returns true if workers that held back may continue.
     pub(crate) fn took(&self, bytes: usize) -> bool {
         let before = self.waiting.fetch_sub(bytes, Ordering::Relaxed);
-        before > BEHIND_BYTES && before - bytes <= BEHIND_BYTES
+        before > self.behind_bytes && before - bytes <= self.behind_bytes
     }
 }
 

@@ -138,6 +138,9 @@ pub enum CheckpointFailure {
     /// The maximum number of copies is running or waiting.
     #[error("{0} copies run or wait already; try again when one of them has ended")]
     Busy(usize),
+    /// The checkpoint is being read, and cannot be deleted now.
+    #[error("checkpoint {0} is in use; try again when it is not")]
+    InUse(u64),
     /// The stored checkpoints cannot be read, or there is no such checkpoint.
     #[error("{0}")]
     Store(String),
@@ -151,7 +154,12 @@ pub enum CheckpointFailure {
 
 impl From<DeleteError> for CheckpointFailure {
     fn from(error: DeleteError) -> Self {
-        Self::Store(error.to_string())
+        match error {
+            DeleteError::Pinned(number) => Self::InUse(number.0),
+            DeleteError::Newest(_) | DeleteError::NewestPart(_) | DeleteError::Checkpoint(_) => {
+                Self::Store(error.to_string())
+            }
+        }
     }
 }
 

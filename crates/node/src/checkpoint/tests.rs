@@ -1,8 +1,12 @@
 //! The checkpoint part over a simulated disk, turn by turn.
 
 use super::*;
+use crate::checks::CheckDesk;
+use crate::open::Sizes;
 use crate::part::{Part, Turned};
 use crate::reply::Reply;
+use crate::roster::PartId;
+use crate::shared::tests::shared;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
@@ -10,13 +14,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use stead_core::blob::Blob;
 use stead_core::checkpointing::bundle::Author;
-use stead_core::checkpointing::driver::{Options, Recovered};
+use stead_core::checkpointing::driver::{LogSpace, Options, Recovered};
 use stead_core::checkpointing::merging::Policy;
+use stead_core::checkpointing::retention::Garbage;
 use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId};
 use stead_core::records::{Piece, Records};
+use stead_core::shutdown::Group;
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
-use stead_store::checkpoint::manifest::{MANIFESTS, read_manifest};
+use stead_store::checkpoint::checks::CheckOutcome;
+use stead_store::checkpoint::manifest::{MANIFESTS, Manifest, Totals, read_manifest};
 use stead_store::checkpoint::store::{BlobReader, BlobStore, BlobWriter, DiskStore, Put, StoreError};
 use stead_store::sim_disk::SimDisk;
 
@@ -27,6 +34,9 @@ const TIMEOUT: u64 = 1_000_000;
 struct Hub {
     queue: SnapshotQueue,
     commands: RefCell<Vec<CheckpointCommand>>,
+    /// Readers that come once a collection has chosen what to delete.
+    late: RefCell<Vec<Pin>>,
+    is_late: bool,
 }
 
 impl CheckpointHub for Hub {
@@ -42,8 +52,17 @@ impl CheckpointHub for Hub {
         false
     }
 
-    fn is_log_spent(&self) -> bool {
-        false
+    fn log_space(&self) -> LogSpace {
+        LogSpace::Enough
+    }
+
+    fn watch(&self, action: &mut Action) {
+        let Action::Delete(garbage) = action else { return };
+        for garbage in garbage.iter().filter(|_| self.is_late) {
+            if let Garbage::Checkpoint(number) = garbage {
+                self.late.borrow_mut().push(self.queue.pin(*number));
+            }
+        }
     }
 
     fn perform(&self, command: CheckpointCommand) {
@@ -118,16 +137,23 @@ impl Node {
             topology: Arc::new(topology),
             epochs: BTreeMap::from([(SHARD, Epoch(1))]),
             author: Author { cluster: ClusterId(1), node: NodeId::FIRST, writer: 5 },
+            block_bytes: Sizes::default().block_bytes,
             options: Options {
                 interval: None,
                 timeout: Duration::from_micros(TIMEOUT),
                 keep: 1,
+                elsewhere: [].into(),
                 grace: Duration::ZERO,
                 policy: Policy::default(),
             },
             recovered: Recovered::default(),
         };
-        let hub = Hub { queue: SnapshotQueue::new(bytes_per_second), commands: RefCell::default() };
+        let hub = Hub {
+            queue: SnapshotQueue::new(bytes_per_second, Sizes::default().behind_bytes),
+            commands: RefCell::default(),
+            late: RefCell::default(),
+            is_late: false,
+        };
         Self { hub, part: CheckpointPart::new(setup, Time(0)), store, now: 0 }
     }
 
@@ -268,11 +294,120 @@ fn a_checkpoint_that_is_wanted_when_the_part_ends_or_later_has_an_end_too() {
 }
 
 #[test]
+fn a_reader_that_comes_after_the_choice_of_a_collection_keeps_what_it_reads() {
+    let mut node = Node::new(Arc::new(disk_store(&SimDisk::new(1))), 0);
+    node.hub.is_late = true;
+    let take = |node: &mut Node, number| {
+        node.want();
+        node.turns().unwrap();
+        node.mark(CheckpointNumber(number), 10);
+        node.turns().unwrap();
+        read_manifest(&*node.store, CheckpointNumber(number)).unwrap()
+    };
+    let first = take(&mut node, 1);
+    take(&mut node, 2);
+    assert_eq!(node.hub.late.borrow().len(), 1, "the first one was to be deleted");
+    read_manifest(&*node.store, CheckpointNumber(1)).unwrap();
+    for bundle in &first.bundles {
+        node.store.open(&bundle.name).unwrap();
+    }
+    node.hub.is_late = false;
+    node.hub.late.take();
+    take(&mut node, 3);
+    assert!(read_manifest(&*node.store, CheckpointNumber(1)).is_err(), "nothing reads it any more");
+}
+
+#[test]
 fn a_checkpoint_is_pinned_until_its_last_reader_has_gone() {
-    let queue = SnapshotQueue::new(0);
+    let queue = SnapshotQueue::new(0, Sizes::default().behind_bytes);
     let [first, second] = [0; 2].map(|_| queue.pin(CheckpointNumber(7)));
     drop(first);
     assert_eq!(queue.pinned().into_iter().collect::<Vec<_>>(), [CheckpointNumber(7)]);
     drop(second);
     assert!(queue.pinned().is_empty());
+}
+
+fn manifest(number: CheckpointNumber, section_bytes: u64) -> Manifest {
+    Manifest {
+        cluster: None,
+        incarnation: Incarnation(1),
+        number,
+        created: Time(1),
+        writer: 5,
+        services: Vec::new(),
+        bundles: Vec::new(),
+        parts: Vec::new(),
+        in_flight: Vec::new(),
+        totals: Totals { section_bytes, ..Totals::default() },
+        checks: Vec::new(),
+    }
+}
+
+/// Parts that panicked, or are held by users' code, let no caller wait.
+#[test]
+fn a_failure_ends_the_waiting_for_checkpoints_and_checks_without_their_parts() {
+    let shared = shared();
+    shared.checks.part_begins();
+    let (asked, checked): (Arc<Mutex<_>>, Arc<Mutex<_>>) = Default::default();
+    shared.checkpoint(false, Box::new(Slot(Arc::clone(&asked))));
+    let wanted = vec![Wanted { reply: Box::new(Slot(Arc::clone(&checked))), checked: true }];
+    let (manifest, duration) = (Box::new(manifest(CheckpointNumber(1), 1)), Duration::ZERO);
+    shared.perform(CheckpointCommand::Completed { manifest, duration, wanted });
+    assert_eq!((Arc::strong_count(&asked), Arc::strong_count(&checked)), (2, 2), "both wait");
+    shared.fail("it is broken".to_owned());
+    assert_eq!((Arc::strong_count(&asked), Arc::strong_count(&checked)), (1, 1));
+    assert!(asked.lock().unwrap().is_none(), "the caller learns the reason from the node");
+    let report = checked.lock().unwrap().take().unwrap().unwrap();
+    assert_eq!(report.check, CheckOutcome::NotChecked);
+    assert!(shared.snapshots.pinned().is_empty() && shared.copies.is_stopped());
+}
+
+/// The end of a node does not always wait for the checks, so what they meet after it is no failure. Without their part no
+/// caller waits.
+#[test]
+fn checks_that_end_after_their_node_fail_nothing_and_hold_no_caller() {
+    let shared = shared();
+    shared.part_begins(PartId::Checks);
+    assert!(!shared.roster.has_ended(Group::Watchdog, None));
+    shared.begin_end();
+    shared.stop_all();
+    shared.part_ended(PartId::Checks, Err("it is broken".to_owned()));
+    assert!(shared.failure().is_none() && shared.roster.has_ended(Group::Watchdog, None));
+
+    let shared = crate::shared::tests::shared();
+    shared.part_begins(PartId::Checks);
+    shared.part_ended(PartId::Checks, Err("it is broken".to_owned()));
+    assert_eq!(shared.failure(), Some("it is broken"));
+
+    let shared = crate::shared::tests::shared();
+    shared.part_begins(PartId::Checks);
+    shared.part_ended(PartId::Checks, Ok(()));
+    let checked: Arc<Mutex<_>> = Arc::default();
+    let wanted = vec![Wanted { reply: Box::new(Slot(Arc::clone(&checked))), checked: true }];
+    let (manifest, duration) = (Box::new(manifest(CheckpointNumber(1), 1)), Duration::ZERO);
+    shared.perform(CheckpointCommand::Completed { manifest, duration, wanted });
+    assert!(checked.lock().unwrap().is_some());
+}
+
+/// The pin of a checkpoint is held while its checks wait or run.
+#[test]
+fn checkpoints_of_the_interval_are_checked_up_to_a_size_and_others_if_that_is_asked_for() {
+    let mut shared = shared();
+    Arc::get_mut(&mut shared).unwrap().checks = CheckDesk::new(100);
+    shared.checks.part_begins();
+    let complete = |number: u64, section_bytes: u64, asked: Option<bool>| {
+        let number = CheckpointNumber(number);
+        let slot = Arc::default();
+        let reply = || Box::new(Slot(Arc::clone(&slot)));
+        let wanted = asked.map(|checked| Wanted { reply: reply(), checked }).into_iter().collect();
+        let (manifest, duration) = (Box::new(manifest(number, section_bytes)), Duration::ZERO);
+        shared.perform(CheckpointCommand::Completed { manifest, duration, wanted });
+        let is_answered = slot.lock().unwrap().is_some();
+        (shared.snapshots.pinned().contains(&number), is_answered)
+    };
+    assert_eq!(complete(1, 100, None), (true, false), "the greatest size");
+    assert_eq!(complete(2, 101, None), (false, false));
+    assert_eq!(complete(3, 1, Some(false)), (false, true), "it is small, and no check is wanted");
+    assert_eq!(complete(4, 1000, Some(true)), (true, false), "it is answered after its checks");
+    assert_eq!(shared.counters.checkpoints_unchecked.get(), 2);
 }

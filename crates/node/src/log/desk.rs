@@ -5,6 +5,7 @@ use crate::status::LogStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use stead_core::checkpointing::driver::LogSpace;
 use stead_core::ids::{Index, Time};
 use stead_store::wal::Batch;
 
@@ -127,7 +128,7 @@ impl LogDesk {
     pub(crate) fn lag(&self, now: Time) -> Option<Duration> {
         let queue = self.queue();
         let oldest = queue.writing_since.or(queue.since)?;
-        Some(Duration::from_micros(now.0.saturating_sub(oldest.0)))
+        Some(now.since(oldest).into())
     }
 
     /// Whether new work is refused for lack of space.
@@ -135,10 +136,14 @@ impl LogDesk {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// As [`LogRoom::is_spent`](stead_core::log_room::LogRoom::is_spent): no checkpoint may begin. Until then one may, because it
-    /// releases old segments.
-    pub fn is_spent(&self) -> bool {
-        self.spent.load(Ordering::Relaxed)
+    /// Returns the space for the markers of checkpoints. It is spent as
+    /// [`LogRoom::is_spent`](stead_core::log_room::LogRoom::is_spent) says.
+    pub fn space(&self) -> LogSpace {
+        match (self.spent.load(Ordering::Relaxed), self.is_full()) {
+            (true, _) => LogSpace::Spent,
+            (false, true) => LogSpace::Full,
+            (false, false) => LogSpace::Enough,
+        }
     }
 
     pub(crate) fn status(&self) -> LogStatus {

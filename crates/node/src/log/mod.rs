@@ -12,6 +12,7 @@ pub use desk::{LogDesk, Submission};
 pub use part::LogPart;
 pub use prepare::PreparePart;
 
+use stead_core::ids::Micros;
 use stead_store::wal::{Wal, WalError};
 
 /// The interface of the log's parts to their node: production and the simulator implement it.
@@ -34,8 +35,8 @@ pub trait LogHub {
     /// Refuses new work from now on, or accepts it again; `shortage` names what there was no space for.
     fn full(&self, is_full: bool, shortage: &str);
 
-    /// Notes that a write is durable, after this many microseconds.
-    fn synced(&self, micros: u64);
+    /// Notes that a write is durable, after this time.
+    fn synced(&self, took: Micros);
 
     /// Records in an idle log that all of it is synced. Returns whether the mark was written. The simulator's planted bugs
     /// change it.

@@ -4,9 +4,13 @@ use crate::log::LogHub;
 use crate::log::desk::{Submission, Taken};
 use crate::part::Turned;
 use std::sync::Arc;
+use stead_core::checkpointing::driver::COLOURS_MAX;
 use stead_core::ids::{Index, ShardId, Time};
 use stead_core::log_room::{Event, LogRoom, Notice, Step};
 use stead_store::wal::{Batch, Wal, WalError};
+
+/// Maximum number of bytes of a marker in the log.
+pub(super) const MARKER_BYTES_MAX: u64 = 128;
 
 /// The log's owner.
 #[derive(Debug)]
@@ -30,12 +34,13 @@ pub struct LogPart {
 }
 
 impl LogPart {
-    /// Creates the part that owns a log, with a desk for this many workers. Segments have at most `segment_bytes`.
+    /// Creates the part that owns a log, with a desk for this many workers and shards. Segments have at most `segment_bytes`.
     #[must_use]
-    pub fn new(wal: Wal, workers: usize, segment_bytes: u64, now: Time) -> Self {
+    pub fn new(wal: Wal, (workers, shards): (usize, u32), segment_bytes: u64, now: Time) -> Self {
+        let marker_bytes = u64::from(shards) * MARKER_BYTES_MAX * COLOURS_MAX as u64;
         Self {
             wal,
-            room: LogRoom::new(segment_bytes, now),
+            room: LogRoom::new(segment_bytes, marker_bytes, now),
             submissions: Vec::new(),
             batches: Vec::new(),
             tickets: vec![None; workers],
@@ -54,7 +59,7 @@ impl LogPart {
     /// [`WalError`], which is fatal for the node: the part must not be given another turn.
     pub fn turn<H: LogHub>(&mut self, hub: &H, now: Time) -> Result<Turned, WalError> {
         if std::mem::take(&mut self.is_timed) {
-            hub.synced(now.0.saturating_sub(self.begun.0));
+            hub.synced(now.since(self.begun));
         }
         if hub.is_over() {
             return Ok(Turned::Ended);
@@ -73,7 +78,8 @@ impl LogPart {
             Step::Append => match self.wal.append(&self.batches) {
                 Ok(_) => {
                     (self.begun, self.is_written) = (now, true);
-                    Event::Appended
+                    let has_promise = self.batches.iter().any(|batch| batch.has_promise());
+                    Event::Appended { has_promise }
                 }
                 Err(error @ WalError::NoSpace { .. }) => {
                     *hub.desk().shortage() = error.to_string();

@@ -34,7 +34,7 @@ impl PreparePart {
             Err(error @ WalError::NoSpace { .. }) => {
                 *desk.shortage() = error.to_string();
                 desk.note_prepared(true, false);
-                Ok(Turned::Until(Some(now.plus_millis(LogRoom::RETRY))))
+                Ok(Turned::Until(Some(now.plus(LogRoom::RETRY))))
             }
             Err(error) => Err(error),
         }

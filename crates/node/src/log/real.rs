@@ -8,7 +8,7 @@ use crate::log::{LogDesk, LogHub, LogPart, PreparePart};
 use crate::part::{Part, Turned};
 use crate::shared::{Shared, stage};
 use std::sync::atomic::Ordering;
-use stead_core::ids::Time;
+use stead_core::ids::{Micros, Time};
 use stead_core::shard::Input;
 use stead_store::wal::{Wal, WalError};
 
@@ -48,8 +48,8 @@ impl<E: Env> LogHub for Shared<E> {
         self.watch.mark(wal)
     }
 
-    fn synced(&self, micros: u64) {
-        self.counters.log_sync_micros.add(micros);
+    fn synced(&self, took: Micros) {
+        self.counters.log_sync_micros.add(took.0);
         self.counters.log_syncs.add(1);
         self.counters.log_writes.add(1);
     }

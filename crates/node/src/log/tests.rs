@@ -6,10 +6,13 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::ids::{Epoch, Index, ShardId, Time};
+use stead_core::checkpointing::driver::LogSpace;
+use stead_core::entry::{Cause, Entry};
+use stead_core::ids::{Colour, Epoch, Index, Micros, ReplicaId, ShardId, Time};
+use stead_core::key::Key;
 use stead_core::log_room::LogRoom;
 use stead_store::sim_disk::SimDisk;
-use stead_store::wal::{Batch, WalOptions};
+use stead_store::wal::{Batch, Promise, WalOptions};
 
 const SHARD: ShardId = ShardId(0);
 const SEGMENT: u64 = 32 << 10;
@@ -48,7 +51,7 @@ impl LogHub for Hub {
         self.full.borrow_mut().push(is_full);
     }
 
-    fn synced(&self, _: u64) {}
+    fn synced(&self, _: Micros) {}
 }
 
 impl Hub {
@@ -85,7 +88,7 @@ fn full(disk: &SimDisk) -> (Wal, u64) {
 }
 
 fn part(wal: Wal) -> LogPart {
-    LogPart::new(wal, 2, SEGMENT, Time(0))
+    LogPart::new(wal, (2, 2), SEGMENT, Time(0))
 }
 
 /// Gives turns until the part wants to sleep or has ended.
@@ -156,9 +159,9 @@ fn a_refused_write_is_tried_again_and_a_trim_makes_it_at_once() {
     let (wal, last) = full(&disk);
     let mut part = part(wal);
     hub.submit(0, 1, last + 1);
-    let retry = Turned::Until(Some(Time(0).plus_millis(LogRoom::RETRY)));
+    let retry = Turned::Until(Some(Time(0).plus(LogRoom::RETRY)));
     assert_eq!(run(&mut part, &hub, Time(0)), retry);
-    assert!(hub.desk.is_full() && hub.desk.is_spent() && hub.full.take() == [true]);
+    assert!(hub.desk.is_full() && hub.desk.space() == LogSpace::Spent && hub.full.take() == [true]);
     assert_eq!(hub.desk.lag(Time(7)), Some(Duration::from_micros(7)));
     hub.desk.trim(vec![Index(last)]);
     run(&mut part, &hub, Time(1));
@@ -185,15 +188,31 @@ fn the_idle_mark_is_written_once_there_is_room() {
     assert!(!wal.mark().unwrap(), "a full log has no space for it");
     let mut prepare = PreparePart::new(wal.preparer());
     let mut part = part(wal);
-    let ms = |ms| Time(0).plus_millis(ms);
-    assert_eq!(run(&mut part, &hub, ms(0)), Turned::Until(Some(ms(LogRoom::IDLE))));
-    assert_eq!(run(&mut part, &hub, ms(LogRoom::IDLE)), Turned::Until(Some(ms(2 * LogRoom::IDLE))));
+    let at = |span| Time(0).plus(span);
+    assert_eq!(run(&mut part, &hub, Time(0)), Turned::Until(Some(at(LogRoom::IDLE))));
+    assert_eq!(run(&mut part, &hub, at(LogRoom::IDLE)), Turned::Until(Some(at(LogRoom::IDLE.times(2)))));
     assert!(!part.wal.is_marked());
-    assert_eq!(prepare.turn(&hub, ms(0)).unwrap(), Turned::Until(Some(ms(LogRoom::RETRY))));
+    assert_eq!(prepare.turn(&hub, Time(0)).unwrap(), Turned::Until(Some(at(LogRoom::RETRY))));
     disk.set_capacity(None);
-    assert_eq!(prepare.turn(&hub, ms(0)).unwrap(), Turned::Again);
+    assert_eq!(prepare.turn(&hub, Time(0)).unwrap(), Turned::Again);
     assert!(hub.desk.bell.take_ring(), "the log looks again");
-    assert_eq!(run(&mut part, &hub, ms(2 * LogRoom::IDLE)), Turned::Until(None));
+    assert_eq!(run(&mut part, &hub, at(LogRoom::IDLE.times(2))), Turned::Until(None));
+    assert!(part.wal.is_marked());
+}
+
+/// Damage to a promise that is not marked would be taken for a tail that was never synced, and the promise forgotten.
+#[test]
+fn a_promise_is_marked_once_it_was_reported_18() {
+    let (disk, hub) = (SimDisk::new(1), Hub::default());
+    let mut part = part(open(&disk));
+    let mut batch = Batch::new();
+    batch.push_promise(Promise { shard: SHARD, replica: ReplicaId::FIRST, epoch: Epoch(2) });
+    hub.desk.submit(Time(0), Submission { worker: 0, ticket: 1, batch: batch.into() });
+    while hub.durable.borrow().is_empty() {
+        assert_eq!(part.turn(&hub, Time(0)).unwrap(), Turned::Again);
+    }
+    assert!(!part.wal.is_marked(), "nothing waits for the mark");
+    assert_eq!(run(&mut part, &hub, Time(0)), Turned::Until(None));
     assert!(part.wal.is_marked());
 }
 
@@ -216,9 +235,34 @@ fn new_work_is_refused_before_the_reserve_is_used() {
         assert_eq!(hub.durable.take(), [(0, index)]);
         index += 1;
     }
-    assert!(part.wal.reserve_left() > 0 && !hub.desk.is_spent(), "{}", part.wal.reserve_left());
+    assert!(
+        part.wal.reserve_left() > 0 && hub.desk.space() != LogSpace::Spent,
+        "{}",
+        part.wal.reserve_left()
+    );
     disk.set_capacity(None);
     prepare.turn(&hub, Time(0)).unwrap();
     run(&mut part, &hub, Time(0));
     assert_eq!(hub.full.take(), [true, false]);
+}
+
+#[test]
+fn no_marker_is_longer_than_is_reckoned() {
+    let (index, epoch) = (Index(u64::MAX), Epoch(u64::MAX));
+    let entry = Entry {
+        index,
+        epoch,
+        time: Time(u64::MAX),
+        cause: Cause::Marker { colour: Colour(u64::MAX) },
+        process: Key::none(),
+        writes: Vec::new(),
+        sends: Vec::new(),
+        reply: None,
+        served: Some(Micros(u64::MAX)),
+    };
+    let (mut bytes, mut batch) = (Vec::new(), Batch::new());
+    entry.encode_into(&mut bytes);
+    batch.push(ShardId(u32::MAX), epoch, index, &bytes);
+    let len = batch.bytes() as u64;
+    assert!(len <= part::MARKER_BYTES_MAX && len > part::MARKER_BYTES_MAX / 2, "{len}");
 }

@@ -1,30 +1,37 @@
 //! Makes all parts of a node, without a thread.
 
-use crate::check_marks::CheckLimits;
 use crate::checkpoint::{CheckpointPart, CheckpointSetup, Checkpoints, MergePart, Merges};
-use crate::checks::{CheckPart, Checks};
+use crate::checks::{CheckDesk, CheckLimits, CheckPart};
 use crate::clock::Clock;
-use crate::copies::{Copies, CopyPart};
+use crate::copies::{CopyDesk, CopyPart};
+use crate::data::Data;
 use crate::env::{Env, Program};
 use crate::guarded::Guarded;
 use crate::life::Life;
 use crate::log::{LogPart, PreparePart};
-use crate::open::options::{CheckpointOptions, Drawn, Options};
+use crate::native::Native;
+use crate::open::Recovery;
+use crate::open::options::{CheckpointOptions, Drawn, NativeOptions, Options, Sizes};
 use crate::open::plan::{check_limits, warn_of_clock};
-use crate::open::{OpenError, Recovery};
+use crate::open::sockets::Sockets;
+use crate::queries::{QUERY_THREADS, QueryPart, QueryThreads, QueryWatch};
+use crate::roster::PartId;
 use crate::shared::Shared;
 use crate::status::RecoveryReport;
 use crate::steps::StepPart;
 use crate::watchdog::{Limit, Probe};
 use crate::worker::Worker;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::bundle::Author;
 use stead_core::checkpointing::driver;
-use stead_core::ids::{CheckpointNumber, Epoch};
-use stead_core::shard::Shard;
+use stead_core::ids::{self, CheckpointNumber};
+use stead_core::replication::epoch::EpochRecord;
+use stead_core::shard_replica::ShardReplica;
 use stead_core::trials::Trials;
+use stead_net::frame::Origin;
+use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::recovery::Recovered;
@@ -39,28 +46,76 @@ pub(crate) struct Parts<E: Env> {
     pub(crate) probes: Vec<(Arc<Probe>, Limit)>,
     pub(crate) steps: Vec<StepPart>,
     pub(crate) query_limit: Duration,
-    /// Copies checkpoints away, if any are to be.
-    pub(crate) copies: Option<CopyPart>,
+    pub(crate) copies: CopyPart,
     /// Runs the services' checks, if any declare one.
     pub(crate) checks: Option<CheckPart>,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) merges: Merges,
 }
 
-/// Makes the parts of a life over what was recovered.
-///
-/// # Errors
-/// [`OpenError::Store`] if the marks of the services' checks cannot be read.
+/// A part that is to begin.
+pub(crate) enum AnyPart<E: Env> {
+    Worker(Box<Worker<E>>),
+    Step(StepPart),
+    Log(Box<LogPart>),
+    Preparer(PreparePart),
+    Checkpoints(Box<Checkpoints>),
+    Merges(Box<Merges>),
+    Checks(CheckPart),
+    Copies(Box<CopyPart>),
+    Query(QueryPart),
+    QueryWatch(QueryWatch),
+    /// The watchdog, with its probes.
+    Watchdog(Vec<(Arc<Probe>, Limit)>),
+}
+
+impl<E: Env> Parts<E> {
+    /// Returns the life, and its parts in the order in which they begin. `threads` is for the watcher of queries.
+    pub(crate) fn in_order(self, threads: Box<dyn QueryThreads>) -> (Life<E>, Vec<(PartId, AnyPart<E>)>) {
+        let Self {
+            life,
+            log,
+            prepare,
+            workers,
+            probes,
+            steps,
+            query_limit,
+            copies,
+            checks,
+            checkpoints,
+            merges,
+        } = self;
+        let shared = &*life.shared;
+        let mut parts =
+            vec![(PartId::Log, AnyPart::Log(Box::new(log))), (PartId::Preparer, AnyPart::Preparer(prepare))];
+        let workers = workers.into_iter().enumerate();
+        parts.extend(workers.map(|(number, part)| (PartId::Worker(number), AnyPart::Worker(Box::new(part)))));
+        let queries = (0..QUERY_THREADS).map(|_| QueryPart::new(shared));
+        parts.extend(queries.map(|part| (part.id(), AnyPart::Query(part))));
+        let watch = QueryWatch::new(shared, query_limit, threads);
+        parts.push((PartId::QueryWatch, AnyPart::QueryWatch(watch)));
+        let steps = steps.into_iter().enumerate();
+        parts.extend(steps.map(|(number, part)| (PartId::Step(number), AnyPart::Step(part))));
+        parts.push((PartId::Watchdog, AnyPart::Watchdog(probes)));
+        parts.push((PartId::Copies, AnyPart::Copies(Box::new(copies))));
+        parts.extend(checks.map(|part| (PartId::Checks, AnyPart::Checks(part))));
+        parts.push((PartId::Checkpoints, AnyPart::Checkpoints(Box::new(checkpoints))));
+        parts.push((PartId::Merges, AnyPart::Merges(Box::new(merges))));
+        (life, parts)
+    }
+}
+
+/// Makes the parts of a life over what was recovered. Refuses nothing: the recovery has counted the life.
 #[expect(clippy::disallowed_methods, reason = "it times the start")]
 pub(crate) fn assemble<E: Env>(
     program: E::Program,
     around: (E::Clock, E::Watch),
     recovery: Recovery,
-    options: Options,
+    (options, sockets): (Options, Sockets),
     drawn: Drawn,
     begun: Instant,
-) -> Result<Parts<E>, OpenError> {
-    let Recovery { data_dir, created, store, services, placement, recovered, plan } = recovery;
+) -> Parts<E> {
+    let Recovery { data_dir, created, store, services, placement, marks, recovered, plan } = recovery;
     let Recovered { states, wal, log, lineage, manifest, decided, report, .. } = recovered;
     let (topology, store): (_, Arc<dyn BlobStore>) = (services.topology(), Arc::new(store));
     let report = RecoveryReport {
@@ -77,35 +132,44 @@ pub(crate) fn assemble<E: Env>(
     warn_of_clock(logged, around.0.wall(), options.clock_confirm);
 
     let owner = Owner { cluster: data_dir.meta().cluster, incarnation: topology.incarnation };
-    let copies = Copies::new(owner, options.checkpoints.bytes_per_second, options.copies.as_ref());
+    let copies = CopyDesk::new(owner, options.checkpoints.bytes_per_second, options.copies.as_ref());
     let (threads, memory) = (options.threads, options.memory);
-    let (lives, topology) = (data_dir.meta().lives, Arc::clone(topology));
-    let author =
-        Author { cluster: data_dir.meta().cluster, node: data_dir.meta().node, writer: drawn.writer };
+    let (meta, topology) = (data_dir.meta(), Arc::clone(topology));
+    let author = Author { cluster: meta.cluster, node: meta.node, writer: drawn.writer };
     let shared = Shared::<E>::new(
         program,
         (Arc::clone(&topology), placement),
         (threads, options.task_threads),
-        lives,
+        meta.lives,
         around,
-        (copies, Checks::new(options.checkpoints.check_bytes_max)),
-        memory,
+        (copies, CheckDesk::new(options.checkpoints.check_bytes_max)),
+        (memory, drawn.sizes),
     );
     let shared = Arc::new(shared);
     shared.snapshots.pace.set(options.checkpoints.bytes_per_second);
     let newest = manifest.as_ref().map_or(0, |manifest| manifest.number.0);
     shared.snapshots.newest.store(newest, Ordering::Relaxed);
 
-    let (shards, trials) = plan.shards(states, &services);
-    let shards: Vec<_> = shards
-        .into_iter()
-        .map(|shard| {
-            let epoch = plan.epochs[&shard.state().shard()];
-            (shard, epoch)
-        })
-        .collect();
-    let made = workers(&shared, shards, trials, drawn.handlers, wal.batch_bytes_max());
-    let (workers, probes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+    let (replicas, trials) = plan.replicas(ids::Life(meta.lives), states, &services);
+    let made = workers(&shared, replicas, trials, drawn.handlers, wal.batch_bytes_max());
+    let (mut workers, probes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+    shared.colour.store(last.0, Ordering::Relaxed);
+    if let Some(NativeOptions { connections_max, .. }) = options.native {
+        let (directory, process) = (meta.log_id, drawn.writer);
+        let local = Local {
+            versions: VERSIONS,
+            cluster: Some(meta.cluster),
+            role: Role::Peer { node: meta.node, directory, process },
+            origin: Origin { incarnation: meta.incarnation, life: ids::Life(meta.lives) },
+            limits: Limits::default(),
+            client_limits: Limits::of_clients(),
+            clock_difference_max: CLOCK_DIFFERENCE_MAX,
+        };
+        for ((worker, inbox), tcp) in workers.iter_mut().zip(&shared.inboxes).zip(sockets.of_workers) {
+            let bell = Arc::clone(&inbox.bell);
+            worker.listen(Native::new(tcp, local.clone(), bell, threads, connections_max));
+        }
+    }
     let limit = || Limit::of_handlers(options.handler_timeout);
     let mut probes: Vec<_> = probes.into_iter().map(|probe| (probe, limit())).collect();
     let steps = (0..options.task_threads).map(|number| {
@@ -120,41 +184,45 @@ pub(crate) fn assemble<E: Env>(
     let mut checks = None;
     if !checked.is_empty() {
         let (now, serial) = (shared.now(), drawn.writer);
-        shared.checks.marks.load(&*store, topology.incarnation, checked.into_iter(), now, serial)?;
+        let checked = checked.into_iter();
+        shared.checks.marks.load(&*store, topology.incarnation, marks, checked, now, serial);
         checks = Some(CheckPart::new(Arc::clone(&store)));
     }
-    let copies = options.copies.map(|to| CopyPart::new(Arc::clone(&store), to));
+    let copies = CopyPart::new(Arc::clone(&store), options.copies);
     let life = Life {
         shared: Arc::clone(&shared),
         threads: Mutex::default(),
-        own_threads: Mutex::default(),
-        is_spawned: AtomicBool::new(false),
-        ending: Mutex::default(),
-        data_dir: Mutex::new(Some(data_dir)),
+        lifecycle: Mutex::default(),
+        end_is_over: Condvar::new(),
+        data: Arc::new(Data { dir: Mutex::new(Some(data_dir)), store: Arc::clone(&store) }),
         store: Arc::clone(&store),
         log: wal.reader(),
         listed: Mutex::default(),
         recovery: report,
         opened: begun,
         shutdown_timeout: options.shutdown_timeout,
+        readers: drawn.readers,
+        native: sockets.address,
     };
-    let Drawn { grace, merging: policy, .. } = drawn;
-    let merges = Merges(MergePart::new(Arc::clone(&store), topology.incarnation, author));
+    let Drawn { grace, merging: policy, sizes: Sizes { block_bytes, .. }, .. } = drawn;
+    let merges = Merges::new(MergePart::new(Arc::clone(&store), topology.incarnation, author, block_bytes));
     let CheckpointOptions { interval, keep, timeout, .. } = options.checkpoints;
+    let elsewhere = shared.placement.elsewhere().collect();
     let setup = CheckpointSetup {
         store: Arc::clone(&store),
         epochs: plan.epochs,
         topology,
         author,
-        options: driver::Options { interval, timeout, keep, grace, policy },
+        block_bytes,
+        options: driver::Options { interval, timeout, keep, elsewhere, grace, policy },
         recovered: driver::Recovered { lineage, decided, seen: last },
     };
     let part = CheckpointPart::new(setup, shared.now());
     let checkpoints = Checkpoints::new(part, store, timeout);
-    Ok(Parts {
+    Parts {
         life,
         prepare: PreparePart::new(wal.preparer()),
-        log: LogPart::new(wal, threads, options.segment_bytes, shared.now()),
+        log: LogPart::new(wal, (threads, shared.placement.count_here()), options.segment_bytes, shared.now()),
         workers,
         probes,
         steps,
@@ -163,31 +231,31 @@ pub(crate) fn assemble<E: Env>(
         checks,
         checkpoints,
         merges,
-    })
+    }
 }
 
-/// The workers of a node, each with its watchdog's probe. The first turn of the trials waits in its inbox until the shard has
+/// Creates the workers of a node, each with its watchdog's probe. The first turn of the trials waits in its inbox until the shard has
 /// started.
 fn workers<E: Env>(
     shared: &Arc<Shared<E>>,
-    shards: Vec<(Shard, Epoch)>,
+    replicas: Vec<(ShardReplica, Box<EpochRecord>)>,
     trials: Trials,
     seed: u64,
     batch_bytes_max: usize,
 ) -> Vec<(Worker<E>, Arc<Probe>)> {
-    let mut by_worker: Vec<Vec<(Shard, Epoch)>> = shared.inboxes.iter().map(|_| Vec::new()).collect();
-    for (shard, epoch) in shards {
-        by_worker[shared.worker_of(shard.state().shard())].push((shard, epoch));
+    let mut by_worker: Vec<Vec<_>> = shared.inboxes.iter().map(|_| Vec::new()).collect();
+    for (replica, record) in replicas {
+        by_worker[shared.worker_of(replica.shard_id())].push((replica, record));
     }
     shared.trials(|shared| {
         *shared = trials;
         shared.begin()
     });
-    let workers = by_worker.into_iter().enumerate().map(|(number, shards)| {
+    let workers = by_worker.into_iter().enumerate().map(|(number, replicas)| {
         let probe = Arc::new(Probe::default());
         let handler = shared.program.handler(&shared.topology, seed);
         let code = Guarded::new(handler, shared, Arc::clone(&probe));
-        (Worker::new(shared, number, shards, code, batch_bytes_max), probe)
+        (Worker::new(shared, number, replicas, code, batch_bytes_max), probe)
     });
     workers.collect()
 }

@@ -29,6 +29,9 @@ pub enum OpenError {
     /// The stored data does not make up a state.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
+    /// The system refused to serve clients on the socket that listens for them.
+    #[error("cannot serve clients over the network: {0}")]
+    Native(io::Error),
     /// The node failed before all its shards served.
     #[error("the node failed while it started: {0}")]
     Failed(String),

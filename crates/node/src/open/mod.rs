@@ -1,25 +1,27 @@
-//! Opening a node, in four steps.
+//! Opening a node, in five steps.
 //!
-//! `plan` answers the core's questions about the program; `recover` reads the data directory and changes nothing until
-//! the core's plan of the start has accepted its contents; `assemble` creates all parts of the node, without a thread;
-//! `spawn` puts them on threads.
+//! `sockets` makes those for clients; `plan` answers the core's questions about the program; `recover` reads the data directory
+//! and changes nothing until the core's plan of the start has accepted its contents; `assemble` creates all parts of the node,
+//! without a thread; `spawn` puts them on threads.
 
 mod assemble;
 mod error;
 mod options;
 mod plan;
 mod recover;
+mod sockets;
 mod spawn;
 #[cfg(test)]
 mod tests;
 
 use crate::env::Env;
 use crate::life::Life;
-pub(crate) use assemble::{Parts, assemble};
+pub(crate) use assemble::{AnyPart, Parts, assemble};
 pub use error::OpenError;
-pub use options::{CheckpointOptions, CopyTarget, Drawn, Options};
-use plan::Registered;
+pub use options::{CheckpointOptions, Drawn, NativeOptions, Options, Sizes};
+pub use plan::{Registered, recover_options};
 pub use recover::{RecoverOptions, Recovery, recover};
+pub(crate) use sockets::Sockets;
 use std::sync::Arc;
 use std::time::Instant;
 use stead_core::records::set_secret;
@@ -29,7 +31,9 @@ impl<E: Env> Life<E> {
     /// Recovers the data on a disk, or creates it, and starts the threads of a node. Returns when all shards serve.
     ///
     /// # Errors
-    /// [`OpenError`]; then stored data is unchanged.
+    /// [`OpenError`]; stored data is then unchanged, except that the log's unsynced tail may be cut. With [`OpenError::Thread`] and
+    /// [`OpenError::Failed`], and if the disk fails under the writes that begin the life, this counts as a life that was not ended in
+    /// order; in that of the first two the node may have worked.
     #[expect(clippy::disallowed_methods, reason = "it times the start")]
     pub fn open(
         program: E::Program,
@@ -43,7 +47,8 @@ impl<E: Env> Life<E> {
         let begun = Instant::now();
         set_secret(plan::fresh_secret());
         let code = Registered { program: &program, without_code: &options.without_code };
-        let recovery = recover(disk, &code, plan::recover_options(&options), plan::fresh_meta)?;
-        assemble(program, (clock, ()), recovery, options, Drawn::fresh(), begun)?.spawn()
+        let sockets = Sockets::new(&options).map_err(OpenError::Native)?;
+        let recovery = recover(disk, &code, recover_options(&options), plan::fresh_meta)?;
+        assemble(program, (clock, ()), recovery, (options, sockets), Drawn::fresh(), begun).spawn()
     }
 }

@@ -1,10 +1,17 @@
 //! The validated settings of a node.
 
+use crate::copies::CopyTarget;
 use crate::memory::MemoryLimits;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 use stead_core::checkpointing::merging::Policy;
+use stead_core::ids::ShardId;
+use stead_core::placement::Place;
 use stead_core::start::ServiceLimits;
+use stead_store::checkpoint::bundle::BLOCK_BYTES;
+use stead_store::checkpoint::load::Loaders;
 
 /// Interval and retention of checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,17 +37,6 @@ pub struct CheckpointOptions {
     pub copy_keep: usize,
 }
 
-/// Address, interval and retention of copies of checkpoints.
-#[derive(Clone, Debug)]
-pub struct CopyTarget {
-    /// The address: `file:///directory` or `s3://bucket/prefix`.
-    pub address: String,
-    /// Time from one copy's beginning to the next.
-    pub interval: Duration,
-    /// Number of checkpoints to keep there.
-    pub keep: usize,
-}
-
 impl Default for CheckpointOptions {
     fn default() -> Self {
         Self {
@@ -54,6 +50,15 @@ impl Default for CheckpointOptions {
             copy_keep: 10,
         }
     }
+}
+
+/// The service of clients by the native protocol.
+#[derive(Clone, Debug)]
+pub struct NativeOptions {
+    /// The socket that listens.
+    pub listener: Arc<TcpListener>,
+    /// Maximum number of connections, of all workers together; each may have three.
+    pub connections_max: usize,
 }
 
 /// The validated settings of a node.
@@ -83,6 +88,10 @@ pub struct Options {
     pub services: Vec<ServiceLimits>,
     /// Services and tasks that may remain in the data without code.
     pub without_code: BTreeSet<String>,
+    /// Whether and how the node serves clients by the native protocol.
+    pub native: Option<NativeOptions>,
+    /// The places of the shards that are not on this node; none without a second node.
+    pub not_here: BTreeMap<ShardId, Place>,
 }
 
 /// The time for which a bundle stays that no checkpoint needs: a reader that began with an older manifest can finish.
@@ -99,12 +108,54 @@ pub struct Drawn {
     pub grace: Duration,
     /// When bundles are merged, and shards written anew.
     pub merging: Policy,
+    /// The loaders of a checkpoint that is verified.
+    pub readers: Loaders,
+    /// The sizes at which parts divide and limit their work.
+    pub sizes: Sizes,
+}
+
+/// Sizes at which the parts of a node divide and limit their work. Production has the defaults; a simulator draws small ones, so
+/// that its small states cross them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of a submission to the log over which a worker passes it on before the end of the turn, so that the log is never idle
+    /// while there is work for it: 128 KiB.
+    pub batch_bytes: usize,
+    /// Bytes of snapshots that may wait to be written, above which workers hold back: 16 MiB.
+    pub behind_bytes: usize,
+    /// Bytes of a snapshot that are handed over at once, few enough to stay in a core's cache: 256 KiB.
+    pub piece_bytes: usize,
+    /// Records of a snapshot that are taken between two readings of the clock: 64.
+    pub snapshot_records: usize,
+    /// Approximate bytes of the blocks of bundles, as
+    /// [`BundleWriter::set_block_bytes`](stead_store::checkpoint::bundle::BundleWriter::set_block_bytes): 1 MiB.
+    pub block_bytes: usize,
+    /// Queries that may wait for a thread; further ones are refused as overloaded: 16,384.
+    pub queries_max: usize,
+    /// Queries of one service among them: 8,192.
+    pub service_queries_max: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            batch_bytes: 128 << 10,
+            behind_bytes: 16 << 20,
+            piece_bytes: 256 << 10,
+            snapshot_records: 64,
+            block_bytes: BLOCK_BYTES,
+            queries_max: 16_384,
+            service_queries_max: 8_192,
+        }
+    }
 }
 
 impl Drawn {
     /// Draws as production does.
     pub(super) fn fresh() -> Self {
         let (handlers, writer) = (fastrand::u64(..), fastrand::u64(..));
-        Self { handlers, writer, grace: GRACE, merging: Policy::default() }
+        let readers = std::thread::available_parallelism().map_or(1, usize::from);
+        let (readers, sizes) = (Loaders::Threads(readers), Sizes::default());
+        Self { handlers, writer, grace: GRACE, merging: Policy::default(), readers, sizes }
     }
 }

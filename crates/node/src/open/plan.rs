@@ -1,6 +1,6 @@
 //! The questions of a start about the program and its options.
 
-use crate::check_marks::CheckLimits;
+use crate::checks::CheckLimits;
 use crate::env::Program;
 use crate::open::options::Options;
 use crate::open::recover::RecoverOptions;
@@ -8,17 +8,21 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::thread;
 use std::time::Duration;
-use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId, Time};
+use stead_core::clock::Clock;
+use stead_core::ids::{ClusterId, Incarnation, Micros, NodeId, Time};
 use stead_core::records::SECRET_LEN;
 use stead_core::shard::Settings;
 use stead_core::start::{Code, Services};
+use stead_store::checkpoint::load::Loaders;
 use stead_store::data_dir::Meta;
 use stead_store::wal::WalOptions;
 
-/// The code of a program, with the services and tasks that may wait without.
-pub(super) struct Registered<'a, P> {
-    pub(super) program: &'a P,
-    pub(super) without_code: &'a BTreeSet<String>,
+/// The code of a program, with the services and tasks that may wait without: the answers to a start's questions.
+pub struct Registered<'a, P> {
+    /// The program.
+    pub program: &'a P,
+    /// Names of services and of tasks whose data may wait without code, as in [`Options::without_code`].
+    pub without_code: &'a BTreeSet<String>,
 }
 
 impl<P: Program> Code for Registered<'_, P> {
@@ -36,8 +40,9 @@ const SEGMENTS_READY: usize = 2;
 /// Number of trimmed log segments that are kept for reuse: enough for the entries between two checkpoints.
 const SEGMENTS_FREE: usize = 16;
 
-/// Returns the options of a recovery, from those of a node.
-pub(super) fn recover_options(options: &Options) -> RecoverOptions<'_> {
+/// Returns the options of a recovery, from those of a node. As many threads load as the system has processors.
+#[must_use]
+pub fn recover_options(options: &Options) -> RecoverOptions<'_> {
     RecoverOptions {
         services: &options.services,
         clock_confirm: options.clock_confirm,
@@ -48,8 +53,8 @@ pub(super) fn recover_options(options: &Options) -> RecoverOptions<'_> {
             free_max: SEGMENTS_FREE,
             ..WalOptions::default()
         },
-        threads: thread::available_parallelism().map_or(1, usize::from),
-        elsewhere: BTreeSet::new(),
+        loaders: Loaders::Threads(thread::available_parallelism().map_or(1, usize::from)),
+        not_here: options.not_here.clone(),
     }
 }
 
@@ -57,24 +62,23 @@ pub(super) fn recover_options(options: &Options) -> RecoverOptions<'_> {
 pub(super) fn check_limits(name: String, services: &Services) -> (String, CheckLimits) {
     let standard = Settings::default();
     let settings = services.topology().service_id(&name).map_or(&standard, |id| services.settings(id));
-    let suspect_for = Duration::from_millis(settings.suspect_for);
+    let suspect_for = settings.suspect_for.into();
     (name, CheckLimits { attempts_max: settings.attempts_max, suspect_for })
 }
 
 /// Warns if the wall clock is far from the last time in the log: this clock, or that of the last life, may be wrong.
 pub(super) fn warn_of_clock(logged: Time, wall: Time, confirm: Duration) {
-    let far = Duration::from_micros(stead_core::clock::Clock::FAR);
-    let (ahead, behind) = (wall.0.saturating_sub(logged.0), logged.0.saturating_sub(wall.0));
-    let hours = |micros: u64| micros as f64 / 3.6e9;
+    let (ahead, behind) = (wall.since(logged), logged.since(wall));
+    let hours = |span: Micros| span.0 as f64 / 3.6e9;
     if logged == Time(0) {
         // The log is empty.
-    } else if Duration::from_micros(ahead) > far && !confirm.is_zero() {
+    } else if ahead > Clock::FAR && !confirm.is_zero() {
         tracing::warn!(
             "the wall clock is {:.1} h ahead of the log: the node was down for that long, or the clock is wrong; timers follow it in {} s if it stays so",
             hours(ahead),
             confirm.as_secs()
         );
-    } else if Duration::from_micros(behind) > far {
+    } else if behind > Clock::FAR {
         tracing::warn!(
             "the wall clock is {:.1} h behind the log: it is wrong, or was; until it has caught up, the time of timers goes at half the speed",
             hours(behind)
@@ -94,16 +98,6 @@ pub(super) fn fresh_secret() -> [u8; SECRET_LEN] {
 
 /// Returns the metadata of a new data directory.
 pub(super) fn fresh_meta() -> Meta {
-    Meta {
-        cluster: ClusterId(fastrand::u128(..)),
-        incarnation: Incarnation(1),
-        node: NodeId::FIRST,
-        lives: 0,
-        epoch_floor: Epoch(0),
-        log_id: fastrand::u64(..),
-        log_created: false,
-        clean: false,
-        restoring: false,
-        services: Vec::new(),
-    }
+    let cluster = ClusterId(fastrand::u128(..));
+    Meta::new(cluster, Incarnation(1), NodeId::FIRST, fastrand::u64(..))
 }

@@ -1,13 +1,15 @@
 //! Recovers the contents of a data directory, as the core plans the start of a life from it.
 
+use crate::checks::LeftMarks;
 use crate::open::OpenError;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::ids::ShardId;
 use stead_core::placement::{Place, Placement};
 use stead_core::start::{Code, Past, ServiceLimits, Services, StartPlan};
 use stead_core::topology::Topology;
+use stead_store::checkpoint::load::Loaders;
 use stead_store::checkpoint::store::DiskStore;
 use stead_store::data_dir::{CHECKPOINTS, DataDir, Meta, ServiceMeta};
 use stead_store::disk::Disk;
@@ -23,10 +25,10 @@ pub struct RecoverOptions<'a> {
     pub clock_confirm: Duration,
     /// The options of the log. Its identity and whether it is created come from the data directory.
     pub wal: WalOptions,
-    /// Threads that load a checkpoint: at least 1. With 1 the order of all I/O is fixed.
-    pub threads: usize,
-    /// The shards of the data that are led on other nodes; none without a second node.
-    pub elsewhere: BTreeSet<ShardId>,
+    /// The loaders of the newest checkpoint.
+    pub loaders: Loaders,
+    /// The places of the shards that are not on this node; none without a second node.
+    pub not_here: BTreeMap<ShardId, Place>,
 }
 
 /// A recovered data directory, and the plan of the life that follows. The plan's epochs are durable.
@@ -41,6 +43,8 @@ pub struct Recovery {
     pub services: Services,
     /// The placement of the shards.
     pub placement: Placement,
+    /// The marks of services' checks that did not end.
+    pub(crate) marks: LeftMarks,
     /// The states of the shards on this node, and the log.
     pub recovered: Recovered,
     /// The decisions for the life that begins.
@@ -50,7 +54,8 @@ pub struct Recovery {
 /// Recovers a data directory, or creates it with the metadata from `fresh`.
 ///
 /// # Errors
-/// [`OpenError`]; stored data is then unchanged, except that the log's unsynced tail may be cut.
+/// [`OpenError`]; stored data is then unchanged, except that the log's unsynced tail may be cut, and that a disk which fails under
+/// the last writes, those that begin the life, may hold some of them: the life then counts as one that was not ended in order.
 pub fn recover(
     disk: Arc<dyn Disk>,
     code: &dyn Code,
@@ -64,23 +69,29 @@ pub fn recover(
     }
     let mut services = Services::plan(stored, options.services, code)?;
     let store = DiskStore::open(Arc::clone(&disk), CHECKPOINTS)?;
+    // All that is read must be, before the first write.
+    let marks = LeftMarks::read(&store, services.topology().incarnation)?;
     let meta = data_dir.meta();
     let wal = WalOptions { log_id: meta.log_id, create: !meta.log_created, ..options.wal };
     let topology = Arc::clone(services.topology());
     let mut refused = None;
-    let placement = Placement::new(&topology, |shard| match options.elsewhere.contains(&shard) {
-        true => Place::Elsewhere,
-        false => Place::Here,
-    });
-    let facts = Facts { cluster: meta.cluster, topology: &topology, placement: &placement };
-    let recovered = recover_checked(disk, &store, facts, wal, options.threads, |states| {
+    let place = |shard| options.not_here.get(&shard).copied().unwrap_or(Place::Here);
+    let placement = Placement::new(&topology, place);
+    let facts = Facts {
+        cluster: meta.cluster,
+        topology: &topology,
+        placement: &placement,
+        replicated: &BTreeSet::new(),
+        log_bytes_max: 0,
+    };
+    let recovered = recover_checked(disk, &store, facts, wal, options.loaders, |states| {
         services.accept(states, code).map_err(|error| refused.insert(error).to_string())
     });
     let mut recovered = recovered.map_err(|error| match refused {
         Some(refused) => OpenError::from(refused),
         None => error.into(),
     })?;
-    services.fit(recovered.wal.batch_bytes_max(), options.clock_confirm.as_millis() as u64);
+    services.fit(recovered.wal.batch_bytes_max(), options.clock_confirm.into());
     let past = Past { epoch_floor: meta.epoch_floor, is_new: created, ended_cleanly: meta.clean };
     let plan = StartPlan::new(past, &recovered.known_epochs());
     // Must come first: a start that finds no space changes no metadata, so an older program can still open its data, and
@@ -95,5 +106,5 @@ pub fn recover(
     })?;
     // Must be durable before any shard uses its epoch.
     recovered.promise(&plan.epochs).map_err(RecoveryError::from)?;
-    Ok(Recovery { data_dir, created, store, services, placement, recovered, plan })
+    Ok(Recovery { data_dir, created, store, services, placement, marks, recovered, plan })
 }

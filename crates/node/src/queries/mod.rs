@@ -6,6 +6,8 @@
 
 mod parts;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use parts::{OwnThreads, QueryThreads};
 pub use parts::{QueryPart, QueryWatch};

@@ -1,51 +1,33 @@
 //! The parts that run queries, and the watcher that gives queries up.
 
-#![expect(clippy::disallowed_methods, reason = "queries run on threads of their own, for any time")]
-
 use crate::bell::Bell;
-use crate::drive::drive;
-use crate::env::{Caller, Env, NoAnswer, Program};
+use crate::drive::put_on_thread;
+use crate::env::{Env, Program};
 use crate::events;
-use crate::panics;
 use crate::part::{Part, Turned};
 use crate::queries::queue::{
-    LOOK_MS, LOOK_ON_MS, Over, QUERY_THREADS, QueryQueue, QueryThread, Running, STUCK_MAX,
+    LOOK, LOOK_ON, Over, QUERY_THREADS, QueryQueue, QueryThread, Running, STUCK_MAX,
 };
+use crate::reply::{Caller, NoAnswer};
+use crate::roster::PartId;
 use crate::shared::Shared;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 use stead_core::calls::Refusal;
 use stead_core::capture::Reading;
 use stead_core::ids::Time;
 
 impl<C: Caller> QueryQueue<C> {
-    /// Starts a thread that runs queries until the node ends.
-    pub(crate) fn start_thread<E: Env<Caller = C>>(shared: &Arc<Shared<E>>) -> io::Result<()> {
-        let (node, part) = (Arc::clone(shared), QueryPart::new(shared));
-        // The thread belongs to no group: user code cannot be stopped, and the end of the node must not wait for ever.
-        let spawned = thread::Builder::new().name("stead-query".to_owned()).spawn(move || {
-            if let Err(panic) = panics::catch_own(|| drive(&node, part)) {
-                node.fail(format!("a query thread panicked; this is a bug in Stead: {panic}"));
-            }
-        });
-        if spawned.is_err() {
-            shared.queries.queue().threads -= 1;
-        }
-        spawned.map(drop)
-    }
-
     /// Takes the next query that waits for a part, or gives it up if it is not waited for any more.
-    fn begin_next<E: Env<Caller = C>>(&self, shared: &Shared<E>, part: &mut QueryPart) -> Turned {
+    fn begin_next<E: Env>(&self, shared: &Shared<E>, part: &mut QueryPart) -> Turned {
         let mut queue = self.queue();
         queue.idle.retain(|bell| !Arc::ptr_eq(bell, &part.bell));
         let Some(job) = queue.pop() else {
             if queue.is_over || queue.is_closing && !queue.is_waiting() {
                 queue.threads -= 1;
-                self.ended.notify_all();
                 return Turned::Ended;
             }
             queue.idle.push(Arc::clone(&part.bell));
@@ -59,7 +41,7 @@ impl<C: Caller> QueryQueue<C> {
             self.give_up(shared, Over::late(job));
             return Turned::Again;
         }
-        let (number, reading) = queue.begin(job, QueryThread::current(), now);
+        let (number, reading) = queue.begin(job, (part.number, QueryThread::current()), now);
         let next = if queue.next_queue().is_some() { queue.idle.pop() } else { None };
         drop(queue);
         if let Some(bell) = next {
@@ -70,7 +52,7 @@ impl<C: Caller> QueryQueue<C> {
     }
 
     /// Runs a query that was begun, and answers its client unless it was given up meanwhile.
-    fn run<E: Env<Caller = C>>(&self, shared: &Shared<E>, number: u64, reading: Box<Reading>) -> Turned {
+    fn run<E: Env>(&self, shared: &Shared<E>, number: u64, reading: Box<Reading>) -> Turned {
         let service = reading.service;
         let answer = reading.answer(|call, view| shared.program.query(call, view, &shared.topology));
         // The capture may be large by now: it goes before the answer shows that the query has ended.
@@ -80,7 +62,6 @@ impl<C: Caller> QueryQueue<C> {
         drop(charge);
         if is_stuck {
             self.stuck[usize::from(service.0)].fetch_sub(1, Ordering::Relaxed);
-            self.ended.notify_all();
             // One that was held back for it may begin. Another part serves in the place of this one.
             let idle = queue.idle.pop();
             drop(queue);
@@ -97,21 +78,22 @@ impl<C: Caller> QueryQueue<C> {
             counters.refusals.add(1);
         }
         reply_to.caller.answer(Ok(answer));
-        let queue = self.queue();
-        if queue.is_closing || queue.is_over {
-            self.ended.notify_all();
+        let is_closing = self.queue().is_closing;
+        if is_closing {
+            // The end of the node waits for this answer.
+            shared.roster.ring();
         }
         Turned::Again
     }
 
-    /// Answers the client of a query that was given up, unless the client has gone.
-    fn give_up<E: Env<Caller = C>>(&self, shared: &Shared<E>, over: Over<C>) {
+    /// Answers the client of a query that was given up or refused, unless the client has gone.
+    pub(super) fn give_up<E: Env>(&self, shared: &Shared<E>, over: Over<C>) {
         let Over { service, reply_to, error, job } = over;
         drop(job);
         if reply_to.caller.is_gone() {
             return;
         }
-        if !matches!(error, NoAnswer::Refused(Refusal::QueriesStuck { .. })) {
+        if !matches!(error, NoAnswer::Refused(Refusal::QueriesStuck { .. } | Refusal::Overloaded { .. })) {
             shared.counters.queries_given_up.add(1);
         }
         let counters = &shared.counters.services[usize::from(service.0)];
@@ -124,16 +106,30 @@ impl<C: Caller> QueryQueue<C> {
 /// A part that runs queries: one turn takes the next one, the turn after it runs it. It ends with the node, or when its
 /// query was given up and another part has taken its place.
 pub struct QueryPart {
+    number: usize,
     bell: Arc<Bell>,
     /// The query that it has taken, by its number.
     begun: Option<(u64, Box<Reading>)>,
 }
 
 impl QueryPart {
-    /// Creates a part, which counts among those that serve.
+    /// Creates a part.
     pub(crate) fn new<E: Env>(hub: &Shared<E>) -> Self {
-        hub.queries.queue().threads += 1;
-        Self { bell: Arc::default(), begun: None }
+        let mut queue = hub.queries.queue();
+        let number = queue.made;
+        queue.made += 1;
+        drop(queue);
+        Self { number, bell: Arc::default(), begun: None }
+    }
+
+    /// Returns its number: parts are counted from 0 in the order in which they are made.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Returns its name.
+    pub(crate) fn id(&self) -> PartId {
+        PartId::Query(self.number)
     }
 
     /// Whether it has taken a query, which the next turn runs.
@@ -160,11 +156,11 @@ impl<E: Env> Part<Shared<E>> for QueryPart {
 
 /// The watcher's means over the threads of the parts that run queries.
 pub(crate) trait QueryThreads: Send {
-    /// Starts another part.
+    /// Puts a part on a thread.
     ///
     /// # Errors
-    /// The system's, if there is no thread for it.
-    fn start(&mut self) -> io::Result<()>;
+    /// The system's, if there is no thread for it; then the part is dropped.
+    fn run(&mut self, part: QueryPart) -> io::Result<()>;
 
     /// Lowers the priority of a thread whose query was given up and still runs: without a waiting client it gets only
     /// the time that the others leave.
@@ -175,8 +171,8 @@ pub(crate) trait QueryThreads: Send {
 pub(crate) struct OwnThreads<E: Env>(pub(crate) Arc<Shared<E>>);
 
 impl<E: Env> QueryThreads for OwnThreads<E> {
-    fn start(&mut self) -> io::Result<()> {
-        QueryQueue::start_thread(&self.0)
+    fn run(&mut self, part: QueryPart) -> io::Result<()> {
+        put_on_thread(&self.0, part.id(), part).map(drop)
     }
 
     fn let_others_first(&mut self, thread: QueryThread) {
@@ -201,9 +197,11 @@ impl QueryWatch {
         Self { threads, begun: 0, last: hub.now(), could_start: true }
     }
 
-    fn start_missing(&mut self, missing: usize) {
+    /// Begins as many parts as are missing, until the system refuses a thread: the next turn tries again.
+    fn start_missing<E: Env>(&mut self, hub: &Shared<E>, missing: usize) {
         for _ in 0..missing {
-            let started = self.threads.start();
+            let part = QueryPart::new(hub);
+            let started = hub.begin_part(part.id(), || self.threads.run(part));
             let could_start = std::mem::replace(&mut self.could_start, started.is_ok());
             let Err(error) = started else { continue };
             if could_start {
@@ -229,7 +227,6 @@ impl<E: Env> Part<Shared<E>> for QueryWatch {
         if queue.is_over {
             return Ok(Turned::Ended);
         }
-        queue.watcher_sleeps = false;
         if queue.begun != self.begun || queue.is_waiting() || queue.running.iter().any(|r| !r.is_stuck) {
             (self.begun, self.last) = (queue.begun, now);
         }
@@ -244,13 +241,13 @@ impl<E: Env> Part<Shared<E>> for QueryWatch {
             self.threads.let_others_first(*thread);
         }
         let missing = if queue.is_closing { 0 } else { QUERY_THREADS.saturating_sub(queue.threads) };
-        let is_quiet = now >= self.last.plus_millis(LOOK_ON_MS) && missing == 0;
+        let is_quiet = now >= self.last.plus(LOOK_ON) && missing == 0;
         queue.watcher_sleeps = is_quiet;
         drop(queue);
         for over in over {
             queries.give_up(hub, over);
         }
-        self.start_missing(missing);
+        self.start_missing(hub, missing);
         for (_, query, _) in stuck {
             events::warn(format_args!(
                 "a query of {}/{} was given up and still runs, for {:.1} s now: its thread was replaced; at {STUCK_MAX} \
@@ -261,6 +258,6 @@ impl<E: Env> Part<Shared<E>> for QueryWatch {
                 query.running.as_secs_f64()
             ));
         }
-        Ok(Turned::Until((!is_quiet).then(|| now.plus_millis(LOOK_MS))))
+        Ok(Turned::Until((!is_quiet).then(|| now.plus(LOOK))))
     }
 }

@@ -1,19 +1,20 @@
 //! The queue of queries: those that wait for a part, those that run, and those that were given up.
 
-#![expect(clippy::disallowed_methods, reason = "the end of a node waits for queries by the system's clock")]
-
 use crate::bell::Bell;
-use crate::env::{Caller, NoAnswer, ReplyTo};
+use crate::env::{Env, Watch};
 use crate::memory::Memory;
+use crate::open::Sizes;
+use crate::reply::{Caller, NoAnswer, ReplyTo};
+use crate::roster::PartId;
+use crate::shared::Shared;
 use crate::status::StuckQuery;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use stead_core::calls::Refusal;
 use stead_core::capture::Reading;
-use stead_core::ids::{ServiceId, Time};
+use stead_core::ids::{Micros, ServiceId, Time};
 use stead_core::key::Key;
 use stead_core::topology::Topology;
 
@@ -27,18 +28,12 @@ const SPARE_THREADS: usize = 2;
 pub(crate) const STUCK_MAX: usize = 4;
 /// Time after which the thread of a query without a waiting client is replaced, or `handler_timeout` if that is less.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
-/// Maximum number of queries that wait for a thread; further ones are refused as overloaded.
-const WAITING_MAX: usize = 16_384;
-/// Maximum number of these of one service.
-const SERVICE_WAITING_MAX: usize = WAITING_MAX / 2;
-/// Time after which the client of a query that found no space should retry, in milliseconds.
-const RETRY_AFTER_MS: u64 = 50;
-/// Interval at which the watcher looks for overdue queries, in milliseconds.
-pub(super) const LOOK_MS: u64 = 20;
-/// Time for which the watcher continues to look after the last query, in milliseconds, so that queries seldom have to wake it.
-pub(super) const LOOK_ON_MS: u64 = 200;
-/// Longest wait for idle threads at the end of a node.
-const LAST_LOOK: Duration = Duration::from_secs(1);
+/// Time after which the client of a query that found no space should retry.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// Interval at which the watcher looks for overdue queries.
+pub(super) const LOOK: Micros = Micros::from_millis(20);
+/// Time for which the watcher continues to look after the last query, so that queries seldom have to wake it.
+pub(super) const LOOK_ON: Micros = Micros::from_millis(200);
 
 /// A query that its shard has released, and the client that waits for it.
 pub(crate) struct Job<C> {
@@ -93,11 +88,11 @@ pub(crate) struct QueryQueue<C> {
     queue: Mutex<Queue<C>>,
     /// Rung for the watcher when there are queries again, or the node ends.
     pub(super) watch_bell: Bell,
-    /// Signals that a query or a part has ended.
-    pub(super) ended: Condvar,
     /// By service, the numbers in the queue, to be read without its lock.
     pub(super) waiting: Vec<AtomicUsize>,
     pub(super) stuck: Vec<AtomicUsize>,
+    /// Its limits.
+    sizes: Sizes,
 }
 
 pub(super) struct Queue<C> {
@@ -112,6 +107,8 @@ pub(super) struct Queue<C> {
     pub(super) threads: usize,
     /// The bells of those that have nothing to do.
     pub(super) idle: Vec<Arc<Bell>>,
+    /// Number of parts that were made.
+    pub(super) made: usize,
     /// The number of queries that have begun.
     pub(super) begun: u64,
     pub(super) watcher_sleeps: bool,
@@ -140,13 +137,14 @@ pub(super) struct Running<C> {
     /// Whether it was given up, and its thread replaced.
     pub(super) is_stuck: bool,
     pub(super) charge: Charge,
+    /// The part that runs it, and its thread.
+    part: usize,
     thread: QueryThread,
 }
 
 /// A thread that runs queries, as the system knows it.
 #[derive(Clone, Copy)]
 pub(crate) struct QueryThread {
-    id: ThreadId,
     #[cfg(target_os = "linux")]
     system_id: rustix::process::Pid,
 }
@@ -154,7 +152,6 @@ pub(crate) struct QueryThread {
 impl QueryThread {
     pub(super) fn current() -> Self {
         Self {
-            id: thread::current().id(),
             #[cfg(target_os = "linux")]
             system_id: rustix::thread::gettid(),
         }
@@ -169,7 +166,7 @@ impl QueryThread {
 }
 
 impl<C: Caller> QueryQueue<C> {
-    pub(crate) fn new(services: usize) -> Self {
+    pub(crate) fn new(services: usize, sizes: Sizes) -> Self {
         let zeros = || (0..services).map(|_| AtomicUsize::new(0)).collect();
         let empty = || ServiceQueue { waiting: VecDeque::new(), deadline_min: Time(u64::MAX) };
         let queue = Queue {
@@ -179,18 +176,14 @@ impl<C: Caller> QueryQueue<C> {
             limit: Duration::MAX,
             threads: 0,
             idle: Vec::new(),
+            made: 0,
             begun: 0,
             watcher_sleeps: false,
             is_closing: false,
             is_over: false,
         };
-        Self {
-            queue: Mutex::new(queue),
-            watch_bell: Bell::default(),
-            ended: Condvar::new(),
-            waiting: zeros(),
-            stuck: zeros(),
-        }
+        let (queue, watch_bell) = (Mutex::new(queue), Bell::default());
+        Self { queue, watch_bell, waiting: zeros(), stuck: zeros(), sizes }
     }
 
     pub(super) fn queue(&self) -> MutexGuard<'_, Queue<C>> {
@@ -214,17 +207,22 @@ impl<C: Caller> QueryQueue<C> {
         {
             return Err(refusal);
         }
-        let is_full = self.waiting[at].load(Ordering::Relaxed) >= SERVICE_WAITING_MAX
-            || sum(&self.waiting) >= WAITING_MAX
-            || !memory.takes_queries();
-        if is_full {
-            return Err(Refusal::Overloaded { retry_after_ms: RETRY_AFTER_MS });
+        if self.is_full(at) || !memory.takes_queries() {
+            return Err(Refusal::Overloaded { retry_after: RETRY_AFTER });
         }
         Ok(())
     }
 
-    /// Adds the queries that shards have released; empties `jobs`.
-    pub(crate) fn push(&self, jobs: &mut Vec<Job<C>>) {
+    /// Whether no other query of a service may wait.
+    fn is_full(&self, service: usize) -> bool {
+        self.waiting[service].load(Ordering::Relaxed) >= self.sizes.service_queries_max
+            || sum(&self.waiting) >= self.sizes.queries_max
+    }
+
+    /// Adds the queries that shards have released; empties `jobs`. Those for which there is no room are refused: more may have
+    /// been admitted before any of them came.
+    pub(crate) fn push<E: Env>(&self, shared: &Shared<E>, jobs: &mut Vec<Job<C>>) {
+        let mut refused = Vec::new();
         let mut queue = self.queue();
         if queue.is_over {
             drop(queue);
@@ -233,9 +231,16 @@ impl<C: Caller> QueryQueue<C> {
             return;
         }
         for job in jobs.drain(..) {
-            let service = job.reading.service;
-            queue.by_service[usize::from(service.0)].push(job);
-            self.waiting[usize::from(service.0)].fetch_add(1, Ordering::Relaxed);
+            let service = usize::from(job.reading.service.0);
+            let mut is_full = self.is_full(service);
+            shared.watch.is_full(&mut is_full);
+            if is_full {
+                let refusal = Refusal::Overloaded { retry_after: RETRY_AFTER };
+                refused.push(Over::refused(job, NoAnswer::Refused(refusal)));
+                continue;
+            }
+            queue.by_service[service].push(job);
+            self.waiting[service].fetch_add(1, Ordering::Relaxed);
         }
         // The worker wakes only one part, which wakes the next if there is more to do.
         let (idle, wakes_watcher) = (queue.idle.pop(), queue.watcher_sleeps);
@@ -246,16 +251,22 @@ impl<C: Caller> QueryQueue<C> {
         if wakes_watcher {
             self.watch_bell.ring();
         }
+        // After the lock: an answer runs code of its caller.
+        for over in refused {
+            self.give_up(shared, over);
+        }
+    }
+
+    /// Returns the number of queries that wait for a thread with its limit, of all services and then of each.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (usize, usize)> {
+        let each = self.waiting.iter().map(|waiting| waiting.load(Ordering::Relaxed));
+        let each = each.map(|waiting| (waiting, self.sizes.service_queries_max));
+        std::iter::once((sum(&self.waiting), self.sizes.queries_max)).chain(each)
     }
 
     /// Returns the number of queries that wait for a thread, and of those that were given up and still run.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (sum(&self.waiting) as u64, sum(&self.stuck) as u64)
-    }
-
-    /// Whether this is a thread that runs a query.
-    pub(crate) fn is_own_thread(&self, thread: ThreadId) -> bool {
-        self.queue().running.iter().any(|running| running.thread.id == thread)
     }
 
     /// Returns the queries that were given up and still run, the one that has run for the longest first.
@@ -275,24 +286,10 @@ impl<C: Caller> QueryQueue<C> {
         idle.iter().for_each(|bell| bell.ring());
     }
 
-    /// Whether no client waits for a query. One that was given up may still run.
-    pub(crate) fn has_answered(&self) -> bool {
-        self.queue().has_answered(None)
-    }
-
-    /// Waits after [`Self::close`] until no client waits for a query of another thread, at most until a deadline.
-    pub(crate) fn await_answers(&self, deadline: Instant) {
-        let here = thread::current().id();
-        let mut queue = self.queue();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || queue.has_answered(Some(here)) {
-                return;
-            }
-            // The watcher gives queries up without a signal to this thread.
-            let left = left.min(Duration::from_millis(LOOK_MS));
-            queue = self.ended.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+    /// Whether no client waits for a query, except for that of the part by which the node is ended. One that was given up may
+    /// still run.
+    pub(crate) fn has_answered(&self, by: Option<PartId>) -> bool {
+        self.queue().has_answered(by)
     }
 
     /// Ends the queue with the node: clients that still wait get no answer, and threads end as soon as they can.
@@ -311,18 +308,21 @@ impl<C: Caller> QueryQueue<C> {
         drop((waiting, callers));
     }
 
-    /// Waits until the idle threads have ended, at most for a second.
-    pub(crate) fn await_end(&self) {
-        let deadline = Instant::now() + LAST_LOOK;
-        let mut queue = self.queue();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let busy = queue.running.iter().filter(|running| !running.is_stuck).count();
-            if queue.threads <= busy || left.is_zero() {
-                return;
-            }
-            queue = self.ended.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+    /// Whether all parts have ended that run no query.
+    pub(crate) fn has_no_idle_part(&self) -> bool {
+        let queue = self.queue();
+        let busy = queue.running.iter().filter(|running| !running.is_stuck).count();
+        queue.threads <= busy
+    }
+
+    /// Notes that a part begins: from now on it counts among those that serve.
+    pub(crate) fn part_begins(&self) {
+        self.queue().threads += 1;
+    }
+
+    /// Notes that a part does not begin after all, because the system refuses its thread.
+    pub(crate) fn part_refused(&self) {
+        self.queue().threads -= 1;
     }
 }
 
@@ -377,7 +377,7 @@ impl<C> ServiceQueue<C> {
 
 impl<C> Running<C> {
     fn elapsed(&self, now: Time) -> Duration {
-        Duration::from_micros(now.0.saturating_sub(self.since.0))
+        now.since(self.since).into()
     }
 
     fn show(&self, topology: &Topology, now: Time) -> StuckQuery {
@@ -394,9 +394,10 @@ impl<C: Caller> Queue<C> {
         self.by_service.iter().any(|queue| !queue.waiting.is_empty())
     }
 
-    /// Whether no client waits for a query, except for one that runs on this thread.
-    fn has_answered(&self, here: Option<ThreadId>) -> bool {
-        let runs = |running: &Running<C>| running.reply_to.is_some() && Some(running.thread.id) != here;
+    /// As [`QueryQueue::has_answered`].
+    fn has_answered(&self, by: Option<PartId>) -> bool {
+        let is_own = |running: &Running<C>| Some(PartId::Query(running.part)) == by;
+        let runs = |running: &Running<C>| running.reply_to.is_some() && !is_own(running);
         !self.is_waiting() && !self.running.iter().any(runs)
     }
 
@@ -420,7 +421,13 @@ impl<C: Caller> Queue<C> {
         self.by_service[service].waiting.pop_front()
     }
 
-    pub(super) fn begin(&mut self, job: Job<C>, thread: QueryThread, now: Time) -> (u64, Box<Reading>) {
+    /// Notes that a part begins a query. Returns the query's number, and what it reads.
+    pub(super) fn begin(
+        &mut self,
+        job: Job<C>,
+        (part, thread): (usize, QueryThread),
+        now: Time,
+    ) -> (u64, Box<Reading>) {
         let Job { reading, process, reply_to, charge } = job;
         self.begun += 1;
         self.running.push(Running {
@@ -432,6 +439,7 @@ impl<C: Caller> Queue<C> {
             reply_to: Some(reply_to),
             is_stuck: false,
             charge,
+            part,
             thread,
         });
         (self.begun, reading)
@@ -478,8 +486,7 @@ impl<C: Caller> Queue<C> {
                 NoAnswer::TimedOut { after }
             } else if running.elapsed(now) >= self.limit {
                 let process = format!("{}/{}", topology.service(running.service).name, running.process);
-                let limit_ms = self.limit.as_millis() as u64;
-                NoAnswer::Refused(Refusal::QueryGivenUp { process, limit_ms })
+                NoAnswer::Refused(Refusal::QueryGivenUp { process, limit: self.limit })
             } else {
                 continue;
             };

@@ -10,11 +10,11 @@ use std::convert::Infallible;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use stead_core::ids::Time;
+use stead_core::ids::{Micros, Time};
 use stead_core::shard::Input;
 
 /// The interval at which a part looks whether the node has memory for the outcome of a step, in milliseconds.
-const CROWDED_LOOK_MS: u64 = 5;
+const CROWDED_LOOK: Micros = Micros::from_millis(5);
 
 /// A part that runs steps, one at a time.
 pub struct StepPart {
@@ -36,6 +36,12 @@ impl StepPart {
     /// Creates a part. `number` counts from 0, and is below the number of the queue's parts.
     pub(crate) fn new(number: usize, probe: Arc<Probe>) -> Self {
         Self { number, probe, at: At::Idle }
+    }
+
+    /// Whether it has taken a step, which the next turn runs.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        matches!(self.at, At::Begun(_))
     }
 
     fn run<E: Env>(&self, hub: &Shared<E>, step: Step) {
@@ -75,7 +81,7 @@ impl<E: Env> Part<Shared<E>> for StepPart {
                 let step = match queue.desk().next(self.number, hub.memory.is_over()) {
                     Next::Ended => return Ok(Turned::Ended),
                     Next::Sleep => return Ok(Turned::Until(None)),
-                    Next::Crowded => return Ok(Turned::Until(Some(now.plus_millis(CROWDED_LOOK_MS)))),
+                    Next::Crowded => return Ok(Turned::Until(Some(now.plus(CROWDED_LOOK)))),
                     Next::Take(step) => step,
                 };
                 if !step.asks {

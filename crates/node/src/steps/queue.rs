@@ -1,11 +1,10 @@
 //! The queue of steps: those that wait, that were asked about, and that run.
 
 use crate::bell::Bell;
+use crate::roster::PartId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
-use std::time::Instant;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use stead_core::ids::{ShardId, StepRun, TaskId};
 use stead_core::record::TaskRecord;
 
@@ -45,7 +44,7 @@ pub(super) enum Next {
     Ended,
 }
 
-/// The steps that wait, that were asked about, and that run, with the numbers of their parts.
+/// The steps that wait, that were asked about, and that run.
 #[derive(Debug, Default)]
 pub(super) struct StepDesk {
     waiting: VecDeque<Step>,
@@ -53,15 +52,9 @@ pub(super) struct StepDesk {
     idle: BTreeSet<usize>,
     /// Steps whose shard was asked whether they may run: the part that has it, and the answer.
     pub(super) asked: BTreeMap<(ShardId, TaskId, StepRun), (usize, Option<bool>)>,
-    pub(super) running: BTreeMap<usize, Running>,
+    /// The names of the steps that were taken, by the numbers of their parts.
+    pub(super) running: BTreeMap<usize, String>,
     is_stopped: bool,
-}
-
-/// A step that a part has taken.
-#[derive(Debug)]
-pub(super) struct Running {
-    thread: ThreadId,
-    name: String,
 }
 
 impl StepDesk {
@@ -87,7 +80,7 @@ impl StepDesk {
             return Next::Ended;
         }
         if let Some(step) = self.waiting.pop_front_if(|step| step.alone || !is_crowded) {
-            self.running.insert(part, Running { thread: thread::current().id(), name: step.name() });
+            self.running.insert(part, step.name());
             return Next::Take(step);
         }
         if !self.waiting.is_empty() {
@@ -131,8 +124,6 @@ pub(crate) struct StepQueue {
     desk: Mutex<StepDesk>,
     /// By part.
     bells: Vec<Bell>,
-    /// Signalled when a step has ended.
-    ended: Condvar,
     pub(crate) stopping: AtomicBool,
 }
 
@@ -142,7 +133,6 @@ impl StepQueue {
         Self {
             desk: Mutex::default(),
             bells: (0..parts).map(|_| Bell::default()).collect(),
-            ended: Condvar::new(),
             stopping: AtomicBool::new(false),
         }
     }
@@ -176,22 +166,12 @@ impl StepQueue {
         self.bells.iter().for_each(Bell::ring);
     }
 
-    /// Waits for the running steps, except one on this thread. Returns the names of those that still run at the deadline; they
-    /// are not waited for any more.
-    #[expect(clippy::disallowed_methods, reason = "a shutdown waits for threads")]
-    pub(crate) fn await_end(&self, deadline: Instant) -> Vec<String> {
-        let here = thread::current().id();
-        let mut desk = self.desk();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let others = desk.running.values().filter(|running| running.thread != here);
-            let names: Vec<String> = others.map(|running| running.name.clone()).collect();
-            if names.is_empty() || left.is_zero() {
-                desk.running.retain(|_, running| running.thread == here);
-                return names;
-            }
-            desk = self.ended.wait_timeout(desk, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+    /// Returns the names of the steps that run, by the numbers of their parts, except for that of the part by which the node is
+    /// ended.
+    pub(crate) fn running(&self, by: Option<PartId>) -> Vec<(usize, String)> {
+        let desk = self.desk();
+        let others = desk.running.iter().filter(|(part, _)| Some(PartId::Step(**part)) != by);
+        others.map(|(part, name)| (*part, name.clone())).collect()
     }
 
     /// Returns the bell of a part.
@@ -202,7 +182,6 @@ impl StepQueue {
     /// Removes the step of a part from those that run.
     pub(super) fn end(&self, part: usize) {
         self.desk().running.remove(&part);
-        self.ended.notify_all();
     }
 }
 

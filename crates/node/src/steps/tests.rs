@@ -4,9 +4,10 @@ use super::queue::{Next, StepDesk};
 use super::{Step, StepPart};
 use crate::inbox::Command;
 use crate::part::{Part, Turned};
+use crate::roster::PartId;
 use crate::shared::tests::shared_with;
+use crate::watchdog::Probe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use stead_core::blob::Blob;
 use stead_core::ids::{ShardId, StepNumber, StepRun, TaskId, Time};
 use stead_core::key::Key;
@@ -59,6 +60,21 @@ fn a_step_that_comes_wakes_one_part_that_has_none() {
     assert_eq!([1, 2, 0].map(|part| take(&mut desk, part, false)), [Some(2), Some(3), Some(4)]);
 }
 
+/// A part that looks for another reason may take the step for which one that sleeps was rung.
+#[test]
+fn a_part_that_has_taken_a_step_takes_no_ring_from_one_that_sleeps() {
+    let mut desk = StepDesk::default();
+    for part in [1, 2] {
+        assert!(matches!(desk.next(part, false), Next::Sleep));
+    }
+    assert_eq!(desk.push(step(1, false, false)), Some(1));
+    assert_eq!(take(&mut desk, 2, false), Some(1));
+    assert!(matches!(desk.next(1, false), Next::Sleep));
+    assert_eq!(desk.push(step(2, false, false)), Some(1));
+    assert_eq!(take(&mut desk, 1, false), Some(2));
+    assert_eq!(desk.push(step(3, false, false)), None, "both are busy");
+}
+
 #[test]
 fn a_part_that_waits_for_memory_takes_no_ring_from_one_that_sleeps() {
     let mut desk = StepDesk::default();
@@ -98,10 +114,10 @@ fn once_it_stops_nothing_begins() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a shutdown waits for threads")]
 fn each_turn_of_a_part_does_one_thing() {
     let hub = shared_with(&[("service", 1)]);
-    let mut part = StepPart::new(0, Arc::default());
+    let probe = Arc::new(Probe::default());
+    let mut part = StepPart::new(0, Arc::clone(&probe));
     let mut turn = || part.turn(&*hub, Time(1_000)).unwrap();
     assert_eq!(turn(), Turned::Until(None));
     hub.steps.push(step(1, true, false));
@@ -111,23 +127,42 @@ fn each_turn_of_a_part_does_one_thing() {
     hub.steps.answer(ShardId(0), TaskId(1), StepRun(1), true);
     assert!(hub.steps.bell(0).take_ring());
     assert_eq!(turn(), Turned::Again, "it may begin");
-    assert_eq!(hub.steps.desk().running.len(), 1);
+    let running = hub.steps.running(None);
+    assert!(running.len() == 1 && running[0].0 == 0 && running[0].1.contains("step"), "{running:?}");
+    assert_eq!(hub.steps.running(Some(PartId::Step(0))), [], "the end does not wait for itself");
+    assert_eq!(hub.steps.running(Some(PartId::Worker(0))).len(), 1);
+    assert_eq!(probe.calls(), 0);
     assert_eq!(turn(), Turned::Again, "it runs");
+    assert_eq!(probe.calls(), 2, "the watchdog saw its begin and its end");
+    assert!(hub.memory.waiting()[1] > 0, "the outcome waits in the inbox of its shard");
     assert!(hub.steps.desk().running.is_empty());
-    let (mut commands, mut inputs): (Vec<Command<()>>, _) = (Vec::new(), Vec::new());
+    let (mut commands, mut inputs): (Vec<Command<_>>, _) = (Vec::new(), Vec::new());
     hub.inboxes[0].take(&mut commands, &mut inputs);
     let inputs: Vec<Input> = inputs.into_iter().map(|(_, input)| input).collect();
     assert!(matches!(
         inputs.as_slice(),
         [Input::StepBegins { .. }, Input::TaskStep { outcome: StepOutcome::Failed(_), .. }]
     ));
-    // Another one has begun when the node stops: it does not run.
-    hub.steps.push(step(2, false, false));
+    // Its shard does not let another one run.
+    hub.steps.push(step(2, true, false));
+    assert_eq!(turn(), Turned::Until(None), "it asks");
+    hub.steps.answer(ShardId(0), TaskId(2), StepRun(1), false);
+    assert_eq!(turn(), Turned::Again);
+    assert!(hub.steps.desk().running.is_empty());
+    let mut inputs = Vec::new();
+    hub.inboxes[0].take(&mut commands, &mut inputs);
+    assert!(matches!(inputs.as_slice(), [(_, Input::StepBegins { .. })]));
+    // A third one has begun when the node stops: it does not run.
+    hub.steps.push(step(3, false, false));
     assert_eq!(turn(), Turned::Again, "it is taken");
+    hub.steps.bell(0).take_ring();
     hub.steps.stop();
+    assert!(hub.steps.bell(0).take_ring());
     assert_eq!((turn(), turn()), (Turned::Again, Turned::Ended));
-    hub.inboxes[0].take(&mut commands, &mut Vec::new());
-    assert!(hub.steps.await_end(Instant::now() + Duration::from_secs(1)).is_empty());
+    let mut inputs = Vec::new();
+    hub.inboxes[0].take(&mut commands, &mut inputs);
+    assert!(inputs.is_empty() && probe.calls() == 2);
+    assert_eq!(hub.steps.running(None), []);
 }
 
 #[test]

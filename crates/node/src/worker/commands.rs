@@ -1,8 +1,7 @@
 //! Commands of clients and of the node's other parts to a worker, and the calls that wait for their answers.
 
-use super::{Turn, Worker};
+use super::{Asker, Turn, Worker};
 use crate::calls::NO_CALL;
-use crate::clock::Clock;
 use crate::env::Env;
 use crate::inbox::Command;
 use crate::reply::{Caller, NoAnswer, ReplyTo};
@@ -10,21 +9,22 @@ use crate::shared::Shared;
 use crate::status::{WorkerStatus, shard_status};
 use std::collections::BTreeMap;
 use stead_core::calls::{Answer, Refusal};
-use stead_core::ids::{ShardId, Time};
+use stead_core::ids::{Micros, ShardId, Time};
 use stead_core::shard::Input;
 use stead_core::shrink;
 
 /// Number of shards whose status is taken before the worker reads the clock.
 const STATUS_BATCH: usize = 8;
-/// Interval at which overdue calls are searched for, in microseconds.
-const SWEEP: u64 = 20_000;
+/// Interval at which overdue calls are searched for.
+const SWEEP: Micros = Micros::from_millis(20);
 /// Delay before the repetition of a request that came before its shard served.
-const NOT_READY_RETRY_MS: u64 = 20;
+const NOT_READY_RETRY: Micros = Micros::from_millis(20);
 
 impl<E: Env> Worker<E> {
     /// Performs commands for a while; returns whether there were any.
     pub(super) fn perform_commands(&mut self, shared: &Shared<E>, now: Time) -> bool {
-        if self.commands.is_empty() {
+        // A handler of this turn may have ended the node.
+        if self.commands.is_empty() || shared.is_ended() {
             return false;
         }
         let until = self.begin_slice(shared);
@@ -34,7 +34,7 @@ impl<E: Env> Worker<E> {
             // They no longer wait, unless a call has taken these bytes over.
             let bytes = std::mem::take(&mut self.calls.command_bytes);
             self.note_waiting(shared, [0, 0, -(bytes as i64)]);
-            if shared.clock.steady() >= until {
+            if Self::is_slice_over(shared, until) {
                 break;
             }
         }
@@ -42,7 +42,7 @@ impl<E: Env> Worker<E> {
         true
     }
 
-    pub(super) fn perform_command(&mut self, shared: &Shared<E>, now: Time, command: Command<E::Caller>) {
+    pub(super) fn perform_command(&mut self, shared: &Shared<E>, now: Time, command: Command<Asker<E>>) {
         match command {
             Command::Request { shard, mut request, reply_to } => {
                 self.count(shared, shard).requests += 1;
@@ -88,21 +88,25 @@ impl<E: Env> Worker<E> {
                 self.give(shared, now, slot, input);
             }
             Command::ForceFull(shard) => {
-                if let Some(slot) = self.slot(shard) {
-                    self.shards[slot as usize].shard.force_full_snapshot();
+                if let Some(slot) = self.slot(shard)
+                    && let Some(shard) = self.shards[slot as usize].replica.shard_mut()
+                {
+                    shard.force_full_snapshot();
                 }
             }
-            Command::GivenUp(number) => {
+            Command::Discard { shard, number } => {
+                let shards = &self.shards;
+                let is_of = |slot: u32| shard.is_none_or(|shard| shards[slot as usize].id == shard);
                 // Only these: the next checkpoint may have begun here already.
-                for draining in self.draining.iter_mut().filter(|draining| draining.number <= number) {
-                    draining.is_given_up = true;
-                }
+                let discarded =
+                    self.draining.iter_mut().filter(|one| one.number <= number && is_of(one.slot));
+                discarded.for_each(|draining| draining.is_given_up = true);
             }
             Command::Status { to, mut taken } => {
                 let topology = &shared.topology;
                 let shards = self.shards.iter().skip(taken.len()).take(STATUS_BATCH).map(|slot| {
                     let service = topology.service_of(slot.id).map_or("", |id| &topology.service(id).name);
-                    shard_status(&slot.shard, slot.id, service)
+                    shard_status(&slot.replica, service)
                 });
                 taken.extend(shards);
                 if taken.len() < self.shards.len() {
@@ -113,8 +117,15 @@ impl<E: Env> Worker<E> {
                 }
             }
             Command::Look { shard, look } => {
-                if let Some(slot) = self.slot(shard) {
-                    look(self.shards[slot as usize].shard.state());
+                if let Some(slot) = self.slot(shard)
+                    && let Some(state) = self.shards[slot as usize].replica.state()
+                {
+                    look(state);
+                }
+            }
+            Command::Replica { shard, input } => {
+                if let (Some(slot), false) = (self.slot(shard), self.stopping) {
+                    self.give_replica(shared, now, slot, input);
                 }
             }
             Command::Stop => {
@@ -129,8 +140,8 @@ impl<E: Env> Worker<E> {
         &self,
         now: Time,
         shard: ShardId,
-        reply_to: ReplyTo<E::Caller>,
-    ) -> Option<(u32, ReplyTo<E::Caller>)> {
+        reply_to: ReplyTo<Asker<E>>,
+    ) -> Option<(u32, ReplyTo<Asker<E>>)> {
         if self.stopping || reply_to.caller.is_gone() {
             return None;
         }
@@ -153,15 +164,15 @@ impl<E: Env> Worker<E> {
             return;
         }
         let wait = match &answer.result {
-            Err(Refusal::NotReady) => Some(NOT_READY_RETRY_MS),
-            Err(Refusal::Overloaded { retry_after_ms }) => Some(*retry_after_ms),
+            Err(Refusal::NotReady) => Some(NOT_READY_RETRY),
+            Err(Refusal::Overloaded { retry_after }) => Some((*retry_after).into()),
             _ => None,
         };
         if let Some(wait) = wait
             && let Some(call) = self.calls.find(answer.token).and_then(Option::as_mut)
             && let Some((shard, input)) = call.again.clone()
         {
-            let at = now.plus_millis(wait);
+            let at = now.plus(wait);
             if at < call.reply_to.deadline {
                 self.last_retry += 1;
                 self.retries.insert((at, self.last_retry), (answer.token, shard, input));
@@ -173,7 +184,7 @@ impl<E: Env> Worker<E> {
         self.turn[service].refusals += u64::from(answer.result.is_err());
         if let Some(call) = self.calls.close(answer.token) {
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
-            call.reply_to.caller.answer(Ok(answer));
+            self.give_answer(now, call.reply_to.caller, Ok(answer));
         }
     }
 
@@ -194,28 +205,28 @@ impl<E: Env> Worker<E> {
                 call.refused = None;
                 self.give_to(shared, now, shard, input);
             }
-            if shared.clock.steady() >= until {
+            if Self::is_slice_over(shared, until) {
                 break;
             }
         }
         true
     }
 
-    /// Ends overdue calls from time to time; returns the time until the next search, in microseconds.
-    pub(super) fn sweep(&mut self, shared: &Shared<E>, now: Time) -> u64 {
-        let since = now.0.saturating_sub(self.sweep_at.0);
+    /// Ends overdue calls from time to time; returns the time until the next search.
+    pub(super) fn sweep(&mut self, shared: &Shared<E>, now: Time) -> Micros {
+        let since = now.since(self.sweep_at);
         if since < SWEEP {
-            return SWEEP - since;
+            return SWEEP.minus(since);
         }
         let (overdue, is_through) = self.calls.close_overdue(now);
         for call in overdue {
             // A call that waits to be repeated was not applied.
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
             let timed_out = NoAnswer::TimedOut { after: call.reply_to.timeout };
-            call.reply_to.caller.answer(call.refused.ok_or(timed_out));
+            self.give_answer(now, call.reply_to.caller, call.refused.ok_or(timed_out));
         }
         if !is_through {
-            return 0;
+            return Micros(0);
         }
         self.sweep_at = now;
         SWEEP

@@ -8,19 +8,19 @@ use crate::log::Submission;
 use crate::queries::Job;
 use crate::shared::Shared;
 use crate::steps::Step;
-use stead_core::ids::{Index, ShardId, Time};
+use stead_core::ids::{ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::records::Piece;
 use stead_core::shard::{Effect, Input};
+use stead_core::shard_replica;
 use stead_store::wal::Batch;
-
-/// A submission over this many bytes goes to the log before the end of the turn, so that the log is never idle while
-/// there is work for it.
-const BATCH_BYTES: usize = 128 << 10;
 
 impl<E: Env> Worker<E> {
     pub(super) fn perform(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
-        let mut effects = std::mem::take(&mut self.effects);
+        if !self.effects.replica.is_empty() {
+            self.perform_replica(slot);
+        }
+        let mut effects = std::mem::take(&mut self.effects.shard);
         let Slot { id: from, service, .. } = self.shards[slot as usize];
         let service = usize::from(service);
         for effect in effects.drain(..) {
@@ -33,10 +33,10 @@ impl<E: Env> Worker<E> {
                     }
                     self.batch.push(from, epoch, index, &bytes);
                     let appended = &mut self.appended[slot as usize];
-                    if appended.1 == Index(0) {
+                    if *appended == 0 {
                         self.touched.push(slot);
                     }
-                    *appended = (epoch, index);
+                    *appended += 1;
                 }
                 Effect::Deliver { to, messages, again } => {
                     self.turn[service].messages += messages.len() as u64;
@@ -51,7 +51,7 @@ impl<E: Env> Worker<E> {
                         self.queries.push(Job::new(reading, call.reply_to, &shared.memory));
                     }
                 }
-                Effect::RunTask { id, run, task, asks, alone } => {
+                Effect::RunStep { id, run, task, asks, alone } => {
                     shared.steps.push(Step { shard: from, id, run, task, asks, alone });
                 }
                 Effect::StepAllowed { id, run, allowed } => shared.steps.answer(from, id, run, allowed),
@@ -72,9 +72,20 @@ impl<E: Env> Worker<E> {
                 Effect::Active(_) => shared.shard_is_active(),
             }
         }
-        self.effects = effects;
-        if self.batch.bytes() >= BATCH_BYTES {
+        self.effects.shard = effects;
+        if self.batch.bytes() >= shared.sizes.batch_bytes {
             self.hand_on(shared, now);
+        }
+    }
+
+    /// Performs the effects of a replica besides those of its shard.
+    fn perform_replica(&mut self, slot: u32) {
+        let from = self.shards[slot as usize].id;
+        for effect in self.effects.replica.drain(..) {
+            match effect {
+                shard_replica::Effect::Leads { .. } => {}
+                other => panic!("shard {from}, whose only replica this is: {other:?}"),
+            }
         }
     }
 
@@ -97,8 +108,7 @@ impl<E: Env> Worker<E> {
         self.ticket += 1;
         let mut reached = Vec::with_capacity(self.touched.len());
         for slot in self.touched.drain(..) {
-            let (epoch, index) = std::mem::take(&mut self.appended[slot as usize]);
-            reached.push((slot, epoch, index));
+            reached.push((slot, std::mem::take(&mut self.appended[slot as usize])));
         }
         self.submitted.push_back((self.ticket, reached));
         let batch = shared.log.share(&mut self.batch);
@@ -107,9 +117,9 @@ impl<E: Env> Worker<E> {
 
     pub(super) fn hand_on(&mut self, shared: &Shared<E>, now: Time) {
         self.submit(shared, now);
-        shared.memory.change(std::mem::take(&mut self.waiting));
+        self.publish_waiting(shared);
         if !self.queries.is_empty() {
-            shared.queries.push(&mut self.queries);
+            shared.queries.push(shared, &mut self.queries);
         }
         for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
             if !inputs.is_empty() {

@@ -1,12 +1,16 @@
 //! The part that owns shards: it passes them their inputs and performs their effects. `commands.rs` performs the
-//! commands of clients, `effects.rs` the effects of shards; `snapshots.rs` hands over their snapshots in slices.
+//! commands of clients, `effects.rs` the effects of shards; `native.rs` takes calls from the network and answers them;
+//! `snapshots.rs` hands over their snapshots in slices.
 //!
 //! Decides nothing about the protocol. Each turn takes all work that has arrived, and passes on its results at the end:
-//! one submission to the log, and one batch of messages to each other worker.
+//! a submission to the log, and a batch of messages to each other worker; much work is passed on earlier.
 
 mod commands;
 mod effects;
+mod native;
 mod snapshots;
+#[cfg(test)]
+mod tests;
 
 use crate::bell::Bell;
 use crate::calls::Calls;
@@ -15,71 +19,76 @@ use crate::env::{Env, Watch};
 use crate::events;
 use crate::guarded::Guarded;
 use crate::inbox::Command;
+use crate::native::{Native, Recipient};
 use crate::part::{Part, Turned};
 use crate::queries::Job;
-use crate::reply::Caller;
 use crate::shared::Shared;
 use snapshots::Draining;
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
-use std::sync::atomic::Ordering;
 use stead_core::clock::Now;
-use stead_core::commit_tracker::EpochConfig;
 use stead_core::handler::Handler;
-use stead_core::ids::{CallToken, Epoch, Index, ShardId, Time};
-use stead_core::shard::{Effect, Input, Shard};
+use stead_core::ids::{CallToken, Micros, ShardId, Time};
+use stead_core::replication::epoch::EpochRecord;
+use stead_core::shard::{Input, Shard};
+use stead_core::shard_replica::{self, Effects, ShardReplica};
 use stead_core::shrink;
 use stead_store::wal::Batch;
 
 /// Change of the waiting bytes that is published in the account of the node's memory at once.
 const WAITING_BYTES: i64 = 4096;
-/// Maximum time of each part of a turn, in microseconds: stored entries, commands, calls that are retried, ticks, and
+/// Maximum time of each part of a turn: stored entries, commands, calls that are retried, ticks, and
 /// inputs from other shards. Only a single call of a handler takes longer.
-const SLICE: u64 = 1_000;
+const SLICE: Micros = Micros::from_millis(1);
 /// Number of inputs whose records are prefetched together before they are handled.
 const AHEAD: usize = 16;
-/// The interval at which a worker checks whether the log has caught up, in milliseconds.
-const PRESSED_LOOK_MS: u64 = 2;
-/// Longest sleep of a worker in microseconds, so that its shards notice a jump of the wall clock.
-const CLOCK_LOOK: u64 = 1_000_000;
-/// Change of the wall clock against the steady one that shards follow, in microseconds: 10 ms.
-const CLOCK_CHANGE: u64 = 10_000;
-/// Change of the wall clock that is logged, in microseconds: 10 s.
-const CLOCK_JUMP: u64 = 10_000_000;
+/// The interval at which a worker checks whether the log has caught up.
+const PRESSED_LOOK: Micros = Micros::from_millis(2);
+/// Longest sleep of a worker, so that its shards notice a jump of the wall clock.
+const CLOCK_LOOK: Micros = Micros::from_secs(1);
+/// Change of the wall clock against the steady one that shards follow: 10 ms.
+const CLOCK_CHANGE: Micros = Micros::from_millis(10);
+/// Change of the wall clock that is logged: 10 s.
+const CLOCK_JUMP: Micros = Micros::from_secs(10);
+
+/// The receiver of an answer, in this process or over the network.
+type Asker<E> = Recipient<<E as Env>::Caller>;
 
 /// The part that owns shards: see [`Part`].
 pub struct Worker<E: Env> {
     number: usize,
+    /// Its connections to clients, if the node listens.
+    native: Option<Box<Native>>,
     shards: Vec<Slot>,
     /// The slots whose deadline may have changed.
     moved: Vec<u32>,
     code: Guarded<E>,
     /// By shard number, the position in `shards` if the shard is here.
     slots: Vec<Option<u32>>,
-    intake: Intake<E::Caller>,
+    intake: Intake<Asker<E>>,
     /// Commands that were received and not performed yet.
-    commands: VecDeque<Command<E::Caller>>,
-    effects: Vec<Effect>,
+    commands: VecDeque<Command<Asker<E>>>,
+    /// Empty between two inputs.
+    effects: Effects,
     /// Inputs from other shards for this worker's shards, in the order of their arrival.
     local: VecDeque<(ShardId, Input)>,
     /// By worker, the inputs for its shards.
     outgoing: Vec<Vec<(ShardId, Input)>>,
     /// Queries that their shards have released.
-    queries: Vec<Job<E::Caller>>,
+    queries: Vec<Job<Asker<E>>>,
     batch: Batch,
     /// Maximum number of bytes of a batch that the log accepts.
     batch_max: usize,
-    /// The last entry in `batch`, by slot; `touched` names the slots.
-    appended: Vec<(Epoch, Index)>,
+    /// The number of records in `batch`, by slot; `touched` names the slots.
+    appended: Vec<usize>,
     touched: Vec<u32>,
     ticket: u64,
-    submitted: VecDeque<(u64, Vec<(u32, Epoch, Index)>)>,
-    /// By slot, the end of the log's durable entries that was not reported to the shard yet; `stored` names the slots.
-    stored_upto: Vec<(Epoch, Index)>,
+    submitted: VecDeque<(u64, Vec<(u32, usize)>)>,
+    /// The slots with durable records that were not reported to the replica yet, or with more to leave.
     stored: VecDeque<u32>,
     /// The slot at which the next search for due ticks begins.
     tick_from: u32,
-    calls: Calls<E::Caller>,
+    calls: Calls<Asker<E>>,
     /// Calls to be retried, with their tokens: by time, then in the order of their refusals.
     retries: BTreeMap<(Time, u64), (CallToken, ShardId, Input)>,
     last_retry: u64,
@@ -88,8 +97,8 @@ pub struct Worker<E: Env> {
     /// Bytes that are not yet published in the account of the node's memory: of entries that wait for the log, of
     /// messages in outboxes, and of calls.
     waiting: [i64; 3],
-    /// The longest turn so far, in microseconds.
-    longest_hold: u64,
+    /// The longest turn so far.
+    longest_hold: Micros,
     draining: VecDeque<Draining>,
     /// The wall clock when the turn began.
     wall: Time,
@@ -112,9 +121,13 @@ struct Intake<C> {
 struct Slot {
     id: ShardId,
     service: u16,
-    shard: Shard,
-    /// The epoch in which this life leads it.
-    epoch: Epoch,
+    replica: ShardReplica,
+    /// The epoch that it leads from the first turn on.
+    leads: Option<Box<EpochRecord>>,
+    /// The number of its durable records that were not reported to it yet.
+    durable: usize,
+    /// Whether it is in [`Worker::stored`].
+    is_stored: bool,
     /// The deadline at the last [`Worker::renew_deadlines`].
     deadline: Option<Time>,
     /// Whether the shard has handled an input since then.
@@ -141,24 +154,24 @@ impl<E: Env> Worker<E> {
     pub(crate) fn new(
         shared: &Shared<E>,
         number: usize,
-        shards: Vec<(Shard, Epoch)>,
+        replicas: Vec<(ShardReplica, Box<EpochRecord>)>,
         code: Guarded<E>,
         batch_max: usize,
     ) -> Self {
         let mut slots = vec![None; shared.topology.shard_count() as usize];
-        for (at, (shard, _)) in shards.iter().enumerate() {
-            slots[shard.state().shard().0 as usize] = Some(at as u32);
-        }
-        let shards: Vec<Slot> = shards
-            .into_iter()
-            .map(|(shard, epoch)| {
-                let id = shard.state().shard();
-                let service = shared.topology.service_of(id).expect("a shard is made for its topology").0;
+        let shards: Vec<Slot> = (0..)
+            .zip(replicas)
+            .map(|(at, (replica, record))| {
+                let id = replica.shard_id();
+                let service = shared.topology.service_of(id).expect("a replica is made for its topology").0;
+                slots[id.0 as usize] = Some(at);
                 Slot {
                     id,
                     service,
-                    shard,
-                    epoch,
+                    replica,
+                    leads: Some(record),
+                    durable: 0,
+                    is_stored: false,
                     deadline: None,
                     is_moved: false,
                     looks_at_clock: false,
@@ -169,10 +182,10 @@ impl<E: Env> Worker<E> {
         let turn = shared.topology.services().iter().map(|_| Turn::default()).collect();
         let wall = shared.clock.wall();
         Self {
+            native: None,
             wall,
             wall_ahead: ahead(wall, shared.clock.steady()),
-            appended: vec![(Epoch(0), Index(0)); shards.len()],
-            stored_upto: vec![(Epoch(0), Index(0)); shards.len()],
+            appended: vec![0; shards.len()],
             stored: VecDeque::new(),
             tick_from: 0,
             outgoing: (0..shared.inboxes.len()).map(|_| Vec::new()).collect(),
@@ -184,7 +197,7 @@ impl<E: Env> Worker<E> {
             queries: Vec::new(),
             intake: Intake { durable: 0, commands: Vec::new(), inputs: Vec::new() },
             commands: VecDeque::new(),
-            effects: Vec::new(),
+            effects: Effects::default(),
             local: VecDeque::new(),
             batch: Batch::new(),
             batch_max,
@@ -196,7 +209,7 @@ impl<E: Env> Worker<E> {
             last_retry: 0,
             sweep_at: shared.clock.steady(),
             waiting: [0; 3],
-            longest_hold: 0,
+            longest_hold: Micros(0),
             draining: VecDeque::new(),
             is_started: false,
             stopping: false,
@@ -204,18 +217,31 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Returns the shards that it owns.
+    /// Returns the shards that it leads: none before its first turn.
     pub fn shards(&self) -> impl Iterator<Item = &Shard> {
-        self.shards.iter().map(|slot| &slot.shard)
+        self.shards.iter().filter_map(|slot| slot.replica.shard())
     }
 
-    /// Starts the shards.
+    /// Returns the replicas of shards that it owns.
+    pub fn replicas(&self) -> impl Iterator<Item = &ShardReplica> {
+        self.shards.iter().map(|slot| &slot.replica)
+    }
+
+    /// Returns the number of its submissions to the log so far.
+    #[must_use]
+    pub fn submissions(&self) -> u64 {
+        self.ticket
+    }
+
+    /// Makes the replicas lead.
     fn start(&mut self, shared: &Shared<E>, now: Time) {
         self.wall = shared.clock.wall();
         self.wall_ahead = ahead(self.wall, now);
         for slot in 0..self.shards.len() as u32 {
-            let config = EpochConfig::single(self.shards[slot as usize].epoch, shared.node);
-            self.give(shared, now, slot, Input::Start(config));
+            if let Some(record) = self.shards[slot as usize].leads.take() {
+                let lead = shard_replica::Input::Lead { record, learners: Vec::new() };
+                self.give_replica(shared, now, slot, lead);
+            }
         }
         self.hand_on(shared, now);
     }
@@ -232,13 +258,14 @@ impl<E: Env> Worker<E> {
     }
 
     /// Does the work that has arrived, and passes on its results; returns whether there was any, and the time until the
-    /// next search for overdue calls in microseconds.
-    fn work(&mut self, shared: &Shared<E>, now: Time) -> (bool, u64) {
+    /// next search for overdue calls.
+    fn work(&mut self, shared: &Shared<E>, now: Time) -> (bool, Micros) {
         self.receive(shared);
         self.wall = shared.clock.wall();
         self.look_at_clock(now);
         // Each of these ends with its slice: the rest waits for the next turn, so that none delays the others.
-        let mut busy = self.take_stored(shared, now);
+        let mut busy = self.take_calls(shared, now);
+        busy |= self.take_stored(shared, now);
         busy |= self.perform_commands(shared, now);
         busy |= self.retry(shared, now);
         // While the log is far behind no handler may begin, and only stored entries matter.
@@ -252,30 +279,32 @@ impl<E: Env> Worker<E> {
         busy |= self.drain_snapshots(shared);
         let sweep_in = self.sweep(shared, now);
         self.hand_on(shared, now);
+        self.send_answers(now);
         (busy, sweep_in)
     }
 
     /// Returns the time until which nothing is left to do, as far as is known.
-    fn idle_until(&mut self, shared: &Shared<E>, now: Time, sweep_in: u64) -> Option<Time> {
+    fn idle_until(&mut self, shared: &Shared<E>, now: Time, sweep_in: Micros) -> Option<Time> {
         self.shrink();
         self.renew_deadlines();
         let is_pressed = shared.memory.is_pressed();
         let deadline = self.shards.iter().filter_map(|slot| slot.deadline).min();
         let deadline = deadline.filter(|_| !self.stopping && !is_pressed);
         let retry = self.retries.first_key_value().map(|((at, _), _)| *at);
-        let sweep = (!self.calls.is_empty()).then(|| now.plus_micros(sweep_in));
-        let look = Some(now.plus_micros(CLOCK_LOOK));
+        let sweep = (!self.calls.is_empty()).then(|| now.plus(sweep_in));
+        let look = Some(now.plus(CLOCK_LOOK));
         // The log may be behind because of another worker's entries. Inputs that were left because of that wait here,
         // even if the log has caught up since.
-        let pressed = (is_pressed || !self.local.is_empty()).then(|| now.plus_millis(PRESSED_LOOK_MS));
-        [deadline, retry, sweep, look, pressed].into_iter().flatten().min()
+        let pressed = (is_pressed || !self.local.is_empty()).then(|| now.plus(PRESSED_LOOK));
+        let network = self.native.as_ref().map(|native| native.due());
+        [deadline, retry, sweep, look, pressed, network].into_iter().flatten().min()
     }
 
     /// Lets the shards look at the wall clock if it has jumped or drifted since they last did, because their timers are
     /// then due at other times.
     fn look_at_clock(&mut self, now: Time) {
         let wall_ahead = ahead(self.wall, now);
-        let change = wall_ahead.abs_diff(self.wall_ahead);
+        let change = Micros(wall_ahead.abs_diff(self.wall_ahead));
         if change < CLOCK_CHANGE {
             return;
         }
@@ -294,9 +323,14 @@ impl<E: Env> Worker<E> {
 
     fn begin_slice(&mut self, shared: &Shared<E>) -> Time {
         let now = shared.clock.steady();
-        let until = now.plus_micros(SLICE);
+        let until = now.plus(SLICE);
         self.code.begin_slice(now, until);
         until
+    }
+
+    /// Whether a slice that lasts until a time is over: also if the node has ended within it.
+    fn is_slice_over(shared: &Shared<E>, until: Time) -> bool {
+        shared.is_ended() || shared.clock.steady() >= until
     }
 
     /// Releases the memory of a burst once it is over.
@@ -310,8 +344,8 @@ impl<E: Env> Worker<E> {
         if self.intake.inputs.capacity() > KEPT {
             self.intake.inputs.shrink_to(KEPT);
         }
-        if self.effects.capacity() > KEPT {
-            self.effects.shrink_to(KEPT);
+        if self.effects.shard.capacity() > KEPT {
+            self.effects.shard.shrink_to(KEPT);
         }
         for inputs in &mut self.outgoing {
             if inputs.capacity() > KEPT {
@@ -332,9 +366,15 @@ impl<E: Env> Worker<E> {
     }
 
     fn give(&mut self, shared: &Shared<E>, now: Time, slot: u32, input: Input) {
-        let Self { shards, code, effects, moved, wall, .. } = self;
-        let Slot { shard, is_moved, published, .. } = &mut shards[slot as usize];
-        if input.is_admitted() {
+        // A handler of this turn may have ended the node, whose data may already have another owner.
+        if shared.is_ended() {
+            return;
+        }
+        let Self { shards, code, effects, wall, .. } = self;
+        let replica = &mut shards[slot as usize].replica;
+        if input.is_admitted()
+            && let Some(shard) = replica.shard_mut()
+        {
             shard.set_crowded(shared.memory.is_over());
         }
         // The inbox has counted its bytes; from now on its shard counts them.
@@ -342,16 +382,34 @@ impl<E: Env> Worker<E> {
             Input::TaskStep { outcome, .. } => outcome.bytes() as i64,
             _ => 0,
         };
-        shared.watch.input(shard, &input);
-        shard.handle(Now { steady: now, wall: *wall }, input, code as &mut dyn Handler, effects);
-        shared.watch.effects(shard, effects);
-        let uncommitted = shard.uncommitted_bytes() + shard.answer_bytes();
-        let outboxes = shard.state().outbox_bytes() + shard.outcome_bytes();
-        let bytes = (uncommitted as i64, outboxes as i64, shard.query_bytes() as i64);
+        let code: &mut dyn Handler = code;
+        replica.handle_shard(Now { steady: now, wall: *wall }, input, code, effects);
+        self.handled(shared, now, slot, left_inbox);
+    }
+
+    fn give_replica(&mut self, shared: &Shared<E>, now: Time, slot: u32, input: shard_replica::Input) {
+        // As in `give`.
+        if shared.is_ended() {
+            return;
+        }
+        let Self { shards, code, effects, wall, .. } = self;
+        let code: &mut dyn Handler = code;
+        shards[slot as usize].replica.handle(Now { steady: now, wall: *wall }, input, code, effects);
+        self.handled(shared, now, slot, 0);
+    }
+
+    /// Performs the effects of an input that a replica has handled, which has taken so many bytes from the inbox.
+    fn handled(&mut self, shared: &Shared<E>, now: Time, slot: u32, left_inbox: i64) {
+        let Slot { replica, is_moved, published, .. } = &mut self.shards[slot as usize];
+        let bytes = replica.shard().map_or((0, 0, 0), |shard| {
+            let uncommitted = shard.uncommitted_bytes() + shard.answer_bytes();
+            let outboxes = shard.state().outbox_bytes() + shard.outcome_bytes();
+            (uncommitted as i64, outboxes as i64, shard.query_bytes() as i64)
+        });
         let before = std::mem::replace(published, bytes);
         shared.memory.change_queries(bytes.2 - before.2);
         if !std::mem::replace(is_moved, true) {
-            moved.push(slot);
+            self.moved.push(slot);
         }
         // Before the effects are performed: a client that gets its answer must find the space that its call has
         // released.
@@ -365,8 +423,15 @@ impl<E: Env> Worker<E> {
             *waiting += more;
         }
         if self.waiting.iter().any(|bytes| bytes.abs() >= WAITING_BYTES) {
-            shared.memory.change(std::mem::take(&mut self.waiting));
+            self.publish_waiting(shared);
         }
+    }
+
+    /// Publishes the noted bytes in the node's account.
+    fn publish_waiting(&mut self, shared: &Shared<E>) {
+        let mut bytes = std::mem::take(&mut self.waiting);
+        shared.watch.account(&mut bytes);
+        shared.memory.change(bytes);
     }
 
     /// Handles inputs from other shards, for a while; returns whether there were any.
@@ -378,8 +443,10 @@ impl<E: Env> Worker<E> {
         while !self.local.is_empty() {
             // The records that they need are in no cache: prefetched together, they are fetched in parallel.
             for (shard, input) in self.local.iter().take(AHEAD) {
-                if let Some(slot) = self.slot(*shard) {
-                    self.shards[slot as usize].shard.look_ahead(input);
+                if let Some(slot) = self.slot(*shard)
+                    && let Some(shard) = self.shards[slot as usize].replica.shard()
+                {
+                    shard.look_ahead(input);
                 }
             }
             for _ in 0..AHEAD {
@@ -391,20 +458,21 @@ impl<E: Env> Worker<E> {
             }
             shrink::release_spare(&mut self.local);
             // A worker that stops drops the remaining inputs.
-            if !self.stopping && (self.code.is_over() || shared.clock.steady() >= until) {
+            if !self.stopping && (self.code.is_over() || Self::is_slice_over(shared, until)) {
                 break;
             }
         }
         true
     }
 
-    /// Reports to the shards which of their entries are durable, for a while; returns whether there were any.
+    /// Reports to the replicas how many of their records are durable, for a while; returns whether there were any.
     fn take_stored(&mut self, shared: &Shared<E>, now: Time) -> bool {
         let durable = self.intake.durable;
         while let Some((_, reached)) = self.submitted.pop_front_if(|(ticket, _)| *ticket <= durable) {
-            for (slot, epoch, index) in reached {
-                let upto = std::mem::replace(&mut self.stored_upto[slot as usize], (epoch, index));
-                if upto.1 == Index(0) {
+            for (slot, records) in reached {
+                let Slot { durable, is_stored, .. } = &mut self.shards[slot as usize];
+                *durable += records;
+                if !std::mem::replace(is_stored, true) {
                     self.stored.push_back(slot);
                 }
             }
@@ -414,13 +482,16 @@ impl<E: Env> Worker<E> {
         }
         let until = self.begin_slice(shared);
         while let Some(slot) = self.stored.pop_front() {
-            let (epoch, upto) = std::mem::take(&mut self.stored_upto[slot as usize]);
-            self.give(shared, now, slot, Input::Stored { member: shared.node, epoch, upto });
-            if self.shards[slot as usize].shard.is_behind() {
-                self.stored_upto[slot as usize] = (epoch, upto);
+            let Slot { durable, is_stored, .. } = &mut self.shards[slot as usize];
+            let records = std::mem::take(durable);
+            *is_stored = false;
+            self.give_replica(shared, now, slot, shard_replica::Input::Durable(records));
+            let Slot { replica, is_stored, .. } = &mut self.shards[slot as usize];
+            if replica.shard().is_some_and(Shard::is_behind) {
+                *is_stored = true;
                 self.stored.push_back(slot);
             }
-            if shared.clock.steady() >= until {
+            if Self::is_slice_over(shared, until) {
                 break;
             }
         }
@@ -430,8 +501,8 @@ impl<E: Env> Worker<E> {
     /// Reads the deadlines of the shards that have handled inputs: once for all their inputs.
     fn renew_deadlines(&mut self) {
         for slot in self.moved.drain(..) {
-            let Slot { shard, deadline, is_moved, .. } = &mut self.shards[slot as usize];
-            *deadline = shard.deadline();
+            let Slot { replica, deadline, is_moved, .. } = &mut self.shards[slot as usize];
+            *deadline = replica.deadline();
             *is_moved = false;
         }
     }
@@ -447,8 +518,8 @@ impl<E: Env> Worker<E> {
                 continue;
             }
             let until = *until.get_or_insert_with(|| self.begin_slice(shared));
-            self.give(shared, now, slot, Input::Tick);
-            if shared.clock.steady() >= until {
+            self.give_replica(shared, now, slot, shard_replica::Input::Tick);
+            if Self::is_slice_over(shared, until) {
                 self.tick_from = (slot + 1) % slots;
                 break;
             }
@@ -459,10 +530,16 @@ impl<E: Env> Worker<E> {
     /// Answers the calls that still wait with the reason for the node's end.
     fn end(&mut self, shared: &Shared<E>) {
         let reason = shared.end_reason();
-        for call in self.calls.drain() {
-            call.reply_to.caller.answer(Err(reason.clone()));
+        let waiting: Vec<_> = self.calls.drain().collect();
+        let now = shared.now();
+        for call in waiting {
+            self.give_answer(now, call.reply_to.caller, Err(reason.clone()));
         }
-        shared.workers_running.fetch_sub(1, Ordering::SeqCst);
+        self.send_answers(now);
+        // Closed at once after a failure or a kill.
+        if let (Some(native), false) = (self.native.take(), shared.is_ended()) {
+            shared.keep_connections(*native);
+        }
         shared.inboxes[self.number].close();
     }
 }
@@ -479,12 +556,30 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
         if self.submitted.is_empty() { shared.spins_idle } else { shared.spins_waiting }
     }
 
+    fn attach(&self, shared: &Shared<E>) {
+        match &self.native {
+            None => self.bell(shared).attach(),
+            Some(native) => self.bell(shared).attach_to(native.wake()),
+        }
+    }
+
+    fn sleep(&mut self, shared: &Shared<E>, now: Time, until: Option<Time>) {
+        let spins = self.spins(shared);
+        let bell = &shared.inboxes[self.number].bell;
+        match &mut self.native {
+            None => bell.park(now, until, spins),
+            Some(native) => bell.sleep(now, until, spins, |time| native.wait(time)),
+        }
+    }
+
     fn turn(&mut self, shared: &Shared<E>, now: Time) -> Result<Turned, Infallible> {
-        if !std::mem::replace(&mut self.is_started, true) {
+        if !self.is_started && !shared.is_ended() {
+            self.is_started = true;
             self.start(shared, now);
             return Ok(Turned::Again);
         }
-        let is_done = self.submitted.is_empty() && self.stored.is_empty() && self.batch.is_empty();
+        // Each turn has submitted its batch.
+        let is_done = self.submitted.is_empty() && self.stored.is_empty();
         // If a handler on this thread stopped the node, the stop has ended without waiting for this thread.
         if shared.is_ended() || (self.stopping && is_done) {
             self.end(shared);
@@ -492,10 +587,10 @@ impl<E: Env> Part<Shared<E>> for Worker<E> {
         }
         self.code.probe().step_turn();
         let (busy, sweep_in) = self.work(shared, now);
-        let hold = shared.clock.steady().0.saturating_sub(now.0);
+        let hold = shared.clock.steady().since(now);
         if hold > self.longest_hold {
             self.longest_hold = hold;
-            shared.counters.worker_hold_micros.raise(hold);
+            shared.counters.worker_hold_micros.raise(hold.0);
         }
         self.code.probe().step_turn();
         Ok(if busy { Turned::Again } else { Turned::Until(self.idle_until(shared, now, sweep_in)) })

@@ -1,6 +1,5 @@
 //! Effects that must happen by themselves: a timer fires once it is due, a session and a key end once they have
-//! expired, and
-//! not before.
+//! expired, and not before.
 
 use super::Model;
 use crate::violation::Violation;
@@ -72,14 +71,14 @@ impl Model {
 
     /// Compares an entry's effect on sessions with their use. The entry is not folded yet.
     pub(super) fn check_sessions(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Violation> {
-        let session_life = self.session_life;
         let shadow = self.shadow(shard);
+        let session_life = shadow.session_life;
         let index = entry.index;
         let bad = |what: String| Err(Violation::new(7, format!("shard {shard}: entry {index} {what}")));
-        let served = shadow.fold.position().served().plus_micros(entry.served.unwrap_or(0));
+        let served = shadow.fold.position().served().plus(entry.served.unwrap_or_default());
         if let Cause::OpenSession { session, ttl, .. } | Cause::Request { session, ttl, .. } = &entry.cause {
-            if ttl.0 != session_life {
-                return bad(format!("lets session {session} live for {} µs, which is {session_life}", ttl.0));
+            if *ttl != session_life {
+                return bad(format!("lets session {session} live for {ttl}, which is {session_life}"));
             }
             shadow.sessions.used.insert(*session, served);
         }
@@ -91,7 +90,7 @@ impl Model {
             let Some(value) = &write.value else {
                 // A use counts from half of the life on.
                 let used = shadow.sessions.used.remove(&id).unwrap_or_default();
-                if used.plus_micros(session_life / 2) > served {
+                if used.plus(session_life.half()) > served {
                     return bad(format!("ends session {id} at {served:?}, which was used at {used:?}"));
                 }
                 continue;

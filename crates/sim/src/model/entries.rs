@@ -1,6 +1,6 @@
 //! The checks of each entry: when it is given to the log, and when it is known to be synced.
 
-use super::{Model, Sent, hash_call};
+use super::{Model, Sent, hash_call, records_of};
 use crate::violation::Violation;
 use crate::workload::Workload;
 use std::collections::BTreeMap;
@@ -89,6 +89,15 @@ impl Model {
         self.check_time(shard, &entry)?;
         self.check_entry(shard, &entry)?;
         self.check_sessions(shard, &entry)?;
+        if entry.cause == Cause::Delete {
+            let fold = &self.shards[shard.0 as usize].fold;
+            let records: Vec<_> = entry
+                .writes
+                .iter()
+                .filter_map(|write| Some((write.key.clone(), fold.records().get(&write.key)?.clone())))
+                .collect();
+            workload.deleted(shard, &entry, &records).map_err(|s| Violation::parse(&s))?;
+        }
         workload.committed(shard, &entry).map_err(|s| Violation::parse(&s))?;
         let marker = match entry.cause {
             Cause::Marker { colour } => Some(colour.number()),
@@ -123,8 +132,8 @@ impl Model {
 
     /// Compares the times in an entry with the clocks of the world.
     fn check_time(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Violation> {
-        let key_life = self.key_life;
         let shadow = self.shadow(shard);
+        let key_life = shadow.key_life;
         let bad =
             |what: String| Err(Violation::new(7, format!("shard {shard}: entry {} {what}", entry.index)));
         let Some(&now) = shadow.made.get(&entry.index) else { return bad("was never made".to_owned()) };
@@ -132,19 +141,17 @@ impl Model {
         if entry.time < last {
             return bad(format!("is of {:?} after {last:?}", entry.time));
         }
-        shadow.served += entry.served.unwrap_or(0);
-        if shadow.served > now {
-            return bad(format!("says that {} µs were served in {now}", shadow.served));
+        shadow.served = shadow.served.plus(entry.served.unwrap_or_default());
+        if shadow.served.0 > now {
+            return bad(format!("says that {} were served in {now}", shadow.served));
         }
         if let (Cause::Idempotent { .. }, Some(identity)) =
             (&entry.cause, entry.cause.identity(&entry.process))
             && let Some(first) = shadow.keyed.insert(identity, now)
-            && now - first < key_life
+            && now - first < key_life.0
         {
             let age = now - first;
-            return bad(format!(
-                "applies a request again after {age} of the {key_life} µs that its key lives"
-            ));
+            return bad(format!("applies a request again after {age} of the {key_life} that its key lives"));
         }
         Ok(())
     }
@@ -162,7 +169,7 @@ impl Model {
         if entry.cause.identity(&entry.process).is_some_and(|identity| shadow.refused.contains(&identity)) {
             return bad(7, format!("applies {:?}, which was refused for good", entry.cause));
         }
-        let served = shadow.fold.position().served().plus_micros(entry.served.unwrap_or(0));
+        let served = shadow.fold.position().served().plus(entry.served.unwrap_or_default());
         match &entry.cause {
             Cause::Request { session, number, .. } => {
                 let open = shadow.fold.session(*session);
@@ -247,6 +254,14 @@ impl Model {
                     if let Some(at) = expires.filter(|at| *at > served) {
                         return bad(7, format!("forgets {key:?} at {served:?}, which lives until {at:?}"));
                     }
+                }
+            }
+            Cause::Delete => {
+                let own = records_of(&shadow.fold, &entry.process);
+                let other = entry.writes.iter().find(|w| w.value.is_some() || !own.contains(&w.key));
+                if other.is_some() || entry.writes.is_empty() || !entry.sends.is_empty() {
+                    let process = &entry.process;
+                    return bad(7, format!("deletes process {process}, and {other:?}, which is not of it"));
                 }
             }
             Cause::Ack { trims } => {

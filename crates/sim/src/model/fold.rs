@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use stead_core::blob::Blob;
 use stead_core::channel::{Message, Outbox};
 use stead_core::entry::{Cause, Entry, Trim};
-use stead_core::ids::{Micros, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId};
+use stead_core::ids::{Index, Micros, RequestNumber, Seq, Served, SessionId, ShardId, TaskId, Time, TimerId};
 use stead_core::record::{
     AttemptRecord, DeadLetter, IdempotencyRecord, Kind, Pending, RecordKey, SessionRecord, TaskRecord,
     TimerRecord, decode_value, encode_value,
@@ -76,6 +76,24 @@ impl Fold {
         }
     }
 
+    /// Creates a shard without contents at a position.
+    pub(super) fn at(shard: ShardId, position: Position) -> Self {
+        Self { position, ..Self::new(shard) }
+    }
+
+    /// Moves a shard without entries of its own to the entry after which it begins.
+    pub(super) fn begin_at(&mut self, index: Index) {
+        self.position.index = index;
+    }
+
+    /// Adds a message to a channel, under the channel's next number and at the shard's position.
+    pub(super) fn enqueue(&mut self, to: ShardId, message: &Message) {
+        let Position { epoch, index, .. } = self.position;
+        let outbox = self.outboxes.entry(to).or_default();
+        outbox.messages.push_back(Message { seq: outbox.next, epoch, index, ..message.clone() });
+        outbox.next = outbox.next.next();
+    }
+
     /// Creates a shard that continues from a state.
     pub(crate) fn of(state: &State) -> Self {
         let Header { shard, position, outboxes, received, .. } = state.header();
@@ -94,7 +112,7 @@ impl Fold {
         self.position.epoch = entry.epoch;
         self.position.time = last.time.max(entry.time);
         if let Some(served) = entry.served {
-            self.position.served = Some(last.served().plus_micros(served));
+            self.position.served = Some(last.served().plus(served));
         }
         // An answered request has not ended the process.
         if let Some(identity) = entry.cause.identity(&entry.process) {
@@ -181,7 +199,7 @@ impl Fold {
         let kept: usize =
             replies().map(|(key, value)| key.as_bytes().len() + value.len() + RECORD_WEIGHT).sum();
         let forgets = steps >= CONFIRM_STEP || (steps > 0 && kept >= SESSION_KEPT);
-        if !forgets && session.expires >= served.plus_micros(ttl.0 / 2) {
+        if !forgets && session.expires >= served.plus(ttl.half()) {
             return;
         }
         let is_confirmed = |key: &RecordKey| key.request_number() <= Some(confirmed);
@@ -209,7 +227,7 @@ impl Fold {
         }
     }
 
-    fn put(&mut self, key: RecordKey, value: Blob) {
+    pub(crate) fn put(&mut self, key: RecordKey, value: Blob) {
         self.take(&key);
         self.sum = self.sum.wrapping_add(hash_record(&key, &value));
         self.timers.extend(timer(&key, &value));
@@ -231,7 +249,7 @@ impl Fold {
         }
     }
 
-    fn take(&mut self, key: &RecordKey) -> Option<Blob> {
+    pub(crate) fn take(&mut self, key: &RecordKey) -> Option<Blob> {
         let old = self.records.remove(key)?;
         self.sum = self.sum.wrapping_sub(hash_record(key, &old));
         if let Some(timer) = timer(key, &old) {

@@ -64,7 +64,7 @@ impl Model {
                     return early(format!("a query leaves, which saw entry {},", reading.index));
                 }
             }
-            Effect::RunTask { id, task, .. } => self.check_task(shard, *id, task)?,
+            Effect::RunStep { id, task, .. } => self.check_task(shard, *id, task)?,
             Effect::StepAllowed { .. } | Effect::WantsTurn(_) | Effect::EndsTurn(_) => {}
             Effect::MarkerCommitted(colour) => {
                 if *colour > state.position().colour {

@@ -6,12 +6,14 @@ mod due;
 mod entries;
 mod fold;
 mod leaving;
+mod restored;
 mod seen;
 
-pub(crate) use cuts::{check_channels, copy, differ, with_header};
+pub(crate) use cuts::{check_channels, copy, difference, with_header};
 pub(crate) use due::LATE_MAX;
 pub(crate) use fold::Fold;
-pub(crate) use seen::Seen;
+pub(crate) use restored::Wanted;
+pub(crate) use seen::{Seen, records_in, records_of};
 
 use crate::violation::Violation;
 use crate::workload::Workload;
@@ -43,10 +45,6 @@ pub(crate) struct Model {
     pub(crate) cuts_checked: u64,
     /// The greatest lead of any wall clock over virtual time. A shard whose clock was set back continues more slowly.
     lead: u64,
-    /// The time for which an idempotency key identifies one request, in microseconds.
-    key_life: u64,
-    /// The time for which a session lives after its last use, in microseconds.
-    session_life: u64,
     pub(crate) entries: u64,
 }
 
@@ -73,14 +71,16 @@ struct Shadow {
     /// By the identity of its retries, the virtual time at which a request with an idempotency key was last applied.
     keyed: BTreeMap<[u8; 16], u64>,
     /// The sum of the served times in the entries.
-    served: u64,
+    served: Micros,
+    /// The time for which an idempotency key identifies one request.
+    key_life: Micros,
+    /// The time for which a session lives after its last use.
+    session_life: Micros,
 }
 
 struct Sent {
     message: u64,
     payload: u64,
-    index: Index,
-    sender: Key,
     process: Key,
     colour: Colour,
 }
@@ -90,8 +90,6 @@ impl Sent {
         Self {
             message: hash_message(message),
             payload: hash_call(&message.process, &message.payload),
-            index: message.index,
-            sender: message.sender.clone(),
             process: message.process.clone(),
             colour: message.colour,
         }
@@ -107,7 +105,25 @@ pub(crate) fn hash_call(key: &str, payload: &[u8]) -> u64 {
 }
 
 impl Model {
-    pub(crate) fn new(topology: Arc<Topology>, settings: &Settings) -> Self {
+    /// `settings` are those of a service, by its place.
+    pub(crate) fn new<'a>(topology: Arc<Topology>, settings: impl Fn(usize) -> &'a Settings) -> Self {
+        let mut model = Self {
+            shards: Vec::new(),
+            topology: Arc::clone(&topology),
+            sent: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            cuts_checked: 0,
+            lead: 0,
+            entries: 0,
+        };
+        model.extend(topology, settings);
+        model
+    }
+
+    /// Begins with further shards, which a topology has more.
+    pub(crate) fn extend<'a>(&mut self, topology: Arc<Topology>, settings: impl Fn(usize) -> &'a Settings) {
+        let of = |shard| settings(usize::from(topology.service_of(shard).expect("a shard of the run").0));
         let shadow = |shard| Shadow {
             fold: Fold::new(shard),
             tail: VecDeque::new(),
@@ -120,32 +136,26 @@ impl Model {
             due: Due::default(),
             sessions: Sessions::default(),
             keyed: BTreeMap::new(),
-            served: 0,
+            served: Micros(0),
+            key_life: of(shard).idempotency_ttl,
+            session_life: of(shard).session_ttl,
         };
-        Self {
-            shards: topology.shards().map(shadow).collect(),
-            topology,
-            sent: BTreeMap::new(),
-            leaders: BTreeMap::new(),
-            cuts: BTreeMap::new(),
-            cuts_checked: 0,
-            lead: 0,
-            key_life: Micros::from_millis(settings.idempotency_ttl).0,
-            session_life: Micros::from_millis(settings.session_ttl).0,
-            entries: 0,
-        }
+        self.shards.extend(topology.shards().skip(self.shards.len()).map(shadow));
+        self.topology = topology;
     }
 
-    /// Begins from restored states. The channels are new: all messages that were sent in them are still kept.
-    pub(crate) fn adopt(&mut self, states: &[State]) {
-        for state in states {
-            let from = state.shard();
-            for (to, outbox) in state.outboxes().iter() {
+    /// Begins from the states that a restore had to make, and has stored as a checkpoint. The channels are new: all messages
+    /// that were sent in them are still kept.
+    pub(crate) fn adopt(&mut self, number: CheckpointNumber, shards: Vec<Fold>) {
+        self.cuts.insert(number, shards.iter().map(Fold::to_state).collect());
+        for fold in shards {
+            let Header { shard: from, outboxes, position, .. } = fold.header();
+            for (to, outbox) in outboxes {
                 let log = outbox.messages.iter().map(Sent::of).collect();
                 self.sent.insert((from, to), log);
             }
-            self.shadow(from).fold = Fold::of(state);
-            self.looked(state.position().time, 0);
+            self.shadow(from).fold = fold;
+            self.looked(position.time, 0);
         }
     }
 
@@ -194,6 +204,11 @@ impl Model {
         self.shadow(shard).called.insert(index, call);
     }
 
+    /// Returns the hash of the handler's call for an entry that is not folded yet.
+    pub(crate) fn call_of(&self, shard: ShardId, index: Index) -> Option<u64> {
+        self.shards[shard.0 as usize].called.get(&index).copied()
+    }
+
     /// Checks the recovered state of a shard: no synced entry may be missing, and no other entry may exist.
     pub(crate) fn recovered(&mut self, found: &State, workload: &mut dyn Workload) -> Result<(), Violation> {
         let shard = found.shard();
@@ -230,7 +245,7 @@ impl Model {
             return Ok(());
         }
         let index = found.position().index;
-        let differs = differ(&known.to_state(), found);
+        let differs = difference(&known.to_state(), found).unwrap_or_else(|| "sums".to_owned());
         let what = format!("shard {shard}: at {index} its state is not that of its entries: {differs}");
         Err(Violation::new(2, what))
     }

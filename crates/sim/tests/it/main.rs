@@ -12,16 +12,12 @@ fn config(seed: u64) -> Config {
     Config { seed, events: 1000, bug: None, trace: false }
 }
 
+/// Fixed seeds that hold, and more of them while a rare mark is missing: what a seed draws changes with the profile.
 #[test]
 fn fixed_seeds_hold_and_reach_what_is_rare() {
-    let mut marks = Marks::default();
-    for seed in 501..=524 {
-        match run(config(seed)) {
-            Ok(report) => marks.add(&report.marks),
-            Err(failure) => panic!("{failure}"),
-        }
-    }
-    let common = [
+    const SEEDS: std::ops::Range<u64> = 501..525;
+    const FURTHER_MAX: u64 = 200;
+    let rare = [
         Mark::PowerCut,
         Mark::ProcessKilled,
         Mark::CheckpointDone,
@@ -37,9 +33,20 @@ fn fixed_seeds_hold_and_reach_what_is_rare() {
         Mark::Restored,
         Mark::Resharded,
     ];
-    for mark in common {
-        assert!(marks.count(mark) > 0, "24 seeds without: {}\n{marks}", mark.text());
+    let mut marks = Marks::default();
+    for seed in SEEDS.start..SEEDS.end + FURTHER_MAX {
+        match run(config(seed)) {
+            Ok(report) => marks.add(&report.marks),
+            Err(failure) => panic!("{failure}"),
+        }
+        if seed + 1 >= SEEDS.end && rare.iter().all(|mark| marks.count(*mark) > 0) {
+            println!("all marks are reached up to seed {seed}");
+            return;
+        }
     }
+    let missing: Vec<_> =
+        rare.iter().filter(|mark| marks.count(**mark) == 0).map(|mark| mark.text()).collect();
+    panic!("{FURTHER_MAX} further seeds without: {}\n{marks}", missing.join(", "));
 }
 
 #[test]
@@ -111,6 +118,10 @@ fn every_planted_bug_is_caught() {
 
 const SEEDS_MAX: u64 = 400;
 
+/// Whether the check of an invariant that the bug breaks finds it; another one that fails under it shows nothing.
 fn caught(bug: Bug, first: u64) -> bool {
-    (first..first + SEEDS_MAX).any(|seed| run(Config { bug: Some(bug), ..config(seed) }).is_err())
+    (first..first + SEEDS_MAX).any(|seed| {
+        let ended = run(Config { bug: Some(bug), ..config(seed) });
+        ended.is_err_and(|failure| bug.is_shown_by(&failure.violation))
+    })
 }

@@ -1,7 +1,7 @@
 //! The client for code that may block, and an executor of one future for it.
 
 use super::calls::{Client, RawCall, RawReply, Retried};
-use crate::error::{CallError, RawError};
+use crate::error::{CallError, ConnectError, RawError};
 use crate::service::Process;
 use std::future::Future;
 use std::pin::pin;
@@ -18,7 +18,26 @@ pub struct BlockingClient(Client);
 
 impl BlockingClient {
     pub(crate) fn new(client: Client) -> Self {
-        Self(client)
+        Self(client.lending())
+    }
+
+    /// As [`Client::connect`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect<A: AsRef<str>>(addresses: impl IntoIterator<Item = A>) -> Result<Self, ConnectError> {
+        block_on(Client::connect(addresses)).map(Self::new)
+    }
+
+    /// As [`Client::connect_within`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_within<A: AsRef<str>>(
+        addresses: impl IntoIterator<Item = A>,
+        timeout: Duration,
+    ) -> Result<Self, ConnectError> {
+        block_on(Client::connect_within(addresses, timeout)).map(Self::new)
     }
 
     /// As [`Client::with_principal`].
@@ -42,7 +61,7 @@ impl BlockingClient {
         key: &P::Key,
         request: P::Request,
     ) -> Result<P::Reply, CallError<P::Error>> {
-        wait(self.0.timeout, self.0.call::<P>(key, request))
+        wait(&self.0, self.0.timeout, self.0.call::<P>(key, request))
     }
 
     /// As [`Client::call_idempotent`].
@@ -55,7 +74,7 @@ impl BlockingClient {
         idempotency_key: &[u8],
         request: P::Request,
     ) -> Result<P::Reply, CallError<P::Error>> {
-        wait(self.0.timeout, self.0.call_idempotent::<P>(key, idempotency_key, request))
+        wait(&self.0, self.0.timeout, self.0.call_idempotent::<P>(key, idempotency_key, request))
     }
 
     /// As [`Client::query`].
@@ -63,7 +82,7 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn query<P: Process>(&self, key: &P::Key, query: P::Query) -> Result<P::Answer, CallError<P::Error>> {
-        wait(self.0.timeout, self.0.query::<P>(key, query))
+        wait(&self.0, self.0.timeout, self.0.query::<P>(key, query))
     }
 
     /// As [`Client::call_raw`].
@@ -71,7 +90,7 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
-        wait(call.timeout, self.0.call_raw(call))
+        wait(&self.0, call.timeout, self.0.call_raw(call))
     }
 
     /// As [`Client::query_raw`].
@@ -79,7 +98,7 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn query_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
-        wait(call.timeout, self.0.query_raw(call))
+        wait(&self.0, call.timeout, self.0.query_raw(call))
     }
 
     /// As [`Client::retry_dead_letter`].
@@ -87,7 +106,7 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn retry_dead_letter(&self, shard: u32, index: u64) -> Result<Retried, RawError> {
-        wait(self.0.timeout, self.0.retry_dead_letter(shard, index))
+        wait(&self.0, self.0.timeout, self.0.retry_dead_letter(shard, index))
     }
 
     /// As [`Client::drop_dead_letter`].
@@ -95,25 +114,47 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn drop_dead_letter(&self, shard: u32, index: u64) -> Result<(), RawError> {
-        wait(self.0.timeout, self.0.drop_dead_letter(shard, index))
+        wait(&self.0, self.0.timeout, self.0.drop_dead_letter(shard, index))
     }
 }
 
-struct Unpark(Thread);
+/// Wakes a thread that is parked.
+pub(super) struct Unpark(Thread);
+
+impl Unpark {
+    /// Wakes the current thread.
+    pub(super) fn new() -> Self {
+        Self(std::thread::current())
+    }
+
+    pub(super) fn unpark(&self) {
+        self.0.unpark();
+    }
+}
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        Self::unpark(&self);
     }
 }
 
 /// Time beyond its timeout that a call waits for the worker, which knows better why there is no answer.
 const GRACE: Duration = Duration::from_millis(100);
+/// The same over the network: the client keeps the time itself.
+const GRACE_OF_NETWORK: Duration = Duration::from_secs(5);
 
 /// Runs a call on this thread until its timeout, even if its worker is held.
-fn wait<T, E: From<RawError>>(timeout: Duration, call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    let until = Instant::now().checked_add(timeout.saturating_add(GRACE));
-    block_on_until(call, until).unwrap_or_else(|| Err(RawError::TimedOut { after: timeout }.into()))
+fn wait<T, E: From<RawError>>(
+    client: &Client,
+    timeout: Duration,
+    call: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let until = |grace| Instant::now().checked_add(timeout.saturating_add(grace));
+    let ended = match client.remote() {
+        Some(remote) => remote.run(pin!(call), until(GRACE_OF_NETWORK)),
+        None => block_on_until(call, until(GRACE)),
+    };
+    ended.unwrap_or_else(|| Err(RawError::TimedOut { after: timeout }.into()))
 }
 
 /// Runs a future on this thread, which sleeps while it waits.
@@ -123,7 +164,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 
 fn block_on_until<F: Future>(future: F, until: Option<Instant>) -> Option<F::Output> {
     let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let waker = Waker::from(Arc::new(Unpark::new()));
     let mut context = Context::from_waker(&waker);
     loop {
         match future.as_mut().poll(&mut context) {

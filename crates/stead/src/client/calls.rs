@@ -1,9 +1,10 @@
 //! The client for async code, under any executor.
 
-use super::TIMEOUT_DEFAULT;
-use super::sessions::{Session, Sessions};
+use super::remote::{self, Got, Remote, Within};
+use super::sessions::Sessions;
+use super::{BlockingClient, TIMEOUT_DEFAULT};
 use crate::embedded::{Embedded, Receiver, Sender};
-use crate::error::{CallError, RawError};
+use crate::error::{CallError, ConnectError, RawError};
 use crate::service::Process;
 use crate::service::codec::{self, CodecError};
 use serde::de::DeserializeOwned;
@@ -18,23 +19,34 @@ use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::reply::Reply;
 use stead_core::shard::DeadLetterAction;
+use stead_core::topology::Topology;
+use stead_net::native::{self, Ask};
 use stead_node::{ReplyTo, Shared};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Calls processes from async code, under any executor. Cheap to clone; clones share their sessions.
+/// Calls processes from async code, under any executor. Cheap to clone; clones share their sessions and connections.
+///
+/// [`Node::client`](crate::Node::client) gives a client of a node in the same process, [`Client::connect`] one of a node in
+/// another process, which serves it by the native protocol. Both have the same calls, answers and errors.
 ///
 /// A call is applied exactly once if it is answered, and at most once if it is not: it timed out, the node failed, or the
 /// future was dropped. While a shard starts or is overloaded, a call waits and is retried until its timeout, and then
 /// fails with that reason; if more waits in the node than
 /// [`memory_bytes_max`](crate::NodeBuilder::memory_bytes_max), it fails at once.
 ///
-/// The worker of its shard enforces the timeout of a call: while a handler holds the worker, a call may end later, as
-/// soon as the handler has. If that matters, use a timer of the executor, or
-/// [`BlockingClient`](super::BlockingClient), which has its own.
+/// In the same process, the worker of its shard enforces the timeout of a call: while a handler holds the worker, a call may
+/// end later, as soon as the handler has. If that matters, use a timer of the executor, or
+/// [`BlockingClient`](super::BlockingClient), which has its own. Over the network the client enforces it.
+///
+/// Over the network, a call whose connection is lost before its answer, or whose node stops or has failed, is sent again over
+/// the next connection, to the same node or to another one, within its timeout and with its identity, so that it is not
+/// applied twice. A request of more than 2 MiB is refused ([`Refusal::TooLong`]). A call without an
+/// identity ([`Client::call_raw`] for another principal without an idempotency key, [`Client::retry_dead_letter`],
+/// [`Client::drop_dead_letter`]) then ends with [`RawError::Network`].
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Shared<Embedded>>,
+    route: Route,
     principal: Arc<str>,
     pub(super) timeout: Duration,
     sessions: Arc<Sessions>,
@@ -84,17 +96,101 @@ pub struct RawCall<'a> {
     pub timeout: Duration,
 }
 
+/// The way of a client to its node.
+#[derive(Clone)]
+enum Route {
+    /// Within the process.
+    Here(Arc<Shared<Embedded>>),
+    /// Over the network.
+    Away(Remote),
+}
+
 impl Client {
     pub(crate) fn new(shared: Arc<Shared<Embedded>>) -> Self {
-        let sessions = Arc::new(Sessions::new(shared.topology().shard_count()));
-        Self { shared, principal: Arc::from("local"), timeout: TIMEOUT_DEFAULT, sessions }
+        Self::over(Route::Here(shared))
+    }
+
+    fn over(route: Route) -> Self {
+        let shards = match &route {
+            Route::Here(shared) => shared.topology().shard_count(),
+            Route::Away(remote) => remote.topology.shard_count(),
+        };
+        let sessions = Arc::new(Sessions::new(shards));
+        Self { route, principal: Arc::from("local"), timeout: TIMEOUT_DEFAULT, sessions }
+    }
+
+    /// Connects to a cluster by the native protocol, by the first of these addresses, `host:port`, at which one of its nodes
+    /// answers: see [`NodeBuilder::listen_native`](crate::NodeBuilder::listen_native). The other addresses are for the time
+    /// when it does not. Resolves names at once, which may block for a moment, and waits for a node for at most 10 s.
+    ///
+    /// The client has one connection, which all its clones share, and a thread that serves it and ends with the last clone; a
+    /// lone blocking caller serves it itself. The client knows the services that the node has now: connect again to call those that are added later.
+    ///
+    /// ```no_run
+    /// # use stead::{BlockingClient, kv::{Kv, Query}};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = BlockingClient::connect(["127.0.0.1:7421"])?;
+    /// client.query::<Kv>(&"key".to_string(), Query::Get)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect<A: AsRef<str>>(
+        addresses: impl IntoIterator<Item = A>,
+    ) -> Result<Self, ConnectError> {
+        Self::connect_within(addresses, TIMEOUT_DEFAULT).await
+    }
+
+    /// As [`Self::connect`], and waits for a node for at most this time.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connect_within<A: AsRef<str>>(
+        addresses: impl IntoIterator<Item = A>,
+        timeout: Duration,
+    ) -> Result<Self, ConnectError> {
+        let addresses: Vec<String> =
+            addresses.into_iter().map(|address| address.as_ref().to_owned()).collect();
+        let remote = Remote::connect(&addresses, timeout).await?;
+        Ok(Self::over(Route::Away(remote)))
+    }
+
+    /// Returns the same client for code that may block.
+    #[must_use]
+    pub fn blocking(&self) -> BlockingClient {
+        BlockingClient::new(self.clone())
+    }
+
+    /// Returns the way over the network, if that is how its node is called.
+    pub(super) fn remote(&self) -> Option<&Remote> {
+        match &self.route {
+            Route::Here(_) => None,
+            Route::Away(remote) => Some(remote),
+        }
+    }
+
+    /// Returns the same client for callers that wait in [`Remote::run`] if it calls over the network.
+    pub(super) fn lending(self) -> Self {
+        let route = match self.route {
+            Route::Away(remote) => Route::Away(remote.lending()),
+            here @ Route::Here(_) => here,
+        };
+        Self { route, ..self }
+    }
+
+    fn topology(&self) -> &Topology {
+        match &self.route {
+            Route::Here(shared) => shared.topology(),
+            Route::Away(remote) => &remote.topology,
+        }
     }
 
     /// Returns the same client with another principal, which handlers see as [`Caller::Client`](crate::Caller::Client):
     /// at most 256 bytes, `local` by default.
     #[must_use]
     pub fn with_principal(&self, principal: &str) -> Self {
-        let fresh = Self::new(Arc::clone(&self.shared));
+        let fresh = Self::over(self.route.clone());
         Self { principal: Arc::from(principal), timeout: self.timeout, ..fresh }
     }
 
@@ -115,7 +211,7 @@ impl Client {
     ) -> Result<P::Reply, CallError<P::Error>> {
         let (shard, process) = self.locate::<P>(key)?;
         let payload = codec::encode(&request, "a request", P::SERVICE).map_err(RawError::from)?;
-        let answer = self.ask_in_session(shard, process, payload).await?;
+        let answer = self.ask_in_session(shard, process, payload, self.timeout).await?;
         read_reply::<P, P::Reply>(answer)
     }
 
@@ -157,13 +253,19 @@ impl Client {
         read_reply::<P, P::Answer>(answer)
     }
 
-    /// Calls a process without types.
+    /// Calls a process without types. A call without an idempotency key is made at most once; over the network, one for this
+    /// client's principal is made in a session, and so exactly once.
     ///
     /// # Errors
     /// [`RawError`]. An error that the process answered is in [`RawReply::reply`].
     pub async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
         let (shard, process) = self.locate_raw(call.service, call.key)?;
         let payload = Blob::from(call.payload);
+        if let (Route::Away(_), None) = (&self.route, call.idempotency_key)
+            && call.principal == &*self.principal
+        {
+            return raw_reply(shard, self.ask_in_session(shard, process, payload, call.timeout).await?);
+        }
         let identity = call.idempotency_key.map_or(Identity::None, |key| idempotency(key, &payload));
         let principal = self.principal_for(call.principal);
         raw_reply(shard, self.ask(shard, process, payload, principal, identity, call.timeout).await?)
@@ -206,25 +308,35 @@ impl Client {
     }
 
     async fn decide(&self, shard: u32, index: u64, action: DeadLetterAction) -> Result<Answer, RawError> {
-        let shards = self.shared.topology().shard_count();
+        let shards = self.topology().shard_count();
         if shard >= shards {
             return Err(RawError::UnknownShard { shard, shards });
         }
         let (shard, letter) = (ShardId(shard), Index(index));
-        let (reply_to, answer) = self.receive(self.timeout);
-        self.shared.dead_letter(shard, letter, action, reply_to)?;
-        self.answered(answer.await)
+        match &self.route {
+            Route::Here(shared) => {
+                let (reply_to, answer) = receive(shared, self.timeout);
+                shared.dead_letter(shard, letter, action, reply_to)?;
+                self.answered(shared, answer.await)
+            }
+            Route::Away(remote) => {
+                let ask = Ask::DeadLetter { shard, letter, retry: action == DeadLetterAction::Retry };
+                self.answer_of(remote.ask(&ask, remote.within(self.timeout)).await?, self.timeout)
+            }
+        }
     }
 
+    /// Deletes records of a process at a node in this process, for an operator.
     pub(crate) async fn delete_records(
         &self,
+        shared: &Shared<Embedded>,
         shard: ShardId,
         process: Key,
         records: Vec<RecordKey>,
     ) -> Result<Answer, RawError> {
-        let (reply_to, answer) = self.receive(self.timeout);
-        self.shared.delete(shard, process, records, reply_to)?;
-        self.answered(answer.await)
+        let (reply_to, answer) = receive(shared, self.timeout);
+        shared.delete(shard, process, records, reply_to)?;
+        self.answered(shared, answer.await)
     }
 
     fn principal_for(&self, name: &str) -> Arc<str> {
@@ -233,46 +345,117 @@ impl Client {
 
     fn locate<P: Process>(&self, key: &P::Key) -> Result<(ShardId, Key), RawError> {
         let process = codec::encode_key::<P>(key)?;
-        let topology = self.shared.topology();
+        let topology = self.topology();
         let service = topology.service_id(P::SERVICE);
         let service = service.ok_or_else(|| RawError::UnknownService { service: P::SERVICE.to_owned() })?;
         Ok((topology.shard_of(service, &process), process))
     }
 
     fn locate_raw(&self, service: &str, key: &str) -> Result<(ShardId, Key), RawError> {
-        let topology = self.shared.topology();
+        let topology = self.topology();
         let id = topology.service_id(service);
         let id = id.ok_or_else(|| RawError::UnknownService { service: service.to_owned() })?;
         let process = codec::check_key(service, key)?;
         Ok((topology.shard_of(id, &process), process))
     }
 
-    /// Sends a request in a session. It leaves this client once, so a shard that does not know the session has not
-    /// handled it.
-    async fn ask_in_session(&self, shard: ShardId, process: Key, payload: Blob) -> Result<Answer, RawError> {
+    /// Sends a request in a session.
+    async fn ask_in_session(
+        &self,
+        shard: ShardId,
+        process: Key,
+        payload: Blob,
+        timeout: Duration,
+    ) -> Result<Answer, RawError> {
+        match &self.route {
+            Route::Here(shared) => self.ask_in_session_here(shared, shard, process, payload, timeout).await,
+            Route::Away(remote) => self.ask_in_session_of(remote, shard, process, payload, timeout).await,
+        }
+    }
+
+    /// Sends a request in a session within this process. It leaves this client once, so a shard that does not know the
+    /// session has not handled it.
+    async fn ask_in_session_here(
+        &self,
+        shared: &Shared<Embedded>,
+        shard: ShardId,
+        process: Key,
+        payload: Blob,
+        timeout: Duration,
+    ) -> Result<Answer, RawError> {
         loop {
-            let place = self.sessions.enter(&self.shared, shard, &self.principal);
+            let place = self.sessions.enter(shard, |session| {
+                // Its requests take the same way after it. If it is refused or lost, so are they.
+                let _ = shared.open_session(shard, session, Arc::clone(&self.principal), None);
+            });
             let principal = Arc::clone(&self.principal);
             let asked =
-                self.ask(shard, process.clone(), payload.clone(), principal, place.identity(), self.timeout);
+                self.ask(shard, process.clone(), payload.clone(), principal, place.identity(), timeout);
             match asked.await {
                 Err(RawError::Refused(Refusal::UnknownSession(session))) => {
                     self.sessions.forget(shard, session);
                     // It may not have been opened at all; then this returns the reason.
-                    self.open_session(shard).await?;
+                    let session = SessionId(fastrand::u128(..));
+                    let (reply_to, opened) = receive(shared, timeout);
+                    shared.open_session(shard, session, Arc::clone(&self.principal), Some(reply_to))?;
+                    self.answered(shared, opened.await)?;
+                    self.sessions.add(shard, session);
                 }
                 answered => return answered,
             }
         }
     }
 
-    async fn open_session(&self, shard: ShardId) -> Result<(), RawError> {
+    /// Sends a request in a session over the network, where it may be sent more than once.
+    async fn ask_in_session_of(
+        &self,
+        remote: &Remote,
+        shard: ShardId,
+        process: Key,
+        payload: Blob,
+        timeout: Duration,
+    ) -> Result<Answer, RawError> {
+        let within = remote.within(timeout);
+        loop {
+            let Some(place) = self.sessions.enter_open(shard) else {
+                self.open_session_at(remote, shard, within).await?;
+                continue;
+            };
+            let ask = Ask::Request {
+                shard,
+                process: process.clone(),
+                payload: payload.clone(),
+                principal: &self.principal,
+                identity: place.identity().into(),
+                colour: self.sessions.colour(),
+            };
+            let got = remote.ask(&ask, within).await?;
+            let is_repeated = got.is_repeated;
+            match self.answer_of(got, timeout) {
+                Err(RawError::Refused(Refusal::UnknownSession(session))) => {
+                    self.sessions.forget(shard, session);
+                    // The session was open, and has expired. If the request was sent before, it may have been applied then.
+                    if is_repeated {
+                        return Err(RawError::Refused(Refusal::UnknownSession(session)));
+                    }
+                }
+                answered => return answered,
+            }
+        }
+    }
+
+    /// Opens a session of a shard, unless another call has done so meanwhile. Its requests may overtake it on another
+    /// connection, and so wait until it is open.
+    async fn open_session_at(&self, remote: &Remote, shard: ShardId, within: Within) -> Result<(), RawError> {
+        let _opening = self.sessions.opening(shard).await;
+        if self.sessions.has_room(shard) {
+            return Ok(());
+        }
         let session = SessionId(fastrand::u128(..));
-        let (reply_to, opened) = self.receive(self.timeout);
-        let principal = Arc::clone(&self.principal);
-        self.shared.open_session(shard, session, principal, Some(reply_to))?;
-        self.answered(opened.await)?;
-        self.sessions.add(shard, Session::new(session));
+        let ask = Ask::OpenSession { shard, session, principal: &self.principal };
+        let got = remote.ask(&ask, within).await?;
+        self.answer_of(got, within.timeout)?;
+        self.sessions.add(shard, session);
         Ok(())
     }
 
@@ -286,23 +469,34 @@ impl Client {
         timeout: Duration,
     ) -> Result<Answer, RawError> {
         let colour = self.sessions.colour();
-        let request = Request { token: CallToken(0), process, payload, principal, identity, colour };
-        let (reply_to, answer) = self.receive(timeout);
-        self.shared.request(shard, request, reply_to)?;
-        self.answered(answer.await)
+        match &self.route {
+            Route::Here(shared) => {
+                let request = Request { token: CallToken(0), process, payload, principal, identity, colour };
+                let (reply_to, answer) = receive(shared, timeout);
+                shared.request(shard, request, reply_to)?;
+                self.answered(shared, answer.await)
+            }
+            Route::Away(remote) => {
+                let (principal, identity) = (&*principal, identity.into());
+                let ask = Ask::Request { shard, process, payload, principal, identity, colour };
+                self.answer_of(remote.ask(&ask, remote.within(timeout)).await?, timeout)
+            }
+        }
     }
 
     async fn ask_query(&self, shard: ShardId, query: Query, timeout: Duration) -> Result<Answer, RawError> {
-        let (reply_to, answer) = self.receive(timeout);
-        self.shared.query(shard, query, reply_to)?;
-        self.answered(answer.await)
-    }
-
-    fn receive(&self, timeout: Duration) -> (ReplyTo<Sender>, Receiver) {
-        let (sender, receiver) = oneshot::channel();
-        let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
-        let deadline = self.shared.now().plus_micros(micros);
-        (ReplyTo { caller: Sender(sender), deadline, timeout }, receiver)
+        match &self.route {
+            Route::Here(shared) => {
+                let (reply_to, answer) = receive(shared, timeout);
+                shared.query(shard, query, reply_to)?;
+                self.answered(shared, answer.await)
+            }
+            Route::Away(remote) => {
+                let Query { process, payload, principal, .. } = query;
+                let ask = Ask::Query { shard, process, payload, principal: &principal };
+                self.answer_of(remote.ask(&ask, remote.within(timeout)).await?, timeout)
+            }
+        }
     }
 
     /// Records a checkpoint's colour that this client, or a caller for which it acts, has seen elsewhere: its next
@@ -311,15 +505,40 @@ impl Client {
         self.sessions.saw(colour);
     }
 
-    fn answered(&self, received: <Receiver as Future>::Output) -> Result<Answer, RawError> {
+    fn answered(
+        &self,
+        shared: &Shared<Embedded>,
+        received: <Receiver as Future>::Output,
+    ) -> Result<Answer, RawError> {
         // A caller that is dropped unanswered belongs to a worker that has ended.
-        let answer = received.unwrap_or_else(|_| Err(self.shared.end_reason()))?;
+        self.noted(received.unwrap_or_else(|_| Err(shared.end_reason()))?)
+    }
+
+    /// Returns the answer of a shard, or the reason for which a node gave none.
+    fn answer_of(&self, got: Got, after: Duration) -> Result<Answer, RawError> {
+        match got.answer {
+            native::Answer::Of(answer) => self.noted(answer),
+            native::Answer::Refused(refusal) => Err(RawError::Refused(refusal)),
+            native::Answer::NotHere { shard, place } => Err(RawError::NotHere { shard: shard.0, place }),
+            native::Answer::TimedOut => Err(RawError::TimedOut { after }),
+            // The link ends or repeats calls with the others, and no topology was asked for.
+            answer => Err(remote::unexpected(answer)),
+        }
+    }
+
+    fn noted(&self, answer: Answer) -> Result<Answer, RawError> {
         self.saw(answer.colour);
         match answer.result {
             Ok(_) => Ok(answer),
             Err(refusal) => Err(RawError::Refused(refusal)),
         }
     }
+}
+
+fn receive(shared: &Shared<Embedded>, timeout: Duration) -> (ReplyTo<Sender>, Receiver) {
+    let (sender, receiver) = oneshot::channel();
+    let deadline = shared.now().plus(timeout.into());
+    (ReplyTo { caller: Sender(sender), deadline, timeout }, receiver)
 }
 
 fn idempotency(key: &[u8], payload: &[u8]) -> Identity {

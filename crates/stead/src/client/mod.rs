@@ -1,7 +1,8 @@
-//! Clients of a node in the same process: async under any executor, and blocking.
+//! Clients of a node, in the same process or over the network: async under any executor, and blocking.
 
 mod blocking;
 mod calls;
+mod remote;
 mod sessions;
 
 pub use blocking::BlockingClient;

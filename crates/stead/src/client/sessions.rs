@@ -1,21 +1,21 @@
 //! The sessions of a client, which make each of its requests exactly once.
 
-use crate::embedded::Embedded;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use stead_core::calls::Identity;
 use stead_core::ids::{Colour, RequestNumber, SessionId, ShardId};
-use stead_node::Shared;
 
 /// The sessions of a client, by shard.
 pub(super) struct Sessions {
     pools: Vec<Mutex<Vec<Session>>>,
+    /// Held while a session is opened whose requests wait for it.
+    opening: Vec<tokio::sync::Mutex<()>>,
     /// The highest colour in any answer: a client is a channel too.
     colour: AtomicU64,
 }
 
-pub(super) struct Session {
+struct Session {
     id: SessionId,
     /// Replies up to this number have come, or are no longer waited for.
     confirmed: u64,
@@ -24,8 +24,12 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(id: SessionId) -> Self {
+    fn new(id: SessionId) -> Self {
         Self { id, confirmed: 0, window: VecDeque::new() }
+    }
+
+    fn has_room(&self) -> bool {
+        self.window.len() < Sessions::WINDOW
     }
 }
 
@@ -44,7 +48,8 @@ impl Sessions {
 
     pub(super) fn new(shards: u32) -> Self {
         let pools = (0..shards).map(|_| Mutex::new(Vec::new())).collect();
-        Self { pools, colour: AtomicU64::new(0) }
+        let opening = (0..shards).map(|_| tokio::sync::Mutex::new(())).collect();
+        Self { pools, opening, colour: AtomicU64::new(0) }
     }
 
     /// Returns the highest colour in any answer.
@@ -60,32 +65,45 @@ impl Sessions {
     }
 
     /// Adds a session that its shard has opened.
-    pub(super) fn add(&self, shard: ShardId, session: Session) {
-        self.pool(shard).push(session);
+    pub(super) fn add(&self, shard: ShardId, session: SessionId) {
+        self.pool(shard).push(Session::new(session));
+    }
+
+    /// Waits until no other call opens a session of a shard, and is the one that does until the result is dropped.
+    pub(super) async fn opening(&self, shard: ShardId) -> tokio::sync::MutexGuard<'_, ()> {
+        self.opening[shard.0 as usize].lock().await
     }
 
     fn pool(&self, shard: ShardId) -> MutexGuard<'_, Vec<Session>> {
         self.pools[shard.0 as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the place of the next request in a session with free places; opens a session if there is none.
-    pub(super) fn enter(&self, shared: &Shared<Embedded>, shard: ShardId, principal: &Arc<str>) -> Place<'_> {
+    /// Returns the place of the next request in a session with free places; lets `open` open a session if there is none.
+    pub(super) fn enter(&self, shard: ShardId, open: impl FnOnce(SessionId)) -> Place<'_> {
         let mut pool = self.pool(shard);
-        let at = match pool.iter().position(|session| session.window.len() < Self::WINDOW) {
-            Some(at) => at,
-            None => {
-                let id = SessionId(fastrand::u128(..));
-                pool.push(Session::new(id));
-                let principal = Arc::clone(principal);
-                // Its requests take the same way after it. If it is refused or lost, so are they.
-                let _ = shared.open_session(shard, id, principal, None);
-                pool.len() - 1
-            }
-        };
-        let session = &mut pool[at];
+        self.place_in(shard, &mut pool).unwrap_or_else(|| {
+            let id = SessionId(fastrand::u128(..));
+            pool.push(Session::new(id));
+            open(id);
+            self.place_in(shard, &mut pool).expect("the new session is empty")
+        })
+    }
+
+    /// Returns the place of the next request in a session with free places, if there is one.
+    pub(super) fn enter_open(&self, shard: ShardId) -> Option<Place<'_>> {
+        self.place_in(shard, &mut self.pool(shard))
+    }
+
+    /// Whether there is a session with free places.
+    pub(super) fn has_room(&self, shard: ShardId) -> bool {
+        self.pool(shard).iter().any(Session::has_room)
+    }
+
+    fn place_in(&self, shard: ShardId, pool: &mut [Session]) -> Option<Place<'_>> {
+        let session = pool.iter_mut().find(|session| session.has_room())?;
         session.window.push_back(false);
         let number = session.confirmed + session.window.len() as u64;
-        Place { sessions: self, shard, session: session.id, number, confirmed: session.confirmed }
+        Some(Place { sessions: self, shard, session: session.id, number, confirmed: session.confirmed })
     }
 
     fn leave(&self, shard: ShardId, session: SessionId, number: u64) {

@@ -14,8 +14,10 @@ use ranges::{address, range, time};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use stead_core::ids::Micros;
 use stead_core::shard::Settings;
 use stead_core::topology::Topology;
 use toml::Value;
@@ -52,6 +54,8 @@ pub struct Config {
     pub suspect_for: Option<Duration>,
     /// Limits of the bytes that wait in memory.
     pub memory: MemoryConfig,
+    /// Clients over the network.
+    pub native: NativeConfig,
     /// The log.
     pub log: LogConfig,
     /// Checkpoints.
@@ -74,6 +78,14 @@ pub struct MemoryConfig {
     /// Limit of the bytes of uncommitted entries in all shards together, with the answers that wait for them, above
     /// which no handler begins until the log has caught up: 1 MiB to 1 TiB. Default 256 MiB.
     pub uncommitted_bytes_max: Option<u64>,
+}
+
+/// Settings of the native protocol, by which [`Client::connect`](crate::Client::connect) calls a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NativeConfig {
+    /// Loopback address at which the node serves such clients, as in `127.0.0.1:7421`; port 0 picks a free one. Default: none.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Settings of the log.
@@ -155,8 +167,7 @@ pub struct ServiceConfig {
     /// Maximum number of sessions of a shard; half of it for one principal: 2 to 16777216. Default 65536.
     pub sessions_max: Option<usize>,
     /// Limit of the bytes of timers and tasks of a shard, above which clients' requests are refused: 1 MiB to 64 GiB.
-    /// Default
-    /// 256 MiB.
+    /// Default 256 MiB.
     pub waiting_bytes_max: Option<usize>,
     /// Limit of the bytes of dead letters of a shard, above which clients' requests are refused until some are retried
     /// or deleted: 1 MiB to 64 GiB. Default 64 MiB.
@@ -334,10 +345,10 @@ impl ServiceConfig {
 
     pub(crate) fn settings(&self) -> Settings {
         let standard = Settings::default();
-        let millis = |time: Option<Duration>, standard| time.map_or(standard, |time| time.as_millis() as u64);
+        let span = |time: Option<Duration>, standard| time.map_or(standard, Micros::from);
         Settings {
-            session_ttl: millis(self.session_ttl, standard.session_ttl),
-            idempotency_ttl: millis(self.idempotency_ttl, standard.idempotency_ttl),
+            session_ttl: span(self.session_ttl, standard.session_ttl),
+            idempotency_ttl: span(self.idempotency_ttl, standard.idempotency_ttl),
             attempts_max: self.attempts_max.unwrap_or(standard.attempts_max),
             outbox_bytes_max: self.outbox_bytes_max.unwrap_or(standard.outbox_bytes_max),
             kept_bytes_max: self.kept_bytes_max.unwrap_or(standard.kept_bytes_max),

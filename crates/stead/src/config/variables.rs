@@ -21,11 +21,12 @@ const TOP: [&str; 8] = [
     "suspect_for",
 ];
 /// Tables at the top level.
-pub(super) const TABLES: [&str; 4] = ["memory", "log", "checkpoints", "services"];
+pub(super) const TABLES: [&str; 5] = ["memory", "native", "log", "checkpoints", "services"];
 /// Keys in the tables that exist once.
-const IN_TABLES: [&str; 11] = [
+const IN_TABLES: [&str; 12] = [
     "memory.bytes_max",
     "memory.uncommitted_bytes_max",
+    "native.listen",
     "log.segment_bytes",
     "checkpoints.interval",
     "checkpoints.keep",

@@ -5,12 +5,15 @@ use crate::config::{CheckpointConfig, Config, ConfigError, Interval, MemoryConfi
 use crate::error::OpenError;
 use crate::service::{Process, RegisteredTwice, Registry, Task};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::ids::Time;
+use stead_core::ids::{ShardId, Time};
+use stead_core::placement::Place;
 use stead_core::shard::Settings;
-use stead_node::{CopyTarget, Life, MemoryLimits, Options, ServiceLimits, SystemClock, Wall};
+use stead_net::network::{bind, check_loopback};
+use stead_node::{CopyTarget, Life, MemoryLimits, NativeOptions, Options, ServiceLimits, SystemClock, Wall};
 use stead_store::disk::Disk;
 use stead_store::real_disk::RealDisk;
 
@@ -124,6 +127,13 @@ pub struct NodeBuilder {
     pub(crate) disk: Option<Arc<dyn Disk>>,
     pub(crate) wall: Option<Wall>,
     pub(crate) clock_confirm: Option<Duration>,
+    pub(crate) native: Option<Listen>,
+}
+
+/// The place where a node listens for native clients.
+pub(crate) enum Listen {
+    At(SocketAddr),
+    On(TcpListener),
 }
 
 /// Default number of threads that run the steps of tasks.
@@ -153,6 +163,7 @@ impl NodeBuilder {
             disk: None,
             wall: None,
             clock_confirm: None,
+            native: None,
         }
     }
 
@@ -265,6 +276,22 @@ impl NodeBuilder {
         self
     }
 
+    /// Serves clients in other processes by the native protocol, for [`Client::connect`](crate::Client::connect), at a
+    /// loopback address; port 0 picks a free one, which [`Node::native_address`] returns. Off by default. The address is
+    /// taken before the data are recovered: clients that connect meanwhile wait.
+    #[must_use]
+    pub fn listen_native(mut self, address: SocketAddr) -> Self {
+        self.native = Some(Listen::At(address));
+        self
+    }
+
+    /// As [`Self::listen_native`], on a socket that listens already, for example one that outlives the node.
+    #[must_use]
+    pub fn listen_native_on(mut self, listener: TcpListener) -> Self {
+        self.native = Some(Listen::On(listener));
+        self
+    }
+
     /// Applies a configuration, which overrides the settings of the code.
     #[must_use]
     pub fn config(mut self, config: Config) -> Self {
@@ -306,11 +333,30 @@ impl NodeBuilder {
     /// Recovers the data directory, or creates it, and starts the node. Returns when all shards serve.
     ///
     /// # Errors
-    /// [`OpenError`]; then stored data is unchanged.
+    /// [`OpenError`]; then no state, message or checkpoint has changed.
     pub fn open(self) -> Result<Node, OpenError> {
+        self.open_without(BTreeMap::new())
+    }
+
+    /// As [`Self::open`], without the shards that are not on this node.
+    pub(super) fn open_without(self, not_here: BTreeMap<ShardId, Place>) -> Result<Node, OpenError> {
         let options = self.options()?;
         crate::descriptors::raise_limit();
-        let Self { path, registry, disk, wall, .. } = self;
+        let Self { path, registry, disk, wall, native, config, .. } = self;
+        let native = match config.native.listen.map(Listen::At).or(native) {
+            None => None,
+            Some(Listen::At(address)) => Some(bind(address).map_err(OpenError::Address)?),
+            Some(Listen::On(listener)) => {
+                let address = listener.local_addr().map_err(OpenError::Native)?;
+                check_loopback(address).map_err(OpenError::Address)?;
+                Some(listener)
+            }
+        };
+        let native = native.map(|listener| NativeOptions {
+            listener: Arc::new(listener),
+            connections_max: crate::descriptors::native_connections_max(),
+        });
+        let options = Options { not_here, native, ..options };
         let disk: Arc<dyn Disk> = match disk {
             Some(disk) => disk,
             None => {
@@ -358,6 +404,7 @@ impl NodeBuilder {
                     .uncommitted_bytes_max
                     .or(self.memory.uncommitted_bytes_max),
             },
+            native: config.native.clone(),
             log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
             checkpoints: CheckpointConfig {
                 interval: set.interval.or(self.checkpoints.interval.map(Interval::Every)),
@@ -384,7 +431,7 @@ impl NodeBuilder {
             let when_new = self.services[name].shards_when_new.unwrap_or(SHARDS_DEFAULT);
             let mut settings = service.settings();
             if let Some(time) = merged.suspect_for {
-                settings.suspect_for = time.as_millis() as u64;
+                settings.suspect_for = time.into();
             }
             ServiceLimits { name: (*name).to_owned(), shards: service.shards, when_new, settings }
         });
@@ -396,15 +443,15 @@ impl NodeBuilder {
         let memory = MemoryLimits::default();
         Ok(Options {
             without_code: self.resting.clone(),
+            not_here: BTreeMap::new(),
+            native: None,
             copies,
             threads: merged.threads.unwrap_or(cores.min(256)),
             task_threads: merged.task_threads.unwrap_or(TASK_THREADS_DEFAULT),
             handler_timeout: merged.handler_timeout.unwrap_or(Duration::from_secs(10)),
             task_step_timeout: merged.task_step_timeout.unwrap_or(Duration::from_secs(600)),
             shutdown_timeout: merged.shutdown_timeout.unwrap_or(Config::SHUTDOWN_TIMEOUT),
-            clock_confirm: merged
-                .clock_confirm
-                .unwrap_or(Duration::from_millis(Settings::default().clock_confirm)),
+            clock_confirm: merged.clock_confirm.unwrap_or(Settings::default().clock_confirm.into()),
             memory: MemoryLimits {
                 bytes_max: merged.memory.bytes_max.unwrap_or(memory.bytes_max),
                 uncommitted_bytes_max: merged

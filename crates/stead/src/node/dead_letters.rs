@@ -1,7 +1,7 @@
 //! The dead letters of a service, in pages: there may be too many to copy all of them at once.
 
-use super::Node;
 use super::processes::NoCursor;
+use super::{Node, ShardNotHere};
 use crate::error::RawError;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -41,6 +41,9 @@ pub struct DeadLetterPage {
     pub dead_letters: Vec<DeadLetterInfo>,
     /// The position of the next page; `None` after the last one. A page may be short although there is a next one.
     pub next: Option<DeadLetterCursor>,
+    /// The shards of the service that are not on this node: no page has their dead letters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards_not_here: Vec<ShardNotHere>,
 }
 
 /// The position of a page of dead letters: text that only [`Node::dead_letters`] returns.
@@ -83,7 +86,8 @@ impl<'de> Deserialize<'de> for DeadLetterCursor {
 
 impl Node {
     /// Returns some dead letters of a service: `limit` at most, from 1 to 1000, the first ones without `after`. A page
-    /// ends earlier after 1 MiB of payloads. Blocks.
+    /// ends earlier after 1 MiB of payloads. Only shards on this node are read: [`DeadLetterPage::shards_not_here`] names the
+    /// others. Blocks.
     ///
     /// # Errors
     /// [`RawError::UnknownService`]; [`Refusal::Overloaded`](crate::Refusal::Overloaded) if a handler holds a shard for
@@ -97,8 +101,13 @@ impl Node {
         let (first, shards) = self.shards_of(service)?;
         let limit = limit.clamp(1, 1000);
         let mut at = after.unwrap_or_default();
-        let (mut page, mut bytes) = (DeadLetterPage::default(), 0);
+        let shards_not_here = self.not_here_of(service);
+        let (mut page, mut bytes) = (DeadLetterPage { shards_not_here, ..DeadLetterPage::default() }, 0);
         while at.shard < shards {
+            if page.shards_not_here.iter().any(|other| other.shard == first + at.shard) {
+                at = DeadLetterCursor { shard: at.shard + 1, index: 0 };
+                continue;
+            }
             let (from, left, room) = (Index(at.index), limit - page.dead_letters.len(), PAGE_BYTES - bytes);
             let (found, next, more) =
                 self.shared().look(ShardId(first + at.shard), move |state| walk(state, from, left, room))?;

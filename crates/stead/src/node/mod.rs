@@ -11,13 +11,14 @@ pub use processes::{NoCursor, ProcessCursor, ProcessDetail, ProcessInfo, Process
 pub use stead_node::{
     CheckStatus, CheckpointFailure, CheckpointInfo, CheckpointOptions, CheckpointReport, ClockStatus,
     CopyReport, CopyStatus, FailedCheck, LogStatus, MemoryStatus, Metrics, NotReady, RecoveryReport,
-    ServiceMetrics, ServiceStatus, ShardStatus, SkippedCheck, Status, StuckQuery, TaskStatus,
+    ServiceMetrics, ServiceStatus, ShardNotHere, ShardStatus, SkippedCheck, Status, StuckQuery, TaskStatus,
 };
 
 use crate::client::{BlockingClient, Client, block_on};
 use crate::embedded::{Embedded, Waiter};
 use crate::error::RawError;
 use crate::service::Registry;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,13 @@ impl Node {
     #[must_use]
     pub fn blocking_client(&self) -> BlockingClient {
         BlockingClient::new(self.client())
+    }
+
+    /// Returns the address at which it serves clients by the native protocol, if it does: see
+    /// [`NodeBuilder::listen_native`].
+    #[must_use]
+    pub fn native_address(&self) -> Option<SocketAddr> {
+        self.0.native_address()
     }
 
     /// Returns the services and their shards.
@@ -193,7 +201,8 @@ impl Node {
     /// checks that were given up because they did not end; one that ends runs for every checkpoint again.
     ///
     /// # Errors
-    /// [`CheckpointFailure::Store`] if it is damaged. An undamaged but inconsistent checkpoint is in the report.
+    /// [`CheckpointFailure::Store`] if it is damaged; [`CheckpointFailure::Stopped`] if the node has ended, or ends meanwhile. An
+    /// undamaged but inconsistent checkpoint is in the report.
     pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
         self.0.verify(number)
     }
@@ -201,7 +210,7 @@ impl Node {
     /// Deletes a checkpoint, unless it is the newest one, which a restart needs.
     ///
     /// # Errors
-    /// [`CheckpointFailure`].
+    /// [`CheckpointFailure`], which is [`CheckpointFailure::Stopped`] if the node has ended: then nothing was deleted.
     pub fn delete_checkpoint(&self, number: u64) -> Result<(), CheckpointFailure> {
         self.0.delete_checkpoint(number)
     }
@@ -249,8 +258,60 @@ impl Node {
         self.0.shutdown(limit);
     }
 
-    /// Ends the node as a crash would: it waits for nothing and writes nothing more. For tests.
+    /// Ends the node as a crash would: it finishes no work, and writes nothing more. Waits for steps of tasks that run, up to
+    /// [`NodeBuilder::shutdown_timeout`]. For tests.
     pub fn kill(&self) {
         self.0.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::CallError;
+    use crate::service::kv::{Kv, Query, Request};
+    use std::collections::BTreeMap;
+    use stead_core::ids::ShardId;
+    use stead_core::placement::Place;
+
+    #[test]
+    fn what_is_asked_of_shards_that_are_not_here_is_refused_or_left_out_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = ServiceOptions::default().shards(3);
+        let places = [(1, Place::Elsewhere), (2, Place::Unplaced)];
+        let not_here = BTreeMap::from(places.map(|(shard, place)| (ShardId(shard), place)));
+        let node = Node::builder(dir.path()).service::<Kv>(options).open_without(not_here).unwrap();
+        let service = "kv".to_owned();
+        let others = places.map(|(shard, place)| ShardNotHere { shard, service: service.clone(), place });
+        assert!(node.is_ready());
+
+        let client = node.blocking_client();
+        let key_of = |shard| {
+            let mut keys = (0..100).map(|at| at.to_string());
+            keys.find(|key| node.place_of("kv", key).unwrap().0 == ShardId(shard)).unwrap()
+        };
+        let here = key_of(0);
+        client.call::<Kv>(&here, Request::Put { value: 5.into() }).unwrap();
+        for (shard, place) in places {
+            let (key, refused) = (key_of(shard), RawError::NotHere { shard, place });
+            assert_eq!(
+                client.call::<Kv>(&key, Request::Delete).unwrap_err(),
+                CallError::Raw(refused.clone())
+            );
+            assert_eq!(client.query::<Kv>(&key, Query::Get).unwrap_err(), CallError::Raw(refused.clone()));
+            assert_eq!(node.process("kv", &key).unwrap_err(), refused);
+            assert_eq!(node.delete_process("kv", &key).unwrap_err(), refused);
+        }
+        let refused = RawError::NotHere { shard: 1, place: Place::Elsewhere }.to_string();
+        assert!(refused.starts_with("shard 1 is not on this node: it is on another one;"), "{refused}");
+
+        let status = node.status();
+        assert_eq!(status.shards.iter().map(|shard| shard.shard).collect::<Vec<_>>(), [0]);
+        assert_eq!((status.services[0].shards, &*status.shards_not_here), (3, &others[..]));
+        let page = node.processes("kv", "", None, 10).unwrap();
+        assert_eq!(page.processes.iter().map(|process| &process.key).collect::<Vec<_>>(), [&here]);
+        assert_eq!((page.next, &*page.shards_not_here), (None, &others[..]));
+        let page = node.dead_letters("kv", None, 10).unwrap();
+        assert_eq!((page.dead_letters.len(), page.next, &*page.shards_not_here), (0, None, &others[..]));
     }
 }

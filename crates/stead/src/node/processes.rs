@@ -3,7 +3,7 @@
 //! A shard may hold millions of records. So they are read in pieces, between which the shard's worker does its own
 //! work.
 
-use super::{Node, TaskStatus};
+use super::{Node, ShardNotHere, TaskStatus};
 use crate::client::block_on;
 use crate::error::RawError;
 use crate::service::codec;
@@ -39,6 +39,9 @@ pub struct ProcessPage {
     /// The position of the next page; `None` after the last one. A page may be short or empty although there is a next
     /// one.
     pub next: Option<ProcessCursor>,
+    /// The shards of the service that are not on this node: no page has their processes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards_not_here: Vec<ShardNotHere>,
 }
 
 /// A process and the size of its state.
@@ -146,7 +149,8 @@ impl<'de> Deserialize<'de> for ProcessCursor {
 impl Node {
     /// Returns some processes of a service whose keys begin with `prefix`: `limit` at most, from 1 to 1000, the first
     /// ones without `after`. Processes that are created or deleted meanwhile may be missing or appear twice. A process
-    /// without a state is missing, even if it still has cells. Blocks.
+    /// without a state is missing, even if it still has cells. Only shards on this node are read:
+    /// [`ProcessPage::shards_not_here`] names the others. Blocks.
     ///
     /// # Errors
     /// [`RawError::UnknownService`]; [`RawError::StalePage`] if the node was restarted since the previous page;
@@ -166,10 +170,14 @@ impl Node {
         if at.life != life {
             return Err(RawError::StalePage);
         }
-        let mut page = ProcessPage::default();
+        let mut page = ProcessPage { shards_not_here: self.not_here_of(service), ..ProcessPage::default() };
         let prefix: Arc<[u8]> = Arc::from(prefix.as_bytes());
         while at.shard < shards {
             let shard = ShardId(first + at.shard);
+            if page.shards_not_here.iter().any(|other| other.shard == shard.0) {
+                at = ProcessCursor { shard: at.shard + 1, slot: 0, life };
+                continue;
+            }
             let (from, left, prefix) = (at.slot as usize, limit - page.processes.len(), Arc::clone(&prefix));
             let (mut found, next) =
                 self.shared().look(shard, move |state| walk_processes(state, from, &prefix, left))?;
@@ -191,7 +199,8 @@ impl Node {
     /// Returns a process with its shard and its state. Blocks.
     ///
     /// # Errors
-    /// As [`Self::processes`]; [`RawError::Codec`] if the key is empty or too long.
+    /// As [`Self::processes`]; [`RawError::Codec`] if the key is empty or too long; [`RawError::NotHere`] if its shard is not
+    /// on this node.
     pub fn process(&self, service: &str, key: &str) -> Result<ProcessDetail, RawError> {
         let (shard, process) = self.place_of(service, key)?;
         let record = RecordKey::process(&process);
@@ -251,13 +260,18 @@ impl Node {
     }
 
     fn delete_records(&self, shard: ShardId, process: Key, records: Vec<RecordKey>) -> Result<u64, RawError> {
-        let answer = block_on(self.client().delete_records(shard, process, records))?;
+        let answer = block_on(self.client().delete_records(self.shared(), shard, process, records))?;
         match answer.result.map_err(RawError::Refused)? {
             Reply::Ok(count) => {
                 Ok((*count).try_into().map(u64::from_be_bytes).expect("the core answers 8 bytes"))
             }
             Reply::Err(_) => unreachable!("no handler runs that could return an error"),
         }
+    }
+
+    /// Returns the shards of a service that are not on this node.
+    pub(super) fn not_here_of(&self, service: &str) -> Vec<ShardNotHere> {
+        self.shared().not_here().filter(|shard| shard.service == service).collect()
     }
 
     pub(super) fn shards_of(&self, service: &str) -> Result<(u32, u32), RawError> {

@@ -254,7 +254,7 @@ impl<'a, P: Process> Context<'a, P> {
     /// timers and tasks; the call then leaves no trace.
     #[track_caller]
     pub fn send_after<Q: Process>(&mut self, delay: Duration, key: &Q::Key, request: Q::Request) -> TimerId {
-        let at = self.time.plus_micros(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX));
+        let at = self.time.plus(delay.into());
         let sent = self
             .message::<Q>(key, &request)
             .and_then(|(service, key, payload)| Ok(self.effects.send_at(at, service, key, payload)?));
@@ -279,8 +279,7 @@ impl<'a, P: Process> Context<'a, P> {
     /// If the request is over 16 MiB or the call makes over 65,535 timers and tasks; the call then leaves no trace.
     #[track_caller]
     pub fn set_timer(&mut self, delay: Duration, request: P::Request) -> TimerId {
-        let delay = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
-        self.set_timer_at(self.time.plus_micros(delay), request)
+        self.set_timer_at(self.time.plus(delay.into()), request)
     }
 
     /// Sets a timer as [`Self::set_timer`] does, for a time of the shard's clock.

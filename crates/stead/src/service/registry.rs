@@ -367,10 +367,7 @@ impl<T: Task> TypedTask<T> {
             Progress::Retry(reason) => {
                 let failures = ctx.retries().saturating_add(1);
                 match T::retry().delay(ctx.id(), ctx.step(), failures) {
-                    Some(delay) => {
-                        let after = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
-                        StepOutcome::Retry { after, reason }
-                    }
+                    Some(delay) => StepOutcome::Retry { after: delay.into(), reason },
                     None => StepOutcome::GivenUp(format!(
                         "step {} of task {} failed {failures} times, the last time: {reason}",
                         ctx.step(),

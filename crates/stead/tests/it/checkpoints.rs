@@ -1,6 +1,7 @@
 //! Checkpoints over a running node: checks, retention, restore, the readable log.
 
-use crate::services::{Account, Ask, Look, await_answer, builder, key};
+use crate::patience::{await_some, await_until};
+use crate::services::{Account, Ask, Look, await_answer, await_failed_check, builder, key, take_checkpoint};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -8,8 +9,8 @@ use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 use stead::offline::{self, LogReply, RestoreOptions};
 use stead::{
-    CheckOutcome, CheckpointFailure, CheckpointOptions, CheckpointReport, Context, Cut, Never, NoQuery, Node,
-    Process, Registry, ServiceOptions,
+    CheckOutcome, CheckpointFailure, CheckpointOptions, Context, Cut, Never, NoQuery, Node, Process,
+    Registry, ServiceOptions,
 };
 
 #[test]
@@ -43,18 +44,14 @@ fn checkpoints_of_the_interval_are_checked_too_and_what_is_not_checked_is_listed
     let options = CheckpointOptions { interval: None, keep: 1000, ..CheckpointOptions::default() };
     let node = builder(dir.path()).checkpoints(options.clone()).open().unwrap();
     node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(7)).unwrap();
-    let number = block_on(node.checkpoint_unchecked()).number;
+    let number = block_on(node.checkpoint_unchecked()).unwrap().number;
     assert_eq!(listed(&node), [(number, CheckOutcome::NotChecked)]);
     node.set_checkpoint_interval(Some(Duration::from_millis(10)));
-    while node.failed_check().is_none() {
-        std::thread::yield_now();
-    }
+    await_until("a check fails", || node.failed_check().is_some());
     node.set_checkpoint_interval(None);
     let failed = node.failed_check().unwrap();
     assert!(failed.failed_checks[0].reason.ends_with("make 7"), "{failed:?}");
-    while !listed(&node).contains(&(failed.number, CheckOutcome::Failed)) {
-        std::thread::yield_now();
-    }
+    await_until("it is listed so", || listed(&node).contains(&(failed.number, CheckOutcome::Failed)));
     // A checkpoint that was skipped is checked when it is verified.
     assert!(!node.verify(number).unwrap().holds());
     assert!(listed(&node).contains(&(number, CheckOutcome::Failed)));
@@ -71,13 +68,11 @@ fn checkpoints_of_the_interval_are_checked_too_and_what_is_not_checked_is_listed
     let options = CheckpointOptions { check_bytes_max: 0, ..options };
     let node = builder(dir.path()).checkpoints(options).open().unwrap();
     node.set_checkpoint_interval(Some(Duration::from_millis(10)));
-    while node.metrics().checkpoints_unchecked < 3 {
-        std::thread::yield_now();
-    }
+    await_until("three are not checked", || node.metrics().checkpoints_unchecked >= 3);
     assert_eq!((node.failed_check(), node.metrics().checkpoint_checks), (None, 0));
 }
 
-/// Determines the behaviour of the check: it does nothing, panics, or waits for another mood.
+/// Determines the behaviour of the check: it does nothing, panics, or hangs until the mood is another.
 static MOOD: Mutex<Mood> = Mutex::new(Mood::Well);
 static MOOD_NEWS: Condvar = Condvar::new();
 
@@ -85,7 +80,10 @@ static MOOD_NEWS: Condvar = Condvar::new();
 enum Mood {
     Well,
     Panics,
+    /// The next check hangs.
     Waits,
+    /// A check hangs.
+    Hangs,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -105,8 +103,14 @@ impl Process for Moody {
     }
 
     fn check(_: &Cut<'_>) -> Result<(), String> {
-        let mood = *MOOD_NEWS.wait_while(MOOD.lock().unwrap(), |mood| *mood == Mood::Waits).unwrap();
-        assert!(mood != Mood::Panics, "bad mood");
+        let mut mood = MOOD.lock().unwrap();
+        if *mood == Mood::Waits {
+            *mood = Mood::Hangs;
+            mood = MOOD_NEWS.wait_while(mood, |mood| *mood == Mood::Hangs).unwrap();
+        }
+        let panics = *mood == Mood::Panics;
+        drop(mood);
+        assert!(!panics, "bad mood");
         Ok(())
     }
 }
@@ -119,58 +123,61 @@ fn set_mood(mood: Mood) {
 #[test]
 fn a_check_that_panics_has_failed_and_one_that_never_ends_holds_nothing_up() {
     let dir = tempfile::tempdir().unwrap();
-    let timeout = Duration::from_secs(1);
-    let options = CheckpointOptions { interval: None, keep: 1000, timeout, ..CheckpointOptions::default() };
-    let builder = || {
+    let patient = CheckpointOptions { interval: None, keep: 1000, ..CheckpointOptions::default() };
+    let short = CheckpointOptions { timeout: Duration::from_secs(1), ..patient.clone() };
+    let open = |options: &CheckpointOptions| {
         Node::builder(dir.path())
             .service::<Moody>(ServiceOptions::default().shards(1))
             .segment_bytes(1 << 20)
             .checkpoints(options.clone())
+            .open()
+            .unwrap()
     };
-    let node = builder().open().unwrap();
+    let await_hang = || await_until("a check hangs", || *MOOD.lock().unwrap() == Mood::Hangs);
+    let node = open(&patient);
     set_mood(Mood::Panics);
     let report = node.checkpoint_blocking().unwrap();
     let reason = &report.failed_checks[0].reason;
     assert!(reason.starts_with("the check panicked: bad mood (at "), "{reason}");
+    node.shutdown();
+    drop(node);
+
     // A check that never ends fails after its timeout, and checkpoints continue.
+    let node = open(&short);
     set_mood(Mood::Waits);
     let waiting = {
         let node = node.clone();
-        std::thread::spawn(move || node.checkpoint_blocking().unwrap())
+        std::thread::spawn(move || await_failed_check(&node))
     };
-    while listed(&node).len() < 2 {
-        std::thread::yield_now();
-    }
-    let number = block_on(node.checkpoint_unchecked()).number;
+    await_hang();
+    let beside = await_some("a checkpoint beside it", || block_on(node.checkpoint_unchecked()).ok());
     let report = waiting.join().unwrap();
     assert_eq!(report.failed_checks[0].reason, "the check has not ended after 1000 ms");
-    assert!(number > report.number);
+    assert!(beside.number > report.number);
     // It still holds the thread: the next checkpoint is complete, but not checked.
-    let report = node.checkpoint_blocking().unwrap();
+    let report = take_checkpoint(&node);
     assert_eq!((report.check, report.failed_checks.len()), (CheckOutcome::NotChecked, 0));
     set_mood(Mood::Well);
-    while node.checkpoint_blocking().unwrap().check != CheckOutcome::Hold {
-        std::thread::yield_now();
-    }
+    await_until("checks run again", || take_checkpoint(&node).check == CheckOutcome::Hold);
+    node.shutdown();
+    drop(node);
+
     // The end of the node does not wait for it either.
+    let node = open(&patient);
     set_mood(Mood::Waits);
     let waiting = {
         let node = node.clone();
         std::thread::spawn(move || node.checkpoint_blocking().unwrap().check)
     };
-    while node.status().checkpoint.is_none_or(|newest| newest <= report.number + 1) {
-        std::thread::yield_now();
-    }
+    await_hang();
     node.kill();
     assert_eq!(waiting.join().unwrap(), CheckOutcome::NotChecked);
     set_mood(Mood::Well);
-    assert_eq!(builder().open().unwrap().checkpoint_blocking().unwrap().check, CheckOutcome::Hold);
+    assert_eq!(open(&patient).checkpoint_blocking().unwrap().check, CheckOutcome::Hold);
 }
 
-fn block_on(
-    checkpoint: impl Future<Output = Result<CheckpointReport, CheckpointFailure>>,
-) -> CheckpointReport {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(checkpoint).unwrap()
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Uses every method of `Context` and `QueryContext` in a handler.
 
+use crate::patience::await_until;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
@@ -324,14 +325,9 @@ fn look(client: &BlockingClient, name: &str) -> Seen {
 
 /// Looks until the condition holds.
 fn await_seen(client: &BlockingClient, name: &str, is_so: impl Fn(&Seen) -> bool) -> Seen {
-    for _ in 0..1_000_000 {
-        let seen = look(client, name);
-        if is_so(&seen) {
-            return seen;
-        }
-        std::thread::yield_now();
-    }
-    panic!("{name} never came so far: {:?}", look(client, name));
+    let mut last = None;
+    await_until(&format!("progress of {name}"), || is_so(last.insert(look(client, name))));
+    last.unwrap()
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Tests each reader that a cut offers to a check.
 
+use crate::patience::await_until;
 use crate::services::key;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -169,9 +170,7 @@ fn look_after(
     for (process, ask) in asks {
         node.blocking_client().call::<Keeper>(&key(process), ask).unwrap();
     }
-    while !settled(&node) {
-        std::thread::yield_now();
-    }
+    await_until("the node is settled", || settled(&node));
     let number = node.checkpoint_blocking().unwrap().number;
     LOOK.set(Some(Box::new(look)));
     assert!(node.verify(number).unwrap().holds());

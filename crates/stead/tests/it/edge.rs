@@ -1,5 +1,7 @@
 //! Requests that clients must not send, and an operator's view of processes.
 
+use crate::patience::await_until;
+use crate::services::Way;
 use serde::{Deserialize, Serialize};
 use stead::{
     CallError, Context, Misuse, Never, Node, Process, QueryContext, RawError, Refusal, ServiceOptions,
@@ -94,7 +96,8 @@ impl Process for Shop {
 
 fn open(dir: &std::path::Path) -> Node {
     let options = || ServiceOptions::default().shards(2);
-    Node::builder(dir).service::<Wallet>(options()).service::<Shop>(options()).threads(1).open().unwrap()
+    let node = Node::builder(dir).service::<Wallet>(options()).service::<Shop>(options()).threads(1);
+    node.listen_native(([127, 0, 0, 1], 0).into()).open().unwrap()
 }
 
 fn key(name: &str) -> String {
@@ -104,42 +107,40 @@ fn key(name: &str) -> String {
 /// Queries a wallet until it has this balance.
 fn await_balance(node: &Node, wanted: i64) {
     let client = node.blocking_client();
-    for _ in 0..100_000 {
-        if client.query::<Wallet>(&key("w"), ()).unwrap() == wanted {
-            return;
-        }
-        std::thread::yield_now();
-    }
-    panic!("the wallet never held {wanted}");
+    await_until(&format!("a wallet with {wanted}"), || {
+        client.query::<Wallet>(&key("w"), ()).unwrap() == wanted
+    });
 }
 
 #[test]
 fn internal_requests_are_refused_from_clients_and_taken_from_processes_and_timers() {
-    let dir = tempfile::tempdir().unwrap();
-    let node = open(dir.path());
-    let client = node.blocking_client();
-    assert_eq!(client.call::<Wallet>(&key("w"), Request::Load(10)).unwrap(), 10);
-    let refusals = [
-        client.call::<Wallet>(&key("w"), Request::Refund(5)).unwrap_err(),
-        client.call_idempotent::<Wallet>(&key("w"), b"k", Request::Refund(5)).unwrap_err(),
-        client.with_principal("other").call::<Wallet>(&key("w"), Request::Refund(5)).unwrap_err(),
-    ];
-    for refused in refusals {
-        let internal = RawError::Refused(Refusal::Misuse(Misuse::Internal("wallet/w".to_owned())));
-        assert_eq!(refused, CallError::Raw(internal));
-        assert!(
-            refused.to_string().contains("wallet/w") && refused.to_string().contains("clients"),
-            "{refused}"
-        );
+    for way in Way::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let node = open(dir.path());
+        let client = way.client(&node);
+        assert_eq!(client.call::<Wallet>(&key("w"), Request::Load(10)).unwrap(), 10);
+        let refusals = [
+            client.call::<Wallet>(&key("w"), Request::Refund(5)).unwrap_err(),
+            client.call_idempotent::<Wallet>(&key("w"), b"k", Request::Refund(5)).unwrap_err(),
+            client.with_principal("other").call::<Wallet>(&key("w"), Request::Refund(5)).unwrap_err(),
+        ];
+        for refused in refusals {
+            let internal = RawError::Refused(Refusal::Misuse(Misuse::Internal("wallet/w".to_owned())));
+            assert_eq!(refused, CallError::Raw(internal));
+            assert!(
+                refused.to_string().contains("wallet/w") && refused.to_string().contains("clients"),
+                "{refused}"
+            );
+        }
+        let order = Order { from: key("w"), amount: 5 };
+        assert!(client.call::<Shop>(&key("s"), order).is_err());
+        assert_eq!(client.query::<Wallet>(&key("w"), ()).unwrap(), 10, "nothing was changed");
+        client.call::<Wallet>(&key("w"), Request::Pay { shop: key("s"), amount: 4 }).unwrap();
+        await_balance(&node, 10);
+        client.call::<Wallet>(&key("w"), Request::Later(7)).unwrap();
+        await_balance(&node, 17);
+        assert_eq!(client.query::<Shop>(&key("s"), ()).unwrap(), 1);
     }
-    let order = Order { from: key("w"), amount: 5 };
-    assert!(client.call::<Shop>(&key("s"), order).is_err());
-    assert_eq!(client.query::<Wallet>(&key("w"), ()).unwrap(), 10, "nothing was changed");
-    client.call::<Wallet>(&key("w"), Request::Pay { shop: key("s"), amount: 4 }).unwrap();
-    await_balance(&node, 10);
-    client.call::<Wallet>(&key("w"), Request::Later(7)).unwrap();
-    await_balance(&node, 17);
-    assert_eq!(client.query::<Shop>(&key("s"), ()).unwrap(), 1);
 }
 
 /// Creates as many cells and timers as a request says.

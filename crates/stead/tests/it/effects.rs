@@ -1,6 +1,7 @@
 //! Timers, tasks, cells, dead letters, idempotency keys: effects of handlers and clients beyond a plain call.
 
-use crate::services::{Account, Ask, Look, await_answer, builder, key};
+use crate::patience::{await_some, await_until};
+use crate::services::{Account, Ask, Look, Way, await_answer, builder, key};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use stead::{
@@ -32,20 +33,22 @@ fn a_timer_fires_once_over_a_kill_even_when_the_clock_goes_back() {
 
 #[test]
 fn an_idempotency_key_gets_the_first_answer_after_a_restart_too() {
-    let dir = tempfile::tempdir().unwrap();
-    let node = builder(dir.path()).open().unwrap();
-    let client = node.blocking_client();
-    assert_eq!(client.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(5)).unwrap(), 5);
-    assert_eq!(client.call_idempotent::<Account>(&key("a"), b"k2", Ask::Deposit(5)).unwrap(), 10);
-    node.kill();
-    let node = builder(dir.path()).open().unwrap();
-    let client = node.blocking_client();
-    assert_eq!(client.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(5)).unwrap(), 5);
-    let error = client.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(6)).unwrap_err();
-    assert_eq!(error, CallError::Raw(RawError::Refused(Refusal::IdempotencyConflict)));
-    // The key of another principal is another key.
-    let other = client.with_principal("other");
-    assert_eq!(other.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(6)).unwrap(), 16);
+    for way in Way::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let node = builder(dir.path()).open().unwrap();
+        let client = way.client(&node);
+        assert_eq!(client.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(5)).unwrap(), 5);
+        assert_eq!(client.call_idempotent::<Account>(&key("a"), b"k2", Ask::Deposit(5)).unwrap(), 10);
+        node.kill();
+        let node = builder(dir.path()).open().unwrap();
+        let client = way.client(&node);
+        assert_eq!(client.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(5)).unwrap(), 5);
+        let error = client.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(6)).unwrap_err();
+        assert_eq!(error, CallError::Raw(RawError::Refused(Refusal::IdempotencyConflict)));
+        // The key of another principal is another key.
+        let other = client.with_principal("other");
+        assert_eq!(other.call_idempotent::<Account>(&key("a"), b"k1", Ask::Deposit(6)).unwrap(), 16);
+    }
 }
 
 #[test]
@@ -70,51 +73,54 @@ fn a_message_whose_handler_panics_becomes_a_dead_letter_and_the_rest_goes_on() {
 
 #[test]
 fn what_came_for_a_service_without_code_is_retried_once_the_code_is_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let with_code = || builder(dir.path()).service::<Courier>(ServiceOptions::default().shards(1));
-    with_code().open().unwrap().shutdown();
-    let without = Node::builder(dir.path()).service::<Courier>(ServiceOptions::default());
-    let node = without.segment_bytes(1 << 20).without_code("account").open().unwrap();
-    let deliver = |ask| node.blocking_client().call::<Courier>(&1, Deliver { to: key("a"), ask }).unwrap();
-    deliver(Ask::Deposit(7));
-    deliver(Ask::Panic);
-    deliver(Ask::Move { amount: 100, to: key("b") });
-    let letters = await_letters(&node, 3);
-    assert!(letters.iter().all(|letter| letter.reason == "no code is registered for service account"));
-    let shard = letters[0].shard;
-    node.shutdown();
+    for way in Way::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let with_code = || builder(dir.path()).service::<Courier>(ServiceOptions::default().shards(1));
+        with_code().open().unwrap().shutdown();
+        let without = Node::builder(dir.path()).service::<Courier>(ServiceOptions::default());
+        let node = without.segment_bytes(1 << 20).without_code("account").open().unwrap();
+        let deliver =
+            |ask| node.blocking_client().call::<Courier>(&1, Deliver { to: key("a"), ask }).unwrap();
+        deliver(Ask::Deposit(7));
+        deliver(Ask::Panic);
+        deliver(Ask::Move { amount: 100, to: key("b") });
+        let letters = await_letters(&node, 3);
+        assert!(letters.iter().all(|letter| letter.reason == "no code is registered for service account"));
+        let shard = letters[0].shard;
+        node.shutdown();
 
-    let node = with_code().open().unwrap();
-    let client = node.blocking_client();
-    let retry = |at: usize| client.retry_dead_letter(shard, letters[at].index);
-    assert_eq!(retry(0).unwrap().error, None);
-    assert_eq!(client.query::<Account>(&key("a"), Look::Balance).unwrap(), 7);
-    let error = retry(0).unwrap_err();
-    assert!(matches!(error, RawError::Refused(Refusal::NoDeadLetter(_))), "{error}");
-    let error = retry(1).unwrap_err();
-    assert!(
-        matches!(&error, RawError::Refused(Refusal::FailedAgain { reason, .. }) if reason.contains("as asked"))
-    );
-    assert_eq!(retry(2).unwrap().error, Some(serde_json::json!({"missing": 93})), "an error is an answer");
-    assert!(await_letters(&node, 1)[0].reason.contains("as asked"), "the new reason");
-    client.drop_dead_letter(shard, letters[1].index).unwrap();
-    let error = client.drop_dead_letter(99, 1).unwrap_err();
-    assert_eq!(error, RawError::UnknownShard { shard: 99, shards: 5 });
-    node.kill();
-    let node = with_code().open().unwrap();
-    assert_eq!(node.dead_letters("account", None, 1), Ok(stead::DeadLetterPage::default()));
-    assert_eq!(node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 7);
+        let node = with_code().open().unwrap();
+        let client = way.client(&node);
+        let retry = |at: usize| client.retry_dead_letter(shard, letters[at].index);
+        assert_eq!(retry(0).unwrap().error, None);
+        assert_eq!(client.query::<Account>(&key("a"), Look::Balance).unwrap(), 7);
+        let error = retry(0).unwrap_err();
+        assert!(matches!(error, RawError::Refused(Refusal::NoDeadLetter(_))), "{error}");
+        let error = retry(1).unwrap_err();
+        assert!(
+            matches!(&error, RawError::Refused(Refusal::FailedAgain { reason, .. }) if reason.contains("as asked"))
+        );
+        assert_eq!(
+            retry(2).unwrap().error,
+            Some(serde_json::json!({"missing": 93})),
+            "an error is an answer"
+        );
+        assert!(await_letters(&node, 1)[0].reason.contains("as asked"), "the new reason");
+        client.drop_dead_letter(shard, letters[1].index).unwrap();
+        let error = client.drop_dead_letter(99, 1).unwrap_err();
+        assert_eq!(error, RawError::UnknownShard { shard: 99, shards: 5 });
+        node.kill();
+        let node = with_code().open().unwrap();
+        assert_eq!(node.dead_letters("account", None, 1), Ok(stead::DeadLetterPage::default()));
+        assert_eq!(node.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 7);
+    }
 }
 
 fn await_letters(node: &Node, wanted: usize) -> Vec<stead::DeadLetterInfo> {
-    for _ in 0..100_000 {
+    await_some(&format!("{wanted} dead letters"), || {
         let letters = node.dead_letters("account", None, 1000).unwrap().dead_letters;
-        if letters.len() == wanted {
-            return letters;
-        }
-        std::thread::yield_now();
-    }
-    panic!("there were never {wanted} dead letters");
+        (letters.len() == wanted).then_some(letters)
+    })
 }
 
 /// Sends the messages of its requests.
@@ -264,21 +270,19 @@ fn a_task_goes_on_where_it_was_after_each_kill() {
     node.blocking_client().call::<Summer>(&key("a"), Summing::Start(300)).unwrap();
     let mut node = node;
     let mut steps = 0;
-    loop {
+    await_until("the task ends", || {
         let client = node.blocking_client();
         let left = client.query::<Summer>(&key("a"), SummerQuery::Tasks).unwrap();
-        match left.first() {
-            Some(&step) => {
-                assert!(step >= steps, "step {step} comes after {steps}");
-                if step >= steps + 100 {
-                    steps = step;
-                    node.kill();
-                    node = summers(dir.path());
-                }
+        if let Some(&step) = left.first() {
+            assert!(step >= steps, "step {step} comes after {steps}");
+            if step >= steps + 100 {
+                steps = step;
+                node.kill();
+                node = summers(dir.path());
             }
-            None => break,
         }
-    }
+        left.is_empty()
+    });
     let results = node.blocking_client().query::<Summer>(&key("a"), SummerQuery::Results).unwrap();
     assert_eq!(results, vec![300 * 301 / 2]);
 }

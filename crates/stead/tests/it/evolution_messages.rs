@@ -1,5 +1,6 @@
 //! Messages, timers and tasks of an older version of a service that are still waiting.
 
+use crate::patience::{await_some, await_until};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::marker::PhantomData;
@@ -81,9 +82,7 @@ impl Words for Old {
         match self {
             Self::Hold { entered, go } => {
                 std::fs::write(entered, "").unwrap();
-                while !go.exists() {
-                    std::thread::yield_now();
-                }
+                await_until("the shard may go on", || go.exists());
                 None
             }
             Self::Spread { to } => {
@@ -221,18 +220,13 @@ fn leave_under_way(dir: &Path) -> (String, String) {
     std::thread::scope(|scope| {
         let hold = Old::Hold { entered: entered.clone(), go: go.clone() };
         scope.spawn(|| client.call::<Listener<Old>>(&receiver, hold).unwrap_err());
-        while !entered.exists() {
-            std::thread::yield_now();
-        }
+        await_until("the shard is held", || entered.exists());
         client.call::<Listener<Old>>(&sender, Old::Spread { to: receiver.clone() }).unwrap();
         scope.spawn(|| node.kill());
         // The shard continues only when it is too late for it to receive the message.
-        while !matches!(
-            client.query::<Listener<Old>>(&sender, ()),
-            Err(stead::CallError::Raw(RawError::Stopped))
-        ) {
-            std::thread::yield_now();
-        }
+        await_until("the node stops", || {
+            client.query::<Listener<Old>>(&sender, ()) == Err(stead::CallError::Raw(RawError::Stopped))
+        });
         std::fs::write(&go, "").unwrap();
     });
     (sender, receiver)
@@ -248,10 +242,10 @@ fn what_is_under_way_is_read_by_a_version_that_changed_its_fields_and_names() {
         heard.sort();
         heard
     };
-    while heard(&sender).len() < 2 || heard(&receiver).is_empty() {
+    await_until("all are read", || {
         assert_eq!(node.dead_letters("listener", None, 1000).unwrap().dead_letters, []);
-        std::thread::yield_now();
-    }
+        heard(&sender).len() == 2 && !heard(&receiver).is_empty()
+    });
     assert_eq!(heard(&sender), ["task 40", "timer 40"]);
     assert_eq!(heard(&receiver), ["message 40"]);
 }
@@ -261,11 +255,10 @@ fn what_can_not_be_read_is_kept_as_a_dead_letter_with_process_version_and_reason
     let dir = tempfile::tempdir().unwrap();
     let (sender, receiver) = leave_under_way(dir.path());
     let node = open_later::<StrangeTask, Stranger>(&dir.path().join("data"));
-    let mut letters = Vec::new();
-    while letters.len() < 3 {
-        letters = node.dead_letters("listener", None, 1000).unwrap().dead_letters;
-        std::thread::yield_now();
-    }
+    let letters = await_some("three dead letters", || {
+        let letters = node.dead_letters("listener", None, 1000).unwrap().dead_letters;
+        (letters.len() == 3).then_some(letters)
+    });
     for (process, cause, unreadable) in [
         (&sender, "timer", "unknown variant `Tell`"),
         (&sender, "step 0 of task", "missing field `number`"),

@@ -2,12 +2,14 @@
 //!
 //! Checks that end the process run in a child: this test binary, started with [`DIR`] set.
 
+use crate::patience::{await_some, await_until};
+use crate::services::{await_failed_check, take_checkpoint};
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stead::{
     CheckOutcome, CheckpointOptions, Context, Cut, Never, NoQuery, Node, NodeBuilder, Process, ServiceOptions,
 };
@@ -102,31 +104,12 @@ fn child() {
     let options = CheckpointOptions { interval, ..by_hand() };
     let node = builder(Path::new(&dir), options).suspect_for(Duration::from_millis(50)).open().unwrap();
     node.blocking_client().call::<Sick>(&1, ()).unwrap();
-    let begun = Instant::now();
-    let wait = || {
-        assert!(
-            begun.elapsed() < Duration::from_secs(120),
-            "the check is not given up: {:?}",
-            node.checkpoints()
-        );
-        std::thread::yield_now();
-    };
-    let failed = loop {
-        if let Some(failed) = node.failed_check() {
-            break failed;
-        }
-        wait();
-    };
+    let failed = await_some("the check is given up", || node.failed_check());
     // The other services are still checked; the one whose check was given up is not.
-    let left_out = loop {
-        let listed = node.checkpoints().unwrap();
-        if let Some(found) =
-            listed.iter().find(|one| one.number > failed.number && !one.skipped_checks.is_empty())
-        {
-            break found.clone();
-        }
-        wait();
-    };
+    let left_out = await_some("a later checkpoint without it", || {
+        let mut listed = node.checkpoints().unwrap().into_iter();
+        listed.find(|one| one.number > failed.number && !one.skipped_checks.is_empty())
+    });
     assert_eq!((left_out.check, left_out.failed_checks.len()), (CheckOutcome::NotChecked, 0));
     assert_eq!(left_out.skipped_checks[0].service, "sick");
     println!("given up at {}: {}", failed.number, failed.failed_checks[0].reason);
@@ -202,9 +185,7 @@ fn a_check_that_overflows_its_stack_is_given_up() {
 fn begin_check(node: &Node, dir: &Path) -> u64 {
     let (before, asking) = (marks(dir), node.clone());
     std::thread::spawn(move || asking.checkpoint_blocking());
-    while marks(dir) == before {
-        std::thread::yield_now();
-    }
+    await_until("the check has begun", || marks(dir) != before);
     node.status().checkpoint.unwrap()
 }
 
@@ -224,7 +205,7 @@ fn long_checks_that_an_end_meets_are_counted_and_one_that_ends_is_trusted_again(
         let node = node.clone();
         std::thread::spawn(move || node.kill())
     };
-    while node.blocking_client().call::<Sick>(&1, ()).is_ok() {}
+    await_until("the node takes no calls", || node.blocking_client().call::<Sick>(&1, ()).is_err());
     // A check that ends after the kill changes nothing.
     set_waits(false);
     killing.join().unwrap();
@@ -240,15 +221,16 @@ fn long_checks_that_an_end_meets_are_counted_and_one_that_ends_is_trusted_again(
     let waits = |one: &stead::CheckpointInfo| {
         one.skipped_checks.iter().any(|skipped| skipped.reason.contains("tried again once the node has run"))
     };
-    while !node.checkpoints().unwrap().iter().any(waits) {
-        std::thread::yield_now();
-    }
+    await_until("a check waits", || node.checkpoints().unwrap().iter().any(waits));
     node.set_checkpoint_interval(None);
-    // A check that is requested runs anyway.
+    // A check that is requested runs anyway, and then those of the interval do, too.
     assert_eq!(node.checkpoint_blocking().unwrap().check, CheckOutcome::Hold);
-    assert_eq!(marks(dir.path()), 0);
+    await_until("no mark is left", || marks(dir.path()) == 0);
 
-    // A clean shutdown blames no check that it interrupts.
+    node.shutdown();
+
+    // A clean shutdown blames no check that it interrupts. In a life of its own: a check of the interval could still run here.
+    let node = open(Duration::ZERO);
     set_waits(true);
     begin_check(&node, dir.path());
     node.shutdown();
@@ -258,12 +240,12 @@ fn long_checks_that_an_end_meets_are_counted_and_one_that_ends_is_trusted_again(
     let options = CheckpointOptions { timeout: Duration::from_secs(1), ..by_hand() };
     let open = || builder_with(dir.path(), options.clone(), 1).open().unwrap();
     let node = open();
-    let report = node.checkpoint_blocking().unwrap();
+    let report = await_failed_check(&node);
     assert_eq!(report.failed_checks[0].reason, "the check has not ended after 1000 ms");
     node.shutdown();
     assert_eq!(marks(dir.path()), 1);
     let node = open();
-    assert_eq!(node.checkpoint_blocking().unwrap().check, CheckOutcome::NotChecked);
+    assert_eq!(take_checkpoint(&node).check, CheckOutcome::NotChecked);
     assert!(
         node.failed_check().unwrap().failed_checks[0].reason.starts_with("it did not end over checkpoint ")
     );

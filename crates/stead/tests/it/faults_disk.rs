@@ -1,10 +1,11 @@
 //! Disks that are full, fail, or cannot be read, and a clock that goes back.
 
+use crate::patience::{await_some, await_until};
 use crate::services::{Account, Ask, Look, await_answer, builder, key};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stead::{CallError, CheckpointFailure, Node, OpenError, RawError, Refusal, Time};
 use stead_store::disk::{Disk, Open};
 use stead_store::sim_disk::SimDisk;
@@ -15,6 +16,15 @@ fn open(disk: &SimDisk) -> Node {
 
 fn deposit(node: &Node) -> Result<i64, CallError<crate::services::Overdrawn>> {
     node.blocking_client().call::<Account>(&key("a"), Ask::Deposit(1))
+}
+
+/// Waits until writes are taken again; all are refused with the same error until then.
+fn resumes(node: &Node, refused: &CallError<crate::services::Overdrawn>) {
+    await_until("writes resume", || {
+        let deposited = deposit(node);
+        assert!(deposited.is_ok() || deposited.as_ref().err() == Some(refused), "{deposited:?}");
+        deposited.is_ok()
+    });
 }
 
 fn balance(node: &Node) -> i64 {
@@ -50,11 +60,7 @@ fn a_full_disk_refuses_writes_answers_reads_and_resumes_when_there_is_room() {
         assert!(node.is_ready(), "a full disk is no failure");
 
         disk.set_capacity(None);
-        let waited = Instant::now();
-        while let Err(error) = deposit(&node) {
-            assert_eq!(error, refused);
-            assert!(waited.elapsed() < Duration::from_secs(10), "writes never resumed");
-        }
+        resumes(&node, &refused);
         answered += 1;
         assert!(!node.status().full);
     }
@@ -84,11 +90,7 @@ fn a_node_without_descriptors_refuses_writes_answers_reads_and_resumes_when_ther
         assert!(node.is_ready(), "a missing descriptor is no failure");
 
         disk.set_open_files(None);
-        let waited = Instant::now();
-        while let Err(error) = deposit(&node) {
-            assert_eq!(error, refused);
-            assert!(waited.elapsed() < Duration::from_secs(10), "writes never resumed");
-        }
+        resumes(&node, &refused);
         answered += 1;
         node.checkpoint_blocking().unwrap();
     }
@@ -133,10 +135,7 @@ fn a_node_that_is_killed_on_a_full_disk_starts_there_and_takes_writes_when_there
     };
     assert_eq!(balance(&node), answered);
     disk.set_capacity(None);
-    let waited = Instant::now();
-    while deposit(&node).is_err() {
-        assert!(waited.elapsed() < Duration::from_secs(10), "writes never resumed");
-    }
+    await_until("writes resume", || deposit(&node).is_ok());
     assert_eq!(balance(&node), answered + 1);
 }
 
@@ -167,7 +166,7 @@ fn a_failed_sync_ends_the_node_and_nothing_answered_is_lost() {
         }
         disk.fail_syncs(1);
         // The first sync that fails may be that of a prepared segment, or of the idle mark.
-        let error = (0..1000).find_map(|_| deposit(&node).err()).unwrap();
+        let error = await_some("a deposit fails", || deposit(&node).err());
         let CallError::Raw(RawError::NodeFailed(reason)) = &error else { panic!("{error}") };
         assert!(reason.contains("cannot sync"), "{reason}");
         assert!(!node.is_ready());
@@ -272,10 +271,7 @@ fn a_start_two_days_ahead_fires_nothing_and_forgets_nothing_and_is_set_right_whi
     // An idle worker notices within a second, and one that receives a request at once.
     client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap();
     client.call::<Account>(&key("once"), Ask::Deposit(1)).unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
-    while node.status().clock.doubted {
-        assert!(Instant::now() < until, "{:?}", node.status().clock);
-    }
+    await_until("the clock is trusted again", || !node.status().clock.doubted);
     // A jump forward within a life is followed if it is not doubted: then a timer is due at once.
     drop(client);
     node.kill();

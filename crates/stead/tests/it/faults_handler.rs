@@ -1,9 +1,9 @@
 //! Handlers and steps of tasks that end the process: it is restarted each time, until the cause is given up and all
-//! else
-//! continues.
+//! else continues.
 //!
 //! The process is this test binary, run again with [`DIR`] set.
 
+use crate::patience::{await_some, await_until};
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
@@ -169,19 +169,13 @@ fn child() {
         // The process may end before the answer is read: the message is in flight anyway.
         let _ = client.call::<Patient>(&sender, harm);
     }
-    let letter = loop {
-        if let Some(letter) = node.dead_letters("patient", None, 1000).unwrap().dead_letters.pop() {
-            break letter;
-        }
-        std::thread::yield_now();
-    };
+    let letter =
+        await_some("a dead letter", || node.dead_letters("patient", None, 1000).unwrap().dead_letters.pop());
     assert_eq!((&letter.process, &letter.sender), (&sick, from));
     assert!(letter.payload.is_some());
     println!("given up: {}", letter.reason);
     // The messages behind it on its channel are handled, and so are later requests to its shard.
-    while client.query::<Patient>(&well, Calls).unwrap() < DEPOSITS + 1 {
-        std::thread::yield_now();
-    }
+    await_until("they are handled", || client.query::<Patient>(&well, Calls).unwrap() > DEPOSITS);
     assert_eq!(
         client.query::<Patient>(&sick, Calls).unwrap(),
         calls,

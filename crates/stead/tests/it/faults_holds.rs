@@ -1,14 +1,12 @@
 //! No shard delays the others of its worker, and a stop ends whatever the processes do.
 
+use crate::patience::{PATIENCE, await_until};
 use crate::services::builder;
 use serde::{Deserialize, Serialize};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use stead::{Context, Never, Node, Process, QueryContext, ServiceOptions};
-
-/// Longest wait for an expected event.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sends messages to itself or to others.
 #[derive(Default, Serialize, Deserialize)]
@@ -63,7 +61,7 @@ fn a_stop_ends_while_a_process_messages_itself() {
     let node = open(&dir);
     let client = node.blocking_client();
     client.call::<Busy>(&"a".to_owned(), Ask::Spin).unwrap();
-    while client.query::<Busy>(&"a".to_owned(), ()).unwrap() < 100 {}
+    await_until("messages are handled", || client.query::<Busy>(&"a".to_owned(), ()).unwrap() >= 100);
     let (done, ended) = mpsc::channel();
     thread::spawn(move || {
         node.shutdown();
@@ -75,7 +73,7 @@ fn a_stop_ends_while_a_process_messages_itself() {
     let client = node.blocking_client();
     let handled = client.query::<Busy>(&"a".to_owned(), ()).unwrap();
     assert!(handled >= 100, "{handled}");
-    while client.query::<Busy>(&"a".to_owned(), ()).unwrap() <= handled {}
+    await_until("more are handled", || client.query::<Busy>(&"a".to_owned(), ()).unwrap() > handled);
     node.kill();
 }
 
@@ -92,10 +90,11 @@ fn a_large_delivery_lets_the_worker_look_at_its_other_shards() {
     let to = keys.iter().find(|key| shard(key) != shard(from)).unwrap();
     client.call::<Busy>(from, Ask::Burst { to: to.clone(), count: 400 }).unwrap();
     let mut seen = Vec::new();
-    while seen.last() != Some(&400) {
+    await_until("all messages are handled", || {
         seen.push(client.query::<Busy>(to, ()).unwrap());
         client.query::<Busy>(from, ()).unwrap();
-    }
+        seen.last() == Some(&400)
+    });
     assert!(seen.iter().any(|handled| (1..400).contains(handled)), "it was asked in between: {seen:?}");
     let hold = Duration::from_micros(node.metrics().worker_hold_micros);
     assert!(hold < Duration::from_millis(200), "the worker was held for {hold:?}");

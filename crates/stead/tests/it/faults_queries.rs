@@ -1,11 +1,12 @@
 //! A query holds no shard and ends no process, whatever its code does: its client is answered by its deadline.
 
+use crate::patience::{PATIENCE, await_until};
 use crate::services::builder;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stead::kv::{self, Kv};
 use stead::{
     CallError, Client, Context, Never, Node, NodeBuilder, Process, QueryContext, RawError, Refusal,
@@ -13,7 +14,6 @@ use stead::{
 };
 
 /// Time in which an expected event must come.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Queries of a service that may be stuck, and threads that one service's queries get; both are in docs/limits.md.
 const STUCK_MAX: usize = 4;
 const THREADS: usize = 6;
@@ -165,14 +165,6 @@ fn begin(client: &Client, key: &str, look: Look) -> thread::JoinHandle<Result<(u
     thread::spawn(move || query(&client, &key, look))
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        thread::yield_now();
-    }
-}
-
 #[test]
 fn a_query_that_never_ends_is_given_up_at_the_deadline_and_holds_no_shard() {
     let dir = tempfile::tempdir().unwrap();
@@ -214,8 +206,11 @@ fn queries_over_the_time_limit_are_given_up_and_refused_once_too_many_are_stuck(
     for (n, key) in keys.iter().enumerate() {
         let error = query(&client, key, Look::Wait).unwrap_err();
         let process = format!("slow/{key}");
-        assert_eq!(error, RawError::Refused(Refusal::QueryGivenUp { process, limit_ms: 50 }));
-        until("it is counted as stuck", || node.metrics().queries_stuck == n as u64 + 1);
+        assert_eq!(
+            error,
+            RawError::Refused(Refusal::QueryGivenUp { process, limit: Duration::from_millis(50) })
+        );
+        await_until("it is counted as stuck", || node.metrics().queries_stuck == n as u64 + 1);
     }
     let error = query(&client, "other", Look::Calls).unwrap_err();
     let (service, process) = ("slow".to_owned(), "slow/stuck0".to_owned());
@@ -229,7 +224,7 @@ fn queries_over_the_time_limit_are_given_up_and_refused_once_too_many_are_stuck(
     assert_eq!(calls.query::<Kv>(&"k".to_owned(), kv::Query::Get).unwrap(), None);
     // Once they end, queries of the service run again.
     keys.iter().for_each(|key| open_gate(key));
-    until("they have ended", || node.metrics().queries_stuck == 0);
+    await_until("they have ended", || node.metrics().queries_stuck == 0);
     assert_eq!(query(&client, "other", Look::Calls), Ok((1, 0)));
     assert_eq!(node.status().stuck_queries, []);
     assert_eq!(node.metrics().query_bytes, 0);
@@ -245,7 +240,7 @@ fn queries_wait_for_a_thread_and_keep_their_deadlines_while_requests_go_on() {
     let running: Vec<_> = (0..THREADS).map(|_| begin(&client, &key, Look::Wait)).collect();
     await_begun(&key, THREADS);
     let waiting = begin(&client, &key, Look::Wait);
-    until("it waits", || node.metrics().queries_waiting == 1);
+    await_until("it waits", || node.metrics().queries_waiting == 1);
     assert!(node.metrics().query_bytes > 0);
     let after = Duration::from_millis(50);
     let short = query(&client.with_timeout(after), &key, Look::Calls);
@@ -257,7 +252,7 @@ fn queries_wait_for_a_thread_and_keep_their_deadlines_while_requests_go_on() {
     for query in running.into_iter().chain([waiting]) {
         assert_eq!(query.join().unwrap(), Ok((1, 0)), "as the process was when it was asked");
     }
-    until("nothing is left", || node.metrics().query_bytes == 0);
+    await_until("nothing is left", || node.metrics().query_bytes == 0);
 }
 
 #[test]
@@ -289,14 +284,14 @@ fn stuck_queries_of_large_states_take_no_memory_from_other_queries() {
     // More than the quarter of the memory that queries may use.
     for stuck in 1..STUCK_MAX {
         query(&client, &key, Look::Wait).unwrap_err();
-        until("it is counted as stuck", || node.metrics().queries_stuck == stuck as u64);
+        await_until("it is counted as stuck", || node.metrics().queries_stuck == stuck as u64);
     }
     assert_eq!(node.metrics().query_bytes, 0);
     assert!(node.metrics().stuck_query_bytes > 256 << 10);
     assert_eq!(calls.query::<Quick>(&"q".to_owned(), ()).unwrap(), "q");
     assert_eq!(query(&client, "small", Look::Calls), Ok((0, 0)));
     open_gate(&key);
-    until("nothing is left", || node.metrics().stuck_query_bytes == 0);
+    await_until("nothing is left", || node.metrics().stuck_query_bytes == 0);
 }
 
 #[test]
@@ -307,7 +302,7 @@ fn slow_queries_of_one_service_leave_threads_for_others() {
     let key = "hogs".to_owned();
     let slow: Vec<_> = (0..16).map(|_| begin(&client, &key, Look::Wait)).collect();
     await_begun(&key, THREADS);
-    until("the others wait", || node.metrics().queries_waiting == 16 - THREADS as u64);
+    await_until("the others wait", || node.metrics().queries_waiting == 16 - THREADS as u64);
     for _ in 0..20 {
         assert_eq!(calls.query::<Quick>(&"q".to_owned(), ()).unwrap(), "q");
     }
@@ -336,11 +331,11 @@ fn cancelled_queries_give_up_their_threads_and_others_wait_for_them_unrefused() 
             drop(asked);
         }
     });
-    until("their threads are replaced", || node.metrics().queries_stuck == STUCK_MAX as u64);
+    await_until("their threads are replaced", || node.metrics().queries_stuck == STUCK_MAX as u64);
     assert_eq!(node.metrics().queries_given_up, 0, "no client was answered");
     // They have not run for the maximum time: new queries wait.
     let waiting = begin(&client, "patient", Look::Calls);
-    until("it waits", || node.metrics().queries_waiting == 1);
+    await_until("it waits", || node.metrics().queries_waiting == 1);
     open_gate(&key);
     assert_eq!(waiting.join().unwrap(), Ok((0, 0)));
 }
@@ -355,7 +350,7 @@ fn a_shutdown_without_time_left_still_answers_queries_that_were_taken() {
     await_begun(&key, 1);
     let ending = node.clone();
     let ended = thread::spawn(move || ending.shutdown());
-    until("the node takes no calls", || calls.call::<Slow>(&key, Ask::Count).is_err());
+    await_until("the node takes no calls", || calls.call::<Slow>(&key, Ask::Count).is_err());
     open_gate(&key);
     assert_eq!(last.join().unwrap(), Ok((0, 0)));
     ended.join().unwrap();
@@ -376,7 +371,7 @@ fn a_query_that_ends_its_node_does_not_wait_for_itself() {
         node.shutdown();
         let _ = done.send(());
     });
-    until("the node takes no calls", || calls.call::<Quick>(&"q".to_owned(), ()).is_err());
+    await_until("the node takes no calls", || calls.call::<Quick>(&"q".to_owned(), ()).is_err());
     open_gate("ends");
     ended.recv_timeout(PATIENCE).expect("neither waits for the other");
     assert_eq!(asked.join().unwrap().unwrap(), "ends");

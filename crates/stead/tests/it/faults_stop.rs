@@ -1,13 +1,11 @@
 //! A stop during a step of a task that does not end.
 
+use crate::patience::{PATIENCE, await_some};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 use stead::{Context, Never, Node, Process, Progress, QueryContext, ServiceOptions, StepContext, Task};
-
-/// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The progress of a test's steps.
 struct Gate {
@@ -122,16 +120,10 @@ fn a_shutdown_leaves_a_step_that_does_not_end_and_the_next_start_repeats_it() {
     }
     let node = open(dir.path());
     GATE.open();
-    let waited = Instant::now();
-    loop {
-        let results = node.blocking_client().query::<Waiter>(&key, ()).unwrap();
-        if !results.is_empty() {
-            // The outcomes of the abandoned runs are dropped.
-            assert_eq!(results, [1]);
-            break;
-        }
-        assert!(waited.elapsed() < PATIENCE, "the step was not repeated");
-        std::thread::yield_now();
-    }
+    let results = await_some("the step is repeated", || {
+        Some(node.blocking_client().query::<Waiter>(&key, ()).unwrap()).filter(|results| !results.is_empty())
+    });
+    // The outcomes of the abandoned runs are dropped.
+    assert_eq!(results, [1]);
     assert!(node.dead_letters("waiter", None, 1000).unwrap().dead_letters.is_empty());
 }

@@ -1,11 +1,13 @@
 //! Threads of a node that wait for each other: none of them may wait forever.
 
+use crate::patience::{PATIENCE, await_until};
 use crate::services::builder;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::task::{Context as Wakes, Waker};
 use std::thread;
@@ -16,8 +18,6 @@ use stead::{
 };
 use stead_store::sim_disk::SimDisk;
 
-/// Longest wait for an expected event.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Length of the log's segments on a small disk.
 const SEGMENT_BYTES: u64 = 64 << 10;
 
@@ -251,9 +251,7 @@ fn a_checkpoint_is_taken_although_a_shard_learns_late_of_it_and_of_one_that_was_
         disk.set_capacity(None);
         let next = node.clone();
         let next = thread::spawn(move || next.checkpoint_blocking());
-        while node.status().checkpoint_running != Some(number + 1) {
-            thread::yield_now();
-        }
+        await_until("the next one runs", || node.status().checkpoint_running == Some(number + 1));
         gate.open();
         call.join().unwrap().unwrap();
         ends(move || assert_eq!(next.join().unwrap().unwrap().number, number + 1));
@@ -309,12 +307,10 @@ fn failing_checkpoints_leave_a_full_log_its_last_room() {
     }
     fill(&node, "small", 1).unwrap();
     // A log that had to wait for its next segment now would refuse even the first checkpoint.
-    while node.status().log.reserve < SEGMENT_BYTES / 2 {
-        thread::yield_now();
-    }
+    await_until("the next segment is ready", || node.status().log.reserve >= SEGMENT_BYTES / 2);
     // Space for a checkpoint's beginning, but not for its end, and not for a segment of the log.
     disk.set_capacity(Some(disk.used() + (20 << 10)));
-    while fill(&node, "small", 1).is_ok() {}
+    await_until("the log is full", || fill(&node, "small", 1).is_err());
     let small = || node.blocking_client().query::<Bulk>(&"small".to_owned(), ()).unwrap();
     let refused = (0..100).find_map(|_| match node.checkpoint_blocking().unwrap_err() {
         CheckpointFailure::GivenUp { reason, .. } => {
@@ -328,7 +324,7 @@ fn failing_checkpoints_leave_a_full_log_its_last_room() {
     assert_eq!(refused, Some(CheckpointFailure::Full));
     assert_eq!(small(), 1);
     disk.set_capacity(None);
-    while fill(&node, "small", 2).is_err() {}
+    await_until("writes resume", || fill(&node, "small", 2).is_ok());
     node.checkpoint_blocking().unwrap();
 }
 
@@ -344,9 +340,7 @@ fn a_node_whose_log_waits_for_room_can_be_shut_down() {
     disk.set_capacity(Some(disk.used()));
     // Together they are far over the log's prepared space.
     gate.open();
-    while !node.status().full {
-        thread::yield_now();
-    }
+    await_until("the log is full", || node.status().full);
     ends(move || node.shutdown());
     let last = end(calls.pop().unwrap()).unwrap_err();
     let CallError::Raw(RawError::NodeFailed(reason)) = last else { panic!("{last}") };
@@ -367,9 +361,7 @@ fn a_node_that_writes_a_checkpoint_slowly_can_be_shut_down() {
     let other = node.clone();
     // At its pace it takes minutes.
     let slow = thread::spawn(move || end(other.checkpoint_unchecked()));
-    while node.status().checkpoint_running.is_none() {
-        thread::yield_now();
-    }
+    await_until("a checkpoint runs", || node.status().checkpoint_running.is_some());
     ends(move || node.shutdown());
     let taken = slow.join().unwrap();
     assert!(matches!(taken, Ok(_) | Err(CheckpointFailure::Stopped(_))), "{taken:?}");
@@ -394,22 +386,22 @@ fn a_second_shutdown_waits_for_the_first() {
     let disk = SimDisk::new(1);
     let node = small(&disk);
     let (gate, call) = wait_at(&node, "twice");
+    let begun = Arc::new(AtomicUsize::new(0));
     let ends: Vec<_> = (0..3)
         .map(|_| {
             let (done, ended) = mpsc::channel();
-            let node = node.clone();
+            let (node, begun) = (node.clone(), Arc::clone(&begun));
             thread::spawn(move || {
+                begun.fetch_add(1, Ordering::SeqCst);
                 node.shutdown();
                 done.send(()).unwrap();
             });
             ended
         })
         .collect();
-    while node.is_ready() {
-        thread::yield_now();
-    }
-    // Gives the others time to get where they must not.
-    (0..1000).for_each(|_| thread::yield_now());
+    await_until("all shutdowns have begun", || !node.is_ready() && begun.load(Ordering::SeqCst) == 3);
+    // The others may get where they must not.
+    (0..10).for_each(|_| thread::yield_now());
     assert!(ends.iter().all(|ended| ended.try_recv().is_err()));
     gate.open();
     for ended in ends {
@@ -449,10 +441,10 @@ fn a_shard_that_stays_overloaded_says_so_and_not_that_time_is_over() {
     client.call::<Bulk>(&key, Ask::Send { to: "overload".to_owned(), bytes: 2 << 20 }).unwrap();
     // It is tried once more, and has no time for further attempts.
     let refused = client.with_timeout(Duration::from_millis(80)).call::<Bulk>(&key, Ask::Fill(1));
-    let Err(CallError::Raw(RawError::Refused(Refusal::Overloaded { retry_after_ms }))) = refused else {
+    let Err(CallError::Raw(RawError::Refused(Refusal::Overloaded { retry_after }))) = refused else {
         panic!("{refused:?}")
     };
-    assert!(retry_after_ms > 0);
+    assert!(!retry_after.is_zero());
     gate.open();
     held.join().unwrap().unwrap();
     client.call::<Bulk>(&key, Ask::Fill(1)).unwrap();
@@ -513,7 +505,7 @@ fn child() {
     let other = not_beside(&node, "held");
     let _gate = wait_at(&node, "held");
     disk.fail_syncs(1);
-    assert!((0..1000).any(|_| fill(&node, &other, 1).is_err()));
+    await_until("the log fails", || fill(&node, &other, 1).is_err());
     println!("the node failed first");
     node.shutdown();
 }

@@ -1,6 +1,7 @@
 //! The bytes that wait in a node are bounded, however few calls cause them.
 
 use crate::faults::{Faults, FaultyDisk};
+use crate::patience::{PATIENCE, await_some, await_until};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::process::Command;
@@ -13,8 +14,6 @@ use stead::{
 };
 
 const MIB: usize = 1 << 20;
-/// Time in which an expected event must come.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process with a text that each message replaces as a whole.
 #[derive(Default, Serialize, Deserialize)]
@@ -146,17 +145,18 @@ fn begin(node: &Node, key: u32, ask: Ask) -> std::thread::JoinHandle<Result<(), 
 }
 
 fn await_memory(node: &Node, until: impl Fn(&MemoryStatus) -> bool) -> MemoryStatus {
-    loop {
-        let memory = node.status().memory;
-        if until(&memory) {
-            return memory;
-        }
-        std::thread::yield_now();
-    }
+    await_some("the memory in use", || Some(node.status().memory).filter(&until))
 }
 
 fn is_overloaded<T: std::fmt::Debug>(result: &Result<T, CallError<Never>>) -> bool {
     matches!(result, Err(CallError::Raw(RawError::Refused(Refusal::Overloaded { .. }))))
+}
+
+/// Waits until a process has handled this many calls; its node may be overloaded meanwhile.
+fn await_handled(client: &stead::BlockingClient, key: u32, count: u32) {
+    await_until(&format!("{count} handled calls of {key}"), || {
+        client.query::<Board>(&key, ()).is_ok_and(|(handled, _)| handled >= count)
+    });
 }
 
 fn await_nothing(node: &Node) {
@@ -203,9 +203,11 @@ fn messages_over_the_limits_all_arrive_though_each_entry_is_larger_than_what_may
     let client = node.blocking_client().with_timeout(PATIENCE);
     client.call::<Board>(&0, Ask::Spread { messages: 24, boards: 3, bytes: 2 * MIB }).unwrap();
     // Text that is larger than the limit of all that may wait, in an outbox too.
-    while let Err(error) = client.call::<Board>(&0, Ask::Send { to: 5, text: "z".repeat(3 * MIB) }) {
-        assert!(is_overloaded(&Err::<(), _>(error)));
-    }
+    await_until("the call is taken", || {
+        let sent = client.call::<Board>(&0, Ask::Send { to: 5, text: "z".repeat(3 * MIB) });
+        assert!(sent.is_ok() || is_overloaded(&sent));
+        sent.is_ok()
+    });
     await_nothing(&node);
     for board in 1..=3 {
         assert_eq!(client.query::<Board>(&board, ()).unwrap().0, 8);
@@ -222,7 +224,9 @@ fn messages_that_wait_for_their_receiver_stop_clients_but_not_queries_and_all_dr
     let beside = key(&node, held, true);
     let free = (0..).find(|key| node_worker(&node, *key) != node_worker(&node, held)).unwrap();
     let waits = begin(&node, held, Ask::Wait);
-    while client.with_timeout(Duration::from_millis(20)).query::<Board>(&beside, ()).is_ok() {}
+    await_until("the shard is held", || {
+        client.with_timeout(Duration::from_millis(20)).query::<Board>(&beside, ()).is_err()
+    });
     client.call::<Board>(&free, Ask::Send { to: beside, text: "x".repeat(MIB) }).unwrap();
     await_memory(&node, |memory| memory.outbox_bytes > MIB as u64);
     assert!(is_overloaded(&client.call::<Board>(&free, Ask::Rewrite(1))));
@@ -239,6 +243,8 @@ fn messages_that_wait_for_their_receiver_stop_clients_but_not_queries_and_all_dr
     await_memory(&node, |memory| memory.request_bytes > MIB as u64);
     let refused = client.query::<Board>(&free, ());
     assert!(is_overloaded(&refused), "{refused:?}");
+    // One that came later would be taken.
+    await_until("the others are refused", || calls.iter().filter(|call| call.is_finished()).count() == 3);
     *GATE.0.lock().unwrap() = true;
     GATE.1.notify_all();
     waits.join().unwrap().unwrap();
@@ -270,9 +276,7 @@ fn steps_wait_while_what_they_made_waits_and_all_of_them_end() {
     let after = STEPS.load(Ordering::SeqCst);
     assert!(after <= before + 4, "{before} steps were run, then {after}");
     drop(hanging);
-    while client.query::<Board>(&0, ()).map_or(0, |(handled, _)| handled) < 40 {
-        std::thread::yield_now();
-    }
+    await_handled(&client, 0, 40);
     assert_eq!(STEPS.load(Ordering::SeqCst), 40);
     await_nothing(&node);
 }
@@ -323,9 +327,7 @@ fn child() {
     let waiting = await_memory(&node, |memory| memory.uncommitted_bytes >= limit);
     drop(hanging);
     for board in 1..=boards {
-        while client.query::<Board>(&board, ()).map_or(0, |(handled, _)| handled) < messages / boards {
-            std::thread::yield_now();
-        }
+        await_handled(&client, board, messages / boards);
     }
     println!("waited for the log: {} MiB; peak: {} MiB", waiting.uncommitted_bytes >> 20, peak_mib());
     node.shutdown();

@@ -1,15 +1,14 @@
 //! Bundles are merged while checkpoints are taken: the output of a merge is kept until a checkpoint refers to it.
 
+use crate::patience::{PATIENCE, await_some};
 use crate::services::{Account, Ask, builder, key};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
 use stead::CheckpointOptions;
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::sim_disk::SimDisk;
 
 /// Time in which an expected event must come.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 struct Seen {
@@ -56,6 +55,9 @@ impl Disk for HeldMerge {
     }
     fn create_dir(&self, path: &str) -> io::Result<()> {
         self.disk.create_dir(path)
+    }
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename_new(from, to)
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.disk.rename(from, to)?;
@@ -119,14 +121,9 @@ fn checkpoints_are_collected_during_a_merge_and_what_it_wrote_is_used() {
         String::from_utf8(manifest).unwrap().contains(name)
     };
     // Those that are sealed before the merge has reported its end are not.
-    let begun = Instant::now();
-    let number = loop {
-        let number = checkpoint();
-        if is_built_on_it(number) {
-            break number;
-        }
-        assert!(begun.elapsed() < PATIENCE, "checkpoint {number} is not built on {name}");
-    };
+    let number = await_some("a checkpoint that is built on it", || {
+        Some(checkpoint()).filter(|number| is_built_on_it(*number))
+    });
     assert!(disk.bytes(&merged).is_some());
     assert!(node.verify(number).unwrap().holds());
 }

@@ -1,9 +1,13 @@
 //! The services of these tests.
 
+use crate::patience::{await_some, await_until};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
-use stead::{Context, Node, NodeBuilder, Process, QueryContext, ServiceOptions};
+use stead::{
+    BlockingClient, CheckOutcome, CheckpointFailure, CheckpointReport, Context, Node, NodeBuilder, Process,
+    QueryContext, ServiceOptions,
+};
 
 /// An account that refuses to be overdrawn.
 #[derive(Default, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,21 +99,54 @@ pub(crate) fn builder(dir: &Path) -> NodeBuilder {
         .service::<Account>(ServiceOptions::default().shards(4))
         .threads(2)
         .segment_bytes(1 << 20)
+        .listen_native(([127, 0, 0, 1], 0).into())
         .checkpoints(stead::CheckpointOptions { interval: None, ..Default::default() })
+}
+
+/// The ways to call a node: within its process, and over the network.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    Here,
+    Away,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 2] = [Self::Here, Self::Away];
+
+    /// Returns a client of a node that listens.
+    pub(crate) fn client(self, node: &Node) -> BlockingClient {
+        match self {
+            Self::Here => node.blocking_client(),
+            Self::Away => BlockingClient::connect([node.native_address().unwrap().to_string()]).unwrap(),
+        }
+    }
 }
 
 pub(crate) fn key(name: &str) -> String {
     name.to_owned()
 }
 
+/// Takes a checkpoint with its checks, and another one if that is given up: of a short timeout a busy machine may leave
+/// nothing.
+pub(crate) fn take_checkpoint(node: &Node) -> CheckpointReport {
+    await_some("a checkpoint", || match node.checkpoint_blocking() {
+        Ok(report) => Some(report),
+        Err(CheckpointFailure::GivenUp { .. }) => None,
+        Err(failure) => panic!("{failure}"),
+    })
+}
+
+/// Takes checkpoints until the check of one has failed.
+pub(crate) fn await_failed_check(node: &Node) -> CheckpointReport {
+    await_some("a check that fails", || {
+        Some(take_checkpoint(node)).filter(|report| report.check == CheckOutcome::Failed)
+    })
+}
+
 /// Queries until the expected answer comes.
 pub(crate) fn await_answer(node: &Node, account: &str, wanted: i64) {
     let client = node.blocking_client();
-    for _ in 0..100_000 {
-        if client.query::<Account>(&key(account), Look::Balance).unwrap() == wanted {
-            return;
-        }
-        std::thread::yield_now();
-    }
-    panic!("the balance of {account} never became {wanted}");
+    await_until(&format!("a balance of {wanted} in {account}"), || {
+        client.query::<Account>(&key(account), Look::Balance).unwrap() == wanted
+    });
 }

@@ -1,5 +1,6 @@
 //! Stable storage: checkpoints copied to another directory, by hand and by the node, and restored from there.
 
+use crate::patience::{await_some, await_until};
 use crate::services::{Account, Ask, await_answer, builder, key};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,16 +23,9 @@ fn options(dir: &Path) -> CheckpointOptions {
 }
 
 /// Waits until the status is the expected one.
+#[track_caller]
 fn await_status(node: &Node, wanted: impl Fn(&CopyStatus) -> bool) -> CopyStatus {
-    let mut last = None;
-    for _ in 0..100_000 {
-        last = node.status().checkpoint_copies;
-        if let Some(status) = last.as_ref().filter(|status| wanted(status)) {
-            return status.clone();
-        }
-        std::thread::yield_now();
-    }
-    panic!("it stays at {last:?}");
+    await_some("the status of copies", || node.status().checkpoint_copies.filter(&wanted))
 }
 
 fn numbers(from: &str) -> Vec<u64> {
@@ -127,6 +121,10 @@ fn the_newest_checkpoints_are_copied_and_kept() {
             assert_eq!(node.metrics().checkpoint_copy_bytes, 0);
         }
     }
+    // The status names a copy as soon as it exists; older ones are deleted after that, and a shutdown does not wait for it.
+    await_until("the older copies are deleted", || {
+        offline::checkpoints(&to).is_ok_and(|kept| kept.iter().map(|one| one.number).eq([3, 4]))
+    });
     node.shutdown();
     assert_eq!(numbers(&to), [3, 4]);
     restored_balance(&to, None, 400);
@@ -168,9 +166,7 @@ fn a_paced_copy_ends_with_the_node() {
     let slow = CheckpointOptions { bytes_per_second: 1, ..options(other.path()) };
     let node = builder(dir.path()).checkpoints(slow).open().unwrap();
     let owner = other.path().join("owner/owner.json");
-    while !owner.exists() {
-        std::thread::yield_now();
-    }
+    await_until("the copy has begun", || owner.exists());
     node.shutdown();
     assert_eq!(node.metrics().checkpoint_copies, 0);
     assert!(numbers(&address(other.path())).is_empty());

@@ -2,13 +2,13 @@
 //!
 //! In a process of its own, because a subscriber can be set only once.
 
+use crate::patience::{PATIENCE, await_until};
 use crate::services::builder;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stead::kv::{Kv, Request};
 use stead::{CheckpointOptions, ServiceOptions};
 use stead_store::sim_disk::SimDisk;
@@ -17,8 +17,6 @@ use tracing::{Event, Metadata, Subscriber};
 
 /// Behaviour of the subscriber in a child.
 const DOES: &str = "SUBSCRIBER_DOES";
-/// Longest wait for an expected event.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A subscriber that runs a function at each event, with the number of events so far.
 pub(crate) struct OnEvent {
@@ -78,21 +76,14 @@ fn life() {
         .unwrap();
     let client = node.blocking_client().with_timeout(Duration::from_millis(200));
     disk.set_capacity(Some(disk.used()));
-    let until = Instant::now() + PATIENCE;
-    while put(&client, "a", 8 << 10) {
-        assert!(Instant::now() < until, "the disk is full");
-    }
+    await_until("the disk is full", || !put(&client, "a", 8 << 10));
     node.checkpoint_blocking().unwrap_err();
     disk.set_capacity(None);
-    while !put(&client, "a", 1) {
-        assert!(Instant::now() < until, "there is room again");
-    }
+    await_until("there is room again", || put(&client, "a", 1));
     node.checkpoint_blocking().unwrap();
-    while met.load(Ordering::SeqCst) == 0 {
-        thread::yield_now();
-    }
+    await_until("the subscriber gets an event", || met.load(Ordering::SeqCst) > 0);
     disk.fail_syncs(1);
-    while put(&client, "a", 1) {}
+    await_until("the log fails", || !put(&client, "a", 1));
     assert!(!node.status().failure.unwrap().is_empty());
     node.shutdown();
     println!("it has lived");

@@ -1,5 +1,6 @@
 //! The number of task steps that run at once.
 
+use crate::patience::PATIENCE;
 use crate::subscriber::OnEvent;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -10,9 +11,6 @@ use stead::{
     CheckpointOptions, Context, Never, NoQuery, Node, NodeBuilder, OpenError, Process, Progress,
     ServiceOptions, StepContext, Task,
 };
-
-/// Time in which an expected event must come.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Default)]
 struct Crowd {

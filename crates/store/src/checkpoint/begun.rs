@@ -4,15 +4,13 @@
 //! A check is the user's code, and may end the process. A mark that is left names that check and its checkpoint.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::checks::CHECKS;
-use crate::checkpoint::json::IncarnationNumber;
+use crate::checkpoint::checks::{CHECKS, MARKS};
 use crate::checkpoint::manifest::{encode, read_object};
 use crate::checkpoint::store::{BlobStore, Put, StoreError};
 use serde::{Deserialize, Serialize};
 use stead_core::ids::{CheckpointNumber, Incarnation};
 
 const KIND_BEGUN: &str = "begun";
-const PREFIX: &str = "begun-";
 /// Maximum number of bytes of a mark.
 const BEGUN_MAX: u64 = 4096;
 
@@ -21,7 +19,6 @@ const BEGUN_MAX: u64 = 4096;
 #[serde(deny_unknown_fields)]
 pub struct Begun {
     /// The incarnation of the cluster.
-    #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// The checkpoint.
     pub number: CheckpointNumber,
@@ -36,7 +33,7 @@ impl Begun {
     /// [`CheckpointError`]; then the check must not run.
     pub fn store(&self, store: &dyn BlobStore, mut serial: u64) -> Result<String, CheckpointError> {
         loop {
-            let name = format!("{CHECKS}{PREFIX}{:020}-{serial:016x}.json", self.number.0);
+            let name = format!("{MARKS}{:020}-{serial:016x}.json", self.number.0);
             match store.put_new(&name, &encode(KIND_BEGUN, 1, self))? {
                 Put::Created => return Ok(name),
                 Put::Exists => serial = serial.wrapping_add(1),
@@ -58,10 +55,5 @@ impl Begun {
 /// # Errors
 /// [`StoreError`].
 pub fn begun_names(store: &dyn BlobStore) -> Result<Vec<String>, StoreError> {
-    Ok(store.list(CHECKS)?.into_iter().filter(|name| is_begun(name)).collect())
-}
-
-/// Whether this is the name of a mark.
-pub(crate) fn is_begun(name: &str) -> bool {
-    name.strip_prefix(CHECKS).is_some_and(|file| file.starts_with(PREFIX))
+    Ok(store.list(CHECKS)?.into_iter().filter(|name| name.starts_with(MARKS)).collect())
 }

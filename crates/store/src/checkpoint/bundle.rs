@@ -1,14 +1,14 @@
 //! A bundle: one object that holds sections of many shards, written as a stream.
 //!
-//! Layout, all numbers little endian: a header of 64 bytes; blocks, each tagged with its shard, in the order in which
-//! they came; an index of all sections; a trailer of 48 bytes that says where the index is. The manifest carries the
-//! checksum of the index, and the index those of the blocks, so that nothing can be exchanged unseen.
+//! Layout, with all numbers little-endian: a header of 64 bytes; blocks, each with its shard, in the order of writing; an
+//! index of all sections; a trailer of 48 bytes with the position of the index. The manifest has the checksum of the
+//! index, and the index those of the blocks, so that a changed byte or an exchanged block is always detected.
 
-use crate::checkpoint::json::Hash;
 use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter};
 use crate::checkpoint::{Belonging, CheckpointError};
 use minicbor::{Decode, Encode};
 use std::collections::BTreeMap;
+use stead_core::checkpointing::bundle::Hash;
 pub use stead_core::checkpointing::bundle::{Author, BundleNames, BundleRef};
 use stead_core::checkpointing::lineage::AddedSection;
 use stead_core::ids::{CheckpointNumber, ClusterId, Incarnation, NodeId, ShardId};
@@ -19,11 +19,11 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// The version of the layout. A bundle of version 1 names no cluster, and is of its first node.
 pub const BUNDLE_VERSION: u32 = 2;
-/// Most bytes of one block: any record fits.
+/// Maximum number of bytes of a block; any record fits.
 pub const BLOCK_MAX: usize = Records::VALUE_MAX + RecordKey::LEN_MAX + 1024;
-/// Larger pieces are cut between records into blocks of about this size.
+/// Approximate number of bytes of the blocks into which larger pieces are cut, between records, by default.
 pub const BLOCK_BYTES: usize = 1 << 20;
-/// Most bytes of a bundle's index.
+/// Maximum number of bytes of a bundle's index.
 const INDEX_MAX: u64 = 1 << 30;
 
 const MAGIC: &[u8; 8] = b"STEADBDL";
@@ -31,15 +31,15 @@ const TRAILER_MAGIC: &[u8; 8] = b"STEADEND";
 const HEADER_LEN: usize = 64;
 const TRAILER_LEN: usize = 48;
 pub(crate) const BLOCK_HEADER_LEN: usize = 16;
-/// Small blocks are gathered into writes of this size.
+/// Number of bytes of small blocks that are written together.
 const WRITE_BYTES: usize = 256 << 10;
 
 const _: () = assert!(BLOCK_MAX < u32::MAX as usize);
 
-/// The origin of a bundle, which its header names.
+/// The origin of a bundle, as in its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The life that writes it.
+    /// The life of a node that writes it.
     pub author: Author,
     /// The incarnation of the cluster.
     pub incarnation: Incarnation,
@@ -62,29 +62,29 @@ pub struct Section {
 }
 
 impl Section {
-    /// Bytes of all blocks of records.
+    /// Returns the number of bytes of all blocks of records.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.blocks.iter().map(|block| u64::from(block.len)).sum()
     }
 
-    /// Its description in a lineage.
+    /// Returns its description for a lineage.
     #[must_use]
     pub fn added(&self) -> AddedSection {
         AddedSection { base: self.base, bytes: self.bytes() }
     }
 }
 
-/// Where a block is.
+/// The place of a block in its bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Block {
-    /// Of its header, in bytes from the bundle's start.
+    /// The position of its header, in bytes from the bundle's start.
     #[n(0)]
     pub offset: u64,
-    /// Of what follows the header, in bytes.
+    /// The number of bytes after the header.
     #[n(1)]
     pub len: u32,
-    /// Over header and content.
+    /// The checksum of its header and content.
     #[n(2)]
     pub crc: u32,
 }
@@ -96,7 +96,7 @@ enum BlockKind {
     Records = 2,
 }
 
-/// A block with all that its head says.
+/// A block with the facts in its header.
 pub(crate) struct StoredBlock {
     shard: ShardId,
     kind: BlockKind,
@@ -104,12 +104,12 @@ pub(crate) struct StoredBlock {
 }
 
 impl StoredBlock {
-    /// Where its head begins, in bytes from the bundle's start.
+    /// Returns the position of its header, in bytes from the bundle's start.
     pub(crate) fn start(&self) -> u64 {
         self.block.offset
     }
 
-    /// Where its content ends.
+    /// Returns the position at which its content ends.
     pub(crate) fn end(&self) -> u64 {
         self.block.offset + BLOCK_HEADER_LEN as u64 + u64::from(self.block.len)
     }
@@ -117,21 +117,22 @@ impl StoredBlock {
 
 type Index = BTreeMap<ShardId, Section>;
 
-/// Writes a bundle. Dropped before [`BundleWriter::finish`], it leaves nothing.
+/// Writes a bundle. It leaves nothing in the store if it is dropped before [`BundleWriter::finish`].
 pub struct BundleWriter {
     out: Box<dyn BlobWriter>,
     name: String,
     node: NodeId,
     level: u32,
     prefix: [u8; HEADER_LEN],
-    /// Bytes that are written or wait in `buffer`.
+    /// Number of bytes that are written or wait in `buffer`.
     at: u64,
     buffer: Vec<u8>,
     index: Index,
+    block_bytes: usize,
 }
 
 impl BundleWriter {
-    /// Begins a bundle under a name that was drawn for it.
+    /// Begins a bundle under a new name.
     ///
     /// # Errors
     /// [`CheckpointError::Store`].
@@ -156,10 +157,22 @@ impl BundleWriter {
         let out = store.create(&name)?;
         let mut buffer = Vec::with_capacity(WRITE_BYTES);
         buffer.extend_from_slice(&prefix);
-        Ok(Self { out, name, node, level, prefix, at: HEADER_LEN as u64, buffer, index: Index::new() })
+        let (at, index) = (HEADER_LEN as u64, Index::new());
+        Ok(Self { out, name, node, level, prefix, at, buffer, index, block_bytes: BLOCK_BYTES })
     }
 
-    /// The name under which the bundle will be found.
+    /// Cuts larger pieces into blocks of about this many bytes from now on, at most [`BLOCK_BYTES`]; a longer record has a block of
+    /// its own.
+    pub fn set_block_bytes(&mut self, bytes: usize) {
+        self.block_bytes = bytes.min(BLOCK_BYTES);
+    }
+
+    /// Returns the approximate number of bytes of a block.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    /// Returns the name of the bundle.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -176,7 +189,7 @@ impl BundleWriter {
         Ok(())
     }
 
-    /// Says that a shard's section holds every record.
+    /// Notes that a shard's section has all of its records, so that older sections do not count.
     pub fn base(&mut self, shard: ShardId) {
         self.index.entry(shard).or_default().base = true;
     }
@@ -190,7 +203,7 @@ impl BundleWriter {
     /// If `records` does not end with a whole record.
     pub fn records(&mut self, shard: ShardId, mut records: &[u8]) -> Result<(), CheckpointError> {
         while !records.is_empty() {
-            let (block, rest) = records.split_at(block_len(records));
+            let (block, rest) = records.split_at(block_len(records, self.block_bytes));
             let block = self.block(shard, BlockKind::Records, block)?;
             self.index.entry(shard).or_default().blocks.push(block);
             records = rest;
@@ -227,13 +240,13 @@ impl BundleWriter {
         Ok(())
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.at
     }
 
-    /// Completes the bundle: it is durable when this returns. Gives what a manifest needs.
+    /// Completes the bundle, which is durable when this returns. Returns its reference and its sections, for a manifest.
     ///
     /// # Errors
     /// [`CheckpointError::Store`].
@@ -278,8 +291,8 @@ fn block_crc(head: &[u8; BLOCK_HEADER_LEN], content: &[u8]) -> u32 {
 }
 
 /// Returns the bytes of whole records that the next block takes.
-fn block_len(records: &[u8]) -> usize {
-    if records.len() <= BLOCK_BYTES {
+fn block_len(records: &[u8], most: usize) -> usize {
+    if records.len() <= most {
         return records.len();
     }
     let mut at = 0;
@@ -287,7 +300,7 @@ fn block_len(records: &[u8]) -> usize {
         let key = usize::from(u16::from_le_bytes([head[0], head[1]]));
         let value = u32::from_le_bytes([head[2], head[3], head[4], head[5]]) as usize;
         let end = at + 6 + key + value.saturating_sub(1);
-        if at > 0 && end > BLOCK_BYTES {
+        if at > 0 && end > most {
             return at;
         }
         at = end;
@@ -296,7 +309,8 @@ fn block_len(records: &[u8]) -> usize {
     at
 }
 
-/// A bundle that is read. Opening it checks everything but the blocks, which are checked as they are read.
+/// A bundle that is open for reading. Opening it checks everything except the blocks, which are checked when they are
+/// read.
 pub struct Bundle {
     name: String,
     reader: Box<dyn BlobReader>,
@@ -308,17 +322,37 @@ impl Bundle {
     /// Opens a bundle that a manifest refers to.
     ///
     /// # Errors
-    /// [`CheckpointError`] if it is damaged, another one, of another node, or not of the `owner` that it should have.
+    /// [`CheckpointError`] if it is damaged, or another bundle, or of another node or owner.
     pub fn open(
         store: &dyn BlobStore,
         wanted: &BundleRef,
         owner: Belonging,
     ) -> Result<Self, CheckpointError> {
-        let name = wanted.name.as_str();
+        Self::open_as(store, &wanted.name, Some(wanted), owner)
+    }
+
+    /// Opens a bundle that no manifest refers to.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if it is missing, damaged, or of another owner.
+    pub(crate) fn open_alone(
+        store: &dyn BlobStore,
+        name: &str,
+        owner: Belonging,
+    ) -> Result<Self, CheckpointError> {
+        Self::open_as(store, name, None, owner)
+    }
+
+    fn open_as(
+        store: &dyn BlobStore,
+        name: &str,
+        wanted: Option<&BundleRef>,
+        owner: Belonging,
+    ) -> Result<Self, CheckpointError> {
         let damaged = |reason: String| CheckpointError::damaged(name, reason);
         let reader = store.open(name)?;
         let size = reader.size();
-        if size != wanted.bytes {
+        if let Some(wanted) = wanted.filter(|wanted| size != wanted.bytes) {
             return Err(damaged(format!("it has {size} bytes where the manifest says {}", wanted.bytes)));
         }
         let least = (HEADER_LEN + TRAILER_LEN) as u64;
@@ -328,7 +362,7 @@ impl Bundle {
         let mut prefix = [0; HEADER_LEN];
         reader.read_at(&mut prefix, 0)?;
         let (number, node) = check_prefix(name, &prefix, owner)?;
-        if node != wanted.node {
+        if let Some(wanted) = wanted.filter(|wanted| node != wanted.node) {
             return Err(damaged(format!("it is of node {node} where the manifest says {}", wanted.node)));
         }
         let mut trailer = [0; TRAILER_LEN];
@@ -348,23 +382,26 @@ impl Bundle {
         hashed.resize(HEADER_LEN + len as usize, 0);
         reader.read_at(&mut hashed[HEADER_LEN..], at)?;
         let found = Hash(xxh3_128(&hashed));
-        if found != wanted.index || trailer[16..32] != found.0.to_le_bytes() {
+        if let Some(wanted) = wanted.filter(|wanted| found != wanted.index) {
             return Err(damaged(format!(
                 "its index has checksum {found} where the manifest says {}",
                 wanted.index
             )));
         }
+        if trailer[16..32] != found.0.to_le_bytes() {
+            return Err(damaged(format!("its index has checksum {found}, which is not that of its trailer")));
+        }
         let index = decode_index(&hashed[HEADER_LEN..], at).map_err(damaged)?;
         Ok(Self { name: name.to_owned(), reader, number, index })
     }
 
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The checkpoint for which it was written.
+    /// Returns the checkpoint for which it was written.
     #[must_use]
     pub fn number(&self) -> CheckpointNumber {
         self.number
@@ -376,12 +413,12 @@ impl Bundle {
         self.index.get(&shard)
     }
 
-    /// All sections.
+    /// Returns all sections with their shards, in the order of these.
     pub fn sections(&self) -> impl Iterator<Item = (ShardId, &Section)> {
         self.index.iter().map(|(shard, section)| (*shard, section))
     }
 
-    /// A hint that all of it will be read soon.
+    /// Hints that all of it will be read soon.
     pub fn read_ahead(&self) {
         self.reader.read_ahead();
     }
@@ -413,7 +450,7 @@ impl Bundle {
         }
     }
 
-    /// All blocks, in the order in which they lie there.
+    /// Returns all blocks, in the order of their positions.
     pub(crate) fn blocks(&self) -> Vec<StoredBlock> {
         let mut all = Vec::new();
         for (&shard, section) in &self.index {
@@ -425,7 +462,7 @@ impl Bundle {
         all
     }
 
-    /// Checks a block that was read with its head.
+    /// Checks a block that was read with its header.
     pub(crate) fn check(&self, stored: &StoredBlock, bytes: &[u8]) -> Result<(), CheckpointError> {
         self.check_block(stored.shard, stored.kind, &stored.block, bytes).map(drop)
     }
@@ -435,7 +472,7 @@ impl Bundle {
         Ok(self.reader.read_at(buf, offset)?)
     }
 
-    /// Checks a block of records that was read with its header, and gives its content.
+    /// Checks a block of records that was read with its header. Returns its content.
     pub(crate) fn check_records<'b>(
         &self,
         shard: ShardId,
@@ -491,7 +528,7 @@ fn check_prefix(
     Ok((CheckpointNumber(read_u64(prefix, 24)), node))
 }
 
-/// Reads an index whose blocks lie between the header and `end`, in order and apart.
+/// Reads an index. Its blocks must be between the header and `end`, in order, and must not overlap.
 fn decode_index(bytes: &[u8], end: u64) -> Result<Index, String> {
     let sections: Vec<(ShardId, Section)> =
         stead_core::record::decode_value(bytes).map_err(|error| format!("its index is invalid: {error}"))?;

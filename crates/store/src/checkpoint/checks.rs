@@ -4,8 +4,6 @@
 //! checkpoint without such an object, and without results in its manifest, was not checked.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::begun::is_begun;
-use crate::checkpoint::json::{IncarnationNumber, Micros};
 use crate::checkpoint::manifest::{CheckResult, Manifest, decided_numbers, encode, read_object};
 use crate::checkpoint::store::{BlobStore, Put};
 use serde::{Deserialize, Serialize};
@@ -14,6 +12,8 @@ use stead_core::ids::{CheckpointNumber, Incarnation, Time};
 
 /// The directory of the results of checks.
 pub const CHECKS: &str = "checks/";
+/// The beginning of the names of marks of checks that have begun, which are in the same directory.
+pub(crate) const MARKS: &str = "checks/begun-";
 /// Maximum number of bytes of such an object.
 const CHECKS_MAX: u64 = 16 << 20;
 const KIND_CHECKS: &str = "checks";
@@ -75,12 +75,10 @@ impl CheckResult {
 #[serde(deny_unknown_fields)]
 pub struct Checked {
     /// The incarnation of the cluster.
-    #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// The checkpoint.
     pub number: CheckpointNumber,
     /// The end of the checks, in microseconds since the Unix epoch.
-    #[serde(with = "Micros")]
     pub checked: Time,
     /// The results by service.
     pub results: Vec<CheckResult>,
@@ -163,7 +161,7 @@ pub fn checks_beside(
 pub(crate) fn list_checks(
     store: &dyn BlobStore,
 ) -> Result<Vec<(String, Option<CheckpointNumber>)>, CheckpointError> {
-    let names = store.list(CHECKS)?.into_iter().filter(|name| !is_begun(name));
+    let names = store.list(CHECKS)?.into_iter().filter(|name| !name.starts_with(MARKS));
     Ok(names.map(|name| (name.clone(), checks_number(&name))).collect())
 }
 

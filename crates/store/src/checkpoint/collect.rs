@@ -6,14 +6,16 @@
 
 use crate::checkpoint::checks::{checks_name, list_checks};
 use crate::checkpoint::copy::Owner;
-use crate::checkpoint::manifest::{Decision, decided_numbers, manifest_name, newest, read_decision};
-use crate::checkpoint::store::BlobStore;
+use crate::checkpoint::manifest::{
+    Decision, Manifest, decided_numbers, manifest_name, newest, read_decision,
+};
+use crate::checkpoint::store::{BlobStore, StoreError};
 use crate::checkpoint::{Belonging, CheckpointError};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 pub use stead_core::checkpointing::retention::Retention;
-use stead_core::checkpointing::retention::{Chooser, Garbage, Inventory};
-use stead_core::ids::{CheckpointNumber, Time};
+use stead_core::checkpointing::retention::{Chooser, Garbage, Inventory, with_newest_parts};
+use stead_core::ids::{CheckpointNumber, ShardId, Time};
 use thiserror::Error;
 
 /// The directory of bundles.
@@ -45,18 +47,27 @@ struct Known {
     belonging: Belonging,
     /// The bundles of a checkpoint; `None` for a tombstone.
     bundles: Option<Vec<String>>,
+    /// The shards of its parts.
+    parts: Vec<ShardId>,
+}
+
+/// Returns the shards of which a checkpoint has a part.
+fn shards_of(manifest: &Manifest) -> Vec<ShardId> {
+    manifest.parts.iter().map(|part| part.shard).collect()
 }
 
 impl Known {
     fn of(decision: Decision) -> Self {
         let belonging = decision.belonging();
-        let bundles = match decision {
+        let (bundles, parts) = match decision {
             Decision::Complete(manifest) => {
-                Some(manifest.bundles.into_iter().map(|bundle| bundle.name).collect())
+                let parts = shards_of(&manifest);
+                let bundles = manifest.bundles.into_iter().map(|bundle| bundle.name).collect();
+                (Some(bundles), parts)
             }
-            Decision::GivenUp(_) => None,
+            Decision::GivenUp(_) => (None, Vec::new()),
         };
-        Self { belonging, bundles }
+        Self { belonging, bundles, parts }
     }
 }
 
@@ -76,7 +87,8 @@ impl Stock {
         let bundles = store.list(BUNDLES)?;
         self.read_new(store, owner)?;
         let decided = self.decided.iter().map(|(number, known)| (*number, known.bundles.clone())).collect();
-        Ok(Inventory { bundles, decided, results: list_checks(store)? })
+        let parts = self.decided.iter().map(|(number, known)| (*number, known.parts.clone())).collect();
+        Ok(Inventory { bundles, decided, parts, results: list_checks(store)? })
     }
 
     /// Reads new decisions, and removes those whose objects are gone.
@@ -159,6 +171,11 @@ pub enum DeleteError {
     /// A restart needs it.
     #[error("checkpoint {0} is the newest: a restart needs it; take another one first")]
     Newest(CheckpointNumber),
+    /// No newer one has a part of one of its shards, and that shard is on no known node.
+    #[error(
+        "checkpoint {0} has the newest part of a shard that no node is known to have: it may be all there is of it; place the shard, and take another checkpoint first"
+    )]
+    NewestPart(CheckpointNumber),
     /// It is being read.
     #[error("checkpoint {0} is in use; try again when it is not")]
     Pinned(CheckpointNumber),
@@ -167,29 +184,73 @@ pub enum DeleteError {
     Checkpoint(#[from] CheckpointError),
 }
 
-/// Deletes one checkpoint; the next collection deletes its bundles.
-///
-/// # Errors
-/// [`DeleteError`].
-pub fn delete_checkpoint(
-    store: &dyn BlobStore,
-    number: CheckpointNumber,
-    pinned: &BTreeSet<CheckpointNumber>,
-) -> Result<(), DeleteError> {
-    let newest = newest(store)?.manifest.map(|manifest| manifest.number);
-    if newest == Some(number) {
-        return Err(DeleteError::Newest(number));
-    }
-    if pinned.contains(&number) {
-        return Err(DeleteError::Pinned(number));
-    }
-    match read_decision(store, number)? {
-        Decision::Complete(_) => {
-            store.delete(&manifest_name(number)).map_err(CheckpointError::from)?;
-            Ok(store.delete(&checks_name(number)).map_err(CheckpointError::from)?)
+/// A checkpoint that may be deleted: it is complete, not the newest, and not the one with the newest part of a shard that is on no
+/// known node, and stays so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deletable(CheckpointNumber);
+
+impl Deletable {
+    /// Looks whether a checkpoint may be deleted. `elsewhere` are the shards on other nodes, as in [`Retention`].
+    ///
+    /// # Errors
+    /// [`DeleteError`].
+    pub fn find(
+        store: &dyn BlobStore,
+        number: CheckpointNumber,
+        elsewhere: &BTreeSet<ShardId>,
+    ) -> Result<Self, DeleteError> {
+        let newest = newest(store)?.manifest.map(|manifest| manifest.number);
+        if newest == Some(number) {
+            return Err(DeleteError::Newest(number));
         }
-        Decision::GivenUp(tombstone) => {
-            Err(CheckpointError::GivenUp { number, reason: tombstone.reason }.into())
+        match read_decision(store, number)? {
+            Decision::Complete(manifest) => {
+                let parts = BTreeMap::from([(number, shards_of(&manifest))]);
+                Self::unless_newest_part(store, number, parts, elsewhere)
+            }
+            Decision::GivenUp(tombstone) => {
+                Err(CheckpointError::GivenUp { number, reason: tombstone.reason }.into())
+            }
         }
+    }
+
+    /// Reads newer checkpoints, the newest first, until they have all parts of this one.
+    fn unless_newest_part(
+        store: &dyn BlobStore,
+        number: CheckpointNumber,
+        mut parts: BTreeMap<CheckpointNumber, Vec<ShardId>>,
+        elsewhere: &BTreeSet<ShardId>,
+    ) -> Result<Self, DeleteError> {
+        let newer = decided_numbers(store)?.into_iter().rev().take_while(|newer| *newer > number);
+        for newer in newer {
+            match read_decision(store, newer) {
+                Ok(Decision::Complete(manifest)) => {
+                    parts.insert(newer, shards_of(&manifest));
+                }
+                // An unknown one was deleted since it was listed.
+                Ok(Decision::GivenUp(_)) | Err(CheckpointError::Unknown(_)) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            if !with_newest_parts(&parts, elsewhere).contains(&number) {
+                return Ok(Self(number));
+            }
+        }
+        Err(DeleteError::NewestPart(number))
+    }
+
+    /// Deletes the checkpoint; the next collection deletes its bundles. `unless_pinned` MUST call its argument while no reader
+    /// can begin, or return `None` if there is a reader.
+    ///
+    /// # Errors
+    /// [`DeleteError`].
+    pub fn delete(
+        self,
+        store: &dyn BlobStore,
+        unless_pinned: impl FnOnce(&dyn Fn() -> Result<(), StoreError>) -> Option<Result<(), StoreError>>,
+    ) -> Result<(), DeleteError> {
+        let Self(number) = self;
+        let deleted = unless_pinned(&|| store.delete(&manifest_name(number)));
+        deleted.ok_or(DeleteError::Pinned(number))?.map_err(CheckpointError::from)?;
+        Ok(store.delete(&checks_name(number)).map_err(CheckpointError::from)?)
     }
 }

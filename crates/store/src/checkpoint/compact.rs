@@ -3,7 +3,7 @@
 //! A merge writes a new bundle, which counts once a manifest refers to it; a crash before leaves an object that
 //! [`collect`](crate::checkpoint::collect) deletes.
 
-use crate::checkpoint::bundle::{BLOCK_BYTES, Block, Bundle, BundleWriter, Origin};
+use crate::checkpoint::bundle::{Block, Bundle, BundleWriter, Origin};
 use crate::checkpoint::load::visit_blocks;
 use crate::checkpoint::store::BlobStore;
 use crate::checkpoint::{Belonging, CheckpointError};
@@ -13,12 +13,9 @@ use stead_core::checkpointing::merging::Merge;
 use stead_core::ids::ShardId;
 use stead_core::records::encode_record;
 
-/// Bytes of blocks that a step of a merge reads, unless one block is longer.
-const STEP_BYTES: u64 = 1 << 20;
-
-/// A running merge. It holds in memory the blocks of a step, and the keys of one shard's newer sections. Dropped before
-/// [`MergeRun::finish`], it leaves nothing.
-pub struct MergeRun {
+/// A running merge. It keeps the blocks of a step and the keys of one shard's newer sections in memory. It leaves nothing
+/// in the store if it is dropped before [`Merger::finish`].
+pub struct Merger {
     bundles: Vec<Bundle>,
     inputs: BTreeSet<String>,
     /// The shards that are not merged yet, the next one last.
@@ -29,29 +26,28 @@ pub struct MergeRun {
     piece: Vec<u8>,
 }
 
-/// The merge of the sections of one shard: the newest record of each key. A delete is dropped if no older section can
-/// have
-/// the key.
+/// The merge of the sections of one shard, which keeps the newest record of each key. A delete is dropped if no older
+/// section can have the key.
 struct ShardMerge {
     shard: ShardId,
     /// Positions of the bundles that have a section, the oldest first.
     sources: Vec<usize>,
     /// Whether the shard's oldest section is among them.
     oldest: bool,
-    /// Number of sections that are not read to their end: the newest is read first.
+    /// Number of sections that are not read to their end. The newest is read first.
     unread: usize,
-    /// Number of blocks of the current section that were read.
+    /// Number of blocks of the current section that have been read.
     blocks_read: usize,
     seen: HashSet<Box<[u8]>>,
     /// Bytes written so far.
     bytes: u64,
 }
 
-impl MergeRun {
-    /// Begins a merge that writes the bundle `output`, whose name was drawn for it.
+impl Merger {
+    /// Begins a merge that writes the bundle `output`, a new name.
     ///
     /// # Errors
-    /// [`CheckpointError`] if a bundle is damaged or the store fails: the lineage stays unchanged.
+    /// [`CheckpointError`] if a bundle is damaged or the store fails. The lineage is unchanged then.
     pub fn begin(
         store: &dyn BlobStore,
         output: String,
@@ -83,10 +79,15 @@ impl MergeRun {
         Ok(Self { bundles, inputs, shards, sections: BTreeMap::new(), out, buf, piece })
     }
 
-    /// Merges about another megabyte; returns true once everything is merged.
+    /// Writes blocks of about this many bytes from now on, as [`BundleWriter::set_block_bytes`]; a step reads as much.
+    pub fn set_block_bytes(&mut self, bytes: usize) {
+        self.out.set_block_bytes(bytes);
+    }
+
+    /// Merges as much as fits into a block more. Returns true once everything is merged.
     ///
     /// # Errors
-    /// As [`MergeRun::begin`].
+    /// As [`Merger::begin`].
     pub fn step(&mut self) -> Result<bool, CheckpointError> {
         let Self { bundles, shards, sections, out, buf, piece, .. } = self;
         let Some(merge) = shards.last_mut() else { return Ok(true) };
@@ -105,16 +106,16 @@ impl MergeRun {
         let mut len = 0;
         let fit = left.iter().take_while(|block| {
             len += u64::from(block.len);
-            len <= STEP_BYTES
+            len <= out.block_bytes() as u64
         });
         let count = fit.count().max(1).min(left.len());
         let blocks: Vec<(ShardId, Block)> = left[..count].iter().map(|block| (shard, *block)).collect();
         visit_blocks(bundle, &blocks, buf, &mut |_, key, value| {
-            // A section has each key once, so the keys of the last one need not be remembered.
+            // A section has each key once, so the keys of the section that is read last need not be kept.
             let new = if at == 0 { !seen.contains(key) } else { seen.insert(key.into()) };
             if new && !(*oldest && value.is_none()) {
                 encode_record(key, value, piece);
-                if piece.len() >= BLOCK_BYTES {
+                if piece.len() >= out.block_bytes() {
                     *bytes += piece.len() as u64;
                     out.records(shard, piece)?;
                     piece.clear();
@@ -137,13 +138,13 @@ impl MergeRun {
         Ok(shards.is_empty())
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.out.bytes()
     }
 
-    /// Completes the bundle: it is durable when this returns.
+    /// Completes the bundle, which is durable when this returns.
     ///
     /// # Errors
     /// [`CheckpointError::Store`].

@@ -1,15 +1,15 @@
 //! Copies a checkpoint to another store: to a local disk often, to object storage less often.
 
-use crate::checkpoint::bundle::Bundle;
+use crate::checkpoint::bundle::{Bundle, StoredBlock};
 use crate::checkpoint::checks::copy_checks;
 use crate::checkpoint::manifest::{MANIFESTS, Manifest};
-use crate::checkpoint::store::{BlobStore, Put, StoreError};
+use crate::checkpoint::store::{BlobStore, BlobWriter, Put, StoreError};
 use crate::checkpoint::{Belonging, CheckpointError};
 use serde::Deserialize;
+use std::iter::Peekable;
+use std::vec::IntoIter;
 use stead_core::ids::{ClusterId, Incarnation};
 
-/// Bytes that are read and written at once.
-const PIECE: u64 = 4 << 20;
 /// The object that names the owner of a target's copies.
 const OWNER: &str = "owner/owner.json";
 /// Maximum number of bytes of [`OWNER`].
@@ -23,7 +23,7 @@ struct AnyFormat {
     format: u64,
 }
 
-/// The fields of [`OWNER`] that tell whose it is.
+/// The fields of [`OWNER`] that identify the owner's cluster.
 #[derive(Deserialize)]
 struct OwnerFile {
     cluster: ClusterId,
@@ -40,7 +40,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// What an object of this owner belongs to.
+    /// Returns the cluster and incarnation that an object of this owner must have.
     #[must_use]
     pub fn belonging(self) -> Belonging {
         Belonging { cluster: Some(self.cluster), incarnation: self.incarnation }
@@ -125,12 +125,134 @@ pub struct Copied {
     pub reused: usize,
 }
 
-/// Copies a checkpoint: the missing bundles, the results of its checks, then its manifest. The source must not be
-/// collected meanwhile. `paced` is called with the bytes of each piece before it is sent, and may wait.
+/// A checkpoint that is being copied: the missing bundles, the results of its checks, then its manifest. The source must
+/// not be collected meanwhile. If it is dropped before its end, the checkpoint does not exist at the target, and another
+/// run continues from there.
 ///
 /// Every block that is sent is checked on the way, so damage is never copied. Of an existing bundle only the header and
 /// the index are checked, not the blocks: these were checked when it was sent. One whose index is damaged is sent
 /// again.
+pub struct CopyRun {
+    manifest: Manifest,
+    /// Number of the manifest's bundles that are at the target.
+    ready: usize,
+    sending: Option<Sending>,
+    has_checks: bool,
+    copied: Copied,
+}
+
+/// A bundle that is being sent.
+struct Sending {
+    source: Bundle,
+    /// The blocks that were not sent.
+    blocks: Peekable<IntoIter<StoredBlock>>,
+    writer: Box<dyn BlobWriter>,
+    /// Bytes sent.
+    at: u64,
+}
+
+impl CopyRun {
+    /// Bytes of a bundle that a step sends, unless one block is longer: 4 MiB.
+    pub const PIECE_BYTES: u64 = 4 << 20;
+
+    /// Begins to copy the checkpoint of a manifest.
+    #[must_use]
+    pub fn new(manifest: Manifest) -> Self {
+        Self { manifest, ready: 0, sending: None, has_checks: false, copied: Copied::default() }
+    }
+
+    /// Opens the next bundle, sends about `piece_bytes` of it, completes it, or stores the checks' results or the manifest.
+    /// Returns true once the checkpoint exists at the target: then no step follows.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]: no step may follow.
+    pub fn step(
+        &mut self,
+        from: &dyn BlobStore,
+        to: &dyn BlobStore,
+        piece_bytes: u64,
+    ) -> Result<bool, CheckpointError> {
+        let owner = self.manifest.belonging();
+        let Some(wanted) = self.manifest.bundles.get(self.ready) else {
+            if self.has_checks {
+                self.manifest.store(to)?;
+                return Ok(true);
+            }
+            copy_checks(from, to, self.manifest.number)?;
+            self.has_checks = true;
+            return Ok(false);
+        };
+        match self.sending.take() {
+            Some(mut sending) if sending.at < wanted.bytes => {
+                self.copied.bytes += sending.piece(wanted.bytes, piece_bytes)?;
+                self.sending = Some(sending);
+            }
+            Some(sending) => {
+                sending.writer.finish()?;
+                // The copy is checked before a manifest refers to it.
+                Bundle::open(to, wanted, owner)?;
+                self.copied.bundles += 1;
+                self.ready += 1;
+            }
+            None => {
+                let damaged = match Bundle::open(to, wanted, owner) {
+                    Ok(_) => {
+                        self.copied.reused += 1;
+                        self.ready += 1;
+                        return Ok(false);
+                    }
+                    Err(CheckpointError::Store(error)) if error.is_not_found() => false,
+                    Err(CheckpointError::Damaged { .. }) => true,
+                    Err(error) => return Err(error),
+                };
+                let source = Bundle::open(from, wanted, owner)?;
+                if damaged {
+                    // It is unreadable in this state, and its name has no other use.
+                    to.delete(&wanted.name)?;
+                }
+                let writer = to.create_sized(source.name(), wanted.bytes)?;
+                let blocks = source.blocks().into_iter().peekable();
+                self.sending = Some(Sending { source, blocks, writer, at: 0 });
+            }
+        }
+        Ok(false)
+    }
+
+    /// The result so far.
+    #[must_use]
+    pub fn copied(&self) -> Copied {
+        self.copied
+    }
+}
+
+impl Sending {
+    /// Sends a piece of a bundle of this length. It ends with a block; the check of the index covers the bytes after the last
+    /// block. Returns the bytes of the piece.
+    fn piece(&mut self, bytes: u64, piece_bytes: u64) -> Result<u64, CheckpointError> {
+        let (at, blocks) = (self.at, &mut self.blocks);
+        let mut whole = Vec::new();
+        let mut end = at.saturating_add(piece_bytes.max(1)).min(bytes);
+        if let Some(first) = blocks.peek() {
+            end = first.end();
+            while let Some(block) =
+                blocks.next_if(|block| block.end() <= end.max(at.saturating_add(piece_bytes)))
+            {
+                end = block.end();
+                whole.push(block);
+            }
+        }
+        let mut buf = vec![0; (end - at) as usize];
+        self.source.read(&mut buf, at)?;
+        for block in &whole {
+            self.source.check(block, &buf[(block.start() - at) as usize..(block.end() - at) as usize])?;
+        }
+        self.writer.write(&buf)?;
+        self.at = end;
+        Ok(end - at)
+    }
+}
+
+/// Copies a checkpoint at once, as [`CopyRun`] does step by step.
 ///
 /// # Errors
 /// [`CheckpointError`]: then the checkpoint does not exist at the target, and a repetition continues where this one
@@ -139,65 +261,8 @@ pub fn copy(
     from: &dyn BlobStore,
     to: &dyn BlobStore,
     manifest: &Manifest,
-    paced: &mut dyn FnMut(u64),
 ) -> Result<Copied, CheckpointError> {
-    let mut copied = Copied::default();
-    for wanted in &manifest.bundles {
-        let damaged = match Bundle::open(to, wanted, manifest.belonging()) {
-            Ok(_) => {
-                copied.reused += 1;
-                continue;
-            }
-            Err(CheckpointError::Store(error)) if error.is_not_found() => false,
-            Err(CheckpointError::Damaged { .. }) => true,
-            Err(error) => return Err(error),
-        };
-        let source = Bundle::open(from, wanted, manifest.belonging())?;
-        if damaged {
-            // It is unreadable in this state, and its name has no other use.
-            to.delete(&wanted.name)?;
-        }
-        copy_bundle(&source, wanted.bytes, to, paced)?;
-        // The copy is checked before a manifest refers to it.
-        Bundle::open(to, wanted, manifest.belonging())?;
-        copied.bundles += 1;
-        copied.bytes += wanted.bytes;
-    }
-    copy_checks(from, to, manifest.number)?;
-    manifest.store(to)?;
-    Ok(copied)
-}
-
-/// Sends a bundle in pieces that end with a block; the check of the index covers the bytes after the last block.
-fn copy_bundle(
-    source: &Bundle,
-    bytes: u64,
-    to: &dyn BlobStore,
-    paced: &mut dyn FnMut(u64),
-) -> Result<(), CheckpointError> {
-    let blocks = source.blocks();
-    let mut blocks = blocks.iter().peekable();
-    let mut writer = to.create_sized(source.name(), bytes)?;
-    let mut buf = Vec::new();
-    let mut at = 0;
-    while at < bytes {
-        let mut whole = Vec::new();
-        let mut end = (at + PIECE).min(bytes);
-        if let Some(first) = blocks.peek() {
-            end = first.end();
-            while let Some(block) = blocks.next_if(|block| block.end() <= end.max(at + PIECE)) {
-                end = block.end();
-                whole.push(block);
-            }
-        }
-        buf.resize((end - at) as usize, 0);
-        source.read(&mut buf, at)?;
-        for block in whole {
-            source.check(block, &buf[(block.start() - at) as usize..(block.end() - at) as usize])?;
-        }
-        paced(buf.len() as u64);
-        writer.write(&buf)?;
-        at = end;
-    }
-    Ok(writer.finish()?)
+    let mut run = CopyRun::new(manifest.clone());
+    while !run.step(from, to, CopyRun::PIECE_BYTES)? {}
+    Ok(run.copied())
 }

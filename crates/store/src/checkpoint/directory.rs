@@ -1,91 +1,133 @@
-//! A [`BlobStore`] in a directory on any file system that others may write to as well.
+//! A [`BlobStore`] in a directory of a [`Disk`] that others may write to as well.
 //!
 //! Unlike [`DiskStore`](super::store::DiskStore) it has no owner: the file system decides who creates a name, and
 //! temporary files of others are left alone. An object is written to a temporary file, synced, and then renamed.
 
-use super::remote::Cancel;
+use super::cancel::Cancel;
 use super::store::{BlobReader, BlobStore, BlobWriter, Put, StoreError, TEMPORARY, check_name};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use crate::disk::{Disk, DiskFile, Open, parent, read_exact_at};
+use fastrand::Rng;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// The store.
-pub(super) struct Directory {
-    root: PathBuf,
+/// The store; clones share it.
+#[derive(Clone)]
+pub struct Directory(Arc<Inner>);
+
+struct Inner {
+    disk: Arc<dyn Disk>,
+    root: String,
+    /// The address, for errors.
+    place: String,
     cancel: Cancel,
+    /// Draws the names of temporary files: several writers may create one name at the same time.
+    rng: Mutex<Rng>,
+    /// Whether all names of objects are durable, as far as this writer knows.
+    is_synced: AtomicBool,
 }
 
 impl Directory {
-    /// Opens a directory, and creates it with its parents if it is missing.
-    pub(super) fn open(root: PathBuf, cancel: Cancel) -> io::Result<Self> {
-        fs::create_dir_all(&root)?;
-        Ok(Self { root, cancel })
+    /// The directories of objects.
+    const DIRS: [&str; 4] = ["bundles", "checks", "manifests", "owner"];
+
+    /// Opens a directory of a disk (`""` is its root), and creates it if it is missing. `place` is its address, for errors;
+    /// `seed` determines the names of temporary files, and must differ from that of any other writer.
+    ///
+    /// # Errors
+    /// The disk's error.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        root: &str,
+        place: String,
+        cancel: Cancel,
+        seed: u64,
+    ) -> io::Result<Self> {
+        if !root.is_empty() {
+            disk.create_dir(root)?;
+        }
+        let (rng, is_synced) = (Mutex::new(Rng::with_seed(seed)), AtomicBool::new(false));
+        Ok(Self(Arc::new(Inner { disk, root: root.to_owned(), place, cancel, rng, is_synced })))
     }
 
     fn error(&self, action: &'static str, name: &str, source: io::Error) -> StoreError {
-        let (name, place) = (name.to_owned(), format!("file://{}", self.root.display()));
+        let (name, place) = (name.to_owned(), self.0.place.clone());
         match source.kind() {
             io::ErrorKind::NotFound => StoreError::NotFound { name, place },
             _ => StoreError::Io { action, name, place, source },
         }
     }
 
-    fn path(&self, name: &str) -> Result<PathBuf, StoreError> {
+    fn path(&self, name: &str) -> Result<String, StoreError> {
         check_name(name)?;
-        Ok(self.root.join(name))
+        Ok(self.0.path(name))
     }
 
     /// Opens a new temporary file for a name, in a directory that is created if it is missing.
-    fn begin(&self, path: &Path, mark: &str) -> io::Result<Temporary> {
-        not_cancelled(&self.cancel)?;
-        let dir = path.parent().expect("a name has a directory");
-        if !dir.try_exists()? {
-            fs::create_dir_all(dir)?;
-            File::open(&self.root)?.sync_all()?;
-        }
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(mark);
-        beside.push(TEMPORARY);
-        let path = PathBuf::from(beside);
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
-        Ok(Temporary { file, path })
+    fn begin(&self, path: &str, mark: &str) -> io::Result<Temporary> {
+        self.0.sync()?;
+        let disk = &self.0.disk;
+        let path = format!("{path}{mark}{TEMPORARY}");
+        let file = match disk.open(&path, Open::Replace) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                disk.create_dir(parent(&path))?;
+                self.0.sync_dir(&self.0.root)?;
+                disk.open(&path, Open::Replace)?
+            }
+            opened => opened?,
+        };
+        Ok(Temporary { disk: Arc::clone(disk), file, path, is_named: false })
     }
 }
 
-fn not_cancelled(cancel: &Cancel) -> io::Result<()> {
-    if cancel.is_cancelled() { Err(io::Error::other(Cancel::REASON)) } else { Ok(()) }
+impl Inner {
+    fn path(&self, name: &str) -> String {
+        if self.root.is_empty() { name.to_owned() } else { format!("{}/{name}", self.root) }
+    }
+
+    fn not_cancelled(&self) -> io::Result<()> {
+        if self.cancel.is_cancelled() { Err(io::Error::other(Cancel::REASON)) } else { Ok(()) }
+    }
+
+    /// Makes the names that are visible durable, before the first write and after a sync that failed: a writer that was
+    /// killed between a rename and its sync has left a name that a power cut would undo, and objects that are found are not
+    /// written again.
+    fn sync(&self) -> io::Result<()> {
+        self.not_cancelled()?;
+        if self.is_synced.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let above = (!self.root.is_empty()).then(|| parent(&self.root).to_owned());
+        let dirs = Directory::DIRS.iter().map(|dir| self.path(dir));
+        for dir in dirs.chain([self.root.clone()]).chain(above) {
+            match self.disk.sync_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                synced => synced?,
+            }
+        }
+        self.is_synced.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.sync_dir(dir).inspect_err(|_| self.is_synced.store(false, Ordering::Relaxed))
+    }
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
-    File::open(path.parent().expect("a name has a directory"))?.sync_all()
-}
-
-/// A file that has no name yet.
+/// A file that does not have its name yet.
 struct Temporary {
-    file: File,
-    path: PathBuf,
+    disk: Arc<dyn Disk>,
+    file: Box<dyn DiskFile>,
+    path: String,
+    is_named: bool,
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename it is gone; one that cannot be removed is overwritten by the next attempt or never read.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Gives a file its name unless the name is taken.
-fn name_new(file: &Path, name: &Path) -> io::Result<Put> {
-    match fs::hard_link(file, name) {
-        Ok(()) => Ok(Put::Created),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Put::Exists),
-        // Some file systems do not support links.
-        Err(error) => match renameat_with(CWD, file, CWD, name, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(Put::Created),
-            Err(rustix::io::Errno::EXIST) => Ok(Put::Exists),
-            Err(_) => Err(error),
-        },
+        if !self.is_named {
+            // One that cannot be removed is overwritten by the next attempt, or never read.
+            let _ = self.disk.remove(&self.path);
+        }
     }
 }
 
@@ -93,13 +135,20 @@ impl BlobStore for Directory {
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StoreError> {
         let path = self.path(name)?;
         let put = || {
-            // Several writers may create one name at the same time.
-            let mut temporary = self.begin(&path, &format!(".{:016x}", fastrand::u64(..)))?;
-            temporary.file.write_all(bytes)?;
-            temporary.file.sync_all()?;
-            let put = name_new(&temporary.path, &path)?;
+            let drawn = self.0.rng.lock().unwrap_or_else(PoisonError::into_inner).u64(..);
+            let mut temporary = self.begin(&path, &format!(".{drawn:016x}"))?;
+            temporary.file.write_at(bytes, 0)?;
+            temporary.file.sync_data()?;
+            let put = match self.0.disk.rename_new(&temporary.path, &path) {
+                Ok(()) => {
+                    temporary.is_named = true;
+                    Put::Created
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Put::Exists,
+                Err(error) => return Err(error),
+            };
             drop(temporary);
-            sync_parent(&path)?;
+            self.0.sync_dir(parent(&path))?;
             Ok(put)
         };
         put().map_err(|source| self.error("create", name, source))
@@ -109,47 +158,35 @@ impl BlobStore for Directory {
         let path = self.path(name)?;
         // No other writer draws the name, so the leftover of a killed writer is overwritten.
         let temporary = self.begin(&path, "").map_err(|source| self.error("create", name, source))?;
-        let store = Self { root: self.root.clone(), cancel: self.cancel.clone() };
-        Ok(Box::new(Writer { store, temporary, path, name: name.to_owned() }))
+        Ok(Box::new(Writer { store: self.clone(), temporary, path, name: name.to_owned(), at: 0 }))
     }
 
     fn open(&self, name: &str) -> Result<Box<dyn BlobReader>, StoreError> {
         let path = self.path(name)?;
-        let opened = not_cancelled(&self.cancel).and_then(|()| {
-            let file = File::open(&path)?;
-            Ok((file.metadata()?.len(), file))
+        let opened = self.0.not_cancelled().and_then(|()| {
+            let file = self.0.disk.open(&path, Open::Read)?;
+            Ok((file.len()?, file))
         });
         let (size, file) = opened.map_err(|source| self.error("open", name, source))?;
-        let store = Self { root: self.root.clone(), cancel: self.cancel.clone() };
-        Ok(Box::new(Reader { store, file, size, name: name.to_owned() }))
+        Ok(Box::new(Reader { store: self.clone(), file, size, name: name.to_owned() }))
     }
 
     fn list(&self, dir: &str) -> Result<Vec<String>, StoreError> {
         let dir = dir.trim_end_matches('/');
-        let names = || {
-            not_cancelled(&self.cancel)?;
-            let entries = match fs::read_dir(self.root.join(dir)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                entries => entries?,
-            };
-            let mut names = Vec::new();
-            for entry in entries {
-                let name = format!("{dir}/{}", entry?.file_name().to_string_lossy());
-                if check_name(&name).is_ok() {
-                    names.push(name);
-                }
-            }
-            names.sort_unstable();
-            Ok(names)
+        let listed = self.0.not_cancelled().and_then(|()| self.0.disk.list(&self.0.path(dir)));
+        let names = match listed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            names => names.map_err(|source| self.error("list", dir, source))?,
         };
-        names().map_err(|source| self.error("list", dir, source))
+        let names = names.into_iter().map(|name| format!("{dir}/{name}"));
+        Ok(names.filter(|name| check_name(name).is_ok()).collect())
     }
 
     fn delete(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path(name)?;
-        let deleted = not_cancelled(&self.cancel).and_then(|()| match fs::remove_file(&path) {
+        let deleted = self.0.not_cancelled().and_then(|()| match self.0.disk.remove(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.and_then(|()| sync_parent(&path)),
+            removed => removed.and_then(|()| self.0.sync_dir(parent(&path))),
         });
         deleted.map_err(|source| self.error("delete", name, source))
     }
@@ -158,8 +195,10 @@ impl BlobStore for Directory {
 struct Writer {
     store: Directory,
     temporary: Temporary,
-    path: PathBuf,
+    path: String,
     name: String,
+    /// Bytes written so far.
+    at: u64,
 }
 
 /// Bytes that are written between two checks for cancellation.
@@ -168,18 +207,21 @@ const PIECE: usize = 1 << 20;
 impl BlobWriter for Writer {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         for piece in bytes.chunks(PIECE) {
-            let written =
-                not_cancelled(&self.store.cancel).and_then(|()| self.temporary.file.write_all(piece));
+            let written = self.store.0.not_cancelled();
+            let written = written.and_then(|()| self.temporary.file.write_at(piece, self.at));
             written.map_err(|source| self.store.error("write", &self.name, source))?;
+            self.at += piece.len() as u64;
         }
         Ok(())
     }
 
-    fn finish(self: Box<Self>) -> Result<(), StoreError> {
-        let named = not_cancelled(&self.store.cancel).and_then(|()| {
-            self.temporary.file.sync_all()?;
-            fs::rename(&self.temporary.path, &self.path)?;
-            sync_parent(&self.path)
+    fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        let inner = &self.store.0;
+        let named = inner.not_cancelled().and_then(|()| {
+            self.temporary.file.sync_data()?;
+            inner.disk.rename(&self.temporary.path, &self.path)?;
+            self.temporary.is_named = true;
+            inner.sync_dir(parent(&self.path))
         });
         named.map_err(|source| self.store.error("write", &self.name, source))
     }
@@ -187,7 +229,7 @@ impl BlobWriter for Writer {
 
 struct Reader {
     store: Directory,
-    file: File,
+    file: Box<dyn DiskFile>,
     size: u64,
     name: String,
 }
@@ -198,7 +240,7 @@ impl BlobReader for Reader {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError> {
-        let read = not_cancelled(&self.store.cancel).and_then(|()| self.file.read_exact_at(buf, offset));
+        let read = self.store.0.not_cancelled().and_then(|()| read_exact_at(&*self.file, buf, offset));
         read.map_err(|source| self.store.error("read", &self.name, source))
     }
 }

@@ -2,11 +2,11 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{BLOCK_HEADER_LEN, Block, Bundle, Section};
-use crate::checkpoint::json::Hash;
 use crate::checkpoint::manifest::{Manifest, Part, SectionRef, manifest_name};
 use crate::checkpoint::store::BlobStore;
 use std::collections::BTreeMap;
 use stead_core::blob::Blob;
+use stead_core::checkpointing::bundle::Hash;
 use stead_core::ids::ShardId;
 use stead_core::record::RecordKey;
 use stead_core::records::{Records, decode_records};
@@ -14,14 +14,37 @@ use stead_core::state::{Header, State};
 
 /// Maximum number of bytes read at once, unless one block is larger.
 const READ_BYTES: usize = 4 << 20;
-/// Blocks of other shards up to this length are read along with their neighbours.
+/// Maximum number of bytes between two blocks for which one read covers both.
 const GAP_BYTES: u64 = 256 << 10;
 
-/// A part as it was at its marker; its hashes are those of the manifest.
+/// The division of the work of loading a checkpoint: its parts are spread over groups of about the same number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaders {
+    /// Up to this many groups at a time, each loaded by a thread of its own. With one group no thread is started.
+    Threads(usize),
+    /// Up to this many groups, one after the other, so that the order of all I/O is fixed.
+    InTurn(usize),
+}
+
+impl Loaders {
+    fn count(self) -> usize {
+        let (Self::Threads(count) | Self::InTurn(count)) = self;
+        count
+    }
+}
+
+impl From<usize> for Loaders {
+    /// As many threads.
+    fn from(threads: usize) -> Self {
+        Self::Threads(threads)
+    }
+}
+
+/// The state of a part at its marker.
 pub struct LoadedPart {
-    /// All of the part's state besides its records.
+    /// The part's state besides its records.
     pub header: Header,
-    /// The records; all of them count as held by a snapshot.
+    /// The records. Those of a checkpoint are marked as held by a snapshot.
     pub records: Records,
 }
 
@@ -77,8 +100,8 @@ impl<'a> Bundles<'a> {
         Ok(header)
     }
 
-    /// Passes every record of the sections of some parts to `visit`: for each shard the oldest sections first. Reads
-    /// each bundle once, in order.
+    /// Passes every record in the sections of some parts to `visit`, the oldest sections of each shard first. Each
+    /// bundle is read once, from its beginning to its end.
     ///
     /// # Errors
     /// [`CheckpointError`] if something is damaged, or the error of `visit`.
@@ -118,7 +141,7 @@ impl<'a> Bundles<'a> {
         for part in parts {
             let header = self.header(part)?;
             let mut records = Records::new();
-            // The recorded number may be false: the size of the stored sections bounds the allocation.
+            // The recorded number may be wrong, so the size of the stored sections limits the allocation.
             let stored = |section: &SectionRef| self.bundles[section.bundle as usize].section(part.shard);
             let bytes: u64 = part.sections.iter().filter_map(stored).map(Section::bytes).sum();
             records.reserve(header.records.min(bytes / 7) as usize);
@@ -147,7 +170,31 @@ impl<'a> Bundles<'a> {
     }
 }
 
-/// Reads neighbouring blocks together, verifies each, and passes its records on.
+/// Loads the whole part of a shard from a bundle that no manifest refers to. No checkpoint has the records, so all of them are part of the
+/// next snapshot.
+pub(crate) fn load_alone(bundle: &Bundle, shard: ShardId) -> Result<LoadedPart, CheckpointError> {
+    let header = bundle.header(shard)?;
+    let damaged = |reason: String| CheckpointError::damaged(bundle.name(), reason);
+    let section = bundle.section(shard).filter(|section| section.base);
+    let section = section.ok_or_else(|| damaged(format!("it has not all records of shard {shard}")))?;
+    let mut records = Records::new();
+    // The recorded number may be wrong, so the size of the stored section limits the allocation.
+    records.reserve(header.records.min(section.bytes() / 7) as usize);
+    let blocks: Vec<_> = section.blocks.iter().map(|block| (shard, *block)).collect();
+    visit_blocks(bundle, &blocks, &mut Vec::new(), &mut |_, key, value| {
+        records.load(key, value.map(Blob::from));
+        Ok(())
+    })?;
+    let (found, count) = (records.hash(), records.len() as u64);
+    if (found, count) != (u128::from_be_bytes(header.records_hash), header.records) {
+        let reason =
+            format!("it has {count} records of hash {}, which are not those of its header", Hash(found));
+        return Err(damaged(reason));
+    }
+    Ok(LoadedPart { header, records })
+}
+
+/// Reads neighbouring blocks with one read, verifies each, and passes its records to `visit`.
 pub(crate) fn visit_blocks(
     bundle: &Bundle,
     mut blocks: &[(ShardId, Block)],
@@ -208,16 +255,16 @@ pub fn load_part(
     Ok(loaded.pop().expect("one part was asked for"))
 }
 
-/// Loads all parts of a checkpoint on `threads` threads (1 starts none), in the order of their shards.
+/// Loads all parts of a checkpoint and returns them in the order of their shards.
 ///
 /// # Errors
 /// [`CheckpointError`] if something is missing, damaged, or not the state that was written.
 pub fn load_parts(
     store: &dyn BlobStore,
     manifest: &Manifest,
-    threads: usize,
+    loaders: impl Into<Loaders>,
 ) -> Result<Vec<LoadedPart>, CheckpointError> {
-    load_parts_of(store, manifest, threads, |_| true)
+    load_parts_of(store, manifest, loaders, |_| true)
 }
 
 /// Loads the parts of some shards, as [`load_parts`] does.
@@ -227,34 +274,34 @@ pub fn load_parts(
 pub fn load_parts_of(
     store: &dyn BlobStore,
     manifest: &Manifest,
-    threads: usize,
+    loaders: impl Into<Loaders>,
     is_wanted: impl Fn(ShardId) -> bool,
 ) -> Result<Vec<LoadedPart>, CheckpointError> {
     let bundles = Bundles::open(store, manifest)?;
     let parts: Vec<&Part> = manifest.parts.iter().filter(|part| is_wanted(part.shard)).collect();
-    let groups = groups(&parts, threads);
-    let mut loaded = Vec::new();
-    if groups.len() == 1 {
-        loaded = bundles.load(&groups[0])?;
-    } else {
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let load = |group: &Vec<&Part>| bundles.load(group);
+    let loaders = loaders.into();
+    let groups = groups(&parts, loaders.count());
+    let load = |group: &Vec<&Part>| bundles.load(group);
+    let results: Vec<_> = match loaders {
+        Loaders::Threads(_) if groups.len() > 1 => std::thread::scope(|scope| {
             let running: Vec<_> = groups.iter().map(|group| scope.spawn(move || load(group))).collect();
             running.into_iter().map(|thread| thread.join()).collect()
-        });
-        for result in results {
-            loaded.append(&mut result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-        }
+        }),
+        _ => groups.iter().map(|group| Ok(load(group))).collect(),
+    };
+    let mut loaded = Vec::new();
+    for result in results {
+        loaded.append(&mut result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
     }
     loaded.sort_by_key(|part| part.header.shard);
     Ok(loaded)
 }
 
-/// Spreads parts over groups of about equal bytes; at least one group.
+/// Spreads parts over up to `count` groups of about the same number of bytes. Returns at least one group.
 fn groups<'p>(parts: &[&'p Part], count: usize) -> Vec<Vec<&'p Part>> {
     let mut groups: Vec<(u64, Vec<&Part>)> = vec![(0, Vec::new()); count.clamp(1, parts.len().max(1))];
     for &part in parts {
-        // The numbers are the manifest's, and have not been compared with the sections yet.
+        // The manifest's numbers have not been compared with the sections yet, so their sum may overflow.
         let bytes = part
             .sections
             .iter()

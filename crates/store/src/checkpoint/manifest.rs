@@ -1,17 +1,16 @@
-//! The manifest: one JSON object that decides what a checkpoint is, or, as a tombstone, that there is none.
+//! Manifests and tombstones. One JSON object decides a number: a manifest makes it a checkpoint, a tombstone gives it up.
 //!
 //! The file is `{"stead":"…","format":2,"checksum":"…","body":{…}}` without any white space around it; the checksum
 //! covers the bytes of the body.
 
 use crate::checkpoint::bundle::BundleRef;
-use crate::checkpoint::json::{EpochNumber, Hash, IncarnationNumber, IndexNumber, Micros, ShardNumber};
 use crate::checkpoint::store::{BlobStore, Put};
 use crate::checkpoint::{Belonging, CheckpointError, check_cluster};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 pub use stead_core::checkpointing::bundle::SectionRef;
-use stead_core::checkpointing::bundle::{first_node, is_first_node};
+use stead_core::checkpointing::bundle::{Hash, first_node, is_first_node};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{
     CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Index, NodeId, ShardId, Time,
@@ -21,7 +20,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// The version of the format of manifests and tombstones. Version 1 names no cluster, and is of its first node.
 pub const MANIFEST_VERSION: u32 = 2;
-/// Most bytes of a manifest.
+/// Maximum number of bytes of a manifest.
 pub const MANIFEST_MAX: u64 = 256 << 20;
 /// The directory of manifests and tombstones.
 pub const MANIFESTS: &str = "manifests/";
@@ -34,12 +33,10 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterId>,
     /// The life of the cluster.
-    #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// Its number, which is the colour of all parts.
     pub number: CheckpointNumber,
     /// When it began, in microseconds since the Unix epoch.
-    #[serde(with = "Micros")]
     pub created: Time,
     /// The life of the process that wrote it.
     pub writer: u64,
@@ -47,8 +44,8 @@ pub struct Manifest {
     pub services: Vec<ServiceShards>,
     /// The bundles that parts refer to, the oldest first.
     pub bundles: Vec<BundleRef>,
-    /// One part for each shard that the checkpoint is of, in the order of their ids. Other shards of the services have their
-    /// parts elsewhere.
+    /// One part for each shard of the checkpoint, in the order of their ids. Other shards of the services have their parts
+    /// elsewhere.
     pub parts: Vec<Part>,
     /// Channels with messages in flight, by sender, then receiver.
     pub in_flight: Vec<InFlight>,
@@ -74,19 +71,15 @@ pub struct ServiceShards {
 #[serde(deny_unknown_fields)]
 pub struct Part {
     /// The shard.
-    #[serde(with = "ShardNumber")]
     pub shard: ShardId,
-    /// The node that led the shard and wrote the part; the first one is not written.
+    /// The node that led the shard and wrote the part; left out of the file if it is the first node.
     #[serde(default = "first_node", skip_serializing_if = "is_first_node")]
     pub node: NodeId,
     /// The epoch of its marker, in which that node led the shard: a part of another one does not count.
-    #[serde(with = "EpochNumber")]
     pub epoch: Epoch,
     /// The index of its marker.
-    #[serde(with = "IndexNumber")]
     pub index: Index,
     /// The shard's time at its marker.
-    #[serde(with = "Micros")]
     pub time: Time,
     /// The shard's colour: the number of the checkpoint.
     pub colour: Colour,
@@ -107,10 +100,8 @@ pub struct Part {
 #[serde(deny_unknown_fields)]
 pub struct InFlight {
     /// The sender.
-    #[serde(with = "ShardNumber")]
     pub from: ShardId,
     /// The receiver.
-    #[serde(with = "ShardNumber")]
     pub to: ShardId,
     /// The number of messages.
     pub messages: u64,
@@ -147,7 +138,7 @@ pub struct CheckResult {
     pub skipped: Option<String>,
 }
 
-/// The object that says that a number will never be a checkpoint.
+/// The object that gives a number up: it will never be a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tombstone {
@@ -155,12 +146,10 @@ pub struct Tombstone {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterId>,
     /// The life of the cluster.
-    #[serde(with = "IncarnationNumber")]
     pub incarnation: Incarnation,
     /// The number.
     pub number: CheckpointNumber,
     /// When it was given up, in microseconds since the Unix epoch.
-    #[serde(with = "Micros")]
     pub created: Time,
     /// The life of the process that gave it up.
     pub writer: u64,
@@ -173,12 +162,12 @@ pub struct Tombstone {
 pub enum Decision {
     /// It is a checkpoint.
     Complete(Box<Manifest>),
-    /// It never will be one.
+    /// It will never be one.
     GivenUp(Tombstone),
 }
 
 impl Decision {
-    /// The number that was decided.
+    /// Returns the number that was decided.
     #[must_use]
     pub fn number(&self) -> CheckpointNumber {
         match self {
@@ -187,7 +176,7 @@ impl Decision {
         }
     }
 
-    /// The cluster and incarnation in which it was.
+    /// Returns the cluster and the incarnation in which it was decided.
     #[must_use]
     pub fn belonging(&self) -> Belonging {
         match self {
@@ -219,13 +208,13 @@ struct AnyFormat {
 const KIND_MANIFEST: &str = "manifest";
 const KIND_TOMBSTONE: &str = "tombstone";
 
-/// The name of the object that decides a number.
+/// Returns the name of the object that decides a number.
 #[must_use]
 pub fn manifest_name(number: CheckpointNumber) -> String {
     format!("{MANIFESTS}{:020}.json", number.0)
 }
 
-/// The number that a name decides, if it is the name of such an object.
+/// Returns the number that an object with this name decides; `None` if it decides none.
 #[must_use]
 pub fn manifest_number(name: &str) -> Option<CheckpointNumber> {
     let number = CheckpointNumber(name.strip_prefix(MANIFESTS)?.strip_suffix(".json")?.parse().ok()?);
@@ -267,13 +256,13 @@ fn check_format(cluster: Option<ClusterId>, format: u32) -> Result<(), &'static 
 }
 
 impl Manifest {
-    /// The bytes of the manifest's object.
+    /// Returns the bytes of the manifest's object.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         encode(KIND_MANIFEST, format_of(self.cluster), self)
     }
 
-    /// The cluster and incarnation of the checkpoint.
+    /// Returns the cluster and the incarnation of the checkpoint.
     #[must_use]
     pub fn belonging(&self) -> Belonging {
         Belonging { cluster: self.cluster, incarnation: self.incarnation }
@@ -287,7 +276,7 @@ impl Manifest {
         check_cluster(&manifest_name(self.number), self.cluster, Some(expected))
     }
 
-    /// The topology of the checkpoint.
+    /// Returns the topology of the checkpoint.
     ///
     /// # Errors
     /// [`CheckpointError::Topology`].
@@ -301,21 +290,21 @@ impl Manifest {
         Ok(topology)
     }
 
-    /// The lineage that a checkpoint after this one builds upon.
+    /// Returns the lineage that the next checkpoint builds upon.
     #[must_use]
     pub fn lineage(&self) -> Lineage {
         let sections = self.parts.iter().map(|part| (part.shard, part.sections.clone()));
         Lineage::of(self.bundles.clone(), sections)
     }
 
-    /// The part of a shard.
+    /// Returns the part of a shard.
     #[must_use]
     pub fn part(&self, shard: ShardId) -> Option<&Part> {
         let at = self.parts.binary_search_by_key(&shard, |part| part.shard).ok()?;
         Some(&self.parts[at])
     }
 
-    /// The services of a topology as a manifest lists them.
+    /// Returns the services of a topology as a manifest lists them.
     #[must_use]
     pub fn services_of(topology: &Topology) -> Vec<ServiceShards> {
         topology
@@ -325,7 +314,7 @@ impl Manifest {
             .collect()
     }
 
-    /// Checks what must hold within a manifest of a version, whatever wrote it.
+    /// Checks the rules within a manifest of this version, which any program may have written.
     fn check(&self, format: u32) -> Result<(), CheckpointError> {
         let name = manifest_name(self.number);
         let damaged = |reason: String| CheckpointError::damaged(&name, reason);
@@ -381,7 +370,7 @@ impl Manifest {
 }
 
 impl Tombstone {
-    /// Stores the tombstone. Decided already is fine if it is by this tombstone.
+    /// Stores the tombstone. It is no error if the number was decided by this tombstone before.
     ///
     /// # Errors
     /// [`CheckpointError::Decided`] if the number is decided otherwise, or the store's error.
@@ -420,10 +409,10 @@ pub fn read_decision(store: &dyn BlobStore, number: CheckpointNumber) -> Result<
     decode_decision(&name, &bytes)
 }
 
-/// Opens the file around a body, and checks all of it but what the body says.
+/// Opens the file around a body. Checks all of it except the contents of the body.
 ///
 /// # Errors
-/// [`CheckpointError`] naming the object and what is wrong with it.
+/// [`CheckpointError`], which names the object and its fault.
 fn open_envelope<'a>(name: &str, bytes: &'a [u8]) -> Result<Envelope<'a>, CheckpointError> {
     let damaged = |reason: String| CheckpointError::damaged(name, reason);
     let text = std::str::from_utf8(bytes).map_err(|error| damaged(format!("it is not UTF-8: {error}")))?;
@@ -453,7 +442,7 @@ fn open_envelope<'a>(name: &str, bytes: &'a [u8]) -> Result<Envelope<'a>, Checkp
     Ok(envelope)
 }
 
-/// Reads an object of a kind that has the envelope of a manifest; `what` names what it should be in the error.
+/// Reads an object of a kind that has the envelope of a manifest. `what` names the expected object in errors.
 pub(crate) fn read_object<T: DeserializeOwned>(
     store: &dyn BlobStore,
     name: &str,
@@ -473,7 +462,7 @@ pub(crate) fn read_object<T: DeserializeOwned>(
 /// Reads the bytes of an object that decides a number.
 ///
 /// # Errors
-/// [`CheckpointError`] naming the object and what is wrong with it.
+/// [`CheckpointError`], which names the object and its fault.
 pub fn decode_decision(name: &str, bytes: &[u8]) -> Result<Decision, CheckpointError> {
     let damaged = |reason: String| CheckpointError::damaged(name, reason);
     let envelope = open_envelope(name, bytes)?;
@@ -512,7 +501,7 @@ pub fn read_manifest(store: &dyn BlobStore, number: CheckpointNumber) -> Result<
     }
 }
 
-/// The numbers that are decided, ascending; whether as checkpoints or not is in the objects.
+/// Returns the decided numbers, ascending: those of checkpoints and those that were given up.
 ///
 /// # Errors
 /// [`CheckpointError::Store`], or [`CheckpointError::Damaged`] for an object that has no such name.

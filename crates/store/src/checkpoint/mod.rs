@@ -6,12 +6,12 @@
 
 pub mod begun;
 pub mod bundle;
+pub mod cancel;
 pub mod checks;
 pub mod collect;
 pub mod compact;
 pub mod copy;
-mod directory;
-pub mod json;
+pub mod directory;
 pub mod load;
 pub mod manifest;
 pub mod remote;

@@ -1,37 +1,13 @@
 //! Stores of checkpoints by address: `file:///path` is a directory, `s3://bucket/prefix` is S3 or a compatible service,
 //! for which the cargo feature `s3` is needed.
 
+use super::cancel::Cancel;
 use super::directory::Directory;
 use super::store::{BlobStore, StoreError};
+use crate::real_disk::RealDisk;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::watch;
-
-/// Cancels the calls of stores from any thread: running and later calls fail at once. Clones share the state.
-#[derive(Clone, Debug)]
-pub struct Cancel(pub(super) Arc<watch::Sender<bool>>);
-
-impl Default for Cancel {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(false)))
-    }
-}
-
-impl Cancel {
-    pub(super) const REASON: &str = "it was interrupted: the node is stopping";
-
-    /// Cancels all calls, permanently.
-    pub fn cancel(&self) {
-        self.0.send_replace(true);
-    }
-
-    /// Whether the calls were cancelled.
-    #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        *self.0.borrow()
-    }
-}
 
 /// Opens the store behind `file:///path` (the directory is created if it is missing) or `s3://bucket/prefix`. `options`
 /// are those of S3, like `region`, `endpoint`, `access_key_id`, `secret_access_key` or `allow_http`; they override the
@@ -80,8 +56,10 @@ pub fn open_until(
         if !dir.starts_with('/') {
             return Err(refuse("the path after file:// must be absolute".to_owned()));
         }
-        let store = Directory::open(dir.into(), cancel).map_err(|error| refuse(error.to_string()))?;
-        return Ok(Arc::new(store));
+        let opened = RealDisk::open(dir).and_then(|disk| {
+            Directory::open(Arc::new(disk), "", address.to_owned(), cancel, fastrand::u64(..))
+        });
+        return Ok(Arc::new(opened.map_err(|error| refuse(error.to_string()))?));
     }
     if !address.starts_with("s3://") {
         return Err(refuse("an address begins with file:// or s3://".to_owned()));

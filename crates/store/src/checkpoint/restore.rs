@@ -1,8 +1,8 @@
 //! Restores a checkpoint onto the same or another number of shards, as a new incarnation.
 //!
-//! Records move with their process. Sessions, the replies kept for them, and counted attempts end. Messages in flight
-//! are renumbered, in new channels. The result is a complete checkpoint of the new incarnation in an empty store:
-//! its manifest is written last, so that an interrupted restore leaves no checkpoint.
+//! Records move with their process. Sessions, the replies that are kept for them and counted attempts are dropped.
+//! Messages in flight get new numbers in new channels. The result is a complete checkpoint of the new incarnation in an
+//! empty store. Its manifest is written last, so that an interrupted restore leaves no checkpoint.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{Author, BundleNames, BundleWriter, Origin};
@@ -27,9 +27,9 @@ use thiserror::Error;
 /// The settings of a restore.
 #[derive(Clone, Debug)]
 pub struct Restore {
-    /// The new incarnation of the cluster; greater than the checkpoint's.
+    /// The new incarnation of the cluster; it must be greater than the checkpoint's.
     pub incarnation: Incarnation,
-    /// Other numbers of shards, by service; services that are not named keep theirs.
+    /// New numbers of shards by service. Services that are not named keep theirs.
     pub shards: BTreeMap<String, u32>,
     /// The current time.
     pub created: Time,
@@ -38,13 +38,13 @@ pub struct Restore {
 /// Progress of a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Old shards that are complete.
+    /// Number of old shards that are complete.
     pub shards: usize,
-    /// All old shards.
+    /// Number of all old shards.
     pub shards_all: usize,
-    /// Records written so far.
+    /// Number of records written so far.
     pub records: u64,
-    /// Bytes written so far.
+    /// Number of bytes written so far.
     pub bytes: u64,
 }
 
@@ -59,9 +59,9 @@ pub struct Restored {
     pub records: u64,
     /// Number of restored messages in flight.
     pub messages: u64,
-    /// Sessions that ended.
+    /// Number of sessions that were dropped.
     pub sessions_ended: u64,
-    /// Timers, tasks and dead letters that got another id, because another shard's had the same.
+    /// Number of timers, tasks and dead letters that got a new id, because another shard had used the same id.
     pub renumbered: u64,
 }
 
@@ -74,7 +74,7 @@ pub enum RestoreError {
         /// An object of the target.
         name: String,
     },
-    /// The new incarnation is not later.
+    /// The new incarnation is not greater than the checkpoint's.
     #[error("incarnation {new} does not come after {old}, which the checkpoint is of; choose a greater one")]
     Incarnation {
         /// The checkpoint's.
@@ -82,7 +82,7 @@ pub enum RestoreError {
         /// The requested one.
         new: Incarnation,
     },
-    /// A number of shards for a service that the checkpoint does not have.
+    /// A number of shards was requested for a service that the checkpoint does not have.
     #[error(
         "the checkpoint has no service {service}, for which {shards} shards were requested; it has: {known}"
     )]
@@ -105,7 +105,7 @@ pub enum RestoreError {
     Checkpoint(#[from] CheckpointError),
 }
 
-/// Restores a checkpoint into an empty store, as a checkpoint of the cluster and node that `names` has.
+/// Restores a checkpoint into an empty store, as a checkpoint of the cluster and the node in `names`.
 ///
 /// # Errors
 /// [`RestoreError`]; the target then has no checkpoint.
@@ -170,15 +170,15 @@ struct Target {
     hash: u128,
     /// Records that are not written yet.
     pending: Vec<u8>,
-    /// Its numbered records: their numbers must be unique.
+    /// The keys of its numbered records, whose numbers must be unique.
     numbered: BTreeSet<RecordKey>,
-    /// The last index from which no number was drawn yet; lower numbers come from old shards.
+    /// The index of the last drawn numbers; at first the last index of the old shards.
     index: Index,
-    /// Numbers drawn from `index`.
+    /// Number of ids drawn from `index`.
     drawn: u64,
 }
 
-/// Sends the records and messages of old shards to the new shards of their processes.
+/// Passes the records and messages of old shards to the new shards of their processes.
 struct Router<'a> {
     old: &'a Topology,
     new: &'a Topology,
@@ -186,7 +186,7 @@ struct Router<'a> {
     author: Author,
     out: BundleWriter,
     targets: Vec<Target>,
-    /// Computes the hash of single records.
+    /// Holds one record at a time, to compute its hash.
     scratch: Records,
     records: u64,
     messages: u64,
@@ -239,7 +239,7 @@ impl<'a> Router<'a> {
         CheckpointError::damaged(&manifest_name(self.manifest.number), reason)
     }
 
-    /// The services keep their order, and therefore their ids.
+    /// Returns the service of an old shard. Services keep their order, and therefore their ids.
     fn service(&self, old: ShardId) -> ServiceId {
         self.old.service_of(old).expect("the cut was verified")
     }
@@ -250,7 +250,7 @@ impl<'a> Router<'a> {
 
     fn take(&mut self, part: LoadedPart) -> Result<(), CheckpointError> {
         let shard = part.header.shard;
-        // The order of ids decides which record keeps a number, so numbered records are handled in order.
+        // The first record with a number keeps it, so numbered records are handled in their order.
         let mut numbered: BTreeMap<RecordKey, Blob> = BTreeMap::new();
         for (bytes, value) in part.records.iter() {
             let key = RecordKey::from_bytes(bytes)
@@ -289,7 +289,8 @@ impl<'a> Router<'a> {
         Ok(process.to_string())
     }
 
-    /// Changes an id only if another shard's record has it: processes may store the ids of their timers and tasks.
+    /// Returns the key of a numbered record. It changes only if another shard's record has the same number, because
+    /// processes may store the ids of their timers and tasks.
     fn keep_number(&mut self, target: usize, key: RecordKey) -> RecordKey {
         let target = &mut self.targets[target];
         if target.numbered.insert(key.clone()) {
@@ -327,7 +328,7 @@ impl<'a> Router<'a> {
         Ok(())
     }
 
-    /// Sends messages in flight to new channels, ordered by old sender, then in the order in which it sent them.
+    /// Puts the messages in flight into new channels, ordered by their old sender, then in the order of sending.
     fn route_messages(&mut self, headers: &[Header]) {
         for sender in headers {
             let mut messages: Vec<(ShardId, &Message)> = Vec::new();
@@ -362,7 +363,7 @@ impl<'a> Router<'a> {
             self.out.base(shard);
             self.out.records(shard, &target.pending)?;
             target.header.records_hash = target.hash.to_be_bytes();
-            // A number that was drawn here must not be drawn again.
+            // The shard must not draw these numbers again.
             target.header.position.index = target.index;
             self.out.header(&target.header)?;
             headers.push(target.header);
@@ -384,9 +385,8 @@ impl<'a> Router<'a> {
     }
 }
 
-/// Returns the position at which a new shard's log begins: its own marker if its service keeps its shards, otherwise
-/// after
-/// those of all of them.
+/// Returns the position at which a new shard's log begins: that of its own marker if its service keeps its number of
+/// shards, otherwise the greatest of the markers of the service's shards.
 fn position(
     old: &Topology,
     new: &Topology,
@@ -399,7 +399,8 @@ fn position(
     let same = before.shards == after.shards;
     let parts = if same { &parts[(shard.0 - after.first.0) as usize..][..1] } else { parts };
     let mut position = Position::default();
-    // Expiry times move with their process. A record may expire late, so the count continues from the lowest.
+    // Expiry times move with their process. A record may expire late but not early, so served time continues from the
+    // lowest.
     position.served = match parts {
         [part] => part.position.served,
         parts => parts.iter().map(|part| part.position.served()).min(),

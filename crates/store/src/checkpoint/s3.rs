@@ -1,7 +1,7 @@
 //! A store of checkpoints in S3 or a compatible service, through the `object_store` crate, with the usual `AWS_…`
 //! environment variables.
 
-use super::remote::Cancel;
+use super::cancel::Cancel;
 use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter, Put, StoreError, check_name};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::path::Path;

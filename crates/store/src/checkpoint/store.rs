@@ -101,7 +101,7 @@ pub trait BlobReader: Send + Sync {
     /// [`StoreError`] if the object ends earlier.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError>;
 
-    /// A hint that the whole object will be read soon.
+    /// Hints that the whole object will be read soon.
     fn read_ahead(&self) {}
 }
 
@@ -269,7 +269,7 @@ impl DiskStore {
         Ok(store)
     }
 
-    /// Opens the store of another owner, read-only.
+    /// Opens a store whose directories exist, or are made by the caller; changes nothing itself.
     #[must_use]
     pub fn attach(disk: Arc<dyn Disk>, root: &str) -> Self {
         Self { disk, root: root.to_owned(), create: Mutex::new(()), latch: Latch::default() }

@@ -1,12 +1,12 @@
-//! Verifies that a checkpoint is a consistent cut, recomputed from its stored parts alone.
+//! Verifies from the stored parts alone that a checkpoint is a consistent cut.
 //!
-//! A cut is consistent if no message is received in it that is not sent in it. Messages that are sent and not received
-//! are in flight, and must be in the sender's outbox, complete and in order: nothing is in transit outside the
+//! A cut is consistent if it has no received message that was not sent. Messages that were sent and not received are in
+//! flight. They must be in the sender's outbox, complete and in order, because nothing is in transit outside a
 //! checkpoint.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::checks::{CheckOutcome, recorded_checks};
-use crate::checkpoint::load::load_parts;
+use crate::checkpoint::load::{Loaders, load_parts};
 use crate::checkpoint::manifest::{InFlight, Manifest, manifest_name};
 use crate::checkpoint::store::BlobStore;
 use serde::Serialize;
@@ -22,19 +22,19 @@ use thiserror::Error;
 pub struct Report {
     /// The checkpoint.
     pub number: CheckpointNumber,
-    /// Its shards.
+    /// Number of its shards.
     pub shards: usize,
-    /// Records of all shards.
+    /// Number of records of all shards.
     pub records: u64,
-    /// Messages that were sent, over all channels and all time.
+    /// Number of messages that were ever sent, over all channels.
     pub sent: u64,
-    /// Messages that were received.
+    /// Number of messages that were ever received, over all channels.
     pub received: u64,
     /// Channels with messages in flight, by sender, then receiver.
     pub in_flight: Vec<InFlight>,
-    /// The outcome of all checks that services declare.
+    /// The outcome of all declared checks together.
     pub check: CheckOutcome,
-    /// The outcome by service. A service whose code is here and declares no check is left out.
+    /// The outcomes by service. Services whose code declares no check are left out.
     pub checks: Vec<ServiceCheck>,
     /// The inconsistencies; empty for a consistent cut.
     #[serde(serialize_with = "texts")]
@@ -46,25 +46,26 @@ pub struct Report {
 pub struct ServiceCheck {
     /// The service.
     pub service: String,
-    /// Whether it holds; `not_checked` if its code is not here and no result is stored.
+    /// The outcome; `not_checked` if this program lacks the service's code and no result is stored.
     pub outcome: CheckOutcome,
-    /// The violated rule, in the words of the check.
+    /// The reason that the check gave if it failed.
     pub failure: Option<String>,
 }
 
 /// The result of a service's check of a cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// It declares no check.
+    /// The service declares no check.
     Undeclared,
-    /// Its check holds.
+    /// The check holds.
     Hold,
-    /// Its check does not hold, for this reason.
+    /// The check failed, for this reason.
     Failed(String),
 }
 
 impl Report {
-    /// Whether the cut is consistent and no check failed. Checks that were not run are in [`Self::check`].
+    /// Whether the cut is consistent and no check failed. It may also be true if checks were not run: see
+    /// [`Self::check`].
     #[must_use]
     pub fn holds(&self) -> bool {
         self.inconsistencies.is_empty() && self.check != CheckOutcome::Failed
@@ -90,7 +91,7 @@ pub enum Inconsistency {
         /// The shard.
         shard: ShardId,
     },
-    /// A shard has two parts, or a part is of no shard.
+    /// A second part of a shard, or a part of a shard that does not exist.
     #[error("the part of shard {shard} is superfluous: the topology has no such shard")]
     Surplus {
         /// The shard.
@@ -106,7 +107,7 @@ pub enum Inconsistency {
         /// The checkpoint.
         number: CheckpointNumber,
     },
-    /// A message is received that was not sent.
+    /// A message was received that was not sent.
     #[error(
         "channel {from} -> {to}: shard {to} has received message {received}, but shard {from} has sent only {sent}"
     )]
@@ -120,7 +121,7 @@ pub enum Inconsistency {
         /// The last message sent.
         sent: Seq,
     },
-    /// Messages were sent, not received, and are in no outbox.
+    /// Messages were sent and not received, but are in no outbox.
     #[error(
         "channel {from} -> {to}: messages {first} to {last} were sent and not received, and are not in the outbox"
     )]
@@ -134,7 +135,7 @@ pub enum Inconsistency {
         /// The last that is lost.
         last: Seq,
     },
-    /// An outbox is not a run of messages up to the last one sent.
+    /// An outbox is not a sequence of messages without a gap up to the last one sent.
     #[error("channel {from} -> {to}: the outbox has message {found} where message {expected} belongs")]
     Order {
         /// The sender.
@@ -164,7 +165,7 @@ pub enum Inconsistency {
         /// The receiver.
         to: ShardId,
     },
-    /// The manifest has another count.
+    /// The manifest has another count of messages in flight.
     #[error(
         "channel {from} -> {to}: {found} messages of {found_bytes} bytes are in flight, and the manifest says {recorded} of {recorded_bytes}"
     )]
@@ -173,11 +174,11 @@ pub enum Inconsistency {
         from: ShardId,
         /// The receiver.
         to: ShardId,
-        /// Messages counted.
+        /// Number of messages counted.
         found: u64,
         /// Their bytes.
         found_bytes: u64,
-        /// Messages in the manifest.
+        /// Number of messages in the manifest.
         recorded: u64,
         /// Their bytes in the manifest.
         recorded_bytes: u64,
@@ -199,7 +200,7 @@ pub(crate) fn undelivered(outbox: &Outbox, received: Seq) -> impl Iterator<Item 
     outbox.messages.iter().filter(move |message| message.seq > received)
 }
 
-/// Returns the messages sent and not received, by channel: outbox minus received. Empty channels are left out.
+/// Returns the messages in flight by channel: those in the outbox that were not received. Empty channels are left out.
 #[must_use]
 pub fn in_flight(headers: &[Header]) -> Vec<InFlight> {
     let received: BTreeMap<ShardId, &BTreeMap<ShardId, Seq>> =
@@ -224,7 +225,7 @@ pub fn in_flight(headers: &[Header]) -> Vec<InFlight> {
     channels
 }
 
-/// Checks that parts make up a consistent cut. Pure: it depends only on its arguments.
+/// Returns the inconsistencies of a cut that consists of these parts.
 #[must_use]
 pub fn verify_cut(topology: &Topology, number: CheckpointNumber, headers: &[Header]) -> Vec<Inconsistency> {
     let mut found = Vec::new();
@@ -244,7 +245,7 @@ pub fn verify_cut(topology: &Topology, number: CheckpointNumber, headers: &[Head
             .filter(|shard| !parts.contains_key(shard))
             .map(|shard| Inconsistency::NoPart { shard }),
     );
-    // A channel counts if either end knows it.
+    // A channel exists if one of its ends has it.
     let sends = parts.values().flat_map(|part| part.outboxes.keys().map(|to| (part.shard, *to)));
     let receives = parts.values().flat_map(|part| part.received.keys().map(|from| (*from, part.shard)));
     let channels: BTreeSet<(ShardId, ShardId)> = sends.chain(receives).collect();
@@ -283,8 +284,8 @@ fn verify_channel(
             found.push(Inconsistency::Order { from, to, found: message.seq, expected });
             return;
         }
-        // A message sent before a marker has a lower colour and a lower index; after a restore, the index at which the
-        // new log begins.
+        // A message that was sent before the marker has a lower colour, and the index of an earlier entry or, after a
+        // restore, that at which the new log begins.
         if message.index > sender.position.index || message.colour >= sender.position.colour {
             found.push(Inconsistency::SentAfterMarker { from, to, seq: message.seq });
         }
@@ -294,7 +295,7 @@ fn verify_channel(
     {
         found.push(Inconsistency::Order { from, to, found: last.seq, expected: sent });
     }
-    // The outbox may begin anywhere up to the first message that is not received.
+    // The outbox may still hold messages that were received, but must hold all later ones.
     if first > received.next() && sent > received {
         let last = Seq(first.0 - 1).min(sent);
         found.push(Inconsistency::Lost { from, to, first: received.next(), last });
@@ -341,7 +342,7 @@ fn verify_counts(manifest: &Manifest, counted: &[InFlight], headers: &[Header]) 
     found
 }
 
-/// Returns the results of the checks that were run now, and the stored ones of other services.
+/// Returns the results of the checks that were run now, and the stored results of the other services.
 fn checks_of(
     store: &dyn BlobStore,
     manifest: &Manifest,
@@ -366,10 +367,9 @@ fn checks_of(
     checks
 }
 
-/// Verifies a checkpoint from its stored objects: every checksum and hash, the cut, the counts, and the checks that
-/// `check` runs over the loaded states, which come in the order of their shards. `check` returns the results of the
-/// services whose
-/// code it has.
+/// Verifies a checkpoint from its stored objects: every checksum and hash, the cut, the counts, and the services' checks.
+/// `check` runs these over the loaded states, which are in the order of their shards, and returns the results of the
+/// services whose code it has.
 ///
 /// # Errors
 /// [`CheckpointError`] if a part is missing, damaged or not the state that was written. An inconsistent cut is not an
@@ -377,11 +377,11 @@ fn checks_of(
 pub fn verify_checkpoint(
     store: &dyn BlobStore,
     manifest: &Manifest,
-    threads: usize,
+    loaders: impl Into<Loaders>,
     check: &mut dyn FnMut(&Topology, &[State]) -> BTreeMap<String, Found>,
 ) -> Result<Report, CheckpointError> {
     let topology = manifest.topology()?;
-    let loaded = load_parts(store, manifest, threads)?;
+    let loaded = load_parts(store, manifest, loaders)?;
     let name = manifest_name(manifest.number);
     let mut headers = Vec::with_capacity(loaded.len());
     let mut states = Vec::with_capacity(loaded.len());

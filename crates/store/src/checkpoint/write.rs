@@ -2,12 +2,12 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::bundle::{Author, BundleRef, BundleWriter, Origin};
-use crate::checkpoint::json::Hash;
 use crate::checkpoint::manifest::{CheckResult, Manifest, Part, SectionRef, Tombstone, Totals, is_passed};
 use crate::checkpoint::store::BlobStore;
 use crate::checkpoint::verify;
 use std::collections::BTreeMap;
 use stead_core::channel::Message;
+use stead_core::checkpointing::bundle::Hash;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::ids::{CheckpointNumber, Epoch, NodeId, ShardId, Time};
 use stead_core::state::Header;
@@ -56,6 +56,11 @@ impl CheckpointWriter {
         let origin = Origin { author, incarnation: plan.topology.incarnation, number };
         let bundle = BundleWriter::create(store, plan.bundle.clone(), origin, 0)?;
         Ok(Self { plan, bundle, headers: BTreeMap::new(), open: BTreeMap::new() })
+    }
+
+    /// Cuts larger pieces into blocks of about this many bytes from now on, as [`BundleWriter::set_block_bytes`].
+    pub fn set_block_bytes(&mut self, bytes: usize) {
+        self.bundle.set_block_bytes(bytes);
     }
 
     /// Begins a shard's part with the header of its marker: more messages of its outboxes may come with

@@ -57,6 +57,7 @@ pub(super) struct Inner {
     pub(super) generation: u64,
     pub(super) operations: u64,
     pub(super) crash_at: Option<u64>,
+    pub(super) refuse_at: Option<u64>,
     pub(super) crashed: bool,
     pub(super) capacity: Option<u64>,
     pub(super) files_max: Option<u32>,
@@ -86,6 +87,7 @@ impl Inner {
             generation: 0,
             operations: 0,
             crash_at: None,
+            refuse_at: None,
             crashed: false,
             capacity: None,
             files_max: None,
@@ -105,6 +107,11 @@ impl Inner {
         self.micros += self.costs.operation + self.costs.per_64_kib * (bytes as u64).div_ceil(65536);
         if sync {
             self.micros += self.costs.sync;
+        }
+        if self.refuse_at.take_if(|at| self.operations >= *at).is_some() {
+            self.failed += 1;
+            self.failed_syncs += u64::from(sync);
+            return Err(io::Error::from_raw_os_error(Errno::IO.raw_os_error()));
         }
         Ok(Begun { crash: self.crash_at.is_some_and(|at| self.operations >= at) })
     }
@@ -296,7 +303,7 @@ impl Inner {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
         self.fail(|faults| &mut faults.changes)?;
-        // What was not synced in it is not synced any more.
+        // Its unsynced changes go with the directory.
         self.changes.retain(|change| change.dir() != path);
         self.change(DirChange::Unlink { path: path.to_owned() });
         Ok(())

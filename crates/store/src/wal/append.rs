@@ -4,6 +4,7 @@ use super::batch::Batch;
 use super::frame::{self, BLOCK, FORMAT, FrameHeader, HEADER, Position, span};
 use super::options::RESERVED;
 use super::promises::Promises;
+use super::record::encode_table;
 use super::segment::log_path;
 use super::{Sealed, Wal, WalError};
 use std::borrow::Borrow;
@@ -104,7 +105,7 @@ impl Wal {
                 assert!(promises.raise(promise), "a promise never falls: {promise:?}");
             }
             table.clear();
-            promises.encode(&mut table);
+            encode_table(&mut table, &promises);
             longest = longest.max(table.len());
         }
         let (count, max) = (promises.len(), Promises::COUNT_MAX);
@@ -204,7 +205,7 @@ impl Wal {
         }
         if is_changed {
             self.table.clear();
-            self.promises.encode(&mut self.table);
+            encode_table(&mut self.table, &self.promises);
         }
         self.last_checksum = checksum;
         self.marked = header.synced;

@@ -1,10 +1,13 @@
 //! Records for the log, which each worker thread gathers on its own.
 
+use super::numbers::put_varint;
+use super::promises::Promise;
 use super::record::{
-    CUT, CutRecord, ENTRY, ENTRY_HEAD_MAX, HEAD, PROMISE, Promise, encode_numbers, put_varint,
+    CUT, CutRecord, ENTRY, ENTRY_HEAD_MAX, HEAD, INSTALL, InstallRecord, PROMISE, encode_numbers,
 };
 use std::collections::BTreeMap;
-use stead_core::ids::{Epoch, Index, ShardId};
+use stead_core::ids::{Epoch, Index, ReplicaId, ShardId};
+use stead_core::shard_replica;
 
 /// Encoded records, ready to be appended with those of other threads in one write.
 ///
@@ -74,6 +77,35 @@ impl Batch {
         self.records += 1;
     }
 
+    /// Adds an install. The snapshot must be durable already.
+    pub fn push_install(&mut self, install: InstallRecord) {
+        let InstallRecord { shard, replica, epoch, base } = install;
+        let numbers = [u64::from(shard.0), replica.0, epoch.0, base.epoch.0, base.index.0];
+        encode_numbers(&mut self.bytes, INSTALL, &numbers);
+        self.records += 1;
+        self.tops.raise(shard, install.top());
+    }
+
+    /// Adds what a replica of a shard writes at once. A batch is durable whole or not at all, so all of it must be in this one.
+    pub fn push_replica(&mut self, shard: ShardId, replica: ReplicaId, records: &[shard_replica::Record]) {
+        for record in records {
+            match *record {
+                shard_replica::Record::Promise(epoch) => {
+                    self.push_promise(Promise { shard, replica, epoch });
+                }
+                shard_replica::Record::Cut { epoch, keep } => {
+                    self.push_cut(CutRecord { shard, epoch, index: keep });
+                }
+                shard_replica::Record::Entry(ref entry) => {
+                    self.push(shard, entry.point.epoch, entry.point.index, &entry.bytes);
+                }
+                shard_replica::Record::Install { epoch, base } => {
+                    self.push_install(InstallRecord { shard, replica, epoch, base });
+                }
+            }
+        }
+    }
+
     /// Returns the number of records.
     #[must_use]
     pub fn records(&self) -> u32 {
@@ -84,6 +116,12 @@ impl Batch {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Whether there is a promise among the records: the log's mark has to follow at once.
+    #[must_use]
+    pub fn has_promise(&self) -> bool {
+        !self.promises.is_empty()
     }
 
     /// Whether there are no records.
@@ -111,16 +149,6 @@ impl Batch {
     pub(crate) fn promises(&self) -> &[Promise] {
         &self.promises
     }
-}
-
-/// Reads 4 bytes, little-endian, which must exist.
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
-}
-
-/// Reads 8 bytes, little-endian, which must exist.
-pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
 }
 
 /// Shards below this number are kept by position, because this is used for every record.

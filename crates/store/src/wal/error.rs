@@ -181,6 +181,8 @@ pub enum Damage {
     Table,
     /// A promise of a lower epoch than one before it.
     Promise,
+    /// An install whose snapshot ends with an entry of a higher epoch than that of its primary.
+    Install,
     /// A segment header that is damaged.
     SegmentHeader,
     /// A segment of another number than its file name says.
@@ -213,6 +215,7 @@ impl fmt::Display for Damage {
             Self::Records => write!(f, "the records do not fill their batch"),
             Self::Table => write!(f, "the table of promises is not the one that belongs here"),
             Self::Promise => write!(f, "a replica promises a lower epoch than before"),
+            Self::Install => write!(f, "a snapshot is installed that is newer than its primary's epoch"),
             Self::SegmentHeader => write!(f, "the segment's header is damaged"),
             Self::Swapped { found } => {
                 write!(f, "the file holds segment {found}; files were swapped or renamed")

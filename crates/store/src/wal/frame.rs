@@ -16,8 +16,8 @@
 //! | 52..64 | zeros |
 //! | 64.. | records: see `record.rs` |
 
-use super::batch::{u32_at, u64_at};
 use super::error::Damage;
+use super::numbers::{u32_at, u64_at};
 use crate::aligned::Aligned;
 
 /// The version of the log's format, in every segment's header.

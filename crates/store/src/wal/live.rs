@@ -4,8 +4,9 @@
 use super::batch::ShardTops;
 use super::error::{Damage, WalError};
 use super::frame::{self, Frame, Position};
+use super::options::SEGMENT_MAX;
 use super::record::{Item, Record, Stored, Unreadable, split};
-use super::segment::{SEGMENT_MAX, check_header, log_path};
+use super::segment::{check_header, log_path};
 use super::spans::{self, SegmentSpans, ShardSpans};
 use super::window::Window;
 use crate::disk::{Disk, Open};
@@ -87,8 +88,19 @@ pub struct ShardReader {
     log: WalReader,
     shard: ShardId,
     from: Index,
-    /// The batch of the last entry that was shown, and how many of the shard's entries in it were passed.
+    /// The last batch that was read, and how many of the shard's entries in it were passed.
     at: Option<(Position, usize)>,
+}
+
+/// The reason for which a reading ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// All that was durable when it began was read.
+    Ended,
+    /// The visitor wanted no more.
+    Stopped,
+    /// It read as much as it may at once, and goes on there.
+    Paused,
 }
 
 impl WalReader {
@@ -121,9 +133,25 @@ impl ShardReader {
     /// entry at which it failed counts as shown.
     pub fn read<E: Into<Box<dyn Error + Send + Sync>>>(
         &mut self,
-        mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
+        visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
     ) -> Result<(), WalError> {
+        self.read_within(u64::MAX, visit).map(drop)
+    }
+
+    /// Reads as [`Self::read`] does, but no more than about so many bytes of the log, of all its shards; at least one batch. The next call goes
+    /// on there.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_within<E: Into<Box<dyn Error + Send + Sync>>>(
+        &mut self,
+        bytes: u64,
+        mut visit: impl FnMut(Record<'_>) -> Result<ControlFlow<()>, E>,
+    ) -> Result<Reading, WalError> {
         let Self { log, shard, from, at: reached } = self;
+        // Batches up to this one were counted before.
+        let begun = reached.map_or(0, |(at, _)| at.batch);
+        let (mut left, mut is_paused) = (bytes, false);
         let Extent { oldest, last } = log.published.get();
         let mut window = Window::default();
         let mut next = match *reached {
@@ -132,14 +160,27 @@ impl ShardReader {
         };
         // A batch that is not durable yet is read later.
         while let Some(begin) = next.filter(|begin| begin.batch <= last.batch) {
-            let (mut batch, mut passed) = (begin.batch, 0);
-            let read = log.read_segment(begin, last.batch, &mut window, &mut |at, record| {
-                if record.shard != *shard {
-                    return Ok(ControlFlow::Continue(()));
-                }
+            let (mut batch, mut passed) = (0, 0);
+            let read = log.read_segment(begin, last.batch, &mut window, &mut |at, seen| {
                 if batch != at.batch {
                     (batch, passed) = (at.batch, 0);
                 }
+                let record = match seen {
+                    Seen::Entry(record) if record.shard == *shard => record,
+                    Seen::Entry(_) => return Ok(ControlFlow::Continue(())),
+                    Seen::End { span } => {
+                        if reached.is_none_or(|(shown, _)| shown.batch < at.batch) {
+                            *reached = Some((at, passed));
+                        }
+                        left = left.saturating_sub(if at.batch > begun { span } else { 0 });
+                        is_paused = left == 0;
+                        return Ok(if is_paused {
+                            ControlFlow::Break(())
+                        } else {
+                            ControlFlow::Continue(())
+                        });
+                    }
+                };
                 passed += 1;
                 // A batch may have been shown in part.
                 let is_shown = reached.is_some_and(|(shown, count)| {
@@ -157,7 +198,8 @@ impl ShardReader {
             });
             match read {
                 Ok(ControlFlow::Continue(())) => {}
-                Ok(ControlFlow::Break(())) => break,
+                Ok(ControlFlow::Break(())) if is_paused => return Ok(Reading::Paused),
+                Ok(ControlFlow::Break(())) => return Ok(Reading::Stopped),
                 Err(error @ WalError::Visit(_)) => return Err(error),
                 Err(error) if log.published.get().oldest <= begin.segment => return Err(error),
                 // The log has released the segment, and its file is deleted or reused: no damage.
@@ -165,12 +207,21 @@ impl ShardReader {
             }
             next = spans::find(&log.published.spans(), begin.segment + 1, *shard, *from);
         }
-        Ok(())
+        Ok(Reading::Ended)
     }
 }
 
+/// An item that a reading comes past.
+enum Seen<'a> {
+    Entry(Record<'a>),
+    /// The end of a batch with so many bytes.
+    End {
+        span: u64,
+    },
+}
+
 type Visitor<'a> =
-    dyn FnMut(Position, Record<'_>) -> Result<ControlFlow<()>, Box<dyn Error + Send + Sync>> + 'a;
+    dyn FnMut(Position, Seen<'_>) -> Result<ControlFlow<()>, Box<dyn Error + Send + Sync>> + 'a;
 
 impl WalReader {
     /// Passes the entries of a segment from a batch on, up to its last batch or to batch `last`, whichever comes first.
@@ -248,11 +299,11 @@ fn show(
     while !rest.is_empty() {
         let (stored, after) = split(version, rest).map_err(&unreadable)?;
         if let Stored::Item(Item::Entry(record)) = stored
-            && visit(at, record).map_err(WalError::Visit)?.is_break()
+            && visit(at, Seen::Entry(record)).map_err(WalError::Visit)?.is_break()
         {
             return Ok(ControlFlow::Break(()));
         }
         rest = after;
     }
-    Ok(ControlFlow::Continue(()))
+    visit(at, Seen::End { span: found.span as u64 }).map_err(WalError::Visit)
 }

@@ -4,7 +4,7 @@ use super::append::least_bytes;
 use super::frame::{BLOCK, FORMAT, Position};
 use super::live::{Extent, Published};
 use super::options::WalOptions;
-use super::record::{Item, Record};
+use super::record::{Item, Record, encode_table};
 use super::recovery::{self, Opened};
 use super::segment::{Pool, Segment, log_path};
 use super::spans::{SegmentSpans, ShardSpans};
@@ -21,13 +21,13 @@ impl Wal {
     ///
     /// Damage at or below the highest sync mark found in any whole batch is corruption, and is refused. Above it, the log
     /// ends where the damage begins: the rest had not been synced, and is wiped before this returns. Whole batches
-    /// above the mark are kept. When this returns, all that `visit` saw is durable, and a new sync mark says so, unless the disk is
-    /// too full for one (see [`Wal::mark`]).
+    /// above the mark are kept. When this returns, all records that `visit` saw are durable, and a new sync mark records that,
+    /// unless the disk is too full for one (see [`Wal::mark`]).
     ///
     /// # Errors
     /// [`WalError::Corrupt`], [`WalError::MissingSegment`], [`WalError::Missing`], [`WalError::Version`] and
     /// [`WalError::WrongLog`] leave the disk as it was. [`WalError::Visit`] carries `visit`'s error.
-    /// [`WalError::NoSpace`] if a new log doesn't fit.
+    /// [`WalError::NoSpace`] if the disk has no space for a new log.
     pub fn open<E: Into<Box<dyn Error + Send + Sync>>>(
         disk: Arc<dyn Disk>,
         options: WalOptions,
@@ -35,13 +35,13 @@ impl Wal {
     ) -> Result<(Self, Opened), WalError> {
         let visit = |item: Item<'_>| match item {
             Item::Entry(record) => visit(record),
-            Item::Promise(_) | Item::Cut(_) => Ok(()),
+            Item::Promise(_) | Item::Cut(_) | Item::Install(_) => Ok(()),
         };
         Self::open_checked(disk, options, visit, || Ok(()))
     }
 
-    /// Opens a log as [`Wal::open`] does and shows all its records, but asks `accept` once all records were shown and nothing is changed yet: what
-    /// looks like an unsynced tail may be known to have been synced.
+    /// Opens a log as [`Wal::open`] does, but calls `accept` after all records were shown and before anything is changed: the
+    /// caller may know that an apparently unsynced tail was synced.
     ///
     /// # Errors
     /// As [`Wal::open`]; [`WalError::Visit`] also carries `accept`'s error, and the disk is as it was.
@@ -127,7 +127,7 @@ impl Wal {
             fatal: None,
             buf: Aligned::default(),
         };
-        wal.promises.encode(&mut wal.table);
+        encode_table(&mut wal.table, &wal.promises);
         wal.pool.need(least_bytes(wal.table.len()))?;
         if new {
             // Every log has a first batch, so that a segment without batches is never taken for an empty log.
@@ -156,7 +156,7 @@ impl Wal {
         options.check()?;
         let scan = recovery::scan(disk, options, &mut |item| match item {
             Item::Entry(record) => visit(record).map_err(Into::into),
-            Item::Promise(_) | Item::Cut(_) => Ok(ControlFlow::Continue(())),
+            Item::Promise(_) | Item::Cut(_) | Item::Install(_) => Ok(ControlFlow::Continue(())),
         })?;
         if scan.number == 0 {
             return Err(WalError::Missing { dir: options.dir.clone() });

@@ -2,7 +2,11 @@
 
 use super::error::WalError;
 use super::frame::{BLOCK, HEADER};
-use super::segment::{SEGMENT_MAX, SEGMENT_MIN};
+
+/// Maximum number of bytes of a segment.
+pub(crate) const SEGMENT_MAX: u64 = 1 << 30;
+/// Minimum number of bytes of a segment.
+pub(crate) const SEGMENT_MIN: u64 = 4 * BLOCK as u64;
 
 /// The last block of a segment is kept for the batch that a trim writes: trimming must work when the disk is full.
 pub(super) const RESERVED: u64 = BLOCK as u64;

@@ -1,8 +1,18 @@
 //! The promises in a log. Each segment begins with all of them, so that trimming loses none.
 
-use super::record::{Promise, TABLE, encode_numbers};
 use std::collections::BTreeMap;
 use stead_core::ids::{Epoch, ReplicaId, ShardId};
+
+/// A replica's durable promise to take part in no lower epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica that promises.
+    pub replica: ReplicaId,
+    /// The lowest epoch in which it still takes part.
+    pub epoch: Epoch,
+}
 
 /// By shard and replica, the lowest epoch in which the replica still takes part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,22 +45,5 @@ impl Promises {
         let is_kept = promise.epoch >= *epoch;
         *epoch = promise.epoch.max(*epoch);
         is_kept
-    }
-
-    /// Appends the table's record.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        let mut runs: Vec<[u64; 4]> = Vec::new();
-        for Promise { shard, replica, epoch } in self.iter() {
-            let shard = u64::from(shard.0);
-            match runs.last_mut() {
-                Some([first, count, of, in_epoch])
-                    if *first + *count == shard && (*of, *in_epoch) == (replica.0, epoch.0) =>
-                {
-                    *count += 1;
-                }
-                _ => runs.push([shard, 1, replica.0, epoch.0]),
-            }
-        }
-        encode_numbers(out, TABLE, runs.as_flattened());
     }
 }

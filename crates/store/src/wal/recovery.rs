@@ -8,15 +8,13 @@
 //! Scanning changes nothing. Repairing then makes the kept end durable and wipes what was cut, before anything new is
 //! written: a crash in between leads to the same result.
 
-use super::batch::u64_at;
 use super::error::{Damage, WalError};
 use super::frame::{self, BLOCK, FORMAT, Frame};
-use super::options::WalOptions;
+use super::numbers::u64_at;
+use super::options::{SEGMENT_MAX, SEGMENT_MIN, WalOptions};
 use super::promises::Promises;
-use super::record::{Item, Stored, Unreadable, split};
-use super::segment::{
-    FileKind, Free, SEGMENT_MAX, SEGMENT_MIN, check_header, file_kind, free_path, log_path,
-};
+use super::record::{Item, Stored, Unreadable, decode_table, split};
+use super::segment::{FileKind, Free, check_header, file_kind, free_path, log_path};
 use super::spans::ShardSpans;
 use super::window::Window;
 use crate::disk::{Disk, DiskFile, Open, read_exact_at};
@@ -106,6 +104,22 @@ pub(crate) struct Scan {
     unsynced: VecDeque<Unsynced>,
     /// Blocks after the break that begin like a batch of their segment.
     stray: Vec<Place>,
+}
+
+/// A reason for which a batch cannot be taken although its checksum is right.
+enum Flaw {
+    Damage(Damage),
+    /// A record is of an unknown kind that must be known.
+    Kind(u8),
+}
+
+impl From<Unreadable> for Flaw {
+    fn from(unreadable: Unreadable) -> Self {
+        match unreadable {
+            Unreadable::Malformed => Self::Damage(Damage::Records),
+            Unreadable::Kind(kind) => Self::Kind(kind),
+        }
+    }
 }
 
 /// The end of the chain, and its reason.
@@ -315,61 +329,14 @@ impl Scanner<'_, '_> {
         if header.oldest > header.segment || header.synced >= header.number || header.number == u64::MAX {
             return Err(self.corrupt(place, Damage::Range));
         }
-        let version = self.scan.segments[place.segment].version;
-        let at = (header.number, place.offset as u64);
-        // The first batch of a segment begins with the table, and no other record is one.
-        let mut wants_table = version > 1 && place.offset == BLOCK;
-        let mut rest = found.payload;
-        let (mut records, mut tables) = (0, 0);
-        while !rest.is_empty() {
-            let (stored, after) = match split(version, rest) {
-                Ok(split) => split,
-                Err(Unreadable::Malformed) => return Err(self.corrupt(place, Damage::Records)),
-                Err(Unreadable::Kind(kind)) => {
-                    let (path, offset) = (self.path(place.segment), place.offset as u64);
-                    return Err(WalError::Kind { path, offset, kind });
-                }
-            };
-            if wants_table != matches!(stored, Stored::Table(_)) {
-                return Err(self.corrupt(place, Damage::Table));
+        let (records, tables) = match self.take_records(found, place) {
+            Ok(counts) => counts,
+            Err(Flaw::Damage(damage)) => return Err(self.corrupt(place, damage)),
+            Err(Flaw::Kind(kind)) => {
+                let (path, offset) = (self.path(place.segment), place.offset as u64);
+                return Err(WalError::Kind { path, offset, kind });
             }
-            wants_table = false;
-            match stored {
-                Stored::Item(item) => {
-                    match item {
-                        Item::Entry(record) => {
-                            self.scan.segments[place.segment].spans.raise(record.shard, record.index, at);
-                        }
-                        Item::Promise(promise) => {
-                            let is_kept = self.scan.promises.raise(&promise);
-                            if !is_kept || self.scan.promises.len() > Promises::COUNT_MAX {
-                                return Err(self.corrupt(place, Damage::Promise));
-                            }
-                        }
-                        Item::Cut(_) => {}
-                    }
-                    self.show(item);
-                }
-                Stored::Table(table) => {
-                    let scan = &mut self.scan;
-                    // After trimming, the log begins with a table that no earlier record confirms.
-                    if std::mem::replace(&mut scan.has_table, true) && scan.promises != table {
-                        return Err(self.corrupt(place, Damage::Table));
-                    }
-                    scan.promises = table;
-                    tables += 1;
-                }
-                Stored::Unknown => {}
-            }
-            records += 1;
-            rest = after;
-        }
-        if wants_table {
-            return Err(self.corrupt(place, Damage::Table));
-        }
-        if records != found.header.records {
-            return Err(self.corrupt(place, Damage::Records));
-        }
+        };
         let scan = &mut self.scan;
         scan.number = found.header.number;
         scan.checksum = found.checksum;
@@ -389,13 +356,70 @@ impl Scanner<'_, '_> {
         Ok(())
     }
 
-    fn show(&mut self, item: Item<'_>) {
-        if self.refused.is_none() && !self.is_done {
-            match (self.visit)(item) {
-                Ok(flow) => self.is_done = flow.is_break(),
-                Err(refused) => self.refused = Some(refused),
+    /// Takes the records of a batch; returns their number, and that of the tables among them.
+    fn take_records(&mut self, found: &Frame<'_>, place: Place) -> Result<(u32, u32), Flaw> {
+        let Self { scan: Scan { segments, promises, has_table, .. }, visit, refused, is_done, .. } = self;
+        let Found { version, spans, .. } = &mut segments[place.segment];
+        let version = *version;
+        let at = (found.header.number, place.offset as u64);
+        // The first batch of a segment begins with the table, and no other record is one.
+        let mut wants_table = version > 1 && place.offset == BLOCK;
+        let (mut records, mut tables) = (0, 0);
+        let mut rest = found.payload;
+        let mut is_shown = refused.is_none() && !*is_done;
+        while !rest.is_empty() {
+            let (stored, after) = split(version, rest)?;
+            if wants_table != matches!(stored, Stored::Table(_)) {
+                return Err(Flaw::Damage(Damage::Table));
             }
+            wants_table = false;
+            match stored {
+                Stored::Item(item) => {
+                    match item {
+                        Item::Entry(record) => spans.raise(record.shard, record.index, at),
+                        Item::Promise(promise) => {
+                            let is_kept = promises.raise(&promise);
+                            if !is_kept || promises.len() > Promises::COUNT_MAX {
+                                return Err(Flaw::Damage(Damage::Promise));
+                            }
+                        }
+                        Item::Cut(_) => {}
+                        Item::Install(install) => {
+                            if install.base.epoch > install.epoch {
+                                return Err(Flaw::Damage(Damage::Install));
+                            }
+                            spans.raise(install.shard, install.top(), at);
+                        }
+                    }
+                    if is_shown {
+                        match visit(item) {
+                            Ok(ControlFlow::Continue(())) => {}
+                            Ok(ControlFlow::Break(())) => (*is_done, is_shown) = (true, false),
+                            Err(error) => (*refused, is_shown) = (Some(error), false),
+                        }
+                    }
+                }
+                Stored::Table(table) => {
+                    let table = decode_table(table).ok_or(Unreadable::Malformed)?;
+                    // After trimming, the log begins with a table that no earlier record confirms.
+                    if std::mem::replace(has_table, true) && *promises != table {
+                        return Err(Flaw::Damage(Damage::Table));
+                    }
+                    *promises = table;
+                    tables += 1;
+                }
+                Stored::Unknown => {}
+            }
+            records += 1;
+            rest = after;
         }
+        if wants_table {
+            return Err(Flaw::Damage(Damage::Table));
+        }
+        if records != found.header.records {
+            return Err(Flaw::Damage(Damage::Records));
+        }
+        Ok((records, tables))
     }
 
     fn finish(mut self) -> Result<Scan, WalError> {

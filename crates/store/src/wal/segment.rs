@@ -4,9 +4,9 @@
 //! and will be reused; `N.tmp` is one being made. A file is called `.log` only once it is whole and synced, so a live
 //! segment that is short or without a header is damage.
 
-use super::batch::{u32_at, u64_at};
 use super::error::{Damage, WalError};
 use super::frame::{BLOCK, FORMAT};
+use super::numbers::{u32_at, u64_at};
 use super::options::WalOptions;
 use crate::disk::{Disk, DiskFile, Open, is_full, is_out_of_descriptors};
 use std::collections::VecDeque;
@@ -14,11 +14,6 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 const MAGIC: [u8; 8] = *b"STEADWAL";
-
-/// Maximum number of bytes of a segment.
-pub(crate) const SEGMENT_MAX: u64 = 1 << 30;
-/// Minimum number of bytes of a segment.
-pub(crate) const SEGMENT_MIN: u64 = 4 * BLOCK as u64;
 
 /// The kind of a file in the log's directory, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +45,7 @@ pub(crate) fn free_path(dir: &str, id: u64) -> String {
     format!("{dir}/{id:016x}.free")
 }
 
-/// The first block of a segment: magic, version, CRC-32 of the rest of the block, segment number, log, length.
+/// Returns the first block of a segment: magic, version, CRC-32 of the rest of the block, segment number, log, length.
 pub(crate) fn encode_header(id: u64, log_id: u64, bytes: u64) -> Vec<u8> {
     let mut block = vec![0; BLOCK];
     block[0..8].copy_from_slice(&MAGIC);

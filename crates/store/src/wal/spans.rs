@@ -62,7 +62,9 @@ impl ShardSpans {
         if span.batch == 0 {
             (span.batch, span.offset, span.marked) = (batch, offset, offset);
             self.shards += 1;
-        } else if offset - span.marked >= WAYPOINT_BYTES.max(self.shards * BYTES_PER_WAYPOINT) {
+        } else if offset - span.marked >= WAYPOINT_BYTES
+            && offset - span.marked >= self.shards * BYTES_PER_WAYPOINT
+        {
             span.marked = offset;
             self.waypoints.push(Waypoint { shard, before: span.top, batch, offset });
         }

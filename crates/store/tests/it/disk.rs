@@ -53,6 +53,14 @@ fn disk_suite(disk: &dyn Disk) {
     assert_eq!((disk.len("dir/x").unwrap(), disk.len("dir/y").unwrap()), (None, Some(1)));
     assert_eq!(kind(disk.rename("dir/y", "y")), ErrorKind::InvalidInput);
     assert_eq!(kind(disk.rename("dir/x", "dir/z")), ErrorKind::NotFound);
+    disk.open("dir/x", Open::New).unwrap();
+    assert_eq!(kind(disk.rename_new("dir/x", "dir/y")), ErrorKind::AlreadyExists);
+    assert_eq!((disk.len("dir/x").unwrap(), disk.len("dir/y").unwrap()), (Some(0), Some(1)));
+    disk.rename_new("dir/x", "dir/z").unwrap();
+    assert_eq!((disk.len("dir/x").unwrap(), disk.len("dir/z").unwrap()), (None, Some(0)));
+    assert_eq!(kind(disk.rename_new("dir/x", "dir/w")), ErrorKind::NotFound);
+    assert_eq!(kind(disk.rename_new("dir/z", "z")), ErrorKind::InvalidInput);
+    disk.remove("dir/z").unwrap();
     disk.remove("dir/y").unwrap();
     assert_eq!(kind(disk.remove("dir/y")), ErrorKind::NotFound);
     disk.sync_dir("dir").unwrap();

@@ -4,9 +4,11 @@
 //! writes those of today's.
 
 use crate::wal_log::{Rec, open, put, rec, small};
+use crate::wal_replicas::{at, entry, records as all_records};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stead_core::ids::{ClusterId, Epoch, Incarnation, Index, NodeId, ReplicaId, ShardId};
+use stead_core::shard_replica::Record;
 use stead_store::data_dir::{DataDir, Meta, ServiceMeta};
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Batch, CutRecord, Damage, Promise, Wal, WalError, WalOptions};
@@ -113,6 +115,15 @@ fn open_wal(version: u32) -> (SimDisk, Wal) {
 fn a_log_of_version_1_opens_and_goes_on_in_the_version_of_today() {
     let (disk, mut wal) = open_wal(1);
     assert!(wal.promises().iter().next().is_none());
+    let versions = || {
+        let paths = disk.files().into_iter().filter(|path| path.ends_with(".log"));
+        paths.map(|path| disk.bytes(&path).unwrap()[8]).collect::<Vec<u8>>()
+    };
+    assert!(
+        versions().iter().all(|version| *version == 1),
+        "nothing is of version 2 before the first append"
+    );
+    assert_eq!(wal.reserve_left(), 0, "its last segment takes marks only");
     let from = wal.position().segment;
     let next = Rec { epoch: 3, ..rec(1, 25, b"next") };
     assert_eq!(put(&mut wal, &next).segment, from + 1, "no record of version 2 in a segment of version 1");
@@ -121,9 +132,7 @@ fn a_log_of_version_1_opens_and_goes_on_in_the_version_of_today() {
     assert_eq!(seen.last(), Some(&next));
     // The old segments leave by trimming.
     assert!(wal.trim(|_| Index(24)).unwrap() > 0);
-    let versions = disk.files().into_iter().filter(|path| path.ends_with(".log"));
-    let versions: Vec<u8> = versions.map(|path| disk.bytes(&path).unwrap()[8]).collect();
-    assert!(versions.iter().all(|version| *version == 2), "{versions:?}");
+    assert!(versions().iter().all(|version| *version == 2), "{:?}", versions());
 }
 
 /// A log of version 1 with a segment whose version byte says 2: refused if the segment holds batches.
@@ -197,6 +206,43 @@ fn a_log_of_version_2_opens() {
     }
     let (_, wal) = open_wal(2);
     assert_eq!(wal.promises().iter().collect::<Vec<_>>(), promises(), "also those that were trimmed");
+}
+
+/// A log of version 2 with the records of replicas, of which the programs before these know no installs.
+#[test]
+fn a_log_of_version_2_with_installs_opens() {
+    let write = || {
+        let disk = SimDisk::new(1);
+        let (mut wal, ..) = open(&disk, &options()).unwrap();
+        let mut append = |replica, records: &[Record]| {
+            let mut batch = Batch::new();
+            batch.push_replica(ShardId(3), ReplicaId(replica), records);
+            wal.append(&[batch]).unwrap();
+            wal.mark().unwrap();
+        };
+        append(1, &[Record::Promise(Epoch(1)), entry(1, 1, b"one"), entry(1, 2, b"two")]);
+        let install = Record::Install { epoch: Epoch(300), base: at(200, 70_000) };
+        append(9, &[Record::Promise(Epoch(300)), install, entry(300, 70_001, b"start")]);
+        append(9, &[Record::Cut { epoch: Epoch(301), keep: Index(70_000) }, entry(301, 70_001, b"other")]);
+        disk
+    };
+    let name = fixture("wal-v2-installs");
+    if std::env::var_os("STEAD_WRITE_FIXTURES").is_some() {
+        save(&write(), "wal/", &name);
+    }
+    let disk = SimDisk::new(1);
+    load(&disk, &name, "wal/");
+    let wanted = [
+        "promise 1 of 3/1",
+        "entry 1/1 of 3: one",
+        "entry 2/1 of 3: two",
+        "promise 300 of 3/9",
+        "install 300 behind 70000/200 of 3/9",
+        "entry 70001/300 of 3: start",
+        "cut 301 after 70000 of 3",
+        "entry 70001/301 of 3: other",
+    ];
+    assert_eq!(all_records(&disk, &WalOptions { create: false, ..options() }).unwrap(), wanted);
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn crashed(error: &WalError) -> bool {
     }
 }
 
-/// What must hold of a log, by the number of each record in the order of appending.
+/// The expected contents of a log. Records are numbered in the order of appending.
 #[derive(Default)]
 struct Model {
     records: Vec<Rec>,
@@ -235,7 +235,7 @@ fn a_crash_at_any_operation_of_creation_leaves_a_log_that_opens() {
 
 #[test]
 fn what_an_opening_showed_is_never_lost_later() {
-    // The process dies after a failed sync: the system's cache shows the batch, and the disk doesn't have it.
+    // The process dies after a failed sync: the system's cache shows the batch, and the disk does not have it.
     for seed in 0..50 {
         let disk = SimDisk::new(seed);
         let (mut wal, _, _) = open(&disk, &small()).unwrap();
@@ -281,6 +281,10 @@ impl Disk for PreparedMeanwhile {
 
     fn create_dir(&self, path: &str) -> io::Result<()> {
         self.disk.create_dir(path)
+    }
+
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename_new(from, to)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

@@ -55,7 +55,7 @@ fn a_torn_tail_is_cut_to_the_batch() {
         }
         assert_eq!(seen[0], durable);
         cuts += u32::from(opened.cut.is_some());
-        // What was cut never comes back, also when the same batch is lost again.
+        // Bytes that were cut never come back, also when the same batch is lost again.
         let next = rec(1, 3, b"next");
         put(&mut wal, &next);
         disk.crash();
@@ -124,7 +124,7 @@ fn a_batch_of_another_past_is_not_taken() {
     let (one, other) = (disk.fork(1), disk.fork(1));
     let at = grow(&one, [b"one", b"follows one"]);
     assert_eq!(grow(&other, [b"other", b"follows other"]), at);
-    // Right number, right segment, right checksum: only the chain tells.
+    // The number, the segment and the checksum are right: only the chain reveals it.
     let mut bytes = other.bytes(&segment(1)).unwrap();
     bytes[at..at + BLOCK as usize].copy_from_slice(&one.bytes(&segment(1)).unwrap()[at..at + BLOCK as usize]);
     other.put(&segment(1), &bytes);
@@ -146,7 +146,7 @@ fn any_flipped_bit_below_the_mark_is_refused() {
         let id = rng.u64(1..=3);
         let offset = rng.u64(..32 << 10);
         let bytes = disk.bytes(&segment(id)).unwrap();
-        // What was never written is zeros to the segment's end, and may hold anything.
+        // Bytes that were never written are zeros up to the segment's end, and a flip there has no effect.
         let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64;
         if offset > end {
             continue;
@@ -235,7 +235,7 @@ fn missing_segments_are_refused() {
         let error = refused(&disk);
         assert!(matches!(&error, WalError::MissingSegment { path } if *path == segment(id)), "{error}");
     }
-    // The newest one, also when all before it is trimmed: the prepared one after it tells.
+    // The newest one, also when all before it is trimmed: the prepared one after it reveals the loss.
     for trimmed in [0, 20] {
         let disk = SimDisk::new(1);
         closed_log(&disk);
@@ -279,6 +279,130 @@ fn a_missing_log_is_refused() {
         Disk::remove(&disk, &path).unwrap();
     }
     assert!(matches!(refused(&disk), WalError::Missing { .. }));
+}
+
+/// With several gaps, the segments after the last one are those that the log still has.
+#[test]
+fn several_gaps_among_trimmed_segments_are_no_loss() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    for index in 1..=30 {
+        put(&mut wal, &rec(1, index, &[1; 5000]));
+    }
+    let before = disk.fork(1);
+    let oldest = 1 + wal.trim(|_| Index(20)).unwrap() as u64;
+    drop(wal);
+    let kept = [1, 3, oldest - 2];
+    assert!(oldest > 6);
+    for id in kept {
+        disk.put(&segment(id), &before.bytes(&segment(id)).unwrap());
+    }
+    let (_, _, seen) = open(&disk, &small()).unwrap();
+    assert!(seen[0].index <= 21 && seen.last().unwrap().index == 30);
+    assert!(kept.iter().all(|id| disk.bytes(&segment(*id)).is_none()));
+}
+
+/// A write that went to the wrong place leaves a whole batch, whose mark is lower than those before it.
+#[test]
+fn an_old_batch_behind_the_end_hides_no_damage() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    let first = put(&mut wal, &rec(1, 1, b"first"));
+    let damaged = put(&mut wal, &rec(1, 2, b"damaged"));
+    let last = put(&mut wal, &rec(1, 3, b"last"));
+    drop(wal);
+    let mut bytes = disk.bytes(&segment(1)).unwrap();
+    let of = |offset: u64| offset as usize..(offset + BLOCK) as usize;
+    bytes.copy_within(of(first.offset), of(last.offset + BLOCK).start);
+    disk.put(&segment(1), &bytes);
+    disk.flip_bit(&segment(1), damaged.offset + 70, 0).unwrap();
+    assert!(matches!(refused(&disk), WalError::Corrupt { offset, .. } if offset == damaged.offset));
+}
+
+/// Without its first segment's contents a log must not begin with the second.
+#[test]
+fn a_first_segment_without_batches_is_refused() {
+    let disk = SimDisk::new(1);
+    closed_log(&disk);
+    for trimmed in [0, 5] {
+        let disk = disk.fork(1);
+        let (mut wal, _, _) = open(&disk, &small()).unwrap();
+        let first = 1 + wal.trim(|_| Index(trimmed)).unwrap() as u64;
+        assert_eq!(first > 1, trimmed > 0);
+        drop(wal);
+        let mut bytes = disk.bytes(&segment(first)).unwrap();
+        bytes[BLOCK as usize..].fill(0);
+        disk.put(&segment(first), &bytes);
+        let error = refused(&disk);
+        assert!(matches!(&error, WalError::Corrupt { path, .. } if *path == segment(first)), "{error}");
+    }
+}
+
+/// The last batch may have been synced although no mark says so: a file that has become shorter is never the tail of a crash.
+#[test]
+fn a_segment_that_is_cut_between_two_batches_is_refused() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _, _) = open(&disk, &small()).unwrap();
+    let last = (1..=4).map(|index| put(&mut wal, &rec(1, index, b"synced"))).last().unwrap();
+    drop(wal);
+    assert!(last.offset >= 4 * BLOCK, "a shorter segment is invalid anyway");
+    let bytes = disk.bytes(&segment(1)).unwrap();
+    let mut longer = bytes.clone();
+    longer.resize(bytes.len() + BLOCK as usize, 0);
+    for bytes in [&bytes[..last.offset as usize], &longer] {
+        disk.put(&segment(1), bytes);
+        let error = refused(&disk);
+        assert!(matches!(&error, WalError::Corrupt { damage: Damage::Truncated { .. }, .. }), "{error}");
+    }
+}
+
+/// A log that was created has a first batch, even if nothing else says that it ever was written.
+#[test]
+fn a_log_without_its_only_batches_is_refused_except_while_it_is_created() {
+    let disk = SimDisk::new(1);
+    drop(open(&disk, &small()).unwrap());
+    let mut bytes = disk.bytes(&segment(1)).unwrap();
+    bytes[BLOCK as usize..].fill(0);
+    disk.put(&segment(1), &bytes);
+    assert!(matches!(refused(&disk), WalError::Corrupt { damage: Damage::NoBatch, .. }));
+    assert_eq!(open(&disk, &small()).unwrap().2, []);
+}
+
+#[test]
+fn a_batch_whose_numbers_no_log_records_is_refused() {
+    // The mark, the oldest segment, and the batch's number, which is its first one.
+    for (at, value) in [(32, 1_u64), (40, 2), (24, u64::MAX)] {
+        let disk = SimDisk::new(1);
+        let (wal, _, _) = open(&disk, &small()).unwrap();
+        drop(wal);
+        let mut bytes = disk.bytes(&segment(1)).unwrap();
+        // Not the very first segment, so that any number may be the first.
+        for (from, id) in [(16, 2_u64), (BLOCK as usize + 16, 2)] {
+            bytes[from..from + 8].copy_from_slice(&id.to_le_bytes());
+        }
+        let header = crc32fast::hash(&bytes[16..BLOCK as usize]);
+        bytes[12..16].copy_from_slice(&header.to_le_bytes());
+        let batch = BLOCK as usize;
+        bytes[batch + 40..batch + 48].copy_from_slice(&2_u64.to_le_bytes());
+        let seal = |bytes: &mut [u8]| {
+            let mut crc = crc32fast::Hasher::new();
+            crc.update(&7_u64.to_le_bytes());
+            crc.update(&bytes[batch + 8..batch + BLOCK as usize]);
+            bytes[batch + 4..batch + 8].copy_from_slice(&crc.finalize().to_le_bytes());
+        };
+        seal(&mut bytes);
+        for path in disk.files() {
+            Disk::remove(&disk, &path).unwrap();
+        }
+        disk.put(&segment(2), &bytes);
+        open(&disk.fork(1), &small()).unwrap();
+        let value = if at == 40 { value + 1 } else { value };
+        bytes[batch + at..batch + at + 8].copy_from_slice(&value.to_le_bytes());
+        seal(&mut bytes);
+        disk.put(&segment(2), &bytes);
+        let error = refused(&disk);
+        assert!(matches!(&error, WalError::Corrupt { damage: Damage::Range, .. }), "byte {at}: {error}");
+    }
 }
 
 #[test]

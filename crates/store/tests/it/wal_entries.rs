@@ -61,6 +61,25 @@ fn a_reader_follows_what_is_durable() {
     assert!(take(&mut wal.reader().entries(ShardId(5), Index(1)), 9).is_empty(), "a shard without entries");
 }
 
+/// A reading may end within any batch, also after others that it showed whole.
+#[test]
+fn a_reading_that_ends_within_a_batch_goes_on_there() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    for first in [1, 5, 9] {
+        let group: Vec<Rec> = (first..first + 4).map(|index| rec(BUSY, index, b"entry")).collect();
+        wal.append(&[batch(&group)]).unwrap();
+    }
+    wal.sync().unwrap();
+    for limit in 1..=12 {
+        let mut reader = wal.reader().entries(ShardId(BUSY), Index(1));
+        let mut seen = take(&mut reader, limit);
+        assert_eq!(seen.len(), limit);
+        seen.extend(take(&mut reader, 99));
+        assert_eq!(seen, (1..=12).collect::<Vec<_>>(), "after {limit}");
+    }
+}
+
 #[test]
 fn what_was_opened_is_found_as_what_was_written() {
     let disk = SimDisk::new(1);

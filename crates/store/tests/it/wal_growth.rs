@@ -39,6 +39,7 @@ fn a_log_begins_short_and_its_segments_grow_with_it() {
     let (wal, _, seen) = open(&disk, &large()).unwrap();
     assert_eq!(seen.last().unwrap().index, written);
     assert_eq!((wal.stats().ready, wal.stats().free), (2, 1));
+    assert_eq!(wal.segment_bytes_next(), 8 * UNIT, "it is as long as before");
 }
 
 #[test]

@@ -45,6 +45,18 @@ fn what_is_written_and_rolled_meanwhile_is_left_for_later() {
     assert_eq!(read(&reader, |_| {}).unwrap().last(), Some(&20));
 }
 
+/// After a failed sync the contents of the disk are unknown, so what it should have written is never shown.
+#[test]
+fn what_a_failed_sync_should_have_written_is_not_visible() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    put_all(&mut wal, 1, 3);
+    wal.append(&[batch(&[large(4)])]).unwrap();
+    disk.fail_syncs(1);
+    wal.sync().unwrap_err();
+    assert_eq!(read(&wal.reader(), |_| {}).unwrap(), [1, 2, 3]);
+}
+
 #[test]
 fn what_is_trimmed_and_used_again_meanwhile_is_passed_over() {
     let disk = SimDisk::new(2);
@@ -123,6 +135,23 @@ fn a_reader_that_has_seen_enough_reads_no_further() {
     };
     Wal::read(&disk, &small(), one).unwrap();
     assert_eq!(seen, 1);
+    // Nor the rest of a batch.
+    let disk = SimDisk::new(3);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    wal.append(&[batch(&[rec(0, 1, b"one"), rec(0, 2, b"two"), rec(0, 3, b"three")])]).unwrap();
+    let mut seen = 0;
+    let two = |_: stead_store::wal::Record<'_>| {
+        seen += 1;
+        Ok::<_, Infallible>(if seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    };
+    Wal::read(&disk, &small(), two).unwrap();
+    assert_eq!(seen, 2);
+}
+
+#[test]
+fn without_a_log_there_is_nothing_to_read() {
+    let error = Wal::read(&SimDisk::new(3), &small(), |_| Ok::<_, Infallible>(ControlFlow::Continue(())));
+    assert!(matches!(error, Err(WalError::Missing { .. })));
 }
 
 #[test]
@@ -144,7 +173,27 @@ fn damage_to_durable_records_is_reported() {
     }
 }
 
-/// What is missing at the end of a segment is damage, not the end: only a reader that knows the segment's last batch notices.
+/// A write that went to the wrong place.
+#[test]
+fn a_batch_in_the_place_of_another_is_damage() {
+    let disk = SimDisk::new(4);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    put_all(&mut wal, 1, 9);
+    let at = wal.reader().find(ShardId(0), Index(2)).unwrap();
+    let path = format!("wal/{:016x}.log", at.segment);
+    let (from, span) = (at.offset as usize, 12 * 1024);
+    let mut bytes = disk.bytes(&path).unwrap();
+    bytes.copy_within(from..from + span, from + span);
+    disk.put(&path, &bytes);
+    match read(&wal.reader(), |_| {}) {
+        Err(WalError::Corrupt { offset, damage: Damage::Order { .. }, .. }) => {
+            assert_eq!(offset, (from + span) as u64);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A segment that ends early is damaged. Only a reader that knows the segment's last batch notices that.
 #[test]
 fn a_segment_that_ends_early_is_damage() {
     let disk = SimDisk::new(4);

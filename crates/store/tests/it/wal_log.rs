@@ -1,4 +1,4 @@
-//! What an undisturbed log does, and what the other suites share.
+//! An undisturbed log, and helpers that the other suites share.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -136,7 +136,8 @@ fn trimmed_segments_are_reused_and_their_old_batches_never_come_back() {
     assert!(stats.segments <= 3, "{stats:?}");
     assert!(disk.used() <= 6 * (32 << 10), "{}", disk.used());
     drop(wal);
-    let (_, _, seen) = open(&disk, &small()).unwrap();
+    let (_, opened, seen) = open(&disk, &small()).unwrap();
+    assert_eq!(opened.cut, None, "what a reused segment held before is no tail");
     let indexes: Vec<u64> = seen.iter().map(|rec| rec.index).collect();
     let first = indexes[0];
     assert!(first <= 60, "what wasn't trimmed is there");

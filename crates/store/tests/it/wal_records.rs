@@ -48,6 +48,44 @@ fn promises_survive_trimming() {
     }
 }
 
+/// The table has runs of successive shards; a shard between two others has promised nothing.
+#[test]
+fn shards_with_gaps_between_them_keep_what_each_replica_promised() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    let replica = |number, shard, epoch| Promise { replica: ReplicaId(number), ..promise(shard, epoch) };
+    let all = [1, 2, 5, 9, 10, 12, 15, 16].map(|shard| promise(shard, 3));
+    let all = [&all[..], &[replica(7, 2, 2), replica(7, 5, 8), replica(7, 10, 8)]].concat();
+    promises(&mut wal, all.clone());
+    for index in 1..=30 {
+        put(&mut wal, &rec(1, index, &[1; 3000]));
+    }
+    assert!(wal.trim(|_| Index(u64::MAX)).unwrap() > 1);
+    drop(wal);
+    let wal = open(&disk, &small()).unwrap().0;
+    let greatest = [0, 3, 3, 0, 0, 8, 0, 0, 0, 3, 8, 0, 3, 0, 0, 3, 3, 0];
+    assert_eq!(of(&wal, 18), greatest, "each shard has that of its replicas");
+    let mut expected = all;
+    expected.sort_by_key(|promise| (promise.shard, promise.replica));
+    assert_eq!(wal.promises().iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_batch_that_is_used_again_promises_nothing_again() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    let mut batch = Batch::new();
+    batch.push_promise(promise(1, 2));
+    wal.append(&[&batch]).unwrap();
+    promises(&mut wal, [promise(1, 3)]);
+    batch.clear();
+    assert!(batch.is_empty() && batch.bytes() == 0);
+    batch.push(ShardId(1), Epoch(1), Index(1), b"entry");
+    wal.append(&[&batch]).unwrap();
+    wal.sync().unwrap();
+    assert_eq!(of(&open(&disk, &small()).unwrap().0, 2), [0, 3]);
+}
+
 #[test]
 fn all_records_are_shown_in_their_order() {
     let disk = SimDisk::new(1);
@@ -336,9 +374,14 @@ const FIRST: &str = "wal/0000000000000001.log";
 
 /// Changes the records of a batch of one block and makes its checksum right.
 fn change(disk: &SimDisk, path: &str, at: usize, change: impl FnOnce(&mut [u8])) {
+    change_batch(disk, path, at, |batch| change(&mut batch[64..]));
+}
+
+/// Changes a batch of one block and makes its checksum right.
+fn change_batch(disk: &SimDisk, path: &str, at: usize, change: impl FnOnce(&mut [u8])) {
     let mut bytes = disk.bytes(path).unwrap();
     let batch = &mut bytes[at..at + BLOCK];
-    change(&mut batch[64..]);
+    change(batch);
     let mut crc = crc32fast::Hasher::new();
     crc.update(&7_u64.to_le_bytes());
     crc.update(&batch[8..]);
@@ -391,6 +434,45 @@ fn a_record_that_is_not_well_formed_is_damage() {
         let error = open(&disk, &small()).unwrap_err();
         assert!(matches!(error, WalError::Corrupt { damage: Damage::Records, .. }), "case {case}: {error}");
     }
+}
+
+/// The batch has a record more or less than its header counts.
+#[test]
+fn a_number_of_records_that_is_wrong_is_damage() {
+    for records in [1, 3] {
+        let (disk, at) = two_entries();
+        change_batch(&disk, FIRST, at, |batch| batch[12] = records);
+        let error = open(&disk, &small()).unwrap_err();
+        assert!(matches!(error, WalError::Corrupt { damage: Damage::Records, .. }), "{records}: {error}");
+    }
+}
+
+#[test]
+fn a_promise_that_falls_within_a_log_is_damage() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    promises(&mut wal, [promise(3, 5)]);
+    let mut batch = Batch::new();
+    batch.push_promise(promise(3, 6));
+    let at = wal.append(&[batch]).unwrap().offset as usize;
+    drop(wal);
+    // Kind, length, shard, replica, epoch.
+    change(&disk, FIRST, at, |record| {
+        assert_eq!(record[..8], [0x82, 3, 0, 0, 0, 3, 1, 6]);
+        record[7] = 4;
+    });
+    let error = open(&disk, &small()).unwrap_err();
+    assert!(matches!(error, WalError::Corrupt { damage: Damage::Promise, .. }), "{error}");
+}
+
+/// Without its table a segment would lose the promises of those before it.
+#[test]
+fn a_segment_that_begins_with_an_empty_batch_is_damage() {
+    let disk = SimDisk::new(1);
+    drop(open(&disk, &small()).unwrap());
+    change_batch(&disk, FIRST, BLOCK, |batch| batch[8..16].fill(0));
+    let error = open(&disk, &small()).unwrap_err();
+    assert!(matches!(error, WalError::Corrupt { damage: Damage::Table, .. }), "{error}");
 }
 
 /// The last batch of the log is the first of its segment, and begins with the table's record: kind, length, and one run:

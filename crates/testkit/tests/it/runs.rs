@@ -116,22 +116,22 @@ fn run<const OUTSIDE: bool>(seed: u64) -> Result<Report, Failed> {
 
 #[test]
 fn state_outside_of_its_process_is_found_and_the_seed_repeats_it() {
-    let failed: Vec<Failed> = (0..10).filter_map(|seed| run::<true>(seed).err()).collect();
-    let first = failed.first().expect("ten runs with crashes find it");
+    // One run in four finds it.
+    let first = (0..60).find_map(|seed| run::<true>(seed).err()).expect("sixty runs with crashes find it");
     assert!(first.to_string().contains("coins were made from nothing"), "{first}");
     assert!(first.to_string().contains(&format!("Sim::new({})", first.seed)), "{first}");
     assert!(first.to_string().contains("\n  shard "), "{first}");
     assert!(first.to_string().contains(", process account/"), "{first}");
     assert!((1..=40).contains(&first.recent.len()), "{first}");
-    assert_eq!(run::<true>(first.seed), Err(first.clone()));
+    assert_eq!(run::<true>(first.seed).as_ref(), Err(&first));
 }
 
 #[test]
 fn the_same_service_with_its_state_inside_holds() {
-    for seed in 0..10 {
-        let report = run::<false>(seed).unwrap_or_else(|failed| panic!("{failed}"));
-        assert!(report.answered > 0, "seed {seed}");
-    }
+    // A single run may answer nothing: its limits of memory may be too small for any call.
+    let answered =
+        (0..10).map(|seed| run::<false>(seed).unwrap_or_else(|failed| panic!("{failed}")).answered);
+    assert!(answered.sum::<u64>() > 0);
 }
 
 /// Slow: some seconds. The account of the documentation, over many seeds of short runs; every second one has many

@@ -13,6 +13,7 @@ mod load;
 mod machine;
 mod memory;
 mod messages;
+mod native;
 mod requests;
 mod restart;
 mod room;
@@ -31,7 +32,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  stead bench messages\n  stead bench all --rounds 5 --json > figures.json\n\n\
-    All workloads take about 6 minutes and 8 GB of disk. Run it on an idle machine, from a release build."
+    All workloads take about 9 minutes and 8 GB of disk. Run it on an idle machine, from a release build."
 )]
 pub(crate) struct BenchArgs {
     /// Workload to measure
@@ -76,6 +77,8 @@ enum Workload {
     Requests,
     /// Answered calls over HTTP
     Http,
+    /// Answered requests of clients in another process, over the native protocol
+    Native,
     /// Cost of checkpoints of 1 GB of state
     Checkpoint,
     /// Starting with 1 GB of state and a cold cache
@@ -85,6 +88,9 @@ enum Workload {
     /// The load on an HTTP server, in a child process
     #[value(hide = true)]
     HttpLoad,
+    /// The load on a node by the native protocol, in a child process
+    #[value(hide = true)]
+    NativeLoad,
     /// One start of a node, in a child process
     #[value(hide = true)]
     RestartChild,
@@ -111,6 +117,7 @@ pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<(), Failure> {
 fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
     let child = match args.workload {
         Workload::HttpLoad => Some(load::run_child as fn(&BenchArgs) -> Result<(), Failure>),
+        Workload::NativeLoad => Some(native::run_child as _),
         Workload::RestartChild => Some(restart::run_child as _),
         Workload::MemoryChild => Some(memory::run_child as _),
         _ => None,
@@ -125,10 +132,11 @@ fn measure(args: &BenchArgs, json: bool) -> Result<(), Failure> {
     }
     let mut report = Report::default();
     type Measure = fn(&BenchArgs, &mut Report) -> Result<(), Failure>;
-    let all: [(Workload, Measure); 6] = [
+    let all: [(Workload, Measure); 7] = [
         (Workload::Messages, messages::run),
         (Workload::Requests, requests::run),
         (Workload::Http, http::run),
+        (Workload::Native, native::run),
         (Workload::Checkpoint, checkpoint::run),
         (Workload::Restart, restart::run),
         (Workload::Memory, memory::run),

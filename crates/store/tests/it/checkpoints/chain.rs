@@ -6,15 +6,15 @@ use std::collections::BTreeSet;
 use stead_core::blob::Blob;
 use stead_core::checkpointing::lineage::{Lineage, Merged};
 use stead_core::checkpointing::merging::{self, Merge, Policy, renewals};
-use stead_core::ids::{CheckpointNumber, Epoch, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, Epoch, Micros, ShardId, Time};
 use stead_core::record::RecordKey;
 use stead_core::records::{Piece, Records};
 use stead_core::state::{Header, Position};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::{BundleNames, Origin};
-use stead_store::checkpoint::collect::{Collector, DeleteError, Retention, delete_checkpoint};
-use stead_store::checkpoint::compact::MergeRun;
+use stead_store::checkpoint::collect::{Collector, Deletable, DeleteError, Retention};
+use stead_store::checkpoint::compact::Merger;
 use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::load::{load_part, load_parts};
 use stead_store::checkpoint::manifest::{Manifest, decided_numbers, newest, read_manifest};
@@ -50,9 +50,9 @@ pub(crate) fn run(
     merge: &Merge,
 ) -> Result<Merged, CheckpointError> {
     let id = Origin { author: names.author(), incarnation: INCARNATION, number };
-    let mut run = MergeRun::begin(store, names.draw(number), id, lineage, merge)?;
-    while !run.step()? {}
-    run.finish()
+    let mut merger = Merger::begin(store, names.draw(number), id, lineage, merge)?;
+    while !merger.step()? {}
+    merger.finish()
 }
 
 pub(crate) fn in_use(lineage: &Lineage) -> BTreeSet<String> {
@@ -92,14 +92,14 @@ fn every_kept_checkpoint_stays_what_it_was() {
             check(&store, &manifest, &cut, 1 + (round % 3) as usize);
             cuts.push(cut);
             let pinned = BTreeSet::from([CheckpointNumber(5)]);
-            let retention = Retention { keep: 3, pinned, grace: 2 };
+            let retention = Retention { keep: 3, pinned, grace: Micros(2), ..Retention::default() };
             let running = in_use(&cluster.lineage);
             collector.collect(&store, OWNER, Time(round), &retention, &running).unwrap();
             if round % 2 == 0 {
                 merge(&mut cluster, &store, &policy);
             }
             if round == 15 {
-                copy(&store, &other, &manifest, &mut |_| {}).unwrap();
+                copy(&store, &other, &manifest).unwrap();
             }
             let all = if round % 6 == 0 { decided_numbers(&store).unwrap() } else { Vec::new() };
             for number in all {
@@ -134,13 +134,19 @@ fn the_newest_checkpoint_and_pinned_ones_are_not_deleted() {
         cluster.checkpoint(&store);
     }
     let pinned = BTreeSet::from([CheckpointNumber(2)]);
-    assert!(matches!(delete_checkpoint(&store, CheckpointNumber(3), &pinned), Err(DeleteError::Newest(_))));
-    assert!(matches!(delete_checkpoint(&store, CheckpointNumber(2), &pinned), Err(DeleteError::Pinned(_))));
-    delete_checkpoint(&store, CheckpointNumber(1), &pinned).unwrap();
-    let gone = delete_checkpoint(&store, CheckpointNumber(1), &pinned);
+    let delete = |number| {
+        let number = CheckpointNumber(number);
+        let unless_pinned = |delete: &dyn Fn() -> _| (!pinned.contains(&number)).then(delete);
+        Deletable::find(&store, number, &BTreeSet::new())?.delete(&store, unless_pinned)
+    };
+    assert!(matches!(delete(3), Err(DeleteError::Newest(_))));
+    assert!(matches!(delete(2), Err(DeleteError::Pinned(_))));
+    assert!(read_manifest(&store, CheckpointNumber(2)).is_ok());
+    delete(1).unwrap();
+    let gone = delete(1);
     assert!(matches!(gone, Err(DeleteError::Checkpoint(CheckpointError::Unknown(CheckpointNumber(1))))));
     let mut collector = Collector::new();
-    let retention = Retention { keep: 0, pinned: BTreeSet::new(), grace: 10 };
+    let retention = Retention { keep: 0, grace: Micros(10), ..Retention::default() };
     let first = collector.collect(&store, OWNER, Time(0), &retention, &BTreeSet::new()).unwrap();
     assert_eq!(first.checkpoints, [CheckpointNumber(2)]);
     assert!(first.bundles.is_empty());
@@ -276,7 +282,7 @@ fn a_merge_of_another_history_changes_nothing() {
     let (author, number) = (cluster.names.author(), cluster.number);
     let id = Origin { author, incarnation: INCARNATION, number };
     let name = cluster.names.draw(cluster.number);
-    let mut broken_off = MergeRun::begin(&store, name, id, &cluster.lineage, &planned).unwrap();
+    let mut broken_off = Merger::begin(&store, name, id, &cluster.lineage, &planned).unwrap();
     broken_off.step().unwrap();
     drop(broken_off);
     assert_eq!(disk.files(), before);

@@ -2,11 +2,11 @@
 
 use super::model::{Cluster, INCARNATION, OWNER, sim_store};
 use std::collections::BTreeSet;
-use stead_core::ids::{CheckpointNumber, Time};
+use stead_core::ids::{CheckpointNumber, Micros, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::begun::{Begun, begun_names};
 use stead_store::checkpoint::checks::{CHECKS, CheckOutcome, Checked, checks_name, recorded_checks};
-use stead_store::checkpoint::collect::{Collector, Retention, delete_checkpoint};
+use stead_store::checkpoint::collect::{Collector, Deletable, Retention};
 use stead_store::checkpoint::copy::copy;
 use stead_store::checkpoint::manifest::CheckResult;
 use stead_store::checkpoint::store::{BlobStore, Put};
@@ -24,7 +24,7 @@ fn results_are_read_back_copied_late_and_go_with_their_checkpoint() {
     let mut cluster = Cluster::new(1, [1, 2]);
     let manifests: Vec<_> = (0..3).map(|_| cluster.checkpoint(&store).1).collect();
     assert_eq!(recorded_checks(&store, &manifests[0]).unwrap(), []);
-    copy(&store, &other, &manifests[0], &mut |_| {}).unwrap();
+    copy(&store, &other, &manifests[0]).unwrap();
     for (manifest, failure) in manifests.iter().zip([Some("one too many"), None, None]) {
         let checked = checked(manifest.number, failure);
         assert_eq!(checked.store(&store).unwrap(), Put::Created);
@@ -32,20 +32,21 @@ fn results_are_read_back_copied_late_and_go_with_their_checkpoint() {
         assert_eq!(recorded_checks(&store, manifest).unwrap(), checked.results);
     }
     // They were written after the first copy, and are copied with the second one.
-    copy(&store, &other, &manifests[1], &mut |_| {}).unwrap();
+    copy(&store, &other, &manifests[1]).unwrap();
     assert_eq!(
         other.list(CHECKS).unwrap(),
         [checks_name(CheckpointNumber(1)), checks_name(CheckpointNumber(2))]
     );
 
-    let retention = Retention { keep: 2, pinned: BTreeSet::new(), grace: 0 };
+    let retention = Retention { keep: 2, grace: Micros(0), ..Retention::default() };
     let in_use = super::chain::in_use(&cluster.lineage);
     Collector::new().collect(&store, OWNER, Time(9), &retention, &in_use).unwrap();
     assert_eq!(
         store.list(CHECKS).unwrap(),
         [checks_name(CheckpointNumber(2)), checks_name(CheckpointNumber(3))]
     );
-    delete_checkpoint(&store, CheckpointNumber(2), &BTreeSet::new()).unwrap();
+    let deletable = Deletable::find(&store, CheckpointNumber(2), &BTreeSet::new()).unwrap();
+    deletable.delete(&store, |delete| Some(delete())).unwrap();
     assert_eq!(store.list(CHECKS).unwrap(), [checks_name(CheckpointNumber(3))]);
 }
 
@@ -96,9 +97,9 @@ fn marks_of_checks_outlive_their_checkpoint_stay_at_home_and_are_whole() {
     // Of two with one serial the second gets another.
     let names = [begun.store(&store, u64::MAX).unwrap(), begun.store(&store, u64::MAX).unwrap()];
     assert_ne!(names[0], names[1]);
-    copy(&store, &other, &manifests[0], &mut |_| {}).unwrap();
+    copy(&store, &other, &manifests[0]).unwrap();
     assert_eq!(begun_names(&other).unwrap(), Vec::<String>::new());
-    let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
+    let retention = Retention { keep: 1, grace: Micros(0), ..Retention::default() };
     let in_use = super::chain::in_use(&cluster.lineage);
     Collector::new().collect(&store, OWNER, Time(9), &retention, &in_use).unwrap();
     assert_eq!(begun_names(&store).unwrap().len(), 2);

@@ -4,7 +4,7 @@ use super::chain::{check, in_use, merge, run};
 use super::model::{Cluster, Cut, OWNER, author, sim_store};
 use std::collections::BTreeMap;
 use stead_core::checkpointing::merging::{self, Policy};
-use stead_core::ids::{CheckpointNumber, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, Incarnation, Micros, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::BundleNames;
 use stead_store::checkpoint::collect::{Collector, Retention};
@@ -36,7 +36,7 @@ fn work(
             assert!(cluster.lineage.apply(&merged));
         }
     }
-    let retention = Retention { keep: 1, grace: 0, ..Retention::default() };
+    let retention = Retention { keep: 1, grace: Micros(0), ..Retention::default() };
     Collector::new().collect(store, OWNER, Time(9), &retention, &in_use(&cluster.lineage))?;
     Ok(())
 }
@@ -74,7 +74,7 @@ fn a_crash_at_any_io_leaves_the_newest_checkpoint_whole() {
             merge(&mut cluster, &store, &POLICY);
             let (cut, manifest) = cluster.checkpoint(&store);
             check(&store, &manifest, &cut, 1);
-            let retention = Retention { keep: 1, grace: 0, ..Retention::default() };
+            let retention = Retention { keep: 1, grace: Micros(0), ..Retention::default() };
             let used = in_use(&cluster.lineage);
             Collector::new().collect(&store, OWNER, Time(9), &retention, &used).unwrap();
             let left = store.list("bundles/").unwrap();

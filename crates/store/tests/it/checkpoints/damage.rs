@@ -4,7 +4,7 @@ use super::chain::merge;
 use super::model::{Cluster, INCARNATION, OWNER, sim_store};
 use std::collections::BTreeSet;
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{CheckpointNumber, ClusterId, Incarnation, Time};
+use stead_core::ids::{CheckpointNumber, ClusterId, Incarnation, Micros, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::copy::{Owner, cluster_of_copies, copy};
@@ -166,13 +166,13 @@ fn a_collection_stops_at_a_manifest_that_it_can_not_read() {
         let path = format!("checkpoints/{}", manifest_name(CheckpointNumber(number)));
         disk.flip_bit(&path, 70, 1).unwrap();
         let before = disk.files();
-        let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
+        let retention = Retention { keep: 1, grace: Micros(0), ..Retention::default() };
         let result = Collector::new().collect(&store, OWNER, Time(1), &retention, &BTreeSet::new());
         assert_eq!(name_of(&result.unwrap_err()), manifest_name(CheckpointNumber(number)));
         assert_eq!(disk.files(), before);
         disk.flip_bit(&path, 70, 1).unwrap();
     }
-    let retention = Retention { keep: 1, pinned: BTreeSet::new(), grace: 0 };
+    let retention = Retention { keep: 1, grace: Micros(0), ..Retention::default() };
     let foreign = Collector::new().collect(
         &store,
         Owner { incarnation: Incarnation(8), ..OWNER },
@@ -194,7 +194,7 @@ fn a_flipped_bit_anywhere_in_a_bundle_is_never_copied() {
         for at in 0..bundle.bytes {
             disk.flip_bit(&path, at, (at % 8) as u8).unwrap();
             let target = sim_store(&SimDisk::new(1));
-            let error = copy(&store, &target, &manifest, &mut |_| {}).unwrap_err();
+            let error = copy(&store, &target, &manifest).unwrap_err();
             assert_eq!(name_of(&error), bundle.name, "byte {at}: {error}");
             assert!(newest(&target).unwrap().manifest.is_none());
             disk.flip_bit(&path, at, (at % 8) as u8).unwrap();
@@ -208,13 +208,13 @@ fn a_bundle_that_can_not_be_read_at_the_target_is_sent_again() {
     let disk = SimDisk::new(1);
     let target = sim_store(&disk);
     let first = newest(&store).unwrap().manifest.unwrap();
-    copy(&store, &target, &first, &mut |_| {}).unwrap();
+    copy(&store, &target, &first).unwrap();
     let damaged = &first.bundles[0];
     disk.flip_bit(&format!("checkpoints/{}", damaged.name), damaged.bytes - 60, 1).unwrap();
     assert_eq!(name_of(&load_parts(&target, &first, 1).err().unwrap()), damaged.name);
     let (_, second) = cluster.checkpoint(&store);
     assert!(second.bundles.contains(damaged));
-    assert_eq!(copy(&store, &target, &second, &mut |_| {}).unwrap().bundles, 2);
+    assert_eq!(copy(&store, &target, &second).unwrap().bundles, 2);
     for manifest in [first, second] {
         load_parts(&target, &manifest, 1).unwrap();
     }

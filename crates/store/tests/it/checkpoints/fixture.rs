@@ -118,7 +118,7 @@ fn load(version: u32) -> (DiskStore, Manifest) {
     let expected = std::fs::read_to_string(dir(version).join("hashes.txt")).unwrap();
     assert_eq!(hashes, expected.lines().collect::<Vec<_>>());
     assert!(verify_checkpoint(&store, &manifest, 1, &mut |_, _| Default::default()).unwrap().holds());
-    // What is copied elsewhere has the same bytes, in its version.
+    // A copy has the same bytes, in the same version.
     let stored = store.get(&manifest_name(manifest.number), MANIFEST_MAX).unwrap();
     assert_eq!(manifest.encode(), stored);
     (store, manifest)

@@ -16,6 +16,7 @@ mod fixture;
 pub(crate) mod model;
 mod nodes;
 mod recovery;
+mod replicas;
 mod restore;
 mod restoring;
 #[cfg(feature = "s3")]

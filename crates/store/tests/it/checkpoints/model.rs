@@ -7,8 +7,8 @@ use stead_core::channel::Message;
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::entry::{Cause, Entry, Send, Trim, Write};
 use stead_core::ids::{
-    BodyHash, CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Index, NodeId, Served, SessionId,
-    ShardId, StepNumber, TaskId, Time, TimerId,
+    BodyHash, CheckpointNumber, ClusterId, Colour, Epoch, Incarnation, Index, Micros, NodeId, Served,
+    SessionId, ShardId, StepNumber, TaskId, Time, TimerId,
 };
 use stead_core::key::Key;
 use stead_core::record::{
@@ -65,7 +65,7 @@ pub(crate) struct Cluster {
     pub(crate) keys: u32,
 }
 
-/// What each shard was at its marker.
+/// The state of each shard at its marker.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cut {
     pub(crate) hashes: Vec<u128>,
@@ -182,7 +182,7 @@ impl Cluster {
             writes,
             sends,
             reply: None,
-            served: Some(1),
+            served: Some(Micros(1)),
         };
         for write in &entry.writes {
             match &write.value {

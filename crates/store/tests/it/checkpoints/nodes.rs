@@ -5,13 +5,13 @@ use super::model::{CLUSTER, Cluster, INCARNATION, OWNER, author, sim_store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::checkpointing::merging::{Policy, plan};
-use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Incarnation, NodeId, ShardId, Time};
+use stead_core::ids::{CheckpointNumber, ClusterId, Epoch, Incarnation, Micros, NodeId, ShardId, Time};
 use stead_core::placement::Placement;
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::bundle::{Author, Bundle, BundleNames};
 use stead_store::checkpoint::collect::{Collector, Retention};
 use stead_store::checkpoint::copy::{Owner, cluster_of_copies};
-use stead_store::checkpoint::load::{load_part, load_parts};
+use stead_store::checkpoint::load::{LoadedPart, Loaders, load_part, load_parts};
 use stead_store::checkpoint::manifest::{
     Decision, Manifest, decided_numbers, decode_decision, manifest_name, newest, read_manifest,
 };
@@ -42,7 +42,7 @@ fn one_checkpoint(seed: u64) -> (DiskStore, SimDisk, Cluster, Manifest) {
     (store, disk, cluster, manifest)
 }
 
-/// What a reader makes of a manifest.
+/// Returns the decision that a reader gets from a manifest.
 fn decoded(manifest: &Manifest) -> Result<Decision, CheckpointError> {
     decode_decision(&manifest_name(manifest.number), &manifest.encode())
 }
@@ -75,7 +75,7 @@ fn a_manifest_of_two_nodes_is_read_verified_loaded_merged_collected_and_restored
             // Each node merges its own bundles, and none of them is deleted that any node builds upon.
             let mut used = in_use(&cluster.lineage);
             used.extend(in_use(&cluster.others[0].1));
-            let retention = Retention { keep: 2, pinned: BTreeSet::new(), grace: 1 };
+            let retention = Retention { keep: 2, grace: Micros(1), ..Retention::default() };
             collector.collect(&store, OWNER, Time(round), &retention, &used).unwrap();
             let number = cluster.number;
             if let Some(merge) = plan(&cluster.lineage, &policy) {
@@ -102,7 +102,7 @@ fn a_manifest_of_two_nodes_is_read_verified_loaded_merged_collected_and_restored
         let manifests = [8, 9].map(|number| read_manifest(&store, CheckpointNumber(number)).unwrap());
         let named = manifests.iter().flat_map(|manifest| &manifest.bundles);
         let named: BTreeSet<String> = named.map(|bundle| bundle.name.clone()).collect();
-        let retention = Retention { keep: 2, pinned: BTreeSet::new(), grace: 0 };
+        let retention = Retention { keep: 2, grace: Micros(0), ..Retention::default() };
         collector.collect(&store, OWNER, Time(99), &retention, &BTreeSet::new()).unwrap();
         assert_eq!(store.list("bundles/").unwrap().into_iter().collect::<BTreeSet<_>>(), named);
 
@@ -142,7 +142,13 @@ fn objects_of_another_cluster_are_refused() {
     assert!(is_other(&manifest.check_cluster(OTHER).unwrap_err()));
     manifest.check_cluster(CLUSTER).unwrap();
     let placement = Placement::all_here(&cluster.topology);
-    let facts = Facts { cluster: OTHER, topology: &cluster.topology, placement: &placement };
+    let facts = Facts {
+        cluster: OTHER,
+        topology: &cluster.topology,
+        placement: &placement,
+        replicated: &BTreeSet::new(),
+        log_bytes_max: 0,
+    };
     let wal = WalOptions { log_id: 1, create: true, ..WalOptions::default() };
     let before = disk.files();
     let Err(RecoveryError::Checkpoint(error)) = recover(Arc::new(disk.clone()), &store, facts, wal, 1) else {
@@ -211,8 +217,10 @@ fn a_checkpoint_of_some_shards_is_read_and_not_restored() {
     let manifest = sealed.unwrap().remove(0).store(&store).unwrap().0;
     assert_eq!(newest(&store).unwrap().manifest.unwrap(), manifest);
     let parts = load_parts(&store, &manifest, 2).unwrap();
-    let hashes: Vec<u128> = parts.iter().map(|part| part.header.hash()).collect();
-    assert_eq!(hashes, [0, 2, 4].map(|shard| cut.hashes[shard]));
+    let hashes_of = |parts: &[LoadedPart]| parts.iter().map(|part| part.header.hash()).collect::<Vec<u128>>();
+    assert_eq!(hashes_of(&parts), [0, 2, 4].map(|shard| cut.hashes[shard]));
+    let in_turn = load_parts(&store, &manifest, Loaders::InTurn(2)).unwrap();
+    assert_eq!(hashes_of(&in_turn), hashes_of(&parts));
     assert!(manifest.part(ShardId(1)).is_none() && manifest.part(ShardId(2)).unwrap().shard == ShardId(2));
     assert!(matches!(load_part(&store, &manifest, ShardId(1)), Err(CheckpointError::Incomplete { .. })));
     let missing = [1, 3].map(|shard| Inconsistency::NoPart { shard: ShardId(shard) });

@@ -1,6 +1,7 @@
 //! Recovery: checkpoint and log together give the states that the shards had.
 
 use super::model::{CLUSTER, Cluster, INCARNATION, OWNER, sim_store};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{CheckpointNumber, Colour, Epoch, Incarnation, Index, ReplicaId, ShardId, Time};
@@ -20,26 +21,26 @@ use stead_store::recovery::{Facts, Recovered, RecoveryError, recover};
 use stead_store::sim_disk::SimDisk;
 use stead_store::wal::{Batch, CutRecord, Promise, Wal, WalError, WalOptions};
 
-fn options(create: bool) -> WalOptions {
+pub(super) fn options(create: bool) -> WalOptions {
     WalOptions { segment_bytes: 16 << 10, log_id: 5, create, ..WalOptions::default() }
 }
 
-struct Node {
-    disk: SimDisk,
-    cluster: Cluster,
-    wal: Wal,
-    logged: usize,
+pub(super) struct Node {
+    pub(super) disk: SimDisk,
+    pub(super) cluster: Cluster,
+    pub(super) wal: Wal,
+    pub(super) logged: usize,
 }
 
 impl Node {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let disk = SimDisk::new(seed);
         let visit = |_: stead_store::wal::Record<'_>| Ok::<(), std::io::Error>(());
         let (wal, _) = Wal::open(Arc::new(disk.clone()), options(true), visit).unwrap();
         Self { disk, cluster: Cluster::new(seed, [2, 2]), wal, logged: 0 }
     }
 
-    fn log(&mut self) {
+    pub(super) fn log(&mut self) {
         for chunk in self.cluster.log[self.logged..].chunks(5) {
             let mut batch = Batch::new();
             for (shard, entry) in chunk {
@@ -51,7 +52,7 @@ impl Node {
         self.logged = self.cluster.log.len();
     }
 
-    fn checkpoint(&mut self) {
+    pub(super) fn checkpoint(&mut self) {
         let store = sim_store(&self.disk);
         let (_, sealed) = self.cluster.seal(&store);
         // The markers are durable before the manifest says so.
@@ -68,7 +69,8 @@ impl Node {
     fn recover_placed(&self, topology: &Topology, placement: &Placement) -> Result<Recovered, RecoveryError> {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let store = DiskStore::open(Arc::clone(&disk), "checkpoints").map_err(CheckpointError::from)?;
-        let facts = Facts { cluster: CLUSTER, topology, placement };
+        let facts =
+            Facts { cluster: CLUSTER, topology, placement, replicated: &BTreeSet::new(), log_bytes_max: 0 };
         recover(disk, &store, facts, options(false), 1)
     }
 
@@ -80,7 +82,7 @@ impl Node {
     }
 }
 
-fn failure(result: Result<Recovered, RecoveryError>) -> RecoveryError {
+pub(super) fn failure(result: Result<Recovered, RecoveryError>) -> RecoveryError {
     result.err().expect("it can't be recovered")
 }
 
@@ -326,7 +328,7 @@ fn a_log_that_does_not_fit_is_refused() {
 
 /// Appends entries of the running epoch that are not the cluster's: those of a primary which never learnt that it was
 /// deposed.
-fn append_lost(node: &mut Node, shard: ShardId, count: u64) {
+pub(super) fn append_lost(node: &mut Node, shard: ShardId, count: u64) {
     let next = node.cluster.index(shard).0 + 1;
     let mut batch = Batch::new();
     for index in (next..next + count).map(Index) {
@@ -500,7 +502,7 @@ fn a_log_that_lost_its_end_is_refused() {
     assert!(matches!(error, RecoveryError::Replay(ReplayError::LogTooShort { .. })), "{error}");
 }
 
-/// As far along as those of this node, so that only what was logged at the marker tells.
+/// They are as far along as those of this node, so that only the entry at the marker reveals them.
 #[test]
 fn checkpoints_of_another_node_are_refused() {
     let with: [fn(&mut Entry); 4] = [

@@ -1,7 +1,7 @@
 //! Restores onto the same and other numbers of shards: nothing is lost, doubled or out of order.
 
 use super::model::{CLUSTER, Cluster, author, sim_store};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::ids::{CheckpointNumber, Colour, Incarnation, Seq, ShardId, Time};
 use stead_core::placement::Placement;
@@ -140,7 +140,13 @@ fn any_number_of_shards_conserves_everything() {
         // A node starts from it with an empty log.
         let wal = WalOptions { segment_bytes: 16 << 10, create: true, ..WalOptions::default() };
         let placement = Placement::all_here(&done.topology);
-        let facts = Facts { cluster: CLUSTER, topology: &done.topology, placement: &placement };
+        let facts = Facts {
+            cluster: CLUSTER,
+            topology: &done.topology,
+            placement: &placement,
+            replicated: &BTreeSet::new(),
+            log_bytes_max: 0,
+        };
         let recovered = recover(Arc::new(disk.clone()), &target, facts, wal, 1).unwrap();
         assert_eq!(recovered.decided, CheckpointNumber(3));
     }

@@ -3,7 +3,7 @@
 use super::model::{Cluster, sim_store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId, Time};
+use stead_core::ids::{ClusterId, Incarnation, NodeId, Time};
 use stead_core::state::State;
 use stead_store::checkpoint::load::load_parts;
 use stead_store::checkpoint::manifest::{Manifest, newest};
@@ -36,18 +36,7 @@ fn source() -> Source {
 }
 
 fn fresh() -> Meta {
-    Meta {
-        cluster: ClusterId(5),
-        incarnation: Incarnation(1),
-        node: NodeId(1),
-        lives: 0,
-        epoch_floor: Epoch(0),
-        log_id: 6,
-        log_created: false,
-        clean: false,
-        restoring: false,
-        services: Vec::new(),
-    }
+    Meta::new(ClusterId(5), Incarnation(1), NodeId(1), 6)
 }
 
 impl Source {

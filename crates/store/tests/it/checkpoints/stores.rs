@@ -4,10 +4,13 @@ use super::chain::check;
 use super::model::{Cluster, sim_store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use stead_store::checkpoint::cancel::Cancel;
 use stead_store::checkpoint::copy::copy;
+use stead_store::checkpoint::directory::Directory;
 use stead_store::checkpoint::manifest::newest;
 use stead_store::checkpoint::remote;
 use stead_store::checkpoint::store::{BlobStore, DiskStore, Put, StoreError};
+use stead_store::disk::{Disk, Open};
 use stead_store::real_disk::RealDisk;
 use stead_store::sim_disk::SimDisk;
 
@@ -84,11 +87,11 @@ pub(crate) fn suite(store: &dyn BlobStore) {
     for _ in 0..3 {
         cluster.run(40);
         let (cut, manifest) = cluster.checkpoint(&local);
-        let copied = copy(&local, store, &manifest, &mut |_| {}).unwrap();
+        let copied = copy(&local, store, &manifest).unwrap();
         assert_eq!(copied.bundles + copied.reused, manifest.bundles.len());
         let found = newest(store).unwrap().manifest.unwrap();
         check(store, &found, &cut, 2);
-        assert_eq!(copy(&local, store, &manifest, &mut |_| {}).unwrap().bundles, 0);
+        assert_eq!(copy(&local, store, &manifest).unwrap().bundles, 0);
     }
 }
 
@@ -158,6 +161,39 @@ fn a_directory_by_its_address() {
     let store = remote::open(&address, &BTreeMap::new()).unwrap();
     suite_of_parts(&*store);
     suite(&*store);
+}
+
+fn directory(disk: &SimDisk, seed: u64) -> Directory {
+    let place = "the copies".to_owned();
+    Directory::open(Arc::new(disk.clone()), "copies", place, Cancel::default(), seed).unwrap()
+}
+
+#[test]
+fn a_directory_of_a_simulated_disk() {
+    let disk = SimDisk::new(1);
+    suite_of_parts(&directory(&disk, 1));
+    suite(&directory(&disk, 2));
+}
+
+#[test]
+fn the_names_that_a_killed_writer_left_are_durable_before_another_builds_upon_them() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        for dir in ["copies", "copies/bundles"] {
+            disk.create_dir(dir).unwrap();
+        }
+        let file = disk.open("copies/bundles/a", Open::New).unwrap();
+        file.write_at(b"a", 0).unwrap();
+        file.sync_data().unwrap();
+        disk.kill_process();
+        let store = directory(&disk, seed);
+        assert_eq!(store.get("bundles/a", 1).unwrap(), b"a");
+        store.put_new("manifests/m", b"a is here").unwrap();
+        disk.crash();
+        disk.restart();
+        let store = directory(&disk, seed);
+        assert!(store.open("manifests/m").is_ok() && store.open("bundles/a").is_ok(), "seed {seed}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use stead_core::checkpointing::lineage::Lineage;
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::{CheckpointNumber, Time};
+use stead_core::ids::{CheckpointNumber, Micros, Time};
 use stead_store::checkpoint::CheckpointError;
 use stead_store::checkpoint::collect::{Collected, Collector, Retention};
 use stead_store::checkpoint::copy::copy;
@@ -32,7 +32,7 @@ fn collect(
     store: &dyn BlobStore,
     lineage: &Lineage,
 ) -> Result<Collected, CheckpointError> {
-    let retention = Retention { keep: 2, grace: 0, ..Retention::default() };
+    let retention = Retention { keep: 2, grace: Micros(0), ..Retention::default() };
     collector.collect(store, OWNER, Time(9), &retention, &in_use(lineage))
 }
 
@@ -232,13 +232,13 @@ fn a_manifest_that_comes_late_hides_no_newer_one_is_refused_and_collected_again(
     let policy = Policy { fan_in: 2, growth: 100, growth_bytes_min: 0, ..Policy::default() };
     let (mut collector, mut taken) = (Collector::new(), Vec::new());
     let collect = |collector: &mut Collector| {
-        let retention = Retention { keep: 2, grace: 0, ..Retention::default() };
+        let retention = Retention { keep: 2, grace: Micros(0), ..Retention::default() };
         collector.collect(&target, OWNER, Time(9), &retention, &BTreeSet::new()).unwrap()
     };
     for _ in 0..12 {
         cluster.run(25);
         let (cut, manifest) = cluster.checkpoint(&store);
-        copy(&store, &target, &manifest, &mut |_| {}).unwrap();
+        copy(&store, &target, &manifest).unwrap();
         merge(&mut cluster, &store, &policy);
         collect(&mut collector);
         taken.push((cut, manifest));

@@ -1,0 +1,643 @@
+//! Tests of the decisions, on a cluster of nodes that do at once what they are asked for.
+
+use super::command::{Command, Outcome, Refusal, ShardChange, ShardCommand};
+use super::controller::{Controller, Settings};
+use super::dial::{Acks, Dial};
+use super::facts::{Fact, Hello, NodeReport, PeerReport, Request, ShardReport};
+use super::failover::Cause;
+use super::node::{DiskState, StartId};
+use super::placement::{Loads, create_service};
+use super::shard::Stage;
+use super::{Cluster, ControlState};
+use crate::clock::Now;
+use crate::commit_tracker::EpochConfig;
+use crate::ids::{
+    ClusterId, Epoch, Incarnation, Index, Life, Micros, NodeId, ReplicaId, ServiceId, ShardId, Time,
+};
+use crate::replication::epoch::SealAnswer;
+use crate::replication::history::{Takeover, TakeoverError};
+use crate::replication::table::{EpochTable, LogPoint};
+use std::collections::{BTreeMap, BTreeSet};
+
+const A: NodeId = NodeId(1);
+const B: NodeId = NodeId(2);
+const C: NodeId = NodeId(3);
+const D: NodeId = NodeId(4);
+
+#[derive(Clone, Debug, Default)]
+struct FakeReplica {
+    promised: Epoch,
+    table: EpochTable,
+    active: Epoch,
+    leads: Option<Epoch>,
+    learners: Vec<ReplicaId>,
+}
+
+#[derive(Clone, Debug)]
+struct FakeNode {
+    life: Life,
+    start: StartId,
+    is_up: bool,
+    /// Its disk hangs: it answers no seal.
+    stalled: Micros,
+    /// The time at which leases that it granted are over.
+    granted: Time,
+    replicas: BTreeMap<(ShardId, ReplicaId), FakeReplica>,
+}
+
+struct Fake {
+    state: ControlState,
+    controller: Controller,
+    now: Now,
+    nodes: BTreeMap<NodeId, FakeNode>,
+    /// Commands are lost.
+    is_mute: bool,
+    seal_frames: Vec<(NodeId, usize)>,
+    commands: Vec<Command>,
+    refusals: Vec<Refusal>,
+}
+
+impl Fake {
+    fn new(nodes: u32) -> Self {
+        let now = Now::at(Time(10_000_000));
+        let mut state = ControlState::default();
+        state.apply(Command::Found { cluster: Cluster { id: ClusterId(1), incarnation: Incarnation(1) } });
+        let mut fake = Self {
+            state,
+            controller: Controller::new(now, Settings::default()),
+            now,
+            nodes: BTreeMap::new(),
+            is_mute: false,
+            seal_frames: Vec::new(),
+            commands: Vec::new(),
+            refusals: Vec::new(),
+        };
+        (1..=nodes).for_each(|_| fake.join());
+        fake.state.apply(Command::SetBalancing { is_balancing: false });
+        fake
+    }
+
+    /// A new node introduces itself, and joins.
+    fn join(&mut self) {
+        let node = self.state.next_node();
+        let start = StartId(u128::from(node.0));
+        let addresses = vec![format!("n{node}:1")];
+        let hello = Hello { node: None, life: Life(1), start, disk: DiskState::Whole, addresses };
+        let (life, replicas) = (Life(1), BTreeMap::new());
+        let new = FakeNode { life, start, is_up: true, stalled: Micros(0), granted: Time(0), replicas };
+        self.nodes.insert(node, new);
+        self.controller.handle(self.now, Fact::Hello(hello));
+        self.run(50);
+        assert!(self.state.nodes().contains_key(&node), "node {node} joined");
+    }
+
+    fn create(&mut self, shards: u32, dial: Dial) {
+        let command = create_service(&self.state, self.controller.health(), "bank".to_owned(), dial, shards);
+        assert_eq!(self.state.apply(command), Outcome::Done);
+        self.run(200);
+        assert!(self.is_settled());
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        (self.seal_frames, self.commands, self.refusals) = (Vec::new(), Vec::new(), Vec::new());
+    }
+
+    fn is_settled(&self) -> bool {
+        self.state.shards().all(|(_, shard)| shard.is_settled())
+    }
+
+    fn run(&mut self, millis: u64) {
+        for _ in 0..millis / 10 {
+            self.now = Now::at(self.now.steady.plus_millis(10));
+            self.watch();
+            if (self.now.steady.0 / 10_000).is_multiple_of(5) {
+                self.report();
+            }
+            let mut out = Vec::new();
+            self.controller.decide(self.now, &self.state, &mut out);
+            out.into_iter().for_each(|request| self.perform(request));
+        }
+    }
+
+    /// Runs until this holds, and returns the milliseconds.
+    fn run_until(&mut self, holds: impl Fn(&Self) -> bool) -> u64 {
+        for millis in (0..60_000).step_by(10) {
+            if holds(self) {
+                return millis;
+            }
+            self.run(10);
+        }
+        let problems: Vec<_> = self.controller.problems().collect();
+        panic!(
+            "it does not come: {:?} {problems:?} {:?}",
+            self.state.shards().collect::<Vec<_>>(),
+            self.commands
+        );
+    }
+
+    /// The node of a shard's primary.
+    fn leader(&self, shard: u32) -> NodeId {
+        self.state.shard(ShardId(shard)).unwrap().primary_node().unwrap()
+    }
+
+    /// Nodes create the replicas that the state places on them.
+    fn watch(&mut self) {
+        for (id, shard) in self.state.shards() {
+            for (replica, placed) in shard.replicas() {
+                let is_there = placed.stage != Stage::Released && !self.state.is_lost(placed);
+                if let Some(node) = self.nodes.get_mut(&placed.node).filter(|node| is_there && node.is_up) {
+                    node.replicas.entry((id, *replica)).or_default();
+                }
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        let nodes: Vec<NodeId> =
+            self.nodes.iter().filter(|(_, node)| node.is_up).map(|(id, _)| *id).collect();
+        for &id in &nodes {
+            let node = &self.nodes[&id];
+            let peers = self.nodes.iter().filter(|(peer, _)| **peer != id).map(|(peer, other)| PeerReport {
+                node: *peer,
+                silent: Micros(0),
+                is_closed: !other.is_up,
+            });
+            let shards = node.replicas.iter().map(|((shard, replica), fake)| ShardReport {
+                shard: *shard,
+                replica: *replica,
+                promised: fake.promised,
+                active: fake.active,
+                leads: fake.leads,
+                learners: fake.learners.clone(),
+                caught_up: fake.learners.clone(),
+            });
+            let report = NodeReport {
+                node: id,
+                start: node.start,
+                stalled: node.stalled,
+                peers: peers.collect(),
+                shards: shards.collect(),
+            };
+            self.controller.handle(self.now, Fact::Report(report));
+        }
+    }
+
+    fn perform(&mut self, request: Request) {
+        match request {
+            Request::Propose(command) if !self.is_mute => {
+                // Each comes twice.
+                for _ in 0..2 {
+                    match self.state.apply(command.clone()) {
+                        Outcome::Refused(refusal) => self.refusals.push(refusal),
+                        Outcome::Shards(results) => self.refusals.extend(results.into_iter().flatten()),
+                        Outcome::Done => {}
+                    }
+                    self.state.check().unwrap();
+                }
+                self.commands.push(command);
+            }
+            Request::Propose(_) | Request::Ask(_) => {}
+            Request::Seal { node, seals } => {
+                self.seal_frames.push((node, seals.len()));
+                let Some(fake) = self.nodes.get_mut(&node).filter(|node| node.is_up) else { return };
+                for (shard, replica, seal) in seals {
+                    let Some(sealed) = fake.replicas.get_mut(&(shard, replica)) else { continue };
+                    if fake.stalled > Micros(0) {
+                        continue;
+                    }
+                    if sealed.promised > seal.epoch {
+                        let promised = sealed.promised;
+                        self.controller.handle(self.now, Fact::Superseded { shard, promised });
+                        continue;
+                    }
+                    (sealed.promised, sealed.leads) = (seal.epoch, None);
+                    if seal.lease > Micros(0) && fake.granted > self.now.steady {
+                        continue;
+                    }
+                    let (table, active) = (sealed.table.clone(), sealed.active);
+                    let answer = SealAnswer { replica, life: fake.life, epoch: seal.epoch, table, active };
+                    self.controller.handle(self.now, Fact::Sealed(shard, answer));
+                }
+            }
+            Request::Lead { node, shard, record, learners } => {
+                let (epoch, primary) = (record.config.epoch(), record.config.primary());
+                let fake = self.nodes.get_mut(&node).filter(|node| node.is_up && node.life == record.life);
+                let Some(leader) = fake.and_then(|node| node.replicas.get_mut(&(shard, primary))) else {
+                    return;
+                };
+                if leader.promised > epoch {
+                    return;
+                }
+                leader.learners.clone_from(&learners);
+                if leader.leads == Some(epoch) {
+                    return;
+                }
+                assert!(leader.table.has(record.base), "a primary has its base: {leader:?} {record:?}");
+                leader.table.truncate(record.base.index);
+                leader.table.push(LogPoint { epoch, index: record.base.index.next() });
+                (leader.promised, leader.leads) = (epoch, Some(epoch));
+                let table = leader.table.clone();
+                let mut stored = 0;
+                for fake in self.nodes.values_mut().filter(|node| node.is_up && node.stalled == Micros(0)) {
+                    for ((_, replica), other) in fake.replicas.iter_mut().filter(|((at, _), _)| *at == shard)
+                    {
+                        let is_member = record.config.members().contains(replica);
+                        if (is_member || learners.contains(replica)) && other.promised <= epoch {
+                            (other.table, other.promised) = (table.clone(), epoch);
+                            stored += usize::from(is_member);
+                        }
+                    }
+                }
+                if stored >= record.config.commit_quorum() {
+                    let leader =
+                        self.nodes.get_mut(&node).unwrap().replicas.get_mut(&(shard, primary)).unwrap();
+                    leader.active = epoch;
+                }
+            }
+            Request::Delete { node, shard, replica } => {
+                let Some(fake) = self.nodes.get_mut(&node).filter(|node| node.is_up) else { return };
+                fake.replicas.remove(&(shard, replica));
+                self.controller.handle(self.now, Fact::Deleted(shard, replica));
+            }
+        }
+    }
+
+    fn kill(&mut self, node: NodeId) {
+        let fake = self.nodes.get_mut(&node).unwrap();
+        fake.is_up = false;
+        for replica in fake.replicas.values_mut() {
+            replica.leads = None;
+        }
+        self.controller.handle(self.now, Fact::Closed(node));
+        self.report();
+    }
+
+    fn restart(&mut self, node: NodeId, disk: DiskState) {
+        let fake = self.nodes.get_mut(&node).unwrap();
+        (fake.is_up, fake.life) = (true, fake.life.next());
+        for replica in fake.replicas.values_mut() {
+            replica.leads = None;
+        }
+        if disk == DiskState::Lost {
+            fake.replicas.clear();
+        }
+        fake.start = StartId(u128::from(fake.life.0) << 64 | u128::from(node.0));
+        let start = fake.start;
+        let addresses = vec!["a:1".to_owned()];
+        let hello = Hello { node: Some(node), life: fake.life, start, disk, addresses };
+        self.controller.handle(self.now, Fact::Hello(hello));
+    }
+
+    fn primaries(&self) -> BTreeMap<NodeId, usize> {
+        let mut primaries = BTreeMap::new();
+        for (_, shard) in self.state.shards() {
+            *primaries.entry(shard.primary_node().unwrap()).or_default() += 1;
+        }
+        primaries
+    }
+
+    /// The nodes of the members of a shard's newest epoch.
+    fn members(&self, shard: u32) -> BTreeSet<NodeId> {
+        let shard = self.state.shard(ShardId(shard)).unwrap();
+        shard.history().newest().config.members().iter().map(|id| shard.replicas()[id].node).collect()
+    }
+
+    fn causes(&self) -> BTreeSet<Cause> {
+        self.state.failovers().iter().map(|failover| failover.cause).collect()
+    }
+
+    fn all_led_but_by(&self, node: NodeId) -> bool {
+        self.is_settled() && !self.primaries().contains_key(&node)
+    }
+}
+
+fn dial(replicas: u8, acks: Acks) -> Dial {
+    Dial { replicas, acks, ..Dial::default() }
+}
+
+const THREE: Dial = Dial {
+    replicas: 3,
+    acks: Acks::Majority,
+    durability: super::dial::Durability::Always,
+    max_lag: Micros::from_secs(10),
+    lease: Micros::from_millis(500),
+};
+
+#[test]
+fn a_service_begins_spread_evenly() {
+    let mut fake = Fake::new(4);
+    fake.create(8, THREE);
+    assert_eq!(fake.primaries(), BTreeMap::from([(A, 2), (B, 2), (C, 2), (D, 2)]));
+    let loads = Loads::new(&fake.state, fake.controller.health());
+    assert_eq!([A, B, C, D].map(|node| loads.of(node).replicas), [6; 4]);
+    fake.run(3_000);
+    assert_eq!(fake.commands, [], "nothing is left to do");
+}
+
+#[test]
+fn the_shards_of_a_killed_node_go_on_at_once_and_spread_over_the_others() {
+    let mut fake = Fake::new(3);
+    fake.create(12, THREE);
+    fake.kill(A);
+    let millis = fake.run_until(|fake| fake.all_led_but_by(A));
+    assert!(millis <= 150, "{millis} ms");
+    assert_eq!(fake.primaries(), BTreeMap::from([(B, 6), (C, 6)]));
+    assert_eq!(fake.causes(), BTreeSet::from([Cause::Closed]));
+    // One frame a node, and one command for all of them (rule 25).
+    let frames: BTreeSet<_> = fake.seal_frames.iter().copied().collect();
+    assert_eq!(frames, BTreeSet::from([(A, 4), (B, 4), (C, 4)]));
+    let takeovers = fake.commands.iter().filter(|command| match command {
+        Command::Shards(changes) => changes.iter().any(|c| matches!(c.change, ShardChange::TakeOver { .. })),
+        _ => false,
+    });
+    assert_eq!(takeovers.count(), 1);
+    assert!(fake.state.failovers().iter().all(|failover| failover.duration.is_some()));
+
+    // It returns, and does not take its shards back.
+    fake.restart(A, DiskState::Whole);
+    fake.run(5_000);
+    assert_eq!(fake.primaries(), BTreeMap::from([(B, 6), (C, 6)]));
+    assert_eq!(fake.state.failovers().len(), 4);
+}
+
+#[test]
+fn a_node_with_a_hung_disk_is_replaced_although_it_is_heard() {
+    let mut fake = Fake::new(3);
+    fake.create(3, THREE);
+    fake.nodes.get_mut(&B).unwrap().stalled = Micros::from_millis(600);
+    let millis = fake.run_until(|fake| fake.all_led_but_by(B));
+    assert!(millis <= 300, "{millis} ms");
+    assert_eq!(fake.causes(), BTreeSet::from([Cause::Stalled]));
+}
+
+#[test]
+fn a_primary_that_restarts_gets_a_new_epoch_also_alone() {
+    for replicas in [1, 3] {
+        let mut fake = Fake::new(3);
+        fake.create(1, dial(replicas, Acks::Majority));
+        let shard = |fake: &Fake| fake.state.shard(ShardId(0)).unwrap().clone();
+        let node = shard(&fake).primary_node().unwrap();
+        fake.restart(node, DiskState::Whole);
+        fake.run_until(|fake| fake.is_settled() && shard(fake).history().newest().config.epoch() == Epoch(2));
+        assert_eq!(fake.causes(), BTreeSet::from([Cause::Restarted]));
+    }
+}
+
+#[test]
+fn a_service_gets_replicas_when_nodes_have_joined_and_they_learn_first() {
+    let mut fake = Fake::new(1);
+    fake.create(4, Dial::default());
+    fake.join();
+    fake.join();
+    let set = |fake: &mut Fake, expected, dial| {
+        let command = Command::SetDial { service: ServiceId(0), expected, dial };
+        assert_eq!(fake.state.apply(command), Outcome::Done);
+    };
+    set(&mut fake, Dial::default(), THREE);
+    let is_whole = |fake: &Fake| (0..4).all(|shard| fake.members(shard).len() == 3) && fake.is_settled();
+    fake.run_until(is_whole);
+    assert_eq!(
+        fake.refusals.iter().filter(|refusal| matches!(refusal, Refusal::Unsettled { .. })).count(),
+        0
+    );
+    for (_, shard) in fake.state.shards() {
+        assert_eq!(shard.history().newest().config.acks(), 2);
+        assert_eq!(shard.learners().count(), 0);
+    }
+    // The nodes that joined get their share of the primaries, one after the other.
+    fake.run_until(|fake| !fake.state.is_balancing());
+    let most = *fake.primaries().values().max().unwrap();
+    assert!(fake.primaries().len() == 3 && most == 2, "{:?}", fake.primaries());
+
+    // W alone, and fewer replicas.
+    let acks = dial(3, Acks::Count(3));
+    set(&mut fake, THREE, acks);
+    fake.run_until(|fake| {
+        fake.state
+            .shards()
+            .all(|(_, shard)| shard.history().newest().config.acks() == 3 && shard.is_settled())
+    });
+    set(&mut fake, acks, dial(2, Acks::Count(2)));
+    fake.run_until(|fake| {
+        let is_small = |(_, shard): (_, &super::shard::ShardRecord)| shard.replicas().len() == 2;
+        fake.state.shards().all(is_small) && fake.is_settled()
+    });
+    assert!(fake.state.failovers().iter().all(|failover| !failover.cause.is_failure()));
+}
+
+#[test]
+fn a_node_that_joins_gets_its_share_one_move_at_a_time() {
+    let mut fake = Fake::new(3);
+    fake.create(8, THREE);
+    fake.join();
+    let mut most = 0;
+    for _ in 0..6_000 {
+        fake.run(10);
+        most = most.max(fake.state.shards().map(|(_, shard)| shard.learners().count()).sum());
+        if !fake.state.is_balancing() {
+            break;
+        }
+    }
+    assert_eq!(most, 1, "one at a time");
+    fake.run(1_000);
+    assert!(!fake.state.is_balancing() && fake.is_settled());
+    let loads = Loads::new(&fake.state, fake.controller.health());
+    assert_eq!([A, B, C, D].map(|node| loads.of(node).replicas), [6; 4]);
+    assert!(fake.primaries().values().all(|count| *count <= 3), "{:?}", fake.primaries());
+    let placed: usize = fake.nodes.values().map(|node| node.replicas.len()).sum();
+    assert_eq!(placed, 24, "what moved away is deleted");
+}
+
+#[test]
+fn the_replicas_of_a_node_that_is_gone_for_long_are_replaced() {
+    let mut fake = Fake::new(4);
+    fake.create(4, THREE);
+    fake.kill(D);
+    fake.run(5_000);
+    assert!((0..4).any(|shard| fake.members(shard).contains(&D)), "it may come back");
+    fake.controller =
+        Controller::new(fake.now, Settings { replace_after: Micros::from_secs(1), ..Settings::default() });
+    fake.run_until(|fake| (0..4).all(|shard| !fake.members(shard).contains(&D)) && fake.is_settled());
+    assert!((0..4).all(|shard| fake.members(shard).len() == 3));
+    // It comes back: its data are deleted.
+    fake.restart(D, DiskState::Whole);
+    fake.run_until(|fake| fake.nodes[&D].replicas.is_empty());
+    fake.run_until(|fake| fake.state.shards().all(|(_, shard)| shard.replicas().len() == 3));
+}
+
+#[test]
+fn a_lost_disk_is_replaced_on_its_own_node() {
+    let mut fake = Fake::new(3);
+    fake.create(2, THREE);
+    fake.kill(C);
+    fake.run(100);
+    // An older copy of its disk: it counts its lives anew.
+    fake.nodes.get_mut(&C).unwrap().life = Life(0);
+    fake.restart(C, DiskState::Lost);
+    // It has to insist, for it might be a message that came late.
+    fake.run(1_000);
+    assert_eq!(fake.state.nodes()[&C].start, StartId(3));
+    for _ in 0..40 {
+        let hello = Hello {
+            node: Some(C),
+            life: Life(1),
+            start: StartId(1 << 64 | 3),
+            disk: DiskState::Whole,
+            addresses: vec!["a:1".to_owned()],
+        };
+        fake.run(100);
+        fake.controller.handle(fake.now, Fact::Hello(hello));
+    }
+    fake.run_until(|fake| {
+        (0..2).all(|shard| fake.members(shard) == BTreeSet::from([A, B, C])) && fake.is_settled()
+    });
+    fake.run_until(|fake| fake.state.shards().all(|(_, shard)| shard.replicas().len() == 3));
+    let has_old =
+        fake.state.shards().any(|(_, shard)| shard.replicas().values().any(|r| fake.state.is_lost(r)));
+    assert!(!has_old);
+}
+
+#[test]
+fn a_replica_that_forgot_what_it_acknowledged_is_replaced_by_a_new_one_on_its_node() {
+    let mut fake = Fake::new(3);
+    fake.create(1, THREE);
+    let (old, leader) = (ReplicaId(3), fake.leader(0));
+    fake.controller.handle(fake.now, Fact::Void(ShardId(0), old));
+    fake.run_until(|fake| !fake.state.shard(ShardId(0)).unwrap().replicas().contains_key(&old));
+    fake.run_until(|fake| fake.members(0) == BTreeSet::from([A, B, C]) && fake.is_settled());
+    assert_eq!(fake.leader(0), leader, "the primary goes on");
+    // The only one has nothing to be replaced from.
+    let mut fake = Fake::new(1);
+    fake.create(1, Dial::default());
+    fake.controller.handle(fake.now, Fact::Void(ShardId(0), ReplicaId(1)));
+    fake.run(1_000);
+    assert_eq!((fake.members(0), fake.is_settled()), (BTreeSet::from([A]), true));
+}
+
+#[test]
+fn a_node_that_is_to_leave_goes_when_its_replicas_have_moved() {
+    let mut fake = Fake::new(4);
+    fake.create(4, THREE);
+    fake.state.apply(Command::Leave { node: A });
+    fake.run_until(|fake| !fake.state.nodes().contains_key(&A));
+    assert!((0..4).all(|shard| fake.members(shard) == BTreeSet::from([B, C, D])));
+    assert_eq!(fake.causes().iter().filter(|cause| cause.is_failure()).count(), 0);
+    // Nothing could replace what the next one has: it goes all the same, for the operator says so.
+    fake.state.apply(Command::Leave { node: B });
+    fake.run_until(|fake| !fake.state.nodes().contains_key(&B));
+    assert!((0..4).all(|shard| fake.members(shard) == BTreeSet::from([C, D])));
+}
+
+#[test]
+fn an_asynchronous_failover_waits_for_the_lease_unless_the_primary_is_proven_dead() {
+    for is_proven in [false, true] {
+        let mut fake = Fake::new(3);
+        fake.create(1, dial(3, Acks::Count(1)));
+        let node = fake.state.shard(ShardId(0)).unwrap().primary_node().unwrap();
+        let until = fake.now.steady.plus_millis(450);
+        fake.nodes.values_mut().for_each(|node| node.granted = until);
+        fake.kill(node);
+        if is_proven {
+            fake.controller.handle(fake.now, Fact::Dead(node, Life(1)));
+        }
+        let millis = fake.run_until(|fake| fake.all_led_but_by(node));
+        assert_eq!(millis < 300, is_proven, "{millis} ms");
+        let failover = fake.state.failovers().back().unwrap();
+        assert_eq!(failover.losses, [LogPoint { epoch: Epoch(1), index: Index(1) }]);
+    }
+}
+
+#[test]
+fn the_dial_of_an_asynchronous_service_changes_without_waiting_for_its_lease() {
+    let mut fake = Fake::new(3);
+    fake.create(1, dial(3, Acks::Count(1)));
+    let until = fake.now.steady.plus_millis(10_000);
+    let primary = fake.state.shard(ShardId(0)).unwrap().primary_node().unwrap();
+    fake.nodes.iter_mut().filter(|(id, _)| **id != primary).for_each(|(_, node)| node.granted = until);
+    let (expected, service) = (dial(3, Acks::Count(1)), ServiceId(0));
+    fake.state.apply(Command::SetDial { service, expected, dial: THREE });
+    let is_synchronous = |fake: &Fake| {
+        let shard = fake.state.shard(ShardId(0)).unwrap();
+        shard.is_settled() && shard.history().newest().config.acks() == 2
+    };
+    let millis = fake.run_until(is_synchronous);
+    assert!(millis < 300, "{millis} ms");
+    assert!(fake.state.failovers().is_empty(), "the same primary goes on");
+}
+
+#[test]
+fn another_leader_finishes_what_one_began() {
+    let mut fake = Fake::new(3);
+    fake.create(1, THREE);
+    fake.is_mute = true;
+    let to = fake
+        .members(0)
+        .into_iter()
+        .find(|node| fake.state.shard(ShardId(0)).unwrap().primary_node() != Some(*node));
+    fake.controller.handle(fake.now, Fact::Failover { shard: ShardId(0), to, is_forced: false });
+    fake.run(500);
+    // Members are sealed, and the leader is gone with all that it knew.
+    (fake.controller, fake.is_mute) = (Controller::new(fake.now, Settings::default()), false);
+    fake.run_until(|fake| {
+        let shard = fake.state.shard(ShardId(0)).unwrap();
+        shard.is_settled() && shard.history().newest().config.epoch() > Epoch(1)
+    });
+    assert_eq!(fake.causes(), BTreeSet::from([Cause::Superseded]));
+}
+
+#[test]
+fn the_best_log_is_given_up_if_its_replica_cannot_lead_and_nothing_in_it_is_committed() {
+    let mut fake = Fake::new(2);
+    fake.create(1, Dial::default());
+    let shard = ShardId(0);
+    let (node, other) = if fake.leader(0) == A { (A, B) } else { (B, A) };
+    // An epoch of two that never became active: only the new member has its start entry.
+    let (one, two) = (ReplicaId(1), ReplicaId(2));
+    let table = fake.nodes[&node].replicas[&(shard, one)].table.clone();
+    let (epoch, life, active) = (Epoch(2), Life(1), Epoch(1));
+    let seals = vec![SealAnswer { replica: one, life, epoch, table: table.clone(), active }];
+    let config = EpochConfig::parse(epoch, vec![one, two], 2, one).unwrap();
+    let takeover = Takeover { expected: Epoch(1), config, life, lease: Micros(0), seals };
+    let (cause, noticed, is_forced) = (Cause::Operator, fake.now.wall, false);
+    let changes = [
+        ShardChange::Place { replica: two, node: other },
+        ShardChange::TakeOver { takeover, cause, noticed, is_forced },
+    ];
+    let changes = changes.map(|change| ShardCommand { shard, change }).to_vec();
+    assert_eq!(fake.state.apply(Command::Shards(changes)), Outcome::Shards(vec![None, None]));
+    fake.watch();
+    let ahead = fake.nodes.get_mut(&other).unwrap().replicas.get_mut(&(shard, two)).unwrap();
+    (ahead.table, ahead.promised) = (table, epoch);
+    let index = ahead.table.last().index.next();
+    ahead.table.push(LogPoint { epoch, index });
+    // Until epoch 2 is active, the members of the next one are those of epoch 1.
+    fake.restart(node, DiskState::Whole);
+    fake.run_until(|fake| fake.is_settled() && fake.members(0) == BTreeSet::from([node]));
+    assert_eq!(fake.controller.problems().count(), 0);
+}
+
+#[test]
+fn an_operator_moves_a_primary_and_goes_on_with_too_few_members() {
+    let mut fake = Fake::new(3);
+    fake.create(1, THREE);
+    let shard = ShardId(0);
+    let to = fake
+        .members(0)
+        .into_iter()
+        .find(|node| fake.state.shard(shard).unwrap().primary_node() != Some(*node));
+    fake.controller.handle(fake.now, Fact::Failover { shard, to, is_forced: false });
+    fake.run_until(|fake| fake.state.shard(shard).unwrap().primary_node() == to && fake.is_settled());
+    fake.kill(A);
+    fake.kill(B);
+    fake.run(3_000);
+    let short = (shard, TakeoverError::TooFewSeals { epoch: Epoch(2), sealed: 1, needed: 2 });
+    if fake.state.shard(shard).unwrap().primary_node() != Some(C) {
+        assert_eq!(fake.controller.problems().collect::<Vec<_>>(), [short]);
+    }
+    fake.controller.handle(fake.now, Fact::Failover { shard, to: None, is_forced: true });
+    fake.run_until(|fake| {
+        fake.state.failovers().iter().any(|failover| failover.is_forced) && fake.is_settled()
+    });
+    assert_eq!(fake.members(0), BTreeSet::from([C]));
+}

@@ -1,0 +1,156 @@
+//! The checks of what is decoded: bytes of another node give an error, and never a value that the protocol could not have made.
+//!
+//! No length is believed: a list grows with the elements that are read.
+
+use super::history::{History, RawHistory};
+use super::table::{EpochTable, LogPoint};
+use crate::commit_tracker::EpochConfig;
+use crate::ids::{Epoch, Index, ReplicaId};
+use minicbor::Decode;
+use minicbor::decode::{Decoder, Error};
+
+#[derive(Decode)]
+struct RawPoint {
+    #[n(0)]
+    epoch: Epoch,
+    #[n(1)]
+    index: Index,
+}
+
+impl<'b, C> Decode<'b, C> for LogPoint {
+    fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, Error> {
+        let RawPoint { epoch, index } = d.decode_with(context)?;
+        if epoch > Epoch::MAX || index > Index::MAX {
+            return Err(Error::message("an entry has an epoch or index that no log reaches"));
+        }
+        Ok(Self { epoch, index })
+    }
+}
+
+#[derive(Decode)]
+struct RawTable {
+    #[n(0)]
+    base: LogPoint,
+    #[n(1)]
+    lasts: Vec<LogPoint>,
+}
+
+impl<'b, C> Decode<'b, C> for EpochTable {
+    fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, Error> {
+        let RawTable { base, lasts } = d.decode_with(context)?;
+        Self::parse(base, lasts).ok_or_else(|| Error::message("the epochs of a log do not follow each other"))
+    }
+}
+
+#[derive(Decode)]
+struct RawConfig {
+    #[n(0)]
+    epoch: Epoch,
+    #[n(1)]
+    members: Vec<ReplicaId>,
+    #[n(2)]
+    acks: usize,
+    #[n(3)]
+    primary: ReplicaId,
+}
+
+impl<'b, C> Decode<'b, C> for EpochConfig {
+    fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, Error> {
+        let RawConfig { epoch, members, acks, primary } = d.decode_with(context)?;
+        if epoch > Epoch::MAX || members.len() > Self::MEMBERS_MAX {
+            return Err(Error::message("an epoch has a number or members that none reaches"));
+        }
+        Self::parse(epoch, members, acks, primary)
+            .map_err(|_| Error::message("the configuration of an epoch contradicts itself"))
+    }
+}
+
+impl<'b, C> Decode<'b, C> for History {
+    fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, Error> {
+        let raw: RawHistory = d.decode_with(context)?;
+        Self::parse(raw).ok_or_else(|| Error::message("the epochs of a shard do not follow each other"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Life, Micros};
+    use crate::record::{decode_value, encode_value};
+    use crate::replication::epoch::SealAnswer;
+    use crate::replication::history::Takeover;
+    use minicbor::Encode;
+    use std::fmt::Debug;
+
+    fn at(epoch: u64, index: u64) -> LogPoint {
+        LogPoint { epoch: Epoch(epoch), index: Index(index) }
+    }
+
+    fn answer(replica: u64) -> SealAnswer {
+        let mut table = EpochTable::new(at(1, 7));
+        [at(1, 8), at(3, 9)].into_iter().for_each(|point| table.push(point));
+        SealAnswer { replica: ReplicaId(replica), life: Life(2), epoch: Epoch(4), table, active: Epoch(3) }
+    }
+
+    fn history() -> History {
+        let config = |epoch| {
+            EpochConfig::parse(Epoch(epoch), vec![ReplicaId(1), ReplicaId(2)], 1, ReplicaId(1)).unwrap()
+        };
+        let mut history = History::new(config(3), Life(1), Micros(9));
+        let (config, seals) = (config(4), vec![answer(1)]);
+        let takeover = Takeover { expected: Epoch(3), config, life: Life(2), lease: Micros(9), seals };
+        history.begin(&takeover).unwrap();
+        history
+    }
+
+    fn returns<T: Encode<()> + for<'b> Decode<'b, ()> + PartialEq + Debug>(value: &T) {
+        assert_eq!(&decode_value::<T>(&encode_value(value)).unwrap(), value);
+    }
+
+    #[test]
+    fn what_is_encoded_returns() {
+        returns(&answer(1));
+        returns(&history());
+        returns(history().newest());
+    }
+
+    #[test]
+    fn what_no_log_could_be_is_refused() {
+        let table = |base: LogPoint, lasts: &[LogPoint]| {
+            decode_value::<EpochTable>(&encode_value(&(base, lasts.to_vec()))).is_ok()
+        };
+        assert!(table(at(1, 1), &[at(1, 2), at(2, 3)]));
+        assert!(!table(at(1, 1), &[at(1, 1)]), "behind its base");
+        assert!(!table(at(2, 1), &[at(1, 2)]), "an epoch falls");
+        assert!(!table(at(1, 1), &[at(2, 3), at(2, 4)]), "an epoch twice");
+        assert!(!table(at(1, 1), &[at(2, 3), at(3, 3)]), "an index twice");
+        assert!(!table(at(1, u64::MAX), &[]), "no next index");
+        let config = |members: &[u64], acks: usize| {
+            let members: Vec<ReplicaId> = members.iter().copied().map(ReplicaId).collect();
+            decode_value::<EpochConfig>(&encode_value(&(Epoch(1), members, acks, ReplicaId(1)))).is_ok()
+        };
+        assert!(config(&[1, 2], 2));
+        assert!(!config(&[], 1) && !config(&[1, 1], 1) && !config(&[2], 1) && !config(&[1], 2));
+        let many: Vec<u64> = (1..=EpochConfig::MEMBERS_MAX as u64 + 1).collect();
+        assert!(!config(&many, 1));
+    }
+
+    #[test]
+    fn no_bytes_make_decoding_panic() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let whole = encode_value(&history());
+        for _ in 0..2_000 {
+            let mut bytes = whole.to_vec();
+            for _ in 0..rng.usize(1..4) {
+                let at = rng.usize(..bytes.len());
+                bytes[at] = rng.u8(..);
+            }
+            bytes.truncate(rng.usize(..=bytes.len()));
+            if let Ok(history) = decode_value::<History>(&bytes) {
+                returns(&history);
+            }
+        }
+    }
+}

@@ -1,0 +1,436 @@
+//! A replica while it leads an epoch.
+
+use super::io::{Effect, Effects, Frame, LogEntry, ReplicaSettings};
+use super::tail::Tail;
+use super::{Role, ShardReplica};
+use crate::blob::Blob;
+use crate::calls::Query;
+use crate::clock::Now;
+use crate::handler::Handler;
+use crate::ids::{Epoch, Index, Micros, ReplicaId, Time};
+use crate::replication::epoch::EpochRecord;
+use crate::replication::reads::{ReadKind, Reads};
+use crate::replication::replica::{AppendHead, Replica};
+use crate::replication::rounds::Rounds;
+use crate::replication::stream::{Outgoing, Stream};
+use crate::replication::table::LogPoint;
+use crate::shard::{self, Shard};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The work of a primary.
+pub(super) struct Leading {
+    pub(super) shard: Shard,
+    epoch: Epoch,
+    streams: BTreeMap<ReplicaId, Stream>,
+    rounds: Rounds,
+    /// Queries that wait for a round that shows that no other primary has served since they came (rule 22).
+    reads: Reads<Query>,
+    beats_at: Time,
+}
+
+impl Leading {
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether there is no other member and no learner: what is durable here is committed, and no other replica can lead unless this
+    /// one was sealed.
+    pub(super) fn is_alone(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    /// Gives the shard of a primary without peers an input; `out` is empty. Returns its last entry and its commit index.
+    #[inline]
+    pub(super) fn handle_alone(
+        &mut self,
+        now: Now,
+        input: shard::Input,
+        handler: &mut dyn Handler,
+        out: &mut Vec<shard::Effect>,
+    ) -> (Index, Index) {
+        assert!(
+            !matches!(input, shard::Input::Start(_) | shard::Input::Stored { .. } | shard::Input::Tick),
+            "epochs, acknowledgements and ticks come from the replica itself"
+        );
+        handler.sees_input(&self.shard, &input);
+        self.shard.handle(now, input, handler, out);
+        handler.sees_effects(&self.shard, out);
+        (self.shard.state().position().index, self.shard.commit())
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let beats_at = (!self.is_alone()).then_some(self.beats_at);
+        self.shard.deadline().into_iter().chain(beats_at).min()
+    }
+
+    pub(super) fn snapshot_sent(&self) -> Option<LogPoint> {
+        self.streams.values().filter_map(Stream::snapshot).min_by_key(|base| base.index)
+    }
+
+    pub(super) fn handle_connected(&mut self, peer: ReplicaId) {
+        if let Some(stream) = self.streams.get_mut(&peer) {
+            stream.handle_connected();
+        }
+    }
+
+    pub(super) fn handle_snapshot_sent(&mut self, to: ReplicaId, base: LogPoint) {
+        if let Some(stream) = self.streams.get_mut(&to) {
+            stream.handle_snapshot(base);
+        }
+    }
+
+    /// Sends the commit index, if nothing else has for a while, and asks again for rounds that may be lost.
+    pub(super) fn beat(
+        &mut self,
+        now: Now,
+        replica: &Replica,
+        settings: &ReplicaSettings,
+        out: &mut Vec<Effect>,
+    ) {
+        if now.steady < self.beats_at || self.is_alone() {
+            return;
+        }
+        self.beats_at = now.steady.plus(settings.heartbeat);
+        for (&to, stream) in &self.streams {
+            if let Some(head) = stream.heartbeat(replica.table(), self.shard.commit()) {
+                out.push(Effect::Send { to, frame: Frame::Append { head, entries: Vec::new() } });
+            }
+        }
+        // An open round may be lost.
+        if self.rounds.lease() > Micros(0) || self.rounds.confirmed().next() != self.rounds.next() {
+            self.ask(now, out);
+        }
+    }
+
+    /// Begins a round.
+    fn ask(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let answerable = self.shard.tracker().map_or(Index(0), |tracker| tracker.answerable());
+        self.rounds.begin(now.steady, answerable);
+        for &to in self.streams.keys() {
+            out.extend(self.rounds.ask(to).map(|ask| Effect::Send { to, frame: Frame::Ask(ask) }));
+        }
+    }
+}
+
+impl ShardReplica {
+    /// Begins to lead an epoch (rules 10 and 11).
+    pub(super) fn lead(
+        &mut self,
+        now: Now,
+        record: Box<EpochRecord>,
+        learners: Vec<ReplicaId>,
+        handler: &mut dyn Handler,
+        out: &mut Effects,
+    ) {
+        let epoch = record.config.epoch();
+        if self.replica.leads() == Some(epoch) {
+            return;
+        }
+        let is_ahead = match &self.role {
+            Role::Follows(state) => state.position().index > record.base.index,
+            Role::Leads(leading) => leading.shard.state().position().index > record.base.index,
+            Role::Rebuilds => true,
+        };
+        if is_ahead && !matches!(self.role, Role::Rebuilds) {
+            // Only if it could lead: otherwise nothing changes.
+            if let Err(error) = self.replica.clone().lead(&record, &mut Vec::new()) {
+                return out.replica.push(Effect::CannotLead(error));
+            }
+            if let Role::Leads(leading) = &self.role {
+                let led = leading.epoch;
+                self.step_down(led, &mut out.replica);
+            }
+            self.rebuild(self.replica.commit(), &mut out.replica);
+        } else if self.lacks_entries(record.base.index) {
+            if let Err(error) = self.replica.clone().lead(&record, &mut Vec::new()) {
+                return out.replica.push(Effect::CannotLead(error));
+            }
+            self.rebuild(record.base.index, &mut out.replica);
+        }
+        if is_ahead || matches!(self.role, Role::Rebuilds) {
+            // Commands may come in any order.
+            if self.waiting.as_ref().is_none_or(|(waiting, _)| waiting.config.epoch() <= epoch) {
+                self.waiting = Some((record, learners));
+            }
+            return;
+        }
+        let mut actions = Vec::new();
+        if let Err(error) = self.replica.lead(&record, &mut actions) {
+            return out.replica.push(Effect::CannotLead(error));
+        }
+        self.perform(now, &mut actions, super::Source::Control, Vec::new(), handler, out);
+        self.primary = Some((epoch, self.replica.id()));
+        let Role::Follows(mut state) = std::mem::replace(&mut self.role, Role::Rebuilds) else {
+            unreachable!("it has a state, and what deposed it left it")
+        };
+        if let Err(misfit) = self.tail.apply_to(&mut state, record.base.index) {
+            return self.give_up(misfit, &mut out.replica);
+        }
+        let mut shard = Shard::new(state, self.topology.clone(), self.shard_settings.clone());
+        if std::mem::take(&mut self.is_clean) {
+            shard.assume_clean();
+        }
+        let is_held = std::mem::take(&mut self.is_held) || shard.has_met();
+        if is_held {
+            shard.hold();
+        }
+        let peers: BTreeSet<ReplicaId> = record.config.members().iter().copied().chain(learners).collect();
+        let stream = |to| (to, Stream::new(epoch, record.base, self.settings.stream, now.steady));
+        let leading = Leading {
+            shard,
+            epoch,
+            streams: peers.into_iter().filter(|id| *id != self.replica.id()).map(stream).collect(),
+            rounds: Rounds::new(record.config.clone(), record.lease),
+            reads: Reads::default(),
+            beats_at: now.steady.plus(self.settings.heartbeat),
+        };
+        if leading.is_alone() {
+            self.tail = Tail::new(record.base.index);
+        }
+        self.role = Role::Leads(Box::new(leading));
+        out.replica.push(Effect::Leads { epoch, is_held });
+        self.run_shard(now, shard::Input::Start(record.config), handler, out);
+    }
+
+    /// Ends to lead: the calls in flight are dropped, and the state becomes a backup's.
+    pub(super) fn step_down(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
+        match std::mem::replace(&mut self.role, Role::Rebuilds) {
+            Role::Leads(leading) => {
+                out.push(Effect::Deposed(epoch));
+                if leading.is_alone() {
+                    self.tail = Tail::new(leading.shard.state().position().index);
+                }
+                self.role = Role::Follows(leading.shard.into_state());
+            }
+            other => self.role = other,
+        }
+    }
+
+    /// Handles an answer of a peer to what this replica sent while it led.
+    pub(super) fn handle_answer(
+        &mut self,
+        now: Now,
+        from: ReplicaId,
+        frame: Frame,
+        handler: &mut dyn Handler,
+        out: &mut Effects,
+    ) {
+        let Role::Leads(leading) = &mut self.role else { return };
+        match frame {
+            Frame::Ack { epoch, upto } if epoch == leading.epoch => {
+                // A member cannot have more than was sent.
+                let upto = upto.min(self.replica.table().last().index);
+                if let Some(stream) = leading.streams.get_mut(&from) {
+                    stream.handle_ack(now.steady, epoch, upto);
+                }
+                let stored = shard::Input::Stored { member: from, epoch, upto };
+                self.run_shard(now, stored, handler, out);
+            }
+            Frame::Diverged { epoch, table } => {
+                if let Some(stream) = leading.streams.get_mut(&from) {
+                    stream.handle_diverged(epoch, self.replica.table(), &table);
+                }
+            }
+            Frame::Refuse { epoch, promised } if epoch == leading.epoch && promised > epoch => {
+                out.replica.push(Effect::Superseded { epoch, promised });
+            }
+            // Others are sent no round, and what is kept of them would have no bound.
+            Frame::Confirm { epoch, round, mark }
+                if epoch == leading.epoch && leading.streams.contains_key(&from) =>
+            {
+                leading.rounds.handle_confirmed(from, round, mark);
+            }
+            Frame::Ack { .. } | Frame::Refuse { .. } | Frame::Confirm { .. } => {}
+            Frame::Append { .. } | Frame::Ask(_) => unreachable!("these are no answers"),
+        }
+    }
+
+    /// Handles an input for the shard.
+    pub(super) fn handle_shard_input(
+        &mut self,
+        now: Now,
+        input: shard::Input,
+        handler: &mut dyn Handler,
+        out: &mut Effects,
+    ) {
+        assert!(
+            !matches!(input, shard::Input::Start(_) | shard::Input::Stored { .. } | shard::Input::Tick),
+            "epochs, acknowledgements and ticks come from the replica itself"
+        );
+        let Role::Leads(leading) = &mut self.role else {
+            if let Some(token) = input.token() {
+                let primary = self.primary.map(|(_, primary)| primary).filter(|id| *id != self.replica.id());
+                out.replica.push(Effect::NotPrimary { token, primary });
+            }
+            return;
+        };
+        match input {
+            shard::Input::Query(query) => {
+                leading.reads.push(ReadKind::Linearizable, Index(0), &leading.rounds, query);
+            }
+            input => self.run_shard(now, input, handler, out),
+        }
+    }
+
+    /// Gives the shard an input, and performs what it requests.
+    pub(super) fn run_shard(
+        &mut self,
+        now: Now,
+        input: shard::Input,
+        handler: &mut dyn Handler,
+        out: &mut Effects,
+    ) {
+        let Role::Leads(leading) = &mut self.role else { return };
+        let shard = &mut leading.shard;
+        handler.sees_input(shard, &input);
+        // The observer sees the effects of each input alone.
+        let mut earlier = if out.shard.is_empty() { Vec::new() } else { std::mem::take(&mut out.shard) };
+        shard.handle(now, input, handler, &mut out.shard);
+        handler.sees_effects(shard, &mut out.shard);
+        let (last, commit) = (shard.state().position().index, shard.commit());
+        if !leading.is_alone() {
+            for effect in &out.shard {
+                if let shard::Effect::Append { epoch, index, bytes } = effect {
+                    let (epoch, index, bytes) = (*epoch, *index, Blob::from(&**bytes));
+                    self.tail.push(LogEntry { point: LogPoint { epoch, index }, bytes }, None);
+                }
+            }
+        }
+        if !earlier.is_empty() {
+            earlier.append(&mut out.shard);
+            out.shard = earlier;
+        }
+        self.note_own(last, commit);
+    }
+
+    /// Notes the last entry of the shard, which goes to the log, and its commit index.
+    #[inline]
+    pub(super) fn note_own(&mut self, last: Index, commit: Index) {
+        if last > self.replica.table().last().index {
+            self.replica.handle_own(last);
+        }
+        // An epoch is active once its start entry is committed, and its commit index is 0 before.
+        if commit > Index(0) {
+            self.replica.handle_commit(commit);
+        }
+    }
+
+    /// Lets the shard run the queries that may be answered, and asks for confirmations for the others.
+    pub(super) fn run_reads(&mut self, now: Now, handler: &mut dyn Handler, out: &mut Effects) {
+        let Role::Leads(leading) = &mut self.role else { return };
+        // One round at a time serves all reads that came before it.
+        let is_open = leading.rounds.confirmed().next() != leading.rounds.next();
+        if !is_open && leading.reads.needs_round(now.steady, &leading.rounds) {
+            leading.ask(now, &mut out.replica);
+        }
+        let Some(tracker) = leading.shard.tracker() else { return };
+        for (_, query) in leading.reads.release(now.steady, &leading.rounds, tracker) {
+            self.run_shard(now, shard::Input::Query(query), handler, out);
+        }
+    }
+
+    /// Sends the peers what they lack, as far as their streams allow it.
+    pub(super) fn send(&mut self, out: &mut Vec<Effect>) {
+        let Role::Leads(leading) = &mut self.role else { return };
+        let (table, commit) = (self.replica.table(), leading.shard.commit());
+        for (&to, stream) in &mut leading.streams {
+            while let Some(outgoing) = stream.poll(table, commit, u64::MAX, |index| self.tail.bytes_to(index))
+            {
+                out.push(match outgoing {
+                    Outgoing::Append { head, last } => match self.tail.entries(head.before.index, last) {
+                        Some(entries) => Effect::Send { to, frame: Frame::Append { head, entries } },
+                        None => Effect::ReadLog { to, head, last },
+                    },
+                    Outgoing::Snapshot => Effect::SendSnapshot { to },
+                });
+            }
+        }
+    }
+
+    /// Sends entries that were read from the log, if they are still in it. Otherwise the peer gets a snapshot.
+    pub(super) fn handle_log_read(
+        &mut self,
+        to: ReplicaId,
+        head: AppendHead,
+        entries: Vec<LogEntry>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Role::Leads(leading) = &mut self.role else { return };
+        if head.epoch != leading.epoch {
+            return;
+        }
+        let table = self.replica.table();
+        if !entries.is_empty() && entries.iter().all(|entry| table.has(entry.point)) {
+            out.push(Effect::Send { to, frame: Frame::Append { head, entries } });
+        } else if let Some(stream) = leading.streams.get_mut(&to) {
+            stream.handle_unread();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::io::{Input, ReplicaName};
+    use super::super::recovery::Recovery;
+    use super::*;
+    use crate::calls::{Call, Outcome};
+    use crate::capture::View;
+    use crate::commit_tracker::EpochConfig;
+    use crate::handler::Txn;
+    use crate::ids::{Generation, Incarnation, Life, Round, ShardId};
+    use crate::replication::epoch::Mark;
+    use crate::replication::lease::Grants;
+    use crate::replication::stream::StreamLimits;
+    use crate::replication::table::Losses;
+    use crate::shard::Settings;
+    use crate::state::State;
+    use crate::topology::Topology;
+    use std::sync::Arc;
+
+    struct Idle;
+
+    impl Handler for Idle {
+        fn handle(&mut self, _: &Call<'_>, _: &mut Txn<'_>) -> Outcome {
+            unreachable!("nothing is called")
+        }
+
+        fn query(&mut self, _: &Call<'_>, _: View<'_>) -> Outcome {
+            unreachable!("nothing is called")
+        }
+    }
+
+    #[test]
+    fn a_confirmation_of_a_replica_that_was_not_asked_leaves_no_trace() {
+        let mut topology = Topology::new(Incarnation(1));
+        topology.ensure("list", 1).unwrap();
+        let (name, base) = (ReplicaName { id: ReplicaId(1), life: Life(1) }, LogPoint::default());
+        let limits = StreamLimits { window: 100, frame: 100, lag_max: 100, stall_max: Micros(100) };
+        let settings = ReplicaSettings { stream: limits, tail_bytes: 0, heartbeat: Micros(100) };
+        let recovery = Recovery::new(State::new(ShardId(0)));
+        let mut replica = ShardReplica::new(
+            name,
+            recovery,
+            Grants::new(),
+            Arc::new(topology),
+            Settings::default(),
+            settings,
+        );
+        let config = EpochConfig::parse(Epoch(1), vec![ReplicaId(1), ReplicaId(2)], 2, ReplicaId(1)).unwrap();
+        let (life, lease, generation, losses) = (Life(1), Micros(0), Generation(0), Losses::default());
+        let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
+        let now = Now { steady: Time(1), wall: Time(1) };
+        let mut give = |input| replica.handle(now, input, &mut Idle, &mut Effects::default());
+        give(Input::Lead { record, learners: vec![ReplicaId(3)] });
+        let mark = Mark { life: Life(1), at: Time(1) };
+        let mut confirm = |from| {
+            let frame = Frame::Confirm { epoch: Epoch(1), round: Round(0), mark };
+            let input = Input::Frame { from: ReplicaId(from), frame };
+            replica.handle(now, input, &mut Idle, &mut Effects::default());
+            let Role::Leads(leading) = &replica.role else { panic!("it leads") };
+            leading.rounds.clone()
+        };
+        let learner = confirm(3);
+        assert_eq!(confirm(99), learner);
+        assert_ne!(confirm(2), learner, "a member's confirmation is kept");
+    }
+}

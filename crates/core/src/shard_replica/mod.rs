@@ -1,0 +1,532 @@
+//! A replica of one shard on one node: its log, its state, and, while it leads, the shard that ships.
+//!
+//! [`Replica`] decides what is promised, verified and acknowledged, [`Shard`] runs the handlers and decides what is committed and
+//! may leave. This joins them:
+//! - A *backup* or learner takes a primary's entries, acknowledges what is durable and verified in the primary's epoch, and
+//!   applies what is committed as well (rule 16). So its state never rolls back.
+//! - A *takeover* begins at exactly the base of the epoch's record: promise, cut and start entry are one batch, and the shard is
+//!   made of the state and the rest of the log up to the base (rule 10). It counts the others' acknowledgements and those of its
+//!   own disk alike (rule 17), and serves once its start entry is committed (rule 11).
+//! - A *deposed* primary answers no call that is in flight: the shell, which knows them, does. Its state, which is ahead of the commit index, becomes a backup's as it
+//!   is, as long as the log holds what it executed: entries of equal places are equal. Nothing is applied or read meanwhile, until
+//!   the commit index has come so far. If the log is cut below it, the state is dropped and folded anew from the log.
+//!
+//! The node's log keeps everything; in memory are the entries that may have to be applied or cut, and the last committed ones for
+//! peers. A primary without peers keeps none, and its shard handles each input as if there were no replica around it.
+//!
+//! Never reads a clock, a log or a network: all comes in by [`ShardReplica::handle`] and
+//! [`ShardReplica::handle_shard`], and goes out in [`Effects`].
+
+mod io;
+mod leading;
+mod recovery;
+mod tail;
+
+pub use io::{Effect, Effects, Frame, Input, LogEntry, Record, ReplicaName, ReplicaSettings};
+pub use recovery::{Recovery, ReplicaLog};
+
+use crate::clock::Now;
+use crate::entry::Entry;
+use crate::handler::Handler;
+use crate::ids::{Epoch, Index, ReplicaId, ShardId, Time};
+use crate::replication::epoch::EpochRecord;
+use crate::replication::lease::Grants;
+use crate::replication::replica::{Action, AppendHead, InvalidAppend, Replica};
+use crate::replication::table::LogPoint;
+use crate::shard::{self, Settings, Shard};
+use crate::state::{Misfit, State};
+use crate::topology::Topology;
+use leading::Leading;
+use std::sync::Arc;
+use tail::Tail;
+
+/// A replica of a shard, in one life of its process.
+pub struct ShardReplica {
+    id: ShardId,
+    topology: Arc<Topology>,
+    shard_settings: Settings,
+    settings: ReplicaSettings,
+    replica: Replica,
+    tail: Tail,
+    role: Role,
+    /// The highest epoch to lead once the state is folded anew.
+    waiting: Option<(Box<EpochRecord>, Vec<ReplicaId>)>,
+    /// The number of times that a state was asked to be folded anew.
+    rebuilds: u64,
+    /// The last entry that the newest of them may hold.
+    rebuilds_upto: Index,
+    /// The newest epoch of which this replica has heard the primary, and that one.
+    primary: Option<(Epoch, ReplicaId)>,
+    /// The last end of this node's process is known to have met no cause.
+    is_clean: bool,
+    /// The shard is held when it begins, whatever it has met itself.
+    is_held: bool,
+    /// An entry did not follow from the state.
+    is_unusable: bool,
+    /// Empty, with capacity.
+    actions: Vec<Action>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "there is one in a replica, and most hold a state")]
+enum Role {
+    /// The state may be ahead of the commit index, if it was a primary's; then nothing is applied.
+    Follows(State),
+    Leads(Box<Leading>),
+    /// The state is being folded anew.
+    Rebuilds,
+}
+
+/// The source of what is handled, to which refusals go.
+#[derive(Clone, Copy)]
+enum Source {
+    Control,
+    Peer(ReplicaId),
+}
+
+impl ShardReplica {
+    /// Creates a replica from its snapshot and log. `grants` are as for [`Replica::new`].
+    ///
+    /// # Panics
+    /// If the topology has no such shard.
+    #[must_use]
+    pub fn new(
+        name: ReplicaName,
+        recovery: Recovery,
+        grants: Grants,
+        topology: Arc<Topology>,
+        shard_settings: Settings,
+        settings: ReplicaSettings,
+    ) -> Self {
+        let recovery::Recovered { state, promised, table, tail } = recovery.finish();
+        assert!(topology.service_of(state.shard()).is_some(), "a replica is made for its topology");
+        let replica = Replica::new(name.id, name.life, promised, table, grants);
+        Self {
+            id: state.shard(),
+            topology,
+            shard_settings,
+            settings,
+            replica,
+            tail,
+            role: Role::Follows(state),
+            waiting: None,
+            rebuilds: 0,
+            rebuilds_upto: Index(0),
+            primary: None,
+            is_clean: false,
+            is_held: false,
+            is_unusable: false,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Notes that no cause that waits in the state can have ended a process, so that no attempts are logged in the first epoch that
+    /// this replica leads. Must be called only if that is certain: the last life of this node ended in order, or there was none,
+    /// and no other replica leads in between.
+    pub fn assume_clean(&mut self) {
+        self.is_clean = true;
+    }
+
+    /// Whether the last life ended while a message or timer had begun: see [`Shard::has_met`].
+    #[must_use]
+    pub fn has_met(&self) -> bool {
+        !self.is_clean && self.state().is_some_and(State::has_begun_handlers)
+    }
+
+    /// Makes the first epoch that this replica leads begin with a shard that is held, because shards of the same node try what
+    /// their last life has met.
+    pub fn hold(&mut self) {
+        self.is_held = true;
+    }
+
+    /// Returns the number of its shard.
+    #[must_use]
+    pub fn shard_id(&self) -> ShardId {
+        self.id
+    }
+
+    /// Returns what it promises and acknowledges.
+    #[must_use]
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// Returns the shard, while this replica leads.
+    #[must_use]
+    pub fn shard(&self) -> Option<&Shard> {
+        match &self.role {
+            Role::Leads(leading) => Some(&leading.shard),
+            Role::Follows(_) | Role::Rebuilds => None,
+        }
+    }
+
+    /// Returns the shard to set its limits and to drain its snapshots, while this replica leads.
+    pub fn shard_mut(&mut self) -> Option<&mut Shard> {
+        match &mut self.role {
+            Role::Leads(leading) => Some(&mut leading.shard),
+            Role::Follows(_) | Role::Rebuilds => None,
+        }
+    }
+
+    /// Returns the state, which may be ahead of the commit index; `None` while it is folded anew.
+    #[must_use]
+    pub fn state(&self) -> Option<&State> {
+        match &self.role {
+            Role::Follows(state) => Some(state),
+            Role::Leads(leading) => Some(leading.shard.state()),
+            Role::Rebuilds => None,
+        }
+    }
+
+    /// Returns the state if all of it is committed: it may be read as a stale one.
+    #[must_use]
+    pub fn committed_state(&self) -> Option<&State> {
+        self.state().filter(|state| state.position().index <= self.replica.commit())
+    }
+
+    /// Returns the entries in memory behind an index, up to another one; `None` if some are no longer in memory.
+    #[must_use]
+    pub fn entries(&self, before: Index, last: Index) -> Option<Vec<LogEntry>> {
+        self.tail.entries(before, last)
+    }
+
+    /// Returns the oldest snapshot that is on its way to a peer: the log must not be trimmed behind it. `None` if none is.
+    #[must_use]
+    pub fn snapshot_sent(&self) -> Option<LogPoint> {
+        match &self.role {
+            Role::Leads(leading) => leading.snapshot_sent(),
+            Role::Follows(_) | Role::Rebuilds => None,
+        }
+    }
+
+    /// Returns the time at which [`Input::Tick`] is due; a past time means at once.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        let leading = match &self.role {
+            Role::Leads(leading) => leading.deadline(),
+            Role::Follows(_) | Role::Rebuilds => None,
+        };
+        self.replica.wakes_at().into_iter().chain(leading).min()
+    }
+
+    /// Handles one input. `now.steady` is a clock that counts the time in which the machine was suspended. `out` is empty, and gets
+    /// the effects.
+    ///
+    /// # Panics
+    /// If a rule was broken whose violation a crash would turn into a lost or contradicted promise, or `out` was not empty.
+    pub fn handle(&mut self, now: Now, input: Input, handler: &mut dyn Handler, out: &mut Effects) {
+        assert!(out.is_empty(), "the effects of an input are performed before the next one");
+        if self.is_unusable {
+            return;
+        }
+        self.handle_input(now, input, handler, out);
+        self.go_on(now, handler, out);
+    }
+
+    /// Handles an input for the shard, for which this replica must lead: calls, messages of channels and the like. Otherwise as
+    /// [`Self::handle`].
+    ///
+    /// # Panics
+    /// As [`Self::handle`]; for `Start`, `Stored` and `Tick`, which come from [`Self::handle`] alone.
+    #[inline]
+    pub fn handle_shard(
+        &mut self,
+        now: Now,
+        input: shard::Input,
+        handler: &mut dyn Handler,
+        out: &mut Effects,
+    ) {
+        assert!(out.is_empty(), "the effects of an input are performed before the next one");
+        // Without a move of the input or a further call: a node without peers gives all its inputs here.
+        if let Role::Leads(leading) = &mut self.role
+            && leading.is_alone()
+        {
+            let (last, commit) = leading.handle_alone(now, input, handler, &mut out.shard);
+            return self.note_own(last, commit);
+        }
+        if self.is_unusable {
+            return;
+        }
+        self.handle_shard_input(now, input, handler, out);
+        self.go_on(now, handler, out);
+    }
+
+    /// Does what follows from each input.
+    fn go_on(&mut self, now: Now, handler: &mut dyn Handler, out: &mut Effects) {
+        if let Role::Leads(leading) = &self.role
+            && leading.is_alone()
+        {
+            return;
+        }
+        self.apply_committed(&mut out.replica);
+        if let Role::Leads(_) = self.role {
+            self.run_reads(now, handler, out);
+            self.send(&mut out.replica);
+        }
+    }
+
+    fn handle_input(&mut self, now: Now, input: Input, handler: &mut dyn Handler, out: &mut Effects) {
+        if let Input::Durable(0) = input {
+            return self.release(now, handler, out);
+        }
+        let mut actions = std::mem::take(&mut self.actions);
+        let mut source = Source::Control;
+        match input {
+            Input::Frame { from, frame: Frame::Append { head, entries } } => {
+                return self.handle_append(now, from, head, entries, handler, out);
+            }
+            Input::Frame { from, frame: Frame::Ask(ask) } => {
+                source = Source::Peer(from);
+                self.note_primary(ask.epoch, from);
+                self.replica.handle_ask(now.steady, ask, &mut actions);
+            }
+            Input::Frame { from, frame } => return self.handle_answer(now, from, frame, handler, out),
+            Input::Connected(peer) => {
+                if let Role::Leads(leading) = &mut self.role {
+                    leading.handle_connected(peer);
+                }
+            }
+            Input::Durable(records) => self.replica.handle_durable(now.steady, records, &mut actions),
+            Input::Seal(seal) => self.replica.handle_seal(now.steady, seal, &mut actions),
+            Input::Lead { record, learners } => return self.lead(now, record, learners, handler, out),
+            // An older one may lack what was installed or applied since.
+            Input::Rebuilt { number, state } if number == self.rebuilds => {
+                self.handle_rebuilt(now, *state, handler, out);
+            }
+            Input::Rebuilt { .. } => {}
+            Input::LogRead { to, head, entries } => self.handle_log_read(to, head, entries, &mut out.replica),
+            Input::SnapshotSent { to, base } => {
+                if let Role::Leads(leading) = &mut self.role {
+                    leading.handle_snapshot_sent(to, base);
+                }
+            }
+            Input::Installed { from, epoch, base, state } => {
+                assert_eq!(
+                    state.position().index,
+                    base.index,
+                    "a snapshot covers the entries up to its base"
+                );
+                source = Source::Peer(from);
+                if let Err(error) = self.replica.handle_snapshot(epoch, base, &mut actions) {
+                    return refuse_invalid(from, error, &mut out.replica);
+                }
+                self.note_primary(epoch, from);
+                let installs = actions.iter().any(|action| matches!(action, Action::WriteInstall { .. }));
+                self.perform(now, &mut actions, source, Vec::new(), handler, out);
+                if installs {
+                    (self.role, self.tail) = (Role::Follows(*state), Tail::new(base.index));
+                    self.lead_waiting(now, handler, out);
+                }
+                return;
+            }
+            Input::Trimmed(base) => self.replica.handle_trimmed(base),
+            Input::Tick => {
+                self.replica.handle_tick(now.steady, &mut actions);
+                if let Role::Leads(leading) = &mut self.role {
+                    leading.beat(now, &self.replica, &self.settings, &mut out.replica);
+                    self.run_shard(now, shard::Input::Tick, handler, out);
+                }
+            }
+        }
+        self.perform(now, &mut actions, source, Vec::new(), handler, out);
+        self.actions = actions;
+    }
+
+    /// Lets more leave of what is committed.
+    fn release(&mut self, now: Now, handler: &mut dyn Handler, out: &mut Effects) {
+        if let Role::Leads(leading) = &self.role
+            && leading.shard.is_behind()
+        {
+            let (member, epoch, upto) = (self.replica.id(), leading.epoch(), leading.shard.commit());
+            self.run_shard(now, shard::Input::Stored { member, epoch, upto }, handler, out);
+        }
+    }
+
+    /// Takes a primary's entries.
+    fn handle_append(
+        &mut self,
+        now: Now,
+        from: ReplicaId,
+        head: AppendHead,
+        entries: Vec<LogEntry>,
+        handler: &mut dyn Handler,
+        out: &mut Effects,
+    ) {
+        let points: Vec<LogPoint> = entries.iter().map(|entry| entry.point).collect();
+        let mut decoded = Vec::with_capacity(entries.len());
+        for entry in entries {
+            // Entries that are here already are not looked at.
+            let contents = if self.replica.table().has(entry.point) {
+                None
+            } else {
+                match Entry::decode(&entry.bytes) {
+                    Ok(contents)
+                        if (contents.epoch, contents.index) == (entry.point.epoch, entry.point.index) =>
+                    {
+                        Some(Box::new(contents))
+                    }
+                    Ok(contents) => {
+                        let (index, found) = (entry.point.index, contents.index);
+                        let reason = format!("the frame's entry {index} says that it is entry {found}");
+                        return out.replica.push(Effect::Invalid { from, reason });
+                    }
+                    Err(error) => {
+                        return out.replica.push(Effect::Invalid { from, reason: error.to_string() });
+                    }
+                }
+            };
+            decoded.push((entry, contents));
+        }
+        let mut actions = Vec::new();
+        if let Err(error) = self.replica.handle_append(head, &points, &mut actions) {
+            return refuse_invalid(from, error, &mut out.replica);
+        }
+        self.note_primary(head.epoch, from);
+        self.perform(now, &mut actions, Source::Peer(from), decoded, handler, out);
+    }
+
+    /// Notes the primary of an epoch, to which acknowledgements of that epoch go.
+    fn note_primary(&mut self, epoch: Epoch, from: ReplicaId) {
+        if epoch >= self.replica.promised() && self.primary.is_none_or(|(known, _)| known <= epoch) {
+            self.primary = Some((epoch, from));
+        }
+    }
+
+    /// Performs what the replica decided, and empties it. `frame` has the entries of the handled frame.
+    fn perform(
+        &mut self,
+        now: Now,
+        actions: &mut Vec<Action>,
+        source: Source,
+        mut frame: Vec<(LogEntry, Option<Box<Entry>>)>,
+        handler: &mut dyn Handler,
+        out: &mut Effects,
+    ) {
+        for action in actions.drain(..) {
+            match action {
+                Action::WritePromise(epoch) => out.records.push(Record::Promise(epoch)),
+                Action::WriteCut { epoch, keep } => {
+                    self.tail.truncate(keep);
+                    out.records.push(Record::Cut { epoch, keep });
+                    let is_ahead = match &self.role {
+                        Role::Follows(state) => state.position().index > keep,
+                        Role::Rebuilds => self.rebuilds_upto > keep,
+                        Role::Leads(_) => false,
+                    };
+                    if is_ahead {
+                        self.rebuild(self.replica.commit(), &mut out.replica);
+                    }
+                }
+                Action::WriteEntries { from } => {
+                    for (entry, contents) in frame.drain(from..) {
+                        out.records.push(Record::Entry(entry.clone()));
+                        self.tail.push(entry, contents);
+                    }
+                }
+                Action::WriteInstall { epoch, base } => out.records.push(Record::Install { epoch, base }),
+                Action::Ack { epoch, upto } if self.replica.leads() == Some(epoch) => {
+                    let member = self.replica.id();
+                    self.run_shard(now, shard::Input::Stored { member, epoch, upto }, handler, out);
+                }
+                Action::Ack { epoch, upto } => {
+                    self.send_primary(epoch, Frame::Ack { epoch, upto }, &mut out.replica);
+                }
+                Action::Diverged { epoch, table } => {
+                    self.send_primary(epoch, Frame::Diverged { epoch, table }, &mut out.replica);
+                }
+                Action::Confirm { epoch, round, mark } => {
+                    self.send_primary(epoch, Frame::Confirm { epoch, round, mark }, &mut out.replica);
+                }
+                Action::Refuse { epoch, promised } => out.replica.push(match source {
+                    Source::Peer(to) => Effect::Send { to, frame: Frame::Refuse { epoch, promised } },
+                    Source::Control => Effect::Superseded { epoch, promised },
+                }),
+                Action::Sealed(answer) => out.replica.push(Effect::Sealed(answer)),
+                Action::Deposed(epoch) => self.step_down(epoch, &mut out.replica),
+            }
+        }
+    }
+
+    fn send_primary(&self, epoch: Epoch, frame: Frame, out: &mut Vec<Effect>) {
+        if let Some((_, to)) = self.primary.filter(|(known, _)| *known == epoch) {
+            out.push(Effect::Send { to, frame });
+        }
+    }
+
+    /// Drops the state: it holds what is not in the log any more, or lacks what is not in memory. That of a primary-to-be may hold
+    /// more than what is known to be committed.
+    fn rebuild(&mut self, upto: Index, out: &mut Vec<Effect>) {
+        self.role = Role::Rebuilds;
+        self.rebuilds += 1;
+        self.rebuilds_upto = upto;
+        out.push(Effect::Rebuild { number: self.rebuilds, from: self.tail.before().min(upto), upto });
+    }
+
+    /// Whether entries up to an index that the state lacks were left in the log at the start.
+    fn lacks_entries(&self, upto: Index) -> bool {
+        let end = self.tail.before().min(upto);
+        matches!(&self.role, Role::Follows(state) if state.position().index < end)
+    }
+
+    fn handle_rebuilt(&mut self, now: Now, state: State, handler: &mut dyn Handler, out: &mut Effects) {
+        if !matches!(self.role, Role::Rebuilds) {
+            return;
+        }
+        let index = state.position().index;
+        assert!(
+            index >= self.tail.before().min(self.rebuilds_upto),
+            "entry {index} is followed by the entries in memory [2]"
+        );
+        assert!(
+            index <= self.rebuilds_upto.max(self.replica.commit()),
+            "entry {index} of a state that is folded anew is committed [2]"
+        );
+        self.role = Role::Follows(state);
+        self.lead_waiting(now, handler, out);
+    }
+
+    /// Leads the epoch that waited for a state.
+    fn lead_waiting(&mut self, now: Now, handler: &mut dyn Handler, out: &mut Effects) {
+        if let Some((record, learners)) = self.waiting.take() {
+            self.lead(now, record, learners, handler, out);
+        }
+    }
+
+    /// Handles nothing any more: the state is of no use.
+    fn give_up(&mut self, misfit: Misfit, out: &mut Vec<Effect>) {
+        self.is_unusable = true;
+        self.role = Role::Rebuilds;
+        out.push(Effect::Unusable(misfit));
+    }
+
+    /// Applies what is committed and matched in the primary's epoch (rule 16).
+    fn apply_committed(&mut self, out: &mut Vec<Effect>) {
+        let commit = self.replica.commit();
+        if self.lacks_entries(Index(u64::MAX)) {
+            if commit >= self.tail.before() {
+                self.rebuild(commit, out);
+            }
+            return;
+        }
+        match &mut self.role {
+            Role::Follows(state) => {
+                if let Err(misfit) = self.tail.apply_to(state, commit) {
+                    return self.give_up(misfit, out);
+                }
+                if state.position().index == commit {
+                    self.replica.handle_applied(commit);
+                }
+            }
+            Role::Leads(_) => {}
+            Role::Rebuilds => return,
+        }
+        self.tail.trim(commit, self.settings.tail_bytes);
+    }
+}
+
+/// Reports an invalid frame.
+fn refuse_invalid(from: ReplicaId, error: InvalidAppend, out: &mut Vec<Effect>) {
+    if let InvalidAppend::GivenUp { frame: epoch, .. } = error {
+        out.push(Effect::GivenUp { from, epoch });
+    }
+    out.push(Effect::Invalid { from, reason: error.to_string() });
+}

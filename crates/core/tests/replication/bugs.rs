@@ -1,0 +1,48 @@
+//! Mistakes that are planted around the replicas, to show that the checks find them.
+
+/// A planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// A promise counts as durable once it is written (rule 7). Drawn faults rarely leave an old primary with a member that forgot
+    /// its seal: a script does.
+    SealNotDurable,
+    /// An append of an older epoch is acknowledged after a seal (rule 6).
+    AckAfterSeal,
+    /// Older entries count as committed before the start entry is (rule 11).
+    OldTailCommitted,
+    /// A primary's own disk counts once it is written to (rule 17).
+    OwnDiskImplicit,
+    /// A primary goes on in its epoch after a restart (rule 11).
+    RestartedPrimary,
+    /// A learner's acknowledgements count for a member (rule 2).
+    LearnerCounted,
+    /// A backup applies entries that it has not compared with the primary's (rule 16).
+    AppliesUnmatched,
+    /// A deposed primary keeps what it executed although its log was cut.
+    SpeculationKept,
+    /// A replica whose disk was replaced keeps its number (rule 3).
+    WipedVoter,
+    /// A takeover looks at the seals of the newest epoch only (rule 9).
+    NewestEpochOnly,
+    /// A member counts as sealed that has not answered (rule 9).
+    ForgedSeal,
+    /// A primary's W is another one than the record's (section 1 of the design).
+    AcksChange,
+}
+
+impl Bug {
+    /// Those that drawn faults find within seconds.
+    pub(crate) const FOUND: [Self; 11] = [
+        Self::AckAfterSeal,
+        Self::OldTailCommitted,
+        Self::OwnDiskImplicit,
+        Self::RestartedPrimary,
+        Self::LearnerCounted,
+        Self::AppliesUnmatched,
+        Self::SpeculationKept,
+        Self::WipedVoter,
+        Self::NewestEpochOnly,
+        Self::ForgedSeal,
+        Self::AcksChange,
+    ];
+}

@@ -1,0 +1,138 @@
+//! The clients: writes that are repeated until they are answered, and reads.
+
+use super::World;
+use super::node::Node;
+use super::service::list;
+use stead_core::blob::Blob;
+use stead_core::calls::{Answer, Identity, Query, Request};
+use stead_core::ids::{BodyHash, CallToken, Colour, Micros, Time};
+use stead_core::key::Key;
+use stead_core::reply::Reply;
+use stead_core::shard;
+
+pub(super) struct Pending {
+    pub(super) number: u32,
+    /// The greatest position that was answered before it was first sent.
+    pub(super) floor: u32,
+    pub(super) token: Option<CallToken>,
+    pub(super) sent_at: Time,
+}
+
+impl World {
+    pub(super) fn request(&mut self) {
+        if self.pending.len() < 4 && !self.is_calm {
+            self.write_anew();
+        }
+        let now = self.now;
+        let late = |pending: &Pending| {
+            pending.token.is_none() || now.since(pending.sent_at) > Micros::from_millis(100)
+        };
+        let Some(which) = self.pending.iter().position(late) else {
+            if self.chance(20) {
+                self.query();
+            }
+            return;
+        };
+        let request = self.next_request(which);
+        self.call(request);
+    }
+
+    /// A client has something new to write.
+    pub(super) fn write_anew(&mut self) {
+        self.next_number += 1;
+        let (number, floor) = (self.next_number, self.answered);
+        self.pending.push(Pending { number, floor, token: None, sent_at: Time(0) });
+    }
+
+    /// Sends a pending request once more.
+    pub(super) fn next_request(&mut self, which: usize) -> shard::Input {
+        self.next_token = self.next_token.next();
+        let token = self.next_token;
+        let pending = &mut self.pending[which];
+        (pending.token, pending.sent_at) = (Some(token), self.now);
+        let number = pending.number.to_be_bytes();
+        let request = Request {
+            token,
+            process: Key::new("a").unwrap(),
+            payload: Blob::from(number.as_slice()),
+            principal: "alice".into(),
+            identity: Identity::Idempotency {
+                key: Blob::from(number.as_slice()),
+                body_hash: BodyHash([0; 16]),
+            },
+            colour: Colour(0),
+        };
+        shard::Input::Request(request)
+    }
+
+    pub(super) fn query(&mut self) {
+        self.next_token = self.next_token.next();
+        let token = self.next_token;
+        self.queries.insert(token, self.answered);
+        let process = Key::new("a").unwrap();
+        let query = Query { token, process, payload: Blob::empty(), principal: "alice".into() };
+        self.call(shard::Input::Query(query));
+    }
+
+    /// Gives a call to the node that leads as far as the client knows, or to any.
+    pub(super) fn call(&mut self, input: shard::Input) {
+        let leads = |node: &Node| node.replica.as_ref().is_some_and(|replica| replica.shard().is_some());
+        let leading: Vec<usize> = (0..self.nodes.len()).filter(|at| leads(&self.nodes[*at])).collect();
+        let at = match self.rng.choice(&leading) {
+            Some(at) if !self.chance(10) || self.is_calm => *at,
+            _ => self.rng.usize(0..self.nodes.len()),
+        };
+        if self.nodes[at].replica.is_some() {
+            self.calls.extend(input.token().map(|token| (token, at)));
+            self.nodes[at].todo.push_back(input.into());
+        }
+    }
+
+    /// A call gets no answer from the node that has it: its client repeats a write.
+    pub(super) fn end_call(&mut self, token: CallToken) {
+        self.marks.moved += u64::from(self.calls.remove(&token).is_some());
+        if let Some(pending) = self.pending.iter_mut().find(|p| p.token == Some(token)) {
+            pending.token = None;
+        }
+        self.queries.remove(&token);
+    }
+
+    pub(super) fn handle_answer(&mut self, answer: &Answer) -> Result<(), String> {
+        self.calls.remove(&answer.token);
+        let count = match &answer.result {
+            Ok(Reply::Ok(reply)) => u32::from_be_bytes(reply[..].try_into().unwrap()),
+            Ok(Reply::Err(_)) => return Err("the handler failed".to_owned()),
+            Err(_) => {
+                if let Some(pending) = self.pending.iter_mut().find(|p| p.token == Some(answer.token)) {
+                    pending.token = None;
+                }
+                self.queries.remove(&answer.token);
+                return Ok(());
+            }
+        };
+        if let Some(floor) = self.queries.remove(&answer.token) {
+            self.marks.reads += 1;
+            let committed = list(&self.model, "a").len() as u32;
+            if count < floor || count > committed {
+                return Err(format!("[6] a read saw {count} of {floor} answered, {committed} committed"));
+            }
+            return Ok(());
+        }
+        let Some(which) = self.pending.iter().position(|p| p.token == Some(answer.token)) else {
+            return Ok(());
+        };
+        let pending = self.pending.swap_remove(which);
+        self.marks.answers += 1;
+        let committed = list(&self.model, "a");
+        if committed.get(count as usize - 1) != Some(&pending.number) {
+            let number = pending.number;
+            return Err(format!("[5] request {number} was answered as {count} of {committed:?}"));
+        }
+        if count <= pending.floor {
+            let Pending { number, floor, .. } = pending;
+            return Err(format!("[6] request {number} became {count} after {floor} was answered"));
+        }
+        self.answered = self.answered.max(count);
+        Ok(())
+    }
+}

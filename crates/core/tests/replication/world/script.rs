@@ -1,0 +1,72 @@
+//! Runs that are written down step by step, for what the drawn faults meet too rarely.
+
+use super::{CONTROL, Message, World};
+use crate::bugs::Bug;
+use fastrand::Rng;
+use stead_core::commit_tracker::EpochConfig;
+use stead_core::ids::{Epoch, Micros, ReplicaId};
+use stead_core::replication::epoch::Seal;
+
+impl World {
+    /// All arrives and is handled, and these nodes sync what they write, until nothing is left to do.
+    fn settle(&mut self, syncing: &[usize]) -> Result<(), String> {
+        loop {
+            if !self.wire.is_empty() {
+                self.deliver(0)?;
+            } else if let Some(at) = self.nodes.iter().position(|node| !node.todo.is_empty()) {
+                let input = self.nodes[at].todo.pop_front().unwrap();
+                self.give(at, input)?;
+            } else if let Some(at) = syncing.iter().find(|at| !self.nodes[**at].written.is_empty()) {
+                self.sync_batches(*at, self.nodes[*at].written.len())?;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether a node's answer to the seal has come.
+    fn is_sealed(&self, at: usize) -> bool {
+        let id = self.nodes[at].id;
+        self.plane.seals.contains_key(&id)
+    }
+
+    /// A member answers a seal, crashes before more reaches its disk than the answer needs, and meets the old primary, which has
+    /// not heard of the new epoch.
+    pub(crate) fn forgotten_seal(bug: Option<Bug>) -> Result<(), String> {
+        let mut world = Self::with(Rng::with_seed(1), bug, 3, 3, 2);
+        (world.is_calm, world.is_scripted) = (true, true);
+        let (old, new, forgetful) = (0, 1, 2);
+        world.settle(&[old, new, forgetful])?;
+        assert_eq!(world.committed.len(), 1, "epoch 1 is active");
+
+        // The old primary hears neither the control plane nor the next primary.
+        world.deaf = Some(old);
+        world.cut.insert((old, new));
+        for at in [new, forgetful] {
+            let seal = Seal { epoch: Epoch(2), lease: Micros(0) };
+            world.send(CONTROL, world.nodes[at].id, Message::Seal(seal));
+        }
+        world.settle(&[new])?;
+        if !world.is_sealed(forgetful) {
+            world.settle(&[forgetful])?;
+        }
+        assert!(world.is_sealed(new) && world.is_sealed(forgetful), "both answer");
+        world.end(forgetful, 0);
+        let seals = std::mem::take(&mut world.plane.seals);
+        let config = EpochConfig::parse(Epoch(2), vec![ReplicaId(2)], 1, ReplicaId(2)).unwrap();
+        world.take_over(config, seals.into_values().collect());
+        world.settle(&[new])?;
+        assert_eq!(world.committed.len(), 2, "epoch 2 is active");
+
+        world.start(forgetful);
+        world.connect_nodes(old, forgetful)?;
+        world.write_anew();
+        let request = world.next_request(0);
+        world.nodes[old].todo.push_back(request.into());
+        world.settle(&[old, forgetful])?;
+        assert_eq!(world.committed.len(), 2, "the old primary commits nothing");
+
+        world.is_scripted = false;
+        world.heal()
+    }
+}

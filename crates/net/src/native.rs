@@ -1,0 +1,318 @@
+//! The native protocol: what a client asks of a node, and the answers, as the content of request and answer frames.
+//!
+//! A request is the time for which its client still waits, in milliseconds as 4 bytes, little-endian, then an [`Ask`] in
+//! CBOR. The time is apart from the rest because it changes when a request is sent again. An answer is an [`Answer`] in
+//! CBOR. Both are arrays of a variant's number and its fields: a new field is optional and goes to the end, and a version
+//! that does not know it skips it. [`VERSIONS`](crate::handshake::VERSIONS) is the version of all this.
+//!
+//! The node does not trust a client: it checks that the shard of a request has its process.
+
+mod refused;
+
+use crate::payload::{Payload, PayloadWriter};
+use bytes::Bytes;
+use minicbor::{Decode, Encode};
+use refused::Refused;
+use std::time::Duration;
+use stead_core::blob::Blob;
+use stead_core::calls::{self, Identity, Refusal};
+use stead_core::ids::{
+    BodyHash, CallToken, Colour, Epoch, Incarnation, Index, RequestNumber, SessionId, ShardId,
+};
+use stead_core::key::Key;
+use stead_core::placement::Place;
+use stead_core::reply::Reply;
+use stead_core::topology::Topology;
+
+/// Length of the time at the start of a request.
+const TIME_LEN: usize = 4;
+
+/// The requests of a client to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Ask<'b> {
+    /// The services and their shards: [`Answer::Topology`].
+    #[n(0)]
+    Topology,
+    /// To open a session. One that is open stays so.
+    #[n(1)]
+    OpenSession {
+        /// The shard.
+        #[n(0)]
+        shard: ShardId,
+        /// The session, drawn at random by the client.
+        #[n(1)]
+        session: SessionId,
+        /// The client's principal.
+        #[b(2)]
+        principal: &'b str,
+    },
+    /// To handle a request.
+    #[n(2)]
+    Request {
+        /// The shard of the process.
+        #[n(0)]
+        shard: ShardId,
+        /// The receiving process.
+        #[n(1)]
+        process: Key,
+        /// The request's bytes.
+        #[n(2)]
+        payload: Blob,
+        /// The client's principal.
+        #[b(3)]
+        principal: &'b str,
+        /// The identity by which a retry is recognised.
+        #[n(4)]
+        identity: Identified,
+        /// The highest colour that the client has seen.
+        #[n(5)]
+        colour: Colour,
+    },
+    /// To answer a query.
+    #[n(3)]
+    Query {
+        /// The shard of the process.
+        #[n(0)]
+        shard: ShardId,
+        /// The queried process.
+        #[n(1)]
+        process: Key,
+        /// The query's bytes.
+        #[n(2)]
+        payload: Blob,
+        /// The client's principal.
+        #[b(3)]
+        principal: &'b str,
+    },
+    /// To retry a dead letter, or to delete it.
+    #[n(4)]
+    DeadLetter {
+        /// The shard that holds it.
+        #[n(0)]
+        shard: ShardId,
+        /// Its index.
+        #[n(1)]
+        letter: Index,
+        /// Whether it is retried.
+        #[n(2)]
+        retry: bool,
+    },
+}
+
+/// An [`Identity`] as requests carry it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Identified {
+    /// A position in a session.
+    #[n(0)]
+    Session {
+        /// The session.
+        #[n(0)]
+        session: SessionId,
+        /// The request's number.
+        #[n(1)]
+        number: RequestNumber,
+        /// The client has the replies up to this number.
+        #[n(2)]
+        confirmed: RequestNumber,
+    },
+    /// A key chosen by the client.
+    #[n(1)]
+    Idempotency {
+        /// The key.
+        #[n(0)]
+        key: Blob,
+        /// Hash of the request.
+        #[n(1)]
+        body_hash: BodyHash,
+    },
+    /// None.
+    #[n(2)]
+    None,
+}
+
+impl From<Identity> for Identified {
+    fn from(identity: Identity) -> Self {
+        match identity {
+            Identity::Session { session, number, confirmed } => Self::Session { session, number, confirmed },
+            Identity::Idempotency { key, body_hash } => Self::Idempotency { key, body_hash },
+            Identity::None => Self::None,
+        }
+    }
+}
+
+impl From<Identified> for Identity {
+    fn from(identified: Identified) -> Self {
+        match identified {
+            Identified::Session { session, number, confirmed } => {
+                Self::Session { session, number, confirmed }
+            }
+            Identified::Idempotency { key, body_hash } => Self::Idempotency { key, body_hash },
+            Identified::None => Self::None,
+        }
+    }
+}
+
+/// The reason for which the content of a frame cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the content of a frame cannot be read: {0}; run the same version of Stead at both ends")]
+pub struct Unreadable(String);
+
+impl From<minicbor::decode::Error> for Unreadable {
+    fn from(error: minicbor::decode::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+fn encode<T: Encode<()>>(value: &T) -> Bytes {
+    minicbor::to_vec(value).expect("memory takes everything").into()
+}
+
+impl<'b> Ask<'b> {
+    /// Whether it has the effect of one if it is sent twice.
+    #[must_use]
+    pub fn repeats(&self) -> bool {
+        match self {
+            Self::Topology | Self::OpenSession { .. } | Self::Query { .. } => true,
+            Self::Request { identity, .. } => *identity != Identified::None,
+            Self::DeadLetter { .. } => false,
+        }
+    }
+
+    /// Returns the encoded request without its time: see [`with_time`].
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        encode(self)
+    }
+
+    /// Reads a request, and the time for which its client still waits.
+    ///
+    /// # Errors
+    /// If the bytes are no request.
+    pub fn decode(bytes: &'b [u8]) -> Result<(Duration, Self), Unreadable> {
+        let Some((time, ask)) = bytes.split_first_chunk::<TIME_LEN>() else {
+            return Err(Unreadable("a request begins with its time".to_owned()));
+        };
+        let time = Duration::from_millis(u32::from_le_bytes(*time).into());
+        Ok((time, minicbor::decode(ask)?))
+    }
+}
+
+/// Returns the payload of an encoded request whose client still waits for so long: at most 49 days count.
+#[must_use]
+pub fn with_time(time: Duration, ask: &Bytes) -> Payload {
+    let millis = u32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
+    let mut payload = PayloadWriter::new();
+    payload.write(&millis.to_le_bytes());
+    payload.share(ask);
+    payload.finish()
+}
+
+/// The answers of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The answer of the shard. Its token is the receiver's to fill in.
+    Of(calls::Answer),
+    /// The node refused on the shard's behalf. Nothing was changed.
+    Refused(Refusal),
+    /// The shard is not on this node. Nothing was changed.
+    NotHere {
+        /// The shard.
+        shard: ShardId,
+        /// Its place.
+        place: Place,
+    },
+    /// The shard gave no answer in time. The request may have been applied, or may still be.
+    TimedOut,
+    /// The node had a fatal error. The request may have been applied.
+    Failed(String),
+    /// The node is shutting down. The request may have been applied.
+    Stopped,
+    /// There is an answer, and no room for it among those that wait to be read. The request may have been applied: the
+    /// same one, sent again with its identity, gets the answer.
+    NoRoom,
+    /// The services and their shards.
+    Topology(Topology),
+    /// The request is invalid. Nothing was changed.
+    Invalid(String),
+}
+
+#[derive(Encode, Decode)]
+enum Wire<'b> {
+    #[n(0)]
+    Reply(#[n(0)] Epoch, #[n(1)] Index, #[n(2)] Colour, #[n(3)] Reply),
+    #[n(1)]
+    Refusal(#[n(0)] Epoch, #[n(1)] Index, #[n(2)] Colour, #[n(3)] Refused),
+    #[n(2)]
+    Refused(#[n(0)] Refused),
+    #[n(3)]
+    NotHere(#[n(0)] ShardId, #[n(1)] bool),
+    #[n(4)]
+    TimedOut,
+    #[n(5)]
+    Failed(#[b(0)] &'b str),
+    #[n(6)]
+    Stopped,
+    #[n(7)]
+    NoRoom,
+    #[n(8)]
+    Topology(#[n(0)] Incarnation, #[b(1)] Vec<(&'b str, u32)>),
+    #[n(9)]
+    Invalid(#[b(0)] &'b str),
+}
+
+impl Answer {
+    /// Returns the encoded answer.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        encode(&match self {
+            Self::Of(calls::Answer { epoch, index, colour, result: Ok(reply), .. }) => {
+                Wire::Reply(*epoch, *index, *colour, reply.clone())
+            }
+            Self::Of(calls::Answer { epoch, index, colour, result: Err(refusal), .. }) => {
+                Wire::Refusal(*epoch, *index, *colour, refusal.into())
+            }
+            Self::Refused(refusal) => Wire::Refused(refusal.into()),
+            Self::NotHere { shard, place } => Wire::NotHere(*shard, *place == Place::Elsewhere),
+            Self::TimedOut => Wire::TimedOut,
+            Self::Failed(reason) => Wire::Failed(reason),
+            Self::Stopped => Wire::Stopped,
+            Self::NoRoom => Wire::NoRoom,
+            Self::Topology(topology) => {
+                let services = topology.services().iter();
+                let services = services.map(|service| (service.name.as_str(), service.shards)).collect();
+                Wire::Topology(topology.incarnation, services)
+            }
+            Self::Invalid(reason) => Wire::Invalid(reason),
+        })
+    }
+
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// If the bytes are no answer.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let of = |epoch, index, colour, result| {
+            Self::Of(calls::Answer { token: CallToken(0), epoch, index, colour, result })
+        };
+        Ok(match minicbor::decode(bytes)? {
+            Wire::Reply(epoch, index, colour, reply) => of(epoch, index, colour, Ok(reply)),
+            Wire::Refusal(epoch, index, colour, refused) => of(epoch, index, colour, Err(refused.into())),
+            Wire::Refused(refused) => Self::Refused(refused.into()),
+            Wire::NotHere(shard, is_elsewhere) => {
+                Self::NotHere { shard, place: if is_elsewhere { Place::Elsewhere } else { Place::Unplaced } }
+            }
+            Wire::TimedOut => Self::TimedOut,
+            Wire::Failed(reason) => Self::Failed(reason.to_owned()),
+            Wire::Stopped => Self::Stopped,
+            Wire::NoRoom => Self::NoRoom,
+            Wire::Topology(incarnation, services) => {
+                let mut topology = Topology::new(incarnation);
+                for (name, shards) in services {
+                    topology.ensure(name, shards).map_err(|error| Unreadable(error.to_string()))?;
+                }
+                Self::Topology(topology)
+            }
+            Wire::Invalid(reason) => Self::Invalid(reason.to_owned()),
+        })
+    }
+}

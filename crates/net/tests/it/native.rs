@@ -1,0 +1,220 @@
+//! The native protocol: each request, answer and refusal arrives as it was sent, and what is no such thing is refused.
+
+use crate::connections::{local, settings, take};
+use std::time::Duration;
+use stead_core::blob::Blob;
+use stead_core::calls::{self, Identity, Limited, Misuse, Refusal};
+use stead_core::ids::{
+    BodyHash, CallToken, ClusterId, Colour, Epoch, Incarnation, Index, Life, RequestNumber, SessionId,
+    ShardId, Time,
+};
+use stead_core::key::Key;
+use stead_core::placement::Place;
+use stead_core::reply::Reply;
+use stead_core::topology::Topology;
+use stead_net::connection::{Connection, Event, Failure};
+use stead_net::frame::Origin;
+use stead_net::handshake::{HandshakeError, Local, RefusalKind, Role};
+use stead_net::native::{Answer, Ask, Identified, with_time};
+use stead_net::payload::PayloadWriter;
+
+fn refusals() -> Vec<Refusal> {
+    let after = Duration::from_millis(1500);
+    let limited = [
+        Limited::Replies,
+        Limited::RepliesOfPrincipal,
+        Limited::Sessions,
+        Limited::SessionsOfPrincipal,
+        Limited::Waiting,
+        Limited::DeadLetters,
+    ];
+    let text = || "text".to_owned();
+    let mut refusals = vec![
+        Refusal::UnknownSession(SessionId(7)),
+        Refusal::Confirmed(RequestNumber(8)),
+        Refusal::Window { number: RequestNumber(9), confirmed: RequestNumber(1), window: 4 },
+        Refusal::IdempotencyConflict,
+        Refusal::TooLong { what: "a principal", len: 300, max: 256 },
+        Refusal::TooLong { what: "an idempotency key", len: 300, max: 256 },
+        Refusal::RequestTooLarge { len: 1 << 40, max: 5 },
+        Refusal::NoDeadLetter(Index(3)),
+        Refusal::NoRetry { letter: Index(3), why: "its payload was too large to be kept" },
+        Refusal::FailedAgain { letter: Index(3), reason: text() },
+        Refusal::Misuse(Misuse::Request(text())),
+        Refusal::Misuse(Misuse::State(text())),
+        Refusal::Misuse(Misuse::NoCode(text())),
+        Refusal::Misuse(Misuse::Internal(text())),
+        Refusal::Misuse(Misuse::TooLarge { len: 9, max: 8 }),
+        Refusal::Panicked(text()),
+        Refusal::Overloaded { retry_after: after },
+        Refusal::Poisoned { attempts: 5 },
+        Refusal::QueryGivenUp { process: text(), limit: after },
+        Refusal::QueriesStuck { service: text(), stuck: 4, process: text() },
+        Refusal::NotReady,
+        Refusal::Full,
+    ];
+    refusals.extend(limited.map(|what| Refusal::LimitReached { what, max: 10, retry_after: after }));
+    refusals
+}
+
+#[test]
+fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
+    let mut topology = Topology::new(Incarnation(3));
+    topology.ensure("kv", 16).unwrap();
+    topology.ensure("bank", 2).unwrap();
+    let of = |result| {
+        Answer::Of(calls::Answer {
+            token: CallToken(0),
+            epoch: Epoch(4),
+            index: Index(u64::MAX),
+            colour: Colour(2),
+            result,
+        })
+    };
+    let mut answers = vec![
+        of(Ok(Reply::Ok(Blob::from(&[1; 100][..])))),
+        of(Ok(Reply::Err(Blob::empty()))),
+        Answer::NotHere { shard: ShardId(5), place: Place::Elsewhere },
+        Answer::NotHere { shard: ShardId(5), place: Place::Unplaced },
+        Answer::TimedOut,
+        Answer::Failed("the disk".to_owned()),
+        Answer::Stopped,
+        Answer::NoRoom,
+        Answer::Topology(topology),
+        Answer::Invalid("why".to_owned()),
+    ];
+    answers.extend(refusals().into_iter().map(|refusal| of(Err(refusal))));
+    answers.extend(refusals().into_iter().map(Answer::Refused));
+    for answer in answers {
+        let bytes = answer.encode();
+        assert_eq!(Answer::decode(&bytes), Ok(answer));
+        for cut in 0..bytes.len() {
+            assert!(Answer::decode(&bytes[..cut]).is_err(), "a part is no answer");
+        }
+    }
+}
+
+fn asks() -> [Ask<'static>; 7] {
+    let (shard, process) = (ShardId(3), Key::new("key").unwrap());
+    let payload = Blob::from(&b"payload"[..]);
+    let (session, principal) = (SessionId(u128::MAX), "local");
+    let request = |identity: Identity| Ask::Request {
+        shard,
+        process: process.clone(),
+        payload: payload.clone(),
+        principal,
+        identity: identity.into(),
+        colour: Colour(9),
+    };
+    [
+        Ask::Topology,
+        Ask::OpenSession { shard, session, principal },
+        request(Identity::Session { session, number: RequestNumber(5), confirmed: RequestNumber(2) }),
+        request(Identity::Idempotency { key: Blob::from(&b"k"[..]), body_hash: BodyHash([7; 16]) }),
+        request(Identity::None),
+        Ask::Query { shard, process: process.clone(), payload: payload.clone(), principal },
+        Ask::DeadLetter { shard, letter: Index(1), retry: true },
+    ]
+}
+
+fn bytes_of(time: Duration, ask: &Ask<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let (mut client, mut node) = open();
+    client.send_request(&with_time(time, &ask.encode()), Time(0)).unwrap();
+    node.receive(&take(&mut client, usize::MAX, Time(0)), Time(0));
+    if let Ok(Some(Event::Request(_, payload))) = node.next_event(Time(0), Time(0), |_| None) {
+        bytes.extend_from_slice(&payload);
+    }
+    bytes
+}
+
+#[test]
+fn each_request_arrives_with_the_time_that_is_left() {
+    for ask in asks() {
+        let bytes = bytes_of(Duration::from_micros(1_500_001), &ask);
+        assert_eq!(Ask::decode(&bytes), Ok((Duration::from_millis(1501), ask)));
+        for cut in 0..bytes.len() {
+            assert!(Ask::decode(&bytes[..cut]).is_err(), "a part is no request");
+        }
+    }
+    let bytes = bytes_of(Duration::MAX, &Ask::Topology);
+    assert_eq!(Ask::decode(&bytes).unwrap().0, Duration::from_millis(u32::MAX.into()));
+}
+
+#[test]
+fn identities_keep_their_content() {
+    let Ask::Request { identity, .. } = &asks()[2] else { panic!("it is a request") };
+    let back = Identified::from(Identity::from(identity.clone()));
+    assert_eq!(&back, identity);
+}
+
+/// The first version's bytes: a later one must read them.
+#[test]
+fn the_first_version_is_read() {
+    let bytes = [
+        1, 0, 0, 0, // 1 ms
+        0x82, 2, // a request
+        0x86, 3, 0x63, b'k', b'e', b'y', 0x42, 1, 2, 0x61, b'p', // shard, process, payload, principal
+        0x82, 2, 0x80, // no identity
+        9,    // colour
+    ];
+    let ask = Ask::Request {
+        shard: ShardId(3),
+        process: Key::new("key").unwrap(),
+        payload: Blob::from(&[1, 2][..]),
+        principal: "p",
+        identity: Identified::None,
+        colour: Colour(9),
+    };
+    assert_eq!(Ask::decode(&bytes), Ok((Duration::from_millis(1), ask.clone())));
+    assert_eq!(bytes_of(Duration::from_millis(1), &ask), bytes);
+    let answer = [0x82, 0, 0x84, 4, 5, 6, 0x82, 0, 0x81, 0x41, 7];
+    let reply = Answer::decode(&answer).unwrap();
+    assert_eq!(&reply.encode()[..], answer);
+}
+
+/// A client and a node that are connected.
+fn open() -> (Connection, Connection) {
+    let client = Local {
+        cluster: None,
+        role: Role::Client,
+        origin: Origin { incarnation: Incarnation(0), life: Life(0) },
+        ..local(1)
+    };
+    let mut client = Connection::dial(client, 1, None, settings(), Time(0), Time(0));
+    let mut node = Connection::accept(local(2), 1, settings(), Time(0));
+    node.receive(&take(&mut client, usize::MAX, Time(0)), Time(0));
+    let opened = node.next_event(Time(0), Time(0), |_| None);
+    assert!(matches!(&opened, Ok(Some(Event::Opened(agreed))) if agreed.role == Role::Client));
+    client.receive(&take(&mut node, usize::MAX, Time(0)), Time(0));
+    let opened = client.next_event(Time(0), Time(0), |_| None);
+    assert!(matches!(&opened, Ok(Some(Event::Opened(agreed))) if agreed.cluster == Some(ClusterId(1))));
+    (client, node)
+}
+
+#[test]
+fn an_end_whose_frames_are_invalid_gets_the_reason_before_the_connection_closes() {
+    let (mut client, mut node) = open();
+    let mut payload = PayloadWriter::new();
+    payload.write(b"request");
+    client.send_request(&payload.finish(), Time(0)).unwrap();
+    let request = take(&mut client, usize::MAX, Time(0));
+    // The same number twice.
+    node.receive(&[request.clone(), request].concat(), Time(0));
+    assert!(matches!(node.next_event(Time(0), Time(0), |_| None), Ok(Some(Event::Request(..)))));
+    let failed = node.next_event(Time(0), Time(0), |_| None).unwrap_err();
+    assert!(matches!(failed, Failure::Number { number: 1, .. }), "{failed}");
+    client.receive(&take(&mut node, usize::MAX, Time(0)), Time(0));
+    let refused = client.next_event(Time(0), Time(0), |_| None).unwrap_err();
+    let Failure::Handshake(HandshakeError::RefusedByOther { kind, text }) = refused else {
+        panic!("{refused}")
+    };
+    assert_eq!((kind, text), (RefusalKind::Malformed, failed.to_string()));
+    // Garbage.
+    let (mut client, mut node) = open();
+    node.receive(b"GET / HTTP/1.1\r\n", Time(0));
+    let failed = node.next_event(Time(0), Time(0), |_| None).unwrap_err();
+    client.receive(&take(&mut node, usize::MAX, Time(0)), Time(0));
+    let refused = client.next_event(Time(0), Time(0), |_| None).unwrap_err();
+    assert!(refused.to_string().contains(&failed.to_string()), "{refused}");
+}

@@ -1,0 +1,283 @@
+//! The messages between replicas.
+
+use bytes::Bytes;
+use std::fmt::Write as _;
+use std::io::IoSlice;
+use stead_core::blob::Blob;
+use stead_core::ids::{Epoch, Incarnation, Index, Life, Micros, ReplicaId, Round, ShardId, Time};
+use stead_core::replication::epoch::{Ask, Fresh, Mark};
+use stead_core::replication::replica::AppendHead;
+use stead_core::replication::table::{EpochTable, LogPoint};
+use stead_core::shard_replica::{Frame, LogEntry};
+use stead_net::frame::{HEADER_LEN, Head, Kind, Origin};
+use stead_net::outgoing::Outgoing;
+use stead_net::payload::PayloadWriter;
+use stead_net::replica::{
+    Chunk, Message, MessageError, Received, Route, append_overhead, read_message, write_chunk, write_frame,
+    write_received,
+};
+use stead_net::section::{Section, sections};
+
+fn at(epoch: u64, index: u64) -> LogPoint {
+    LogPoint { epoch: Epoch(epoch), index: Index(index) }
+}
+
+fn route(shard: u32) -> Route {
+    Route { shard: ShardId(shard), from: ReplicaId(7), to: ReplicaId(9) }
+}
+
+/// Returns the bytes of a payload.
+fn bytes(writer: PayloadWriter) -> Bytes {
+    let mut outgoing = Outgoing::default();
+    let origin = Origin { incarnation: Incarnation(1), life: Life(2) };
+    outgoing.push(Head { kind: Kind::Shards, number: 0, origin }, &writer.finish());
+    let mut bytes = Vec::new();
+    while !outgoing.is_empty() {
+        let mut slices = [IoSlice::new(&[]); 8];
+        let filled = outgoing.slices(&mut slices);
+        let len = slices[..filled].iter().map(|slice| slice.len()).sum();
+        slices[..filled].iter().for_each(|slice| bytes.extend_from_slice(slice));
+        outgoing.advance(len);
+    }
+    Bytes::from(bytes).slice(HEADER_LEN..)
+}
+
+fn write(route: Route, message: &Message) -> Bytes {
+    let mut writer = PayloadWriter::new();
+    write_to(&mut writer, route, message);
+    let len = writer.len();
+    let bytes = bytes(writer);
+    assert_eq!(bytes.len(), len);
+    bytes
+}
+
+fn write_to(writer: &mut PayloadWriter, route: Route, message: &Message) {
+    match message {
+        Message::Frame(frame) => write_frame(writer, route, frame),
+        Message::Chunk(chunk) => write_chunk(writer, route, chunk),
+        Message::Received(received) => write_received(writer, route, received),
+    }
+}
+
+fn only(payload: Bytes) -> Section {
+    let all: Vec<_> = sections(payload).collect::<Result<_, _>>().unwrap();
+    let [section] = <[Section; 1]>::try_from(all).unwrap();
+    section
+}
+
+/// The contents of a message: the debug form of a blob shows its length alone.
+fn shown(message: &Message) -> String {
+    let mut text = format!("{message:?}");
+    if let Message::Frame(Frame::Append { entries, .. }) = message {
+        entries.iter().for_each(|entry| write!(text, " {:?}", &*entry.bytes).unwrap());
+    }
+    text
+}
+
+fn draw(rng: &mut fastrand::Rng) -> Message {
+    let number = |rng: &mut fastrand::Rng| rng.u64(..) >> rng.u32(16..64);
+    let epoch = Epoch(number(rng));
+    let point = |rng: &mut fastrand::Rng| at(number(rng), number(rng));
+    let mark = |rng: &mut fastrand::Rng| Mark { life: Life(rng.u64(..)), at: Time(rng.u64(..)) };
+    Message::Frame(match rng.u32(0..8) {
+        0 => Frame::Ack { epoch, upto: Index(number(rng)) },
+        1 => {
+            let mut table = EpochTable::new(point(rng));
+            for _ in 0..rng.usize(0..4) {
+                let last = table.last();
+                table.push(at(last.epoch.0 + rng.u64(0..3), last.index.0 + 1));
+            }
+            Frame::Diverged { epoch, table }
+        }
+        2 => Frame::Refuse { epoch, promised: Epoch(number(rng)) },
+        3 => {
+            let fresh = rng.bool().then(|| Fresh { as_of: mark(rng), upto: Index(number(rng)) });
+            Frame::Ask(Ask { epoch, round: Round(rng.u64(..)), lease: Micros(rng.u64(..)), fresh })
+        }
+        4 => Frame::Confirm { epoch, round: Round(rng.u64(..)), mark: mark(rng) },
+        5 => {
+            let bytes: Vec<u8> = (0..rng.usize(0..3_000)).map(|_| rng.u8(..)).collect();
+            let (offset, after) = (number(rng), number(rng));
+            let (base, total) = (point(rng), offset + bytes.len() as u64 + after);
+            return Message::Chunk(Chunk { epoch, base, total, offset, bytes: Bytes::from(bytes) });
+        }
+        6 => return Message::Received(Received { epoch, base: point(rng), bytes: rng.u64(..) }),
+        _ => {
+            let before = point(rng);
+            let entries = (1..=rng.u64(0..6)).map(|after| {
+                // Around the length from which bytes are shared.
+                let len = *rng.choice(&[0, 1, 22, 23, 256, 1_024, 1_025, 5_000]).unwrap();
+                let bytes: Vec<u8> = (0..len).map(|_| rng.u8(..)).collect();
+                LogEntry { point: at(number(rng), before.index.0 + after), bytes: Blob::from(bytes) }
+            });
+            let entries = entries.collect();
+            Frame::Append { head: AppendHead { epoch, before, commit: Index(number(rng)) }, entries }
+        }
+    })
+}
+
+#[test]
+fn messages_of_many_shards_come_back() {
+    for seed in 0..300 {
+        println!("seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let sent: Vec<(Route, Message)> =
+            (0..rng.u32(1..20)).map(|shard| (route(shard), draw(&mut rng))).collect();
+        let mut writer = PayloadWriter::new();
+        sent.iter().for_each(|(route, message)| write_to(&mut writer, *route, message));
+        let received: Vec<Section> = sections(bytes(writer)).collect::<Result<_, _>>().unwrap();
+        assert_eq!(received.len(), sent.len());
+        for (section, (route, message)) in received.iter().zip(&sent) {
+            let found =
+                Route { shard: section.address.shard, from: section.address.from, to: section.address.to };
+            assert_eq!(found, *route);
+            let read = read_message(section).unwrap();
+            assert_eq!(shown(&read), shown(message));
+        }
+    }
+}
+
+#[test]
+fn a_message_that_ends_early_or_late_is_refused() {
+    for seed in 0..200 {
+        println!("seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let message = draw(&mut rng);
+        let section = only(write(route(1), &message));
+        let ends = if section.message.len() < 200 {
+            (0..section.message.len()).collect()
+        } else {
+            vec![rng.usize(0..section.message.len()), section.message.len() - 1]
+        };
+        for end in ends {
+            let torn = Section { message: section.message.slice(..end), ..section.clone() };
+            match (read_message(&torn), &message) {
+                // The end of a chunk is that of its section, and a table has its length within.
+                (Ok(_), Message::Chunk(_)) => {}
+                (result, _) => assert!(result.is_err(), "{message:?} up to {end}"),
+            }
+        }
+        if !matches!(message, Message::Chunk(_)) {
+            let longer = Section { message: [&section.message[..], &[0]].concat().into(), ..section };
+            read_message(&longer).unwrap_err();
+        }
+    }
+}
+
+/// Frames are filled up to a limit by this.
+#[test]
+fn the_overhead_of_an_append_is_known() {
+    for count in [0, 1, 5] {
+        let entries =
+            (1..=count).map(|index| LogEntry { point: at(1, index), bytes: Blob::from(vec![7; 30]) });
+        let head = AppendHead { epoch: Epoch(1), before: at(0, 0), commit: Index(0) };
+        let frame = Message::Frame(Frame::Append { head, entries: entries.collect() });
+        assert_eq!(write(route(1), &frame).len(), append_overhead(count as usize) + 30 * count as usize);
+    }
+}
+
+/// The bytes that a length claims are not allocated before they are there.
+#[test]
+fn hostile_numbers_are_refused() {
+    let head = AppendHead { epoch: Epoch(3), before: at(1, 4), commit: Index(4) };
+    let entries = vec![LogEntry { point: at(3, 5), bytes: Blob::from(&b"entry"[..]) }];
+    let section = only(write(route(2), &Message::Frame(Frame::Append { head, entries })));
+    let with = |offset: usize, bytes: &[u8]| {
+        let mut message = section.message.to_vec();
+        message[offset..offset + bytes.len()].copy_from_slice(bytes);
+        read_message(&Section { message: message.into(), ..section.clone() })
+    };
+    let hostile: [(usize, &[u8], &str); 8] = [
+        (1, &[0xff; 8], "epoch that there is not"),
+        (9, &[0xff; 8], "index that no log reaches"),
+        (17, &[0xff; 8], "index that no log reaches"),
+        (25, &[1, 0, 0, 0], "does not know"),
+        (29, &[0xff; 4], "fewer entries"),
+        (29, &[0; 4], "more than its entries"),
+        (33, &[0xff; 8], "epoch that there is not"),
+        (41, &[0xff; 4], "within an entry"),
+    ];
+    for (offset, bytes, reason) in hostile {
+        let error = with(offset, bytes).unwrap_err();
+        assert!(matches!(error, MessageError::Invalid { shard: ShardId(2), kind: 1, .. }), "{error}");
+        assert!(error.to_string().contains(reason), "{error} at {offset}");
+    }
+    let last = Index::MAX.0.to_le_bytes();
+    assert!(with(9, &last).unwrap_err().to_string().contains("no log reaches"), "its entry is behind");
+    let unknown = with(0, &[200]).unwrap_err();
+    assert_eq!(unknown, MessageError::Kind { shard: ShardId(2), kind: 200 });
+    let mut later = section.clone();
+    later.address.epoch = Epoch(u64::MAX);
+    read_message(&later).unwrap_err();
+    let empty = Section { message: Bytes::new(), ..section };
+    read_message(&empty).unwrap_err();
+
+    let chunk =
+        Chunk { epoch: Epoch(3), base: at(1, 4), total: 9, offset: 4, bytes: Bytes::from_static(b"piece") };
+    let section = only(write(route(2), &Message::Chunk(chunk)));
+    for offset in [5, u64::MAX] {
+        let mut message = section.message.to_vec();
+        message[25..33].copy_from_slice(&offset.to_le_bytes());
+        let error = read_message(&Section { message: message.into(), ..section.clone() }).unwrap_err();
+        assert!(error.to_string().contains("beyond the end"), "{error}");
+    }
+}
+
+/// Every later version must read these.
+#[test]
+fn the_bytes_of_messages_stay_what_they_are() {
+    let fresh = Some(Fresh { as_of: Mark { life: Life(4), at: Time(70_000) }, upto: Index(12) });
+    let ask = |fresh| Frame::Ask(Ask { epoch: Epoch(3), round: Round(8), lease: Micros(2_000_000), fresh });
+    let mut table = EpochTable::new(at(1, 10));
+    [at(1, 11), at(3, 12)].into_iter().for_each(|point| table.push(point));
+    let entry = |epoch, index, bytes: &[u8]| LogEntry { point: at(epoch, index), bytes: Blob::from(bytes) };
+    let head = AppendHead { epoch: Epoch(3), before: at(1, 10), commit: Index(9) };
+    let messages = [
+        (
+            "append",
+            Message::Frame(Frame::Append { head, entries: vec![entry(1, 11, b"one"), entry(3, 12, b"")] }),
+        ),
+        ("heartbeat", Message::Frame(Frame::Append { head, entries: Vec::new() })),
+        ("ack", Message::Frame(Frame::Ack { epoch: Epoch(3), upto: Index(300) })),
+        ("diverged", Message::Frame(Frame::Diverged { epoch: Epoch(3), table })),
+        ("refuse", Message::Frame(Frame::Refuse { epoch: Epoch(3), promised: Epoch(5) })),
+        ("ask", Message::Frame(ask(None))),
+        ("ask with an age", Message::Frame(ask(fresh))),
+        (
+            "confirm",
+            Message::Frame(Frame::Confirm {
+                epoch: Epoch(3),
+                round: Round(8),
+                mark: Mark { life: Life(2), at: Time(5) },
+            }),
+        ),
+        (
+            "chunk",
+            Message::Chunk(Chunk {
+                epoch: Epoch(3),
+                base: at(1, 10),
+                total: 70_000,
+                offset: 4,
+                bytes: Bytes::from_static(b"piece"),
+            }),
+        ),
+        ("received", Message::Received(Received { epoch: Epoch(3), base: at(1, 10), bytes: 9 })),
+    ];
+    let mut text = String::new();
+    for (name, message) in &messages {
+        let bytes = write(route(258), message);
+        let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(text, "{name}: {}", hex.join(" ")).unwrap();
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testdata/replica_messages.txt");
+    if std::env::var_os("STEAD_WRITE_FIXTURES").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let stored = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text, stored);
+    for (line, (name, message)) in stored.lines().zip(&messages) {
+        let hex = line.strip_prefix(&format!("{name}: ")).unwrap();
+        let bytes: Vec<u8> = hex.split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        assert_eq!(shown(&read_message(&only(Bytes::from(bytes))).unwrap()), shown(message));
+    }
+}

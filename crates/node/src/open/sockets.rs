@@ -1,0 +1,27 @@
+//! The sockets on which the workers of a node serve clients by the native protocol.
+
+use crate::open::{NativeOptions, Options};
+use std::io;
+use std::net::SocketAddr;
+use stead_net::network::Tcp;
+
+/// The sockets of all workers. They are made before a start changes anything, because the system may refuse them.
+#[derive(Default)]
+pub(crate) struct Sockets {
+    /// The address, if clients are served by the native protocol.
+    pub(crate) address: Option<SocketAddr>,
+    /// One for each worker; none if they are not.
+    pub(crate) of_workers: Vec<Tcp>,
+}
+
+impl Sockets {
+    /// Makes those of the socket that listens, if there is one.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub(crate) fn new(options: &Options) -> io::Result<Self> {
+        let Some(NativeOptions { listener, .. }) = &options.native else { return Ok(Self::default()) };
+        let sockets = (0..options.threads).map(|_| listener.try_clone().and_then(Tcp::accepting));
+        Ok(Self { address: Some(listener.local_addr()?), of_workers: sockets.collect::<Result<_, _>>()? })
+    }
+}

@@ -1,0 +1,299 @@
+//! A client in another process, over the network: its calls share a connection, survive the node's restarts, and fail with
+//! the next step.
+
+use crate::patience::PATIENCE;
+use crate::services::{Account, Ask, Look, Way, builder, key};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use stead::kv::{self, Kv};
+use stead::{
+    AddressError, BlockingClient, CallError, Client, ConnectError, Node, OpenError, RawCall, RawError,
+    Refusal, ServiceOptions,
+};
+
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+fn connect(listener: &TcpListener) -> BlockingClient {
+    BlockingClient::connect([listener.local_addr().unwrap().to_string()]).unwrap()
+}
+
+#[test]
+fn calls_of_many_threads_share_one_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder(dir.path()).open().unwrap();
+    let client = Way::Away.client(&node);
+    let accounts: Vec<String> = (0..16).map(|at| format!("account-{at}")).collect();
+    thread::scope(|scope| {
+        for at in 0..32_usize {
+            let (client, account) = (client.clone(), &accounts[at % 16]);
+            scope.spawn(move || {
+                for _ in 0..25 {
+                    client.call::<Account>(account, Ask::Deposit(1)).unwrap();
+                }
+            });
+        }
+    });
+    for account in &accounts {
+        assert_eq!(client.query::<Account>(account, Look::Balance).unwrap(), 50);
+    }
+    // One for each shard.
+    let sessions: u64 = node.status().shards.iter().map(|shard| shard.sessions).sum();
+    assert_eq!(sessions, 4, "they share their sessions, too");
+}
+
+/// The socket outlives the node, as a supervisor's does: clients that connect meanwhile wait in its queue.
+#[test]
+fn calls_go_on_over_restarts_and_each_is_applied_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = listener();
+    let open = || builder(dir.path()).listen_native_on(socket.try_clone().unwrap()).open().unwrap();
+    let mut node = open();
+    let client = connect(&socket).with_timeout(PATIENCE);
+    let (is_over, paid) = (AtomicBool::new(false), AtomicI64::new(0));
+    thread::scope(|scope| {
+        for at in 0..4 {
+            let (client, is_over, paid) = (client.clone(), &is_over, &paid);
+            scope.spawn(move || {
+                let account = key(&format!("account-{at}"));
+                let mut own = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    own += 1;
+                    // The balance shows whether a call before this one was lost or doubled.
+                    assert_eq!(client.call::<Account>(&account, Ask::Deposit(1)).unwrap(), own);
+                    paid.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for life in 0..4 {
+            let before = paid.load(Ordering::Relaxed);
+            let begun = Instant::now();
+            while paid.load(Ordering::Relaxed) < before + 20 {
+                assert!(begun.elapsed() < PATIENCE, "calls do not go on in life {life}");
+                thread::yield_now();
+            }
+            if life % 2 == 0 {
+                node.kill()
+            } else {
+                node.shutdown()
+            }
+            node = open();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let total: i64 = (0..4)
+        .map(|at| client.query::<Account>(&key(&format!("account-{at}")), Look::Balance).unwrap())
+        .sum();
+    assert_eq!(total, paid.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_client_uses_the_address_at_which_a_node_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let dead = listener().local_addr().unwrap().to_string();
+    let node = builder(dir.path()).open().unwrap();
+    let living = node.native_address().unwrap().to_string();
+    let client = BlockingClient::connect([dead.clone(), living]).unwrap();
+    assert_eq!(client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap(), 1);
+
+    let error = BlockingClient::connect_within([&dead], Duration::from_millis(50)).err().unwrap();
+    let text = error.to_string();
+    assert!(text.contains(&dead) && text.contains("check that the node runs"), "{text}");
+    let none: [&str; 0] = [];
+    assert!(matches!(BlockingClient::connect(none), Err(ConnectError::NoAddress)));
+    assert!(matches!(BlockingClient::connect(["nonsense"]), Err(ConnectError::Resolve { .. })));
+    let far = BlockingClient::connect(["192.0.2.1:7421"]).err().unwrap();
+    assert!(far.to_string().contains("not a loopback address"), "{far}");
+}
+
+#[test]
+fn a_node_that_goes_away_leaves_an_error_that_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder(dir.path()).open().unwrap();
+    let client = Way::Away.client(&node).with_timeout(Duration::from_millis(100));
+    client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap();
+    node.shutdown();
+    let error = client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap_err();
+    let CallError::Raw(RawError::Network { reason, .. }) = &error else { panic!("{error}") };
+    assert!(reason.contains("within 100 ms"), "{reason}");
+    let error = client.query::<Account>(&key("a"), Look::Balance).unwrap_err();
+    let CallError::Raw(RawError::Network { sent: false, .. }) = &error else { panic!("{error}") };
+    assert!(error.to_string().contains("check that the node runs"), "{error}");
+}
+
+#[test]
+fn another_cluster_at_the_address_is_refused_at_once() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let socket = listener();
+    let open = |dir: &tempfile::TempDir| {
+        builder(dir.path()).listen_native_on(socket.try_clone().unwrap()).open().unwrap()
+    };
+    let node = open(&first);
+    let client = connect(&socket).with_timeout(PATIENCE);
+    client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap();
+    node.shutdown();
+    let other = open(&second);
+    let begun = Instant::now();
+    let error = client.call::<Account>(&key("a"), Ask::Deposit(1)).unwrap_err();
+    assert!(begun.elapsed() < PATIENCE / 2, "it did not wait for its timeout");
+    assert!(error.to_string().contains("use the addresses of one cluster's nodes"), "{error}");
+    assert_eq!(connect(&socket).query::<Account>(&key("a"), Look::Balance).unwrap(), 0);
+    drop(other);
+}
+
+/// A server of HTTP refuses a client of Stead in its own way.
+#[test]
+fn the_address_of_an_http_server_is_named_as_such() {
+    let socket = listener();
+    let address = socket.local_addr().unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = socket.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").unwrap();
+        // Until the client closes.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let error = BlockingClient::connect([address.to_string()]).err().unwrap();
+    assert!(error.to_string().contains("HTTP"), "{error}");
+    server.join().unwrap();
+}
+
+/// Opens a node with the service `kv` that listens for clients.
+fn listening(dir: &Path) -> Node {
+    Node::builder(dir)
+        .service::<Kv>(ServiceOptions::default().shards(2))
+        .listen_native(([127, 0, 0, 1], 0).into())
+        .open()
+        .unwrap()
+}
+
+#[test]
+fn what_is_too_long_or_no_frame_is_refused_and_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = listening(dir.path());
+    let client = Way::Away.client(&node);
+    let put = |bytes: usize| {
+        let value = Value::String("x".repeat(bytes));
+        client.call::<Kv>(&key("k"), kv::Request::Put { value })
+    };
+    put(1 << 20).unwrap();
+    let error = put(3 << 20).unwrap_err();
+    assert!(
+        matches!(&error, CallError::Raw(RawError::Refused(Refusal::TooLong { len, .. })) if *len > 3 << 20),
+        "{error}"
+    );
+    for garbage in [&b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"[..], &[0; 5000], b"SNF9", &[0xff; 1]] {
+        let mut stream = TcpStream::connect(node.native_address().unwrap()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(garbage).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // It is closed; what was not read may reset it.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    assert!(put(1000).unwrap().previous.is_some());
+    assert!(node.is_ready());
+}
+
+/// All answers together are more than may wait for a client that does not read: each of them arrives all the same.
+#[test]
+fn many_large_answers_arrive_although_not_all_of_them_may_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = listening(dir.path());
+    let client = Way::Away.client(&node).with_timeout(PATIENCE);
+    let value = Value::String("x".repeat(1 << 20));
+    client.call::<Kv>(&key("k"), kv::Request::Put { value: value.clone() }).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..40 {
+            let (client, value) = (client.clone(), &value);
+            scope.spawn(move || {
+                let found = client.query::<Kv>(&key("k"), kv::Query::Get).unwrap();
+                assert_eq!(found.as_ref(), Some(value));
+            });
+        }
+    });
+}
+
+#[test]
+fn raw_calls_are_made_in_a_session_or_for_another_principal() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder(dir.path()).open().unwrap();
+    let client = Way::Away.client(&node);
+    let payload = stead::codec::json_to_payload(&serde_json::json!({"Deposit": 1})).unwrap();
+    let call = |principal, idempotency_key| {
+        let timeout = PATIENCE;
+        let call = RawCall {
+            service: "account",
+            key: "a",
+            payload: payload.clone(),
+            principal,
+            idempotency_key,
+            timeout,
+        };
+        client.call_raw(call).unwrap().reply.unwrap()
+    };
+    let first = call("local", None);
+    let second = call("other", None);
+    assert_ne!(first, second);
+    assert_eq!(call("other", Some(b"key")), call("other", Some(b"key")));
+    assert_eq!(client.query::<Account>(&key("a"), Look::Balance).unwrap(), 3);
+}
+
+#[test]
+fn an_address_that_others_can_reach_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let open =
+        |address: &str| builder(dir.path()).listen_native(address.parse().unwrap()).open().err().unwrap();
+    assert!(matches!(open("0.0.0.0:0"), OpenError::Address(AddressError::NotLoopback { .. })));
+    let taken = listener();
+    let error = open(&taken.local_addr().unwrap().to_string());
+    assert!(matches!(error, OpenError::Address(AddressError::System { .. })), "{error}");
+}
+
+/// The thread that gives the connection its turns is now that of a blocking caller, now the client's own.
+#[test]
+fn blocking_callers_async_ones_and_those_that_give_up_share_a_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder(dir.path()).open().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let address = node.native_address().unwrap().to_string();
+    let client = runtime.block_on(Client::connect([&address])).unwrap().with_timeout(PATIENCE);
+    let alone = client.blocking();
+    for round in 1..=200 {
+        assert_eq!(alone.call::<Account>(&key("alone"), Ask::Deposit(1)).unwrap(), round);
+    }
+    let done = AtomicI64::new(0);
+    thread::scope(|scope| {
+        for at in 0..3 {
+            let (alone, done) = (alone.clone(), &done);
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    alone.call::<Account>(&key(&format!("blocking-{at}")), Ask::Deposit(1)).unwrap();
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        runtime.block_on(async {
+            for round in 0..100 {
+                let (first, second) = (key("first"), key("second"));
+                let both = tokio::join!(
+                    client.call::<Account>(&first, Ask::Deposit(1)),
+                    client.call::<Account>(&second, Ask::Deposit(1)),
+                );
+                assert_eq!((both.0.unwrap(), both.1.unwrap()), (round + 1, round + 1));
+                // Polled once, then dropped.
+                tokio::select! {
+                    biased;
+                    _ = client.query::<Account>(&first, Look::Balance) => {}
+                    () = async {} => {}
+                }
+            }
+        });
+    });
+    assert_eq!(done.load(Ordering::Relaxed), 300);
+    assert_eq!(alone.query::<Account>(&key("blocking-1"), Look::Balance).unwrap(), 100);
+}

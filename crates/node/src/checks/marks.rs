@@ -34,6 +34,8 @@ struct Service {
     limits: CheckLimits,
     /// The marks that earlier lives have left, with their checkpoints, oldest first.
     left: Vec<(String, CheckpointNumber)>,
+    /// The marks of this life's checks that ended, or did not begin after all, and that could not be removed.
+    unremoved: Vec<String>,
 }
 
 struct Live {
@@ -128,7 +130,9 @@ impl CheckMarks {
     ) {
         let mut held = self.held();
         (held.begun, held.serial, held.incarnation) = (now, serial, incarnation);
-        held.services = services.map(|(name, limits)| (name, Service { limits, left: Vec::new() })).collect();
+        held.services = services
+            .map(|(name, limits)| (name, Service { limits, left: Vec::new(), unremoved: Vec::new() }))
+            .collect();
         for (name, begun) in left.begun {
             if let Some(service) = held.services.get_mut(begun.service.as_str()) {
                 service.left.push((name, begun.number));
@@ -210,26 +214,37 @@ impl CheckMarks {
         }
         let mut held = self.held();
         held.live.retain(|live| live.name != mark);
-        let left = held.services.get_mut(service).map(|service| std::mem::take(&mut service.left));
-        drop(held);
-        for name in left.into_iter().flatten().map(|(name, _)| name).chain([mark]) {
-            if let Err(error) = store.delete(&name) {
-                events::warn(format_args!(
-                    "cannot delete {name}, so that the check of {service} may be blamed: {error}"
-                ));
-            }
+        let mut marks = Vec::new();
+        if let Some(service) = held.services.get_mut(service) {
+            marks.extend(std::mem::take(&mut service.left).into_iter().map(|(name, _)| name));
+            marks.append(&mut service.unremoved);
         }
+        drop(held);
+        marks.push(mark);
+        self.remove(store, marks, service);
     }
 
     /// Removes the mark of a check that does not begin after all, unless the node has ended.
-    pub(crate) fn withdraw(&self, is_ended: bool, store: &dyn BlobStore, mark: &str) {
+    pub(crate) fn withdraw(&self, is_ended: bool, store: &dyn BlobStore, mark: String, service: &str) {
         if is_ended {
             // As in [`Self::end`].
             return;
         }
         self.held().live.retain(|live| live.name != mark);
-        if let Err(error) = store.delete(mark) {
-            events::warn(format_args!("cannot delete {mark}, so that a check may be blamed: {error}"));
+        self.remove(store, vec![mark], service);
+    }
+
+    /// Removes marks of a service. Those that the store does not remove now are removed with the next ones: a later life
+    /// would count them.
+    fn remove(&self, store: &dyn BlobStore, marks: Vec<String>, service: &str) {
+        for name in marks {
+            let Err(error) = store.delete(&name) else { continue };
+            events::warn(format_args!(
+                "cannot delete {name}, so that the check of {service} may be blamed: {error}"
+            ));
+            if let Some(service) = self.held().services.get_mut(service) {
+                service.unremoved.push(name);
+            }
         }
     }
 
@@ -242,11 +257,15 @@ impl CheckMarks {
 
     /// Notes that the node shuts down cleanly: checks that it interrupts are not to blame.
     pub(crate) fn forgive(&self, store: &dyn BlobStore) {
-        for live in std::mem::take(&mut self.held().live) {
-            if !live.overdue
-                && let Err(error) = store.delete(&live.name)
-            {
-                events::warn(format_args!("cannot delete {}: {error}", live.name));
+        let mut held = self.held();
+        let live =
+            std::mem::take(&mut held.live).into_iter().filter(|live| !live.overdue).map(|live| live.name);
+        let unremoved = held.services.values_mut().flat_map(|service| std::mem::take(&mut service.unremoved));
+        let marks: Vec<String> = live.chain(unremoved).collect();
+        drop(held);
+        for name in marks {
+            if let Err(error) = store.delete(&name) {
+                events::warn(format_args!("cannot delete {name}: {error}"));
             }
         }
     }

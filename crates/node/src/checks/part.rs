@@ -192,7 +192,7 @@ impl CheckPart {
                     (running.service, running.mark) = (Some(service.clone()), Some(mark.clone()));
                 });
                 if hub.is_ended() || !begins {
-                    checks.marks.withdraw(hub.is_ended(), store, &mark);
+                    checks.marks.withdraw(hub.is_ended(), store, mark, &service);
                     return Ok(false);
                 }
                 let failure = hub.program.check(&service, &checking.topology, &checking.states).err();

@@ -6,6 +6,7 @@
 //!   deposed changes nothing that its sender did not see (rule 9).
 //! - [`controller::Controller`] decides, on the consensus's leader: from [`facts`] and the time it makes commands and requests to
 //!   nodes. All that it knows besides the state can be lost: another leader begins anew.
+//! - [`directory::Directory`] says where messages for a shard go.
 //! - [`health::Health`] says which nodes have failed, with a [`detector::Detector`] for the silence of each.
 //!
 //! Knows no consensus, no connection and no clock: times in commands are those of their sender.
@@ -18,6 +19,7 @@ pub mod controller;
 mod controller_tests;
 pub mod detector;
 pub mod dial;
+pub mod directory;
 pub mod facts;
 pub mod failover;
 pub mod health;

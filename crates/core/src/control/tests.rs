@@ -2,6 +2,7 @@
 
 use super::command::{Command, Outcome, Refusal, ShardChange, ShardCommand, ShardStart};
 use super::dial::{Acks, Dial, DialError};
+use super::directory::Directory;
 use super::failover::Cause;
 use super::node::{DiskState, StartId};
 use super::shard::Stage;
@@ -405,4 +406,47 @@ fn no_bytes_make_decoding_or_applying_panic() {
         }
     }
     assert!(decoded > 0);
+}
+
+#[test]
+fn the_directory_has_the_routes_of_the_newest_state_and_reports_those_that_changed() {
+    let mut state = with_service(3, dial(3, Acks::Majority));
+    let shards = vec![ShardStart::New { nodes: vec![NodeId(2)] }];
+    let other = Command::CreateService { name: "other".to_owned(), dial: Dial::default(), shards };
+    assert_eq!(state.apply(other), Outcome::Done);
+    let mut directory = Directory::default();
+    let follow = |directory: &mut Directory, state: &ControlState| {
+        let (before, is_new) = (directory.version(), directory.follow(state));
+        let mut anew = Directory::default();
+        anew.follow(state);
+        for (id, _) in state.shards() {
+            assert_eq!(directory.shard(id), anew.shard(id));
+        }
+        assert_eq!((directory.nodes(), directory.version() > before), (anew.nodes(), is_new));
+        let changed = directory.shards_changed_since(before).map(|(id, _)| id.0).collect::<Vec<_>>();
+        (directory.nodes_changed_since(before), changed)
+    };
+    assert_eq!(follow(&mut directory, &state), (true, vec![0, 1]));
+    assert_eq!(follow(&mut directory, &state), (false, vec![]), "it is the same state");
+    let route = directory.shard(SHARD).unwrap();
+    assert_eq!((route.epoch, route.primary, route.primary_node()), (Epoch(1), ReplicaId(1), Some(NodeId(1))));
+    assert_eq!(directory.shard(ShardId(2)), None);
+    assert_eq!(directory.nodes()[&NodeId(3)].addresses, ["127.0.0.1:3"]);
+
+    apply(&mut state, begin(takeover(2, &[2, 3], 1, vec![seal(2, 2, &[1]), seal(3, 2, &[1])]))).unwrap();
+    assert_eq!(follow(&mut directory, &state), (false, vec![0]));
+    assert_eq!(directory.shard(SHARD).unwrap().primary_node(), Some(NodeId(2)));
+    apply(&mut state, active(2)).unwrap();
+    assert_eq!(follow(&mut directory, &state), (false, vec![]), "that changes no route");
+    apply(&mut state, ShardChange::Release { replica: ReplicaId(1) }).unwrap();
+    assert_eq!(follow(&mut directory, &state), (false, vec![0]));
+    assert!(!directory.shard(SHARD).unwrap().replicas.contains_key(&ReplicaId(1)));
+
+    // The disk of the node that leads both shards is gone, and their routes with it, although no record of a shard changed.
+    assert_eq!(state.apply(start(2, 1, 2, DiskState::Lost)), Outcome::Done);
+    assert_eq!(follow(&mut directory, &state), (true, vec![0, 1]));
+    assert_eq!(directory.shard(SHARD).unwrap().primary_node(), None);
+    assert_eq!(directory.nodes()[&NodeId(2)].life, Life(2));
+    assert_eq!(state.apply(join(4)), Outcome::Done);
+    assert_eq!(follow(&mut directory, &state), (true, vec![]));
 }

@@ -3,6 +3,7 @@
 use crate::checkpoint::SnapshotQueue;
 use crate::checks::CheckDesk;
 use crate::clock::Clock;
+use crate::control::ControlDesk;
 use crate::copies::CopyDesk;
 use crate::env::{Env, Watch};
 use crate::events;
@@ -12,6 +13,7 @@ use crate::memory::{Memory, MemoryLimits};
 use crate::metrics::Counters;
 use crate::native::{Native, Recipient};
 use crate::open::Sizes;
+use crate::peers::PeerDesk;
 use crate::queries::QueryQueue;
 use crate::reply::{NoAnswer, Reply, ReplyTo};
 use crate::roster::{PartId, Roster};
@@ -49,6 +51,10 @@ pub struct Shared<E: Env> {
     pub(crate) clock: E::Clock,
     pub(crate) watch: E::Watch,
     pub(crate) log: LogDesk,
+    /// The messages for other nodes.
+    pub peers: PeerDesk,
+    /// The news for the control plane.
+    pub control: ControlDesk,
     pub(crate) steps: StepQueue,
     pub(crate) queries: Arc<QueryQueue<Recipient<E::Caller>>>,
     /// The turns of shards that try what the last life may have met. Rarely used: its lock is no matter.
@@ -110,6 +116,8 @@ impl<E: Env> Shared<E> {
             clock,
             watch,
             log: LogDesk::default(),
+            peers: PeerDesk::default(),
+            control: ControlDesk::default(),
             steps: StepQueue::new(step_parts),
             queries: Arc::new(QueryQueue::new(services, sizes)),
             trials: Mutex::default(),

@@ -230,7 +230,7 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
             client.take(report)?;
         }
         if kill % 50 == 0 {
-            println!("{kill} kills");
+            print_line!("{kill} kills");
         }
     }
     let mut bank = start(run, run.kills + 1)?;
@@ -307,22 +307,22 @@ fn print_result(client: &Client, kills: u32, ready: u32, balances: &[u64]) -> bo
     let sum: u64 = balances.iter().sum();
     let paid_in = u64::from(ACCOUNTS) * PAID_IN;
     let refused = client.answers.values().filter(|answer| answer.is_err()).count();
-    println!(
+    print_line!(
         "{kills} kills ({} while it recovered), {} requests ({refused} refused for lack of money), {} answers, {} checkpoints",
         kills - ready,
         client.answers.len(),
         client.answered,
         client.checks
     );
-    println!(
+    print_line!(
         "contradicted answers {}, accounts with a wrong balance {wrong}, all balances {sum} of {paid_in}",
         client.contradicted
     );
     for check in &client.failed_checks {
-        println!("a check did not hold: {check}");
+        print_line!("a check did not hold: {check}");
     }
     for (reason, times) in &client.checkpoints_failed {
-        println!("a checkpoint failed {times} times: {reason}");
+        print_line!("a checkpoint failed {times} times: {reason}");
     }
     wrong == 0
         && sum == paid_in

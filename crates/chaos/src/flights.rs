@@ -27,12 +27,12 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
         stop: Arc::default(),
     };
     let outcome = conduct(&plan, &flights, executioner, &mut |event| match event {
-        Event::Killed(kill) if kill % 50 == 0 => println!("{kill} kills"),
-        Event::CheckpointFailed(reason) => println!("a checkpoint failed: {reason}"),
+        Event::Killed(kill) if kill % 50 == 0 => print_line!("{kill} kills"),
+        Event::CheckpointFailed(reason) => print_line!("a checkpoint failed: {reason}"),
         _ => {}
     })?;
     let (requests, again) = (outcome.requests, outcome.again);
-    println!(
+    print_line!(
         "{} kills, {} recoveries, {} rows, {} messages, {} handler runs, {} answers to {} requests, {} checkpoints",
         outcome.kills,
         outcome.recoveries.len(),
@@ -43,7 +43,7 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
         requests.answered,
         outcome.checkpoints.len()
     );
-    println!(
+    print_line!(
         "lost {}, doubled {}, recomputed {} (run again because not committed: {}), totals {}",
         outcome.lost(),
         outcome.doubled(),
@@ -52,7 +52,7 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
         if outcome.totals_match() { "match" } else { "differ" }
     );
     for check in outcome.checkpoints.iter().flat_map(|checkpoint| &checkpoint.failed_checks) {
-        println!("a check did not hold: {check}");
+        print_line!("a check did not hold: {check}");
     }
     Ok(outcome.holds())
 }

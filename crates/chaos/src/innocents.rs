@@ -167,12 +167,12 @@ pub(crate) fn run(run: &Run<'_>, executioner: &mut dyn Executioner) -> Result<bo
         match receive_end(&mut child, until) {
             Ok(Some(Report::Over { messages, tasks, innocents, poisons })) => {
                 child.wait(PATIENCE)?;
-                println!(
+                print_line!(
                     "{kills} kills, {deaths} ends by the poison, {messages} of {MESSAGES} messages and {tasks} of {TASKS} tasks handled, {poisons} poison and {} innocents given up",
                     innocents.len()
                 );
                 for reason in &innocents {
-                    println!("an innocent was given up: {reason}");
+                    print_line!("an innocent was given up: {reason}");
                 }
                 return Ok((messages, tasks, poisons) == (MESSAGES, TASKS, 1) && innocents.is_empty());
             }

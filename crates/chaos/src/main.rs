@@ -7,6 +7,14 @@
 
 #![deny(unsafe_code)]
 
+/// Prints a line. Goes on if its reader is gone: the run ends its processes, and the exit code still says whether all held.
+macro_rules! print_line {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        drop(writeln!(std::io::stdout(), $($line)*));
+    }};
+}
+
 #[path = "../../stead/examples/bank/bank.rs"]
 mod account;
 mod bank;
@@ -139,7 +147,7 @@ fn cut_power(cuts: u32, args: &RunArgs) -> Result<bool, Box<dyn Error>> {
     let mut power = match PowerCut::new(dir.path()) {
         Ok(power) => power,
         Err(Skipped { reason }) => {
-            println!("skipped: power cuts are not possible here: {reason}");
+            print_line!("skipped: power cuts are not possible here: {reason}");
             return Ok(true);
         }
     };
@@ -167,13 +175,17 @@ fn run(
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let life_max = Duration::from_millis(args.life_max_ms);
     let run = Run { program: std::env::current_exe()?, dir, data_dir, kills, seed, life_max };
-    println!("{:?}: {kills} times, lives of up to {} ms, --seed {seed}", args.app, args.life_max_ms);
+    print_line!("{:?}: {kills} times, lives of up to {} ms, --seed {seed}", args.app, args.life_max_ms);
     let begun = Instant::now();
     let held = match args.app {
         App::Bank => bank::run(&run, executioner)?,
         App::Flights => flights::run(&run, executioner)?,
         App::Innocents => innocents::run(&run, executioner)?,
     };
-    println!("{} after {:.0} s", if held { "holds" } else { "does NOT hold" }, begun.elapsed().as_secs_f64());
+    print_line!(
+        "{} after {:.0} s",
+        if held { "holds" } else { "does NOT hold" },
+        begun.elapsed().as_secs_f64()
+    );
     Ok(held)
 }

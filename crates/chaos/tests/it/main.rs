@@ -1,6 +1,6 @@
 //! A few kills of each application, as a test of the tool and of the applications.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Kills an application a few times and returns the output.
 fn kill(app: &str, seed: u64) -> String {
@@ -29,4 +29,17 @@ fn flights_that_are_killed_add_up() {
 fn what_stands_beside_a_poison_is_not_given_up() {
     let text = kill("innocents", fastrand::u64(..));
     assert!(text.contains("1 poison and 0 innocents given up"), "{text}");
+}
+
+#[test]
+fn a_run_whose_reader_is_gone_comes_to_its_end() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(env!("CARGO_BIN_EXE_stead-chaos"))
+        .args(["kills", "--kills", "0", "--app", "bank", "--seed", "1"])
+        .stdout(Stdio::from(writer))
+        .stderr(Stdio::piped())
+        .output()
+        .expect("the program is built with this test");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }

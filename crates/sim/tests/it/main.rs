@@ -1,5 +1,6 @@
 //! Runs of the simulator that are short enough for every test run; `stead-sim run` and `stead-sim bugs` cover more.
 
+use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 use stead_sim::{Bug, Config, Mark, Marks, run};
 
@@ -65,6 +66,27 @@ fn the_same_seed_ends_in_the_same_hash() {
         let (first, second) = (run(config(seed)), run(config(seed)));
         assert_eq!(first, second, "seed {seed}");
         assert_ne!(first.map(|r| r.hash), run(config(seed + 100)).map(|r| r.hash));
+    }
+}
+
+/// The exit code still says whether all seeds held.
+#[test]
+fn a_run_whose_reader_is_gone_ends_quietly() {
+    // A violation that has no reader ends the run, as `head` does: the thousand seeds would take minutes.
+    let planted = ["--bug", Bug::ReuseEpoch.name(), "--keep-going"];
+    for (more, code) in [(&[][..], 0), (&planted[..], 1)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let seeds = if more.is_empty() { "1" } else { "1000" };
+        let output = Command::new(env!("CARGO_BIN_EXE_stead-sim"))
+            .args(["run", "--events", "1000", "--seed", "1", "--seeds", seeds])
+            .args(more)
+            .stdout(Stdio::from(writer))
+            .stderr(Stdio::piped())
+            .output()
+            .expect("the program is built with this test");
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
     }
 }
 

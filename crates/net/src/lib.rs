@@ -12,10 +12,12 @@
 //! - [`endpoint::Endpoint`] is all connections of a node over a [`network::Network`], which is [`network::Tcp`] or a
 //!   simulator's. TCP is for loopback addresses alone: there is no TLS yet.
 //! - [`native`] is what a client asks of a node, and the answers.
-//! - [`section`] puts the messages of many shards into one payload; [`replica`] is the format of those between replicas.
+//! - [`section`] puts the messages of many shards into one payload; [`replica`] is the format of those between replicas, and
+//!   [`channel`] of those between shards.
 
 #![forbid(unsafe_code)]
 
+pub mod channel;
 pub mod connection;
 pub mod decoder;
 pub mod endpoint;

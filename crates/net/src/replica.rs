@@ -12,10 +12,12 @@
 //! | 6 confirm | round (8), life (8) and time (8) of the sender's clock |
 //! | 7 chunk | epoch and index of the last entry that a snapshot covers (8, 8), bytes of the whole snapshot (8), position of the chunk (8), its bytes |
 //! | 8 received | epoch and index of the same (8, 8), bytes of the snapshot that arrived in order (8) |
+//! | 9, 10 | messages between two shards: see [`crate::channel`] |
 //!
 //! Entries follow each other, so that their indexes are not sent. No length is believed before the bytes are there: the section has them
 //! all, and its frame's checksum was right. What is decoded may still be hostile; the protocol's own checks are those of its receiver.
 
+use crate::channel::{self, Deliver, Taken};
 use crate::frame::{u32_at, u64_at};
 use crate::payload::PayloadWriter;
 use crate::section::{Address, Section, write_header};
@@ -80,7 +82,7 @@ pub struct Received {
     pub bytes: u64,
 }
 
-/// A message to a replica.
+/// A message to a replica or a shard.
 #[derive(Clone, Debug)]
 pub enum Message {
     /// A frame of the other replica, for [`ShardReplica`](stead_core::shard_replica::ShardReplica).
@@ -89,6 +91,10 @@ pub enum Message {
     Chunk(Chunk),
     /// The report on a snapshot.
     Received(Received),
+    /// Messages of another shard.
+    Deliver(Deliver),
+    /// The report of another shard on messages of this one.
+    Taken(Taken),
 }
 
 /// Reasons for which a message cannot be read. Its frame's checksum was right, so its sender wrote it so: close the connection.
@@ -213,8 +219,8 @@ fn write_numbers(payload: &mut PayloadWriter, kind: u8, numbers: &[u64]) {
     numbers.iter().for_each(|number| payload.write(&number.to_le_bytes()));
 }
 
-/// Reads the message of a section. The entries' bytes are copied out of the frame, once, into what log, state and other replicas share: a part of
-/// it would keep the whole frame in memory.
+/// Reads the message of a section. The bytes of entries, and of messages between shards, are copied out of the frame, once, into what log,
+/// state and other replicas share: a part of it would keep the whole frame in memory.
 ///
 /// # Errors
 /// [`MessageError`].
@@ -248,12 +254,15 @@ pub fn read_message(section: &Section) -> Result<Message, MessageError> {
         RECEIVED => numbers(body).and_then(|[of, at, bytes]| {
             Ok(Message::Received(Received { epoch, base: point(of, at)?, bytes }))
         }),
+        channel::DELIVER => channel::read_deliver(section, body).map(Message::Deliver),
+        channel::TAKEN => channel::read_taken(section, body).map(Message::Taken),
         kind => return Err(MessageError::Kind { shard, kind }),
     };
     read.map_err(|reason| MessageError::Invalid { shard, kind, reason: reason.to_owned() })
 }
 
-type Read<T> = Result<T, &'static str>;
+/// What was read, or the reason for which it is invalid.
+pub(crate) type Read<T> = Result<T, &'static str>;
 
 /// Reads numbers that fill all of the bytes.
 fn numbers<const N: usize>(body: &[u8]) -> Read<[u64; N]> {
@@ -263,7 +272,7 @@ fn numbers<const N: usize>(body: &[u8]) -> Read<[u64; N]> {
     Ok(std::array::from_fn(|at| u64_at(body, 8 * at)))
 }
 
-fn index(index: u64) -> Read<Index> {
+pub(crate) fn index(index: u64) -> Read<Index> {
     Some(Index(index)).filter(|index| *index <= Index::MAX).ok_or("it names an index that no log reaches")
 }
 

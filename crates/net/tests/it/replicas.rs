@@ -1,14 +1,19 @@
-//! The messages between replicas.
+//! The messages between replicas, and between shards.
 
 use bytes::Bytes;
 use std::fmt::Write as _;
 use std::io::IoSlice;
 use stead_core::blob::Blob;
-use stead_core::ids::{Epoch, Incarnation, Index, Life, Micros, ReplicaId, Round, ShardId, Time};
+use stead_core::channel::Message as ChannelMessage;
+use stead_core::ids::{
+    Colour, Epoch, Incarnation, Index, Life, Micros, ReplicaId, Round, Seq, ShardId, Time,
+};
+use stead_core::key::Key;
 use stead_core::replication::epoch::{Ask, Fresh, Mark};
 use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::{EpochTable, LogPoint};
 use stead_core::shard_replica::{Frame, LogEntry};
+use stead_net::channel::{Deliver, Taken, message_len, write_deliver, write_taken};
 use stead_net::frame::{HEADER_LEN, Head, Kind, Origin};
 use stead_net::outgoing::Outgoing;
 use stead_net::payload::PayloadWriter;
@@ -56,6 +61,10 @@ fn write_to(writer: &mut PayloadWriter, route: Route, message: &Message) {
         Message::Frame(frame) => write_frame(writer, route, frame),
         Message::Chunk(chunk) => write_chunk(writer, route, chunk),
         Message::Received(received) => write_received(writer, route, received),
+        Message::Deliver(Deliver { from, to, messages, again }) => {
+            write_deliver(writer, (*from, *to), messages, *again);
+        }
+        Message::Taken(taken) => write_taken(writer, taken),
     }
 }
 
@@ -68,10 +77,47 @@ fn only(payload: Bytes) -> Section {
 /// The contents of a message: the debug form of a blob shows its length alone.
 fn shown(message: &Message) -> String {
     let mut text = format!("{message:?}");
-    if let Message::Frame(Frame::Append { entries, .. }) = message {
-        entries.iter().for_each(|entry| write!(text, " {:?}", &*entry.bytes).unwrap());
+    match message {
+        Message::Frame(Frame::Append { entries, .. }) => {
+            entries.iter().for_each(|entry| write!(text, " {:?}", &*entry.bytes).unwrap());
+        }
+        Message::Deliver(Deliver { messages, .. }) => {
+            messages.iter().for_each(|message| write!(text, " {:?}", &*message.payload).unwrap());
+        }
+        _ => {}
     }
     text
+}
+
+/// Bytes whose length is around those from which bytes are shared.
+fn draw_bytes(rng: &mut fastrand::Rng) -> Blob {
+    let len = *rng.choice(&[0, 1, 22, 23, 256, 1_024, 1_025, 5_000]).unwrap();
+    Blob::from((0..len).map(|_| rng.u8(..)).collect::<Vec<u8>>())
+}
+
+fn draw_key(rng: &mut fastrand::Rng) -> Key {
+    let len = *rng.choice(&[0, 1, 24, 25, Key::LEN_MAX]).unwrap();
+    Key::new(&(0..len).map(|_| rng.alphanumeric()).collect::<String>()).unwrap()
+}
+
+/// Draws a message to a shard.
+fn draw_to(rng: &mut fastrand::Rng, to: ShardId) -> Message {
+    let number = |rng: &mut fastrand::Rng| rng.u64(..) >> rng.u32(16..64);
+    let from = ShardId(rng.u32(..));
+    if rng.bool() {
+        return Message::Taken(Taken { from, to, upto: Seq(number(rng)), colour: Colour(number(rng)) });
+    }
+    let messages = (0..rng.u32(0..5)).map(|_| ChannelMessage {
+        seq: Seq(number(rng)),
+        epoch: Epoch(number(rng)),
+        index: Index(number(rng)),
+        colour: Colour(number(rng)),
+        sender: draw_key(rng),
+        process: draw_key(rng),
+        payload: draw_bytes(rng),
+    });
+    let messages = messages.collect();
+    Message::Deliver(Deliver { from, to, messages, again: rng.bool() })
 }
 
 fn draw(rng: &mut fastrand::Rng) -> Message {
@@ -104,16 +150,19 @@ fn draw(rng: &mut fastrand::Rng) -> Message {
         6 => return Message::Received(Received { epoch, base: point(rng), bytes: rng.u64(..) }),
         _ => {
             let before = point(rng);
-            let entries = (1..=rng.u64(0..6)).map(|after| {
-                // Around the length from which bytes are shared.
-                let len = *rng.choice(&[0, 1, 22, 23, 256, 1_024, 1_025, 5_000]).unwrap();
-                let bytes: Vec<u8> = (0..len).map(|_| rng.u8(..)).collect();
-                LogEntry { point: at(number(rng), before.index.0 + after), bytes: Blob::from(bytes) }
+            let entries = (1..=rng.u64(0..6)).map(|after| LogEntry {
+                point: at(number(rng), before.index.0 + after),
+                bytes: draw_bytes(rng),
             });
             let entries = entries.collect();
             Frame::Append { head: AppendHead { epoch, before, commit: Index(number(rng)) }, entries }
         }
     })
+}
+
+/// Draws a message to a replica or a shard.
+fn draw_any(rng: &mut fastrand::Rng, shard: u32) -> Message {
+    if rng.u32(0..4) == 0 { draw_to(rng, ShardId(shard)) } else { draw(rng) }
 }
 
 #[test]
@@ -122,7 +171,7 @@ fn messages_of_many_shards_come_back() {
         println!("seed {seed}");
         let mut rng = fastrand::Rng::with_seed(seed);
         let sent: Vec<(Route, Message)> =
-            (0..rng.u32(1..20)).map(|shard| (route(shard), draw(&mut rng))).collect();
+            (0..rng.u32(1..20)).map(|shard| (route(shard), draw_any(&mut rng, shard))).collect();
         let mut writer = PayloadWriter::new();
         sent.iter().for_each(|(route, message)| write_to(&mut writer, *route, message));
         let received: Vec<Section> = sections(bytes(writer)).collect::<Result<_, _>>().unwrap();
@@ -130,7 +179,13 @@ fn messages_of_many_shards_come_back() {
         for (section, (route, message)) in received.iter().zip(&sent) {
             let found =
                 Route { shard: section.address.shard, from: section.address.from, to: section.address.to };
-            assert_eq!(found, *route);
+            let expected = match message {
+                Message::Deliver(_) | Message::Taken(_) => {
+                    Route { shard: route.shard, from: ReplicaId(0), to: ReplicaId(0) }
+                }
+                _ => *route,
+            };
+            assert_eq!(found, expected);
             let read = read_message(section).unwrap();
             assert_eq!(shown(&read), shown(message));
         }
@@ -142,7 +197,7 @@ fn a_message_that_ends_early_or_late_is_refused() {
     for seed in 0..200 {
         println!("seed {seed}");
         let mut rng = fastrand::Rng::with_seed(seed);
-        let message = draw(&mut rng);
+        let message = draw_any(&mut rng, 1);
         let section = only(write(route(1), &message));
         let ends = if section.message.len() < 200 {
             (0..section.message.len()).collect()
@@ -223,6 +278,84 @@ fn hostile_numbers_are_refused() {
     }
 }
 
+fn delivery(messages: &[(u64, &str, &[u8])]) -> Message {
+    let messages = messages.iter().map(|(seq, process, payload)| ChannelMessage {
+        seq: Seq(*seq),
+        epoch: Epoch(3),
+        index: Index(12),
+        colour: Colour(2),
+        sender: Key::new("payer").unwrap(),
+        process: Key::new(process).unwrap(),
+        payload: Blob::from(*payload),
+    });
+    let messages = messages.collect();
+    Message::Deliver(Deliver { from: ShardId(4), to: ShardId(258), messages, again: true })
+}
+
+/// Frames are filled up to a limit by this.
+#[test]
+fn the_length_of_a_message_between_shards_is_known() {
+    let Message::Deliver(Deliver { from, to, messages, .. }) =
+        delivery(&[(1, "payee", b"a"), (2, "", &[7; 5_000])])
+    else {
+        unreachable!("it is one")
+    };
+    let len = |messages: &[ChannelMessage]| {
+        let mut writer = PayloadWriter::new();
+        write_deliver(&mut writer, (from, to), messages, false);
+        writer.len()
+    };
+    let head = len(&[]);
+    assert_eq!(len(&messages), head + messages.iter().map(message_len).sum::<usize>());
+}
+
+/// As [`hostile_numbers_are_refused`], of messages between shards.
+#[test]
+fn hostile_messages_between_shards_are_refused() {
+    let section = only(write(route(2), &delivery(&[(7, "payee", b"paid")])));
+    let with = |section: &Section, offset: usize, bytes: &[u8]| {
+        let mut message = section.message.to_vec();
+        message[offset..offset + bytes.len()].copy_from_slice(bytes);
+        read_message(&Section { message: message.into(), ..section.clone() })
+    };
+    let too_long = u16::try_from(Key::LEN_MAX + 1).unwrap().to_le_bytes();
+    let hostile: [(usize, &[u8], &str); 13] = [
+        (5, &[2], "does not know"),
+        (6, &[0xff; 4], "fewer messages"),
+        (6, &[0; 4], "more than its messages"),
+        (10, &[0xff; 8], "no channel reaches"),
+        (18, &[0xff; 8], "epoch that there is not"),
+        (26, &[0xff; 8], "index that no log reaches"),
+        (34, &[0xff; 8], "no channel reaches"),
+        (42, &[0xff; 2], "within a key"),
+        (42, &too_long, "within a key"),
+        (44, &[0xff; 2], "within a key"),
+        (46, &[0xff; 4], "within a payload"),
+        (46, &[3, 0, 0, 0], "more than its messages"),
+        (50, &[0xff], "no UTF-8"),
+    ];
+    for (offset, bytes, reason) in hostile {
+        let error = with(&section, offset, bytes).unwrap_err();
+        assert!(matches!(error, MessageError::Invalid { shard: ShardId(258), kind: 9, .. }), "{error}");
+        assert!(error.to_string().contains(reason), "{error} at {offset}");
+    }
+    let long = only(write(route(2), &delivery(&[(7, "payee", &[b'k'; 2_000])])));
+    let error = with(&long, 42, &too_long).unwrap_err();
+    assert!(error.to_string().contains("key that is too long"), "{error}");
+
+    let taken = Taken { from: ShardId(258), to: ShardId(4), upto: Seq(9), colour: Colour(2) };
+    let taken = only(write(route(2), &Message::Taken(taken)));
+    for offset in [5, 13] {
+        let error = with(&taken, offset, &[0xff; 8]).unwrap_err();
+        assert!(error.to_string().contains("no channel reaches"), "{error}");
+    }
+    for mut addressed in [section, taken] {
+        addressed.address.to = ReplicaId(1);
+        let error = read_message(&addressed).unwrap_err();
+        assert!(error.to_string().contains("an epoch or replicas"), "{error}");
+    }
+}
+
 /// Every later version must read these.
 #[test]
 fn the_bytes_of_messages_stay_what_they_are() {
@@ -262,6 +395,11 @@ fn the_bytes_of_messages_stay_what_they_are() {
             }),
         ),
         ("received", Message::Received(Received { epoch: Epoch(3), base: at(1, 10), bytes: 9 })),
+        ("deliver", delivery(&[(7, "payee", b"paid"), (8, "", b"")])),
+        (
+            "taken",
+            Message::Taken(Taken { from: ShardId(4), to: ShardId(258), upto: Seq(8), colour: Colour(2) }),
+        ),
     ];
     let mut text = String::new();
     for (name, message) in &messages {

@@ -18,7 +18,16 @@ impl World {
         let link = self.at(from).zip(self.at(to)).map(|(a, b)| (a.min(b), a.max(b)));
         let is_deaf = from == CONTROL && self.deaf.is_some() && self.at(to) == self.deaf;
         let is_cut = is_deaf || link.is_some_and(|link| self.cut.contains(&link));
-        let is_lost = is_cut || !self.is_calm && self.chance(5);
+        // A learner's acknowledgement matters where the members have not got the entry.
+        let percent = match (self.bug, &message) {
+            (Some(Bug::LearnerCounted), Message::Frame(Frame::Append { .. }))
+                if self.history.newest().config.members().contains(&to) =>
+            {
+                40
+            }
+            _ => 5,
+        };
+        let is_lost = is_cut || !self.is_calm && self.chance(percent);
         if is_lost {
             self.broken.extend(link);
             return Ok(());

@@ -9,6 +9,7 @@
 //! | [`Event::Ended`] | the parts of the awaited group, once all have ended |
 //! | [`Event::Failed`] | any part, or storage: the node has a fatal error |
 //! | [`Event::Killed`] | the caller: the node is abandoned as by a crash |
+//! | [`Event::EndsItself`] | the caller, if it is users' code on one of the node's own parts |
 //!
 //! The rules:
 //!
@@ -18,6 +19,8 @@
 //! - After a failure or a kill all groups are stopped at once, and no step's outcome counts any more.
 //! - The data are marked clean only once the log has ended regularly, which includes its last mark, and never after a failure
 //!   or a kill. A cause of such a life cannot have ended the process, so the next one suspects none.
+//! - Users' code that ends its own node goes on after that end. Its work is in no log, and it may yet end the process, so such
+//!   data are not marked: otherwise each life would repeat it, and none would give it up.
 
 use crate::ids::{Micros, Time};
 
@@ -53,6 +56,8 @@ pub enum Event {
     Failed,
     /// The node is abandoned: users' code is waited for until this time at most. Only the first time counts.
     Killed(Time),
+    /// Users' code in one of the node's parts has asked for the end, which does not wait for that part.
+    EndsItself,
 }
 
 /// The next step of the shell.
@@ -88,6 +93,8 @@ pub struct Shutdown {
     killed: bool,
     /// Whether the node has neither failed nor been killed.
     orderly: bool,
+    /// Whether the code that has asked for the end goes on after it.
+    ends_itself: bool,
     /// Whether the log has ended regularly.
     log_ended: bool,
     marked: bool,
@@ -111,6 +118,7 @@ impl Shutdown {
             failed: false,
             killed: false,
             orderly: true,
+            ends_itself: false,
             log_ended: false,
             marked: false,
         }
@@ -133,6 +141,7 @@ impl Shutdown {
                 self.until = self.until.min(now);
                 self.limit = self.limit.map(|limit| limit.min(now));
             }
+            Event::EndsItself => self.ends_itself = true,
             Event::Killed(_) if self.killed => {}
             Event::Killed(until) => {
                 (self.killed, self.orderly) = (true, false);
@@ -149,7 +158,7 @@ impl Shutdown {
             return Step::StopAll;
         }
         let Some(&group) = Group::ORDER.get(self.ended) else {
-            if self.orderly && !self.marked {
+            if self.orderly && !self.ends_itself && !self.marked {
                 assert!(self.log_ended, "the data are clean only once the log has ended");
                 self.marked = true;
                 return Step::MarkClean;

@@ -251,7 +251,8 @@ impl<E: Env> Life<E> {
 
     /// Shuts the node down: takes no more calls, waits up to `limit` for running steps of tasks, commits and answers what
     /// was taken, ends all threads, and releases the data directory. Waits for another caller that ends the node. Called by one of
-    /// the node's own threads, it waits neither for that thread nor for another caller.
+    /// the node's own threads, it waits neither for that thread nor for another caller, and the data are not marked as those of a
+    /// life that ended in order: the code that calls it goes on.
     pub fn shutdown(&self, limit: Duration) {
         self.end_here(Ending::InOrder, limit);
     }

@@ -38,7 +38,11 @@ impl EndPart {
     pub(crate) fn new<E: Env>(hub: &Shared<E>, data: Arc<Data>, until: Time, by: Option<PartId>) -> Self {
         let bell: Arc<Bell> = Arc::default();
         hub.roster.set_bell(Arc::clone(&bell));
-        Self { shutdown: Shutdown::new(until), data, by, bell, answers_until: None }
+        let mut shutdown = Shutdown::new(until);
+        if by.is_some() {
+            shutdown.handle(hub.now(), Event::EndsItself);
+        }
+        Self { shutdown, data, by, bell, answers_until: None }
     }
 
     /// Whether the parts of a group have ended, as far as the end of the node waits for them.

@@ -21,6 +21,7 @@ fn run(name: &str, text: &str) {
                 let group = Group::ORDER.into_iter().find(|it| name_of(*it) == *group);
                 handle(Event::Ended(group.expect("a group")));
             }
+            ["ends", "itself"] => handle(Event::EndsItself),
             ["failed"] => handle(Event::Failed),
             ["killed", "until", _] => handle(Event::Killed(time(2))),
             ["next"] => {
@@ -57,6 +58,7 @@ transcripts! {
     what_runs_too_long_is_abandoned,
     a_failure_stops_all_at_once,
     a_kill_leaves_the_data_unmarked,
+    code_that_ends_its_node_leaves_the_data_unmarked,
     a_kill_does_not_wait_as_long_as_the_shutdown_that_it_meets,
 }
 

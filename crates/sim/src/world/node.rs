@@ -62,6 +62,8 @@ pub(crate) struct Node {
     pub(crate) is_over: bool,
     /// Once its end has begun, the virtual time by which it must be over.
     pub(crate) ends_by: Option<u64>,
+    /// Whether users' code in one of its parts has ended it.
+    pub(crate) ends_itself: bool,
     /// Its parts that have begun and not ended, besides the one that ends the others.
     pub(crate) running: BTreeSet<PartId>,
     /// Parts within a turn in which users' code waits for the end of the node.
@@ -224,6 +226,7 @@ impl Node {
             serves: false,
             is_over: false,
             ends_by: None,
+            ends_itself: false,
             running: BTreeSet::new(),
             held: BTreeSet::new(),
             reads_since: None,

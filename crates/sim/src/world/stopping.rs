@@ -75,6 +75,9 @@ impl World {
                 return Err(Violation::new(17, what).into());
             }
         }
+        if order == EndOrder::Begin {
+            node.ends_itself = known.is_some();
+        }
         // Its turn lasts as long as the end.
         node.held.extend(by.filter(|_| matches!(order, EndOrder::Begin | EndOrder::Wait)));
         if kills || !is_ending {
@@ -157,11 +160,11 @@ impl World {
             let what = format!("the data directory is released, and {part:?} runs");
             return Err(Violation::new(17, what).into());
         }
-        if !node.is_over && !node.is_marked {
+        if !node.is_over && !node.is_marked && !node.ends_itself {
             let what = "a life has ended in order, and its data are not marked so";
             return Err(Violation::new(17, what).into());
         }
-        self.must_be_clean = !node.is_over && self.may_be_clean && self.can_be_marked();
+        self.must_be_clean = !node.is_over && node.is_marked && self.may_be_clean && self.can_be_marked();
         let node = self.node.as_mut().expect("it has ended");
         if self.is_locked.load(Ordering::Relaxed) {
             return Err(Violation::new(17, "the node has ended, and owns its data directory").into());
@@ -253,6 +256,9 @@ impl World {
         };
         if node.is_over {
             return wrong("and the node had failed or was abandoned");
+        }
+        if node.ends_itself {
+            return wrong("and code that has ended its own node goes on");
         }
         if failed_syncs > 0 {
             return wrong("and a sync had failed");

@@ -91,6 +91,8 @@ fn a_node_that_one_of_its_parts_ends_waits_for_the_others() {
         Ok(Turned::Ended),
         "its turn is over, and the node has ended"
     );
+    drop(node);
+    assert!(!Node::ended_in_order(&disk), "its code went on after the end, and may have ended the process");
 }
 
 /// The end does not wait for the worker of that handler, and another node may have the data already.

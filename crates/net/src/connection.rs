@@ -314,6 +314,12 @@ impl Connection {
         }
     }
 
+    /// Returns the time at which the other end was heard last, or the connection began.
+    #[must_use]
+    pub const fn heard(&self) -> Time {
+        self.heard
+    }
+
     /// Returns the end that opened the connection.
     #[must_use]
     pub const fn side(&self) -> Side {

@@ -184,6 +184,11 @@ impl<N: Network> Endpoint<N> {
         }
     }
 
+    /// Returns the network.
+    pub const fn network(&self) -> &N {
+        &self.network
+    }
+
     /// Returns the network, to wait at it.
     pub const fn network_mut(&mut self) -> &mut N {
         &mut self.network

@@ -1,8 +1,7 @@
 //! Frames and connections between nodes, and from clients to nodes.
 //!
 //! Does not know: the meaning of a message between replicas, which shards a node has, threads, clocks (time arrives with each
-//! call), and what to do when a connection ends: the caller dials again. Clients and nodes use it; nodes do not yet speak to each
-//! other, because each runs alone until replication is driven.
+//! call), and what to do when a connection ends: the caller dials again. Clients and nodes use it.
 //!
 //! - [`frame`] is the format of a frame; [`decoder::Decoder`] reads frames from bytes as they arrive.
 //! - [`payload::Payload`] is the content of a frame, which many frames share; [`outgoing::Outgoing`] is the queue of

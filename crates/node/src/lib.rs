@@ -69,7 +69,7 @@ pub use open::{
 };
 pub use operator::{Deletion, Verification};
 pub use part::{Part, Turned};
-pub use peers::{PeerDesk, PeerMessage};
+pub use peers::{PeerDesk, PeerMessage, PeerPart};
 pub use queries::{QueryPart, QueryWatch};
 pub use ready::{LOG_LAG_MAX, NotReady};
 pub use reply::{Caller, NoAnswer, Reply, ReplyTo};

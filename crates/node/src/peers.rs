@@ -1,5 +1,15 @@
-//! What goes to other nodes and comes from them. Workers leave messages on the [`PeerDesk`]; the part that has the connections
+//! What goes to other nodes and comes from them: `part.rs` has the connections, `packing.rs` puts messages into frames, and `board.rs`
+//! has the addresses of the nodes, and what this one knows of them. Workers leave messages on the [`PeerDesk`]; the part that has the connections
 //! takes them, and a simulator does in its place. What arrives goes to the workers by [`Shared::from_peer`].
+
+mod board;
+mod packing;
+mod part;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use board::PeerBoard;
+pub use part::PeerPart;
 
 use crate::bell::Bell;
 use crate::env::Env;

@@ -15,6 +15,8 @@ pub enum PartId {
     Step(usize),
     /// The part that writes the log.
     Log,
+    /// The part that has the connections to other nodes.
+    Peers,
     /// The part that prepares the log's segments.
     Preparer,
     /// The part that takes checkpoints.
@@ -43,7 +45,8 @@ impl PartId {
             Self::Checkpoints | Self::Merges | Self::Copies => Some(Group::Checkpoints),
             Self::Worker(_) => Some(Group::Workers),
             // The watcher gives up queries until their clients have answers, which is the end of the group before.
-            Self::Log | Self::Preparer | Self::QueryWatch => Some(Group::Log),
+            // The shards need their peers to commit their last work.
+            Self::Log | Self::Peers | Self::Preparer | Self::QueryWatch => Some(Group::Log),
             Self::Checks | Self::Watchdog => Some(Group::Watchdog),
             // User code cannot be stopped: only those that are idle are waited for.
             Self::Query(_) | Self::End => None,
@@ -56,6 +59,7 @@ impl PartId {
             Self::Worker(number) => format!("stead-worker-{number}"),
             Self::Step(number) => format!("stead-task-{number}"),
             Self::Log => "stead-log".to_owned(),
+            Self::Peers => "stead-peers".to_owned(),
             Self::Preparer => "stead-segments".to_owned(),
             Self::Checkpoints => "stead-checkpoint".to_owned(),
             Self::Merges => "stead-merge".to_owned(),

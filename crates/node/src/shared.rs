@@ -13,7 +13,7 @@ use crate::memory::{Memory, MemoryLimits};
 use crate::metrics::Counters;
 use crate::native::{Native, Recipient};
 use crate::open::Sizes;
-use crate::peers::PeerDesk;
+use crate::peers::{PeerBoard, PeerDesk};
 use crate::queries::QueryQueue;
 use crate::reply::{NoAnswer, Reply, ReplyTo};
 use crate::roster::{PartId, Roster};
@@ -53,6 +53,8 @@ pub struct Shared<E: Env> {
     pub(crate) log: LogDesk,
     /// The messages for other nodes.
     pub peers: PeerDesk,
+    /// The addresses of other nodes, and what is known of them.
+    pub(crate) peer_board: PeerBoard,
     /// The news for the control plane.
     pub control: ControlDesk,
     pub(crate) steps: StepQueue,
@@ -117,6 +119,7 @@ impl<E: Env> Shared<E> {
             watch,
             log: LogDesk::default(),
             peers: PeerDesk::default(),
+            peer_board: PeerBoard::default(),
             control: ControlDesk::default(),
             steps: StepQueue::new(step_parts),
             queries: Arc::new(QueryQueue::new(services, sizes)),
@@ -547,6 +550,7 @@ impl<E: Env> Shared<E> {
         }
         self.log.close();
         self.log.preparer_bell.ring();
+        self.peers.bell.ring();
         self.steps.stop();
         self.queries.stop();
         self.snapshots.stop();

@@ -14,6 +14,7 @@ use crate::open::Recovery;
 use crate::open::options::{CheckpointOptions, Drawn, NativeOptions, Options, Sizes};
 use crate::open::plan::{check_limits, warn_of_clock};
 use crate::open::sockets::Sockets;
+use crate::peers::PeerPart;
 use crate::queries::{QUERY_THREADS, QueryPart, QueryThreads, QueryWatch};
 use crate::roster::PartId;
 use crate::shared::Shared;
@@ -40,6 +41,8 @@ use stead_store::recovery::Recovered;
 pub(crate) struct Parts<E: Env> {
     pub(crate) life: Life<E>,
     pub(crate) log: LogPart,
+    /// The connections to other nodes, if it listens for any.
+    pub(crate) peers: Option<PeerPart>,
     pub(crate) prepare: PreparePart,
     pub(crate) workers: Vec<Worker<E>>,
     /// The probes of the watchdog, each with its limit: those of the workers first, then those of the task threads.
@@ -58,6 +61,7 @@ pub(crate) enum AnyPart<E: Env> {
     Worker(Box<Worker<E>>),
     Step(StepPart),
     Log(Box<LogPart>),
+    Peers(Box<PeerPart>),
     Preparer(PreparePart),
     Checkpoints(Box<Checkpoints>),
     Merges(Box<Merges>),
@@ -75,6 +79,7 @@ impl<E: Env> Parts<E> {
         let Self {
             life,
             log,
+            peers,
             prepare,
             workers,
             probes,
@@ -88,6 +93,7 @@ impl<E: Env> Parts<E> {
         let shared = &*life.shared;
         let mut parts =
             vec![(PartId::Log, AnyPart::Log(Box::new(log))), (PartId::Preparer, AnyPart::Preparer(prepare))];
+        parts.extend(peers.map(|part| (PartId::Peers, AnyPart::Peers(Box::new(part)))));
         let workers = workers.into_iter().enumerate();
         parts.extend(workers.map(|(number, part)| (PartId::Worker(number), AnyPart::Worker(Box::new(part)))));
         let queries = (0..QUERY_THREADS).map(|_| QueryPart::new(shared));
@@ -154,17 +160,18 @@ pub(crate) fn assemble<E: Env>(
     let made = workers(&shared, replicas, trials, drawn.handlers, wal.batch_bytes_max());
     let (mut workers, probes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     shared.colour.store(last.0, Ordering::Relaxed);
+    let (directory, process) = (meta.log_id, drawn.writer);
+    let local = Local {
+        versions: VERSIONS,
+        cluster: Some(meta.cluster),
+        role: Role::Peer { node: meta.node, directory, process },
+        origin: Origin { incarnation: meta.incarnation, life: ids::Life(meta.lives) },
+        limits: Limits::default(),
+        client_limits: Limits::of_clients(),
+        clock_difference_max: CLOCK_DIFFERENCE_MAX,
+    };
+    let peers = sockets.peers.map(|tcp| PeerPart::new(tcp, local.clone()));
     if let Some(NativeOptions { connections_max, .. }) = options.native {
-        let (directory, process) = (meta.log_id, drawn.writer);
-        let local = Local {
-            versions: VERSIONS,
-            cluster: Some(meta.cluster),
-            role: Role::Peer { node: meta.node, directory, process },
-            origin: Origin { incarnation: meta.incarnation, life: ids::Life(meta.lives) },
-            limits: Limits::default(),
-            client_limits: Limits::of_clients(),
-            clock_difference_max: CLOCK_DIFFERENCE_MAX,
-        };
         for ((worker, inbox), tcp) in workers.iter_mut().zip(&shared.inboxes).zip(sockets.of_workers) {
             let bell = Arc::clone(&inbox.bell);
             worker.listen(Native::new(tcp, local.clone(), bell, threads, connections_max));
@@ -221,6 +228,7 @@ pub(crate) fn assemble<E: Env>(
     let checkpoints = Checkpoints::new(part, store, timeout);
     Parts {
         life,
+        peers,
         prepare: PreparePart::new(wal.preparer()),
         log: LogPart::new(wal, (threads, shared.placement.count_here()), options.segment_bytes, shared.now()),
         workers,

@@ -90,6 +90,8 @@ pub struct Options {
     pub without_code: BTreeSet<String>,
     /// Whether and how the node serves clients by the native protocol.
     pub native: Option<NativeOptions>,
+    /// The socket at which the node listens for other nodes; `None` without a second node.
+    pub listen_peers: Option<Arc<TcpListener>>,
     /// The places of the shards that are not on this node; none without a second node.
     pub not_here: BTreeMap<ShardId, Place>,
 }

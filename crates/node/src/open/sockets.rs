@@ -1,4 +1,4 @@
-//! The sockets on which the workers of a node serve clients by the native protocol.
+//! The sockets on which the workers of a node serve clients by the native protocol, and on which it listens for other nodes.
 
 use crate::open::{NativeOptions, Options};
 use std::io;
@@ -12,6 +12,8 @@ pub(crate) struct Sockets {
     pub(crate) address: Option<SocketAddr>,
     /// One for each worker; none if they are not.
     pub(crate) of_workers: Vec<Tcp>,
+    /// That for other nodes, if there are any.
+    pub(crate) peers: Option<Tcp>,
 }
 
 impl Sockets {
@@ -20,8 +22,13 @@ impl Sockets {
     /// # Errors
     /// Those of the system.
     pub(crate) fn new(options: &Options) -> io::Result<Self> {
-        let Some(NativeOptions { listener, .. }) = &options.native else { return Ok(Self::default()) };
+        let peers = options.listen_peers.as_ref();
+        let peers = peers.map(|listener| listener.try_clone().and_then(Tcp::accepting)).transpose()?;
+        let Some(NativeOptions { listener, .. }) = &options.native else {
+            return Ok(Self { peers, ..Self::default() });
+        };
         let sockets = (0..options.threads).map(|_| listener.try_clone().and_then(Tcp::accepting));
-        Ok(Self { address: Some(listener.local_addr()?), of_workers: sockets.collect::<Result<_, _>>()? })
+        let of_workers = sockets.collect::<Result<_, _>>()?;
+        Ok(Self { address: Some(listener.local_addr()?), of_workers, peers })
     }
 }

@@ -51,6 +51,7 @@ impl<E: Env> Life<E> {
             AnyPart::Worker(part) => put_on_thread(shared, id, *part),
             AnyPart::Step(part) => put_on_thread(shared, id, part),
             AnyPart::Log(part) => put_on_thread(shared, id, *part),
+            AnyPart::Peers(part) => put_on_thread(shared, id, *part),
             AnyPart::Preparer(part) => put_on_thread(shared, id, part),
             AnyPart::Checkpoints(part) => put_on_thread(shared, id, *part),
             AnyPart::Merges(part) => put_on_thread(shared, id, *part),

@@ -133,6 +133,7 @@ fn options(lack: &Lack, topology: &Topology, profile: &Profile) -> Options {
         services: services.collect(),
         without_code: lack.allowed.clone(),
         native: None,
+        listen_peers: None,
         not_here: BTreeMap::new(),
     }
 }

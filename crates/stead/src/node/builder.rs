@@ -445,6 +445,7 @@ impl NodeBuilder {
             without_code: self.resting.clone(),
             not_here: BTreeMap::new(),
             native: None,
+            listen_peers: None,
             copies,
             threads: merged.threads.unwrap_or(cores.min(256)),
             task_threads: merged.task_threads.unwrap_or(TASK_THREADS_DEFAULT),

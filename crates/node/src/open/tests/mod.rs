@@ -256,6 +256,7 @@ impl Node {
             services: vec![service],
             without_code: BTreeSet::new(),
             native: None,
+            listen_peers: None,
             not_here: BTreeMap::new(),
         }
     }

@@ -1,0 +1,489 @@
+//! The part that has the connections to other nodes: one to each, over which all messages of their shards go.
+//!
+//! Both nodes of a pair dial, and the handshake decides which connection stays. What cannot be sent is dropped, so that a node that
+//! is slow or gone costs bounded memory: senders repeat the messages of channels, and replicas get [`Input::Connected`] once
+//! messages flow again.
+
+use super::PeerMessage;
+use super::board::{Orders, Seen};
+use super::packing::{Packed, pack};
+use crate::bell::Bell;
+use crate::clock::Clock;
+use crate::control::ControlNews;
+use crate::env::Env;
+use crate::events;
+use crate::part::{Part, Turned};
+use crate::shared::Shared;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use stead_core::control::facts::Fact;
+use stead_core::ids::{Micros, NodeId, ReplicaId, ShardId, Time};
+use stead_core::shard_replica::Input;
+use stead_net::channel::{Deliver, Taken};
+use stead_net::connection::{Event, Failure, SendError, Settings};
+use stead_net::endpoint::{Bounds, ConnectionId, Ended, Endpoint, Happened};
+use stead_net::handshake::{Agreed, HandshakeError, Local, Refusal, RefusalKind, Role};
+use stead_net::network::{Network, Tcp};
+use stead_net::replica::{Message, Route, read_message};
+use stead_net::section::sections;
+
+/// Bytes that wait for a node at most: 32 MiB.
+const SEND_BYTES_MAX: usize = 32 << 20;
+/// Pauses between two attempts to connect to a node: each is twice as long as the one before.
+const PAUSE_MIN: Micros = Micros::from_millis(20);
+const PAUSE_MAX: Micros = Micros::from_secs(1);
+
+/// The times of a connection between nodes. An idle one is heard as often as the control plane expects reports.
+const SETTINGS: Settings = Settings {
+    send_bytes_max: SEND_BYTES_MAX,
+    keep_alive: Micros::from_millis(50),
+    silence_max: Micros::from_secs(3),
+    handshake_time_max: Micros::from_secs(2),
+};
+
+/// The open connection to a node.
+#[derive(Clone, Copy)]
+struct Open {
+    connection: ConnectionId,
+    since: Time,
+    /// The length of a frame that the other end takes.
+    payload_bytes_max: usize,
+    /// Whether the other end reads too slowly, so that nothing is sent.
+    is_full: bool,
+}
+
+/// Another node.
+struct Peer {
+    address: Option<SocketAddr>,
+    open: Option<Open>,
+    dialing: Option<ConnectionId>,
+    dial_from: Time,
+    pause: Micros,
+    heard: Time,
+    /// The replicas that were sent something over the open connection. One of each shard: an older one on the same node is void.
+    sent: BTreeMap<ShardId, ReplicaId>,
+    /// The replicas for which something was lost, or may have been.
+    lost: BTreeMap<ShardId, ReplicaId>,
+    /// Whether the control plane learns that the connection closed if the one that is being dialed does not replace it.
+    is_closed: bool,
+    /// Whether the control plane knows that nothing listens at its address.
+    is_refused: bool,
+    /// The last failure that was reported.
+    reported: String,
+}
+
+impl Peer {
+    fn new(now: Time) -> Self {
+        Self {
+            address: None,
+            open: None,
+            dialing: None,
+            dial_from: now,
+            pause: PAUSE_MIN,
+            heard: now,
+            sent: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            is_closed: false,
+            is_refused: false,
+            reported: String::new(),
+        }
+    }
+
+    /// Whether there is nothing to remember of it.
+    fn is_unknown(&self) -> bool {
+        self.address.is_none() && self.open.is_none() && self.dialing.is_none() && self.lost.is_empty()
+    }
+
+    fn note_lost(&mut self, receivers: impl IntoIterator<Item = (ShardId, ReplicaId)>) {
+        for (shard, replica) in receivers {
+            note(&mut self.lost, shard, replica);
+        }
+    }
+
+    /// Notes an attempt that has failed, or a connection that has ended.
+    fn pause(&mut self, now: Time) {
+        self.dial_from = now.plus(self.pause);
+        self.pause = Micros(self.pause.0 * 2).min(PAUSE_MAX);
+    }
+
+    /// Warns of a failure, once as long as it stays the same.
+    fn warn(&mut self, node: NodeId, failure: &str) {
+        if self.reported != failure {
+            failure.clone_into(&mut self.reported);
+            events::warn(format_args!("there is no connection to node {node}: {failure}"));
+        }
+    }
+}
+
+fn note(replicas: &mut BTreeMap<ShardId, ReplicaId>, shard: ShardId, replica: ReplicaId) {
+    let newest = replicas.entry(shard).or_insert(replica);
+    *newest = replica.max(*newest);
+}
+
+/// The connections of a node to the others.
+pub struct PeerPart<N: Network = Tcp> {
+    /// This node.
+    node: NodeId,
+    endpoint: Endpoint<N>,
+    peers: BTreeMap<NodeId, Peer>,
+    /// The error of a wait.
+    failed: Option<io::Error>,
+    /// The last failure of a connection whose other end is unknown.
+    reported: String,
+    news: ControlNews,
+}
+
+impl<N: Network> PeerPart<N> {
+    /// Creates the part of a node, without connections.
+    ///
+    /// # Panics
+    /// If `local` is a client, or its limits contradict each other.
+    #[must_use]
+    pub fn new(network: N, local: Local) -> Self {
+        let Role::Peer { node, .. } = local.role else { panic!("a node has peers") };
+        // No clients: one is closed once it said who it is.
+        let bounds = Bounds { clients_max: 1, client_bytes_max: 4 << 20, ..Bounds::default() };
+        Self {
+            node,
+            endpoint: Endpoint::new(network, local, SETTINGS, bounds),
+            peers: BTreeMap::new(),
+            failed: None,
+            reported: String::new(),
+            news: ControlNews::default(),
+        }
+    }
+
+    /// Returns the network, to wait at it.
+    pub const fn network_mut(&mut self) -> &mut N {
+        self.endpoint.network_mut()
+    }
+
+    /// Returns the bytes that wait for a node.
+    #[cfg(test)]
+    pub(super) fn waiting(&self, node: NodeId) -> usize {
+        let connection = self.endpoint.peer(node).and_then(|connection| self.endpoint.connection(connection));
+        connection.map_or(0, |connection| connection.waiting())
+    }
+
+    /// Whether it waits for the other end of a connection that it dialed.
+    #[cfg(test)]
+    pub(super) fn is_dialing(&self) -> bool {
+        self.peers.values().any(|peer| peer.dialing.is_some())
+    }
+
+    /// Sends what waits, and takes what has arrived. Returns the time of the next turn, unless something happens before.
+    ///
+    /// # Errors
+    /// Those of the system that concern no connection: there are no connections any more.
+    pub fn step<E: Env>(&mut self, hub: &Shared<E>, now: Time, wall: Time) -> io::Result<Time> {
+        self.failed.take().map_or(Ok(()), Err)?;
+        self.take_orders(hub.peer_board.take_orders(), now);
+        self.dial(now, wall);
+        for (node, messages) in hub.peers.take() {
+            self.send(node, messages, now);
+        }
+        let mut due = self.endpoint.turn(now, wall)?;
+        while let Some(happened) = self.endpoint.next_happened() {
+            self.handle(hub, happened, now);
+        }
+        for peer in self.peers.values_mut() {
+            let Some(open) = &mut peer.open else {
+                if peer.address.is_some() && peer.dialing.is_none() {
+                    due = due.min(peer.dial_from);
+                }
+                continue;
+            };
+            let Some(connection) = self.endpoint.connection(open.connection) else { continue };
+            peer.heard = connection.heard();
+            if open.is_full && connection.waiting() <= SEND_BYTES_MAX / 2 {
+                open.is_full = false;
+                give_connected(hub, &mut peer.lost);
+            }
+        }
+        self.peers.retain(|_, peer| !peer.is_unknown());
+        let seen = |peer: &Peer| Seen { heard: peer.heard, is_closed: peer.open.is_none() };
+        hub.peer_board.note(self.peers.iter().map(|(node, peer)| (*node, seen(peer))));
+        hub.control.leave(&mut self.news);
+        Ok(due)
+    }
+
+    fn take_orders(&mut self, Orders { addresses, asks }: Orders, now: Time) {
+        if let Some(addresses) = addresses {
+            for (node, peer) in &mut self.peers {
+                peer.address = addresses.get(node).copied().filter(|_| *node != self.node);
+            }
+            for (node, address) in addresses.into_iter().filter(|(node, _)| *node != self.node) {
+                let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
+                peer.address = Some(address);
+            }
+        }
+        for node in asks {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                (peer.dial_from, peer.pause) = (now, PAUSE_MIN);
+            }
+        }
+    }
+
+    fn dial(&mut self, now: Time, wall: Time) {
+        for (node, peer) in &mut self.peers {
+            if peer.open.is_some() || peer.dialing.is_some() || now < peer.dial_from {
+                continue;
+            }
+            let Some(address) = peer.address else { continue };
+            match self.endpoint.dial(address, Some(*node), now, wall) {
+                Ok(connection) => peer.dialing = Some(connection),
+                Err(error) => {
+                    peer.warn(*node, &error.to_string());
+                    peer.pause(now);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, node: NodeId, messages: Vec<PeerMessage>, now: Time) {
+        let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
+        let Some(open) = &mut peer.open else { return peer.note_lost(receivers(&messages)) };
+        if open.is_full {
+            return peer.note_lost(receivers(&messages));
+        }
+        for Packed { payload, receivers } in pack(messages, open.payload_bytes_max) {
+            let sent = if open.is_full {
+                Err(None)
+            } else {
+                self.endpoint.send_shards(open.connection, &payload, now).map_err(Some)
+            };
+            match sent {
+                Ok(()) => {
+                    for (shard, replica) in receivers {
+                        note(&mut peer.sent, shard, replica);
+                    }
+                    continue;
+                }
+                Err(None | Some(SendError::NotOpen)) => {}
+                Err(Some(SendError::TooLong { .. })) => {
+                    // It would be too long again, so that nothing is gained by repeating it over this connection.
+                    open.is_full = true;
+                    peer.reported.clear();
+                    events::warn(format_args!(
+                        "node {node} takes no message of {} bytes; run the same version of Stead on all nodes",
+                        payload.len()
+                    ));
+                    self.endpoint.close(open.connection);
+                }
+                Err(Some(_)) => open.is_full = true,
+            }
+            for (shard, replica) in receivers {
+                note(&mut peer.lost, shard, replica);
+            }
+        }
+        if peer.open.is_some_and(|open| self.endpoint.connection(open.connection).is_none()) {
+            self.closed(node, now);
+        }
+    }
+
+    fn handle<E: Env>(&mut self, hub: &Shared<E>, happened: Happened, now: Time) {
+        match happened {
+            Happened::Event(connection, Event::Opened(agreed)) => match agreed.role {
+                Role::Peer { node, .. } => self.opened(hub, node, connection, &agreed, now),
+                Role::Client => self.endpoint.close(connection),
+            },
+            Happened::Event(connection, Event::Shards(bytes)) => {
+                if let Err(reason) = self.receive(hub, bytes) {
+                    self.refuse(connection, &reason, now);
+                }
+            }
+            Happened::Event(connection, Event::Request(..) | Event::Answer(..)) => {
+                self.refuse(connection, "it sent a request, and nodes have none", now);
+            }
+            Happened::Ended { connection, role, ended, .. } => self.ended(connection, role, &ended, now),
+            Happened::AcceptFailed(error) => {
+                let failure = format!(
+                    "a connection of a node cannot be accepted: {error}; raise the limit of open files"
+                );
+                self.warn(failure);
+            }
+        }
+    }
+
+    /// Warns of something that concerns no known node, once as long as it stays the same.
+    fn warn(&mut self, failure: String) {
+        if self.reported != failure {
+            events::warn(&failure);
+            self.reported = failure;
+        }
+    }
+
+    fn opened<E: Env>(
+        &mut self,
+        hub: &Shared<E>,
+        node: NodeId,
+        connection: ConnectionId,
+        agreed: &Agreed,
+        now: Time,
+    ) {
+        let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
+        peer.dialing = peer.dialing.filter(|dialing| *dialing != connection);
+        let payload_bytes_max = usize::try_from(agreed.limits.payload_bytes_max).unwrap_or(usize::MAX);
+        peer.open = Some(Open { connection, since: now, payload_bytes_max, is_full: false });
+        (peer.is_closed, peer.is_refused) = (false, false);
+        peer.reported.clear();
+        give_connected(hub, &mut peer.lost);
+    }
+
+    /// Takes the messages of a frame. Those before one that is invalid are taken.
+    fn receive<E: Env>(&self, hub: &Shared<E>, bytes: Bytes) -> Result<(), String> {
+        for section in sections(bytes) {
+            let section = section.map_err(|error| error.to_string())?;
+            let address = section.address;
+            let route = Route { shard: address.shard, from: address.from, to: address.to };
+            match read_message(&section).map_err(|error| error.to_string())? {
+                Message::Frame(frame) => hub.from_peer(PeerMessage::Frame(route, frame)),
+                Message::Deliver(Deliver { from, to, messages, again }) => {
+                    hub.from_peer(PeerMessage::Deliver { from, to, messages, again });
+                }
+                Message::Taken(Taken { from, to, upto, colour }) => {
+                    hub.from_peer(PeerMessage::Ack { from, to, upto, colour });
+                }
+                // No node sends snapshots yet, and a learner that gets none asks for it again.
+                Message::Chunk(_) | Message::Received(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes a connection whose other end does what no node does.
+    fn refuse(&mut self, connection: ConnectionId, reason: &str, now: Time) {
+        self.endpoint.close(connection);
+        if let Some(node) = self.node_of(connection) {
+            events::warn(format_args!("the connection to node {node} is closed: {reason}"));
+            self.closed(node, now);
+        }
+    }
+
+    fn node_of(&self, connection: ConnectionId) -> Option<NodeId> {
+        let is_of = |peer: &Peer| peer.open.is_some_and(|open| open.connection == connection);
+        self.peers.iter().find(|(_, peer)| is_of(peer)).map(|(node, _)| *node)
+    }
+
+    /// Notes that the connection to a node is not there any more, and informs the control plane.
+    fn closed(&mut self, node: NodeId, now: Time) {
+        self.cut(node, now);
+        self.news.facts.push(Fact::Closed(node));
+    }
+
+    /// Notes that what is on its way to a node may be lost.
+    fn cut(&mut self, node: NodeId, now: Time) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(open) = peer.open.take() else { return };
+        let sent = std::mem::take(&mut peer.sent);
+        peer.note_lost(sent);
+        // One that ends at once would be dialed without a pause otherwise.
+        if now.since(open.since) >= PAUSE_MAX {
+            peer.pause = PAUSE_MIN;
+        }
+        peer.pause(now);
+    }
+
+    fn ended(&mut self, connection: ConnectionId, role: Option<Role>, ended: &Ended, now: Time) {
+        if let Some(node) = self.node_of(connection) {
+            if let Ended::Replaced(_) = ended {
+                return self.cut(node, now);
+            }
+            if let Some(peer) = self.peers.get_mut(&node) {
+                if peer.dialing.is_some() {
+                    // Both dialed, and the other end kept the other connection.
+                    peer.is_closed = true;
+                    return self.cut(node, now);
+                }
+                peer.warn(node, &ended.to_string());
+            }
+            return self.closed(node, now);
+        }
+        let dialed = self.peers.iter_mut().find(|(_, peer)| peer.dialing == Some(connection));
+        let Some((node, peer)) = dialed else {
+            if role.is_none() && is_refusal(ended) {
+                self.warn(ended.to_string());
+            }
+            return;
+        };
+        peer.dialing = None;
+        peer.pause(now);
+        if peer.open.is_some() {
+            return;
+        }
+        if std::mem::take(&mut peer.is_closed) {
+            self.news.facts.push(Fact::Closed(*node));
+        }
+        if is_double(ended) {
+            return;
+        }
+        peer.warn(*node, &ended.to_string());
+        let is_refused =
+            matches!(ended, Ended::System(error) if error.kind() == io::ErrorKind::ConnectionRefused);
+        if is_refused && !std::mem::replace(&mut peer.is_refused, true) {
+            self.news.facts.push(Fact::Refused(*node));
+        }
+    }
+}
+
+/// Returns the replicas that lose something if the messages are lost.
+fn receivers(messages: &[PeerMessage]) -> impl Iterator<Item = (ShardId, ReplicaId)> {
+    messages.iter().filter_map(|message| match message {
+        PeerMessage::Frame(route, _) => Some((route.shard, route.to)),
+        PeerMessage::Deliver { .. } | PeerMessage::Ack { .. } => None,
+    })
+}
+
+/// Informs the replicas of this node that what was on its way to these may be lost, and that messages flow from now on.
+fn give_connected<E: Env>(hub: &Shared<E>, lost: &mut BTreeMap<ShardId, ReplicaId>) {
+    for (shard, replica) in std::mem::take(lost) {
+        hub.push_replica(shard, Input::Connected(replica));
+    }
+}
+
+/// Whether this end refused the other one.
+fn is_refusal(ended: &Ended) -> bool {
+    matches!(ended, Ended::Failed(Failure::Handshake(HandshakeError::Refused(_))))
+}
+
+/// Whether a connection ended because there is another one between the same nodes.
+fn is_double(ended: &Ended) -> bool {
+    match ended {
+        Ended::Failed(Failure::Handshake(HandshakeError::Refused(refusal))) => {
+            matches!(refusal, Refusal::Connected { .. })
+        }
+        Ended::Failed(Failure::Handshake(HandshakeError::RefusedByOther { kind, .. })) => {
+            *kind == RefusalKind::Connected
+        }
+        Ended::Failed(_) | Ended::System(_) => false,
+        Ended::Replaced(_) => true,
+    }
+}
+
+impl<E: Env> Part<Shared<E>> for PeerPart<Tcp> {
+    type Error = String;
+
+    fn bell<'h>(&'h self, hub: &'h Shared<E>) -> &'h Bell {
+        &hub.peers.bell
+    }
+
+    fn attach(&self, hub: &Shared<E>) {
+        hub.peers.bell.attach_to(self.endpoint.network().wake());
+    }
+
+    fn sleep(&mut self, hub: &Shared<E>, now: Time, until: Option<Time>) {
+        let network = self.endpoint.network_mut();
+        hub.peers.bell.sleep(now, until, 0, |time| self.failed = network.wait(time).err());
+    }
+
+    fn turn(&mut self, hub: &Shared<E>, now: Time) -> Result<Turned, String> {
+        if hub.is_ended() {
+            return Ok(Turned::Ended);
+        }
+        let due = self.step(hub, now, hub.clock.wall());
+        let due = due.map_err(|error| format!("the connections to other nodes cannot be served: {error}"))?;
+        Ok(if due <= now { Turned::Again } else { Turned::Until(Some(due)) })
+    }
+}

@@ -160,6 +160,14 @@ impl Attempt {
             let until = granted_until(self.began, self.lease(view, shard)).plus(view.settings.wait);
             return now < until && Self::sealed(view, shard).iter().any(is_missing);
         }
+        if self.wish.cause == Cause::NotLed {
+            // Another one is to lead, if one of them can.
+            let old = shard.history().newest().config.primary();
+            let is_expected = |member: &ReplicaId| *member != old && view.is_well(shard, *member);
+            let is_missing = |member: &ReplicaId| is_expected(member) && !self.answers.contains_key(member);
+            return now.since(self.began) < view.settings.wait
+                && Self::sealed(view, shard).iter().any(is_missing);
+        }
         // The replica that is to lead answers like the others if it works.
         let preferred = self.wish.primary.unwrap_or(shard.history().newest().config.primary());
         let is_expected = !self.wish.cause.is_failure() && view.is_well(shard, preferred);
@@ -195,6 +203,17 @@ impl Attempt {
             judged => judged?,
         };
         let (mut answers, mut judged) = (all, judged);
+        if self.wish.cause == Cause::NotLed && !Self::is_early(shard) {
+            // The others lead without its log if they are enough.
+            let old = shard.history().newest().config.primary();
+            let others: Vec<SealAnswer> =
+                answers.iter().filter(|answer| answer.replica != old).cloned().collect();
+            let without = shard.history().judge(self.epoch, &others);
+            let choice = without.ok().and_then(|j| self.choose(view, loads, id, shard, &others, &j, false));
+            if let Some((config, life)) = choice {
+                return Ok(Some((self.takeover(view, id, shard, config, life, others), false)));
+            }
+        }
         loop {
             if let Some((config, life)) = self.choose(view, loads, id, shard, &answers, &judged, false) {
                 return Ok(Some((self.takeover(view, id, shard, config, life, answers), false)));
@@ -282,8 +301,10 @@ impl Attempt {
                 Some(primary) => replica == primary,
                 None => !self.wish.cause.is_failure() && replica == old,
             };
+            // One that could not lead comes last.
+            let has_failed = self.wish.cause == Cause::NotLed && replica == old;
             let load = view.node_of(shard, replica).map(|node| loads.of(node).primaries);
-            (!is_wished, load, replica != judgement.winner, replica)
+            (has_failed, !is_wished, load, replica != judgement.winner, replica)
         };
         let primary = answers.iter().filter(leads).min_by_key(rank)?;
         let dial = view.state.dial_of(id)?;

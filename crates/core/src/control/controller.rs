@@ -426,7 +426,9 @@ impl Watched {
         self.reports.retain(|replica, _| shard.replicas().contains_key(replica));
         self.deleted.retain(|replica| shard.replicas().contains_key(replica));
         self.void.retain(|replica| shard.replicas().get(replica).is_some_and(|placed| !placed.is_void));
-        if let Some(&replica) = self.void.first()
+        // The only one has nothing to be replaced from.
+        let mut void = self.void.iter().copied();
+        if let Some(replica) = void.find(|replica| !shard.history().is_alone(*replica))
             && self.may_propose(view, shard, Kind::Void)
         {
             outgoing.change(id, ShardChange::Void { replica });
@@ -542,6 +544,10 @@ impl Watched {
                 && self.stays(view, shard, *learner)
         };
         target.extend(shard.learners().filter(is_ready));
+        // A learner seals no epoch yet, and only who has sealed may lead: the primary hands over in the next epoch.
+        if !target.iter().any(|replica| members.contains(replica)) && view.node_of(shard, primary).is_some() {
+            target.push(primary);
+        }
         // Those that are to go stay until they are replaced.
         let can_replace = shard.learners().next().is_some() || loads.spare(view.state, shard).is_some();
         for &member in members {
@@ -551,15 +557,22 @@ impl Watched {
                 target.push(member);
             }
         }
+        let load =
+            |replica: ReplicaId| view.node_of(shard, replica).map_or(0, |node| loads.of(node).replicas);
+        let is_fuller = |other: &ReplicaId| *other == primary || load(*other) < load(primary);
+        let lightens = view.state.is_balancing() && target.iter().all(is_fuller);
         while target.len() > wanted.max(1) {
             let rank = |replica: &ReplicaId| {
-                let node = view.node_of(shard, *replica);
-                let load = node.map_or(0, |node| loads.of(node).replicas);
                 let stays = self.stays(view, shard, *replica);
-                (*replica != primary || !stays, !stays, !view.is_well(shard, *replica), load, *replica)
+                let may_go = *replica != primary || !stays || lightens;
+                (may_go, !stays, !view.is_well(shard, *replica), load(*replica), *replica)
             };
             let victim = target.iter().copied().max_by_key(rank)?;
-            target.retain(|replica| *replica != victim);
+            let left = target.iter().filter(|replica| **replica != victim);
+            if !left.clone().any(|replica| members.contains(replica)) {
+                break;
+            }
+            target = left.copied().collect();
         }
         let (acks, lease) = dial.acks_and_lease(target.len());
         let well = target.iter().filter(|member| view.is_well(shard, **member)).count();
@@ -575,7 +588,7 @@ impl Watched {
                 .filter(|_| leaves)
                 .map(|heir| Wish { primary: Some(heir), ..Wish::of(Cause::Balanced) });
         }
-        let replaces = target.len() == members.len();
+        let replaces = target.len() == members.len() || !target.contains(&primary);
         let cause = if is_same || !replaces { Cause::DialChanged } else { Cause::Moved };
         // A member that was there before leads, if the primary goes.
         let is_heir = |member: &&ReplicaId| members.contains(member) && view.is_well(shard, **member);

@@ -511,8 +511,9 @@ fn a_replica_that_forgot_what_it_acknowledged_is_replaced_by_a_new_one_on_its_no
     let mut fake = Fake::new(1);
     fake.create(1, Dial::default());
     fake.controller.handle(fake.now, Fact::Void(ShardId(0), ReplicaId(1)));
-    fake.run(1_000);
+    fake.run(2_000);
     assert_eq!((fake.members(0), fake.is_settled()), (BTreeSet::from([A]), true));
+    assert_eq!(fake.commands, [], "nothing is proposed that would be refused");
 }
 
 #[test]
@@ -640,4 +641,58 @@ fn an_operator_moves_a_primary_and_goes_on_with_too_few_members() {
         fake.state.failovers().iter().any(|failover| failover.is_forced) && fake.is_settled()
     });
     assert_eq!(fake.members(0), BTreeSet::from([C]));
+}
+
+#[test]
+fn shards_of_one_replica_are_balanced_by_way_of_two_and_the_balancing_ends() {
+    let mut fake = Fake::new(1);
+    // A number of acks that is all of them does not become an asynchronous one on the way.
+    fake.create(6, dial(1, Acks::Count(1)));
+    fake.join();
+    fake.run_until(|fake| !fake.state.is_balancing());
+    fake.run(1_000);
+    assert_eq!((fake.primaries(), fake.is_settled()), (BTreeMap::from([(A, 3), (B, 3)]), true));
+    assert_eq!(fake.causes(), BTreeSet::from([Cause::Moved]));
+    let is_lossless = |failover: &super::failover::Failover| failover.losses.is_empty();
+    assert!(fake.state.failovers().iter().all(is_lossless));
+    assert!(fake.state.shards().all(|(_, shard)| shard.replicas().len() == 1), "what moved away is deleted");
+    fake.forget();
+    fake.run(5_000);
+    assert_eq!(fake.commands, [], "nothing is left to do");
+}
+
+#[test]
+fn a_node_that_leaves_hands_over_the_only_replicas_of_its_shards() {
+    let mut fake = Fake::new(2);
+    fake.create(4, Dial::default());
+    fake.state.apply(Command::Leave { node: A });
+    fake.run_until(|fake| !fake.state.nodes().contains_key(&A));
+    assert!((0..4).all(|shard| fake.members(shard) == BTreeSet::from([B])) && fake.is_settled());
+    assert_eq!(fake.causes(), BTreeSet::from([Cause::Moved]));
+}
+
+#[test]
+fn a_replica_that_could_not_lead_is_not_chosen_again_if_another_can() {
+    for is_ahead in [false, true] {
+        let mut fake = Fake::new(3);
+        fake.create(3, THREE);
+        let (shard, node) = (ShardId(0), fake.leader(0));
+        if is_ahead {
+            let primary = fake.state.shard(shard).unwrap().history().newest().config.primary();
+            let ahead = fake.nodes.get_mut(&node).unwrap().replicas.get_mut(&(shard, primary)).unwrap();
+            let index = ahead.table.last().index.next();
+            ahead.table.push(LogPoint { epoch: Epoch(1), index });
+        }
+        fake.controller.handle(fake.now, Fact::CannotLead { shard, epoch: Epoch(1) });
+        let epoch = |fake: &Fake| fake.state.shard(shard).unwrap().history().newest().config.epoch();
+        fake.run_until(|fake| epoch(fake) == Epoch(2) && fake.is_settled());
+        assert_ne!(fake.leader(0), node);
+        assert_eq!(fake.causes(), BTreeSet::from([Cause::NotLed]));
+    }
+    // The only one leads again.
+    let mut fake = Fake::new(1);
+    fake.create(1, Dial::default());
+    fake.controller.handle(fake.now, Fact::CannotLead { shard: ShardId(0), epoch: Epoch(1) });
+    fake.run_until(|fake| fake.causes() == BTreeSet::from([Cause::NotLed]) && fake.is_settled());
+    assert_eq!(fake.leader(0), A);
 }

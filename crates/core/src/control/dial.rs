@@ -139,8 +139,13 @@ impl Dial {
     /// entries are committed.
     #[must_use]
     pub fn acks_and_lease(&self, members: usize) -> (usize, Micros) {
-        let acks = self.acks.of(members);
-        let is_early = acks < members / 2 + 1;
+        let (majority, replicas) = (members / 2 + 1, usize::from(self.replicas));
+        let mut acks = self.acks.of(members);
+        // While there are more members than replicas are asked for, as when one replaces another, no promise is weaker.
+        if members > replicas && self.acks.of(replicas) > replicas / 2 {
+            acks = acks.max(majority);
+        }
+        let is_early = acks < majority;
         (acks, if is_early { self.lease } else { Micros(0) })
     }
 }
@@ -171,6 +176,10 @@ mod tests {
             [1, 2, 3, 5].map(|n| dial.acks_and_lease(n)),
             [(1, Micros(0)), (2, Micros(0)), (2, Micros(0)), (2, lease)]
         );
+        let lone = Dial { replicas: 1, acks: Acks::Count(1), ..dial };
+        assert_eq!(lone.acks_and_lease(2), (2, Micros(0)), "one replaces the other");
+        let early = Dial { replicas: 3, acks: Acks::Count(1), ..dial };
+        assert_eq!(early.acks_and_lease(4), (1, lease));
         let majority = Dial { acks: Acks::Majority, ..dial };
         assert_eq!([1, 2, 3, 4].map(|n| majority.acks_and_lease(n).0), [1, 2, 2, 3]);
     }

@@ -1,5 +1,6 @@
 //! The state machine: what each command changes, and on which conditions.
 
+use super::attempt::has_base;
 use super::command::{Command, Outcome, Refusal, ShardChange, ShardCommand, ShardStart};
 use super::failover::{Cause, Failover};
 use super::node::{DiskState, NodeRecord, StartId};
@@ -8,6 +9,7 @@ use super::{Cluster, ControlState};
 use crate::commit_tracker::EpochConfig;
 use crate::control::dial::Dial;
 use crate::ids::{DiskNumber, Epoch, Life, NodeId, ReplicaId, ServiceId, ShardId, Time};
+use crate::replication::epoch::EpochRecord;
 use crate::replication::history::{History, Takeover};
 use crate::topology::Topology;
 use std::collections::{BTreeMap, BTreeSet};
@@ -318,7 +320,12 @@ impl ControlState {
         let is_settled = records.len() == 2;
         if !is_forced && !is_settled {
             let other = config.members().iter().find(|member| !active.members().contains(member));
-            if let Some(&replica) = other {
+            // Unless none of these can lead: then the members of one epoch since, over which the seals needed spread already.
+            let since = &records[1..records.len() - 1];
+            let named =
+                |old: &EpochRecord| config.members().iter().all(|id| old.config.members().contains(id));
+            let is_stuck = !has_base(active, &takeover.seals, history.newest().base);
+            if let Some(&replica) = other.filter(|_| !is_stuck || !since.iter().any(named)) {
                 return Err(Refusal::Unsettled { replica });
             }
         }

@@ -13,6 +13,7 @@ use crate::ids::{Epoch, Life, Micros, NodeId, ReplicaId, ShardId, Time};
 use crate::replication::epoch::{EpochRecord, SealAnswer};
 use crate::replication::history::{Judgement, Takeover, TakeoverError};
 use crate::replication::lease::granted_until;
+use crate::replication::table::LogPoint;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The change that an attempt is for.
@@ -34,6 +35,20 @@ impl Wish {
     }
 }
 
+/// The replicas that an epoch's members are chosen from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// Those that the change is for; until an epoch is active, those of them that were members of the last active one (rule 12).
+    Wish,
+    /// The members that there are, the change given up for now; until an epoch is active, those of the last active one.
+    Present,
+    /// The members of the newest epoch that names the replica with the best log: no member of the last active one has that log, and
+    /// without it too few are sealed. The seals needed spread over no more nodes than before.
+    Winner,
+    /// All that answered: an operator gives up the others.
+    Answers,
+}
+
 /// An attempt. It cannot be given up once a seal was asked for: the sealed members take part in nothing older (rule 8).
 #[derive(Clone, Debug)]
 pub(super) struct Attempt {
@@ -41,6 +56,8 @@ pub(super) struct Attempt {
     pub(super) epoch: Epoch,
     /// The wall clock when the reason was noticed.
     pub(super) noticed: Time,
+    /// It goes on without members that are gone for long.
+    pub(super) drops_gone: bool,
     began: Time,
     asked: Option<Time>,
     answers: BTreeMap<ReplicaId, SealAnswer>,
@@ -82,7 +99,8 @@ impl View<'_> {
 impl Attempt {
     pub(super) fn new(now: Now, epoch: Epoch, wish: Wish) -> Self {
         let (noticed, began) = (now.wall, now.steady);
-        Self { wish, epoch, noticed, began, asked: None, answers: BTreeMap::new() }
+        let drops_gone = wish.cause == Cause::Moved && wish.members.is_none();
+        Self { wish, epoch, noticed, drops_gone, began, asked: None, answers: BTreeMap::new() }
     }
 
     /// Begins anew with a higher epoch: a member promised it.
@@ -195,39 +213,60 @@ impl Attempt {
                 if self.wish.is_forced && view.now.steady.since(self.began) >= view.settings.force_wait =>
             {
                 let judgement = shard.history().judge_forced(self.epoch, &all)?;
-                let config = self.choose(view, loads, id, shard, &all, &judgement, true);
+                let config = self.choose(view, loads, id, shard, &all, &judgement, Source::Answers);
                 return Ok(
                     config.map(|(config, life)| (self.takeover(view, id, shard, config, life, all), true))
                 );
             }
             judged => judged?,
         };
-        let (mut answers, mut judged) = (all, judged);
         if self.wish.cause == Cause::NotLed && !Self::is_early(shard) {
             // The others lead without its log if they are enough.
             let old = shard.history().newest().config.primary();
             let others: Vec<SealAnswer> =
-                answers.iter().filter(|answer| answer.replica != old).cloned().collect();
+                all.iter().filter(|answer| answer.replica != old).cloned().collect();
             let without = shard.history().judge(self.epoch, &others);
-            let choice = without.ok().and_then(|j| self.choose(view, loads, id, shard, &others, &j, false));
+            let choice =
+                without.ok().and_then(|j| self.choose(view, loads, id, shard, &others, &j, Source::Wish));
             if let Some((config, life)) = choice {
                 return Ok(Some((self.takeover(view, id, shard, config, life, others), false)));
             }
         }
-        loop {
-            if let Some((config, life)) = self.choose(view, loads, id, shard, &answers, &judged, false) {
+        let (mut answers, mut best) = (all.clone(), judged.clone());
+        let error = loop {
+            if let Some((config, life)) = self.choose(view, loads, id, shard, &answers, &best, Source::Wish) {
                 return Ok(Some((self.takeover(view, id, shard, config, life, answers), false)));
             }
             // The best log is on a replica that cannot lead. The others suffice if they are enough without it: it alone has nothing
-            // that is committed. What clients were answered before may be on it alone, so that it is waited for if it will lead.
-            let winner = judged.winner;
-            let members = self.members(view, shard, &answers, &judged, false);
-            if Self::is_early(shard) && members.contains(&winner) && view.is_well(shard, winner) {
+            // that is committed. What clients were answered before may be on it alone, so that it is waited for if it will lead,
+            // and leads itself rather than to be passed by.
+            let winner = best.winner;
+            let is_early = Self::is_early(shard) && view.is_well(shard, winner);
+            if is_early && self.members(view, shard, &answers, &best, Source::Wish).contains(&winner) {
                 return Ok(None);
             }
+            if is_early
+                && let Some((config, life)) =
+                    self.choose(view, loads, id, shard, &answers, &best, Source::Present)
+            {
+                return Ok(Some((self.takeover(view, id, shard, config, life, answers), false)));
+            }
             answers.retain(|answer| answer.replica != winner);
-            judged = shard.history().judge(self.epoch, &answers)?;
+            match shard.history().judge(self.epoch, &answers) {
+                Ok(judgement) => best = judgement,
+                Err(error) => break error,
+            }
+        };
+        // Those that would lead if all went as planned cannot.
+        for source in [Source::Present, Source::Winner] {
+            let is_needed = source == Source::Present || may_leave_active(shard, &all, &judged);
+            if is_needed
+                && let Some((config, life)) = self.choose(view, loads, id, shard, &all, &judged, source)
+            {
+                return Ok(Some((self.takeover(view, id, shard, config, life, all), false)));
+            }
         }
+        Err(error)
     }
 
     fn takeover(
@@ -251,23 +290,23 @@ impl Attempt {
         shard: &ShardRecord,
         answers: &[SealAnswer],
         judgement: &Judgement,
-        is_forced: bool,
+        source: Source,
     ) -> Vec<ReplicaId> {
         let newest = &shard.history().newest().config;
         let records = shard.history().records();
-        let mut members: Vec<ReplicaId> = if is_forced {
-            // All others are given up.
-            answers.iter().map(|answer| answer.replica).collect()
-        } else if judgement.active == newest.epoch() {
-            self.wish.members.clone().unwrap_or_else(|| newest.members().to_vec())
-        } else {
-            // Until an epoch is active, the members stay among those of the last active one (rule 12).
-            let active = records.iter().find(|record| record.config.epoch() == judgement.active);
-            let mut members = active.map_or_else(Vec::new, |record| record.config.members().to_vec());
-            if let Some(left) = &self.wish.members {
-                members.retain(|member| left.contains(member));
+        let of = |record: Option<&EpochRecord>| record.map_or(Vec::new(), |r| r.config.members().to_vec());
+        let of_active = || of(records.iter().find(|record| record.config.epoch() == judgement.active));
+        let is_settled = judgement.active == newest.epoch();
+        let mut members = match (source, &self.wish.members) {
+            (Source::Answers, _) => answers.iter().map(|answer| answer.replica).collect(),
+            (Source::Winner, _) => {
+                of(records.iter().rev().find(|record| record.config.members().contains(&judgement.winner)))
             }
-            members
+            (Source::Wish, Some(wished)) if is_settled => wished.clone(),
+            (Source::Wish, Some(wished)) => {
+                of_active().into_iter().filter(|member| wished.contains(member)).collect()
+            }
+            (Source::Wish, None) | (Source::Present, _) => of_active(),
         };
         members.retain(|member| view.node_of(shard, *member).is_some());
         members
@@ -283,9 +322,9 @@ impl Attempt {
         shard: &ShardRecord,
         answers: &[SealAnswer],
         judgement: &Judgement,
-        is_forced: bool,
+        source: Source,
     ) -> Option<(EpochConfig, Life)> {
-        let members = self.members(view, shard, answers, judgement, is_forced);
+        let members = self.members(view, shard, answers, judgement, source);
         // The primary begins at exactly the base: it has to have that entry (rule 10).
         let leads = |answer: &&SealAnswer| {
             let node = view.node_record_of(shard, answer.replica);
@@ -315,4 +354,16 @@ impl Attempt {
         }
         Some((config, primary.life))
     }
+}
+
+/// Whether the members of an epoch may be others than those of the last active one, although no later one is active: none of these
+/// that is sealed has the entry behind which the epoch begins, so that none of them can lead it.
+fn may_leave_active(shard: &ShardRecord, seals: &[SealAnswer], judgement: &Judgement) -> bool {
+    let active = shard.history().records().iter().find(|record| record.config.epoch() == judgement.active);
+    active.is_some_and(|active| !has_base(&active.config, seals, judgement.base))
+}
+
+/// Whether a sealed member of an epoch has an entry.
+pub(super) fn has_base(config: &EpochConfig, seals: &[SealAnswer], base: LogPoint) -> bool {
+    seals.iter().any(|seal| config.members().contains(&seal.replica) && seal.table.has(base))
 }

@@ -681,7 +681,8 @@ impl Watched {
         if self.floor > attempt.epoch {
             attempt.raise(view.now, self.floor.next());
         }
-        if attempt.wish.cause == Cause::Moved && attempt.wish.members.is_none() {
+        if attempt.drops_gone {
+            // Anew each time: one that was gone may have returned, and another one not.
             self.drop_gone(view, id, shard, &mut attempt.wish);
         }
         let lease = attempt.lease(view, shard);

@@ -1,6 +1,6 @@
 //! Tests of the decisions, on a cluster of nodes that do at once what they are asked for.
 
-use super::command::{Command, Outcome, Refusal, ShardChange, ShardCommand};
+use super::command::{Command, Outcome, Refusal, ShardChange, ShardCommand, ShardStart};
 use super::controller::{Controller, Settings};
 use super::dial::{Acks, Dial};
 use super::facts::{Fact, Hello, NodeReport, PeerReport, Request, ShardReport};
@@ -695,4 +695,52 @@ fn a_replica_that_could_not_lead_is_not_chosen_again_if_another_can() {
     fake.controller.handle(fake.now, Fact::CannotLead { shard: ShardId(0), epoch: Epoch(1) });
     fake.run_until(|fake| fake.causes() == BTreeSet::from([Cause::NotLed]) && fake.is_settled());
     assert_eq!(fake.leader(0), A);
+}
+
+#[test]
+fn a_change_whose_members_are_lost_before_it_is_recorded_is_given_up_for_now() {
+    let mut fake = Fake::new(3);
+    fake.create(1, THREE);
+    let node = fake.leader(0);
+    fake.is_mute = true;
+    let (service, one) = (ServiceId(0), Dial { replicas: 1, ..THREE });
+    fake.state.apply(Command::SetDial { service, expected: THREE, dial: one });
+    fake.run(300);
+    // The members are sealed for an epoch of the primary alone, and its disk is lost.
+    fake.is_mute = false;
+    fake.restart(node, DiskState::Lost);
+    fake.run_until(|fake| fake.all_led_but_by(node));
+    fake.run_until(|fake| fake.members(0).len() == 1 && fake.is_settled());
+}
+
+#[test]
+fn a_shard_that_a_node_led_alone_is_adopted_and_grows_with_its_log() {
+    let mut fake = Fake::new(1);
+    let points = [1, 2].map(|index| LogPoint { epoch: Epoch(4), index: Index(index) });
+    let mut led = FakeReplica { promised: Epoch(4), ..FakeReplica::default() };
+    points.iter().for_each(|point| led.table.push(*point));
+    fake.nodes.get_mut(&A).unwrap().replicas.insert((ShardId(0), ReplicaId::FIRST), led);
+    let shards = vec![ShardStart::Adopted { node: A, last: points[1], epoch: Epoch(5) }];
+    let create = Command::CreateService { name: "bank".to_owned(), dial: Dial::default(), shards };
+    assert_eq!(fake.state.apply(create), Outcome::Done);
+    fake.run_until(Fake::is_settled);
+    fake.join();
+    fake.join();
+    let (service, expected) = (ServiceId(0), Dial::default());
+    assert_eq!(fake.state.apply(Command::SetDial { service, expected, dial: THREE }), Outcome::Done);
+    fake.run_until(|fake| fake.members(0) == BTreeSet::from([A, B, C]) && fake.is_settled());
+    let logs = fake.nodes.values().flat_map(|node| node.replicas.values());
+    assert_eq!(logs.filter(|replica| replica.table.has(points[1])).count(), 3);
+    assert!(fake.causes().iter().all(|cause| !cause.is_failure()), "{:?}", fake.causes());
+}
+
+#[test]
+fn a_dial_that_changes_nothing_of_an_epoch_begins_none() {
+    let mut fake = Fake::new(3);
+    fake.create(2, THREE);
+    let (service, durability) = (ServiceId(0), super::dial::Durability::Interval);
+    let dial = Dial { durability, max_lag: Micros::from_secs(1), ..THREE };
+    assert_eq!(fake.state.apply(Command::SetDial { service, expected: THREE, dial }), Outcome::Done);
+    fake.run(2_000);
+    assert_eq!((fake.commands.len(), fake.state.dial_of(ShardId(1))), (0, Some(&dial)));
 }

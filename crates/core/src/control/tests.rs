@@ -196,6 +196,24 @@ fn until_an_epoch_is_active_the_next_one_takes_members_of_the_last_active_one() 
 }
 
 #[test]
+fn members_of_an_epoch_that_is_not_active_go_on_if_none_of_the_last_active_one_can_lead() {
+    let mut state = with_service(4, dial(1, Acks::Majority));
+    apply(&mut state, active(1)).unwrap();
+    for replica in 2..=4 {
+        let node = NodeId(replica as u32);
+        apply(&mut state, ShardChange::Place { replica: ReplicaId(replica), node }).unwrap();
+    }
+    apply(&mut state, begin(takeover(2, &[1, 2, 3], 1, vec![seal(1, 2, &[1])]))).unwrap();
+    // Its start entry is on replicas 2 and 3, which may have committed it; replica 1, which led, lost it with its unsynced tail.
+    let seals = || vec![seal(1, 3, &[1]), seal(2, 3, &[1, 2]), seal(3, 3, &[1, 2])];
+    let other = Err(Refusal::Unsettled { replica: ReplicaId(2) });
+    assert_eq!(apply(&mut state, begin(takeover(3, &[2, 3, 4], 1, seals()))), other, "4 was in no epoch");
+    let led_by_1 = vec![seal(1, 3, &[1, 2]), seal(2, 3, &[1, 2]), seal(3, 3, &[1, 2])];
+    assert_eq!(apply(&mut state, begin(takeover(3, &[2, 3], 1, led_by_1))), other, "1 could lead");
+    assert_eq!(apply(&mut state, begin(takeover(3, &[2, 1, 3], 1, seals()))), Ok(()));
+}
+
+#[test]
 fn data_are_deleted_only_when_an_epoch_without_the_replica_is_recorded_active() {
     let mut state = with_service(4, dial(3, Acks::Majority));
     apply(&mut state, active(1)).unwrap();

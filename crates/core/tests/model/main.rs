@@ -173,6 +173,8 @@ const ABC: Shape = (&[0, 1, 2], 2);
 const ABC_ALL: Shape = (&[0, 1, 2], 3);
 const ABC_ONE: Shape = (&[0, 1, 2], 1);
 const ABD: Shape = (&[0, 1, 3], 2);
+const A: Shape = (&[0], 1);
+const BC: Shape = (&[1, 2], 2);
 const CD: Shape = (&[2, 3], 2);
 
 fn shard(shapes: &[&[Shape]]) -> Shard {
@@ -240,6 +242,12 @@ fn w_changes_with_every_epoch() {
 #[test]
 fn members_change_with_every_epoch() {
     holds("members change", shard(&[&[ABC], &[ABD, CD], &[ABC]]));
+}
+
+#[test]
+fn members_of_an_epoch_that_is_not_active_lead_the_next_one() {
+    // The member of the last active epoch led the one after it, and may have lost its start entry, which the others have.
+    holds("not active", shard(&[&[A], &[ABC], &[ABC, BC]]));
 }
 
 #[test]

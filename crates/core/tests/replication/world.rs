@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::blob::Blob;
 use stead_core::clock::Now;
+use stead_core::commit_tracker::EpochConfig;
 use stead_core::control::facts::Fact;
 use stead_core::control::node::DiskState;
 use stead_core::entry::Entry;
@@ -342,11 +343,14 @@ impl World {
     /// Whether the shard could go on without this node's disk.
     fn is_spare(&self, at: usize) -> bool {
         let id = self.nodes[at].id;
-        self.history.records().iter().all(|record| {
-            let config = &record.config;
-            let left = config.members().iter().filter(|member| **member != id && self.at(**member).is_some());
-            left.count() > config.members().len() - config.commit_quorum()
-        })
+        self.history.records().iter().all(|record| self.can_end(&record.config, id))
+    }
+
+    /// Whether enough members of an epoch could still be sealed without this one.
+    fn can_end(&self, config: &EpochConfig, without: ReplicaId) -> bool {
+        let is_there = |member: &&ReplicaId| **member != without && self.at(**member).is_some();
+        let left = config.members().iter().filter(is_there);
+        left.count() > config.members().len() - config.commit_quorum()
     }
 
     /// The disk of a node that is down is replaced.

@@ -192,11 +192,24 @@ impl World {
         self.plane.controller.handle(Now::at(self.now), fact);
     }
 
+    /// Whether a command does not commit: it begins an epoch that could not end any more without an operator, for disks were replaced
+    /// since it was decided.
+    fn is_lost(&self, command: &Command) -> bool {
+        let Command::Shards(changes) = command else { return false };
+        changes.iter().any(|command| match &command.change {
+            ShardChange::TakeOver { takeover, .. } => !self.can_end(&takeover.config, NONE),
+            _ => false,
+        })
+    }
+
     fn apply(&mut self, command: Command) -> Result<(), String> {
         if self.bug == Some(Bug::NewestEpochOnly) {
             let epoch = self.history.newest().config.epoch();
             let change = ShardChange::Active { epoch, at: self.now };
             self.plane.state.apply(Command::Shards(vec![ShardCommand { shard: SHARD, change }]));
+        }
+        if self.is_lost(&command) {
+            return Ok(());
         }
         let (before, was_settled) = (self.history.newest().clone(), self.plane.shard().is_settled());
         self.plane.state.apply(command);

@@ -2,6 +2,8 @@
 
 use crate::fault::StorageFault;
 use std::io;
+use stead_core::ids::NodeId;
+use stead_store::data_dir::DataDirError;
 
 /// Reasons for which a plane does not start.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +11,9 @@ pub enum StartError {
     /// Its files cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageFault),
+    /// The data directory cannot note that the files are there.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
     /// Its settings contradict each other.
     #[error("the settings of the control plane are invalid: {0}; correct them")]
     Settings(String),
@@ -75,6 +80,17 @@ pub enum ChangeError {
         "the control plane did not answer in time, so the change may be made or not; make the same change again"
     )]
     Unknown,
+    /// A node that is to vote did not catch up in time, so it does not vote.
+    #[error(
+        "node {node} cannot vote in the control plane yet: it is {entries} entries behind; see that it runs and can be \
+         reached, and promote it again"
+    )]
+    Behind {
+        /// The node.
+        node: NodeId,
+        /// The entries that it lacks.
+        entries: u64,
+    },
     /// It cannot be made.
     #[error("the nodes of the control plane cannot be changed: {0}")]
     Refused(String),

@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use stead_core::ids::{ClusterId, Incarnation, NodeId};
+use stead_store::data_dir::Meta;
 use stead_store::disk::{Disk, DiskFile, Open, parent, read_file, replace_file};
 
 /// Maximum number of bytes of the file. A leader takes no commands long before.
@@ -36,6 +37,14 @@ pub struct Identity {
     pub incarnation: Incarnation,
     /// The node.
     pub node: NodeId,
+}
+
+impl Identity {
+    /// Returns the node that a data directory belongs to.
+    #[must_use]
+    pub const fn of(meta: &Meta) -> Self {
+        Self { cluster: meta.cluster, incarnation: meta.incarnation, node: meta.node }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

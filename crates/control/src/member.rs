@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use stead_core::ids::NodeId;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Maximum number of voters.
 pub const VOTERS_MAX: usize = 5;
@@ -92,16 +92,26 @@ impl<M: Machine> Member<M> {
 
     pub(crate) async fn change(&self, change: &Change, wait: Duration) -> Result<(), ChangeError> {
         let request = Request::Change(change.clone());
-        let is_given = AtomicBool::new(false);
-        match timeout(wait, self.ask_leader(&request, &is_given)).await {
-            Ok(Ok(Response::Changed)) => Ok(()),
-            Ok(Ok(Response::Refused(reason))) => Err(ChangeError::Refused(reason)),
-            Ok(Ok(other)) => {
-                Err(ChangeError::Refused(format!("the leader answered with something else: {other:?}")))
-            }
-            Ok(Err(Stopped(failure))) => Err(ChangeError::Stopped(failure)),
-            Err(_) if is_given.into_inner() => Err(ChangeError::Unknown),
-            Err(_) => Err(ChangeError::NoLeader),
+        let deadline = Instant::now() + wait;
+        loop {
+            let is_given = AtomicBool::new(false);
+            return match timeout_at(deadline, self.ask_leader(&request, &is_given)).await {
+                Ok(Ok(Response::Changed)) => Ok(()),
+                Ok(Ok(Response::Behind(entries))) => {
+                    if Instant::now() + PAUSE < deadline {
+                        sleep(PAUSE).await;
+                        continue;
+                    }
+                    Err(ChangeError::Behind { node: change.node(), entries })
+                }
+                Ok(Ok(Response::Refused(reason))) => Err(ChangeError::Refused(reason)),
+                Ok(Ok(other)) => {
+                    Err(ChangeError::Refused(format!("the leader answered with something else: {other:?}")))
+                }
+                Ok(Err(Stopped(failure))) => Err(ChangeError::Stopped(failure)),
+                Err(_) if is_given.into_inner() => Err(ChangeError::Unknown),
+                Err(_) => Err(ChangeError::NoLeader),
+            };
         }
     }
 
@@ -230,11 +240,7 @@ impl<M: Machine> Member<M> {
         let membership = metrics.membership_config.membership();
         let joint = membership.get_joint_config();
         let is_voter = |node: u64| joint.iter().all(|voters| voters.contains(&node));
-        let node = match change {
-            Change::Place { node, .. } | Change::Promote { node } | Change::Remove { node } => {
-                u64::from(*node)
-            }
-        };
+        let node = u64::from(change.node().0);
         let known = membership.get_node(&node);
         let (changes, retain) = match change {
             Change::Place { address, .. } => {
@@ -265,8 +271,9 @@ impl<M: Machine> Member<M> {
                 let stored = stored.map_or(0, |stored| stored.index + 1);
                 let entries = metrics.last_log_index.map_or(0, |last| last + 1);
                 let is_leader = metrics.state == ServerState::Leader;
-                if is_leader && node != self.node && stored + BEHIND_MAX < entries {
-                    return Response::Busy;
+                let behind = entries.saturating_sub(stored);
+                if is_leader && node != self.node && behind > BEHIND_MAX {
+                    return Response::Behind(behind);
                 }
                 (ChangeMembers::AddVoterIds(BTreeSet::from([node])), true)
             }

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use stead_core::ids::NodeId;
+use stead_store::data_dir::DataDir;
 use stead_store::disk::Disk;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -163,6 +164,25 @@ impl<M: Machine> Plane<M> {
                 Err(error)
             }
         }
+    }
+
+    /// As [`Plane::start`], in a data directory, whose identity it takes. The directory notes that the files are there: from
+    /// then on `begin` does not matter, and the plane resumes, so that a node whose files are lost founds no second cluster.
+    ///
+    /// # Errors
+    /// As [`Plane::start`], or if the directory cannot note it.
+    pub fn start_in(
+        mut options: Options<M>,
+        dir: &mut DataDir,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, StartError> {
+        options.identity = Identity::of(dir.meta());
+        if dir.meta().has_control {
+            options.begin = Begin::Resume;
+        }
+        let plane = Self::start(options, Arc::clone(dir.disk()), transport)?;
+        dir.update(|meta| meta.has_control = true)?;
+        Ok(plane)
     }
 
     /// Returns a proposal of a command, which may be proposed any number of times, at any node.

@@ -5,6 +5,7 @@ use crate::proposal::{Proposal, Reply};
 use crate::types::{LogId, SnapshotMeta, Types, Vote};
 use minicbor::{Decode, Encode};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
+use stead_core::ids::NodeId;
 
 const VERSION: u8 = 1;
 
@@ -54,7 +55,7 @@ pub enum Change {
     Place {
         /// The node.
         #[n(0)]
-        node: u32,
+        node: NodeId,
         /// Its address, of at most [`crate::ADDRESS_BYTES_MAX`] bytes.
         #[n(1)]
         address: String,
@@ -64,15 +65,25 @@ pub enum Change {
     Promote {
         /// The node.
         #[n(0)]
-        node: u32,
+        node: NodeId,
     },
     /// Removes a node.
     #[n(2)]
     Remove {
         /// The node.
         #[n(0)]
-        node: u32,
+        node: NodeId,
     },
+}
+
+impl Change {
+    /// Returns the node that it is about.
+    #[must_use]
+    pub const fn node(&self) -> NodeId {
+        match self {
+            Self::Place { node, .. } | Self::Promote { node } | Self::Remove { node } => *node,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -118,6 +129,9 @@ pub(crate) enum Response {
     /// It may take effect or not.
     #[n(13)]
     Lost,
+    /// A node that is to vote lacks that many entries. It may catch up.
+    #[n(14)]
+    Behind(#[n(0)] u64),
 }
 
 /// A node that may lead.
@@ -251,7 +265,8 @@ impl Response {
             | Self::Busy
             | Self::Refused(_)
             | Self::Full
-            | Self::Lost => true,
+            | Self::Lost
+            | Self::Behind(_) => true,
         }
     }
 

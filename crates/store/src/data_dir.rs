@@ -50,6 +50,9 @@ pub struct Meta {
     pub clean: bool,
     /// Whether a restore into this directory has begun and not ended: its contents are incomplete.
     pub restoring: bool,
+    /// Whether the node has had the control plane's files: from then on, none means that they were lost, and the node
+    /// must not found a cluster again.
+    pub has_control: bool,
     /// The services and their shards.
     pub services: Vec<ServiceMeta>,
 }
@@ -68,6 +71,7 @@ impl Meta {
             log_created: false,
             clean: false,
             restoring: false,
+            has_control: false,
             services: Vec::new(),
         }
     }
@@ -329,6 +333,8 @@ struct BodyJson {
     clean: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     restoring: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    has_control: bool,
     services: Vec<ServiceJson>,
 }
 
@@ -360,6 +366,7 @@ impl From<BodyJsonV1> for BodyJson {
             log_created: body.log_created,
             clean: body.clean,
             restoring: body.restoring,
+            has_control: false,
             services: body.services,
         }
     }
@@ -395,6 +402,7 @@ fn encode(meta: &Meta) -> Vec<u8> {
         log_created: meta.log_created,
         clean: meta.clean,
         restoring: meta.restoring,
+        has_control: meta.has_control,
         services: services.collect(),
     };
     let json = MetaJson { format: FORMAT, checksum: checksum(&body), meta: body };
@@ -453,6 +461,7 @@ fn decode(bytes: &[u8]) -> Result<(Meta, u64), DataDirError> {
         log_created: body.log_created,
         clean: body.clean,
         restoring: body.restoring,
+        has_control: body.has_control,
         services: services.collect(),
     };
     Ok((meta, format))

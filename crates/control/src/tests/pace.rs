@@ -55,8 +55,8 @@ fn the_tick_of_a_sole_voter_is_paused_until_another_node_is_placed() {
         }
     };
     paused(true);
-    plane.change(Change::Place { node: 2, address: "b".to_owned() }, wait).unwrap();
+    plane.change(Change::Place { node: NodeId(2), address: "b".to_owned() }, wait).unwrap();
     paused(false);
-    plane.change(Change::Remove { node: 2 }, wait).unwrap();
+    plane.change(Change::Remove { node: NodeId(2) }, wait).unwrap();
     paused(true);
 }

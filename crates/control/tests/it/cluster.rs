@@ -170,11 +170,13 @@ impl Cluster {
     }
 
     pub(crate) fn place(&self, node: u32) {
-        self.any().change(Change::Place { node, address: format!("node-{node}") }, LONG).unwrap();
+        self.any()
+            .change(Change::Place { node: NodeId(node), address: format!("node-{node}") }, LONG)
+            .unwrap();
     }
 
     pub(crate) fn promote(&self, node: u32) {
-        self.any().change(Change::Promote { node }, LONG).unwrap();
+        self.any().change(Change::Promote { node: NodeId(node) }, LONG).unwrap();
     }
 
     /// Waits until all of these nodes agree on a leader among them, and returns it.

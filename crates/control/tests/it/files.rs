@@ -1,9 +1,12 @@
 //! A plane's files under crashes, damage and want of room.
 
-use crate::cluster::{LONG, alone, found, insist, propose};
+use crate::cluster::{LONG, SETTINGS, alone, found, identity, insist, nowhere, options, propose};
 use crate::ledger::Ledger;
+use std::sync::Arc;
 use std::time::Duration;
 use stead_control::{Begin, Plane, Proposal, ProposeError, StartError, StorageFault};
+use stead_store::data_dir::{DataDir, Meta};
+use stead_store::disk::Disk;
 use stead_store::sim_disk::SimDisk;
 
 /// Proposes on a disk until that crashes, several times, and checks that all that was answered is there once.
@@ -50,6 +53,33 @@ fn a_crash_anywhere_loses_nothing_that_was_answered() {
     for seed in 0..25 {
         crash_often(seed);
     }
+}
+
+#[test]
+fn a_data_directory_whose_files_are_lost_founds_no_second_cluster() {
+    let disk = SimDisk::new(1);
+    let id = identity(1);
+    let meta = || Meta::new(id.cluster, id.incarnation, id.node, 7);
+    let start = || {
+        let (mut dir, _) = DataDir::open(Arc::new(disk.clone()), meta)?;
+        // Another identity than the directory's is no matter.
+        Plane::start_in(options(9, found(), SETTINGS), &mut dir, nowhere())
+    };
+    // A crash of the first start, wherever it happens, lets the next one begin again.
+    for operation in 1..20 {
+        disk.crash_after(operation);
+        let _ = start();
+        disk.crash();
+        disk.restart();
+    }
+    let plane = start().unwrap();
+    assert_eq!(plane.status().node, id.node);
+    propose(&plane, "one");
+    plane.shutdown();
+    assert_eq!(start().unwrap().read(LONG).unwrap().state.commands, ["one"]);
+    disk.remove("control/log").unwrap();
+    let lost = start().map(drop);
+    assert!(matches!(lost, Err(StartError::Storage(StorageFault::Lost { .. }))), "{lost:?}");
 }
 
 /// Starts a plane that has applied one command, and proposes another one that its disk has no room for.

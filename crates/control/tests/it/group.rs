@@ -165,7 +165,7 @@ fn a_minority_has_no_leader() {
     let proposed = plane.propose(&proposal, wait);
     assert!(matches!(proposed, Err(ProposeError::Unknown | ProposeError::NoLeader)), "{proposed:?}");
     assert_eq!(plane.read(wait).map(|read| read.applied), Err(ReadError::NoAnswer));
-    assert!(plane.change(Change::Remove { node: leader }, wait).is_err());
+    assert!(plane.change(Change::Remove { node: NodeId(leader) }, wait).is_err());
 }
 
 #[test]
@@ -205,16 +205,16 @@ fn one_becomes_five_and_loses_its_founder() {
     propose(cluster.any(), "five");
     let status = cluster.wait(1, |status| status.voters.len() == 5 && !status.is_changing);
     assert_eq!(status.voters, nodes(&[1, 2, 3, 4, 5]));
-    let sixth = cluster.any().change(Change::Place { node: 6, address: "node-6".to_owned() }, LONG);
+    let sixth = cluster.any().change(Change::Place { node: NodeId(6), address: "node-6".to_owned() }, LONG);
     assert_eq!(sixth, Ok(()));
-    let refused = cluster.any().change(Change::Promote { node: 6 }, LONG);
+    let refused = cluster.any().change(Change::Promote { node: NodeId(6) }, LONG);
     assert!(
         matches!(&refused, Err(ChangeError::Refused(reason)) if reason.contains("5 voters")),
         "{refused:?}"
     );
-    cluster.planes[&3].change(Change::Remove { node: 6 }, LONG).unwrap();
-    cluster.planes[&3].change(Change::Remove { node: 1 }, LONG).unwrap();
-    cluster.planes[&3].change(Change::Remove { node: 1 }, LONG).unwrap();
+    cluster.planes[&3].change(Change::Remove { node: NodeId(6) }, LONG).unwrap();
+    cluster.planes[&3].change(Change::Remove { node: NodeId(1) }, LONG).unwrap();
+    cluster.planes[&3].change(Change::Remove { node: NodeId(1) }, LONG).unwrap();
     cluster.stop(1);
     propose(&cluster.planes[&4], "four");
     assert_eq!(cluster.converge(), ["five", "four"]);
@@ -258,10 +258,10 @@ fn impossible_changes_are_refused() {
     let cluster = Cluster::new(1, SETTINGS);
     let change = |change| cluster.any().change(change, LONG);
     let refusals = [
-        (Change::Promote { node: 9 }, "place it first"),
-        (Change::Remove { node: 1 }, "the only voter"),
-        (Change::Place { node: 2, address: String::new() }, "an address has 1 to 300 bytes"),
-        (Change::Place { node: 2, address: "a".repeat(301) }, "an address has 1 to 300 bytes"),
+        (Change::Promote { node: NodeId(9) }, "place it first"),
+        (Change::Remove { node: NodeId(1) }, "the only voter"),
+        (Change::Place { node: NodeId(2), address: String::new() }, "an address has 1 to 300 bytes"),
+        (Change::Place { node: NodeId(2), address: "a".repeat(301) }, "an address has 1 to 300 bytes"),
     ];
     for (refused, reason) in refusals {
         match change(refused) {
@@ -269,14 +269,18 @@ fn impossible_changes_are_refused() {
             other => panic!("{reason}: {other:?}"),
         }
     }
-    change(Change::Promote { node: 1 }).unwrap();
-    change(Change::Remove { node: 9 }).unwrap();
+    change(Change::Promote { node: NodeId(1) }).unwrap();
+    change(Change::Remove { node: NodeId(9) }).unwrap();
     // A learner that cannot be reached does not become a voter: the group would have no majority.
-    change(Change::Place { node: 2, address: "node-2".to_owned() }).unwrap();
+    change(Change::Place { node: NodeId(2), address: "node-2".to_owned() }).unwrap();
     for number in 0..70 {
         propose(cluster.any(), &number.to_string());
     }
-    let behind = cluster.any().change(Change::Promote { node: 2 }, Duration::from_millis(100));
-    assert!(matches!(behind, Err(ChangeError::NoLeader | ChangeError::Unknown)), "{behind:?}");
+    let behind = cluster.any().change(Change::Promote { node: NodeId(2) }, Duration::from_millis(100));
+    let lacks = |entries: u64| entries > 70;
+    assert!(
+        matches!(behind, Err(ChangeError::Behind { node: NodeId(2), entries }) if lacks(entries)),
+        "{behind:?}"
+    );
     assert_eq!(cluster.any().status().voters, nodes(&[1]));
 }

@@ -18,6 +18,7 @@ fn meta() -> Meta {
         log_created: false,
         clean: false,
         restoring: false,
+        has_control: false,
         services: vec![ServiceMeta { name: "kv".to_owned(), first: ShardId(0), shards: 64 }],
     }
 }

@@ -62,6 +62,7 @@ fn meta() -> Meta {
         log_created: true,
         clean: false,
         restoring: false,
+        has_control: false,
         services: services.into(),
     }
 }

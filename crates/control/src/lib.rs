@@ -7,6 +7,7 @@
 //! - The vote, the log and the snapshot are in the data directory, written through [`stead_store::disk::Disk`]: see
 //!   docs/storage-format.md.
 //! - Requests to other nodes go through a [`Transport`], as bytes.
+//! - A [`Driver`] decides on the node whose plane leads, as core's `Controller` does.
 //! - A plane has one thread. A node on its own is a group of one voter, which wakes only when it is called.
 //!
 //! Does not know: shards, epochs, sockets, how the nodes find each other. No program of Stead uses it yet.
@@ -15,6 +16,7 @@
 
 mod board;
 mod control_state;
+mod driver;
 mod encoding;
 mod error;
 mod fault;
@@ -36,6 +38,7 @@ mod wire;
 
 pub use board::{Role, Status, Watch};
 pub use control_state::ControlPlane;
+pub use driver::Driver;
 pub use encoding::ADDRESS_BYTES_MAX;
 pub use error::{ChangeError, ProposeError, ReadError, StartError};
 pub use fault::StorageFault;

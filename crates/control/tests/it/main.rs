@@ -5,6 +5,7 @@
 mod bad_input;
 mod chaos;
 mod cluster;
+mod driver;
 mod files;
 mod group;
 #[path = "../../src/tests/ledger.rs"]

@@ -14,7 +14,7 @@ use crate::replication::epoch::EpochRecord;
 use crate::replication::lease::Grants;
 use crate::replication::table::Losses;
 use crate::shard::Settings;
-use crate::shard_replica::{self, Recovery, ReplicaName, ReplicaSettings, ShardReplica};
+use crate::shard_replica::{self, Recovery, ReplicaLog, ReplicaName, ReplicaSettings, ShardReplica};
 use crate::state::State;
 use crate::topology::{Topology, TopologyError};
 use crate::trials::Trials;
@@ -162,6 +162,9 @@ impl KnownEpochs {
     }
 }
 
+/// A replica of a life, with the epoch that it is to lead from the start; `None` for one of several.
+pub type Planned = (ShardReplica, Option<Box<EpochRecord>>);
+
 /// The decisions with which a life begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartPlan {
@@ -182,28 +185,36 @@ impl StartPlan {
         Self { epochs, assume_clean: past.is_new || past.ended_cleanly }
     }
 
-    /// Returns the replicas of a life that has no peers, each with the epoch that it is to lead alone, and the turns of those that
-    /// try suspected causes. While the turns hold all others, each shard begins held too. `states` are folded to the end of the log.
+    /// Returns the replicas of a life. One that is the only one of its shard comes with the epoch that it is to lead alone; its state is
+    /// folded to the end of the log. One of several comes with its id and log, and follows until it is made to lead; `grants` is what
+    /// these remember of leases. Returns also the turns of the shards that try suspected causes. While the turns hold all others, each
+    /// shard that begins to lead begins held too.
     ///
     /// # Panics
-    /// If a state is of no shard of the topology, or none of this plan.
+    /// If a state is of no shard of the topology, or one that is to lead has no epoch in this plan.
     #[must_use]
     pub fn replicas(
         &self,
         life: Life,
-        states: Vec<State>,
+        found: Vec<(State, Option<(ReplicaId, ReplicaLog)>)>,
+        grants: &Grants,
         services: &Services,
-    ) -> (Vec<(ShardReplica, Box<EpochRecord>)>, Trials) {
-        let make = |state: State| {
+    ) -> (Vec<Planned>, Trials) {
+        let make = |(state, log): (State, Option<(ReplicaId, ReplicaLog)>)| {
             let shard = state.shard();
             let service = services.topology.service_of(shard);
-            let settings = services.settings(service.expect("each state is of a shard of the topology"));
+            let settings =
+                services.settings(service.expect("each state is of a shard of the topology")).clone();
+            let (topology, limits) = (Arc::clone(&services.topology), ReplicaSettings::default());
+            if let Some((id, log)) = log {
+                let recovery = Recovery::with_log(state, log);
+                let name = ReplicaName { id, life };
+                return (ShardReplica::new(name, recovery, grants.clone(), topology, settings, limits), None);
+            }
             let (name, epoch) = (ReplicaName { id: ReplicaId::FIRST, life }, self.epochs[&shard]);
             let mut recovery = Recovery::new(state);
             recovery.handle_record(shard_replica::Record::Promise(epoch));
-            let (topology, limits) = (Arc::clone(&services.topology), ReplicaSettings::default());
-            let mut replica =
-                ShardReplica::new(name, recovery, Grants::new(), topology, settings.clone(), limits);
+            let mut replica = ShardReplica::new(name, recovery, Grants::new(), topology, settings, limits);
             if self.assume_clean {
                 replica.assume_clean();
             }
@@ -215,15 +226,17 @@ impl StartPlan {
                 base: replica.replica().table().last(),
                 losses: Losses::default(),
             });
-            (shard, replica, record)
+            (replica, Some(record))
         };
-        let mut replicas: Vec<_> = states.into_iter().map(make).collect();
-        let met = replicas.iter().filter(|(_, replica, _)| replica.has_met()).map(|(shard, ..)| *shard);
-        let trials = Trials::new(met);
+        let mut replicas: Vec<_> = found.into_iter().map(make).collect();
+        // One of several may never lead: it gets its turn once it does.
+        let met = replicas.iter().filter(|(replica, record)| record.is_some() && replica.has_met());
+        let trials = Trials::new(met.map(|(replica, _)| replica.shard_id()));
         if trials.is_held() {
-            replicas.iter_mut().for_each(|(_, replica, _)| replica.hold());
+            let leading = replicas.iter_mut().filter(|(_, record)| record.is_some());
+            leading.for_each(|(replica, _)| replica.hold());
         }
-        (replicas.into_iter().map(|(_, replica, record)| (replica, record)).collect(), trials)
+        (replicas, trials)
     }
 }
 
@@ -369,14 +382,14 @@ mod tests {
         let value = encode_value(&AttemptRecord { count: 0, expires: None, alone: Some(0) });
         let attempt = || vec![Write { key: RecordKey::attempt(&begun), value: Some(value.clone()) }];
         let held = |is_new, ended_cleanly| {
-            let states = vec![state(0, 1, vec![]), state(1, 1, attempt())];
+            let states = vec![(state(0, 1, vec![]), None), (state(1, 1, attempt()), None)];
             let known = [0, 1].map(|shard| KnownEpochs {
                 shard: ShardId(shard),
                 promised: Epoch(0),
                 logged: Epoch(1),
             });
             let plan = StartPlan::new(Past { epoch_floor: Epoch(1), is_new, ended_cleanly }, &known);
-            let (replicas, trials) = plan.replicas(Life(1), states, &services);
+            let (replicas, trials) = plan.replicas(Life(1), states, &Grants::new(), &services);
             assert_eq!(replicas.len(), 2);
             trials.is_held()
         };

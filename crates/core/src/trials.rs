@@ -84,6 +84,14 @@ impl Trials {
         self.next()
     }
 
+    /// Handles that a shard does not lead any more: it neither has nor wants a turn.
+    pub fn drop_shard(&mut self, shard: ShardId) -> Option<Grant> {
+        self.handlers.retain(|other| *other != shard);
+        self.steps.retain(|other| *other != shard);
+        let (current, kind) = self.current.filter(|(current, _)| *current == shard)?;
+        self.ends(current, kind)
+    }
+
     fn next(&mut self) -> Option<Grant> {
         if self.current.is_some() {
             return None;
@@ -98,6 +106,17 @@ impl Trials {
 mod tests {
     use super::TrialKind::{Handlers, Steps};
     use super::*;
+
+    #[test]
+    fn a_shard_that_does_not_lead_any_more_leaves_its_turn_to_the_next() {
+        let mut trials = Trials::default();
+        assert_eq!(trials.wants(ShardId(1), Handlers), Some(Grant::Turn(ShardId(1), Handlers)));
+        for shard in [2, 3] {
+            assert_eq!(trials.wants(ShardId(shard), Handlers), None);
+        }
+        assert_eq!(trials.drop_shard(ShardId(2)), None, "it waited");
+        assert_eq!(trials.drop_shard(ShardId(1)), Some(Grant::Turn(ShardId(3), Handlers)));
+    }
 
     #[test]
     fn met_shards_come_first_one_at_a_time_and_then_all_is_open() {

@@ -113,6 +113,15 @@ impl<C> Calls<C> {
         (overdue, is_through)
     }
 
+    /// Closes the calls of a shard, and returns them.
+    pub(crate) fn close_of(&mut self, shard: ShardId) -> Vec<PendingCall<C>> {
+        let is_of = |call: &PendingCall<C>| call.again.as_ref().is_some_and(|(of, _)| *of == shard);
+        let calls = (0..).zip(&self.slots);
+        let of_shard = calls.filter(|(_, (_, call))| call.as_ref().is_some_and(is_of));
+        let tokens: Vec<CallToken> = of_shard.map(|(at, (generation, _))| token(*generation, at)).collect();
+        tokens.into_iter().filter_map(|token| self.close(token)).collect()
+    }
+
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = PendingCall<C>> {
         self.free.clear();
         self.slots.drain(..).filter_map(|(_, slot)| slot)

@@ -39,6 +39,7 @@ mod queries;
 mod ready;
 mod reply;
 mod roster;
+mod routes;
 mod shared;
 mod shutdown;
 mod slice;

@@ -300,7 +300,8 @@ pub(crate) fn answer_of(result: Result<Answer, NoAnswer>) -> native::Answer {
         Ok(answer) => native::Answer::Of(answer),
         Err(NoAnswer::Refused(refusal)) => native::Answer::Refused(refusal),
         Err(NoAnswer::NotHere { shard, place }) => native::Answer::NotHere { shard, place },
-        Err(NoAnswer::TimedOut { .. }) => native::Answer::TimedOut,
+        // For a client both mean the same: the request may have been applied, and is safe to repeat with its identity.
+        Err(NoAnswer::TimedOut { .. } | NoAnswer::Deposed { .. }) => native::Answer::TimedOut,
         Err(NoAnswer::Failed(reason)) => native::Answer::Failed(reason),
         Err(NoAnswer::Stopped) => native::Answer::Stopped,
     }

@@ -50,6 +50,17 @@ pub enum PeerMessage {
     },
 }
 
+impl PeerMessage {
+    /// Returns the message that passes an input of a channel to a shard; `None` if it is another input.
+    pub(crate) fn of_channel(to: ShardId, input: Input) -> Option<Self> {
+        match input {
+            Input::Deliver { from, messages, again } => Some(Self::Deliver { from, to, messages, again }),
+            Input::Ack { from, upto, colour } => Some(Self::Ack { from, to, upto, colour }),
+            _ => None,
+        }
+    }
+}
+
 /// The messages that wait to leave for other nodes.
 #[derive(Debug, Default)]
 pub struct PeerDesk {
@@ -79,13 +90,17 @@ impl PeerDesk {
 }
 
 impl<E: Env> Shared<E> {
-    /// Leaves a message of another node for the worker of its shard. One for a shard that is not here is dropped: its sender repeats
-    /// it, once it knows where the shard is.
+    /// Leaves a message of another node for the worker of its shard. One for a shard or a replica that is not here is dropped: its
+    /// sender repeats it, once it knows where that is.
     pub fn from_peer(&self, message: PeerMessage) {
         match message {
-            PeerMessage::Frame(Route { shard, from, .. }, frame) => {
+            // Rule 1: a frame for an earlier stint of membership must not reach this one.
+            PeerMessage::Frame(Route { shard, from, to }, frame)
+                if self.replicated.get(&shard) == Some(&to) =>
+            {
                 self.push_replica(shard, shard_replica::Input::Frame { from, frame });
             }
+            PeerMessage::Frame(..) => {}
             PeerMessage::Deliver { from, to, messages, again } => {
                 self.push(to, Input::Deliver { from, messages, again });
             }

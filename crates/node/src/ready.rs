@@ -21,7 +21,7 @@ pub enum NotReady {
     Shards {
         /// Shards that serve.
         active: u32,
-        /// Shards that this node has.
+        /// Shards that this node has and no other one.
         shards: u32,
     },
     /// Messages and timers that had begun when the last life of the process ended are tried one by one; all else waits.
@@ -51,7 +51,7 @@ impl<E: Env> Shared<E> {
         if self.stage.load(Ordering::Relaxed) != stage::RUNS {
             return Err(NotReady::Stopped);
         }
-        let (active, shards) = (self.active.load(Ordering::SeqCst), self.placement.count_here());
+        let (active, shards) = (self.active.load(Ordering::SeqCst), self.serving());
         if active < shards {
             return Err(NotReady::Shards { active, shards });
         }

@@ -30,6 +30,13 @@ pub enum NoAnswer {
         /// Its place.
         place: Place,
     },
+    /// The shard was led here, and has another primary since before it answered. The request may have been applied: the same one, sent
+    /// again with its identity, gets the answer of the next primary.
+    #[error("shard {shard} has another primary now")]
+    Deposed {
+        /// The shard.
+        shard: ShardId,
+    },
     /// No answer came in time. The request may have been applied, or may still be.
     #[error("no answer within {} ms", after.as_millis())]
     TimedOut {

@@ -17,15 +17,17 @@ use crate::peers::{PeerBoard, PeerDesk};
 use crate::queries::QueryQueue;
 use crate::reply::{NoAnswer, Reply, ReplyTo};
 use crate::roster::{PartId, Roster};
+use crate::routes::RouteDesk;
 use crate::status::ShardNotHere;
 use crate::steps::StepQueue;
 use crate::watchdog::Watchdog;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 use stead_core::calls::{Query, Refusal, Request};
-use stead_core::ids::{Index, SessionId, ShardId, Time};
+use stead_core::ids::{Index, NodeId, ReplicaId, SessionId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::placement::{Place, Placement};
 use stead_core::record::RecordKey;
@@ -47,6 +49,11 @@ pub struct Shared<E: Env> {
     pub(crate) topology: Arc<Topology>,
     /// The shards that this node has.
     pub(crate) placement: Placement,
+    /// The replicas of these that are not the only ones of their shards.
+    pub(crate) replicated: BTreeMap<ShardId, ReplicaId>,
+    /// This node.
+    pub(crate) node: NodeId,
+    pub(crate) routes: RouteDesk,
     pub(crate) inboxes: Vec<Inbox<Recipient<E::Caller>>>,
     pub(crate) clock: E::Clock,
     pub(crate) watch: E::Watch,
@@ -101,9 +108,9 @@ pub(crate) mod stage {
 impl<E: Env> Shared<E> {
     pub(crate) fn new(
         program: E::Program,
-        (topology, placement): (Arc<Topology>, Placement),
+        (topology, placement, replicated): (Arc<Topology>, Placement, BTreeMap<ShardId, ReplicaId>),
         (workers, step_parts): (usize, usize),
-        lives: u64,
+        (node, lives): (NodeId, u64),
         (clock, watch): (E::Clock, E::Watch),
         (copies, checks): (CopyDesk, CheckDesk),
         (memory, sizes): (MemoryLimits, Sizes),
@@ -114,6 +121,9 @@ impl<E: Env> Shared<E> {
             program,
             topology,
             placement,
+            replicated,
+            node,
+            routes: RouteDesk::default(),
             inboxes: (0..workers).map(|_| Inbox::new()).collect(),
             clock,
             watch,
@@ -563,8 +573,14 @@ impl<E: Env> Shared<E> {
         self.all_active.1.notify_all();
     }
 
+    /// Returns the number of shards that serve as soon as the node does: those that have no other replica.
+    pub(crate) fn serving(&self) -> u32 {
+        self.placement.count_here() - self.replicated.len() as u32
+    }
+
+    /// Notes that one of [`Self::serving`] serves.
     pub(crate) fn shard_is_active(&self) {
-        if self.active.fetch_add(1, Ordering::SeqCst) + 1 == self.placement.count_here() {
+        if self.active.fetch_add(1, Ordering::SeqCst) + 1 == self.serving() {
             let _held = self.all_active.0.lock().unwrap_or_else(PoisonError::into_inner);
             self.all_active.1.notify_all();
         }
@@ -575,7 +591,7 @@ impl<E: Env> Shared<E> {
         if let Some(reason) = self.failure.get() {
             return Some(Err(reason.clone()));
         }
-        (self.active.load(Ordering::SeqCst) >= self.placement.count_here()).then_some(Ok(()))
+        (self.active.load(Ordering::SeqCst) >= self.serving()).then_some(Ok(()))
     }
 
     #[expect(clippy::disallowed_methods, reason = "the start of a node waits for its threads")]
@@ -681,8 +697,9 @@ pub(crate) mod tests {
         let around = (clock, ());
         let copies = (CopyDesk::new(owner, 0, None), CheckDesk::new(u64::MAX));
         let (limits, sizes) = (MemoryLimits::default(), Sizes::default());
-        let placed = (Arc::clone(&topology), Placement::all_here(&topology));
-        Arc::new(Shared::new(NoCode, placed, (1, 1), 1, around, copies, (limits, sizes)))
+        let placed = (Arc::clone(&topology), Placement::all_here(&topology), BTreeMap::new());
+        let node = (NodeId::FIRST, 1);
+        Arc::new(Shared::new(NoCode, placed, (1, 1), node, around, copies, (limits, sizes)))
     }
 
     /// As [`shared_with`] without services.

@@ -91,6 +91,7 @@ impl From<NoAnswer> for RawError {
         match none {
             NoAnswer::Refused(refusal) => Self::Refused(refusal),
             NoAnswer::NotHere { shard, place } => Self::NotHere { shard: shard.0, place },
+            NoAnswer::Deposed { .. } => Self::Network { reason: none.to_string(), sent: true },
             NoAnswer::TimedOut { after } => Self::TimedOut { after },
             NoAnswer::Failed(reason) => Self::NodeFailed(reason),
             NoAnswer::Stopped => Self::Stopped,

@@ -21,7 +21,7 @@ use crate::shared::Shared;
 use crate::status::RecoveryReport;
 use crate::steps::StepPart;
 use crate::watchdog::{Limit, Probe};
-use crate::worker::Worker;
+use crate::worker::{Stored, Worker};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -29,10 +29,12 @@ use stead_core::checkpointing::bundle::Author;
 use stead_core::checkpointing::driver;
 use stead_core::ids::{self, CheckpointNumber};
 use stead_core::replication::epoch::EpochRecord;
+use stead_core::replication::lease::Grants;
 use stead_core::shard_replica::ShardReplica;
 use stead_core::trials::Trials;
 use stead_net::frame::Origin;
 use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
+use stead_store::checkpoint::Belonging;
 use stead_store::checkpoint::copy::Owner;
 use stead_store::checkpoint::store::BlobStore;
 use stead_store::recovery::Recovered;
@@ -121,8 +123,9 @@ pub(crate) fn assemble<E: Env>(
     drawn: Drawn,
     begun: Instant,
 ) -> Parts<E> {
-    let Recovery { data_dir, created, store, services, placement, marks, recovered, plan } = recovery;
-    let Recovered { states, wal, log, lineage, manifest, decided, report, .. } = recovered;
+    let Recovery { data_dir, created, store, snapshots, services, placement, marks, recovered, plan } =
+        recovery;
+    let Recovered { states, logs, wal, log, lineage, manifest, decided, report, .. } = recovered;
     let (topology, store): (_, Arc<dyn BlobStore>) = (services.topology(), Arc::new(store));
     let report = RecoveryReport {
         created,
@@ -144,9 +147,9 @@ pub(crate) fn assemble<E: Env>(
     let author = Author { cluster: meta.cluster, node: meta.node, writer: drawn.writer };
     let shared = Shared::<E>::new(
         program,
-        (Arc::clone(&topology), placement),
+        (Arc::clone(&topology), placement, options.replicated),
         (threads, options.task_threads),
-        meta.lives,
+        (meta.node, meta.lives),
         around,
         (copies, CheckDesk::new(options.checkpoints.check_bytes_max)),
         (memory, drawn.sizes),
@@ -156,9 +159,21 @@ pub(crate) fn assemble<E: Env>(
     let newest = manifest.as_ref().map_or(0, |manifest| manifest.number.0);
     shared.snapshots.newest.store(newest, Ordering::Relaxed);
 
-    let (replicas, trials) = plan.replicas(ids::Life(meta.lives), states, &services);
+    let found = states.into_iter().zip(logs).map(|(state, log)| {
+        let id = |log| (shared.replicated[&state.shard()], log);
+        let log = log.map(id);
+        (state, log)
+    });
+    let grants = if created { Grants::new() } else { Grants::after_restart(shared.now()) };
+    let (replicas, trials) = plan.replicas(ids::Life(meta.lives), found.collect(), &grants, &services);
     let made = workers(&shared, replicas, trials, drawn.handlers, wal.batch_bytes_max());
     let (mut workers, probes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+    if !shared.replicated.is_empty() {
+        let belonging = Belonging { cluster: Some(meta.cluster), incarnation: topology.incarnation };
+        let (store, log) = (Arc::clone(&store), wal.reader());
+        let stored = Arc::new(Stored { store, manifest, snapshots, log, belonging });
+        workers.iter_mut().for_each(|worker| worker.read_from(Arc::clone(&stored)));
+    }
     shared.colour.store(last.0, Ordering::Relaxed);
     let (directory, process) = (meta.log_id, drawn.writer);
     let local = Local {
@@ -214,6 +229,8 @@ pub(crate) fn assemble<E: Env>(
     let Drawn { grace, merging: policy, sizes: Sizes { block_bytes, .. }, .. } = drawn;
     let merges = Merges::new(MergePart::new(Arc::clone(&store), topology.incarnation, author, block_bytes));
     let CheckpointOptions { interval, keep, timeout, .. } = options.checkpoints;
+    // A checkpoint has all shards of its node, and those with replicas elsewhere are no part of one yet.
+    let interval = interval.filter(|_| shared.replicated.is_empty());
     let elsewhere = shared.placement.elsewhere().collect();
     let setup = CheckpointSetup {
         store: Arc::clone(&store),
@@ -246,7 +263,7 @@ pub(crate) fn assemble<E: Env>(
 /// started.
 fn workers<E: Env>(
     shared: &Arc<Shared<E>>,
-    replicas: Vec<(ShardReplica, Box<EpochRecord>)>,
+    replicas: Vec<(ShardReplica, Option<Box<EpochRecord>>)>,
     trials: Trials,
     seed: u64,
     batch_bytes_max: usize,

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::checkpointing::merging::Policy;
-use stead_core::ids::ShardId;
+use stead_core::ids::{ReplicaId, ShardId};
 use stead_core::placement::Place;
 use stead_core::start::ServiceLimits;
 use stead_store::checkpoint::bundle::BLOCK_BYTES;
@@ -94,6 +94,9 @@ pub struct Options {
     pub listen_peers: Option<Arc<TcpListener>>,
     /// The places of the shards that are not on this node; none without a second node.
     pub not_here: BTreeMap<ShardId, Place>,
+    /// The replicas of this node that are not the only ones of their shards: these follow until the control plane makes them lead.
+    /// The other shards of this node have no replica elsewhere, and lead at once.
+    pub replicated: BTreeMap<ShardId, ReplicaId>,
 }
 
 /// The time for which a bundle stays that no checkpoint needs: a reader that began with an older manifest can finish.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_core::ids::ShardId;
 use stead_core::placement::{Place, Placement};
+use stead_core::shard_replica::ReplicaSettings;
 use stead_core::start::{Code, Past, ServiceLimits, Services, StartPlan};
 use stead_core::topology::Topology;
 use stead_store::checkpoint::load::Loaders;
@@ -14,6 +15,7 @@ use stead_store::checkpoint::store::DiskStore;
 use stead_store::data_dir::{CHECKPOINTS, DataDir, Meta, ServiceMeta};
 use stead_store::disk::Disk;
 use stead_store::recovery::{Facts, Recovered, RecoveryError, recover_checked};
+use stead_store::snapshots::Snapshots;
 use stead_store::wal::WalOptions;
 
 /// The options of a recovery.
@@ -29,6 +31,8 @@ pub struct RecoverOptions<'a> {
     pub loaders: Loaders,
     /// The places of the shards that are not on this node; none without a second node.
     pub not_here: BTreeMap<ShardId, Place>,
+    /// The shards on this node that have other replicas.
+    pub replicated: BTreeSet<ShardId>,
 }
 
 /// A recovered data directory, and the plan of the life that follows. The plan's epochs are durable.
@@ -39,6 +43,8 @@ pub struct Recovery {
     pub created: bool,
     /// The directory's checkpoints.
     pub store: DiskStore,
+    /// The directory's snapshots of single shards.
+    pub snapshots: Snapshots,
     /// The services and the settings of their shards.
     pub services: Services,
     /// The placement of the shards.
@@ -81,9 +87,10 @@ pub fn recover(
         cluster: meta.cluster,
         topology: &topology,
         placement: &placement,
-        replicated: &BTreeSet::new(),
-        log_bytes_max: 0,
+        replicated: &options.replicated,
+        log_bytes_max: ReplicaSettings::default().tail_bytes,
     };
+    let snapshots = Snapshots::new(Arc::clone(&disk));
     let recovered = recover_checked(disk, &store, facts, wal, options.loaders, |states| {
         services.accept(states, code).map_err(|error| refused.insert(error).to_string())
     });
@@ -93,7 +100,10 @@ pub fn recover(
     })?;
     services.fit(recovered.wal.batch_bytes_max(), options.clock_confirm.into());
     let past = Past { epoch_floor: meta.epoch_floor, is_new: created, ended_cleanly: meta.clean };
-    let plan = StartPlan::new(past, &recovered.known_epochs());
+    let mut known = recovered.known_epochs();
+    // The epochs of the others come from the control plane.
+    known.retain(|known| !options.replicated.contains(&known.shard));
+    let plan = StartPlan::new(past, &known);
     // Must come first: a start that finds no space changes no metadata, so an older program can still open its data, and
     // the next start has nothing to suspect.
     recovered.make_room_to_promise(&plan.epochs).map_err(RecoveryError::from)?;
@@ -106,5 +116,5 @@ pub fn recover(
     })?;
     // Must be durable before any shard uses its epoch.
     recovered.promise(&plan.epochs).map_err(RecoveryError::from)?;
-    Ok(Recovery { data_dir, created, store, services, placement, marks, recovered, plan })
+    Ok(Recovery { data_dir, created, store, snapshots, services, placement, marks, recovered, plan })
 }

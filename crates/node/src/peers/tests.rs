@@ -49,7 +49,11 @@ impl Node {
     fn at(address: SocketAddr, node: u32, life: u64) -> Self {
         let tcp = Tcp::listen(address).unwrap();
         let address = tcp.address().unwrap();
-        Self { hub: shared_with(&[("accounts", 4)]), part: PeerPart::new(tcp, local(node, 7, life)), address }
+        let mut hub = shared_with(&[("accounts", 4)]);
+        let replicas = if node == 1 { vec![(1, 10)] } else { vec![(0, 19), (1, 20), (2, 30), (3, 40)] };
+        Arc::get_mut(&mut hub).unwrap().replicated =
+            replicas.into_iter().map(|(shard, replica)| (ShardId(shard), ReplicaId(replica))).collect();
+        Self { hub, part: PeerPart::new(tcp, local(node, 7, life)), address }
     }
 
     fn turn(&mut self) {
@@ -254,17 +258,19 @@ fn a_hostile_peer_is_closed_and_the_others_are_served() {
     let (mut one, mut two) = (Node::new(1), Node::new(2));
     one.hub.set_peers(BTreeMap::from([(NodeId(2), two.address)]));
     run(&mut [&mut one, &mut two], "they connect", |nodes| nodes[0].is_connected(2));
-    // A message that ends early, one of an unknown kind, and one for a shard that there is not, which is dropped.
-    let section = |shard: u32, message: &[u8]| {
+    // A message that ends early, one of an unknown kind, and one for a shard that there is not, which is dropped, before a good one.
+    let section = |shard: u32, to: u64, message: &[u8]| {
         let mut bytes = shard.to_le_bytes().to_vec();
         bytes.extend_from_slice(&(message.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(&[0; 24]);
+        bytes.extend_from_slice(&[0; 16]);
+        bytes.extend_from_slice(&to.to_le_bytes());
         bytes.extend_from_slice(message);
         bytes
     };
     let ack = [2, 5, 0, 0, 0, 0, 0, 0, 0];
-    let torn = section(1, &ack)[..35].to_vec();
-    for (bytes, is_closed) in [(torn, true), (section(1, &[77]), true), (section(u32::MAX, &ack), false)] {
+    let torn = section(1, 10, &ack)[..35].to_vec();
+    let strange = [section(u32::MAX, 10, &ack), section(1, 10, &ack)].concat();
+    for (bytes, is_closed) in [(torn, true), (section(1, 10, &[77]), true), (strange, false)] {
         let mut hostile = endpoint(local(3, 7, 1));
         let dialed = hostile.dial(one.address, Some(NodeId(1)), one.hub.now(), wall(&one)).unwrap();
         let (mut opened, mut ended) = (false, false);

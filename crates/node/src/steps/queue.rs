@@ -112,6 +112,18 @@ impl StepDesk {
         answer
     }
 
+    /// Drops the steps of a shard that have not begun. Returns the parts to ring.
+    pub(super) fn drop_shard(&mut self, shard: ShardId) -> Vec<usize> {
+        self.waiting.retain(|step| step.shard != shard);
+        let asked = self.asked.iter_mut().filter(|((of, ..), _)| *of == shard);
+        asked
+            .map(|(_, (part, answer))| {
+                *answer = Some(false);
+                *part
+            })
+            .collect()
+    }
+
     /// Lets no further step begin. Steps that wait stay in the log.
     pub(super) fn stop(&mut self) {
         self.is_stopped = true;
@@ -157,6 +169,12 @@ impl StepQueue {
     pub(crate) fn answer(&self, shard: ShardId, id: TaskId, run: StepRun, allowed: bool) {
         let part = self.desk().answer((shard, id, run), allowed);
         self.ring(part);
+    }
+
+    /// Drops the steps of a shard that have not begun.
+    pub(crate) fn drop_shard(&self, shard: ShardId) {
+        let parts = self.desk().drop_shard(shard);
+        parts.into_iter().for_each(|part| self.ring(Some(part)));
     }
 
     /// Lets no further step begin. Steps that wait stay in the log.

@@ -5,20 +5,24 @@ use super::{Slot, Worker};
 use crate::checkpoint::Event;
 use crate::env::{Env, Watch};
 use crate::log::Submission;
+use crate::peers::PeerMessage;
 use crate::queries::Job;
 use crate::shared::Shared;
 use crate::steps::Step;
+use stead_core::control::directory::ShardRoute;
 use stead_core::ids::{ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::records::Piece;
 use stead_core::shard::{Effect, Input};
-use stead_core::shard_replica;
 use stead_store::wal::Batch;
 
 impl<E: Env> Worker<E> {
     pub(super) fn perform(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
+        if !self.effects.records.is_empty() {
+            self.write_records(shared, now, slot);
+        }
         if !self.effects.replica.is_empty() {
-            self.perform_replica(slot);
+            self.perform_replica(shared, now, slot);
         }
         let mut effects = std::mem::take(&mut self.effects.shard);
         let Slot { id: from, service, .. } = self.shards[slot as usize];
@@ -32,11 +36,7 @@ impl<E: Env> Worker<E> {
                         self.submit(shared, now);
                     }
                     self.batch.push(from, epoch, index, &bytes);
-                    let appended = &mut self.appended[slot as usize];
-                    if *appended == 0 {
-                        self.touched.push(slot);
-                    }
-                    *appended += 1;
+                    self.note_appended(slot, 1);
                 }
                 Effect::Deliver { to, messages, again } => {
                     self.turn[service].messages += messages.len() as u64;
@@ -56,7 +56,7 @@ impl<E: Env> Worker<E> {
                 }
                 Effect::StepAllowed { id, run, allowed } => shared.steps.answer(from, id, run, allowed),
                 Effect::WantsTurn(kind) => shared.trials(|trials| trials.wants(from, kind)),
-                Effect::EndsTurn(kind) => shared.trials(|trials| trials.ends(from, kind)),
+                Effect::EndsTurn(kind) => self.end_trial(shared, slot, kind),
                 Effect::Marked { header, all } => {
                     let number = header.position.colour.number();
                     // The rest of an older snapshot belongs to a checkpoint that was given up, and this one replaces it.
@@ -69,6 +69,7 @@ impl<E: Env> Worker<E> {
                     let number = colour.number();
                     shared.leave_snapshot(Event::MarkerCommitted { shard: from, number });
                 }
+                Effect::Active(_) if self.shards[slot as usize].is_replicated => {}
                 Effect::Active(_) => shared.shard_is_active(),
             }
         }
@@ -78,18 +79,26 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Performs the effects of a replica besides those of its shard.
-    fn perform_replica(&mut self, slot: u32) {
-        let from = self.shards[slot as usize].id;
-        for effect in self.effects.replica.drain(..) {
-            match effect {
-                shard_replica::Effect::Leads { .. } => {}
-                other => panic!("shard {from}, whose only replica this is: {other:?}"),
-            }
+    /// Notes records of a replica in the batch.
+    pub(super) fn note_appended(&mut self, slot: u32, records: usize) {
+        let appended = &mut self.appended[slot as usize];
+        if *appended == 0 {
+            self.touched.push(slot);
         }
+        *appended += records;
     }
 
     pub(super) fn route(&mut self, shared: &Shared<E>, to: ShardId, input: Input) {
+        if !self.routes.is_empty()
+            && let Some(node) = self.routes.get(&to).map(ShardRoute::primary_node)
+            && node != Some(shared.node)
+        {
+            // Without a primary it is treated as lost: the messages stay in the outbox, and are sent again.
+            if let (Some(node), Some(message)) = (node, PeerMessage::of_channel(to, input)) {
+                self.leave_for(node, message);
+            }
+            return;
+        }
         if self.slot(to).is_some() {
             self.local.push_back((to, input));
             return;
@@ -117,6 +126,8 @@ impl<E: Env> Worker<E> {
 
     pub(super) fn hand_on(&mut self, shared: &Shared<E>, now: Time) {
         self.submit(shared, now);
+        // After the entries are on their way to the own log: a peer syncs its copy of them meanwhile.
+        self.hand_on_news(shared);
         self.publish_waiting(shared);
         if !self.queries.is_empty() {
             shared.queries.push(shared, &mut self.queries);

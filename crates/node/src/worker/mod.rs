@@ -1,6 +1,6 @@
 //! The part that owns shards: it passes them their inputs and performs their effects. `commands.rs` performs the
 //! commands of clients, `effects.rs` the effects of shards; `native.rs` takes calls from the network and answers them;
-//! `snapshots.rs` hands over their snapshots in slices.
+//! `replicas.rs` performs the effects of replicas of shards, and `rebuilding.rs` reads their logs; `snapshots.rs` hands over their snapshots in slices.
 //!
 //! Decides nothing about the protocol. Each turn takes all work that has arrived, and passes on its results at the end:
 //! a submission to the log, and a batch of messages to each other worker; much work is passed on earlier.
@@ -8,6 +8,8 @@
 mod commands;
 mod effects;
 mod native;
+mod rebuilding;
+mod replicas;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -15,24 +17,31 @@ mod tests;
 use crate::bell::Bell;
 use crate::calls::Calls;
 use crate::clock::Clock;
+use crate::control::ControlNews;
 use crate::env::{Env, Watch};
 use crate::events;
 use crate::guarded::Guarded;
 use crate::inbox::Command;
 use crate::native::{Native, Recipient};
 use crate::part::{Part, Turned};
+use crate::peers::PeerMessage;
 use crate::queries::Job;
+use crate::routes::Routes;
 use crate::shared::Shared;
+pub(crate) use rebuilding::Stored;
 use snapshots::Draining;
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::sync::Arc;
 use stead_core::clock::Now;
+use stead_core::control::facts::ShardReport;
 use stead_core::handler::Handler;
-use stead_core::ids::{CallToken, Micros, ShardId, Time};
+use stead_core::ids::{CallToken, Micros, NodeId, ShardId, Time};
 use stead_core::replication::epoch::EpochRecord;
 use stead_core::shard::{Input, Shard};
 use stead_core::shard_replica::{self, Effects, ShardReplica};
 use stead_core::shrink;
+use stead_store::rebuild::Rebuild;
 use stead_store::wal::Batch;
 
 /// Change of the waiting bytes that is published in the account of the node's memory at once.
@@ -100,6 +109,19 @@ pub struct Worker<E: Env> {
     /// The longest turn so far.
     longest_hold: Micros,
     draining: VecDeque<Draining>,
+    routes: Arc<Routes>,
+    /// The version of `routes`.
+    routed: u64,
+    /// By node, the messages for it.
+    peers: BTreeMap<NodeId, Vec<PeerMessage>>,
+    /// The stored data of the replicas; `None` without any of several.
+    stored_data: Option<Arc<Stored>>,
+    /// By slot, the state that is folded anew, with its number.
+    rebuilds: BTreeMap<u32, (u64, Rebuild)>,
+    /// News for the control plane.
+    news: ControlNews,
+    /// The slots whose replicas are some of several and have handled inputs in this turn.
+    replicated: Vec<u32>,
     /// The wall clock when the turn began.
     wall: Time,
     /// The lead of the wall clock over the steady one when the shards last looked at it, in microseconds.
@@ -122,8 +144,16 @@ struct Slot {
     id: ShardId,
     service: u16,
     replica: ShardReplica,
+    /// Whether its shard has other replicas.
+    is_replicated: bool,
     /// The epoch that it leads from the first turn on.
     leads: Option<Box<EpochRecord>>,
+    /// Whether it is held by itself, until it has had its turn.
+    is_trying: bool,
+    /// The last report on it to the control plane.
+    reported: Option<ShardReport>,
+    /// Whether it is in [`Worker::replicated`].
+    is_touched: bool,
     /// The number of its durable records that were not reported to it yet.
     durable: usize,
     /// Whether it is in [`Worker::stored`].
@@ -154,14 +184,14 @@ impl<E: Env> Worker<E> {
     pub(crate) fn new(
         shared: &Shared<E>,
         number: usize,
-        replicas: Vec<(ShardReplica, Box<EpochRecord>)>,
+        replicas: Vec<(ShardReplica, Option<Box<EpochRecord>>)>,
         code: Guarded<E>,
         batch_max: usize,
     ) -> Self {
         let mut slots = vec![None; shared.topology.shard_count() as usize];
         let shards: Vec<Slot> = (0..)
             .zip(replicas)
-            .map(|(at, (replica, record))| {
+            .map(|(at, (replica, leads))| {
                 let id = replica.shard_id();
                 let service = shared.topology.service_of(id).expect("a replica is made for its topology").0;
                 slots[id.0 as usize] = Some(at);
@@ -169,7 +199,11 @@ impl<E: Env> Worker<E> {
                     id,
                     service,
                     replica,
-                    leads: Some(record),
+                    is_replicated: leads.is_none(),
+                    leads,
+                    is_trying: false,
+                    reported: None,
+                    is_touched: false,
                     durable: 0,
                     is_stored: false,
                     deadline: None,
@@ -211,6 +245,13 @@ impl<E: Env> Worker<E> {
             waiting: [0; 3],
             longest_hold: Micros(0),
             draining: VecDeque::new(),
+            routes: Arc::default(),
+            routed: 0,
+            peers: BTreeMap::new(),
+            stored_data: None,
+            rebuilds: BTreeMap::new(),
+            news: ControlNews::default(),
+            replicated: Vec::new(),
             is_started: false,
             stopping: false,
             turn,
@@ -233,7 +274,7 @@ impl<E: Env> Worker<E> {
         self.ticket
     }
 
-    /// Makes the replicas lead.
+    /// Makes the replicas lead that are the only ones of their shards.
     fn start(&mut self, shared: &Shared<E>, now: Time) {
         self.wall = shared.clock.wall();
         self.wall_ahead = ahead(self.wall, now);
@@ -255,6 +296,9 @@ impl<E: Env> Worker<E> {
         shared.watch.durable(self.number, &mut intake.durable);
         self.commands.extend(intake.commands.drain(..));
         self.local.extend(intake.inputs.drain(..));
+        if let Some(routes) = shared.routes.newer_than(&mut self.routed) {
+            self.routes = routes;
+        }
     }
 
     /// Does the work that has arrived, and passes on its results; returns whether there was any, and the time until the
@@ -276,6 +320,7 @@ impl<E: Env> Worker<E> {
         if self.stopping || !is_pressed {
             busy |= self.run_local(shared, now);
         }
+        busy |= self.rebuild(shared, now);
         busy |= self.drain_snapshots(shared);
         let sweep_in = self.sweep(shared, now);
         self.hand_on(shared, now);
@@ -400,7 +445,8 @@ impl<E: Env> Worker<E> {
 
     /// Performs the effects of an input that a replica has handled, which has taken so many bytes from the inbox.
     fn handled(&mut self, shared: &Shared<E>, now: Time, slot: u32, left_inbox: i64) {
-        let Slot { replica, is_moved, published, .. } = &mut self.shards[slot as usize];
+        let Slot { replica, is_moved, published, is_replicated, is_touched, .. } =
+            &mut self.shards[slot as usize];
         let bytes = replica.shard().map_or((0, 0, 0), |shard| {
             let uncommitted = shard.uncommitted_bytes() + shard.answer_bytes();
             let outboxes = shard.state().outbox_bytes() + shard.outcome_bytes();
@@ -410,6 +456,9 @@ impl<E: Env> Worker<E> {
         shared.memory.change_queries(bytes.2 - before.2);
         if !std::mem::replace(is_moved, true) {
             self.moved.push(slot);
+        }
+        if *is_replicated && !std::mem::replace(is_touched, true) {
+            self.replicated.push(slot);
         }
         // Before the effects are performed: a client that gets its answer must find the space that its call has
         // released.

@@ -6,6 +6,7 @@ use crate::shared::tests::{NoCode, Nothing, shared_with};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use stead_core::ids::{Epoch, Life};
+use stead_core::replication::lease::Grants;
 use stead_core::start::{KnownEpochs, Past, Services, StartPlan};
 use stead_core::state::State;
 
@@ -19,7 +20,7 @@ fn worker(shared: &Arc<Shared<Nothing>>) -> Worker<Nothing> {
     let (shard, none) = (ShardId(0), Epoch(0));
     let past = Past { epoch_floor: none, is_new: true, ended_cleanly: false };
     let plan = StartPlan::new(past, &[KnownEpochs { shard, promised: none, logged: none }]);
-    let (replicas, _) = plan.replicas(Life(1), vec![State::new(shard)], &services);
+    let (replicas, _) = plan.replicas(Life(1), vec![(State::new(shard), None)], &Grants::new(), &services);
     let code = Guarded::new(NoCode, shared, Arc::default());
     Worker::new(shared, 0, replicas, code, 1 << 20)
 }

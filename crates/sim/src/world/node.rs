@@ -135,6 +135,7 @@ fn options(lack: &Lack, topology: &Topology, profile: &Profile) -> Options {
         native: None,
         listen_peers: None,
         not_here: BTreeMap::new(),
+        replicated: BTreeMap::new(),
     }
 }
 

@@ -78,7 +78,7 @@ impl World {
             }
             Err(NoAnswer::Stopped) => !is_ending,
             Err(NoAnswer::Failed(_)) => !node.is_over,
-            Ok(_) | Err(NoAnswer::Refused(_) | NoAnswer::NotHere { .. }) => false,
+            Ok(_) | Err(NoAnswer::Refused(_) | NoAnswer::NotHere { .. } | NoAnswer::Deposed { .. }) => false,
         };
         if !is_wrong {
             return Ok(());

@@ -444,6 +444,7 @@ impl NodeBuilder {
         Ok(Options {
             without_code: self.resting.clone(),
             not_here: BTreeMap::new(),
+            replicated: BTreeMap::new(),
             native: None,
             listen_peers: None,
             copies,

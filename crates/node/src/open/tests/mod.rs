@@ -4,6 +4,7 @@
 
 mod ends;
 mod placement;
+mod replicas;
 mod starts;
 
 use super::plan::{self, Registered};
@@ -258,6 +259,7 @@ impl Node {
             native: None,
             listen_peers: None,
             not_here: BTreeMap::new(),
+            replicated: BTreeMap::new(),
         }
     }
 

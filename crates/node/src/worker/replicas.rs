@@ -1,0 +1,197 @@
+//! Performs the effects of replicas of shards: their records go to the log, their frames to other nodes, and what the control plane has to
+//! know to its desk.
+
+use super::{Slot, Worker};
+use crate::env::Env;
+use crate::events;
+use crate::peers::PeerMessage;
+use crate::reply::NoAnswer;
+use crate::shared::Shared;
+use stead_core::control::facts::{Fact, ShardReport};
+use stead_core::ids::{CallToken, NodeId, ReplicaId, ShardId, Time};
+use stead_core::placement::Place;
+use stead_core::shard;
+use stead_core::shard_replica::{Effect, Frame, Record, ShardReplica};
+use stead_core::trials::TrialKind;
+use stead_net::replica::Route;
+use stead_store::wal::Batch;
+
+/// Bytes of a record that holds no entry, at most.
+const RECORD_BYTES: usize = 64;
+
+impl<E: Env> Worker<E> {
+    /// Adds the records of one input to the batch. They are durable whole or not at all, with the entries that follow them: a batch that has
+    /// no room for them is submitted first. Of more than a batch can hold, which another node's larger limits may send, the last entries
+    /// come in batches of their own, as if they had come in a later frame.
+    pub(super) fn write_records(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
+        let mut records = std::mem::take(&mut self.effects.records);
+        let appended = self.effects.shard.iter().map(|effect| match effect {
+            shard::Effect::Append { bytes, .. } => bytes.len() + Batch::RECORD_OVERHEAD,
+            _ => 0,
+        });
+        let bytes = records.iter().map(record_bytes).sum::<usize>() + appended.sum::<usize>();
+        let whole = if bytes <= self.batch_max {
+            records.len()
+        } else {
+            let entry = records.iter().position(|record| matches!(record, Record::Entry(_)));
+            entry.map_or(records.len(), |entry| entry + 1)
+        };
+        let replica = self.shards[slot as usize].replica.replica().id();
+        let (first, rest) = records.split_at(whole);
+        self.write_whole(shared, now, (slot, replica), first, bytes.min(self.batch_max));
+        for record in rest.chunks(1) {
+            self.write_whole(shared, now, (slot, replica), record, record_bytes(&record[0]));
+        }
+        records.clear();
+        self.effects.records = records;
+    }
+
+    /// Adds records to the batch, or to the next one if it has no room for so many bytes.
+    fn write_whole(
+        &mut self,
+        shared: &Shared<E>,
+        now: Time,
+        (slot, replica): (u32, ReplicaId),
+        records: &[Record],
+        bytes: usize,
+    ) {
+        if self.batch.bytes() + bytes > self.batch_max {
+            self.submit(shared, now);
+        }
+        self.batch.push_replica(self.shards[slot as usize].id, replica, records);
+        self.note_appended(slot, records.len());
+    }
+
+    /// Performs the effects of a replica besides those of its shard.
+    pub(super) fn perform_replica(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
+        let mut effects = std::mem::take(&mut self.effects.replica);
+        let Slot { id: shard, ref replica, is_replicated, .. } = self.shards[slot as usize];
+        let own = replica.replica().id();
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Send { to, frame } => self.send(shard, (own, to), frame),
+                Effect::Sealed(answer) => self.news.facts.push(Fact::Sealed(shard, answer)),
+                Effect::Superseded { promised, .. } => {
+                    self.news.facts.push(Fact::Superseded { shard, promised });
+                }
+                Effect::CannotLead(reason) => {
+                    events::warn(format_args!("shard {shard}: this node cannot lead it: {reason}"));
+                    self.news.facts.push(Fact::CannotLead { shard, epoch: reason.epoch() });
+                }
+                Effect::Leads { is_held, .. } => {
+                    // The turns of those that lead from the start are known to the trials.
+                    if is_held && is_replicated {
+                        self.shards[slot as usize].is_trying = true;
+                        shared.trials(|trials| trials.wants(shard, TrialKind::Handlers));
+                    }
+                }
+                Effect::Deposed(_) => self.depose(shared, now, slot),
+                Effect::NotPrimary { token, .. } => self.turn_away(shared, now, shard, token),
+                Effect::Unusable(misfit) => {
+                    events::error(format_args!(
+                        "shard {shard}: replica {own} is damaged and handles nothing any more: {misfit}"
+                    ));
+                    self.news.facts.push(Fact::Void(shard, own));
+                }
+                Effect::GivenUp { from, epoch } => {
+                    events::error(format_args!(
+                        "shard {shard}: replica {from}, which leads epoch {epoch}, gave up what replica {own} holds"
+                    ));
+                    self.news.facts.push(Fact::Void(shard, own));
+                }
+                Effect::Invalid { from, reason } => {
+                    events::warn(format_args!(
+                        "shard {shard}: a frame of replica {from} is invalid: {reason}"
+                    ));
+                }
+                Effect::Rebuild { number, upto, .. } => self.begin_rebuild(shared, slot, number, upto),
+                Effect::ReadLog { to, head, last } => self.read_log(shared, slot, to, head, last),
+                other => panic!("shard {shard} of several replicas ({is_replicated}): {other:?}"),
+            }
+        }
+        self.effects.replica = effects;
+    }
+
+    /// Drops what a shard has begun as the primary that it is no more, and ends its calls in flight.
+    fn depose(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
+        let shard = self.shards[slot as usize].id;
+        self.shards[slot as usize].is_trying = false;
+        shared.trials(|trials| trials.drop_shard(shard));
+        shared.steps.drop_shard(shard);
+        self.draining.retain(|draining| draining.slot != slot);
+        for call in self.calls.close_of(shard) {
+            self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
+            self.give_answer(now, call.reply_to.caller, Err(NoAnswer::Deposed { shard }));
+        }
+    }
+
+    /// Notes that a shard has ended its turn. One that was held by itself goes on.
+    pub(super) fn end_trial(&mut self, shared: &Shared<E>, slot: u32, kind: TrialKind) {
+        let shard = self.shards[slot as usize].id;
+        shared.trials(|trials| trials.ends(shard, kind));
+        let is_trying = &mut self.shards[slot as usize].is_trying;
+        // Otherwise it goes on with all others of the node.
+        if kind == TrialKind::Handlers && std::mem::take(is_trying) && !shared.is_trying() {
+            self.local.push_back((shard, shard::Input::Open));
+        }
+    }
+
+    /// Leaves a frame for another replica. It is lost if the node of that is not known: once it is, the replica sends it again.
+    fn send(&mut self, shard: ShardId, (from, to): (ReplicaId, ReplicaId), frame: Frame) {
+        let node = self.routes.get(&shard).and_then(|route| route.replicas.get(&to));
+        if let Some(&node) = node {
+            self.leave_for(node, PeerMessage::Frame(Route { shard, from, to }, frame));
+        }
+    }
+
+    /// Leaves a message for another node, to the end of the turn.
+    pub(super) fn leave_for(&mut self, node: NodeId, message: PeerMessage) {
+        self.peers.entry(node).or_default().push(message);
+    }
+
+    /// Answers a call that came to a replica that does not lead.
+    fn turn_away(&mut self, shared: &Shared<E>, now: Time, shard: ShardId, token: CallToken) {
+        if let Some(call) = self.calls.close(token) {
+            self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
+            let not_here = NoAnswer::NotHere { shard, place: Place::Elsewhere };
+            self.give_answer(now, call.reply_to.caller, Err(not_here));
+        }
+    }
+
+    /// Leaves this turn's messages for other nodes, and its news for the control plane.
+    pub(super) fn hand_on_news(&mut self, shared: &Shared<E>) {
+        for (node, messages) in &mut self.peers {
+            shared.peers.leave(*node, messages);
+        }
+        for slot in self.replicated.drain(..) {
+            let Slot { replica, reported, is_touched, .. } = &mut self.shards[slot as usize];
+            *is_touched = false;
+            let report = report(replica);
+            if reported.as_ref() != Some(&report) {
+                *reported = Some(report.clone());
+                self.news.reports.push(report);
+            }
+        }
+        shared.control.leave(&mut self.news);
+    }
+}
+
+fn record_bytes(record: &Record) -> usize {
+    match record {
+        Record::Entry(entry) => entry.bytes.len() + Batch::RECORD_OVERHEAD,
+        Record::Promise(_) | Record::Cut { .. } | Record::Install { .. } => RECORD_BYTES,
+    }
+}
+
+fn report(replica: &ShardReplica) -> ShardReport {
+    let own = replica.replica();
+    ShardReport {
+        shard: replica.shard_id(),
+        replica: own.id(),
+        promised: own.promised(),
+        active: own.active(),
+        leads: own.leads(),
+        learners: Vec::new(),
+        caught_up: Vec::new(),
+    }
+}

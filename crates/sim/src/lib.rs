@@ -12,6 +12,7 @@ mod accounts;
 mod blame;
 mod bug;
 mod client;
+mod cluster;
 mod disk;
 mod disk_log;
 mod marks;
@@ -27,6 +28,9 @@ mod world;
 
 pub use accounts::Accounts;
 pub use bug::Bug;
+pub use cluster::{
+    ClusterBug, ClusterConfig, ClusterFailure, ClusterMark, ClusterMarks, ClusterReport, run_cluster,
+};
 pub use marks::{Mark, Marks};
 pub use profile::Overrides;
 pub use run::{Config, Failure, Report, run, run_with};

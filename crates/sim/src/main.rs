@@ -1,12 +1,13 @@
 //! `stead-sim`: runs seeds, and checks that planted bugs are caught.
 
 #![forbid(unsafe_code)]
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use stead_sim::{Bug, Config, Marks, run};
+use stead_sim::{Bug, ClusterBug, ClusterConfig, ClusterMarks, Config, Marks, run, run_cluster};
 
 #[derive(Parser)]
 #[command(name = "stead-sim", about = "Deterministic simulator of a Stead node")]
@@ -28,9 +29,12 @@ enum Command {
         /// The first seed; drawn from the clock by default.
         #[arg(long)]
         seed: Option<u64>,
-        /// A bug to plant, by its name.
-        #[arg(long, value_parser = parse_bug)]
-        bug: Option<Bug>,
+        /// Run clusters of this many nodes, 1 to 7, instead of one node with all that it can do.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=7))]
+        nodes: Option<u8>,
+        /// A bug to plant, by its name; one of a cluster with `--nodes`.
+        #[arg(long)]
+        bug: Option<String>,
         /// Stop after this many seconds, even if seeds are left.
         #[arg(long)]
         time: Option<u64>,
@@ -53,9 +57,13 @@ enum Command {
     },
 }
 
-fn parse_bug(name: &str) -> Result<Bug, String> {
-    let names = || Bug::ALL.iter().map(|bug| bug.name()).collect::<Vec<_>>().join(", ");
-    Bug::from_name(name).ok_or_else(|| format!("no such bug; there are {}", names()))
+/// Returns the bug of this name, or ends the program with the names that there are.
+fn parse_bug<B: Copy>(name: &str, all: &[B], name_of: impl Fn(B) -> &'static str) -> B {
+    all.iter().copied().find(|bug| name_of(*bug) == name).unwrap_or_else(|| {
+        let names = all.iter().map(|bug| name_of(*bug)).collect::<Vec<_>>().join(", ");
+        let what = format!("no bug {name}; there are {names}");
+        Args::command().error(ErrorKind::InvalidValue, what).exit()
+    })
 }
 
 fn fresh_seed() -> u64 {
@@ -70,20 +78,73 @@ fn print(line: impl Display) -> bool {
 
 fn main() -> ExitCode {
     match Args::parse().command {
-        Command::Run { seeds, events, seed, bug, time, trace, keep_going } => {
+        Command::Run { seeds, events, seed, nodes, bug, time, trace, keep_going } => {
             // A panic of the simulated node is a finding, printed with its seed; its backtrace is for a debugger.
-            let label = bug.map(|bug| format!("planted bug {}: ", bug.name())).unwrap_or_default();
+            let label = bug.as_ref().map(|bug| format!("planted bug {bug}: ")).unwrap_or_default();
             std::panic::set_hook(Box::new(move |info| eprintln!("{label}{info}")));
             let seed = seed.unwrap_or_else(fresh_seed);
             let seeds = seeds.unwrap_or(if time.is_some() { u64::MAX } else { 100 });
-            let config = Config { seed, events, bug, trace };
-            run_seeds(config, seeds, time.map(Duration::from_secs), keep_going)
+            let limits = Limits { seeds, time: time.map(Duration::from_secs), keep_going };
+            match nodes {
+                Some(nodes) => {
+                    let bug = bug.map(|bug| parse_bug(&bug, &ClusterBug::ALL, ClusterBug::name));
+                    run_clusters(ClusterConfig { seed, nodes: nodes.into(), events, bug, trace }, limits)
+                }
+                None => {
+                    let bug = bug.map(|bug| parse_bug(&bug, Bug::ALL, Bug::name));
+                    run_seeds(Config { seed, events, bug, trace }, limits)
+                }
+            }
         }
         Command::Bugs { seeds, seed } => run_bugs(seed.unwrap_or_else(fresh_seed), seeds),
     }
 }
 
-fn run_seeds(config: Config, seeds: u64, time: Option<Duration>, keep_going: bool) -> ExitCode {
+/// The end of a series of runs.
+struct Limits {
+    seeds: u64,
+    time: Option<Duration>,
+    keep_going: bool,
+}
+
+/// Runs clusters, as [`run_seeds`] does single nodes.
+fn run_clusters(config: ClusterConfig, Limits { seeds, time, keep_going }: Limits) -> ExitCode {
+    let (first, begun) = (config.seed, Instant::now());
+    let mut marks = ClusterMarks::default();
+    let (mut done, mut failed, mut hash) = (0u64, 0u64, 0u128);
+    let (mut events, mut entries, mut answered) = (0, 0, 0);
+    for seed in first..first.saturating_add(seeds) {
+        if time.is_some_and(|time| begun.elapsed() >= time) {
+            break;
+        }
+        done += 1;
+        match run_cluster(ClusterConfig { seed, ..config }) {
+            Ok(report) => {
+                marks.add(&report.marks);
+                events += report.events;
+                entries += report.entries;
+                answered += report.answered;
+                hash = hash.rotate_left(1) ^ report.hash;
+            }
+            Err(failure) => {
+                failed += 1;
+                if !print(failure) || !keep_going {
+                    break;
+                }
+            }
+        }
+    }
+    print(marks);
+    print(format_args!(
+        "{done} seeds from {first} of {} nodes: {failed} failed; {events} events, {entries} entries, {answered} answers, {:.1} s, \
+         hash {hash:032x}",
+        config.nodes,
+        begun.elapsed().as_secs_f64()
+    ));
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_seeds(config: Config, Limits { seeds, time, keep_going }: Limits) -> ExitCode {
     let first = config.seed;
     let begun = Instant::now();
     let mut marks = Marks::default();

@@ -76,7 +76,7 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// Returns the commit of the sources in the working directory: a seed is meaningful only with it.
-fn commit() -> String {
+pub(crate) fn commit() -> String {
     let git = Command::new("git").args(["describe", "--always", "--dirty", "--exclude=*"]).output();
     match git {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),

@@ -1,5 +1,7 @@
 //! Runs of the simulator that are short enough for every test run; `stead-sim run` and `stead-sim bugs` cover more.
 
+mod cluster;
+
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 use stead_sim::{Bug, Config, Mark, Marks, run};

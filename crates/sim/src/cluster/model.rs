@@ -1,0 +1,276 @@
+//! What is committed in the whole cluster, folded by the model itself: each replica's entries, states and answers are compared with it.
+
+use super::env::{Made, number_in};
+use crate::violation::Violation;
+use std::collections::{BTreeMap, BTreeSet};
+use stead_core::blob::Blob;
+use stead_core::entry::{Cause, Entry};
+use stead_core::ids::{Epoch, Index, Life, NodeId, Seq, ShardId};
+use stead_core::record::RecordKey;
+use stead_core::shard_replica::ShardReplica;
+use stead_core::state::State;
+use stead_node::PeerMessage;
+
+/// All shards.
+pub(super) struct Model {
+    shards: Vec<Track>,
+    /// By process, its numbers in their order.
+    lists: BTreeMap<String, Vec<u32>>,
+    /// The numbers of requests that were applied.
+    applied: BTreeSet<u32>,
+    /// By channel, the committed messages.
+    sent: BTreeMap<(ShardId, ShardId), Vec<Message>>,
+    /// By channel, the number of messages whose handling is committed.
+    received: BTreeMap<(ShardId, ShardId), usize>,
+    pub(super) entries: u64,
+}
+
+/// A message as its sender's entry has it.
+#[derive(PartialEq, Eq)]
+struct Message {
+    process: String,
+    payload: Blob,
+    at: (Epoch, Index),
+}
+
+/// A shard.
+struct Track {
+    /// The entries that primaries have made and that are not committed yet, with those who made them.
+    made: BTreeMap<(Index, Epoch), Vec<u8>>,
+    /// By index minus one, the epoch of each committed entry, and the hash of the state after it.
+    committed: Vec<(Epoch, u128)>,
+    state: State,
+    /// By epoch, the process that has made entries in it.
+    primaries: BTreeMap<Epoch, (NodeId, Life)>,
+}
+
+impl Track {
+    fn last(&self) -> Index {
+        Index(self.committed.len() as u64)
+    }
+}
+
+/// What the world has seen of a replica in one life of its node.
+#[derive(Default)]
+pub(super) struct Followed {
+    promised: Epoch,
+    compared: Index,
+    hashed: Index,
+}
+
+impl Model {
+    pub(super) fn new(shards: impl Iterator<Item = ShardId>) -> Self {
+        let track = |shard| Track {
+            made: BTreeMap::new(),
+            committed: Vec::new(),
+            state: State::new(shard),
+            primaries: BTreeMap::new(),
+        };
+        Self {
+            shards: shards.map(track).collect(),
+            lists: BTreeMap::new(),
+            applied: BTreeSet::new(),
+            sent: BTreeMap::new(),
+            received: BTreeMap::new(),
+            entries: 0,
+        }
+    }
+
+    /// A process has made an entry.
+    pub(super) fn note_made(&mut self, by: (NodeId, Life), made: Made) -> Result<(), Violation> {
+        let Made { shard, epoch, index, bytes } = made;
+        let track = &mut self.shards[shard.0 as usize];
+        let first = *track.primaries.entry(epoch).or_insert(by);
+        if first != by {
+            let what = format!("shard {shard}: {by:?} makes entries in epoch {epoch}, which {first:?} led");
+            return Err(Violation::new(1, what));
+        }
+        if index <= track.last() {
+            let (committed, _) = track.committed[index.0 as usize - 1];
+            // A deposed primary does not know yet what is committed without it.
+            if committed <= epoch {
+                let what = format!(
+                    "shard {shard}: entry {index} of epoch {committed} is committed, and epoch {epoch} makes another"
+                );
+                return Err(Violation::new(2, what));
+            }
+            return Ok(());
+        }
+        if track.made.insert((index, epoch), bytes).is_some() {
+            let what = format!("shard {shard}: entry {index} is made twice in epoch {epoch}");
+            return Err(Violation::new(1, what));
+        }
+        Ok(())
+    }
+
+    /// Compares a replica with what is committed, and takes over what it has committed first.
+    pub(super) fn follow(
+        &mut self,
+        replica: &ShardReplica,
+        followed: &mut Followed,
+    ) -> Result<(), Violation> {
+        let shard = replica.shard_id();
+        let (rules, table) = (replica.replica(), replica.replica().table());
+        if rules.promised() < followed.promised {
+            let what = format!(
+                "shard {shard}: replica {} promised {} and then {}",
+                rules.id(),
+                followed.promised,
+                rules.promised()
+            );
+            return Err(Violation::new(1, what));
+        }
+        followed.promised = rules.promised();
+        let commit = rules.commit();
+        while self.shards[shard.0 as usize].last() < commit {
+            let next = self.shards[shard.0 as usize].last().next();
+            self.commit(shard, next, table.epoch_at(next))?;
+        }
+        let track = &self.shards[shard.0 as usize];
+        while followed.compared < commit {
+            let next = followed.compared.next();
+            let (epoch, _) = track.committed[next.0 as usize - 1];
+            if table.epoch_at(next).is_some_and(|found| found != epoch) {
+                let found = table.epoch_at(next).unwrap_or_default();
+                let what = format!(
+                    "shard {shard}: entry {next} is of epoch {epoch}, and replica {} commits that of {found}",
+                    rules.id()
+                );
+                return Err(Violation::new(2, what));
+            }
+            followed.compared = next;
+        }
+        let Some(state) = replica.committed_state() else { return Ok(()) };
+        let index = state.position().index;
+        if index > followed.hashed {
+            followed.hashed = index;
+            let hash = match index {
+                Index(0) => return Ok(()),
+                index => track.committed[index.0 as usize - 1].1,
+            };
+            if state.hash() != hash {
+                let what = format!(
+                    "shard {shard}: the state of replica {} at entry {index} is another one",
+                    rules.id()
+                );
+                return Err(Violation::new(14, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// An entry is committed.
+    fn commit(&mut self, shard: ShardId, index: Index, epoch: Option<Epoch>) -> Result<(), Violation> {
+        let track = &mut self.shards[shard.0 as usize];
+        // Without its epoch it is older than what is still in the replica's table. Of a log with one replica the newest one survives.
+        let newest =
+            track.made.range((index, Epoch(0))..=(index, epoch.unwrap_or(Epoch(u64::MAX)))).next_back();
+        let found = newest.filter(|((_, found), _)| epoch.is_none_or(|epoch| epoch == *found));
+        let Some(((_, epoch), bytes)) = found.map(|(at, bytes)| (*at, bytes.clone())) else {
+            let what = format!(
+                "shard {shard}: entry {index} of epoch {epoch:?} is committed, which no primary has made"
+            );
+            return Err(Violation::new(2, what));
+        };
+        let wrong = |what: String| Violation::new(2, format!("shard {shard}, entry {index}: {what}"));
+        let entry = Entry::decode(&bytes).map_err(|error| wrong(error.to_string()))?;
+        track.state.apply(entry.clone()).map_err(|error| wrong(error.to_string()))?;
+        track.committed.push((epoch, track.state.hash()));
+        track.made = track.made.split_off(&(index.next(), Epoch(0)));
+        self.entries += 1;
+        self.fold(shard, &entry)
+    }
+
+    /// Folds what an entry does to the lists, and to channels.
+    fn fold(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Violation> {
+        let process = entry.process.to_string();
+        let at = (entry.epoch, entry.index);
+        let key = RecordKey::process(&process);
+        let written =
+            entry.writes.iter().find(|write| write.key == key).and_then(|write| write.value.as_ref());
+        let number =
+            written.and_then(|list| list.len().checked_sub(4).and_then(|last| number_in(&list[last..])));
+        if let Cause::Message { from, seq } = entry.cause {
+            let channel = (from, shard);
+            let received = self.received.entry(channel).or_default();
+            if seq != Seq(*received as u64 + 1) {
+                let what = format!("shard {shard} handles message {seq} of shard {from} after {received}");
+                return Err(Violation::new(8, what));
+            }
+            let Some(message) = self.sent.get(&channel).and_then(|sent| sent.get(*received)) else {
+                let what = format!(
+                    "shard {shard} handles message {seq} of shard {from}, whose entry is not committed"
+                );
+                return Err(Violation::new(5, what));
+            };
+            if message.process != process || number_in(&message.payload) != number {
+                let what =
+                    format!("shard {shard} handles message {seq} of shard {from} as {number:?} of {process}");
+                return Err(Violation::new(8, what));
+            }
+            *received += 1;
+        }
+        if let (Some(list), Some(number)) = (written, number) {
+            let known = self.lists.entry(process.clone()).or_default();
+            known.push(number);
+            let numbers = list.chunks(4).filter_map(number_in);
+            if !numbers.eq(known.iter().copied()) {
+                let what = format!(
+                    "shard {shard}: entry {} makes another list of {process} than {known:?}",
+                    entry.index
+                );
+                return Err(Violation::new(2, what));
+            }
+            let is_call = !matches!(entry.cause, Cause::Message { .. });
+            if is_call && !self.applied.insert(number) {
+                let what =
+                    format!("request {number} is applied again, by entry {} of shard {shard}", entry.index);
+                return Err(Violation::new(7, what));
+            }
+        }
+        for send in &entry.sends {
+            let message = Message { process: send.process.to_string(), payload: send.payload.clone(), at };
+            self.sent.entry((shard, send.to)).or_default().push(message);
+        }
+        Ok(())
+    }
+
+    /// Checks what leaves a node for another one.
+    pub(super) fn check_leaving(&self, message: &PeerMessage) -> Result<(), Violation> {
+        let PeerMessage::Deliver { from, to, messages, .. } = message else { return Ok(()) };
+        let sent = self.sent.get(&(*from, *to)).map_or(&[][..], |sent| sent);
+        for message in messages.iter() {
+            let found = sent.get(message.seq.0 as usize - 1);
+            let is_it = found.is_some_and(|found| {
+                found.at == (message.epoch, message.index)
+                    && found.process == *message.process
+                    && found.payload == message.payload
+            });
+            if !is_it {
+                let what = format!(
+                    "message {} of shard {from} to shard {to} leaves before its entry is committed",
+                    message.seq
+                );
+                return Err(Violation::new(5, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the number at a place of a process's list, counted from 1.
+    pub(super) fn number_at(&self, process: &str, place: u32) -> Option<u32> {
+        let place = (place as usize).checked_sub(1)?;
+        self.lists.get(process)?.get(place).copied()
+    }
+
+    /// Whether each message that was sent is handled.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let received = |channel| self.received.get(channel).copied().unwrap_or_default();
+        self.sent.iter().all(|(channel, sent)| received(channel) == sent.len())
+    }
+
+    /// Returns a hash of all states.
+    pub(super) fn hash(&self) -> u128 {
+        self.shards.iter().fold(0, |hash, track| hash.rotate_left(1) ^ track.state.hash())
+    }
+}

@@ -1,0 +1,177 @@
+//! A node of a simulated cluster: its disk and clocks, and the life of its process, recovered and assembled by the code that ships.
+
+use super::bug::ClusterBug;
+use super::env::{self, Clocks, ClusterEnv, Lists, SERVICE, Seen, Witness};
+use crate::disk::{LifeDisk, Removals, Syncs};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use stead_core::checkpointing::merging::Policy;
+use stead_core::control::facts::ShardReport;
+use stead_core::control::node::StartId;
+use stead_core::ids::{ClusterId, Incarnation, Life, Micros, NodeId, ReplicaId, ShardId, Time};
+use stead_core::placement::Place;
+use stead_core::shard::Settings;
+use stead_core::topology::Topology;
+use stead_node::{
+    CheckpointOptions, Drawn, MemoryLimits, OpenError, Options, PartId, RecoverOptions, Registered,
+    ServiceLimits, Sizes, Stepped, recover, recover_options,
+};
+use stead_store::checkpoint::load::Loaders;
+use stead_store::data_dir::Meta;
+use stead_store::sim_disk::SimDisk;
+use stead_store::wal::WalOptions;
+
+/// The cluster of all nodes.
+pub(super) const CLUSTER: ClusterId = ClusterId(0x5ead);
+pub(super) const INCARNATION: Incarnation = Incarnation(1);
+/// The clocks when a run begins, in microseconds.
+const BEGINNING: u64 = 1_000_000_000_000;
+const UNLIMITED: Duration = Duration::from_secs(3600);
+
+/// Returns the id of a node by its place.
+pub(super) fn node_id(at: usize) -> NodeId {
+    NodeId(at as u32 + 1)
+}
+
+/// Returns the place of a node by its id.
+pub(super) fn at_of(node: NodeId) -> usize {
+    node.0 as usize - 1
+}
+
+/// The clocks of a node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Skew {
+    /// The lead of the steady clock and of the wall clock, in microseconds.
+    pub(super) steady: u64,
+    pub(super) wall: u64,
+    /// The drift of both, in parts of a million.
+    pub(super) drift: u64,
+}
+
+impl Skew {
+    /// Returns both clocks at a time of the world.
+    pub(super) fn at(self, now: u64) -> (Time, Time) {
+        let passed = now + now * self.drift / 1_000_000;
+        (Time(BEGINNING + self.steady + passed), Time(BEGINNING + self.wall + passed))
+    }
+
+    /// Returns the time of the world at which the steady clock shows a time, or has.
+    pub(super) fn when(self, steady: Time) -> u64 {
+        let passed = u128::from(steady.0.saturating_sub(BEGINNING + self.steady));
+        (passed * 1_000_000 / (1_000_000 + u128::from(self.drift))) as u64 + 1
+    }
+}
+
+/// A node.
+pub(super) struct Machine {
+    pub(super) id: NodeId,
+    pub(super) disk: SimDisk,
+    pub(super) skew: Skew,
+    /// The replicas on it, and the shards that it has not.
+    pub(super) replicated: BTreeMap<ShardId, ReplicaId>,
+    pub(super) not_here: BTreeSet<ShardId>,
+    /// The number of starts of its process.
+    pub(super) starts: u64,
+    /// `None` while it is down.
+    pub(super) life: Option<Running>,
+    /// Until then its process does not run.
+    pub(super) paused_until: u64,
+}
+
+/// A life of a node's process.
+pub(super) struct Running {
+    pub(super) parts: Stepped<ClusterEnv>,
+    /// By part, the time of its next turn.
+    pub(super) due: BTreeMap<PartId, u64>,
+    pub(super) start: StartId,
+    /// The newest report on each replica.
+    pub(super) reports: BTreeMap<ShardId, ShardReport>,
+    /// The version of the routes that it follows.
+    pub(super) routed: u64,
+    alive: Arc<AtomicBool>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.alive.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Running {
+    pub(super) fn life(&self) -> Life {
+        Life(self.parts.shared.lives())
+    }
+}
+
+/// Returns the settings of the shards: short times, and no request is given up because nodes end while they handle it.
+fn settings() -> Settings {
+    Settings {
+        attempts_max: u32::MAX,
+        ack_delay: Micros::from_millis(2),
+        resend_after: Micros::from_millis(100),
+        suspect_for: Micros::from_millis(100),
+        ..Settings::default()
+    }
+}
+
+impl Machine {
+    fn options(&self, topology: &Topology) -> Options {
+        let shards = topology.shard_count();
+        Options {
+            threads: 1,
+            task_threads: 1,
+            handler_timeout: UNLIMITED,
+            task_step_timeout: UNLIMITED,
+            shutdown_timeout: UNLIMITED,
+            clock_confirm: Duration::ZERO,
+            memory: MemoryLimits::default(),
+            segment_bytes: 1 << 18,
+            checkpoints: CheckpointOptions { interval: None, ..CheckpointOptions::default() },
+            copies: None,
+            services: vec![ServiceLimits {
+                name: SERVICE.to_owned(),
+                shards: Some(shards),
+                when_new: shards,
+                settings: settings(),
+            }],
+            without_code: BTreeSet::new(),
+            native: None,
+            listen_peers: None,
+            not_here: self.not_here.iter().map(|shard| (*shard, Place::Elsewhere)).collect(),
+            replicated: self.replicated.clone(),
+        }
+    }
+
+    /// Begins a life over what the disk has. None of its parts has begun.
+    pub(super) fn start(
+        &mut self,
+        topology: &Topology,
+        now: u64,
+        seed: u64,
+        bug: Option<ClusterBug>,
+    ) -> Result<(Running, Seen), OpenError> {
+        self.starts += 1;
+        let disk = LifeDisk::new(self.disk.clone(), Syncs::Honest, Removals::Honest);
+        let alive = disk.alive();
+        let (options, program) = (self.options(topology), Lists);
+        let code = Registered { program: &program, without_code: &options.without_code };
+        let production = recover_options(&options);
+        let wal = WalOptions { segment_bytes_min: 16 << 10, ..production.wal };
+        // Another number of threads would change the order of I/O.
+        let recover_options = RecoverOptions { wal, loaders: Loaders::InTurn(1), ..production };
+        let (id, log) = (self.id, u64::from(self.id.0));
+        let fresh = || Meta::new(CLUSTER, INCARNATION, id, log);
+        let recovery = recover(Arc::new(disk), &code, recover_options, fresh)?;
+        let (readers, sizes) = (Loaders::InTurn(1), Sizes::default());
+        let drawn =
+            Drawn { handlers: 0, writer: seed, grace: UNLIMITED, merging: Policy::default(), readers, sizes };
+        let around = (Clocks, Witness);
+        let assemble = || Stepped::assemble(program, around, recovery, options, drawn);
+        let (parts, seen) = env::play(self.skew.at(now), bug, assemble);
+        let start = StartId(u128::from(self.id.0) << 64 | u128::from(self.starts));
+        let (due, reports) = (BTreeMap::new(), BTreeMap::new());
+        Ok((Running { parts, due, start, reports, routed: 0, alive }, seen))
+    }
+}

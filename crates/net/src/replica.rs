@@ -4,7 +4,7 @@
 //!
 //! | kind | what follows |
 //! | --- | --- |
-//! | 1 append | epoch and index of the entry before (8, 8), commit index (8), zero (4), number of entries (4); each entry: epoch (8), length (4), bytes |
+//! | 1 append | epoch and index of the entry before (8, 8), commit index (8), length of the epoch's record or 0 (4), number of entries (4); the record, in CBOR; each entry: epoch (8), length (4), bytes |
 //! | 2 ack | index (8) |
 //! | 3 diverged | the table of the sender's log, in CBOR |
 //! | 4 refuse | the promised epoch (8) |
@@ -24,7 +24,7 @@ use crate::section::{Address, Section, write_header};
 use bytes::{Buf, Bytes};
 use stead_core::blob::Blob;
 use stead_core::ids::{Epoch, Index, Life, Micros, ReplicaId, Round, ShardId, Time};
-use stead_core::replication::epoch::{Ask, Fresh, Mark};
+use stead_core::replication::epoch::{Ask, EpochRecord, Fresh, Mark};
 use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::{EpochTable, LogPoint};
 use stead_core::shard_replica::{Frame, LogEntry};
@@ -131,8 +131,8 @@ impl Route {
     }
 }
 
-/// Returns the bytes that [`write_frame`] adds to a payload for these entries, without those of the entries themselves: to fill frames up to
-/// a limit.
+/// Returns the bytes that [`write_frame`] adds to a payload for these entries, without those of the entries themselves, and without a record:
+/// to fill frames up to a limit.
 #[must_use]
 pub const fn append_overhead(entries: usize) -> usize {
     crate::section::SECTION_HEADER_LEN + APPEND_HEAD + entries * ENTRY_HEAD
@@ -147,14 +147,15 @@ pub fn write_frame(payload: &mut PayloadWriter, route: Route, frame: &Frame) {
         write_header(payload, route.at(epoch), len);
     };
     match frame {
-        Frame::Append { head, entries } => {
+        Frame::Append { head, record, entries } => {
+            let record = record.as_ref().map(encode).unwrap_or_default();
             let bytes: usize = entries.iter().map(|entry| ENTRY_HEAD + entry.bytes.len()).sum();
-            section(payload, head.epoch, APPEND_HEAD + bytes);
-            write_append(payload, head, entries);
+            section(payload, head.epoch, APPEND_HEAD + record.len() + bytes);
+            write_append(payload, head, &record, entries);
         }
         Frame::Ack { epoch, upto } => write_plain(payload, route.at(*epoch), ACK, &[upto.0]),
         Frame::Diverged { epoch, table } => {
-            let table = minicbor::to_vec(table).expect("writing to a Vec never fails");
+            let table = encode(table);
             section(payload, *epoch, 1 + table.len());
             payload.write(&[DIVERGED]);
             payload.write(&table);
@@ -176,11 +177,17 @@ pub fn write_frame(payload: &mut PayloadWriter, route: Route, frame: &Frame) {
     }
 }
 
-fn write_append(payload: &mut PayloadWriter, head: &AppendHead, entries: &[LogEntry]) {
+fn encode<T: minicbor::Encode<()>>(value: &T) -> Vec<u8> {
+    minicbor::to_vec(value).expect("writing to a Vec never fails")
+}
+
+fn write_append(payload: &mut PayloadWriter, head: &AppendHead, record: &[u8], entries: &[LogEntry]) {
     let count = u32::try_from(entries.len()).expect("a frame has fewer than 2^32 entries");
+    let record_len = u32::try_from(record.len()).expect("a record is far below 4 GiB");
     write_numbers(payload, APPEND, &[head.before.epoch.0, head.before.index.0, head.commit.0]);
-    payload.write(&[0; 4]);
+    payload.write(&record_len.to_le_bytes());
     payload.write(&count.to_le_bytes());
+    payload.write(record);
     let mut before = head.before.index;
     for LogEntry { point, bytes } in entries {
         assert_eq!(point.index, before.next(), "the entries of a frame follow each other");
@@ -285,8 +292,12 @@ fn read_append(epoch: Epoch, body: &[u8]) -> Read<Frame> {
     let (head, mut rest) = body.split_at_checked(APPEND_HEAD - 1).ok_or("it ends within its head")?;
     let before = point(u64_at(head, 0), u64_at(head, 8))?;
     let commit = index(u64_at(head, 16))?;
-    if u32_at(head, 24) != 0 {
-        return Err("it has a field that this version does not know");
+    let record_len = usize::try_from(u32_at(head, 24)).map_err(|_| "it has a record that is too long")?;
+    let record;
+    (record, rest) = rest.split_at_checked(record_len).ok_or("it ends within its record")?;
+    let record = Some(record).filter(|record| !record.is_empty()).map(read_record).transpose()?;
+    if record.as_ref().is_some_and(|record| record.config.epoch() != epoch) {
+        return Err("it has the record of another epoch");
     }
     let count = usize::try_from(u32_at(head, 28)).map_err(|_| "it has too many entries")?;
     // Each takes some bytes, so that the frame's length bounds what is allocated.
@@ -306,7 +317,11 @@ fn read_append(epoch: Epoch, body: &[u8]) -> Read<Frame> {
     if !rest.is_empty() {
         return Err("it has more than its entries");
     }
-    Ok(Frame::Append { head: AppendHead { epoch, before, commit }, entries })
+    Ok(Frame::Append { head: AppendHead { epoch, before, commit }, record, entries })
+}
+
+fn read_record(bytes: &[u8]) -> Read<Box<EpochRecord>> {
+    stead_core::record::decode_value(bytes).map(Box::new).map_err(|_| "it has no record of an epoch")
 }
 
 fn read_ask(epoch: Epoch, body: &[u8]) -> Read<Ask> {

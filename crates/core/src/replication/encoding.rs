@@ -2,10 +2,11 @@
 //!
 //! No length is believed: a list grows with the elements that are read.
 
+use super::epoch::EpochRecord;
 use super::history::{History, RawHistory};
-use super::table::{EpochTable, LogPoint};
+use super::table::{EpochTable, LogPoint, Losses};
 use crate::commit_tracker::EpochConfig;
-use crate::ids::{Epoch, Index, ReplicaId};
+use crate::ids::{Epoch, Generation, Index, Life, Micros, ReplicaId};
 use minicbor::Decode;
 use minicbor::decode::{Decoder, Error};
 
@@ -65,6 +66,35 @@ impl<'b, C> Decode<'b, C> for EpochConfig {
     }
 }
 
+#[derive(Decode)]
+struct RawRecord {
+    #[n(0)]
+    config: EpochConfig,
+    #[n(1)]
+    life: Life,
+    #[n(2)]
+    lease: Micros,
+    #[n(3)]
+    generation: Generation,
+    #[n(4)]
+    base: LogPoint,
+    #[n(5)]
+    losses: Losses,
+}
+
+impl<'b, C> Decode<'b, C> for EpochRecord {
+    fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, Error> {
+        let RawRecord { config, life, lease, generation, base, losses } = d.decode_with(context)?;
+        if base.epoch >= config.epoch() || losses.iter().any(|last| last.epoch >= config.epoch()) {
+            return Err(Error::message("an epoch begins behind a later one"));
+        }
+        if lease == Micros(0) && config.is_asynchronous() {
+            return Err(Error::message("an epoch answers early without a lease"));
+        }
+        Ok(Self { config, life, lease, generation, base, losses })
+    }
+}
+
 impl<'b, C> Decode<'b, C> for History {
     fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, Error> {
         let raw: RawHistory = d.decode_with(context)?;
@@ -75,7 +105,6 @@ impl<'b, C> Decode<'b, C> for History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Life, Micros};
     use crate::record::{decode_value, encode_value};
     use crate::replication::epoch::SealAnswer;
     use crate::replication::history::Takeover;
@@ -131,6 +160,26 @@ mod tests {
         };
         assert!(config(&[1, 2], 2));
         assert!(!config(&[], 1) && !config(&[1, 1], 1) && !config(&[2], 1) && !config(&[1], 2));
+        let record = |base: LogPoint, lost: u64, lease: u64| {
+            let config =
+                EpochConfig::parse(Epoch(3), [1, 2, 3].map(ReplicaId).to_vec(), 1, ReplicaId(1)).unwrap();
+            let mut losses = Losses::default();
+            losses.record(Epoch(lost), Index(1));
+            let (life, lease, generation) = (Life(1), Micros(lease), Generation(0));
+            decode_value::<EpochRecord>(&encode_value(&EpochRecord {
+                config,
+                life,
+                lease,
+                generation,
+                base,
+                losses,
+            }))
+            .is_ok()
+        };
+        assert!(record(at(2, 5), 2, 1));
+        assert!(!record(at(3, 5), 2, 1), "behind an entry of its own");
+        assert!(!record(at(2, 5), 3, 1), "its own losses");
+        assert!(!record(at(2, 5), 2, 0), "it answers early without a lease");
         let many: Vec<u64> = (1..=EpochConfig::MEMBERS_MAX as u64 + 1).collect();
         assert!(!config(&many, 1));
     }

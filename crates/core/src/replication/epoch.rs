@@ -6,7 +6,7 @@ use crate::ids::{Epoch, Generation, Index, Life, Micros, ReplicaId, Round, Time}
 use minicbor::{Decode, Encode};
 
 /// An epoch of a shard, as recorded.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode)]
 pub struct EpochRecord {
     /// Its members, W and primary.
     #[n(0)]

@@ -196,7 +196,7 @@ impl History {
     #[must_use]
     pub fn new(config: EpochConfig, life: Life, lease: Micros) -> Self {
         assert!(
-            lease > Micros(0) || !is_asynchronous(&config),
+            lease > Micros(0) || !config.is_asynchronous(),
             "an epoch that answers early has a lease [4]"
         );
         let losses = Losses::default();
@@ -222,15 +222,7 @@ impl History {
     pub(super) fn parse(raw: RawHistory) -> Option<Self> {
         let RawHistory { records, losses, void, forced, is_doubted } = raw;
         let is_ordered = records.is_sorted_by(|a, b| a.config.epoch() < b.config.epoch());
-        let is_leased =
-            records.iter().all(|record| record.lease > Micros(0) || !is_asynchronous(&record.config));
-        (!records.is_empty() && is_ordered && is_leased).then_some(Self {
-            records,
-            losses,
-            void,
-            forced,
-            is_doubted,
-        })
+        (!records.is_empty() && is_ordered).then_some(Self { records, losses, void, forced, is_doubted })
     }
 
     /// Returns the record of the newest epoch.
@@ -358,7 +350,7 @@ impl History {
         surviving.truncate(base.index);
         let mut losses = self.losses.clone();
         let may_lose = word == Word::Operator || self.is_doubted;
-        for record in open.filter(|record| may_lose || is_asynchronous(&record.config)) {
+        for record in open.filter(|record| may_lose || record.config.is_asynchronous()) {
             let epoch = record.config.epoch();
             losses.record(epoch, surviving.last_of(epoch));
         }
@@ -389,7 +381,7 @@ impl History {
         if *expected != newest {
             return Err(TakeoverError::Overtaken { asked, expected: *expected, newest });
         }
-        if *lease == Micros(0) && is_asynchronous(config) {
+        if *lease == Micros(0) && config.is_asynchronous() {
             return Err(TakeoverError::NoLease { asked });
         }
         let Judgement { base, losses, active, .. } = self.weigh(asked, seals, word)?;
@@ -415,11 +407,6 @@ impl History {
         self.records.push(EpochRecord { config, life, lease, generation, base, losses });
         Ok(self.newest())
     }
-}
-
-/// Whether an epoch's clients may be answered before their entries are committed.
-fn is_asynchronous(config: &EpochConfig) -> bool {
-    config.acks() < config.commit_quorum()
 }
 
 #[cfg(test)]

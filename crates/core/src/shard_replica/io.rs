@@ -48,6 +48,8 @@ pub enum Frame {
     Append {
         /// The head.
         head: AppendHead,
+        /// The record of the sender's epoch: the first frame on each connection has it (rule 24).
+        record: Option<Box<EpochRecord>>,
         /// The entries behind `head.before`.
         entries: Vec<LogEntry>,
     },

@@ -22,6 +22,8 @@ pub(super) struct Leading {
     pub(super) shard: Shard,
     epoch: Epoch,
     streams: BTreeMap<ReplicaId, Stream>,
+    /// The peers to which the epoch's record was not sent on their connections.
+    uninformed: BTreeSet<ReplicaId>,
     rounds: Rounds,
     /// Queries that wait for a round that shows that no other primary has served since they came (rule 22).
     reads: Reads<Query>,
@@ -70,6 +72,7 @@ impl Leading {
     pub(super) fn handle_connected(&mut self, peer: ReplicaId) {
         if let Some(stream) = self.streams.get_mut(&peer) {
             stream.handle_connected();
+            self.uninformed.insert(peer);
         }
     }
 
@@ -93,7 +96,7 @@ impl Leading {
         self.beats_at = now.steady.plus(settings.heartbeat);
         for (&to, stream) in &self.streams {
             if let Some(head) = stream.heartbeat(replica.table(), self.shard.commit()) {
-                out.push(Effect::Send { to, frame: Frame::Append { head, entries: Vec::new() } });
+                out.push(send_append(to, head, None, Vec::new()));
             }
         }
         // An open round may be lost.
@@ -174,12 +177,14 @@ impl ShardReplica {
         if is_held {
             shard.hold();
         }
-        let peers: BTreeSet<ReplicaId> = record.config.members().iter().copied().chain(learners).collect();
-        let stream = |to| (to, Stream::new(epoch, record.base, self.settings.stream, now.steady));
+        let others = record.config.members().iter().copied().chain(learners);
+        let peers: BTreeSet<ReplicaId> = others.filter(|id| *id != self.replica.id()).collect();
+        let stream = |&to| (to, Stream::new(epoch, record.base, self.settings.stream, now.steady));
         let leading = Leading {
             shard,
             epoch,
-            streams: peers.into_iter().filter(|id| *id != self.replica.id()).map(stream).collect(),
+            streams: peers.iter().map(stream).collect(),
+            uninformed: peers,
             rounds: Rounds::new(record.config.clone(), record.lease),
             reads: Reads::default(),
             beats_at: now.steady.plus(self.settings.heartbeat),
@@ -189,7 +194,9 @@ impl ShardReplica {
         }
         self.role = Role::Leads(Box::new(leading));
         out.replica.push(Effect::Leads { epoch, is_held });
-        self.run_shard(now, shard::Input::Start(record.config), handler, out);
+        let config = record.config.clone();
+        self.record = Some(record);
+        self.run_shard(now, shard::Input::Start(config), handler, out);
     }
 
     /// Ends to lead: the calls in flight are dropped, and the state becomes a backup's.
@@ -338,7 +345,11 @@ impl ShardReplica {
             {
                 out.push(match outgoing {
                     Outgoing::Append { head, last } => match self.tail.entries(head.before.index, last) {
-                        Some(entries) => Effect::Send { to, frame: Frame::Append { head, entries } },
+                        Some(entries) => {
+                            let is_first = leading.uninformed.remove(&to);
+                            let record = self.record.as_ref().filter(|_| is_first).cloned();
+                            send_append(to, head, record, entries)
+                        }
                         None => Effect::ReadLog { to, head, last },
                     },
                     Outgoing::Snapshot => Effect::SendSnapshot { to },
@@ -361,11 +372,22 @@ impl ShardReplica {
         }
         let table = self.replica.table();
         if !entries.is_empty() && entries.iter().all(|entry| table.has(entry.point)) {
-            out.push(Effect::Send { to, frame: Frame::Append { head, entries } });
+            let is_first = leading.uninformed.remove(&to);
+            let record = self.record.as_ref().filter(|_| is_first).cloned();
+            out.push(send_append(to, head, record, entries));
         } else if let Some(stream) = leading.streams.get_mut(&to) {
             stream.handle_unread();
         }
     }
+}
+
+fn send_append(
+    to: ReplicaId,
+    head: AppendHead,
+    record: Option<Box<EpochRecord>>,
+    entries: Vec<LogEntry>,
+) -> Effect {
+    Effect::Send { to, frame: Frame::Append { head, record, entries } }
 }
 
 #[cfg(test)]

@@ -57,6 +57,8 @@ pub struct ShardReplica {
     rebuilds_upto: Index,
     /// The newest epoch of which this replica has heard the primary, and that one.
     primary: Option<(Epoch, ReplicaId)>,
+    /// The record of the newest epoch in which it has taken part in this life, as far as it has seen it.
+    record: Option<Box<EpochRecord>>,
     /// The last end of this node's process is known to have met no cause.
     is_clean: bool,
     /// The shard is held when it begins, whatever it has met itself.
@@ -112,6 +114,7 @@ impl ShardReplica {
             rebuilds: 0,
             rebuilds_upto: Index(0),
             primary: None,
+            record: None,
             is_clean: false,
             is_held: false,
             is_unusable: false,
@@ -148,6 +151,13 @@ impl ShardReplica {
     #[must_use]
     pub fn replica(&self) -> &Replica {
         &self.replica
+    }
+
+    /// Returns the record of the newest epoch in which this replica has taken part: its members, W and lease. `None` if it has seen
+    /// none in this life. If it is of an older epoch than the replica has promised, it has not seen the record of that one.
+    #[must_use]
+    pub fn record(&self) -> Option<&EpochRecord> {
+        self.record.as_deref()
     }
 
     /// Returns the shard, while this replica leads.
@@ -271,8 +281,20 @@ impl ShardReplica {
         let mut actions = std::mem::take(&mut self.actions);
         let mut source = Source::Control;
         match input {
-            Input::Frame { from, frame: Frame::Append { head, entries } } => {
-                return self.handle_append(now, from, head, entries, handler, out);
+            Input::Frame { from, frame: Frame::Append { head, record, entries } } => {
+                if let Some(record) = &record
+                    && (record.config.epoch(), record.config.primary()) != (head.epoch, from)
+                {
+                    let (epoch, primary) = (record.config.epoch(), record.config.primary());
+                    let sent = head.epoch;
+                    let reason =
+                        format!("a frame of epoch {sent} has the record of epoch {epoch}, led by {primary}");
+                    return out.replica.push(Effect::Invalid { from, reason });
+                }
+                if self.handle_append(now, from, head, entries, handler, out) {
+                    self.note_record(record);
+                }
+                return;
             }
             Input::Frame { from, frame: Frame::Ask(ask) } => {
                 source = Source::Peer(from);
@@ -341,7 +363,7 @@ impl ShardReplica {
         }
     }
 
-    /// Takes a primary's entries.
+    /// Takes a primary's entries; returns false if they are invalid.
     fn handle_append(
         &mut self,
         now: Now,
@@ -350,7 +372,7 @@ impl ShardReplica {
         entries: Vec<LogEntry>,
         handler: &mut dyn Handler,
         out: &mut Effects,
-    ) {
+    ) -> bool {
         let points: Vec<LogPoint> = entries.iter().map(|entry| entry.point).collect();
         let mut decoded = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -367,10 +389,12 @@ impl ShardReplica {
                     Ok(contents) => {
                         let (index, found) = (entry.point.index, contents.index);
                         let reason = format!("the frame's entry {index} says that it is entry {found}");
-                        return out.replica.push(Effect::Invalid { from, reason });
+                        out.replica.push(Effect::Invalid { from, reason });
+                        return false;
                     }
                     Err(error) => {
-                        return out.replica.push(Effect::Invalid { from, reason: error.to_string() });
+                        out.replica.push(Effect::Invalid { from, reason: error.to_string() });
+                        return false;
                     }
                 }
             };
@@ -378,10 +402,23 @@ impl ShardReplica {
         }
         let mut actions = Vec::new();
         if let Err(error) = self.replica.handle_append(head, &points, &mut actions) {
-            return refuse_invalid(from, error, &mut out.replica);
+            refuse_invalid(from, error, &mut out.replica);
+            return false;
         }
         self.note_primary(head.epoch, from);
         self.perform(now, &mut actions, Source::Peer(from), decoded, handler, out);
+        true
+    }
+
+    /// Notes the record of an epoch that is not over here.
+    fn note_record(&mut self, record: Option<Box<EpochRecord>>) {
+        let epoch = self.record.as_ref().map(|known| known.config.epoch());
+        let is_newer = |new: Epoch| new >= self.replica.promised() && epoch.is_none_or(|epoch| epoch < new);
+        if let Some(record) = record
+            && is_newer(record.config.epoch())
+        {
+            self.record = Some(record);
+        }
     }
 
     /// Notes the primary of an epoch, to which acknowledgements of that epoch go.

@@ -96,7 +96,7 @@ fn log(epochs: &[u64]) -> Vec<LogEntry> {
 /// A frame of the primary of an epoch.
 fn append(from: ReplicaId, epoch: u64, before: LogPoint, commit: u64, entries: &[LogEntry]) -> Input {
     let head = AppendHead { epoch: Epoch(epoch), before, commit: Index(commit) };
-    Input::Frame { from, frame: Frame::Append { head, entries: entries.to_vec() } }
+    Input::Frame { from, frame: Frame::Append { head, record: None, entries: entries.to_vec() } }
 }
 
 /// A primary of epoch 4 whose entries are committed and no longer in memory, and reads them for a peer with an empty log.
@@ -340,4 +340,46 @@ fn a_replica_whose_state_an_entry_does_not_fit_handles_nothing_any_more() {
     let effects = give(&mut primary, lead(2, at(1, 1), &[ONE]));
     assert!(matches!(effects.last(), Some(Effect::Unusable(Misfit::Colour { .. }))), "{effects:?}");
     assert!(primary.shard().is_none());
+}
+
+#[test]
+fn the_first_frame_on_each_connection_has_the_record() {
+    let mut primary = replica(ONE, &[]);
+    let Input::Lead { record, .. } = lead(1, LogPoint::default(), &[ONE, TWO]) else { unreachable!() };
+    let mut sent = |input| {
+        let frames = give_whole(&mut primary, input).replica.into_iter().filter_map(|effect| match effect {
+            Effect::Send { to: TWO, frame: Frame::Append { head, record, entries } } => {
+                Some(Frame::Append { head, record, entries })
+            }
+            _ => None,
+        });
+        let frames: Vec<Frame> = frames.collect();
+        let has_record: Vec<bool> =
+            frames.iter().map(|frame| matches!(frame, Frame::Append { record: Some(_), .. })).collect();
+        (frames, has_record)
+    };
+    let (first, has_record) = sent(Input::Lead { record: record.clone(), learners: Vec::new() });
+    assert_eq!(has_record, [true]);
+    let stored = |member| Frame::Ack { epoch: Epoch(1), upto: Index(member) };
+    let (_, has_record) = sent(Input::Frame { from: TWO, frame: stored(1) });
+    assert!(!has_record.contains(&true), "it has it");
+    let (_, has_record) = sent(Input::Connected(TWO));
+    assert_eq!(has_record, [true], "the frames before may be lost");
+
+    let mut backup = replica(TWO, &[]);
+    let Some(Frame::Append { head, entries, .. }) = first.first().cloned() else { unreachable!() };
+    let other = AppendHead { epoch: Epoch(2), ..head };
+    for (from, head) in [(THREE, head), (ONE, other)] {
+        let frame = Frame::Append { head, record: Some(record.clone()), entries: entries.clone() };
+        let effects = give(&mut backup, Input::Frame { from, frame });
+        assert!(matches!(effects[..], [Effect::Invalid { .. }]), "{effects:?}");
+    }
+    assert_eq!((backup.record(), backup.replica().promised()), (None, Epoch(0)));
+    give(&mut backup, Input::Frame { from: ONE, frame: first[0].clone() });
+    assert_eq!(backup.record(), Some(&*record));
+
+    let mut promised = replica(TWO, &log(&[2]));
+    let effects = give(&mut promised, Input::Frame { from: ONE, frame: first[0].clone() });
+    assert!(matches!(effects[..], [Effect::Send { frame: Frame::Refuse { .. }, .. }]), "{effects:?}");
+    assert_eq!(promised.record(), None, "that epoch is over");
 }

@@ -173,6 +173,8 @@ pub(crate) struct World {
     model: State,
     hashes: Vec<u128>,
     primaries: BTreeMap<Epoch, (ReplicaId, Life)>,
+    /// The records as their primaries got them.
+    records: BTreeMap<Epoch, EpochRecord>,
     pub(crate) marks: Marks,
 }
 
@@ -227,6 +229,7 @@ impl World {
             model,
             hashes,
             primaries: BTreeMap::new(),
+            records: BTreeMap::new(),
             marks: Marks::default(),
         };
         for at in 0..size {
@@ -659,12 +662,16 @@ impl World {
         for _ in 0..40_000 {
             self.step()?;
             let last = self.committed.len() as u64;
+            let newest = self.history.newest();
             let is_even = |node: &Node| {
+                let record = node.replica.as_ref().and_then(ShardReplica::record);
+                if record.map(|record| record.config.epoch()) != Some(newest.config.epoch()) {
+                    return false;
+                }
                 let state = node.replica.as_ref().and_then(ShardReplica::committed_state);
                 state.is_some_and(|state| state.position().index.0 == last)
             };
-            let is_whole =
-                self.history.newest().config.members().len() == size && self.plane.shard().is_settled();
+            let is_whole = newest.config.members().len() == size && self.plane.shard().is_settled();
             if self.pending.is_empty() && is_whole && self.nodes.iter().all(is_even) {
                 let missing = (1..=self.next_number).find(|number| !list(&self.model, "a").contains(number));
                 return missing.map_or(Ok(()), |number| Err(format!("[3] request {number} is lost")));

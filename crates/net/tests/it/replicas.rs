@@ -5,13 +5,14 @@ use std::fmt::Write as _;
 use std::io::IoSlice;
 use stead_core::blob::Blob;
 use stead_core::channel::Message as ChannelMessage;
+use stead_core::commit_tracker::EpochConfig;
 use stead_core::ids::{
-    Colour, Epoch, Incarnation, Index, Life, Micros, ReplicaId, Round, Seq, ShardId, Time,
+    Colour, Epoch, Generation, Incarnation, Index, Life, Micros, ReplicaId, Round, Seq, ShardId, Time,
 };
 use stead_core::key::Key;
-use stead_core::replication::epoch::{Ask, Fresh, Mark};
+use stead_core::replication::epoch::{Ask, EpochRecord, Fresh, Mark};
 use stead_core::replication::replica::AppendHead;
-use stead_core::replication::table::{EpochTable, LogPoint};
+use stead_core::replication::table::{EpochTable, LogPoint, Losses};
 use stead_core::shard_replica::{Frame, LogEntry};
 use stead_net::channel::{Deliver, Taken, message_len, write_deliver, write_taken};
 use stead_net::frame::{HEADER_LEN, Head, Kind, Origin};
@@ -120,6 +121,22 @@ fn draw_to(rng: &mut fastrand::Rng, to: ShardId) -> Message {
     Message::Deliver(Deliver { from, to, messages, again: rng.bool() })
 }
 
+/// An epoch of the replicas 7 and 9, of which 7 leads.
+fn record(epoch: Epoch) -> EpochRecord {
+    let config = EpochConfig::parse(epoch, vec![ReplicaId(7), ReplicaId(9)], 1, ReplicaId(7)).unwrap();
+    let mut losses = Losses::default();
+    losses.record(Epoch(1), Index(10));
+    let (life, lease, generation) = (Life(2), Micros(2_000_000), Generation(0));
+    EpochRecord { config, life, lease, generation, base: at(1, 10), losses }
+}
+
+fn draw_record(rng: &mut fastrand::Rng, epoch: Epoch) -> EpochRecord {
+    let mut losses = Losses::default();
+    (0..rng.u64(0..3)).for_each(|_| losses.record(Epoch(rng.u64(..epoch.0)), Index(rng.u64(..))));
+    let base = at(rng.u64(..epoch.0), rng.u64(..) >> 16);
+    EpochRecord { life: Life(rng.u64(..)), base, losses, ..record(epoch) }
+}
+
 fn draw(rng: &mut fastrand::Rng) -> Message {
     let number = |rng: &mut fastrand::Rng| rng.u64(..) >> rng.u32(16..64);
     let epoch = Epoch(number(rng));
@@ -155,7 +172,9 @@ fn draw(rng: &mut fastrand::Rng) -> Message {
                 bytes: draw_bytes(rng),
             });
             let entries = entries.collect();
-            Frame::Append { head: AppendHead { epoch, before, commit: Index(number(rng)) }, entries }
+            let head = AppendHead { epoch, before, commit: Index(number(rng)) };
+            let record = (rng.bool() && epoch > Epoch(0)).then(|| Box::new(draw_record(rng, epoch)));
+            Frame::Append { head, record, entries }
         }
     })
 }
@@ -226,7 +245,7 @@ fn the_overhead_of_an_append_is_known() {
         let entries =
             (1..=count).map(|index| LogEntry { point: at(1, index), bytes: Blob::from(vec![7; 30]) });
         let head = AppendHead { epoch: Epoch(1), before: at(0, 0), commit: Index(0) };
-        let frame = Message::Frame(Frame::Append { head, entries: entries.collect() });
+        let frame = Message::Frame(Frame::Append { head, record: None, entries: entries.collect() });
         assert_eq!(write(route(1), &frame).len(), append_overhead(count as usize) + 30 * count as usize);
     }
 }
@@ -236,17 +255,18 @@ fn the_overhead_of_an_append_is_known() {
 fn hostile_numbers_are_refused() {
     let head = AppendHead { epoch: Epoch(3), before: at(1, 4), commit: Index(4) };
     let entries = vec![LogEntry { point: at(3, 5), bytes: Blob::from(&b"entry"[..]) }];
-    let section = only(write(route(2), &Message::Frame(Frame::Append { head, entries })));
+    let section = only(write(route(2), &Message::Frame(Frame::Append { head, record: None, entries })));
     let with = |offset: usize, bytes: &[u8]| {
         let mut message = section.message.to_vec();
         message[offset..offset + bytes.len()].copy_from_slice(bytes);
         read_message(&Section { message: message.into(), ..section.clone() })
     };
-    let hostile: [(usize, &[u8], &str); 8] = [
+    let hostile: [(usize, &[u8], &str); 9] = [
         (1, &[0xff; 8], "epoch that there is not"),
         (9, &[0xff; 8], "index that no log reaches"),
         (17, &[0xff; 8], "index that no log reaches"),
-        (25, &[1, 0, 0, 0], "does not know"),
+        (25, &[1, 0, 0, 0], "no record of an epoch"),
+        (25, &[0xff; 4], "within its record"),
         (29, &[0xff; 4], "fewer entries"),
         (29, &[0; 4], "more than its entries"),
         (33, &[0xff; 8], "epoch that there is not"),
@@ -259,6 +279,9 @@ fn hostile_numbers_are_refused() {
     }
     let last = Index::MAX.0.to_le_bytes();
     assert!(with(9, &last).unwrap_err().to_string().contains("no log reaches"), "its entry is behind");
+    let later = Frame::Append { head, record: Some(Box::new(record(Epoch(4)))), entries: Vec::new() };
+    let later = only(write(route(2), &Message::Frame(later)));
+    assert!(read_message(&later).unwrap_err().to_string().contains("record of another epoch"));
     let unknown = with(0, &[200]).unwrap_err();
     assert_eq!(unknown, MessageError::Kind { shard: ShardId(2), kind: 200 });
     let mut later = section.clone();
@@ -368,9 +391,13 @@ fn the_bytes_of_messages_stay_what_they_are() {
     let messages = [
         (
             "append",
-            Message::Frame(Frame::Append { head, entries: vec![entry(1, 11, b"one"), entry(3, 12, b"")] }),
+            Message::Frame(Frame::Append {
+                head,
+                record: None,
+                entries: vec![entry(1, 11, b"one"), entry(3, 12, b"")],
+            }),
         ),
-        ("heartbeat", Message::Frame(Frame::Append { head, entries: Vec::new() })),
+        ("heartbeat", Message::Frame(Frame::Append { head, record: None, entries: Vec::new() })),
         ("ack", Message::Frame(Frame::Ack { epoch: Epoch(3), upto: Index(300) })),
         ("diverged", Message::Frame(Frame::Diverged { epoch: Epoch(3), table })),
         ("refuse", Message::Frame(Frame::Refuse { epoch: Epoch(3), promised: Epoch(5) })),
@@ -399,6 +426,14 @@ fn the_bytes_of_messages_stay_what_they_are() {
         (
             "taken",
             Message::Taken(Taken { from: ShardId(4), to: ShardId(258), upto: Seq(8), colour: Colour(2) }),
+        ),
+        (
+            "first append",
+            Message::Frame(Frame::Append {
+                head,
+                record: Some(Box::new(record(Epoch(3)))),
+                entries: vec![entry(3, 11, b"one")],
+            }),
         ),
     ];
     let mut text = String::new();

@@ -5,6 +5,7 @@ use super::node::survivors;
 use super::service::list;
 use stead_core::entry::Entry;
 use stead_core::ids::Index;
+use stead_core::replication::epoch::EpochRecord;
 
 impl World {
     /// Compares what a node newly takes for committed, and its state.
@@ -13,6 +14,18 @@ impl World {
         let Some(replica) = &node.replica else { return Ok(()) };
         if let Some(shard) = replica.shard() {
             shard.check().map_err(|violation| violation.to_string())?;
+        }
+        if let Some(record) = replica.record() {
+            // A planted bug may have it led in another life.
+            let known = self.records.get(&record.config.epoch());
+            let is_known =
+                known.is_some_and(|known| *known == EpochRecord { life: known.life, ..record.clone() });
+            if !is_known {
+                return Err(format!(
+                    "[1] {} takes part in an epoch {record:?}, recorded as {known:?}",
+                    node.id
+                ));
+            }
         }
         let (id, commit) = (node.id, replica.replica().commit());
         if commit < node.checked {

@@ -6,6 +6,7 @@ use crate::bugs::Bug;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::control::facts::Fact;
 use stead_core::ids::{Index, ReplicaId};
+use stead_core::replication::epoch::EpochRecord;
 use stead_core::shard_replica::{Frame, Input};
 
 impl World {
@@ -72,6 +73,7 @@ impl World {
                                 EpochConfig::parse(epoch, members, acks, config.primary()).unwrap();
                         }
                         let (node, epoch) = (&mut self.nodes[at], record.config.epoch());
+                        self.records.entry(epoch).or_insert_with(|| EpochRecord::clone(&record));
                         if node.replica.as_ref().unwrap().replica().leads() != Some(epoch) {
                             node.learners = (epoch, learners.clone());
                         } else if learners.iter().any(|learner| !node.learners.1.contains(learner)) {
@@ -106,7 +108,9 @@ impl World {
     pub(super) fn spoil(&mut self, at: usize, mut from: ReplicaId, mut frame: Frame) -> Input {
         let replica = self.nodes[at].replica.as_ref().unwrap().replica();
         match (self.bug, &mut frame) {
-            (Some(Bug::AckAfterSeal), Frame::Append { head, entries }) if head.epoch < replica.promised() => {
+            (Some(Bug::AckAfterSeal), Frame::Append { head, entries, .. })
+                if head.epoch < replica.promised() =>
+            {
                 let upto = entries.last().map_or(head.before.index, |last| last.point.index);
                 let (id, frame) = (self.nodes[at].id, Frame::Ack { epoch: head.epoch, upto });
                 self.send(id, from, Message::Frame(frame));
@@ -118,7 +122,7 @@ impl World {
                     from = other.copied().unwrap_or(from);
                 }
             }
-            (Some(Bug::AppliesUnmatched), Frame::Append { head, entries }) => {
+            (Some(Bug::AppliesUnmatched), Frame::Append { head, entries, .. }) => {
                 if !replica.table().has(head.before) {
                     head.before = replica.table().last();
                     entries.clear();

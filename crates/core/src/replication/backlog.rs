@@ -41,6 +41,11 @@ impl Backlog {
         Self { max_lag, groups: VecDeque::new() }
     }
 
+    /// Sets the age from which on writes are refused.
+    pub fn set_max_lag(&mut self, max_lag: Micros) {
+        self.max_lag = max_lag;
+    }
+
     /// Handles that an entry was appended. Entries are appended in their order.
     pub fn handle_appended(&mut self, now: Time, index: Index) {
         let is_full = self.groups.len() == GROUPS_MAX;

@@ -1,9 +1,10 @@
 //! A shard at its primary: it runs the handlers, turns their effects into entries, and lets nothing leave too early.
 //!
-//! Everything that leaves waits in the release queue until its entry is committed. Work that cannot be
+//! Everything that leaves waits in the release queue until its entry is committed, but for the answers of an asynchronous service. Work that cannot be
 //! done yet (the epoch is not active, the log is full, an attempt has to be logged first) waits in the job queue.
 
 mod dead_letters;
+mod early;
 mod io;
 mod jobs;
 mod processes;
@@ -34,6 +35,7 @@ use crate::reply::Reply;
 use crate::shrink;
 use crate::state::State;
 use crate::topology::Topology;
+use early::Early;
 use queue::Jobs;
 use release::Release;
 use std::collections::{BTreeMap, VecDeque};
@@ -48,6 +50,8 @@ pub struct Shard {
     topology: Arc<Topology>,
     settings: Settings,
     replica: Option<CommitTracker>,
+    /// Clients are answered before their entries are committed.
+    early: Option<Early>,
     clock: Clock,
     full: bool,
     release: Release,
@@ -134,6 +138,7 @@ impl Shard {
             topology,
             settings,
             replica: None,
+            early: None,
             clock,
             full: false,
             release: Release::new(colour),
@@ -176,19 +181,25 @@ impl Shard {
             "shard {shard}: commits {commit} of {} entries [2]",
             position.index
         );
+        let answerable = match (&self.early, &self.replica) {
+            (Some(_), Some(replica)) => replica.answerable().max(commit),
+            _ => commit,
+        };
         for effect in effects {
-            let seen = match effect {
+            let (seen, upto) = match effect {
                 Effect::Append { epoch, .. } => {
                     assert_eq!(*epoch, position.epoch, "shard {shard} appends an entry of another epoch [1]");
                     continue;
                 }
-                Effect::Answer(answer) => answer.index,
-                Effect::Query(reading) => reading.index,
+                Effect::Answer(answer) => (answer.index, answerable),
+                Effect::Query(reading) => (reading.index, answerable),
                 // Their entries are in order.
-                Effect::Deliver { messages, .. } => messages.last().map_or(Index(0), |last| last.index),
+                Effect::Deliver { messages, .. } => {
+                    (messages.last().map_or(Index(0), |last| last.index), commit)
+                }
                 _ => continue,
             };
-            assert!(seen <= commit, "shard {shard}: entry {seen} shows before it is committed [5]");
+            assert!(seen <= upto, "shard {shard}: entry {seen} shows before it is committed [5]");
         }
     }
 
@@ -345,7 +356,7 @@ impl Shard {
     /// Whether more may leave than the last input released: a tick, or the same [`Input::Stored`] again, releases more.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        self.release.is_behind(self.commit())
+        self.release.is_behind(self.commit(), self.early_upto())
     }
 
     /// Returns the work of the last input, as counted for [`Settings::work_max`].
@@ -494,14 +505,26 @@ impl Shard {
             self.uncommitted_bytes -= bytes;
         }
         shrink::release_spare(&mut self.uncommitted);
+        if let Some(early) = &mut self.early {
+            early.backlog.handle_commit(commit);
+        }
     }
 
     /// Releases committed effects, within the limit of one input.
     fn let_go(&mut self, out: &mut Vec<Effect>) {
         let room = self.settings.work_max.saturating_sub(self.work);
-        let (commit, step_runs) = (self.commit(), &mut self.jobs.step_runs);
-        self.work +=
-            self.release.commit(commit, &self.state, &self.clock, &self.settings, step_runs, room, out);
+        let (commit, early) = (self.commit(), self.early_upto());
+        let step_runs = &mut self.jobs.step_runs;
+        self.work += self.release.commit(
+            commit,
+            early,
+            &self.state,
+            &self.clock,
+            &self.settings,
+            step_runs,
+            room,
+            out,
+        );
     }
 
     /// Logs the acknowledgements of receivers, within the limit of one input.
@@ -682,6 +705,9 @@ impl Shard {
         self.work += 1 + bytes.len() / Self::WORK_BYTES;
         self.uncommitted.push_back((index, bytes.len()));
         self.uncommitted_bytes += bytes.len();
+        if let Some(early) = &mut self.early {
+            early.backlog.handle_appended(self.clock.steady(), index);
+        }
         out.push(Effect::Append { epoch, index, bytes });
         self.release.hold(&entry, self.state.shard());
         self.jobs.note_local(&entry, self.state.shard());

@@ -1,4 +1,4 @@
-//! Effects that wait until their entry is committed before they leave the shard.
+//! Effects that wait until their entry is committed, or may be answered early, before they leave the shard.
 
 use super::queue::StepRuns;
 use super::{Effect, Messages, Settings, Shard};
@@ -20,7 +20,9 @@ const RESEND_BATCH: usize = 1024;
 #[derive(Default)]
 pub(super) struct Release {
     held: VecDeque<(Index, Held)>,
-    /// Bytes of the answers in `held`.
+    /// Answers and queries that may leave before their entry is committed, under a lease.
+    early: VecDeque<(Index, Held)>,
+    /// Bytes of the answers in both.
     answer_bytes: usize,
     /// Separate from the others, because it is by far the longest.
     moved: VecDeque<(Index, Moved)>,
@@ -34,7 +36,7 @@ pub(super) struct Release {
     resend_at: Option<Time>,
     /// The colour up to the commit index: the number of a marker that may be lost must not leave the shard.
     colour: Colour,
-    /// Bytes for which the queries in `held` count: see [`Reading::weight`].
+    /// Bytes for which the queries in both count: see [`Reading::weight`].
     query_bytes: usize,
 }
 
@@ -133,10 +135,14 @@ impl Release {
         }
     }
 
-    pub(super) fn hold_answer(&mut self, answer: Answer) {
+    pub(super) fn hold_answer(&mut self, answer: Answer, is_early: bool) {
         self.answer_bytes += answer.bytes();
         // A retry of an old request waits behind the newest entry, so the order of the queue is kept.
-        self.held.push_back((answer.index, Held::Answer(answer)));
+        self.queue(is_early).push_back((answer.index, Held::Answer(answer)));
+    }
+
+    fn queue(&mut self, is_early: bool) -> &mut VecDeque<(Index, Held)> {
+        if is_early { &mut self.early } else { &mut self.held }
     }
 
     /// Returns the bytes of the answers that wait for their entry.
@@ -144,9 +150,9 @@ impl Release {
         self.answer_bytes
     }
 
-    pub(super) fn hold_query(&mut self, reading: Box<Reading>) {
+    pub(super) fn hold_query(&mut self, reading: Box<Reading>, is_early: bool) {
         self.query_bytes += reading.weight();
-        self.held.push_back((reading.index, Held::Query(reading)));
+        self.queue(is_early).push_back((reading.index, Held::Query(reading)));
     }
 
     pub(super) fn query_bytes(&self) -> usize {
@@ -161,18 +167,26 @@ impl Release {
         self.held.push_back((index, Held::Marker(colour)));
     }
 
-    /// Whether waiting effects may leave.
-    pub(super) fn is_behind(&self, commit: Index) -> bool {
+    /// Whether waiting effects may leave. `early` is the index up to which answers may, under a lease.
+    pub(super) fn is_behind(&self, commit: Index, early: Option<Index>) -> bool {
         let held = self.held.front().map(|(index, _)| *index);
         let moved = self.moved.front().map(|(index, _)| *index);
-        !self.backlog.is_empty() || held.into_iter().chain(moved).any(|index| index <= commit)
+        !self.backlog.is_empty()
+            || early.is_some_and(|upto| self.has_early(upto))
+            || held.into_iter().chain(moved).any(|index| index <= commit)
     }
 
-    /// Releases up to `room` effects that the commit index has reached; returns their number.
+    /// Whether answers wait for a lease that saw no more than the entries up to an index.
+    pub(super) fn has_early(&self, upto: Index) -> bool {
+        self.early.front().is_some_and(|(index, _)| *index <= upto)
+    }
+
+    /// Releases up to `room` effects that the commit index has reached, and answers that `early` has; returns their number.
     #[expect(clippy::too_many_arguments, reason = "the parts of the shard, which holds this one as well")]
     pub(super) fn commit(
         &mut self,
         commit: Index,
+        early: Option<Index>,
         state: &State,
         clock: &Clock,
         settings: &Settings,
@@ -183,7 +197,9 @@ impl Release {
         let now = clock.steady();
         let mut left = room;
         while left > 0
-            && let Some((_, held)) = self.held.pop_front_if(|(index, _)| *index <= commit)
+            && let Some((_, held)) = early
+                .and_then(|upto| self.early.pop_front_if(|(index, _)| *index <= upto))
+                .or_else(|| self.held.pop_front_if(|(index, _)| *index <= commit))
         {
             left -= 1;
             match held {
@@ -239,6 +255,7 @@ impl Release {
                 }
             }
         }
+        shrink::release_spare(&mut self.early);
         shrink::release_spare(&mut self.held);
         shrink::release_spare(&mut self.moved);
         for to in ready {
@@ -341,6 +358,7 @@ impl Release {
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
+        in_order(self.early.iter().map(|(index, _)| *index))?;
         in_order(self.held.iter().map(|(index, _)| *index))?;
         in_order(self.moved.iter().map(|(index, _)| *index))
     }

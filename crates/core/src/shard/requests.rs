@@ -278,6 +278,7 @@ impl Shard {
         if self.blocked() || self.is_crowded || self.state.outbox_bytes() > self.settings.outbox_bytes_max {
             return Err(Refusal::Overloaded { retry_after: Self::RETRY_AFTER });
         }
+        self.check_lag()?;
         check_len("a principal", principal.len(), Self::PRINCIPAL_MAX)
     }
 
@@ -306,21 +307,21 @@ impl Shard {
             Ok(place) => place,
         };
         let capture = Capture::with(&self.state, &query.process, state);
-        let (index, colour) = (position.index, position.colour);
+        let (index, colour, is_early) = (position.index, position.colour, self.are_reads_leased());
         let reading = Reading { query, service, time, epoch, index, colour, capture };
         match place {
             QueryPlace::Here => {
                 let answer = reading.answer(|call, view| handler.query(call, view));
-                self.leave(answer, out);
+                self.leave(answer, is_early, out);
             }
-            QueryPlace::Apart if reading.index <= self.commit() => {
+            QueryPlace::Apart if self.may_leave(reading.index, is_early) => {
                 out.push(Effect::Query(Box::new(reading)));
             }
-            QueryPlace::Apart => self.release.hold_query(Box::new(reading)),
+            QueryPlace::Apart => self.release.hold_query(Box::new(reading), is_early),
         }
     }
 
-    /// Answers once all that the answer includes is committed.
+    /// Answers once all that the answer includes is committed, or stored by W members while the primary's lease holds.
     pub(super) fn answer(
         &mut self,
         token: CallToken,
@@ -334,15 +335,22 @@ impl Shard {
             Err(refusal) => (Index(0), Err(refusal)),
         };
         let colour = if index == Index(0) { self.release.colour() } else { position.colour };
-        self.leave(Answer { token, epoch: position.epoch, index, colour, result }, out);
+        // What saw nothing waits for nothing.
+        let is_early = self.early.is_some() && index > Index(0);
+        self.leave(Answer { token, epoch: position.epoch, index, colour, result }, is_early, out);
     }
 
-    fn leave(&mut self, answer: Answer, out: &mut Vec<Effect>) {
-        if answer.index <= self.commit() {
+    fn leave(&mut self, answer: Answer, is_early: bool, out: &mut Vec<Effect>) {
+        if self.may_leave(answer.index, is_early) {
             out.push(Effect::Answer(answer));
         } else {
-            self.release.hold_answer(answer);
+            self.release.hold_answer(answer, is_early);
         }
+    }
+
+    /// Whether an answer may leave now that saw the entries up to an index.
+    fn may_leave(&self, index: Index, is_early: bool) -> bool {
+        if is_early { self.early_upto().is_some_and(|upto| index <= upto) } else { index <= self.commit() }
     }
 }
 

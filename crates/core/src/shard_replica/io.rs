@@ -274,11 +274,13 @@ pub struct ReplicaSettings {
     pub tail_bytes: u64,
     /// The span after which an idle primary sends its commit index.
     pub heartbeat: Micros,
+    /// The greatest age of an entry that is not committed, in an epoch that answers early: above it clients are refused.
+    pub max_lag: Micros,
 }
 
 impl Default for ReplicaSettings {
     /// Windows of 4 MiB in frames of 256 KiB; a peer is slow that lags by 64 MiB, or without progress for 5 s; 4 MiB of committed
-    /// entries in memory; a heartbeat every 100 ms.
+    /// entries in memory; a heartbeat every 100 ms; an asynchronous service's backups lag by up to 10 s.
     fn default() -> Self {
         let stream = crate::replication::stream::StreamLimits {
             window: 4 << 20,
@@ -286,7 +288,12 @@ impl Default for ReplicaSettings {
             lag_max: 64 << 20,
             stall_max: Micros::from_secs(5),
         };
-        Self { stream, tail_bytes: 4 << 20, heartbeat: Micros::from_millis(100) }
+        Self {
+            stream,
+            tail_bytes: 4 << 20,
+            heartbeat: Micros::from_millis(100),
+            max_lag: Micros::from_secs(10),
+        }
     }
 }
 

@@ -173,6 +173,9 @@ impl ShardReplica {
         if std::mem::take(&mut self.is_clean) {
             shard.assume_clean();
         }
+        if record.config.is_asynchronous() {
+            shard.answer_early(self.settings.max_lag);
+        }
         let is_held = std::mem::take(&mut self.is_held) || shard.has_met();
         if is_held {
             shard.hold();
@@ -246,6 +249,9 @@ impl ShardReplica {
                 if epoch == leading.epoch && leading.streams.contains_key(&from) =>
             {
                 leading.rounds.handle_confirmed(from, round, mark);
+                leading.shard.note_lease(leading.rounds.leased_until());
+                // Answers may have waited for the lease alone.
+                self.release(now, handler, out);
             }
             Frame::Ack { .. } | Frame::Refuse { .. } | Frame::Confirm { .. } => {}
             Frame::Append { .. } | Frame::Ask(_) => unreachable!("these are no answers"),
@@ -272,8 +278,9 @@ impl ShardReplica {
             return;
         };
         match input {
+            // Under a lease, if the epoch has one.
             shard::Input::Query(query) => {
-                leading.reads.push(ReadKind::Linearizable, Index(0), &leading.rounds, query);
+                leading.reads.push(ReadKind::Primary, Index(0), &leading.rounds, query);
             }
             input => self.run_shard(now, input, handler, out),
         }
@@ -289,6 +296,7 @@ impl ShardReplica {
     ) {
         let Role::Leads(leading) = &mut self.role else { return };
         let shard = &mut leading.shard;
+        shard.note_lease(leading.rounds.leased_until());
         handler.sees_input(shard, &input);
         // The observer sees the effects of each input alone.
         let mut earlier = if out.shard.is_empty() { Vec::new() } else { std::mem::take(&mut out.shard) };
@@ -327,11 +335,16 @@ impl ShardReplica {
         let Role::Leads(leading) = &mut self.role else { return };
         // One round at a time serves all reads that came before it.
         let is_open = leading.rounds.confirmed().next() != leading.rounds.next();
-        if !is_open && leading.reads.needs_round(now.steady, &leading.rounds) {
+        let needs_round =
+            leading.reads.needs_round(now.steady, &leading.rounds) || leading.shard.waits_for_lease();
+        if !is_open && needs_round {
             leading.ask(now, &mut out.replica);
         }
         let Some(tracker) = leading.shard.tracker() else { return };
-        for (_, query) in leading.reads.release(now.steady, &leading.rounds, tracker) {
+        for (kind, query) in leading.reads.release(now.steady, &leading.rounds, tracker) {
+            if let Role::Leads(leading) = &mut self.role {
+                leading.shard.note_read(kind == ReadKind::Primary);
+            }
             self.run_shard(now, shard::Input::Query(query), handler, out);
         }
     }
@@ -427,7 +440,8 @@ mod tests {
         topology.ensure("list", 1).unwrap();
         let (name, base) = (ReplicaName { id: ReplicaId(1), life: Life(1) }, LogPoint::default());
         let limits = StreamLimits { window: 100, frame: 100, lag_max: 100, stall_max: Micros(100) };
-        let settings = ReplicaSettings { stream: limits, tail_bytes: 0, heartbeat: Micros(100) };
+        let settings =
+            ReplicaSettings { stream: limits, tail_bytes: 0, heartbeat: Micros(100), max_lag: Micros(100) };
         let recovery = Recovery::new(State::new(ShardId(0)));
         let mut replica = ShardReplica::new(
             name,

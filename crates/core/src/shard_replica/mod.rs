@@ -28,7 +28,7 @@ pub use recovery::{Recovery, ReplicaLog};
 use crate::clock::Now;
 use crate::entry::Entry;
 use crate::handler::Handler;
-use crate::ids::{Epoch, Index, ReplicaId, ShardId, Time};
+use crate::ids::{Epoch, Index, Micros, ReplicaId, ShardId, Time};
 use crate::replication::epoch::EpochRecord;
 use crate::replication::lease::Grants;
 use crate::replication::replica::{Action, AppendHead, InvalidAppend, Replica};
@@ -139,6 +139,14 @@ impl ShardReplica {
     /// their last life has met.
     pub fn hold(&mut self) {
         self.is_held = true;
+    }
+
+    /// Sets [`ReplicaSettings::max_lag`], also of the epoch that this replica leads.
+    pub fn set_max_lag(&mut self, max_lag: Micros) {
+        self.settings.max_lag = max_lag;
+        if let Role::Leads(leading) = &mut self.role {
+            leading.shard.set_max_lag(max_lag);
+        }
     }
 
     /// Returns the number of its shard.

@@ -26,13 +26,22 @@ pub(crate) enum Bug {
     NewestEpochOnly,
     /// A member counts as sealed that has not answered (rule 9).
     ForgedSeal,
+    /// A member acknowledges what it has not synced (rule 7).
+    AckBeforeSync,
+    /// The record of an epoch does not name the losses of those before it (rule 19). Drawn faults rarely
+    /// lose an answer: a script does.
+    LossUnannounced,
+    /// A member answers a seal while its lease lasts (rule 21).
+    LeaseIgnored,
+    /// The first node's clock is slower than its drift allows, so that it takes its lease for longer than its members do (rule 21).
+    SlowClock,
     /// A primary's W is another one than the record's (section 1 of the design).
     AcksChange,
 }
 
 impl Bug {
     /// Those that drawn faults find within seconds.
-    pub(crate) const FOUND: [Self; 11] = [
+    pub(crate) const FOUND: [Self; 12] = [
         Self::AckAfterSeal,
         Self::OldTailCommitted,
         Self::OwnDiskImplicit,
@@ -44,5 +53,6 @@ impl Bug {
         Self::NewestEpochOnly,
         Self::ForgedSeal,
         Self::AcksChange,
+        Self::AckBeforeSync,
     ];
 }

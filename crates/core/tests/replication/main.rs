@@ -43,6 +43,7 @@ fn replicas_keep_every_answer_under_faults() {
     assert!(epochs > 0 && inactive > 0 && answers > 0 && reads > 0 && moved > 0, "a mark is missing");
     assert!(rebuilds > 0 && cuts > 0 && installs > 0 && log_reads > 0, "a mark is missing");
     assert!(marks.wipes > 0 && marks.crashes > 0, "a mark is missing");
+    assert!(marks.early > 0, "a mark is missing");
     assert!(marks.leaders > 0 && marks.joined > 0 && marks.deleted > 0, "a mark is missing");
 }
 
@@ -92,4 +93,16 @@ fn a_seal_that_is_not_durable_is_caught() {
     World::forgotten_seal(None).unwrap();
     let found = World::forgotten_seal(Some(Bug::SealNotDurable));
     assert_eq!(found, Err("[2] entry 2 of 1 is another one".to_owned()));
+}
+
+#[test]
+fn an_answer_that_is_lost_is_announced_and_none_follows_it() {
+    World::lost_answer(None).unwrap();
+    let found = |bug| World::lost_answer(Some(bug)).unwrap_err();
+    let unannounced = found(Bug::LossUnannounced);
+    assert!(unannounced.ends_with("was answered and is lost, and that was not announced"), "{unannounced}");
+    for bug in [Bug::LeaseIgnored, Bug::SlowClock] {
+        let found = found(bug);
+        assert!(found.starts_with("[4] ") && found.contains("is answered, and"), "{bug:?}: {found}");
+    }
 }

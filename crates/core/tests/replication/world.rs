@@ -4,6 +4,7 @@
 mod checks;
 mod clients;
 mod control;
+mod early;
 mod links;
 mod node;
 mod script;
@@ -15,6 +16,7 @@ pub(crate) use service::Lister;
 use crate::bugs::Bug;
 use clients::Pending;
 use control::Plane;
+use early::{Early, Floor};
 use fastrand::Rng;
 use node::{Batch, Given, NONE, Node, installed, start_id, survivors};
 use service::list;
@@ -49,6 +51,7 @@ pub(crate) const SETTINGS: ReplicaSettings = ReplicaSettings {
     // A few entries: older ones are read from the log.
     tail_bytes: 600,
     heartbeat: Micros::from_millis(10),
+    max_lag: Micros::from_millis(200),
 };
 
 /// Something on its way.
@@ -115,6 +118,9 @@ pub(crate) struct Marks {
     pub(crate) leaders: u64,
     pub(crate) joined: u64,
     pub(crate) deleted: u64,
+    /// Answers that left before their entries were committed, and those of them that were lost.
+    pub(crate) early: u64,
+    pub(crate) lost: u64,
 }
 
 impl Marks {
@@ -135,6 +141,8 @@ impl Marks {
         self.leaders += other.leaders;
         self.joined += other.joined;
         self.deleted += other.deleted;
+        self.early += other.early;
+        self.lost += other.lost;
     }
 }
 
@@ -164,10 +172,14 @@ pub(crate) struct World {
     next_number: u32,
     next_token: CallToken,
     pending: Vec<Pending>,
-    queries: BTreeMap<CallToken, u32>,
+    queries: BTreeMap<CallToken, Floor>,
     /// The nodes that have them.
     calls: BTreeMap<CallToken, usize>,
+    /// The greatest position that was answered and is committed; and the answers that left before that.
     answered: u32,
+    early: Vec<Early>,
+    /// The requests whose answers were lost.
+    lost: BTreeSet<u32>,
     // The judgement: what is committed, folded, with the hash after each entry.
     committed: Vec<Blob>,
     model: State,
@@ -225,6 +237,8 @@ impl World {
             queries: BTreeMap::new(),
             calls: BTreeMap::new(),
             answered: 0,
+            early: Vec::new(),
+            lost: BTreeSet::new(),
             committed: Vec::new(),
             model,
             hashes,
@@ -381,7 +395,9 @@ impl World {
         let wall = self.now;
         let node = &mut self.nodes[at];
         let Some(replica) = &mut node.replica else { return Ok(()) };
-        let (mut out, now) = (Effects::default(), Now { steady: wall, wall });
+        let is_slow = self.bug == Some(Bug::SlowClock) && at == 0;
+        let steady = if is_slow { Time(wall.0 / 4) } else { wall };
+        let (mut out, now) = (Effects::default(), Now { steady, wall });
         if is_traced() {
             println!("{} {}", node.id, describe(&input));
         }
@@ -673,7 +689,15 @@ impl World {
             };
             let is_whole = newest.config.members().len() == size && self.plane.shard().is_settled();
             if self.pending.is_empty() && is_whole && self.nodes.iter().all(is_even) {
-                let missing = (1..=self.next_number).find(|number| !list(&self.model, "a").contains(number));
+                if !self.early.is_empty() {
+                    return Err(format!(
+                        "[4] {:?} were answered, and are neither committed nor lost",
+                        self.early
+                    ));
+                }
+                let numbers = list(&self.model, "a");
+                let is_kept = |number: &u32| numbers.contains(number) || self.lost.contains(number);
+                let missing = (1..=self.next_number).find(|number| !is_kept(number));
                 return missing.map_or(Ok(()), |number| Err(format!("[3] request {number} is lost")));
             }
         }

@@ -6,6 +6,7 @@ use super::service::list;
 use stead_core::entry::Entry;
 use stead_core::ids::Index;
 use stead_core::replication::epoch::EpochRecord;
+use stead_core::replication::table::LogPoint;
 
 impl World {
     /// Compares what a node newly takes for committed, and its state.
@@ -32,6 +33,7 @@ impl World {
             return Err(format!("[2] the commit index of {id} falls from {} to {commit}", node.checked));
         }
         if commit > node.checked {
+            let (leads, mine) = (replica.replica().leads(), (id, node.life));
             let (before, entries) = survivors(node.records());
             for index in node.checked.0.max(before.0) + 1..=commit.0 {
                 let entry = entries.iter().find(|entry| entry.point.index == Index(index));
@@ -42,18 +44,19 @@ impl World {
                     Some(known) if **known == *entry.bytes => {}
                     Some(_) => return Err(format!("[2] entry {index} of {id} is another one")),
                     None => {
-                        let Some(led) = replica.replica().leads() else {
+                        let Some(led) = leads else {
                             return Err(format!("[2] {id} commits entry {index}, and leads nothing"));
                         };
-                        let mine = (id, node.life);
                         let first = *self.primaries.entry(led).or_insert(mine);
                         if first != mine {
                             return Err(format!("[1] {mine:?} and {first:?} commit in epoch {led}"));
                         }
                         let contents = Entry::decode(&entry.bytes).unwrap();
+                        let epoch = contents.epoch;
                         self.model.apply(contents).map_err(|misfit| format!("[2] {misfit}"))?;
                         self.committed.push(entry.bytes.clone());
                         self.hashes.push(self.model.hash());
+                        self.check_survivor(LogPoint { epoch, index: Index(index) })?;
                         for key in ["a", "b"] {
                             let mut numbers = list(&self.model, key);
                             let count = numbers.len();
@@ -67,6 +70,8 @@ impl World {
                 }
             }
         }
+        let node = &self.nodes[at];
+        let Some(replica) = &node.replica else { return Ok(()) };
         let state = replica.committed_state().map(|state| (state.position().index, state.hash()));
         if let Some((index, hash)) = state {
             if index < node.seen {

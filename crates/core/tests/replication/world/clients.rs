@@ -1,19 +1,21 @@
 //! The clients: writes that are repeated until they are answered, and reads.
 
 use super::World;
+use super::early::Floor;
 use super::node::Node;
 use super::service::list;
 use stead_core::blob::Blob;
 use stead_core::calls::{Answer, Identity, Query, Request};
 use stead_core::ids::{BodyHash, CallToken, Colour, Micros, Time};
 use stead_core::key::Key;
+use stead_core::replication::table::LogPoint;
 use stead_core::reply::Reply;
 use stead_core::shard;
 
 pub(super) struct Pending {
     pub(super) number: u32,
-    /// The greatest position that was answered before it was first sent.
-    pub(super) floor: u32,
+    /// What was answered before it was first sent.
+    pub(super) floor: Floor,
     pub(super) token: Option<CallToken>,
     pub(super) sent_at: Time,
 }
@@ -40,7 +42,7 @@ impl World {
     /// A client has something new to write.
     pub(super) fn write_anew(&mut self) {
         self.next_number += 1;
-        let (number, floor) = (self.next_number, self.answered);
+        let (number, floor) = (self.next_number, self.floor());
         self.pending.push(Pending { number, floor, token: None, sent_at: Time(0) });
     }
 
@@ -68,7 +70,7 @@ impl World {
     pub(super) fn query(&mut self) {
         self.next_token = self.next_token.next();
         let token = self.next_token;
-        self.queries.insert(token, self.answered);
+        self.queries.insert(token, self.floor());
         let process = Key::new("a").unwrap();
         let query = Query { token, process, payload: Blob::empty(), principal: "alice".into() };
         self.call(shard::Input::Query(query));
@@ -110,11 +112,16 @@ impl World {
                 return Ok(());
             }
         };
+        let point = LogPoint { epoch: answer.epoch, index: answer.index };
         if let Some(floor) = self.queries.remove(&answer.token) {
             self.marks.reads += 1;
-            let committed = list(&self.model, "a").len() as u32;
-            if count < floor || count > committed {
-                return Err(format!("[6] a read saw {count} of {floor} answered, {committed} committed"));
+            let (least, committed) = (self.least(&floor), list(&self.model, "a").len() as u32);
+            let is_committed = self.check_answered(point)?;
+            if count < least || is_committed && count > committed {
+                return Err(format!("[6] a read saw {count} of {least} answered, {committed} committed"));
+            }
+            if !is_committed {
+                self.note_early(point, None, count);
             }
             return Ok(());
         }
@@ -123,14 +130,17 @@ impl World {
         };
         let pending = self.pending.swap_remove(which);
         self.marks.answers += 1;
-        let committed = list(&self.model, "a");
-        if committed.get(count as usize - 1) != Some(&pending.number) {
-            let number = pending.number;
-            return Err(format!("[5] request {number} was answered as {count} of {committed:?}"));
+        let (number, least) = (pending.number, self.least(&pending.floor));
+        if count <= least {
+            return Err(format!("[6] request {number} became {count} after {least} was answered"));
         }
-        if count <= pending.floor {
-            let Pending { number, floor, .. } = pending;
-            return Err(format!("[6] request {number} became {count} after {floor} was answered"));
+        if !self.check_answered(point)? {
+            self.note_early(point, Some(number), count);
+            return Ok(());
+        }
+        let committed = list(&self.model, "a");
+        if committed.get(count as usize - 1) != Some(&number) {
+            return Err(format!("[5] request {number} was answered as {count} of {committed:?}"));
         }
         self.answered = self.answered.max(count);
         Ok(())

@@ -5,8 +5,9 @@ use super::{CONTROL, Message, SHARD, World, fold};
 use crate::bugs::Bug;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::control::facts::Fact;
-use stead_core::ids::{Index, ReplicaId};
+use stead_core::ids::{Index, Micros, ReplicaId};
 use stead_core::replication::epoch::EpochRecord;
+use stead_core::replication::table::Losses;
 use stead_core::shard_replica::{Frame, Input};
 
 impl World {
@@ -60,7 +61,12 @@ impl World {
                             state: Box::new(fold(&self.committed, base.index)),
                         }
                     }
-                    Message::Seal(seal) => Input::Seal(seal),
+                    Message::Seal(mut seal) => {
+                        if self.bug == Some(Bug::LeaseIgnored) {
+                            seal.lease = Micros(0);
+                        }
+                        Input::Seal(seal)
+                    }
                     Message::Lead { mut record, learners } => {
                         if self.bug == Some(Bug::RestartedPrimary) {
                             record.life = self.nodes[at].life;
@@ -71,6 +77,9 @@ impl World {
                             let acks = config.acks().min(members.len() / 2 + 1);
                             record.config =
                                 EpochConfig::parse(epoch, members, acks, config.primary()).unwrap();
+                        }
+                        if self.bug == Some(Bug::LossUnannounced) {
+                            record.losses = Losses::default();
                         }
                         let (node, epoch) = (&mut self.nodes[at], record.config.epoch());
                         self.records.entry(epoch).or_insert_with(|| EpochRecord::clone(&record));
@@ -110,6 +119,13 @@ impl World {
         match (self.bug, &mut frame) {
             (Some(Bug::AckAfterSeal), Frame::Append { head, entries, .. })
                 if head.epoch < replica.promised() =>
+            {
+                let upto = entries.last().map_or(head.before.index, |last| last.point.index);
+                let (id, frame) = (self.nodes[at].id, Frame::Ack { epoch: head.epoch, upto });
+                self.send(id, from, Message::Frame(frame));
+            }
+            (Some(Bug::AckBeforeSync), Frame::Append { head, entries, .. })
+                if replica.table().has(head.before) =>
             {
                 let upto = entries.last().map_or(head.before.index, |last| last.point.index);
                 let (id, frame) = (self.nodes[at].id, Frame::Ack { epoch: head.epoch, upto });

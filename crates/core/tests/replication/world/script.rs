@@ -6,6 +6,8 @@ use fastrand::Rng;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::ids::{Epoch, Micros, ReplicaId};
 use stead_core::replication::epoch::Seal;
+use stead_core::shard::Settings;
+use stead_core::shard_replica::Input;
 
 impl World {
     /// All arrives and is handled, and these nodes sync what they write, until nothing is left to do.
@@ -66,6 +68,58 @@ impl World {
         world.settle(&[old, forgetful])?;
         assert_eq!(world.committed.len(), 2, "the old primary commits nothing");
 
+        world.is_scripted = false;
+        world.heal()
+    }
+
+    /// A write to the first node, as far as it is answered.
+    fn write_to_first(&mut self, syncing: &[usize]) -> Result<(), String> {
+        self.write_anew();
+        let request = self.next_request(self.pending.len() - 1);
+        self.nodes[0].todo.push_back(request.into());
+        self.settle(syncing)
+    }
+
+    /// A primary that is cut off answers a write by its own disk alone, under its lease. The others begin an epoch without it.
+    pub(crate) fn lost_answer(bug: Option<Bug>) -> Result<(), String> {
+        let mut world = Self::with(Rng::with_seed(1), bug, 3, 3, 1);
+        (world.is_calm, world.is_scripted) = (true, true);
+        world.settle(&[0, 1, 2])?;
+        // Requests are not suspected any more, and need no attempt, also by a slow clock.
+        world.now = world.now.plus(Micros(4 * Settings::default().suspect_for.0));
+        world.write_to_first(&[0, 1, 2])?;
+        assert_eq!(world.pending.len(), 0, "it has a lease");
+        let committed = world.committed.len();
+
+        world.deaf = Some(0);
+        world.cut.extend([(0, 1), (0, 2)]);
+        world.write_to_first(&[0])?;
+        assert_eq!((world.early.len(), world.pending.len()), (1, 0), "it is answered");
+        for at in [1, 2] {
+            let seal = Seal { epoch: Epoch(2), lease: super::LEASE };
+            world.send(CONTROL, world.nodes[at].id, Message::Seal(seal));
+        }
+        world.settle(&[1, 2])?;
+        if !world.is_sealed(1) {
+            world.now = world.now.plus(super::LEASE.plus(super::LEASE));
+            world.give(1, Input::Tick)?;
+            world.give(2, Input::Tick)?;
+            world.settle(&[1, 2])?;
+        }
+        assert!(world.is_sealed(1) && world.is_sealed(2), "both answer");
+        let seals = std::mem::take(&mut world.plane.seals);
+        let members = vec![ReplicaId(2), ReplicaId(3)];
+        let config = EpochConfig::parse(Epoch(2), members, 2, ReplicaId(2)).unwrap();
+        world.take_over(config, seals.into_values().collect());
+        world.settle(&[1, 2])?;
+        assert_eq!(
+            (world.committed.len(), world.marks.lost),
+            (committed + 1, 1),
+            "epoch 2 is active without it"
+        );
+
+        world.write_to_first(&[0])?;
+        assert_eq!(world.pending.len(), 1, "the old primary answers nothing");
         world.is_scripted = false;
         world.heal()
     }

@@ -355,6 +355,12 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether it says that something is not there: a primary that was deposed and does not know it may lack what its successor has made.
+    #[must_use]
+    pub(crate) fn may_be_outdated(&self) -> bool {
+        matches!(self, Self::UnknownSession(_) | Self::NoDeadLetter(_))
+    }
+
     /// Whether it follows from the shard's state, or may reveal it, as a panic does: then it leaves no sooner than an
     /// answer would. The others must not wait, least of all for space.
     #[must_use]

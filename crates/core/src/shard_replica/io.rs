@@ -60,7 +60,8 @@ pub enum Frame {
         /// The index.
         upto: Index,
     },
-    /// A frame does not follow from the sender's log.
+    /// A frame does not follow from the sender's log, or answers of the sender may be lost: the receiver sends what comes behind the
+    /// last entry that both have.
     Diverged {
         /// The epoch of that frame.
         epoch: Epoch,

@@ -4,7 +4,7 @@ use super::io::{Effect, Effects, Frame, LogEntry, ReplicaSettings};
 use super::tail::Tail;
 use super::{Role, ShardReplica};
 use crate::blob::Blob;
-use crate::calls::Query;
+use crate::calls::{Answer, Query, Refusal};
 use crate::clock::Now;
 use crate::handler::Handler;
 use crate::ids::{Epoch, Index, Micros, ReplicaId, Time};
@@ -17,6 +17,14 @@ use crate::replication::table::LogPoint;
 use crate::shard::{self, Shard};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A call that a primary may not answer while another one may have served.
+enum Late {
+    /// It has not run.
+    Query(Query),
+    /// Its answer is that something is not there, which a successor may have made.
+    Refused(Answer),
+}
+
 /// The work of a primary.
 pub(super) struct Leading {
     pub(super) shard: Shard,
@@ -25,8 +33,8 @@ pub(super) struct Leading {
     /// The peers to which the epoch's record was not sent on their connections.
     uninformed: BTreeSet<ReplicaId>,
     rounds: Rounds,
-    /// Queries that wait for a round that shows that no other primary has served since they came (rule 22).
-    reads: Reads<Query>,
+    /// Calls that wait for a round that shows that no other primary has served since they came (rule 22).
+    reads: Reads<Late>,
     beats_at: Time,
 }
 
@@ -280,7 +288,7 @@ impl ShardReplica {
         match input {
             // Under a lease, if the epoch has one.
             shard::Input::Query(query) => {
-                leading.reads.push(ReadKind::Primary, Index(0), &leading.rounds, query);
+                leading.reads.push(ReadKind::Primary, Index(0), &leading.rounds, Late::Query(query));
             }
             input => self.run_shard(now, input, handler, out),
         }
@@ -308,6 +316,16 @@ impl ShardReplica {
                 if let shard::Effect::Append { epoch, index, bytes } = effect {
                     let (epoch, index, bytes) = (*epoch, *index, Blob::from(&**bytes));
                     self.tail.push(LogEntry { point: LogPoint { epoch, index }, bytes }, None);
+                }
+            }
+            let is_late = |effect: &mut shard::Effect| match effect {
+                shard::Effect::Answer(answer) => answer.result.as_ref().is_err_and(Refusal::may_be_outdated),
+                _ => false,
+            };
+            for effect in out.shard.extract_if(.., is_late) {
+                if let shard::Effect::Answer(answer) = effect {
+                    // It leaves only once what it saw is committed.
+                    leading.reads.push(ReadKind::Primary, Index(0), &leading.rounds, Late::Refused(answer));
                 }
             }
         }
@@ -341,7 +359,14 @@ impl ShardReplica {
             leading.ask(now, &mut out.replica);
         }
         let Some(tracker) = leading.shard.tracker() else { return };
-        for (kind, query) in leading.reads.release(now.steady, &leading.rounds, tracker) {
+        for (kind, late) in leading.reads.release(now.steady, &leading.rounds, tracker) {
+            let query = match late {
+                Late::Query(query) => query,
+                Late::Refused(answer) => {
+                    out.shard.push(shard::Effect::Answer(answer));
+                    continue;
+                }
+            };
             if let Role::Leads(leading) = &mut self.role {
                 leading.shard.note_read(kind == ReadKind::Primary);
             }

@@ -313,6 +313,10 @@ impl ShardReplica {
             Input::Connected(peer) => {
                 if let Role::Leads(leading) = &mut self.role {
                     leading.handle_connected(peer);
+                } else if let Some((epoch, _)) = self.primary.filter(|(_, primary)| *primary == peer) {
+                    // The answers to its frames, for which it waits, may be lost: this one makes it send again.
+                    let table = self.replica.table().clone();
+                    out.replica.push(Effect::Send { to: peer, frame: Frame::Diverged { epoch, table } });
                 }
             }
             Input::Durable(records) => self.replica.handle_durable(now.steady, records, &mut actions),

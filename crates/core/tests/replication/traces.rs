@@ -3,17 +3,20 @@
 use crate::world::{Lister, SETTINGS, SHARD, take_written};
 use std::sync::Arc;
 use stead_core::blob::Blob;
+use stead_core::calls::{Identity, Refusal, Request};
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{
-    CallToken, Colour, Epoch, Generation, Incarnation, Index, Life, Micros, ReplicaId, SessionId, Time,
+    CallToken, Colour, Epoch, Generation, Incarnation, Index, Life, Micros, ReplicaId, RequestNumber,
+    SessionId, Time,
 };
-use stead_core::replication::epoch::EpochRecord;
+use stead_core::key::Key;
+use stead_core::replication::epoch::{EpochRecord, Mark};
 use stead_core::replication::lease::Grants;
 use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::{EpochTable, LogPoint, Losses};
-use stead_core::shard::{self, Settings};
+use stead_core::shard::{self, Settings, Shard};
 use stead_core::shard_replica::{
     Effect, Effects, Frame, Input, LogEntry, Record, Recovery, ReplicaLog, ReplicaName, ReplicaSettings,
     ShardReplica,
@@ -382,4 +385,51 @@ fn the_first_frame_on_each_connection_has_the_record() {
     let effects = give(&mut promised, Input::Frame { from: ONE, frame: first[0].clone() });
     assert!(matches!(effects[..], [Effect::Send { frame: Frame::Refuse { .. }, .. }]), "{effects:?}");
     assert_eq!(promised.record(), None, "that epoch is over");
+}
+
+#[test]
+fn a_backup_asks_its_primary_again_over_a_new_connection() {
+    let mut backup = replica(TWO, &[]);
+    let effects = give_and_sync(&mut backup, append(ONE, 1, LogPoint::default(), 0, &log(&[1])));
+    assert!(matches!(effects[..], [.., Effect::Send { to: ONE, frame: Frame::Ack { .. } }]), "{effects:?}");
+    assert!(give(&mut backup, Input::Connected(THREE)).is_empty(), "it has no primary there");
+    // The acknowledgement may be lost, and the primary sends nothing before it has it.
+    let effects = give(&mut backup, Input::Connected(ONE));
+    let [Effect::Send { to: ONE, frame: Frame::Diverged { epoch: Epoch(1), table } }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(table.last(), at(1, 1));
+}
+
+#[test]
+fn a_refusal_that_a_session_is_unknown_waits_for_a_confirmed_round() {
+    let mut primary = replica(ONE, &[]);
+    give_and_sync(&mut primary, lead(1, LogPoint::default(), &[ONE, TWO, THREE]));
+    let stored = Frame::Ack { epoch: Epoch(1), upto: Index(1) };
+    give(&mut primary, Input::Frame { from: TWO, frame: stored });
+    assert_eq!(primary.shard().map(Shard::commit), Some(Index(1)));
+    let identity =
+        Identity::Session { session: SessionId(9), number: RequestNumber(1), confirmed: RequestNumber(0) };
+    let request = Request {
+        token: CallToken(5),
+        process: Key::new("a").unwrap(),
+        payload: Blob::from(&b"x"[..]),
+        principal: "alice".into(),
+        identity,
+        colour: Colour(0),
+    };
+    let mut out = Effects::default();
+    let now = Now { steady: Time(1_000), wall: Time(1_000) };
+    primary.handle_shard(now, shard::Input::Request(request), &mut Lister, &mut out);
+    let is_answer = |effect: &shard::Effect| matches!(effect, shard::Effect::Answer(_));
+    assert!(!out.shard.iter().any(is_answer), "another primary may have opened it: {out:?}");
+    let asked = out.replica.iter().find_map(|effect| match effect {
+        Effect::Send { to: TWO, frame: Frame::Ask(ask) } => Some(ask.round),
+        _ => None,
+    });
+    let mark = Mark { life: Life(1), at: Time(0) };
+    let frame = Frame::Confirm { epoch: Epoch(1), round: asked.unwrap(), mark };
+    let out = give_whole(&mut primary, Input::Frame { from: TWO, frame });
+    let [shard::Effect::Answer(answer)] = &out.shard[..] else { panic!("{out:?}") };
+    assert_eq!((answer.token, &answer.result), (CallToken(5), &Err(Refusal::UnknownSession(SessionId(9)))));
 }

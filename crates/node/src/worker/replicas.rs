@@ -136,7 +136,8 @@ impl<E: Env> Worker<E> {
         }
     }
 
-    /// Leaves a frame for another replica. It is lost if the node of that is not known: once it is, the replica sends it again.
+    /// Leaves a frame for another replica. It is lost if the node of that is not known. Once it is, the replica is
+    /// [connected](stead_core::shard_replica::Input::Connected): a primary sends it again, and a backup asks its primary for that.
     fn send(&mut self, shard: ShardId, (from, to): (ReplicaId, ReplicaId), frame: Frame) {
         let node = self.routes.get(&shard).and_then(|route| route.replicas.get(&to));
         if let Some(&node) = node {

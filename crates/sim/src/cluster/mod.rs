@@ -48,7 +48,7 @@ const REST_MAX: u64 = 20_000_000;
 
 type Outcome = Result<(), Violation>;
 
-/// What happens at a time.
+/// An event, which happens at a time.
 enum Event {
     /// A part of a node's life gets a turn.
     Turn(usize, u64, PartId),
@@ -239,7 +239,10 @@ impl Cluster {
             return Ok(());
         }
         let seed = self.rng.u64(..);
-        if !self.is_calm && one_in(&mut self.rng, 12) {
+        // The control plane knows each node from its first life on, whose number is durable: a life that is counted again counts as one
+        // on a lost disk.
+        let is_first = self.machines[at].starts == 0;
+        if !self.is_calm && one_in(&mut self.rng, 12) && !is_first {
             let operations = self.random(60);
             self.machines[at].disk.crash_after(operations);
         }

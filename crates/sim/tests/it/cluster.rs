@@ -12,8 +12,7 @@ fn config(seed: u64, nodes: usize, bug: Option<ClusterBug>) -> ClusterConfig {
 #[test]
 fn clusters_keep_every_answer_and_message() {
     let mut marks = ClusterMarks::default();
-    // Those between them do not come to rest: see the README.
-    for seed in [1, 2, 3, 4, 5, 6, 7, 9, 11, 13] {
+    for seed in 1..=10 {
         let nodes = 1 + seed as usize % 5;
         match run_cluster(config(seed, nodes, None)) {
             Ok(report) => marks.add(&report.marks),
@@ -23,6 +22,29 @@ fn clusters_keep_every_answer_and_message() {
     println!("{marks}");
     for mark in ClusterMark::ALL {
         assert!(marks.count(mark) > 0, "no {}", mark.text());
+    }
+}
+
+/// Numbers of nodes and seeds that once found a fault.
+const FOUND: [(usize, u64); 7] = [
+    // A node's first life was counted again, as one on a lost disk (a fault of the simulator).
+    (1, 129),
+    // Acknowledgements were lost because the primary's node was not known yet, and the primary waited for them for ever.
+    (2, 126),
+    (3, 5225),
+    (3, 5473),
+    // A primary that was deposed and did not know it refused the session that its successor had opened.
+    (3, 23548),
+    (3, 26993),
+    (5, 22574),
+];
+
+#[test]
+fn what_was_found_once_stays_fixed() {
+    for (nodes, seed) in FOUND {
+        if let Err(failure) = run_cluster(ClusterConfig { events: 2000, ..config(seed, nodes, None) }) {
+            panic!("{failure}");
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub enum StartError {
 /// Reasons for which a proposal has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
-    /// No leader was found in time, and the command was given to nobody: it is not applied, unless it was proposed before.
+    /// No leader was found in time, and the command went to no node: it is not applied, unless it was proposed before.
     #[error("the control plane has no leader: fewer than half of its voters can be reached; try again")]
     NoLeader,
     /// The command may be applied, now or later.

@@ -268,7 +268,7 @@ pub fn read_message(section: &Section) -> Result<Message, MessageError> {
     read.map_err(|reason| MessageError::Invalid { shard, kind, reason: reason.to_owned() })
 }
 
-/// What was read, or the reason for which it is invalid.
+/// The content, or the reason for which it is invalid.
 pub(crate) type Read<T> = Result<T, &'static str>;
 
 /// Reads numbers that fill all of the bytes.

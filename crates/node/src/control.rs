@@ -1,4 +1,4 @@
-//! What the replicas of a node report to the control plane.
+//! The reports of a node's replicas to the control plane.
 
 use crate::bell::Bell;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! What goes to other nodes and comes from them: `part.rs` has the connections, `packing.rs` puts messages into frames, and `board.rs`
+//! Messages to other nodes and from them: `part.rs` has the connections, `packing.rs` puts messages into frames, and `board.rs`
 //! has the addresses of the nodes, and what this one knows of them. Workers leave messages on the [`PeerDesk`]; the part that has the connections
 //! takes them, and a simulator does in its place. What arrives goes to the workers by [`Shared::from_peer`].
 

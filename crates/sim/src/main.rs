@@ -7,7 +7,9 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use stead_sim::{Bug, ClusterBug, ClusterConfig, ClusterMarks, Config, Marks, run, run_cluster};
+use stead_sim::{
+    Bug, ClusterBug, ClusterConfig, ClusterFailure, ClusterMarks, Config, Failure, Marks, run, run_cluster,
+};
 
 #[derive(Parser)]
 #[command(name = "stead-sim", about = "Deterministic simulator of a Stead node")]
@@ -107,33 +109,42 @@ struct Limits {
     keep_going: bool,
 }
 
-/// Runs clusters, as [`run_seeds`] does single nodes.
-fn run_clusters(config: ClusterConfig, Limits { seeds, time, keep_going }: Limits) -> ExitCode {
-    let (first, begun) = (config.seed, Instant::now());
-    let mut marks = ClusterMarks::default();
-    let (mut done, mut failed, mut hash) = (0u64, 0u64, 0u128);
-    let (mut events, mut entries, mut answered) = (0, 0, 0);
+/// Runs the seeds from `first` on, and prints the failures; returns the numbers of seeds that ran and that failed.
+fn run_from<F: Display>(
+    first: u64,
+    Limits { seeds, time, keep_going }: Limits,
+    mut run: impl FnMut(u64) -> Result<(), F>,
+) -> (u64, u64) {
+    let begun = Instant::now();
+    let (mut done, mut failed) = (0u64, 0u64);
     for seed in first..first.saturating_add(seeds) {
         if time.is_some_and(|time| begun.elapsed() >= time) {
             break;
         }
         done += 1;
-        match run_cluster(ClusterConfig { seed, ..config }) {
-            Ok(report) => {
-                marks.add(&report.marks);
-                events += report.events;
-                entries += report.entries;
-                answered += report.answered;
-                hash = hash.rotate_left(1) ^ report.hash;
-            }
-            Err(failure) => {
-                failed += 1;
-                if !print(failure) || !keep_going {
-                    break;
-                }
+        if let Err(failure) = run(seed) {
+            failed += 1;
+            if !print(failure) || !keep_going {
+                break;
             }
         }
     }
+    (done, failed)
+}
+
+fn run_clusters(config: ClusterConfig, limits: Limits) -> ExitCode {
+    let (first, begun) = (config.seed, Instant::now());
+    let (mut marks, mut hash) = (ClusterMarks::default(), 0u128);
+    let (mut events, mut entries, mut answered) = (0, 0, 0);
+    let (done, failed) = run_from(first, limits, |seed| {
+        let report = run_cluster(ClusterConfig { seed, ..config })?;
+        marks.add(&report.marks);
+        events += report.events;
+        entries += report.entries;
+        answered += report.answered;
+        hash = hash.rotate_left(1) ^ report.hash;
+        Ok::<_, Box<ClusterFailure>>(())
+    });
     print(marks);
     print(format_args!(
         "{done} seeds from {first} of {} nodes: {failed} failed; {events} events, {entries} entries, {answered} answers, {:.1} s, \
@@ -144,38 +155,24 @@ fn run_clusters(config: ClusterConfig, Limits { seeds, time, keep_going }: Limit
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run_seeds(config: Config, Limits { seeds, time, keep_going }: Limits) -> ExitCode {
-    let first = config.seed;
-    let begun = Instant::now();
-    let mut marks = Marks::default();
-    let (mut done, mut failed, mut hash) = (0u64, 0u64, 0u128);
-    let (mut all_events, mut entries, mut answered, mut lives, mut cuts) = (0, 0, 0, 0, 0);
-    for seed in first..first.saturating_add(seeds) {
-        if time.is_some_and(|time| begun.elapsed() >= time) {
-            break;
-        }
-        done += 1;
-        match run(Config { seed, ..config }) {
-            Ok(report) => {
-                marks.add(&report.marks);
-                all_events += report.events;
-                entries += report.entries;
-                answered += report.answered;
-                lives += report.lives;
-                cuts += report.cuts;
-                hash = hash.rotate_left(1) ^ report.hash;
-            }
-            Err(failure) => {
-                failed += 1;
-                if !print(failure) || !keep_going {
-                    break;
-                }
-            }
-        }
-    }
+fn run_seeds(config: Config, limits: Limits) -> ExitCode {
+    let (first, begun) = (config.seed, Instant::now());
+    let (mut marks, mut hash) = (Marks::default(), 0u128);
+    let (mut events, mut entries, mut answered, mut lives, mut cuts) = (0, 0, 0, 0, 0);
+    let (done, failed) = run_from(first, limits, |seed| {
+        let report = run(Config { seed, ..config })?;
+        marks.add(&report.marks);
+        events += report.events;
+        entries += report.entries;
+        answered += report.answered;
+        lives += report.lives;
+        cuts += report.cuts;
+        hash = hash.rotate_left(1) ^ report.hash;
+        Ok::<_, Box<Failure>>(())
+    });
     print(marks);
     print(format_args!(
-        "{done} seeds from {first}: {failed} failed; {all_events} events, {entries} entries, {answered} answers, {lives} lives, \
+        "{done} seeds from {first}: {failed} failed; {events} events, {entries} entries, {answered} answers, {lives} lives, \
          {cuts} cuts, {:.1} s, hash {hash:032x}",
         begun.elapsed().as_secs_f64()
     ));

@@ -93,7 +93,7 @@ impl World {
         }
         for id in NODES {
             world.until(|world| {
-                world.tell(&Fact::Hello(hello(id)));
+                world.pass(&Fact::Hello(hello(id)));
                 world.state().nodes().contains_key(&id)
             });
         }
@@ -112,7 +112,7 @@ impl World {
     }
 
     /// Gives a fact to all drivers: only the leader's takes it.
-    fn tell(&mut self, fact: &Fact) {
+    fn pass(&mut self, fact: &Fact) {
         for node in self.nodes.values_mut().filter(|node| node.silent.is_none()) {
             node.driver.handle(self.now, fact.clone());
         }
@@ -133,7 +133,7 @@ impl World {
         self.now = Now::at(self.now.steady.plus_millis(10));
         if (self.now.steady.0 / 10_000).is_multiple_of(5) {
             let reports: Vec<_> = NODES.iter().filter_map(|id| self.report(*id)).collect();
-            reports.into_iter().for_each(|report| self.tell(&Fact::Report(report)));
+            reports.into_iter().for_each(|report| self.pass(&Fact::Report(report)));
         }
         let mut orders = Vec::new();
         for node in self.nodes.values_mut().filter(|node| node.silent.is_none()) {
@@ -186,7 +186,7 @@ impl World {
                     let answer = SealAnswer { replica, life: Life(1), epoch: seal.epoch, table, active };
                     answers.push(Fact::Sealed(shard, answer));
                 }
-                answers.iter().for_each(|fact| self.tell(fact));
+                answers.iter().for_each(|fact| self.pass(fact));
             }
             Request::Lead { node, record, .. } => {
                 let (epoch, primary) = (record.config.epoch(), record.config.primary());

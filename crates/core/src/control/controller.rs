@@ -479,7 +479,7 @@ impl Watched {
             return Some(Wish::of(Cause::Restarted));
         }
         if let Some((cause, _)) = view.health.failed(node) {
-            // Where nobody else could lead, an attempt would only end what may go on.
+            // Where no other replica could lead, an attempt would only end what may go on.
             let mut others = record.config.members().iter().filter(|member| **member != primary);
             return others.any(|member| view.is_well(shard, *member)).then(|| Wish::of(cause));
         }

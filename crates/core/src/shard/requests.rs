@@ -335,7 +335,7 @@ impl Shard {
             Err(refusal) => (Index(0), Err(refusal)),
         };
         let colour = if index == Index(0) { self.release.colour() } else { position.colour };
-        // What saw nothing waits for nothing.
+        // An answer that saw nothing waits for nothing.
         let is_early = self.early.is_some() && index > Index(0);
         self.leave(Answer { token, epoch: position.epoch, index, colour, result }, is_early, out);
     }

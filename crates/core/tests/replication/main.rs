@@ -49,7 +49,7 @@ fn replicas_keep_every_answer_under_faults() {
 
 #[test]
 fn worlds_that_once_did_not_come_to_rest_do() {
-    // 142 and 1278: nobody of the last active epoch could lead. 554: a member that was gone for long was the only one left.
+    // 142 and 1278: no member of the last active epoch could lead. 554: a member that was gone for long was the only one left.
     // 1111: a replica that could not lead was chosen again and again.
     runs([142, 554, 1_111, 1_278, 1_549].into_iter());
 }

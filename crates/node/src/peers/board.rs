@@ -18,7 +18,7 @@ struct Held {
     seen: BTreeMap<NodeId, Seen>,
 }
 
-/// What the part is asked for.
+/// The requests to the part.
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
     /// The addresses of the other nodes, if they have changed.

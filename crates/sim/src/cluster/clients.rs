@@ -37,7 +37,7 @@ struct Session {
     confirmed: RequestNumber,
 }
 
-/// What a client waits for.
+/// A call of a client that has no answer.
 struct Pending {
     number: u32,
     process: Key,

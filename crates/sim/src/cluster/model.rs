@@ -1,4 +1,5 @@
-//! What is committed in the whole cluster, folded by the model itself: each replica's entries, states and answers are compared with it.
+//! The committed entries of the whole cluster, folded by the model itself: each replica's entries, states and answers are compared with
+//! them.
 
 use super::env::{Made, number_in};
 use crate::violation::Violation;
@@ -50,7 +51,7 @@ impl Track {
     }
 }
 
-/// What the world has seen of a replica in one life of its node.
+/// The state of a replica in one life of its node, as the world last saw it.
 #[derive(Default)]
 pub(super) struct Followed {
     promised: Epoch,

@@ -53,7 +53,8 @@ impl World {
             return Ok(());
         }
         let is_ending = node.ends_by.is_some();
-        let kills = self.operator.u8(..if is_ending { 2 } else { 8 }) == 0;
+        let is_patient = self.bug == Some(Bug::PatientKill);
+        let kills = self.operator.u8(..if is_ending { 2 } else { 8 }) == 0 || (is_patient && is_ending);
         let is_hasty = self.bug == Some(Bug::ImpatientEnd);
         let known = by.filter(|_| self.bug != Some(Bug::WaitForSelf));
         let (order, turn) = stage::play(scene, || match kills {
@@ -85,7 +86,7 @@ impl World {
         }
         self.carry_on(turn, false)?;
         self.heed_bells();
-        if self.node.is_some() && self.operator.u8(..3) == 0 {
+        if self.node.is_some() && (self.operator.u8(..3) == 0 || is_patient) {
             let delay = self.random(OWNER_DELAY);
             self.inside(delay, Inside::Stop);
         }

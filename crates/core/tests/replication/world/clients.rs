@@ -14,7 +14,7 @@ use stead_core::shard;
 
 pub(super) struct Pending {
     pub(super) number: u32,
-    /// What was answered before it was first sent.
+    /// The answers before it was first sent.
     pub(super) floor: Floor,
     pub(super) token: Option<CallToken>,
     pub(super) sent_at: Time,

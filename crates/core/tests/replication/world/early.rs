@@ -17,7 +17,7 @@ pub(super) struct Early {
     count: u32,
 }
 
-/// What was answered when a call began: its answer shows no less, but for losses.
+/// The answers before a call began: its own shows no less, but for losses.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Floor {
     committed: u32,

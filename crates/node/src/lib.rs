@@ -42,6 +42,7 @@ mod roster;
 mod routes;
 mod shared;
 mod shutdown;
+mod sizes;
 mod slice;
 mod starting;
 mod status;
@@ -65,7 +66,7 @@ pub use log::{LogDesk, LogHub, LogPart, PreparePart, Submission};
 pub use memory::{MemoryLimits, MemoryStatus};
 pub use metrics::{Metrics, ServiceMetrics};
 pub use open::{
-    CheckpointOptions, Drawn, NativeOptions, OpenError, Options, RecoverOptions, Recovery, Registered, Sizes,
+    CheckpointOptions, Drawn, NativeOptions, OpenError, Options, RecoverOptions, Recovery, Registered,
     recover, recover_options,
 };
 pub use operator::{Deletion, Verification};
@@ -77,6 +78,7 @@ pub use reply::{Caller, NoAnswer, Reply, ReplyTo};
 pub use roster::PartId;
 pub use shared::{LOOK_TIMEOUT, Shared};
 pub use shutdown::EndPart;
+pub use sizes::Sizes;
 pub use status::{
     CheckStatus, ClockStatus, CopyStatus, LogStatus, RecoveryReport, ServiceStatus, ShardNotHere,
     ShardStatus, Status, StuckQuery, TaskStatus,

@@ -6,7 +6,7 @@
 
 use crate::bell::Bell;
 use crate::events;
-use crate::reply::{Caller, NoAnswer};
+use crate::reply::{Caller, NoAnswer, ReplyTo};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
@@ -56,6 +56,14 @@ impl<C: Caller> Caller for Recipient<C> {
             Self::Here(caller) => caller.is_gone(),
             Self::Away(away) => away.line.is_closed.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl<C> ReplyTo<C> {
+    /// Returns it as that of a caller in this process.
+    pub(crate) fn here(self) -> ReplyTo<Recipient<C>> {
+        let Self { caller, deadline, timeout } = self;
+        ReplyTo { caller: Recipient::Here(caller), deadline, timeout }
     }
 }
 

@@ -1,6 +1,5 @@
 //! The receivers of answers and results, and the reasons for which there is none.
 
-use crate::native::Recipient;
 use std::time::Duration;
 use stead_core::calls::{Answer, Refusal};
 use stead_core::ids::{ShardId, Time};
@@ -61,14 +60,6 @@ pub struct ReplyTo<C> {
     pub deadline: Time,
     /// The time limit that gave the deadline, for [`NoAnswer::TimedOut`].
     pub timeout: Duration,
-}
-
-impl<C> ReplyTo<C> {
-    /// Returns it as that of a caller in this process.
-    pub(crate) fn here(self) -> ReplyTo<Recipient<C>> {
-        let Self { caller, deadline, timeout } = self;
-        ReplyTo { caller: Recipient::Here(caller), deadline, timeout }
-    }
 }
 
 /// The receiver of the result of an operator's request.

@@ -12,12 +12,12 @@ use crate::log::LogDesk;
 use crate::memory::{Memory, MemoryLimits};
 use crate::metrics::Counters;
 use crate::native::{Native, Recipient};
-use crate::open::Sizes;
-use crate::peers::{PeerBoard, PeerDesk};
+use crate::peers::{PeerDesk, PeerMessage};
 use crate::queries::QueryQueue;
 use crate::reply::{NoAnswer, Reply, ReplyTo};
 use crate::roster::{PartId, Roster};
 use crate::routes::RouteDesk;
+use crate::sizes::Sizes;
 use crate::status::ShardNotHere;
 use crate::steps::StepQueue;
 use crate::watchdog::Watchdog;
@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 use stead_core::calls::{Query, Refusal, Request};
+use stead_core::control::directory::ShardRoute;
 use stead_core::ids::{Index, NodeId, ReplicaId, SessionId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::placement::{Place, Placement};
@@ -37,6 +38,7 @@ use stead_core::shutdown::Group;
 use stead_core::state::State;
 use stead_core::topology::Topology;
 use stead_core::trials::{Grant, Trials};
+use stead_net::replica::Route;
 
 /// The time for which a look at a shard, and the status, wait for a worker that is held by a handler: 500 ms.
 pub const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -58,10 +60,8 @@ pub struct Shared<E: Env> {
     pub(crate) clock: E::Clock,
     pub(crate) watch: E::Watch,
     pub(crate) log: LogDesk,
-    /// The messages for other nodes.
+    /// The messages for other nodes, their addresses, and what is known of them.
     pub peers: PeerDesk,
-    /// The addresses of other nodes, and what is known of them.
-    pub(crate) peer_board: PeerBoard,
     /// The news for the control plane.
     pub control: ControlDesk,
     pub(crate) steps: StepQueue,
@@ -129,7 +129,6 @@ impl<E: Env> Shared<E> {
             watch,
             log: LogDesk::default(),
             peers: PeerDesk::default(),
-            peer_board: PeerBoard::default(),
             control: ControlDesk::default(),
             steps: StepQueue::new(step_parts),
             queries: Arc::new(QueryQueue::new(services, sizes)),
@@ -221,6 +220,33 @@ impl<E: Env> Shared<E> {
     /// Leaves an input for the replica of a shard on this node, which comes from the control plane or from a peer.
     pub fn push_replica(&self, shard: ShardId, input: shard_replica::Input) {
         self.inboxes[self.worker_of(shard)].push(Command::Replica { shard, input });
+    }
+
+    /// Leaves a message of another node for the worker of its shard. One for a shard or a replica that is not here is dropped: its
+    /// sender repeats it, once it knows where that is.
+    pub fn from_peer(&self, message: PeerMessage) {
+        match message {
+            // Rule 1: a frame for an earlier stint of membership must not reach this one.
+            PeerMessage::Frame(Route { shard, from, to }, frame)
+                if self.replicated.get(&shard) == Some(&to) =>
+            {
+                self.push_replica(shard, shard_replica::Input::Frame { from, frame });
+            }
+            PeerMessage::Frame(..) => {}
+            PeerMessage::Deliver { from, to, messages, again } => {
+                self.push(to, Input::Deliver { from, messages, again });
+            }
+            PeerMessage::Ack { from, to, upto, colour } => self.push(to, Input::Ack { from, upto, colour }),
+        }
+    }
+
+    /// Follows routes that are new or have changed, as
+    /// [`Directory::shards_changed_since`](stead_core::control::directory::Directory::shards_changed_since) returns them. The replicas of
+    /// this node send again what may be lost on its way to a replica whose node is new.
+    pub fn follow_routes<'a>(&self, changed: impl IntoIterator<Item = (ShardId, &'a ShardRoute)>) {
+        for (shard, replica) in self.routes.follow(changed, &self.replicated) {
+            self.push_replica(shard, shard_replica::Input::Connected(replica));
+        }
     }
 
     /// Returns the desk where work is left for the log.

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::checks::CheckDesk;
-use crate::open::Sizes;
 use crate::part::{Part, Turned};
 use crate::reply::Reply;
 use crate::roster::PartId;
 use crate::shared::tests::shared;
+use crate::sizes::Sizes;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;

@@ -18,7 +18,7 @@ use crate::env::Env;
 use crate::life::Life;
 pub(crate) use assemble::{AnyPart, Parts, assemble};
 pub use error::OpenError;
-pub use options::{CheckpointOptions, Drawn, NativeOptions, Options, Sizes};
+pub use options::{CheckpointOptions, Drawn, NativeOptions, Options};
 pub use plan::{Registered, recover_options};
 pub use recover::{RecoverOptions, Recovery, recover};
 pub(crate) use sockets::Sockets;

@@ -5,7 +5,7 @@
 //! messages flow again.
 
 use super::PeerMessage;
-use super::board::{Orders, Seen};
+use super::desk::{Orders, Seen};
 use super::packing::{Packed, pack};
 use crate::bell::Bell;
 use crate::clock::Clock;
@@ -179,7 +179,7 @@ impl<N: Network> PeerPart<N> {
     /// Those of the system that concern no connection: there are no connections any more.
     pub fn step<E: Env>(&mut self, hub: &Shared<E>, now: Time, wall: Time) -> io::Result<Time> {
         self.failed.take().map_or(Ok(()), Err)?;
-        self.take_orders(hub.peer_board.take_orders(), now);
+        self.take_orders(hub.peers.take_orders(), now);
         self.dial(now, wall);
         for (node, messages) in hub.peers.take() {
             self.send(node, messages, now);
@@ -204,7 +204,7 @@ impl<N: Network> PeerPart<N> {
         }
         self.peers.retain(|_, peer| !peer.is_unknown());
         let seen = |peer: &Peer| Seen { heard: peer.heard, is_closed: peer.open.is_none() };
-        hub.peer_board.note(self.peers.iter().map(|(node, peer)| (*node, seen(peer))));
+        hub.peers.note(self.peers.iter().map(|(node, peer)| (*node, seen(peer))));
         hub.control.leave(&mut self.news);
         Ok(due)
     }

@@ -2,22 +2,28 @@ use super::packing::pack;
 use super::*;
 use crate::inbox::Command;
 use crate::part::{Part, Turned};
+use crate::shared::Shared;
 use crate::shared::tests::{Nothing, shared_with};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::blob::Blob;
 use stead_core::channel::Message;
 use stead_core::control::facts::Fact;
-use stead_core::ids::{ClusterId, Epoch, Incarnation, Index, Life, Micros, ReplicaId, Time};
+use stead_core::ids::{
+    ClusterId, Colour, Epoch, Incarnation, Index, Life, Micros, NodeId, ReplicaId, Seq, ShardId, Time,
+};
 use stead_core::key::Key;
+use stead_core::shard::Input;
+use stead_core::shard_replica::{self, Frame};
 use stead_net::connection::{Event, Settings};
 use stead_net::endpoint::{Bounds, Endpoint, Happened};
 use stead_net::frame::Origin;
 use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
 use stead_net::network::Tcp;
 use stead_net::payload::Payload;
+use stead_net::replica::Route;
 
 const DEADLINE: Micros = Micros::from_secs(20);
 /// The time for which a test waits at one of its networks before it looks at the next one.
@@ -64,7 +70,7 @@ impl Node {
     }
 
     fn report(&self, node: u32) -> Option<bool> {
-        let reports = self.hub.peer_reports();
+        let reports = self.hub.peers.reports(self.hub.now());
         reports.iter().find(|report| report.node == NodeId(node)).map(|report| report.is_closed)
     }
 
@@ -122,7 +128,7 @@ fn know_each_other(nodes: &[&Node]) {
     let addresses: BTreeMap<NodeId, SocketAddr> =
         (1..).map(NodeId).zip(nodes).map(|(id, node)| (id, node.address)).collect();
     // Its own address is no matter.
-    nodes.iter().for_each(|node| node.hub.set_peers(addresses.clone()));
+    nodes.iter().for_each(|node| node.hub.peers.set_addresses(addresses.clone()));
 }
 
 fn ack(shard: u32, from: u64, to: u64) -> PeerMessage {
@@ -176,7 +182,7 @@ fn messages_go_both_ways_between_three_nodes() {
 #[test]
 fn a_connection_that_closed_is_renewed_and_replicas_learn_of_it() {
     let (mut one, mut two) = (Node::new(1), Node::new(2));
-    one.hub.set_peers(BTreeMap::from([(NodeId(2), two.address)]));
+    one.hub.peers.set_addresses(BTreeMap::from([(NodeId(2), two.address)]));
     // Before there is a connection: it is lost.
     one.leave(2, ack(0, 10, 19));
     one.turn();
@@ -205,7 +211,7 @@ fn a_connection_that_closed_is_renewed_and_replicas_learn_of_it() {
 
     let mut two = Node::at(address, 2, 2);
     let mut at_one = Vec::new();
-    one.hub.ask_peer(NodeId(2));
+    one.hub.peers.ask(NodeId(2));
     run(&mut [&mut one, &mut two], "they connect again", |nodes| {
         at_one.extend(nodes[0].take());
         nodes[0].is_connected(2)
@@ -256,7 +262,7 @@ fn endpoint(local: Local) -> Endpoint<Tcp> {
 #[test]
 fn a_hostile_peer_is_closed_and_the_others_are_served() {
     let (mut one, mut two) = (Node::new(1), Node::new(2));
-    one.hub.set_peers(BTreeMap::from([(NodeId(2), two.address)]));
+    one.hub.peers.set_addresses(BTreeMap::from([(NodeId(2), two.address)]));
     run(&mut [&mut one, &mut two], "they connect", |nodes| nodes[0].is_connected(2));
     // A message that ends early, one of an unknown kind, and one for a shard that there is not, which is dropped, before a good one.
     let section = |shard: u32, to: u64, message: &[u8]| {

@@ -4,6 +4,7 @@ use crate::bell::Bell;
 use crate::drive::put_on_thread;
 use crate::env::{Env, Program};
 use crate::events;
+use crate::metrics::Counters;
 use crate::part::{Part, Turned};
 use crate::queries::queue::{
     LOOK, LOOK_ON, Over, QUERY_THREADS, QueryQueue, QueryThread, Running, STUCK_MAX,
@@ -38,7 +39,7 @@ impl<C: Caller> QueryQueue<C> {
         let now = shared.now();
         if job.reply_to.deadline <= now || job.reply_to.caller.is_gone() {
             drop(queue);
-            self.give_up(shared, Over::late(job));
+            self.give_up(&shared.counters, Over::late(job));
             return Turned::Again;
         }
         let (number, reading) = queue.begin(job, (part.number, QueryThread::current()), now);
@@ -87,16 +88,16 @@ impl<C: Caller> QueryQueue<C> {
     }
 
     /// Answers the client of a query that was given up or refused, unless the client has gone.
-    pub(super) fn give_up<E: Env>(&self, shared: &Shared<E>, over: Over<C>) {
+    pub(super) fn give_up(&self, counters: &Counters, over: Over<C>) {
         let Over { service, reply_to, error, job } = over;
         drop(job);
         if reply_to.caller.is_gone() {
             return;
         }
         if !matches!(error, NoAnswer::Refused(Refusal::QueriesStuck { .. } | Refusal::Overloaded { .. })) {
-            shared.counters.queries_given_up.add(1);
+            counters.queries_given_up.add(1);
         }
-        let counters = &shared.counters.services[usize::from(service.0)];
+        let counters = &counters.services[usize::from(service.0)];
         counters.answers.add(1);
         counters.refusals.add(1);
         reply_to.caller.answer(Err(error));
@@ -245,7 +246,7 @@ impl<E: Env> Part<Shared<E>> for QueryWatch {
         queue.watcher_sleeps = is_quiet;
         drop(queue);
         for over in over {
-            queries.give_up(hub, over);
+            queries.give_up(&hub.counters, over);
         }
         self.start_missing(hub, missing);
         for (_, query, _) in stuck {

@@ -1,12 +1,12 @@
 //! The queue of queries: those that wait for a part, those that run, and those that were given up.
 
 use crate::bell::Bell;
-use crate::env::{Env, Watch};
+use crate::env::Watch;
 use crate::memory::Memory;
-use crate::open::Sizes;
+use crate::metrics::Counters;
 use crate::reply::{Caller, NoAnswer, ReplyTo};
 use crate::roster::PartId;
-use crate::shared::Shared;
+use crate::sizes::Sizes;
 use crate::status::StuckQuery;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -221,7 +221,7 @@ impl<C: Caller> QueryQueue<C> {
 
     /// Adds the queries that shards have released; empties `jobs`. Those for which there is no room are refused: more may have
     /// been admitted before any of them came.
-    pub(crate) fn push<E: Env>(&self, shared: &Shared<E>, jobs: &mut Vec<Job<C>>) {
+    pub(crate) fn push(&self, counters: &Counters, watch: &impl Watch, jobs: &mut Vec<Job<C>>) {
         let mut refused = Vec::new();
         let mut queue = self.queue();
         if queue.is_over {
@@ -233,7 +233,7 @@ impl<C: Caller> QueryQueue<C> {
         for job in jobs.drain(..) {
             let service = usize::from(job.reading.service.0);
             let mut is_full = self.is_full(service);
-            shared.watch.is_full(&mut is_full);
+            watch.is_full(&mut is_full);
             if is_full {
                 let refusal = Refusal::Overloaded { retry_after: RETRY_AFTER };
                 refused.push(Over::refused(job, NoAnswer::Refused(refusal)));
@@ -253,7 +253,7 @@ impl<C: Caller> QueryQueue<C> {
         }
         // After the lock: an answer runs code of its caller.
         for over in refused {
-            self.give_up(shared, over);
+            self.give_up(counters, over);
         }
     }
 

@@ -130,9 +130,8 @@ impl Node {
         let is_gone = Arc::default();
         let caller = Client { to, is_gone: Arc::clone(&is_gone) };
         let reply_to = ReplyTo { caller, deadline: self.hub.now().plus(wait), timeout: wait.into() };
-        self.hub
-            .queries
-            .push(&self.hub, &mut vec![Job::new(Box::new(reading), reply_to.here(), &self.hub.memory)]);
+        let job = Job::new(Box::new(reading), reply_to.here(), &self.hub.memory);
+        self.hub.queries.push(&self.hub.counters, &self.hub.watch, &mut vec![job]);
         Asked { from, is_gone }
     }
 

@@ -1,7 +1,6 @@
 //! Performs the effects of shards, and passes on the results at the end of a turn.
 
-use super::snapshots::Draining;
-use super::{Slot, Worker};
+use super::{Draining, Slot, Worker};
 use crate::checkpoint::Event;
 use crate::env::{Env, Watch};
 use crate::log::Submission;
@@ -130,7 +129,7 @@ impl<E: Env> Worker<E> {
         self.hand_on_news(shared);
         self.publish_waiting(shared);
         if !self.queries.is_empty() {
-            shared.queries.push(shared, &mut self.queries);
+            shared.queries.push(&shared.counters, &shared.watch, &mut self.queries);
         }
         for (worker, inputs) in self.outgoing.iter_mut().enumerate() {
             if !inputs.is_empty() {

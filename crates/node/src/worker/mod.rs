@@ -29,14 +29,14 @@ use crate::queries::Job;
 use crate::routes::Routes;
 use crate::shared::Shared;
 pub(crate) use rebuilding::Stored;
-use snapshots::Draining;
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use stead_core::clock::Now;
 use stead_core::control::facts::ShardReport;
 use stead_core::handler::Handler;
-use stead_core::ids::{CallToken, Micros, NodeId, ShardId, Time};
+use stead_core::ids::{CallToken, CheckpointNumber, Micros, NodeId, ShardId, Time};
+use stead_core::records::Piece;
 use stead_core::replication::epoch::EpochRecord;
 use stead_core::shard::{Input, Shard};
 use stead_core::shard_replica::{self, Effects, ShardReplica};
@@ -166,6 +166,15 @@ struct Slot {
     looks_at_clock: bool,
     /// Its bytes in the node's account: of entries that wait for the log, of messages in outboxes, and of queries.
     published: (i64, i64, i64),
+}
+
+/// A snapshot that is handed to the checkpoint thread in pieces.
+struct Draining {
+    slot: u32,
+    number: CheckpointNumber,
+    piece: Piece,
+    /// Set if no checkpoint takes it. It is drained anyway: until then the shard keeps a copy of each changed record.
+    is_given_up: bool,
 }
 
 /// The counts of a turn.

@@ -5,20 +5,10 @@ use crate::checkpoint::Event;
 use crate::clock::Clock;
 use crate::env::{Env, Watch};
 use crate::shared::Shared;
-use stead_core::ids::{CheckpointNumber, Micros};
-use stead_core::records::Piece;
+use stead_core::ids::Micros;
 
 /// Maximum time that a snapshot may hold the worker in one turn.
 const SNAPSHOT_SLICE: Micros = Micros(300);
-
-/// A snapshot that is handed to the checkpoint thread in pieces.
-pub(super) struct Draining {
-    pub(super) slot: u32,
-    pub(super) number: CheckpointNumber,
-    pub(super) piece: Piece,
-    /// Set if no checkpoint takes it. It is drained anyway: until then the shard keeps a copy of each changed record.
-    pub(super) is_given_up: bool,
-}
 
 impl<E: Env> Worker<E> {
     /// Hands a slice of the running snapshots to the checkpoint thread, unless that is behind.

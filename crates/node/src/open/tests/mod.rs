@@ -8,9 +8,7 @@ mod replicas;
 mod starts;
 
 use super::plan::{self, Registered};
-use super::{
-    CheckpointOptions, Drawn, OpenError, Options, Parts, Recovery, Sizes, Sockets, assemble, recover,
-};
+use super::{CheckpointOptions, Drawn, OpenError, Options, Parts, Recovery, Sockets, assemble, recover};
 use crate::checkpoint::{CheckpointFailure, CheckpointReport, Event, News, Pin, SnapshotQueue};
 use crate::clock::Clock;
 use crate::env::{Env, Program, StepCall, Watch};
@@ -23,6 +21,7 @@ use crate::ready::NotReady;
 use crate::reply;
 use crate::reply::{Caller, NoAnswer, ReplyTo};
 use crate::roster::PartId;
+use crate::sizes::Sizes;
 use crate::stepped::{self, Started};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -699,7 +698,7 @@ fn a_stepped_query_that_is_given_up_leaves_the_priority_of_the_thread() {
     let deadline = shared.now().plus_millis(1000);
     let reply_to = ReplyTo { caller: Noting(1, Arc::clone(&answers)), deadline, timeout: after };
     let mut jobs = vec![Job::new(Box::new(reading), reply_to.here(), &shared.memory)];
-    shared.queries.push(shared, &mut jobs);
+    shared.queries.push(&shared.counters, &shared.watch, &mut jobs);
     let priority = || rustix::process::getpriority_process(None).unwrap();
     let before = priority();
     let part = PartId::Query(0);

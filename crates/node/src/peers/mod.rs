@@ -1,0 +1,12 @@
+//! Messages to other nodes and from them: `part.rs` has the connections, and `packing.rs` puts messages into frames. Workers leave
+//! messages at the [`PeerDesk`]; the part that has the connections takes them, and a simulator does in its place. What arrives goes to
+//! the workers by [`Shared::from_peer`](crate::Shared::from_peer).
+
+mod desk;
+mod packing;
+mod part;
+#[cfg(test)]
+mod tests;
+
+pub use desk::{PeerDesk, PeerMessage};
+pub use part::PeerPart;

@@ -67,7 +67,7 @@ pub use memory::{MemoryLimits, MemoryStatus};
 pub use metrics::{Metrics, ServiceMetrics};
 pub use open::{
     CheckpointOptions, Drawn, NativeOptions, OpenError, Options, RecoverOptions, Recovery, Registered,
-    recover, recover_options,
+    recover, recover_in, recover_options,
 };
 pub use operator::{Deletion, Verification};
 pub use part::{Part, Turned};

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
-use stead_core::ids::{ClusterId, Epoch, Incarnation, NodeId, ShardId};
+use stead_core::ids::{ClusterId, Epoch, Incarnation, Life, NodeId, ShardId};
 use stead_core::topology::Topology;
 
 /// The version of the data directory's format. Version 1 is read, and replaced by the first change.
@@ -45,8 +45,8 @@ pub struct Meta {
     pub log_id: u64,
     /// Whether the log was created: from then on, no log means that it was lost.
     pub log_created: bool,
-    /// Whether the last owner shut down cleanly. The next one unsets it before it begins, so that a crash leaves it
-    /// unset.
+    /// Whether the last life that promised epochs shut down cleanly. The next one unsets it before it promises any, so that a
+    /// crash leaves it unset. A life that was counted and never came so far has run no handler, and leaves it as it is.
     pub clean: bool,
     /// Whether a restore into this directory has begun and not ended: its contents are incomplete.
     pub restoring: bool,
@@ -169,6 +169,8 @@ pub struct DataDir {
     meta: Meta,
     /// The version of the file.
     format: u64,
+    /// Whether the owner has counted its life.
+    is_counted: bool,
     fatal: bool,
     _lock: Box<dyn DiskLock>,
 }
@@ -193,7 +195,7 @@ impl DataDir {
         };
         // The file may not be durable yet, if a process was killed between rename and sync.
         disk.sync_dir("").map_err(io_error("sync", ""))?;
-        Ok((Self { disk, meta, format, fatal: false, _lock: lock }, created))
+        Ok((Self { disk, meta, format, is_counted: false, fatal: false, _lock: lock }, created))
     }
 
     /// Takes ownership of the data directory at the disk's root for a restore, and gives it the metadata `meta`, marked
@@ -212,7 +214,7 @@ impl DataDir {
         let meta = Meta { restoring: true, ..meta };
         write(&*disk, &meta)?;
         disk.sync_dir("").map_err(io_error("sync", ""))?;
-        Ok(Some(Self { disk, meta, format: FORMAT, fatal: false, _lock: lock }))
+        Ok(Some(Self { disk, meta, format: FORMAT, is_counted: false, fatal: false, _lock: lock }))
     }
 
     /// Reads the metadata, and prevents other owners until the lock is dropped. Changes nothing: the directory may be
@@ -270,6 +272,30 @@ impl DataDir {
     #[must_use]
     pub fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
+    }
+
+    /// Counts the life that its owner begins, and returns once that is durable; the first call counts, and the others return the same
+    /// life. A node of a cluster names its life to the others before it opens anything else. Whether the last life ended in order stays
+    /// as it was.
+    ///
+    /// # Errors
+    /// As [`Self::update`]: the life does not count, or after a failure of the disk it may.
+    pub fn begin_life(&mut self) -> Result<Life, DataDirError> {
+        self.begin_life_with(|_| {})
+    }
+
+    /// Counts the life as [`Self::begin_life`] does, and changes the metadata in the same write.
+    ///
+    /// # Errors
+    /// As [`Self::begin_life`].
+    pub fn begin_life_with(&mut self, change: impl FnOnce(&mut Meta)) -> Result<Life, DataDirError> {
+        let more = u64::from(!self.is_counted);
+        self.update(|meta| {
+            meta.lives += more;
+            change(meta);
+        })?;
+        self.is_counted = true;
+        Ok(Life(self.meta.lives))
     }
 
     /// Changes the metadata, and returns once the change is durable. The file then has the current version, even if

@@ -57,7 +57,7 @@ pub struct Recovery {
     pub plan: StartPlan,
 }
 
-/// Recovers a data directory, or creates it with the metadata from `fresh`.
+/// Recovers a data directory, or creates it with the metadata from `fresh`, and counts the life.
 ///
 /// # Errors
 /// [`OpenError`]; stored data is then unchanged, except that the log's unsynced tail may be cut, and that a disk which fails under
@@ -68,7 +68,20 @@ pub fn recover(
     options: RecoverOptions<'_>,
     fresh: impl FnOnce() -> Meta,
 ) -> Result<Recovery, OpenError> {
-    let (mut data_dir, created) = DataDir::open(Arc::clone(&disk), fresh)?;
+    recover_in(DataDir::open(disk, fresh)?, code, options)
+}
+
+/// Recovers as [`recover`] does, in a data directory that the caller has opened, and whose life it may have
+/// [counted](DataDir::begin_life). A new one may list services in its metadata: those of the cluster that the node joins.
+///
+/// # Errors
+/// As [`recover`]; a life that was counted before stays so.
+pub fn recover_in(
+    (mut data_dir, created): (DataDir, bool),
+    code: &dyn Code,
+    options: RecoverOptions<'_>,
+) -> Result<Recovery, OpenError> {
+    let disk = Arc::clone(data_dir.disk());
     let mut stored = Topology::new(data_dir.meta().incarnation);
     for service in &data_dir.meta().services {
         stored.ensure(&service.name, service.shards)?;
@@ -108,8 +121,7 @@ pub fn recover(
     // the next start has nothing to suspect.
     recovered.make_room_to_promise(&plan.epochs).map_err(RecoveryError::from)?;
     // Must be durable before any entry of a new service, and before the log has a record that older programs do not know.
-    data_dir.update(|meta| {
-        meta.lives += 1;
+    data_dir.begin_life_with(|meta| {
         meta.log_created = true;
         meta.clean = false;
         meta.services = ServiceMeta::all_of(&topology);

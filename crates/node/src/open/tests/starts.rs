@@ -1,10 +1,11 @@
 //! Starts of a node, and its options.
 
 use super::*;
+use crate::open::recover_in;
 use stead_core::ids::Incarnation;
 use stead_store::checkpoint::begun::Begun;
 use stead_store::checkpoint::store::DiskStore;
-use stead_store::data_dir::CHECKPOINTS;
+use stead_store::data_dir::{CHECKPOINTS, ServiceMeta};
 
 #[test]
 fn services_and_tasks_may_be_left_without_their_code_by_name() {
@@ -96,6 +97,58 @@ fn a_start_without_room_for_its_promises_changes_no_fact() {
     assert_eq!((found.data_dir.meta().lives, found.data_dir.meta().clean), (1001, false));
     assert!(found.plan.epochs.values().all(|epoch| epoch.0 > 1000), "version 1 gave epochs up to 1000");
     assert!(found.recovered.wal.is_marked());
+}
+
+/// A life that is counted before its opening is counted once, and one whose opening fails says nothing about the life before.
+#[test]
+fn a_life_is_counted_once_and_leaves_open_whether_the_last_one_ended_in_order() {
+    let disk = SimDisk::new(6);
+    let options = Node::options(1);
+    let code = Registered { program: &Counters, without_code: &options.without_code };
+    let open = || DataDir::open(Arc::new(disk.clone()), plan::fresh_meta).unwrap();
+    let facts = |data_dir: &DataDir| (data_dir.meta().lives, data_dir.meta().clean);
+    let (mut data_dir, created) = open();
+    assert!(created);
+    assert_eq!([(); 2].map(|()| data_dir.begin_life().unwrap().0), [1, 1]);
+    let found = recover_in((data_dir, created), &code, plan::recover_options(&options)).unwrap();
+    assert_eq!((facts(&found.data_dir), found.plan.assume_clean), ((1, false), true));
+    drop(found);
+
+    let (mut data_dir, _) = open();
+    data_dir.update(|meta| meta.clean = true).unwrap();
+    drop(data_dir);
+    let (mut data_dir, _) = open();
+    assert_eq!(data_dir.begin_life().unwrap().0, 2);
+    // Its opening fails.
+    drop(data_dir);
+    let (mut data_dir, created) = open();
+    assert_eq!((facts(&data_dir), data_dir.begin_life().unwrap().0), ((2, true), 3));
+    let found = recover_in((data_dir, created), &code, plan::recover_options(&options)).unwrap();
+    assert!(found.plan.assume_clean, "the life before ended in order");
+    assert_eq!(facts(&found.data_dir), (3, false));
+    drop(found);
+    let found = recover_in(open(), &code, plan::recover_options(&options)).unwrap();
+    assert_eq!((facts(&found.data_dir), found.plan.assume_clean), ((4, false), false));
+}
+
+/// A node that joins a cluster has its services before its first opening, in the order of the cluster.
+#[test]
+fn a_new_data_directory_may_list_services() {
+    let mut options = Node::options(1);
+    options.services[0].shards = None;
+    options.without_code.insert("other".to_owned());
+    let services = [("other", 0, 3), ("counter", 3, 5)].map(|(name, first, shards)| ServiceMeta {
+        name: name.to_owned(),
+        first: ShardId(first),
+        shards,
+    });
+    let fresh = || Meta { services: services.to_vec(), ..plan::fresh_meta() };
+    let code = Registered { program: &Counters, without_code: &options.without_code };
+    let opened = DataDir::open(Arc::new(SimDisk::new(6)), fresh).unwrap();
+    let found = recover_in(opened, &code, plan::recover_options(&options)).unwrap();
+    assert!(found.created);
+    assert_eq!(found.data_dir.meta().services, services);
+    assert_eq!(found.recovered.states.len(), 8);
 }
 
 /// Makes the parts of a life over what was recovered.

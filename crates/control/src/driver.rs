@@ -4,8 +4,9 @@ use crate::board::Role;
 use crate::control_state::ControlPlane;
 use std::time::Duration;
 use stead_core::clock::Now;
-use stead_core::control::controller::{Controller, Settings};
+use stead_core::control::controller::Controller;
 use stead_core::control::facts::{Fact, Request};
+use stead_core::control::settings::Settings;
 
 /// The time in which a plane gives a command to the leader. The controller proposes again what changed nothing.
 const WAIT: Duration = Duration::from_millis(500);

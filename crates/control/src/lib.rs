@@ -28,6 +28,7 @@ mod network;
 mod pace;
 mod plane;
 mod proposal;
+mod settings;
 mod snapshot;
 mod store;
 #[cfg(test)]
@@ -45,8 +46,9 @@ pub use fault::StorageFault;
 pub use log::Identity;
 pub use machine::{Committed, Machine};
 pub use member::VOTERS_MAX;
-pub use plane::{Begin, DIR, Options, Plane, Settings};
+pub use plane::{Begin, DIR, Options, Plane};
 pub use proposal::{COMMAND_BYTES_MAX, Proposal};
+pub use settings::Settings;
 pub use snapshot::SNAPSHOT_BYTES_MAX;
 pub use transport::{Answer, Transport};
 pub use wire::Change;

@@ -10,7 +10,6 @@ use crate::record::{
     Kind, Receiver, RecordKey, StepRetry, TaskRecord, TimerRecord, decode_value, encode_value,
 };
 use crate::records::Records;
-use crate::shard::{Effect, Input, Shard};
 use crate::state::State;
 use crate::topology::Topology;
 use crate::writes::Writes;
@@ -42,16 +41,6 @@ pub trait Handler {
     fn is_spent(&self) -> bool {
         false
     }
-
-    /// Sees an input that a [replica](crate::shard_replica::ShardReplica) gives its shard, for a simulator. By default nothing.
-    fn sees_input(&mut self, shard: &Shard, input: &Input) {
-        let _ = (shard, input);
-    }
-
-    /// Sees the effects of the shard's last input, and may change them, for a simulator. By default nothing.
-    fn sees_effects(&mut self, shard: &Shard, effects: &mut Vec<Effect>) {
-        let _ = (shard, effects);
-    }
 }
 
 /// The place where a query runs.
@@ -59,7 +48,7 @@ pub trait Handler {
 pub enum QueryPlace {
     /// At once, on the shard's thread: only for code that ends soon whatever it reads.
     Here,
-    /// Where the shell runs it: see [`Effect::Query`].
+    /// Where the shell runs it: see [`Effect::Query`](crate::shard::Effect::Query).
     Apart,
 }
 

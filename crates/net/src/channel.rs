@@ -10,8 +10,7 @@
 
 use crate::frame::{u16_at, u32_at, u64_at};
 use crate::payload::PayloadWriter;
-use crate::replica::{Read, index};
-use crate::section::{Address, Section, write_header};
+use crate::section::{Address, Read, Section, index, write_header};
 use stead_core::blob::Blob;
 use stead_core::channel::Message;
 use stead_core::ids::{Colour, Epoch, ReplicaId, Seq, ShardId};

@@ -5,7 +5,7 @@
 
 use crate::connection::{Connection, Event, Failure, RequestId, SendError, Settings};
 use crate::handshake::{Known, Local, Refusal, Role, Side};
-use crate::network::{AddressError, Network, Ready, check_loopback};
+use crate::network::{AddressError, ConnectionId, Network, Ready, check_loopback};
 use crate::payload::Payload;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, IoSlice, Read, Write};
@@ -48,10 +48,6 @@ const TURN_BYTES: usize = 4 << 20;
 const SLICES: usize = 64;
 /// Time without accepting after the system refused to, mostly for want of descriptors.
 const ACCEPT_PAUSE: Micros = Micros::from_millis(100);
-
-/// The number of a connection at its endpoint, never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(pub u64);
 
 /// Reasons for which a connection is not there any more.
 #[derive(Debug, thiserror::Error)]

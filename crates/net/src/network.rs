@@ -1,12 +1,15 @@
 //! The network below an endpoint: TCP, or a simulator's.
 
-use crate::endpoint::ConnectionId;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::io::{self, Read, Write};
 use std::net::{self, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The number of a connection at its endpoint, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
 
 /// A socket on which something can be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,10 +20,10 @@
 use crate::channel::{self, Deliver, Taken};
 use crate::frame::{u32_at, u64_at};
 use crate::payload::PayloadWriter;
-use crate::section::{Address, Section, write_header};
+use crate::section::{Address, Read, Section, index, write_header};
 use bytes::{Buf, Bytes};
 use stead_core::blob::Blob;
-use stead_core::ids::{Epoch, Index, Life, Micros, ReplicaId, Round, ShardId, Time};
+use stead_core::ids::{Epoch, Life, Micros, ReplicaId, Round, ShardId, Time};
 use stead_core::replication::epoch::{Ask, EpochRecord, Fresh, Mark};
 use stead_core::replication::replica::AppendHead;
 use stead_core::replication::table::{EpochTable, LogPoint};
@@ -268,19 +268,12 @@ pub fn read_message(section: &Section) -> Result<Message, MessageError> {
     read.map_err(|reason| MessageError::Invalid { shard, kind, reason: reason.to_owned() })
 }
 
-/// The content, or the reason for which it is invalid.
-pub(crate) type Read<T> = Result<T, &'static str>;
-
 /// Reads numbers that fill all of the bytes.
 fn numbers<const N: usize>(body: &[u8]) -> Read<[u64; N]> {
     if body.len() != 8 * N {
         return Err("it has another length");
     }
     Ok(std::array::from_fn(|at| u64_at(body, 8 * at)))
-}
-
-pub(crate) fn index(index: u64) -> Read<Index> {
-    Some(Index(index)).filter(|index| *index <= Index::MAX).ok_or("it names an index that no log reaches")
 }
 
 fn point(epoch: u64, at: u64) -> Read<LogPoint> {

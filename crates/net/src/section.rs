@@ -17,7 +17,7 @@
 use crate::frame::{u32_at, u64_at};
 use crate::payload::PayloadWriter;
 use bytes::{Buf, Bytes};
-use stead_core::ids::{Epoch, ReplicaId, ShardId};
+use stead_core::ids::{Epoch, Index, ReplicaId, ShardId};
 
 /// Length of a section without its message, in bytes.
 pub const SECTION_HEADER_LEN: usize = 32;
@@ -105,6 +105,14 @@ impl Iterator for Sections {
         message.advance(SECTION_HEADER_LEN);
         Some(Ok(Section { address, message }))
     }
+}
+
+/// The content of a message, or the reason for which it is invalid.
+pub(crate) type Read<T> = Result<T, &'static str>;
+
+/// Reads an index of a log.
+pub(crate) fn index(index: u64) -> Read<Index> {
+    Some(Index(index)).filter(|index| *index <= Index::MAX).ok_or("it names an index that no log reaches")
 }
 
 /// A payload ends within a section. The frame's checksum was right, so its sender wrote it so: close the connection.

@@ -15,6 +15,7 @@ use stead_core::capture::View;
 use stead_core::handler::{Handler, QueryPlace, Txn};
 use stead_core::ids::Time;
 use stead_core::shard::{Effect, Input, Shard};
+use stead_core::shard_replica::Watched;
 
 /// A program's handler, guarded.
 pub(crate) struct Guarded<E: Env> {
@@ -101,7 +102,9 @@ impl<E: Env> Handler for Guarded<E> {
         self.is_over.set(is_over);
         is_over
     }
+}
 
+impl<E: Env> Watched for Guarded<E> {
     fn sees_input(&mut self, shard: &Shard, input: &Input) {
         self.shared.watch.input(shard, input);
     }

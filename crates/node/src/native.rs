@@ -17,10 +17,10 @@ use stead_core::calls::Answer;
 use stead_core::ids::Time;
 use stead_core::topology::Topology;
 use stead_net::connection::{Event, RequestId, SendError, Settings};
-use stead_net::endpoint::{Bounds, ConnectionId, Endpoint, Happened};
+use stead_net::endpoint::{Bounds, Endpoint, Happened};
 use stead_net::handshake::{Local, Role};
 use stead_net::native;
-use stead_net::network::{Tcp, Wake};
+use stead_net::network::{ConnectionId, Tcp, Wake};
 use stead_net::payload::Payload;
 
 /// Bytes of answers that wait for their client to read them, above which others get [`native::Answer::NoRoom`]: 16 MiB.

@@ -1,7 +1,7 @@
 //! The disk of one life of the node.
 
 use crate::disk_log::DiskLog;
-use crate::refusals::Counter;
+use crate::refusals::{COPIES, Counter};
 use crate::stage;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,11 +11,6 @@ use stead_store::checkpoint::store::{BlobStore, DiskStore};
 use stead_store::data_dir::CHECKPOINTS;
 use stead_store::disk::{Disk, DiskFile, DiskLock, LockError, Open};
 use stead_store::sim_disk::{SimDisk, is_crash};
-
-/// The directory to which the node copies its checkpoints.
-pub(crate) const COPIES: &str = "copies";
-/// The directory to which it copies those that an operator requests.
-pub(crate) const BY_HAND: &str = "copies-by-hand";
 
 /// A planted bug in what the disk deletes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,15 @@
 //! The operations that the disk refused in a life of the node, by the files concerned: a failure needs such a cause.
 
-use crate::disk::COPIES;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use stead_store::data_dir::CHECKPOINTS;
 use stead_store::disk::{DiskFile, is_full};
 use stead_store::sim_disk::is_crash;
+
+/// The directory to which the node copies its checkpoints.
+pub(crate) const COPIES: &str = "copies";
+/// The directory to which it copies those that an operator requests.
+pub(crate) const BY_HAND: &str = "copies-by-hand";
 
 /// The files that a part of the node uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

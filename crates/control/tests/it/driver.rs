@@ -11,7 +11,7 @@ use stead_core::control::dial::Dial;
 use stead_core::control::facts::{Fact, Hello, NodeReport, PeerReport, Request, ShardReport};
 use stead_core::control::failover::Cause;
 use stead_core::control::node::{DiskState, StartId};
-use stead_core::control::{Cluster, Command, ControlState, Outcome, controller};
+use stead_core::control::{Cluster, Command, ControlState, Outcome, settings};
 use stead_core::ids::{Epoch, Life, Micros, NodeId, ReplicaId, ShardId, Time};
 use stead_core::replication::epoch::SealAnswer;
 use stead_core::replication::table::{EpochTable, LogPoint};
@@ -79,7 +79,7 @@ impl World {
             let port = Arc::new(Port { from: id, planes: Arc::clone(&planes) });
             let plane = Arc::new(Plane::start(options, Arc::new(SimDisk::new(1)), port).unwrap());
             planes.lock().unwrap().insert(id, Arc::downgrade(&plane));
-            let driver = Driver::new(controller::Settings::default());
+            let driver = Driver::new(settings::Settings::default());
             world.nodes.insert(id, Node { plane, driver, replicas: BTreeMap::new(), silent: None });
             let first = &world.nodes[&NODES[0]].plane;
             if id == NODES[0] {

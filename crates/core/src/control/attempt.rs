@@ -1,11 +1,11 @@
 //! An attempt to begin an epoch: the seals that are asked for, and the choice of members and primary once they suffice.
 
 use super::ControlState;
-use super::controller::Settings;
 use super::failover::Cause;
 use super::health::Health;
 use super::node::NodeRecord;
 use super::placement::Loads;
+use super::settings::Settings;
 use super::shard::{ShardRecord, Stage};
 use crate::clock::Now;
 use crate::commit_tracker::EpochConfig;

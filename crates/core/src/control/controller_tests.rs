@@ -1,12 +1,13 @@
 //! Tests of the decisions, on a cluster of nodes that do at once what they are asked for.
 
 use super::command::{Command, Outcome, Refusal, ShardChange, ShardCommand, ShardStart};
-use super::controller::{Controller, Settings};
+use super::controller::Controller;
 use super::dial::{Acks, Dial};
 use super::facts::{Fact, Hello, NodeReport, PeerReport, Request, ShardReport};
 use super::failover::Cause;
 use super::node::{DiskState, StartId};
 use super::placement::{Loads, create_service};
+use super::settings::Settings;
 use super::shard::Stage;
 use super::{Cluster, ControlState};
 use crate::clock::Now;

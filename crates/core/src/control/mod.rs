@@ -25,6 +25,7 @@ pub mod failover;
 pub mod health;
 pub mod node;
 pub mod placement;
+pub mod settings;
 pub mod shard;
 mod stored;
 #[cfg(test)]

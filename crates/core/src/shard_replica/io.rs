@@ -1,11 +1,12 @@
 //! The inputs and effects of a replica of a shard, and its frames.
 
 use crate::blob::Blob;
+use crate::handler::Handler;
 use crate::ids::{CallToken, Epoch, Index, Life, Micros, ReplicaId};
 use crate::replication::epoch::{Ask, EpochRecord, Mark, Seal, SealAnswer};
 use crate::replication::replica::{AppendHead, CannotLead};
 use crate::replication::table::{EpochTable, LogPoint};
-use crate::shard;
+use crate::shard::{self, Shard};
 use crate::state::{Misfit, State};
 
 /// An entry of the log as its bytes, which are shared by the log and the frames to all peers.
@@ -305,4 +306,17 @@ pub struct ReplicaName {
     pub id: ReplicaId,
     /// The life.
     pub life: Life,
+}
+
+/// User code as a replica runs it, which a simulator may watch.
+pub trait Watched: Handler {
+    /// Sees an input that the replica gives its shard. By default nothing.
+    fn sees_input(&mut self, shard: &Shard, input: &shard::Input) {
+        let _ = (shard, input);
+    }
+
+    /// Sees the effects of the shard's last input, and may change them. By default nothing.
+    fn sees_effects(&mut self, shard: &Shard, effects: &mut Vec<shard::Effect>) {
+        let _ = (shard, effects);
+    }
 }

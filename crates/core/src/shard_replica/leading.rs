@@ -1,12 +1,11 @@
 //! A replica while it leads an epoch.
 
-use super::io::{Effect, Effects, Frame, LogEntry, ReplicaSettings};
+use super::io::{Effect, Effects, Frame, LogEntry, ReplicaSettings, Watched};
 use super::tail::Tail;
 use super::{Role, ShardReplica};
 use crate::blob::Blob;
 use crate::calls::{Answer, Query, Refusal};
 use crate::clock::Now;
-use crate::handler::Handler;
 use crate::ids::{Epoch, Index, Micros, ReplicaId, Time};
 use crate::replication::epoch::EpochRecord;
 use crate::replication::reads::{ReadKind, Reads};
@@ -55,7 +54,7 @@ impl Leading {
         &mut self,
         now: Now,
         input: shard::Input,
-        handler: &mut dyn Handler,
+        handler: &mut dyn Watched,
         out: &mut Vec<shard::Effect>,
     ) -> (Index, Index) {
         assert!(
@@ -130,7 +129,7 @@ impl ShardReplica {
         now: Now,
         record: Box<EpochRecord>,
         learners: Vec<ReplicaId>,
-        handler: &mut dyn Handler,
+        handler: &mut dyn Watched,
         out: &mut Effects,
     ) {
         let epoch = record.config.epoch();
@@ -230,7 +229,7 @@ impl ShardReplica {
         now: Now,
         from: ReplicaId,
         frame: Frame,
-        handler: &mut dyn Handler,
+        handler: &mut dyn Watched,
         out: &mut Effects,
     ) {
         let Role::Leads(leading) = &mut self.role else { return };
@@ -271,7 +270,7 @@ impl ShardReplica {
         &mut self,
         now: Now,
         input: shard::Input,
-        handler: &mut dyn Handler,
+        handler: &mut dyn Watched,
         out: &mut Effects,
     ) {
         assert!(
@@ -299,7 +298,7 @@ impl ShardReplica {
         &mut self,
         now: Now,
         input: shard::Input,
-        handler: &mut dyn Handler,
+        handler: &mut dyn Watched,
         out: &mut Effects,
     ) {
         let Role::Leads(leading) = &mut self.role else { return };
@@ -349,7 +348,7 @@ impl ShardReplica {
     }
 
     /// Lets the shard run the queries that may be answered, and asks for confirmations for the others.
-    pub(super) fn run_reads(&mut self, now: Now, handler: &mut dyn Handler, out: &mut Effects) {
+    pub(super) fn run_reads(&mut self, now: Now, handler: &mut dyn Watched, out: &mut Effects) {
         let Role::Leads(leading) = &mut self.role else { return };
         // One round at a time serves all reads that came before it.
         let is_open = leading.rounds.confirmed().next() != leading.rounds.next();
@@ -436,7 +435,7 @@ mod tests {
     use crate::calls::{Call, Outcome};
     use crate::capture::View;
     use crate::commit_tracker::EpochConfig;
-    use crate::handler::Txn;
+    use crate::handler::{Handler, Txn};
     use crate::ids::{Generation, Incarnation, Life, Round, ShardId};
     use crate::replication::epoch::Mark;
     use crate::replication::lease::Grants;
@@ -458,6 +457,8 @@ mod tests {
             unreachable!("nothing is called")
         }
     }
+
+    impl Watched for Idle {}
 
     #[test]
     fn a_confirmation_of_a_replica_that_was_not_asked_leaves_no_trace() {

@@ -22,12 +22,11 @@ mod leading;
 mod recovery;
 mod tail;
 
-pub use io::{Effect, Effects, Frame, Input, LogEntry, Record, ReplicaName, ReplicaSettings};
+pub use io::{Effect, Effects, Frame, Input, LogEntry, Record, ReplicaName, ReplicaSettings, Watched};
 pub use recovery::{Recovery, ReplicaLog};
 
 use crate::clock::Now;
 use crate::entry::Entry;
-use crate::handler::Handler;
 use crate::ids::{Epoch, Index, Micros, ReplicaId, ShardId, Time};
 use crate::replication::epoch::EpochRecord;
 use crate::replication::lease::Grants;
@@ -231,7 +230,7 @@ impl ShardReplica {
     ///
     /// # Panics
     /// If a rule was broken whose violation a crash would turn into a lost or contradicted promise, or `out` was not empty.
-    pub fn handle(&mut self, now: Now, input: Input, handler: &mut dyn Handler, out: &mut Effects) {
+    pub fn handle(&mut self, now: Now, input: Input, handler: &mut dyn Watched, out: &mut Effects) {
         assert!(out.is_empty(), "the effects of an input are performed before the next one");
         if self.is_unusable {
             return;
@@ -250,7 +249,7 @@ impl ShardReplica {
         &mut self,
         now: Now,
         input: shard::Input,
-        handler: &mut dyn Handler,
+        handler: &mut dyn Watched,
         out: &mut Effects,
     ) {
         assert!(out.is_empty(), "the effects of an input are performed before the next one");
@@ -269,7 +268,7 @@ impl ShardReplica {
     }
 
     /// Does what follows from each input.
-    fn go_on(&mut self, now: Now, handler: &mut dyn Handler, out: &mut Effects) {
+    fn go_on(&mut self, now: Now, handler: &mut dyn Watched, out: &mut Effects) {
         if let Role::Leads(leading) = &self.role
             && leading.is_alone()
         {
@@ -282,7 +281,7 @@ impl ShardReplica {
         }
     }
 
-    fn handle_input(&mut self, now: Now, input: Input, handler: &mut dyn Handler, out: &mut Effects) {
+    fn handle_input(&mut self, now: Now, input: Input, handler: &mut dyn Watched, out: &mut Effects) {
         if let Input::Durable(0) = input {
             return self.release(now, handler, out);
         }
@@ -366,7 +365,7 @@ impl ShardReplica {
     }
 
     /// Lets more leave of what is committed.
-    fn release(&mut self, now: Now, handler: &mut dyn Handler, out: &mut Effects) {
+    fn release(&mut self, now: Now, handler: &mut dyn Watched, out: &mut Effects) {
         if let Role::Leads(leading) = &self.role
             && leading.shard.is_behind()
         {
@@ -382,7 +381,7 @@ impl ShardReplica {
         from: ReplicaId,
         head: AppendHead,
         entries: Vec<LogEntry>,
-        handler: &mut dyn Handler,
+        handler: &mut dyn Watched,
         out: &mut Effects,
     ) -> bool {
         let points: Vec<LogPoint> = entries.iter().map(|entry| entry.point).collect();
@@ -447,7 +446,7 @@ impl ShardReplica {
         actions: &mut Vec<Action>,
         source: Source,
         mut frame: Vec<(LogEntry, Option<Box<Entry>>)>,
-        handler: &mut dyn Handler,
+        handler: &mut dyn Watched,
         out: &mut Effects,
     ) {
         for action in actions.drain(..) {
@@ -516,7 +515,7 @@ impl ShardReplica {
         matches!(&self.role, Role::Follows(state) if state.position().index < end)
     }
 
-    fn handle_rebuilt(&mut self, now: Now, state: State, handler: &mut dyn Handler, out: &mut Effects) {
+    fn handle_rebuilt(&mut self, now: Now, state: State, handler: &mut dyn Watched, out: &mut Effects) {
         if !matches!(self.role, Role::Rebuilds) {
             return;
         }
@@ -534,7 +533,7 @@ impl ShardReplica {
     }
 
     /// Leads the epoch that waited for a state.
-    fn lead_waiting(&mut self, now: Now, handler: &mut dyn Handler, out: &mut Effects) {
+    fn lead_waiting(&mut self, now: Now, handler: &mut dyn Watched, out: &mut Effects) {
         if let Some((record, learners)) = self.waiting.take() {
             self.lead(now, record, learners, handler, out);
         }

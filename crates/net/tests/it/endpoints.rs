@@ -11,10 +11,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 use stead_core::ids::{ClusterId, Life, NodeId, Time};
 use stead_net::connection::{Event, Failure, SendError, Settings};
-use stead_net::endpoint::{Bounds, ConnectionId, Ended, Endpoint, Happened};
+use stead_net::endpoint::{Bounds, Ended, Endpoint, Happened};
 use stead_net::frame::{Foreign, FrameError};
 use stead_net::handshake::{HandshakeError, Limits, Local, RefusalKind, Role};
-use stead_net::network::{AddressError, Tcp};
+use stead_net::network::{AddressError, ConnectionId, Tcp};
 use stead_net::payload::Payload;
 
 struct Node {

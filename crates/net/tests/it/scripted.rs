@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use stead_core::ids::{ClusterId, Life, Micros, NodeId, Time};
 use stead_net::connection::{Connection, Event, Failure, SendError, Settings};
-use stead_net::endpoint::{Bounds, ConnectionId, Ended, Endpoint, Happened};
+use stead_net::endpoint::{Bounds, Ended, Endpoint, Happened};
 use stead_net::frame::Origin;
 use stead_net::handshake::{HandshakeError, Limits, Local, Refusal, RefusalKind, Role};
-use stead_net::network::{Network, Ready};
+use stead_net::network::{ConnectionId, Network, Ready};
 use stead_net::payload::Payload;
 
 const START: Time = Time(5_000_000);

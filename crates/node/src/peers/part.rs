@@ -23,9 +23,9 @@ use stead_core::ids::{Micros, NodeId, ReplicaId, ShardId, Time};
 use stead_core::shard_replica::Input;
 use stead_net::channel::{Deliver, Taken};
 use stead_net::connection::{Event, Failure, SendError, Settings};
-use stead_net::endpoint::{Bounds, ConnectionId, Ended, Endpoint, Happened};
+use stead_net::endpoint::{Bounds, Ended, Endpoint, Happened};
 use stead_net::handshake::{Agreed, HandshakeError, Local, Refusal, RefusalKind, Role};
-use stead_net::network::{Network, Tcp};
+use stead_net::network::{ConnectionId, Network, Tcp};
 use stead_net::replica::{Message, Route, read_message};
 use stead_net::section::sections;
 

@@ -34,12 +34,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use stead_core::clock::Now;
 use stead_core::control::facts::ShardReport;
-use stead_core::handler::Handler;
 use stead_core::ids::{CallToken, CheckpointNumber, Micros, NodeId, ShardId, Time};
 use stead_core::records::Piece;
 use stead_core::replication::epoch::EpochRecord;
 use stead_core::shard::{Input, Shard};
-use stead_core::shard_replica::{self, Effects, ShardReplica};
+use stead_core::shard_replica::{self, Effects, ShardReplica, Watched};
 use stead_core::shrink;
 use stead_store::rebuild::Rebuild;
 use stead_store::wal::Batch;
@@ -436,7 +435,7 @@ impl<E: Env> Worker<E> {
             Input::TaskStep { outcome, .. } => outcome.bytes() as i64,
             _ => 0,
         };
-        let code: &mut dyn Handler = code;
+        let code: &mut dyn Watched = code;
         replica.handle_shard(Now { steady: now, wall: *wall }, input, code, effects);
         self.handled(shared, now, slot, left_inbox);
     }
@@ -447,7 +446,7 @@ impl<E: Env> Worker<E> {
             return;
         }
         let Self { shards, code, effects, wall, .. } = self;
-        let code: &mut dyn Handler = code;
+        let code: &mut dyn Watched = code;
         shards[slot as usize].replica.handle(Now { steady: now, wall: *wall }, input, code, effects);
         self.handled(shared, now, slot, 0);
     }

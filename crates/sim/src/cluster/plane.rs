@@ -9,13 +9,14 @@ use fastrand::Rng;
 use std::collections::BTreeMap;
 use stead_core::clock::Now;
 use stead_core::control::command::ShardStart;
-use stead_core::control::controller::{Controller, Settings};
+use stead_core::control::controller::Controller;
 use stead_core::control::detector::TimeoutBounds;
 use stead_core::control::dial::{Acks, Dial};
 use stead_core::control::directory::Directory;
 use stead_core::control::facts::{Fact, Request};
 use stead_core::control::health::HealthSettings;
 use stead_core::control::node::StartId;
+use stead_core::control::settings::Settings;
 use stead_core::control::{Cluster, Command, ControlState, Outcome};
 use stead_core::ids::{Epoch, Life, Micros, NodeId, ReplicaId, ShardId, Time};
 

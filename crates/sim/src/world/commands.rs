@@ -1,7 +1,7 @@
 //! Operators who verify and delete checkpoints, through the code that ships, in steps: the parts of the node, and other operators,
 //! go on in between.
 
-use super::inspecting::unseen_rot;
+use super::rot::unseen_rot;
 use super::{Inside, Outcomes, Stop, World};
 use crate::bug::Bug;
 use crate::marks::Mark;

@@ -2,9 +2,9 @@
 //! cuts hit them too. One that is there is complete, and has the bytes of its checkpoint; one that was reported stays.
 
 use super::{Outcomes, Stop, World};
-use crate::disk::{BY_HAND, COPIES};
 use crate::marks::Mark;
 use crate::model::difference;
+use crate::refusals::{BY_HAND, COPIES};
 use crate::stage::{self, CopyWanting};
 use crate::violation::Violation;
 use std::collections::BTreeSet;

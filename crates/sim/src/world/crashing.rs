@@ -1,7 +1,7 @@
 //! Starts that crash at each of their I/O operations, on copies of the disk.
 
 use super::node::{Lack, assemble, open};
-use super::starting::Flip;
+use super::rot::Flip;
 use super::{Outcomes, Stop, World};
 use crate::bug::Bug;
 use crate::disk_log::{BLOCK, number_of_entries};

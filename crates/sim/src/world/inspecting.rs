@@ -3,6 +3,7 @@
 
 use super::node::Node;
 use super::operator::{DELETING, Deletion};
+use super::rot::unseen_rot;
 use super::{Event, Outcomes, Stop, World};
 use crate::marks::Mark;
 use crate::model::records_of;
@@ -11,7 +12,7 @@ use crate::stage::{self, Looked, SimEnv};
 use crate::violation::Violation;
 use std::sync::Arc;
 use stead_core::calls::Answer;
-use stead_core::ids::{CallToken, CheckpointNumber, Index, ShardId};
+use stead_core::ids::{CallToken, Index, ShardId};
 use stead_core::key::Key;
 use stead_core::record::{Kind, RecordKey};
 use stead_core::reply::Reply;
@@ -382,9 +383,4 @@ impl World {
 /// Whether a node has failed.
 fn has_failed(node: &Node) -> bool {
     matches!(node.parts.shared.end_reason(), NoAnswer::Failed(_))
-}
-
-/// The violation of a verification that has read a flipped bit and says nothing.
-pub(super) fn unseen_rot(number: CheckpointNumber) -> Violation {
-    Violation::new(16, format!("a bit of checkpoint {number} is flipped, and a verification finds nothing"))
 }

@@ -37,7 +37,7 @@ use self::copies::Copies;
 use self::node::Node;
 use self::operator::{Decision, Deletion};
 use self::retention::Retained;
-use self::starting::Flip;
+use self::rot::Flip;
 use crate::blame::{Blame, Killer};
 use crate::bug::Bug;
 use crate::client::{Clients, Frame};

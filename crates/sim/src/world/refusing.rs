@@ -1,7 +1,7 @@
 //! Starts that are refused, for an operation that the disk refuses or a flipped bit: each has to name that cause, and changes nothing.
 
 use super::node::{Lack, assemble, open};
-use super::starting::Flip;
+use super::rot::Flip;
 use super::{Event, Outcomes, World};
 use crate::bug::Bug;
 use crate::marks::Mark;

@@ -2,13 +2,13 @@
 //! the damage.
 
 use super::World;
-use super::starting::Flip;
-use crate::disk::COPIES;
 use crate::marks::Mark;
+use crate::refusals::COPIES;
+use crate::violation::Violation;
 use fastrand::Rng;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use stead_core::ids::ShardId;
+use stead_core::ids::{CheckpointNumber, ShardId};
 use stead_node::Sizes;
 use stead_store::checkpoint::bundle::{Block, Bundle};
 use stead_store::checkpoint::manifest::{Manifest, newest};
@@ -20,6 +20,12 @@ const BLOCK_HEAD: u64 = 16;
 /// Bytes whose bits, flipped together anywhere in a message, leave its CRC-32 as it was: the generator polynomial, its bits in the
 /// order in which the message's are.
 pub(super) const UNSEEN: [u8; 5] = [0x41, 0x06, 0x71, 0xdb, 0x01];
+
+/// The place of a flipped bit.
+pub(crate) struct Flip {
+    pub(super) path: String,
+    pub(super) offset: u64,
+}
 
 impl World {
     /// Flips a bit of a checkpoint while the node runs.
@@ -106,4 +112,9 @@ impl World {
         }
         self.flipped = Some(Flip { path, offset });
     }
+}
+
+/// The violation of a verification that has read a flipped bit and says nothing.
+pub(super) fn unseen_rot(number: CheckpointNumber) -> Violation {
+    Violation::new(16, format!("a bit of checkpoint {number} is flipped, and a verification finds nothing"))
 }

@@ -2,11 +2,13 @@
 
 use super::crashing::{cut_from, forget_end};
 use super::node::{Node, open};
+use super::rot::Flip;
 use super::{Event, Inside, Outcomes, Stop, World};
 use crate::bug::Bug;
-use crate::disk::{CHECK_MARK_PATHS, COPIES};
+use crate::disk::CHECK_MARK_PATHS;
 use crate::marks::Mark;
 use crate::profile::one_in;
+use crate::refusals::COPIES;
 use crate::stage;
 use crate::violation::Violation;
 use fastrand::Rng;
@@ -21,12 +23,6 @@ use stead_store::sim_disk::SimDisk;
 
 /// One in this number of starts is preceded by a start of a program that lacks code.
 const REFUSED_STARTS: u64 = 8;
-
-/// The place of a flipped bit.
-pub(crate) struct Flip {
-    pub(super) path: String,
-    pub(super) offset: u64,
-}
 
 impl World {
     pub(crate) fn start(&mut self) -> Outcomes {

@@ -1,13 +1,11 @@
-//! The client for code that may block, and an executor of one future for it.
+//! The client for code that may block.
 
 use super::calls::{Client, RawCall, RawReply, Retried};
+use super::parking::{block_on, block_on_until};
 use crate::error::{CallError, ConnectError, RawError};
 use crate::service::Process;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 /// Calls processes from code that may block. Not for async tasks: it blocks their thread.
@@ -118,26 +116,6 @@ impl BlockingClient {
     }
 }
 
-/// Wakes a thread that is parked.
-pub(super) struct Unpark(Thread);
-
-impl Unpark {
-    /// Wakes the current thread.
-    pub(super) fn new() -> Self {
-        Self(std::thread::current())
-    }
-
-    pub(super) fn unpark(&self) {
-        self.0.unpark();
-    }
-}
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        Self::unpark(&self);
-    }
-}
-
 /// Time beyond its timeout that a call waits for the worker, which knows better why there is no answer.
 const GRACE: Duration = Duration::from_millis(100);
 /// The same over the network: the client keeps the time itself.
@@ -155,25 +133,4 @@ fn wait<T, E: From<RawError>>(
         None => block_on_until(call, until(GRACE)),
     };
     ended.unwrap_or_else(|| Err(RawError::TimedOut { after: timeout }.into()))
-}
-
-/// Runs a future on this thread, which sleeps while it waits.
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    block_on_until(future, None).expect("without a limit it runs to its end")
-}
-
-fn block_on_until<F: Future>(future: F, until: Option<Instant>) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark::new()));
-    let mut context = Context::from_waker(&waker);
-    loop {
-        match future.as_mut().poll(&mut context) {
-            Poll::Ready(output) => return Some(output),
-            Poll::Pending => match until.map(|until| until.saturating_duration_since(Instant::now())) {
-                None => std::thread::park(),
-                Some(Duration::ZERO) => return None,
-                Some(left) => std::thread::park_timeout(left),
-            },
-        }
-    }
 }

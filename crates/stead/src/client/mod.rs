@@ -2,12 +2,13 @@
 
 mod blocking;
 mod calls;
+mod parking;
 mod remote;
 mod sessions;
 
 pub use blocking::BlockingClient;
-pub(crate) use blocking::block_on;
 pub use calls::{Client, RawCall, RawReply, Retried, payload};
+pub(crate) use parking::block_on;
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@
 
 mod link;
 
-use super::blocking::Unpark;
+use super::parking::Unpark;
 use crate::error::{ConnectError, RawError};
 use link::{Call, Link};
 use std::collections::VecDeque;

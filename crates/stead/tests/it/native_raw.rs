@@ -10,11 +10,11 @@ use stead_core::blob::Blob;
 use stead_core::ids::{Colour, Incarnation, Life, ShardId, Time};
 use stead_core::key::Key;
 use stead_net::connection::{Event, Settings};
-use stead_net::endpoint::{Bounds, ConnectionId, Endpoint, Happened};
+use stead_net::endpoint::{Bounds, Endpoint, Happened};
 use stead_net::frame::Origin;
 use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
 use stead_net::native::{Answer, Ask as Request, Identified, with_time};
-use stead_net::network::Tcp;
+use stead_net::network::{ConnectionId, Tcp};
 use stead_net::payload::Payload;
 
 /// A connection to a node.

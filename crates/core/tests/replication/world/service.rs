@@ -7,6 +7,7 @@ use stead_core::handler::{Handler, QueryPlace, Txn};
 use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::reply::Reply;
+use stead_core::shard_replica::Watched;
 use stead_core::state::State;
 
 /// Appends the caller's number to the state of its process, and answers with the number's position. Every third request has the
@@ -41,6 +42,8 @@ impl Handler for Lister {
         Ok(if is_even { QueryPlace::Here } else { QueryPlace::Apart })
     }
 }
+
+impl Watched for Lister {}
 
 pub(super) fn list(state: &State, key: &str) -> Vec<u32> {
     numbers(state.records().get(RecordKey::process(key).as_bytes()).map(|value| &**value))

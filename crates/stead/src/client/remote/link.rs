@@ -10,13 +10,13 @@ use std::time::Duration;
 use stead_core::calls::Refusal;
 use stead_core::ids::{Incarnation, Life, Micros, Time};
 use stead_net::connection::{Event, Failure, RequestId, SendError, Settings};
-use stead_net::endpoint::{Bounds, ConnectionId, Ended, Endpoint, Happened};
+use stead_net::endpoint::{Bounds, Ended, Endpoint, Happened};
 use stead_net::frame::Origin;
 use stead_net::handshake::{
     CLOCK_DIFFERENCE_MAX, HandshakeError, Limits, Local, RefusalKind, Role, VERSIONS,
 };
 use stead_net::native::{Answer, with_time};
-use stead_net::network::{Network, Tcp};
+use stead_net::network::{ConnectionId, Network, Tcp};
 use tokio::sync::oneshot;
 
 /// Pause after the first round of addresses at which no node answered, or after a connection that gave no answer; it

@@ -38,6 +38,11 @@ impl Outgoing {
         self.channels = outboxes.iter().filter_map(channel).collect();
     }
 
+    /// Gives up the snapshot.
+    pub(crate) fn end(&mut self) {
+        *self = Self::default();
+    }
+
     /// Keeps a trimmed message, if it belongs to the snapshot.
     pub(crate) fn keep(&mut self, to: ShardId, message: Message) {
         if let Some(channel) = self.channels.get_mut(&to)

@@ -3,6 +3,7 @@
 use crate::bell::Bell;
 use crate::reply::ReplyTo;
 use crate::status::{ShardStatus, WorkerStatus};
+use crate::transfers::desk::Transfer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -38,6 +39,8 @@ pub(crate) enum Command<C> {
     Look { shard: ShardId, look: Box<dyn FnOnce(&stead_core::state::State) + Send> },
     /// An input for a replica of a shard, from the control plane or from a peer.
     Replica { shard: ShardId, input: shard_replica::Input },
+    /// Take a snapshot of a shard for another replica.
+    TakeSnapshot(Transfer),
     /// Commit the accepted work, then end.
     Stop,
 }

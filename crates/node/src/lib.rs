@@ -49,6 +49,7 @@ mod status;
 pub mod stderr;
 mod stepped;
 mod steps;
+mod transfers;
 mod watchdog;
 mod worker;
 

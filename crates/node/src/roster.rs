@@ -17,6 +17,8 @@ pub enum PartId {
     Log,
     /// The part that has the connections to other nodes.
     Peers,
+    /// The part that carries snapshots to and from other nodes.
+    Transfers,
     /// The part that prepares the log's segments.
     Preparer,
     /// The part that takes checkpoints.
@@ -46,7 +48,7 @@ impl PartId {
             Self::Worker(_) => Some(Group::Workers),
             // The watcher gives up queries until their clients have answers, which is the end of the group before.
             // The shards need their peers to commit their last work.
-            Self::Log | Self::Peers | Self::Preparer | Self::QueryWatch => Some(Group::Log),
+            Self::Log | Self::Peers | Self::Transfers | Self::Preparer | Self::QueryWatch => Some(Group::Log),
             Self::Checks | Self::Watchdog => Some(Group::Watchdog),
             // User code cannot be stopped: only those that are idle are waited for.
             Self::Query(_) | Self::End => None,
@@ -60,6 +62,7 @@ impl PartId {
             Self::Step(number) => format!("stead-task-{number}"),
             Self::Log => "stead-log".to_owned(),
             Self::Peers => "stead-peers".to_owned(),
+            Self::Transfers => "stead-transfers".to_owned(),
             Self::Preparer => "stead-segments".to_owned(),
             Self::Checkpoints => "stead-checkpoint".to_owned(),
             Self::Merges => "stead-merge".to_owned(),
@@ -74,7 +77,10 @@ impl PartId {
 
     /// Whether callers do not wait for its work: its thread has a lower priority.
     pub(crate) fn lets_others_first(self) -> bool {
-        matches!(self, Self::Preparer | Self::Checkpoints | Self::Merges | Self::Checks | Self::Copies)
+        matches!(
+            self,
+            Self::Transfers | Self::Preparer | Self::Checkpoints | Self::Merges | Self::Checks | Self::Copies
+        )
     }
 }
 

@@ -20,6 +20,7 @@ use crate::routes::RouteDesk;
 use crate::sizes::Sizes;
 use crate::status::ShardNotHere;
 use crate::steps::StepQueue;
+use crate::transfers::desk::{Event, TransferDesk};
 use crate::watchdog::Watchdog;
 use std::collections::BTreeMap;
 use std::io;
@@ -62,6 +63,7 @@ pub struct Shared<E: Env> {
     pub(crate) log: LogDesk,
     /// The messages for other nodes, their addresses, and what is known of them.
     pub peers: PeerDesk,
+    pub(crate) transfers: TransferDesk,
     /// The news for the control plane.
     pub control: ControlDesk,
     pub(crate) steps: StepQueue,
@@ -129,6 +131,7 @@ impl<E: Env> Shared<E> {
             watch,
             log: LogDesk::default(),
             peers: PeerDesk::default(),
+            transfers: TransferDesk::default(),
             control: ControlDesk::default(),
             steps: StepQueue::new(step_parts),
             queries: Arc::new(QueryQueue::new(services, sizes)),
@@ -233,6 +236,15 @@ impl<E: Env> Shared<E> {
                 self.push_replica(shard, shard_replica::Input::Frame { from, frame });
             }
             PeerMessage::Frame(..) => {}
+            PeerMessage::Chunk(route, chunk) if self.replicated.get(&route.shard) == Some(&route.to) => {
+                self.transfers.leave(Event::Chunk(route, chunk));
+            }
+            PeerMessage::Received(route, received)
+                if self.replicated.get(&route.shard) == Some(&route.to) =>
+            {
+                self.transfers.leave(Event::Received(route, received));
+            }
+            PeerMessage::Chunk(..) | PeerMessage::Received(..) => {}
             PeerMessage::Deliver { from, to, messages, again } => {
                 self.push(to, Input::Deliver { from, messages, again });
             }
@@ -587,6 +599,7 @@ impl<E: Env> Shared<E> {
         self.log.close();
         self.log.preparer_bell.ring();
         self.peers.bell.ring();
+        self.transfers.bell.ring();
         self.steps.stop();
         self.queries.stop();
         self.snapshots.stop();

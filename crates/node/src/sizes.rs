@@ -15,6 +15,8 @@ pub struct Sizes {
     pub piece_bytes: usize,
     /// Records of a snapshot that are taken between two readings of the clock: 64.
     pub snapshot_records: usize,
+    /// Bytes of a snapshot that are sent to another node at once: 256 KiB.
+    pub chunk_bytes: usize,
     /// Approximate bytes of the blocks of bundles, as
     /// [`BundleWriter::set_block_bytes`](stead_store::checkpoint::bundle::BundleWriter::set_block_bytes): 1 MiB.
     pub block_bytes: usize,
@@ -31,6 +33,7 @@ impl Default for Sizes {
             behind_bytes: 16 << 20,
             piece_bytes: 256 << 10,
             snapshot_records: 64,
+            chunk_bytes: 256 << 10,
             block_bytes: BLOCK_BYTES,
             queries_max: 16_384,
             service_queries_max: 8_192,

@@ -184,6 +184,7 @@ fn sizes(rng: &mut Rng) -> Sizes {
         block_bytes: draw(standard.block_bytes, [500, 1]),
         queries_max: draw(standard.queries_max, [3, 1]),
         service_queries_max: draw(standard.service_queries_max, [2, 1]),
+        ..standard
     }
 }
 

@@ -3,10 +3,12 @@
 //! A snapshot is stored aside, and changes nothing. Only an install in the log switches to it (protocol, rule 4): until then, and once a
 //! newer checkpoint has more, a recovery ignores and removes it. It is a bundle with the section of its one shard, so that its index
 //! and all of its blocks have checksums.
+//!
+//! The sender stores it, too, until it is sent: in another directory, from which nothing is ever loaded.
 
 use crate::checkpoint::bundle::{Author, Bundle, BundleWriter, Origin};
 use crate::checkpoint::load::load_alone;
-use crate::checkpoint::store::{BlobStore, DiskStore, StoreError};
+use crate::checkpoint::store::{BlobReader, BlobStore, BlobWriter, DiskStore, StoreError};
 use crate::checkpoint::{Belonging, CheckpointError};
 use crate::disk::{Disk, parent};
 use std::collections::BTreeSet;
@@ -21,6 +23,8 @@ use stead_core::state::{Header, State};
 /// The directory of the snapshots on a node's disk.
 const REPLICAS: &str = "replicas";
 const DIR: &str = "snapshots";
+/// The directory of those that are sent to other nodes.
+const SENT: &str = "sent";
 /// Approximate number of bytes that are written at once.
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -50,12 +54,41 @@ impl SnapshotName {
     fn object(&self) -> String {
         format!("{DIR}/{self}")
     }
+
+    fn sent(&self) -> String {
+        format!("{SENT}/{self}")
+    }
 }
 
 impl fmt::Display for SnapshotName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { shard, replica, base } = self;
         write!(f, "{shard}-{replica}-{}-{}.snapshot", base.epoch, base.index)
+    }
+}
+
+/// Writes a snapshot that is to be sent, a piece at a time. It leaves nothing on the disk if it is dropped before it is finished.
+pub struct SnapshotWriter {
+    shard: ShardId,
+    bundle: BundleWriter,
+}
+
+impl SnapshotWriter {
+    /// Appends whole records in their stored form.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Store`].
+    pub fn records(&mut self, records: &[u8]) -> Result<(), CheckpointError> {
+        self.bundle.records(self.shard, records)
+    }
+
+    /// Completes the snapshot, of which `header` has all but the records.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Store`].
+    pub fn finish(mut self, header: &Header) -> Result<(), CheckpointError> {
+        self.bundle.header(header)?;
+        self.bundle.finish().map(drop)
     }
 }
 
@@ -74,14 +107,14 @@ impl Snapshots {
 
     /// Creates the directories, unless they exist.
     fn make_dirs(&self) -> Result<(), StoreError> {
-        let dir = format!("{REPLICAS}/{DIR}");
+        let (dir, sent) = (format!("{REPLICAS}/{DIR}"), format!("{REPLICAS}/{SENT}"));
         let made = |source| StoreError::Io {
             action: "make",
             name: DIR.to_owned(),
             place: REPLICAS.to_owned(),
             source,
         };
-        for path in [REPLICAS, &dir] {
+        for path in [REPLICAS, &dir, &sent] {
             self.disk.create_dir(path).map_err(made)?;
             self.disk.sync_dir(parent(path)).map_err(made)?;
         }
@@ -99,21 +132,78 @@ impl Snapshots {
         incarnation: Incarnation,
         (header, records): (&Header, &Records),
     ) -> Result<(), CheckpointError> {
-        self.make_dirs()?;
-        let origin = Origin { author, incarnation, number: CheckpointNumber(0) };
-        let mut bundle = BundleWriter::create(&self.store, name.object(), origin, 0)?;
-        bundle.header(header)?;
-        bundle.base(header.shard);
+        let mut snapshot = self.create(name, name.object(), author, incarnation)?;
         let mut piece = Vec::new();
         for (key, value) in records.iter() {
             encode_record(key, Some(value), &mut piece);
             if piece.len() >= PIECE_BYTES {
-                bundle.records(header.shard, &piece)?;
+                snapshot.records(&piece)?;
                 piece.clear();
             }
         }
-        bundle.records(header.shard, &piece)?;
-        bundle.finish().map(drop)
+        snapshot.records(&piece)?;
+        snapshot.finish(header)
+    }
+
+    fn create(
+        &self,
+        name: SnapshotName,
+        object: String,
+        author: Author,
+        incarnation: Incarnation,
+    ) -> Result<SnapshotWriter, CheckpointError> {
+        self.make_dirs()?;
+        let origin = Origin { author, incarnation, number: CheckpointNumber(0) };
+        let mut bundle = BundleWriter::create(&self.store, object, origin, 0)?;
+        bundle.base(name.shard);
+        Ok(SnapshotWriter { shard: name.shard, bundle })
+    }
+
+    /// Begins to write a snapshot that is to be sent.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Store`], also if one of this name is being sent.
+    pub fn begin_sent(
+        &self,
+        name: SnapshotName,
+        author: Author,
+        incarnation: Incarnation,
+    ) -> Result<SnapshotWriter, CheckpointError> {
+        self.create(name, name.sent(), author, incarnation)
+    }
+
+    /// Opens a snapshot that is to be sent, to read its bytes.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open_sent(&self, name: SnapshotName) -> Result<Box<dyn BlobReader>, StoreError> {
+        self.store.open(&name.sent())
+    }
+
+    /// Removes a snapshot that was to be sent, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove_sent(&self, name: SnapshotName) -> Result<(), StoreError> {
+        self.store.delete(&name.sent())
+    }
+
+    /// Begins to write the bytes of a snapshot that another node sends. It is whole, and has its name, once the writer is finished.
+    /// What it holds is checked by [`Self::load`].
+    ///
+    /// # Errors
+    /// [`StoreError`], also if the snapshot exists.
+    pub fn receive(&self, name: SnapshotName) -> Result<Box<dyn BlobWriter>, StoreError> {
+        self.make_dirs()?;
+        self.store.create(&name.object())
+    }
+
+    /// Removes a snapshot that no install switches to, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove(&self, name: SnapshotName) -> Result<(), StoreError> {
+        self.store.delete(&name.object())
     }
 
     /// Loads a snapshot, and checks all of it.
@@ -145,30 +235,34 @@ impl Snapshots {
         Ok(files.filter_map(SnapshotName::parse).collect())
     }
 
-    /// Removes all snapshots but the needed ones, also those that were never whole; returns their number.
+    /// Removes all snapshots but the needed ones, also those that were never whole, and those that were to be sent; returns their number.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub fn clean(&self, needed: &BTreeSet<SnapshotName>) -> Result<usize, StoreError> {
-        let dir = format!("{REPLICAS}/{DIR}");
+        Ok(self.clean_dir(DIR, needed)? + self.clean_dir(SENT, &BTreeSet::new())?)
+    }
+
+    fn clean_dir(&self, dir: &str, needed: &BTreeSet<SnapshotName>) -> Result<usize, StoreError> {
+        let path = format!("{REPLICAS}/{dir}");
         let failed = |action, name: &str, source| StoreError::Io {
             action,
             name: name.to_owned(),
             place: REPLICAS.to_owned(),
             source,
         };
-        let names = match self.disk.list(&dir) {
+        let names = match self.disk.list(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            names => names.map_err(|source| failed("list", DIR, source))?,
+            names => names.map_err(|source| failed("list", dir, source))?,
         };
         let is_needed = |file: &String| SnapshotName::parse(file).is_some_and(|name| needed.contains(&name));
         let others: Vec<String> = names.into_iter().filter(|file| !is_needed(file)).collect();
         for file in &others {
-            let removed = self.disk.remove(&format!("{dir}/{file}"));
+            let removed = self.disk.remove(&format!("{path}/{file}"));
             removed.map_err(|source| failed("remove", file, source))?;
         }
         if !others.is_empty() {
-            self.disk.sync_dir(&dir).map_err(|source| failed("sync", DIR, source))?;
+            self.disk.sync_dir(&path).map_err(|source| failed("sync", dir, source))?;
         }
         Ok(others.len())
     }

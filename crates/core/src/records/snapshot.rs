@@ -52,6 +52,11 @@ impl Records {
         self.snapshot = Some(Snapshot { scope, cursor: 0, saved: Piece::default() });
     }
 
+    /// Gives up the snapshot that runs, if there is one.
+    pub fn end_snapshot(&mut self) {
+        (self.snapshot, self.garbage) = (None, Piece::default());
+    }
+
     /// Whether a snapshot waits to be drained.
     #[must_use]
     pub fn snapshot_runs(&self) -> bool {

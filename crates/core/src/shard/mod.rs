@@ -33,7 +33,7 @@ use crate::record::{RecordKey, SessionRecord, encode_value};
 use crate::records::Piece;
 use crate::reply::Reply;
 use crate::shrink;
-use crate::state::State;
+use crate::state::{Header, State};
 use crate::topology::Topology;
 use early::Early;
 use queue::Jobs;
@@ -305,6 +305,14 @@ impl Shard {
         let ready = (goes_on || self.job_is_ready()).then_some(self.clock.steady());
         let tasks = self.suspicion.deadline().filter(|_| !self.blocked());
         [timer, served, trim, ready, tasks, self.release.deadline()].into_iter().flatten().min()
+    }
+
+    /// Begins a snapshot of all records for another replica, in the place of one that runs: drain it with [`Self::drain_snapshot`].
+    /// Returns its header without the messages in outboxes, which come with the records. It counts once its position is committed. The
+    /// next part of a checkpoint has every record.
+    pub fn begin_snapshot(&mut self) -> Box<Header> {
+        self.is_full_due = true;
+        Box::new(self.state.begin_snapshot(true))
     }
 
     /// Appends up to `records` more records and messages of the running snapshot to `out`; returns true once it is

@@ -217,7 +217,10 @@ impl ShardReplica {
                 if leading.is_alone() {
                     self.tail = Tail::new(leading.shard.state().position().index);
                 }
-                self.role = Role::Follows(leading.shard.into_state());
+                let mut state = leading.shard.into_state();
+                // It would keep what is changed for one that takes nothing any more.
+                state.end_snapshot();
+                self.role = Role::Follows(state);
             }
             other => self.role = other,
         }

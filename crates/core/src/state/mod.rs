@@ -253,6 +253,12 @@ impl State {
         self.header_with(empty)
     }
 
+    /// Gives up the snapshot that runs, if there is one: the next one is of all records.
+    pub fn end_snapshot(&mut self) {
+        self.records.end_snapshot();
+        self.outgoing.end();
+    }
+
     /// Whether a snapshot waits to be drained.
     #[must_use]
     pub fn snapshot_runs(&self) -> bool {

@@ -21,6 +21,7 @@ use crate::shared::Shared;
 use crate::sizes::Sizes;
 use crate::status::RecoveryReport;
 use crate::steps::StepPart;
+use crate::transfers::part::TransferPart;
 use crate::watchdog::{Limit, Probe};
 use crate::worker::{Stored, Worker};
 use std::sync::atomic::Ordering;
@@ -46,6 +47,7 @@ pub(crate) struct Parts<E: Env> {
     pub(crate) log: LogPart,
     /// The connections to other nodes, if it listens for any.
     pub(crate) peers: Option<PeerPart>,
+    pub(crate) transfers: Option<TransferPart>,
     pub(crate) prepare: PreparePart,
     pub(crate) workers: Vec<Worker<E>>,
     /// The probes of the watchdog, each with its limit: those of the workers first, then those of the task threads.
@@ -65,6 +67,7 @@ pub(crate) enum AnyPart<E: Env> {
     Step(StepPart),
     Log(Box<LogPart>),
     Peers(Box<PeerPart>),
+    Transfers(Box<TransferPart>),
     Preparer(PreparePart),
     Checkpoints(Box<Checkpoints>),
     Merges(Box<Merges>),
@@ -83,6 +86,7 @@ impl<E: Env> Parts<E> {
             life,
             log,
             peers,
+            transfers,
             prepare,
             workers,
             probes,
@@ -97,6 +101,7 @@ impl<E: Env> Parts<E> {
         let mut parts =
             vec![(PartId::Log, AnyPart::Log(Box::new(log))), (PartId::Preparer, AnyPart::Preparer(prepare))];
         parts.extend(peers.map(|part| (PartId::Peers, AnyPart::Peers(Box::new(part)))));
+        parts.extend(transfers.map(|part| (PartId::Transfers, AnyPart::Transfers(Box::new(part)))));
         let workers = workers.into_iter().enumerate();
         parts.extend(workers.map(|(number, part)| (PartId::Worker(number), AnyPart::Worker(Box::new(part)))));
         let queries = (0..QUERY_THREADS).map(|_| QueryPart::new(shared));
@@ -169,11 +174,13 @@ pub(crate) fn assemble<E: Env>(
     let (replicas, trials) = plan.replicas(ids::Life(meta.lives), found.collect(), &grants, &services);
     let made = workers(&shared, replicas, trials, drawn.handlers, wal.batch_bytes_max());
     let (mut workers, probes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+    let mut transfers = None;
     if !shared.replicated.is_empty() {
         let belonging = Belonging { cluster: Some(meta.cluster), incarnation: topology.incarnation };
         let (store, log) = (Arc::clone(&store), wal.reader());
         let stored = Arc::new(Stored { store, manifest, snapshots, log, belonging });
         workers.iter_mut().for_each(|worker| worker.read_from(Arc::clone(&stored)));
+        transfers = Some(TransferPart::new(&stored, author));
     }
     shared.colour.store(last.0, Ordering::Relaxed);
     let (directory, process) = (meta.log_id, drawn.writer);
@@ -247,6 +254,7 @@ pub(crate) fn assemble<E: Env>(
     Parts {
         life,
         peers,
+        transfers,
         prepare: PreparePart::new(wal.preparer()),
         log: LogPart::new(wal, (threads, shared.placement.count_here()), options.segment_bytes, shared.now()),
         workers,

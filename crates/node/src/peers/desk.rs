@@ -8,13 +8,17 @@ use stead_core::control::facts::PeerReport;
 use stead_core::ids::{Colour, NodeId, Seq, ShardId, Time};
 use stead_core::shard::{Input, Messages};
 use stead_core::shard_replica::Frame;
-use stead_net::replica::Route;
+use stead_net::replica::{Chunk, Received, Route};
 
 /// A message between two nodes. It may be lost, doubled or late.
 #[derive(Clone, Debug)]
 pub enum PeerMessage {
     /// A frame between two replicas of a shard.
     Frame(Route, Frame),
+    /// A piece of a snapshot for a replica.
+    Chunk(Route, Chunk),
+    /// The report of the receiver of a snapshot.
+    Received(Route, Received),
     /// Messages of a channel, from one shard to another.
     Deliver {
         /// The sending shard.

@@ -4,7 +4,7 @@ use super::PeerMessage;
 use stead_core::ids::{ReplicaId, ShardId};
 use stead_net::channel::{Taken, message_len, write_deliver, write_taken};
 use stead_net::payload::{Payload, PayloadWriter};
-use stead_net::replica::write_frame;
+use stead_net::replica::{write_chunk, write_frame, write_received};
 
 /// Bytes from which on a frame is full: 1 MiB. The last message may go beyond.
 const FULL: usize = 1 << 20;
@@ -44,6 +44,16 @@ impl Packer {
             PeerMessage::Frame(route, frame) => {
                 write_frame(&mut self.writer, route, &frame);
                 self.receivers.push((route.shard, route.to));
+                self.close_if_full();
+            }
+            PeerMessage::Chunk(route, chunk) => {
+                write_chunk(&mut self.writer, route, &chunk);
+                self.receivers.push((route.shard, route.to));
+                self.close_if_full();
+            }
+            // It is asked for again.
+            PeerMessage::Received(route, received) => {
+                write_received(&mut self.writer, route, &received);
                 self.close_if_full();
             }
             PeerMessage::Deliver { from, to, messages, again } => {

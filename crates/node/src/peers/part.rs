@@ -346,8 +346,8 @@ impl<N: Network> PeerPart<N> {
                 Message::Taken(Taken { from, to, upto, colour }) => {
                     hub.from_peer(PeerMessage::Ack { from, to, upto, colour });
                 }
-                // No node sends snapshots yet, and a learner that gets none asks for it again.
-                Message::Chunk(_) | Message::Received(_) => {}
+                Message::Chunk(chunk) => hub.from_peer(PeerMessage::Chunk(route, chunk)),
+                Message::Received(received) => hub.from_peer(PeerMessage::Received(route, received)),
             }
         }
         Ok(())
@@ -431,8 +431,8 @@ impl<N: Network> PeerPart<N> {
 /// Returns the replicas that lose something if the messages are lost.
 fn receivers(messages: &[PeerMessage]) -> impl Iterator<Item = (ShardId, ReplicaId)> {
     messages.iter().filter_map(|message| match message {
-        PeerMessage::Frame(route, _) => Some((route.shard, route.to)),
-        PeerMessage::Deliver { .. } | PeerMessage::Ack { .. } => None,
+        PeerMessage::Frame(route, _) | PeerMessage::Chunk(route, _) => Some((route.shard, route.to)),
+        PeerMessage::Received(..) | PeerMessage::Deliver { .. } | PeerMessage::Ack { .. } => None,
     })
 }
 

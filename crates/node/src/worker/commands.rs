@@ -128,6 +128,7 @@ impl<E: Env> Worker<E> {
                     self.give_replica(shared, now, slot, input);
                 }
             }
+            Command::TakeSnapshot(transfer) => self.take_snapshot(shared, transfer),
             Command::Stop => {
                 self.stopping = true;
                 self.code.stop();

@@ -1,6 +1,7 @@
 //! The part that owns shards: it passes them their inputs and performs their effects. `commands.rs` performs the
 //! commands of clients, `effects.rs` the effects of shards; `native.rs` takes calls from the network and answers them;
-//! `replicas.rs` performs the effects of replicas of shards, and `rebuilding.rs` reads their logs; `snapshots.rs` hands over their snapshots in slices.
+//! `replicas.rs` performs the effects of replicas of shards, and `rebuilding.rs` reads their logs; `snapshots.rs` hands over their snapshots in slices,
+//! and `taking.rs` those for other replicas.
 //!
 //! Decides nothing about the protocol. Each turn takes all work that has arrived, and passes on its results at the end:
 //! a submission to the log, and a batch of messages to each other worker; much work is passed on earlier.
@@ -11,6 +12,7 @@ mod native;
 mod rebuilding;
 mod replicas;
 mod snapshots;
+mod taking;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +44,7 @@ use stead_core::shard_replica::{self, Effects, ShardReplica, Watched};
 use stead_core::shrink;
 use stead_store::rebuild::Rebuild;
 use stead_store::wal::Batch;
+use taking::Taking;
 
 /// Change of the waiting bytes that is published in the account of the node's memory at once.
 const WAITING_BYTES: i64 = 4096;
@@ -108,6 +111,8 @@ pub struct Worker<E: Env> {
     /// The longest turn so far.
     longest_hold: Micros,
     draining: VecDeque<Draining>,
+    /// Snapshots for other replicas.
+    taking: VecDeque<Taking>,
     routes: Arc<Routes>,
     /// The version of `routes`.
     routed: u64,
@@ -253,6 +258,7 @@ impl<E: Env> Worker<E> {
             waiting: [0; 3],
             longest_hold: Micros(0),
             draining: VecDeque::new(),
+            taking: VecDeque::new(),
             routes: Arc::default(),
             routed: 0,
             peers: BTreeMap::new(),
@@ -330,6 +336,7 @@ impl<E: Env> Worker<E> {
         }
         busy |= self.rebuild(shared, now);
         busy |= self.drain_snapshots(shared);
+        busy |= self.take_slice(shared, now);
         let sweep_in = self.sweep(shared, now);
         self.hand_on(shared, now);
         self.send_answers(now);

@@ -8,7 +8,7 @@ use crate::peers::PeerMessage;
 use crate::reply::NoAnswer;
 use crate::shared::Shared;
 use stead_core::control::facts::{Fact, ShardReport};
-use stead_core::ids::{CallToken, NodeId, ReplicaId, ShardId, Time};
+use stead_core::ids::{CallToken, Epoch, NodeId, ReplicaId, ShardId, Time};
 use stead_core::placement::Place;
 use stead_core::shard;
 use stead_core::shard_replica::{Effect, Frame, Record, ShardReplica};
@@ -85,7 +85,7 @@ impl<E: Env> Worker<E> {
                         shared.trials(|trials| trials.wants(shard, TrialKind::Handlers));
                     }
                 }
-                Effect::Deposed(_) => self.depose(shared, now, slot),
+                Effect::Deposed(epoch) => self.depose(shared, now, slot, epoch),
                 Effect::NotPrimary { token, .. } => self.turn_away(shared, now, shard, token),
                 Effect::Unusable(misfit) => {
                     events::error(format_args!(
@@ -106,19 +106,20 @@ impl<E: Env> Worker<E> {
                 }
                 Effect::Rebuild { number, upto, .. } => self.begin_rebuild(shared, slot, number, upto),
                 Effect::ReadLog { to, head, last } => self.read_log(shared, slot, to, head, last),
-                other => panic!("shard {shard} of several replicas ({is_replicated}): {other:?}"),
+                Effect::SendSnapshot { to } => self.want_snapshot(shared, slot, to),
             }
         }
         self.effects.replica = effects;
     }
 
     /// Drops what a shard has begun as the primary that it is no more, and ends its calls in flight.
-    fn depose(&mut self, shared: &Shared<E>, now: Time, slot: u32) {
+    fn depose(&mut self, shared: &Shared<E>, now: Time, slot: u32, epoch: Epoch) {
         let shard = self.shards[slot as usize].id;
         self.shards[slot as usize].is_trying = false;
         shared.trials(|trials| trials.drop_shard(shard));
         shared.steps.drop_shard(shard);
         self.draining.retain(|draining| draining.slot != slot);
+        self.end_transfers(shared, slot, epoch);
         for call in self.calls.close_of(shard) {
             self.note_waiting(shared, [0, 0, -(call.bytes as i64)]);
             self.give_answer(now, call.reply_to.caller, Err(NoAnswer::Deposed { shard }));

@@ -25,11 +25,17 @@ pub enum ClusterMark {
     NeverActive,
     /// The control plane had a new leader.
     Leader,
+    /// The log of a replica was trimmed.
+    Trimmed,
+    /// A snapshot was sent to another replica.
+    SnapshotSent,
+    /// A replica began anew from the snapshot of another one.
+    Installed,
 }
 
 impl ClusterMark {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Killed,
         Self::PowerCut,
         Self::CrashInRecovery,
@@ -40,6 +46,9 @@ impl ClusterMark {
         Self::Epoch,
         Self::NeverActive,
         Self::Leader,
+        Self::Trimmed,
+        Self::SnapshotSent,
+        Self::Installed,
     ];
 
     /// Returns its description.
@@ -56,6 +65,9 @@ impl ClusterMark {
             Self::Epoch => "epochs begun by the control plane",
             Self::NeverActive => "epochs that were never active",
             Self::Leader => "leaders of the control plane",
+            Self::Trimmed => "trimmed logs of replicas",
+            Self::SnapshotSent => "snapshots sent to other replicas",
+            Self::Installed => "snapshots of other replicas installed",
         }
     }
 }

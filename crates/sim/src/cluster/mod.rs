@@ -32,6 +32,7 @@ use stead_core::calls::{Answer, Identity};
 use stead_core::control::facts::{Fact, Hello, NodeReport, PeerReport, Request};
 use stead_core::control::node::DiskState;
 use stead_core::ids::{Micros, ShardId};
+use stead_core::replication::table::LogPoint;
 use stead_core::shard_replica::Input;
 use stead_core::topology::Topology;
 use stead_node::{NoAnswer, PartId, PeerMessage, ReplyTo};
@@ -86,6 +87,8 @@ struct Cluster {
     clients: Clients,
     model: Model,
     followed: BTreeMap<(usize, ShardId), Followed>,
+    /// The bases up to which logs were trimmed.
+    trimmed: BTreeSet<(usize, ShardId, LogPoint)>,
     is_calm: bool,
     marks: ClusterMarks,
     tracing: bool,
@@ -133,6 +136,7 @@ impl Cluster {
             broken: BTreeSet::new(),
             clients: Clients::new(count),
             followed: BTreeMap::new(),
+            trimmed: BTreeSet::new(),
             is_calm: false,
             marks: ClusterMarks::default(),
             tracing: false,
@@ -324,15 +328,29 @@ impl Cluster {
                 let size = self.machines.len();
                 self.network.draw_cut(size, &mut self.rng);
             }
+            6 if is_up => self.trim(at),
             _ => {}
         }
         Ok(())
     }
 
+    /// A node trims its logs.
+    fn trim(&mut self, at: usize) {
+        // A crash of the disk is found by the next turn.
+        let Ok(trimmed) = self.machines[at].trim() else { return };
+        let Some(running) = &self.machines[at].life else { return };
+        for (shard, base) in trimmed {
+            self.marks.hit(ClusterMark::Trimmed);
+            self.trimmed.insert((at, shard, base));
+            running.parts.shared.push_replica(shard, Input::Trimmed(base));
+        }
+        self.heed(at);
+    }
+
     /// A message of another node arrives.
     fn arrive(&mut self, to: usize, mut message: PeerMessage) -> Outcome {
         let Some(running) = &self.machines[to].life else {
-            if matches!(message, PeerMessage::Frame(..)) {
+            if is_awaited(&message) {
                 self.broken.extend(self.links(to));
             }
             return Ok(());
@@ -351,7 +369,7 @@ impl Cluster {
     /// Sends what a node left for another one.
     fn send(&mut self, from: usize, to: usize, message: PeerMessage) {
         let delays = self.network.send(from, to, &mut self.rng);
-        if delays.is_empty() && matches!(message, PeerMessage::Frame(..)) {
+        if delays.is_empty() && is_awaited(&message) {
             self.broken.insert((from.min(to), from.max(to)));
         }
         for delay in delays {
@@ -557,4 +575,9 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// Whether the loss of a message is made good by a new connection.
+fn is_awaited(message: &PeerMessage) -> bool {
+    matches!(message, PeerMessage::Frame(..) | PeerMessage::Chunk(..))
 }

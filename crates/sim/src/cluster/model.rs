@@ -8,6 +8,7 @@ use stead_core::blob::Blob;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{Epoch, Index, Life, NodeId, Seq, ShardId};
 use stead_core::record::RecordKey;
+use stead_core::replication::table::LogPoint;
 use stead_core::shard_replica::ShardReplica;
 use stead_core::state::State;
 use stead_node::PeerMessage;
@@ -56,6 +57,8 @@ impl Track {
 pub(super) struct Followed {
     promised: Epoch,
     compared: Index,
+    /// The last entry that its snapshot covers.
+    pub(super) base: LogPoint,
     hashed: Index,
 }
 

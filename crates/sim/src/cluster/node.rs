@@ -12,15 +12,19 @@ use stead_core::control::facts::ShardReport;
 use stead_core::control::node::StartId;
 use stead_core::ids::{ClusterId, Incarnation, Life, Micros, NodeId, ReplicaId, ShardId, Time};
 use stead_core::placement::Place;
+use stead_core::replication::table::LogPoint;
 use stead_core::shard::Settings;
 use stead_core::topology::Topology;
 use stead_node::{
     CheckpointOptions, Drawn, MemoryLimits, OpenError, Options, PartId, RecoverOptions, Registered,
-    ServiceLimits, Sizes, Stepped, recover, recover_options,
+    ServiceLimits, Sizes, Stepped, Worker, recover, recover_options,
 };
+use stead_store::checkpoint::CheckpointError;
+use stead_store::checkpoint::bundle::Author;
 use stead_store::checkpoint::load::Loaders;
 use stead_store::data_dir::Meta;
 use stead_store::sim_disk::SimDisk;
+use stead_store::snapshots::{SnapshotName, Snapshots};
 use stead_store::wal::WalOptions;
 
 /// The cluster of all nodes.
@@ -144,6 +148,28 @@ impl Machine {
         }
     }
 
+    /// Lets the log of a replica begin behind what it has committed, as if it were trimmed up to there: a snapshot has the rest. The
+    /// next life finds the whole log again. Returns the base of each.
+    pub(super) fn trim(&self) -> Result<Vec<(ShardId, LogPoint)>, CheckpointError> {
+        let snapshots = Snapshots::new(Arc::new(self.disk.clone()));
+        let author = Author { cluster: CLUSTER, node: self.id, writer: self.starts };
+        let mut trimmed = Vec::new();
+        let replicas =
+            self.life.iter().filter_map(|running| running.parts.worker(0)).flat_map(Worker::replicas);
+        for replica in replicas {
+            let Some(state) = replica.committed_state() else { continue };
+            let (position, rules) = (state.position(), replica.replica());
+            if position.index <= rules.table().base().index {
+                continue;
+            }
+            let base = LogPoint { epoch: position.epoch, index: position.index };
+            let name = SnapshotName { shard: state.shard(), replica: rules.id(), base };
+            snapshots.write(name, author, INCARNATION, (&state.header(), state.records()))?;
+            trimmed.push((state.shard(), base));
+        }
+        Ok(trimmed)
+    }
+
     /// Begins a life over what the disk has. None of its parts has begun.
     pub(super) fn start(
         &mut self,
@@ -164,7 +190,15 @@ impl Machine {
         let (id, log) = (self.id, u64::from(self.id.0));
         let fresh = || Meta::new(CLUSTER, INCARNATION, id, log);
         let recovery = recover(Arc::new(disk), &code, recover_options, fresh)?;
-        let (readers, sizes) = (Loaders::InTurn(1), Sizes::default());
+        // A snapshot of a few processes is many pieces and chunks.
+        let sizes = Sizes {
+            behind_bytes: 500,
+            piece_bytes: 100,
+            snapshot_records: 3,
+            chunk_bytes: 200,
+            ..Sizes::default()
+        };
+        let readers = Loaders::InTurn(1);
         let drawn =
             Drawn { handlers: 0, writer: seed, grace: UNLIMITED, merging: Policy::default(), readers, sizes };
         let around = (Clocks, Witness);

@@ -5,7 +5,7 @@ use super::network::DELAY;
 use super::node::at_of;
 use super::{Cluster, ClusterMark, Event, Outcome};
 use crate::violation::Violation;
-use stead_node::{PartId, Started, Turned};
+use stead_node::{PartId, PeerMessage, Started, Turned};
 
 /// The greatest time until a part whose bell was rung has its turn, in microseconds.
 const WAKE: u64 = 50;
@@ -136,8 +136,15 @@ impl Cluster {
             if let Some(shard) = replica.shard() {
                 shard.check()?;
             }
-            let followed = self.followed.entry((at, replica.shard_id())).or_default();
+            let shard = replica.shard_id();
+            let is_new = !self.followed.contains_key(&(at, shard));
+            let followed = self.followed.entry((at, shard)).or_default();
             self.model.follow(replica, followed)?;
+            let base = replica.replica().table().base();
+            let before = std::mem::replace(&mut followed.base, base);
+            if base != before && !is_new && !self.trimmed.contains(&(at, shard, base)) {
+                self.marks.hit(ClusterMark::Installed);
+            }
         }
         Ok(())
     }
@@ -150,6 +157,11 @@ impl Cluster {
         for (node, messages) in peers {
             for message in messages {
                 self.model.check_leaving(&message)?;
+                if let PeerMessage::Chunk(_, chunk) = &message
+                    && chunk.offset + chunk.bytes.len() as u64 == chunk.total
+                {
+                    self.marks.hit(ClusterMark::SnapshotSent);
+                }
                 self.send(at, at_of(node), message);
             }
         }

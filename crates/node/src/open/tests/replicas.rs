@@ -12,6 +12,8 @@ use stead_core::ids::{
 use stead_core::replication::epoch::{EpochRecord, Seal, SealAnswer};
 use stead_core::replication::table::{LogPoint, Losses};
 use stead_core::shard_replica;
+use stead_store::checkpoint::bundle::Author;
+use stead_store::snapshots::{SnapshotName, Snapshots};
 
 const SHARD: ShardId = ShardId(0);
 const NODES: [u32; 3] = [1, 2, 3];
@@ -23,16 +25,19 @@ struct Cluster {
     answers: Answers,
     facts: Vec<Fact>,
     reports: BTreeMap<u32, stead_core::control::facts::ShardReport>,
-    /// The messages that were carried.
+    /// The messages that were carried, and those of them that were pieces of snapshots.
     carried: usize,
+    chunks: usize,
+    /// A node from and to which nothing is carried.
+    cut_off: Option<u32>,
 }
 
 impl Cluster {
     fn new() -> Self {
         let disks = NODES.map(|node| (node, SimDisk::new(node.into()))).into();
-        let (answers, facts) = (Answers::default(), Vec::new());
-        let mut cluster =
-            Self { disks, nodes: BTreeMap::new(), answers, facts, reports: BTreeMap::new(), carried: 0 };
+        let (answers, facts, reports) = (Answers::default(), Vec::new(), BTreeMap::new());
+        let (nodes, cut_off) = (BTreeMap::new(), None);
+        let mut cluster = Self { disks, nodes, answers, facts, reports, carried: 0, chunks: 0, cut_off };
         NODES.iter().for_each(|node| cluster.open(*node));
         cluster
     }
@@ -50,7 +55,9 @@ impl Cluster {
         let found = recover(disk, &code, plan::recover_options(&options), meta).unwrap();
         let watch = Withholding { tickets_max: AtomicU64::new(u64::MAX), ..Withholding::default() };
         let around = (Ticking(AtomicU64::new(1_000_000_000)), watch);
-        let mut opened = stepped::Stepped::assemble(Counters, around, found, options, Drawn::fresh());
+        // The snapshots of the few processes here are several chunks.
+        let drawn = Drawn { sizes: Sizes { chunk_bytes: 100, ..Sizes::default() }, ..Drawn::fresh() };
+        let mut opened = stepped::Stepped::assemble(Counters, around, found, options, drawn);
         while opened.start(false).unwrap() != Started::Serves {}
         self.nodes.insert(node, opened);
     }
@@ -83,8 +90,12 @@ impl Cluster {
         let mut count = 0;
         for (to, messages) in sender.shared.peers.take() {
             assert_ne!(to, NodeId(from));
+            if [from, to.0].contains(&self.cut_off.unwrap_or(0)) {
+                continue;
+            }
             for message in messages {
                 count += 1;
+                self.chunks += usize::from(matches!(message, PeerMessage::Chunk(..)));
                 if let Some(to) = self.nodes.get(&to.0) {
                     to.shared.from_peer(message);
                 }
@@ -97,11 +108,7 @@ impl Cluster {
     /// Gives all nodes turns and carries their messages until there is nothing left to do.
     fn settle(&mut self) {
         for _ in 0..1000 {
-            for node in NODES {
-                self.work(node);
-                self.log(node);
-            }
-            if NODES.map(|node| self.carry(node)) == [0; 3] {
+            if !self.round() {
                 for (node, opened) in &self.nodes {
                     let ControlNews { facts, reports } = opened.shared.control.take();
                     self.facts.extend(facts);
@@ -111,6 +118,60 @@ impl Cluster {
             }
         }
         panic!("it never settles");
+    }
+
+    /// Gives all nodes turns, and carries their messages once; returns whether there were any.
+    fn round(&mut self) -> bool {
+        for node in NODES {
+            // Its parts leave each other work several times, before anything leaves the node.
+            for _ in 0..4 {
+                self.work(node);
+                self.log(node);
+                self.turn(node, PartId::Transfers);
+            }
+        }
+        NODES.map(|node| self.carry(node)) != [0; 3]
+    }
+
+    /// Informs two nodes that messages flow between them from now on.
+    fn connect(&self, one: u32, two: u32) {
+        for (node, other) in [(one, two), (two, one)] {
+            self.give(node, shard_replica::Input::Connected(ReplicaId(other.into())));
+        }
+    }
+
+    fn replica(&self, node: u32) -> &shard_replica::ShardReplica {
+        self.nodes[&node].worker(0).unwrap().replicas().next().unwrap()
+    }
+
+    /// Lets a node's log begin behind what it has committed, as if it were trimmed up to there.
+    fn trim(&mut self, node: u32) {
+        let state = self.replica(node).committed_state().unwrap();
+        let base = LogPoint { epoch: state.position().epoch, index: state.position().index };
+        let name = SnapshotName { shard: SHARD, replica: ReplicaId(node.into()), base };
+        let author = Author { cluster: ClusterId(1), node: NodeId(node), writer: 1 };
+        let snapshots = Snapshots::new(Arc::new(self.disks[&node].clone()));
+        snapshots.write(name, author, Incarnation(1), (&state.header(), state.records())).unwrap();
+        self.give(node, shard_replica::Input::Trimmed(base));
+        self.settle();
+        assert_eq!(self.replica(node).replica().table().base(), base);
+    }
+
+    /// Lets the transfer of a snapshot to node 3 begin, and cuts that node off until what is on its way is lost.
+    fn cut(&mut self) {
+        while self.chunks < 3 {
+            self.round();
+        }
+        self.cut_off = Some(3);
+        self.settle();
+        self.cut_off = None;
+        assert_eq!(self.replica(3).replica().table().base(), LogPoint::default(), "it is not whole");
+    }
+
+    /// Returns the files of snapshots on a node's disk.
+    fn snapshot_files(&self, node: u32) -> Vec<String> {
+        let files = |dir: &str| self.disks[&node].list(dir).unwrap_or_default();
+        [files("replicas/sent"), files("replicas/snapshots")].concat()
     }
 
     fn give(&self, node: u32, input: shard_replica::Input) {
@@ -315,4 +376,118 @@ fn a_deposed_primary_folds_its_state_anew_without_what_it_alone_had() {
     cluster.request(1, 4, 2);
     cluster.settle();
     assert_eq!(cluster.answered(), [(4, Ok(3))]);
+}
+
+/// A cluster whose node 1 leads epoch 1 of all three nodes, whose log is trimmed there and on node 2. Node 3 has nothing of it: it has just come.
+fn lagging() -> Cluster {
+    let mut cluster = Cluster::new();
+    cluster.end(3);
+    cluster.seal(1);
+    cluster.lead(1, 1, LogPoint::default());
+    cluster.settle();
+    cluster.open_session(1, 0);
+    cluster.settle();
+    for number in 1..=20 {
+        cluster.request(1, number, number.into());
+    }
+    cluster.settle();
+    assert_eq!(cluster.answered().len(), 21);
+    cluster.trim(1);
+    cluster.trim(2);
+    cluster.open(3);
+    let route = ShardRoute {
+        epoch: Epoch(1),
+        primary: ReplicaId(1),
+        replicas: NODES.map(|node| (ReplicaId(node.into()), NodeId(node))).into(),
+    };
+    cluster.nodes[&3].shared.follow_routes([(SHARD, &route)]);
+    cluster.connect(1, 3);
+    cluster
+}
+
+#[test]
+fn a_replica_that_comes_once_the_log_is_trimmed_gets_a_snapshot_while_the_shard_serves() {
+    let mut cluster = lagging();
+    let (trimmed, mut number) = (cluster.replica(1).replica().table().base(), 20);
+    while cluster.replica(3).replica().table().base() == LogPoint::default() {
+        number += 1;
+        assert!(number < 100, "it gets no snapshot");
+        cluster.request(1, number, number.into());
+        cluster.round();
+    }
+    cluster.settle();
+    assert!(cluster.chunks > 3, "{} chunks", cluster.chunks);
+    let served: Vec<_> = (21..=number).map(|number| (number, Ok(number as u8))).collect();
+    assert_eq!(cluster.answered(), served);
+    let base = cluster.replica(3).replica().table().base();
+    assert!(base > trimmed, "{base:?} and {trimmed:?}");
+    assert_eq!(cluster.replica(3).replica().table().last(), cluster.replica(1).replica().table().last());
+    let name = format!("0-3-1-{}.snapshot", base.index);
+    assert_eq!(cluster.snapshot_files(3), [name], "one that is sent is removed");
+    assert_eq!(cluster.snapshot_files(1).len(), 1, "that of the trim");
+
+    // It has all that was answered: after a restart, and as the only one that is left of those that served.
+    cluster.end(3);
+    cluster.open(3);
+    assert_eq!(cluster.replica(3).replica().table().base(), base);
+    let sealed = cluster.seal(2);
+    cluster.end(1);
+    cluster.lead(2, 3, sealed[&3].table.last());
+    cluster.settle();
+    cluster.request(3, 200, number.into());
+    cluster.request(3, 201, u64::from(number) + 1);
+    cluster.settle();
+    assert_eq!(cluster.answered(), [(200, Ok(number as u8)), (201, Ok(number as u8 + 1))]);
+}
+
+#[test]
+fn a_snapshot_that_is_cut_goes_on_over_the_next_connection() {
+    let mut cluster = lagging();
+    cluster.cut();
+    let before = cluster.chunks;
+    cluster.connect(1, 3);
+    cluster.settle();
+    let last = cluster.replica(1).replica().table().last();
+    assert_eq!(cluster.replica(3).replica().table().last(), last);
+    let again = cluster.chunks - before;
+    assert_eq!(cluster.answered(), []);
+
+    // What had arrived was not sent again.
+    let mut whole = lagging();
+    whole.settle();
+    assert!(again < whole.chunks, "{again} of {}", whole.chunks);
+}
+
+#[test]
+fn a_chunk_that_is_lost_is_sent_again_after_a_while() {
+    let mut cluster = lagging();
+    cluster.cut();
+    for node in cluster.nodes.values() {
+        node.shared.clock.0.fetch_add(300_000, Ordering::Relaxed);
+    }
+    cluster.settle();
+    let last = cluster.replica(1).replica().table().last();
+    assert_eq!(cluster.replica(3).replica().table().last(), last);
+}
+
+#[test]
+fn a_snapshot_of_an_epoch_that_is_over_is_dropped() {
+    let mut cluster = lagging();
+    cluster.cut();
+    // Node 3 does not take part in this one.
+    let late = cluster.nodes.remove(&3).unwrap();
+    let sealed = cluster.seal(2);
+    cluster.lead(2, 2, sealed[&2].table.last());
+    cluster.settle();
+    assert_eq!(cluster.snapshot_files(1).len(), 1, "that of the trim");
+    cluster.nodes.insert(3, late);
+    cluster.connect(2, 3);
+    cluster.settle();
+    let base = cluster.replica(3).replica().table().base();
+    assert!(base >= sealed[&2].table.last(), "{base:?}");
+    let last = cluster.replica(2).replica().table().last();
+    assert_eq!(cluster.replica(3).replica().table().last(), last);
+    cluster.request(2, 30, 21);
+    cluster.settle();
+    assert_eq!(cluster.answered(), [(30, Ok(21))]);
 }

@@ -25,6 +25,11 @@ normal=$(direct normal)
 
 # Arrows between the crates of Stead. There is none from store to node, from node to stead, from stead to sim or to gateway.
 arrows='stead-store -> stead-core
+stead-cluster -> stead-control
+stead-cluster -> stead-core
+stead-cluster -> stead-net
+stead-cluster -> stead-node
+stead-cluster -> stead-store
 stead-control -> stead-core
 stead-control -> stead-store
 stead-net -> stead-core
@@ -34,6 +39,7 @@ stead-node -> stead-store
 stead-sim -> stead-core
 stead-sim -> stead-node
 stead-sim -> stead-store
+stead -> stead-cluster
 stead -> stead-core
 stead -> stead-net
 stead -> stead-node

@@ -10,7 +10,7 @@
 //! - A [`Driver`] decides on the node whose plane leads, as core's `Controller` does.
 //! - A plane has one thread. A node on its own is a group of one voter, which wakes only when it is called.
 //!
-//! Does not know: shards, epochs, sockets, how the nodes find each other. No program of Stead uses it yet.
+//! Does not know: shards, epochs, sockets, how the nodes find each other.
 
 #![forbid(unsafe_code)]
 

@@ -152,6 +152,8 @@ pub struct Ready {
     pub address: SocketAddr,
     /// The address at which the node serves native clients, if it does.
     pub native: Option<SocketAddr>,
+    /// The address at which other nodes of its cluster reach it, if it is part of one.
+    pub cluster: Option<SocketAddr>,
     /// The data directory.
     pub data_dir: PathBuf,
     /// The recovery of the node at its start.
@@ -285,6 +287,10 @@ impl Serve {
         let builder = (self.make)()?;
         let data_dir = builder.data_dir().to_owned();
         let open = |source| ServerError::Open { data_dir: data_dir.clone(), source };
+        let builder = match listener.local_addr() {
+            Ok(address) => builder.http_address(address),
+            Err(_) => builder,
+        };
         let node = builder.open().map_err(open)?;
         let shutdown_timeout = node.shutdown_timeout();
         let native = node.native_address().map_or(0, |_| descriptors::native_connections_max());
@@ -408,6 +414,10 @@ fn exit(code: i32) -> ! {
 fn report_ready(data_dir: &Path, server: &Server, node: &Node, on_ready: Option<OnReady>) {
     let (address, native, recovery) = (server.address(), node.native_address(), *node.recovery());
     let clients = native.map_or_else(String::new, |native| format!(", native clients on {native}"));
+    let clients = match node.cluster_address() {
+        Some(cluster) => format!("{clients}, other nodes on {cluster}"),
+        None => clients,
+    };
     stderr::line(format_args!(
         "stead: serving {} on http://{address}{clients}, process {}, {} entries replayed in {} ms",
         data_dir.display(),
@@ -416,7 +426,8 @@ fn report_ready(data_dir: &Path, server: &Server, node: &Node, on_ready: Option<
         recovery.duration.as_millis()
     ));
     let Some(on_ready) = on_ready else { return };
-    let ready = Ready { address, native, data_dir: data_dir.to_owned(), recovery };
+    let cluster = node.cluster_address();
+    let ready = Ready { address, native, cluster, data_dir: data_dir.to_owned(), recovery };
     // On a thread of its own: a server whose output is not read must serve, too.
     let spawned = thread::Builder::new().name("stead-ready".to_owned()).spawn(move || on_ready(ready));
     if let Err(error) = spawned {

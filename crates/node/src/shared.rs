@@ -29,7 +29,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 use stead_core::calls::{Query, Refusal, Request};
 use stead_core::control::directory::ShardRoute;
-use stead_core::ids::{Index, NodeId, ReplicaId, SessionId, ShardId, Time};
+use stead_core::ids::{Index, Micros, NodeId, ReplicaId, SessionId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::placement::{Place, Placement};
 use stead_core::record::RecordKey;
@@ -261,6 +261,18 @@ impl<E: Env> Shared<E> {
         }
     }
 
+    /// Returns the replica of a shard on this node, if that has others elsewhere.
+    #[must_use]
+    pub fn replica_of(&self, shard: ShardId) -> Option<ReplicaId> {
+        self.replicated.get(&shard).copied()
+    }
+
+    /// Returns the time for which the oldest entry has waited for the log.
+    #[must_use]
+    pub fn stalled(&self) -> Micros {
+        self.log.lag(self.now()).map_or(Micros(0), Micros::from)
+    }
+
     /// Returns the desk where work is left for the log.
     pub fn log(&self) -> &LogDesk {
         &self.log
@@ -448,7 +460,7 @@ impl<E: Env> Shared<E> {
     }
 
     /// Records a fatal error: the node accepts and answers nothing any more.
-    pub(crate) fn fail(&self, reason: String) {
+    pub fn fail(&self, reason: String) {
         if !self.watch.fails(&reason) {
             return;
         }

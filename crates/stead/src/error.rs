@@ -176,6 +176,12 @@ pub enum OpenError {
     /// The address for native clients cannot be used.
     #[error(transparent)]
     Address(AddressError),
+    /// The address for other nodes cannot be used.
+    #[error("the node cannot listen for the other nodes of its cluster: {0}")]
+    Cluster(#[source] AddressError),
+    /// The node has not entered its cluster.
+    #[error(transparent)]
+    Enter(#[from] stead_cluster::EnterError),
     /// The system refused to serve clients on the socket that listens for them.
     #[error("cannot serve clients over the network: {0}")]
     Native(io::Error),
@@ -212,6 +218,7 @@ impl OpenError {
             Self::Directory { source, .. }
             | Self::DataDir(DataDirError::Io { source, .. })
             | Self::Recovery(RecoveryError::Log(WalError::Io { source, .. })) => is_full(source),
+            Self::Enter(error) => error.may_pass(),
             Self::Store(error) => error.is_full(),
             Self::Recovery(RecoveryError::Checkpoint(error)) => error.is_full(),
             Self::Recovery(RecoveryError::Log(error)) => matches!(error, WalError::NoSpace { .. }),

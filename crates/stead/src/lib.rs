@@ -83,6 +83,7 @@ pub use service::{
     ProcessKey, Progress, QueryContext, RegisteredTwice, Registry, RetryPolicy, Runner, Schemas, StepContext,
     Task, TaskState, codec, kv,
 };
+pub use stead_cluster::EnterError;
 pub use stead_core::calls::Misuse;
 pub use stead_core::calls::{Limited, Refusal};
 pub use stead_core::handler::Limit;

@@ -31,6 +31,13 @@ pub(crate) struct StartArgs {
     /// configuration's native.listen, or none]
     #[arg(long, value_name = "IP:PORT")]
     listen_native: Option<SocketAddr>,
+    /// Loopback address for the other nodes of a cluster; port 0 picks a free one. With an empty data directory the node founds a
+    /// cluster, unless --join is given [default: the configuration's cluster.listen, or none]
+    #[arg(long, value_name = "IP:PORT")]
+    listen_cluster: Option<SocketAddr>,
+    /// Address of a node of the cluster that a node with an empty data directory joins; may be repeated
+    #[arg(long, value_name = "IP:PORT")]
+    join: Vec<SocketAddr>,
     /// Configuration file (TOML)
     #[arg(long, env = "STEAD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -62,6 +69,8 @@ struct Ready {
     address: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     native: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<SocketAddr>,
     data: String,
     pid: u32,
     recovery: RecoveryReport,
@@ -75,8 +84,9 @@ pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
         ..Limits::default()
     };
     let (data, config, shutdown_timeout) = (args.data.clone(), args.config.clone(), args.shutdown_timeout);
-    let native = args.listen_native;
-    let mut serve = Serve::with(move || builder(data, config.as_deref(), shutdown_timeout, native))
+    let network =
+        Network { native: args.listen_native, cluster: args.listen_cluster, join: args.join.clone() };
+    let mut serve = Serve::with(move || builder(data, config.as_deref(), shutdown_timeout, network))
         .listen(args.listen)
         .limits(limits)
         .supervised(args.supervise)
@@ -90,18 +100,29 @@ pub(crate) fn run(args: &StartArgs, json: bool) -> Result<(), Failure> {
     serve.try_run().map_err(failure)
 }
 
+/// The addresses of the command line, besides that for HTTP.
+struct Network {
+    native: Option<SocketAddr>,
+    cluster: Option<SocketAddr>,
+    join: Vec<SocketAddr>,
+}
+
 /// Builds the node from the configuration, which the command line overrides.
 fn builder(
     data: Option<PathBuf>,
     config: Option<&Path>,
     shutdown_timeout: Option<Duration>,
-    native: Option<SocketAddr>,
+    Network { native, cluster, join }: Network,
 ) -> Result<NodeBuilder, ConfigError> {
     let mut config = Config::from_file_and_env(config)?;
     let data = data.or_else(|| config.data_dir.take()).unwrap_or_else(|| PathBuf::from(DATA_DIR));
     config.data_dir = Some(data.clone());
     config.shutdown_timeout = shutdown_timeout.or(config.shutdown_timeout);
     config.native.listen = native.or(config.native.listen);
+    config.cluster.listen = cluster.or(config.cluster.listen);
+    if !join.is_empty() {
+        config.cluster.join = join;
+    }
     Ok(Node::builder(data).service::<Kv>(ServiceOptions::default().shards_when_new(KV_SHARDS)).config(config))
 }
 
@@ -151,10 +172,14 @@ const KV_SHARDS: u32 = 16;
 /// Converts an error of opening; the supervisor tries again after those that may be temporary.
 fn open_failure(data: &Path, error: &OpenError) -> Failure {
     let native = "the server cannot serve native clients".to_owned();
+    let cluster = "the server cannot become part of its cluster".to_owned();
     let directory = || format!("cannot open the data directory {}", data.display());
     let (exit, what) = match error {
         OpenError::Address(AddressError::NotLoopback { .. }) => (Exit::Usage, native),
         OpenError::Address(AddressError::System { .. }) | OpenError::Native(_) => (Exit::Failed, native),
+        OpenError::Cluster(AddressError::NotLoopback { .. }) => (Exit::Usage, cluster),
+        OpenError::Enter(error) if error.may_pass() => (Exit::Fatal, cluster),
+        OpenError::Cluster(AddressError::System { .. }) | OpenError::Enter(_) => (Exit::Failed, cluster),
         error if error.may_pass() => (Exit::Fatal, directory()),
         _ => (Exit::Data, directory()),
     };
@@ -162,9 +187,9 @@ fn open_failure(data: &Path, error: &OpenError) -> Failure {
 }
 
 fn print_ready(ready: stead_gateway::Ready) {
-    let stead_gateway::Ready { address, native, data_dir, recovery } = ready;
+    let stead_gateway::Ready { address, native, cluster, data_dir, recovery } = ready;
     let data = data_dir.display().to_string();
-    let ready = Ready { event: "ready", address, native, data, pid: std::process::id(), recovery };
+    let ready = Ready { event: "ready", address, native, cluster, data, pid: std::process::id(), recovery };
     if let Err(failure) = output::json(&ready) {
         stderr::line(failure);
     }

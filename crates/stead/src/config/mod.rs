@@ -56,6 +56,8 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// Clients over the network.
     pub native: NativeConfig,
+    /// Other nodes.
+    pub cluster: ClusterConfig,
     /// The log.
     pub log: LogConfig,
     /// Checkpoints.
@@ -86,6 +88,19 @@ pub struct MemoryConfig {
 pub struct NativeConfig {
     /// Loopback address at which the node serves such clients, as in `127.0.0.1:7421`; port 0 picks a free one. Default: none.
     pub listen: Option<SocketAddr>,
+}
+
+/// Settings of a node of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterConfig {
+    /// Loopback address at which other nodes reach this one, as in `127.0.0.1:7430`; port 0 picks a free one. Default: none, and the
+    /// node is alone.
+    pub listen: Option<SocketAddr>,
+    /// Addresses of nodes of the cluster, at which a node with an empty data directory asks to join, and others separated by commas in
+    /// a variable. Default: none, and a node with an empty data directory founds a cluster.
+    #[serde(deserialize_with = "addresses")]
+    pub join: Vec<SocketAddr>,
 }
 
 /// Settings of the log.
@@ -378,6 +393,28 @@ fn parse(text: &str, place: &str) -> Result<toml::Table, ConfigError> {
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// Reads a list of addresses, or a text in which commas separate them.
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Addresses {
+        List(Vec<SocketAddr>),
+        Text(String),
+    }
+    match Addresses::deserialize(deserializer)? {
+        Addresses::List(list) => Ok(list),
+        Addresses::Text(text) => {
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            let parse = |part: &str| {
+                let reason =
+                    |_| serde::de::Error::custom(format!("{part:?} is no address, as 127.0.0.1:7430 is"));
+                part.parse().map_err(reason)
+            };
+            parts.map(parse).collect()
+        }
+    }
 }
 
 fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Interval>, D::Error> {

@@ -21,12 +21,14 @@ const TOP: [&str; 8] = [
     "suspect_for",
 ];
 /// Tables at the top level.
-pub(super) const TABLES: [&str; 5] = ["memory", "native", "log", "checkpoints", "services"];
+pub(super) const TABLES: [&str; 6] = ["memory", "native", "cluster", "log", "checkpoints", "services"];
 /// Keys in the tables that exist once.
-const IN_TABLES: [&str; 12] = [
+const IN_TABLES: [&str; 14] = [
     "memory.bytes_max",
     "memory.uncommitted_bytes_max",
     "native.listen",
+    "cluster.listen",
+    "cluster.join",
     "log.segment_bytes",
     "checkpoints.interval",
     "checkpoints.keep",

@@ -1,11 +1,12 @@
 //! Builds a node before it is opened.
 
+use super::cluster::Entry;
 use super::{CheckpointOptions, Node};
 use crate::config::{CheckpointConfig, Config, ConfigError, Interval, MemoryConfig, ServiceConfig, nearest};
 use crate::error::OpenError;
 use crate::service::{Process, RegisteredTwice, Registry, Task};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,6 +129,10 @@ pub struct NodeBuilder {
     pub(crate) wall: Option<Wall>,
     pub(crate) clock_confirm: Option<Duration>,
     pub(crate) native: Option<Listen>,
+    pub(crate) cluster: Option<SocketAddr>,
+    pub(crate) join: Vec<SocketAddr>,
+    pub(crate) join_timeout: Duration,
+    pub(crate) http: Option<SocketAddr>,
 }
 
 /// The place where a node listens for native clients.
@@ -138,6 +143,9 @@ pub(crate) enum Listen {
 
 /// Default number of threads that run the steps of tasks.
 const TASK_THREADS_DEFAULT: usize = 16;
+
+/// Default time in which a node has to enter its cluster.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Default number of shards of a new service.
 const SHARDS_DEFAULT: u32 = 8;
@@ -164,6 +172,10 @@ impl NodeBuilder {
             wall: None,
             clock_confirm: None,
             native: None,
+            cluster: None,
+            join: Vec::new(),
+            join_timeout: JOIN_TIMEOUT,
+            http: None,
         }
     }
 
@@ -292,6 +304,38 @@ impl NodeBuilder {
         self
     }
 
+    /// Makes the node part of a cluster, whose other nodes reach it at a loopback address; port 0 picks a free one, which
+    /// [`Node::cluster_address`] returns. A node with an empty data directory founds a cluster, unless [`Self::join`] names another
+    /// node's address; from then on its data directory knows the cluster. Off by default: the node is alone.
+    #[must_use]
+    pub fn listen_cluster(mut self, address: SocketAddr) -> Self {
+        self.cluster = Some(address);
+        self
+    }
+
+    /// Names nodes of the cluster that a node with an empty data directory joins: their [`Node::cluster_address`]es, of which one that
+    /// runs suffices. Without [`Self::listen_cluster`] the node listens at a free port of 127.0.0.1.
+    #[must_use]
+    pub fn join(mut self, nodes: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.join = nodes.into_iter().collect();
+        self
+    }
+
+    /// Sets the time in which [`Self::open`] has to enter the cluster, which needs more than half of the control plane's voters: 60 s
+    /// by default.
+    #[must_use]
+    pub fn join_timeout(mut self, limit: Duration) -> Self {
+        self.join_timeout = limit;
+        self
+    }
+
+    /// Names the address at which this node's program serves clients over HTTP, so that other nodes can name it to clients.
+    #[must_use]
+    pub fn http_address(mut self, address: SocketAddr) -> Self {
+        self.http = Some(address);
+        self
+    }
+
     /// Applies a configuration, which overrides the settings of the code.
     #[must_use]
     pub fn config(mut self, config: Config) -> Self {
@@ -342,7 +386,7 @@ impl NodeBuilder {
     pub(super) fn open_without(self, not_here: BTreeMap<ShardId, Place>) -> Result<Node, OpenError> {
         let options = self.options()?;
         crate::descriptors::raise_limit();
-        let Self { path, registry, disk, wall, native, config, .. } = self;
+        let Self { path, registry, disk, wall, native, config, cluster, join, join_timeout, http, .. } = self;
         let native = match config.native.listen.map(Listen::At).or(native) {
             None => None,
             Some(Listen::At(address)) => Some(bind(address).map_err(OpenError::Address)?),
@@ -364,7 +408,16 @@ impl NodeBuilder {
                 Arc::new(RealDisk::open(&path).map_err(failed)?)
             }
         };
-        Ok(Life::open(registry, disk, SystemClock::new(wall), options)?.into())
+        let join = if config.cluster.join.is_empty() { join } else { config.cluster.join };
+        let listen = config.cluster.listen.or(cluster);
+        let listen = listen.or((!join.is_empty()).then_some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))));
+        match listen {
+            None => Ok(Node::new(Life::open(registry, disk, SystemClock::new(wall), options)?, None)),
+            Some(listen) => {
+                let entry = Entry { listen, join, http, wait: join_timeout };
+                super::cluster::open(registry, disk, wall, options, entry)
+            }
+        }
     }
 
     /// Checks all settings of code and configuration.
@@ -405,6 +458,7 @@ impl NodeBuilder {
                     .or(self.memory.uncommitted_bytes_max),
             },
             native: config.native.clone(),
+            cluster: config.cluster.clone(),
             log: crate::config::LogConfig { segment_bytes: config.log.segment_bytes.or(self.segment_bytes) },
             checkpoints: CheckpointConfig {
                 interval: set.interval.or(self.checkpoints.interval.map(Interval::Every)),

@@ -1,6 +1,7 @@
 //! The handle to a running node, and an operator's view of it.
 
 mod builder;
+mod cluster;
 mod dead_letters;
 mod log;
 mod processes;
@@ -22,6 +23,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use stead_cluster::Membership;
 use stead_core::topology::Topology;
 use stead_node::{Life, Shared};
 use stead_store::checkpoint::checks::CheckOutcome;
@@ -31,15 +33,24 @@ use tokio::sync::oneshot;
 
 /// A running node. Clones are handles to the same one; when the last is dropped, the node is shut down.
 #[derive(Clone)]
-pub struct Node(Arc<Life<Embedded>>);
+pub struct Node(Arc<Running>);
 
-impl From<Life<Embedded>> for Node {
-    fn from(life: Life<Embedded>) -> Self {
-        Self(Arc::new(life))
-    }
+/// A node that runs, alone or in a cluster.
+struct Running {
+    life: Life<Embedded>,
+    /// Ends after the life, of which other nodes then see that its connections close.
+    membership: Option<Membership>,
 }
 
 impl Node {
+    /// Puts a node together that runs, and lets the control plane of its cluster give it orders.
+    fn new(life: Life<Embedded>, membership: Option<Membership>) -> Self {
+        if let Some(membership) = &membership {
+            membership.attach(Arc::clone(life.shared()));
+        }
+        Self(Arc::new(Running { life, membership }))
+    }
+
     /// Returns a builder of a node with its data in a directory, which is created if it does not exist.
     pub fn builder(data_dir: impl Into<PathBuf>) -> NodeBuilder {
         NodeBuilder::new(data_dir.into())
@@ -61,7 +72,14 @@ impl Node {
     /// [`NodeBuilder::listen_native`].
     #[must_use]
     pub fn native_address(&self) -> Option<SocketAddr> {
-        self.0.native_address()
+        self.0.life.native_address()
+    }
+
+    /// Returns the address at which the other nodes of its cluster reach it, if it is part of one: see
+    /// [`NodeBuilder::listen_cluster`].
+    #[must_use]
+    pub fn cluster_address(&self) -> Option<SocketAddr> {
+        self.0.membership.as_ref().map(Membership::address)
     }
 
     /// Returns the services and their shards.
@@ -77,17 +95,17 @@ impl Node {
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared<Embedded>> {
-        self.0.shared()
+        self.0.life.shared()
     }
 
     pub(crate) fn log(&self) -> &WalReader {
-        self.0.log()
+        self.0.life.log()
     }
 
     /// Returns the report of the last recovery.
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
-        self.0.recovery()
+        self.0.life.recovery()
     }
 
     /// Time that entries may wait for the log while the node counts as ready: 5 s.
@@ -104,32 +122,32 @@ impl Node {
     /// # Errors
     /// [`NotReady`].
     pub fn readiness(&self) -> Result<(), NotReady> {
-        self.0.readiness()
+        self.0.life.readiness()
     }
 
     /// Returns the status of the node. Waits up to half a second for workers that are held by a handler.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.0.status()
+        self.0.life.status()
     }
 
     /// Returns the last checked checkpoint, if a service's check failed there; also for checks that no longer run,
     /// because they did not end [`ServiceOptions::attempts_max`] times in a row.
     #[must_use]
     pub fn failed_check(&self) -> Option<CheckStatus> {
-        self.0.last_check().filter(|last| last.check == CheckOutcome::Failed)
+        self.0.life.last_check().filter(|last| last.check == CheckOutcome::Failed)
     }
 
     /// Returns the counters of the node since it was opened.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        self.0.metrics()
+        self.0.life.metrics()
     }
 
     /// Returns the counters of each service since the node was opened.
     #[must_use]
     pub fn service_metrics(&self) -> Vec<ServiceMetrics> {
-        self.0.service_metrics()
+        self.0.life.service_metrics()
     }
 
     /// Resolves with the reason when the node has a fatal error: then the process should end, and be started again.
@@ -159,7 +177,7 @@ impl Node {
 
     async fn take_checkpoint(&self, checked: bool) -> Result<CheckpointReport, CheckpointFailure> {
         let (reply, from) = oneshot::channel();
-        self.0.checkpoint(checked, Box::new(Waiter(reply)));
+        self.0.life.checkpoint(checked, Box::new(Waiter(reply)));
         from.await.unwrap_or_else(|_| self.has_ended())
     }
 
@@ -178,7 +196,7 @@ impl Node {
     /// Changes the time from one checkpoint's beginning to the next, for the rest of this node's life; `None`: only
     /// on request.
     pub fn set_checkpoint_interval(&self, interval: Option<Duration>) {
-        self.0.set_checkpoint_interval(interval);
+        self.0.life.set_checkpoint_interval(interval);
     }
 
     /// Returns the stored checkpoints, the oldest first. Lists files, and reads each manifest once in the node's life.
@@ -186,7 +204,7 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure::Store`].
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, CheckpointFailure> {
-        self.0.checkpoints()
+        self.0.life.checkpoints()
     }
 
     /// Returns a checkpoint, if it is complete. Lists files.
@@ -194,7 +212,7 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure`] if it cannot be read.
     pub fn checkpoint_info(&self, number: u64) -> Result<Option<CheckpointInfo>, CheckpointFailure> {
-        self.0.checkpoint_info(number)
+        self.0.life.checkpoint_info(number)
     }
 
     /// Recomputes a checkpoint from its stored objects, and runs the services' checks. Reads all of it. It also runs
@@ -204,7 +222,7 @@ impl Node {
     /// [`CheckpointFailure::Store`] if it is damaged; [`CheckpointFailure::Stopped`] if the node has ended, or ends meanwhile. An
     /// undamaged but inconsistent checkpoint is in the report.
     pub fn verify(&self, number: u64) -> Result<Report, CheckpointFailure> {
-        self.0.verify(number)
+        self.0.life.verify(number)
     }
 
     /// Deletes a checkpoint, unless it is the newest one, which a restart needs.
@@ -212,7 +230,7 @@ impl Node {
     /// # Errors
     /// [`CheckpointFailure`], which is [`CheckpointFailure::Stopped`] if the node has ended: then nothing was deleted.
     pub fn delete_checkpoint(&self, number: u64) -> Result<(), CheckpointFailure> {
-        self.0.delete_checkpoint(number)
+        self.0.life.delete_checkpoint(number)
     }
 
     /// Copies a checkpoint to `file:///directory` or `s3://bucket/prefix`; objects that exist there are not sent again.
@@ -225,7 +243,7 @@ impl Node {
     /// then, and a repetition continues from there.
     pub async fn copy_checkpoint(&self, number: u64, to: &str) -> Result<CopyReport, CheckpointFailure> {
         let (reply, from) = oneshot::channel();
-        self.0.copy_checkpoint(number, to, Box::new(Waiter(reply)))?;
+        self.0.life.copy_checkpoint(number, to, Box::new(Waiter(reply)))?;
         from.await.unwrap_or_else(|_| self.has_ended())
     }
 
@@ -244,24 +262,33 @@ impl Node {
     /// A step that still runs after [`NodeBuilder::shutdown_timeout`] is abandoned: its outcome is dropped, and the
     /// step is repeated after the next start. Its thread ends with the step, or with the program.
     pub fn shutdown(&self) {
-        self.shutdown_within(self.0.shutdown_timeout());
+        self.shutdown_within(self.0.life.shutdown_timeout());
     }
 
     /// Returns the time that [`Self::shutdown`] waits for running steps.
     #[must_use]
     pub fn shutdown_timeout(&self) -> Duration {
-        self.0.shutdown_timeout()
+        self.0.life.shutdown_timeout()
     }
 
     /// As [`Self::shutdown`], with another time limit for running steps.
     pub fn shutdown_within(&self, limit: Duration) {
-        self.0.shutdown(limit);
+        self.0.life.shutdown(limit);
+        self.leave();
     }
 
     /// Ends the node as a crash would: it finishes no work, and writes nothing more. Waits for steps of tasks that run, up to
     /// [`NodeBuilder::shutdown_timeout`]. For tests.
     pub fn kill(&self) {
-        self.0.kill();
+        self.0.life.kill();
+        self.leave();
+    }
+
+    /// Ends the membership in its cluster, for this life.
+    fn leave(&self) {
+        if let Some(membership) = &self.0.membership {
+            membership.end();
+        }
     }
 }
 

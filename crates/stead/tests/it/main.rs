@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first unexpected result")]
 
 mod checkpoints;
+mod cluster;
 mod context;
 mod cuts;
 mod edge;

@@ -1,0 +1,394 @@
+//! Entering a cluster: before the data are recovered, the control plane has to know this start, and this node its replicas.
+//!
+//! In order: the data directory is owned, and made with the cluster's identity if it is new; its life is counted; the plane begins,
+//! and the thread that carries it; the start is registered. What the control plane has placed on this node is recovered then, by the
+//! node itself, to which [`Entered::attach`] gives the orders of the control plane from then on.
+
+use crate::address::Addresses;
+use crate::error::EnterError;
+use crate::host::Host;
+use crate::join::join;
+use crate::links::Links;
+use crate::message::Joined;
+use crate::part::{ClusterPart, Common};
+use crate::transport::PlaneQueue;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use stead_control::{Begin, ControlPlane, Driver, Identity, ProposeError, Settings, Transport};
+use stead_core::clock::Now;
+use stead_core::control::command::ShardStart;
+use stead_core::control::dial::Dial;
+use stead_core::control::facts::Hello;
+use stead_core::control::node::{DiskState, StartId};
+use stead_core::control::settings;
+use stead_core::control::{Cluster, Command, ControlState, Outcome, Refusal};
+use stead_core::ids::{ClusterId, Incarnation, Life, NodeId, ReplicaId, ShardId};
+use stead_net::frame::Origin;
+use stead_net::handshake::{CLOCK_DIFFERENCE_MAX, Limits, Local, Role, VERSIONS};
+use stead_net::network::Tcp;
+use stead_node::{Bell, Clock, Env, Shared};
+use stead_store::data_dir::{DataDir, DataDirError, Meta, ServiceMeta};
+use stead_store::disk::Disk;
+
+/// The time for one step of the control plane before it is tried again.
+const STEP: Duration = Duration::from_millis(500);
+
+/// A service of the program, as it begins if the cluster does not have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewService {
+    /// Its name.
+    pub name: String,
+    /// The number of its shards.
+    pub shards: u32,
+    /// Its dial.
+    pub dial: Dial,
+}
+
+/// The arguments of an entry.
+pub struct ClusterOptions {
+    /// The socket at which the control plane of other nodes reaches this one.
+    pub listener: TcpListener,
+    /// The addresses of this node.
+    pub addresses: Addresses,
+    /// The nodes to ask for a place, if the data directory is empty: none to found a cluster.
+    pub join: Vec<SocketAddr>,
+    /// The services of the program.
+    pub services: Vec<NewService>,
+    /// The time after which the entry is given up.
+    pub wait: Duration,
+}
+
+/// A node that has entered its cluster, and is still to recover its data.
+pub struct Entered {
+    /// The data directory.
+    pub dir: DataDir,
+    /// Whether it was empty.
+    pub created: bool,
+    /// The replicas that are placed on this node.
+    pub replicas: BTreeMap<ShardId, ReplicaId>,
+    /// The membership.
+    pub membership: Membership,
+}
+
+/// The part of a node in its cluster, from its entry to its end.
+pub struct Membership {
+    common: Arc<Common>,
+    plane: Arc<ControlPlane>,
+    node: NodeId,
+    address: SocketAddr,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Membership {
+    /// Returns this node's number.
+    #[must_use]
+    pub const fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Returns the address at which other nodes reach this one's control plane.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns this node's member of the control plane.
+    #[must_use]
+    pub const fn plane(&self) -> &Arc<ControlPlane> {
+        &self.plane
+    }
+
+    /// Lets the control plane give orders to a node, and hear its reports. To be called once.
+    pub fn attach<E: Env>(&self, node: Arc<Shared<E>>) {
+        let host: Arc<dyn Host> = node;
+        if self.common.host.set(host).is_ok() {
+            self.common.bell.ring();
+        }
+    }
+
+    /// Ends the membership in this life, after the node has ended. Other nodes see that its connections close.
+    pub fn end(&self) {
+        self.common.stops.store(true, Ordering::Release);
+        self.common.bell.ring();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic was reported by its hook.
+            let _ = thread.join();
+        }
+        self.plane.shutdown();
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Enters a cluster with the data directory of a disk, or founds one. `goes_on` is asked from time to time whether to.
+///
+/// # Errors
+/// [`EnterError`]. A data directory that was created stays, and enters at the next attempt.
+pub fn enter(
+    disk: Arc<dyn Disk>,
+    clock: &Arc<dyn Clock>,
+    options: ClusterOptions,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<Entered, EnterError> {
+    let start = StartId(u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..)));
+    let (mut dir, created) = open_directory(disk, clock, &options, start, goes_on)?;
+    if !created && !dir.meta().has_control && dir.meta().lives > 0 {
+        return Err(EnterError::NotOfCluster);
+    }
+    dir.begin_life()?;
+    let membership = begin(&mut dir, clock, &options, start)?;
+    let until = clock.steady().plus(options.wait.into());
+    loop {
+        let step = membership.step(dir.meta(), &options, start);
+        let newest = membership.plane.newest();
+        match step {
+            Ok(None) => {
+                let replicas = replicas_of(&newest.state, membership.node);
+                dir.update(|meta| meta.services = ServiceMeta::all_of(newest.state.topology()))?;
+                return Ok(Entered { dir, created, replicas, membership });
+            }
+            Ok(Some(_)) if !goes_on() => return Err(EnterError::Stopped),
+            Ok(Some(reason)) if clock.steady() >= until => {
+                return Err(EnterError::NotRegistered { node: membership.node, reason });
+            }
+            Ok(Some(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Returns the replicas that are placed on a node.
+fn replicas_of(state: &ControlState, node: NodeId) -> BTreeMap<ShardId, ReplicaId> {
+    let shards = state.shards().filter_map(|(shard, record)| {
+        let mut here = record.replicas().iter().filter(|(_, placed)| {
+            placed.node == node && placed.stage != stead_core::control::shard::Stage::Released
+        });
+        here.next().map(|(replica, _)| (shard, *replica))
+    });
+    shards.collect()
+}
+
+/// Opens the data directory. One that is empty is made, with the identity of the cluster that this node joins or founds.
+fn open_directory(
+    disk: Arc<dyn Disk>,
+    clock: &Arc<dyn Clock>,
+    options: &ClusterOptions,
+    start: StartId,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<(DataDir, bool), EnterError> {
+    let is_empty = matches!(DataDir::inspect(&*disk), Err(DataDirError::Empty));
+    let log_id = fastrand::u64(..);
+    let mut fresh = Meta::new(ClusterId(fresh_id()), Incarnation(1), NodeId::FIRST, log_id);
+    if is_empty && !options.join.is_empty() {
+        let hello = Hello {
+            node: None,
+            life: Life(1),
+            start,
+            disk: DiskState::Whole,
+            addresses: options.addresses.to_texts(),
+        };
+        let joined = join(&options.join, &hello, &**clock, options.wait.into(), goes_on)?;
+        if let Joined::Done { cluster, incarnation, node, services } = joined {
+            let cluster = ClusterId(u128::from_be_bytes(cluster.into()));
+            fresh = Meta::new(cluster, Incarnation(incarnation), node, log_id);
+            let mut first = 0;
+            for (name, shards) in services {
+                fresh.services.push(ServiceMeta { name, first: ShardId(first), shards });
+                first += shards;
+            }
+        }
+    }
+    Ok(DataDir::open(disk, || fresh)?)
+}
+
+fn fresh_id() -> u128 {
+    u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..))
+}
+
+/// Begins the plane, and the thread that carries it.
+fn begin(
+    dir: &mut DataDir,
+    clock: &Arc<dyn Clock>,
+    options: &ClusterOptions,
+    start: StartId,
+) -> Result<Membership, EnterError> {
+    let meta = dir.meta().clone();
+    let (node, life) = (meta.node, Life(meta.lives));
+    let local = Local {
+        versions: VERSIONS,
+        cluster: Some(meta.cluster),
+        role: Role::Peer { node, directory: meta.log_id, process: start.0 as u64 },
+        origin: Origin { incarnation: meta.incarnation, life },
+        limits: Limits::default(),
+        client_limits: Limits::of_clients(),
+        clock_difference_max: CLOCK_DIFFERENCE_MAX,
+    };
+    let listener = options.listener.try_clone().map_err(EnterError::System)?;
+    let tcp = Tcp::accepting(listener).map_err(EnterError::System)?;
+    let bell = Arc::new(Bell::default());
+    let queue = Arc::new(PlaneQueue::new(Arc::clone(&bell)));
+    let common = Arc::new(Common::new(Arc::clone(&bell)));
+    let hello = Hello {
+        node: Some(node),
+        life,
+        start,
+        disk: DiskState::Whole,
+        addresses: options.addresses.to_texts(),
+    };
+    let links = Links::new(tcp, local, node);
+    let driver = Driver::new(settings::Settings::default());
+    let part = ClusterPart::new(links, Arc::clone(&queue), Arc::clone(&common), driver, (node, hello));
+    let founds = node == NodeId::FIRST && options.join.is_empty();
+    let plane = ControlPlane::start_in(
+        stead_control::Options {
+            identity: Identity::of(&meta),
+            begin: if founds {
+                Begin::Found { address: options.addresses.cluster.to_string() }
+            } else {
+                Begin::Join
+            },
+            initial: ControlState::default(),
+            settings: Settings::default(),
+            on_change: Box::new(move || bell.ring()),
+        },
+        dir,
+        queue as Arc<dyn Transport>,
+    )?;
+    let plane = Arc::new(plane);
+    // It was made above, and is set once.
+    let _ = common.plane.set(Arc::clone(&plane));
+    let clock = Arc::clone(clock);
+    let thread = std::thread::Builder::new().name("stead-cluster".to_owned());
+    let thread = thread.spawn(move || run(part, &*clock)).map_err(EnterError::System)?;
+    let address = options.addresses.cluster;
+    Ok(Membership { common, plane, node, address, thread: Mutex::new(Some(thread)) })
+}
+
+/// Gives the part its turns until it is to stop.
+fn run(mut part: ClusterPart<Tcp>, clock: &dyn Clock) {
+    let common = Arc::clone(part.common());
+    common.bell.attach_to(part.network_mut().wake());
+    let mut is_attached = false;
+    while !common.stops.load(Ordering::Acquire) {
+        common.bell.take_ring();
+        let host = common.host.get();
+        if let Some(host) = host {
+            if !is_attached {
+                host.bell().attach_to(part.network_mut().wake());
+                is_attached = true;
+            }
+            host.bell().take_ring();
+        }
+        let now = Now { steady: clock.steady(), wall: clock.wall() };
+        let due = match part.turn(now) {
+            Ok(due) => due,
+            Err(error) => {
+                let reason = format!("the connections of the control plane cannot be served: {error}");
+                match host {
+                    Some(host) => host.fail(reason),
+                    None => tracing::error!("{reason}"),
+                }
+                return;
+            }
+        };
+        if due <= now.steady {
+            continue;
+        }
+        let network = part.network_mut();
+        common.bell.sleep(now.steady, Some(due), 0, |time| {
+            let mut wait = |time| {
+                // An error shows in the next turn, too.
+                let _ = network.wait(time);
+            };
+            match host {
+                Some(host) => host.bell().sleep(now.steady, Some(due), 0, wait),
+                None => wait(time),
+            }
+        });
+    }
+}
+
+impl Membership {
+    /// Takes one step of the entry. Returns the obstacle; `None` if there is none any more.
+    fn step(
+        &self,
+        meta: &Meta,
+        options: &ClusterOptions,
+        start: StartId,
+    ) -> Result<Option<&'static str>, EnterError> {
+        let newest = self.plane.newest();
+        let state = &newest.state;
+        let status = self.plane.status();
+        if status.is_stopped {
+            return Err(ProposeError::Stopped(status.failure).into());
+        }
+        if status.leader.is_none() {
+            let _ = self.plane.wait_status(STEP, |status| status.leader.is_some());
+            return Ok(Some("fewer than half of its voters run and can be reached"));
+        }
+        if state.cluster().is_none() {
+            if status.leader == Some(self.node) && self.node == NodeId::FIRST {
+                let cluster = Cluster { id: meta.cluster, incarnation: meta.incarnation };
+                self.propose(Command::Found { cluster })?;
+            } else {
+                self.wait_newer(newest.applied);
+            }
+            return Ok(Some("the cluster is not founded yet"));
+        }
+        let Some(record) = state.nodes().get(&self.node) else {
+            if self.node == NodeId::FIRST && state.nodes().is_empty() {
+                let (life, addresses) = (Life(meta.lives), options.addresses.to_texts());
+                self.propose(Command::Join { node: self.node, life, start, addresses })?;
+                return Ok(Some("the first node has not joined yet"));
+            }
+            if self.node < state.next_node() {
+                return Err(EnterError::Removed(self.node));
+            }
+            self.wait_newer(newest.applied);
+            return Ok(Some("the control plane does not know the node yet"));
+        };
+        if record.start != start {
+            self.wait_newer(newest.applied);
+            return Ok(Some("its leader has not heard of this start, or still hears of another one"));
+        }
+        for service in &options.services {
+            if state.topology().service_id(&service.name).is_none() {
+                let new = || ShardStart::New { nodes: vec![self.node] };
+                let shards = (0..service.shards).map(|_| new()).collect();
+                let (name, dial) = (service.name.clone(), service.dial);
+                let outcome = self.propose(Command::CreateService { name, dial, shards })?;
+                if let Some(Outcome::Refused(refusal)) = outcome
+                    && !matches!(refusal, Refusal::Outdated | Refusal::Service { .. })
+                {
+                    return Err(EnterError::Command(refusal));
+                }
+                return Ok(Some("a service of the program is not created yet"));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Proposes a command. Returns `None` if its outcome is not known yet.
+    fn propose(&self, command: Command) -> Result<Option<Outcome>, EnterError> {
+        match self.plane.propose(&self.plane.proposal(&command), STEP) {
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(ProposeError::NoLeader | ProposeError::Unknown | ProposeError::Expired) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for a newer state, for a short time.
+    fn wait_newer(&self, applied: u64) {
+        let is_newer = |status: &stead_control::Status| status.applied > applied;
+        let _ = self.plane.wait_status(Duration::from_millis(50), is_newer);
+    }
+}

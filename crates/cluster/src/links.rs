@@ -1,0 +1,290 @@
+//! The connections between the control parts of nodes, over which each asks the others.
+//!
+//! They are not those of the shards, so that a long queue there delays no vote. Stepped: [`Links::turn`] never waits. A request
+//! that cannot be sent at once, or whose connection ends, has no answer: its sender repeats what matters.
+
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use stead_control::Answer;
+use stead_core::ids::{Micros, NodeId, Time};
+use stead_net::connection::{Event, RequestId, Settings};
+use stead_net::endpoint::{Bounds, Endpoint, Happened};
+use stead_net::handshake::{Local, Role};
+use stead_net::network::{ConnectionId, Network};
+use stead_net::payload::Payload;
+
+/// The times of a connection.
+pub(crate) const SETTINGS: Settings = Settings {
+    send_bytes_max: 64 << 20,
+    keep_alive: Micros::from_millis(200),
+    silence_max: Micros::from_secs(3),
+    handshake_time_max: Micros::from_secs(2),
+};
+
+/// Connections of nodes that join, at most.
+pub(crate) const BOUNDS: Bounds =
+    Bounds { connections_max: 2_304, handshakes_max: 64, clients_max: 64, client_bytes_max: 4 << 20 };
+
+/// Pauses between two attempts to connect to a node: each is twice as long as the one before.
+const PAUSE_MIN: Micros = Micros::from_millis(20);
+const PAUSE_MAX: Micros = Micros::from_millis(500);
+/// Requests that wait for a connection at most; further ones are dropped.
+const WAITING_MAX: usize = 64;
+
+/// The purpose of a request, to which its answer goes.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    Plane(Answer),
+    Facts,
+    Orders,
+}
+
+/// The sender of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sender {
+    Node(NodeId),
+    /// A node that has no number yet.
+    Stranger,
+}
+
+/// The place to which the answer to a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Return {
+    connection: ConnectionId,
+    request: RequestId,
+}
+
+/// News of the connections.
+#[derive(Debug)]
+pub(crate) enum Arrived {
+    /// A request of another node.
+    Ask(Sender, Return, Bytes),
+    /// The answer to a request of this node.
+    Answer(NodeId, Purpose, Bytes),
+}
+
+/// Another node.
+struct Peer {
+    address: Option<SocketAddr>,
+    open: Option<ConnectionId>,
+    dialing: Option<ConnectionId>,
+    dial_from: Time,
+    pause: Micros,
+    waiting: Vec<(Payload, Purpose)>,
+    /// The last failure that was reported.
+    reported: String,
+}
+
+/// The connections of a node's control part.
+pub(crate) struct Links<N: Network> {
+    endpoint: Endpoint<N>,
+    own: NodeId,
+    peers: BTreeMap<NodeId, Peer>,
+    asked: BTreeMap<(ConnectionId, RequestId), Purpose>,
+}
+
+impl<N: Network> Links<N> {
+    pub(crate) fn new(network: N, local: Local, own: NodeId) -> Self {
+        let endpoint = Endpoint::new(network, local, SETTINGS, BOUNDS);
+        Self { endpoint, own, peers: BTreeMap::new(), asked: BTreeMap::new() }
+    }
+
+    pub(crate) const fn network_mut(&mut self) -> &mut N {
+        self.endpoint.network_mut()
+    }
+
+    fn peer(&mut self, node: NodeId) -> &mut Peer {
+        self.peers.entry(node).or_insert_with(|| Peer {
+            address: None,
+            open: None,
+            dialing: None,
+            dial_from: Time(0),
+            pause: PAUSE_MIN,
+            waiting: Vec::new(),
+            reported: String::new(),
+        })
+    }
+
+    /// Notes the address of a node: this one connects to it.
+    pub(crate) fn set_address(&mut self, node: NodeId, address: SocketAddr) {
+        if node != self.own {
+            let peer = self.peer(node);
+            if peer.address != Some(address) {
+                (peer.address, peer.dial_from, peer.pause) = (Some(address), Time(0), PAUSE_MIN);
+            }
+        }
+    }
+
+    /// Forgets the address of each node that is not among these.
+    pub(crate) fn keep_only(&mut self, is_known: impl Fn(NodeId) -> bool) {
+        for (node, peer) in &mut self.peers {
+            if !is_known(*node) {
+                peer.address = None;
+                peer.waiting.clear();
+            }
+        }
+    }
+
+    /// Sends a request to a node, once it is connected. Without an answer its purpose is dropped.
+    pub(crate) fn ask(&mut self, node: NodeId, payload: Vec<u8>, purpose: Purpose, now: Time) {
+        let payload = Payload::from(Bytes::from(payload));
+        let open = self.peer(node).open;
+        match open {
+            Some(connection) => self.send(connection, &payload, purpose, now),
+            None => {
+                let peer = self.peer(node);
+                if peer.waiting.len() < WAITING_MAX {
+                    peer.waiting.push((payload, purpose));
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, connection: ConnectionId, payload: &Payload, purpose: Purpose, now: Time) {
+        // Of an other end that reads too slowly nothing is expected: the request is dropped.
+        if let Ok(request) = self.endpoint.send_request(connection, payload, now) {
+            self.asked.insert((connection, request), purpose);
+        }
+    }
+
+    /// Answers a request.
+    pub(crate) fn answer(&mut self, to: Return, answer: Vec<u8>, now: Time) {
+        // Over a connection that has ended there is no way back.
+        let _ =
+            self.endpoint.send_answer(to.connection, to.request, &Payload::from(Bytes::from(answer)), now);
+    }
+
+    /// Closes the connection of a request, whose sender does what no node does.
+    pub(crate) fn refuse(&mut self, from: Return, reason: &str, now: Time) {
+        tracing::warn!("a connection of the control plane is closed: {reason}");
+        self.endpoint.close(from.connection);
+        self.lost(from.connection, now);
+    }
+
+    /// Writes what waits.
+    pub(crate) fn flush(&mut self, now: Time) {
+        self.endpoint.flush(now);
+    }
+
+    /// Receives what has arrived, and connects to nodes to which there is no connection. Returns the time of the next turn.
+    pub(crate) fn turn(&mut self, now: Time, wall: Time, arrived: &mut Vec<Arrived>) -> io::Result<Time> {
+        self.dial(now, wall);
+        let due = self.endpoint.turn(now, wall)?;
+        while let Some(happened) = self.endpoint.next_happened() {
+            self.handle(happened, now, arrived);
+        }
+        self.drop_given_up();
+        let dials = self
+            .peers
+            .values()
+            .filter(|peer| peer.address.is_some() && peer.open.is_none() && peer.dialing.is_none());
+        Ok(dials.map(|peer| peer.dial_from.max(now)).fold(due, Time::min))
+    }
+
+    /// Drops the requests whose sender waits no longer.
+    fn drop_given_up(&mut self) {
+        let is_over = |purpose: &Purpose| matches!(purpose, Purpose::Plane(answer) if answer.is_given_up());
+        for peer in self.peers.values_mut() {
+            peer.waiting.retain(|(_, purpose)| !is_over(purpose));
+        }
+        let over: Vec<_> =
+            self.asked.iter().filter(|(_, purpose)| is_over(purpose)).map(|(key, _)| *key).collect();
+        for (connection, request) in over {
+            self.asked.remove(&(connection, request));
+            self.endpoint.forget(connection, request);
+        }
+    }
+
+    fn dial(&mut self, now: Time, wall: Time) {
+        for (node, peer) in &mut self.peers {
+            if peer.open.is_some() || peer.dialing.is_some() || now < peer.dial_from {
+                continue;
+            }
+            let Some(address) = peer.address else { continue };
+            match self.endpoint.dial(address, Some(*node), now, wall) {
+                Ok(connection) => peer.dialing = Some(connection),
+                Err(error) => peer.failed(*node, &error.to_string(), now),
+            }
+        }
+    }
+
+    fn handle(&mut self, happened: Happened, now: Time, arrived: &mut Vec<Arrived>) {
+        match happened {
+            Happened::Event(connection, Event::Opened(agreed)) => {
+                if let Role::Peer { node, .. } = agreed.role {
+                    let peer = self.peer(node);
+                    peer.dialing = peer.dialing.filter(|dialing| *dialing != connection);
+                    (peer.open, peer.pause) = (Some(connection), PAUSE_MIN);
+                    peer.reported.clear();
+                    for (payload, purpose) in std::mem::take(&mut peer.waiting) {
+                        self.send(connection, &payload, purpose, now);
+                    }
+                }
+            }
+            Happened::Event(connection, Event::Request(request, bytes)) => {
+                let role = self.endpoint.connection(connection).and_then(|open| open.agreed());
+                let sender = match role.map(|agreed| agreed.role) {
+                    Some(Role::Peer { node, .. }) => Sender::Node(node),
+                    Some(Role::Client) => Sender::Stranger,
+                    None => return,
+                };
+                arrived.push(Arrived::Ask(sender, Return { connection, request }, bytes));
+            }
+            Happened::Event(connection, Event::Answer(request, bytes)) => {
+                let purpose = self.asked.remove(&(connection, request));
+                if let Some((purpose, node)) = purpose.zip(self.node_of(connection)) {
+                    arrived.push(Arrived::Answer(node, purpose, bytes));
+                }
+            }
+            Happened::Event(connection, Event::Shards(_)) => {
+                tracing::warn!(
+                    "a connection of the control plane is closed: it has messages of shards; give each node the addresses of its own"
+                );
+                self.endpoint.close(connection);
+                self.lost(connection, now);
+            }
+            Happened::Ended { connection, ended, .. } => {
+                let dialed = self.peers.iter_mut().find(|(_, peer)| peer.dialing == Some(connection));
+                if let Some((node, peer)) = dialed {
+                    peer.dialing = None;
+                    if peer.open.is_none() {
+                        peer.failed(*node, &ended.to_string(), now);
+                    }
+                }
+                self.lost(connection, now);
+            }
+            Happened::AcceptFailed(error) => tracing::warn!(
+                "a connection of the control plane cannot be accepted: {error}; raise the limit of open files"
+            ),
+        }
+    }
+
+    fn node_of(&self, connection: ConnectionId) -> Option<NodeId> {
+        self.peers.iter().find(|(_, peer)| peer.open == Some(connection)).map(|(node, _)| *node)
+    }
+
+    /// Notes that a connection is not there any more.
+    fn lost(&mut self, connection: ConnectionId, now: Time) {
+        self.asked.retain(|(other, _), _| *other != connection);
+        for peer in self.peers.values_mut() {
+            if peer.open == Some(connection) {
+                (peer.open, peer.dial_from) = (None, now.plus(PAUSE_MIN));
+            }
+        }
+    }
+}
+
+impl Peer {
+    /// Notes an attempt that has failed.
+    fn failed(&mut self, node: NodeId, reason: &str, now: Time) {
+        self.waiting.clear();
+        self.dial_from = now.plus(self.pause);
+        self.pause = Micros(self.pause.0 * 2).min(PAUSE_MAX);
+        if self.reported != reason {
+            tracing::debug!("the control plane cannot reach node {node}: {reason}");
+            self.reported = reason.to_owned();
+        }
+    }
+}

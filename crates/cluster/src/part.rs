@@ -1,0 +1,471 @@
+//! The control part of a node: a part that is stepped. It carries the plane's requests, introduces the node, reports on its replicas,
+//! and performs the orders of the controller, which runs here while this node's plane leads.
+
+use crate::address::Addresses;
+use crate::host::Host;
+use crate::links::{Arrived, Links, Purpose, Return, Sender};
+use crate::message::{Ask, Counted, Joined, PARTS_MAX, decode_answer, encode_answer};
+use crate::transport::PlaneQueue;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use stead_control::{Change, ControlPlane, Driver, Role, Status, VOTERS_MAX};
+use stead_core::clock::Now;
+use stead_core::control::ControlState;
+use stead_core::control::directory::Directory;
+use stead_core::control::facts::{Fact, Hello, NodeReport, Request, ShardReport};
+use stead_core::ids::{Micros, NodeId, ShardId, Time};
+use stead_net::network::Network;
+use stead_node::Bell;
+
+/// The time between two reports, and between two introductions of a node that is not registered.
+const REPORT: Micros = Micros::from_millis(50);
+/// The time between two reports on all replicas.
+const REPORT_ALL: Micros = Micros::from_secs(1);
+/// The time between two looks at the nodes of the plane.
+const TIDY: Micros = Micros::from_millis(200);
+/// The time in which a change of the plane's nodes is made.
+const CHANGE_WAIT: Duration = Duration::from_secs(5);
+
+/// What the part shares with the thread that opens the node, and with the plane's.
+pub(crate) struct Common {
+    pub(crate) plane: OnceLock<Arc<ControlPlane>>,
+    pub(crate) host: OnceLock<Arc<dyn Host>>,
+    /// Rung for anything but news of the host.
+    pub(crate) bell: Arc<Bell>,
+    /// Answers of the plane to other nodes.
+    pub(crate) answers: Mutex<Vec<(Return, Vec<u8>)>>,
+    pub(crate) stops: std::sync::atomic::AtomicBool,
+    /// Whether a change of the plane's nodes is under way.
+    changing: std::sync::atomic::AtomicBool,
+}
+
+impl Common {
+    pub(crate) fn new(bell: Arc<Bell>) -> Self {
+        Self {
+            plane: OnceLock::new(),
+            host: OnceLock::new(),
+            bell,
+            answers: Mutex::default(),
+            stops: false.into(),
+            changing: false.into(),
+        }
+    }
+}
+
+/// The control part of a node.
+pub(crate) struct ClusterPart<N: Network> {
+    links: Links<N>,
+    queue: Arc<PlaneQueue>,
+    common: Arc<Common>,
+    driver: Driver,
+    /// The introduction of this node, which has its number.
+    hello: Hello,
+    node: NodeId,
+    directory: Directory,
+    /// The number of applied entries in the state that was followed last.
+    followed: Option<u64>,
+    /// The version of the directory that the host follows.
+    told: u64,
+    is_registered: bool,
+    /// The newest reports on the replicas of this node.
+    reports: BTreeMap<ShardId, ShardReport>,
+    changed: BTreeSet<ShardId>,
+    /// The leader and its term that got the last report on all replicas.
+    informed: Option<(NodeId, u64)>,
+    report_due: Time,
+    report_all_due: Time,
+    tidy_due: Time,
+    arrived: Vec<Arrived>,
+    orders: Vec<Request>,
+}
+
+impl<N: Network> ClusterPart<N> {
+    pub(crate) fn new(
+        links: Links<N>,
+        queue: Arc<PlaneQueue>,
+        common: Arc<Common>,
+        driver: Driver,
+        (node, hello): (NodeId, Hello),
+    ) -> Self {
+        Self {
+            links,
+            queue,
+            common,
+            driver,
+            hello,
+            node,
+            directory: Directory::default(),
+            followed: None,
+            told: 0,
+            is_registered: false,
+            reports: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            informed: None,
+            report_due: Time(0),
+            report_all_due: Time(0),
+            tidy_due: Time(0),
+            arrived: Vec::new(),
+            orders: Vec::new(),
+        }
+    }
+
+    pub(crate) const fn network_mut(&mut self) -> &mut N {
+        self.links.network_mut()
+    }
+
+    pub(crate) const fn common(&self) -> &Arc<Common> {
+        &self.common
+    }
+
+    /// Performs what is due, without waiting. Returns the time of the next turn, unless a bell is rung before.
+    pub(crate) fn turn(&mut self, now: Now) -> io::Result<Time> {
+        let Some(plane) = self.common.plane.get().cloned() else {
+            let due = self.links.turn(now.steady, now.wall, &mut self.arrived)?;
+            self.arrived.clear();
+            return Ok(due);
+        };
+        let mut due = self.links.turn(now.steady, now.wall, &mut self.arrived)?;
+        let status = plane.status();
+        let mut arrived = std::mem::take(&mut self.arrived);
+        for news in arrived.drain(..) {
+            self.handle(now, &plane, news);
+        }
+        self.arrived = arrived;
+        self.follow(&plane, &status);
+        self.introduce_and_report(now, &status);
+        self.driver.step(now, &plane, &mut self.orders);
+        let orders = std::mem::take(&mut self.orders);
+        self.give_orders(now.steady, orders);
+        if status.role == Role::Leader {
+            self.tidy(now.steady, &plane, &status);
+        }
+        self.carry(now.steady);
+        self.links.flush(now.steady);
+        if let Some(controller) = self.driver.controller() {
+            due = due.min(controller.wakes_at());
+        }
+        Ok(due.min(self.report_due))
+    }
+
+    fn handle(&mut self, now: Now, plane: &ControlPlane, arrived: Arrived) {
+        match arrived {
+            Arrived::Ask(sender, to, bytes) => match Ask::decode(&bytes) {
+                Ok(ask) => self.answer(now, plane, sender, to, ask),
+                Err(error) => self.links.refuse(to, &error.to_string(), now.steady),
+            },
+            Arrived::Answer(_, Purpose::Plane(answer), bytes) => answer.complete(bytes.to_vec()),
+            Arrived::Answer(node, Purpose::Facts, bytes) => {
+                let counted = decode_answer::<Counted>(&bytes).is_ok_and(|counted| counted.is_leader);
+                if !counted && self.informed.is_some_and(|(leader, _)| leader == node) {
+                    self.informed = None;
+                }
+            }
+            Arrived::Answer(_, Purpose::Orders, _) => {}
+        }
+    }
+
+    fn answer(&mut self, now: Now, plane: &ControlPlane, sender: Sender, to: Return, ask: Ask) {
+        match (ask, sender) {
+            (Ask::Plane(request), Sender::Node(from)) => {
+                let common = Arc::clone(&self.common);
+                plane.receive(from, request, move |answer| {
+                    common.answers.lock().unwrap_or_else(PoisonError::into_inner).push((to, answer));
+                    common.bell.ring();
+                });
+            }
+            (Ask::Facts(facts), Sender::Node(from)) => {
+                let is_of = |fact: &Fact| match fact {
+                    Fact::Hello(hello) => hello.node == Some(from),
+                    Fact::Report(report) => report.node == from,
+                    _ => true,
+                };
+                if !facts.iter().all(is_of) {
+                    return self.links.refuse(to, &format!("node {from} reports as another one"), now.steady);
+                }
+                let mut is_leader = true;
+                for fact in facts {
+                    is_leader &= self.driver.handle(now, fact);
+                }
+                self.links.answer(to, encode_answer(&Counted { is_leader }), now.steady);
+            }
+            (Ask::Orders(orders), Sender::Node(_)) => {
+                for order in orders {
+                    self.obey(order);
+                }
+                self.links.answer(to, Vec::new(), now.steady);
+            }
+            (Ask::Join(hello), _) => {
+                let joined = self.join(now, plane, hello);
+                self.links.answer(to, encode_answer(&joined), now.steady);
+            }
+            (_, Sender::Stranger) => {
+                self.links.refuse(to, "a client asked what only nodes may", now.steady);
+            }
+        }
+    }
+
+    /// Lets a node join, which repeats its request until it is registered.
+    fn join(&mut self, now: Now, plane: &ControlPlane, hello: Hello) -> Joined {
+        let newest = plane.newest();
+        let state = &newest.state;
+        let Some(cluster) = state.cluster() else { return Joined::NotYet };
+        if let Some((node, _)) = state.nodes().iter().find(|(_, record)| record.start == hello.start) {
+            let services = state.topology().services().iter();
+            let services = services.map(|service| (service.name.clone(), service.shards));
+            return Joined::done(cluster.id, cluster.incarnation, *node, services.collect());
+        }
+        if hello.node.is_some() || Addresses::of_texts(&hello.addresses).is_none() {
+            return Joined::Refused("a node that joins has no number, and names its addresses".to_owned());
+        }
+        if state.nodes().len() >= ControlState::NODES_MAX {
+            return Joined::Refused(format!("the cluster has {} nodes already", ControlState::NODES_MAX));
+        }
+        let fact = Fact::Hello(hello);
+        if !self.driver.handle(now, fact.clone())
+            && let Some(leader) = plane.leader().filter(|leader| *leader != self.node)
+        {
+            self.links.ask(leader, Ask::Join(hello_of(fact)).encode(), Purpose::Orders, now.steady);
+        }
+        Joined::NotYet
+    }
+
+    /// Follows the newest state: the addresses of nodes, and the routes of shards.
+    fn follow(&mut self, plane: &ControlPlane, status: &Status) {
+        for (node, address) in &status.addresses {
+            if let Ok(address) = address.parse() {
+                self.links.set_address(*node, address);
+            }
+        }
+        let newest = plane.newest();
+        if self.followed != Some(newest.applied) {
+            self.followed = Some(newest.applied);
+            self.directory.follow(&newest.state);
+            let own = newest.state.nodes().get(&self.node);
+            let was_registered = self.is_registered;
+            self.is_registered = own.is_some_and(|record| record.start == self.hello.start);
+            if was_registered && !self.is_registered {
+                let reason = match own {
+                    Some(_) => "another process has started as this node; end one of them".to_owned(),
+                    None => {
+                        "the cluster has removed this node; join it as a new one, with an empty directory"
+                            .to_owned()
+                    }
+                };
+                self.fail(reason);
+            }
+            for (node, route) in self.directory.nodes() {
+                if let Some(addresses) = Addresses::of_texts(&route.addresses) {
+                    self.links.set_address(*node, addresses.cluster);
+                }
+            }
+            let (nodes, plane_nodes) = (self.directory.nodes(), &status.addresses);
+            self.links.keep_only(|node| {
+                nodes.contains_key(&node) || plane_nodes.iter().any(|(other, _)| *other == node)
+            });
+        }
+        let Some(host) = self.common.host.get() else { return };
+        if self.told < self.directory.version() || self.told == 0 {
+            if self.directory.nodes_changed_since(self.told) {
+                let peers = self.directory.nodes().iter().filter_map(|(node, route)| {
+                    Some((*node, Addresses::of_texts(&route.addresses)?.peers)).filter(|_| *node != self.node)
+                });
+                host.set_peers(peers.collect());
+            }
+            host.follow(&mut self.directory.shards_changed_since(self.told));
+            self.told = self.directory.version();
+        }
+    }
+
+    fn fail(&self, reason: String) {
+        match self.common.host.get() {
+            Some(host) => host.fail(reason),
+            None => tracing::error!("{reason}"),
+        }
+    }
+
+    /// Introduces this node until it is registered; then reports on it.
+    fn introduce_and_report(&mut self, now: Now, status: &Status) {
+        let mut facts = Vec::new();
+        let host = self.common.host.get();
+        if let Some(host) = host {
+            let news = host.take_news();
+            facts = news.facts;
+            for report in news.reports {
+                self.changed.insert(report.shard);
+                self.reports.insert(report.shard, report);
+            }
+        }
+        let is_due = now.steady >= self.report_due;
+        let leader = status.leader.map(|leader| (leader, status.term));
+        let is_new = leader.is_some() && self.informed != leader;
+        if self.is_registered {
+            if let Some(host) = host
+                && (is_due || is_new || !self.changed.is_empty())
+            {
+                let is_all = is_new || now.steady >= self.report_all_due;
+                if is_all {
+                    self.report_all_due = now.steady.plus(REPORT_ALL);
+                }
+                let wanted = |report: &&ShardReport| is_all || self.changed.contains(&report.shard);
+                let shards = self.reports.values().filter(wanted).cloned().collect();
+                facts.push(Fact::Report(NodeReport {
+                    node: self.node,
+                    start: self.hello.start,
+                    stalled: host.stalled(),
+                    peers: host.peers(),
+                    shards,
+                }));
+            }
+        } else if is_due {
+            facts.push(Fact::Hello(self.hello.clone()));
+        }
+        if is_due {
+            self.report_due = now.steady.plus(REPORT);
+        }
+        let has_report = facts.iter().any(|fact| matches!(fact, Fact::Report(_)));
+        if has_report && leader.is_some() {
+            self.changed.clear();
+            self.informed = leader;
+        }
+        self.give_facts(now, status, facts);
+    }
+
+    /// Gives facts to the controller. Without a leader they are dropped: what matters comes again.
+    fn give_facts(&mut self, now: Now, status: &Status, facts: Vec<Fact>) {
+        if facts.is_empty() {
+            return;
+        }
+        match status.leader {
+            Some(leader) if leader == self.node => {
+                for fact in facts {
+                    if !self.driver.handle(now, fact) {
+                        self.informed = None;
+                    }
+                }
+            }
+            Some(leader) => {
+                for facts in facts.chunks(PARTS_MAX) {
+                    self.links.ask(leader, Ask::Facts(facts.to_vec()).encode(), Purpose::Facts, now.steady);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Gives the orders of the controller to the nodes that they are for.
+    fn give_orders(&mut self, now: Time, orders: Vec<Request>) {
+        let mut by_node: BTreeMap<NodeId, Vec<Request>> = BTreeMap::new();
+        for order in orders {
+            let node = match &order {
+                Request::Ask(_) | Request::Propose(_) => self.node,
+                Request::Seal { node, .. } | Request::Lead { node, .. } | Request::Delete { node, .. } => {
+                    *node
+                }
+            };
+            if node == self.node {
+                self.obey(order);
+            } else {
+                by_node.entry(node).or_default().push(order);
+            }
+        }
+        for (node, orders) in by_node {
+            for orders in orders.chunks(PARTS_MAX) {
+                self.links.ask(node, Ask::Orders(orders.to_vec()).encode(), Purpose::Orders, now);
+            }
+        }
+    }
+
+    /// Performs an order for this node. It comes again if this node cannot perform it yet.
+    fn obey(&mut self, order: Request) {
+        let Some(host) = self.common.host.get() else { return };
+        match order {
+            Request::Seal { node, seals } if node == self.node => {
+                for (shard, replica, seal) in seals {
+                    host.seal(shard, replica, seal);
+                }
+            }
+            Request::Lead { node, shard, record, learners } if node == self.node => {
+                host.lead(shard, record, learners);
+            }
+            Request::Ask(node) => host.ask_peer(node),
+            // Of another node, or what only the leader's own controller may ask for.
+            Request::Seal { .. } | Request::Lead { .. } | Request::Propose(_) => {}
+            Request::Delete { .. } => {}
+        }
+    }
+
+    /// At the leader: places nodes in the plane that are not in it, and makes voters of an odd number of them.
+    fn tidy(&mut self, now: Time, plane: &Arc<ControlPlane>, status: &Status) {
+        use std::sync::atomic::Ordering;
+        if now < self.tidy_due || self.common.changing.load(Ordering::Acquire) {
+            return;
+        }
+        self.tidy_due = now.plus(TIDY);
+        let newest = plane.newest();
+        let Some(change) = next_change(&newest.state, status) else { return };
+        self.common.changing.store(true, Ordering::Release);
+        let (plane, common) = (Arc::clone(plane), Arc::clone(&self.common));
+        let run = move || {
+            if let Err(error) = plane.change(change, CHANGE_WAIT) {
+                tracing::debug!("{error}");
+            }
+            common.changing.store(false, Ordering::Release);
+            common.bell.ring();
+        };
+        let thread = std::thread::Builder::new().name("stead-change".to_owned()).spawn(run);
+        if thread.is_err() {
+            self.common.changing.store(false, Ordering::Release);
+        }
+    }
+
+    /// Sends the requests and the answers of the plane.
+    fn carry(&mut self, now: Time) {
+        for request in self.queue.take() {
+            if let Some(address) = request.address {
+                self.links.set_address(request.to, address);
+            }
+            self.links.ask(
+                request.to,
+                Ask::Plane(request.request).encode(),
+                Purpose::Plane(request.answer),
+                now,
+            );
+        }
+        let answers =
+            std::mem::take(&mut *self.common.answers.lock().unwrap_or_else(PoisonError::into_inner));
+        for (to, answer) in answers {
+            self.links.answer(to, answer, now);
+        }
+    }
+}
+
+fn hello_of(fact: Fact) -> Hello {
+    match fact {
+        Fact::Hello(hello) => hello,
+        _ => unreachable!("the caller made a hello"),
+    }
+}
+
+/// Returns the next change of the plane's nodes: each node of the cluster is one of them, and the largest odd number of them that is
+/// allowed votes.
+fn next_change(state: &ControlState, status: &Status) -> Option<Change> {
+    for (node, record) in state.nodes() {
+        let address = record.addresses.first()?;
+        let known = status.addresses.iter().find(|(other, _)| other == node);
+        if known.is_none_or(|(_, known)| known != address) {
+            return Some(Change::Place { node: *node, address: address.clone() });
+        }
+    }
+    if let Some((node, _)) = status.addresses.iter().find(|(node, _)| !state.nodes().contains_key(node)) {
+        return (!state.nodes().is_empty()).then_some(Change::Remove { node: *node });
+    }
+    let nodes = state.nodes().len().min(VOTERS_MAX);
+    let wanted = nodes - usize::from(nodes.is_multiple_of(2));
+    if status.voters.len() < wanted {
+        let learner = state.nodes().keys().find(|node| !status.voters.contains(node))?;
+        return Some(Change::Promote { node: *learner });
+    }
+    None
+}

@@ -1,0 +1,66 @@
+//! A node that is part of a cluster: it enters before its data are recovered.
+
+use super::Node;
+use crate::error::OpenError;
+use crate::service::Registry;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_cluster::{Addresses, ClusterOptions, Entered, NewService, enter};
+use stead_core::control::dial::Dial;
+use stead_net::network::bind;
+use stead_node::{Clock, Life, Options, SystemClock, Wall};
+use stead_store::disk::Disk;
+
+/// The arguments of an entry.
+pub(super) struct Entry {
+    /// The address for the other nodes' control plane.
+    pub(super) listen: SocketAddr,
+    /// The addresses to ask, if the data directory is empty.
+    pub(super) join: Vec<SocketAddr>,
+    /// The address of the program's HTTP server.
+    pub(super) http: Option<SocketAddr>,
+    /// The time for the entry.
+    pub(super) wait: Duration,
+}
+
+/// Enters the cluster, and opens the node with the replicas that are placed on it.
+pub(super) fn open(
+    registry: Registry,
+    disk: Arc<dyn Disk>,
+    wall: Option<Wall>,
+    options: Options,
+    entry: Entry,
+) -> Result<Node, OpenError> {
+    let listener = bind(entry.listen).map_err(OpenError::Cluster)?;
+    let peers = bind(SocketAddr::new(entry.listen.ip(), 0)).map_err(OpenError::Cluster)?;
+    let address = |listener: &std::net::TcpListener| listener.local_addr().map_err(OpenError::Native);
+    let addresses = Addresses {
+        cluster: address(&listener)?,
+        peers: address(&peers)?,
+        clients: options.native.as_ref().map(|native| address(&native.listener)).transpose()?,
+        http: entry.http,
+    };
+    let services = options.services.iter().map(|service| NewService {
+        name: service.name.clone(),
+        shards: service.shards.unwrap_or(service.when_new),
+        dial: Dial::default(),
+    });
+    let cluster = ClusterOptions {
+        listener,
+        addresses,
+        join: entry.join,
+        services: services.collect(),
+        wait: entry.wait,
+    };
+    let wall = wall.map(Arc::new);
+    let clock = |wall: &Option<Arc<Wall>>| {
+        let wall = wall.clone();
+        SystemClock::new(wall.map(|wall| -> Wall { Box::new(move || wall()) }))
+    };
+    let entry_clock: Arc<dyn Clock> = Arc::new(clock(&wall));
+    let Entered { dir, created, replicas, membership } = enter(disk, &entry_clock, cluster, &|| true)?;
+    let options = Options { replicated: replicas, listen_peers: Some(Arc::new(peers)), ..options };
+    let life = Life::open_in(registry, (dir, created), clock(&wall), options)?;
+    Ok(Node::new(life, Some(membership)))
+}

@@ -1,0 +1,72 @@
+//! Nodes that are one cluster, in one process, over loopback.
+
+use crate::patience::await_some;
+use crate::services::{Account, Ask, Look, builder, key};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+use stead::{EnterError, Node, NodeBuilder, OpenError};
+
+fn any() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn member(dir: &Path) -> NodeBuilder {
+    builder(dir).listen_cluster(any())
+}
+
+fn address(node: &Node) -> SocketAddr {
+    node.cluster_address().unwrap()
+}
+
+#[test]
+fn a_node_that_founded_a_cluster_serves_after_each_start_and_others_join_it() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let first = member(dirs[0].path()).open().unwrap();
+    let client = first.blocking_client();
+    await_some("its shards lead", || client.call::<Account>(&key("a"), Ask::Deposit(5)).ok());
+    first.kill();
+    let first = member(dirs[0].path()).open().unwrap();
+    let client = first.blocking_client();
+    let balance =
+        await_some("its shards lead again", || client.query::<Account>(&key("a"), Look::Balance).ok());
+    assert_eq!(balance, 5);
+
+    let second = builder(dirs[1].path()).join([address(&first)]).open().unwrap();
+    assert_eq!(second.topology(), first.topology());
+    // Its directory knows the cluster from now on.
+    let known = address(&second);
+    second.shutdown();
+    let second = builder(dirs[1].path()).listen_cluster(known).open().unwrap();
+    second.shutdown();
+    first.shutdown();
+}
+
+#[test]
+fn a_directory_of_a_node_without_a_cluster_is_refused_and_unchanged() {
+    let dir = tempfile::tempdir().unwrap();
+    let alone = builder(dir.path()).open().unwrap();
+    alone.blocking_client().call::<Account>(&key("a"), Ask::Deposit(5)).unwrap();
+    alone.shutdown();
+    assert!(matches!(member(dir.path()).open(), Err(OpenError::Enter(EnterError::NotOfCluster))));
+    let alone = builder(dir.path()).open().unwrap();
+    assert_eq!(alone.blocking_client().query::<Account>(&key("a"), Look::Balance).unwrap(), 5);
+}
+
+#[test]
+fn a_node_that_finds_no_cluster_says_what_it_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    // A port at which nothing listens.
+    let free = std::net::TcpListener::bind(any()).unwrap().local_addr().unwrap();
+    let open = builder(dir.path()).join([free]).join_timeout(Duration::from_millis(200)).open();
+    let Err(error) = open else { panic!("it joined nothing") };
+    assert!(error.to_string().contains(&format!("has not joined: {free}: ")), "{error}");
+    assert_eq!(
+        std::fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|entry| { entry.as_ref().unwrap().file_name() == "stead.json" })
+            .count(),
+        0,
+        "the directory is still empty"
+    );
+}

@@ -2,8 +2,11 @@
 
 use crate::machine::Machine;
 use crate::plane::Plane;
+use crate::proposal::COMMAND_BYTES_MAX;
 use stead_core::control::command::InvalidBytes;
 use stead_core::control::{Command, ControlState, Outcome};
+
+const _: () = assert!(Command::BYTES_MAX <= COMMAND_BYTES_MAX);
 
 /// The plane of Stead's control plane.
 pub type ControlPlane = Plane<ControlState>;

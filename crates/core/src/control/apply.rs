@@ -404,7 +404,8 @@ impl ShardRecord {
     }
 }
 
-fn check_addresses(addresses: &[String]) -> Result<(), Refusal> {
+/// Checks the addresses of a node.
+pub(super) fn check_addresses(addresses: &[String]) -> Result<(), Refusal> {
     let fits = |address: &String| (1..=NodeRecord::ADDRESS_BYTES_MAX).contains(&address.len());
     if (1..=NodeRecord::ADDRESSES_MAX).contains(&addresses.len()) && addresses.iter().all(fits) {
         Ok(())

@@ -165,6 +165,17 @@ pub struct ShardCommand {
     pub change: ShardChange,
 }
 
+impl ShardCommand {
+    /// Greatest number of bytes of all changes of a command. What is left is for the version, the kind and the number of changes.
+    pub const BYTES_MAX: usize = Command::BYTES_MAX - 64;
+
+    /// Returns the number of its bytes in a command.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        minicbor::to_vec(self).expect("writing to a Vec never fails").len()
+    }
+}
+
 /// A change of one shard.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum ShardChange {
@@ -397,6 +408,19 @@ pub enum Refusal {
     )]
     #[n(22)]
     TooManyReplicas,
+    /// No member of the shard's newest epoch is on the node.
+    #[error(
+        "no member of shard {shard} is on node {node}; choose a node of the shard, which the status lists"
+    )]
+    #[n(23)]
+    NotMember {
+        /// The shard.
+        #[n(0)]
+        shard: ShardId,
+        /// The node.
+        #[n(1)]
+        node: NodeId,
+    },
 }
 
 /// Bytes that are not a command, an outcome or a state.
@@ -433,6 +457,32 @@ pub(super) fn decode_version<'b, T: Decode<'b, ()>>(version: u8, bytes: &'b [u8]
 }
 
 impl Command {
+    /// Changes that one command has at most.
+    pub const CHANGES_MAX: usize = 512;
+    /// Greatest number of bytes of a command: no longer one is proposed.
+    pub const BYTES_MAX: usize = 1 << 20;
+
+    /// Returns the commands that make these changes, as few as their bounds allow. None of the changes is longer than
+    /// [`ShardCommand::BYTES_MAX`].
+    #[must_use]
+    pub fn of_changes(changes: Vec<ShardCommand>) -> Vec<Self> {
+        let mut commands = Vec::new();
+        let (mut together, mut bytes) = (Vec::new(), 0);
+        for change in changes {
+            let len = change.bytes();
+            if together.len() >= Self::CHANGES_MAX || bytes + len > ShardCommand::BYTES_MAX {
+                commands.push(Self::Shards(std::mem::take(&mut together)));
+                bytes = 0;
+            }
+            bytes += len;
+            together.push(change);
+        }
+        if !together.is_empty() {
+            commands.push(Self::Shards(together));
+        }
+        commands
+    }
+
     /// Returns the command's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

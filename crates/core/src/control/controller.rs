@@ -10,6 +10,7 @@
 //!
 //! Its knowledge besides the state may be lost at any time: all of it comes again in reports.
 
+use super::apply::check_addresses;
 use super::attempt::{Attempt, View, Wish};
 use super::command::{Command, ShardChange, ShardCommand};
 use super::facts::{Fact, Hello, NodeReport, Request, ShardReport};
@@ -140,9 +141,6 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Changes that one command has at most.
-    pub const CHANGES_MAX: usize = 512;
-
     /// Creates the controller of a leader that was just elected: it knows no more than the state.
     #[must_use]
     pub fn new(now: Now, settings: Settings) -> Self {
@@ -179,6 +177,8 @@ impl Controller {
     /// Handles a fact. [`Controller::decide`] says what follows from it.
     pub fn handle(&mut self, now: Now, fact: Fact) {
         match fact {
+            // The command that registers it would be refused.
+            Fact::Hello(hello) if check_addresses(&hello.addresses).is_err() => {}
             Fact::Hello(hello) => {
                 if self.hellos.len() < ControlState::NODES_MAX || self.hellos.contains_key(&hello.start) {
                     let (first, last) = (now.steady, now.steady);
@@ -205,32 +205,22 @@ impl Controller {
                     attempt.handle_sealed(answer);
                 }
             }
-            Fact::Superseded { shard, promised } => {
-                if let Some(watched) = self.shards.get_mut(&shard) {
-                    watched.handle_promised(promised);
-                }
-            }
+            // Of shards that are not known yet, too: what an operator asks for, or a replica reports, comes once.
+            Fact::Superseded { shard, promised } => self.watched(shard).handle_promised(promised),
             Fact::CannotLead { shard, epoch } => {
-                if let Some(watched) = self.shards.get_mut(&shard) {
-                    watched.cannot_lead = watched.cannot_lead.max(epoch);
-                }
+                let watched = self.watched(shard);
+                watched.cannot_lead = watched.cannot_lead.max(epoch);
             }
-            Fact::Deleted(shard, replica) => {
-                if let Some(watched) = self.shards.get_mut(&shard) {
-                    watched.deleted.insert(replica);
-                }
-            }
-            Fact::Void(shard, replica) => {
-                if let Some(watched) = self.shards.get_mut(&shard) {
-                    watched.void.insert(replica);
-                }
-            }
+            Fact::Deleted(shard, replica) => drop(self.watched(shard).deleted.insert(replica)),
+            Fact::Void(shard, replica) => drop(self.watched(shard).void.insert(replica)),
             Fact::Failover { shard, to, is_forced } => {
-                if let Some(watched) = self.shards.get_mut(&shard) {
-                    watched.wanted = Some(Wanted::Failover { to, is_forced });
-                }
+                self.watched(shard).wanted = Some(Wanted::Failover { to, is_forced });
             }
         }
+    }
+
+    fn watched(&mut self, shard: ShardId) -> &mut Watched {
+        self.shards.entry(shard).or_default()
     }
 
     fn handle_report(&mut self, now: Now, report: NodeReport) {
@@ -238,8 +228,7 @@ impl Controller {
             return;
         }
         for report in report.shards {
-            // Of shards that are not known yet, too: what is new is reported once.
-            let watched = self.shards.entry(report.shard).or_default();
+            let watched = self.watched(report.shard);
             watched.handle_promised(report.promised);
             watched.reports.insert(report.replica, report);
         }
@@ -265,12 +254,9 @@ impl Controller {
             }
         }
         self.balance(now, state, &mut outgoing);
-        let Outgoing { seals, mut changes, out, .. } = outgoing;
+        let Outgoing { seals, changes, out, .. } = outgoing;
         out.extend(seals.into_iter().map(|(node, seals)| Request::Seal { node, seals }));
-        while !changes.is_empty() {
-            let rest = changes.split_off(changes.len().min(Self::CHANGES_MAX));
-            out.push(Request::Propose(Command::Shards(std::mem::replace(&mut changes, rest))));
-        }
+        out.extend(Command::of_changes(changes).into_iter().map(Request::Propose));
     }
 
     /// Registers starts, and removes nodes that have left.
@@ -394,7 +380,8 @@ impl Watched {
             (attempt.wish.is_forced, self.wanted) = (true, None);
         }
         if self.attempt.is_none() {
-            let wish = self.failure(view, shard).or_else(|| self.take_wanted(view, shard));
+            let wish = self.failure(view, shard);
+            let wish = wish.or_else(|| self.take_wanted(view, &outgoing.loads, id, shard));
             if let Some(wish) = wish.or_else(|| self.change(view, &outgoing.loads, id, shard)) {
                 self.attempt = Some(Attempt::new(view.now, self.floor.max(newest).next(), wish));
             }
@@ -453,15 +440,31 @@ impl Watched {
     }
 
     /// Takes what an operator or the balance of loads asked for.
-    fn take_wanted(&mut self, view: View<'_>, shard: &ShardRecord) -> Option<Wish> {
+    fn take_wanted(
+        &mut self,
+        view: View<'_>,
+        loads: &Loads,
+        id: ShardId,
+        shard: &ShardRecord,
+    ) -> Option<Wish> {
         match self.wanted.take()? {
             Wanted::Balance(replica) => Some(Wish { primary: Some(replica), ..Wish::of(Cause::Balanced) }),
             Wanted::Failover { to, is_forced } => {
-                let members = shard.history().newest().config.members().iter();
-                let on = |node| members.copied().find(|member| view.node_of(shard, *member) == Some(node));
-                Some(Wish { primary: to.and_then(on), is_forced, ..Wish::of(Cause::Operator) })
+                let primary = match to {
+                    Some(node) => Some(view.state.member_on(id, node).ok()?),
+                    None => Self::other_primary(view, loads, shard),
+                };
+                Some(Wish { primary, is_forced, ..Wish::of(Cause::Operator) })
             }
         }
+    }
+
+    /// Returns the member that is to lead if another one than now is wanted: that on the node with the fewest primaries.
+    fn other_primary(view: View<'_>, loads: &Loads, shard: &ShardRecord) -> Option<ReplicaId> {
+        let config = &shard.history().newest().config;
+        let others = config.members().iter().copied().filter(|member| *member != config.primary());
+        let well = others.filter(|member| view.is_well(shard, *member));
+        well.min_by_key(|member| (view.node_of(shard, *member).map(|node| loads.of(node).primaries), *member))
     }
 
     /// Whether a replica's node has failed for so long that the replica is to be replaced.
@@ -649,10 +652,15 @@ impl Watched {
         match attempt.decide(view, &mut outgoing.loads, id, shard) {
             Ok(None) => self.problem = None,
             Ok(Some((takeover, is_forced))) => {
-                self.problem = None;
-                if self.may_propose(view, shard, Kind::TakeOver) {
-                    let (cause, noticed) = (attempt.wish.cause, attempt.noticed);
-                    outgoing.change(id, ShardChange::TakeOver { takeover, cause, noticed, is_forced });
+                let (cause, noticed) = (attempt.wish.cause, attempt.noticed);
+                let asked = takeover.config.epoch();
+                let change = ShardChange::TakeOver { takeover, cause, noticed, is_forced };
+                let command = ShardCommand { shard: id, change };
+                let bytes = command.bytes();
+                let is_too_large = bytes > ShardCommand::BYTES_MAX;
+                self.problem = is_too_large.then_some(TakeoverError::TooLarge { asked, bytes });
+                if !is_too_large && self.may_propose(view, shard, Kind::TakeOver) {
+                    outgoing.changes.push(command);
                 }
             }
             Err(error) => self.problem = Some(error),

@@ -645,6 +645,79 @@ fn an_operator_moves_a_primary_and_goes_on_with_too_few_members() {
 }
 
 #[test]
+fn an_operator_who_names_no_node_gets_another_primary_if_there_is_one() {
+    for replicas in [1, 3] {
+        let mut fake = Fake::new(3);
+        fake.create(1, dial(replicas, Acks::Majority));
+        let (shard, old) = (ShardId(0), fake.leader(0));
+        fake.controller.handle(fake.now, Fact::Failover { shard, to: None, is_forced: false });
+        fake.run_until(|fake| {
+            let record = fake.state.shard(shard).unwrap();
+            record.is_settled() && record.history().newest().config.epoch() > Epoch(1)
+        });
+        assert_eq!(fake.leader(0) == old, replicas == 1, "{replicas} replicas");
+    }
+}
+
+#[test]
+fn a_failover_to_a_node_without_a_member_is_refused_and_changes_nothing() {
+    let mut fake = Fake::new(4);
+    fake.create(1, THREE);
+    let (shard, members) = (ShardId(0), fake.members(0));
+    let node = [A, B, C, D].into_iter().find(|node| !members.contains(node)).unwrap();
+    assert_eq!(fake.state.member_on(shard, node), Err(Refusal::NotMember { shard, node }));
+    let unknown = ShardId(1);
+    assert_eq!(fake.state.member_on(unknown, A), Err(Refusal::NoShard { shard: unknown }));
+    fake.controller.handle(fake.now, Fact::Failover { shard, to: Some(node), is_forced: false });
+    fake.run(500);
+    assert!(fake.seal_frames.is_empty() && fake.commands.is_empty(), "{:?}", fake.commands);
+}
+
+#[test]
+fn a_request_that_comes_before_the_first_look_of_a_leader_is_kept() {
+    let mut fake = Fake::new(3);
+    fake.create(1, THREE);
+    let (shard, old) = (ShardId(0), fake.leader(0));
+    let to = fake.members(0).into_iter().find(|node| *node != old);
+    fake.controller = Controller::new(fake.now, Settings::default());
+    fake.controller.handle(fake.now, Fact::Failover { shard, to, is_forced: false });
+    fake.run_until(|fake| fake.is_settled() && Some(fake.leader(0)) == to);
+}
+
+#[test]
+fn seals_that_do_not_fit_into_a_command_are_a_problem_and_are_not_proposed() {
+    let mut fake = Fake::new(3);
+    fake.create(1, THREE);
+    let (shard, many) = (ShardId(0), 100_000);
+    fake.controller.handle(fake.now, Fact::Superseded { shard, promised: Epoch(many) });
+    fake.run_until(|fake| fake.is_settled() && fake.state.shard(shard).unwrap().active() > Epoch(many));
+    // Their logs have an entry of each epoch.
+    let epochs = (1..=many + 1).map(|at| LogPoint { epoch: Epoch(at), index: Index(at) });
+    let mut table = EpochTable::default();
+    epochs.for_each(|point| table.push(point));
+    for node in fake.nodes.values_mut() {
+        node.replicas.values_mut().for_each(|replica| replica.table = table.clone());
+    }
+    fake.forget();
+    fake.controller.handle(fake.now, Fact::Failover { shard, to: None, is_forced: false });
+    fake.run(300);
+    let problems: Vec<_> = fake.controller.problems().collect();
+    assert!(matches!(problems[..], [(ShardId(0), TakeoverError::TooLarge { .. })]), "{problems:?}");
+    assert_eq!(fake.commands, [], "nothing is proposed");
+}
+
+#[test]
+fn a_start_with_invalid_addresses_is_not_proposed() {
+    let mut fake = Fake::new(1);
+    fake.forget();
+    let (start, addresses) = (StartId(77), vec!["x".repeat(2 << 20)]);
+    let hello = Hello { node: None, life: Life(1), start, disk: DiskState::Whole, addresses };
+    fake.controller.handle(fake.now, Fact::Hello(hello));
+    fake.run(1_000);
+    assert_eq!(fake.commands, []);
+}
+
+#[test]
 fn shards_of_one_replica_are_balanced_by_way_of_two_and_the_balancing_ends() {
     let mut fake = Fake::new(1);
     // A number of acks that is all of them does not become an asynchronous one on the way.

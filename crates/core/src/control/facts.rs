@@ -138,13 +138,14 @@ pub enum Fact {
     /// A replica lacks what it acknowledged, holds what was given up, or is damaged.
     #[n(9)]
     Void(#[n(0)] ShardId, #[n(1)] ReplicaId),
-    /// An operator wants another primary for a shard, or a new epoch under the same one.
+    /// An operator wants another primary for a shard, or a new epoch under the same one. It changes nothing if the node has no
+    /// member: whoever takes the request from the operator checks it by [`ControlState::member_on`](super::ControlState::member_on).
     #[n(10)]
     Failover {
         /// The shard.
         #[n(0)]
         shard: ShardId,
-        /// The node of the new primary; `None` for the best one.
+        /// The node of the new primary; `None` for another one than now, if one can lead.
         #[n(1)]
         to: Option<NodeId>,
         /// Whether to go on with too few members, with losses (rule 14).

@@ -135,6 +135,20 @@ impl ControlState {
         self.shards.get(shard.0 as usize)
     }
 
+    /// Returns the member of a shard's newest epoch that is on a node: an operator may let it lead.
+    ///
+    /// # Errors
+    /// [`Refusal::NoShard`], or [`Refusal::NotMember`] if there is none, or its disk is gone.
+    pub fn member_on(&self, shard: ShardId, node: NodeId) -> Result<ReplicaId, Refusal> {
+        let record = self.shard(shard).ok_or(Refusal::NoShard { shard })?;
+        let is_there = |member: &&ReplicaId| {
+            let placed = record.replicas().get(member);
+            placed.is_some_and(|placed| placed.node == node && !self.is_lost(placed))
+        };
+        let member = record.history().newest().config.members().iter().find(is_there);
+        member.copied().ok_or(Refusal::NotMember { shard, node })
+    }
+
     /// Returns all shards, in the order of their numbers.
     pub fn shards(&self) -> impl Iterator<Item = (ShardId, &ShardRecord)> {
         (0..).map(ShardId).zip(&self.shards)

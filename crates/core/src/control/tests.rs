@@ -468,3 +468,42 @@ fn the_directory_has_the_routes_of_the_newest_state_and_reports_those_that_chang
     assert_eq!(state.apply(join(4)), Outcome::Done);
     assert_eq!(follow(&mut directory, &state), (true, vec![]));
 }
+
+#[test]
+fn changes_are_spread_over_commands_within_their_bounds() {
+    let small =
+        |at| ShardCommand { shard: ShardId(at), change: ShardChange::Deleted { replica: ReplicaId(1) } };
+    let mut table = EpochTable::default();
+    (1..=3_000).for_each(|at| table.push(LogPoint { epoch: Epoch(at), index: Index(at) }));
+    let config = EpochConfig::parse(Epoch(4_000), vec![ReplicaId(1)], 1, ReplicaId(1)).unwrap();
+    let (life, lease, epoch, active) = (Life(1), Micros(0), Epoch(4_000), Epoch(1));
+    let seals = vec![SealAnswer { replica: ReplicaId(1), life, epoch, table, active }];
+    let takeover = Takeover { expected: Epoch(1), config, life, lease, seals };
+    let (cause, noticed, is_forced) = (Cause::Silent, Time(5), false);
+    let large = |at| {
+        let takeover = takeover.clone();
+        ShardCommand {
+            shard: ShardId(at),
+            change: ShardChange::TakeOver { takeover, cause, noticed, is_forced },
+        }
+    };
+    let sizes = |changes: &[ShardCommand]| -> Vec<usize> {
+        let commands = Command::of_changes(changes.to_vec());
+        let mut together = Vec::new();
+        let sizes = commands.into_iter().map(|command| {
+            assert!(command.encode().len() <= Command::BYTES_MAX);
+            let Command::Shards(changes) = command else { panic!("{command:?}") };
+            together.extend(changes.iter().cloned());
+            changes.len()
+        });
+        let sizes = sizes.collect();
+        assert_eq!(together, changes, "each once, in order");
+        sizes
+    };
+    let small: Vec<_> = (0..1_200).map(small).collect();
+    assert_eq!(sizes(&small), [512, 512, 176]);
+    assert_eq!(sizes(&[]), []);
+    let large: Vec<_> = (0..150).map(large).collect();
+    let (each, sizes) = (large[0].bytes(), sizes(&large));
+    assert!(sizes.len() > 1 && sizes.len() <= 150 * each / Command::BYTES_MAX + 2, "{each} {sizes:?}");
+}

@@ -130,6 +130,19 @@ pub enum TakeoverError {
         #[n(2)]
         newest: Epoch,
     },
+    /// The tables of the sealed logs do not fit into one command: the logs have entries of very many epochs.
+    #[error(
+        "the seals for epoch {asked} have {bytes} bytes, more than a command may have; take a checkpoint, so that logs are trimmed"
+    )]
+    #[n(8)]
+    TooLarge {
+        /// The new epoch.
+        #[n(0)]
+        asked: Epoch,
+        /// The bytes of the change that would begin it.
+        #[n(1)]
+        bytes: usize,
+    },
 }
 
 /// The result of the seals for a new epoch.

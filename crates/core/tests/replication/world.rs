@@ -180,6 +180,8 @@ pub(crate) struct World {
     early: Vec<Early>,
     /// The requests whose answers were lost.
     lost: BTreeSet<u32>,
+    /// The requests that were refused because attempts at them ended nodes.
+    given_up: BTreeSet<u32>,
     // The judgement: what is committed, folded, with the hash after each entry.
     committed: Vec<Blob>,
     model: State,
@@ -239,6 +241,7 @@ impl World {
             answered: 0,
             early: Vec::new(),
             lost: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             committed: Vec::new(),
             model,
             hashes,
@@ -696,7 +699,8 @@ impl World {
                     ));
                 }
                 let numbers = list(&self.model, "a");
-                let is_kept = |number: &u32| numbers.contains(number) || self.lost.contains(number);
+                let is_over = |number: &u32| self.lost.contains(number) || self.given_up.contains(number);
+                let is_kept = |number: &u32| numbers.contains(number) || is_over(number);
                 let missing = (1..=self.next_number).find(|number| !is_kept(number));
                 return missing.map_or(Ok(()), |number| Err(format!("[3] request {number} is lost")));
             }

@@ -5,7 +5,7 @@ use super::early::Floor;
 use super::node::Node;
 use super::service::list;
 use stead_core::blob::Blob;
-use stead_core::calls::{Answer, Identity, Query, Request};
+use stead_core::calls::{Answer, Identity, Query, Refusal, Request};
 use stead_core::ids::{BodyHash, CallToken, Colour, Micros, Time};
 use stead_core::key::Key;
 use stead_core::replication::table::LogPoint;
@@ -104,6 +104,12 @@ impl World {
         let count = match &answer.result {
             Ok(Reply::Ok(reply)) => u32::from_be_bytes(reply[..].try_into().unwrap()),
             Ok(Reply::Err(_)) => return Err("the handler failed".to_owned()),
+            Err(Refusal::Poisoned { .. }) => {
+                // Its node crashed again and again while it ran.
+                let given_up = self.pending.extract_if(.., |p| p.token == Some(answer.token));
+                self.given_up.extend(given_up.map(|pending| pending.number));
+                return Ok(());
+            }
             Err(_) => {
                 if let Some(pending) = self.pending.iter_mut().find(|p| p.token == Some(answer.token)) {
                     pending.token = None;

@@ -83,8 +83,12 @@ impl World {
                         }
                         let (node, epoch) = (&mut self.nodes[at], record.config.epoch());
                         self.records.entry(epoch).or_insert_with(|| EpochRecord::clone(&record));
-                        if node.replica.as_ref().unwrap().replica().leads() != Some(epoch) {
-                            node.learners = (epoch, learners.clone());
+                        let leads = node.replica.as_ref().unwrap().replica().leads();
+                        if leads != Some(epoch) {
+                            // An order of an older epoch may come late.
+                            if epoch >= node.learners.0 {
+                                node.learners = (epoch, learners.clone());
+                            }
                         } else if learners.iter().any(|learner| !node.learners.1.contains(learner)) {
                             // They get the log from the next epoch on.
                             let (to, is_forced) = (None, false);

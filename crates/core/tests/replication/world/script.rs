@@ -1,6 +1,7 @@
 //! Runs that are written down step by step, for what the drawn faults meet too rarely.
 
-use super::{CONTROL, Message, World};
+use super::clients::Pending;
+use super::{CONTROL, Message, SETTINGS, World};
 use crate::bugs::Bug;
 use fastrand::Rng;
 use stead_core::commit_tracker::EpochConfig;
@@ -120,6 +121,41 @@ impl World {
 
         world.write_to_first(&[0])?;
         assert_eq!(world.pending.len(), 1, "the old primary answers nothing");
+        world.is_scripted = false;
+        world.heal()
+    }
+
+    /// The backups of an asynchronous service confirm the primary's lease while their disks hang.
+    pub(crate) fn lagging_backups() -> Result<(), String> {
+        let mut world = Self::with(Rng::with_seed(1), None, 3, 3, 1);
+        (world.is_calm, world.is_scripted) = (true, true);
+        world.settle(&[0, 1, 2])?;
+        world.now = world.now.plus(Micros(4 * Settings::default().suspect_for.0));
+        let begun = world.now;
+        while world.now.since(begun) <= SETTINGS.max_lag {
+            world.write_to_first(&[0])?;
+            assert_eq!(world.pending.len(), 0, "the backups lag by less than they may");
+            world.now = world.now.plus_millis(10);
+            for at in 0..3 {
+                world.give(at, Input::Tick)?;
+            }
+            world.settle(&[0])?;
+        }
+        let (committed, answered) = (world.committed.len(), world.early.len());
+        world.write_to_first(&[0])?;
+        let is_refused = |pending: &Pending| pending.token.is_none();
+        assert!(world.pending.len() == 1 && world.pending.iter().all(is_refused), "it is refused");
+        assert_eq!((world.committed.len(), world.early.len()), (committed, answered), "it changes nothing");
+
+        world.settle(&[0, 1, 2])?;
+        assert!(
+            world.committed.len() >= committed + answered && world.early.is_empty(),
+            "they have caught up"
+        );
+        let request = world.next_request(0);
+        world.nodes[0].todo.push_back(request.into());
+        world.settle(&[0])?;
+        assert_eq!((world.pending.len(), world.early.len()), (0, 1), "it is answered at once");
         world.is_scripted = false;
         world.heal()
     }

@@ -2,9 +2,11 @@
 
 use crate::blob::Blob;
 use crate::ids::{
-    BodyHash, CallToken, Colour, Epoch, Index, RequestNumber, ServiceId, SessionId, TaskId, Time, TimerId,
+    BodyHash, CallToken, Colour, Epoch, Index, Micros, RequestNumber, ServiceId, SessionId, TaskId, Time,
+    TimerId,
 };
 use crate::key::Key;
+use crate::replication::freshness::TooStale;
 use crate::reply::Reply;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +63,26 @@ pub struct Query {
     pub payload: Blob,
     /// The client's principal.
     pub principal: Arc<str>,
+    /// The promise that its answer has to keep.
+    pub read: Read,
+}
+
+/// The promise that a client wants of the answer to a query.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Read {
+    /// That of the service: linearizable, or for an asynchronous one that of its primary.
+    #[default]
+    Service,
+    /// It shows all that was answered before the query came, and only what is committed.
+    Linearizable,
+    /// As far as the primary's lease shows, it is current. It may show what an asynchronous service loses. Without a lease
+    /// it is linearizable.
+    Primary,
+    /// Any replica answers, from committed state whose age it names: see [`Answer::staleness`].
+    Stale {
+        /// The greatest age that is allowed, if the service does not allow less anyway.
+        max_lag: Option<Micros>,
+    },
 }
 
 impl Query {
@@ -180,6 +202,9 @@ pub struct Answer {
     pub colour: Colour,
     /// The answer.
     pub result: Result<Reply, Refusal>,
+    /// Of a [stale read](Read::Stale), the age of the state when the query captured it, after the query had come: it shows all that
+    /// was answered so long before. `None` for any other answer.
+    pub staleness: Option<Micros>,
 }
 
 impl Answer {
@@ -347,6 +372,9 @@ pub enum Refusal {
     /// The shard does not serve yet.
     #[error("the shard is starting; retry shortly")]
     NotReady,
+    /// The state of this replica is older than a stale read allows.
+    #[error(transparent)]
+    TooStale(#[from] TooStale),
     /// There is no space for the log.
     #[error(
         "the data directory's disk is full, or too many files are open: writes are refused until there is room; reads go on"
@@ -383,6 +411,7 @@ impl Refusal {
             | Self::QueryGivenUp { .. }
             | Self::QueriesStuck { .. }
             | Self::NotReady
+            | Self::TooStale(_)
             | Self::Full => false,
         }
     }

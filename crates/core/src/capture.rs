@@ -5,7 +5,7 @@
 
 use crate::blob::Blob;
 use crate::calls::{Answer, Call, Outcome, Query, Refusal};
-use crate::ids::{Colour, Epoch, Index, ServiceId, TaskId, Time};
+use crate::ids::{Colour, Epoch, Index, Micros, ServiceId, TaskId, Time};
 use crate::key::Key;
 use crate::ordered::Frozen;
 use crate::record::{RecordKey, TaskRecord, decode_value};
@@ -71,6 +71,8 @@ pub struct Reading {
     pub index: Index,
     /// The shard's colour at the capture.
     pub colour: Colour,
+    /// The answer's: see [`Answer::staleness`].
+    pub staleness: Option<Micros>,
     /// The captured process.
     pub capture: Capture,
 }
@@ -101,7 +103,14 @@ impl Reading {
             Outcome::Refused(misuse) => Err(Refusal::Misuse(misuse)),
             Outcome::Panicked(why) => Err(Refusal::Panicked(why)),
         };
-        Answer { token: self.query.token, epoch: self.epoch, index: self.index, colour: self.colour, result }
+        Answer {
+            token: self.query.token,
+            epoch: self.epoch,
+            index: self.index,
+            colour: self.colour,
+            result,
+            staleness: self.staleness,
+        }
     }
 }
 

@@ -15,9 +15,9 @@ use minicbor::{Decode, Encode};
 use refused::Refused;
 use std::time::Duration;
 use stead_core::blob::Blob;
-use stead_core::calls::{self, Identity, Refusal};
+use stead_core::calls::{self, Identity, Read, Refusal};
 use stead_core::ids::{
-    BodyHash, CallToken, Colour, Epoch, Incarnation, Index, RequestNumber, SessionId, ShardId,
+    BodyHash, CallToken, Colour, Epoch, Incarnation, Index, Micros, RequestNumber, SessionId, ShardId,
 };
 use stead_core::key::Key;
 use stead_core::placement::Place;
@@ -83,6 +83,9 @@ pub enum Ask<'b> {
         /// The client's principal.
         #[b(3)]
         principal: &'b str,
+        /// The promise that the answer has to keep; `None` for that of the service.
+        #[n(4)]
+        read: Option<Promised>,
     },
     /// To retry a dead letter, or to delete it.
     #[n(4)]
@@ -148,6 +151,47 @@ impl From<Identified> for Identity {
             }
             Identified::Idempotency { key, body_hash } => Self::Idempotency { key, body_hash },
             Identified::None => Self::None,
+        }
+    }
+}
+
+/// A [`Read`] as queries carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Promised {
+    /// [`Read::Linearizable`].
+    #[n(0)]
+    Linearizable,
+    /// [`Read::Primary`].
+    #[n(1)]
+    Primary,
+    /// [`Read::Stale`].
+    #[n(2)]
+    Stale(
+        /// The greatest age that is allowed.
+        #[n(0)]
+        Option<Micros>,
+    ),
+}
+
+impl Promised {
+    /// Returns what stands for a read in a query.
+    #[must_use]
+    pub fn of(read: Read) -> Option<Self> {
+        match read {
+            Read::Service => None,
+            Read::Linearizable => Some(Self::Linearizable),
+            Read::Primary => Some(Self::Primary),
+            Read::Stale { max_lag } => Some(Self::Stale(max_lag)),
+        }
+    }
+}
+
+impl From<Promised> for Read {
+    fn from(promised: Promised) -> Self {
+        match promised {
+            Promised::Linearizable => Self::Linearizable,
+            Promised::Primary => Self::Primary,
+            Promised::Stale(max_lag) => Self::Stale { max_lag },
         }
     }
 }
@@ -239,7 +283,7 @@ pub enum Answer {
 #[derive(Encode, Decode)]
 enum Wire<'b> {
     #[n(0)]
-    Reply(#[n(0)] Epoch, #[n(1)] Index, #[n(2)] Colour, #[n(3)] Reply),
+    Reply(#[n(0)] Epoch, #[n(1)] Index, #[n(2)] Colour, #[n(3)] Reply, #[n(4)] Option<Micros>),
     #[n(1)]
     Refusal(#[n(0)] Epoch, #[n(1)] Index, #[n(2)] Colour, #[n(3)] Refused),
     #[n(2)]
@@ -265,8 +309,8 @@ impl Answer {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         encode(&match self {
-            Self::Of(calls::Answer { epoch, index, colour, result: Ok(reply), .. }) => {
-                Wire::Reply(*epoch, *index, *colour, reply.clone())
+            Self::Of(calls::Answer { epoch, index, colour, result: Ok(reply), staleness, .. }) => {
+                Wire::Reply(*epoch, *index, *colour, reply.clone(), *staleness)
             }
             Self::Of(calls::Answer { epoch, index, colour, result: Err(refusal), .. }) => {
                 Wire::Refusal(*epoch, *index, *colour, refusal.into())
@@ -291,12 +335,16 @@ impl Answer {
     /// # Errors
     /// If the bytes are no answer.
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-        let of = |epoch, index, colour, result| {
-            Self::Of(calls::Answer { token: CallToken(0), epoch, index, colour, result })
+        let of = |epoch, index, colour, result, staleness| {
+            Self::Of(calls::Answer { token: CallToken(0), epoch, index, colour, result, staleness })
         };
         Ok(match minicbor::decode(bytes)? {
-            Wire::Reply(epoch, index, colour, reply) => of(epoch, index, colour, Ok(reply)),
-            Wire::Refusal(epoch, index, colour, refused) => of(epoch, index, colour, Err(refused.into())),
+            Wire::Reply(epoch, index, colour, reply, staleness) => {
+                of(epoch, index, colour, Ok(reply), staleness)
+            }
+            Wire::Refusal(epoch, index, colour, refused) => {
+                of(epoch, index, colour, Err(refused.into()), None)
+            }
             Wire::Refused(refused) => Self::Refused(refused.into()),
             Wire::NotHere(shard, is_elsewhere) => {
                 Self::NotHere { shard, place: if is_elsewhere { Place::Elsewhere } else { Place::Unplaced } }

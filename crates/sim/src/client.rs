@@ -8,7 +8,7 @@ use fastrand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stead_core::blob::Blob;
-use stead_core::calls::{Answer, Identity, Misuse, Query, Refusal, Request};
+use stead_core::calls::{Answer, Identity, Misuse, Query, Read, Refusal, Request};
 use stead_core::entry::Cause;
 use stead_core::ids::{
     BodyHash, CallToken, Colour, Incarnation, Index, Micros, RequestNumber, Served, SessionId, ShardId,
@@ -293,7 +293,7 @@ impl Clients {
         let (process, payload) = (calling.call.key.clone(), calling.call.payload.clone());
         let principal = Arc::clone(&client.principal);
         let input = if calling.call.query {
-            Input::Query(Query { token, process, payload, principal })
+            Input::Query(Query { token, process, payload, principal, read: Read::Service })
         } else {
             Input::Request(Request { token, process, payload, principal, identity, colour: client.colour })
         };

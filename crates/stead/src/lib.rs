@@ -62,7 +62,7 @@ mod node;
 pub mod offline;
 mod service;
 
-pub use client::{BlockingClient, Client, RawCall, RawReply, Retried};
+pub use client::{BlockingClient, Client, Queried, RawCall, RawReply, Retried};
 pub use config::Config;
 pub use error::{CallError, ConnectError, OpenError, RawError};
 pub use log_view::LogPage;
@@ -85,10 +85,11 @@ pub use service::{
 };
 pub use stead_cluster::EnterError;
 pub use stead_core::calls::Misuse;
-pub use stead_core::calls::{Limited, Refusal};
+pub use stead_core::calls::{Limited, Read, Refusal};
 pub use stead_core::handler::Limit;
-pub use stead_core::ids::{Colour, Epoch, Index, TaskId, Time, TimerId};
+pub use stead_core::ids::{Colour, Epoch, Index, Micros, TaskId, Time, TimerId};
 pub use stead_core::placement::Place;
+pub use stead_core::replication::freshness::TooStale;
 pub use stead_core::topology::Topology;
 pub use stead_net::network::AddressError;
 #[doc(inline)]

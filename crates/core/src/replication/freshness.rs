@@ -1,4 +1,4 @@
-//! The age of a backup's or a learner's state, for stale reads.
+//! The age of a backup's or a learner's state, for stale reads, and the reason for which one is refused.
 //!
 //! A primary names times of the replica's own clock with the index up to which clients may have been answered by then. Once
 //! the replica has applied that, its state is at least as fresh.

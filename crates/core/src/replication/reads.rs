@@ -16,7 +16,8 @@ pub enum ReadKind {
     /// The answer is current as far as the primary's lease shows: it waits until what it saw could be answered itself, and is
     /// released under the lease only (rule 21). Without a lease it is linearizable.
     Primary,
-    /// The answer is of committed state, and as old as [`Rounds::staleness`] says when it is released.
+    /// The answer is of committed state: it waits until what it saw is committed. It is as old as [`Rounds::staleness`] said when the
+    /// read captured the state: a round that began since shows nothing of that state.
     Stale,
 }
 

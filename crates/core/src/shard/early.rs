@@ -44,6 +44,11 @@ impl Shard {
         }
     }
 
+    /// Notes the age of the state for the query of the next input, which is a stale read.
+    pub(crate) fn note_staleness(&mut self, staleness: Micros) {
+        self.staleness = staleness;
+    }
+
     /// Whether answers wait for nothing but a lease.
     pub(crate) fn waits_for_lease(&self) -> bool {
         let stored = self.replica.as_ref().map_or(Index(0), CommitTracker::answerable);

@@ -52,6 +52,8 @@ pub struct Shard {
     replica: Option<CommitTracker>,
     /// Clients are answered before their entries are committed.
     early: Option<Early>,
+    /// The age of the state for the next query that allows one: 0 for a primary without peers.
+    staleness: Micros,
     clock: Clock,
     full: bool,
     release: Release,
@@ -139,6 +141,7 @@ impl Shard {
             settings,
             replica: None,
             early: None,
+            staleness: Micros(0),
             clock,
             full: false,
             release: Release::new(colour),
@@ -812,7 +815,8 @@ mod tests {
 
     fn answer(index: u64) -> Effect {
         let (token, epoch, index, colour) = (CallToken(1), Epoch(0), Index(index), Colour(0));
-        Effect::Answer(Answer { token, epoch, index, colour, result: Ok(Reply::Ok(Blob::empty())) })
+        let result = Ok(Reply::Ok(Blob::empty()));
+        Effect::Answer(Answer { token, epoch, index, colour, result, staleness: None })
     }
 
     #[test]

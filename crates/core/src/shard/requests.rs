@@ -2,7 +2,7 @@
 
 use super::{Effect, Effects, Failure, Invocation, Shard};
 use crate::blob::Blob;
-use crate::calls::{Answer, Caller, Identity, Limited, Query, Refusal, Request};
+use crate::calls::{Answer, Caller, Identity, Limited, Query, Read, Refusal, Request};
 use crate::capture::{Capture, Reading};
 use crate::entry::Cause;
 use crate::handler::{Handler, QueryPlace};
@@ -308,7 +308,8 @@ impl Shard {
         };
         let capture = Capture::with(&self.state, &query.process, state);
         let (index, colour, is_early) = (position.index, position.colour, self.are_reads_leased());
-        let reading = Reading { query, service, time, epoch, index, colour, capture };
+        let staleness = matches!(query.read, Read::Stale { .. }).then_some(self.staleness);
+        let reading = Reading { query, service, time, epoch, index, colour, staleness, capture };
         match place {
             QueryPlace::Here => {
                 let answer = reading.answer(|call, view| handler.query(call, view));
@@ -337,7 +338,8 @@ impl Shard {
         let colour = if index == Index(0) { self.release.colour() } else { position.colour };
         // An answer that saw nothing waits for nothing.
         let is_early = self.early.is_some() && index > Index(0);
-        self.leave(Answer { token, epoch: position.epoch, index, colour, result }, is_early, out);
+        let answer = Answer { token, epoch: position.epoch, index, colour, result, staleness: None };
+        self.leave(answer, is_early, out);
     }
 
     fn leave(&mut self, answer: Answer, is_early: bool, out: &mut Vec<Effect>) {

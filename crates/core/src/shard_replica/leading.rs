@@ -4,10 +4,11 @@ use super::io::{Effect, Effects, Frame, LogEntry, ReplicaSettings, Watched};
 use super::tail::Tail;
 use super::{Role, ShardReplica};
 use crate::blob::Blob;
-use crate::calls::{Answer, Query, Refusal};
+use crate::calls::{Answer, Query, Read, Refusal};
 use crate::clock::Now;
 use crate::ids::{Epoch, Index, Micros, ReplicaId, Time};
 use crate::replication::epoch::EpochRecord;
+use crate::replication::freshness::TooStale;
 use crate::replication::reads::{ReadKind, Reads};
 use crate::replication::replica::{AppendHead, Replica};
 use crate::replication::rounds::Rounds;
@@ -32,6 +33,8 @@ pub(super) struct Leading {
     /// The peers to which the epoch's record was not sent on their connections.
     uninformed: BTreeSet<ReplicaId>,
     rounds: Rounds,
+    /// The entry behind which the epoch begins: earlier primaries may have answered clients up to it.
+    base: Index,
     /// Calls that wait for a round that shows that no other primary has served since they came (rule 22).
     reads: Reads<Late>,
     beats_at: Time,
@@ -89,6 +92,14 @@ impl Leading {
         }
     }
 
+    /// Returns the age of the state, if it is at most `max_lag`: the span since the last confirmed round began. Another primary may have
+    /// served since, unless there can be none.
+    pub(super) fn staleness(&self, now: Time, max_lag: Micros) -> Result<Micros, TooStale> {
+        let staleness =
+            if self.is_alone() { Micros(0) } else { self.rounds.staleness(now).ok_or(TooStale::Unknown)? };
+        if staleness > max_lag { Err(TooStale::Over { staleness, max_lag }) } else { Ok(staleness) }
+    }
+
     /// Sends the commit index, if nothing else has for a while, and asks again for rounds that may be lost.
     pub(super) fn beat(
         &mut self,
@@ -106,16 +117,14 @@ impl Leading {
                 out.push(send_append(to, head, None, Vec::new()));
             }
         }
-        // An open round may be lost.
-        if self.rounds.lease() > Micros(0) || self.rounds.confirmed().next() != self.rounds.next() {
-            self.ask(now, out);
-        }
+        // It renews the lease, takes the place of a round that may be lost, and reports to the peers how old their states are.
+        self.ask(now, out);
     }
 
     /// Begins a round.
     fn ask(&mut self, now: Now, out: &mut Vec<Effect>) {
         let answerable = self.shard.tracker().map_or(Index(0), |tracker| tracker.answerable());
-        self.rounds.begin(now.steady, answerable);
+        self.rounds.begin(now.steady, answerable.max(self.base));
         for &to in self.streams.keys() {
             out.extend(self.rounds.ask(to).map(|ask| Effect::Send { to, frame: Frame::Ask(ask) }));
         }
@@ -196,6 +205,7 @@ impl ShardReplica {
             streams: peers.iter().map(stream).collect(),
             uninformed: peers,
             rounds: Rounds::new(record.config.clone(), record.lease),
+            base: record.base.index,
             reads: Reads::default(),
             beats_at: now.steady.plus(self.settings.heartbeat),
         };
@@ -280,6 +290,12 @@ impl ShardReplica {
             !matches!(input, shard::Input::Start(_) | shard::Input::Stored { .. } | shard::Input::Tick),
             "epochs, acknowledgements and ticks come from the replica itself"
         );
+        let input = match input {
+            shard::Input::Query(query) if let Read::Stale { max_lag } = query.read => {
+                return self.read_stale(now, query, max_lag, handler, out);
+            }
+            input => input,
+        };
         let Role::Leads(leading) = &mut self.role else {
             if let Some(token) = input.token() {
                 let primary = self.primary.map(|(_, primary)| primary).filter(|id| *id != self.replica.id());
@@ -288,9 +304,14 @@ impl ShardReplica {
             return;
         };
         match input {
-            // Under a lease, if the epoch has one.
             shard::Input::Query(query) => {
-                leading.reads.push(ReadKind::Primary, Index(0), &leading.rounds, Late::Query(query));
+                let kind = match query.read {
+                    Read::Linearizable => ReadKind::Linearizable,
+                    // Under a lease, if the epoch has one.
+                    Read::Service | Read::Primary => ReadKind::Primary,
+                    Read::Stale { .. } => unreachable!("it was answered above"),
+                };
+                leading.reads.push(kind, Index(0), &leading.rounds, Late::Query(query));
             }
             input => self.run_shard(now, input, handler, out),
         }

@@ -20,6 +20,7 @@
 mod io;
 mod leading;
 mod recovery;
+mod stale;
 mod tail;
 
 pub use io::{Effect, Effects, Frame, Input, LogEntry, Record, ReplicaName, ReplicaSettings, Watched};
@@ -64,6 +65,8 @@ pub struct ShardReplica {
     is_held: bool,
     /// An entry did not follow from the state.
     is_unusable: bool,
+    /// The last entry that the state held when its age was last reported.
+    applied: Index,
     /// Empty, with capacity.
     actions: Vec<Action>,
 }
@@ -117,6 +120,7 @@ impl ShardReplica {
             is_clean: false,
             is_held: false,
             is_unusable: false,
+            applied: Index(0),
             actions: Vec::new(),
         }
     }
@@ -561,6 +565,7 @@ impl ShardReplica {
                     return self.give_up(misfit, out);
                 }
                 if state.position().index == commit {
+                    self.applied = commit;
                     self.replica.handle_applied(commit);
                 }
             }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use stead_core::blob::Blob;
-use stead_core::calls::{Answer, Call, Caller, Identity, Outcome, Query, Refusal, Request};
+use stead_core::calls::{Answer, Call, Caller, Identity, Outcome, Query, Read, Refusal, Request};
 use stead_core::capture::{Reading, View};
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
@@ -458,6 +458,7 @@ impl World {
             process: Key::new(key).unwrap(),
             payload: Blob::empty(),
             principal: "alice".into(),
+            read: Read::default(),
         };
         self.give(self.shard_of(key), Input::Query(query));
         self.next_token

@@ -35,6 +35,11 @@ pub(crate) enum Bug {
     LeaseIgnored,
     /// The first node's clock is slower than its drift allows, so that it takes its lease for longer than its members do (rule 21).
     SlowClock,
+    /// A primary answers a stale read as if no other one could have served meanwhile, so that one which was paused or cut off answers
+    /// with an age that is too low.
+    StaleAtPaused,
+    /// A stale read is answered from a state that is ahead of the commit index.
+    SpeculativeRead,
     /// A primary's W is another one than the record's (section 1 of the design).
     AcksChange,
 }

@@ -44,6 +44,7 @@ fn replicas_keep_every_answer_under_faults() {
     assert!(rebuilds > 0 && cuts > 0 && installs > 0 && log_reads > 0, "a mark is missing");
     assert!(marks.wipes > 0 && marks.crashes > 0, "a mark is missing");
     assert!(marks.early > 0, "a mark is missing");
+    assert!(marks.stale.iter().all(|stale| *stale > 0), "a mark is missing");
     assert!(marks.leaders > 0 && marks.joined > 0 && marks.deleted > 0, "a mark is missing");
 }
 
@@ -86,6 +87,25 @@ fn missed(bugs: &[Bug]) -> Vec<Bug> {
 #[test]
 fn each_planted_bug_is_caught() {
     assert_eq!(missed(&Bug::FOUND), [], "not caught within {SEEDS_MAX} seeds");
+}
+
+/// Returns how a planted bug is found, by the first of these seeds that finds it.
+fn found(bug: Bug, mut seeds: std::ops::Range<u64>) -> String {
+    let found = seeds.find_map(|seed| run(seed, Some(bug)).err());
+    found.expect("a seed finds it")
+}
+
+#[test]
+fn a_stale_read_at_a_paused_primary_is_caught() {
+    // Seed 3. Another change of the faults that are drawn may have another one find it.
+    let found = found(Bug::StaleAtPaused, 3..60);
+    assert!(found.contains("[6] ") && found.contains("were answered before"), "{found}");
+}
+
+#[test]
+fn a_stale_read_of_what_is_not_committed_is_caught() {
+    let found = found(Bug::SpeculativeRead, 1..5);
+    assert!(found.contains("[5] ") && found.contains("and committed is"), "{found}");
 }
 
 #[test]

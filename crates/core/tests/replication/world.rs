@@ -9,6 +9,7 @@ mod links;
 mod node;
 mod script;
 mod service;
+mod stale;
 
 pub(crate) use node::take_written;
 pub(crate) use service::Lister;
@@ -20,9 +21,11 @@ use early::{Early, Floor};
 use fastrand::Rng;
 use node::{Batch, Given, NONE, Node, installed, start_id, survivors};
 use service::list;
+use stale::StaleReads;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use stead_core::blob::Blob;
+use stead_core::calls::Read;
 use stead_core::clock::Now;
 use stead_core::commit_tracker::EpochConfig;
 use stead_core::control::facts::Fact;
@@ -121,6 +124,8 @@ pub(crate) struct Marks {
     /// Answers that left before their entries were committed, and those of them that were lost.
     pub(crate) early: u64,
     pub(crate) lost: u64,
+    /// Stale reads: those that backups answered, those that primaries did, and those that were refused.
+    pub(crate) stale: [u64; 3],
 }
 
 impl Marks {
@@ -143,6 +148,7 @@ impl Marks {
         self.deleted += other.deleted;
         self.early += other.early;
         self.lost += other.lost;
+        self.stale.iter_mut().zip(other.stale).for_each(|(stale, other)| *stale += other);
     }
 }
 
@@ -173,6 +179,7 @@ pub(crate) struct World {
     next_token: CallToken,
     pending: Vec<Pending>,
     queries: BTreeMap<CallToken, Floor>,
+    stale: StaleReads,
     /// The nodes that have them.
     calls: BTreeMap<CallToken, usize>,
     /// The greatest position that was answered and is committed; and the answers that left before that.
@@ -237,6 +244,7 @@ impl World {
             next_token: CallToken(0),
             pending: Vec::new(),
             queries: BTreeMap::new(),
+            stale: StaleReads::default(),
             calls: BTreeMap::new(),
             answered: 0,
             early: Vec::new(),
@@ -395,6 +403,12 @@ impl World {
 
     fn give(&mut self, at: usize, input: impl Into<Given>) -> Result<(), String> {
         let input = input.into();
+        if let Given::Shard(shard::Input::Query(query)) = &input
+            && let Read::Stale { .. } = query.read
+            && self.begin_stale(at, query)?
+        {
+            return Ok(());
+        }
         let wall = self.now;
         let node = &mut self.nodes[at];
         let Some(replica) = &mut node.replica else { return Ok(()) };
@@ -525,10 +539,10 @@ impl World {
 
     fn perform_shard(&mut self, at: usize, effect: shard::Effect) -> Result<(), String> {
         match effect {
-            shard::Effect::Answer(answer) => self.handle_answer(&answer)?,
+            shard::Effect::Answer(answer) => self.handle_answer(at, &answer)?,
             shard::Effect::Query(reading) => {
                 let answer = reading.answer(|call, view| Lister.query(call, view));
-                self.handle_answer(&answer)?;
+                self.handle_answer(at, &answer)?;
             }
             shard::Effect::WantsTurn(kind) => {
                 let grant = self.nodes[at].trials.wants(SHARD, kind);

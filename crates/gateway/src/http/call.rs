@@ -2,7 +2,7 @@
 
 use super::Gateway;
 use super::measure::Operation;
-use super::parts::{DeadlineHeader, NoParameters, OfProcess, Segments, TokenHeader, unreadable};
+use super::parts::{DeadlineHeader, NoParameters, OfProcess, ReadHeaders, Segments, TokenHeader, unreadable};
 use super::problem::{Kind, Problem};
 use super::refusal;
 use super::token::Token;
@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stead::{Colour, RawCall, RawError, RawReply};
+use stead::{Colour, RawCall, RawError, RawReply, Read};
 use utoipa::IntoParams;
 
 /// Identifies a call: repeating it with the same key and body returns the first answer, for 24 h by default.
@@ -26,6 +26,12 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 pub const STEAD_DEADLINE_MS: HeaderName = HeaderName::from_static("stead-deadline-ms");
 /// The position of the answering shard; a client sends the newest one with its next request.
 pub const STEAD_TOKEN: HeaderName = HeaderName::from_static("stead-token");
+/// The promise that the answer to a query has to keep: `linearizable`, `primary` or `stale`.
+pub const STEAD_READ: HeaderName = HeaderName::from_static("stead-read");
+/// The greatest age that a stale read allows, in milliseconds.
+pub const STEAD_MAX_LAG_MS: HeaderName = HeaderName::from_static("stead-max-lag-ms");
+/// The age of the state that a stale read saw, in milliseconds.
+pub const STEAD_STALENESS_MS: HeaderName = HeaderName::from_static("stead-staleness-ms");
 /// The principal of all clients while there is no authentication.
 const PRINCIPAL: &str = "local";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -66,15 +72,19 @@ pub(super) async fn call(
 
 /// Queries a process.
 ///
-/// The body is the service's query as JSON. A query changes nothing and sees committed state only.
+/// The body is the service's query as JSON. A query changes nothing and sees committed state only. With `Stead-Read: stale` any
+/// replica may answer, and the header `Stead-Staleness-Ms` of the answer says how old its state was.
 #[utoipa::path(
     post,
     path = "/v1/query/{service}/{key}",
     tag = "processes",
-    params(OfProcess, DeadlineHeader, TokenHeader),
+    params(OfProcess, DeadlineHeader, TokenHeader, ReadHeaders),
     request_body(content = Value, content_type = "application/json", description = "The service's query"),
     responses(
-        (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "The shard's position: send it with the next request"))),
+        (status = 200, description = "The service's answer", body = Value, headers(
+            ("Stead-Token" = String, description = "The shard's position: send it with the next request"),
+            ("Stead-Staleness-Ms" = Option<u64>, description = "Of a stale read: the age of the state that it saw"),
+        )),
         (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -112,9 +122,12 @@ pub(super) struct GetQuery {
     get,
     path = "/v1/query/{service}/{key}",
     tag = "processes",
-    params(OfProcess, GetQuery, DeadlineHeader, TokenHeader),
+    params(OfProcess, GetQuery, DeadlineHeader, TokenHeader, ReadHeaders),
     responses(
-        (status = 200, description = "The service's answer", body = Value, headers(("Stead-Token" = String, description = "The shard's position: send it with the next request"))),
+        (status = 200, description = "The service's answer", body = Value, headers(
+            ("Stead-Token" = String, description = "The shard's position: send it with the next request"),
+            ("Stead-Staleness-Ms" = Option<u64>, description = "Of a stale read: the age of the state that it saw"),
+        )),
         (status = "4XX", description = "The query was refused; 409 with `error`: the service's own error", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -202,24 +215,16 @@ impl Gateway {
             idempotency_key: None,
             timeout,
         };
-        let reply = within_time(timeout, self.client.query_raw(call)).await?;
+        let read = read(headers)?;
+        let reply = within_time(timeout, self.client.query_raw_with(call, read)).await?;
         self.answer(&service, &key, reply)
     }
 
     /// Returns the timeout of this request.
     pub(super) fn deadline(&self, headers: &HeaderMap) -> Result<Duration, Problem> {
         let longest = self.limits.request_timeout;
-        let Some(header) = single(headers, &STEAD_DEADLINE_MS)? else { return Ok(longest) };
-        let ms = header.to_str().ok().and_then(|ms| ms.parse::<u64>().ok()).filter(|ms| *ms > 0);
-        let ms = ms.ok_or_else(|| {
-            Problem::new(
-                Kind::BadRequest,
-                format!(
-                    "Stead-Deadline-Ms is {header:?}; it must be a whole number of milliseconds, 1 or more"
-                ),
-            )
-        })?;
-        Ok(longest.min(Duration::from_millis(ms)))
+        Ok(milliseconds(headers, &STEAD_DEADLINE_MS, "Stead-Deadline-Ms")?
+            .map_or(longest, |ms| ms.min(longest)))
     }
 
     /// Clients are channels: the shard that handles this request must have reached the position that the client has
@@ -297,8 +302,45 @@ impl Gateway {
             }
         };
         response.headers_mut().insert(STEAD_TOKEN, token);
+        if let Some(staleness) = raw.staleness {
+            let ms = u64::try_from(staleness.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+            response.headers_mut().insert(STEAD_STALENESS_MS, ms.into());
+        }
         Ok(response)
     }
+}
+
+/// Returns the read that a query asks for.
+fn read(headers: &HeaderMap) -> Result<Read, Problem> {
+    let max_lag = milliseconds(headers, &STEAD_MAX_LAG_MS, "Stead-Max-Lag-Ms")?.map(Into::into);
+    let named = single(headers, &STEAD_READ)?.map(HeaderValue::as_bytes);
+    let read = match named {
+        None => Read::Service,
+        Some(b"linearizable") => Read::Linearizable,
+        Some(b"primary") => Read::Primary,
+        Some(b"stale") => return Ok(Read::Stale { max_lag }),
+        Some(other) => {
+            let other = String::from_utf8_lossy(other);
+            let detail = format!("Stead-Read is {other:?}; it must be linearizable, primary or stale");
+            return Err(Problem::new(Kind::BadRequest, detail));
+        }
+    };
+    if max_lag.is_some() {
+        let detail = "Stead-Max-Lag-Ms bounds the age of a stale read: send Stead-Read: stale with it";
+        return Err(Problem::new(Kind::BadRequest, detail));
+    }
+    Ok(read)
+}
+
+/// Returns the time in a header.
+fn milliseconds(headers: &HeaderMap, header: &HeaderName, name: &str) -> Result<Option<Duration>, Problem> {
+    let Some(value) = single(headers, header)? else { return Ok(None) };
+    let ms = value.to_str().ok().and_then(|ms| ms.parse::<u64>().ok()).filter(|ms| *ms > 0);
+    let ms = ms.ok_or_else(|| {
+        let detail = format!("{name} is {value:?}; it must be a whole number of milliseconds, 1 or more");
+        Problem::new(Kind::BadRequest, detail)
+    })?;
+    Ok(Some(Duration::from_millis(ms)))
 }
 
 /// Returns a header that may appear only once: otherwise one of two would be ignored silently.

@@ -30,7 +30,9 @@ mod tests;
 mod token;
 pub mod transcode;
 
-pub use call::{IDEMPOTENCY_KEY, STEAD_DEADLINE_MS, STEAD_TOKEN};
+pub use call::{
+    IDEMPOTENCY_KEY, STEAD_DEADLINE_MS, STEAD_MAX_LAG_MS, STEAD_READ, STEAD_STALENESS_MS, STEAD_TOKEN,
+};
 pub use limits::Limits;
 pub use problem::{Kind, PROBLEM_JSON, Problem};
 pub use server::{ServeError, Server, listen};

@@ -78,6 +78,20 @@ pub(super) struct DeadlineHeader {
     deadline: Option<u64>,
 }
 
+/// The headers [`STEAD_READ`](super::STEAD_READ) and [`STEAD_MAX_LAG_MS`](super::STEAD_MAX_LAG_MS), for the description.
+#[expect(dead_code, reason = "only its description is used: Gateway::query reads the headers")]
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(super) struct ReadHeaders {
+    /// The promise that the answer has to keep: `linearizable`, `primary` (under the primary's lease) or `stale` (at any replica).
+    /// Default: that of the service.
+    #[param(rename = "Stead-Read")]
+    read: Option<String>,
+    /// With `stale`, the greatest age that is allowed, in milliseconds; the service may allow less.
+    #[param(rename = "Stead-Max-Lag-Ms", minimum = 1)]
+    max_lag: Option<u64>,
+}
+
 /// The header [`STEAD_TOKEN`](super::STEAD_TOKEN), for the description.
 #[expect(dead_code, reason = "only its description is used: Gateway::heed_token reads the header")]
 #[derive(IntoParams)]

@@ -65,6 +65,8 @@ pub enum Kind {
     Overloaded,
     /// The shard does not serve yet, or no longer.
     NotReady,
+    /// The replica's state is older than a stale read allows.
+    TooStale,
     /// The disk is full.
     Full,
     /// The node had a fatal error.
@@ -261,6 +263,12 @@ impl Kind {
                 S::SERVICE_UNAVAILABLE,
                 "The node is not serving",
                 "retry; GET /readyz reports when it serves again",
+            ),
+            Self::TooStale => (
+                "too-stale",
+                S::SERVICE_UNAVAILABLE,
+                "The state of this replica is older than the read allows",
+                "ask another node, allow a greater age by Stead-Max-Lag-Ms up to the service's max_lag, or read without Stead-Read: stale",
             ),
             Self::Full => (
                 "disk-full",

@@ -41,6 +41,7 @@ pub(super) fn problem(error: RawError) -> Problem {
             Refusal::QueryGivenUp { .. } => Kind::QueryGivenUp,
             Refusal::QueriesStuck { .. } => Kind::QueriesStuck,
             Refusal::NotReady => return Problem::new(Kind::NotReady, detail).retry_after_ms(100),
+            Refusal::TooStale(_) => return Problem::new(Kind::TooStale, detail).retry_after_ms(100),
             Refusal::Full => Kind::Full,
         },
     };

@@ -594,6 +594,36 @@ async fn a_page_of_processes_ends_with_the_life_that_gave_it() {
     assert_eq!((stale.status, &stale.json()["type"]), (409, &json!("urn:stead:problem:stale-page")));
 }
 
+#[tokio::test]
+async fn a_query_asks_for_a_read_by_headers_and_a_stale_one_names_its_age() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::builder(dir.path()).service::<Kv>(ServiceOptions::default().shards(1)).open().unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = serve(&node, listener, dir.path(), Limits::default()).unwrap();
+    let query = async |headers: &str| {
+        let head = "GET /v1/query/kv/k HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
+        ask(server.address(), &format!("{head}{headers}\r\n")).await
+    };
+    for (headers, staleness) in [
+        ("", None),
+        ("stead-read: linearizable\r\n", None),
+        ("stead-read: primary\r\n", None),
+        // The only replica is never old.
+        ("stead-read: stale\r\nstead-max-lag-ms: 5\r\n", Some("stead-staleness-ms: 0")),
+    ] {
+        let answer = query(headers).await;
+        assert_eq!(answer.status, 200, "{headers}: {}", answer.body);
+        let found = answer.head.lines().find(|line| line.starts_with("stead-staleness-ms"));
+        assert_eq!(found, staleness, "{headers}");
+    }
+    for headers in
+        ["stead-read: old\r\n", "stead-max-lag-ms: 5\r\n", "stead-read: stale\r\nstead-max-lag-ms: 0\r\n"]
+    {
+        let refused = query(headers).await;
+        assert_eq!((refused.status, &refused.json()["type"]), (400, &json!("urn:stead:problem:bad-request")));
+    }
+}
+
 #[test]
 fn an_address_of_other_machines_is_refused() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
@@ -631,7 +661,8 @@ fn the_description_lists_the_routes() {
                 let in_path = path.contains(&format!("{{{name}}}"));
                 let wanted = match name {
                     _ if in_path => "path",
-                    "Idempotency-Key" | "Stead-Deadline-Ms" | "Stead-Token" => "header",
+                    "Idempotency-Key" | "Stead-Deadline-Ms" | "Stead-Token" | "Stead-Read"
+                    | "Stead-Max-Lag-Ms" => "header",
                     _ => "query",
                 };
                 assert_eq!(place, wanted, "{method} {path}: {name}");

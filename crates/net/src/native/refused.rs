@@ -3,7 +3,8 @@
 use minicbor::{Decode, Encode};
 use std::time::Duration;
 use stead_core::calls::{Limited, Misuse, Refusal};
-use stead_core::ids::{Index, RequestNumber, SessionId};
+use stead_core::ids::{Index, Micros, RequestNumber, SessionId};
+use stead_core::replication::freshness::TooStale;
 
 /// A [`Refusal`] as answers carry it.
 #[derive(Encode, Decode)]
@@ -53,6 +54,11 @@ pub(super) enum Refused {
     NotReady,
     #[n(21)]
     Full,
+    /// Microseconds: the age, and the greatest one that is allowed.
+    #[n(22)]
+    TooStale(#[n(0)] u64, #[n(1)] u64),
+    #[n(23)]
+    AgeUnknown,
 }
 
 /// A [`Limited`] as answers carry it.
@@ -125,6 +131,10 @@ impl From<&Refusal> for Refused {
             Refusal::QueriesStuck { service, stuck, process } => Self::QueriesStuck(service, stuck, process),
             Refusal::NotReady => Self::NotReady,
             Refusal::Full => Self::Full,
+            Refusal::TooStale(TooStale::Over { staleness, max_lag }) => {
+                Self::TooStale(staleness.0, max_lag.0)
+            }
+            Refusal::TooStale(TooStale::Unknown) => Self::AgeUnknown,
         }
     }
 }
@@ -170,6 +180,10 @@ impl From<Refused> for Refusal {
             Refused::QueriesStuck(service, stuck, process) => Self::QueriesStuck { service, stuck, process },
             Refused::NotReady => Self::NotReady,
             Refused::Full => Self::Full,
+            Refused::TooStale(staleness, max_lag) => {
+                TooStale::Over { staleness: Micros(staleness), max_lag: Micros(max_lag) }.into()
+            }
+            Refused::AgeUnknown => TooStale::Unknown.into(),
         }
     }
 }

@@ -3,19 +3,20 @@
 use crate::connections::{local, settings, take};
 use std::time::Duration;
 use stead_core::blob::Blob;
-use stead_core::calls::{self, Identity, Limited, Misuse, Refusal};
+use stead_core::calls::{self, Identity, Limited, Misuse, Read, Refusal};
 use stead_core::ids::{
-    BodyHash, CallToken, ClusterId, Colour, Epoch, Incarnation, Index, Life, RequestNumber, SessionId,
-    ShardId, Time,
+    BodyHash, CallToken, ClusterId, Colour, Epoch, Incarnation, Index, Life, Micros, RequestNumber,
+    SessionId, ShardId, Time,
 };
 use stead_core::key::Key;
 use stead_core::placement::Place;
+use stead_core::replication::freshness::TooStale;
 use stead_core::reply::Reply;
 use stead_core::topology::Topology;
 use stead_net::connection::{Connection, Event, Failure};
 use stead_net::frame::Origin;
 use stead_net::handshake::{HandshakeError, Local, RefusalKind, Role};
-use stead_net::native::{Answer, Ask, Identified, with_time};
+use stead_net::native::{Answer, Ask, Identified, Promised, with_time};
 use stead_net::payload::PayloadWriter;
 
 fn refusals() -> Vec<Refusal> {
@@ -52,6 +53,8 @@ fn refusals() -> Vec<Refusal> {
         Refusal::QueriesStuck { service: text(), stuck: 4, process: text() },
         Refusal::NotReady,
         Refusal::Full,
+        Refusal::TooStale(TooStale::Over { staleness: Micros(9), max_lag: Micros(8) }),
+        Refusal::TooStale(TooStale::Unknown),
     ];
     refusals.extend(limited.map(|what| Refusal::LimitReached { what, max: 10, retry_after: after }));
     refusals
@@ -62,18 +65,20 @@ fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
     let mut topology = Topology::new(Incarnation(3));
     topology.ensure("kv", 16).unwrap();
     topology.ensure("bank", 2).unwrap();
-    let of = |result| {
+    let of = |result, staleness| {
         Answer::Of(calls::Answer {
             token: CallToken(0),
             epoch: Epoch(4),
             index: Index(u64::MAX),
             colour: Colour(2),
             result,
+            staleness,
         })
     };
     let mut answers = vec![
-        of(Ok(Reply::Ok(Blob::from(&[1; 100][..])))),
-        of(Ok(Reply::Err(Blob::empty()))),
+        of(Ok(Reply::Ok(Blob::from(&[1; 100][..]))), None),
+        of(Ok(Reply::Ok(Blob::from(&[1; 100][..]))), Some(Micros(1_000))),
+        of(Ok(Reply::Err(Blob::empty())), None),
         Answer::NotHere { shard: ShardId(5), place: Place::Elsewhere },
         Answer::NotHere { shard: ShardId(5), place: Place::Unplaced },
         Answer::TimedOut,
@@ -83,7 +88,7 @@ fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
         Answer::Topology(topology),
         Answer::Invalid("why".to_owned()),
     ];
-    answers.extend(refusals().into_iter().map(|refusal| of(Err(refusal))));
+    answers.extend(refusals().into_iter().map(|refusal| of(Err(refusal), None)));
     answers.extend(refusals().into_iter().map(Answer::Refused));
     for answer in answers {
         let bytes = answer.encode();
@@ -94,7 +99,7 @@ fn each_answer_and_each_refusal_arrives_as_it_was_sent() {
     }
 }
 
-fn asks() -> [Ask<'static>; 7] {
+fn asks() -> [Ask<'static>; 10] {
     let (shard, process) = (ShardId(3), Key::new("key").unwrap());
     let payload = Blob::from(&b"payload"[..]);
     let (session, principal) = (SessionId(u128::MAX), "local");
@@ -106,13 +111,20 @@ fn asks() -> [Ask<'static>; 7] {
         identity: identity.into(),
         colour: Colour(9),
     };
+    let query = |read| {
+        let (process, payload) = (process.clone(), payload.clone());
+        Ask::Query { shard, process, payload, principal, read: Promised::of(read) }
+    };
     [
         Ask::Topology,
         Ask::OpenSession { shard, session, principal },
         request(Identity::Session { session, number: RequestNumber(5), confirmed: RequestNumber(2) }),
         request(Identity::Idempotency { key: Blob::from(&b"k"[..]), body_hash: BodyHash([7; 16]) }),
         request(Identity::None),
-        Ask::Query { shard, process: process.clone(), payload: payload.clone(), principal },
+        query(Read::Service),
+        query(Read::Linearizable),
+        query(Read::Primary),
+        query(Read::Stale { max_lag: Some(Micros(5)) }),
         Ask::DeadLetter { shard, letter: Index(1), retry: true },
     ]
 }
@@ -171,6 +183,10 @@ fn the_first_version_is_read() {
     let answer = [0x82, 0, 0x84, 4, 5, 6, 0x82, 0, 0x81, 0x41, 7];
     let reply = Answer::decode(&answer).unwrap();
     assert_eq!(&reply.encode()[..], answer);
+    let query = [1, 0, 0, 0, 0x82, 3, 0x84, 3, 0x63, b'k', b'e', b'y', 0x42, 1, 2, 0x61, b'p'];
+    let read = Ask::decode(&query).unwrap().1;
+    assert!(matches!(&read, Ask::Query { read: None, .. }), "{read:?}");
+    assert_eq!(bytes_of(Duration::from_millis(1), &read), query);
 }
 
 /// A client and a node that are connected.

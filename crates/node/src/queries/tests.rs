@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use stead_core::blob::Blob;
-use stead_core::calls::{Answer, Query, Refusal};
+use stead_core::calls::{Answer, Query, Read, Refusal};
 use stead_core::capture::{Capture, Reading};
 use stead_core::ids::{CallToken, Colour, Epoch, Index, Micros, ServiceId, ShardId, Time};
 use stead_core::key::Key;
@@ -119,12 +119,19 @@ impl Node {
         let process = Key::new("process").unwrap();
         let reading = Reading {
             capture: Capture::new(&State::new(ShardId(u32::from(service))), &process),
-            query: Query { token: CallToken(0), process, payload: Blob::empty(), principal: "test".into() },
+            query: Query {
+                token: CallToken(0),
+                process,
+                payload: Blob::empty(),
+                principal: "test".into(),
+                read: Read::Service,
+            },
             service: ServiceId(service),
             time: self.hub.now(),
             epoch: Epoch(1),
             index: Index(0),
             colour: Colour(0),
+            staleness: None,
         };
         let (to, from) = mpsc::channel();
         let is_gone = Arc::default();

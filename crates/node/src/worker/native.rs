@@ -7,7 +7,7 @@ use crate::native::{Away, Native, Recipient, answer_of};
 use crate::reply::{Caller, NoAnswer, ReplyTo};
 use crate::shared::Shared;
 use std::sync::atomic::Ordering;
-use stead_core::calls::{Answer, Query, Request};
+use stead_core::calls::{Answer, Query, Read, Request};
 use stead_core::ids::{CallToken, Colour, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::shard::DeadLetterAction;
@@ -78,10 +78,11 @@ impl<E: Env> Worker<E> {
                 let request = Request { token, process, payload, principal, identity, colour };
                 (shard, Command::Request { shard, request, reply_to })
             }
-            Ask::Query { shard, process, payload, principal } => {
+            Ask::Query { shard, process, payload, principal, read } => {
                 check_place(shared, shard, &process)?;
                 let principal = native.principal(away, principal);
-                let query = Query { token, process, payload, principal };
+                let read = read.map_or(Read::Service, Read::from);
+                let query = Query { token, process, payload, principal, read };
                 (shard, Command::Query { shard, query, reply_to })
             }
             Ask::DeadLetter { shard, letter, retry } => {

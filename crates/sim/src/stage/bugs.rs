@@ -235,7 +235,7 @@ impl Stage {
         {
             let Position { epoch, colour, .. } = shard.state().position();
             let (index, result) = (shard.commit(), Ok(reply::Reply::Ok(Blob::empty())));
-            effects.push(Effect::Answer(Answer { token, epoch, index, colour, result }));
+            effects.push(Effect::Answer(Answer { token, epoch, index, colour, result, staleness: None }));
         }
         for effect in effects {
             match (self.scene.bug, effect) {

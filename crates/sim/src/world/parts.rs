@@ -587,5 +587,6 @@ fn part_may_panic(part: PartId) -> bool {
 
 /// Returns the answer to a call that the node itself refuses.
 fn refused(token: CallToken, refusal: Refusal) -> Answer {
-    Answer { token, epoch: Epoch(0), index: Index(0), colour: Colour(0), result: Err(refusal) }
+    let (epoch, index, colour) = (Epoch(0), Index(0), Colour(0));
+    Answer { token, epoch, index, colour, result: Err(refusal), staleness: None }
 }

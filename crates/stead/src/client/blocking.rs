@@ -1,12 +1,13 @@
 //! The client for code that may block.
 
-use super::calls::{Client, RawCall, RawReply, Retried};
+use super::calls::{Client, Queried, RawCall, RawReply, Retried};
 use super::parking::{block_on, block_on_until};
 use crate::error::{CallError, ConnectError, RawError};
 use crate::service::Process;
 use std::future::Future;
 use std::pin::pin;
 use std::time::{Duration, Instant};
+use stead_core::calls::Read;
 
 /// Calls processes from code that may block. Not for async tasks: it blocks their thread.
 ///
@@ -83,6 +84,19 @@ impl BlockingClient {
         wait(&self.0, self.0.timeout, self.0.query::<P>(key, query))
     }
 
+    /// As [`Client::query_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn query_with<P: Process>(
+        &self,
+        key: &P::Key,
+        query: P::Query,
+        read: Read,
+    ) -> Result<Queried<P::Answer>, CallError<P::Error>> {
+        wait(&self.0, self.0.timeout, self.0.query_with::<P>(key, query, read))
+    }
+
     /// As [`Client::call_raw`].
     ///
     /// # Errors
@@ -97,6 +111,14 @@ impl BlockingClient {
     /// As there.
     pub fn query_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
         wait(&self.0, call.timeout, self.0.query_raw(call))
+    }
+
+    /// As [`Client::query_raw_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn query_raw_with(&self, call: RawCall<'_>, read: Read) -> Result<RawReply, RawError> {
+        wait(&self.0, call.timeout, self.0.query_raw_with(call, read))
     }
 
     /// As [`Client::retry_dead_letter`].

@@ -13,14 +13,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_core::blob::Blob;
-use stead_core::calls::{Answer, Identity, Query, Refusal, Request};
+use stead_core::calls::{Answer, Identity, Query, Read, Refusal, Request};
 use stead_core::ids::{BodyHash, CallToken, Colour, Epoch, Index, SessionId, ShardId};
 use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::reply::Reply;
 use stead_core::shard::DeadLetterAction;
 use stead_core::topology::Topology;
-use stead_net::native::{self, Ask};
+use stead_net::native::{self, Ask, Promised};
 use stead_node::{ReplyTo, Shared};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
@@ -65,6 +65,20 @@ pub struct RawReply {
     pub index: Index,
     /// The shard's colour.
     pub colour: Colour,
+    /// The age of the state that a stale read saw, when the read came to it; `None` of all other answers.
+    pub staleness: Option<Duration>,
+}
+
+/// The answer to a query, and what it shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queried<A> {
+    /// The answer.
+    pub answer: A,
+    /// The last entry of the process's shard that it includes.
+    pub index: Index,
+    /// The age of the state that a [stale read](Read::Stale) saw, when the read came to it: it includes all that was answered so
+    /// long before. `None` of all other reads.
+    pub staleness: Option<Duration>,
 }
 
 /// A dead letter that was retried, and is removed.
@@ -246,11 +260,27 @@ impl Client {
         key: &P::Key,
         query: P::Query,
     ) -> Result<P::Answer, CallError<P::Error>> {
+        Ok(self.query_with::<P>(key, query, Read::Service).await?.answer)
+    }
+
+    /// Queries a process, whose answer keeps this promise. A stale read is answered by the node to which this client is connected, if
+    /// that has a replica of the process, and is refused if its state is older than the read or the service allows.
+    ///
+    /// # Errors
+    /// As [`Self::query`]; [`Refusal::TooStale`].
+    pub async fn query_with<P: Process>(
+        &self,
+        key: &P::Key,
+        query: P::Query,
+        read: Read,
+    ) -> Result<Queried<P::Answer>, CallError<P::Error>> {
         let (shard, process) = self.locate::<P>(key)?;
         let payload = codec::encode(&query, "a query", P::SERVICE).map_err(RawError::from)?;
-        let query = Query { token: CallToken(0), process, payload, principal: Arc::clone(&self.principal) };
+        let principal = Arc::clone(&self.principal);
+        let query = Query { token: CallToken(0), process, payload, principal, read };
         let answer = self.ask_query(shard, query, self.timeout).await?;
-        read_reply::<P, P::Answer>(answer)
+        let (index, staleness) = (answer.index, answer.staleness.map(Duration::from));
+        Ok(Queried { answer: read_reply::<P, P::Answer>(answer)?, index, staleness })
     }
 
     /// Calls a process without types. A call without an idempotency key is made at most once; over the network, one for this
@@ -276,9 +306,18 @@ impl Client {
     /// # Errors
     /// As [`Self::call_raw`].
     pub async fn query_raw(&self, call: RawCall<'_>) -> Result<RawReply, RawError> {
+        self.query_raw_with(call, Read::Service).await
+    }
+
+    /// Queries a process without types, as [`Self::query_with`] does.
+    ///
+    /// # Errors
+    /// As [`Self::call_raw`]; [`Refusal::TooStale`].
+    pub async fn query_raw_with(&self, call: RawCall<'_>, read: Read) -> Result<RawReply, RawError> {
         let (shard, process) = self.locate_raw(call.service, call.key)?;
         let principal = self.principal_for(call.principal);
-        let query = Query { token: CallToken(0), process, payload: Blob::from(call.payload), principal };
+        let query =
+            Query { token: CallToken(0), process, payload: Blob::from(call.payload), principal, read };
         raw_reply(shard, self.ask_query(shard, query, call.timeout).await?)
     }
 
@@ -492,8 +531,9 @@ impl Client {
                 self.answered(shared, answer.await)
             }
             Route::Away(remote) => {
-                let Query { process, payload, principal, .. } = query;
-                let ask = Ask::Query { shard, process, payload, principal: &principal };
+                let Query { process, payload, principal, read, .. } = query;
+                let read = Promised::of(read);
+                let ask = Ask::Query { shard, process, payload, principal: &principal, read };
                 self.answer_of(remote.ask(&ask, remote.within(timeout)).await?, timeout)
             }
         }
@@ -557,12 +597,12 @@ fn read_reply<P: Process, R: DeserializeOwned>(answer: Answer) -> Result<R, Call
 }
 
 fn raw_reply(shard: ShardId, answer: Answer) -> Result<RawReply, RawError> {
-    let Answer { epoch, index, colour, result, .. } = answer;
+    let Answer { epoch, index, colour, result, staleness, .. } = answer;
     let reply = match result.map_err(RawError::Refused)? {
         Reply::Ok(bytes) => Ok(bytes.to_vec()),
         Reply::Err(bytes) => Err(bytes.to_vec()),
     };
-    Ok(RawReply { reply, shard, epoch, index, colour })
+    Ok(RawReply { reply, shard, epoch, index, colour, staleness: staleness.map(Duration::from) })
 }
 
 /// Encodes a typed value as [`RawCall::payload`].

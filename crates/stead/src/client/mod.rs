@@ -7,7 +7,7 @@ mod remote;
 mod sessions;
 
 pub use blocking::BlockingClient;
-pub use calls::{Client, RawCall, RawReply, Retried, payload};
+pub use calls::{Client, Queried, RawCall, RawReply, Retried, payload};
 pub(crate) use parking::block_on;
 
 use std::time::Duration;

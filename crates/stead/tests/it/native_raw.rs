@@ -155,6 +155,7 @@ fn answers_that_a_client_does_not_read_are_bounded() {
         process: Key::new("k").unwrap(),
         payload: Blob::from(stead::client::payload(&kv::Query::Get).unwrap()),
         principal: "raw",
+        read: None,
     };
     for _ in 0..60 {
         raw.send(&with_time(PATIENCE, &query.encode()));

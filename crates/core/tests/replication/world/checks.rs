@@ -56,6 +56,7 @@ impl World {
                         self.model.apply(contents).map_err(|misfit| format!("[2] {misfit}"))?;
                         self.committed.push(entry.bytes.clone());
                         self.hashes.push(self.model.hash());
+                        self.stale.counts.push(list(&self.model, "a").len() as u32);
                         self.check_survivor(LogPoint { epoch, index: Index(index) })?;
                         for key in ["a", "b"] {
                             let mut numbers = list(&self.model, key);

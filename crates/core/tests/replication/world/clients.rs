@@ -5,7 +5,7 @@ use super::early::Floor;
 use super::node::Node;
 use super::service::list;
 use stead_core::blob::Blob;
-use stead_core::calls::{Answer, Identity, Query, Refusal, Request};
+use stead_core::calls::{Answer, Identity, Query, Read, Refusal, Request};
 use stead_core::ids::{BodyHash, CallToken, Colour, Micros, Time};
 use stead_core::key::Key;
 use stead_core::replication::table::LogPoint;
@@ -20,6 +20,11 @@ pub(super) struct Pending {
     pub(super) sent_at: Time,
 }
 
+fn query(token: CallToken, read: Read) -> Query {
+    let process = Key::new("a").unwrap();
+    Query { token, process, payload: Blob::empty(), principal: "alice".into(), read }
+}
+
 impl World {
     pub(super) fn request(&mut self) {
         if self.pending.len() < 4 && !self.is_calm {
@@ -30,8 +35,10 @@ impl World {
             pending.token.is_none() || now.since(pending.sent_at) > Micros::from_millis(100)
         };
         let Some(which) = self.pending.iter().position(late) else {
-            if self.chance(20) {
-                self.query();
+            match self.rng.u32(0..100) {
+                0..20 => self.query(),
+                20..60 => self.query_stale(),
+                _ => {}
             }
             return;
         };
@@ -71,9 +78,26 @@ impl World {
         self.next_token = self.next_token.next();
         let token = self.next_token;
         self.queries.insert(token, self.floor());
-        let process = Key::new("a").unwrap();
-        let query = Query { token, process, payload: Blob::empty(), principal: "alice".into() };
-        self.call(shard::Input::Query(query));
+        let read = if self.chance(50) { Read::Service } else { Read::Linearizable };
+        self.call(shard::Input::Query(query(token, read)));
+    }
+
+    /// A client reads at any node.
+    pub(super) fn query_stale(&mut self) {
+        self.next_token = self.next_token.next();
+        let max_lag = self.rng.bool().then(|| Micros(self.rng.u64(0..200_000)));
+        let mut at = self.rng.usize(0..self.nodes.len());
+        // Mostly one that is cut off, if there is one.
+        let newest = self.history.newest().config.primary();
+        let leads = |node: &Node| node.replica.as_ref().is_some_and(|replica| replica.shard().is_some());
+        let is_old = |node: &Node| node.id != newest && leads(node);
+        if self.rng.bool() {
+            at = self.nodes.iter().position(is_old).unwrap_or(at);
+        }
+        if self.nodes[at].replica.is_some() {
+            let query = query(self.next_token, Read::Stale { max_lag });
+            self.nodes[at].todo.push_back(shard::Input::Query(query).into());
+        }
     }
 
     /// Gives a call to the node that leads as far as the client knows, or to any.
@@ -99,7 +123,10 @@ impl World {
         self.queries.remove(&token);
     }
 
-    pub(super) fn handle_answer(&mut self, answer: &Answer) -> Result<(), String> {
+    pub(super) fn handle_answer(&mut self, at: usize, answer: &Answer) -> Result<(), String> {
+        if self.stale.is_asked(answer.token) {
+            return self.check_stale(at, answer);
+        }
         self.calls.remove(&answer.token);
         let count = match &answer.result {
             Ok(Reply::Ok(reply)) => u32::from_be_bytes(reply[..].try_into().unwrap()),
@@ -149,6 +176,7 @@ impl World {
             return Err(format!("[5] request {number} was answered as {count} of {committed:?}"));
         }
         self.answered = self.answered.max(count);
+        self.note_floor();
         Ok(())
     }
 }

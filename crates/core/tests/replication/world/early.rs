@@ -75,6 +75,7 @@ impl World {
     pub(super) fn note_early(&mut self, point: LogPoint, number: Option<u32>, count: u32) {
         self.marks.early += 1;
         self.early.push(Early { point, number, count });
+        self.note_floor();
     }
 
     /// Judges those answers that saw the entries up to this one, which is newly committed.

@@ -155,7 +155,13 @@ fn a_part_that_panics_fails_the_node_and_holds_no_call() {
     let answers = Answers::default();
     let process = Key::new("a").unwrap();
     let shard = node.shared.topology.shard_of(ServiceId(0), &process);
-    let query = Query { token: CallToken(0), process, payload: Blob::empty(), principal: "test".into() };
+    let query = Query {
+        token: CallToken(0),
+        process,
+        payload: Blob::empty(),
+        principal: "test".into(),
+        read: Read::Service,
+    };
     let (timeout, deadline) = (Duration::from_secs(60), node.shared.now().plus_millis(60_000));
     let reply_to = ReplyTo { caller: Noting(1, Arc::clone(&answers)), deadline, timeout };
     node.shared.query(shard, query, reply_to).unwrap();
@@ -208,7 +214,13 @@ fn the_end_of_a_node_waits_for_the_answers_of_queries() {
     rounds(&mut node);
     let process = Key::new("a").unwrap();
     let shard = node.shared.topology.shard_of(ServiceId(0), &process);
-    let query = Query { token: CallToken(0), process, payload: Blob::empty(), principal: "test".into() };
+    let query = Query {
+        token: CallToken(0),
+        process,
+        payload: Blob::empty(),
+        principal: "test".into(),
+        read: Read::Service,
+    };
     let (timeout, deadline) = (Duration::from_secs(60), node.shared.now().plus_millis(60_000));
     let reply_to = ReplyTo { caller: Noting(1, Arc::clone(&answers)), deadline, timeout };
     node.shared.query(shard, query, reply_to).unwrap();

@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use stead_core::blob::Blob;
-use stead_core::calls::{Answer, Call, Identity, Outcome, Query, Refusal, Request};
+use stead_core::calls::{Answer, Call, Identity, Outcome, Query, Read, Refusal, Request};
 use stead_core::capture::{Capture, Reading, View};
 use stead_core::handler::{Handler, Txn};
 use stead_core::ids::{CallToken, CheckpointNumber, Colour, Epoch, Index, ServiceId, ShardId, Time};
@@ -394,7 +394,13 @@ impl Node {
         let process = Key::new(key).unwrap();
         let shared = &self.parts.life.shared;
         let shard = shared.topology.shard_of(ServiceId(0), &process);
-        let query = Query { token: CallToken(0), process, payload: Blob::empty(), principal: "test".into() };
+        let query = Query {
+            token: CallToken(0),
+            process,
+            payload: Blob::empty(),
+            principal: "test".into(),
+            read: Read::Service,
+        };
         shared.query(shard, query, self.reply_to(number)).unwrap();
     }
 
@@ -597,7 +603,8 @@ fn queries_for_which_there_is_no_room_are_refused_also_if_they_were_admitted_tog
     for number in 1..=3 {
         let process = Key::new("a").unwrap();
         let principal = Arc::from("me");
-        let query = Query { token: CallToken(0), process, payload: Blob::empty(), principal };
+        let query =
+            Query { token: CallToken(0), process, payload: Blob::empty(), principal, read: Read::Service };
         let caller = Noting(number, Arc::clone(&node.answers));
         let timeout = Duration::from_millis(40);
         let reply_to = ReplyTo { caller, deadline: shared.now().plus(timeout.into()), timeout };
@@ -687,12 +694,19 @@ fn a_stepped_query_that_is_given_up_leaves_the_priority_of_the_thread() {
     let shard = shared.topology.shard_of(ServiceId(0), &process);
     let reading = Reading {
         capture: Capture::new(&State::new(shard), &process),
-        query: Query { token: CallToken(0), process, payload: Blob::empty(), principal: "test".into() },
+        query: Query {
+            token: CallToken(0),
+            process,
+            payload: Blob::empty(),
+            principal: "test".into(),
+            read: Read::Service,
+        },
         service: ServiceId(0),
         time: shared.now(),
         epoch: Epoch(1),
         index: Index(0),
         colour: Colour(0),
+        staleness: None,
     };
     let after = Duration::from_secs(1);
     let deadline = shared.now().plus_millis(1000);

@@ -10,6 +10,7 @@ use stead_core::ids::{
     ClusterId, Generation, Incarnation, Life, Micros, NodeId, ReplicaId, RequestNumber, SessionId,
 };
 use stead_core::replication::epoch::{EpochRecord, Seal, SealAnswer};
+use stead_core::replication::freshness::TooStale;
 use stead_core::replication::table::{LogPoint, Losses};
 use stead_core::shard_replica;
 use stead_store::checkpoint::bundle::Author;
@@ -128,6 +129,7 @@ impl Cluster {
                 self.work(node);
                 self.log(node);
                 self.turn(node, PartId::Transfers);
+                self.turn(node, PartId::Query(0));
             }
         }
         NODES.map(|node| self.carry(node)) != [0; 3]
@@ -232,6 +234,12 @@ impl Cluster {
             colour: Colour(0),
         };
         self.nodes[&node].shared.request(SHARD, request, self.reply_to(node, call)).unwrap();
+    }
+
+    fn query(&self, node: u32, read: Read) {
+        let (process, principal) = (Key::new("a").unwrap(), "test".into());
+        let query = Query { token: CallToken(0), process, payload: Blob::empty(), principal, read };
+        self.nodes[&node].shared.query(SHARD, query, self.reply_to(node, 0)).unwrap();
     }
 
     /// Returns the answers since the last look by their calls, with their counts.
@@ -490,4 +498,35 @@ fn a_snapshot_of_an_epoch_that_is_over_is_dropped() {
     cluster.request(2, 30, 21);
     cluster.settle();
     assert_eq!(cluster.answered(), [(30, Ok(21))]);
+}
+
+#[test]
+fn a_backup_answers_a_stale_read_with_its_age_and_no_other_one() {
+    let mut cluster = serving();
+    cluster.request(1, 1, 1);
+    cluster.settle();
+    assert_eq!(cluster.answered(), [(1, Ok(1))]);
+    let ask = |cluster: &mut Cluster, read| {
+        cluster.query(2, read);
+        cluster.settle();
+        cluster.answers.lock().unwrap().pop().unwrap().1
+    };
+    let stale = Read::Stale { max_lag: None };
+    let unknown = ask(&mut cluster, stale).unwrap();
+    assert_eq!(unknown.result, Err(Refusal::TooStale(TooStale::Unknown)), "no round was confirmed");
+    // The heartbeats of the primary carry the age: of the round before the last one.
+    for _ in 0..3 {
+        for node in cluster.nodes.values() {
+            node.shared.clock.0.fetch_add(100_000, Ordering::Relaxed);
+        }
+        cluster.settle();
+    }
+    let answer = ask(&mut cluster, stale).unwrap();
+    assert_eq!(answer.result, Ok(Reply::Ok(Blob::from([1].as_slice()))));
+    let staleness = answer.staleness.unwrap();
+    assert!((100_000..300_000).contains(&staleness.0), "{staleness}");
+    let over = ask(&mut cluster, Read::Stale { max_lag: Some(Micros(1_000)) }).unwrap().result;
+    assert!(matches!(over, Err(Refusal::TooStale(TooStale::Over { .. }))), "{over:?}");
+    let elsewhere = NoAnswer::NotHere { shard: SHARD, place: Place::Elsewhere };
+    assert_eq!(ask(&mut cluster, Read::Linearizable), Err(elsewhere));
 }

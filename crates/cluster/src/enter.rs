@@ -22,7 +22,7 @@ use stead_control::{Begin, ControlPlane, Driver, Identity, ProposeError, Setting
 use stead_core::clock::Now;
 use stead_core::control::command::ShardStart;
 use stead_core::control::dial::Dial;
-use stead_core::control::facts::Hello;
+use stead_core::control::facts::{Fact, Hello, PeerReport};
 use stead_core::control::node::{DiskState, StartId};
 use stead_core::control::settings;
 use stead_core::control::{Cluster, Command, ControlState, Outcome, Refusal};
@@ -108,6 +108,23 @@ impl Membership {
         if self.common.host.set(host).is_ok() {
             self.common.bell.ring();
         }
+    }
+
+    /// Returns this node's view of the others.
+    pub(crate) fn peers(&self) -> Vec<PeerReport> {
+        self.common.host.get().map(|host| host.peers()).unwrap_or_default()
+    }
+
+    /// Gives a fact of an operator to the controller.
+    pub(crate) fn report(&self, fact: Fact) {
+        self.common.facts.lock().unwrap_or_else(PoisonError::into_inner).push(fact);
+        self.common.bell.ring();
+    }
+
+    /// Waits for a newer state, for a time at most.
+    pub(crate) fn wait_changed(&self, wait: Duration) {
+        let applied = self.plane.newest().applied;
+        let _ = self.plane.wait_status(wait, |status| status.applied > applied);
     }
 
     /// Ends the membership in this life, after the node has ended. Other nodes see that its connections close.
@@ -340,7 +357,7 @@ impl Membership {
                 let cluster = Cluster { id: meta.cluster, incarnation: meta.incarnation };
                 self.propose(Command::Found { cluster })?;
             } else {
-                self.wait_newer(newest.applied);
+                self.wait_changed(Duration::from_millis(50));
             }
             return Ok(Some("the cluster is not founded yet"));
         }
@@ -353,11 +370,11 @@ impl Membership {
             if self.node < state.next_node() {
                 return Err(EnterError::Removed(self.node));
             }
-            self.wait_newer(newest.applied);
+            self.wait_changed(Duration::from_millis(50));
             return Ok(Some("the control plane does not know the node yet"));
         };
         if record.start != start {
-            self.wait_newer(newest.applied);
+            self.wait_changed(Duration::from_millis(50));
             return Ok(Some("its leader has not heard of this start, or still hears of another one"));
         }
         for service in &options.services {
@@ -384,11 +401,5 @@ impl Membership {
             Err(ProposeError::NoLeader | ProposeError::Unknown | ProposeError::Expired) => Ok(None),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Waits for a newer state, for a short time.
-    fn wait_newer(&self, applied: u64) {
-        let is_newer = |status: &stead_control::Status| status.applied > applied;
-        let _ = self.plane.wait_status(Duration::from_millis(50), is_newer);
     }
 }

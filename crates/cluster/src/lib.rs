@@ -14,9 +14,13 @@ mod host;
 mod join;
 mod links;
 mod message;
+mod operate;
 mod part;
+mod status;
 mod transport;
 
 pub use address::Addresses;
 pub use enter::{ClusterOptions, Entered, Membership, NewService, enter};
 pub use error::EnterError;
+pub use operate::{DialChange, OperateError};
+pub use status::{ClusterStatus, FailoverReport, NodeStatus, ServiceDial, ShardPlaces};

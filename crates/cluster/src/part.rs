@@ -36,6 +36,8 @@ pub(crate) struct Common {
     pub(crate) bell: Arc<Bell>,
     /// Answers of the plane to other nodes.
     pub(crate) answers: Mutex<Vec<(Return, Vec<u8>)>>,
+    /// Facts of operators at this node.
+    pub(crate) facts: Mutex<Vec<Fact>>,
     pub(crate) stops: std::sync::atomic::AtomicBool,
     /// Whether a change of the plane's nodes is under way.
     changing: std::sync::atomic::AtomicBool,
@@ -48,6 +50,7 @@ impl Common {
             host: OnceLock::new(),
             bell,
             answers: Mutex::default(),
+            facts: Mutex::default(),
             stops: false.into(),
             changing: false.into(),
         }
@@ -287,11 +290,12 @@ impl<N: Network> ClusterPart<N> {
 
     /// Introduces this node until it is registered; then reports on it.
     fn introduce_and_report(&mut self, now: Now, status: &Status) {
-        let mut facts = Vec::new();
+        let mut facts =
+            std::mem::take(&mut *self.common.facts.lock().unwrap_or_else(PoisonError::into_inner));
         let host = self.common.host.get();
         if let Some(host) = host {
             let news = host.take_news();
-            facts = news.facts;
+            facts.extend(news.facts);
             for report in news.reports {
                 self.changed.insert(report.shard);
                 self.reports.insert(report.shard, report);

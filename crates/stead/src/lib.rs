@@ -83,7 +83,10 @@ pub use service::{
     ProcessKey, Progress, QueryContext, RegisteredTwice, Registry, RetryPolicy, Runner, Schemas, StepContext,
     Task, TaskState, codec, kv,
 };
-pub use stead_cluster::EnterError;
+pub use stead_cluster::{
+    ClusterStatus, DialChange, EnterError, FailoverReport, Membership, NodeStatus, OperateError, ServiceDial,
+    ShardPlaces,
+};
 pub use stead_core::calls::Misuse;
 pub use stead_core::calls::{Limited, Read, Refusal};
 pub use stead_core::handler::Limit;

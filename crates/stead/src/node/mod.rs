@@ -82,6 +82,12 @@ impl Node {
         self.0.membership.as_ref().map(Membership::address)
     }
 
+    /// Returns the cluster, if the node is part of one: its condition, and what operators ask of it.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&Membership> {
+        self.0.membership.as_ref()
+    }
+
     /// Returns the services and their shards.
     #[must_use]
     pub fn topology(&self) -> &Topology {

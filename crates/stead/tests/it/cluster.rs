@@ -1,11 +1,11 @@
 //! Nodes that are one cluster, in one process, over loopback.
 
-use crate::patience::await_some;
+use crate::patience::{PATIENCE, await_some};
 use crate::services::{Account, Ask, Look, builder, key};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
-use stead::{EnterError, Node, NodeBuilder, OpenError};
+use stead::{DialChange, EnterError, Node, NodeBuilder, OpenError, OperateError};
 
 fn any() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
@@ -69,4 +69,41 @@ fn a_node_that_finds_no_cluster_says_what_it_tried() {
         0,
         "the directory is still empty"
     );
+}
+
+#[test]
+fn operators_see_the_cluster_change_a_dial_and_begin_an_epoch() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let first = member(dirs[0].path()).open().unwrap();
+    let second = builder(dirs[1].path()).join([address(&first)]).open().unwrap();
+    // Each node knows both, and asks the leader, which is the first one.
+    let cluster = second.cluster().unwrap();
+    await_some("the second node sees both", || {
+        let status = cluster.status();
+        let is_whole = status.nodes.len() == 2 && status.nodes.iter().all(|node| node.is_connected);
+        (is_whole && status.leader == Some(1) && status.shards.iter().all(|shard| shard.is_active))
+            .then_some(())
+    });
+    let status = cluster.status();
+    assert_eq!((status.node, status.nodes[0].primaries), (2, status.shards.len() as u32));
+    let (service, shard) = (status.services[0].service.clone(), &status.shards[0]);
+    assert_eq!((status.services[0].replicas, shard.primary), (1, Some(1)));
+
+    let change = DialChange { max_lag: Some(Duration::from_secs(3)), ..DialChange::default() };
+    assert_eq!(cluster.set_dial(&service, change, PATIENCE).unwrap().max_lag_ms, 3_000);
+    let change = DialChange { acks: Some(Some(7)), ..DialChange::default() };
+    assert!(matches!(cluster.set_dial(&service, change, PATIENCE), Err(OperateError::Refused(_))));
+    let unknown = cluster.set_dial("none", DialChange::default(), PATIENCE);
+    assert_eq!(unknown, Err(OperateError::NoService("none".to_owned())));
+
+    assert_eq!(cluster.failover(shard.shard, None, false, PATIENCE), Ok(1));
+    await_some("the second node sees the new epoch", || {
+        let now = &cluster.status().shards[0];
+        (now.epoch > shard.epoch && now.is_active).then_some(())
+    });
+    assert!(matches!(
+        cluster.failover(shard.shard, Some(2), false, PATIENCE),
+        Err(OperateError::NoMember { node: 2, members, .. }) if members == [1]
+    ));
+    assert_eq!(cluster.failover(99, None, false, PATIENCE), Err(OperateError::NoShard(99)));
 }

@@ -60,15 +60,11 @@ impl<E: Env> Host for Shared<E> {
     }
 
     fn seal(&self, shard: ShardId, replica: ReplicaId, seal: Seal) {
-        if self.replica_of(shard) == Some(replica) {
-            self.push_replica(shard, Input::Seal(seal));
-        }
+        self.push_replica_of(shard, replica, Input::Seal(seal));
     }
 
     fn lead(&self, shard: ShardId, record: Box<EpochRecord>, learners: Vec<ReplicaId>) {
-        if self.replica_of(shard) == Some(record.config.primary()) {
-            self.push_replica(shard, Input::Lead { record, learners });
-        }
+        self.push_replica_of(shard, record.config.primary(), Input::Lead { record, learners });
     }
 
     fn follow(&self, routes: &mut dyn Iterator<Item = (ShardId, &ShardRoute)>) {

@@ -71,6 +71,8 @@ number! {
 impl ReplicaId {
     /// The replica of a shard that is created on a node of its own.
     pub const FIRST: Self = Self(1);
+    /// No replica: the number of a place that has none.
+    pub const NONE: Self = Self(0);
 }
 
 number! {

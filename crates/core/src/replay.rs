@@ -8,13 +8,14 @@
 //! begins as well.
 //!
 //! A shard of several replicas is *kept*: of its entries none is known to be committed, so none is folded (rule 16); what survives is
-//! collected for its [`ShardReplica`](crate::shard_replica::ShardReplica).
+//! collected for its [`ShardReplica`](crate::shard_replica::ShardReplica). Only what that replica wrote counts (rule 1): each replica
+//! promises before it writes anything else, so a promise of a later one is where its log begins, at nothing.
 //!
-//! Knows no log and no checkpoint: entries, cuts and installs are passed in.
+//! Knows no log and no checkpoint: promises, entries, cuts and installs are passed in.
 
 use crate::blob::Blob;
 use crate::entry::{Cause, Entry, NoEntry};
-use crate::ids::{CheckpointNumber, Epoch, Index, ShardId};
+use crate::ids::{CheckpointNumber, Epoch, Index, ReplicaId, ShardId};
 use crate::replication::table::{EpochTable, LogPoint};
 use crate::shard_map::ShardMap;
 use crate::shard_replica::{LogEntry, Record, ReplicaLog};
@@ -239,6 +240,12 @@ struct Track {
     installed: Option<LogPoint>,
     /// The entries that survive, if they are not folded.
     kept: Option<ReplicaLog>,
+    /// The replica whose records stand at this place of the log.
+    writer: ReplicaId,
+    /// The replica of a kept shard whose records count; `None` if there is none.
+    own: Option<ReplicaId>,
+    /// Maximum bytes of the entries that are kept in memory.
+    bytes_max: u64,
     applied: u64,
     skipped: u64,
 }
@@ -285,6 +292,9 @@ impl Replay {
             is_restarted: false,
             installed: None,
             kept: None,
+            writer: ReplicaId::FIRST,
+            own: None,
+            bytes_max: 0,
             applied: 0,
             skipped: 0,
         };
@@ -294,14 +304,31 @@ impl Replay {
     }
 
     /// Keeps a shard: its entries are not folded over its state, but collected, the last ones of up to `bytes_max` bytes together.
-    /// Call it before the first reading.
+    /// Only those of `replica` count, and its state if that is the first replica, which alone can have been in a checkpoint; without
+    /// one nothing does. Call it before the first reading.
     ///
     /// # Panics
     /// If the shard is not placed here.
-    pub fn keep(&mut self, shard: ShardId, bytes_max: u64) {
-        let track = &mut self.tracks[*self.places.get(shard).expect("a shard on this node")];
+    pub fn keep(&mut self, shard: ShardId, replica: Option<ReplicaId>, bytes_max: u64) {
+        let at = *self.places.get(shard).expect("a shard on this node");
+        let (track, state) = (&mut self.tracks[at], &mut self.states[at]);
+        (track.own, track.bytes_max) = (replica, bytes_max);
         let Position { epoch, index, .. } = track.marker;
         track.kept = Some(ReplicaLog::new(LogPoint { epoch, index }, bytes_max));
+        if replica != Some(ReplicaId::FIRST) {
+            track.begin_anew(state);
+        }
+    }
+
+    /// Takes a promise in the first reading: what follows of the shard is written by this replica.
+    pub fn handle_promise(&mut self, shard: ShardId, replica: ReplicaId) {
+        let Some(&at) = self.places.get(shard) else { return };
+        let (track, state) = (&mut self.tracks[at], &mut self.states[at]);
+        // Numbers of replicas only grow.
+        if track.kept.is_some() && replica > track.writer {
+            track.writer = replica;
+            track.begin_anew(state);
+        }
     }
 
     /// Whether a shard is kept.
@@ -341,6 +368,9 @@ impl Replay {
     ) -> Result<(), ReplayError> {
         let Some(at) = self.at(shard, index)? else { return Ok(()) };
         let (track, state) = (&mut self.tracks[at], &mut self.states[at]);
+        if track.is_of_other() {
+            return Ok(());
+        }
         match track.chain.add(shard, epoch, index) {
             Ok(false) => {}
             Ok(true) => track.void(state, index),
@@ -368,6 +398,9 @@ impl Replay {
     pub fn handle_cut(&mut self, shard: ShardId, epoch: Epoch, index: Index) -> Result<(), ReplayError> {
         let Some(at) = self.at(shard, index)? else { return Ok(()) };
         let track = &mut self.tracks[at];
+        if track.is_of_other() {
+            return Ok(());
+        }
         track.epoch = track.epoch.max(epoch);
         if track.chain.cut(shard, epoch, index)? {
             track.void(&self.states[at], Index(index.0 + 1));
@@ -391,6 +424,9 @@ impl Replay {
     ) -> Result<(), ReplayError> {
         let Some(at) = self.at(shard, base.index)? else { return Ok(()) };
         let track = &mut self.tracks[at];
+        if track.is_of_other() {
+            return Ok(());
+        }
         track.chain.install(shard, epoch, base)?;
         track.epoch = track.epoch.max(epoch);
         track.void(&self.states[at], Index(0));
@@ -508,6 +544,19 @@ impl Replay {
 }
 
 impl Track {
+    /// Whether what stands at this place of the log does not count, for another replica of the kept shard wrote it.
+    fn is_of_other(&self) -> bool {
+        self.kept.is_some() && self.own != Some(self.writer)
+    }
+
+    /// Begins the log of a kept shard at nothing.
+    fn begin_anew(&mut self, state: &mut State) {
+        *state = State::new(state.shard());
+        (self.marker, self.chain, self.fault) = (state.position(), Chain::default(), None);
+        (self.is_void, self.installed) = (false, None);
+        self.kept = Some(ReplicaLog::new(LogPoint::default(), self.bytes_max));
+    }
+
     /// Notes that the entries from an index on are void.
     fn void(&mut self, state: &State, from: Index) {
         let is_fault_void = self.fault.take_if(|(index, _)| *index >= from).is_some();

@@ -122,6 +122,18 @@ impl Services {
         &self.topology
     }
 
+    /// Makes a replica of a shard that has no log yet, for it is new on its node.
+    ///
+    /// # Panics
+    /// If the topology has no such shard.
+    #[must_use]
+    pub fn new_replica(&self, shard: ShardId, name: ReplicaName) -> ShardReplica {
+        let service = self.topology.service_of(shard).expect("a replica is made for its topology");
+        let (topology, settings) = (Arc::clone(&self.topology), self.settings(service).clone());
+        let recovery = Recovery::new(State::new(shard));
+        ShardReplica::new(name, recovery, Grants::new(), topology, settings, ReplicaSettings::default())
+    }
+
     /// Returns the settings of the shards of a service.
     ///
     /// # Panics

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use stead_core::calls::{Query, Request};
-use stead_core::ids::{CheckpointNumber, Index, SessionId, ShardId};
+use stead_core::ids::{CheckpointNumber, Index, ReplicaId, SessionId, ShardId};
 use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::shard::{DeadLetterAction, Input};
@@ -37,10 +37,12 @@ pub(crate) enum Command<C> {
     Status { to: mpsc::Sender<WorkerStatus>, taken: Vec<ShardStatus> },
     /// Pass the state of one shard to a function.
     Look { shard: ShardId, look: Box<dyn FnOnce(&stead_core::state::State) + Send> },
-    /// An input for a replica of a shard, from the control plane or from a peer.
-    Replica { shard: ShardId, input: shard_replica::Input },
+    /// An input for a replica of a shard, from the control plane or from a peer: for the one that is named, or for any that is here.
+    Replica { shard: ShardId, to: Option<ReplicaId>, input: shard_replica::Input },
     /// Take a snapshot of a shard for another replica.
     TakeSnapshot(Transfer),
+    /// Begin an empty replica of a shard.
+    Place { shard: ShardId, replica: ReplicaId },
     /// Commit the accepted work, then end.
     Stop,
 }

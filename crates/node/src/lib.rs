@@ -35,6 +35,7 @@ mod pace;
 pub mod panics;
 mod part;
 mod peers;
+mod placed;
 mod queries;
 mod ready;
 mod reply;

@@ -1,5 +1,6 @@
 //! The routes to the replicas of all shards, as this node knows them: those of the newest directory of the control plane.
 
+use crate::placed::Placed;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,15 @@ pub(crate) struct RouteDesk {
     version: AtomicU64,
 }
 
+/// What follows from routes that have changed.
+#[derive(Debug, Default)]
+pub(crate) struct Followed {
+    /// The replicas on this node.
+    pub(crate) placed: Vec<(ShardId, ReplicaId)>,
+    /// The replicas whose node is new, of shards that this node has replicas of.
+    pub(crate) connected: Vec<(ShardId, ReplicaId)>,
+}
+
 impl RouteDesk {
     /// Returns the routes if they are newer than a version, and sets it to theirs.
     pub(crate) fn newer_than(&self, version: &mut u64) -> Option<Arc<Routes>> {
@@ -26,26 +36,29 @@ impl RouteDesk {
         *version = self.version.load(Ordering::Acquire);
         Some(Arc::clone(&routes))
     }
-    /// Takes routes that are new or have changed. Returns the replicas whose node is new, each with its shard, as far as this node has
-    /// replicas of that.
+
+    /// Takes routes that are new or have changed.
     pub(crate) fn follow<'a>(
         &self,
         changed: impl IntoIterator<Item = (ShardId, &'a ShardRoute)>,
-        replicated: &BTreeMap<ShardId, ReplicaId>,
-    ) -> Vec<(ShardId, ReplicaId)> {
-        let mut connected: Vec<(ShardId, ReplicaId)> = Vec::new();
+        replicated: &Placed,
+        node: NodeId,
+    ) -> Followed {
+        let mut followed = Followed::default();
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         let own = Arc::make_mut(&mut routes);
         for (shard, route) in changed {
             let known = own.insert(shard, route.clone());
-            if replicated.contains_key(&shard) {
+            if replicated.has_place(shard) {
                 let is_new = |(id, node): &(&ReplicaId, &NodeId)| {
                     known.as_ref().and_then(|known| known.replicas.get(id)) != Some(node)
                 };
-                connected.extend(route.replicas.iter().filter(is_new).map(|(id, _)| (shard, *id)));
+                followed.connected.extend(route.replicas.iter().filter(is_new).map(|(id, _)| (shard, *id)));
+                let here = route.replicas.iter().filter(|(_, at)| **at == node);
+                followed.placed.extend(here.map(|(id, _)| (shard, *id)));
             }
         }
         self.version.fetch_add(1, Ordering::Release);
-        connected
+        followed
     }
 }

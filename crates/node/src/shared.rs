@@ -13,16 +13,16 @@ use crate::memory::{Memory, MemoryLimits};
 use crate::metrics::Counters;
 use crate::native::{Native, Recipient};
 use crate::peers::{PeerDesk, PeerMessage};
+use crate::placed::Placed;
 use crate::queries::QueryQueue;
 use crate::reply::{NoAnswer, Reply, ReplyTo};
 use crate::roster::{PartId, Roster};
-use crate::routes::RouteDesk;
+use crate::routes::{Followed, RouteDesk};
 use crate::sizes::Sizes;
 use crate::status::ShardNotHere;
 use crate::steps::StepQueue;
 use crate::transfers::desk::{Event, TransferDesk};
 use crate::watchdog::Watchdog;
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -53,7 +53,7 @@ pub struct Shared<E: Env> {
     /// The shards that this node has.
     pub(crate) placement: Placement,
     /// The replicas of these that are not the only ones of their shards.
-    pub(crate) replicated: BTreeMap<ShardId, ReplicaId>,
+    pub(crate) replicated: Placed,
     /// This node.
     pub(crate) node: NodeId,
     pub(crate) routes: RouteDesk,
@@ -110,7 +110,7 @@ pub(crate) mod stage {
 impl<E: Env> Shared<E> {
     pub(crate) fn new(
         program: E::Program,
-        (topology, placement, replicated): (Arc<Topology>, Placement, BTreeMap<ShardId, ReplicaId>),
+        (topology, placement, replicated): (Arc<Topology>, Placement, Placed),
         (workers, step_parts): (usize, usize),
         (node, lives): (NodeId, u64),
         (clock, watch): (E::Clock, E::Watch),
@@ -222,7 +222,24 @@ impl<E: Env> Shared<E> {
 
     /// Leaves an input for the replica of a shard on this node, which comes from the control plane or from a peer.
     pub fn push_replica(&self, shard: ShardId, input: shard_replica::Input) {
-        self.inboxes[self.worker_of(shard)].push(Command::Replica { shard, input });
+        self.push_to(shard, Command::Replica { shard, to: None, input });
+    }
+
+    /// Leaves an input for one replica of a shard. It is dropped unless that is here when its turn comes.
+    pub fn push_replica_of(&self, shard: ShardId, replica: ReplicaId, input: shard_replica::Input) {
+        self.push_to(shard, Command::Replica { shard, to: Some(replica), input });
+    }
+
+    fn push_to(&self, shard: ShardId, command: Command<Recipient<E::Caller>>) {
+        self.inboxes[self.worker_of(shard)].push(command);
+    }
+
+    /// Places a replica on this node, as the control plane has decided: with an empty log, behind whatever replica of the shard was here,
+    /// of which nothing counts any more. Nothing happens if it is here already, or a later one.
+    pub fn place_replica(&self, shard: ShardId, replica: ReplicaId) {
+        if self.replicated.place(shard, replica) {
+            self.push_to(shard, Command::Place { shard, replica });
+        }
     }
 
     /// Leaves a message of another node for the worker of its shard. One for a shard or a replica that is not here is dropped: its
@@ -230,18 +247,14 @@ impl<E: Env> Shared<E> {
     pub fn from_peer(&self, message: PeerMessage) {
         match message {
             // Rule 1: a frame for an earlier stint of membership must not reach this one.
-            PeerMessage::Frame(Route { shard, from, to }, frame)
-                if self.replicated.get(&shard) == Some(&to) =>
-            {
-                self.push_replica(shard, shard_replica::Input::Frame { from, frame });
+            PeerMessage::Frame(Route { shard, from, to }, frame) if self.replicated.of(shard) == Some(to) => {
+                self.push_replica_of(shard, to, shard_replica::Input::Frame { from, frame });
             }
             PeerMessage::Frame(..) => {}
-            PeerMessage::Chunk(route, chunk) if self.replicated.get(&route.shard) == Some(&route.to) => {
+            PeerMessage::Chunk(route, chunk) if self.replicated.of(route.shard) == Some(route.to) => {
                 self.transfers.leave(Event::Chunk(route, chunk));
             }
-            PeerMessage::Received(route, received)
-                if self.replicated.get(&route.shard) == Some(&route.to) =>
-            {
+            PeerMessage::Received(route, received) if self.replicated.of(route.shard) == Some(route.to) => {
                 self.transfers.leave(Event::Received(route, received));
             }
             PeerMessage::Chunk(..) | PeerMessage::Received(..) => {}
@@ -253,18 +266,23 @@ impl<E: Env> Shared<E> {
     }
 
     /// Follows routes that are new or have changed, as
-    /// [`Directory::shards_changed_since`](stead_core::control::directory::Directory::shards_changed_since) returns them. The replicas of
-    /// this node send again what may be lost on its way to a replica whose node is new.
+    /// [`Directory::shards_changed_since`](stead_core::control::directory::Directory::shards_changed_since) returns them. Replicas that
+    /// they name on this node begin here, as by [`Self::place_replica`]. Those that are here send again what may be lost on its way to a
+    /// replica whose node is new.
     pub fn follow_routes<'a>(&self, changed: impl IntoIterator<Item = (ShardId, &'a ShardRoute)>) {
-        for (shard, replica) in self.routes.follow(changed, &self.replicated) {
+        let Followed { placed, connected } = self.routes.follow(changed, &self.replicated, self.node);
+        for (shard, replica) in placed {
+            self.place_replica(shard, replica);
+        }
+        for (shard, replica) in connected {
             self.push_replica(shard, shard_replica::Input::Connected(replica));
         }
     }
 
-    /// Returns the replica of a shard on this node, if that has others elsewhere.
+    /// Returns the replica of a shard on this node, if that may have others elsewhere.
     #[must_use]
     pub fn replica_of(&self, shard: ShardId) -> Option<ReplicaId> {
-        self.replicated.get(&shard).copied()
+        self.replicated.of(shard)
     }
 
     /// Returns the time for which the oldest entry has waited for the log.
@@ -748,7 +766,7 @@ pub(crate) mod tests {
         let around = (clock, ());
         let copies = (CopyDesk::new(owner, 0, None), CheckDesk::new(u64::MAX));
         let (limits, sizes) = (MemoryLimits::default(), Sizes::default());
-        let placed = (Arc::clone(&topology), Placement::all_here(&topology), BTreeMap::new());
+        let placed = (Arc::clone(&topology), Placement::all_here(&topology), Placed::default());
         let node = (NodeId::FIRST, 1);
         Arc::new(Shared::new(NoCode, placed, (1, 1), node, around, copies, (limits, sizes)))
     }

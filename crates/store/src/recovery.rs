@@ -12,7 +12,7 @@ use crate::disk::Disk;
 use crate::snapshots::{SnapshotName, Snapshots};
 use crate::wal::{Batch, CutRecord, InstallRecord, Item, Opened, Promise, Record, Wal, WalError, WalOptions};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -196,8 +196,9 @@ pub struct Facts<'a> {
     pub topology: &'a Topology,
     /// The placement of its shards: those that are not here are passed over.
     pub placement: &'a Placement,
-    /// The shards on this node that have other replicas: their entries may not be committed, so they are not folded.
-    pub replicated: &'a BTreeSet<ShardId>,
+    /// The shards on this node that may have other replicas: their entries may not be committed, so they are not folded. Each comes with
+    /// the replica that is here, of which alone the data count; `None` if there is none.
+    pub replicated: &'a BTreeMap<ShardId, Option<ReplicaId>>,
     /// Maximum bytes of the entries of each of these that are kept in memory; the others stay in the log.
     pub log_bytes_max: u64,
 }
@@ -253,7 +254,7 @@ pub fn recover_checked(
         lineage = Lineage::of(manifest.bundles.clone(), sections);
     }
     let mut replay = Replay::new(states, topology.shard_count());
-    replicated.iter().for_each(|shard| replay.keep(*shard, log_bytes_max));
+    replicated.iter().for_each(|(shard, replica)| replay.keep(*shard, *replica, log_bytes_max));
     let (replay, installs) = (RefCell::new(replay), RefCell::new(BTreeMap::new()));
     let snapshots = Snapshots::new(Arc::clone(&disk));
     let belonging = Belonging { cluster: Some(cluster), incarnation: topology.incarnation };
@@ -269,7 +270,10 @@ pub fn recover_checked(
                 installs.borrow_mut().insert(shard, SnapshotName { shard, replica, base });
                 Ok(replay.borrow_mut().handle_install(shard, epoch, base)?)
             }
-            Item::Promise(_) => Ok(()),
+            Item::Promise(Promise { shard, replica, .. }) => {
+                replay.borrow_mut().handle_promise(shard, replica);
+                Ok(())
+            }
         }
     };
     // Before the log's tail is cut: a checkpoint may prove that what is damaged there had been synced.
@@ -315,8 +319,9 @@ pub fn recover_checked(
     snapshots.clean(&needed.into_values().collect()).map_err(RecoveryError::Clean)?;
     let Replayed { states, epochs, entries, entries_skipped, mut logs } = replay.finish();
     for (log, state) in logs.iter_mut().zip(&states) {
-        if let Some(log) = log {
-            log.handle_record(shard_replica::Record::Promise(wal.promises().of(state.shard())));
+        if let (Some(log), Some(Some(replica))) = (log, replicated.get(&state.shard())) {
+            let promised = wal.promises().of_replica(state.shard(), *replica);
+            log.handle_record(shard_replica::Record::Promise(promised));
         }
     }
     (report.entries, report.entries_skipped) = (entries, entries_skipped);

@@ -200,6 +200,12 @@ impl Stream {
         }
     }
 
+    /// Whether the peer is known to hold the log but for what may be on its way.
+    #[must_use]
+    pub fn is_close(&self, last: Index, bytes_to: impl Fn(Index) -> u64) -> bool {
+        self.mode == Mode::Flow && bytes_to(last) - bytes_to(self.acked) <= self.limits.window
+    }
+
     /// Whether the peer is slow: it lags by more than the bound, or makes no progress. It should become a learner.
     pub fn is_slow(&mut self, now: Time, last: Index, bytes_to: impl Fn(Index) -> u64) -> bool {
         if self.acked >= last {

@@ -101,6 +101,14 @@ pub enum Input {
     },
     /// The connection to another replica is new: what was on its way may be lost.
     Connected(ReplicaId),
+    /// The directory names the primary of an epoch. A replica that has heard of none in this life reports to it, for it may have been
+    /// sent frames before it was here.
+    Follow {
+        /// The epoch.
+        epoch: Epoch,
+        /// Its primary.
+        primary: ReplicaId,
+    },
     /// So many more records and entries of [`Effects`] are durable, in their order. With 0, more leaves of what is committed, if the
     /// shard [is behind](crate::shard::Shard::is_behind).
     Durable(usize),
@@ -110,7 +118,7 @@ pub enum Input {
     Lead {
         /// The record.
         record: Box<EpochRecord>,
-        /// Replicas that are no members, and get the log to catch up. They count nowhere.
+        /// Replicas that are no members, and get the log to catch up. They count nowhere. Later ones come with the record once more.
         learners: Vec<ReplicaId>,
     },
     /// The answer to [`Effect::Rebuild`]. One that is not of the newest is ignored.

@@ -70,6 +70,10 @@ impl Leading {
         (self.shard.state().position().index, self.shard.commit())
     }
 
+    pub(super) fn streams(&self) -> impl Iterator<Item = (&ReplicaId, &Stream)> {
+        self.streams.iter()
+    }
+
     pub(super) fn deadline(&self) -> Option<Time> {
         let beats_at = (!self.is_alone()).then_some(self.beats_at);
         self.shard.deadline().into_iter().chain(beats_at).min()
@@ -143,7 +147,7 @@ impl ShardReplica {
     ) {
         let epoch = record.config.epoch();
         if self.replica.leads() == Some(epoch) {
-            return;
+            return self.add_learners(now, &record, &learners);
         }
         let is_ahead = match &self.role {
             Role::Follows(state) => state.position().index > record.base.index,
@@ -217,6 +221,22 @@ impl ShardReplica {
         let config = record.config.clone();
         self.record = Some(record);
         self.run_shard(now, shard::Input::Start(config), handler, out);
+    }
+
+    /// Sends the log to learners as well that are new in the epoch that this replica leads. A former one keeps its stream.
+    fn add_learners(&mut self, now: Now, record: &EpochRecord, learners: &[ReplicaId]) {
+        let Role::Leads(leading) = &mut self.role else { return };
+        let is_new = |id: &&ReplicaId| **id != self.replica.id() && !leading.streams.contains_key(id);
+        let new: Vec<ReplicaId> = learners.iter().filter(is_new).copied().collect();
+        if leading.is_alone() && !new.is_empty() {
+            // What comes is kept for them.
+            self.tail = Tail::new(leading.shard.state().position().index);
+        }
+        for id in new {
+            let stream = Stream::new(leading.epoch, record.base, self.settings.stream, now.steady);
+            leading.streams.insert(id, stream);
+            leading.uninformed.insert(id);
+        }
     }
 
     /// Ends to lead: the calls in flight are dropped, and the state becomes a backup's.

@@ -32,6 +32,7 @@ use crate::ids::{Epoch, Index, Micros, ReplicaId, ShardId, Time};
 use crate::replication::epoch::EpochRecord;
 use crate::replication::lease::Grants;
 use crate::replication::replica::{Action, AppendHead, InvalidAppend, Replica};
+use crate::replication::stream::Stream;
 use crate::replication::table::LogPoint;
 use crate::shard::{self, Settings, Shard};
 use crate::state::{Misfit, State};
@@ -210,6 +211,17 @@ impl ShardReplica {
         self.tail.entries(before, last)
     }
 
+    /// Returns the learners to which this replica sends its log, while it leads, and whether each holds the log but for what may be on
+    /// its way.
+    pub fn learners(&self) -> impl Iterator<Item = (ReplicaId, bool)> {
+        let leading = if let Role::Leads(leading) = &self.role { Some(leading) } else { None };
+        let members = self.record.as_ref().map_or(&[][..], |record| record.config.members());
+        let streams = leading.into_iter().flat_map(|leading| leading.streams());
+        let last = self.replica.table().last().index;
+        let close = move |stream: &Stream| stream.is_close(last, |index| self.tail.bytes_to(index));
+        streams.filter(|(id, _)| !members.contains(id)).map(move |(id, stream)| (*id, close(stream)))
+    }
+
     /// Returns the oldest snapshot that is on its way to a peer: the log must not be trimmed behind it. `None` if none is.
     #[must_use]
     pub fn snapshot_sent(&self) -> Option<LogPoint> {
@@ -320,6 +332,14 @@ impl ShardReplica {
                     // The answers to its frames, for which it waits, may be lost: this one makes it send again.
                     let table = self.replica.table().clone();
                     out.replica.push(Effect::Send { to: peer, frame: Frame::Diverged { epoch, table } });
+                }
+            }
+            Input::Follow { epoch, primary } => {
+                let is_heard = self.primary.is_some() || primary == self.replica.id();
+                self.note_primary(epoch, primary);
+                if !is_heard {
+                    let table = self.replica.table().clone();
+                    self.send_primary(epoch, Frame::Diverged { epoch, table }, &mut out.replica);
                 }
             }
             Input::Durable(records) => self.replica.handle_durable(now.steady, records, &mut actions),

@@ -5,7 +5,7 @@
 use crate::transcript;
 use stead_core::blob::Blob;
 use stead_core::entry::{Cause, Entry, Write};
-use stead_core::ids::{Colour, Epoch, Index, ShardId, Time};
+use stead_core::ids::{Colour, Epoch, Index, ReplicaId, ShardId, Time};
 use stead_core::key::Key;
 use stead_core::record::RecordKey;
 use stead_core::replay::Replay;
@@ -87,7 +87,7 @@ fn run(name: &str, text: &str) {
                 taken
             }
             ["kept"] => {
-                replay.keep(SHARD, u64::MAX);
+                replay.keep(SHARD, Some(ReplicaId::FIRST), u64::MAX);
                 return Vec::new();
             }
             ["log"] => {

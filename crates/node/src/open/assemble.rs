@@ -15,6 +15,7 @@ use crate::open::options::{CheckpointOptions, Drawn, NativeOptions, Options};
 use crate::open::plan::{check_limits, warn_of_clock};
 use crate::open::sockets::Sockets;
 use crate::peers::PeerPart;
+use crate::placed::Placed;
 use crate::queries::{QUERY_THREADS, QueryPart, QueryThreads, QueryWatch};
 use crate::roster::PartId;
 use crate::shared::Shared;
@@ -29,7 +30,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use stead_core::checkpointing::bundle::Author;
 use stead_core::checkpointing::driver;
-use stead_core::ids::{self, CheckpointNumber};
+use stead_core::ids::{self, CheckpointNumber, ReplicaId};
 use stead_core::replication::epoch::EpochRecord;
 use stead_core::replication::lease::Grants;
 use stead_core::shard_replica::ShardReplica;
@@ -129,8 +130,18 @@ pub(crate) fn assemble<E: Env>(
     drawn: Drawn,
     begun: Instant,
 ) -> Parts<E> {
-    let Recovery { data_dir, created, store, snapshots, services, placement, marks, recovered, plan } =
-        recovery;
+    let Recovery {
+        data_dir,
+        created,
+        store,
+        snapshots,
+        services,
+        placement,
+        replicated,
+        marks,
+        recovered,
+        plan,
+    } = recovery;
     let Recovered { states, logs, wal, log, lineage, manifest, decided, report, .. } = recovered;
     let (topology, store): (_, Arc<dyn BlobStore>) = (services.topology(), Arc::new(store));
     let report = RecoveryReport {
@@ -153,7 +164,7 @@ pub(crate) fn assemble<E: Env>(
     let author = Author { cluster: meta.cluster, node: meta.node, writer: drawn.writer };
     let shared = Shared::<E>::new(
         program,
-        (Arc::clone(&topology), placement, options.replicated),
+        (Arc::clone(&topology), placement, Placed::new(replicated)),
         (threads, options.task_threads),
         (meta.node, meta.lives),
         around,
@@ -166,9 +177,8 @@ pub(crate) fn assemble<E: Env>(
     shared.snapshots.newest.store(newest, Ordering::Relaxed);
 
     let found = states.into_iter().zip(logs).map(|(state, log)| {
-        let id = |log| (shared.replicated[&state.shard()], log);
-        let log = log.map(id);
-        (state, log)
+        let replica = shared.replicated.of(state.shard()).unwrap_or(ReplicaId::NONE);
+        (state, log.map(|log| (replica, log)))
     });
     let grants = if created { Grants::new() } else { Grants::after_restart(shared.now()) };
     let (replicas, trials) = plan.replicas(ids::Life(meta.lives), found.collect(), &grants, &services);
@@ -178,7 +188,8 @@ pub(crate) fn assemble<E: Env>(
     if !shared.replicated.is_empty() {
         let belonging = Belonging { cluster: Some(meta.cluster), incarnation: topology.incarnation };
         let (store, log) = (Arc::clone(&store), wal.reader());
-        let stored = Arc::new(Stored { store, manifest, snapshots, log, belonging });
+        let services = services.clone();
+        let stored = Arc::new(Stored { store, manifest, snapshots, log, belonging, services });
         workers.iter_mut().for_each(|worker| worker.read_from(Arc::clone(&stored)));
         transfers = Some(TransferPart::new(&stored, author));
     }

@@ -95,8 +95,10 @@ pub struct Options {
     /// The places of the shards that are not on this node; none without a second node.
     pub not_here: BTreeMap<ShardId, Place>,
     /// The replicas of this node that are not the only ones of their shards: these follow until the control plane makes them lead.
-    /// The other shards of this node have no replica elsewhere, and lead at once.
     pub replicated: BTreeMap<ShardId, ReplicaId>,
+    /// Whether the control plane of a cluster places replicas on the node while it runs: each shard then has a place for one, which is
+    /// empty at first for those that are not in `replicated`. Otherwise these have no replica elsewhere, and lead at once.
+    pub in_cluster: bool,
 }
 
 /// The time for which a bundle stays that no checkpoint needs: a reader that began with an older manifest can finish.

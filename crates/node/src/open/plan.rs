@@ -55,7 +55,8 @@ pub fn recover_options(options: &Options) -> RecoverOptions<'_> {
         },
         loaders: Loaders::Threads(thread::available_parallelism().map_or(1, usize::from)),
         not_here: options.not_here.clone(),
-        replicated: options.replicated.keys().copied().collect(),
+        replicated: options.replicated.clone(),
+        in_cluster: options.in_cluster,
     }
 }
 

@@ -2,10 +2,10 @@
 
 use crate::checks::LeftMarks;
 use crate::open::OpenError;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_core::ids::ShardId;
+use stead_core::ids::{ReplicaId, ShardId};
 use stead_core::placement::{Place, Placement};
 use stead_core::shard_replica::ReplicaSettings;
 use stead_core::start::{Code, Past, ServiceLimits, Services, StartPlan};
@@ -31,8 +31,10 @@ pub struct RecoverOptions<'a> {
     pub loaders: Loaders,
     /// The places of the shards that are not on this node; none without a second node.
     pub not_here: BTreeMap<ShardId, Place>,
-    /// The shards on this node that have other replicas.
-    pub replicated: BTreeSet<ShardId>,
+    /// The replicas on this node that are not the only ones of their shards.
+    pub replicated: BTreeMap<ShardId, ReplicaId>,
+    /// Whether all shards on this node may get replicas while it runs.
+    pub in_cluster: bool,
 }
 
 /// A recovered data directory, and the plan of the life that follows. The plan's epochs are durable.
@@ -49,6 +51,8 @@ pub struct Recovery {
     pub services: Services,
     /// The placement of the shards.
     pub placement: Placement,
+    /// The shards on this node that may have other replicas, each with the replica that is here.
+    pub replicated: BTreeMap<ShardId, Option<ReplicaId>>,
     /// The marks of services' checks that did not end.
     pub(crate) marks: LeftMarks,
     /// The states of the shards on this node, and the log.
@@ -96,11 +100,14 @@ pub fn recover_in(
     let mut refused = None;
     let place = |shard| options.not_here.get(&shard).copied().unwrap_or(Place::Here);
     let placement = Placement::new(&topology, place);
+    let known = options.replicated.iter().map(|(shard, replica)| (*shard, Some(*replica)));
+    let places = placement.here().filter(|_| options.in_cluster).map(|shard| (shard, None));
+    let mut replicated: BTreeMap<ShardId, Option<ReplicaId>> = places.chain(known).collect();
     let facts = Facts {
         cluster: meta.cluster,
         topology: &topology,
         placement: &placement,
-        replicated: &options.replicated,
+        replicated: &replicated,
         log_bytes_max: ReplicaSettings::default().tail_bytes,
     };
     let snapshots = Snapshots::new(Arc::clone(&disk));
@@ -111,11 +118,16 @@ pub fn recover_in(
         Some(refused) => OpenError::from(refused),
         None => error.into(),
     })?;
+    // One that had its time here is void (rule 3).
+    for (shard, replica) in &mut replicated {
+        let newest = recovered.wal.promises().newest(*shard);
+        *replica = replica.filter(|replica| newest.is_none_or(|newest| newest <= *replica));
+    }
     services.fit(recovered.wal.batch_bytes_max(), options.clock_confirm.into());
     let past = Past { epoch_floor: meta.epoch_floor, is_new: created, ended_cleanly: meta.clean };
     let mut known = recovered.known_epochs();
     // The epochs of the others come from the control plane.
-    known.retain(|known| !options.replicated.contains(&known.shard));
+    known.retain(|known| !replicated.contains_key(&known.shard));
     let plan = StartPlan::new(past, &known);
     // Must come first: a start that finds no space changes no metadata, so an older program can still open its data, and
     // the next start has nothing to suspect.
@@ -128,5 +140,16 @@ pub fn recover_in(
     })?;
     // Must be durable before any shard uses its epoch.
     recovered.promise(&plan.epochs).map_err(RecoveryError::from)?;
-    Ok(Recovery { data_dir, created, store, snapshots, services, placement, marks, recovered, plan })
+    Ok(Recovery {
+        data_dir,
+        created,
+        store,
+        snapshots,
+        services,
+        placement,
+        replicated,
+        marks,
+        recovered,
+        plan,
+    })
 }

@@ -2,6 +2,7 @@ use super::packing::pack;
 use super::*;
 use crate::inbox::Command;
 use crate::part::{Part, Turned};
+use crate::placed::Placed;
 use crate::shared::Shared;
 use crate::shared::tests::{Nothing, shared_with};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,8 +58,8 @@ impl Node {
         let address = tcp.address().unwrap();
         let mut hub = shared_with(&[("accounts", 4)]);
         let replicas = if node == 1 { vec![(1, 10)] } else { vec![(0, 19), (1, 20), (2, 30), (3, 40)] };
-        Arc::get_mut(&mut hub).unwrap().replicated =
-            replicas.into_iter().map(|(shard, replica)| (ShardId(shard), ReplicaId(replica))).collect();
+        let places = replicas.into_iter().map(|(shard, replica)| (ShardId(shard), Some(ReplicaId(replica))));
+        Arc::get_mut(&mut hub).unwrap().replicated = Placed::new(places);
         Self { hub, part: PeerPart::new(tcp, local(node, 7, life)), address }
     }
 
@@ -83,10 +84,10 @@ impl Node {
         let (mut commands, mut inputs) = (Vec::new(), Vec::new());
         self.hub.inboxes[0].take(&mut commands, &mut inputs);
         let commands = commands.into_iter().map(|command| match command {
-            Command::Replica { shard, input: shard_replica::Input::Connected(replica) } => {
+            Command::Replica { shard, input: shard_replica::Input::Connected(replica), .. } => {
                 format!("{shard} connected to {replica}")
             }
-            Command::Replica { shard, input: shard_replica::Input::Frame { from, frame } } => {
+            Command::Replica { shard, input: shard_replica::Input::Frame { from, frame }, .. } => {
                 format!("{shard} frame of {from}: {frame:?}")
             }
             _ => panic!("no peer sends another command"),

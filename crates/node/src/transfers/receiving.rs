@@ -164,8 +164,8 @@ impl Receiving {
 
 /// Gives a snapshot that is whole and durable aside to its replica, which acknowledges it once the log has switched to it.
 fn install<E: Env>(hub: &Shared<E>, transfer: Transfer, base: LogPoint, state: State) {
-    let Transfer { shard, from, epoch, .. } = transfer;
-    hub.push_replica(shard, Input::Installed { from, epoch, base, state: Box::new(state) });
+    let Transfer { shard, from, to, epoch } = transfer;
+    hub.push_replica_of(shard, to, Input::Installed { from, epoch, base, state: Box::new(state) });
 }
 
 fn warn(shard: ShardId, error: &CheckpointError) {

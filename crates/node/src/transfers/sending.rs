@@ -94,12 +94,13 @@ impl Senders {
 
     /// A replica needs a snapshot. One that is being sent to it already in this epoch goes on.
     pub(super) fn want<E: Env>(&mut self, hub: &Shared<E>, transfer: Transfer) {
-        let Transfer { shard, to, .. } = transfer;
+        let Transfer { shard, from, to, .. } = transfer;
         if let Some(sending) = self.running.get_mut(&(shard, to)) {
             if sending.transfer == transfer {
                 if let Stage::Sending(file) = &mut sending.stage {
                     (file.is_probing, file.sent) = (true, None);
-                    hub.push_replica(shard, Input::SnapshotSent { to, base: file.name.base });
+                    let sent = Input::SnapshotSent { to, base: file.name.base };
+                    hub.push_replica_of(shard, from, sent);
                 }
                 return;
             }
@@ -223,10 +224,10 @@ impl Senders {
             .filter(|one| now >= one.progress.plus(STALL_MAX))
             .map(|one| one.transfer)
             .collect();
-        for Transfer { shard, to, .. } in stalled {
+        for Transfer { shard, from, to, .. } in stalled {
             self.drop_running(shard, to);
             // Its replica asks what the other one lacks, and wants a snapshot again.
-            hub.push_replica(shard, Input::Connected(to));
+            hub.push_replica_of(shard, from, Input::Connected(to));
         }
         self.begin_waiting(hub, now);
         let rate = hub.snapshots.pace.rate();

@@ -123,11 +123,8 @@ impl<E: Env> Worker<E> {
                     look(state);
                 }
             }
-            Command::Replica { shard, input } => {
-                if let (Some(slot), false) = (self.slot(shard), self.stopping) {
-                    self.give_replica(shared, now, slot, input);
-                }
-            }
+            Command::Replica { shard, to, input } => self.give_placed(shared, now, (shard, to), input),
+            Command::Place { shard, replica } => self.place(shared, now, shard, replica),
             Command::TakeSnapshot(transfer) => self.take_snapshot(shared, transfer),
             Command::Stop => {
                 self.stopping = true;

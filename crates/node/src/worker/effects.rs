@@ -87,6 +87,7 @@ impl<E: Env> Worker<E> {
             self.touched.push(slot);
         }
         *appended += records;
+        self.shards[slot as usize].appended += records;
     }
 
     pub(super) fn route(&mut self, shared: &Shared<E>, to: ShardId, input: Input) {

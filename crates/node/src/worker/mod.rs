@@ -1,6 +1,6 @@
 //! The part that owns shards: it passes them their inputs and performs their effects. `commands.rs` performs the
 //! commands of clients, `effects.rs` the effects of shards; `native.rs` takes calls from the network and answers them;
-//! `replicas.rs` performs the effects of replicas of shards, and `rebuilding.rs` reads their logs; `snapshots.rs` hands over their snapshots in slices,
+//! `replicas.rs` performs the effects of replicas of shards, `placing.rs` lets them come and go, and `rebuilding.rs` reads their logs; `snapshots.rs` hands over their snapshots in slices,
 //! and `taking.rs` those for other replicas.
 //!
 //! Decides nothing about the protocol. Each turn takes all work that has arrived, and passes on its results at the end:
@@ -9,6 +9,7 @@
 mod commands;
 mod effects;
 mod native;
+mod placing;
 mod rebuilding;
 mod replicas;
 mod snapshots;
@@ -158,6 +159,10 @@ struct Slot {
     reported: Option<ShardReport>,
     /// Whether it is in [`Worker::replicated`].
     is_touched: bool,
+    /// The number of records from here that the log does not report as durable yet.
+    appended: usize,
+    /// The number of the first of these that an earlier replica has appended.
+    of_others: usize,
     /// The number of its durable records that were not reported to it yet.
     durable: usize,
     /// Whether it is in [`Worker::stored`].
@@ -217,6 +222,8 @@ impl<E: Env> Worker<E> {
                     is_trying: false,
                     reported: None,
                     is_touched: false,
+                    appended: 0,
+                    of_others: 0,
                     durable: 0,
                     is_stored: false,
                     deadline: None,
@@ -534,6 +541,7 @@ impl<E: Env> Worker<E> {
         let durable = self.intake.durable;
         while let Some((_, reached)) = self.submitted.pop_front_if(|(ticket, _)| *ticket <= durable) {
             for (slot, records) in reached {
+                let records = self.take_durable(slot, records);
                 let Slot { durable, is_stored, .. } = &mut self.shards[slot as usize];
                 *durable += records;
                 if !std::mem::replace(is_stored, true) {

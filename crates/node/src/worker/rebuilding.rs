@@ -9,6 +9,7 @@ use std::sync::Arc;
 use stead_core::ids::{Index, ReplicaId, Time};
 use stead_core::replication::replica::AppendHead;
 use stead_core::shard_replica::Input;
+use stead_core::start::Services;
 use stead_store::checkpoint::Belonging;
 use stead_store::checkpoint::manifest::Manifest;
 use stead_store::checkpoint::store::BlobStore;
@@ -24,6 +25,8 @@ pub(crate) struct Stored {
     pub(crate) snapshots: Snapshots,
     pub(crate) log: WalReader,
     pub(crate) belonging: Belonging,
+    /// The settings of new replicas.
+    pub(crate) services: Services,
 }
 
 impl<E: Env> Worker<E> {
@@ -35,7 +38,7 @@ impl<E: Env> Worker<E> {
     /// Begins to fold the state of a replica anew, in the place of one that is being folded.
     pub(super) fn begin_rebuild(&mut self, shared: &Shared<E>, slot: u32, number: u64, upto: Index) {
         let stored = self.stored_data.as_ref().expect("only a replica of several has its state folded anew");
-        let Stored { store, manifest, snapshots, log, belonging } = &**stored;
+        let Stored { store, manifest, snapshots, log, belonging, .. } = &**stored;
         let sources =
             Sources { store: &**store, manifest: manifest.as_ref(), snapshots, log, belonging: *belonging };
         let replica = &self.shards[slot as usize].replica;
@@ -80,6 +83,7 @@ impl<E: Env> Worker<E> {
         let stored = self.stored_data.as_ref().expect("only a replica of several has peers");
         let replica = &self.shards[slot as usize].replica;
         let (shard, table) = (replica.shard_id(), replica.replica().table().clone());
+        let own = replica.replica().id();
         let mut reader = stored.log.log(shard, table, head.before.index.next(), last);
         let mut entries = Vec::new();
         loop {
@@ -94,6 +98,7 @@ impl<E: Env> Worker<E> {
                 Err(error) => return shared.fail(error.to_string()),
             }
         }
-        self.commands.push_back(Command::Replica { shard, input: Input::LogRead { to, head, entries } });
+        let input = Input::LogRead { to, head, entries };
+        self.commands.push_back(Command::Replica { shard, to: Some(own), input });
     }
 }

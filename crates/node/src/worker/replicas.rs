@@ -113,7 +113,7 @@ impl<E: Env> Worker<E> {
     }
 
     /// Drops what a shard has begun as the primary that it is no more, and ends its calls in flight.
-    fn depose(&mut self, shared: &Shared<E>, now: Time, slot: u32, epoch: Epoch) {
+    pub(super) fn depose(&mut self, shared: &Shared<E>, now: Time, slot: u32, epoch: Epoch) {
         let shard = self.shards[slot as usize].id;
         self.shards[slot as usize].is_trying = false;
         shared.trials(|trials| trials.drop_shard(shard));
@@ -168,6 +168,10 @@ impl<E: Env> Worker<E> {
         for slot in self.replicated.drain(..) {
             let Slot { replica, reported, is_touched, .. } = &mut self.shards[slot as usize];
             *is_touched = false;
+            if replica.replica().id() == ReplicaId::NONE {
+                *reported = None;
+                continue;
+            }
             let report = report(replica);
             if reported.as_ref() != Some(&report) {
                 *reported = Some(report.clone());
@@ -187,13 +191,14 @@ fn record_bytes(record: &Record) -> usize {
 
 fn report(replica: &ShardReplica) -> ShardReport {
     let own = replica.replica();
+    let learners: Vec<(ReplicaId, bool)> = replica.learners().collect();
     ShardReport {
         shard: replica.shard_id(),
         replica: own.id(),
         promised: own.promised(),
         active: own.active(),
         leads: own.leads(),
-        learners: Vec::new(),
-        caught_up: Vec::new(),
+        caught_up: learners.iter().filter(|(_, is_close)| *is_close).map(|(id, _)| *id).collect(),
+        learners: learners.into_iter().map(|(id, _)| id).collect(),
     }
 }

@@ -145,6 +145,7 @@ impl Machine {
             listen_peers: None,
             not_here: self.not_here.iter().map(|shard| (*shard, Place::Elsewhere)).collect(),
             replicated: self.replicated.clone(),
+            in_cluster: false,
         }
     }
 

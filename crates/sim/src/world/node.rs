@@ -136,6 +136,7 @@ fn options(lack: &Lack, topology: &Topology, profile: &Profile) -> Options {
         listen_peers: None,
         not_here: BTreeMap::new(),
         replicated: BTreeMap::new(),
+        in_cluster: false,
     }
 }
 

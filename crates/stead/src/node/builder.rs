@@ -499,6 +499,7 @@ impl NodeBuilder {
             without_code: self.resting.clone(),
             not_here: BTreeMap::new(),
             replicated: BTreeMap::new(),
+            in_cluster: false,
             native: None,
             listen_peers: None,
             copies,

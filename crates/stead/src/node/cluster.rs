@@ -60,7 +60,8 @@ pub(super) fn open(
     };
     let entry_clock: Arc<dyn Clock> = Arc::new(clock(&wall));
     let Entered { dir, created, replicas, membership } = enter(disk, &entry_clock, cluster, &|| true)?;
-    let options = Options { replicated: replicas, listen_peers: Some(Arc::new(peers)), ..options };
+    let listen_peers = Some(Arc::new(peers));
+    let options = Options { replicated: replicas, in_cluster: true, listen_peers, ..options };
     let life = Life::open_in(registry, (dir, created), clock(&wall), options)?;
     Ok(Node::new(life, Some(membership)))
 }

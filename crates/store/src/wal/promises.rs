@@ -29,6 +29,19 @@ impl Promises {
         self.0.range(range).map(|(_, epoch)| *epoch).max().unwrap_or_default()
     }
 
+    /// Returns the greatest epoch that one replica of a shard has promised; 0 if it has promised none.
+    #[must_use]
+    pub fn of_replica(&self, shard: ShardId, replica: ReplicaId) -> Epoch {
+        self.0.get(&(shard, replica)).copied().unwrap_or_default()
+    }
+
+    /// Returns the latest replica of a shard that has promised anything.
+    #[must_use]
+    pub fn newest(&self, shard: ShardId) -> Option<ReplicaId> {
+        let range = (shard, ReplicaId(0))..=(shard, ReplicaId(u64::MAX));
+        self.0.range(range).next_back().map(|((_, replica), _)| *replica)
+    }
+
     /// Returns all promises, ascending by shard and replica.
     pub fn iter(&self) -> impl Iterator<Item = Promise> + '_ {
         self.0.iter().map(|(&(shard, replica), &epoch)| Promise { shard, replica, epoch })

@@ -180,6 +180,21 @@ pub(crate) fn scan(disk: &dyn Disk, options: &WalOptions, visit: &mut Visitor<'_
     scanner.finish()
 }
 
+/// Passes an item to the visitor; returns whether it wants more.
+fn show(
+    item: Item<'_>,
+    visit: &mut Visitor<'_>,
+    refused: &mut Option<Box<dyn Error + Send + Sync>>,
+    is_done: &mut bool,
+) -> bool {
+    match visit(item) {
+        Ok(ControlFlow::Continue(())) => return true,
+        Ok(ControlFlow::Break(())) => *is_done = true,
+        Err(error) => *refused = Some(error),
+    }
+    false
+}
+
 impl Scanner<'_, '_> {
     fn path(&self, segment: usize) -> String {
         log_path(&self.options.dir, self.scan.segments[segment].id)
@@ -391,21 +406,22 @@ impl Scanner<'_, '_> {
                             spans.raise(install.shard, install.top(), at);
                         }
                     }
-                    if is_shown {
-                        match visit(item) {
-                            Ok(ControlFlow::Continue(())) => {}
-                            Ok(ControlFlow::Break(())) => (*is_done, is_shown) = (true, false),
-                            Err(error) => (*refused, is_shown) = (Some(error), false),
-                        }
-                    }
+                    is_shown = is_shown && show(item, *visit, refused, is_done);
                 }
                 Stored::Table(table) => {
                     let table = decode_table(table).ok_or(Unreadable::Malformed)?;
                     // After trimming, the log begins with a table that no earlier record confirms.
-                    if std::mem::replace(has_table, true) && *promises != table {
-                        return Err(Flaw::Damage(Damage::Table));
+                    if std::mem::replace(has_table, true) {
+                        if *promises != table {
+                            return Err(Flaw::Damage(Damage::Table));
+                        }
+                    } else {
+                        for promise in table.iter() {
+                            let item = Item::Promise(promise);
+                            is_shown = is_shown && show(item, *visit, refused, is_done);
+                        }
+                        *promises = table;
                     }
-                    *promises = table;
                     tables += 1;
                 }
                 Stored::Unknown => {}

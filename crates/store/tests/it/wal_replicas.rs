@@ -112,3 +112,25 @@ fn an_install_of_a_snapshot_from_a_later_epoch_is_damage() {
     let error = records(&disk, &small()).unwrap_err();
     assert!(matches!(error, WalError::Corrupt { damage: Damage::Install, .. }), "{error}");
 }
+
+/// Who wrote the entries behind them is known from these promises.
+#[test]
+fn a_trimmed_log_is_read_from_the_promises_of_its_first_table() {
+    let disk = SimDisk::new(1);
+    let (mut wal, ..) = open(&disk, &small()).unwrap();
+    let promises = [(2, 5), (3, 4)].map(|(replica, epoch)| {
+        let mut batch = Batch::new();
+        batch.push_replica(ShardId(0), ReplicaId(replica), &[Record::Promise(Epoch(epoch))]);
+        batch
+    });
+    wal.append(&promises).unwrap();
+    for index in 1..=50 {
+        put(&mut wal, &rec(0, index, &[1; 3000]));
+    }
+    assert!(wal.trim(|_| Index(40)).unwrap() > 0);
+    wal.mark().unwrap();
+    drop(wal);
+    let records = records(&disk, &small()).unwrap();
+    assert_eq!(records[..2], ["promise 5 of 0/2", "promise 4 of 0/3"]);
+    assert!(records[2..].iter().all(|record| record.starts_with("entry")));
+}

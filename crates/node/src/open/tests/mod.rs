@@ -259,6 +259,7 @@ impl Node {
             listen_peers: None,
             not_here: BTreeMap::new(),
             replicated: BTreeMap::new(),
+            in_cluster: false,
         }
     }
 

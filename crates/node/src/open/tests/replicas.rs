@@ -1,5 +1,7 @@
 //! Three nodes with the replicas of one shard. The test is their network and their control plane.
 
+mod placing;
+
 use super::*;
 use crate::control::ControlNews;
 use crate::peers::PeerMessage;
@@ -19,8 +21,12 @@ use stead_store::snapshots::{SnapshotName, Snapshots};
 const SHARD: ShardId = ShardId(0);
 const NODES: [u32; 3] = [1, 2, 3];
 
-/// Three nodes, of which some may have ended. Replica n is on node n.
+/// Three nodes, of which some may have ended. Replica n is on node n, unless a test places others.
 struct Cluster {
+    /// The replicas by their nodes.
+    placed: BTreeMap<u32, ReplicaId>,
+    /// The newest route to them.
+    route: Option<ShardRoute>,
     disks: BTreeMap<u32, SimDisk>,
     nodes: BTreeMap<u32, stepped::Stepped<Stepped>>,
     answers: Answers,
@@ -35,10 +41,25 @@ struct Cluster {
 
 impl Cluster {
     fn new() -> Self {
+        Self::with(NODES.map(|node| (node, ReplicaId(node.into()))).into())
+    }
+
+    fn with(placed: BTreeMap<u32, ReplicaId>) -> Self {
         let disks = NODES.map(|node| (node, SimDisk::new(node.into()))).into();
         let (answers, facts, reports) = (Answers::default(), Vec::new(), BTreeMap::new());
         let (nodes, cut_off) = (BTreeMap::new(), None);
-        let mut cluster = Self { disks, nodes, answers, facts, reports, carried: 0, chunks: 0, cut_off };
+        let mut cluster = Self {
+            placed,
+            route: None,
+            disks,
+            nodes,
+            answers,
+            facts,
+            reports,
+            carried: 0,
+            chunks: 0,
+            cut_off,
+        };
         NODES.iter().for_each(|node| cluster.open(*node));
         cluster
     }
@@ -48,8 +69,8 @@ impl Cluster {
         // Each request would be preceded by the entry of an attempt at it: no life before has ended in order.
         let settings = Settings { suspect_for: Micros(0), ..Settings::default() };
         let service = ServiceLimits { name: "counter".to_owned(), shards: Some(1), when_new: 1, settings };
-        let replicated = BTreeMap::from([(SHARD, ReplicaId(node.into()))]);
-        let options = Options { services: vec![service], replicated, ..Node::options(1) };
+        let replicated = self.placed.get(&node).map(|replica| (SHARD, *replica)).into_iter().collect();
+        let options = Options { services: vec![service], replicated, in_cluster: true, ..Node::options(1) };
         let code = Registered { program: &Counters, without_code: &options.without_code };
         let meta = || Meta::new(ClusterId(1), Incarnation(1), NodeId(node), node.into());
         let disk: Arc<dyn Disk> = Arc::new(self.disks[&node].clone());
@@ -195,16 +216,28 @@ impl Cluster {
 
     /// Makes a node lead an epoch of all three with W = 2, behind an entry.
     fn lead(&mut self, epoch: u64, node: u32, base: LogPoint) {
-        let (epoch, primary) = (Epoch(epoch), ReplicaId(node.into()));
-        let config =
-            EpochConfig::parse(epoch, NODES.map(|node| ReplicaId(node.into())).to_vec(), 2, primary).unwrap();
-        let replicas = NODES.map(|node| (ReplicaId(node.into()), NodeId(node))).into();
+        let members = self.placed.values().copied().collect();
+        self.lead_with(epoch, node, base, (members, Vec::new()));
+    }
+
+    /// Makes a node lead an epoch of these members with W = 2, with learners.
+    fn lead_with(
+        &mut self,
+        epoch: u64,
+        node: u32,
+        base: LogPoint,
+        (members, learners): (Vec<ReplicaId>, Vec<ReplicaId>),
+    ) {
+        let (epoch, primary) = (Epoch(epoch), self.placed[&node]);
+        let config = EpochConfig::parse(epoch, members, 2, primary).unwrap();
+        let replicas = self.placed.iter().map(|(node, replica)| (*replica, NodeId(*node))).collect();
         let route = ShardRoute { epoch, primary, replicas };
         self.nodes.values().for_each(|node| node.shared.follow_routes([(SHARD, &route)]));
+        self.route = Some(route);
         let (life, lease) = (Life(self.nodes[&node].shared.lives()), Micros(0));
         let (generation, losses) = (Generation(0), Losses::default());
         let record = Box::new(EpochRecord { config, life, lease, generation, base, losses });
-        self.give(node, shard_replica::Input::Lead { record, learners: Vec::new() });
+        self.give(node, shard_replica::Input::Lead { record, learners });
     }
 
     fn reply_to(&self, node: u32, call: u32) -> ReplyTo<Noting> {

@@ -146,7 +146,7 @@ fn objects_of_another_cluster_are_refused() {
         cluster: OTHER,
         topology: &cluster.topology,
         placement: &placement,
-        replicated: &BTreeSet::new(),
+        replicated: &BTreeMap::new(),
         log_bytes_max: 0,
     };
     let wal = WalOptions { log_id: 1, create: true, ..WalOptions::default() };

@@ -1,7 +1,7 @@
 //! Recovery: checkpoint and log together give the states that the shards had.
 
 use super::model::{CLUSTER, Cluster, INCARNATION, OWNER, sim_store};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_core::entry::{Cause, Entry};
 use stead_core::ids::{CheckpointNumber, Colour, Epoch, Incarnation, Index, ReplicaId, ShardId, Time};
@@ -70,7 +70,7 @@ impl Node {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let store = DiskStore::open(Arc::clone(&disk), "checkpoints").map_err(CheckpointError::from)?;
         let facts =
-            Facts { cluster: CLUSTER, topology, placement, replicated: &BTreeSet::new(), log_bytes_max: 0 };
+            Facts { cluster: CLUSTER, topology, placement, replicated: &BTreeMap::new(), log_bytes_max: 0 };
         recover(disk, &store, facts, options(false), 1)
     }
 

@@ -2,13 +2,15 @@
 
 use super::model::{CLUSTER, INCARNATION, author};
 use super::recovery::{Node, append_lost, failure, options};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use stead_core::ids::{CheckpointNumber, Epoch, Index, ReplicaId, ShardId};
+use stead_core::entry::{Cause, Entry};
+use stead_core::ids::{CheckpointNumber, Epoch, Index, ReplicaId, ShardId, Time};
+use stead_core::key::Key;
 use stead_core::placement::Placement;
 use stead_core::records::{Piece, decode_records};
 use stead_core::replication::table::LogPoint;
-use stead_core::shard_replica::{self, Recovery};
+use stead_core::shard_replica::{self, LogEntry, Recovery};
 use stead_store::checkpoint::manifest::read_manifest;
 use stead_store::checkpoint::store::DiskStore;
 use stead_store::checkpoint::{Belonging, CheckpointError};
@@ -19,15 +21,23 @@ use stead_store::snapshots::{SnapshotName, Snapshots};
 use stead_store::wal::{Batch, CutRecord, Progress};
 
 const SHARD: ShardId = ShardId(0);
-const REPLICA: ReplicaId = ReplicaId(4);
+const REPLICA: ReplicaId = ReplicaId::FIRST;
 
 /// Recovers with some replicated shards, of which so many bytes are kept in memory.
 fn recover_replicated(node: &Node, shards: &[u32], log_bytes_max: u64) -> Result<Recovered, RecoveryError> {
+    let replicated = shards.iter().map(|shard| (ShardId(*shard), Some(REPLICA))).collect();
+    recover_as(node, &replicated, log_bytes_max)
+}
+
+fn recover_as(
+    node: &Node,
+    replicated: &BTreeMap<ShardId, Option<ReplicaId>>,
+    log_bytes_max: u64,
+) -> Result<Recovered, RecoveryError> {
     let disk: Arc<dyn Disk> = Arc::new(node.disk.clone());
     let store = DiskStore::open(Arc::clone(&disk), "checkpoints").map_err(CheckpointError::from)?;
     let (topology, placement) = (&node.cluster.topology, Placement::all_here(&node.cluster.topology));
-    let replicated: BTreeSet<ShardId> = shards.iter().copied().map(ShardId).collect();
-    let (placement, replicated) = (&placement, &replicated);
+    let placement = &placement;
     let facts = Facts { cluster: CLUSTER, topology, placement, replicated, log_bytes_max };
     recover(disk, &store, facts, options(false), 1)
 }
@@ -312,6 +322,52 @@ fn a_state_is_folded_anew_up_to_any_entry_2() {
             let log = again.logs.into_iter().next().unwrap().unwrap();
             let wanted = Recovery::with_log(again.states.into_iter().next().unwrap(), log).fold(upto);
             assert_eq!(found.hash(), wanted.hash(), "up to {upto}");
+        }
+    }
+}
+
+/// A node's log may hold what an earlier replica of a shard wrote, and only what the present one did counts: rule 1.
+#[test]
+fn only_the_data_of_the_replica_that_is_here_count_1() {
+    for seed in [0, 1] {
+        let mut node = Node::new(seed);
+        node.cluster.run(40);
+        node.log();
+        if seed > 0 {
+            node.checkpoint();
+        }
+        let (epoch, index) = (Epoch(1), Index(1));
+        let entry = Entry {
+            index,
+            epoch,
+            time: Time(0),
+            cause: Cause::Attempt,
+            process: Key::none(),
+            writes: Vec::new(),
+            sends: Vec::new(),
+            reply: None,
+            served: None,
+        };
+        let mut bytes = Vec::new();
+        entry.encode_into(&mut bytes);
+        let first = LogEntry { point: LogPoint { epoch, index }, bytes: (&*bytes).into() };
+        let promises = [(ReplicaId(3), 5), (ReplicaId(6), 4)].map(|(replica, epoch)| {
+            let mut batch = Batch::new();
+            let records =
+                [shard_replica::Record::Promise(Epoch(epoch)), shard_replica::Record::Entry(first.clone())];
+            batch.push_replica(SHARD, replica, &records);
+            batch
+        });
+        node.wal.append_marked(&promises).unwrap();
+        let found = |replica: Option<u64>| {
+            let replicated = BTreeMap::from([(SHARD, replica.map(ReplicaId))]);
+            let found = recover_as(&node, &replicated, u64::MAX).unwrap();
+            let log = found.logs[0].as_ref().unwrap();
+            (found.states[0].position().index.0, log.table().last().index.0)
+        };
+        assert_eq!(found(Some(6)), (0, 1), "seed {seed}");
+        for other in [None, Some(1), Some(3), Some(7)] {
+            assert_eq!(found(other), (0, 0), "seed {seed}: {other:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Restores onto the same and other numbers of shards: nothing is lost, doubled or out of order.
 
 use super::model::{CLUSTER, Cluster, author, sim_store};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_core::ids::{CheckpointNumber, Colour, Incarnation, Seq, ShardId, Time};
 use stead_core::placement::Placement;
@@ -144,7 +144,7 @@ fn any_number_of_shards_conserves_everything() {
             cluster: CLUSTER,
             topology: &done.topology,
             placement: &placement,
-            replicated: &BTreeSet::new(),
+            replicated: &BTreeMap::new(),
             log_bytes_max: 0,
         };
         let recovered = recover(Arc::new(disk.clone()), &target, facts, wal, 1).unwrap();

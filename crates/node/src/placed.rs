@@ -1,0 +1,49 @@
+//! The replicas on a node that are some of several, which come and go while it runs. Each shard that may have one keeps its place with
+//! a worker, whether a replica is there or none. All threads read here which one it is, without a lock.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use stead_core::ids::{ReplicaId, ShardId};
+
+/// The replicas on this node that are not the only ones of their shards, by their numbers; a place without one has that of
+/// [`ReplicaId::NONE`].
+#[derive(Debug, Default)]
+pub(crate) struct Placed(BTreeMap<ShardId, AtomicU64>);
+
+impl Placed {
+    /// Creates the places, each with its replica.
+    pub(crate) fn new(places: impl IntoIterator<Item = (ShardId, Option<ReplicaId>)>) -> Self {
+        let place = |(shard, replica): (ShardId, Option<ReplicaId>)| {
+            (shard, AtomicU64::new(replica.unwrap_or(ReplicaId::NONE).0))
+        };
+        Self(places.into_iter().map(place).collect())
+    }
+
+    /// Returns the number of places.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a shard has a place, with a replica or without.
+    pub(crate) fn has_place(&self, shard: ShardId) -> bool {
+        self.0.contains_key(&shard)
+    }
+
+    /// Returns the replica of a shard that is here; `None` if there is none, or it is the only one of its shard.
+    pub(crate) fn of(&self, shard: ShardId) -> Option<ReplicaId> {
+        let replica = ReplicaId(self.0.get(&shard)?.load(Ordering::Acquire));
+        Some(replica).filter(|replica| *replica != ReplicaId::NONE)
+    }
+
+    /// Notes a replica at the place of a shard; false if there is no such place, or this replica is there, or a later one. Numbers of
+    /// replicas only grow.
+    pub(crate) fn place(&self, shard: ShardId, replica: ReplicaId) -> bool {
+        let Some(place) = self.0.get(&shard) else { return false };
+        place.fetch_max(replica.0, Ordering::AcqRel) < replica.0
+    }
+}

@@ -1,0 +1,70 @@
+//! Replicas of shards come and go while the node runs. The place of a shard stays, and while it has no replica, one of the number
+//! [`ReplicaId::NONE`] fills it: it is given no input but those of clients, which it turns away.
+
+use super::{Slot, Worker};
+use crate::env::Env;
+use crate::shared::Shared;
+use stead_core::ids::{Life, ReplicaId, ShardId, Time};
+use stead_core::shard_replica::{Input, ReplicaName};
+
+impl Slot {
+    /// Whether it has a replica, and that is this one, if one is named.
+    fn has(&self, replica: Option<ReplicaId>) -> bool {
+        let own = self.replica.replica().id();
+        own != ReplicaId::NONE && replica.is_none_or(|replica| replica == own)
+    }
+}
+
+impl<E: Env> Worker<E> {
+    /// Gives the replica of a shard an input, if there is one, and it is the one that is named.
+    pub(super) fn give_placed(
+        &mut self,
+        shared: &Shared<E>,
+        now: Time,
+        (shard, replica): (ShardId, Option<ReplicaId>),
+        input: Input,
+    ) {
+        if let (Some(slot), false) = (self.slot(shard), self.stopping)
+            && self.shards[slot as usize].has(replica)
+        {
+            self.give_replica(shared, now, slot, input);
+        }
+    }
+
+    /// Begins an empty replica at the place of a shard, unless it is there already, or a later one. Its primary may have sent it frames
+    /// before it was there, and sends them again once it hears of it.
+    pub(super) fn place(&mut self, shared: &Shared<E>, now: Time, shard: ShardId, replica: ReplicaId) {
+        let (Some(slot), false) = (self.slot(shard), self.stopping) else { return };
+        if self.shards[slot as usize].replica.replica().id() >= replica {
+            return;
+        }
+        self.replace(shared, now, slot, replica);
+        if let Some(route) = self.routes.get(&shard) {
+            let follow = Input::Follow { epoch: route.epoch, primary: route.primary };
+            self.give_replica(shared, now, slot, follow);
+        }
+    }
+
+    /// Puts a replica with nothing in its log in the place of another one. What that has appended is reported to it no more.
+    fn replace(&mut self, shared: &Shared<E>, now: Time, slot: u32, replica: ReplicaId) {
+        if let Some(epoch) = self.shards[slot as usize].replica.replica().leads() {
+            self.depose(shared, now, slot, epoch);
+        }
+        self.rebuilds.remove(&slot);
+        let stored = self.stored_data.as_ref().expect("a node on which replicas are placed reads their data");
+        let place = &mut self.shards[slot as usize];
+        let name = ReplicaName { id: replica, life: Life(shared.lives) };
+        place.replica = stored.services.new_replica(place.id, name);
+        (place.of_others, place.durable) = (place.appended, 0);
+        self.handled(shared, now, slot, 0);
+    }
+
+    /// Takes so many records of a place as durable. Returns the number of those that its replica has appended.
+    pub(super) fn take_durable(&mut self, slot: u32, records: usize) -> usize {
+        let place = &mut self.shards[slot as usize];
+        place.appended -= records;
+        let of_others = records.min(place.of_others);
+        place.of_others -= of_others;
+        records - of_others
+    }
+}

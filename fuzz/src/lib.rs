@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod checkpoints;
+mod control;
 mod edge;
 mod edits;
 mod log;
@@ -18,9 +19,10 @@ mod protocol;
 pub mod seeds;
 
 pub use checkpoints::{bundle, cut, manifest};
+pub use control::{commands, control};
 pub use edge::{config, flights_row, http_token, payload, stored_state, transcode};
 pub use log::{data_dir, wal_damage, wal_segment};
-pub use network::frames;
+pub use network::{frames, messages};
 pub use protocol::{entry, header, record_key, record_value, records, state};
 
 use cap::Cap;
@@ -41,9 +43,11 @@ pub const INPUT_MAX: usize = 64 << 10;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 19] = [
+pub const TARGETS: [(&str, Target); 22] = [
     ("bundle", bundle),
+    ("commands", commands),
     ("config", config),
+    ("control", control),
     ("cut", cut),
     ("data_dir", data_dir),
     ("entry", entry),
@@ -52,6 +56,7 @@ pub const TARGETS: [(&str, Target); 19] = [
     ("header", header),
     ("http_token", http_token),
     ("manifest", manifest),
+    ("messages", messages),
     ("payload", payload),
     ("record_key", record_key),
     ("record_value", record_value),

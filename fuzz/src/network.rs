@@ -3,11 +3,25 @@
 use crate::edits::Source;
 use bytes::Bytes;
 use std::io::IoSlice;
-use stead_core::ids::{Epoch, Incarnation, Life, ReplicaId, ShardId};
+use stead_core::blob::Blob;
+use stead_core::channel::Message as ChannelMessage;
+use stead_core::commit_tracker::EpochConfig;
+use stead_core::ids::{
+    Colour, Epoch, Generation, Incarnation, Index, Life, Micros, ReplicaId, Round, Seq, ShardId, Time,
+};
+use stead_core::key::Key;
+use stead_core::replication::epoch::{Ask, EpochRecord, Fresh, Mark};
+use stead_core::replication::replica::AppendHead;
+use stead_core::replication::table::{EpochTable, LogPoint, Losses};
+use stead_core::shard_replica::{Frame as ReplicaFrame, LogEntry};
+use stead_net::channel::{Taken, write_deliver, write_taken};
 use stead_net::decoder::Decoder;
 use stead_net::frame::{Frame, FrameError, HEADER_LEN, Head, Kind, Origin};
 use stead_net::outgoing::Outgoing;
 use stead_net::payload::{Payload, PayloadWriter};
+use stead_net::replica::{
+    Chunk, Message, Received, Route, read_message, write_chunk, write_frame, write_received,
+};
 use stead_net::section::{Address, sections, write_section};
 
 const PAYLOAD_BYTES_MAX: u32 = 1 << 20;
@@ -109,4 +123,101 @@ pub(crate) fn sample_frames() -> Vec<u8> {
     outgoing.push(Head { kind: Kind::Request, number: 9, origin }, &Payload::from(&b"a request"[..]));
     outgoing.push(Head { kind: Kind::Alive, number: 0, origin }, &Payload::default());
     written(&mut outgoing)
+}
+
+fn shards_frame(writer: PayloadWriter) -> Bytes {
+    let mut outgoing = Outgoing::default();
+    let origin = Origin { incarnation: Incarnation(2), life: Life(5) };
+    outgoing.push(Head { kind: Kind::Shards, number: 0, origin }, &writer.finish());
+    Bytes::from(written(&mut outgoing)).slice(HEADER_LEN..)
+}
+
+/// Returns the section that holds a message, as its writer makes it.
+fn section_of(address: Address, message: &Message) -> Bytes {
+    let mut writer = PayloadWriter::new();
+    let route = Route { shard: address.shard, from: address.from, to: address.to };
+    match message {
+        Message::Frame(frame) => write_frame(&mut writer, route, frame),
+        Message::Chunk(chunk) => write_chunk(&mut writer, route, chunk),
+        Message::Received(received) => write_received(&mut writer, route, received),
+        Message::Deliver(deliver) => {
+            write_deliver(&mut writer, (deliver.from, deliver.to), &deliver.messages, deliver.again);
+        }
+        Message::Taken(taken) => write_taken(&mut writer, taken),
+    }
+    shards_frame(writer)
+}
+
+/// The messages between replicas and between shards, in the payload of a shards frame.
+pub fn messages(data: &[u8]) {
+    for section in sections(Bytes::copy_from_slice(data)).map_while(Result::ok) {
+        let Ok(message) = read_message(&section) else { continue };
+        let once = section_of(section.address, &message);
+        let mut again = sections(once.clone());
+        let read = again.next().expect("there is one").expect("a section is whole");
+        assert!(again.next().is_none(), "there is one");
+        let message = read_message(&read).expect("what was written is read");
+        assert_eq!(section_of(read.address, &message), once);
+        // An epoch's record and the table of a log have other encodings, too.
+        if !matches!(message, Message::Frame(ReplicaFrame::Append { .. } | ReplicaFrame::Diverged { .. })) {
+            assert_eq!(read, section, "there is one encoding of it");
+        }
+    }
+}
+
+/// Returns a payload with a message of each kind.
+pub(crate) fn sample_messages() -> Vec<u8> {
+    let route = Route { shard: ShardId(4), from: ReplicaId(1), to: ReplicaId(2) };
+    let (epoch, base) = (Epoch(3), LogPoint { epoch: Epoch(2), index: Index(5) });
+    let config = EpochConfig::parse(epoch, vec![ReplicaId(1), ReplicaId(2)], 2, ReplicaId(1));
+    let record = EpochRecord {
+        config: config.expect("a valid configuration"),
+        life: Life(1),
+        lease: Micros(0),
+        generation: Generation(0),
+        base,
+        losses: Losses::default(),
+    };
+    let entry = |index, bytes: &[u8]| LogEntry {
+        point: LogPoint { epoch, index: Index(index) },
+        bytes: Blob::from(bytes),
+    };
+    let mut table = EpochTable::default();
+    for (epoch, index) in [(1, 1), (1, 2), (2, 3), (2, 4), (2, 5)] {
+        table.push(LogPoint { epoch: Epoch(epoch), index: Index(index) });
+    }
+    let mark = Mark { life: Life(1), at: Time(7) };
+    let fresh = Some(Fresh { as_of: mark, upto: Index(5) });
+    let frames = [
+        ReplicaFrame::Append {
+            head: AppendHead { epoch, before: base, commit: Index(4) },
+            record: Some(Box::new(record)),
+            entries: vec![entry(6, b"one"), entry(7, b"")],
+        },
+        ReplicaFrame::Ack { epoch, upto: Index(7) },
+        ReplicaFrame::Diverged { epoch, table },
+        ReplicaFrame::Refuse { epoch, promised: Epoch(4) },
+        ReplicaFrame::Ask(Ask { epoch, round: Round(3), lease: Micros(9), fresh }),
+        ReplicaFrame::Ask(Ask { epoch, round: Round(3), lease: Micros(9), fresh: None }),
+        ReplicaFrame::Confirm { epoch, round: Round(3), mark },
+    ];
+    let mut writer = PayloadWriter::new();
+    frames.iter().for_each(|frame| write_frame(&mut writer, route, frame));
+    let chunk = Chunk { epoch, base, total: 9, offset: 2, bytes: Bytes::from_static(b"a piece") };
+    write_chunk(&mut writer, route, &chunk);
+    write_received(&mut writer, route, &Received { epoch, base, bytes: 9 });
+    let key = |key| Key::new(key).expect("a short key");
+    let message = |seq: u64| ChannelMessage {
+        seq: Seq(seq),
+        epoch,
+        index: Index(6),
+        colour: Colour(1),
+        sender: key("a"),
+        process: key("b"),
+        payload: Blob::from(&b"pay"[..]),
+    };
+    write_deliver(&mut writer, (ShardId(1), ShardId(4)), &[message(1), message(2)], true);
+    let taken = Taken { from: ShardId(4), to: ShardId(1), upto: Seq(2), colour: Colour(1) };
+    write_taken(&mut writer, &taken);
+    shards_frame(writer).to_vec()
 }

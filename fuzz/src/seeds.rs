@@ -1,10 +1,12 @@
 //! Inputs to begin with: what the real encoders write.
 
 use crate::checkpoints;
+use crate::control;
 use crate::edge::Shape;
-use crate::network::sample_frames;
+use crate::network::{sample_frames, sample_messages};
 use crate::protocol::sample_entries;
 use serde_json::json;
+use stead_core::control::{Command, ControlState};
 use stead_core::ids::NodeId;
 use stead_core::record::encode_value;
 use stead_core::records::encode_record;
@@ -80,6 +82,24 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     let frames = sample_frames();
     add("frames", "whole", prefixed(&[0, 44, 1, 30, 0, 200, 3, 1, 9], &frames));
     add("frames", "mended", prefixed(&[1, 0, 0, 0, 0, 0, 0, 0, 0], &frames));
+
+    add("messages", "each-kind", sample_messages());
+    let commands = control::sample_commands();
+    add("commands", "cluster", framed(commands.iter().map(Command::encode)));
+    let mut state = ControlState::default();
+    for (at, command) in commands.into_iter().enumerate() {
+        add("control", &format!("command-{at:02}"), prefixed(&[0], &command.encode()));
+        let outcome = state.apply(command);
+        add("control", &format!("outcome-{at:02}"), prefixed(&[1], &outcome.encode()));
+    }
+    add("control", "state", prefixed(&[4], &state.encode()));
+    let (facts, requests) = control::sample_messages();
+    for (at, fact) in facts.iter().enumerate() {
+        add("control", &format!("fact-{at}"), prefixed(&[2], &fact.encode()));
+    }
+    for (at, request) in requests.iter().enumerate() {
+        add("control", &format!("request-{at}"), prefixed(&[3], &request.encode()));
+    }
 
     let table = [0x84, 4, 0, 0, 0, 0, 2, 1, 3];
     let promise = [0x82, 3, 0, 0, 0, 1, 1, 4];
